@@ -1,0 +1,155 @@
+"""Predict a competition's test images with a trained model or an installed release.
+
+python inference.py                                           # finetuned_model/ + data/ -> predictions.csv
+python inference.py --model finetuned_model/digits --data data/digits --output data/digits/predictions.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.competition.layout import Competition
+    from pipeline.run import Run
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="inference.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--model", metavar="DIR", default="finetuned_model", help="run or release folder (default: finetuned_model)")
+    parser.add_argument("--data", metavar="DIR", default="data", help="the competition folder (default: data)")
+    parser.add_argument("--output", metavar="FILE", default="predictions.csv", help="the file to write (default: predictions.csv)")
+    parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images at once (default: 32)")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="number format (default: auto)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write a checked predictions file; the exit code.
+
+    Raises:
+        UserError: no model, no test images, or predictions that do not fit the competition; see pipeline/errors.py.
+    """
+    args = parse(argv)
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
+
+    from pipeline.competition.layout import read_layout
+    from pipeline.competition.submission import write_predictions
+    from pipeline.run import load_run
+
+    run = load_run(Path(args.model))
+    competition = read_layout(Path(args.data), need="test", **columns_of(run))
+    print("\n".join([f"{run.name} from {run.path}", *(f"  {note}" for note in competition.notes)]))
+    class_names, probs = predict(run, competition, args.batch_size, args.precision)
+    output = Path(args.output)
+    kept = copy_unsent(output)
+    write_predictions(output, competition.submission, class_names, probs)
+    print(f"{output}: {len(probs)} rows, checked: ids, order and columns are the competition's")
+    if kept:
+        print(f"the former {output.name} was never submitted and is kept as {kept}")
+    return 0
+
+
+def columns_of(run: Run) -> dict[str, str | None]:
+    """The column names the run was trained with; empty for a legacy release."""
+    data = (run.record or {}).get("recipe", {}).get("data", {})
+    return {name: data.get(name) for name in ("id_column", "label_column")}
+
+
+def predict(run: Run, competition: Competition, batch_size: int, precision: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Class names and (N, C) float64 probabilities of the test rows, in their order.
+
+    Raises:
+        UserError: the model cannot be rebuilt, or not one test image can be decoded.
+    """
+    import numpy as np
+
+    from pipeline.metrics import softmax
+    from pipeline.tasks.registry import task_module
+    from pipeline.training.engine import choose_compute, predict_logits
+
+    compute = choose_compute(precision)
+    task = task_module((run.record or {}).get("task", "classification"))
+    class_names = name_classes(run, competition, task.num_classes_of(run))
+    classifier = task.rebuild(run, class_names)
+    classifier.model.to(compute.device)
+    print(f"  {len(class_names)} classes, {classifier.rule.width} x {classifier.rule.height} px, {compute.describe()}")
+
+    bad: list[int] = []
+
+    def logits(batch: dict) -> object:
+        bad.extend(batch["row"][batch["bad"]].tolist())
+        return classifier.logits(batch)
+
+    batches = task.prediction_batches([row.path for row in competition.test], classifier.rule, batch_size)
+    result = predict_logits(classifier.model, logits, batches, len(competition.test), len(class_names), compute, "predicting")
+    probs = softmax(result)
+    if bad:
+        per_class = (run.record or {}).get("counts", {}).get("train_per_class", {})
+        prior = np.array([per_class.get(name, 0) for name in class_names], dtype=np.float64) + 1e-9
+        probs[bad] = prior / prior.sum()
+        report_bad([competition.test[row].path for row in sorted(bad)], len(competition.test))
+    return class_names, probs
+
+
+def name_classes(run: Run, competition: Competition, num_classes: int) -> tuple[str, ...]:
+    """The class names by index: the run's own, or for a release that has none the competition's, if their number fits.
+
+    Raises:
+        UserError: the names cannot be known; a file of LABEL_7 would be scored as nothing but wrong.
+    """
+    if run.class_names is not None and len(run.class_names) == num_classes:
+        return run.class_names
+    names = competition.class_names
+    if len(names) == num_classes:
+        print(f"  the release names no classes: taking the {num_classes} of {competition.root}, in sorted order")
+        return names
+    raise UserError(
+        f"{run.path}: the release tells {num_classes} classes apart and names them only LABEL_0..LABEL_{num_classes - 1}, and {competition.root} "
+        f"has {len(names)} class names. Put the training images (train/<class>/) or a sample_submission with one column per class "
+        f"into {competition.root}, or write the names into id2label of {run.backbone_dir / 'config.json'}"
+    )
+
+
+def report_bad(paths: list[Path], total: int) -> None:
+    """Say loudly which test images could not be decoded.
+
+    Raises:
+        UserError: none could.
+    """
+    if len(paths) == total:
+        raise UserError(f"none of the {total} test images can be decoded, such as {paths[0]}")
+    print(
+        f"WARNING: {len(paths)} of {total} test images cannot be decoded; their rows hold the class frequencies of training:",
+        file=sys.stderr,
+    )
+    for path in paths[:20]:
+        print(f"  {path}", file=sys.stderr)
+
+
+def copy_unsent(output: Path) -> Path | None:
+    """Copy an existing predictions file that was never submitted and say where to; None when there is nothing to keep."""
+    import shutil
+
+    from pipeline.competition.ledger import ledger_digests
+    from pipeline.files import sha256, versioned
+
+    if not output.exists() or sha256(output) in ledger_digests(Path("submissions.csv")):
+        return None
+    kept = versioned(output.with_name(f"{output.stem}-former{output.suffix}"))
+    shutil.copy2(output, kept)
+    return kept
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,223 @@
+"""What lies in a data folder: images, tables, archives; and the errors that show it when something is missing."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.competition.tables import counted, listed
+from pipeline.errors import UserError, raise_all
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".jpe"))
+UNREAD_SUFFIXES = frozenset((".heic", ".heif", ".avif", ".jp2", ".jxl", ".psd", ".svg", ".dcm", ".nii", ".npy", ".raw", ".tfrec"))
+ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"))
+JUNK_FOLDERS = ("__macosx", "@eadir", "lost+found", "__pycache__")
+
+
+@dataclass
+class Scan:
+    """What lies under one folder. Paths are relative to the data folder, `/` between the parts, sorted."""
+
+    images: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
+    without_images: list[str] = field(default_factory=list)  # innermost folders that hold no image
+    broken_links: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)  # links to a folder that was already read
+    unread: Counter[str] = field(default_factory=Counter)  # suffix -> files in an image format that is not read
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """A data folder as it lies on disk."""
+
+    root: Path
+    tables: tuple[str, ...]  # names of the files in the data folder itself
+    archives: tuple[str, ...]
+    json_files: tuple[str, ...]
+    scans: dict[str, Scan]  # sub-folder -> what is in it; "" for the images of the data folder itself
+
+    def images(self, names: Iterable[str]) -> list[str]:
+        """The images of several sub-folders."""
+        return [image for name in names for image in self.scans[name].images]
+
+    def named(self, beginning: str) -> list[str]:
+        """Sub-folders that hold images and whose names begin so: `train` finds train/, train_images/, Training Set/."""
+        return [name for name in self.scans if plain_name(name).startswith(beginning) and self.scans[name].images]
+
+    def tables_called(self, names: Sequence[str]) -> list[Path]:
+        """The tables with one of these names, whatever their case and separators."""
+        return [self.root / name for name in self.tables if plain_name(name) in names]
+
+
+def look(root: Path, with_images: bool = True) -> DataFolder:
+    """What lies in the data folder `root`; `with_images=False` leaves its sub-folders unread.
+
+    Raises:
+        UserError: it is not a folder, or something in it cannot be read.
+    """
+    if not root.is_dir():
+        if not root.exists():
+            raise UserError(f"{root} does not exist: unpack the competition's files there, or name another folder with --data DIR")
+        unpack = f"unpack it ({unpack_command(root)}) and name" if is_archive(root.name) else "name"
+        raise UserError(f"{root} is a file: {unpack} the competition's folder with --data DIR")
+    sub_folders, entries = list_folder(root)
+    names = sorted((entry.name for entry in entries if _leads_to(entry.is_file)), key=natural_key)
+    scans = {name: scan(root, name) for name in sub_folders} if with_images else {}
+    scans[""] = Scan(images=[name for name in names if suffix_of(name) in IMAGE_SUFFIXES])
+
+    def ending(suffixes: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in names if suffix_of(name) in suffixes)
+
+    return DataFolder(root, ending((".csv", ".tsv")), ending(ARCHIVE_SUFFIXES), ending((".json",)), scans)
+
+
+def scan(root: Path, folder: str) -> Scan:
+    """Everything under `root/folder`, at any depth. A link to a folder that was already read is not followed again."""
+    found = Scan()
+    read: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        relative = waiting.pop()
+        status = os.stat(os.path.join(root, relative))
+        if (status.st_dev, status.st_ino) in read:
+            found.repeated.append(relative)
+            continue
+        read.add((status.st_dev, status.st_ino))
+        names, entries = list_folder(root, relative)
+        waiting += [f"{relative}/{name}" for name in reversed(names)]
+        num_before = len(found.images)
+        for entry in entries:
+            _sort_in(found, entry, f"{relative}/{entry.name}")
+        if not names and len(found.images) == num_before:
+            found.without_images.append(relative)
+    for paths in (found.images, found.archives, found.broken_links):
+        paths.sort()
+    return found
+
+
+def _sort_in(found: Scan, entry: os.DirEntry[str], relative: str) -> None:
+    suffix = suffix_of(entry.name)
+    if suffix in IMAGE_SUFFIXES:
+        (found.images if _leads_to(entry.is_file) else found.broken_links).append(relative)
+    elif suffix in ARCHIVE_SUFFIXES:
+        found.archives.append(relative)
+    elif suffix in UNREAD_SUFFIXES:
+        found.unread[suffix] += 1
+
+
+def list_folder(root: Path, relative: str = "") -> tuple[list[str], list[os.DirEntry[str]]]:
+    """Names of the sub-folders, and the entries of everything else, in one folder; hidden ones are left out.
+
+    Raises:
+        UserError: the folder cannot be read, or a name in it is not valid UTF-8.
+    """
+    folders, others = [], []
+    try:
+        with os.scandir(os.path.join(root, relative)) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                if not entry.name.isascii():
+                    entry.name.encode("utf-8")
+                if _leads_to(entry.is_dir):
+                    folders.append(entry.name)
+                else:
+                    others.append(entry)
+    except UnicodeEncodeError as error:
+        raise UserError(f"{root / relative}: the file name {os.fsencode(error.object)!r} is not valid UTF-8: rename that file") from None
+    except OSError as error:
+        raise UserError(f"{root / relative} cannot be read: {error.strerror}") from None
+    return sorted(folders, key=natural_key), others
+
+
+def _leads_to(kind: Callable[[], bool]) -> bool:
+    try:
+        return kind()
+    except OSError:  # a link to itself, or to a place that may not be read
+        return False
+
+
+def suffix_of(name: str) -> str:
+    """`.jpg` for `a.b.JPG`; empty without a dot."""
+    return "." + name.rpartition(".")[2].lower() if "." in name else ""
+
+
+def is_hidden(name: str) -> bool:
+    """True for what is never data: `.DS_Store`, `._x.jpg`, `.git`, `__MACOSX`, ..."""
+    return name.startswith(".") or name.lower() in JUNK_FOLDERS
+
+
+def is_archive(name: str) -> bool:
+    """True for the name of a zip, tar, ... file."""
+    return suffix_of(name) in ARCHIVE_SUFFIXES
+
+
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key under which `img2` comes before `img10`; upper and lower case count as equal unless nothing else differs."""
+    parts = re.split("([0-9]+)", name.casefold())
+    return [(0, int(part), "") if index % 2 else (1, 0, part) for index, part in enumerate(parts)], name
+
+
+def plain_name(name: str) -> str:
+    """A name without its case, separators and `.csv`: `sample_submission.csv` and `SampleSubmission.CSV` are one."""
+    return re.sub(r"[\s_.\-]+", "", re.sub(r"\.(csv|tsv)$", "", name.casefold()))
+
+
+def hide_command(root: Path, names: Sequence[str]) -> str:
+    """What settles which of several files or folders is meant: hidden names are never read."""
+    last = root / names[-1]
+    return f"keep one and hide the other, for example: mv {last} {last.with_name('.' + last.name)}"
+
+
+def unpack_command(archive: Path) -> str:
+    """The command that unpacks an archive into a folder of its own name."""
+    into = archive.with_suffix("")
+    return f"unzip -q {archive} -d {into}" if archive.suffix.lower() == ".zip" else f"mkdir -p {into} && tar -xf {archive} -C {into}"
+
+
+def check_whole(folder: DataFolder, names: Iterable[str]) -> None:
+    """Pass when the sub-folders `names` are as they should be.
+
+    Raises:
+        UserError: they hold archives that were not unpacked, or links to nowhere.
+    """
+    scans = [folder.scans[name] for name in names]
+    packed = _packed(folder.root, [path for scan in scans for path in scan.archives])
+    broken = [path for scan in scans for path in scan.broken_links]
+    problems = []
+    if packed:
+        problems.append(f"{listed(packed)} not unpacked: {unpack_command(folder.root / packed[0])}")
+    if broken:
+        problems.append(f"{counted(len(broken), 'link')} to a file that cannot be read: {listed(broken)}")
+    raise_all(problems, f"{folder.root} is not complete:")
+
+
+def absent(folder: DataFolder, what: str, wanted: str) -> UserError:
+    """The error for something that is not there: what was looked for, what lies there instead, and what brings it."""
+    root = folder.root
+    seen = [f"{name}/ ({counted(len(scan.images), 'image')})" for name, scan in folder.scans.items() if name]
+    loose = len(folder.scans[""].images)
+    seen += [*folder.tables, *folder.archives, *folder.json_files, *([counted(loose, "loose image")] if loose else [])]
+    lines = [f"{root}: no {what}: {wanted}", f"  found there: {', '.join(seen) or 'nothing'}"]
+    packed = _packed(root, [*folder.archives, *(path for scan in folder.scans.values() for path in scan.archives)])
+    lines += [f"  {path} is not unpacked: {unpack_command(root / path)}" for path in packed[:5]]
+    for name, found in folder.scans.items():
+        inner = {image.split("/")[1] for image in found.images if image.count("/") > 1}
+        if not plain_name(name).startswith(("train", "test")) and any(plain_name(part).startswith(("train", "test")) for part in inner):
+            lines.append(f"  {name}/ looks like a competition folder itself: --data {root / name}")
+    unread = sum((found.unread for found in folder.scans.values()), Counter())
+    lines += [
+        f"  {counted(count, f'{suffix} file')} in a format that is not read: convert to .jpg or .png" for suffix, count in unread.items()
+    ]
+    if any("questions" in name.lower() for name in folder.json_files):
+        lines.append("  it looks like VQA v2 (questions and annotations in JSON): use a VQA recipe, for example --recipe vqa-bert-vit")
+    return UserError("\n".join(lines))
+
+
+def _packed(root: Path, archives: Iterable[str]) -> list[str]:
+    """The archives beside which no folder of the same name lies."""
+    return [path for path in archives if not (root / path).with_suffix("").is_dir()]

@@ -1,0 +1,108 @@
+"""Which token the `kaggle` command will use, told without showing it, and texts with every token taken out."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NEW_TOKEN = "https://www.kaggle.com/settings/api"
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """`kind` names the token in words, empty when there is none; `problem` says why. `secrets` are never shown."""
+
+    kind: str
+    problem: str
+    secrets: tuple[str, ...] = field(repr=False)
+
+
+def find_credentials(environment: Mapping[str, str] | None = None) -> Credentials:
+    """The token that the command will use: its own places, in its own order."""
+    environment = os.environ if environment is None else environment
+    home = Path.home() / ".kaggle"
+    problems: list[str] = []
+    found: list[tuple[str, tuple[str, ...]]] = []
+
+    in_notebook = "KAGGLE_KERNEL_RUN_TYPE" in environment and "KAGGLE_DATA_PROXY_URL" in environment
+    if in_notebook and (token := _token_file(environment.get("KAGGLE_API_V1_TOKEN"))):
+        found.append(("the token of this Kaggle notebook", (token,)))
+    if value := environment.get("KAGGLE_API_TOKEN"):
+        # The variable may hold the token or the path of a file with it.
+        found.append(("API token from KAGGLE_API_TOKEN", (_token_file(value) or value,)))
+    for path in (home / "access_token", home / "access_token.txt"):
+        if token := _token_file(path):
+            found.append((f"API token from {path}", (token,)))
+
+    key_path = _config_dir(environment) / "kaggle.json"
+    stored, problem = _stored_key(key_path)
+    problems += [problem] if problem else []
+    user, key = environment.get("KAGGLE_USERNAME") or stored.get("username"), environment.get("KAGGLE_KEY") or stored.get("key")
+    if user and key:
+        source = "KAGGLE_USERNAME and KAGGLE_KEY" if environment.get("KAGGLE_KEY") else str(key_path)
+        login = base64.b64encode(f"{user}:{key}".encode()).decode()
+        found.append((f"user name and key from {source}", (key, login)))
+    elif user or key:
+        missing = "KAGGLE_KEY" if user else "KAGGLE_USERNAME"
+        problems.append(f"KAGGLE_USERNAME and {key_path} give only half of user name and key: {missing} is missing")
+
+    signed_in, problem = _stored_key(home / "credentials.json")
+    problems += [problem] if problem else []
+    if refresh := signed_in.get("refresh_token"):
+        found.append(("`kaggle auth login`", (refresh, signed_in.get("access_token") or "")))
+
+    if found:
+        return Credentials(found[0][0], "", tuple(secret for _, secrets in found for secret in secrets))
+    reason = "; ".join(problems) or "none in KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, ~/.kaggle/access_token or kaggle.json"
+    advice = f"create one at {NEW_TOKEN} and save it as {home / 'access_token'} (or run `kaggle auth login`)"
+    return Credentials("", f"no Kaggle token: {reason}; {advice}", tuple(value for value in (key,) if value))
+
+
+def _config_dir(environment: Mapping[str, str]) -> Path:
+    """Where the command looks for kaggle.json."""
+    if environment.get("KAGGLE_CONFIG_DIR"):
+        return Path(environment["KAGGLE_CONFIG_DIR"])
+    home = Path.home() / ".kaggle"
+    if sys.platform.startswith("linux") and not home.exists():
+        return Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle"
+    return home
+
+
+def _token_file(path: str | Path | None) -> str:
+    """The stripped text of a token file; empty when there is no such file."""
+    try:
+        return Path(path).read_text(encoding="utf-8").strip() if path else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _stored_key(path: Path) -> tuple[dict[str, str], str]:
+    """The text fields of a JSON file of the command, and what is wrong with it (nothing when it does not exist)."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, ""
+    except (OSError, ValueError) as error:
+        # A decoding error may quote the file, and the file holds a key.
+        reason = error.strerror if isinstance(error, OSError) else "not valid JSON"
+        return {}, f"{path} cannot be read ({reason})"
+    if not isinstance(values, dict):
+        return {}, f"{path} is not what Kaggle's settings page gives (a JSON object)"
+    return {name: value for name, value in values.items() if isinstance(value, str)}, ""
+
+
+def scrub(text: str) -> str:
+    """`text` with every known token, and whatever looks like one, replaced by ***."""
+    named = [value for name, value in os.environ.items() if name.startswith("KAGGLE_") and name.endswith(("KEY", "TOKEN"))]
+    for secret in sorted([*find_credentials().secrets, *named], key=len, reverse=True):
+        if len(secret) >= 8:
+            text = text.replace(secret, "***")
+    text = re.sub(r"(?i)(authorization\W{1,4}(?:basic|bearer)?\s*)[^\s'\",]+", r"\1***", text)
+    text = re.sub(r"(?<=://)[^\s/@:]+:[^\s/@]+@", "***@", text)
+    return re.sub(r"\bKGAT_\w+", "***", text)

@@ -1,0 +1,273 @@
+"""A competition folder as it lies on disk -> labelled rows, test rows in the order to predict, class names, the form of predictions.csv."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.competition.folders import DataFolder, absent, check_whole, hide_command, look, natural_key, plain_name
+from pipeline.competition.ids import ImageIndex, Match, composed, file_name, find_ids, short_ids
+from pipeline.competition.labels import LABEL_NAMES, Labelled, has_training_data, read_labelled
+from pipeline.competition.tables import Table, capped, counted, listed, load_table, nearest, numbered, quoted, repeated_ids, rows_of
+from pipeline.errors import UserError, raise_all
+
+SAMPLE_TABLES = ("samplesubmission", "samplesubmissions", "samplesub", "submissionsample", "submissionformat")
+HOLD_OUT_FOLDERS = ("val", "valid", "validation", "dev")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of the competition."""
+
+    id: str
+    path: Path
+    label: str | None  # None for test rows
+
+
+@dataclass(frozen=True)
+class SubmissionFormat:
+    """What predictions.csv must look like."""
+
+    id_column: str
+    label_columns: tuple[str, ...]  # the one label column, or one probability column per class
+    kind: Literal["label", "probability"]
+    ids: tuple[str, ...]  # in the order of the file
+    path: Path | None  # the sample submission; None when the form was made up from the test files
+
+
+@dataclass(frozen=True)
+class Competition:
+    """A competition folder, understood. `test[i]` belongs to `submission.ids[i]`."""
+
+    root: Path
+    train: tuple[Row, ...]
+    test: tuple[Row, ...]
+    class_names: tuple[str, ...]  # in natural order; empty when nothing on disk tells them
+    submission: SubmissionFormat | None
+    notes: tuple[str, ...]  # at most five lines that say what was understood
+
+
+def read_layout(
+    data_dir: Path | str,
+    *,
+    id_column: str | None = None,
+    label_column: str | None = None,
+    need: Literal["train", "test", "both"] = "both",
+) -> Competition:
+    """The competition in `data_dir`: class folders or a table of labels, test images, sample submission.
+
+    `id_column` and `label_column` name columns of the table of labels. What `need` does not name may be absent.
+
+    Raises:
+        UserError: what is needed is absent, contradicts itself, or can be read in two ways; the message says where, and what settles it.
+    """
+    folder = look(Path(data_dir))
+    sample = _sample_table(folder)
+    test_dirs = folder.named("test")
+    others = [name for name in folder.scans if name not in test_dirs and folder.scans[name].images]
+    labelled, train_trouble = Labelled(), None
+    if need != "test" or has_training_data(folder):
+        try:
+            labelled = read_labelled(folder, others, id_column, label_column, sample.columns[1:] if sample else ())
+        except UserError as error:
+            if need != "test":
+                raise
+            train_trouble = str(error).splitlines()[0].rstrip(":")
+    class_names = tuple(sorted(set(labelled.labels), key=natural_key))
+    taken = set(labelled.images)
+    unlabelled = [image for image in folder.images(others) if image not in taken]
+    test = _read_test(folder, test_dirs, unlabelled, sample, class_names, required=need != "train")
+    if test.submission and test.submission.kind == "probability" and not class_names:
+        class_names = tuple(sorted(test.submission.label_columns, key=natural_key))
+    root = folder.root
+    train_rows = (Row(*row) for row in zip(labelled.ids, (root / image for image in labelled.images), labelled.labels, strict=True))
+    test_rows = (Row(image_id, root / image, None) for image_id, image in zip(test.ids, test.images, strict=True))
+    notes = _train_notes(folder, labelled, test, class_names, train_trouble) + _test_notes(test) + _other_notes(folder, labelled)
+    return Competition(root, tuple(train_rows), tuple(test_rows), class_names, test.submission, tuple(notes))
+
+
+def read_submission_format(data_dir: Path | str) -> SubmissionFormat | None:
+    """The form that the sample submission in `data_dir` asks for, without a look at the images; None when there is none.
+
+    Raises:
+        UserError: there are several, or it is broken.
+    """
+    sample = _sample_table(look(Path(data_dir), with_images=False))
+    return _format_of(sample, sample.columns[0], ()) if sample else None
+
+
+# ---- sample submission ----
+
+
+def _sample_table(folder: DataFolder) -> Table | None:
+    paths = folder.tables_called(SAMPLE_TABLES)
+    if len(paths) > 1:
+        names = [path.name for path in paths]
+        raise UserError(f"{folder.root}: {' and '.join(names)} may all be the sample submission; {hide_command(folder.root, names)}")
+    if not paths:
+        return None
+    table = load_table(paths[0])
+    problems = []
+    if len(table.columns) < 2:
+        problems.append(f"it has the one column {table.columns[0]!r}: an id column and a label column (or one column per class) are needed")
+    if not table.cells:
+        problems.append("it has no rows: the ids to predict are needed")
+    raise_all(problems, f"{table.path}:")
+    return table
+
+
+def _format_of(sample: Table, id_column: str, class_names: Sequence[str]) -> SubmissionFormat:
+    """The form that a sample submission asks for; `class_names` (empty: unknown) are checked against its probability columns."""
+    ids = sample.column(id_column)
+    rows = rows_of(ids, sample.lines)
+    empty = [line for image_id, lines in rows.items() for line in lines if not image_id.strip()]
+    problems = repeated_ids({image_id: lines for image_id, lines in rows.items() if image_id.strip()})
+    if empty:
+        problems.append(f"{numbered(empty)}: no id in column {id_column!r}")
+    columns = tuple(name for name in sample.columns if name != id_column)
+    is_label = len(columns) == 1
+    if is_label and columns[0] in class_names and plain_name(columns[0]) not in LABEL_NAMES:
+        problems.append(f"its only column beside the ids is named like the class {columns[0]!r}: one column for each class is needed")
+    if not is_label and class_names:
+        problems += _column_problems(columns, class_names)
+    raise_all(problems, f"{sample.path}:")
+    return SubmissionFormat(id_column, columns, "label" if is_label else "probability", tuple(ids), sample.path)
+
+
+def _column_problems(columns: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    extra = [name for name in columns if name not in class_names]
+    missing = [name for name in class_names if name not in columns]
+    problems = [f"the column {name!r} is no class of the training data{nearest(name, missing or class_names)}" for name in extra]
+    if missing:
+        problems.append(f"{counted(len(missing), 'class', 'classes')} of the training data without a column: {quoted(missing)}")
+    return problems
+
+
+# ---- test images ----
+
+
+@dataclass(frozen=True)
+class _Test:
+    """The images to predict. `ids` and `images` (paths in the data folder) belong together."""
+
+    ids: Sequence[str] = ()
+    images: Sequence[str] = ()
+    submission: SubmissionFormat | None = None
+    source: str = ""
+    notes: Sequence[str] = ()
+
+
+def _read_test(
+    folder: DataFolder,
+    test_dirs: Sequence[str],
+    unlabelled: Sequence[str],
+    sample: Table | None,
+    class_names: Sequence[str],
+    required: bool,
+) -> _Test:
+    if sample:
+        return _from_sample(folder, test_dirs, unlabelled, sample, class_names, required)
+    if len(test_dirs) > 1:
+        raise UserError(f"{folder.root}: {' and '.join(test_dirs)} may all be the test images; {hide_command(folder.root, test_dirs)}")
+    if not test_dirs:
+        if required:
+            raise absent(folder, "test images", "expected a folder test/ (or test_images/, ...) with images")
+        return _Test(source="none found; needed for predictions only")
+    check_whole(folder, test_dirs)
+    images = sorted(folder.images(test_dirs), key=lambda image: (natural_key(file_name(image)), image))
+    ids, style = short_ids(images)
+    submission = SubmissionFormat("id", ("label",), "label", tuple(ids), None)
+    return _Test(ids, images, submission, f"{test_dirs[0]}/; no sample submission: columns id,label, ids are {style}")
+
+
+def _from_sample(
+    folder: DataFolder, test_dirs: Sequence[str], unlabelled: Sequence[str], sample: Table, class_names: Sequence[str], required: bool
+) -> _Test:
+    """The images that the ids of the sample submission mean: in the test folders, or among the unlabelled images of a shared folder."""
+    index = ImageIndex(folder, folder.images(test_dirs))
+    id_column, match = find_ids(sample, index)
+    if not match.num_unique and unlabelled:
+        shared = ImageIndex(folder, unlabelled)
+        shared_column, shared_match = find_ids(sample, shared)
+        if shared_match.num_unique:
+            index, id_column, match = shared, shared_column, shared_match
+    submission = _format_of(sample, id_column, class_names)
+    if not match.num_unique and not index.images:
+        if required:
+            raise absent(folder, "test images", f"expected a folder test/ (or test_images/, ...) with the images of {sample.path.name}")
+        return _Test(submission=submission, source=f"no images of {sample.path.name} found; needed for predictions only")
+    _check_ids(submission, sample, index, match)
+    images = [found[0] for found in match.images]
+    used = sorted({image.split("/")[0] for image in images if "/" in image}, key=natural_key)
+    columns = submission.label_columns[0] if submission.kind == "label" else f"{len(submission.label_columns)} probability columns"
+    notes = [f"images in {', '.join(f'{name}/' for name in used) or 'the data folder'}, ids are {match.style.says}"]
+    left = sum(image.split("/")[0] in used for image in folder.images(test_dirs)) - len(images) if set(used) <= set(test_dirs) else 0
+    if left:
+        notes.append(f"{counted(left, 'image')} not in {sample.path.name}, not predicted")
+    notes += _placeholder_notes(submission, sample, class_names)
+    return _Test(submission.ids, images, submission, f"ids and order from {sample.path.name} ({id_column} -> {columns})", notes)
+
+
+def _check_ids(submission: SubmissionFormat, sample: Table, index: ImageIndex, match: Match) -> None:
+    problems = []
+    problems = match.problems(submission.ids, sample.lines, index, f"images look like {quoted(index.images[:2])}")
+    rows: dict[str, list[int]] = {}
+    for line, images in zip(sample.lines, match.images, strict=True):
+        rows.setdefault(images[0] if len(images) == 1 else "", []).append(line)
+    shared = [f"{numbered(lines)}: all mean {image}" for image, lines in rows.items() if image and len(lines) > 1]
+    raise_all(problems + capped(shared, "images are meant by several ids"), f"{sample.path} and the test images do not fit:")
+
+
+def _placeholder_notes(submission: SubmissionFormat, sample: Table, class_names: Sequence[str]) -> list[str]:
+    if submission.kind != "label" or not class_names:
+        return []
+    values = Counter(value.strip() for value in sample.column(submission.label_columns[0]))
+    unknown = [value for value in values if value and value not in class_names]
+    if not unknown:
+        return []
+    return [f"its labels {quoted(unknown)} are no classes of the training data{nearest(unknown[0], class_names)} and taken as placeholders"]
+
+
+# ---- what was understood ----
+
+
+def _train_notes(folder: DataFolder, labelled: Labelled, test: _Test, class_names: Sequence[str], trouble: str | None) -> list[str]:
+    if trouble:
+        return [f"train: not used, and not needed here: {trouble}"]
+    if not labelled.images:
+        return []
+    classes = counted(len(class_names), "class", "classes")
+    lines = [f"train: {counted(len(labelled.images), 'image')}, {classes} ({labelled.source})"]
+    used = {image.split("/")[0] if "/" in image else "" for image in labelled.images}
+    left = sum(len(folder.scans[name].images) for name in used) - len(labelled.images)
+    left -= sum((image.split("/")[0] if "/" in image else "") in used for image in test.images)
+    notes = list(labelled.notes)
+    if left:
+        notes.append(f"{counted(left, 'image')} without a label, not used")
+    folded = Counter(composed(name).casefold() for name in class_names)
+    alike = [name for name in class_names if folded[composed(name).casefold()] > 1]
+    if alike:
+        notes.append(f"classes that look alike (case, or the way accents are stored): {quoted(alike)}")
+    return lines + (["train: " + "; ".join(notes)] if notes else [])
+
+
+def _test_notes(test: _Test) -> list[str]:
+    images = f"{counted(len(test.images), 'image')}, " if test.images else ""
+    return [f"test: {images}{test.source}"] + (["test: " + "; ".join(test.notes)] if test.notes else [])
+
+
+def _other_notes(folder: DataFolder, labelled: Labelled) -> list[str]:
+    notes = []
+    used = {image.split("/")[0] for image in labelled.images}
+    held_out = [name for name in folder.scans if plain_name(name) in HOLD_OUT_FOLDERS and name not in used and folder.scans[name].images]
+    if held_out:
+        notes.append(f"{listed(held_out)}/ not used: validation rows are taken from the training images (data.val_fraction)")
+    unread = sum((found.unread for found in folder.scans.values()), Counter())
+    notes += [f"{counted(count, f'{suffix} file')} not read (convert to .jpg or .png)" for suffix, count in unread.items()]
+    repeated = [path for found in folder.scans.values() for path in found.repeated]
+    if repeated:
+        notes.append(f"links to a folder that was already read: {listed(repeated)}")
+    return ["also: " + "; ".join(notes)] if notes else []

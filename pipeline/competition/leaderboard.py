@@ -1,0 +1,322 @@
+"""`make submit`: check predictions.csv, send it to Kaggle, wait for this very submission's score, keep the ledger."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline import files
+from pipeline.competition import kaggle_cli
+from pipeline.competition.datasets import agreed, remembered_slug
+from pipeline.competition.kaggle_cli import KaggleError, Submission
+from pipeline.competition.layout import read_layout
+from pipeline.competition.ledger import LEDGER, Row, append_row, read_ledger, update_row
+from pipeline.competition.submission import check_predictions
+from pipeline.errors import Interrupted, UserError, raise_all, run_command
+
+Sleep = Callable[[float], None]
+Find = Callable[[list[Submission]], Submission | None]
+
+FINAL = ("complete", "error")
+LOST_PAUSE_S = 5.0
+
+_SHOW = "`make submit` again shows its score"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A submission that passed every check."""
+
+    competition: str
+    file: Path
+    sha256: str
+    message: str
+    validation_score: str
+
+
+def main(argv: list[str] | None = None, *, sleep: Sleep = time.sleep) -> int:
+    args = _parser().parse_args(argv)
+    plan = preflight(args)
+    submit(plan, yes=args.yes, poll_seconds=args.poll_seconds, timeout_s=60 * args.timeout_minutes, sleep=sleep)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.competition.leaderboard", description=__doc__)
+    parser.add_argument("--predictions", type=Path, default=Path("predictions.csv"), metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--competition", metavar="SLUG", help="default: the one that `make data` installed")
+    parser.add_argument("--message", metavar="TEXT", help="default: run name, validation score, commit")
+    parser.add_argument("--yes", action="store_true", help="send the same file again without asking")
+    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition folder (default: %(default)s)")
+    parser.add_argument("--model", type=Path, default=Path("finetuned_model"), metavar="DIR", help="the run (default: %(default)s)")
+    parser.add_argument("--poll-seconds", type=_not_negative, default=10.0, metavar="N", help="default: %(default)s")
+    parser.add_argument("--timeout-minutes", type=_not_negative, default=30.0, metavar="N", help="default: %(default)s")
+    return parser
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 upwards")
+    return value
+
+
+# Before anything is sent
+
+
+def preflight(args: argparse.Namespace) -> Plan:
+    """The submission that the flags ask for.
+
+    Raises:
+        UserError: lists everything that is missing or wrong.
+    """
+    problems = kaggle_cli.not_ready()
+    run = _attempt(lambda: _read_run(args.model), problems) or {}
+    remembered = _attempt(lambda: remembered_slug(args.data), problems)
+    slug = _attempt(lambda: kaggle_cli.clean_slug(args.competition), problems) if args.competition else remembered
+    if not slug and not args.competition:
+        problems.append("the competition is not known: COMPETITION=<name> (--competition), the last part of its address on Kaggle")
+    problems += _file_problems(args.predictions, args.data, run)
+    _attempt(lambda: read_ledger(LEDGER), problems)
+    if not os.access(LEDGER.resolve().parent, os.W_OK):
+        problems.append(f"{LEDGER} cannot be written in {Path.cwd()}: run this in a folder of yours")
+    raise_all(problems, "nothing was sent to Kaggle:")
+    message = " ".join(kaggle_cli.scrub(args.message or default_message(run, args.predictions)).split())
+    plan = Plan(slug, args.predictions, files.sha256(args.predictions), message, _validation_score(run))
+    _announce(plan, remembered, args.data)
+    return plan
+
+
+def _attempt(step: Callable[[], Any], problems: list[str]) -> Any:
+    try:
+        return step()
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
+def _read_run(model_dir: Path) -> dict[str, Any]:
+    """run.json, or nothing: a release has none, and a file made elsewhere may be sent as well."""
+    path = model_dir / "run.json"
+    if not path.exists():
+        return {}
+    run = files.read_json(path)
+    if not isinstance(run, dict):
+        raise UserError(f"{path} is not the record of a run: name the run's folder with --model")
+    return run
+
+
+def _file_problems(path: Path, data_dir: Path, run: dict[str, Any]) -> list[str]:
+    if not path.is_file():
+        return [f"{path} does not exist: python inference.py writes it (or name another file with --predictions)"]
+    try:
+        competition = read_layout(data_dir, need="test")
+    except UserError as error:
+        return [f"{path} cannot be checked without its competition folder (--data): {error}"]
+    if competition.submission is None:
+        return [f"{path} cannot be checked: {data_dir} has neither test images nor a sample submission"]
+    class_names = run.get("class_names") or competition.class_names or None
+    return [f"{path}: {problem}" for problem in check_predictions(path, competition.submission, class_names)]
+
+
+def default_message(run: dict[str, Any], path: Path) -> str:
+    """Run name, validation score and commit, as far as the run tells them."""
+    best, commit = run.get("best") or {}, run.get("commit")
+    parts = [str(run.get("name") or path.name)]
+    if score := _validation_score(run):
+        parts.append(f"{best.get('metric', 'validation score')} {score}")
+    return ", ".join([*parts, f"commit {commit}"] if commit else parts)
+
+
+def _validation_score(run: dict[str, Any]) -> str:
+    value = (run.get("best") or {}).get("value")
+    return f"{value:.6g}" if isinstance(value, int | float) else ""
+
+
+def _announce(plan: Plan, remembered: str | None, data_dir: Path) -> None:
+    print(f"competition  {plan.competition}")
+    if remembered and remembered != plan.competition:
+        print(f"             note: {data_dir} holds {remembered!r}, and the file was checked against that")
+    print(f"file         {plan.file} ({files.human_size(plan.file.stat().st_size)}, checked)")
+    print(f"message      {plan.message}")
+    print(f"token        {kaggle_cli.find_credentials().kind}", flush=True)
+
+
+# Sending and waiting
+
+
+def submit(plan: Plan, *, yes: bool = False, poll_seconds: float = 10.0, timeout_s: float = 1800.0, sleep: Sleep = time.sleep) -> None:
+    """Send the file and print its score; a file that Kaggle has and has not scored yet is only waited for.
+
+    Raises:
+        UserError: not sent, or not scored.
+        Interrupted: sent, but its score was not waited for to the end.
+    """
+    same_file = [row for row in read_ledger(LEDGER)[1] if (row["competition"], row["file_sha256"]) == (plan.competition, plan.sha256)]
+    row = None if yes else next((row for row in reversed(same_file) if row["status"] == "pending"), None)
+    if same_file and not row and not yes and not _send_again(plan, same_file[-1]):
+        print("nothing was sent")
+        return
+    before = kaggle_cli.list_submissions(plan.competition, sleep=sleep)
+    _refresh(plan.competition, before, skip=row)
+    if row:
+        print(f"{plan.file} was sent at {row['time']}; its score is looked up, nothing is sent again")
+        waiting, find, listed = row, _finder(row), before
+    else:
+        find = _send(plan, before, sleep)
+        waiting, listed = _add_row(plan), None
+    found = _wait(find, plan, listed, poll_seconds, timeout_s, sleep)
+    if found.status == "complete":
+        _print_scores(plan, found)
+    update_row(LEDGER, waiting, _outcome(found))
+    if found.status == "error":
+        raise UserError(f"Kaggle could not score the file: {found.error or f'the reason is at {_page(plan)}'}")
+
+
+def _send_again(plan: Plan, row: Row) -> bool:
+    score = f", public score {row['public_score']}" if row["public_score"] else ""
+    told = f"{plan.file} was already sent to {plan.competition} at {row['time']} ({row['message']}{score})"
+    if not sys.stdin.isatty():
+        raise UserError(f"{told}: YES=1 (--yes) sends the same file again")
+    return agreed(f"{told}. Send it again? [y/N] ")
+
+
+def _send(plan: Plan, before: list[Submission], sleep: Sleep) -> Find:
+    """Upload the file, once; returns what finds it in Kaggle's list, where older and strangers' submissions are too."""
+    known = {submission.ref for submission in before}
+
+    def find(submissions: list[Submission], ref: str = "") -> Submission | None:
+        new = [submission for submission in submissions if submission.ref not in known and _same(submission.message, plan.message)]
+        exact = [submission for submission in submissions if submission.ref == ref]
+        return (exact or new or [None])[-1]
+
+    line = kaggle_cli.StatusLine()
+    try:
+        sent = kaggle_cli.upload(plan.competition, plan.file, plan.message, tick=lambda: line.show("sending ..."))
+    except KaggleError as error:
+        if not error.sent:
+            raise
+        _look_for_lost(find, plan, UserError, str(error), sleep)
+        print("its answer got lost, but Kaggle's list shows the submission")
+        return find
+    except KeyboardInterrupt:
+        _look_for_lost(find, plan, Interrupted, "interrupted", sleep)
+        _add_row(plan)
+        raise Interrupted(f"interrupted, but Kaggle has the file. {_SHOW}") from None
+    finally:
+        line.close()
+    left = re.search(r"\d+ submissions remaining today", sent.said)
+    print(f"sent to Kaggle ({left[0]})" if left else "sent to Kaggle", flush=True)
+    return lambda submissions: find(submissions, sent.ref)
+
+
+def _look_for_lost(find: Find, plan: Plan, ending: type[Exception], problem: str, sleep: Sleep) -> None:
+    """Return when Kaggle's list shows an upload that ended without an answer, else raise `ending`: never send blindly again."""
+    sleep(LOST_PAUSE_S)
+    try:
+        arrived = find(kaggle_cli.list_submissions(plan.competition, sleep=sleep))
+    except (KaggleError, KeyboardInterrupt):
+        raise ending(f"{problem}\nWhether Kaggle has the file is not known: look at {_page(plan)} before you send it again") from None
+    if not arrived:
+        raise ending(f"{problem}\nKaggle's list ({_page(plan)}) does not show the file: it was not submitted") from None
+
+
+def _wait(find: Find, plan: Plan, listed: list[Submission] | None, poll_seconds: float, timeout_s: float, sleep: Sleep) -> Submission:
+    """The submission that `find` finds, once it is scored or refused. `listed` is a list taken just now, if there is one."""
+    line, start = kaggle_cli.StatusLine(), time.monotonic()
+    later = f"{_SHOW}, and so does: kaggle competitions submissions -c {plan.competition}"
+    try:
+        while True:
+            found = find(kaggle_cli.list_submissions(plan.competition, sleep=sleep) if listed is None else listed)
+            if found and found.status in FINAL:
+                return found
+            elapsed, listed = time.monotonic() - start, None
+            if elapsed >= timeout_s:
+                raise Interrupted(f"no score after {files.human_time(elapsed)}. {later}")
+            line.show(f"waiting for Kaggle's score ({files.human_time(elapsed)})")
+            sleep(poll_seconds)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted while waiting for the score. {later}") from None
+    except KaggleError as error:
+        raise UserError(f"{error}\nThe file itself was submitted. {later}") from None
+    finally:
+        line.close()
+
+
+def _print_scores(plan: Plan, found: Submission) -> None:
+    print(f"public score      {found.public_score or 'not shown by this competition'}")
+    if found.private_score:
+        print(f"private score     {found.private_score}")
+    if plan.validation_score:
+        print(f"validation score  {plan.validation_score}")
+
+
+def _refresh(competition: str, submissions: list[Submission], skip: Row | None) -> None:
+    """Write the scores that came since into the ledger's pending rows of `competition`."""
+    for row in read_ledger(LEDGER)[1]:
+        if row["competition"] != competition or row["status"] != "pending" or row == skip:
+            continue
+        found = _finder(row)(submissions)
+        if found and found.status in FINAL:
+            update_row(LEDGER, row, _outcome(found))
+            print(f"scored since: {row['time']} {row['message']}: {found.public_score or found.status}")
+
+
+def _finder(row: Row) -> Find:
+    """What finds a ledger row's submission: the same message, the nearest time within a day."""
+
+    def distance(submission: Submission) -> float:
+        try:
+            return abs((submission.date - datetime.fromisoformat(row["time"])).total_seconds()) if submission.date else 0.0
+        except (ValueError, TypeError):
+            # A spreadsheet may have rewritten the time; then the message alone has to tell.
+            return 0.0
+
+    def find(submissions: list[Submission]) -> Submission | None:
+        alike = [submission for submission in submissions if _same(submission.message, row["message"]) and distance(submission) < 86_400]
+        return min(alike, key=distance, default=None)
+
+    return find
+
+
+def _same(one: str, other: str) -> bool:
+    return " ".join(one.split()) == " ".join(other.split())
+
+
+def _outcome(found: Submission) -> Row:
+    return {"status": found.status, "public_score": found.public_score, "private_score": found.private_score}
+
+
+def _add_row(plan: Plan) -> Row:
+    """The new ledger row of a submission that Kaggle has and has not scored yet."""
+    row = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "competition": plan.competition,
+        "file_sha256": plan.sha256,
+        "message": plan.message,
+        "validation_score": plan.validation_score,
+        "public_score": "",
+        "private_score": "",
+        "status": "pending",
+    }
+    try:
+        return append_row(LEDGER, row)
+    except (UserError, OSError) as error:
+        told = ", ".join(f"{name}={value}" for name, value in row.items() if value)
+        raise UserError(f"the file was submitted, but {LEDGER} could not be written: {error}\nIts line would be: {told}") from None
+
+
+def _page(plan: Plan) -> str:
+    return f"https://www.kaggle.com/competitions/{plan.competition}/submissions"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

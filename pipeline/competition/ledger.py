@@ -1,0 +1,91 @@
+"""submissions.csv: one line for every file that Kaggle has, never lost, and harmless in a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+
+from pipeline import files
+from pipeline.errors import UserError
+
+LEDGER = Path("submissions.csv")
+COLUMNS = ("time", "competition", "file_sha256", "message", "validation_score", "public_score", "private_score", "status")
+
+Row = dict[str, str]
+
+
+def ledger_digests(path: Path = LEDGER) -> set[str]:
+    """The SHA-256 of every file that was submitted; empty when there is no ledger.
+
+    Raises:
+        UserError: the ledger cannot be read.
+    """
+    return {row["file_sha256"] for row in read_ledger(path)[1]}
+
+
+def read_ledger(path: Path) -> tuple[list[str], list[Row]]:
+    """The ledger's columns (columns added by hand are kept) and its rows.
+
+    Raises:
+        UserError: it cannot be read as written, so it must not be written either.
+    """
+    if not path.exists():
+        return list(COLUMNS), []
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable(path, str(error)) from None
+    if not lines:
+        return list(COLUMNS), []
+    columns = lines[0]
+    if missing := [name for name in COLUMNS if name not in columns]:
+        raise _unreadable(path, f"no column {', '.join(missing)}; its first line has {', '.join(columns)}")
+    for number, line in enumerate(lines[1:], start=1):
+        if len(line) != len(columns):
+            raise _unreadable(path, f"submission {number} has {len(line)} cells instead of {len(columns)}")
+    return columns, [dict(zip(columns, map(_restored, line), strict=True)) for line in lines[1:]]
+
+
+def _unreadable(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} is not a readable ledger of submissions ({reason}); it was left as it is: repair it or move it elsewhere")
+
+
+def append_row(path: Path, row: Row) -> Row:
+    """Add a row to the ledger as it is now, and return it with the cells that it has there."""
+    columns, rows = read_ledger(path)
+    row = dict.fromkeys(columns, "") | row
+    _write_ledger(path, columns, [*rows, row])
+    return row
+
+
+def update_row(path: Path, row: Row, changes: Row) -> None:
+    """Change cells of `row`, which is added again when someone removed it in the meantime."""
+    columns, rows = read_ledger(path)
+    if row not in rows:
+        rows.append(row)
+    rows[rows.index(row)] = row | changes
+    _write_ledger(path, columns, rows)
+
+
+def _write_ledger(path: Path, columns: list[str], rows: list[Row]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_guarded(row.get(name, "")) for name in columns] for row in rows)
+    files.write_text(path, text.getvalue())
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+
+
+def _guarded(cell: str) -> str:
+    """The cell with an apostrophe before what a spreadsheet would run as a formula."""
+    return f"'{cell}" if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
+
+
+def _restored(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

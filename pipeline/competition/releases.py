@@ -1,0 +1,360 @@
+"""`make weights`: the released weights, fetched, checked and moved into the model folder, with nothing lost that was there."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import hashlib
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import files
+from pipeline.competition.download import Source, fetch, parse_source, unpack_zip
+from pipeline.errors import UserError, raise_all, run_command
+from pipeline.run import ADAPTER_DIR, is_unfinished, model_dirs, now, run_entries
+
+MODEL_DIR = Path("finetuned_model")
+RELEASE_FILE, INSTALLED_FILE, WORK_DIR = "release.yaml", "release.installed.json", ".download"
+
+RUN_FILES = (
+    "run.json",
+    "head.safetensors",
+    "metrics.jsonl",
+    "timing.jsonl",
+    "val_predictions.csv",
+    "val_probs.npy",
+    "report.html",
+    "figures",
+)
+# What a model, its run files and a small competition consist of. Anything else in a release, code above all, is left out.
+SUFFIXES = {".safetensors", ".bin", ".npy", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".txt", ".model", ".md", ".html"}
+SUFFIXES |= {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svg"}
+
+
+@dataclass(frozen=True)
+class Release:
+    """What `release.yaml` or the command line names: where the archive is, and what it must be."""
+
+    source: Source
+    sha256: str | None = None
+    size: int | None = None  # bytes
+    name: str | None = None
+    mirrors: tuple[Source, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """A digest of the source: an address may hold a signature, which is kept nowhere."""
+        return hashlib.sha256(self.source.text.encode()).hexdigest()
+
+
+def read_release(path: Path) -> Release:
+    """The release that the YAML file at `path` names; relative paths in it start at its folder.
+
+    Raises:
+        UserError: the file is missing, is no mapping, or has unknown keys or impossible values; all of them at once.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(
+            f"no release is named: {path} does not exist. Give one: `make weights WEIGHTS=FILE.zip` (or a Google Drive link, or an https "
+            f"address); or write {path} with the line `source: ...`; or train a model: `python train.py`"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold keys and values, with at least `source: ...`; it holds {type(values).__name__}")
+    raise_all(_release_problems(values), f"{path}:")
+    return Release(
+        source=parse_source(values["source"], path.parent),
+        sha256=values["sha256"].lower() if values.get("sha256") else None,
+        size=values.get("size"),
+        name=values.get("name"),
+        mirrors=tuple(parse_source(mirror, path.parent) for mirror in values.get("mirrors") or ()),
+    )
+
+
+def _release_problems(values: dict[Any, Any]) -> list[str]:
+    known = ("source", "sha256", "size", "name", "mirrors")
+    problems = []
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
+            problems.append(f"unknown key `{key}`; {hint}")
+    source, digest, size, mirrors = (values.get(key) for key in ("source", "sha256", "size", "mirrors"))
+    if not isinstance(source, str) or not source.strip():
+        problems.append(f"`source` must be a Google Drive id or link, an https address or a path; found {source!r}")
+    if digest is not None and not (isinstance(digest, str) and re.fullmatch(r"[0-9a-fA-F]{64}", digest)):
+        problems.append(f"`sha256` must be 64 hex digits, in quotes if they are all figures; found {digest!r}")
+    if size is not None and not (type(size) is int and size > 0):
+        problems.append(f"`size` must be a number of bytes; found {size!r}")
+    if not isinstance(values.get("name") or "", str):
+        problems.append(f"`name` must be a text; found {values['name']!r}")
+    if mirrors is not None and not (isinstance(mirrors, list) and all(isinstance(mirror, str) for mirror in mirrors)):
+        problems.append(f"`mirrors` must be a list of sources; found {mirrors!r}")
+    return problems
+
+
+def install(release: Release, model_dir: Path, data_dir: Path, *, cookies: Path | None = None, **fetch_options: Any) -> bool:
+    """True when the release was installed in `model_dir`; False when it was there already. Says what it does as it goes.
+
+    What was in `model_dir` is kept under `earlier/`; a `data/` in the release goes to `data_dir` where that holds no competition.
+
+    Raises:
+        UserError: `model_dir` holds an unfinished run, or the release cannot be had or holds no model. Nothing is changed then.
+    """
+    model_dir, data_dir = Path(model_dir), Path(data_dir)
+    if is_unfinished(model_dir):
+        output = "" if model_dir == MODEL_DIR else f" --output {model_dir}"
+        raise UserError(
+            f"{model_dir} holds an unfinished run (state/ without run.json). Finish it: `python train.py{output} --resume`; "
+            "or install elsewhere: `python -m pipeline.competition.releases --model OTHER_FOLDER`"
+        )
+    print(f"release    {release.name or release.source.shown}")
+    installed = _installed(model_dir)
+    digest = release.sha256 or (files.sha256(Path(release.source.text)) if release.source.kind == "file" else None)
+    same = installed.get("sha256") == digest if digest else installed.get("source_key") == release.key
+    if installed and same and installed["weights"] == _weights(model_dir):
+        print(f"installed  already, on {installed['installed']}, and intact; nothing to do")
+        return False
+
+    work_dir = model_dir / WORK_DIR
+    try:
+        archive = _fetch_any(release, work_dir, cookies=cookies, **fetch_options)
+        record = {
+            "format": 1,
+            "name": release.name,
+            "source": release.source.shown,
+            "source_key": release.key,
+            "sha256": digest or files.sha256(archive),
+            "size": archive.stat().st_size,
+            "installed": now(),
+        }
+        checked = "as announced" if release.sha256 else f"not checked: `sha256:` in {RELEASE_FILE} would pin it"
+        print(f"archive    {files.human_size(record['size'])}, sha256 {record['sha256']} ({checked})")
+        _install_archive(archive, work_dir / "unpacked", model_dir, data_dir, installed, record)
+        shutil.rmtree(work_dir, ignore_errors=True)
+    finally:
+        if work_dir.is_dir() and not any(work_dir.iterdir()):  # parts of a cut download stay for the next call
+            work_dir.rmdir()
+    return True
+
+
+def _install_archive(
+    archive: Path, unpacked_dir: Path, model_dir: Path, data_dir: Path, installed: dict[str, Any], record: dict[str, Any]
+) -> None:
+    shutil.rmtree(unpacked_dir, ignore_errors=True)  # left by a call that was killed
+    try:
+        contents = sort_contents(archive, unpack_zip(archive, unpacked_dir, max_members=200_000), unpacked_dir)
+        if contents.data_dir:
+            _install_data(contents.data_dir, data_dir)
+        _install_model(contents, model_dir, installed, record)
+    except UserError:
+        if archive.parent == unpacked_dir.parent:
+            archive.unlink()  # the next call fetches it anew: it may have been mended
+        raise
+    finally:
+        shutil.rmtree(unpacked_dir, ignore_errors=True)
+    if contents.left_out:
+        more = f" and {len(contents.left_out) - 5} more" if len(contents.left_out) > 5 else ""
+        print(f"left out   {', '.join(contents.left_out[:5])}{more}: not part of a model, its run files or data/")
+
+
+def _fetch_any(release: Release, work_dir: Path, **options: Any) -> Path:
+    """The release's archive, checked, from its source or the first mirror that gives it."""
+    ways_out = (
+        "then install that file: `make weights WEIGHTS=/path/to/file.zip`",
+        f"or name another place for the same archive in {RELEASE_FILE}: `mirrors: [https://...]`",
+    )
+    failures = []
+    for source in (release.source, *release.mirrors):
+        print(f"source     {source.shown}")
+        target_path = work_dir / f"{(release.sha256 or release.key)[:12]}.zip"
+        try:
+            return fetch(source, target_path, sha256=release.sha256, size=release.size, otherwise=ways_out, **options)
+        except UserError as error:
+            failures.append(str(error))
+    raise UserError("\n".join(failures))
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An unpacked release, sorted: the entries of the model folder, the competition, and what is not installed."""
+
+    entries: tuple[Path, ...]
+    data_dir: Path | None
+    left_out: tuple[str, ...]  # paths inside the archive
+
+
+def sort_contents(archive: Path, members: list[Path], unpacked_dir: Path) -> Contents:
+    """What the unpacked release holds, with or without a folder around it. Files that are not installed are removed.
+
+    Raises:
+        UserError: there is no `model_<type>/config.json` or it is no JSON, or there are several models side by side.
+    """
+    is_model = [path for path in members if path.match("model_*/config.json") and path.parent.name != ADAPTER_DIR and len(path.parts) <= 4]
+    roots = sorted({path.parent.parent for path in is_model}, key=lambda root: (len(root.parts), root))
+    if not roots:
+        found = ", ".join(sorted({"/".join(path.parts[:2]) for path in members})[:15]) or "nothing"
+        raise UserError(f"{archive} holds no model: no model_<type>/config.json (such as model_beit/config.json) in it. It holds: {found}")
+    if len(roots) > 1 and len(roots[0].parts) == len(roots[1].parts):
+        raise UserError(f"{archive} holds more than one model: {', '.join(str(root) for root in roots)}. Give an archive with one of them")
+    root = roots[0]
+    data_dir = next((place / "data" for place in (root, root.parent) if (unpacked_dir / place / "data").is_dir()), None)
+    entries, left_out = set(), []
+    for path in members:
+        inside = path.relative_to(root) if path.is_relative_to(root) else None
+        name = inside.parts[0] if inside else ""
+        wanted = name.startswith("model_") or name in RUN_FILES or re.fullmatch(r"README(\.md|\.txt)?", name)
+        in_data = data_dir and path.is_relative_to(data_dir)
+        if (wanted or in_data) and (path.suffix.lower() in SUFFIXES or path.name in ("README", "LICENSE")):
+            entries |= {root / name} if wanted else set()
+        else:
+            (unpacked_dir / path).unlink()
+            left_out.append(path.as_posix())
+    for path in is_model:
+        if path.parent.parent == root:
+            files.read_json(unpacked_dir / path)
+    kept = tuple(unpacked_dir / entry for entry in sorted(entries, key=lambda entry: (entry.name == "run.json", entry)))
+    return Contents(kept, unpacked_dir / data_dir if data_dir else None, tuple(left_out))
+
+
+def _install_model(contents: Contents, model_dir: Path, installed: dict[str, Any], record: dict[str, Any]) -> None:
+    """Set the former model aside, then move the new one in; run.json, which says that a run is whole, comes last."""
+    of_former_release = [model_dir / name for name in (*installed.get("entries", ()), INSTALLED_FILE)]
+    entries = [entry for entry in contents.entries if not _is_own_readme(model_dir / entry.name, of_former_release)]
+    former = dict.fromkeys([*run_entries(model_dir), *of_former_release, *(model_dir / entry.name for entry in entries)])
+    if earlier := files.set_aside(former, model_dir / "earlier"):
+        print(f"kept       what was there is in {earlier}: {', '.join(sorted(path.name for path in earlier.iterdir()))}")
+    for entry in entries:
+        entry.rename(model_dir / entry.name)
+    names = [entry.name for entry in entries]
+    files.write_json(model_dir / INSTALLED_FILE, record | {"entries": names, "weights": _weights(model_dir)})
+    print(f"installed  {', '.join(names)} in {model_dir}")
+
+
+def _is_own_readme(path: Path, of_former_release: Sequence[Path] = ()) -> bool:
+    """True for a README that no release brought: it stays, and the release's own is dropped."""
+    return path.name.startswith("README") and path.exists() and path not in of_former_release
+
+
+def _install_data(source_dir: Path, data_dir: Path) -> None:
+    """Move the release's competition into `data_dir`, unless that holds one already."""
+    with_files = (path for path in source_dir.iterdir() if any(inner.is_file() for inner in [path, *path.rglob("*")]))
+    entries = sorted(path for path in with_files if not _is_own_readme(data_dir / path.name))
+    if in_the_way := competition_entries(data_dir, [entry.name for entry in entries]):
+        print(f"data       left alone: {data_dir} holds {', '.join(in_the_way[:5])}; the release's own data/ was not installed")
+        return
+    if not entries:
+        return
+    data_dir.mkdir(parents=True, exist_ok=True)
+    # The two folders may be on different disks: copied under a hidden name first, so that an interruption leaves no half competition.
+    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=data_dir) as incoming:
+        for entry in entries:
+            shutil.move(entry, incoming)
+        for entry in entries:
+            (Path(incoming) / entry.name).rename(data_dir / entry.name)
+    print(f"data       {', '.join(entry.name for entry in entries)} in {data_dir}")
+
+
+def competition_entries(data_dir: Path, wanted: list[str]) -> list[str]:
+    """The names in `data_dir` that make it a competition, or that are among `wanted`; empty where one may be installed.
+
+    Dot-files, READMEs and empty folders do not count, nor do folders that are competitions of their own (such as `digits/`).
+    """
+    entries = sorted(data_dir.iterdir()) if data_dir.is_dir() else []
+    return [path.name for path in entries if path.name in wanted or not _is_harmless(path)]
+
+
+def _is_harmless(path: Path) -> bool:
+    if path.name.startswith((".", "README")):
+        return True
+    if not path.is_dir():
+        return False
+    inside = [inner for inner in path.iterdir() if not inner.name.startswith(".")]
+    is_split = re.match(r"(train|test|val|images)", path.name, re.IGNORECASE) is not None
+    own_competition = any(inner.name == "train" or inner.suffix in (".csv", ".json") for inner in inside)
+    return not inside or (own_competition and not is_split)
+
+
+def _installed(model_dir: Path) -> dict[str, Any]:
+    """What `make weights` wrote down last time; empty when there is nothing, or nothing that can be read."""
+    try:
+        record = json.loads((model_dir / INSTALLED_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and {"sha256", "source_key", "entries", "weights", "installed"} <= record.keys() else {}
+
+
+def _weights(model_dir: Path) -> dict[str, str]:
+    """The digests of what predictions are made from: everything in `model_*/`, the head, run.json."""
+    paths = [
+        model_dir / "run.json",
+        model_dir / "head.safetensors",
+        *(path for folder in model_dirs(model_dir) for path in folder.rglob("*")),
+    ]
+    return {path.relative_to(model_dir).as_posix(): files.sha256(path) for path in paths if path.is_file() and path.name[0] != "."}
+
+
+def choose_release(weights: str | None, sha256: str | None, model_dir: Path) -> Release:
+    """The release that the command line names, else the one of `release.yaml`.
+
+    The archive of `release.yaml`, named again by `weights`, keeps the digest that is written there.
+    """
+    own_file = model_dir / RELEASE_FILE
+    release_file = own_file if own_file.exists() else MODEL_DIR / RELEASE_FILE
+    if not weights:
+        if sha256:
+            raise UserError(f"--sha256 belongs to --weights SOURCE; the digest of the release in {release_file} is written there")
+        return read_release(release_file)
+    given = Release(parse_source(weights), sha256=sha256.lower() if sha256 else None)
+    if sha256 or not release_file.exists():
+        return given
+    try:
+        named = read_release(release_file)
+    except UserError as error:
+        print(f"note       {release_file} is not used: {error}")
+        return given
+    if given.source == named.source:
+        return named
+    if given.source.kind == "file" and named.sha256:
+        if files.sha256(Path(given.source.text)) == named.sha256:
+            return replace(given, sha256=named.sha256, name=named.name)
+        print(f"note       {given.source.shown} is not the archive that {release_file} names")
+    return given
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Install a release. Returns 0, also when it was installed already."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.competition.releases", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--weights", metavar="SOURCE", help=f"zip file, Google Drive id or link, or https address (default: {RELEASE_FILE})"
+    )
+    parser.add_argument("--sha256", metavar="HEX", help="what the archive given by --weights must be")
+    parser.add_argument("--model", type=Path, default=MODEL_DIR, metavar="DIR", help="where the model goes (default: %(default)s)")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), metavar="DIR", help="where a data/ in the release goes (default: %(default)s)"
+    )
+    parser.add_argument("--cookies", type=Path, metavar="FILE", help="cookies.txt (Netscape format) of a browser signed in to Google")
+    args = parser.parse_args(argv)
+    release = choose_release(args.weights, args.sha256, args.model)
+    install(release, args.model, args.data, cookies=args.cookies)
+    model = "" if args.model == MODEL_DIR else f" --model {args.model}"
+    data = "" if args.data == Path("data") else f" --data {args.data}"
+    print(f"next       python inference.py{model}{data}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

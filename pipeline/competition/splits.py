@@ -1,0 +1,66 @@
+"""Which labelled images train and which validate."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+from pipeline.competition.tables import counted
+from pipeline.errors import UserError
+
+
+def train_val_split(labels: Sequence[str], val_fraction: float, seed: int) -> tuple[list[int], list[int], str]:
+    """Sorted indices of the training rows, of the validation rows, and one sentence on how they were chosen.
+
+    The split is stratified: each class gives its share. Every class keeps a training row, so a class with one row is never held
+    out. A hold-out smaller than the number of classes takes one row from each of as many classes, chosen by `seed`.
+
+    Raises:
+        UserError: `val_fraction` is not in [0, 1).
+    """
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"data.val_fraction is {val_fraction!r}: a number from 0 up to, but not including, 1 is needed")
+    rows_of: dict[str, list[int]] = {}
+    for row, label in enumerate(labels):
+        rows_of.setdefault(label, []).append(row)
+    several = {label: rows for label, rows in sorted(rows_of.items()) if len(rows) > 1}
+    wanted = math.ceil(len(labels) * val_fraction - 1e-9)
+    # Beyond this some class would lose its last training row.
+    num_val = min(wanted, sum(len(rows) - 1 for rows in several.values()))
+    if num_val == 0:
+        return (
+            list(range(len(labels))),
+            [],
+            _says(labels, 0, "all rows train" if not wanted else "no class has a row to spare", rows_of, several),
+        )
+    if num_val < len(several):
+        chosen = random.Random(seed)
+        val = [chosen.choice(several[label]) for label in chosen.sample(list(several), num_val)]
+        how = f"fewer than the {len(rows_of)} classes, so one row from each of {counted(num_val, 'class', 'classes')} (seed {seed})"
+    else:
+        val = _stratified(several, num_val, seed)
+        how = f"stratified by class (seed {seed})"
+    held_out = set(val)
+    train = [row for row in range(len(labels)) if row not in held_out]
+    return train, sorted(val), _says(labels, len(val), how, rows_of, several)
+
+
+def _stratified(rows_of: dict[str, list[int]], num_val: int, seed: int) -> list[int]:
+    from sklearn.model_selection import train_test_split
+
+    rows = sorted(row for found in rows_of.values() for row in found)
+    label_of = {row: label for label, found in rows_of.items() for row in found}
+    train, val = train_test_split(rows, test_size=num_val, stratify=[label_of[row] for row in rows], random_state=seed)
+    # A large hold-out can take a small class whole: its first row goes back.
+    emptied = set(rows_of) - {label_of[row] for row in train}
+    returned = {rows_of[label][0] for label in emptied}
+    return [row for row in val if row not in returned]
+
+
+def _says(labels: Sequence[str], num_val: int, how: str, rows_of: dict[str, list[int]], several: dict[str, list[int]]) -> str:
+    sentence = f"validation: {num_val:,} of {counted(len(labels), 'labelled image')}, {how}"
+    single = len(rows_of) - len(several)
+    if single and num_val:
+        sentence += f"; {counted(single, 'class', 'classes')} with a single image only in training"
+    return sentence

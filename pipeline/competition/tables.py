@@ -1,0 +1,227 @@
+"""CSV tables as text: every cell stays what was written (`007`, `1e5`, `NA`, `true`), and a broken file is reported with its rows."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError, raise_all
+from pipeline.files import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DELIMITERS = (",", ";", "\t")
+DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
+MAX_NAMED = 5  # how many names or rows a message lists before it says "and N more"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One CSV file. `cells[i]` is a row, as wide as `columns`; `lines[i]` is its row number in the file (the header is row 1)."""
+
+    path: Path
+    columns: tuple[str, ...]
+    cells: tuple[tuple[str, ...], ...]
+    lines: tuple[int, ...]
+    delimiter: str
+    has_byte_order_mark: bool
+
+    def column(self, name: str) -> list[str]:
+        """The cells of the column called `name`, top to bottom."""
+        index = self.columns.index(name)
+        return [row[index] for row in self.cells]
+
+
+def load_table(path: Path) -> Table:
+    """The table in a CSV file: `,` `;` or tab between cells, quoted cells, any line ends, UTF-8 with or without a byte order mark.
+
+    Raises:
+        UserError: every problem at once, with row numbers: not UTF-8, NUL bytes, broken quotes, rows of another width than the header,
+            column names that are empty or occur twice.
+    """
+    path = Path(path)
+    text, problems = _decoded(path)
+    has_byte_order_mark = text.startswith("\ufeff")
+    text = text.removeprefix("\ufeff")
+    delimiter, rows, lines, broken_quote = _parsed(text)
+    if not rows:
+        problems.append("it is empty: a header row is needed")
+    else:
+        problems += _header_problems(rows[0])
+        problems += _width_problems(rows, lines, delimiter)
+    if broken_quote:
+        problems.append(broken_quote)
+    raise_all(problems, f"{path} cannot be read as a table:")
+    cells = tuple(tuple(row) for row in rows[1:])
+    return Table(path, tuple(rows[0]), cells, tuple(lines[1:]), delimiter, has_byte_order_mark)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The table in a CSV file as a DataFrame of `str` only; nothing becomes a number, a date or a missing value.
+
+    Raises:
+        UserError: as `load_table`.
+    """
+    import pandas as pd
+
+    table = load_table(path)
+    return pd.DataFrame(list(table.cells), columns=list(table.columns), dtype=object)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file atomically: UTF-8, `,` between cells, `\\n` after each row, quotes only where they are needed."""
+    lines = [_line(columns)]
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(columns):
+            raise ValueError(f"row {number} has {len(row)} cells for {len(columns)} columns")
+        lines.append(_line(row))
+    write_text(path, "".join(lines))
+
+
+def _line(cells: Sequence[Any]) -> str:
+    # csv.writer of Python 3.11 leaves a lone \r unquoted when lines end in \n, and the row then reads back as two.
+    texts = [str(cell) for cell in cells]
+    quoted = ['"' + text.replace('"', '""') + '"' if re.search('[,"\r\n]', text) else text for text in texts]
+    return (",".join(quoted) if quoted != [""] else '""') + "\n"
+
+
+def _decoded(path: Path) -> tuple[str, list[str]]:
+    """The text of the file with its line ends, and what is wrong with its bytes."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{path} is UTF-16: save it as UTF-8, for example with: iconv -f UTF-16 -t UTF-8")
+    problems = []
+    if b"\x00" in data:
+        rows = [data.count(b"\n", 0, found.start()) + 1 for found in re.finditer(b"\x00", data)]
+        problems.append(f"NUL bytes in {numbered(rows)}")
+    try:
+        return data.replace(b"\x00", b"").decode("utf-8"), problems
+    except UnicodeDecodeError:
+        text = data.replace(b"\x00", b"").decode("utf-8", errors="surrogateescape")
+        bad = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if re.search("[\udc80-\udcff]", line)]
+        line = bad[0][1].rstrip("\r").encode("utf-8", errors="surrogateescape").decode("latin-1")
+        rows = numbered([number for number, _ in bad])
+        problems.append(f"not UTF-8 in {rows} ({line!r} if it is Latin-1): save it as UTF-8, for example with: iconv -f LATIN1 -t UTF-8")
+        return text, problems
+
+
+def _parsed(text: str) -> tuple[str, list[list[str]], list[int], str | None]:
+    """Delimiter, rows (blank ones left out), their row numbers, and what is wrong with the quotes.
+
+    The comma is taken when it gives a whole table; otherwise the delimiter that leaves the fewest rows of another width.
+    """
+    header = text.split("\n", 1)[0]
+    best: tuple[tuple[bool, bool, int], tuple[str, list[list[str]], list[int], str | None]] | None = None
+    for delimiter in [candidate for candidate in DELIMITERS if candidate in header] or [","]:
+        rows, lines, broken_quote = _split(text, delimiter)
+        width = len(rows[0]) if rows else 0
+        ragged = sum(len(row) != width for row in rows)
+        rank = (width < 2, broken_quote is not None, ragged)
+        if best is None or rank < best[0]:
+            best = rank, (delimiter, rows, lines, broken_quote)
+        if rank == (False, False, 0):
+            break
+    assert best is not None
+    return best[1]
+
+
+def _split(text: str, delimiter: str) -> tuple[list[list[str]], list[int], str | None]:
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    start = 1
+    try:
+        for row in reader:
+            if row:
+                rows.append(row)
+                lines.append(start)
+            start = reader.line_num + 1
+    except csv.Error as error:
+        return rows, lines, f"row {start}: quotes that do not close or that stand inside a cell ({error})"
+    return rows, lines, None
+
+
+def _header_problems(header: list[str]) -> list[str]:
+    problems = []
+    empty = [number for number, name in enumerate(header, start=1) if not name.strip()]
+    if empty:
+        which = f"column {empty[0]} has" if len(empty) == 1 else f"columns {', '.join(map(str, empty))} have"
+        problems.append(f"row 1: {which} no name (a pandas index? write the file with index=False, or name the column)")
+    for name, count in Counter(header).items():
+        if count > 1 and name.strip():
+            problems.append(f"row 1: the column name {name!r} occurs {count} times")
+    return problems
+
+
+def _width_problems(rows: list[list[str]], lines: list[int], delimiter: str) -> list[str]:
+    width = len(rows[0])
+    by_width: dict[int, list[int]] = {}
+    for row, line in zip(rows, lines, strict=True):
+        if len(row) != width:
+            by_width.setdefault(len(row), []).append(line)
+    separated = f"(cells are separated by {DELIMITER_NAMES[delimiter]})"
+    return [f"{numbered(found)}: {counted(count, 'cell')} for {width} columns {separated}" for count, found in sorted(by_width.items())]
+
+
+def rows_of(cells: Iterable[str], lines: Iterable[int]) -> dict[str, list[int]]:
+    """The row numbers of every different cell of a column."""
+    rows: dict[str, list[int]] = {}
+    for cell, line in zip(cells, lines, strict=True):
+        rows.setdefault(cell, []).append(line)
+    return rows
+
+
+def repeated_ids(rows: dict[str, list[int]]) -> list[str]:
+    """What is wrong with a column of ids in which some occur several times; `rows` as from `rows_of`."""
+    found = [f"{numbered(lines)}: the id {image_id!r} occurs {len(lines)} times" for image_id, lines in rows.items() if len(lines) > 1]
+    return capped(found, "ids occur several times")
+
+
+def capped(problems: Sequence[str], more: str) -> list[str]:
+    """The first problems of one kind, and a last line that counts the others: `7 more ids occur several times`."""
+    rest = len(problems) - MAX_NAMED
+    return [*problems[:MAX_NAMED], *([f"{rest} more {more}"] if rest > 0 else [])]
+
+
+def numbered(rows: Iterable[int]) -> str:
+    """Row numbers as a short text: `row 3`, `rows 3, 7`, `rows 3, 7, 9, 11, 15 and 8 more`."""
+    rows = sorted(set(rows))
+    return ("row " if len(rows) == 1 else "rows ") + listed([str(row) for row in rows])
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names joined by commas, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
+
+
+def quoted(names: Iterable[str]) -> str:
+    """As `listed`, each name in quotes."""
+    return listed([repr(name) for name in names])
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """`1 image`, `24 images`, `2 classes`."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def nearest(value: str, allowed: Iterable[str]) -> str:
+    """` (nearest: 'x')` for the name in `allowed` that `value` is most likely meant to be; empty when none is near."""
+    allowed = list(allowed)
+    same = [name for name in allowed if name.strip().casefold() == value.strip().casefold()]
+    close = same or difflib.get_close_matches(value, allowed[:2000], n=1)
+    return f" (nearest: {close[0]!r})" if close else ""

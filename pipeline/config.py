@@ -1,0 +1,231 @@
+"""The recipe: YAML file + command line flags -> one frozen, validated object. Every problem is reported at once, with the nearest valid key."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import UserError, raise_all
+
+RECIPES_DIR = Path(__file__).parent / "recipes"
+DEFAULT_RECIPE = "beit-large-384-lora"
+Role = Literal["query", "key", "value", "output", "fc1", "fc2"]
+
+
+class Section(BaseModel):
+    """A group of recipe keys: unknown keys are refused, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685). Rank 0 means full fine-tuning."""
+
+    rank: int = Field(16, ge=0)
+    alpha: float = Field(16, gt=0, description="the update is scaled by alpha / rank")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    targets: tuple[Role, ...] = Field(("query", "key"), min_length=1, description="which linear layers, by role")
+
+
+class Optimizer(Section):
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = Field(5e-5, gt=0)
+    head_lr: float | None = Field(None, gt=0, description="learning rate of the new head; null = lr")
+    weight_decay: float = Field(0.01, ge=0, description="not applied to biases, norms and other vectors")
+    max_grad_norm: float = Field(0, ge=0, description="0 = no clipping")
+    label_smoothing: float = Field(0, ge=0, lt=1)
+
+
+class Schedule(Section):
+    """Learning rate over optimizer steps; `stepped_cosine` holds one value through each epoch."""
+
+    name: Literal["linear", "cosine", "stepped_cosine", "constant"] = "linear"
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    end_lr: float = Field(0, ge=0)
+
+
+class Augmentation(Section):
+    random_resized_crop: bool = True
+    crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the crop as a share of the image")
+    crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="width / height of the crop")
+    horizontal_flip: bool = True
+    rotation_degrees: float = Field(0, ge=0, le=180)
+    noise: float = Field(0, ge=0, description="standard deviation of Gaussian noise, in units of the normalised image")
+
+    @model_validator(mode="after")
+    def _ranges_in_order(self) -> Augmentation:
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name}: expected 0 < low <= high, found {low}, {high}")
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"crop_scale: a crop cannot be larger than the image, found {self.crop_scale[1]}")
+        return self
+
+
+class Data(Section):
+    id_column: str | None = None
+    label_column: str | None = None
+    val_fraction: float = Field(0.05, ge=0, le=0.9)
+    skip_bad_images: bool = Field(False, description="train without images that cannot be decoded, instead of stopping")
+    workers: int | Literal["auto"] = Field("auto", description="decoding processes")
+
+
+class Checkpoint(Section):
+    every_minutes: float = Field(10, gt=0, description="resume state at least this often, and after each epoch")
+    keep_every: int = Field(0, ge=0, description="keep a copy of the model every N epochs; 0 = only the best")
+
+
+class Recipe(Section):
+    """Everything that decides what a run computes. Field order is the order in which recipes are written and shown."""
+
+    name: str = ""
+    task: Literal["classification"] = "classification"
+    backbone: str = Field(min_length=1, description="hub id or folder")
+    random_weights: bool = Field(False, description="use the backbone's architecture only")
+    architecture: dict[str, Any] | None = Field(None, description="config of a model trained from nothing, with random_weights")
+    image_size: int | None = Field(None, ge=8, description="pixels; null = the backbone's own")
+    epochs: int = Field(25, ge=1)
+    batch_size: int = Field(8, ge=1)
+    accumulation_steps: int = Field(8, ge=1)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    seed: int = Field(42, ge=0)
+    lora: Lora = Lora()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    augmentation: Augmentation = Augmentation()
+    data: Data = Data()
+    checkpoint: Checkpoint = Checkpoint()
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Images per optimizer step."""
+        return self.batch_size * self.accumulation_steps
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.architecture is not None and not self.random_weights:
+            raise ValueError("architecture: needs random_weights: true, since it describes a model without weights")
+        if self.schedule.end_lr > self.optimizer.lr:
+            raise ValueError(f"schedule.end_lr: {self.schedule.end_lr} is above optimizer.lr {self.optimizer.lr}")
+        return self
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with the project, sorted."""
+    return sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
+
+
+def load_recipe(name_or_file: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """The recipe called `name_or_file` (a name, or the path of a YAML file) with dotted-key `overrides` applied.
+
+    Raises:
+        UserError: there is no such recipe, the file is not YAML, or keys or values are not allowed; all of them are listed.
+    """
+    path = Path(name_or_file) if name_or_file.endswith((".yaml", ".yml")) else RECIPES_DIR / f"{name_or_file}.yaml"
+    if not path.is_file():
+        near = difflib.get_close_matches(name_or_file, recipe_names(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(
+            f"--recipe {name_or_file}: no such recipe{hint}\nrecipes: {', '.join(recipe_names())} (or the path of a .yaml file)"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
+    values.setdefault("name", path.stem)
+    return validate_recipe(values, overrides or {}, where=str(path))
+
+
+def validate_recipe(values: dict[str, Any], overrides: dict[str, Any], where: str) -> Recipe:
+    """`values` (nested) with dotted-key `overrides` applied, as a `Recipe`; `where` names the source in messages.
+
+    Raises:
+        UserError: every unknown key (with the nearest valid one) and every value that is not allowed, in one message.
+    """
+    problems = []
+    for key, value in overrides.items():
+        problems += _assign(values, key, value)
+    raise_all(problems, "the command line has keys that no recipe has:")
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise_all([_describe(item) for item in error.errors()], f"{where} is not a valid recipe:")
+        raise  # raise_all raises: pydantic reports at least one problem
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`--set` arguments such as `lora.rank=8` as a dictionary from dotted key to value (read as YAML).
+
+    Raises:
+        UserError: an argument is not KEY=VALUE, or its value is not YAML.
+    """
+    parsed, problems = {}, []
+    for text in assignments:
+        key, sign, value = text.partition("=")
+        try:
+            if not sign or not key:
+                raise ValueError("expected KEY=VALUE, for example --set lora.rank=8")
+            parsed[key.strip()] = yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError) as error:
+            problems.append(f"--set {text}: {error}")
+    raise_all(problems, "could not read the command line:")
+    return parsed
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """One line `key: old -> new` for every recipe key whose value differs."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in after if before.get(key) != after.get(key)]
+
+
+def _assign(values: dict[str, Any], dotted: str, value: Any) -> list[str]:
+    keys = known_keys()
+    if dotted not in keys:
+        near = difflib.get_close_matches(dotted, keys, n=1, cutoff=0.5)
+        return [f"{dotted}: unknown recipe key" + (f"; did you mean {near[0]}?" if near else "")]
+    *sections, last = dotted.split(".")
+    for section in sections:
+        nested = values.get(section)
+        values[section] = dict(nested) if isinstance(nested, dict) else {}
+        values = values[section]
+    values[last] = value
+    return []
+
+
+def known_keys() -> list[str]:
+    """Every recipe key in dotted form."""
+    keys = []
+    for name, field in Recipe.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += [f"{name}.{inner}" for inner in field.annotation.model_fields]
+        else:
+            keys.append(name)
+    return keys
+
+
+def _describe(item: dict[str, Any]) -> str:
+    dotted = ".".join(str(part) for part in item["loc"] if isinstance(part, str) and part not in ("int", "literal['auto']"))
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(dotted, known_keys(), n=1, cutoff=0.5)
+        return f"{dotted}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+    if item["type"] == "value_error":
+        prefix = f"{dotted}." if dotted else ""
+        return prefix + str(item["ctx"]["error"])
+    return f"{dotted}: {item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and prefix == "" and key != "architecture":
+            flat |= _flat(value, f"{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,105 @@
+"""Rows to batches. What a row yields depends only on (seed, epoch, row): never on workers, batch size, or where a run was resumed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.config import Augmentation
+from pipeline.data.images import BadImage, decode
+from pipeline.data.transforms import Preprocessing, augmenter, to_tensor
+
+Key = tuple[int, int]  # (epoch, row)
+
+
+class ImageDataset(Dataset):
+    """`dataset[epoch, row]` -> `pixels` (3, H, W) uint8, `label` int, `row` int, `bad` bool.
+
+    With `augmentation`, crops and flips are drawn from a generator seeded by (seed, epoch, row). An image that cannot be decoded
+    comes as zeros with `bad` set, so that prediction can still fill its row.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: Sequence[int] | None,
+        rule: Preprocessing,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.paths = [str(path) for path in paths]
+        self.labels = labels
+        self.rule = rule
+        self.augment = augmenter(augmentation, rule) if augmentation else None
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        epoch, row = key
+        label = 0 if self.labels is None else self.labels[row]
+        try:
+            image = decode(self.paths[row])
+        except BadImage:
+            return {"pixels": torch.zeros(3, self.rule.height, self.rule.width, dtype=torch.uint8), "label": label, "row": row, "bad": True}
+        image = self.rule.resize(image) if self.augment is None else self._augmented(image, epoch, row)
+        return {"pixels": to_tensor(image), "label": label, "row": row, "bad": False}
+
+    def _augmented(self, image: Any, epoch: int, row: int) -> Any:
+        # torchvision draws from the global generator: seed it for this picture, then give it back as it was.
+        before = torch.get_rng_state()
+        torch.default_generator.manual_seed(int(np.random.SeedSequence((self.seed, epoch, row)).generate_state(1, np.uint64)[0] >> 1))
+        try:
+            return self.augment(image)
+        finally:
+            torch.set_rng_state(before)
+
+
+def epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+    """(num_rows,) int64: the order in which an epoch visits the rows; another one for every (seed, epoch)."""
+    return np.random.default_rng((seed, epoch)).permutation(num_rows)
+
+
+def cut(order: Sequence[int], micro_batch_size: int, group_size: int, start: int = 0) -> list[list[int]]:
+    """Micro-batches of rows from position `start` on, none of which crosses a multiple of `group_size` (one optimizer step)."""
+    batches, position = [], start
+    while position < len(order):
+        end = min(position + micro_batch_size, (position // group_size + 1) * group_size, len(order))
+        batches.append([int(row) for row in order[position:end]])
+        position = end
+    return batches
+
+
+def make_loader(dataset: ImageDataset, batches: Iterable[list[int]], epoch: int = 0, workers: int = 0) -> DataLoader:
+    """A loader of exactly `batches`, in that order: `pixels` (B, 3, H, W) uint8, `label` (B,) int64, `row` (B,) int64, `bad` (B,) bool."""
+    keys = [[(epoch, row) for row in batch] for batch in batches]
+    return DataLoader(
+        dataset,
+        batch_sampler=keys,
+        num_workers=min(workers, len(keys)),
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if workers and keys else None,
+        worker_init_fn=_single_thread,
+    )
+
+
+def resolve_workers(workers: int | str, paths: Sequence[Path]) -> int:
+    """Decoding processes for `data.workers`: auto is none for small files (sending costs more than decoding), else one a core up to 8."""
+    if workers != "auto":
+        return int(workers)
+    sample = [Path(path) for path in paths[:: max(len(paths) // 32, 1)]]
+    sizes = [path.stat().st_size for path in sample if path.exists()]
+    if not sizes or sum(sizes) / len(sizes) < 8_000:
+        return 0
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+
+
+def _single_thread(_worker: int) -> None:
+    torch.set_num_threads(1)

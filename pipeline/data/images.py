@@ -1,0 +1,91 @@
+"""An image file as a person would see it: orientation applied, first frame, transparency over white, 8-bit RGB."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from pipeline.errors import UserError
+
+Image.MAX_IMAGE_PIXELS = 128_000_000  # beyond it Pillow warns, and decode() refuses: a decompression bomb, or a scan to shrink first
+
+
+class BadImage(Exception):
+    """An image that cannot be decoded; the text says why, without the path."""
+
+
+def decode(path: Path, smallest: int | None = None) -> Image.Image:
+    """The picture in `path`, mode RGB.
+
+    With `smallest` (pixels) a large JPEG may be decoded at a half, a quarter or an eighth of its size, as long as both sides
+    stay at least `smallest`: several times faster, and then not bit-equal to the full decode.
+
+    Raises:
+        BadImage: the file is missing, empty, truncated, not an image, or larger than 128 megapixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if smallest:
+                    image.draft("RGB", (smallest, smallest))
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadImage(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except FileNotFoundError:
+        raise BadImage("no such file") from None
+    except Image.UnidentifiedImageError:
+        raise BadImage("empty file" if Path(path).stat().st_size == 0 else "not an image") from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError) as error:  # what Pillow's decoders raise on damage
+        raise BadImage(str(error) or type(error).__name__) from None
+
+
+def find_bad(paths: Sequence[Path], show_progress: bool = True) -> dict[int, str]:
+    """Position -> reason for every path that cannot be decoded. Decodes every file once, on all cores, JPEGs at an eighth of their size."""
+
+    def problem(path: Path) -> str | None:
+        try:
+            decode(path, smallest=1)
+        except BadImage as bad:
+            return str(bad)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        results = tqdm(pool.map(problem, paths), "checking images", len(paths), unit="img", disable=not show_progress, leave=False)
+        return {position: reason for position, reason in enumerate(results) if reason is not None}
+
+
+def bad_images_error(bad: dict[Path, str]) -> UserError:
+    """One error that lists undecodable training images and says how to go on."""
+    lines = [f"  - {path}: {reason}" for path, reason in list(bad.items())[:20]]
+    if len(bad) > 20:
+        lines.append(f"  ... and {len(bad) - 20} more")
+    count = f"{len(bad)} training image{'s' if len(bad) > 1 else ''}"
+    return UserError("\n".join([f"{count} cannot be decoded; mend them, or train without them: --set data.skip_bad_images=true", *lines]))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):
+        image = _to_8_bit(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        pixels = image.convert("RGBA")
+        white = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, pixels).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits, scaled: Pillow's own convert("L") clips it to white."""
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode == "F":
+        top = values.max() if values.size and values.max() > 255 else (255.0 if values.max() > 1 else 1.0)
+    else:
+        top = 255.0 if values.max() <= 255 else 65535.0
+    return Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8), mode="L")

@@ -1,0 +1,42 @@
+"""What goes wrong, said once: the error a user can act on, and how a command ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+
+EXIT_DONE, EXIT_USER, EXIT_INTERRUPTED = 0, 2, 130
+
+
+class UserError(ValueError):
+    """Something the user must change. The text says what, where, the value found, and what settles it."""
+
+
+class Interrupted(Exception):
+    """Stopped on request (Ctrl-C, SIGTERM, --max-minutes) with the state kept. The text says how to go on."""
+
+
+def raise_all(problems: Iterable[str], heading: str) -> None:
+    """Raise one `UserError` that lists every problem of one input; return quietly when there is none."""
+    problems = list(problems)
+    if not problems:
+        return
+    shown = [f"  - {problem}" for problem in problems[:20]]
+    if len(problems) > 20:
+        shown.append(f"  ... and {len(problems) - 20} more")
+    raise UserError("\n".join([heading, *shown]))
+
+
+def run_command(main: Callable[[], int | None]) -> int:
+    """The exit code of `main()`: 0 done, 2 after a `UserError`, 130 after an interruption; never a traceback for either."""
+    try:
+        return main() or EXIT_DONE
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER
+    except Interrupted as interruption:
+        print(str(interruption), file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED

@@ -1,0 +1,207 @@
+"""Pretrained classifiers: where they come from, strict loading with named exceptions, and a new head for new classes."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers.utils import cached_file
+
+from pipeline.data.transforms import FILE_NAME, Preprocessing, read_preprocessing
+from pipeline.errors import UserError, raise_all
+
+# Weights that a classification checkpoint may hold and a classifier does not use: masked-image modelling, poolers, tables made anew.
+UNUSED_WEIGHTS = re.compile(
+    r"(mask_token|pooler\.|relative_position_index|relative_coords_table|attn_mask|lm_head|decoder|decode_head|auxiliary_head)"
+)
+
+# What the published checkpoints expect where no preprocessor_config.json says it (transformers' class defaults; timm's pretrained_cfg).
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "resample": 3}
+DEFAULT_RULES: dict[str, dict[str, Any]] = {
+    "beit": {"processor_type": "BeitImageProcessor", "resample": 2},
+    "vit": {"processor_type": "ViTImageProcessor", "resample": 2},
+    "swin": {"processor_type": "ViTImageProcessor", **_IMAGENET},
+    "swinv2": {"processor_type": "ViTImageProcessor", **_IMAGENET},
+}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A classifier ready for these classes, the rule its pictures need, and what a person should know of how it was loaded."""
+
+    model: PreTrainedModel
+    preprocessing: Preprocessing
+    new_head: bool
+
+
+def load_backbone(
+    source: str,
+    class_names: Sequence[str],
+    image_size: int | None = None,
+    random_weights: bool = False,
+    architecture: dict[str, Any] | None = None,
+) -> Backbone:
+    """The classifier at `source` (hub id or folder) in float32 with one output per class.
+
+    The head is kept when the checkpoint's classes are exactly `class_names`, and is new otherwise (drawn from torch's generator).
+    A checkpoint whose other weights do not all fit, key by key, is refused.
+
+    Raises:
+        UserError: no such checkpoint, hub out of reach, unsafe or damaged weights, missing or unexpected ones, no room for `image_size`.
+    """
+    id2label = dict(enumerate(class_names))
+    if architecture is not None:
+        config = AutoConfig.for_model(**architecture)
+    else:
+        config = _load_config(source)
+    same_classes = architecture is None and not random_weights and _names(config) == list(class_names)
+    config.id2label, config.label2id = id2label, {name: index for index, name in id2label.items()}
+    if random_weights:
+        model = AutoModelForImageClassification.from_config(config)
+    else:
+        model = _load_weights(source, config)
+    if not same_classes:
+        reset_head(model)
+    model.float()
+    return Backbone(model, _preprocessing(source if architecture is None else None, config, image_size), not same_classes)
+
+
+def rebuild_backbone(folder: Path, num_classes: int) -> Backbone:
+    """The classifier saved in `folder` with `num_classes` outputs, float32, eval mode; the head may be missing (an adapter brings it).
+
+    Raises:
+        UserError: as `load_backbone`.
+    """
+    config = _load_config(str(folder))
+    if config.num_labels != num_classes:
+        config.id2label = {index: f"LABEL_{index}" for index in range(num_classes)}
+        config.label2id = {f"LABEL_{index}": index for index in range(num_classes)}
+    model = _load_weights(str(folder), config)
+    return Backbone(model.float().eval(), _preprocessing(str(folder), config, None), False)
+
+
+def save_backbone(model: PreTrainedModel, state_dict: dict[str, torch.Tensor], rule: Preprocessing, folder: Path) -> None:
+    """Write config.json, model.safetensors and the preprocessing rule into `folder`, each whole or not at all; plain from_pretrained loads it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
+        model.save_pretrained(temporary, state_dict=state_dict)
+        rule.save(Path(temporary))
+        for written in sorted(Path(temporary).iterdir()):
+            written.replace(folder / written.name)
+
+
+def head_name(model: nn.Module) -> str:
+    """The dotted name of the last linear layer, whose outputs are the logits.
+
+    Raises:
+        UserError: the model has no such layer under a name this project knows.
+    """
+    for name in ("classifier", "head", "fc", "timm_model.head", "timm_model.head.fc"):
+        try:
+            module = model.get_submodule(name)
+        except AttributeError:
+            continue
+        if isinstance(module, nn.Linear) or hasattr(module, "modules_to_save"):
+            return name
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    raise UserError(f"{type(model).__name__}: no classification head known by name; its last linear layers are {', '.join(linear[-3:])}")
+
+
+def reset_head(model: PreTrainedModel) -> None:
+    """Draw the head anew: normal with the architecture's own standard deviation, zero bias, as transformers does for a new head."""
+    head = model.get_submodule(head_name(model))
+    nn.init.normal_(head.weight, std=getattr(model.config, "initializer_range", 0.02))
+    nn.init.zeros_(head.bias)
+
+
+def takes_interpolation(model: nn.Module) -> bool:
+    """True when `forward` has the switch for inputs of another size than the position table's."""
+    return "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+
+
+def native_image_size(model: PreTrainedModel) -> int | None:
+    """The side in pixels of the inputs the checkpoint was trained on; None when its config does not say."""
+    size = getattr(model.config, "image_size", None)
+    return int(size[0] if isinstance(size, (list, tuple)) else size) if size else None
+
+
+def _load_config(source: str) -> Any:
+    local = Path(source)
+    looks_local = local.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+    if looks_local and not (local / "config.json").is_file():
+        inside = sorted(folder.name for folder in local.glob("model_*")) if local.is_dir() else []
+        hint = (
+            f"; did you mean {local / inside[0]}?"
+            if inside
+            else "; expected a folder that `from_pretrained` can load, or a hub id such as owner/name"
+        )
+        raise UserError(f"--backbone {source}: {'no config.json in this folder' if local.is_dir() else 'no such folder'}{hint}")
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreachable(source, error) from None
+
+
+def _load_weights(source: str, config: Any) -> PreTrainedModel:
+    try:
+        model, info = AutoModelForImageClassification.from_pretrained(
+            source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers, safetensors and torch each have their own kinds; all mean these weights cannot be used
+        raise _unreachable(source, error) from error
+    head = head_name(model) + "."
+    names = {
+        key: {item if isinstance(item, str) else item[0] for item in info[key]}
+        for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
+    problems = [f"{key}: missing" for key in sorted(names["missing_keys"]) if not key.startswith(head) and not UNUSED_WEIGHTS.search(key)]
+    problems += [
+        f"{key}: unexpected" for key in sorted(names["unexpected_keys"]) if not key.startswith(head) and not UNUSED_WEIGHTS.search(key)
+    ]
+    problems += [f"{key}: another shape" for key in sorted(names["mismatched_keys"]) if not key.startswith(head)]
+    problems += [f"{name}: holds NaN or infinity" for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    raise_all(problems, f"the weights in {source} do not fit {type(model).__name__}:")
+    return model
+
+
+def _unreachable(source: str, error: Exception) -> UserError:
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    if "UnpicklingError" in text or "Weights only load failed" in text or type(error).__name__ == "UnpicklingError":
+        return UserError(
+            f"{source}: the .bin file holds more than tensors and was not loaded (unsafe pickle): ask its author for safetensors"
+        )
+    if Path(source).is_dir():
+        return UserError(f"{source}: cannot be loaded: {text[:300]}")
+    return UserError(
+        f"--backbone {source}: not in this machine's cache, and the Hugging Face hub did not give it: {text[:200]}\n"
+        "Check the name and the connection (HF_TOKEN for gated models), or use a folder on disk: --backbone finetuned_model/model_beit"
+    )
+
+
+def _preprocessing(source: str | None, config: Any, image_size: int | None) -> Preprocessing:
+    native = getattr(config, "image_size", None) or image_size or 224
+    native = native[0] if isinstance(native, (list, tuple)) else native
+    path = None
+    if source is not None and (Path(source) / FILE_NAME).is_file():
+        path = Path(source) / FILE_NAME
+    elif source is not None and not Path(source).is_dir():
+        found = cached_file(source, FILE_NAME, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+        path = Path(found) if found else None
+    if path is not None:
+        rule = read_preprocessing(path, native)
+    else:
+        rule = Preprocessing(native, native, **DEFAULT_RULES.get(config.model_type, {}))
+    return rule.at_size(image_size) if image_size and (rule.height, rule.width) != (image_size, image_size) else rule
+
+
+def _names(config: Any) -> list[str]:
+    return [str(config.id2label[index]) for index in sorted(config.id2label)]

@@ -1,0 +1,256 @@
+"""Low-rank adapters: attach by role, count, save, load across the renamed modules of transformers 5.9, merge. The only file that imports peft.
+
+LoRA (Hu et al. 2021, arXiv:2106.09685) leaves the weight W of a linear layer frozen and learns W + (alpha / rank) * B A,
+with A (rank, in) and B (out, rank); B starts at zero, so training starts from the pretrained model.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+
+from pipeline.errors import UserError, raise_all
+from pipeline.files import read_json
+from pipeline.models.backbones import head_name
+
+# One role, its module names across architectures and library versions. transformers < 5.9 wrote BEiT, ViT and Swin as SwinV2 and BERT still are.
+ROLES = {
+    "query": r"attention\.(q_proj|(attention\.|self\.)?query)",
+    "key": r"attention\.(k_proj|(attention\.|self\.)?key)",
+    "value": r"attention\.(v_proj|(attention\.|self\.)?value)",
+    "output": r"attention\.(o_proj|output\.dense)",
+    "fc1": r"(mlp\.fc1|\d+\.intermediate\.dense)",
+    "fc2": r"(mlp\.fc2|\d+\.output\.dense)",
+}
+MERGE_TOLERANCE = 1e-3  # largest logit difference, relative to the largest logit, that float32 rounding may explain
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of parameters: `model` without any adapter, `trainable`, and of the trainable ones `adapter` and `head`."""
+
+    model: int
+    trainable: int
+    adapter: int
+    head: int
+
+
+def role_of(module_name: str) -> str | None:
+    """The role of a linear layer by its dotted name, or None."""
+    return next((role for role, pattern in ROLES.items() if re.search(rf"(^|\.){pattern}$", module_name)), None)
+
+
+def modules_of(model: nn.Module, roles: Sequence[str]) -> list[str]:
+    """Dotted names of the linear layers that play one of `roles`.
+
+    Raises:
+        UserError: some role is played by no layer of this architecture; the message lists its linear layers.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    found = {role: [name for name in linear if role_of(name) == role] for role in roles}
+    missing = [role for role, names in found.items() if not names]
+    if missing:
+        endings = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in linear})
+        raise UserError(
+            f"lora.targets: {type(model).__name__} has no layer known as {', '.join(missing)}; its linear layers end in: {', '.join(endings)}"
+        )
+    return [name for names in found.values() for name in names]
+
+
+def attach(model: nn.Module, rank: int, alpha: float, dropout: float, roles: Sequence[str]) -> PeftModel:
+    """`model` frozen but for new adapters on `roles` and its head (a trained copy, saved with the adapter)."""
+    names = modules_of(model, roles)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        bias="none",
+        target_modules=_short(names, model),
+        modules_to_save=[head_name(model)],
+    )
+    adapted = get_peft_model(model, config)
+    hit = sum(name.endswith("lora_A") for name, _ in adapted.named_modules())
+    if hit != len(names):
+        raise RuntimeError(f"peft adapted {hit} layers, expected {len(names)}")
+    return adapted
+
+
+def count_parameters(model: nn.Module) -> Counts:
+    """Parameters of a plain or adapted model; the adapter's copy of the head is not counted as part of the model."""
+    total = trainable = adapter = head = 0
+    head_prefix = f"{head_name(model.get_base_model() if isinstance(model, PeftModel) else model)}."
+    for name, weight in model.named_parameters():
+        is_adapter, is_copy = ".lora_" in name, ".modules_to_save." in name
+        total += 0 if is_adapter or is_copy else weight.numel()
+        if weight.requires_grad:
+            trainable += weight.numel()
+            adapter += weight.numel() if is_adapter else 0
+            head += weight.numel() if is_copy or (head_prefix in f".{name}" and not is_adapter) else 0
+    return Counts(total, trainable, adapter, head)
+
+
+def plain_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of `model` under the names it has without an adapter: what `from_pretrained` loads. The head is the untrained original."""
+    if not isinstance(model, PeftModel):
+        return model.state_dict()
+    plain = {}
+    for name, tensor in model.get_base_model().state_dict().items():
+        if ".lora_" not in name and ".modules_to_save." not in name:
+            plain[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor
+    return plain
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors` into `folder`, each whole or not at all; plain PEFT loads them."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
+        base_name = model.peft_config["default"].base_model_name_or_path
+        model.peft_config["default"].base_model_name_or_path = ""  # a path of the machine that trained means nothing elsewhere
+        try:
+            model.save_pretrained(temporary, save_embedding_layers=False)
+        finally:
+            model.peft_config["default"].base_model_name_or_path = base_name
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (Path(temporary) / name).replace(folder / name)
+
+
+def head_classes(folder: Path) -> int:
+    """The number of classes of the head saved in adapter `folder`.
+
+    Raises:
+        UserError: the adapter holds no head.
+    """
+    tensors = _read_tensors(Path(folder))
+    biases = [tensor for name, tensor in tensors.items() if ".lora_" not in name and name.endswith(".bias")]
+    if len(biases) != 1:
+        raise UserError(f"{folder}: expected one classification head beside the adapter (peft's modules_to_save), found {len(biases)}")
+    return biases[0].numel()
+
+
+def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
+    """`model` with the adapter in `folder`, whatever library version wrote it; eval mode.
+
+    Layers are matched by (numbers in the path, role), which the renaming of transformers 5.9 left alone.
+
+    Raises:
+        UserError: not a LoRA adapter, unsafe or damaged, or its tensors do not fit this model one to one; each is named.
+    """
+    folder = Path(folder)
+    values = read_json(folder / "adapter_config.json")
+    if values.get("peft_type") != "LORA":
+        raise UserError(f"{folder / 'adapter_config.json'}: peft_type {values.get('peft_type')!r}, expected LORA")
+    tensors = _read_tensors(folder)
+    renamed = rename_tensors(tensors, [name for name, module in model.named_modules() if isinstance(module, nn.Linear)], folder)
+    adapted_names = sorted({name.split(".lora_")[0].removeprefix("base_model.model.") for name in renamed if ".lora_" in name})
+    config = LoraConfig(
+        r=values["r"],
+        lora_alpha=values["lora_alpha"],
+        lora_dropout=values.get("lora_dropout", 0.0),
+        use_rslora=values.get("use_rslora", False),
+        bias=values.get("bias", "none"),
+        target_modules=_short(adapted_names, model),
+        modules_to_save=[head_name(model)],
+        inference_mode=True,
+    )
+    adapted = get_peft_model(model, config)
+    expected = {
+        re.sub(r"\.(default|modules_to_save\.default)(?=\.|$)", "", name): weight
+        for name, weight in adapted.named_parameters()
+        if ".lora_" in name or ".modules_to_save." in name
+    }
+    problems = [f"{name}: missing" for name in sorted(expected.keys() - renamed.keys())]
+    problems += [f"{name}: unexpected" for name in sorted(renamed.keys() - expected.keys())]
+    for name in sorted(expected.keys() & renamed.keys()):
+        if expected[name].shape != renamed[name].shape:
+            problems.append(f"{name}: shape {tuple(renamed[name].shape)}, expected {tuple(expected[name].shape)}")
+        elif not torch.isfinite(renamed[name]).all():
+            problems.append(f"{name}: holds NaN or infinity")
+    raise_all(problems, f"the adapter in {folder} does not fit {type(model).__name__}:")
+    set_peft_model_state_dict(adapted, renamed)
+    return adapted.eval()
+
+
+def rename_tensors(
+    tensors: dict[str, torch.Tensor], module_names: Sequence[str], folder: Path | str = "adapter"
+) -> dict[str, torch.Tensor]:
+    """Adapter tensors under the names of another library version's modules (`module_names`, the model's linear layers).
+
+    Raises:
+        UserError: a tensor belongs to no layer of the model.
+    """
+    by_place = {_place(name): name for name in module_names if role_of(name)}
+    renamed, problems = {}, []
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"base_model\.model\.(.+)\.(lora_[AB]\.weight)", name)
+        if match is None:
+            renamed[name] = tensor
+        elif _place(match[1]) in by_place:
+            renamed[f"base_model.model.{by_place[_place(match[1])]}.{match[2]}"] = tensor
+        else:
+            problems.append(f"{match[1]}: no such layer")
+    raise_all(sorted(set(problems)), f"{folder} was made for another architecture:")
+    return renamed
+
+
+@torch.no_grad()
+def merge(model: PeftModel, logits: Callable[[nn.Module], torch.Tensor]) -> nn.Module:
+    """The plain model with the adapter folded into its weights, checked on one input: merged = adapted, and the adapter is not idle.
+
+    `logits(model)` runs the input through a model.
+
+    Raises:
+        UserError: the adapter's update is zero everywhere, or merging moves a logit by more than `MERGE_TOLERANCE`.
+    """
+    updates = [weight for name, weight in model.named_parameters() if ".lora_B." in name]
+    if not any(weight.any() for weight in updates):
+        raise UserError(
+            "the adapter changes nothing: all its B matrices are zero. It was saved untrained; train again, or use another release"
+        )
+    adapted = logits(model)
+    merged_model = model.merge_and_unload(safe_merge=True)
+    merged = logits(merged_model)
+    difference = ((merged - adapted).abs().max() / adapted.abs().max()).item()
+    if not difference <= MERGE_TOLERANCE:
+        raise UserError(
+            f"merging the adapter moves the logits by {difference:.1e} of their size, more than {MERGE_TOLERANCE:.0e}: "
+            "adapter and backbone do not belong together"
+        )
+    return merged_model
+
+
+def _place(module_name: str) -> tuple[tuple[str, ...], str | None]:
+    return tuple(re.findall(r"(?<=\.)\d+(?=\.)", module_name)), role_of(module_name)
+
+
+def _short(names: Sequence[str], model: nn.Module) -> list[str]:
+    """Module endings that select exactly `names` (as adapter configs are written by hand), or the full names where endings would hit more."""
+    endings = sorted({name.rsplit(".", 1)[-1] for name in names})
+    selected = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in endings}
+    return endings if selected == set(names) else sorted(names)
+
+
+def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    safe, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
+    try:
+        if safe.exists():
+            return load_file(safe)
+        if pickled.exists():
+            return torch.load(pickled, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors and pickle damage have many types; all mean the same to the user
+        path = safe if safe.exists() else pickled
+        unsafe = "Weights only load failed" in str(error)
+        reason = (
+            "it holds more than tensors and was not loaded (unsafe pickle)" if unsafe else f"cannot be read: {str(error).splitlines()[0]}"
+        )
+        raise UserError(f"{path}: {reason}; ask its author for safetensors, or download it again") from None
+    raise UserError(f"{folder}: no adapter_model.safetensors (or .bin) beside adapter_config.json")

@@ -1,0 +1,110 @@
+"""The run folder: which files it holds, and reading what a run says of itself (format 1) or what a legacy release implies."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.files import read_json
+
+FORMAT = 1
+ADAPTER_DIR = "model_lora"
+_FILES = ("run.json", "metrics.jsonl", "timing.jsonl", "val_predictions.csv", "val_probs.npy", "scores.json", "report.html")
+_FOLDERS = ("figures", "tensorboard", "state", "checkpoints")
+_PACKAGES = ("torch", "torchvision", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run or a legacy release: where its weights are, and what it says of itself."""
+
+    path: Path
+    backbone_dir: Path  # model_<type>/, loadable by plain from_pretrained
+    adapter_dir: Path | None  # model_lora/, loadable by plain PEFT; None after full fine-tuning
+    class_names: tuple[str, ...] | None  # None when a legacy release has only LABEL_0..N
+    record: dict[str, Any] | None  # run.json; None for a legacy release
+
+    @property
+    def name(self) -> str:
+        return (self.record or {}).get("name") or "legacy release"
+
+
+def load_run(path: Path) -> Run:
+    """The run or release in folder `path`.
+
+    Raises:
+        UserError: there is none, it is unfinished, it was written in another format, or it holds more than one backbone.
+    """
+    path = Path(path)
+    how = "`make weights` installs a release, `python train.py` makes one"
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: no model to load; {how}")
+    folders = [folder for folder in model_dirs(path) if folder.name != ADAPTER_DIR]
+    if not folders:
+        raise UserError(f"{path} holds no model_<type> folder: no model to load; {how}")
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise UserError(f"{path} holds more than one backbone ({names}): keep one, or name another folder with --model")
+    if is_unfinished(path):
+        raise UserError(f"{path} holds an unfinished run: finish it with `python train.py --output {path} --resume`")
+    config = read_json(folders[0] / "config.json")
+    record = read_json(path / "run.json") if (path / "run.json").exists() else None
+    if record is not None and record.get("format") != FORMAT:
+        raise UserError(
+            f"{path / 'run.json'}: format {record.get('format')!r}, expected {FORMAT}: written by another version of this project"
+        )
+    adapter_dir = path / ADAPTER_DIR
+    class_names = tuple(record["class_names"]) if record else _names_from(config)
+    return Run(path, folders[0], adapter_dir if adapter_dir.is_dir() else None, class_names, record)
+
+
+def model_dirs(path: Path) -> list[Path]:
+    """The `model_*` folders in `path`, by name."""
+    return sorted(folder for folder in Path(path).glob("model_*") if folder.is_dir())
+
+
+def run_entries(path: Path) -> list[Path]:
+    """What belongs to the run in folder `path`: existing files and folders, nothing a user may have put beside them."""
+    path = Path(path)
+    return [*model_dirs(path), *(path / name for name in (*_FILES, *_FOLDERS) if (path / name).exists())]
+
+
+def is_unfinished(path: Path) -> bool:
+    """True when the folder holds a run that was started and has no run.json yet."""
+    return (Path(path) / "state").is_dir() and not (Path(path) / "run.json").exists()
+
+
+def environment() -> dict[str, Any]:
+    """What a run records of where it was made: `versions`, `commit` (None outside a checkout)."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    return {"versions": versions, "commit": commit}
+
+
+def now() -> str:
+    """The local time as ISO 8601 with its offset, to the second."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _names_from(config: dict[str, Any]) -> tuple[str, ...] | None:
+    """Class names by index from a config's id2label; None when they are only LABEL_0..N, which name nothing."""
+    id2label = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    if not id2label or sorted(id2label) != list(range(len(id2label))):
+        return None
+    names = tuple(id2label[index] for index in range(len(id2label)))
+    return None if names == tuple(f"LABEL_{index}" for index in range(len(names))) else names

@@ -1,0 +1,84 @@
+"""The resume state of a run: written whole, verified when read, two generations kept, tensors and plain values only."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.errors import UserError
+from pipeline.files import read_json, replacing, sha256, write_json
+
+GENERATIONS = 2
+
+
+class StateStore:
+    """Numbered states `state/NNNNNN.pt`, each with a `.json` that holds its digest and is written last: without it a state does not count."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def save(self, state: dict[str, Any], summary: dict[str, Any]) -> None:
+        """Write `state` as the newest; `summary` (plain values, for people) goes beside it. Older ones than two generations are removed."""
+        number = 1 + max((int(path.stem) for path in self.folder.glob("[0-9]*.json")), default=0)
+        path = self.folder / f"{number:06d}.pt"
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+        write_json(path.with_suffix(".json"), {**summary, "sha256": sha256(path)})
+        kept = {f"{number - back:06d}" for back in range(GENERATIONS)}
+        for old in self.folder.glob("[0-9]*.*"):
+            if old.stem not in kept:
+                old.unlink(missing_ok=True)
+
+    def load(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """The newest state that is intact (None when there is none), and a sentence for each damaged one that was passed over.
+
+        Raises:
+            UserError: there are states and all of them are damaged.
+        """
+        damaged = []
+        for note in sorted(self.folder.glob("[0-9]*.json"), reverse=True):
+            path = note.with_suffix(".pt")
+            try:
+                if sha256(path) != read_json(note)["sha256"]:
+                    raise UserError("its digest does not match")
+                return torch.load(path, map_location="cpu", weights_only=True), damaged
+            except (OSError, RuntimeError, KeyError, UserError) as error:
+                damaged.append(f"{path} is damaged ({str(error).splitlines()[0]}): going back to the state before it")
+        if damaged:
+            raise UserError(
+                f"every state in {self.folder} is damaged; start again without --resume into another --output:\n" + "\n".join(damaged)
+            )
+        return None, damaged
+
+
+def rng_state() -> dict[str, Any]:
+    """The generators of python, numpy, torch and every GPU, as tensors and plain values."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [name, keys.tolist(), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Put the generators back where `rng_state` saw them."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of python, numpy, torch and every GPU."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

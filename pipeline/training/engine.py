@@ -1,0 +1,378 @@
+"""fit, evaluate, predict_logits: one loop for every task, exactly resumable at any micro-batch.
+
+An optimizer step is the mean over one group of `effective_batch_size` rows of the epoch's order, however the group is cut into
+micro-batches (the last group of an epoch may be smaller and is averaged over its own rows). Position, sums, gradients of an open group and
+generators are all in the state, so a resumed run computes what the uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from pipeline.errors import Interrupted, UserError
+from pipeline.training.checkpoint import StateStore, restore_rng, rng_state
+from pipeline.training.optim import lr_at, set_lr
+
+Batch = dict[str, torch.Tensor]  # by name; always holds `row` (B,) int64 and, with labels, `label` (B,) int64
+REFRESH_SECONDS = 0.5  # how often the loss is read back from the device: shown, and checked for NaN
+
+
+class Task(Protocol):
+    """What the loop needs to know of a problem. `best_metric` is a key of `scores()`; higher is better."""
+
+    model: nn.Module
+    num_train: int
+    num_val: int
+    num_classes: int
+    best_metric: str
+
+    def train_batches(self, epoch: int, start: int, micro_batch_size: int, group_size: int) -> Iterable[Batch]: ...
+    def val_batches(self, batch_size: int) -> Iterable[Batch]: ...
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]: ...  # scalar mean over the batch, logits (B, C)
+    def logits(self, batch: Batch) -> torch.Tensor: ...  # (B, C)
+    def scores(self, logits: np.ndarray) -> dict[str, float]: ...  # of the validation rows
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which number format a model runs."""
+
+    device: torch.device
+    precision: str  # fp32 | bf16 | fp16
+
+    def autocast(self) -> Any:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+
+    def move(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def describe(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
+        return f"{name}, {self.precision}"
+
+
+def choose_compute(precision: str) -> Compute:
+    """The best device at hand, with `precision` (auto: bf16 where the hardware computes in it, else fp16 on CUDA and fp32 elsewhere)."""
+    kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(kind)
+    if precision == "auto":
+        if kind == "cuda":  # torch.cuda.is_bf16_supported() also says yes to emulation on older cards
+            precision = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        elif kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+            precision = "bf16"
+        else:
+            precision = "fp32"
+    if precision == "fp16" and kind != "cuda":
+        raise UserError(f"--precision fp16 needs a CUDA device, found {kind}; use auto, bf16 or fp32")
+    return Compute(device, precision)
+
+
+@dataclass
+class Position:
+    """How far a run is. `row` counts the rows of this epoch already passed; the sums are over them."""
+
+    epoch: int = 0
+    row: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+    best_epoch: int = 0
+    best_value: float = -math.inf
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch gave: the deterministic line, the timing line, the validation logits (None without validation rows), best so far?"""
+
+    metrics: dict[str, Any]
+    timing: dict[str, Any]
+    val_logits: np.ndarray | None
+    is_best: bool
+
+
+def fit(
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    schedule: dict[str, Any],
+    compute: Compute,
+    store: StateStore,
+    on_epoch: Callable[[EpochReport], None],
+    *,
+    epochs: int,
+    micro_batch_size: int,
+    max_grad_norm: float = 0.0,
+    save_minutes: float = 10.0,
+    max_minutes: float | None = None,
+    state: dict[str, Any] | None = None,
+) -> Position:
+    """Train to the end of `epochs` from `state` (or from the start), calling `on_epoch` after each; the final position.
+
+    Raises:
+        Interrupted: Ctrl-C, SIGTERM or `max_minutes`; the micro-batch was finished and the state saved.
+        UserError: the loss became NaN or infinite; the last good state is kept.
+    """
+    loop = _Loop(task, optimizer, schedule, compute, store, micro_batch_size, max_grad_norm, save_minutes, max_minutes)
+    if state is not None:
+        loop.restore(state)
+    position = loop.position
+    with loop.catching_signals():
+        while position.epoch < epochs:
+            loop.train_epoch(epochs)
+            report = loop.finish_epoch()
+            on_epoch(report)
+            loop.save()
+    return position
+
+
+def evaluate(task: Task, compute: Compute, batch_size: int) -> np.ndarray:
+    """(num_val, C) float32 logits of the validation rows."""
+    batches = task.val_batches(batch_size)
+    return predict_logits(task.model, task.logits, batches, task.num_val, task.num_classes, compute, "validating", leave=False)
+
+
+def predict_logits(
+    model: nn.Module,
+    logits: Callable[[Batch], torch.Tensor],
+    batches: Iterable[Batch],
+    num_rows: int,
+    num_classes: int,
+    compute: Compute,
+    title: str,
+    leave: bool = True,
+) -> np.ndarray:
+    """(num_rows, num_classes) float32, each batch's logits placed at its `row`s, whatever order they come in.
+
+    Raises:
+        RuntimeError: a row was filled twice or not at all.
+    """
+    result = np.full((num_rows, num_classes), np.nan, dtype=np.float32)
+    times_filled = np.zeros(num_rows, dtype=np.int64)
+    was_training = model.training
+    model.eval()
+    # no_grad, not inference_mode: what BEiT caches inside could not be used in training afterwards
+    with torch.no_grad(), tqdm(total=num_rows, desc=title, unit="img", leave=leave, dynamic_ncols=True) as bar:
+        for batch in batches:
+            rows = batch["row"].numpy()
+            with compute.autocast():
+                output = logits(compute.move(batch))
+            result[rows] = output.float().cpu().numpy()
+            np.add.at(times_filled, rows, 1)
+            bar.update(len(rows))
+    model.train(was_training)
+    if not (times_filled == 1).all():
+        raise RuntimeError(f"rows filled other than once: {np.flatnonzero(times_filled != 1)[:10].tolist()}")
+    return result
+
+
+class _Loop:
+    """The state of `fit` while it runs."""
+
+    def __init__(
+        self,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        schedule: dict[str, Any],
+        compute: Compute,
+        store: StateStore,
+        micro_batch_size: int,
+        max_grad_norm: float,
+        save_minutes: float,
+        max_minutes: float | None,
+    ) -> None:
+        self.task, self.optimizer, self.schedule, self.compute, self.store = task, optimizer, schedule, compute, store
+        self.micro_batch_size, self.max_grad_norm = micro_batch_size, max_grad_norm
+        self.save_seconds = save_minutes * 60
+        self.deadline = time.monotonic() + max_minutes * 60 if max_minutes is not None else math.inf
+        self.last_save = time.monotonic()
+        self.position = Position()
+        self.stop_reason: str | None = None
+        self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
+        self.trainable = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
+        self.checked_step = 0
+        self.epoch_started = 0.0
+
+    def train_epoch(self, epochs: int) -> None:
+        """Pass the rest of this epoch's rows."""
+        position, group_size, device = self.position, self.schedule["effective_batch_size"], self.compute.device
+        self.task.model.train()
+        self.epoch_started = time.perf_counter() - position.seconds
+        # Kept on the device and never reset within an epoch: however often they are read, the additions are the same.
+        loss_sum = torch.tensor(position.loss_sum, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        correct = torch.tensor(position.correct, device=device)
+
+        def read_sums() -> None:
+            """Bring the sums to the position, and stop at a loss that is not a number."""
+            position.loss_sum, position.correct = loss_sum.item(), int(correct.item())
+            position.seconds = time.perf_counter() - self.epoch_started
+            self.check_finite()
+
+        title = f"epoch {position.epoch + 1}/{epochs}"
+        with tqdm(total=self.task.num_train, initial=position.row, desc=title, unit="img", leave=False, dynamic_ncols=True) as bar:
+            refreshed = time.monotonic()
+            for batch in self.micro_batches():
+                group_start = position.row // group_size * group_size
+                group_rows = min(group_size, self.task.num_train - group_start)
+                rows = len(batch["row"])
+                with self.compute.autocast():
+                    loss, logits = self.task.loss(batch)
+                self.scaler.scale(loss * (rows / group_rows)).backward()
+                loss_sum += loss.detach().float() * rows
+                correct += (logits.detach().argmax(dim=1) == batch["label"]).sum()
+                position.row += rows
+                if position.row == group_start + group_rows:
+                    self.optimizer_step()
+                bar.update(rows)
+                now = time.monotonic()
+                if now - refreshed > REFRESH_SECONDS or position.row == self.task.num_train:
+                    refreshed = now
+                    read_sums()
+                    lr = lr_at(max(position.step - 1, 0), self.schedule)
+                    bar.set_postfix(loss=f"{position.loss_sum / position.row:.3f}", lr=f"{lr:.1e}", refresh=False)
+                if now > self.deadline:
+                    self.stop_reason = "--max-minutes reached"
+                if self.stop_reason:
+                    read_sums()
+                    self.save()
+                    raise Interrupted(self.farewell())
+                if now - self.last_save > self.save_seconds:
+                    read_sums()
+                    self.save()
+
+    def micro_batches(self) -> Iterator[Batch]:
+        """The rest of the epoch's batches, on the device."""
+        batches = self.task.train_batches(
+            self.position.epoch, self.position.row, self.micro_batch_size, self.schedule["effective_batch_size"]
+        )
+        for batch in batches:
+            yield self.compute.move(batch)
+
+    def optimizer_step(self) -> None:
+        """One step of the optimizer at the schedule's rate; under fp16 a step with overflowing gradients is skipped, and so is the schedule's."""
+        set_lr(self.optimizer, lr_at(self.position.step, self.schedule))
+        if self.max_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.trainable.values(), self.max_grad_norm)
+        scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if not self.scaler.is_enabled() or self.scaler.get_scale() >= scale:
+            self.position.step += 1
+
+    def finish_epoch(self) -> EpochReport:
+        """Validate, write this epoch into the history, and move to the next one."""
+        position, task = self.position, self.task
+        train_seconds = time.perf_counter() - self.epoch_started
+        metrics: dict[str, Any] = {
+            "epoch": position.epoch + 1,
+            "step": position.step,
+            "lr": lr_at(max(position.step - 1, 0), self.schedule),
+            "train_loss": position.loss_sum / position.row,
+            "train_accuracy": position.correct / position.row,
+        }
+        logits = evaluate(task, self.compute, 2 * self.micro_batch_size) if task.num_val else None
+        if logits is not None:
+            metrics |= {f"val_{name}": value for name, value in task.scores(logits).items()}
+        value = (
+            metrics[task.best_metric] if logits is not None else float(metrics["epoch"])
+        )  # without validation the last epoch is the best
+        is_best = value > position.best_value
+        if is_best:
+            position.best_epoch, position.best_value = metrics["epoch"], value
+        timing = {
+            "epoch": metrics["epoch"],
+            "seconds": round(time.perf_counter() - self.epoch_started, 3),
+            "images_per_second": round(task.num_train / train_seconds, 2),
+            "peak_memory_bytes": peak_memory(self.compute.device),
+        }
+        position.history.append(metrics)
+        position.epoch, position.row, position.loss_sum, position.correct, position.seconds = position.epoch + 1, 0, 0.0, 0, 0.0
+        return EpochReport(metrics, timing, logits, is_best)
+
+    def check_finite(self) -> None:
+        position = self.position
+        if math.isfinite(position.loss_sum):
+            self.checked_step = position.step
+            return
+        rate = lr_at(max(position.step - 1, 0), self.schedule)
+        raise UserError(
+            f"the loss became NaN or infinite somewhere within steps [{self.checked_step}, {position.step}] at learning rate {rate:.2e}; "
+            f"the state before is kept. Likely causes: a rate too high (--lr {rate / 3:.0e}), or half precision (--precision fp32)"
+        )
+
+    def save(self) -> None:
+        """Write everything that the rest of the run depends on."""
+        position = self.position
+        gradients = {name: weight.grad for name, weight in self.trainable.items() if weight.grad is not None}
+        state = {
+            "position": asdict(position),
+            "weights": {name: weight.detach() for name, weight in self.trainable.items()},
+            "gradients": gradients,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": rng_state(),
+        }
+        self.store.save(state, {"epoch": position.epoch, "row": position.row, "step": position.step})
+        self.last_save = time.monotonic()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was saved."""
+        with torch.no_grad():
+            for name, weight in self.trainable.items():
+                weight.copy_(state["weights"][name])
+                if name in state["gradients"]:
+                    weight.grad = state["gradients"][name].to(weight.device)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        vars(self.position).update(state["position"])
+        restore_rng(state["rng"])
+
+    def farewell(self) -> str:
+        position = self.position
+        where = f"epoch {position.epoch + 1}, row {position.row} of {self.task.num_train}, step {position.step}"
+        return f"stopped ({self.stop_reason}) in {where}; the state is saved. Go on with the same command and --resume"
+
+    @contextmanager
+    def catching_signals(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM (Colab, Kaggle, Slurm) finish the micro-batch first; a second Ctrl-C stops at once."""
+
+        def request_stop(number: int, _frame: Any) -> None:
+            if self.stop_reason is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stop_reason = signal.Signals(number).name
+
+        try:
+            before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: nobody can send us signals here
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory so far, in bytes: allocated on a CUDA device, resident on the CPU (0 where the system does not say)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

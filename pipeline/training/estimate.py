@@ -1,0 +1,130 @@
+"""What a run will need: memory, disk and time, said before it starts; the largest micro-batch that fits."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline.errors import UserError
+from pipeline.files import human_size
+from pipeline.training.engine import Compute, Task
+from pipeline.training.memory import Memory
+
+# What the allocator, the libraries and one layer's scratch space take on top of what is counted.
+OVERHEAD_BYTES = {"cuda": 700_000_000, "mps": 700_000_000, "cpu": 600_000_000}
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes that a process could use on `device`: free GPU memory, or the machine's available RAM (0 where the system does not say)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
+def largest_micro_batch(memory: Memory, device: torch.device, effective_batch_size: int) -> int:
+    """The largest divisor of `effective_batch_size` whose step fits in the device's memory; 1 when none does."""
+    room = device_memory(device) - OVERHEAD_BYTES[device.type]
+    divisors = [size for size in range(1, effective_batch_size + 1) if effective_batch_size % size == 0]
+    fitting = [size for size in divisors if memory.total(size) <= room]
+    return max(fitting, default=1)
+
+
+def check_fits(memory: Memory, micro_batch_size: int, device: torch.device) -> None:
+    """Raises:
+    UserError: a step will not fit in the device's memory; the message says what would.
+    """
+    room, needed = device_memory(device), memory.total(micro_batch_size) + OVERHEAD_BYTES[device.type]
+    if room == 0 or needed <= room:
+        return
+    smaller = largest_micro_batch(memory, device, micro_batch_size)
+    if memory.total(smaller) + OVERHEAD_BYTES[device.type] <= room:
+        advice = f"--batch-size {smaller} fits (raise --accumulation-steps to keep the effective batch), or --batch-size auto"
+    else:
+        advice = "not even one image fits: use LoRA (--lora-rank 16), a smaller --image-size, or a smaller --backbone"
+    raise UserError(
+        f"a step of batch {micro_batch_size} needs about {human_size(needed)} on {device.type}, and {human_size(room)} is free there. {advice}"
+    )
+
+
+def check_disk(output: Path, model: nn.Module, optimizer_states: int, whole_model_again: bool) -> int:
+    """Bytes the run will write: the model, its best copy, and two generations of resume state (a third while one is written).
+
+    Raises:
+        UserError: the disk has less.
+    """
+    everything = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    trainable = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
+    needed = everything * (2 if whole_model_again else 1) + trainable + 3 * trainable * (1 + optimizer_states) + 50_000_000
+    folder = next(parent for parent in (output, *output.resolve().parents) if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{output}: the run will write up to {human_size(needed)} and the disk has {human_size(free)}; free some, or use another --output"
+        )
+    return needed
+
+
+def seconds_per_image(task: Task, compute: Compute, micro_batch_size: int) -> tuple[float, float]:
+    """Seconds of training and of prediction for one image, from a micro-batch of each; the model and the generators stay as they were."""
+    batch = compute.move(next(iter(task.train_batches(0, 0, min(micro_batch_size, task.num_train), task.num_train))))
+    devices = [compute.device] if compute.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        task.model.train()
+        train = _time(lambda: _train_once(task, compute, batch), compute)
+        task.model.eval()
+        with torch.no_grad():
+            predict = _time(lambda: _predict_once(task, compute, batch), compute)
+    task.model.zero_grad(set_to_none=True)
+    return train / len(batch["row"]), predict / len(batch["row"])
+
+
+def dry_run(task: Task, compute: Compute, micro_batch_size: int) -> list[str]:
+    """Two batches of training (without a step) and two of validation, as lines that say what came out."""
+    lines = []
+    task.model.train()
+    for batch in islice(task.train_batches(0, 0, micro_batch_size, micro_batch_size), 2):
+        with compute.autocast():
+            loss, _ = task.loss(compute.move(batch))
+        loss.backward()
+        lines.append(f"dry run: training batch of {len(batch['row'])}, loss {loss.item():.4f}")
+    task.model.eval()
+    for batch in islice(task.val_batches(micro_batch_size), 2):
+        with torch.no_grad(), compute.autocast():
+            logits = task.logits(compute.move(batch)).float().cpu()
+        finite = "finite" if torch.isfinite(logits).all() else "NOT finite"
+        right = int((logits.argmax(dim=1) == batch["label"]).sum())
+        lines.append(f"dry run: validation batch of {len(batch['row'])}, {right} right, logits {tuple(logits.shape)} {finite}")
+    return [*lines, "dry run: nothing was written"]
+
+
+def _train_once(task: Task, compute: Compute, batch: dict[str, torch.Tensor]) -> None:
+    with compute.autocast():
+        loss, _ = task.loss(batch)
+    loss.backward()
+
+
+def _predict_once(task: Task, compute: Compute, batch: dict[str, torch.Tensor]) -> None:
+    with compute.autocast():
+        task.logits(batch)
+
+
+def _time(run: object, compute: Compute) -> float:
+    """Seconds of the second call, or of the first if that was long: it holds the warm-up."""
+    for _ in range(2):
+        started = time.perf_counter()
+        run()
+        if compute.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        if seconds > 2:
+            break
+    return seconds

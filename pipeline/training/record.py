@@ -1,0 +1,123 @@
+"""The run folder while a run is under way: what is written when, and one calm line per epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.config import Recipe
+from pipeline.errors import UserError
+from pipeline.files import human_time, read_json, read_json_lines, set_aside, write_json, write_json_lines
+from pipeline.run import FORMAT, environment, now, run_entries
+from pipeline.training.engine import EpochReport, Position
+
+START_FILE = "start.json"
+
+
+class Recorder:
+    """Writes a run's files. `save_model(folder)` and `write_validation(folder, logits)` are the task's."""
+
+    def __init__(
+        self, output: Path, recipe: Recipe, save_model: Callable[[Path], None], write_validation: Callable[[Path, np.ndarray], None]
+    ) -> None:
+        self.output, self.recipe = output, recipe
+        self.save_model, self.write_validation = save_model, write_validation
+        self.history: list[dict[str, Any]] = []
+        self.timing: list[dict[str, Any]] = []
+        self._tensorboard: Any = None
+
+    def resume(self, history: list[dict[str, Any]]) -> None:
+        """Take the files back to where the state is: lines of later epochs will be written again, the same."""
+        self.history = list(history)
+        self.timing = read_json_lines(self.output / "timing.jsonl")[: len(history)]
+        write_json_lines(self.output / "metrics.jsonl", self.history)
+        write_json_lines(self.output / "timing.jsonl", self.timing)
+
+    def epoch(self, report: EpochReport) -> None:
+        """Record one epoch: lines, TensorBoard, and the model and validation predictions if it is the best so far."""
+        self.history.append(report.metrics)
+        self.timing.append(report.timing)
+        if report.is_best:
+            self.save_model(self.output)
+            if report.val_logits is not None:
+                self.write_validation(self.output, report.val_logits)
+        if self.recipe.checkpoint.keep_every and report.metrics["epoch"] % self.recipe.checkpoint.keep_every == 0:
+            self.save_model(self.output / "checkpoints" / f"epoch_{report.metrics['epoch']:04d}")
+        write_json_lines(self.output / "metrics.jsonl", self.history)
+        write_json_lines(self.output / "timing.jsonl", self.timing)
+        self._log(report)
+        tqdm.write(self._line(report))
+
+    def finish(self, position: Position, facts: dict[str, Any]) -> None:
+        """Write run.json, whose presence means that the run is complete."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        best = {"epoch": position.best_epoch, "metric": facts.pop("best_metric"), "value": position.best_value}
+        record = {
+            "format": FORMAT,
+            "task": self.recipe.task,
+            "name": self.recipe.name,
+            "recipe": self.recipe.model_dump(mode="json"),
+            **facts,
+            "best": best,
+            "last": self.history[-1],
+            "seed": self.recipe.seed,
+            **environment(),
+            "finished": now(),
+        }
+        write_json(self.output / "run.json", record)
+
+    def _log(self, report: EpochReport) -> None:
+        if self._tensorboard is None:
+            from torch.utils.tensorboard import SummaryWriter  # a second to import, and not needed by --dry-run
+
+            self._tensorboard = SummaryWriter(self.output / "tensorboard", purge_step=report.metrics["epoch"])
+        for name, value in {**report.metrics, **report.timing}.items():
+            if name != "epoch":
+                self._tensorboard.add_scalar(name, value, report.metrics["epoch"])
+        self._tensorboard.flush()
+
+    def _line(self, report: EpochReport) -> str:
+        metrics, timing = report.metrics, report.timing
+        left = np.median([line["seconds"] for line in self.timing]) * (self.recipe.epochs - metrics["epoch"])
+        parts = [f"epoch {metrics['epoch']:>{len(str(self.recipe.epochs))}}/{self.recipe.epochs}"]
+        parts.append(f"loss {metrics['train_loss']:.4f} accuracy {metrics['train_accuracy']:.4f}")
+        if "val_accuracy" in metrics:
+            parts.append(f"val loss {metrics['val_loss']:.4f} accuracy {metrics['val_accuracy']:.4f}{' *' if report.is_best else '  '}")
+        parts.append(f"lr {metrics['lr']:.1e}  {timing['images_per_second']:.0f} img/s")
+        parts.append(
+            f"{human_time(left)} left"
+            if metrics["epoch"] < self.recipe.epochs
+            else f"best epoch marked *, {human_time(timing['seconds'])} an epoch"
+        )
+        return "  ".join(parts)
+
+
+def start_run(output: Path, recipe: Recipe, fingerprint: str, command: str) -> Path | None:
+    """Make `output` ready for a new run: what an earlier one left there moves to `earlier/<time>/`, which is returned."""
+    output.mkdir(parents=True, exist_ok=True)
+    moved = set_aside(run_entries(output), output / "earlier")
+    start = {"recipe": recipe.model_dump(mode="json"), "fingerprint": fingerprint, "command": command, "started": now()}
+    write_json(output / "state" / START_FILE, start)
+    return moved
+
+
+def read_start(output: Path) -> dict[str, Any] | None:
+    """What an unfinished run in `output` was started with; None when there is none."""
+    path = output / "state" / START_FILE
+    return read_json(path) if path.exists() else None
+
+
+def check_same_data(start: dict[str, Any], fingerprint: str, output: Path) -> None:
+    """Raises:
+    UserError: the rows, labels or split are not those the run was started with.
+    """
+    if start["fingerprint"] != fingerprint:
+        raise UserError(
+            f"the images or labels have changed since the run in {output} was started: it cannot go on exactly. "
+            "Put the data back as it was, or start anew with another --output"
+        )

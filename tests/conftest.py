@@ -1,0 +1,74 @@
+"""Small competitions and a small pretrained backbone, made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+COLOURS = {"blue": (40, 60, 200), "green": (30, 160, 60), "red": (200, 50, 40)}
+
+
+def picture(path: Path, colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (40, 36)) -> None:
+    """A noisy patch of one colour: classes that a tiny model learns in seconds."""
+    noise = np.random.default_rng(seed).normal(0, 25, (size[1], size[0], 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(path)
+
+
+def make_competition(root: Path, per_class: int = 8, test: int = 5, sample: bool = True) -> Path:
+    """train/<colour>/*.png, test/*.png, sample_submission.csv and the held-back solution.csv (beside the folder)."""
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        for index in range(per_class):
+            picture(root / "train" / name / f"{name}_{index}.png", colour, 1000 * number + index)
+    names, rows = list(COLOURS), []
+    for index in range(test):
+        label = names[index % len(names)]
+        picture(root / "test" / f"t{index:03d}.png", COLOURS[label], 9000 + index)
+        rows.append((f"t{index:03d}", label))
+    if sample:
+        order = sorted(rows, key=lambda row: row[0][::-1])  # not the order of the file names
+        (root / "sample_submission.csv").write_text("id,label\n" + "".join(f"{name},{names[0]}\n" for name, _ in order))
+    (root.parent / "solution.csv").write_text("id,label\n" + "".join(f"{name},{label}\n" for name, label in rows))
+    return root
+
+
+@pytest.fixture
+def competition(tmp_path: Path) -> Path:
+    return make_competition(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BEiT of 32 px with random weights and 5 unrelated classes, saved as transformers saves it."""
+    import torch
+    from transformers import BeitConfig, BeitForImageClassification
+
+    torch.manual_seed(0)
+    config = BeitConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        use_relative_position_bias=True,
+        use_mean_pooling=True,
+        num_labels=5,
+    )
+    folder = tmp_path_factory.mktemp("backbone") / "model_beit"
+    model = BeitForImageClassification(config)
+    for weight in model.parameters():  # the zero-initialised tables would hide mistakes
+        torch.nn.init.normal_(weight, std=0.1) if weight.ndim > 1 else None
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder of shared inputs")
+    return SHARED

@@ -1,0 +1,520 @@
+import hashlib
+import io
+import random
+import stat
+import sys
+import tarfile
+import zipfile
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+from servers import Reply, play_drive, serving
+
+from pipeline.competition import download
+from pipeline.competition.download import Source, fetch, parse_source, unpack_zip
+from pipeline.errors import UserError
+
+DRIVE_ID = "1AbCdEfGhIjKlMnOpQrStUvWxYz012345"
+SAVED = {"Content-Disposition": 'attachment; filename="weights.zip"', "Content-Type": "application/octet-stream"}
+PAGE = {"Content-Type": "text/html; charset=utf-8"}
+QUOTA_PAGE = (
+    b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body>\n"
+    b'<p class="uc-error-caption">Sorry, you can&#39;t view or download this file at this time.</p>\n'
+    b'<p class="uc-error-subcaption">Too many users have viewed or downloaded this file recently. Please try later.</p>\n</body></html>'
+)
+SCAN_PAGE = (
+    b"<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head><body>\n"
+    b'<form id="download-form" action="https://drive.usercontent.google.com/download" method="get">'
+    b'<input type="hidden" name="id" value="'
+    + DRIVE_ID.encode()
+    + b'"><input type="hidden" name="confirm" value="t"></form>\n</body></html>'
+)
+
+
+def zip_bytes(**members) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in (members or {"weights": random.Random(0).randbytes(300_000)}).items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+BODY = zip_bytes()
+DIGEST = hashlib.sha256(BODY).hexdigest()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def drive(server, monkeypatch, tmp_path):
+    import gdown  # noqa: F401
+
+    module = sys.modules["gdown.download"]  # `gdown.download` is the function of that name
+    monkeypatch.setattr(module, "home", str(tmp_path / "home"))
+    monkeypatch.setattr(module, "DEFAULT_COOKIES_FILE", str(tmp_path / "home/.cache/gdown/cookies.txt"), raising=False)
+    (tmp_path / "home/.cache/gdown").mkdir(parents=True)
+    monkeypatch.setattr(module, "CHUNK_SIZE", 64 * 1024)  # less than the file, so that a part of it can arrive
+    play_drive(server, monkeypatch)
+    return server
+
+
+@pytest.fixture
+def naps():
+    return []
+
+
+def parts_in(folder):
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+# Sources
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DRIVE_ID,
+        f"https://drive.google.com/file/d/{DRIVE_ID}/view?usp=sharing",
+        f"https://drive.google.com/file/u/0/d/{DRIVE_ID}/view",
+        f"https://drive.google.com/uc?id={DRIVE_ID}&export=download",
+        f"https://drive.google.com/open?id={DRIVE_ID}",
+        f"https://drive.usercontent.google.com/download?id={DRIVE_ID}&confirm=t",
+    ],
+)
+def test_every_form_of_a_drive_file_gives_its_id(text):
+    assert parse_source(text) == Source("drive", DRIVE_ID)
+
+
+def test_a_file_on_this_disk_wins_over_everything_else(tmp_path):
+    (tmp_path / DRIVE_ID).write_bytes(b"")
+    assert parse_source(DRIVE_ID, tmp_path) == Source("file", str(tmp_path / DRIVE_ID))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("https://drive.google.com/drive/folders/1AbCdEfGhIjKlMnOpQrStUvWxYz012345", "Google Drive folder; give the link of one file"),
+        ("https://drive.google.com/file/", "holds no Google Drive file id"),
+        ("ftp://host/file.zip", "ftp:// is not supported; give an https address"),
+        ("https:///file.zip", "names no host"),
+        ("wieghts.zip", r"is no file \(is it .*weights.zip\?\); give a path, a Google Drive id"),
+        (".", "is a folder; give the archive file itself"),
+    ],
+)
+def test_other_sources_are_refused_with_what_to_give(text, message, tmp_path):
+    (tmp_path / "weights.zip").write_bytes(b"")
+    with pytest.raises(UserError, match=message):
+        parse_source(text, tmp_path)
+
+
+def test_a_shown_address_holds_no_credentials():
+    assert parse_source("https://me:secret@host/a.zip?token=secret").shown == "https://host/a.zip?..."
+
+
+# https
+
+
+def test_a_file_arrives_whole_and_nothing_else_stays(server, tmp_path, naps):
+    server.replies["/w.zip"] = [Reply(BODY)]
+    target = tmp_path / "new" / "w.zip"
+    assert fetch(f"{server.url}/w.zip", target, sha256=DIGEST.upper(), size=len(BODY), sleep=naps.append) == target
+    assert target.read_bytes() == BODY
+    assert parts_in(target.parent) == ["w.zip"]
+    assert naps == []
+
+
+def test_a_file_that_is_there_and_right_is_not_fetched_again(server, tmp_path):
+    (tmp_path / "w.zip").write_bytes(BODY)
+    fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sha256=DIGEST)
+    assert server.seen == []
+
+
+def test_a_file_that_is_there_and_wrong_is_left_alone(server, tmp_path):
+    (tmp_path / "w.zip").write_bytes(zip_bytes(other="mine"))
+    with pytest.raises(UserError, match=r"move it away"):
+        fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sha256=DIGEST)
+    assert (tmp_path / "w.zip").read_bytes() == zip_bytes(other="mine")
+
+
+def test_a_local_file_is_checked_and_used_where_it_is(tmp_path):
+    local = tmp_path / "mine.zip"
+    local.write_bytes(BODY)
+    assert fetch(str(local), tmp_path / "w.zip", sha256=DIGEST) == local
+    with pytest.raises(UserError, match=f"mine.zip is not the file.*\n.*its sha256 is {DIGEST}, not {'0' * 64}"):
+        fetch(str(local), tmp_path / "w.zip", sha256="0" * 64)
+    assert local.read_bytes() == BODY
+
+
+def test_a_cut_connection_is_continued_from_where_it_stopped(server, tmp_path, naps, capsys):
+    server.replies["/w.zip"] = [Reply(BODY, headers={"ETag": '"1"'}, cut_at=200_000), Reply(BODY, headers={"ETag": '"1"'})]
+    fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sleep=naps.append)
+    assert (tmp_path / "w.zip").read_bytes() == BODY
+    asked = server.seen[1][1]
+    assert 0 < int(asked["range"].removeprefix("bytes=").removesuffix("-")) <= 200_000
+    assert asked["if-range"] == '"1"'
+    assert naps == [1.0]
+    assert "trying again in 1 s" in capsys.readouterr().err
+
+
+def test_a_later_call_continues_what_an_earlier_one_left(server, tmp_path, naps):
+    server.replies["/w.zip"] = [Reply(BODY, cut_at=200_000), Reply(b"", 503)]
+    with pytest.raises(UserError, match=r"503.*given up after 4 more tries.*are kept: the same command continues"):
+        fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
+    server.replies["/w.zip"] = [Reply(BODY)]
+    fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
+    assert "range" in server.seen[-1][1]
+    assert (tmp_path / "w.zip").read_bytes() == BODY
+    assert parts_in(tmp_path) == ["w.zip"]
+
+
+def test_another_version_of_the_file_is_fetched_from_the_start(server, tmp_path, naps):
+    newer = zip_bytes(weights=random.Random(1).randbytes(300_000))
+    server.replies["/w.zip"] = [Reply(BODY, headers={"ETag": '"1"'}, cut_at=200_000), Reply(newer, headers={"ETag": '"2"'})]
+    fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sleep=naps.append)
+    assert (tmp_path / "w.zip").read_bytes() == newer
+
+
+def test_without_version_or_digest_nothing_is_spliced(server, tmp_path, naps):
+    server.replies["/w.zip"] = [Reply(BODY, cut_at=200_000), Reply(BODY)]
+    fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sleep=naps.append)
+    assert "range" not in server.seen[1][1]
+    assert (tmp_path / "w.zip").read_bytes() == BODY
+
+
+def test_a_continued_file_with_the_wrong_digest_is_fetched_once_more(server, tmp_path, naps, capsys):
+    other = zip_bytes(weights=random.Random(1).randbytes(300_000))
+    server.replies["/w.zip"] = [Reply(other, cut_at=200_000), Reply(BODY)]
+    fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
+    assert (tmp_path / "w.zip").read_bytes() == BODY
+    assert "starting over" in capsys.readouterr().err
+
+
+def test_a_part_that_is_whole_already_is_used(server, tmp_path, naps):
+    server.replies["/w.zip"] = [Reply(BODY, headers={"ETag": '"1"'}, cut_at=200_000), Reply(BODY, headers={"ETag": '"1"'})]
+    source = parse_source(f"{server.url}/w.zip")
+    job = download._Download(source, tmp_path / "w.zip", DIGEST, None, None)
+    job.part.write_bytes(BODY)
+    fetch(source, tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
+    assert [asked.get("range") for _, asked in server.seen] == [f"bytes={len(BODY)}-"]
+    assert (tmp_path / "w.zip").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_given_the_time_it_asks_for(status, server, tmp_path, naps):
+    server.replies["/w.zip"] = [Reply(b"", status, {"Retry-After": "7"}), Reply(BODY)]
+    fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sleep=naps.append)
+    assert naps == [7.0]
+
+
+def test_retry_after_may_be_a_date(server, tmp_path, naps):
+    when = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    server.replies["/w.zip"] = [Reply(b"", 429, {"Retry-After": when}), Reply(BODY)]
+    fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sleep=naps.append)
+    assert 25 < naps[0] <= 30
+
+
+def test_a_server_that_asks_for_an_hour_ends_it(server, tmp_path, naps):
+    server.replies["/w.zip"] = [Reply(b"", 429, {"Retry-After": "3600"})]
+    with pytest.raises(UserError, match=r"429.*asks to wait 1h00m"):
+        fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sleep=naps.append)
+    assert naps == []
+
+
+def test_tries_are_bounded(server, tmp_path, naps):
+    server.replies["/w.zip"] = [Reply(b"", 503)]
+    with pytest.raises(UserError, match=r"503 Service Unavailable; given up after 4 more tries"):
+        fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sleep=naps.append)
+    assert naps == [1.0, 2.0, 4.0, 8.0]
+
+
+def test_a_missing_file_is_not_tried_again_and_the_ways_out_are_named(server, tmp_path, naps):
+    with pytest.raises(UserError, match=r"answers 404: there is no such file\nWhat helps:\n.*in a browser.*\n  - make weights WEIGHTS=x"):
+        fetch(f"{server.url}/none.zip", tmp_path / "w.zip", otherwise=["make weights WEIGHTS=x"], sleep=naps.append)
+    assert naps == []
+    assert parts_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("headers", [PAGE, {"Content-Type": "application/zip"}])
+def test_a_web_page_is_recognised_whatever_it_calls_itself(headers, server, tmp_path):
+    page = b"\n<!DOCTYPE html><html><head><title>Sign in - Files</title></head></html>"
+    server.replies["/w.zip"] = [Reply(page, headers=headers)]
+    with pytest.raises(UserError, match=r"a web page \('Sign in - Files'\), perhaps one to sign in"):
+        fetch(f"{server.url}/w.zip", tmp_path / "w.zip")
+    assert parts_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "options", "message"),
+    [
+        (BODY, {"sha256": "0" * 64}, f"its sha256 is {DIGEST}, not {'0' * 64}"),
+        (BODY, {"size": len(BODY) + 1}, f"has {len(BODY)} bytes, not the {len(BODY) + 1}"),
+        (BODY[:-100], {}, "a zip file whose end is missing"),
+        (b"Rar!" + BODY, {}, r"no .zip file: it starts with b'Rar!"),
+    ],
+)
+def test_a_wrong_file_is_discarded_and_told_apart(body, options, message, server, tmp_path, naps):
+    server.replies["/w.zip"] = [Reply(body)]
+    with pytest.raises(UserError, match=message):
+        fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sleep=naps.append, **options)
+    assert parts_in(tmp_path) == []
+    assert naps == []
+
+
+def test_more_bytes_than_announced_are_not_taken(server, tmp_path):
+    server.replies["/w.zip"] = [Reply(BODY, headers={"Transfer-Encoding": "identity", "Content-Length": ""})]
+    with pytest.raises(UserError, match=r"sends more than the 1000 bytes"):
+        fetch(f"{server.url}/w.zip", tmp_path / "w.zip", size=1000)
+
+
+def test_plain_http_needs_a_digest(tmp_path, monkeypatch):
+    monkeypatch.setattr("requests.get", lambda *args, **options: pytest.fail("nothing may be asked for"))
+    with pytest.raises(UserError, match=r"plain http; use https, or give the file's sha256"):
+        fetch("http://host.invalid/w.zip", tmp_path / "w.zip")
+
+
+def test_a_connection_that_cannot_be_made_is_an_error_without_credentials(server, tmp_path, naps):
+    with serving() as gone:
+        url = gone.url
+    with pytest.raises(UserError, match=r"the connection failed: Connection refused; given up") as caught:
+        fetch(f"{url}/w.zip?token=secret", tmp_path / "w.zip", sleep=naps.append)
+    assert "secret" not in str(caught.value)
+    assert len(naps) == download.MAX_RETRIES
+
+
+# Google Drive, through the real gdown
+
+
+def test_drive_gives_the_file(drive, tmp_path, naps):
+    drive.replies["/uc"] = [Reply(BODY, headers=SAVED)]
+    fetch(DRIVE_ID, tmp_path / "w.zip", sha256=DIGEST, size=len(BODY), sleep=naps.append)
+    assert (tmp_path / "w.zip").read_bytes() == BODY
+    assert drive.seen[0][0] == f"/uc?id={DRIVE_ID}"
+    assert parts_in(tmp_path) == ["w.zip"]
+
+
+def test_drive_is_told_that_no_virus_scan_is_needed(drive, tmp_path, naps):
+    drive.replies["/uc"] = [Reply(SCAN_PAGE, headers=PAGE)]
+    drive.replies["/download"] = [Reply(BODY, headers=SAVED)]
+    fetch(f"https://drive.google.com/file/d/{DRIVE_ID}/view", tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
+    assert (tmp_path / "w.zip").read_bytes() == BODY
+    assert "confirm=t" in drive.seen[-1][0]
+
+
+def test_drive_over_its_quota_says_what_helps(drive, tmp_path, naps):
+    drive.replies["/uc"] = [Reply(QUOTA_PAGE, headers=PAGE)]
+    with pytest.raises(UserError) as caught:
+        fetch(DRIVE_ID, tmp_path / "w.zip", otherwise=["make weights WEIGHTS=/path/to/file.zip"], sleep=naps.append)
+    text = str(caught.value)
+    assert "Too many users have viewed or downloaded this file recently" in text
+    assert f"open https://drive.google.com/file/d/{DRIVE_ID}/view in a browser" in text
+    assert "make weights WEIGHTS=/path/to/file.zip" in text
+    assert "cookies.txt" in text
+    assert parts_in(tmp_path) == [] and naps == []
+
+
+def test_drive_cut_in_the_middle_is_continued(drive, tmp_path, naps):
+    drive.replies["/uc"] = [Reply(BODY, headers=SAVED, cut_at=200_000), Reply(BODY, headers=SAVED)]
+    fetch(DRIVE_ID, tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
+    assert (tmp_path / "w.zip").read_bytes() == BODY
+    assert naps == [1.0]
+    assert [asked["range"] for _, asked in drive.seen if "range" in asked] != []
+    assert parts_in(tmp_path) == ["w.zip"]
+
+
+def test_drive_cut_again_and_again_is_continued_by_the_next_call(drive, tmp_path, naps):
+    drive.replies["/uc"] = [Reply(BODY, headers=SAVED, cut_at=200_000)]
+    with pytest.raises(UserError, match=r"are kept: the same command continues from there"):
+        fetch(DRIVE_ID, tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
+    drive.replies["/uc"] = [Reply(BODY, headers=SAVED)]
+    drive.seen.clear()
+    fetch(DRIVE_ID, tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
+    assert "range" in drive.seen[-1][1]
+    assert (tmp_path / "w.zip").read_bytes() == BODY
+
+
+def test_drive_that_ignores_the_range_starts_over(drive, tmp_path, naps):
+    drive.replies["/uc"] = [Reply(BODY, headers=SAVED, cut_at=200_000), Reply(BODY, headers=SAVED, ranges=False)]
+    fetch(DRIVE_ID, tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
+    assert (tmp_path / "w.zip").read_bytes() == BODY
+
+
+def test_drive_with_the_wrong_file_is_told(drive, tmp_path, naps):
+    drive.replies["/uc"] = [Reply(zip_bytes(other="1"), headers=SAVED)]
+    with pytest.raises(UserError, match=f"Google Drive file {DRIVE_ID} is not the file.*\n.*its sha256 is"):
+        fetch(DRIVE_ID, tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
+    assert parts_in(tmp_path) == []
+
+
+def test_the_users_cookies_are_sent_and_not_rewritten(drive, tmp_path, naps):
+    import inspect
+
+    import gdown
+
+    if "cookies_file" not in inspect.signature(gdown.download).parameters:
+        pytest.skip("gdown 5 takes no cookies file")
+    cookies = tmp_path / "cookies.txt"
+    cookies.write_text("# Netscape HTTP Cookie File\n.google.com\tTRUE\t/\tFALSE\t4102444800\tSID\tabc\n")
+    before = cookies.read_bytes()
+    drive.replies["/uc"] = [Reply(BODY, headers=SAVED | {"Set-Cookie": "NID=fresh"})]
+    fetch(DRIVE_ID, tmp_path / "w.zip", cookies=cookies, sleep=naps.append)
+    assert "SID=abc" in drive.seen[0][1]["cookie"]
+    assert cookies.read_bytes() == before
+    with pytest.raises(UserError, match=r"the cookies file .*none.txt does not exist"):
+        fetch(DRIVE_ID, tmp_path / "v.zip", cookies=tmp_path / "none.txt", sleep=naps.append)
+
+
+# Unpacking
+
+
+def write_zip(path, members):
+    """A zip of (name or ZipInfo, content) pairs, duplicates and all."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return path
+
+
+def special(name, mode):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    return info
+
+
+def test_a_zip_is_unpacked_without_what_macos_adds(tmp_path):
+    path = write_zip(tmp_path / "a.zip", [("m/", ""), ("m/a.txt", "1"), ("__MACOSX/m/._a.txt", "x"), ("m/.DS_Store", "x")])
+    assert [str(found) for found in unpack_zip(path, tmp_path / "new/out")] == ["m/a.txt"]
+    assert (tmp_path / "new/out/m/a.txt").read_text() == "1"
+    assert [found.name for found in (tmp_path / "new/out/m").iterdir()] == ["a.txt"]
+
+
+def test_a_tar_gz_is_unpacked(tmp_path):
+    (tmp_path / "a.txt").write_text("1")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "a.txt", "./m/a.txt")
+    unpack_zip(tmp_path / "a.tar.gz", tmp_path / "out")
+    assert (tmp_path / "out/m/a.txt").read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../evil.txt", "a path that leaves the folder"),
+        ("m/../../evil.txt", "a path that leaves the folder"),
+        ("/evil.txt", "an absolute path or a drive"),
+        ("C:/evil.txt", "an absolute path or a drive"),
+        ("C:evil.txt", "an absolute path or a drive"),
+        ("..\\evil.txt", "a backslash in the name"),
+        ("m\\a.txt", "a backslash in the name"),
+        ("a\nb.txt", "a control character in the name"),
+        (special("m/link", stat.S_IFLNK | 0o777), "'m/link' is a link"),
+        (special("m/device", stat.S_IFCHR | 0o666), "'m/device' is a device"),
+        ("good.txt", "'good.txt' is there twice"),
+    ],
+)
+def test_a_hostile_member_is_named_and_nothing_is_written(name, message, tmp_path):
+    with pytest.warns(UserWarning) if name == "good.txt" else pytest.MonkeyPatch.context():
+        path = write_zip(tmp_path / "a.zip", [("good.txt", "1"), (name, "/etc/passwd")])
+    with pytest.raises(UserError, match=r"a.zip was not unpacked:\n.*" + message):
+        unpack_zip(path, tmp_path / "in/out")
+    assert not (tmp_path / "in").exists()
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["a.zip"]
+
+
+def test_all_problems_are_named_at_once(tmp_path):
+    path = write_zip(tmp_path / "a.zip", [("../a", "1"), ("/b", "1"), (special("c", stat.S_IFLNK), "1")])
+    with pytest.raises(UserError) as caught:
+        unpack_zip(path, tmp_path / "out")
+    assert len(str(caught.value).splitlines()) == 4
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_a_tar_has_no_links_and_devices_either(kind, tmp_path):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("m/thing")
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+    with pytest.raises(UserError, match=r"'m/thing' is a (link|device)"):
+        unpack_zip(tmp_path / "a.tar.gz", tmp_path / "out")
+
+
+def test_an_encrypted_member_is_refused(tmp_path):
+    path = write_zip(tmp_path / "a.zip", [("a.txt", "1")])
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + offset] |= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"'a.txt' is an encrypted file"):
+        unpack_zip(path, tmp_path / "out")
+
+
+def test_a_bomb_is_refused_by_its_ratio(tmp_path):
+    path = write_zip(tmp_path / "a.zip", [("zeros", bytes(65 * 10**6))])
+    with pytest.raises(UserError, match=r"it would unpack to 65 MB; at most 64 MB are allowed for an archive of its size"):
+        unpack_zip(path, tmp_path / "out")
+
+
+def test_a_bomb_that_lies_about_its_size_leaves_nothing(tmp_path):
+    path = write_zip(tmp_path / "a.zip", [("zeros", bytes(10**6))])
+    data = path.read_bytes().replace((10**6).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"damaged"):
+        unpack_zip(path, tmp_path / "out", max_bytes=2000)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bytes_are_counted_as_they_come(tmp_path, monkeypatch):
+    path = write_zip(tmp_path / "a.zip", [("a", bytes(5000))])
+    monkeypatch.setattr(download, "_member_problems", lambda *args: [])
+    with pytest.raises(UserError, match=r"'a' unpacks to more than it announced"):
+        unpack_zip(path, tmp_path / "out", max_bytes=2000)
+    assert not (tmp_path / "out").exists()
+
+
+def test_members_are_bounded(tmp_path):
+    path = write_zip(tmp_path / "a.zip", [(str(number), "") for number in range(4)])
+    with pytest.raises(UserError, match=r"more than 3 members"):
+        unpack_zip(path, tmp_path / "out", max_members=3)
+    assert len(unpack_zip(path, tmp_path / "out", max_members=4)) == 4
+
+
+@pytest.mark.parametrize("members", [[("a", "1"), ("a/b", "2")], [("a/b", "1"), ("a", "2")]])
+def test_a_file_that_is_also_a_folder_is_refused(members, tmp_path):
+    with pytest.raises(UserError, match=r"collides with an earlier member"):
+        unpack_zip(write_zip(tmp_path / "a.zip", members), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_a_damaged_archive_leaves_nothing(kind, tmp_path):
+    (tmp_path / "a.bin").write_bytes(BODY)
+    path = tmp_path / f"a.{kind}"
+    if kind == "zip":
+        path.write_bytes(BODY[:1000] + b"\0" * 100 + BODY[1100:])
+    else:
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(tmp_path / "a.bin", "a.bin")
+        path.write_bytes(path.read_bytes()[:-50_000])
+    with pytest.raises(UserError, match=r"is damaged or of an unknown kind"):
+        unpack_zip(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_something_in_it_is_not_unpacked_into(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"is not empty"):
+        unpack_zip(write_zip(tmp_path / "a.zip", [("a", "1")]), tmp_path / "out")
+    assert (tmp_path / "out/mine.txt").read_text() == "mine"
+
+
+def test_a_disk_without_room_is_said_before_the_first_byte(tmp_path, monkeypatch):
+    path = write_zip(tmp_path / "a.zip", [("a", bytes(5000))])
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 100}))
+    with pytest.raises(UserError, match=r"100 B free, and 5.0 kB|100 B free, and 5 kB"):
+        unpack_zip(path, tmp_path / "out")

@@ -1,0 +1,257 @@
+"""Fine-tune a pretrained vision transformer on a competition folder.
+
+python train.py --epochs 25                                   # the default recipe on data/
+python train.py --recipe vit-base-224 --data data/birds       # another one
+python train.py --lora-rank 0 --set optimizer.lr=2e-5         # full fine-tuning, another rate
+python train.py --resume                                      # go on after an interruption
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError, run_command
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
+    from pipeline.config import Recipe
+    from pipeline.tasks.classification import Build
+    from pipeline.training.engine import Compute
+
+# Flag -> recipe key: these are short for --set KEY=VALUE.
+RECIPE_FLAGS = {
+    "backbone": "backbone",
+    "epochs": "epochs",
+    "batch_size": "batch_size",
+    "accumulation_steps": "accumulation_steps",
+    "lr": "optimizer.lr",
+    "image_size": "image_size",
+    "lora_rank": "lora.rank",
+    "precision": "precision",
+    "seed": "seed",
+}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; flags that are not given are None."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    run = parser.add_argument_group("the run")
+    run.add_argument(
+        "--recipe", metavar="NAME|FILE", help="what to train: a name from pipeline/recipes, or a .yaml file (default: beit-large-384-lora)"
+    )
+    run.add_argument("--data", metavar="DIR", default="data", help="the competition folder (default: data)")
+    run.add_argument("--output", metavar="DIR", default="finetuned_model", help="the run folder (default: finetuned_model)")
+    run.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
+    run.add_argument("--max-minutes", metavar="N", type=float, help="stop and save after N minutes (exit code 130)")
+    run.add_argument("--dry-run", action="store_true", help="build everything, run two batches of training and validation, write nothing")
+    recipe = parser.add_argument_group("recipe keys with a flag of their own")
+    recipe.add_argument("--backbone", metavar="HUB_ID|DIR", help="pretrained model; image size and preprocessing come with it")
+    recipe.add_argument("--epochs", metavar="N", type=int)
+    recipe.add_argument("--batch-size", metavar="N|auto", help="images in memory at once; auto = the most that fit, same result")
+    recipe.add_argument("--accumulation-steps", metavar="N", type=int, help="batches per optimizer step")
+    recipe.add_argument("--lr", metavar="X", type=float, help="peak learning rate")
+    recipe.add_argument("--image-size", metavar="N", type=int, help="pixels")
+    recipe.add_argument("--lora-rank", metavar="N", type=int, help="0 = full fine-tuning")
+    recipe.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"])
+    recipe.add_argument("--seed", metavar="N", type=int)
+    recipe.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any recipe key, such as lora.alpha=32; repeatable")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train as the command line says; the exit code.
+
+    Raises:
+        UserError, Interrupted: see pipeline/errors.py; `run_command` turns them into a message and an exit code.
+    """
+    args = parse(argv)
+    command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
+    output = Path(args.output)
+    recipe, start = choose_recipe(args, output)
+    if recipe is None:
+        return 0
+
+    from pipeline.competition.layout import read_layout
+
+    print(f"{recipe.name}: {recipe.task} with {recipe.backbone}")
+    competition = read_layout(Path(args.data), id_column=recipe.data.id_column, label_column=recipe.data.label_column, need="train")
+    print("\n".join(f"  {note}" for note in competition.notes))
+
+    from pipeline.tasks.registry import task_module
+    from pipeline.training.engine import choose_compute
+
+    compute = choose_compute(recipe.precision)
+    own_weights = next((str(folder) for folder in sorted(output.glob("model_*")) if folder.name != "model_lora"), None)
+    build = task_module(recipe.task).build(recipe, competition, source=own_weights if start else None)
+    print("\n".join(f"  {note}" for note in build.notes))
+    build.task.model.to(compute.device)
+    return run(args, recipe, build, compute, output, command, start)
+
+
+def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None, dict[str, Any] | None]:
+    """The recipe to train and, when a run is resumed, what that run was started with. (None, None): there is nothing left to do.
+
+    Raises:
+        UserError: the folder holds an unfinished run and --resume is not given, or flags ask for another recipe than the run's.
+    """
+    from pipeline.config import DEFAULT_RECIPE, differences, load_recipe, parse_assignments, validate_recipe
+    from pipeline.run import is_unfinished
+    from pipeline.training.record import read_start
+
+    overrides = {key: getattr(args, flag) for flag, key in RECIPE_FLAGS.items() if getattr(args, flag) is not None}
+    if args.backbone and args.image_size is None:
+        overrides["image_size"] = None  # the backbone's own
+    args.auto_batch_size = overrides.get("batch_size") == "auto"
+    if args.auto_batch_size:
+        del overrides["batch_size"]
+    overrides |= parse_assignments(args.set)
+    if args.resume and (output / "run.json").exists():
+        print(f"the run in {output} is complete: nothing to resume")
+        return None, None
+    if args.resume and (start := read_start(output)) is not None:
+        stored = validate_recipe(start["recipe"], {}, where=str(output / "state"))
+        wanted = (
+            load_recipe(args.recipe, overrides) if args.recipe else validate_recipe(stored.model_dump(mode="json"), overrides, "--resume")
+        )
+        if changed := differences(stored, wanted):
+            listed = "\n".join(f"  - {line}" for line in changed)
+            raise UserError(
+                f"the run in {output} was started with another recipe; resume it without these flags, or use another --output:\n{listed}"
+            )
+        return stored, start
+    if args.resume:
+        print(f"no state in {output}: starting from the beginning")
+    elif is_unfinished(output) and not args.dry_run:
+        raise UserError(f"{output} holds an unfinished run: go on with --resume, or use another --output")
+    return load_recipe(args.recipe or DEFAULT_RECIPE, overrides), None
+
+
+def run(
+    args: argparse.Namespace, recipe: Recipe, build: Build, compute: Compute, output: Path, command: str, start: dict[str, Any] | None
+) -> int:
+    """Train what was built, from the start or from the state in `output`."""
+    from pipeline.report.figures import write_figures
+    from pipeline.report.page import build_report
+    from pipeline.tasks.classification import train_counts
+    from pipeline.training.checkpoint import StateStore, seed_everything
+    from pipeline.training.engine import fit
+    from pipeline.training.optim import build_optimizer, plan_schedule
+    from pipeline.training.record import Recorder, check_same_data, read_start, start_run
+
+    task = build.task
+    schedule = plan_schedule(recipe, task.num_train)
+    optimizer = build_optimizer(task.model.named_parameters(), recipe, build.head)
+    micro_batch_size = announce(args, recipe, build, compute, schedule, output)
+    if args.dry_run:
+        return 0
+
+    recorder = Recorder(output, recipe, task.save, task.write_validation)
+    state = None
+    if start is None:
+        if moved := start_run(output, recipe, task.fingerprint(), command):
+            print(f"what was in {output} is kept in {moved}")
+        task.save(output, initial=True)
+        start = read_start(output)
+    else:
+        check_same_data(start, task.fingerprint(), output)
+        state, damaged = StateStore(output / "state").load()
+        print("\n".join(damaged), end="\n" if damaged else "")
+        if state is None:
+            print("no state was saved yet: starting from the beginning")
+        else:
+            position = state["position"]
+            recorder.resume(position["history"])
+            print(f"resuming in epoch {position['epoch'] + 1} at row {position['row']}, after {position['step']} optimizer steps")
+
+    def on_epoch(report: Any) -> None:
+        recorder.epoch(report)
+        write_figures(output)
+
+    seed_everything(recipe.seed + 2)  # from here on nothing depends on what was drawn while building
+    last = fit(
+        task,
+        optimizer,
+        schedule,
+        compute,
+        StateStore(output / "state"),
+        on_epoch,
+        epochs=recipe.epochs,
+        micro_batch_size=micro_batch_size,
+        max_grad_norm=recipe.optimizer.max_grad_norm,
+        save_minutes=recipe.checkpoint.every_minutes,
+        max_minutes=args.max_minutes,
+        state=state,
+    )
+    counts = {
+        "train": task.num_train,
+        "val": task.num_val,
+        "train_per_class": train_counts(task.train_rows, task.class_names),
+        "parameters": vars(build.counts),
+    }
+    facts = {
+        "class_names": list(task.class_names),
+        "counts": counts,
+        "schedule": schedule,
+        "best_metric": task.best_metric if task.num_val else "epoch",
+        "precision": compute.precision,
+        "device": compute.describe(),
+        "command": start["command"],
+        "data": args.data,
+        "started": start["started"],
+    }
+    recorder.finish(last, facts)
+    page = build_report(output)
+    best = (
+        f"best epoch {last.best_epoch}: {task.best_metric} {last.best_value:.4f}"
+        if task.num_val
+        else "no validation rows: the last epoch is kept"
+    )
+    print(f"done. {best}\npage: {page}\nnext: python inference.py --model {output} --data {args.data}")
+    return 0
+
+
+def announce(args: argparse.Namespace, recipe: Recipe, build: Build, compute: Compute, schedule: dict[str, Any], output: Path) -> int:
+    """Print what is about to happen and what it will need; the micro-batch size. With --dry-run also runs two batches of each kind.
+
+    Raises:
+        UserError: it will not fit in memory or on the disk.
+    """
+    from pipeline.files import human_size, human_time
+    from pipeline.training.estimate import check_disk, check_fits, dry_run, largest_micro_batch, seconds_per_image
+    from pipeline.training.memory import OPTIMIZER_STATES
+
+    task, counts = build.task, build.counts
+    kind = f"LoRA rank {recipe.lora.rank} on {' + '.join(recipe.lora.targets)}" if recipe.lora.rank else "full fine-tuning"
+    rule = build.backbone.preprocessing
+    head = "new head" if build.backbone.new_head else "head of the checkpoint"
+    print(f"  input {rule.width} x {rule.height} px; {head} for {task.num_classes} classes; {kind}")
+    print(
+        f"  parameters: {counts.model:,} in the model, {counts.trainable:,} trainable ({counts.trainable / counts.model:.2%}): "
+        f"adapter {counts.adapter:,}, head {counts.head:,}"
+    )
+    memory = task.account(compute, recipe.optimizer.name)
+    micro_batch_size = recipe.batch_size
+    if args.auto_batch_size:
+        micro_batch_size = largest_micro_batch(memory, compute.device, recipe.effective_batch_size)
+    check_fits(memory, micro_batch_size, compute.device)
+    print(
+        f"  {schedule['total_steps']} optimizer steps ({schedule['steps_per_epoch']} an epoch) of {recipe.effective_batch_size} images "
+        f"({micro_batch_size} at a time); {schedule['name']} rate {schedule['lr']:.1e}, warm-up {schedule['warmup_steps']} steps"
+    )
+    disk = check_disk(output, task.model, OPTIMIZER_STATES[recipe.optimizer.name], whole_model_again=not recipe.lora.rank)
+    train_seconds, predict_seconds = seconds_per_image(task, compute, micro_batch_size)
+    total = recipe.epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
+    sizes = f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
+    print(f"  on {compute.describe()}: about {human_time(total)}, {sizes}")
+    if args.dry_run:
+        print("\n".join(dry_run(task, compute, micro_batch_size)))
+    return micro_batch_size
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
