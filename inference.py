@@ -110,7 +110,7 @@ def name_classes(run: Run, competition: Competition, num_classes: int) -> tuple[
     """
     if run.class_names is not None and len(run.class_names) == num_classes:
         return run.class_names
-    names = competition.class_names
+    names = tuple(sorted(competition.class_names))  # as torchvision's ImageFolder and datasets' imagefolder number them
     if len(names) == num_classes:
         print(f"  the release names no classes: taking the {num_classes} of {competition.root}, in sorted order")
         return names

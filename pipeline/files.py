@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with open(temporary, "rb") as written:
+        with open(temporary, "r+b") as written:  # Windows flushes only what is open for writing
             os.fsync(written.fileno())
         # mkstemp makes files private; a shared folder expects what open() would have made.
         umask = os.umask(0)
@@ -71,11 +71,21 @@ def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, in order; empty when there is no such file."""
+    """The objects of a JSON-lines file, in order; empty when there is no such file.
+
+    Raises:
+        UserError: a line is not JSON; the message names the file and the line.
+    """
     path = Path(path)
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):  # splitlines() would also cut inside a text, at U+2028
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: line {number} is not valid JSON ({error}); remove the line, then try again") from None
+    return rows
 
 
 def sha256(path: Path) -> str:
@@ -92,7 +102,7 @@ def set_aside(paths: Iterable[Path], earlier_dir: Path) -> Path | None:
     target = versioned(Path(earlier_dir) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     target.mkdir(parents=True)
     for path in existing:
-        shutil.move(path, target / path.name)
+        shutil.move(path, versioned(target / path.name))
     return target
 
 

@@ -90,7 +90,7 @@ def test_download_unpacks_everything_and_is_remembered(server, data_dir, capfd):
     assert datasets.remembered_slug(data_dir) == "glyphs"
     output = "".join(capfd.readouterr())
     assert "stays packed, unpack it with a tool for its kind: extra.7z" in output
-    assert "cat" in output and "not understood" not in output
+    assert "train: 4 images, 2 classes" in output and "not understood" not in output
     assert not [secret for secret in SECRETS if secret in output]
 
     (data_dir.parent / "predictions.csv").write_text("id,label\n5,cat\n6,dog\n")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline import files
 from pipeline.competition import kaggle_cli, kaggle_token, leaderboard, ledger
+from pipeline.competition.kaggle_reply import KaggleError, Reply, explain, read_reply
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError, run_command
 
 MESSAGE = "glyphs, val_accuracy 0.9375, commit abc1234"
@@ -116,7 +117,7 @@ def test_scoring_error_gives_kaggles_reason(server, folder, sleeps):
 
 def test_refused_upload_that_exits_with_zero(server, folder):
     server.upload_status = 400
-    with pytest.raises(kaggle_cli.KaggleError, match=r"did not take the file .*nothing was submitted") as error:
+    with pytest.raises(KaggleError, match=r"did not take the file .*nothing was submitted") as error:
         kaggle_cli.upload("glyphs", Path("predictions.csv"), "m")
     assert server.asked("CreateSubmission") == [] and not error.value.sent
 
@@ -193,7 +194,7 @@ def test_no_network_is_said(server, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     reply = kaggle_cli.call(["competitions", "submissions", "-c", "glyphs", "-v"])
-    error = kaggle_cli.explain(reply, "glyphs")
+    error = explain(reply, "glyphs")
     assert "could not be reached" in str(error) and error.passing
 
 
@@ -239,17 +240,15 @@ def test_ctrl_c_while_waiting_keeps_the_row(plan, monkeypatch):
 
 @pytest.mark.parametrize(("after", "kept"), [([listed("1")], ["pending"]), ([], None)])
 def test_ctrl_c_while_sending_asks_the_list(plan, monkeypatch, after, kept):
-    FakeKaggle(monkeypatch, [[], after], upload=KeyboardInterrupt())
-    with pytest.raises(Interrupted, match="Kaggle has the file" if kept else "it was not submitted"):
+    FakeKaggle(monkeypatch, [[], [], after, after], upload=KeyboardInterrupt())
+    with pytest.raises(Interrupted, match="Kaggle has the file" if kept else "most likely not submitted"):
         leaderboard.submit(plan, sleep=lambda _: None)
     assert [row["status"] for row in rows()] == (kept or [])
 
 
-@pytest.mark.parametrize(
-    ("after", "told"), [([], "it was not submitted"), (kaggle_cli.KaggleError("no network"), "is not known: look at https")]
-)
+@pytest.mark.parametrize(("after", "told"), [([], "most likely not submitted"), (KaggleError("no network"), "is not known: look at https")])
 def test_failed_upload_is_never_sent_again(plan, monkeypatch, after, told):
-    FakeKaggle(monkeypatch, [[listed("1")], after], upload=kaggle_cli.KaggleError("a problem of its own", sent=True))
+    FakeKaggle(monkeypatch, [[listed("1")], after, after, after], upload=KaggleError("a problem of its own", sent=True))
     with pytest.raises(UserError, match=f"(?s)a problem of its own.*{told}"):
         leaderboard.submit(plan, sleep=lambda _: None)
     assert rows() == []
@@ -265,7 +264,7 @@ def test_without_a_number_the_new_row_with_this_message_counts(plan, monkeypatch
 
 
 def test_failure_while_waiting_says_that_the_file_was_submitted(plan, monkeypatch):
-    FakeKaggle(monkeypatch, [[], kaggle_cli.KaggleError("Kaggle does not accept the token")])
+    FakeKaggle(monkeypatch, [[], KaggleError("Kaggle does not accept the token")])
     with pytest.raises(UserError, match=r"(?s)does not accept the token.*The file itself was submitted"):
         leaderboard.submit(plan, sleep=lambda _: None)
     assert [row["status"] for row in rows()] == ["pending"]
@@ -296,10 +295,8 @@ def test_other_pending_rows_are_refreshed(plan, monkeypatch, capsys):
     assert "scored since: 2026-03-01T10:00:00+00:00 earlier: 0.6" in capsys.readouterr().out
 
 
-def reply(
-    code: int = 1, status: int | None = None, retry_after: float | None = None, output: str = "", errors: str = ""
-) -> kaggle_cli.Reply:
-    return kaggle_cli.Reply(code, output, errors, status, retry_after, ())
+def reply(code: int = 1, status: int | None = None, retry_after: float | None = None, output: str = "", errors: str = "") -> Reply:
+    return Reply(code, output, errors, status, retry_after, ())
 
 
 def test_listing_is_tried_again_a_few_times_and_waits_as_told(monkeypatch):
@@ -316,7 +313,7 @@ def test_listing_is_tried_again_a_few_times_and_waits_as_told(monkeypatch):
 def test_listing_gives_up(monkeypatch, answer, tries):
     calls: list[list[str]] = []
     monkeypatch.setattr(kaggle_cli, "call", lambda arguments: calls.append(arguments) or answer)
-    with pytest.raises(kaggle_cli.KaggleError):
+    with pytest.raises(KaggleError):
         kaggle_cli.list_submissions("glyphs", sleep=lambda _: None)
     assert len(calls) == tries
 
@@ -341,7 +338,17 @@ def test_list_of_an_old_command_is_read(monkeypatch):
 def test_failures_of_the_command_itself(monkeypatch, tmp_path, answer, told):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match=told):
-        raise kaggle_cli.explain(answer, "glyphs")
+        raise explain(answer, "glyphs")
+
+
+def test_answer_belongs_to_the_last_request():
+    request, answer = (
+        "-----------Request-----------\nPOST\n" + "-" * 50,
+        '-----------Response-----------\n200\nA: b\n\n{"token": "x"}\n' + "-" * 50,
+    )
+    lost = read_reply(1, f"{request}\n{answer}\n{request}\n", "DEBUG:urllib3:x\n('Connection aborted.', RemoteDisconnected())\n")
+    assert (lost.status, lost.output) == (None, "") and "could not be reached" in str(explain(lost, "glyphs"))
+    assert read_reply(0, f"{request}\n{answer}\nsent\n", "").bodies[-1] == {"token": "x"}
 
 
 def test_hanging_command_is_ended(monkeypatch, tmp_path):
@@ -350,7 +357,7 @@ def test_hanging_command_is_ended(monkeypatch, tmp_path):
     script.chmod(0o755)
     monkeypatch.setattr(kaggle_cli, "find_command", lambda: script)
     ticks: list[None] = []
-    with pytest.raises(kaggle_cli.KaggleError, match="did not answer within 1 s") as error:
+    with pytest.raises(KaggleError, match="did not answer within 1 s") as error:
         kaggle_cli.call(["--version"], timeout_s=1, tick=lambda: ticks.append(None))
     assert error.value.sent and ticks
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 from pipeline.competition.tables import counted, listed
 from pipeline.errors import UserError, raise_all
@@ -169,14 +170,19 @@ def plain_name(name: str) -> str:
 
 def hide_command(root: Path, names: Sequence[str]) -> str:
     """What settles which of several files or folders is meant: hidden names are never read."""
-    last = root / names[-1]
-    return f"keep one and hide the other, for example: mv {last} {last.with_name('.' + last.name)}"
+    return f"keep one and hide the other, for example: {mv_command(root / names[-1])}"
+
+
+def mv_command(path: Path) -> str:
+    """The command that hides a file or folder."""
+    return f"mv {quote(str(path))} {quote(str(path.with_name('.' + path.name)))}"
 
 
 def unpack_command(archive: Path) -> str:
     """The command that unpacks an archive into a folder of its own name."""
-    into = archive.with_suffix("")
-    return f"unzip -q {archive} -d {into}" if archive.suffix.lower() == ".zip" else f"mkdir -p {into} && tar -xf {archive} -C {into}"
+    is_zip = archive.suffix.lower() == ".zip"
+    into, name = quote(str(archive.with_suffix(""))), quote(str(archive))
+    return f"unzip -q {name} -d {into}" if is_zip else f"mkdir -p {into} && tar -xf {name} -C {into}"
 
 
 def check_whole(folder: DataFolder, names: Iterable[str]) -> None:
@@ -208,7 +214,7 @@ def absent(folder: DataFolder, what: str, wanted: str) -> UserError:
     for name, found in folder.scans.items():
         inner = {image.split("/")[1] for image in found.images if image.count("/") > 1}
         if not plain_name(name).startswith(("train", "test")) and any(plain_name(part).startswith(("train", "test")) for part in inner):
-            lines.append(f"  {name}/ looks like a competition folder itself: --data {root / name}")
+            lines.append(f"  {name}/ looks like a competition folder itself: --data {quote(str(root / name))}")
     unread = sum((found.unread for found in folder.scans.values()), Counter())
     lines += [
         f"  {counted(count, f'{suffix} file')} in a format that is not read: convert to .jpg or .png" for suffix, count in unread.items()

@@ -116,6 +116,11 @@ class Match:
         """How many different images are meant by an id that means no other image."""
         return len({found[0] for found in self.images if len(found) == 1})
 
+    @property
+    def num_found(self) -> int:
+        """How many ids mean an image, or several."""
+        return sum(bool(found) for found in self.images)
+
     def problems(self, ids: Sequence[str], lines: Sequence[int], index: ImageIndex, advice: str) -> list[str]:
         """Which of the ids have no image, and which may be several; `lines` are their row numbers."""
         missing = [row for row, images in enumerate(self.images) if not images]
@@ -146,11 +151,11 @@ class ImageIndex:
         """The reading of `ids` that finds the most images, each by its own id; the earlier style wins a tie."""
         best, best_rank = Match(NAME, ((),) * len(ids)), (0, 0)
         # Most columns hold no ids at all; one look-up tells, seven would be slow.
-        if not any(self._read(ids, LOOSE).images):
+        if not any(self._read([image_id], LOOSE).images[0] for image_id in ids):
             return best
         for style in STYLES:
             match = self._read(ids, style)
-            rank = (match.num_unique, sum(bool(found) for found in match.images))
+            rank = (match.num_unique, match.num_found)
             if rank > best_rank:
                 best, best_rank = match, rank
             if rank[0] == len(ids):
@@ -199,10 +204,11 @@ def find_ids(table: Table, index: ImageIndex, given: str | None = None) -> tuple
         name = column_called(table, given, flag)
         return name, index.match(table.column(name))
     probes = {name: index.match(table.column(name)[:PROBED_ROWS]) for name in table.columns}
-    most = max(match.num_unique for match in probes.values())
-    best = [name for name, match in probes.items() if match.num_unique == most]
+    ranks = {name: (match.num_unique, match.num_found) for name, match in probes.items()}
+    most = max(ranks.values())
+    best = [name for name in probes if ranks[name] == most]
     best = [name for name in best if plain_name(name) in ID_NAMES] or best
-    if most and len({probes[name].images for name in best}) > 1:
+    if most > (0, 0) and len({probes[name].images for name in best}) > 1:
         raise UserError(f"{table.path}: the columns {quoted(best)} name different images; say which is the id with {flag}")
     return best[0], index.match(table.column(best[0]))
 

@@ -1,4 +1,4 @@
-"""The `kaggle` command as a subprocess: what Kaggle answered, and every failure as one sentence.
+"""The `kaggle` command as a subprocess: submit, list, download.
 
 The package is never imported: older ones authenticate on import and end the process when they cannot.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import re
 import shutil
@@ -18,23 +17,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from pipeline.competition.kaggle_token import NEW_TOKEN, find_credentials, scrub
+from pipeline.competition.kaggle_reply import KaggleError, Reply, explain, read_reply
+from pipeline.competition.kaggle_token import find_credentials, scrub
 from pipeline.errors import UserError
 
 INSTALL = "the kaggle command is not installed in this environment: pip install kaggle six"
 COMMAND_TIMEOUT_S = 180.0
 LONGEST_WAIT_S = 120.0
 LISTING_ATTEMPTS = 4
-
-
-class KaggleError(UserError):
-    """A failed command. `passing`: the same call may work a little later; `sent`: Kaggle may have acted on it all the same."""
-
-    def __init__(self, text: str, *, passing: bool = False, sent: bool = False, retry_after: float | None = None):
-        super().__init__(text)
-        self.passing, self.sent, self.retry_after = passing, sent, retry_after
 
 
 # The command
@@ -71,30 +62,6 @@ def clean_slug(text: str) -> str:
 # One call
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What one call printed (scrubbed, without traffic) and Kaggle's last HTTP answer (None where the command does not show it)."""
-
-    code: int
-    output: str
-    errors: str
-    status: int | None
-    retry_after: float | None
-    bodies: tuple[dict[str, Any], ...]
-
-    @property
-    def text(self) -> str:
-        return f"{self.output}\n{self.errors}".strip()
-
-    @property
-    def said(self) -> str:
-        """Kaggle's own sentence about a failure, on one line; empty when it gave none."""
-        message = self.bodies[-1].get("message") if self.bodies else None
-        lines = [line.strip() for line in self.text.splitlines() if line.strip()]
-        sentence = message if isinstance(message, str) and message else lines[-1] if lines else ""
-        return " ".join(sentence.split())[:400]
-
-
 def call(
     arguments: list[str], *, traffic: bool = True, timeout_s: float = COMMAND_TIMEOUT_S, tick: Callable[[], None] | None = None
 ) -> Reply:
@@ -118,7 +85,7 @@ def call(
         while True:
             try:
                 output, errors = process.communicate(timeout=1)
-                return _read_reply(process.returncode, scrub(output), scrub(errors))
+                return read_reply(process.returncode, scrub(output), scrub(errors))
             except subprocess.TimeoutExpired:
                 if tick:
                     tick()
@@ -130,102 +97,6 @@ def call(
         if process.poll() is None:
             process.kill()
             process.communicate()
-
-
-_TRAFFIC = re.compile(r"^-{10,}(Request|Response)-{10,}\n(.*?)\n-{50}$\n?", re.DOTALL | re.MULTILINE)
-
-
-def _read_reply(code: int, output: str, errors: str) -> Reply:
-    status, retry_after, bodies = None, None, []
-    for kind, block in _TRAFFIC.findall(output):
-        if kind == "Request":
-            continue
-        head, _, body = block.partition("\n\n")
-        status = int(head[:3]) if head[:3].isdigit() else None
-        header = re.search(r"(?im)^retry-after: *(.+)$", head)
-        retry_after = _seconds(header[1]) if header else None
-        try:
-            values = json.loads(body)
-        except ValueError:
-            values = {}
-        bodies.append(values if isinstance(values, dict) else {})
-    output = _TRAFFIC.sub("", output)
-    errors = "\n".join(line for line in errors.splitlines() if not re.match(r"(DEBUG|INFO|WARNING):", line))
-    if (
-        status is None
-        and code != 0
-        and (told := re.search(r"\b([45]\d\d) (?:Client|Server) Error|^([45]\d\d) - ", output + errors, re.MULTILINE))
-    ):
-        status = int(told[1] or told[2])
-    return Reply(code, output, errors, status, retry_after, tuple(bodies))
-
-
-def _seconds(retry_after: str) -> float | None:
-    """Seconds from a Retry-After header: a number or an HTTP date."""
-    try:
-        return max(0.0, float(retry_after))
-    except ValueError:
-        pass
-    try:
-        moment = datetime.strptime(retry_after.strip(), "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC)
-    except ValueError:
-        return None
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-
-
-_LIMIT = re.compile(r"allowance|daily.{0,30}limit|submission limit|maximum number of submissions", re.IGNORECASE)
-_ENDED = re.compile(r"deadline|has ended|is over|not accepting|no longer accept|has closed", re.IGNORECASE)
-# A refused download shows only Kaggle's sentence.
-_STATUS_WORDS = {
-    401: "unauthori[sz]ed|unauthenticated",
-    403: "accept.{0,40}rules|denied|forbidden|permission",
-    404: "not found",
-    429: "too many requests",
-}
-_NETWORK = re.compile(
-    r"Max retries exceeded|ConnectionError|Connection (aborted|refused|reset)|timed out|NameResolution|ProxyError|SSLError"
-)
-
-
-def explain(reply: Reply, competition: str) -> KaggleError:
-    """A failed call as one sentence that says what to do, with Kaggle's own words where it gave some."""
-    said = f' (Kaggle says: "{reply.said}")' if reply.said else ""
-    page, text = f"https://www.kaggle.com/competitions/{competition}", reply.text
-    told = (number for number, words in _STATUS_WORDS.items() if re.search(words, reply.said, re.IGNORECASE))
-    status = reply.status or next(told, None)
-    if missing := re.search(r"No module named '([\w.]+)'", text):
-        return KaggleError(f"the kaggle command does not start, its package {missing[1]!r} is missing: pip install kaggle six")
-    if "Could not find kaggle.json" in text:
-        return KaggleError(f"this kaggle command is too old for {find_credentials().kind}: pip install --upgrade kaggle six")
-    if status == 401 or "Authentication required" in text:
-        kind = find_credentials().kind
-        return KaggleError(f"Kaggle does not accept the token (401; {kind}): create a new one at {NEW_TOKEN} and put it in the same place")
-    if _LIMIT.search(reply.said):
-        return KaggleError(
-            f"the daily submission limit of {competition} is reached; it starts anew at midnight UTC: run the same command then{said}"
-        )
-    if status and _ENDED.search(reply.said):
-        return KaggleError(f"{competition} takes no more submissions: see {page}{said}")
-    if status in (403, 404):
-        refused = "refuses access to" if status == 403 else "finds no"
-        rules = f"its rules are not accepted yet (open {page}/rules, then Join or Accept)"
-        return KaggleError(
-            f"Kaggle {refused} competition {competition!r} ({status}): either {rules}, or the name is wrong (see {page}){said}"
-        )
-    if status == 429:
-        wait = f"{reply.retry_after:.0f} s" if reply.retry_after is not None else "a few minutes"
-        return KaggleError(
-            f"too many requests (429): wait {wait} and run the same command again{said}", passing=True, retry_after=reply.retry_after
-        )
-    if status and status >= 500:
-        return KaggleError(f"Kaggle has a problem of its own ({status}): try again in a few minutes{said}", passing=True, sent=True)
-    if status:
-        return KaggleError(f"Kaggle refused the request ({status}): compare it with what {page} asks for{said}")
-    if _NETWORK.search(text):
-        return KaggleError(
-            f"Kaggle could not be reached: check the network (and HTTPS_PROXY), then try again{said}", passing=True, sent=True
-        )
-    return KaggleError(f"the kaggle command failed (exit code {reply.code}){said}: see {page}", sent=True)
 
 
 # What the project asks of Kaggle

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from pipeline.competition.folders import DataFolder, absent, check_whole, hide_command, natural_key, plain_name
+from pipeline.competition.folders import DataFolder, absent, check_whole, hide_command, mv_command, natural_key, plain_name
 from pipeline.competition.ids import ImageIndex, Match, column_called, find_ids, short_ids
 from pipeline.competition.tables import MAX_NAMED, Table, capped, counted, listed, load_table, numbered, quoted
 from pipeline.errors import UserError, raise_all
@@ -62,10 +61,15 @@ def read_labelled(
         named = "data.id_column" if id_column else "data.label_column"
         raise absent(folder, f"table of labels, though {named} is set", "expected train.csv or labels.csv, or the recipe without that key")
     found = [_Found(table, *find_ids(table, index, _for_table(id_column, table, tables))) for table in tables if table.cells]
-    usable = [entry for entry in found if entry.match.num_unique]
+    bases = _class_folders(folder)
+    classes = bases[0]
+    # Numbers in a table that is not about images may be the stems of many images; in class folders that means nothing.
+    usable = [entry for entry in found if entry.match.num_unique or (entry.match.num_found and len(classes.groups) < 2)]
     if len(usable) > 1:
         usable = [_with_labels(usable, label_column, wanted)]
-    classes = _class_folders(folder, must_be_one=not usable)
+    if not usable and len(bases) > 1:
+        names = [entry.base for entry in bases]
+        raise UserError(f"{folder.root}: {' and '.join(names)} all hold class folders; {hide_command(folder.root, names)}")
     if usable:
         labelled = _from_table(usable[0], index, label_column, wanted, classes)
         if not label_column:
@@ -118,13 +122,10 @@ def _nothing_usable(
 # ---- one folder per class ----
 
 
-def _class_folders(folder: DataFolder, must_be_one: bool) -> _ClassFolders:
+def _class_folders(folder: DataFolder) -> list[_ClassFolders]:
+    """Every training folder that holds class folders; if none does, the first training folder, or an empty one."""
     found = [_grouped(name, folder.scans[name].images) for name in folder.named("train")]
-    with_classes = [entry for entry in found if len(entry.groups) > 1]
-    if len(with_classes) > 1 and must_be_one:
-        bases = [entry.base for entry in with_classes]
-        raise UserError(f"{folder.root}: {' and '.join(bases)} all hold class folders; {hide_command(folder.root, bases)}")
-    return (with_classes or found or [_ClassFolders("train", {}, [])])[0]
+    return [entry for entry in found if len(entry.groups) > 1] or found[:1] or [_ClassFolders("train", {}, [])]
 
 
 def _grouped(base: str, images: Sequence[str]) -> _ClassFolders:
@@ -224,17 +225,20 @@ def _labels(found: _Found, index: ImageIndex, given: str | None, wanted: Sequenc
     if len(wanted) > 1 and set(wanted) <= set(others):
         return f"one column for each of {len(wanted)} classes", one_hot(table, wanted)
     named = [name for name in others if name in wanted] or [name for name in others if plain_name(name) in LABEL_NAMES]
-    candidates = named or [name for name in others if index.match(table.column(name)[:50]).num_unique == 0]
+    candidates = named or _not_ids(found, index, others)
     if len(candidates) == 1:
         return candidates[0], table.column(candidates[0])
     what = "it has no label column" if not candidates else "the label may be in "
     what += ", ".join(f"{name!r} ({counted(len(set(table.column(name))), 'value')})" for name in candidates)
-    folders = f"; to take the folders in {classes.base}/ as classes: mv {table.path} {_hidden(table)}" if len(classes.groups) > 1 else ""
+    folders = f"; to take the folders in {classes.base}/ as classes: {mv_command(table.path)}" if len(classes.groups) > 1 else ""
     raise UserError(f"{table.path}: {what}; its columns: {quoted(table.columns)}; {LABEL_FLAG} says which{folders}")
 
 
-def _hidden(table: Table) -> Path:
-    return table.path.with_name(f".{table.path.name}")
+def _not_ids(found: _Found, index: ImageIndex, names: Sequence[str]) -> list[str]:
+    """Columns that may hold labels: they do not name the same images as the ids do, and where possible some value occurs twice."""
+    table = found.table
+    candidates = [name for name in names if index.match(table.column(name)[:50]).images != found.match.images[:50]]
+    return [name for name in candidates if len(set(table.column(name))) < len(table.cells)] or candidates
 
 
 def one_hot(table: Table, class_names: Sequence[str]) -> list[str]:
@@ -265,7 +269,7 @@ def _check_agreement(table: Table, labelled: Labelled, classes: _ClassFolders) -
         if class_of.get(image, label) != label
     ]
     if differing:
-        settle = f"the table is taken with {LABEL_FLAG}, the folders after: mv {table.path} {_hidden(table)}"
+        settle = f"the table is taken with {LABEL_FLAG}, the folders after: {mv_command(table.path)}"
         heading = f"class folders and {table.path.name} disagree on {counted(len(differing), 'image')} ({settle}):"
         raise_all(differing[:MAX_NAMED], f"{table.path.parent}: {heading}")
     labelled.notes.append(f"class folders in {classes.base}/ agree")

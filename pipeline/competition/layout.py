@@ -75,7 +75,7 @@ def read_layout(
         except UserError as error:
             if need != "test":
                 raise
-            train_trouble = str(error).splitlines()[0].rstrip(":")
+            train_trouble = " ".join(line.strip(" -") for line in str(error).splitlines()[:2])
     class_names = tuple(sorted(set(labelled.labels), key=natural_key))
     taken = set(labelled.images)
     unlabelled = [image for image in folder.images(others) if image not in taken]
@@ -189,13 +189,13 @@ def _from_sample(
     """The images that the ids of the sample submission mean: in the test folders, or among the unlabelled images of a shared folder."""
     index = ImageIndex(folder, folder.images(test_dirs))
     id_column, match = find_ids(sample, index)
-    if not match.num_unique and unlabelled:
+    if not match.num_found and unlabelled:
         shared = ImageIndex(folder, unlabelled)
         shared_column, shared_match = find_ids(sample, shared)
-        if shared_match.num_unique:
+        if shared_match.num_found:
             index, id_column, match = shared, shared_column, shared_match
     submission = _format_of(sample, id_column, class_names)
-    if not match.num_unique and not index.images:
+    if not match.num_found and not index.images:
         if required:
             raise absent(folder, "test images", f"expected a folder test/ (or test_images/, ...) with the images of {sample.path.name}")
         return _Test(submission=submission, source=f"no images of {sample.path.name} found; needed for predictions only")

@@ -16,7 +16,9 @@ from typing import Any
 from pipeline import files
 from pipeline.competition import kaggle_cli
 from pipeline.competition.datasets import agreed, remembered_slug
-from pipeline.competition.kaggle_cli import KaggleError, Submission
+from pipeline.competition.kaggle_cli import Submission
+from pipeline.competition.kaggle_reply import KaggleError
+from pipeline.competition.kaggle_token import find_credentials, scrub
 from pipeline.competition.layout import read_layout
 from pipeline.competition.ledger import LEDGER, Row, append_row, read_ledger, update_row
 from pipeline.competition.submission import check_predictions
@@ -26,7 +28,7 @@ Sleep = Callable[[float], None]
 Find = Callable[[list[Submission]], Submission | None]
 
 FINAL = ("complete", "error")
-LOST_PAUSE_S = 5.0
+LOST_LOOKS, LOST_PAUSE_S = 3, 5.0
 
 _SHOW = "`make submit` again shows its score"
 
@@ -89,7 +91,7 @@ def preflight(args: argparse.Namespace) -> Plan:
     if not os.access(LEDGER.resolve().parent, os.W_OK):
         problems.append(f"{LEDGER} cannot be written in {Path.cwd()}: run this in a folder of yours")
     raise_all(problems, "nothing was sent to Kaggle:")
-    message = " ".join(kaggle_cli.scrub(args.message or default_message(run, args.predictions)).split())
+    message = " ".join(scrub(args.message or default_message(run, args.predictions)).split())
     plan = Plan(slug, args.predictions, files.sha256(args.predictions), message, _validation_score(run))
     _announce(plan, remembered, args.data)
     return plan
@@ -147,7 +149,7 @@ def _announce(plan: Plan, remembered: str | None, data_dir: Path) -> None:
         print(f"             note: {data_dir} holds {remembered!r}, and the file was checked against that")
     print(f"file         {plan.file} ({files.human_size(plan.file.stat().st_size)}, checked)")
     print(f"message      {plan.message}")
-    print(f"token        {kaggle_cli.find_credentials().kind}", flush=True)
+    print(f"token        {find_credentials().kind}", flush=True)
 
 
 # Sending and waiting
@@ -220,13 +222,15 @@ def _send(plan: Plan, before: list[Submission], sleep: Sleep) -> Find:
 
 def _look_for_lost(find: Find, plan: Plan, ending: type[Exception], problem: str, sleep: Sleep) -> None:
     """Return when Kaggle's list shows an upload that ended without an answer, else raise `ending`: never send blindly again."""
-    sleep(LOST_PAUSE_S)
+    print("looking whether Kaggle has the file ...", flush=True)
     try:
-        arrived = find(kaggle_cli.list_submissions(plan.competition, sleep=sleep))
+        for _ in range(LOST_LOOKS):
+            sleep(LOST_PAUSE_S)
+            if find(kaggle_cli.list_submissions(plan.competition, sleep=sleep)):
+                return
     except (KaggleError, KeyboardInterrupt):
         raise ending(f"{problem}\nWhether Kaggle has the file is not known: look at {_page(plan)} before you send it again") from None
-    if not arrived:
-        raise ending(f"{problem}\nKaggle's list ({_page(plan)}) does not show the file: it was not submitted") from None
+    raise ending(f"{problem}\nKaggle's list ({_page(plan)}) does not show the file, so it was most likely not submitted")
 
 
 def _wait(find: Find, plan: Plan, listed: list[Submission] | None, poll_seconds: float, timeout_s: float, sleep: Sleep) -> Submission:

@@ -87,6 +87,7 @@ def make_loader(dataset: ImageDataset, batches: Iterable[list[int]], epoch: int 
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers and keys else None,
         worker_init_fn=_single_thread,
+        generator=torch.Generator(),  # its own: a loader would draw its seed from the global one, once more in a resumed run
     )
 
 

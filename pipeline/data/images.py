@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,11 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError
 
-Image.MAX_IMAGE_PIXELS = 128_000_000  # beyond it Pillow warns, and decode() refuses: a decompression bomb, or a scan to shrink first
+Image.MAX_IMAGE_PIXELS = 128_000_000  # beyond it decode() refuses: a decompression bomb, or a scan to shrink first
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # once for all: warning filters cannot be changed safely in threads
+
+# What Pillow's decoders and the libraries under them raise on damage (AVIF: RuntimeError; DDS: NotImplementedError, a RuntimeError too).
+_DAMAGE = (ValueError, SyntaxError, EOFError, LookupError, TypeError, RuntimeError, ArithmeticError, struct.error)
 
 
 class BadImage(Exception):
@@ -30,20 +35,22 @@ def decode(path: Path, smallest: int | None = None) -> Image.Image:
         BadImage: the file is missing, empty, truncated, not an image, or larger than 128 megapixels.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if smallest:
-                    image.draft("RGB", (smallest, smallest))
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        with Image.open(path) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
+            if smallest:
+                image.draft("RGB", (smallest, smallest))
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError:
         raise BadImage(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
     except FileNotFoundError:
         raise BadImage("no such file") from None
     except Image.UnidentifiedImageError:
         raise BadImage("empty file" if Path(path).stat().st_size == 0 else "not an image") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError) as error:  # what Pillow's decoders raise on damage
+    except OSError as error:  # without the path, which the caller knows
+        raise BadImage(error.strerror or str(error) or type(error).__name__) from None
+    except _DAMAGE as error:
         raise BadImage(str(error) or type(error).__name__) from None
 
 

@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import cached_file
 
 from pipeline.data.transforms import FILE_NAME, Preprocessing, read_preprocessing
 from pipeline.errors import UserError, raise_all
+
+# This module reads the load report and says itself what matters in it.
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 
 # Weights that a classification checkpoint may hold and a classifier does not use: masked-image modelling, poolers, tables made anew.
 UNUSED_WEIGHTS = re.compile(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ def attach(model: nn.Module, rank: int, alpha: float, dropout: float, roles: Seq
         target_modules=_short(names, model),
         modules_to_save=[head_name(model)],
     )
-    adapted = get_peft_model(model, config)
+    adapted = _adapted(model, config)
     hit = sum(name.endswith("lora_A") for name, _ in adapted.named_modules())
     if hit != len(names):
         raise RuntimeError(f"peft adapted {hit} layers, expected {len(names)}")
@@ -162,7 +163,7 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
         modules_to_save=[head_name(model)],
         inference_mode=True,
     )
-    adapted = get_peft_model(model, config)
+    adapted = _adapted(model, config)
     expected = {
         re.sub(r"\.(default|modules_to_save\.default)(?=\.|$)", "", name): weight
         for name, weight in adapted.named_parameters()
@@ -226,6 +227,12 @@ def merge(model: PeftModel, logits: Callable[[nn.Module], torch.Tensor]) -> nn.M
             "adapter and backbone do not belong together"
         )
     return merged_model
+
+
+def _adapted(model: nn.Module, config: LoraConfig) -> PeftModel:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that its version 6 will drop
+        return get_peft_model(model, config)
 
 
 def _place(module_name: str) -> tuple[tuple[str, ...], str | None]:

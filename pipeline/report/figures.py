@@ -114,6 +114,11 @@ class RunFiles:
             return list(reader)
 
 
+def has_run(run_dir: Path) -> bool:
+    """True when the folder holds files that can be reported."""
+    return any((Path(run_dir) / name).exists() for name in ("run.json", "metrics.jsonl"))
+
+
 def read_run_files(run_dir: Path) -> RunFiles:
     """The files of the run in `run_dir`, finished or not.
 
@@ -121,7 +126,7 @@ def read_run_files(run_dir: Path) -> RunFiles:
         UserError: there is no run in that folder, or a file is damaged.
     """
     run_dir = Path(run_dir)
-    if not (run_dir / "run.json").exists() and not (run_dir / "metrics.jsonl").exists():
+    if not has_run(run_dir):
         what = "holds neither run.json nor metrics.jsonl" if run_dir.is_dir() else "does not exist"
         near = sorted(str(found.parent) for found in run_dir.parent.glob("*/run.json"))[:5]
         beside = f" (beside it: {', '.join(near)})" if near else ""

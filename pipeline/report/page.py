@@ -23,7 +23,7 @@ from pipeline.errors import run_command
 from pipeline.files import human_size, human_time, write_text
 from pipeline.metrics import confusion_matrix, per_class
 from pipeline.report import figures
-from pipeline.report.figures import RunFiles, percent, read_run_files, short_number
+from pipeline.report.figures import RunFiles, has_run, percent, read_run_files, short_number
 
 MAX_MATRIX_CLASSES = 2000  # a (C, C) table of counts beyond this says nothing on a page and costs hundreds of megabytes
 MIN_CALIBRATION_ROWS = 100  # ten bins of fewer than ten predictions each are noise
@@ -62,7 +62,12 @@ def main(argv: list[str] | None = None) -> int:
     """`python -m pipeline.report.page`: write report.html and figures/*.png in the run folder."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.report.page", description=(__doc__ or "").split(": ", 1)[1])
     parser.add_argument("--run", type=Path, default=Path("finetuned_model"), metavar="DIR", help="run folder (default: finetuned_model)")
-    page = build_report(parser.parse_args(argv).run)
+    parser.add_argument("--if-present", action="store_true", help="do nothing where that folder holds no run")
+    args = parser.parse_args(argv)
+    if args.if_present and not has_run(args.run):
+        print(f"{args.run} holds no run: no page to write")
+        return 0
+    page = build_report(args.run)
     print(f"{page}: {human_size(page.stat().st_size)}, one file that can be sent as it is")
     return 0
 
@@ -96,6 +101,7 @@ def build_report(run_dir: Path) -> Path:
         validation=validation,
         classes=_classes(files),
         test_metrics=_metrics(files.scores.get("metrics", {})),
+        test_parts={part: dict(_metrics(metrics)) for part, metrics in files.scores.get("parts", {}).items()},
         scores=files.scores,
         parameters=_parameters(files),
         settings=_settings(files),

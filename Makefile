@@ -1,0 +1,69 @@
+# Every target is one line of `python ...`; README.md lists them for systems without make.
+# With no active environment make uses (and first creates) .venv; PYTHON=python uses what is installed (Colab, Kaggle notebooks).
+
+BASE_PYTHON ?= python3
+ifdef PYTHON
+else ifdef VIRTUAL_ENV
+PYTHON := python
+SETUP := $(VIRTUAL_ENV)/.installed
+TESTS := $(VIRTUAL_ENV)/.installed-tests
+else
+PYTHON := .venv/bin/python
+SETUP := .venv/.installed
+TESTS := .venv/.installed-tests
+endif
+INSTALL = $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-base weights data submit score report test test-slow lint
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(SETUP)  ## install the packages, into .venv unless an environment is active
+
+.venv/bin/python:
+	$(BASE_PYTHON) -m venv .venv
+
+$(SETUP): requirements.txt constraints.txt | $(filter .venv/bin/python,$(PYTHON))
+	@echo "installing the packages (about 5 GB with a GPU build of torch, a few minutes)"
+	$(INSTALL) requirements.txt
+	@touch $@
+
+$(TESTS): tests/requirements.txt $(SETUP)
+	$(INSTALL) tests/requirements.txt
+	@touch $@
+
+demo: $(SETUP)  ## the whole job on handwritten digits: train, predict, check, score, page
+	$(PYTHON) -m pipeline.demo
+
+demo-base: $(SETUP)  ## rebuild the demo's pretrained base from nothing
+	$(PYTHON) -m pipeline.demo --rebuild-base
+
+weights: $(SETUP)  ## install released weights (WEIGHTS=drive id, link or zip; default: finetuned_model/release.yaml)
+	$(PYTHON) -m pipeline.competition.releases $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+
+data: $(SETUP)  ## download a Kaggle competition into data/ (COMPETITION=slug)
+	$(PYTHON) -m pipeline.competition.datasets $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(YES),--yes)
+
+submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the score (COMPETITION= MESSAGE= YES=1)
+	$(PYTHON) -m pipeline.competition.leaderboard $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(MESSAGE),--message "$(MESSAGE)") $(if $(YES),--yes)
+
+score: $(SETUP)  ## every metric of predictions.csv against held-back labels (SOLUTION=file)
+	$(PYTHON) -m pipeline.competition.submission $(if $(SOLUTION),--solution "$(SOLUTION)")
+	$(PYTHON) -m pipeline.report.page --if-present
+
+report: $(SETUP)  ## rebuild finetuned_model/report.html from the run folder
+	$(PYTHON) -m pipeline.report.page
+
+test: $(TESTS)  ## set up and run every test (under ten minutes on two cores)
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m pytest
+
+test-slow: $(TESTS)  ## the tests that take minutes
+	$(PYTHON) -m pytest -m slow
+
+lint: $(TESTS)  ## format and check the code
+	$(PYTHON) -m ruff format
+	$(PYTHON) -m ruff check --fix

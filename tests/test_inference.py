@@ -1,0 +1,164 @@
+"""inference.py through its command line: train -> predict -> checked file -> score."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import inference
+import train
+from pipeline.competition import submission
+from pipeline.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
+    """data/, run/ and solution.csv: three colours learnt perfectly with LoRA."""
+    from conftest import make_competition
+
+    root = tmp_path_factory.mktemp("trained")
+    make_competition(root / "data")
+    flags = ["--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "run"), "--precision", "fp32"]
+    flags += ["--epochs", "8", "--batch-size", "6", "--accumulation-steps", "1", "--lr", "0.02", "--set", "data.val_fraction=0.25"]
+    train.main([*flags, "--set", "augmentation.crop_scale=[0.5, 1]"])
+    return root
+
+
+def predict(root: Path, *more: str) -> pd.DataFrame:
+    output = root / "out" / "predictions.csv"
+    shutil.rmtree(output.parent, ignore_errors=True)
+    output.parent.mkdir()
+    assert inference.main(["--model", str(root / "run"), "--data", str(root / "data"), "--output", str(output), *more]) == 0
+    return pd.read_csv(output, dtype=str, keep_default_na=False)
+
+
+def test_predictions_follow_sample_submission_and_are_right(trained: Path) -> None:
+    table = predict(trained)
+    sample = pd.read_csv(trained / "data" / "sample_submission.csv", dtype=str)
+    assert list(table.columns) == ["id", "label"] and list(table["id"]) == list(sample["id"])
+    solution = pd.read_csv(trained / "solution.csv", dtype=str).set_index("id")["label"]
+    assert list(table["label"]) == [solution[name] for name in table["id"]]
+
+
+def test_batch_size_does_not_change_the_answer(trained: Path) -> None:
+    assert predict(trained, "--batch-size", "1").equals(predict(trained, "--batch-size", "64"))
+
+
+def test_probability_columns_in_the_samples_own_order(trained: Path) -> None:
+    sample = trained / "data" / "sample_submission.csv"
+    before = sample.read_text()
+    ids = [line.split(",")[0] for line in before.splitlines()[1:]]
+    try:
+        sample.write_text("image,red,blue,green\n" + "".join(f"{name}.png,0.4,0.3,0.3\n" for name in ids))
+        table = predict(trained)
+    finally:
+        sample.write_text(before)
+    assert list(table.columns) == ["image", "red", "blue", "green"] and list(table["image"]) == [f"{name}.png" for name in ids]
+    probs = table[["red", "blue", "green"]].astype(float)
+    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-6)
+    solution = pd.read_csv(trained / "solution.csv", dtype=str).set_index("id")["label"]
+    assert list(probs.idxmax(axis=1)) == [solution[name] for name in ids]
+
+
+def test_without_a_sample_submission_rows_are_in_natural_order(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "test").mkdir(parents=True)
+    for number, name in enumerate(("img10.png", "img2.png", "img1.png")):
+        shutil.copy(trained / "data" / "test" / f"t{number:03d}.png", tmp_path / "data" / "test" / name)
+    shutil.copytree(trained / "run", tmp_path / "run")
+    table = predict(tmp_path)
+    assert list(table.columns) == ["id", "label"] and list(table["id"]) == ["img1", "img2", "img10"]
+
+
+def test_a_bad_test_image_still_has_its_row_and_is_counted(trained: Path, tmp_path: Path, capsys) -> None:
+    for name in ("data", "run"):
+        shutil.copytree(trained / name, tmp_path / name)
+    (tmp_path / "data" / "test" / "t001.png").write_bytes(b"")
+    table = predict(tmp_path)
+    assert len(table) == 5 and "1 of 5 test images cannot be decoded" in capsys.readouterr().err
+    for path in (tmp_path / "data" / "test").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 5 test images"):
+        predict(tmp_path)
+
+
+def test_the_former_file_is_kept_until_it_was_submitted(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model", str(trained / "run"), "--data", str(trained / "data")]
+    (tmp_path / "predictions.csv").write_text("made by hand\n")
+    inference.main(flags)
+    assert (tmp_path / "predictions-former.csv").read_text() == "made by hand\n"
+    assert "predictions-former.csv" in capsys.readouterr().out
+    inference.main(flags)  # the file it replaces is identical to nothing that was sent: kept as well
+    assert (tmp_path / "predictions-former-2.csv").exists()
+
+
+def test_score_computes_every_metric_and_writes_it_into_the_run(trained: Path, tmp_path: Path, capsys) -> None:
+    for name in ("data", "run"):
+        shutil.copytree(trained / name, tmp_path / name)
+    predict(tmp_path)
+    flags = ["--solution", str(trained / "solution.csv"), "--predictions", str(tmp_path / "out" / "predictions.csv")]
+    submission.main([*flags, "--model", str(tmp_path / "run"), "--data", str(tmp_path / "data")])
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert scores["rows"] == 5 and scores["metrics"]["accuracy"] == 1.0 and scores["metrics"]["macro_f1"] == 1.0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_a_release_without_class_names_takes_them_from_the_data_or_stops(trained: Path, tmp_path: Path, capsys) -> None:
+    for name in ("data", "run"):
+        shutil.copytree(trained / name, tmp_path / name)
+    (tmp_path / "run" / "run.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "state")
+    config_path = tmp_path / "run" / "model_beit" / "config.json"
+    config = json.loads(config_path.read_text())
+    config["id2label"] = {str(index): f"LABEL_{index}" for index in range(3)}
+    config["label2id"] = {f"LABEL_{index}": index for index in range(3)}
+    config_path.write_text(json.dumps(config))
+    with_names = predict(tmp_path)
+    assert set(with_names["label"]) <= {"blue", "green", "red"} and "names no classes" in capsys.readouterr().out
+    assert with_names.equals(predict(trained))
+    shutil.rmtree(tmp_path / "data" / "train")
+    with pytest.raises(UserError, match=r"LABEL_0\.\.LABEL_2(?s:.*)id2label"):
+        predict(tmp_path)
+
+
+def test_the_release_of_2023_gives_its_logits(tmp_path: Path, monkeypatch) -> None:
+    """transformers 4.36, peft 0.7, pickled weights, old preprocessor keys: the file it leads to, and its probabilities to 1e-5."""
+    fixture = Path(__file__).parent / "fixtures" / "legacy_beit"
+    expected = json.loads((fixture / "expected_logits.json").read_text())
+    names = expected["class_names"]
+    data = tmp_path / "data"
+    shutil.copytree(fixture / "data", data)
+    ids = sorted(expected["logits"], reverse=True)
+    row = ",".join(["0.1"] * len(names))
+    (data / "sample_submission.csv").write_text(f"id,{','.join(names)}\n" + "".join(f"{name},{row}\n" for name in ids))
+    output = tmp_path / "predictions.csv"
+    inference.main(["--model", str(fixture / "finetuned_model"), "--data", str(data), "--output", str(output), "--precision", "fp32"])
+    table = pd.read_csv(output, dtype={"id": str})
+    logits = np.array([expected["logits"][name] for name in ids])
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert list(table["id"]) == ids
+    np.testing.assert_allclose(table[names].to_numpy(), probs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda run: shutil.rmtree(run), "does not exist"),
+        (lambda run: shutil.rmtree(run / "model_beit"), "no model_<type> folder"),
+        (lambda run: (run / "run.json").unlink(), "unfinished run"),
+        (lambda run: (run / "model_lora" / "adapter_model.safetensors").write_bytes(b"12345678"), "cannot be read"),
+        (lambda run: (run / "model_beit" / "model.safetensors").unlink(), "cannot be loaded"),
+    ],
+)
+def test_a_broken_model_folder_is_one_message(trained: Path, tmp_path: Path, prepare, message: str) -> None:
+    shutil.copytree(trained / "run", tmp_path / "run")
+    prepare(tmp_path / "run")
+    shutil.copytree(trained / "data", tmp_path / "data")
+    with pytest.raises(UserError, match=message):
+        predict(tmp_path)
+    assert not (tmp_path / "out" / "predictions.csv").exists()

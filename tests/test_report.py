@@ -1,0 +1,459 @@
+"""The run's page and figures, from files written here: no model, no training."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+import shutil
+import subprocess
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import UserError
+from pipeline.report import figures
+from pipeline.report.figures import read_run_files, write_figures
+from pipeline.report.page import _flat, _interval, _number, _setting, build_report, main
+from pipeline.training.optim import lr_at
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+NAMES = ["Avocado", "Banana", "Cabbage"]
+PER_EPOCH = 9
+
+
+@pytest.fixture(autouse=True)
+def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the resolution: most of the time of these tests is spent on pixels that nobody looks at."""
+    monkeypatch.setattr(figures, "DPI", 50)
+
+
+def make_run(
+    run_dir: Path,
+    names: list[str] = NAMES,
+    epochs: int = 4,
+    per_class: int = 4,
+    validation: bool = True,
+    best: int | None = None,
+    paths: list[str] = (),
+) -> Path:
+    """A finished run of `epochs` epochs. Of each class the first validation image is mistaken for the next class, with rising confidence."""
+    run_dir.mkdir(parents=True)
+    best = best or epochs
+    schedule = {"name": "linear", "lr": 5e-5, "end_lr": 0.0, "warmup_steps": 2, "total_steps": PER_EPOCH * epochs}
+    schedule |= {"steps_per_epoch": PER_EPOCH, "effective_batch_size": 64}
+    rows = []
+    for epoch in range(1, epochs + 1):
+        step = PER_EPOCH * epoch
+        rows.append({"epoch": epoch, "step": step, "lr": lr_at(step - 1, schedule), "train_loss": 2 / epoch, "train_accuracy": 0.5})
+        if validation:
+            rows[-1] |= {"val_loss": 1.5, "val_accuracy": 0.75 if epoch == best else 0.25, "val_macro_f1": 0.7}
+    write_lines(run_dir / "metrics.jsonl", rows)
+    timing = [{"epoch": row["epoch"], "seconds": 61.0, "images_per_second": 45.2, "peak_memory_bytes": 812_000_000} for row in rows]
+    write_lines(run_dir / "timing.jsonl", timing)
+    if validation:
+        with open(run_dir / "val_predictions.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", "path", "label", "predicted", "confidence"])
+            for number, name in enumerate(names):
+                for image in range(per_class):
+                    predicted = names[(number + 1) % len(names)] if image == 0 else name
+                    path = paths[number] if number < len(paths) else f"data/train/{number}_{image}.jpg"
+                    writer.writerow([f"{number}_{image}", path, name, predicted, 0.5 + 0.4 * number / len(names)])
+    record = {
+        "format": 1,
+        "task": "classification",
+        "name": "beit-large-384-lora",
+        "recipe": {
+            "backbone": "microsoft/beit-large-patch16-384",
+            "epochs": epochs,
+            "lora": {"rank": 16, "alpha": 16.0, "targets": ["query", "key"]},
+            "optimizer": {"name": "adamw", "lr": 5e-5, "head_lr": None},
+        },
+        "class_names": names,
+        "counts": {
+            "train": 20 * len(names),
+            "val": per_class * len(names) if validation else 0,
+            "train_per_class": {name: 20 + number for number, name in enumerate(names)},
+            "parameters": {"model": 304178888, "trainable": 1777864, "adapter": 1572864, "head": 205000},
+        },
+        "schedule": schedule,
+        "best": {"epoch": best, "metric": "val_accuracy", "value": 0.75}
+        if validation
+        else {"epoch": epochs, "metric": "epoch", "value": 4.0},
+        "precision": "bf16",
+        "device": "cpu",
+        "seed": 42,
+        "versions": {"python": "3.11.7", "torch": "2.9.0"},
+        "commit": None,
+        "command": "python train.py --data 'my birds' && true",
+        "data": "data",
+        "started": "2026-01-31T09:15:00+00:00",
+        "finished": "2026-01-31T10:15:00+00:00",
+    }
+    (run_dir / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    return run_dir
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def score(run_dir: Path) -> None:
+    scores = {
+        "predictions": "predictions.csv",
+        "sha256": "ab" * 32,
+        "solution": "solution.csv",
+        "time": "2026-01-31T11:00:00+00:00",
+        "rows": 240,
+    }
+    (run_dir / "scores.json").write_text(json.dumps(scores | {"metrics": {"macro_f1": 0.8612, "accuracy": 0.915}}))
+
+
+class Page(HTMLParser):
+    """What a browser would see: text, tags with attributes, and text inside script elements."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.html = path.read_text(encoding="utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.pieces: list[str] = []
+        self.feed(self.html)
+        self.text = " ".join("".join(self.pieces).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.pieces.append(data + " ")
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_page_has_every_section(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", best=3)
+    score(run_dir)
+    assert build_report(run_dir) == run_dir / "report.html"
+    page = Page(run_dir / "report.html")
+    for expected in (
+        "beit-large-384-lora: report",
+        "Classification · microsoft/beit-large-patch16-384",
+        "75.0% validation accuracy epoch 3 of 4 12 images; 95% interval 47 to 91%",
+        "91.5% test accuracy 240 rows",
+        "3 classes · 60 training images · 12 validation images · 4 epochs · 4m04s · cpu, bf16",
+        "Validation at the best epoch (3) accuracy 0.7500 macro F1 0.7000 loss 1.5000",
+        "9 of 12 validation images are right (75.0%)",
+        "Avocado Banana 1 25.0%",
+        "Cabbage taken for Avocado, 76.7% sure 2_0.jpg",
+        "In the model, without adapter 304,178,888 99.49% Trainable 1,777,864 0.58% Adapter (LoRA) 1,572,864 0.51% Head 205,000 0.07%",
+        "Learning rate 5e-5",
+        "LoRA targets query, key",
+        "optimizer.head_lr –",
+        "Images per optimizer step 64",
+        "From 20 (Avocado) to 22 (Cabbage), median 21.",
+        "Training time 4m04s Training images per second 45.2 Peak memory 812 MB",
+        "python train.py --data 'my birds' && true",
+        "Started 2026-01-31 09:15",
+        "torch 2.9.0",
+        "predictions.csv (SHA-256 abababababab…) against solution.csv, 2026-01-31 11:00.",
+    ):
+        assert expected in page.text
+    assert {path.name for path in (run_dir / "figures").iterdir()} == {"accuracy.png", "loss.png", "learning_rate.png", "confusion.png"}
+    assert not list(run_dir.glob(".*")), "temporary files are left"
+
+
+def test_the_page_needs_no_network_and_every_image_has_words(tmp_path: Path) -> None:
+    page = Page(build_report(make_run(tmp_path / "run", per_class=40)))
+    assert len(page.all("img")) == 5
+    for _, attributes in page.tags:
+        for name in ("src", "href", "action", "data", "srcset"):
+            assert (attributes.get(name) or "data:").startswith("data:"), attributes
+    assert not re.search(r"@import|url\(", page.html)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert "default-src 'none'" in next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert all(len(image["alt"] or "") > 20 for image in page.all("img"))
+    assert "Accuracy over 4 epochs: training from 50.0% to 50.0%, validation from 25.0% to 75.0%." in [
+        image["alt"] for image in page.all("img")
+    ]
+
+
+def test_names_from_the_data_stay_text(tmp_path: Path) -> None:
+    names = ['<script>alert("x")</script>', "a & b $x^2$ {{ 7 * 7 }}", "鳥"]
+    run_dir = make_run(tmp_path / "run", names=names, paths=['data/"><img src=x onerror=alert(1)>.jpg'])
+    page = Page(build_report(run_dir))
+    assert "<script" not in page.html
+    assert html.escape(names[0], quote=False) in page.html.replace("&#34;", '"')
+    assert names[0] in page.text and names[1] in page.text and names[2] in page.text
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+
+
+def test_a_run_of_one_epoch_shows_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "DPI", 200)
+    run_dir = make_run(tmp_path / "run", epochs=1)
+    page = Page(build_report(run_dir))
+    assert "Accuracy over 1 epoch: training 50.0%, validation 75.0%." in [image["alt"] for image in page.all("img")]
+    pixels = np.asarray(Image.open(run_dir / "figures" / "accuracy.png").convert("RGB")).reshape(-1, 3)
+    for colour in (figures.TRAINING, figures.VALIDATION):
+        rgb = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+        legend_only = 250
+        assert (np.abs(pixels - np.array(rgb)).max(axis=1) < 8).sum() > legend_only
+
+
+def test_a_run_without_validation(tmp_path: Path) -> None:
+    page = Page(build_report(make_run(tmp_path / "run", validation=False)))
+    assert "50.0% training accuracy epoch 4 on its own training images" in page.text
+    assert "No validation predictions (val_predictions.csv): this run kept no image back (data.val_fraction)." in page.text
+    assert "best epoch" not in page.html
+    assert "Not scored yet: with the true labels at hand, make score SOLUTION=solution.csv adds the test metrics." in page.text
+    assert len(page.all("img")) == 3
+
+
+def test_what_is_missing_is_one_quiet_line(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    (run_dir / "timing.jsonl").unlink()
+    (run_dir / "metrics.jsonl").unlink()
+    page = Page(build_report(run_dir))
+    assert "Not recorded (timing.jsonl)." in page.text
+    assert "No epoch is recorded yet (metrics.jsonl)." in page.text
+    assert "Left out: 12 validation images are too few" in page.text
+    assert "75.0% validation accuracy epoch 4" in page.text
+
+
+def test_an_unfinished_run_has_figures_and_a_page(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", best=2)
+    (run_dir / "run.json").unlink()
+    (run_dir / "val_predictions.csv").unlink()
+    begun = time.process_time()
+    written = write_figures(run_dir)
+    assert time.process_time() - begun < 3  # it is called after every epoch; well under a second on a machine that is not shared
+    assert [path.name for path in written] == ["accuracy.png", "loss.png", "learning_rate.png"]
+    assert all(Image.open(path).size == (260, 175) for path in written)
+    assert not (run_dir / "report.html").exists()
+    page = Page(build_report(run_dir))
+    assert "This run is not finished" in page.text and "75.0% validation accuracy epoch 2 of 4" in page.text
+    assert "there are none yet" in page.text
+
+
+def test_two_classes(tmp_path: Path) -> None:
+    page = Page(build_report(make_run(tmp_path / "run", names=["cat", "dog"])))
+    assert "Each class No. class training images validation images precision recall F1 0 cat 20 4 0.750 0.750 0.750 1 dog 21 4" in page.text
+    assert "Confusion matrix of 2 classes: 2 of 8 validation images are mistaken; most often cat was taken for dog." in page.html
+
+
+def test_a_thousand_classes(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", names=[f"bird {number}" for number in range(1000)], per_class=2)
+    path = build_report(run_dir)
+    page = Page(path)
+    assert "The 10 weakest classes by F1" in page.text and "All 1,000 classes" in page.text
+    assert "Each cell shows the largest share among 4 x 4 classes." in page.text
+    assert "999 bird 999 1,019 2" in page.text
+    assert page.text.count("taken for bird") == 18
+    assert path.stat().st_size < 3e6
+
+
+def test_calibration_over_enough_predictions(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", names=["cat", "dog"], per_class=50)
+    page = Page(build_report(run_dir))
+    # 50 at 0.5 and 50 at 0.7, of each 49 right: ECE is (|0.98 - 0.5| + |0.98 - 0.7|) / 2
+    assert "On average the model is 60.0% sure and 98.0% right; the expected calibration error is 0.3800." in page.text
+    assert (run_dir / "figures" / "calibration.png").exists()
+
+
+def test_mistakes_show_their_image_where_it_can_be_read(tmp_path: Path) -> None:
+    good, broken = tmp_path / "a b.png", tmp_path / "broken.jpg"
+    Image.new("RGBA", (900, 300), (200, 30, 30, 255)).save(good)
+    broken.write_bytes(b"\xff\xd8\xff not a picture")
+    page = Page(build_report(make_run(tmp_path / "run", paths=[str(good), str(broken), str(tmp_path / "gone.jpg")])))
+    thumbnails = [image for image in page.all("img") if (image["src"] or "").startswith("data:image/jpeg")]
+    assert [image["alt"] for image in thumbnails] == ["Avocado, taken for Banana"]
+    assert len(thumbnails[0]["src"] or "") < 20_000
+    assert "gone.jpg" in page.text and "broken.jpg" in page.text and str(tmp_path) not in page.text
+
+
+def test_a_label_that_is_no_class_counts_as_a_mistake(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    with open(run_dir / "val_predictions.csv", "a") as file:
+        file.write("extra,x.jpg,an answer outside,Banana,0.99\n")
+    page = Page(build_report(run_dir))
+    assert "9 of 13 validation images are right" in page.text
+    assert "3 an answer outside – 1 – 0.000 0.000" in page.text
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_a_folder_without_a_run_names_the_command(tmp_path: Path, make: bool) -> None:
+    make_run(tmp_path / "other")
+    if make:
+        (tmp_path / "run").mkdir()
+    with pytest.raises(UserError) as caught:
+        main(["--run", str(tmp_path / "run")])
+    message = str(caught.value)
+    assert ("holds neither run.json nor metrics.jsonl" if make else "does not exist") in message
+    assert "python train.py" in message and "python -m pipeline.report.page --run DIR" in message
+    assert str(tmp_path / "other") in message
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    with open(run_dir / "timing.jsonl", "a") as file:
+        file.write('{"epoch": 5, "sec')
+    with pytest.raises(UserError, match=r"timing\.jsonl is damaged"):
+        build_report(run_dir)
+    (run_dir / "timing.jsonl").unlink()
+    (run_dir / "val_predictions.csv").write_text("id,label,predicted\n1,a,b\n")
+    with pytest.raises(UserError, match=r"val_predictions\.csv has no column path, confidence; its columns should be id, path"):
+        build_report(run_dir)
+    assert not (run_dir / "report.html").exists()
+
+
+def test_a_failed_page_leaves_the_former_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = make_run(tmp_path / "run")
+    before = build_report(run_dir).read_bytes()
+
+    def full_disk(_descriptor: int) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("pipeline.files.os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        build_report(run_dir)
+    assert (run_dir / "report.html").read_bytes() == before
+    assert not list(run_dir.rglob(".*"))
+
+
+def test_if_present_is_quiet_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--run", str(tmp_path), "--if-present"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path} holds no run: no page to write\n"
+    run_dir = make_run(tmp_path / "run", epochs=1)
+    assert main(["--run", str(run_dir), "--if-present"]) == 0
+    assert (run_dir / "report.html").exists()
+
+
+def test_public_and_private_scores_stand_side_by_side(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", validation=False)
+    score(run_dir)
+    scores = json.loads((run_dir / "scores.json").read_text())
+    scores["parts"] = {"Public": {"macro_f1": 0.9, "accuracy": 0.93}, "Private": {"macro_f1": 0.8, "accuracy": 0.9}}
+    (run_dir / "scores.json").write_text(json.dumps(scores))
+    page = Page(build_report(run_dir))
+    assert "all rows Public Private macro F1 0.8612 0.9000 0.8000 accuracy 0.9150 0.9300 0.9000" in page.text
+
+
+def test_the_command_prints_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = make_run(tmp_path / "run")
+    assert main(["--run", str(run_dir)]) == 0
+    assert capsys.readouterr().out.startswith(f"{run_dir / 'report.html'}: ")
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "stepped_cosine", "constant"])
+def test_the_learning_rate_is_followed_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    run_dir = make_run(tmp_path / "run")
+    record = json.loads((run_dir / "run.json").read_text())
+    record["schedule"]["name"] = name
+    (run_dir / "run.json").write_text(json.dumps(record))
+    seen = {}
+    monkeypatch.setattr(
+        figures, "learning_rate_curve", lambda _path, steps, rates, ends, dots: seen.update(steps=steps, rates=rates, ends=ends, dots=dots)
+    )
+    write_figures(run_dir)
+    assert seen["steps"] == list(range(4 * PER_EPOCH))
+    assert seen["rates"] == [lr_at(step, record["schedule"]) for step in range(4 * PER_EPOCH)]
+    assert seen["ends"] == {1: 8, 2: 17, 3: 26, 4: 35}
+    if name == "linear":  # what the run recorded lies on the line
+        assert all(rate == pytest.approx(dict(zip(seen["steps"], seen["rates"], strict=True))[step]) for step, rate in seen["dots"])
+
+
+def test_a_long_schedule_is_sampled_with_both_sides_of_every_epoch() -> None:
+    schedule = {"name": "stepped_cosine", "lr": 1e-4, "end_lr": 1e-6, "warmup_steps": 0, "total_steps": 23_430, "steps_per_epoch": 1562}
+    steps, _ = figures._scheduled(schedule)
+    assert len(steps) < 2000 and steps[0] == 0 and steps[-1] == 23_429
+    assert {1561, 1562, 3123, 3124} <= set(steps)
+
+
+def test_confusion_cells_of_a_heat_map_keep_single_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = np.diag(np.full(1000, 10))
+    counts[3, 998] = 1
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.imshow", spy(drawn, figures.Axes.imshow))
+    figures.confusion_figure(tmp_path / "confusion.png", counts, [str(number) for number in range(1000)])
+    cells = drawn[0]
+    assert cells.shape == (250, 250)
+    assert cells[0, 249] == pytest.approx(1 / 11) and np.isnan(cells[100, 0])
+
+
+def spy(seen: list, original):
+    def wrapper(self, values, *args, **kwargs):
+        seen.append(values)
+        return original(self, values, *args, **kwargs)
+
+    return wrapper
+
+
+def test_names_on_a_figure_are_short_and_drawable() -> None:
+    assert figures._drawable("a  very long name of a rare bird", 4) == "a very long name of a r…"
+    assert figures._drawable("\U000f0000", 4) == "class 4"  # a private letter that no font has
+
+
+def test_axes_start_where_a_reader_expects() -> None:
+    assert figures._share_limits(np.array([0.2, 0.6])) == (0.0, 0.7)
+    low, high = figures._share_limits(np.array([0.91, 0.985, np.nan]))
+    assert low == pytest.approx(0.85) and 1.0 <= high < 1.01
+    assert figures._loss_limits(np.array([np.nan]))[0] == 0.0
+
+
+def test_numbers_as_people_write_them() -> None:
+    assert [_number(value) for value in (304178888, 0.94123, 4.8e-5, 0.0, None)] == ["304,178,888", "0.9412", "4.8e-5", "0.0000", "–"]
+    assert [_setting(value) for value in (5e-5, 16.0, True, None, [0.08, 1.0], "adamw", 2048)] == [
+        "5e-5",
+        "16",
+        "yes",
+        "–",
+        "0.08, 1",
+        "adamw",
+        "2048",
+    ]
+    assert _flat({"lora": {"rank": 8}, "architecture": {}, "seed": 1}) == [("lora.rank", 8), ("architecture", {}), ("seed", 1)]
+
+
+def test_the_interval_is_wilsons() -> None:
+    assert _interval(27 / 29, 29) == pytest.approx((0.7804, 0.9809), abs=1e-3)
+    assert _interval(1.0, 29)[1] == 1.0
+
+
+def test_the_best_epoch_is_the_first_of_equals(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    (run_dir / "run.json").unlink()
+    write_lines(run_dir / "metrics.jsonl", [{"epoch": epoch, "step": epoch, "lr": 1e-4, "val_accuracy": 0.5} for epoch in (1, 2, 3)])
+    assert read_run_files(run_dir).best == {"epoch": 1, "metric": "val_accuracy", "value": 0.5}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium to open the page in")
+def test_a_phone_shows_the_page_without_sideways_scrolling(tmp_path: Path) -> None:
+    names = [f"a rather long class name, number {number}, {'x' * 60}" for number in range(24)]
+    run_dir = make_run(tmp_path / "run", names=names, epochs=12, per_class=5)
+    score(run_dir)
+    text = build_report(run_dir).read_text(encoding="utf-8").replace("<details", "<details open")
+    # The page forbids scripts; the copy that is measured may run this one, which tells the frame around it what it sees.
+    measure = """<script>addEventListener('load', () => parent.postMessage({width: document.documentElement.scrollWidth,
+      shown: [...document.images].every(i => i.complete && i.naturalWidth > 0), images: document.images.length}, '*'))</script>"""
+    (tmp_path / "copy.html").write_text(
+        re.sub(r"<meta http-equiv=[^>]*>", "", text).replace("</body>", f"{measure}</body>"), encoding="utf-8"
+    )
+    frame = """<body><script>addEventListener('message', e => { document.title = JSON.stringify(e.data); })</script>
+      <iframe src="copy.html" style="width: 390px; height: 800px; border: 0"></iframe>"""
+    (tmp_path / "frame.html").write_text(frame, encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
+    address = (tmp_path / "frame.html").as_uri()
+    shown = subprocess.run(
+        [CHROMIUM, *flags, "--virtual-time-budget=5000", "--dump-dom", address], capture_output=True, text=True, timeout=60
+    )
+    found = re.search(r"<title>(.*?)</title>", shown.stdout)
+    assert found, shown.stderr[-2000:]
+    seen = json.loads(html.unescape(found[1]))
+    assert seen["width"] <= 390
+    assert seen["shown"] and seen["images"] == 5

@@ -1,0 +1,328 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.competition.layout import SubmissionFormat
+from pipeline.competition.submission import check_predictions, main, score_predictions, write_predictions
+from pipeline.competition.tables import load_table
+from pipeline.errors import UserError
+from pipeline.files import sha256
+
+LABEL = SubmissionFormat("id", ("label",), "label", ("a", "b", "c"), None)
+PROBABILITY = SubmissionFormat("id", ("dog", "cat"), "probability", ("a", "b", "c"), None)
+CLASSES = ("cat", "dog")
+PROBS = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]], dtype=np.float32)
+
+
+def check(tmp_path, text, submission_format=LABEL, class_names=CLASSES):
+    path = tmp_path / "predictions.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return check_predictions(path, submission_format, class_names)
+
+
+# ---- write ----
+
+
+def test_labels(tmp_path):
+    write_predictions(tmp_path / "predictions.csv", LABEL, CLASSES, PROBS)
+    assert (tmp_path / "predictions.csv").read_bytes() == b"id,label\na,cat\nb,dog\nc,cat\n"
+
+
+def test_probabilities_follow_the_columns_of_the_sample(tmp_path):
+    write_predictions(tmp_path / "predictions.csv", PROBABILITY, CLASSES, PROBS)
+    table = load_table(tmp_path / "predictions.csv")
+    assert table.columns == ("id", "dog", "cat")
+    assert [float(cell) for cell in table.column("cat")] == pytest.approx([0.9, 0.2, 0.5], abs=1e-7)
+
+
+def test_text_in_place_of_classes(tmp_path):
+    write_predictions(tmp_path / "predictions.csv", LABEL, ("yes", "no"), None, text=["yes", "no", "no"])
+    assert (tmp_path / "predictions.csv").read_text() == "id,label\na,yes\nb,no\nc,no\n"
+    with pytest.raises(UserError, match="2 predictions for 3 ids"):
+        write_predictions(tmp_path / "predictions.csv", LABEL, ("yes", "no"), None, text=["yes", "no"])
+    with pytest.raises(UserError, match="labels cannot fill its probability columns"):
+        write_predictions(tmp_path / "predictions.csv", PROBABILITY, ("yes", "no"), None, text=["yes", "no", "no"])
+
+
+@pytest.mark.parametrize("submission_format", [LABEL, PROBABILITY])
+@pytest.mark.parametrize(
+    ("probs", "message"),
+    [
+        (PROBS * [[1], [np.nan], [1]], "not a number for 1 image: 'b'; --precision fp32"),
+        (np.array([[0.9, 0.1], [0.2, 0.8], [np.inf, 0.5]]), "not a number for 1 image: 'c'"),
+        (PROBS[:2], r"predictions of shape \(2, 2\) for 3 ids and 2 classes"),
+        (np.ones((3, 3), dtype=np.float32) / 3, r"predictions of shape \(3, 3\) for 3 ids and 2 classes"),
+    ],
+)
+def test_predictions_that_cannot_be_written_leave_the_former_file(tmp_path, submission_format, probs, message):
+    path = tmp_path / "predictions.csv"
+    path.write_text("former")
+    with pytest.raises(UserError, match=message):
+        write_predictions(path, submission_format, CLASSES, probs)
+    assert path.read_text() == "former"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("row", "message"), [([3.0, -1.0], "smallest -1, sum 2"), ([0.2, 0.2], "smallest 0.2, sum 0.4")])
+def test_logits_are_no_probabilities(tmp_path, row, message):
+    with pytest.raises(UserError, match=f"no probability for 1 image, first for 'b': {message}"):
+        write_predictions(tmp_path / "predictions.csv", PROBABILITY, CLASSES, np.array([[0.5, 0.5], row, [0.5, 0.5]], dtype=np.float32))
+
+
+def test_columns_that_are_not_the_model_s_classes(tmp_path):
+    with pytest.raises(UserError, match=r"the column 'dog' is no class of the model \(nearest: 'Dog'\)\n.*classes 'Dog' have no column"):
+        write_predictions(tmp_path / "predictions.csv", PROBABILITY, ("cat", "Dog"), PROBS)
+
+
+def test_a_file_that_would_not_pass_is_not_put_in_place(tmp_path):
+    path = tmp_path / "predictions.csv"
+    repeated = SubmissionFormat("id", ("label",), "label", ("a", "b", "a"), None)
+    with pytest.raises(UserError, match=r"was not written, its content is not ready to send:\n.*rows 2, 4: the id 'a' occurs 2 times"):
+        write_predictions(path, repeated, CLASSES, PROBS)
+    assert list(tmp_path.iterdir()) == []
+
+
+name = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8).filter(str.strip)
+names = st.lists(name | st.sampled_from(["007", "1e5", "nan", "NA", "=1+1", "a,b", 'say "x"', " x ", "a;b", "é"]), unique=True, max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ids=names,
+    classes=names,
+    order=st.randoms(use_true_random=False),
+    kind=st.sampled_from(["label", "probability"]),
+    seed=st.integers(0, 99),
+)
+def test_written_checked_read(tmp_path_factory, ids, classes, order, kind, seed):
+    ids = [*ids, "one more"] if "one more" not in ids else ids
+    classes = list(dict.fromkeys([*classes, "first", "second"]))
+    columns = classes[:] if kind == "probability" else ["the label"]
+    order.shuffle(columns)
+    id_column = "the id" if "the id" not in classes else "another id"
+    submission_format = SubmissionFormat(id_column, tuple(columns), kind, tuple(ids), None)
+    logits = np.random.default_rng(seed).normal(scale=8, size=(len(ids), len(classes))).astype(np.float32)
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    path = tmp_path_factory.mktemp("written") / "predictions.csv"
+    write_predictions(path, submission_format, classes, probs)
+    assert check_predictions(path, submission_format, classes) == []
+    table = load_table(path)
+    assert table.column(id_column) == ids
+    assert table.columns == (id_column, *columns)
+    if kind == "label":
+        assert table.column("the label") == [classes[index] for index in probs.argmax(axis=1)]
+    else:
+        values = np.array([table.column(label) for label in classes], dtype=float).T
+        assert np.abs(values.sum(axis=1) - 1).max() < 1e-6
+        assert np.abs(values - probs).max() < 1e-5
+
+
+# ---- check ----
+
+
+def test_a_file_that_is_ready(tmp_path):
+    assert check(tmp_path, "id,label\na,cat\nb,dog\nc,cat\n") == []
+    assert check(tmp_path, "id,label\r\na,cat\r\nb,dog\r\nc,cat\r\n") == []
+    assert check(tmp_path, "id,dog,cat\na,0.1,0.9\nb,1,0\nc,1e-3,0.999\n", PROBABILITY) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("Id,label\na,cat\nb,dog\nc,cat\n", ["the column 'id' is missing (nearest: 'Id')", "columns that do not belong there: 'Id'"]),
+        ("label,id\ncat,a\ndog,b\ncat,c\n", ["columns in another order: 'label', 'id', expected 'id', 'label'"]),
+        ("id,label,x\na,cat,1\nb,dog,1\nc,cat,1\n", ["columns that do not belong there: 'x'"]),
+        ("id,label\na,cat\nb,dog\n", ["2 rows for 3 ids", "1 id missing: 'c'"]),
+        (
+            "id,label\na,cat\nb,dog\nc.jpg,cat\nd,cat\n",
+            ["4 rows for 3 ids", "1 id missing: 'c'", "2 ids that should not be there, rows 4, 5: 'c.jpg', 'd'"],
+        ),
+        ("id,label\na,cat\nb,dog\nc,cat\nb,dog\n", ["4 rows for 3 ids", "rows 3, 5: the id 'b' occurs 2 times"]),
+        ("id,label\nb,cat\na,dog\nc,cat\n", ["ids in another order than expected, first in row 2: 'b' instead of 'a'"]),
+        ("id,label\na,\nb,dog\nc, \n", ["rows 2, 4: no label in column 'label'"]),
+        ("id,label\na,Cat\nb,dog\nc,nan\n", ["row 2: 'Cat' is no class (nearest: 'cat')", "row 4: 'nan' is no class"]),
+        ("id;label\na;cat\nb;dog\nc;cat\n", ["cells are separated by semicolons: commas are needed"]),
+        ("\ufeffid,label\na,cat\nb,dog\nc,cat\n", ["it begins with a byte order mark (as Excel writes it): save it as plain UTF-8"]),
+        ("", ["it is empty"]),
+        (b"id,label\na,caf\xe9\nb,dog\nc,cat\n", ["not UTF-8 in row 2"]),
+    ],
+)
+def test_label_problems(tmp_path, text, problems):
+    found = check(tmp_path, text)
+    assert len(found) == len(problems)
+    for problem, expected in zip(found, problems, strict=True):
+        assert expected in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("id,dog,cat\na,0.1,0.9\nb,nan,0\nc,0,1\n", "row 3: no number in column 'dog': 'nan'"),
+        ("id,dog,cat\na,,0.9\nb,1,0\nc,x,1\n", "rows 2, 4: no number in column 'dog': ''"),
+        ("id,dog,cat\na,0.1,inf\nb,1,0\nc,0,1\n", "row 2: no number in column 'cat': 'inf'"),
+        ("id,dog,cat\na,-0.5,1.5\nb,1,0\nc,0,1\n", "row 2: probabilities outside 0..1 (-0.5)"),
+        ("id,dog,cat\na,0.5,0.4\nb,1,0\nc,0,1\n", "row 2: probabilities sum to 0.9, not to 1"),
+        ("id,cat,dog\na,0.5,0.5\nb,1,0\nc,0,1\n", "columns in another order: 'id', 'cat', 'dog', expected 'id', 'dog', 'cat'"),
+        ("id,dog,Cat\na,0.5,0.5\nb,1,0\nc,0,1\n", "the column 'cat' is missing (nearest: 'Cat')"),
+    ],
+)
+def test_probability_problems(tmp_path, text, problem):
+    assert problem in "\n".join(check(tmp_path, text, PROBABILITY))
+
+
+def test_unknown_classes_are_not_checked(tmp_path):
+    text = "id,label\na,anything\nb,nan\nc,x\n"
+    assert check(tmp_path, text, class_names=None) == []
+    assert check(tmp_path, text, class_names=()) == []
+
+
+def test_long_lists_are_capped(tmp_path):
+    ids = tuple(str(n) for n in range(100))
+    rows = "".join(f"{image_id},class {image_id}\n" for image_id in ids)
+    found = check(tmp_path, "id,label\n" + rows, SubmissionFormat("id", ("label",), "label", ids, None))
+    assert len(found) == 6
+    assert found[-1] == "95 more labels are no classes"
+    assert check(tmp_path, "id,label\n0,cat\n", SubmissionFormat("id", ("label",), "label", ids, None)) == [
+        "1 row for 100 ids",
+        "99 ids missing: '1', '2', '3', '4', '5' and 94 more",
+    ]
+
+
+def test_a_missing_file_is_a_problem(tmp_path):
+    (problem,) = check_predictions(tmp_path / "nowhere.csv", LABEL, CLASSES)
+    assert "nowhere.csv does not exist" in problem
+
+
+# ---- score ----
+
+
+def files(tmp_path, predictions, solution):
+    (tmp_path / "predictions.csv").write_text(predictions)
+    (tmp_path / "solution.csv").write_text(solution)
+    return tmp_path / "predictions.csv", tmp_path / "solution.csv"
+
+
+def refused(tmp_path, predictions, solution, **options):
+    with pytest.raises(UserError) as caught:
+        score_predictions(*files(tmp_path, predictions, solution), **options)
+    return str(caught.value)
+
+
+FOUR = "id,label\na,cat\nb,dog\nc,cat\nd,dog\n"
+
+
+def test_scores_join_by_id_in_any_order(tmp_path):
+    scores = score_predictions(*files(tmp_path, FOUR, "id,label\nd,dog\na,cat\nc,dog\nb,dog\n"))
+    assert scores["rows"] == 4
+    assert scores["class_names"] == ["cat", "dog"]
+    assert scores["metrics"]["accuracy"] == 0.75
+    # cat: 1 of 1 found, 1 of 2 right; dog: 2 of 3 found, 2 of 2 right.
+    assert scores["metrics"]["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert "loss" not in scores["metrics"]
+
+
+def test_usage_gives_scores_by_part(tmp_path):
+    solution = "id,label,Usage\na,cat,Public\nb,cat,Private\nc,cat,Private\nd,cat,Ignored\n"
+    scores = score_predictions(*files(tmp_path, FOUR, solution))
+    assert scores["rows"] == 3
+    assert list(scores["parts"]) == ["Public", "Private"]
+    assert [scores["parts"][part]["accuracy"] for part in ("Public", "Private")] == [1.0, 0.5]
+    assert scores["metrics"]["accuracy"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("solution", ["id,cat,dog\na,1,0\nb,0,1\n", "id,label\nb,dog\na,cat\n"])
+def test_probabilities_are_scored_with_log_loss(tmp_path, solution):
+    metrics = score_predictions(*files(tmp_path, "id,dog,cat\na,0.2,0.8\nb,0.4,0.6\n", solution))["metrics"]
+    assert metrics["accuracy"] == 0.5
+    assert metrics["loss"] == pytest.approx(-(np.log(0.8) + np.log(0.4)) / 2)
+
+
+def test_other_column_names_in_the_solution(tmp_path):
+    scores = score_predictions(*files(tmp_path, FOUR, "truth,image_id\ncat,a\ndog,b\ncat,c\ndog,d\n"))
+    assert scores["metrics"]["accuracy"] == 1
+
+
+def test_classes_of_the_model_and_labels_it_does_not_know(tmp_path):
+    scores = score_predictions(*files(tmp_path, FOUR, "id,label\na,Cat\nb,dog\nc,cat\nd,dog\n"), class_names=["cat", "bird"])
+    assert scores["class_names"] == ["bird", "Cat", "cat", "dog"]
+    assert (scores["unseen"], scores["foreign"]) == (["Cat", "dog"], ["dog"])
+
+
+def test_ids_that_do_not_match(tmp_path):
+    message = refused(tmp_path, FOUR, "id,label\na,cat\nb,dog\nx,cat\n")
+    assert "predictions.csv cannot be scored against" in message
+    assert "1 id missing: 'x'" in message
+    assert "2 ids that should not be there, rows 4, 5: 'c', 'd'" in message
+
+
+def test_other_broken_solutions(tmp_path):
+    assert "rows 2, 3: the id 'a' occurs 2 times" in refused(tmp_path, FOUR, "id,label\na,cat\na,dog\n")
+    assert "solution.csv, row 3: no label in column 'label'" in refused(tmp_path, FOUR, "id,label\na,cat\nb,\n")
+    assert "the label may be in 'x', 'z'" in refused(tmp_path, FOUR, "id,x,z\na,1,2\n")
+    assert "there is no label column" in refused(tmp_path, FOUR, "id,Usage\na,Public\n")
+    assert "has no rows: ids and labels are needed" in refused(tmp_path, FOUR, "id,label\n")
+    ignored = "id,label,Usage\n" + "".join(f"{image_id},cat,Ignored\n" for image_id in "abcd")
+    assert "every row is marked as ignored" in refused(tmp_path, FOUR, ignored)
+
+
+def test_other_broken_predictions(tmp_path):
+    solution = "id,label\na,cat\nb,dog\n"
+    assert "row 3: no label in column 'label'" in refused(tmp_path, "id,label\na,cat\nb,\n", solution)
+    assert "it has 0 rows" in refused(tmp_path, "id,label\n", solution)
+    assert "no number in column 'cat': 'x'" in refused(tmp_path, "id,cat,dog\na,x,1\nb,0,1\n", solution)
+    message = refused(tmp_path, "id,Cat,dog\na,1,0\nb,0,1\n", solution)
+    assert "the solution's label 'cat' has no column (nearest: 'Cat')" in message
+
+
+def command(tmp_path, *more):
+    predictions, solution = tmp_path / "predictions.csv", tmp_path / "solution.csv"
+    model, data = tmp_path / "model", tmp_path / "data"
+    return main(["--solution", f"{solution}", "--predictions", f"{predictions}", "--model", f"{model}", "--data", f"{data}", *more])
+
+
+def test_the_command_prints_scores_and_keeps_them(tmp_path, capsys):
+    files(tmp_path, FOUR, "id,label,Usage\na,cat,Public\nb,dog,Public\nc,dog,Private\nd,dog,Private\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/run.json").write_text(json.dumps({"format": 1, "class_names": ["cat", "dog"]}))
+    assert command(tmp_path) == 0
+    output = capsys.readouterr().out
+    assert "4 rows, 2 classes" in output
+    assert [line.split() for line in output.splitlines() if line.startswith(("  ", "accuracy"))] == [
+        ["all", "Public", "Private"],
+        ["accuracy", "0.7500", "1.0000", "0.5000"],
+    ]
+    kept = json.loads((tmp_path / "model/scores.json").read_text())
+    assert set(kept) == {"predictions", "sha256", "solution", "time", "rows", "metrics", "parts"}
+    assert kept["sha256"] == sha256(tmp_path / "predictions.csv")
+    assert (kept["rows"], kept["metrics"]["accuracy"], kept["parts"]["Private"]["accuracy"]) == (4, 0.75, 0.5)
+
+
+def test_scores_are_not_kept_beside_a_run_that_did_not_make_them(tmp_path, capsys):
+    files(tmp_path, FOUR, FOUR)
+    assert command(tmp_path) == 0
+    assert "holds no finished run; --model names the run" in capsys.readouterr().out
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/run.json").write_text(json.dumps({"format": 1, "class_names": ["cat", "bird"]}))
+    assert command(tmp_path) == 0
+    output = capsys.readouterr().out
+    assert "did not make these predictions (labels 'dog'); --model names the run" in output
+    assert "note: labels of" in output
+    assert not (tmp_path / "model/scores.json").exists()
+
+
+def test_the_command_takes_the_id_column_from_the_sample(tmp_path, capsys):
+    files(tmp_path, "label,key\ncat,a\ndog,b\n", "key,label\na,cat\nb,dog\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/sample_submission.csv").write_text("key,label\na,cat\nb,cat\n")
+    assert command(tmp_path) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_the_command_without_files(tmp_path):
+    with pytest.raises(UserError, match=r"predictions\.csv does not exist"):
+        command(tmp_path)
+    with pytest.raises(SystemExit):
+        main([])

@@ -1,0 +1,157 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.competition.tables import load_table, nearest, numbered, read_table, write_table
+from pipeline.errors import UserError
+
+
+def save(tmp_path, data):
+    path = tmp_path / "table.csv"
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+def refusal(tmp_path, data):
+    with pytest.raises(UserError) as caught:
+        load_table(save(tmp_path, data))
+    assert "table.csv" in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_cell_stays_the_text_it_was(tmp_path):
+    cells = ["007", "1e5", "1.0", "nan", "NA", "None", "null", "true", "1", "", " x ", "2020-01-01", "inf", "=1+1"]
+    table = read_table(save(tmp_path, "id,label\n" + "".join(f"{cell},{cell}\n" for cell in cells)))
+    assert table["id"].tolist() == cells
+    assert table["label"].tolist() == cells
+    assert {type(cell) for cell in table["label"]} == {str}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_dialects(tmp_path, delimiter, line_end, mark):
+    text = mark + line_end.join([f"id{delimiter}label", f"1{delimiter}ü", f"2{delimiter}b", ""])
+    table = load_table(save(tmp_path, text))
+    assert table.columns == ("id", "label")
+    assert table.cells == (("1", "ü"), ("2", "b"))
+    assert table.lines == (2, 3)
+    assert (table.delimiter, table.has_byte_order_mark) == (delimiter, bool(mark))
+
+
+def test_quoted_commas_quotes_and_newlines(tmp_path):
+    table = load_table(save(tmp_path, 'id,label\n1,"a, b"\n2,"say ""hi"""\n3,"two\nlines"\n4,x\n'))
+    assert table.column("label") == ["a, b", 'say "hi"', "two\nlines", "x"]
+    assert table.lines == (2, 3, 4, 6)
+
+
+def test_decimal_commas_in_a_semicolon_file(tmp_path):
+    assert load_table(save(tmp_path, "id;cat;dog\n1;0,5;0,5\n")).cells == (("1", "0,5", "0,5"),)
+
+
+def test_a_comma_in_the_header_of_a_semicolon_file(tmp_path):
+    assert load_table(save(tmp_path, "id;name, first\n1;x\n")).columns == ("id", "name, first")
+
+
+def test_semicolons_inside_a_comma_file(tmp_path):
+    assert load_table(save(tmp_path, "id;x,label;y\n1;2,3;4\n")).columns == ("id;x", "label;y")
+
+
+def test_blank_lines_are_no_rows_and_row_numbers_count_them(tmp_path):
+    table = load_table(save(tmp_path, "id,label\n\n1,a\n\n2,b\n\n"))
+    assert (table.cells, table.lines) == ((("1", "a"), ("2", "b")), (3, 5))
+
+
+def test_one_column(tmp_path):
+    assert load_table(save(tmp_path, "id\n1\n2\n")).column("id") == ["1", "2"]
+
+
+def test_ragged_rows_are_listed_with_their_numbers(tmp_path):
+    message = refusal(tmp_path, "id,label\n1,a\n2\n3,b,c\n4,d\n5,e,f\n")
+    assert "row 3: 1 cell for 2 columns (cells are separated by commas)" in message
+    assert "rows 4, 6: 3 cells for 2 columns" in message
+
+
+def test_every_problem_is_reported_at_once(tmp_path):
+    message = refusal(tmp_path, b"id,,id\n1,caf\xe9,x\n2,a\x00b,x\n3,a\n")
+    assert "row 1: column 2 has no name" in message
+    assert "row 1: the column name 'id' occurs 2 times" in message
+    assert "not UTF-8 in row 2 ('1,café,x' if it is Latin-1)" in message
+    assert "iconv -f LATIN1 -t UTF-8" in message
+    assert "NUL bytes in row 3" in message
+    assert "row 4: 2 cells for 3 columns" in message
+
+
+def test_a_pandas_index_column_is_named_as_such(tmp_path):
+    assert "index=False" in refusal(tmp_path, ",id,label\n0,1,a\n")
+
+
+def test_utf16(tmp_path):
+    assert "is UTF-16" in refusal(tmp_path, "id,label\n1,a\n".encode("utf-16"))
+
+
+def test_an_open_quote_names_the_row_where_it_begins(tmp_path):
+    assert "row 3: quotes" in refusal(tmp_path, 'id,label\n1,a\n2,"b\n3,c\n')
+
+
+def test_quotes_inside_a_cell(tmp_path):
+    assert "row 2: quotes" in refusal(tmp_path, 'id,label\n1,"a"b\n')
+
+
+def test_empty_file(tmp_path):
+    assert "it is empty: a header row is needed" in refusal(tmp_path, "")
+    assert "it is empty: a header row is needed" in refusal(tmp_path, "\ufeff\n\n")
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.csv does not exist"):
+        read_table(tmp_path / "nowhere.csv")
+
+
+def test_a_folder_is_no_table(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        read_table(tmp_path)
+
+
+def test_written_bytes(tmp_path):
+    path = tmp_path / "out.csv"
+    write_table(path, ("id", "label"), [("1", "a,b"), ("2", 'say "hi"'), (3, "ü"), ("=1", " x ")])
+    assert path.read_bytes() == 'id,label\n1,"a,b"\n2,"say ""hi"""\n3,ü\n=1, x \n'.encode()
+
+
+def test_a_row_of_another_width_leaves_the_former_file(tmp_path):
+    path = save(tmp_path, "id,label\n1,old\n")
+    with pytest.raises(ValueError, match="row 3 has 1 cells for 2 columns"):
+        write_table(path, ("id", "label"), [("1", "new"), ("2",)])
+    assert path.read_text() == "id,label\n1,old\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]
+
+
+cell = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8)
+
+
+@settings(max_examples=80, deadline=None)
+@given(columns=st.lists(cell.filter(str.strip), min_size=1, max_size=4, unique=True), data=st.data())
+def test_what_is_written_is_read_back(tmp_path_factory, columns, data):
+    columns = ["id", *columns] if "id" not in columns else ["id", *(name for name in columns if name != "id"), "other"]
+    if len(set(columns)) != len(columns):
+        return
+    rows = data.draw(st.lists(st.tuples(*[cell] * len(columns)), max_size=5))
+    path = tmp_path_factory.mktemp("round") / "table.csv"
+    write_table(path, columns, rows)
+    table = load_table(path)
+    assert table.columns == tuple(columns)
+    assert list(table.cells) == rows
+    assert table.delimiter == ","
+
+
+def test_row_numbers_are_capped():
+    assert numbered([7]) == "row 7"
+    assert numbered([9, 3, 3]) == "rows 3, 9"
+    assert numbered(range(2, 30)) == "rows 2, 3, 4, 5, 6 and 23 more"
+
+
+def test_nearest_prefers_a_difference_in_case():
+    assert nearest("Dress", ["dresses", "dress"]) == " (nearest: 'dress')"
+    assert nearest("drss", ["hat", "dress"]) == " (nearest: 'dress')"
+    assert nearest("zzz", ["hat", "dress"]) == ""
