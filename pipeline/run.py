@@ -53,11 +53,15 @@ def load_run(path: Path) -> Run:
         raise UserError(f"{path} holds more than one backbone ({names}): keep one, or name another folder with --model")
     if is_unfinished(path):
         raise UserError(f"{path} holds an unfinished run: finish it with `python train.py --output {path} --resume`")
-    config = read_json(folders[0] / "config.json")
-    record = read_json(path / "run.json") if (path / "run.json").exists() else None
+    config = _read_object(folders[0] / "config.json")
+    record = _read_object(path / "run.json") if (path / "run.json").exists() else None
     if record is not None and record.get("format") != FORMAT:
         raise UserError(
             f"{path / 'run.json'}: format {record.get('format')!r}, expected {FORMAT}: written by another version of this project"
+        )
+    if record is not None and not record.get("class_names"):
+        raise UserError(
+            f"{path / 'run.json'}: names no classes (class_names): it was changed by hand or is damaged; `make weights` or train again"
         )
     adapter_dir = path / ADAPTER_DIR
     class_names = tuple(record["class_names"]) if record else _names_from(config)
@@ -101,9 +105,19 @@ def now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
+def _read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
 def _names_from(config: dict[str, Any]) -> tuple[str, ...] | None:
     """Class names by index from a config's id2label; None when they are only LABEL_0..N, which name nothing."""
-    id2label = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    try:
+        id2label = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    except ValueError:  # not numbered: cannot name outputs
+        return None
     if not id2label or sorted(id2label) != list(range(len(id2label))):
         return None
     names = tuple(id2label[index] for index in range(len(id2label)))

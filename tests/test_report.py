@@ -420,6 +420,13 @@ def test_numbers_as_people_write_them() -> None:
     assert _flat({"lora": {"rank": 8}, "architecture": {}, "seed": 1}) == [("lora.rank", 8), ("architecture", {}), ("seed", 1)]
 
 
+@pytest.mark.parametrize(
+    "value, text", [(5e-5, "5e-5"), (2.5e-4, "2.5e-4"), (0.0008, "8e-4"), (0.05, "0.05"), (0.0, "0"), (1.3333333, "1.33333"), (16.0, "16")]
+)
+def test_short_numbers(value: float, text: str) -> None:
+    assert figures.short_number(value) == text
+
+
 def test_the_interval_is_wilsons() -> None:
     assert _interval(27 / 29, 29) == pytest.approx((0.7804, 0.9809), abs=1e-3)
     assert _interval(1.0, 29)[1] == 1.0

@@ -174,7 +174,8 @@ def wait_for_state(output: Path, process: subprocess.Popen, newer_than: Path | N
         if states and (newer_than is None or states[-1].name > newer_than.name):
             return
         time.sleep(0.05)
-    raise AssertionError(f"no state after {seconds} s; exit code {process.poll()}")
+    process.kill()
+    raise AssertionError(f"no state after {seconds} s; exit code {process.poll()}; printed:\n{process.communicate()[0]}")
 
 
 @pytest.mark.slow

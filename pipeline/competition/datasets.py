@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline import files
 from pipeline.competition import kaggle_cli
-from pipeline.competition.download import unpack_zip
+from pipeline.competition.archives import unpack_zip
 from pipeline.competition.layout import read_layout
 from pipeline.errors import Interrupted, UserError, raise_all, run_command
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import email.utils
-import hashlib
 import inspect
 import os
 import re
@@ -16,90 +14,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from pipeline import files
-from pipeline.competition.archives import CHUNK_BYTES, check_room, file_problems, page_in_words
+from pipeline.competition.archives import CHUNK_BYTES, Source, check_room, file_problems, page_in_words, parse_source, without_secrets
 from pipeline.errors import UserError, raise_all
 
 MAX_RETRIES = 4  # in a row without a new byte; waits of 1, 2, 4 and 8 s
 MAX_WAIT_S = 120.0  # a server that asks for more is not waited for
 TIMEOUT_S = 60.0  # without a byte from the server
 GDOWN_COOKIES = ".cache/gdown/cookies.txt"  # in the home folder
-DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
-
-
-# Sources
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a file comes from: kind "drive" (text: the file's id), "url" or "file" (text: the path)."""
-
-    kind: str
-    text: str
-
-    @property
-    def shown(self) -> str:
-        """The source for a message, without a user name, password or signed query."""
-        if self.kind == "drive":
-            return f"Google Drive file {self.text}"
-        return _without_secrets(self.text) if self.kind == "url" else self.text
-
-    @property
-    def key(self) -> str:
-        """A digest of the source: an address may hold a signature, which is kept nowhere."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
-
-
-def parse_source(text: str, folder: Path = Path()) -> Source:
-    """What `text` names: a file (relative to `folder`), a Google Drive id or link, or an http(s) address.
-
-    Raises:
-        UserError: it is none of these, a Drive folder, or a file that does not exist.
-    """
-    text = text.strip()
-    path = Path(folder) / Path(text).expanduser()
-    if text and path.is_file():
-        return Source("file", str(path))
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
-        return _parse_url(text)
-    if re.fullmatch(r"[-\w]{25,}", text):
-        return Source("drive", text)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give the archive file itself")
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
-    hint = f" (is it {path.parent / near[0]}?)" if near else ""
-    raise UserError(f"{text!r} is no file{hint}; give a path, a Google Drive id or link, or an https address")
-
-
-def _parse_url(url: str) -> Source:
-    parts, shown = urlsplit(url), _without_secrets(url)
-    if parts.scheme not in ("http", "https"):
-        raise UserError(f"{shown}: {parts.scheme}:// is not supported; give an https address, a Google Drive id or a path")
-    if not parts.hostname:
-        raise UserError(f"{url!r} names no host; give a full address such as https://host/file.zip")
-    if parts.hostname not in DRIVE_HOSTS:
-        return Source("url", url)
-    if "/folders/" in parts.path:
-        raise UserError(f"{shown} is a Google Drive folder; give the link of one file (Share > Copy link on the file itself)")
-    in_path = re.search(r"/d/([-\w]+)", parts.path)
-    file_id = in_path[1] if in_path else parse_qs(parts.query).get("id", [""])[0]
-    if not re.fullmatch(r"[-\w]+", file_id):
-        raise UserError(f"{shown} holds no Google Drive file id; it should look like https://drive.google.com/file/d/FILE_ID/view")
-    return Source("drive", file_id)
-
-
-def _without_secrets(text: str) -> str:
-    """`text` with the user names and queries of its addresses left out; both may be credentials."""
-    text = re.sub(r"(://)[^/\s@]+@", r"\1", text)
-    return re.sub(r"\?[^\s'\")]+", "?...", text)
-
-
-# Fetching
 
 
 class _TryAgain(Exception):
@@ -198,7 +124,7 @@ def _ways_out(source: Source, otherwise: Sequence[str]) -> list[str]:
     page = f"https://drive.google.com/file/d/{source.text}/view" if source.kind == "drive" else source.shown
     ways = [f"open {page} in a browser and download the file there", *otherwise]
     if source.kind == "drive":
-        ways.append("let gdown use your Google account: keep the browser's google.com cookies (Netscape format) in ~/" + GDOWN_COOKIES)
+        ways.append(f"let gdown use your Google account: keep the browser's google.com cookies (Netscape format) in ~/{GDOWN_COOKIES}")
     return ["What helps:", *[f"  - {way}" for way in ways]]
 
 
@@ -248,7 +174,7 @@ def _get_drive(download: _Download) -> None:
         try:
             gdown.download(id=download.source.text, output=str(download.part), **options)
         except gdown.exceptions.FileURLRetrievalError as error:
-            raise UserError(f"{shown} is not handed out: {_without_secrets(' '.join(str(error).split()))}") from None
+            raise UserError(f"{shown} is not handed out: {without_secrets(' '.join(str(error).split()))}") from None
         except requests.exceptions.RequestException as error:
             raise _failure(error, shown) from None
         except getattr(gdown.exceptions, "DownloadError", ()) as error:
@@ -283,9 +209,8 @@ def _get_url(download: _Download) -> None:
                 raise _TryAgain("the server has no such part of the file")
             response.raise_for_status()
             if response.headers.get("Content-Type", "").startswith("text/html") and download.target_path.suffix != ".html":
-                raise UserError(
-                    f"{source.shown} answers with {page_in_words(next(response.iter_content(CHUNK_BYTES), b''))} instead of the file"
-                )
+                page = page_in_words(next(response.iter_content(CHUNK_BYTES), b""))
+                raise UserError(f"{source.shown} answers with {page} instead of the file")
             if response.status_code != 206:
                 offset = 0
                 etag = response.headers.get("ETag", "W/")
@@ -317,7 +242,7 @@ def _check_transport(url: str, sha256: str | None) -> None:
     parts = urlsplit(url)
     host = parts.hostname or ""
     if parts.scheme == "http" and sha256 is None and host not in ("localhost", "127.0.0.1", "::1"):
-        raise UserError(f"{_without_secrets(url)} is plain http; use https, or give the file's sha256")
+        raise UserError(f"{without_secrets(url)} is plain http; use https, or give the file's sha256")
 
 
 def _failure(error: Exception, shown: str) -> Exception:
@@ -340,8 +265,8 @@ def _failure(error: Exception, shown: str) -> Exception:
     passing = isinstance(error, (failures.ConnectionError, failures.Timeout))
     if passing and not isinstance(error, (failures.SSLError, failures.ProxyError)):
         cause = re.search(r"\[Errno -?\d+\] ([^'\")]+)", str(error))
-        return _TryAgain(f"the connection failed: {cause[1] if cause else _without_secrets(str(error))}")
-    return UserError(f"{shown}: {_without_secrets(str(error))}")
+        return _TryAgain(f"the connection failed: {cause[1] if cause else without_secrets(str(error))}")
+    return UserError(f"{shown}: {without_secrets(str(error))}")
 
 
 def _retry_after(value: str) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import hashlib
 import json
 import re
 import shutil
@@ -18,23 +17,16 @@ from typing import Any
 import yaml
 
 from pipeline import files
-from pipeline.competition.download import Source, fetch, parse_source, unpack_zip
+from pipeline.competition.archives import Source, parse_source, unpack_zip
+from pipeline.competition.download import fetch
 from pipeline.errors import UserError, raise_all, run_command
 from pipeline.run import ADAPTER_DIR, is_unfinished, model_dirs, now, run_entries
 
 MODEL_DIR = Path("finetuned_model")
 RELEASE_FILE, INSTALLED_FILE, WORK_DIR = "release.yaml", "release.installed.json", ".download"
 
-RUN_FILES = (
-    "run.json",
-    "head.safetensors",
-    "metrics.jsonl",
-    "timing.jsonl",
-    "val_predictions.csv",
-    "val_probs.npy",
-    "report.html",
-    "figures",
-)
+RUN_FILES = ("run.json", "head.safetensors", "metrics.jsonl", "timing.jsonl", "val_predictions.csv", "val_probs.npy")
+RUN_FILES += ("report.html", "figures")
 # What a model, its run files and a small competition consist of. Anything else in a release, code above all, is left out.
 SUFFIXES = {".safetensors", ".bin", ".npy", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".txt", ".model", ".md", ".html"}
 SUFFIXES |= {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svg"}
@@ -49,11 +41,6 @@ class Release:
     size: int | None = None  # bytes
     name: str | None = None
     mirrors: tuple[Source, ...] = ()
-
-    @property
-    def key(self) -> str:
-        """A digest of the source: an address may hold a signature, which is kept nowhere."""
-        return hashlib.sha256(self.source.text.encode()).hexdigest()
 
 
 def read_release(path: Path) -> Release:
@@ -124,7 +111,7 @@ def install(release: Release, model_dir: Path, data_dir: Path, *, cookies: Path 
     print(f"release    {release.name or release.source.shown}")
     installed = _installed(model_dir)
     digest = release.sha256 or (files.sha256(Path(release.source.text)) if release.source.kind == "file" else None)
-    same = installed.get("sha256") == digest if digest else installed.get("source_key") == release.key
+    same = installed.get("sha256") == digest if digest else installed.get("source_key") == release.source.key
     if installed and same and installed["weights"] == _weights(model_dir):
         print(f"installed  already, on {installed['installed']}, and intact; nothing to do")
         return False
@@ -132,18 +119,11 @@ def install(release: Release, model_dir: Path, data_dir: Path, *, cookies: Path 
     work_dir = model_dir / WORK_DIR
     try:
         archive = _fetch_any(release, work_dir, cookies=cookies, **fetch_options)
-        record = {
-            "format": 1,
-            "name": release.name,
-            "source": release.source.shown,
-            "source_key": release.key,
-            "sha256": digest or files.sha256(archive),
-            "size": archive.stat().st_size,
-            "installed": now(),
-        }
+        record = {"format": 1, "name": release.name, "source": release.source.shown, "source_key": release.source.key}
+        record |= {"sha256": digest or files.sha256(archive), "size": archive.stat().st_size, "installed": now()}
         checked = "as announced" if release.sha256 else f"not checked: `sha256:` in {RELEASE_FILE} would pin it"
         print(f"archive    {files.human_size(record['size'])}, sha256 {record['sha256']} ({checked})")
-        _install_archive(archive, work_dir / "unpacked", model_dir, data_dir, installed, record)
+        _install_archive(archive, work_dir / "unpacked", model_dir, data_dir, record)
         shutil.rmtree(work_dir, ignore_errors=True)
     finally:
         if work_dir.is_dir() and not any(work_dir.iterdir()):  # parts of a cut download stay for the next call
@@ -151,15 +131,13 @@ def install(release: Release, model_dir: Path, data_dir: Path, *, cookies: Path 
     return True
 
 
-def _install_archive(
-    archive: Path, unpacked_dir: Path, model_dir: Path, data_dir: Path, installed: dict[str, Any], record: dict[str, Any]
-) -> None:
+def _install_archive(archive: Path, unpacked_dir: Path, model_dir: Path, data_dir: Path, record: dict[str, Any]) -> None:
     shutil.rmtree(unpacked_dir, ignore_errors=True)  # left by a call that was killed
     try:
         contents = sort_contents(archive, unpack_zip(archive, unpacked_dir, max_members=200_000), unpacked_dir)
         if contents.data_dir:
             _install_data(contents.data_dir, data_dir)
-        _install_model(contents, model_dir, installed, record)
+        _install_model(contents, model_dir, record)
     except UserError:
         if archive.parent == unpacked_dir.parent:
             archive.unlink()  # the next call fetches it anew: it may have been mended
@@ -177,10 +155,10 @@ def _fetch_any(release: Release, work_dir: Path, **options: Any) -> Path:
         "then install that file: `make weights WEIGHTS=/path/to/file.zip`",
         f"or name another place for the same archive in {RELEASE_FILE}: `mirrors: [https://...]`",
     )
+    target_path = work_dir / f"{(release.sha256 or release.source.key)[:12]}.zip"
     failures = []
     for source in (release.source, *release.mirrors):
         print(f"source     {source.shown}")
-        target_path = work_dir / f"{(release.sha256 or release.key)[:12]}.zip"
         try:
             return fetch(source, target_path, sha256=release.sha256, size=release.size, otherwise=ways_out, **options)
         except UserError as error:
@@ -214,8 +192,7 @@ def sort_contents(archive: Path, members: list[Path], unpacked_dir: Path) -> Con
     data_dir = next((place / "data" for place in (root, root.parent) if (unpacked_dir / place / "data").is_dir()), None)
     entries, left_out = set(), []
     for path in members:
-        inside = path.relative_to(root) if path.is_relative_to(root) else None
-        name = inside.parts[0] if inside else ""
+        name = path.relative_to(root).parts[0] if path.is_relative_to(root) else ""
         wanted = name.startswith("model_") or name in RUN_FILES or re.fullmatch(r"README(\.md|\.txt)?", name)
         in_data = data_dir and path.is_relative_to(data_dir)
         if (wanted or in_data) and (path.suffix.lower() in SUFFIXES or path.name in ("README", "LICENSE")):
@@ -230,9 +207,9 @@ def sort_contents(archive: Path, members: list[Path], unpacked_dir: Path) -> Con
     return Contents(kept, unpacked_dir / data_dir if data_dir else None, tuple(left_out))
 
 
-def _install_model(contents: Contents, model_dir: Path, installed: dict[str, Any], record: dict[str, Any]) -> None:
+def _install_model(contents: Contents, model_dir: Path, record: dict[str, Any]) -> None:
     """Set the former model aside, then move the new one in; run.json, which says that a run is whole, comes last."""
-    of_former_release = [model_dir / name for name in (*installed.get("entries", ()), INSTALLED_FILE)]
+    of_former_release = [model_dir / name for name in (*_installed(model_dir).get("entries", ()), INSTALLED_FILE)]
     entries = [entry for entry in contents.entries if not _is_own_readme(model_dir / entry.name, of_former_release)]
     former = dict.fromkeys([*run_entries(model_dir), *of_former_release, *(model_dir / entry.name for entry in entries)])
     if earlier := files.set_aside(former, model_dir / "earlier"):
@@ -299,11 +276,8 @@ def _installed(model_dir: Path) -> dict[str, Any]:
 
 def _weights(model_dir: Path) -> dict[str, str]:
     """The digests of what predictions are made from: everything in `model_*/`, the head, run.json."""
-    paths = [
-        model_dir / "run.json",
-        model_dir / "head.safetensors",
-        *(path for folder in model_dirs(model_dir) for path in folder.rglob("*")),
-    ]
+    paths = [model_dir / "run.json", model_dir / "head.safetensors"]
+    paths += [path for folder in model_dirs(model_dir) for path in folder.rglob("*")]
     return {path.relative_to(model_dir).as_posix(): files.sha256(path) for path in paths if path.is_file() and path.name[0] != "."}
 
 
@@ -338,9 +312,7 @@ def choose_release(weights: str | None, sha256: str | None, model_dir: Path) -> 
 def main(argv: list[str] | None = None) -> int:
     """Install a release. Returns 0, also when it was installed already."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.competition.releases", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--weights", metavar="SOURCE", help=f"zip file, Google Drive id or link, or https address (default: {RELEASE_FILE})"
-    )
+    parser.add_argument("--weights", metavar="SOURCE", help=f"zip, Google Drive id or link, or https address (default: {RELEASE_FILE})")
     parser.add_argument("--sha256", metavar="HEX", help="what the archive given by --weights must be")
     parser.add_argument("--model", type=Path, default=MODEL_DIR, metavar="DIR", help="where the model goes (default: %(default)s)")
     parser.add_argument(

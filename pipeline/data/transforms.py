@@ -17,6 +17,11 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 
 FILE_NAME = "preprocessor_config.json"
+KNOWN_STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"}  # the last is about masks
+OWN_RESIZING = ("LevitImageProcessor", "PerceiverImageProcessor", "TextNetImageProcessor")
+CROP_SHARE = {"ConvNextImageProcessor": 224 / 256, "PoolFormerImageProcessor": 0.9}  # their crop_pct, where the file has none
+BARE_SIZE_IS_SHORTER_SIDE = (*CROP_SHARE, "BitImageProcessor", "CLIPImageProcessor")
+BICUBIC_BY_DEFAULT = ("BeitImageProcessor", "DeiTImageProcessor", *BARE_SIZE_IS_SHORTER_SIDE)
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Preprocessing:
     height: int
     width: int
     resample: int = Image.Resampling.BICUBIC
-    resize_to: int | None = None  # shorter side before a centre crop to (height, width); None: stretch to it
+    resize_to: int | tuple[int, int] | None = None  # shorter side, or (height, width), before a centre crop; None: no crop
     scale: float = 1 / 255
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -36,8 +41,10 @@ class Preprocessing:
         """The RGB picture at (height, width), as in evaluation."""
         if self.resize_to is None:
             return image.resize((self.width, self.height), self.resample)
-        ratio = self.resize_to / min(image.size)
-        wide, high = (max(round(side * ratio), 1) for side in image.size)
+        if isinstance(self.resize_to, tuple):
+            high, wide = self.resize_to
+        else:  # rounded down, as transformers and torchvision do
+            wide, high = (int(self.resize_to * side / min(image.size)) for side in image.size)
         image = image.resize((wide, high), self.resample)
         left, top = (wide - self.width) // 2, (high - self.height) // 2
         return image.crop((left, top, left + self.width, top + self.height))
@@ -50,13 +57,20 @@ class Preprocessing:
 
     def at_size(self, image_size: int) -> Preprocessing:
         """The same rule for square inputs of `image_size` pixels."""
-        resize_to = None if self.resize_to is None else round(self.resize_to * image_size / min(self.height, self.width))
+        scale, resize_to = image_size / min(self.height, self.width), self.resize_to
+        if isinstance(resize_to, tuple):
+            resize_to = (round(resize_to[0] * scale), round(resize_to[1] * scale))
+        elif resize_to is not None:
+            resize_to = round(resize_to * scale)
         return replace(self, height=image_size, width=image_size, resize_to=resize_to)
 
     def save(self, folder: Path) -> None:
         """Write `preprocessor_config.json` as transformers' image processors read it."""
         crops = self.resize_to is not None
-        size = {"shortest_edge": self.resize_to} if crops else {"height": self.height, "width": self.width}
+        if isinstance(self.resize_to, int):
+            size = {"shortest_edge": self.resize_to}
+        else:
+            size = dict(zip(("height", "width"), self.resize_to or (self.height, self.width), strict=True))
         values: dict[str, Any] = {
             "image_processor_type": self.processor_type,
             "do_resize": True,
@@ -81,32 +95,25 @@ def read_preprocessing(path: Path, default_size: int) -> Preprocessing:
         UserError: the file is not JSON, or asks for a step this project does not have.
     """
     values = read_json(path)
-    problems = []
-    size, crop, resize_to = values.get("size", default_size), values.get("crop_size"), None
-    if isinstance(size, dict) and "shortest_edge" in size:
-        resize_to = int(size["shortest_edge"] / values.get("crop_pct", 1.0))
-        height = width = size["shortest_edge"]
-    else:
-        height, width = _height_width(size)
-    if values.get("do_center_crop") and crop is not None:
-        resize_to = resize_to or min(height, width)
-        height, width = _height_width(crop)
-    if not values.get("do_resize", True):
-        problems.append("do_resize: false (pictures of any size cannot be batched)")
-    if problems:
+    kind = values.get("image_processor_type") or values.get("feature_extractor_type") or "BeitImageProcessor"
+    kind = kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    if problems := _unknown_steps(values, kind):
         raise UserError(f"{path}: {'; '.join(problems)}")
+    height, width, resize_to = _geometry(values, kind, default_size)
+    default_resample = Image.Resampling.BICUBIC if kind in BICUBIC_BY_DEFAULT else Image.Resampling.BILINEAR
     normalizes = values.get("do_normalize", True)
     scale = values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1.0
-    kind = values.get("image_processor_type") or values.get("feature_extractor_type", "").replace("FeatureExtractor", "ImageProcessor")
+    if kind in CROP_SHARE:  # written again with what its arithmetic comes to, for a processor that has none
+        kind = "BitImageProcessor" if resize_to else "ViTImageProcessor"
     return Preprocessing(
         height=height,
         width=width,
-        resample=int(values.get("resample", Image.Resampling.BILINEAR)),
+        resample=int(values.get("resample", default_resample)),
         resize_to=resize_to,
         scale=scale,
         mean=tuple(values.get("image_mean", (0.5,) * 3)) if normalizes else (0.0,) * 3,
         std=tuple(values.get("image_std", (0.5,) * 3)) if normalizes else (1.0,) * 3,
-        processor_type=(kind or "BeitImageProcessor").removesuffix("Fast").removesuffix("Pil"),
+        processor_type=kind,
     )
 
 
@@ -133,6 +140,37 @@ def augmenter(config: Augmentation, rule: Preprocessing) -> v2.Compose:
 
 def _interpolation(resample: int) -> InterpolationMode:
     return next(mode for mode, number in pil_modes_mapping.items() if number == resample)
+
+
+def _unknown_steps(values: dict[str, Any], kind: str) -> list[str]:
+    problems = [
+        f"{name}: true is a step this project does not have" for name in sorted(values) if values[name] is True and _changes_pixels(name)
+    ]
+    if not values.get("do_resize", True):
+        problems.append("do_resize: false (pictures of any size cannot be batched)")
+    if kind in OWN_RESIZING:
+        problems.append(f"{kind} resizes in a way of its own that this project does not have")
+    return problems
+
+
+def _changes_pixels(name: str) -> bool:
+    return (name.startswith("do_") and name not in KNOWN_STEPS) or name in ("rescale_offset", "include_top")
+
+
+def _geometry(values: dict[str, Any], kind: str, default_size: int) -> tuple[int, int, int | tuple[int, int] | None]:
+    """Height and width of the result, and `Preprocessing.resize_to`."""
+    size, crop = values.get("size", default_size), values.get("crop_size") if values.get("do_center_crop") else None
+    if isinstance(size, dict):
+        shorter = size.get("shortest_edge")
+    else:
+        shorter = size if kind in BARE_SIZE_IS_SHORTER_SIDE else None
+    if shorter is None:
+        stretched = _height_width(size)
+        return (*stretched, None) if crop is None else (*_height_width(crop), stretched)
+    if kind == "ConvNextImageProcessor" and shorter >= 384:
+        return shorter, shorter, None  # above that size it stretches
+    height, width = (shorter, shorter) if crop is None else _height_width(crop)
+    return height, width, int(shorter / (values.get("crop_pct") or CROP_SHARE.get(kind, 1.0)))
 
 
 def _height_width(size: int | dict[str, int] | list[int]) -> tuple[int, int]:

@@ -72,7 +72,8 @@ def load_backbone(
     if random_weights:
         model = AutoModelForImageClassification.from_config(config)
     else:
-        model = _load_weights(source, config)
+        model, has_head = _load_weights(source, config)
+        same_classes = same_classes and has_head
     if not same_classes:
         reset_head(model)
     model.float()
@@ -80,7 +81,9 @@ def load_backbone(
 
 
 def rebuild_backbone(folder: Path, num_classes: int) -> Backbone:
-    """The classifier saved in `folder` with `num_classes` outputs, float32, eval mode; the head may be missing (an adapter brings it).
+    """The classifier saved in `folder` with `num_classes` outputs, float32, eval mode.
+
+    Its head may be missing or of another size (an adapter brings it): then `new_head` is True, and means nothing by itself.
 
     Raises:
         UserError: as `load_backbone`.
@@ -89,8 +92,8 @@ def rebuild_backbone(folder: Path, num_classes: int) -> Backbone:
     if config.num_labels != num_classes:
         config.id2label = {index: f"LABEL_{index}" for index in range(num_classes)}
         config.label2id = {f"LABEL_{index}": index for index in range(num_classes)}
-    model = _load_weights(str(folder), config)
-    return Backbone(model.float().eval(), _preprocessing(str(folder), config, None), False)
+    model, has_head = _load_weights(str(folder), config)
+    return Backbone(model.float().eval(), _preprocessing(str(folder), config, None), not has_head)
 
 
 def save_backbone(model: PreTrainedModel, state_dict: dict[str, torch.Tensor], rule: Preprocessing, folder: Path) -> None:
@@ -143,7 +146,7 @@ def _load_config(source: str) -> Any:
     local = Path(source)
     looks_local = local.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_local and not (local / "config.json").is_file():
-        inside = sorted(folder.name for folder in local.glob("model_*")) if local.is_dir() else []
+        inside = sorted(file.parent.name for file in local.glob("model_*/config.json"))  # model_lora/ has none
         hint = (
             f"; did you mean {local / inside[0]}?"
             if inside
@@ -156,7 +159,8 @@ def _load_config(source: str) -> Any:
         raise _unreachable(source, error) from None
 
 
-def _load_weights(source: str, config: Any) -> PreTrainedModel:
+def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
+    """The model, and whether the checkpoint has a head that fits it."""
     try:
         model, info = AutoModelForImageClassification.from_pretrained(
             source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False
@@ -175,7 +179,7 @@ def _load_weights(source: str, config: Any) -> PreTrainedModel:
     problems += [f"{key}: another shape" for key in sorted(names["mismatched_keys"]) if not key.startswith(head)]
     problems += [f"{name}: holds NaN or infinity" for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
     raise_all(problems, f"the weights in {source} do not fit {type(model).__name__}:")
-    return model
+    return model, not any(key.startswith(head) for key in names["missing_keys"] | names["mismatched_keys"])
 
 
 def _unreachable(source: str, error: Exception) -> UserError:

@@ -32,6 +32,7 @@ ROLES = {
     "fc1": r"(mlp\.fc1|\d+\.intermediate\.dense)",
     "fc2": r"(mlp\.fc2|\d+\.output\.dense)",
 }
+UNSUPPORTED = ("alpha_pattern", "rank_pattern", "use_dora", "fan_in_fan_out", "lora_bias")  # each changes what the tensors mean
 MERGE_TOLERANCE = 1e-3  # largest logit difference, relative to the largest logit, that float32 rounding may explain
 
 
@@ -148,8 +149,11 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     """
     folder = Path(folder)
     values = read_json(folder / "adapter_config.json")
-    if values.get("peft_type") != "LORA":
-        raise UserError(f"{folder / 'adapter_config.json'}: peft_type {values.get('peft_type')!r}, expected LORA")
+    if not isinstance(values, dict) or values.get("peft_type") != "LORA":
+        raise UserError(f"{folder / 'adapter_config.json'}: expected the settings of a LoRA adapter (peft_type: LORA)")
+    problems = [f"{key}: missing" for key in ("r", "lora_alpha") if key not in values]
+    problems += [f"{key}: {values[key]!r} is a kind of LoRA this project does not have" for key in UNSUPPORTED if values.get(key)]
+    raise_all(problems, f"{folder / 'adapter_config.json'}:")
     tensors = _read_tensors(folder)
     renamed = rename_tensors(tensors, [name for name, module in model.named_modules() if isinstance(module, nn.Linear)], folder)
     adapted_names = sorted({name.split(".lora_")[0].removeprefix("base_model.model.") for name in renamed if ".lora_" in name})
@@ -248,11 +252,13 @@ def _short(names: Sequence[str], model: nn.Module) -> list[str]:
 
 def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     safe, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
+    if not safe.exists() and not pickled.exists():
+        raise UserError(f"{folder}: no adapter_model.safetensors (or .bin) beside adapter_config.json")
     try:
-        if safe.exists():
-            return load_file(safe)
-        if pickled.exists():
-            return torch.load(pickled, map_location="cpu", weights_only=True)
+        tensors = load_file(safe) if safe.exists() else torch.load(pickled, map_location="cpu", weights_only=True)
+        if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+            raise TypeError("it holds more than tensors by name")
+        return tensors
     except Exception as error:  # safetensors and pickle damage have many types; all mean the same to the user
         path = safe if safe.exists() else pickled
         unsafe = "Weights only load failed" in str(error)
@@ -260,4 +266,3 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
             "it holds more than tensors and was not loaded (unsafe pickle)" if unsafe else f"cannot be read: {str(error).splitlines()[0]}"
         )
         raise UserError(f"{path}: {reason}; ask its author for safetensors, or download it again") from None
-    raise UserError(f"{folder}: no adapter_model.safetensors (or .bin) beside adapter_config.json")

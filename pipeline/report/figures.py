@@ -229,7 +229,7 @@ def learning_rate_curve(
             axes.plot(*zip(*sparse, strict=True), "o", color=VALIDATION, markersize=4.5, label="recorded during training")
         last_step = max([*steps, *(step for step, _ in recorded)])
         shown = {epoch: step for epoch, step in epoch_ends.items() if epoch % max(1, math.ceil(len(epoch_ends) / 12)) == 0}
-        axes.figure.subplots_adjust(top=0.85)
+        axes.figure.subplots_adjust(top=0.85, left=0.165)  # room for the epochs above and for rates such as 2.5e-4
         above = axes.secondary_xaxis("top")
         above.set_xticks(list(shown.values()), [str(epoch) for epoch in shown])
         above.set_xlabel("end of epoch", color=QUIET, fontsize=10)
@@ -300,9 +300,11 @@ def calibration_figure(path: Path, bins: Sequence[tuple[float, float, int]]) -> 
 
 
 def short_number(value: float) -> str:
-    """A small or large number as people write it: 5e-5, 0.01, 1.5e-4."""
-    text = f"{value:.3g}"
-    return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    """A number as people write it in a recipe: 5e-5, 2.5e-4, 0.01, 16."""
+    if value == 0 or abs(value) >= 0.01:
+        return f"{value:.6g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def percent(value: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,9 @@ class StateStore:
                 if sha256(path) != read_json(note)["sha256"]:
                     raise UserError("its digest does not match")
                 return torch.load(path, map_location="cpu", weights_only=True), damaged
-            except (OSError, RuntimeError, KeyError, UserError) as error:
-                damaged.append(f"{path} is damaged ({str(error).splitlines()[0]}): going back to the state before it")
+            except (OSError, RuntimeError, LookupError, TypeError, EOFError, UnpicklingError, UserError) as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                damaged.append(f"{path} is damaged ({reason}): going back to the state before it")
         if damaged:
             raise UserError(
                 f"every state in {self.folder} is damaged; start again without --resume into another --output:\n" + "\n".join(damaged)

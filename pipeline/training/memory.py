@@ -40,8 +40,10 @@ def account(
     `loss(forward, pixels)` must run the forward pass through `forward` and return the scalar loss.
     """
     # BEiT keeps the position index of its first forward for good: let that be a real one, before a fake one can get in.
+    was_training = model.training
     with torch.no_grad():
-        loss(model, pixels)
+        loss(model.eval(), pixels)  # eval: dropout would draw, and batch norms would learn, from a picture of zeros
+    model.train(was_training)
     trainable = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
     one, two = (_saved_bytes(model, loss, pixels.expand(size, *pixels.shape[1:])) for size in (1, 2))

@@ -1,0 +1,200 @@
+"""Files that are whole or absent, and how a command ends."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError, raise_all, run_command
+from pipeline.files import (
+    human_size,
+    human_time,
+    read_json,
+    read_json_lines,
+    replacing,
+    set_aside,
+    sha256,
+    versioned,
+    write_json,
+    write_json_lines,
+    write_text,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_replacing_shows_the_new_file_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.bin"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"first")
+        assert not path.exists() and temporary.parent == path.parent  # same disk: os.replace is atomic
+    assert path.read_bytes() == b"first"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"second, longer")
+        assert path.read_bytes() == b"first"
+    assert path.read_bytes() == b"second, longer"
+    assert names(path.parent) == ["a.bin"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("disk full"), KeyboardInterrupt()])
+def test_replacing_keeps_the_old_bytes_on_failure_and_leaves_nothing_behind(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"old")
+
+    def write() -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"half of the n")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_failed_replace_itself_leaves_no_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError), replacing(tmp_path / "taken") as temporary:
+        temporary.write_bytes(b"x")
+    assert names(tmp_path) == ["taken"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_written_files_have_ordinary_permissions(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_text(tmp_path / "a.txt", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o644
+
+
+def test_write_text_is_utf8_with_its_own_line_ends(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "Käse\r\nbrød\n")
+    assert (tmp_path / "a.txt").read_bytes() == "Käse\r\nbrød\n".encode()
+
+
+def test_json_round_trip_and_its_errors(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"name": "日本", "values": [1, 2.5, None]})
+    assert read_json(path) == {"name": "日本", "values": [1, 2.5, None]}
+    assert "日本" in path.read_text(encoding="utf-8") and path.read_bytes().endswith(b"\n")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"loss": float("nan")})
+    assert read_json(path)["name"] == "日本"  # the refused value did not touch it
+    with pytest.raises(UserError, match=r"gone\.json does not exist"):
+        read_json(tmp_path / "gone.json")
+    for broken in (b'{"a": 1,', b"\xff\xfe{}"):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match=r"a\.json is not valid JSON"):
+            read_json(path)
+
+
+def test_json_lines_round_trip_with_unusual_line_separators(tmp_path: Path) -> None:
+    rows = [{"epoch": 1, "note": "a\u2028b\x85c\nd"}, {"epoch": 2, "note": ""}]
+    write_json_lines(tmp_path / "a.jsonl", rows)
+    assert read_json_lines(tmp_path / "a.jsonl") == rows
+    assert read_json_lines(tmp_path / "none.jsonl") == []
+
+
+def test_a_broken_json_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: line 2"):
+        read_json_lines(tmp_path / "metrics.jsonl")
+
+
+def test_sha256_is_hashlibs(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 5000
+    (tmp_path / "a").write_bytes(data)
+    assert sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+    (tmp_path / "empty").touch()
+    assert sha256(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_set_aside_moves_files_and_folders_and_loses_none(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("1")
+    (tmp_path / "model_beit").mkdir()
+    (tmp_path / "model_beit" / "config.json").write_text("2")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text("3")  # the same name from another folder
+    paths = [tmp_path / "run.json", tmp_path / "model_beit", tmp_path / "gone", tmp_path / "other" / "run.json"]
+    target = set_aside(paths, tmp_path / "earlier")
+    assert target is not None and target.parent == tmp_path / "earlier"
+    assert names(target) == ["model_beit", "run-2.json", "run.json"]
+    assert (target / "run.json").read_text() == "1" and (target / "run-2.json").read_text() == "3"
+    assert (target / "model_beit" / "config.json").read_text() == "2"
+    assert not (tmp_path / "run.json").exists() and not (tmp_path / "model_beit").exists()
+
+
+def test_set_aside_twice_in_one_second_uses_two_folders(tmp_path: Path) -> None:
+    targets = []
+    for text in "ab":
+        (tmp_path / "run.json").write_text(text)
+        targets.append(set_aside([tmp_path / "run.json"], tmp_path / "earlier"))
+    assert [(target / "run.json").read_text() for target in targets] == ["a", "b"]
+
+
+def test_set_aside_of_nothing_makes_no_folder(tmp_path: Path) -> None:
+    assert set_aside([tmp_path / "gone"], tmp_path / "earlier") is None
+    assert names(tmp_path) == []
+
+
+def test_set_aside_moves_a_broken_link_too(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    target = set_aside([tmp_path / "link"], tmp_path / "earlier")
+    assert (target / "link").is_symlink() and not os.path.lexists(tmp_path / "link")
+
+
+def test_versioned_finds_the_first_free_name(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    assert versioned(path) == path
+    path.touch()
+    assert versioned(path).name == "predictions-2.csv"
+    (tmp_path / "predictions-2.csv").touch()
+    (tmp_path / "predictions-3.csv").symlink_to("nowhere")
+    assert versioned(path).name == "predictions-4.csv"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (9_400, "9.4 kB"), (94_000, "94 kB"), (612_000_000, "612 MB"), (3_800_000_000, "3.8 GB")],
+)
+def test_human_size(size: int, text: str) -> None:
+    assert human_size(size) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (9, "9 s"), (59.6, "1m00s"), (250, "4m10s"), (43_380, "12h03m")])
+def test_human_time(seconds: float, text: str) -> None:
+    assert human_time(seconds) == text
+
+
+def test_exit_codes_and_one_message_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def raising(error: BaseException):
+        def main() -> int:
+            raise error
+
+        return main
+
+    assert run_command(lambda: None) == run_command(lambda: 0) == EXIT_DONE == 0
+    assert run_command(lambda: 3) == 3
+    assert run_command(raising(UserError("column id: missing"))) == EXIT_USER == 2
+    assert capsys.readouterr().err == "error: column id: missing\n"
+    assert run_command(raising(Interrupted("go on with --resume"))) == EXIT_INTERRUPTED == 130
+    assert capsys.readouterr().err == "go on with --resume\n"
+    assert run_command(raising(KeyboardInterrupt())) == 130
+    with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
+        run_command(lambda: 1 // 0)
+
+
+def test_raise_all_lists_every_problem_up_to_twenty() -> None:
+    raise_all([], "nothing wrong:")
+    with pytest.raises(UserError) as caught:
+        raise_all((f"row {number}" for number in range(25)), "bad rows:")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "bad rows:" and lines[1] == "  - row 0" and lines[-1] == "  ... and 5 more" and len(lines) == 22
