@@ -135,13 +135,15 @@ def run(
     args: argparse.Namespace, recipe: Recipe, build: Build, compute: Compute, output: Path, command: str, start: dict[str, Any] | None
 ) -> int:
     """Train what was built, from the start or from the state in `output`."""
+    from pipeline.files import set_aside
     from pipeline.report.figures import write_figures
     from pipeline.report.page import build_report
+    from pipeline.run import run_entries
     from pipeline.tasks.classification import train_counts
     from pipeline.training.checkpoint import StateStore, seed_everything
     from pipeline.training.engine import fit
     from pipeline.training.optim import build_optimizer, plan_schedule
-    from pipeline.training.record import Recorder, check_same_data, read_start, start_run
+    from pipeline.training.record import Recorder, check_same_data, write_start
 
     task = build.task
     schedule = plan_schedule(recipe, task.num_train)
@@ -153,10 +155,10 @@ def run(
     recorder = Recorder(output, recipe, task.save, task.write_validation)
     state = None
     if start is None:
-        if moved := start_run(output, recipe, task.fingerprint(), command):
+        if moved := set_aside(run_entries(output), output / "earlier"):
             print(f"what was in {output} is kept in {moved}")
         task.save(output, initial=True)
-        start = read_start(output)
+        start = write_start(output, recipe, schedule, task.fingerprint(), command)
     else:
         check_same_data(start, task.fingerprint(), output)
         state, damaged = StateStore(output / "state").load()

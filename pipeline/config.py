@@ -186,10 +186,8 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> list[str]:
-    keys = known_keys()
-    if dotted not in keys:
-        near = difflib.get_close_matches(dotted, keys, n=1, cutoff=0.5)
-        return [f"{dotted}: unknown recipe key" + (f"; did you mean {near[0]}?" if near else "")]
+    if dotted not in known_keys():
+        return [f"{dotted}: unknown recipe key{_hint(dotted)}"]
     *sections, last = dotted.split(".")
     for section in sections:
         nested = values.get(section)
@@ -210,11 +208,17 @@ def known_keys() -> list[str]:
     return keys
 
 
+def _hint(dotted: str) -> str:
+    """The known key that was probably meant: the same name in another section, else the nearest spelling."""
+    keys, name = known_keys(), dotted.rsplit(".", 1)[-1]
+    near = [key for key in keys if key.rsplit(".", 1)[-1] == name] or difflib.get_close_matches(dotted, keys, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _describe(item: dict[str, Any]) -> str:
     dotted = ".".join(str(part) for part in item["loc"] if isinstance(part, str) and part not in ("int", "literal['auto']"))
     if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(dotted, known_keys(), n=1, cutoff=0.5)
-        return f"{dotted}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+        return f"{dotted}: unknown key{_hint(dotted)}"
     if item["type"] == "value_error":
         prefix = f"{dotted}." if dotted else ""
         return prefix + str(item["ctx"]["error"])

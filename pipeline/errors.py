@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Iterable
 
@@ -33,6 +34,14 @@ def run_command(main: Callable[[], int | None]) -> int:
         return main() or EXIT_DONE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(
+            f"error: the disk is full ({error.filename or 'while writing'}); nothing was left half-written. Free some space, then --resume",
+            file=sys.stderr,
+        )
         return EXIT_USER
     except Interrupted as interruption:
         print(str(interruption), file=sys.stderr)

@@ -18,8 +18,10 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.report import figures
-from pipeline.report.figures import read_run_files, write_figures
-from pipeline.report.page import _flat, _interval, _number, _setting, build_report, main
+from pipeline.report.figures import write_figures
+from pipeline.report.page import _flat, _interval, build_report, main
+from pipeline.report.run_files import read_run_files
+from pipeline.report.words import measured, setting, short_number
 from pipeline.training.optim import lr_at
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
@@ -238,6 +240,28 @@ def test_an_unfinished_run_has_figures_and_a_page(tmp_path: Path) -> None:
     page = Page(build_report(run_dir))
     assert "This run is not finished" in page.text and "75.0% validation accuracy epoch 2 of 4" in page.text
     assert "there are none yet" in page.text
+    assert "Learning rate recorded at the end of each epoch." in page.text
+    assert "How it was made Not recorded yet: run.json is written at the end of training." in page.text
+
+
+def test_an_unfinished_run_shows_the_whole_schedule_it_was_started_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = make_run(tmp_path / "run", epochs=2)
+    schedule = json.loads((run_dir / "run.json").read_text())["schedule"] | {"total_steps": 10 * PER_EPOCH}
+    (run_dir / "state").mkdir()
+    (run_dir / "state" / "start.json").write_text(json.dumps({"recipe": {}, "schedule": schedule}))
+    drawn = []
+    monkeypatch.setattr(figures, "learning_rate_curve", lambda _path, *values: drawn.append(values))
+    write_figures(run_dir)  # run.json, where it is, has the last word
+    (run_dir / "run.json").unlink()
+    write_figures(run_dir)
+    (finished, *_), (steps, rates, ends, dots) = drawn
+    assert finished == list(range(2 * PER_EPOCH))
+    assert steps == list(range(10 * PER_EPOCH)) and rates == [lr_at(step, schedule) for step in steps]
+    assert ends == {1: 8, 2: 17} and [step for step, _ in dots] == [8, 17]
+    monkeypatch.undo()
+    page = Page(build_report(run_dir))
+    assert "Learning rate at each optimizer step, from the recipe; the dots are what training recorded" in page.text
+    assert "Learning rate over 90 optimizer steps, at most 5e-5." in [image["alt"] for image in page.all("img")]
 
 
 def test_two_classes(tmp_path: Path) -> None:
@@ -407,8 +431,8 @@ def test_axes_start_where_a_reader_expects() -> None:
 
 
 def test_numbers_as_people_write_them() -> None:
-    assert [_number(value) for value in (304178888, 0.94123, 4.8e-5, 0.0, None)] == ["304,178,888", "0.9412", "4.8e-5", "0.0000", "–"]
-    assert [_setting(value) for value in (5e-5, 16.0, True, None, [0.08, 1.0], "adamw", 2048)] == [
+    assert [measured(value) for value in (304178888, 0.94123, 4.8e-5, 0.0, None)] == ["304,178,888", "0.9412", "4.8e-5", "0.0000", "–"]
+    assert [setting(value) for value in (5e-5, 16.0, True, None, [0.08, 1.0], "adamw", 2048)] == [
         "5e-5",
         "16",
         "yes",
@@ -424,7 +448,7 @@ def test_numbers_as_people_write_them() -> None:
     "value, text", [(5e-5, "5e-5"), (2.5e-4, "2.5e-4"), (0.0008, "8e-4"), (0.05, "0.05"), (0.0, "0"), (1.3333333, "1.33333"), (16.0, "16")]
 )
 def test_short_numbers(value: float, text: str) -> None:
-    assert figures.short_number(value) == text
+    assert short_number(value) == text
 
 
 def test_the_interval_is_wilsons() -> None:

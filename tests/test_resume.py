@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import train
 from pipeline.errors import Interrupted, UserError
@@ -145,6 +148,37 @@ def test_resume_without_a_state_starts_and_says_so(whole: Path, tiny_backbone: P
 def test_a_loss_that_is_not_a_number_stops_with_the_step_range(whole: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"NaN or infinite somewhere within steps \[\d+, \d+\] at learning rate .*--lr"):
         train.main([*flags(whole / "data", tiny_backbone, tmp_path / "run"), "--lr", "1e30", "--set", "optimizer.name=sgd"])
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(
+    whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """The second micro-batch of a group fails: the group is done again in smaller pieces and its mean is the same."""
+    from pipeline.tasks.classification import ClassificationTask
+
+    backbone = shutil.copytree(tiny_backbone, tmp_path / "backbone")
+    config = json.loads((backbone / "config.json").read_text())
+    (backbone / "config.json").write_text(json.dumps(config | {"drop_path_rate": 0.0}))
+
+    def losses(name: str) -> list[float]:
+        arguments = [*flags(whole / "data", backbone, tmp_path / name), "--set", "optimizer.name=sgd", "--set", "lora.dropout=0"]
+        train.main([*arguments, "--set", "augmentation.noise=0"])
+        return [json.loads(line)["train_loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+
+    undisturbed = losses("a")
+    original, micro_batch_sizes = ClassificationTask.train_batches, []
+
+    def train_batches(self: ClassificationTask, epoch: int, start: int, micro_batch_size: int, group_size: int):
+        micro_batch_sizes.append(micro_batch_size)
+        for number, batch in enumerate(original(self, epoch, start, micro_batch_size, group_size)):
+            if epoch == 1 and micro_batch_size == 2 and number == 4:
+                raise torch.OutOfMemoryError("simulated")
+            yield batch
+
+    monkeypatch.setattr(ClassificationTask, "train_batches", train_batches)
+    np.testing.assert_allclose(losses("b"), undisturbed, rtol=1e-5)
+    assert micro_batch_sizes[-3:] == [2, 1, 1]  # the epoch that failed, its rest, and the one after
+    assert "out of memory: going on with 1 images at a time" in capsys.readouterr().out
 
 
 def run_in_a_process(arguments: list[str]) -> subprocess.Popen:

@@ -52,7 +52,10 @@ def test_names_that_name_nothing_are_none(tmp_path: Path, id2label: dict | None)
         (lambda folder: folder.mkdir(), r"holds no model_<type> folder"),
         (lambda folder: (folder / "model_lora").mkdir(parents=True), r"holds no model_<type> folder"),
         (lambda folder: (make(folder), (folder / "model_vit").mkdir()), r"more than one backbone \(model_beit, model_vit\)"),
-        (lambda folder: (make(folder), (folder / "state").mkdir()), r"unfinished run: finish it with `python train.py --output .*run --resume`"),
+        (
+            lambda folder: (make(folder), (folder / "state").mkdir()),
+            r"unfinished run: finish it with `python train.py --output .*run --resume`",
+        ),
         (lambda folder: make(folder, record={"format": 2}), r"run\.json: format 2, expected 1"),
         (lambda folder: make(folder, record={"format": 1}), r"run\.json: names no classes"),
         (lambda folder: (make(folder), (folder / "run.json").write_text("[]")), r"run\.json: expected a JSON object, found list"),

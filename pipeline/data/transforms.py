@@ -148,6 +148,8 @@ def _unknown_steps(values: dict[str, Any], kind: str) -> list[str]:
     ]
     if not values.get("do_resize", True):
         problems.append("do_resize: false (pictures of any size cannot be batched)")
+    if values.get("resample", 0) not in pil_modes_mapping.values():
+        problems.append(f"resample: {values['resample']} is not one of Pillow's filters ({sorted(pil_modes_mapping.values())})")
     if kind in OWN_RESIZING:
         problems.append(f"{kind} resizes in a way of its own that this project does not have")
     return problems

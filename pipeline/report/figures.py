@@ -1,14 +1,11 @@
-"""The files of a run folder, read once, and the figures of a run: plain numbers and a path in, a PNG at that path out; one look for all."""
+"""The figures of a run: plain numbers and a path in, a PNG at that path out; one look for all."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +19,15 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from pipeline.errors import UserError
-from pipeline.files import read_json, read_json_lines, replacing
+from pipeline.files import replacing
+from pipeline.report.run_files import RunFiles, read_run_files
+from pipeline.report.words import percent, short_number
 from pipeline.training.optim import lr_at
 
 DPI = 200
 CURVE_SIZE = (5.2, 3.5)  # inches: text of 11 pt stays readable two to a page row, on a phone, and in one column of a write-up
 MAX_LABELLED_CLASSES = 30  # above this, class names on a confusion matrix would be too small to read
 MAX_CELLS = 250  # cells on a side of a heat map; smaller ones would vanish at page width
-PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence")
 
 # Okabe and Ito's colours stay distinct in the common kinds of colour blindness; the two curves also differ in marker and lightness.
 TRAINING, VALIDATION, INK, QUIET, GRID = "#0072B2", "#D55E00", "#222222", "#666666", "#E4E4E4"
@@ -55,85 +52,13 @@ STYLE = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
 }
+# A legend over the axes, where no curve can run through its words.
+ABOVE = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.985), "ncols": 2, "borderpad": 0.2, "handlelength": 1.6, "columnspacing": 1.2}
 # Tried in this order for letters that matplotlib's own font lacks; only the installed ones count.
 WIDER_FONTS = (
-    "Noto Sans",
-    "Noto Sans CJK TC",
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "Microsoft JhengHei",
-    "Microsoft YaHei",
-    "PingFang TC",
-    "Arial Unicode MS",
+    *("Noto Sans", "Noto Sans CJK TC", "Noto Sans CJK SC", "Noto Sans CJK JP"),
+    *("Microsoft JhengHei", "Microsoft YaHei", "PingFang TC", "Arial Unicode MS"),
 )
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """What a run folder says; empty where a file is missing."""
-
-    path: Path
-    record: dict[str, Any]  # run.json
-    metrics: list[dict[str, Any]]  # metrics.jsonl, one an epoch
-    timing: list[dict[str, Any]]
-    scores: dict[str, Any]
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """`epoch`, `metric`, `value` of the best epoch; from metrics.jsonl while run.json is still to come; None without validation."""
-        if self.record:
-            best = self.record.get("best") or {}
-            return best if str(best.get("metric")).startswith("val_") else None
-        scored = [row for row in self.metrics if row.get("val_accuracy") is not None]
-        if not scored:
-            return None
-        best = max(scored, key=lambda row: row["val_accuracy"])
-        return {"epoch": best["epoch"], "metric": "val_accuracy", "value": best["val_accuracy"]}
-
-    @property
-    def kept_epoch(self) -> dict[str, Any]:
-        """The metrics of the epoch whose weights are kept: the best one, else the last; empty when there are none."""
-        best = self.best
-        chosen = [row for row in self.metrics if best and row["epoch"] == best["epoch"]] or self.metrics[-1:]
-        return chosen[0] if chosen else {}
-
-    @cached_property
-    def predictions(self) -> list[dict[str, str]]:
-        """The rows of val_predictions.csv as text.
-
-        Raises:
-            UserError: a column is missing.
-        """
-        path = self.path / "val_predictions.csv"
-        if not path.exists():
-            return []
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if missing := [column for column in PREDICTION_COLUMNS if column not in (reader.fieldnames or [])]:
-                raise UserError(f"{path} has no column {', '.join(missing)}; its columns should be {', '.join(PREDICTION_COLUMNS)}")
-            return list(reader)
-
-
-def has_run(run_dir: Path) -> bool:
-    """True when the folder holds files that can be reported."""
-    return any((Path(run_dir) / name).exists() for name in ("run.json", "metrics.jsonl"))
-
-
-def read_run_files(run_dir: Path) -> RunFiles:
-    """The files of the run in `run_dir`, finished or not.
-
-    Raises:
-        UserError: there is no run in that folder, or a file is damaged.
-    """
-    run_dir = Path(run_dir)
-    if not has_run(run_dir):
-        what = "holds neither run.json nor metrics.jsonl" if run_dir.is_dir() else "does not exist"
-        near = sorted(str(found.parent) for found in run_dir.parent.glob("*/run.json"))[:5]
-        beside = f" (beside it: {', '.join(near)})" if near else ""
-        how = "train one with `python train.py`, or name its folder: `python -m pipeline.report.page --run DIR`"
-        raise UserError(f"{run_dir} {what}, so there is no run to report{beside}; {how}")
-    record, scores = (read_json(run_dir / name) if (run_dir / name).exists() else {} for name in ("run.json", "scores.json"))
-    return RunFiles(run_dir, record, _lines(run_dir / "metrics.jsonl"), _lines(run_dir / "timing.jsonl"), scores)
 
 
 def write_figures(run_dir: Path) -> list[Path]:
@@ -157,7 +82,7 @@ def draw_curves(files: RunFiles) -> dict[str, tuple[Path, str]]:
     # Line `step` counts the steps done; the rate beside it is that of the last of them, whose number is one less.
     ends = {row["epoch"]: row["step"] - 1 for row in files.metrics if row.get("step")}
     recorded = [(ends[row["epoch"]], row["lr"]) for row in files.metrics if row.get("step") and row.get("lr") is not None]
-    steps, rates = _scheduled(files.record.get("schedule"))
+    steps, rates = _scheduled(files.schedule)
     if steps or recorded:
         path = files.path / "figures" / "learning_rate.png"
         learning_rate_curve(path, steps, rates, ends, recorded)
@@ -202,7 +127,7 @@ def epoch_curves(
         if best:
             axes.axvline(best[0], color=QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
             axes.text(1, 1.02, best[1], transform=axes.transAxes, ha="right", va="bottom", fontsize=10.5)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.985), ncols=2, borderpad=0.2, handlelength=1.6, columnspacing=1.2)
+        axes.legend(**ABOVE)
         axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch")
@@ -235,8 +160,8 @@ def learning_rate_curve(
         above.set_xlabel("end of epoch", color=QUIET, fontsize=10)
         above.tick_params(length=3, labelsize=9, labelcolor=QUIET)
         above.spines["top"].set_color(GRID)
-        for step in shown.values():
-            axes.axvline(step, color=GRID, linewidth=0.8, zorder=0)
+        # Not axvline: the legend would look for a place clear of these lines too, and end up on the curve.
+        axes.vlines(list(shown.values()), 0, 1, transform=axes.get_xaxis_transform(), color=GRID, linewidth=0.8, zorder=0)
         axes.grid(axis="x", visible=False)
         axes.set_xlim(0, max(last_step * 1.02, 1))
         axes.set_ylim(0, max([*rates, *(rate for _, rate in recorded)]) * 1.12 or 1)
@@ -280,36 +205,15 @@ def calibration_figure(path: Path, bins: Sequence[tuple[float, float, int]]) -> 
         confidence, right, counts = (np.array(column, dtype=float) for column in zip(*bins, strict=True))
         axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1.2, linestyle=(0, (4, 3)), label="perfectly calibrated")
         axes.plot(confidence, right, color=VALIDATION, linewidth=1.2)
-        axes.scatter(
-            confidence,
-            right,
-            s=25 + 200 * counts / counts.max(),
-            color=VALIDATION,
-            alpha=0.85,
-            linewidths=0,
-            label="predictions (larger = more)",
-            zorder=3,
-            clip_on=False,
-        )
+        look: dict[str, Any] = {"color": VALIDATION, "alpha": 0.85, "linewidths": 0, "zorder": 3, "clip_on": False}
+        axes.scatter(confidence, right, s=25 + 200 * counts / counts.max(), label="predictions (larger = more)", **look)
         axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence of the prediction", ylabel="share that is right")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        legend = axes.legend(loc="upper left", borderpad=0.2)
+        axes.figure.subplots_adjust(left=0.165)  # room for 100%
+        legend = axes.legend(**ABOVE)
         for handle in legend.legend_handles[1:]:
             handle.set_sizes([40])
-
-
-def short_number(value: float) -> str:
-    """A number as people write it in a recipe: 5e-5, 2.5e-4, 0.01, 16."""
-    if value == 0 or abs(value) >= 0.01:
-        return f"{value:.6g}"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
-
-
-def percent(value: float) -> str:
-    """A share of 1 as 94.1%."""
-    return f"{100 * value:.1f}%"
 
 
 def cell_classes(num_classes: int) -> int:
@@ -375,13 +279,6 @@ def _alt(name: str, curves: dict[str, list[float | None]], share: bool) -> str:
 
 def _value(value: float, share: bool) -> str:
     return percent(value) if share else f"{value:.3f}"
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return read_json_lines(path)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged ({error}): remove its broken line, then try again") from None
 
 
 def _share_limits(values: np.ndarray) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, replacing, sha256, write_json
 
 GENERATIONS = 2
+NUMBERED = "[0-9]" * 6
 
 
 class StateStore:
@@ -24,13 +25,13 @@ class StateStore:
 
     def save(self, state: dict[str, Any], summary: dict[str, Any]) -> None:
         """Write `state` as the newest; `summary` (plain values, for people) goes beside it. Older ones than two generations are removed."""
-        number = 1 + max((int(path.stem) for path in self.folder.glob("[0-9]*.json")), default=0)
+        number = 1 + max((int(path.stem) for path in self.folder.glob(f"{NUMBERED}.json")), default=0)
         path = self.folder / f"{number:06d}.pt"
         with replacing(path) as temporary:
             torch.save(state, temporary)
         write_json(path.with_suffix(".json"), {**summary, "sha256": sha256(path)})
         kept = {f"{number - back:06d}" for back in range(GENERATIONS)}
-        for old in self.folder.glob("[0-9]*.*"):
+        for old in self.folder.glob(f"{NUMBERED}.*"):
             if old.stem not in kept:
                 old.unlink(missing_ok=True)
 
@@ -41,7 +42,7 @@ class StateStore:
             UserError: there are states and all of them are damaged.
         """
         damaged = []
-        for note in sorted(self.folder.glob("[0-9]*.json"), reverse=True):
+        for note in sorted(self.folder.glob(f"{NUMBERED}.json"), reverse=True):
             path = note.with_suffix(".pt")
             try:
                 if sha256(path) != read_json(note)["sha256"]:

@@ -82,7 +82,7 @@ def choose_compute(precision: str) -> Compute:
 
 @dataclass
 class Position:
-    """How far a run is. `row` counts the rows of this epoch already passed; the sums are over them."""
+    """How far a run is. `row` counts the rows of this epoch already passed, the sums are over them; `group_*` is where the open group began."""
 
     epoch: int = 0
     row: int = 0
@@ -90,9 +90,17 @@ class Position:
     loss_sum: float = 0.0
     correct: int = 0
     seconds: float = 0.0
+    group_row: int = 0
+    group_loss_sum: float | torch.Tensor = 0.0
+    group_correct: int | torch.Tensor = 0
     best_epoch: int = 0
     best_value: float = -math.inf
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Stand before the first row of `epoch`."""
+        self.epoch, self.row, self.loss_sum, self.correct, self.seconds = epoch, 0, 0.0, 0, 0.0
+        self.group_row, self.group_loss_sum, self.group_correct = 0, 0.0, 0
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,9 @@ def fit(
         UserError: the loss became NaN or infinite; the last good state is kept.
     """
     loop = _Loop(task, optimizer, schedule, compute, store, micro_batch_size, max_grad_norm, save_minutes, max_minutes)
-    if state is not None:
+    if state is None:
+        loop.save()  # so that a resumed run never depends on what an epoch already wrote
+    else:
         loop.restore(state)
     position = loop.position
     with loop.catching_signals():
@@ -207,59 +217,92 @@ class _Loop:
         self.epoch_started = 0.0
 
     def train_epoch(self, epochs: int) -> None:
-        """Pass the rest of this epoch's rows."""
-        position, group_size, device = self.position, self.schedule["effective_batch_size"], self.compute.device
+        """Pass the rest of this epoch's rows, with smaller micro-batches if memory runs out."""
+        position = self.position
         self.task.model.train()
         self.epoch_started = time.perf_counter() - position.seconds
         # Kept on the device and never reset within an epoch: however often they are read, the additions are the same.
-        loss_sum = torch.tensor(position.loss_sum, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-        correct = torch.tensor(position.correct, device=device)
-
-        def read_sums() -> None:
-            """Bring the sums to the position, and stop at a loss that is not a number."""
-            position.loss_sum, position.correct = loss_sum.item(), int(correct.item())
-            position.seconds = time.perf_counter() - self.epoch_started
-            self.check_finite()
-
+        exact = torch.float32 if self.compute.device.type == "mps" else torch.float64
+        self.loss_sum = torch.tensor(position.loss_sum, dtype=exact, device=self.compute.device)
+        self.correct = torch.tensor(position.correct, device=self.compute.device)
         title = f"epoch {position.epoch + 1}/{epochs}"
         with tqdm(total=self.task.num_train, initial=position.row, desc=title, unit="img", leave=False, dynamic_ncols=True) as bar:
-            refreshed = time.monotonic()
-            for batch in self.micro_batches():
-                group_start = position.row // group_size * group_size
-                group_rows = min(group_size, self.task.num_train - group_start)
-                rows = len(batch["row"])
-                with self.compute.autocast():
-                    loss, logits = self.task.loss(batch)
-                self.scaler.scale(loss * (rows / group_rows)).backward()
-                loss_sum += loss.detach().float() * rows
-                correct += (logits.detach().argmax(dim=1) == batch["label"]).sum()
-                position.row += rows
-                if position.row == group_start + group_rows:
-                    self.optimizer_step()
-                bar.update(rows)
-                now = time.monotonic()
-                if now - refreshed > REFRESH_SECONDS or position.row == self.task.num_train:
-                    refreshed = now
-                    read_sums()
-                    lr = lr_at(max(position.step - 1, 0), self.schedule)
-                    bar.set_postfix(loss=f"{position.loss_sum / position.row:.3f}", lr=f"{lr:.1e}", refresh=False)
-                if now > self.deadline:
-                    self.stop_reason = "--max-minutes reached"
-                if self.stop_reason:
-                    read_sums()
-                    self.save()
-                    raise Interrupted(self.farewell())
-                if now - self.last_save > self.save_seconds:
-                    read_sums()
-                    self.save()
+            while position.row < self.task.num_train:
+                try:
+                    self.pass_rows(bar)
+                except torch.OutOfMemoryError as error:
+                    self.halve_micro_batch(error)
+                    bar.n = position.row
 
-    def micro_batches(self) -> Iterator[Batch]:
-        """The rest of the epoch's batches, on the device."""
-        batches = self.task.train_batches(
-            self.position.epoch, self.position.row, self.micro_batch_size, self.schedule["effective_batch_size"]
+    def pass_rows(self, bar: tqdm) -> None:
+        """The loop over micro-batches, to the end of the epoch."""
+        position, task, group_size = self.position, self.task, self.schedule["effective_batch_size"]
+        refreshed = time.monotonic()
+        for batch in task.train_batches(position.epoch, position.row, self.micro_batch_size, group_size):
+            batch = self.compute.move(batch)
+            rows = len(batch["row"])
+            group_start = position.row // group_size * group_size
+            group_rows = min(group_size, task.num_train - group_start)
+            with self.compute.autocast():
+                loss, logits = task.loss(batch)
+            self.scaler.scale(loss * (rows / group_rows)).backward()
+            self.loss_sum += loss.detach().float() * rows
+            self.correct += (logits.detach().argmax(dim=1) == batch["label"]).sum()
+            position.row += rows
+            if position.row == group_start + group_rows:
+                self.optimizer_step()
+            bar.update(rows)
+            now = time.monotonic()
+            if now > self.deadline:
+                self.stop_reason = "--max-minutes reached"
+            due = now - self.last_save > self.save_seconds
+            if now - refreshed > REFRESH_SECONDS or position.row == task.num_train or self.stop_reason or due:
+                refreshed = now
+                self.read_sums()
+                lr = lr_at(max(position.step - 1, 0), self.schedule)
+                bar.set_postfix(loss=f"{position.loss_sum / position.row:.3f}", lr=f"{lr:.1e}", refresh=False)
+            if self.stop_reason:
+                self.save()
+                raise Interrupted(self.farewell())
+            if due:
+                self.save()
+
+    def read_sums(self) -> None:
+        """Bring the sums to the position.
+
+        Raises:
+            UserError: the loss is not a number.
+        """
+        position = self.position
+        position.loss_sum, position.correct = self.loss_sum.item(), int(self.correct.item())
+        position.seconds = time.perf_counter() - self.epoch_started
+        if math.isfinite(position.loss_sum):
+            self.checked_step = position.step
+            return
+        rate = lr_at(max(position.step - 1, 0), self.schedule)
+        raise UserError(
+            f"the loss became NaN or infinite somewhere within steps [{self.checked_step}, {position.step}] at learning rate {rate:.2e}; "
+            f"the state before is kept. Likely causes: a rate too high (--lr {rate / 3:.0e}), or half precision (--precision fp32)"
         )
-        for batch in batches:
-            yield self.compute.move(batch)
+
+    def halve_micro_batch(self, error: torch.OutOfMemoryError) -> None:
+        """After running out of memory: half the micro-batch, the same effective batch, and the open group once more from its first row.
+
+        Raises:
+            UserError: one image at a time is too much already.
+        """
+        position, device = self.position, self.compute.device
+        if self.micro_batch_size == 1:
+            advice = "use LoRA (--lora-rank 16), a smaller --image-size or a smaller --backbone"
+            raise UserError(f"out of memory on {device} with one image at a time; {advice}: {str(error).splitlines()[0]}") from None
+        self.micro_batch_size //= 2
+        self.optimizer.zero_grad(set_to_none=True)
+        position.row, position.loss_sum, position.correct = position.group_row, position.group_loss_sum, position.group_correct
+        self.loss_sum.fill_(position.loss_sum)
+        self.correct.fill_(position.correct)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        tqdm.write(f"out of memory: going on with {self.micro_batch_size} images at a time; the effective batch stays as it is")
 
     def optimizer_step(self) -> None:
         """One step of the optimizer at the schedule's rate; under fp16 a step with overflowing gradients is skipped, and so is the schedule's."""
@@ -271,8 +314,11 @@ class _Loop:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        position = self.position
         if not self.scaler.is_enabled() or self.scaler.get_scale() >= scale:
-            self.position.step += 1
+            position.step += 1
+        position.group_row = position.row
+        position.group_loss_sum, position.group_correct = self.loss_sum.clone(), self.correct.clone()
 
     def finish_epoch(self) -> EpochReport:
         """Validate, write this epoch into the history, and move to the next one."""
@@ -301,23 +347,13 @@ class _Loop:
             "peak_memory_bytes": peak_memory(self.compute.device),
         }
         position.history.append(metrics)
-        position.epoch, position.row, position.loss_sum, position.correct, position.seconds = position.epoch + 1, 0, 0.0, 0, 0.0
+        position.start_epoch(position.epoch + 1)
         return EpochReport(metrics, timing, logits, is_best)
-
-    def check_finite(self) -> None:
-        position = self.position
-        if math.isfinite(position.loss_sum):
-            self.checked_step = position.step
-            return
-        rate = lr_at(max(position.step - 1, 0), self.schedule)
-        raise UserError(
-            f"the loss became NaN or infinite somewhere within steps [{self.checked_step}, {position.step}] at learning rate {rate:.2e}; "
-            f"the state before is kept. Likely causes: a rate too high (--lr {rate / 3:.0e}), or half precision (--precision fp32)"
-        )
 
     def save(self) -> None:
         """Write everything that the rest of the run depends on."""
         position = self.position
+        position.group_loss_sum, position.group_correct = float(position.group_loss_sum), int(position.group_correct)
         gradients = {name: weight.grad for name, weight in self.trainable.items() if weight.grad is not None}
         state = {
             "position": asdict(position),

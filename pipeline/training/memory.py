@@ -46,12 +46,12 @@ def account(
     model.train(was_training)
     trainable = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
-    one, two = (_saved_bytes(model, loss, pixels.expand(size, *pixels.shape[1:])) for size in (1, 2))
+    one, two = (_saved_bytes(model, loss, pixels, size) for size in (1, 2))
     states = OPTIMIZER_STATES[optimizer_name]
     return Memory(weights, trainable, states * trainable, max(2 * one - two, 0), two - one)
 
 
-def _saved_bytes(model: nn.Module, loss: Callable[..., torch.Tensor], pixels: torch.Tensor) -> int:
+def _saved_bytes(model: nn.Module, loss: Callable[..., torch.Tensor], pixels: torch.Tensor, size: int) -> int:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     named = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
     fakes = {name: mode.from_tensor(tensor) for name, tensor in named.items()}
@@ -61,7 +61,7 @@ def _saved_bytes(model: nn.Module, loss: Callable[..., torch.Tensor], pixels: to
         return functional_call(model, fakes, args, kwargs)
 
     with mode, _watching(own) as held:
-        result = loss(forward, mode.from_tensor(pixels))
+        result = loss(forward, torch.zeros(size, *pixels.shape[1:], device=pixels.device))
         del result
     return sum(held.values())
 

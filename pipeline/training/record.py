@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from pipeline.config import Recipe
 from pipeline.errors import UserError
-from pipeline.files import human_time, read_json, read_json_lines, set_aside, write_json, write_json_lines
-from pipeline.run import FORMAT, environment, now, run_entries
+from pipeline.files import human_time, read_json, read_json_lines, write_json, write_json_lines
+from pipeline.run import FORMAT, environment, now
 from pipeline.training.engine import EpochReport, Position
 
 START_FILE = "start.json"
@@ -97,13 +97,17 @@ class Recorder:
         return "  ".join(parts)
 
 
-def start_run(output: Path, recipe: Recipe, fingerprint: str, command: str) -> Path | None:
-    """Make `output` ready for a new run: what an earlier one left there moves to `earlier/<time>/`, which is returned."""
-    output.mkdir(parents=True, exist_ok=True)
-    moved = set_aside(run_entries(output), output / "earlier")
-    start = {"recipe": recipe.model_dump(mode="json"), "fingerprint": fingerprint, "command": command, "started": now()}
+def write_start(output: Path, recipe: Recipe, schedule: dict[str, Any], fingerprint: str, command: str) -> dict[str, Any]:
+    """Write down what a run was started with, which makes it one that can be resumed; the same values."""
+    start = {
+        "recipe": recipe.model_dump(mode="json"),
+        "schedule": schedule,
+        "fingerprint": fingerprint,
+        "command": command,
+        "started": now(),
+    }
     write_json(output / "state" / START_FILE, start)
-    return moved
+    return start
 
 
 def read_start(output: Path) -> dict[str, Any] | None:

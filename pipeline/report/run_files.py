@@ -1,0 +1,92 @@
+"""The files of a run folder, finished or not, read once."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.files import read_json, read_json_lines
+
+PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run folder says; empty where a file is missing."""
+
+    path: Path
+    record: dict[str, Any]  # run.json
+    metrics: list[dict[str, Any]]  # metrics.jsonl, one an epoch
+    timing: list[dict[str, Any]]
+    scores: dict[str, Any]
+    start: dict[str, Any]  # state/start.json, there before run.json is
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """`epoch`, `metric`, `value` of the best epoch; from metrics.jsonl while run.json is still to come; None without validation."""
+        if self.record:
+            best = self.record.get("best") or {}
+            return best if str(best.get("metric")).startswith("val_") else None
+        scored = [row for row in self.metrics if row.get("val_accuracy") is not None]
+        if not scored:
+            return None
+        best = max(scored, key=lambda row: row["val_accuracy"])
+        return {"epoch": best["epoch"], "metric": "val_accuracy", "value": best["val_accuracy"]}
+
+    @property
+    def schedule(self) -> dict[str, Any] | None:
+        """The schedule of the learning rate; from state/start.json while run.json is still to come; None where it is not recorded."""
+        return (self.record or self.start).get("schedule")
+
+    @property
+    def kept_epoch(self) -> dict[str, Any]:
+        """The metrics of the epoch whose weights are kept: the best one, else the last; empty when there are none."""
+        best = self.best
+        chosen = [row for row in self.metrics if best and row["epoch"] == best["epoch"]] or self.metrics[-1:]
+        return chosen[0] if chosen else {}
+
+    @cached_property
+    def predictions(self) -> list[dict[str, str]]:
+        """The rows of val_predictions.csv as text.
+
+        Raises:
+            UserError: a column is missing.
+        """
+        path = self.path / "val_predictions.csv"
+        if not path.exists():
+            return []
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if missing := [column for column in PREDICTION_COLUMNS if column not in (reader.fieldnames or [])]:
+                raise UserError(f"{path} has no column {', '.join(missing)}; its columns should be {', '.join(PREDICTION_COLUMNS)}")
+            return list(reader)
+
+
+def has_run(run_dir: Path) -> bool:
+    """True when the folder holds files that can be reported."""
+    return any((Path(run_dir) / name).exists() for name in ("run.json", "metrics.jsonl"))
+
+
+def read_run_files(run_dir: Path) -> RunFiles:
+    """The files of the run in `run_dir`, finished or not.
+
+    Raises:
+        UserError: there is no run in that folder, or a file is damaged.
+    """
+    run_dir = Path(run_dir)
+    if not has_run(run_dir):
+        what = "holds neither run.json nor metrics.jsonl" if run_dir.is_dir() else "does not exist"
+        near = sorted(str(found.parent) for found in run_dir.parent.glob("*/run.json"))[:5]
+        beside = f" (beside it: {', '.join(near)})" if near else ""
+        how = "train one with `python train.py`, or name its folder: `python -m pipeline.report.page --run DIR`"
+        raise UserError(f"{run_dir} {what}, so there is no run to report{beside}; {how}")
+    record, scores, start = (_object(run_dir / name) for name in ("run.json", "scores.json", "state/start.json"))
+    return RunFiles(run_dir, record, read_json_lines(run_dir / "metrics.jsonl"), read_json_lines(run_dir / "timing.jsonl"), scores, start)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}

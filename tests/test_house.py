@@ -1,0 +1,133 @@
+"""The house rules that a machine can hold: who may import whom, what stays light, and that the README's commands exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# A file imports only from its own wing's earlier rooms and from wings above.
+WINGS = {
+    "": ["errors", "files", "config", "run", "metrics"],
+    "competition": [
+        *("archives", "download", "releases", "tables", "folders", "ids", "labels", "layout", "splits", "checks", "submission"),
+        *("kaggle_token", "kaggle_reply", "kaggle_cli", "datasets", "ledger", "leaderboard"),
+    ],
+    "data": ["images", "transforms", "dataset"],
+    "models": ["backbones", "lora", "lean"],
+    "training": ["optim", "memory", "checkpoint", "engine", "estimate", "record"],
+    "tasks": ["classification", "registry"],
+    "report": ["run_files", "words", "figures", "validation", "page"],
+    "last": ["demo"],
+}
+ROOMS = [f"{wing}.{room}" if wing not in ("", "last") else room for wing, rooms in WINGS.items() for room in rooms]
+TORCH_FREE = [room for room in ROOMS if room.startswith("competition.") or "." not in room]
+
+
+def path_of(room: str) -> Path:
+    return ROOT / "pipeline" / (room.replace(".", "/") + ".py")
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    """(pipeline room, line) of everything a file imports, also inside functions; imports for type checkers alone do not count."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pipeline"):
+            inside = node.module.removeprefix("pipeline").removeprefix(".")
+            names = [inside] if inside in ROOMS else [f"{inside}.{alias.name}".removeprefix(".") for alias in node.names]
+            found += [(name, node.lineno) for name in names]
+        elif isinstance(node, ast.Import):
+            found += [(alias.name.removeprefix("pipeline."), node.lineno) for alias in node.names if alias.name.startswith("pipeline")]
+    return found
+
+
+def test_the_list_of_rooms_is_the_house() -> None:
+    on_disk = {".".join(path.relative_to(ROOT / "pipeline").with_suffix("").parts) for path in (ROOT / "pipeline").rglob("*.py")}
+    assert {name for name in on_disk if not name.endswith("__init__")} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_go_one_way(room: str) -> None:
+    later = [(name, line) for name, line in imports(path_of(room)) if ROOMS.index(name) >= ROOMS.index(room)]
+    assert not later, f"pipeline/{room}.py imports from later rooms: {later}"
+
+
+def test_nothing_imports_the_scripts() -> None:
+    for room in ROOMS:
+        assert not re.search(r"^\s*(import|from) (train|inference)\b", path_of(room).read_text(encoding="utf-8"), re.MULTILINE), room
+
+
+def test_only_one_file_imports_peft() -> None:
+    assert [room for room in ROOMS if re.search(r"^\s*(import|from) peft", path_of(room).read_text("utf-8"), re.MULTILINE)] == [
+        "models.lora"
+    ]
+
+
+def test_the_floors_without_torch_load_without_torch() -> None:
+    modules = [f"pipeline.{room}" for room in TORCH_FREE] + ["train", "inference"]
+    code = f"import sys\nfor name in {modules!r}: __import__(name)\nprint(sorted({{'torch', 'transformers', 'peft', 'kaggle'}} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def readme_commands() -> list[list[str]]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    lines = [line.split("#")[0].strip() for line in blocks.splitlines()]
+    return [shlex.split(part) for line in lines for part in line.split("&&") if part.strip()]
+
+
+def test_every_make_target_in_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    used = {word for words in readme_commands() if words[0] == "make" for word in words[1:] if "=" not in word}
+    assert used and used <= targets
+
+
+def test_every_flag_in_the_readme_is_known() -> None:
+    """Each python command of the README is parsed by its own parser; --set keys and recipe names are checked too."""
+    import inference
+    import train
+    from pipeline.config import known_keys, recipe_names
+
+    commands = [words[1:] for words in readme_commands() if words[0] == "python" and words[1] in ("train.py", "inference.py")]
+    assert len(commands) >= 4
+    for script, *arguments in commands:
+        parsed = (train if script == "train.py" else inference).parse(arguments)
+        for assignment in getattr(parsed, "set", []):
+            assert assignment.split("=")[0] in known_keys(), assignment
+        if getattr(parsed, "recipe", None) and not parsed.recipe.endswith(".yaml"):
+            assert parsed.recipe in recipe_names(), parsed.recipe
+
+
+def test_every_module_run_in_the_readme_answers_to_help() -> None:
+    modules = {words[2] for words in readme_commands() if words[:2] == ["python", "-m"] and words[2].startswith("pipeline")}
+    assert modules
+    for module in sorted(modules):
+        result = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0 and "usage:" in result.stdout, module
+
+
+def test_the_flags_of_train_are_frozen() -> None:
+    """Scripts and people depend on them: a change here is a change of the interface."""
+    import train
+
+    known = set(vars(train.parse([])))
+    assert known == {
+        *("recipe", "data", "output", "backbone", "epochs", "batch_size", "accumulation_steps", "lr", "image_size", "lora_rank"),
+        *("precision", "seed", "resume", "max_minutes", "dry_run", "set"),
+    }

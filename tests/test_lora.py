@@ -1,0 +1,475 @@
+"""Adapters: attached by role, saved for plain PEFT, loaded across library versions, merged; parameter counts of the reports."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoModelForImageClassification,
+    BeitConfig,
+    BeitForImageClassification,
+    ConvNextConfig,
+    SwinConfig,
+    Swinv2Config,
+    ViTConfig,
+)
+
+from pipeline.data.dataset import ImageDataset
+from pipeline.errors import UserError
+from pipeline.models.backbones import rebuild_backbone
+from pipeline.models.lora import (
+    ROLES,
+    attach,
+    count_parameters,
+    head_classes,
+    load_adapter,
+    merge,
+    modules_of,
+    plain_state_dict,
+    rename_tensors,
+    role_of,
+    save_adapter,
+)
+
+LEGACY = Path(__file__).parent / "fixtures" / "legacy_beit"
+VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 32, "patch_size": 8}
+SWIN = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "beit": lambda: BeitConfig(**VIT, use_relative_position_bias=True, num_labels=3),
+    "vit": lambda: ViTConfig(**VIT, num_labels=3),
+    "swin": lambda: SwinConfig(**SWIN, num_labels=3),
+    "swinv2": lambda: Swinv2Config(**SWIN, num_labels=3),
+}
+# transformers < 5.9: module path before its role, and the role's own names. SwinV2 still has them.
+VIT_2023 = {"query": "attention.attention.query", "key": "attention.attention.key", "value": "attention.attention.value"}
+VIT_2023 |= {"output": "attention.output.dense", "fc1": "intermediate.dense", "fc2": "output.dense"}
+SWIN_2023 = VIT_2023 | {"query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value"}
+
+
+def tiny(kind: str, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    model = AutoModelForImageClassification.from_config(CONFIGS[kind]())
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            nn.init.normal_(weight, std=0.15)
+    return model.eval()
+
+
+def adapted(kind: str, roles: tuple[str, ...] = ("query", "key"), trained: bool = True, **options: Any) -> PeftModel:
+    """A tiny model with an adapter; `trained`: its matrices are drawn, as training would have changed them."""
+    model = attach(tiny(kind), **({"rank": 4, "alpha": 8, "dropout": 0.1} | options), roles=roles)
+    if trained:
+        for weight in model.parameters():
+            if weight.requires_grad:
+                nn.init.normal_(weight, std=0.3)
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> torch.Tensor:
+    return model(pixel_values=torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))).logits
+
+
+def assert_close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> None:
+    assert (a - b).abs().max().item() <= tolerance * max(1.0, b.abs().max().item())
+
+
+# ---- parameter counts of the reports, on tensors without data
+
+
+def beit_large(num_labels: int) -> nn.Module:
+    """microsoft/beit-large-patch16-384 as its config.json has it."""
+    return BeitForImageClassification(
+        BeitConfig(
+            hidden_size=1024,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            intermediate_size=4096,
+            image_size=384,
+            patch_size=16,
+            layer_scale_init_value=0.1,
+            use_relative_position_bias=True,
+            use_mean_pooling=True,
+            num_labels=num_labels,
+        )
+    )
+
+
+def test_report_0_beit_large_with_and_without_lora() -> None:
+    with torch.device("meta"):
+        model = beit_large(200)
+        full = count_parameters(model)
+        counts = count_parameters(attach(model, 16, 16, 0.1, ("query", "key")))
+    assert vars(counts) == {"model": 304_178_888, "trainable": 1_777_864, "adapter": 1_572_864, "head": 205_000}
+    assert vars(full) == {"model": 304_178_888, "trainable": 304_178_888, "adapter": 0, "head": 205_000}
+
+
+@pytest.mark.parametrize(("rank", "trainable"), [(8, 443_906), (24, 1_328_642)])
+def test_report_3_vit_base_ranks(rank: int, trainable: int) -> None:
+    with torch.device("meta"):
+        model = AutoModelForImageClassification.from_config(ViTConfig(num_labels=2))
+        counts = count_parameters(attach(model, rank, rank, 0.1, ("query", "key", "value")))
+    assert (counts.trainable, counts.head, counts.adapter) == (trainable, 1538, trainable - 1538)
+    share = {8: 0.51, 24: 1.52}[rank]  # of everything that is in memory, as peft prints it
+    assert round(100 * trainable / (counts.model + counts.trainable), 2) == share
+
+
+# ---- attaching
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_role_is_one_layer_of_each_block(kind: str) -> None:
+    model = tiny(kind)
+    blocks = 3 if kind.startswith("swin") else 2
+    found = {role: modules_of(model, [role]) for role in ROLES}
+    for role, names in found.items():
+        assert len(names) == blocks, (role, names)
+        assert all(isinstance(model.get_submodule(name), nn.Linear) for name in names)
+    assert len({name for names in found.values() for name in names}) == 6 * blocks
+    fc1, fc2 = model.get_submodule(found["fc1"][0]), model.get_submodule(found["fc2"][0])
+    assert fc1.in_features < fc1.out_features and fc2.in_features > fc2.out_features
+    attention = [model.get_submodule(found[role][0]) for role in ("query", "key", "value", "output")]
+    assert all(layer.in_features == layer.out_features for layer in attention)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("roles", [("query", "key"), ("value",), ("output",), ("fc2",), tuple(ROLES)])
+def test_attach_hits_the_roles_and_nothing_else(kind: str, roles: tuple[str, ...]) -> None:
+    model = adapted(kind, roles, trained=False)
+    hit = [name.removeprefix("base_model.model.").removesuffix(".lora_A") for name, _ in model.named_modules() if name.endswith(".lora_A")]
+    assert {role_of(name) for name in hit} == set(roles)
+    assert len(hit) == len(roles) * (3 if kind.startswith("swin") else 2)
+    trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert all(".lora_" in name or "classifier.modules_to_save" in name for name in trainable)
+    assert_close(logits(model), logits(tiny(kind)), 1e-6)  # B is zero: training starts from the pretrained model
+
+
+def test_layers_that_are_no_target_keep_their_names() -> None:
+    assert role_of("beit.layers.0.attention.q_proj") == role_of("beit.encoder.layer.0.attention.attention.query") == "query"
+    assert role_of("vit.encoder.layer.3.output.dense") == "fc2" and role_of("vit.encoder.layer.3.attention.output.dense") == "output"
+    assert role_of("classifier") is None and role_of("swin.encoder.layers.0.downsample.reduction") is None
+    assert role_of("vit.pooler.dense") is None and role_of("beit.embeddings.patch_embeddings.projection") is None
+
+
+def test_an_architecture_without_the_role_lists_its_layers() -> None:
+    model = AutoModelForImageClassification.from_config(ConvNextConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1]))
+    with pytest.raises(UserError) as caught:
+        modules_of(model, ("query", "key"))
+    assert "ConvNextForImageClassification has no layer known as query, key" in str(caught.value)
+    assert "its linear layers end in: classifier, pwconv1, pwconv2" in str(caught.value)
+
+
+def test_counts_of_a_tiny_model_by_hand() -> None:
+    model = tiny("vit")
+    total = sum(weight.numel() for weight in model.parameters())
+    assert vars(count_parameters(model)) == {"model": total, "trainable": total, "adapter": 0, "head": 16 * 3 + 3}
+    counts = count_parameters(attach(model, 4, 8, 0.0, ("query", "fc1")))
+    adapter = 2 * (4 * (16 + 16) + 4 * (16 + 24))
+    assert vars(counts) == {"model": total, "trainable": adapter + 51, "adapter": adapter, "head": 51}
+
+
+# ---- saving, and loading by others
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_plain_transformers_and_plain_peft_load_what_was_saved(kind: str, tmp_path: Path) -> None:
+    model = adapted(kind)
+    base = model.get_base_model()
+    base.save_pretrained(tmp_path / "base", state_dict=plain_state_dict(model))
+    save_adapter(model, tmp_path / "model_lora")
+    assert {path.name for path in (tmp_path / "model_lora").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    plain, info = AutoModelForImageClassification.from_pretrained(tmp_path / "base", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert_close(logits(plain), logits(tiny(kind)), 1e-6)  # the base is the untrained original
+    loaded = PeftModel.from_pretrained(plain, tmp_path / "model_lora").eval()
+    assert_close(logits(loaded), logits(model), 1e-6)
+    assert_close(logits(load_adapter(tiny(kind), tmp_path / "model_lora")), logits(model), 1e-6)
+    config = json.loads((tmp_path / "model_lora" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == ""  # a path of this machine means nothing elsewhere
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"], config["bias"]) == (4, 8, 0.1, "none")
+
+
+def test_saving_again_replaces_and_keeps_the_model_as_it_was(tmp_path: Path) -> None:
+    model = adapted("vit")
+    save_adapter(model, tmp_path)
+    first = load_file(tmp_path / "adapter_model.safetensors")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.mul_(2)
+    save_adapter(model, tmp_path)
+    second = load_file(tmp_path / "adapter_model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(second[name], first[name] * (2 if "lora_B" in name else 1)) for name in first)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_plain_models_state_dict_is_its_own() -> None:
+    model = tiny("vit")
+    assert plain_state_dict(model).keys() == model.state_dict().keys()
+    assert plain_state_dict(adapted("vit")).keys() == model.state_dict().keys()
+
+
+# ---- adapters of 2023
+
+
+def old_name(kind: str, name: str) -> str:
+    """Today's module name as transformers < 5.9 had it."""
+    if kind == "swinv2":
+        return name
+    path = re.match(r"(beit|vit)\.layers\.(\d+)\.|(swin\.encoder\.layers\.\d+\.blocks\.\d+)\.", name)
+    prefix = path[3] or f"{path[1]}.encoder.layer.{path[2]}"
+    return f"{prefix}.{(SWIN_2023 if kind == 'swin' else VIT_2023)[role_of(name)]}"
+
+
+def as_of_2023(kind: str, folder: Path, pickled: bool) -> None:
+    """Rename the tensors of a saved adapter, and store it as peft 0.7 did."""
+    tensors, prefix = {}, "base_model.model."
+    for name, tensor in load_file(folder / "adapter_model.safetensors").items():
+        module, dot, rest = name.removeprefix(prefix).partition(".lora_")
+        tensors[prefix + (old_name(kind, module) if dot else module) + dot + rest] = tensor
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["target_modules"] = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensors if ".lora_" in name})
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter_model.safetensors").unlink()
+    if pickled:
+        torch.save(tensors, folder / "adapter_model.bin")
+    else:
+        save_file(tensors, folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("roles", [("query", "value"), tuple(ROLES)])
+def test_an_adapter_under_the_names_of_2023_gives_the_same_logits(kind: str, roles: tuple[str, ...], tmp_path: Path) -> None:
+    model = adapted(kind, roles)
+    save_adapter(model, tmp_path)
+    as_of_2023(kind, tmp_path, pickled=kind != "swin")
+    assert_close(logits(load_adapter(tiny(kind), tmp_path)), logits(model), 1e-6)
+    if kind != "swinv2":
+        with pytest.raises((ValueError, RuntimeError)):  # why this project renames
+            PeftModel.from_pretrained(tiny(kind), tmp_path)
+
+
+def test_todays_adapter_under_old_names_has_exactly_the_keys_of_the_2023_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = rebuild_backbone(LEGACY / "finetuned_model" / "model_beit", 10).model
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    save_adapter(attach(model, 16, 16, 0.1, ("query", "key")), tmp_path)
+    today = load_file(tmp_path / "adapter_model.safetensors")
+    stored = torch.load(LEGACY / "finetuned_model" / "model_lora" / "adapter_model.bin", weights_only=True)
+    renamed = rename_tensors(today, [old_name("beit", name) for name in linear if role_of(name)])
+    assert renamed.keys() == stored.keys() and today.keys() != stored.keys()
+    assert {name: tensor.shape for name, tensor in renamed.items()} == {name: tensor.shape for name, tensor in stored.items()}
+
+
+def test_the_release_of_2023_gives_the_logits_it_gave_then() -> None:
+    """Made by transformers 4.36 and peft 0.7: pickled .bin files, old module names, old preprocessor keys."""
+    expected = json.loads((LEGACY / "expected_logits.json").read_text())["logits"]
+    backbone = rebuild_backbone(LEGACY / "finetuned_model" / "model_beit", 10)
+    model = load_adapter(backbone.model, LEGACY / "finetuned_model" / "model_lora")
+    assert head_classes(LEGACY / "finetuned_model" / "model_lora") == 10
+    dataset = ImageDataset([LEGACY / "data" / "test" / f"{name}.png" for name in expected], None, backbone.preprocessing)
+    pixels = backbone.preprocessing.normalize(torch.stack([dataset[0, row]["pixels"] for row in range(len(expected))]))
+    with torch.no_grad():
+        found = model(pixel_values=pixels).logits
+    golden = torch.tensor(list(expected.values()))
+    assert (found - golden).abs().max() < 1e-5
+    with torch.no_grad():
+        merged = merge(model, lambda module: module(pixel_values=pixels).logits)(pixel_values=pixels).logits
+    assert (merged - golden).abs().max() < 1e-5
+
+
+# ---- what does not fit
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_adapter(adapted("vit"), tmp_path / "model_lora")
+    return tmp_path / "model_lora"
+
+
+def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    edit(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text()) | values
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def refusal(folder: Path, kind: str = "vit") -> str:
+    with pytest.raises(UserError) as caught:
+        load_adapter(tiny(kind), folder)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+Q0 = "base_model.model.vit.layers.0.attention.q_proj.lora_A.weight"
+
+
+def test_missing_extra_misshapen_and_nan_tensors_are_all_named(folder: Path) -> None:
+    def damage(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[Q0]
+        tensors["base_model.model.vit.layers.1.mlp.fc1.bias"] = torch.zeros(24)
+        tensors[Q0.replace("layers.0", "layers.1")] = torch.zeros(4, 17)
+        tensors[Q0.replace("q_proj", "k_proj")].fill_(float("nan"))
+
+    change(folder, damage)
+    text = refusal(folder)
+    assert "does not fit ViTForImageClassification:" in text
+    assert f"{Q0}: missing" in text
+    assert "base_model.model.vit.layers.1.mlp.fc1.bias: unexpected" in text
+    assert f"{Q0.replace('layers.0', 'layers.1')}: shape (4, 17), expected (4, 16)" in text
+    assert f"{Q0.replace('q_proj', 'k_proj')}: holds NaN or infinity" in text
+
+
+def test_a_head_of_another_class_count_is_named(folder: Path) -> None:
+    def wider(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["base_model.model.classifier.weight"] = torch.zeros(7, 16)
+        tensors["base_model.model.classifier.bias"] = torch.zeros(7)
+
+    assert head_classes(folder) == 3
+    change(folder, wider)
+    assert head_classes(folder) == 7
+    assert "base_model.model.classifier.weight: shape (7, 16), expected (3, 16)" in refusal(folder)
+    change(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if "classifier" in name])
+    assert "base_model.model.classifier.weight: missing" in refusal(folder)
+    with pytest.raises(UserError, match="expected one classification head beside the adapter"):
+        head_classes(folder)
+
+
+def test_layers_of_a_larger_model_are_named(folder: Path) -> None:
+    change(folder, lambda tensors: tensors.update({Q0.replace("layers.0", "layers.7"): torch.zeros(4, 16)}))
+    text = refusal(folder)
+    assert "was made for another architecture:" in text and "vit.layers.7.attention.q_proj: no such layer" in text
+
+
+@pytest.mark.parametrize("keep", [0, 5, 200, -50])
+def test_a_truncated_file_is_one_message(folder: Path, keep: int) -> None:
+    content = (folder / "adapter_model.safetensors").read_bytes()
+    (folder / "adapter_model.safetensors").write_bytes(content[:keep])
+    assert "adapter_model.safetensors: cannot be read" in refusal(folder)
+    with pytest.raises(UserError, match="cannot be read"):
+        head_classes(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"peft_type": "IA3"}, "expected the settings of a LoRA adapter"),
+        ({"alpha_pattern": {"query": 32}}, "alpha_pattern: {'query': 32} is a kind of LoRA this project does not have"),
+        ({"use_dora": True, "rank_pattern": {"key": 2}}, "rank_pattern: {'key': 2} is a kind"),
+    ],
+)
+def test_settings_that_are_not_ours_are_refused(folder: Path, values: dict, message: str) -> None:
+    change_config(folder, **values)
+    assert message in refusal(folder)
+
+
+def test_settings_that_are_damaged(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    text = refusal(folder)
+    assert "r: missing" in text and "lora_alpha: missing" in text
+    (folder / "adapter_config.json").write_text("[]")
+    assert "expected the settings" in refusal(folder)
+    (folder / "adapter_config.json").write_text("{")
+    assert "is not valid JSON" in refusal(folder)
+    (folder / "adapter_config.json").unlink()
+    assert "does not exist" in refusal(folder)
+
+
+def test_an_adapter_folder_without_tensors(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").unlink()
+    assert "no adapter_model.safetensors (or .bin) beside adapter_config.json" in refusal(folder)
+
+
+class Malicious:
+    """Unpickled without care, it makes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.target,))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(folder: Path, tmp_path: Path, zipped: bool) -> None:
+    trap = tmp_path / "executed"
+    (folder / "adapter_model.safetensors").unlink()
+    bad = {"base_model.model.classifier.bias": Malicious(trap)}
+    if zipped:
+        torch.save(bad, folder / "adapter_model.bin")
+    else:
+        (folder / "adapter_model.bin").write_bytes(pickle.dumps(bad, protocol=2))
+    assert "adapter_model.bin: it holds more than tensors and was not loaded (unsafe pickle)" in refusal(folder)
+    with pytest.raises(UserError, match="unsafe pickle"):
+        head_classes(folder)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 1}])
+def test_a_pickle_of_something_else_is_refused(folder: Path, content: object) -> None:
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(content, folder / "adapter_model.bin")
+    assert "adapter_model.bin: cannot be read" in refusal(folder)
+
+
+# ---- merging
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_merged_is_unmerged_and_not_the_base(kind: str, folder: Path) -> None:
+    save_adapter(adapted(kind, tuple(ROLES)), folder)
+    expected = logits(load_adapter(tiny(kind), folder))
+    merged = merge(load_adapter(tiny(kind), folder), logits)
+    assert type(merged) is type(tiny(kind)) and merged.state_dict().keys() == tiny(kind).state_dict().keys()
+    assert_close(logits(merged), expected)
+    assert (logits(merged) - logits(tiny(kind))).abs().max() > 0.05
+
+
+def test_an_adapter_that_changes_nothing_is_refused(folder: Path) -> None:
+    change(folder, lambda tensors: [tensor.zero_() for name, tensor in tensors.items() if "lora_B" in name])
+    with pytest.raises(UserError, match="the adapter changes nothing: all its B matrices are zero"):
+        merge(load_adapter(tiny("vit"), folder), logits)
+
+
+def test_a_merge_that_moves_the_logits_is_refused(folder: Path) -> None:
+    model = load_adapter(tiny("vit"), folder)
+    drifting = iter([torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.1]])])
+    with pytest.raises(UserError, match=r"moves the logits by 5\.0e-02 of their size"):
+        merge(model, lambda _model: next(drifting))
+    with pytest.raises(UserError, match="moves the logits by nan"):
+        merge(load_adapter(tiny("vit"), folder), lambda _model: torch.tensor([[float("nan")]]))
+
+
+def test_rslora_scales_as_it_was_saved(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(
+        tiny("vit"), LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj"], modules_to_save=["classifier"])
+    )
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.3)
+    model.save_pretrained(tmp_path)
+    assert_close(logits(load_adapter(tiny("vit"), tmp_path)), logits(model.eval()), 1e-6)
+
+
+def test_a_folder_of_a_released_run_can_be_copied_anywhere(tmp_path: Path) -> None:
+    shutil.copytree(LEGACY / "finetuned_model", tmp_path / "elsewhere")
+    model = rebuild_backbone(tmp_path / "elsewhere" / "model_beit", 10).model
+    assert isinstance(load_adapter(model, tmp_path / "elsewhere" / "model_lora"), PeftModel)

@@ -1,0 +1,140 @@
+"""Learning rates against transformers' and torch's schedulers, and which parameters get what."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+from pipeline.config import Recipe, validate_recipe
+from pipeline.models.lora import attach
+from pipeline.training.optim import build_optimizer, lr_at, plan_schedule, set_lr
+
+
+def recipe(**overrides: object) -> Recipe:
+    return validate_recipe({"backbone": "b"}, overrides, "here")
+
+
+def stepped(make, steps: int, lr: float) -> list[float]:
+    """The rates a torch scheduler gives to `steps` optimizer steps."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler, rates = make(optimizer), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize(("name", "reference"), [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)])
+@pytest.mark.parametrize(("ratio", "rows", "epochs"), [(0.05, 551, 25), (0.0, 100, 3), (0.3, 64, 7), (0.5, 1, 2)])
+def test_rates_are_transformers(name: str, reference, ratio: float, rows: int, epochs: int) -> None:
+    plan = plan_schedule(recipe(**{"schedule.name": name, "schedule.warmup_ratio": ratio, "epochs": epochs}), rows)
+    steps = plan["total_steps"]
+    expected = stepped(lambda optimizer: reference(optimizer, math.ceil(ratio * steps), steps), steps, 5e-5)
+    assert [lr_at(step, plan) for step in range(steps)] == pytest.approx(expected, rel=1e-9, abs=1e-18)
+
+
+@pytest.mark.parametrize(("epochs", "end_lr"), [(15, 1e-6), (2, 0.0), (1, 1e-6)])
+def test_stepped_cosine_is_torchs_stepped_once_an_epoch(epochs: int, end_lr: float) -> None:
+    settings = {"schedule.name": "stepped_cosine", "schedule.warmup_ratio": 0, "schedule.end_lr": end_lr}
+    plan = plan_schedule(recipe(**settings, epochs=epochs, **{"optimizer.lr": 2e-5}), 1000)
+    per_epoch = plan["steps_per_epoch"]
+    reference = lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs - 1, 1), eta_min=end_lr)  # noqa: E731
+    expected = stepped(reference, epochs, 2e-5)
+    found = [lr_at(step, plan) for step in range(plan["total_steps"])]
+    assert found == pytest.approx([rate for rate in expected for _ in range(per_epoch)], rel=1e-9)
+    assert found[0] == 2e-5 and (epochs == 1 or found[-1] == pytest.approx(end_lr, abs=1e-12))
+
+
+def test_a_rate_to_end_at_and_a_constant_one() -> None:
+    plan = plan_schedule(recipe(**{"schedule.end_lr": 1e-5, "schedule.warmup_ratio": 0}), 6400)
+    last = plan["total_steps"]
+    assert lr_at(0, plan) == 5e-5 and lr_at(last, plan) == pytest.approx(1e-5) and lr_at(last + 99, plan) == pytest.approx(1e-5)
+    assert lr_at(last // 2, plan) == pytest.approx(3e-5)
+    constant = plan_schedule(recipe(**{"schedule.name": "constant", "schedule.warmup_ratio": 0.1, "epochs": 10}), 640)
+    rates = [lr_at(step, constant) for step in range(100)]
+    assert rates[:10] == pytest.approx([5e-6 * step for step in range(10)]) and set(rates[10:]) == {5e-5}
+
+
+def test_the_plan_counts_optimizer_steps() -> None:
+    plan = plan_schedule(recipe(), 551)  # 8 x 8 images a step, the last group of an epoch smaller
+    assert plan == {
+        "name": "linear",
+        "lr": 5e-5,
+        "end_lr": 0.0,
+        "warmup_steps": 12,
+        "total_steps": 225,
+        "steps_per_epoch": 9,
+        "effective_batch_size": 64,
+    }
+    assert plan_schedule(recipe(batch_size=64, accumulation_steps=1), 551) == plan  # however the group is cut
+
+
+def model() -> nn.Module:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+            self.header = nn.Linear(4, 4)  # its name begins like the head's
+            self.head = nn.Linear(4, 2)
+
+    return Net()
+
+
+def test_groups_by_decay_and_head() -> None:
+    net = model()
+    net.body[0].weight.requires_grad_(False)
+    settings = {"optimizer.weight_decay": 0.1, "optimizer.head_lr": 1e-3, "optimizer.lr": 1e-4}
+    optimizer = build_optimizer(net.named_parameters(), recipe(**settings), "head")
+    names = {id(weight): name for name, weight in net.named_parameters()}
+    found = {
+        names[id(weight)]: (group["weight_decay"], group["lr_scale"]) for group in optimizer.param_groups for weight in group["params"]
+    }
+    assert found == {
+        "body.0.bias": (0.0, 1.0),
+        "body.1.weight": (0.0, 1.0),
+        "body.1.bias": (0.0, 1.0),
+        "header.weight": (0.1, 1.0),
+        "header.bias": (0.0, 1.0),
+        "head.weight": (0.1, 10.0),
+        "head.bias": (0.0, 10.0),
+    }
+    set_lr(optimizer, 2e-5)
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([2e-5, 2e-4])
+
+
+def test_the_head_of_an_adapted_model_is_found(tiny_backbone) -> None:
+    from transformers import AutoModelForImageClassification
+
+    net = attach(AutoModelForImageClassification.from_pretrained(tiny_backbone), 2, 2, 0.0, ("query",))
+    optimizer = build_optimizer(net.named_parameters(), recipe(**{"optimizer.head_lr": 1e-3}), "classifier")
+    sizes = {1: 0, 20: 0}
+    for group in optimizer.param_groups:
+        sizes[round(group["lr_scale"])] += sum(weight.numel() for weight in group["params"])
+    assert sizes == {20: 32 * 5 + 5, 1: 2 * 2 * (2 * 32)}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)])
+def test_a_step_is_the_plain_optimizers(name: str, kind: type) -> None:
+    torch.manual_seed(0)
+    ours, plain = model(), model()
+    plain.load_state_dict(ours.state_dict())
+    settings = {"optimizer.name": name, "optimizer.lr": 0.01, "optimizer.weight_decay": 0.1}
+    optimizer = build_optimizer(ours.named_parameters(), recipe(**settings), "head")
+    assert type(optimizer) is kind
+    matrices = [weight for weight in plain.parameters() if weight.ndim > 1]
+    vectors = [weight for weight in plain.parameters() if weight.ndim == 1]
+    options = {"momentum": 0.9} if name == "sgd" else {}
+    reference = kind([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=0.01, **options)
+    for _ in range(3):
+        for net, steps in ((ours, optimizer), (plain, reference)):
+            x = torch.ones(2, 4)
+            (net.head(net.header(net.body(x))) ** 2).sum().backward()
+            steps.step()
+            steps.zero_grad()
+    for found, expected in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
