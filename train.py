@@ -110,6 +110,8 @@ def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None
     if args.auto_batch_size:
         del overrides["batch_size"]
     overrides |= parse_assignments(args.set)
+    if args.backbone and not args.resume:  # a name that says what a page or a ledger would otherwise hide
+        overrides.setdefault("name", f"{Path(args.recipe or DEFAULT_RECIPE).stem} on {args.backbone}")
     if args.resume and (output / "run.json").exists():
         print(f"the run in {output} is complete: nothing to resume")
         return None, None
@@ -201,7 +203,7 @@ def run(
         "schedule": schedule,
         "best_metric": task.best_metric if task.num_val else "epoch",
         "precision": compute.precision,
-        "device": compute.describe(),
+        "device": compute.device_name(),
         "command": start["command"],
         "data": args.data,
         "started": start["started"],

@@ -90,7 +90,7 @@ def test_weights_gradients_and_optimizer_are_exact(kind: str, lora: bool) -> Non
         ("beit", True, True, 0),
         ("vit", False, True, 0),
         ("swinv2", False, False, 0),
-        ("swinv2", True, True, 0.01),
+        ("swinv2", True, True, 0.02),  # a real forward pass keeps the norms of query and key once more
     ],
 )
 def test_what_the_forward_pass_keeps_is_what_a_real_one_keeps(kind: str, lora: bool, bf16: bool, tolerance: float) -> None:

@@ -59,9 +59,11 @@ class Compute:
     def move(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
+
     def describe(self) -> str:
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
-        return f"{name}, {self.precision}"
+        return f"{self.device_name()}, {self.precision}"
 
 
 def choose_compute(precision: str) -> Compute:
