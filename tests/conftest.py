@@ -72,3 +72,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the folder of shared inputs")
     return SHARED
+
+
+class Malicious:
+    """Unpickled without care, it makes the file `target`."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.target,))

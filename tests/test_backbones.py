@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Malicious
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, SwinConfig, SwinForImageClassification, Swinv2Config, ViTConfig
 
@@ -148,16 +149,6 @@ def test_truncated_and_absent_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model_beit: cannot be loaded: .*no file named"):
         load_backbone(str(folder), NAMES)
-
-
-class Malicious:
-    """Unpickled without care, it makes a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple:
-        return (Path.touch, (self.target,))
 
 
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(folder: Path, tmp_path: Path) -> None:

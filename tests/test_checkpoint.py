@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import Malicious
 
 from pipeline.errors import UserError
 from pipeline.files import sha256
@@ -33,9 +35,7 @@ def filled(folder: Path, count: int) -> StateStore:
 
 def test_generators_go_on_where_they_were_even_through_a_file(tmp_path: Path) -> None:
     seed_everything(7)
-    draws()
-    np.random.normal()  # leaves a second Gaussian in numpy's pocket
-    random.gauss(0, 1)
+    draws()  # one Gaussian each: python and numpy made two, and keep the second
     store = StateStore(tmp_path / "state")
     store.save({"rng": rng_state()}, {})
     expected = [draws() for _ in range(3)]
@@ -117,8 +117,6 @@ def test_a_damaged_newest_state_falls_back_with_a_sentence(tmp_path: Path, damag
     state, damaged = store.load()
     assert state["step"] == 2 and torch.equal(state["weights"]["w"], torch.full((3,), 2.0))
     assert len(damaged) == 1
-    import re
-
     assert re.search(rf"000003\.pt is damaged \(.*({reason}).*\): going back to the state before it", damaged[0]), damaged[0]
 
 
@@ -131,16 +129,6 @@ def test_all_damaged_is_an_error_that_names_each(tmp_path: Path) -> None:
     text = str(caught.value)
     assert text.startswith(f"every state in {tmp_path / 'state'} is damaged") and "--output" in text
     assert "000002.pt" in text and "000003.pt" in text
-
-
-class Malicious:
-    """Unpickled without care, it makes a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple:
-        return (Path.touch, (self.target,))
 
 
 @pytest.mark.parametrize("zipped", [True, False])

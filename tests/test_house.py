@@ -24,7 +24,7 @@ WINGS = {
     "training": ["optim", "memory", "checkpoint", "engine", "estimate", "record"],
     "tasks": ["classification", "registry"],
     "report": ["run_files", "words", "figures", "validation", "page"],
-    "last": ["demo"],
+    "last": ["demo_data", "demo"],
 }
 ROOMS = [f"{wing}.{room}" if wing not in ("", "last") else room for wing, rooms in WINGS.items() for room in rooms]
 TORCH_FREE = [room for room in ROOMS if room.startswith("competition.") or "." not in room]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Malicious
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -394,16 +395,6 @@ def test_settings_that_are_damaged(folder: Path) -> None:
 def test_an_adapter_folder_without_tensors(folder: Path) -> None:
     (folder / "adapter_model.safetensors").unlink()
     assert "no adapter_model.safetensors (or .bin) beside adapter_config.json" in refusal(folder)
-
-
-class Malicious:
-    """Unpickled without care, it makes a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple:
-        return (Path.touch, (self.target,))
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 from torch import nn
@@ -22,6 +23,7 @@ from pipeline.errors import UserError, raise_all
 # This module reads the load report and says itself what matters in it.
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+huggingface_hub.logging.set_verbosity_error()  # each of its five retries would be a line
 
 # Weights that a classification checkpoint may hold and a classifier does not use: masked-image modelling, poolers, tables made anew.
 UNUSED_WEIGHTS = re.compile(
@@ -190,8 +192,9 @@ def _unreachable(source: str, error: Exception) -> UserError:
         )
     if Path(source).is_dir():
         return UserError(f"{source}: cannot be loaded: {text[:300]}")
+    first_sentence = re.split(r"(?<=\.)\s", text)[0]
     return UserError(
-        f"--backbone {source}: not in this machine's cache, and the Hugging Face hub did not give it: {text[:200]}\n"
+        f"--backbone {source}: not in this machine's cache, and the Hugging Face hub did not give it: {first_sentence[:200]}\n"
         "Check the name and the connection (HF_TOKEN for gated models), or use a folder on disk: --backbone finetuned_model/model_beit"
     )
 
