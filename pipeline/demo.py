@@ -1,8 +1,8 @@
 """The embedded example: the whole job on handwritten digits, with no account and no download.
 
-    python -m pipeline.demo                   # make demo: train, predict, check, score, page; in data/digits and finetuned_model/digits only
-    python -m pipeline.demo --rebuild-base    # make demo-base: pretrain the tiny base on rendered letters and digits, from nothing
-    python -m pipeline.demo --pack            # make the release zip out of the demo's run, and name it in release.yaml
+python -m pipeline.demo                   # make demo: train, predict, check, score, page; in data/digits and finetuned_model/digits only
+python -m pipeline.demo --rebuild-base    # make demo-base: pretrain the tiny base on rendered letters and digits, from nothing
+python -m pipeline.demo --pack            # make the release zip out of the demo's run, and name it in release.yaml
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         UserError: a step failed; it has said why.
         Interrupted: a step was stopped; the same command goes on.
     """
-    parser = argparse.ArgumentParser(prog="python -m pipeline.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--rebuild-base", action="store_true", help="pretrain the demo's base from nothing (about ten minutes on two cores)")
     what.add_argument("--pack", action="store_true", help="pack the demo's run into the release zip")
@@ -56,7 +58,9 @@ def demo() -> int:
     """Digits to a scored predictions file and a page."""
     started = time.monotonic()
     run, data = MODELS / "digits", DATA / "digits"
-    print("The whole job on 1,797 handwritten digits, in about two minutes on two cores. It touches data/digits and finetuned_model/digits only.")
+    print(
+        "The whole job on 1,797 handwritten digits, in about two minutes on two cores. It touches data/digits and finetuned_model/digits only."
+    )
     lay_out_digits(data)
     unpack_base()
     step("fine-tune a LoRA adapter", "train.py", "--recipe", "digits", "--data", data, "--output", run, "--resume")

@@ -162,3 +162,14 @@ def test_a_broken_model_folder_is_one_message(trained: Path, tmp_path: Path, pre
     with pytest.raises(UserError, match=message):
         predict(tmp_path)
     assert not (tmp_path / "out" / "predictions.csv").exists()
+
+
+def test_a_head_of_another_size_is_never_drawn_at_random(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model_lora")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["class_names"].append("violet")
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    shutil.copytree(trained / "data", tmp_path / "data")
+    with pytest.raises(UserError, match="no trained head for 4 classes"):
+        predict(tmp_path)

@@ -200,6 +200,10 @@ def rebuild(run: Run, class_names: Sequence[str]) -> ImageClassifier:
     backbone = rebuild_backbone(run.backbone_dir, len(class_names))
     cache_frozen_bias(backbone.model.requires_grad_(False))
     if run.adapter_dir is None:
+        if backbone.new_head:
+            raise UserError(
+                f"{run.backbone_dir} has no trained head for {len(class_names)} classes, and {run.path} holds no adapter with one"
+            )
         return ImageClassifier.of(backbone.model, backbone)
     adapted = load_adapter(backbone.model, run.adapter_dir)
     classifier = ImageClassifier.of(adapted, backbone)

@@ -335,6 +335,10 @@ class _Loop:
         }
         logits = evaluate(task, self.compute, 2 * self.micro_batch_size) if task.num_val else None
         if logits is not None:
+            if not np.isfinite(logits).all():
+                raise UserError(
+                    f"validation after step {position.step} gave NaN or infinite logits; the state before is kept (--precision fp32?)"
+                )
             metrics |= {f"val_{name}": value for name, value in task.scores(logits).items()}
         value = (
             metrics[task.best_metric] if logits is not None else float(metrics["epoch"])
