@@ -76,7 +76,8 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
 
     from pipeline.metrics import softmax
     from pipeline.tasks.registry import task_module
-    from pipeline.training.engine import choose_compute, predict_logits
+    from pipeline.training.compute import choose_compute
+    from pipeline.training.predict import predict_logits
 
     compute = choose_compute(precision)
     task = task_module((run.record or {}).get("task", "classification"))

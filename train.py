@@ -19,7 +19,7 @@ from pipeline.errors import UserError, run_command
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
     from pipeline.config import Recipe
     from pipeline.tasks.classification import Build
-    from pipeline.training.engine import Compute
+    from pipeline.training.compute import Compute
 
 # Flag -> recipe key: these are short for --set KEY=VALUE.
 RECIPE_FLAGS = {
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     print("\n".join(f"  {note}" for note in competition.notes))
 
     from pipeline.tasks.registry import task_module
-    from pipeline.training.engine import choose_compute
+    from pipeline.training.compute import choose_compute
 
     compute = choose_compute(recipe.precision)
     own_weights = next((str(folder) for folder in sorted(output.glob("model_*")) if folder.name != "model_lora"), None)

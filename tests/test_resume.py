@@ -18,7 +18,7 @@ import torch
 
 import train
 from pipeline.errors import Interrupted, UserError
-from pipeline.training import engine
+from pipeline.training import compute
 from pipeline.training.checkpoint import StateStore
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,14 +55,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, micro_batches: int) -> None:
     """A SIGTERM during the given micro-batch of the process."""
     seen = iter(range(10_000))
-    original = engine.Compute.move
+    original = compute.Compute.move
 
-    def move(self: engine.Compute, batch: engine.Batch) -> engine.Batch:
+    def move(self: compute.Compute, batch: compute.Batch) -> compute.Batch:
         if "label" in batch and next(seen) == micro_batches:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, batch)
 
-    monkeypatch.setattr(engine.Compute, "move", move)
+    monkeypatch.setattr(compute.Compute, "move", move)
 
 
 @pytest.mark.parametrize("micro_batch", [2, 5, 9, 17, 26])  # inside a group, between groups, in another epoch

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
 
 def _unreachable(source: str, error: Exception) -> UserError:
     text = re.sub(r"\s+", " ", str(error)).strip()
-    if "UnpicklingError" in text or "Weights only load failed" in text or type(error).__name__ == "UnpicklingError":
+    if any(isinstance(cause, pickle.UnpicklingError) for cause in _chain(error)):
         return UserError(
             f"{source}: the .bin file holds more than tensors and was not loaded (unsafe pickle): ask its author for safetensors"
         )
@@ -199,6 +200,13 @@ def _unreachable(source: str, error: Exception) -> UserError:
     )
 
 
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from: transformers < 5 hides torch's refusal of a pickle below two of its own."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _preprocessing(source: str | None, config: Any, image_size: int | None) -> Preprocessing:
     native = getattr(config, "image_size", None) or image_size or 224
     native = native[0] if isinstance(native, (list, tuple)) else native
@@ -206,8 +214,10 @@ def _preprocessing(source: str | None, config: Any, image_size: int | None) -> P
     if source is not None and (Path(source) / FILE_NAME).is_file():
         path = Path(source) / FILE_NAME
     elif source is not None and not Path(source).is_dir():
-        found = cached_file(source, FILE_NAME, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
-        path = Path(found) if found else None
+        try:
+            path = Path(cached_file(source, FILE_NAME))
+        except OSError:  # many checkpoints have no such file: the architecture's rule is theirs
+            path = None
     if path is not None:
         rule = read_preprocessing(path, native)
     else:

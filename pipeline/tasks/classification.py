@@ -47,7 +47,7 @@ from pipeline.models.lora import (
 )
 from pipeline.run import ADAPTER_DIR, Run
 from pipeline.training.checkpoint import seed_everything
-from pipeline.training.engine import Batch, Compute
+from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Memory, account
 
 
@@ -75,7 +75,7 @@ class ImageClassifier:
 
 
 class ClassificationTask:
-    """What the engine trains: see `pipeline.training.engine.Task`. `train` and `val` are rows with their class indices."""
+    """What the engine trains: see `pipeline.training.predict.Task`. `train` and `val` are rows with their class indices."""
 
     best_metric = "val_accuracy"
 

@@ -1,4 +1,4 @@
-"""fit, evaluate, predict_logits: one loop for every task, exactly resumable at any micro-batch.
+"""fit: one loop for every task, exactly resumable at any micro-batch.
 
 An optimizer step is the mean over one group of `effective_batch_size` rows of the epoch's order, however the group is cut into
 micro-batches (the last group of an epoch may be smaller and is averaged over its own rows). Position, sums, gradients of an open group and
@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,64 +22,11 @@ from tqdm import tqdm
 
 from pipeline.errors import Interrupted, UserError
 from pipeline.training.checkpoint import StateStore, restore_rng, rng_state
+from pipeline.training.compute import Compute, peak_memory
 from pipeline.training.optim import lr_at, set_lr
+from pipeline.training.predict import Task, evaluate
 
-Batch = dict[str, torch.Tensor]  # by name; always holds `row` (B,) int64 and, with labels, `label` (B,) int64
 REFRESH_SECONDS = 0.5  # how often the loss is read back from the device: shown, and checked for NaN
-
-
-class Task(Protocol):
-    """What the loop needs to know of a problem. `best_metric` is a key of `scores()`; higher is better."""
-
-    model: nn.Module
-    num_train: int
-    num_val: int
-    num_classes: int
-    best_metric: str
-
-    def train_batches(self, epoch: int, start: int, micro_batch_size: int, group_size: int) -> Iterable[Batch]: ...
-    def val_batches(self, batch_size: int) -> Iterable[Batch]: ...
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]: ...  # scalar mean over the batch, logits (B, C)
-    def logits(self, batch: Batch) -> torch.Tensor: ...  # (B, C)
-    def scores(self, logits: np.ndarray) -> dict[str, float]: ...  # of the validation rows
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where and in which number format a model runs."""
-
-    device: torch.device
-    precision: str  # fp32 | bf16 | fp16
-
-    def autocast(self) -> Any:
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
-
-    def move(self, batch: Batch) -> Batch:
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-
-    def device_name(self) -> str:
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
-
-    def describe(self) -> str:
-        return f"{self.device_name()}, {self.precision}"
-
-
-def choose_compute(precision: str) -> Compute:
-    """The best device at hand, with `precision` (auto: bf16 where the hardware computes in it, else fp16 on CUDA and fp32 elsewhere)."""
-    kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(kind)
-    if precision == "auto":
-        if kind == "cuda":  # torch.cuda.is_bf16_supported() also says yes to emulation on older cards
-            precision = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-        elif kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-            precision = "bf16"
-        else:
-            precision = "fp32"
-    if precision == "fp16" and kind != "cuda":
-        raise UserError(f"--precision fp16 needs a CUDA device, found {kind}; use auto, bf16 or fp32")
-    return Compute(device, precision)
 
 
 @dataclass
@@ -149,46 +96,6 @@ def fit(
             on_epoch(report)
             loop.save()
     return position
-
-
-def evaluate(task: Task, compute: Compute, batch_size: int) -> np.ndarray:
-    """(num_val, C) float32 logits of the validation rows."""
-    batches = task.val_batches(batch_size)
-    return predict_logits(task.model, task.logits, batches, task.num_val, task.num_classes, compute, "validating", leave=False)
-
-
-def predict_logits(
-    model: nn.Module,
-    logits: Callable[[Batch], torch.Tensor],
-    batches: Iterable[Batch],
-    num_rows: int,
-    num_classes: int,
-    compute: Compute,
-    title: str,
-    leave: bool = True,
-) -> np.ndarray:
-    """(num_rows, num_classes) float32, each batch's logits placed at its `row`s, whatever order they come in.
-
-    Raises:
-        RuntimeError: a row was filled twice or not at all.
-    """
-    result = np.full((num_rows, num_classes), np.nan, dtype=np.float32)
-    times_filled = np.zeros(num_rows, dtype=np.int64)
-    was_training = model.training
-    model.eval()
-    # no_grad, not inference_mode: what BEiT caches inside could not be used in training afterwards
-    with torch.no_grad(), tqdm(total=num_rows, desc=title, unit="img", leave=leave, dynamic_ncols=True) as bar:
-        for batch in batches:
-            rows = batch["row"].numpy()
-            with compute.autocast():
-                output = logits(compute.move(batch))
-            result[rows] = output.float().cpu().numpy()
-            np.add.at(times_filled, rows, 1)
-            bar.update(len(rows))
-    model.train(was_training)
-    if not (times_filled == 1).all():
-        raise RuntimeError(f"rows filled other than once: {np.flatnonzero(times_filled != 1)[:10].tolist()}")
-    return result
 
 
 class _Loop:
@@ -407,14 +314,3 @@ class _Loop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most memory so far, in bytes: allocated on a CUDA device, resident on the CPU (0 where the system does not say)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

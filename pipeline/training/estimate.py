@@ -12,8 +12,9 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.files import human_size
-from pipeline.training.engine import Compute, Task
+from pipeline.training.compute import Compute
 from pipeline.training.memory import Memory
+from pipeline.training.predict import Task
 
 # What the allocator, the libraries and one layer's scratch space take on top of what is counted.
 OVERHEAD_BYTES = {"cuda": 700_000_000, "mps": 700_000_000, "cpu": 600_000_000}

@@ -1,0 +1,62 @@
+"""Where and in which number format a model runs."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline.errors import UserError
+
+Batch = dict[str, torch.Tensor]  # by name; always holds `row` (B,) int64 and, with labels, `label` (B,) int64
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which number format a model runs."""
+
+    device: torch.device
+    precision: str  # fp32 | bf16 | fp16
+
+    def autocast(self) -> Any:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+
+    def move(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
+
+    def describe(self) -> str:
+        return f"{self.device_name()}, {self.precision}"
+
+
+def choose_compute(precision: str) -> Compute:
+    """The best device at hand, with `precision` (auto: bf16 where the hardware computes in it, else fp16 on CUDA and fp32 elsewhere)."""
+    kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(kind)
+    if precision == "auto":
+        if kind == "cuda":  # torch.cuda.is_bf16_supported() also says yes to emulation on older cards
+            precision = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        elif kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+            precision = "bf16"
+        else:
+            precision = "fp32"
+    if precision == "fp16" and kind != "cuda":
+        raise UserError(f"--precision fp16 needs a CUDA device, found {kind}; use auto, bf16 or fp32")
+    return Compute(device, precision)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory so far, in bytes: allocated on a CUDA device, resident on the CPU (0 where the system does not say)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,69 @@
+"""What the engine asks of a task, and the one road from batches to logits: validation and test predictions both take it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from pipeline.training.compute import Batch, Compute
+
+
+class Task(Protocol):
+    """What the loop needs to know of a problem. `best_metric` is a key of `scores()`; higher is better."""
+
+    model: nn.Module
+    num_train: int
+    num_val: int
+    num_classes: int
+    best_metric: str
+
+    def train_batches(self, epoch: int, start: int, micro_batch_size: int, group_size: int) -> Iterable[Batch]: ...
+    def val_batches(self, batch_size: int) -> Iterable[Batch]: ...
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]: ...  # scalar mean over the batch, logits (B, C)
+    def logits(self, batch: Batch) -> torch.Tensor: ...  # (B, C)
+    def scores(self, logits: np.ndarray) -> dict[str, float]: ...  # of the validation rows
+
+
+def evaluate(task: Task, compute: Compute, batch_size: int) -> np.ndarray:
+    """(num_val, C) float32 logits of the validation rows."""
+    batches = task.val_batches(batch_size)
+    return predict_logits(task.model, task.logits, batches, task.num_val, task.num_classes, compute, "validating", leave=False)
+
+
+def predict_logits(
+    model: nn.Module,
+    logits: Callable[[Batch], torch.Tensor],
+    batches: Iterable[Batch],
+    num_rows: int,
+    num_classes: int,
+    compute: Compute,
+    title: str,
+    leave: bool = True,
+) -> np.ndarray:
+    """(num_rows, num_classes) float32, each batch's logits placed at its `row`s, whatever order they come in.
+
+    Raises:
+        RuntimeError: a row was filled twice or not at all.
+    """
+    result = np.full((num_rows, num_classes), np.nan, dtype=np.float32)
+    times_filled = np.zeros(num_rows, dtype=np.int64)
+    was_training = model.training
+    model.eval()
+    # no_grad, not inference_mode: what BEiT caches inside could not be used in training afterwards
+    with torch.no_grad(), tqdm(total=num_rows, desc=title, unit="img", leave=leave, dynamic_ncols=True) as bar:
+        for batch in batches:
+            rows = batch["row"].numpy()
+            with compute.autocast():
+                output = logits(compute.move(batch))
+            result[rows] = output.float().cpu().numpy()
+            np.add.at(times_filled, rows, 1)
+            bar.update(len(rows))
+    model.train(was_training)
+    if not (times_filled == 1).all():
+        raise RuntimeError(f"rows filled other than once: {np.flatnonzero(times_filled != 1)[:10].tolist()}")
+    return result
