@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from pipeline import demo
+from pipeline import demo_data
 from pipeline.competition.layout import read_layout
 from pipeline.errors import UserError
 
@@ -30,19 +30,19 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "digits"
-    demo.lay_out_digits(folder)
+    demo_data.lay_out_digits(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def measured() -> np.ndarray:
-    return demo.distance_fields(list(demo.glyph_classes().values()))
+    return demo_data.distance_fields(list(demo_data.glyph_classes().values()))
 
 
 @pytest.fixture
 def quick_glyphs(measured: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring the fonts takes seconds and always gives the same."""
-    monkeypatch.setattr(demo, "distance_fields", lambda chars: measured)
+    monkeypatch.setattr(demo_data, "distance_fields", lambda chars: measured)
 
 
 def test_digits_read_as_a_competition(digits: Path) -> None:
@@ -58,7 +58,7 @@ def test_digits_read_as_a_competition(digits: Path) -> None:
 
 def test_digits_are_split_alike_and_none_is_lost(digits: Path) -> None:
     whole = load_digits()
-    expected = Counter(picture.tobytes() for picture in demo.enlarge(whole.images / 16))
+    expected = Counter(picture.tobytes() for picture in demo_data.enlarge(whole.images / 16))
     found, shares = Counter(), {}
     solution = {row["id"]: row["label"] for row in read_csv(digits / "solution.csv")}
     held_back = Counter(solution.values())
@@ -74,7 +74,7 @@ def test_digits_are_split_alike_and_none_is_lost(digits: Path) -> None:
 
 def test_solution_names_the_digit_that_is_in_the_picture(digits: Path) -> None:
     whole = load_digits()
-    label_of = {picture.tobytes(): str(label) for picture, label in zip(demo.enlarge(whole.images / 16), whole.target, strict=True)}
+    label_of = {picture.tobytes(): str(label) for picture, label in zip(demo_data.enlarge(whole.images / 16), whole.target, strict=True)}
     rows = read_csv(digits / "solution.csv")
     assert len(rows) == 360
     for row in rows:
@@ -92,30 +92,30 @@ def test_sample_submission_gives_nothing_away(digits: Path) -> None:
 
 
 def test_digits_come_out_the_same(digits: Path, tmp_path: Path) -> None:
-    demo.lay_out_digits(tmp_path / "again")
+    demo_data.lay_out_digits(tmp_path / "again")
     assert contents(tmp_path / "again") == contents(digits)
 
 
 def test_enlarging_is_pillows_bicubic() -> None:
     coarse = np.random.default_rng(0).random((3, 8, 8)).astype(np.float32)
-    for picture, small in zip(demo.enlarge(coarse), coarse, strict=True):
+    for picture, small in zip(demo_data.enlarge(coarse), coarse, strict=True):
         pillow = np.asarray(Image.fromarray(small * 255).resize((32, 32), Image.Resampling.BICUBIC)).clip(0, 255)
         assert np.abs(picture - pillow).max() < 0.51
-    assert set(np.unique(demo.enlarge(np.full((1, 8, 8), 0.2)))) == {51}
+    assert set(np.unique(demo_data.enlarge(np.full((1, 8, 8), 0.2)))) == {51}
 
 
 def test_a_folder_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
-    demo.lay_out_digits(tmp_path / "digits")
+    demo_data.lay_out_digits(tmp_path / "digits")
     (tmp_path / "digits" / "notes.txt").write_text("mine")
     (tmp_path / "digits" / "sample_submission.csv").write_text("id,label\nmine,7\n")
     before = contents(tmp_path / "digits")
-    demo.lay_out_digits(tmp_path / "digits")
+    demo_data.lay_out_digits(tmp_path / "digits")
     assert contents(tmp_path / "digits") == before
 
 
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:
     (tmp_path / "digits").mkdir()
-    demo.lay_out_digits(tmp_path / "digits")
+    demo_data.lay_out_digits(tmp_path / "digits")
     assert len(list((tmp_path / "digits" / "test").iterdir())) == 360
 
 
@@ -123,7 +123,7 @@ def test_a_folder_of_the_users_is_refused_and_kept(tmp_path: Path) -> None:
     photo = tmp_path / "data" / "train" / "cat" / "1.jpg"
     photo.parent.mkdir(parents=True)
     photo.write_bytes(b"a photo")
-    for lay_out in (demo.lay_out_digits, demo.lay_out_glyphs):
+    for lay_out in (demo_data.lay_out_digits, demo_data.lay_out_glyphs):
         with pytest.raises(UserError, match="holds something that the demo did not make: move it away, or name another folder"):
             lay_out(tmp_path / "data")
     assert contents(tmp_path) == {os.path.join("data", "train", "cat", "1.jpg"): b"a photo"}
@@ -132,15 +132,15 @@ def test_a_folder_of_the_users_is_refused_and_kept(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("mine")
     with pytest.raises(UserError, match="is a file: move it away, or name another folder"):
-        demo.lay_out_digits(tmp_path / "data")
+        demo_data.lay_out_digits(tmp_path / "data")
     assert (tmp_path / "data").read_text() == "mine"
 
 
 def test_a_folder_with_images_missing_is_refused(tmp_path: Path) -> None:
-    demo.lay_out_digits(tmp_path / "digits")
+    demo_data.lay_out_digits(tmp_path / "digits")
     next((tmp_path / "digits" / "test").iterdir()).unlink()
     with pytest.raises(UserError, match="has 1796 images where the demo made 1797"):
-        demo.lay_out_digits(tmp_path / "digits")
+        demo_data.lay_out_digits(tmp_path / "digits")
 
 
 def test_an_interruption_leaves_nothing_behind(tmp_path: Path, quick_glyphs: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,8 +152,8 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path, quick_glyphs: Non
             raise KeyboardInterrupt
         Image.fromarray(picture).save(path)
 
-    monkeypatch.setattr(demo, "_save_png", interrupted)
-    for lay_out in (demo.lay_out_digits, demo.lay_out_glyphs):
+    monkeypatch.setattr(demo_data, "_save_png", interrupted)
+    for lay_out in (demo_data.lay_out_digits, demo_data.lay_out_glyphs):
         calls.clear()
         with pytest.raises(KeyboardInterrupt):
             lay_out(tmp_path / "inside" / "data")
@@ -161,10 +161,10 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path, quick_glyphs: Non
 
 
 def test_glyphs_read_as_a_competition(tmp_path: Path, quick_glyphs: None) -> None:
-    demo.lay_out_glyphs(tmp_path / "glyphs", per_class=3)
+    demo_data.lay_out_glyphs(tmp_path / "glyphs", per_class=3)
     competition = read_layout(tmp_path / "glyphs", need="train")
-    assert set(competition.class_names) == set(demo.glyph_classes())
-    assert Counter(row.label for row in competition.train) == dict.fromkeys(demo.glyph_classes(), 3)
+    assert set(competition.class_names) == set(demo_data.glyph_classes())
+    assert Counter(row.label for row in competition.train) == dict.fromkeys(demo_data.glyph_classes(), 3)
     for row in competition.train:
         with Image.open(row.path) as image:
             assert (image.mode, image.size) == ("L", (32, 32))
@@ -173,40 +173,40 @@ def test_glyphs_read_as_a_competition(tmp_path: Path, quick_glyphs: None) -> Non
 
 
 def test_class_folders_are_safe_where_case_does_not_count() -> None:
-    classes = demo.glyph_classes()
+    classes = demo_data.glyph_classes()
     assert len({name.casefold() for name in classes}) == len(classes)
     assert all(name.isascii() and name.isidentifier() for name in classes)
 
 
 def test_glyphs_follow_the_seed(tmp_path: Path, quick_glyphs: None) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        demo.lay_out_glyphs(tmp_path / name, per_class=2, seed=seed)
+        demo_data.lay_out_glyphs(tmp_path / name, per_class=2, seed=seed)
     pictures = {name: [data for path, data in contents(tmp_path / name).items() if path.endswith(".png")] for name in "abc"}
     assert pictures["a"] == pictures["b"]
     assert sum(a != c for a, c in zip(pictures["a"], pictures["c"], strict=True)) > 0.95 * len(pictures["a"])
 
 
 def test_glyphs_of_another_size_are_refused(tmp_path: Path, quick_glyphs: None) -> None:
-    demo.lay_out_glyphs(tmp_path / "glyphs", per_class=1)
+    demo_data.lay_out_glyphs(tmp_path / "glyphs", per_class=1)
     before = contents(tmp_path)
-    demo.lay_out_glyphs(tmp_path / "glyphs", per_class=1)
+    demo_data.lay_out_glyphs(tmp_path / "glyphs", per_class=1)
     with pytest.raises(UserError, match=r"was made by the demo with per_class 1 instead of 2"):
-        demo.lay_out_glyphs(tmp_path / "glyphs", per_class=2)
+        demo_data.lay_out_glyphs(tmp_path / "glyphs", per_class=2)
     with pytest.raises(UserError, match="was made by the demo with made glyphs instead of digits"):
-        demo.lay_out_digits(tmp_path / "glyphs")
+        demo_data.lay_out_digits(tmp_path / "glyphs")
     assert contents(tmp_path) == before
 
 
 def test_a_missing_font_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "FONTS", ("DejaVuSans", "NoSuchFont"))
+    monkeypatch.setattr(demo_data, "FONTS", ("DejaVuSans", "NoSuchFont"))
     with pytest.raises(UserError, match="has no NoSuchFont"):
-        demo.distance_fields("a")
+        demo_data.distance_fields("a")
 
 
 def test_distances_measure_the_drawn_letter(measured: np.ndarray) -> None:
-    assert measured.shape == (len(demo.FONTS), 50, 64, 64)
-    chars = list(demo.glyph_classes().values())
-    sans = measured[demo.FONTS.index("DejaVuSans")]
+    assert measured.shape == (len(demo_data.FONTS), 50, 64, 64)
+    chars = list(demo_data.glyph_classes().values())
+    sans = measured[demo_data.FONTS.index("DejaVuSans")]
     ring, bar = sans[chars.index("0")], sans[chars.index("l")]
     assert ring[32, 32] < -5, "a nought has a hole"
     assert bar[32, 32] > 1, "an l has none"
@@ -217,7 +217,7 @@ def test_distances_measure_the_drawn_letter(measured: np.ndarray) -> None:
 
 def test_pictures_differ_and_are_mostly_as_coarse_as_digits(measured: np.ndarray) -> None:
     rng = np.random.default_rng(0)
-    pictures = demo.draw(np.repeat(measured[:1, 10], 200, axis=0), rng)
+    pictures = demo_data.draw(np.repeat(measured[:1, 10], 200, axis=0), rng)
     assert len({picture.tobytes() for picture in pictures}) == 200
     matches = [_is_enlarged(picture) for picture in pictures]
     assert 0.7 < np.mean(matches) < 0.9
