@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 import train
-from pipeline.errors import Interrupted, UserError
+from pipeline.errors import Interrupted, UserError, run_command
 from pipeline.training import compute
 from pipeline.training.checkpoint import StateStore
 
@@ -179,6 +180,43 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(
     np.testing.assert_allclose(losses("b"), undisturbed, rtol=1e-5)
     assert micro_batch_sizes[-3:] == [2, 1, 1]  # the epoch that failed, its rest, and the one after
     assert "out of memory: going on with 1 images at a time" in capsys.readouterr().out
+
+
+def test_a_full_disk_keeps_the_last_good_state_and_says_so(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """The third state does not fit: half of it is written, then the disk is full."""
+    original, saved = torch.save, []
+
+    def save(state: dict, path: Path) -> None:
+        saved.append(path)
+        original(state, path)
+        if len(saved) == 3:
+            path.write_bytes(path.read_bytes()[:1000])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    output = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", save)
+        assert run_command(lambda: train.main(flags(whole / "data", tiny_backbone, output))) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert sorted(path.name for path in (output / "state").iterdir()) == [
+        "000001.json",
+        "000001.pt",
+        "000002.json",
+        "000002.pt",
+        "start.json",
+    ]
+    assert resume(whole / "data", output) == 0
+    assert_same(output, whole / "run")
+
+
+def test_a_run_that_will_not_fit_on_the_disk_does_not_start(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch) -> None:
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("pipeline.training.estimate.shutil.disk_usage", lambda _: usage(10**9, 10**9, 10**6))
+    with pytest.raises(UserError, match=r"the run will write up to .* and the disk has 1\.0 MB"):
+        train.main(flags(whole / "data", tiny_backbone, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def run_in_a_process(arguments: list[str]) -> subprocess.Popen:
