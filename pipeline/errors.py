@@ -39,17 +39,26 @@ def run_command(main: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print(
-            f"error: the disk is full ({error.filename or 'while writing'}); nothing was left half-written. Free some space, then --resume",
-            file=sys.stderr,
-        )
-        return EXIT_USER
     except Interrupted as interruption:
         print(str(interruption), file=sys.stderr)
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        print(
+            "error: the disk is full; nothing was left half-written. Free some space and run the command again (training: --resume)",
+            file=sys.stderr,
+        )
+        return EXIT_USER
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """True when `error`, or one behind it, is the system's "no space left": torch and safetensors wrap it in errors of their own."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

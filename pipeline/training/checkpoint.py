@@ -27,8 +27,8 @@ class StateStore:
         """Write `state` as the newest; `summary` (plain values, for people) goes beside it. Older ones than two generations are removed."""
         number = 1 + max((int(path.stem) for path in self.folder.glob(f"{NUMBERED}.json")), default=0)
         path = self.folder / f"{number:06d}.pt"
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
+        with replacing(path) as temporary, temporary.open("wb") as file:  # torch hides "no space left" when it opens the file itself
+            torch.save(state, file)
         write_json(path.with_suffix(".json"), {**summary, "sha256": sha256(path)})
         kept = {f"{number - back:06d}" for back in range(GENERATIONS)}
         for old in self.folder.glob(f"{NUMBERED}.*"):
