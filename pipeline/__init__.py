@@ -2,6 +2,6 @@
 
 import os
 
-# Threads that wait for each other should sleep, not spin: with loader workers (or anything else) on the same cores, spinning made
-# a training step on two cores three times slower. Measured: see the README.
+# Threads that wait for each other should sleep, not spin. Spinning threads starve loader workers, and each other, on busy cores:
+# a training step of a 3.6 M BEiT took 6.1 s instead of 1.8 s on two cores with two other processes running.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -75,17 +76,26 @@ def check_disk(output: Path, model: nn.Module, optimizer_states: int, whole_mode
 
 
 def seconds_per_image(task: Task, compute: Compute, micro_batch_size: int) -> tuple[float, float]:
-    """Seconds of training and of prediction for one image, from a micro-batch of each; the model and the generators stay as they were."""
+    """Seconds of training and of prediction for one image, from a micro-batch of each; the model and the generators stay as they were.
+
+    A micro-batch that does not fit is halved: training will do the same, and say so.
+    """
     batch = compute.move(next(iter(task.train_batches(0, 0, min(micro_batch_size, task.num_train), task.num_train))))
     devices = [compute.device] if compute.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        task.model.train()
-        train = _time(lambda: _train_once(task, compute, batch), compute)
-        task.model.eval()
-        with torch.no_grad():
-            predict = _time(lambda: _predict_once(task, compute, batch), compute)
-    task.model.zero_grad(set_to_none=True)
-    return train / len(batch["row"]), predict / len(batch["row"])
+    try:
+        with torch.random.fork_rng(devices=devices):
+            task.model.train()
+            train = _time(lambda: _train_once(task, compute, batch), compute)
+            task.model.eval()
+            with torch.no_grad():
+                predict = _time(lambda: _predict_once(task, compute, batch), compute)
+        return train / len(batch["row"]), predict / len(batch["row"])
+    except torch.OutOfMemoryError:
+        if micro_batch_size == 1:
+            raise
+    finally:
+        task.model.zero_grad(set_to_none=True)
+    return seconds_per_image(task, compute, micro_batch_size // 2)
 
 
 def dry_run(task: Task, compute: Compute, micro_batch_size: int) -> list[str]:
@@ -118,7 +128,7 @@ def _predict_once(task: Task, compute: Compute, batch: dict[str, torch.Tensor]) 
         task.logits(batch)
 
 
-def _time(run: object, compute: Compute) -> float:
+def _time(run: Callable[[], None], compute: Compute) -> float:
     """Seconds of the second call, or of the first if that was long: it holds the warm-up."""
     for _ in range(2):
         started = time.perf_counter()
