@@ -56,7 +56,7 @@ class ImageDataset(Dataset):
     def _augmented(self, image: Any, epoch: int, row: int) -> Any:
         # torchvision draws from the global generator: seed it for this picture, then give it back as it was.
         before = torch.get_rng_state()
-        torch.default_generator.manual_seed(int(np.random.SeedSequence((self.seed, epoch, row)).generate_state(1, np.uint64)[0] >> 1))
+        torch.default_generator.manual_seed(int(np.random.SeedSequence((self.seed, epoch, row)).generate_state(1, np.uint64)[0]) >> 1)
         try:
             return self.augment(image)
         finally:
