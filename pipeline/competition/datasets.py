@@ -21,6 +21,11 @@ NESTED_LEVELS = 3
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Fetch a competition into the data folder and say what was understood of it; the exit code.
+
+    Raises:
+        UserError: no token or competition, Kaggle refused, or the folder holds a competition already.
+    """
     parser = argparse.ArgumentParser(prog="python -m pipeline.competition.datasets", description=__doc__)
     parser.add_argument("--competition", required=True, metavar="SLUG", help="the last part of the competition's address on Kaggle")
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="where it goes (default: %(default)s)")
