@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from pipeline.competition.layout import read_layout
     from pipeline.competition.submission import write_predictions
+    from pipeline.files import sha256
     from pipeline.run import load_run
 
     run = load_run(Path(args.model))
@@ -55,7 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     kept = copy_unsent(output)
     write_predictions(output, competition.submission, class_names, probs)
     print(f"{output}: {len(probs)} rows, checked: ids, order and columns are the competition's")
-    if kept:
+    if kept and sha256(kept) == sha256(output):
+        kept.unlink()
+    elif kept:
         print(f"the former {output.name} was never submitted and is kept as {kept}")
     return 0
 

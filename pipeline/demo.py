@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m pipeline.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--rebuild-base", action="store_true", help="pretrain the demo's base from nothing (about ten minutes on two cores)")
+    what.add_argument(
+        "--rebuild-base", action="store_true", help="pretrain the demo's base from nothing (about twelve minutes on two cores)"
+    )
     what.add_argument("--pack", action="store_true", help="pack the demo's run into the release zip")
     args = parser.parse_args(argv)
     os.chdir(ROOT)
@@ -59,7 +61,7 @@ def demo() -> int:
     started = time.monotonic()
     run, data = MODELS / "digits", DATA / "digits"
     print(
-        "The whole job on 1,797 handwritten digits, in about two minutes on two cores. It touches data/digits and finetuned_model/digits only."
+        "The whole job on 1,797 handwritten digits, in about a minute on two idle cores. It touches data/digits and finetuned_model/digits only."
     )
     lay_out_digits(data)
     unpack_base()

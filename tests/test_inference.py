@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -93,8 +94,20 @@ def test_the_former_file_is_kept_until_it_was_submitted(trained: Path, tmp_path:
     inference.main(flags)
     assert (tmp_path / "predictions-former.csv").read_text() == "made by hand\n"
     assert "predictions-former.csv" in capsys.readouterr().out
-    inference.main(flags)  # the file it replaces is identical to nothing that was sent: kept as well
-    assert (tmp_path / "predictions-former-2.csv").exists()
+    inference.main(flags)
+    assert not (tmp_path / "predictions-former-2.csv").exists()  # the same answers again: nothing to keep
+    with (tmp_path / "predictions.csv").open("a") as file:
+        file.write("edited\n")
+    inference.main(flags)
+    assert (tmp_path / "predictions-former-2.csv").read_text().endswith("edited\n")
+    (tmp_path / "predictions.csv").write_text("sent\n")
+    sent = (tmp_path / "predictions.csv").read_bytes()
+    columns = "time,competition,file_sha256,message,validation_score,public_score,private_score,status\n"
+    (tmp_path / "submissions.csv").write_text(
+        columns + f"2026-01-01T00:00:00+00:00,c,{hashlib.sha256(sent).hexdigest()},m,,0.9,,complete\n"
+    )
+    inference.main(flags)
+    assert not (tmp_path / "predictions-former-3.csv").exists()  # it is in the ledger
 
 
 def test_score_computes_every_metric_and_writes_it_into_the_run(trained: Path, tmp_path: Path, capsys) -> None:
