@@ -110,7 +110,7 @@ def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None
     if args.auto_batch_size:
         del overrides["batch_size"]
     overrides |= parse_assignments(args.set)
-    if args.backbone and not args.resume:  # a name that says what a page or a ledger would otherwise hide
+    if args.backbone:  # a name that says what a page or a ledger would otherwise hide
         overrides.setdefault("name", f"{Path(args.recipe or DEFAULT_RECIPE).stem} on {args.backbone}")
     if args.resume and (output / "run.json").exists():
         print(f"the run in {output} is complete: nothing to resume")

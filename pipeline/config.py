@@ -180,8 +180,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """One line `key: old -> new` for every recipe key whose value differs."""
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    """One line `key: old -> new` for every recipe key whose value differs, but for the name, which decides nothing."""
+    before, after = (_flat(recipe.model_dump(mode="json", exclude={"name"})) for recipe in (old, new))
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in after if before.get(key) != after.get(key)]
 
 

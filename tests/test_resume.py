@@ -110,6 +110,16 @@ def test_max_minutes_saves_and_exits_130(whole: Path, tiny_backbone: Path, tmp_p
     assert_same(output, whole / "run")
 
 
+def test_the_same_command_with_resume_goes_on(whole: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
+    """As the farewell says; a recipe and a backbone named again are the run's own."""
+    command = [*flags(whole / "data", tiny_backbone, tmp_path / "run"), "--recipe", "beit-large-384-lora"]
+    with pytest.raises(Interrupted, match="the same command and --resume"):
+        train.main([*command, "--max-minutes", "0"])
+    assert train.main([*command, "--resume"]) == 0
+    assert "resuming in epoch 1 at row 2" in capsys.readouterr().out
+    assert_same(tmp_path / "run", whole / "run")
+
+
 def test_a_damaged_newest_state_falls_back_to_the_one_before(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     output = tmp_path / "run"
     with monkeypatch.context() as patched:

@@ -247,9 +247,8 @@ class _Loop:
                     f"validation after step {position.step} gave NaN or infinite logits; the state before is kept (--precision fp32?)"
                 )
             metrics |= {f"val_{name}": value for name, value in task.scores(logits).items()}
-        value = (
-            metrics[task.best_metric] if logits is not None else float(metrics["epoch"])
-        )  # without validation the last epoch is the best
+        # Without validation rows the last epoch is the best.
+        value = metrics[task.best_metric] if logits is not None else float(metrics["epoch"])
         is_best = value > position.best_value
         if is_best:
             position.best_epoch, position.best_value = metrics["epoch"], value
