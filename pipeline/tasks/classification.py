@@ -99,7 +99,7 @@ class ClassificationTask:
 
     def val_batches(self, batch_size: int) -> Iterable[Batch]:
         """The validation rows in order."""
-        return make_loader(self.val_set, cut(range(self.num_val), batch_size, batch_size), 0, self.workers)
+        return _in_order(self.val_set, batch_size, self.workers)
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean cross-entropy over the batch (scalar), and the logits (B, C)."""
@@ -223,14 +223,17 @@ def num_classes_of(run: Run) -> int:
 
 def prediction_batches(paths: Sequence[Path], rule: Preprocessing, batch_size: int, workers: int | str = "auto") -> Iterable[Batch]:
     """Batches of the pictures at `paths`, in order, prepared as validation is."""
-    dataset = ImageDataset(paths, None, rule)
-    return make_loader(dataset, cut(range(len(paths)), batch_size, batch_size), 0, resolve_workers(workers, paths))
+    return _in_order(ImageDataset(paths, None, rule), batch_size, resolve_workers(workers, paths))
 
 
 def train_counts(rows: Iterable[Row], class_names: Sequence[str]) -> dict[str, int]:
     """Images per class, in the order of `class_names`."""
     counted = Counter(row.label for row in rows)
     return {name: counted[name] for name in class_names}
+
+
+def _in_order(dataset: ImageDataset, batch_size: int, workers: int) -> Iterable[Batch]:
+    return make_loader(dataset, cut(range(len(dataset)), batch_size, batch_size), 0, workers)
 
 
 def _decodable(rows: list[Row], skip: bool) -> tuple[list[Row], list[str]]:
