@@ -4,6 +4,7 @@ python train.py --epochs 25                                   # the default reci
 python train.py --recipe vit-base-224 --data data/birds       # another one
 python train.py --lora-rank 0 --set optimizer.lr=2e-5         # full fine-tuning, another rate
 python train.py --resume                                      # go on after an interruption
+python train.py --resume changed --lr 1e-5                    # ... at another rate
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: not before t
     from pipeline.config import Recipe
     from pipeline.tasks.classification import Build
     from pipeline.training.compute import Compute
+    from pipeline.training.resume import FormerRun
 
 # Flag -> recipe key: these are short for --set KEY=VALUE.
 RECIPE_FLAGS = {
@@ -46,7 +48,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     run.add_argument("--data", metavar="DIR", default="data", help="the competition folder (default: data)")
     run.add_argument("--output", metavar="DIR", default="finetuned_model", help="the run folder (default: finetuned_model)")
-    run.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
+    run.add_argument(
+        "--resume",
+        nargs="?",
+        const="exact",
+        choices=["exact", "changed"],
+        help="go on exactly where the run in --output stopped; changed: with another recipe or other data, as far as its weights fit",
+    )
     run.add_argument("--max-minutes", metavar="N", type=float, help="stop and save after N minutes (exit code 130)")
     run.add_argument("--dry-run", action="store_true", help="build everything, run two batches of training and validation, write nothing")
     recipe = parser.add_argument_group("recipe keys with a flag of their own")
@@ -72,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
     output = Path(args.output)
-    recipe, start = choose_recipe(args, output)
+    recipe, former = choose_recipe(args, output)
     if recipe is None:
         return 0
 
@@ -87,21 +95,25 @@ def main(argv: list[str] | None = None) -> int:
 
     compute = choose_compute(recipe.precision)
     own_weights = next((str(folder) for folder in sorted(output.glob("model_*")) if folder.name != "model_lora"), None)
-    build = task_module(recipe.task).build(recipe, competition, source=own_weights if start else None)
+    if former is None:
+        build = task_module(recipe.task).build(recipe, competition)
+    else:
+        build = task_module(recipe.task).build(recipe, competition, source=own_weights, former=former.rows)
+        former.check_data(build.task.class_names, build.task.split_rows())
     print("\n".join(f"  {note}" for note in build.notes))
     build.task.model.to(compute.device)
-    return run(args, recipe, build, compute, output, command, start)
+    return run(args, recipe, build, compute, output, command, former)
 
 
-def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None, dict[str, Any] | None]:
-    """The recipe to train and, when a run is resumed, what that run was started with. (None, None): there is nothing left to do.
+def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None, FormerRun | None]:
+    """The recipe to train and, when a run is resumed, what that run was. (None, None): there is nothing left to do.
 
     Raises:
         UserError: the folder holds an unfinished run and --resume is not given, or flags ask for another recipe than the run's.
     """
-    from pipeline.config import DEFAULT_RECIPE, differences, load_recipe, parse_assignments, validate_recipe
+    from pipeline.config import DEFAULT_RECIPE, load_recipe, parse_assignments, validate_recipe
     from pipeline.run import is_unfinished
-    from pipeline.training.record import read_start
+    from pipeline.training.resume import FormerRun
 
     overrides = {key: getattr(args, flag) for flag, key in RECIPE_FLAGS.items() if getattr(args, flag) is not None}
     if args.backbone and args.image_size is None:
@@ -115,17 +127,13 @@ def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None
     if args.resume and (output / "run.json").exists():
         print(f"the run in {output} is complete: nothing to resume")
         return None, None
-    if args.resume and (start := read_start(output)) is not None:
-        stored = validate_recipe(start["recipe"], {}, where=str(output / "state"))
+    if args.resume and (former := FormerRun.read(output, accept_changes=args.resume == "changed")) is not None:
+        stored = validate_recipe(former.start["recipe"], {}, where=str(output / "state"))
         wanted = (
             load_recipe(args.recipe, overrides) if args.recipe else validate_recipe(stored.model_dump(mode="json"), overrides, "--resume")
         )
-        if changed := differences(stored, wanted):
-            listed = "\n".join(f"  - {line}" for line in changed)
-            raise UserError(
-                f"the run in {output} was started with another recipe; resume it without these flags, or use another --output:\n{listed}"
-            )
-        return stored, start
+        former.check_recipe(stored, wanted)
+        return wanted.model_copy(update={"name": stored.name}), former
     if args.resume:
         print(f"no state in {output}: starting from the beginning")
     elif is_unfinished(output) and not args.dry_run:
@@ -134,7 +142,7 @@ def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None
 
 
 def run(
-    args: argparse.Namespace, recipe: Recipe, build: Build, compute: Compute, output: Path, command: str, start: dict[str, Any] | None
+    args: argparse.Namespace, recipe: Recipe, build: Build, compute: Compute, output: Path, command: str, former: FormerRun | None
 ) -> int:
     """Train what was built, from the start or from the state in `output`."""
     from pipeline.files import set_aside
@@ -145,7 +153,8 @@ def run(
     from pipeline.training.checkpoint import StateStore, seed_everything
     from pipeline.training.engine import fit
     from pipeline.training.optim import build_optimizer, plan_schedule
-    from pipeline.training.record import Recorder, check_same_data, write_start
+    from pipeline.training.record import Recorder
+    from pipeline.training.resume import write_start
 
     task = build.task
     schedule = plan_schedule(recipe, task.num_train)
@@ -156,21 +165,19 @@ def run(
 
     recorder = Recorder(output, recipe, task.save, task.write_validation)
     state = None
-    if start is None:
+    if former is None:
         if moved := set_aside(run_entries(output), output / "earlier"):
             print(f"what was in {output} is kept in {moved}")
         task.save(output, initial=True)
-        start = write_start(output, recipe, schedule, task.fingerprint(), command)
+        start = write_start(output, recipe, schedule, task.class_names, task.split_rows(), command)
     else:
-        check_same_data(start, task.fingerprint(), output)
+        start = former.go_on(recipe, schedule, task.split_rows(), command)
         state, damaged = StateStore(output / "state").load()
         print("\n".join(damaged), end="\n" if damaged else "")
         if state is None:
             print("no state was saved yet: starting from the beginning")
         else:
-            position = state["position"]
-            recorder.resume(position["history"])
-            print(f"resuming in epoch {position['epoch'] + 1} at row {position['row']}, after {position['step']} optimizer steps")
+            recorder.resume(state["position"]["history"])
 
     def on_epoch(report: Any) -> None:
         recorder.epoch(report)
@@ -205,6 +212,7 @@ def run(
         "precision": compute.precision,
         "device": compute.device_name(),
         "command": start["command"],
+        "changes": start["changes"],
         "data": args.data,
         "started": start["started"],
     }

@@ -179,10 +179,10 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     return parsed
 
 
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """One line `key: old -> new` for every recipe key whose value differs, but for the name, which decides nothing."""
+def differences(old: Recipe, new: Recipe) -> dict[str, str]:
+    """`old -> new` for every recipe key (dotted) whose value differs, but for the name, which decides nothing."""
     before, after = (_flat(recipe.model_dump(mode="json", exclude={"name"})) for recipe in (old, new))
-    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in after if before.get(key) != after.get(key)]
+    return {key: f"{before.get(key)} -> {after.get(key)}" for key in after if before.get(key) != after.get(key)}
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> list[str]:

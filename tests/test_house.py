@@ -21,7 +21,7 @@ WINGS = {
     ],
     "data": ["images", "transforms", "dataset"],
     "models": ["backbones", "lora", "lean"],
-    "training": ["optim", "memory", "checkpoint", "compute", "predict", "engine", "estimate", "record"],
+    "training": ["optim", "memory", "checkpoint", "resume", "compute", "predict", "engine", "estimate", "record"],
     "tasks": ["classification", "registry"],
     "report": ["run_files", "words", "figures", "validation", "page"],
     "last": ["demo_data", "demo"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import io
 import json
@@ -136,19 +137,136 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(whole: Path, tiny_b
     assert_same(output, whole / "run")
 
 
-def test_changed_recipe_or_data_is_refused_with_the_differences(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch) -> None:
+@pytest.fixture
+def interrupted(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch) -> Path:
+    """A folder with its own data and a run that was stopped in the second epoch, inside a group."""
     from conftest import make_competition
 
-    data, output = make_competition(tmp_path / "data"), tmp_path / "run"
+    data = make_competition(tmp_path / "data")
     with monkeypatch.context() as patched:
-        interrupt_after(patched, 4)
+        interrupt_after(patched, 16)
         with pytest.raises(Interrupted):
-            train.main(flags(data, tiny_backbone, output))
-    with pytest.raises(UserError, match=r"optimizer\.lr: 0\.01 -> 0\.5"):
-        train.main(["--data", str(data), "--output", str(output), "--resume", "--lr", "0.5"])
-    (data / "train" / "red" / "red_0.png").unlink()
-    with pytest.raises(UserError, match="have changed since"):
-        resume(data, output)
+            train.main(flags(data, tiny_backbone, tmp_path / "run"))
+    return tmp_path
+
+
+def go_on(folder: Path, *arguments: str) -> dict:
+    """The record of the run after `--resume`."""
+    assert train.main(["--data", str(folder / "data"), "--output", str(folder / "run"), "--resume", *arguments]) == 0
+    return json.loads((folder / "run" / "run.json").read_text())
+
+
+def test_a_changed_recipe_is_refused_with_the_differences_unless_accepted(interrupted: Path, capsys) -> None:
+    with pytest.raises(UserError, match=r"--resume changed\):\n  - optimizer\.lr: 0\.01 -> 0\.5") as caught:
+        go_on(interrupted, "--lr", "0.5")
+    assert "epochs" not in str(caught.value)
+    record = go_on(interrupted, "changed", "--lr", "0.002", "--set", "optimizer.weight_decay=0.2")
+    printed = capsys.readouterr().out
+    assert "  - optimizer.lr: 0.01 -> 0.002\n  - optimizer.weight_decay: 0.01 -> 0.2" in printed
+    assert "resuming in epoch 2 at row 10, after 4 optimizer steps" in printed  # inside a group, as saved: no row is done twice
+    assert record["recipe"]["optimizer"]["lr"] == 0.002 and record["last"]["lr"] < 0.002
+    assert record["changes"][0]["changed"] == ["optimizer.lr: 0.01 -> 0.002", "optimizer.weight_decay: 0.01 -> 0.2"]
+
+
+def test_an_accepted_weight_decay_reaches_the_optimizer(interrupted: Path) -> None:
+    state, _ = StateStore(interrupted / "run" / "state").load()
+    assert {group["weight_decay"] for group in state["optimizer"]["param_groups"]} == {0.0, 0.01}
+    with pytest.raises(Interrupted):
+        go_on(interrupted, "changed", "--set", "optimizer.weight_decay=0.2", "--max-minutes", "0")
+    state, _ = StateStore(interrupted / "run" / "state").load()
+    assert {group["weight_decay"] for group in state["optimizer"]["param_groups"]} == {0.0, 0.2}
+
+
+def test_more_epochs_accepted_are_the_run_that_had_them_from_the_start(
+    whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """At a constant rate nothing else depends on their number."""
+    constant = ["--set", "schedule.name=constant", "--set", "schedule.warmup_ratio=0"]
+    train.main([*flags(whole / "data", tiny_backbone, tmp_path / "four"), *constant, "--epochs", "4"])
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 17)
+        with pytest.raises(Interrupted):
+            train.main([*flags(whole / "data", tiny_backbone, tmp_path / "run"), *constant])
+    train.main(["--data", str(whole / "data"), "--output", str(tmp_path / "run"), "--resume", "changed", "--epochs", "4"])
+    assert_same(tmp_path / "run", tmp_path / "four")
+
+
+def test_other_groups_begin_the_epoch_again(interrupted: Path, capsys) -> None:
+    record = go_on(interrupted, "changed", "--accumulation-steps", "2")
+    assert "resuming in epoch 2 at row 0, after 5 optimizer steps" in capsys.readouterr().out  # 18 rows: 3 steps of 6 were 5 of 4
+    assert [line["step"] for line in metrics(interrupted / "run")] == [3, 10, 15] and record["schedule"]["total_steps"] == 15
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_decides_nothing_needs_no_word(interrupted: Path, whole: Path) -> None:
+    record = go_on(interrupted, "--set", "data.workers=1", "--set", "checkpoint.every_minutes=1")
+    assert record["changes"] == []
+    assert_same_but_paths(interrupted / "run", whole / "run")
+
+
+def assert_same_but_paths(a: Path, b: Path) -> None:
+    for name in ("metrics.jsonl", "val_probs.npy", "model_lora/adapter_model.safetensors"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("argument", ["--lora-rank=4", "--seed=1", "--image-size=64", "--set=lora.targets=[value]"])
+def test_what_the_weights_do_not_fit_is_refused_even_so(interrupted: Path, argument: str) -> None:
+    with pytest.raises(UserError, match="its weights do not fit this one"):
+        go_on(interrupted, "changed", argument)
+
+
+def test_changed_data_is_refused_row_by_row_unless_accepted(interrupted: Path, capsys) -> None:
+    train_dir = interrupted / "data" / "train"
+    split_of = {row["id"]: row["split"] for row in rows_of(interrupted / "run" / "state" / "rows.csv")}
+    gone = next(name for name, split in split_of.items() if split == "train" and name.startswith("red"))
+    moved = next(name for name, split in split_of.items() if split == "val" and name.startswith("blue"))
+    (train_dir / "red" / f"{gone}.png").unlink()
+    (train_dir / "blue" / f"{moved}.png").rename(train_dir / "green" / f"{moved}.png")
+    shutil.copy(next((train_dir / "green").glob("*.png")), train_dir / "green" / "later.png")
+    with pytest.raises(UserError) as caught:
+        go_on(interrupted)
+    lines = [f"1 row gone: '{gone}'", "1 row new, for training: 'later'", f"1 label changed: '{moved}' from 'blue' to 'green'"]
+    assert [line.strip(" -") for line in str(caught.value).splitlines()[1:]] == lines
+    record = go_on(interrupted, "changed")
+    assert "resuming in epoch 2 at row 0, after 3 optimizer steps" in capsys.readouterr().out
+    assert record["changes"][0]["changed"] == lines and record["best"]["epoch"] > 1  # epoch 1 was measured on other labels
+    after = {row["id"]: row["split"] for row in rows_of(interrupted / "run" / "val_predictions.csv", split="val")}
+    assert set(after) == {name for name, split in split_of.items() if split == "val"}  # nothing that trained validates
+
+
+def rows_of(path: Path, **more: str) -> list[dict]:
+    with path.open(newline="") as file:
+        return [{**row, **more} for row in csv.DictReader(file)]
+
+
+def test_other_classes_are_refused_even_so(interrupted: Path) -> None:
+    shutil.copytree(interrupted / "data" / "train" / "red", interrupted / "data" / "train" / "pink")
+    for path in (interrupted / "data" / "train" / "pink").iterdir():
+        path.rename(path.with_name(path.name.replace("red", "pink")))
+    with pytest.raises(UserError, match=r"the classes have changed .*--output:\n  - 'pink' is new"):
+        go_on(interrupted, "changed")
+
+
+def test_labels_in_another_order_of_lines_go_on_exactly(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch) -> None:
+    """A run keeps its own order and split of rows."""
+    pictures = sorted((whole / "data" / "train").glob("*/*.png"))
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    for path in pictures:
+        shutil.copy(path, tmp_path / "data" / "images")
+    table = tmp_path / "data" / "train.csv"
+    lines = [f"{path.stem},{path.parent.name}\n" for path in pictures]
+    table.write_text("id,label\n" + "".join(lines))
+    train.main(flags(tmp_path / "data", tiny_backbone, tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 16)
+        with pytest.raises(Interrupted):
+            train.main(flags(tmp_path / "data", tiny_backbone, tmp_path / "run"))
+    table.write_text("id,label\n" + "".join(reversed(lines)))
+    resume(tmp_path / "data", tmp_path / "run")
+    assert_same(tmp_path / "run", tmp_path / "whole")
 
 
 def test_resume_without_a_state_starts_and_says_so(whole: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
@@ -217,6 +335,7 @@ def test_a_full_disk_keeps_the_last_good_state_and_says_so(whole: Path, tiny_bac
         "000001.pt",
         "000002.json",
         "000002.pt",
+        "rows.csv",
         "start.json",
     ]
     assert resume(whole / "data", output) == 0

@@ -46,6 +46,16 @@ def train_val_split(labels: Sequence[str], val_fraction: float, seed: int) -> tu
     return train, sorted(val), _says(labels, len(val), how, rows_of, several)
 
 
+def kept_split(ids: Sequence[str], former: Sequence[tuple[str, str, str]]) -> tuple[list[int], list[int], str]:
+    """The split of a run being resumed, as `train_val_split` gives it: `former` rows (id, label, train or val) where and in the order they
+    were, new ones behind the training rows."""
+    row_of = {row_id: row for row, row_id in enumerate(ids)}
+    train, val = ([row_of[row_id] for row_id, _, split in former if split == wanted and row_id in row_of] for wanted in ("train", "val"))
+    known = {row_id for row_id, _, _ in former}
+    train += [row for row, row_id in enumerate(ids) if row_id not in known]
+    return train, val, f"validation: {len(val):,} of {counted(len(ids), 'labelled image')}, as when the run was started"
+
+
 def _stratified(rows_of: dict[str, list[int]], num_val: int, seed: int) -> list[int]:
     from sklearn.model_selection import train_test_split
 

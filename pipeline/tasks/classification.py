@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.competition.layout import Competition, Row
-from pipeline.competition.splits import train_val_split
+from pipeline.competition.splits import kept_split, train_val_split
 from pipeline.competition.tables import write_table
 from pipeline.config import Recipe
 from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, resolve_workers
@@ -49,6 +48,7 @@ from pipeline.run import ADAPTER_DIR, Run
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Memory, account
+from pipeline.training.resume import SplitRow
 
 
 @dataclass
@@ -148,12 +148,9 @@ class ClassificationTask:
         with replacing(output / "val_probs.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, probs.astype(np.float32))
 
-    def fingerprint(self) -> str:
-        """A digest of the rows, their labels and their split: what must be the same for a run to be resumed."""
-        digest = hashlib.sha256()
-        for row in (*self.train_rows, None, *self.val_rows):
-            digest.update(repr(row and (row.id, row.label)).encode())
-        return digest.hexdigest()
+    def split_rows(self) -> list[SplitRow]:
+        """Every row in its order: what a run is started with, and resumed with."""
+        return [(row.id, row.label, split) for split, rows in (("train", self.train_rows), ("val", self.val_rows)) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -167,14 +164,19 @@ class Build:
     notes: tuple[str, ...]
 
 
-def build(recipe: Recipe, competition: Competition, source: str | None = None) -> Build:
-    """The recipe's model on the competition's rows, split and checked; `source` loads the weights from a folder of a run being resumed.
+def build(recipe: Recipe, competition: Competition, source: str | None = None, former: Sequence[SplitRow] | None = None) -> Build:
+    """The recipe's model on the competition's rows, split and checked.
+
+    A run being resumed gives the folder of its own weights as `source` and its rows as `former`: they stay in their order and split.
 
     Raises:
         UserError: undecodable images (unless skipped), a backbone that cannot be loaded or has no such LoRA targets.
     """
     rows, notes = _decodable(list(competition.train), recipe.data.skip_bad_images)
-    train, val, how = train_val_split([row.label for row in rows], recipe.data.val_fraction, recipe.seed)
+    if former is None:
+        train, val, how = train_val_split([row.label for row in rows], recipe.data.val_fraction, recipe.seed)
+    else:
+        train, val, how = kept_split([row.id for row in rows], former)
     seed_everything(recipe.seed)
     if source is not None:
         backbone = load_backbone(source, competition.class_names, recipe.image_size)

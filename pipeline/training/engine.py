@@ -25,6 +25,7 @@ from pipeline.training.checkpoint import StateStore, restore_rng, rng_state
 from pipeline.training.compute import Compute, peak_memory
 from pipeline.training.optim import lr_at, set_lr
 from pipeline.training.predict import Task, evaluate
+from pipeline.training.resume import rows_digest
 
 REFRESH_SECONDS = 0.5  # how often the loss is read back from the device: shown, and checked for NaN
 
@@ -88,6 +89,7 @@ def fit(
         loop.save()  # so that a resumed run never depends on what an epoch already wrote
     else:
         loop.restore(state)
+        print(loop.greeting())
     position = loop.position
     with loop.catching_signals():
         while position.epoch < epochs:
@@ -121,6 +123,8 @@ class _Loop:
         self.position = Position()
         self.stop_reason: str | None = None
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
+        # What a position inside an epoch refers to: the rows in their order, and how many make a step.
+        self.order = {"rows": rows_digest(task.split_rows()), "effective_batch_size": schedule["effective_batch_size"]}
         self.trainable = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
         self.checked_step = 0
         self.epoch_started = 0.0
@@ -191,7 +195,8 @@ class _Loop:
         rate = lr_at(max(position.step - 1, 0), self.schedule)
         raise UserError(
             f"the loss became NaN or infinite somewhere within steps [{self.checked_step}, {position.step}] at learning rate {rate:.2e}; "
-            f"the state before is kept. Likely causes: a rate too high (--lr {rate / 3:.0e}), or half precision (--precision fp32)"
+            f"the state before is kept. Likely causes: a rate too high (go on with --resume changed --lr {rate / 3:.0e}), or half precision "
+            "(--resume changed --precision fp32)"
         )
 
     def halve_micro_batch(self, error: torch.OutOfMemoryError) -> None:
@@ -244,7 +249,8 @@ class _Loop:
         if logits is not None:
             if not np.isfinite(logits).all():
                 raise UserError(
-                    f"validation after step {position.step} gave NaN or infinite logits; the state before is kept (--precision fp32?)"
+                    f"validation after step {position.step} gave NaN or infinite logits; the state before is kept "
+                    "(half precision? go on with --resume changed --precision fp32)"
                 )
             metrics |= {f"val_{name}": value for name, value in task.scores(logits).items()}
         # Without validation rows the last epoch is the best.
@@ -269,6 +275,7 @@ class _Loop:
         gradients = {name: weight.grad for name, weight in self.trainable.items() if weight.grad is not None}
         state = {
             "position": asdict(position),
+            "order": self.order,
             "weights": {name: weight.detach() for name, weight in self.trainable.items()},
             "gradients": gradients,
             "optimizer": self.optimizer.state_dict(),
@@ -279,18 +286,34 @@ class _Loop:
         self.last_save = time.monotonic()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was saved."""
+        """Continue where `state` was saved; where other rows or groups were agreed on since, with the first row of that epoch."""
         with torch.no_grad():
             for name, weight in self.trainable.items():
                 weight.copy_(state["weights"][name])
-                if name in state["gradients"]:
-                    weight.grad = state["gradients"][name].to(weight.device)
+        settings = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(setting)  # the recipe's: a change of weight decay that was agreed on counts
+        if state["scaler"]:  # empty where the run was not in fp16 until now
+            self.scaler.load_state_dict(state["scaler"])
         vars(self.position).update(state["position"])
         restore_rng(state["rng"])
+        if state["order"] == self.order:
+            for name, gradient in state["gradients"].items():
+                self.trainable[name].grad = gradient.to(self.trainable[name].device)
+            return
+        self.position.start_epoch(self.position.epoch)
+        self.position.step = self.position.epoch * self.schedule["steps_per_epoch"]
+        if state["order"]["rows"] != self.order["rows"]:  # a best value of other validation rows cannot be compared
+            self.position.best_value = -math.inf
+
+    def greeting(self) -> str:
+        """Where a resumed run goes on."""
+        position = self.position
+        return f"resuming in epoch {position.epoch + 1} at row {position.row}, after {position.step} optimizer steps"
 
     def farewell(self) -> str:
+        """Where an interrupted run stopped, and how it goes on."""
         position = self.position
         where = f"epoch {position.epoch + 1}, row {position.row} of {self.task.num_train}, step {position.step}"
         return f"stopped ({self.stop_reason}) in {where}; the state is saved. Go on with the same command and --resume"

@@ -11,6 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from pipeline.training.compute import Batch, Compute
+from pipeline.training.resume import SplitRow
 
 
 class Task(Protocol):
@@ -27,6 +28,7 @@ class Task(Protocol):
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]: ...  # scalar mean over the batch, logits (B, C)
     def logits(self, batch: Batch) -> torch.Tensor: ...  # (B, C)
     def scores(self, logits: np.ndarray) -> dict[str, float]: ...  # of the validation rows
+    def split_rows(self) -> list[SplitRow]: ...  # (id, label, train or val) of every row
 
 
 def evaluate(task: Task, compute: Compute, batch_size: int) -> np.ndarray:

@@ -10,12 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.config import Recipe
-from pipeline.errors import UserError
-from pipeline.files import human_time, read_json, read_json_lines, write_json, write_json_lines
+from pipeline.files import human_time, read_json_lines, write_json, write_json_lines
 from pipeline.run import FORMAT, environment, now
 from pipeline.training.engine import EpochReport, Position
-
-START_FILE = "start.json"
 
 
 class Recorder:
@@ -95,33 +92,3 @@ class Recorder:
             else f"best epoch marked *, {human_time(timing['seconds'])} an epoch"
         )
         return "  ".join(parts)
-
-
-def write_start(output: Path, recipe: Recipe, schedule: dict[str, Any], fingerprint: str, command: str) -> dict[str, Any]:
-    """Write down what a run was started with, which makes it one that can be resumed; the same values."""
-    start = {
-        "recipe": recipe.model_dump(mode="json"),
-        "schedule": schedule,
-        "fingerprint": fingerprint,
-        "command": command,
-        "started": now(),
-    }
-    write_json(output / "state" / START_FILE, start)
-    return start
-
-
-def read_start(output: Path) -> dict[str, Any] | None:
-    """What an unfinished run in `output` was started with; None when there is none."""
-    path = output / "state" / START_FILE
-    return read_json(path) if path.exists() else None
-
-
-def check_same_data(start: dict[str, Any], fingerprint: str, output: Path) -> None:
-    """Raises:
-    UserError: the rows, labels or split are not those the run was started with.
-    """
-    if start["fingerprint"] != fingerprint:
-        raise UserError(
-            f"the images or labels have changed since the run in {output} was started: it cannot go on exactly. "
-            "Put the data back as it was, or start anew with another --output"
-        )

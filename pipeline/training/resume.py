@@ -1,0 +1,126 @@
+"""What a run was started with, what has changed since, and whether it may go on.
+
+`--resume` goes on exactly, or refuses with a list of what differs. `--resume changed` goes on with those differences, as far as the saved
+weights and optimizer fit them. A run keeps the rows it was started with and their split: a row that validated never trains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.competition.tables import counted, listed, load_table, quoted, write_table
+from pipeline.config import Recipe, differences
+from pipeline.errors import raise_all
+from pipeline.files import read_json, write_json
+from pipeline.run import now
+
+START_FILE, ROWS_FILE, ROW_COLUMNS = "start.json", "rows.csv", ("id", "label", "split")
+SplitRow = tuple[str, str, str]  # id, label, "train" or "val"
+DECIDE_NOTHING = ("data.workers", "checkpoint.every_minutes", "checkpoint.keep_every")  # any value gives the same weights
+# A saved weight, optimizer moment or split means nothing under another value of these.
+FIXED = (
+    *("task", "backbone", "text_backbone", "random_weights", "architecture", "image_size", "seed", "data.val_fraction"),
+    *("lora.rank", "lora.alpha", "lora.targets", "optimizer.name", "head.activation", "head.dropout"),
+)
+
+
+def write_start(
+    output: Path, recipe: Recipe, schedule: dict[str, Any], class_names: Sequence[str], rows: Sequence[SplitRow], command: str
+) -> dict[str, Any]:
+    """Write down what a run is started with, which makes it one that can be resumed; the same values."""
+    start = {
+        "recipe": recipe.model_dump(mode="json"),
+        "schedule": schedule,
+        "class_names": list(class_names),
+        "command": command,
+        "started": now(),
+        "changes": [],
+    }
+    write_table(output / "state" / ROWS_FILE, ROW_COLUMNS, rows)
+    write_json(output / "state" / START_FILE, start)
+    return start
+
+
+def rows_digest(rows: Sequence[SplitRow]) -> str:
+    """A digest of rows, labels and split in their order: what a position inside an epoch refers to."""
+    return hashlib.sha256(repr(list(rows)).encode()).hexdigest()
+
+
+@dataclass
+class FormerRun:
+    """The unfinished run in `output` that is about to go on. `changes` collects what differs now and was accepted."""
+
+    output: Path
+    start: dict[str, Any]
+    rows: list[SplitRow]
+    accept_changes: bool
+    changes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, output: Path, accept_changes: bool) -> FormerRun | None:
+        """The run in `output`; None when none was started there.
+
+        Raises:
+            UserError: its files are broken.
+        """
+        path = output / "state" / START_FILE
+        if not path.exists():
+            return None
+        table = load_table(output / "state" / ROWS_FILE)
+        rows = list(zip(*(table.column(name) for name in ROW_COLUMNS), strict=True))
+        return cls(output, read_json(path), rows, accept_changes)
+
+    def check_recipe(self, stored: Recipe, wanted: Recipe) -> None:
+        """Raises:
+        UserError: the recipe asked for is another one and nobody accepted that, or the saved state does not fit it.
+        """
+        changed = {key: values for key, values in differences(stored, wanted).items() if key not in DECIDE_NOTHING}
+        heading = f"the run in {self.output} was started with another recipe"
+        misfits = [f"{key}: {values}" for key, values in changed.items() if key in FIXED]
+        raise_all(misfits, f"{heading}, and its weights do not fit this one; resume it without these flags, or use another --output:")
+        self._accept(
+            [f"{key}: {values}" for key, values in changed.items()],
+            f"{heading}; resume it without these flags, use another --output, or go on with them from the weights reached so far "
+            "(--resume changed):",
+        )
+
+    def check_data(self, class_names: Sequence[str], rows: Sequence[SplitRow]) -> None:
+        """Raises:
+        UserError: the rows or labels are others and nobody accepted that, or there are other classes than the head was made for.
+        """
+        before, after = self.start["class_names"], list(class_names)
+        problems = [f"{name!r} is gone" for name in before if name not in after]
+        problems += [f"{name!r} is new" for name in after if name not in before]
+        heading = f"have changed since the run in {self.output} was started"
+        raise_all(problems, f"the classes {heading}; put them back, or start anew with another --output:")
+        old, new = ({row_id: label for row_id, label, _ in side} for side in (self.rows, rows))
+        gone, added = [name for name in old if name not in new], [name for name in new if name not in old]
+        relabelled = [f"{name!r} from {label!r} to {new[name]!r}" for name, label in old.items() if new.get(name, label) != label]
+        lines = [f"{counted(len(gone), 'row')} gone: {quoted(gone)}"] if gone else []
+        lines += [f"{counted(len(added), 'row')} new, for training: {quoted(added)}"] if added else []
+        lines += [f"{counted(len(relabelled), 'label')} changed: {listed(relabelled)}"] if relabelled else []
+        self._accept(
+            lines,
+            f"the images or labels {heading}: it cannot go on exactly. Put the data back as it was, start anew with another --output, "
+            "or go on from the weights reached so far (--resume changed):",
+        )
+
+    def go_on(self, recipe: Recipe, schedule: dict[str, Any], rows: Sequence[SplitRow], command: str) -> dict[str, Any]:
+        """Write down what was accepted, and say it; run.json will list every change and when it came. What the run was started with."""
+        if not self.changes:
+            return self.start
+        print("going on with what was accepted to differ:\n" + "\n".join(f"  - {line}" for line in self.changes))
+        change = {"time": now(), "command": command, "changed": self.changes}
+        start = self.start | {"recipe": recipe.model_dump(mode="json"), "schedule": schedule, "changes": [*self.start["changes"], change]}
+        write_json(self.output / "state" / START_FILE, start)
+        write_table(self.output / "state" / ROWS_FILE, ROW_COLUMNS, rows)  # last: until then new rows are asked about again
+        return start
+
+    def _accept(self, lines: list[str], heading: str) -> None:
+        if not self.accept_changes:
+            raise_all(lines, heading)
+        self.changes += lines
