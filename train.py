@@ -126,6 +126,10 @@ def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None
         overrides.setdefault("name", f"{Path(args.recipe or DEFAULT_RECIPE).stem} on {args.backbone}")
     if args.resume and (output / "run.json").exists():
         print(f"the run in {output} is complete: nothing to resume")
+        if not (output / "report.html").exists():  # killed in its last second
+            from pipeline.report.page import build_report
+
+            print(f"page: {build_report(output)}")
         return None, None
     if args.resume and (former := FormerRun.read(output, accept_changes=args.resume == "changed")) is not None:
         stored = validate_recipe(former.start["recipe"], {}, where=str(output / "state"))
