@@ -16,7 +16,7 @@ INSTALL = $(PYTHON) -m pip install --quiet --disable-pip-version-check --constra
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-base weights data submit score report test test-slow lint
+.PHONY: help setup demo demo-base weights data submit score report test test-slow fuzz lint
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,10 @@ test: $(TESTS)  ## set up and run every test (under ten minutes on two cores)
 
 test-slow: $(TESTS)  ## the tests that take minutes
 	$(PYTHON) -m pytest -m slow
+
+fuzz: $(TESTS)  ## damage every kind of file at random (FUZZ=cases of each), and kill and resume runs (KILLED_RUNS=)
+	FUZZ=$(or $(FUZZ),2000) $(PYTHON) -m pytest tests/test_fuzz.py -s
+	KILLED_RUNS=$(or $(KILLED_RUNS),40) $(PYTHON) -m pytest tests/test_resume.py -k killed_at_random -m slow -s
 
 lint: $(TESTS)  ## format and check the code
 	$(PYTHON) -m ruff format

@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from pipeline.competition.layout import read_layout
     from pipeline.competition.submission import write_predictions
+    from pipeline.competition.tables import is_formula, quoted
     from pipeline.files import sha256
     from pipeline.run import load_run
 
@@ -56,6 +57,10 @@ def main(argv: list[str] | None = None) -> int:
     kept = copy_unsent(output)
     write_predictions(output, competition.submission, class_names, probs)
     print(f"{output}: {len(probs)} rows, checked: ids, order and columns are the competition's")
+    if formulas := [text for text in (*competition.submission.ids, *class_names) if is_formula(text)]:
+        print(
+            f"  note: a spreadsheet would run {quoted(formulas)} as a formula; Kaggle needs the text as it is: do not open the file in one"
+        )
     if kept and sha256(kept) == sha256(output):
         kept.unlink()
     elif kept:

@@ -38,10 +38,10 @@ def die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(moment: str, draw: random.Random) -> None:
-    """Let this process be killed at `moment`."""
+def arm(moment: str, draw: random.Random, seconds: float) -> None:
+    """Let this process be killed at `moment`; an undisturbed run takes `seconds`."""
     if moment == "any time":
-        signal.setitimer(signal.ITIMER_REAL, draw.uniform(0.001, 3))
+        signal.setitimer(signal.ITIMER_REAL, draw.uniform(0.001, seconds))
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process as SIGKILL does: at once, nothing runs after it
     elif moment == "micro-batch":
         at_call(compute.Compute, "move", draw.randrange(35), before=True)
@@ -104,7 +104,7 @@ def in_a_fork(work: Callable[[], int], log: Path) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def one_run(arguments: list[str], output: Path, moment: str, draw: random.Random) -> dict:
+def one_run(arguments: list[str], output: Path, moment: str, draw: random.Random, seconds: float) -> dict:
     """Train into `output`, killed at `moment` up to three times, then left alone; what happened."""
     kills, began = [], False
     log = output.with_suffix(".log")
@@ -114,7 +114,7 @@ def one_run(arguments: list[str], output: Path, moment: str, draw: random.Random
         def work(resuming: list[str] = resuming, attempt: int = attempt) -> int:
             torch.set_num_threads(1)  # as the loader's workers: threads of OpenMP do not survive a fork
             if attempt < 3:
-                arm(moment, draw)
+                arm(moment, draw, seconds)
             return train.main([*resuming, "--output", str(output)])
 
         for _ in range(attempt):
@@ -133,17 +133,17 @@ def main() -> None:
     data, backbone, root, first, count = *map(Path, sys.argv[1:4]), *map(int, sys.argv[4:6])
     arguments = ["--data", str(data), "--backbone", str(backbone), *FLAGS]
     root.mkdir(parents=True, exist_ok=True)
-    whole = root / "whole"
-    if not whole.exists():
+    whole, started = root / "whole", time.monotonic()
 
-        def undisturbed() -> int:
-            torch.set_num_threads(1)
-            return train.main([*arguments, "--output", str(whole)])
+    def undisturbed() -> int:
+        torch.set_num_threads(1)
+        return train.main([*arguments, "--output", str(whole)])
 
-        assert in_a_fork(undisturbed, root / "whole.log") == 0, (root / "whole.log").read_text()
+    assert in_a_fork(undisturbed, root / "whole.log") == 0, (root / "whole.log").read_text()
+    seconds = time.monotonic() - started
     for number in range(first, first + count):
         started = time.monotonic()
-        result = one_run(arguments, root / str(number), MOMENTS[number % len(MOMENTS)], random.Random(number))
+        result = one_run(arguments, root / str(number), MOMENTS[number % len(MOMENTS)], random.Random(number), seconds)
         print(json.dumps({"number": number, **result, "seconds": round(time.monotonic() - started, 1)}), flush=True)
         names = (
             "metrics.jsonl",

@@ -186,3 +186,33 @@ def test_a_head_of_another_size_is_never_drawn_at_random(trained: Path, tmp_path
     shutil.copytree(trained / "data", tmp_path / "data")
     with pytest.raises(UserError, match="no trained head for 4 classes"):
         predict(tmp_path)
+
+
+def test_formulas_are_harmless_in_the_run_and_exact_in_the_submission(tmp_path: Path, tiny_backbone: Path, capsys) -> None:
+    from conftest import COLOURS, picture
+
+    data, output = tmp_path / "data", tmp_path / "predictions.csv"
+    for name, colour in (("=1+1", COLOURS["red"]), ("-0.5", COLOURS["blue"])):
+        for number in range(8):
+            picture(data / "train" / name / f"{'@' if name[0] == '=' else 'n'}{number}.png", colour, number)
+    picture(data / "test" / "+cmd.png", COLOURS["red"], 99)
+    flags = [
+        "--data",
+        str(data),
+        "--backbone",
+        str(tiny_backbone),
+        "--output",
+        str(tmp_path / "run"),
+        "--precision",
+        "fp32",
+        "--lr",
+        "0.02",
+    ]
+    train.main([*flags, "--epochs", "8", "--batch-size", "4", "--accumulation-steps", "1", "--set", "data.val_fraction=0.25"])
+    table = pd.read_csv(tmp_path / "run" / "val_predictions.csv", dtype=str)
+    assert set(table["label"]) == {"'=1+1", "-0.5"} and any(name.startswith("'@") for name in table["id"])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "=1+1" in page and "&#39;=1+1" not in page
+    inference.main(["--model", str(tmp_path / "run"), "--data", str(data), "--output", str(output)])
+    assert output.read_text().splitlines()[1] == "+cmd,=1+1"
+    assert "a spreadsheet would run '+cmd', '=1+1' as a formula" in capsys.readouterr().out

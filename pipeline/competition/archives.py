@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import gzip
+import errno
 import hashlib
 import lzma
 import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import unicodedata
 import zipfile
@@ -181,12 +182,32 @@ def unpack_zip(zip_path: Path, target_dir: Path, *, max_bytes: int = MAX_UNPACKE
             target_dir.mkdir(parents=True, exist_ok=True)
             check_room(target_dir, sum(member.size for member in members))
             return _write_members(members, target_dir, limit)
-    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
+    except BaseException as error:
         shutil.rmtree(target_dir, ignore_errors=True)
+        if not _is_damage(error):
+            raise
         raise UserError(f"{zip_path} is damaged or of an unknown kind ({error}); download it again") from None
-    except BaseException:
-        shutil.rmtree(target_dir, ignore_errors=True)
-        raise
+
+
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    ValueError,
+    OverflowError,
+    struct.error,
+)
+
+
+def _is_damage(error: BaseException) -> bool:
+    """True for what Python's readers raise on a damaged archive, as opposed to a disk that fails.
+
+    An OSError is theirs when it has no number (bzip2, gzip) or comes of a jump to before the file's start (EINVAL).
+    """
+    return isinstance(error, _DAMAGE) or (isinstance(error, OSError) and error.errno in (None, errno.EINVAL))
 
 
 def _opened(path: Path) -> zipfile.ZipFile | tarfile.TarFile:
@@ -264,7 +285,11 @@ def _write_members(members: list[_Member], target_dir: Path, limit: int) -> list
                             raise UserError(f"{member.name!r} unpacks to more than it announced; nothing was kept")
                         file.write(chunk)
                         bar.update(len(chunk))
-            except (FileExistsError, NotADirectoryError):
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    raise UserError(f"{member.name[:60]!r}...: the name is too long for this disk; nothing was kept") from None
+                if not isinstance(error, FileExistsError | NotADirectoryError):
+                    raise
                 raise UserError(f"{member.name!r} collides with an earlier member on this disk; nothing was kept") from None
             paths.append(path.relative_to(target_dir))
     return paths

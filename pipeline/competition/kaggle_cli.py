@@ -152,8 +152,14 @@ def _read_submissions(reply: Reply) -> list[Submission]:
         raise KaggleError(f"the kaggle command printed no list of submissions (pip install --upgrade kaggle): {reply.said}")
     listed = next((body["submissions"] for body in reply.bodies if isinstance(body.get("submissions"), list)), [])
     errors = {str(item.get("ref")): str(item.get("errorDescription") or "") for item in listed if isinstance(item, dict)}
-    rows = csv.DictReader(io.StringIO(reply.output[header.start() :]))
-    return [_submission({name: value or "" for name, value in row.items() if name}, errors) for row in rows if row.get("status")]
+    try:
+        rows = [
+            {name: value or "" for name, value in row.items() if name}
+            for row in csv.DictReader(io.StringIO(reply.output[header.start() :]))
+        ]
+    except csv.Error as error:
+        raise KaggleError(f"the kaggle command printed a list of submissions that cannot be read ({error}); try again") from None
+    return [_submission(row, errors) for row in rows if row.get("status")]
 
 
 def _submission(row: dict[str, str], errors: dict[str, str]) -> Submission:

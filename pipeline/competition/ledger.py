@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from pathlib import Path
 
 from pipeline import files
+from pipeline.competition.tables import guarded, restored
 from pipeline.errors import UserError
 
 LEDGER = Path("submissions.csv")
@@ -46,7 +46,7 @@ def read_ledger(path: Path) -> tuple[list[str], list[Row]]:
     for number, line in enumerate(lines[1:], start=1):
         if len(line) != len(columns):
             raise _unreadable(path, f"submission {number} has {len(line)} cells instead of {len(columns)}")
-    return columns, [dict(zip(columns, map(_restored, line), strict=True)) for line in lines[1:]]
+    return columns, [dict(zip(columns, map(restored, line), strict=True)) for line in lines[1:]]
 
 
 def _unreadable(path: Path, reason: str) -> UserError:
@@ -74,18 +74,5 @@ def _write_ledger(path: Path, columns: list[str], rows: list[Row]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([_guarded(row.get(name, "")) for name in columns] for row in rows)
+    writer.writerows([guarded(row.get(name, "")) for name in columns] for row in rows)
     files.write_text(path, text.getvalue())
-
-
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
-
-
-def _guarded(cell: str) -> str:
-    """The cell with an apostrophe before what a spreadsheet would run as a formula."""
-    return f"'{cell}" if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
-
-
-def _restored(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

@@ -76,6 +76,25 @@ def read_table(path: Path) -> pd.DataFrame:
     return pd.DataFrame(list(table.cells), columns=list(table.columns), dtype=object)
 
 
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+
+
+def is_formula(cell: str) -> bool:
+    """True for a cell that a spreadsheet would run, or whose apostrophes `restored` would mistake for ours."""
+    return _FORMULA.match(cell) is not None and not _NUMBER.fullmatch(cell)
+
+
+def guarded(cell: str) -> str:
+    """The cell with an apostrophe before what a spreadsheet would run as a formula."""
+    return f"'{cell}" if is_formula(cell) else cell
+
+
+def restored(cell: str) -> str:
+    """The cell that `guarded` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file atomically: UTF-8, `,` between cells, `\\n` after each row, quotes only where they are needed."""
     lines = [_line(columns)]

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.competition.tables import restored
 from pipeline.errors import UserError
 from pipeline.files import read_json, read_json_lines
 
@@ -63,7 +64,7 @@ class RunFiles:
             reader = csv.DictReader(file)
             if missing := [column for column in PREDICTION_COLUMNS if column not in (reader.fieldnames or [])]:
                 raise UserError(f"{path} has no column {', '.join(missing)}; its columns should be {', '.join(PREDICTION_COLUMNS)}")
-            return list(reader)
+            return [{name: restored(cell or "") for name, cell in row.items() if name} for row in reader]
 
 
 def has_run(run_dir: Path) -> bool:

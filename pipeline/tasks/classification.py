@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pipeline.competition.layout import Competition, Row
 from pipeline.competition.splits import kept_split, train_val_split
-from pipeline.competition.tables import write_table
+from pipeline.competition.tables import guarded, write_table
 from pipeline.config import Recipe
 from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, resolve_workers
 from pipeline.data.images import bad_images_error, find_bad
@@ -138,10 +138,13 @@ class ClassificationTask:
             save_adapter(self.model, output / ADAPTER_DIR)
 
     def write_validation(self, output: Path, logits: np.ndarray) -> None:
-        """Write val_predictions.csv (id, path, label, predicted, confidence) and val_probs.npy (num_val, C) float32, in the same order."""
+        """Write val_predictions.csv (id, path, label, predicted, confidence) and val_probs.npy (num_val, C) float32, in the same order.
+
+        Text that a spreadsheet would run as a formula gets an apostrophe before it (`tables.restored` takes it away).
+        """
         probs = softmax(logits)
         rows = [
-            (row.id, str(row.path), row.label, self.class_names[best], f"{probs[number, best]:.6f}")
+            (*map(guarded, (row.id, str(row.path), row.label, self.class_names[best])), f"{probs[number, best]:.6f}")
             for number, (row, best) in enumerate(zip(self.val_rows, probs.argmax(axis=1), strict=True))
         ]
         write_table(output / "val_predictions.csv", ("id", "path", "label", "predicted", "confidence"), rows)
