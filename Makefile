@@ -16,7 +16,7 @@ INSTALL = $(PYTHON) -m pip install --quiet --disable-pip-version-check --constra
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-base weights data submit score report test test-slow fuzz lint
+.PHONY: help setup demo demo-base weights data submit score report attention test test-slow fuzz lint
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ score: $(SETUP)  ## every metric of predictions.csv against held-back labels (SO
 
 report: $(SETUP)  ## rebuild finetuned_model/report.html from the run folder
 	$(PYTHON) -m pipeline.report.page
+
+attention: $(SETUP)  ## where models look, side by side (IMAGES='a.jpg b.jpg' RUNS='a b c')
+	$(PYTHON) -m pipeline.report.attention $(if $(IMAGES),--images $(IMAGES)) $(if $(RUNS),--runs $(RUNS))
 
 test: $(TESTS)  ## set up and run every test (under ten minutes on two cores)
 	$(PYTHON) -m ruff check

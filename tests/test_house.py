@@ -20,10 +20,10 @@ WINGS = {
         *("kaggle_token", "kaggle_reply", "kaggle_cli", "datasets", "ledger", "leaderboard"),
     ],
     "data": ["images", "transforms", "dataset"],
-    "models": ["backbones", "lora", "lean"],
+    "models": ["backbones", "lora", "lean", "attention"],
     "training": ["optim", "memory", "checkpoint", "resume", "compute", "predict", "engine", "estimate", "record"],
     "tasks": ["classification", "registry"],
-    "report": ["run_files", "words", "figures", "validation", "page"],
+    "report": ["run_files", "words", "figures", "validation", "page", "attention"],
     "last": ["demo_data", "demo"],
 }
 ROOMS = [f"{wing}.{room}" if wing not in ("", "last") else room for wing, rooms in WINGS.items() for room in rooms]

@@ -83,6 +83,15 @@ def load_backbone(
     return Backbone(model, _preprocessing(source if architecture is None else None, config, image_size), not same_classes)
 
 
+def load_pretrained(source: str) -> Backbone:
+    """The classifier at `source` (hub id or folder) as it was published, with its own classes.
+
+    Raises:
+        UserError: as `load_backbone`.
+    """
+    return load_backbone(source, _names(_load_config(source)))
+
+
 def rebuild_backbone(folder: Path, num_classes: int) -> Backbone:
     """The classifier saved in `folder` with `num_classes` outputs, float32, eval mode.
 

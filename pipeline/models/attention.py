@@ -1,0 +1,166 @@
+"""Where a model looks: attention of the class token, attention rollout, and maps weighted by the gradient of the predicted class.
+
+Models run with fused attention, which never makes the (tokens, tokens) matrices; only the one pass here runs in the plain, eager way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.errors import UserError
+
+MAX_SPECIAL_TOKENS = 8  # class, distillation and register tokens before the patches
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Maps of one picture over the patches, (rows, columns) float32, none negative. The first three are None where no token sees all patches.
+
+    heads: (heads, rows, columns), what the class token attends to in the last layer; mean: their average.
+    rollout: what reaches, through all layers, the tokens that the head reads: the class token, or the average of the patches.
+    gradient: what raised the logit of `predicted`, by attention (Chefer et al.) or, without attention over the picture, by Grad-CAM.
+    """
+
+    heads: np.ndarray | None
+    mean: np.ndarray | None
+    rollout: np.ndarray | None
+    gradient: np.ndarray
+    gradient_kind: str  # "attention x gradient" | "Grad-CAM"
+    reads_class_token: bool
+    predicted: int
+    probability: float
+
+
+def attention_maps(model: nn.Module, forward: Callable[..., Any], pixel_values: torch.Tensor) -> AttentionMaps:
+    """The maps of one picture, `pixel_values` (1, 3, H, W) normalised; `forward(pixel_values=..., **flags)` calls `model` with its own extras.
+
+    Raises:
+        UserError: the architecture gives neither attention over all patches nor a map of features.
+    """
+    if model.config.model_type == "timm_wrapper":
+        raise _nothing_to_show(model)
+    model.eval()
+    pixel_values = pixel_values.detach().requires_grad_(True)  # so that a graph is built through frozen weights too
+    with torch.enable_grad(), _eager(model):
+        output = forward(pixel_values=pixel_values, output_attentions=True, output_hidden_states=True)
+        probs = output.logits[0].detach().float().softmax(dim=0)
+        predicted = int(probs.argmax())
+        rows, columns = _grid(model, pixel_values)
+        layers = [layer for layer in getattr(output, "attentions", None) or () if layer is not None]
+        if not _sees_everything(layers, rows * columns):
+            gradient = _grad_cam(model, output, output.logits[0, predicted])
+            return AttentionMaps(None, None, None, gradient, "Grad-CAM", False, predicted, float(probs[predicted]))
+        gradients = torch.autograd.grad(output.logits[0, predicted], layers)
+    attentions = [layer[0].detach().float().cpu() for layer in layers]
+    weighted = [gradient[0].float().cpu() * layer for gradient, layer in zip(gradients, attentions, strict=True)]
+    first_patch = attentions[0].shape[-1] - rows * columns
+
+    def over_patches(tokens: torch.Tensor) -> np.ndarray:
+        return tokens[..., first_patch:].reshape(*tokens.shape[:-1], rows, columns).numpy()
+
+    heads = attentions[-1][:, 0]
+    reading = _reading(model, attentions[0].shape[-1], first_patch)
+    return AttentionMaps(
+        heads=over_patches(heads),
+        mean=over_patches(heads.mean(dim=0)),
+        rollout=over_patches(reading @ rollout(attentions)),
+        gradient=over_patches(reading @ gradient_rollout(weighted)),
+        gradient_kind="attention x gradient",
+        reads_class_token=bool(reading[0]),
+        predicted=predicted,
+        probability=float(probs[predicted]),
+    )
+
+
+def rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(tokens, tokens): how much of each input token reaches each output token, for attentions (heads, tokens, tokens) by layer.
+
+    Abnar and Zuidema 2020 (arXiv:2005.00928): heads averaged, half the residual connection, multiplied through the layers.
+    """
+    result = torch.eye(attentions[0].shape[-1])
+    for layer in attentions:
+        result = (0.5 * layer.mean(dim=0) + 0.5 * torch.eye(len(result))) @ result
+    return result
+
+
+def gradient_rollout(weighted: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(tokens, tokens) relevance, its identity part taken off, for attention times gradient (heads, tokens, tokens) by layer.
+
+    Chefer, Gur and Wolf 2021 (arXiv:2103.15679): only what raised the logit counts, averaged over heads, added up through the layers.
+    """
+    identity = torch.eye(weighted[0].shape[-1])
+    result = identity
+    for layer in weighted:
+        result = result + layer.clamp(min=0).mean(dim=0) @ result
+    return result - identity
+
+
+def _reading(model: nn.Module, tokens: int, first_patch: int) -> torch.Tensor:
+    """(tokens,): how much of each last token the head reads. BEiT may average the patches, DINOv2 takes class token and average together."""
+    patches = torch.zeros(tokens)
+    patches[first_patch:] = 1 / (tokens - first_patch)
+    first = torch.zeros(tokens)
+    first[0] = 1
+    if model.config.model_type.startswith("dinov2"):
+        return (first + patches) / 2
+    return patches if getattr(model.config, "use_mean_pooling", False) else first
+
+
+def _sees_everything(layers: Sequence[torch.Tensor], patches: int) -> bool:
+    """True when every layer is (1, heads, tokens, tokens) over all patches and a few tokens before them: not so within windows."""
+    tokens = {layer.shape[-1] for layer in layers}
+    square = all(layer.ndim == 4 and layer.shape[0] == 1 and layer.shape[-1] == layer.shape[-2] for layer in layers)
+    return bool(layers) and square and len(tokens) == 1 and patches < min(tokens) <= patches + MAX_SPECIAL_TOKENS
+
+
+def _grad_cam(model: nn.Module, output: Any, logit: torch.Tensor) -> np.ndarray:
+    """(rows, columns): the last map of features, each weighted by its mean gradient (Selvaraju et al. 2017, arXiv:1610.02391)."""
+    states = getattr(output, "hidden_states", None) or ()
+    shaped = getattr(output, "reshaped_hidden_states", None) or [None] * len(states)
+    # The last one that the logit depends on: (1, channels, rows, columns), or (1, tokens, channels) with a reshaped copy for showing.
+    for features, copy in reversed(list(zip(states, shaped, strict=True))):
+        if features.ndim != 4 and copy is None:
+            continue
+        (gradient,) = torch.autograd.grad(logit, features, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            continue
+        rows, columns = (features if copy is None else copy).shape[-2:]
+        if features.ndim == 4:
+            features, gradient = features.flatten(2).transpose(1, 2), gradient.flatten(2).transpose(1, 2)
+        relevance = (features * gradient.mean(dim=1, keepdim=True)).sum(dim=2).clamp(min=0)
+        return relevance.reshape(rows, columns).detach().float().cpu().numpy()
+    raise _nothing_to_show(model)
+
+
+def _nothing_to_show(model: nn.Module) -> UserError:
+    return UserError(
+        f"{type(model).__name__} gives neither attention over the whole picture nor a map of features, so there is nothing honest to show. "
+        "Maps work for BEiT, ViT, DeiT and DINOv2 (attention) and for Swin, SwinV2 and ConvNeXt (Grad-CAM)"
+    )
+
+
+def _grid(model: nn.Module, pixel_values: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns of patches; (0, 0) where the model does not cut pictures into patches of one size."""
+    size = getattr(model.config, "patch_size", None)
+    if size is None:
+        return 0, 0
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return pixel_values.shape[-2] // height, pixel_values.shape[-1] // width
+
+
+@contextmanager
+def _eager(model: nn.Module) -> Iterator[None]:
+    """Let `model` compute attention step by step, and as before afterwards."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,203 @@
+"""`make attention`: where models look, as figures: the same pictures through a pretrained model and runs, side by side.
+
+python -m pipeline.report.attention                                              # pictures of the validation set, the run in finetuned_model/
+python -m pipeline.report.attention --images a.jpg b.jpg --runs microsoft/beit-base-patch16-224 runs/full runs/lora
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import UserError, raise_all, run_command
+from pipeline.files import replacing
+from pipeline.report.run_files import has_run, read_run_files
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pipeline.models.attention import AttentionMaps
+
+PICTURES = 6  # of the validation set: half of them the surest right answers, half the surest mistakes
+CELL_INCHES, WIDTH_INCHES, TITLE_INCHES = 1.75, 20, 0.55
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One model on one picture: the prepared input, its maps, and the predicted class with its probability as words."""
+
+    picture: Image.Image
+    maps: AttentionMaps
+    words: str
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.report.attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", metavar="FILE", nargs="+", type=Path, help="pictures (default: six of the run's validation set)")
+    parser.add_argument(
+        "--runs", metavar="RUN", nargs="+", default=["finetuned_model"], help="run folders, or pretrained models (hub id or folder)"
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, help="where the figures go (default: figures/ of the first run)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write attention.png and attention_heads.png; the exit code.
+
+    Raises:
+        UserError: no such run or picture, or an architecture that has no such map.
+    """
+    args = parse(argv)
+    first_run = next((Path(run) for run in args.runs if has_run(Path(run))), None)
+    output = args.output or (first_run / "figures" if first_run else None)
+    if output is None:
+        raise UserError(f"none of {', '.join(args.runs)} is a run folder: say with --output where the figures go")
+    images = args.images or validation_pictures(first_run)
+    raise_all([f"{path}: no such file" for path in images if not path.is_file()], "these pictures cannot be shown:")
+    looked = {run: look(run, images) for run in args.runs}
+    titles = short_names(args.runs)
+    for path in draw({titles[run]: rows for run, rows in looked.items()}, [path.name for path in images], output):
+        print(path)
+    if first_run and output == first_run / "figures":
+        from pipeline.report.page import build_report
+
+        print(build_report(first_run))
+    return 0
+
+
+def validation_pictures(run: Path | None) -> list[Path]:
+    """Pictures worth a look: the surest right answers and the surest mistakes on the run's validation set, one of a class.
+
+    Raises:
+        UserError: the run kept no validation predictions, or its pictures are gone.
+    """
+    rows = read_run_files(run).predictions if run else []
+    if not rows:
+        raise UserError(f"{run or 'no run folder'}: no validation pictures to choose from; name some with --images (IMAGES='a.jpg b.jpg')")
+    rows.sort(key=lambda row: -float(row["confidence"]))
+    chosen: list[Path] = []
+    for wanted in (True, False):
+        surest: dict[str, dict[str, str]] = {}  # one of each class
+        for row in rows:
+            if (row["label"] == row["predicted"]) == wanted:
+                surest.setdefault(row["label"], row)
+        chosen += [Path(row["path"]) for row in list(surest.values())[: PICTURES // 2]]
+    return chosen
+
+
+def look(run: str, images: Sequence[Path]) -> list[Looked]:
+    """What the model of `run` sees in each picture.
+
+    Raises:
+        UserError: it cannot be loaded, a picture cannot be decoded, or its architecture has no such map.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from pipeline.data.images import BadImage, decode
+    from pipeline.models.attention import attention_maps
+    from pipeline.report.figures import _drawable
+
+    classifier, class_names = load(run)
+    rule, results = classifier.rule, []
+    forward = partial(classifier.model, **classifier.extra)
+    for path in tqdm(images, desc=f"attention of {run}", unit="img", leave=False):
+        try:
+            picture = rule.resize(decode(path))
+        except BadImage as error:
+            raise UserError(f"{path}: {error}") from None
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+        maps = attention_maps(classifier.model, forward, rule.normalize(pixels))
+        results.append(Looked(picture, maps, f"{_drawable(class_names[maps.predicted], maps.predicted)} {maps.probability:.0%}"))
+    return results
+
+
+def load(run: str) -> tuple[Any, Sequence[str]]:
+    """The classifier of a run folder or of a pretrained model, and its class names."""
+    from pipeline.models.backbones import load_pretrained
+    from pipeline.run import load_run, model_dirs
+    from pipeline.tasks import classification
+
+    if not model_dirs(Path(run)):
+        backbone = load_pretrained(run)
+        names = [str(name) for _, name in sorted(backbone.model.config.id2label.items())]
+        return classification.ImageClassifier.of(backbone.model.eval().requires_grad_(False), backbone), names
+    found = load_run(Path(run))
+    if (task := (found.record or {}).get("task", "classification")) != "classification":
+        raise UserError(f"{run}: attention maps are for image classification, this run's task is {task}")
+    names = found.class_names or [f"LABEL_{number}" for number in range(classification.num_classes_of(found))]
+    return classification.rebuild(found, names), names
+
+
+def draw(looked: dict[str, list[Looked]], names: Sequence[str], output: Path) -> list[Path]:
+    """Draw the figures into folder `output`: maps of every model beside each picture, and the heads of the last layer; their paths."""
+    inputs = ("input", [(cell.picture, None, name) for cell, name in zip(next(iter(looked.values())), names, strict=True)])
+    columns, paths = [inputs], [output / "attention.png"]
+    for number, (title, cells) in enumerate(looked.items(), start=1):
+        maps = cells[0].maps
+        if maps.heads is None:
+            kinds = {"Grad-CAM (attends within windows only)": "gradient"}
+        else:
+            token = "class token" if maps.reads_class_token else "class token (not read by the head)"
+            kinds = {token: "mean", "rollout": "rollout", "attention × gradient": "gradient"}
+            heads = [(f"head {head + 1}", [(cell.picture, cell.maps.heads[head], "") for cell in cells]) for head in range(len(maps.heads))]
+            paths.append(output / f"attention_heads{f'_{number}' if len(looked) > 1 else ''}.png")
+            _grid(paths[-1], [inputs, *heads], f"{title}: what the class token attends to in the last layer, by head")
+        for kind, attribute in kinds.items():
+            columns.append((f"{title}\n{kind}", [(cell.picture, getattr(cell.maps, attribute), cell.words) for cell in cells]))
+    _grid(paths[0], columns)
+    return paths
+
+
+def short_names(runs: Sequence[str]) -> dict[str, str]:
+    """A title for each run: its last name, with as much before it as tells them apart."""
+    names = {run: Path(run).name or run for run in runs}
+    return {run: name if list(names.values()).count(name) == 1 else run for run, name in names.items()}
+
+
+def _grid(path: Path, columns: Sequence[tuple[str, list[tuple[Image.Image, np.ndarray | None, str]]]], title: str = "") -> None:
+    """A picture a row, a kind of map a column; each map is scaled to its own largest value and laid over the picture."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from pipeline.report.figures import DPI, STYLE, _fonts
+
+    rows, inches = len(columns[0][1]), min(CELL_INCHES, WIDTH_INCHES / len(columns))
+    with matplotlib.rc_context({**STYLE, "font.family": _fonts()[0], "axes.grid": False}):
+        figure = Figure(
+            figsize=(inches * len(columns), (inches + 0.25) * rows + TITLE_INCHES),
+            dpi=DPI,
+            facecolor="white",
+            layout="constrained",
+        )
+        canvas = FigureCanvasAgg(figure)
+        figure.suptitle(title, fontsize=9)
+        all_axes = figure.subplots(rows, len(columns), squeeze=False)
+        for column, (heading, cells) in enumerate(columns):
+            all_axes[0, column].set_title(heading, fontsize=8)
+            for row, (picture, weights, words) in enumerate(cells):
+                axes = all_axes[row, column]
+                axes.imshow(picture)
+                if weights is not None:
+                    extent = (-0.5, picture.width - 0.5, picture.height - 0.5, -0.5)
+                    axes.imshow(weights, cmap="inferno", alpha=0.65, interpolation="bilinear", extent=extent, vmin=0)
+                axes.set_xlabel(words, fontsize=7)
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+        with replacing(path) as temporary:
+            canvas.print_png(temporary)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,203 @@
+"""Attention maps: right where the attention is known by construction, refused or replaced in words where there is none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+import train
+from pipeline.errors import UserError
+from pipeline.models.attention import attention_maps, gradient_rollout, rollout
+from pipeline.report import attention
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": 3}
+SHARPNESS = 3.0
+
+
+def vit_that_looks_at(bright: bool) -> transformers.ViTForImageClassification:
+    """A ViT whose every token, in every layer, attends by brightness: key = +1 or -1 for a white or black patch, 0 for the class token.
+
+    Patches become +e0 (white) or -e0 (black), values and MLPs are switched off, so the tokens stay what they are through the layers.
+    """
+    torch.manual_seed(0)
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**SMALL, image_size=32, patch_size=8)).eval()
+    roles = {"query": ("q_proj", "query"), "key": ("k_proj", "key"), "value": ("v_proj", "value")}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "layernorm" not in name.lower() and "norm" not in name.lower():
+                weight.zero_()
+        projection = model.vit.embeddings.patch_embeddings.projection
+        projection.weight[0], projection.weight[1] = 1 / 192, -1 / 192  # a mean of zero survives the layer norms
+        for name, module in model.named_modules():
+            role = next((role for role, ends in roles.items() if name.endswith(ends)), None)
+            if role == "query":
+                module.bias[0], module.bias[8] = SHARPNESS, SHARPNESS  # one number in each of the two heads
+            elif role == "key":
+                module.weight[0, 0] = 1 if bright else -1
+                module.weight[8, 0] = -1 if bright else 1  # the second head looks at the opposite
+        model.classifier.bias[1] = 1.0
+    return model
+
+
+def board() -> torch.Tensor:
+    """(1, 3, 32, 32): black (-1) with white (+1) patches at (1, 2) and (3, 0)."""
+    picture = -torch.ones(1, 3, 32, 32)
+    picture[..., 8:16, 16:24] = picture[..., 24:32, 0:8] = 1
+    return picture
+
+
+def expected_heads() -> np.ndarray:
+    """Softmax over the class token (0) and 16 patches (+-a), by hand: layer norm makes +-1 in 2 of 16 numbers +-sqrt(8), heads are 8 wide."""
+    white = np.zeros((4, 4), dtype=bool)
+    white[1, 2] = white[3, 0] = True
+    scores = np.where(white, 1.0, -1.0) * SHARPNESS * np.sqrt(8) / np.sqrt(8)
+    heads = []
+    for sign in (1, -1):
+        weights = np.exp(sign * scores)
+        heads.append(weights / (weights.sum() + 1))
+    return np.array(heads)
+
+
+def test_attention_known_by_construction() -> None:
+    model = vit_that_looks_at(bright=True)
+    maps = attention_maps(model, model, board())
+    np.testing.assert_allclose(maps.heads, expected_heads(), rtol=1e-3)
+    np.testing.assert_allclose(maps.mean, expected_heads().mean(axis=0), rtol=1e-3)
+    assert maps.predicted == 1 and maps.reads_class_token
+    other = vit_that_looks_at(bright=False)
+    np.testing.assert_allclose(attention_maps(other, other, board()).heads, expected_heads()[::-1], rtol=1e-3)
+
+
+def test_rollout_of_that_attention_by_hand() -> None:
+    """Every token attends alike, so with A = 1 a^T each layer keeps half of what is there: row 0 of (A/2 + I/2)^2."""
+    model = vit_that_looks_at(bright=True)
+    patches = expected_heads().mean(axis=0).ravel()
+    row = np.append(1 - patches.sum(), patches)
+    once = 0.5 * np.outer(np.ones(17), row) + 0.5 * np.eye(17)
+    np.testing.assert_allclose(attention_maps(model, model, board()).rollout.ravel(), (once @ once)[0, 1:], rtol=1e-3)
+
+
+def test_rollout_and_relevance_of_small_matrices() -> None:
+    first, second = torch.tensor([[[0.5, 0.5], [0.2, 0.8]]]), torch.tensor([[[1.0, 0.0], [0.4, 0.6]]])
+    torch.testing.assert_close(rollout([first, second]), torch.tensor([[0.75, 0.25], [0.23, 0.77]]))
+    relevance = gradient_rollout([torch.tensor([[[0.0, 1.0], [-2.0, 0.0]]]), torch.tensor([[[0.0, 0.0], [3.0, 0.0]]])])
+    torch.testing.assert_close(relevance, torch.tensor([[0.0, 1.0], [3.0, 3.0]]))  # the -2 lowered the logit and does not count
+
+
+def test_gradient_shows_what_a_mean_pooled_model_reads() -> None:
+    """Values switched on for white patches: only attention to them raises logit 2, although no class token is read."""
+    torch.manual_seed(0)
+    config = transformers.BeitConfig(**SMALL, image_size=32, patch_size=8, use_mean_pooling=True, layer_scale_init_value=1.0)
+    model = transformers.BeitForImageClassification(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name:
+                weight.zero_()
+            if "lambda_1" in name:
+                weight.fill_(1)
+        embeddings = next(module for name, module in model.named_modules() if name.endswith("projection"))
+        embeddings.weight[0], embeddings.weight[1] = 1 / 192, -1 / 192
+        for name, module in model.named_modules():
+            if name.endswith(("v_proj", "value", "o_proj", "attention.output.dense")):
+                module.weight[0, 0] = 1
+        model.classifier.weight[2, 0] = 1
+        model.classifier.bias[2] = 5.0
+    maps = attention_maps(model, model, board())
+    assert maps.predicted == 2 and not maps.reads_class_token
+    white = np.zeros((4, 4), dtype=bool)
+    white[1, 2] = white[3, 0] = True
+    assert maps.gradient[white].min() > 10 * maps.gradient[~white].max()
+    assert maps.mean.std() < 1e-6  # while the class token itself looks everywhere alike
+
+
+def tiny(kind: str) -> transformers.PreTrainedModel:
+    torch.manual_seed(0)
+    swin = {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4, "num_labels": 3}
+    configs = {
+        "beit": lambda: transformers.BeitConfig(**SMALL, image_size=32, patch_size=8, use_relative_position_bias=True),
+        "vit": lambda: transformers.ViTConfig(**SMALL, image_size=32, patch_size=8),
+        "dinov2": lambda: transformers.Dinov2Config(**SMALL, image_size=32, patch_size=8),
+        "swin": lambda: transformers.SwinConfig(**swin),
+        "swinv2": lambda: transformers.Swinv2Config(**swin),
+        "convnextv2": lambda: transformers.ConvNextV2Config(hidden_sizes=[4, 8, 8, 8], depths=[1, 1, 1, 1], patch_size=2, num_labels=3),
+    }
+    return transformers.AutoModelForImageClassification.from_config(configs[kind]()).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["beit", "vit", "dinov2"])
+def test_maps_of_frozen_models_leave_them_as_they_were(kind: str) -> None:
+    model, pixels = tiny(kind), torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before = model(pixels).logits
+    maps = attention_maps(model, model, pixels)
+    assert maps.heads.shape == (2, 4, 4) and maps.gradient.shape == (4, 4) and maps.gradient.max() > 0
+    assert model.config._attn_implementation == "sdpa" and all(weight.grad is None for weight in model.parameters())
+    with torch.no_grad():
+        assert torch.equal(model(pixels).logits, before)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("swin", (8, 8)), ("swinv2", (8, 8)), ("convnextv2", (2, 2))])
+def test_without_attention_over_the_picture_it_is_grad_cam(kind: str, shape: tuple[int, int]) -> None:
+    model = tiny(kind)
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    maps = attention_maps(model, model, pixels)
+    assert maps.heads is None and maps.rollout is None and maps.gradient_kind == "Grad-CAM"
+    assert maps.gradient.shape == shape and maps.gradient.min() >= 0
+
+
+def test_a_model_that_shows_nothing_is_refused_in_words() -> None:
+    model = tiny("vit")
+    model.config.model_type = "timm_wrapper"
+    with pytest.raises(UserError, match=r"nothing honest to show\. Maps work for BEiT, ViT"):
+        attention_maps(model, model, torch.zeros(1, 3, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
+    from conftest import make_competition
+
+    root = tmp_path_factory.mktemp("attention")
+    make_competition(root / "data")
+    flags = ["--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "lora"), "--precision", "fp32"]
+    train.main([*flags, "--epochs", "1", "--batch-size", "6", "--accumulation-steps", "1", "--set", "data.val_fraction=0.25"])
+    return root
+
+
+def test_the_command_draws_validation_pictures_and_shows_them_on_the_page(run: Path, capsys) -> None:
+    assert attention.main(["--runs", str(run / "lora")]) == 0
+    figures = run / "lora" / "figures"
+    printed = capsys.readouterr().out.split()
+    assert printed == [str(figures / "attention.png"), str(figures / "attention_heads.png"), str(run / "lora" / "report.html")]
+    for name in ("attention.png", "attention_heads.png"):
+        with Image.open(figures / name) as picture:
+            assert np.array(picture.convert("L")).std() > 10
+
+
+def test_several_models_side_by_side(run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    pictures = [str(path) for path in sorted((run / "data" / "test").iterdir())[:2]]
+    assert attention.main(["--images", *pictures, "--runs", str(tiny_backbone), str(run / "lora"), "--output", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["attention.png", "attention_heads_1.png", "attention_heads_2.png"]
+    with Image.open(tmp_path / "attention.png") as picture:
+        assert picture.width > 2 * picture.height  # 1 + 2 x 3 columns, 2 rows
+
+
+def test_mistakes_are_one_message(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"missing\.jpg: no such file"):
+        attention.main(["--runs", str(run / "lora"), "--images", str(tmp_path / "missing.jpg")])
+    with pytest.raises(UserError, match="is a run folder: say with --output"):
+        attention.main(["--runs", str(tmp_path)])
+    (tmp_path / "no.jpg").write_text("text")
+    with pytest.raises(UserError, match=r"no\.jpg: not an image"):
+        attention.main(["--runs", str(run / "lora"), "--images", str(tmp_path / "no.jpg")])
+    other = shutil.copytree(run / "lora", tmp_path / "vqa")
+    record = json.loads((other / "run.json").read_text()) | {"task": "vqa"}
+    (other / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="this run's task is vqa"):
+        attention.main(["--runs", str(other)])
