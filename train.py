@@ -112,7 +112,6 @@ def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None
         UserError: the folder holds an unfinished run and --resume is not given, or flags ask for another recipe than the run's.
     """
     from pipeline.config import DEFAULT_RECIPE, load_recipe, parse_assignments, validate_recipe
-    from pipeline.run import is_unfinished
     from pipeline.training.resume import FormerRun
 
     overrides = {key: getattr(args, flag) for flag, key in RECIPE_FLAGS.items() if getattr(args, flag) is not None}
@@ -131,7 +130,8 @@ def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None
 
             print(f"page: {build_report(output)}")
         return None, None
-    if args.resume and (former := FormerRun.read(output, accept_changes=args.resume == "changed")) is not None:
+    former = FormerRun.read(output, accept_changes=args.resume == "changed")
+    if former is not None and args.resume:
         stored = validate_recipe(former.start["recipe"], {}, where=str(output / "state"))
         wanted = (
             load_recipe(args.recipe, overrides) if args.recipe else validate_recipe(stored.model_dump(mode="json"), overrides, "--resume")
@@ -140,7 +140,7 @@ def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None
         return wanted.model_copy(update={"name": stored.name}), former
     if args.resume:
         print(f"no state in {output}: starting from the beginning")
-    elif is_unfinished(output) and not args.dry_run:
+    elif former is not None and not args.dry_run:
         raise UserError(f"{output} holds an unfinished run: go on with --resume, or use another --output")
     return load_recipe(args.recipe or DEFAULT_RECIPE, overrides), None
 
@@ -158,7 +158,7 @@ def run(
     from pipeline.training.engine import fit
     from pipeline.training.optim import build_optimizer, plan_schedule
     from pipeline.training.record import Recorder
-    from pipeline.training.resume import write_start
+    from pipeline.training.resume import write_rows, write_start
 
     task = build.task
     schedule = plan_schedule(recipe, task.num_train)
@@ -172,8 +172,9 @@ def run(
     if former is None:
         if moved := set_aside(run_entries(output), output / "earlier"):
             print(f"what was in {output} is kept in {moved}")
+        write_rows(output, task.split_rows())  # first, for a folder with a state/ is never taken for a release
         task.save(output, initial=True)
-        start = write_start(output, recipe, schedule, task.class_names, task.split_rows(), command)
+        start = write_start(output, recipe, schedule, task.class_names, command)
     else:
         start = former.go_on(recipe, schedule, task.split_rows(), command)
         state, damaged = StateStore(output / "state").load()

@@ -193,8 +193,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> P
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "timing.jsonl", "val_predictions.csv"])
 def test_files_of_a_run(finished: Path, tmp_path: Path, name: str) -> None:
-    run = shutil.copytree(finished / "run", tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard", "state", "model_*"))
-    (run / "model_beit").mkdir()
+    run = shutil.copytree(finished / "run", tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard", "state", "model.safetensors"))
 
     def work() -> None:
         load_run(run)

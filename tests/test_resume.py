@@ -274,6 +274,34 @@ def test_resume_without_a_state_starts_and_says_so(whole: Path, tiny_backbone: P
     assert_same(tmp_path / "run", whole / "run")
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_killed_before_the_first_state_nothing_looks_like_a_release(
+    whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, saved: bool
+) -> None:
+    """The untrained model that a run begins with must never be predicted with."""
+    from pipeline.run import load_run
+    from pipeline.tasks.classification import ClassificationTask
+
+    save = ClassificationTask.save
+
+    def killed(self: ClassificationTask, output: Path, initial: bool = False) -> None:
+        if saved:
+            save(self, output, initial)
+        raise KeyboardInterrupt
+
+    output = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(ClassificationTask, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(flags(whole / "data", tiny_backbone, output))
+    with pytest.raises(UserError, match="unfinished run" if saved else "no model to load"):
+        load_run(output)
+    assert (
+        train.main(flags(whole / "data", tiny_backbone, output)) == 0
+    )  # nothing was trained, so nothing is lost: no --resume is asked for
+    assert_same(output, whole / "run")
+
+
 def test_resuming_a_complete_run_changes_nothing_but_a_missing_page(whole: Path, tmp_path: Path, capsys) -> None:
     output = shutil.copytree(whole / "run", tmp_path / "run")
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}

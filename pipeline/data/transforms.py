@@ -13,9 +13,10 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.functional import pil_modes_mapping
 
 from pipeline.config import Augmentation
-from pipeline.errors import UserError
+from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json, write_json
 
+MAX_SIDE = 16_384  # pixels; no model reads larger pictures
 FILE_NAME = "preprocessor_config.json"
 KNOWN_STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"}  # the last is about masks
 OWN_RESIZING = ("LevitImageProcessor", "PerceiverImageProcessor", "TextNetImageProcessor")
@@ -95,6 +96,10 @@ def read_preprocessing(path: Path, default_size: int) -> Preprocessing:
         UserError: the file is not JSON, or asks for a step this project does not have.
     """
     values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
+    values = {name: value for name, value in values.items() if value is not None}
+    raise_all(_impossible_values(values), f"{path} cannot be used:")
     kind = values.get("image_processor_type") or values.get("feature_extractor_type") or "BeitImageProcessor"
     kind = kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
     if problems := _unknown_steps(values, kind):
@@ -140,6 +145,35 @@ def augmenter(config: Augmentation, rule: Preprocessing) -> v2.Compose:
 
 def _interpolation(resample: int) -> InterpolationMode:
     return next(mode for mode, number in pil_modes_mapping.items() if number == resample)
+
+
+def _impossible_values(values: dict[str, Any]) -> list[str]:
+    def is_number(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e9 < value < 1e9  # NaN is not
+
+    def is_size(value: Any, named: tuple[set[str], ...]) -> bool:
+        sides = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list) else [value]
+        complete = value.keys() in named if isinstance(value, dict) else len(sides) == (2 if isinstance(value, list) else 1)
+        return complete and all(is_number(side) and 1 <= side <= MAX_SIDE for side in sides)
+
+    def is_triple(value: Any) -> bool:
+        return isinstance(value, list) and len(value) == 3 and all(is_number(item) for item in value)
+
+    problems = []
+    both = {"height", "width"}
+    for name, named in (("size", (both, {"shortest_edge"})), ("crop_size", (both,))):
+        if name in values and not is_size(values[name], named):
+            problems.append(f"{name}: {values[name]!r}; expected pixels, such as 224 or {{'height': 224, 'width': 224}}")
+    for name in ("image_mean", "image_std"):
+        if name in values and not (is_triple(values[name]) and (name == "image_mean" or min(values[name]) > 0)):
+            problems.append(f"{name}: {values[name]!r}; expected three numbers{', each above 0' if name == 'image_std' else ''}")
+    for name in ("rescale_factor", "crop_pct"):
+        if name in values and not (is_number(values[name]) and values[name] > 0):
+            problems.append(f"{name}: {values[name]!r}; expected a number above 0")
+    for name in ("image_processor_type", "feature_extractor_type"):
+        if name in values and not isinstance(values[name], str):
+            problems.append(f"{name}: {values[name]!r}; expected the name of an image processor")
+    return problems
 
 
 def _unknown_steps(values: dict[str, Any], kind: str) -> list[str]:

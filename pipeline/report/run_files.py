@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.competition.tables import restored
+from pipeline.competition.tables import load_table, restored
 from pipeline.errors import UserError
 from pipeline.files import read_json, read_json_lines
 
@@ -55,16 +54,15 @@ class RunFiles:
         """The rows of val_predictions.csv as text.
 
         Raises:
-            UserError: a column is missing.
+            UserError: the file is broken, or a column is missing.
         """
         path = self.path / "val_predictions.csv"
         if not path.exists():
             return []
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if missing := [column for column in PREDICTION_COLUMNS if column not in (reader.fieldnames or [])]:
-                raise UserError(f"{path} has no column {', '.join(missing)}; its columns should be {', '.join(PREDICTION_COLUMNS)}")
-            return [{name: restored(cell or "") for name, cell in row.items() if name} for row in reader]
+        table = load_table(path)
+        if missing := [column for column in PREDICTION_COLUMNS if column not in table.columns]:
+            raise UserError(f"{path} has no column {', '.join(missing)}; its columns should be {', '.join(PREDICTION_COLUMNS)}")
+        return [dict(zip(table.columns, map(restored, row), strict=True)) for row in table.cells]
 
 
 def has_run(run_dir: Path) -> bool:

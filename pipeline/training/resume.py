@@ -28,9 +28,12 @@ FIXED = (
 )
 
 
-def write_start(
-    output: Path, recipe: Recipe, schedule: dict[str, Any], class_names: Sequence[str], rows: Sequence[SplitRow], command: str
-) -> dict[str, Any]:
+def write_rows(output: Path, rows: Sequence[SplitRow]) -> None:
+    """Write down the rows of a run, which makes its `state/` folder: from then on nobody takes `output` for a release."""
+    write_table(output / "state" / ROWS_FILE, ROW_COLUMNS, rows)
+
+
+def write_start(output: Path, recipe: Recipe, schedule: dict[str, Any], class_names: Sequence[str], command: str) -> dict[str, Any]:
     """Write down what a run is started with, which makes it one that can be resumed; the same values."""
     start = {
         "recipe": recipe.model_dump(mode="json"),
@@ -40,7 +43,6 @@ def write_start(
         "started": now(),
         "changes": [],
     }
-    write_table(output / "state" / ROWS_FILE, ROW_COLUMNS, rows)
     write_json(output / "state" / START_FILE, start)
     return start
 
@@ -62,13 +64,13 @@ class FormerRun:
 
     @classmethod
     def read(cls, output: Path, accept_changes: bool) -> FormerRun | None:
-        """The run in `output`; None when none was started there.
+        """The unfinished run in `output`; None when none was started there, or it is complete.
 
         Raises:
             UserError: its files are broken.
         """
         path = output / "state" / START_FILE
-        if not path.exists():
+        if not path.exists() or (output / "run.json").exists():
             return None
         table = load_table(output / "state" / ROWS_FILE)
         rows = list(zip(*(table.column(name) for name in ROW_COLUMNS), strict=True))
@@ -117,7 +119,7 @@ class FormerRun:
         change = {"time": now(), "command": command, "changed": self.changes}
         start = self.start | {"recipe": recipe.model_dump(mode="json"), "schedule": schedule, "changes": [*self.start["changes"], change]}
         write_json(self.output / "state" / START_FILE, start)
-        write_table(self.output / "state" / ROWS_FILE, ROW_COLUMNS, rows)  # last: until then new rows are asked about again
+        write_rows(self.output, rows)  # last: until then new rows are asked about again
         return start
 
     def _accept(self, lines: list[str], heading: str) -> None:
