@@ -69,7 +69,7 @@ def demo() -> int:
     step("predict", "inference.py", "--model", run, "--data", data, "--output", data / "predictions.csv")
     scoring = ("--solution", data / "solution.csv", "--predictions", data / "predictions.csv", "--model", run, "--data", data)
     step("score against the held-back labels", "-m", "pipeline.competition.submission", *scoring)
-    step("write the page", "-m", "pipeline.report.page", "--run", run)
+    step("show where the base and the fine-tuned model look, and write the page", "-m", "pipeline.report.attention", "--runs", BASE, run)
     accuracy = read_json(run / "scores.json")["metrics"]["accuracy"]
     print(f"\ntest accuracy {accuracy:.4f} in {human_time(time.monotonic() - started)}; the page: {run / 'report.html'}")
     return EXIT_DONE

@@ -85,14 +85,11 @@ def validation_pictures(run: Path | None) -> list[Path]:
     if not rows:
         raise UserError(f"{run or 'no run folder'}: no validation pictures to choose from; name some with --images (IMAGES='a.jpg b.jpg')")
     rows.sort(key=lambda row: -float(row["confidence"]))
-    chosen: list[Path] = []
-    for wanted in (True, False):
-        surest: dict[str, dict[str, str]] = {}  # one of each class
-        for row in rows:
-            if (row["label"] == row["predicted"]) == wanted:
-                surest.setdefault(row["label"], row)
-        chosen += [Path(row["path"]) for row in list(surest.values())[: PICTURES // 2]]
-    return chosen
+    surest: dict[bool, dict[str, Path]] = {True: {}, False: {}}  # right or wrong -> one picture of each class
+    for row in rows:
+        surest[row["label"] == row["predicted"]].setdefault(row["label"], Path(row["path"]))
+    mistakes = list(surest[False].values())[: PICTURES // 2]
+    return list(surest[True].values())[: PICTURES - len(mistakes)] + mistakes
 
 
 def look(run: str, images: Sequence[Path]) -> list[Looked]:
@@ -146,9 +143,9 @@ def draw(looked: dict[str, list[Looked]], names: Sequence[str], output: Path) ->
     for number, (title, cells) in enumerate(looked.items(), start=1):
         maps = cells[0].maps
         if maps.heads is None:
-            kinds = {"Grad-CAM (attends within windows only)": "gradient"}
+            kinds = {"Grad-CAM\n(it attends within windows only)": "gradient"}
         else:
-            token = "class token" if maps.reads_class_token else "class token (not read by the head)"
+            token = "class token" if maps.reads_class_token else "class token\n(the head does not read it)"
             kinds = {token: "mean", "rollout": "rollout", "attention × gradient": "gradient"}
             heads = [(f"head {head + 1}", [(cell.picture, cell.maps.heads[head], "") for cell in cells]) for head in range(len(maps.heads))]
             paths.append(output / f"attention_heads{f'_{number}' if len(looked) > 1 else ''}.png")
@@ -161,7 +158,7 @@ def draw(looked: dict[str, list[Looked]], names: Sequence[str], output: Path) ->
 
 def short_names(runs: Sequence[str]) -> dict[str, str]:
     """A title for each run: its last name, with as much before it as tells them apart."""
-    names = {run: Path(run).name or run for run in runs}
+    names = {run: Path(run).parent.name if Path(run).name.startswith("model_") else Path(run).name or run for run in runs}
     return {run: name if list(names.values()).count(name) == 1 else run for run, name in names.items()}
 
 
