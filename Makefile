@@ -16,7 +16,7 @@ INSTALL = $(PYTHON) -m pip install --quiet --disable-pip-version-check --constra
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-base weights data submit score report attention test test-slow fuzz lint
+.PHONY: help setup demo demo-base weights data submit score report attention ablation test test-slow fuzz lint
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the scor
 score: $(SETUP)  ## every metric of predictions.csv against held-back labels (SOLUTION=file)
 	$(PYTHON) -m pipeline.competition.submission $(if $(SOLUTION),--solution "$(SOLUTION)")
 	$(PYTHON) -m pipeline.report.page --if-present
+
+ablation: $(SETUP)  ## every row of a grid with every seed: train, predict, score, one table (GRID=name or file; DATASET= SOLUTION=)
+	$(PYTHON) -m pipeline.report.ablation --grid "$(GRID)" $(if $(DATASET),--data "data/$(DATASET)") $(if $(SOLUTION),--solution "$(SOLUTION)")
 
 report: $(SETUP)  ## rebuild finetuned_model/report.html from the run folder
 	$(PYTHON) -m pipeline.report.page

@@ -94,6 +94,7 @@ class Recipe(Section):
     accumulation_steps: int = Field(8, ge=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = Field(42, ge=0)
+    head_only: bool = Field(False, description="with lora.rank 0: train the head alone, the backbone stays as it is")
     lora: Lora = Lora()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
@@ -110,6 +111,8 @@ class Recipe(Section):
     def _consistent(self) -> Recipe:
         if self.architecture is not None and not self.random_weights:
             raise ValueError("architecture: needs random_weights: true, since it describes a model without weights")
+        if self.head_only and self.lora.rank:
+            raise ValueError(f"head_only: needs lora.rank 0, found {self.lora.rank}")
         if self.schedule.end_lr > self.optimizer.lr:
             raise ValueError(f"schedule.end_lr: {self.schedule.end_lr} is above optimizer.lr {self.optimizer.lr}")
         return self

@@ -23,7 +23,7 @@ WINGS = {
     "models": ["backbones", "lora", "lean", "attention"],
     "training": ["optim", "memory", "checkpoint", "resume", "compute", "predict", "engine", "estimate", "record"],
     "tasks": ["classification", "registry"],
-    "report": ["run_files", "words", "figures", "validation", "page", "attention"],
+    "report": ["run_files", "words", "figures", "validation", "page", "attention", "grids", "trials", "ablation_table", "ablation"],
     "last": ["demo_data", "demo"],
 }
 ROOMS = [f"{wing}.{room}" if wing not in ("", "last") else room for wing, rooms in WINGS.items() for room in rooms]

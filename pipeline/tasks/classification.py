@@ -191,6 +191,9 @@ def build(recipe: Recipe, competition: Competition, source: str | None = None, f
         seed_everything(recipe.seed + 1)  # the adapter's draw does not depend on whether a head was drawn
         model = attach(model, recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout, recipe.lora.targets)
         cache_frozen_bias(model)
+    elif recipe.head_only:
+        model.requires_grad_(False).get_submodule(head).requires_grad_(True)
+        cache_frozen_bias(model)
     classifier = ImageClassifier.of(model, backbone)
     task = ClassificationTask(classifier, recipe, competition.class_names, [rows[i] for i in train], [rows[i] for i in val])
     return Build(task, backbone, count_parameters(model), head, (*notes, how))

@@ -1,0 +1,192 @@
+"""`make ablation`: every row of a grid with every seed as a process of train.py, then inference.py and the test score; one table.
+
+python -m pipeline.report.ablation --grid lora-or-full --data data/birds            # a grid of pipeline/recipes/grids
+python -m pipeline.report.ablation --grid my-grid.yaml --data data/birds            # your own; the same command goes on after a stop
+python -m pipeline.report.ablation --grid ranks --data data/birds --backbone DIR --set epochs=5 --seeds 0,1,2       # for all rows
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean
+
+from pipeline.competition.layout import read_layout
+from pipeline.config import parse_assignments
+from pipeline.errors import UserError, raise_all, run_command
+from pipeline.files import human_time, set_aside
+from pipeline.report.ablation_table import summary, write_tables
+from pipeline.report.grids import Grid, Trial, load_grid
+from pipeline.report.trials import Bench, build_key, changes, dry_run, is_done, is_trained, note, run_trial
+
+LOCK_SECONDS = 60  # a script whose parent was killed finishes its micro-batch and saves its state
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.report.ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--grid", metavar="NAME|FILE", required=True, help="a name from pipeline/recipes/grids, or a .yaml file")
+    parser.add_argument("--data", type=Path, metavar="DIR", default=Path("data"), help="the competition folder (default: data)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: runs/<grid>-<data folder>")
+    parser.add_argument("--solution", type=Path, metavar="FILE", help="true labels of the test images (default: solution.csv in --data)")
+    parser.add_argument("--seeds", metavar="N,N", help="instead of the grid's")
+    parser.add_argument("--backbone", metavar="HUB_ID|DIR", help="for all rows; image size and preprocessing come with it")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any recipe key, for all rows; repeatable")
+    parser.add_argument("--dry-run", action="store_true", help="check every row and stop before the first is trained")
+    parser.add_argument("--redo", action="store_true", help="train rows anew whose definition changed; what they gave is moved to earlier/")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train what is not finished yet and write the table; the exit code.
+
+    Raises:
+        UserError: the grid or the data are not valid, rows changed, a dry run failed (nothing was trained), or trials failed (the rest was).
+        Interrupted: stopped; the same command goes on.
+    """
+    args = parse(argv)
+    grid = load_grid(args.grid, args.backbone, parse_assignments(args.set), parse_seeds(args.seeds))
+    output = args.output or Path("runs") / f"{grid.name}-{args.data.resolve().name}"
+    with locked(output) as lock:
+        bench = open_bench(args, grid, output, lock)
+        settle_changes(grid, bench, args.redo)
+        todo = [trial for trial in grid.trials if not is_done(trial, bench)]
+        print(f"{grid.name}: {len(grid.rows)} rows, {len(grid.trials)} trials, {len(grid.trials) - len(todo)} finished; in {output}")
+        check_builds(todo, bench)
+        if args.dry_run:
+            return 0
+        failures = run_all(todo, grid, bench)
+        tables = write_tables(grid, bench, figures=True)
+    print(f"\n{summary(grid, bench)}\n{', '.join(str(path) for path in tables)}")
+    raise_all(failures, f"{len(failures)} of {len(grid.trials)} trials failed; the same command tries them again:")
+    return 0
+
+
+def parse_seeds(text: str | None) -> list[int] | None:
+    """`0,1,2` as numbers.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        return [int(part) for part in text.split(",")] if text is not None else None
+    except ValueError:
+        raise UserError(f"--seeds {text}: expected whole numbers with commas between them, such as 0,1,2") from None
+
+
+def open_bench(args: argparse.Namespace, grid: Grid, output: Path, lock: tuple[int, ...]) -> Bench:
+    """Read the data folder once, as every trial will.
+
+    Raises:
+        UserError: it is no competition folder, or --solution names no file.
+    """
+    columns = grid.trials[0].recipe.data
+    competition = read_layout(args.data, id_column=columns.id_column, label_column=columns.label_column, need="train")
+    print("\n".join(f"  {line}" for line in competition.notes))
+    solution = args.solution or args.data / "solution.csv"
+    if args.solution and not solution.is_file():
+        raise UserError(f"--solution {solution}: no such file")
+    if not competition.test:
+        print("  no test images: rows are compared by validation score")
+    elif not solution.is_file():
+        print("  no solution.csv: rows are compared by validation score; predictions.csv of each trial can be submitted")
+    return Bench(args.data, output, bool(competition.test), solution if solution.is_file() else None, lock)
+
+
+def settle_changes(grid: Grid, bench: Bench, redo: bool) -> None:
+    """Raises:
+    UserError: trials in the output folder were made with another definition, and `redo` does not say to move them to earlier/.
+    """
+    changed = {trial: changed for trial in grid.trials if (changed := changes(trial, bench))}
+    if changed and redo:
+        moved = set_aside([bench.folder(trial) for trial in changed], bench.output / "earlier")
+        print(f"{len(changed)} trials were defined otherwise and are trained anew; what they gave is kept in {moved}")
+    elif changed:
+        raise_all(
+            [f"{trial.title}: {'; '.join(lines)}" for trial, lines in changed.items()],
+            f"{bench.output} holds trials of these rows that were defined otherwise. Put the grid back, name another --output, "
+            "or add --redo to train them anew (what they gave is moved to earlier/):",
+        )
+
+
+def check_builds(todo: Sequence[Trial], bench: Bench) -> None:
+    """Dry-run one trial of every distinct model, but for models that an earlier call of the same grid has begun to train.
+
+    Raises:
+        UserError: some cannot be trained; nothing was started.
+    """
+    by_build: dict[str, list[Trial]] = {}
+    for trial in todo:
+        by_build.setdefault(build_key(trial.recipe), []).append(trial)
+    problems = []
+    for number, trials in enumerate(by_build.values(), start=1):
+        if any(is_trained(folder) or (folder / "state").is_dir() for folder in map(bench.folder, trials)):
+            continue
+        needs, problem = dry_run(trials[0], bench)
+        rows = ", ".join(dict.fromkeys(trial.row for trial in trials))
+        print(f"dry run {number}/{len(by_build)}, {rows}: {needs}" if problem is None else f"dry run {number}/{len(by_build)}, {rows}: FAILED")
+        problems += [f"{rows}: {problem}"] if problem else []
+    raise_all(problems, "nothing was started, because these rows cannot be trained:")
+
+
+def run_all(todo: Sequence[Trial], grid: Grid, bench: Bench) -> list[str]:
+    """Run the trials one after the other, keeping the table up to date; one line for each that failed."""
+    failures = []
+    for number, trial in enumerate(todo, start=1):
+        print(f"[{number}/{len(todo)}] {trial.title}: started {time.strftime('%H:%M')}, log in {bench.folder(trial) / 'trial.log'}", flush=True)
+        failed = run_trial(trial, bench)
+        write_tables(grid, bench, figures=False)
+        failures += [f"{trial.title}: {failed}"] if failed else []
+        left = estimate(todo[number:], grid, bench)
+        print(f"  {f'FAILED: {failed}' if failed else summary(grid, bench, trial)}" + (f"; {left}" if left else ""), flush=True)
+    return failures
+
+
+def estimate(left: Sequence[Trial], grid: Grid, bench: Bench) -> str:
+    """What is left, in words: each trial takes as long as its row did with other seeds, or as the mean of all."""
+    if not left:
+        return ""
+    took: dict[str, list[float]] = {}
+    for trial in grid.trials:
+        if is_done(trial, bench):
+            took.setdefault(trial.row, []).append(note(bench.folder(trial))["seconds"])
+    every = [seconds for row in took.values() for seconds in row]
+    if not every:
+        return f"{len(left)} left"
+    return f"{len(left)} left, about {human_time(sum(mean(took.get(trial.row, every)) for trial in left))}"
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[tuple[int, ...]]:
+    """Hold `output` for this process and the processes it starts; the file descriptors that they must inherit.
+
+    Raises:
+        UserError: another process, perhaps one whose parent was killed, is at work there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing holds two commands apart
+        yield ()
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / ".lock", "w") as file:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"{output}: another process is at work there; wait for it, or end it, or name another --output") from None
+                time.sleep(0.5)
+        yield (file.fileno(),)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

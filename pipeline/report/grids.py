@@ -1,0 +1,140 @@
+"""A grid file: rows of recipe overrides, each trained with several seeds, and what the source of a row reported."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from pipeline.config import RECIPES_DIR, Recipe, Section, load_recipe
+from pipeline.errors import UserError, raise_all
+
+GRIDS_DIR = RECIPES_DIR / "grids"
+Metric = Literal["accuracy", "macro_precision", "macro_recall", "macro_f1", "weighted_precision", "weighted_recall", "weighted_f1"]
+
+
+class Reported(Section):
+    """What the source of a row gave, on its own data and machine. Text where it says more than one number, or says what was counted."""
+
+    score: float | str | None = Field(None, description="what the source ranks by, such as a public score")
+    accuracy: float | str | None = None
+    precision: float | str | None = None
+    recall: float | str | None = None
+    f1: float | str | None = None
+    memory_gb: float | str | None = None
+    seconds: float | str | None = None
+    trainable: int | None = None
+    parameters: int | None = None
+
+
+class GridRow(Section):
+    """Overrides of a recipe, by name; `set` is as `--set` of train.py."""
+
+    name: str = Field(min_length=1)
+    recipe: str | None = Field(None, description="null = the grid's")
+    set: dict[str, Any] = {}
+    reported: Reported = Reported()
+
+
+class GridFile(Section):
+    """The file as it is written. `set` holds overrides of every row; a row's own come after them."""
+
+    recipe: str | None = None
+    seeds: tuple[int, ...] = Field((42,), min_length=1)
+    metrics: tuple[Metric, ...] = Field(("accuracy",), min_length=1, description="columns of scores; the first one is the score")
+    set: dict[str, Any] = {}
+    rows: tuple[GridRow, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One row with one seed: what one process of train.py trains."""
+
+    row: str
+    seed: int
+    recipe: Recipe
+
+    @property
+    def title(self) -> str:
+        return f"{self.row}, seed {self.seed}"
+
+    @property
+    def folder_name(self) -> str:
+        return f"{slug(self.row)}_seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid with every recipe validated. `trials` are in the order to run them: all rows with the first seed, then with the next."""
+
+    name: str
+    metrics: tuple[str, ...]
+    rows: tuple[GridRow, ...]
+    trials: tuple[Trial, ...]
+
+
+def grid_names() -> list[str]:
+    """The names of the grids that come with the project, sorted."""
+    return sorted(path.stem for path in GRIDS_DIR.glob("*.yaml"))
+
+
+def load_grid(
+    name_or_file: str, backbone: str | None = None, overrides: dict[str, Any] | None = None, seeds: Sequence[int] | None = None
+) -> Grid:
+    """The grid called `name_or_file` (a name, or the path of a YAML file), every row of it as a validated recipe.
+
+    `backbone` and `overrides` (dotted keys) hold for all rows and come last; as with train.py, a backbone brings its own image size unless
+    the grid or `overrides` set one. `seeds` replace the grid's.
+
+    Raises:
+        UserError: there is no such grid, or rows are no valid recipes; the problems of all rows in one message.
+    """
+    path = Path(name_or_file) if name_or_file.endswith((".yaml", ".yml")) else GRIDS_DIR / f"{name_or_file}.yaml"
+    file = _read(path, name_or_file)
+    names = Counter(slug(row.name) for row in file.rows)
+    problems = [f"row {row.name!r}: another row has this name" for row in file.rows if names[slug(row.name)] > 1]
+    problems += [f"row {row.name!r}: no recipe, and the grid names none" for row in file.rows if not (row.recipe or file.recipe)]
+    if len(set(seeds or file.seeds)) != len(seeds or file.seeds):
+        problems.append(f"seeds: each once, found {', '.join(map(str, seeds or file.seeds))}")
+    raise_all(problems, f"{path} is not a valid grid:")
+    trials = []
+    for seed in seeds or file.seeds:
+        for row in file.rows:
+            own_size: dict[str, Any] = {"image_size": None} if backbone else {}
+            values = own_size | file.set | row.set | ({"backbone": backbone} if backbone else {}) | (overrides or {})
+            values |= {"seed": seed, "name": f"{path.stem}: {row.name}, seed {seed}"}
+            try:
+                trials.append(Trial(row.name, seed, load_recipe(row.recipe or file.recipe or "", values)))
+            except UserError as error:
+                lines = [line.strip(" -") for line in str(error).splitlines()]
+                problems.append(f"row {row.name!r}: {'; '.join(lines)}")
+    raise_all(dict.fromkeys(problems), f"{path}: rows that are no valid recipes:")
+    return Grid(path.stem, file.metrics, file.rows, tuple(trials))
+
+
+def slug(name: str) -> str:
+    """A row's name as part of a folder name: lower case, one dash for whatever is no letter or digit."""
+    return re.sub(r"[^\w.+]+", "-", name.lower()).strip("-")
+
+
+def _read(path: Path, given: str) -> GridFile:
+    if not path.is_file():
+        near = difflib.get_close_matches(given, grid_names(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--grid {given}: no such grid{hint}\ngrids: {', '.join(grid_names())} (or the path of a .yaml file)")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return GridFile.model_validate(values)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}, found {item['input']!r}" for item in error.errors()]
+        raise_all(problems, f"{path} is not a valid grid:")
+        raise  # raise_all raises: pydantic reports at least one problem

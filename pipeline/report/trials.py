@@ -1,0 +1,231 @@
+"""One trial of a grid, from its recipe to its score: what its folder holds, and the processes that fill it.
+
+A trial's folder is a run folder with three files more: recipe.yaml (what train.py is given), trial.json (data, seconds, what went wrong) and
+trial.log (everything its processes printed).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.competition import submission
+from pipeline.config import Recipe, differences, load_recipe
+from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, Interrupted, UserError
+from pipeline.files import read_json, sha256, write_json, write_text
+from pipeline.report.grids import Trial
+from pipeline.run import ADAPTER_DIR, model_dirs
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the trials of a grid are trained, predicted and scored. `lock` is inherited by every process, and released with the last."""
+
+    data: Path
+    output: Path
+    predicts: bool  # the data have test images
+    solution: Path | None
+    lock: tuple[int, ...] = ()
+
+    def folder(self, trial: Trial) -> Path:
+        return self.output / trial.folder_name
+
+
+def changes(trial: Trial, bench: Bench) -> list[str]:
+    """How the trial differs from what its folder was made with; empty when it does not, or when there is nothing yet."""
+    folder = bench.folder(trial)
+    if not (folder / "recipe.yaml").exists():
+        return []
+    changed = differences(load_recipe(str(folder / "recipe.yaml")), trial.recipe)
+    data = note(folder).get("data")
+    return changed + ([f"data: {data} -> {bench.data}"] if data != str(bench.data) else [])
+
+
+def note(folder: Path) -> dict[str, Any]:
+    """The trial's own record: `data`, `seconds` of all its processes, and `failed` (a message) after one that ended badly; {} before any."""
+    return read_json(folder / "trial.json") if (folder / "trial.json").exists() else {}
+
+
+def is_trained(folder: Path) -> bool:
+    return (folder / "run.json").exists()
+
+
+def is_done(trial: Trial, bench: Bench) -> bool:
+    """True when nothing is left to do: trained, and predicted and scored where the data allow it."""
+    folder = bench.folder(trial)
+    wanted = [folder / "run.json"]
+    wanted += [folder / "predictions.csv"] if bench.predicts else []
+    wanted += [folder / "scores.json"] if bench.predicts and bench.solution else []
+    return all(path.exists() for path in wanted)
+
+
+def build_key(recipe: Recipe) -> str:
+    """The same text for recipes whose model, memory and loader are the same: one dry run stands for all of them."""
+    values = recipe.model_dump(mode="json", exclude={"name", "seed", "epochs", "schedule", "augmentation", "checkpoint"})
+    values["optimizer"] = recipe.optimizer.name
+    for name in ("alpha", "dropout"):
+        del values["lora"][name]
+    return repr(values)
+
+
+def dry_run(trial: Trial, bench: Bench) -> tuple[str, str | None]:
+    """Run `train.py --dry-run` on the trial: the line that says what a run will need, and what went wrong (None: nothing)."""
+    folder = bench.output / ".dry_run"
+    write_recipe(trial, folder)
+    log = folder / "dry_run.log"
+    log.unlink(missing_ok=True)
+    code = run_logged(train_command(trial, bench, folder, "--dry-run"), log, bench)
+    needs = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("  on ")]
+    return needs[0] if needs else "", None if code == EXIT_DONE else last_words(log, code)
+
+
+def run_trial(trial: Trial, bench: Bench) -> str | None:
+    """Train, predict and score, each only where it is not done; what went wrong, or None.
+
+    Raises:
+        Interrupted: a process was stopped; its state is kept.
+    """
+    folder = bench.folder(trial)
+    write_recipe(trial, folder)
+    log, before = folder / "trial.log", note(folder).get("seconds", 0)
+    record = {"row": trial.row, "seed": trial.seed, "data": str(bench.data)}
+    write_json(folder / "trial.json", record | {"seconds": before})
+    started, failed = time.monotonic(), None
+    try:
+        if not is_trained(folder):
+            failed = _step(train_command(trial, bench, folder, "--resume"), log, bench)
+        if failed is None:
+            tidy(folder, bench.output)
+        if failed is None and bench.predicts and not (folder / "predictions.csv").exists():
+            words = ["inference.py", "--model", folder, "--data", bench.data, "--output", folder / "predictions.csv"]
+            failed = _step([*words, "--precision", trial.recipe.precision], log, bench)
+        if failed is None and bench.predicts and bench.solution and not (folder / "scores.json").exists():
+            failed = _score(folder, bench, log)
+    finally:
+        seconds = round(before + time.monotonic() - started, 1)
+        write_json(folder / "trial.json", record | {"seconds": seconds} | ({"failed": failed} if failed else {}))
+    return failed
+
+
+def write_recipe(trial: Trial, folder: Path) -> None:
+    """Write the trial's complete recipe into its folder, where train.py and a later look at the grid read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(trial.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_text(folder / "recipe.yaml", text)
+
+
+def train_command(trial: Trial, bench: Bench, folder: Path, flag: str) -> list[object]:
+    return ["train.py", "--recipe", folder / "recipe.yaml", "--data", bench.data, "--output", folder, flag]
+
+
+def run_logged(command: Sequence[object], log: Path, bench: Bench) -> int:
+    """The exit code of one of the project's scripts, run as a process; what it prints goes into `log`.
+
+    A SIGINT or SIGTERM to this process is passed on, so that the script saves its state.
+
+    Raises:
+        Interrupted: there was one, and the script has ended.
+    """
+    script, *words = map(str, command)
+    with open(log, "a", encoding="utf-8") as file:
+        print(f"$ python {shlex.join([script, *words])}", file=file, flush=True)
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / script), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"},
+            pass_fds=bench.lock,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+        with _passing_on(process):
+            return process.wait()
+
+
+def _end_with_parent() -> None:
+    """In a new process: ask Linux for a SIGTERM when the parent dies, even of SIGKILL (prctl(2), PR_SET_PDEATHSIG = 1)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+@contextmanager
+def _passing_on(process: subprocess.Popen) -> Iterator[None]:
+    stopped: list[int] = []
+
+    def pass_on(number: int, _frame: Any) -> None:
+        stopped.append(number)
+        process.send_signal(signal.SIGTERM)  # also where the terminal sent Ctrl-C to both: the second request is the same as the first
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped:
+        raise Interrupted("stopped; finished trials and the state of this one are kept. Go on with the same command")
+
+
+def last_words(log: Path, code: int) -> str:
+    """Why a process ended: its last message (from "error:" on), or its last line."""
+    lines = [line.rstrip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    command = max(number for number, line in enumerate(lines) if line.startswith("$ python "))
+    said = lines[command + 1 :]
+    starts = [number for number, line in enumerate(said) if line.startswith("error: ")]
+    message = " ".join(line.strip() for line in said[starts[-1] :]) if starts else (said[-1].strip() if said else "it printed nothing")
+    ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"{message.removeprefix('error: ')} ({ended})"
+
+
+def tidy(folder: Path, output: Path) -> None:
+    """Make a trained trial small: no resume state, and the frozen base beside an adapter hard-linked to an equal one of another trial.
+
+    Bases are equal where seed and class names are: a new head is drawn by the seed. Without hard links on the file system the copies stay.
+    """
+    shutil.rmtree(folder / "state", ignore_errors=True)
+    if not (folder / ADAPTER_DIR).is_dir():
+        return
+    for base in (path / "model.safetensors" for path in model_dirs(folder) if path.name != ADAPTER_DIR):
+        for other in sorted(output.glob(f"*/{base.parent.name}/{base.name}")):
+            if other.samefile(base) or other.stat().st_size != base.stat().st_size or sha256(other) != sha256(base):
+                continue
+            link = base.with_suffix(".part")
+            try:
+                os.link(other, link)
+            except OSError:
+                return
+            os.replace(link, base)
+            return
+
+
+def _step(command: Sequence[object], log: Path, bench: Bench) -> str | None:
+    code = run_logged(command, log, bench)
+    if code == EXIT_INTERRUPTED:
+        raise Interrupted("stopped; finished trials and the state of this one are kept. Go on with the same command")
+    return None if code == EXIT_DONE else last_words(log, code)
+
+
+def _score(folder: Path, bench: Bench, log: Path) -> str | None:
+    words = ["--solution", bench.solution, "--predictions", folder / "predictions.csv", "--model", folder, "--data", bench.data]
+    with open(log, "a", encoding="utf-8") as file, redirect_stdout(file):
+        print("$ python -m pipeline.competition.submission", shlex.join(map(str, words)))
+        try:
+            submission.main([str(word) for word in words])
+        except UserError as error:
+            print(f"error: {error}")
+            return str(error)
+    return None
