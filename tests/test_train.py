@@ -230,3 +230,18 @@ def test_unknown_flags_are_refused() -> None:
     with pytest.raises(SystemExit) as stopped:
         train.main(["--epoch", "3"])  # not an abbreviation of --epochs
     assert stopped.value.code == 2
+
+
+def test_the_head_alone_is_trained_and_the_backbone_stays_as_it_is(competition: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
+    from safetensors.torch import load_file
+
+    output = tmp_path / "run"
+    assert train.main(arguments(competition, tiny_backbone, output, "--lora-rank", "0", "--set", "head_only=true")) == 0
+    assert "the head alone" in capsys.readouterr().out
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny_backbone, output / "model_beit"))
+    changed = {name for name in after if before[name].shape != after[name].shape or not torch.equal(before[name], after[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+    counts = json.loads((output / "run.json").read_text())["counts"]["parameters"]
+    assert counts["trainable"] == counts["head"] == 3 * 33 and counts["adapter"] == 0
+    with pytest.raises(UserError, match=r"head_only: needs lora.rank 0, found 16"):
+        train.main(arguments(competition, tiny_backbone, tmp_path / "other", "--set", "head_only=true"))

@@ -130,7 +130,9 @@ def check_builds(todo: Sequence[Trial], bench: Bench) -> None:
             continue
         needs, problem = dry_run(trials[0], bench)
         rows = ", ".join(dict.fromkeys(trial.row for trial in trials))
-        print(f"dry run {number}/{len(by_build)}, {rows}: {needs}" if problem is None else f"dry run {number}/{len(by_build)}, {rows}: FAILED")
+        print(
+            f"dry run {number}/{len(by_build)}, {rows}: {needs}" if problem is None else f"dry run {number}/{len(by_build)}, {rows}: FAILED"
+        )
         problems += [f"{rows}: {problem}"] if problem else []
     raise_all(problems, "nothing was started, because these rows cannot be trained:")
 
@@ -139,7 +141,10 @@ def run_all(todo: Sequence[Trial], grid: Grid, bench: Bench) -> list[str]:
     """Run the trials one after the other, keeping the table up to date; one line for each that failed."""
     failures = []
     for number, trial in enumerate(todo, start=1):
-        print(f"[{number}/{len(todo)}] {trial.title}: started {time.strftime('%H:%M')}, log in {bench.folder(trial) / 'trial.log'}", flush=True)
+        print(
+            f"[{number}/{len(todo)}] {trial.title}: started {time.strftime('%H:%M')}, log in {bench.folder(trial) / 'trial.log'}",
+            flush=True,
+        )
         failed = run_trial(trial, bench)
         write_tables(grid, bench, figures=False)
         failures += [f"{trial.title}: {failed}"] if failed else []
@@ -183,7 +188,9 @@ def locked(output: Path) -> Iterator[tuple[int, ...]]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise UserError(f"{output}: another process is at work there; wait for it, or end it, or name another --output") from None
+                    raise UserError(
+                        f"{output}: another process is at work there; wait for it, or end it, or name another --output"
+                    ) from None
                 time.sleep(0.5)
         yield (file.fileno(),)
 

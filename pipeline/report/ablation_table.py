@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from pipeline.files import human_time, write_text
@@ -65,7 +65,7 @@ def trial_values(trial: Trial, bench: Bench) -> dict[str, float]:
     values |= {f"test_{name}": value for name, value in files.scores.get("metrics", {}).items()}
     values["memory_gb"] = max(line["peak_memory_bytes"] for line in timing) / 1e9
     values["seconds"] = sum(line["seconds"] for line in timing)
-    values["images_per_second"] = sorted(line["images_per_second"] for line in timing)[len(timing) // 2]
+    values["images_per_second"] = median(line["images_per_second"] for line in timing)
     return values | {"trainable": counts["trainable"], "parameters": counts["model"] + counts["adapter"]}
 
 
@@ -118,13 +118,14 @@ def _conditions(grid: Grid, bench: Bench) -> list[str]:
     trained = [bench.folder(trial) for trial in grid.trials if is_trained(bench.folder(trial))]
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(trial.seed for trial in grid.trials))
     lines = [f"Mean ± standard deviation (number of seeds); seeds {seeds}, each with a validation split of its own; val: best epoch."]
+    backbones = {Path(trial.recipe.backbone).name for trial in grid.trials}
     if trained:
         record = read_run_files(trained[0]).record
-        versions = record["versions"]
-        counts = record["counts"]
+        counts, versions = record["counts"], record["versions"]
         lines.append(
-            f"{counts['train']} training and {counts['val']} validation images of {bench.data.resolve().name}, {record['device']}, "
-            f"{record['precision']}, torch {versions['torch']}, transformers {versions['transformers']}."
+            f"{counts['train']} training and {counts['val']} validation images of {bench.data.resolve().name}, "
+            f"{f'backbone {backbones.pop()}, ' if len(backbones) == 1 else ''}{record['device']}, {record['precision']}, "
+            f"torch {versions['torch']}, transformers {versions['transformers']}."
         )
     if any(_reported(row) for row in grid.rows):
         lines.append("Reported: by the source of the row, with its own backbone, data and machine.")
@@ -198,7 +199,8 @@ def _reported(row: GridRow) -> str:
     """What the source gave: score 0.915, 12h03m, 3.8 GB."""
     given = {name: value for name, value in row.reported.model_dump().items() if value is not None}
     words = {"seconds": "{}", "memory_gb": "{} GB", "trainable": "{} trainable", "parameters": "{} parameters", "f1": "F1 {}"}
-    return ", ".join(words.get(name, f"{name} {{}}").format(_amount(name, value)) for name, value in given.items())
+    texts = {name: _amount("" if name == "memory_gb" else name, value) for name, value in given.items()}
+    return ", ".join(words.get(name, f"{name} {{}}").format(text) for name, text in texts.items())
 
 
 def _figure(output: Path, rows: Sequence[Measured], score: str, cost: str) -> Path:

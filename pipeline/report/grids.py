@@ -39,7 +39,7 @@ class GridRow(Section):
 
     name: str = Field(min_length=1)
     recipe: str | None = Field(None, description="null = the grid's")
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field({})
     reported: Reported = Reported()
 
 
@@ -49,7 +49,7 @@ class GridFile(Section):
     recipe: str | None = None
     seeds: tuple[int, ...] = Field((42,), min_length=1)
     metrics: tuple[Metric, ...] = Field(("accuracy",), min_length=1, description="columns of scores; the first one is the score")
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field({})
     rows: tuple[GridRow, ...] = Field(min_length=1)
 
 

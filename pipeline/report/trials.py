@@ -52,8 +52,9 @@ def changes(trial: Trial, bench: Bench) -> list[str]:
     if not (folder / "recipe.yaml").exists():
         return []
     changed = differences(load_recipe(str(folder / "recipe.yaml")), trial.recipe)
-    data = note(folder).get("data")
-    return changed + ([f"data: {data} -> {bench.data}"] if data != str(bench.data) else [])
+    data = note(folder).get("data", str(bench.data))
+    changed |= {"data": f"{data} -> {bench.data}"} if data != str(bench.data) else {}
+    return [f"{key}: {change}" for key, change in changed.items()]
 
 
 def note(folder: Path) -> dict[str, Any]:
