@@ -21,7 +21,7 @@ from pipeline.errors import UserError, raise_all, run_command
 from pipeline.files import human_time, set_aside
 from pipeline.report.ablation_table import summary, write_tables
 from pipeline.report.grids import Grid, Trial, load_grid
-from pipeline.report.trials import Bench, build_key, changes, dry_run, is_done, is_trained, note, run_trial
+from pipeline.report.trials import Bench, build_key, changes, dry_run, has_begun, is_done, note, run_trial
 
 LOCK_SECONDS = 60  # a script whose parent was killed finishes its micro-batch and saves its state
 
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         settle_changes(grid, bench, args.redo)
         todo = [trial for trial in grid.trials if not is_done(trial, bench)]
         print(f"{grid.name}: {len(grid.rows)} rows, {len(grid.trials)} trials, {len(grid.trials) - len(todo)} finished; in {output}")
-        check_builds(todo, bench)
+        check_builds(todo, grid, bench)
         if args.dry_run:
             return 0
         failures = run_all(todo, grid, bench)
@@ -115,19 +115,19 @@ def settle_changes(grid: Grid, bench: Bench, redo: bool) -> None:
         )
 
 
-def check_builds(todo: Sequence[Trial], bench: Bench) -> None:
+def check_builds(todo: Sequence[Trial], grid: Grid, bench: Bench) -> None:
     """Dry-run one trial of every distinct model, but for models that an earlier call of the same grid has begun to train.
 
     Raises:
         UserError: some cannot be trained; nothing was started.
     """
+    begun = {build_key(trial.recipe) for trial in grid.trials if has_begun(bench.folder(trial))}
     by_build: dict[str, list[Trial]] = {}
     for trial in todo:
-        by_build.setdefault(build_key(trial.recipe), []).append(trial)
+        if (key := build_key(trial.recipe)) not in begun:
+            by_build.setdefault(key, []).append(trial)
     problems = []
     for number, trials in enumerate(by_build.values(), start=1):
-        if any(is_trained(folder) or (folder / "state").is_dir() for folder in map(bench.folder, trials)):
-            continue
         needs, problem = dry_run(trials[0], bench)
         rows = ", ".join(dict.fromkeys(trial.row for trial in trials))
         print(

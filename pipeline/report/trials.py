@@ -66,6 +66,10 @@ def is_trained(folder: Path) -> bool:
     return (folder / "run.json").exists()
 
 
+def has_begun(folder: Path) -> bool:
+    return is_trained(folder) or (folder / "state").is_dir()
+
+
 def is_done(trial: Trial, bench: Bench) -> bool:
     """True when nothing is left to do: trained, and predicted and scored where the data allow it."""
     folder = bench.folder(trial)
