@@ -23,7 +23,7 @@ SplitRow = tuple[str, str, str]  # id, label, "train" or "val"
 DECIDE_NOTHING = ("data.workers", "checkpoint.every_minutes", "checkpoint.keep_every")  # any value gives the same weights
 # A saved weight, optimizer moment or split means nothing under another value of these.
 FIXED = (
-    *("task", "backbone", "text_backbone", "random_weights", "architecture", "image_size", "seed", "data.val_fraction"),
+    *("task", "backbone", "text_backbone", "random_weights", "architecture", "head_only", "image_size", "seed", "data.val_fraction"),
     *("lora.rank", "lora.alpha", "lora.targets", "optimizer.name", "head.activation", "head.dropout"),
 )
 
