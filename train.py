@@ -245,6 +245,8 @@ def announce(args: argparse.Namespace, recipe: Recipe, build: Build, compute: Co
     task, counts = build.task, build.counts
     kind = f"LoRA rank {recipe.lora.rank} on {' + '.join(recipe.lora.targets)}" if recipe.lora.rank else "full fine-tuning"
     kind = "the head alone" if recipe.head_only else kind
+    if recipe.lora.rank and recipe.lora.also_train:
+        kind += f", also {' + '.join(recipe.lora.also_train)}"
     rule = build.backbone.preprocessing
     head = "new head" if build.backbone.new_head else "head of the checkpoint"
     print(f"  input {rule.width} x {rule.height} px; {head} for {task.num_classes} classes; {kind}")

@@ -13,7 +13,7 @@ from pipeline.errors import UserError, raise_all
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "beit-large-384-lora"
-Role = Literal["query", "key", "value", "output", "fc1", "fc2"]
+Role = Literal["query", "key", "value", "qkv", "output", "gate", "fc1", "fc2"]
 
 
 class Section(BaseModel):
@@ -29,6 +29,7 @@ class Lora(Section):
     alpha: float = Field(16, gt=0, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.1, ge=0, lt=1)
     targets: tuple[Role, ...] = Field(("query", "key"), min_length=1, description="which linear layers, by role")
+    also_train: tuple[Literal["patch_projection", "class_token"], ...] = Field((), description="parts trained whole, beside the head")
 
 
 class Optimizer(Section):

@@ -17,7 +17,7 @@ FORMAT = 1
 ADAPTER_DIR = "model_lora"
 _FILES = ("run.json", "metrics.jsonl", "timing.jsonl", "val_predictions.csv", "val_probs.npy", "scores.json", "report.html")
 _FOLDERS = ("figures", "tensorboard", "state", "checkpoints")
-_PACKAGES = ("torch", "torchvision", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow")
+_PACKAGES = ("torch", "torchvision", "transformers", "peft", "timm", "accelerate", "safetensors", "numpy", "pillow")
 
 
 @dataclass(frozen=True)

@@ -30,18 +30,16 @@ from pipeline.data.dataset import ImageDataset
 from pipeline.errors import UserError
 from pipeline.models.backbones import rebuild_backbone
 from pipeline.models.lora import (
-    ROLES,
     attach,
     count_parameters,
     head_classes,
     load_adapter,
     merge,
-    modules_of,
     plain_state_dict,
     rename_tensors,
-    role_of,
     save_adapter,
 )
+from pipeline.models.roles import modules_of, role_of
 
 LEGACY = Path(__file__).parent / "fixtures" / "legacy_beit"
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 32, "patch_size": 8}
@@ -52,6 +50,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "swin": lambda: SwinConfig(**SWIN, num_labels=3),
     "swinv2": lambda: Swinv2Config(**SWIN, num_labels=3),
 }
+EVERYWHERE = ("query", "key", "value", "output", "fc1", "fc2")  # what a plain transformer has
 # transformers < 5.9: module path before its role, and the role's own names. SwinV2 still has them.
 VIT_2023 = {"query": "attention.attention.query", "key": "attention.attention.key", "value": "attention.attention.value"}
 VIT_2023 |= {"output": "attention.output.dense", "fc1": "intermediate.dense", "fc2": "output.dense"}
@@ -133,7 +132,7 @@ def test_report_3_vit_base_ranks(rank: int, trainable: int) -> None:
 def test_every_role_is_one_layer_of_each_block(kind: str) -> None:
     model = tiny(kind)
     blocks = 3 if kind.startswith("swin") else 2
-    found = {role: modules_of(model, [role]) for role in ROLES}
+    found = {role: modules_of(model, [role]) for role in EVERYWHERE}
     for role, names in found.items():
         assert len(names) == blocks, (role, names)
         assert all(isinstance(model.get_submodule(name), nn.Linear) for name in names)
@@ -145,7 +144,7 @@ def test_every_role_is_one_layer_of_each_block(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("roles", [("query", "key"), ("value",), ("output",), ("fc2",), tuple(ROLES)])
+@pytest.mark.parametrize("roles", [("query", "key"), ("value",), ("output",), ("fc2",), EVERYWHERE])
 def test_attach_hits_the_roles_and_nothing_else(kind: str, roles: tuple[str, ...]) -> None:
     model = adapted(kind, roles, trained=False)
     hit = [name.removeprefix("base_model.model.").removesuffix(".lora_A") for name, _ in model.named_modules() if name.endswith(".lora_A")]
@@ -222,6 +221,57 @@ def test_a_plain_models_state_dict_is_its_own() -> None:
     assert plain_state_dict(adapted("vit")).keys() == model.state_dict().keys()
 
 
+# ---- parts trained whole beside the adapter
+
+
+PARTS = ("patch_projection", "class_token")
+
+
+@pytest.mark.parametrize("kind", ["vit", "beit"])
+def test_parts_trained_whole_are_trained_saved_loaded_and_merged(kind: str, tmp_path: Path) -> None:
+    model = adapted(kind, ("query", "value"), also_train=PARTS)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad and ".lora_" not in name}
+    prefix = f"base_model.model.{kind}.embeddings.modules_to_save.default."
+    parts = {f"{prefix}{name}" for name in ("cls_token", "patch_embeddings.projection.weight", "patch_embeddings.projection.bias")}
+    head = {f"base_model.model.classifier.modules_to_save.default.{name}" for name in ("weight", "bias")}
+    assert trained == parts | head
+    counts, by_hand = count_parameters(model), 2 * 2 * 4 * (16 + 16) + (3 * 8 * 8 * 16 + 16) + 16 + 51
+    assert (counts.trainable, counts.adapter, counts.head) == (by_hand, 512, 51)
+    assert counts.model == count_parameters(tiny(kind)).model
+
+    save_adapter(model, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert head_classes(tmp_path) == 3
+    plain = tiny(kind)
+    plain.load_state_dict(plain_state_dict(model))  # what the run's own folder holds: the untrained original
+    assert_close(logits(plain), logits(tiny(kind)), 1e-6)
+    expected = logits(model)
+    assert_close(logits(PeftModel.from_pretrained(plain, tmp_path).eval()), expected, 1e-6)
+    loaded = load_adapter(tiny(kind), tmp_path)
+    assert_close(logits(loaded), expected, 1e-6)
+    merged = merge(loaded, logits)
+    assert merged.state_dict().keys() == tiny(kind).state_dict().keys()
+    assert_close(logits(merged), expected)
+    token = f"{kind}.embeddings.cls_token"
+    assert torch.equal(merged.state_dict()[token], dict(model.named_parameters())[f"{prefix}cls_token"])
+    assert not torch.equal(merged.state_dict()[token], tiny(kind).state_dict()[token])
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    save_adapter(adapted("vit", also_train=PARTS), tmp_path)
+    change(tmp_path, lambda tensors: tensors.pop("base_model.model.vit.embeddings.cls_token"))
+    assert "base_model.model.vit.embeddings.cls_token: missing" in refusal(tmp_path)
+
+
+def test_one_part_is_copied_without_the_other(tmp_path: Path) -> None:
+    save_adapter(adapted("swin", also_train=("patch_projection",)), tmp_path)
+    carried = {name for name in load_file(tmp_path / "adapter_model.safetensors") if "embeddings" in name}
+    projection = "base_model.model.swin.embeddings.patch_embeddings.projection"
+    assert carried == {f"{projection}.weight", f"{projection}.bias"}
+    with pytest.raises(UserError, match="SwinForImageClassification has no class_token known by name"):
+        adapted("swin", also_train=("class_token",))
+
+
 # ---- adapters of 2023
 
 
@@ -251,7 +301,7 @@ def as_of_2023(kind: str, folder: Path, pickled: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("roles", [("query", "value"), tuple(ROLES)])
+@pytest.mark.parametrize("roles", [("query", "value"), EVERYWHERE])
 def test_an_adapter_under_the_names_of_2023_gives_the_same_logits(kind: str, roles: tuple[str, ...], tmp_path: Path) -> None:
     model = adapted(kind, roles)
     save_adapter(model, tmp_path)
@@ -424,7 +474,7 @@ def test_a_pickle_of_something_else_is_refused(folder: Path, content: object) ->
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_merged_is_unmerged_and_not_the_base(kind: str, folder: Path) -> None:
-    save_adapter(adapted(kind, tuple(ROLES)), folder)
+    save_adapter(adapted(kind, EVERYWHERE), folder)
     expected = logits(load_adapter(tiny(kind), folder))
     merged = merge(load_adapter(tiny(kind), folder), logits)
     assert type(merged) is type(tiny(kind)) and merged.state_dict().keys() == tiny(kind).state_dict().keys()

@@ -16,10 +16,11 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils import cached_file, requires_backends
 
 from pipeline.data.transforms import FILE_NAME, Preprocessing, read_preprocessing
 from pipeline.errors import UserError, raise_all
+from pipeline.models import timm_checkpoints
 
 # This module reads the load report and says itself what matters in it.
 transformers.logging.set_verbosity_error()
@@ -38,6 +39,10 @@ DEFAULT_RULES: dict[str, dict[str, Any]] = {
     "vit": {"processor_type": "ViTImageProcessor", "resample": 2},
     "swin": {"processor_type": "ViTImageProcessor", **_IMAGENET},
     "swinv2": {"processor_type": "ViTImageProcessor", **_IMAGENET},
+    "dinov2": {"processor_type": "BitImageProcessor", **_IMAGENET},
+    "dinov2_with_registers": {"processor_type": "BitImageProcessor", **_IMAGENET},
+    "convnext": {"processor_type": "ViTImageProcessor", **_IMAGENET},
+    "convnextv2": {"processor_type": "ViTImageProcessor", **_IMAGENET},
 }
 
 
@@ -65,13 +70,15 @@ def load_backbone(
     Raises:
         UserError: no such checkpoint, hub out of reach, unsafe or damaged weights, missing or unexpected ones, no room for `image_size`.
     """
-    id2label = dict(enumerate(class_names))
     if architecture is not None:
         config = AutoConfig.for_model(**architecture)
     else:
         config = _load_config(source)
     same_classes = architecture is None and not random_weights and _names(config) == list(class_names)
-    config.id2label, config.label2id = id2label, {name: index for index, name in id2label.items()}
+    _relabel(config, class_names)
+    rule = _preprocessing(source if architecture is None else None, config, image_size)
+    if config.model_type == timm_checkpoints.MODEL_TYPE:
+        _prepare_timm(source, config, rule)
     if random_weights:
         model = AutoModelForImageClassification.from_config(config)
     else:
@@ -79,8 +86,8 @@ def load_backbone(
         same_classes = same_classes and has_head
     if not same_classes:
         reset_head(model)
-    model.float()
-    return Backbone(model, _preprocessing(source if architecture is None else None, config, image_size), not same_classes)
+    hold_statistics(model.float())
+    return Backbone(model, rule, not same_classes)
 
 
 def load_pretrained(source: str) -> Backbone:
@@ -102,8 +109,7 @@ def rebuild_backbone(folder: Path, num_classes: int) -> Backbone:
     """
     config = _load_config(str(folder))
     if config.num_labels != num_classes:
-        config.id2label = {index: f"LABEL_{index}" for index in range(num_classes)}
-        config.label2id = {f"LABEL_{index}": index for index in range(num_classes)}
+        _relabel(config, [f"LABEL_{index}" for index in range(num_classes)])
     model, has_head = _load_weights(str(folder), config)
     return Backbone(model.float().eval(), _preprocessing(str(folder), config, None), not has_head)
 
@@ -125,7 +131,10 @@ def head_name(model: nn.Module) -> str:
     Raises:
         UserError: the model has no such layer under a name this project knows.
     """
-    for name in ("classifier", "head", "fc", "timm_model.head", "timm_model.head.fc"):
+    candidates = ["classifier", "classifier.1", "head", "fc"]
+    if hasattr(model, "timm_model"):  # timm's models say it themselves; two heads (a tuple) are not one classifier
+        candidates = [f"timm_model.{model.timm_model.pretrained_cfg['classifier']}"]
+    for name in candidates:
         try:
             module = model.get_submodule(name)
         except AttributeError:
@@ -143,6 +152,17 @@ def reset_head(model: PreTrainedModel) -> None:
     nn.init.zeros_(head.bias)
 
 
+def hold_statistics(model: nn.Module) -> None:
+    """Keep batch norms at the checkpoint's mean and variance, also in training.
+
+    So what a picture yields does not depend on the others of its micro-batch, and no adapter or resume state has to carry statistics.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+            module.train = lambda mode=True, module=module: module
+
+
 def takes_interpolation(model: nn.Module) -> bool:
     """True when `forward` has the switch for inputs of another size than the position table's."""
     return "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
@@ -150,8 +170,7 @@ def takes_interpolation(model: nn.Module) -> bool:
 
 def native_image_size(model: PreTrainedModel) -> int | None:
     """The side in pixels of the inputs the checkpoint was trained on; None when its config does not say."""
-    size = getattr(model.config, "image_size", None)
-    return int(size[0] if isinstance(size, (list, tuple)) else size) if size else None
+    return _native_size(model.config)
 
 
 def _load_config(source: str) -> Any:
@@ -167,8 +186,17 @@ def _load_config(source: str) -> Any:
         raise UserError(f"--backbone {source}: {'no config.json in this folder' if local.is_dir() else 'no such folder'}{hint}")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # a damaged config.json fails in as many ways as there are keys
+    except Exception as error:  # a damaged config.json fails in as many ways as there are keys; timm may be absent
         raise _unreachable(source, error) from None
+
+
+def _prepare_timm(source: str, config: Any, rule: Preprocessing) -> None:
+    try:
+        requires_backends("this checkpoint", ["timm"])
+    except ImportError as error:
+        raise _unreachable(source, error) from None
+    if rule.height != _native_size(config):
+        timm_checkpoints.take_size(config, rule.height)
 
 
 def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
@@ -200,6 +228,9 @@ def _unreachable(source: str, error: Exception) -> UserError:
         return UserError(
             f"{source}: the .bin file holds more than tensors and was not loaded (unsafe pickle): ask its author for safetensors"
         )
+    if isinstance(error, ImportError):  # timm's checkpoints, and architectures with kernels of their own
+        install = "; `python -m pip install -c constraints.txt timm` installs it" if "requires the timm library" in text else ""
+        return UserError(f"--backbone {source}: {text.split(' You can ')[0][:300].rstrip('.')}{install}")
     if Path(source).is_dir():
         return UserError(f"{source}: cannot be loaded: {text[:300]}")
     first_sentence = re.split(r"(?<=\.)\s", text)[0]
@@ -217,8 +248,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _preprocessing(source: str | None, config: Any, image_size: int | None) -> Preprocessing:
-    native = getattr(config, "image_size", None) or image_size or 224
-    native = native[0] if isinstance(native, (list, tuple)) else native
+    native = _native_size(config) or image_size or 224
     path = None
     if source is not None and (Path(source) / FILE_NAME).is_file():
         path = Path(source) / FILE_NAME
@@ -229,9 +259,25 @@ def _preprocessing(source: str | None, config: Any, image_size: int | None) -> P
             path = None
     if path is not None:
         rule = read_preprocessing(path, native)
+    elif config.model_type == timm_checkpoints.MODEL_TYPE:
+        rule = timm_checkpoints.rule_of(config)
     else:
         rule = Preprocessing(native, native, **DEFAULT_RULES.get(config.model_type, {}))
     return rule.at_size(image_size) if image_size and (rule.height, rule.width) != (image_size, image_size) else rule
+
+
+def _native_size(config: Any) -> int | None:
+    if config.model_type == timm_checkpoints.MODEL_TYPE:
+        return timm_checkpoints.rule_of(config).height
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)  # CLIP and SigLIP describe two towers
+    return int(size[0] if isinstance(size, (list, tuple)) else size) if size else None
+
+
+def _relabel(config: Any, class_names: Sequence[str]) -> None:
+    config.id2label = dict(enumerate(class_names))
+    config.label2id = {name: index for index, name in enumerate(class_names)}
+    if config.model_type == timm_checkpoints.MODEL_TYPE:
+        config.label_names = list(class_names)  # what such a config is saved with
 
 
 def _names(config: Any) -> list[str]:

@@ -22,16 +22,8 @@ from torch import nn
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json
 from pipeline.models.backbones import head_name
+from pipeline.models.roles import EMBEDDINGS, also_trained, modules_of, role_of
 
-# One role, its module names across architectures and library versions. transformers < 5.9 wrote BEiT, ViT and Swin as SwinV2 and BERT still are.
-ROLES = {
-    "query": r"attention\.(q_proj|(attention\.|self\.)?query)",
-    "key": r"attention\.(k_proj|(attention\.|self\.)?key)",
-    "value": r"attention\.(v_proj|(attention\.|self\.)?value)",
-    "output": r"attention\.(o_proj|output\.dense)",
-    "fc1": r"(mlp\.fc1|\d+\.intermediate\.dense)",
-    "fc2": r"(mlp\.fc2|\d+\.output\.dense)",
-}
 UNSUPPORTED = ("alpha_pattern", "rank_pattern", "use_dora", "fan_in_fan_out", "lora_bias")  # each changes what the tensors mean
 MERGE_TOLERANCE = 1e-3  # largest logit difference, relative to the largest logit, that float32 rounding may explain
 
@@ -46,40 +38,28 @@ class Counts:
     head: int
 
 
-def role_of(module_name: str) -> str | None:
-    """The role of a linear layer by its dotted name, or None."""
-    return next((role for role, pattern in ROLES.items() if re.search(rf"(^|\.){pattern}$", module_name)), None)
+def attach(model: nn.Module, rank: int, alpha: float, dropout: float, roles: Sequence[str], also_train: Sequence[str] = ()) -> PeftModel:
+    """`model` frozen but for new adapters on `roles`, its head, and the parts `also_train` names (trained copies, saved with the adapter).
 
-
-def modules_of(model: nn.Module, roles: Sequence[str]) -> list[str]:
-    """Dotted names of the linear layers that play one of `roles`.
+    PEFT copies and saves whole modules: with a class token all embeddings, whose other parameters stay frozen in the copy.
 
     Raises:
-        UserError: some role is played by no layer of this architecture; the message lists its linear layers.
+        UserError: the architecture has no such layers or parts; see `pipeline.models.roles`.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    found = {role: [name for name in linear if role_of(name) == role] for role in roles}
-    missing = [role for role, names in found.items() if not names]
-    if missing:
-        endings = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in linear})
-        raise UserError(
-            f"lora.targets: {type(model).__name__} has no layer known as {', '.join(missing)}; its linear layers end in: {', '.join(endings)}"
-        )
-    return [name for names in found.values() for name in names]
-
-
-def attach(model: nn.Module, rank: int, alpha: float, dropout: float, roles: Sequence[str]) -> PeftModel:
-    """`model` frozen but for new adapters on `roles` and its head (a trained copy, saved with the adapter)."""
     names = modules_of(model, roles)
+    trained, owners = also_trained(model, also_train)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         bias="none",
         target_modules=_short(names, model),
-        modules_to_save=[head_name(model)],
+        modules_to_save=[*owners, head_name(model)],
     )
     adapted = _adapted(model, config)
+    for name, weight in adapted.named_parameters():
+        if any(f".{owner}.modules_to_save." in name for owner in owners):
+            weight.requires_grad_(_plain_name(name) in trained)
     hit = sum(name.endswith("lora_A") for name, _ in adapted.named_modules())
     if hit != len(names):
         raise RuntimeError(f"peft adapted {hit} layers, expected {len(names)}")
@@ -89,14 +69,14 @@ def attach(model: nn.Module, rank: int, alpha: float, dropout: float, roles: Seq
 def count_parameters(model: nn.Module) -> Counts:
     """Parameters of a plain or adapted model; the adapter's copy of the head is not counted as part of the model."""
     total = trainable = adapter = head = 0
-    head_prefix = f"{head_name(model.get_base_model() if isinstance(model, PeftModel) else model)}."
+    head_prefix = f".{head_name(model.get_base_model() if isinstance(model, PeftModel) else model)}."
     for name, weight in model.named_parameters():
         is_adapter, is_copy = ".lora_" in name, ".modules_to_save." in name
         total += 0 if is_adapter or is_copy else weight.numel()
         if weight.requires_grad:
             trainable += weight.numel()
             adapter += weight.numel() if is_adapter else 0
-            head += weight.numel() if is_copy or (head_prefix in f".{name}" and not is_adapter) else 0
+            head += weight.numel() if head_prefix in f".{name}" and not is_adapter else 0
     return Counts(total, trainable, adapter, head)
 
 
@@ -133,7 +113,8 @@ def head_classes(folder: Path) -> int:
         UserError: the adapter holds no head.
     """
     tensors = _read_tensors(Path(folder))
-    biases = [tensor for name, tensor in tensors.items() if ".lora_" not in name and name.endswith(".bias")]
+    modules = {name.removesuffix(".bias"): tensor for name, tensor in tensors.items() if ".lora_" not in name and name.endswith(".bias")}
+    biases = [bias for name, bias in modules.items() if not re.search(EMBEDDINGS, name)]
     if len(biases) != 1:
         raise UserError(f"{folder}: expected one classification head beside the adapter (peft's modules_to_save), found {len(biases)}")
     return biases[0].numel()
@@ -156,7 +137,8 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     raise_all(problems, f"{folder / 'adapter_config.json'}:")
     tensors = _read_tensors(folder)
     renamed = rename_tensors(tensors, [name for name, module in model.named_modules() if isinstance(module, nn.Linear)], folder)
-    adapted_names = sorted({name.split(".lora_")[0].removeprefix("base_model.model.") for name in renamed if ".lora_" in name})
+    adapted_names = sorted({_plain_name(name.split(".lora_")[0]) for name in renamed if ".lora_" in name})
+    copied = [name for name in values.get("modules_to_save") or [] if re.search(EMBEDDINGS, name) and _has_module(model, name)]
     config = LoraConfig(
         r=values["r"],
         lora_alpha=values["lora_alpha"],
@@ -164,7 +146,7 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
         use_rslora=values.get("use_rslora", False),
         bias=values.get("bias", "none"),
         target_modules=_short(adapted_names, model),
-        modules_to_save=[head_name(model)],
+        modules_to_save=[*copied, head_name(model)],
         inference_mode=True,
     )
     adapted = _adapted(model, config)
@@ -194,10 +176,11 @@ def rename_tensors(
         UserError: a tensor belongs to no layer of the model.
     """
     by_place = {_place(name): name for name in module_names if role_of(name)}
+    known = set(module_names)
     renamed, problems = {}, []
     for name, tensor in tensors.items():
         match = re.fullmatch(r"base_model\.model\.(.+)\.(lora_[AB]\.weight)", name)
-        if match is None:
+        if match is None or match[1] in known:
             renamed[name] = tensor
         elif _place(match[1]) in by_place:
             renamed[f"base_model.model.{by_place[_place(match[1])]}.{match[2]}"] = tensor
@@ -237,6 +220,15 @@ def _adapted(model: nn.Module, config: LoraConfig) -> PeftModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that its version 6 will drop
         return get_peft_model(model, config)
+
+
+def _plain_name(name: str) -> str:
+    """A parameter's or module's name in the model without an adapter."""
+    return name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
+
+
+def _has_module(model: nn.Module, name: str) -> bool:
+    return any(name == other for other, _ in model.named_modules())
 
 
 def _place(module_name: str) -> tuple[tuple[str, ...], str | None]:

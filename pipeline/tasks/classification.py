@@ -189,7 +189,8 @@ def build(recipe: Recipe, competition: Competition, source: str | None = None, f
     model: nn.Module = backbone.model
     if recipe.lora.rank:
         seed_everything(recipe.seed + 1)  # the adapter's draw does not depend on whether a head was drawn
-        model = attach(model, recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout, recipe.lora.targets)
+        lora = recipe.lora
+        model = attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train)
         cache_frozen_bias(model)
     elif recipe.head_only:
         model.requires_grad_(False).get_submodule(head).requires_grad_(True)

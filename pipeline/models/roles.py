@@ -1,0 +1,91 @@
+"""What the layers of a backbone are called, and what they do: LoRA targets are named by role, whatever the architecture and library version."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from pipeline.errors import UserError
+
+_ATTENTION = r"(attention|self_attn|attn)"
+# One role, its module names inside a numbered block. transformers < 5.9 wrote BEiT, ViT, DINOv2 and Swin as SwinV2 and BERT still are;
+# timm's EVA-02 and transformers' DINOv2-giant gate their MLP: act(gate(x)) * fc1(x); ConvNeXt has an MLP and no attention.
+ROLES = {
+    "query": rf"{_ATTENTION}\.(q_proj|(attention\.|self\.)?query)",
+    "key": rf"{_ATTENTION}\.(k_proj|(attention\.|self\.)?key)",
+    "value": rf"{_ATTENTION}\.(v_proj|(attention\.|self\.)?value)",
+    "qkv": rf"{_ATTENTION}\.qkv",
+    "output": rf"{_ATTENTION}\.(o_proj|out_proj|proj|output\.dense)",
+    "gate": r"mlp\.(gate_proj|fc1_g)",
+    "fc1": r"(mlp\.(fc1|fc1_x|up_proj)|pwconv1|intermediate\.dense)",
+    "fc2": r"(mlp\.(fc2|down_proj|weights_out)|pwconv2|output\.dense)",
+}
+PATCH_PROJECTION = r"(^|\.)(patch_embeddings\.projection|patch_embeddings?|patch_embed\.proj)$"
+EMBEDDINGS = rf"(^|\.)embeddings$|{PATCH_PROJECTION}"  # the modules that an adapter may carry beside the head
+CLASS_TOKEN = r"(^|\.)(cls_token|class_embedding)$"
+
+
+def role_of(module_name: str) -> str | None:
+    """The role of a linear layer by its dotted name, or None."""
+    return next((role for role, pattern in ROLES.items() if re.search(rf"(^|\.)\d+\.{pattern}$", module_name)), None)
+
+
+def modules_of(model: nn.Module, roles: Sequence[str]) -> list[str]:
+    """Dotted names of the linear layers that play one of `roles`.
+
+    Raises:
+        UserError: a role is played by no layer of this architecture, or by layers that an adapter cannot reach; the message says what there is.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    found = {role: [name for name in linear if role_of(name) == role] for role in ROLES}
+    reached = [role for role, names in found.items() if names and not any(_is_bypassed(model, name) for name in names)]
+    has = f"it has {', '.join(reached)} (--set lora.targets=[{','.join(reached)}])" if reached else "train it whole (--lora-rank 0)"
+    if missing := [role for role in roles if not found[role]]:
+        endings = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in linear})
+        raise UserError(
+            f"lora.targets: {architecture_name(model)} has no layer known as {', '.join(missing)}; {has}; "
+            f"its linear layers end in: {', '.join(endings)}"
+        )
+    if bypassed := [role for role in roles if role not in reached]:
+        raise UserError(
+            f"lora.targets: {architecture_name(model)} computes {', '.join(bypassed)} from the bare weight, past any adapter on it; {has}"
+        )
+    return [name for role in roles for name in found[role]]
+
+
+def also_trained(model: nn.Module, parts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`parts` (`patch_projection`, `class_token`) as dotted names: the parameters, and the smallest modules that hold them.
+
+    PEFT trains and saves copies of whole modules, never a bare parameter: a class token goes with the embeddings around it.
+
+    Raises:
+        UserError: the architecture has no such part, or keeps it in no module apart from the blocks.
+    """
+    parameters, owners = [], []
+    for part in parts:
+        if part == "patch_projection":
+            found = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d) and re.search(PATCH_PROJECTION, name)]
+        else:
+            found = [name.rpartition(".")[0] for name, _ in model.named_parameters() if re.search(CLASS_TOKEN, name)]
+        if len(found) != 1:
+            raise UserError(f"lora.also_train: {architecture_name(model)} has no {part} known by name")
+        owner = model.get_submodule(found[0])
+        if any(role_of(f"{found[0]}.{name}") for name, _ in owner.named_modules()):
+            raise UserError(f"lora.also_train: {architecture_name(model)} keeps its {part} beside its blocks, where PEFT cannot save it")
+        owners.append(found[0])
+        names = [name for name, _ in owner.named_parameters()]
+        parameters += [f"{found[0]}.{name}" for name in names if part == "patch_projection" or re.search(CLASS_TOKEN, name)]
+    return parameters, [name for name in owners if not any(name.startswith(f"{other}.") for other in owners)]
+
+
+def architecture_name(model: nn.Module) -> str:
+    """The class of the model; of timm's, where transformers only wraps it."""
+    return type(getattr(model, "timm_model", model)).__name__
+
+
+def _is_bypassed(model: nn.Module, name: str) -> bool:
+    """timm's BEiT, SwinV2 and fused EVA add biases of their own by `F.linear(x, self.qkv.weight, ...)`: the layer itself is never called."""
+    attention = model.get_submodule(name.rpartition(".")[0])
+    return name.endswith(".qkv") and getattr(attention, "q_bias", None) is not None and not getattr(attention, "qkv_bias_separate", False)

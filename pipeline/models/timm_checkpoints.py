@@ -1,0 +1,67 @@
+"""timm's checkpoints, which transformers wraps: what is particular about their configs. timm itself is an optional extra."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torchvision.transforms.functional import InterpolationMode, pil_modes_mapping
+
+from pipeline.data.transforms import Preprocessing
+from pipeline.errors import UserError
+
+MODEL_TYPE = "timm_wrapper"
+
+
+def rule_of(config: Any) -> Preprocessing:
+    """The evaluation rule in the config's `pretrained_cfg`, as timm.data.create_transform reads it (a centre crop may lie one pixel off).
+
+    Raises:
+        UserError: it pads pictures (crop_mode `border`), a step this project does not have.
+    """
+    given = getattr(config, "pretrained_cfg", None) or {}
+    _, height, width = given.get("input_size") or (3, 224, 224)
+    share, mode = given.get("crop_pct") or 0.875, given.get("crop_mode") or "center"
+    if mode == "border":
+        raise UserError(f"{config.architecture}: crop_mode border (pictures padded, not cropped) is a step this project does not have")
+    scaled = (math.floor(height / share), math.floor(width / share))
+    resize_to = scaled if mode == "squash" else min(scaled)
+    return Preprocessing(
+        height,
+        width,
+        resample=pil_modes_mapping[InterpolationMode(given.get("interpolation") or "bicubic")],
+        resize_to=None if resize_to == (height, width) else resize_to,
+        mean=tuple(given.get("mean") or (0.485, 0.456, 0.406)),
+        std=tuple(given.get("std") or (0.229, 0.224, 0.225)),
+        processor_type="ViTImageProcessor" if resize_to == (height, width) else "BitImageProcessor",
+    )
+
+
+def take_size(config: Any, image_size: int) -> None:
+    """Make the model that `config` describes accept square inputs of `image_size` pixels; its tables keep the checkpoint's size.
+
+    Raises:
+        UserError: it does not run at this size: the architecture is bound to another, or the size is no multiple of its patches.
+    """
+    model_args = dict(config.model_args or {})
+    tries = (model_args, model_args | {"dynamic_img_size": True})  # the second is a switch of its vision transformers
+    reasons = [_refusal(config.architecture, arguments, image_size) for arguments in tries]
+    if all(reasons):
+        why = reasons[0] if "dynamic_img_size" in reasons[1] else reasons[1]
+        raise UserError(
+            f"--image-size {image_size}: timm's {config.architecture}, made for {rule_of(config).height} px, does not run at this size: {why}"
+        )
+    config.model_args = tries[reasons.index(None)]
+
+
+def _refusal(architecture: str, model_args: dict[str, Any], image_size: int) -> str | None:
+    """Why this model does not run at `image_size`, tried on shapes alone; None when it does."""
+    import timm
+
+    try:
+        with torch.device("meta"), torch.no_grad():
+            timm.create_model(architecture, pretrained=False, **model_args).eval()(torch.empty(1, 3, image_size, image_size))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # each architecture has its own
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return None
