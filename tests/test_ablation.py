@@ -215,6 +215,14 @@ def test_a_stopped_grid_goes_on_inside_the_trial(competition: Path, tiny_backbon
 
 
 @pytest.mark.slow
+def test_every_architecture_of_the_first_grid_goes_through(competition: Path, tmp_path: Path, commands) -> None:
+    call = ["--grid", "backbones-here", "--data", str(competition), "--output", str(tmp_path / "out"), "--set", "data.val_fraction=0.25"]
+    assert ablation.main(call) == 0
+    assert [line["finished"] for line in read_csv(tmp_path / "out" / "table.csv")] == ["1"] * 4
+    assert ablation.main(call) == 0 and len(trained(commands)) == 4
+
+
+@pytest.mark.slow
 def test_a_killed_grid_takes_its_process_along_and_goes_on(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     """In real processes: SIGKILL to the grid alone ends train.py too, and the same command goes on from its state."""
     row = {"name": "long", "set": {"epochs": 40, "checkpoint.every_minutes": 0.001}}

@@ -103,13 +103,13 @@ def settle_changes(grid: Grid, bench: Bench, redo: bool) -> None:
     """Raises:
     UserError: trials in the output folder were made with another definition, and `redo` does not say to move them to earlier/.
     """
-    changed = {trial: changed for trial in grid.trials if (changed := changes(trial, bench))}
+    changed = [(trial, found) for trial in grid.trials if (found := changes(trial, bench))]
     if changed and redo:
-        moved = set_aside([bench.folder(trial) for trial in changed], bench.output / "earlier")
+        moved = set_aside([bench.folder(trial) for trial, _ in changed], bench.output / "earlier")
         print(f"{len(changed)} trials were defined otherwise and are trained anew; what they gave is kept in {moved}")
     elif changed:
         raise_all(
-            [f"{trial.title}: {'; '.join(lines)}" for trial, lines in changed.items()],
+            [f"{trial.title}: {'; '.join(found)}" for trial, found in changed],
             f"{bench.output} holds trials of these rows that were defined otherwise. Put the grid back, name another --output, "
             "or add --redo to train them anew (what they gave is moved to earlier/):",
         )

@@ -150,13 +150,13 @@ def _row_lines(rows: Sequence[Measured], grid: Grid) -> list[dict[str, Any]]:
 
 
 def _trial_lines(grid: Grid, bench: Bench) -> list[dict[str, Any]]:
-    values = {trial: trial_values(trial, bench) for trial in grid.trials}
-    names = list(dict.fromkeys(name for measured in values.values() for name in measured))
+    values = [trial_values(trial, bench) for trial in grid.trials]
+    names = list(dict.fromkeys(name for measured in values for name in measured))
     return [
         {"row": trial.row, "seed": trial.seed, "folder": trial.folder_name}
         | {name: measured.get(name, "") for name in names}
         | {"failed": note(bench.folder(trial)).get("failed", "")}
-        for trial, measured in values.items()
+        for trial, measured in zip(grid.trials, values, strict=True)
     ]
 
 
