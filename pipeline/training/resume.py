@@ -24,7 +24,7 @@ DECIDE_NOTHING = ("data.workers", "checkpoint.every_minutes", "checkpoint.keep_e
 # A saved weight, optimizer moment or split means nothing under another value of these.
 FIXED = (
     *("task", "backbone", "text_backbone", "random_weights", "architecture", "head_only", "image_size", "seed", "data.val_fraction"),
-    *("lora.rank", "lora.alpha", "lora.targets", "optimizer.name", "head.activation", "head.dropout"),
+    *("lora.rank", "lora.alpha", "lora.targets", "lora.also_train", "optimizer.name", "head.activation", "head.dropout"),
 )
 
 
