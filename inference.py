@@ -83,6 +83,7 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
     import numpy as np
 
     from pipeline.metrics import softmax
+    from pipeline.models.lean import make_lean
     from pipeline.tasks.registry import task_module
     from pipeline.training.compute import choose_compute
     from pipeline.training.predict import predict_logits
@@ -91,6 +92,8 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
     task = task_module((run.record or {}).get("task", "classification"))
     class_names = name_classes(run, competition, task.num_classes_of(run))
     classifier = task.rebuild(run, class_names)
+    if compute.half is not None:
+        make_lean(classifier.model, compute.half)
     classifier.model.to(compute.device)
     print(f"  {len(class_names)} classes, {classifier.rule.width} x {classifier.rule.height} px, {compute.describe()}")
 

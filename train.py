@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         build = task_module(recipe.task).build(recipe, competition, source=own_weights, former=former.rows)
         former.check_data(build.task.class_names, build.task.split_rows())
     print("\n".join(f"  {note}" for note in build.notes))
-    build.task.model.to(compute.device)
+    build.task.place(compute, fresh=former is None)
     return run(args, recipe, build, compute, output, command, former)
 
 
@@ -258,7 +259,8 @@ def announce(args: argparse.Namespace, recipe: Recipe, build: Build, compute: Co
     micro_batch_size = recipe.batch_size
     if args.auto_batch_size:
         micro_batch_size = largest_micro_batch(memory, compute.device, recipe.effective_batch_size)
-    check_fits(memory, micro_batch_size, compute.device)
+    checkpointed = None if recipe.activation_checkpointing else partial(task.account, compute, recipe.optimizer.name, checkpointed=True)
+    check_fits(memory, micro_batch_size, compute.device, checkpointed)
     print(
         f"  {schedule['total_steps']} optimizer steps ({schedule['steps_per_epoch']} an epoch) of {recipe.effective_batch_size} images "
         f"({micro_batch_size} at a time); {schedule['name']} rate {schedule['lr']:.1e}, warm-up {schedule['warmup_steps']} steps"

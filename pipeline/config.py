@@ -94,6 +94,7 @@ class Recipe(Section):
     batch_size: int = Field(8, ge=1)
     accumulation_steps: int = Field(8, ge=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    activation_checkpointing: bool = Field(False, description="compute the blocks again in the backward pass: less memory, equal results")
     seed: int = Field(42, ge=0)
     head_only: bool = Field(False, description="with lora.rank 0: train the head alone, the backbone stays as it is")
     lora: Lora = Lora()

@@ -20,7 +20,7 @@ WINGS = {
         *("kaggle_token", "kaggle_reply", "kaggle_cli", "datasets", "ledger", "leaderboard"),
     ],
     "data": ["images", "transforms", "dataset"],
-    "models": ["timm_checkpoints", "backbones", "roles", "lora", "lean", "attention"],
+    "models": ["timm_checkpoints", "backbones", "roles", "lora", "autograd", "lean", "attention"],
     "training": ["optim", "memory", "checkpoint", "resume", "compute", "predict", "engine", "estimate", "record"],
     "tasks": ["classification", "registry"],
     "report": ["run_files", "words", "figures", "validation", "page", "attention", "grids", "trials", "ablation_table", "ablation"],

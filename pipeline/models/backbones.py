@@ -120,6 +120,8 @@ def save_backbone(model: PreTrainedModel, state_dict: dict[str, torch.Tensor], r
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
         model.save_pretrained(temporary, state_dict=state_dict)
+        model.config.dtype = next(iter(state_dict.values())).dtype  # the file's, whatever the model is held in
+        model.config.save_pretrained(temporary)
         rule.save(Path(temporary))
         for written in sorted(Path(temporary).iterdir()):
             written.replace(folder / written.name)

@@ -1,12 +1,73 @@
-"""Rewrites that leave every result as it is and cost less."""
+"""Rewrites that leave every result as it is, up to rounding where half precision is used, and cost less time or memory.
+
+In half precision (autocast) a frozen weight need not be float32 (`hold_frozen`), and the backward pass needs less than torch keeps
+(`keep_less`). BEiT's position bias is computed once (`cache_frozen_bias`). `checkpoint_layers` trades time for memory in any precision.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from pipeline.models.autograd import Adapter, BiasedAttention, Gelu, Linear, Norm, source_of
+
+HELD = (nn.Linear, nn.Conv2d)  # autocast casts the weights of these, and so gives the same when they are cast already
+PRE_NORM = ("BeitLayer", "ViTLayer", "SwinLayer")  # blocks whose norms are read by linear layers alone
+ROW_ALIGNMENT = 8  # CUDA's attention kernels copy a bias whose rows do not begin at multiples of 8 numbers
+TRAINED_BIAS = "sdpa_trained_bias"
+
+
+def make_lean(model: nn.Module, dtype: torch.dtype) -> int:
+    """`hold_frozen` and `keep_less` for a model that is run under autocast to `dtype`; the number of layers held in `dtype`."""
+    keep_less(model)
+    return hold_frozen(model, dtype)
+
+
+def hold_frozen(model: nn.Module, dtype: torch.dtype) -> int:
+    """Hold the frozen weights that autocast would cast to `dtype` in `dtype`; the number of layers changed. Same bits, under autocast alone."""
+    frozen = [m for m in model.modules() if isinstance(m, HELD) and not any(weight.requires_grad for weight in m.parameters(recurse=False))]
+    for module in frozen:
+        for weight in module.parameters(recurse=False):
+            weight.data = weight.data.to(dtype)
+    return len(frozen)
+
+
+def keep_less(model: nn.Module) -> None:
+    """Keep less for the backward pass under autocast, in every layer that has a rewrite in autograd.py. Without autocast nothing changes."""
+    for module in model.modules():
+        if type(module).__name__ in PRE_NORM:
+            for norm in (module.layernorm_before, module.layernorm_after):
+                norm.forward = MethodType(_norm, norm)
+        elif hasattr(module, "lora_A"):
+            module.forward = MethodType(_adapted, module)
+        elif type(module).__name__ == "GELUActivation" and module.act is nn.functional.gelu:
+            module.forward = MethodType(_gelu, module)
+        elif type(module) is nn.Linear and module.weight.requires_grad:
+            module.forward = MethodType(_linear, module)
+        elif type(module).__name__ == "BeitModel" and module.config._attn_implementation == "sdpa":
+            AttentionInterface.register(TRAINED_BIAS, _attend)
+            module.config._attn_implementation = TRAINED_BIAS
+
+
+def checkpoint_layers(model: nn.Module, on: bool = True) -> int:
+    """Keep only the input of each block for the backward pass, which computes the block again, with the same dropout; the number of blocks.
+
+    (Chen et al. 2016, arXiv:1604.06174.) Results are equal, bit for bit.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    inner = [block for block in blocks if not any(isinstance(part, GradientCheckpointingLayer) for part in list(block.modules())[1:])]
+    for block in inner:
+        block.gradient_checkpointing = on
+        block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    return len(inner)
 
 
 def cache_frozen_bias(model: nn.Module) -> int:
@@ -19,6 +80,7 @@ def cache_frozen_bias(model: nn.Module) -> int:
     for module in model.modules():
         if type(module).__name__ == "BeitRelativePositionBias" and not module.relative_position_bias_table.requires_grad:
             module.forward = _remember(module, module.forward)
+            module.is_cached = True
             changed += 1
     return changed
 
@@ -28,11 +90,62 @@ def _remember(module: nn.Module, forward: Callable[..., torch.Tensor]) -> Callab
 
     def remembered(*args: Any, **kwargs: Any) -> torch.Tensor:
         table = module.relative_position_bias_table  # asked each time: it may have been moved, loaded anew, or swapped by functional_call
-        key = (args, tuple(sorted(kwargs.items())), id(table), table._version, table.device, table.dtype)
+        dtype = _autocast_dtype(table) or table.dtype  # attention would cast it
+        key = (args, tuple(sorted(kwargs.items())), id(table), table._version, table.device, table.dtype, dtype)
         if key not in results:
             results.clear()
             with torch.no_grad(), torch.autocast(table.device.type, enabled=False):
-                results[key] = forward(*args, **kwargs)
+                results[key] = _aligned(forward(*args, **kwargs), dtype)
         return results[key]
 
     return remembered
+
+
+def _aligned(bias: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`bias` (1, heads, tokens, tokens) in `dtype`, with rows that the kernels take as they are."""
+    tokens = bias.shape[-1]
+    width = -(-tokens // ROW_ALIGNMENT) * ROW_ALIGNMENT
+    return bias.new_empty(*bias.shape[:-1], width, dtype=dtype)[..., :tokens].copy_(bias)
+
+
+def _autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
+    """The half precision that autocast gives at x's device, None without."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _norm(module: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+    dtype = _autocast_dtype(x)
+    return nn.LayerNorm.forward(module, x) if dtype is None else Norm.apply(x, module.weight, module.bias, module.eps, dtype)
+
+
+def _gelu(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return type(module).forward(module, x) if _autocast_dtype(x) is None else Gelu.apply(x)
+
+
+def _linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    dtype = _autocast_dtype(x)
+    return nn.Linear.forward(module, x) if dtype is None else Linear.apply(x, module.weight, module.bias, dtype, source_of(x))
+
+
+def _adapted(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """peft's layer: the frozen one plus the update of its adapter. peft copies x to float32 and keeps the copy, for each adapter its own."""
+    dtype = _autocast_dtype(x)
+    if dtype is None or module.disable_adapters or module.merged or len(module.active_adapters) != 1:
+        return type(module).forward(module, x, *args, **kwargs)
+    (name,) = module.active_adapters
+    dropout = getattr(module.lora_dropout[name], "p", 0.0) if module.training else 0.0
+    a, b = module.lora_A[name].weight, module.lora_B[name].weight
+    return module.base_layer(x) + Adapter.apply(x, a, b, module.scaling[name], dropout, dtype, source_of(x))
+
+
+def _attend(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """transformers' sdpa; on the CPU under autocast, where torch would keep (tokens, tokens) matrices for a trained bias, without them."""
+    dtype = _autocast_dtype(query)
+    needs_own = dtype is not None and query.device.type == "cpu" and attention_mask is not None and attention_mask.requires_grad
+    if not needs_own or kwargs.get("dropout"):
+        return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)
+    output = BiasedAttention.apply(*(part.to(dtype) for part in (query, key, value, attention_mask)), kwargs["scaling"])
+    return output.transpose(1, 2).contiguous(), None

@@ -32,7 +32,7 @@ from pipeline.models.backbones import (
     save_backbone,
     takes_interpolation,
 )
-from pipeline.models.lean import cache_frozen_bias
+from pipeline.models.lean import cache_frozen_bias, checkpoint_layers, make_lean
 from pipeline.models.lora import (
     Counts,
     PeftModel,
@@ -91,6 +91,20 @@ class ClassificationTask:
         self.val_set = ImageDataset([row.path for row in val], self.val_labels.tolist(), classifier.rule)
         self.num_train, self.num_val, self.num_classes = len(train), len(val), len(class_names)
         self.workers = resolve_workers(recipe.data.workers, paths)
+        self.originals: dict[str, torch.Tensor] | None = None
+
+    def place(self, compute: Compute, fresh: bool) -> None:
+        """Move the model to where it is trained, held as lean as its precision allows; a `fresh` run can still save the weights as loaded.
+
+        Raises:
+            UserError: activation checkpointing is asked for and the architecture has no blocks for it.
+        """
+        if self.recipe.activation_checkpointing and not checkpoint_layers(self.model):
+            raise UserError(f"activation_checkpointing: {type(self.model).__name__} has no blocks that can be computed again; leave it out")
+        if compute.half is not None:
+            loaded = plain_state_dict(self.model)
+            self.originals = loaded if make_lean(self.model, compute.half) and fresh else None
+        self.model.to(compute.device)
 
     def train_batches(self, epoch: int, start: int, micro_batch_size: int, group_size: int) -> Iterable[Batch]:
         """The batches of `epoch` from row `start` of its order on."""
@@ -117,8 +131,8 @@ class ClassificationTask:
         """Every metric of the validation rows."""
         return classification_metrics(self.val_labels, logits.argmax(axis=1), self.num_classes, softmax(logits))
 
-    def account(self, compute: Compute, optimizer_name: str) -> Memory:
-        """The memory of a training step, counted on shapes alone."""
+    def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:
+        """The memory of a training step, counted on shapes alone; `checkpointed` instead of what the recipe says of it."""
         rule = self.classifier.rule
         self.model.train()
 
@@ -127,13 +141,20 @@ class ClassificationTask:
                 logits = self.classifier.forward(forward, pixel_values)
                 return F.cross_entropy(logits.float(), torch.zeros(len(pixel_values), dtype=torch.long, device=logits.device))
 
-        return account(self.model, loss, torch.zeros(1, 3, rule.height, rule.width, device=compute.device), optimizer_name)
+        pixels = torch.zeros(1, 3, rule.height, rule.width, device=compute.device)
+        checkpoint_layers(self.model, self.recipe.activation_checkpointing if checkpointed is None else checkpointed)
+        try:
+            return account(self.model, loss, pixels, optimizer_name)
+        finally:
+            checkpoint_layers(self.model, self.recipe.activation_checkpointing)
 
     def save(self, output: Path, initial: bool = False) -> None:
         """Write the weights into run folder `output`: the adapter, or after full fine-tuning (and `initial`ly) the whole model."""
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         if initial or base is self.model:
-            save_backbone(base, plain_state_dict(self.model), self.classifier.rule, output / f"model_{base.config.model_type}")
+            weights = self.originals or plain_state_dict(self.model)
+            save_backbone(base, weights, self.classifier.rule, output / f"model_{base.config.model_type}")
+            self.originals = None
         if not initial and base is not self.model:
             save_adapter(self.model, output / ADAPTER_DIR)
 

@@ -20,10 +20,13 @@ class Compute:
     device: torch.device
     precision: str  # fp32 | bf16 | fp16
 
+    @property
+    def half(self) -> torch.dtype | None:
+        """The half precision that autocast computes in; None for float32."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+
     def autocast(self) -> Any:
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+        return nullcontext() if self.half is None else torch.autocast(self.device.type, self.half)
 
     def move(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}

@@ -40,18 +40,24 @@ def largest_micro_batch(memory: Memory, device: torch.device, effective_batch_si
     return max(fitting, default=1)
 
 
-def check_fits(memory: Memory, micro_batch_size: int, device: torch.device) -> None:
+def check_fits(memory: Memory, micro_batch_size: int, device: torch.device, checkpointed: Callable[[], Memory] | None = None) -> None:
     """Raises:
-    UserError: a step will not fit in the device's memory; the message says what would.
+    UserError: a step will not fit in the device's memory; the message says what would, also with activation checkpointing (`checkpointed()`).
     """
     room, needed = device_memory(device), memory.total(micro_batch_size) + OVERHEAD_BYTES[device.type]
     if room == 0 or needed <= room:
         return
     smaller = largest_micro_batch(memory, device, micro_batch_size)
-    if memory.total(smaller) + OVERHEAD_BYTES[device.type] <= room:
+    fits = memory.total(smaller) + OVERHEAD_BYTES[device.type] <= room
+    if fits:
         advice = f"--batch-size {smaller} fits (raise --accumulation-steps to keep the effective batch), or --batch-size auto"
     else:
         advice = "not even one image fits: use LoRA (--lora-rank 16), a smaller --image-size, or a smaller --backbone"
+    if checkpointed is not None:
+        memory = checkpointed()
+        largest = largest_micro_batch(memory, device, micro_batch_size)
+        if memory.total(largest) + OVERHEAD_BYTES[device.type] <= room and (largest > smaller or not fits):
+            advice += f". With --set activation_checkpointing=true batch {largest} fits"
     raise UserError(
         f"a step of batch {micro_batch_size} needs about {human_size(needed)} on {device.type}, and {human_size(room)} is free there. {advice}"
     )
@@ -63,8 +69,8 @@ def check_disk(output: Path, model: nn.Module, optimizer_states: int, whole_mode
     Raises:
         UserError: the disk has less.
     """
-    everything = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    trainable = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
+    everything = 4 * sum(weight.numel() for weight in model.parameters())  # files are float32, also where memory is not
+    trainable = 4 * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     needed = everything * (2 if whole_model_again else 1) + trainable + 3 * trainable * (1 + optimizer_states) + 50_000_000
     folder = next(parent for parent in (output, *output.resolve().parents) if parent.exists())
     free = shutil.disk_usage(folder).free

@@ -12,74 +12,118 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 
 OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1}  # float32 numbers kept for each trainable one
+Loss = Callable[[Callable[..., object], torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one training step. `saved` is what the forward pass keeps for the backward pass; outputs and scratch space come on top."""
+    """Bytes of one training step. `saved` is what the forward pass keeps for the backward pass, with what is cached for all steps;
+    `recomputed` is what the largest block adds while the backward pass computes it again. Outputs and scratch space come on top."""
 
     weights: int
     gradients: int
     optimizer: int
     saved_fixed: int
     saved_per_image: int
+    recomputed_per_image: int = 0
 
     def total(self, micro_batch_size: int) -> int:
-        """Bytes at the end of the forward pass, where a training step is at its largest."""
-        return self.weights + self.gradients + self.optimizer + self.saved_fixed + self.saved_per_image * micro_batch_size
+        """Bytes where a training step is at its largest: between the forward and the backward pass, or in the block that is recomputed."""
+        per_image = self.saved_per_image + self.recomputed_per_image
+        return self.weights + self.gradients + self.optimizer + self.saved_fixed + per_image * micro_batch_size
 
 
-def account(
-    model: nn.Module,
-    loss: Callable[[Callable[..., object], torch.Tensor], torch.Tensor],
-    pixels: torch.Tensor,
-    optimizer_name: str,
-) -> Memory:
-    """The memory of a training step of `model` on inputs shaped like `pixels` (1, 3, H, W); but for one real forward pass nothing is computed.
+def account(model: nn.Module, loss: Loss, pixels: torch.Tensor, optimizer_name: str) -> Memory:
+    """The memory of a training step of `model` on inputs shaped like `pixels` (1, 3, H, W), on their device; nothing is computed.
 
-    `loss(forward, pixels)` must run the forward pass through `forward` and return the scalar loss.
+    `loss(forward, pixels)` must run the forward pass through `forward` and return the scalar loss. The model may be on the meta device.
     """
-    # BEiT keeps the position index of its first forward for good: let that be a real one, before a fake one can get in.
-    was_training = model.training
-    with torch.no_grad():
-        loss(model.eval(), pixels)  # eval: dropout would draw, and batch norms would learn, from a picture of zeros
-    model.train(was_training)
     trainable = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
     one, two = (_saved_bytes(model, loss, pixels, size) for size in (1, 2))
+    checkpointed = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    recomputed = 0
+    if checkpointed:
+        small, large = (_largest_block_bytes(model, checkpointed, loss, pixels, size) for size in (1, 2))
+        recomputed = large - small
     states = OPTIMIZER_STATES[optimizer_name]
-    return Memory(weights, trainable, states * trainable, max(2 * one - two, 0), two - one)
+    return Memory(weights, trainable, states * trainable, max(2 * one - two, 0), two - one, recomputed)
 
 
-def _saved_bytes(model: nn.Module, loss: Callable[..., torch.Tensor], pixels: torch.Tensor, size: int) -> int:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    named = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    fakes = {name: mode.from_tensor(tensor) for name, tensor in named.items()}
-    own = {_storage(tensor) for tensor in fakes.values()}
-
-    def forward(*args: object, **kwargs: object) -> object:
-        return functional_call(model, fakes, args, kwargs)
-
-    with mode, _watching(own) as held:
+def _saved_bytes(model: nn.Module, loss: Loss, pixels: torch.Tensor, size: int) -> int:
+    with _watching(model, pixels.device) as (held, forward):
         result = loss(forward, torch.zeros(size, *pixels.shape[1:], device=pixels.device))
         del result
     return sum(held.values())
 
 
+def _largest_block_bytes(model: nn.Module, blocks: list[nn.Module], loss: Loss, pixels: torch.Tensor, size: int) -> int:
+    """What the most expensive of the checkpointed `blocks` keeps when it is run as if it were not."""
+    before: list[int] = []
+    own: list[int] = []
+    hooks = []
+    with _watching(model, pixels.device) as (held, forward):
+        for block in blocks:
+            hooks += [
+                block.register_forward_pre_hook(lambda *_: before.append(sum(held.values()))),
+                block.register_forward_hook(lambda *_: own.append(sum(held.values()) - before.pop())),
+            ]
+            block.gradient_checkpointing = False
+        try:
+            loss(forward, torch.zeros(size, *pixels.shape[1:], device=pixels.device))
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for block in blocks:
+                block.gradient_checkpointing = True
+    return max(own)
+
+
 @contextmanager
-def _watching(own: set[int]) -> Iterator[dict[int, int]]:
-    """Storage -> bytes of every tensor saved for backward inside the block, except the model's own."""
+def _watching(model: nn.Module, device: torch.device) -> Iterator[tuple[dict[int, int], Callable[..., object]]]:
+    """Storage -> bytes of every tensor saved for backward inside the block, except the model's own, and the fake model's forward pass."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    named = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    with mode:
+        fakes = {name: torch.empty_like(tensor, device=device).requires_grad_(tensor.requires_grad) for name, tensor in named.items()}
+    own = {_storage(tensor) for tensor in fakes.values()}
     held: dict[int, int] = {}
     kept_alive = []  # a freed storage's address would be counted once for two tensors
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+    def hold(tensor: torch.Tensor) -> torch.Tensor:
         if isinstance(tensor, FakeTensor) and _storage(tensor) not in own:
             held[_storage(tensor)] = tensor.untyped_storage().nbytes()
             kept_alive.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield held
+    def hold_output(_module: nn.Module, _args: object, output: torch.Tensor) -> None:
+        hold(output)
+
+    def forward(*args: object, **kwargs: object) -> object:
+        return functional_call(model, fakes, args, kwargs)
+
+    # A cached bias stays in memory whether or not the backward pass needs it.
+    cached = [module for module in model.modules() if getattr(module, "is_cached", False)]
+    hooks = [module.register_forward_hook(hold_output) for module in cached]
+    try:
+        with mode, torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            yield held, forward
+    finally:
+        for hook in hooks:
+            hook.remove()
+        _forget_fakes(model)
+
+
+def _forget_fakes(model: nn.Module) -> None:
+    """BEiT keeps the position index of its first forward for good, in a cache of its own."""
+    for module in model.modules():
+        index = getattr(module, "generate_relative_position_index", None)
+        if hasattr(index, "cache_clear"):
+            index.cache_clear()
+        for value in vars(module).values():
+            if isinstance(value, dict):
+                for key in [key for key, item in value.items() if isinstance(item, FakeTensor)]:
+                    del value[key]
 
 
 def _storage(tensor: torch.Tensor) -> int:

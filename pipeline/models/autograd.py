@@ -1,0 +1,172 @@
+"""Autograd functions that keep less for the backward pass than torch's own do under autocast, and compute the same.
+
+Three rules. What autocast would cast is kept in that half precision (`dtype`), once. The output of a cheap function (layer norm, GELU) is not
+kept by the layers that read it: they ask its node in the graph to make it again (`source_of`, `_input`). No (tokens, tokens) matrix is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import Function, once_differentiable
+from torch.nn import functional as F
+
+aten = torch.ops.aten
+
+
+def source_of(x: torch.Tensor) -> Any | None:
+    """The graph's node that can make `x` again, or None."""
+    return x.grad_fn if hasattr(x.grad_fn, "remake") else None
+
+
+class Norm(Function):
+    """Layer norm, computed in float32 and returned in `dtype`; x is kept in `dtype`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
+        output, mean, rstd = torch.native_layer_norm(x.float(), weight.shape, weight, bias, eps)
+        ctx.save_for_backward(x.to(dtype), mean, rstd, weight, bias)
+        ctx.eps, ctx.input_dtype, ctx.remake = eps, x.dtype, Norm.remake
+        return output.to(dtype)
+
+    @staticmethod
+    def remake(ctx: Any) -> torch.Tensor:
+        x, _, _, weight, bias = _opened(ctx)
+        return F.layer_norm(x.float(), weight.shape, weight, bias, ctx.eps).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, mean, rstd, weight, bias = _opened(ctx)
+        wanted = ctx.needs_input_grad[:3]
+        grads = aten.native_layer_norm_backward(grad.float(), x.float(), weight.shape, mean, rstd, weight, bias, wanted)
+        _close(ctx)
+        return (grads[0].to(ctx.input_dtype), *grads[1:], None, None)
+
+
+class Gelu(Function):
+    """GELU, exact. Its input is kept, as torch does; its output is not kept by those who can make it again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.remake = Gelu.remake
+        return F.gelu(x)
+
+    @staticmethod
+    def remake(ctx: Any) -> torch.Tensor:
+        return F.gelu(*_opened(ctx))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        grad_x = aten.gelu_backward(grad, *_opened(ctx))
+        _close(ctx)
+        return grad_x
+
+
+class Linear(Function):
+    """x @ weight.T + bias in `dtype`, with trained float32 weights: their copies in `dtype` live for a product, not until the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, source: Any
+    ) -> torch.Tensor:
+        half = x.to(dtype)
+        ctx.save_for_backward(weight, *(() if source else (half,)))
+        ctx.source, ctx.input_dtype, ctx.has_bias = source, x.dtype, bias is not None
+        return F.linear(half, weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weight, *kept = ctx.saved_tensors
+        x = _input(ctx.source, kept)
+        grad_x = (grad @ weight.to(grad.dtype)).to(ctx.input_dtype) if ctx.needs_input_grad[0] else None
+        grad_bias = grad.flatten(0, -2).sum(0).to(weight.dtype) if ctx.has_bias else None
+        return grad_x, _outer(grad, x).to(weight.dtype), grad_bias, None, None
+
+
+class Adapter(Function):
+    """LoRA's update, `scale * dropout(x) @ a.T @ b.T` in `dtype`, for float32 `a` (rank, in) and `b` (out, rank).
+
+    All adapters of one x share it; of the dropout only the mask is kept, a byte for each number.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, dropout: float, dtype: torch.dtype, source: Any
+    ) -> torch.Tensor:
+        half = x.to(dtype)
+        dropped, mask = torch.native_dropout(half, dropout, True) if dropout else (half, None)
+        low = F.linear(dropped, a.to(dtype))
+        ctx.save_for_backward(a, b, low, mask, *(() if source else (half,)))
+        ctx.source, ctx.scale, ctx.dropout, ctx.input_dtype = source, scale, dropout, x.dtype
+        return F.linear(low, b.to(dtype)) * scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        a, b, low, mask, *kept = ctx.saved_tensors
+        x = _input(ctx.source, kept)
+        grad = grad * ctx.scale
+        grad_low = grad @ b.to(grad.dtype)
+        grad_a = _outer(grad_low, _drop(x, mask, ctx.dropout)).to(a.dtype)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _drop(grad_low @ a.to(grad.dtype), mask, ctx.dropout).to(ctx.input_dtype)
+        return grad_x, grad_a, _outer(grad, low).to(b.dtype), None, None, None, None
+
+
+class BiasedAttention(Function):
+    """softmax(q k.T * scale + bias) v on the CPU, for (B, heads, tokens, width) and a bias (1, heads, tokens, tokens) that is trained.
+
+    torch has a kernel without (tokens, tokens) matrices only for a bias that is not trained. It serves here too, and the bias's gradient is
+    computed image by image: dP = P * (dO v.T - rowsum(dO * O)), as in FlashAttention (Dao et al. 2022, arXiv:2205.14135, appendix B).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scale: float) -> torch.Tensor:
+        output, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
+        ctx.save_for_backward(q, k, v, bias, output, logsumexp)
+        ctx.scale = scale
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, bias, output, logsumexp = ctx.saved_tensors
+        grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, q, k, v, output, logsumexp, 0.0, False, attn_mask=bias, scale=ctx.scale
+        )
+        grad_bias = torch.zeros_like(bias[0], dtype=torch.float32)
+        for image in range(len(q)):
+            probs = (q[image] @ k[image].mT).float().mul_(ctx.scale).add_(bias[0]).sub_(logsumexp[image].unsqueeze(-1)).exp_()
+            inner = (grad[image].float() * output[image].float()).sum(-1, keepdim=True)
+            grad_bias += probs.mul_((grad[image] @ v[image].mT).float().sub_(inner))
+        return (*grads, grad_bias.unsqueeze(0).to(bias.dtype), None)
+
+
+def _opened(ctx: Any) -> tuple[torch.Tensor, ...]:
+    """What was saved, asked for once: under activation checkpointing a second time is refused."""
+    if not hasattr(ctx, "opened"):
+        ctx.opened = ctx.saved_tensors
+    return ctx.opened
+
+
+def _close(ctx: Any) -> None:
+    del ctx.opened
+
+
+def _input(source: Any, kept: list[torch.Tensor]) -> torch.Tensor:
+    return source.remake(source) if source else kept[0]
+
+
+def _outer(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The gradient (out, in) of a weight, from (..., out) and (..., in)."""
+    return grad.flatten(0, -2).mT @ x.flatten(0, -2)
+
+
+def _drop(x: torch.Tensor, mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
+    return x if mask is None else aten.native_dropout_backward(x, mask, 1 / (1 - dropout))
