@@ -77,20 +77,22 @@ def cache_frozen_bias(model: nn.Module) -> int:
     A table that is being trained is left alone: its bias changes with every step.
     """
     changed = 0
-    for module in model.modules():
-        if type(module).__name__ == "BeitRelativePositionBias" and not module.relative_position_bias_table.requires_grad:
-            module.forward = _remember(module, module.forward)
-            module.is_cached = True
-            changed += 1
+    for beit in [module for module in model.modules() if type(module).__name__ == "BeitModel"]:
+        for module in beit.modules():
+            if type(module).__name__ == "BeitRelativePositionBias" and not module.relative_position_bias_table.requires_grad:
+                module.forward = _remember(module, module.forward, beit.config)
+                module.is_cached = True
+                changed += 1
     return changed
 
 
-def _remember(module: nn.Module, forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _remember(module: nn.Module, forward: Callable[..., torch.Tensor], config: Any) -> Callable[..., torch.Tensor]:
     results: dict[Any, torch.Tensor] = {}
 
     def remembered(*args: Any, **kwargs: Any) -> torch.Tensor:
         table = module.relative_position_bias_table  # asked each time: it may have been moved, loaded anew, or swapped by functional_call
-        dtype = _autocast_dtype(table) or table.dtype  # attention would cast it
+        is_cast = _autocast_dtype(table) is not None and config._attn_implementation != "eager"  # by autocast, in every fused kernel
+        dtype = _autocast_dtype(table) if is_cast else table.dtype
         key = (args, tuple(sorted(kwargs.items())), id(table), table._version, table.device, table.dtype, dtype)
         if key not in results:
             results.clear()

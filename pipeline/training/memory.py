@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from inspect import getattr_static
+from types import MethodType
 
 import torch
 from torch import nn
@@ -106,24 +109,29 @@ def _watching(model: nn.Module, device: torch.device) -> Iterator[tuple[dict[int
     cached = [module for module in model.modules() if getattr(module, "is_cached", False)]
     hooks = [module.register_forward_hook(hold_output) for module in cached]
     try:
-        with mode, torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+        with _fresh_position_index(model), mode, torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
             yield held, forward
     finally:
         for hook in hooks:
             hook.remove()
-        _forget_fakes(model)
 
 
-def _forget_fakes(model: nn.Module) -> None:
-    """BEiT keeps the position index of its first forward for good, in a cache of its own."""
-    for module in model.modules():
-        index = getattr(module, "generate_relative_position_index", None)
-        if hasattr(index, "cache_clear"):
-            index.cache_clear()
-        for value in vars(module).values():
-            if isinstance(value, dict):
-                for key in [key for key, item in value.items() if isinstance(item, FakeTensor)]:
-                    del value[key]
+@contextmanager
+def _fresh_position_index(model: nn.Module) -> Iterator[None]:
+    """Inside the block BEiT's position index is cached apart: transformers keeps the first one for good, and it would be a fake."""
+    name = "generate_relative_position_index"
+    modules = [module for module in model.modules() if hasattr(getattr(module, name, None), "__wrapped__")]
+    caches: dict[Callable[..., torch.Tensor], Callable[..., torch.Tensor]] = {}
+    for module in modules:
+        method = getattr_static(type(module), name)
+        function = getattr(method, "__func__", method).__wrapped__
+        cached = caches.setdefault(function, lru_cache(function))
+        setattr(module, name, cached if isinstance(method, staticmethod) else MethodType(cached, module))
+    try:
+        yield
+    finally:
+        for module in modules:
+            delattr(module, name)
 
 
 def _storage(tensor: torch.Tensor) -> int:
