@@ -1,0 +1,190 @@
+"""The functions that keep less, against torch's own; and whole models that keep less, against plain autocast and against float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+    Swinv2Config,
+    Swinv2ForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from pipeline.models.autograd import Adapter, BiasedAttention, Gelu, Linear, Norm, source_of
+from pipeline.models.lean import cache_frozen_bias, checkpoint_layers, hold_frozen, keep_less, make_lean
+from pipeline.models.lora import attach
+
+FLAT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "image_size": 32, "patch_size": 8}
+WINDOWS = {"image_size": 32, "patch_size": 2, "embed_dim": 32, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4}
+PIXELS = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+LABELS = torch.arange(6) % 5
+
+
+def gradients(function: Callable[..., torch.Tensor], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The output, and the gradient of a fixed weighting of it for every input."""
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    torch.manual_seed(5)
+    output = function(*leaves)
+    weighting = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
+    return [output, *torch.autograd.grad((output * weighting).sum(), leaves)]
+
+
+def draw(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def lean_block(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor, w2: torch.Tensor, a: torch.Tensor):
+    """Norm, a layer with an adapter of rank 2 under dropout, GELU, a layer without a bias: each reads what the one before can make again."""
+    kind = torch.float32
+    x = Norm.apply(x, w, b, 1e-5, kind)
+    hidden = Linear.apply(x, w1, b1, kind, source_of(x)) + Adapter.apply(x, a[:2], a[2:].T, 0.5, 0.3, kind, source_of(x))
+    hidden = Gelu.apply(hidden)
+    return Linear.apply(hidden, w2, None, kind, source_of(hidden))
+
+
+def plain_block(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor, w2: torch.Tensor, a: torch.Tensor):
+    x = F.layer_norm(x, (8,), w, b, 1e-5)
+    return F.linear(F.gelu(F.linear(x, w1, b1) + F.linear(F.linear(F.dropout(x, 0.3), a[:2]), a[2:].T) * 0.5), w2)
+
+
+def test_in_float32_the_gradients_are_torchs() -> None:
+    inputs = draw((3, 5, 8), (8,), (8,), (8, 8), (8,), (4, 8), (4, 8))
+    for found, expected in zip(gradients(lean_block, inputs), gradients(plain_block, inputs), strict=True):
+        assert torch.allclose(found, expected, atol=1e-5) and expected.abs().max() > 0.1
+
+
+def test_attention_with_a_trained_bias() -> None:
+    inputs = draw((3, 2, 7, 4), (3, 2, 7, 4), (3, 2, 7, 4), (1, 2, 7, 7))
+    own = gradients(lambda q, k, v, bias: BiasedAttention.apply(q, k, v, bias, 0.3), inputs)
+    torchs = gradients(lambda q, k, v, bias: F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=0.3), inputs)
+    for found, expected in zip(own, torchs, strict=True):
+        assert torch.allclose(found, expected, atol=1e-5) and expected.abs().max() > 0.1
+
+
+def build(kind: str, lora: bool, dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    if kind == "beit":
+        config = BeitConfig(**FLAT, num_labels=5, use_relative_position_bias=True, drop_path_rate=0.1)
+        model: nn.Module = BeitForImageClassification(config)
+    elif kind == "vit":
+        model = ViTForImageClassification(ViTConfig(**FLAT, num_labels=5))
+    elif kind == "swin":
+        model = SwinForImageClassification(SwinConfig(**WINDOWS, num_labels=5))
+    else:
+        model = Swinv2ForImageClassification(Swinv2Config(**WINDOWS, num_labels=5))
+    for name, weight in model.named_parameters():
+        if "bias_table" in name:
+            nn.init.normal_(weight, std=0.3)
+    if lora:
+        model = attach(model, 4, 8, dropout, ("query", "key", "fc2"))
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(weight, std=0.1)
+        cache_frozen_bias(model)
+    return model.train()
+
+
+def step(model: nn.Module, dtype: torch.dtype | None = torch.bfloat16) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Logits and gradients of one training step."""
+    torch.manual_seed(3)
+    model.zero_grad(set_to_none=True)
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        logits = model(pixel_values=PIXELS).logits
+    F.cross_entropy(logits.float(), LABELS).backward()
+    return logits.detach().float(), {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def same_bits(one: tuple, other: tuple) -> bool:
+    return torch.equal(one[0], other[0]) and all(torch.equal(one[1][name], other[1][name]) for name in one[1] | other[1])
+
+
+def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Length of the difference of all gradients, as a share of their length."""
+    assert found.keys() == expected.keys()
+    flat = [torch.cat([grads[name].flatten() for name in sorted(grads)]) for grads in (found, expected)]
+    return ((flat[0] - flat[1]).norm() / flat[1].norm()).item()
+
+
+KINDS = [("beit", True), ("beit", False), ("vit", True), ("vit", False), ("swin", True), ("swin", False), ("swinv2", True), ("swinv2", False)]
+
+
+@pytest.mark.parametrize(("kind", "lora"), KINDS)
+def test_a_lean_step_is_autocasts_and_as_near_to_float32(kind: str, lora: bool) -> None:
+    """Logits within two steps of bfloat16 (2^-7) of the largest; gradients as far from float32's as autocast's own are, give or take a fifth."""
+    exact, autocast = step(build(kind, lora), None), step(build(kind, lora))
+    model = build(kind, lora)
+    if lora:
+        assert hold_frozen(model, torch.bfloat16) > 10
+        assert same_bits(step(model), autocast)  # held in bfloat16 is what autocast makes of them
+    keep_less(model)
+    logits, grads = step(model)
+    assert (logits - autocast[0]).abs().max() <= 2**-7 * autocast[0].abs().max()
+    assert distance(grads, exact[1]) <= 1.2 * distance(autocast[1], exact[1]) + 1e-3
+    assert distance(grads, autocast[1]) < 0.03
+
+
+@pytest.mark.parametrize(("kind", "lora"), KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+def test_checkpointed_and_plain_are_equal_bits(kind: str, lora: bool, dtype: torch.dtype | None) -> None:
+    """With LoRA's dropout and BEiT's stochastic depth, in half precision as in float32."""
+    steps = []
+    for checkpointed in (False, True):
+        model = build(kind, lora, dropout=0.1)
+        if dtype is not None:
+            make_lean(model, dtype)
+        if checkpointed:
+            assert checkpoint_layers(model) == 2
+        steps.append(step(model, dtype))
+    assert same_bits(*steps)
+    model = build(kind, lora, dropout=0.1)
+    torch.manual_seed(4)
+    assert not lora or not torch.equal(model(pixel_values=PIXELS).logits, steps[0][0])  # the dropout does something
+
+
+@pytest.mark.parametrize(("kind", "lora"), KINDS)
+def test_without_autocast_nothing_changes(kind: str, lora: bool) -> None:
+    lean = build(kind, lora, dropout=0.1)
+    keep_less(lean)
+    assert same_bits(step(lean, None), step(build(kind, lora, dropout=0.1), None))
+
+
+def test_two_backward_passes_of_one_graph() -> None:
+    model = build("vit", True)
+    make_lean(model, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(pixel_values=PIXELS).logits.float().square().sum()
+    loss.backward(retain_graph=True)
+    once = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    loss.backward()
+    assert all(torch.equal(weight.grad, 2 * once[name]) for name, weight in model.named_parameters() if weight.grad is not None)
+
+
+def test_bfloat16_predicts_what_float32_does() -> None:
+    """Logits of a deeper random model within 1 % of the largest; equal labels wherever the two best are further apart than that."""
+    torch.manual_seed(0)
+    config = BeitConfig(**(FLAT | {"hidden_size": 192, "num_hidden_layers": 12}), num_labels=50, use_relative_position_bias=True)
+    model = BeitForImageClassification(config).eval().requires_grad_(False)
+    for weight in model.parameters():
+        nn.init.normal_(weight, mean=1.0 if weight.ndim == 1 else 0.0, std=0.05)
+    images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    cache_frozen_bias(model)
+    with torch.no_grad():
+        exact = model(pixel_values=images).logits
+        make_lean(model, torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(pixel_values=images).logits.float()
+    tolerance = 0.01 * exact.abs().max()
+    assert (found - exact).abs().max() <= tolerance
+    best_two = exact.topk(2).values
+    clear = best_two[:, 0] - best_two[:, 1] > 2 * tolerance
+    assert clear.sum() >= 16 and torch.equal(found.argmax(1)[clear], exact.argmax(1)[clear])
