@@ -22,8 +22,10 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from pipeline.errors import UserError
 from pipeline.models.lean import cache_frozen_bias, checkpoint_layers, make_lean
 from pipeline.models.lora import attach
+from pipeline.training import estimate
 from pipeline.training.memory import Memory, account
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32, "patch_size": 8}
@@ -246,6 +248,23 @@ def test_report_0_at_batch_two() -> None:
             cache_frozen_bias(model)
         counted = account(model, loss_with(model), torch.zeros(1, 3, 384, 384), "adamw").total(2)
         assert measured - 0.7e9 < counted < measured
+
+
+@pytest.mark.parametrize(
+    ("room", "advice"),
+    [
+        (41, "--batch-size 4 fits .* With --set activation_checkpointing=true batch 8 fits"),
+        (15, "not even one image fits: .* With --set activation_checkpointing=true batch 4 fits"),
+        (2, "not even one image fits: [^.]*$"),
+    ],
+)
+def test_the_advice_of_a_refusal_fits(room: int, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 bytes an image, and 3 when checkpointed; one for the weights."""
+    monkeypatch.setattr(estimate, "device_memory", lambda device: room + estimate.OVERHEAD_BYTES["cpu"])
+    plain, checkpointed = Memory(1, 0, 0, 0, 10 if room > 15 else 20), Memory(1, 0, 0, 0, 2, 1)
+    with pytest.raises(UserError, match=advice):
+        estimate.check_fits(plain, 8, torch.device("cpu"), lambda: checkpointed)
+    estimate.check_fits(plain, room // 20, torch.device("cpu"))
 
 
 def test_total_adds_up() -> None:

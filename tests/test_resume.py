@@ -100,6 +100,17 @@ def test_interrupted_twice_with_other_workers_is_bit_identical(whole: Path, tiny
     assert_same(output, whole / "run")
 
 
+def test_half_precision_and_checkpointing_resume_bit_for_bit(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch) -> None:
+    more = ["--precision", "bf16", "--epochs", "2", "--set", "activation_checkpointing=true"]
+    train.main([*flags(whole / "data", tiny_backbone, tmp_path / "a"), *more])
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 5)
+        with pytest.raises(Interrupted):
+            train.main([*flags(whole / "data", tiny_backbone, tmp_path / "b"), *more])
+    resume(whole / "data", tmp_path / "b")
+    assert_same(tmp_path / "a", tmp_path / "b")
+
+
 def test_max_minutes_saves_and_exits_130(whole: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     with pytest.raises(Interrupted, match="--max-minutes"):

@@ -195,6 +195,54 @@ def test_batch_size_auto_keeps_the_effective_batch(competition: Path, tiny_backb
     assert "of 8 images (8 at a time)" in capsys.readouterr().out
 
 
+@pytest.fixture
+def swin_backbone(tmp_path: Path) -> Path:
+    """A Swin whose first weight, which decides what transformers takes for the model's dtype, belongs to a layer that is held in bfloat16."""
+    from transformers import SwinConfig, SwinForImageClassification
+
+    torch.manual_seed(0)
+    sizes = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
+    SwinForImageClassification(SwinConfig(**sizes, num_labels=5)).save_pretrained(tmp_path / "swin")
+    return tmp_path / "swin"
+
+
+def test_in_bfloat16_the_frozen_weights_are_saved_as_they_were_loaded(competition: Path, swin_backbone: Path, tmp_path: Path) -> None:
+    import inference
+    from safetensors.torch import load_file
+
+    train.main(arguments(competition, swin_backbone, tmp_path / "run", "--precision", "bf16"))
+    loaded, saved = load_file(swin_backbone / "model.safetensors"), load_file(tmp_path / "run" / "model_swin" / "model.safetensors")
+    assert loaded.keys() == saved.keys()
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved if not name.startswith("classifier"))
+    assert json.loads((tmp_path / "run" / "model_swin" / "config.json").read_text())["dtype"] == "float32"
+    adapter = load_file(tmp_path / "run" / "model_lora" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+    probs = []
+    for precision in ("fp32", "bf16"):
+        output = tmp_path / f"{precision}.csv"
+        inference.main(["--model", str(tmp_path / "run"), "--data", str(competition), "--output", str(output), "--precision", precision])
+        probs.append(output.read_text())
+    assert probs[0] == probs[1]  # labels
+
+
+def test_activation_checkpointing_changes_no_bit(competition: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
+    for name in ("plain", "checkpointed"):
+        train.main(arguments(competition, tiny_backbone, tmp_path / name, "--set", f"activation_checkpointing={name == 'checkpointed'}"))
+    for file in ("metrics.jsonl", "model_lora/adapter_model.safetensors", "val_probs.npy"):
+        assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "checkpointed" / file).read_bytes()
+    counted = re.findall(r"([\d.]+) kB of memory counted", capsys.readouterr().out)
+    assert float(counted[1]) < float(counted[0])
+
+
+def test_a_step_that_cannot_fit_is_refused_before_anything_is_written(competition: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch) -> None:
+    from pipeline.training import estimate
+
+    monkeypatch.setattr(estimate, "device_memory", lambda device: estimate.OVERHEAD_BYTES["cpu"] + 1)
+    with pytest.raises(UserError, match="a step of batch 4 needs about .* not even one image fits"):
+        train.main(arguments(competition, tiny_backbone, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_undecodable_training_images_stop_or_are_skipped_when_told(competition: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
     bad = competition / "train" / "red" / "red_1.png"
     bad.write_bytes(bad.read_bytes()[:100])

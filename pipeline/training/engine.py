@@ -207,7 +207,7 @@ class _Loop:
         """
         position, device = self.position, self.compute.device
         if self.micro_batch_size == 1:
-            advice = "use LoRA (--lora-rank 16), a smaller --image-size or a smaller --backbone"
+            advice = "use --set activation_checkpointing=true, LoRA (--lora-rank 16), a smaller --image-size or a smaller --backbone"
             raise UserError(f"out of memory on {device} with one image at a time; {advice}: {str(error).splitlines()[0]}") from None
         self.micro_batch_size //= 2
         self.optimizer.zero_grad(set_to_none=True)
