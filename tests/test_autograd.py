@@ -115,7 +115,16 @@ def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
     return ((flat[0] - flat[1]).norm() / flat[1].norm()).item()
 
 
-KINDS = [("beit", True), ("beit", False), ("vit", True), ("vit", False), ("swin", True), ("swin", False), ("swinv2", True), ("swinv2", False)]
+KINDS = [
+    ("beit", True),
+    ("beit", False),
+    ("vit", True),
+    ("vit", False),
+    ("swin", True),
+    ("swin", False),
+    ("swinv2", True),
+    ("swinv2", False),
+]
 
 
 @pytest.mark.parametrize(("kind", "lora"), KINDS)

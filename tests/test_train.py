@@ -234,7 +234,9 @@ def test_activation_checkpointing_changes_no_bit(competition: Path, tiny_backbon
     assert float(counted[1]) < float(counted[0])
 
 
-def test_a_step_that_cannot_fit_is_refused_before_anything_is_written(competition: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_step_that_cannot_fit_is_refused_before_anything_is_written(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch
+) -> None:
     from pipeline.training import estimate
 
     monkeypatch.setattr(estimate, "device_memory", lambda device: estimate.OVERHEAD_BYTES["cpu"] + 1)
