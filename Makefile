@@ -57,8 +57,8 @@ score: $(SETUP)  ## every metric of predictions.csv against held-back labels (SO
 ablation: $(SETUP)  ## every row of a grid with every seed: train, predict, score, one table (GRID=name or file; DATASET= SOLUTION=)
 	$(PYTHON) -m pipeline.report.ablation --grid "$(GRID)" $(if $(DATASET),--data "data/$(DATASET)") $(if $(SOLUTION),--solution "$(SOLUTION)")
 
-report: $(SETUP)  ## rebuild finetuned_model/report.html from the run folder
-	$(PYTHON) -m pipeline.report.page
+report: $(SETUP)  ## rebuild finetuned_model/report.html from the run folder; RUNS='a b' compares runs in one page
+	$(PYTHON) -m pipeline.report.page $(foreach run,$(RUNS),--run $(run))
 
 attention: $(SETUP)  ## where models look, side by side (IMAGES='a.jpg b.jpg' RUNS='a b c')
 	$(PYTHON) -m pipeline.report.attention $(if $(IMAGES),--images $(IMAGES)) $(if $(RUNS),--runs $(RUNS))

@@ -151,8 +151,8 @@ def run(
 ) -> int:
     """Train what was built, from the start or from the state in `output`."""
     from pipeline.files import set_aside
-    from pipeline.report.figures import write_figures
-    from pipeline.report.page import build_report
+    from pipeline.report.page import LivePage, build_report
+    from pipeline.report.thumbnails import store_samples
     from pipeline.run import run_entries
     from pipeline.tasks.classification import train_counts
     from pipeline.training.checkpoint import StateStore, seed_everything
@@ -185,9 +185,13 @@ def run(
         else:
             recorder.resume(state["position"]["history"])
 
+    store_samples(output, task.train_rows, task.class_names)
+    live_page = LivePage(output)
+
     def on_epoch(report: Any) -> None:
         recorder.epoch(report)
-        write_figures(output)
+        if problem := live_page.update():
+            print(problem)
 
     seed_everything(recipe.seed + 2)  # from here on nothing depends on what was drawn while building
     last = fit(

@@ -23,7 +23,10 @@ WINGS = {
     "models": ["timm_checkpoints", "backbones", "roles", "lora", "autograd", "lean", "attention"],
     "training": ["optim", "memory", "checkpoint", "resume", "compute", "predict", "engine", "estimate", "record"],
     "tasks": ["classification", "registry"],
-    "report": ["run_files", "words", "figures", "validation", "page", "attention", "grids", "trials", "ablation_table", "ablation"],
+    "report": [
+        *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "validation", "submissions", "facts"),
+        *("comparison", "page", "attention", "grids", "trials", "ablation_table", "ablation"),
+    ],
     "last": ["demo_data", "demo"],
 }
 ROOMS = [f"{wing}.{room}" if wing not in ("", "last") else room for wing, rooms in WINGS.items() for room in rooms]

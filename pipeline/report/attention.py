@@ -103,7 +103,7 @@ def look(run: str, images: Sequence[Path]) -> list[Looked]:
 
     from pipeline.data.images import BadImage, decode
     from pipeline.models.attention import attention_maps
-    from pipeline.report.figures import _drawable
+    from pipeline.report.figures import drawable
 
     classifier, class_names = load(run)
     rule, results = classifier.rule, []
@@ -115,7 +115,7 @@ def look(run: str, images: Sequence[Path]) -> list[Looked]:
             raise UserError(f"{path}: {error}") from None
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
         maps = attention_maps(classifier.model, forward, rule.normalize(pixels))
-        results.append(Looked(picture, maps, f"{_drawable(class_names[maps.predicted], maps.predicted)} {maps.probability:.0%}"))
+        results.append(Looked(picture, maps, f"{drawable(class_names[maps.predicted], maps.predicted)} {maps.probability:.0%}"))
     return results
 
 
@@ -168,10 +168,10 @@ def _grid(path: Path, columns: Sequence[tuple[str, list[tuple[Image.Image, np.nd
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from pipeline.report.figures import DPI, STYLE, _fonts
+    from pipeline.report.figures import DPI, STYLE, fonts
 
     rows, inches = len(columns[0][1]), min(CELL_INCHES, WIDTH_INCHES / len(columns))
-    with matplotlib.rc_context({**STYLE, "font.family": _fonts()[0], "axes.grid": False}):
+    with matplotlib.rc_context({**STYLE, "font.family": fonts()[0], "axes.grid": False}):
         figure = Figure(
             figsize=(inches * len(columns), (inches + 0.25) * rows + TITLE_INCHES),
             dpi=DPI,

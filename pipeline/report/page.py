@@ -1,107 +1,94 @@
-"""`make report`: one self-contained HTML page and its figures, from the files of a run folder alone; no model, no network."""
+"""`make report`: one self-contained HTML page and its figures, from the files of a run folder alone; no model, no network.
+
+python -m pipeline.report.page                              # finetuned_model/report.html
+python -m pipeline.report.page --run runs/a --run runs/b    # several runs in one page: comparison/comparison.html
+"""
 
 from __future__ import annotations
 
 import argparse
-import base64
-import math
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import jinja2
-from PIL import Image
-
+from pipeline.competition.ledger import LEDGER
 from pipeline.errors import run_command
-from pipeline.files import human_size, human_time, write_text
-from pipeline.report import figures
+from pipeline.files import human_size, write_text
+from pipeline.report import facts
+from pipeline.report.charts import class_counts_figure
+from pipeline.report.comparison import build_comparison
+from pipeline.report.curves import draw_curves
+from pipeline.report.rendering import Drawn, embedded, render
 from pipeline.report.run_files import RunFiles, has_run, read_run_files
+from pipeline.report.submissions import read_submissions
+from pipeline.report.thumbnails import SAMPLES_PER_CLASS, samples
 from pipeline.report.validation import read_validation
-from pipeline.report.words import measured, metric_name, metric_value, percent, setting, to_the_minute
 
-MAIN_SETTINGS = {
-    "backbone": "Backbone",
-    "text_backbone": "Text backbone",
-    "image_size": "Image size (px)",
-    "epochs": "Epochs",
-    "batch_size": "Batch size",
-    "accumulation_steps": "Accumulation steps",
-    "optimizer.name": "Optimizer",
-    "optimizer.lr": "Learning rate",
-    "optimizer.weight_decay": "Weight decay",
-    "schedule.name": "Schedule",
-    "schedule.warmup_ratio": "Warm-up ratio",
-    "lora.rank": "LoRA rank",
-    "lora.alpha": "LoRA alpha",
-    "lora.dropout": "LoRA dropout",
-    "lora.targets": "LoRA targets",
-    "data.val_fraction": "Validation share",
-}
-PARAMETERS = {"model": "In the model, without adapter", "trainable": "Trainable", "adapter": "Adapter (LoRA)", "head": "Head"}
-ORIGIN = {
-    "started": "Started",
-    "finished": "Finished",
-    "device": "Device",
-    "precision": "Precision",
-    "seed": "Seed",
-    "data": "Data",
-    "commit": "Commit",
-}
+OPEN_STRIPS, OPEN_TILES = 24, 60  # classes whose pictures are shown at once, the others folded
+LIVE_SHARE, FIRST_COST_S = 0.05, 1.5  # of the time of training; what a first page may cost, before one was measured
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m pipeline.report.page`: write report.html and figures/*.png in the run folder."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.report.page", description=(__doc__ or "").split(": ", 1)[1])
-    parser.add_argument("--run", type=Path, default=Path("finetuned_model"), metavar="DIR", help="run folder (default: finetuned_model)")
+    """Write the page of one run into its folder, or one page that compares several."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.report.page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run", type=Path, action="append", metavar="DIR", help="run folder (default: finetuned_model); several are compared in one page"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("comparison"), metavar="DIR", help="folder of a comparison (default: %(default)s)"
+    )
     parser.add_argument("--if-present", action="store_true", help="do nothing where that folder holds no run")
     args = parser.parse_args(argv)
-    if args.if_present and not has_run(args.run):
-        print(f"{args.run} holds no run: no page to write")
+    runs = args.run or [Path("finetuned_model")]
+    if args.if_present and not has_run(runs[0]):
+        print(f"{runs[0]} holds no run: no page to write")
         return 0
-    page = build_report(args.run)
+    page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, args.output)
     print(f"{page}: {human_size(page.stat().st_size)}, one file that can be sent as it is")
     return 0
 
 
-def build_report(run_dir: Path) -> Path:
+def build_report(run_dir: Path, ledger: Path = LEDGER) -> Path:
     """Write `figures/*.png` and `report.html` in `run_dir`; the page's path. What a run did not record is left out of the page.
 
     Raises:
         UserError: the folder is missing, holds no run, or a file in it is damaged.
     """
     files = read_run_files(run_dir)
-    drawn = figures.draw_curves(files)
+    drawn = draw_curves(files)
     validation = read_validation(files, drawn)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(data_uri=_data_uri, number=measured, percent=percent, setting=setting, time=to_the_minute)
-    html = environment.get_template("page.html.j2").render(
-        name=files.record.get("name") or files.path.resolve().name,
-        record=files.record,
+    classes = _class_counts(files, drawn)
+    submissions = read_submissions(files, ledger, drawn)
+    attention = _attention(files, drawn)
+    html = render(
+        "page.html.j2",
+        name=files.told.get("name") or files.path.resolve().name,
+        record=files.told,
+        finished=bool(files.record),
         schedule=files.schedule,
-        headlines=_headlines(files),
-        facts=_facts(files),
-        figures={name: _embedded(path, alt) for name, (path, alt) in drawn.items()},
+        headlines=facts.headlines(files),
+        facts=facts.summary(files),
+        figures=embedded(drawn),
         best=files.best,
-        best_metrics=_metrics({key: value for key, value in files.kept_epoch.items() if key.startswith("val_")}),
-        epochs=_epoch_table(files),
+        best_metrics=facts.metrics({key: value for key, value in files.kept_epoch.items() if key.startswith("val_")}),
+        epochs=facts.epoch_table(files),
         validation=validation,
-        classes=_classes(files),
-        test_metrics=_metrics(files.scores.get("metrics", {})),
-        test_parts={part: dict(_metrics(metrics)) for part, metrics in files.scores.get("parts", {}).items()},
+        classes=classes,
+        samples=_samples(files),
+        attention=attention,
+        submissions=submissions,
+        test_metrics=facts.metrics(files.scores.get("metrics", {})),
+        test_parts={part: dict(facts.metrics(metrics)) for part, metrics in files.scores.get("parts", {}).items()},
         scores=files.scores,
-        parameters=_parameters(files),
-        settings=_settings(files),
-        every_setting=_flat(files.record.get("recipe", {})),
-        speed=_speed(files),
-        origin=[(label, files.record[key]) for key, label in ORIGIN.items() if files.record.get(key) is not None],
+        parameters=facts.parameters(files),
+        settings=facts.settings(files),
+        every_setting=facts.flat(files.told.get("recipe", {})),
+        speed=facts.speed(files),
+        origin=facts.origin(files),
         written=datetime.now().astimezone().isoformat(),
     )
     page = files.path / "report.html"
@@ -109,113 +96,57 @@ def build_report(run_dir: Path) -> Path:
     return page
 
 
-def _embedded(path: Path, alt: str) -> dict[str, Any]:
-    """A figure for the page, at the size it was drawn for (96 CSS pixels an inch)."""
-    with Image.open(path) as image:
-        width, height = (round(side * 96 / figures.DPI) for side in image.size)
-    return {"src": _data_uri(path.read_bytes(), "image/png"), "alt": alt, "width": width, "height": height}
+class LivePage:
+    """Keeps the page and the figures of a run up to date while it trains, in at most 5 % of the time: an epoch of half a minute or more
+    has its page at once, shorter ones share one."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._began, self._spent, self._cost = time.monotonic(), 0.0, FIRST_COST_S
+
+    def update(self) -> str | None:
+        """Write the page if there is time for it. What went wrong, in words: nothing that a page may lack is worth a run."""
+        now = time.monotonic()
+        if self._spent + self._cost > LIVE_SHARE * (now - self._began):
+            return None
+        problem = None
+        try:
+            build_report(self.run_dir)
+        except Exception as error:
+            problem = f"the page of this run could not be written ({type(error).__name__}: {error}); training goes on"
+        self._cost = time.monotonic() - now
+        self._spent += self._cost
+        return problem
 
 
-def _data_uri(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+def _class_counts(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
+    """Training images a class, most first; adds their figure to `drawn`. None when run.json has no counts."""
+    counted = facts.class_counts(files)
+    if counted:
+        names, counts = list(counted["by_class"]), list(counted["by_class"].values())
+        path = files.path / "figures" / "class_counts.png"
+        class_counts_figure(path, names, counts)
+        drawn["class_counts"] = path, f"Training images of {len(names):,} classes: from {min(counts):,} to {max(counts):,}."
+    return counted
 
 
-def _headlines(files: RunFiles) -> list[dict[str, str]]:
-    """What the page opens with: the best validation metric and, after scoring, the test score."""
-    shown, best = [], files.best
-    if best:
-        epoch = f"epoch {best['epoch']} of {files.metrics[-1]['epoch']}" if files.metrics else f"epoch {best['epoch']}"
-        total, note = len(files.predictions) or files.record.get("counts", {}).get("val"), ""
-        if total and best["metric"] == "val_accuracy":
-            low, high = _interval(best["value"], total)
-            note = f"{total:,} images; 95% interval {100 * low:.0f} to {100 * high:.0f}%"
-        value, what = metric_value(best["metric"], best["value"]), f"validation {metric_name(best['metric'])}"
-        shown.append({"value": value, "what": what, "when": epoch, "note": note})
-    elif files.kept_epoch.get("train_accuracy") is not None:
-        note = "on its own training images: none was kept back for validation"
-        epoch = f"epoch {files.kept_epoch['epoch']}"
-        shown.append({"value": percent(files.kept_epoch["train_accuracy"]), "what": "training accuracy", "when": epoch, "note": note})
-    metrics = files.scores.get("metrics") or {}
-    if metrics:
-        key = "accuracy" if "accuracy" in metrics else next(iter(metrics))
-        rows = f"{files.scores['rows']:,} rows" if files.scores.get("rows") else ""
-        shown.append({"value": metric_value(key, metrics[key]), "what": f"test {metric_name(key)}", "when": rows, "note": ""})
-    return shown
+def _samples(files: RunFiles) -> dict[str, Any]:
+    """Training images by class: in strips of several pictures a class, or in tiles where there is one of each."""
+    counts = files.record.get("counts", {}).get("train_per_class", {})
+    rows = [row | {"count": counts.get(row["name"])} for row in samples(files)]
+    strips = any(len(row["pictures"]) > 1 for row in rows)
+    return {"rows": rows, "strips": strips, "open": OPEN_STRIPS if strips else OPEN_TILES, "columns": SAMPLES_PER_CLASS}
 
 
-def _interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share observed on `count` images."""
-    z = 1.96
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _facts(files: RunFiles) -> str:
-    """One line: on how much was trained, for how long, where."""
-    record, counts = files.record, files.record.get("counts", {})
-    parts = [f"{len(record['class_names']):,} classes"] if record.get("class_names") else []
-    parts += [f"{counts[key]:,} {words} images" for key, words in (("train", "training"), ("val", "validation")) if counts.get(key)]
-    parts += [f"{len(files.metrics)} epoch{'s' if len(files.metrics) > 1 else ''}"] if files.metrics else []
-    parts += [human_time(sum(row["seconds"] for row in files.timing))] if files.timing else []
-    parts += [f"{record['device']}, {record['precision']}"] if record.get("device") and record.get("precision") else []
-    return " · ".join(parts)
-
-
-def _metrics(values: dict[str, float]) -> list[tuple[str, float]]:
-    """Metrics with their names in words, losses last."""
-    return [(metric_name(key), value) for key, value in sorted(values.items(), key=lambda item: item[0].endswith("loss"))]
-
-
-def _epoch_table(files: RunFiles) -> dict[str, Any]:
-    keys = list(dict.fromkeys(key for row in files.metrics for key in row))
-    prefix = {"train": "training ", "val": "validation "}
-    return {
-        "heads": [prefix.get(key.split("_")[0], "") + metric_name(key) for key in keys],
-        "rows": [[row.get(key) for key in keys] for row in files.metrics],
-    }
-
-
-def _classes(files: RunFiles) -> dict[str, Any] | None:
-    """Training images a class, most first, with their median; None when run.json has no counts."""
-    counts = files.record.get("counts", {}).get("train_per_class")
-    if not counts:
-        return None
-    rows = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return {"rows": rows, "median": median(counts.values())}
-
-
-def _parameters(files: RunFiles) -> list[dict[str, Any]]:
-    """Rows of the parameter table; shares are of the model with its adapter, as PEFT prints them."""
-    counts = files.record.get("counts", {}).get("parameters") or {}
-    total = counts.get("model", 0) + counts.get("adapter", 0)
-    return [{"label": label, "count": counts[key], "share": counts[key] / total} for key, label in PARAMETERS.items() if counts.get(key)]
-
-
-def _settings(files: RunFiles) -> list[tuple[str, Any]]:
-    """The recipe's main settings in words; those of the adapter only where there is one."""
-    flat = dict(_flat(files.record.get("recipe", {})))
-    if flat.get("lora.rank") == 0:
-        flat = {key: value for key, value in flat.items() if not key.startswith("lora.")}
-    rows = [(label, flat[key]) for key, label in MAIN_SETTINGS.items() if flat.get(key) is not None]
-    effective = (files.record.get("schedule") or {}).get("effective_batch_size")
-    return rows + ([("Images per optimizer step", effective)] if effective else [])
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested recipe keys as (dotted key, value), in their order."""
-    rows = []
-    for key, value in values.items():
-        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(prefix + key, value)]
-    return rows
-
-
-def _speed(files: RunFiles) -> list[tuple[str, str]]:
-    rows = [("Training time", human_time(sum(row["seconds"] for row in files.timing)))] if files.timing else []
-    rates = [row["images_per_second"] for row in files.timing if row.get("images_per_second")]
-    rows += [("Training images per second", f"{median(rates):,.1f}")] if rates else []
-    peaks = [row["peak_memory_bytes"] for row in files.timing if row.get("peak_memory_bytes")]
-    return rows + ([("Peak memory", human_size(max(peaks)))] if peaks else [])
+def _attention(files: RunFiles, drawn: Drawn) -> list[str]:
+    """The names of the attention figures in the run's folder, which are added to `drawn`."""
+    paths = sorted((files.path / "figures").glob("attention*.png"))
+    for path in paths:
+        drawn[path.stem] = (
+            path,
+            "Heads of the last layer, each over the picture." if "heads" in path.stem else "Where the model looks: maps over the pictures.",
+        )
+    return [path.stem for path in paths]
 
 
 if __name__ == "__main__":

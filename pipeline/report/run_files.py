@@ -11,6 +11,7 @@ from pipeline.competition.tables import load_table, restored
 from pipeline.errors import UserError
 from pipeline.files import read_json, read_json_lines
 
+THUMBNAILS = "thumbnails.jsonl"
 PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence")
 
 
@@ -38,9 +39,17 @@ class RunFiles:
         return {"epoch": best["epoch"], "metric": "val_accuracy", "value": best["val_accuracy"]}
 
     @property
+    def told(self) -> dict[str, Any]:
+        """What the run says of itself: run.json, or before it is written what the run was started with."""
+        if self.record or not self.start:
+            return self.record
+        recipe = self.start.get("recipe", {})
+        return self.start | {key: recipe[key] for key in ("task", "name", "seed") if key in recipe}
+
+    @property
     def schedule(self) -> dict[str, Any] | None:
         """The schedule of the learning rate; from state/start.json while run.json is still to come; None where it is not recorded."""
-        return (self.record or self.start).get("schedule")
+        return self.told.get("schedule")
 
     @property
     def kept_epoch(self) -> dict[str, Any]:
@@ -48,6 +57,11 @@ class RunFiles:
         best = self.best
         chosen = [row for row in self.metrics if best and row["epoch"] == best["epoch"]] or self.metrics[-1:]
         return chosen[0] if chosen else {}
+
+    @cached_property
+    def thumbnails(self) -> list[dict[str, str]]:
+        """The lines of thumbnails.jsonl: `use` (sample or mistake), `label`, `path`, `jpeg` (base64)."""
+        return read_json_lines(self.path / THUMBNAILS)
 
     @cached_property
     def predictions(self) -> list[dict[str, str]]:

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from pipeline.data.images import BadImage, decode
 from pipeline.metrics import confusion_matrix, per_class
-from pipeline.report import figures
+from pipeline.report.charts import calibration_figure
+from pipeline.report.confusion import MAX_LABELLED_CLASSES, cell_classes, confusion_figure
+from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
+from pipeline.report.thumbnails import mistake_pictures
 from pipeline.report.words import percent
 
 MAX_MATRIX_CLASSES = 2000  # a (C, C) table of counts beyond this says nothing on a page and costs hundreds of megabytes
 MIN_CALIBRATION_ROWS = 100  # ten bins of fewer than ten predictions each are noise
-SHOWN_PAIRS, SHOWN_MISTAKES, SHOWN_WEAKEST, THUMBNAIL_PX = 15, 18, 10, 224
+SHOWN_PAIRS, SHOWN_MISTAKES, SHOWN_WEAKEST = 15, 18, 10
 
 
-def read_validation(files: RunFiles, drawn: dict[str, tuple[Path, str]]) -> dict[str, Any] | None:
+def read_validation(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
     """What the page says of the validation predictions; adds their figures to `drawn`. None when there are no predictions."""
     rows = files.predictions
     if not rows:
         return None
-    known = list(files.record.get("class_names", []))
+    known = list(files.told.get("class_names", []))
     # A question may be answered outside the answers a model knows: such a label is no class of its own, yet counts as a mistake.
     names = known + sorted({row[key] for row in rows for key in ("label", "predicted")} - set(known))
     mistakes = [row for row in rows if row["label"] != row["predicted"]]
@@ -39,7 +39,7 @@ def read_validation(files: RunFiles, drawn: dict[str, tuple[Path, str]]) -> dict
         number = {name: index for index, name in enumerate(names)}
         counts = confusion_matrix([number[row["label"]] for row in rows], [number[row["predicted"]] for row in rows], len(names))
         path = files.path / "figures" / "confusion.png"
-        figures.confusion_figure(path, counts, names)
+        confusion_figure(path, counts, names)
         most = f"; most often {pairs[0][0][0]} was taken for {pairs[0][0][1]}" if pairs else ""
         drawn["confusion"] = (
             path,
@@ -50,16 +50,16 @@ def read_validation(files: RunFiles, drawn: dict[str, tuple[Path, str]]) -> dict
         "total": len(rows),
         "right": len(rows) - len(mistakes),
         "num_classes": len(names),
-        "labelled": len(names) <= figures.MAX_LABELLED_CLASSES,
-        "cell_classes": figures.cell_classes(len(names)),
+        "labelled": len(names) <= MAX_LABELLED_CLASSES,
+        "cell_classes": cell_classes(len(names)),
         "per_class": classes,
         "weakest": sorted((row for row in classes or [] if row["support"]), key=lambda row: row["f1"])[:SHOWN_WEAKEST],
         "pairs": [
             {"label": label, "predicted": predicted, "count": count, "share": count / support[label]} for (label, predicted), count in pairs
         ],
         "mistakes": [
-            {**row, "confidence": float(row["confidence"]), "file": Path(row["path"]).name, "thumbnail": _thumbnail(files, row["path"])}
-            for row in surest
+            {**row, "confidence": float(row["confidence"]), "file": Path(row["path"]).name, "thumbnail": picture}
+            for row, picture in zip(surest, mistake_pictures(files, surest), strict=True)
         ],
         "calibration": _calibration(files, drawn),
     }
@@ -78,7 +78,7 @@ def _per_class(names: Sequence[str], counts: np.ndarray, files: RunFiles) -> lis
     return rows
 
 
-def _calibration(files: RunFiles, drawn: dict[str, tuple[Path, str]]) -> dict[str, float] | None:
+def _calibration(files: RunFiles, drawn: Drawn) -> dict[str, float] | None:
     """Mean confidence, share right and expected calibration error over ten equal bins (Guo et al. 2017); None for few predictions."""
     if len(files.predictions) < MIN_CALIBRATION_ROWS:
         return None
@@ -89,25 +89,9 @@ def _calibration(files: RunFiles, drawn: dict[str, tuple[Path, str]]) -> dict[st
     bins = [(float(confidence[chosen].mean()), float(right[chosen].mean()), int(chosen.sum())) for chosen in inside]
     error = sum(abs(sure - share) * count for sure, share, count in bins) / len(right)
     path = files.path / "figures" / "calibration.png"
-    figures.calibration_figure(path, bins)
+    calibration_figure(path, bins)
     drawn["calibration"] = (
         path,
         f"Share that is right against confidence: {percent(confidence.mean())} sure on average, {percent(right.mean())} right.",
     )
     return {"confidence": float(confidence.mean()), "right": float(right.mean()), "error": float(error)}
-
-
-def _thumbnail(files: RunFiles, written_path: str) -> bytes | None:
-    """A small JPEG of an image; None when the file is gone or cannot be decoded."""
-    candidates = [Path(written_path), Path(files.record.get("data") or ".") / written_path, files.path.resolve().parent / written_path]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if path is None:
-        return None
-    try:
-        image = decode(path, smallest=THUMBNAIL_PX)
-    except BadImage:
-        return None
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=75, optimize=True)
-    return buffer.getvalue()

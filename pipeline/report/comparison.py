@@ -1,0 +1,170 @@
+"""`make report RUNS='a b'`: several runs in one self-contained page, their curves in common plots and their tables side by side."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.files import write_text
+from pipeline.metrics import confusion_matrix, per_class
+from pipeline.report import facts
+from pipeline.report.confusion import MAX_LABELLED_CLASSES, confusion_figure
+from pipeline.report.curves import RUN_LOOKS, RunCurve, compared_curves, scheduled
+from pipeline.report.rendering import Drawn, embedded, render
+from pipeline.report.run_files import RunFiles, read_run_files
+from pipeline.report.validation import MAX_MATRIX_CLASSES
+from pipeline.report.words import measured, percent
+
+PAGE = "comparison.html"
+SHOWN_CLASSES = 12  # of the classes whose F1 differs most
+Runs = dict[str, RunFiles]  # by the name they have on the page
+
+
+def build_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
+    """Write comparison.html and figures/*.png in folder `output`; the page's path.
+
+    A comparison of the same runs is replaced; where `output` holds anything else, `output-2` (and so on) is written.
+
+    Raises:
+        UserError: a folder holds no run, is named twice, or there are more runs than colours that can be told apart.
+    """
+    runs = _read(run_dirs)
+    signature = hashlib.sha256("\n".join(sorted(str(path.resolve()) for path in run_dirs)).encode()).hexdigest()
+    folder = _free(output, signature)
+    drawn = _curves(runs, folder / "figures")
+    matrices = _confusions(runs, folder / "figures", drawn)
+    page = render(
+        "comparison.html.j2",
+        signature=signature,
+        runs=runs,
+        results=_side_by_side(runs, _results),
+        parameters=_side_by_side(runs, _parameters),
+        differing=_recipe(runs, same=False),
+        same=_recipe(runs, same=True),
+        figures=embedded(drawn),
+        matrices=[(name, f"confusion_{number}") for number, name in enumerate(runs, start=1) if name in matrices],
+        wide=any(10 < len(counts) <= MAX_LABELLED_CLASSES for _, counts in matrices.values()),
+        classes=_class_f1(matrices),
+        shown_classes=SHOWN_CLASSES,
+        written=datetime.now().astimezone().isoformat(),
+    )
+    write_text(folder / PAGE, page)
+    return folder / PAGE
+
+
+def _read(run_dirs: Sequence[Path]) -> Runs:
+    places = [path.resolve() for path in run_dirs]
+    if twice := sorted({str(path) for path, place in zip(run_dirs, places, strict=True) if places.count(place) > 1}):
+        raise UserError(f"{', '.join(twice)}: named twice; a comparison needs different runs")
+    if len(run_dirs) > len(RUN_LOOKS):
+        raise UserError(f"{len(run_dirs)} runs to compare, at most {len(RUN_LOOKS)} can be told apart in one plot: name fewer")
+    names = [place.name for place in places]
+    return {name if names.count(name) == 1 else str(path): read_run_files(path) for path, name in zip(run_dirs, names, strict=True)}
+
+
+def _free(output: Path, signature: str) -> Path:
+    """`output` where it is absent, empty or holds the same comparison, else the first such one of `output-2`, `output-3`, ..."""
+    candidate, number = output, 2
+    while candidate.exists() and any(candidate.iterdir()) and not _holds(candidate, signature):
+        candidate, number = output.with_name(f"{output.name}-{number}"), number + 1
+    return candidate
+
+
+def _holds(folder: Path, signature: str) -> bool:
+    page = folder / PAGE
+    return page.is_file() and signature in page.read_text(encoding="utf-8")
+
+
+def _curves(runs: Runs, folder: Path) -> Drawn:
+    """Accuracy, loss and learning rate of all runs."""
+    drawn: Drawn = {}
+    for name in ("accuracy", "loss"):
+        curves = []
+        for run, files in runs.items():
+            epochs = [row["epoch"] for row in files.metrics]
+            for key in ("train", "val"):
+                values = [row.get(f"{key}_{name}") for row in files.metrics]
+                if any(value is not None for value in values):
+                    curves.append(RunCurve(run, epochs, values, dashed=key == "train"))
+        if curves:
+            path = folder / f"{name}.png"
+            compared_curves(path, curves, name, share=name == "accuracy")
+            drawn[name] = path, f"{name.capitalize()} of {_listed(runs)} over the epochs."
+    rates = []
+    for run, files in runs.items():
+        steps, heights = scheduled(files.schedule)
+        if steps:
+            rates.append(RunCurve(run, [(step + 1) / max(1, files.schedule["steps_per_epoch"]) for step in steps], heights))
+    if rates:
+        compared_curves(folder / "learning_rate.png", rates, "learning rate")
+        drawn["learning_rate"] = folder / "learning_rate.png", f"Learning rate of {_listed(runs)} over the epochs."
+    return drawn
+
+
+def _listed(runs: Runs) -> str:
+    return ", ".join(runs)
+
+
+def _confusions(runs: Runs, folder: Path, drawn: Drawn) -> dict[str, tuple[list[str], np.ndarray]]:
+    """Class names and (C, C) counts of each run with validation predictions; adds their figures to `drawn`."""
+    matrices = {}
+    for number, (run, files) in enumerate(runs.items(), start=1):
+        rows = files.predictions
+        known = list(files.told.get("class_names", []))
+        names = known + sorted({row[key] for row in rows for key in ("label", "predicted")} - set(known))
+        if not rows or len(names) > MAX_MATRIX_CLASSES:
+            continue
+        index = {name: place for place, name in enumerate(names)}
+        counts = confusion_matrix([index[row["label"]] for row in rows], [index[row["predicted"]] for row in rows], len(names))
+        path = folder / f"confusion_{number}.png"
+        confusion_figure(path, counts, names)
+        drawn[path.stem] = path, f"Confusion matrix of {run}: {int(np.trace(counts)):,} of {len(rows):,} validation images are right."
+        matrices[run] = names, counts
+    return matrices
+
+
+def _class_f1(matrices: dict[str, tuple[list[str], np.ndarray]]) -> dict[str, Any] | None:
+    """F1 of each class in each run, those that differ most first; None where the runs' classes are not the same."""
+    class_names = [names for names, _ in matrices.values()]
+    if len(matrices) < 2 or any(sorted(names) != sorted(class_names[0]) for names in class_names):
+        return None
+    columns = [dict(zip(names, per_class(counts)["f1"], strict=True)) for names, counts in matrices.values()]
+    rows = [(name, [float(column[name]) for column in columns]) for name in class_names[0]]
+    return {"runs": list(matrices), "rows": sorted(rows, key=lambda row: min(row[1]) - max(row[1]))}
+
+
+def _results(files: RunFiles) -> dict[str, str]:
+    best = files.best
+    rows = {"kept epoch": f"{files.kept_epoch['epoch']} of {len(files.metrics)}"} if files.kept_epoch else {}
+    metrics = {key: value for key, value in files.kept_epoch.items() if key.startswith("val_")} if best else {}
+    rows |= {f"validation {name}": measured(value) for name, value in facts.metrics(metrics)}
+    rows |= {f"test {name}": measured(value) for name, value in facts.metrics(files.scores.get("metrics", {}))}
+    counts = files.record.get("counts", {})
+    rows |= {f"{words} images": measured(counts[key]) for key, words in (("train", "training"), ("val", "validation")) if counts.get(key)}
+    return (
+        rows
+        | {label.lower(): value for label, value in facts.speed(files)}
+        | {key: str(files.told[key]) for key in ("device", "precision") if files.told.get(key)}
+    )
+
+
+def _parameters(files: RunFiles) -> dict[str, str]:
+    return {row["label"]: f"{row['count']:,} ({percent(row['share'])})" for row in facts.parameters(files)}
+
+
+def _side_by_side(runs: Runs, rows_of: Callable[[RunFiles], dict[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """Rows of one table, a column a run; None where a run lacks a row."""
+    columns = [rows_of(files) for files in runs.values()]
+    return [(label, [column.get(label) for column in columns]) for label in dict.fromkeys(key for column in columns for key in column)]
+
+
+def _recipe(runs: Runs, same: bool) -> list[tuple[str, list[Any]]]:
+    """The settings that are the same in all runs, or those that differ."""
+    rows = _side_by_side(runs, lambda files: dict(facts.flat(files.told.get("recipe", {}))))
+    return [(key, values) for key, values in rows if all(value == values[0] for value in values) == same]

@@ -1,0 +1,50 @@
+"""A template and values to a page: every value escaped, every picture inside the page."""
+
+from __future__ import annotations
+
+import base64
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from pipeline.report import figures
+from pipeline.report.words import measured, percent, setting, to_the_minute
+
+Drawn = dict[str, tuple[Path, str]]  # a figure's name -> its file, and words for who cannot see it
+
+
+def render(template: str, **values: Any) -> str:
+    """The HTML of a template in this folder."""
+    return _environment().get_template(template).render(**values)
+
+
+def embedded(drawn: Drawn) -> dict[str, dict[str, Any]]:
+    """Figures for a page, at the size they were drawn for (96 CSS pixels an inch)."""
+    return {name: _image(path, alt) for name, (path, alt) in drawn.items()}
+
+
+def _image(path: Path, alt: str) -> dict[str, Any]:
+    with Image.open(path) as image:
+        width, height = (round(side * 96 / figures.DPI) for side in image.size)
+    return {
+        "src": f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}",
+        "alt": alt,
+        "width": width,
+        "height": height,
+    }
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=measured, percent=percent, setting=setting, time=to_the_minute)
+    return environment

@@ -1,0 +1,107 @@
+"""Several runs in one page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import PER_EPOCH, Page, make_run, score
+
+from pipeline.errors import UserError
+from pipeline.report import comparison, figures
+from pipeline.report.comparison import build_comparison
+from pipeline.report.page import main
+
+
+@pytest.fixture(autouse=True)
+def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "DPI", 50)
+
+
+@pytest.fixture
+def curves(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
+    """The curves of each plot, drawn as well."""
+    drawn, original = {}, comparison.compared_curves
+
+    def spy(path: Path, lines: list, *args: object, **kwargs: object) -> None:
+        drawn[path.stem] = lines
+        original(path, lines, *args, **kwargs)
+
+    monkeypatch.setattr(comparison, "compared_curves", spy)
+    return drawn
+
+
+def change_recipe(run_dir: Path, **recipe: object) -> Path:
+    record = json.loads((run_dir / "run.json").read_text())
+    record["recipe"] |= recipe
+    (run_dir / "run.json").write_text(json.dumps(record))
+    return run_dir
+
+
+def test_curves_share_a_plot_and_tables_stand_side_by_side(tmp_path: Path, curves: dict[str, list]) -> None:
+    one, two = make_run(tmp_path / "one", epochs=4, best=3), change_recipe(make_run(tmp_path / "two", epochs=2), image_size=224)
+    score(two)
+    page = Page(build_comparison([one, two], tmp_path / "both"))
+    for expected in (
+        "kept epoch 3 of 4 2 of 2",
+        "validation accuracy 0.7500 0.7500",
+        "test accuracy – 0.9150",
+        "training time 4m04s 2m02s",
+        "Adapter (LoRA) 1,572,864 (0.5%) 1,572,864 (0.5%)",
+        "Settings that differ one two epochs 4 2 image_size – 224 Settings that are the same (7)",
+        "Validation F1, the classes that differ most first. class one two Avocado 0.750 0.750",
+    ):
+        assert expected in page.text
+    assert [(curve.run, list(curve.x), curve.dashed) for curve in curves["accuracy"]] == [
+        *(("one", [1, 2, 3, 4], True), ("one", [1, 2, 3, 4], False), ("two", [1, 2], True), ("two", [1, 2], False))
+    ]
+    assert curves["loss"][3].y == [1.5, 1.5]
+    assert curves["learning_rate"][0].x[-1] == 4.0 and curves["learning_rate"][1].x[PER_EPOCH - 1] == 1.0
+    names = {path.name for path in (tmp_path / "both" / "figures").iterdir()}
+    assert names == {"accuracy.png", "loss.png", "learning_rate.png", "confusion_1.png", "confusion_2.png"}
+    assert all(len(image["alt"] or "") > 20 for image in page.all("img")) and len(page.all("img")) == 5
+
+
+def test_nothing_but_the_same_comparison_is_replaced(tmp_path: Path) -> None:
+    one, two, three = (make_run(tmp_path / name, epochs=1) for name in ("one", "two", "three"))
+    assert build_comparison([one, two], tmp_path / "both") == tmp_path / "both" / "comparison.html"
+    assert build_comparison([two, one], tmp_path / "both") == tmp_path / "both" / "comparison.html"
+    assert build_comparison([one, three], tmp_path / "both") == tmp_path / "both-2" / "comparison.html"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "comparison.html").write_text("my notes")
+    assert build_comparison([one, two], tmp_path / "mine").parent == tmp_path / "mine-2"
+    assert (tmp_path / "mine" / "comparison.html").read_text() == "my notes"
+
+
+def test_runs_of_other_classes_or_without_validation(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two", names=["cat", "dog"], validation=False)
+    page = Page(build_comparison([one, two], tmp_path / "both"))
+    assert "Left out: the runs do not tell the same classes apart, or have no validation predictions." in page.text
+    assert len(page.all("img")) == 4, "three plots and one matrix"
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(Path("monday/run"), epochs=1)
+    make_run(Path("tuesday/run"), epochs=1)
+    assert main(["--run", "monday/run", "--run", "tuesday/run"]) == 0
+    assert "monday/run · tuesday/run" in Page(Path("comparison/comparison.html")).text
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "one", epochs=1)
+    with pytest.raises(UserError, match="named twice"):
+        build_comparison([one, tmp_path / "two" / ".." / "one"], tmp_path / "both")
+    with pytest.raises(UserError, match="9 runs to compare, at most 8"):
+        build_comparison([tmp_path / str(number) for number in range(9)], tmp_path / "both")
+    with pytest.raises(UserError, match="no run to report"):
+        build_comparison([one, tmp_path / "absent"], tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def test_f1_of_classes_in_another_order(tmp_path: Path) -> None:
+    same = np.array([[3, 1], [0, 4]])
+    classes = comparison._class_f1({"a": (["cat", "dog"], same), "b": (["dog", "cat"], np.array([[4, 0], [4, 0]]))})
+    assert classes["rows"][0] == ("cat", [pytest.approx(6 / 7), 0.0])
