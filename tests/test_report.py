@@ -329,6 +329,8 @@ def spy(seen: list, original):
 def test_names_on_a_figure_are_short_and_drawable() -> None:
     assert figures.drawable("a  very long name of a rare bird", 4) == "a very long name of a r…"
     assert figures.drawable("\U000f0000", 4) == "class 4"  # a private letter that no font has
+    long = "a very long name of a rare bird"
+    assert figures.drawable_names([f"{long} A", "bird", f"{long} B"]) == ["a very long name… (0)", "bird", "a very long name… (2)"]
 
 
 def test_axes_start_where_a_reader_expects() -> None:

@@ -36,7 +36,7 @@ def test_a_run_leaves_exactly_the_files_of_the_design(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {
         *("model_beit", "model_lora", "run.json", "metrics.jsonl", "timing.jsonl", "val_predictions.csv", "val_probs.npy"),
-        *("report.html", "figures", "tensorboard", "state"),
+        *("report.html", "thumbnails.jsonl", "figures", "tensorboard", "state"),
     }
     assert {path.name for path in (finished / "model_beit").iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert {path.name for path in (finished / "model_lora").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}

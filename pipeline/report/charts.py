@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pipeline.report.figures import ABOVE, CURVE_SIZE, INK, QUIET, TRAINING, VALIDATION, drawable, new_axes
+from pipeline.report.figures import ABOVE, CURVE_SIZE, INK, QUIET, TRAINING, VALIDATION, drawable_names, new_axes
 
 MAX_BARS = 30  # named bars; above, names would make a picture taller than a page
 MAX_NUMBERED = 25
@@ -44,10 +44,11 @@ def class_counts_figure(path: Path, class_names: Sequence[str], counts: Sequence
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         return
+    names = drawable_names(class_names)
     with new_axes(path, (CURVE_SIZE[0], 0.9 + 0.24 * len(counts))) as axes:
         bars = axes.barh(range(len(heights)), heights, color=TRAINING, height=0.72)
         axes.bar_label(bars, [f"{height:,}" for height in heights], padding=3, fontsize=9, color=QUIET)
-        axes.set_yticks(range(len(heights)), [drawable(class_names[number], number) for number in order], fontsize=9.5, parse_math=False)
+        axes.set_yticks(range(len(heights)), [names[number] for number in order], fontsize=9.5, parse_math=False)
         axes.set(ylim=(len(heights) - 0.4, -0.6), xlim=(0, max(heights) * 1.12), xlabel="training images")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.grid(axis="y", visible=False)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pipeline.report.figures import GRID, INK, drawable, new_axes
+from pipeline.report.figures import GRID, INK, drawable_names, new_axes
 
 MAX_LABELLED_CLASSES = 30  # above this, class names on a confusion matrix would be too small to read
 MAX_CELLS = 250  # cells on a side of a heat map; smaller ones would vanish at page width
@@ -26,14 +26,14 @@ def confusion_figure(path: Path, counts: np.ndarray, class_names: Sequence[str])
     if num_classes > MAX_LABELLED_CLASSES:
         _heat_map(path, shares)
         return
-    side = float(np.clip(0.34 * num_classes + 2.1, 3.6, 11))
+    names = drawable_names(class_names)
+    side = min(11.0, max(0.34 * num_classes, 2.1) + 1.0 + 0.085 * max(map(len, names)))
     with new_axes(path, (side, side)) as axes:
         axes.imshow(np.where(counts > 0, shares, np.nan), cmap="Blues", vmin=0, vmax=1, aspect="equal")
         for row, column in np.argwhere(counts > 0):
             colour = "white" if shares[row, column] > 0.55 else INK
             percent = max(1, round(100 * shares[row, column]))
             axes.text(column, row, f"{percent}", ha="center", va="center", color=colour, fontsize=8 if num_classes > 10 else 10)
-        names = [drawable(name, number) for number, name in enumerate(class_names)]
         size = 9 if num_classes > 10 else 10.5
         turned: dict[str, Any] = {"rotation": 90} if num_classes > 10 else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
         if max(map(len, names)) <= (8 if num_classes <= 4 else 3 if num_classes <= 10 else 2):
@@ -41,7 +41,7 @@ def confusion_figure(path: Path, counts: np.ndarray, class_names: Sequence[str])
         axes.set_xticks(range(num_classes), names, fontsize=size, parse_math=False, **turned)
         axes.set_yticks(range(num_classes), names, fontsize=size, parse_math=False)
         _as_matrix(axes)
-        axes.set_xlabel("predicted class (numbers: % of the true class)", fontsize=10 if num_classes > 4 else 9)
+        axes.set_xlabel("predicted class\n(numbers: % of the true class)", fontsize=10 if num_classes > 4 else 9)
         axes.set_ylabel("true class", fontsize=10 if num_classes > 4 else 9)
 
 

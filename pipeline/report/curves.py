@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from pipeline.report.figures import ABOVE, GRID, QUIET, TRAINING, VALIDATION, new_axes, shortened
+from pipeline.report.figures import ABOVE, CURVE_SIZE, GRID, QUIET, TRAINING, VALIDATION, new_axes, shortened
 from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
 from pipeline.report.words import percent, short_number
 from pipeline.training.optim import lr_at
 
-COMPARED_SIZE = (5.2, 3.9)  # inches, with room for a legend above
 # Okabe and Ito's colours again, yellow left out on white paper.
 RUN_LOOKS = tuple(zip((TRAINING, VALIDATION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C564B"), "os^Dv<>P", strict=True))
 COLOURS = {"training": (TRAINING, "o"), "validation": (VALIDATION, "s")}
@@ -94,15 +93,16 @@ class RunCurve:
 
 def compared_curves(path: Path, curves: Sequence[RunCurve], y_label: str, share: bool = False) -> None:
     """The curves of several runs over epochs, a colour and a marker a run; training, where it is there, is dashed and thin."""
-    with new_axes(path, COMPARED_SIZE) as axes:
-        look = dict(zip(dict.fromkeys(curve.run for curve in curves), RUN_LOOKS, strict=False))
+    look = dict(zip(dict.fromkeys(curve.run for curve in curves), RUN_LOOKS, strict=False))
+    columns = 2 if max(map(len, look)) <= 20 else 1
+    with new_axes(path, (CURVE_SIZE[0], CURVE_SIZE[1] + 0.19 * math.ceil((len(look) + 1) / columns))) as axes:
         few = max(len(curve.x) for curve in curves) <= 40
         for curve in curves:
             colour, marker = look[curve.run]
             if curve.dashed:
                 axes.plot(curve.x, _floats(curve.y), "--", color=colour, linewidth=1.2, alpha=0.75)
             else:
-                axes.plot(curve.x, _floats(curve.y), color=colour, marker=marker if few else "", label=shortened(curve.run, 36))
+                axes.plot(curve.x, _floats(curve.y), color=colour, marker=marker if few else "", label=shortened(curve.run, 48))
         if any(curve.dashed for curve in curves):
             axes.plot([], [], "--", color=QUIET, linewidth=1.2, label="training (dashed)")
         last = max(max(curve.x) for curve in curves)
@@ -111,7 +111,7 @@ def compared_curves(path: Path, curves: Sequence[RunCurve], y_label: str, share:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0) if share else FuncFormatter(lambda value, _: short_number(value)))
         axes.set(xlabel="epoch", ylabel=y_label)
-        axes.figure.legend(loc="outside upper left", ncols=2, fontsize=10, handlelength=2.2)
+        axes.figure.legend(loc="outside upper left", ncols=columns, fontsize=10, handlelength=2.2)
 
 
 def learning_rate_curve(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -69,6 +70,13 @@ def drawable(name: str, number: int) -> str:
     if not all(any(has(ord(letter)) for has in fonts()[1]) for letter in name):
         return f"class {number}"
     return shortened(name, 24)
+
+
+def drawable_names(names: Sequence[str]) -> list[str]:
+    """Class names as axes show them; those that are the same once shortened end with their numbers."""
+    shown = [drawable(name, number) for number, name in enumerate(names)]
+    times = Counter(shown)
+    return [name if times[name] == 1 else f"{name[:16].rstrip('…')}… ({number})" for number, name in enumerate(shown)]
 
 
 def shortened(text: str, length: int) -> str:

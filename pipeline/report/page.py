@@ -23,7 +23,7 @@ from pipeline.report.curves import draw_curves
 from pipeline.report.rendering import Drawn, embedded, render
 from pipeline.report.run_files import RunFiles, has_run, read_run_files
 from pipeline.report.submissions import read_submissions
-from pipeline.report.thumbnails import SAMPLES_PER_CLASS, samples
+from pipeline.report.thumbnails import samples
 from pipeline.report.validation import read_validation
 
 OPEN_STRIPS, OPEN_TILES = 24, 60  # classes whose pictures are shown at once, the others folded
@@ -97,8 +97,8 @@ def build_report(run_dir: Path, ledger: Path = LEDGER) -> Path:
 
 
 class LivePage:
-    """Keeps the page and the figures of a run up to date while it trains, in at most 5 % of the time: an epoch of half a minute or more
-    has its page at once, shorter ones share one."""
+    """Keeps the page and the figures of a run up to date while it trains, in at most 5 % of the time: epochs of a minute have their page
+    at once, of shorter ones only some have."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -135,7 +135,7 @@ def _samples(files: RunFiles) -> dict[str, Any]:
     counts = files.record.get("counts", {}).get("train_per_class", {})
     rows = [row | {"count": counts.get(row["name"])} for row in samples(files)]
     strips = any(len(row["pictures"]) > 1 for row in rows)
-    return {"rows": rows, "strips": strips, "open": OPEN_STRIPS if strips else OPEN_TILES, "columns": SAMPLES_PER_CLASS}
+    return {"rows": rows, "strips": strips, "open": OPEN_STRIPS if strips else OPEN_TILES}
 
 
 def _attention(files: RunFiles, drawn: Drawn) -> list[str]:
