@@ -15,7 +15,16 @@ from pipeline.files import read_json
 
 FORMAT = 1
 ADAPTER_DIR = "model_lora"
-_FILES = ("run.json", "metrics.jsonl", "timing.jsonl", "val_predictions.csv", "val_probs.npy", "scores.json", "report.html", "thumbnails.jsonl")
+_FILES = (
+    "run.json",
+    "metrics.jsonl",
+    "timing.jsonl",
+    "val_predictions.csv",
+    "val_probs.npy",
+    "scores.json",
+    "report.html",
+    "thumbnails.jsonl",
+)
 _FOLDERS = ("figures", "tensorboard", "state", "checkpoints")
 _PACKAGES = ("torch", "torchvision", "transformers", "peft", "timm", "accelerate", "safetensors", "numpy", "pillow")
 

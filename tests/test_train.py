@@ -207,8 +207,9 @@ def swin_backbone(tmp_path: Path) -> Path:
 
 
 def test_in_bfloat16_the_frozen_weights_are_saved_as_they_were_loaded(competition: Path, swin_backbone: Path, tmp_path: Path) -> None:
-    import inference
     from safetensors.torch import load_file
+
+    import inference
 
     train.main(arguments(competition, swin_backbone, tmp_path / "run", "--precision", "bf16"))
     loaded, saved = load_file(swin_backbone / "model.safetensors"), load_file(tmp_path / "run" / "model_swin" / "model.safetensors")
@@ -240,7 +241,7 @@ def test_a_step_that_cannot_fit_is_refused_before_anything_is_written(
     from pipeline.training import estimate
 
     monkeypatch.setattr(estimate, "device_memory", lambda device: estimate.OVERHEAD_BYTES["cpu"] + 1)
-    with pytest.raises(UserError, match="a step of batch 4 needs about .* not even one image fits"):
+    with pytest.raises(UserError, match=r"a step of batch 4 needs about .* not even one image fits"):
         train.main(arguments(competition, tiny_backbone, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
