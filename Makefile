@@ -44,8 +44,8 @@ demo-base: $(SETUP)  ## rebuild the demo's pretrained base from nothing
 weights: $(SETUP)  ## install released weights (WEIGHTS=drive id, link or zip; default: finetuned_model/release.yaml)
 	$(PYTHON) -m pipeline.competition.releases $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
-data: $(SETUP)  ## download a Kaggle competition into data/ (COMPETITION=slug)
-	$(PYTHON) -m pipeline.competition.datasets $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(YES),--yes)
+data: $(SETUP)  ## a Kaggle competition into data/ (COMPETITION=slug), or a public set into data/NAME (DATASET=cifar10 ...)
+	$(PYTHON) -m pipeline.competition.datasets $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(DATASET),--dataset "$(DATASET)") $(if $(YES),--yes)
 
 submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the score (COMPETITION= MESSAGE= YES=1)
 	$(PYTHON) -m pipeline.competition.leaderboard $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(MESSAGE),--message "$(MESSAGE)") $(if $(YES),--yes)

@@ -17,7 +17,7 @@ WINGS = {
     "": ["errors", "files", "config", "run", "metrics"],
     "competition": [
         *("archives", "download", "releases", "tables", "folders", "ids", "labels", "layout", "splits", "checks", "submission"),
-        *("kaggle_token", "kaggle_reply", "kaggle_cli", "datasets", "ledger", "leaderboard"),
+        *("kaggle_token", "kaggle_reply", "kaggle_cli", "public_sets", "datasets", "ledger", "leaderboard"),
     ],
     "data": ["images", "transforms", "dataset"],
     "models": ["timm_checkpoints", "backbones", "roles", "lora", "autograd", "lean", "attention"],

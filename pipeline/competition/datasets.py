@@ -1,4 +1,4 @@
-"""`make data`: a competition's files from Kaggle, unpacked into the data folder and remembered for `make submit`."""
+"""`make data`: a competition from Kaggle, remembered for `make submit`, or a public data set laid out as one, into the data folder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from shlex import quote
 
 from pipeline import files
-from pipeline.competition import kaggle_cli
+from pipeline.competition import kaggle_cli, public_sets
 from pipeline.competition.archives import unpack_zip
 from pipeline.competition.layout import read_layout
 from pipeline.errors import Interrupted, UserError, raise_all, run_command
@@ -21,20 +22,71 @@ NESTED_LEVELS = 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Fetch a competition into the data folder and say what was understood of it; the exit code.
+    """Fetch a competition or a public set into the data folder and say what was understood of it; the exit code.
 
     Raises:
-        UserError: no token or competition, Kaggle refused, or the folder holds a competition already.
+        UserError: no token or no such competition or set, the server refused, or the folder holds a competition already.
     """
     parser = argparse.ArgumentParser(prog="python -m pipeline.competition.datasets", description=__doc__)
-    parser.add_argument("--competition", required=True, metavar="SLUG", help="the last part of the competition's address on Kaggle")
-    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="where it goes (default: %(default)s)")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--competition", metavar="SLUG", help="the last part of the competition's address on Kaggle")
+    source.add_argument("--dataset", metavar="NAME", help=f"a public set: {', '.join(public_sets.SETS)}")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="where it goes (default: data, for a public set data/NAME)")
     parser.add_argument("--yes", action="store_true", help="also into a folder that holds other files")
     args = parser.parse_args(argv)
-    slug = kaggle_cli.clean_slug(args.competition)
-    raise_all([*kaggle_cli.not_ready(), *_no_room(args.data, slug, args.yes)], f"{slug} cannot be downloaded yet:")
-    install(slug, args.data)
+    if args.dataset is not None:
+        install_set(args.dataset, args.data or Path("data") / args.dataset, yes=args.yes)
+        return 0
+    slug, data_dir = kaggle_cli.clean_slug(args.competition), args.data or Path("data")
+    raise_all([*kaggle_cli.not_ready(), *_no_room(data_dir, slug, args.yes)], f"{slug} cannot be downloaded yet:")
+    install(slug, data_dir)
     return 0
+
+
+def install_set(name: str, data_dir: Path, yes: bool = False) -> None:
+    """Make `data_dir` the competition folder of a public set, and print what was understood of it and what to do next.
+
+    Nothing is changed when it is that already. What an interrupted call left in a hidden folder of `data_dir` is used by the next one.
+
+    Raises:
+        UserError: there is no such set, the folder holds something else, or the download failed; nothing was moved then.
+        Interrupted: Ctrl-C.
+    """
+    public_set = public_sets.find(name)
+    work_dir = data_dir / f".{name}.download"
+    laid_out = work_dir / "laid_out"
+    try:
+        if _set_there(data_dir) != name:
+            raise_all(_no_room(data_dir, name, yes), f"{name} cannot be downloaded yet:")
+            print(f"{name}: {public_set.about}", flush=True)
+            public_sets.download(public_set, work_dir)
+            shutil.rmtree(laid_out, ignore_errors=True)
+            public_sets.lay_out(name, work_dir, laid_out)
+            _move_in(laid_out, data_dir)
+            print(f"{name} is in {data_dir}")
+        elif laid_out.exists():  # stopped while it was moved in; the record is the first file to be moved
+            _move_in(laid_out, data_dir)
+            print(f"{name} is in {data_dir}")
+        else:
+            print(f"{name} is in {data_dir} already")
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; the same command goes on from there") from None
+    finally:
+        if work_dir.is_dir() and not any(work_dir.iterdir()):
+            work_dir.rmdir()
+    shutil.rmtree(work_dir, ignore_errors=True)
+    for note in read_layout(data_dir).notes:
+        print(f"  {note}")
+    for recipe in public_set.recipes:
+        print(f"  python train.py --recipe {recipe} --data {quote(str(data_dir))}")
+    print(f"  python inference.py --data {quote(str(data_dir))} && make score SOLUTION={quote(str(data_dir / public_sets.SOLUTION))}")
+
+
+def _set_there(data_dir: Path) -> str | None:
+    """The public set that `data_dir` holds; None when it holds none."""
+    path = data_dir / public_sets.RECORD
+    value = files.read_json(path) if path.is_file() else None
+    return value.get("dataset") if isinstance(value, dict) else None
 
 
 def remembered_slug(data_dir: Path) -> str | None:
@@ -100,9 +152,9 @@ def _no_room(data_dir: Path, slug: str, yes: bool) -> list[str]:
     found = _visible(data_dir)
     if not found:
         return []
-    slug_there = remembered_slug(data_dir)
-    if _understood(data_dir)[0] or (slug_there and found != [REMEMBERED]):
-        holds = f"the competition {slug_there!r}" if slug_there else "a competition"
+    slug_there, set_there = remembered_slug(data_dir), _set_there(data_dir)
+    if set_there or _understood(data_dir)[0] or (slug_there and found != [REMEMBERED]):
+        holds = f"the set {set_there!r}" if set_there else f"the competition {slug_there!r}" if slug_there else "a competition"
         return [f"{data_dir} already holds {holds}; {elsewhere}"]
     if slug_there not in (None, slug):
         return [f"{data_dir / REMEMBERED} names another competition, {slug_there!r}: delete it, or {elsewhere}"]
@@ -113,10 +165,11 @@ def _no_room(data_dir: Path, slug: str, yes: bool) -> list[str]:
 
 
 def _visible(data_dir: Path) -> list[str]:
-    """Names in the folder that are not hidden and not about the folder itself."""
+    """Names in the folder that are not hidden, not about the folder itself, and no public set in a folder of its own."""
     if not data_dir.is_dir():
         return []
-    return sorted(name for name in os.listdir(data_dir) if not name.startswith(".") and not name.upper().startswith("README"))
+    names = sorted(name for name in os.listdir(data_dir) if not name.startswith(".") and not name.upper().startswith("README"))
+    return [name for name in names if not (data_dir / name / public_sets.RECORD).is_file()]
 
 
 def agreed(question: str) -> bool:

@@ -208,6 +208,10 @@ def _get_url(download: _Download) -> None:
                 download.discard()
                 raise _TryAgain("the server has no such part of the file")
             response.raise_for_status()
+            if download.target_path.suffix in (".gz", ".tgz"):
+                # Some servers announce an archive's own gzip as the transfer's; undone, it would not be the file any more.
+                for headers in (response.headers, response.raw.headers):
+                    headers.pop("Content-Encoding", None)
             if response.headers.get("Content-Type", "").startswith("text/html") and download.target_path.suffix != ".html":
                 page = page_in_words(next(response.iter_content(CHUNK_BYTES), b""))
                 raise UserError(f"{source.shown} answers with {page} instead of the file")
