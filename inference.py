@@ -90,24 +90,24 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
     compute = choose_compute(precision)
     task = task_module((run.record or {}).get("task", "classification"))
     class_names = name_classes(run, competition, task.num_classes_of(run))
-    classifier = task.rebuild(run, class_names)
-    classifier.model.to(compute.device)
-    print(f"  {len(class_names)} classes, {classifier.rule.width} x {classifier.rule.height} px, {compute.describe()}")
+    predictor = task.rebuild(run, class_names)
+    predictor.model.to(compute.device)
+    print(f"  {len(class_names)} classes, {predictor.describe()}, {compute.describe()}")
 
     bad: list[int] = []
 
     def logits(batch: dict) -> object:
         bad.extend(batch["row"][batch["bad"]].tolist())
-        return classifier.logits(batch)
+        return predictor.logits(batch)
 
-    batches = task.prediction_batches([row.path for row in competition.test], classifier.rule, batch_size)
-    result = predict_logits(classifier.model, logits, batches, len(competition.test), len(class_names), compute, "predicting")
+    batches = predictor.batches(competition.test, batch_size)
+    result = predict_logits(predictor.model, logits, batches, len(competition.test), len(class_names), compute, "predicting")
     probs = softmax(result)
     if bad:
         per_class = (run.record or {}).get("counts", {}).get("train_per_class", {})
         prior = np.array([per_class.get(name, 0) for name in class_names], dtype=np.float64) + 1e-9
         probs[bad] = prior / prior.sum()
-        report_bad([competition.test[row].path for row in sorted(bad)], len(competition.test))
+        report_bad(list(dict.fromkeys(competition.test[row].path for row in sorted(bad))), len({row.path for row in competition.test}))
     return class_names, probs
 
 

@@ -22,7 +22,7 @@ WINGS = {
     "data": ["images", "transforms", "dataset"],
     "models": ["timm_checkpoints", "backbones", "roles", "lora", "lean", "attention"],
     "training": ["optim", "memory", "checkpoint", "resume", "compute", "predict", "engine", "estimate", "record"],
-    "tasks": ["classification", "registry"],
+    "tasks": ["build", "classification", "registry"],
     "report": ["run_files", "words", "figures", "validation", "page", "attention", "grids", "trials", "ablation_table", "ablation"],
     "last": ["demo_data", "demo"],
 }
