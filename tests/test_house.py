@@ -14,9 +14,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A file imports only from its own wing's earlier rooms and from wings above.
 WINGS = {
-    "": ["errors", "files", "config", "run", "metrics"],
+    "": ["errors", "files", "config", "run", "answers", "metrics"],
     "competition": [
-        *("archives", "download", "releases", "tables", "folders", "ids", "labels", "layout", "splits", "checks", "submission"),
+        *("archives", "download", "releases", "rows", "tables", "folders", "ids", "labels", "sample"),
+        *("vqa_files", "vqa_pictures", "vqa_tables", "vqa_layout", "layout", "splits", "questions", "checks", "submission"),
         *("kaggle_token", "kaggle_reply", "kaggle_cli", "datasets", "ledger", "leaderboard"),
     ],
     "data": ["images", "transforms", "dataset", "tokenizer", "question_batches"],

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.competition.checks import SUM_TOLERANCE, check_predictions, class_problems, id_differences, label_problems, read_probs
 from pipeline.competition.folders import natural_key, plain_name
 from pipeline.competition.labels import LABEL_NAMES, one_hot
-from pipeline.competition.layout import SubmissionFormat, read_submission_format
+from pipeline.competition.layout import read_submission_format
+from pipeline.competition.rows import Competition, SubmissionFormat
 from pipeline.competition.tables import Table, counted, load_table, nearest, numbered, quoted, repeated_ids, rows_of, write_table
+from pipeline.competition.vqa_files import write_results
 from pipeline.errors import UserError, raise_all, run_command
 from pipeline.files import read_json, replacing, sha256, write_json
 
@@ -60,6 +62,21 @@ def write_predictions(
         raise_all(
             check_predictions(temporary, submission_format, class_names), f"{path} was not written, its content is not ready to send:"
         )
+
+
+def write_results_json(path: Path, competition: Competition, class_names: Sequence[str], probs: np.ndarray) -> None:
+    """Write the official VQA results file, `[{"question_id": 1, "answer": "yes"}, ...]`, whole or not at all; arguments as `write_predictions`.
+
+    Raises:
+        UserError: the competition asks no questions, or the predictions do not fit it.
+    """
+    if competition.task != "vqa" or competition.submission is None:
+        raise UserError(
+            f"{path}: results in JSON are for questions, and {competition.root} asks none; name a .csv file: --output predictions.csv"
+        )
+    ids = competition.submission.ids
+    _check_probs(probs, len(ids), len(class_names), ids)
+    write_results(path, ids, [class_names[index] for index in probs.argmax(axis=1)])
 
 
 def _check_probs(probs: np.ndarray, num_ids: int, num_classes: int, ids: Sequence[str]) -> None:
