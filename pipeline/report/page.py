@@ -17,8 +17,9 @@ from PIL import Image
 from pipeline.errors import run_command
 from pipeline.files import human_size, human_time, write_text
 from pipeline.report import figures
+from pipeline.report.questions import read_questions
 from pipeline.report.run_files import RunFiles, has_run, read_run_files
-from pipeline.report.validation import read_validation
+from pipeline.report.validation import read_validation, thumbnail
 from pipeline.report.words import measured, metric_name, metric_value, percent, setting, to_the_minute
 
 MAIN_SETTINGS = {
@@ -74,6 +75,7 @@ def build_report(run_dir: Path) -> Path:
     files = read_run_files(run_dir)
     drawn = figures.draw_curves(files)
     validation = read_validation(files, drawn)
+    questions = read_questions(files, drawn, thumbnail)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -93,6 +95,7 @@ def build_report(run_dir: Path) -> Path:
         best_metrics=_metrics({key: value for key, value in files.kept_epoch.items() if key.startswith("val_")}),
         epochs=_epoch_table(files),
         validation=validation,
+        questions=questions,
         classes=_classes(files),
         test_metrics=_metrics(files.scores.get("metrics", {})),
         test_parts={part: dict(_metrics(metrics)) for part, metrics in files.scores.get("parts", {}).items()},

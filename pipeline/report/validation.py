@@ -58,7 +58,7 @@ def read_validation(files: RunFiles, drawn: dict[str, tuple[Path, str]]) -> dict
             {"label": label, "predicted": predicted, "count": count, "share": count / support[label]} for (label, predicted), count in pairs
         ],
         "mistakes": [
-            {**row, "confidence": float(row["confidence"]), "file": Path(row["path"]).name, "thumbnail": _thumbnail(files, row["path"])}
+            {**row, "confidence": float(row["confidence"]), "file": Path(row["path"]).name, "thumbnail": thumbnail(files, row["path"])}
             for row in surest
         ],
         "calibration": _calibration(files, drawn),
@@ -97,7 +97,7 @@ def _calibration(files: RunFiles, drawn: dict[str, tuple[Path, str]]) -> dict[st
     return {"confidence": float(confidence.mean()), "right": float(right.mean()), "error": float(error)}
 
 
-def _thumbnail(files: RunFiles, written_path: str) -> bytes | None:
+def thumbnail(files: RunFiles, written_path: str) -> bytes | None:
     """A small JPEG of an image; None when the file is gone or cannot be decoded."""
     candidates = [Path(written_path), Path(files.record.get("data") or ".") / written_path, files.path.resolve().parent / written_path]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
