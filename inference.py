@@ -27,7 +27,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", metavar="DIR", default="finetuned_model", help="run or release folder (default: finetuned_model)")
     parser.add_argument("--data", metavar="DIR", default="data", help="the competition folder (default: data)")
-    parser.add_argument("--output", metavar="FILE", default="predictions.csv", help="the file to write (default: predictions.csv)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        default="predictions.csv",
+        help="the file to write (default: predictions.csv; vqa: a name that ends in .json gives the challenge's results file)",
+    )
     parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images at once (default: 32)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="number format (default: auto)")
     return parser.parse_args(argv)
@@ -44,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
 
     from pipeline.competition.layout import read_layout
-    from pipeline.competition.submission import write_predictions
+    from pipeline.competition.submission import write_predictions, write_results_json
     from pipeline.competition.tables import is_formula, quoted
     from pipeline.files import sha256
     from pipeline.run import load_run
@@ -52,10 +57,16 @@ def main(argv: list[str] | None = None) -> int:
     run = load_run(Path(args.model))
     competition = read_layout(Path(args.data), need="test", **columns_of(run))
     print("\n".join([f"{run.name} from {run.path}", *(f"  {note}" for note in competition.notes)]))
+    task = (run.record or {}).get("task", "classification")
+    if task != competition.task:
+        raise UserError(f"{args.data} is for {competition.task}, and {run.path} was trained for {task}: name another --model or --data")
     class_names, probs = predict(run, competition, args.batch_size, args.precision)
     output = Path(args.output)
     kept = copy_unsent(output)
-    write_predictions(output, competition.submission, class_names, probs)
+    if output.suffix == ".json":  # the results file of the VQA challenge's own evaluation
+        write_results_json(output, competition, class_names, probs)
+    else:
+        write_predictions(output, competition.submission, class_names, probs)
     print(f"{output}: {len(probs)} rows, checked: ids, order and columns are the competition's")
     if formulas := [text for text in (*competition.submission.ids, *class_names) if is_formula(text)]:
         print(

@@ -1,4 +1,4 @@
-"""Fine-tune a pretrained vision transformer on a competition folder.
+"""Fine-tune a pretrained vision transformer (for visual question answering: with a text model) on a competition folder.
 
 python train.py --epochs 25                                   # the default recipe on data/
 python train.py --recipe vit-base-224 --data data/birds       # another one
@@ -87,8 +87,16 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.competition.layout import read_layout
 
     print(f"{recipe.name}: {recipe.task} with {recipe.backbones}")
-    competition = read_layout(Path(args.data), id_column=recipe.data.id_column, label_column=recipe.data.label_column, need="train")
+    data = recipe.data
+    competition = read_layout(
+        Path(args.data), id_column=data.id_column, label_column=data.label_column, need="train", skip_bad_images=data.skip_bad_images
+    )
     print("\n".join(f"  {note}" for note in competition.notes))
+    if recipe.task != competition.task:
+        fix = "--recipe vqa-bert-vit-lora-r8" if competition.task == "vqa" else "a recipe without task: vqa, such as the default"
+        raise UserError(
+            f"{args.data} is for {competition.task}, and the recipe {recipe.name} for {recipe.task}: use {fix}, or another --data"
+        )
 
     from pipeline.tasks.registry import task_module
     from pipeline.training.compute import choose_compute

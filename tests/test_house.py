@@ -23,8 +23,8 @@ WINGS = {
     "data": ["images", "transforms", "dataset", "tokenizer", "question_batches"],
     "models": ["timm_checkpoints", "backbones", "roles", "lora", "lean", "attention", "encoders", "fusion"],
     "training": ["optim", "memory", "checkpoint", "resume", "compute", "predict", "engine", "estimate", "record"],
-    "tasks": ["build", "classification", "registry"],
-    "report": ["run_files", "words", "figures", "validation", "page", "attention", "grids", "trials", "ablation_table", "ablation"],
+    "tasks": ["build", "classification", "vqa", "registry"],
+    "report": ["run_files", "words", "figures", "questions", "validation", "page", "attention", "grids", "trials", "ablation_table", "ablation"],
     "last": ["demo_data", "demo"],
 }
 ROOMS = [f"{wing}.{room}" if wing not in ("", "last") else room for wing, rooms in WINGS.items() for room in rooms]

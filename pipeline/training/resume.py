@@ -25,6 +25,7 @@ DECIDE_NOTHING = ("data.workers", "checkpoint.every_minutes", "checkpoint.keep_e
 FIXED = (
     *("task", "backbone", "text_backbone", "random_weights", "architecture", "head_only", "image_size", "seed", "data.val_fraction"),
     *("lora.rank", "lora.alpha", "lora.targets", "lora.also_train", "optimizer.name", "head.activation", "head.dropout"),
+    *("head.fusion", "head.hidden_size", "text_architecture", "data.image_fraction", "data.top_answers", "data.other_answers", "data.split_by"),
 )
 
 
