@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import inference
 import train
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, UserError
 from pipeline.files import write_json
 
 TEXT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -143,16 +144,151 @@ def test_predictions_are_answers_in_the_order_of_the_competition(learnt: Path, t
     assert results == [{"question_id": row["question_id"], "answer": answer} for row, answer in zip(questions, expected, strict=True)]
 
 
-@pytest.mark.parametrize("micro_batch", [1, 4, 8])  # inside a group, between groups, in the next epoch
-def test_interrupted_and_resumed_is_bit_identical(learnt: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, micro_batch: int) -> None:
+@pytest.fixture(scope="module")
+def undisturbed(learnt: Path, tiny_backbone: Path) -> Path:
+    """A run of two epochs with dropout everywhere, accumulation and questions that share pictures; its recipe is mine.yaml beside it."""
+    root = learnt / "undisturbed"
+    root.mkdir()
+    text = json.dumps(TEXT | {"hidden_dropout_prob": 0.1})
+    path = recipe(root, tiny_backbone, epochs="2", batch_size="8", accumulation_steps="2", text_architecture=text)
+    train.main(arguments(learnt, path, root / "run"))
+    return root
+
+
+@pytest.mark.parametrize("micro_batch", [1, 8])  # inside a group, in the next epoch
+def test_interrupted_and_resumed_is_bit_identical(learnt: Path, undisturbed: Path, tmp_path: Path, monkeypatch, micro_batch: int) -> None:
     from test_resume import interrupt_after
 
-    path = recipe(tmp_path, tiny_backbone, epochs="2", batch_size="8", accumulation_steps="2")
-    train.main(arguments(learnt, path, tmp_path / "whole"))
     with monkeypatch.context() as patched:
         interrupt_after(patched, micro_batch)
         with pytest.raises(Interrupted):
-            train.main(arguments(learnt, path, tmp_path / "run"))
+            train.main(arguments(learnt, undisturbed / "mine.yaml", tmp_path / "run"))
     assert train.main(["--data", str(learnt / "data"), "--output", str(tmp_path / "run"), "--resume"]) == 0
     for name in SAME:
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        assert (tmp_path / "run" / name).read_bytes() == (undisturbed / "run" / name).read_bytes(), name
+
+
+def test_another_answer_set_is_another_run(learnt: Path, undisturbed: Path, tmp_path: Path, monkeypatch) -> None:
+    from test_resume import interrupt_after
+
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 1)
+        with pytest.raises(Interrupted):
+            train.main(arguments(learnt, undisturbed / "mine.yaml", tmp_path / "run"))
+    with pytest.raises(
+    with pytest.raises(UserError, match=r"head\.fusion: product -> concat(?s:.*)data\.top_answers: 1000 -> 3"):
+        flags = ["--resume", "changed", "--set", "data.top_answers=3", "--set", "head.fusion=concat"]
+        train.main(["--data", str(learnt / "data"), "--output", str(tmp_path / "run"), *flags])
+
+
+def test_lora_on_both_encoders_from_folders(learnt: Path, tmp_path: Path, capsys) -> None:
+    """What `--set text_backbone` and `--backbone` name may be runs of one's own; adapters for both, inference merges them."""
+    encoders = {"backbone": learnt / "run" / "model_beit", "text_backbone": learnt / "run" / "model_bert"}
+    path = recipe(tmp_path, encoders["backbone"], text_architecture="null", lora="{rank: 2, targets: [query, value]}", epochs="1")
+    output = tmp_path / "run"
+    assert train.main(arguments(learnt, path, output, "--set", f"text_backbone={encoders['text_backbone']}")) == 0
+    assert {path.name for path in (output / "model_lora").iterdir()} == {"bert", "beit"}
+    # rank 2 x (in + out) on query and value: one layer of 16 and two of 32; a head of 16 -> 32, 32 -> 32, 32 -> 6
+    assert "adapter 640, head 1,798" in capsys.readouterr().out
+    assert inference.main(["--model", str(output), "--data", str(learnt / "data"), "--output", str(tmp_path / "predictions.csv")]) == 0
+
+
+def test_an_answer_outside_the_kept_ones_is_wrong_and_said(learnt: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
+    path = recipe(tmp_path, tiny_backbone, epochs="1", data="{val_fraction: 0.34, top_answers: 2}")
+    assert train.main(arguments(learnt, path, tmp_path / "run")) == 0
+    assert "count as wrong" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "run" / "val_predictions.csv", dtype=str)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(record["class_names"]) == 2 and set(table["label"]) == {"blue", "green", "red", "1", "yes", "no"}
+    assert (table["label"] == table["predicted"]).mean() == pytest.approx(record["best"]["value"])
+
+
+def test_a_picture_is_decoded_once_for_its_questions_and_padding_is_per_batch(learnt: Path, tiny_backbone: Path, monkeypatch) -> None:
+    from pipeline.competition.layout import read_layout
+    from pipeline.config import load_recipe
+    from pipeline.data import dataset
+    from pipeline.tasks import vqa
+
+    (learnt / "once").mkdir()
+    built = vqa.build(load_recipe(str(recipe(learnt / "once", tiny_backbone))), read_layout(learnt / "data", need="train"))
+    decoded, original = [], dataset.decode
+    monkeypatch.setattr(dataset, "decode", lambda path: decoded.append(path) or original(path))
+    batches = [list(built.task.train_batches(epoch, 0, 10, 20)) for epoch in (0, 1)]
+    assert len(decoded) == len(set(decoded)) == 12  # also across epochs: small pictures stay in memory
+    assert [len(batch["row"]) for batch in batches[0]] == [10] * 6
+    assert all(len(batch["pixels"]) == 2 for batch in batches[0])  # ten questions about two pictures
+    assert not torch.equal(batches[0][0]["row"], batches[1][0]["row"])
+    assert sorted(torch.cat([batch["row"] for batch in batches[0]]).tolist()) == list(range(60))
+    rest = list(built.task.train_batches(0, 30, 10, 20))
+    assert all(torch.equal(rest[0][name], batches[0][3][name]) for name in rest[0])  # a resumed epoch sees the same batches
+    assert {batch["input_ids"].shape[1] for batch in built.task.val_batches(1)} == {5, 7, 9}
+
+
+def test_the_counted_memory_is_what_a_real_step_keeps(learnt: Path) -> None:
+    from test_memory import really_saved
+
+    from pipeline.run import load_run
+    from pipeline.tasks.vqa import account_vqa, rebuild
+    from pipeline.training.compute import Compute
+
+    answerer = rebuild(load_run(learnt / "run"), ["a", "b", "c", "d", "e", "f"])
+    answerer.model.requires_grad_(True)
+    memory = account_vqa(answerer, (32, 32), 7, Compute(torch.device("cpu"), "fp32"), "adamw")
+
+    def loss(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+        count = len(pixels)
+        ids = torch.zeros(count, 7, dtype=torch.long)
+        mask = torch.ones_like(ids)
+        mask[0, 3:] = 0  # a batch without padding needs no mask at all
+        logits = model(pixels, torch.arange(count), ids, mask)
+        return torch.nn.functional.cross_entropy(logits, torch.zeros(count, dtype=torch.long))
+
+    for count in (1, 4):
+        counted = memory.saved_fixed + count * memory.saved_per_image
+        assert counted == pytest.approx(really_saved(answerer.model, loss, count), rel=0.02)
+
+
+def test_a_bad_test_picture_still_has_its_rows(learnt: Path, tmp_path: Path, capsys) -> None:
+    import shutil
+
+    shutil.copytree(learnt / "data", tmp_path / "data")
+    (tmp_path / "data" / "val2014" / "COCO_val2014_000000000001.jpg").write_bytes(b"broken")
+    output = tmp_path / "predictions.csv"
+    assert inference.main(["--model", str(learnt / "run"), "--data", str(tmp_path / "data"), "--output", str(output)]) == 0
+    assert "1 of 3 test images cannot be decoded" in capsys.readouterr().err
+    assert len(pd.read_csv(output)) == 15
+
+
+def test_task_and_data_must_fit(learnt: Path, competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is for vqa, and the recipe .* for classification: use --recipe vqa-bert-vit-lora-r8"):
+        train.main(["--data", str(learnt / "data"), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "run")])
+    with pytest.raises(UserError, match="is for classification, and the recipe mine for vqa"):
+        train.main(["--recipe", str(learnt / "mine.yaml"), "--data", str(competition), "--output", str(tmp_path / "run")])
+    with pytest.raises(UserError, match=r"is for classification, and .* was trained for vqa"):
+        inference.main(["--model", str(learnt / "run"), "--data", str(competition), "--output", str(tmp_path / "p.csv")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_architecture": "null"}, "text_backbone: vqa needs this"),
+        ({"text_backbone": "google-bert/bert-base-uncased"}, "not both"),
+        ({"lora": "{rank: 4}"}, "its random word vectors must be trained"),
+        ({"task": "classification"}, "only task vqa reads questions"),
+        ({"data": "{other_answers: ignore}"}, r"data\.other_answers"),
+    ],
+)
+def test_recipes_that_cannot_work_are_refused(tiny_backbone: Path, tmp_path: Path, changes: dict[str, str], message: str) -> None:
+    from pipeline.config import load_recipe
+
+    with pytest.raises(UserError, match=message):
+        load_recipe(str(recipe(tmp_path, tiny_backbone, **changes)))
+
+
+def test_pictures_are_left_as_they_are_unless_a_recipe_asks(tiny_backbone: Path, tmp_path: Path) -> None:
+    """Mirrored, "which side?" has another answer."""
+    from pipeline.config import load_recipe
+
+    path = str(recipe(tmp_path, tiny_backbone))
+    assert not load_recipe(path).augmentation.horizontal_flip and not load_recipe(path).augmentation.random_resized_crop
+    assert load_recipe(path, {"augmentation.horizontal_flip": True}).augmentation.horizontal_flip

@@ -256,7 +256,9 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     answerer = Answerer(fused, data.workers)
     task = VqaTask(answerer, recipe, prepared.class_names, train, val)
     notes = (*prepared.notes, *skipped, *tokenizer.notes(task.train_set.token_ids))
-    return Build(task, count_parameters(fused.model, head="head"), "head", f"input {answerer.describe()}; new {recipe.head.fusion} head", notes)
+    return Build(
+        task, count_parameters(fused.model, head="head"), "head", f"input {answerer.describe()}; new {recipe.head.fusion} head", notes
+    )
 
 
 def rebuild(run: Run, class_names: Sequence[str]) -> Answerer:
