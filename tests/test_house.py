@@ -17,7 +17,7 @@ WINGS = {
     "": ["errors", "files", "config", "run", "answers", "metrics"],
     "competition": [
         *("archives", "download", "releases", "rows", "tables", "folders", "ids", "labels", "sample"),
-        *("vqa_files", "vqa_pictures", "vqa_tables", "vqa_layout", "layout", "splits", "questions", "checks", "submission"),
+        *("vqa_files", "vqa_pictures", "vqa_tables", "vqa_layout", "layout", "splits", "questions", "checks", "scores", "submission"),
         *("kaggle_token", "kaggle_reply", "kaggle_cli", "datasets", "ledger", "leaderboard"),
     ],
     "data": ["images", "transforms", "dataset", "tokenizer", "question_batches"],
