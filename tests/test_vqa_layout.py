@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.competition.folders import look
 from pipeline.competition.layout import read_layout
@@ -361,3 +363,50 @@ def test_results_are_written_and_read_back(tmp_path: Path) -> None:
     save(tmp_path / "r.json", [{"question_id": 1, "answer": "a"}, {"question_id": 1, "answer": "b"}, {"answer": "c"}])
     with pytest.raises(UserError, match=r"(?s)entries 1 and 2: the question_id 1 occurs twice.*entry 3: no question_id"):
         load_results(tmp_path / "r.json")
+
+
+# ---- anything at all ----
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=5
+)
+KEYS = ("question_id", "image_id", "question", "multiple_choice_answer", "answers", "answer_type")
+ENTRIES = st.lists(st.dictionaries(st.sampled_from(KEYS), st.sampled_from([1, "1", "Is it?", "yes"]) | JSON) | JSON, max_size=3)
+
+
+def understood_or_refused(root: Path) -> None:
+    try:
+        competition = read_layout(root)
+    except UserError as error:
+        assert str(root) in str(error)
+    else:
+        assert all(row.question and row.label and row.id and row.path.is_file() for row in competition.train)
+
+
+@settings(max_examples=100, deadline=None)
+@given(questions=ENTRIES, annotations=ENTRIES)
+def test_any_entries_are_understood_or_refused_in_words(tmp_path_factory: Any, questions: list, annotations: list) -> None:
+    root = tmp_path_factory.mktemp("vqa")
+    picture(root / "train2014" / "COCO_train2014_000000000001.jpg", (0, 0, 0), 1, (4, 4))
+    (root / QUESTIONS.format("train2014")).write_text(json.dumps({"questions": questions}))
+    (root / ANNOTATIONS.format("train2014")).write_text(json.dumps({"annotations": annotations}))
+    understood_or_refused(root)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    place=st.integers(0, 10_000),
+    inserted=st.binary(max_size=4),
+    removed=st.integers(0, 40),
+    which=st.sampled_from([QUESTIONS, ANNOTATIONS]),
+)
+def test_any_damage_is_understood_or_refused_in_words(tmp_path_factory: Any, place: int, inserted: bytes, removed: int, which: str) -> None:
+    root = tmp_path_factory.mktemp("vqa")
+    split(root, "train2014", ASKED, answered=True)
+    split(root, "val2014", [(11, 1, "Is it blue?")], answered=False)
+    path = root / which.format("train2014")
+    content = path.read_bytes()
+    place %= len(content)
+    path.write_bytes(content[:place] + inserted + content[place + removed :])
+    understood_or_refused(root)

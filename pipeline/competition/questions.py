@@ -87,17 +87,21 @@ def _is_or_whose(found: re.Match[str]) -> str:
 def _without_punctuation(text: str) -> str:
     """Punctuation becomes space, except where it is part of a word or number: o'clock, 3.5, 1,000 (as 1000), 2:30, 1/2, -5, 50%, $, &."""
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
-    kept = []
-    for position, mark in enumerate(text):
-        if mark.isalnum() or mark.isspace() or (unicodedata.category(mark)[0] in "MSC" and mark not in "`=<>+|~^"):
-            kept.append(mark if mark.isprintable() or unicodedata.category(mark) == "Cf" else " ")
-            continue
-        before, after = text[position - 1 : position] if position else "", text[position + 1 : position + 2]
-        in_word = mark == "'" and before.isalpha() and after.isalpha()
-        in_number = mark in ".:/" and before.isdigit() and after.isdigit()
-        sign = mark == "-" and after.isdigit() and not before.strip()
-        kept.append(mark if in_word or in_number or sign or mark in "%&#" else " ")
-    return "".join(kept)
+    return re.sub(r"[^\w\s]|_", _kept_mark, text)
+
+
+def _kept_mark(found: re.Match[str]) -> str:
+    mark, before, after = found.group(), found.string[found.start() - 1 : found.start()], found.string[found.end() : found.end() + 1]
+    if mark == "'":
+        keep = before.isalpha() and after.isalpha()
+    elif mark in ".:/":
+        keep = before.isdigit() and after.isdigit()
+    elif mark == "-":
+        keep = after.isdigit() and not before.strip()
+    else:  # symbols, accents and vowel signs of other scripts, the joiners between their letters
+        kind = unicodedata.category(mark)
+        keep = mark in "%&#" or (kind[0] in "MS" and mark not in "`=<>+|~^") or kind == "Cf"
+    return mark if keep else " "
 
 
 # ---- rows ----
