@@ -163,6 +163,8 @@ class Recipe(Section):
             raise ValueError(f"text_backbone: only task vqa reads questions, this recipe's is {self.task}")
         if self.task == "vqa" and num_texts != 1:
             raise ValueError("text_backbone: vqa needs this, or text_architecture (a text model trained from nothing), and not both")
+        if self.task == "vqa" and self.lora.also_train:
+            raise ValueError("lora.also_train: expected none for vqa, whose adapters hold no other parts")
         if self.text_architecture is not None and (self.lora.rank or self.head_only):
             raise ValueError("lora.rank, head_only: expected 0 and false with text_architecture: its random word vectors must be trained")
 

@@ -175,7 +175,6 @@ def test_another_answer_set_is_another_run(learnt: Path, undisturbed: Path, tmp_
         interrupt_after(patched, 1)
         with pytest.raises(Interrupted):
             train.main(arguments(learnt, undisturbed / "mine.yaml", tmp_path / "run"))
-    with pytest.raises(
     with pytest.raises(UserError, match=r"head\.fusion: product -> concat(?s:.*)data\.top_answers: 1000 -> 3"):
         flags = ["--resume", "changed", "--set", "data.top_answers=3", "--set", "head.fusion=concat"]
         train.main(["--data", str(learnt / "data"), "--output", str(tmp_path / "run"), *flags])

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from pipeline.errors import UserError, raise_all
-from pipeline.models.backbones import UNUSED_WEIGHTS, load_config, unloadable
+from pipeline.models.backbones import UNUSED_WEIGHTS, hold_statistics, load_config, unloadable
 
 # What a checkpoint may hold beside its encoder: the heads of what it was pretrained on.
 HEADS = re.compile(r"^(classifier|cls_classifier|distillation_classifier|head|fc|cls|lm_head|vocab_\w+|qa_outputs|pre_classifier)\.")
@@ -39,6 +39,7 @@ def load_encoder(source: str, key: str, random_weights: bool = False) -> PreTrai
     ]
     problems += [f"{name}: holds NaN or infinity" for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
     raise_all(problems, f"the weights in {source} do not fit {type(model).__name__}:")
+    hold_statistics(model)
     return model.float()
 
 
@@ -60,6 +61,15 @@ def pooled(output: Any) -> torch.Tensor:
     return output.last_hidden_state[:, 0] if vector is None else vector.flatten(1)
 
 
-def width_of(model: nn.Module) -> int:
-    """D of `pooled`: numbers in the vector of a whole input."""
-    return int(model.config.hidden_size)
+def width_of(encoder: nn.Module, key: str) -> int:
+    """D of `pooled`.
+
+    Raises:
+        UserError: the architecture's config does not say.
+    """
+    width = getattr(encoder.config, "hidden_size", None) or getattr(getattr(encoder, "timm_model", None), "num_features", None)
+    if width is None:
+        raise UserError(
+            f"{key}: {type(encoder).__name__} is no single encoder with a hidden_size; take a BERT for text, a ViT, BEiT or Swin for pictures"
+        )
+    return int(width)

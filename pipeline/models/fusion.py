@@ -23,7 +23,7 @@ from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, raise_all
 from pipeline.files import replacing
 from pipeline.models.backbones import native_image_size, save_backbone, takes_interpolation
-from pipeline.models.encoders import pooled
+from pipeline.models.encoders import pooled, width_of
 from pipeline.models.lean import cache_frozen_bias
 from pipeline.models.lora import PeftModel, attach, load_adapter, merge, plain_state_dict, save_adapter
 from pipeline.run import ADAPTER_DIR, HEAD_FILE
@@ -90,7 +90,7 @@ def fuse(
     text: nn.Module, image: nn.Module, tokenizer: QuestionTokenizer, rule: Preprocessing, num_answers: int, head: Head, lora: Lora | None
 ) -> Fused:
     """The encoders under a new head, fully trainable, or with `lora` frozen but for adapters on both and the head."""
-    answer_head = AnswerHead(text.config.hidden_size, image.config.hidden_size, num_answers, head)
+    answer_head = AnswerHead(width_of(text, "text_backbone"), width_of(image, "--backbone"), num_answers, head)
     if lora is not None:
         text, image = (attach(encoder, lora.rank, lora.alpha, lora.dropout, lora.targets, has_head=False) for encoder in (text, image))
         cache_frozen_bias(image)
@@ -117,7 +117,7 @@ def load_fused(
     Raises:
         UserError: an adapter or the head is missing, damaged, or does not fit tensor by tensor.
     """
-    answer_head = AnswerHead(text.config.hidden_size, image.config.hidden_size, num_answers, head)
+    answer_head = AnswerHead(width_of(text, "text_backbone"), width_of(image, "--backbone"), num_answers, head)
     _load_head(answer_head, folder / HEAD_FILE)
     cache_frozen_bias(image.requires_grad_(False))
     if (folder / ADAPTER_DIR).is_dir():
