@@ -169,6 +169,21 @@ def test_other_names_and_folders(tmp_path: Path) -> None:
     assert competition.train[0].path == tmp_path / "images/train/cat.jpg"
 
 
+def test_files_in_folders_of_their_own(tmp_path: Path) -> None:
+    """As the official zips unpack, and as the official tools want them: Questions/, Annotations/, Images/mscoco/train2014/."""
+    split(tmp_path, "train2014", ASKED, answered=True)
+    for template, folder in ((QUESTIONS, "Questions"), (ANNOTATIONS, "Annotations")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / template.format("train2014")).rename(tmp_path / folder / template.format("train2014"))
+    (tmp_path / "Images" / "mscoco").mkdir(parents=True)
+    (tmp_path / "train2014").rename(tmp_path / "Images" / "mscoco" / "train2014")
+    competition = read_layout(tmp_path, need="train", label_column="x")
+    assert competition.train[0].path == tmp_path / "Images/mscoco/train2014/COCO_train2014_000000000001.jpg"
+    assert "data.label_column not used: for tables only" in said(competition)
+    (tmp_path / "Questions" / QUESTIONS.format("train2014")).unlink()
+    assert not is_vqa(look(tmp_path))
+
+
 def test_easy_vqa(shared: Path) -> None:
     competition = read_layout(shared / "competitions" / "easy_vqa")
     assert (len(competition.train), len(competition.test)) == (7754, 1957)

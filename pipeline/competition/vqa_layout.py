@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pipeline.competition.folders import DataFolder, hide_command, mv_command
-from pipeline.competition.ids import ImageIndex
+from pipeline.competition.folders import DataFolder, hide_command, list_folder, mv_command, suffix_of
+from pipeline.competition.ids import ImageIndex, file_name
 from pipeline.competition.rows import Competition, Row, SubmissionFormat
 from pipeline.competition.sample import format_of
 from pipeline.competition.tables import MAX_NAMED, Table, capped, counted, listed, nearest, quoted
@@ -59,7 +59,7 @@ class _Part:
 
 def is_vqa(folder: DataFolder) -> bool:
     """True when the folder holds questions: a JSON file named so, or a table of training or test rows with a column of them."""
-    return bool(_question_files(folder) or train_tables(folder) or test_tables(folder))
+    return bool(_json_files(folder, "question") or train_tables(folder) or test_tables(folder))
 
 
 def read_vqa(
@@ -96,21 +96,24 @@ def read_vqa(
 # ---- which files ----
 
 
-def _question_files(folder: DataFolder) -> list[str]:
-    return [name for name in folder.json_files if "question" in name.lower()]
+def _json_files(folder: DataFolder, word: str) -> list[str]:
+    """JSON files with `word` in their name: in the data folder itself, and in sub-folders without images, as they are unpacked."""
+    inner = [name for name, found in folder.scans.items() if name and not found.images]
+    nested = [f"{name}/{entry.name}" for name in inner for entry in list_folder(folder.root, name)[1] if suffix_of(entry.name) == ".json"]
+    return [path for path in (*folder.json_files, *sorted(nested)) if word in file_name(path).lower()]
 
 
-def _split_of(name: str) -> str:
-    words = re.split(r"[_\s.]+", name.lower())[:-1]
+def _split_of(path: str) -> str:
+    words = re.split(r"[_\s.]+", file_name(path).lower())[:-1]
     return "-".join(word for word in words if word not in NO_SPLIT and not word.startswith(("question", "annotation")))
 
 
 def _sources(folder: DataFolder) -> list[_Source]:
-    asked = _question_files(folder)
+    asked = _json_files(folder, "question")
     if not asked:
         trained = [_Source("train", path, path) for path in train_tables(folder)]
         return trained + [_Source("test", path, None) for path in test_tables(folder)]
-    answered = [name for name in folder.json_files if "annotation" in name.lower() and name not in asked]
+    answered = [name for name in _json_files(folder, "annotation") if name not in asked]
     by_split: dict[str, tuple[list[str], list[str]]] = {}
     for position, names in enumerate((asked, answered)):
         for name in names:
@@ -121,8 +124,10 @@ def _sources(folder: DataFolder) -> list[_Source]:
             if len(names) > 1:
                 problems.append(f"{' and '.join(names)} may both be meant for {split or 'all'}; {hide_command(folder.root, names)}")
         if not ask:
-            expected = answer[0].lower().replace("annotations", "questions")
-            problems.append(f"{answer[0]} has no questions: expected a file like {expected} beside it{nearest(expected, asked)}")
+            expected = file_name(answer[0]).replace("annotations", "questions")
+            problems.append(
+                f"{answer[0]} has no questions: expected a file like {expected} beside it{nearest(expected, map(file_name, asked))}"
+            )
         else:
             sources.append(_Source(split, folder.root / ask[0], folder.root / answer[0] if answer else None))
     raise_all(problems, f"{folder.root}:")
@@ -137,7 +142,7 @@ def _train_source(folder: DataFolder, sources: Sequence[_Source]) -> _Source:
             f"{folder.root}: {names}, and no answers to train on: expected an annotations file such as v2_mscoco_train2014_annotations.json"
             ", or train.csv with columns image, question, answer"
         )
-    chosen = [source for source in answered if source.split.startswith("train")] if len(answered) > 1 else answered
+    chosen = [source for source in answered if re.search(r"\btrain", source.split)] if len(answered) > 1 else answered
     if len(chosen) != 1:
         names = [source.annotations.name for source in chosen or answered if source.annotations]
         raise UserError(f"{folder.root}: {' and '.join(names)} may all be the training answers; {hide_command(folder.root, names)}")
@@ -172,7 +177,9 @@ def _read_train(folder: DataFolder, source: _Source, id_column: str | None, labe
             source.questions, index, id_column=id_column, label_column=label_column, with_answers=True
         )
     else:
-        questions, answers, notes = load_questions(source.questions), load_annotations(source.annotations), []
+        questions, answers = load_questions(source.questions), load_annotations(source.annotations)
+        columns = [f"data.{name}" for name, value in (("id_column", id_column), ("label_column", label_column)) if value]
+        notes = [f"{' and '.join(columns)} not used: for tables only"] if columns else []
         raise_all(_disagreements(questions, answers), f"{source.annotations} and {source.questions.name} do not fit:")
     empty = [question for question in questions.values() if not question.text.strip()]
     where = listed(f"entry {question.place} (question_id {question.id})" for question in empty)
