@@ -124,7 +124,7 @@ def test_training_alone_and_test_alone(tmp_path: Path) -> None:
     split(tmp_path, "train2014", ASKED, answered=True)
     competition = read_layout(tmp_path, need="train")
     assert len(competition.train) == 3 and competition.submission is None
-    assert "test: not used, and not needed here" in said(competition)
+    assert "test: none found; needed for predictions only" in said(competition)
     message = refusal(tmp_path, need="test")
     assert "every questions file has annotations; to predict train2014, hide its answers: mv" in message
     assert f".{ANNOTATIONS.format('train2014')}" in message
@@ -138,7 +138,8 @@ def test_several_splits_that_may_be_the_test(vqa: Path) -> None:
     split(vqa, "test2015", [(31, 5, "What?"), (32, 6, "Who?")], answered=False)
     message = refusal(vqa, need="test")
     assert "val2014_questions.json have no annotations, either may be the test; keep one and hide the other" in message
-    assert len(read_layout(vqa, need="train").train) == 3
+    competition = read_layout(vqa, need="train")
+    assert len(competition.train) == 3 and "test: not used, and not needed here" in said(competition)
     (vqa / QUESTIONS.format("val2014")).unlink()
     split(vqa, "test-dev2015", [(31, 5, "What?")], answered=False, images=False)
     assert "v2_OpenEnded_mscoco_test2015_questions.json" in refusal(vqa, need="test")
@@ -231,6 +232,7 @@ def test_annotations_and_questions_that_do_not_fit(vqa: Path) -> None:
     message = refusal(vqa)
     assert f"{name} has no questions: expected a file like v2_mscoco_train2014_questions.json" in message
     assert "(nearest: 'v2_OpenEnded_mscoco_val2014_questions.json')" in message
+    assert len(read_layout(vqa, need="test").test) == 2  # where nothing asks for answers
 
 
 def test_every_broken_entry_is_named_at_once(vqa: Path) -> None:

@@ -75,19 +75,18 @@ def read_vqa(
     Raises:
         UserError: what is needed is absent, contradicts itself, or can be read in two ways.
     """
-    sources = _sources(folder)
+    sources = _sources(folder, orphans=need == "test")
     train, test = _Part(), _Part()
     if need != "test":
-        train = _read_train(folder, _train_source(folder, sources), id_column, label_column, skip_bad_images)
-        unused = [source.questions.name for source in sources if source.annotations and source.questions.name not in train.says]
+        chosen = _train_source(folder, sources)
+        train = _read_train(folder, chosen, id_column, label_column, skip_bad_images)
+        unused = [source.questions.name for source in sources if source.annotations and source is not chosen]
         if unused:
             train.notes.append(f"{listed(unused)} not used: validation rows are taken from the training images (data.val_fraction)")
-    try:
-        test = _read_test(folder, _test_source(folder, sources), sample, id_column)
-    except UserError as error:
-        if need != "train":
-            raise
-        test.says = "not used, and not needed here: " + " ".join(line.strip(" -") for line in str(error).splitlines()[:2])
+    if need == "train" and all(source.annotations for source in sources):
+        test.says = "none found; needed for predictions only"
+    else:
+        test = _read_test_if_needed(folder, sources, sample, id_column, needed=need != "train")
     return Competition(
         folder.root, tuple(train.rows), tuple(test.rows), (), test.submission, (*train.lines("train"), *test.lines("test")), "vqa"
     )
@@ -108,7 +107,8 @@ def _split_of(path: str) -> str:
     return "-".join(word for word in words if word not in NO_SPLIT and not word.startswith(("question", "annotation")))
 
 
-def _sources(folder: DataFolder) -> list[_Source]:
+def _sources(folder: DataFolder, orphans: bool) -> list[_Source]:
+    """The splits on disk. `orphans`: annotations without questions may lie about."""
     asked = _json_files(folder, "question")
     if not asked:
         trained = [_Source("train", path, path) for path in train_tables(folder)]
@@ -123,12 +123,12 @@ def _sources(folder: DataFolder) -> list[_Source]:
         for names in (ask, answer):
             if len(names) > 1:
                 problems.append(f"{' and '.join(names)} may both be meant for {split or 'all'}; {hide_command(folder.root, names)}")
-        if not ask:
+        if not ask and not orphans:
             expected = file_name(answer[0]).replace("annotations", "questions")
             problems.append(
                 f"{answer[0]} has no questions: expected a file like {expected} beside it{nearest(expected, map(file_name, asked))}"
             )
-        else:
+        elif ask:
             sources.append(_Source(split, folder.root / ask[0], folder.root / answer[0] if answer else None))
     raise_all(problems, f"{folder.root}:")
     return sources
@@ -199,6 +199,17 @@ def _read_train(folder: DataFolder, source: _Source, id_column: str | None, labe
         notes.append(f"{counted(len(asked) - len(rows), 'question')} left out: the image is not there (data.skip_bad_images)")
     num_answers = counted(len({row.label for row in rows}), "different answer")
     return _Part(rows, f"{_counts(rows)}, {num_answers} ({source.files})", notes)
+
+
+def _read_test_if_needed(
+    folder: DataFolder, sources: Sequence[_Source], sample: Table | None, id_column: str | None, needed: bool
+) -> _Part:
+    try:
+        return _read_test(folder, _test_source(folder, sources), sample, id_column)
+    except UserError as error:
+        if needed:
+            raise
+        return _Part(says="not used, and not needed here: " + " ".join(line.strip(" -") for line in str(error).splitlines()[:2]))
 
 
 def _read_test(folder: DataFolder, source: _Source, sample: Table | None, id_column: str | None) -> _Part:
