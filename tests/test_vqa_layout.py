@@ -192,6 +192,11 @@ def test_easy_vqa(shared: Path) -> None:
     assert all(row.path.parent.name == "val2014" for row in competition.test)
 
 
+def test_a_number_of_thousands_of_digits_is_no_image(vqa: Path) -> None:
+    damage(vqa, QUESTIONS.format("val2014"), "questions", lambda rows: rows[1].update(image_id="9" * 5000))
+    assert "1 of 2 questions without an image" in refusal(vqa, need="test")
+
+
 # ---- what is wrong, in words ----
 
 

@@ -36,11 +36,11 @@ def find_images(index: ImageIndex, questions: Iterable[Question]) -> dict[str, t
     """For every image that is asked about the files it may be: by COCO number (the last digits of a file's name), or as tables name files."""
     asked = list(dict.fromkeys(question.image for question in questions))
     if asked and all(image.isdecimal() for image in asked):
-        by_number: dict[int, list[str]] = {}
+        by_number: dict[str, list[str]] = {}
         for image in index.images:
             if digits := re.search(r"[0-9]+$", without_suffix(file_name(image))):
-                by_number.setdefault(int(digits.group()), []).append(image)
-        found = {image: tuple(by_number.get(int(image), ())) for image in asked}
+                by_number.setdefault(digits.group().lstrip("0"), []).append(image)
+        found = {image: tuple(by_number.get(image.lstrip("0"), ())) for image in asked}
         if any(found.values()):
             return found
     return dict(zip(asked, index.match(asked).images, strict=True))
