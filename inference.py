@@ -27,7 +27,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", metavar="DIR", default="finetuned_model", help="run or release folder (default: finetuned_model)")
     parser.add_argument("--data", metavar="DIR", default="data", help="the competition folder (default: data)")
-    parser.add_argument("--output", metavar="FILE", default="predictions.csv", help="the file to write (default: predictions.csv)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        default="predictions.csv",
+        help="the file to write (default: predictions.csv; vqa: a name that ends in .json gives the challenge's results file)",
+    )
     parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images at once (default: 32)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="number format (default: auto)")
     return parser.parse_args(argv)
@@ -44,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
 
     from pipeline.competition.layout import read_layout
-    from pipeline.competition.submission import write_predictions
+    from pipeline.competition.submission import write_predictions, write_results_json
     from pipeline.competition.tables import is_formula, quoted
     from pipeline.files import sha256
     from pipeline.run import load_run
@@ -52,10 +57,16 @@ def main(argv: list[str] | None = None) -> int:
     run = load_run(Path(args.model))
     competition = read_layout(Path(args.data), need="test", **columns_of(run))
     print("\n".join([f"{run.name} from {run.path}", *(f"  {note}" for note in competition.notes)]))
+    task = (run.record or {}).get("task", "classification")
+    if task != competition.task:
+        raise UserError(f"{args.data} is for {competition.task}, and {run.path} was trained for {task}: name another --model or --data")
     class_names, probs = predict(run, competition, args.batch_size, args.precision)
     output = Path(args.output)
     kept = copy_unsent(output)
-    write_predictions(output, competition.submission, class_names, probs)
+    if output.suffix == ".json":  # the results file of the VQA challenge's own evaluation
+        write_results_json(output, competition, class_names, probs)
+    else:
+        write_predictions(output, competition.submission, class_names, probs)
     print(f"{output}: {len(probs)} rows, checked: ids, order and columns are the competition's")
     if formulas := [text for text in (*competition.submission.ids, *class_names) if is_formula(text)]:
         print(
@@ -91,26 +102,26 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
     compute = choose_compute(precision)
     task = task_module((run.record or {}).get("task", "classification"))
     class_names = name_classes(run, competition, task.num_classes_of(run))
-    classifier = task.rebuild(run, class_names)
+    predictor = task.rebuild(run, class_names)
     if compute.half is not None:
-        make_lean(classifier.model, compute.half)
-    classifier.model.to(compute.device)
-    print(f"  {len(class_names)} classes, {classifier.rule.width} x {classifier.rule.height} px, {compute.describe()}")
+        make_lean(predictor.model, compute.half)
+    predictor.model.to(compute.device)
+    print(f"  {len(class_names)} classes, {predictor.describe()}, {compute.describe()}")
 
     bad: list[int] = []
 
     def logits(batch: dict) -> object:
         bad.extend(batch["row"][batch["bad"]].tolist())
-        return classifier.logits(batch)
+        return predictor.logits(batch)
 
-    batches = task.prediction_batches([row.path for row in competition.test], classifier.rule, batch_size)
-    result = predict_logits(classifier.model, logits, batches, len(competition.test), len(class_names), compute, "predicting")
+    batches = predictor.batches(competition.test, batch_size)
+    result = predict_logits(predictor.model, logits, batches, len(competition.test), len(class_names), compute, "predicting")
     probs = softmax(result)
     if bad:
         per_class = (run.record or {}).get("counts", {}).get("train_per_class", {})
         prior = np.array([per_class.get(name, 0) for name in class_names], dtype=np.float64) + 1e-9
         probs[bad] = prior / prior.sum()
-        report_bad([competition.test[row].path for row in sorted(bad)], len(competition.test))
+        report_bad(list(dict.fromkeys(competition.test[row].path for row in sorted(bad))), len({row.path for row in competition.test}))
     return class_names, probs
 
 

@@ -1,4 +1,4 @@
-"""Fine-tune a pretrained vision transformer on a competition folder.
+"""Fine-tune a pretrained vision transformer (for visual question answering: with a text model) on a competition folder.
 
 python train.py --epochs 25                                   # the default recipe on data/
 python train.py --recipe vit-base-224 --data data/birds       # another one
@@ -20,7 +20,7 @@ from pipeline.errors import UserError, run_command
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
     from pipeline.config import Recipe
-    from pipeline.tasks.classification import Build
+    from pipeline.tasks.build import Build
     from pipeline.training.compute import Compute
     from pipeline.training.resume import FormerRun
 
@@ -87,19 +87,24 @@ def main(argv: list[str] | None = None) -> int:
 
     from pipeline.competition.layout import read_layout
 
-    print(f"{recipe.name}: {recipe.task} with {recipe.backbone}")
-    competition = read_layout(Path(args.data), id_column=recipe.data.id_column, label_column=recipe.data.label_column, need="train")
+    print(f"{recipe.name}: {recipe.task} with {recipe.backbones}")
+    data = recipe.data
+    competition = read_layout(
+        Path(args.data), id_column=data.id_column, label_column=data.label_column, need="train", skip_bad_images=data.skip_bad_images
+    )
     print("\n".join(f"  {note}" for note in competition.notes))
+    if recipe.task != competition.task:
+        fix = "--recipe vqa-bert-vit-lora-r8" if competition.task == "vqa" else "a recipe without task: vqa, such as the default"
+        raise UserError(
+            f"{args.data} is for {competition.task}, and the recipe {recipe.name} for {recipe.task}: use {fix}, or another --data"
+        )
 
     from pipeline.tasks.registry import task_module
     from pipeline.training.compute import choose_compute
 
     compute = choose_compute(recipe.precision)
-    own_weights = next((str(folder) for folder in sorted(output.glob("model_*")) if folder.name != "model_lora"), None)
-    if former is None:
-        build = task_module(recipe.task).build(recipe, competition)
-    else:
-        build = task_module(recipe.task).build(recipe, competition, source=own_weights, former=former.rows)
+    build = task_module(recipe.task).build(recipe, competition, former)
+    if former is not None:
         former.check_data(build.task.class_names, build.task.split_rows())
     print("\n".join(f"  {note}" for note in build.notes))
     build.task.place(compute, fresh=former is None)
@@ -154,7 +159,6 @@ def run(
     from pipeline.report.page import LivePage, build_report
     from pipeline.report.thumbnails import store_samples
     from pipeline.run import run_entries
-    from pipeline.tasks.classification import train_counts
     from pipeline.training.checkpoint import StateStore, seed_everything
     from pipeline.training.engine import fit
     from pipeline.training.optim import build_optimizer, plan_schedule
@@ -185,7 +189,8 @@ def run(
         else:
             recorder.resume(state["position"]["history"])
 
-    store_samples(output, task.train_rows, task.class_names)
+    if task.rows_are == "images":
+        store_samples(output, task.train_rows, task.class_names)
     live_page = LivePage(output)
 
     def on_epoch(report: Any) -> None:
@@ -211,7 +216,7 @@ def run(
     counts = {
         "train": task.num_train,
         "val": task.num_val,
-        "train_per_class": train_counts(task.train_rows, task.class_names),
+        "train_per_class": task.train_per_class(),
         "parameters": vars(build.counts),
     }
     facts = {
@@ -227,6 +232,8 @@ def run(
         "started": start["started"],
     }
     recorder.finish(last, facts)
+    for line in task.examine(output, compute):
+        print(f"  {line}")
     page = build_report(output)
     best = (
         f"best epoch {last.best_epoch}: {task.best_metric} {last.best_value:.4f}"
@@ -252,9 +259,7 @@ def announce(args: argparse.Namespace, recipe: Recipe, build: Build, compute: Co
     kind = "the head alone" if recipe.head_only else kind
     if recipe.lora.rank and recipe.lora.also_train:
         kind += f", also {' + '.join(recipe.lora.also_train)}"
-    rule = build.backbone.preprocessing
-    head = "new head" if build.backbone.new_head else "head of the checkpoint"
-    print(f"  input {rule.width} x {rule.height} px; {head} for {task.num_classes} classes; {kind}")
+    print(f"  {build.summary} for {task.num_classes} classes; {kind}")
     print(
         f"  parameters: {counts.model:,} in the model, {counts.trainable:,} trainable ({counts.trainable / counts.model:.2%}): "
         f"adapter {counts.adapter:,}, head {counts.head:,}"
@@ -266,7 +271,7 @@ def announce(args: argparse.Namespace, recipe: Recipe, build: Build, compute: Co
     checkpointed = None if recipe.activation_checkpointing else partial(task.account, compute, recipe.optimizer.name, checkpointed=True)
     check_fits(memory, micro_batch_size, compute.device, checkpointed)
     print(
-        f"  {schedule['total_steps']} optimizer steps ({schedule['steps_per_epoch']} an epoch) of {recipe.effective_batch_size} images "
+        f"  {schedule['total_steps']} optimizer steps ({schedule['steps_per_epoch']} an epoch) of {recipe.effective_batch_size} {task.rows_are} "
         f"({micro_batch_size} at a time); {schedule['name']} rate {schedule['lr']:.1e}, warm-up {schedule['warmup_steps']} steps"
     )
     disk = check_disk(output, task.model, OPTIMIZER_STATES[recipe.optimizer.name], whole_model_again=not recipe.lora.rank)

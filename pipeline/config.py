@@ -68,12 +68,32 @@ class Augmentation(Section):
         return self
 
 
+class Head(Section):
+    """What joins question and picture (VQA). Without an activation, `concat` is one linear map of both side by side.
+
+    `product` multiplies the two projections element by element: with tanh, low-rank bilinear pooling (Kim et al. 2016, arXiv:1610.04325).
+    """
+
+    fusion: Literal["concat", "product"] = "concat"
+    hidden_size: int = Field(128, ge=1)
+    activation: Literal["none", "tanh", "relu", "gelu"] = "none"
+    dropout: float = Field(0, ge=0, lt=1)
+
+
 class Data(Section):
     id_column: str | None = None
     label_column: str | None = None
     val_fraction: float = Field(0.05, ge=0, le=0.9)
     skip_bad_images: bool = Field(False, description="train without images that cannot be decoded, instead of stopping")
     workers: int | Literal["auto"] = Field("auto", description="decoding processes")
+    image_fraction: float = Field(1, gt=0, le=1, description="vqa: the share of the images that is used, drawn by seed")
+    top_answers: int = Field(1000, ge=2, description="vqa: how many answers, the most frequent of the training rows, are classes")
+    other_answers: Literal["wrong", "drop"] = Field(
+        "wrong", description="vqa: validation answers outside these count as wrong, or not at all"
+    )
+    split_by: Literal["image", "question"] = Field("image", description="vqa: by question lets a picture be in both parts")
+    group_by_image: bool = Field(False, description="vqa: an epoch passes the questions of a picture together: less to compute")
+    max_question_tokens: int = Field(64, ge=4, description="vqa: longer questions are cut")
 
 
 class Checkpoint(Section):
@@ -85,10 +105,12 @@ class Recipe(Section):
     """Everything that decides what a run computes. Field order is the order in which recipes are written and shown."""
 
     name: str = ""
-    task: Literal["classification"] = "classification"
+    task: Literal["classification", "vqa"] = "classification"
     backbone: str = Field(min_length=1, description="hub id or folder")
-    random_weights: bool = Field(False, description="use the backbone's architecture only")
+    text_backbone: str | None = Field(None, min_length=1, description="vqa: hub id or folder of what reads the questions")
+    random_weights: bool = Field(False, description="use the backbones' architecture only")
     architecture: dict[str, Any] | None = Field(None, description="config of a model trained from nothing, with random_weights")
+    text_architecture: dict[str, Any] | None = Field(None, description="vqa: config of a text model trained from nothing, vocabulary too")
     image_size: int | None = Field(None, ge=8, description="pixels; null = the backbone's own")
     epochs: int = Field(25, ge=1)
     batch_size: int = Field(8, ge=1)
@@ -98,6 +120,7 @@ class Recipe(Section):
     seed: int = Field(42, ge=0)
     head_only: bool = Field(False, description="with lora.rank 0: train the head alone, the backbone stays as it is")
     lora: Lora = Lora()
+    head: Head = Head()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     augmentation: Augmentation = Augmentation()
@@ -105,9 +128,24 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
 
     @property
+    def backbones(self) -> str:
+        """What it starts from, in words."""
+        text = self.text_backbone or (self.text_architecture and f"a new {self.text_architecture.get('model_type')}")
+        return f"{self.backbone} + {text}" if text else self.backbone
+
+    @property
     def effective_batch_size(self) -> int:
         """Images per optimizer step."""
         return self.batch_size * self.accumulation_steps
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pictures_as_they_are(cls, values: Any) -> Any:
+        """A mirrored or cropped picture has other answers (left or right? how many?): vqa augments only where a recipe asks for it."""
+        if isinstance(values, dict) and values.get("task") == "vqa" and isinstance(values.get("augmentation", {}), dict):
+            off = {"random_resized_crop": False, "horizontal_flip": False}
+            values = values | {"augmentation": off | values.get("augmentation", {})}
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -117,7 +155,19 @@ class Recipe(Section):
             raise ValueError(f"head_only: needs lora.rank 0, found {self.lora.rank}")
         if self.schedule.end_lr > self.optimizer.lr:
             raise ValueError(f"schedule.end_lr: {self.schedule.end_lr} is above optimizer.lr {self.optimizer.lr}")
+        self._check_text()
         return self
+
+    def _check_text(self) -> None:
+        num_texts = sum(text is not None for text in (self.text_backbone, self.text_architecture))
+        if self.task != "vqa" and num_texts:
+            raise ValueError(f"text_backbone: only task vqa reads questions, this recipe's is {self.task}")
+        if self.task == "vqa" and num_texts != 1:
+            raise ValueError("text_backbone: vqa needs this, or text_architecture (a text model trained from nothing), and not both")
+        if self.task == "vqa" and self.lora.also_train:
+            raise ValueError("lora.also_train: expected none for vqa, whose adapters hold no other parts")
+        if self.text_architecture is not None and (self.lora.rank or self.head_only):
+            raise ValueError("lora.rank, head_only: expected 0 and false with text_architecture: its random word vectors must be trained")
 
 
 def recipe_names() -> list[str]:
@@ -233,7 +283,7 @@ def _describe(item: dict[str, Any]) -> str:
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in values.items():
-        if isinstance(value, dict) and prefix == "" and key != "architecture":
+        if isinstance(value, dict) and prefix == "" and key not in ("architecture", "text_architecture"):
             flat |= _flat(value, f"{key}.")
         else:
             flat[prefix + key] = value

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.answers import answer_accuracy
+
+FEWEST_ANSWERS = 4  # with fewer annotators not even a unanimous answer reaches an accuracy of 1
+
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """(N, C) float64 probabilities; every row sums to 1."""
@@ -57,3 +61,20 @@ def classification_metrics(
             best = np.argsort(-np.asarray(probs), axis=1, kind="stable")[:, :5]  # equal ones by class index, as argmax decides for accuracy
             metrics["top5_accuracy"] = float(np.mean((best == labels[:, None]).any(axis=1)))
     return metrics
+
+
+def vqa_accuracy(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
+    """(N,) float64 in 0..1: the official VQA accuracy of each predicted answer against those of its annotators (Antol et al. 2015)."""
+    return np.array([answer_accuracy(answer, given) for answer, given in zip(predicted, answers, strict=True)], dtype=np.float64)
+
+
+def vqa_scores(predicted: Sequence[str], answers: Sequence[Sequence[str]], answer_types: Sequence[str | None]) -> dict[str, float]:
+    """`vqa_accuracy` over all questions and `vqa_accuracy_yes_no` (number, other, ...) by type; empty without several annotators a question."""
+    if not answers or any(len(given) < FEWEST_ANSWERS for given in answers):
+        return {}
+    each = vqa_accuracy(predicted, answers)
+    types = np.array([kind or "" for kind in answer_types])
+    scores = {"vqa_accuracy": float(each.mean())}
+    for kind in sorted(set(types.tolist()) - {""}):
+        scores[f"vqa_accuracy_{kind.replace('/', '_')}"] = float(each[types == kind].mean())
+    return scores

@@ -15,6 +15,7 @@ from pipeline.files import read_json
 
 FORMAT = 1
 ADAPTER_DIR = "model_lora"
+HEAD_FILE = "head.safetensors"  # of a model with two backbones; otherwise the head is in the backbone's or the adapter's file
 _FILES = (
     "run.json",
     "metrics.jsonl",
@@ -24,6 +25,8 @@ _FILES = (
     "scores.json",
     "report.html",
     "thumbnails.jsonl",
+    "floors.json",
+    HEAD_FILE,
 )
 _FOLDERS = ("figures", "tensorboard", "state", "checkpoints")
 _PACKAGES = ("torch", "torchvision", "transformers", "peft", "timm", "accelerate", "safetensors", "numpy", "pillow")
@@ -38,6 +41,7 @@ class Run:
     adapter_dir: Path | None  # model_lora/, loadable by plain PEFT; None after full fine-tuning
     class_names: tuple[str, ...] | None  # None when a legacy release has only LABEL_0..N
     record: dict[str, Any] | None  # run.json; None for a legacy release
+    text_dir: Path | None = None  # the text backbone's folder, with its tokenizer, where there is one
 
     @property
     def name(self) -> str:
@@ -54,11 +58,11 @@ def load_run(path: Path) -> Run:
     how = "`make weights` installs a release, `python train.py` makes one"
     if not path.is_dir():
         raise UserError(f"{path} does not exist: no model to load; {how}")
-    folders = [folder for folder in model_dirs(path) if folder.name != ADAPTER_DIR]
+    folders, text_dirs = backbone_dirs(path)
     if not folders:
         raise UserError(f"{path} holds no model_<type> folder: no model to load; {how}")
-    if len(folders) > 1:
-        names = ", ".join(folder.name for folder in folders)
+    if len(folders) > 1 or len(text_dirs) > 1:
+        names = ", ".join(folder.name for folder in (*folders, *text_dirs))
         raise UserError(f"{path} holds more than one backbone ({names}): keep one, or name another folder with --model")
     if is_unfinished(path):
         raise UserError(f"{path} holds an unfinished run: finish it with `python train.py --output {path} --resume`")
@@ -74,12 +78,20 @@ def load_run(path: Path) -> Run:
         )
     adapter_dir = path / ADAPTER_DIR
     class_names = tuple(record["class_names"]) if record else _names_from(config)
-    return Run(path, folders[0], adapter_dir if adapter_dir.is_dir() else None, class_names, record)
+    text_dir = text_dirs[0] if text_dirs else None
+    return Run(path, folders[0], adapter_dir if adapter_dir.is_dir() else None, class_names, record, text_dir)
 
 
 def model_dirs(path: Path) -> list[Path]:
     """The `model_*` folders in `path`, by name."""
     return sorted(folder for folder in Path(path).glob("model_*") if folder.is_dir())
+
+
+def backbone_dirs(path: Path) -> tuple[list[Path], list[Path]]:
+    """The folders of image backbones in `path`, and those of text backbones: these hold a tokenizer. One or none of each, if all is well."""
+    folders = [folder for folder in model_dirs(path) if folder.name != ADAPTER_DIR]
+    texts = [folder for folder in folders if (folder / "tokenizer_config.json").exists()]
+    return [folder for folder in folders if folder not in texts], texts
 
 
 def run_entries(path: Path) -> list[Path]:

@@ -14,30 +14,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A file imports only from its own wing's earlier rooms and from wings above.
 WINGS = {
-    "": ["errors", "files", "config", "run", "metrics"],
+    "": ["errors", "files", "config", "run", "answers", "metrics"],
     "competition": [
-        *("archives", "download", "releases", "tables", "folders", "ids", "labels", "layout", "splits", "checks", "submission"),
+        *("archives", "download", "releases", "rows", "tables", "folders", "ids", "labels", "sample"),
+        *("vqa_files", "vqa_pictures", "vqa_tables", "vqa_layout", "layout", "splits", "questions", "checks", "scores", "submission"),
         *("kaggle_token", "kaggle_reply", "kaggle_cli", "public_sets", "datasets", "ledger", "leaderboard"),
     ],
-    "data": ["images", "transforms", "dataset"],
-    "models": ["timm_checkpoints", "backbones", "roles", "lora", "autograd", "lean", "attention"],
+    "data": ["images", "transforms", "dataset", "tokenizer", "question_batches"],
+    "models": ["timm_checkpoints", "backbones", "roles", "lora", "autograd", "lean", "attention", "encoders", "fusion"],
     "training": ["optim", "memory", "checkpoint", "resume", "compute", "predict", "engine", "estimate", "record"],
-    "tasks": ["classification", "registry"],
+    "tasks": ["build", "classification", "vqa", "registry"],
     "report": [
-        *(
-            "run_files",
-            "words",
-            "figures",
-            "rendering",
-            "curves",
-            "confusion",
-            "charts",
-            "thumbnails",
-            "validation",
-            "submissions",
-            "facts",
-        ),
-        *("comparison", "page", "attention", "grids", "trials", "ablation_table", "ablation"),
+        *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "validation", "questions"),
+        *("submissions", "facts", "comparison", "page", "attention", "grids", "trials", "ablation_table", "ablation"),
     ],
     "last": ["demo_data", "demo"],
 }

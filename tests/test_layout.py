@@ -262,7 +262,7 @@ def test_a_competition_one_level_down(tmp_path):
 
 def test_a_vqa_folder(tmp_path):
     make(tmp_path, "train2014/COCO_train2014_000000000001.jpg", "v2_OpenEnded_mscoco_train2014_questions.json")
-    assert "use a VQA recipe, for example --recipe vqa-bert-vit" in refusal(tmp_path, need="train")
+    assert "expected an annotations file such as v2_mscoco_train2014_annotations.json" in refusal(tmp_path, need="train")
 
 
 def test_training_needs_no_test_folder_and_no_sample(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.competition.layout import SubmissionFormat
+from pipeline.competition.rows import SubmissionFormat
 from pipeline.competition.tables import (
     DELIMITER_NAMES,
     MAX_NAMED,

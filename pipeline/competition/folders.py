@@ -219,8 +219,6 @@ def absent(folder: DataFolder, what: str, wanted: str) -> UserError:
     lines += [
         f"  {counted(count, f'{suffix} file')} in a format that is not read: convert to .jpg or .png" for suffix, count in unread.items()
     ]
-    if any("questions" in name.lower() for name in folder.json_files):
-        lines.append("  it looks like VQA v2 (questions and annotations in JSON): use a VQA recipe, for example --recipe vqa-bert-vit")
     return UserError("\n".join(lines))
 
 

@@ -10,44 +10,14 @@ from typing import Literal
 
 from pipeline.competition.folders import DataFolder, absent, check_whole, hide_command, look, natural_key, plain_name
 from pipeline.competition.ids import ImageIndex, Match, composed, file_name, find_ids, short_ids
-from pipeline.competition.labels import LABEL_NAMES, Labelled, has_training_data, read_labelled
-from pipeline.competition.tables import Table, capped, counted, listed, load_table, nearest, numbered, quoted, repeated_ids, rows_of
+from pipeline.competition.labels import Labelled, has_training_data, read_labelled
+from pipeline.competition.rows import Competition, Row, SubmissionFormat
+from pipeline.competition.sample import format_of, sample_table
+from pipeline.competition.tables import Table, capped, counted, listed, nearest, numbered, quoted
+from pipeline.competition.vqa_layout import is_vqa, read_vqa
 from pipeline.errors import UserError, raise_all
 
-SAMPLE_TABLES = ("samplesubmission", "samplesubmissions", "samplesub", "submissionsample", "submissionformat")
 HOLD_OUT_FOLDERS = ("val", "valid", "validation", "dev")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One image of the competition."""
-
-    id: str
-    path: Path
-    label: str | None  # None for test rows
-
-
-@dataclass(frozen=True)
-class SubmissionFormat:
-    """What predictions.csv must look like."""
-
-    id_column: str
-    label_columns: tuple[str, ...]  # the one label column, or one probability column per class
-    kind: Literal["label", "probability"]
-    ids: tuple[str, ...]  # in the order of the file
-    path: Path | None  # the sample submission; None when the form was made up from the test files
-
-
-@dataclass(frozen=True)
-class Competition:
-    """A competition folder, understood. `test[i]` belongs to `submission.ids[i]`."""
-
-    root: Path
-    train: tuple[Row, ...]
-    test: tuple[Row, ...]
-    class_names: tuple[str, ...]  # in natural order; empty when nothing on disk tells them
-    submission: SubmissionFormat | None
-    notes: tuple[str, ...]  # at most five lines that say what was understood
 
 
 def read_layout(
@@ -56,16 +26,20 @@ def read_layout(
     id_column: str | None = None,
     label_column: str | None = None,
     need: Literal["train", "test", "both"] = "both",
+    skip_bad_images: bool = False,
 ) -> Competition:
-    """The competition in `data_dir`: class folders or a table of labels, test images, sample submission.
+    """The competition in `data_dir`: class folders or a table of labels, test images, sample submission; or questions about images.
 
-    `id_column` and `label_column` name columns of the table of labels. What `need` does not name may be absent.
+    `id_column` (names the image) and `label_column` name columns of the table of labels. What `need` does not name may be absent.
+    With `skip_bad_images` training questions whose image is not there are left out instead of refused.
 
     Raises:
         UserError: what is needed is absent, contradicts itself, or can be read in two ways; the message says where, and what settles it.
     """
     folder = look(Path(data_dir))
-    sample = _sample_table(folder)
+    sample = sample_table(folder)
+    if is_vqa(folder):
+        return read_vqa(folder, sample, id_column, label_column, need, skip_bad_images)
     test_dirs = folder.named("test")
     others = [name for name in folder.scans if name not in test_dirs and folder.scans[name].images]
     labelled, train_trouble = Labelled(), None
@@ -95,55 +69,8 @@ def read_submission_format(data_dir: Path | str) -> SubmissionFormat | None:
     Raises:
         UserError: there are several, or it is broken.
     """
-    sample = _sample_table(look(Path(data_dir), with_images=False))
-    return _format_of(sample, sample.columns[0], ()) if sample else None
-
-
-# ---- sample submission ----
-
-
-def _sample_table(folder: DataFolder) -> Table | None:
-    paths = folder.tables_called(SAMPLE_TABLES)
-    if len(paths) > 1:
-        names = [path.name for path in paths]
-        raise UserError(f"{folder.root}: {' and '.join(names)} may all be the sample submission; {hide_command(folder.root, names)}")
-    if not paths:
-        return None
-    table = load_table(paths[0])
-    problems = []
-    if len(table.columns) < 2:
-        problems.append(f"it has the one column {table.columns[0]!r}: an id column and a label column (or one column per class) are needed")
-    if not table.cells:
-        problems.append("it has no rows: the ids to predict are needed")
-    raise_all(problems, f"{table.path}:")
-    return table
-
-
-def _format_of(sample: Table, id_column: str, class_names: Sequence[str]) -> SubmissionFormat:
-    """The form that a sample submission asks for; `class_names` (empty: unknown) are checked against its probability columns."""
-    ids = sample.column(id_column)
-    rows = rows_of(ids, sample.lines)
-    empty = [line for image_id, lines in rows.items() for line in lines if not image_id.strip()]
-    problems = repeated_ids({image_id: lines for image_id, lines in rows.items() if image_id.strip()})
-    if empty:
-        problems.append(f"{numbered(empty)}: no id in column {id_column!r}")
-    columns = tuple(name for name in sample.columns if name != id_column)
-    is_label = len(columns) == 1
-    if is_label and columns[0] in class_names and plain_name(columns[0]) not in LABEL_NAMES:
-        problems.append(f"its only column beside the ids is named like the class {columns[0]!r}: one column for each class is needed")
-    if not is_label and class_names:
-        problems += _column_problems(columns, class_names)
-    raise_all(problems, f"{sample.path}:")
-    return SubmissionFormat(id_column, columns, "label" if is_label else "probability", tuple(ids), sample.path)
-
-
-def _column_problems(columns: Sequence[str], class_names: Sequence[str]) -> list[str]:
-    extra = [name for name in columns if name not in class_names]
-    missing = [name for name in class_names if name not in columns]
-    problems = [f"the column {name!r} is no class of the training data{nearest(name, missing or class_names)}" for name in extra]
-    if missing:
-        problems.append(f"{counted(len(missing), 'class', 'classes')} of the training data without a column: {quoted(missing)}")
-    return problems
+    sample = sample_table(look(Path(data_dir), with_images=False))
+    return format_of(sample, sample.columns[0], ()) if sample else None
 
 
 # ---- test images ----
@@ -194,7 +121,7 @@ def _from_sample(
         shared_column, shared_match = find_ids(sample, shared)
         if shared_match.num_found:
             index, id_column, match = shared, shared_column, shared_match
-    submission = _format_of(sample, id_column, class_names)
+    submission = format_of(sample, id_column, class_names)
     if not match.num_found and not index.images:
         if required:
             raise absent(folder, "test images", f"expected a folder test/ (or test_images/, ...) with the images of {sample.path.name}")

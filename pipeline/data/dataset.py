@@ -87,7 +87,7 @@ def make_loader(dataset: ImageDataset, batches: Iterable[list[int]], epoch: int 
         num_workers=min(workers, len(keys)),
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers and keys else None,
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=prepare_worker,
         generator=torch.Generator(),  # its own: a loader would draw its seed from the global one, once more in a resumed run
     )
 
@@ -103,7 +103,8 @@ def resolve_workers(workers: int | str, paths: Sequence[Path]) -> int:
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
 
-def _prepare_worker(_worker: int) -> None:
+def prepare_worker(_worker: int) -> None:
+    """Settings of a decoding process."""
     torch.set_num_threads(1)
     # A signal to the whole process group (Ctrl-C, Slurm, timeout) is the main process's to answer: it still needs its workers to save.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

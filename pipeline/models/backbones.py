@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import huggingface_hub
 import torch
@@ -46,6 +46,12 @@ DEFAULT_RULES: dict[str, dict[str, Any]] = {
 }
 
 
+class Saved(Protocol):
+    """What goes beside weights and says how their input is made: the preprocessing rule of pictures, the tokenizer of questions."""
+
+    def save(self, folder: Path) -> None: ...
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A classifier ready for these classes, the rule its pictures need, and what a person should know of how it was loaded."""
@@ -73,10 +79,10 @@ def load_backbone(
     if architecture is not None:
         config = AutoConfig.for_model(**architecture)
     else:
-        config = _load_config(source)
+        config = load_config(source)
     same_classes = architecture is None and not random_weights and _names(config) == list(class_names)
     _relabel(config, class_names)
-    rule = _preprocessing(source if architecture is None else None, config, image_size)
+    rule = preprocessing_of(source if architecture is None else None, config, image_size)
     if config.model_type == timm_checkpoints.MODEL_TYPE:
         _prepare_timm(source, config, rule)
     if random_weights:
@@ -96,7 +102,7 @@ def load_pretrained(source: str) -> Backbone:
     Raises:
         UserError: as `load_backbone`.
     """
-    return load_backbone(source, _names(_load_config(source)))
+    return load_backbone(source, _names(load_config(source)))
 
 
 def rebuild_backbone(folder: Path, num_classes: int) -> Backbone:
@@ -107,20 +113,21 @@ def rebuild_backbone(folder: Path, num_classes: int) -> Backbone:
     Raises:
         UserError: as `load_backbone`.
     """
-    config = _load_config(str(folder))
+    config = load_config(str(folder))
     if config.num_labels != num_classes:
         _relabel(config, [f"LABEL_{index}" for index in range(num_classes)])
     model, has_head = _load_weights(str(folder), config)
-    return Backbone(model.float().eval(), _preprocessing(str(folder), config, None), not has_head)
+    return Backbone(model.float().eval(), preprocessing_of(str(folder), config, None), not has_head)
 
 
-def save_backbone(model: PreTrainedModel, state_dict: dict[str, torch.Tensor], rule: Preprocessing, folder: Path) -> None:
-    """Write config.json, model.safetensors and the preprocessing rule into `folder`, each whole or not at all; plain from_pretrained loads it."""
+def save_backbone(model: PreTrainedModel, state_dict: dict[str, torch.Tensor], rule: Saved, folder: Path) -> None:
+    """Write config.json, model.safetensors and what `rule` saves into `folder`, each whole or not at all; plain from_pretrained loads it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
+        dtype = next(iter(state_dict.values())).dtype  # save_pretrained may empty the dictionary
         model.save_pretrained(temporary, state_dict=state_dict)
-        model.config.dtype = next(iter(state_dict.values())).dtype  # the file's, whatever the model is held in
+        model.config.dtype = dtype  # the file's, whatever the model is held in
         model.config.save_pretrained(temporary)
         rule.save(Path(temporary))
         for written in sorted(Path(temporary).iterdir()):
@@ -175,7 +182,12 @@ def native_image_size(model: PreTrainedModel) -> int | None:
     return _native_size(model.config)
 
 
-def _load_config(source: str) -> Any:
+def load_config(source: str, key: str = "--backbone") -> Any:
+    """The config of the checkpoint at `source` (hub id or folder); `key` is what a user changes to name another.
+
+    Raises:
+        UserError: no such folder, or the hub does not give it.
+    """
     local = Path(source)
     looks_local = local.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_local and not (local / "config.json").is_file():
@@ -185,18 +197,18 @@ def _load_config(source: str) -> Any:
             if inside
             else "; expected a folder that `from_pretrained` can load, or a hub id such as owner/name"
         )
-        raise UserError(f"--backbone {source}: {'no config.json in this folder' if local.is_dir() else 'no such folder'}{hint}")
+        raise UserError(f"{key} {source}: {'no config.json in this folder' if local.is_dir() else 'no such folder'}{hint}")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # a damaged config.json fails in as many ways as there are keys; timm may be absent
-        raise _unreachable(source, error) from None
+        raise unloadable(source, error, key) from None
 
 
 def _prepare_timm(source: str, config: Any, rule: Preprocessing) -> None:
     try:
         requires_backends("this checkpoint", ["timm"])
     except ImportError as error:
-        raise _unreachable(source, error) from None
+        raise unloadable(source, error) from None
     if rule.height != _native_size(config):
         timm_checkpoints.take_size(config, rule.height)
 
@@ -208,7 +220,7 @@ def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
             source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:  # transformers, safetensors and torch each have their own kinds; all mean these weights cannot be used
-        raise _unreachable(source, error) from error
+        raise unloadable(source, error) from error
     head = head_name(model) + "."
     names = {
         key: {item if isinstance(item, str) else item[0] for item in info[key]}
@@ -224,7 +236,8 @@ def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
     return model, not any(key.startswith(head) for key in names["missing_keys"] | names["mismatched_keys"])
 
 
-def _unreachable(source: str, error: Exception) -> UserError:
+def unloadable(source: str, error: Exception, key: str = "--backbone") -> UserError:
+    """What to tell a user when a library refused the checkpoint at `source` with `error`."""
     text = re.sub(r"\s+", " ", str(error)).strip()
     if any(isinstance(cause, pickle.UnpicklingError) for cause in _chain(error)):
         return UserError(
@@ -232,12 +245,12 @@ def _unreachable(source: str, error: Exception) -> UserError:
         )
     if isinstance(error, ImportError):  # timm's checkpoints, and architectures with kernels of their own
         install = "; `python -m pip install -c constraints.txt timm` installs it" if "requires the timm library" in text else ""
-        return UserError(f"--backbone {source}: {text.split(' You can ')[0][:300].rstrip('.')}{install}")
+        return UserError(f"{key} {source}: {text.split(' You can ')[0][:300].rstrip('.')}{install}")
     if Path(source).is_dir():
         return UserError(f"{source}: cannot be loaded: {text[:300]}")
     first_sentence = re.split(r"(?<=\.)\s", text)[0]
     return UserError(
-        f"--backbone {source}: not in this machine's cache, and the Hugging Face hub did not give it: {first_sentence[:200]}\n"
+        f"{key} {source}: not in this machine's cache, and the Hugging Face hub did not give it: {first_sentence[:200]}\n"
         "Check the name and the connection (HF_TOKEN for gated models), or use a folder on disk: --backbone finetuned_model/model_beit"
     )
 
@@ -249,7 +262,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _preprocessing(source: str | None, config: Any, image_size: int | None) -> Preprocessing:
+def preprocessing_of(source: str | None, config: Any, image_size: int | None) -> Preprocessing:
+    """The rule that comes with a checkpoint, or its architecture's (`source` None: no checkpoint), at `image_size` where given."""
     native = _native_size(config) or image_size or 224
     path = None
     if source is not None and (Path(source) / FILE_NAME).is_file():

@@ -38,10 +38,18 @@ class Counts:
     head: int
 
 
-def attach(model: nn.Module, rank: int, alpha: float, dropout: float, roles: Sequence[str], also_train: Sequence[str] = ()) -> PeftModel:
+def attach(
+    model: nn.Module,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    roles: Sequence[str],
+    also_train: Sequence[str] = (),
+    has_head: bool = True,
+) -> PeftModel:
     """`model` frozen but for new adapters on `roles`, its head, and the parts `also_train` names (trained copies, saved with the adapter).
 
-    PEFT copies and saves whole modules: with a class token all embeddings, whose other parameters stay frozen in the copy.
+    An encoder has no head. PEFT copies and saves whole modules: with a class token all embeddings, whose other parameters stay frozen in the copy.
 
     Raises:
         UserError: the architecture has no such layers or parts; see `pipeline.models.roles`.
@@ -54,7 +62,7 @@ def attach(model: nn.Module, rank: int, alpha: float, dropout: float, roles: Seq
         lora_dropout=dropout,
         bias="none",
         target_modules=_short(names, model),
-        modules_to_save=[*owners, head_name(model)],
+        modules_to_save=[*owners, *([head_name(model)] if has_head else [])] or None,
     )
     adapted = _adapted(model, config)
     for name, weight in adapted.named_parameters():
@@ -66,18 +74,21 @@ def attach(model: nn.Module, rank: int, alpha: float, dropout: float, roles: Seq
     return adapted
 
 
-def count_parameters(model: nn.Module) -> Counts:
-    """Parameters of a plain or adapted model; the adapter's copy of the head is not counted as part of the model."""
-    total = trainable = adapter = head = 0
-    head_prefix = f".{head_name(model.get_base_model() if isinstance(model, PeftModel) else model)}."
+def count_parameters(model: nn.Module, head: str | None = None) -> Counts:
+    """Parameters of a plain or adapted model; the adapter's copy of the head is not counted as part of the model.
+
+    `head` is the dotted name of the head where the model is not one classifier.
+    """
+    total = trainable = adapter = in_head = 0
+    head_prefix = f".{head or head_name(model.get_base_model() if isinstance(model, PeftModel) else model)}."
     for name, weight in model.named_parameters():
         is_adapter, is_copy = ".lora_" in name, ".modules_to_save." in name
         total += 0 if is_adapter or is_copy else weight.numel()
         if weight.requires_grad:
             trainable += weight.numel()
             adapter += weight.numel() if is_adapter else 0
-            head += weight.numel() if head_prefix in f".{name}" and not is_adapter else 0
-    return Counts(total, trainable, adapter, head)
+            in_head += weight.numel() if head_prefix in f".{name}" and not is_adapter else 0
+    return Counts(total, trainable, adapter, in_head)
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -120,8 +131,8 @@ def head_classes(folder: Path) -> int:
     return biases[0].numel()
 
 
-def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
-    """`model` with the adapter in `folder`, whatever library version wrote it; eval mode.
+def load_adapter(model: nn.Module, folder: Path, has_head: bool = True) -> PeftModel:
+    """`model` with the adapter in `folder`, whatever library version wrote it; eval mode. An encoder's adapter has no head.
 
     Layers are matched by (numbers in the path, role), which the renaming of transformers 5.9 left alone.
 
@@ -146,7 +157,7 @@ def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
         use_rslora=values.get("use_rslora", False),
         bias=values.get("bias", "none"),
         target_modules=_short(adapted_names, model),
-        modules_to_save=[*copied, head_name(model)],
+        modules_to_save=[*copied, *([head_name(model)] if has_head else [])] or None,
         inference_mode=True,
     )
     adapted = _adapted(model, config)

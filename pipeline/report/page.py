@@ -20,6 +20,7 @@ from pipeline.report import facts
 from pipeline.report.charts import class_counts_figure
 from pipeline.report.comparison import build_comparison
 from pipeline.report.curves import draw_curves
+from pipeline.report.questions import read_questions
 from pipeline.report.rendering import Drawn, embedded, render
 from pipeline.report.run_files import RunFiles, has_run, read_run_files
 from pipeline.report.submissions import read_submissions
@@ -61,6 +62,7 @@ def build_report(run_dir: Path, ledger: Path = LEDGER) -> Path:
     files = read_run_files(run_dir)
     drawn = draw_curves(files)
     validation = read_validation(files, drawn)
+    questions = read_questions(files, drawn)
     classes = _class_counts(files, drawn)
     submissions = read_submissions(files, ledger, drawn)
     attention = _attention(files, drawn)
@@ -77,6 +79,8 @@ def build_report(run_dir: Path, ledger: Path = LEDGER) -> Path:
         best_metrics=facts.metrics({key: value for key, value in files.kept_epoch.items() if key.startswith("val_")}),
         epochs=facts.epoch_table(files),
         validation=validation,
+        questions=questions,
+        rows_are="questions" if questions else "images",
         classes=classes,
         samples=_samples(files),
         attention=attention,

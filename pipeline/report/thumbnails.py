@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from pipeline.data.images import BadImage, decode
-from pipeline.files import write_json_lines
+from pipeline.files import read_json_lines, write_json_lines
 from pipeline.report.run_files import THUMBNAILS, RunFiles
 
 if TYPE_CHECKING:
@@ -49,17 +49,16 @@ def samples(files: RunFiles) -> list[dict[str, Any]]:
     return [{"name": name, "pictures": pictures} for name, pictures in by_class.items()]
 
 
-def mistake_pictures(files: RunFiles, rows: Sequence[dict[str, str]]) -> list[str | None]:
-    """A JPEG in base64 for each row of predictions: as kept, else from the file, and then kept; None when the file is gone."""
-    kept = {line["path"]: line["jpeg"] for line in files.thumbnails if line["use"] == "mistake"}
+def kept_pictures(files: RunFiles, rows: Sequence[dict[str, str]], use: str) -> list[str | None]:
+    """A JPEG in base64 for each row of predictions: as kept for this `use`, else from the file, and then kept; None when the file is gone."""
+    stored = read_json_lines(files.path / THUMBNAILS)
+    kept = {line["path"]: line["jpeg"] for line in stored if line["use"] == use}
     pictures = [kept.get(row["path"]) or _from_data(files, row["path"]) for row in rows]
-    lines = [line for line in files.thumbnails if line["use"] == "sample"]
+    lines = [line for line in stored if line["use"] != use]
     lines += [
-        {"use": "mistake", "label": row["label"], "path": row["path"], "jpeg": jpeg}
-        for row, jpeg in zip(rows, pictures, strict=True)
-        if jpeg
+        {"use": use, "label": row["label"], "path": row["path"], "jpeg": jpeg} for row, jpeg in zip(rows, pictures, strict=True) if jpeg
     ]
-    if lines != files.thumbnails:
+    if lines != stored:
         write_json_lines(files.path / THUMBNAILS, lines)
     return pictures
 

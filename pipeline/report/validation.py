@@ -14,7 +14,7 @@ from pipeline.report.charts import calibration_figure
 from pipeline.report.confusion import MAX_LABELLED_CLASSES, cell_classes, confusion_figure
 from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
-from pipeline.report.thumbnails import mistake_pictures
+from pipeline.report.thumbnails import kept_pictures
 from pipeline.report.words import percent
 
 MAX_MATRIX_CLASSES = 2000  # a (C, C) table of counts beyond this says nothing on a page and costs hundreds of megabytes
@@ -59,7 +59,7 @@ def read_validation(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
         ],
         "mistakes": [
             {**row, "confidence": float(row["confidence"]), "file": Path(row["path"]).name, "thumbnail": picture}
-            for row, picture in zip(surest, mistake_pictures(files, surest), strict=True)
+            for row, picture in zip(surest, kept_pictures(files, surest, "mistake"), strict=True)
         ],
         "calibration": _calibration(files, drawn),
     }

@@ -21,7 +21,9 @@ def percent(value: float) -> str:
 
 def metric_name(key: str) -> str:
     """A metric's key in words: val_top5_accuracy -> top-5 accuracy."""
-    words = key.removeprefix("val_").removeprefix("train_").replace("_", " ").replace("top5", "top-5").replace("f1", "F1")
+    words = (
+        key.removeprefix("val_").removeprefix("train_").replace("_", " ").replace("top5", "top-5").replace("f1", "F1").replace("vqa", "VQA")
+    )
     return "learning rate" if words == "lr" else words
 
 

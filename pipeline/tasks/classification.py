@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,9 @@ from pipeline.competition.splits import kept_split, train_val_split
 from pipeline.competition.tables import guarded, write_table
 from pipeline.config import Recipe
 from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, resolve_workers
-from pipeline.data.images import bad_images_error, find_bad
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
-from pipeline.files import read_json, replacing
+from pipeline.files import read_json
 from pipeline.metrics import classification_metrics, softmax
 from pipeline.models.backbones import (
     Backbone,
@@ -32,9 +30,8 @@ from pipeline.models.backbones import (
     save_backbone,
     takes_interpolation,
 )
-from pipeline.models.lean import cache_frozen_bias, checkpoint_layers, make_lean
+from pipeline.models.lean import cache_frozen_bias, make_lean
 from pipeline.models.lora import (
-    Counts,
     PeftModel,
     attach,
     count_parameters,
@@ -44,11 +41,12 @@ from pipeline.models.lora import (
     plain_state_dict,
     save_adapter,
 )
-from pipeline.run import ADAPTER_DIR, Run
+from pipeline.run import ADAPTER_DIR, Run, backbone_dirs
+from pipeline.tasks.build import Build, account_step, checkpoint_blocks, count_classes, decodable, write_probs
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
-from pipeline.training.memory import Memory, account
-from pipeline.training.resume import SplitRow
+from pipeline.training.memory import Memory
+from pipeline.training.resume import FormerRun, SplitRow
 
 
 @dataclass
@@ -73,11 +71,21 @@ class ImageClassifier:
         """(B, C) of `model` for normalised `pixel_values`."""
         return model(pixel_values=pixel_values, **self.extra).logits
 
+    def describe(self) -> str:
+        """The input in words."""
+        return f"{self.rule.width} x {self.rule.height} px"
+
+    def batches(self, rows: Sequence[Row], batch_size: int) -> Iterable[Batch]:
+        """Batches of the pictures of `rows`, in order, prepared as validation is."""
+        paths = [row.path for row in rows]
+        return _in_order(ImageDataset(paths, None, self.rule), batch_size, resolve_workers("auto", paths))
+
 
 class ClassificationTask:
     """What the engine trains: see `pipeline.training.predict.Task`. `train` and `val` are rows with their class indices."""
 
     best_metric = "val_accuracy"
+    rows_are = "images"
 
     def __init__(self, classifier: ImageClassifier, recipe: Recipe, class_names: Sequence[str], train: list[Row], val: list[Row]) -> None:
         index = {name: number for number, name in enumerate(class_names)}
@@ -99,8 +107,7 @@ class ClassificationTask:
         Raises:
             UserError: activation checkpointing is asked for and the architecture has no blocks for it.
         """
-        if self.recipe.activation_checkpointing and not checkpoint_layers(self.model):
-            raise UserError(f"activation_checkpointing: {type(self.model).__name__} has no blocks that can be computed again; leave it out")
+        checkpoint_blocks(self.model, self.recipe)
         if compute.half is not None:
             loaded = plain_state_dict(self.model)
             self.originals = loaded if make_lean(self.model, compute.half) and fresh else None
@@ -134,7 +141,6 @@ class ClassificationTask:
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:
         """The memory of a training step, counted on shapes alone; `checkpointed` instead of what the recipe says of it."""
         rule = self.classifier.rule
-        self.model.train()
 
         def loss(forward: Callable[..., Any], pixel_values: torch.Tensor) -> torch.Tensor:
             with compute.autocast():
@@ -142,11 +148,7 @@ class ClassificationTask:
                 return F.cross_entropy(logits.float(), torch.zeros(len(pixel_values), dtype=torch.long, device=logits.device))
 
         pixels = torch.zeros(1, 3, rule.height, rule.width, device=compute.device)
-        checkpoint_layers(self.model, self.recipe.activation_checkpointing if checkpointed is None else checkpointed)
-        try:
-            return account(self.model, loss, pixels, optimizer_name)
-        finally:
-            checkpoint_layers(self.model, self.recipe.activation_checkpointing)
+        return account_step(self.model, loss, pixels, optimizer_name, self.recipe, checkpointed)
 
     def save(self, output: Path, initial: bool = False) -> None:
         """Write the weights into run folder `output`: the adapter, or after full fine-tuning (and `initial`ly) the whole model."""
@@ -169,41 +171,40 @@ class ClassificationTask:
             for number, (row, best) in enumerate(zip(self.val_rows, probs.argmax(axis=1), strict=True))
         ]
         write_table(output / "val_predictions.csv", ("id", "path", "label", "predicted", "confidence"), rows)
-        with replacing(output / "val_probs.npy") as temporary, open(temporary, "wb") as file:
-            np.save(file, probs.astype(np.float32))
+        write_probs(output / "val_probs.npy", probs)
+
+    def train_per_class(self) -> dict[str, int]:
+        """Training images of each class."""
+        return count_classes((row.label for row in self.train_rows), self.class_names)
+
+    def examine(self, output: Path, compute: Compute) -> list[str]:
+        """Nothing to add to the metrics of the epochs."""
+        return []
 
     def split_rows(self) -> list[SplitRow]:
         """Every row in its order: what a run is started with, and resumed with."""
         return [(row.id, row.label, split) for split, rows in (("train", self.train_rows), ("val", self.val_rows)) for row in rows]
 
 
-@dataclass(frozen=True)
-class Build:
-    """A task ready to train, and what a person wants to know before it does."""
-
-    task: ClassificationTask
-    backbone: Backbone
-    counts: Counts
-    head: str
-    notes: tuple[str, ...]
-
-
-def build(recipe: Recipe, competition: Competition, source: str | None = None, former: Sequence[SplitRow] | None = None) -> Build:
+def build(recipe: Recipe, competition: Competition, former: FormerRun | None = None) -> Build:
     """The recipe's model on the competition's rows, split and checked.
 
-    A run being resumed gives the folder of its own weights as `source` and its rows as `former`: they stay in their order and split.
+    A run being resumed, `former`, gives its own weights, and its rows stay in their order and split.
 
     Raises:
         UserError: undecodable images (unless skipped), a backbone that cannot be loaded or has no such LoRA targets.
     """
-    rows, notes = _decodable(list(competition.train), recipe.data.skip_bad_images)
+    rows, notes = decodable(competition.train, recipe.data.skip_bad_images)
+    if lost := {row.label for row in competition.train} - {row.label for row in rows}:
+        raise UserError(f"without the images that cannot be decoded these classes have none: {', '.join(sorted(lost))}")
     if former is None:
         train, val, how = train_val_split([row.label for row in rows], recipe.data.val_fraction, recipe.seed)
     else:
-        train, val, how = kept_split([row.id for row in rows], former)
+        train, val, how = kept_split([row.id for row in rows], former.rows)
     seed_everything(recipe.seed)
-    if source is not None:
-        backbone = load_backbone(source, competition.class_names, recipe.image_size)
+    own_weights = backbone_dirs(former.output)[0] if former is not None else []
+    if own_weights:
+        backbone = load_backbone(str(own_weights[0]), competition.class_names, recipe.image_size)
     else:
         backbone = load_backbone(recipe.backbone, competition.class_names, recipe.image_size, recipe.random_weights, recipe.architecture)
     head = head_name(backbone.model)
@@ -218,7 +219,8 @@ def build(recipe: Recipe, competition: Competition, source: str | None = None, f
         cache_frozen_bias(model)
     classifier = ImageClassifier.of(model, backbone)
     task = ClassificationTask(classifier, recipe, competition.class_names, [rows[i] for i in train], [rows[i] for i in val])
-    return Build(task, backbone, count_parameters(model), head, (*notes, how))
+    summary = f"input {classifier.describe()}; {'new head' if backbone.new_head else 'head of the checkpoint'}"
+    return Build(task, count_parameters(model), head, summary, (*notes, how))
 
 
 def rebuild(run: Run, class_names: Sequence[str]) -> ImageClassifier:
@@ -251,30 +253,5 @@ def num_classes_of(run: Run) -> int:
     return len(read_json(run.backbone_dir / "config.json").get("id2label", {}))
 
 
-def prediction_batches(paths: Sequence[Path], rule: Preprocessing, batch_size: int, workers: int | str = "auto") -> Iterable[Batch]:
-    """Batches of the pictures at `paths`, in order, prepared as validation is."""
-    return _in_order(ImageDataset(paths, None, rule), batch_size, resolve_workers(workers, paths))
-
-
-def train_counts(rows: Iterable[Row], class_names: Sequence[str]) -> dict[str, int]:
-    """Images per class, in the order of `class_names`."""
-    counted = Counter(row.label for row in rows)
-    return {name: counted[name] for name in class_names}
-
-
 def _in_order(dataset: ImageDataset, batch_size: int, workers: int) -> Iterable[Batch]:
     return make_loader(dataset, cut(range(len(dataset)), batch_size, batch_size), 0, workers)
-
-
-def _decodable(rows: list[Row], skip: bool) -> tuple[list[Row], list[str]]:
-    bad = find_bad([row.path for row in rows])
-    if not bad:
-        return rows, []
-    if not skip:
-        raise bad_images_error({rows[position].path: reason for position, reason in bad.items()})
-    kept = [row for position, row in enumerate(rows) if position not in bad]
-    lost = {row.label for row in rows} - {row.label for row in kept}
-    if lost:
-        raise UserError(f"without the images that cannot be decoded these classes have none: {', '.join(sorted(lost))}")
-    first = next(iter(bad))
-    return kept, [f"skipped {len(bad)} images that cannot be decoded, such as {rows[first].path}: {bad[first]}"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import ModuleType
 
 from pipeline.errors import UserError
-from pipeline.tasks import classification
+from pipeline.tasks import classification, vqa
 
-TASKS: dict[str, ModuleType] = {"classification": classification}
+TASKS: dict[str, ModuleType] = {"classification": classification, "vqa": vqa}
 
 
 def task_module(name: str) -> ModuleType:

@@ -28,8 +28,10 @@ DECIDE_NOTHING = (
 )  # any value gives the same weights
 # A saved weight, optimizer moment or split means nothing under another value of these.
 FIXED = (
-    *("task", "backbone", "text_backbone", "random_weights", "architecture", "head_only", "image_size", "seed", "data.val_fraction"),
-    *("lora.rank", "lora.alpha", "lora.targets", "lora.also_train", "optimizer.name", "head.activation", "head.dropout"),
+    *("task", "backbone", "text_backbone", "random_weights", "architecture", "text_architecture", "head_only", "image_size", "seed"),
+    *("lora.rank", "lora.alpha", "lora.targets", "lora.also_train", "optimizer.name"),
+    *("head.fusion", "head.hidden_size", "head.activation", "head.dropout"),
+    *("data.val_fraction", "data.image_fraction", "data.top_answers", "data.other_answers", "data.split_by"),
 )
 
 

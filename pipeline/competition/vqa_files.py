@@ -1,0 +1,230 @@
+"""The JSON files of VQA v2 (visualqa.org/download.html gives their keys): questions, annotations, results. Every problem is named."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.competition.tables import capped, nearest
+from pipeline.errors import UserError, raise_all
+from pipeline.files import write_text
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question. `place` is its entry in a JSON file or its row in a table, counted from 1 as a person would."""
+
+    id: str
+    image: str  # as the file names it: a COCO number, or a file name
+    text: str
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What one question was answered: the agreed answer, and that of every annotator where the file has them."""
+
+    answer: str
+    answers: tuple[str, ...] = ()
+    answer_type: str | None = None
+    image: str | None = None
+
+
+@dataclass
+class Problems:
+    """What is wrong with the entries of one file, by kind: `entries 3, 9` rather than one line each."""
+
+    found: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, problem: str) -> None:
+        """Note one problem; `kind` says in the plural what the others of its kind would be: `entries have no question_id`."""
+        self.found.setdefault(kind, []).append(problem)
+
+    def lines(self) -> list[str]:
+        """The first problems of each kind, and how many more there are."""
+        return [line for kind, problems in self.found.items() for line in capped(problems, kind)]
+
+
+def load_questions(path: Path) -> dict[str, Question]:
+    """Question id -> question, in the order of the file.
+
+    Raises:
+        UserError: not JSON of that form; or entries without id, image or question, or ids that occur twice: all of them at once.
+    """
+    problems, questions = Problems(), {}
+    for place, entry in _entries(path, "questions", problems):
+        question_id = _id_of(entry, "question_id", place, problems)
+        image = _id_of(entry, "image_id", place, problems)
+        text = _text_of(entry, "question", place, problems)
+        if question_id is None or image is None or text is None:
+            continue
+        if question_id in questions:
+            first = questions[question_id].place
+            problems.add("ids occur several times", f"entries {first} and {place}: the question_id {question_id} occurs twice")
+        else:
+            questions[question_id] = Question(question_id, image, text, place)
+    raise_all(problems.lines(), f"{path}:")
+    return questions
+
+
+def load_annotations(path: Path) -> dict[str, Answered]:
+    """Question id -> its answers. Without `multiple_choice_answer` the most frequent answer of the annotators is taken, as that key means.
+
+    Raises:
+        UserError: not JSON of that form; or entries without id or answer, or ids that occur twice: all of them at once.
+    """
+    problems: Problems = Problems()
+    annotations: dict[str, Answered] = {}
+    for place, entry in _entries(path, "annotations", problems):
+        question_id = _id_of(entry, "question_id", place, problems)
+        answers = _answers_of(entry, place, problems)
+        if "multiple_choice_answer" not in entry and answers:
+            answer: str | None = Counter(answers).most_common(1)[0][0]
+        else:
+            answer = _text_of(entry, "multiple_choice_answer", place, problems)
+        if question_id is None or answer is None:
+            continue
+        if not answer.strip():
+            problems.add("entries have an empty answer", f"entry {place} (question_id {question_id}): the answer is empty")
+        elif question_id in annotations:
+            problems.add("ids occur several times", f"entry {place}: the question_id {question_id} occurred before")
+        else:
+            kind, image = entry.get("answer_type"), entry.get("image_id")
+            annotations[question_id] = Answered(
+                answer, answers, kind if isinstance(kind, str) else None, None if image is None else str(image).strip()
+            )
+    raise_all(problems.lines(), f"{path}:")
+    return annotations
+
+
+def load_results(path: Path) -> dict[str, tuple[int, str]]:
+    """Question id -> (entry, answer) of an official results file, in its order.
+
+    Raises:
+        UserError: not a list of `{"question_id": ..., "answer": ...}`, or an id occurs twice.
+    """
+    problems, results = Problems(), {}
+    for place, entry in _entries(path, None, problems):
+        question_id, answer = _id_of(entry, "question_id", place, problems), _text_of(entry, "answer", place, problems)
+        if question_id is None or answer is None:
+            continue
+        if question_id in results:
+            problems.add(
+                "ids occur several times", f"entries {results[question_id][0]} and {place}: the question_id {question_id} occurs twice"
+            )
+        results[question_id] = place, answer
+    raise_all(problems.lines(), f"{path}:")
+    return results
+
+
+def write_results(path: Path, ids: Sequence[str], answers: Sequence[str]) -> None:
+    """Write the official results file, whole or not at all: `[{"question_id": 1, "answer": "yes"}, ...]`; ids that are numbers as numbers."""
+    numbers = all(_is_number(question_id) for question_id in ids)
+    entries = [
+        {"question_id": int(question_id) if numbers else question_id, "answer": answer}
+        for question_id, answer in zip(ids, answers, strict=True)
+    ]
+    write_text(path, json.dumps(entries, ensure_ascii=False) + "\n")
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: it cannot be read; the message says in which line.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        return json.loads(text)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start:,}): download or save it again") from None
+    except json.JSONDecodeError as error:
+        size = len(text)
+        what = "it is empty" if not text.strip() else f"line {error.lineno}, character {error.colno}: {error.msg}"
+        cut = "; it ends too early, as an interrupted download does: download it again" if error.pos >= size - 1 else ""
+        raise UserError(f"{path} is not valid JSON: {what}{cut}") from None
+    except (RecursionError, ValueError) as error:  # nested a thousand deep, or a number of thousands of digits
+        raise UserError(f"{path} is not valid JSON: {str(error) or 'nested too deeply'}") from None
+
+
+def _entries(path: Path, key: str | None, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The entries of the list under `key` (None: of the file itself), numbered from 1; what is no entry goes to `problems`."""
+    loaded = load_json(path)
+    if key is not None:
+        if not isinstance(loaded, dict) or not isinstance(loaded.get(key), list):
+            what = f"keys {', '.join(map(repr, list(loaded)[:6]))}" if isinstance(loaded, dict) else f"a {type(loaded).__name__}"
+            near = nearest(key, loaded) if isinstance(loaded, dict) else ""
+            raise UserError(f'{path}: {what} found; expected {{"{key}": [...]}} as in VQA v2{near}')
+        loaded = loaded[key]
+    if not isinstance(loaded, list) or not loaded:
+        what = "an empty list" if isinstance(loaded, list) else f"a {type(loaded).__name__}"
+        raise UserError(f"{path}: {what} found; expected a list of {key or 'answers'}")
+    for place, entry in enumerate(loaded, start=1):
+        if isinstance(entry, dict):
+            yield place, entry
+        else:
+            problems.add("entries are no objects", f"entry {place} is a {type(entry).__name__}, not an object with keys")
+
+
+def _id_of(entry: dict[str, Any], key: str, place: int, problems: Problems) -> str | None:
+    value = entry.get(key)
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, str) and value.strip() and _is_text(value):
+        return value.strip()
+    problems.add(f"entries have no {key}", f"entry {place}: {_says(entry, key)}; a number or a text is needed")
+    return None
+
+
+def _text_of(entry: dict[str, Any], key: str, place: int, problems: Problems) -> str | None:
+    value = entry.get(key)
+    if isinstance(value, str) and _is_text(value):
+        return value
+    if type(value) in (int, float):  # an answer such as 2
+        return str(value)
+    problems.add(f"entries have no {key}", f"entry {place}{_named(entry)}: {_says(entry, key)}; a text is needed")
+    return None
+
+
+def _answers_of(entry: dict[str, Any], place: int, problems: Problems) -> tuple[str, ...]:
+    """The annotators' answers: `[{"answer": "yes"}, ...]`, or plain texts."""
+    given = entry.get("answers", [])
+    answers = [item.get("answer") if isinstance(item, dict) else item for item in given] if isinstance(given, list) else [None]
+    answers = [str(answer) if type(answer) in (int, float) else answer for answer in answers]
+    if all(isinstance(answer, str) and _is_text(answer) for answer in answers):
+        return tuple(answers)
+    problems.add("entries have unreadable answers", f'entry {place}{_named(entry)}: answers is not a list of {{"answer": text}}')
+    return ()
+
+
+def _named(entry: dict[str, Any]) -> str:
+    return f" (question_id {entry['question_id']})" if isinstance(entry.get("question_id"), int | str) else ""
+
+
+def _says(entry: dict[str, Any], key: str) -> str:
+    return f"{key} is {entry[key]!r:.60}" if key in entry else f"no {key}{nearest(key, entry)}"
+
+
+def _is_text(value: str) -> bool:
+    """False for what no file can hold as text: half a surrogate pair, a NUL."""
+    return (value.isascii() and "\0" not in value) or _encodes(value)
+
+
+def _encodes(value: str) -> bool:
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch("0|[1-9][0-9]{0,17}", text) is not None

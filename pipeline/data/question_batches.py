@@ -1,0 +1,103 @@
+"""Questions with their pictures to batches: each picture of a batch once, questions padded to the longest beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.data.dataset import ImageDataset, epoch_order, prepare_worker
+
+Key = tuple[int, list[int]]  # (epoch, rows)
+KEPT_BYTES = 1_000_000_000  # decoded pictures held in memory between epochs, in the process that decodes them
+
+
+class QuestionDataset(Dataset):
+    """`dataset[epoch, rows]` -> one batch of B questions about I pictures.
+
+    pixels (I, 3, H, W) uint8, image_index (B,) int64 (which picture a question is about), input_ids and attention_mask (B, T) int64,
+    label, row (B,) int64, bad (B,) bool. What a picture looks like depends on (seed, epoch, picture): its questions see the same one.
+
+    images: the pictures, each once; image_of_row[row]: the picture of a question; labels[row]: its answer's class.
+    """
+
+    def __init__(
+        self,
+        images: ImageDataset,
+        image_of_row: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
+        pad_id: int,
+        labels: Sequence[int] | None,
+    ) -> None:
+        self.images, self.image_of_row = images, np.asarray(image_of_row, dtype=np.int64)
+        self.token_ids, self.pad_id = token_ids, pad_id
+        self.labels = np.zeros(len(token_ids), dtype=np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
+        self._kept: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __getitem__(self, key: Key) -> dict[str, torch.Tensor]:
+        epoch, rows = key
+        images, image_index = np.unique(self.image_of_row[rows], return_inverse=True)
+        pictures = [self._picture(epoch, int(image)) for image in images]
+        longest = max(len(self.token_ids[row]) for row in rows)
+        input_ids = torch.full((len(rows), longest), self.pad_id)
+        attention_mask = torch.zeros(len(rows), longest, dtype=torch.int64)
+        for place, row in enumerate(rows):
+            ids = self.token_ids[row]
+            input_ids[place, : len(ids)] = torch.tensor(ids)
+            attention_mask[place, : len(ids)] = 1
+        index = torch.from_numpy(image_index)
+        return {
+            "pixels": torch.stack([picture["pixels"] for picture in pictures]),
+            "image_index": index,
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "label": torch.from_numpy(self.labels[rows]),
+            "row": torch.tensor(rows),
+            "bad": torch.tensor([picture["bad"] for picture in pictures])[index],
+        }
+
+    def _picture(self, epoch: int, image: int) -> dict[str, Any]:
+        if image in self._kept:
+            return self._kept[image]
+        picture = self.images[epoch, image]
+        if self.images.augment is None and len(self._kept) * picture["pixels"].nbytes < KEPT_BYTES:
+            self._kept[image] = picture
+        return picture
+
+
+def question_order(image_of_row: Sequence[int], seed: int, epoch: int, group_by_image: bool) -> np.ndarray:
+    """(num_rows,) int64: the order in which an epoch visits the questions; another one for every (seed, epoch).
+
+    With `group_by_image` the pictures come in random order, each with its questions, in random order too, one after the other.
+    """
+    order, image_of_row = epoch_order(len(image_of_row), seed, epoch), np.asarray(image_of_row)
+    if not group_by_image or not len(order):
+        return order
+    place = np.random.default_rng((seed, epoch, 1)).permutation(image_of_row.max() + 1)
+    return order[np.argsort(place[image_of_row[order]], kind="stable")]
+
+
+def picture_order(image_of_row: Sequence[int]) -> np.ndarray:
+    """(num_rows,) int64: the rows with the questions of a picture side by side, for evaluation: each picture is computed once or twice."""
+    return np.argsort(np.asarray(image_of_row), kind="stable")
+
+
+def make_question_loader(dataset: QuestionDataset, batches: Iterable[list[int]], epoch: int = 0, workers: int = 0) -> DataLoader:
+    """A loader of exactly `batches` (lists of rows), in that order; see `QuestionDataset` for what one holds."""
+    keys = [(epoch, rows) for rows in batches]
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=keys,
+        num_workers=min(workers, len(keys)),
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if workers and keys else None,
+        worker_init_fn=prepare_worker,
+        generator=torch.Generator(),  # its own, as for pictures alone
+    )

@@ -1,0 +1,75 @@
+"""What the page says of a run that answers questions: examples with their pictures, what less knowledge gives, the most frequent answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.files import read_json
+from pipeline.report.figures import TRAINING, new_axes
+from pipeline.report.rendering import Drawn
+from pipeline.report.run_files import RunFiles
+from pipeline.report.thumbnails import kept_pictures
+
+SHOWN_EACH, SHOWN_ANSWERS, SHOWN_BARS = 9, 3, 20
+
+
+def read_questions(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
+    """`right` and `wrong` examples and `floors`; adds the figure of the answers to `drawn`. None for a run without questions."""
+    rows = files.predictions
+    if not rows or "question" not in rows[0]:
+        return None
+    counts = files.record.get("counts", {}).get("train_per_class") or {}
+    if counts:
+        path = files.path / "figures" / "answers.png"
+        shown = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:SHOWN_BARS]
+        answers_figure(path, shown)
+        share = sum(count for _, count in shown) / sum(counts.values())
+        drawn["answers"] = (
+            path,
+            f"The {len(shown)} most frequent training answers, from {shown[0][0]}; together {share:.0%} of the questions.",
+        )
+    floors = files.path / "floors.json"
+    probs_path, names = files.path / "val_probs.npy", files.record.get("class_names", [])
+    probs = np.load(probs_path, mmap_mode="r") if probs_path.exists() and names else None
+    chosen = {"right": _surest(rows, True), "wrong": _surest(rows, False)}
+    shown = [number for numbers in chosen.values() for number in numbers]
+    pictures = dict(zip(shown, kept_pictures(files, [rows[number] for number in shown], "question"), strict=True))
+    examples = {
+        name: [_example(rows[number], probs[number] if probs is not None else None, names, pictures[number]) for number in numbers]
+        for name, numbers in chosen.items()
+    }
+    return {"floors": read_json(floors) if floors.exists() else {}, **examples}
+
+
+def answers_figure(path: Path, counts: Sequence[tuple[str, int]]) -> None:
+    """Bars of how many training questions have each answer, in the given order."""
+    with new_axes(path, (6.4, 0.6 + 0.24 * len(counts))) as axes:
+        places = range(len(counts))
+        axes.barh(places, [count for _, count in counts], color=TRAINING, height=0.72)
+        axes.set_yticks(places, [answer for answer, _ in counts])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("training questions")
+
+
+def _surest(rows: Sequence[dict[str, str]], right: bool) -> list[int]:
+    """Numbers of the surest right or wrong rows, one for each true answer before any answer gets a second."""
+    chosen = [number for number, row in enumerate(rows) if (row["label"] == row["predicted"]) is right]
+    chosen.sort(key=lambda number: -float(rows[number]["confidence"]))
+    seen: dict[str, int] = {}
+    rounds = {}
+    for number in chosen:
+        label = rows[number]["label"]
+        rounds[number] = seen[label] = seen.get(label, -1) + 1
+    return sorted(chosen, key=lambda number: rounds[number])[:SHOWN_EACH]
+
+
+def _example(row: dict[str, str], probs: np.ndarray | None, names: Sequence[str], picture: str | None) -> dict[str, Any]:
+    answers = [(row["predicted"], float(row["confidence"]))]
+    if probs is not None:
+        answers = [(names[index], float(probs[index])) for index in np.argsort(-probs, kind="stable")[:SHOWN_ANSWERS]]
+    return {"question": row["question"], "label": row["label"], "answers": answers, "thumbnail": picture}

@@ -1,0 +1,111 @@
+"""What every task hands to train.py, and what building any of them needs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.competition.layout import Row
+from pipeline.config import Recipe
+from pipeline.data.images import bad_images_error, find_bad
+from pipeline.errors import UserError
+from pipeline.files import replacing
+from pipeline.models.lean import checkpoint_layers
+from pipeline.models.lora import Counts
+from pipeline.training.compute import Batch, Compute
+from pipeline.training.memory import Loss, Memory, account
+from pipeline.training.predict import Task
+
+
+class TrainingTask(Task, Protocol):
+    """A task as train.py uses it: besides what the engine asks, it can say what it needs, save itself and be judged."""
+
+    class_names: tuple[str, ...]
+    rows_are: str  # "images", "questions": in messages
+
+    def train_per_class(self) -> dict[str, int]: ...  # training rows of each class, in the order of class_names
+    def place(self, compute: Compute, fresh: bool) -> None: ...  # the model to where it is trained
+    def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory: ...
+    def save(self, output: Path, initial: bool = False) -> None: ...
+    def write_validation(self, output: Path, logits: np.ndarray) -> None: ...
+    def examine(self, output: Path, compute: Compute) -> list[str]: ...  # of the finished run: lines for people; may write files
+
+
+class Predictor(Protocol):
+    """What inference.py uses: a finished model with its preprocessing."""
+
+    model: nn.Module
+
+    def describe(self) -> str: ...  # its input, in words
+    def logits(self, batch: Batch) -> object: ...
+    def batches(self, rows: Sequence[Row], batch_size: int) -> Iterable[Batch]: ...
+
+
+@dataclass(frozen=True)
+class Build:
+    """A task ready to train, and what a person wants to know before it does."""
+
+    task: TrainingTask
+    counts: Counts
+    head: str  # dotted name
+    summary: str  # one line: the input, where the head comes from
+    notes: tuple[str, ...]
+
+
+def count_classes(labels: Iterable[str], class_names: Sequence[str]) -> dict[str, int]:
+    """Rows per class, in the order of `class_names`."""
+    counted = Counter(labels)
+    return {name: counted[name] for name in class_names}
+
+
+def decodable(rows: Sequence[Row], skip: bool) -> tuple[list[Row], list[str]]:
+    """The rows whose pictures can be decoded, and a note on the others. A picture of several rows is decoded once.
+
+    Raises:
+        UserError: some cannot be, and `skip` is not set; the message lists them.
+    """
+    paths = list(dict.fromkeys(row.path for row in rows))
+    bad = {paths[position]: reason for position, reason in find_bad(paths).items()}
+    if not bad:
+        return list(rows), []
+    if not skip:
+        raise bad_images_error(bad)
+    first = next(iter(bad))
+    return [row for row in rows if row.path not in bad], [
+        f"skipped {len(bad)} images that cannot be decoded, such as {first}: {bad[first]}"
+    ]
+
+
+def checkpoint_blocks(model: nn.Module, recipe: Recipe) -> None:
+    """Activation checkpointing, where the recipe asks for it.
+
+    Raises:
+        UserError: the architecture has no blocks for it.
+    """
+    if recipe.activation_checkpointing and not checkpoint_layers(model):
+        raise UserError(f"activation_checkpointing: {type(model).__name__} has no blocks that can be computed again; leave it out")
+
+
+def account_step(
+    model: nn.Module, loss: Loss, pixels: torch.Tensor, optimizer_name: str, recipe: Recipe, checkpointed: bool | None
+) -> Memory:
+    """The memory of a training step, counted on shapes alone; with activation checkpointing as `checkpointed` says, or the recipe."""
+    model.train()
+    checkpoint_layers(model, recipe.activation_checkpointing if checkpointed is None else checkpointed)
+    try:
+        return account(model, loss, pixels, optimizer_name)
+    finally:
+        checkpoint_layers(model, recipe.activation_checkpointing)
+
+
+def write_probs(path: Path, probs: np.ndarray) -> None:
+    """Write (N, C) probabilities as float32, whole or not at all."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, probs.astype(np.float32))

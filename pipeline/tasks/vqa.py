@@ -1,0 +1,328 @@
+"""Visual question answering as classification of the most frequent answers: `build` for training and `rebuild` for prediction, side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from pipeline.competition.layout import Competition, Row
+from pipeline.competition.questions import clean_answer, clean_question, prepare
+from pipeline.competition.tables import guarded, write_table
+from pipeline.config import Augmentation, Head, Recipe
+from pipeline.data.dataset import ImageDataset, cut, resolve_workers
+from pipeline.data.question_batches import QuestionDataset, make_question_loader, picture_order, question_order
+from pipeline.data.tokenizer import QuestionTokenizer, build_tokenizer, load_tokenizer
+from pipeline.errors import UserError
+from pipeline.files import write_json
+from pipeline.metrics import classification_metrics, softmax, vqa_scores
+from pipeline.models.backbones import preprocessing_of
+from pipeline.models.encoders import load_encoder, new_encoder
+from pipeline.models.fusion import Fused, FusionModel, fuse, load_fused, save_fused
+from pipeline.models.lean import keep_less
+from pipeline.models.lora import count_parameters
+from pipeline.run import Run, backbone_dirs, load_run
+from pipeline.tasks.build import Build, account_step, checkpoint_blocks, count_classes, decodable, write_probs
+from pipeline.training.checkpoint import seed_everything
+from pipeline.training.compute import Batch, Compute
+from pipeline.training.memory import Memory
+from pipeline.training.predict import predict_logits
+from pipeline.training.resume import FormerRun, SplitRow
+
+PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence", "question", "answer_type")
+
+
+Labelled = tuple[Row, int]
+
+
+@dataclass
+class Answerer:
+    """The model with what its inputs need: batches of questions and uint8 pixels in, logits out. Used alike in training and prediction."""
+
+    fused: Fused
+    workers: int | str = "auto"
+
+    @property
+    def model(self) -> FusionModel:
+        return self.fused.model
+
+    def describe(self) -> str:
+        """The input in words."""
+        return f"{self.fused.rule.width} x {self.fused.rule.height} px and a question"
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """(B, K) for a batch of `QuestionDataset`."""
+        return self.forward(self.model, batch, self.fused.rule.normalize(batch["pixels"]))
+
+    def forward(self, model: Callable[..., torch.Tensor], batch: Batch, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, K) of `model` for normalised `pixel_values` (I, 3, H, W) and the questions of `batch`."""
+        return model(pixel_values, batch["image_index"], batch["input_ids"], batch["attention_mask"])
+
+    def dataset(
+        self, rows: Sequence[Row], labels: Sequence[int] | None = None, augmentation: Augmentation | None = None, seed: int = 0
+    ) -> QuestionDataset:
+        """The questions of `rows` with their pictures, each picture once; questions are cleaned as the answers' own were."""
+        paths = {path: number for number, path in enumerate(dict.fromkeys(row.path for row in rows))}
+        images = ImageDataset(list(paths), None, self.fused.rule, augmentation, seed)
+        token_ids = self.fused.tokenizer.encode([clean_question(row.question or "") for row in rows])
+        return QuestionDataset(images, [paths[row.path] for row in rows], token_ids, self.fused.tokenizer.pad_id, labels)
+
+    def batches(self, rows: Sequence[Row], batch_size: int) -> Iterable[Batch]:
+        """Batches of the questions of `rows`, those about one picture side by side, prepared as validation is."""
+        return self.in_order(self.dataset(rows), batch_size)
+
+    def in_order(self, dataset: QuestionDataset, batch_size: int) -> Iterable[Batch]:
+        """Batches of all questions of `dataset`, picture by picture."""
+        batches = cut(picture_order(dataset.image_of_row), batch_size, batch_size)
+        return make_question_loader(dataset, batches, 0, resolve_workers(self.workers, dataset.images.paths))
+
+
+class VqaTask:
+    """What the engine trains: see `pipeline.training.predict.Task`. `train` and `val` are rows with their answers' numbers, -1 outside the K.
+
+    Dropout draws once for each picture of a micro-batch, and padding is to its longest question: with another micro-batch size
+    the draws differ, and without dropout only rounding does.
+    """
+
+    best_metric = "val_accuracy"
+    rows_are = "questions"
+
+    def __init__(
+        self, answerer: Answerer, recipe: Recipe, class_names: Sequence[str], train: Sequence[Labelled], val: Sequence[Labelled]
+    ) -> None:
+        self.answerer, self.recipe, self.class_names = answerer, recipe, tuple(class_names)
+        self.model = answerer.model
+        self.train_rows, self.val_rows = [row for row, _ in train], [row for row, _ in val]
+        self.train_labels, self.val_labels = (np.array([label for _, label in rows], dtype=np.int64) for rows in (train, val))
+        augmentation = recipe.augmentation if _changes_pictures(recipe.augmentation) else None
+        self.train_set = answerer.dataset(self.train_rows, self.train_labels.tolist(), augmentation, recipe.seed)
+        self.val_set = answerer.dataset(self.val_rows, self.val_labels.tolist())
+        self.num_train, self.num_val, self.num_classes = len(self.train_rows), len(self.val_rows), len(self.class_names)
+
+    def train_batches(self, epoch: int, start: int, micro_batch_size: int, group_size: int) -> Iterable[Batch]:
+        """The batches of `epoch` from row `start` of its order on."""
+        dataset, recipe = self.train_set, self.recipe
+        order = question_order(dataset.image_of_row, recipe.seed, epoch, recipe.data.group_by_image)
+        workers = resolve_workers(recipe.data.workers, dataset.images.paths)
+        return make_question_loader(dataset, cut(order, micro_batch_size, group_size, start), epoch, workers)
+
+    def val_batches(self, batch_size: int) -> Iterable[Batch]:
+        """The validation questions, picture by picture."""
+        return self.answerer.in_order(self.val_set, batch_size)
+
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean cross-entropy over the batch (scalar), and the logits (B, K)."""
+        pixel_values = self.answerer.fused.rule.normalize(batch["pixels"])
+        if self.recipe.augmentation.noise:
+            pixel_values = pixel_values + self.recipe.augmentation.noise * torch.randn_like(pixel_values)
+        logits = self.answerer.forward(self.model, batch, pixel_values)
+        return F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.recipe.optimizer.label_smoothing), logits
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """(B, K), as in prediction."""
+        return self.answerer.logits(batch)
+
+    def scores(self, logits: np.ndarray) -> dict[str, float]:
+        """Every metric of the validation rows. An answer outside the K is wrong whatever is said; the loss is over the others."""
+        predicted, known = logits.argmax(axis=1), self.val_labels >= 0
+        labels = np.where(known, self.val_labels, self.num_classes)  # one class more, that is never predicted
+        scores = classification_metrics(labels, predicted, self.num_classes + 1)
+        if known.any():
+            own = classification_metrics(self.val_labels[known], predicted[known], self.num_classes, softmax(logits[known]))
+            scores["loss"] = own["loss"]
+        answers, types = [row.answers for row in self.val_rows], [row.answer_type for row in self.val_rows]
+        return scores | vqa_scores([self.class_names[index] for index in predicted], answers, types)
+
+    def place(self, compute: Compute, fresh: bool) -> None:
+        """Move the model to where it is trained. Its weights stay float32, as they are saved; in half precision less is kept for the way back.
+
+        Raises:
+            UserError: activation checkpointing is asked for and the encoders have no blocks for it.
+        """
+        checkpoint_blocks(self.model, self.recipe)
+        if compute.half is not None:
+            keep_less(self.model)
+        self.model.to(compute.device)
+
+    def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:
+        """The memory of a training step, counted on shapes alone for the longest question and a picture of its own for each question."""
+        longest = max(map(len, self.train_set.token_ids))
+        return account_vqa(self.answerer, longest, compute, optimizer_name, self.recipe, checkpointed)
+
+    def save(self, output: Path, initial: bool = False) -> None:
+        """Write the weights into run folder `output`: adapters and head, or after full fine-tuning (and `initial`ly) both encoders."""
+        save_fused(self.answerer.fused, output, base=initial or not self.recipe.lora.rank, trained=not initial)
+
+    def write_validation(self, output: Path, logits: np.ndarray) -> None:
+        """Write val_predictions.csv (`PREDICTION_COLUMNS`; cells as in classification) and val_probs.npy (num_val, K) float32, same order."""
+        probs = softmax(logits)
+        rows = []
+        for row, label, prob in zip(self.val_rows, self.val_labels, probs, strict=True):
+            best = prob.argmax()
+            written = self.class_names[label] if label >= 0 else row.label
+            before, after = (row.id, str(row.path), written, self.class_names[best]), (row.question, row.answer_type or "")
+            rows.append((*map(guarded, before), f"{prob[best]:.6f}", *map(guarded, after)))
+        write_table(output / "val_predictions.csv", PREDICTION_COLUMNS, rows)
+        write_probs(output / "val_probs.npy", probs)
+
+    def train_per_class(self) -> dict[str, int]:
+        """Training questions of each answer."""
+        return count_classes((self.class_names[label] for label in self.train_labels), self.class_names)
+
+    def split_rows(self) -> list[SplitRow]:
+        """Every row in its order: what a run is started with, and resumed with."""
+        return [(row.id, row.label, split) for split, rows in (("train", self.train_rows), ("val", self.val_rows)) for row in rows]
+
+    def examine(self, output: Path, compute: Compute) -> list[str]:
+        """Validation accuracies that knowing less gives, as lines and as floors.json: what the run's own is to be read against."""
+        if not self.num_val:
+            return []
+        floors = {
+            "always the most frequent answer": float(np.mean(self.val_labels == 0)),
+            "the question alone: its most frequent training answer": self._question_floor(),
+            "this model, each question with another validation picture": self._shuffled_accuracy(output, compute),
+        }
+        write_json(output / "floors.json", floors)
+        return [f"validation accuracy of {name}: {value:.4f}" for name, value in floors.items()]
+
+    def _question_floor(self) -> float:
+        """Accuracy of answering each question as its exact wording was answered most often in training; new wordings get the majority answer."""
+        asked: dict[str, Counter[int]] = {}
+        for row, label in zip(self.train_rows, self.train_labels.tolist(), strict=True):
+            asked.setdefault(clean_question(row.question or ""), Counter())[label] += 1
+        answers = {question: min(counts, key=lambda label: (-counts[label], label)) for question, counts in asked.items()}
+        guesses = [answers.get(clean_question(row.question or ""), 0) for row in self.val_rows]
+        return float(np.mean(self.val_labels == guesses))
+
+    def _shuffled_accuracy(self, output: Path, compute: Compute) -> float:
+        """Accuracy of the finished run, loaded anew, when the pictures are exchanged: none stays with its questions."""
+        answerer = rebuild(load_run(output), self.class_names)
+        answerer.model.to(compute.device)
+        paths = list(dict.fromkeys(row.path for row in self.val_rows))
+        order = np.random.default_rng(self.recipe.seed).permutation(len(paths))
+        other = {paths[own]: paths[next_one] for own, next_one in zip(order, np.roll(order, 1), strict=True)}
+        batches = answerer.batches([replace(row, path=other[row.path]) for row in self.val_rows], 2 * self.recipe.batch_size)
+        logits = predict_logits(
+            answerer.model, answerer.logits, batches, self.num_val, self.num_classes, compute, "pictures exchanged", leave=False
+        )
+        return float(np.mean(self.val_labels == logits.argmax(axis=1)))
+
+
+def account_vqa(
+    answerer: Answerer, num_tokens: int, compute: Compute, optimizer_name: str, recipe: Recipe, checkpointed: bool | None = None
+) -> Memory:
+    """The memory of a training step on questions of `num_tokens`, each with a picture of its own; shared pictures take less."""
+    rule = answerer.fused.rule
+
+    def loss(forward: Callable[..., torch.Tensor], pixel_values: torch.Tensor) -> torch.Tensor:
+        count, device = len(pixel_values), pixel_values.device
+        ids = torch.zeros(count, num_tokens, dtype=torch.long, device=device)
+        batch = {
+            "image_index": torch.zeros(count, dtype=torch.long, device=device),
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+        }
+        with compute.autocast():
+            logits = answerer.forward(forward, batch, pixel_values)
+            return F.cross_entropy(logits.float(), torch.zeros(count, dtype=torch.long, device=device))
+
+    pixels = torch.zeros(1, 3, rule.height, rule.width, device=compute.device)
+    return account_step(answerer.model, loss, pixels, optimizer_name, recipe, checkpointed)
+
+
+def build(recipe: Recipe, competition: Competition, former: FormerRun | None = None) -> Build:
+    """The recipe's model on the competition's questions, prepared and split.
+
+    A run being resumed, `former`, gives its own weights; its rows stay in their order and split, its answers keep their numbers.
+
+    Raises:
+        UserError: undecodable images (unless skipped), an encoder that cannot be loaded or has no such LoRA targets.
+    """
+    data = recipe.data
+    prepared = prepare(
+        competition.train,
+        seed=recipe.seed,
+        val_fraction=data.val_fraction,
+        top_answers=data.top_answers,
+        image_fraction=data.image_fraction,
+        other_answers=data.other_answers,
+        split_by=data.split_by,
+        former=former.rows if former else None,
+        answers=former.start["class_names"] if former else (),
+    )
+    rows, skipped = decodable([*prepared.train, *prepared.val], data.skip_bad_images)
+    whole = {row.path for row in rows}
+    train, val = (
+        [(row, prepared.label_of(clean_answer(row.label or ""))) for row in part if row.path in whole]
+        for part in (prepared.train, prepared.val)
+    )
+    seed_everything(recipe.seed)
+    text, tokenizer, image, rule = _encoders(recipe, [clean_question(row.question or "") for row, _ in train], former)
+    seed_everything(recipe.seed + 1)  # what is new does not depend on whether the encoders were drawn or loaded
+    fused = fuse(text, image, tokenizer, rule, len(prepared.class_names), recipe.head, recipe.lora if recipe.lora.rank else None)
+    if recipe.head_only:
+        fused.model.requires_grad_(False).head.requires_grad_(True)
+    answerer = Answerer(fused, data.workers)
+    task = VqaTask(answerer, recipe, prepared.class_names, train, val)
+    notes = (*prepared.notes, *skipped, *tokenizer.notes(task.train_set.token_ids))
+    return Build(
+        task, count_parameters(fused.model, head="head"), "head", f"input {answerer.describe()}; new {recipe.head.fusion} head", notes
+    )
+
+
+def rebuild(run: Run, class_names: Sequence[str]) -> Answerer:
+    """The answerer of a finished run: float32, adapters merged and checked, eval mode.
+
+    Raises:
+        UserError: weights that are missing, damaged, unsafe, or do not belong together.
+    """
+    if run.text_dir is None or run.record is None:
+        raise UserError(f"{run.path}: a vqa run has a text backbone with its tokenizer and a run.json; this folder lacks one of them")
+    recipe = run.record["recipe"]
+    text, image = load_encoder(str(run.text_dir), "text_backbone"), load_encoder(str(run.backbone_dir), "--backbone")
+    tokenizer = load_tokenizer(str(run.text_dir), _max_tokens(text, recipe["data"]["max_question_tokens"]))
+    rule = preprocessing_of(str(run.backbone_dir), image.config, None)
+    return Answerer(load_fused(text, image, tokenizer, rule, len(class_names), Head(**recipe["head"]), run.path))
+
+
+def num_classes_of(run: Run) -> int:
+    """How many answers a run distinguishes: as many as it names, which its head is held to."""
+    return len(run.class_names or ())
+
+
+def _encoders(recipe: Recipe, questions: Sequence[str], former: FormerRun | None) -> tuple[Any, QuestionTokenizer, Any, Any]:
+    """Text encoder, its tokenizer, image encoder, its preprocessing rule: from the run that is resumed, else as the recipe says."""
+    images, texts = backbone_dirs(former.output) if former is not None else ([], [])
+    text_source = str(texts[0]) if texts else recipe.text_backbone
+    image_source = str(images[0]) if images else None if recipe.architecture else recipe.backbone
+    wanted = recipe.data.max_question_tokens
+    if text_source is None:
+        tokenizer = build_tokenizer(questions, wanted)
+        text = new_encoder(recipe.text_architecture or {}, vocab_size=len(tokenizer.tokenizer), pad_token_id=tokenizer.pad_id)
+        tokenizer = replace(tokenizer, max_tokens=_max_tokens(text, wanted))
+    else:
+        text = load_encoder(text_source, "text_backbone", recipe.random_weights and not texts)
+        tokenizer = load_tokenizer(text_source, _max_tokens(text, wanted))
+    if len(tokenizer.tokenizer) > text.config.vocab_size:
+        raise UserError(
+            f"text_backbone {text_source}: its tokenizer has {len(tokenizer.tokenizer):,} pieces, the model room for {text.config.vocab_size:,}"
+        )
+    if image_source is None:
+        image = new_encoder(recipe.architecture or {})
+    else:
+        image = load_encoder(image_source, "--backbone", recipe.random_weights and not images)
+    return text, tokenizer, image, preprocessing_of(image_source, image.config, recipe.image_size)
+
+
+def _max_tokens(text: Any, wanted: int) -> int:
+    return min(wanted, getattr(text.config, "max_position_embeddings", wanted + 2) - 2)  # RoBERTa numbers its positions from 2
+
+
+def _changes_pictures(augmentation: Augmentation) -> bool:
+    return bool(augmentation.random_resized_crop or augmentation.horizontal_flip or augmentation.rotation_degrees)
