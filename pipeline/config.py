@@ -71,7 +71,7 @@ class Augmentation(Section):
 class Head(Section):
     """What joins question and picture (VQA). Without an activation, `concat` is one linear map of both side by side.
 
-    `product` multiplies the two projections element by element: with tanh, low-rank bilinear pooling (Kim et al. 2016, arXiv:1610.04325).
+    `product` multiplies their projections element by element: low-rank bilinear pooling (Kim et al. 2016, arXiv:1610.04325; there with tanh).
     """
 
     fusion: Literal["concat", "product"] = "concat"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.files import read_json
-from pipeline.report.figures import TRAINING, new_axes
+from pipeline.report.figures import TRAINING, drawable, new_axes
 from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
 from pipeline.report.thumbnails import kept_pictures
@@ -50,7 +50,7 @@ def answers_figure(path: Path, counts: Sequence[tuple[str, int]]) -> None:
     with new_axes(path, (6.4, 0.6 + 0.24 * len(counts))) as axes:
         places = range(len(counts))
         axes.barh(places, [count for _, count in counts], color=TRAINING, height=0.72)
-        axes.set_yticks(places, [answer for answer, _ in counts])
+        axes.set_yticks(places, [drawable(answer, number) for number, (answer, _) in enumerate(counts)])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("training questions")
