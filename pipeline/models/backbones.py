@@ -233,6 +233,8 @@ def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
     problems += [f"{key}: another shape" for key in sorted(names["mismatched_keys"]) if not key.startswith(head)]
     problems += [f"{name}: holds NaN or infinity" for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
     raise_all(problems, f"the weights in {source} do not fit {type(model).__name__}:")
+    for weight in model.parameters():  # out of the file, where they lie at any address: matrix products round by alignment,
+        weight.data = weight.data.clone()  # and a resumed run reads its weights from another file
     return model, not any(key.startswith(head) for key in names["missing_keys"] | names["mismatched_keys"])
 
 
