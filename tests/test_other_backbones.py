@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import picture
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoImageProcessor,
@@ -64,6 +64,10 @@ CONFIGS = {
     "timm-relpos": lambda: timm_config("vit_relpos_small_patch16_224", **TIMM_VIT),
     "timm-resnet": lambda: timm_config("resnet18", layers=[1, 1, 1, 1], channels=[8, 8, 16, 16]),
 }
+
+
+OF_2023 = {f"attention.{new}_proj": f"attention.attention.{old}" for new, old in (("q", "query"), ("k", "key"), ("v", "value"))}
+OF_2023 |= {"attention.o_proj": "attention.output.dense", "mlp.down_proj": "mlp.weights_out"}
 
 
 def tiny(kind: str) -> nn.Module:
@@ -163,6 +167,24 @@ def test_loaded_saved_and_loaded_again(saved: Path, tmp_path: Path) -> None:
     assert load_backbone(str(tmp_path / "again"), NAMES[::-1]).new_head
 
 
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2-giant"])
+def test_dinov2_as_it_lies_on_the_hub(kind: str, tmp_path: Path) -> None:
+    """The encoder alone, its weights without a prefix and under the names of 2023; the giant's gate and fc1 are one matrix there."""
+    model = tiny(kind)
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    hub = {name.removeprefix("dinov2."): tensor for name, tensor in tensors.items() if name.startswith("dinov2.")}
+    for new, old in OF_2023.items():
+        hub = {name.replace(new, old): tensor for name, tensor in hub.items()}
+    for name in [name for name in hub if ".mlp.gate_proj." in name]:
+        hub[name.replace("gate_proj", "weights_in")] = torch.cat([hub.pop(name), hub.pop(name.replace("gate_proj", "up_proj"))])
+    save_file(hub, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = load_backbone(str(tmp_path), NAMES)
+    assert loaded.new_head
+    expected = model.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in loaded.model.state_dict().items() if "classifier" not in name)
+
+
 ROLES_OF = {
     "dinov2": ("query", "key", "value", "output", "fc1", "fc2"),
     "dinov2-giant": ("query", "value", "gate", "fc1", "fc2"),
@@ -245,6 +267,18 @@ def test_a_checkpoint_as_timm_puts_it_on_the_hub(tmp_path: Path) -> None:
     assert (ours - theirs).abs().max() < 1e-5
     with torch.no_grad():
         assert (backbone.model.eval()(pixel_values=ours).logits - model(theirs)).abs().max() < 1e-5
+
+
+def test_a_timm_checkpoint_without_a_head(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **TIMM_VIT)
+    rule = {"input_size": [3, 32, 32], "crop_pct": 1.0, "num_classes": 0}
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": TIMM_VIT, "pretrained_cfg": rule}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    backbone = load_backbone(str(tmp_path), NAMES)
+    assert backbone.new_head and logits(backbone.model).shape == (2, 3)
+    assert torch.equal(backbone.model.timm_model.pos_embed, model.pos_embed)
 
 
 @pytest.mark.parametrize("saved", ["timm-vit", "timm-eva02", "timm-swin", "timm-convnextv2"], indirect=True)
