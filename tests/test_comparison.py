@@ -73,6 +73,7 @@ def test_nothing_but_the_same_comparison_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine" / "comparison.html").write_text("my notes")
     assert build_comparison([one, two], tmp_path / "mine").parent == tmp_path / "mine-2"
     assert (tmp_path / "mine" / "comparison.html").read_text() == "my notes"
+    assert build_comparison([one, two], tmp_path / "mine" / "comparison.html").parent == tmp_path / "mine" / "comparison.html-2"
 
 
 def test_runs_of_other_classes_or_without_validation(tmp_path: Path) -> None:

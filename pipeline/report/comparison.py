@@ -12,13 +12,13 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.files import write_text
-from pipeline.metrics import confusion_matrix, per_class
+from pipeline.metrics import per_class
 from pipeline.report import facts
 from pipeline.report.confusion import MAX_LABELLED_CLASSES, confusion_figure
 from pipeline.report.curves import RUN_LOOKS, RunCurve, compared_curves, scheduled
 from pipeline.report.rendering import Drawn, embedded, render
 from pipeline.report.run_files import RunFiles, read_run_files
-from pipeline.report.validation import MAX_MATRIX_CLASSES
+from pipeline.report.validation import confusions
 from pipeline.report.words import measured, percent
 
 PAGE = "comparison.html"
@@ -71,14 +71,14 @@ def _read(run_dirs: Sequence[Path]) -> Runs:
 def _free(output: Path, signature: str) -> Path:
     """`output` where it is absent, empty or holds the same comparison, else the first such one of `output-2`, `output-3`, ..."""
     candidate, number = output, 2
-    while candidate.exists() and any(candidate.iterdir()) and not _holds(candidate, signature):
+    while candidate.exists() and not (candidate.is_dir() and _replaceable(candidate, signature)):
         candidate, number = output.with_name(f"{output.name}-{number}"), number + 1
     return candidate
 
 
-def _holds(folder: Path, signature: str) -> bool:
+def _replaceable(folder: Path, signature: str) -> bool:
     page = folder / PAGE
-    return page.is_file() and signature in page.read_text(encoding="utf-8")
+    return not any(folder.iterdir()) or (page.is_file() and signature in page.read_text(encoding="utf-8", errors="replace"))
 
 
 def _curves(runs: Runs, folder: Path) -> Drawn:
@@ -115,16 +115,15 @@ def _confusions(runs: Runs, folder: Path, drawn: Drawn) -> dict[str, tuple[list[
     """Class names and (C, C) counts of each run with validation predictions; adds their figures to `drawn`."""
     matrices = {}
     for number, (run, files) in enumerate(runs.items(), start=1):
-        rows = files.predictions
-        known = list(files.told.get("class_names", []))
-        names = known + sorted({row[key] for row in rows for key in ("label", "predicted")} - set(known))
-        if not rows or len(names) > MAX_MATRIX_CLASSES:
+        names, counts = confusions(files)
+        if counts is None:
             continue
-        index = {name: place for place, name in enumerate(names)}
-        counts = confusion_matrix([index[row["label"]] for row in rows], [index[row["predicted"]] for row in rows], len(names))
         path = folder / f"confusion_{number}.png"
         confusion_figure(path, counts, names)
-        drawn[path.stem] = path, f"Confusion matrix of {run}: {int(np.trace(counts)):,} of {len(rows):,} validation images are right."
+        drawn[path.stem] = (
+            path,
+            f"Confusion matrix of {run}: {int(np.trace(counts)):,} of {int(counts.sum()):,} validation images are right.",
+        )
         matrices[run] = names, counts
     return matrices
 

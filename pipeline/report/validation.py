@@ -22,22 +22,31 @@ MIN_CALIBRATION_ROWS = 100  # ten bins of fewer than ten predictions each are no
 SHOWN_PAIRS, SHOWN_MISTAKES, SHOWN_WEAKEST = 15, 18, 10
 
 
+def confusions(files: RunFiles) -> tuple[list[str], np.ndarray | None]:
+    """Class names, and (C, C) counts of the validation predictions, row = true class; None for none, or for too many classes.
+
+    A question may be answered outside the answers a model knows: such a label comes after the classes, and counts as a mistake.
+    """
+    rows, known = files.predictions, list(files.told.get("class_names", []))
+    names = known + sorted({row[key] for row in rows for key in ("label", "predicted")} - set(known))
+    if not rows or len(names) > MAX_MATRIX_CLASSES:
+        return names, None
+    number = {name: index for index, name in enumerate(names)}
+    return names, confusion_matrix([number[row["label"]] for row in rows], [number[row["predicted"]] for row in rows], len(names))
+
+
 def read_validation(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
     """What the page says of the validation predictions; adds their figures to `drawn`. None when there are no predictions."""
     rows = files.predictions
     if not rows:
         return None
-    known = list(files.told.get("class_names", []))
-    # A question may be answered outside the answers a model knows: such a label is no class of its own, yet counts as a mistake.
-    names = known + sorted({row[key] for row in rows for key in ("label", "predicted")} - set(known))
+    names, counts = confusions(files)
     mistakes = [row for row in rows if row["label"] != row["predicted"]]
     support = Counter(row["label"] for row in rows)
     pairs = Counter((row["label"], row["predicted"]) for row in mistakes).most_common(SHOWN_PAIRS)
     surest = sorted(mistakes, key=lambda row: float(row["confidence"]), reverse=True)[:SHOWN_MISTAKES]
     classes = None
-    if len(names) <= MAX_MATRIX_CLASSES:
-        number = {name: index for index, name in enumerate(names)}
-        counts = confusion_matrix([number[row["label"]] for row in rows], [number[row["predicted"]] for row in rows], len(names))
+    if counts is not None:
         path = files.path / "figures" / "confusion.png"
         confusion_figure(path, counts, names)
         most = f"; most often {pairs[0][0][0]} was taken for {pairs[0][0][1]}" if pairs else ""
