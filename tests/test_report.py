@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from runs import NAMES, PER_EPOCH, Page, make_run, score, write_lines
 
+from pipeline.competition.datasets import REMEMBERED
 from pipeline.competition.layout import Row
 from pipeline.errors import UserError
 from pipeline.report import confusion, curves, figures, submissions, thumbnails
@@ -470,11 +471,29 @@ def spy_figure(seen: list, original):
 
 def test_one_submission_is_a_table_and_a_damaged_ledger_a_line(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run")
-    ledger = write_ledger(tmp_path / "ledger.csv", "2026-01-02T10:00:00+00:00,birds,b,first,0.7,0.69,,complete")
-    assert "first 0.7 0.69 –" in Page(build_report(run_dir, ledger)).text
+    ledger = write_ledger(tmp_path / "ledger.csv", "2026-01-02T10:00:00+00:00,birds,b,first,0.75,0.69,,complete")
+    assert "first 0.75 0.69 –" in Page(build_report(run_dir, ledger)).text
     assert not (run_dir / "figures" / "submissions.png").exists()
     ledger.write_text("time\n1\n")
     assert f"Left out: {ledger} is not a readable ledger" in Page(build_report(run_dir, ledger)).text
+
+
+def test_submissions_of_other_runs_show_where_their_competition_is_in_the_data_folder(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    ledger = write_ledger(tmp_path / "ledger.csv", "2026-01-02T10:00:00+00:00,birds,b,first,0.7,0.69,,complete")
+    assert "Submissions" not in Page(build_report(run_dir, ledger)).text
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / REMEMBERED).write_text('{"slug": "birds"}')
+    assert "first 0.7 0.69 –" in Page(build_report(run_dir, ledger)).text
+
+
+def test_a_mistaken_answer_shows_its_question(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    with open(run_dir / "val_predictions.csv", newline="") as file:
+        header, *lines = file.read().splitlines()
+    text = [f"{header},question", *(f"{line},what <i>is</i> it?" for line in lines)]
+    (run_dir / "val_predictions.csv").write_text("\n".join(text) + "\n")
+    assert "76.7% sure “ what <i>is</i> it? ” 2_0.jpg" in Page(build_report(run_dir)).text
 
 
 def test_the_live_page_takes_a_twentieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,25 +17,26 @@ MIN_POINTS = 2  # one point is no relation
 
 
 def read_submissions(files: RunFiles, ledger: Path, drawn: Drawn) -> dict[str, Any] | None:
-    """The submissions to the run's competition (the latest one where it is not known), numbered; None when there are none.
+    """The submissions to the run's competition, numbered; None when there are none.
 
+    The competition is the one that `make data` installed, else that of the latest submission with the run's validation score.
     Adds their figure to `drawn` where two or more have both scores. A ledger that cannot be read is a `problem`, not the end of the page.
     """
     try:
         rows = read_ledger(ledger)[1]
-        slug = remembered_slug(Path(files.told.get("data") or "data"))
+        competition = remembered_slug(Path(files.told.get("data") or "data"))
     except UserError as error:
         return {"problem": str(error)}
-    competition = slug or (rows[-1]["competition"] if rows else None)
+    own = f"{files.best['value']:.6g}" if files.best else None  # as `make submit` writes it
+    competition = competition or next((row["competition"] for row in reversed(rows) if row["validation_score"] == own), None)
     rows = [row | {"number": number} for number, row in enumerate((row for row in rows if row["competition"] == competition), start=1)]
     if not rows:
         return None
-    scored = [(row["number"], _number(row["validation_score"]), _number(row["public_score"]), row["validation_score"]) for row in rows]
-    points = [(number, validation, public) for number, validation, public, _ in scored if validation is not None and public is not None]
+    scored = [(row["number"], _number(row["validation_score"]), _number(row["public_score"])) for row in rows]
+    points = [point for point in scored if None not in point]
     if len(points) >= MIN_POINTS:
-        own = f"{files.best['value']:.6g}" if files.best else None  # as `make submit` writes it
         path = files.path / "figures" / "submissions.png"
-        submissions_figure(path, points, [number for number, _, _, written in scored if written == own])
+        submissions_figure(path, points, [row["number"] for row in rows if row["validation_score"] == own])
         drawn["submissions"] = path, f"Public score against validation score of {len(points)} submissions to {competition}."
     return {"problem": None, "competition": competition, "rows": rows}
 
