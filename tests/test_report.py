@@ -157,7 +157,7 @@ def test_an_unfinished_run_shows_the_whole_schedule_it_was_started_with(tmp_path
     run_dir = make_run(tmp_path / "run", epochs=2)
     schedule = json.loads((run_dir / "run.json").read_text())["schedule"] | {"total_steps": 10 * PER_EPOCH}
     (run_dir / "state").mkdir()
-    (run_dir / "state" / "start.json").write_text(json.dumps({"recipe": {}, "schedule": schedule}))
+    (run_dir / "state" / "start.json").write_text(json.dumps({"recipe": {"epochs": 10}, "schedule": schedule}))
     drawn = []
     monkeypatch.setattr(curves, "learning_rate_curve", lambda _path, *values: drawn.append(values))
     draw(run_dir)  # run.json, where it is, has the last word
@@ -170,6 +170,7 @@ def test_an_unfinished_run_shows_the_whole_schedule_it_was_started_with(tmp_path
     monkeypatch.undo()
     page = Page(build_report(run_dir))
     assert "Learning rate at each optimizer step, from the recipe; the dots are what training recorded" in page.text
+    assert "epoch 2 of 10" in page.text
     assert "Learning rate over 90 optimizer steps, at most 5e-5." in [image["alt"] for image in page.all("img")]
 
 

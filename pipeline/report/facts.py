@@ -44,7 +44,8 @@ def headlines(files: RunFiles) -> list[dict[str, str]]:
     """What the page opens with: the best validation metric and, after scoring, the test score."""
     shown, best = [], files.best
     if best:
-        epoch = f"epoch {best['epoch']} of {files.metrics[-1]['epoch']}" if files.metrics else f"epoch {best['epoch']}"
+        planned = files.told.get("recipe", {}).get("epochs") or (files.metrics and files.metrics[-1]["epoch"])
+        epoch = f"epoch {best['epoch']}" + (f" of {planned}" if planned else "")
         total, note = len(files.predictions) or files.record.get("counts", {}).get("val"), ""
         if total and best["metric"] == "val_accuracy":
             low, high = interval(best["value"], total)
