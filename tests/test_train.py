@@ -206,18 +206,22 @@ def swin_backbone(tmp_path: Path) -> Path:
     return tmp_path / "swin"
 
 
-def test_in_bfloat16_the_frozen_weights_are_saved_as_they_were_loaded(competition: Path, swin_backbone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head_only", [False, True])
+def test_in_bfloat16_the_frozen_weights_are_saved_as_they_were_loaded(
+    competition: Path, swin_backbone: Path, tmp_path: Path, head_only: bool
+) -> None:
     from safetensors.torch import load_file
 
     import inference
 
-    train.main(arguments(competition, swin_backbone, tmp_path / "run", "--precision", "bf16"))
+    more = ["--lora-rank", "0", "--set", "head_only=true"] if head_only else []
+    train.main(arguments(competition, swin_backbone, tmp_path / "run", "--precision", "bf16", *more))
     loaded, saved = load_file(swin_backbone / "model.safetensors"), load_file(tmp_path / "run" / "model_swin" / "model.safetensors")
     assert loaded.keys() == saved.keys()
     assert all(torch.equal(saved[name], loaded[name]) for name in saved if not name.startswith("classifier"))
     assert json.loads((tmp_path / "run" / "model_swin" / "config.json").read_text())["dtype"] == "float32"
-    adapter = load_file(tmp_path / "run" / "model_lora" / "adapter_model.safetensors")
-    assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+    trained = saved if head_only else load_file(tmp_path / "run" / "model_lora" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
     probs = []
     for precision in ("fp32", "bf16"):
         output = tmp_path / f"{precision}.csv"

@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from pipeline.models.autograd import Adapter, BiasedAttention, Gelu, Linear, Norm, source_of
 
 HELD = (nn.Linear, nn.Conv2d)  # autocast casts the weights of these, and so gives the same when they are cast already
-PRE_NORM = ("BeitLayer", "ViTLayer", "SwinLayer")  # blocks whose norms are read by linear layers alone
+PRE_NORM = ("BeitLayer", "ViTLayer", "SwinLayer", "Dinov2Layer", "Dinov2WithRegistersLayer")  # their norms are read by linear layers alone
 ROW_ALIGNMENT = 8  # CUDA's attention kernels copy a bias whose rows do not begin at multiples of 8 numbers
 TRAINED_BIAS = "sdpa_trained_bias"
 
@@ -32,19 +32,25 @@ def make_lean(model: nn.Module, dtype: torch.dtype) -> int:
 
 
 def hold_frozen(model: nn.Module, dtype: torch.dtype) -> int:
-    """Hold the frozen weights that autocast would cast to `dtype` in `dtype`; the number of layers changed. Same bits, under autocast alone."""
-    frozen = [m for m in model.modules() if isinstance(m, HELD) and not any(weight.requires_grad for weight in m.parameters(recurse=False))]
-    for module in frozen:
-        for weight in module.parameters(recurse=False):
-            weight.data = weight.data.to(dtype)
-    return len(frozen)
+    """Hold the frozen weights that autocast would cast to `dtype` in `dtype`; the number of layers changed. Same bits, under autocast alone.
+
+    What an adapter saves (copies of whole modules, parts of them frozen) stays as it is.
+    """
+    held = 0
+    for name, module in model.named_modules():
+        frozen = isinstance(module, HELD) and not any(weight.requires_grad for weight in module.parameters(recurse=False))
+        if frozen and ".modules_to_save." not in name:
+            for weight in module.parameters(recurse=False):
+                weight.data = weight.data.to(dtype)
+            held += 1
+    return held
 
 
 def keep_less(model: nn.Module) -> None:
     """Keep less for the backward pass under autocast, in every layer that has a rewrite in autograd.py. Without autocast nothing changes."""
     for module in model.modules():
         if type(module).__name__ in PRE_NORM:
-            for norm in (module.layernorm_before, module.layernorm_after):
+            for norm in [part for part in module.children() if isinstance(part, nn.LayerNorm)]:
                 norm.forward = MethodType(_norm, norm)
         elif hasattr(module, "lora_A"):
             module.forward = MethodType(_adapted, module)

@@ -99,10 +99,10 @@ class ClassificationTask:
         self.val_set = ImageDataset([row.path for row in val], self.val_labels.tolist(), classifier.rule)
         self.num_train, self.num_val, self.num_classes = len(train), len(val), len(class_names)
         self.workers = resolve_workers(recipe.data.workers, paths)
-        self.originals: dict[str, torch.Tensor] | None = None
+        self.originals: dict[str, torch.Tensor] = {}  # what is held in half precision as it was loaded, as long as it may be saved
 
     def place(self, compute: Compute, fresh: bool) -> None:
-        """Move the model to where it is trained, held as lean as its precision allows; a `fresh` run can still save the weights as loaded.
+        """Move the model to where it is trained, held as lean as its precision allows. A `fresh` run has yet to save its frozen weights.
 
         Raises:
             UserError: activation checkpointing is asked for and the architecture has no blocks for it.
@@ -110,7 +110,11 @@ class ClassificationTask:
         checkpoint_blocks(self.model, self.recipe)
         if compute.half is not None:
             loaded = plain_state_dict(self.model)
-            self.originals = loaded if make_lean(self.model, compute.half) and fresh else None
+            make_lean(self.model, compute.half)
+            if fresh or not isinstance(self.model, PeftModel):
+                self.originals = {
+                    name: loaded[name] for name, weight in plain_state_dict(self.model).items() if weight.dtype != loaded[name].dtype
+                }
         self.model.to(compute.device)
 
     def train_batches(self, epoch: int, start: int, micro_batch_size: int, group_size: int) -> Iterable[Batch]:
@@ -154,9 +158,10 @@ class ClassificationTask:
         """Write the weights into run folder `output`: the adapter, or after full fine-tuning (and `initial`ly) the whole model."""
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         if initial or base is self.model:
-            weights = self.originals or plain_state_dict(self.model)
+            weights = plain_state_dict(self.model) | self.originals
             save_backbone(base, weights, self.classifier.rule, output / f"model_{base.config.model_type}")
-            self.originals = None
+        if base is not self.model:
+            self.originals = {}
         if not initial and base is not self.model:
             save_adapter(self.model, output / ADAPTER_DIR)
 
