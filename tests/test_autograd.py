@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from transformers import (
     BeitConfig,
     BeitForImageClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
     SwinConfig,
     SwinForImageClassification,
     Swinv2Config,
@@ -78,6 +80,9 @@ def build(kind: str, lora: bool, dropout: float = 0.0) -> nn.Module:
         model: nn.Module = BeitForImageClassification(config)
     elif kind == "vit":
         model = ViTForImageClassification(ViTConfig(**FLAT, num_labels=5))
+    elif kind == "dinov2":
+        sizes = {name: value for name, value in FLAT.items() if name != "intermediate_size"}
+        model = Dinov2ForImageClassification(Dinov2Config(**sizes, num_labels=5))
     elif kind == "swin":
         model = SwinForImageClassification(SwinConfig(**WINDOWS, num_labels=5))
     else:
@@ -115,16 +120,7 @@ def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
     return ((flat[0] - flat[1]).norm() / flat[1].norm()).item()
 
 
-KINDS = [
-    ("beit", True),
-    ("beit", False),
-    ("vit", True),
-    ("vit", False),
-    ("swin", True),
-    ("swin", False),
-    ("swinv2", True),
-    ("swinv2", False),
-]
+KINDS = [(kind, lora) for kind in ("beit", "vit", "dinov2", "swin", "swinv2") for lora in (True, False)]
 
 
 @pytest.mark.parametrize(("kind", "lora"), KINDS)

@@ -20,15 +20,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from pipeline.models.autograd import Adapter, BiasedAttention, Gelu, Linear, Norm, source_of
 
 HELD = (nn.Linear, nn.Conv2d)  # autocast casts the weights of these, and so gives the same when they are cast already
-PRE_NORM = ("BeitLayer", "ViTLayer", "SwinLayer", "Dinov2Layer", "Dinov2WithRegistersLayer")  # their norms are read by linear layers alone
+# Blocks whose norms are read by linear layers alone.
+PRE_NORM = ("BeitLayer", "ViTLayer", "DeiTLayer", "SwinLayer", "Dinov2Layer", "Dinov2WithRegistersLayer")
 ROW_ALIGNMENT = 8  # CUDA's attention kernels copy a bias whose rows do not begin at multiples of 8 numbers
 TRAINED_BIAS = "sdpa_trained_bias"
 
 
-def make_lean(model: nn.Module, dtype: torch.dtype) -> int:
-    """`hold_frozen` and `keep_less` for a model that is run under autocast to `dtype`; the number of layers held in `dtype`."""
+def make_lean(model: nn.Module, dtype: torch.dtype) -> None:
+    """Prepare a model that is run under autocast to `dtype`: `keep_less` and `hold_frozen`."""
     keep_less(model)
-    return hold_frozen(model, dtype)
+    hold_frozen(model, dtype)
 
 
 def hold_frozen(model: nn.Module, dtype: torch.dtype) -> int:
