@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from pipeline.errors import UserError
@@ -34,14 +35,22 @@ def decode(path: Path, smallest: int | None = None) -> Image.Image:
     Raises:
         BadImage: the file is missing, empty, truncated, not an image, or larger than 128 megapixels.
     """
+    with opened(path) as image:
+        return load(image, smallest)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The file at `path`, its header read and its pixels not: see `seen_size` and `load`, which belong inside the block.
+
+    Raises:
+        BadImage: as `decode` does.
+    """
     try:
         with Image.open(path) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError
-            if smallest:
-                image.draft("RGB", (smallest, smallest))
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            yield image
     except Image.DecompressionBombError:
         raise BadImage(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
     except FileNotFoundError:
@@ -52,6 +61,20 @@ def decode(path: Path, smallest: int | None = None) -> Image.Image:
         raise BadImage(error.strerror or str(error) or type(error).__name__) from None
     except _DAMAGE as error:
         raise BadImage(str(error) or type(error).__name__) from None
+
+
+def seen_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an opened picture as a person sees it, before any decoding."""
+    sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return (image.height, image.width) if sideways else image.size
+
+
+def load(image: Image.Image, smallest: int | None = None) -> Image.Image:
+    """The pixels of an opened picture; see `decode`."""
+    if smallest:
+        image.draft("RGB", (smallest, smallest))
+    image.load()
+    return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def find_bad(paths: Sequence[Path], show_progress: bool = True) -> dict[int, str]:
