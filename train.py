@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         UserError, Interrupted: see pipeline/errors.py; `run_command` turns them into a message and an exit code.
     """
+    started = time.perf_counter()
     args = parse(argv)
+    args.started = started
     command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
     output = Path(args.output)
     recipe, former = choose_recipe(args, output)
@@ -101,6 +104,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from pipeline.tasks.registry import task_module
     from pipeline.training.compute import choose_compute
+
+    if args.dry_run:  # which writes nothing
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_gb": 0})})
 
     compute = choose_compute(recipe.precision)
     build = task_module(recipe.task).build(recipe, competition, former)
@@ -275,10 +281,10 @@ def announce(args: argparse.Namespace, recipe: Recipe, build: Build, compute: Co
         f"({micro_batch_size} at a time); {schedule['name']} rate {schedule['lr']:.1e}, warm-up {schedule['warmup_steps']} steps"
     )
     disk = check_disk(output, task.model, OPTIMIZER_STATES[recipe.optimizer.name], whole_model_again=not recipe.lora.rank)
-    train_seconds, predict_seconds = seconds_per_image(task, compute, micro_batch_size)
+    train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
     total = recipe.epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
     sizes = f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
-    print(f"  on {compute.describe()}: about {human_time(total)}, {sizes}")
+    print(f"  on {compute.describe()}: about {human_time(total)}, {sizes}; the first batch was there after {arrived - args.started:.1f} s")
     if args.dry_run:
         print("\n".join(dry_run(task, compute, micro_batch_size)))
     return micro_batch_size

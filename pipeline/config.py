@@ -86,6 +86,7 @@ class Data(Section):
     val_fraction: float = Field(0.05, ge=0, le=0.9)
     skip_bad_images: bool = Field(False, description="train without images that cannot be decoded, instead of stopping")
     workers: int | Literal["auto"] = Field("auto", description="decoding processes")
+    cache_gb: float = Field(0, ge=0, description="decoded training pictures kept in the user's cache folder, at most; 0 = none")
     image_fraction: float = Field(1, gt=0, le=1, description="vqa: the share of the images that is used, drawn by seed")
     top_answers: int = Field(1000, ge=2, description="vqa: how many answers, the most frequent of the training rows, are classes")
     other_answers: Literal["wrong", "drop"] = Field(

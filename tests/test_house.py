@@ -20,7 +20,7 @@ WINGS = {
         *("vqa_files", "vqa_pictures", "vqa_tables", "vqa_layout", "layout", "splits", "questions", "checks", "scores", "submission"),
         *("kaggle_token", "kaggle_reply", "kaggle_cli", "public_sets", "datasets", "ledger", "leaderboard"),
     ],
-    "data": ["images", "transforms", "dataset", "tokenizer", "question_batches"],
+    "data": ["images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
     "models": ["timm_checkpoints", "backbones", "roles", "lora", "autograd", "lean", "attention", "encoders", "fusion"],
     "training": ["optim", "memory", "checkpoint", "resume", "compute", "predict", "engine", "estimate", "record"],
     "tasks": ["build", "classification", "vqa", "registry"],

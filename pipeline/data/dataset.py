@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.config import Augmentation
-from pipeline.data.images import BadImage, decode
+from pipeline.data.cache import PictureCache
+from pipeline.data.crops import RandomCrop
+from pipeline.data.images import REDUCIBLE, BadImage, decode, load, opened, seen_size
 from pipeline.data.transforms import Preprocessing, augmenter, to_tensor
 
 Key = tuple[int, int]  # (epoch, row)
@@ -22,8 +26,9 @@ Key = tuple[int, int]  # (epoch, row)
 class ImageDataset(Dataset):
     """`dataset[epoch, row]` -> `pixels` (3, H, W) uint8, `label` int, `row` int, `bad` bool.
 
-    With `augmentation`, crops and flips are drawn from a generator seeded by (seed, epoch, row). An image that cannot be decoded
-    comes as zeros with `bad` set, so that prediction can still fill its row.
+    With `augmentation`, crops and flips are drawn from a generator seeded by (seed, epoch, row). With a `cache`, large JPEGs are decoded at
+    one level that serves every crop, and kept; the pixels are the same whether or not the cache has them.
+    An image that cannot be decoded comes as zeros with `bad` set, so that prediction can still fill its row.
     """
 
     def __init__(
@@ -33,11 +38,15 @@ class ImageDataset(Dataset):
         rule: Preprocessing,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        cache: PictureCache | None = None,
     ) -> None:
         self.paths = [str(path) for path in paths]
         self.labels = labels
         self.rule = rule
+        self.cache = cache
         self.augment = augmenter(augmentation, rule) if augmentation else None
+        only_crops = augmentation and augmentation.random_resized_crop and not augmentation.rotation_degrees
+        self.crop = RandomCrop(augmentation, rule) if only_crops else None
         self.seed = seed
 
     def __len__(self) -> int:
@@ -47,18 +56,53 @@ class ImageDataset(Dataset):
         epoch, row = key
         label = 0 if self.labels is None else self.labels[row]
         try:
-            image = decode(self.paths[row])
+            pixels = self._pixels(epoch, row)
         except BadImage:
             return {"pixels": torch.zeros(3, self.rule.height, self.rule.width, dtype=torch.uint8), "label": label, "row": row, "bad": True}
-        image = self.rule.resize(image) if self.augment is None else self._augmented(image, epoch, row)
-        return {"pixels": to_tensor(image), "label": label, "row": row, "bad": False}
+        return {"pixels": pixels, "label": label, "row": row, "bad": False}
 
-    def _augmented(self, image: Any, epoch: int, row: int) -> Any:
+    def _pixels(self, epoch: int, row: int) -> torch.Tensor:
+        if self.augment is None:
+            return to_tensor(self.rule.resize(decode(self.paths[row])))
+        if self.crop is not None:
+            return self._cropped(epoch, row)
+        with opened(self.paths[row]) as image:
+            picture = self._decoded(image, row, level=0)
+        picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+        with self._drawing(epoch, row):
+            return to_tensor(self.augment(picture))
+
+    def _cropped(self, epoch: int, row: int) -> torch.Tensor:
+        """The random crop of a row. A JPEG's is drawn first: it decides at which level the picture is decoded, unless that is to be kept."""
+        with opened(self.paths[row]) as image:
+            crop, size, level = None, None, 0
+            if image.format in REDUCIBLE:
+                size = seen_size(image)
+                with self._drawing(epoch, row):
+                    crop = self.crop.draw(size)
+                level = self.crop.level(crop) if self.cache is None else self.crop.level_for_any(size)
+            picture = self._decoded(image, row, level)
+        if crop is None:
+            size = picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
+            with self._drawing(epoch, row):
+                crop = self.crop.draw(size)
+        return self.crop.cut(picture, size, crop)
+
+    def _decoded(self, image: Image.Image, row: int, level: int) -> Image.Image | np.ndarray:
+        if self.cache is not None and (kept := self.cache.get(row, level)) is not None:
+            return kept
+        picture = load(image, min(image.size) >> level if level else None)
+        if self.cache is not None:
+            self.cache.put(row, level, picture)
+        return picture
+
+    @contextmanager
+    def _drawing(self, epoch: int, row: int) -> Iterator[None]:
         # torchvision draws from the global generator: seed it for this picture, then give it back as it was.
         before = torch.get_rng_state()
         torch.default_generator.manual_seed(int(np.random.SeedSequence((self.seed, epoch, row)).generate_state(1, np.uint64)[0]) >> 1)
         try:
-            return self.augment(image)
+            yield
         finally:
             torch.set_rng_state(before)
 

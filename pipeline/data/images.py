@@ -18,6 +18,8 @@ from pipeline.errors import UserError
 Image.MAX_IMAGE_PIXELS = 128_000_000  # beyond it decode() refuses: a decompression bomb, or a scan to shrink first
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # once for all: warning filters cannot be changed safely in threads
 
+REDUCIBLE = ("JPEG", "MPO")  # formats that are decoded at a half, a quarter or an eighth of their size for less
+
 # What Pillow's decoders and the libraries under them raise on damage (AVIF: RuntimeError; DDS: NotImplementedError, a RuntimeError too).
 _DAMAGE = (ValueError, SyntaxError, EOFError, LookupError, TypeError, RuntimeError, ArithmeticError, struct.error)
 

@@ -16,6 +16,7 @@ from pipeline.competition.layout import Competition, Row
 from pipeline.competition.splits import kept_split, train_val_split
 from pipeline.competition.tables import guarded, write_table
 from pipeline.config import Recipe
+from pipeline.data.cache import open_cache
 from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, resolve_workers
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
@@ -95,7 +96,8 @@ class ClassificationTask:
         self.val_labels = np.array([index[row.label] for row in val], dtype=np.int64)
         train_labels = [index[row.label] for row in train]
         paths = [row.path for row in train]
-        self.train_set = ImageDataset(paths, train_labels, classifier.rule, recipe.augmentation, recipe.seed)
+        self.cache = open_cache(recipe.data.cache_gb, paths)
+        self.train_set = ImageDataset(paths, train_labels, classifier.rule, recipe.augmentation, recipe.seed, self.cache)
         self.val_set = ImageDataset([row.path for row in val], self.val_labels.tolist(), classifier.rule)
         self.num_train, self.num_val, self.num_classes = len(train), len(val), len(class_names)
         self.workers = resolve_workers(recipe.data.workers, paths)
@@ -224,8 +226,9 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
         cache_frozen_bias(model)
     classifier = ImageClassifier.of(model, backbone)
     task = ClassificationTask(classifier, recipe, competition.class_names, [rows[i] for i in train], [rows[i] for i in val])
+    kept = [] if task.cache is None else [task.cache.describe()]
     summary = f"input {classifier.describe()}; {'new head' if backbone.new_head else 'head of the checkpoint'}"
-    return Build(task, count_parameters(model), head, summary, (*notes, how))
+    return Build(task, count_parameters(model), head, summary, (*notes, how, *kept))
 
 
 def rebuild(run: Run, class_names: Sequence[str]) -> ImageClassifier:

@@ -81,12 +81,15 @@ def check_disk(output: Path, model: nn.Module, optimizer_states: int, whole_mode
     return needed
 
 
-def seconds_per_image(task: Task, compute: Compute, micro_batch_size: int) -> tuple[float, float]:
-    """Seconds of training and of prediction for one image, from a micro-batch of each; the model and the generators stay as they were.
+def seconds_per_image(task: Task, compute: Compute, micro_batch_size: int) -> tuple[float, float, float]:
+    """Seconds of training and of prediction for one image, from a micro-batch of each, and when (`time.perf_counter`) that batch was there.
+
+    The model and the generators stay as they were.
 
     A micro-batch that does not fit is halved: training will do the same, and say so.
     """
     batch = compute.move(next(iter(task.train_batches(0, 0, min(micro_batch_size, task.num_train), task.num_train))))
+    arrived = time.perf_counter()
     devices = [compute.device] if compute.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
@@ -95,7 +98,7 @@ def seconds_per_image(task: Task, compute: Compute, micro_batch_size: int) -> tu
             task.model.eval()
             with torch.no_grad():
                 predict = _time(lambda: _predict_once(task, compute, batch), compute)
-        return train / len(batch["row"]), predict / len(batch["row"])
+        return train / len(batch["row"]), predict / len(batch["row"]), arrived
     except torch.OutOfMemoryError:
         if micro_batch_size == 1:
             raise
