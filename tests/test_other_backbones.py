@@ -105,15 +105,12 @@ def small_competition(root: Path) -> Path:
 # ---- the whole road
 
 
-TRAIN = ["--epochs", "2", "--batch-size", "4", "--accumulation-steps", "1", "--lr", "0.01", "--precision", "fp32"]
+TRAIN = ["--epochs", "1", "--batch-size", "4", "--accumulation-steps", "1", "--lr", "0.01", "--precision", "fp32"]
 TRAIN += ["--set", "data.workers=0", "--set", "data.val_fraction=0.25", "--set", "optimizer.weight_decay=0"]
 ROADS = {
-    "dinov2": ("dinov2", ["--lora-rank", "2", "--set", "lora.targets=[query,value,fc1]"]),
     "dinov2-other-size": ("dinov2", ["--lora-rank", "2", "--image-size", "84", "--set", "lora.also_train=[patch_projection,class_token]"]),
-    "convnextv2": ("convnextv2", ["--lora-rank", "2", "--set", "lora.targets=[fc1,fc2]"]),
-    "timm-vit": ("timm-vit", ["--lora-rank", "2", "--set", "lora.targets=[qkv,fc2]"]),
-    "timm-vit-whole-other-size": ("timm-vit", ["--lora-rank", "0", "--image-size", "48"]),
-    "timm-resnet-whole": ("timm-resnet", ["--lora-rank", "0"]),
+    "convnextv2-whole": ("convnextv2", ["--lora-rank", "0"]),
+    "timm-vit-other-size": ("timm-vit", ["--lora-rank", "2", "--image-size", "48", "--set", "lora.targets=[qkv,fc2]"]),
 }
 
 
@@ -127,7 +124,7 @@ def test_train_then_predict(saved: Path, flags: list[str], tmp_path: Path) -> No
     table = pd.read_csv(predictions).set_index("id")
     assert list(table.columns) == ["blue", "red"] and np.allclose(table.sum(axis=1), 1, atol=1e-4)
 
-    if "84" in flags:  # also trains parts of the embeddings: the state of a resumed run has to hold them
+    if any("also_train" in flag for flag in flags):  # the state of a resumed run has to hold them
         state = torch.load(max((output / "state").glob("*.pt")), weights_only=True)
         assert sum(".embeddings.modules_to_save." in name for name in state["weights"]) == 3
 
