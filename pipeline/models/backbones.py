@@ -172,6 +172,12 @@ def hold_statistics(model: nn.Module) -> None:
             module.train = lambda mode=True, module=module: module
 
 
+def own_memory(model: nn.Module) -> None:
+    """Move loaded weights to aligned memory: matrix products round by alignment, and a resumed run reads its weights from another file."""
+    for weight in model.parameters():
+        weight.data = weight.data.clone()
+
+
 def takes_interpolation(model: nn.Module) -> bool:
     """True when `forward` has the switch for inputs of another size than the position table's."""
     return "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
@@ -233,8 +239,7 @@ def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
     problems += [f"{key}: another shape" for key in sorted(names["mismatched_keys"]) if not key.startswith(head)]
     problems += [f"{name}: holds NaN or infinity" for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
     raise_all(problems, f"the weights in {source} do not fit {type(model).__name__}:")
-    for weight in model.parameters():  # out of the file, where they lie at any address: matrix products round by alignment,
-        weight.data = weight.data.clone()  # and a resumed run reads its weights from another file
+    own_memory(model)
     return model, not any(key.startswith(head) for key in names["missing_keys"] | names["mismatched_keys"])
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from pipeline.errors import UserError, raise_all
-from pipeline.models.backbones import UNUSED_WEIGHTS, hold_statistics, load_config, unloadable
+from pipeline.models.backbones import UNUSED_WEIGHTS, hold_statistics, load_config, own_memory, unloadable
 
 # What a checkpoint may hold beside its encoder: the heads of what it was pretrained on.
 HEADS = re.compile(r"^(classifier|cls_classifier|distillation_classifier|head|fc|cls|lm_head|vocab_\w+|qa_outputs|pre_classifier)\.")
@@ -40,6 +40,7 @@ def load_encoder(source: str, key: str, random_weights: bool = False) -> PreTrai
     problems += [f"{name}: holds NaN or infinity" for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
     raise_all(problems, f"the weights in {source} do not fit {type(model).__name__}:")
     hold_statistics(model)
+    own_memory(model)
     return model.float()
 
 
