@@ -68,7 +68,7 @@ def recipe(folder: Path, backbone: Path, **changes: str) -> Path:
         "schedule": "{warmup_ratio: 0.1}",
         "data": "{val_fraction: 0.34, group_by_image: true}",
         "precision": "fp32",
-        "epochs": "12",
+        "epochs": "10",
         "batch_size": "5",
         "accumulation_steps": "1",
     } | changes
