@@ -7,16 +7,19 @@ else ifdef VIRTUAL_ENV
 PYTHON := python
 SETUP := $(VIRTUAL_ENV)/.installed
 TESTS := $(VIRTUAL_ENV)/.installed-tests
+BENCH := $(VIRTUAL_ENV)/.installed-bench
 else
 PYTHON := .venv/bin/python
 SETUP := .venv/.installed
 TESTS := .venv/.installed-tests
+BENCH := .venv/.installed-bench
 endif
 INSTALL = $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement
+PEERS := image_folder_documented image_folder_best trainer_documented trainer_best timm_loop pipeline_documented pipeline_best
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-base weights data submit score report attention ablation test test-slow fuzz lint
+.PHONY: help setup demo demo-base weights data submit score report attention ablation bench test test-slow fuzz lint
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +36,10 @@ $(SETUP): requirements.txt constraints.txt | $(filter .venv/bin/python,$(PYTHON)
 
 $(TESTS): tests/requirements.txt $(SETUP)
 	$(INSTALL) tests/requirements.txt
+	@touch $@
+
+$(BENCH): tests/benchmarks/requirements.txt $(SETUP)
+	$(INSTALL) tests/benchmarks/requirements.txt
 	@touch $@
 
 demo: $(SETUP)  ## the whole job on handwritten digits: train, predict, check, score, page
@@ -62,6 +69,9 @@ report: $(SETUP)  ## rebuild finetuned_model/report.html from the run folder; RU
 
 attention: $(SETUP)  ## where models look, side by side (IMAGES='a.jpg b.jpg' RUNS='a b c')
 	$(PYTHON) -m pipeline.report.attention $(if $(IMAGES),--images $(IMAGES)) $(if $(RUNS),--runs $(RUNS))
+
+bench: $(BENCH)  ## speed beside the peers, one table (SIZE=small-224|beit-base-224|beit-large-384 BENCH_FLAGS='--batch-size 8')
+	$(PYTHON) -m pipeline.report.benchmark $(if $(SIZE),--size $(SIZE)) $(BENCH_FLAGS) $(addprefix --peer tests.benchmarks.peers:,$(PEERS))
 
 test: $(TESTS)  ## set up and run every test (under ten minutes on two cores)
 	$(PYTHON) -m ruff check

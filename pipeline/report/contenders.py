@@ -1,0 +1,177 @@
+"""What `benchmark` lets run side by side: the work that is given to every contender, and our own training and prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # --help answers at once
+    import numpy as np
+    import torch
+
+    from pipeline.training.compute import Compute
+
+SIZES: dict[str, dict[str, Any]] = {  # BEiT, random weights: speed does not depend on them
+    "small-224": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768, "image_size": 224},
+    "beit-base-224": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "image_size": 224},
+    "beit-large-384": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "image_size": 384,
+    },
+}
+NUM_CLASSES = 4
+# A low rate: AdamW makes whole steps of the rounding errors of small gradients.
+LR, RANK, TARGETS, MAX_GRAD_NORM = 1e-4, 16, ("query", "key"), 1.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every contender is given. `pixels` (N, 3, H, W) uint8 and `labels` (N,) are the rows of training, in their order."""
+
+    data_dir: Path  # train/<class>/*.jpg: the pictures of `paths`
+    paths: Sequence[Path]
+    model_dir: Path  # a backbone with its head, for from_pretrained
+    image_size: int
+    batch_size: int
+    precision: str
+    device: torch.device
+    pixels: torch.Tensor
+    labels: torch.Tensor
+
+    def normalized(self) -> torch.Tensor:
+        """(N, 3, H, W) float32: `pixels` as the model takes them."""
+        return self.pixels.float().div_(255).sub_(0.5).div_(0.5)
+
+
+Contender = Callable[[Work], Callable[[], Any]]
+
+
+def titled(kind: str, title: str) -> Callable[[Contender], Contender]:
+    """A decorator: what a contender does (`KINDS`) and what the table calls it."""
+
+    def mark(contender: Contender) -> Contender:
+        contender.kind, contender.title = kind, title  # type: ignore[attr-defined]
+        return contender
+
+    return mark
+
+
+@titled("training", "ours")
+def our_training(work: Work) -> Callable[[], float]:
+    """LoRA through the engine's own loop, without its files."""
+    from torch.optim import AdamW
+
+    from pipeline.training.compute import Compute
+    from pipeline.training.engine import fit
+
+    task = _task(work)
+    size, rows = work.batch_size, len(work.labels)
+    batches = [
+        {"pixels": work.pixels[start : start + size], "label": work.labels[start : start + size], "row": work.labels[start : start + size]}
+        for start in range(0, rows, size)
+    ]
+    task.train_batches = lambda *_: batches
+    optimizer = AdamW([weight for weight in task.model.parameters() if weight.requires_grad], weight_decay=0)
+    for group in optimizer.param_groups:
+        group["lr_scale"] = 1.0
+    schedule = {"name": "constant", "lr": LR, "end_lr": 0.0, "warmup_steps": 0, "total_steps": len(batches), "effective_batch_size": size}
+    reports: list[Any] = []
+    compute = Compute(work.device, work.precision)
+
+    def run() -> float:
+        options = {"epochs": 1, "micro_batch_size": size, "max_grad_norm": MAX_GRAD_NORM}
+        fit(task, optimizer, schedule, compute, NoStore(), reports.append, **options)
+        return reports[0].metrics["train_loss"]
+
+    return run
+
+
+@titled("inference", "ours")
+def our_inference(work: Work) -> Callable[[], np.ndarray]:
+    """Files to logits, as inference.py does it."""
+    from pipeline.models.lean import make_lean
+    from pipeline.run import load_run
+    from pipeline.tasks.classification import prediction_batches, rebuild
+    from pipeline.training.compute import Compute
+    from pipeline.training.predict import predict_logits
+
+    compute = Compute(work.device, work.precision)
+    classifier = rebuild(load_run(work.model_dir.parent), [f"class_{number}" for number in range(NUM_CLASSES)])
+    if compute.half is not None:
+        make_lean(classifier.model, compute.half)
+    classifier.model.eval().to(work.device)
+
+    def run() -> np.ndarray:
+        batches = prediction_batches(work.paths, classifier.rule, work.batch_size, workers=0)
+        return predict_logits(classifier.model, classifier.logits, batches, len(work.paths), NUM_CLASSES, compute, "ours", leave=False)
+
+    return run
+
+
+def make_pictures(folder: Path, count: int, side: int) -> list[Path]:
+    """JPEGs of `side` x 3/4 `side` pixels in class folders, with the spectrum of photographs (amplitude 1 / frequency)."""
+    import numpy as np
+    from PIL import Image
+
+    height, width = side * 3 // 4, side
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
+    frequency[0, 0] = 1
+    paths = []
+    for number in range(count):
+        rng = np.random.default_rng((side, number))
+        common, *planes = (np.fft.ifft2(np.fft.fft2(rng.normal(size=(height, width))) / frequency**1.4).real for _ in range(4))
+        values = np.stack([common + 0.3 * plane for plane in planes], axis=2)
+        path = folder / f"class_{number % NUM_CLASSES}" / f"{number:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(128 + 50 * values / values.std(), 0, 255).astype(np.uint8)).save(path, quality=85)
+        paths.append(path)
+    return sorted(paths)
+
+
+def prepare(folder: Path, size: str, images: int, batch_size: int, compute: Compute) -> Work:
+    """The pictures, the saved backbone and the rows of training that every contender works on."""
+    import torch
+    from transformers import BeitConfig, BeitForImageClassification
+
+    from pipeline.data.dataset import ImageDataset
+    from pipeline.data.transforms import Preprocessing
+
+    torch.manual_seed(0)
+    shape = {"patch_size": 16, "use_relative_position_bias": True, "use_mean_pooling": True, "layer_scale_init_value": 0.1}
+    names = {"id2label": {number: f"class_{number}" for number in range(NUM_CLASSES)}}
+    model_dir = folder / "model_beit"
+    BeitForImageClassification(BeitConfig(**SIZES[size], **shape, **names, drop_path_rate=0.0)).save_pretrained(model_dir)
+    image_size = SIZES[size]["image_size"]
+    rule = Preprocessing(image_size, image_size, resample=2)
+    rule.save(model_dir)
+    paths = make_pictures(folder / "train", images, 500)
+    rows = [ImageDataset(paths, None, rule)[0, row]["pixels"] for row in range(images)]
+    labels = torch.tensor([int(path.parent.name.removeprefix("class_")) for path in paths])
+    return Work(folder, paths, model_dir, image_size, batch_size, compute.precision, compute.device, torch.stack(rows), labels)
+
+
+def _task(work: Work) -> Any:
+    """Our training task on the backbone of `work`: LoRA without dropout."""
+    from pipeline.competition.layout import read_layout
+    from pipeline.config import validate_recipe
+    from pipeline.tasks.classification import build
+    from pipeline.training.compute import Compute
+
+    lora = {"rank": RANK, "alpha": RANK, "dropout": 0.0, "targets": list(TARGETS)}
+    values = {"backbone": str(work.model_dir), "lora": lora, "data": {"val_fraction": 0, "workers": 0}, "precision": work.precision}
+    recipe = validate_recipe(values, {}, where="benchmark")
+    task = build(recipe, read_layout(work.data_dir, need="train")).task
+    task.place(Compute(work.device, work.precision), fresh=False)
+    return task
+
+
+class NoStore:
+    """Stands for a run's state folder: the loop's files are no part of a step."""
+
+    def save(self, *_: Any) -> None:
+        pass
