@@ -49,7 +49,7 @@ def headlines(files: RunFiles) -> list[dict[str, str]]:
         total, note = len(files.predictions) or files.record.get("counts", {}).get("val"), ""
         if total and best["metric"] == "val_accuracy":
             low, high = interval(best["value"], total)
-            note = f"{total:,} images; 95% interval {100 * low:.0f} to {100 * high:.0f}%"
+            note = f"{total:,} {files.rows_are}; 95% interval {100 * low:.0f} to {100 * high:.0f}%"
         value, what = metric_value(best["metric"], best["value"]), f"validation {metric_name(best['metric'])}"
         shown.append({"value": value, "what": what, "when": epoch, "note": note})
     elif files.kept_epoch.get("train_accuracy") is not None:
@@ -76,7 +76,9 @@ def summary(files: RunFiles) -> str:
     """One line: on how much was trained, for how long, where."""
     record, counts = files.told, files.record.get("counts", {})
     parts = [f"{len(record['class_names']):,} classes"] if record.get("class_names") else []
-    parts += [f"{counts[key]:,} {words} images" for key, words in (("train", "training"), ("val", "validation")) if counts.get(key)]
+    parts += [
+        f"{counts[key]:,} {words} {files.rows_are}" for key, words in (("train", "training"), ("val", "validation")) if counts.get(key)
+    ]
     parts += [f"{len(files.metrics)} epoch{'s' if len(files.metrics) > 1 else ''}"] if files.metrics else []
     parts += [human_time(sum(row["seconds"] for row in files.timing))] if files.timing else []
     parts += [f"{record['device']}, {record['precision']}"] if record.get("device") and record.get("precision") else []

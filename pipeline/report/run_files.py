@@ -27,6 +27,11 @@ class RunFiles:
     start: dict[str, Any]  # state/start.json, there before run.json is
 
     @property
+    def rows_are(self) -> str:
+        """What is counted: images, or questions about them."""
+        return "questions" if self.told.get("recipe", {}).get("task") == "vqa" else "images"
+
+    @property
     def best(self) -> dict[str, Any] | None:
         """`epoch`, `metric`, `value` of the best epoch; from metrics.jsonl while run.json is still to come; None without validation."""
         if self.record:

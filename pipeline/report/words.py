@@ -29,7 +29,7 @@ def metric_name(key: str) -> str:
 
 def metric_value(key: str, value: float) -> str:
     """A metric's value by its key: shares in percent, others with four decimals."""
-    return percent(value) if key.endswith(("accuracy", "f1", "precision", "recall")) else f"{value:.4f}"
+    return percent(value) if "accuracy" in key or key.endswith(("f1", "precision", "recall")) else f"{value:.4f}"
 
 
 def measured(value: float | None, decimals: int = 4) -> str:
