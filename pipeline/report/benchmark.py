@@ -167,13 +167,12 @@ def forward_flops(work: Work) -> int:
     """Floating-point operations of one image's forward pass, counted by torch."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
-    from transformers import AutoConfig, AutoModelForImageClassification
+    from transformers import AutoModelForImageClassification
 
-    with torch.device("meta"):
-        config = AutoConfig.from_pretrained(work.model_dir)
-        model = AutoModelForImageClassification.from_config(config, attn_implementation="eager")
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.eval()(torch.empty(1, 3, work.image_size, work.image_size))
+    # Not on meta tensors: BEiT keeps its position index for every model of the process, and would keep one without values.
+    model = AutoModelForImageClassification.from_pretrained(work.model_dir, attn_implementation="eager").eval().to(work.device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, work.image_size, work.image_size, device=work.device))
     return counter.get_total_flops()
 
 

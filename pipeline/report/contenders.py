@@ -25,7 +25,6 @@ SIZES: dict[str, dict[str, Any]] = {  # BEiT, random weights: speed does not dep
     },
 }
 NUM_CLASSES = 4
-# A low rate: AdamW makes whole steps of the rounding errors of small gradients.
 LR, RANK, TARGETS, MAX_GRAD_NORM = 1e-4, 16, ("query", "key"), 1.0
 
 
