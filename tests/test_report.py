@@ -494,7 +494,14 @@ def test_a_mistaken_answer_shows_its_question(tmp_path: Path) -> None:
         header, *lines = file.read().splitlines()
     text = [f"{header},question", *(f"{line},what <i>is</i> it?" for line in lines)]
     (run_dir / "val_predictions.csv").write_text("\n".join(text) + "\n")
-    assert "“ what <i>is</i> it? ”" in Page(build_report(run_dir)).text
+    record = json.loads((run_dir / "run.json").read_text())
+    record["recipe"]["task"] = "vqa"
+    (run_dir / "run.json").write_text(json.dumps(record))
+    page = Page(build_report(run_dir))
+    assert "60 training questions · 12 validation questions" in page.text
+    assert "“ what <i>is</i> it? ”" in page.text
+    assert "63 questions of 3 classes" in page.text and "Training images by class" not in page.text
+    assert not (run_dir / "figures" / "class_counts.png").exists(), "the answers have their own figure"
 
 
 def test_the_live_page_takes_a_twentieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

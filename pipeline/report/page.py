@@ -63,7 +63,9 @@ def build_report(run_dir: Path, ledger: Path = LEDGER) -> Path:
     drawn = draw_curves(files)
     validation = read_validation(files, drawn)
     questions = read_questions(files, drawn)
-    classes = _class_counts(files, drawn)
+    classes = facts.class_counts(files)
+    if classes and not questions:  # the most frequent answers have a figure of their own
+        _draw_class_counts(files, classes["by_class"], drawn)
     submissions = read_submissions(files, ledger, drawn)
     attention = _attention(files, drawn)
     html = render(
@@ -123,15 +125,10 @@ class LivePage:
         return problem
 
 
-def _class_counts(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
-    """Training images a class, most first; adds their figure to `drawn`. None when run.json has no counts."""
-    counted = facts.class_counts(files)
-    if counted:
-        names, counts = list(counted["by_class"]), list(counted["by_class"].values())
-        path = files.path / "figures" / "class_counts.png"
-        class_counts_figure(path, names, counts)
-        drawn["class_counts"] = path, f"Training images of {len(names):,} classes: from {min(counts):,} to {max(counts):,}."
-    return counted
+def _draw_class_counts(files: RunFiles, counts: dict[str, int], drawn: Drawn) -> None:
+    path = files.path / "figures" / "class_counts.png"
+    class_counts_figure(path, list(counts), list(counts.values()))
+    drawn["class_counts"] = path, f"Training images of {len(counts):,} classes: from {min(counts.values()):,} to {max(counts.values()):,}."
 
 
 def _samples(files: RunFiles) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def read_validation(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
         most = f"; most often {pairs[0][0][0]} was taken for {pairs[0][0][1]}" if pairs else ""
         drawn["confusion"] = (
             path,
-            f"Confusion matrix of {len(names)} classes: {len(mistakes):,} of {len(rows):,} validation images are mistaken{most}.",
+            f"Confusion matrix of {len(names)} classes: {len(mistakes):,} of {len(rows):,} validation {files.rows_are} are mistaken{most}.",
         )
         classes = _per_class(names, counts, files)
     return {
