@@ -93,9 +93,10 @@ def our_training(work: Work) -> Callable[[], float]:
 @titled("inference", "ours")
 def our_inference(work: Work) -> Callable[[], np.ndarray]:
     """Files to logits, as inference.py does it."""
+    from pipeline.data.dataset import ImageDataset, cut, make_loader
     from pipeline.models.lean import make_lean
     from pipeline.run import load_run
-    from pipeline.tasks.classification import prediction_batches, rebuild
+    from pipeline.tasks.classification import rebuild
     from pipeline.training.compute import Compute
     from pipeline.training.predict import predict_logits
 
@@ -106,7 +107,8 @@ def our_inference(work: Work) -> Callable[[], np.ndarray]:
     classifier.model.eval().to(work.device)
 
     def run() -> np.ndarray:
-        batches = prediction_batches(work.paths, classifier.rule, work.batch_size, workers=0)
+        rows = ImageDataset(work.paths, None, classifier.rule)
+        batches = make_loader(rows, cut(range(len(rows)), work.batch_size, work.batch_size))
         return predict_logits(classifier.model, classifier.logits, batches, len(work.paths), NUM_CLASSES, compute, "ours", leave=False)
 
     return run
