@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.models.attention import AttentionMaps
 
 PICTURES = 6  # of the validation set: half of them the surest right answers, half the surest mistakes
-CELL_INCHES, WIDTH_INCHES, TITLE_INCHES = 1.75, 20, 0.55
+CELL_INCHES, WIDTH_INCHES, TITLE_INCHES = 1.75, 20, 0.8
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,9 @@ def draw(looked: dict[str, list[Looked]], names: Sequence[str], output: Path) ->
     for number, (title, cells) in enumerate(looked.items(), start=1):
         maps = cells[0].maps
         if maps.heads is None:
-            kinds = {"Grad-CAM\n(it attends within windows only)": "gradient"}
+            kinds = {"Grad-CAM (attends\nwithin windows)": "gradient"}
         else:
-            token = "class token" if maps.reads_class_token else "class token\n(the head does not read it)"
+            token = "class token" if maps.reads_class_token else "class token (not\nread by the head)"
             kinds = {token: "mean", "rollout": "rollout", "attention × gradient": "gradient"}
             heads = [(f"head {head + 1}", [(cell.picture, cell.maps.heads[head], "") for cell in cells]) for head in range(len(maps.heads))]
             paths.append(output / f"attention_heads{f'_{number}' if len(looked) > 1 else ''}.png")
@@ -179,17 +179,17 @@ def _grid(path: Path, columns: Sequence[tuple[str, list[tuple[Image.Image, np.nd
             layout="constrained",
         )
         canvas = FigureCanvasAgg(figure)
-        figure.suptitle(title, fontsize=9)
+        figure.suptitle(title, fontsize=11)
         all_axes = figure.subplots(rows, len(columns), squeeze=False)
         for column, (heading, cells) in enumerate(columns):
-            all_axes[0, column].set_title(heading, fontsize=8)
+            all_axes[0, column].set_title(heading, fontsize=10)
             for row, (picture, weights, words) in enumerate(cells):
                 axes = all_axes[row, column]
                 axes.imshow(picture)
                 if weights is not None:
                     extent = (-0.5, picture.width - 0.5, picture.height - 0.5, -0.5)
                     axes.imshow(weights, cmap="inferno", alpha=0.65, interpolation="bilinear", extent=extent, vmin=0)
-                axes.set_xlabel(words, fontsize=7)
+                axes.set_xlabel(words, fontsize=9.5)
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
         with replacing(path) as temporary:
