@@ -219,8 +219,8 @@ def _figure(output: Path, rows: Sequence[Measured], score: str, cost: str) -> Pa
             bars = {"yerr": stdev(y) if len(y) > 1 else None, "xerr": stdev(x) if len(x) > 1 else None}
             look = {"color": colours[number % len(colours)], "marker": markers[number % 9], "markersize": 7, "elinewidth": 1, "capsize": 2}
             axes.errorbar(mean(x), mean(y), **bars, **look, linestyle="", label=row.row.name)
-        highest = max(mean(row.values[cost]) for row in drawn) / scale
-        axes.set_xlim(0, highest * 1.12 if math.isfinite(highest) and highest > 0 else 1)
+        highest = max(mean(row.values[cost]) + (stdev(row.values[cost]) if len(row.values[cost]) > 1 else 0) for row in drawn) / scale
+        axes.set_xlim(0, highest * 1.08 if math.isfinite(highest) and highest > 0 else 1)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel(unit)
         axes.set_ylabel(_title(score))
