@@ -504,9 +504,9 @@ def test_a_mistaken_answer_shows_its_question(tmp_path: Path) -> None:
     assert not (run_dir / "figures" / "class_counts.png").exists(), "the answers have their own figure"
 
 
-def test_the_live_page_takes_a_twentieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_follow_every_epoch_and_the_page_in_a_twentieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    written = []
+    written, drawn = [], []
 
     def build(_run_dir: Path) -> None:
         written.append(clock[0])
@@ -514,10 +514,13 @@ def test_the_live_page_takes_a_twentieth_of_the_time(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("pipeline.report.page.time.monotonic", lambda: clock[0])
     monkeypatch.setattr("pipeline.report.page.build_report", build)
+    monkeypatch.setattr("pipeline.report.page.read_run_files", lambda run_dir: run_dir)
+    monkeypatch.setattr("pipeline.report.page.draw_curves", drawn.append)
     live = LivePage(tmp_path)
     for _ in range(200):
         clock[0] += 1.0
         assert live.update() is None
+    assert len(drawn) + len(written) == 200
     assert written[0] == 30.0 and 2.0 * len(written) <= 0.05 * clock[0]
     written.clear()
     for _ in range(5):

@@ -103,25 +103,28 @@ def build_report(run_dir: Path, ledger: Path = LEDGER) -> Path:
 
 
 class LivePage:
-    """Keeps the page and the figures of a run up to date while it trains, in at most 5 % of the time: epochs of a minute have their page
-    at once, of shorter ones only some have."""
+    """Keeps a run's figures and page up to date while it trains: the curves after every epoch, the page in at most 5 % of the time. Epochs
+    of a minute have their page at once, of shorter ones only some have."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self._began, self._spent, self._cost = time.monotonic(), 0.0, FIRST_COST_S
 
     def update(self) -> str | None:
-        """Write the page if there is time for it. What went wrong, in words: nothing that a page may lack is worth a run."""
+        """Draw the curves, and write the page if there is time for it. What went wrong, in words: nothing that they may lack is worth a run."""
         now = time.monotonic()
-        if self._spent + self._cost > LIVE_SHARE * (now - self._began):
-            return None
+        due = self._spent + self._cost <= LIVE_SHARE * (now - self._began)
         problem = None
         try:
-            build_report(self.run_dir)
+            if due:
+                build_report(self.run_dir)
+            else:
+                draw_curves(read_run_files(self.run_dir))
         except Exception as error:
             problem = f"the page of this run could not be written ({type(error).__name__}: {error}); training goes on"
-        self._cost = time.monotonic() - now
-        self._spent += self._cost
+        if due:
+            self._cost = time.monotonic() - now
+            self._spent += self._cost
         return problem
 
 
