@@ -174,7 +174,7 @@ def run(
     task = build.task
     schedule = plan_schedule(recipe, task.num_train)
     optimizer = build_optimizer(task.model.named_parameters(), recipe, build.head)
-    micro_batch_size = announce(args, recipe, build, compute, schedule, output)
+    micro_batch_size, compiled = announce(args, recipe, build, compute, schedule, output, former)
     if args.dry_run:
         return 0
 
@@ -185,7 +185,7 @@ def run(
             print(f"what was in {output} is kept in {moved}")
         write_rows(output, task.split_rows())  # first, for a folder with a state/ is never taken for a release
         task.save(output, initial=True)
-        start = write_start(output, recipe, schedule, task.class_names, command)
+        start = write_start(output, recipe, schedule, task.class_names, command, compiled)
     else:
         start = former.go_on(recipe, schedule, task.split_rows(), command)
         state, damaged = StateStore(output / "state").load()
@@ -232,6 +232,7 @@ def run(
         "best_metric": task.best_metric if task.num_val else "epoch",
         "precision": compute.precision,
         "device": compute.device_name(),
+        "compiled": compiled,
         "command": start["command"],
         "changes": start["changes"],
         "data": args.data,
@@ -250,13 +251,24 @@ def run(
     return 0
 
 
-def announce(args: argparse.Namespace, recipe: Recipe, build: Build, compute: Compute, schedule: dict[str, Any], output: Path) -> int:
-    """Print what is about to happen and what it will need; the micro-batch size. With --dry-run also runs two batches of each kind.
+def announce(
+    args: argparse.Namespace,
+    recipe: Recipe,
+    build: Build,
+    compute: Compute,
+    schedule: dict[str, Any],
+    output: Path,
+    former: FormerRun | None,
+) -> tuple[int, bool]:
+    """Print what is about to happen and what it will need; the micro-batch size, and whether training steps are compiled.
+
+    With --dry-run also runs two batches of each kind.
 
     Raises:
-        UserError: it will not fit in memory or on the disk.
+        UserError: it will not fit in memory or on the disk, or `compile: true` cannot be had.
     """
     from pipeline.files import human_size, human_time
+    from pipeline.training.compilation import settle
     from pipeline.training.estimate import check_disk, check_fits, dry_run, largest_micro_batch, seconds_per_image
     from pipeline.training.memory import OPTIMIZER_STATES
 
@@ -285,9 +297,14 @@ def announce(args: argparse.Namespace, recipe: Recipe, build: Build, compute: Co
     total = recipe.epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
     sizes = f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
     print(f"  on {compute.describe()}: about {human_time(total)}, {sizes}; the first batch was there after {arrived - args.started:.1f} s")
+    before = None if former is None else former.start.get("compiled", False)
+    choice = recipe.compile if task.one_shape else False
+    compiled, note = settle(task, compute, choice, micro_batch_size, recipe.epochs * task.num_train * train_seconds, before)
+    if note is not None:
+        print(f"  {note}")
     if args.dry_run:
         print("\n".join(dry_run(task, compute, micro_batch_size)))
-    return micro_batch_size
+    return micro_batch_size, compiled
 
 
 if __name__ == "__main__":

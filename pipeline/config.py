@@ -118,6 +118,9 @@ class Recipe(Section):
     accumulation_steps: int = Field(8, ge=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     activation_checkpointing: bool = Field(False, description="compute the blocks again in the backward pass: less memory, equal results")
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="training steps by torch.compile; auto: on a GPU, where it was tried and pays"
+    )
     seed: int = Field(42, ge=0)
     head_only: bool = Field(False, description="with lora.rank 0: train the head alone, the backbone stays as it is")
     lora: Lora = Lora()
@@ -156,6 +159,8 @@ class Recipe(Section):
             raise ValueError(f"head_only: needs lora.rank 0, found {self.lora.rank}")
         if self.schedule.end_lr > self.optimizer.lr:
             raise ValueError(f"schedule.end_lr: {self.schedule.end_lr} is above optimizer.lr {self.optimizer.lr}")
+        if self.task == "vqa" and self.compile is True:
+            raise ValueError("compile: questions differ in length, and every length would be compiled anew; expected auto or false")
         self._check_text()
         return self
 

@@ -22,7 +22,7 @@ WINGS = {
     ],
     "data": ["images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
     "models": ["timm_checkpoints", "backbones", "roles", "lora", "autograd", "lean", "attention", "encoders", "fusion"],
-    "training": ["optim", "memory", "checkpoint", "resume", "compute", "predict", "engine", "estimate", "record"],
+    "training": ["optim", "memory", "checkpoint", "resume", "compute", "predict", "engine", "compilation", "estimate", "record"],
     "tasks": ["build", "classification", "vqa", "registry"],
     "report": [
         *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "validation", "questions"),

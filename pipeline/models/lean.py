@@ -2,6 +2,8 @@
 
 In half precision (autocast) a frozen weight need not be float32 (`hold_frozen`), and the backward pass needs less than torch keeps
 (`keep_less`). BEiT's position bias is computed once (`cache_frozen_bias`). `checkpoint_layers` trades time for memory in any precision.
+
+Under torch.compile the layers are torch's own again: what a compiled graph keeps for its backward pass is chosen by its partitioner.
 """
 
 from __future__ import annotations
@@ -95,8 +97,11 @@ def cache_frozen_bias(model: nn.Module) -> int:
 
 def _remember(module: nn.Module, forward: Callable[..., torch.Tensor], config: Any) -> Callable[..., torch.Tensor]:
     results: dict[Any, torch.Tensor] = {}
+    module.remembered_bias = None  # what `results` holds, where a compiled graph can read it
 
     def remembered(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if torch.compiler.is_compiling():  # for one size of input: see `pipeline.training.compilation`
+            return forward(*args, **kwargs) if module.remembered_bias is None else module.remembered_bias
         table = module.relative_position_bias_table  # asked each time: it may have been moved, loaded anew, or swapped by functional_call
         is_cast = _autocast_dtype(table) is not None and config._attn_implementation != "eager"  # by autocast, in every fused kernel
         dtype = _autocast_dtype(table) if is_cast else table.dtype
@@ -104,7 +109,7 @@ def _remember(module: nn.Module, forward: Callable[..., torch.Tensor], config: A
         if key not in results:
             results.clear()
             with torch.no_grad(), torch.autocast(table.device.type, enabled=False):
-                results[key] = _aligned(forward(*args, **kwargs), dtype)
+                results[key] = module.remembered_bias = _aligned(forward(*args, **kwargs), dtype)
         return results[key]
 
     return remembered
@@ -123,23 +128,28 @@ def _autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
+def _kept_dtype(x: torch.Tensor) -> torch.dtype | None:
+    """The half precision in which a rewrite keeps what x becomes; None where torch's own layer is to run."""
+    return None if torch.compiler.is_compiling() else _autocast_dtype(x)
+
+
 def _norm(module: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
-    dtype = _autocast_dtype(x)
+    dtype = _kept_dtype(x)
     return nn.LayerNorm.forward(module, x) if dtype is None else Norm.apply(x, module.weight, module.bias, module.eps, dtype)
 
 
 def _gelu(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return type(module).forward(module, x) if _autocast_dtype(x) is None else Gelu.apply(x)
+    return type(module).forward(module, x) if _kept_dtype(x) is None else Gelu.apply(x)
 
 
 def _linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    dtype = _autocast_dtype(x)
+    dtype = _kept_dtype(x)
     return nn.Linear.forward(module, x) if dtype is None else Linear.apply(x, module.weight, module.bias, dtype, source_of(x))
 
 
 def _adapted(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """peft's layer: the frozen one plus the update of its adapter. peft copies x to float32 and keeps the copy, for each adapter its own."""
-    dtype = _autocast_dtype(x)
+    dtype = _kept_dtype(x)
     if dtype is None or module.disable_adapters or module.merged or len(module.active_adapters) != 1:
         return type(module).forward(module, x, *args, **kwargs)
     (name,) = module.active_adapters
@@ -152,7 +162,7 @@ def _attend(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
     """transformers' sdpa; on the CPU under autocast, where torch would keep (tokens, tokens) matrices for a trained bias, without them."""
-    dtype = _autocast_dtype(query)
+    dtype = _kept_dtype(query)
     needs_own = dtype is not None and query.device.type == "cpu" and attention_mask is not None and attention_mask.requires_grad
     if not needs_own or kwargs.get("dropout"):
         return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)

@@ -29,6 +29,7 @@ class TrainingTask(Task, Protocol):
 
     class_names: tuple[str, ...]
     rows_are: str  # "images", "questions": in messages
+    one_shape: bool  # of whole micro-batches: such a task has `compile` too, see `pipeline.training.compilation`
 
     def train_per_class(self) -> dict[str, int]: ...  # training rows of each class, in the order of class_names
     def place(self, compute: Compute, fresh: bool) -> None: ...  # the model to where it is trained

@@ -87,6 +87,7 @@ class ClassificationTask:
 
     best_metric = "val_accuracy"
     rows_are = "images"
+    one_shape = True
 
     def __init__(self, classifier: ImageClassifier, recipe: Recipe, class_names: Sequence[str], train: list[Row], val: list[Row]) -> None:
         index = {name: number for number, name in enumerate(class_names)}
@@ -101,6 +102,7 @@ class ClassificationTask:
         self.val_set = ImageDataset([row.path for row in val], self.val_labels.tolist(), classifier.rule)
         self.num_train, self.num_val, self.num_classes = len(train), len(val), len(class_names)
         self.workers = resolve_workers(recipe.data.workers, paths)
+        self.compiled: tuple[int, Callable[..., Any]] | None = None  # (rows, the model): what micro-batches of so many rows run through
         self.originals: dict[str, torch.Tensor] = {}  # what is held in half precision as it was loaded, as long as it may be saved
 
     def place(self, compute: Compute, fresh: bool) -> None:
@@ -119,6 +121,13 @@ class ClassificationTask:
                 }
         self.model.to(compute.device)
 
+    def compile(self, rows: int | None) -> None:
+        """Run training on micro-batches of `rows` through torch.compile, with the same draws of dropout; None: no longer."""
+        if rows is None:
+            self.compiled = None
+        else:
+            self.compiled = rows, torch.compile(self.model, fullgraph=True, dynamic=False, options={"fallback_random": True})
+
     def train_batches(self, epoch: int, start: int, micro_batch_size: int, group_size: int) -> Iterable[Batch]:
         """The batches of `epoch` from row `start` of its order on."""
         order = epoch_order(self.num_train, self.recipe.seed, epoch)
@@ -133,7 +142,8 @@ class ClassificationTask:
         pixel_values = self.classifier.rule.normalize(batch["pixels"])
         if self.recipe.augmentation.noise:
             pixel_values = pixel_values + self.recipe.augmentation.noise * torch.randn_like(pixel_values)
-        logits = self.classifier.forward(self.model, pixel_values)
+        whole = self.compiled is not None and len(pixel_values) == self.compiled[0]
+        logits = self.classifier.forward(self.compiled[1] if whole else self.model, pixel_values)
         return F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.recipe.optimizer.label_smoothing), logits
 
     def logits(self, batch: Batch) -> torch.Tensor:

@@ -92,6 +92,7 @@ class VqaTask:
 
     best_metric = "val_accuracy"
     rows_are = "questions"
+    one_shape = False
 
     def __init__(
         self, answerer: Answerer, recipe: Recipe, class_names: Sequence[str], train: Sequence[Labelled], val: Sequence[Labelled]

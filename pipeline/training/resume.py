@@ -40,13 +40,16 @@ def write_rows(output: Path, rows: Sequence[SplitRow]) -> None:
     write_table(output / "state" / ROWS_FILE, ROW_COLUMNS, rows)
 
 
-def write_start(output: Path, recipe: Recipe, schedule: dict[str, Any], class_names: Sequence[str], command: str) -> dict[str, Any]:
+def write_start(
+    output: Path, recipe: Recipe, schedule: dict[str, Any], class_names: Sequence[str], command: str, compiled: bool
+) -> dict[str, Any]:
     """Write down what a run is started with, which makes it one that can be resumed; the same values."""
     start = {
         "recipe": recipe.model_dump(mode="json"),
         "schedule": schedule,
         "class_names": list(class_names),
         "command": command,
+        "compiled": compiled,
         "started": now(),
         "changes": [],
     }

@@ -1,0 +1,179 @@
+"""torch.compile: the same step as without it, in every architecture with rewrites; and when it is used at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import arguments
+from torch import nn
+from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
+    ConvNextV2Config,
+    ConvNextV2ForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+import train
+from pipeline.errors import Interrupted, UserError
+from pipeline.models.lean import cache_frozen_bias, make_lean
+from pipeline.models.lora import attach
+from pipeline.training.compilation import MIN_SECONDS, settle
+from pipeline.training.compute import Compute
+
+PLAIN = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32, "patch_size": 8}
+MODELS = {
+    "beit": lambda: BeitForImageClassification(
+        BeitConfig(**PLAIN, use_relative_position_bias=True, layer_scale_init_value=0.1, drop_path_rate=0.1)
+    ),
+    "vit": lambda: ViTForImageClassification(ViTConfig(**PLAIN, hidden_dropout_prob=0.1)),
+    "swin": lambda: SwinForImageClassification(
+        SwinConfig(embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4, image_size=32, patch_size=4)
+    ),
+    "convnext": lambda: ConvNextV2ForImageClassification(
+        ConvNextV2Config(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32)
+    ),
+}
+CPU = Compute(torch.device("cpu"), "fp32")
+needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "half"),
+    [("beit", 4, torch.bfloat16), ("beit", 0, None), ("vit", 4, None), ("swin", 4, torch.bfloat16), ("convnext", 0, torch.bfloat16)],
+)
+def test_a_whole_step_is_one_graph_and_the_same_step(name: str, rank: int, half: torch.dtype | None) -> None:
+    """Traced without a break, and differentiated by the compiler's own tools; only its code generator is left out."""
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    if rank:
+        model = attach(model, rank, rank, 0.1, ("query", "value"), ())
+        for parameter, weight in model.named_parameters():
+            if "lora_B" in parameter:  # zeros would hide the adapter
+                nn.init.normal_(weight, std=0.1)
+        cache_frozen_bias(model)
+    if half is not None:
+        make_lean(model, half)
+    pixels, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 1, 0])
+
+    def step(forward: nn.Module) -> tuple[float, dict[str, torch.Tensor]]:
+        model.train()
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half is not None):
+            loss = nn.functional.cross_entropy(forward(pixel_values=pixels).logits.float(), labels)
+        loss.backward()
+        grads = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        model.zero_grad(set_to_none=True)
+        return loss.item(), grads
+
+    expected_loss, expected = step(model)
+    torch.compiler.reset()
+    loss, grads = step(torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False))
+    tolerance = 1e-5 if half is None else 2e-2
+    assert loss == pytest.approx(expected_loss, rel=tolerance)
+    assert grads.keys() == expected.keys() and grads
+    largest = max(grad.abs().max() for grad in expected.values())
+    for parameter, grad in grads.items():
+        torch.testing.assert_close(grad, expected[parameter], rtol=0, atol=tolerance * largest.item(), msg=parameter)
+
+
+@pytest.mark.slow  # half a minute of compiling
+@needs_compiler
+def test_a_compiled_run_trains_as_a_plain_one_and_resumes_bit_for_bit(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def run(name: str, *more: str) -> Path:
+        train.main(arguments(competition, tiny_backbone, tmp_path / name, "--set", "lora.dropout=0.2", *more))
+        return tmp_path / name
+
+    compiled = run("compiled", "--set", "compile=true")
+    assert "torch.compile: training steps are" in capsys.readouterr().out
+    plain = run("plain")
+    assert json.loads((compiled / "run.json").read_text())["compiled"] is True
+    assert json.loads((plain / "run.json").read_text())["compiled"] is False
+    ours, theirs = ([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (compiled, plain))
+    assert [line["train_loss"] for line in ours] == pytest.approx([line["train_loss"] for line in theirs], rel=1e-4)
+
+    with pytest.raises(Interrupted):
+        run("stopped", "--set", "compile=true", "--max-minutes", "0")
+    resumed = run("stopped", "--set", "compile=true", "--resume")
+    for file in ("metrics.jsonl", "val_probs.npy", "model_lora/adapter_model.safetensors"):
+        assert (resumed / file).read_bytes() == (compiled / file).read_bytes(), file
+
+
+class Steps:
+    """A task of one layer whose "compiled" step does what a test wants."""
+
+    num_train = 8
+
+    def __init__(self, compiled_step: object = None) -> None:
+        torch.manual_seed(0)
+        self.model, self.compiled_step, self.compiled = nn.Linear(4, 3), compiled_step, False
+
+    def compile(self, rows: int | None) -> None:
+        self.compiled = rows is not None
+
+    def train_batches(self, *_: int) -> list[dict[str, torch.Tensor]]:
+        return [{"pixels": torch.ones(4, 4), "label": torch.tensor([0, 1, 2, 0]), "row": torch.arange(4)}]
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.model(batch["pixels"])
+        loss = nn.functional.cross_entropy(logits, batch["label"])
+        return (self.compiled_step(loss) if self.compiled else loss), logits
+
+
+def refuse(_: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("Failed to find C compiler\nmany more lines")
+
+
+@pytest.mark.parametrize(
+    ("step", "problem"),
+    [
+        (refuse, "RuntimeError: Failed to find C compiler"),
+        (lambda loss: loss * 1.01, "its loss is"),
+        (lambda loss: loss.detach() + 1.01 * (loss - loss.detach()), "its grad norm is"),
+        (lambda loss: loss * float("nan"), "its loss is nan"),
+    ],
+)
+def test_what_fails_or_computes_something_else_is_not_used(step: object, problem: str) -> None:
+    task = Steps(step)
+    compiled, note = settle(task, CPU, "auto", 4, 0.0, before=True)
+    assert not compiled and note.startswith("torch.compile is not used: ") and problem in note and "many more" not in note
+    assert not task.compiled and all(weight.grad is None for weight in task.model.parameters())
+    with pytest.raises(UserError, match=r"compile: true cannot be had here .*compile=auto"):
+        settle(task, CPU, True, 4, 0.0)
+
+
+def test_a_short_run_a_cpu_and_a_no_do_not_try() -> None:
+    task = Steps(refuse)
+    assert settle(task, CPU, "auto", 4, 10 * MIN_SECONDS) == (False, None)
+    assert settle(task, CPU, False, 4, 10 * MIN_SECONDS) == (False, None)
+    assert settle(task, CPU, "auto", 4, 10 * MIN_SECONDS, before=False) == (False, None)
+    assert settle(task, CPU, True, 16, 10 * MIN_SECONDS) == (False, None)  # there is no whole micro-batch
+
+
+def test_a_step_that_is_no_faster_is_used_only_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.training import compilation
+
+    task = Steps(lambda loss: loss)
+    monkeypatch.setattr(compilation, "MIN_GAIN", 1e9)
+    monkeypatch.setattr(compilation, "MIN_SECONDS", 0)
+    monkeypatch.setattr(compilation, "TRIED_ON", ("cpu",))
+    compiled, note = settle(task, CPU, "auto", 4, 1.0)
+    assert not compiled and "x as fast once compiled" in note
+    compiled, note = settle(task, CPU, True, 4, 1.0)
+    assert compiled and task.compiled and note.startswith("torch.compile: training steps are")
+
+
+def test_questions_are_not_compiled() -> None:
+    from pipeline.config import load_recipe
+
+    with pytest.raises(UserError, match="compile: questions differ in length"):
+        load_recipe("vqa-bert-vit", {"compile": True})
