@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
 import time
 from collections.abc import Callable
@@ -13,7 +15,8 @@ import torch
 
 from pipeline.report import benchmark, contenders
 from pipeline.report.benchmark import Line, load_peer, loop_milliseconds, main, matrix_rate, measure, table
-from pipeline.report.contenders import Work, our_inference, our_training, prepare, titled
+from pipeline.report.contenders import NUM_CLASSES, RANK, Work, our_inference, our_training, prepare, titled
+from pipeline.report.steps import footprints, memory_table, overlap
 from pipeline.training.compute import Compute
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32}
@@ -62,6 +65,37 @@ def test_the_peers_give_our_answers(work: Work, name: str) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+def test_timms_loop_trains_a_model_of_our_shape(work: Work) -> None:
+    pytest.importorskip("timm")
+    from transformers import AutoModelForImageClassification
+
+    run = load_peer("tests.benchmarks.peers:timm_loop")(work)
+    model, optimizer = (inspect.getclosurevars(run).nonlocals[name] for name in ("model", "optimizer"))
+    ours = AutoModelForImageClassification.from_pretrained(work.model_dir)
+    layers, width = ours.config.num_hidden_layers, ours.config.hidden_size
+    assert model.get_base_model().num_features == width and len(model.get_base_model().blocks) == layers
+    before = [weight.detach().clone() for group in optimizer.param_groups for weight in group["params"]]
+    run()
+    after = [weight for group in optimizer.param_groups for weight in group["params"]]
+    assert sum(weight.numel() for weight in after) == layers * 2 * RANK * width + NUM_CLASSES * (width + 1)
+    assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_footprints_are_what_train_py_counts(work: Work) -> None:
+    found = {(line.trains, line.batch_size): line for line in footprints(work)}
+    assert len(found) == 12 and all(line.measured is None for line in found.values())
+    lora, full, head = (found[trains, 16].counted - found[trains, 8].counted for trains in ("LoRA", "everything", "the head alone"))
+    assert full > lora > head >= 0
+    assert "| LoRA | " in memory_table(list(found.values()), "fp32")
+
+
+def test_training_from_files_is_watched_and_traced(work: Work, tmp_path: Path) -> None:
+    watched = overlap(work, tmp_path / "trace.json")
+    assert 0 <= watched.waiting < 1 and watched.first_batch_seconds > 0 and watched.images_per_second > 0 and watched.busy is None
+    names = [event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
+    assert names.count("waiting for a batch") == 2 * (2 + 1)  # two epochs of two batches, and their ends
+
+
 def test_the_table_has_a_row_for_each_line_and_says_what_disagrees() -> None:
     printed = table([Line("training", "ours", 12.34, share=0.5), Line("training", "them", 6.0, 2.0566, 0.25, False, 2_000_000_000)], "fp32")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()]
@@ -75,18 +109,17 @@ def test_the_loop_adds_little_to_a_step() -> None:
 
 
 def test_the_matrix_rate_is_a_number() -> None:
-    assert math.isfinite(matrix_rate(torch.device("cpu"), "fp32")) and matrix_rate(torch.device("cpu"), "fp32") > 1e8
+    assert 1e8 < matrix_rate(torch.device("cpu"), "fp32") < math.inf
 
 
 def test_the_command_prints_one_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setitem(contenders.SIZES, "tiny", TINY)
     monkeypatch.setattr(benchmark, "PICTURE_SIDES", (64, 96))
+    monkeypatch.setattr(benchmark, "LOOP_STEPS", 20)
     monkeypatch.setattr(benchmark, "startup", lambda _: (0.1, 9.0))
     arguments = ["--size", "tiny", "--images", "4", "--batch-size", "4", "--rounds", "1", "--precision", "fp32"]
-    peers = [f"--peer=tests.benchmarks.peers:{name}" for name in ("image_folder_documented", "image_folder_best", "timm_loop")]
-    if not pytest.importorskip("timm"):
-        return
-    assert main([*arguments, *peers[:2]]) == 0
+    peers = [f"--peer=tests.benchmarks.peers:{name}" for name in ("image_folder_documented", "image_folder_best")]
+    assert main([*arguments, *peers]) == 0
     printed = capsys.readouterr().out
     for expected in (
         "ours, first epoch",
@@ -95,6 +128,9 @@ def test_the_command_prints_one_table(monkeypatch: pytest.MonkeyPatch, capsys: p
         "matrix rate",
         "--help 0.10 s",
         "| inference | ours",
+        "| the head alone | ",
+        "training from files: ",
+        "25 epochs over 10,000 images at the rate of ours: ",
     ):
         assert expected in printed, expected
 

@@ -28,13 +28,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, run_command
-from pipeline.report.contenders import LR, SIZES, Contender, NoStore, Work, make_pictures, our_inference, our_training, prepare
+from pipeline.files import human_time
+from pipeline.report.contenders import (
+    LR,
+    SIZES,
+    Contender,
+    NoStore,
+    Work,
+    make_pictures,
+    our_compiled_training,
+    our_inference,
+    our_training,
+    prepare,
+)
+from pipeline.report.steps import footprints, memory_table, overlap
 
 if TYPE_CHECKING:  # --help answers at once
     import torch
 
 
-KINDS = ("input", "training", "inference")
+KINDS = ("input", "training", "inference", "memory", "overlap")
 PICTURE_SIDES = (500, 1000, 2000)
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}  # of equal answers: a loss, or logits relative to the largest
 LOOP_STEPS = 500
@@ -300,6 +313,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", metavar="N", type=int, default=16, help="of each round (default: 16)")
     parser.add_argument("--rounds", metavar="N", type=int, default=3, help="that count, after one to warm up (default: 3)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
+    parser.add_argument("--compiled", action="store_true", help="also ours with compile: true (on a GPU: always)")
+    parser.add_argument("--trace", metavar="FILE", type=Path, help="write the steps of `overlap` there, for chrome://tracing")
     parser.add_argument("--only", choices=KINDS, action="append", help="leave the other kinds of work out; repeatable")
     return parser.parse_args(argv)
 
@@ -324,14 +339,29 @@ def main(argv: list[str] | None = None) -> int:
         lines = []
         if "input" in kinds:
             lines += measure_input(work, [peer for peer in peers if peer.kind == "input"], args.rounds, args.images)
-        for ours, passes in ((our_training, 2), (our_inference, 1)):  # LoRA: forward and input gradients, no weight gradients
-            if ours.kind in kinds:
-                contenders = [ours, *(peer for peer in peers if peer.kind == ours.kind)]
+        compiled = [our_compiled_training] if args.compiled or compute.device.type == "cuda" else []
+        for ours, passes in (([our_training, *compiled], 2), ([our_inference], 1)):  # LoRA: forward and input gradients alone
+            if ours[0].kind in kinds:
+                contenders = [*ours, *(peer for peer in peers if peer.kind == ours[0].kind)]
                 lines += measure(work, contenders, args.rounds, passes * forward_flops(work))
+        memory = footprints(work) if "memory" in kinds else []
+        fed = overlap(work, args.trace) if "overlap" in kinds else None
         loop, (help_seconds, first_batch) = loop_milliseconds(), startup(work)
         rate = matrix_rate(work.device, work.precision)
     print(f"\n{args.size}, batch {args.batch_size}, {compute.describe()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(table(lines, compute.precision))
+    if lines:
+        print(table(lines, compute.precision))
+    if memory:
+        print(f"\n{memory_table(memory, compute.precision)}")
+    if fed is not None:
+        busy = "" if fed.busy is None else f"; the device was computing {fed.busy:.0%} of the time"
+        print(
+            f"\ntraining from files: {fed.images_per_second:.1f} images/s with {fed.workers} workers, waiting for batches {fed.waiting:.1%} of the "
+            f"time, for an epoch's first {fed.first_batch_seconds:.2f} s{busy}"
+        )
+    for line in lines:
+        if line.work == "training" and line.who.startswith("ours"):
+            print(f"25 epochs over 10,000 images at the rate of {line.who}: {human_time(250_000 / line.images_per_second)}")
     print(
         f"\nmatrix rate {rate / 1e9:.0f} GFLOP/s in {compute.precision}; the loop's own cost {loop:.3f} ms a step; "
         f"train.py --help {help_seconds:.2f} s; first batch after {first_batch:.1f} s"

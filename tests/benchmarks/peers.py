@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from pipeline.report.contenders import LR, MAX_GRAD_NORM, NUM_CLASSES, RANK, SIZES, Work, titled
+from pipeline.report.contenders import LR, MAX_GRAD_NORM, NUM_CLASSES, RANK, Work, titled
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RECIPE_SEED = 42  # ours, which draws the adapter from the one after it
@@ -57,8 +57,7 @@ def timm_loop(work: Work) -> Callable[[], None]:
     import timm
     from peft import LoraConfig, get_peft_model
 
-    shape = SIZES_OF[work.image_size, _width(work)]
-    model = timm.create_model(shape, pretrained=False, num_classes=NUM_CLASSES, **_small(work, shape))
+    model = timm.create_model("beit_base_patch16_224", pretrained=False, num_classes=NUM_CLASSES, **_shape(work))
     model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=r".*attn\.proj", modules_to_save=["head"]))
     model.to(work.device)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=LR, weight_decay=0)
@@ -162,18 +161,10 @@ def _pipeline(work: Work, dtype: torch.dtype | None = None, **options: int) -> C
     return run
 
 
-SIZES_OF = {(224, 192): "beit_base_patch16_224", (224, 768): "beit_base_patch16_224", (384, 1024): "beit_large_patch16_384"}
-
-
-def _width(work: Work) -> int:
+def _shape(work: Work) -> dict[str, Any]:
+    """timm's names for the shape of our backbone."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(work.model_dir).hidden_size
-
-
-def _small(work: Work, shape: str) -> dict[str, int]:
-    """timm has no BEiT as small as ours for quick runs: its base model in our shape."""
-    if _width(work) != 192:
-        return {}
-    config = SIZES["small-224"]
-    return {"embed_dim": config["hidden_size"], "depth": config["num_hidden_layers"], "num_heads": config["num_attention_heads"]}
+    config = AutoConfig.from_pretrained(work.model_dir)
+    shape = {"embed_dim": config.hidden_size, "depth": config.num_hidden_layers, "num_heads": config.num_attention_heads}
+    return shape | {"img_size": work.image_size, "mlp_ratio": config.intermediate_size / config.hidden_size}
