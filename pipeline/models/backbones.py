@@ -6,7 +6,7 @@ import inspect
 import pickle
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -170,6 +170,18 @@ def hold_statistics(model: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
             module.train = lambda mode=True, module=module: module
+
+
+def tensor_problems(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
+    """What keeps the tensors `found` in a file from being the `expected` ones: missing, unexpected, of another shape, or with NaN or infinity."""
+    problems = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"{name}: unexpected" for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(expected.keys() & found.keys()):
+        if expected[name].shape != found[name].shape:
+            problems.append(f"{name}: shape {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}")
+        elif not torch.isfinite(found[name]).all():
+            problems.append(f"{name}: holds NaN or infinity")
+    return problems
 
 
 def own_memory(model: nn.Module) -> None:
