@@ -10,13 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.errors import UserError, raise_all
 from pipeline.files import write_text
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 DELIMITERS = (",", ";", "\t")
 DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
@@ -62,18 +59,6 @@ def load_table(path: Path) -> Table:
     raise_all(problems, f"{path} cannot be read as a table:")
     cells = tuple(tuple(row) for row in rows[1:])
     return Table(path, tuple(rows[0]), cells, tuple(lines[1:]), delimiter, has_byte_order_mark)
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """The table in a CSV file as a DataFrame of `str` only; nothing becomes a number, a date or a missing value.
-
-    Raises:
-        UserError: as `load_table`.
-    """
-    import pandas as pd
-
-    table = load_table(path)
-    return pd.DataFrame(list(table.cells), columns=list(table.columns), dtype=object)
 
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
