@@ -43,7 +43,7 @@ from pipeline.models.lora import (
     save_adapter,
 )
 from pipeline.run import ADAPTER_DIR, Run, backbone_dirs
-from pipeline.tasks.build import Build, account_step, checkpoint_blocks, count_classes, decodable, write_probs
+from pipeline.tasks.build import Build, account_step, checkpoint_blocks, count_classes, decodable, labelled_split, with_noise, write_probs
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Memory
@@ -130,9 +130,7 @@ class ClassificationTask:
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean cross-entropy over the batch (scalar), and the logits (B, C)."""
-        pixel_values = self.classifier.rule.normalize(batch["pixels"])
-        if self.recipe.augmentation.noise:
-            pixel_values = pixel_values + self.recipe.augmentation.noise * torch.randn_like(pixel_values)
+        pixel_values = with_noise(self.classifier.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
         logits = self.classifier.forward(self.model, pixel_values)
         return F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.recipe.optimizer.label_smoothing), logits
 
@@ -190,7 +188,7 @@ class ClassificationTask:
 
     def split_rows(self) -> list[SplitRow]:
         """Every row in its order: what a run is started with, and resumed with."""
-        return [(row.id, row.label, split) for split, rows in (("train", self.train_rows), ("val", self.val_rows)) for row in rows]
+        return labelled_split(self.train_rows, self.val_rows)
 
 
 def build(recipe: Recipe, competition: Competition, former: FormerRun | None = None) -> Build:
