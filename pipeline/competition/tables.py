@@ -81,7 +81,11 @@ def restored(cell: str) -> str:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file atomically: UTF-8, `,` between cells, `\\n` after each row, quotes only where they are needed."""
+    """Write a CSV file atomically: UTF-8, `,` between cells, `\\n` after each row, quotes only where they are needed.
+
+    Raises:
+        ValueError: a row of another width than `columns`; the file is as it was.
+    """
     lines = [_line(columns)]
     for number, row in enumerate(rows, start=2):
         if len(row) != len(columns):

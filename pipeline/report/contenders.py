@@ -175,4 +175,4 @@ class NoStore:
     """Stands for a run's state folder: the loop's files are no part of a step."""
 
     def save(self, *_: Any) -> None:
-        pass
+        """Nothing is written."""

@@ -43,6 +43,7 @@ class Bench:
     lock: tuple[int, ...] = ()
 
     def folder(self, trial: Trial) -> Path:
+        """The run folder of `trial`, there or not."""
         return self.output / trial.folder_name
 
 
@@ -63,10 +64,12 @@ def note(folder: Path) -> dict[str, Any]:
 
 
 def is_trained(folder: Path) -> bool:
+    """True when the run in `folder` is complete: run.json is written last."""
     return (folder / "run.json").exists()
 
 
 def has_begun(folder: Path) -> bool:
+    """True when a run was started in `folder`, complete or not."""
     return is_trained(folder) or (folder / "state").is_dir()
 
 
@@ -135,6 +138,7 @@ def write_recipe(trial: Trial, folder: Path) -> None:
 
 
 def train_command(trial: Trial, bench: Bench, folder: Path, flag: str) -> list[object]:
+    """What `run_logged` is given to train the recipe in `folder`, with `flag` (--resume or --dry-run)."""
     return ["train.py", "--recipe", folder / "recipe.yaml", "--data", bench.data, "--output", folder, flag]
 
 

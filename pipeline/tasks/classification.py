@@ -60,6 +60,7 @@ class ImageClassifier:
 
     @classmethod
     def of(cls, model: nn.Module, backbone: Backbone) -> ImageClassifier:
+        """`model`, the backbone's own or an adapter around it, with the rule of `backbone`; at another image size positions are interpolated."""
         other_size = native_image_size(backbone.model) != backbone.preprocessing.height
         extra = {"interpolate_pos_encoding": True} if other_size and takes_interpolation(backbone.model) else {}
         return cls(model, backbone.preprocessing, extra)

@@ -50,6 +50,7 @@ class Answerer:
 
     @property
     def model(self) -> FusionModel:
+        """Both encoders and the head."""
         return self.fused.model
 
     def describe(self) -> str:
