@@ -97,7 +97,7 @@ def dry_run(trial: Trial, bench: Bench) -> tuple[str, str | None]:
     write_recipe(trial, folder)
     log = folder / "dry_run.log"
     log.unlink(missing_ok=True)
-    code = run_logged(train_command(trial, bench, folder, "--dry-run"), log, bench)
+    code = run_logged(train_command(bench, folder, "--dry-run"), log, bench)
     needs = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("  on ")]
     return needs[0] if needs else "", None if code == EXIT_DONE else last_words(log, code)
 
@@ -116,7 +116,7 @@ def run_trial(trial: Trial, bench: Bench) -> str | None:
     started, failed = time.monotonic(), None
     try:
         if not is_trained(folder):
-            failed = _step(train_command(trial, bench, folder, "--resume"), log, bench)
+            failed = _step(train_command(bench, folder, "--resume"), log, bench)
         if failed is None:
             tidy(folder, bench.output)
         if failed is None and bench.predicts and not (folder / "predictions.csv").exists():
@@ -137,7 +137,7 @@ def write_recipe(trial: Trial, folder: Path) -> None:
     write_text(folder / "recipe.yaml", text)
 
 
-def train_command(trial: Trial, bench: Bench, folder: Path, flag: str) -> list[object]:
+def train_command(bench: Bench, folder: Path, flag: str) -> list[object]:
     """What `run_logged` is given to train the recipe in `folder`, with `flag` (--resume or --dry-run)."""
     return ["train.py", "--recipe", folder / "recipe.yaml", "--data", bench.data, "--output", folder, flag]
 
