@@ -162,7 +162,11 @@ def report_bad(paths: list[Path], total: int) -> None:
 
 
 def copy_unsent(output: Path) -> Path | None:
-    """Copy an existing predictions file that was never submitted and say where to; None when there is nothing to keep."""
+    """Copy an existing predictions file that was never submitted and say where to; None when there is nothing to keep.
+
+    Raises:
+        UserError: submissions.csv cannot be read, so nobody knows what was submitted.
+    """
     import shutil
 
     from pipeline.competition.ledger import ledger_digests

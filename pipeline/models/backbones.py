@@ -282,7 +282,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def preprocessing_of(source: str | None, config: Any, image_size: int | None) -> Preprocessing:
-    """The rule that comes with a checkpoint, or its architecture's (`source` None: no checkpoint), at `image_size` where given."""
+    """The rule that comes with a checkpoint, or its architecture's (`source` None: no checkpoint), at `image_size` where given.
+
+    Raises:
+        UserError: the rule is not JSON, or asks for a step this project does not have.
+    """
     native = _native_size(config) or image_size or 224
     path = None
     if source is not None and (Path(source) / FILE_NAME).is_file():

@@ -89,7 +89,11 @@ class Fused:
 def fuse(
     text: nn.Module, image: nn.Module, tokenizer: QuestionTokenizer, rule: Preprocessing, num_answers: int, head: Head, lora: Lora | None
 ) -> Fused:
-    """The encoders under a new head, fully trainable, or with `lora` frozen but for adapters on both and the head."""
+    """The encoders under a new head, fully trainable, or with `lora` frozen but for adapters on both and the head.
+
+    Raises:
+        UserError: an encoder has no such LoRA targets, or its config does not say how wide it is.
+    """
     answer_head = AnswerHead(width_of(text, "text_backbone"), width_of(image, "--backbone"), num_answers, head)
     if lora is not None:
         text, image = (attach(encoder, lora.rank, lora.alpha, lora.dropout, lora.targets, has_head=False) for encoder in (text, image))

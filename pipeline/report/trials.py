@@ -59,7 +59,11 @@ def changes(trial: Trial, bench: Bench) -> list[str]:
 
 
 def note(folder: Path) -> dict[str, Any]:
-    """The trial's own record: `data`, `seconds` of all its processes, and `failed` (a message) after one that ended badly; {} before any."""
+    """The trial's own record: `data`, `seconds` of all its processes, and `failed` (a message) after one that ended badly; {} before any.
+
+    Raises:
+        UserError: trial.json is damaged.
+    """
     return read_json(folder / "trial.json") if (folder / "trial.json").exists() else {}
 
 

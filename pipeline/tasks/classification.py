@@ -252,7 +252,11 @@ def rebuild(run: Run, class_names: Sequence[str]) -> ImageClassifier:
 
 
 def num_classes_of(run: Run) -> int:
-    """How many classes the weights of a run or release distinguish, read from the weights' own files."""
+    """How many classes the weights of a run or release distinguish, read from the weights' own files.
+
+    Raises:
+        UserError: the files are damaged, or the adapter holds no head.
+    """
     if run.adapter_dir is not None:
         return head_classes(run.adapter_dir)
     if run.class_names is not None:
