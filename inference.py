@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pipeline.competition.layout import Competition
     from pipeline.run import Run
+    from pipeline.tasks.build import Predictor
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -102,7 +103,7 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
     compute = choose_compute(precision)
     task = task_module((run.record or {}).get("task", "classification"))
     class_names = name_classes(run, competition, task.num_classes_of(run))
-    predictor = task.rebuild(run, class_names)
+    predictor: Predictor = task.rebuild(run, class_names)
     if compute.half is not None:
         make_lean(predictor.model, compute.half)
     predictor.model.to(compute.device)
@@ -161,7 +162,11 @@ def report_bad(paths: list[Path], total: int) -> None:
 
 
 def copy_unsent(output: Path) -> Path | None:
-    """Copy an existing predictions file that was never submitted and say where to; None when there is nothing to keep."""
+    """Copy an existing predictions file that was never submitted and say where to; None when there is nothing to keep.
+
+    Raises:
+        UserError: submissions.csv cannot be read, so nobody knows what was submitted.
+    """
     import shutil
 
     from pipeline.competition.ledger import ledger_digests

@@ -81,7 +81,6 @@ def main(argv: list[str] | None = None) -> int:
     """
     started = time.perf_counter()
     args = parse(argv)
-    args.started = started
     command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
     output = Path(args.output)
     recipe, former = choose_recipe(args, output)
@@ -114,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         former.check_data(build.task.class_names, build.task.split_rows())
     print("\n".join(f"  {note}" for note in build.notes))
     build.task.place(compute, fresh=former is None)
-    return run(args, recipe, build, compute, output, command, former)
+    return run(args, recipe, build, compute, output, command, former, started)
 
 
 def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None, FormerRun | None]:
@@ -129,8 +128,7 @@ def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None
     overrides = {key: getattr(args, flag) for flag, key in RECIPE_FLAGS.items() if getattr(args, flag) is not None}
     if args.backbone and args.image_size is None:
         overrides["image_size"] = None  # the backbone's own
-    args.auto_batch_size = overrides.get("batch_size") == "auto"
-    if args.auto_batch_size:
+    if args.batch_size == "auto":  # the recipe's, in parts as large as `announce` finds room for
         del overrides["batch_size"]
     overrides |= parse_assignments(args.set)
     if args.backbone:  # a name that says what a page or a ledger would otherwise hide
@@ -158,15 +156,29 @@ def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None
 
 
 def run(
-    args: argparse.Namespace, recipe: Recipe, build: Build, compute: Compute, output: Path, command: str, former: FormerRun | None
+    args: argparse.Namespace,
+    recipe: Recipe,
+    build: Build,
+    compute: Compute,
+    output: Path,
+    command: str,
+    former: FormerRun | None,
+    started: float,
 ) -> int:
-    """Train what was built, from the start or from the state in `output`."""
+    """Train what was built, from the start or from the state in `output`; the exit code. `started`: as `announce` takes it.
+
+    Raises:
+        UserError: it will not fit in memory or on the disk, `compile: true` cannot be had, or the loss became NaN or infinite.
+        Interrupted: see `pipeline.training.engine.fit`.
+    """
     from pipeline.files import set_aside
     from pipeline.report.page import LivePage, build_report
     from pipeline.report.thumbnails import store_samples
     from pipeline.run import run_entries
     from pipeline.training.checkpoint import StateStore, seed_everything
+    from pipeline.training.compilation import settle
     from pipeline.training.engine import fit
+    from pipeline.training.estimate import dry_run
     from pipeline.training.optim import build_optimizer, plan_schedule
     from pipeline.training.record import Recorder
     from pipeline.training.resume import write_rows, write_start
@@ -174,8 +186,14 @@ def run(
     task = build.task
     schedule = plan_schedule(recipe, task.num_train)
     optimizer = build_optimizer(task.model.named_parameters(), recipe, build.head)
-    micro_batch_size, compiled = announce(args, recipe, build, compute, schedule, output, former)
+    micro_batch_size, expected_seconds = announce(args, recipe, build, compute, schedule, output, started)
+    choice = recipe.compile if task.one_shape else False
+    before = None if former is None else former.start.get("compiled", False)
+    compiled, note = settle(task, compute, choice, micro_batch_size, expected_seconds, before)
+    if note is not None:
+        print(f"  {note}")
     if args.dry_run:
+        print("\n".join(dry_run(task, compute, micro_batch_size)))
         return 0
 
     recorder = Recorder(output, recipe, task.save, task.write_validation)
@@ -252,24 +270,17 @@ def run(
 
 
 def announce(
-    args: argparse.Namespace,
-    recipe: Recipe,
-    build: Build,
-    compute: Compute,
-    schedule: dict[str, Any],
-    output: Path,
-    former: FormerRun | None,
-) -> tuple[int, bool]:
-    """Print what is about to happen and what it will need; the micro-batch size, and whether training steps are compiled.
+    args: argparse.Namespace, recipe: Recipe, build: Build, compute: Compute, schedule: dict[str, Any], output: Path, started: float
+) -> tuple[int, float]:
+    """Print what is about to happen and what it will need; the micro-batch size, and the seconds that training on all epochs will take.
 
-    With --dry-run also runs two batches of each kind.
+    `started` is the command's start on the clock of `time.perf_counter`: the first batch's time is counted from it.
 
     Raises:
-        UserError: it will not fit in memory or on the disk, or `compile: true` cannot be had.
+        UserError: it will not fit in memory or on the disk.
     """
     from pipeline.files import human_size, human_time
-    from pipeline.training.compilation import settle
-    from pipeline.training.estimate import check_disk, check_fits, dry_run, largest_micro_batch, seconds_per_image
+    from pipeline.training.estimate import check_disk, check_fits, largest_micro_batch, seconds_per_image
     from pipeline.training.memory import OPTIMIZER_STATES
 
     task, counts = build.task, build.counts
@@ -284,7 +295,7 @@ def announce(
     )
     memory = task.account(compute, recipe.optimizer.name)
     micro_batch_size = recipe.batch_size
-    if args.auto_batch_size:
+    if args.batch_size == "auto":
         micro_batch_size = largest_micro_batch(memory, compute.device, recipe.effective_batch_size)
     checkpointed = None if recipe.activation_checkpointing else partial(task.account, compute, recipe.optimizer.name, checkpointed=True)
     check_fits(memory, micro_batch_size, compute.device, checkpointed)
@@ -296,15 +307,8 @@ def announce(
     train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
     total = recipe.epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
     sizes = f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
-    print(f"  on {compute.describe()}: about {human_time(total)}, {sizes}; the first batch was there after {arrived - args.started:.1f} s")
-    before = None if former is None else former.start.get("compiled", False)
-    choice = recipe.compile if task.one_shape else False
-    compiled, note = settle(task, compute, choice, micro_batch_size, recipe.epochs * task.num_train * train_seconds, before)
-    if note is not None:
-        print(f"  {note}")
-    if args.dry_run:
-        print("\n".join(dry_run(task, compute, micro_batch_size)))
-    return micro_batch_size, compiled
+    print(f"  on {compute.describe()}: about {human_time(total)}, {sizes}; the first batch was there after {arrived - started:.1f} s")
+    return micro_batch_size, recipe.epochs * task.num_train * train_seconds
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ class Lora(Section):
 
 
 class Optimizer(Section):
+    """What turns gradients into steps; what has no key here is torch's default (Adam and AdamW: betas 0.9, 0.999), momentum 0.9 for sgd."""
+
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = Field(5e-5, gt=0)
     head_lr: float | None = Field(None, gt=0, description="learning rate of the new head; null = lr")
@@ -50,6 +52,8 @@ class Schedule(Section):
 
 
 class Augmentation(Section):
+    """How training pictures are changed at random, anew in each epoch. Scale and ratio of the crop are those of torchvision's RandomResizedCrop."""
+
     random_resized_crop: bool = True
     crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the crop as a share of the image")
     crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="width / height of the crop")
@@ -81,6 +85,8 @@ class Head(Section):
 
 
 class Data(Section):
+    """Which rows there are, which of them validate, and how their pictures come to the model."""
+
     id_column: str | None = None
     label_column: str | None = None
     val_fraction: float = Field(0.05, ge=0, le=0.9)
@@ -98,6 +104,8 @@ class Data(Section):
 
 
 class Checkpoint(Section):
+    """What is saved during training beside the best model so far."""
+
     every_minutes: float = Field(10, gt=0, description="resume state at least this often, and after each epoch")
     keep_every: int = Field(0, ge=0, description="keep a copy of the model every N epochs; 0 = only the best")
 

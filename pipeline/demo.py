@@ -84,7 +84,11 @@ def rebuild_base() -> int:
 
 
 def unpack_base() -> None:
-    """Put the released base into finetuned_model/glyphs, unless one is there."""
+    """Put the released base into finetuned_model/glyphs, unless one is there.
+
+    Raises:
+        UserError: the release's archive is damaged.
+    """
     if (BASE / "model.safetensors").exists():
         return
     named = yaml.safe_load((MODELS / "release.yaml").read_text(encoding="utf-8"))
@@ -98,7 +102,11 @@ def unpack_base() -> None:
 
 
 def pack() -> int:
-    """The demo's finished run and its competition as a release zip, the same bytes for the same files; release.yaml names it."""
+    """The demo's finished run and its competition as a release zip, the same bytes for the same files; release.yaml names it.
+
+    Raises:
+        UserError: the demo was not run yet; the message lists what is missing.
+    """
     sources = [(MODELS / "digits" / name, name) for name in RELEASED] + [(DATA / "digits" / name, f"data/{name}") for name in RELEASED_DATA]
     missing = [str(path) for path, _ in sources if not path.exists()]
     if missing:

@@ -19,7 +19,11 @@ class Interrupted(Exception):
 
 
 def raise_all(problems: Iterable[str], heading: str) -> None:
-    """Raise one `UserError` that lists every problem of one input; return quietly when there is none."""
+    """Nothing, when there is no problem.
+
+    Raises:
+        UserError: `heading` and under it the problems of one input, the first 20 by name.
+    """
     problems = list(problems)
     if not problems:
         return

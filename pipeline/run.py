@@ -45,6 +45,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The name in its recipe; `legacy release` where there is none."""
         return (self.record or {}).get("name") or "legacy release"
 
 

@@ -85,10 +85,6 @@ class Browser:
             raise RuntimeError(reply["exceptionDetails"])
         return reply["result"].get("value")
 
-    def screenshot(self, path: Path) -> None:
-        """The whole page, not only what fits the window, as a PNG."""
-        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
-
     def pdf(self, path: Path) -> None:
         """The page as printed on A4."""
         path.write_bytes(base64.b64decode(self.send("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, preferCSSPageSize=True)["data"]))

@@ -67,6 +67,18 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
+    """A folder with a competition in data/ and a LoRA run of one epoch on it in run/. Many tests read it: whoever writes takes a copy."""
+    import train
+
+    root = tmp_path_factory.mktemp("finished")
+    make_competition(root / "data")
+    flags = ["--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "run"), "--precision", "fp32"]
+    train.main([*flags, "--epochs", "1", "--batch-size", "6", "--accumulation-steps", "1", "--set", "data.val_fraction=0.25"])
+    return root
+
+
 @pytest.fixture
 def shared() -> Path:
     if not SHARED.is_dir():

@@ -274,7 +274,7 @@ def test_random_weights_use_only_the_architecture(tiny_backbone: Path) -> None:
     assert not torch.equal(first.model.state_dict()[name], stored[name])
 
 
-def test_a_model_from_an_architecture_in_the_recipe(tmp_path: Path) -> None:
+def test_a_model_from_an_architecture_in_the_recipe() -> None:
     architecture = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     backbone = load_backbone("none", NAMES, None, True, architecture | {"image_size": 24, "patch_size": 8})
     assert type(backbone.model).__name__ == "ViTForImageClassification"

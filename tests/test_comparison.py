@@ -102,7 +102,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "both").exists()
 
 
-def test_f1_of_classes_in_another_order(tmp_path: Path) -> None:
+def test_f1_of_classes_in_another_order() -> None:
     same = np.array([[3, 1], [0, 4]])
     classes = comparison._class_f1({"a": (["cat", "dog"], same), "b": (["dog", "cat"], np.array([[4, 0], [4, 0]]))})
     assert classes["rows"][0] == ("cat", [pytest.approx(6 / 7), 0.0])

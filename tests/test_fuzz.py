@@ -180,20 +180,11 @@ def test_images(tmp_path: Path, suffix: str) -> None:
     survive(suffix, 60, path.read_bytes(), path, lambda: decode(path), (BadImage,))
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
-    import train
-
-    root = tmp_path_factory.mktemp("fuzz")
-    make_competition(root / "data")
-    flags = ["--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "run"), "--precision", "fp32"]
-    train.main([*flags, "--epochs", "1", "--batch-size", "6", "--accumulation-steps", "1", "--set", "data.val_fraction=0.25"])
-    return root
-
-
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "timing.jsonl", "val_predictions.csv"])
-def test_files_of_a_run(finished: Path, tmp_path: Path, name: str) -> None:
-    run = shutil.copytree(finished / "run", tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard", "state", "model.safetensors"))
+def test_files_of_a_run(finished_run: Path, tmp_path: Path, name: str) -> None:
+    run = shutil.copytree(
+        finished_run / "run", tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard", "state", "model.safetensors")
+    )
 
     def work() -> None:
         load_run(run)
@@ -204,21 +195,21 @@ def test_files_of_a_run(finished: Path, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["model_beit/config.json", "model_beit/preprocessor_config.json", "model_beit/model.safetensors"])
-def test_weights_of_a_backbone(finished: Path, tmp_path: Path, name: str) -> None:
-    folder = shutil.copytree(finished / "run" / "model_beit", tmp_path / "model_beit")
+def test_weights_of_a_backbone(finished_run: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(finished_run / "run" / "model_beit", tmp_path / "model_beit")
     place = folder / Path(name).name
     survive(name, 25, place.read_bytes(), place, lambda: rebuild_backbone(folder, 3))
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_weights_of_an_adapter(finished: Path, tmp_path: Path, name: str) -> None:
-    folder = shutil.copytree(finished / "run" / "model_lora", tmp_path / "model_lora")
+def test_weights_of_an_adapter(finished_run: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(finished_run / "run" / "model_lora", tmp_path / "model_lora")
     survive(
         name,
         25,
         (folder / name).read_bytes(),
         folder / name,
-        lambda: load_adapter(rebuild_backbone(finished / "run" / "model_beit", 3).model, folder),
+        lambda: load_adapter(rebuild_backbone(finished_run / "run" / "model_beit", 3).model, folder),
     )
 
 

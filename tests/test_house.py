@@ -90,6 +90,37 @@ def test_the_floors_without_torch_load_without_torch() -> None:
     assert result.stdout.strip() == "[]"
 
 
+def public(tree: ast.Module | ast.ClassDef) -> list[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+    """(dotted name, definition) of every class, function and method that a reader meets from outside.
+
+    Members of a `Protocol` and what torch calls of its own subclasses (`forward`, `backward`) are left to the docstring of their class.
+    """
+    found = []
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            found.append((node.name, node))
+            if isinstance(node, ast.ClassDef) and not {"Protocol", "Function", "nn.Module"} & set(map(ast.unparse, node.bases)):
+                found += [(f"{node.name}.{name}", member) for name, member in public(node)]
+    return found
+
+
+def raises_user_error(function: ast.FunctionDef) -> bool:
+    calls = [node.exc for node in ast.walk(function) if isinstance(node, ast.Raise)]
+    calls += [node for node in ast.walk(function) if isinstance(node, ast.Call) and ast.unparse(node.func) == "raise_all"]
+    return any(isinstance(call, ast.Call) and ast.unparse(call.func) in ("UserError", "raise_all") for call in calls)
+
+
+@pytest.mark.parametrize("path", [*map(path_of, ROOMS), ROOT / "train.py", ROOT / "inference.py"], ids=lambda path: path.stem)
+def test_what_is_public_says_what_it_gives_and_what_it_refuses(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"{path} does not say what is in it"
+    for name, node in public(tree):
+        text = ast.get_docstring(node) or ""
+        assert text or "property" in map(ast.unparse, node.decorator_list), f"{path}: {name} has no docstring"
+        if isinstance(node, ast.FunctionDef) and node.name != "main" and raises_user_error(node):  # of a command's main everyone knows
+            assert "UserError" in text.partition("Raises:")[2], f"{path}: {name} does not say when it raises UserError"
+
+
 def readme_commands() -> list[list[str]]:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = "\n".join(re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL))

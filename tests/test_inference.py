@@ -139,7 +139,7 @@ def test_a_release_without_class_names_takes_them_from_the_data_or_stops(trained
         predict(tmp_path)
 
 
-def test_the_release_of_2023_gives_its_logits(tmp_path: Path, monkeypatch) -> None:
+def test_the_release_of_2023_gives_its_logits(tmp_path: Path) -> None:
     """transformers 4.36, peft 0.7, pickled weights, old preprocessor keys: the file it leads to, and its probabilities to 1e-5."""
     fixture = Path(__file__).parent / "fixtures" / "legacy_beit"
     expected = json.loads((fixture / "expected_logits.json").read_text())

@@ -386,7 +386,7 @@ def test_preflight_lists_everything_at_once(monkeypatch, tmp_path):
     assert Path("submissions.csv").read_text() == "time;competition\n"
 
 
-def test_preflight_checks_the_file_and_remembers_the_competition(folder, monkeypatch, capsys):
+def test_preflight_checks_the_file_and_remembers_the_competition(folder, monkeypatch):
     monkeypatch.setattr(kaggle_cli, "not_ready", list)
     files.write_json(folder / "data/competition.json", {"slug": "from-make-data"})
     args = leaderboard._parser().parse_args([])

@@ -82,7 +82,7 @@ def test_answers_are_numbered_by_frequency_and_written_as_most_often() -> None:
     assert result.class_names == ("T-shirt", "no", "a", "b")
     assert result.label_of(clean_answer("t  shirt.")) == 0
     assert result.label_of("never seen") == -1
-    assert result.val == () and result.coverage == 1
+    assert result.val == () and "100.00% of 7 training questions" in result.notes[0]
 
 
 def test_the_split_is_by_image() -> None:
@@ -121,12 +121,11 @@ def test_other_answers_count_as_wrong_or_are_dropped() -> None:
     assert set(wrong.class_names) == {"yes", "no"}
     assert len(wrong.train) == 60 and len(wrong.val) == 20
     assert sum(wrong.label_of(clean_answer(row.label or "")) == -1 for row in wrong.val) == 5
-    assert wrong.coverage == 0.75
     said = "\n".join(wrong.notes)
     assert "answers: the 2 most frequent of 3 different answers, 75.00% of 80 training questions" in said
     assert "5 of 20 validation answers are none of these and count as wrong" in said
     drop = prepared(rows, top_answers=2, other_answers="drop")
-    assert len(drop.train) == 60 and len(drop.val) == 15 and drop.coverage == 0.75
+    assert len(drop.train) == 60 and len(drop.val) == 15
     assert all(drop.label_of(clean_answer(row.label or "")) >= 0 for row in drop.val)
     assert "75.00% of 100 questions; the others are dropped before the split" in "\n".join(drop.notes)
 

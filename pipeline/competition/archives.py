@@ -144,7 +144,11 @@ def page_in_words(html: bytes) -> str:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raise a `UserError` when the disk of `folder` has fewer than `needed` bytes free."""
+    """Nothing, when the disk of `folder` has `needed` bytes free.
+
+    Raises:
+        UserError: it has fewer.
+    """
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(f"{folder} has {files.human_size(free)} free, and {files.human_size(needed)} are needed")

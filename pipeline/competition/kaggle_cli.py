@@ -216,6 +216,7 @@ class StatusLine:
         self.in_place, self.last, self.width = sys.stdout.isatty(), -60.0, 0
 
     def show(self, text: str) -> None:
+        """Put `text` in the place of what the line said before; where it cannot be rewritten, not more often than once a minute."""
         if self.in_place:
             print(f"\r{text.ljust(self.width)}", end="", flush=True)
             self.width = len(text)
@@ -224,6 +225,7 @@ class StatusLine:
             self.last = time.monotonic()
 
     def close(self) -> None:
+        """End the line, so that what is printed next stands below it."""
         if self.in_place and self.width:
             print(flush=True)
             self.width = 0

@@ -33,6 +33,7 @@ class Reply:
 
     @property
     def text(self) -> str:
+        """All that the call printed: its output, then its errors."""
         return f"{self.output}\n{self.errors}".strip()
 
     @property

@@ -242,7 +242,11 @@ def _not_ids(found: _Found, index: ImageIndex, names: Sequence[str]) -> list[str
 
 
 def one_hot(table: Table, class_names: Sequence[str]) -> list[str]:
-    """Labels from columns of 0 and 1, one column for each class."""
+    """Labels from columns of 0 and 1, one column for each class; in the order of the table's rows.
+
+    Raises:
+        UserError: a row has another number of ones than one, or other values; all such rows are named.
+    """
     positions = [table.columns.index(name) for name in class_names]
     labels, bad = [], []
     for line, cells in zip(table.lines, table.cells, strict=True):

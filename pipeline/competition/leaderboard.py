@@ -45,6 +45,12 @@ class Plan:
 
 
 def main(argv: list[str] | None = None, *, sleep: Sleep = time.sleep) -> int:
+    """Check a predictions file, send it, wait for its score and print it; the exit code.
+
+    Raises:
+        UserError: something is missing or wrong and nothing was sent, or Kaggle refused the file or did not score it.
+        Interrupted: sent, but its score was not waited for to the end.
+    """
     args = _parser().parse_args(argv)
     plan = preflight(args)
     submit(plan, yes=args.yes, poll_seconds=args.poll_seconds, timeout_s=60 * args.timeout_minutes, sleep=sleep)

@@ -54,7 +54,11 @@ def _unreadable(path: Path, reason: str) -> UserError:
 
 
 def append_row(path: Path, row: Row) -> Row:
-    """Add a row to the ledger as it is now, and return it with the cells that it has there."""
+    """Add a row to the ledger as it is now, and return it with the cells that it has there.
+
+    Raises:
+        UserError: the ledger cannot be read, and stays as it is.
+    """
     columns, rows = read_ledger(path)
     row = dict.fromkeys(columns, "") | row
     _write_ledger(path, columns, [*rows, row])
@@ -62,7 +66,11 @@ def append_row(path: Path, row: Row) -> Row:
 
 
 def update_row(path: Path, row: Row, changes: Row) -> None:
-    """Change cells of `row`, which is added again when someone removed it in the meantime."""
+    """Change cells of `row`, which is added again when someone removed it in the meantime.
+
+    Raises:
+        UserError: the ledger cannot be read, and stays as it is.
+    """
     columns, rows = read_ledger(path)
     if row not in rows:
         rows.append(row)

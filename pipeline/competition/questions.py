@@ -115,7 +115,6 @@ class Prepared:
     val: tuple[Row, ...]
     class_names: tuple[str, ...]  # by frequency; each as it is written most often, which is how it is predicted
     indices: dict[str, int]  # cleaned answer -> class
-    coverage: float  # the share of the counted rows whose answer is a class
     notes: tuple[str, ...]
 
     def label_of(self, answer: str) -> int:
@@ -166,7 +165,7 @@ def prepare(
         notes.append(
             f"{outside:,} of {counted(len(val), 'validation answer')} are none of these and count as wrong (data.other_answers=wrong)"
         )
-    return Prepared(tuple(kept), tuple(val), classes.names, classes.indices, covered, tuple(notes))
+    return Prepared(tuple(kept), tuple(val), classes.names, classes.indices, tuple(notes))
 
 
 class _Classes:
@@ -235,4 +234,4 @@ def _prepare_again(rows: Sequence[Row], former: Sequence[tuple[str, str, str]], 
     train, val = ([row_of[row_id] for row_id, _, split in former if split == part and row_id in row_of] for part in ("train", "val"))
     kept = [row for row in train if clean_answer(row.label or "") in indices]
     notes = (f"questions, answers and validation ({len(val):,}) are those the run was started with; others are not used",)
-    return Prepared(tuple(kept), tuple(val), tuple(answers), indices, len(kept) / max(len(train), 1), notes)
+    return Prepared(tuple(kept), tuple(val), tuple(answers), indices, notes)

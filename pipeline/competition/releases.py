@@ -285,6 +285,9 @@ def choose_release(weights: str | None, sha256: str | None, model_dir: Path) -> 
     """The release that the command line names, else the one of `release.yaml`.
 
     The archive of `release.yaml`, named again by `weights`, keeps the digest that is written there.
+
+    Raises:
+        UserError: `sha256` without `weights`, `weights` that names no archive, or a release.yaml that is needed and broken.
     """
     own_file = model_dir / RELEASE_FILE
     release_file = own_file if own_file.exists() else MODEL_DIR / RELEASE_FILE

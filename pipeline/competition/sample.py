@@ -36,7 +36,11 @@ def sample_table(folder: DataFolder) -> Table | None:
 
 
 def format_of(sample: Table, id_column: str, class_names: Sequence[str]) -> SubmissionFormat:
-    """The form that a sample submission asks for; `class_names` (empty: unknown) are checked against its probability columns."""
+    """The form that a sample submission asks for; `class_names` (empty: unknown) are checked against its probability columns.
+
+    Raises:
+        UserError: ids that are empty or occur several times, columns that are not the classes; every problem at once.
+    """
     ids = sample.column(id_column)
     rows = rows_of(ids, sample.lines)
     empty = [line for image_id, lines in rows.items() for line in lines if not image_id.strip()]

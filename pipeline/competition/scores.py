@@ -114,7 +114,11 @@ def _read_solution(solution: Table, predictions: Table, id_column: str, columns:
 
 
 def are_answers(predictions_path: Path, solution_path: Path) -> bool:
-    """True for answers to questions: one of the files is JSON, or the predictions have a column of answers."""
+    """True for answers to questions: one of the files is JSON, or the predictions have a column of answers.
+
+    Raises:
+        UserError: the predictions cannot be read as a table.
+    """
     if _is_json(predictions_path) or _is_json(solution_path):
         return True
     return any(plain_name(name) == "answer" for name in load_table(predictions_path).columns)

@@ -10,13 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.errors import UserError, raise_all
 from pipeline.files import write_text
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 DELIMITERS = (",", ";", "\t")
 DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
@@ -64,18 +61,6 @@ def load_table(path: Path) -> Table:
     return Table(path, tuple(rows[0]), cells, tuple(lines[1:]), delimiter, has_byte_order_mark)
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """The table in a CSV file as a DataFrame of `str` only; nothing becomes a number, a date or a missing value.
-
-    Raises:
-        UserError: as `load_table`.
-    """
-    import pandas as pd
-
-    table = load_table(path)
-    return pd.DataFrame(list(table.cells), columns=list(table.columns), dtype=object)
-
-
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
@@ -96,7 +81,11 @@ def restored(cell: str) -> str:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file atomically: UTF-8, `,` between cells, `\\n` after each row, quotes only where they are needed."""
+    """Write a CSV file atomically: UTF-8, `,` between cells, `\\n` after each row, quotes only where they are needed.
+
+    Raises:
+        ValueError: a row of another width than `columns`; the file is as it was.
+    """
     lines = [_line(columns)]
     for number, row in enumerate(rows, start=2):
         if len(row) != len(columns):

@@ -32,7 +32,6 @@ class AttentionMaps:
     mean: np.ndarray | None
     rollout: np.ndarray | None
     gradient: np.ndarray
-    gradient_kind: str  # "attention x gradient" | "Grad-CAM"
     reads_class_token: bool
     predicted: int
     probability: float
@@ -56,7 +55,7 @@ def attention_maps(model: nn.Module, forward: Callable[..., Any], pixel_values: 
         layers = [layer for layer in getattr(output, "attentions", None) or () if layer is not None]
         if not _sees_everything(layers, rows * columns):
             gradient = _grad_cam(model, output, output.logits[0, predicted])
-            return AttentionMaps(None, None, None, gradient, "Grad-CAM", False, predicted, float(probs[predicted]))
+            return AttentionMaps(None, None, None, gradient, False, predicted, float(probs[predicted]))
         gradients = torch.autograd.grad(output.logits[0, predicted], layers)
     attentions = [layer[0].detach().float().cpu() for layer in layers]
     weighted = [gradient[0].float().cpu() * layer for gradient, layer in zip(gradients, attentions, strict=True)]
@@ -72,7 +71,6 @@ def attention_maps(model: nn.Module, forward: Callable[..., Any], pixel_values: 
         mean=over_patches(heads.mean(dim=0)),
         rollout=over_patches(reading @ rollout(attentions)),
         gradient=over_patches(reading @ gradient_rollout(weighted)),
-        gradient_kind="attention x gradient",
         reads_class_token=bool(reading[0]),
         predicted=predicted,
         probability=float(probs[predicted]),

@@ -6,7 +6,7 @@ import inspect
 import pickle
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -172,6 +172,18 @@ def hold_statistics(model: nn.Module) -> None:
             module.train = lambda mode=True, module=module: module
 
 
+def tensor_problems(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
+    """What keeps the tensors `found` in a file from being the `expected` ones: missing, unexpected, of another shape, or with NaN or infinity."""
+    problems = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"{name}: unexpected" for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(expected.keys() & found.keys()):
+        if expected[name].shape != found[name].shape:
+            problems.append(f"{name}: shape {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}")
+        elif not torch.isfinite(found[name]).all():
+            problems.append(f"{name}: holds NaN or infinity")
+    return problems
+
+
 def own_memory(model: nn.Module) -> None:
     """Move loaded weights to aligned memory: matrix products round by alignment, and a resumed run reads its weights from another file."""
     for weight in model.parameters():
@@ -270,7 +282,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def preprocessing_of(source: str | None, config: Any, image_size: int | None) -> Preprocessing:
-    """The rule that comes with a checkpoint, or its architecture's (`source` None: no checkpoint), at `image_size` where given."""
+    """The rule that comes with a checkpoint, or its architecture's (`source` None: no checkpoint), at `image_size` where given.
+
+    Raises:
+        UserError: the rule is not JSON, or asks for a step this project does not have.
+    """
     native = _native_size(config) or image_size or 224
     path = None
     if source is not None and (Path(source) / FILE_NAME).is_file():

@@ -22,7 +22,7 @@ from pipeline.data.tokenizer import QuestionTokenizer
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, raise_all
 from pipeline.files import replacing
-from pipeline.models.backbones import native_image_size, save_backbone, takes_interpolation
+from pipeline.models.backbones import native_image_size, save_backbone, takes_interpolation, tensor_problems
 from pipeline.models.encoders import pooled, width_of
 from pipeline.models.lean import cache_frozen_bias
 from pipeline.models.lora import PeftModel, attach, load_adapter, merge, plain_state_dict, save_adapter
@@ -89,7 +89,11 @@ class Fused:
 def fuse(
     text: nn.Module, image: nn.Module, tokenizer: QuestionTokenizer, rule: Preprocessing, num_answers: int, head: Head, lora: Lora | None
 ) -> Fused:
-    """The encoders under a new head, fully trainable, or with `lora` frozen but for adapters on both and the head."""
+    """The encoders under a new head, fully trainable, or with `lora` frozen but for adapters on both and the head.
+
+    Raises:
+        UserError: an encoder has no such LoRA targets, or its config does not say how wide it is.
+    """
     answer_head = AnswerHead(width_of(text, "text_backbone"), width_of(image, "--backbone"), num_answers, head)
     if lora is not None:
         text, image = (attach(encoder, lora.rank, lora.alpha, lora.dropout, lora.targets, has_head=False) for encoder in (text, image))
@@ -142,15 +146,7 @@ def _load_head(head: AnswerHead, path: Path) -> None:
         tensors = load_file(path)
     except Exception as error:  # damage has many types; all mean the same to the user
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    expected = head.state_dict()
-    problems = [f"{name}: missing" for name in sorted(expected.keys() - tensors.keys())]
-    problems += [f"{name}: unexpected" for name in sorted(tensors.keys() - expected.keys())]
-    for name in sorted(expected.keys() & tensors.keys()):
-        if expected[name].shape != tensors[name].shape:
-            problems.append(f"{name}: shape {tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}")
-        elif not torch.isfinite(tensors[name]).all():
-            problems.append(f"{name}: holds NaN or infinity")
-    raise_all(problems, f"the head in {path} does not fit:")
+    raise_all(tensor_problems(head.state_dict(), tensors), f"the head in {path} does not fit:")
     head.load_state_dict(tensors)
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json
-from pipeline.models.backbones import head_name
+from pipeline.models.backbones import head_name, tensor_problems
 from pipeline.models.roles import EMBEDDINGS, also_trained, modules_of, role_of
 
 UNSUPPORTED = ("alpha_pattern", "rank_pattern", "use_dora", "fan_in_fan_out", "lora_bias")  # each changes what the tensors mean
@@ -166,14 +166,7 @@ def load_adapter(model: nn.Module, folder: Path, has_head: bool = True) -> PeftM
         for name, weight in adapted.named_parameters()
         if ".lora_" in name or ".modules_to_save." in name
     }
-    problems = [f"{name}: missing" for name in sorted(expected.keys() - renamed.keys())]
-    problems += [f"{name}: unexpected" for name in sorted(renamed.keys() - expected.keys())]
-    for name in sorted(expected.keys() & renamed.keys()):
-        if expected[name].shape != renamed[name].shape:
-            problems.append(f"{name}: shape {tuple(renamed[name].shape)}, expected {tuple(expected[name].shape)}")
-        elif not torch.isfinite(renamed[name]).all():
-            problems.append(f"{name}: holds NaN or infinity")
-    raise_all(problems, f"the adapter in {folder} does not fit {type(model).__name__}:")
+    raise_all(tensor_problems(expected, renamed), f"the adapter in {folder} does not fit {type(model).__name__}:")
     set_peft_model_state_dict(adapted, renamed)
     return adapted.eval()
 

@@ -93,7 +93,7 @@ def summary(grid: Grid, bench: Bench, trial: Trial | None = None) -> str:
     if trial is not None:
         values = trial_values(trial, bench)
         return f"{_title(score)} {values[score]:.4f} in {human_time(values['seconds'])} of training" if score in values else "no score"
-    cells = [(row.row.name, _spread(score, row.values.get(score, [])), _cell("seconds", row.values.get("seconds", []))) for row in rows]
+    cells = [(row.row.name, _spread(row.values.get(score, [])), _cell("seconds", row.values.get("seconds", []))) for row in rows]
     cells.insert(0, ("", _title(score), "training time"))
     widths = [max(len(line[column]) for line in cells) for column in range(3)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells)
@@ -106,7 +106,7 @@ def markdown(rows: Sequence[Measured], grid: Grid, bench: Bench) -> str:
     head = [grid.name, *map(_title, scores), *(TITLES[name] for name in COSTS), *(["reported"] if reported else [])]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
-        cells = [row.row.name, *(_spread(name, row.values.get(name, [])) for name in scores)]
+        cells = [row.row.name, *(_spread(row.values.get(name, [])) for name in scores)]
         cells += [_cell(name, row.values.get(name, [])) for name in COSTS]
         cells += [_reported(row.row) or "–"] if reported else []
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -172,7 +172,7 @@ def _title(name: str) -> str:
     return name.replace("_", " ").replace("f1", "F1")
 
 
-def _spread(name: str, values: Sequence[float]) -> str:
+def _spread(values: Sequence[float]) -> str:
     """0.6523 ± 0.0121 (3); a dash for none."""
     if not values:
         return "–"

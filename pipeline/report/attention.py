@@ -120,7 +120,11 @@ def look(run: str, images: Sequence[Path]) -> list[Looked]:
 
 
 def load(run: str) -> tuple[Any, Sequence[str]]:
-    """The classifier of a run folder or of a pretrained model, and its class names."""
+    """The classifier of a run folder or of a pretrained model, and its class names.
+
+    Raises:
+        UserError: it cannot be loaded, or is the run of another task than image classification.
+    """
     from pipeline.models.backbones import load_pretrained
     from pipeline.run import load_run, model_dirs
     from pipeline.tasks import classification

@@ -304,6 +304,7 @@ def load_peer(name: str) -> Contender:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; `peer` lists names still to be imported, `only` is None when every kind of work is measured."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.report.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

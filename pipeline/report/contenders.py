@@ -192,4 +192,4 @@ class NoStore:
     """Stands for a run's state folder: the loop's files are no part of a step."""
 
     def save(self, *_: Any) -> None:
-        pass
+        """Nothing is written."""

@@ -91,6 +91,7 @@ def metrics(values: dict[str, float]) -> list[tuple[str, float]]:
 
 
 def epoch_table(files: RunFiles) -> dict[str, Any]:
+    """metrics.jsonl as a table: `heads` in words, `rows` of values, one for each epoch (None: the epoch has no such metric)."""
     keys = list(dict.fromkeys(key for row in files.metrics for key in row))
     prefix = {"train": "training ", "val": "validation "}
     return {
@@ -139,6 +140,7 @@ def origin(files: RunFiles) -> list[tuple[str, Any]]:
 
 
 def speed(files: RunFiles) -> list[tuple[str, str]]:
+    """Training time of all epochs, median images a second and peak memory, each in words, as far as timing.jsonl has them."""
     rows = [("Training time", human_time(sum(row["seconds"] for row in files.timing)))] if files.timing else []
     rates = [row["images_per_second"] for row in files.timing if row.get("images_per_second")]
     rows += [("Training images per second", f"{median(rates):,.1f}")] if rates else []

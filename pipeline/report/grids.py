@@ -63,10 +63,12 @@ class Trial:
 
     @property
     def title(self) -> str:
+        """What it is called in messages."""
         return f"{self.row}, seed {self.seed}"
 
     @property
     def folder_name(self) -> str:
+        """Its run folder, inside the folder of the grid."""
         return f"{slug(self.row)}_seed{self.seed}"
 
 

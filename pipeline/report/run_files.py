@@ -65,7 +65,11 @@ class RunFiles:
 
     @cached_property
     def thumbnails(self) -> list[dict[str, str]]:
-        """The lines of thumbnails.jsonl: `use` (sample or mistake), `label`, `path`, `jpeg` (base64)."""
+        """The lines of thumbnails.jsonl: `use` (sample or mistake), `label`, `path`, `jpeg` (base64).
+
+        Raises:
+            UserError: thumbnails.jsonl is damaged.
+        """
         return read_json_lines(self.path / THUMBNAILS)
 
     @cached_property

@@ -43,6 +43,7 @@ class Bench:
     lock: tuple[int, ...] = ()
 
     def folder(self, trial: Trial) -> Path:
+        """The run folder of `trial`, there or not."""
         return self.output / trial.folder_name
 
 
@@ -58,15 +59,21 @@ def changes(trial: Trial, bench: Bench) -> list[str]:
 
 
 def note(folder: Path) -> dict[str, Any]:
-    """The trial's own record: `data`, `seconds` of all its processes, and `failed` (a message) after one that ended badly; {} before any."""
+    """The trial's own record: `data`, `seconds` of all its processes, and `failed` (a message) after one that ended badly; {} before any.
+
+    Raises:
+        UserError: trial.json is damaged.
+    """
     return read_json(folder / "trial.json") if (folder / "trial.json").exists() else {}
 
 
 def is_trained(folder: Path) -> bool:
+    """True when the run in `folder` is complete: run.json is written last."""
     return (folder / "run.json").exists()
 
 
 def has_begun(folder: Path) -> bool:
+    """True when a run was started in `folder`, complete or not."""
     return is_trained(folder) or (folder / "state").is_dir()
 
 
@@ -94,7 +101,7 @@ def dry_run(trial: Trial, bench: Bench) -> tuple[str, str | None]:
     write_recipe(trial, folder)
     log = folder / "dry_run.log"
     log.unlink(missing_ok=True)
-    code = run_logged(train_command(trial, bench, folder, "--dry-run"), log, bench)
+    code = run_logged(train_command(bench, folder, "--dry-run"), log, bench)
     needs = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("  on ")]
     return needs[0] if needs else "", None if code == EXIT_DONE else last_words(log, code)
 
@@ -113,7 +120,7 @@ def run_trial(trial: Trial, bench: Bench) -> str | None:
     started, failed = time.monotonic(), None
     try:
         if not is_trained(folder):
-            failed = _step(train_command(trial, bench, folder, "--resume"), log, bench)
+            failed = _step(train_command(bench, folder, "--resume"), log, bench)
         if failed is None:
             tidy(folder, bench.output)
         if failed is None and bench.predicts and not (folder / "predictions.csv").exists():
@@ -134,7 +141,8 @@ def write_recipe(trial: Trial, folder: Path) -> None:
     write_text(folder / "recipe.yaml", text)
 
 
-def train_command(trial: Trial, bench: Bench, folder: Path, flag: str) -> list[object]:
+def train_command(bench: Bench, folder: Path, flag: str) -> list[object]:
+    """What `run_logged` is given to train the recipe in `folder`, with `flag` (--resume or --dry-run)."""
     return ["train.py", "--recipe", folder / "recipe.yaml", "--data", bench.data, "--output", folder, flag]
 
 

@@ -22,6 +22,7 @@ from pipeline.models.lora import Counts
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Loss, Memory, account
 from pipeline.training.predict import Task
+from pipeline.training.resume import SplitRow
 
 
 class TrainingTask(Task, Protocol):
@@ -92,6 +93,16 @@ def checkpoint_blocks(model: nn.Module, recipe: Recipe) -> None:
     """
     if recipe.activation_checkpointing and not checkpoint_layers(model):
         raise UserError(f"activation_checkpointing: {type(model).__name__} has no blocks that can be computed again; leave it out")
+
+
+def labelled_split(train: Sequence[Row], val: Sequence[Row]) -> list[SplitRow]:
+    """The rows of both parts in their order, as (id, label, "train" or "val")."""
+    return [(row.id, row.label, split) for split, rows in (("train", train), ("val", val)) for row in rows]
+
+
+def with_noise(pixel_values: torch.Tensor, deviation: float) -> torch.Tensor:
+    """`pixel_values` (B, 3, H, W) plus Gaussian noise of standard `deviation`, from torch's own generator; with 0 none is drawn."""
+    return pixel_values + deviation * torch.randn_like(pixel_values) if deviation else pixel_values
 
 
 def account_step(

@@ -43,7 +43,7 @@ from pipeline.models.lora import (
     save_adapter,
 )
 from pipeline.run import ADAPTER_DIR, Run, backbone_dirs
-from pipeline.tasks.build import Build, account_step, checkpoint_blocks, count_classes, decodable, write_probs
+from pipeline.tasks.build import Build, account_step, checkpoint_blocks, count_classes, decodable, labelled_split, with_noise, write_probs
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Memory
@@ -60,6 +60,7 @@ class ImageClassifier:
 
     @classmethod
     def of(cls, model: nn.Module, backbone: Backbone) -> ImageClassifier:
+        """`model`, the backbone's own or an adapter around it, with the rule of `backbone`; at another image size positions are interpolated."""
         other_size = native_image_size(backbone.model) != backbone.preprocessing.height
         extra = {"interpolate_pos_encoding": True} if other_size and takes_interpolation(backbone.model) else {}
         return cls(model, backbone.preprocessing, extra)
@@ -139,9 +140,7 @@ class ClassificationTask:
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean cross-entropy over the batch (scalar), and the logits (B, C)."""
-        pixel_values = self.classifier.rule.normalize(batch["pixels"])
-        if self.recipe.augmentation.noise:
-            pixel_values = pixel_values + self.recipe.augmentation.noise * torch.randn_like(pixel_values)
+        pixel_values = with_noise(self.classifier.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
         whole = self.compiled is not None and len(pixel_values) == self.compiled[0]
         logits = self.classifier.forward(self.compiled[1] if whole else self.model, pixel_values)
         return F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.recipe.optimizer.label_smoothing), logits
@@ -200,7 +199,7 @@ class ClassificationTask:
 
     def split_rows(self) -> list[SplitRow]:
         """Every row in its order: what a run is started with, and resumed with."""
-        return [(row.id, row.label, split) for split, rows in (("train", self.train_rows), ("val", self.val_rows)) for row in rows]
+        return labelled_split(self.train_rows, self.val_rows)
 
 
 def build(recipe: Recipe, competition: Competition, former: FormerRun | None = None) -> Build:
@@ -263,7 +262,11 @@ def rebuild(run: Run, class_names: Sequence[str]) -> ImageClassifier:
 
 
 def num_classes_of(run: Run) -> int:
-    """How many classes the weights of a run or release distinguish, read from the weights' own files."""
+    """How many classes the weights of a run or release distinguish, read from the weights' own files.
+
+    Raises:
+        UserError: the files are damaged, or the adapter holds no head.
+    """
     if run.adapter_dir is not None:
         return head_classes(run.adapter_dir)
     if run.class_names is not None:

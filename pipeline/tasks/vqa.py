@@ -28,7 +28,7 @@ from pipeline.models.fusion import Fused, FusionModel, fuse, load_fused, save_fu
 from pipeline.models.lean import keep_less
 from pipeline.models.lora import count_parameters
 from pipeline.run import Run, backbone_dirs, load_run
-from pipeline.tasks.build import Build, account_step, checkpoint_blocks, count_classes, decodable, write_probs
+from pipeline.tasks.build import Build, account_step, checkpoint_blocks, count_classes, decodable, labelled_split, with_noise, write_probs
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Memory
@@ -50,6 +50,7 @@ class Answerer:
 
     @property
     def model(self) -> FusionModel:
+        """Both encoders and the head."""
         return self.fused.model
 
     def describe(self) -> str:
@@ -119,9 +120,7 @@ class VqaTask:
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean cross-entropy over the batch (scalar), and the logits (B, K)."""
-        pixel_values = self.answerer.fused.rule.normalize(batch["pixels"])
-        if self.recipe.augmentation.noise:
-            pixel_values = pixel_values + self.recipe.augmentation.noise * torch.randn_like(pixel_values)
+        pixel_values = with_noise(self.answerer.fused.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
         logits = self.answerer.forward(self.model, batch, pixel_values)
         return F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.recipe.optimizer.label_smoothing), logits
 
@@ -178,7 +177,7 @@ class VqaTask:
 
     def split_rows(self) -> list[SplitRow]:
         """Every row in its order: what a run is started with, and resumed with."""
-        return [(row.id, row.label, split) for split, rows in (("train", self.train_rows), ("val", self.val_rows)) for row in rows]
+        return labelled_split(self.train_rows, self.val_rows)
 
     def examine(self, output: Path, compute: Compute) -> list[str]:
         """Validation accuracies that knowing less gives, as lines and as floors.json: what the run's own is to be read against."""

@@ -61,6 +61,7 @@ def settle(
     if not wanted or task.num_train < micro_batch_size:
         return False, None
     batch = compute.move(next(iter(task.train_batches(0, 0, micro_batch_size, micro_batch_size))))
+    print("  trying torch.compile, which takes a minute or two")
     plain = run_step(task, compute, batch)
     try:
         task.compile(micro_batch_size)

@@ -26,20 +26,28 @@ class Compute:
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 
     def autocast(self) -> Any:
+        """A context that computes in `half`; for float32 one that changes nothing."""
         return nullcontext() if self.half is None else torch.autocast(self.device.type, self.half)
 
     def move(self, batch: Batch) -> Batch:
+        """The batch on `device`; a copy from pinned memory is not waited for."""
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     def device_name(self) -> str:
+        """The card's own name on CUDA, else `CPU` or `MPS`."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
 
     def describe(self) -> str:
+        """Device and precision in words: `CPU, bf16`."""
         return f"{self.device_name()}, {self.precision}"
 
 
 def choose_compute(precision: str) -> Compute:
-    """The best device at hand, with `precision` (auto: bf16 where the hardware computes in it, else fp16 on CUDA and fp32 elsewhere)."""
+    """The best device at hand, with `precision` (auto: bf16 where the hardware computes in it, else fp16 on CUDA and fp32 elsewhere).
+
+    Raises:
+        UserError: fp16 is asked for and there is no CUDA device.
+    """
     kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(kind)
     if precision == "auto":

@@ -20,12 +20,8 @@ from pipeline.run import now
 
 START_FILE, ROWS_FILE, ROW_COLUMNS = "start.json", "rows.csv", ("id", "label", "split")
 SplitRow = tuple[str, str, str]  # id, label, "train" or "val"
-DECIDE_NOTHING = (
-    "activation_checkpointing",
-    "data.workers",
-    "checkpoint.every_minutes",
-    "checkpoint.keep_every",
-)  # any value gives the same weights
+# Any value of these gives the same weights.
+DECIDE_NOTHING = ("activation_checkpointing", "data.workers", "checkpoint.every_minutes", "checkpoint.keep_every")
 # A saved weight, optimizer moment or split means nothing under another value of these.
 FIXED = (
     *("task", "backbone", "text_backbone", "random_weights", "architecture", "text_architecture", "head_only", "image_size", "seed"),
