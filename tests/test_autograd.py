@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from pipeline.models.autograd import Adapter, BiasedAttention, Gelu, Linear, Norm, source_of
-from pipeline.models.lean import cache_frozen_bias, checkpoint_layers, hold_frozen, keep_less, make_lean
+from pipeline.models.lean import cache_frozen_bias, checkpoint_layers, exact_head, hold_frozen, keep_less, make_lean
 from pipeline.models.lora import attach
 
 FLAT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "image_size": 32, "patch_size": 8}
@@ -161,6 +161,23 @@ def test_without_autocast_nothing_changes(kind: str, lora: bool) -> None:
     lean = build(kind, lora, dropout=0.1)
     keep_less(lean)
     assert same_bits(step(lean, None), step(build(kind, lora, dropout=0.1), None))
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_the_head_is_computed_in_float32(lora: bool) -> None:
+    model = build("beit", lora)
+    exact_head(model, "classifier")
+    if not lora:
+        model.requires_grad_(False)  # as in prediction, where everything that autocast casts is held in half precision
+    make_lean(model, torch.bfloat16)
+    head = model.get_base_model().classifier.modules_to_save["default"] if lora else model.classifier
+    inputs = []
+    head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(pixel_values=PIXELS).logits
+    assert logits.dtype == head.weight.dtype == torch.float32
+    assert torch.equal(logits, F.linear(inputs[0].float(), head.weight, head.bias))
+    assert not torch.equal(logits, logits.bfloat16().float())
 
 
 def test_two_backward_passes_of_one_graph() -> None:

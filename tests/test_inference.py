@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import inference
 import train
@@ -48,6 +49,21 @@ def test_predictions_follow_sample_submission_and_are_right(trained: Path) -> No
 
 def test_batch_size_does_not_change_the_answer(trained: Path) -> None:
     assert predict(trained, "--batch-size", "1").equals(predict(trained, "--batch-size", "64"))
+
+
+def test_half_precision_keeps_the_head_exact(trained: Path) -> None:
+    """What stands between a label and its neighbour is not rounded to bfloat16, in training and prediction alike."""
+    from pipeline.models.lean import make_lean
+    from pipeline.run import load_run
+    from pipeline.tasks.classification import rebuild
+
+    model = rebuild(load_run(trained / "run"), ["blue", "green", "red"]).model
+    make_lean(model, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(pixel_values=torch.randn(2, 3, 32, 32)).logits
+    assert logits.dtype == torch.float32 and model.classifier.weight.dtype == torch.float32
+    assert torch.bfloat16 in {weight.dtype for weight in model.beit.parameters()}
+    assert list(predict(trained, "--precision", "bf16")["label"]) == list(predict(trained)["label"])
 
 
 def test_probability_columns_in_the_samples_own_order(trained: Path) -> None:

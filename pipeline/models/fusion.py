@@ -24,7 +24,7 @@ from pipeline.errors import UserError, raise_all
 from pipeline.files import replacing
 from pipeline.models.backbones import native_image_size, save_backbone, takes_interpolation, tensor_problems
 from pipeline.models.encoders import pooled, width_of
-from pipeline.models.lean import cache_frozen_bias
+from pipeline.models.lean import cache_frozen_bias, exact_head
 from pipeline.models.lora import PeftModel, attach, load_adapter, merge, plain_state_dict, save_adapter
 from pipeline.run import ADAPTER_DIR, HEAD_FILE
 
@@ -60,6 +60,7 @@ class FusionModel(nn.Module):
         super().__init__()
         self.text, self.image, self.head = text, image, head
         other_size = native_image_size(_base(image)) != picture_size
+        exact_head(self, "head")
         self.image_options = {"interpolate_pos_encoding": True} if other_size and takes_interpolation(_base(image)) else {}
 
     def forward(

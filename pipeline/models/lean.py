@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -41,7 +42,11 @@ def hold_frozen(model: nn.Module, dtype: torch.dtype) -> int:
     """
     held = 0
     for name, module in model.named_modules():
-        frozen = isinstance(module, HELD) and not any(weight.requires_grad for weight in module.parameters(recurse=False))
+        frozen = (
+            isinstance(module, HELD)
+            and not hasattr(module, "is_exact")
+            and not any(weight.requires_grad for weight in module.parameters(recurse=False))
+        )
         if frozen and ".modules_to_save." not in name:
             for weight in module.parameters(recurse=False):
                 weight.data = weight.data.to(dtype)
@@ -59,11 +64,22 @@ def keep_less(model: nn.Module) -> None:
             module.forward = MethodType(_adapted, module)
         elif type(module).__name__ == "GELUActivation" and module.act is nn.functional.gelu:
             module.forward = MethodType(_gelu, module)
-        elif type(module) is nn.Linear and module.weight.requires_grad:
+        elif type(module) is nn.Linear and module.weight.requires_grad and not hasattr(module, "is_exact"):
             module.forward = MethodType(_linear, module)
         elif type(module).__name__ == "BeitModel" and module.config._attn_implementation == "sdpa":
             AttentionInterface.register(TRAINED_BIAS, _attend)
             module.config._attn_implementation = TRAINED_BIAS
+
+
+def exact_head(model: nn.Module, head: str) -> None:
+    """Compute the linear layers of the submodule called `head` in float32, under autocast too.
+
+    bfloat16 knows no number between 8 and 8.0625: rounded logits would tie, and the order of the classes decide.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and f".{head}." in f".{name}.":  # also the copies that an adapter makes of a head
+            module.forward = MethodType(_exact, module)
+            module.is_exact = True
 
 
 def checkpoint_layers(model: nn.Module, on: bool = True) -> int:
@@ -97,7 +113,7 @@ def cache_frozen_bias(model: nn.Module) -> int:
 
 def _remember(module: nn.Module, forward: Callable[..., torch.Tensor], config: Any) -> Callable[..., torch.Tensor]:
     results: dict[Any, torch.Tensor] = {}
-    module.remembered_bias = None  # what `results` holds, where a compiled graph can read it
+    module.remembered_bias = None  # the result, where a compiled graph can read it
 
     def remembered(*args: Any, **kwargs: Any) -> torch.Tensor:
         if torch.compiler.is_compiling():  # for one size of input: see `pipeline.training.compilation`
@@ -109,7 +125,9 @@ def _remember(module: nn.Module, forward: Callable[..., torch.Tensor], config: A
         if key not in results:
             results.clear()
             with torch.no_grad(), torch.autocast(table.device.type, enabled=False):
-                results[key] = module.remembered_bias = _aligned(forward(*args, **kwargs), dtype)
+                results[key] = _aligned(forward(*args, **kwargs), dtype)
+            if not isinstance(table, FakeTensor):  # `training.memory` passes shapes through here
+                module.remembered_bias = results[key]
         return results[key]
 
     return remembered
@@ -145,6 +163,11 @@ def _gelu(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def _linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     dtype = _kept_dtype(x)
     return nn.Linear.forward(module, x) if dtype is None else Linear.apply(x, module.weight, module.bias, dtype, source_of(x))
+
+
+def _exact(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return nn.Linear.forward(module, x.float())
 
 
 def _adapted(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

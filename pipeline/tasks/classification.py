@@ -31,7 +31,7 @@ from pipeline.models.backbones import (
     save_backbone,
     takes_interpolation,
 )
-from pipeline.models.lean import cache_frozen_bias, make_lean
+from pipeline.models.lean import cache_frozen_bias, exact_head, make_lean
 from pipeline.models.lora import (
     PeftModel,
     attach,
@@ -233,6 +233,7 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     elif recipe.head_only:
         model.requires_grad_(False).get_submodule(head).requires_grad_(True)
         cache_frozen_bias(model)
+    exact_head(model, head)
     classifier = ImageClassifier.of(model, backbone)
     task = ClassificationTask(classifier, recipe, competition.class_names, [rows[i] for i in train], [rows[i] for i in val])
     kept = [] if task.cache is None else [task.cache.describe()]
@@ -248,16 +249,19 @@ def rebuild(run: Run, class_names: Sequence[str]) -> ImageClassifier:
     """
     backbone = rebuild_backbone(run.backbone_dir, len(class_names))
     cache_frozen_bias(backbone.model.requires_grad_(False))
+    head = head_name(backbone.model)
     if run.adapter_dir is None:
         if backbone.new_head:
             raise UserError(
                 f"{run.backbone_dir} has no trained head for {len(class_names)} classes, and {run.path} holds no adapter with one"
             )
+        exact_head(backbone.model, head)
         return ImageClassifier.of(backbone.model, backbone)
     adapted = load_adapter(backbone.model, run.adapter_dir)
     classifier = ImageClassifier.of(adapted, backbone)
     probe = torch.randn(1, 3, backbone.preprocessing.height, backbone.preprocessing.width, generator=torch.Generator().manual_seed(0))
     classifier.model = merge(adapted, lambda model: classifier.forward(model, probe)).eval()
+    exact_head(classifier.model, head)
     return classifier
 
 
