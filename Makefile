@@ -15,7 +15,7 @@ TESTS := .venv/.installed-tests
 BENCH := .venv/.installed-bench
 endif
 INSTALL = $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement
-PEERS := image_folder_documented image_folder_best trainer_documented trainer_best timm_loop pipeline_documented pipeline_best
+PEERS := image_folder_documented image_folder_best trainer_documented trainer_best trainer_compiled timm_loop pipeline_documented pipeline_best
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help

@@ -116,7 +116,7 @@ def test_what_is_public_says_what_it_gives_and_what_it_refuses(path: Path) -> No
     assert ast.get_docstring(tree), f"{path} does not say what is in it"
     for name, node in public(tree):
         text = ast.get_docstring(node) or ""
-        assert text or "property" in map(ast.unparse, node.decorator_list), f"{path}: {name} has no docstring"
+        assert text, f"{path}: {name} has no docstring"
         if isinstance(node, ast.FunctionDef) and node.name != "main" and raises_user_error(node):  # of a command's main everyone knows
             assert "UserError" in text.partition("Raises:")[2], f"{path}: {name} does not say when it raises UserError"
 

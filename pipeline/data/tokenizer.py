@@ -27,6 +27,7 @@ class QuestionTokenizer:
 
     @property
     def pad_id(self) -> int:
+        """The token that fills a batch up to its longest question; attention passes it over."""
         return self.tokenizer.pad_token_id
 
     def encode(self, questions: Sequence[str]) -> list[list[int]]:

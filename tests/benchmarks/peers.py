@@ -48,6 +48,12 @@ def trainer_best(work: Work) -> Callable[[], float]:
     return _trainer(work, bf16=work.precision == "bf16", fp16=work.precision == "fp16")
 
 
+@titled("training", "Trainer + PEFT, best, torch_compile")
+def trainer_compiled(work: Work) -> Callable[[], float]:
+    """The same with `torch_compile=True`. Compiling is not timed: it trains once before, and begins again from the first weights."""
+    return _trainer(work, torch_compile=True, bf16=work.precision == "bf16", fp16=work.precision == "fp16")
+
+
 @titled("training", "timm + plain AMP loop, LoRA on attn.proj")
 def timm_loop(work: Work) -> Callable[[], None]:
     """timm's BEiT with PEFT: a neighbour, not the same function, so its loss is not compared.
@@ -98,7 +104,7 @@ def _one_epoch(dataset: ImageFolder, work: Work) -> Callable[[], None]:
     return run
 
 
-def _trainer(work: Work, **precision: bool) -> Callable[[], float]:
+def _trainer(work: Work, **options: bool) -> Callable[[], float]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
@@ -126,7 +132,7 @@ def _trainer(work: Work, **precision: bool) -> Callable[[], float]:
         use_cpu=work.device.type == "cpu",
         remove_unused_columns=False,
         label_names=["labels"],
-        **precision,
+        **options,
     )
 
     class InOrder(Trainer):
@@ -139,6 +145,12 @@ def _trainer(work: Work, **precision: bool) -> Callable[[], float]:
             pass
 
     trainer = InOrder(model=model, args=arguments, train_dataset=rows)
+
+    if options.get("torch_compile"):
+        first = {name: weight.clone() for name, weight in model.state_dict().items()}
+        trainer.train()
+        model.load_state_dict(first)
+        trainer.optimizer = trainer.lr_scheduler = None
 
     def run() -> float:
         with folder:
