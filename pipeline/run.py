@@ -29,7 +29,7 @@ _FILES = (
     HEAD_FILE,
 )
 _FOLDERS = ("figures", "tensorboard", "state", "checkpoints")
-_PACKAGES = ("torch", "torchvision", "transformers", "peft", "timm", "accelerate", "safetensors", "numpy", "pillow")
+_PACKAGES = ("torch", "torchvision", "transformers", "peft", "timm", "accelerate", "safetensors", "numpy", "pillow", "simplejpeg")
 
 
 @dataclass(frozen=True)

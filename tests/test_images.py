@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import random
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -12,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.images import BadImage, bad_images_error, decode, find_bad
+from pipeline.data import images
+from pipeline.data.images import LEVELS, BadImage, bad_images_error, decode, find_bad, load_pixels, opened
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore:Image size:PIL.Image.DecompressionBombWarning")
 RED, GREEN, BLUE, WHITE = (220, 40, 30), (30, 170, 60), (40, 60, 210), (255, 255, 255)
@@ -257,3 +261,110 @@ def test_the_error_lists_twenty_and_says_how_to_go_on() -> None:
     assert text.startswith("23 training images cannot be decoded") and "--set data.skip_bad_images=true" in text
     assert f"  - {Path('train/19.jpg')}: empty file" in text and "20.jpg" not in text and text.endswith("... and 3 more")
     assert str(bad_images_error({Path("a.jpg"): "empty file"})).startswith("1 training image cannot")
+
+
+def jpegs() -> dict[str, bytes]:
+    """JPEGs of every kind that the two decoders could see differently."""
+    rng = np.random.default_rng(0)
+
+    def photo(width: int, height: int) -> Image.Image:
+        small = rng.integers(0, 255, (height // 5 + 1, width // 5 + 1, 3), dtype=np.uint8)
+        return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+    made = {}
+
+    def add(name: str, picture: Image.Image, format: str = "JPEG", **options: object) -> None:
+        buffer = io.BytesIO()
+        picture.save(buffer, format, **options)
+        made[name] = buffer.getvalue()
+
+    for size in ((1, 1), (7, 9), (15, 16), (16, 16), (17, 33), (101, 77), (300, 19), (40, 131)):
+        for subsampling in (0, 1, 2):
+            add(f"{size} {subsampling}", photo(*size), subsampling=subsampling)
+    base = photo(131, 97)
+    add("progressive", base, progressive=True)
+    add("restart markers", base, restart_marker_blocks=2)
+    add("optimized, best", base, quality=100, optimize=True)
+    add("worst", base, quality=3)
+    add("stored as RGB", base, keep_rgb=True)
+    add("grey", base.convert("L"))
+    add("cmyk", base.convert("CMYK"))
+    add("several pictures", base, "MPO", save_all=True, append_images=[photo(131, 97)])
+    for orientation in (0, 1, 3, 6, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        add(f"orientation {orientation}", base, exif=exif)
+    return made
+
+
+def outcome(path: Path, level: int) -> tuple[str, np.ndarray | None]:
+    try:
+        with opened(path) as image:
+            return "whole", load_pixels(image, level)
+    except BadImage:
+        return "bad", None
+
+
+def compare_roads(path: Path, level: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(images, "FAST_JPEG", False)
+    expected, pixels = outcome(path, level)
+    monkeypatch.setattr(images, "FAST_JPEG", True)
+    found, fast = outcome(path, level)
+    assert found == expected and (pixels is None or np.array_equal(fast, pixels))
+    return found
+
+
+needs_simplejpeg = pytest.mark.skipif(not images.FAST_JPEG, reason="simplejpeg is not installed")
+
+
+@needs_simplejpeg
+@pytest.mark.parametrize("level", range(LEVELS))
+def test_both_decoders_give_the_same_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int) -> None:
+    fast, decode_jpeg = [], images.simplejpeg.decode_jpeg
+    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", lambda *args, **options: fast.append(args) or decode_jpeg(*args, **options))
+    for name, content in jpegs().items():
+        (tmp_path / "a.jpg").write_bytes(content)
+        before = len(fast)
+        assert compare_roads(tmp_path / "a.jpg", level, monkeypatch) == "whole"
+        if name in ("grey", "cmyk", "orientation 3", "orientation 6"):
+            assert len(fast) == before, name
+        if name in ("progressive", "orientation 1", "several pictures") and level < 3:
+            assert len(fast) == before + 1, name
+
+
+@needs_simplejpeg
+def test_both_decoders_find_the_same_files_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, path, found = random.Random(1), tmp_path / "a.jpg", []
+    for content in jpegs().values():
+        for _ in range(8):
+            data = bytearray(content)
+            if rng.random() < 0.4:
+                del data[rng.randrange(len(data)) :]
+            elif rng.random() < 0.3:  # its end, and what came after it
+                data = data[: -rng.randrange(1, 4)] + bytes(rng.randrange(3))
+            for _ in range(rng.choice([0, 1, 5])):
+                data[rng.randrange(min(len(data), rng.choice([600, len(data)])))] = rng.randrange(256)
+            path.write_bytes(data)
+            found.append(compare_roads(path, rng.randrange(LEVELS), monkeypatch))
+    assert min(found.count("bad"), found.count("whole")) > 50
+
+
+def test_decoding_small_and_whole_pictures_keeps_what_the_file_says_of_its_colours(tmp_path: Path) -> None:
+    halves(size=(64, 64)).save(tmp_path / "a.jpg", icc_profile=b"a profile")
+    assert decode(tmp_path / "a.jpg").info["icc_profile"] == decode(tmp_path / "a.jpg", smallest=20).info["icc_profile"] == b"a profile"
+
+
+def test_it_works_without_simplejpeg(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 64, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
+    code = """
+import sys, zlib
+sys.modules["simplejpeg"] = None
+from pathlib import Path
+from pipeline.data import images
+print(images.FAST_JPEG, images.DECODERS, zlib.crc32(images.decode(Path(sys.argv[1]), int(sys.argv[2])).tobytes()))
+"""
+    for smallest in (0, 30):
+        command = [sys.executable, "-c", code, str(tmp_path / "a.jpg"), str(smallest)]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout.split()
+        assert printed[:2] == ["False", "Pillow"] and "simplejpeg" not in printed
+        assert int(printed[-1]) == zlib.crc32(decode(tmp_path / "a.jpg", smallest).tobytes())
