@@ -14,8 +14,10 @@ from test_crops import RULE, photo
 import train
 from pipeline.config import Augmentation
 from pipeline.data import cache as cache_module
-from pipeline.data.cache import HEADER, SUFFIX, PictureCache, open_cache
+from pipeline.data.cache import FACTS, HEADER_BYTES, MAGIC, SUFFIX, PictureCache, open_cache
 from pipeline.data.dataset import ImageDataset, make_loader
+from pipeline.data.images import check, find_bad
+from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 
 
@@ -30,8 +32,8 @@ def paths(tmp_path: Path) -> list[Path]:
 
 def opened(tmp_path: Path, paths: list[Path], limit: int = 10**9, config: Augmentation | None = None) -> ImageDataset:
     """A dataset with a cache of its own session: what an earlier one has checked is not known."""
-    cache = PictureCache(tmp_path / "cache", limit, [str(path) for path in paths])
-    return ImageDataset(paths, None, RULE, config or Augmentation(), seed=1, cache=cache)
+    config = config or Augmentation()
+    return ImageDataset(paths, None, RULE, config, seed=1, cache=PictureCache(tmp_path / "cache", limit, paths, config, RULE))
 
 
 def rows(dataset: ImageDataset, epoch: int = 0, workers: int = 0) -> torch.Tensor:
@@ -54,10 +56,86 @@ def test_cold_warm_full_and_shared_by_workers_give_the_same_pixels(tmp_path: Pat
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
-def test_warm_rows_are_not_decoded(tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    rows(opened(tmp_path, paths))
-    monkeypatch.setattr("pipeline.data.dataset.load", lambda *_: pytest.fail("decoded again"))
-    rows(opened(tmp_path, paths), epoch=3)
+def test_the_file_of_a_kept_picture_is_not_opened_again(tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [rows(opened(tmp_path, paths), epoch) for epoch in (0, 3)]
+    monkeypatch.setattr("pipeline.data.cache.opened", lambda *_: pytest.fail("opened again"))
+    assert all(torch.equal(rows(opened(tmp_path, paths), epoch), pixels) for epoch, pixels in zip((0, 3), expected, strict=True))
+
+
+def test_a_crop_reads_its_own_rows(tmp_path: Path, paths: list[Path]) -> None:
+    cache = opened(tmp_path, paths).cache
+    whole = cache.picture(paths[0]).rows(0, 240)
+    kept = cache.picture(paths[0])
+    assert kept.size == (320, 240) and kept.shape == (240, 320)
+    assert (kept.rows(31, 77) == whole[31:77]).all()
+
+
+def test_what_the_check_decodes_is_kept_for_the_first_epoch(tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One decoding for both, on several threads; none in the next run; and the pixels are those of a run that found nothing kept."""
+    expected = rows(opened(tmp_path / "elsewhere", paths))
+    loaded, load_pixels = [], cache_module.load_pixels
+    monkeypatch.setattr(cache_module, "load_pixels", lambda image, level: loaded.append(image.filename) or load_pixels(image, level))
+    monkeypatch.setattr(cache_module, "load", lambda *_, **__: pytest.fail("decoded, and not kept"))
+    for run in range(2):
+        dataset = opened(tmp_path, paths)
+        assert find_bad(paths, dataset.cache.check, show_progress=False) == {}
+        assert torch.equal(rows(dataset), expected) and len(loaded) == 4, run
+    assert dataset.cache.used.value == sum(path.stat().st_size for path in files(tmp_path))
+
+
+def test_the_check_keeps_the_pictures_of_the_run_alone_and_what_there_is_room_for(tmp_path: Path, paths: list[Path]) -> None:
+    cache = opened(tmp_path, paths[1:], limit=3 * (90 * 100 + 40 * 40) + 100).cache  # not for b.jpg
+    assert find_bad(paths, cache.check, show_progress=False) == {}
+    assert sorted(path.stat().st_size for path in files(tmp_path)) == [HEADER_BYTES + 3 * 40 * 40, HEADER_BYTES + 3 * 90 * 100]
+
+
+@pytest.mark.parametrize("room", [0, 10**9])
+def test_the_check_finds_the_same_files_bad_with_a_cache(tmp_path: Path, paths: list[Path], room: int) -> None:
+    for number, path in enumerate(paths):
+        data = path.read_bytes()
+        (tmp_path / f"cut{number}{path.suffix}").write_bytes(data[: len(data) * 2 // 3])
+    (tmp_path / "text.jpg").write_text("not a picture")
+    every = [*paths, *sorted(tmp_path.glob("cut*")), tmp_path / "text.jpg", tmp_path / "gone.jpg"]
+    cache = PictureCache(tmp_path / "cache", room, every, Augmentation(), RULE)
+    bad = find_bad(every, cache.check, show_progress=False)
+    assert list(bad) == list(range(4, 10)) and bad == find_bad(every, check, show_progress=False)
+
+
+def test_a_picture_kept_for_other_crops_is_another_one(tmp_path: Path) -> None:
+    """Two recipes share the folder: each finds its own level, and the pixels it would have without the other."""
+    path = tmp_path / "a.jpg"
+    photo((900, 700)).save(path)
+    small = Preprocessing(32, 32, resample=2)
+
+    def dataset(folder: str, rule: Preprocessing) -> ImageDataset:
+        return ImageDataset([path], None, rule, Augmentation(), cache=PictureCache(tmp_path / folder, 10**9, [path], Augmentation(), rule))
+
+    alone = [rows(dataset(name, rule)) for name, rule in (("one", RULE), ("other", small))]
+    for _ in range(2):
+        assert all(torch.equal(rows(dataset("cache", rule)), pixels) for rule, pixels in zip((RULE, small), alone, strict=True))
+    assert [path.name.split(".")[1] for path in files(tmp_path)] == ["1", "2"]
+
+
+def test_damage_anywhere_in_a_header_is_noticed(tmp_path: Path, paths: list[Path]) -> None:
+    """The size it names decides where crops are drawn."""
+    expected = rows(opened(tmp_path, paths[:1]))
+    (kept,) = files(tmp_path)
+    whole = kept.read_bytes()
+    assert whole.startswith(MAGIC) and len(whole) == FACTS.size + 4 + 3 * 320 * 240
+    for place in range(HEADER_BYTES):
+        kept.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert torch.equal(rows(opened(tmp_path, paths[:1])), expected), place
+        assert kept.read_bytes() == whole
+
+
+def test_files_that_no_version_asks_for_go_when_room_is_needed(tmp_path: Path, paths: list[Path]) -> None:
+    (tmp_path / "cache").mkdir()
+    former = tmp_path / "cache" / f"{'0' * 32}.0{SUFFIX}"
+    former.write_bytes(b"pixels 1" + bytes(100_000))
+    opened(tmp_path, paths, limit=10**6)
+    assert former.exists()
+    opened(tmp_path, paths, limit=10**5)
+    assert not former.exists()
 
 
 def test_a_changed_picture_is_never_served_stale(tmp_path: Path, paths: list[Path]) -> None:
@@ -75,12 +153,12 @@ def test_a_changed_picture_is_never_served_stale(tmp_path: Path, paths: list[Pat
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "zeros", "longer", "gone", "folder gone"])
-def test_a_damaged_cache_is_rebuilt(tmp_path: Path, paths: list[Path], damage: str) -> None:
+def test_a_damaged_cache_is_rebuilt(tmp_path: Path, paths: list[Path], damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = rows(opened(tmp_path, paths))
     for path in files(tmp_path):
         data = bytearray(path.read_bytes())
         if damage == "flip":
-            data[HEADER.size + len(data) // 2] ^= 1
+            data[HEADER_BYTES + len(data) // 2] ^= 1
         path.write_bytes(
             {"cut": data[:-7], "empty": b"", "zeros": bytes(len(data)), "longer": data + b"x"}.get(damage, bytes(data))  # type: ignore[arg-type]
         )
@@ -93,12 +171,12 @@ def test_a_damaged_cache_is_rebuilt(tmp_path: Path, paths: list[Path], damage: s
         return
     assert torch.equal(rows(opened(tmp_path, paths)), expected)
     assert len(files(tmp_path)) == 4
-    fresh = opened(tmp_path, paths)
-    assert all(fresh.cache.get(row, 0) is not None or fresh.cache.get(row, 1) is not None for row in range(4))
+    monkeypatch.setattr("pipeline.data.cache.opened", lambda *_: pytest.fail("opened again"))
+    assert torch.equal(rows(opened(tmp_path, paths)), expected)
 
 
 def test_it_stays_within_its_bound(tmp_path: Path, paths: list[Path]) -> None:
-    limit = HEADER.size * 2 + 3 * (90 * 100 + 40 * 40)
+    limit = HEADER_BYTES * 2 + 3 * (90 * 100 + 40 * 40)
     dataset = opened(tmp_path, paths, limit)
     for epoch in range(3):
         rows(dataset, epoch, workers=2)
@@ -157,8 +235,8 @@ def test_an_unusable_folder_is_one_message(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"data.cache_gb=2.*cannot be used .* set XDG_CACHE_HOME, or cache_gb to 0"):
-        open_cache(2, [])
-    assert open_cache(0, []) is None
+        open_cache(2, [], Augmentation(), RULE)
+    assert open_cache(0, [], Augmentation(), RULE) is None
 
 
 def test_a_run_computes_the_same_with_a_cold_and_a_warm_cache(
@@ -167,10 +245,13 @@ def test_a_run_computes_the_same_with_a_cold_and_a_warm_cache(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     flags = ["--data", str(competition), "--backbone", str(tiny_backbone), "--epochs", "2", "--batch-size", "8"]
     flags += ["--accumulation-steps", "1", "--set", "data.cache_gb=0.1", "--set", "data.val_fraction=0.25"]
+    decoded, load_pixels = [], cache_module.load_pixels
+    monkeypatch.setattr(cache_module, "load_pixels", lambda image, level: decoded.append(level) or load_pixels(image, level))
     assert train.main([*flags, "--output", str(tmp_path / "dry"), "--dry-run"]) == 0
     assert not (tmp_path / "home" / "kaggle-image-pipeline").exists()
     for name in ("cold", "warm"):
         assert train.main([*flags, "--output", str(tmp_path / name)]) == 0
+        assert len(decoded) == 18  # by the check of the first run: the training pictures, each once
     printed = capsys.readouterr().out
     assert f"decoded pictures are kept in {tmp_path / 'home'}" in printed and "the first batch was there after" in printed
     assert len(list((tmp_path / "home").rglob(f"*{SUFFIX}"))) == 18

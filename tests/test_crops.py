@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from torchvision.transforms import v2
+from torch.nn import functional as F
+from torchvision.transforms import RandomResizedCrop, v2
 
 from pipeline.config import Augmentation
+from pipeline.data import images
 from pipeline.data.cache import PictureCache
-from pipeline.data.crops import Crop, RandomCrop
-from pipeline.data.dataset import ImageDataset
+from pipeline.data.crops import Crop, RandomCrop, decoded
+from pipeline.data.dataset import ImageDataset, _drawing
 from pipeline.data.transforms import Preprocessing, augmenter, to_tensor
 
 RULE = Preprocessing(64, 64, resample=Image.Resampling.BILINEAR)
@@ -35,26 +37,83 @@ def photo(size: tuple[int, int], seed: int = 0) -> Image.Image:
 def reference(dataset: ImageDataset, epoch: int, row: int) -> torch.Tensor:
     """What torchvision's transforms make of the fully decoded picture, drawn from the row's own seed."""
     picture = Image.open(dataset.paths[row])
-    with dataset._drawing(epoch, row):
+    with _drawing(dataset._seed(epoch, row)):
         return to_tensor(dataset.augment(ImageOps.exif_transpose(picture).convert("RGB")))
+
+
+def by_pillow(dataset: ImageDataset, epoch: int, row: int) -> torch.Tensor:
+    """The same pixels and crops from Pillow's decoder and torchvision's draws alone, as this project made them before it had others."""
+    rule, config = dataset.rule, dataset.crop.config
+    with Image.open(dataset.paths[row]) as image:
+        sideways = image.getexif().get(ORIENTATION, 1) >= 5
+        size = image.size[::-1] if sideways else image.size
+        torch.manual_seed(dataset._seed(epoch, row))
+        shape = torch.empty((3, size[1], size[0]), device="meta")
+        top, left, high, wide = RandomResizedCrop.get_params(shape, list(config.crop_scale), list(config.crop_ratio))
+        mirrored = config.horizontal_flip and bool(torch.rand(1) < 0.5)
+        if image.format in ("JPEG", "MPO"):
+            sides = (wide, high) if dataset.cache is None else [(config.crop_scale[0] * size[0] * size[1]) ** 0.5] * 2
+            least = max(rule.width, rule.height) if dataset.cache is not None else None
+            spare = min(sides[0] / (least or rule.width), sides[1] / (least or rule.height))
+            halvings = 3 if spare >= 8 else 2 if spare >= 4 else 1 if spare >= 2 else 0
+            if halvings:
+                image.draft("RGB", (min(image.size) >> halvings,) * 2)
+        image.load()
+        picture = ImageOps.exif_transpose(image).convert("RGB")
+    left, right = (round(edge * picture.width / size[0]) for edge in (left, left + wide))
+    top, bottom = (round(edge * picture.height / size[1]) for edge in (top, top + high))
+    patch = picture.crop((left, top, right, bottom))
+    if max(size) > max(rule.width, rule.height):
+        pixels = F.interpolate(to_tensor(patch)[None], (rule.height, rule.width), mode="bilinear", antialias=True)[0]
+    else:
+        pixels = to_tensor(patch.resize((rule.width, rule.height), rule.resample))
+    return pixels.flip(-1) if mirrored else pixels
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("cached", [True, False])
+def test_every_pixel_and_every_crop_is_what_pillow_and_torchvision_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, cached: bool
+) -> None:
+    """Whichever decoder is there, decoded now or kept, and whatever crop: bit for bit."""
+    if fast and not images.FAST_JPEG:
+        pytest.skip("simplejpeg is not installed")
+    monkeypatch.setattr(images, "FAST_JPEG", fast)
+    sideways = Image.Exif()
+    sideways[ORIENTATION] = 6
+    paths = [tmp_path / name for name in ("a.jpg", "progressive.jpg", "grey.jpg", "cmyk.jpg", "sideways.jpg", "small.jpg", "a.png")]
+    big = photo((611, 400), 1)
+    big.save(paths[0], quality=90)
+    big.save(paths[1], progressive=True, subsampling=0)
+    big.convert("L").save(paths[2])
+    big.convert("CMYK").save(paths[3])
+    big.save(paths[4], exif=sideways)
+    photo((61, 40), 2).save(paths[5])
+    big.save(paths[6])
+    for config in (Augmentation(), Augmentation(crop_scale=(0.3, 0.5), crop_ratio=(0.3, 4), horizontal_flip=False)):
+        cache = PictureCache(tmp_path / "cache", 10**9, paths, config, RULE) if cached else None
+        dataset = ImageDataset(paths, None, RULE, config, seed=3, cache=cache)
+        for epoch in range(4):
+            for row in range(len(paths)):
+                assert torch.equal(dataset[epoch, row]["pixels"], by_pillow(dataset, epoch, row)), (paths[row].name, epoch)
 
 
 def test_the_draws_are_torchvisions() -> None:
     """Not only the same distribution: the same numbers, which torchvision v2 would have drawn for the picture itself."""
-    config = Augmentation(crop_scale=(0.1, 0.9), crop_ratio=(0.5, 3.0))
-    theirs, ours = v2.RandomResizedCrop(64, config.crop_scale, config.crop_ratio), RandomCrop(config, RULE)
     mirrored = 0
-    for seed, size in [(seed, size) for size in ((1000, 750), (300, 900), (50, 2000), (7, 5)) for seed in range(100)]:
-        torch.manual_seed(seed)
-        expected = theirs.make_params([torch.empty(3, size[1], size[0], device="meta")])
-        flip = bool(torch.rand(1) < 0.5)
-        torch.manual_seed(seed)
-        found = ours.draw(size)
-        assert (found.left, found.top, found.width, found.height) == tuple(expected[key] for key in ("left", "top", "width", "height"))
-        assert found.mirrored is flip
-        mirrored += flip
-    assert 140 < mirrored < 260
-    assert not RandomCrop(Augmentation(horizontal_flip=False), RULE).draw((9, 9)).mirrored
+    sizes = ((1000, 750), (300, 900), (50, 2000), (7, 5), (1, 1), (1, 300), (4000, 3000))
+    for config in (Augmentation(crop_scale=(0.1, 0.9), crop_ratio=(0.5, 3.0)), Augmentation(), Augmentation(crop_ratio=(2.0, 2.5))):
+        theirs, ours = v2.RandomResizedCrop(64, config.crop_scale, config.crop_ratio), RandomCrop(config, RULE)
+        for seed, size in [(seed, size) for size in sizes for seed in range(100)]:
+            torch.manual_seed(seed)
+            expected = theirs.make_params([torch.empty(3, size[1], size[0], device="meta")])
+            flip = bool(torch.rand(1) < 0.5)
+            found = ours.draw(size, torch.Generator().manual_seed(seed))
+            assert (found.left, found.top, found.width, found.height) == tuple(expected[key] for key in ("left", "top", "width", "height"))
+            assert found.mirrored is flip
+            mirrored += flip
+    assert 850 < mirrored < 1250
+    assert not RandomCrop(Augmentation(horizontal_flip=False), RULE).draw((9, 9), torch.Generator().manual_seed(0)).mirrored
 
 
 @pytest.mark.parametrize(
@@ -90,14 +149,13 @@ def test_crops_of_reduced_photos_are_close_to_those_of_the_full_decode(tmp_path:
     exif[ORIENTATION] = orientation
     photo((803, 601)).save(tmp_path / "a.jpg", quality=92, exif=exif)
     paths = [tmp_path / "a.jpg"] * 24
-    cache = PictureCache(tmp_path / "cache", 10**9, [str(path) for path in paths]) if cached else None
+    cache = PictureCache(tmp_path / "cache", 10**9, paths, Augmentation(), RULE) if cached else None
     dataset = ImageDataset(paths, None, RULE, Augmentation(), cache=cache)
     found, moved, levels = [], [], set()
     with Image.open(paths[0]) as image:
         full = ImageOps.exif_transpose(image)
     for row in range(len(paths)):
-        with dataset._drawing(0, row):
-            crop = dataset.crop.draw(full.size)
+        crop = dataset.crop.draw(full.size, torch.Generator().manual_seed(dataset._seed(0, row)))
         levels.add(dataset.crop.level(crop))
         expected = reference(dataset, 0, row).int()
         found.append((dataset[0, row]["pixels"].int() - expected).abs().float().mean().item())
@@ -132,9 +190,9 @@ def test_every_filter_can_cut(resample: int) -> None:
     picture, crop = photo((60, 40)), Crop(3, 4, 50, 30, mirrored=True)
     plain = Crop(3, 4, 50, 30, mirrored=False)
     expected = to_tensor(picture.crop((3, 4, 53, 34)).resize((20, 16), resample))
-    assert (crops.cut(picture, picture.size, plain).int() - expected.int()).abs().max() <= 1
-    assert torch.equal(crops.cut(picture, picture.size, crop), crops.cut(picture, picture.size, plain).flip(-1))
-    assert torch.equal(crops.cut(np.array(picture), picture.size, crop), crops.cut(picture, picture.size, crop))
+    whole = decoded(np.array(picture))
+    assert (crops.cut(whole, plain).int() - expected.int()).abs().max() <= 1
+    assert torch.equal(crops.cut(whole, crop), crops.cut(whole, plain).flip(-1))
 
 
 def test_without_the_crop_the_general_road_is_taken(tmp_path: Path) -> None:

@@ -1,117 +1,183 @@
-"""Decoded training pictures on disk, so that only the first epoch pays for decoding.
+"""Decoded training pictures on disk, so that they are decoded once.
 
 A memo and nothing more: what is read back is what decoding would have given, bit for bit, so a run computes the same with a full, an
-empty or a damaged cache. One file for each picture: a header, then rows of RGB bytes, mapped into memory, so a crop reads its own part
-alone. A file's name is a digest of what identifies the source file: a changed picture has another name, and its old one is never asked for.
-Files appear whole or not at all, and any may be deleted at any time.
+empty or a damaged cache. One file for each picture: a header, then rows of RGB bytes, of which a crop reads its own alone; the picture's
+own file is not opened again. A file's name is a digest of what identifies that one: a changed picture has another name, and its old one
+is never asked for. Files appear whole or not at all, and any may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import struct
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from io import FileIO
 from multiprocessing import Value
 from pathlib import Path
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image
 
+from pipeline.config import Augmentation
+from pipeline.data.crops import Picture, decoded, random_crop
+from pipeline.data.images import DECODERS, LEVELS, REDUCIBLE, BadImage, load, load_pixels, opened, seen_size
+from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import human_size
 
-HEADER = struct.Struct("<8sIIIxxxx")  # magic, width, height, CRC-32 of the pixels
-MAGIC, SUFFIX, PART = b"pixels 1", ".rgb", ".part"
+FACTS = struct.Struct("<8s5I")  # magic; width and height of the pixels, and of the whole picture as seen; 1 if its format is REDUCIBLE
+CRC = struct.Struct("<I")  # CRC-32 of the facts and the pixels
+HEADER_BYTES = FACTS.size + CRC.size
+MAGIC, SUFFIX, PART = b"pixels 2", ".rgb", ".part"
 PART_SECONDS = 86_400  # an unfinished file of that age was left by a killed run
 
 
 class PictureCache:
-    """At most `limit_bytes` of decoded pictures in `folder`; `paths` are the files of the rows that this run will ask for.
+    """At most `limit_bytes` of decoded pictures in `folder`, each at the lowest level (see `images`) that serves every crop of `augmentation`.
 
-    Loader processes share it: the bytes used are counted together, and a file is checked against its CRC once a run.
+    `paths` are the pictures that this run will ask for in every epoch. Loader processes share the cache: the bytes used are counted
+    together, and a file is checked against its CRC once a run.
     """
 
-    def __init__(self, folder: Path, limit_bytes: int, paths: Sequence[str]) -> None:
-        self.folder, self.limit_bytes, self.paths = Path(folder), limit_bytes, [os.path.abspath(path) for path in paths]
+    def __init__(self, folder: Path, limit_bytes: int, paths: Sequence[Path], augmentation: Augmentation, rule: Preprocessing) -> None:
+        self.folder, self.limit_bytes = Path(folder), limit_bytes
+        self.paths = {path: number for number, path in enumerate(dict.fromkeys(map(os.path.abspath, paths)))}
+        self.crop = random_crop(augmentation, rule)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.used = Value("q", self._make_room())
-        self.checked = torch.zeros(len(paths), dtype=torch.int64).share_memory_()
+        self.checked = torch.zeros(len(self.paths), dtype=torch.int64).share_memory_()  # which file of a path is known to be whole
 
     def describe(self) -> str:
         """One line for a person: where, how much, and how to do without."""
         return f"decoded pictures are kept in {self.folder}, {human_size(self.limit_bytes)} at most (--set data.cache_gb=0: none are)"
 
-    def get(self, row: int, level: int) -> np.ndarray | None:
-        """(H, W, 3) uint8 of the row's picture at `level` (see `crops`); None when it is not here, or was damaged (and is now gone)."""
-        key = self._key(row)
-        path = self._path(key, level)
-        try:
-            with open(path, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            magic, width, height, crc = HEADER.unpack_from(mapped)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, struct.error):  # ValueError: an empty file
-            return self._drop(path)
-        if magic != MAGIC or len(mapped) != HEADER.size + 3 * width * height:
-            return self._drop(path)
-        pixels = np.frombuffer(mapped, dtype=np.uint8, offset=HEADER.size)
-        mark = int(key[:15], 16)  # of this very file: a row whose picture has changed is checked again
-        if self.checked[row] != mark:
-            if zlib.crc32(pixels) != crc:
-                return self._drop(path)
-            os.utime(path)  # the least recently used go first
-            self.checked[row] = mark
-        return pixels.reshape(height, width, 3)
+    def picture(self, path: str | Path) -> Picture:
+        """The picture in `path`: as it is kept, or decoded, and kept from now on if there is room.
 
-    def put(self, row: int, level: int, picture: Image.Image) -> None:
-        """Keep the row's `picture` if there is room."""
-        width, height = picture.size
-        num_bytes = HEADER.size + 3 * width * height
+        Raises:
+            BadImage: it is not kept and cannot be decoded.
+        """
+        if kept := self._open(path):
+            file, size, shape = kept
+            return Picture(size, shape, partial(_read_rows, file, shape[1]))
+        with opened(path) as image:
+            return self._decode(image, path)
+
+    def check(self, path: str | Path) -> None:
+        """Make sure that `path` can be decoded. A picture of this run is kept, if there is room, and then need not be decoded again.
+
+        Raises:
+            BadImage: it cannot be decoded.
+        """
+        own = os.path.abspath(path) in self.paths
+        if own and (kept := self._open(path)):
+            kept[0].close()
+            return
+        with opened(path) as image:
+            num_bytes = 3 * image.width * image.height // 4 ** self._level(seen_size(image), image.format in REDUCIBLE)
+            if own and self.used.value + num_bytes < self.limit_bytes:
+                self._decode(image, path)
+            else:
+                load(image, smallest=1)
+
+    def _level(self, size: tuple[int, int], reducible: bool) -> int:
+        return self.crop.level_for_any(size) if self.crop and reducible else 0
+
+    def _decode(self, image: Image.Image, path: str | Path) -> Picture:
+        size, reducible = seen_size(image), image.format in REDUCIBLE
+        level = self._level(size, reducible)
+        pixels = load_pixels(image, level)
+        picture = decoded(pixels, size if reducible else None)
+        if key := self._key(path):
+            facts = FACTS.pack(MAGIC, *pixels.shape[1::-1], *picture.size, reducible)
+            self._keep(path, key, level, facts, np.ascontiguousarray(pixels))
+        return picture
+
+    def _keep(self, path: str | Path, key: str, level: int, facts: bytes, pixels: np.ndarray) -> None:
+        num_bytes = HEADER_BYTES + pixels.nbytes
         with self.used.get_lock():
             if self.used.value + num_bytes > self.limit_bytes:
                 return
             self.used.value += num_bytes
-        key, pixels = self._key(row), picture.tobytes()
         temporary = None
         try:
             handle, temporary = tempfile.mkstemp(suffix=PART, dir=self.folder)
             with open(handle, "wb") as file:  # not flushed to disk: the CRC finds what a power cut leaves
-                file.write(HEADER.pack(MAGIC, width, height, zlib.crc32(pixels)))
+                file.write(facts + CRC.pack(zlib.crc32(pixels, zlib.crc32(facts))))
                 file.write(pixels)
             os.replace(temporary, self._path(key, level))
-            self.checked[row] = int(key[:15], 16)
+            self._know(path, key, level)
         except OSError:  # a full or read-only disk: the run goes on as if there were no cache
             self.limit_bytes = 0
             if temporary is not None:
                 Path(temporary).unlink(missing_ok=True)
 
-    def _key(self, row: int) -> str:
-        """What identifies the bytes of the row's file, and the decoder, as hex digits.
+    def _open(self, path: str | Path) -> tuple[FileIO, tuple[int, int], tuple[int, int]] | None:
+        """The file in which the picture is kept, its whole size and its shape here; None when there is none, or it is damaged (and now gone)."""
+        key = self._key(path)
+        for level in range(LEVELS if key else 0):
+            name = self._path(key, level)
+            try:
+                file = FileIO(name)
+            except OSError:
+                continue
+            if not (facts := self._verified(file, path, key, level)):
+                file.close()  # before it is removed: Windows
+                return self._drop(name)
+            width, height, *size, reducible = facts
+            if level == self._level((size[0], size[1]), bool(reducible)):
+                return file, (size[0], size[1]), (height, width)
+            file.close()  # it was kept for other crops
+        return None
 
-        Raises:
-            OSError: there is no such file.
-        """
-        path = self.paths[row]
-        found = os.stat(path)
-        identity = (path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, PIL.__version__)
+    def _verified(self, file: FileIO, path: str | Path, key: str, level: int) -> list[int] | None:
+        """What the header says; None when the file is damaged."""
+        try:
+            facts, crc = file.read(FACTS.size), file.read(CRC.size)
+            magic, width, height, *others = FACTS.unpack(facts)
+            if magic != MAGIC or os.fstat(file.fileno()).st_size != HEADER_BYTES + 3 * width * height:
+                return None
+            if not self._knows(path, key, level):
+                if CRC.pack(zlib.crc32(file.readall(), zlib.crc32(facts))) != crc:
+                    return None
+                os.utime(file.name)  # the least recently used go first
+                self._know(path, key, level)
+        except (OSError, struct.error):
+            return None
+        return [width, height, *others]
+
+    def _know(self, path: str | Path, key: str, level: int) -> None:
+        if (place := self.paths.get(os.path.abspath(path))) is not None:
+            self.checked[place] = _mark(key, level)
+
+    def _knows(self, path: str | Path, key: str, level: int) -> bool:
+        place = self.paths.get(os.path.abspath(path))
+        return place is not None and self.checked[place].item() == _mark(key, level)
+
+    def _key(self, path: str | Path) -> str | None:
+        """What identifies the bytes of the file `path`, and the decoders, as hex digits; None when there is no such file."""
+        path = os.path.abspath(path)
+        try:
+            found = os.stat(path)
+        except OSError:
+            return None
+        identity = (path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, DECODERS)
         return hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
 
-    def _path(self, key: str, level: int) -> Path:
-        return self.folder / f"{key}.{level}{SUFFIX}"
+    def _path(self, key: str, level: int) -> str:
+        return f"{self.folder}{os.sep}{key}.{level}{SUFFIX}"
 
-    def _drop(self, path: Path) -> None:
+    def _drop(self, name: str) -> None:
         with self.used.get_lock():
             try:
-                self.used.value -= path.stat().st_size
-                path.unlink()
+                self.used.value -= os.stat(name).st_size
+                os.unlink(name)
             except FileNotFoundError:  # another loader process was first
                 pass
 
@@ -126,7 +192,7 @@ class PictureCache:
         total = sum(size for _, size, _ in files)
         if total <= self.limit_bytes / 2:
             return total
-        own = set(self._existing_keys())
+        own = {self._key(path) for path in self.paths}
         foreign = [file for file in files if Path(file[2]).name.split(".")[0] not in own]
         for candidates, bound in ((foreign, self.limit_bytes / 2), (files, self.limit_bytes)):
             for _, size, path in candidates:
@@ -135,8 +201,18 @@ class PictureCache:
                     total -= size
         return total
 
-    def _existing_keys(self) -> Iterable[str]:
-        return (self._key(row) for row, path in enumerate(self.paths) if os.path.exists(path))
+
+def _mark(key: str, level: int) -> int:
+    return int(key[:14], 16) * LEVELS + level  # of this very file: where the picture has changed its new file is checked
+
+
+def _read_rows(file: FileIO, width: int, top: int, bottom: int) -> np.ndarray:
+    rows = np.empty((bottom - top, width, 3), dtype=np.uint8)
+    with file:
+        file.seek(HEADER_BYTES + 3 * width * top)
+        if file.readinto(rows) != rows.nbytes:  # it was whole when it was opened
+            raise BadImage("its kept pixels were cut while they were read")
+    return rows
 
 
 def cache_folder() -> Path:
@@ -144,8 +220,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaggle-image-pipeline" / "pictures"
 
 
-def open_cache(cache_gb: float, paths: Sequence[Path]) -> PictureCache | None:
-    """The cache for recipe key `data.cache_gb`; None when that is 0.
+def open_cache(cache_gb: float, paths: Sequence[Path], augmentation: Augmentation, rule: Preprocessing) -> PictureCache | None:
+    """The cache for recipe key `data.cache_gb`, see `PictureCache`; None when that is 0.
 
     Raises:
         UserError: the user's cache folder cannot be written to.
@@ -153,7 +229,7 @@ def open_cache(cache_gb: float, paths: Sequence[Path]) -> PictureCache | None:
     if not cache_gb:
         return None
     try:
-        return PictureCache(cache_folder(), int(cache_gb * 1e9), [str(path) for path in paths])
+        return PictureCache(cache_folder(), int(cache_gb * 1e9), paths, augmentation, rule)
     except OSError as error:
         raise UserError(
             f"data.cache_gb={cache_gb}: {cache_folder()} cannot be used ({error}); set XDG_CACHE_HOME, or cache_gb to 0"

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.config import Augmentation
 from pipeline.data.cache import PictureCache
-from pipeline.data.crops import RandomCrop
-from pipeline.data.images import REDUCIBLE, BadImage, decode, load, opened, seen_size
+from pipeline.data.crops import Picture, decoded, random_crop
+from pipeline.data.images import REDUCIBLE, BadImage, decode, load_pixels, opened, seen_size
 from pipeline.data.transforms import Preprocessing, augmenter, to_tensor
 
 Key = tuple[int, int]  # (epoch, row)
@@ -26,8 +26,8 @@ Key = tuple[int, int]  # (epoch, row)
 class ImageDataset(Dataset):
     """`dataset[epoch, row]` -> `pixels` (3, H, W) uint8, `label` int, `row` int, `bad` bool.
 
-    With `augmentation`, crops and flips are drawn from a generator seeded by (seed, epoch, row). With a `cache`, large JPEGs are decoded at
-    one level that serves every crop, and kept; the pixels are the same whether or not the cache has them.
+    With `augmentation`, crops and flips are drawn from a generator seeded by (seed, epoch, row). With a `cache` for it, large JPEGs are
+    decoded at one level that serves every crop, and kept; the pixels are the same whether or not the cache has them.
     An image that cannot be decoded comes as zeros with `bad` set, so that prediction can still fill its row.
     """
 
@@ -45,8 +45,7 @@ class ImageDataset(Dataset):
         self.rule = rule
         self.cache = cache
         self.augment = augmenter(augmentation, rule) if augmentation else None
-        only_crops = augmentation and augmentation.random_resized_crop and not augmentation.rotation_degrees
-        self.crop = RandomCrop(augmentation, rule) if only_crops else None
+        self.crop = random_crop(augmentation, rule)
         self.seed = seed
 
     def __len__(self) -> int:
@@ -62,49 +61,45 @@ class ImageDataset(Dataset):
         return {"pixels": pixels, "label": label, "row": row, "bad": False}
 
     def _pixels(self, epoch: int, row: int) -> torch.Tensor:
+        path = self.paths[row]
         if self.augment is None:
-            return to_tensor(self.rule.resize(decode(self.paths[row])))
+            return to_tensor(self.rule.resize(decode(path)))
         if self.crop is not None:
-            return self._cropped(epoch, row)
-        with opened(self.paths[row]) as image:
-            picture = self._decoded(image, row, level=0)
-        picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-        with self._drawing(epoch, row):
+            return self._cropped(path, torch.Generator().manual_seed(self._seed(epoch, row)))
+        picture = decode(path) if self.cache is None else _image(self.cache.picture(path))
+        with _drawing(self._seed(epoch, row)):
             return to_tensor(self.augment(picture))
 
-    def _cropped(self, epoch: int, row: int) -> torch.Tensor:
-        """The random crop of a row. A JPEG's is drawn first: it decides at which level the picture is decoded, unless that is to be kept."""
-        with opened(self.paths[row]) as image:
-            crop, size, level = None, None, 0
-            if image.format in REDUCIBLE:
-                size = seen_size(image)
-                with self._drawing(epoch, row):
-                    crop = self.crop.draw(size)
-                level = self.crop.level(crop) if self.cache is None else self.crop.level_for_any(size)
-            picture = self._decoded(image, row, level)
-        if crop is None:
-            size = picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
-            with self._drawing(epoch, row):
-                crop = self.crop.draw(size)
-        return self.crop.cut(picture, size, crop)
-
-    def _decoded(self, image: Image.Image, row: int, level: int) -> Image.Image | np.ndarray:
-        if self.cache is not None and (kept := self.cache.get(row, level)) is not None:
-            return kept
-        picture = load(image, min(image.size) >> level if level else None)
+    def _cropped(self, path: str, generator: torch.Generator) -> torch.Tensor:
+        """A random crop. A JPEG's is drawn first: it decides at which level the picture is decoded, unless that is to be kept."""
         if self.cache is not None:
-            self.cache.put(row, level, picture)
-        return picture
+            picture = self.cache.picture(path)
+            return self.crop.cut(picture, self.crop.draw(picture.size, generator))
+        with opened(path) as image:
+            if image.format not in REDUCIBLE:
+                picture = decoded(load_pixels(image))
+                return self.crop.cut(picture, self.crop.draw(picture.size, generator))
+            size = seen_size(image)
+            crop = self.crop.draw(size, generator)
+            return self.crop.cut(decoded(load_pixels(image, self.crop.level(crop)), size), crop)
 
-    @contextmanager
-    def _drawing(self, epoch: int, row: int) -> Iterator[None]:
-        # torchvision draws from the global generator: seed it for this picture, then give it back as it was.
-        before = torch.get_rng_state()
-        torch.default_generator.manual_seed(int(np.random.SeedSequence((self.seed, epoch, row)).generate_state(1, np.uint64)[0]) >> 1)
-        try:
-            yield
-        finally:
-            torch.set_rng_state(before)
+    def _seed(self, epoch: int, row: int) -> int:
+        return int(np.random.SeedSequence((self.seed, epoch, row)).generate_state(1, np.uint64)[0]) >> 1
+
+
+def _image(picture: Picture) -> Image.Image:
+    return Image.fromarray(picture.rows(0, picture.shape[0]))
+
+
+@contextmanager
+def _drawing(seed: int) -> Iterator[None]:
+    # torchvision draws from the global generator: seed it for this picture, then give it back as it was.
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:

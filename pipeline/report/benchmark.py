@@ -134,7 +134,7 @@ def _input_round(work: Work, peers: Sequence[Contender], folder: Path, paths: Se
     from pipeline.data.transforms import Preprocessing
 
     rule = Preprocessing(work.image_size, work.image_size, resample=2)
-    cache = PictureCache(folder / "cache", 10**10, [str(path) for path in paths])
+    cache = PictureCache(folder / "cache", 10**10, paths, Augmentation(), rule)
     datasets = {
         "ours, first epoch": ImageDataset(paths, None, rule, Augmentation()),
         "ours, kept pictures": ImageDataset(paths, None, rule, Augmentation(), cache=cache),

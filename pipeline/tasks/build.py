@@ -14,7 +14,8 @@ from torch import nn
 
 from pipeline.competition.layout import Row
 from pipeline.config import Recipe
-from pipeline.data.images import bad_images_error, find_bad
+from pipeline.data.cache import PictureCache
+from pipeline.data.images import bad_images_error, check, find_bad
 from pipeline.errors import UserError
 from pipeline.files import replacing
 from pipeline.models.lean import checkpoint_layers
@@ -67,14 +68,15 @@ def count_classes(labels: Iterable[str], class_names: Sequence[str]) -> dict[str
     return {name: counted[name] for name in class_names}
 
 
-def decodable(rows: Sequence[Row], skip: bool) -> tuple[list[Row], list[str]]:
-    """The rows whose pictures can be decoded, and a note on the others. A picture of several rows is decoded once.
+def decodable(rows: Sequence[Row], skip: bool, cache: PictureCache | None = None) -> tuple[list[Row], list[str]]:
+    """The rows whose pictures can be decoded, and a note on the others. A picture of several rows is decoded once, and kept in a `cache`.
 
     Raises:
         UserError: some cannot be, and `skip` is not set; the message lists them.
     """
     paths = list(dict.fromkeys(row.path for row in rows))
-    bad = {paths[position]: reason for position, reason in find_bad(paths).items()}
+    how = (check, "checking images") if cache is None else (cache.check, "decoding images to keep")
+    bad = {paths[position]: reason for position, reason in find_bad(paths, *how).items()}
     if not bad:
         return list(rows), []
     if not skip:

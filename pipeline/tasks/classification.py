@@ -16,7 +16,7 @@ from pipeline.competition.layout import Competition, Row
 from pipeline.competition.splits import kept_split, train_val_split
 from pipeline.competition.tables import guarded, write_table
 from pipeline.config import Recipe
-from pipeline.data.cache import open_cache
+from pipeline.data.cache import PictureCache, open_cache
 from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, resolve_workers
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
@@ -90,7 +90,15 @@ class ClassificationTask:
     rows_are = "images"
     one_shape = True
 
-    def __init__(self, classifier: ImageClassifier, recipe: Recipe, class_names: Sequence[str], train: list[Row], val: list[Row]) -> None:
+    def __init__(
+        self,
+        classifier: ImageClassifier,
+        recipe: Recipe,
+        class_names: Sequence[str],
+        train: list[Row],
+        val: list[Row],
+        cache: PictureCache | None = None,
+    ) -> None:
         index = {name: number for number, name in enumerate(class_names)}
         self.classifier, self.recipe, self.class_names = classifier, recipe, tuple(class_names)
         self.model = classifier.model
@@ -98,8 +106,7 @@ class ClassificationTask:
         self.val_labels = np.array([index[row.label] for row in val], dtype=np.int64)
         train_labels = [index[row.label] for row in train]
         paths = [row.path for row in train]
-        self.cache = open_cache(recipe.data.cache_gb, paths)
-        self.train_set = ImageDataset(paths, train_labels, classifier.rule, recipe.augmentation, recipe.seed, self.cache)
+        self.train_set = ImageDataset(paths, train_labels, classifier.rule, recipe.augmentation, recipe.seed, cache)
         self.val_set = ImageDataset([row.path for row in val], self.val_labels.tolist(), classifier.rule)
         self.num_train, self.num_val, self.num_classes = len(train), len(val), len(class_names)
         self.workers = resolve_workers(recipe.data.workers, paths)
@@ -210,19 +217,19 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     Raises:
         UserError: undecodable images (unless skipped), a backbone that cannot be loaded or has no such LoRA targets.
     """
-    rows, notes = decodable(competition.train, recipe.data.skip_bad_images)
-    if lost := {row.label for row in competition.train} - {row.label for row in rows}:
-        raise UserError(f"without the images that cannot be decoded these classes have none: {', '.join(sorted(lost))}")
-    if former is None:
-        train, val, how = train_val_split([row.label for row in rows], recipe.data.val_fraction, recipe.seed)
-    else:
-        train, val, how = kept_split([row.id for row in rows], former.rows)
     seed_everything(recipe.seed)
     own_weights = backbone_dirs(former.output)[0] if former is not None else []
     if own_weights:
         backbone = load_backbone(str(own_weights[0]), competition.class_names, recipe.image_size)
     else:
         backbone = load_backbone(recipe.backbone, competition.class_names, recipe.image_size, recipe.random_weights, recipe.architecture)
+    train, _, _ = _split(recipe, competition.train, former)  # as it will be, unless pictures are bad
+    paths = [competition.train[row].path for row in train]
+    cache = open_cache(recipe.data.cache_gb, paths, recipe.augmentation, backbone.preprocessing)
+    rows, notes = decodable(competition.train, recipe.data.skip_bad_images, cache)
+    if lost := {row.label for row in competition.train} - {row.label for row in rows}:
+        raise UserError(f"without the images that cannot be decoded these classes have none: {', '.join(sorted(lost))}")
+    train, val, how = _split(recipe, rows, former)
     head = head_name(backbone.model)
     model: nn.Module = backbone.model
     if recipe.lora.rank:
@@ -235,8 +242,8 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
         cache_frozen_bias(model)
     exact_head(model, head)
     classifier = ImageClassifier.of(model, backbone)
-    task = ClassificationTask(classifier, recipe, competition.class_names, [rows[i] for i in train], [rows[i] for i in val])
-    kept = [] if task.cache is None else [task.cache.describe()]
+    task = ClassificationTask(classifier, recipe, competition.class_names, [rows[i] for i in train], [rows[i] for i in val], cache)
+    kept = [] if cache is None else [cache.describe()]
     summary = f"input {classifier.describe()}; {'new head' if backbone.new_head else 'head of the checkpoint'}"
     return Build(task, count_parameters(model), head, summary, (*notes, how, *kept))
 
@@ -276,6 +283,12 @@ def num_classes_of(run: Run) -> int:
     if run.class_names is not None:
         return len(run.class_names)
     return len(read_json(run.backbone_dir / "config.json").get("id2label", {}))
+
+
+def _split(recipe: Recipe, rows: Sequence[Row], former: FormerRun | None) -> tuple[list[int], list[int], str]:
+    if former is not None:
+        return kept_split([row.id for row in rows], former.rows)
+    return train_val_split([row.label for row in rows], recipe.data.val_fraction, recipe.seed)
 
 
 def _in_order(dataset: ImageDataset, batch_size: int, workers: int) -> Iterable[Batch]:
