@@ -223,13 +223,14 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
         backbone = load_backbone(str(own_weights[0]), competition.class_names, recipe.image_size)
     else:
         backbone = load_backbone(recipe.backbone, competition.class_names, recipe.image_size, recipe.random_weights, recipe.architecture)
-    train, _, _ = _split(recipe, competition.train, former)  # as it will be, unless pictures are bad
-    paths = [competition.train[row].path for row in train]
-    cache = open_cache(recipe.data.cache_gb, paths, recipe.augmentation, backbone.preprocessing)
+    train, val, how = _split(recipe, competition.train, former)
+    cache = _cache(recipe, train, backbone.preprocessing)
     rows, notes = decodable(competition.train, recipe.data.skip_bad_images, cache)
     if lost := {row.label for row in competition.train} - {row.label for row in rows}:
         raise UserError(f"without the images that cannot be decoded these classes have none: {', '.join(sorted(lost))}")
-    train, val, how = _split(recipe, rows, former)
+    if len(rows) < len(competition.train):
+        train, val, how = _split(recipe, rows, former)
+        cache = _cache(recipe, train, backbone.preprocessing)
     head = head_name(backbone.model)
     model: nn.Module = backbone.model
     if recipe.lora.rank:
@@ -242,7 +243,7 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
         cache_frozen_bias(model)
     exact_head(model, head)
     classifier = ImageClassifier.of(model, backbone)
-    task = ClassificationTask(classifier, recipe, competition.class_names, [rows[i] for i in train], [rows[i] for i in val], cache)
+    task = ClassificationTask(classifier, recipe, competition.class_names, train, val, cache)
     kept = [] if cache is None else [cache.describe()]
     summary = f"input {classifier.describe()}; {'new head' if backbone.new_head else 'head of the checkpoint'}"
     return Build(task, count_parameters(model), head, summary, (*notes, how, *kept))
@@ -285,10 +286,17 @@ def num_classes_of(run: Run) -> int:
     return len(read_json(run.backbone_dir / "config.json").get("id2label", {}))
 
 
-def _split(recipe: Recipe, rows: Sequence[Row], former: FormerRun | None) -> tuple[list[int], list[int], str]:
-    if former is not None:
-        return kept_split([row.id for row in rows], former.rows)
-    return train_val_split([row.label for row in rows], recipe.data.val_fraction, recipe.seed)
+def _split(recipe: Recipe, rows: Sequence[Row], former: FormerRun | None) -> tuple[list[Row], list[Row], str]:
+    """The training rows, the validation rows, and how they were chosen."""
+    if former is None:
+        train, val, how = train_val_split([row.label for row in rows], recipe.data.val_fraction, recipe.seed)
+    else:
+        train, val, how = kept_split([row.id for row in rows], former.rows)
+    return [rows[number] for number in train], [rows[number] for number in val], how
+
+
+def _cache(recipe: Recipe, train: Sequence[Row], rule: Preprocessing) -> PictureCache | None:
+    return open_cache(recipe.data.cache_gb, [row.path for row in train], recipe.augmentation, rule)
 
 
 def _in_order(dataset: ImageDataset, batch_size: int, workers: int) -> Iterable[Batch]:
