@@ -12,13 +12,15 @@ from conftest import picture
 from test_crops import RULE, photo
 
 import train
-from pipeline.config import Augmentation
+from pipeline.competition.layout import read_layout
+from pipeline.config import Augmentation, load_recipe
 from pipeline.data import cache as cache_module
 from pipeline.data.cache import FACTS, HEADER_BYTES, MAGIC, SUFFIX, PictureCache, open_cache
 from pipeline.data.dataset import ImageDataset, make_loader
 from pipeline.data.images import check, find_bad
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
+from pipeline.tasks.classification import build
 
 
 @pytest.fixture
@@ -237,6 +239,18 @@ def test_an_unusable_folder_is_one_message(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match=r"data.cache_gb=2.*cannot be used .* set XDG_CACHE_HOME, or cache_gb to 0"):
         open_cache(2, [], Augmentation(), RULE)
     assert open_cache(0, [], Augmentation(), RULE) is None
+
+
+def test_a_run_that_leaves_bad_pictures_out_keeps_those_it_trains_on(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (competition / "train" / "red" / "bad.png").write_text("not a picture")
+    changes = {"backbone": str(tiny_backbone), "image_size": None, "data.val_fraction": 0.25, "data.cache_gb": 0.1}
+    recipe = load_recipe("beit-large-384-lora", changes | {"data.skip_bad_images": True})
+    built = build(recipe, read_layout(competition, need="train"))
+    assert built.task.num_train == 18 and any("skipped 1 images" in note for note in built.notes)
+    assert set(built.task.train_set.cache.paths) == {str(path.absolute()) for path in map(Path, built.task.train_set.paths)}
 
 
 def test_a_run_computes_the_same_with_a_cold_and_a_warm_cache(

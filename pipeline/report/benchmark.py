@@ -119,8 +119,12 @@ def measure_input(work: Work, peers: Sequence[Contender], rounds: int, images: i
         torch.set_num_threads(threads)
     medians = {name: [statistics.median(values) for values in by_side] for name, by_side in rates.items()}
     means = {name: math.exp(statistics.fmean(map(math.log, values))) for name, values in medians.items()}
-    first, later = (means.pop(name) for name in ("ours, first epoch", "ours, kept pictures"))
-    lines = [Line("input", "ours, first epoch", first), Line("input", "ours, later epochs (data.cache_gb)", later)]
+    first, filling, later = (means.pop(name) for name in ("ours, first epoch", "ours, check and first epoch", "ours, kept pictures"))
+    lines = [
+        Line("input", "ours, first epoch", first),
+        Line("input", "ours, check and first epoch (data.cache_gb)", filling),
+        Line("input", "ours, later epochs (data.cache_gb)", later),
+    ]
     for name, rate in means.items():
         lines += [Line("input", f"{name} (against our first epoch)", rate, first / rate)]
         lines += [Line("input", f"{name} (against our later epochs)", rate, later / rate)]
@@ -131,24 +135,28 @@ def _input_round(work: Work, peers: Sequence[Contender], folder: Path, paths: Se
     from pipeline.config import Augmentation
     from pipeline.data.cache import PictureCache
     from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader
+    from pipeline.data.images import find_bad
     from pipeline.data.transforms import Preprocessing
 
     rule = Preprocessing(work.image_size, work.image_size, resample=2)
-    cache = PictureCache(folder / "cache", 10**10, paths, Augmentation(), rule)
-    datasets = {
-        "ours, first epoch": ImageDataset(paths, None, rule, Augmentation()),
-        "ours, kept pictures": ImageDataset(paths, None, rule, Augmentation(), cache=cache),
-    }
+    cache = PictureCache(folder / f"cache {number}", 10**10, paths, Augmentation(), rule)
+    plain, kept = (ImageDataset(paths, None, rule, Augmentation(), cache=where) for where in (None, cache))
 
     def ours(dataset: ImageDataset, epoch: int) -> None:
         for batch in make_loader(dataset, cut(epoch_order(len(paths), 0, epoch), work.batch_size, work.batch_size), epoch):
             rule.normalize(batch["pixels"])
 
-    runs: dict[str, Callable[[], Any]] = {name: (lambda dataset=dataset: ours(dataset, number)) for name, dataset in datasets.items()}
+    def check_and_first_epoch() -> None:
+        find_bad(paths, cache.check)
+        ours(kept, 0)
+
+    runs: dict[str, Callable[[], Any]] = {
+        "ours, first epoch": lambda: ours(plain, number),
+        "ours, check and first epoch": check_and_first_epoch,
+        "ours, kept pictures": lambda: ours(kept, number + 1),
+    }
     here = Work(**{**vars(work), "data_dir": folder, "paths": paths})
     runs |= {peer.title: peer(here) for peer in peers}  # type: ignore[attr-defined]
-    if number == 0:  # the warm-up fills the cache
-        ours(datasets["ours, kept pictures"], 0)
     rates = {}
     for name, run in runs.items():
         started = time.process_time()
