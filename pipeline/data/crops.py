@@ -98,7 +98,7 @@ class RandomCrop:
         patch = picture.rows(top, bottom)[:, left:right]
         rule = self.rule
         if max(size) > max(rule.width, rule.height) and rule.resample in TORCH_FILTERS:
-            pixels = torch.from_numpy(patch if patch.flags.writeable else patch.copy()).permute(2, 0, 1)[None]
+            pixels = torch.from_numpy(np.array(patch)[None]).permute(0, 3, 1, 2)  # copied by numpy, several times faster than by the kernel
             pixels = F.interpolate(pixels, (rule.height, rule.width), mode=TORCH_FILTERS[rule.resample], antialias=True)[0]
         else:  # a small picture: Pillow's own filter, as in evaluation
             pixels = to_tensor(Image.fromarray(np.ascontiguousarray(patch)).resize((rule.width, rule.height), rule.resample))
