@@ -294,6 +294,8 @@ def jpegs() -> dict[str, bytes]:
         exif = Image.Exif()
         exif[0x0112] = orientation
         add(f"orientation {orientation}", base, exif=exif)
+    for subsampling in ("440", "411", "422"):
+        made[subsampling] = images.simplejpeg.encode_jpeg(np.asarray(base), 90, colorsubsampling=subsampling)
     return made
 
 
