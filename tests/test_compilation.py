@@ -156,7 +156,7 @@ def test_a_short_run_a_cpu_and_a_no_do_not_try() -> None:
     assert settle(task, CPU, "auto", 4, 10 * MIN_SECONDS) == (False, None)
     assert settle(task, CPU, False, 4, 10 * MIN_SECONDS) == (False, None)
     assert settle(task, CPU, "auto", 4, 10 * MIN_SECONDS, before=False) == (False, None)
-    assert settle(task, CPU, True, 16, 10 * MIN_SECONDS) == (False, None)  # there is no whole micro-batch
+    assert settle(task, CPU, True, 16, 10 * MIN_SECONDS) == (False, "torch.compile is not used: 8 rows are no whole micro-batch of 16")
 
 
 def test_a_step_that_is_no_faster_is_used_only_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from pipeline.training.predict import Task
 TRIED_ON = ("cuda",)  # by auto; on a CPU the gain is a few percent
 MIN_SECONDS = 600  # of training: compiling a large model takes a minute or two, and saves perhaps a fifth
 MIN_GAIN = 1.03  # less is noise
-TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}  # of the loss and of the gradients' norm, relative: rounding in another order
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}  # of the loss and of the gradients' norm, relative: rounding in another order
 
 
 class CompilableTask(Task, Protocol):
@@ -58,8 +58,10 @@ def settle(
     wanted = before if choice == "auto" and before is not None else choice
     if wanted == "auto":
         wanted = compute.device.type in TRIED_ON and train_seconds >= MIN_SECONDS
-    if not wanted or task.num_train < micro_batch_size:
+    if not wanted:
         return False, None
+    if task.num_train < micro_batch_size:
+        return False, f"torch.compile is not used: {task.num_train} rows are no whole micro-batch of {micro_batch_size}"
     batch = compute.move(next(iter(task.train_batches(0, 0, micro_batch_size, micro_batch_size))))
     print("  trying torch.compile, which takes a minute or two")
     plain = run_step(task, compute, batch)
