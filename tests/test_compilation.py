@@ -151,6 +151,15 @@ def test_what_fails_or_computes_something_else_is_not_used(step: object, problem
         settle(task, CPU, True, 4, 0.0)
 
 
+def test_a_micro_batch_that_does_not_fit_is_left_to_the_loop_which_halves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Steps()
+    monkeypatch.setattr(task, "loss", lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    assert settle(task, CPU, "auto", 4, 0.0, before=True) == (
+        False,
+        "torch.compile is not used: OutOfMemoryError: CUDA out of memory",
+    )
+
+
 def test_a_short_run_a_cpu_and_a_no_do_not_try() -> None:
     task = Steps(refuse)
     assert settle(task, CPU, "auto", 4, 10 * MIN_SECONDS) == (False, None)

@@ -64,8 +64,8 @@ def settle(
         return False, f"torch.compile is not used: {task.num_train} rows are no whole micro-batch of {micro_batch_size}"
     batch = compute.move(next(iter(task.train_batches(0, 0, micro_batch_size, micro_batch_size))))
     print("  trying torch.compile, which takes a minute or two")
-    plain = run_step(task, compute, batch)
     try:
+        plain = run_step(task, compute, batch)
         task.compile(micro_batch_size)
         compiled = run_step(task, compute, batch)
         problem = difference(plain, compiled, TOLERANCE[compute.precision])
