@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.report import benchmark, contenders
-from pipeline.report.benchmark import Line, load_peer, loop_milliseconds, main, matrix_rate, measure, table
+from pipeline.report import benchmark, contenders, rates
+from pipeline.report.benchmark import load_peer, loop_milliseconds, main
 from pipeline.report.contenders import NUM_CLASSES, RANK, Work, our_inference, our_training, prepare, titled
+from pipeline.report.rates import Line, matrix_rate, measure, table
 from pipeline.report.steps import footprints, memory_table, overlap
 from pipeline.training.compute import Compute
 
@@ -114,7 +115,7 @@ def test_the_matrix_rate_is_a_number() -> None:
 
 def test_the_command_prints_one_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setitem(contenders.SIZES, "tiny", TINY)
-    monkeypatch.setattr(benchmark, "PICTURE_SIDES", (64, 96))
+    monkeypatch.setattr(rates, "PICTURE_SIDES", (64, 96))
     monkeypatch.setattr(benchmark, "LOOP_STEPS", 20)
     monkeypatch.setattr(benchmark, "startup", lambda _: (0.1, 9.0))
     arguments = ["--size", "tiny", "--images", "4", "--batch-size", "4", "--rounds", "1", "--precision", "fp32"]

@@ -27,7 +27,7 @@ WINGS = {
     "report": [
         *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "validation", "questions"),
         *("submissions", "facts", "comparison", "page", "attention", "grids", "trials", "ablation_table", "ablation"),
-        *("contenders", "steps", "benchmark"),
+        *("contenders", "rates", "steps", "benchmark"),
     ],
     "last": ["demo_data", "demo"],
 }

@@ -43,6 +43,14 @@ class Overlap:
     waiting: float
     busy: float | None
 
+    def describe(self) -> str:
+        """One line for a person."""
+        busy = "" if self.busy is None else f"; the device was computing {self.busy:.0%} of the time"
+        return (
+            f"training from files: {self.images_per_second:.1f} images/s with {self.workers} workers, waiting for batches {self.waiting:.1%} "
+            f"of the time, for an epoch's first {self.first_batch_seconds:.2f} s{busy}"
+        )
+
 
 def footprints(work: Work) -> list[Footprint]:
     """A footprint for every entry of `TRAINS` and `BATCH_SIZES`."""

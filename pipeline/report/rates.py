@@ -1,0 +1,210 @@
+"""Images a second of contenders that take turns at the same work, and whether they give the same answers."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.report.contenders import Contender, Work, make_pictures
+
+if TYPE_CHECKING:  # --help answers at once
+    import torch
+
+PICTURE_SIDES = (500, 1000, 2000)
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}  # of equal answers: a loss, or logits relative to the largest
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table. `ratio` is ours over this peer's rate; `agrees` is None where there is nothing to compare."""
+
+    work: str
+    who: str
+    images_per_second: float
+    ratio: float | None = None
+    share: float | None = None
+    agrees: bool | None = None
+    peak_bytes: int = 0
+
+
+def measure(work: Work, contenders: Sequence[Contender], rounds: int, flops: int) -> list[Line]:
+    """Lines for contenders of one kind, the first of which is ours: rounds in turn, medians, answers compared with ours.
+
+    `flops` is what one image costs; its share of the matrix rate is that of the same round, as good or bad as the machine then was.
+    """
+    matrix_rates: list[float] = []
+    seconds: list[list[float]] = [[] for _ in contenders]
+    answers: list[Any] = [None] * len(contenders)
+    peaks = [0] * len(contenders)
+    for number in range(rounds + 1):
+        for index, contender in enumerate(contenders):
+            run = contender(work)
+            _synchronize(work.device, reset_peak=True)
+            started = time.perf_counter()
+            answers[index] = run()
+            _synchronize(work.device)
+            if number:
+                seconds[index].append(time.perf_counter() - started)
+            peaks[index] = _peak(work.device)
+            del run
+            gc.collect()
+        matrix_rates += [matrix_rate(work.device, work.precision)] if number else []
+    kind = contenders[0].kind  # type: ignore[attr-defined]
+    images = len(work.labels) if kind == "training" else len(work.paths)
+    lines = []
+    for index, contender in enumerate(contenders):
+        pairs = zip(seconds[index], seconds[0], strict=True)
+        ratio = statistics.median(theirs / ours for theirs, ours in pairs) if index else None
+        agrees = _agree(answers[index], answers[0], TOLERANCE[work.precision]) if index else None
+        rate = images / statistics.median(seconds[index])
+        share = statistics.median(images * flops / spent / most for spent, most in zip(seconds[index], matrix_rates, strict=True))
+        lines.append(Line(kind, contender.title, rate, ratio, share, agrees, peaks[index]))  # type: ignore[attr-defined]
+    return lines
+
+
+def measure_input(work: Work, peers: Sequence[Contender], rounds: int, images: int) -> list[Line]:
+    """Images a second and core, file to float32 batch, one process and one thread: geometric means over `PICTURE_SIDES`."""
+    import torch
+
+    rates: dict[str, list[list[float]]] = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for side in PICTURE_SIDES:
+            with tempfile.TemporaryDirectory() as folder:
+                paths = make_pictures(Path(folder) / "train", images, side)
+                for number in range(rounds + 1):
+                    for name, rate in _input_round(work, peers, Path(folder), paths, number).items():
+                        rates.setdefault(name, [[] for _ in PICTURE_SIDES])[PICTURE_SIDES.index(side)] += [rate] if number else []
+    finally:
+        torch.set_num_threads(threads)
+    medians = {name: [statistics.median(values) for values in by_side] for name, by_side in rates.items()}
+    means = {name: math.exp(statistics.fmean(map(math.log, values))) for name, values in medians.items()}
+    first, filling, later = (means.pop(name) for name in ("ours, first epoch", "ours, check and first epoch", "ours, kept pictures"))
+    lines = [
+        Line("input", "ours, first epoch", first),
+        Line("input", "ours, check and first epoch (data.cache_gb)", filling),
+        Line("input", "ours, later epochs (data.cache_gb)", later),
+    ]
+    for name, rate in means.items():
+        lines += [Line("input", f"{name} (against our first epoch)", rate, first / rate)]
+        lines += [Line("input", f"{name} (against our later epochs)", rate, later / rate)]
+    return lines
+
+
+def _input_round(work: Work, peers: Sequence[Contender], folder: Path, paths: Sequence[Path], number: int) -> dict[str, float]:
+    from pipeline.config import Augmentation
+    from pipeline.data.cache import PictureCache
+    from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader
+    from pipeline.data.images import find_bad
+    from pipeline.data.transforms import Preprocessing
+
+    rule = Preprocessing(work.image_size, work.image_size, resample=2)
+    cache = PictureCache(folder / f"cache {number}", 10**10, paths, Augmentation(), rule)
+    plain, kept = (ImageDataset(paths, None, rule, Augmentation(), cache=where) for where in (None, cache))
+
+    def ours(dataset: ImageDataset, epoch: int) -> None:
+        for batch in make_loader(dataset, cut(epoch_order(len(paths), 0, epoch), work.batch_size, work.batch_size), epoch):
+            rule.normalize(batch["pixels"])
+
+    def check_and_first_epoch() -> None:
+        find_bad(paths, cache.check)
+        ours(kept, 0)
+
+    runs: dict[str, Callable[[], Any]] = {
+        "ours, first epoch": lambda: ours(plain, number),
+        "ours, check and first epoch": check_and_first_epoch,
+        "ours, kept pictures": lambda: ours(kept, number + 1),
+    }
+    here = Work(**{**vars(work), "data_dir": folder, "paths": paths})
+    runs |= {peer.title: peer(here) for peer in peers}  # type: ignore[attr-defined]
+    rates = {}
+    for name, run in runs.items():
+        started = time.process_time()
+        run()
+        rates[name] = len(paths) / (time.process_time() - started)
+    return rates
+
+
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """FLOP a second of a large `linear` in `precision`: the machine's own rate, the best of several."""
+    import torch
+    from torch.nn import functional as F
+
+    side = 8192 if device.type == "cuda" else 2048
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    rows, weight = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    best = math.inf
+    with torch.no_grad():
+        for _ in range(8):
+            _synchronize(device)
+            started = time.perf_counter()
+            F.linear(rows, weight)
+            _synchronize(device)
+            best = min(best, time.perf_counter() - started)
+    return 2 * side**3 / best
+
+
+def forward_flops(work: Work) -> int:
+    """Floating-point operations of one image's forward pass, counted by torch."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForImageClassification
+
+    # Not on meta tensors: BEiT keeps its position index for every model of the process, and would keep one without values.
+    model = AutoModelForImageClassification.from_pretrained(work.model_dir, attn_implementation="eager").eval().to(work.device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, work.image_size, work.image_size, device=work.device))
+    return counter.get_total_flops()
+
+
+def table(lines: Sequence[Line], precision: str) -> str:
+    """The lines as a Markdown table."""
+    rows = [("work", "contender", "images/s", "ours is faster by", "of the matrix rate", "same answers", "peak memory", "precision")]
+    for line in lines:
+        rows.append(
+            (
+                line.work,
+                line.who,
+                f"{line.images_per_second:.1f}",
+                "" if line.ratio is None else f"{line.ratio:.2f} x",
+                "" if line.share is None else f"{line.share:.0%}",
+                {None: "", True: "yes", False: "NO"}[line.agrees],
+                f"{line.peak_bytes / 1e9:.2f} GB" if line.peak_bytes else "",
+                "uint8 to fp32" if line.work == "input" else precision,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+
+
+def _agree(found: Any, expected: Any, tolerance: float) -> bool | None:
+    import numpy as np
+
+    if found is None:
+        return None
+    found, expected = np.asarray(found, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    return bool(np.abs(found - expected).max() <= tolerance * max(1.0, np.abs(expected).max()))
+
+
+def _synchronize(device: torch.device, reset_peak: bool = False) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        if reset_peak:
+            torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> int:
+    from pipeline.training.compute import peak_memory
+
+    return peak_memory(device) if device.type == "cuda" else 0  # a CPU process has no peak of its own for each contender
