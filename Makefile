@@ -19,7 +19,7 @@ PEERS := image_folder_documented image_folder_best trainer_documented trainer_be
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-base weights data submit score report attention ablation bench test test-slow fuzz lint
+.PHONY: help setup demo demo-base weights data submit score report attention ablation bench test test-slow test-gpu fuzz lint
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ test: $(TESTS)  ## set up and run every test (under ten minutes on two cores)
 
 test-slow: $(TESTS)  ## the tests that take minutes
 	$(PYTHON) -m pytest -m slow
+
+test-gpu: $(TESTS)  ## what only a GPU can tell; without one every test is skipped
+	$(PYTHON) -m pytest -m gpu
 
 fuzz: $(TESTS)  ## damage every kind of file at random (FUZZ=cases of each), and kill and resume runs (KILLED_RUNS=)
 	FUZZ=$(or $(FUZZ),2000) $(PYTHON) -m pytest tests/test_fuzz.py -s
