@@ -1,15 +1,22 @@
-"""The recipe: YAML file + command line flags -> one frozen, validated object. Every problem is reported at once, with the nearest valid key."""
+"""The recipe: YAML file + command line flags -> one frozen, validated object. Every problem is reported at once, with the nearest valid key.
+
+python -m pipeline.config                       # every key, its value in the default recipe, what it may be, what it does
+python -m pipeline.config vit-tiny-imagewoof    # ... in another recipe, or in a .yaml file
+"""
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
-from pipeline.errors import UserError, raise_all
+from pipeline.errors import UserError, raise_all, run_command
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "beit-large-384-lora"
@@ -25,9 +32,9 @@ class Section(BaseModel):
 class Lora(Section):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685). Rank 0 means full fine-tuning."""
 
-    rank: int = Field(16, ge=0)
+    rank: int = Field(16, ge=0, description="0 = no adapter: everything is trained, or with head_only the head")
     alpha: float = Field(16, gt=0, description="the update is scaled by alpha / rank")
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1, description="of what an adapter reads, in training")
     targets: tuple[Role, ...] = Field(("query", "key"), min_length=1, description="which linear layers, by role")
     also_train: tuple[Literal["patch_projection", "class_token"], ...] = Field((), description="parts trained whole, beside the head")
 
@@ -35,30 +42,30 @@ class Lora(Section):
 class Optimizer(Section):
     """What turns gradients into steps; what has no key here is torch's default (Adam and AdamW: betas 0.9, 0.999), momentum 0.9 for sgd."""
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float = Field(5e-5, gt=0)
+    name: Literal["adamw", "adam", "sgd"] = Field("adamw", description="sgd: with momentum 0.9")
+    lr: float = Field(5e-5, gt=0, description="peak learning rate")
     head_lr: float | None = Field(None, gt=0, description="learning rate of the new head; null = lr")
     weight_decay: float = Field(0.01, ge=0, description="not applied to biases, norms and other vectors")
     max_grad_norm: float = Field(0, ge=0, description="0 = no clipping")
-    label_smoothing: float = Field(0, ge=0, lt=1)
+    label_smoothing: float = Field(0, ge=0, lt=1, description="of the training loss alone")
 
 
 class Schedule(Section):
     """Learning rate over optimizer steps; `stepped_cosine` holds one value through each epoch."""
 
-    name: Literal["linear", "cosine", "stepped_cosine", "constant"] = "linear"
-    warmup_ratio: float = Field(0.05, ge=0, lt=1)
-    end_lr: float = Field(0, ge=0)
+    name: Literal["linear", "cosine", "stepped_cosine", "constant"] = Field("linear", description="from lr to end_lr after the warm-up")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="the share of all steps in which the rate rises from 0")
+    end_lr: float = Field(0, ge=0, description="the rate of the last step")
 
 
 class Augmentation(Section):
     """How training pictures are changed at random, anew in each epoch. Scale and ratio of the crop are those of torchvision's RandomResizedCrop."""
 
-    random_resized_crop: bool = True
+    random_resized_crop: bool = Field(True, description="false: the whole picture, resized as in prediction")
     crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the crop as a share of the image")
     crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="width / height of the crop")
-    horizontal_flip: bool = True
-    rotation_degrees: float = Field(0, ge=0, le=180)
+    horizontal_flip: bool = Field(True, description="mirror half of the pictures, at random")
+    rotation_degrees: float = Field(0, ge=0, le=180, description="turn by a random angle up to this, either way")
     noise: float = Field(0, ge=0, description="standard deviation of Gaussian noise, in units of the normalised image")
 
     @model_validator(mode="after")
@@ -78,18 +85,18 @@ class Head(Section):
     `product` multiplies their projections element by element: low-rank bilinear pooling (Kim et al. 2016, arXiv:1610.04325; there with tanh).
     """
 
-    fusion: Literal["concat", "product"] = "concat"
-    hidden_size: int = Field(128, ge=1)
-    activation: Literal["none", "tanh", "relu", "gelu"] = "none"
-    dropout: float = Field(0, ge=0, lt=1)
+    fusion: Literal["concat", "product"] = Field("concat", description="vqa: question and picture side by side, or multiplied")
+    hidden_size: int = Field(128, ge=1, description="vqa: width between the two layers of the head")
+    activation: Literal["none", "tanh", "relu", "gelu"] = Field("none", description="vqa: between them")
+    dropout: float = Field(0, ge=0, lt=1, description="vqa: before the last layer")
 
 
 class Data(Section):
     """Which rows there are, which of them validate, and how their pictures come to the model."""
 
-    id_column: str | None = None
-    label_column: str | None = None
-    val_fraction: float = Field(0.05, ge=0, le=0.9)
+    id_column: str | None = Field(None, description="of the table of labels, where several could be meant")
+    label_column: str | None = Field(None, description="the same")
+    val_fraction: float = Field(0.05, ge=0, le=0.9, description="the share of the labelled rows that validates, stratified by class")
     skip_bad_images: bool = Field(False, description="train without images that cannot be decoded, instead of stopping")
     workers: int | Literal["auto"] = Field("auto", description="decoding processes")
     cache_gb: float = Field(0, ge=0, description="decoded training pictures kept in the user's cache folder, at most; 0 = none")
@@ -113,23 +120,25 @@ class Checkpoint(Section):
 class Recipe(Section):
     """Everything that decides what a run computes. Field order is the order in which recipes are written and shown."""
 
-    name: str = ""
-    task: Literal["classification", "vqa"] = "classification"
+    name: str = Field("", description="what pages and ledgers call the run")
+    task: Literal["classification", "vqa"] = Field("classification", description="vqa: questions about images")
     backbone: str = Field(min_length=1, description="hub id or folder")
     text_backbone: str | None = Field(None, min_length=1, description="vqa: hub id or folder of what reads the questions")
     random_weights: bool = Field(False, description="use the backbones' architecture only")
     architecture: dict[str, Any] | None = Field(None, description="config of a model trained from nothing, with random_weights")
     text_architecture: dict[str, Any] | None = Field(None, description="vqa: config of a text model trained from nothing, vocabulary too")
     image_size: int | None = Field(None, ge=8, description="pixels; null = the backbone's own")
-    epochs: int = Field(25, ge=1)
-    batch_size: int = Field(8, ge=1)
-    accumulation_steps: int = Field(8, ge=1)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    epochs: int = Field(25, ge=1, description="how often every training row is seen")
+    batch_size: int = Field(8, ge=1, description="rows in memory at once (the flag --batch-size also knows auto)")
+    accumulation_steps: int = Field(8, ge=1, description="batches of an optimizer step: its rows are the product of both")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the hardware has it, else fp16 on CUDA"
+    )
     activation_checkpointing: bool = Field(False, description="compute the blocks again in the backward pass: less memory, equal results")
     compile: bool | Literal["auto"] = Field(
         "auto", description="training steps by torch.compile; auto: on a GPU, where it was tried and pays"
     )
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, description="of the split, new weights, order, crops and dropout")
     head_only: bool = Field(False, description="with lora.rank 0: train the head alone, the backbone stays as it is")
     lora: Lora = Lora()
     head: Head = Head()
@@ -266,20 +275,46 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> list[str]:
     return []
 
 
-def known_keys() -> list[str]:
-    """Every recipe key in dotted form."""
-    keys = []
+def known_keys() -> dict[str, FieldInfo]:
+    """Every recipe key in dotted form, with what it may be."""
+    keys = {}
     for name, field in Recipe.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            keys += [f"{name}.{inner}" for inner in field.annotation.model_fields]
+            keys |= {f"{name}.{inner}": own for inner, own in field.annotation.model_fields.items()}
         else:
-            keys.append(name)
+            keys[name] = field
     return keys
+
+
+def describe_keys(recipe: Recipe) -> str:
+    """A line for every key: its value in `recipe`, the values allowed, what it does."""
+    values = _flat(recipe.model_dump(mode="json"))
+    rows = [(key, _as_yaml(values[key]), _allowed(field.annotation), field.description or "") for key, field in known_keys().items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows)
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+
+
+def _allowed(annotation: Any) -> str:
+    """`int | auto | null` for a field's type."""
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    if get_origin(annotation) is tuple:
+        inner = [_allowed(part) for part in get_args(annotation) if part is not ...]
+        return f"[{inner[0]}, ...]" if ... in get_args(annotation) else f"[{', '.join(inner)}]"
+    if get_origin(annotation) is dict:
+        return "keys of a transformers config"
+    if parts := get_args(annotation):
+        return " | ".join(map(_allowed, parts))
+    return {"NoneType": "null", "str": "text", "float": "number", "bool": "true | false"}.get(annotation.__name__, annotation.__name__)
 
 
 def _hint(dotted: str) -> str:
     """The known key that was probably meant: the same name in another section, else the nearest spelling."""
-    keys, name = known_keys(), dotted.rsplit(".", 1)[-1]
+    keys, name = list(known_keys()), dotted.rsplit(".", 1)[-1]
     near = [key for key in keys if key.rsplit(".", 1)[-1] == name] or difflib.get_close_matches(dotted, keys, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -302,3 +337,17 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the keys of a recipe."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.config", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", metavar="NAME|FILE", nargs="?", default=DEFAULT_RECIPE, help=f"default: {DEFAULT_RECIPE}")
+    print(describe_keys(load_recipe(parser.parse_args(argv).recipe)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

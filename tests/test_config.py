@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
+from pipeline import config
 from pipeline.config import (
     DEFAULT_RECIPE,
     RECIPES_DIR,
@@ -81,6 +83,20 @@ def test_assignments_are_read_as_yaml() -> None:
     with pytest.raises(UserError) as caught:
         parse_assignments(["lora.rank", "=3", "epochs=[1"])
     assert all(f"--set {text}:" in str(caught.value) for text in ("lora.rank", "=3", "epochs=[1"))
+
+
+def test_every_key_is_explained_with_its_value(capsys: pytest.CaptureFixture) -> None:
+    assert config.main(["beit-base-cifar10"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines.keys() == known_keys().keys() and all(field.description for field in known_keys().values())
+    for key, line in lines.items():
+        parts = re.split(r"  +", line)
+        assert len(parts) == 4 and parts[3] == known_keys()[key].description, line
+        value = yaml.safe_load(parts[1])  # what --set KEY=VALUE would take
+        assert load_recipe("beit-base-cifar10", {key: value}) == load_recipe("beit-base-cifar10"), line
+    assert re.split(r"  +", lines["schedule.name"])[1:3] == ["stepped_cosine", "linear | cosine | stepped_cosine | constant"]
+    assert re.split(r"  +", lines["data.workers"])[2] == "int | auto"
+    assert re.split(r"  +", lines["image_size"])[2] == "int | null"
 
 
 def test_unknown_keys_are_named_with_the_nearest_one(tmp_path: Path) -> None:
