@@ -60,7 +60,11 @@ class ImageClassifier:
 
     @classmethod
     def of(cls, model: nn.Module, backbone: Backbone) -> ImageClassifier:
-        """`model`, the backbone's own or an adapter around it, with the rule of `backbone`; at another image size positions are interpolated."""
+        """`model`, the backbone's own or an adapter around it, with the rule of `backbone`; at another image size positions are interpolated.
+
+        The model's head is from then on computed in float32, see `exact_head`.
+        """
+        exact_head(model, head_name(backbone.model))
         other_size = native_image_size(backbone.model) != backbone.preprocessing.height
         extra = {"interpolate_pos_encoding": True} if other_size and takes_interpolation(backbone.model) else {}
         return cls(model, backbone.preprocessing, extra)
@@ -241,7 +245,6 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     elif recipe.head_only:
         model.requires_grad_(False).get_submodule(head).requires_grad_(True)
         cache_frozen_bias(model)
-    exact_head(model, head)
     classifier = ImageClassifier.of(model, backbone)
     task = ClassificationTask(classifier, recipe, competition.class_names, train, val, cache)
     kept = [] if cache is None else [cache.describe()]
@@ -257,19 +260,16 @@ def rebuild(run: Run, class_names: Sequence[str]) -> ImageClassifier:
     """
     backbone = rebuild_backbone(run.backbone_dir, len(class_names))
     cache_frozen_bias(backbone.model.requires_grad_(False))
-    head = head_name(backbone.model)
     if run.adapter_dir is None:
         if backbone.new_head:
             raise UserError(
                 f"{run.backbone_dir} has no trained head for {len(class_names)} classes, and {run.path} holds no adapter with one"
             )
-        exact_head(backbone.model, head)
         return ImageClassifier.of(backbone.model, backbone)
     adapted = load_adapter(backbone.model, run.adapter_dir)
     classifier = ImageClassifier.of(adapted, backbone)
     probe = torch.randn(1, 3, backbone.preprocessing.height, backbone.preprocessing.width, generator=torch.Generator().manual_seed(0))
     classifier.model = merge(adapted, lambda model: classifier.forward(model, probe)).eval()
-    exact_head(classifier.model, head)
     return classifier
 
 
