@@ -27,15 +27,15 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import UserError, run_command
 from pipeline.files import human_time
 from pipeline.report.contenders import (
-    LR,
     SIZES,
     Contender,
-    NoStore,
     Work,
     our_compiled_training,
     our_inference,
     our_training,
+    plain_optimizer,
     prepare,
+    train,
 )
 from pipeline.report.rates import Line, forward_flops, matrix_rate, measure, measure_input, table
 from pipeline.report.steps import footprints, memory_table, overlap
@@ -55,7 +55,6 @@ def loop_milliseconds() -> float:
     from torch.nn import functional as F
 
     from pipeline.training.compute import Compute
-    from pipeline.training.engine import fit
 
     class Tiny:
         def __init__(self) -> None:
@@ -72,11 +71,11 @@ def loop_milliseconds() -> float:
             return F.cross_entropy(logits, batch["label"]), logits
 
     batch = {"pixels": torch.randn(8, 2), "label": torch.zeros(8, dtype=torch.long), "row": torch.arange(8)}
-    schedule = {"name": "constant", "lr": LR, "end_lr": 0.0, "warmup_steps": 0, "total_steps": LOOP_STEPS, "effective_batch_size": 8}
+    compute = Compute(torch.device("cpu"), "fp32")
     differences = []
     for _ in range(4):
         task = Tiny()
-        optimizer = torch.optim.AdamW([{"params": list(task.model.parameters()), "lr_scale": 1.0}])
+        optimizer = plain_optimizer(task.model)
         started = time.perf_counter()
         for _ in range(LOOP_STEPS):
             task.loss(batch)[0].backward()
@@ -84,7 +83,7 @@ def loop_milliseconds() -> float:
             optimizer.zero_grad(set_to_none=True)
         bare = time.perf_counter() - started
         started = time.perf_counter()
-        fit(task, optimizer, schedule, Compute(torch.device("cpu"), "fp32"), NoStore(), lambda _: None, epochs=1, micro_batch_size=8)
+        train(task, optimizer, compute, batch_size=8, max_grad_norm=0)
         differences.append(time.perf_counter() - started - bare)
     return 1000 * statistics.median(differences[1:]) / LOOP_STEPS
 

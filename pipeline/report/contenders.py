@@ -12,6 +12,8 @@ if TYPE_CHECKING:  # --help answers at once
     import torch
 
     from pipeline.training.compute import Compute
+    from pipeline.training.engine import EpochReport
+    from pipeline.training.predict import Task
 
 SIZES: dict[str, dict[str, Any]] = {  # BEiT, random weights: speed does not depend on them
     "small-224": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768, "image_size": 224},
@@ -75,7 +77,6 @@ def our_compiled_training(work: Work) -> Callable[[], float]:
 def _training(work: Work, compiled: bool) -> Callable[[], float]:
     from pipeline.training.compilation import run_step
     from pipeline.training.compute import Compute
-    from pipeline.training.engine import fit
 
     task = our_task(work)
     size, rows = work.batch_size, len(work.labels)
@@ -84,20 +85,13 @@ def _training(work: Work, compiled: bool) -> Callable[[], float]:
         for start in range(0, rows, size)
     ]
     task.train_batches = lambda *_: batches
-    optimizer = lora_optimizer(task.model)
-    schedule = {"name": "constant", "lr": LR, "end_lr": 0.0, "warmup_steps": 0, "total_steps": len(batches), "effective_batch_size": size}
-    reports: list[Any] = []
+    optimizer = plain_optimizer(task.model)
     compute = Compute(work.device, work.precision)
     if compiled:
         task.compile(size)
         run_step(task, compute, compute.move(batches[0]))
 
-    def run() -> float:
-        options = {"epochs": 1, "micro_batch_size": size, "max_grad_norm": MAX_GRAD_NORM}
-        fit(task, optimizer, schedule, compute, NoStore(), reports.append, **options)
-        return reports[0].metrics["train_loss"]
-
-    return run
+    return lambda: train(task, optimizer, compute, size, MAX_GRAD_NORM)[0].metrics["train_loss"]
 
 
 @titled("inference", "ours")
@@ -166,7 +160,21 @@ def prepare(folder: Path, size: str, images: int, batch_size: int, compute: Comp
     return Work(folder, paths, model_dir, image_size, batch_size, compute.precision, compute.device, torch.stack(rows), labels)
 
 
-def lora_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
+def train(
+    task: Task, optimizer: torch.optim.Optimizer, compute: Compute, batch_size: int, max_grad_norm: float, epochs: int = 1
+) -> list[EpochReport]:
+    """Train by the engine's own loop at a constant rate, with no files; what each epoch gave."""
+    from pipeline.training.engine import fit
+
+    schedule = {"name": "constant", "lr": LR, "end_lr": 0.0, "warmup_steps": 0, "effective_batch_size": batch_size}
+    schedule["total_steps"] = epochs * -(-task.num_train // batch_size)
+    reports: list[EpochReport] = []
+    options = {"epochs": epochs, "micro_batch_size": batch_size, "max_grad_norm": max_grad_norm}
+    fit(task, optimizer, schedule, compute, NoStore(), reports.append, **options)
+    return reports
+
+
+def plain_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
     """AdamW over what is trained, as the engine takes it."""
     from torch.optim import AdamW
 

@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +123,7 @@ def _input_round(work: Work, peers: Sequence[Contender], folder: Path, paths: Se
         "ours, check and first epoch": check_and_first_epoch,
         "ours, kept pictures": lambda: ours(kept, number + 1),
     }
-    here = Work(**{**vars(work), "data_dir": folder, "paths": paths})
+    here = replace(work, data_dir=folder, paths=paths)
     runs |= {peer.title: peer(here) for peer in peers}  # type: ignore[attr-defined]
     rates = {}
     for name, run in runs.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.report.contenders import LR, MAX_GRAD_NORM, NoStore, Work, lora_optimizer, our_task
+from pipeline.report.contenders import MAX_GRAD_NORM, Work, our_task, plain_optimizer, train
 
 if TYPE_CHECKING:  # --help answers at once
     import torch
@@ -76,7 +76,7 @@ def _peak_of_steps(task: Any, compute: Any, work: Work, batch_size: int) -> int:
     """The most bytes allocated in two whole steps; the optimizer's state is made in the first."""
     import torch
 
-    optimizer = lora_optimizer(task.model)
+    optimizer = plain_optimizer(task.model)
     pixels = work.pixels[:1].expand(batch_size, -1, -1, -1)
     batch = compute.move({"pixels": pixels, "label": work.labels[:1].expand(batch_size)})
     torch.cuda.reset_peak_memory_stats(work.device)
@@ -100,22 +100,17 @@ def overlap(work: Work, trace: Path | None = None) -> Overlap:
     from torch.profiler import ProfilerActivity, profile
 
     from pipeline.training.compute import Compute
-    from pipeline.training.engine import fit
 
     task = our_task(work, data={"val_fraction": 0, "workers": "auto"})
-    num_steps = -(-task.num_train // work.batch_size)
-    schedule = {"name": "constant", "lr": LR, "end_lr": 0.0, "warmup_steps": 0, "total_steps": 2 * num_steps}
-    schedule |= {"effective_batch_size": work.batch_size}
+    compute, optimizer = Compute(work.device, work.precision), plain_optimizer(task.model)
     waits: list[list[float]] = []
     read = task.train_batches
     task.train_batches = lambda *position: _timed(read(*position), waits)
-    reports: list[Any] = []
     on_gpu = work.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) if on_gpu or trace else nullcontext() as profiler:
         started = time.perf_counter()
-        options = {"epochs": 2, "micro_batch_size": work.batch_size, "max_grad_norm": MAX_GRAD_NORM}
-        fit(task, lora_optimizer(task.model), schedule, Compute(work.device, work.precision), NoStore(), reports.append, **options)
+        reports = train(task, optimizer, compute, work.batch_size, MAX_GRAD_NORM, epochs=2)
         if on_gpu:
             torch.cuda.synchronize(work.device)
         seconds = time.perf_counter() - started
