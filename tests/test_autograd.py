@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from transformers import (
     BeitConfig,
     BeitForImageClassification,
+    ConvNextV2Config,
+    ConvNextV2ForImageClassification,
     Dinov2Config,
     Dinov2ForImageClassification,
     SwinConfig,
@@ -83,6 +85,8 @@ def build(kind: str, lora: bool, dropout: float = 0.0) -> nn.Module:
     elif kind == "dinov2":
         sizes = {name: value for name, value in FLAT.items() if name != "intermediate_size"}
         model = Dinov2ForImageClassification(Dinov2Config(**sizes, num_labels=5))
+    elif kind == "convnext":
+        model = ConvNextV2ForImageClassification(ConvNextV2Config(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, num_labels=5))
     elif kind == "swin":
         model = SwinForImageClassification(SwinConfig(**WINDOWS, num_labels=5))
     else:

@@ -8,74 +8,40 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_autograd import LABELS, build, step
 from test_train import arguments
 from torch import nn
-from transformers import (
-    BeitConfig,
-    BeitForImageClassification,
-    ConvNextV2Config,
-    ConvNextV2ForImageClassification,
-    SwinConfig,
-    SwinForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
-)
 
 import train
 from pipeline.errors import Interrupted, UserError
-from pipeline.models.lean import cache_frozen_bias, make_lean
-from pipeline.models.lora import attach
+from pipeline.models.lean import make_lean
 from pipeline.training.compilation import MIN_SECONDS, settle
 from pipeline.training.compute import Compute
 
-PLAIN = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32, "patch_size": 8}
-MODELS = {
-    "beit": lambda: BeitForImageClassification(
-        BeitConfig(**PLAIN, use_relative_position_bias=True, layer_scale_init_value=0.1, drop_path_rate=0.1)
-    ),
-    "vit": lambda: ViTForImageClassification(ViTConfig(**PLAIN, hidden_dropout_prob=0.1)),
-    "swin": lambda: SwinForImageClassification(
-        SwinConfig(embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4, image_size=32, patch_size=4)
-    ),
-    "convnext": lambda: ConvNextV2ForImageClassification(
-        ConvNextV2Config(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32)
-    ),
-}
 CPU = Compute(torch.device("cpu"), "fp32")
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 
 
 @pytest.mark.parametrize(
-    ("name", "rank", "half"),
-    [("beit", 4, torch.bfloat16), ("beit", 0, None), ("vit", 4, None), ("swin", 4, torch.bfloat16), ("convnext", 0, torch.bfloat16)],
+    ("name", "lora", "half"),
+    [
+        ("beit", True, torch.bfloat16),
+        ("beit", False, None),
+        ("vit", True, None),
+        ("swin", True, torch.bfloat16),
+        ("convnext", False, torch.bfloat16),
+    ],
 )
-def test_a_whole_step_is_one_graph_and_the_same_step(name: str, rank: int, half: torch.dtype | None) -> None:
+def test_a_whole_step_is_one_graph_and_the_same_step(name: str, lora: bool, half: torch.dtype | None) -> None:
     """Traced without a break, and differentiated by the compiler's own tools; only its code generator is left out."""
-    torch.manual_seed(0)
-    model = MODELS[name]()
-    if rank:
-        model = attach(model, rank, rank, 0.1, ("query", "value"), ())
-        for parameter, weight in model.named_parameters():
-            if "lora_B" in parameter:  # zeros would hide the adapter
-                nn.init.normal_(weight, std=0.1)
-        cache_frozen_bias(model)
+    model = build(name, lora, dropout=0.1)
     if half is not None:
         make_lean(model, half)
-    pixels, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 1, 0])
-
-    def step(forward: nn.Module) -> tuple[float, dict[str, torch.Tensor]]:
-        model.train()
-        torch.manual_seed(1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=half is not None):
-            loss = nn.functional.cross_entropy(forward(pixel_values=pixels).logits.float(), labels)
-        loss.backward()
-        grads = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-        model.zero_grad(set_to_none=True)
-        return loss.item(), grads
-
-    expected_loss, expected = step(model)
+    expected_logits, expected = step(model, half)
     torch.compiler.reset()
-    loss, grads = step(torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False))
+    logits, grads = step(torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False), half)
+    grads = {name.removeprefix("_orig_mod."): grad for name, grad in grads.items()}
+    expected_loss, loss = (nn.functional.cross_entropy(found, LABELS).item() for found in (expected_logits, logits))
     tolerance = 1e-5 if half is None else 2e-2
     assert loss == pytest.approx(expected_loss, rel=tolerance)
     assert grads.keys() == expected.keys() and grads
