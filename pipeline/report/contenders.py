@@ -97,7 +97,7 @@ def _training(work: Work, compiled: bool) -> Callable[[], float]:
 @titled("inference", "ours")
 def our_inference(work: Work) -> Callable[[], np.ndarray]:
     """Files to logits, as inference.py does it."""
-    from pipeline.data.dataset import ImageDataset, cut, make_loader
+    from pipeline.competition.rows import Row
     from pipeline.models.lean import make_lean
     from pipeline.run import load_run
     from pipeline.tasks.classification import rebuild
@@ -109,11 +109,11 @@ def our_inference(work: Work) -> Callable[[], np.ndarray]:
     if compute.half is not None:
         make_lean(classifier.model, compute.half)
     classifier.model.eval().to(work.device)
+    rows = [Row(path.name, path, None) for path in work.paths]
 
     def run() -> np.ndarray:
-        rows = ImageDataset(work.paths, None, classifier.rule)
-        batches = make_loader(rows, cut(range(len(rows)), work.batch_size, work.batch_size))
-        return predict_logits(classifier.model, classifier.logits, batches, len(work.paths), NUM_CLASSES, compute, "ours", leave=False)
+        batches = classifier.batches(rows, work.batch_size)
+        return predict_logits(classifier.model, classifier.logits, batches, len(rows), NUM_CLASSES, compute, "ours", leave=False)
 
     return run
 
@@ -175,10 +175,10 @@ def train(
 
 
 def plain_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW over what is trained, as the engine takes it."""
+    """AdamW over what is trained, as `training.optim` builds it: torch's fused one, in groups that say how their rate is scaled."""
     from torch.optim import AdamW
 
-    return AdamW([{"params": [weight for weight in model.parameters() if weight.requires_grad], "lr_scale": 1.0}], weight_decay=0)
+    return AdamW([{"params": [weight for weight in model.parameters() if weight.requires_grad], "lr_scale": 1.0}], weight_decay=0, fused=True)
 
 
 def our_task(work: Work, **values: Any) -> Any:
