@@ -204,13 +204,13 @@ def load_recipe(name_or_file: str, overrides: dict[str, Any] | None = None) -> R
     Raises:
         UserError: there is no such recipe, the file is not YAML, or keys or values are not allowed; all of them are listed.
     """
-    path = Path(name_or_file) if name_or_file.endswith((".yaml", ".yml")) else RECIPES_DIR / f"{name_or_file}.yaml"
+    is_file_name = name_or_file.endswith((".yaml", ".yml"))
+    path = Path(name_or_file) if is_file_name else RECIPES_DIR / f"{name_or_file}.yaml"
     if not path.is_file():
-        near = difflib.get_close_matches(name_or_file, recipe_names(), n=1)
+        near = difflib.get_close_matches(path.stem, recipe_names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(
-            f"--recipe {name_or_file}: no such recipe{hint}\nrecipes: {', '.join(recipe_names())} (or the path of a .yaml file)"
-        )
+        what = f"no such file in {Path.cwd()}" if is_file_name else "no such recipe"
+        raise UserError(f"--recipe {name_or_file}: {what}{hint}\nrecipes: {', '.join(recipe_names())} (or the path of a .yaml file)")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

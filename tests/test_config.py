@@ -167,8 +167,8 @@ def test_no_such_recipe_lists_those_there_are() -> None:
     with pytest.raises(UserError) as caught:
         load_recipe("beit-large-384-lorra")
     assert "did you mean beit-large-384-lora?" in str(caught.value) and f"recipes: {recipe_names()[0]}" in str(caught.value)
-    with pytest.raises(UserError, match=r"gone\.yaml: no such recipe"):
-        load_recipe("gone.yaml")
+    with pytest.raises(UserError, match=r"recipes/vit-tiny-imagewof\.yaml: no such file in .*; did you mean vit-tiny-imagewoof\?"):
+        load_recipe("recipes/vit-tiny-imagewof.yaml")
 
 
 def test_a_recipe_never_changes_and_survives_json() -> None:

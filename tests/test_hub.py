@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -89,7 +91,21 @@ def test_an_unknown_hub_id_is_one_message(hub: str, competition: Path, tmp_path:
     )
 
 
-def test_no_hub_is_one_message(competition: Path, tmp_path: Path) -> None:
-    result = dry_run(competition, tmp_path, "http://127.0.0.1:9", "microsoft/beit-large-patch16-384")
+def test_a_silent_hub_is_asked_once_and_is_one_message(competition: Path, tmp_path: Path) -> None:
+    """Its client alone would try five times for each file."""
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            with suppress(OSError):  # the server is closed
+                while True:
+                    connection, address = server.accept()
+                    asked.append(address)
+                    connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        result = dry_run(competition, tmp_path, endpoint, "microsoft/beit-large-patch16-384")
     errors = [line for line in result.stderr.splitlines() if "img/s" not in line and line.strip()]
     assert result.returncode == 2 and errors[0].startswith("error: --backbone microsoft/beit-large-patch16-384") and len(errors) == 2
+    assert f"{endpoint} is out of reach" in result.stdout and len(asked) == 1

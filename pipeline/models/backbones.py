@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import huggingface_hub
 import torch
 import transformers
+from huggingface_hub import constants
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import cached_file, requires_backends
@@ -26,6 +27,8 @@ from pipeline.models import timm_checkpoints
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 huggingface_hub.logging.set_verbosity_error()  # each of its five retries would be a line
+
+HUB_SECONDS = 10  # in which the hub answers, or is taken to be out of reach
 
 # Weights that a classification checkpoint may hold and a classifier does not use: masked-image modelling, poolers, tables made anew.
 UNUSED_WEIGHTS = re.compile(
@@ -216,10 +219,23 @@ def load_config(source: str, key: str = "--backbone") -> Any:
             else "; expected a folder that `from_pretrained` can load, or a hub id such as owner/name"
         )
         raise UserError(f"{key} {source}: {'no config.json in this folder' if local.is_dir() else 'no such folder'}{hint}")
+    if not looks_local:
+        _leave_out_silent_hub()
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # a damaged config.json fails in as many ways as there are keys; timm may be absent
         raise unloadable(source, error, key) from None
+
+
+def _leave_out_silent_hub() -> None:
+    """Go by this machine's cache when the hub does not answer: its client would try each file five times, for a minute or more in all."""
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+    except Exception as error:  # requests' kinds, or httpx's: by version
+        constants.HF_HUB_OFFLINE = True
+        print(f"  {constants.ENDPOINT} is out of reach ({type(error).__name__}): going by what this machine has of it")
 
 
 def _prepare_timm(source: str, config: Any, rule: Preprocessing) -> None:

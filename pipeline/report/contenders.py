@@ -178,7 +178,9 @@ def plain_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
     """AdamW over what is trained, as `training.optim` builds it: torch's fused one, in groups that say how their rate is scaled."""
     from torch.optim import AdamW
 
-    return AdamW([{"params": [weight for weight in model.parameters() if weight.requires_grad], "lr_scale": 1.0}], weight_decay=0, fused=True)
+    return AdamW(
+        [{"params": [weight for weight in model.parameters() if weight.requires_grad], "lr_scale": 1.0}], weight_decay=0, fused=True
+    )
 
 
 def our_task(work: Work, **values: Any) -> Any:
