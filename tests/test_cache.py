@@ -80,14 +80,14 @@ def test_what_the_check_decodes_is_kept_for_the_first_epoch(tmp_path: Path, path
     monkeypatch.setattr(cache_module, "load", lambda *_, **__: pytest.fail("decoded, and not kept"))
     for run in range(2):
         dataset = opened(tmp_path, paths)
-        assert find_bad(paths, dataset.cache.check, show_progress=False) == {}
+        assert find_bad(paths, dataset.cache.check) == {}
         assert torch.equal(rows(dataset), expected) and len(loaded) == 4, run
     assert dataset.cache.used.value == sum(path.stat().st_size for path in files(tmp_path))
 
 
 def test_the_check_keeps_the_pictures_of_the_run_alone_and_what_there_is_room_for(tmp_path: Path, paths: list[Path]) -> None:
     cache = opened(tmp_path, paths[1:], limit=3 * (90 * 100 + 40 * 40) + 100).cache  # not for b.jpg
-    assert find_bad(paths, cache.check, show_progress=False) == {}
+    assert find_bad(paths, cache.check) == {}
     assert sorted(path.stat().st_size for path in files(tmp_path)) == [HEADER_BYTES + 3 * 40 * 40, HEADER_BYTES + 3 * 90 * 100]
 
 
@@ -99,8 +99,8 @@ def test_the_check_finds_the_same_files_bad_with_a_cache(tmp_path: Path, paths: 
     (tmp_path / "text.jpg").write_text("not a picture")
     every = [*paths, *sorted(tmp_path.glob("cut*")), tmp_path / "text.jpg", tmp_path / "gone.jpg"]
     cache = PictureCache(tmp_path / "cache", room, every, Augmentation(), RULE)
-    bad = find_bad(every, cache.check, show_progress=False)
-    assert list(bad) == list(range(4, 10)) and bad == find_bad(every, check, show_progress=False)
+    bad = find_bad(every, cache.check)
+    assert list(bad) == list(range(4, 10)) and bad == find_bad(every, check)
 
 
 def test_a_picture_kept_for_other_crops_is_another_one(tmp_path: Path) -> None:

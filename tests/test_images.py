@@ -203,10 +203,10 @@ def test_find_bad_finds_exactly_the_bad_ones(tmp_path: Path) -> None:
         halves().save(tmp_path / f"good{number}.jpg")
         good.append(tmp_path / f"good{number}.jpg")
     paths = [path for pair in zip(good, list(reasons)[:5], strict=True) for path in pair]
-    bad = find_bad(paths, show_progress=False)
+    bad = find_bad(paths)
     assert list(bad) == [1, 3, 5, 7, 9]
     assert all(reasons[paths[position]] in reason for position, reason in bad.items())
-    assert find_bad([], show_progress=False) == {}
+    assert find_bad([]) == {}
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_bombs_among_many_images_are_all_found_and_warnings_stay_as_they_were(tm
         side = 50 if number % 2 else 20
         Image.new("RGB", (side, side)).save(tmp_path / f"{number}.png")
     before = list(warnings.filters)
-    bad = find_bad([tmp_path / f"{number}.png" for number in range(60)], show_progress=False)
+    bad = find_bad([tmp_path / f"{number}.png" for number in range(60)])
     assert list(bad) == list(range(1, 60, 2))
     assert warnings.filters == before
 

@@ -108,9 +108,7 @@ def check(path: Path) -> None:
     decode(path, smallest=1)
 
 
-def find_bad(
-    paths: Sequence[Path], check: Callable[[Path], object] = check, title: str = "checking images", show_progress: bool = True
-) -> dict[int, str]:
+def find_bad(paths: Sequence[Path], check: Callable[[Path], object] = check, title: str = "checking images") -> dict[int, str]:
     """Position -> reason for every path that cannot be decoded: of which `check` raises `BadImage`, called once for each, on all cores."""
 
     def problem(path: Path) -> str | None:
@@ -121,7 +119,7 @@ def find_bad(
         return None
 
     with ThreadPoolExecutor() as pool:  # threads: decoders let others run meanwhile
-        results = tqdm(pool.map(problem, paths), title, len(paths), unit="img", disable=not show_progress, leave=False)
+        results = tqdm(pool.map(problem, paths), title, len(paths), unit="img", leave=False)
         return {position: reason for position, reason in enumerate(results) if reason is not None}
 
 

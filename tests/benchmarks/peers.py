@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torchvision.transforms import v2
 
 from pipeline.report.contenders import LR, MAX_GRAD_NORM, NUM_CLASSES, RANK, Work, titled
 
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about Trainer's own calls
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RECIPE_SEED = 42  # ours, which draws the adapter from the one after it
 
