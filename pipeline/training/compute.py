@@ -38,8 +38,18 @@ class Compute:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
 
     def describe(self) -> str:
-        """Device and precision in words: `CPU, bf16`."""
-        return f"{self.device_name()}, {self.precision}"
+        """Device and precision in words: `CPU, fp32`; a warning with it where bf16 was asked for and is slow."""
+        slow = self.precision == "bf16" and self.device.type != "mps" and not computes_bf16(self.device)
+        return f"{self.device_name()}, {self.precision}" + (
+            " (this hardware only imitates it: expect less speed than with --precision auto)" * slow
+        )
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether `device` has instructions for bf16 matrix products: Ampere or later, AVX512-BF16 or AMX; torch imitates it everywhere."""
+    if device.type == "cuda":  # torch.cuda.is_bf16_supported() also says yes to imitation
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def choose_compute(precision: str) -> Compute:
@@ -51,12 +61,7 @@ def choose_compute(precision: str) -> Compute:
     kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(kind)
     if precision == "auto":
-        if kind == "cuda":  # torch.cuda.is_bf16_supported() also says yes to emulation on older cards
-            precision = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-        elif kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-            precision = "bf16"
-        else:
-            precision = "fp32"
+        precision = "bf16" if computes_bf16(device) else "fp16" if kind == "cuda" else "fp32"
     if precision == "fp16" and kind != "cuda":
         raise UserError(f"--precision fp16 needs a CUDA device, found {kind}; use auto, bf16 or fp32")
     return Compute(device, precision)

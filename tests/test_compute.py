@@ -1,0 +1,41 @@
+"""The number format that is chosen for a device, and what is said of one that the hardware imitates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.training import compute
+from pipeline.training.compute import Compute, choose_compute
+
+
+@pytest.fixture(autouse=True)
+def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_takes_what_the_hardware_computes_in(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert choose_compute("auto") == Compute(torch.device("cpu"), expected)
+
+
+def test_a_gpu_that_imitates_bf16_gets_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, expected in (((7, 5), "fp16"), ((8, 0), "bf16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
+        assert choose_compute("auto").precision == expected
+
+
+def test_imitated_bf16_is_done_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_bf16, ending in ((True, "CPU, bf16"), (False, "than with --precision auto)")):
+        monkeypatch.setattr(compute, "computes_bf16", lambda _, has_bf16=has_bf16: has_bf16)
+        assert choose_compute("bf16").precision == "bf16" and choose_compute("bf16").describe().endswith(ending)
+
+
+def test_fp16_is_for_cuda() -> None:
+    with pytest.raises(UserError, match="--precision fp16 needs a CUDA device, found cpu; use auto, bf16 or fp32"):
+        choose_compute("fp16")
