@@ -88,35 +88,53 @@ class Linear(Function):
         return grad_x, _outer(grad, x).to(weight.dtype), grad_bias, None, None
 
 
-class Adapter(Function):
-    """LoRA's update, `scale * dropout(x) @ a.T @ b.T` in `dtype`, for float32 `a` (rank, in) and `b` (out, rank).
+class AdaptedLinear(Function):
+    """A frozen layer and LoRA's update of it, `x @ weight.T + bias + scale * dropout(x) @ a.T @ b.T` in `dtype`, for float32 `a` (rank, in) and
+    `b` (out, rank).
 
-    All adapters of one x share it; of the dropout only the mask is kept, a byte for each number.
+    All adapters of one x share it; of the dropout only the mask is kept, a byte for each number. The update is added inside its matrix
+    product, and so is its part of x's gradient.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, dropout: float, dtype: torch.dtype, source: Any
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+        dropout: float,
+        dtype: torch.dtype,
+        source: Any,
     ) -> torch.Tensor:
         half = x.to(dtype)
         dropped, mask = torch.native_dropout(half, dropout, True) if dropout else (half, None)
         low = F.linear(dropped, a.to(dtype))
-        ctx.save_for_backward(a, b, low, mask, *(() if source else (half,)))
+        ctx.save_for_backward(weight, a, b, low, mask, *(() if source else (half,)))
         ctx.source, ctx.scale, ctx.dropout, ctx.input_dtype = source, scale, dropout, x.dtype
-        return F.linear(low, b.to(dtype)) * scale
+        output = F.linear(half, weight.to(dtype), None if bias is None else bias.to(dtype))
+        output.view(-1, output.shape[-1]).addmm_(low.flatten(0, -2), (b * scale).to(dtype).mT)
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        a, b, low, mask, *kept = ctx.saved_tensors
+        weight, a, b, low, mask, *kept = ctx.saved_tensors
         x = _input(ctx.source, kept)
-        grad = grad * ctx.scale
-        grad_low = grad @ b.to(grad.dtype)
+        grad_low = grad @ (b * ctx.scale).to(grad.dtype)
         grad_a = _outer(grad_low, _drop(x, mask, ctx.dropout)).to(a.dtype)
+        grad_b = _outer(grad, low).to(b.dtype) * ctx.scale
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = _drop(grad_low @ a.to(grad.dtype), mask, ctx.dropout).to(ctx.input_dtype)
-        return grad_x, grad_a, _outer(grad, low).to(b.dtype), None, None, None, None
+            grad_x, a = grad @ weight.to(grad.dtype), a.to(grad.dtype)
+            if mask is None:
+                grad_x.view(-1, grad_x.shape[-1]).addmm_(grad_low.flatten(0, -2), a)
+            else:
+                grad_x += _drop(grad_low @ a, mask, ctx.dropout)
+            grad_x = grad_x.to(ctx.input_dtype)
+        return grad_x, None, None, grad_a, grad_b, None, None, None, None
 
 
 class BiasedAttention(Function):

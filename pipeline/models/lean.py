@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pipeline.models.autograd import Adapter, BiasedAttention, Gelu, Linear, Norm, source_of
+from pipeline.models.autograd import AdaptedLinear, BiasedAttention, Gelu, Linear, Norm, source_of
 
 HELD = (nn.Linear, nn.Conv2d)  # autocast casts the weights of these, and so gives the same when they are cast already
 # Blocks whose norms are read by linear layers alone.
@@ -172,13 +172,14 @@ def _exact(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 def _adapted(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """peft's layer: the frozen one plus the update of its adapter. peft copies x to float32 and keeps the copy, for each adapter its own."""
-    dtype = _kept_dtype(x)
-    if dtype is None or module.disable_adapters or module.merged or len(module.active_adapters) != 1:
+    dtype, base = _kept_dtype(x), module.base_layer
+    plain = type(base) is nn.Linear and not base.weight.requires_grad
+    if dtype is None or not plain or module.disable_adapters or module.merged or len(module.active_adapters) != 1:
         return type(module).forward(module, x, *args, **kwargs)
     (name,) = module.active_adapters
     dropout = getattr(module.lora_dropout[name], "p", 0.0) if module.training else 0.0
     a, b = module.lora_A[name].weight, module.lora_B[name].weight
-    return module.base_layer(x) + Adapter.apply(x, a, b, module.scaling[name], dropout, dtype, source_of(x))
+    return AdaptedLinear.apply(x, base.weight, base.bias, a, b, module.scaling[name], dropout, dtype, source_of(x))
 
 
 def _attend(
