@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UserError, run_command
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
 
     from pipeline.competition.layout import Competition
@@ -111,12 +113,13 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
 
     bad: list[int] = []
 
-    def logits(batch: dict) -> object:
-        bad.extend(batch["row"][batch["bad"]].tolist())
-        return predictor.logits(batch)
+    def batches() -> Iterator[dict]:
+        for batch in predictor.batches(competition.test, batch_size):
+            bad.extend(batch["row"][batch["bad"]].tolist())
+            yield batch
 
-    batches = predictor.batches(competition.test, batch_size)
-    result = predict_logits(predictor.model, logits, batches, len(competition.test), len(class_names), compute, "predicting")
+    rows = len(competition.test)
+    result = predict_logits(predictor.model, predictor.logits, batches(), rows, len(class_names), compute, "predicting")
     probs = softmax(result)
     if bad:
         per_class = (run.record or {}).get("counts", {}).get("train_per_class", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -56,15 +57,22 @@ def predict_logits(
     times_filled = np.zeros(num_rows, dtype=np.int64)
     was_training = model.training
     model.eval()
+    computing: deque[tuple[np.ndarray, torch.Tensor]] = deque()
     # no_grad, not inference_mode: what BEiT caches inside could not be used in training afterwards
     with torch.no_grad(), tqdm(total=num_rows, desc=title, unit="img", leave=leave, dynamic_ncols=True) as bar:
+
+        def read_back(as_many_as: int) -> None:
+            while len(computing) > as_many_as:
+                rows, output = computing.popleft()
+                result[rows] = output.float().cpu().numpy()
+                np.add.at(times_filled, rows, 1)
+                bar.update(len(rows))
+
         for batch in batches:
-            rows = batch["row"].numpy()
             with compute.autocast():
-                output = logits(compute.move(batch))
-            result[rows] = output.float().cpu().numpy()
-            np.add.at(times_filled, rows, 1)
-            bar.update(len(rows))
+                computing.append((batch["row"].numpy(), logits(compute.move(batch))))
+            read_back(1)  # all but the newest: a GPU has a batch to compute while this one is waited for
+        read_back(0)
     model.train(was_training)
     if not (times_filled == 1).all():
         raise RuntimeError(f"rows filled other than once: {np.flatnonzero(times_filled != 1)[:10].tolist()}")
