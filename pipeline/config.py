@@ -98,7 +98,9 @@ class Data(Section):
     label_column: str | None = Field(None, description="the same")
     val_fraction: float = Field(0.05, ge=0, le=0.9, description="the share of the labelled rows that validates, stratified by class")
     skip_bad_images: bool = Field(False, description="train without images that cannot be decoded, instead of stopping")
-    workers: int | Literal["auto"] = Field("auto", description="decoding processes")
+    workers: int | Literal["auto"] = Field(
+        "auto", description="decoding processes; auto: one a core up to 8, none where files are small or few"
+    )
     cache_gb: float = Field(0, ge=0, description="decoded training pictures kept in the user's cache folder, at most; 0 = none")
     image_fraction: float = Field(1, gt=0, le=1, description="vqa: the share of the images that is used, drawn by seed")
     top_answers: int = Field(1000, ge=2, description="vqa: how many answers, the most frequent of the training rows, are classes")

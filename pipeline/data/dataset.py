@@ -21,6 +21,8 @@ from pipeline.data.images import REDUCIBLE, BadImage, decode, load_pixels, opene
 from pipeline.data.transforms import Preprocessing, augmenter, to_tensor
 
 Key = tuple[int, int]  # (epoch, row)
+SMALL_FILE = 8_000  # bytes: sending the pixels to another process takes longer than decoding
+SMALL_SET = 10_000_000  # bytes of all files: starting processes (a quarter of a second) takes longer than decoding
 
 
 class ImageDataset(Dataset):
@@ -132,12 +134,13 @@ def make_loader(dataset: ImageDataset, batches: Iterable[list[int]], epoch: int 
 
 
 def resolve_workers(workers: int | str, paths: Sequence[Path]) -> int:
-    """Decoding processes for `data.workers`: auto is none for small files (sending costs more than decoding), else one a core up to 8."""
+    """Decoding processes for `data.workers`: auto is none where files are small or few (see `SMALL_FILE`), else one a core up to 8."""
     if workers != "auto":
         return int(workers)
     sample = [Path(path) for path in paths[:: max(len(paths) // 32, 1)]]
     sizes = [path.stat().st_size for path in sample if path.exists()]
-    if not sizes or sum(sizes) / len(sizes) < 8_000:
+    average = sum(sizes) / len(sizes) if sizes else 0
+    if average < SMALL_FILE or average * len(paths) < SMALL_SET:
         return 0
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 

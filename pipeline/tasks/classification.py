@@ -111,9 +111,10 @@ class ClassificationTask:
         train_labels = [index[row.label] for row in train]
         paths = [row.path for row in train]
         self.train_set = ImageDataset(paths, train_labels, classifier.rule, recipe.augmentation, recipe.seed, cache)
-        self.val_set = ImageDataset([row.path for row in val], self.val_labels.tolist(), classifier.rule)
+        val_paths = [row.path for row in val]
+        self.val_set = ImageDataset(val_paths, self.val_labels.tolist(), classifier.rule)
         self.num_train, self.num_val, self.num_classes = len(train), len(val), len(class_names)
-        self.workers = resolve_workers(recipe.data.workers, paths)
+        self.workers, self.val_workers = (resolve_workers(recipe.data.workers, files) for files in (paths, val_paths))
         self.compiled: tuple[int, Callable[..., Any]] | None = None  # (rows, the model): what micro-batches of so many rows run through
         self.originals: dict[str, torch.Tensor] = {}  # what is held in half precision as it was loaded, as long as it may be saved
 
@@ -147,7 +148,7 @@ class ClassificationTask:
 
     def val_batches(self, batch_size: int) -> Iterable[Batch]:
         """The validation rows in order."""
-        return _in_order(self.val_set, batch_size, self.workers)
+        return _in_order(self.val_set, batch_size, self.val_workers)
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean cross-entropy over the batch (scalar), and the logits (B, C)."""
