@@ -48,7 +48,9 @@ def attention_maps(model: nn.Module, forward: Callable[..., Any], pixel_values: 
     model.eval()
     pixel_values = pixel_values.detach().requires_grad_(True)  # so that a graph is built through frozen weights too
     with torch.enable_grad(), _eager(model):
-        output = forward(pixel_values=pixel_values, output_attentions=True, output_hidden_states=True)
+        attends = any("Attention" in type(module).__name__ for module in model.modules())  # older ConvNeXts do not know the word
+        flags = {"output_attentions": True} if attends else {}
+        output = forward(pixel_values=pixel_values, output_hidden_states=True, **flags)
         probs = output.logits[0].detach().float().softmax(dim=0)
         predicted = int(probs.argmax())
         rows, columns = _grid(model, pixel_values)

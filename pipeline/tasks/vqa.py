@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch.nn import functional as F
 
 from pipeline.competition.layout import Competition, Row
@@ -34,6 +35,9 @@ from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Memory
 from pipeline.training.predict import predict_logits
 from pipeline.training.resume import FormerRun, SplitRow
+
+# Before version 5 transformers asks of a mask (B, tokens) whether it hides anything, and a count has no values to answer with.
+SHAPES_ARE_ENOUGH = int(transformers.__version__.split(".")[0]) >= 5
 
 PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence", "question", "answer_type")
 
@@ -226,7 +230,7 @@ def account_vqa(
         batch = {
             "image_index": torch.zeros(count, dtype=torch.long, device=device),
             "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
+            "attention_mask": torch.ones_like(ids) if SHAPES_ARE_ENOUGH else torch.ones(count, num_tokens, num_tokens, device=device),
         }
         with compute.autocast():
             logits = answerer.forward(forward, batch, pixel_values)
