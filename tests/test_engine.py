@@ -1,4 +1,4 @@
-"""The loop: what a step of it takes beside the model's passes and the optimizer, and in which order it asks for batches."""
+"""The loop's own cost: what a step takes beside the model's forward and backward pass and the optimizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -61,38 +60,3 @@ def test_the_loop_costs_less_than_0_4_ms_a_step(tmp_path: Path) -> None:
     task = NoTask()
     rounds = [(milliseconds_a_step(bare), milliseconds_a_step(whole)) for _ in range(3)]
     assert min(whole_ms - bare_ms for bare_ms, whole_ms in rounds) < 0.4
-
-
-class Watched(NoTask):
-    """A task of two batches and a validation, that notes what is asked of it."""
-
-    num_train, num_val, best_metric = 16, 8, "val_accuracy"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.batch["row"], self.asked = torch.arange(8), []
-
-    def train_batches(self, epoch: int, start: int, micro_batch_size: int, group_size: int) -> Iterator[dict[str, torch.Tensor]]:
-        self.asked.append(("train", epoch, start, micro_batch_size, group_size))
-        return (self.batch for _ in range((16 - start) // 8))
-
-    def val_batches(self, batch_size: int) -> list[dict[str, torch.Tensor]]:
-        self.asked.append(("validate", batch_size))
-        return [self.batch]
-
-    def logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.loss(batch)[1]
-
-    def scores(self, _logits: np.ndarray) -> dict[str, float]:
-        return {"accuracy": 0.5}
-
-
-def test_the_next_epoch_is_begun_before_this_one_is_validated(tmp_path: Path) -> None:
-    """Its loader's processes start meanwhile. Once for each epoch, and not for one that will not come."""
-    task, reports = Watched(), []
-    schedule = SCHEDULE | {"effective_batch_size": 8, "total_steps": 6, "steps_per_epoch": 2}
-    compute = Compute(torch.device("cpu"), "fp32")
-    last = fit(task, task.optimizer, schedule, compute, StateStore(tmp_path), reports.append, epochs=3, micro_batch_size=8)
-    epochs = [("train", epoch, 0, 8, 8) for epoch in range(3)]
-    assert task.asked == [*epochs[:2], ("validate", 16), epochs[2], ("validate", 16), ("validate", 16)]
-    assert last.step == 6 and [report.metrics["train_accuracy"] for report in reports] == [1.0, 1.0, 1.0]

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,21 +22,12 @@ from tqdm import tqdm
 
 from pipeline.errors import Interrupted, UserError
 from pipeline.training.checkpoint import StateStore, restore_rng, rng_state
-from pipeline.training.compute import Batch, Compute, peak_memory
+from pipeline.training.compute import Compute, peak_memory
 from pipeline.training.optim import lr_at, set_lr
 from pipeline.training.predict import Task, evaluate
 from pipeline.training.resume import rows_digest
 
 REFRESH_SECONDS = 0.5  # how often the loss is read back from the device: shown, and checked for NaN
-
-
-class Span(NamedTuple):
-    """What `Task.train_batches` is asked for: the rows of `epoch` from `start` of its order on, in micro-batches that keep to groups."""
-
-    epoch: int
-    start: int
-    micro_batch_size: int
-    group_size: int
 
 
 @dataclass
@@ -93,7 +84,7 @@ def fit(
         Interrupted: Ctrl-C, SIGTERM or `max_minutes`; the micro-batch was finished and the state saved.
         UserError: the loss became NaN or infinite; the last good state is kept.
     """
-    loop = _Loop(task, optimizer, schedule, compute, store, epochs, micro_batch_size, max_grad_norm, save_minutes, max_minutes)
+    loop = _Loop(task, optimizer, schedule, compute, store, micro_batch_size, max_grad_norm, save_minutes, max_minutes)
     if state is None:
         loop.save()  # so that a resumed run never depends on what an epoch already wrote
     else:
@@ -102,7 +93,7 @@ def fit(
     position = loop.position
     with loop.catching_signals():
         while position.epoch < epochs:
-            loop.train_epoch()
+            loop.train_epoch(epochs)
             report = loop.finish_epoch()
             on_epoch(report)
             loop.save()
@@ -119,14 +110,13 @@ class _Loop:
         schedule: dict[str, Any],
         compute: Compute,
         store: StateStore,
-        epochs: int,
         micro_batch_size: int,
         max_grad_norm: float,
         save_minutes: float,
         max_minutes: float | None,
     ) -> None:
         self.task, self.optimizer, self.schedule, self.compute, self.store = task, optimizer, schedule, compute, store
-        self.epochs, self.micro_batch_size, self.max_grad_norm = epochs, micro_batch_size, max_grad_norm
+        self.micro_batch_size, self.max_grad_norm = micro_batch_size, max_grad_norm
         self.save_seconds = save_minutes * 60
         self.deadline = time.monotonic() + max_minutes * 60 if max_minutes is not None else math.inf
         self.last_save = time.monotonic()
@@ -138,9 +128,8 @@ class _Loop:
         self.trainable = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
         self.checked_step = 0
         self.epoch_started = 0.0
-        self.ahead: tuple[Span, Iterable[Batch]] | None = None
 
-    def train_epoch(self) -> None:
+    def train_epoch(self, epochs: int) -> None:
         """Pass the rest of this epoch's rows, with smaller micro-batches if memory runs out."""
         position = self.position
         self.task.model.train()
@@ -149,7 +138,7 @@ class _Loop:
         exact = torch.float32 if self.compute.device.type == "mps" else torch.float64
         self.loss_sum = torch.tensor(position.loss_sum, dtype=exact, device=self.compute.device)
         self.correct = torch.tensor(position.correct, device=self.compute.device)
-        title = f"epoch {position.epoch + 1}/{self.epochs}"
+        title = f"epoch {position.epoch + 1}/{epochs}"
         with tqdm(total=self.task.num_train, initial=position.row, desc=title, unit="img", leave=False, dynamic_ncols=True) as bar:
             while position.row < self.task.num_train:
                 try:
@@ -158,27 +147,13 @@ class _Loop:
                     self.halve_micro_batch(error)
                     bar.n = position.row
 
-    def batches(self) -> Iterable[Batch]:
-        """The micro-batches from the position on, which may have been begun ahead."""
-        wanted = Span(self.position.epoch, self.position.row, self.micro_batch_size, self.schedule["effective_batch_size"])
-        (span, begun), self.ahead = self.ahead or (None, ()), None
-        return begun if span == wanted else self.task.train_batches(*wanted)
-
-    def begin_next_epoch(self) -> None:
-        """Let the loader's processes start on the next epoch, if there is one, while this one is finished and validated."""
-        if self.position.epoch + 1 < self.epochs:
-            span = Span(self.position.epoch + 1, 0, self.micro_batch_size, self.schedule["effective_batch_size"])
-            self.ahead = span, iter(self.task.train_batches(*span))
-
     def pass_rows(self, bar: tqdm) -> None:
         """The loop over micro-batches, to the end of the epoch."""
         position, task, group_size = self.position, self.task, self.schedule["effective_batch_size"]
         refreshed = time.monotonic()
-        for batch in self.batches():
+        for batch in task.train_batches(position.epoch, position.row, self.micro_batch_size, group_size):
             batch = self.compute.move(batch)
             rows = len(batch["row"])
-            if position.row + rows == task.num_train:
-                self.begin_next_epoch()
             group_start = position.row // group_size * group_size
             group_rows = min(group_size, task.num_train - group_start)
             with self.compute.autocast():
