@@ -138,9 +138,9 @@ KINDS = [(kind, lora) for kind in ("beit", "vit", "dinov2", "swin", "swinv2") fo
 
 @pytest.mark.parametrize(("kind", "lora"), KINDS)
 def test_a_lean_step_is_autocasts_and_as_near_to_float32(kind: str, lora: bool) -> None:
-    """Logits and gradients are as far from float32's as autocast's own are, give or take a fifth, and no farther from autocast's.
+    """Logits and gradients are as far from float32's as autocast's own are, give or take a fifth.
 
-    Adapters round once where autocast rounds three times: the logits differ by a few steps of bfloat16 (2^-8).
+    Logits within two steps of bfloat16 (2^-7) of the largest of autocast's; four with adapters, which round once where autocast rounds thrice.
     """
     exact, autocast = step(build(kind, lora), None), step(build(kind, lora))
     model = build(kind, lora)
@@ -149,8 +149,7 @@ def test_a_lean_step_is_autocasts_and_as_near_to_float32(kind: str, lora: bool) 
         assert same_bits(step(model), autocast)  # held in bfloat16 is what autocast makes of them
     keep_less(model)
     logits, grads = step(model)
-    largest = exact[0].abs().max()
-    assert (logits - autocast[0]).abs().max() <= 2**-6 * largest
+    assert (logits - autocast[0]).abs().max() <= (2**-6 if lora else 2**-7) * autocast[0].abs().max()
     assert (logits - exact[0]).abs().max() <= 1.2 * (autocast[0] - exact[0]).abs().max()
     assert distance(grads, exact[1]) <= 1.2 * distance(autocast[1], exact[1]) + 1e-3
     assert distance(grads, autocast[1]) < 0.03

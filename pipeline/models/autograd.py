@@ -76,7 +76,7 @@ class Linear(Function):
         half = x.to(dtype)
         ctx.save_for_backward(weight, *(() if source else (half,)))
         ctx.source, ctx.input_dtype, ctx.has_bias = source, x.dtype, bias is not None
-        return _product(half, weight.to(dtype), None if bias is None else bias.to(dtype))
+        return _product(half, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -114,7 +114,7 @@ class AdaptedLinear(Function):
         low = F.linear(dropped, a.to(dtype))
         ctx.save_for_backward(weight, a, b, low, mask, *(() if source else (half,)))
         ctx.source, ctx.scale, ctx.dropout, ctx.input_dtype = source, scale, dropout, x.dtype
-        output = _product(half, weight.to(dtype), None if bias is None else bias.to(dtype))
+        output = _product(half, weight, bias)
         output.view(-1, output.shape[-1]).addmm_(low.flatten(0, -2), (b * scale).to(dtype).mT)
         return output
 
@@ -182,8 +182,10 @@ def _input(source: Any, kept: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x @ weight.T + bias. Not as a view, as `F.linear` returns it in some versions: what a function returns may be changed in place then."""
-    return aten._unsafe_view(F.linear(x.flatten(0, -2), weight, bias), [*x.shape[:-1], len(weight)])
+    """x @ weight.T + bias in x's dtype. Not as a view, as `F.linear` returns it in some versions: what a function returns may then be changed
+    in place."""
+    bias = None if bias is None else bias.to(x.dtype)
+    return aten._unsafe_view(F.linear(x.flatten(0, -2), weight.to(x.dtype), bias), [*x.shape[:-1], len(weight)])
 
 
 def _outer(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -175,12 +175,12 @@ def train(
 
 
 def plain_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW over what is trained, as `training.optim` builds it: torch's fused one, in groups that say how their rate is scaled."""
-    from torch.optim import AdamW
+    """The optimizer that train.py builds over what is trained: AdamW, without weight decay and with one rate for adapter and head."""
+    from pipeline.config import Optimizer, Recipe
+    from pipeline.training.optim import build_optimizer
 
-    return AdamW(
-        [{"params": [weight for weight in model.parameters() if weight.requires_grad], "lr_scale": 1.0}], weight_decay=0, fused=True
-    )
+    recipe = Recipe(backbone="any", optimizer=Optimizer(lr=LR, weight_decay=0))
+    return build_optimizer(model.named_parameters(), recipe, head="")
 
 
 def our_task(work: Work, **values: Any) -> Any:

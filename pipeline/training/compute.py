@@ -39,10 +39,10 @@ class Compute:
 
     def describe(self) -> str:
         """Device and precision in words: `CPU, fp32`; a warning with it where bf16 was asked for and is slow."""
-        slow = self.precision == "bf16" and self.device.type != "mps" and not computes_bf16(self.device)
-        return f"{self.device_name()}, {self.precision}" + (
-            " (this hardware only imitates it: expect less speed than with --precision auto)" * slow
-        )
+        words = f"{self.device_name()}, {self.precision}"
+        if self.precision != "bf16" or self.device.type == "mps" or computes_bf16(self.device):
+            return words
+        return f"{words} (this hardware only imitates it: expect less speed than with --precision auto)"
 
 
 def computes_bf16(device: torch.device) -> bool:
