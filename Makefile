@@ -49,20 +49,20 @@ demo-base: $(SETUP)  ## rebuild the demo's pretrained base from nothing
 	$(PYTHON) -m pipeline.demo --rebuild-base
 
 weights: $(SETUP)  ## install released weights (WEIGHTS=drive id, link or zip; default: finetuned_model/release.yaml)
-	$(PYTHON) -m pipeline.competition.releases $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+	$(PYTHON) -m pipeline.fetch.releases $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 data: $(SETUP)  ## a Kaggle competition into data/ (COMPETITION=slug), or a public set into data/NAME (DATASET=cifar10 ...)
-	$(PYTHON) -m pipeline.competition.datasets $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(DATASET),--dataset "$(DATASET)") $(if $(YES),--yes)
+	$(PYTHON) -m pipeline.fetch.install $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(DATASET),--dataset "$(DATASET)") $(if $(YES),--yes)
 
 submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the score (COMPETITION= MESSAGE= YES=1)
-	$(PYTHON) -m pipeline.competition.leaderboard $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(MESSAGE),--message "$(MESSAGE)") $(if $(YES),--yes)
+	$(PYTHON) -m pipeline.kaggle.submit $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(MESSAGE),--message "$(MESSAGE)") $(if $(YES),--yes)
 
 score: $(SETUP)  ## every metric of predictions.csv against held-back labels (SOLUTION=file)
-	$(PYTHON) -m pipeline.competition.submission $(if $(SOLUTION),--solution "$(SOLUTION)")
+	$(PYTHON) -m pipeline.submission.score $(if $(SOLUTION),--solution "$(SOLUTION)")
 	$(PYTHON) -m pipeline.report.page --if-present
 
 ablation: $(SETUP)  ## every row of a grid with every seed: train, predict, score, one table (GRID=name or file; DATASET= SOLUTION=)
-	$(PYTHON) -m pipeline.report.ablation --grid "$(GRID)" $(if $(DATASET),--data "data/$(DATASET)") $(if $(SOLUTION),--solution "$(SOLUTION)")
+	$(PYTHON) -m pipeline.experiments.ablation --grid "$(GRID)" $(if $(DATASET),--data "data/$(DATASET)") $(if $(SOLUTION),--solution "$(SOLUTION)")
 
 report: $(SETUP)  ## rebuild finetuned_model/report.html from the run folder; RUNS='a b' compares runs in one page
 	$(PYTHON) -m pipeline.report.page $(foreach run,$(RUNS),--run $(run))
@@ -71,7 +71,7 @@ attention: $(SETUP)  ## where models look, side by side (IMAGES='a.jpg b.jpg' RU
 	$(PYTHON) -m pipeline.report.attention $(if $(IMAGES),--images $(IMAGES)) $(if $(RUNS),--runs $(RUNS))
 
 bench: $(BENCH)  ## speed beside the peers, one table (SIZE=small-224|beit-base-224|beit-large-384 BENCH_FLAGS='--batch-size 8')
-	$(PYTHON) -m pipeline.report.benchmark $(if $(SIZE),--size $(SIZE)) $(BENCH_FLAGS) $(addprefix --peer tests.benchmarks.peers:,$(PEERS))
+	$(PYTHON) -m pipeline.benchmarks.benchmark $(if $(SIZE),--size $(SIZE)) $(BENCH_FLAGS) $(addprefix --peer tests.benchmarks.peers:,$(PEERS))
 
 test: $(TESTS)  ## set up and run every test (under ten minutes on two cores)
 	$(PYTHON) -m ruff check

@@ -52,10 +52,11 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
 
     from pipeline.competition.layout import read_layout
-    from pipeline.competition.submission import write_predictions, write_results_json
-    from pipeline.competition.tables import is_formula, quoted
     from pipeline.files import sha256
     from pipeline.run import load_run
+    from pipeline.submission.write import write_predictions, write_results_json
+    from pipeline.tables import is_formula
+    from pipeline.wording import quoted
 
     run = load_run(Path(args.model))
     competition = read_layout(Path(args.data), need="test", **columns_of(run))
@@ -96,8 +97,8 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
     """
     import numpy as np
 
-    from pipeline.metrics import softmax
     from pipeline.models.lean import make_lean
+    from pipeline.targets.metrics import softmax
     from pipeline.tasks.registry import task_module
     from pipeline.training.compute import choose_compute
     from pipeline.training.predict import predict_logits
@@ -172,8 +173,8 @@ def copy_unsent(output: Path) -> Path | None:
     """
     import shutil
 
-    from pipeline.competition.ledger import ledger_digests
     from pipeline.files import sha256, versioned
+    from pipeline.kaggle.ledger import ledger_digests
 
     if not output.exists() or sha256(output) in ledger_digests(Path("submissions.csv")):
         return None

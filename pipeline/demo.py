@@ -20,9 +20,9 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.competition.archives import unpack_zip
 from pipeline.demo_data import lay_out_digits, lay_out_glyphs
 from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, Interrupted, UserError, run_command
+from pipeline.fetch.archives import unpack_zip
 from pipeline.files import human_time, read_json, replacing, sha256, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +68,7 @@ def demo() -> int:
     step("fine-tune a LoRA adapter", "train.py", "--recipe", "digits", "--data", data, "--output", run, "--resume")
     step("predict", "inference.py", "--model", run, "--data", data, "--output", data / "predictions.csv")
     scoring = ("--solution", data / "solution.csv", "--predictions", data / "predictions.csv", "--model", run, "--data", data)
-    step("score against the held-back labels", "-m", "pipeline.competition.submission", *scoring)
+    step("score against the held-back labels", "-m", "pipeline.submission.score", *scoring)
     step("show where the base and the fine-tuned model look, and write the page", "-m", "pipeline.report.attention", "--runs", BASE, run)
     accuracy = read_json(run / "scores.json")["metrics"]["accuracy"]
     print(f"\ntest accuracy {accuracy:.4f} in {human_time(time.monotonic() - started)}; the page: {run / 'report.html'}")

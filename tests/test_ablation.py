@@ -18,8 +18,8 @@ import yaml
 
 from pipeline.config import load_recipe
 from pipeline.errors import Interrupted, UserError, run_command
-from pipeline.report import ablation, trials
-from pipeline.report.grids import GRIDS_DIR, grid_names, load_grid
+from pipeline.experiments import ablation, trials
+from pipeline.experiments.grids import GRIDS_DIR, grid_names, load_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {"epochs": 1, "batch_size": 6, "accumulation_steps": 1, "data.val_fraction": 0.25, "precision": "fp32", "optimizer.name": "sgd"}
@@ -227,7 +227,17 @@ def test_a_killed_grid_takes_its_process_along_and_goes_on(competition: Path, ti
     """In real processes: SIGKILL to the grid alone ends train.py too, and the same command goes on from its state."""
     row = {"name": "long", "set": {"epochs": 40, "checkpoint.every_minutes": 0.001}}
     grid, output = write_grid(tmp_path / "g.yaml", [row], seeds=[3]), tmp_path / "out"
-    command = [sys.executable, "-m", "pipeline.report.ablation", "--grid", str(grid), "--data", str(competition), "--output", str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.experiments.ablation",
+        "--grid",
+        str(grid),
+        "--data",
+        str(competition),
+        "--output",
+        str(output),
+    ]
     command += ["--backbone", str(tiny_backbone)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     end = time.monotonic() + 180

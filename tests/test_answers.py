@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.answers import answer_accuracy, normalize_answer
-from pipeline.metrics import vqa_accuracy, vqa_scores
+from pipeline.targets.metrics import vqa_accuracy, vqa_scores
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import zipfile
 
 import pytest
 
-from pipeline.competition import archives
-from pipeline.competition.archives import Source, parse_source, unpack_zip
 from pipeline.errors import UserError
+from pipeline.fetch import archives
+from pipeline.fetch.archives import Source, parse_source, unpack_zip
 
 DRIVE_ID = "1AbCdEfGhIjKlMnOpQrStUvWxYz012345"
 

@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.models.attention import attention_maps, gradient_rollout, rollout
+from pipeline.models.attention_maps import attention_maps, gradient_rollout, rollout
 from pipeline.report import attention
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": 3}

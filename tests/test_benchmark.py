@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.report import benchmark, contenders, rates
-from pipeline.report.benchmark import load_peer, loop_milliseconds, main
-from pipeline.report.contenders import NUM_CLASSES, RANK, Work, our_inference, our_training, prepare, titled
-from pipeline.report.rates import Line, matrix_rate, measure, table
-from pipeline.report.steps import footprints, memory_table, overlap
+from pipeline.benchmarks import benchmark, contenders, rates
+from pipeline.benchmarks.benchmark import load_peer, loop_milliseconds, main
+from pipeline.benchmarks.contenders import NUM_CLASSES, RANK, Work, our_inference, our_training, prepare, titled
+from pipeline.benchmarks.rates import Line, matrix_rate, measure, table
+from pipeline.benchmarks.steps import footprints, memory_table, overlap
 from pipeline.training.compute import Compute
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32}

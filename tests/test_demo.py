@@ -15,7 +15,7 @@ import yaml
 
 import inference
 from pipeline import demo, demo_data
-from pipeline.competition import releases
+from pipeline.fetch import releases
 from pipeline.files import sha256
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,10 +10,10 @@ from email.utils import format_datetime
 import pytest
 from servers import Reply, play_drive, serving
 
-from pipeline.competition import download
-from pipeline.competition.archives import Source
-from pipeline.competition.download import fetch
 from pipeline.errors import UserError
+from pipeline.fetch import download
+from pipeline.fetch.archives import Source
+from pipeline.fetch.download import fetch
 
 DRIVE_ID = "1AbCdEfGhIjKlMnOpQrStUvWxYz012345"
 SAVED = {"Content-Disposition": 'attachment; filename="weights.zip"', "Content-Type": "application/octet-stream"}

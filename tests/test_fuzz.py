@@ -19,20 +19,20 @@ import pytest
 import torch
 from conftest import make_competition
 
-from pipeline.competition.archives import unpack_zip
-from pipeline.competition.kaggle_cli import _read_submissions
-from pipeline.competition.kaggle_reply import explain, read_reply
 from pipeline.competition.layout import read_layout
-from pipeline.competition.ledger import read_ledger
-from pipeline.competition.releases import read_release
-from pipeline.competition.submission import check_predictions
 from pipeline.config import load_recipe
 from pipeline.data.images import BadImage, decode
 from pipeline.errors import UserError
+from pipeline.fetch.archives import unpack_zip
+from pipeline.fetch.releases import read_release
+from pipeline.kaggle.cli import _read_submissions
+from pipeline.kaggle.ledger import read_ledger
+from pipeline.kaggle.reply import explain, read_reply
 from pipeline.models.backbones import rebuild_backbone
 from pipeline.models.lora import load_adapter
 from pipeline.report.run_files import read_run_files
 from pipeline.run import load_run
+from pipeline.submission.checks import check_predictions
 from pipeline.training.checkpoint import StateStore
 
 CASES = int(os.environ.get("FUZZ", "0"))

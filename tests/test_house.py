@@ -14,25 +14,31 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A file imports only from its own wing's earlier rooms and from wings above.
 WINGS = {
-    "": ["errors", "files", "config", "run", "answers", "metrics"],
+    "": ["errors", "files", "wording", "tables", "config", "run", "answers"],
+    "targets": ["metrics"],
     "competition": [
-        *("archives", "download", "releases", "rows", "tables", "folders", "ids", "labels", "sample"),
-        *("vqa_files", "vqa_pictures", "vqa_tables", "vqa_layout", "layout", "splits", "questions", "checks", "scores", "submission"),
-        *("kaggle_token", "kaggle_reply", "kaggle_cli", "public_sets", "datasets", "ledger", "leaderboard"),
+        *("rows", "folders", "ids", "labels", "sample"),
+        *("vqa_files", "vqa_pictures", "vqa_tables", "vqa_layout", "layout", "splits", "questions"),
     ],
+    "submission": ["checks", "write", "scores", "score"],
+    "kaggle": ["token", "reply", "cli", "remembered", "ledger", "submit"],
+    "fetch": ["archives", "download", "releases", "public_sets", "install"],
     "data": ["images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
-    "models": ["timm_checkpoints", "backbones", "roles", "lora", "autograd", "lean", "attention", "encoders", "fusion"],
+    "models": ["timm_checkpoints", "backbones", "roles", "lora", "autograd", "lean", "attention_maps", "encoders", "fusion"],
     "training": ["optim", "memory", "checkpoint", "resume", "compute", "predict", "engine", "compilation", "estimate", "record"],
     "tasks": ["build", "classification", "vqa", "registry"],
     "report": [
-        *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "validation", "questions"),
-        *("submissions", "facts", "comparison", "page", "attention", "grids", "trials", "ablation_table", "ablation"),
-        *("contenders", "rates", "steps", "benchmark"),
+        *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "validation", "question_section"),
+        *("ledger_figure", "facts", "comparison", "page", "attention"),
     ],
+    "experiments": ["grids", "trials", "ablation_table", "ablation"],
+    "benchmarks": ["contenders", "rates", "steps", "benchmark"],
     "last": ["demo_data", "demo"],
 }
 ROOMS = [f"{wing}.{room}" if wing not in ("", "last") else room for wing, rooms in WINGS.items() for room in rooms]
-TORCH_FREE = [room for room in ROOMS if room.startswith("competition.") or "." not in room]
+TORCH_FREE = [
+    room for room in ROOMS if room.startswith(("targets.", "competition.", "submission.", "kaggle.", "fetch.")) or "." not in room
+]
 
 
 def path_of(room: str) -> Path:

@@ -14,8 +14,8 @@ import torch
 
 import inference
 import train
-from pipeline.competition import submission
 from pipeline.errors import UserError
+from pipeline.submission import score
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_score_computes_every_metric_and_writes_it_into_the_run(trained: Path, t
         shutil.copytree(trained / name, tmp_path / name)
     predict(tmp_path)
     flags = ["--solution", str(trained / "solution.csv"), "--predictions", str(tmp_path / "out" / "predictions.csv")]
-    submission.main([*flags, "--model", str(tmp_path / "run"), "--data", str(tmp_path / "data")])
+    score.main([*flags, "--model", str(tmp_path / "run"), "--data", str(tmp_path / "data")])
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert scores["rows"] == 5 and scores["metrics"]["accuracy"] == 1.0 and scores["metrics"]["macro_f1"] == 1.0
     assert "accuracy" in capsys.readouterr().out

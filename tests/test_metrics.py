@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
-from pipeline.metrics import classification_metrics, confusion_matrix, per_class, softmax
+from pipeline.targets.metrics import classification_metrics, confusion_matrix, per_class, softmax
 
 
 @st.composite

@@ -19,10 +19,11 @@ from conftest import make_competition
 from PIL import Image
 from servers import Reply, Server, serving
 
-from pipeline.competition import datasets, download, public_sets, submission
 from pipeline.competition.layout import read_layout
-from pipeline.competition.public_sets import SETS, Archive
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, UserError, run_command
+from pipeline.fetch import download, install, public_sets
+from pipeline.fetch.public_sets import SETS, Archive
+from pipeline.submission import score
 
 CIFAR_10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -127,7 +128,7 @@ def publish(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
 
 def fetch(name: str, *flags: str) -> int:
     """The command's exit code; the set goes into data/ unless `flags` name another folder."""
-    return run_command(lambda: datasets.main(["--dataset", name, "--data", "data", *flags]))
+    return run_command(lambda: install.main(["--dataset", name, "--data", "data", *flags]))
 
 
 def rows(path: str | Path) -> list[dict[str, str]]:
@@ -156,7 +157,7 @@ def test_a_set_becomes_a_competition_whose_solution_scores_one(publish, capsys, 
 
     Path("predictions.csv").write_bytes(Path("data/solution.csv").read_bytes())
     capsys.readouterr()
-    assert submission.main(["--solution", "data/solution.csv"]) == 0
+    assert score.main(["--solution", "data/solution.csv"]) == 0
     assert "accuracy" in (printed := capsys.readouterr().out)
     assert all(line.endswith("1.0000") for line in printed.splitlines() if line.startswith(("accuracy", "f1")))
 
@@ -310,14 +311,14 @@ def test_what_the_folder_holds_is_never_touched(server, publish, capsys):
 def test_a_set_has_a_folder_of_its_own_beside_a_competition(publish, monkeypatch, capsys):
     publish("pets")
     publish("cub200")
-    assert datasets.main(["--dataset", "pets"]) == 0
+    assert install.main(["--dataset", "pets"]) == 0
     assert "python inference.py --data data/pets && make score SOLUTION=data/pets/solution.csv" in capsys.readouterr().out
     make_competition(Path("unpacked/data"))
-    monkeypatch.setattr(datasets.kaggle_cli, "not_ready", list)
-    monkeypatch.setattr(datasets, "_download", lambda slug, folder: None)
-    monkeypatch.setattr(datasets, "_unpack", lambda archive, target: shutil.copytree("unpacked/data", target) and [])
-    assert datasets.main(["--competition", "colours"]) == 0
-    assert datasets.main(["--dataset", "cub200"]) == 0
+    monkeypatch.setattr(install.cli, "not_ready", list)
+    monkeypatch.setattr(install, "_download", lambda slug, folder: None)
+    monkeypatch.setattr(install, "_unpack", lambda archive, target: shutil.copytree("unpacked/data", target) and [])
+    assert install.main(["--competition", "colours"]) == 0
+    assert install.main(["--dataset", "cub200"]) == 0
     competition = read_layout("data")
     assert competition.class_names == ("blue", "green", "red") and len(competition.test) == 5
     assert len(read_layout("data/pets").train) == len(read_layout("data/cub200").train) == 4
@@ -345,7 +346,7 @@ def test_an_interrupted_move_is_finished_by_the_next_call(publish, monkeypatch, 
 
 def test_the_disk_is_looked_at_before_the_first_byte(server, publish, monkeypatch, capsys):
     publish("pets")
-    monkeypatch.setattr("pipeline.competition.archives.shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("pipeline.fetch.archives.shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
     assert fetch("pets") == EXIT_USER
     assert "data/.pets.download has 1.0 kB free" in capsys.readouterr().err
     assert server.seen == []
@@ -353,9 +354,9 @@ def test_the_disk_is_looked_at_before_the_first_byte(server, publish, monkeypatc
 
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(UserError, match=r"'cifar-10' is not known \(nearest: 'cifar10'\); known are cifar10, cifar100, imagewoof"):
-        datasets.main(["--dataset", "cifar-10"])
+        install.main(["--dataset", "cifar-10"])
     with pytest.raises(SystemExit):
-        datasets.main(["--dataset", "pets", "--competition", "dogs"])
+        install.main(["--dataset", "pets", "--competition", "dogs"])
 
 
 def test_every_set_has_a_whole_record_and_its_recipes_exist():

@@ -7,9 +7,9 @@ import zipfile
 import pytest
 from servers import Reply, play_drive, serving
 
-from pipeline.competition import releases
-from pipeline.competition.releases import competition_entries, main, read_release
 from pipeline.errors import UserError
+from pipeline.fetch import releases
+from pipeline.fetch.releases import competition_entries, main, read_release
 from pipeline.run import load_run
 
 CONFIG = json.dumps({"model_type": "beit", "id2label": {"0": "cat", "1": "dog"}})

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 from runs import NAMES, PER_EPOCH, Page, make_run, score, write_lines
 
-from pipeline.competition.datasets import REMEMBERED
 from pipeline.competition.layout import Row
 from pipeline.errors import UserError
-from pipeline.report import confusion, curves, figures, submissions, thumbnails
+from pipeline.kaggle.remembered import REMEMBERED
+from pipeline.report import confusion, curves, figures, ledger_figure, thumbnails
 from pipeline.report.facts import flat, interval
 from pipeline.report.page import LivePage, build_report, main
 from pipeline.report.run_files import read_run_files
@@ -451,7 +451,7 @@ def test_submissions_stand_against_their_validation_scores(tmp_path: Path, monke
         "2026-01-04T10:00:00+00:00,birds,d,third,0.8,,,pending",
     )
     drawn = []
-    monkeypatch.setattr(submissions, "submissions_figure", spy_figure(drawn, submissions.submissions_figure))
+    monkeypatch.setattr(ledger_figure, "submissions_figure", spy_figure(drawn, ledger_figure.submissions_figure))
     page = Page(build_report(run_dir, ledger))
     assert drawn == [([(1, 0.7, 0.69), (2, 0.75, 0.71)], [2])], "the run's own validation score is 0.75"
     assert (

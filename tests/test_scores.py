@@ -13,9 +13,10 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from pipeline.competition.questions import clean_answer
 from pipeline.competition.rows import Competition, SubmissionFormat
-from pipeline.competition.scores import score_answers
-from pipeline.competition.submission import main, write_results_json
 from pipeline.errors import UserError
+from pipeline.submission.score import main
+from pipeline.submission.scores import score_answers
+from pipeline.submission.write import write_results_json
 
 TRUTH = [(1, "yes", "yes/no"), (2, "T-shirt", "other"), (3, "red", "other"), (4, "2", "number"), (5, "green", "other"), (6, "no", "yes/no")]
 SAID = ["yes", "t shirt", "blue", "2", "red", "yes"]

@@ -6,10 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.competition.layout import SubmissionFormat
-from pipeline.competition.submission import check_predictions, main, score_predictions, write_predictions
-from pipeline.competition.tables import load_table
 from pipeline.errors import UserError
 from pipeline.files import sha256
+from pipeline.submission.checks import check_predictions
+from pipeline.submission.score import main
+from pipeline.submission.scores import score_predictions
+from pipeline.submission.write import write_predictions
+from pipeline.tables import load_table
 
 LABEL = SubmissionFormat("id", ("label",), "label", ("a", "b", "c"), None)
 PROBABILITY = SubmissionFormat("id", ("dog", "cat"), "probability", ("a", "b", "c"), None)

@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.competition.tables import load_table, nearest, numbered, write_table
 from pipeline.errors import UserError
+from pipeline.tables import load_table, write_table
+from pipeline.wording import nearest, numbered
 
 
 def save(tmp_path, data):

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 
-from pipeline.competition.tables import counted, listed
 from pipeline.errors import UserError, raise_all
+from pipeline.wording import counted, listed
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".jpe"))
 UNREAD_SUFFIXES = frozenset((".heic", ".heif", ".avif", ".jp2", ".jxl", ".psd", ".svg", ".dcm", ".nii", ".npy", ".raw", ".tfrec"))

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.competition.folders import IMAGE_SUFFIXES, DataFolder, hide_command, plain_name, suffix_of
-from pipeline.competition.tables import MAX_NAMED, Table, capped, counted, nearest, quoted
 from pipeline.errors import UserError
+from pipeline.tables import Table
+from pipeline.wording import MAX_NAMED, capped, counted, nearest, quoted
 
 ID_NAMES = (
     *(

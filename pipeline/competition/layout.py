@@ -13,9 +13,10 @@ from pipeline.competition.ids import ImageIndex, Match, composed, file_name, fin
 from pipeline.competition.labels import Labelled, has_training_data, read_labelled
 from pipeline.competition.rows import Competition, Row, SubmissionFormat
 from pipeline.competition.sample import format_of, sample_table
-from pipeline.competition.tables import Table, capped, counted, listed, nearest, numbered, quoted
 from pipeline.competition.vqa_layout import is_vqa, read_vqa
 from pipeline.errors import UserError, raise_all
+from pipeline.tables import Table
+from pipeline.wording import capped, counted, listed, nearest, numbered, quoted
 
 HOLD_OUT_FOLDERS = ("val", "valid", "validation", "dev")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.competition.rows import Row
-from pipeline.competition.tables import counted
 from pipeline.errors import UserError
+from pipeline.wording import counted
 
 # ---- text ----
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pipeline.competition.folders import DataFolder, hide_command, plain_name
 from pipeline.competition.labels import LABEL_NAMES
 from pipeline.competition.rows import SubmissionFormat
-from pipeline.competition.tables import Table, counted, load_table, nearest, numbered, quoted, repeated_ids, rows_of
 from pipeline.errors import UserError, raise_all
+from pipeline.tables import Table, load_table, repeated_ids, rows_of
+from pipeline.wording import counted, nearest, numbered, quoted
 
 SAMPLE_TABLES = ("samplesubmission", "samplesubmissions", "samplesub", "submissionsample", "submissionformat")
 

@@ -6,8 +6,8 @@ import math
 import random
 from collections.abc import Sequence
 
-from pipeline.competition.tables import counted
 from pipeline.errors import UserError
+from pipeline.wording import counted
 
 
 def train_val_split(labels: Sequence[str], val_fraction: float, seed: int) -> tuple[list[int], list[int], str]:

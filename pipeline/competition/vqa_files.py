@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.competition.tables import capped, nearest
 from pipeline.errors import UserError, raise_all
 from pipeline.files import write_text
+from pipeline.wording import capped, nearest
 
 
 @dataclass(frozen=True, slots=True)

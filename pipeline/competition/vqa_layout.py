@@ -12,11 +12,12 @@ from pipeline.competition.folders import DataFolder, hide_command, list_folder, 
 from pipeline.competition.ids import ImageIndex, file_name
 from pipeline.competition.rows import Competition, Row, SubmissionFormat
 from pipeline.competition.sample import format_of
-from pipeline.competition.tables import MAX_NAMED, Table, capped, counted, listed, nearest, quoted
 from pipeline.competition.vqa_files import Answered, Question, load_annotations, load_questions
 from pipeline.competition.vqa_pictures import find_images, image_problems, images_of
 from pipeline.competition.vqa_tables import load_question_table, test_tables, train_tables
 from pipeline.errors import UserError, raise_all
+from pipeline.tables import Table
+from pipeline.wording import MAX_NAMED, capped, counted, listed, nearest, quoted
 
 # What the official file names say beside the split: v2_OpenEnded_mscoco_train2014_questions.json.
 NO_SPLIT = ("v1", "v2", "openended", "multiplechoice", "mscoco", "coco", "vqa", "vqav2")

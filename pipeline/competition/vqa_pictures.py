@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.competition.folders import DataFolder, absent, check_whole, plain_name
 from pipeline.competition.ids import ImageIndex, file_name, without_suffix
-from pipeline.competition.tables import MAX_NAMED, capped, counted, listed, quoted
 from pipeline.competition.vqa_files import Question
+from pipeline.wording import MAX_NAMED, capped, counted, listed, quoted
 
 
 def images_of(folder: DataFolder, split: str) -> list[str]:

@@ -10,9 +10,10 @@ from pathlib import Path
 from pipeline.competition.folders import DataFolder, plain_name
 from pipeline.competition.ids import ID_NAMES, ImageIndex, column_called, find_ids
 from pipeline.competition.labels import LABEL_FLAG, LABEL_NAMES, TRAIN_TABLES
-from pipeline.competition.tables import Table, counted, load_table, numbered, quoted, repeated_ids, rows_of
 from pipeline.competition.vqa_files import Answered, Question
 from pipeline.errors import UserError, raise_all
+from pipeline.tables import Table, load_table, repeated_ids, rows_of
+from pipeline.wording import counted, numbered, quoted
 
 TEST_TABLES = ("test", "testquestions", "testset", "testdata")
 QUESTION_NAMES = ("question", "questions", "questiontext")

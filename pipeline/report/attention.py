@@ -23,7 +23,7 @@ from pipeline.report.run_files import has_run, read_run_files
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pipeline.models.attention import AttentionMaps
+    from pipeline.models.attention_maps import AttentionMaps
 
 PICTURES = 6  # of the validation set: half of them the surest right answers, half the surest mistakes
 CELL_INCHES, WIDTH_INCHES, TITLE_INCHES = 1.75, 20, 0.8
@@ -102,7 +102,7 @@ def look(run: str, images: Sequence[Path]) -> list[Looked]:
     from tqdm import tqdm
 
     from pipeline.data.images import BadImage, decode
-    from pipeline.models.attention import attention_maps
+    from pipeline.models.attention_maps import attention_maps
     from pipeline.report.figures import drawable
 
     classifier, class_names = load(run)

@@ -12,7 +12,6 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.files import write_text
-from pipeline.metrics import per_class
 from pipeline.report import facts
 from pipeline.report.confusion import MAX_LABELLED_CLASSES, confusion_figure
 from pipeline.report.curves import RUN_LOOKS, RunCurve, compared_curves, scheduled
@@ -20,6 +19,7 @@ from pipeline.report.rendering import Drawn, embedded, render
 from pipeline.report.run_files import RunFiles, read_run_files
 from pipeline.report.validation import confusions
 from pipeline.report.words import measured, percent
+from pipeline.targets.metrics import per_class
 
 PAGE = "comparison.html"
 SHOWN_CLASSES = 12  # of the classes whose F1 differs most

@@ -13,17 +13,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.competition.ledger import LEDGER
 from pipeline.errors import run_command
 from pipeline.files import human_size, write_text
+from pipeline.kaggle.ledger import LEDGER
 from pipeline.report import facts
 from pipeline.report.charts import class_counts_figure
 from pipeline.report.comparison import build_comparison
 from pipeline.report.curves import draw_curves
-from pipeline.report.questions import read_questions
+from pipeline.report.ledger_figure import read_submissions
+from pipeline.report.question_section import read_questions
 from pipeline.report.rendering import Drawn, embedded, render
 from pipeline.report.run_files import RunFiles, has_run, read_run_files
-from pipeline.report.submissions import read_submissions
 from pipeline.report.thumbnails import samples
 from pipeline.report.validation import read_validation
 

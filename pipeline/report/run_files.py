@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.competition.tables import load_table, restored
 from pipeline.errors import UserError
 from pipeline.files import read_json, read_json_lines
+from pipeline.tables import load_table, restored
 
 THUMBNAILS = "thumbnails.jsonl"
 PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence")

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.metrics import confusion_matrix, per_class
 from pipeline.report.charts import calibration_figure
 from pipeline.report.confusion import MAX_LABELLED_CLASSES, cell_classes, confusion_figure
 from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
 from pipeline.report.thumbnails import kept_pictures
 from pipeline.report.words import percent
+from pipeline.targets.metrics import confusion_matrix, per_class
 
 MAX_MATRIX_CLASSES = 2000  # a (C, C) table of counts beyond this says nothing on a page and costs hundreds of megabytes
 MIN_CALIBRATION_ROWS = 100  # ten bins of fewer than ten predictions each are noise

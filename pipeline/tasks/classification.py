@@ -14,14 +14,12 @@ from torch.nn import functional as F
 
 from pipeline.competition.layout import Competition, Row
 from pipeline.competition.splits import kept_split, train_val_split
-from pipeline.competition.tables import guarded, write_table
 from pipeline.config import Recipe
 from pipeline.data.cache import PictureCache, open_cache
 from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, resolve_workers
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.metrics import classification_metrics, softmax
 from pipeline.models.backbones import (
     Backbone,
     head_name,
@@ -43,6 +41,8 @@ from pipeline.models.lora import (
     save_adapter,
 )
 from pipeline.run import ADAPTER_DIR, Run, backbone_dirs
+from pipeline.tables import guarded, write_table
+from pipeline.targets.metrics import classification_metrics, softmax
 from pipeline.tasks.build import Build, account_step, checkpoint_blocks, count_classes, decodable, labelled_split, with_noise, write_probs
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute

@@ -15,20 +15,20 @@ from torch.nn import functional as F
 
 from pipeline.competition.layout import Competition, Row
 from pipeline.competition.questions import clean_answer, clean_question, prepare
-from pipeline.competition.tables import guarded, write_table
 from pipeline.config import Augmentation, Head, Recipe
 from pipeline.data.dataset import ImageDataset, cut, resolve_workers
 from pipeline.data.question_batches import QuestionDataset, make_question_loader, picture_order, question_order
 from pipeline.data.tokenizer import QuestionTokenizer, build_tokenizer, load_tokenizer
 from pipeline.errors import UserError
 from pipeline.files import write_json
-from pipeline.metrics import classification_metrics, softmax, vqa_scores
 from pipeline.models.backbones import preprocessing_of
 from pipeline.models.encoders import load_encoder, new_encoder
 from pipeline.models.fusion import Fused, FusionModel, fuse, load_fused, save_fused
 from pipeline.models.lean import keep_less
 from pipeline.models.lora import count_parameters
 from pipeline.run import Run, backbone_dirs, load_run
+from pipeline.tables import guarded, write_table
+from pipeline.targets.metrics import classification_metrics, softmax, vqa_scores
 from pipeline.tasks.build import Build, account_step, checkpoint_blocks, count_classes, decodable, labelled_split, with_noise, write_probs
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute

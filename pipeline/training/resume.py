@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.competition.tables import counted, listed, load_table, quoted, write_table
 from pipeline.config import Recipe, differences
 from pipeline.errors import raise_all
 from pipeline.files import read_json, write_json
 from pipeline.run import now
+from pipeline.tables import load_table, write_table
+from pipeline.wording import counted, listed, quoted
 
 START_FILE, ROWS_FILE, ROW_COLUMNS = "start.json", "rows.csv", ("id", "label", "split")
 SplitRow = tuple[str, str, str]  # id, label, "train" or "val"

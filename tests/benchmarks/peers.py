@@ -1,4 +1,4 @@
-"""The peers of `make bench`: each as its documentation shows it, and at the best settings found. See pipeline/report/benchmark.py."""
+"""The peers of `make bench`: each as its documentation shows it, and at the best settings found. See pipeline/benchmarks/benchmark.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from pipeline.report.contenders import LR, MAX_GRAD_NORM, NUM_CLASSES, RANK, Work, titled
+from pipeline.benchmarks.contenders import LR, MAX_GRAD_NORM, NUM_CLASSES, RANK, Work, titled
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about Trainer's own calls
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -10,12 +10,13 @@ from pathlib import Path
 from shlex import quote
 
 from pipeline import files
-from pipeline.competition import kaggle_cli, public_sets
-from pipeline.competition.archives import unpack_zip
 from pipeline.competition.layout import read_layout
 from pipeline.errors import Interrupted, UserError, raise_all, run_command
+from pipeline.fetch import public_sets
+from pipeline.fetch.archives import unpack_zip
+from pipeline.kaggle import cli
+from pipeline.kaggle.remembered import REMEMBERED, agreed, remembered_slug
 
-REMEMBERED = "competition.json"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 OTHER_ARCHIVES = (".7z", ".rar", ".bz2", ".xz")
 NESTED_LEVELS = 3
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         UserError: no token or no such competition or set, the server refused, or the folder holds a competition already.
     """
-    parser = argparse.ArgumentParser(prog="python -m pipeline.competition.datasets", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.fetch.install", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--competition", metavar="SLUG", help="the last part of the competition's address on Kaggle")
     source.add_argument("--dataset", metavar="NAME", help=f"a public set: {', '.join(public_sets.SETS)}")
@@ -37,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.dataset is not None:
         install_set(args.dataset, args.data or Path("data") / args.dataset, yes=args.yes)
         return 0
-    slug, data_dir = kaggle_cli.clean_slug(args.competition), args.data or Path("data")
-    raise_all([*kaggle_cli.not_ready(), *_no_room(data_dir, slug, args.yes)], f"{slug} cannot be downloaded yet:")
+    slug, data_dir = cli.clean_slug(args.competition), args.data or Path("data")
+    raise_all([*cli.not_ready(), *_no_room(data_dir, slug, args.yes)], f"{slug} cannot be downloaded yet:")
     install(slug, data_dir)
     return 0
 
@@ -89,22 +90,6 @@ def _set_there(data_dir: Path) -> str | None:
     return value.get("dataset") if isinstance(value, dict) else None
 
 
-def remembered_slug(data_dir: Path) -> str | None:
-    """The competition that `make data` put into `data_dir`; None when it did not.
-
-    Raises:
-        UserError: what is remembered cannot be read.
-    """
-    path = Path(data_dir) / REMEMBERED
-    if not path.exists():
-        return None
-    value = files.read_json(path)
-    slug = value.get("slug") if isinstance(value, dict) else None
-    if not isinstance(slug, str) or not slug:
-        raise UserError(f'{path} should hold {{"slug": "<competition>"}}: repair or delete it')
-    return kaggle_cli.clean_slug(slug)
-
-
 def install(slug: str, data_dir: Path) -> None:
     """Download a competition, unpack it, move it into `data_dir` and print what was understood of it.
 
@@ -132,9 +117,9 @@ def install(slug: str, data_dir: Path) -> None:
 def _download(slug: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"downloading {slug} from Kaggle ...", flush=True)
-    line = kaggle_cli.StatusLine()
+    line = cli.StatusLine()
     try:
-        kaggle_cli.download(slug, folder, tick=lambda: line.show(f"  {files.human_size(_received(folder))} so far"))
+        cli.download(slug, folder, tick=lambda: line.show(f"  {files.human_size(_received(folder))} so far"))
     except KeyboardInterrupt:
         raise Interrupted("interrupted; the same command resumes the download") from None
     finally:
@@ -170,14 +155,6 @@ def _visible(data_dir: Path) -> list[str]:
         return []
     names = sorted(name for name in os.listdir(data_dir) if not name.startswith(".") and not name.upper().startswith("README"))
     return [name for name in names if not (data_dir / name / public_sets.RECORD).is_file()]
-
-
-def agreed(question: str) -> bool:
-    """Whether the user says yes on the terminal; without a terminal nobody does."""
-    try:
-        return sys.stdin.isatty() and input(question).strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
 
 
 def _few(names: list[str]) -> str:

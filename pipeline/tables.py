@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import re
 from collections import Counter
@@ -14,10 +13,10 @@ from typing import Any
 
 from pipeline.errors import UserError, raise_all
 from pipeline.files import write_text
+from pipeline.wording import capped, counted, numbered
 
 DELIMITERS = (",", ";", "\t")
 DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
-MAX_NAMED = 5  # how many names or rows a message lists before it says "and N more"
 
 
 @dataclass(frozen=True)
@@ -196,40 +195,3 @@ def repeated_ids(rows: dict[str, list[int]]) -> list[str]:
     """What is wrong with a column of ids in which some occur several times; `rows` as from `rows_of`."""
     found = [f"{numbered(lines)}: the id {image_id!r} occurs {len(lines)} times" for image_id, lines in rows.items() if len(lines) > 1]
     return capped(found, "ids occur several times")
-
-
-def capped(problems: Sequence[str], more: str) -> list[str]:
-    """The first problems of one kind, and a last line that counts the others: `7 more ids occur several times`."""
-    rest = len(problems) - MAX_NAMED
-    return [*problems[:MAX_NAMED], *([f"{rest} more {more}"] if rest > 0 else [])]
-
-
-def numbered(rows: Iterable[int]) -> str:
-    """Row numbers as a short text: `row 3`, `rows 3, 7`, `rows 3, 7, 9, 11, 15 and 8 more`."""
-    rows = sorted(set(rows))
-    return ("row " if len(rows) == 1 else "rows ") + listed([str(row) for row in rows])
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first names joined by commas, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
-
-
-def quoted(names: Iterable[str]) -> str:
-    """As `listed`, each name in quotes."""
-    return listed([repr(name) for name in names])
-
-
-def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """`1 image`, `24 images`, `2 classes`."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
-
-
-def nearest(value: str, allowed: Iterable[str]) -> str:
-    """` (nearest: 'x')` for the name in `allowed` that `value` is most likely meant to be; empty when none is near."""
-    allowed = list(allowed)
-    same = [name for name in allowed if name.strip().casefold() == value.strip().casefold()]
-    close = same or difflib.get_close_matches(value, allowed[:2000], n=1)
-    return f" (nearest: {close[0]!r})" if close else ""

@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from pipeline import files
-from pipeline.competition.archives import check_room, unpack_zip
-from pipeline.competition.download import fetch
 from pipeline.competition.folders import natural_key
-from pipeline.competition.tables import nearest, write_table
 from pipeline.errors import UserError
+from pipeline.fetch.archives import check_room, unpack_zip
+from pipeline.fetch.download import fetch
+from pipeline.tables import write_table
+from pipeline.wording import nearest
 
 RECORD = "dataset.json"  # in the data folder: which set it is, and from which bytes it was made
 SOLUTION = "solution.csv"

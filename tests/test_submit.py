@@ -13,9 +13,9 @@ from kaggle_server import API_TOKEN, KEY, SECRETS, USER, KaggleServer, kaggle
 from PIL import Image
 
 from pipeline import files
-from pipeline.competition import kaggle_cli, kaggle_token, leaderboard, ledger
-from pipeline.competition.kaggle_reply import KaggleError, Reply, explain, read_reply
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError, run_command
+from pipeline.kaggle import cli, ledger, submit, token
+from pipeline.kaggle.reply import KaggleError, Reply, explain, read_reply
 
 MESSAGE = "glyphs, val_accuracy 0.9375, commit abc1234"
 FLAGS = ["--competition", "glyphs", "--poll-seconds", "3"]
@@ -32,7 +32,7 @@ STRANGER = {"ref": 6000, "fileName": "predictions.csv", "date": "2026-02-28T09:0
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KaggleServer]:
-    if kaggle_cli.find_command() is None:
+    if cli.find_command() is None:
         pytest.skip("the kaggle command is not installed")
     with kaggle(monkeypatch, tmp_path / "home") as running:
         yield running
@@ -75,7 +75,7 @@ def test_waits_for_this_submission_among_others(server, folder, sleeps, capfd):
     server.submissions = [STRANGER, OLDER]
     done = {"status": "COMPLETE", "publicScore": "0.91234", "privateScore": "0.88"}
     server.scoring = [None, {"status": "PENDING"}, done]
-    assert leaderboard.main(FLAGS, sleep=sleeps.append) == 0
+    assert submit.main(FLAGS, sleep=sleeps.append) == 0
 
     assert server.uploads == [(folder / "predictions.csv").read_bytes()]
     assert server.asked("CreateSubmission")[0]["submissionDescription"] == MESSAGE
@@ -101,9 +101,9 @@ def test_same_file_is_refused_without_terminal_and_sent_with_yes(server, folder,
     digest = files.sha256(folder / "predictions.csv")
     ledger.append_row(ledger.LEDGER, a_row(file_sha256=digest, message="first", public_score="0.4", time="2026-01-01T00:00:00+00:00"))
     with pytest.raises(UserError, match=r"already sent to glyphs at 2026-01-01.*first, public score 0\.4.*YES=1"):
-        leaderboard.main(FLAGS, sleep=sleeps.append)
+        submit.main(FLAGS, sleep=sleeps.append)
     assert server.calls == []
-    leaderboard.main([*FLAGS, "--yes", "--message", "-second try"], sleep=sleeps.append)
+    submit.main([*FLAGS, "--yes", "--message", "-second try"], sleep=sleeps.append)
     assert [row["message"] for row in rows()] == ["first", "-second try"]
     assert server.created["description"] == "-second try"
 
@@ -111,26 +111,26 @@ def test_same_file_is_refused_without_terminal_and_sent_with_yes(server, folder,
 def test_scoring_error_gives_kaggles_reason(server, folder, sleeps):
     server.scoring = [{"status": "ERROR", "errorDescription": "ERROR: Unable to find 2 required key values in the 'id' column"}]
     with pytest.raises(UserError, match="could not score the file: ERROR: Unable to find 2 required key values"):
-        leaderboard.main(FLAGS, sleep=sleeps.append)
+        submit.main(FLAGS, sleep=sleeps.append)
     assert [row["status"] for row in rows()] == ["error"]
 
 
 def test_refused_upload_that_exits_with_zero(server, folder):
     server.upload_status = 400
     with pytest.raises(KaggleError, match=r"did not take the file .*nothing was submitted") as error:
-        kaggle_cli.upload("glyphs", Path("predictions.csv"), "m")
+        cli.upload("glyphs", Path("predictions.csv"), "m")
     assert server.asked("CreateSubmission") == [] and not error.value.sent
 
 
 def test_timeout_keeps_a_pending_row_and_the_next_run_completes_it(server, folder, sleeps, capfd):
     server.scoring = [{"status": "PENDING"}]
-    assert run_command(lambda: leaderboard.main([*FLAGS, "--timeout-minutes", "0"], sleep=sleeps.append)) == EXIT_INTERRUPTED
+    assert run_command(lambda: submit.main([*FLAGS, "--timeout-minutes", "0"], sleep=sleeps.append)) == EXIT_INTERRUPTED
     assert "`make submit` again shows its score, and so does: kaggle competitions submissions -c glyphs" in capfd.readouterr().err
     assert [row["status"] for row in rows()] == ["pending"]
 
     server.created["date"] = rows()[0]["time"]
     server.scoring = [{"status": "COMPLETE", "publicScore": "0.77"}]
-    assert leaderboard.main(FLAGS, sleep=sleeps.append) == 0
+    assert submit.main(FLAGS, sleep=sleeps.append) == 0
     assert [(row["status"], row["public_score"]) for row in rows()] == [("complete", "0.77")]
     assert len(server.uploads) == 1
     assert "nothing is sent again" in capfd.readouterr().out
@@ -138,14 +138,14 @@ def test_timeout_keeps_a_pending_row_and_the_next_run_completes_it(server, folde
 
 def test_answer_lost_after_the_upload_is_settled_by_the_list(server, folder, sleeps, capfd):
     server.refuse("CreateSubmission", 502)
-    assert leaderboard.main(FLAGS, sleep=sleeps.append) == 0
+    assert submit.main(FLAGS, sleep=sleeps.append) == 0
     assert len(server.uploads) == 1 and [row["public_score"] for row in rows()] == ["0.5"]
     assert "Kaggle's list shows the submission" in capfd.readouterr().out
 
 
 def test_rules_not_accepted_ends_with_exit_code_2(server, folder, sleeps, capfd):
     server.refuse("ListSubmissions", 403, "You must accept this competition's rules before you can continue")
-    assert run_command(lambda: leaderboard.main(FLAGS, sleep=sleeps.append)) == EXIT_USER
+    assert run_command(lambda: submit.main(FLAGS, sleep=sleeps.append)) == EXIT_USER
     told = capfd.readouterr().err
     assert "https://www.kaggle.com/competitions/glyphs/rules" in told and "or the name is wrong" in told and "You must accept" in told
     assert server.uploads == [] and not ledger.LEDGER.exists()
@@ -165,7 +165,7 @@ def test_rules_not_accepted_ends_with_exit_code_2(server, folder, sleeps, capfd)
 def test_refusals_become_sentences(server, folder, method, refusal, told):
     server.refuse(method, *refusal, Retry_After="33")
     with pytest.raises(UserError, match=told) as error:
-        kaggle_cli.upload("glyphs", Path("predictions.csv"), "m")
+        cli.upload("glyphs", Path("predictions.csv"), "m")
     assert "\n" not in str(error.value) and KEY not in str(error.value)
 
 
@@ -174,7 +174,7 @@ def test_wrong_key_is_named_with_its_place(server, monkeypatch):
     with pytest.raises(
         UserError, match=r"does not accept the token \(401; user name and key from KAGGLE_USERNAME and KAGGLE_KEY\)"
     ) as error:
-        kaggle_cli.list_submissions("glyphs")
+        cli.list_submissions("glyphs")
     assert "a-wrong-key" not in str(error.value)
 
 
@@ -183,17 +183,17 @@ def test_api_token_works_and_an_expired_one_is_named(server, monkeypatch):
     monkeypatch.delenv("KAGGLE_KEY")
     monkeypatch.setenv("KAGGLE_API_TOKEN", API_TOKEN)
     server.submissions = [OLDER]
-    assert [submission.ref for submission in kaggle_cli.list_submissions("glyphs")] == ["11"]
+    assert [submission.ref for submission in cli.list_submissions("glyphs")] == ["11"]
     monkeypatch.setenv("KAGGLE_API_TOKEN", "KGAT_expired_0123456789")
     with pytest.raises(UserError, match=r"401; API token from KAGGLE_API_TOKEN") as error:
-        kaggle_cli.list_submissions("glyphs")
+        cli.list_submissions("glyphs")
     assert "expired_0123456789" not in str(error.value)
 
 
 def test_no_network_is_said(server, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    reply = kaggle_cli.call(["competitions", "submissions", "-c", "glyphs", "-v"])
+    reply = cli.call(["competitions", "submissions", "-c", "glyphs", "-v"])
     error = explain(reply, "glyphs")
     assert "could not be reached" in str(error) and error.passing
 
@@ -205,9 +205,9 @@ class FakeKaggle:
     """`list_submissions` and `upload` from prepared answers; an exception among them is raised."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, lists: list, upload: object = None):
-        self.lists, self.answer = lists, upload or kaggle_cli.Upload("", "Successfully submitted")
-        monkeypatch.setattr(kaggle_cli, "list_submissions", lambda competition, sleep: self.give(self.lists.pop(0)))
-        monkeypatch.setattr(kaggle_cli, "upload", lambda competition, file, message, tick: self.give(self.answer))
+        self.lists, self.answer = lists, upload or cli.Upload("", "Successfully submitted")
+        monkeypatch.setattr(cli, "list_submissions", lambda competition, sleep: self.give(self.lists.pop(0)))
+        monkeypatch.setattr(cli, "upload", lambda competition, file, message, tick: self.give(self.answer))
 
     @staticmethod
     def give(answer):
@@ -217,14 +217,14 @@ class FakeKaggle:
 
 
 @pytest.fixture
-def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> leaderboard.Plan:
+def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> submit.Plan:
     monkeypatch.chdir(tmp_path)
     Path("p.csv").write_text("id,label\n")
-    return leaderboard.Plan("glyphs", Path("p.csv"), files.sha256(Path("p.csv")), "mine", "0.9")
+    return submit.Plan("glyphs", Path("p.csv"), files.sha256(Path("p.csv")), "mine", "0.9")
 
 
-def listed(ref: str, message: str = "mine", status: str = "complete", score: str = "0.7", date=None) -> kaggle_cli.Submission:
-    return kaggle_cli.Submission(ref, "p.csv", date, message, status, score, "", "")
+def listed(ref: str, message: str = "mine", status: str = "complete", score: str = "0.7", date=None) -> cli.Submission:
+    return cli.Submission(ref, "p.csv", date, message, status, score, "", "")
 
 
 def test_ctrl_c_while_waiting_keeps_the_row(plan, monkeypatch):
@@ -234,7 +234,7 @@ def test_ctrl_c_while_waiting_keeps_the_row(plan, monkeypatch):
         raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match="`make submit` again shows its score"):
-        leaderboard.submit(plan, sleep=interrupt)
+        submit.submit(plan, sleep=interrupt)
     assert [row["status"] for row in rows()] == ["pending"]
 
 
@@ -242,7 +242,7 @@ def test_ctrl_c_while_waiting_keeps_the_row(plan, monkeypatch):
 def test_ctrl_c_while_sending_asks_the_list(plan, monkeypatch, after, kept):
     FakeKaggle(monkeypatch, [[], [], after, after], upload=KeyboardInterrupt())
     with pytest.raises(Interrupted, match="Kaggle has the file" if kept else "most likely not submitted"):
-        leaderboard.submit(plan, sleep=lambda _: None)
+        submit.submit(plan, sleep=lambda _: None)
     assert [row["status"] for row in rows()] == (kept or [])
 
 
@@ -250,7 +250,7 @@ def test_ctrl_c_while_sending_asks_the_list(plan, monkeypatch, after, kept):
 def test_failed_upload_is_never_sent_again(plan, monkeypatch, after, told):
     FakeKaggle(monkeypatch, [[listed("1")], after, after, after], upload=KaggleError("a problem of its own", sent=True))
     with pytest.raises(UserError, match=f"(?s)a problem of its own.*{told}"):
-        leaderboard.submit(plan, sleep=lambda _: None)
+        submit.submit(plan, sleep=lambda _: None)
     assert rows() == []
 
 
@@ -258,7 +258,7 @@ def test_without_a_number_the_new_row_with_this_message_counts(plan, monkeypatch
     FakeKaggle(
         monkeypatch, [[listed("1", score="0.1")], [listed("3", message="theirs", score="0.2"), listed("2", score="0.8"), listed("1")]]
     )
-    leaderboard.submit(plan, sleep=lambda _: None)
+    submit.submit(plan, sleep=lambda _: None)
     assert [row["public_score"] for row in rows()] == ["0.8"]
     assert "validation score  0.9" in capsys.readouterr().out
 
@@ -266,7 +266,7 @@ def test_without_a_number_the_new_row_with_this_message_counts(plan, monkeypatch
 def test_failure_while_waiting_says_that_the_file_was_submitted(plan, monkeypatch):
     FakeKaggle(monkeypatch, [[], KaggleError("Kaggle does not accept the token")])
     with pytest.raises(UserError, match=r"(?s)does not accept the token.*The file itself was submitted"):
-        leaderboard.submit(plan, sleep=lambda _: None)
+        submit.submit(plan, sleep=lambda _: None)
     assert [row["status"] for row in rows()] == ["pending"]
 
 
@@ -274,11 +274,11 @@ def test_terminal_is_asked_before_the_same_file_goes_again(plan, monkeypatch, ca
     ledger.append_row(ledger.LEDGER, a_row(file_sha256=plan.sha256))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: "n")
-    leaderboard.submit(plan)
+    submit.submit(plan)
     assert capsys.readouterr().out == "nothing was sent\n"
     monkeypatch.setattr("builtins.input", lambda question: "y")
     FakeKaggle(monkeypatch, [[], [listed("1")]])
-    leaderboard.submit(plan)
+    submit.submit(plan)
     assert [row["message"] for row in rows()] == ["", "mine"]
 
 
@@ -286,11 +286,11 @@ def test_other_pending_rows_are_refreshed(plan, monkeypatch, capsys):
     then = "2026-03-01T10:00:00+00:00"
     ledger.append_row(ledger.LEDGER, a_row(file_sha256="0" * 64, message="earlier", status="pending", time=then))
     ledger.append_row(ledger.LEDGER, a_row(competition="other", message="earlier", status="pending", time=then))
-    moment = leaderboard.datetime.fromisoformat("2026-03-01T10:00:02+00:00")
+    moment = submit.datetime.fromisoformat("2026-03-01T10:00:02+00:00")
     twin = listed("8", message="earlier", score="0.2", date=moment.replace(hour=15))
     before = [twin, listed("9", message="earlier", score="0.6", date=moment)]
     FakeKaggle(monkeypatch, [before, [listed("10"), *before]])
-    leaderboard.submit(plan, sleep=lambda _: None)
+    submit.submit(plan, sleep=lambda _: None)
     assert [(row["status"], row["public_score"]) for row in rows()] == [("complete", "0.6"), ("pending", ""), ("complete", "0.7")]
     assert "scored since: 2026-03-01T10:00:00+00:00 earlier: 0.6" in capsys.readouterr().out
 
@@ -301,28 +301,28 @@ def reply(code: int = 1, status: int | None = None, retry_after: float | None = 
 
 def test_listing_is_tried_again_a_few_times_and_waits_as_told(monkeypatch):
     answers = [reply(status=429, retry_after=33.0), reply(status=503), reply(0, output="No submissions found\n")]
-    monkeypatch.setattr(kaggle_cli, "call", lambda arguments: answers.pop(0))
+    monkeypatch.setattr(cli, "call", lambda arguments: answers.pop(0))
     pauses: list[float] = []
-    assert kaggle_cli.list_submissions("glyphs", sleep=pauses.append) == []
+    assert cli.list_submissions("glyphs", sleep=pauses.append) == []
     assert pauses == [33.0, 10.0]
 
 
 @pytest.mark.parametrize(
-    ("answer", "tries"), [(reply(status=503), kaggle_cli.LISTING_ATTEMPTS), (reply(status=403), 1), (reply(status=429, retry_after=900), 1)]
+    ("answer", "tries"), [(reply(status=503), cli.LISTING_ATTEMPTS), (reply(status=403), 1), (reply(status=429, retry_after=900), 1)]
 )
 def test_listing_gives_up(monkeypatch, answer, tries):
     calls: list[list[str]] = []
-    monkeypatch.setattr(kaggle_cli, "call", lambda arguments: calls.append(arguments) or answer)
+    monkeypatch.setattr(cli, "call", lambda arguments: calls.append(arguments) or answer)
     with pytest.raises(KaggleError):
-        kaggle_cli.list_submissions("glyphs", sleep=lambda _: None)
+        cli.list_submissions("glyphs", sleep=lambda _: None)
     assert len(calls) == tries
 
 
 def test_list_of_an_old_command_is_read(monkeypatch):
     warning = "Warning: Looks like you're using an outdated API Version\n"
     table = 'fileName,date,description,status,publicScore,privateScore\np.csv,2024-01-01 10:00:00,"two\nlines",complete,0.5,None\n'
-    monkeypatch.setattr(kaggle_cli, "call", lambda arguments: reply(0, output=warning + table))
-    (submission,) = kaggle_cli.list_submissions("glyphs")
+    monkeypatch.setattr(cli, "call", lambda arguments: reply(0, output=warning + table))
+    (submission,) = cli.list_submissions("glyphs")
     assert (submission.status, submission.public_score, submission.private_score) == ("complete", "0.5", "")
     assert submission.message == "two\nlines" and submission.ref == "p.csv 2024-01-01 10:00:00"
 
@@ -355,10 +355,10 @@ def test_hanging_command_is_ended(monkeypatch, tmp_path):
     script = tmp_path / "kaggle"
     script.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
     script.chmod(0o755)
-    monkeypatch.setattr(kaggle_cli, "find_command", lambda: script)
+    monkeypatch.setattr(cli, "find_command", lambda: script)
     ticks: list[None] = []
     with pytest.raises(KaggleError, match="did not answer within 1 s") as error:
-        kaggle_cli.call(["--version"], timeout_s=1, tick=lambda: ticks.append(None))
+        cli.call(["--version"], timeout_s=1, tick=lambda: ticks.append(None))
     assert error.value.sent and ticks
 
 
@@ -370,10 +370,10 @@ def test_preflight_lists_everything_at_once(monkeypatch, tmp_path):
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_CONFIG_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(kaggle_cli, "find_command", lambda: None)
+    monkeypatch.setattr(cli, "find_command", lambda: None)
     Path("submissions.csv").write_text("time;competition\n")
     with pytest.raises(UserError) as error:
-        leaderboard.main([])
+        submit.main([])
     for told in (
         "no Kaggle token",
         "https://www.kaggle.com/settings/api",
@@ -387,18 +387,18 @@ def test_preflight_lists_everything_at_once(monkeypatch, tmp_path):
 
 
 def test_preflight_checks_the_file_and_remembers_the_competition(folder, monkeypatch):
-    monkeypatch.setattr(kaggle_cli, "not_ready", list)
+    monkeypatch.setattr(cli, "not_ready", list)
     files.write_json(folder / "data/competition.json", {"slug": "from-make-data"})
-    args = leaderboard._parser().parse_args([])
-    assert leaderboard.preflight(args).competition == "from-make-data"
+    args = submit._parser().parse_args([])
+    assert submit.preflight(args).competition == "from-make-data"
     (folder / "predictions.csv").write_text("id,label\n3,cat\n4,horse\n")
     with pytest.raises(UserError, match=r"(?s)nothing was sent to Kaggle.*horse"):
-        leaderboard.preflight(args)
+        submit.preflight(args)
 
 
 def test_default_message_without_a_run():
-    assert leaderboard.default_message({}, Path("predictions.csv")) == "predictions.csv"
-    assert leaderboard.default_message({"name": "glyphs", "best": {}, "commit": None}, Path("p.csv")) == "glyphs"
+    assert submit.default_message({}, Path("predictions.csv")) == "predictions.csv"
+    assert submit.default_message({"name": "glyphs", "best": {}, "commit": None}, Path("p.csv")) == "glyphs"
 
 
 # Tokens
@@ -430,7 +430,7 @@ def test_token_kinds(monkeypatch, tmp_path, environment, home_files, kind):
     for name, text in home_files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    found = kaggle_token.find_credentials({name: value.format(home=tmp_path) for name, value in environment.items()})
+    found = token.find_credentials({name: value.format(home=tmp_path) for name, value in environment.items()})
     assert re.fullmatch(kind, found.kind), found.kind
     assert bool(found.problem) == (kind == "")
     assert KEY not in repr(found) and API_TOKEN not in repr(found)
@@ -444,7 +444,7 @@ def test_broken_kaggle_json_is_named_but_not_quoted(monkeypatch, tmp_path, text,
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".kaggle").mkdir()
     (tmp_path / ".kaggle/kaggle.json").write_text(text)
-    problem = kaggle_token.find_credentials({}).problem
+    problem = token.find_credentials({}).problem
     assert told in problem and str(tmp_path / ".kaggle/kaggle.json") in problem and KEY not in problem
 
 
@@ -453,20 +453,20 @@ def test_scrub_takes_out_every_form_of_a_token(monkeypatch, tmp_path):
     monkeypatch.setenv("KAGGLE_USERNAME", USER)
     monkeypatch.setenv("KAGGLE_KEY", KEY)
     text = f"key {KEY}; Authorization: Basic {SECRETS[2]}; Authorization: Bearer someoneelses; {API_TOKEN}; http://me:pass@proxy:8080/"
-    cleaned = kaggle_token.scrub(text)
+    cleaned = token.scrub(text)
     assert not [secret for secret in (*SECRETS, "someoneelses", "pass") if secret in cleaned]
     assert cleaned.startswith("key ***; ") and cleaned.endswith("http://***@proxy:8080/")
 
 
 @pytest.mark.parametrize("text", ["glyphs-2", "https://www.kaggle.com/competitions/glyphs-2/overview", "https://kaggle.com/c/glyphs-2?x=1"])
 def test_slug_from_name_or_address(text):
-    assert kaggle_cli.clean_slug(text) == "glyphs-2"
+    assert cli.clean_slug(text) == "glyphs-2"
 
 
 def test_slug_refuses_flags_and_sentences():
     for text in ("--help", "my competition", ""):
         with pytest.raises(UserError, match="no competition name"):
-            kaggle_cli.clean_slug(text)
+            cli.clean_slug(text)
 
 
 # The ledger

@@ -7,8 +7,8 @@ import io
 from pathlib import Path
 
 from pipeline import files
-from pipeline.competition.tables import guarded, restored
 from pipeline.errors import UserError
+from pipeline.tables import guarded, restored
 
 LEDGER = Path("submissions.csv")
 COLUMNS = ("time", "competition", "file_sha256", "message", "validation_score", "public_score", "private_score", "status")

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.competition.checks import SUM_TOLERANCE, check_predictions, class_problems
-from pipeline.competition.layout import read_submission_format
 from pipeline.competition.rows import Competition, SubmissionFormat
-from pipeline.competition.scores import are_answers, score_answers, score_predictions
-from pipeline.competition.tables import counted, nearest, quoted, write_table
 from pipeline.competition.vqa_files import write_results
-from pipeline.errors import UserError, raise_all, run_command
-from pipeline.files import read_json, replacing, sha256, write_json
+from pipeline.errors import UserError, raise_all
+from pipeline.files import replacing
+from pipeline.submission.checks import SUM_TOLERANCE, check_predictions, class_problems
+from pipeline.tables import write_table
+from pipeline.wording import counted, quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,65 +99,3 @@ def _probability_cells(submission_format: SubmissionFormat, class_names: Sequenc
     order = [list(class_names).index(name) for name in submission_format.label_columns]
     # float32 sums differ from 1 by more than nine digits show.
     return [[f"{value:.9g}" for value in row] for row in (exact / sums)[:, order].tolist()]
-
-
-# ---- make score ----
-
-
-def _table_text(scores: dict[str, Any]) -> str:
-    """The scores as lines of equal columns: one row per metric, one column per part of the solution."""
-    parts = {"all": scores["metrics"], **scores["parts"]}
-    width = max(len(name) for name in scores["metrics"])
-    lines = [" " * width + "".join(f"{part:>10}" for part in parts)] if scores["parts"] else []
-    for name in scores["metrics"]:
-        lines.append(f"{name:<{width}}" + "".join(f"{metrics[name]:>10.4f}" for metrics in parts.values()))
-    return "\n".join(lines)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Score a predictions file, print the scores, and keep them beside the run that made it."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.competition.submission", description=main.__doc__)
-    parser.add_argument(
-        "--solution",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="CSV with ids and true labels (and Usage), or VQA annotations in JSON",
-    )
-    parser.add_argument("--predictions", type=Path, default=Path("predictions.csv"), metavar="FILE", help="default: %(default)s")
-    parser.add_argument(
-        "--model", type=Path, default=Path("finetuned_model"), metavar="DIR", help="the run that made the predictions; default: %(default)s"
-    )
-    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition's folder; default: %(default)s")
-    options = parser.parse_args(argv)
-    record = read_json(options.model / "run.json") if (options.model / "run.json").exists() else None
-    known = record["class_names"] if record else None
-    submission_format = read_submission_format(options.data) if options.data.is_dir() else None
-    id_column = submission_format.id_column if submission_format else None
-    score = score_answers if are_answers(options.predictions, options.solution) else score_predictions
-    scores = score(options.predictions, options.solution, class_names=known, id_column=id_column)
-    num_classes = counted(len(scores["class_names"]), "class", "classes")
-    print(f"{options.predictions} against {options.solution}: {counted(scores['rows'], 'row')}, {num_classes}")
-    print(_table_text(scores))
-    if scores["unseen"]:
-        near = nearest(scores["unseen"][0], known or ())
-        print(f"note: labels of {options.solution} that the model does not know: {quoted(scores['unseen'])}{near}")
-    if record is None or scores["foreign"]:
-        why = f"did not make these predictions (labels {quoted(scores['foreign'])})" if record else "holds no finished run"
-        print(f"the scores are not kept: {options.model} {why}; --model names the run")
-        return 0
-    kept = {
-        "predictions": str(options.predictions),
-        "sha256": sha256(options.predictions),
-        "solution": str(options.solution),
-        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "rows": scores["rows"],
-        "metrics": scores["metrics"],
-    }
-    write_json(options.model / "scores.json", kept | ({"parts": scores["parts"]} if scores["parts"] else {}))
-    print(f"kept in {options.model / 'scores.json'}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))

@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from pipeline import files
-from pipeline.competition.archives import Source, parse_source, unpack_zip
-from pipeline.competition.download import fetch
 from pipeline.errors import UserError, raise_all, run_command
+from pipeline.fetch.archives import Source, parse_source, unpack_zip
+from pipeline.fetch.download import fetch
 from pipeline.run import ADAPTER_DIR, is_unfinished, model_dirs, now, run_entries
 
 MODEL_DIR = Path("finetuned_model")
@@ -106,7 +106,7 @@ def install(release: Release, model_dir: Path, data_dir: Path, *, cookies: Path 
         output = "" if model_dir == MODEL_DIR else f" --output {model_dir}"
         raise UserError(
             f"{model_dir} holds an unfinished run (state/ without run.json). Finish it: `python train.py{output} --resume`; "
-            "or install elsewhere: `python -m pipeline.competition.releases --model OTHER_FOLDER`"
+            "or install elsewhere: `python -m pipeline.fetch.releases --model OTHER_FOLDER`"
         )
     print(f"release    {release.name or release.source.shown}")
     installed = _installed(model_dir)
@@ -314,7 +314,7 @@ def choose_release(weights: str | None, sha256: str | None, model_dir: Path) -> 
 
 def main(argv: list[str] | None = None) -> int:
     """Install a release. Returns 0, also when it was installed already."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.competition.releases", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.fetch.releases", description=__doc__, allow_abbrev=False)
     parser.add_argument("--weights", metavar="SOURCE", help=f"zip, Google Drive id or link, or https address (default: {RELEASE_FILE})")
     parser.add_argument("--sha256", metavar="HEX", help="what the archive given by --weights must be")
     parser.add_argument("--model", type=Path, default=MODEL_DIR, metavar="DIR", help="where the model goes (default: %(default)s)")

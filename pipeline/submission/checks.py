@@ -7,20 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.competition.rows import SubmissionFormat
-from pipeline.competition.tables import (
-    DELIMITER_NAMES,
-    MAX_NAMED,
-    Table,
-    capped,
-    counted,
-    load_table,
-    nearest,
-    numbered,
-    quoted,
-    repeated_ids,
-    rows_of,
-)
 from pipeline.errors import UserError
+from pipeline.tables import DELIMITER_NAMES, Table, load_table, repeated_ids, rows_of
+from pipeline.wording import MAX_NAMED, capped, counted, nearest, numbered, quoted
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.competition.kaggle_reply import KaggleError, Reply, explain, read_reply
-from pipeline.competition.kaggle_token import find_credentials, scrub
 from pipeline.errors import UserError
+from pipeline.kaggle.reply import KaggleError, Reply, explain, read_reply
+from pipeline.kaggle.token import find_credentials, scrub
 
 INSTALL = "the kaggle command is not installed in this environment: pip install kaggle six"
 COMMAND_TIMEOUT_S = 180.0

@@ -22,12 +22,12 @@ from typing import Any
 
 import yaml
 
-from pipeline.competition import submission
 from pipeline.config import Recipe, differences, load_recipe
 from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, Interrupted, UserError
+from pipeline.experiments.grids import Trial
 from pipeline.files import read_json, sha256, write_json, write_text
-from pipeline.report.grids import Trial
 from pipeline.run import ADAPTER_DIR, model_dirs
+from pipeline.submission import score
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -235,9 +235,9 @@ def _step(command: Sequence[object], log: Path, bench: Bench) -> str | None:
 def _score(folder: Path, bench: Bench, log: Path) -> str | None:
     words = ["--solution", bench.solution, "--predictions", folder / "predictions.csv", "--model", folder, "--data", bench.data]
     with open(log, "a", encoding="utf-8") as file, redirect_stdout(file):
-        print("$ python -m pipeline.competition.submission", shlex.join(map(str, words)))
+        print("$ python -m pipeline.submission.score", shlex.join(map(str, words)))
         try:
-            submission.main([str(word) for word in words])
+            score.main([str(word) for word in words])
         except UserError as error:
             print(f"error: {error}")
             return str(error)

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.competition import kaggle_cli
-from pipeline.competition.datasets import agreed, remembered_slug
-from pipeline.competition.kaggle_cli import Submission
-from pipeline.competition.kaggle_reply import KaggleError
-from pipeline.competition.kaggle_token import find_credentials, scrub
 from pipeline.competition.layout import read_layout
-from pipeline.competition.ledger import LEDGER, Row, append_row, read_ledger, update_row
-from pipeline.competition.submission import check_predictions
 from pipeline.errors import Interrupted, UserError, raise_all, run_command
+from pipeline.kaggle import cli
+from pipeline.kaggle.cli import Submission
+from pipeline.kaggle.ledger import LEDGER, Row, append_row, read_ledger, update_row
+from pipeline.kaggle.remembered import agreed, remembered_slug
+from pipeline.kaggle.reply import KaggleError
+from pipeline.kaggle.token import find_credentials, scrub
+from pipeline.submission.checks import check_predictions
 
 Sleep = Callable[[float], None]
 Find = Callable[[list[Submission]], Submission | None]
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None, *, sleep: Sleep = time.sleep) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.competition.leaderboard", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.kaggle.submit", description=__doc__)
     parser.add_argument("--predictions", type=Path, default=Path("predictions.csv"), metavar="FILE", help="default: %(default)s")
     parser.add_argument("--competition", metavar="SLUG", help="default: the one that `make data` installed")
     parser.add_argument("--message", metavar="TEXT", help="default: run name, validation score, commit")
@@ -86,10 +86,10 @@ def preflight(args: argparse.Namespace) -> Plan:
     Raises:
         UserError: lists everything that is missing or wrong.
     """
-    problems = kaggle_cli.not_ready()
+    problems = cli.not_ready()
     run = _attempt(lambda: _read_run(args.model), problems) or {}
     remembered = _attempt(lambda: remembered_slug(args.data), problems)
-    slug = _attempt(lambda: kaggle_cli.clean_slug(args.competition), problems) if args.competition else remembered
+    slug = _attempt(lambda: cli.clean_slug(args.competition), problems) if args.competition else remembered
     if not slug and not args.competition:
         problems.append("the competition is not known: COMPETITION=<name> (--competition), the last part of its address on Kaggle")
     problems += _file_problems(args.predictions, args.data, run)
@@ -173,7 +173,7 @@ def submit(plan: Plan, *, yes: bool = False, poll_seconds: float = 10.0, timeout
     if same_file and not row and not yes and not _send_again(plan, same_file[-1]):
         print("nothing was sent")
         return
-    before = kaggle_cli.list_submissions(plan.competition, sleep=sleep)
+    before = cli.list_submissions(plan.competition, sleep=sleep)
     _refresh(plan.competition, before, skip=row)
     if row:
         print(f"{plan.file} was sent at {row['time']}; its score is looked up, nothing is sent again")
@@ -206,9 +206,9 @@ def _send(plan: Plan, before: list[Submission], sleep: Sleep) -> Find:
         exact = [submission for submission in submissions if submission.ref == ref]
         return (exact or new or [None])[-1]
 
-    line = kaggle_cli.StatusLine()
+    line = cli.StatusLine()
     try:
-        sent = kaggle_cli.upload(plan.competition, plan.file, plan.message, tick=lambda: line.show("sending ..."))
+        sent = cli.upload(plan.competition, plan.file, plan.message, tick=lambda: line.show("sending ..."))
     except KaggleError as error:
         if not error.sent:
             raise
@@ -232,7 +232,7 @@ def _look_for_lost(find: Find, plan: Plan, ending: type[Exception], problem: str
     try:
         for _ in range(LOST_LOOKS):
             sleep(LOST_PAUSE_S)
-            if find(kaggle_cli.list_submissions(plan.competition, sleep=sleep)):
+            if find(cli.list_submissions(plan.competition, sleep=sleep)):
                 return
     except (KaggleError, KeyboardInterrupt):
         raise ending(f"{problem}\nWhether Kaggle has the file is not known: look at {_page(plan)} before you send it again") from None
@@ -241,11 +241,11 @@ def _look_for_lost(find: Find, plan: Plan, ending: type[Exception], problem: str
 
 def _wait(find: Find, plan: Plan, listed: list[Submission] | None, poll_seconds: float, timeout_s: float, sleep: Sleep) -> Submission:
     """The submission that `find` finds, once it is scored or refused. `listed` is a list taken just now, if there is one."""
-    line, start = kaggle_cli.StatusLine(), time.monotonic()
+    line, start = cli.StatusLine(), time.monotonic()
     later = f"{_SHOW}, and so does: kaggle competitions submissions -c {plan.competition}"
     try:
         while True:
-            found = find(kaggle_cli.list_submissions(plan.competition, sleep=sleep) if listed is None else listed)
+            found = find(cli.list_submissions(plan.competition, sleep=sleep) if listed is None else listed)
             if found and found.status in FINAL:
                 return found
             elapsed, listed = time.monotonic() - start, None

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.competition.kaggle_token import NEW_TOKEN, find_credentials
 from pipeline.errors import UserError
+from pipeline.kaggle.token import NEW_TOKEN, find_credentials
 
 
 class KaggleError(UserError):

@@ -1,7 +1,7 @@
 """One table of speed: this project beside its peers, on the same pictures, backbone, batch and machine.
 
-python -m pipeline.report.benchmark                                                   # ours alone, a small backbone
-python -m pipeline.report.benchmark --size beit-base-224 --peer tests.benchmarks.peers:trainer_documented
+python -m pipeline.benchmarks.benchmark                                                   # ours alone, a small backbone
+python -m pipeline.benchmarks.benchmark --size beit-base-224 --peer tests.benchmarks.peers:trainer_documented
 make bench SIZE=beit-large-384                                                        # with every peer
 
 A peer is a function `(work: Work) -> (run, ...)` called before each round, untimed; `run()` is timed and returns what must equal ours: the
@@ -24,9 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError, run_command
-from pipeline.files import human_time
-from pipeline.report.contenders import (
+from pipeline.benchmarks.contenders import (
     SIZES,
     Contender,
     Work,
@@ -37,8 +35,10 @@ from pipeline.report.contenders import (
     prepare,
     train,
 )
-from pipeline.report.rates import Line, forward_flops, matrix_rate, measure, measure_input, table
-from pipeline.report.steps import footprints, memory_table, overlap
+from pipeline.benchmarks.rates import Line, forward_flops, matrix_rate, measure, measure_input, table
+from pipeline.benchmarks.steps import footprints, memory_table, overlap
+from pipeline.errors import UserError, run_command
+from pipeline.files import human_time
 
 if TYPE_CHECKING:  # --help answers at once
     import torch
@@ -119,7 +119,7 @@ def load_peer(name: str) -> Contender:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; `peer` lists names still to be imported, `only` is None when every kind of work is measured."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.report.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipeline.benchmarks.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", choices=SIZES, default="small-224", help="the backbone (default: small-224)")
     parser.add_argument("--peer", metavar="MODULE:FUNCTION", action="append", default=[], help="a contender; repeatable")

@@ -1,8 +1,8 @@
 """`make ablation`: every row of a grid with every seed as a process of train.py, then inference.py and the test score; one table.
 
-python -m pipeline.report.ablation --grid lora-or-full --data data/birds            # a grid of pipeline/recipes/grids
-python -m pipeline.report.ablation --grid my-grid.yaml --data data/birds            # your own; the same command goes on after a stop
-python -m pipeline.report.ablation --grid ranks --data data/birds --backbone DIR --set epochs=5 --seeds 0,1,2       # for all rows
+python -m pipeline.experiments.ablation --grid lora-or-full --data data/birds            # a grid of pipeline/recipes/grids
+python -m pipeline.experiments.ablation --grid my-grid.yaml --data data/birds            # your own; the same command goes on after a stop
+python -m pipeline.experiments.ablation --grid ranks --data data/birds --backbone DIR --set epochs=5 --seeds 0,1,2       # for all rows
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from statistics import mean
 from pipeline.competition.layout import read_layout
 from pipeline.config import parse_assignments
 from pipeline.errors import UserError, raise_all, run_command
+from pipeline.experiments.ablation_table import summary, write_tables
+from pipeline.experiments.grids import Grid, Trial, load_grid
+from pipeline.experiments.trials import Bench, build_key, changes, dry_run, has_begun, is_done, note, run_trial
 from pipeline.files import human_time, set_aside
-from pipeline.report.ablation_table import summary, write_tables
-from pipeline.report.grids import Grid, Trial, load_grid
-from pipeline.report.trials import Bench, build_key, changes, dry_run, has_begun, is_done, note, run_trial
 
 LOCK_SECONDS = 60  # a script whose parent was killed finishes its micro-batch and saves its state
 
@@ -29,7 +29,7 @@ LOCK_SECONDS = 60  # a script whose parent was killed finishes its micro-batch a
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.report.ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipeline.experiments.ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--grid", metavar="NAME|FILE", required=True, help="a name from pipeline/recipes/grids, or a .yaml file")
     parser.add_argument("--data", type=Path, metavar="DIR", default=Path("data"), help="the competition folder (default: data)")

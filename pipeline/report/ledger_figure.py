@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pipeline.competition.datasets import remembered_slug
-from pipeline.competition.ledger import read_ledger
 from pipeline.errors import UserError
+from pipeline.kaggle.ledger import read_ledger
+from pipeline.kaggle.remembered import remembered_slug
 from pipeline.report.charts import submissions_figure
 from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.competition.checks import id_differences, label_problems, read_probs
 from pipeline.competition.folders import natural_key, plain_name
 from pipeline.competition.labels import LABEL_NAMES, one_hot
 from pipeline.competition.questions import clean_answer
-from pipeline.competition.tables import Table, counted, load_table, nearest, numbered, quoted, repeated_ids, rows_of
 from pipeline.competition.vqa_files import Answered, load_annotations, load_results
 from pipeline.errors import UserError, raise_all
+from pipeline.submission.checks import id_differences, label_problems, read_probs
+from pipeline.tables import Table, load_table, repeated_ids, rows_of
+from pipeline.wording import counted, nearest, numbered, quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +81,7 @@ def score_predictions(
 
 
 def _metrics(labels: np.ndarray, predicted: np.ndarray, num_classes: int, probs: np.ndarray | None, mask: np.ndarray) -> dict[str, float]:
-    from pipeline.metrics import classification_metrics
+    from pipeline.targets.metrics import classification_metrics
 
     return classification_metrics(labels[mask], predicted[mask], num_classes, probs[mask] if probs is not None else None)
 
@@ -173,7 +174,7 @@ def score_answers(
 
 
 def _answer_metrics(predicted: Sequence[str], truth: Sequence[str], given: Sequence[Answered]) -> dict[str, float]:
-    from pipeline.metrics import classification_metrics, vqa_scores
+    from pipeline.targets.metrics import classification_metrics, vqa_scores
 
     names = {answer: index for index, answer in enumerate(sorted({clean_answer(answer) for answer in predicted}))}
     # What is never predicted counts alike in accuracy and in weighted averages: one class for all of it.

@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from pipeline.experiments.grids import Grid, GridRow, Trial
+from pipeline.experiments.trials import Bench, is_trained, note
 from pipeline.files import human_time, write_text
-from pipeline.report.grids import Grid, GridRow, Trial
 from pipeline.report.run_files import read_run_files
-from pipeline.report.trials import Bench, is_trained, note
 
 COSTS = ("memory_gb", "seconds", "images_per_second", "trainable", "parameters")
 TITLES = {

@@ -12,8 +12,9 @@ import pytest
 from kaggle_server import SECRETS, KaggleServer, kaggle
 from PIL import Image
 
-from pipeline.competition import datasets, kaggle_cli, leaderboard
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, UserError, run_command
+from pipeline.fetch import install
+from pipeline.kaggle import cli, submit
 
 
 def image() -> bytes:
@@ -54,7 +55,7 @@ def data_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KaggleServer]:
-    if kaggle_cli.find_command() is None:
+    if cli.find_command() is None:
         pytest.skip("the kaggle command is not installed")
     with kaggle(monkeypatch, tmp_path / "home") as running:
         yield running
@@ -63,13 +64,13 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KaggleSe
 @pytest.fixture
 def archive(monkeypatch: pytest.MonkeyPatch):
     """Sets what the `kaggle` command leaves behind, without starting it."""
-    monkeypatch.setattr(kaggle_cli, "not_ready", list)
+    monkeypatch.setattr(cli, "not_ready", list)
 
     def leave(content: bytes, name: str = "glyphs.zip") -> None:
         def download(slug: str, folder: Path, tick) -> None:
             (folder / name).write_bytes(content)
 
-        monkeypatch.setattr(kaggle_cli, "download", download)
+        monkeypatch.setattr(cli, "download", download)
 
     return leave
 
@@ -84,45 +85,45 @@ UNPACKED = ["README.md", "competition.json", "sample_submission.csv", "test/5.pn
 
 def test_download_unpacks_everything_and_is_remembered(server, data_dir, capfd):
     server.archive = zipped(NESTED)
-    assert datasets.main(["--competition", "https://www.kaggle.com/competitions/glyphs/data"]) == 0
+    assert install.main(["--competition", "https://www.kaggle.com/competitions/glyphs/data"]) == 0
     assert server.asked("DownloadDataFiles") == [{"competitionName": "glyphs"}]
     assert installed(data_dir) == sorted([*UNPACKED, "extra.7z"])
-    assert datasets.remembered_slug(data_dir) == "glyphs"
+    assert install.remembered_slug(data_dir) == "glyphs"
     output = "".join(capfd.readouterr())
     assert "stays packed, unpack it with a tool for its kind: extra.7z" in output
     assert "train: 4 images, 2 classes" in output and "not understood" not in output
     assert not [secret for secret in SECRETS if secret in output]
 
     (data_dir.parent / "predictions.csv").write_text("id,label\n5,cat\n6,dog\n")
-    assert leaderboard.preflight(leaderboard._parser().parse_args([])).competition == "glyphs"
+    assert submit.preflight(submit._parser().parse_args([])).competition == "glyphs"
 
 
 def test_refusal_leaves_nothing_behind(server, data_dir, capfd):
     server.refuse("DownloadDataFiles", 403, "You must accept this competition's rules")
-    assert run_command(lambda: datasets.main(FLAGS)) == EXIT_USER
+    assert run_command(lambda: install.main(FLAGS)) == EXIT_USER
     assert "https://www.kaggle.com/competitions/glyphs/rules" in capfd.readouterr().err
     assert sorted(path.name for path in data_dir.iterdir()) == ["README.md"]
 
 
 def test_another_competition_is_never_touched(archive, data_dir):
     archive(zipped(PLAIN))
-    datasets.main(FLAGS)
+    install.main(FLAGS)
     before = installed(data_dir)
     with pytest.raises(UserError, match=r"data already holds the competition 'glyphs'; name another folder: --data data_digits"):
-        datasets.main(["--competition", "digits", "--yes"])
+        install.main(["--competition", "digits", "--yes"])
     (data_dir / "competition.json").unlink()
     with pytest.raises(UserError, match="data already holds a competition"):
-        datasets.main(["--competition", "digits", "--yes"])
+        install.main(["--competition", "digits", "--yes"])
     assert installed(data_dir) == [name for name in before if name != "competition.json"]
-    assert datasets.main(["--competition", "digits", "--data", "data_digits"]) == 0
+    assert install.main(["--competition", "digits", "--data", "data_digits"]) == 0
 
 
 def test_other_files_are_asked_about(archive, data_dir):
     archive(zipped(PLAIN))
     (data_dir / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"data holds other files \(notes.txt\): YES=1 \(--yes\) puts glyphs beside them"):
-        datasets.main(FLAGS)
-    assert datasets.main([*FLAGS, "--yes"]) == 0
+        install.main(FLAGS)
+    assert install.main([*FLAGS, "--yes"]) == 0
     assert (data_dir / "notes.txt").read_text() == "mine" and (data_dir / "train").is_dir()
 
 
@@ -130,10 +131,10 @@ def test_a_taken_name_moves_nothing_and_keeps_the_download(archive, data_dir):
     archive(zipped(PLAIN | {"notes.txt": "theirs"}))
     (data_dir / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"(?s)the download stays in .*unpacked; move these away.*notes.txt is there already"):
-        datasets.main([*FLAGS, "--yes"])
+        install.main([*FLAGS, "--yes"])
     assert (data_dir / "notes.txt").read_text() == "mine" and not (data_dir / "train").exists()
     (data_dir / "notes.txt").unlink()
-    datasets.main(FLAGS)
+    install.main(FLAGS)
     assert (data_dir / "notes.txt").read_text() == "theirs"
 
 
@@ -141,21 +142,21 @@ def test_name_remembered_by_hand_is_no_competition(archive, data_dir):
     archive(zipped(PLAIN))
     (data_dir / "competition.json").write_text(json.dumps({"slug": "digits"}))
     with pytest.raises(UserError, match="names another competition, 'digits'"):
-        datasets.main(FLAGS)
+        install.main(FLAGS)
     (data_dir / "competition.json").write_text(json.dumps({"slug": "glyphs"}))
-    assert datasets.main(FLAGS) == 0
+    assert install.main(FLAGS) == 0
 
 
 def test_not_understood_is_said_and_kept(archive, data_dir, capsys):
     archive(zipped({"sounds.bin": b"\0", "competition.json": "{}"}))
-    assert datasets.main(FLAGS) == 0
+    assert install.main(FLAGS) == 0
     assert "not understood as an image classification competition yet" in capsys.readouterr().out
     assert installed(data_dir) == ["README.md", "competition-2.json", "competition.json", "sounds.bin"]
 
 
 def test_damaged_nested_archive_stays_packed(archive, data_dir, capsys):
     archive(zipped(PLAIN | {"extra.zip": b"no zip", "test.zip": zipped(TEST)}))
-    assert datasets.main(FLAGS) == 0
+    assert install.main(FLAGS) == 0
     assert (data_dir / "extra.zip").read_bytes() == b"no zip" and (data_dir / "test.zip").exists()
     output = capsys.readouterr().out
     assert "extra.zip stays packed: " in output and "test.zip stays packed: test is there already" in output
@@ -165,14 +166,14 @@ def test_damaged_nested_archive_stays_packed(archive, data_dir, capsys):
 def test_damaged_or_unsafe_download_is_kept_out(archive, data_dir, content):
     archive(content)
     with pytest.raises(UserError, match=r"delete data/\.glyphs\.download/archive/glyphs\.zip to download it anew"):
-        datasets.main(FLAGS)
+        install.main(FLAGS)
     assert sorted(path.name for path in data_dir.iterdir()) == [".glyphs.download", "README.md"]
     assert not list(Path().rglob("outside.txt"))
 
 
 def test_download_of_a_single_table(archive, data_dir):
     archive(b"id,label\n1,cat\n", "glyphs.csv")
-    assert datasets.main(FLAGS) == 0
+    assert install.main(FLAGS) == 0
     assert installed(data_dir) == ["README.md", "competition.json", "glyphs.csv"]
 
 
@@ -183,8 +184,8 @@ def test_ctrl_c_keeps_the_part_for_the_next_time(monkeypatch, archive, data_dir,
         raise KeyboardInterrupt
 
     archive(b"")
-    monkeypatch.setattr(kaggle_cli, "download", stop)
-    assert run_command(lambda: datasets.main(FLAGS)) == EXIT_INTERRUPTED
+    monkeypatch.setattr(cli, "download", stop)
+    assert run_command(lambda: install.main(FLAGS)) == EXIT_INTERRUPTED
     printed = capsys.readouterr()
     assert "2 B so far" in printed.out and "the same command resumes" in printed.err
     assert (data_dir / ".glyphs.download/archive/glyphs.zip").exists()
@@ -194,11 +195,11 @@ def test_ctrl_c_keeps_the_part_for_the_next_time(monkeypatch, archive, data_dir,
 def test_broken_memory_is_named(data_dir, text):
     (data_dir / "competition.json").write_text(text)
     with pytest.raises(UserError, match=r"competition\.json"):
-        datasets.remembered_slug(data_dir)
+        install.remembered_slug(data_dir)
 
 
 def test_everything_missing_is_listed_at_once(monkeypatch, data_dir):
-    monkeypatch.setattr(kaggle_cli, "not_ready", lambda: ["no Kaggle token: here is how"])
+    monkeypatch.setattr(cli, "not_ready", lambda: ["no Kaggle token: here is how"])
     (data_dir / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"(?s)glyphs cannot be downloaded yet:.*no Kaggle token.*other files \(notes\.txt\)"):
-        datasets.main(FLAGS)
+        install.main(FLAGS)
