@@ -1,0 +1,52 @@
+"""What a data folder and a user say about labels, before anybody decides what they mean (`pipeline.targets.decide`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.targets.target import Target
+
+
+@dataclass(frozen=True)
+class LabelEvidence:
+    """The labels of the training rows as they are written. Either `texts`, one a row, or `columns` with their `cells`, one tuple a row."""
+
+    source: Literal["folders", "names", "table", "json"]  # class folders; file names such as cat.0.jpg; a table; JSON
+    where: str  # for messages: `train.csv, column 'labels'`
+    texts: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    cells: tuple[tuple[str, ...], ...] = ()
+    column: str = ""  # the name of the one label column
+
+
+@dataclass(frozen=True)
+class SampleEvidence:
+    """The sample submission without its ids. `labels`: where a row is one label of an image (`<id>_<label>`), that label; else empty."""
+
+    where: str  # `sample_submission.csv`
+    columns: tuple[str, ...]
+    cells: tuple[tuple[str, ...], ...]
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user or competition.yaml says; None and empty: nothing."""
+
+    metric: str | None = None
+    kind: str | None = None
+    positive_class: tuple[str, ...] = ()
+    separator: str | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What labels mean and how they are scored. `labels`: one text for each row, as `target.encode` takes them."""
+
+    target: Target
+    metric: str
+    labels: Sequence[str]
+    says: str  # one line: what was decided, and from which evidence
+    notes: tuple[str, ...] = ()

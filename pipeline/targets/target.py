@@ -1,0 +1,247 @@
+"""What a label means: how many outputs a model needs for it, labels -> arrays, logits -> predictions, predictions -> label texts.
+
+A label is a text, as it stands in the data. The kinds are scikit-learn's (User guide, "Types of target"), and `ordinal`:
+
+    multiclass   one of several classes            one output a class, softmax
+    binary       the positive class, or not        one output, sigmoid
+    multilabel   any number of labels              one output a label, sigmoid
+    ordinal      one of several grades in order    one output a grade, softmax; what is written is the nearest grade to the expected one
+    continuous   a number, or several              one output a number, trained on scaled numbers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Kind = Literal["multiclass", "binary", "multilabel", "ordinal", "continuous"]
+KINDS: tuple[str, ...] = get_args(Kind)
+NUM_STRATA = 10  # of a number: tenths of the sorted rows
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the labels of one competition mean. Arrays below have N rows and O = `num_outputs` columns, in the order of `names`."""
+
+    kind: Kind
+    names: tuple[str, ...]  # classes; grades, lowest first; labels; columns of numbers; binary: (negative, positive)
+    positive: tuple[str, ...] = ()  # binary: the label texts that count as positive
+    separator: str = " "  # multilabel and several numbers: what stands between the parts of one label text
+    threshold: float = 0.5  # multilabel: the probability from which a label is written
+    may_be_empty: bool = False  # multilabel: an image may have no label at all; else the most probable one is always written
+    center: tuple[float, ...] = ()  # continuous: what a scaled 0 stands for, a column each
+    scale: tuple[float, ...] = ()  # continuous: what a scaled 1 is above it
+    low: tuple[float, ...] = ()  # continuous: the smallest number of training; predictions are kept within
+    high: tuple[float, ...] = ()
+
+    @property
+    def num_outputs(self) -> int:
+        """How many outputs a model has for it."""
+        return 1 if self.kind == "binary" else len(self.names)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What each output stands for; of a binary target the positive class."""
+        return self.names[1:] if self.kind == "binary" else self.names
+
+    @property
+    def is_choice(self) -> bool:
+        """True where exactly one of `names` is right, so that probabilities of all of them sum to 1."""
+        return self.kind in ("multiclass", "ordinal")
+
+    def describe(self) -> str:
+        """The target in a competitor's words: `5 grades, 0 to 4`."""
+        count = len(self.names)
+        return {
+            "multiclass": f"one of {count:,} classes",
+            "binary": f"the probability of {self.names[-1]!r}",
+            "multilabel": f"any of {count:,} labels",
+            "ordinal": f"{count:,} grades, {self.names[0]} to {self.names[-1]}",
+            "continuous": "a number" if count == 1 else f"{count:,} numbers",
+        }[self.kind]
+
+    # ---- labels -> arrays ----
+
+    def encode(self, labels: Sequence[str]) -> np.ndarray:
+        """multiclass, ordinal: (N,) int64 positions in `names`; binary, multilabel: (N, O) float32 of 0 and 1; continuous: (N, O) float32.
+
+        Raises:
+            UserError: a label that the target does not know, or that is no number; the first few are named.
+        """
+        import numpy as np
+
+        if self.is_choice:
+            index = {name: number for number, name in enumerate(self.names)}
+            self._refuse([label for label in labels if label not in index], f"is none of the {len(index):,} {self._noun()}")
+            return np.array([index[label] for label in labels], dtype=np.int64)
+        if self.kind == "binary":
+            return np.array([[label in self.positive] for label in labels], dtype=np.float32).reshape(len(labels), 1)
+        if self.kind == "multilabel":
+            index = {name: number for number, name in enumerate(self.names)}
+            encoded = np.zeros((len(labels), len(index)), dtype=np.float32)
+            unknown = []
+            for row, label in enumerate(labels):
+                parts = self.parts(label)
+                unknown += [part for part in parts if part not in index]
+                encoded[row, [index[part] for part in parts if part in index]] = 1
+            self._refuse(unknown, f"is none of the {len(index):,} labels")
+            return encoded
+        cells = [label.split(self.separator) if self.num_outputs > 1 else [label] for label in labels]
+        try:
+            return np.array(cells, dtype=np.float32).reshape(len(labels), self.num_outputs)
+        except ValueError:
+            self._refuse([label for label, row in zip(labels, cells, strict=True) if not _are_numbers(row, self.num_outputs)], "is no number")
+            raise
+
+    def parts(self, label: str) -> list[str]:
+        """The labels in one label text of a multilabel target."""
+        return [part.strip() for part in label.split(self.separator) if part.strip()]
+
+    def scaled(self, numbers: np.ndarray) -> np.ndarray:
+        """(N, O) float32 of a continuous target: numbers as the model is trained on them, mean 0 and deviation 1 over the training rows."""
+        import numpy as np
+
+        return ((numbers - np.array(self.center)) / np.array(self.scale)).astype(np.float32)
+
+    def fitted(self, labels: Sequence[str]) -> Target:
+        """This target with what it takes from the training labels: scale and range of numbers. Other kinds are as they were."""
+        import numpy as np
+
+        if self.kind != "continuous":
+            return self
+        numbers = self.encode(labels).astype(np.float64)
+        deviation = numbers.std(axis=0)
+        scale = np.where(deviation > 0, deviation, 1.0)
+        columns = {"center": numbers.mean(axis=0), "scale": scale, "low": numbers.min(axis=0), "high": numbers.max(axis=0)}
+        return replace(self, **{name: tuple(map(float, values)) for name, values in columns.items()})
+
+    # ---- logits -> predictions -> label texts ----
+
+    def activate(self, logits: np.ndarray) -> np.ndarray:
+        """(N, O) float32 predictions: probabilities (rows sum to 1 for one class or grade), or numbers within the range of training."""
+        import numpy as np
+
+        exact = np.asarray(logits, dtype=np.float64)
+        if self.is_choice:
+            exponentials = np.exp(exact - exact.max(axis=1, keepdims=True))
+            return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+        if self.kind == "continuous":
+            return np.clip(exact * self.scale + self.center, self.low, self.high).astype(np.float32)
+        return (0.5 * (1 + np.tanh(exact / 2))).astype(np.float32)  # the logistic function, without overflow
+
+    def decode(self, values: np.ndarray) -> list[str]:
+        """N label texts for (N, O) predictions, as the data writes labels."""
+        import numpy as np
+
+        values = np.asarray(values)
+        if self.kind == "multilabel":
+            return [self.separator.join(self.names[index] for index in np.flatnonzero(row)) for row in self.chosen(values)]
+        if self.kind == "continuous":
+            return [self.separator.join(f"{value:.7g}" for value in row) for row in values.tolist()]
+        return [self.names[index] for index in self.chosen(values)]
+
+    def chosen(self, values: np.ndarray) -> np.ndarray:
+        """What (N, O) predictions decide for: (N,) int64 positions in `names`; multilabel: (N, O) bool; continuous: the numbers.
+
+        A grade is the nearest one to the expected grade, sum of k * p(k): it loses less than the most probable one where errors count by
+        their distance.
+        """
+        import numpy as np
+
+        values = np.asarray(values)
+        if self.kind == "multiclass":
+            return values.argmax(axis=1)
+        if self.kind == "binary":
+            return (values[:, 0] >= 0.5).astype(np.int64)
+        if self.kind == "ordinal":
+            expected = values.astype(np.float64) @ np.arange(len(self.names))
+            return np.clip(np.floor(expected + 0.5), 0, len(self.names) - 1).astype(np.int64)
+        if self.kind == "multilabel":
+            chosen = values >= self.threshold
+            empty = np.flatnonzero(~chosen.any(axis=1))
+            if not self.may_be_empty:
+                chosen[empty, values[empty].argmax(axis=1)] = True
+            return chosen
+        return values
+
+    def prior(self, labels: Sequence[str]) -> np.ndarray:
+        """(O,) float32: what is predicted for an image that cannot be read: the frequencies, or the mean number, of training `labels`."""
+        import numpy as np
+
+        encoded = self.encode(labels)
+        if self.is_choice:
+            counts = np.bincount(encoded, minlength=self.num_outputs).astype(np.float64)
+            return (counts / counts.sum()).astype(np.float32)
+        return encoded.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+    # ---- rows ----
+
+    def strata(self, labels: Sequence[str]) -> list[str]:
+        """One text a row: a split that gives each of them its share is fair to every label.
+
+        The class or grade; for several labels the rarest of the row; for numbers the tenth of the sorted rows (of the first column).
+        """
+        import numpy as np
+
+        if self.kind == "multilabel":
+            encoded = self.encode(labels)
+            frequency = encoded.sum(axis=0)
+            return [min((frequency[index], self.names[index]) for index in np.flatnonzero(row))[1] if row.any() else "" for row in encoded]
+        if self.kind == "continuous":
+            rank = self.encode(labels)[:, 0].argsort(kind="stable").argsort(kind="stable")
+            return [str(place * NUM_STRATA // len(labels)) for place in rank.tolist()]
+        if self.kind == "binary":
+            return [self.names[label in self.positive] for label in labels]
+        return list(labels)
+
+    def counts(self, labels: Sequence[str]) -> dict[str, int]:
+        """Rows of each class, grade or label, in the order of `names`; empty for numbers."""
+        if self.kind == "continuous":
+            return {}
+        encoded = self.encode(labels)
+        if self.is_choice:
+            return {name: int((encoded == index).sum()) for index, name in enumerate(self.names)}
+        totals = [int(total) for total in encoded.sum(axis=0)]
+        return dict(zip(self.names, [len(labels) - totals[0], *totals] if self.kind == "binary" else totals, strict=True))
+
+    def record(self) -> dict[str, Any]:
+        """The target as run.json keeps it; `Target.read` takes it back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def read(cls, record: dict[str, Any], where: str) -> Target:
+        """The target that `record` wrote; `where` names its file in messages.
+
+        Raises:
+            UserError: it holds something else.
+        """
+        known = set(cls.__dataclass_fields__)
+        if not isinstance(record, dict) or record.get("kind") not in KINDS or not set(record) <= known:
+            raise UserError(f"{where}: target is no target that this version knows (kinds: {', '.join(KINDS)}): changed by hand, or damaged")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+
+    def _noun(self) -> str:
+        return "grades" if self.kind == "ordinal" else "classes"
+
+    def _refuse(self, labels: Sequence[str], what: str) -> None:
+        if labels:
+            shown = ", ".join(map(repr, dict.fromkeys(labels[:5])))
+            raise UserError(f"the label {shown} {what}: {', '.join(self.names[:8])}{' ...' if len(self.names) > 8 else ''}")
+
+
+def _are_numbers(cells: Sequence[str], count: int) -> bool:
+    try:
+        return len([float(cell) for cell in cells]) == count
+    except ValueError:
+        return False
+
+
+def multiclass(class_names: Sequence[str]) -> Target:
+    """One of `class_names`."""
+    return Target("multiclass", tuple(class_names))
