@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.competition.folders import natural_key
 from pipeline.competition.layout import SubmissionFormat, read_layout, read_submission_format
 from pipeline.errors import UserError
+from pipeline.wording import natural_key
 
 COMPETITIONS = Path(__file__).resolve().parents[2] / "shared" / "competitions"
 LEGACY = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "legacy_beit" / "data"

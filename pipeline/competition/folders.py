@@ -11,7 +11,7 @@ from pathlib import Path
 from shlex import quote
 
 from pipeline.errors import UserError, raise_all
-from pipeline.wording import counted, listed
+from pipeline.wording import counted, listed, natural_key
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".jpe"))
 UNREAD_SUFFIXES = frozenset((".heic", ".heif", ".avif", ".jp2", ".jxl", ".psd", ".svg", ".dcm", ".nii", ".npy", ".raw", ".tfrec"))
@@ -155,12 +155,6 @@ def is_hidden(name: str) -> bool:
 def is_archive(name: str) -> bool:
     """True for the name of a zip, tar, ... file."""
     return suffix_of(name) in ARCHIVE_SUFFIXES
-
-
-def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Sort key under which `img2` comes before `img10`; upper and lower case count as equal unless nothing else differs."""
-    parts = re.split("([0-9]+)", name.casefold())
-    return [(0, int(part), "") if index % 2 else (1, 0, part) for index, part in enumerate(parts)], name
 
 
 def plain_name(name: str) -> str:

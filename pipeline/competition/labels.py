@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.competition.folders import DataFolder, absent, check_whole, hide_command, mv_command, natural_key, plain_name
+from pipeline.competition.folders import DataFolder, absent, check_whole, hide_command, mv_command, plain_name
 from pipeline.competition.ids import ImageIndex, Match, column_called, find_ids, short_ids
 from pipeline.errors import UserError, raise_all
 from pipeline.tables import Table, load_table
-from pipeline.wording import MAX_NAMED, capped, counted, listed, numbered, quoted
+from pipeline.wording import MAX_NAMED, capped, counted, listed, natural_key, numbered, quoted
 
 TRAIN_TABLES = ("train", "labels", "label", "trainlabels", "trainlabel", "traininglabels", "training", "trainset", "traindata")
 LABEL_NAMES = (

@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.competition.folders import DataFolder, absent, check_whole, hide_command, look, natural_key, plain_name
+from pipeline.competition.folders import DataFolder, absent, check_whole, hide_command, look, plain_name
 from pipeline.competition.ids import ImageIndex, Match, composed, file_name, find_ids, short_ids
 from pipeline.competition.labels import Labelled, has_training_data, read_labelled
-from pipeline.competition.rows import Competition, Row, SubmissionFormat
-from pipeline.competition.sample import format_of, sample_table
+from pipeline.competition.rows import Competition, Row
+from pipeline.competition.sample import sample_table
 from pipeline.competition.vqa_layout import is_vqa, read_vqa
 from pipeline.errors import UserError, raise_all
+from pipeline.forms.form import SubmissionForm
+from pipeline.forms.recognise import made_up, recognise
 from pipeline.tables import Table
-from pipeline.wording import capped, counted, listed, nearest, numbered, quoted
+from pipeline.targets.decide import decide
+from pipeline.targets.evidence import Asked, LabelEvidence, SampleEvidence
+from pipeline.targets.target import Target
+from pipeline.wording import capped, counted, listed, natural_key, nearest, numbered, quoted
 
 HOLD_OUT_FOLDERS = ("val", "valid", "validation", "dev")
 
@@ -28,6 +33,8 @@ def read_layout(
     label_column: str | None = None,
     need: Literal["train", "test", "both"] = "both",
     skip_bad_images: bool = False,
+    asked: Asked = Asked(),  # noqa: B008 - frozen
+    known: tuple[Target, str] | None = None,
 ) -> Competition:
     """The competition in `data_dir`: class folders or a table of labels, test images, sample submission; or questions about images.
 
@@ -51,27 +58,27 @@ def read_layout(
             if need != "test":
                 raise
             train_trouble = " ".join(line.strip(" -") for line in str(error).splitlines()[:2])
-    class_names = tuple(sorted(set(labelled.labels), key=natural_key))
+    target, metric, decided = None, None, ""
+    sample_evidence = None
+    if sample:
+        id_column_of_sample, _ = find_ids(sample, ImageIndex(folder, folder.images(list(folder.scans))))
+        values = tuple(name for name in sample.columns if name != id_column_of_sample)
+        sample_evidence = SampleEvidence(sample.path.name, values, tuple(zip(*(sample.column(name) for name in values), strict=True)))
+    if known is not None:
+        target, metric = known
+    elif labelled.labels:
+        decision = decide(LabelEvidence("table", labelled.source, tuple(labelled.labels), column="label"), sample_evidence, asked)
+        target, metric, decided = decision.target, decision.metric, decision.says
+        labelled.labels = list(decision.labels)
+    class_names = target.names if target else ()
     taken = set(labelled.images)
     unlabelled = [image for image in folder.images(others) if image not in taken]
-    test = _read_test(folder, test_dirs, unlabelled, sample, class_names, required=need != "train")
-    if test.submission and test.submission.kind == "probability" and not class_names:
-        class_names = tuple(sorted(test.submission.label_columns, key=natural_key))
+    test = _read_test(folder, test_dirs, unlabelled, sample, class_names, required=need != "train", target=target, metric=metric)
     root = folder.root
     train_rows = (Row(*row) for row in zip(labelled.ids, (root / image for image in labelled.images), labelled.labels, strict=True))
     test_rows = (Row(image_id, root / image, None) for image_id, image in zip(test.ids, test.images, strict=True))
     notes = _train_notes(folder, labelled, test, class_names, train_trouble) + _test_notes(test) + _other_notes(folder, labelled)
-    return Competition(root, tuple(train_rows), tuple(test_rows), class_names, test.submission, tuple(notes))
-
-
-def read_submission_format(data_dir: Path | str) -> SubmissionFormat | None:
-    """The form that the sample submission in `data_dir` asks for, without a look at the images; None when there is none.
-
-    Raises:
-        UserError: there are several, or it is broken.
-    """
-    sample = sample_table(look(Path(data_dir), with_images=False))
-    return format_of(sample, sample.columns[0], ()) if sample else None
+    return Competition(root, tuple(train_rows), tuple(test_rows), target, metric, test.form, tuple([*notes, *([decided] if decided else [])]))
 
 
 # ---- test images ----
@@ -83,7 +90,7 @@ class _Test:
 
     ids: Sequence[str] = ()
     images: Sequence[str] = ()
-    submission: SubmissionFormat | None = None
+    form: SubmissionForm | None = None
     source: str = ""
     notes: Sequence[str] = ()
 
@@ -95,9 +102,11 @@ def _read_test(
     sample: Table | None,
     class_names: Sequence[str],
     required: bool,
+    target: Target | None,
+    metric: str | None,
 ) -> _Test:
     if sample:
-        return _from_sample(folder, test_dirs, unlabelled, sample, class_names, required)
+        return _from_sample(folder, test_dirs, unlabelled, sample, class_names, required, target, metric)
     if len(test_dirs) > 1:
         raise UserError(f"{folder.root}: {' and '.join(test_dirs)} may all be the test images; {hide_command(folder.root, test_dirs)}")
     if not test_dirs:
@@ -107,12 +116,12 @@ def _read_test(
     check_whole(folder, test_dirs)
     images = sorted(folder.images(test_dirs), key=lambda image: (natural_key(file_name(image)), image))
     ids, style = short_ids(images)
-    submission = SubmissionFormat("id", ("label",), "label", tuple(ids), None)
-    return _Test(ids, images, submission, f"{test_dirs[0]}/; no sample submission: columns id,label, ids are {style}")
+    form = made_up(target, metric, ids) if target else None
+    return _Test(ids, images, form, f"{test_dirs[0]}/; no sample submission: columns id,label, ids are {style}")
 
 
 def _from_sample(
-    folder: DataFolder, test_dirs: Sequence[str], unlabelled: Sequence[str], sample: Table, class_names: Sequence[str], required: bool
+    folder: DataFolder, test_dirs: Sequence[str], unlabelled: Sequence[str], sample: Table, class_names: Sequence[str], required: bool, target: Target | None, metric: str | None
 ) -> _Test:
     """The images that the ids of the sample submission mean: in the test folders, or among the unlabelled images of a shared folder."""
     index = ImageIndex(folder, folder.images(test_dirs))
@@ -122,15 +131,15 @@ def _from_sample(
         shared_column, shared_match = find_ids(sample, shared)
         if shared_match.num_found:
             index, id_column, match = shared, shared_column, shared_match
-    submission = format_of(sample, id_column, class_names)
+    submission = recognise(sample, id_column, target, metric) if target else SubmissionForm("label", sample.columns, id_column, tuple(sample.column(id_column)), sample.path)
     if not match.num_found and not index.images:
         if required:
             raise absent(folder, "test images", f"expected a folder test/ (or test_images/, ...) with the images of {sample.path.name}")
-        return _Test(submission=submission, source=f"no images of {sample.path.name} found; needed for predictions only")
+        return _Test(form=submission, source=f"no images of {sample.path.name} found; needed for predictions only")
     _check_ids(submission, sample, index, match)
     images = [found[0] for found in match.images]
     used = sorted({image.split("/")[0] for image in images if "/" in image}, key=natural_key)
-    columns = submission.label_columns[0] if submission.kind == "label" else f"{len(submission.label_columns)} probability columns"
+    columns = submission.describe()
     notes = [f"images in {', '.join(f'{name}/' for name in used) or 'the data folder'}, ids are {match.style.says}"]
     left = sum(image.split("/")[0] in used for image in folder.images(test_dirs)) - len(images) if set(used) <= set(test_dirs) else 0
     if left:
@@ -139,7 +148,7 @@ def _from_sample(
     return _Test(submission.ids, images, submission, f"ids and order from {sample.path.name} ({id_column} -> {columns})", notes)
 
 
-def _check_ids(submission: SubmissionFormat, sample: Table, index: ImageIndex, match: Match) -> None:
+def _check_ids(submission: SubmissionForm, sample: Table, index: ImageIndex, match: Match) -> None:
     problems = []
     problems = match.problems(submission.ids, sample.lines, index, f"images look like {quoted(index.images[:2])}")
     rows: dict[str, list[int]] = {}
@@ -149,10 +158,10 @@ def _check_ids(submission: SubmissionFormat, sample: Table, index: ImageIndex, m
     raise_all(problems + capped(shared, "images are meant by several ids"), f"{sample.path} and the test images do not fit:")
 
 
-def _placeholder_notes(submission: SubmissionFormat, sample: Table, class_names: Sequence[str]) -> list[str]:
+def _placeholder_notes(submission: SubmissionForm, sample: Table, class_names: Sequence[str]) -> list[str]:
     if submission.kind != "label" or not class_names:
         return []
-    values = Counter(value.strip() for value in sample.column(submission.label_columns[0]))
+    values = Counter(value.strip() for value in sample.column(submission.value_columns[0]))
     unknown = [value for value in values if value and value not in class_names]
     if not unknown:
         return []

@@ -10,12 +10,13 @@ from typing import Literal
 
 from pipeline.competition.folders import DataFolder, hide_command, list_folder, mv_command, suffix_of
 from pipeline.competition.ids import ImageIndex, file_name
-from pipeline.competition.rows import Competition, Row, SubmissionFormat
-from pipeline.competition.sample import format_of
+from pipeline.competition.rows import Competition, Row
 from pipeline.competition.vqa_files import Answered, Question, load_annotations, load_questions
 from pipeline.competition.vqa_pictures import find_images, image_problems, images_of
 from pipeline.competition.vqa_tables import load_question_table, test_tables, train_tables
 from pipeline.errors import UserError, raise_all
+from pipeline.forms.form import SubmissionForm
+from pipeline.forms.recognise import form_without_target
 from pipeline.tables import Table
 from pipeline.wording import MAX_NAMED, capped, counted, listed, nearest, quoted
 
@@ -52,7 +53,7 @@ class _Part:
     rows: list[Row] = field(default_factory=list)
     says: str = ""
     notes: list[str] = field(default_factory=list)
-    submission: SubmissionFormat | None = None
+    form: SubmissionForm | None = None
 
     def lines(self, name: str) -> list[str]:
         return [f"{name}: {self.says}", *([f"{name}: {'; '.join(self.notes)}"] if self.notes else [])] if self.says else []
@@ -89,7 +90,7 @@ def read_vqa(
     else:
         test = _read_test_if_needed(folder, sources, sample, id_column, needed=need != "train")
     return Competition(
-        folder.root, tuple(train.rows), tuple(test.rows), (), test.submission, (*train.lines("train"), *test.lines("test")), "vqa"
+        folder.root, tuple(train.rows), tuple(test.rows), None, None, test.form, (*train.lines("train"), *test.lines("test")), "vqa"
     )
 
 
@@ -262,17 +263,17 @@ def _disagreements(questions: Mapping[str, Question], answers: Mapping[str, Answ
     return problems + capped(other, "annotations are about another image than their question")
 
 
-def _submission(questions: Mapping[str, Question], sample: Table | None, source: _Source) -> tuple[SubmissionFormat, str]:
+def _submission(questions: Mapping[str, Question], sample: Table | None, source: _Source) -> tuple[SubmissionForm, str]:
     """The form of predictions.csv, and where it comes from in words."""
     if sample is None:
-        columns = SubmissionFormat("question_id", ("answer",), "label", tuple(questions), None)
+        columns = SubmissionForm("label", ("question_id", "answer"), "question_id", tuple(questions), None)
         return columns, "no sample submission: columns question_id,answer"
     known = {name: sum(cell.strip() in questions for cell in sample.column(name)) for name in sample.columns}
     id_column = max(known, key=lambda name: known[name])
-    submission = format_of(sample, id_column, ())
+    submission = form_without_target(sample, id_column)
     problems = []
     if submission.kind != "label":
-        problems.append(f"one column for the answer is needed beside {id_column!r}, it has {quoted(submission.label_columns)}")
+        problems.append(f"one column for the answer is needed beside {id_column!r}, it has {quoted(submission.value_columns)}")
     lines = {cell.strip(): line for cell, line in zip(submission.ids, sample.lines, strict=True)}
     extra = [question_id for question_id in lines if question_id not in questions]
     if extra:
@@ -282,4 +283,4 @@ def _submission(questions: Mapping[str, Question], sample: Table | None, source:
             f"{len(extra):,} of {counted(len(lines), 'id')} without a question in {source.questions.name}: {', '.join(shown)}{more}"
         )
     raise_all(problems, f"{sample.path}:")
-    return submission, f"ids and order from {sample.path.name} ({id_column} -> {submission.label_columns[0]})"
+    return submission, f"ids and order from {sample.path.name} ({id_column} -> {submission.value_columns[0]})"

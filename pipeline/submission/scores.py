@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.competition.folders import natural_key, plain_name
+from pipeline.competition.folders import plain_name
 from pipeline.competition.labels import LABEL_NAMES, one_hot
 from pipeline.competition.questions import clean_answer
 from pipeline.competition.vqa_files import Answered, load_annotations, load_results
 from pipeline.errors import UserError, raise_all
 from pipeline.submission.checks import id_differences, label_problems, read_probs
 from pipeline.tables import Table, load_table, repeated_ids, rows_of
-from pipeline.wording import counted, nearest, numbered, quoted
+from pipeline.wording import counted, natural_key, nearest, numbered, quoted
 
 if TYPE_CHECKING:
     import numpy as np
