@@ -78,7 +78,9 @@ def read_layout(
     train_rows = (Row(*row) for row in zip(labelled.ids, (root / image for image in labelled.images), labelled.labels, strict=True))
     test_rows = (Row(image_id, root / image, None) for image_id, image in zip(test.ids, test.images, strict=True))
     notes = _train_notes(folder, labelled, test, class_names, train_trouble) + _test_notes(test) + _other_notes(folder, labelled)
-    return Competition(root, tuple(train_rows), tuple(test_rows), target, metric, test.form, tuple([*notes, *([decided] if decided else [])]))
+    return Competition(
+        root, tuple(train_rows), tuple(test_rows), target, metric, test.form, (*notes, *([decided] if decided else []))
+    )
 
 
 # ---- test images ----
@@ -121,7 +123,14 @@ def _read_test(
 
 
 def _from_sample(
-    folder: DataFolder, test_dirs: Sequence[str], unlabelled: Sequence[str], sample: Table, class_names: Sequence[str], required: bool, target: Target | None, metric: str | None
+    folder: DataFolder,
+    test_dirs: Sequence[str],
+    unlabelled: Sequence[str],
+    sample: Table,
+    class_names: Sequence[str],
+    required: bool,
+    target: Target | None,
+    metric: str | None,
 ) -> _Test:
     """The images that the ids of the sample submission mean: in the test folders, or among the unlabelled images of a shared folder."""
     index = ImageIndex(folder, folder.images(test_dirs))
@@ -131,7 +140,11 @@ def _from_sample(
         shared_column, shared_match = find_ids(sample, shared)
         if shared_match.num_found:
             index, id_column, match = shared, shared_column, shared_match
-    submission = recognise(sample, id_column, target, metric) if target else SubmissionForm("label", sample.columns, id_column, tuple(sample.column(id_column)), sample.path)
+    submission = (
+        recognise(sample, id_column, target, metric)
+        if target
+        else SubmissionForm("label", sample.columns, id_column, tuple(sample.column(id_column)), sample.path)
+    )
     if not match.num_found and not index.images:
         if required:
             raise absent(folder, "test images", f"expected a folder test/ (or test_images/, ...) with the images of {sample.path.name}")

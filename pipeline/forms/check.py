@@ -179,7 +179,9 @@ def _probability_problems(values: np.ndarray, all_lines: Sequence[int], form: Su
         first = values[outside[0]]
         problems.append(f"{numbered(lines[outside].tolist())}: probabilities outside 0..1 ({first[(first < 0) | (first > 1)][0]:.6g})")
     elif whole.sum() >= HARD_ROWS and np.isin(values[whole], (0, 1)).all():
-        problems.append(f"every probability in {quoted(form.value_columns)} is exactly 0 or 1: these are labels, and probabilities are graded")
+        problems.append(
+            f"every probability in {quoted(form.value_columns)} is exactly 0 or 1: these are labels, and probabilities are graded"
+        )
     off = np.flatnonzero(whole & (np.abs(values.sum(axis=1) - 1) > SUM_TOLERANCE)) if form.sums_to_one else []
     if len(off):
         problems.append(f"{numbered(lines[off].tolist())}: probabilities sum to {values[off[0]].sum():.6g}, not to 1")

@@ -172,6 +172,17 @@ class Target:
             return chosen
         return values
 
+    def confidence(self, values: np.ndarray) -> list[float | None]:
+        """How sure (N, O) predictions are: the probability of what is written; of several labels the mean over them; None for numbers."""
+        import numpy as np
+
+        values = np.asarray(values)
+        if self.kind == "continuous":
+            return [None] * len(values)
+        if self.is_choice:
+            return values[np.arange(len(values)), self.chosen(values)].tolist()
+        return np.maximum(values, 1 - values).mean(axis=1).tolist()
+
     def prior(self, labels: Sequence[str]) -> np.ndarray:
         """(O,) float32: what is predicted for an image that cannot be read: the frequencies, or the mean number, of training `labels`."""
         import numpy as np
@@ -201,6 +212,18 @@ class Target:
         if self.kind == "binary":
             return [self.names[label in self.positive] for label in labels]
         return list(labels)
+
+    def groups(self, labels: Sequence[str]) -> list[str]:
+        """The heading under which each row is shown: its class or grade, the rarest of its labels, the range of its number."""
+        strata = self.strata(labels)
+        if self.kind != "continuous":
+            return strata
+        numbers = self.encode(labels)[:, 0].tolist()
+        inside: dict[str, list[float]] = {}
+        for stratum, number in zip(strata, numbers, strict=True):
+            inside.setdefault(stratum, []).append(number)
+        names = {stratum: f"{min(found):.4g} to {max(found):.4g}" for stratum, found in inside.items()}
+        return [names[stratum] for stratum in strata]
 
     def counts(self, labels: Sequence[str]) -> dict[str, int]:
         """Rows of each class, grade or label, in the order of `names`; empty for numbers."""
