@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A file imports only from its own wing's earlier rooms and from wings above.
 WINGS = {
     "": ["errors", "files", "wording", "tables", "config", "run", "answers"],
-    "targets": ["metrics"],
+    "targets": ["target", "evidence", "measures", "classes", "metrics", "decide"],
+    "forms": ["form"],
     "competition": [
         *("rows", "folders", "ids", "labels", "sample"),
         *("vqa_files", "vqa_pictures", "vqa_tables", "vqa_layout", "layout", "splits", "questions"),
@@ -25,7 +26,7 @@ WINGS = {
     "fetch": ["archives", "download", "releases", "public_sets", "install"],
     "data": ["images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
     "models": ["timm_checkpoints", "backbones", "roles", "lora", "autograd", "lean", "attention_maps", "encoders", "fusion"],
-    "training": ["optim", "memory", "checkpoint", "resume", "compute", "predict", "engine", "compilation", "estimate", "record"],
+    "training": ["optim", "memory", "checkpoint", "resume", "compute", "losses", "predict", "engine", "compilation", "estimate", "record"],
     "tasks": ["build", "classification", "vqa", "registry"],
     "report": [
         *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "validation", "question_section"),
