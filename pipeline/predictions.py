@@ -39,17 +39,46 @@ class Predictions:
             raise ValueError("an id occurs twice")
 
     @classmethod
-    def of_images(cls, ids: Sequence[str], logits: np.ndarray, target: Target) -> Predictions:
-        """From (M, O) `logits`, one row an image. An id of several images (channels, slices, views) gets the mean of their predictions.
+    def of_images(cls, ids: Sequence[str], logits: np.ndarray, target: Target, views: str = "mean") -> Predictions:
+        """From (M, O) `logits`, one row an image, of M `ids`; several images of one id as `of_values` says.
 
         Raises:
             ValueError: another number of rows than of ids.
         """
         values = target.activate(logits)
-        unique = tuple(dict.fromkeys(ids))
-        if len(unique) == len(ids):
-            return cls(unique, values, target, logits)
-        return cls(unique, mean_by_id(ids, values), target)
+        if len(set(ids)) == len(ids):
+            return cls(tuple(ids), values, target, logits)
+        return cls.of_values(ids, values, target, views)
+
+    @classmethod
+    def of_values(
+        cls, ids: Sequence[str], values: np.ndarray, target: Target, views: str = "mean", trusted: np.ndarray | None = None
+    ) -> Predictions:
+        """From (M, O) predictions, one row an image, of M `ids`. Several images of one id (channels, slices, views) become their `views`:
+        the mean, or the max of each output. `trusted`: rows of images that could be read; the others count only for ids that have no such row.
+
+        Raises:
+            ValueError: another number of rows than of ids.
+        """
+        import numpy as np
+
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(ids))}
+        place = np.array([numbers[name] for name in ids], dtype=np.int64)
+        counts = np.ones(len(place), dtype=bool)
+        if trusted is not None:
+            counts[:] = False
+            counts[trusted] = True
+            counts |= ~np.isin(place, place[trusted])
+        merged = np.full((len(numbers), values.shape[1]), -np.inf)
+        if views == "max":
+            np.maximum.at(merged, place[counts], values[counts])
+            if target.is_choice:
+                merged /= merged.sum(axis=1, keepdims=True)
+        else:
+            merged[:] = 0
+            np.add.at(merged, place[counts], values[counts])
+            merged /= np.bincount(place[counts], minlength=len(numbers))[:, None]
+        return cls(tuple(numbers), merged.astype(np.float32), target)
 
     def aligned(self, ids: Sequence[str]) -> Predictions:
         """The same predictions for `ids`, in their order.
@@ -116,14 +145,3 @@ class Predictions:
                 raise UserError(f"predictions of different outputs cannot be averaged: {quoted(differ) or 'in another order'}")
         values = [member.aligned(first.ids).values.astype(np.float64) for member in members]
         return cls(first.ids, np.mean(values, axis=0).astype(np.float32), first.target)
-
-
-def mean_by_id(ids: Sequence[str], values: np.ndarray) -> np.ndarray:
-    """(K, O) float32: the mean of the rows of each id, ids in the order in which they first occur."""
-    import numpy as np
-
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(ids))}
-    place = np.array([numbers[name] for name in ids])
-    sums = np.zeros((len(numbers), values.shape[1]), dtype=np.float64)
-    np.add.at(sums, place, values)
-    return (sums / np.bincount(place, minlength=len(numbers))[:, None]).astype(np.float32)

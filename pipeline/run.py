@@ -12,8 +12,10 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.targets.target import Target, multiclass
 
 FORMAT = 1
+RECORD = "run.json"  # written last: its presence means that the run is complete
 ADAPTER_DIR = "model_lora"
 HEAD_FILE = "head.safetensors"  # of a model with two backbones; otherwise the head is in the backbone's or the adapter's file
 _FILES = (
@@ -47,6 +49,27 @@ class Run:
     def name(self) -> str:
         """The name in its recipe; `legacy release` where there is none."""
         return (self.record or {}).get("name") or "legacy release"
+
+    @property
+    def task(self) -> str:
+        """`classification` or `vqa`."""
+        return (self.record or {}).get("task", "classification")
+
+    @property
+    def target(self) -> Target | None:
+        """What its labels mean; None where a release names no classes. Runs of earlier versions tell one of several classes apart.
+
+        Raises:
+            UserError: run.json holds a target that this version does not know.
+        """
+        if self.record and "target" in self.record:
+            return Target.read(self.record["target"], str(self.path / "run.json"))
+        return multiclass(self.class_names) if self.class_names else None
+
+    @property
+    def metric(self) -> str:
+        """What it is scored by."""
+        return ((self.record or {}).get("metric") or {}).get("name", "accuracy")
 
 
 def load_run(path: Path) -> Run:

@@ -58,7 +58,8 @@ def loop_milliseconds() -> float:
 
     class Tiny:
         def __init__(self) -> None:
-            self.model, self.num_train, self.num_val, self.num_classes, self.best_metric = nn.Linear(2, 2), 8 * LOOP_STEPS, 0, 2, "epoch"
+            self.model, self.num_train, self.num_val, self.num_outputs, self.best_metric = nn.Linear(2, 2), 8 * LOOP_STEPS, 0, 2, "epoch"
+            self.higher_is_better, self.train_score = True, "accuracy"
 
         def train_batches(self, *_: Any) -> list[dict[str, torch.Tensor]]:
             return [batch] * LOOP_STEPS

@@ -78,9 +78,17 @@ def read_layout(
     train_rows = (Row(*row) for row in zip(labelled.ids, (root / image for image in labelled.images), labelled.labels, strict=True))
     test_rows = (Row(image_id, root / image, None) for image_id, image in zip(test.ids, test.images, strict=True))
     notes = _train_notes(folder, labelled, test, class_names, train_trouble) + _test_notes(test) + _other_notes(folder, labelled)
-    return Competition(
-        root, tuple(train_rows), tuple(test_rows), target, metric, test.form, (*notes, *([decided] if decided else []))
-    )
+    return Competition(root, tuple(train_rows), tuple(test_rows), target, metric, test.form, (*notes, *([decided] if decided else [])))
+
+
+def read_form(data_dir: Path | str, target: Target, metric: str) -> SubmissionForm | None:
+    """The form that the sample submission in `data_dir` asks for of this target, without a look at the images; None when there is none.
+
+    Raises:
+        UserError: there are several, or it is broken.
+    """
+    sample = sample_table(look(Path(data_dir), with_images=False))
+    return recognise(sample, sample.columns[0], target, metric) if sample else None
 
 
 # ---- test images ----

@@ -136,8 +136,9 @@ def load(run: str) -> tuple[Any, Sequence[str]]:
     found = load_run(Path(run))
     if (task := (found.record or {}).get("task", "classification")) != "classification":
         raise UserError(f"{run}: attention maps are for image classification, this run's task is {task}")
-    names = found.class_names or [f"LABEL_{number}" for number in range(classification.num_classes_of(found))]
-    return classification.rebuild(found, names), names
+    num_outputs = classification.num_outputs_of(found)
+    names = found.target.output_names if found.target else [f"LABEL_{number}" for number in range(num_outputs)]
+    return classification.rebuild(found, num_outputs), names
 
 
 def draw(looked: dict[str, list[Looked]], names: Sequence[str], output: Path) -> list[Path]:

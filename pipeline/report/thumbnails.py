@@ -17,7 +17,7 @@ from pipeline.files import read_json_lines, write_json_lines
 from pipeline.report.run_files import THUMBNAILS, RunFiles
 
 if TYPE_CHECKING:
-    from pipeline.competition.layout import Row
+    from pipeline.competition.rows import Row
 
 # A line is about 5 kB (measured on photographs): at most 2 MB. Beyond 60 classes one picture each, beyond 360 of every second class.
 MAX_SAMPLES, SAMPLES_PER_CLASS = 360, 6

@@ -8,10 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.competition.layout import read_submission_format
+from pipeline.competition.layout import read_form
 from pipeline.errors import run_command
-from pipeline.files import read_json, sha256, write_json
-from pipeline.submission.scores import are_answers, score_answers, score_predictions
+from pipeline.files import sha256, write_json
+from pipeline.forms.form import SubmissionForm
+from pipeline.run import RECORD, Run, load_run
+from pipeline.submission.answer_grading import are_answers, score_answers
+from pipeline.submission.grading import score_predictions
 from pipeline.wording import counted, nearest, quoted
 
 
@@ -23,6 +26,13 @@ def _table_text(scores: dict[str, Any]) -> str:
     for name in scores["metrics"]:
         lines.append(f"{name:<{width}}" + "".join(f"{metrics[name]:>10.4f}" for metrics in parts.values()))
     return "\n".join(lines)
+
+
+def _form(run: Run | None, data_dir: Path) -> SubmissionForm | None:
+    """The form of the file, from the sample submission and what the run predicts; None where one of them is not there."""
+    if run is None or run.target is None or not data_dir.is_dir():
+        return None
+    return read_form(data_dir, run.target, run.metric)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,20 +51,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition's folder; default: %(default)s")
     options = parser.parse_args(argv)
-    record = read_json(options.model / "run.json") if (options.model / "run.json").exists() else None
-    known = record["class_names"] if record else None
-    submission_format = read_submission_format(options.data) if options.data.is_dir() else None
-    id_column = submission_format.id_column if submission_format else None
-    score = score_answers if are_answers(options.predictions, options.solution) else score_predictions
-    scores = score(options.predictions, options.solution, class_names=known, id_column=id_column)
+    run = load_run(options.model) if (options.model / RECORD).exists() else None
+    form = _form(run, options.data)
+    if are_answers(options.predictions, options.solution):
+        id_column = form.id_column if form else None
+        scores = score_answers(options.predictions, options.solution, class_names=run.class_names if run else None, id_column=id_column)
+    else:
+        target, metric = (run.target, run.metric) if run else (None, None)
+        scores = score_predictions(options.predictions, options.solution, form=form, target=target, metric=metric)
     num_classes = counted(len(scores["class_names"]), "class", "classes")
     print(f"{options.predictions} against {options.solution}: {counted(scores['rows'], 'row')}, {num_classes}")
     print(_table_text(scores))
     if scores["unseen"]:
-        near = nearest(scores["unseen"][0], known or ())
+        near = nearest(scores["unseen"][0], run.class_names or () if run else ())
         print(f"note: labels of {options.solution} that the model does not know: {quoted(scores['unseen'])}{near}")
-    if record is None or scores["foreign"]:
-        why = f"did not make these predictions (labels {quoted(scores['foreign'])})" if record else "holds no finished run"
+    if run is None or scores["foreign"]:
+        why = f"did not make these predictions (labels {quoted(scores['foreign'])})" if run else "holds no finished run"
         print(f"the scores are not kept: {options.model} {why}; --model names the run")
         return 0
     kept = {
@@ -63,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         "solution": str(options.solution),
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "rows": scores["rows"],
+        "metric": scores.get("metric"),
         "metrics": scores["metrics"],
     }
     write_json(options.model / "scores.json", kept | ({"parts": scores["parts"]} if scores["parts"] else {}))

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline.competition.layout import Row
+from pipeline.competition.rows import Row
 from pipeline.config import Recipe
 from pipeline.data.cache import PictureCache
 from pipeline.data.images import bad_images_error, check, find_bad
@@ -31,9 +31,12 @@ class TrainingTask(Task, Protocol):
 
     class_names: tuple[str, ...]
     rows_are: str  # "images", "questions": in messages
+    names_are: str  # "classes", "labels": what class_names are, in messages
     one_shape: bool  # of whole micro-batches: such a task has `compile` too, see `pipeline.training.compilation`
 
     def train_per_class(self) -> dict[str, int]: ...  # training rows of each class, in the order of class_names
+    def facts(self) -> dict[str, Any]: ...  # what run.json keeps of the target: `target`, `metric`, `prior`
+    def samples(self) -> tuple[Sequence[Row], Sequence[str]] | None: ...  # training rows as the page shows them, and their headings
     def place(self, compute: Compute, fresh: bool) -> None: ...  # the model to where it is trained
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory: ...
     def save(self, output: Path, initial: bool = False) -> None: ...

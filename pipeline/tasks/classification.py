@@ -216,6 +216,11 @@ class ClassificationTask:
         write_table(output / "val_predictions.csv", ("id", "path", "label", "predicted", "confidence"), rows)
         write_probs(output / "val_probs.npy", values)
 
+    @property
+    def names_are(self) -> str:
+        """What `class_names` are, in messages."""
+        return {"multilabel": "labels", "ordinal": "grades", "continuous": "numbers"}.get(self.target.kind, "classes")
+
     def train_per_class(self) -> dict[str, int]:
         """Training images of each class, grade or label; empty for numbers."""
         return self.target.counts([row.label for row in self.train_rows])
