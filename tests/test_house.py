@@ -15,10 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A file imports only from its own wing's earlier rooms and from wings above.
 WINGS = {
     "": ["errors", "files", "wording", "tables", "config", "answers"],
-    "targets": ["target", "evidence", "readings", "classes", "measures", "metrics", "decide"],
+    "targets": ["target", "evidence", "readings", "measures", "classes", "metrics", "decide"],
     "what a run holds": ["run", "predictions"],
     "forms": ["form", "recognise", "cells", "check"],
-    "forms": ["form"],
     "competition": [
         *("facts", "rows", "folders", "ids", "labels", "sample"),
         *("vqa_files", "vqa_pictures", "vqa_tables", "vqa_layout", "layout", "splits", "questions"),
