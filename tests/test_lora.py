@@ -423,6 +423,21 @@ def test_a_truncated_file_is_one_message(folder: Path, keep: int) -> None:
         ({"peft_type": "IA3"}, "expected the settings of a LoRA adapter"),
         ({"alpha_pattern": {"query": 32}}, "alpha_pattern: {'query': 32} is a kind of LoRA this project does not have"),
         ({"use_dora": True, "rank_pattern": {"key": 2}}, "rank_pattern: {'key': 2} is a kind"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication: [[0, 2]] is a kind"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices: [3] is a kind"),
+        ({"use_qalora": True}, "use_qalora: True is a kind"),
+        ({"of_a_later_peft": 0.5}, "of_a_later_peft: 0.5 is a kind"),
+        ({"bias": "lora_only"}, "bias: expected 'none', found 'lora_only'"),
+        ({"r": 0}, "r: expected a whole number from 1, found 0"),
+        ({"r": -1, "lora_alpha": "8"}, "lora_alpha: expected a number above 0, found '8'"),
+        ({"r": "8"}, "r: expected a whole number from 1, found '8'"),
+        ({"r": True}, "r: expected a whole number from 1, found True"),
+        ({"r": 8}, "r: 8, but the tensors' rank is 4"),
+        ({"r": 10**9}, "r: 1000000000, but the tensors' rank is 4"),
+        ({"lora_alpha": float("nan")}, "lora_alpha: expected a number above 0, found nan"),
+        ({"lora_dropout": 1.5}, "lora_dropout: expected a number from 0 to below 1, found 1.5"),
+        ({"use_rslora": "yes"}, "use_rslora: expected true or false, found 'yes'"),
+        ({"modules_to_save": "classifier"}, "modules_to_save: expected a list of names, found 'classifier'"),
     ],
 )
 def test_settings_that_are_not_ours_are_refused(folder: Path, values: dict, message: str) -> None:
@@ -514,3 +529,47 @@ def test_a_folder_of_a_released_run_can_be_copied_anywhere(tmp_path: Path) -> No
     shutil.copytree(LEGACY / "finetuned_model", tmp_path / "elsewhere")
     model = rebuild_backbone(tmp_path / "elsewhere" / "model_beit", 10).model
     assert isinstance(load_adapter(model, tmp_path / "elsewhere" / "model_lora"), PeftModel)
+
+
+# ---- adapters whose initialisation changes the base, made and evaluated by plain PEFT
+
+
+def made_by_peft(folder: Path, start: Any) -> PeftModel:
+    """An adapter that PEFT alone attached, "trained" and saved."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"], init_lora_weights=start)
+    model = get_peft_model(tiny("vit"), config)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data += 0.2 * torch.randn(weight.shape)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal", "eva", "pissa", "olora"])
+def test_whatever_an_adapter_started_from_its_logits_are_plain_pefts(start: Any, tmp_path: Path) -> None:
+    trained = logits(made_by_peft(tmp_path / "adapter", start))
+    golden = logits(PeftModel.from_pretrained(tiny("vit"), tmp_path / "adapter").eval())
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["init_lora_weights"] == start
+    assert_close(golden, trained)
+    ours = load_adapter(tiny("vit"), tmp_path / "adapter")
+    assert_close(logits(ours), golden)
+    assert_close(logits(merge(ours, logits)), golden)
+    assert (golden - logits(tiny("vit"))).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("start", ["pissa_niter_4", "corda", "loftq", "lora_ga", "mica", "of_a_later_peft", 7, ["pissa"]])
+def test_a_start_that_cannot_be_repeated_is_refused_with_what_settles_it(start: Any, folder: Path) -> None:
+    change_config(folder, init_lora_weights=start)
+    text = refusal(folder)
+    assert f"init_lora_weights: {start!r}" in text and "model.merge_and_unload().save_pretrained('model_TYPE')" in text
+
+
+def test_what_settles_it_gives_the_same_logits(tmp_path: Path) -> None:
+    model = made_by_peft(tmp_path / "adapter", "pissa_niter_4")
+    trained = logits(model)
+    model.merge_and_unload().save_pretrained(tmp_path / "model_vit")
+    rebuilt = rebuild_backbone(tmp_path / "model_vit", 3)
+    assert not rebuilt.new_head
+    assert_close(logits(rebuilt.model), trained)

@@ -20,11 +20,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.errors import UserError, raise_all
-from pipeline.files import read_json
+from pipeline.models.adapter_settings import read_settings
 from pipeline.models.backbones import head_name, tensor_problems
 from pipeline.models.roles import EMBEDDINGS, also_trained, modules_of, role_of
 
-UNSUPPORTED = ("alpha_pattern", "rank_pattern", "use_dora", "fan_in_fan_out", "lora_bias")  # each changes what the tensors mean
 MERGE_TOLERANCE = 1e-3  # largest logit difference, relative to the largest logit, that float32 rounding may explain
 
 
@@ -140,22 +139,20 @@ def load_adapter(model: nn.Module, folder: Path, has_head: bool = True) -> PeftM
         UserError: not a LoRA adapter, unsafe or damaged, or its tensors do not fit this model one to one; each is named.
     """
     folder = Path(folder)
-    values = read_json(folder / "adapter_config.json")
-    if not isinstance(values, dict) or values.get("peft_type") != "LORA":
-        raise UserError(f"{folder / 'adapter_config.json'}: expected the settings of a LoRA adapter (peft_type: LORA)")
-    problems = [f"{key}: missing" for key in ("r", "lora_alpha") if key not in values]
-    problems += [f"{key}: {values[key]!r} is a kind of LoRA this project does not have" for key in UNSUPPORTED if values.get(key)]
-    raise_all(problems, f"{folder / 'adapter_config.json'}:")
+    settings = read_settings(folder, LoraConfig().to_dict())
     tensors = _read_tensors(folder)
     renamed = rename_tensors(tensors, [name for name, module in model.named_modules() if isinstance(module, nn.Linear)], folder)
+    ranks = {tensor.shape[0] for name, tensor in renamed.items() if name.endswith(".lora_A.weight") and tensor.ndim == 2}
+    if ranks and settings.rank not in ranks:  # before layers of that size are made
+        raise UserError(f"{folder / 'adapter_config.json'}: r: {settings.rank}, but the tensors' rank is {min(ranks)}")
     adapted_names = sorted({_plain_name(name.split(".lora_")[0]) for name in renamed if ".lora_" in name})
-    copied = [name for name in values.get("modules_to_save") or [] if re.search(EMBEDDINGS, name) and _has_module(model, name)]
+    copied = [name for name in settings.modules_to_save if re.search(EMBEDDINGS, name) and _has_module(model, name)]
     config = LoraConfig(
-        r=values["r"],
-        lora_alpha=values["lora_alpha"],
-        lora_dropout=values.get("lora_dropout", 0.0),
-        use_rslora=values.get("use_rslora", False),
-        bias=values.get("bias", "none"),
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        use_rslora=settings.use_rslora,
+        init_lora_weights=settings.init_lora_weights,
         target_modules=_short(adapted_names, model),
         modules_to_save=[*copied, *([head_name(model)] if has_head else [])] or None,
         inference_mode=True,

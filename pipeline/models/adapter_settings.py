@@ -1,0 +1,108 @@
+"""adapter_config.json: what of it decides an adapter's outputs, each key known, at PEFT's default, or refused by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError, raise_all
+from pipeline.files import read_json
+
+# Where it was made and for what, and which layers it is on: the tensors' names say that too, and they are checked one by one.
+DESCRIPTION = ("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode")
+PLACES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
+# How training began or ran; nothing of it is left in the result. `megatron_core` is a name that means nothing without `megatron_config`.
+TRAINING = ("lora_dropout", "eva_config", "megatron_core")
+DECIDING = ("r", "lora_alpha", "use_rslora", "bias", "init_lora_weights")
+KNOWN = (*DESCRIPTION, *PLACES, *TRAINING, *DECIDING)
+
+# How A and B began is forgotten once they are trained, unless the beginning also took something out of the backbone's weights.
+# PEFT takes it out again whenever such an adapter is loaded; the two whose result follows from the weights alone are done so here too.
+FORGOTTEN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+REPEATED_STARTS = ("pissa", "olora")
+# Not PEFT's own conversion at saving (path_initial_model_for_weight_conversion): it leaves out the trained head.
+CONVERSION = "model.merge_and_unload().save_pretrained('model_TYPE')"
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What decides an adapter's outputs beside its tensors. `init_lora_weights` is PEFT's: "pissa" and "olora" change the backbone."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    use_rslora: bool
+    init_lora_weights: bool | str
+    modules_to_save: tuple[str, ...]
+
+
+def read_settings(folder: Path, defaults: Mapping[str, Any]) -> AdapterSettings:
+    """The settings in `folder`/adapter_config.json. `defaults`: what PEFT takes for each key that is not there.
+
+    Raises:
+        UserError: not a LoRA adapter, or its settings change what the tensors mean in a way not known here; each key is named.
+    """
+    path = Path(folder) / "adapter_config.json"
+    values = read_json(path)
+    if not isinstance(values, dict) or values.get("peft_type") != "LORA":
+        raise UserError(f"{path}: expected the settings of a LoRA adapter (peft_type: LORA)")
+    raise_all([*_value_problems(values), *_foreign_keys(values, defaults)], f"{path}:")
+    start = values.get("init_lora_weights")
+    return AdapterSettings(
+        values["r"],
+        values["lora_alpha"],
+        values.get("lora_dropout") or 0.0,
+        bool(values.get("use_rslora")),
+        start if start in REPEATED_STARTS else True,
+        tuple(values.get("modules_to_save") or ()),
+    )
+
+
+def _value_problems(values: dict[str, Any]) -> list[str]:
+    """What is wrong with the values of the keys known here."""
+    problems = [f"{key}: missing" for key in ("r", "lora_alpha") if key not in values]
+    rank, alpha, dropout = values.get("r", 1), values.get("lora_alpha", 1), values.get("lora_dropout") or 0
+    if type(rank) is not int or rank < 1:
+        problems.append(f"r: expected a whole number from 1, found {rank!r}")
+    if not _is_number(alpha) or alpha <= 0:
+        problems.append(f"lora_alpha: expected a number above 0, found {alpha!r}")
+    if not _is_number(dropout) or not 0 <= dropout < 1:
+        problems.append(f"lora_dropout: expected a number from 0 to below 1, found {dropout!r}")
+    if values.get("use_rslora") not in (True, False, None):
+        problems.append(f"use_rslora: expected true or false, found {values['use_rslora']!r}")
+    if values.get("bias", "none") != "none":
+        problems.append(f"bias: expected 'none', found {values['bias']!r}: trained biases are not part of adapters here")
+    saved = values.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        problems.append(f"modules_to_save: expected a list of names, found {saved!r}")
+    return problems + _start_problems(values.get("init_lora_weights"))
+
+
+def _start_problems(start: Any) -> list[str]:
+    if isinstance(start, bool | str | None) and start in (*FORGOTTEN_STARTS, *REPEATED_STARTS):
+        return []
+    return [
+        f"init_lora_weights: {start!r} may also change the backbone's weights, in a way that cannot be repeated from the adapter alone; "
+        f"where it was trained, {CONVERSION} writes the whole model, which needs no adapter"
+    ]
+
+
+def _foreign_keys(values: dict[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """The keys that may change what the tensors mean: neither known here nor at their default (empty, where PEFT does not know it)."""
+    foreign = []
+    for key, value in values.items():
+        default = defaults.get(key)
+        if key not in KNOWN and value != default and not (_is_empty(value) and _is_empty(default)):
+            foreign.append(f"{key}: {value!r:.200} is a kind of LoRA this project does not have")
+    return foreign
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value is False or value in ({}, [], "")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
