@@ -16,8 +16,6 @@ from pipeline.errors import UserError, run_command
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
-
     from pipeline.competition.rows import Competition
     from pipeline.predictions import Predictions
     from pipeline.run import Run
@@ -91,7 +89,7 @@ def read_for(run: Run, data_dir: Path) -> Competition:
     from pipeline.competition.facts import read_facts
     from pipeline.competition.layout import read_layout
 
-    data, facts = (run.record or {}).get("recipe", {}).get("data", {}), read_facts(data_dir)
+    data, facts = run.record.data_settings if run.record else {}, read_facts(data_dir)
     competition = read_layout(
         data_dir,
         need="test",
@@ -137,27 +135,15 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
 
     rows = len(competition.test)
     logits = predict_logits(predictor.model, predictor.logits, batches(), rows, target.num_outputs, compute, "predicting")
-    views = (run.record or {}).get("recipe", {}).get("data", {}).get("views", "mean")
+    views = run.record.data_settings.get("views", "mean") if run.record else "mean"
     ids = [row.id for row in competition.test]
     if not bad:
         return Predictions.of_images(ids, logits, target, views)
     values = target.activate(logits)
-    values[bad] = prior_of(run, target)
+    values[bad] = (run.record and run.record.prior) or np.full(target.num_outputs, 1 / target.num_outputs)
     report_bad(list(dict.fromkeys(competition.test[row].path for row in sorted(bad))), len({row.path for row in competition.test}))
     readable = np.setdiff1d(np.arange(rows), bad)
     return Predictions.of_values(ids, values, target, views, trusted=readable)
-
-
-def prior_of(run: Run, target: Target) -> np.ndarray:
-    """(num_outputs,) what is predicted for an image that cannot be read: frequencies or mean of training, where the run keeps them."""
-    import numpy as np
-
-    record = run.record or {}
-    if "prior" in record:
-        return np.array(record["prior"], dtype=np.float32)
-    per_class = record.get("counts", {}).get("train_per_class", {})
-    counts = np.array([per_class.get(name, 0) for name in target.names], dtype=np.float64) + 1e-9
-    return (counts / counts.sum()).astype(np.float32)
 
 
 def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:

@@ -19,7 +19,7 @@ RECORD = "run.json"  # written last: its presence means that the run is complete
 ADAPTER_DIR = "model_lora"
 HEAD_FILE = "head.safetensors"  # of a model with two backbones; otherwise the head is in the backbone's or the adapter's file
 _FILES = (
-    "run.json",
+    RECORD,
     "metrics.jsonl",
     "timing.jsonl",
     "val_predictions.csv",
@@ -35,6 +35,76 @@ _PACKAGES = ("torch", "torchvision", "transformers", "peft", "timm", "accelerate
 
 
 @dataclass(frozen=True)
+class RunRecord:
+    """run.json: what a finished run says of itself. What a run of an earlier version did not write yet has a value all the same."""
+
+    path: Path  # of run.json
+    values: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What pages and ledgers call the run."""
+        return str(self.values.get("name") or self.path.parent.name)
+
+    @property
+    def task(self) -> str:
+        """`classification` or `vqa`."""
+        return str(self.values.get("task", "classification"))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Classes, grades, labels or answers, by index."""
+        return tuple(self.values.get("class_names") or ())
+
+    @property
+    def target(self) -> Target:
+        """What its labels mean. Runs of earlier versions tell one of several classes.
+
+        Raises:
+            UserError: run.json holds a target that this version does not know.
+        """
+        if "target" in self.values:
+            return Target.read(self.values["target"], str(self.path))
+        return multiclass(self.class_names)
+
+    @property
+    def metric(self) -> str:
+        """What it is scored by."""
+        return str((self.values.get("metric") or {}).get("name", "accuracy"))
+
+    @property
+    def prior(self) -> list[float] | None:
+        """What is predicted for an image that cannot be read, a value for each output; None where the run cannot tell."""
+        if "prior" in self.values:
+            return [float(value) for value in self.values["prior"]]
+        counts = (self.values.get("counts") or {}).get("train_per_class") or {}
+        total = sum(counts.values())
+        return [counts.get(name, 0) / total for name in self.class_names] if total else None
+
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """The recipe's section `data`."""
+        return (self.values.get("recipe") or {}).get("data") or {}
+
+
+def read_record(path: Path) -> RunRecord | None:
+    """The record of the run in folder `path`; None where it holds no finished run.
+
+    Raises:
+        UserError: run.json is damaged, or was written in another format.
+    """
+    file = Path(path) / RECORD
+    if not file.exists():
+        return None
+    values = _read_object(file)
+    if values.get("format") != FORMAT:
+        raise UserError(f"{file}: format {values.get('format')!r}, expected {FORMAT}: written by another version of this project")
+    if not isinstance(values.get("class_names"), list) or not values["class_names"]:
+        raise UserError(f"{file}: names no classes (class_names): it was changed by hand or is damaged; `make weights` or train again")
+    return RunRecord(file, values)
+
+
+@dataclass(frozen=True)
 class Run:
     """A finished run or a legacy release: where its weights are, and what it says of itself."""
 
@@ -42,34 +112,34 @@ class Run:
     backbone_dir: Path  # model_<type>/, loadable by plain from_pretrained
     adapter_dir: Path | None  # model_lora/, loadable by plain PEFT; None after full fine-tuning
     class_names: tuple[str, ...] | None  # None when a legacy release has only LABEL_0..N
-    record: dict[str, Any] | None  # run.json; None for a legacy release
+    record: RunRecord | None  # None for a legacy release
     text_dir: Path | None = None  # the text backbone's folder, with its tokenizer, where there is one
 
     @property
     def name(self) -> str:
         """The name in its recipe; `legacy release` where there is none."""
-        return (self.record or {}).get("name") or "legacy release"
+        return self.record.name if self.record else "legacy release"
 
     @property
     def task(self) -> str:
         """`classification` or `vqa`."""
-        return (self.record or {}).get("task", "classification")
+        return self.record.task if self.record else "classification"
 
     @property
     def target(self) -> Target | None:
-        """What its labels mean; None where a release names no classes. Runs of earlier versions tell one of several classes apart.
+        """What its labels mean; None where a release names no classes.
 
         Raises:
             UserError: run.json holds a target that this version does not know.
         """
-        if self.record and "target" in self.record:
-            return Target.read(self.record["target"], str(self.path / "run.json"))
+        if self.record:
+            return self.record.target
         return multiclass(self.class_names) if self.class_names else None
 
     @property
     def metric(self) -> str:
         """What it is scored by."""
-        return ((self.record or {}).get("metric") or {}).get("name", "accuracy")
+        return self.record.metric if self.record else "accuracy"
 
 
 def load_run(path: Path) -> Run:
@@ -91,17 +161,9 @@ def load_run(path: Path) -> Run:
     if is_unfinished(path):
         raise UserError(f"{path} holds an unfinished run: finish it with `python train.py --output {path} --resume`")
     config = _read_object(folders[0] / "config.json")
-    record = _read_object(path / "run.json") if (path / "run.json").exists() else None
-    if record is not None and record.get("format") != FORMAT:
-        raise UserError(
-            f"{path / 'run.json'}: format {record.get('format')!r}, expected {FORMAT}: written by another version of this project"
-        )
-    if record is not None and not record.get("class_names"):
-        raise UserError(
-            f"{path / 'run.json'}: names no classes (class_names): it was changed by hand or is damaged; `make weights` or train again"
-        )
+    record = read_record(path)
     adapter_dir = path / ADAPTER_DIR
-    class_names = tuple(record["class_names"]) if record else _names_from(config)
+    class_names = record.class_names if record else _names_from(config)
     text_dir = text_dirs[0] if text_dirs else None
     return Run(path, folders[0], adapter_dir if adapter_dir.is_dir() else None, class_names, record, text_dir)
 
@@ -126,7 +188,7 @@ def run_entries(path: Path) -> list[Path]:
 
 def is_unfinished(path: Path) -> bool:
     """True when the folder holds a run that was started and has no run.json yet."""
-    return (Path(path) / "state").is_dir() and not (Path(path) / "run.json").exists()
+    return (Path(path) / "state").is_dir() and not (Path(path) / RECORD).exists()
 
 
 def environment() -> dict[str, Any]:

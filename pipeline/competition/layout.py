@@ -81,14 +81,21 @@ def read_layout(
     return Competition(root, tuple(train_rows), tuple(test_rows), target, metric, test.form, (*notes, *([decided] if decided else [])))
 
 
-def read_form(data_dir: Path | str, target: Target, metric: str) -> SubmissionForm | None:
-    """The form that the sample submission in `data_dir` asks for of this target, without a look at the images; None when there is none.
+def read_form(data_dir: Path | str, target: Target | None, metric: str | None) -> SubmissionForm | None:
+    """The form that the sample submission in `data_dir` asks for, without a look at the images; None when there is no sample.
+
+    Without a target its columns alone are known: one is taken for labels, several for probabilities.
 
     Raises:
         UserError: there are several, or it is broken.
     """
     sample = sample_table(look(Path(data_dir), with_images=False))
-    return recognise(sample, sample.columns[0], target, metric) if sample else None
+    if sample is None:
+        return None
+    if target is None:
+        kind = "label" if len(sample.columns) == 2 else "probabilities"
+        return SubmissionForm(kind, sample.columns, sample.columns[0], tuple(sample.column(sample.columns[0])), sample.path)
+    return recognise(sample, sample.columns[0], target, metric)
 
 
 # ---- test images ----

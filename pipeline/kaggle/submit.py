@@ -23,7 +23,7 @@ from pipeline.kaggle.ledger import LEDGER, Row, append_row, read_ledger, update_
 from pipeline.kaggle.remembered import agreed, remembered_slug
 from pipeline.kaggle.reply import KaggleError
 from pipeline.kaggle.token import find_credentials, scrub
-from pipeline.run import RECORD, load_run
+from pipeline.run import read_record
 
 Sleep = Callable[[float], None]
 Find = Callable[[list[Submission]], Submission | None]
@@ -126,8 +126,8 @@ def _read_run(model_dir: Path) -> dict[str, Any]:
 def _file_problems(path: Path, data_dir: Path, model_dir: Path) -> list[str]:
     if not path.is_file():
         return [f"{path} does not exist: python inference.py writes it (or name another file with --predictions)"]
-    run = load_run(model_dir) if (model_dir / RECORD).exists() else None
-    known = (run.target, run.metric) if run and run.target and run.task != "vqa" else None
+    run = read_record(model_dir)
+    known = (run.target, run.metric) if run and run.task != "vqa" else None
     try:
         competition = read_layout(data_dir, need="test", known=known)
     except UserError as error:

@@ -134,7 +134,7 @@ def load(run: str) -> tuple[Any, Sequence[str]]:
         names = [str(name) for _, name in sorted(backbone.model.config.id2label.items())]
         return classification.ImageClassifier.of(backbone.model.eval().requires_grad_(False), backbone), names
     found = load_run(Path(run))
-    if (task := (found.record or {}).get("task", "classification")) != "classification":
+    if (task := found.task) != "classification":
         raise UserError(f"{run}: attention maps are for image classification, this run's task is {task}")
     num_outputs = classification.num_outputs_of(found)
     names = found.target.output_names if found.target else [f"LABEL_{number}" for number in range(num_outputs)]

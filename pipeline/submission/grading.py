@@ -38,6 +38,7 @@ def score_predictions(
     form: SubmissionForm | None = None,
     target: Target | None = None,
     metric: str | None = None,
+    id_column: str | None = None,
 ) -> dict[str, Any]:
     """Scores of a predictions file: `rows`, `class_names`, `metrics` over all rows, `parts` by the solution's Usage column.
 
@@ -48,7 +49,7 @@ def score_predictions(
         UserError: the files do not hold the same ids once each, or a cell cannot be read; all problems of both files at once.
     """
     predictions, solution_table = load_table(predictions_path), load_table(solution_path)
-    form = _form_of(predictions, form)
+    form = _form_of(predictions, form, id_column)
     solution = read_solution(solution_table, predictions.column(form.id_column), form.id_column, form.value_columns)
     read, problems = read_back(predictions, form, None)
     problems = id_differences(predictions, predictions.column(form.id_column), solution.ids) + problems
@@ -70,7 +71,7 @@ def score_predictions(
     }
 
 
-def _form_of(predictions: Table, form: SubmissionForm | None) -> SubmissionForm:
+def _form_of(predictions: Table, form: SubmissionForm | None, id_column: str | None) -> SubmissionForm:
     """`form` for the columns that the file has, or the plain form that its columns look like."""
     if form is not None and set(form.columns) <= set(predictions.columns):
         return form
@@ -80,9 +81,10 @@ def _form_of(predictions: Table, form: SubmissionForm | None) -> SubmissionForm:
     if form is not None:
         expected = f"expected {quoted(form.columns)}"
         raise UserError(f"{predictions.path}: its columns are {quoted(predictions.columns)}, {expected}")
-    columns, ids = predictions.columns, tuple(predictions.column(predictions.columns[0]))
+    columns = predictions.columns
+    id_column = id_column if id_column in columns else columns[0]
     kind = "label" if len(columns) == 2 else "probabilities"
-    return SubmissionForm(kind, columns, columns[0], ids, None, sums_to_one=kind == "probabilities")
+    return SubmissionForm(kind, columns, id_column, tuple(predictions.column(id_column)), None, sums_to_one=kind == "probabilities")
 
 
 def _guessed_target(form: SubmissionForm, read: ReadBack, solution: Solution) -> Target:

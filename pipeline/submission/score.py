@@ -12,7 +12,7 @@ from pipeline.competition.layout import read_form
 from pipeline.errors import run_command
 from pipeline.files import sha256, write_json
 from pipeline.forms.form import SubmissionForm
-from pipeline.run import RECORD, Run, load_run
+from pipeline.run import RunRecord, read_record
 from pipeline.submission.answer_grading import are_answers, score_answers
 from pipeline.submission.grading import score_predictions
 from pipeline.wording import counted, nearest, quoted
@@ -28,11 +28,13 @@ def _table_text(scores: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _form(run: Run | None, data_dir: Path) -> SubmissionForm | None:
-    """The form of the file, from the sample submission and what the run predicts; None where one of them is not there."""
-    if run is None or run.target is None or not data_dir.is_dir():
-        return None
-    return read_form(data_dir, run.target, run.metric)
+def _form(run: RunRecord | None, data_dir: Path) -> tuple[SubmissionForm | None, str | None]:
+    """The form of the file, from the sample submission and what the run predicts, and its id column; None where nothing tells them."""
+    if not data_dir.is_dir():
+        return None, None
+    target, metric = (run.target, run.metric) if run and run.task != "vqa" else (None, None)
+    form = read_form(data_dir, target, metric)
+    return form if target else None, form.id_column if form else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,14 +53,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition's folder; default: %(default)s")
     options = parser.parse_args(argv)
-    run = load_run(options.model) if (options.model / RECORD).exists() else None
-    form = _form(run, options.data)
+    run = read_record(options.model)
+    form, id_column = _form(run, options.data)
     if are_answers(options.predictions, options.solution):
-        id_column = form.id_column if form else None
         scores = score_answers(options.predictions, options.solution, class_names=run.class_names if run else None, id_column=id_column)
     else:
-        target, metric = (run.target, run.metric) if run else (None, None)
-        scores = score_predictions(options.predictions, options.solution, form=form, target=target, metric=metric)
+        known = {"form": form, "target": run.target, "metric": run.metric} if run else {"id_column": id_column}
+        scores = score_predictions(options.predictions, options.solution, **known)
     num_classes = counted(len(scores["class_names"]), "class", "classes")
     print(f"{options.predictions} against {options.solution}: {counted(scores['rows'], 'row')}, {num_classes}")
     print(_table_text(scores))

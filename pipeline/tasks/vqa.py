@@ -302,7 +302,7 @@ def rebuild(run: Run, num_outputs: int) -> Answerer:
     """
     if run.text_dir is None or run.record is None:
         raise UserError(f"{run.path}: a vqa run has a text backbone with its tokenizer and a run.json; this folder lacks one of them")
-    recipe = run.record["recipe"]
+    recipe = run.record.values["recipe"]
     text, image = load_encoder(str(run.text_dir), "text_backbone"), load_encoder(str(run.backbone_dir), "--backbone")
     tokenizer = load_tokenizer(str(run.text_dir), _max_tokens(text, recipe["data"]["max_question_tokens"]))
     rule = preprocessing_of(str(run.backbone_dir), image.config, None)
