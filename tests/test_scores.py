@@ -53,7 +53,7 @@ def table(path: Path, answers: Sequence[str], usage: Sequence[str] = ()) -> Path
 
 def run_folder(root: Path, class_names: Sequence[str]) -> Path:
     root.mkdir()
-    (root / "run.json").write_text(json.dumps({"class_names": list(class_names), "task": "vqa"}))
+    (root / "run.json").write_text(json.dumps({"format": 1, "class_names": list(class_names), "task": "vqa"}))
     return root
 
 

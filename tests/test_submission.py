@@ -67,7 +67,7 @@ def test_predictions_that_cannot_be_written_leave_the_former_file(tmp_path, form
 
 
 def test_columns_that_are_not_the_model_s_classes(tmp_path):
-    with pytest.raises(UserError, match="'dog'.*'Dog'"):
+    with pytest.raises(UserError, match=r"'dog'.*'Dog'"):
         write_predictions(tmp_path / "predictions.csv", PROBABILITY, predicted(classes=("cat", "Dog")))
 
 

@@ -118,7 +118,10 @@ def _label_cells(
 ) -> tuple[tuple[tuple[str, ...], ...], list[str]]:
     """The label texts of each row, and which rows are empty, hold too many or the same twice, or, where `known` are given, no class."""
     cells = table.column(column)
-    guesses = tuple((cell.strip(),) if form.kind == "label" else tuple(split_parts(cell, form.separator)) for cell in cells)
+    exact = set(known or ())
+    guesses = tuple(
+        tuple(split_parts(cell, form.separator)) if form.kind != "label" else (cell if cell in exact else cell.strip(),) for cell in cells
+    )
     problems = label_problems(table, column, None) if form.kind != "labels" else []
     if form.kind == "ranked":
         many = [line for line, found in zip(table.lines, guesses, strict=True) if len(found) > form.top_k]

@@ -24,7 +24,9 @@ def _table_text(scores: dict[str, Any]) -> str:
     width = max(len(name) for name in scores["metrics"])
     lines = [" " * width + "".join(f"{part:>10}" for part in parts)] if scores["parts"] else []
     for name in scores["metrics"]:
-        lines.append(f"{name:<{width}}" + "".join(f"{metrics[name]:>10.4f}" for metrics in parts.values()))
+        lines.append(
+            f"{name:<{width}}" + "".join(f"{metrics[name]:>10.4f}" if name in metrics else f"{'-':>10}" for metrics in parts.values())
+        )
     return "\n".join(lines)
 
 
