@@ -161,7 +161,7 @@ def build_task(session: Session) -> tuple[Build, Compute]:
     compute = choose_compute(recipe.precision)
     build = task_module(recipe.task).build(recipe, competition, former)
     if former is not None:
-        former.check_data(build.task.class_names, build.task.split_rows())
+        former.check_rows(build.task.split_rows())
     print("\n".join(f"  {note}" for note in build.notes))
     build.task.place(compute, fresh=former is None)
     return build, compute

@@ -228,7 +228,7 @@ def test_the_counted_memory_is_what_a_real_step_keeps(learnt: Path) -> None:
     from pipeline.tasks.vqa import account_vqa, rebuild
     from pipeline.training.compute import Compute
 
-    answerer = rebuild(load_run(learnt / "run"), ["a", "b", "c", "d", "e", "f"])
+    answerer = rebuild(load_run(learnt / "run"), 6)
     answerer.model.requires_grad_(True)
     memory = account_vqa(answerer, 7, Compute(torch.device("cpu"), "fp32"), "adamw", Recipe(backbone="any"))
 

@@ -256,6 +256,9 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     """
     seed_everything(recipe.seed)
     target, metric = competition.target, competition.metric
+    if former is not None:
+        former.check_classes(target.names)
+        target = Target.read(former.start["target"], str(former.output))
     own_weights = backbone_dirs(former.output)[0] if former is not None else []
     if own_weights:
         backbone = load_backbone(str(own_weights[0]), target.output_names, recipe.image_size)
@@ -281,7 +284,7 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
         model.requires_grad_(False).get_submodule(head).requires_grad_(True)
         cache_frozen_bias(model)
     classifier = ImageClassifier.of(model, backbone)
-    target = Target.read(former.start["target"], str(former.output)) if former else target.fitted([row.label for row in train])
+    target = target if former else target.fitted([row.label for row in train])
     task = ClassificationTask(classifier, recipe, target, metric, train, val, cache)
     kept = [] if cache is None else [cache.describe()]
     if task.undefined:
@@ -329,7 +332,7 @@ def _split(recipe: Recipe, competition: Competition, rows: Sequence[Row], former
     label_of = {row.id: row.label for row in rows}
     ids = list(label_of)
     if former is not None:
-        train, val, how = kept_split(ids, former.rows)
+        train, val, how = kept_split(ids, list({row[0]: row for row in former.rows}.values()))
     elif competition.split is not None:
         train, val, how = stated_split(ids, competition.split)
     else:

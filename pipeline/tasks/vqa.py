@@ -274,6 +274,8 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
         former=former.rows if former else None,
         answers=former.start["class_names"] if former else (),
     )
+    if former is not None:
+        former.check_classes(prepared.class_names)
     rows, skipped = decodable([*prepared.train, *prepared.val], data.skip_bad_images)
     whole = {row.path for row in rows}
     train, val = (

@@ -120,15 +120,21 @@ class FormerRun:
             "(--resume changed):",
         )
 
-    def check_data(self, class_names: Sequence[str], rows: Sequence[SplitRow]) -> None:
+    def check_classes(self, class_names: Sequence[str]) -> None:
         """Raises:
-        UserError: the rows or labels are others and nobody accepted that, or there are other classes than the head was made for.
+        UserError: there are other classes than the head was made for.
         """
         before, after = self.start["class_names"], list(class_names)
         problems = [f"{name!r} is gone" for name in before if name not in after]
         problems += [f"{name!r} is new" for name in after if name not in before]
         heading = f"have changed since the run in {self.output} was started"
         raise_all(problems, f"the classes {heading}; put them back, or start anew with another --output:")
+
+    def check_rows(self, rows: Sequence[SplitRow]) -> None:
+        """Raises:
+        UserError: the rows or labels are others and nobody accepted that.
+        """
+        heading = f"have changed since the run in {self.output} was started"
         old, new = ({row_id: label for row_id, label, _ in side} for side in (self.rows, rows))
         gone, added = [name for name in old if name not in new], [name for name in new if name not in old]
         relabelled = [f"{name!r} from {label!r} to {new[name]!r}" for name, label in old.items() if new.get(name, label) != label]
