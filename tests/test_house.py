@@ -17,8 +17,8 @@ WINGS = {
     "": ["errors", "files", "wording", "tables", "config", "run", "answers"],
     "targets": ["metrics"],
     "competition": [
-        *("rows", "folders", "ids", "labels", "sample"),
-        *("vqa_files", "vqa_pictures", "vqa_tables", "vqa_layout", "layout", "splits", "questions"),
+        *("rows", "parts", "folders", "ids", "json_tables", "sources", "label_columns", "label_table", "class_folders", "labels"),
+        *("sample", "subjects", "test_rows", "notes", "vqa_files", "vqa_pictures", "vqa_tables", "vqa_layout", "layout", "splits", "questions"),
     ],
     "submission": ["checks", "write", "scores", "score"],
     "kaggle": ["token", "reply", "cli", "remembered", "ledger", "submit"],
