@@ -99,6 +99,11 @@ class Match:
         return len({found[0] for found in self.images if len(found) == 1})
 
     @property
+    def num_single(self) -> int:
+        """How many ids mean one image."""
+        return sum(len(found) == 1 for found in self.images)
+
+    @property
     def num_found(self) -> int:
         """How many ids mean an image, or several."""
         return sum(bool(found) for found in self.images)
@@ -229,17 +234,17 @@ def find_ids(table: Table, index: ImageIndex, given: str | None = None, groups: 
     if len({_common(probes[name], [probes[other] for other in best]) for name in best}) > 1:
         raise UserError(f"{table.path}: the columns {quoted(best)} name different images; say which is the id with {flag}")
     match = index.match(table.column(best[0]))
-    if groups and match.num_found < len(match.images) / 2:
+    if groups and match.num_single < len(match.images) / 2:
         for name in _maybe_ids(table):
             cells = table.column(name)
-            if len(set(cells)) * 2 >= len(cells) and (found := index.match_groups(cells)).num_found >= NEARLY * len(cells):
+            if len(set(cells)) * 2 >= len(cells) and index.match_groups(cells[:20]).num_found and (found := index.match_groups(cells)).num_found >= NEARLY * len(cells):
                 return name, found
     return best[0], match
 
 
 def _full(index: ImageIndex, cells: Sequence[str], groups: bool) -> Match:
     match = index.match(cells)
-    if groups and match.num_found < len(cells) / 2 and (found := index.match_groups(cells)).num_found > match.num_found:
+    if groups and match.num_single < len(cells) / 2 and (found := index.match_groups(cells)).num_found > match.num_found:
         return found
     return match
 

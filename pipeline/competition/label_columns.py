@@ -70,7 +70,11 @@ def is_number(text: str) -> bool:
 
 
 def split_column(table: Table) -> tuple[str | None, list[str], str]:
-    """The column that says which rows train, what it says of each row ("train", "val", "test"), and a note where one is not used."""
+    """The column that says which rows train, what it says of each row ("train", "val", "test"), and a note where one is not used.
+
+    Raises:
+        UserError: some of its values mark rows and others say nothing that is known.
+    """
     ignored = [name for name in table.columns if re.fullmatch(r"k?folds?(id|no|number|k)?\d*", plain_name(name))]
     note = f"the column {ignored[0]!r} ignored: folds are made when they are trained" if ignored else ""
     for name in table.columns:

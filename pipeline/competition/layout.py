@@ -56,14 +56,14 @@ def read_layout(
     sample_id = _sample_id(sample, test_index, folder)
     wanted = wanted_by(sample.table if sample else None, sample_id)
     labelled, trouble = _labelled(folder, sources, sample, wanted, id_column, label_column, need)
-    columns = labelled.evidence.columns if labelled.evidence else ()
-    test = find_test_images(folder, sources, sample, test_index, labelled.taken, columns, required=need != "train")
+    names = _label_names(labelled.evidence, known)
+    test = find_test_images(folder, sources, sample, test_index, labelled.taken, names, required=need != "train")
     decision, trouble = _decided(labelled, test, asked, known, need, trouble)
     target, metric = (decision.target, decision.metric) if decision else known or (None, None)
     if target is None and len(wanted.columns) > 1:  # nothing else names the classes
         target = multiclass(sorted(wanted.columns, key=natural_key))
-    more = check_classes(test, target, asked)
     form = form_of(test, target, metric)
+    more = check_classes(test, target, form, asked)
     root = folder.root
     train_rows = _train_rows(root, labelled, decision)
     test_rows = tuple(Row(subject, root / image, None) for subject, images in test.subjects() for image in images)
@@ -120,6 +120,15 @@ def _decided(
         if need != "test":
             raise
         return None, _short(error)
+
+
+def _label_names(evidence: LabelEvidence | None, known: tuple[Target, str] | None) -> Sequence[str] | None:
+    """Every label there is, which rows of a long sample submission may be about; None where nobody knows."""
+    if known:
+        return known[0].names
+    if evidence is None:
+        return None
+    return evidence.columns or tuple(dict.fromkeys(part for text in set(evidence.texts) for part in (text, *text.split())))
 
 
 def _as_texts(evidence: LabelEvidence, target: Target) -> Sequence[str]:

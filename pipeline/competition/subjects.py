@@ -31,8 +31,9 @@ class Resolved:
         return sum(bool(found) for found in self.images)
 
 
-def resolve(table: Table, index: ImageIndex, sources: Sequence[Source], label_names: Sequence[str] = ()) -> Resolved:
-    """The images that the rows of a sample submission are about. `label_names`: labels that may end its ids, as in `<image>_<label>`.
+def resolve(table: Table, index: ImageIndex, sources: Sequence[Source], label_names: Sequence[str] | None = None) -> Resolved:
+    """The images that the rows of a sample submission are about. `label_names`: labels that may end its ids, as in `<image>_<label>`;
+    None: nobody knows the labels.
 
     Raises:
         UserError: two columns name different images.
@@ -40,7 +41,7 @@ def resolve(table: Table, index: ImageIndex, sources: Sequence[Source], label_na
     name, match = find_ids(table, index)
     ids = [cell.strip() for cell in table.column(name)]
     direct = Resolved(name, match.images, f"ids are {match.style.says}", match)
-    if match.num_found * 2 >= len(ids):
+    if match.num_single * 2 >= len(ids):
         # Numbers are found by chance where images are numbered too: a table that says which image each is outranks that.
         if numbers_the_rows(ids) and (linked := _linked(ids, index, sources)) and linked.images != match.images:
             return Resolved(name, linked.images, linked.says)
@@ -48,7 +49,11 @@ def resolve(table: Table, index: ImageIndex, sources: Sequence[Source], label_na
     columns = [name, *(column for column in table.columns if column != name)]
     for column in columns[:3]:
         ids = [cell.strip() for cell in table.column(column)]
-        if found := _long(ids, index, sources, label_names) or _several(ids, index) or _linked(ids, index, sources):
+        found = _long(ids, index, sources, label_names) if label_names else None
+        found = found or _several(ids, index) or _linked(ids, index, sources)
+        if label_names is None:
+            found = found or _long(ids, index, sources, ())
+        if found:
             return Resolved(column, found.images, found.says, None, found.subjects, found.row_labels)
     return direct
 

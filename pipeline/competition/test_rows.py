@@ -48,10 +48,10 @@ def find_test_images(
     sample: Source | None,
     index: ImageIndex,
     taken: Collection[str],
-    label_names: Sequence[str],
+    label_names: Sequence[str] | None,
     required: bool,
 ) -> TestImages:
-    """The images to predict; `index` finds those in test folders, `taken` are the labelled ones, `label_names` columns of labels.
+    """The images to predict; `index` finds those in test folders, `taken` are the labelled ones, `label_names` every label (None: nobody knows).
 
     Raises:
         UserError: ids without an image or with several, folders of which either may be the test, none at all where they are `required`.
@@ -90,7 +90,7 @@ def sample_evidence(test: TestImages) -> SampleEvidence | None:
     return SampleEvidence(test.sample.name, columns, cells, test.resolved.row_labels)
 
 
-def check_classes(test: TestImages, target: Target | None, asked: Asked) -> list[str]:
+def check_classes(test: TestImages, target: Target | None, form: SubmissionForm | None, asked: Asked) -> list[str]:
     """Notes on labels of the sample submission that are no classes of the training data.
 
     Raises:
@@ -102,6 +102,8 @@ def check_classes(test: TestImages, target: Target | None, asked: Asked) -> list
     path = test.sample.table.path
     if len(sample.columns) > 1:
         raise_all(_column_problems(sample.columns, target.names), f"{path}:")
+        return []
+    if form is None or form.kind != "label":
         return []
     known = set(target.names)
     values = Counter(cells[0].strip() for cells in sample.cells)
@@ -133,7 +135,7 @@ def _from_sample(
     sample: Source,
     index: ImageIndex,
     taken: Collection[str],
-    label_names: Sequence[str],
+    label_names: Sequence[str] | None,
     required: bool,
 ) -> TestImages:
     """The images that the ids of the sample submission mean: in the test folders, or among the unlabelled images of a shared folder."""
