@@ -19,8 +19,8 @@ WINGS = {
     "what a run holds": ["run", "predictions"],
     "forms": ["form", "recognise", "cells", "check"],
     "competition": [
-        *("facts", "rows", "folders", "ids", "labels", "sample"),
-        *("vqa_files", "vqa_pictures", "vqa_tables", "vqa_layout", "layout", "splits", "questions"),
+        *("facts", "rows", "parts", "folders", "ids", "json_tables", "sources", "label_columns", "label_table", "class_folders", "labels"),
+        *("sample", "subjects", "test_rows", "notes", "vqa_files", "vqa_pictures", "vqa_tables", "vqa_layout", "layout", "splits", "questions"),
     ],
     "submission": ["write", "solution", "grading", "answer_grading", "score"],
     "kaggle": ["token", "reply", "cli", "remembered", "ledger", "submit"],

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
+from typing import Literal
 
+from pipeline.competition.parts import FOREIGN, Parts
 from pipeline.errors import UserError, raise_all
 from pipeline.wording import counted, listed, natural_key
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".jpe"))
 UNREAD_SUFFIXES = frozenset((".heic", ".heif", ".avif", ".jp2", ".jxl", ".psd", ".svg", ".dcm", ".nii", ".npy", ".raw", ".tfrec"))
 ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"))
+TABLE_SUFFIXES = (".csv", ".tsv")  # also packed: train.csv.zip, train.csv.gz
+SEEN_SUFFIXES = (".xlsx", ".xls", ".ods", ".parquet", ".feather", ".pkl", ".mat", ".h5", ".hdf5", ".xml", ".yaml", ".yml")
 JUNK_FOLDERS = ("__macosx", "@eadir", "lost+found", "__pycache__")
 
 
@@ -29,6 +34,10 @@ class Scan:
     broken_links: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)  # links to a folder that was already read
     unread: Counter[str] = field(default_factory=Counter)  # suffix -> files in an image format that is not read
+    tables: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)  # .txt files, which may be tables
+    json_files: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)  # files in which labels may lie and which are not read: .xlsx, .parquet, ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,8 @@ class DataFolder:
     tables: tuple[str, ...]  # names of the files in the data folder itself
     archives: tuple[str, ...]
     json_files: tuple[str, ...]
-    scans: dict[str, Scan]  # sub-folder -> what is in it; "" for the images of the data folder itself
+    scans: dict[str, Scan]  # sub-folder -> what is in it; "" for what lies in the data folder itself
+    parts: Parts = field(default_factory=lambda: Parts({}, frozenset()))
 
     def images(self, names: Iterable[str]) -> list[str]:
         """The images of several sub-folders."""
@@ -48,6 +58,15 @@ class DataFolder:
     def named(self, beginning: str) -> list[str]:
         """Sub-folders that hold images and whose names begin so: `train` finds train/, train_images/, Training Set/."""
         return [name for name in self.scans if plain_name(name).startswith(beginning) and self.scans[name].images]
+
+    def of_part(self, *parts: str) -> list[str]:
+        """The images of these parts: "train", "test", "val", and "" for those of which no folder tells."""
+        return [image for found in self.scans.values() for image in found.images if self.parts.of(image) in parts]
+
+    def files(self, kind: Literal["tables", "texts", "json_files", "seen"]) -> list[str]:
+        """The files of one kind at any depth, the upper ones first; those of other competitions are left out."""
+        found = [path for scan in self.scans.values() for path in getattr(scan, kind) if self.parts.of(path) != FOREIGN]
+        return sorted(found, key=lambda path: (path.count("/"), natural_key(path)))
 
     def tables_called(self, names: Sequence[str]) -> list[Path]:
         """The tables with one of these names, whatever their case and separators."""
@@ -66,14 +85,15 @@ def look(root: Path, with_images: bool = True) -> DataFolder:
         unpack = f"unpack it ({unpack_command(root)}) and name" if is_archive(root.name) else "name"
         raise UserError(f"{root} is a file: {unpack} the competition's folder with --data DIR")
     sub_folders, entries = list_folder(root)
-    names = sorted((entry.name for entry in entries if _leads_to(entry.is_file)), key=natural_key)
     scans = {name: scan(root, name) for name in sub_folders} if with_images else {}
-    scans[""] = Scan(images=[name for name in names if suffix_of(name) in IMAGE_SUFFIXES])
-
-    def ending(suffixes: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(name for name in names if suffix_of(name) in suffixes)
-
-    return DataFolder(root, ending((".csv", ".tsv")), ending(ARCHIVE_SUFFIXES), ending((".json",)), scans)
+    own = scans[""] = Scan()
+    for entry in entries:
+        _sort_in(own, entry, entry.name)
+    for paths in (own.images, own.tables, own.archives, own.json_files, own.texts, own.seen):
+        paths.sort(key=natural_key)
+    for found in scans.values():
+        _without_twins(found)
+    return DataFolder(root, tuple(own.tables), tuple(own.archives), tuple(own.json_files), scans, Parts.read(scans))
 
 
 def scan(root: Path, folder: str) -> Scan:
@@ -95,15 +115,29 @@ def scan(root: Path, folder: str) -> Scan:
             _sort_in(found, entry, f"{relative}/{entry.name}")
         if not names and len(found.images) == num_before:
             found.without_images.append(relative)
-    for paths in (found.images, found.archives, found.broken_links):
+    for paths in (found.images, found.archives, found.broken_links, found.tables, found.texts, found.json_files, found.seen):
         paths.sort()
     return found
+
+
+def _without_twins(found: Scan) -> None:
+    """Leave out the packed form of a table that lies unpacked beside it."""
+    plain = set(found.tables)
+    found.tables = [path for path in found.tables if path.endswith(TABLE_SUFFIXES) or path.rpartition(".")[0] not in plain]
 
 
 def _sort_in(found: Scan, entry: os.DirEntry[str], relative: str) -> None:
     suffix = suffix_of(entry.name)
     if suffix in IMAGE_SUFFIXES:
         (found.images if _leads_to(entry.is_file) else found.broken_links).append(relative)
+    elif is_table(entry.name) and _leads_to(entry.is_file):
+        found.tables.append(relative)
+    elif suffix == ".json":
+        found.json_files.append(relative)
+    elif suffix == ".txt":
+        found.texts.append(relative)
+    elif suffix in SEEN_SUFFIXES:
+        found.seen.append(relative)
     elif suffix in ARCHIVE_SUFFIXES:
         found.archives.append(relative)
     elif suffix in UNREAD_SUFFIXES:
@@ -123,6 +157,7 @@ def list_folder(root: Path, relative: str = "") -> tuple[list[str], list[os.DirE
                 if is_hidden(entry.name):
                     continue
                 if not entry.name.isascii():
+                    _check_locale(root, relative, entry.name)
                     entry.name.encode("utf-8")
                 if _leads_to(entry.is_dir):
                     folders.append(entry.name)
@@ -133,6 +168,14 @@ def list_folder(root: Path, relative: str = "") -> tuple[list[str], list[os.DirE
     except OSError as error:
         raise UserError(f"{root / relative} cannot be read: {error.strerror}") from None
     return sorted(folders, key=natural_key), others
+
+
+def _check_locale(root: Path, relative: str, name: str) -> None:
+    # Under another encoding Python reads the bytes of a name as other letters: ids and classes would be written wrong.
+    encoding = sys.getfilesystemencoding()
+    if encoding.lower().replace("-", "") != "utf8":
+        where = os.fsencode(os.path.join(root, relative, name))
+        raise UserError(f"file names are not ASCII ({where!r}) and this terminal's locale is {encoding}: export PYTHONUTF8=1")
 
 
 def _leads_to(kind: Callable[[], bool]) -> bool:
@@ -147,6 +190,11 @@ def suffix_of(name: str) -> str:
     return "." + name.rpartition(".")[2].lower() if "." in name else ""
 
 
+def is_table(name: str) -> bool:
+    """True for the name of a CSV file, packed or not."""
+    return re.search(r"\.(csv|tsv)(\.(gz|zip))?$", name.lower()) is not None
+
+
 def is_hidden(name: str) -> bool:
     """True for what is never data: `.DS_Store`, `._x.jpg`, `.git`, `__MACOSX`, ..."""
     return name.startswith(".") or name.lower() in JUNK_FOLDERS
@@ -159,7 +207,7 @@ def is_archive(name: str) -> bool:
 
 def plain_name(name: str) -> str:
     """A name without its case, separators and `.csv`: `sample_submission.csv` and `SampleSubmission.CSV` are one."""
-    return re.sub(r"[\s_.\-]+", "", re.sub(r"\.(csv|tsv)$", "", name.casefold()))
+    return re.sub(r"[\s_.\-]+", "", re.sub(r"\.(csv|tsv)(\.(gz|zip))?$", "", name.casefold()))
 
 
 def hide_command(root: Path, names: Sequence[str]) -> str:
@@ -203,7 +251,7 @@ def absent(folder: DataFolder, what: str, wanted: str) -> UserError:
     loose = len(folder.scans[""].images)
     seen += [*folder.tables, *folder.archives, *folder.json_files, *([counted(loose, "loose image")] if loose else [])]
     lines = [f"{root}: no {what}: {wanted}", f"  found there: {', '.join(seen) or 'nothing'}"]
-    packed = _packed(root, [*folder.archives, *(path for scan in folder.scans.values() for path in scan.archives)])
+    packed = _packed(root, [path for scan in reversed(folder.scans.values()) for path in scan.archives])
     lines += [f"  {path} is not unpacked: {unpack_command(root / path)}" for path in packed[:5]]
     for name, found in folder.scans.items():
         inner = {image.split("/")[1] for image in found.images if image.count("/") > 1}

@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.competition.folders import IMAGE_SUFFIXES, DataFolder, hide_command, plain_name, suffix_of
 from pipeline.errors import UserError
-from pipeline.tables import Table
+from pipeline.tables import Table, numbers_the_rows
 from pipeline.wording import MAX_NAMED, capped, counted, nearest, quoted
 
-ID_NAMES = (
-    *(
-        "id",
-        "ids",
-        "idcode",
-        "image",
-        "imageid",
-        "imageids",
-        "images",
-        "img",
-        "imgid",
-        "imagename",
-        "imgname",
-        "imagefile",
-        "imagefilename",
-    ),
-    *(
-        "file",
-        "filename",
-        "filenames",
-        "fileid",
-        "fname",
-        "name",
-        "path",
-        "filepath",
-        "imagepath",
-        "imgpath",
-        "photo",
-        "photoid",
-        "picture",
-    ),
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+ID_NAMES = _words(
+    "id ids idcode image imageid imageids images img imgid imagename imgname imagefile imagefilename file filename filenames fileid fname "
+    "name path filepath imagepath imgpath photo photoid picture"
 )
+ROW_NAMES = ("unnamed:0", "unnamed0", "row", "rownumber", "rownum", "index", "level0")  # what numbers the rows of a table, and no image
+NEARLY = 0.9  # of a column's cells that must find an image before the column may be preferred to one that finds more
 PROBED_ROWS = 500  # enough to tell an id column from another
 
 
@@ -102,6 +82,7 @@ STYLES = (
     Style("paths in the data folder without extension", without_suffix),
     Style("file names with another extension", _stem, without_suffix),
 )
+FOLDERS, PREFIXES = Style("folders of images", str), Style("file names up to a separator", str)  # one id, several images
 LOOSE = Style("alike", lambda image: _bare(image), lambda text: _bare(text.strip().replace("\\", "/")))
 
 
@@ -118,14 +99,19 @@ class Match:
         return len({found[0] for found in self.images if len(found) == 1})
 
     @property
+    def num_single(self) -> int:
+        """How many ids mean one image."""
+        return sum(len(found) == 1 for found in self.images)
+
+    @property
     def num_found(self) -> int:
         """How many ids mean an image, or several."""
         return sum(bool(found) for found in self.images)
 
-    def problems(self, ids: Sequence[str], lines: Sequence[int], index: ImageIndex, advice: str) -> list[str]:
-        """Which of the ids have no image, and which may be several; `lines` are their row numbers."""
+    def problems(self, ids: Sequence[str], lines: Sequence[int], index: ImageIndex, advice: str, groups: bool = False) -> list[str]:
+        """Which of the ids have no image, and (unless an id may have several: `groups`) which may be several; `lines` are their rows."""
         missing = [row for row, images in enumerate(self.images) if not images]
-        several = [row for row, images in enumerate(self.images) if len(images) > 1]
+        several = [row for row, images in enumerate(self.images) if len(images) > 1 and not groups]
         problems = []
         if missing:
             shown = [f"{ids[row]!r} in row {lines[row]}{index.alike(ids[row])}" for row in missing[:MAX_NAMED]]
@@ -152,9 +138,11 @@ class ImageIndex:
         """The reading of `ids` that finds the most images, each by its own id; the earlier style wins a tie."""
         best, best_rank = Match(NAME, ((),) * len(ids)), (0, 0)
         # Most columns hold no ids at all; one look-up tells, seven would be slow.
-        if not any(self._read([image_id], LOOSE).images[0] for image_id in ids):
+        loose = self._keys_of(LOOSE)
+        if not any(composed(LOOSE.of_id(image_id)) in loose for image_id in ids):
             return best
-        for style in STYLES:
+        depth = ids[0].count("/")
+        for style in (*STYLES, *_tails(depth)) if depth else STYLES:
             match = self._read(ids, style)
             rank = (match.num_unique, match.num_found)
             if rank > best_rank:
@@ -163,13 +151,28 @@ class ImageIndex:
                 break
         return best
 
+    def match_groups(self, ids: Sequence[str]) -> Match:
+        """The reading of `ids` as several images each, those in a folder of that name or whose names begin so (`<id>_red.png`)."""
+        best = Match(FOLDERS, ((),) * len(ids))
+        for style, keys_of in ((FOLDERS, _folders_of), (PREFIXES, _prefixes_of)):
+            if style.says not in self._keys:
+                keys: dict[str, list[str]] = {}
+                for image in self.images:
+                    for key in keys_of(image):
+                        keys.setdefault(composed(key), []).append(image)
+                self._keys[style.says] = keys
+            match = self._read(ids, style)
+            if match.num_found > best.num_found:
+                best = match
+        return best
+
     def alike(self, image_id: str) -> str:
         """` (nearest: 'x.jpg')` for an image whose name differs from the id only in folder, extension or case; else empty."""
         found = self._read([image_id], LOOSE).images[0]
         return f" (nearest: {found[0]!r})" if found else ""
 
     def _read(self, ids: Sequence[str], style: Style) -> Match:
-        keys = self._keys_of(style)
+        keys = self._keys.get(style.says) or self._keys_of(style)
         found = []
         for image_id in ids:
             key = composed(style.of_id(image_id))
@@ -185,6 +188,25 @@ class ImageIndex:
         return self._keys[style.says]
 
 
+def _tails(depth: int) -> tuple[Style, Style]:
+    """Paths of which the first folders are not written: `images/1.jpg` for `imgs/train/images/1.jpg`."""
+
+    def tail(image: str) -> str:
+        return "/".join(image.split("/")[-depth - 1 :])
+
+    says = f"ends of paths, {depth + 1} parts"
+    return Style(says, tail), Style(f"{says}, without extension", lambda image: without_suffix(tail(image)))
+
+
+def _folders_of(image: str) -> list[str]:
+    return list(dict.fromkeys(image.split("/")[:-1]))
+
+
+def _prefixes_of(image: str) -> list[str]:
+    stem = _stem(image)
+    return [stem[: found.start()] for found in re.finditer(r"[_\-. ]", stem) if found.start()]
+
+
 def short_ids(images: Sequence[str]) -> tuple[list[str], str]:
     """One id for every image, and how it is written: stems, or file names where stems collide, or paths where names collide."""
     for style in (STEM, NAME, INSIDE):
@@ -194,8 +216,11 @@ def short_ids(images: Sequence[str]) -> tuple[list[str], str]:
     return list(images), "paths in the data folder"
 
 
-def find_ids(table: Table, index: ImageIndex, given: str | None = None) -> tuple[str, Match]:
+def find_ids(table: Table, index: ImageIndex, given: str | None = None, groups: bool = False) -> tuple[str, Match]:
     """The id column of a table (`given`, or the one whose cells find the most images), and the images that its ids mean.
+
+    A column named like an id that finds nearly all wins over one that finds more, and a numbering of the rows never wins where another
+    column finds images. `groups`: where no column finds single images, ids may mean several images each.
 
     Raises:
         UserError: there is no column `given`, or two columns find different images.
@@ -203,15 +228,74 @@ def find_ids(table: Table, index: ImageIndex, given: str | None = None) -> tuple
     flag = "--set data.id_column=NAME"
     if given:
         name = column_called(table, given, flag)
-        return name, index.match(table.column(name))
-    probes = {name: index.match(table.column(name)[:PROBED_ROWS]) for name in table.columns}
+        return name, _full(index, table.column(name), groups)
+    probes = {name: index.match(table.column(name)[:PROBED_ROWS]) for name in _maybe_ids(table)}
+    best = _best_columns(table, probes)
+    if len({_common(probes[name], [probes[other] for other in best]) for name in best}) > 1:
+        raise UserError(f"{table.path}: the columns {quoted(best)} name different images; say which is the id with {flag}")
+    match = index.match(table.column(best[0]))
+    if groups and match.num_single < len(match.images) / 2:
+        for name in _maybe_ids(table):
+            cells = table.column(name)
+            if len(set(cells)) * 2 >= len(cells) and index.match_groups(cells[:20]).num_found and (found := index.match_groups(cells)).num_found >= NEARLY * len(cells):
+                return name, found
+    return best[0], match
+
+
+def _full(index: ImageIndex, cells: Sequence[str], groups: bool) -> Match:
+    match = index.match(cells)
+    if groups and match.num_single < len(cells) / 2 and (found := index.match_groups(cells)).num_found > match.num_found:
+        return found
+    return match
+
+
+def _maybe_ids(table: Table) -> list[str]:
+    """The columns that may hold ids. Of a wide table those with three different values or more: hundreds of columns of 0 and 1 are slow."""
+    if len(table.columns) <= 20 or len(table.cells) < 20:
+        return list(table.columns)
+    sample = table.cells[:20]
+    wide = [name for position, name in enumerate(table.columns) if len({row[position] for row in sample}) > 2]
+    return wide or list(table.columns)
+
+
+def _best_columns(table: Table, probes: dict[str, Match]) -> list[str]:
     ranks = {name: (match.num_unique, match.num_found) for name, match in probes.items()}
     most = max(ranks.values())
-    best = [name for name in probes if ranks[name] == most]
-    best = [name for name in best if plain_name(name) in ID_NAMES] or best
-    if most > (0, 0) and len({probes[name].images for name in best}) > 1:
-        raise UserError(f"{table.path}: the columns {quoted(best)} name different images; say which is the id with {flag}")
-    return best[0], index.match(table.column(best[0]))
+    rows = min(len(table.cells), PROBED_ROWS)
+    if most == (0, 0):
+        best = list(probes)
+        return ([name for name in best if is_id_name(name)] or best)[:1]
+    # One missing image of a small table is no reason to prefer another column.
+    needed = min(NEARLY * rows, rows - 1)
+    near = [name for name in probes if ranks[name][1] >= needed and ranks[name][0] >= NEARLY * most[0] - 1 and ranks[name][0]]
+    numbering = [name for name in probes if ranks[name][0] and _numbers_rows(table, name)]
+    if any(name not in numbering and ranks[name][0] * 2 >= most[0] for name in probes):
+        weak = [name for name in numbering if not is_id_name(name) or ranks[name] != most]
+        ranks = {name: rank for name, rank in ranks.items() if name not in weak or _same(probes, name, near)}
+        near = [name for name in near if name in ranks]
+        most = max(ranks.values())
+    named = [name for name in near if is_id_name(name)]
+    top = [name for name in ranks if ranks[name] == most]
+    return named or [name for name in top if is_id_name(name)] or top
+
+
+def _same(probes: dict[str, Match], name: str, others: Sequence[str]) -> bool:
+    return any(other != name and _common(probes[name], [probes[other]]) == _common(probes[other], [probes[name]]) for other in others)
+
+
+def _common(match: Match, others: Sequence[Match]) -> tuple[tuple[str, ...], ...]:
+    """The images of the rows in which `match` and all `others` find some."""
+    return tuple(found for row, found in enumerate(match.images) if all(other.images[row] for other in (match, *others)))
+
+
+def _numbers_rows(table: Table, name: str) -> bool:
+    return plain_name(name) in ROW_NAMES or numbers_the_rows([cell.strip() for cell in table.column(name)])
+
+
+def is_id_name(name: str) -> bool:
+    """True for a column's name that says what an image is called: `image_id`, `file_name`, `StudyInstanceUID`."""
+    plain = plain_name(name)
+    return plain in ID_NAMES or plain.endswith(("imageid", "filename", "instanceuid"))
 
 
 def column_called(table: Table, name: str, flag: str) -> str:

@@ -12,11 +12,14 @@ from pipeline.targets.target import Target
 
 @dataclass(frozen=True)
 class Row:
-    """One image of the competition, or (task vqa) one question about an image. Several images of one id are several rows."""
+    """One image of the competition, or (task vqa) one question about an image.
 
-    id: str
+    Several rows may share an `id` (channels, slices, views): what is predicted for it is the mean over them.
+    """
+
+    id: str  # what is predicted: an image, a study, a prediction
     path: Path
-    label: str | None  # the label text as `Target.encode` takes it; None for test rows; for a question the answer as it is written
+    label: str | None  # the label text that `Target.encode` takes; None for test rows; for a question the answer as the data write it
     question: str | None = None
     answers: tuple[str, ...] = ()  # of every annotator, where the data has them (ten in VQA v2)
     answer_type: str | None = None  # "yes/no", "number", "other"
@@ -25,7 +28,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Competition:
-    """A competition folder, understood. The ids of `test` are those of `form.ids`, in their order."""
+    """A competition folder, understood. Test rows lie in the order of `form.ids`."""
 
     root: Path
     train: tuple[Row, ...]
@@ -33,11 +36,12 @@ class Competition:
     target: Target | None  # None for questions, and where nothing on disk tells
     metric: str | None
     form: SubmissionForm | None
-    notes: tuple[str, ...]  # a few lines that say what was understood
+    notes: tuple[str, ...]  # at most six lines that say what was understood
     task: Literal["classification", "vqa"] = "classification"
-    split: dict[str, str] | None = None  # row id -> "train" or "val", where the table of labels says it
+    split: dict[str, Literal["train", "val"]] | None = None  # row id -> part, where the data say which rows validate
+    groups: dict[str, str] | None = None  # row id -> what must not be split
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Classes, grades or labels in their order; empty where they are not known."""
-        return self.target.names if self.target is not None else ()
+        """The names of the target: classes, grades, labels, columns of numbers; empty where there is none."""
+        return self.target.names if self.target else ()
