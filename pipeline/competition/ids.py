@@ -237,7 +237,11 @@ def find_ids(table: Table, index: ImageIndex, given: str | None = None, groups: 
     if groups and match.num_single < len(match.images) / 2:
         for name in _maybe_ids(table):
             cells = table.column(name)
-            if len(set(cells)) * 2 >= len(cells) and index.match_groups(cells[:20]).num_found and (found := index.match_groups(cells)).num_found >= NEARLY * len(cells):
+            if (
+                len(set(cells)) * 2 >= len(cells)
+                and index.match_groups(cells[:20]).num_found
+                and (found := index.match_groups(cells)).num_found >= NEARLY * len(cells)
+            ):
                 return name, found
     return best[0], match
 
