@@ -1,10 +1,8 @@
-"""An archive before and after it is fetched: what names it, whether a file is the one announced, and unpacking inside one folder."""
+"""An archive after it is fetched: whether a file is the one announced, and unpacking inside one folder."""
 
 from __future__ import annotations
 
-import difflib
 import errno
-import hashlib
 import lzma
 import os
 import re
@@ -20,7 +18,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
-from urllib.parse import parse_qs, urlsplit
 
 from tqdm import tqdm
 
@@ -28,7 +25,6 @@ from pipeline import files
 from pipeline.errors import UserError, raise_all
 
 CHUNK_BYTES = 64 * 1024  # read and written at a time
-DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
 MAGIC = {".zip": (b"PK\x03\x04", b"PK\x05\x06"), ".tgz": (b"\x1f\x8b",), ".gz": (b"\x1f\x8b",)}
 PAGE_STARTS = (b"<!doctype html", b"<html", b"<head", b"<!--")
 
@@ -36,78 +32,6 @@ MAX_UNPACKED_BYTES = 500 * 10**9
 MAX_MEMBERS = 5_000_000
 MAX_RATIO = 100  # unpacked bytes for each byte of the archive, beyond the first SMALL_BYTES; photos are at 1, CSV at 10
 SMALL_BYTES = 64 * 10**6
-
-
-# Sources
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a file comes from: kind "drive" (text: the file's id), "url" or "file" (text: the path)."""
-
-    kind: str
-    text: str
-
-    @property
-    def shown(self) -> str:
-        """The source for a message, without a user name, password or signed query."""
-        if self.kind == "drive":
-            return f"Google Drive file {self.text}"
-        return without_secrets(self.text) if self.kind == "url" else self.text
-
-    @property
-    def key(self) -> str:
-        """A digest of the source: an address may hold a signature, which is kept nowhere."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
-
-
-def parse_source(text: str, folder: Path = Path()) -> Source:
-    """What `text` names: a file (relative to `folder`), a Google Drive id or link, or an http(s) address.
-
-    Raises:
-        UserError: it is none of these, a Drive folder, or a file that does not exist.
-    """
-    text = text.strip()
-    path = Path(folder) / Path(text).expanduser()
-    if text and path.is_file():
-        return Source("file", str(path))
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
-        return _parse_url(text)
-    if re.fullmatch(r"[-\w]{25,}", text):
-        return Source("drive", text)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give the archive file itself")
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
-    hint = f" (is it {path.parent / near[0]}?)" if near else ""
-    raise UserError(f"{text!r} is no file{hint}; give a path, a Google Drive id or link, or an https address")
-
-
-def _parse_url(url: str) -> Source:
-    shown = without_secrets(url)
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # its text may hold the password
-        raise UserError(f"{shown} is no address; give a full one such as https://host/file.zip") from None
-    if parts.scheme not in ("http", "https"):
-        raise UserError(f"{shown}: {parts.scheme}:// is not supported; give an https address, a Google Drive id or a path")
-    if not parts.hostname:
-        raise UserError(f"{shown} names no host; give a full address such as https://host/file.zip")
-    if parts.hostname not in DRIVE_HOSTS:
-        return Source("url", url)
-    if "/folders/" in parts.path:
-        raise UserError(f"{shown} is a Google Drive folder; give the link of one file (Share > Copy link on the file itself)")
-    in_path = re.search(r"/d/([-\w]+)", parts.path)
-    file_id = in_path[1] if in_path else parse_qs(parts.query).get("id", [""])[0]
-    if not re.fullmatch(r"[-\w]+", file_id):
-        raise UserError(f"{shown} holds no Google Drive file id; it should look like https://drive.google.com/file/d/FILE_ID/view")
-    return Source("drive", file_id)
-
-
-def without_secrets(text: str) -> str:
-    """`text` with the user names and queries of its addresses left out; both may be credentials."""
-    text = re.sub(r"(://)[^/\s@]+@", r"\1", text)
-    return re.sub(r"\?[^\s'\")]+", "?...", text)
 
 
 # Whether a file is the one that was announced

@@ -96,7 +96,9 @@ class Target:
         try:
             return np.array(cells, dtype=np.float32).reshape(len(labels), self.num_outputs)
         except ValueError:
-            self._refuse([label for label, row in zip(labels, cells, strict=True) if not _are_numbers(row, self.num_outputs)], "is no number")
+            self._refuse(
+                [label for label, row in zip(labels, cells, strict=True) if not _are_numbers(row, self.num_outputs)], "is no number"
+            )
             raise
 
     def parts(self, label: str) -> list[str]:
@@ -223,7 +225,9 @@ class Target:
         """
         known = set(cls.__dataclass_fields__)
         if not isinstance(record, dict) or record.get("kind") not in KINDS or not set(record) <= known:
-            raise UserError(f"{where}: target is no target that this version knows (kinds: {', '.join(KINDS)}): changed by hand, or damaged")
+            raise UserError(
+                f"{where}: target is no target that this version knows (kinds: {', '.join(KINDS)}): changed by hand, or damaged"
+            )
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
 
     def _noun(self) -> str:
