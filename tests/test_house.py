@@ -22,7 +22,11 @@ WINGS = {
     ],
     "submission": ["checks", "write", "scores", "score"],
     "kaggle": ["token", "reply", "cli", "remembered", "ledger", "submit"],
-    "fetch": ["sources", "archives", "download", "releases", "public_sets", "install"],
+    "fetch": [
+        *("sources", "budget", "archives", "download", "releases", "public_sets", "packed", "staging", "arrival"),
+        *("intensity", "pixels", "parts", "pixel_tables", "json_bands", "arrays", "tf_examples", "tfrecords", "bson_files", "dicom"),
+        *("containers", "install"),
+    ],
     "data": ["images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
     "models": ["timm_checkpoints", "backbones", "roles", "lora", "autograd", "lean", "attention_maps", "encoders", "fusion"],
     "training": ["optim", "memory", "checkpoint", "resume", "compute", "predict", "engine", "compilation", "estimate", "record"],
