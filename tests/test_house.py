@@ -36,7 +36,11 @@ WINGS = {
     ],
     "submission": ["write", "solution", "grading", "answer_grading", "score"],
     "kaggle": ["token", "reply", "cli", "remembered", "ledger", "submit"],
-    "fetch": ["archives", "download", "releases", "public_sets", "install"],
+    "fetch": [
+        *("sources", "budget", "archives", "download", "releases", "public_sets", "packed", "staging", "arrival"),
+        *("intensity", "pixels", "parts", "pixel_tables", "json_bands", "arrays", "tf_examples", "tfrecords", "bson_files", "dicom"),
+        *("containers", "install"),
+    ],
     "data": ["images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
     "models": [
         *("timm_checkpoints", "backbones", "roles", "adapter_settings", "lora", "autograd", "lean", "attention_maps"),

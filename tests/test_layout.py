@@ -228,7 +228,7 @@ def test_no_such_folder(tmp_path):
 
 def test_a_zip_in_place_of_the_folder(tmp_path):
     make(tmp_path, "data.zip")
-    assert f"unzip -q {tmp_path}/data.zip -d {tmp_path}/data" in refusal(tmp_path / "data.zip")
+    assert f"make data FROM={tmp_path}/data.zip DATA={tmp_path}/data-unpacked" in refusal(tmp_path / "data.zip")
 
 
 def test_an_empty_folder(tmp_path):
@@ -241,7 +241,7 @@ def test_an_empty_folder(tmp_path):
 def test_archives_that_are_not_unpacked(tmp_path):
     make(tmp_path, "train.zip", "test.zip", train="id,label\n1,cat\n2,dog\n")
     message = refusal(tmp_path, need="train")
-    assert f"train.zip is not unpacked: unzip -q {tmp_path}/train.zip -d {tmp_path}/train" in message
+    assert f"train.zip is not unpacked: make data FROM={tmp_path} DATA={tmp_path}-unpacked" in message
     assert "found there: train.csv, test.zip, train.zip" in message
 
 
@@ -251,7 +251,7 @@ def test_an_archive_beside_its_folder_is_no_problem(tmp_path):
 
 def test_a_class_that_is_still_packed(tmp_path):
     message = refusal(make(class_folders(tmp_path), "train/bird.zip"))
-    assert f"train/bird.zip not unpacked: unzip -q {tmp_path}/train/bird.zip -d {tmp_path}/train/bird" in message
+    assert f"train/bird.zip not unpacked: make data FROM={tmp_path} DATA={tmp_path}-unpacked" in message
 
 
 def test_a_competition_one_level_down(tmp_path):

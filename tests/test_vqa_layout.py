@@ -221,7 +221,7 @@ def test_images_that_are_absent_packed_or_ambiguous(vqa: Path) -> None:
     (vqa / "train2014").rmdir()
     message = refusal(vqa, need="train")
     assert "no images for the questions of train2014: expected train2014/COCO_train2014_000000000001.jpg" in message
-    assert f"train2014.zip is not unpacked: unzip -q {vqa / 'train2014.zip'}" in message
+    assert f"train2014.zip is not unpacked: make data FROM={vqa} DATA={vqa}-unpacked" in message
 
 
 def test_annotations_and_questions_that_do_not_fit(vqa: Path) -> None:

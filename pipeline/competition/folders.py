@@ -14,6 +14,7 @@ from typing import Literal
 
 from pipeline.competition.parts import FOREIGN, Parts
 from pipeline.errors import UserError, raise_all
+from pipeline.files import read_json
 from pipeline.wording import counted, listed, natural_key
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".jpe"))
@@ -21,6 +22,7 @@ UNREAD_SUFFIXES = frozenset((".heic", ".heif", ".avif", ".jp2", ".jxl", ".psd", 
 ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"))
 TABLE_SUFFIXES = (".csv", ".tsv")  # also packed: train.csv.zip, train.csv.gz
 SEEN_SUFFIXES = (".xlsx", ".xls", ".ods", ".parquet", ".feather", ".pkl", ".mat", ".h5", ".hdf5", ".xml", ".yaml", ".yml")
+ARRIVING = "arriving.json"  # in a hidden folder of a data folder while `make data` moves a competition in
 JUNK_FOLDERS = ("__macosx", "@eadir", "lost+found", "__pycache__")
 
 
@@ -84,6 +86,7 @@ def look(root: Path, with_images: bool = True) -> DataFolder:
             raise UserError(f"{root} does not exist: unpack the competition's files there, or name another folder with --data DIR")
         unpack = f"unpack it ({unpack_command(root)}) and name" if is_archive(root.name) else "name"
         raise UserError(f"{root} is a file: {unpack} the competition's folder with --data DIR")
+    _check_arrived(root)
     sub_folders, entries = list_folder(root)
     scans = {name: scan(root, name) for name in sub_folders} if with_images else {}
     own = scans[""] = Scan()
@@ -94,6 +97,16 @@ def look(root: Path, with_images: bool = True) -> DataFolder:
     for found in scans.values():
         _without_twins(found)
     return DataFolder(root, tuple(own.tables), tuple(own.archives), tuple(own.json_files), scans, Parts.read(scans))
+
+
+def _check_arrived(root: Path) -> None:
+    """Raise when `make data` was stopped while it moved a competition into `root`: half of it would look like all of it."""
+    for note in root.glob(f".*/{ARRIVING}"):
+        value = read_json(note)
+        command = value.get("command") if isinstance(value, dict) else "the same make data command"
+        raise UserError(
+            f"{root} holds only a part of its competition, `make data` was stopped while moving it in; finish it with: {command}"
+        )
 
 
 def scan(root: Path, folder: str) -> Scan:
@@ -220,11 +233,13 @@ def mv_command(path: Path) -> str:
     return f"mv {quote(str(path))} {quote(str(path.with_name('.' + path.name)))}"
 
 
-def unpack_command(archive: Path) -> str:
-    """The command that unpacks an archive into a folder of its own name."""
-    is_zip = archive.suffix.lower() == ".zip"
-    into, name = quote(str(archive.with_suffix(""))), quote(str(archive))
-    return f"unzip -q {name} -d {into}" if is_zip else f"mkdir -p {into} && tar -xf {name} -C {into}"
+def unpack_command(root: Path) -> str:
+    """The command that makes a folder in which nothing is packed out of `root`, a folder or an archive; `root` stays as it is."""
+    root = root if root.name else root.resolve()
+    into = root.with_name(f"{root.name.split('.')[0] or root.name}-unpacked")
+    if re.search(r"[^\w@%+=:,./ -]", f"{root}{into}"):  # make would take such letters for its own
+        return f"python -m pipeline.fetch.install --from {quote(str(root))} --data {quote(str(into))}"
+    return f"make data FROM={quote(str(root))} DATA={quote(str(into))}"
 
 
 def check_whole(folder: DataFolder, names: Iterable[str]) -> None:
@@ -238,7 +253,7 @@ def check_whole(folder: DataFolder, names: Iterable[str]) -> None:
     broken = [path for scan in scans for path in scan.broken_links]
     problems = []
     if packed:
-        problems.append(f"{listed(packed)} not unpacked: {unpack_command(folder.root / packed[0])}")
+        problems.append(f"{listed(packed)} not unpacked: {unpack_command(folder.root)}")
     if broken:
         problems.append(f"{counted(len(broken), 'link')} to a file that cannot be read: {listed(broken)}")
     raise_all(problems, f"{folder.root} is not complete:")
@@ -252,7 +267,7 @@ def absent(folder: DataFolder, what: str, wanted: str) -> UserError:
     seen += [*folder.tables, *folder.archives, *folder.json_files, *([counted(loose, "loose image")] if loose else [])]
     lines = [f"{root}: no {what}: {wanted}", f"  found there: {', '.join(seen) or 'nothing'}"]
     packed = _packed(root, [path for scan in reversed(folder.scans.values()) for path in scan.archives])
-    lines += [f"  {path} is not unpacked: {unpack_command(root / path)}" for path in packed[:5]]
+    lines += [f"  {path} is not unpacked: {unpack_command(root)}" for path in packed[:5]]
     for name, found in folder.scans.items():
         inner = {image.split("/")[1] for image in found.images if image.count("/") > 1}
         if not plain_name(name).startswith(("train", "test")) and any(plain_name(part).startswith(("train", "test")) for part in inner):
