@@ -29,8 +29,9 @@ WINGS = {
     "training": ["optim", "memory", "checkpoint", "resume", "compute", "losses", "predict", "engine", "compilation", "estimate", "record"],
     "tasks": ["build", "classification", "vqa", "registry"],
     "report": [
-        *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "validation", "question_section"),
-        *("ledger_figure", "facts", "comparison", "page", "attention"),
+        *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "calibration"),
+        *("probability_section", "label_section", "number_section", "validation", "question_section", "ledger_figure"),
+        *("facts", "comparison", "page", "attention"),
     ],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
     "benchmarks": ["contenders", "rates", "steps", "benchmark"],
