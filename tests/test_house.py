@@ -51,8 +51,9 @@ WINGS = {
     ],
     "tasks": ["build", "classification", "vqa", "registry"],
     "report": [
-        *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "validation", "question_section"),
-        *("ledger_figure", "facts", "comparison", "page", "attention"),
+        *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "calibration"),
+        *("probability_section", "label_section", "number_section", "validation", "question_section", "ledger_figure"),
+        *("facts", "comparison", "page", "attention"),
     ],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
     "benchmarks": ["contenders", "rates", "steps", "benchmark"],

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.data.images import BadImage, decode
 from pipeline.files import read_json_lines, write_json_lines
 from pipeline.report.run_files import THUMBNAILS, RunFiles
+from pipeline.targets.target import Target, multiclass
 
 if TYPE_CHECKING:
     from pipeline.competition.rows import Row
@@ -22,22 +23,49 @@ if TYPE_CHECKING:
 # A line is about 5 kB (measured on photographs): at most 2 MB. Beyond 60 classes one picture each, beyond 360 of every second class.
 MAX_SAMPLES, SAMPLES_PER_CLASS = 360, 6
 SAMPLE_PX, MISTAKE_PX = 112, 224
+NUMBER_GROUPS = 6
 
 
-def store_samples(run_dir: Path, rows: Sequence[Row], class_names: Sequence[str]) -> None:
-    """Keep thumbnails of training images, some of each class: always the same ones, evenly spaced over the class's rows."""
-    by_class: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_class[row.label].append(row)
-    shown = class_names[:: -(-len(class_names) // MAX_SAMPLES)]
+def store_samples(run_dir: Path, rows: Sequence[Row], target: Target | Sequence[str]) -> None:
+    """Keep thumbnails of training images, some of each class: always the same ones, evenly spaced over the class's rows.
+
+    `target` is what the labels mean (or names of classes): an image is shown under each of its labels, under its grade, under the part of
+    the range in which its number lies.
+    """
+    by_class = _groups(rows, target if isinstance(target, Target) else multiclass(target))
+    names = list(by_class)
+    shown = names[:: -(-len(names) // MAX_SAMPLES)] if names else []
     count = SAMPLES_PER_CLASS if len(shown) * SAMPLES_PER_CLASS <= MAX_SAMPLES else 1
-    chosen = [row for name in shown for row in _spread(by_class[name], count)]
+    chosen = [(name, row) for name in shown for row in _spread(by_class[name], count)]
     with ThreadPoolExecutor() as pool:
-        jpegs = pool.map(lambda row: thumbnail(row.path, SAMPLE_PX), chosen)
+        jpegs = pool.map(lambda pair: thumbnail(pair[1].path, SAMPLE_PX), chosen)
         lines = [
-            {"use": "sample", "label": row.label, "path": str(row.path), "jpeg": jpeg} for row, jpeg in zip(chosen, jpegs, strict=True)
+            {"use": "sample", "label": name, "path": str(row.path), "jpeg": jpeg} for (name, row), jpeg in zip(chosen, jpegs, strict=True)
         ]
     write_json_lines(run_dir / THUMBNAILS, [line for line in lines if line["jpeg"]])
+
+
+def _groups(rows: Sequence[Row], target: Target) -> dict[str, list[Row]]:
+    """The rows under each class, grade or label in order; numbers in `NUMBER_GROUPS` parts of about as many rows each."""
+    if target.kind == "continuous":
+        numbers = target.encode([row.label for row in rows])[:, 0].tolist()
+        ordered = [rows[number] for number in sorted(range(len(rows)), key=numbers.__getitem__)]
+        numbers.sort()
+        cuts = [len(rows) * part // NUMBER_GROUPS for part in range(NUMBER_GROUPS + 1)]
+        parts = [(low, high) for low, high in pairwise(cuts) if high > low]
+        groups: dict[str, list[Row]] = {}
+        for low, high in parts:
+            groups.setdefault(f"{numbers[low]:g} to {numbers[high - 1]:g}", []).extend(ordered[low:high])
+        return groups
+    by_class: dict[str, list[Row]] = {name: [] for name in target.names}
+    for row in rows:
+        if target.kind == "binary":
+            names = [target.names[row.label in target.positive]]
+        else:
+            names = target.parts(row.label) if target.kind == "multilabel" else [row.label]
+        for name in names:
+            by_class[name].append(row)
+    return by_class
 
 
 def samples(files: RunFiles) -> list[dict[str, Any]]:
