@@ -13,11 +13,13 @@ import argparse
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, run_command
+from pipeline.lock import holding_folder
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
     from pipeline.config import Recipe
@@ -82,6 +84,16 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
     args = parse(argv)
     command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
+    with nullcontext() if args.dry_run else holding_folder(Path(args.output)):  # before anything in it is read
+        return train(args, command, started)
+
+
+def train(args: argparse.Namespace, command: str, started: float) -> int:
+    """Build what the flags say and train it, from the start or from where the run in `--output` stopped; the exit code.
+
+    Raises:
+        UserError, Interrupted: as `main`.
+    """
     output = Path(args.output)
     recipe, former = choose_recipe(args, output)
     if recipe is None:
