@@ -13,12 +13,14 @@ import argparse
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, run_command
+from pipeline.lock import holding_folder
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
     from collections.abc import Callable
@@ -95,11 +97,15 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         UserError, Interrupted: see pipeline/errors.py; `run_command` turns them into a message and an exit code.
     """
-    session = open_session(argv)
-    if session is None:
-        return 0
-    build, compute = build_task(session)
-    return train(session, build, compute)
+    started = time.perf_counter()
+    args = parse(argv)
+    command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
+    with nullcontext() if args.dry_run else holding_folder(Path(args.output)):  # before anything in it is read
+        session = open_session(args, command, started)
+        if session is None:
+            return 0
+        build, compute = build_task(session)
+        return train(session, build, compute)
 
 
 @dataclass(frozen=True)
@@ -114,15 +120,12 @@ class Session:
     started: float  # on the clock of `time.perf_counter`
 
 
-def open_session(argv: list[str] | None) -> Session | None:
+def open_session(args: argparse.Namespace, command: str, started: float) -> Session | None:
     """The command line with its recipe; None when there is nothing left to do.
 
     Raises:
-        UserError: flags or recipe are wrong, or the output folder holds an unfinished run.
+        UserError: the recipe is wrong, or the output folder holds an unfinished run.
     """
-    started = time.perf_counter()
-    args = parse(argv)
-    command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
     recipe, former = choose_recipe(args, Path(args.output))
     return None if recipe is None else Session(args, recipe, former, Path(args.output), command, started)
 

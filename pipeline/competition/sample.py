@@ -145,7 +145,7 @@ def _refuse_alike(folder: DataFolder, sources: Sources, index: ImageIndex) -> No
     """Raise where something looks like a sample submission: made-up columns would be a guess."""
     packed = [name for name in folder.archives if is_sample_name(name) and suffix_of(name) in ARCHIVE_SUFFIXES]
     if packed:
-        raise UserError(f"{folder.root}: {packed[0]} is not unpacked: {unpack_command(folder.root / packed[0])}")
+        raise UserError(f"{folder.root}: {packed[0]} is not unpacked: {unpack_command(folder.root)}")
     alike = [source for source in sources.of_role("answers") if "submission" in source.name.lower() and _is_about_test(source, index)]
     if alike:
         path = alike[0].table.path
