@@ -97,6 +97,7 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
     """
     import numpy as np
 
+    from pipeline.data.intensity import deep_images_without_rule
     from pipeline.models.lean import make_lean
     from pipeline.targets.metrics import softmax
     from pipeline.tasks.registry import task_module
@@ -111,6 +112,8 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
         make_lean(predictor.model, compute.half)
     predictor.model.to(compute.device)
     print(f"  {len(class_names)} classes, {predictor.describe()}, {compute.describe()}")
+    if warning := deep_images_without_rule([row.path for row in competition.test], predictor.rule.intensity):
+        print(f"WARNING: {warning}", file=sys.stderr)
 
     bad: list[int] = []
 

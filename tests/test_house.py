@@ -23,7 +23,7 @@ WINGS = {
     "submission": ["checks", "write", "scores", "score"],
     "kaggle": ["token", "reply", "cli", "remembered", "ledger", "submit"],
     "fetch": ["archives", "download", "releases", "public_sets", "install"],
-    "data": ["images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
+    "data": ["metadata", "opening", "intensity", "images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
     "models": ["timm_checkpoints", "backbones", "roles", "lora", "autograd", "lean", "attention_maps", "encoders", "fusion"],
     "training": ["optim", "memory", "checkpoint", "resume", "compute", "predict", "engine", "compilation", "estimate", "record"],
     "tasks": ["build", "classification", "vqa", "registry"],

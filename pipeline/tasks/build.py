@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,8 @@ from pipeline.competition.layout import Row
 from pipeline.config import Recipe
 from pipeline.data.cache import PictureCache
 from pipeline.data.images import bad_images_error, check, find_bad
+from pipeline.data.intensity import find_intensity
+from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import replacing
 from pipeline.models.lean import checkpoint_layers
@@ -23,7 +25,7 @@ from pipeline.models.lora import Counts
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Loss, Memory, account
 from pipeline.training.predict import Task
-from pipeline.training.resume import SplitRow
+from pipeline.training.resume import FormerRun, SplitRow
 
 
 class TrainingTask(Task, Protocol):
@@ -45,6 +47,7 @@ class Predictor(Protocol):
     """What inference.py uses: a finished model with its preprocessing."""
 
     model: nn.Module
+    rule: Preprocessing
 
     def describe(self) -> str: ...  # its input, in words
     def logits(self, batch: Batch) -> object: ...
@@ -85,6 +88,14 @@ def decodable(rows: Sequence[Row], skip: bool, cache: PictureCache | None = None
     return [row for row in rows if row.path not in bad], [
         f"skipped {len(bad)} images that cannot be decoded, such as {first}: {bad[first]}"
     ]
+
+
+def with_intensity(rule: Preprocessing, train: Sequence[Row], former: FormerRun | None) -> tuple[Preprocessing, list[str]]:
+    """`rule` with what is black and white in the training images of more than 8 bits, and notes on it; a resumed run keeps its own."""
+    if former is not None:
+        return rule, []
+    intensity, notes = find_intensity([row.path for row in train])
+    return replace(rule, intensity=intensity), notes
 
 
 def checkpoint_blocks(model: nn.Module, recipe: Recipe) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipeline.competition.layout import Competition, Row
 from pipeline.competition.splits import kept_split, train_val_split
 from pipeline.config import Recipe
 from pipeline.data.cache import PictureCache, open_cache
-from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, resolve_workers
+from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, readable, resolve_workers
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -43,7 +43,17 @@ from pipeline.models.lora import (
 from pipeline.run import ADAPTER_DIR, Run, backbone_dirs
 from pipeline.tables import guarded, write_table
 from pipeline.targets.metrics import classification_metrics, softmax
-from pipeline.tasks.build import Build, account_step, checkpoint_blocks, count_classes, decodable, labelled_split, with_noise, write_probs
+from pipeline.tasks.build import (
+    Build,
+    account_step,
+    checkpoint_blocks,
+    count_classes,
+    decodable,
+    labelled_split,
+    with_intensity,
+    with_noise,
+    write_probs,
+)
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Memory
@@ -144,11 +154,12 @@ class ClassificationTask:
     def train_batches(self, epoch: int, start: int, micro_batch_size: int, group_size: int) -> Iterable[Batch]:
         """The batches of `epoch` from row `start` of its order on."""
         order = epoch_order(self.num_train, self.recipe.seed, epoch)
-        return make_loader(self.train_set, cut(order, micro_batch_size, group_size, start), epoch, self.workers)
+        loader = make_loader(self.train_set, cut(order, micro_batch_size, group_size, start), epoch, self.workers)
+        return readable(loader, self.train_set.paths)
 
     def val_batches(self, batch_size: int) -> Iterable[Batch]:
         """The validation rows in order."""
-        return _in_order(self.val_set, batch_size, self.val_workers)
+        return readable(_in_order(self.val_set, batch_size, self.val_workers), self.val_set.paths)
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean cross-entropy over the batch (scalar), and the logits (B, C)."""
@@ -229,13 +240,15 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     else:
         backbone = load_backbone(recipe.backbone, competition.class_names, recipe.image_size, recipe.random_weights, recipe.architecture)
     train, val, how = _split(recipe, competition.train, former)
-    cache = _cache(recipe, train, backbone.preprocessing)
+    rule, intensity_notes = with_intensity(backbone.preprocessing, train, former)
+    backbone = replace(backbone, preprocessing=rule)
+    cache = _cache(recipe, train, rule)
     rows, notes = decodable(competition.train, recipe.data.skip_bad_images, cache)
     if lost := {row.label for row in competition.train} - {row.label for row in rows}:
         raise UserError(f"without the images that cannot be decoded these classes have none: {', '.join(sorted(lost))}")
     if len(rows) < len(competition.train):
         train, val, how = _split(recipe, rows, former)
-        cache = _cache(recipe, train, backbone.preprocessing)
+        cache = _cache(recipe, train, rule)
     head = head_name(backbone.model)
     model: nn.Module = backbone.model
     if recipe.lora.rank:
@@ -250,7 +263,7 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     task = ClassificationTask(classifier, recipe, competition.class_names, train, val, cache)
     kept = [] if cache is None else [cache.describe()]
     summary = f"input {classifier.describe()}; {'new head' if backbone.new_head else 'head of the checkpoint'}"
-    return Build(task, count_parameters(model), head, summary, (*notes, how, *kept))
+    return Build(task, count_parameters(model), head, summary, (*notes, *intensity_notes, how, *kept))
 
 
 def rebuild(run: Run, class_names: Sequence[str]) -> ImageClassifier:
