@@ -111,6 +111,7 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
     """
     import numpy as np
 
+    from pipeline.data.intensity import deep_images_without_rule
     from pipeline.models.lean import make_lean
     from pipeline.predictions import Predictions
     from pipeline.tasks.registry import task_module
@@ -125,6 +126,8 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
         make_lean(predictor.model, compute.half)
     predictor.model.to(compute.device)
     print(f"  {target.describe()}, {predictor.describe()}, {compute.describe()}")
+    if warning := deep_images_without_rule([row.path for row in competition.test], predictor.rule.intensity):
+        print(f"WARNING: {warning}", file=sys.stderr)
 
     bad: list[int] = []
 

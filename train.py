@@ -287,8 +287,8 @@ def begin(
             print("no state was saved yet: starting from the beginning")
         else:
             recorder.resume(state["position"]["history"])
-    if shown := task.samples():
-        store_samples(output, *shown)
+    if task.rows_are == "images":
+        store_samples(output, task.train_rows, task.target)
     return {name: start[name] for name in ("command", "changes", "started")}, store, state
 
 

@@ -41,7 +41,7 @@ WINGS = {
         *("intensity", "pixels", "parts", "pixel_tables", "json_bands", "arrays", "tf_examples", "tfrecords", "bson_files", "dicom"),
         *("containers", "install"),
     ],
-    "data": ["images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
+    "data": ["metadata", "opening", "intensity", "images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
     "models": [
         *("timm_checkpoints", "backbones", "roles", "adapter_settings", "lora", "autograd", "lean", "attention_maps"),
         *("encoders", "fusion"),

@@ -110,7 +110,7 @@ def look(run: str, images: Sequence[Path]) -> list[Looked]:
     forward = partial(classifier.model, **classifier.extra)
     for path in tqdm(images, desc=f"attention of {run}", unit="img", leave=False):
         try:
-            picture = rule.resize(decode(path))
+            picture = rule.resize(decode(path, intensity=rule.intensity))
         except BadImage as error:
             raise UserError(f"{path}: {error}") from None
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from pipeline.data.images import BadImage, decode
+from pipeline.data.images import load
+from pipeline.data.intensity import Intensity, stored_intensity
+from pipeline.data.opening import BadImage, opened
 from pipeline.files import read_json_lines, write_json_lines
 from pipeline.report.run_files import THUMBNAILS, RunFiles
 from pipeline.targets.target import Target, multiclass
@@ -37,8 +39,9 @@ def store_samples(run_dir: Path, rows: Sequence[Row], target: Target | Sequence[
     shown = names[:: -(-len(names) // MAX_SAMPLES)] if names else []
     count = SAMPLES_PER_CLASS if len(shown) * SAMPLES_PER_CLASS <= MAX_SAMPLES else 1
     chosen = [(name, row) for name in shown for row in _spread(by_class[name], count)]
+    intensity = stored_intensity(run_dir)
     with ThreadPoolExecutor() as pool:
-        jpegs = pool.map(lambda pair: thumbnail(pair[1].path, SAMPLE_PX), chosen)
+        jpegs = pool.map(lambda pair: thumbnail(pair[1].path, SAMPLE_PX, intensity), chosen)
         lines = [
             {"use": "sample", "label": name, "path": str(row.path), "jpeg": jpeg} for (name, row), jpeg in zip(chosen, jpegs, strict=True)
         ]
@@ -81,7 +84,8 @@ def kept_pictures(files: RunFiles, rows: Sequence[dict[str, str]], use: str) -> 
     """A JPEG in base64 for each row of predictions: as kept for this `use`, else from the file, and then kept; None when the file is gone."""
     stored = read_json_lines(files.path / THUMBNAILS)
     kept = {line["path"]: line["jpeg"] for line in stored if line["use"] == use}
-    pictures = [kept.get(row["path"]) or _from_data(files, row["path"]) for row in rows]
+    intensity = stored_intensity(files.path)
+    pictures = [kept.get(row["path"]) or _from_data(files, row["path"], intensity) for row in rows]
     lines = [line for line in stored if line["use"] != use]
     lines += [
         {"use": use, "label": row["label"], "path": row["path"], "jpeg": jpeg} for row, jpeg in zip(rows, pictures, strict=True) if jpeg
@@ -91,22 +95,23 @@ def kept_pictures(files: RunFiles, rows: Sequence[dict[str, str]], use: str) -> 
     return pictures
 
 
-def thumbnail(path: Path, side_px: int) -> str | None:
+def thumbnail(path: Path, side_px: int, intensity: Intensity | None = None) -> str | None:
     """A small JPEG of an image, in base64; None when it cannot be decoded."""
     try:
-        image = decode(path, smallest=side_px)
+        with opened(path) as file:
+            image = load(file, side_px, intensity)
+            image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     except BadImage:
         return None
-    image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=75, optimize=True)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _from_data(files: RunFiles, written_path: str) -> str | None:
+def _from_data(files: RunFiles, written_path: str, intensity: Intensity | None) -> str | None:
     candidates = [Path(written_path), Path(files.record.get("data") or ".") / written_path, files.path.resolve().parent / written_path]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    return path and thumbnail(path, MISTAKE_PX)
+    return path and thumbnail(path, MISTAKE_PX, intensity)
 
 
 def _spread(rows: Sequence[Row], count: int) -> list[Row]:

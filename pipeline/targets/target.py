@@ -213,18 +213,6 @@ class Target:
             return [self.names[label in self.positive] for label in labels]
         return list(labels)
 
-    def groups(self, labels: Sequence[str]) -> list[str]:
-        """The heading under which each row is shown: its class or grade, the rarest of its labels, the range of its number."""
-        strata = self.strata(labels)
-        if self.kind != "continuous":
-            return strata
-        numbers = self.encode(labels)[:, 0].tolist()
-        inside: dict[str, list[float]] = {}
-        for stratum, number in zip(strata, numbers, strict=True):
-            inside.setdefault(stratum, []).append(number)
-        names = {stratum: f"{min(found):.4g} to {max(found):.4g}" for stratum, found in inside.items()}
-        return [names[stratum] for stratum in strata]
-
     def counts(self, labels: Sequence[str]) -> dict[str, int]:
         """Rows of each class, grade or label, in the order of `names`; empty for numbers."""
         if self.kind == "continuous":

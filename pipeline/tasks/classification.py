@@ -15,7 +15,7 @@ from pipeline.competition.rows import Competition, Row
 from pipeline.competition.splits import kept_split, stated_split, train_val_split
 from pipeline.config import Recipe
 from pipeline.data.cache import PictureCache, open_cache
-from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, resolve_workers
+from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, readable, resolve_workers
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -43,13 +43,21 @@ from pipeline.run import ADAPTER_DIR, Run, backbone_dirs
 from pipeline.tables import guarded, write_table
 from pipeline.targets.metrics import all_metrics, evaluate, find_metric, why_undefined
 from pipeline.targets.target import Target
-from pipeline.tasks.build import Build, account_step, checkpoint_blocks, decodable, labelled_split, with_noise, write_probs
+from pipeline.tasks.build import (
+    Build,
+    account_step,
+    checkpoint_blocks,
+    decodable,
+    labelled_split,
+    with_intensity,
+    with_noise,
+    write_probs,
+)
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.losses import loss_function, training_score
 from pipeline.training.memory import Memory
 from pipeline.training.resume import FormerRun, SplitRow
-from pipeline.wording import natural_key
 
 
 @dataclass
@@ -151,11 +159,12 @@ class ClassificationTask:
     def train_batches(self, epoch: int, start: int, micro_batch_size: int, group_size: int) -> Iterable[Batch]:
         """The batches of `epoch` from row `start` of its order on."""
         order = epoch_order(self.num_train, self.recipe.seed, epoch)
-        return make_loader(self.train_set, cut(order, micro_batch_size, group_size, start), epoch, self.workers)
+        loader = make_loader(self.train_set, cut(order, micro_batch_size, group_size, start), epoch, self.workers)
+        return readable(loader, self.train_set.paths)
 
     def val_batches(self, batch_size: int) -> Iterable[Batch]:
         """The validation rows in order."""
-        return _in_order(self.val_set, batch_size, self.val_workers)
+        return readable(_in_order(self.val_set, batch_size, self.val_workers), self.val_set.paths)
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The target's loss, a mean over the batch (scalar), and the logits (B, O)."""
@@ -231,12 +240,6 @@ class ClassificationTask:
         metric = {"name": self.metric, "higher_is_better": find_metric(self.metric).higher_is_better}
         return {"target": self.target.record(), "metric": metric, "prior": [float(value) for value in prior]}
 
-    def samples(self) -> tuple[list[Row], list[str]]:
-        """Training rows under the heading that the page shows them under, and the headings in order."""
-        groups = self.target.groups([row.label for row in self.train_rows])
-        rows = [replace(row, label=group) for row, group in zip(self.train_rows, groups, strict=True)]
-        return rows, sorted(set(groups), key=natural_key) if self.target.kind in ("continuous", "multilabel") else list(self.class_names)
-
     def examine(self, output: Path, compute: Compute) -> list[str]:
         """Nothing to add to the metrics of the epochs."""
         return []
@@ -265,14 +268,16 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     else:
         backbone = load_backbone(recipe.backbone, target.output_names, recipe.image_size, recipe.random_weights, recipe.architecture)
     train, val, how = _split(recipe, competition, competition.train, former)
-    cache = _cache(recipe, train, backbone.preprocessing)
+    rule, intensity_notes = with_intensity(backbone.preprocessing, train, former)
+    backbone = replace(backbone, preprocessing=rule)
+    cache = _cache(recipe, train, rule)
     rows, notes = decodable(competition.train, recipe.data.skip_bad_images, cache)
     left = target.counts([row.label for row in rows])
     if lost := [name for name, count in target.counts([row.label for row in competition.train]).items() if count and not left[name]]:
         raise UserError(f"without the images that cannot be decoded these classes have none: {', '.join(sorted(lost))}")
     if len(rows) < len(competition.train):
         train, val, how = _split(recipe, competition, rows, former)
-        cache = _cache(recipe, train, backbone.preprocessing)
+        cache = _cache(recipe, train, rule)
     head = head_name(backbone.model)
     model: nn.Module = backbone.model
     if recipe.lora.rank:
@@ -290,7 +295,7 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     if task.undefined:
         kept.append(f"{metric} is not defined on the validation rows ({task.undefined}): the best epoch goes by their loss")
     summary = f"input {classifier.describe()}; {'new head' if backbone.new_head else 'head of the checkpoint'}"
-    return Build(task, count_parameters(model), head, summary, (*notes, how, *kept))
+    return Build(task, count_parameters(model), head, summary, (*notes, *intensity_notes, how, *kept))
 
 
 def rebuild(run: Run, num_outputs: int) -> ImageClassifier:

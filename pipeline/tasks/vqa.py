@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from pipeline.competition.questions import clean_answer, clean_question, prepare
 from pipeline.competition.rows import Competition, Row
 from pipeline.config import Augmentation, Head, Recipe
-from pipeline.data.dataset import ImageDataset, cut, resolve_workers
+from pipeline.data.dataset import ImageDataset, cut, readable, resolve_workers
 from pipeline.data.question_batches import QuestionDataset, make_question_loader, picture_order, question_order
 from pipeline.data.tokenizer import QuestionTokenizer, build_tokenizer, load_tokenizer
+from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.models.backbones import preprocessing_of
@@ -30,7 +31,17 @@ from pipeline.run import Run, backbone_dirs, load_run
 from pipeline.tables import guarded, write_table
 from pipeline.targets.metrics import classification_metrics, softmax, vqa_scores
 from pipeline.targets.target import multiclass
-from pipeline.tasks.build import Build, account_step, checkpoint_blocks, count_classes, decodable, labelled_split, with_noise, write_probs
+from pipeline.tasks.build import (
+    Build,
+    account_step,
+    checkpoint_blocks,
+    count_classes,
+    decodable,
+    labelled_split,
+    with_intensity,
+    with_noise,
+    write_probs,
+)
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Memory
@@ -57,6 +68,11 @@ class Answerer:
     def model(self) -> FusionModel:
         """Both encoders and the head."""
         return self.fused.model
+
+    @property
+    def rule(self) -> Preprocessing:
+        """How a picture becomes the model's input."""
+        return self.fused.rule
 
     def describe(self) -> str:
         """The input in words."""
@@ -117,11 +133,12 @@ class VqaTask:
         dataset, recipe = self.train_set, self.recipe
         order = question_order(dataset.image_of_row, recipe.seed, epoch, recipe.data.group_by_image)
         workers = resolve_workers(recipe.data.workers, dataset.images.paths)
-        return make_question_loader(dataset, cut(order, micro_batch_size, group_size, start), epoch, workers)
+        loader = make_question_loader(dataset, cut(order, micro_batch_size, group_size, start), epoch, workers)
+        return readable(loader, [row.path for row in self.train_rows])
 
     def val_batches(self, batch_size: int) -> Iterable[Batch]:
         """The validation questions, picture by picture."""
-        return self.answerer.in_order(self.val_set, batch_size)
+        return readable(self.answerer.in_order(self.val_set, batch_size), [row.path for row in self.val_rows])
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean cross-entropy over the batch (scalar), and the logits (B, K)."""
@@ -189,9 +206,6 @@ class VqaTask:
         counts = np.bincount(self.train_labels, minlength=self.num_outputs).astype(np.float64)
         metric = {"name": "accuracy", "higher_is_better": True}
         return {"target": multiclass(self.class_names).record(), "metric": metric, "prior": (counts / counts.sum()).tolist()}
-
-    def samples(self) -> None:
-        """Questions have no strips of images on the page."""
 
     def split_rows(self) -> list[SplitRow]:
         """Every row in its order: what a run is started with, and resumed with."""
@@ -284,13 +298,14 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     )
     seed_everything(recipe.seed)
     text, tokenizer, image, rule = _encoders(recipe, [clean_question(row.question or "") for row, _ in train], former)
+    rule, intensity_notes = with_intensity(rule, [row for row, _ in train], former)
     seed_everything(recipe.seed + 1)  # what is new does not depend on whether the encoders were drawn or loaded
     fused = fuse(text, image, tokenizer, rule, len(prepared.class_names), recipe.head, recipe.lora if recipe.lora.rank else None)
     if recipe.head_only:
         fused.model.requires_grad_(False).head.requires_grad_(True)
     answerer = Answerer(fused, data.workers)
     task = VqaTask(answerer, recipe, prepared.class_names, train, val)
-    notes = (*prepared.notes, *skipped, *tokenizer.notes(task.train_set.token_ids))
+    notes = (*prepared.notes, *skipped, *intensity_notes, *tokenizer.notes(task.train_set.token_ids))
     return Build(
         task, count_parameters(fused.model, head="head"), "head", f"input {answerer.describe()}; new {recipe.head.fusion} head", notes
     )

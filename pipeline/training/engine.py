@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from pipeline.data.images import LostImage
 from pipeline.errors import Interrupted, UserError
 from pipeline.training.checkpoint import StateStore, restore_rng, rng_state
 from pipeline.training.compute import Compute, peak_memory
@@ -82,7 +83,7 @@ def fit(
 
     Raises:
         Interrupted: Ctrl-C, SIGTERM or `max_minutes`; the micro-batch was finished and the state saved.
-        UserError: the loss became NaN or infinite; the last good state is kept.
+        UserError: the loss became NaN or infinite, or an image was lost; the last good state is kept.
     """
     loop = _Loop(task, optimizer, schedule, compute, store, micro_batch_size, max_grad_norm, save_minutes, max_minutes)
     if state is None:
@@ -93,8 +94,13 @@ def fit(
     position = loop.position
     with loop.catching_signals():
         while position.epoch < epochs:
-            loop.train_epoch(epochs)
-            report = loop.finish_epoch()
+            try:
+                loop.train_epoch(epochs)
+                report = loop.finish_epoch()
+            except LostImage:  # between two micro-batches, or in validation: a good place to go on from
+                loop.read_sums()
+                loop.save()
+                raise
             on_epoch(report)
             loop.save()
     return position
