@@ -6,7 +6,7 @@ from pipeline.targets.evidence import Asked, Decision, LabelEvidence, SampleEvid
 from pipeline.targets.target import Target
 
 
-def _natural(name: str):  # noqa: ANN202
+def _natural(name: str):
     from pipeline.competition.folders import natural_key
 
     return natural_key(name)
