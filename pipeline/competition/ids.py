@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.competition.folders import IMAGE_SUFFIXES, DataFolder, hide_command, plain_name, suffix_of
 from pipeline.errors import UserError
@@ -290,6 +290,24 @@ def _same(probes: dict[str, Match], name: str, others: Sequence[str]) -> bool:
 def _common(match: Match, others: Sequence[Match]) -> tuple[tuple[str, ...], ...]:
     """The images of the rows in which `match` and all `others` find some."""
     return tuple(found for row, found in enumerate(match.images) if all(other.images[row] for other in (match, *others)))
+
+
+def without_numbering(table: Table, id_column: str) -> Table:
+    """The table without a column beside the ids that only numbers its rows (`Unnamed: 0`, `index`), with a note."""
+    extra = [
+        name
+        for name in table.columns
+        if name != id_column and plain_name(name) in ROW_NAMES and numbers_the_rows([cell.strip() for cell in table.column(name)])
+    ]
+    if not extra:
+        return table
+    kept = [position for position, name in enumerate(table.columns) if name not in extra]
+    return replace(
+        table,
+        columns=tuple(table.columns[position] for position in kept),
+        cells=tuple(tuple(row[position] for position in kept) for row in table.cells),
+        notes=(*table.notes, f"the column {extra[0]!r} that numbers the rows ignored"),
+    )
 
 
 def _numbers_rows(table: Table, name: str) -> bool:

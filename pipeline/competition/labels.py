@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.competition.class_folders import ClassFolders, class_folders, classes_in_names
 from pipeline.competition.folders import DataFolder, absent, check_whole, hide_command, mv_command
-from pipeline.competition.ids import FOLDERS, ImageIndex, find_ids, short_ids
+from pipeline.competition.ids import FOLDERS, PREFIXES, ImageIndex, find_ids, short_ids
 from pipeline.competition.label_columns import LABEL_FLAG, LIKELY, SURE, Choice, Wanted, choose_labels, unclear
 from pipeline.competition.label_table import Found, Labelled, made_wide, read_table, without_test_rows
 from pipeline.competition.sources import Source, Sources, headerless
@@ -109,6 +109,8 @@ class _LookedUp:
 
 def _looked_up(source: Source, index: ImageIndex, id_column: str | None) -> _LookedUp:
     table, parts, notes = without_test_rows(source.table)
+    if source.is_json and not id_column and "file_name" in table.columns and index.match(table.column("file_name")).num_found:
+        id_column = "file_name"  # COCO: the id is a number of its own and may be another image's name
     name, match = find_ids(table, index, id_column, groups=True)
     if match.num_found and index.match([name]).num_found and not parts:
         table = headerless(table)
@@ -128,9 +130,9 @@ def _candidates(
     for entry in looked_up:
         found = entry.found
         trained = found.source.role == "train"
-        groups = found.match.num_found > found.match.num_unique
+        several = found.match.style in (FOLDERS, PREFIXES)
         # Numbers in a table that is not about images may be the stems of many images; in class folders that means nothing.
-        if not found.match.num_unique and (not groups or (classes.plausible and found.match.num_found < len(found.match.images))):
+        if not found.match.num_found or not (several or found.match.num_unique or len(classes.groups) < 2):
             continue
         covers = found.match.num_found >= COVERS * min(len(found.match.images), len(index.images))
         if not trained and not covers:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from pipeline.competition.folders import DataFolder, look, natural_key
-from pipeline.competition.ids import ImageIndex, find_ids
+from pipeline.competition.ids import ImageIndex, find_ids, without_numbering
 from pipeline.competition.label_columns import Wanted
 from pipeline.competition.label_table import Labelled
 from pipeline.competition.labels import has_training_data, read_labelled
@@ -56,6 +57,8 @@ def read_layout(
     test_index = ImageIndex(folder, folder.of_part("test"))
     sample = find_sample(folder, sources, test_index)
     sample_id = _sample_id(sample, test_index, folder)
+    if sample and sample_id:
+        sample = replace(sample, table=without_numbering(sample.table, sample_id))
     wanted = wanted_by(sample.table if sample else None, sample_id)
     labelled, trouble = _labelled(folder, sources, sample, wanted, id_column, label_column, need)
     names = _label_names(labelled.evidence, known)

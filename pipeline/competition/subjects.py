@@ -9,7 +9,7 @@ from pipeline.competition.ids import NEARLY, ImageIndex, Match, file_name, find_
 from pipeline.competition.sources import Source
 from pipeline.tables import Table, numbers_the_rows
 
-PROBED = 200
+MOST = 0.5  # of the ids that a table must hold to lead to images; those that it lacks are then named
 MAX_LABELS = 200  # of long rows
 
 
@@ -105,18 +105,19 @@ def _split(text: str, known: Sequence[str]) -> tuple[str, str]:
 def _linked(ids: Sequence[str], index: ImageIndex, sources: Sequence[Source]) -> _Lead | None:
     """Through a table that has the ids in one column and names images in another."""
     wanted = set(ids)
+    best: tuple[float, _Lead] | None = None
     for source in sources:
         table = source.table
         for name in table.columns:
             cells = [cell.strip() for cell in table.column(name)]
-            if not set(ids[:PROBED]) & set(cells) or len(wanted & set(cells)) < NEARLY * len(wanted):
+            share = len(wanted & set(cells)) / len(wanted)
+            if share < MOST or (best and share <= best[0]):
                 continue
             rows = [row for row, cell in enumerate(cells) if cell in wanted]
-            keys = [cells[row] for row in rows]
-            if lead := _through(ids, keys, table, name, rows, index):
+            if lead := _through(ids, [cells[row] for row in rows], table, name, rows, index):
                 says = f"{file_name(source.name)} leads from them ({name}) to images{lead.says}"
-                return _Lead(lead.images, says, lead.subjects, lead.row_labels)
-    return None
+                best = share, _Lead(lead.images, says, lead.subjects, lead.row_labels)
+    return best[1] if best else None
 
 
 def _through(ids: Sequence[str], keys: Sequence[str], table: Table, name: str, rows: Sequence[int], index: ImageIndex) -> _Lead | None:

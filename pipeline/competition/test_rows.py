@@ -140,7 +140,7 @@ def _from_sample(
 ) -> TestImages:
     """The images that the ids of the sample submission mean: in the test folders, or among the unlabelled images of a shared folder."""
     table = sample.table
-    others = [source for source in sources.found if source is not sample and source.role != "answers"]
+    others = [source for source in sources.found if source.name != sample.name and source.role != "answers"]
     others.sort(key=lambda source: source.role != "test")
     resolved = resolve(table, index, others, label_names)
     if not resolved.num_found:
