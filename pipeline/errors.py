@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TextIO
 
 EXIT_DONE, EXIT_USER, EXIT_INTERRUPTED = 0, 2, 130
 
@@ -15,7 +19,7 @@ class UserError(ValueError):
 
 
 class Interrupted(Exception):
-    """Stopped on request (Ctrl-C, SIGTERM, --max-minutes) with the state kept. The text says how to go on."""
+    """Stopped on request (Ctrl-C, SIGTERM, SIGHUP, a closed output, --max-minutes) with the state kept. The text says how to go on."""
 
 
 def raise_all(problems: Iterable[str], heading: str) -> None:
@@ -34,35 +38,114 @@ def raise_all(problems: Iterable[str], heading: str) -> None:
 
 
 def run_command(main: Callable[[], int | None]) -> int:
-    """The exit code of `main()`: 0 done, 2 after a `UserError`, 130 after an interruption; never a traceback for either."""
+    """The exit code of `main()`: 0 done, 2 after a `UserError`, 130 after an interruption or when nobody reads the output any more.
+
+    Never a traceback for any of these, nor for what the system refuses (a full disk, a folder that cannot be written).
+    """
     try:
-        return main() or EXIT_DONE
+        code = main() or EXIT_DONE
+        if sys.stdout is not None:  # closed by who started us
+            sys.stdout.flush()
+        return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return EXIT_USER
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough; what was not printed was not done
+        return EXIT_INTERRUPTED
     except Interrupted as interruption:
-        print(str(interruption), file=sys.stderr)
+        _say(str(interruption))
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         return EXIT_INTERRUPTED
     except Exception as error:
-        if not disk_is_full(error):
+        refusal = system_refusal(error)
+        if refusal is None:
             raise
-        print(
-            "error: the disk is full; nothing was left half-written. Free some space and run the command again (training: --resume)",
-            file=sys.stderr,
-        )
+        _say(f"error: {refusal}")
         return EXIT_USER
+    finally:
+        _drop_what_nobody_reads()
 
 
-def disk_is_full(error: BaseException | None) -> bool:
-    """True when `error`, or one behind it, is the system's "no space left": torch and safetensors wrap it in errors of their own."""
+# What the system refuses, and what a person can do. Everything is written to a temporary name first, so nothing is half there.
+_AGAIN = "nothing was left half-written. {}, and run the command again (training: --resume)"
+_NOT_YOURS = "it may not be read or written by you; change its permissions (chmod, chown), or name another place"
+_REFUSALS = {
+    "ENOSPC": "the disk is full; " + _AGAIN.format("Free some space"),
+    "EDQUOT": "your share of this disk (quota) is used up; " + _AGAIN.format("Free some space"),
+    "EROFS": "this place can only be read; name another folder",
+    "EACCES": _NOT_YOURS,
+    "EPERM": _NOT_YOURS,
+    "EIO": "the disk or network drive failed (input/output error); " + _AGAIN.format("See that it works"),
+    "ESTALE": "the network drive has lost this file (stale file handle); " + _AGAIN.format("Connect the drive anew"),
+    "ENOTCONN": "the network drive is not connected; " + _AGAIN.format("Connect it"),
+    "EFBIG": "the file would be larger than the limit here (`ulimit -f`, or the disk's own); " + _AGAIN.format("Raise the limit"),
+    "EMFILE": "too many files are open; " + _AGAIN.format("Raise the limit (`ulimit -n 4096`), or use --set data.workers=1"),
+    "ENFILE": "too many files are open on this machine; " + _AGAIN.format("Close other programs"),
+    "ENAMETOOLONG": "the name is too long for this disk; use a shorter one",
+    "ENOTDIR": "a file lies where a folder is needed; name another place",
+    "EISDIR": "a folder lies where a file is needed; name another place",
+}
+_NUMBERS = {getattr(errno, name): text for name, text in _REFUSALS.items() if hasattr(errno, name)}  # Windows lacks some
+_LOADER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal)")
+
+
+def system_refusal(error: BaseException | None) -> str | None:
+    """What to tell a user when `error`, or one behind it, is the system's refusal to go on; None when it is another error.
+
+    torch and safetensors wrap such errors in their own, with the system's words left in the text.
+    """
     while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-            return True
+        text = str(error)
+        if isinstance(error, RuntimeError) and _LOADER_DIED.search(text):
+            return (
+                "a loader process was killed, most often because memory ran out; the last state is kept. "
+                "Go on with the same command and --resume, with fewer of them: --set data.workers=1"
+            )
+        path = getattr(error, "filename", None)
+        for number, refusal in _NUMBERS.items():
+            if getattr(error, "errno", None) == number or (not isinstance(error, OSError) and os.strerror(number) in text):
+                return refusal if path is None else f"{path}: {refusal}"
         error = error.__cause__ or error.__context__
-    return False
+    return None
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey: control characters but line ends and tabs, and marks that reverse the direction of text.
+
+    For whatever came from elsewhere: a server's words, names in an archive, the scores in an answer.
+    """
+    return "".join(letter for letter in text if letter in "\n\t" or not (unicodedata.category(letter) == "Cc" or letter in _REVERSING))
+
+
+def one_line(text: str) -> str:
+    """`printable(text)` on one line, each gap a single space."""
+    return " ".join(printable(text.replace("\r", " ")).split())
+
+
+_REVERSING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, ValueError):  # stderr may be the pipe that was closed
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def _drop_what_nobody_reads() -> None:
+    """Keep Python from failing, on its way out, at the rest of an output whose reader has gone."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            silence(stream)
+        except (ValueError, AttributeError):  # closed, or closed already when we were started
+            continue
+
+
+def silence(stream: TextIO) -> None:
+    """Let everything more that is written to `stream`, also what still waits in its buffer, go nowhere."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError, raise_all, run_command
+from pipeline.errors import UserError
 from pipeline.files import (
     human_size,
     human_time,
@@ -172,29 +172,3 @@ def test_human_size(size: int, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (9, "9 s"), (59.6, "1m00s"), (250, "4m10s"), (43_380, "12h03m")])
 def test_human_time(seconds: float, text: str) -> None:
     assert human_time(seconds) == text
-
-
-def test_exit_codes_and_one_message_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    def raising(error: BaseException):
-        def main() -> int:
-            raise error
-
-        return main
-
-    assert run_command(lambda: None) == run_command(lambda: 0) == EXIT_DONE == 0
-    assert run_command(lambda: 3) == 3
-    assert run_command(raising(UserError("column id: missing"))) == EXIT_USER == 2
-    assert capsys.readouterr().err == "error: column id: missing\n"
-    assert run_command(raising(Interrupted("go on with --resume"))) == EXIT_INTERRUPTED == 130
-    assert capsys.readouterr().err == "go on with --resume\n"
-    assert run_command(raising(KeyboardInterrupt())) == 130
-    with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
-        run_command(lambda: 1 // 0)
-
-
-def test_raise_all_lists_every_problem_up_to_twenty() -> None:
-    raise_all([], "nothing wrong:")
-    with pytest.raises(UserError) as caught:
-        raise_all((f"row {number}" for number in range(25)), "bad rows:")
-    lines = str(caught.value).splitlines()
-    assert lines[0] == "bad rows:" and lines[1] == "  - row 0" and lines[-1] == "  ... and 5 more" and len(lines) == 22

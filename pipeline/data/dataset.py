@@ -167,6 +167,7 @@ def resolve_workers(workers: int | str, paths: Sequence[Path]) -> int:
 def prepare_worker(_worker: int) -> None:
     """Settings of a decoding process."""
     torch.set_num_threads(1)
-    # A signal to the whole process group (Ctrl-C, Slurm, timeout) is the main process's to answer: it still needs its workers to save.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A signal to the whole process group (Ctrl-C, Slurm, a closed terminal) is the main process's to answer: it needs its workers to save.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -8,10 +8,8 @@ generators are all in the state, so a resumed run computes what the uninterrupte
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +20,7 @@ from tqdm import tqdm
 
 from pipeline.data.images import LostImage
 from pipeline.errors import Interrupted, UserError
+from pipeline.stopping import stop_requests
 from pipeline.training.checkpoint import StateStore, restore_rng, rng_state
 from pipeline.training.compute import Compute, peak_memory
 from pipeline.training.optim import lr_at, set_lr
@@ -82,7 +81,7 @@ def fit(
     """Train to the end of `epochs` from `state` (or from the start), calling `on_epoch` after each; the final position.
 
     Raises:
-        Interrupted: Ctrl-C, SIGTERM or `max_minutes`; the micro-batch was finished and the state saved.
+        Interrupted: Ctrl-C, SIGTERM, SIGHUP, a closed output or `max_minutes`; the micro-batch was finished and the state saved.
         UserError: the loss became NaN or infinite, or an image was lost; the last good state is kept.
     """
     loop = _Loop(task, optimizer, schedule, compute, store, micro_batch_size, max_grad_norm, save_minutes, max_minutes)
@@ -92,7 +91,7 @@ def fit(
         loop.restore(state)
         print(loop.greeting())
     position = loop.position
-    with loop.catching_signals():
+    with stop_requests(loop.request_stop):
         while position.epoch < epochs:
             try:
                 loop.train_epoch(epochs)
@@ -327,21 +326,8 @@ class _Loop:
         where = f"epoch {position.epoch + 1}, row {position.row} of {self.task.num_train}, step {position.step}"
         return f"stopped ({self.stop_reason}) in {where}; the state is saved. Go on with the same command and --resume"
 
-    @contextmanager
-    def catching_signals(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM (Colab, Kaggle, Slurm) finish the micro-batch first; a second Ctrl-C stops at once."""
-
-        def request_stop(number: int, _frame: Any) -> None:
-            if self.stop_reason is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.stop_reason = signal.Signals(number).name
-
-        try:
-            before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: nobody can send us signals here
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def request_stop(self, reason: str, at_once_if_again: bool) -> None:
+        """Finish the micro-batch first, then save and stop; a second Ctrl-C stops at once."""
+        if self.stop_reason is not None and at_once_if_again:
+            raise KeyboardInterrupt
+        self.stop_reason = self.stop_reason or reason

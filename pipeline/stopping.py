@@ -1,0 +1,74 @@
+"""Requests to stop that a command can finish something for: signals, and a reader of its output that has gone."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from pipeline.errors import silence
+
+GONE = "nobody reads the output any more"
+
+
+@contextmanager
+def stop_requests(request: Callable[[str, bool], None]) -> Iterator[None]:
+    """Call `request(reason, again)` instead of ending: at Ctrl-C, SIGTERM (Colab, Kaggle, Slurm), SIGHUP (a closed terminal), a closed pipe.
+
+    `again`: a second Ctrl-C is allowed to stop at once. What was printed into a closed pipe is lost. SIGHUP stays ignored under nohup.
+    """
+
+    def on_signal(number: int, _frame: Any) -> None:
+        request(signal.Signals(number).name, number == signal.SIGINT)
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    try:
+        before = {number: signal.signal(number, on_signal) for number in numbers}
+    except ValueError:  # not the main thread: nobody can send us signals here
+        before = {}
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and _Watched(stream, lambda: request(GONE, False)) for stream in streams)  # None: closed already
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Watched:
+    """An output that says when its reader has gone, and then swallows the rest. Whole lines go out at once, also into a pipe."""
+
+    def __init__(self, stream: TextIO, on_gone: Callable[[], None]) -> None:
+        self._stream, self._on_gone, self._is_gone = stream, on_gone, False
+
+    def write(self, text: str) -> int:
+        with self._noticing():
+            self._stream.write(text)
+            if "\n" in text:
+                self._stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        with self._noticing():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError) and error.errno != errno.EIO:  # EIO: the terminal was closed
+                raise
+            silence(self._stream)
+            if not self._is_gone:
+                self._is_gone = True
+                self._on_gone()

@@ -1,0 +1,108 @@
+"""How a command ends: exit codes, what the system refuses in words, what a terminal must not obey."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError, one_line, printable, raise_all, run_command
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def raising(error: BaseException):
+    """A command that fails with `error`."""
+
+    def main() -> int:
+        raise error
+
+    return main
+
+
+def test_exit_codes_and_one_message_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: None) == run_command(lambda: 0) == EXIT_DONE == 0
+    assert run_command(lambda: 3) == 3
+    assert run_command(raising(UserError("column id: missing"))) == EXIT_USER == 2
+    assert capsys.readouterr().err == "error: column id: missing\n"
+    assert run_command(raising(Interrupted("go on with --resume"))) == EXIT_INTERRUPTED == 130
+    assert capsys.readouterr().err == "go on with --resume\n"
+    assert run_command(raising(KeyboardInterrupt())) == 130
+    with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
+        run_command(lambda: 1 // 0)
+
+
+def test_raise_all_lists_every_problem_up_to_twenty() -> None:
+    raise_all([], "nothing wrong:")
+    with pytest.raises(UserError) as caught:
+        raise_all((f"row {number}" for number in range(25)), "bad rows:")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "bad rows:" and lines[1] == "  - row 0" and lines[-1] == "  ... and 5 more" and len(lines) == 22
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ENOSPC", "the disk is full"),
+        ("EDQUOT", "quota"),
+        ("EROFS", "can only be read"),
+        ("EACCES", "permissions"),
+        ("EIO", "input/output error"),
+        ("ESTALE", "stale file handle"),
+        ("EFBIG", "ulimit -f"),
+        ("EMFILE", "ulimit -n"),
+        ("ENAMETOOLONG", "too long"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_with_the_path(name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    number = getattr(errno, name)
+    assert run_command(raising(OSError(number, os.strerror(number), "/data/run/run.json"))) == EXIT_USER
+    text = capsys.readouterr().err
+    assert text.startswith("error: /data/run/run.json: ") and said in text and text.count("\n") == 1
+    # As safetensors and torch say it: another type, the system's words in the text.
+    assert run_command(raising(RuntimeError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"))) == EXIT_USER
+    assert said in capsys.readouterr().err
+
+
+def test_an_error_of_another_kind_keeps_its_traceback() -> None:
+    with pytest.raises(OSError, match="no such device"):
+        run_command(raising(OSError(errno.ENODEV, "no such device")))
+
+
+def test_a_loader_process_that_was_killed_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(raising(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))) == EXIT_USER
+    assert "--resume" in capsys.readouterr().err
+    assert run_command(raising(RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"))) == EXIT_USER
+    assert "loader process" in capsys.readouterr().err
+
+
+def ends(code: str, reader: str = "", **options: object) -> subprocess.CompletedProcess:
+    """A process that runs `code` as a command, its output read by the shell command `reader`; its code is that of the process."""
+    start = f"import sys\nfrom pipeline.errors import *\ndef main():\n    {code}\nsys.exit(run_command(main))"
+    line = f'"{sys.executable}" -c "$CODE" {reader}; exit ${{PIPESTATUS[0]}}'
+    return subprocess.run(["bash", "-c", line], env=os.environ | {"CODE": start}, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def test_a_closed_pipe_is_an_interruption_and_never_success() -> None:
+    for code in ("[print('a' * 99) for _ in range(99999)]", "print('a' * 99)\n    import time\n    time.sleep(1)"):
+        result = ends(code, "| head -c 0")
+        assert (result.returncode, result.stderr) == (EXIT_INTERRUPTED, "")
+    assert ends("print('done')", "| cat").returncode == 0
+
+
+def test_an_error_into_a_closed_stderr_keeps_its_exit_code() -> None:
+    assert ends("raise UserError('x')", "2>&1 | head -c 0").returncode == EXIT_USER
+    assert ends("raise UserError('x')", ">&- 2>&-").returncode == EXIT_USER
+
+
+def test_foreign_text_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "\x1b]0;title\x07\x1b[2J\x9b31mdone\r\x08\u202efdp.exe\x00"
+    assert printable(f"a\n\t{hostile}") == "a\n\t]0;title[2J31mdonefdp.exe"
+    assert one_line("two\nlines\r\n and\x1b[A") == "two lines and[A"
+    assert printable("日本語 Ω é 👩‍🔬") == "日本語 Ω é 👩‍🔬"  # joined by U+200D, which stays
+    run_command(raising(UserError(f"name {hostile}")))
+    assert set("\x1b\x07\x9b\r\x08\x00\u202e").isdisjoint(capsys.readouterr().err)

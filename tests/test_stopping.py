@@ -1,0 +1,71 @@
+"""A closed pipe and a closed terminal stop a training as SIGTERM does: after the micro-batch, with the state saved, exit code 130."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_resume import ROOT, flags, wait_for_state
+
+from pipeline.stopping import GONE, stop_requests
+from pipeline.training.checkpoint import StateStore
+
+
+def long_run(competition: Path, backbone: Path, output: Path) -> list[str]:
+    more = ["--epochs", "100000", "--set", "checkpoint.every_minutes=0.001", "--set", "data.workers=2"]
+    return [sys.executable, "train.py", *flags(competition, backbone, output), *more]
+
+
+def test_a_reader_that_has_seen_enough_stops_the_training_with_its_state(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with open(tmp_path / "errors", "w+") as errors:
+        process = subprocess.Popen(long_run(competition, tiny_backbone, output), cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+        wait_for_state(output, process)
+        process.stdout.close()  # as head does after its tenth line
+        assert process.wait(timeout=60) == 130
+        errors.seek(0)
+        said = errors.read()
+    assert GONE in said and "the state is saved" in said and "Traceback" not in said
+    state, _ = StateStore(output / "state").load()
+    assert state is not None and not (output / "run.json").exists() and not (output / ".lock").exists()
+
+
+def test_a_closed_terminal_stops_the_whole_group_with_the_state(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    process = subprocess.Popen(
+        long_run(competition, tiny_backbone, output),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_state(output, process)
+    os.killpg(process.pid, signal.SIGHUP)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "SIGHUP" in said and "the state is saved" in said and "Traceback" not in said, said
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests(lambda reason, _again: asked.append(reason)):
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert asked == ["SIGTERM"] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_only_a_second_ctrl_c_may_stop_at_once() -> None:
+    asked: list[tuple[str, bool]] = []
+    with stop_requests(lambda *request: asked.append(request)):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+    assert asked == [("SIGINT", True), ("SIGTERM", False), ("SIGHUP", False)]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
