@@ -19,7 +19,20 @@ WINGS = {
     "what a run holds": ["run", "predictions"],
     "forms": ["form", "recognise", "cells", "check"],
     "competition": [
-        *("facts", "rows", "parts", "folders", "ids", "json_tables", "sources", "label_columns", "label_table", "class_folders", "labels"),
+        *(
+            "facts",
+            "rows",
+            "parts",
+            "folders",
+            "ids",
+            "id_columns",
+            "json_tables",
+            "sources",
+            "label_columns",
+            "label_table",
+            "class_folders",
+            "labels",
+        ),
         *(
             "sample",
             "subjects",

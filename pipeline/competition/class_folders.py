@@ -7,9 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.competition.folders import DataFolder, natural_key, plain_name
-from pipeline.competition.ids import file_name, without_suffix
-from pipeline.wording import quoted
+from pipeline.competition.folders import DataFolder, check_whole, natural_key, plain_name
+from pipeline.competition.ids import file_name, short_ids, without_suffix
+from pipeline.competition.label_table import Labelled
+from pipeline.competition.parts import words_of
+from pipeline.targets.evidence import LabelEvidence
+from pipeline.wording import listed, quoted
 
 
 def _words(text: str) -> frozenset[str]:
@@ -21,6 +24,7 @@ KINDS = _words(
     "image images img imgs mask masks label labels segmentation segmentations annotation annotations photo photos picture pictures data "
     "dataset jpg jpeg png tif tiff raw original originals crops cropped resized thumbnails train test val valid validation"
 )
+SHARES = _words("part parts chunk shard batch archive images imgs fold")  # with a number: pieces of a download
 NO_CLASS = KINDS | _words("dsc dscn dscf dcim file frame screenshot wp pxl sample id unknown untitled")
 
 
@@ -105,7 +109,8 @@ def _trouble(base: str, groups: dict[str, list[str]]) -> str:
     begin = len(base) + 1 if base else 0
     shown = f"{base}/" if base else ""
     kinds = [name for name in names if plain_name(name) in KINDS]
-    if len(kinds) == len(names) or (kinds and not base):
+    shares = [name for name in names if SHARES & set(words_of(name)) and re.search(r"\d", name)]
+    if len(kinds) == len(names) or len(shares) == len(names) or (kinds and not base):
         return f"the folders {quoted(names)} hold kinds of files, not classes"
     images = [image for group in groups.values() for image in group]
     if all(re.fullmatch(r"[0-9a-fA-F]{1,4}", name) for name in names):
@@ -138,3 +143,37 @@ def classes_in_names(images: Iterable[str]) -> dict[str, list[str]]:
     if any(plain_name(re.sub(r"[\d\W_]+", "", name)) in NO_CLASS or name.isdigit() for name in groups):
         return {}
     return dict(sorted(groups.items(), key=lambda group: natural_key(group[0])))
+
+
+def from_folders(folder: DataFolder, classes: ClassFolders) -> Labelled:
+    """Every image in a class folder, labelled by the folder's name.
+
+    Raises:
+        UserError: archives in them are not unpacked, or links lead nowhere.
+    """
+    base = classes.base
+    tops = sorted({image.split("/")[0] for group in classes.groups.values() for image in group})
+    check_whole(folder, tops)
+    images = [image for group in classes.groups.values() for image in group]
+    top = f"{base.split('/')[0]}/" if base else ""
+    ids, _ = short_ids([top + image[len(base) + 1 :] if base else image for image in images])
+    labels = tuple(name for name, group in classes.groups.items() for _ in group)
+    without = [path for name in tops for path in folder.scans[name].without_images if path.rpartition("/")[0] == base]
+    notes = [f"no images in {listed(without)}: not a class"] if without else []
+    where = f"one folder per class in {classes.where}"
+    evidence = LabelEvidence("folders", f"class folders in {classes.where}", texts=labels)
+    return Labelled(ids, [(image,) for image in images], evidence, where, notes)
+
+
+def from_names(folder: DataFolder, groups: dict[str, list[str]]) -> Labelled:
+    """Every image of `groups` (see `classes_in_names`), labelled by the beginning of its name.
+
+    Raises:
+        UserError: archives beside them are not unpacked, or links lead nowhere.
+    """
+    images = [image for group in groups.values() for image in group]
+    check_whole(folder, sorted({image.split("/")[0] for image in images if "/" in image}))
+    ids, _ = short_ids(images)
+    labels = tuple(name for name, group in groups.items() for _ in group)
+    evidence = LabelEvidence("names", f"file names such as {images[0]}", texts=labels)
+    return Labelled(ids, [(image,) for image in images], evidence, f"the beginning of file names, such as {images[0]}")

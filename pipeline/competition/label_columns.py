@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.competition.folders import plain_name
-from pipeline.competition.ids import ImageIndex, Match, column_called, is_id_name
+from pipeline.competition.id_columns import column_called, is_id_name
+from pipeline.competition.ids import ImageIndex, Match
 from pipeline.competition.json_tables import CATEGORY, CATEGORY_ID
 from pipeline.errors import UserError
 from pipeline.tables import Table

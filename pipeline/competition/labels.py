@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.competition.class_folders import ClassFolders, class_folders, classes_in_names
-from pipeline.competition.folders import DataFolder, absent, check_whole, hide_command, mv_command
-from pipeline.competition.ids import FOLDERS, PREFIXES, ImageIndex, find_ids, short_ids
+from pipeline.competition.class_folders import ClassFolders, class_folders, classes_in_names, from_folders, from_names
+from pipeline.competition.folders import DataFolder, absent, hide_command, mv_command, plain_name
+from pipeline.competition.id_columns import find_ids
+from pipeline.competition.ids import FOLDERS, PREFIXES, ImageIndex, file_name
 from pipeline.competition.label_columns import LABEL_FLAG, LIKELY, SURE, Choice, Wanted, choose_labels, unclear
 from pipeline.competition.label_table import Found, Labelled, made_wide, read_table, without_test_rows
-from pipeline.competition.sources import Source, Sources, headerless
+from pipeline.competition.sources import TRAIN_TABLES, Source, Sources, headerless
 from pipeline.errors import UserError, raise_all
-from pipeline.targets.evidence import LabelEvidence
 from pipeline.wording import MAX_NAMED, counted, listed, quoted
 
-COVERS = 0.5  # of the training images that a table must name when its own name does not say what it is
+COVERS = 0.25  # of the training images that a table must name when its own name does not say what it is
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,12 @@ class _Candidate:
     notes: list[str]
 
     @property
-    def rank(self) -> tuple[int, bool, bool]:
-        """How much speaks for it: its columns, then its name, then that it names most images."""
-        return min(self.choice.strength, SURE), self.found.source.role == "train", self.choice.strength > 0
+    def rank(self) -> tuple[int, bool, bool, bool]:
+        """How much speaks for it: its columns, its name, that its name says nothing else, and that it holds no boxes."""
+        source = self.found.source
+        columns = {plain_name(name) for name in source.table.columns}
+        boxes = bool(columns & {"bbox", "boundingbox", "xmin", "x1", "xcenter"}) or {"x", "y"} <= columns
+        return self.choice.strength, source.role == "train", plain_name(file_name(source.name)) in TRAIN_TABLES, not boxes
 
 
 def read_labelled(
@@ -61,9 +64,10 @@ def read_labelled(
     if best is not None and _table_is_meant(folder, best, classes, wanted, label_column):
         labelled = _from_table(best, index, wanted, classes, label_column)
     elif classes.plausible:
-        labelled, best = _from_folders(folder, classes), None
+        _refuse_weaker_folders(classes, looked_up, index, wanted)
+        labelled, best = from_folders(folder, classes), None
     elif in_names := {} if named and index.images and looked_up else classes_in_names(index.images):
-        labelled, best = _from_names(folder, in_names), None
+        labelled, best = from_names(folder, in_names), None
     else:
         raise _nothing_usable(folder, classes, named, looked_up, index)
     unused = [source.name for source in tables if (best is None or source is not best.found.source) and _might_tell(source, candidates)]
@@ -75,7 +79,23 @@ def read_labelled(
 
 def has_training_data(folder: DataFolder, sources: Sources) -> bool:
     """True when there is anything that looks like training data."""
-    return bool(folder.parts.named("train") or sources.of_role("train"))
+    return bool(folder.parts.named("train") or sources.of_role("train") or folder.of_part(""))
+
+
+def _refuse_weaker_folders(classes: ClassFolders, looked_up: Sequence[_LookedUp], index: ImageIndex, wanted: Wanted) -> None:
+    """Raise where folders outside a training folder might be classes and a table about their images might hold the labels."""
+    if classes.base or set(wanted.columns) >= set(classes.groups):
+        return
+    for entry in _about_images(looked_up, index):
+        choice = choose_labels(entry.table, entry.id_column, entry.match, index, wanted, None)
+        if choice.candidates or choice.names:
+            advice = f"; to take the folders in {classes.where} as classes: {mv_command(entry.source.table.path)}"
+            raise unclear(entry.table, Choice((), 0, choice.candidates or choice.names), advice)
+
+
+def _about_images(looked_up: Sequence[_LookedUp], index: ImageIndex) -> list[Found]:
+    """The tables whose ids name most training images."""
+    return [entry.found for entry in looked_up if entry.found.match.num_unique * 2 > len(index.images)]
 
 
 def _might_tell(source: Source, candidates: Sequence[_Candidate]) -> bool:
@@ -134,7 +154,8 @@ def _candidates(
         # Numbers in a table that is not about images may be the stems of many images; in class folders that means nothing.
         if not found.match.num_found or not (several or found.match.num_unique or len(classes.groups) < 2):
             continue
-        covers = found.match.num_found >= COVERS * min(len(found.match.images), len(index.images))
+        reached = {image for images in found.match.images for image in images}
+        covers = len(reached) >= COVERS * len(index.images)
         if not trained and not covers:
             continue
         given = label_column if entry in holders or (not holders and trained) else None
@@ -234,33 +255,6 @@ def _check_agreement(found: Found, labelled: Labelled, classes: ClassFolders) ->
     labelled.notes.append(f"class folders in {classes.where} agree")
 
 
-# ---- folders and names ----
-
-
-def _from_folders(folder: DataFolder, classes: ClassFolders) -> Labelled:
-    base = classes.base
-    tops = sorted({image.split("/")[0] for group in classes.groups.values() for image in group})
-    check_whole(folder, tops)
-    images = [image for group in classes.groups.values() for image in group]
-    top = f"{base.split('/')[0]}/" if base else ""
-    ids, _ = short_ids([top + image[len(base) + 1 :] if base else image for image in images])
-    labels = tuple(name for name, group in classes.groups.items() for _ in group)
-    without = [path for name in tops for path in folder.scans[name].without_images if path.rpartition("/")[0] == base]
-    notes = [f"no images in {listed(without)}: not a class"] if without else []
-    where = f"one folder per class in {classes.where}"
-    evidence = LabelEvidence("folders", f"class folders in {classes.where}", texts=labels)
-    return Labelled(ids, [(image,) for image in images], evidence, where, notes)
-
-
-def _from_names(folder: DataFolder, groups: dict[str, list[str]]) -> Labelled:
-    images = [image for group in groups.values() for image in group]
-    check_whole(folder, sorted({image.split("/")[0] for image in images if "/" in image}))
-    ids, _ = short_ids(images)
-    labels = tuple(name for name, group in groups.items() for _ in group)
-    evidence = LabelEvidence("names", f"file names such as {images[0]}", texts=labels)
-    return Labelled(ids, [(image,) for image in images], evidence, f"the beginning of file names, such as {images[0]}")
-
-
 def _nothing_usable(
     folder: DataFolder, classes: ClassFolders, tables: Sequence[Source], looked_up: Sequence[_LookedUp], index: ImageIndex
 ) -> UserError:
@@ -279,6 +273,9 @@ def _nothing_usable(
     empty = [source.name for source in tables if not source.table.cells]
     what = f"training images ({listed(empty)} has a header and no rows)" if empty else "training images with labels"
     trouble = f"; {classes.trouble}" if classes.trouble else ""
+    for found in _about_images(looked_up, index):
+        trouble += f"; {found.name} is about these images, and none of its columns is called a label ({LABEL_FLAG} takes one): "
+        trouble += quoted(name for name in found.table.columns if name != found.id_column)
     return absent(
         folder,
         what,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.competition.folders import DataFolder, look, natural_key
-from pipeline.competition.ids import ImageIndex, find_ids, without_numbering
+from pipeline.competition.id_columns import find_ids, without_numbering
+from pipeline.competition.ids import ImageIndex
 from pipeline.competition.label_columns import Wanted
 from pipeline.competition.label_table import Labelled
 from pipeline.competition.labels import has_training_data, read_labelled

@@ -35,11 +35,11 @@ def train_notes(
     if decision and decision.says:
         lines.append(decision.says)
     notes = [*labelled.notes, *(decision.notes if decision else ())]
-    used = {_top(image) for image in labelled.taken}
-    left = sum(len(folder.scans[name].images) for name in used) - num_images
-    left -= len({image for images in test.images for image in images if _top(image) in used})
-    left -= sum(_top(image) in used for image in folder.of_part("test")) if not test.images else 0
-    if left > 0:
+    taken, predicted = labelled.taken, {image for images in test.images for image in images}
+    used = {_top(image) for image in taken}
+    beside = [image for image in folder.of_part("train", "") if _top(image) in used and image not in taken]
+    left = len([image for image in beside if image not in predicted])
+    if left:
         notes.append(f"{counted(left, 'image')} without a label, not used")
     if target and target.kind == "multiclass":
         folded = Counter(composed(name).casefold() for name in target.names)

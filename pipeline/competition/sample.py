@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.competition.folders import ARCHIVE_SUFFIXES, DataFolder, hide_command, is_table, mv_command, suffix_of, unpack_command
-from pipeline.competition.ids import ImageIndex, find_ids
+from pipeline.competition.id_columns import find_ids
+from pipeline.competition.ids import ImageIndex
 from pipeline.competition.label_columns import Wanted
 from pipeline.competition.sources import Source, Sources, is_sample_name
 from pipeline.errors import UserError, raise_all

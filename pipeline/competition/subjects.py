@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.competition.ids import NEARLY, ImageIndex, Match, file_name, find_ids
+from pipeline.competition.id_columns import NEARLY, find_ids
+from pipeline.competition.ids import ImageIndex, Match, file_name
 from pipeline.competition.sources import Source
 from pipeline.tables import Table, numbers_the_rows
 

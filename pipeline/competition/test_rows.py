@@ -67,7 +67,7 @@ def find_test_images(
         return TestImages(source="none found; needed for predictions only")
     check_whole(folder, [dirs[0].split("/")[0]])
     images = sorted(index.images, key=lambda image: (natural_key(file_name(image)), image))
-    ids, style = short_ids(images)
+    ids, style = short_ids(["test/" + image[len(dirs[0]) + 1 :] for image in images])
     return TestImages(ids, [(image,) for image in images], source=f"{dirs[0]}/; no sample submission: columns id,label, ids are {style}")
 
 

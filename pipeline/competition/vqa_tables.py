@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.competition.folders import DataFolder, plain_name
-from pipeline.competition.ids import ID_NAMES, ImageIndex, column_called, find_ids
+from pipeline.competition.id_columns import ID_NAMES, column_called, find_ids
+from pipeline.competition.ids import ImageIndex
 from pipeline.competition.label_columns import LABEL_FLAG, LABEL_NAMES
 from pipeline.competition.sources import TRAIN_TABLES
 from pipeline.competition.vqa_files import Answered, Question
