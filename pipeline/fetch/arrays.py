@@ -51,11 +51,11 @@ def convert(stage: Staged) -> None:
         try:
             arrays += _headers(path)
         except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, SyntaxError) as error:
-            pickled = "allow_pickle" in str(error) or "Object arrays" in str(error)
+            pickled = any(words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects"))
             reason = "it holds pickled Python objects, which run what they hold" if pickled else f"it is damaged ({error})"
             unread.append(f"{stage.shown(path)} was not turned into images: {reason}")
     stage.notes += unread[:5] + ([f"{counted(len(unread) - 5, 'more file')} of NumPy could not be read"] if len(unread) > 5 else [])
-    stacks = [array for array in arrays if _is_stack(stage, array, arrays)]
+    stacks = [array for array in arrays if _is_stack(array, arrays)]
     single = [array for array in arrays if array not in stacks and not array.key and _planes_shape(array.shape)]
     if single:
         _write_files(stage, single)
@@ -93,7 +93,7 @@ def _planes_shape(shape: tuple[int, ...]) -> bool:
     return (len(shape) == 2 and min(shape) >= SMALLEST_SIDE) or (len(shape) == 3 and sorted(shape)[1] >= SMALLEST_SIDE)
 
 
-def _is_stack(stage: Staged, array: _Array, arrays: list[_Array]) -> bool:
+def _is_stack(array: _Array, arrays: list[_Array]) -> bool:
     """Whether an array holds many images: four dimensions, or three where it is not one of many files of that many."""
     if array.kind not in "uifb" or min(array.shape, default=0) == 0:
         return False
@@ -101,9 +101,8 @@ def _is_stack(stage: Staged, array: _Array, arrays: list[_Array]) -> bool:
         return sorted(array.shape[1:])[1] >= SMALLEST_SIDE
     if len(array.shape) != 3 or min(array.shape[1:]) < SMALLEST_SIDE:
         return False
-    alike = [other for other in arrays if other.path.parent == array.path.parent and len(other.shape) == 3 and not other.key]
-    rows = {other.shape[0] for other in arrays if len(other.shape) <= 2 and other.shape} | {len(stage.ids)}
-    return bool(array.key) or array.shape[0] in rows or (len(alike) <= 4 and array.shape[0] > 4)
+    alike = sum(len(other.shape) == 3 and not other.key for other in arrays)
+    return bool(array.key) or (alike <= 4 and array.shape[0] > 4)
 
 
 def _planes(image: np.ndarray) -> np.ndarray:
@@ -118,17 +117,13 @@ def _write_files(stage: Staged, arrays: list[_Array]) -> None:
     survey = Survey()
     for array in arrays[:: max(1, len(arrays) // SURVEYED_FILES)]:
         survey.add(_planes(array.load()))
-    rule, broken = survey.rule(), []
+    rule = survey.rule()
     for array in tqdm(arrays, unit="image", desc=".npy", disable=None):
         planes = _planes(array.load())
-        if array.path.with_suffix(".png").exists():
-            continue
         save(rule.apply(planes), array.path.with_suffix(".png"))
         array.path.unlink()
     colours = {channels_rule(len(_planes(np.empty(array.shape)))) for array in arrays[:1]} - {""}
-    stage.notes.append(
-        "; ".join([f"{counted(len(arrays) - len(broken), 'NumPy file')} became images in their places: {rule.says}", *colours])
-    )
+    stage.notes.append("; ".join([f"{counted(len(arrays), 'NumPy file')} became images in their places: {rule.says}", *colours]))
     if survey.num_without:
         stage.notes.append("NumPy files: values that are no number (NaN, infinite) count as no data and are black")
 

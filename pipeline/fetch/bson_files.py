@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.fetch.parts import Staged, check_names, part_of, row_ids, write_rows
-from pipeline.fetch.pixels import encoded_suffix
+from pipeline.fetch.pixels import encoded_suffix, new_file
 from pipeline.wording import counted
 
 INSTALL = "python -m pip install pymongo"
@@ -95,8 +95,8 @@ def _write(stage: Staged, path: Path, part: str, key: str) -> set[str]:
         for index, data in enumerate(pictures):
             file = f"{name}_{index}" if len(pictures) > 1 else name
             target = stage.root / folder / (file + encoded_suffix(data))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
+            with new_file(target) as written:
+                written.write(data)
             rows.append([file, name, *(values.get(column, "") for column in columns)])
     cells = [[*row, *[""] * (2 + len(columns) - len(row))] for row in rows]
     id_name = key or stage.id_column

@@ -12,7 +12,7 @@ MAX_MEMBERS = 5_000_000
 MAX_RATIO = 100  # unpacked bytes for each byte of the archive, beyond the first SMALL_BYTES; photos are at 1, CSV at 10
 SMALL_BYTES = 64 * 10**6
 BYTES_A_MEMBER = 16  # packed bytes that a member takes at least, beyond the first SMALL_MEMBERS; a header in a tar.gz takes about 30
-SMALL_MEMBERS = 100_000
+SMALL_MEMBERS = 10_000
 MAX_DEPTH = 8  # archives in archives; real ones have two or three levels
 
 

@@ -30,6 +30,10 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
+def _stem(path: Path) -> str:
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name
+
+
 def convert(stage: Staged) -> None:
     """Write a PNG in the place of each DICOM file below `stage.root`, under its name (each frame of several: `name_0.png`, ...).
 
@@ -38,7 +42,10 @@ def convert(stage: Staged) -> None:
     Raises:
         UserError: pydicom is not installed, or no file can be read.
     """
-    paths = [path for path in stage.files(("",)) if is_dicom(path)]
+    found = [path for path in stage.files(("",)) if is_dicom(path)]
+    paths = [path for path in found if not path.with_name(f"{_stem(path)}.png").exists()]
+    if len(paths) < len(found):
+        stage.notes.append(f"{counted(len(found) - len(paths), 'DICOM file')} left as they are: a .png of the same name lies beside each")
     if not paths:
         return
     pydicom = _pydicom(len(paths))
@@ -62,8 +69,8 @@ def convert(stage: Staged) -> None:
             failed[path] = " ".join(str(error).split()) or type(error).__name__
             continue
         for number, planes in enumerate(images):
-            name = path.stem if path.suffix.lower() in SUFFIXES else path.name
-            save(planes, path.with_name(f"{name}_{number}.png" if len(images) > 1 else f"{name}.png"))
+            name = f"{_stem(path)}_{number}" if len(images) > 1 else _stem(path)
+            save(planes, path.with_name(f"{name}.png"))
         path.unlink()
     _report(stage, paths, failed, "the window of each file (VOI LUT)" if windowed else rule.says)
 

@@ -42,10 +42,12 @@ def convert(stage: Staged) -> None:
     found = [bands for path in stage.files((".json", ".jsonl")) if (bands := _recognised(stage, path))]
     if not found:
         return
-    survey = Survey()
+    survey, others = Survey(), {}
     for bands in found:
-        problems = []
+        problems: list[str] = []
+        others[bands.path] = []
         for number, row in enumerate(_rows(bands.path), start=1):
+            others[bands.path].append({key: value for key, value in row.items() if key not in bands.keys})
             try:
                 survey.add(_planes(row, bands))
             except ValueError as error:
@@ -53,13 +55,12 @@ def convert(stage: Staged) -> None:
         raise_all(capped(problems, "rows are not whole"), f"{stage.shown(bands.path)} holds rows that are no images:")
     rule = survey.rule()
     for bands in found:
-        _write(stage, bands, rule)
+        _write(stage, bands, others[bands.path], rule)
     colours = channels_rule(len(found[0].keys))
     stage.notes.append(f"bands in JSON: {rule.says}" + (f"; {colours}" if colours else ""))
 
 
-def _write(stage: Staged, bands: _Bands, rule: Rule) -> None:
-    rows: list[dict[str, Any]] = [{key: value for key, value in row.items() if key not in bands.keys} for row in _rows(bands.path)]
+def _write(stage: Staged, bands: _Bands, rows: list[dict[str, Any]], rule: Rule) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_text(row.get(column)) for column in columns] for row in rows]
     column = id_column(stage, columns, cells)

@@ -37,6 +37,7 @@ class Staged:
     ids: list[str] = field(default_factory=list)
     image_names: set[str] = field(default_factory=set)  # names and stems of the image files that are there
     notes: list[str] = field(default_factory=list)  # rules used, and what could not be turned into images
+    written: dict[Path, tuple[list[str], list[list[str]]]] = field(default_factory=dict)  # tables of ours: columns and rows
     _listing: list[Path] = field(default_factory=list)
 
     def files(self, suffixes: Sequence[str], gone: bool = False) -> list[Path]:
@@ -113,10 +114,19 @@ def check_names(names: Sequence[str], where: str) -> None:
 
 
 def write_rows(stage: Staged, part: str, stem: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write the table of a part (`train.csv`, `test.csv`; `stem` when no part is known); its name, or what holds the ids already."""
+    """Write the table of a part (`train.csv`, `test.csv`; `stem` when no part is known); its name, or what holds the ids already.
+
+    Rows of several containers of a part stand in one table where they have the same columns and other ids.
+    """
     name = f"{part or stem}.csv"
     path = stage.root / name
-    if path.exists():
+    if path in stage.written:
+        known, before = stage.written[path]
+        if known == list(columns) and not {row[0] for row in before} & {row[0] for row in rows}:
+            rows = [*before, *rows]
+        else:
+            path = versioned(stage.root / f"{stem}.csv")
+    elif path.exists():
         ids = {row[0] for row in rows}
         try:
             table = load_table(path)
@@ -126,4 +136,5 @@ def write_rows(stage: Staged, part: str, stem: str, columns: Sequence[str], rows
             pass
         path = versioned(path)
     write_table(path, columns, rows)
+    stage.written[path] = list(columns), [list(row) for row in rows]
     return path.name

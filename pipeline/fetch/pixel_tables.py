@@ -73,7 +73,8 @@ def _write(stage: Staged, table: _Table, rows: list[list[str]], rule: Rule) -> N
         columns, cells = table.others, rows
     check_names(names, stage.shown(table.path))
     folder, original = table.part or table.path.stem, stage.shown(table.path)
-    folder = folder if not (stage.root / folder).exists() else table.path.stem
+    if column is None and (stage.root / folder).exists():  # rows of another table may have the same numbers
+        folder = table.path.stem
     waiting = iter(names)
     with tqdm(total=len(names), unit="image", desc=original, disable=None) as bar:
         for _, values in _chunks(stage, table):
@@ -91,36 +92,37 @@ def _recognised(stage: Staged, path: Path) -> _Table | None:
     """The table at `path` if it holds pixels; what looks so and cannot be used is noted."""
     try:
         head = next(_frames(path, HEAD_ROWS, text=True), None)
-    except UserError as error:
+    except UserError as error:  # a package is missing
+        if not stage.image_names:
+            raise
         stage.notes.append(str(error))
         return None
-    except (ValueError, OSError, StopIteration):  # no table: the layout says what is wrong with it
+    except (ValueError, OSError) as error:  # no table: the layout says what is wrong with it, unless it is one of pixels
+        if isinstance(error, pd.errors.ParserError) and _pixel_columns(_header(path)[1])[0]:
+            raise UserError(f"{stage.shown(path)}: rows are no whole rows of pixels: {' '.join(str(error).split())}") from None
         return None
     if head is None or not len(head):
         return None
     names = [str(name) for name in head.columns]
-    pixels, size = _pixel_columns(names, head)
+    pixels, size = _pixel_columns(names)
     cell = not pixels
     if cell:
         pixels = [name for name in names if _is_cell(head[name])]
         if len(pixels) != 1:
             return None
     others = [name for name in names if name not in set(pixels)]
-    try:
-        values = _numbers(head, pixels, cell)
-    except ValueError:
-        values = np.zeros((0, 0))
-    count = values.shape[1] if cell else len(pixels)
+    count = len(pixels) if not cell else _usual(head[pixels[0]])
+    values = _whole_rows(head, pixels, cell, count)
     if not _are_pixels(stage, pixels, cell, values, head, others):
         return None
-    shape = Shape(*size) if size else shape_of(count, values[np.isfinite(values).all(axis=1)] if len(values) else np.zeros((1, count)))
+    shape = Shape(*size) if size else shape_of(count, values)
     if shape is None:
         stage.notes.append(f"{stage.shown(path)}: no images were made of it: {count:,} numbers a row do not tell their height and width")
         return None
     return _Table(path, pixels, cell, others, shape, part_of(stage.shown(path)))
 
 
-def _pixel_columns(names: Sequence[str], head: pd.DataFrame) -> tuple[list[str], tuple[int, int] | None]:
+def _pixel_columns(names: Sequence[str]) -> tuple[list[str], tuple[int, int] | None]:
     """The columns that are numbered through and called alike, and their height and width where the names tell (`28x28`, `r27c27`)."""
     groups: dict[str, list[tuple[tuple[int, ...], str]]] = {}
     for name in names:
@@ -144,15 +146,29 @@ def _pixel_columns(names: Sequence[str], head: pd.DataFrame) -> tuple[list[str],
 
 def _is_cell(column: pd.Series) -> bool:
     """True for a column in which every row has equally many numbers, as many as an image's pixels."""
-    counts = set()
-    for value in column:
-        if isinstance(value, (list, tuple, np.ndarray)):
-            counts.add(np.asarray(value).size if np.asarray(value).dtype.kind in "iuf" else 0)
+    usual = _usual(column)
+    alike = [value for value in column if _length(value) == usual]
+    if usual < FEWEST or len(alike) < 0.9 * len(column):
+        return False
+    words = _words(str(alike[0])) if isinstance(alike[0], str) else [str(number) for number in np.ravel(alike[0])]
+    return all(re.fullmatch(r"-?\d+(\.\d*)?([eE][+-]?\d+)?", word) for word in words)
+
+
+def _usual(column: pd.Series) -> int:
+    """How many words most cells of a column have."""
+    return int(pd.Series([_length(value) for value in column]).mode()[0])
+
+
+def _whole_rows(head: pd.DataFrame, pixels: Sequence[str], cell: bool, count: int) -> np.ndarray:
+    """(N, count) of the rows of `head` that have all their numbers; a row of zeros when none has."""
+    rows = []
+    for number in range(len(head)):
+        try:
+            rows.append(_numbers(head.iloc[number : number + 1], pixels, cell))
+        except ValueError:
             continue
-        words = _words(str(value))
-        counts.add(len(words) if all(re.fullmatch(r"-?\d+(\.\d*)?([eE][+-]?\d+)?", word) for word in words[:FEWEST]) else 0)
-    usual = max(counts, key=lambda count: sum(1 for value in column if _length(value) == count)) if counts else 0
-    return usual >= FEWEST and sum(_length(value) == usual for value in column) >= 0.9 * len(column)
+    whole = [row for row in rows if row.shape == (1, count) and np.isfinite(row).all()]
+    return np.concatenate(whole) if whole else np.zeros((1, count), np.float32)
 
 
 def _words(text: str) -> list[str]:
@@ -178,6 +194,14 @@ def _are_pixels(stage: Staged, pixels: Sequence[str], cell: bool, values: np.nda
 # ---- rows ----
 
 
+def _header(path: Path) -> tuple[str, list[str]]:
+    """What stands between the cells of a CSV file, and the names in its first row."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline()
+    delimiter = max((",", ";", "\t"), key=header.count)
+    return delimiter, [str(name) for name in pd.read_csv(path, sep=delimiter, nrows=0, encoding="utf-8-sig", index_col=False).columns]
+
+
 def _frames(path: Path, rows: int, text: bool = False, pixels: Sequence[str] = ()) -> Iterator[pd.DataFrame]:
     if suffix_of(path.name) == ".parquet":
         try:
@@ -189,19 +213,16 @@ def _frames(path: Path, rows: int, text: bool = False, pixels: Sequence[str] = (
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(rows):
             yield batch.to_pandas()
         return
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline()
-    delimiter = max((",", ";", "\t"), key=header.count)
+    delimiter, names = _header(path)
     named = set(pixels)
-    types = (
-        str
-        if text
-        else {name: str for name in pd.read_csv(path, sep=delimiter, nrows=0, encoding="utf-8-sig").columns if name not in named}
-    )
+    types = str if text else {name: str for name in names if name not in named}
     with pd.read_csv(
-        path, sep=delimiter, chunksize=rows, dtype=types, keep_default_na=False, low_memory=False, encoding="utf-8-sig", index_col=False
+        path, sep=delimiter, chunksize=rows, dtype=types, keep_default_na=False, low_memory=False, encoding="utf-8-sig"
     ) as reader:
-        yield from reader
+        for frame in reader:
+            if not isinstance(frame.index, pd.RangeIndex):  # pandas takes what is too much for an index
+                raise pd.errors.ParserError(f"rows hold more cells than the header has names ({len(frame.columns)})")
+            yield frame
 
 
 def _numbers(frame: pd.DataFrame, pixels: Sequence[str], cell: bool) -> np.ndarray:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
+
+from pipeline.errors import UserError
 
 SMALLEST_SIDE = 8
 CLEARLY = 0.75  # an arrangement is taken when neighbours differ at most so much, compared with the next best
@@ -80,9 +83,26 @@ def as_rgb(planes: np.ndarray) -> np.ndarray:
 
 
 def save(planes: np.ndarray, path: Path) -> None:
-    """Write grey levels (C, H, W) uint8 as a PNG file at `path`."""
+    """Write grey levels (C, H, W) uint8 as a new PNG file at `path`.
+
+    Raises:
+        UserError: there is a file; it may be linked to somebody's original.
+    """
+    with new_file(path) as file:
+        Image.fromarray(as_rgb(planes)).save(file, "PNG", compress_level=3)
+
+
+def new_file(path: Path) -> IO[bytes]:
+    """`path`, which must not exist yet, open for writing; its folder is made.
+
+    Raises:
+        UserError: there is a file; it may be linked to somebody's original.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(as_rgb(planes)).save(path, "PNG", compress_level=3)
+    try:
+        return open(path, "xb")
+    except FileExistsError:
+        raise UserError(f"{path.parent.name}/{path.name} would be two images: there is a file of that name already") from None
 
 
 def encoded_suffix(data: bytes) -> str:

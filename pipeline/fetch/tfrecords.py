@@ -14,7 +14,7 @@ from tqdm import tqdm
 from pipeline.competition.folders import plain_name
 from pipeline.errors import UserError
 from pipeline.fetch.parts import ID_NAMES, Staged, check_names, part_of, row_ids, write_rows
-from pipeline.fetch.pixels import encoded_suffix
+from pipeline.fetch.pixels import encoded_suffix, new_file
 from pipeline.fetch.tf_examples import Features, examples
 from pipeline.wording import counted, listed
 
@@ -118,10 +118,8 @@ def _write(stage: Staged, records: _Set) -> list[Path]:
                         raise UserError(f"{stage.shown(path)}: the record of {image_id!r} holds no encoded image in {image!r}")
                     check_names([image_id], stage.shown(path))
                     target = stage.root / into / (image_id if image_id.lower().endswith((".jpg", ".jpeg", ".png")) else image_id + suffix)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    if target.exists():
-                        raise UserError(f"{stage.shown(path)}: the id {image_id!r} occurs several times among the records of {into}")
-                    target.write_bytes(data)
+                    with new_file(target) as file:
+                        file.write(data)
                     written.append(image_id)
                     cells.append([image_id, *(_cell(example.get(key)) for key in columns)])
                 bar.update()
