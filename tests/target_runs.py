@@ -80,7 +80,8 @@ def make_target_run(
 
 def _labels(target: Target, rows: int, rng: np.random.Generator) -> list[str]:
     if target.kind == "ordinal":
-        return [target.names[grade] for grade in rng.choice(len(target.names), rows, p=np.arange(len(target.names), 0, -1) / 15)]
+        weights = np.arange(len(target.names), 0, -1)
+        return [target.names[grade] for grade in rng.choice(len(target.names), rows, p=weights / weights.sum())]
     if target.kind == "binary":
         return ["1" if positive else "0" for positive in rng.random(rows) < 0.25]
     if target.kind == "multilabel":
