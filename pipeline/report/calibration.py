@@ -27,8 +27,6 @@ def read_calibration(
     error = sum(abs(sure - share) * count for sure, share, count in bins) / len(true)
     path = files.path / "figures" / "calibration.png"
     calibration_figure(path, bins, said_words, true_words)
-    drawn["calibration"] = (
-        path,
-        f"{true_words.capitalize()} against {said_words.split(' of ')[0]}: {percent(said.mean())} on average, {percent(true.mean())} found.",
-    )
+    what = f"{true_words.capitalize()} against {said_words.split(' of ')[0]}"
+    drawn["calibration"] = path, f"{what}: {percent(said.mean())} sure on average, {percent(true.mean())} right."
     return {"confidence": float(said.mean()), "right": float(true.mean()), "error": float(error)}

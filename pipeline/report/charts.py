@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pipeline.report.figures import ABOVE, CURVE_SIZE, INK, QUIET, TRAINING, VALIDATION, drawable_names, new_axes
+from pipeline.report.figures import ABOVE, CURVE_SIZE, INK, QUIET, TRAINING, VALIDATION, drawable, drawable_names, new_axes
 
 MAX_BARS = 30  # named bars; above, names would make a picture taller than a page
 MAX_NUMBERED = 25
@@ -58,33 +58,38 @@ def roc_figure(path: Path, truth: np.ndarray, probabilities: np.ndarray, thresho
         axes.legend(**ABOVE)
 
 
-def scatter_figure(path: Path, truth: np.ndarray, predicted: np.ndarray) -> None:
-    """Predicted against true numbers, (N,) each, a point an image, on one scale."""
+def scatter_figure(path: Path, truth: np.ndarray, predicted: np.ndarray, name: str) -> None:
+    """Predicted against true numbers of the column `name`, (N,) each, a point an image, on one scale."""
     with new_axes(path) as axes:
         low, high = float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max()))
         margin = 0.04 * (high - low) or 0.5
         axes.axline((low, low), slope=1, label="as it is", **EVEN)
         alpha = min(0.8, max(0.08, 120 / len(truth)))  # many points lie over each other: where it is dark there are more
         axes.plot(truth, predicted, "o", color=VALIDATION, markersize=4.5, alpha=alpha, markeredgewidth=0)
-        axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), xlabel="true number", ylabel="predicted number")
+        shown = drawable(name, 0)
+        axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin))
+        axes.set_xlabel(f"true {shown}", parse_math=False)
+        axes.set_ylabel(f"predicted {shown}", parse_math=False)
         _number_axes(axes)
         axes.legend(**ABOVE)
 
 
-def residuals_figure(path: Path, errors: np.ndarray) -> None:
-    """How often predicted minus true, (N,), is how large."""
+def residuals_figure(path: Path, errors: np.ndarray, name: str) -> None:
+    """How often predicted minus true, (N,) of the column `name`, is how large."""
     with new_axes(path) as axes:
         axes.hist(errors, bins=min(40, max(8, round(2 * math.sqrt(len(errors))))), color=VALIDATION, alpha=0.85)
         axes.axvline(0, **EVEN)
-        axes.set(xlabel="predicted minus true number", ylabel="validation images")
+        axes.set_xlabel(f"predicted minus true {drawable(name, 0)}", parse_math=False)
+        axes.set_ylabel("validation images")
         _number_axes(axes)
 
 
-def number_counts_figure(path: Path, edges: Sequence[float], counts: Sequence[int], of: str = "training images") -> None:
-    """A histogram from its B + 1 `edges` and B `counts`."""
+def number_counts_figure(path: Path, edges: Sequence[float], counts: Sequence[int], name: str, of: str = "training images") -> None:
+    """A histogram of the column `name` from its B + 1 `edges` and B `counts`."""
     with new_axes(path) as axes:
         axes.stairs(counts, edges, fill=True, color=TRAINING, alpha=0.85)
-        axes.set(xlim=(edges[0], edges[-1]), ylim=(0, max(counts) * 1.06 or 1), xlabel="number", ylabel=of)
+        axes.set(xlim=(edges[0], edges[-1]), ylim=(0, max(counts) * 1.06 or 1), ylabel=of)
+        axes.set_xlabel(drawable(name, 0), parse_math=False)
         _number_axes(axes)
 
 

@@ -46,7 +46,7 @@ def build_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
         signature=signature,
         runs=runs,
         results=[(_result_words(label), cells) for label, cells in results],
-        best=[_best_cells(label, cells) for label, cells in results],
+        best=[_best_cells(label, cells, len({files.target.kind for files in runs.values()}) > 1) for label, cells in results],
         curves=_captions(runs, drawn),
         parameters=_side_by_side(runs, _parameters),
         differing=_recipe(runs, same=False),
@@ -180,8 +180,10 @@ def _result_words(label: str) -> str:
     return f"{part} {metric_name(label)}" + ("" if higher_is_better(label) else f" ({direction(label)})")
 
 
-def _best_cells(label: str, cells: Sequence[Any]) -> list[bool]:
-    """Which runs are the best by a metric; none where all are alike, or there is no choice."""
+def _best_cells(label: str, cells: Sequence[Any], mixed: bool) -> list[bool]:
+    """Which runs are the best by a metric; none where all are alike, or there is no choice. Losses of `mixed` targets are different things."""
+    if mixed and label.endswith("_loss"):
+        return [False] * len(cells)
     known = [cell for cell in cells if isinstance(cell, int | float)] if _is_metric(label) else []
     if len(set(known)) < 2:
         return [False] * len(cells)

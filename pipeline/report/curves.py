@@ -58,7 +58,7 @@ def curve_names(runs: Sequence[RunFiles]) -> list[str]:
 def axis_words(name: str) -> str:
     """What stands at the axis of a metric: its name, and which way is better where a reader may not know."""
     words = metric_name(name)
-    return words if name == "loss" or "accuracy" in name else f"{words} ({direction(name)})"
+    return words if name == "loss" or "accuracy" in name else f"{words}\n({direction(name)})"
 
 
 def axis_limits(name: str, values: np.ndarray) -> tuple[float, float]:
@@ -91,6 +91,8 @@ def epoch_curves(
         axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch")
         axes.set_ylabel(axis_words(name))
+        if "\n" in axis_words(name):
+            axes.figure.subplots_adjust(left=0.185)
         axes.set_ylim(*axis_limits(name, np.concatenate([_floats(values) for values in curves.values()])))
         if is_share(name):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

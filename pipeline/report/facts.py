@@ -146,8 +146,8 @@ def ordered(values: dict[str, float], files: RunFiles) -> list[tuple[str, float]
     """Metrics by their keys: the competition's first where it was named, losses last, and none that says the same as another."""
     own, target = files.metric.name if files.told.get("metric") else None, files.target
     bare = {key: key.removeprefix("val_").removeprefix("test_") for key in values}
-    same = {"multilabel": ("accuracy",), "continuous": ()}.get(target.kind, ("micro_f1",))  # label accuracy; accuracy
-    shown = [key for key, name in bare.items() if name == own or name not in same]
+    twins = {"log_loss": "loss"} | ({"accuracy": "label_accuracy"} if target.kind == "multilabel" else {"micro_f1": "accuracy"})
+    shown = [key for key, name in bare.items() if name == own or twins.get(name) not in bare.values()]
     shown.sort(key=lambda key: (bare[key] != own, bare[key].endswith("loss")))
     return [(key, values[key]) for key in shown]
 

@@ -31,8 +31,8 @@ def read_numbers(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
     columns = [_column(files, number, truth[:, number], errors[:, number]) for number in range(len(target.names))]
     for number, name in enumerate(target.names[:MAX_DRAWN_COLUMNS]):
         figures = files.path / "figures"
-        scatter_figure(figures / f"predicted_{number}.png", truth[:, number], truth[:, number] + errors[:, number])
-        residuals_figure(figures / f"residuals_{number}.png", errors[:, number])
+        scatter_figure(figures / f"predicted_{number}.png", truth[:, number], truth[:, number] + errors[:, number], name)
+        residuals_figure(figures / f"residuals_{number}.png", errors[:, number], name)
         drawn[f"predicted_{number}"] = (
             figures / f"predicted_{number}.png",
             f"Predicted against true {name} of {len(rows):,} validation images.",
@@ -60,7 +60,7 @@ def read_number_counts(files: RunFiles, drawn: Drawn) -> list[dict[str, Any]]:
     shown = []
     for number, (name, histogram) in enumerate(list((stored or {}).items())[:MAX_DRAWN_COLUMNS]):
         path = files.path / "figures" / f"numbers_{number}.png"
-        number_counts_figure(path, histogram["edges"], histogram["counts"], of)
+        number_counts_figure(path, histogram["edges"], histogram["counts"], name, of)
         drawn[path.stem] = path, f"Histogram of {name} over {sum(histogram['counts']):,} {of}."
         shown.append({"name": name, "figure": path.stem, "of": of, "low": histogram["edges"][0], "high": histogram["edges"][-1]})
     return shown
