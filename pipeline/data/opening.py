@@ -27,8 +27,9 @@ Image.MAX_IMAGE_PIXELS = 128_000_000  # beyond it an image is refused: a decompr
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # once for all: warning filters cannot be changed safely in threads
 
 REDUCIBLE = ("JPEG", "MPO")  # formats that are decoded at a half, a quarter or an eighth of their size for less
-# Nothing that starts another program (PostScript), asks another library for its pixels, or is a film. The content decides, not the name.
-FORMATS = ("PNG", *REDUCIBLE, "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "DDS", "PCX", "SGI", "QOI")
+# Nothing that starts another program (PostScript), asks another library for its pixels, or is a film; not JPEG 2000, whose decoder ends the
+# whole process on some damaged files. The content decides, not the name.
+FORMATS = ("PNG", *REDUCIBLE, "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "PPM", "TGA", "ICO", "DDS", "PCX", "SGI", "QOI")
 READ_WHOLE = ("WEBP", "AVIF")  # whose file is read into memory to see what is in it
 
 MAX_FILE_BYTES = 1_100_000_000  # 128 megapixels of four 16-bit channels
@@ -99,7 +100,7 @@ def decoded_bytes(image: Image.Image) -> int:
     per_pixel = STORED_BYTES.get(image.mode, 4) + (0 if image.mode == "RGB" else 4) + 3
     if image.info.get("progressive"):
         per_pixel += 6  # libjpeg keeps the coefficients
-    if image.format in READ_WHOLE or image.format == "JPEG2000":
+    if image.format in READ_WHOLE:
         per_pixel += 8  # the library's own copy
     return per_pixel * image.width * image.height
 
