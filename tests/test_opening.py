@@ -139,7 +139,7 @@ def test_a_webp_with_a_damaged_chunk_of_metadata_is_the_picture_without_it(tmp_p
 
 def refusal(path: Path) -> str:
     """Why the image is refused, by every road alike, quickly and in little memory."""
-    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def pixels(path: Path) -> None:
         with opened(path) as image:
@@ -150,7 +150,7 @@ def refusal(path: Path) -> str:
         with pytest.raises(BadImage) as caught:
             road(path)
         texts.add(str(caught.value))
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
     (text,) = texts
     assert find_bad([path]) == {0: text}
