@@ -357,6 +357,20 @@ def test_a_source_that_cannot_be_is_named(tmp_path, source, monkeypatch):
     assert not (tmp_path / "data").exists()
 
 
+def test_an_archive_that_lies_in_the_data_folder(tmp_path):
+    files = folder_competition(tmp_path / "plain")
+    put(tmp_path / "data/the-slug.zip", zipped(files))
+    assert install.main(["--from", str(tmp_path / "data/the-slug.zip"), "--data", str(tmp_path / "data")]) == 0
+    assert names(tmp_path / "data") == sorted([*files, "the-slug.zip"])
+
+
+def test_make_takes_a_path_with_spaces(tmp_path):
+    folder_competition(tmp_path / "my downloads")
+    command = ["make", f"PYTHON={sys.executable}", "data", f"FROM={tmp_path}/my downloads", f"DATA={tmp_path}/my data"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    assert len(read_layout(tmp_path / "my data").train) == 8
+
+
 def test_a_readme_of_theirs_comes_beside_ours(tmp_path, take):
     folder_competition(tmp_path / "kaggle")
     put(tmp_path / "kaggle/README.md", "theirs")
@@ -522,7 +536,9 @@ def test_two_tables_of_a_part_keep_the_labels_of_both(tmp_path, take):
     take(tmp_path / "kaggle")
     assert load_table(tmp_path / "data/train.csv").column("label")[:3] == ["0", "1", "2"]
     assert set(load_table(tmp_path / "data/train_extra.csv").column("label")) == {"9"}
-    assert (pixels_of(tmp_path / "data/train_extra/0.png") == grey(30)).all() and (pixels_of(tmp_path / "data/train/0.png") == grey(0)).all()
+    assert (pixels_of(tmp_path / "data/train_extra/0.png") == grey(30)).all() and (
+        pixels_of(tmp_path / "data/train/0.png") == grey(0)
+    ).all()
 
 
 def test_an_image_that_is_there_is_never_written_over(tmp_path, take):

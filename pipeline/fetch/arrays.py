@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,18 @@ from pipeline.fetch.pixels import SMALLEST_SIDE, channels_rule, save
 from pipeline.tables import load_table
 from pipeline.wording import counted, listed
 
+_DAMAGE = (
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    SyntaxError,
+    TypeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+    MemoryError,
+)
 SURVEYED_FILES = 2000  # of files with one image each, spread over the set
 
 
@@ -31,11 +45,18 @@ class _Array:
     kind: str  # NumPy's: u i f b U S
 
     def load(self) -> np.ndarray:
-        """The array; an .npy stays on disk and is read where it is used."""
-        if self.key:
-            with np.load(self.path, allow_pickle=False) as file:
-                return file[self.key]
-        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+        """The array; an .npy stays on disk and is read where it is used.
+
+        Raises:
+            UserError: it is damaged behind its header.
+        """
+        try:
+            if self.key:
+                with np.load(self.path, allow_pickle=False) as file:
+                    return file[self.key]
+            return np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except _DAMAGE as error:
+            raise UserError(f"{self.path.name} is damaged ({error}); download it again") from None
 
 
 def convert(stage: Staged) -> None:
@@ -50,7 +71,7 @@ def convert(stage: Staged) -> None:
     for path in stage.files((".npy", ".npz")):
         try:
             arrays += _headers(path)
-        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, SyntaxError) as error:
+        except _DAMAGE as error:
             pickled = any(words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects"))
             reason = "it holds pickled Python objects, which run what they hold" if pickled else f"it is damaged ({error})"
             unread.append(f"{stage.shown(path)} was not turned into images: {reason}")
@@ -106,7 +127,7 @@ def _is_stack(array: _Array, arrays: list[_Array]) -> bool:
 
 
 def _planes(image: np.ndarray) -> np.ndarray:
-    """(C, H, W) of one image of shape (H, W), (H, W, C) or (C, H, W): the channels are the first or last side, where that is the smallest."""
+    """(C, H, W) of one image of shape (H, W), (H, W, C) or (C, H, W); the last side is that of the channels where it is the smallest."""
     image = np.asarray(image).astype(np.uint8) if image.dtype.kind == "b" else np.asarray(image)
     if image.ndim == 2:
         return image[None]

@@ -84,7 +84,8 @@ def _write(stage: Staged, table: _Table, rows: list[list[str]], rule: Rule) -> N
     table.path.unlink()
     written = write_rows(stage, table.part, table.path.stem, columns, cells)
     stage.notes.append(
-        f"{original}: {counted(len(names), 'image')} written into {folder}/ ({table.shape.says}; names: {how}); the other columns: {written}"
+        f"{original}: {counted(len(names), 'image')} written into {folder}/ "
+        f"({table.shape.says}; names: {how}); the other columns: {written}"
     )
 
 
@@ -100,6 +101,8 @@ def _recognised(stage: Staged, path: Path) -> _Table | None:
     except (ValueError, OSError) as error:  # no table: the layout says what is wrong with it, unless it is one of pixels
         if isinstance(error, pd.errors.ParserError) and _pixel_columns(_header(path)[1])[0]:
             raise UserError(f"{stage.shown(path)}: rows are no whole rows of pixels: {' '.join(str(error).split())}") from None
+        if suffix_of(path.name) == ".parquet":  # no other reader looks at it
+            stage.notes.append(f"{stage.shown(path)} was not read: it is damaged ({' '.join(str(error).split())})")
         return None
     if head is None or not len(head):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def examples(path: Path, where: str) -> Iterator[Features]:
                 if len(data) < length or len(file.read(4)) < 4:
                     raise UserError(f"{where}, record {number}: the file is cut short; download it again")
                 yield features(data)
-        except (IndexError, struct.error, UnicodeDecodeError, EOFError, OSError, ValueError) as error:
+        except (IndexError, KeyError, TypeError, AttributeError, struct.error, EOFError, OSError, zlib.error, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{where}, record {number}: it is no tf.train.Example ({error}); download the file again") from None
