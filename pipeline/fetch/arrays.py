@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tokenize
 import zipfile
 import zlib
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from pipeline.competition.folders import plain_name
 from pipeline.errors import UserError
+from pipeline.fetch.budget import allowed_bytes
 from pipeline.fetch.intensity import Rule, Survey
 from pipeline.fetch.parts import ID_NAMES, TABLES, Staged, check_names, part_of, row_ids, write_rows
 from pipeline.fetch.pixels import SMALLEST_SIDE, channels_rule, save
@@ -78,6 +80,9 @@ def convert(stage: Staged) -> None:
     stage.notes += unread[:5] + ([f"{counted(len(unread) - 5, 'more file')} of NumPy could not be read"] if len(unread) > 5 else [])
     stacks = [array for array in arrays if _is_stack(array, arrays)]
     single = [array for array in arrays if array not in stacks and not array.key and _planes_shape(array.shape)]
+    if single and stage.has_images([array.path.stem for array in single]):
+        stage.notes.append(f"{counted(len(single), 'NumPy file')} left as they are: images of the same names are there (masks, features?)")
+        arrays, single = [array for array in arrays if array not in single], []
     if single:
         _write_files(stage, single)
     if stacks:
@@ -105,6 +110,8 @@ def _headers(path: Path) -> list[_Array]:
                 shape, _, kind = read(member)
             if kind.hasobject:
                 raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
+            if math.prod(shape) * kind.itemsize > allowed_bytes(path.stat().st_size):
+                raise ValueError(f"an array of shape {shape} in a file of {path.stat().st_size:,} bytes")
             found.append(_Array(path, name.removesuffix(".npy"), shape, kind.kind))
     return found
 
@@ -158,14 +165,15 @@ def _write_stacks(stage: Staged, stacks: list[_Array], vectors: list[_Array]) ->
         for image in _images(array):
             survey.add(_planes(image))
     rule = survey.rule()
+    used: set[_Array] = set()
     for array in stacks:
-        _write_stack(stage, array, vectors, rule)
+        used |= _write_stack(stage, array, vectors, rule)
     colours = channels_rule(len(_planes(np.empty(stacks[0].shape[1:]))))
     stage.notes.append("; ".join(filter(None, [f"stacks of images: {rule.says}", colours])))
     if survey.num_without:
         stage.notes.append("stacks of images: values that are no number (NaN, infinite) count as no data and are black")
-    for path in {array.path for array in stacks}:
-        path.unlink()
+    for path in {array.path for array in stacks} | {vector.path for vector in vectors if vector in used}:
+        path.unlink(missing_ok=True)
 
 
 def _images(array: _Array) -> Iterator[np.ndarray]:
@@ -177,7 +185,8 @@ def _part(stage: Staged, array: _Array) -> str:
     return part_of(f"{stage.shown(array.path)}/{array.key}")
 
 
-def _write_stack(stage: Staged, array: _Array, vectors: list[_Array], rule: Rule) -> None:
+def _write_stack(stage: Staged, array: _Array, vectors: list[_Array], rule: Rule) -> set[_Array]:
+    """Write the images of one stack and their table; the arrays with its ids and labels."""
     count, part, original = array.shape[0], _part(stage, array), "/".join(filter(None, [stage.shown(array.path), array.key]))
     beside = [vector for vector in vectors if max(vector.shape) == count and _part(stage, vector) == part]
     texts = {vector: [_text(value) for value in np.asarray(vector.load()).ravel()] for vector in beside}
@@ -206,10 +215,8 @@ def _write_stack(stage: Staged, array: _Array, vectors: list[_Array], rule: Rule
         columns = [stage.id_column, *(_label_name(vector, len(labels)) for vector in labels)]
         rows = [[name, *(texts[vector][number] for vector in labels)] for number, name in enumerate(names)]
         written = f"; labels: {write_rows(stage, part, array.path.stem, columns, rows)}" if labels else ""
-    for vector in beside:
-        if not vector.key:
-            vector.path.unlink(missing_ok=True)
     stage.notes.append(f"{original}: {counted(count, 'image')} written into {folder}/ (names: {how}){written}")
+    return set(beside)
 
 
 def _label_name(vector: _Array, count: int) -> str:

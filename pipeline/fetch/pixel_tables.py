@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,21 @@ def convert(stage: Staged) -> None:
     Raises:
         UserError: rows are cut short, or hold what is no number; every such row is named.
     """
-    tables = [table for path in stage.files((".csv", ".tsv", ".parquet")) if path != stage.sample and (table := _recognised(stage, path))]
+    paths = [path for path in stage.files((".csv", ".tsv", ".parquet")) if path != stage.sample]
+    paths.sort(key=lambda path: (len(path.parts), path))
+    tables: list[_Table] = []
+    for path in paths:
+        table = _recognised(stage, path)
+        twin = next((other for other in tables if table and filecmp.cmp(path, other.path, shallow=False)), None)
+        if twin:
+            stage.notes.append(f"{stage.shown(path)} left out: it is the same as {stage.shown(twin.path)}")
+            path.unlink()
+        elif table:
+            tables.append(table)
     if not tables:
         return
+    if len(tables) == 1 and not tables[0].part and not stage.image_names:  # all there is must be what is to be learned from
+        tables = [replace(tables[0], part="train")]
     survey, rows = Survey(), {table.path: [] for table in tables}
     for table in tables:
         for others, values in _chunks(stage, table):

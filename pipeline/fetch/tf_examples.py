@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import UserError, raise_all
 
-MAX_RECORD = 1 << 30  # bytes
+MAX_RECORD = 1 << 28  # bytes
 Features = dict[str, list[Any]]  # name -> values: bytes, int or float
 
 
