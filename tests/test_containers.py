@@ -861,6 +861,13 @@ def test_a_missing_package_is_named_with_its_command(tmp_path, take, monkeypatch
     assert command in refused(take, tmp_path / "kaggle")
 
 
+def test_a_missing_package_is_named_before_anything_is_unpacked(tmp_path, take, monkeypatch):
+    path = put(tmp_path / "a.zip", zipped({"train/1/1.dcm": b"x"}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(staging, "stage", lambda *args: pytest.fail("it was unpacked"))
+    assert "pip install pydicom" in refused(take, path)
+
+
 def test_bson_with_several_images_a_document(tmp_path, take):
     bson = pytest.importorskip("bson")
     documents = [

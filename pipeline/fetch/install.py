@@ -101,6 +101,7 @@ def _make_ready(source: Path, work_dir: Path, record: dict[str, Any]) -> None:
     for folder in (unfinished, ready):
         shutil.rmtree(folder, ignore_errors=True)
     try:
+        containers.check_extras(source)
         notes = staging.stage(source, unfinished)
         notes += [line] if (line := staging.unwrap(unfinished)) else []
         notes += containers.convert(unfinished)
