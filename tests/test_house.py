@@ -38,6 +38,7 @@ WINGS = {
             "subjects",
             "test_rows",
             "notes",
+            "other_tasks",
             "vqa_files",
             "vqa_pictures",
             "vqa_tables",

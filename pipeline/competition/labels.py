@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.competition.class_folders import ClassFolders, class_folders, classes_in_names, from_folders, from_names
 from pipeline.competition.folders import DataFolder, absent, hide_command, mv_command, plain_name
 from pipeline.competition.id_columns import find_ids
-from pipeline.competition.ids import FOLDERS, PREFIXES, ImageIndex, file_name
+from pipeline.competition.ids import FOLDERS, PREFIXES, ImageIndex, file_name, settled
 from pipeline.competition.label_columns import LABEL_FLAG, LIKELY, SURE, Choice, Wanted, choose_labels, unclear
 from pipeline.competition.label_table import Found, Labelled, made_wide, read_table, without_test_rows
 from pipeline.competition.sources import TRAIN_TABLES, Source, Sources, headerless
@@ -55,7 +55,7 @@ def read_labelled(
         raise absent(folder, f"table of labels, though {key} is set", "expected train.csv or labels.csv, or the recipe without that key")
     bases = class_folders(folder)
     classes = bases[0]
-    looked_up = [_looked_up(source, index, _for_table(id_column, source, tables)) for source in tables if source.table.cells]
+    looked_up = [_looked_up(source, index, wanted, _for_table(id_column, source, tables)) for source in tables if source.table.cells]
     candidates = _candidates(looked_up, index, wanted, label_column, classes)
     best = _best(candidates, label_column)
     if best is None and len(bases) > 1:
@@ -127,18 +127,19 @@ class _LookedUp:
     notes: list[str]
 
 
-def _looked_up(source: Source, index: ImageIndex, id_column: str | None) -> _LookedUp:
+def _looked_up(source: Source, index: ImageIndex, wanted: Wanted, id_column: str | None) -> _LookedUp:
     table, parts, notes = without_test_rows(source.table)
     if source.is_json and not id_column and "file_name" in table.columns and index.match(table.column("file_name")).num_found:
         id_column = "file_name"  # COCO: the id is a number of its own and may be another image's name
-    name, match = find_ids(table, index, id_column, groups=True)
+    name, match = find_ids(table, index, id_column, groups=True, labels=wanted.columns)
     if match.num_found and index.match([name]).num_found and not parts:
         table = headerless(table)
         name, match = find_ids(table, index, None, groups=True)
     if not match.num_found and (wide := made_wide(table, index)):
         table, name = wide, wide.columns[0]
         match = find_ids(table, index, name, groups=True)[1]
-    return _LookedUp(Found(source, table, name, match), parts, notes)
+    match, note = settled(match, index.part_of)
+    return _LookedUp(Found(source, table, name, match), parts, [*notes, *([note] if note else [])])
 
 
 def _candidates(
@@ -226,6 +227,9 @@ def _from_table(best: _Candidate, index: ImageIndex, wanted: Wanted, classes: Cl
         advice = f"; to take the folders in {classes.where} as classes: {mv_command(table.path)}" if classes.plausible else ""
         raise unclear(table, best.choice, advice)
     labelled = read_table(best.found, best.choice.names, index, best.parts, wanted.may_be_empty)
+    if best.choice.called and labelled.evidence:
+        labelled.evidence = replace(labelled.evidence, columns=best.choice.called)
+        labelled.notes.append(f"{listed(best.choice.names)} are what the sample calls {listed(best.choice.called)}")
     labelled.notes += best.notes
     if not label_column:
         _check_agreement(best.found, labelled, classes)

@@ -14,6 +14,7 @@ from pipeline.competition.label_columns import Wanted
 from pipeline.competition.label_table import Labelled
 from pipeline.competition.labels import has_training_data, read_labelled
 from pipeline.competition.notes import other_notes, test_notes, train_notes
+from pipeline.competition.other_tasks import refuse_other_tasks
 from pipeline.competition.rows import Competition, Row
 from pipeline.competition.sample import check_sample, find_sample, wanted_by
 from pipeline.competition.sources import Source, Sources, read_sources
@@ -61,6 +62,8 @@ def read_layout(
     if sample and sample_id:
         sample = replace(sample, table=without_numbering(sample.table, sample_id))
     wanted = wanted_by(sample.table if sample else None, sample_id)
+    if sample and sample_id and asked.kind is None and known is None:
+        refuse_other_tasks(sample, sample_id, wanted)
     labelled, trouble = _labelled(folder, sources, sample, wanted, id_column, label_column, need)
     names = _label_names(labelled.evidence, known)
     test = find_test_images(folder, sources, sample, test_index, labelled.taken, names, required=need != "train")
