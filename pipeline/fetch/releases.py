@@ -18,9 +18,9 @@ import yaml
 
 from pipeline import files
 from pipeline.errors import UserError, raise_all, run_command
+from pipeline.fetch.addresses import Source, parse_source
 from pipeline.fetch.archives import unpack_zip
 from pipeline.fetch.download import fetch
-from pipeline.fetch.sources import Source, parse_source
 from pipeline.run import ADAPTER_DIR, is_unfinished, model_dirs, now, run_entries
 
 MODEL_DIR = Path("finetuned_model")
