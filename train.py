@@ -315,16 +315,10 @@ def finish(session: Session, build: Build, compute: Compute, recorder: Recorder,
     from pipeline.report.page import build_report
 
     task, output = build.task, session.output
-    counts = {
-        "train": task.num_train,
-        "val": task.num_val,
-        "train_per_class": task.train_per_class(),
-        "parameters": vars(build.counts),
-    }
     facts = {
         "class_names": list(task.class_names),
         **task.facts(),
-        "counts": counts,
+        "counts": {**task.counts(), "parameters": vars(build.counts)},
         "best_metric": task.best_metric if task.num_val else "epoch",
         "precision": compute.precision,
         "device": compute.device_name(),
