@@ -522,7 +522,9 @@ def test_two_tables_of_a_part_keep_the_labels_of_both(tmp_path, take):
     take(tmp_path / "kaggle")
     assert load_table(tmp_path / "data/train.csv").column("label")[:3] == ["0", "1", "2"]
     assert set(load_table(tmp_path / "data/train_extra.csv").column("label")) == {"9"}
-    assert (pixels_of(tmp_path / "data/train_extra/0.png") == grey(30)).all() and (pixels_of(tmp_path / "data/train/0.png") == grey(0)).all()
+    assert (pixels_of(tmp_path / "data/train_extra/0.png") == grey(30)).all() and (
+        pixels_of(tmp_path / "data/train/0.png") == grey(0)
+    ).all()
 
 
 def test_an_image_that_is_there_is_never_written_over(tmp_path, take):

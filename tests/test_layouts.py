@@ -257,6 +257,14 @@ def test_a_split_column_is_the_split(tmp_path):
     assert "marks rows as 'train', 'valid' and as '7'" in refusal(tmp_path).replace("'train', 'val'", "'train', 'valid'")
 
 
+def test_the_split_column_of_a_table_without_labels_refuses_nothing(tmp_path):
+    lines = "".join(f"{name}-{n},{part}\n" for name in ("cat", "dog") for n, part in (("a", "train"), ("b", "extra")))
+    competition = read_layout(two_classes(tmp_path, origin=f"id,split\n{lines}"))
+    assert labels(competition) == {"cat-a": "cat", "cat-b": "cat", "dog-a": "dog", "dog-b": "dog"}
+    lines = "".join(f"{name}-{n},{part},{name}\n" for name in ("cat", "dog") for n, part in (("a", "train"), ("b", "extra")))
+    assert "marks rows as 'train' and as 'extra'" in refusal(write(tmp_path, train=f"id,split,label\n{lines}"))
+
+
 def test_is_valid_is_the_split(tmp_path):
     flat(tmp_path, train="id,label,is_valid\n1,cat,False\n2,dog,False\n3,dog,True\n4,cat,True\n")
     assert read_layout(tmp_path).split == {"1": "train", "2": "train", "3": "val", "4": "val"}

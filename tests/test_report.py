@@ -411,7 +411,7 @@ def test_training_images_stay_on_the_page_when_the_data_is_gone(tmp_path: Path) 
 def test_many_classes_have_few_pictures_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_classes: int, shown: int, each: int
 ) -> None:
-    monkeypatch.setattr(thumbnails, "thumbnail", lambda path, _side: path.name)
+    monkeypatch.setattr(thumbnails, "thumbnail", lambda path, *_: path.name)
     names = [f"bird {number}" for number in range(num_classes)]
     store_samples(tmp_path, [Row(f"{name} {image}", Path(f"{name} {image}"), name) for image in range(8) for name in names], names)
     kept = [json.loads(line)["label"] for line in (tmp_path / "thumbnails.jsonl").read_text().splitlines()]

@@ -28,7 +28,7 @@ SURE, LIKELY, POSSIBLE = 3, 2, 1  # how much speaks for columns of labels
 ZERO_ONE = frozenset(("0", "1", "0.0", "1.0"))
 SPLIT_NAMES = ("split", "set", "subset", "partition", "phase", "isvalid", "isvalidation", "isval", "istrain", "istraining", "istest")
 PART_OF_VALUE = {
-    **dict.fromkeys(("train", "training", "trn", "tr"), "train"),
+    **dict.fromkeys(("train", "training", "trainval", "trn", "tr"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
     **dict.fromkeys(("test", "testing", "tst", "te"), "test"),
 }

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from pipeline.competition.facts import own_files
 from pipeline.competition.folders import DataFolder, look, natural_key
 from pipeline.competition.id_columns import find_ids, without_numbering
 from pipeline.competition.ids import ImageIndex
@@ -26,8 +27,6 @@ from pipeline.tables import Table
 from pipeline.targets.decide import decide
 from pipeline.targets.evidence import Asked, Decision, LabelEvidence
 from pipeline.targets.target import Target, multiclass
-
-OWN_FILES = ("competition.json", "competition.yaml", "submissions.csv")  # written by this project, or for it
 
 
 def read_layout(
@@ -51,10 +50,10 @@ def read_layout(
     """
     folder = look(Path(data_dir))
     if is_vqa(folder):
-        sources = read_sources(folder, skip=(*OWN_FILES, *folder.files("json_files")))
+        sources = read_sources(folder, skip=(*own_files(folder.root), *folder.files("json_files")))
         sample = find_sample(folder, sources, ImageIndex(folder, ()))
         return read_vqa(folder, sample.table if sample else None, id_column, label_column, need, skip_bad_images)
-    sources = read_sources(folder, skip=OWN_FILES)
+    sources = read_sources(folder, skip=own_files(folder.root))
     test_index = ImageIndex(folder, folder.of_part("test"))
     sample = find_sample(folder, sources, test_index)
     sample_id = _sample_id(sample, test_index, folder)
@@ -167,7 +166,7 @@ def read_sample(data_dir: Path | str) -> tuple[Table, str] | None:
     """
     folder = look(Path(data_dir))
     index = ImageIndex(folder, folder.of_part("test"))
-    sample = find_sample(folder, read_sources(folder, skip=OWN_FILES), index)
+    sample = find_sample(folder, read_sources(folder, skip=own_files(folder.root)), index)
     if sample is None:
         return None
     check_sample(sample.table)
