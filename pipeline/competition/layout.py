@@ -65,7 +65,9 @@ def read_layout(
     test = find_test_images(folder, sources, sample, test_index, labelled.taken, names, required=need != "train")
     decision, trouble = _decided(labelled, test, asked, known, need, trouble)
     target, metric = (decision.target, decision.metric) if decision else known or (None, None)
-    if target is None and len(wanted.columns) > 1:  # nothing else names the classes
+    if target is None and test.resolved and test.resolved.row_labels:  # nothing else names the labels
+        target = Target("multilabel", tuple(dict.fromkeys(test.resolved.row_labels)))
+    elif target is None and len(wanted.columns) > 1:
         target = multiclass(sorted(wanted.columns, key=natural_key))
     form = form_of(test, target, metric)
     more = check_classes(test, target, form, asked)
