@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, run_command
+from pipeline.files import sweep
 from pipeline.lock import holding_folder
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
@@ -95,6 +96,8 @@ def train(args: argparse.Namespace, command: str, started: float) -> int:
         UserError, Interrupted: as `main`.
     """
     output = Path(args.output)
+    if not args.dry_run:
+        sweep(output)
     recipe, former = choose_recipe(args, output)
     if recipe is None:
         return 0

@@ -22,7 +22,7 @@ WINGS = {
     ],
     "submission": ["checks", "write", "scores", "score"],
     "kaggle": ["token", "reply", "cli", "remembered", "ledger", "submit"],
-    "fetch": ["archives", "download", "releases", "public_sets", "install"],
+    "fetch": ["archives", "download", "whole", "releases", "public_sets", "install"],
     "data": ["images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
     "models": [
         "timm_checkpoints",

@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.competition.layout import read_submission_format
 from pipeline.errors import run_command
-from pipeline.files import read_json, sha256, write_json
+from pipeline.files import sha256, write_json
+from pipeline.run import read_record
 from pipeline.submission.scores import are_answers, score_answers, score_predictions
 from pipeline.wording import counted, nearest, quoted
 
@@ -41,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition's folder; default: %(default)s")
     options = parser.parse_args(argv)
-    record = read_json(options.model / "run.json") if (options.model / "run.json").exists() else None
-    known = record["class_names"] if record else None
+    record = read_record(options.model / "run.json") if (options.model / "run.json").exists() else None
+    known = record.get("class_names") if record else None
     submission_format = read_submission_format(options.data) if options.data.is_dir() else None
     id_column = submission_format.id_column if submission_format else None
     score = score_answers if are_answers(options.predictions, options.solution) else score_predictions
