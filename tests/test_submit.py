@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -533,3 +536,28 @@ def test_unreadable_ledger_is_never_written(tmp_path, data):
 
 def test_no_ledger_has_no_digests(tmp_path):
     assert ledger.ledger_digests(tmp_path / "submissions.csv") == set()
+
+
+def test_two_at_once_send_a_file_once(server, folder):
+    """Both are told to send the same file; the second waits, and then only waits for the score of what the first sent."""
+    now = {"date": datetime.now(UTC).isoformat()}
+    server.scoring = [{"status": "PENDING"} | now] * 3 + [{"status": "COMPLETE", "publicScore": "0.5"} | now]
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "pipeline.kaggle.submit", "--competition", "glyphs", "--poll-seconds", "0.1"]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    both = [
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert len(server.uploads) == 1, said
+    assert len(rows()) == 1 and rows()[0]["status"] == "complete"
+    assert sorted(process.returncode for process in both) in ([0, 0], [0, 2]), said  # 2: scored before the second looked
+    assert sum("sent to Kaggle" in text for text in said) == 1
+
+
+def test_a_file_changed_after_its_check_is_not_sent(plan, monkeypatch):
+    monkeypatch.setattr(cli, "list_submissions", lambda *_, **__: [])
+    plan.file.write_text("id,label\n1,cat\n")
+    with pytest.raises(UserError, match="changed after it was checked"):
+        submit.submit(plan)

@@ -19,7 +19,7 @@ from pipeline.errors import Interrupted, UserError, raise_all, run_command
 from pipeline.forms.check import check_predictions
 from pipeline.kaggle import cli
 from pipeline.kaggle.cli import Submission
-from pipeline.kaggle.ledger import LEDGER, Row, append_row, read_ledger, update_row
+from pipeline.kaggle.ledger import LEDGER, Row, append_row, read_ledger, sending, update_row
 from pipeline.kaggle.remembered import agreed, remembered_slug
 from pipeline.kaggle.reply import KaggleError
 from pipeline.kaggle.token import find_credentials, scrub
@@ -163,25 +163,48 @@ def submit(plan: Plan, *, yes: bool = False, poll_seconds: float = 10.0, timeout
         UserError: not sent, or not scored.
         Interrupted: sent, but its score was not waited for to the end.
     """
-    same_file = [row for row in read_ledger(LEDGER)[1] if (row["competition"], row["file_sha256"]) == (plan.competition, plan.sha256)]
-    row = None if yes else next((row for row in reversed(same_file) if row["status"] == "pending"), None)
-    if same_file and not row and not yes and not _send_again(plan, same_file[-1]):
+    with sending(LEDGER, _waiting_for_another()):  # two at once must not both find that a file was not sent yet
+        sent = _send_once(plan, yes, sleep)
+    if sent is None:
         print("nothing was sent")
         return
-    before = cli.list_submissions(plan.competition, sleep=sleep)
-    _refresh(plan.competition, before, skip=row)
-    if row:
-        print(f"{plan.file} was sent at {row['time']}; its score is looked up, nothing is sent again")
-        waiting, find, listed = row, _finder(row), before
-    else:
-        find = _send(plan, before, sleep)
-        waiting, listed = _add_row(plan), None
+    find, waiting, listed = sent
     found = _wait(find, plan, listed, poll_seconds, timeout_s, sleep)
     if found.status == "complete":
         _print_scores(plan, found)
     update_row(LEDGER, waiting, _outcome(found))
     if found.status == "error":
         raise UserError(f"Kaggle could not score the file: {found.error or f'the reason is at {_page(plan)}'}")
+
+
+def _send_once(plan: Plan, yes: bool, sleep: Sleep) -> tuple[Find, Row, list[Submission] | None] | None:
+    """Send the file unless Kaggle has it; what finds the submission, its row, and a list taken just now. None: the user said no."""
+    same_file = [row for row in read_ledger(LEDGER)[1] if (row["competition"], row["file_sha256"]) == (plan.competition, plan.sha256)]
+    row = None if yes else next((row for row in reversed(same_file) if row["status"] == "pending"), None)
+    if same_file and not row and not yes and not _send_again(plan, same_file[-1]):
+        return None
+    before = cli.list_submissions(plan.competition, sleep=sleep)
+    _refresh(plan.competition, before, skip=row)
+    if row:
+        print(f"{plan.file} was sent at {row['time']}; its score is looked up, nothing is sent again")
+        return _finder(row), row, before
+    if files.sha256(plan.file) != plan.sha256:
+        raise UserError(f"{plan.file} was changed after it was checked; nothing was sent: run the same command again")
+    find = _send(plan, before, sleep)
+    return find, _add_row(plan), None
+
+
+def _waiting_for_another() -> Callable[[], None]:
+    """What to do while another `make submit` sends: say so once, look again in a moment."""
+    told: list[bool] = []
+
+    def wait() -> None:
+        if not told:
+            print("another `make submit` is sending; waiting for it ...", flush=True)
+            told.append(True)
+        time.sleep(0.2)
+
+    return wait
 
 
 def _send_again(plan: Plan, row: Row) -> bool:
