@@ -51,8 +51,8 @@ demo-base: $(SETUP)  ## rebuild the demo's pretrained base from nothing
 weights: $(SETUP)  ## install released weights (WEIGHTS=drive id, link or zip; default: finetuned_model/release.yaml)
 	$(PYTHON) -m pipeline.fetch.releases $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
-data: $(SETUP)  ## a Kaggle competition into data/ (COMPETITION=slug), or a public set into data/NAME (DATASET=cifar10 ...)
-	$(PYTHON) -m pipeline.fetch.install $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(DATASET),--dataset "$(DATASET)") $(if $(YES),--yes)
+data: $(SETUP)  ## into data/: a Kaggle competition (COMPETITION=slug), what you downloaded (FROM=folder or archive), a public set (DATASET=cifar10 ...)
+	$(PYTHON) -m pipeline.fetch.install $(if $(FROM),--from "$(FROM)") $(if $(DATA),--data "$(DATA)") $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(DATASET),--dataset "$(DATASET)") $(if $(YES),--yes)
 
 submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the score (COMPETITION= MESSAGE= YES=1)
 	$(PYTHON) -m pipeline.kaggle.submit $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(MESSAGE),--message "$(MESSAGE)") $(if $(YES),--yes)

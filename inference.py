@@ -16,10 +16,10 @@ from pipeline.errors import UserError, run_command
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
-
-    from pipeline.competition.layout import Competition
+    from pipeline.competition.rows import Competition
+    from pipeline.predictions import Predictions
     from pipeline.run import Run
+    from pipeline.targets.target import Target
     from pipeline.tasks.build import Predictor
 
 
@@ -51,28 +51,25 @@ def main(argv: list[str] | None = None) -> int:
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
 
-    from pipeline.competition.layout import read_layout
     from pipeline.files import sha256
     from pipeline.run import load_run
     from pipeline.submission.write import write_predictions, write_results_json
     from pipeline.tables import is_formula
-    from pipeline.wording import quoted
+    from pipeline.wording import counted, quoted
 
     run = load_run(Path(args.model))
-    competition = read_layout(Path(args.data), need="test", **columns_of(run))
+    competition = read_for(run, Path(args.data))
     print("\n".join([f"{run.name} from {run.path}", *(f"  {note}" for note in competition.notes)]))
-    task = (run.record or {}).get("task", "classification")
-    if task != competition.task:
-        raise UserError(f"{args.data} is for {competition.task}, and {run.path} was trained for {task}: name another --model or --data")
-    class_names, probs = predict(run, competition, args.batch_size, args.precision)
+    predictions = predict(run, competition, args.batch_size, args.precision)
     output = Path(args.output)
     kept = copy_unsent(output)
     if output.suffix == ".json":  # the results file of the VQA challenge's own evaluation
-        write_results_json(output, competition, class_names, probs)
+        write_results_json(output, competition, predictions)
     else:
-        write_predictions(output, competition.submission, class_names, probs)
-    print(f"{output}: {len(probs)} rows, checked: ids, order and columns are the competition's")
-    if formulas := [text for text in (*competition.submission.ids, *class_names) if is_formula(text)]:
+        write_predictions(output, competition.form, predictions)
+        rows = counted(len(competition.form.row_ids), "row")
+        print(f"{output}: {rows}, {competition.form.describe()}; checked: ids, order and columns are the competition's")
+    if formulas := [text for text in (*competition.form.row_ids, *predictions.target.names) if is_formula(text)]:
         print(
             f"  note: a spreadsheet would run {quoted(formulas)} as a formula; Kaggle needs the text as it is: do not open the file in one"
         )
@@ -83,34 +80,54 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def columns_of(run: Run) -> dict[str, str | None]:
-    """The column names the run was trained with; empty for a legacy release."""
-    data = (run.record or {}).get("recipe", {}).get("data", {})
-    return {name: data.get(name) for name in ("id_column", "label_column")}
+def read_for(run: Run, data_dir: Path) -> Competition:
+    """The test part of a competition, read as the run read its training part.
+
+    Raises:
+        UserError: it cannot be read, or asks for something else than the run predicts.
+    """
+    from pipeline.competition.facts import read_facts
+    from pipeline.competition.layout import read_layout
+
+    data, facts = run.record.data_settings if run.record else {}, read_facts(data_dir)
+    competition = read_layout(
+        data_dir,
+        need="test",
+        id_column=data.get("id_column") or facts.id_column,
+        label_column=data.get("label_column") or facts.label_column,
+        asked=facts.asked(None, None, ()),
+        known=(run.target, run.metric) if run.target and run.task != "vqa" else None,
+    )
+    if run.task != competition.task:
+        raise UserError(f"{data_dir} is for {competition.task}, and {run.path} was trained for {run.task}: name another --model or --data")
+    return competition
 
 
-def predict(run: Run, competition: Competition, batch_size: int, precision: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Class names and (N, C) float64 probabilities of the test rows, in their order.
+def predict(run: Run, competition: Competition, batch_size: int, precision: str) -> Predictions:
+    """Predictions of the test ids, in the order of the form.
 
     Raises:
         UserError: the model cannot be rebuilt, or not one test image can be decoded.
     """
     import numpy as np
 
+    from pipeline.data.intensity import deep_images_without_rule
     from pipeline.models.lean import make_lean
-    from pipeline.targets.metrics import softmax
+    from pipeline.predictions import Predictions
     from pipeline.tasks.registry import task_module
     from pipeline.training.compute import choose_compute
     from pipeline.training.predict import predict_logits
 
     compute = choose_compute(precision)
-    task = task_module((run.record or {}).get("task", "classification"))
-    class_names = name_classes(run, competition, task.num_classes_of(run))
-    predictor: Predictor = task.rebuild(run, class_names)
+    task = task_module(run.task)
+    target = target_of(run, competition, task.num_outputs_of(run))
+    predictor: Predictor = task.rebuild(run, target.num_outputs)
     if compute.half is not None:
         make_lean(predictor.model, compute.half)
     predictor.model.to(compute.device)
-    print(f"  {len(class_names)} classes, {predictor.describe()}, {compute.describe()}")
+    print(f"  {target.describe()}, {predictor.describe()}, {compute.describe()}")
+    if warning := deep_images_without_rule([row.path for row in competition.test], predictor.rule.intensity):
+        print(f"WARNING: {warning}", file=sys.stderr)
 
     bad: list[int] = []
 
@@ -120,30 +137,34 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
             yield batch
 
     rows = len(competition.test)
-    result = predict_logits(predictor.model, predictor.logits, batches(), rows, len(class_names), compute, "predicting")
-    probs = softmax(result)
-    if bad:
-        per_class = (run.record or {}).get("counts", {}).get("train_per_class", {})
-        prior = np.array([per_class.get(name, 0) for name in class_names], dtype=np.float64) + 1e-9
-        probs[bad] = prior / prior.sum()
-        report_bad(list(dict.fromkeys(competition.test[row].path for row in sorted(bad))), len({row.path for row in competition.test}))
-    return class_names, probs
+    logits = predict_logits(predictor.model, predictor.logits, batches(), rows, target.num_outputs, compute, "predicting")
+    views = run.record.data_settings.get("views", "mean") if run.record else "mean"
+    ids = [row.id for row in competition.test]
+    if not bad:
+        return Predictions.of_images(ids, logits, target, views)
+    values = target.activate(logits)
+    values[bad] = (run.record and run.record.prior) or np.full(target.num_outputs, 1 / target.num_outputs)
+    report_bad(list(dict.fromkeys(competition.test[row].path for row in sorted(bad))), len({row.path for row in competition.test}))
+    readable = np.setdiff1d(np.arange(rows), bad)
+    return Predictions.of_values(ids, values, target, views, trusted=readable)
 
 
-def name_classes(run: Run, competition: Competition, num_classes: int) -> tuple[str, ...]:
-    """The class names by index: the run's own, or for a release that has none the competition's, if their number fits.
+def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:
+    """What the outputs mean: the run's own target, or for a release without names the competition's classes, if their number fits.
 
     Raises:
         UserError: the names cannot be known; a file of LABEL_7 would be scored as nothing but wrong.
     """
-    if run.class_names is not None and len(run.class_names) == num_classes:
-        return run.class_names
+    from pipeline.targets.target import multiclass
+
+    if run.target is not None and run.target.num_outputs == num_outputs:
+        return run.target
     names = tuple(sorted(competition.class_names))  # as torchvision's ImageFolder and datasets' imagefolder number them
-    if len(names) == num_classes:
-        print(f"  the release names no classes: taking the {num_classes} of {competition.root}, in sorted order")
-        return names
+    if len(names) == num_outputs:
+        print(f"  the release names no classes: taking the {num_outputs} of {competition.root}, in sorted order")
+        return multiclass(names)
     raise UserError(
-        f"{run.path}: the release tells {num_classes} classes apart and names them only LABEL_0..LABEL_{num_classes - 1}, and {competition.root} "
+        f"{run.path}: the release tells {num_outputs} classes apart and names them only LABEL_0..LABEL_{num_outputs - 1}, and {competition.root} "
         f"has {len(names)} class names. Put the training images (train/<class>/) or a sample_submission with one column per class "
         f"into {competition.root}, or write the names into id2label of {run.backbone_dir / 'config.json'}"
     )

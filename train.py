@@ -14,6 +14,7 @@ import shlex
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,14 @@ from pipeline.files import sweep
 from pipeline.lock import holding_folder
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
+    from collections.abc import Callable
+
     from pipeline.config import Recipe
     from pipeline.tasks.build import Build
+    from pipeline.training.checkpoint import StateStore
     from pipeline.training.compute import Compute
+    from pipeline.training.engine import Position
+    from pipeline.training.record import Recorder
     from pipeline.training.resume import FormerRun
 
 # Flag -> recipe key: these are short for --set KEY=VALUE.
@@ -39,6 +45,9 @@ RECIPE_FLAGS = {
     "lora_rank": "lora.rank",
     "precision": "precision",
     "seed": "seed",
+    "metric": "data.metric",
+    "target": "data.target",
+    "positive_class": "data.positive_class",
 }
 
 
@@ -60,6 +69,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         choices=["exact", "changed"],
         help="go on exactly where the run in --output stopped; changed: with another recipe or other data, as far as its weights fit",
     )
+    run.add_argument("--metric", metavar="NAME", help="how the competition is scored: accuracy, roc_auc, log_loss, qwk, rmse, map_at_5 ...")
+    run.add_argument(
+        "--target",
+        metavar="KIND",
+        help="what a label means: multiclass, binary, multilabel, ordinal or continuous (default: the data tell)",
+    )
+    run.add_argument("--positive-class", metavar="NAME", help="the class whose probability is graded; several as A,B")
     run.add_argument("--max-minutes", metavar="N", type=float, help="stop and save after N minutes (exit code 130)")
     run.add_argument("--dry-run", action="store_true", help="build everything, run two batches of training and validation, write nothing")
     recipe = parser.add_argument_group("recipe keys with a flag of their own")
@@ -86,28 +102,59 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
     with nullcontext() if args.dry_run else holding_folder(Path(args.output)):  # before anything in it is read
-        return train(args, command, started)
+        session = open_session(args, command, started)
+        if session is None:
+            return 0
+        build, compute = build_task(session)
+        return train(session, build, compute)
 
 
-def train(args: argparse.Namespace, command: str, started: float) -> int:
-    """Build what the flags say and train it, from the start or from where the run in `--output` stopped; the exit code.
+@dataclass(frozen=True)
+class Session:
+    """What the command line asks for."""
+
+    args: argparse.Namespace
+    recipe: Recipe
+    former: FormerRun | None  # the unfinished run that goes on
+    output: Path
+    command: str
+    started: float  # on the clock of `time.perf_counter`
+
+
+def open_session(args: argparse.Namespace, command: str, started: float) -> Session | None:
+    """The command line with its recipe; None when there is nothing left to do.
 
     Raises:
-        UserError, Interrupted: as `main`.
+        UserError: the recipe is wrong, or the output folder holds an unfinished run.
     """
-    output = Path(args.output)
     if not args.dry_run:
-        sweep(output)
-    recipe, former = choose_recipe(args, output)
-    if recipe is None:
-        return 0
+        sweep(Path(args.output))
+    recipe, former = choose_recipe(args, Path(args.output))
+    return None if recipe is None else Session(args, recipe, former, Path(args.output), command, started)
 
+
+def build_task(session: Session) -> tuple[Build, Compute]:
+    """The competition read, the model built and placed; what was understood is printed.
+
+    Raises:
+        UserError: the data cannot be read in one way alone, do not fit the recipe, or the backbone cannot be loaded.
+    """
+    from pipeline.competition.facts import read_facts
     from pipeline.competition.layout import read_layout
+    from pipeline.tasks.registry import task_module
+    from pipeline.training.compute import choose_compute
 
+    args, recipe, former = session.args, session.recipe, session.former
     print(f"{recipe.name}: {recipe.task} with {recipe.backbones}")
-    data = recipe.data
+    data, facts = recipe.data, read_facts(Path(args.data))
+    asked = former.asked() if former else facts.asked(data.metric, data.target, data.positive_class)
     competition = read_layout(
-        Path(args.data), id_column=data.id_column, label_column=data.label_column, need="train", skip_bad_images=data.skip_bad_images
+        Path(args.data),
+        id_column=data.id_column or facts.id_column,
+        label_column=data.label_column or facts.label_column,
+        need="train",
+        skip_bad_images=data.skip_bad_images,
+        asked=asked,
     )
     print("\n".join(f"  {note}" for note in competition.notes))
     if recipe.task != competition.task:
@@ -115,20 +162,15 @@ def train(args: argparse.Namespace, command: str, started: float) -> int:
         raise UserError(
             f"{args.data} is for {competition.task}, and the recipe {recipe.name} for {recipe.task}: use {fix}, or another --data"
         )
-
-    from pipeline.tasks.registry import task_module
-    from pipeline.training.compute import choose_compute
-
     if args.dry_run:  # which writes nothing
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_gb": 0})})
-
     compute = choose_compute(recipe.precision)
     build = task_module(recipe.task).build(recipe, competition, former)
     if former is not None:
-        former.check_data(build.task.class_names, build.task.split_rows())
+        former.check_rows(build.task.split_rows())
     print("\n".join(f"  {note}" for note in build.notes))
     build.task.place(compute, fresh=former is None)
-    return run(args, recipe, build, compute, output, command, former, started)
+    return build, compute
 
 
 def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None, FormerRun | None]:
@@ -170,38 +212,24 @@ def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None
     return load_recipe(args.recipe or DEFAULT_RECIPE, overrides), None
 
 
-def run(
-    args: argparse.Namespace,
-    recipe: Recipe,
-    build: Build,
-    compute: Compute,
-    output: Path,
-    command: str,
-    former: FormerRun | None,
-    started: float,
-) -> int:
-    """Train what was built, from the start or from the state in `output`; the exit code. `started`: as `announce` takes it.
+def train(session: Session, build: Build, compute: Compute) -> int:
+    """Train what was built, from the start or from the state in the output folder; the exit code.
 
     Raises:
         UserError: it will not fit in memory or on the disk, `compile: true` cannot be had, or the loss became NaN or infinite.
         Interrupted: see `pipeline.training.engine.fit`.
     """
-    from pipeline.files import set_aside
-    from pipeline.report.page import LivePage, build_report
-    from pipeline.report.thumbnails import store_samples
-    from pipeline.run import run_entries
-    from pipeline.training.checkpoint import StateStore, seed_everything
+    from pipeline.training.checkpoint import seed_everything
     from pipeline.training.compilation import settle
     from pipeline.training.engine import fit
     from pipeline.training.estimate import dry_run
     from pipeline.training.optim import build_optimizer, plan_schedule
     from pipeline.training.record import Recorder
-    from pipeline.training.resume import write_rows, write_start
 
-    task = build.task
+    args, recipe, former, task = session.args, session.recipe, session.former, build.task
     schedule = plan_schedule(recipe, task.num_train)
     optimizer = build_optimizer(task.model.named_parameters(), recipe, build.head)
-    micro_batch_size, expected_seconds = announce(args, recipe, build, compute, schedule, output, started)
+    micro_batch_size, expected_seconds = announce(session, build, compute, schedule)
     choice = recipe.compile if task.one_shape else False
     before = None if former is None else former.start.get("compiled", False)
     compiled, note = settle(task, compute, choice, micro_batch_size, expected_seconds, before)
@@ -211,40 +239,16 @@ def run(
         print("\n".join(dry_run(task, compute, micro_batch_size)))
         return 0
 
-    recorder = Recorder(output, recipe, task.save, task.write_validation)
-    state = None
-    if former is None:
-        if moved := set_aside(run_entries(output), output / "earlier"):
-            print(f"what was in {output} is kept in {moved}")
-        write_rows(output, task.split_rows())  # first, for a folder with a state/ is never taken for a release
-        task.save(output, initial=True)
-        start = write_start(output, recipe, schedule, task.class_names, command, compiled)
-    else:
-        start = former.go_on(recipe, schedule, task.split_rows(), command)
-        state, damaged = StateStore(output / "state").load()
-        print("\n".join(damaged), end="\n" if damaged else "")
-        if state is None:
-            print("no state was saved yet: starting from the beginning")
-        else:
-            recorder.resume(state["position"]["history"])
-
-    if task.rows_are == "images":
-        store_samples(output, task.train_rows, task.class_names)
-    live_page = LivePage(output)
-
-    def on_epoch(report: Any) -> None:
-        recorder.epoch(report)
-        if problem := live_page.update():
-            print(problem)
-
+    recorder = Recorder(session.output, recipe, task.save, task.write_validation, (f"train_{task.train_score}", task.best_metric))
+    start, store, state = begin(session, build, recorder, schedule, compiled)
     seed_everything(recipe.seed + 2)  # from here on nothing depends on what was drawn while building
     last = fit(
         task,
         optimizer,
         schedule,
         compute,
-        StateStore(output / "state"),
-        on_epoch,
+        store,
+        recorder_with_page(recorder, session.output),
         epochs=recipe.epochs,
         micro_batch_size=micro_batch_size,
         max_grad_norm=recipe.optimizer.max_grad_norm,
@@ -252,6 +256,68 @@ def run(
         max_minutes=args.max_minutes,
         state=state,
     )
+    finish(session, build, compute, recorder, last, {"schedule": schedule, "compiled": compiled, **start})
+    return 0
+
+
+def begin(
+    session: Session, build: Build, recorder: Recorder, schedule: dict[str, Any], compiled: bool
+) -> tuple[dict[str, Any], StateStore, dict[str, Any] | None]:
+    """Make the output folder one of this run: what it was started with, its states, and the state to go on from (None: from the beginning).
+
+    Raises:
+        UserError: a state that cannot be read.
+    """
+    from pipeline.files import set_aside
+    from pipeline.report.thumbnails import store_samples
+    from pipeline.run import run_entries
+    from pipeline.training.checkpoint import StateStore
+    from pipeline.training.resume import write_rows, write_start
+
+    output, task, former = session.output, build.task, session.former
+    store, state = StateStore(output / "state"), None
+    if former is None:
+        if moved := set_aside(run_entries(output), output / "earlier"):
+            print(f"what was in {output} is kept in {moved}")
+        write_rows(output, task.split_rows())  # first, for a folder with a state/ is never taken for a release
+        task.save(output, initial=True)
+        start = write_start(output, session.recipe, schedule, task.class_names, task.facts(), session.command, compiled)
+    else:
+        start = former.go_on(session.recipe, schedule, task.split_rows(), session.command)
+        state, damaged = store.load()
+        print("\n".join(damaged), end="\n" if damaged else "")
+        if state is None:
+            print("no state was saved yet: starting from the beginning")
+        else:
+            recorder.resume(state["position"]["history"])
+    if task.rows_are == "images":
+        store_samples(output, task.train_rows, task.target)
+    return {name: start[name] for name in ("command", "changes", "started")}, store, state
+
+
+def recorder_with_page(recorder: Recorder, output: Path) -> Callable[[Any], None]:
+    """What is called after each epoch: its files, then the run's page."""
+    from pipeline.report.page import LivePage
+
+    live_page = LivePage(output)
+
+    def on_epoch(report: Any) -> None:
+        recorder.epoch(report)
+        if problem := live_page.update():
+            print(problem)
+
+    return on_epoch
+
+
+def finish(session: Session, build: Build, compute: Compute, recorder: Recorder, last: Position, started_with: dict[str, Any]) -> None:
+    """Write run.json and the page, and print what came out and what to do next.
+
+    Raises:
+        UserError: the page's files are damaged.
+    """
+    from pipeline.report.page import build_report
+
+    task, output = build.task, session.output
     counts = {
         "train": task.num_train,
         "val": task.num_val,
@@ -260,16 +326,13 @@ def run(
     }
     facts = {
         "class_names": list(task.class_names),
+        **task.facts(),
         "counts": counts,
-        "schedule": schedule,
         "best_metric": task.best_metric if task.num_val else "epoch",
         "precision": compute.precision,
         "device": compute.device_name(),
-        "compiled": compiled,
-        "command": start["command"],
-        "changes": start["changes"],
-        "data": args.data,
-        "started": start["started"],
+        "data": session.args.data,
+        **started_with,
     }
     recorder.finish(last, facts)
     for line in task.examine(output, compute):
@@ -280,16 +343,12 @@ def run(
         if task.num_val
         else "no validation rows: the last epoch is kept"
     )
-    print(f"done. {best}\npage: {page}\nnext: python inference.py --model {output} --data {args.data}")
-    return 0
+    next_command = shlex.join(["python", "inference.py", "--model", str(output), "--data", session.args.data])
+    print(f"done. {best}\npage: {page}\nnext: {next_command}")
 
 
-def announce(
-    args: argparse.Namespace, recipe: Recipe, build: Build, compute: Compute, schedule: dict[str, Any], output: Path, started: float
-) -> tuple[int, float]:
+def announce(session: Session, build: Build, compute: Compute, schedule: dict[str, Any]) -> tuple[int, float]:
     """Print what is about to happen and what it will need; the micro-batch size, and the seconds that training on all epochs will take.
-
-    `started` is the command's start on the clock of `time.perf_counter`: the first batch's time is counted from it.
 
     Raises:
         UserError: it will not fit in memory or on the disk.
@@ -298,12 +357,13 @@ def announce(
     from pipeline.training.estimate import check_disk, check_fits, largest_micro_batch, seconds_per_image
     from pipeline.training.memory import OPTIMIZER_STATES
 
+    args, recipe, output = session.args, session.recipe, session.output
     task, counts = build.task, build.counts
     kind = f"LoRA rank {recipe.lora.rank} on {' + '.join(recipe.lora.targets)}" if recipe.lora.rank else "full fine-tuning"
     kind = "the head alone" if recipe.head_only else kind
     if recipe.lora.rank and recipe.lora.also_train:
         kind += f", also {' + '.join(recipe.lora.also_train)}"
-    print(f"  {build.summary} for {task.num_classes} classes; {kind}")
+    print(f"  {build.summary} for {len(task.class_names):,} {task.names_are}; {kind}")
     print(
         f"  parameters: {counts.model:,} in the model, {counts.trainable:,} trainable ({counts.trainable / counts.model:.2%}): "
         f"adapter {counts.adapter:,}, head {counts.head:,}"
@@ -322,7 +382,9 @@ def announce(
     train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
     total = recipe.epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
     sizes = f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
-    print(f"  on {compute.describe()}: about {human_time(total)}, {sizes}; the first batch was there after {arrived - started:.1f} s")
+    print(
+        f"  on {compute.describe()}: about {human_time(total)}, {sizes}; the first batch was there after {arrived - session.started:.1f} s"
+    )
     return micro_batch_size, recipe.epochs * task.num_train * train_seconds
 
 

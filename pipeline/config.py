@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import UserError, raise_all, run_command
@@ -95,7 +95,13 @@ class Data(Section):
     """Which rows there are, which of them validate, and how their pictures come to the model."""
 
     id_column: str | None = Field(None, description="of the table of labels, where several could be meant")
-    label_column: str | None = Field(None, description="the same")
+    label_column: str | None = Field(None, description="of the table of labels, where several could be the label")
+    metric: str | None = Field(None, min_length=1, description="how the competition is scored; null = as competition.yaml or the data tell")
+    target: Literal["multiclass", "binary", "multilabel", "ordinal", "continuous"] | None = Field(
+        None, description="what a label means; null = as competition.yaml or the data tell"
+    )
+    positive_class: tuple[str, ...] = Field((), description="binary: the labels whose probability is graded")
+    views: Literal["mean", "max"] = Field("mean", description="how predictions of several images of one id become one")
     val_fraction: float = Field(0.05, ge=0, le=0.9, description="the share of the labelled rows that validates, stratified by class")
     skip_bad_images: bool = Field(False, description="train without images that cannot be decoded, instead of stopping")
     workers: int | Literal["auto"] = Field(
@@ -110,6 +116,13 @@ class Data(Section):
     split_by: Literal["image", "question"] = Field("image", description="vqa: by question lets a picture be in both parts")
     group_by_image: bool = Field(False, description="vqa: an epoch passes the questions of a picture together: less to compute")
     max_question_tokens: int = Field(64, ge=4, description="vqa: longer questions are cut")
+
+    @field_validator("positive_class", mode="before")
+    @classmethod
+    def _as_texts(cls, value: Any) -> Any:
+        """`JMiPOD,UERD`, `1` and `[1, 2]` are all lists of label texts."""
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+        return () if value is None else tuple(str(part).strip() for part in parts)
 
 
 class Checkpoint(Section):

@@ -12,14 +12,16 @@ from typing import Any
 
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json, read_json_lines
+from pipeline.targets.target import Target, multiclass
 
 FORMAT = 1
+RECORD = "run.json"  # written last: its presence means that the run is complete
 ADAPTER_DIR = "model_lora"
 INSTALLING = ".installing"  # lies in a run folder while a release is moved in: until it is gone, nothing there counts
 HEAD_FILE = "head.safetensors"  # of a model with two backbones; otherwise the head is in the backbone's or the adapter's file
 _FILES = (
     INSTALLING,
-    "run.json",
+    RECORD,
     "metrics.jsonl",
     "timing.jsonl",
     "val_predictions.csv",
@@ -41,11 +43,81 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("schedule", "best", "last", "versions", "target", "metric"), (dict,)),
     **dict.fromkeys(("task", "name", "precision", "device", "data", "command", "started", "finished", "commit"), (str,)),
     **dict.fromkeys(("best.metric", "metric.name"), (str,)),
-    **dict.fromkeys(("class_names", "changes"), (list,)),
+    **dict.fromkeys(("class_names", "changes", "prior"), (list,)),
     **dict.fromkeys(("format", "seed", "best.epoch"), (int,)),
     **dict.fromkeys(("best.value", "recipe.lora.rank"), _NUMBER),
 }
 _IN_WORDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """run.json: what a finished run says of itself. What a run of an earlier version did not write yet has a value all the same."""
+
+    path: Path  # of run.json
+    values: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What pages and ledgers call the run."""
+        return str(self.values.get("name") or self.path.parent.name)
+
+    @property
+    def task(self) -> str:
+        """`classification` or `vqa`."""
+        return str(self.values.get("task", "classification"))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Classes, grades, labels or answers, by index."""
+        return tuple(self.values.get("class_names") or ())
+
+    @property
+    def target(self) -> Target:
+        """What its labels mean. Runs of earlier versions tell one of several classes.
+
+        Raises:
+            UserError: run.json holds a target that this version does not know.
+        """
+        if "target" in self.values:
+            return Target.read(self.values["target"], str(self.path))
+        return multiclass(self.class_names)
+
+    @property
+    def metric(self) -> str:
+        """What it is scored by."""
+        return str((self.values.get("metric") or {}).get("name", "accuracy"))
+
+    @property
+    def prior(self) -> list[float] | None:
+        """What is predicted for an image that cannot be read, a value for each output; None where the run cannot tell."""
+        if "prior" in self.values:
+            return [float(value) for value in self.values["prior"]]
+        counts = (self.values.get("counts") or {}).get("train_per_class") or {}
+        total = sum(counts.values())
+        return [counts.get(name, 0) / total for name in self.class_names] if total else None
+
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """The recipe's section `data`."""
+        return (self.values.get("recipe") or {}).get("data") or {}
+
+
+def read_record(path: Path) -> RunRecord | None:
+    """The record of the run in folder `path`; None where it holds no finished run.
+
+    Raises:
+        UserError: run.json is damaged, holds values of other types, or was written in another format.
+    """
+    file = Path(path) / RECORD
+    if not file.exists():
+        return None
+    values = read_values(file)
+    if values.get("format") != FORMAT:
+        raise UserError(f"{file}: format {values.get('format')!r}, expected {FORMAT}: written by another version of this project")
+    if not isinstance(values.get("class_names"), list) or not values["class_names"]:
+        raise UserError(f"{file}: names no classes (class_names): it was changed by hand or is damaged; `make weights` or train again")
+    return RunRecord(file, values)
 
 
 @dataclass(frozen=True)
@@ -56,13 +128,34 @@ class Run:
     backbone_dir: Path  # model_<type>/, loadable by plain from_pretrained
     adapter_dir: Path | None  # model_lora/, loadable by plain PEFT; None after full fine-tuning
     class_names: tuple[str, ...] | None  # None when a legacy release has only LABEL_0..N
-    record: dict[str, Any] | None  # run.json; None for a legacy release
+    record: RunRecord | None  # None for a legacy release
     text_dir: Path | None = None  # the text backbone's folder, with its tokenizer, where there is one
 
     @property
     def name(self) -> str:
         """The name in its recipe; `legacy release` where there is none."""
-        return (self.record or {}).get("name") or "legacy release"
+        return self.record.name if self.record else "legacy release"
+
+    @property
+    def task(self) -> str:
+        """`classification` or `vqa`."""
+        return self.record.task if self.record else "classification"
+
+    @property
+    def target(self) -> Target | None:
+        """What its labels mean; None where a release names no classes.
+
+        Raises:
+            UserError: run.json holds a target that this version does not know.
+        """
+        if self.record:
+            return self.record.target
+        return multiclass(self.class_names) if self.class_names else None
+
+    @property
+    def metric(self) -> str:
+        """What it is scored by."""
+        return self.record.metric if self.record else "accuracy"
 
 
 def load_run(path: Path) -> Run:
@@ -90,28 +183,21 @@ def load_run(path: Path) -> Run:
     if is_unfinished(path):
         raise UserError(f"{path} holds an unfinished run: finish it with `python train.py --output {path} --resume`")
     config = _read_object(folders[0] / "config.json")
-    record = read_record(path / "run.json") if (path / "run.json").exists() else None
-    if record is not None and record.get("format") != FORMAT:
-        raise UserError(
-            f"{path / 'run.json'}: format {record.get('format')!r}, expected {FORMAT}: written by another version of this project"
-        )
-    if record is not None and not record.get("class_names"):
-        raise UserError(
-            f"{path / 'run.json'}: names no classes (class_names): it was changed by hand or is damaged; `make weights` or train again"
-        )
+    record = read_record(path)
     adapter_dir = path / ADAPTER_DIR
-    if record is not None and (_at(record, "recipe.lora.rank") or 0) > 0 and not adapter_dir.is_dir():
+    rank = _at(record.values, "recipe.lora.rank") or 0 if record else 0
+    if rank > 0 and not adapter_dir.is_dir():
         raise UserError(
-            f"{path} was trained with an adapter (lora.rank {_at(record, 'recipe.lora.rank')}), and {adapter_dir} is missing: "
-            "copy the whole folder again; without it the backbone alone would guess"
+            f"{path} was trained with an adapter (lora.rank {rank}), and {adapter_dir} is missing: copy the whole folder again; "
+            "without it the backbone alone would guess"
         )
-    class_names = tuple(record["class_names"]) if record else _names_from(config)
+    class_names = record.class_names if record else _names_from(config)
     text_dir = text_dirs[0] if text_dirs else None
     return Run(path, folders[0], adapter_dir if adapter_dir.is_dir() else None, class_names, record, text_dir)
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """The values of a run.json, each of the type that its readers rely on; which of them are there is theirs to see.
+def read_values(path: Path) -> dict[str, Any]:
+    """The values of a run.json (or state/start.json), each of the type that its readers rely on; which of them are there is theirs to see.
 
     Raises:
         UserError: it is missing, is no JSON object, or holds values of other types; each is named.
@@ -128,6 +214,9 @@ def read_record(path: Path) -> dict[str, Any]:
     per_class = _at(record, "counts.train_per_class")
     if isinstance(per_class, dict) and not all(type(count) in _NUMBER for count in per_class.values()):
         problems.append("counts.train_per_class: expected a number for each class")
+    prior = record.get("prior")
+    if isinstance(prior, list) and not all(type(value) in _NUMBER for value in prior):
+        problems.append("prior: expected numbers")
     raise_all(problems, f"{path} was changed by hand or is damaged; `make weights` or train again:")
     return record
 
@@ -178,7 +267,7 @@ def run_entries(path: Path) -> list[Path]:
 
 def is_unfinished(path: Path) -> bool:
     """True when the folder holds a run that was started and has no run.json yet."""
-    return (Path(path) / "state").is_dir() and not (Path(path) / "run.json").exists()
+    return (Path(path) / "state").is_dir() and not (Path(path) / RECORD).exists()
 
 
 def environment() -> dict[str, Any]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import re
+import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.errors import UserError, raise_all
 from pipeline.files import write_text
@@ -29,6 +33,7 @@ class Table:
     lines: tuple[int, ...]
     delimiter: str
     has_byte_order_mark: bool
+    notes: tuple[str, ...] = ()  # what reading left out
 
     def column(self, name: str) -> list[str]:
         """The cells of the column called `name`, top to bottom."""
@@ -39,25 +44,44 @@ class Table:
 def load_table(path: Path) -> Table:
     """The table in a CSV file: `,` `;` or tab between cells, quoted cells, any line ends, UTF-8 with or without a byte order mark.
 
+    A first column without a name that only numbers the rows (a pandas index) is left out, with a note. A `.gz`, or a `.zip` with one file
+    in it, is read as the table that it holds.
+
     Raises:
         UserError: every problem at once, with row numbers: not UTF-8, NUL bytes, broken quotes, rows of another width than the header,
             column names that are empty or occur twice.
     """
     path = Path(path)
     text, problems = _decoded(path)
+    notes: tuple[str, ...] = ()
     has_byte_order_mark = text.startswith("\ufeff")
     text = text.removeprefix("\ufeff")
     delimiter, rows, lines, broken_quote = _parsed(text)
     if not rows:
         problems.append("it is empty: a header row is needed")
     else:
-        problems += _header_problems(rows[0])
         problems += _width_problems(rows, lines, delimiter)
+        if not problems and not broken_quote and _has_index(rows):
+            rows, notes = [row[1:] for row in rows], ("an unnamed column that numbers the rows (a pandas index) ignored",)
+        problems += _header_problems(rows[0])
     if broken_quote:
         problems.append(broken_quote)
     raise_all(problems, f"{path} cannot be read as a table:")
     cells = tuple(tuple(row) for row in rows[1:])
-    return Table(path, tuple(rows[0]), cells, tuple(lines[1:]), delimiter, has_byte_order_mark)
+    return Table(path, tuple(rows[0]), cells, tuple(lines[1:]), delimiter, has_byte_order_mark, notes)
+
+
+def numbers_the_rows(cells: Sequence[str]) -> bool:
+    """True for `0, 1, 2, ...` or `1, 2, 3, ...`, two rows or more: the number of a row, which may name nothing."""
+    if len(cells) < 2 or cells[0] not in ("0", "1"):
+        return False
+    start = int(cells[0])
+    return all(cell == str(start + row) for row, cell in enumerate(cells))
+
+
+def _has_index(rows: list[list[str]]) -> bool:
+    cells = [row[0] for row in rows[1:]]
+    return len(rows[0]) > 1 and not rows[0][0].strip() and (cells == ["0"] or numbers_the_rows(cells))
 
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
@@ -100,10 +124,41 @@ def _line(cells: Sequence[Any]) -> str:
     return (",".join(quoted) if quoted != [""] else '""') + "\n"
 
 
+MAX_UNPACKED = 4 << 30  # bytes: more is no table
+
+
+def _bytes(path: Path) -> bytes:
+    """What is in the file, unpacked where its name ends in .gz or .zip."""
+    if path.suffix.lower() not in (".gz", ".zip"):
+        return path.read_bytes()
+    try:
+        with _unpacked(path) as file:
+            data = file.read(MAX_UNPACKED + 1)
+    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be unpacked: {error}: copy it again, or unpack it by hand") from None
+    if len(data) > MAX_UNPACKED:
+        raise UserError(f"{path} is more than {MAX_UNPACKED >> 30} GB when it is unpacked: no table that can be read")
+    return data
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+    if path.suffix.lower() == ".gz":
+        with gzip.open(path) as file:
+            yield file
+        return
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX")]
+        if len(names) != 1:
+            raise UserError(f"{path} holds {counted(len(names), 'file')}, and one table is needed: unpack it")
+        with archive.open(names[0]) as file:
+            yield file
+
+
 def _decoded(path: Path) -> tuple[str, list[str]]:
     """The text of the file with its line ends, and what is wrong with its bytes."""
     try:
-        data = path.read_bytes()
+        data = _bytes(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except OSError as error:

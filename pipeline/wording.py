@@ -1,8 +1,9 @@
-"""How messages name things: lists that end in "and 7 more", row numbers, counts with their noun, the nearest name."""
+"""How messages name things: lists that end in "and 7 more", row numbers, counts with their noun, the nearest name; names in natural order."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 MAX_NAMED = 5  # how many names or rows a message lists before it says "and N more"
@@ -43,3 +44,9 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
     same = [name for name in allowed if name.strip().casefold() == value.strip().casefold()]
     close = same or difflib.get_close_matches(value, allowed[:2000], n=1)
     return f" (nearest: {close[0]!r})" if close else ""
+
+
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key under which `img2` comes before `img10`; upper and lower case count as equal unless nothing else differs."""
+    parts = re.split("([0-9]+)", name.casefold())
+    return [(0, int(part), "") if index % 2 else (1, 0, part) for index, part in enumerate(parts)], name

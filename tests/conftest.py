@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+STARTUP = Path(__file__).resolve().parent / "startup"
+if os.environ.get("TEST_PRECISION"):  # here, and in every process that a test starts
+    runpy.run_path(str(STARTUP / "sitecustomize.py"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(STARTUP), os.environ.get("PYTHONPATH"))))
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 COLOURS = {"blue": (40, 60, 200), "green": (30, 160, 60), "red": (200, 50, 40)}

@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.fetch import archives
-from pipeline.fetch.archives import Source, parse_source, unpack_zip
+from pipeline.fetch.addresses import Source, parse_source
+from pipeline.fetch.archives import unpack_zip
 
 DRIVE_ID = "1AbCdEfGhIjKlMnOpQrStUvWxYz012345"
 

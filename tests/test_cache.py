@@ -76,7 +76,7 @@ def test_what_the_check_decodes_is_kept_for_the_first_epoch(tmp_path: Path, path
     """One decoding for both, on several threads; none in the next run; and the pixels are those of a run that found nothing kept."""
     expected = rows(opened(tmp_path / "elsewhere", paths))
     loaded, load_pixels = [], cache_module.load_pixels
-    monkeypatch.setattr(cache_module, "load_pixels", lambda image, level: loaded.append(image.filename) or load_pixels(image, level))
+    monkeypatch.setattr(cache_module, "load_pixels", lambda image, *how: loaded.append(image.filename) or load_pixels(image, *how))
     monkeypatch.setattr(cache_module, "load", lambda *_, **__: pytest.fail("decoded, and not kept"))
     for run in range(2):
         dataset = opened(tmp_path, paths)
@@ -260,7 +260,7 @@ def test_a_run_computes_the_same_with_a_cold_and_a_warm_cache(
     flags = ["--data", str(competition), "--backbone", str(tiny_backbone), "--epochs", "2", "--batch-size", "8"]
     flags += ["--accumulation-steps", "1", "--set", "data.cache_gb=0.1", "--set", "data.val_fraction=0.25"]
     decoded, load_pixels = [], cache_module.load_pixels
-    monkeypatch.setattr(cache_module, "load_pixels", lambda image, level: decoded.append(level) or load_pixels(image, level))
+    monkeypatch.setattr(cache_module, "load_pixels", lambda image, *how: decoded.append(how[0]) or load_pixels(image, *how))
     assert train.main([*flags, "--output", str(tmp_path / "dry"), "--dry-run"]) == 0
     assert not (tmp_path / "home" / "kaggle-image-pipeline").exists()
     for name in ("cold", "warm"):

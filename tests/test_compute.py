@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -14,6 +20,7 @@ from pipeline.training.compute import Compute, choose_compute
 def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(compute, "computes_bf16", inspect.unwrap(compute.computes_bf16))  # not what TEST_PRECISION made of it
 
 
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp32")])
@@ -39,3 +46,12 @@ def test_imitated_bf16_is_done_and_said(monkeypatch: pytest.MonkeyPatch) -> None
 def test_fp16_is_for_cuda() -> None:
     with pytest.raises(UserError, match="--precision fp16 needs a CUDA device, found cpu; use auto, bf16 or fp32"):
         choose_compute("fp16")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_switch_of_the_test_suite_decides_what_auto_is_on_any_machine(precision: str) -> None:
+    code = "from pipeline.training import compute; import torch; print(compute.choose_compute('auto').precision)"
+    paths = [str(Path(__file__).parent / "startup"), str(Path(__file__).parents[1])]
+    environment = os.environ | {"TEST_PRECISION": precision, "PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == (precision, 0), done.stderr

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Augmentation
-from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, resolve_workers
+from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, readable, resolve_workers
+from pipeline.data.images import LostImage
 from pipeline.data.transforms import Preprocessing, to_tensor
 
 RULE = Preprocessing(16, 16)
@@ -88,6 +89,15 @@ def test_undecodable_images_are_flagged_and_black(paths: list[Path], tmp_path: P
     (batch,) = make_loader(dataset, [[0, 1, 2]])
     assert batch["bad"].tolist() == [False, True, True] and batch["label"].tolist() == [0, 1, 2]
     assert batch["pixels"][0].any() and not batch["pixels"][1:].any()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_readable_stops_at_the_first_image_that_is_gone_and_names_it(paths: list[Path], tmp_path: Path, workers: int) -> None:
+    dataset = ImageDataset([paths[0], paths[1], tmp_path / "gone.jpg", tmp_path / "too.jpg"], None, RULE)
+    batches = iter(readable(make_loader(dataset, [[1, 0], [3, 0, 2], [1]], workers=workers), dataset.paths))
+    assert next(batches)["row"].tolist() == [1, 0]
+    with pytest.raises(LostImage, match=r"too\.jpg cannot be decoded any more \(nor can 1 more of its batch\): no such file.*--resume"):
+        next(batches)
 
 
 def test_an_empty_list_of_batches_is_an_empty_loader(paths: list[Path]) -> None:

@@ -12,7 +12,7 @@ from servers import Reply, play_drive, serving
 
 from pipeline.errors import UserError
 from pipeline.fetch import download
-from pipeline.fetch.archives import Source
+from pipeline.fetch.addresses import Source
 from pipeline.fetch.download import fetch
 
 DRIVE_ID = "1AbCdEfGhIjKlMnOpQrStUvWxYz012345"

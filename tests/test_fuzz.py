@@ -25,6 +25,7 @@ from pipeline.data.images import BadImage, decode
 from pipeline.errors import UserError
 from pipeline.fetch.archives import unpack_zip
 from pipeline.fetch.releases import read_release
+from pipeline.forms.check import check_predictions
 from pipeline.kaggle.cli import _read_submissions
 from pipeline.kaggle.ledger import read_ledger
 from pipeline.kaggle.reply import explain, read_reply
@@ -32,7 +33,6 @@ from pipeline.models.backbones import rebuild_backbone
 from pipeline.models.lora import load_adapter
 from pipeline.report.run_files import read_run_files
 from pipeline.run import load_run
-from pipeline.submission.checks import check_predictions
 from pipeline.training.checkpoint import StateStore
 
 CASES = int(os.environ.get("FUZZ", "0"))
@@ -123,7 +123,7 @@ def test_predictions_and_the_ledger(tmp_path: Path) -> None:
     path, ledger = tmp_path / "predictions.csv", tmp_path / "submissions.csv"
 
     def check() -> None:
-        if problems := check_predictions(path, competition.submission, competition.class_names):
+        if problems := check_predictions(path, competition.form, competition.target):
             raise UserError("\n".join(problems))
 
     survive("predictions.csv", 200, (data / "sample_submission.csv").read_bytes(), path, check)

@@ -14,41 +14,67 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A file imports only from its own wing's earlier rooms and from wings above.
 WINGS = {
-    "": ["errors", "stopping", "files", "lock", "wording", "tables", "config", "run", "answers"],
-    "targets": ["metrics"],
+    "": ["errors", "stopping", "files", "lock", "wording", "tables", "config", "answers"],
+    "targets": ["target", "evidence", "readings", "measures", "classes", "metrics", "decide"],
+    "what a run holds": ["run", "predictions"],
+    "forms": ["form", "recognise", "cells", "check"],
     "competition": [
-        *("rows", "folders", "ids", "labels", "sample"),
-        *("vqa_files", "vqa_pictures", "vqa_tables", "vqa_layout", "layout", "splits", "questions"),
+        *(
+            "facts",
+            "rows",
+            "parts",
+            "folders",
+            "ids",
+            "id_columns",
+            "json_tables",
+            "sources",
+            "label_columns",
+            "label_table",
+            "class_folders",
+            "labels",
+        ),
+        *(
+            "sample",
+            "subjects",
+            "test_rows",
+            "notes",
+            "vqa_files",
+            "vqa_pictures",
+            "vqa_tables",
+            "vqa_layout",
+            "layout",
+            "splits",
+            "questions",
+        ),
     ],
-    "submission": ["checks", "write", "scores", "score"],
+    "submission": ["write", "solution", "grading", "answer_grading", "score"],
     "kaggle": ["token", "reply", "cli", "remembered", "ledger", "submit"],
-    "fetch": ["archives", "download", "whole", "releases", "public_sets", "install"],
-    "data": ["images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
-    "models": [
-        "timm_checkpoints",
-        "backbones",
-        "roles",
-        "adapter_settings",
-        "lora",
-        "autograd",
-        "lean",
-        "attention_maps",
-        "encoders",
-        "fusion",
+    "fetch": [
+        *("addresses", "budget", "archives", "download", "whole", "releases", "public_sets", "packed", "staging", "arrival"),
+        *("grey_range", "pixels", "staged_rows", "pixel_tables", "json_bands", "arrays", "tf_examples", "tfrecords", "bson_files", "dicom"),
+        *("containers", "install"),
     ],
-    "training": ["optim", "memory", "checkpoint", "resume", "compute", "predict", "engine", "compilation", "estimate", "record"],
+    "data": ["metadata", "opening", "intensity", "images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
+    "models": [
+        *("timm_checkpoints", "backbones", "roles", "adapter_settings", "lora", "autograd", "lean", "attention_maps"),
+        *("encoders", "fusion"),
+    ],
+    "training": [
+        *("optim", "memory", "checkpoint", "resume", "compute", "losses", "predict", "engine", "compilation", "estimate", "record"),
+    ],
     "tasks": ["build", "classification", "vqa", "registry"],
     "report": [
-        *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "validation", "question_section"),
-        *("ledger_figure", "facts", "comparison", "page", "attention"),
+        *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "calibration"),
+        *("probability_section", "label_section", "number_section", "validation", "question_section", "ledger_figure"),
+        *("run_facts", "comparison", "page", "attention"),
     ],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
     "benchmarks": ["contenders", "rates", "steps", "benchmark"],
     "last": ["demo_data", "demo"],
 }
-ROOMS = [f"{wing}.{room}" if wing not in ("", "last") else room for wing, rooms in WINGS.items() for room in rooms]
+ROOMS = [f"{wing}.{room}" if wing not in ("", "what a run holds", "last") else room for wing, rooms in WINGS.items() for room in rooms]
 TORCH_FREE = [
-    room for room in ROOMS if room.startswith(("targets.", "competition.", "submission.", "kaggle.", "fetch.")) or "." not in room
+    room for room in ROOMS if room.startswith(("targets.", "forms.", "competition.", "submission.", "kaggle.", "fetch.")) or "." not in room
 ]
 
 
@@ -81,6 +107,11 @@ def imports(path: Path) -> list[tuple[str, int]]:
 def test_the_list_of_rooms_is_the_house() -> None:
     on_disk = {".".join(path.relative_to(ROOT / "pipeline").with_suffix("").parts) for path in (ROOT / "pipeline").rglob("*.py")}
     assert {name for name in on_disk if not name.endswith("__init__")} == set(ROOMS)
+
+
+def test_no_two_rooms_share_a_name() -> None:
+    names = [room.rsplit(".", 1)[-1] for room in ROOMS]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -182,5 +213,5 @@ def test_the_flags_of_train_are_frozen() -> None:
     known = set(vars(train.parse([])))
     assert known == {
         *("recipe", "data", "output", "backbone", "epochs", "batch_size", "accumulation_steps", "lr", "image_size", "lora_rank"),
-        *("precision", "seed", "resume", "max_minutes", "dry_run", "set"),
+        *("precision", "seed", "resume", "max_minutes", "dry_run", "set", "metric", "target", "positive_class"),
     }

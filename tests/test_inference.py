@@ -57,7 +57,7 @@ def test_half_precision_keeps_the_head_exact(trained: Path) -> None:
     from pipeline.run import load_run
     from pipeline.tasks.classification import rebuild
 
-    model = rebuild(load_run(trained / "run"), ["blue", "green", "red"]).model
+    model = rebuild(load_run(trained / "run"), 3).model
     make_lean(model, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(pixel_values=torch.randn(2, 3, 32, 32)).logits
@@ -198,9 +198,10 @@ def test_a_head_of_another_size_is_never_drawn_at_random(trained: Path, tmp_path
     shutil.rmtree(tmp_path / "run" / "model_lora")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     record["class_names"].append("violet")
+    record["target"]["names"].append("violet")
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     shutil.copytree(trained / "data", tmp_path / "data")
-    with pytest.raises(UserError, match="no trained head for 4 classes"):
+    with pytest.raises(UserError, match="no trained head for 4 outputs"):
         predict(tmp_path)
 
 

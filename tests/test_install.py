@@ -40,6 +40,7 @@ NESTED = {
     "test.zip": zipped(TEST),
     "sample_submission.csv.zip": zipped({"sample_submission.csv": SAMPLE}),
     "extra.7z": b"7z",
+    "extra.rar": b"Rar!",
 }
 PLAIN = {f"train/{name}": data for name, data in TRAIN.items()} | TEST | {"sample_submission.csv": SAMPLE}
 
@@ -87,10 +88,10 @@ def test_download_unpacks_everything_and_is_remembered(server, data_dir, capfd):
     server.archive = zipped(NESTED)
     assert install.main(["--competition", "https://www.kaggle.com/competitions/glyphs/data"]) == 0
     assert server.asked("DownloadDataFiles") == [{"competitionName": "glyphs"}]
-    assert installed(data_dir) == sorted([*UNPACKED, "extra.7z"])
+    assert installed(data_dir) == sorted([*UNPACKED, "extra.7z", "extra.rar"])
     assert install.remembered_slug(data_dir) == "glyphs"
     output = "".join(capfd.readouterr())
-    assert "stays packed, unpack it with a tool for its kind: extra.7z" in output
+    assert "stays packed, unpack it with a tool for its kind: extra.rar" in output and "extra.7z stays packed: " in output
     assert "train: 4 images, 2 classes" in output and "not understood" not in output
     assert not [secret for secret in SECRETS if secret in output]
 

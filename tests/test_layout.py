@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.competition.folders import natural_key
-from pipeline.competition.layout import SubmissionFormat, read_layout, read_submission_format
+from pipeline.competition.layout import read_form, read_layout
 from pipeline.errors import UserError
+from pipeline.forms.form import SubmissionForm
 
 COMPETITIONS = Path(__file__).resolve().parents[2] / "shared" / "competitions"
 LEGACY = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "legacy_beit" / "data"
@@ -45,7 +46,7 @@ def refusal(root, **options):
 
 
 def said(competition):
-    assert len(competition.notes) <= 5
+    assert len(competition.notes) <= 6
     assert all("\n" not in note for note in competition.notes)
     return "\n".join(competition.notes)
 
@@ -62,18 +63,16 @@ def test_class_folders(tmp_path):
         ("8", tmp_path / "test/8.jpg", None),
         ("9", tmp_path / "test/9.jpg", None),
     ]
-    assert competition.submission == SubmissionFormat("id", ("label",), "label", ("8", "9"), None)
-    assert competition.notes == (
-        "train: 4 images, 2 classes (one folder per class in train/)",
-        "test: 2 images, test/; no sample submission: columns id,label, ids are file names without extension",
-    )
+    assert competition.form == SubmissionForm("label", ("id", "label"), "id", ("8", "9"), None)
+    assert competition.notes[0] == "train: 4 images, 2 classes (one folder per class in train/)"
+    assert competition.notes[2:] == ("test: 2 images, test/; no sample submission: columns id,label, ids are file names without extension",)
 
 
 def test_classes_and_test_files_are_in_natural_order(tmp_path):
     make(tmp_path, *(f"train/class {n}/{n}.jpg" for n in (1, 2, 10)), "train/Apple/a.jpg", *(f"test/img{n}.jpg" for n in (1, 2, 10)))
     competition = read_layout(tmp_path)
     assert competition.class_names == ("Apple", "class 1", "class 2", "class 10")
-    assert competition.submission.ids == ("img1", "img2", "img10")
+    assert competition.form.ids == ("img1", "img2", "img10")
 
 
 def test_natural_key_orders_numbers_by_value_and_ties_by_text():
@@ -124,13 +123,13 @@ def test_upper_case_extensions_spaces_and_other_scripts(tmp_path):
     make(tmp_path, "train/Café crème/a b.JPG", "train/日本/é.Jpeg", "test/ü 1.PNG")
     competition = read_layout(tmp_path)
     assert labels(competition) == {"a b": "Café crème", "é": "日本"}
-    assert competition.submission.ids == ("ü 1",)
+    assert competition.form.ids == ("ü 1",)
 
 
 def test_colliding_stems_keep_their_extension(tmp_path):
     make(class_folders(tmp_path), "test/8.png")
     competition = read_layout(tmp_path)
-    assert competition.submission.ids == ("8.jpg", "8.png", "9.jpg")
+    assert competition.form.ids == ("8.jpg", "8.png", "9.jpg")
     assert "ids are file names" in said(competition)
 
 
@@ -138,7 +137,7 @@ def test_colliding_names_become_paths(tmp_path):
     make(tmp_path, "train/cat/1.jpg", "train/dog/1.jpg", "test/a/1.jpg", "test/b/1.jpg")
     competition = read_layout(tmp_path)
     assert labels(competition) == {"cat/1.jpg": "cat", "dog/1.jpg": "dog"}
-    assert competition.submission.ids == ("a/1.jpg", "b/1.jpg")
+    assert competition.form.ids == ("a/1.jpg", "b/1.jpg")
 
 
 def test_links_that_loop_do_not_hang(tmp_path):
@@ -160,7 +159,7 @@ def test_linked_images_and_folders_are_read(tmp_path):
     os.symlink(tmp_path / "store/cat/1.jpg", tmp_path / "data/test/8.jpg")
     competition = read_layout(tmp_path / "data")
     assert labels(competition) == {"1": "cat", "2": "dog"}
-    assert competition.submission.ids == ("8",)
+    assert competition.form.ids == ("8",)
 
 
 def test_broken_links_are_an_error(tmp_path):
@@ -177,7 +176,7 @@ def test_a_class_folder_without_images_is_noted(tmp_path):
 
 def test_images_that_cannot_be_read_are_noted(tmp_path):
     make(class_folders(tmp_path), "train/cat/5.heic", "train/dog/6.HEIC")
-    assert "2 .heic files not read (convert to .jpg or .png)" in said(read_layout(tmp_path))
+    assert "2 .heic files not read" in said(read_layout(tmp_path))
 
 
 def test_a_validation_folder_is_noted(tmp_path):
@@ -229,7 +228,7 @@ def test_no_such_folder(tmp_path):
 
 def test_a_zip_in_place_of_the_folder(tmp_path):
     make(tmp_path, "data.zip")
-    assert f"unzip -q {tmp_path}/data.zip -d {tmp_path}/data" in refusal(tmp_path / "data.zip")
+    assert f"make data FROM={tmp_path}/data.zip DATA={tmp_path}/data-unpacked" in refusal(tmp_path / "data.zip")
 
 
 def test_an_empty_folder(tmp_path):
@@ -242,7 +241,7 @@ def test_an_empty_folder(tmp_path):
 def test_archives_that_are_not_unpacked(tmp_path):
     make(tmp_path, "train.zip", "test.zip", train="id,label\n1,cat\n2,dog\n")
     message = refusal(tmp_path, need="train")
-    assert f"train.zip is not unpacked: unzip -q {tmp_path}/train.zip -d {tmp_path}/train" in message
+    assert f"train.zip is not unpacked: make data FROM={tmp_path} DATA={tmp_path}-unpacked" in message
     assert "found there: train.csv, test.zip, train.zip" in message
 
 
@@ -252,12 +251,27 @@ def test_an_archive_beside_its_folder_is_no_problem(tmp_path):
 
 def test_a_class_that_is_still_packed(tmp_path):
     message = refusal(make(class_folders(tmp_path), "train/bird.zip"))
-    assert f"train/bird.zip not unpacked: unzip -q {tmp_path}/train/bird.zip -d {tmp_path}/train/bird" in message
+    assert f"train/bird.zip not unpacked: make data FROM={tmp_path} DATA={tmp_path}-unpacked" in message
 
 
 def test_a_competition_one_level_down(tmp_path):
     class_folders(tmp_path / "my-competition")
-    assert f"my-competition/ looks like a competition folder itself: --data {tmp_path}/my-competition" in refusal(tmp_path)
+    competition = read_layout(tmp_path)
+    assert labels(competition) == {"1": "cat", "2": "cat", "3": "dog", "4": "dog"}
+    assert competition.form.ids == ("8", "9")
+    class_folders(tmp_path / "another")
+    message = refusal(tmp_path)
+    assert f"my-competition/ looks like a competition folder itself: --data {tmp_path}/my-competition" in message
+    assert f"another/ looks like a competition folder itself: --data {tmp_path}/another" in message
+
+
+def test_another_competition_beside_this_one_is_left_alone(tmp_path):
+    class_folders(tmp_path)
+    make(tmp_path / "pets", "train/bird/1.jpg", "train/fish/2.jpg", "test/3.jpg", sample_submission="id,label\n3,bird\n")
+    competition = read_layout(tmp_path)
+    assert competition.class_names == ("cat", "dog")
+    assert competition.form.ids == ("8", "9")
+    assert "pets/ not read: a competition of its own" in said(competition)
 
 
 def test_a_vqa_folder(tmp_path):
@@ -269,7 +283,7 @@ def test_training_needs_no_test_folder_and_no_sample(tmp_path):
     make(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg")
     competition = read_layout(tmp_path, need="train")
     assert len(competition.train) == 2
-    assert (competition.test, competition.submission) == ((), None)
+    assert (competition.test, competition.form) == ((), None)
     assert "test: none found; needed for predictions only" in said(competition)
     assert "expected a folder test/" in refusal(tmp_path, need="test")
 
@@ -287,7 +301,7 @@ def test_training_with_a_sample_and_no_test_images(tmp_path):
 def test_inference_needs_no_training_data(tmp_path):
     competition = read_layout(make(tmp_path, "test/8.jpg", sample_submission="id,label\n8,cat\n"), need="test")
     assert (competition.train, competition.class_names) == ((), ())
-    assert competition.submission.ids == ("8",)
+    assert competition.form.ids == ("8",)
 
 
 def test_inference_reports_broken_training_data_and_goes_on(tmp_path):
@@ -377,7 +391,7 @@ def test_columns_that_name_different_images(tmp_path):
     assert labels(read_layout(tmp_path, id_column="image")) == {"2.jpg": "cat", "1.jpg": "dog"}
 
 
-def test_two_label_columns(tmp_path):
+def test_two_value_columns(tmp_path):
     table_kind(tmp_path, train="id,label,category,x\n1,cat,a,0\n2,dog,a,0\n")
     message = refusal(tmp_path)
     assert "train.csv: the label may be in 'label' (2 values), 'category' (1 value)" in message
@@ -510,8 +524,6 @@ def test_one_column_for_each_class(tmp_path):
         sample_submission="id,cat,dog\n8,0.5,0.5\n9,0.5,0.5\n",
     )
     assert labels(read_layout(tmp_path)) == {"1": "cat", "2": "dog"}
-    (tmp_path / "train.csv").write_text("id,cat,dog,size\n1,1,0,7\n2,1,1,8\n")
-    assert "train.csv, row 3: one class column must hold 1 and the others 0" in refusal(tmp_path)
 
 
 def test_class_folders_and_a_table_that_agree(tmp_path):
@@ -562,24 +574,25 @@ def test_the_sample_gives_ids_and_order(tmp_path, name):
     make(class_folders(tmp_path), **{name: "image_id,target\n9.jpg,cat\n8.jpg,cat\n"})
     competition = read_layout(tmp_path)
     assert [(row.id, row.path.name) for row in competition.test] == [("9.jpg", "9.jpg"), ("8.jpg", "8.jpg")]
-    assert competition.submission == SubmissionFormat("image_id", ("target",), "label", ("9.jpg", "8.jpg"), tmp_path / f"{name}.csv")
+    assert competition.form == SubmissionForm("label", ("image_id", "target"), "image_id", ("9.jpg", "8.jpg"), tmp_path / f"{name}.csv")
     assert f"test: 2 images, ids and order from {name}.csv (image_id -> target)" in competition.notes
     assert "test: images in test/, ids are file names" in competition.notes
-    assert read_submission_format(tmp_path) == competition.submission
+    form = read_form(tmp_path, None, None)
+    assert (form.path, form.id_column) == (competition.form.path, "image_id")
 
 
 def test_no_sample_to_read(tmp_path):
-    assert read_submission_format(class_folders(tmp_path)) is None
+    assert read_form(class_folders(tmp_path), None, None) is None
     with pytest.raises(UserError, match="does not exist"):
-        read_submission_format(tmp_path / "nowhere")
+        read_form(tmp_path / "nowhere", None, None)
 
 
 def test_one_probability_column_per_class_in_another_order(tmp_path):
     make(class_folders(tmp_path), sample_submission="id,dog,cat\n8,0.5,0.5\n9,0.5,0.5\n")
     competition = read_layout(tmp_path)
-    assert (competition.submission.kind, competition.submission.label_columns) == ("probability", ("dog", "cat"))
+    assert (competition.form.kind, competition.form.value_columns) == ("probabilities", ("dog", "cat"))
     assert competition.class_names == ("cat", "dog")
-    assert "(id -> 2 probability columns)" in said(competition)
+    assert "(id -> 2 columns)" in said(competition)
 
 
 def test_probability_columns_name_the_classes_when_nothing_else_does(tmp_path):
@@ -592,11 +605,6 @@ def test_probability_columns_that_are_no_classes(tmp_path):
     assert "the column 'Cat' is no class of the training data (nearest: 'cat')" in message
     assert "the column 'x' is no class of the training data" in message
     assert "1 class of the training data without a column: 'cat'" in message
-
-
-def test_a_single_class_column(tmp_path):
-    message = refusal(make(class_folders(tmp_path), sample_submission="id,dog\n8,0.5\n9,0.5\n"))
-    assert "its only column beside the ids is named like the class 'dog': one column for each class is needed" in message
 
 
 def test_sample_ids_without_image(tmp_path):
@@ -638,8 +646,12 @@ def test_a_sample_without_rows_or_columns(tmp_path):
 
 def test_two_samples(tmp_path):
     text = "id,label\n8,cat\n9,cat\n"
-    message = refusal(make(class_folders(tmp_path), sample_submission=text, sampleSubmission=text))
+    make(class_folders(tmp_path), sample_submission=text, sampleSubmission="id,label\n9,cat\n8,cat\n")
+    message = refusal(tmp_path)
+    assert "sampleSubmission.csv" in message and "sample_submission.csv" in message
     assert "may all be the sample submission; keep one and hide the other" in message
+    make(tmp_path, sampleSubmission=text)  # equal files are one
+    assert read_layout(tmp_path).form.ids == ("8", "9")
 
 
 def test_sample_labels_are_only_checked(tmp_path):
@@ -713,17 +725,17 @@ def test_a_hundred_thousand_files(tmp_path):
 def test_real_competitions():
     clothing, produce = read_layout(COMPETITIONS / "clothing"), read_layout(COMPETITIONS / "produce")
     assert (len(clothing.train), len(clothing.class_names), len(clothing.test)) == (950, 10, 372)
-    assert clothing.submission.id_column == "id"
+    assert clothing.form.id_column == "id"
     assert (len(produce.train), len(produce.class_names), len(produce.test)) == (580, 24, 240)
     assert produce.notes[0] == "train: 580 images, 24 classes (train.csv: image_id, label)"
-    assert produce.notes[2] == "test: 240 images, ids and order from sample_submission.csv (image_id -> label)"
+    assert produce.notes[3] == "test: 240 images, ids and order from sample_submission.csv (image_id -> label)"
     assert all(row.path.is_file() for row in (*clothing.train, *clothing.test, *produce.train, *produce.test))
 
 
 @pytest.mark.skipif(not LEGACY.is_dir(), reason="the legacy release is not here")
 def test_a_release_with_test_images_only():
     competition = read_layout(LEGACY, need="test")
-    assert competition.submission.id_column == "id"
-    assert competition.submission.label_columns == ("label",)
+    assert competition.form.id_column == "id"
+    assert competition.form.value_columns == ("label",)
     assert len(competition.test) == 12
-    assert competition.submission.path is None
+    assert competition.form.path is None

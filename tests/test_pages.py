@@ -9,15 +9,29 @@ import pytest
 from browser import CHROMIUM, Browser
 from PIL import Image
 from runs import make_run, score
+from target_runs import make_target_run
 
 from pipeline.competition.layout import Row
 from pipeline.report import figures
 from pipeline.report.comparison import build_comparison
 from pipeline.report.page import build_report
 from pipeline.report.thumbnails import store_samples
+from pipeline.targets.target import Target
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium to open the page in")
 HOSTILE = '<script>document.title = "run"</script><img src="http://127.0.0.1:9/x" onerror="document.title = 1">'
+WIDE = "Neoplasm" * 9
+KINDS = {
+    "probability": (Target("binary", (WIDE, HOSTILE), positive=("1",)), "roc_auc"),
+    "grades": (Target("ordinal", ("none", HOSTILE, "鳥 $x^2$", WIDE)), "qwk"),
+    "labels": (Target("multilabel", (HOSTILE, WIDE, "鳥 $x^2$", *(f"label number {number}" for number in range(9))), separator="|"), "pf1"),
+    "numbers": (
+        Target(
+            "continuous", (HOSTILE, WIDE, "$y$"), center=(1e6, 0.0, 5.0), scale=(1e5, 1e-3, 1.0), low=(0.0, -1.0, 0.0), high=(9e6, 1.0, 9.0)
+        ),
+        "rmse",
+    ),
+}
 NAMES = [HOSTILE, "鳥 $x^2$", "x" * 90, *(f"a rather long class name, number {number}" for number in range(9))]
 SECTIONS = ["Training", "Validation", "Attention", "Test", "Submissions", "Training data", "Model and recipe", "Speed and memory"]
 WIDER_THAN_THE_SCREEN = """[...document.querySelectorAll('body *')].filter(element => !element.closest('.scroll, .card')
@@ -26,7 +40,7 @@ WIDER_THAN_THE_SCREEN = """[...document.querySelectorAll('body *')].filter(eleme
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page with every section, and a comparison."""
+    """A page with every section, a comparison, and a page of each other kind of target."""
     root = tmp_path_factory.mktemp("pages")
     picture = root / "picture.png"
     Image.new("RGB", (200, 300), (200, 30, 30)).save(picture)
@@ -41,7 +55,16 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     other = make_run(root / "other", names=NAMES, epochs=5, per_class=10)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "DPI", 50)
-        return {"report": build_report(run_dir, root / "ledger.csv"), "comparison": build_comparison([run_dir, other], root / "both")}
+        pages = {"report": build_report(run_dir, root / "ledger.csv"), "comparison": build_comparison([run_dir, other], root / "both")}
+        for kind, (target, metric) in KINDS.items():
+            made = make_target_run(root / kind / "run", target, metric, rows=120, epochs=4, images=True)
+            store_samples(
+                made.path,
+                [Row(str(row), root / kind / "images" / f"{row:04d}.png", label) for row, label in enumerate(made.labels)],
+                target,
+            )
+            pages[kind] = build_report(made.path, root / "none.csv")
+        return pages
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +73,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield browser
 
 
-@pytest.mark.parametrize("page", ["report", "comparison"])
+@pytest.mark.parametrize("page", ["report", "comparison", *KINDS])
 @pytest.mark.parametrize("width, dark", [(390, False), (1280, True)])
 def test_a_page_fits_asks_for_nothing_and_has_no_errors(
     browser: Browser, pages: dict[str, Path], page: str, width: int, dark: bool

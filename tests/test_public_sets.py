@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -316,7 +315,7 @@ def test_a_set_has_a_folder_of_its_own_beside_a_competition(publish, monkeypatch
     make_competition(Path("unpacked/data"))
     monkeypatch.setattr(install.cli, "not_ready", list)
     monkeypatch.setattr(install, "_download", lambda slug, folder: None)
-    monkeypatch.setattr(install, "_unpack", lambda archive, target: shutil.copytree("unpacked/data", target) and [])
+    monkeypatch.setattr(install, "_one_archive", lambda folder: Path("unpacked/data"))
     assert install.main(["--competition", "colours"]) == 0
     assert install.main(["--dataset", "cub200"]) == 0
     competition = read_layout("data")

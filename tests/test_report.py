@@ -21,8 +21,8 @@ from pipeline.competition.layout import Row
 from pipeline.errors import UserError
 from pipeline.kaggle.remembered import REMEMBERED
 from pipeline.report import confusion, curves, figures, ledger_figure, thumbnails
-from pipeline.report.facts import flat, interval
 from pipeline.report.page import LivePage, build_report, main
+from pipeline.report.run_facts import flat, interval
 from pipeline.report.run_files import read_run_files
 from pipeline.report.thumbnails import store_samples
 from pipeline.report.words import measured, setting, short_number
@@ -411,7 +411,7 @@ def test_training_images_stay_on_the_page_when_the_data_is_gone(tmp_path: Path) 
 def test_many_classes_have_few_pictures_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_classes: int, shown: int, each: int
 ) -> None:
-    monkeypatch.setattr(thumbnails, "thumbnail", lambda path, _side: path.name)
+    monkeypatch.setattr(thumbnails, "thumbnail", lambda path, *_: path.name)
     names = [f"bird {number}" for number in range(num_classes)]
     store_samples(tmp_path, [Row(f"{name} {image}", Path(f"{name} {image}"), name) for image in range(8) for name in names], names)
     kept = [json.loads(line)["label"] for line in (tmp_path / "thumbnails.jsonl").read_text().splitlines()]
@@ -463,9 +463,9 @@ def test_submissions_stand_against_their_validation_scores(tmp_path: Path, monke
 
 
 def spy_figure(seen: list, original):
-    def wrapper(path, points, own):
+    def wrapper(path, points, own, *words):
         seen.append((points, own))
-        return original(path, points, own)
+        return original(path, points, own, *words)
 
     return wrapper
 

@@ -29,7 +29,7 @@ def make(folder: Path, id2label: dict | None = None, record: dict | None = None,
 def test_a_finished_run(tmp_path: Path) -> None:
     loaded = load_run(make(tmp_path / "run", {"0": "x", "1": "y"}, RECORD, model="swinv2"))
     assert loaded.backbone_dir == tmp_path / "run" / "model_swinv2" and loaded.adapter_dir == tmp_path / "run" / "model_lora"
-    assert loaded.class_names == ("cat", "dog") and loaded.name == "mine" and loaded.record == RECORD
+    assert loaded.class_names == ("cat", "dog") and loaded.name == "mine" and loaded.record.values == RECORD
     assert load_run(make(tmp_path / "full", record=RECORD, adapter=False)).adapter_dir is None
 
 

@@ -12,11 +12,14 @@ import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
 from pipeline.competition.questions import clean_answer
-from pipeline.competition.rows import Competition, SubmissionFormat
+from pipeline.competition.rows import Competition
 from pipeline.errors import UserError
+from pipeline.forms.form import SubmissionForm
+from pipeline.predictions import Predictions
+from pipeline.submission.answer_grading import score_answers
 from pipeline.submission.score import main
-from pipeline.submission.scores import score_answers
 from pipeline.submission.write import write_results_json
+from pipeline.targets.target import multiclass
 
 TRUTH = [(1, "yes", "yes/no"), (2, "T-shirt", "other"), (3, "red", "other"), (4, "2", "number"), (5, "green", "other"), (6, "no", "yes/no")]
 SAID = ["yes", "t shirt", "blue", "2", "red", "yes"]
@@ -50,7 +53,7 @@ def table(path: Path, answers: Sequence[str], usage: Sequence[str] = ()) -> Path
 
 def run_folder(root: Path, class_names: Sequence[str]) -> Path:
     root.mkdir()
-    (root / "run.json").write_text(json.dumps({"class_names": list(class_names), "task": "vqa"}))
+    (root / "run.json").write_text(json.dumps({"format": 1, "class_names": list(class_names), "task": "vqa"}))
     return root
 
 
@@ -110,16 +113,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def competition(root: Path, task: Any = "vqa") -> Competition:
-    form = SubmissionFormat("question_id", ("answer",), "label", ("12", "7"), None)
-    return Competition(root, (), (), (), form, (), task)
+    form = SubmissionForm("label", ("question_id", "answer"), "question_id", ("12", "7"), None)
+    return Competition(root, (), (), None, None, form, (), task)
 
 
 def test_the_official_results_file(tmp_path: Path) -> None:
-    probs = np.array([[0.2, 0.8], [0.9, 0.1]])
-    write_results_json(tmp_path / "r.json", competition(tmp_path), ["yes", "no"], probs)
+    probs = np.array([[0.2, 0.8], [0.9, 0.1]], dtype=np.float32)
+    predictions = Predictions(("12", "7"), probs, multiclass(["yes", "no"]))
+    write_results_json(tmp_path / "r.json", competition(tmp_path), predictions)
     assert json.loads((tmp_path / "r.json").read_text()) == [{"question_id": 12, "answer": "no"}, {"question_id": 7, "answer": "yes"}]
     with pytest.raises(UserError, match=r"asks none; name a \.csv file"):
-        write_results_json(tmp_path / "q.json", competition(tmp_path, "classification"), ["yes", "no"], probs)
-    with pytest.raises(UserError, match=r"predictions of shape \(1, 2\) for 2 ids"):
-        write_results_json(tmp_path / "q.json", competition(tmp_path), ["yes", "no"], probs[:1])
+        write_results_json(tmp_path / "q.json", competition(tmp_path, "classification"), predictions)
+    with pytest.raises(UserError, match="'7'"):
+        write_results_json(tmp_path / "q.json", competition(tmp_path), Predictions(("12",), probs[:1], predictions.target))
     assert not (tmp_path / "q.json").exists()

@@ -5,87 +5,70 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.competition.layout import SubmissionFormat
 from pipeline.errors import UserError
 from pipeline.files import sha256
-from pipeline.submission.checks import check_predictions
+from pipeline.forms.check import check_predictions
+from pipeline.forms.form import SubmissionForm
+from pipeline.predictions import Predictions
+from pipeline.submission.grading import score_predictions
 from pipeline.submission.score import main
-from pipeline.submission.scores import score_predictions
 from pipeline.submission.write import write_predictions
 from pipeline.tables import load_table
+from pipeline.targets.target import multiclass
 
-LABEL = SubmissionFormat("id", ("label",), "label", ("a", "b", "c"), None)
-PROBABILITY = SubmissionFormat("id", ("dog", "cat"), "probability", ("a", "b", "c"), None)
+IDS = ("a", "b", "c")
+LABEL = SubmissionForm("label", ("id", "label"), "id", IDS, None)
+PROBABILITY = SubmissionForm("probabilities", ("id", "dog", "cat"), "id", IDS, None, sums_to_one=True)
 CLASSES = ("cat", "dog")
 PROBS = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]], dtype=np.float32)
 
 
-def check(tmp_path, text, submission_format=LABEL, class_names=CLASSES):
+def predicted(probs=PROBS, classes=CLASSES, ids=IDS):
+    return Predictions(tuple(ids), np.asarray(probs), multiclass(classes))
+
+
+def check(tmp_path, text, form=LABEL, class_names=CLASSES):
     path = tmp_path / "predictions.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return check_predictions(path, submission_format, class_names)
+    return check_predictions(path, form, multiclass(class_names) if class_names else None)
 
 
 # ---- write ----
 
 
 def test_labels(tmp_path):
-    write_predictions(tmp_path / "predictions.csv", LABEL, CLASSES, PROBS)
+    write_predictions(tmp_path / "predictions.csv", LABEL, predicted())
     assert (tmp_path / "predictions.csv").read_bytes() == b"id,label\na,cat\nb,dog\nc,cat\n"
 
 
 def test_probabilities_follow_the_columns_of_the_sample(tmp_path):
-    write_predictions(tmp_path / "predictions.csv", PROBABILITY, CLASSES, PROBS)
+    write_predictions(tmp_path / "predictions.csv", PROBABILITY, predicted())
     table = load_table(tmp_path / "predictions.csv")
     assert table.columns == ("id", "dog", "cat")
     assert [float(cell) for cell in table.column("cat")] == pytest.approx([0.9, 0.2, 0.5], abs=1e-7)
 
 
-def test_text_in_place_of_classes(tmp_path):
-    write_predictions(tmp_path / "predictions.csv", LABEL, ("yes", "no"), None, text=["yes", "no", "no"])
-    assert (tmp_path / "predictions.csv").read_text() == "id,label\na,yes\nb,no\nc,no\n"
-    with pytest.raises(UserError, match="2 predictions for 3 ids"):
-        write_predictions(tmp_path / "predictions.csv", LABEL, ("yes", "no"), None, text=["yes", "no"])
-    with pytest.raises(UserError, match="labels cannot fill its probability columns"):
-        write_predictions(tmp_path / "predictions.csv", PROBABILITY, ("yes", "no"), None, text=["yes", "no", "no"])
-
-
-@pytest.mark.parametrize("submission_format", [LABEL, PROBABILITY])
+@pytest.mark.parametrize("form", [LABEL, PROBABILITY])
 @pytest.mark.parametrize(
-    ("probs", "message"),
+    ("probs", "ids", "named"),
     [
-        (PROBS * [[1], [np.nan], [1]], "not a number for 1 image: 'b'; --precision fp32"),
-        (np.array([[0.9, 0.1], [0.2, 0.8], [np.inf, 0.5]]), "not a number for 1 image: 'c'"),
-        (PROBS[:2], r"predictions of shape \(2, 2\) for 3 ids and 2 classes"),
-        (np.ones((3, 3), dtype=np.float32) / 3, r"predictions of shape \(3, 3\) for 3 ids and 2 classes"),
+        (PROBS * [[1], [np.nan], [1]], IDS, "'b'"),
+        (np.array([[0.9, 0.1], [0.2, 0.8], [np.inf, 0.5]]), IDS, "'c'"),
+        (PROBS[:2], ("a", "c"), "'b'"),
     ],
 )
-def test_predictions_that_cannot_be_written_leave_the_former_file(tmp_path, submission_format, probs, message):
+def test_predictions_that_cannot_be_written_leave_the_former_file(tmp_path, form, probs, ids, named):
     path = tmp_path / "predictions.csv"
     path.write_text("former")
-    with pytest.raises(UserError, match=message):
-        write_predictions(path, submission_format, CLASSES, probs)
+    with pytest.raises(UserError, match=named):
+        write_predictions(path, form, predicted(probs, ids=ids))
     assert path.read_text() == "former"
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(("row", "message"), [([3.0, -1.0], "smallest -1, sum 2"), ([0.2, 0.2], "smallest 0.2, sum 0.4")])
-def test_logits_are_no_probabilities(tmp_path, row, message):
-    with pytest.raises(UserError, match=f"no probability for 1 image, first for 'b': {message}"):
-        write_predictions(tmp_path / "predictions.csv", PROBABILITY, CLASSES, np.array([[0.5, 0.5], row, [0.5, 0.5]], dtype=np.float32))
-
-
 def test_columns_that_are_not_the_model_s_classes(tmp_path):
-    with pytest.raises(UserError, match=r"the column 'dog' is no class of the model \(nearest: 'Dog'\)\n.*classes 'Dog' have no column"):
-        write_predictions(tmp_path / "predictions.csv", PROBABILITY, ("cat", "Dog"), PROBS)
-
-
-def test_a_file_that_would_not_pass_is_not_put_in_place(tmp_path):
-    path = tmp_path / "predictions.csv"
-    repeated = SubmissionFormat("id", ("label",), "label", ("a", "b", "a"), None)
-    with pytest.raises(UserError, match=r"was not written, its content is not ready to send:\n.*rows 2, 4: the id 'a' occurs 2 times"):
-        write_predictions(path, repeated, CLASSES, PROBS)
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"'dog'.*'Dog'"):
+        write_predictions(tmp_path / "predictions.csv", PROBABILITY, predicted(classes=("cat", "Dog")))
 
 
 name = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8).filter(str.strip)
@@ -97,21 +80,21 @@ names = st.lists(name | st.sampled_from(["007", "1e5", "nan", "NA", "=1+1", "a,b
     ids=names,
     classes=names,
     order=st.randoms(use_true_random=False),
-    kind=st.sampled_from(["label", "probability"]),
+    kind=st.sampled_from(["label", "probabilities"]),
     seed=st.integers(0, 99),
 )
 def test_written_checked_read(tmp_path_factory, ids, classes, order, kind, seed):
     ids = [*ids, "one more"] if "one more" not in ids else ids
     classes = list(dict.fromkeys([*classes, "first", "second"]))
-    columns = classes[:] if kind == "probability" else ["the label"]
+    columns = classes[:] if kind == "probabilities" else ["the label"]
     order.shuffle(columns)
     id_column = "the id" if "the id" not in classes else "another id"
-    submission_format = SubmissionFormat(id_column, tuple(columns), kind, tuple(ids), None)
+    form = SubmissionForm(kind, (id_column, *columns), id_column, tuple(ids), None, sums_to_one=kind != "label")
     logits = np.random.default_rng(seed).normal(scale=8, size=(len(ids), len(classes))).astype(np.float32)
     probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     path = tmp_path_factory.mktemp("written") / "predictions.csv"
-    write_predictions(path, submission_format, classes, probs)
-    assert check_predictions(path, submission_format, classes) == []
+    write_predictions(path, form, predicted(probs, classes, ids))
+    assert check_predictions(path, form, multiclass(classes)) == []
     table = load_table(path)
     assert table.column(id_column) == ids
     assert table.columns == (id_column, *columns)
@@ -185,17 +168,17 @@ def test_unknown_classes_are_not_checked(tmp_path):
 def test_long_lists_are_capped(tmp_path):
     ids = tuple(str(n) for n in range(100))
     rows = "".join(f"{image_id},class {image_id}\n" for image_id in ids)
-    found = check(tmp_path, "id,label\n" + rows, SubmissionFormat("id", ("label",), "label", ids, None))
+    found = check(tmp_path, "id,label\n" + rows, SubmissionForm("label", ("id", "label"), "id", ids, None))
     assert len(found) == 6
     assert found[-1] == "95 more labels are no classes"
-    assert check(tmp_path, "id,label\n0,cat\n", SubmissionFormat("id", ("label",), "label", ids, None)) == [
+    assert check(tmp_path, "id,label\n0,cat\n", SubmissionForm("label", ("id", "label"), "id", ids, None)) == [
         "1 row for 100 ids",
         "99 ids missing: '1', '2', '3', '4', '5' and 94 more",
     ]
 
 
 def test_a_missing_file_is_a_problem(tmp_path):
-    (problem,) = check_predictions(tmp_path / "nowhere.csv", LABEL, CLASSES)
+    (problem,) = check_predictions(tmp_path / "nowhere.csv", LABEL, multiclass(CLASSES))
     assert "nowhere.csv does not exist" in problem
 
 
@@ -249,8 +232,8 @@ def test_other_column_names_in_the_solution(tmp_path):
 
 
 def test_classes_of_the_model_and_labels_it_does_not_know(tmp_path):
-    scores = score_predictions(*files(tmp_path, FOUR, "id,label\na,Cat\nb,dog\nc,cat\nd,dog\n"), class_names=["cat", "bird"])
-    assert scores["class_names"] == ["bird", "Cat", "cat", "dog"]
+    scores = score_predictions(*files(tmp_path, FOUR, "id,label\na,Cat\nb,dog\nc,cat\nd,dog\n"), target=multiclass(["cat", "bird"]))
+    assert set(scores["class_names"]) == {"bird", "Cat", "cat", "dog"}
     assert (scores["unseen"], scores["foreign"]) == (["Cat", "dog"], ["dog"])
 
 
@@ -298,7 +281,7 @@ def test_the_command_prints_scores_and_keeps_them(tmp_path, capsys):
         ["accuracy", "0.7500", "1.0000", "0.5000"],
     ]
     kept = json.loads((tmp_path / "model/scores.json").read_text())
-    assert set(kept) == {"predictions", "sha256", "solution", "time", "rows", "metrics", "parts"}
+    assert set(kept) == {"predictions", "sha256", "solution", "time", "rows", "metric", "metrics", "parts"}
     assert kept["sha256"] == sha256(tmp_path / "predictions.csv")
     assert (kept["rows"], kept["metrics"]["accuracy"], kept["parts"]["Private"]["accuracy"]) == (4, 0.75, 0.5)
 

@@ -82,8 +82,36 @@ def test_every_problem_is_reported_at_once(tmp_path):
     assert "row 4: 2 cells for 3 columns" in message
 
 
-def test_a_pandas_index_column_is_named_as_such(tmp_path):
-    assert "index=False" in refusal(tmp_path, ",id,label\n0,1,a\n")
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_pandas_index_is_left_out_with_a_note(tmp_path, first):
+    table = load_table(save(tmp_path, f",id,label\n{first},7,a\n{first + 1},9,b\n"))
+    assert (table.columns, table.cells) == (("id", "label"), (("7", "a"), ("9", "b")))
+    assert "pandas index" in table.notes[0]
+
+
+def test_an_unnamed_column_that_does_not_number_the_rows_is_refused(tmp_path):
+    assert "index=False" in refusal(tmp_path, ",id,label\n5,1,a\n3,2,b\n")
+    assert "index=False" in refusal(tmp_path, "id,,label\n5,0,a\n3,1,b\n")
+
+
+def test_packed_tables_are_read_directly(tmp_path):
+    import gzip
+    import zipfile
+
+    text = b"id,label\n1,a\n"
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(text))
+    with zipfile.ZipFile(tmp_path / "t.csv.zip", "w") as archive:
+        archive.writestr("t.csv", text)
+        archive.writestr("__MACOSX/._t.csv", b"x")
+    for name in ("t.csv.gz", "t.csv.zip"):
+        assert load_table(tmp_path / name).cells == (("1", "a"),)
+    with zipfile.ZipFile(tmp_path / "t.csv.zip", "a") as archive:
+        archive.writestr("u.csv", text)
+    with pytest.raises(UserError, match=r"t\.csv\.zip holds 2 files, and one table is needed"):
+        load_table(tmp_path / "t.csv.zip")
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(text)[:-6])
+    with pytest.raises(UserError, match=r"t\.csv\.gz cannot be unpacked"):
+        load_table(tmp_path / "t.csv.gz")
 
 
 def test_utf16(tmp_path):

@@ -44,7 +44,7 @@ for script, *arguments in json.loads(sys.argv[1]):
 
 def run_scripts(commands: list[list[str]], overlay: Path | None, seconds: float, folder: Path) -> None:
     """Run `[script, argument, ...]` one after the other in a process of its own, with `overlay` before the installed packages."""
-    paths = [str(path) for path in (overlay, ROOT) if path]
+    paths = [str(path) for path in (overlay, ROOT, os.environ.get("PYTHONPATH")) if path]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", DRIVER, json.dumps(commands)]
     done = subprocess.run(command, env=environment, cwd=folder, timeout=seconds, capture_output=True, text=True)

@@ -207,8 +207,8 @@ def test_a_picture_is_decoded_once_for_its_questions_and_padding_is_per_batch(le
 
     (learnt / "once").mkdir()
     built = vqa.build(load_recipe(str(recipe(learnt / "once", tiny_backbone))), read_layout(learnt / "data", need="train"))
-    decoded, original = [], dataset.decode
-    monkeypatch.setattr(dataset, "decode", lambda path: decoded.append(path) or original(path))
+    decoded, original = [], dataset.opened
+    monkeypatch.setattr(dataset, "opened", lambda path: decoded.append(path) or original(path))
     batches = [list(built.task.train_batches(epoch, 0, 10, 20)) for epoch in (0, 1)]
     assert len(decoded) == len(set(decoded)) == 12  # also across epochs: small pictures stay in memory
     assert [len(batch["row"]) for batch in batches[0]] == [10] * 6
@@ -228,7 +228,7 @@ def test_the_counted_memory_is_what_a_real_step_keeps(learnt: Path) -> None:
     from pipeline.tasks.vqa import account_vqa, rebuild
     from pipeline.training.compute import Compute
 
-    answerer = rebuild(load_run(learnt / "run"), ["a", "b", "c", "d", "e", "f"])
+    answerer = rebuild(load_run(learnt / "run"), 6)
     answerer.model.requires_grad_(True)
     memory = account_vqa(answerer, 7, Compute(torch.device("cpu"), "fp32"), "adamw", Recipe(backbone="any"))
 

@@ -90,9 +90,9 @@ def test_vqa_v2(vqa: Path) -> None:
         ("11", "COCO_val2014_000000000001.jpg", None, "Is it blue?"),
         ("12", "COCO_val2014_000000000003.jpg", None, ""),
     ]
-    assert competition.submission is not None
-    assert (competition.submission.id_column, competition.submission.label_columns) == ("question_id", ("answer",))
-    assert competition.submission.ids == ("11", "12")
+    assert competition.form is not None
+    assert (competition.form.id_column, competition.form.value_columns) == ("question_id", ("answer",))
+    assert competition.form.ids == ("11", "12")
     notes = said(competition)
     assert "train: 3 questions on 2 images, 3 different answers (v2_OpenEnded_mscoco_train2014_questions.json + v2_" in notes
     assert (
@@ -123,7 +123,7 @@ def test_a_sample_submission_of_other_questions(vqa: Path) -> None:
 def test_training_alone_and_test_alone(tmp_path: Path) -> None:
     split(tmp_path, "train2014", ASKED, answered=True)
     competition = read_layout(tmp_path, need="train")
-    assert len(competition.train) == 3 and competition.submission is None
+    assert len(competition.train) == 3 and competition.form is None
     assert "test: none found; needed for predictions only" in said(competition)
     message = refusal(tmp_path, need="test")
     assert "every questions file has annotations; to predict train2014, hide its answers: mv" in message
@@ -221,7 +221,7 @@ def test_images_that_are_absent_packed_or_ambiguous(vqa: Path) -> None:
     (vqa / "train2014").rmdir()
     message = refusal(vqa, need="train")
     assert "no images for the questions of train2014: expected train2014/COCO_train2014_000000000001.jpg" in message
-    assert f"train2014.zip is not unpacked: unzip -q {vqa / 'train2014.zip'}" in message
+    assert f"train2014.zip is not unpacked: make data FROM={vqa} DATA={vqa}-unpacked" in message
 
 
 def test_annotations_and_questions_that_do_not_fit(vqa: Path) -> None:

@@ -105,7 +105,7 @@ def our_inference(work: Work) -> Callable[[], np.ndarray]:
     from pipeline.training.predict import predict_logits
 
     compute = Compute(work.device, work.precision)
-    classifier = rebuild(load_run(work.model_dir.parent), [f"class_{number}" for number in range(NUM_CLASSES)])
+    classifier = rebuild(load_run(work.model_dir.parent), NUM_CLASSES)
     if compute.half is not None:
         make_lean(classifier.model, compute.half)
     classifier.model.eval().to(work.device)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
+from typing import Literal
 
+from pipeline.competition.parts import FOREIGN, Parts
 from pipeline.errors import UserError, raise_all
-from pipeline.wording import counted, listed
+from pipeline.files import read_json
+from pipeline.wording import counted, listed, natural_key
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".jpe"))
 UNREAD_SUFFIXES = frozenset((".heic", ".heif", ".avif", ".jp2", ".jxl", ".psd", ".svg", ".dcm", ".nii", ".npy", ".raw", ".tfrec"))
 ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"))
+TABLE_SUFFIXES = (".csv", ".tsv")  # also packed: train.csv.zip, train.csv.gz
+SEEN_SUFFIXES = (".xlsx", ".xls", ".ods", ".parquet", ".feather", ".pkl", ".mat", ".h5", ".hdf5", ".xml", ".yaml", ".yml")
+ARRIVING = "arriving.json"  # in a hidden folder of a data folder while `make data` moves a competition in
 JUNK_FOLDERS = ("__macosx", "@eadir", "lost+found", "__pycache__")
 
 
@@ -29,6 +36,10 @@ class Scan:
     broken_links: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)  # links to a folder that was already read
     unread: Counter[str] = field(default_factory=Counter)  # suffix -> files in an image format that is not read
+    tables: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)  # .txt files, which may be tables
+    json_files: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)  # files in which labels may lie and which are not read: .xlsx, .parquet, ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,8 @@ class DataFolder:
     tables: tuple[str, ...]  # names of the files in the data folder itself
     archives: tuple[str, ...]
     json_files: tuple[str, ...]
-    scans: dict[str, Scan]  # sub-folder -> what is in it; "" for the images of the data folder itself
+    scans: dict[str, Scan]  # sub-folder -> what is in it; "" for what lies in the data folder itself
+    parts: Parts = field(default_factory=lambda: Parts({}, frozenset()))
 
     def images(self, names: Iterable[str]) -> list[str]:
         """The images of several sub-folders."""
@@ -48,6 +60,15 @@ class DataFolder:
     def named(self, beginning: str) -> list[str]:
         """Sub-folders that hold images and whose names begin so: `train` finds train/, train_images/, Training Set/."""
         return [name for name in self.scans if plain_name(name).startswith(beginning) and self.scans[name].images]
+
+    def of_part(self, *parts: str) -> list[str]:
+        """The images of these parts: "train", "test", "val", and "" for those of which no folder tells."""
+        return [image for found in self.scans.values() for image in found.images if self.parts.of(image) in parts]
+
+    def files(self, kind: Literal["tables", "texts", "json_files", "seen"]) -> list[str]:
+        """The files of one kind at any depth, the upper ones first; those of other competitions are left out."""
+        found = [path for scan in self.scans.values() for path in getattr(scan, kind) if self.parts.of(path) != FOREIGN]
+        return sorted(found, key=lambda path: (path.count("/"), natural_key(path)))
 
     def tables_called(self, names: Sequence[str]) -> list[Path]:
         """The tables with one of these names, whatever their case and separators."""
@@ -65,15 +86,27 @@ def look(root: Path, with_images: bool = True) -> DataFolder:
             raise UserError(f"{root} does not exist: unpack the competition's files there, or name another folder with --data DIR")
         unpack = f"unpack it ({unpack_command(root)}) and name" if is_archive(root.name) else "name"
         raise UserError(f"{root} is a file: {unpack} the competition's folder with --data DIR")
+    _check_arrived(root)
     sub_folders, entries = list_folder(root)
-    names = sorted((entry.name for entry in entries if _leads_to(entry.is_file)), key=natural_key)
     scans = {name: scan(root, name) for name in sub_folders} if with_images else {}
-    scans[""] = Scan(images=[name for name in names if suffix_of(name) in IMAGE_SUFFIXES])
+    own = scans[""] = Scan()
+    for entry in entries:
+        _sort_in(own, entry, entry.name)
+    for paths in (own.images, own.tables, own.archives, own.json_files, own.texts, own.seen):
+        paths.sort(key=natural_key)
+    for found in scans.values():
+        _without_twins(found)
+    return DataFolder(root, tuple(own.tables), tuple(own.archives), tuple(own.json_files), scans, Parts.read(scans))
 
-    def ending(suffixes: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(name for name in names if suffix_of(name) in suffixes)
 
-    return DataFolder(root, ending((".csv", ".tsv")), ending(ARCHIVE_SUFFIXES), ending((".json",)), scans)
+def _check_arrived(root: Path) -> None:
+    """Raise when `make data` was stopped while it moved a competition into `root`: half of it would look like all of it."""
+    for note in root.glob(f".*/{ARRIVING}"):
+        value = read_json(note)
+        command = value.get("command") if isinstance(value, dict) else "the same make data command"
+        raise UserError(
+            f"{root} holds only a part of its competition, `make data` was stopped while moving it in; finish it with: {command}"
+        )
 
 
 def scan(root: Path, folder: str) -> Scan:
@@ -95,15 +128,29 @@ def scan(root: Path, folder: str) -> Scan:
             _sort_in(found, entry, f"{relative}/{entry.name}")
         if not names and len(found.images) == num_before:
             found.without_images.append(relative)
-    for paths in (found.images, found.archives, found.broken_links):
+    for paths in (found.images, found.archives, found.broken_links, found.tables, found.texts, found.json_files, found.seen):
         paths.sort()
     return found
+
+
+def _without_twins(found: Scan) -> None:
+    """Leave out the packed form of a table that lies unpacked beside it."""
+    plain = set(found.tables)
+    found.tables = [path for path in found.tables if path.endswith(TABLE_SUFFIXES) or path.rpartition(".")[0] not in plain]
 
 
 def _sort_in(found: Scan, entry: os.DirEntry[str], relative: str) -> None:
     suffix = suffix_of(entry.name)
     if suffix in IMAGE_SUFFIXES:
         (found.images if _leads_to(entry.is_file) else found.broken_links).append(relative)
+    elif is_table(entry.name) and _leads_to(entry.is_file):
+        found.tables.append(relative)
+    elif suffix == ".json":
+        found.json_files.append(relative)
+    elif suffix == ".txt":
+        found.texts.append(relative)
+    elif suffix in SEEN_SUFFIXES:
+        found.seen.append(relative)
     elif suffix in ARCHIVE_SUFFIXES:
         found.archives.append(relative)
     elif suffix in UNREAD_SUFFIXES:
@@ -123,6 +170,7 @@ def list_folder(root: Path, relative: str = "") -> tuple[list[str], list[os.DirE
                 if is_hidden(entry.name):
                     continue
                 if not entry.name.isascii():
+                    _check_locale(root, relative, entry.name)
                     entry.name.encode("utf-8")
                 if _leads_to(entry.is_dir):
                     folders.append(entry.name)
@@ -133,6 +181,14 @@ def list_folder(root: Path, relative: str = "") -> tuple[list[str], list[os.DirE
     except OSError as error:
         raise UserError(f"{root / relative} cannot be read: {error.strerror}") from None
     return sorted(folders, key=natural_key), others
+
+
+def _check_locale(root: Path, relative: str, name: str) -> None:
+    # Under another encoding Python reads the bytes of a name as other letters: ids and classes would be written wrong.
+    encoding = sys.getfilesystemencoding()
+    if encoding.lower().replace("-", "") != "utf8":
+        where = os.fsencode(os.path.join(root, relative, name))
+        raise UserError(f"file names are not ASCII ({where!r}) and this terminal's locale is {encoding}: export PYTHONUTF8=1")
 
 
 def _leads_to(kind: Callable[[], bool]) -> bool:
@@ -147,6 +203,11 @@ def suffix_of(name: str) -> str:
     return "." + name.rpartition(".")[2].lower() if "." in name else ""
 
 
+def is_table(name: str) -> bool:
+    """True for the name of a CSV file, packed or not."""
+    return re.search(r"\.(csv|tsv)(\.(gz|zip))?$", name.lower()) is not None
+
+
 def is_hidden(name: str) -> bool:
     """True for what is never data: `.DS_Store`, `._x.jpg`, `.git`, `__MACOSX`, ..."""
     return name.startswith(".") or name.lower() in JUNK_FOLDERS
@@ -157,15 +218,9 @@ def is_archive(name: str) -> bool:
     return suffix_of(name) in ARCHIVE_SUFFIXES
 
 
-def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Sort key under which `img2` comes before `img10`; upper and lower case count as equal unless nothing else differs."""
-    parts = re.split("([0-9]+)", name.casefold())
-    return [(0, int(part), "") if index % 2 else (1, 0, part) for index, part in enumerate(parts)], name
-
-
 def plain_name(name: str) -> str:
     """A name without its case, separators and `.csv`: `sample_submission.csv` and `SampleSubmission.CSV` are one."""
-    return re.sub(r"[\s_.\-]+", "", re.sub(r"\.(csv|tsv)$", "", name.casefold()))
+    return re.sub(r"[\s_.\-]+", "", re.sub(r"\.(csv|tsv)(\.(gz|zip))?$", "", name.casefold()))
 
 
 def hide_command(root: Path, names: Sequence[str]) -> str:
@@ -178,11 +233,13 @@ def mv_command(path: Path) -> str:
     return f"mv {quote(str(path))} {quote(str(path.with_name('.' + path.name)))}"
 
 
-def unpack_command(archive: Path) -> str:
-    """The command that unpacks an archive into a folder of its own name."""
-    is_zip = archive.suffix.lower() == ".zip"
-    into, name = quote(str(archive.with_suffix(""))), quote(str(archive))
-    return f"unzip -q {name} -d {into}" if is_zip else f"mkdir -p {into} && tar -xf {name} -C {into}"
+def unpack_command(root: Path) -> str:
+    """The command that makes a folder in which nothing is packed out of `root`, a folder or an archive; `root` stays as it is."""
+    root = root if root.name else root.resolve()
+    into = root.with_name(f"{root.name.split('.')[0] or root.name}-unpacked")
+    if re.search(r"[^\w@%+=:,./ -]", f"{root}{into}"):  # make would take such letters for its own
+        return f"python -m pipeline.fetch.install --from {quote(str(root))} --data {quote(str(into))}"
+    return f"make data FROM={quote(str(root))} DATA={quote(str(into))}"
 
 
 def check_whole(folder: DataFolder, names: Iterable[str]) -> None:
@@ -196,7 +253,7 @@ def check_whole(folder: DataFolder, names: Iterable[str]) -> None:
     broken = [path for scan in scans for path in scan.broken_links]
     problems = []
     if packed:
-        problems.append(f"{listed(packed)} not unpacked: {unpack_command(folder.root / packed[0])}")
+        problems.append(f"{listed(packed)} not unpacked: {unpack_command(folder.root)}")
     if broken:
         problems.append(f"{counted(len(broken), 'link')} to a file that cannot be read: {listed(broken)}")
     raise_all(problems, f"{folder.root} is not complete:")
@@ -209,15 +266,16 @@ def absent(folder: DataFolder, what: str, wanted: str) -> UserError:
     loose = len(folder.scans[""].images)
     seen += [*folder.tables, *folder.archives, *folder.json_files, *([counted(loose, "loose image")] if loose else [])]
     lines = [f"{root}: no {what}: {wanted}", f"  found there: {', '.join(seen) or 'nothing'}"]
-    packed = _packed(root, [*folder.archives, *(path for scan in folder.scans.values() for path in scan.archives)])
-    lines += [f"  {path} is not unpacked: {unpack_command(root / path)}" for path in packed[:5]]
+    packed = _packed(root, [path for scan in reversed(folder.scans.values()) for path in scan.archives])
+    lines += [f"  {path} is not unpacked: {unpack_command(root)}" for path in packed[:5]]
     for name, found in folder.scans.items():
         inner = {image.split("/")[1] for image in found.images if image.count("/") > 1}
         if not plain_name(name).startswith(("train", "test")) and any(plain_name(part).startswith(("train", "test")) for part in inner):
             lines.append(f"  {name}/ looks like a competition folder itself: --data {quote(str(root / name))}")
     unread = sum((found.unread for found in folder.scans.values()), Counter())
     lines += [
-        f"  {counted(count, f'{suffix} file')} in a format that is not read: convert to .jpg or .png" for suffix, count in unread.items()
+        f"  {counted(count, f'{suffix} file')} in a format that is not read as it is: {unpack_command(root)}"
+        for suffix, count in unread.items()
     ]
     return UserError("\n".join(lines))
 

@@ -2,48 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.competition.folders import IMAGE_SUFFIXES, DataFolder, hide_command, plain_name, suffix_of
-from pipeline.errors import UserError
-from pipeline.tables import Table
-from pipeline.wording import MAX_NAMED, capped, counted, nearest, quoted
-
-ID_NAMES = (
-    *(
-        "id",
-        "ids",
-        "idcode",
-        "image",
-        "imageid",
-        "imageids",
-        "images",
-        "img",
-        "imgid",
-        "imagename",
-        "imgname",
-        "imagefile",
-        "imagefilename",
-    ),
-    *(
-        "file",
-        "filename",
-        "filenames",
-        "fileid",
-        "fname",
-        "name",
-        "path",
-        "filepath",
-        "imagepath",
-        "imgpath",
-        "photo",
-        "photoid",
-        "picture",
-    ),
-)
-PROBED_ROWS = 500  # enough to tell an id column from another
+from pipeline.competition.folders import IMAGE_SUFFIXES, DataFolder, hide_command, suffix_of
+from pipeline.wording import MAX_NAMED, capped, counted
 
 
 def file_name(image: str) -> str:
@@ -102,6 +67,7 @@ STYLES = (
     Style("paths in the data folder without extension", without_suffix),
     Style("file names with another extension", _stem, without_suffix),
 )
+FOLDERS, PREFIXES = Style("folders of images", str), Style("file names up to a separator", str)  # one id, several images
 LOOSE = Style("alike", lambda image: _bare(image), lambda text: _bare(text.strip().replace("\\", "/")))
 
 
@@ -118,14 +84,19 @@ class Match:
         return len({found[0] for found in self.images if len(found) == 1})
 
     @property
+    def num_single(self) -> int:
+        """How many ids mean one image."""
+        return sum(len(found) == 1 for found in self.images)
+
+    @property
     def num_found(self) -> int:
         """How many ids mean an image, or several."""
         return sum(bool(found) for found in self.images)
 
-    def problems(self, ids: Sequence[str], lines: Sequence[int], index: ImageIndex, advice: str) -> list[str]:
-        """Which of the ids have no image, and which may be several; `lines` are their row numbers."""
+    def problems(self, ids: Sequence[str], lines: Sequence[int], index: ImageIndex, advice: str, groups: bool = False) -> list[str]:
+        """Which of the ids have no image, and (unless an id may have several: `groups`) which may be several; `lines` are their rows."""
         missing = [row for row, images in enumerate(self.images) if not images]
-        several = [row for row, images in enumerate(self.images) if len(images) > 1]
+        several = [row for row, images in enumerate(self.images) if len(images) > 1 and not groups]
         problems = []
         if missing:
             shown = [f"{ids[row]!r} in row {lines[row]}{index.alike(ids[row])}" for row in missing[:MAX_NAMED]]
@@ -152,9 +123,11 @@ class ImageIndex:
         """The reading of `ids` that finds the most images, each by its own id; the earlier style wins a tie."""
         best, best_rank = Match(NAME, ((),) * len(ids)), (0, 0)
         # Most columns hold no ids at all; one look-up tells, seven would be slow.
-        if not any(self._read([image_id], LOOSE).images[0] for image_id in ids):
+        loose = self._keys_of(LOOSE)
+        if not any(composed(LOOSE.of_id(image_id)) in loose for image_id in ids):
             return best
-        for style in STYLES:
+        depth = ids[0].count("/")
+        for style in (*STYLES, *_tails(depth)) if depth else STYLES:
             match = self._read(ids, style)
             rank = (match.num_unique, match.num_found)
             if rank > best_rank:
@@ -163,13 +136,28 @@ class ImageIndex:
                 break
         return best
 
+    def match_groups(self, ids: Sequence[str]) -> Match:
+        """The reading of `ids` as several images each, those in a folder of that name or whose names begin so (`<id>_red.png`)."""
+        best = Match(FOLDERS, ((),) * len(ids))
+        for style, keys_of in ((FOLDERS, _folders_of), (PREFIXES, _prefixes_of)):
+            if style.says not in self._keys:
+                keys: dict[str, list[str]] = {}
+                for image in self.images:
+                    for key in keys_of(image):
+                        keys.setdefault(composed(key), []).append(image)
+                self._keys[style.says] = keys
+            match = self._read(ids, style)
+            if match.num_found > best.num_found:
+                best = match
+        return best
+
     def alike(self, image_id: str) -> str:
         """` (nearest: 'x.jpg')` for an image whose name differs from the id only in folder, extension or case; else empty."""
         found = self._read([image_id], LOOSE).images[0]
         return f" (nearest: {found[0]!r})" if found else ""
 
     def _read(self, ids: Sequence[str], style: Style) -> Match:
-        keys = self._keys_of(style)
+        keys = self._keys.get(style.says) or self._keys_of(style)
         found = []
         for image_id in ids:
             key = composed(style.of_id(image_id))
@@ -185,6 +173,25 @@ class ImageIndex:
         return self._keys[style.says]
 
 
+def _tails(depth: int) -> tuple[Style, Style]:
+    """Paths of which the first folders are not written: `images/1.jpg` for `imgs/train/images/1.jpg`."""
+
+    def tail(image: str) -> str:
+        return "/".join(image.split("/")[-depth - 1 :])
+
+    says = f"ends of paths, {depth + 1} parts"
+    return Style(says, tail), Style(f"{says}, without extension", lambda image: without_suffix(tail(image)))
+
+
+def _folders_of(image: str) -> list[str]:
+    return list(dict.fromkeys(image.split("/")[:-1]))
+
+
+def _prefixes_of(image: str) -> list[str]:
+    stem = _stem(image)
+    return [stem[: found.start()] for found in re.finditer(r"[_\-. ]", stem) if found.start()]
+
+
 def short_ids(images: Sequence[str]) -> tuple[list[str], str]:
     """One id for every image, and how it is written: stems, or file names where stems collide, or paths where names collide."""
     for style in (STEM, NAME, INSIDE):
@@ -192,37 +199,3 @@ def short_ids(images: Sequence[str]) -> tuple[list[str], str]:
         if len(set(ids)) == len(ids):
             return ids, style.says
     return list(images), "paths in the data folder"
-
-
-def find_ids(table: Table, index: ImageIndex, given: str | None = None) -> tuple[str, Match]:
-    """The id column of a table (`given`, or the one whose cells find the most images), and the images that its ids mean.
-
-    Raises:
-        UserError: there is no column `given`, or two columns find different images.
-    """
-    flag = "--set data.id_column=NAME"
-    if given:
-        name = column_called(table, given, flag)
-        return name, index.match(table.column(name))
-    probes = {name: index.match(table.column(name)[:PROBED_ROWS]) for name in table.columns}
-    ranks = {name: (match.num_unique, match.num_found) for name, match in probes.items()}
-    most = max(ranks.values())
-    best = [name for name in probes if ranks[name] == most]
-    best = [name for name in best if plain_name(name) in ID_NAMES] or best
-    if most > (0, 0) and len({probes[name].images for name in best}) > 1:
-        raise UserError(f"{table.path}: the columns {quoted(best)} name different images; say which is the id with {flag}")
-    return best[0], index.match(table.column(best[0]))
-
-
-def column_called(table: Table, name: str, flag: str) -> str:
-    """The column `name` of a table; spaces around the names in the file do not matter.
-
-    Raises:
-        UserError: there is none; the message lists what there is.
-    """
-    for column in table.columns:
-        if name in (column, column.strip()):
-            return column
-    raise UserError(
-        f"{table.path} has no column {name!r}{nearest(name, table.columns)}; its columns: {quoted(table.columns)}; {flag} names one"
-    )

@@ -1,24 +1,33 @@
-"""A competition folder as it lies on disk -> labelled rows, test rows in the order to predict, class names, the form of predictions.csv."""
+"""A competition folder as it lies on disk -> labelled rows, test rows in the order to predict, what labels mean, the form of predictions.csv."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from pipeline.competition.folders import DataFolder, absent, check_whole, hide_command, look, natural_key, plain_name
-from pipeline.competition.ids import ImageIndex, Match, composed, file_name, find_ids, short_ids
-from pipeline.competition.labels import Labelled, has_training_data, read_labelled
-from pipeline.competition.rows import Competition, Row, SubmissionFormat
-from pipeline.competition.sample import format_of, sample_table
+from pipeline.competition.folders import DataFolder, look, natural_key
+from pipeline.competition.id_columns import find_ids, without_numbering
+from pipeline.competition.ids import ImageIndex
+from pipeline.competition.label_columns import Wanted
+from pipeline.competition.label_table import Labelled
+from pipeline.competition.labels import has_training_data, read_labelled
+from pipeline.competition.notes import other_notes, test_notes, train_notes
+from pipeline.competition.rows import Competition, Row
+from pipeline.competition.sample import check_sample, find_sample, wanted_by
+from pipeline.competition.sources import Source, Sources, read_sources
+from pipeline.competition.subjects import resolve
+from pipeline.competition.test_rows import TestImages, check_classes, find_test_images, form_of, sample_evidence
 from pipeline.competition.vqa_layout import is_vqa, read_vqa
-from pipeline.errors import UserError, raise_all
-from pipeline.tables import Table
-from pipeline.wording import capped, counted, listed, nearest, numbered, quoted
+from pipeline.errors import UserError
+from pipeline.forms.form import FormKind, SubmissionForm
+from pipeline.forms.recognise import recognise
+from pipeline.targets.decide import decide
+from pipeline.targets.evidence import Asked, Decision, LabelEvidence
+from pipeline.targets.target import Target, multiclass
 
-HOLD_OUT_FOLDERS = ("val", "valid", "validation", "dev")
+OWN_FILES = ("competition.json", "competition.yaml", "submissions.csv")  # written by this project, or for it
 
 
 def read_layout(
@@ -28,174 +37,147 @@ def read_layout(
     label_column: str | None = None,
     need: Literal["train", "test", "both"] = "both",
     skip_bad_images: bool = False,
+    asked: Asked = Asked(),  # noqa: B008 - frozen
+    known: tuple[Target, str] | None = None,
 ) -> Competition:
-    """The competition in `data_dir`: class folders or a table of labels, test images, sample submission; or questions about images.
+    """The competition in `data_dir`: class folders, a table or JSON of labels, test images, sample submission; or questions about images.
 
     `id_column` (names the image) and `label_column` name columns of the table of labels. What `need` does not name may be absent.
-    With `skip_bad_images` training questions whose image is not there are left out instead of refused.
+    With `skip_bad_images` training questions whose image is not there are left out instead of refused. `asked`: what the user says of
+    target and metric. `known`: target and metric of a run, which are then taken and not decided again.
 
     Raises:
         UserError: what is needed is absent, contradicts itself, or can be read in two ways; the message says where, and what settles it.
     """
     folder = look(Path(data_dir))
-    sample = sample_table(folder)
     if is_vqa(folder):
-        return read_vqa(folder, sample, id_column, label_column, need, skip_bad_images)
-    test_dirs = folder.named("test")
-    others = [name for name in folder.scans if name not in test_dirs and folder.scans[name].images]
-    labelled, train_trouble = Labelled(), None
-    if need != "test" or has_training_data(folder):
-        try:
-            labelled = read_labelled(folder, others, id_column, label_column, sample.columns[1:] if sample else ())
-        except UserError as error:
-            if need != "test":
-                raise
-            train_trouble = " ".join(line.strip(" -") for line in str(error).splitlines()[:2])
-    class_names = tuple(sorted(set(labelled.labels), key=natural_key))
-    taken = set(labelled.images)
-    unlabelled = [image for image in folder.images(others) if image not in taken]
-    test = _read_test(folder, test_dirs, unlabelled, sample, class_names, required=need != "train")
-    if test.submission and test.submission.kind == "probability" and not class_names:
-        class_names = tuple(sorted(test.submission.label_columns, key=natural_key))
+        sources = read_sources(folder, skip=(*OWN_FILES, *folder.files("json_files")))
+        sample = find_sample(folder, sources, ImageIndex(folder, ()))
+        return read_vqa(folder, sample.table if sample else None, id_column, label_column, need, skip_bad_images)
+    sources = read_sources(folder, skip=OWN_FILES)
+    test_index = ImageIndex(folder, folder.of_part("test"))
+    sample = find_sample(folder, sources, test_index)
+    sample_id = _sample_id(sample, test_index, folder)
+    if sample and sample_id:
+        sample = replace(sample, table=without_numbering(sample.table, sample_id))
+    wanted = wanted_by(sample.table if sample else None, sample_id)
+    labelled, trouble = _labelled(folder, sources, sample, wanted, id_column, label_column, need)
+    names = _label_names(labelled.evidence, known)
+    test = find_test_images(folder, sources, sample, test_index, labelled.taken, names, required=need != "train")
+    decision, trouble = _decided(labelled, test, asked, known, need, trouble)
+    target, metric = (decision.target, decision.metric) if decision else known or (None, None)
+    if target is None and len(wanted.columns) > 1:  # nothing else names the classes
+        target = multiclass(sorted(wanted.columns, key=natural_key))
+    form = form_of(test, target, metric)
+    more = check_classes(test, target, form, asked)
     root = folder.root
-    train_rows = (Row(*row) for row in zip(labelled.ids, (root / image for image in labelled.images), labelled.labels, strict=True))
-    test_rows = (Row(image_id, root / image, None) for image_id, image in zip(test.ids, test.images, strict=True))
-    notes = _train_notes(folder, labelled, test, class_names, train_trouble) + _test_notes(test) + _other_notes(folder, labelled)
-    return Competition(root, tuple(train_rows), tuple(test_rows), class_names, test.submission, tuple(notes))
+    train_rows = _train_rows(root, labelled, decision)
+    test_rows = tuple(Row(subject, root / image, None) for subject, images in test.subjects() for image in images)
+    lines = [
+        *train_notes(folder, labelled, test, target, decision, trouble),
+        *test_notes(test, more),
+        *other_notes(folder, labelled, sources),
+    ]
+    return Competition(root, train_rows, test_rows, target, metric, form, tuple(lines), split=labelled.split)
 
 
-def read_submission_format(data_dir: Path | str) -> SubmissionFormat | None:
-    """The form that the sample submission in `data_dir` asks for, without a look at the images; None when there is none.
+def _sample_id(sample: Source | None, test_index: ImageIndex, folder: DataFolder) -> str | None:
+    """The id column of the sample submission, as far as it can be told before labels are read."""
+    if sample is None:
+        return None
+    for index in (test_index, ImageIndex(folder, folder.of_part("train", "val", ""))):
+        name, match = find_ids(sample.table, index)
+        if match.num_found:
+            return name
+    return sample.table.columns[0]
+
+
+def _labelled(
+    folder: DataFolder,
+    sources: Sources,
+    sample: Source | None,
+    wanted: Wanted,
+    id_column: str | None,
+    label_column: str | None,
+    need: str,
+) -> tuple[Labelled, str | None]:
+    """The labelled rows; where they are not needed, none and why they cannot be read."""
+    if need == "test" and not has_training_data(folder, sources):
+        return Labelled(), None
+    try:
+        return read_labelled(folder, sources, wanted, id_column, label_column, sample.name if sample else ""), None
+    except UserError as error:
+        if need != "test":
+            raise
+        return Labelled(), _short(error)
+
+
+def _decided(
+    labelled: Labelled, test: TestImages, asked: Asked, known: tuple[Target, str] | None, need: str, trouble: str | None
+) -> tuple[Decision | None, str | None]:
+    """What the labels mean, None where there are none; where it is not needed, why it cannot be told."""
+    if labelled.evidence is None:
+        return None, trouble
+    if known:
+        return Decision(*known, _as_texts(labelled.evidence, known[0]), ""), trouble
+    try:
+        return decide(labelled.evidence, sample_evidence(test), asked), trouble
+    except UserError as error:
+        if need != "test":
+            raise
+        return None, _short(error)
+
+
+def _label_names(evidence: LabelEvidence | None, known: tuple[Target, str] | None) -> Sequence[str] | None:
+    """Every label there is, which rows of a long sample submission may be about; None where nobody knows."""
+    if known:
+        return known[0].names
+    if evidence is None:
+        return None
+    return evidence.columns or tuple(dict.fromkeys(part for text in set(evidence.texts) for part in (text, *text.split())))
+
+
+def _as_texts(evidence: LabelEvidence, target: Target) -> Sequence[str]:
+    """Labels as a target that is known already takes them."""
+    if not evidence.columns:
+        return evidence.texts
+    if target.kind == "continuous":
+        return [target.separator.join(row) for row in evidence.cells]
+    names = evidence.columns
+    return [target.separator.join(name for name, cell in zip(names, row, strict=True) if cell in ("1", "1.0")) for row in evidence.cells]
+
+
+def _short(error: UserError) -> str:
+    return " ".join(line.strip(" -") for line in str(error).splitlines()[:2])
+
+
+def _train_rows(root: Path, labelled: Labelled, decision: Decision | None) -> tuple[Row, ...]:
+    """One row for each image of each labelled id."""
+    if decision is None:
+        return ()
+    rows = zip(labelled.ids, labelled.images, decision.labels, strict=True)
+    return tuple(Row(row_id, root / image, label) for row_id, images, label in rows for image in images)
+
+
+def read_form(data_dir: Path | str, target: Target | None, metric: str | None) -> SubmissionForm | None:
+    """The form that the sample submission in `data_dir` asks for, whether or not its images are there; None when there is no sample.
+
+    Without a target its columns alone are known: one is taken for labels, several for probabilities.
 
     Raises:
-        UserError: there are several, or it is broken.
+        UserError: there are several samples, it is broken, or the target cannot fill it.
     """
-    sample = sample_table(look(Path(data_dir), with_images=False))
-    return format_of(sample, sample.columns[0], ()) if sample else None
-
-
-# ---- test images ----
-
-
-@dataclass(frozen=True)
-class _Test:
-    """The images to predict. `ids` and `images` (paths in the data folder) belong together."""
-
-    ids: Sequence[str] = ()
-    images: Sequence[str] = ()
-    submission: SubmissionFormat | None = None
-    source: str = ""
-    notes: Sequence[str] = ()
-
-
-def _read_test(
-    folder: DataFolder,
-    test_dirs: Sequence[str],
-    unlabelled: Sequence[str],
-    sample: Table | None,
-    class_names: Sequence[str],
-    required: bool,
-) -> _Test:
-    if sample:
-        return _from_sample(folder, test_dirs, unlabelled, sample, class_names, required)
-    if len(test_dirs) > 1:
-        raise UserError(f"{folder.root}: {' and '.join(test_dirs)} may all be the test images; {hide_command(folder.root, test_dirs)}")
-    if not test_dirs:
-        if required:
-            raise absent(folder, "test images", "expected a folder test/ (or test_images/, ...) with images")
-        return _Test(source="none found; needed for predictions only")
-    check_whole(folder, test_dirs)
-    images = sorted(folder.images(test_dirs), key=lambda image: (natural_key(file_name(image)), image))
-    ids, style = short_ids(images)
-    submission = SubmissionFormat("id", ("label",), "label", tuple(ids), None)
-    return _Test(ids, images, submission, f"{test_dirs[0]}/; no sample submission: columns id,label, ids are {style}")
-
-
-def _from_sample(
-    folder: DataFolder, test_dirs: Sequence[str], unlabelled: Sequence[str], sample: Table, class_names: Sequence[str], required: bool
-) -> _Test:
-    """The images that the ids of the sample submission mean: in the test folders, or among the unlabelled images of a shared folder."""
-    index = ImageIndex(folder, folder.images(test_dirs))
-    id_column, match = find_ids(sample, index)
-    if not match.num_found and unlabelled:
-        shared = ImageIndex(folder, unlabelled)
-        shared_column, shared_match = find_ids(sample, shared)
-        if shared_match.num_found:
-            index, id_column, match = shared, shared_column, shared_match
-    submission = format_of(sample, id_column, class_names)
-    if not match.num_found and not index.images:
-        if required:
-            raise absent(folder, "test images", f"expected a folder test/ (or test_images/, ...) with the images of {sample.path.name}")
-        return _Test(submission=submission, source=f"no images of {sample.path.name} found; needed for predictions only")
-    _check_ids(submission, sample, index, match)
-    images = [found[0] for found in match.images]
-    used = sorted({image.split("/")[0] for image in images if "/" in image}, key=natural_key)
-    columns = submission.label_columns[0] if submission.kind == "label" else f"{len(submission.label_columns)} probability columns"
-    notes = [f"images in {', '.join(f'{name}/' for name in used) or 'the data folder'}, ids are {match.style.says}"]
-    left = sum(image.split("/")[0] in used for image in folder.images(test_dirs)) - len(images) if set(used) <= set(test_dirs) else 0
-    if left:
-        notes.append(f"{counted(left, 'image')} not in {sample.path.name}, not predicted")
-    notes += _placeholder_notes(submission, sample, class_names)
-    return _Test(submission.ids, images, submission, f"ids and order from {sample.path.name} ({id_column} -> {columns})", notes)
-
-
-def _check_ids(submission: SubmissionFormat, sample: Table, index: ImageIndex, match: Match) -> None:
-    problems = []
-    problems = match.problems(submission.ids, sample.lines, index, f"images look like {quoted(index.images[:2])}")
-    rows: dict[str, list[int]] = {}
-    for line, images in zip(sample.lines, match.images, strict=True):
-        rows.setdefault(images[0] if len(images) == 1 else "", []).append(line)
-    shared = [f"{numbered(lines)}: all mean {image}" for image, lines in rows.items() if image and len(lines) > 1]
-    raise_all(problems + capped(shared, "images are meant by several ids"), f"{sample.path} and the test images do not fit:")
-
-
-def _placeholder_notes(submission: SubmissionFormat, sample: Table, class_names: Sequence[str]) -> list[str]:
-    if submission.kind != "label" or not class_names:
-        return []
-    values = Counter(value.strip() for value in sample.column(submission.label_columns[0]))
-    unknown = [value for value in values if value and value not in class_names]
-    if not unknown:
-        return []
-    return [f"its labels {quoted(unknown)} are no classes of the training data{nearest(unknown[0], class_names)} and taken as placeholders"]
-
-
-# ---- what was understood ----
-
-
-def _train_notes(folder: DataFolder, labelled: Labelled, test: _Test, class_names: Sequence[str], trouble: str | None) -> list[str]:
-    if trouble:
-        return [f"train: not used, and not needed here: {trouble}"]
-    if not labelled.images:
-        return []
-    classes = counted(len(class_names), "class", "classes")
-    lines = [f"train: {counted(len(labelled.images), 'image')}, {classes} ({labelled.source})"]
-    used = {image.split("/")[0] if "/" in image else "" for image in labelled.images}
-    left = sum(len(folder.scans[name].images) for name in used) - len(labelled.images)
-    left -= sum((image.split("/")[0] if "/" in image else "") in used for image in test.images)
-    notes = list(labelled.notes)
-    if left:
-        notes.append(f"{counted(left, 'image')} without a label, not used")
-    folded = Counter(composed(name).casefold() for name in class_names)
-    alike = [name for name in class_names if folded[composed(name).casefold()] > 1]
-    if alike:
-        notes.append(f"classes that look alike (case, or the way accents are stored): {quoted(alike)}")
-    return lines + (["train: " + "; ".join(notes)] if notes else [])
-
-
-def _test_notes(test: _Test) -> list[str]:
-    images = f"{counted(len(test.images), 'image')}, " if test.images else ""
-    return [f"test: {images}{test.source}"] + (["test: " + "; ".join(test.notes)] if test.notes else [])
-
-
-def _other_notes(folder: DataFolder, labelled: Labelled) -> list[str]:
-    notes = []
-    used = {image.split("/")[0] for image in labelled.images}
-    held_out = [name for name in folder.scans if plain_name(name) in HOLD_OUT_FOLDERS and name not in used and folder.scans[name].images]
-    if held_out:
-        notes.append(f"{listed(held_out)}/ not used: validation rows are taken from the training images (data.val_fraction)")
-    unread = sum((found.unread for found in folder.scans.values()), Counter())
-    notes += [f"{counted(count, f'{suffix} file')} not read (convert to .jpg or .png)" for suffix, count in unread.items()]
-    repeated = [path for found in folder.scans.values() for path in found.repeated]
-    if repeated:
-        notes.append(f"links to a folder that was already read: {listed(repeated)}")
-    return ["also: " + "; ".join(notes)] if notes else []
+    folder = look(Path(data_dir))
+    index = ImageIndex(folder, folder.of_part("test"))
+    sources = read_sources(folder, skip=OWN_FILES)
+    sample = find_sample(folder, sources, index)
+    if sample is None:
+        return None
+    check_sample(sample.table)
+    if target is None or metric is None:
+        id_column = _sample_id(sample, index, folder) or sample.table.columns[0]
+        kind: FormKind = "label" if len(sample.table.columns) == 2 else "probabilities"
+        return SubmissionForm(kind, sample.table.columns, id_column, tuple(sample.table.column(id_column)), sample.table.path)
+    others = [source for source in sources.found if source is not sample and source.role != "answers"]
+    resolved = resolve(sample.table, index, sorted(others, key=lambda source: source.role != "test"), target.names)
+    return recognise(sample.table, resolved.id_column, target, metric, resolved.subjects, resolved.row_labels)

@@ -1,4 +1,4 @@
-"""What a competition folder is read into: labelled rows, rows to predict, and the form of predictions.csv."""
+"""What a competition folder is read into: labelled rows, rows to predict, what labels mean, and the form of predictions.csv."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.forms.form import SubmissionForm
+from pipeline.targets.target import Target
+
 
 @dataclass(frozen=True)
 class Row:
-    """One image of the competition, or (task vqa) one question about an image."""
+    """One image of the competition, or (task vqa) one question about an image.
 
-    id: str
+    Several rows may share an `id` (channels, slices, views): what is predicted for it is the mean over them.
+    """
+
+    id: str  # what is predicted: an image, a study, a prediction
     path: Path
-    label: str | None  # None for test rows; for a question the answer as it is written in the data
+    label: str | None  # the label text that `Target.encode` takes; None for test rows; for a question the answer as the data write it
     question: str | None = None
     answers: tuple[str, ...] = ()  # of every annotator, where the data has them (ten in VQA v2)
     answer_type: str | None = None  # "yes/no", "number", "other"
@@ -21,24 +27,21 @@ class Row:
 
 
 @dataclass(frozen=True)
-class SubmissionFormat:
-    """What predictions.csv must look like."""
-
-    id_column: str
-    label_columns: tuple[str, ...]  # the one label column, or one probability column per class
-    kind: Literal["label", "probability"]
-    ids: tuple[str, ...]  # in the order of the file
-    path: Path | None  # the sample submission; None when the form was made up from the test files
-
-
-@dataclass(frozen=True)
 class Competition:
-    """A competition folder, understood. `test[i]` belongs to `submission.ids[i]`."""
+    """A competition folder, understood. Test rows lie in the order of `form.ids`."""
 
     root: Path
     train: tuple[Row, ...]
     test: tuple[Row, ...]
-    class_names: tuple[str, ...]  # in natural order; empty when nothing on disk tells them, and for questions
-    submission: SubmissionFormat | None
-    notes: tuple[str, ...]  # at most five lines that say what was understood
+    target: Target | None  # None for questions, and where nothing on disk tells
+    metric: str | None
+    form: SubmissionForm | None
+    notes: tuple[str, ...]  # at most six lines that say what was understood
     task: Literal["classification", "vqa"] = "classification"
+    split: dict[str, Literal["train", "val"]] | None = None  # row id -> part, where the data say which rows validate
+    groups: dict[str, str] | None = None  # row id -> what must not be split
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the target: classes, grades, labels, columns of numbers; empty where there is none."""
+        return self.target.names if self.target else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.errors import UserError
 from pipeline.wording import counted
@@ -54,6 +54,13 @@ def kept_split(ids: Sequence[str], former: Sequence[tuple[str, str, str]]) -> tu
     known = {row_id for row_id, _, _ in former}
     train += [row for row, row_id in enumerate(ids) if row_id not in known]
     return train, val, f"validation: {len(val):,} of {counted(len(ids), 'labelled image')}, as when the run was started"
+
+
+def stated_split(ids: Sequence[str], stated: Mapping[str, str]) -> tuple[list[int], list[int], str]:
+    """The split that the table of labels states, as `train_val_split` gives it; `stated`: id -> train or val."""
+    train = [number for number, name in enumerate(ids) if stated.get(name) != "val"]
+    val = [number for number, name in enumerate(ids) if stated.get(name) == "val"]
+    return train, val, f"validation: {len(val):,} of {counted(len(ids), 'labelled image')}, as the table of labels says"
 
 
 def _stratified(rows_of: dict[str, list[int]], num_val: int, seed: int) -> list[int]:

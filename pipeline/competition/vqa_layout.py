@@ -10,12 +10,13 @@ from typing import Literal
 
 from pipeline.competition.folders import DataFolder, hide_command, list_folder, mv_command, suffix_of
 from pipeline.competition.ids import ImageIndex, file_name
-from pipeline.competition.rows import Competition, Row, SubmissionFormat
-from pipeline.competition.sample import format_of
+from pipeline.competition.rows import Competition, Row
+from pipeline.competition.sample import label_form
 from pipeline.competition.vqa_files import Answered, Question, load_annotations, load_questions
 from pipeline.competition.vqa_pictures import find_images, image_problems, images_of
 from pipeline.competition.vqa_tables import load_question_table, test_tables, train_tables
 from pipeline.errors import UserError, raise_all
+from pipeline.forms.form import SubmissionForm
 from pipeline.tables import Table
 from pipeline.wording import MAX_NAMED, capped, counted, listed, nearest, quoted
 
@@ -52,7 +53,7 @@ class _Part:
     rows: list[Row] = field(default_factory=list)
     says: str = ""
     notes: list[str] = field(default_factory=list)
-    submission: SubmissionFormat | None = None
+    form: SubmissionForm | None = None
 
     def lines(self, name: str) -> list[str]:
         return [f"{name}: {self.says}", *([f"{name}: {'; '.join(self.notes)}"] if self.notes else [])] if self.says else []
@@ -89,7 +90,7 @@ def read_vqa(
     else:
         test = _read_test_if_needed(folder, sources, sample, id_column, needed=need != "train")
     return Competition(
-        folder.root, tuple(train.rows), tuple(test.rows), (), test.submission, (*train.lines("train"), *test.lines("test")), "vqa"
+        folder.root, tuple(train.rows), tuple(test.rows), None, None, test.form, (*train.lines("train"), *test.lines("test")), "vqa"
     )
 
 
@@ -219,8 +220,8 @@ def _read_test(folder: DataFolder, source: _Source, sample: Table | None, id_col
         questions, _, notes = load_question_table(source.questions, index, id_column=id_column, with_answers=False, sample=sample)
     else:
         questions, notes = load_questions(source.questions), []
-    submission, how = _submission(questions, sample, source)
-    asked = [questions[question_id.strip()] for question_id in submission.ids]
+    form, how = _form(questions, sample, source)
+    asked = [questions[question_id.strip()] for question_id in form.row_ids]
     if len(asked) < len(questions):
         notes.append(f"{counted(len(questions) - len(asked), 'question')} of {source.questions.name} not asked for, not predicted")
     found = find_images(index, asked)
@@ -230,7 +231,7 @@ def _read_test(folder: DataFolder, source: _Source, sample: Table | None, id_col
     if empty:
         notes.append(f"{counted(len(empty), 'empty question')}, answered from the picture alone: question_id {listed(empty)}")
     rows = [_row(folder.root, question, found[question.image][0], None) for question in asked]
-    return _Part(rows, f"{_counts(rows)} ({source.files}); {how}", notes, submission)
+    return _Part(rows, f"{_counts(rows)} ({source.files}); {how}", notes, form)
 
 
 def _row(root: Path, question: Question, image: str, answered: Answered | None) -> Row:
@@ -262,18 +263,18 @@ def _disagreements(questions: Mapping[str, Question], answers: Mapping[str, Answ
     return problems + capped(other, "annotations are about another image than their question")
 
 
-def _submission(questions: Mapping[str, Question], sample: Table | None, source: _Source) -> tuple[SubmissionFormat, str]:
+def _form(questions: Mapping[str, Question], sample: Table | None, source: _Source) -> tuple[SubmissionForm, str]:
     """The form of predictions.csv, and where it comes from in words."""
     if sample is None:
-        columns = SubmissionFormat("question_id", ("answer",), "label", tuple(questions), None)
-        return columns, "no sample submission: columns question_id,answer"
+        form = SubmissionForm("label", ("question_id", "answer"), "question_id", tuple(questions), None)
+        return form, "no sample submission: columns question_id,answer"
     known = {name: sum(cell.strip() in questions for cell in sample.column(name)) for name in sample.columns}
     id_column = max(known, key=lambda name: known[name])
-    submission = format_of(sample, id_column, ())
+    form = label_form(sample, id_column)
     problems = []
-    if submission.kind != "label":
-        problems.append(f"one column for the answer is needed beside {id_column!r}, it has {quoted(submission.label_columns)}")
-    lines = {cell.strip(): line for cell, line in zip(submission.ids, sample.lines, strict=True)}
+    if len(form.value_columns) != 1:
+        problems.append(f"one column for the answer is needed beside {id_column!r}, it has {quoted(form.value_columns)}")
+    lines = {cell.strip(): line for cell, line in zip(form.row_ids, sample.lines, strict=True)}
     extra = [question_id for question_id in lines if question_id not in questions]
     if extra:
         shown = [f"{question_id!r} in row {lines[question_id]}" for question_id in extra[:MAX_NAMED]]
@@ -282,4 +283,4 @@ def _submission(questions: Mapping[str, Question], sample: Table | None, source:
             f"{len(extra):,} of {counted(len(lines), 'id')} without a question in {source.questions.name}: {', '.join(shown)}{more}"
         )
     raise_all(problems, f"{sample.path}:")
-    return submission, f"ids and order from {sample.path.name} ({id_column} -> {submission.label_columns[0]})"
+    return form, f"ids and order from {sample.path.name} ({id_column} -> {form.value_columns[0]})"

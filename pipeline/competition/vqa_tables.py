@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.competition.folders import DataFolder, plain_name
-from pipeline.competition.ids import ID_NAMES, ImageIndex, column_called, find_ids
-from pipeline.competition.labels import LABEL_FLAG, LABEL_NAMES, TRAIN_TABLES
+from pipeline.competition.id_columns import ID_NAMES, column_called, find_ids
+from pipeline.competition.ids import ImageIndex
+from pipeline.competition.label_columns import LABEL_FLAG, LABEL_NAMES
+from pipeline.competition.sources import TRAIN_TABLES
 from pipeline.competition.vqa_files import Answered, Question
 from pipeline.errors import UserError, raise_all
 from pipeline.tables import Table, load_table, repeated_ids, rows_of
@@ -94,7 +96,7 @@ def _only(table: Table, names: Sequence[str], what: str) -> str:
 def _answer_column(table: Table, given: str | None) -> str:
     if given:
         return column_called(table, given, LABEL_FLAG)
-    for names in (ANSWER_NAMES, LABEL_NAMES):
+    for names in (ANSWER_NAMES, tuple(LABEL_NAMES)):
         found = [name for name in table.columns if plain_name(name) in names]
         if len(found) == 1:
             return found[0]

@@ -26,7 +26,8 @@ from PIL import Image
 
 from pipeline.config import Augmentation
 from pipeline.data.crops import Picture, decoded, random_crop
-from pipeline.data.images import DECODERS, LEVELS, REDUCIBLE, BadImage, load, load_pixels, opened, seen_size
+from pipeline.data.images import DECODERS, LEVELS, load, load_pixels, seen_size
+from pipeline.data.opening import REDUCIBLE, BadImage, opened
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import human_size
@@ -34,7 +35,7 @@ from pipeline.files import human_size
 FACTS = struct.Struct("<8s5I")  # magic; width and height of the pixels, and of the whole picture as seen; 1 if its format is REDUCIBLE
 CRC = struct.Struct("<I")  # CRC-32 of the facts and the pixels
 HEADER_BYTES = FACTS.size + CRC.size
-MAGIC, SUFFIX, PART = b"pixels 2", ".rgb", ".part"
+MAGIC, SUFFIX, PART = b"pixels 3", ".rgb", ".part"
 PART_SECONDS = 86_400  # an unfinished file of that age was left by a killed run
 
 
@@ -48,7 +49,7 @@ class PictureCache:
     def __init__(self, folder: Path, limit_bytes: int, paths: Sequence[Path], augmentation: Augmentation, rule: Preprocessing) -> None:
         self.folder, self.limit_bytes = Path(folder), limit_bytes
         self.paths = {path: number for number, path in enumerate(dict.fromkeys(map(os.path.abspath, paths)))}
-        self.crop = random_crop(augmentation, rule)
+        self.crop, self.intensity = random_crop(augmentation, rule), rule.intensity
         self.folder.mkdir(parents=True, exist_ok=True)
         self.used = Value("q", self._make_room())
         self.checked = torch.zeros(len(self.paths), dtype=torch.int64).share_memory_()  # which file of a path is known to be whole
@@ -92,7 +93,7 @@ class PictureCache:
     def _decode(self, image: Image.Image, path: str | Path) -> Picture:
         size, reducible = seen_size(image), image.format in REDUCIBLE
         level = self._level(size, reducible)
-        pixels = load_pixels(image, level)
+        pixels = load_pixels(image, level, self.intensity)
         picture = decoded(pixels, size if reducible else None)
         if key := self._key(path):
             facts = FACTS.pack(MAGIC, *pixels.shape[1::-1], *picture.size, reducible)
@@ -161,13 +162,13 @@ class PictureCache:
         return place is not None and self.checked[place].item() == _mark(key, level)
 
     def _key(self, path: str | Path) -> str | None:
-        """What identifies the bytes of the file `path`, and the decoders, as hex digits; None when there is no such file."""
+        """What identifies the bytes of the file `path` and how they are decoded, as hex digits; None when there is no such file."""
         path = os.path.abspath(path)
         try:
             found = os.stat(path)
         except OSError:
             return None
-        identity = (path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, DECODERS)
+        identity = (path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, DECODERS, self.intensity)
         return hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
 
     def _path(self, key: str, level: int) -> str:

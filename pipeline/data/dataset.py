@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.config import Augmentation
 from pipeline.data.cache import PictureCache
 from pipeline.data.crops import Picture, decoded, random_crop
-from pipeline.data.images import REDUCIBLE, BadImage, decode, load_pixels, opened, seen_size
+from pipeline.data.images import load, load_pixels, lost_image_error, seen_size
+from pipeline.data.opening import REDUCIBLE, BadImage, opened
 from pipeline.data.transforms import Preprocessing, augmenter, to_tensor
 
 Key = tuple[int, int]  # (epoch, row)
@@ -30,7 +31,7 @@ class ImageDataset(Dataset):
 
     With `augmentation`, crops and flips are drawn from a generator seeded by (seed, epoch, row). With a `cache` for it, large JPEGs are
     decoded at one level that serves every crop, and kept; the pixels are the same whether or not the cache has them.
-    An image that cannot be decoded comes as zeros with `bad` set, so that prediction can still fill its row.
+    An image that cannot be decoded comes as zeros with `bad` set, so that prediction can still fill its row; see `readable` for training.
     """
 
     def __init__(
@@ -65,10 +66,16 @@ class ImageDataset(Dataset):
     def _pixels(self, epoch: int, row: int) -> torch.Tensor:
         path = self.paths[row]
         if self.augment is None:
-            return to_tensor(self.rule.resize(decode(path)))
+            with opened(path) as image:
+                return to_tensor(self.rule.resize(load(image, intensity=self.rule.intensity)))
         if self.crop is not None:
             return self._cropped(path, torch.Generator().manual_seed(self._seed(epoch, row)))
-        picture = decode(path) if self.cache is None else _image(self.cache.picture(path))
+        if self.cache is not None:
+            return self._augmented(_image(self.cache.picture(path)), epoch, row)
+        with opened(path) as image:
+            return self._augmented(load(image, intensity=self.rule.intensity), epoch, row)
+
+    def _augmented(self, picture: Image.Image, epoch: int, row: int) -> torch.Tensor:
         with _drawing(self._seed(epoch, row)):
             return to_tensor(self.augment(picture))
 
@@ -79,7 +86,7 @@ class ImageDataset(Dataset):
             return self.crop.cut(picture, self.crop.draw(picture.size, generator))
         with opened(path) as image:
             if image.format not in REDUCIBLE:
-                picture = decoded(load_pixels(image))
+                picture = decoded(load_pixels(image, intensity=self.rule.intensity))
                 return self.crop.cut(picture, self.crop.draw(picture.size, generator))
             size = seen_size(image)
             crop = self.crop.draw(size, generator)
@@ -131,6 +138,18 @@ def make_loader(dataset: ImageDataset, batches: Iterable[list[int]], epoch: int 
         worker_init_fn=prepare_worker,
         generator=torch.Generator(),  # its own: a loader would draw its seed from the global one, once more in a resumed run
     )
+
+
+def readable(batches: Iterable[dict[str, torch.Tensor]], paths: Sequence[Path | str]) -> Iterator[dict[str, torch.Tensor]]:
+    """`batches` as they come; `paths` by row. For training and validation, where every image could be decoded when the run began.
+
+    Raises:
+        LostImage: an image of a batch could not be decoded; it would have been judged as a black one.
+    """
+    for batch in batches:
+        if batch["bad"].any():
+            raise lost_image_error([Path(paths[row]) for row in batch["row"][batch["bad"]].tolist()])
+        yield batch
 
 
 def resolve_workers(workers: int | str, paths: Sequence[Path]) -> int:

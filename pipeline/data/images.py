@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import struct
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import PIL
-from PIL import ExifTags, Image, ImageOps, features
+from PIL import ExifTags, Image, features
 from tqdm import tqdm
 
+from pipeline.data.intensity import OWN_RANGES, Intensity, is_deep
+from pipeline.data.opening import DAMAGE, REDUCIBLE, BadImage, opened, refuse_many_scans, reopened
 from pipeline.errors import UserError
 
 try:
@@ -21,60 +21,39 @@ try:
 except (ImportError, ValueError):  # not installed, or built for another numpy: Pillow decodes the same pixels
     simplejpeg = None
 
-Image.MAX_IMAGE_PIXELS = 128_000_000  # beyond it decode() refuses: a decompression bomb, or a scan to shrink first
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # once for all: warning filters cannot be changed safely in threads
-
-REDUCIBLE = ("JPEG", "MPO")  # formats that are decoded at a half, a quarter or an eighth of their size for less
-
 LEVELS = 4  # full size, a half, a quarter, an eighth: levels 0 to 3
 # Through simplejpeg a JPEG takes 14 to 25 % less time. Only two libjpeg-turbos decode to the same pixels.
 FAST_JPEG = simplejpeg is not None and features.check("libjpeg_turbo")
 DECODERS = f"Pillow {PIL.__version__}" + (f", simplejpeg {simplejpeg.__version__}" if FAST_JPEG else "")
 SMALLEST_FAST = 16  # pixels: below, a size does not tell at which scale simplejpeg is to decode
+LARGEST_FAST = 64_000_000  # bytes of a file that simplejpeg wants in memory
+BAND_PIXELS = 4_000_000  # are put over white at once
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by the EXIF orientation
 
-# What Pillow's decoders and the libraries under them raise on damage (AVIF: RuntimeError; DDS: NotImplementedError, a RuntimeError too).
-_DAMAGE = (ValueError, SyntaxError, EOFError, LookupError, TypeError, RuntimeError, ArithmeticError, struct.error)
+
+class LostImage(UserError):
+    """An image that could be decoded before training and cannot be any more; the text names it."""
 
 
-class BadImage(Exception):
-    """An image that cannot be decoded; the text says why, without the path."""
-
-
-def decode(path: Path, smallest: int | None = None) -> Image.Image:
-    """The picture in `path`, mode RGB.
+def decode(path: Path, smallest: int | None = None, intensity: Intensity | None = None) -> Image.Image:
+    """The picture in `path`, mode RGB; grey of more than 8 bits by the rule `intensity`, or by its type's own range.
 
     With `smallest` (pixels) a large JPEG may be decoded at a half, a quarter or an eighth of its size, as long as both sides
     stay at least `smallest`: several times faster, and then not bit-equal to the full decode.
 
     Raises:
-        BadImage: the file is missing, empty, truncated, not an image, or larger than 128 megapixels.
+        BadImage: the file is missing, empty, truncated, not an image, larger than 128 megapixels, or made to take memory or minutes.
     """
     with opened(path) as image:
-        return load(image, smallest)
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """The file at `path`, its header read and its pixels not: see `seen_size` and `load`, which belong inside the block.
-
-    Raises:
-        BadImage: as `decode` does.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError
-            yield image
-    except Image.DecompressionBombError:
-        raise BadImage(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
-    except FileNotFoundError:
-        raise BadImage("no such file") from None
-    except Image.UnidentifiedImageError:
-        raise BadImage("empty file" if Path(path).stat().st_size == 0 else "not an image") from None
-    except OSError as error:  # without the path, which the caller knows
-        raise BadImage(error.strerror or str(error) or type(error).__name__) from None
-    except _DAMAGE as error:
-        raise BadImage(str(error) or type(error).__name__) from None
+        return load(image, smallest, intensity)
 
 
 def seen_size(image: Image.Image) -> tuple[int, int]:
@@ -82,21 +61,21 @@ def seen_size(image: Image.Image) -> tuple[int, int]:
     return (image.height, image.width) if _orientation(image) in (5, 6, 7, 8) else image.size
 
 
-def load(image: Image.Image, smallest: int | None = None) -> Image.Image:
+def load(image: Image.Image, smallest: int | None = None, intensity: Intensity | None = None) -> Image.Image:
     """The pixels of an opened picture; see `decode`."""
     pixels = _jpeg_pixels(image, smallest)
     if pixels is None:
-        return _load(image, smallest)
+        return _load(image, smallest, intensity)
     picture = Image.fromarray(pixels)
     picture.info = dict(image.info)  # the colour profile, for who saves it again
     return picture
 
 
-def load_pixels(image: Image.Image, level: int = 0) -> np.ndarray:
+def load_pixels(image: Image.Image, level: int = 0, intensity: Intensity | None = None) -> np.ndarray:
     """(H, W, 3) uint8: the pixels of an opened picture; those of a large JPEG at 1 / 2 ** `level` of its size."""
     smallest = min(image.size) >> level if level else None
     pixels = _jpeg_pixels(image, smallest)
-    return np.asarray(_load(image, smallest)) if pixels is None else pixels
+    return np.asarray(_load(image, smallest, intensity)) if pixels is None else pixels
 
 
 def check(path: Path) -> None:
@@ -105,7 +84,8 @@ def check(path: Path) -> None:
     Raises:
         BadImage: as `decode` does.
     """
-    decode(path, smallest=1)
+    with opened(path) as image:
+        load(image, smallest=1)
 
 
 def find_bad(paths: Sequence[Path], check: Callable[[Path], object] = check, title: str = "checking images") -> dict[int, str]:
@@ -132,50 +112,89 @@ def bad_images_error(bad: dict[Path, str]) -> UserError:
     return UserError("\n".join([f"{count} cannot be decoded; mend them, or train without them: --set data.skip_bad_images=true", *lines]))
 
 
+def lost_image_error(paths: Sequence[Path]) -> LostImage:
+    """The error for images of one batch that could be decoded before training, and cannot be any more."""
+    try:
+        check(paths[0])
+        reason = "a moment ago it could not be read"
+    except BadImage as bad:
+        reason = str(bad)
+    others = f" (nor can {len(paths) - 1} more of its batch)" if len(paths) > 1 else ""
+    return LostImage(
+        f"{paths[0]} cannot be decoded any more{others}: {reason}. Nothing was trained or judged without it, and the state is kept: "
+        "bring the images back (is their disk still there?), then go on with the same command and --resume"
+    )
+
+
 def _orientation(image: Image.Image) -> int:
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, *DAMAGE):  # EXIF that cannot be read is none
+        return 1
 
 
-def _load(image: Image.Image, smallest: int | None) -> Image.Image:
+def _load(image: Image.Image, smallest: int | None, intensity: Intensity | None) -> Image.Image:
     """Pillow's way, which also decides what is damaged."""
-    if smallest:
-        image.draft("RGB", (smallest, smallest))
-    image.load()
-    return _to_rgb(ImageOps.exif_transpose(image))
+    if image.format in REDUCIBLE:
+        refuse_many_scans(image)
+        if smallest:
+            image.draft("RGB", (smallest, smallest))
+    try:
+        image.load()
+    except (OSError, *DAMAGE):  # metadata may also stand after the pixels
+        image = reopened(image)
+        if image is None:
+            raise
+        image.load()
+    turn = TURNS.get(_orientation(image))
+    return _to_rgb(image if turn is None else image.transpose(turn), intensity or OWN_RANGES)
 
 
 def _jpeg_pixels(image: Image.Image, smallest: int | None) -> np.ndarray | None:
     """What `_load` gives of an upright RGB JPEG, from simplejpeg. None for anything else, and where libjpeg has as much as a warning."""
     if not FAST_JPEG or image.format not in REDUCIBLE or image.mode != "RGB" or _orientation(image) != 1:
         return None
+    if os.fstat(image.fp.fileno()).st_size > LARGEST_FAST:
+        return None
+    image.fp.seek(0)
+    content = image.fp.read()
+    refuse_many_scans(image, content)
     if smallest:
         image.draft("RGB", (smallest, smallest))
     width, height = image.size
     if min(width, height) < SMALLEST_FAST:
         return None
-    image.fp.seek(0)
     try:
-        pixels = simplejpeg.decode_jpeg(image.fp.read(), "RGB", min_width=width, min_height=height, strict=True)
+        pixels = simplejpeg.decode_jpeg(content, "RGB", min_width=width, min_height=height, strict=True)
     except ValueError:
         return None
     return pixels if pixels.shape == (height, width, 3) else None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):
-        image = _to_8_bit(image)
+def _to_rgb(image: Image.Image, intensity: Intensity) -> Image.Image:
+    if is_deep(image.mode):
+        image = _to_8_bit(image, intensity)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        pixels = image.convert("RGBA")
-        white = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, pixels).convert("RGB")
+        return _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits, scaled: Pillow's own convert("L") clips it to white."""
-    values = np.asarray(image, dtype=np.float64)
-    if image.mode == "F":
-        top = values.max() if values.size and values.max() > 255 else (255.0 if values.max() > 1 else 1.0)
-    else:
-        top = 255.0 if values.max() <= 255 else 65535.0
-    return Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8), mode="L")
+def _to_8_bit(image: Image.Image, intensity: Intensity) -> Image.Image:
+    """Grey of more than 8 bits by the rule; one value may be declared transparent, and is seen as white."""
+    grey, clear = intensity.to_8_bit(image), image.info.get("transparency")
+    if isinstance(clear, int):
+        grey = Image.fromarray(np.where(np.asarray(image) == clear, np.uint8(255), np.asarray(grey)))
+    return grey
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    picture, rows = Image.new("RGB", image.size), max(BAND_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):  # a band at a time: four whole copies would take gigabytes
+        whole = rows >= image.height
+        pixels = (image if whole else image.crop((0, top, image.width, min(top + rows, image.height)))).convert("RGBA")
+        white = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
+        over = Image.alpha_composite(white, pixels).convert("RGB")
+        if whole:
+            return over
+        picture.paste(over, (0, top))
+    return picture

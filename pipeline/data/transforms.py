@@ -13,11 +13,11 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.functional import pil_modes_mapping
 
 from pipeline.config import Augmentation
+from pipeline.data.intensity import FILE_NAME, KEY, Intensity, read_record
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json, write_json
 
 MAX_SIDE = 16_384  # pixels; no model reads larger pictures
-FILE_NAME = "preprocessor_config.json"
 KNOWN_STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"}  # the last is about masks
 OWN_RESIZING = ("LevitImageProcessor", "PerceiverImageProcessor", "TextNetImageProcessor")
 CROP_SHARE = {"ConvNextImageProcessor": 224 / 256, "PoolFormerImageProcessor": 0.9}  # their crop_pct, where the file has none
@@ -37,6 +37,7 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     processor_type: str = "BeitImageProcessor"
+    intensity: Intensity | None = None  # what is black and white in images of more than 8 bits; None: their types' own ranges
 
     def resize(self, image: Image.Image) -> Image.Image:
         """The RGB picture at (height, width), as in evaluation."""
@@ -86,6 +87,8 @@ class Preprocessing:
         }
         if crops:
             values["crop_size"] = {"height": self.height, "width": self.width}
+        if self.intensity is not None:
+            values[KEY] = self.intensity.record()
         write_json(Path(folder) / FILE_NAME, values)
 
 
@@ -119,6 +122,7 @@ def read_preprocessing(path: Path, default_size: int) -> Preprocessing:
         mean=tuple(values.get("image_mean", (0.5,) * 3)) if normalizes else (0.0,) * 3,
         std=tuple(values.get("image_std", (0.5,) * 3)) if normalizes else (1.0,) * 3,
         processor_type=kind,
+        intensity=read_record(values[KEY]) if KEY in values else None,
     )
 
 
@@ -173,6 +177,8 @@ def _impossible_values(values: dict[str, Any]) -> list[str]:
     for name in ("image_processor_type", "feature_extractor_type"):
         if name in values and not isinstance(values[name], str):
             problems.append(f"{name}: {values[name]!r}; expected the name of an image processor")
+    if KEY in values and read_record(values[KEY]) is None:
+        problems.append(f"{KEY}: {values[KEY]!r}; expected {Intensity().record()}: what is black and what white, the lower first")
     return problems
 
 

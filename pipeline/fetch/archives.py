@@ -1,10 +1,8 @@
-"""An archive before and after it is fetched: what names it, whether a file is the one announced, and unpacking inside one folder."""
+"""An archive after it is fetched: whether a file is the one announced, and unpacking inside one folder."""
 
 from __future__ import annotations
 
-import difflib
 import errno
-import hashlib
 import lzma
 import os
 import re
@@ -16,98 +14,23 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
-from urllib.parse import parse_qs, urlsplit
 
 from tqdm import tqdm
 
 from pipeline import files
 from pipeline.errors import UserError, raise_all
+from pipeline.fetch.budget import MAX_MEMBERS, MAX_UNPACKED_BYTES, Budget, TooMuch, allowed_bytes
 
 CHUNK_BYTES = 64 * 1024  # read and written at a time
-DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
 MAGIC = {".zip": (b"PK\x03\x04", b"PK\x05\x06"), ".tgz": (b"\x1f\x8b",), ".gz": (b"\x1f\x8b",)}
 PAGE_STARTS = (b"<!doctype html", b"<html", b"<head", b"<!--")
 
-MAX_UNPACKED_BYTES = 500 * 10**9
-MAX_MEMBERS = 5_000_000
-MAX_RATIO = 100  # unpacked bytes for each byte of the archive, beyond the first SMALL_BYTES; photos are at 1, CSV at 10
-SMALL_BYTES = 64 * 10**6
-
-
-# Sources
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a file comes from: kind "drive" (text: the file's id), "url" or "file" (text: the path)."""
-
-    kind: str
-    text: str
-
-    @property
-    def shown(self) -> str:
-        """The source for a message, without a user name, password or signed query."""
-        if self.kind == "drive":
-            return f"Google Drive file {self.text}"
-        return without_secrets(self.text) if self.kind == "url" else self.text
-
-    @property
-    def key(self) -> str:
-        """A digest of the source: an address may hold a signature, which is kept nowhere."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
-
-
-def parse_source(text: str, folder: Path = Path()) -> Source:
-    """What `text` names: a file (relative to `folder`), a Google Drive id or link, or an http(s) address.
-
-    Raises:
-        UserError: it is none of these, a Drive folder, or a file that does not exist.
-    """
-    text = text.strip()
-    path = Path(folder) / Path(text).expanduser()
-    if text and path.is_file():
-        return Source("file", str(path))
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
-        return _parse_url(text)
-    if re.fullmatch(r"[-\w]{25,}", text):
-        return Source("drive", text)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give the archive file itself")
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
-    hint = f" (is it {path.parent / near[0]}?)" if near else ""
-    raise UserError(f"{text!r} is no file{hint}; give a path, a Google Drive id or link, or an https address")
-
-
-def _parse_url(url: str) -> Source:
-    shown = without_secrets(url)
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # its text may hold the password
-        raise UserError(f"{shown} is no address; give a full one such as https://host/file.zip") from None
-    if parts.scheme not in ("http", "https"):
-        raise UserError(f"{shown}: {parts.scheme}:// is not supported; give an https address, a Google Drive id or a path")
-    if not parts.hostname:
-        raise UserError(f"{shown} names no host; give a full address such as https://host/file.zip")
-    if parts.hostname not in DRIVE_HOSTS:
-        return Source("url", url)
-    if "/folders/" in parts.path:
-        raise UserError(f"{shown} is a Google Drive folder; give the link of one file (Share > Copy link on the file itself)")
-    in_path = re.search(r"/d/([-\w]+)", parts.path)
-    file_id = in_path[1] if in_path else parse_qs(parts.query).get("id", [""])[0]
-    if not re.fullmatch(r"[-\w]+", file_id):
-        raise UserError(f"{shown} holds no Google Drive file id; it should look like https://drive.google.com/file/d/FILE_ID/view")
-    return Source("drive", file_id)
-
-
-def without_secrets(text: str) -> str:
-    """`text` with the user names and queries of its addresses left out; both may be credentials."""
-    text = re.sub(r"(://)[^/\s@]+@", r"\1", text)
-    return re.sub(r"\?[^\s'\")]+", "?...", text)
+MAX_TAR_HEADER = 10**6  # bytes of a long name or of other words about one member; tarfile reads them into memory whole
 
 
 # Whether a file is the one that was announced
@@ -158,18 +81,28 @@ def check_room(folder: Path, needed: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Member:
+class Member:
+    """One file or folder of an archive, as its header says."""
+
     name: str
     kind: str  # "file", "folder", or in words what else it is
     size: int  # unpacked bytes, as its header says
-    open: Callable[[], IO[bytes]]
+    open: Callable[[], IO[bytes]] | None = None  # None where the archive is only read as a whole (7z)
 
 
-def unpack_zip(zip_path: Path, target_dir: Path, *, max_bytes: int = MAX_UNPACKED_BYTES, max_members: int = MAX_MEMBERS) -> list[Path]:
+def unpack_zip(
+    zip_path: Path,
+    target_dir: Path,
+    *,
+    max_bytes: int = MAX_UNPACKED_BYTES,
+    max_members: int = MAX_MEMBERS,
+    budget: Budget | None = None,
+) -> list[Path]:
     """The files of a zip (or tar, tar.gz) written under `target_dir`, relative to it; the folder must be empty or absent.
 
     Every name is checked before the first byte is written, and bytes are counted as they come. Whatever fails, nothing is left
     in `target_dir`. Permissions are not taken over; what macOS adds to its zips (`__MACOSX/`, `.DS_Store`) is left out.
+    A `budget`, shared with the archives around this one, takes the place of the limits.
 
     Raises:
         UserError: the archive is damaged, or holds what it must not: a name outside the folder, a link, a device, an encrypted
@@ -178,19 +111,40 @@ def unpack_zip(zip_path: Path, target_dir: Path, *, max_bytes: int = MAX_UNPACKE
     zip_path, target_dir = Path(zip_path), Path(target_dir)
     if target_dir.exists() and any(target_dir.iterdir()):
         raise UserError(f"{target_dir} is not empty; {zip_path.name} is only unpacked into a new folder")
-    limit = min(max_bytes, max(SMALL_BYTES, MAX_RATIO * zip_path.stat().st_size))
+    limit = budget.bytes_left if budget else min(max_bytes, allowed_bytes(zip_path.stat().st_size))
+    with cleared_on_failure(zip_path, target_dir), _opened(zip_path) as archive:
+        members = list(_members(archive, budget.members_left if budget else max_members, limit))
+        check_members(zip_path, members, limit, max_members, budget)
+        target_dir.mkdir(parents=True, exist_ok=True)
+        check_room(target_dir, sum(member.size for member in members))
+        return _write_members(members, target_dir, limit)
+
+
+def check_members(path: Path, members: list[Member], limit: int, max_members: int, budget: Budget | None) -> None:
+    """Pass when all `members` of the archive at `path` may be written; they are taken from the `budget` where there is one.
+
+    Raises:
+        UserError: a name or a kind of member must not be (all such are named), or they are too much.
+    """
+    if budget:
+        budget.spend(sum(member.size for member in members), len(members))
+    raise_all(_member_problems(members, limit, max_members), f"{path} was not unpacked:")
+
+
+@contextmanager
+def cleared_on_failure(path: Path, target_dir: Path, damage: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Whatever fails in the block leaves nothing in `target_dir`; what readers raise on damage (and `damage`) becomes one sentence.
+
+    Raises:
+        UserError: the archive at `path` is damaged.
+    """
     try:
-        with _opened(zip_path) as archive:
-            members = list(_members(archive, max_members))
-            raise_all(_member_problems(members, limit, max_members), f"{zip_path} was not unpacked:")
-            target_dir.mkdir(parents=True, exist_ok=True)
-            check_room(target_dir, sum(member.size for member in members))
-            return _write_members(members, target_dir, limit)
+        yield
     except BaseException as error:
         shutil.rmtree(target_dir, ignore_errors=True)
-        if not _is_damage(error):
+        if isinstance(error, UserError) or not (_is_damage(error) or isinstance(error, damage)):
             raise
-        raise UserError(f"{zip_path} is damaged or of an unknown kind ({error}); download it again") from None
+        raise UserError(f"{path} is damaged or of an unknown kind ({error}); download it again") from None
 
 
 _DAMAGE = (
@@ -215,13 +169,27 @@ def _is_damage(error: BaseException) -> bool:
 
 
 def _opened(path: Path) -> zipfile.ZipFile | tarfile.TarFile:
-    return zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path)
+    return zipfile.ZipFile(path) if zipfile.is_zipfile(path) else tarfile.open(path, tarinfo=_BoundedTarInfo)
 
 
-def _members(archive: zipfile.ZipFile | tarfile.TarFile, max_members: int) -> Iterator[_Member]:
-    """The members in the archive's order, at most one more than `max_members`."""
+class _BoundedTarInfo(tarfile.TarInfo):
+    """A member whose own words (long names, pax headers) are bounded before they are read."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        about = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+        if self.type in about and self.size > MAX_TAR_HEADER:
+            raise TooMuch(f"{archive.name} was not unpacked: a name or header in it has {files.human_size(self.size)}")
+        return super()._proc_member(archive)
+
+
+def _members(archive: zipfile.ZipFile | tarfile.TarFile, max_members: int, max_bytes: int) -> Iterator[Member]:
+    """The members in the archive's order, to the first that is more than `max_members` or goes beyond `max_bytes`.
+
+    To see a tar's next member its present one is decompressed: a bomb is not to be walked through to its end.
+    """
+    total = 0
     for number, entry in enumerate(archive.infolist() if isinstance(archive, zipfile.ZipFile) else archive):
-        if number > max_members:
+        if number > max_members or total > max_bytes:
             return
         if isinstance(entry, tarfile.TarInfo):
             kind = "file" if entry.isfile() else "folder" if entry.isdir() else "a link" if entry.islnk() or entry.issym() else "a device"
@@ -232,21 +200,22 @@ def _members(archive: zipfile.ZipFile | tarfile.TarFile, max_members: int) -> It
             kind = "an encrypted file" if entry.flag_bits & 0x1 else "folder" if entry.is_dir() else kind
             name, size = entry.orig_filename, entry.file_size
         if not (name.startswith("__MACOSX/") or name.endswith(".DS_Store")):
-            yield _Member(name, kind, size, partial(_open_member, archive, entry))
+            total += size
+            yield Member(name, kind, size, partial(_open_member, archive, entry))
 
 
 def _open_member(archive: Any, entry: Any) -> IO[bytes]:
     return archive.open(entry) if isinstance(archive, zipfile.ZipFile) else archive.extractfile(entry)
 
 
-def _member_problems(members: list[_Member], limit: int, max_members: int) -> list[str]:
+def _member_problems(members: list[Member], limit: int, max_members: int) -> list[str]:
     if len(members) > max_members:
         return [f"it has more than {max_members} members"]
     problems = []
     seen: set[PurePosixPath] = set()
     for member in members:
         path = PurePosixPath(member.name)
-        if reason := _name_problem(member.name):
+        if reason := name_problem(member.name):
             problems.append(f"{member.name!r}: {reason}")
         elif member.kind not in ("file", "folder"):
             problems.append(f"{member.name!r} is {member.kind}; only plain files and folders are unpacked")
@@ -261,7 +230,7 @@ def _member_problems(members: list[_Member], limit: int, max_members: int) -> li
     return problems
 
 
-def _name_problem(name: str) -> str | None:
+def name_problem(name: str) -> str | None:
     """Why a member's name cannot be trusted, or None. Names must mean the same on every system."""
     if "\\" in name:
         return "a backslash in the name"
@@ -272,7 +241,7 @@ def _name_problem(name: str) -> str | None:
     return "a path that leaves the folder" if ".." in name.split("/") else None
 
 
-def _write_members(members: list[_Member], target_dir: Path, limit: int) -> list[Path]:
+def _write_members(members: list[Member], target_dir: Path, limit: int) -> list[Path]:
     written, paths = 0, []
     total = sum(member.size for member in members)
     with tqdm(total=total, unit="B", unit_scale=True, desc="unpacking", disable=None) as bar:

@@ -1,4 +1,4 @@
-"""`make data`: a competition from Kaggle, remembered for `make submit`, or a public data set laid out as one, into the data folder."""
+"""`make data`: a competition from Kaggle or downloaded by hand, or a public data set laid out as one, into the data folder as images."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import shutil
 import sys
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from pipeline import files
+from pipeline.competition.folders import unpack_command
 from pipeline.competition.layout import read_layout
 from pipeline.errors import Interrupted, UserError, raise_all, run_command
-from pipeline.fetch import public_sets
-from pipeline.fetch.archives import unpack_zip
+from pipeline.fetch import arrival, containers, public_sets, staging
 from pipeline.kaggle import cli
 from pipeline.kaggle.remembered import REMEMBERED, agreed, remembered_slug
+from pipeline.wording import nearest
 
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-OTHER_ARCHIVES = (".7z", ".rar", ".bz2", ".xz")
-NESTED_LEVELS = 3
+READY_RECORD = "ready.json"  # in a work folder: what was made ready, out of what, and the lines to print
+FROM_DIR = ".from.download"  # in the data folder: where what was downloaded by hand is made ready
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline.fetch.install", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--competition", metavar="SLUG", help="the last part of the competition's address on Kaggle")
+    source.add_argument(
+        "--from", dest="source", type=Path, metavar="PATH", help="a folder or archive that you downloaded; it stays as it is"
+    )
     source.add_argument("--dataset", metavar="NAME", help=f"a public set: {', '.join(public_sets.SETS)}")
     parser.add_argument("--data", type=Path, metavar="DIR", help="where it goes (default: data, for a public set data/NAME)")
     parser.add_argument("--yes", action="store_true", help="also into a folder that holds other files")
@@ -38,10 +42,101 @@ def main(argv: list[str] | None = None) -> int:
     if args.dataset is not None:
         install_set(args.dataset, args.data or Path("data") / args.dataset, yes=args.yes)
         return 0
-    slug, data_dir = cli.clean_slug(args.competition), args.data or Path("data")
-    raise_all([*cli.not_ready(), *_no_room(data_dir, slug, args.yes)], f"{slug} cannot be downloaded yet:")
+    data_dir = args.data or Path("data")
+    if args.source is not None:
+        take(args.source.expanduser(), data_dir, yes=args.yes)
+        return 0
+    slug = cli.clean_slug(args.competition)
+    if not arrival.arriving(_work_dir(data_dir, slug)):
+        raise_all([*cli.not_ready(), *_no_room(data_dir, slug, args.yes)], f"{slug} cannot be downloaded yet:")
     install(slug, data_dir)
     return 0
+
+
+def take(source: Path, data_dir: Path, yes: bool = False) -> None:
+    """Make `data_dir` a competition folder of images out of what somebody downloaded: a folder, an archive or a file, which stays as it is.
+
+    What an earlier call had made ready, or had begun to move in, is used when `source` has not changed since.
+
+    Raises:
+        UserError: there is no such file, it is damaged, unsafe or not whole, or the folder holds something else; nothing was moved then.
+        Interrupted: Ctrl-C.
+    """
+    _check_source(source, data_dir)
+    work_dir = data_dir / FROM_DIR
+    record, begun = arrival.fingerprint(source), arrival.arriving(work_dir)
+    if begun and begun["source"]["path"] != record["path"]:
+        raise UserError(f"{data_dir} holds a part of {begun['source']['path']}; finish that first: {begun['command']}")
+    if not begun:
+        raise_all(_no_room(data_dir, source.name or str(source.resolve()), yes, besides=source), f"{source} cannot be put into {data_dir}:")
+        if not _is_ready(work_dir, record):
+            _make_ready(source, work_dir, record)
+    _arrive(work_dir, data_dir, {"source": record, "command": _command("from", str(source), data_dir)})
+    print(f"{source} is in {data_dir}; {source} is as it was")
+    _tell(data_dir, work_dir)
+
+
+def _check_source(source: Path, data_dir: Path) -> None:
+    if not source.exists():
+        siblings = [entry.name for entry in source.parent.iterdir()] if source.parent.is_dir() else []
+        raise UserError(f"{source} does not exist{nearest(source.name, siblings)}; FROM= (--from) is a folder or an archive that you have")
+    folder, into = source.resolve(), data_dir.resolve()
+    if folder == into or folder in into.parents:
+        raise UserError(f"{source} cannot be made ready inside itself; name another folder, for example: {unpack_command(source)}")
+
+
+def _command(kind: str, value: str, data_dir: Path) -> str:
+    return f"python -m pipeline.fetch.install --{kind} {quote(value)} --data {quote(str(data_dir))}"
+
+
+def _is_ready(work_dir: Path, record: dict[str, Any]) -> bool:
+    path = work_dir / READY_RECORD
+    return path.is_file() and (work_dir / arrival.READY).is_dir() and files.read_json(path).get("source") == record
+
+
+def _make_ready(source: Path, work_dir: Path, record: dict[str, Any]) -> None:
+    """Leave in `work_dir` what is to be moved in, complete, with its record; nothing when it fails or is interrupted."""
+    made = [folder for folder in (work_dir, work_dir.parent) if not folder.exists()]
+    unfinished, ready = work_dir / "unfinished", work_dir / arrival.READY
+    for folder in (unfinished, ready):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        containers.check_extras(source)
+        notes = staging.stage(source, unfinished)
+        notes += [line] if (line := staging.unwrap(unfinished)) else []
+        notes += containers.convert(unfinished)
+        staging.own_tables(unfinished)
+        if not any(unfinished.iterdir()):
+            raise UserError(f"{source} holds no file")
+        files.write_json(work_dir / READY_RECORD, {"source": record, "notes": notes})
+        unfinished.rename(ready)
+    except BaseException as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted("interrupted, nothing was moved in; the same command starts again") from None
+        raise
+
+
+def _arrive(work_dir: Path, data_dir: Path, note: dict[str, Any]) -> None:
+    try:
+        arrival.move_in(work_dir, data_dir, note)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted while files were moved in; the same command goes on from there") from None
+
+
+def _tell(data_dir: Path, work_dir: Path) -> None:
+    """Print what was done on the way and what is understood now; the work folder is gone then."""
+    record = work_dir / READY_RECORD
+    notes = files.read_json(record).get("notes", []) if record.is_file() else []
+    arrival.done(work_dir)
+    summary, problem = _understood(data_dir)
+    for note in [*notes, *summary]:
+        print(f"  {note}")
+    if problem:
+        print(f"Its files are not understood as an image classification competition yet: {problem}")
 
 
 def install_set(name: str, data_dir: Path, yes: bool = False) -> None:
@@ -63,10 +158,10 @@ def install_set(name: str, data_dir: Path, yes: bool = False) -> None:
             public_sets.download(public_set, work_dir)
             shutil.rmtree(laid_out, ignore_errors=True)
             public_sets.lay_out(name, work_dir, laid_out)
-            _move_in(laid_out, data_dir)
+            _move_set_in(laid_out, data_dir)
             print(f"{name} is in {data_dir}")
         elif laid_out.exists():  # stopped while it was moved in; the record is the first file to be moved
-            _move_in(laid_out, data_dir)
+            _move_set_in(laid_out, data_dir)
             print(f"{name} is in {data_dir}")
         else:
             print(f"{name} is in {data_dir} already")
@@ -99,19 +194,32 @@ def install(slug: str, data_dir: Path) -> None:
         UserError: Kaggle refused, or an archive or a name in it is in the way; nothing was moved then.
         Interrupted: Ctrl-C while downloading.
     """
-    work_dir = data_dir / f".{slug}.download"
-    _download(slug, work_dir / "archive")
-    shutil.rmtree(work_dir / "unpacked", ignore_errors=True)
-    notes = _unpack(work_dir / "archive", work_dir / "unpacked")
-    _move_in(work_dir / "unpacked", data_dir)
+    work_dir = _work_dir(data_dir, slug)
+    if not arrival.arriving(work_dir) and not _is_ready(work_dir, {"slug": slug}):
+        _download(slug, work_dir / "archive")
+        archive = _one_archive(work_dir / "archive")
+        try:
+            _make_ready(archive, work_dir, {"slug": slug})
+        except UserError as error:
+            raise UserError(f"{error}\nThe download stays there; delete {archive} to download it anew") from None
+    if (work_dir / arrival.READY / REMEMBERED).exists() and not arrival.arriving(work_dir):
+        theirs = work_dir / arrival.READY / REMEMBERED
+        theirs.rename(files.versioned(theirs))
+    _arrive(work_dir, data_dir, {"source": {"slug": slug}, "command": _command("competition", slug, data_dir)})
     files.write_json(data_dir / REMEMBERED, {"slug": slug})
-    shutil.rmtree(work_dir)
     print(f"{slug} is in {data_dir}; `make submit` takes its name from {data_dir / REMEMBERED}")
-    summary, problem = _understood(data_dir)
-    for note in [*notes, *summary]:
-        print(f"  {note}")
-    if problem:
-        print(f"Its files are not understood as an image classification competition yet: {problem}")
+    _tell(data_dir, work_dir)
+
+
+def _work_dir(data_dir: Path, slug: str) -> Path:
+    return data_dir / f".{slug}.download"
+
+
+def _one_archive(folder: Path) -> Path:
+    downloaded = _downloaded(folder) if folder.exists() else []
+    if len(downloaded) != 1:
+        raise UserError(f"the kaggle command should have left one file in {folder}, there are {len(downloaded)}: delete it and try again")
+    return downloaded[0]
 
 
 def _download(slug: str, folder: Path) -> None:
@@ -129,12 +237,14 @@ def _download(slug: str, folder: Path) -> None:
             folder.parent.rmdir()
 
 
-def _no_room(data_dir: Path, slug: str, yes: bool) -> list[str]:
-    """Why nothing may be put into `data_dir`; empty when there is room."""
-    elsewhere = f"name another folder: --data data_{slug}"
+def _no_room(data_dir: Path, slug: str, yes: bool, besides: Path | None = None) -> list[str]:
+    """Why nothing may be put into `data_dir`; empty when there is room. The archive `besides` may lie in it."""
+    elsewhere = f"name another folder: --data {quote('data_' + slug)}"
     if data_dir.exists() and not data_dir.is_dir():
         return [f"{data_dir} is a file; {elsewhere}"]
-    found = _visible(data_dir)
+    found = [
+        name for name in _visible(data_dir) if besides is None or not besides.is_file() or not os.path.samefile(data_dir / name, besides)
+    ]
     if not found:
         return []
     slug_there, set_there = remembered_slug(data_dir), _set_there(data_dir)
@@ -169,69 +279,7 @@ def _received(folder: Path) -> int:
     return sum(path.stat().st_size for path in _downloaded(folder))
 
 
-def _unpack(archive_dir: Path, target: Path) -> list[str]:
-    """Unpack the download and the archives in it into `target`; returns a line about each that stays packed.
-
-    Raises:
-        UserError: the download is damaged or unsafe.
-    """
-    downloaded = _downloaded(archive_dir) if archive_dir.exists() else []
-    if len(downloaded) != 1:
-        raise UserError(
-            f"the kaggle command should have left one file in {archive_dir}, there are {len(downloaded)}: delete it and try again"
-        )
-    archive = downloaded[0]
-    if not _is_archive(archive):
-        target.mkdir(parents=True)
-        shutil.copy2(archive, target / archive.name)
-        return []
-    try:
-        unpack_zip(archive, target)
-    except UserError as error:
-        raise UserError(f"{error}\nThe download stays there; delete {archive} to download it anew") from None
-    packed: dict[Path, str] = {}
-    for _ in range(NESTED_LEVELS):
-        nested = [path for path in _all_files(target) if _is_archive(path) and path not in packed]
-        if not nested:
-            break
-        packed |= {path: problem for path in nested if (problem := _unpack_nested(path))}
-    notes = [f"{path.relative_to(target)} stays packed: {problem}" for path, problem in packed.items()]
-    foreign = [
-        str(path.relative_to(target)) for path in _all_files(target) if path.name.lower().endswith(OTHER_ARCHIVES) and path not in packed
-    ]
-    return notes + ([f"stays packed, unpack it with a tool for its kind: {_few(foreign)}"] if foreign else [])
-
-
-def _is_archive(path: Path) -> bool:
-    return path.name.lower().endswith(ARCHIVES)
-
-
-def _all_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _unpack_nested(path: Path) -> str:
-    """Replace an archive by what is in it: train.zip becomes train/, train.csv.zip becomes train.csv. Returns why it could not."""
-    stem = path.name[: -max(len(suffix) for suffix in ARCHIVES if path.name.lower().endswith(suffix))]
-    fresh = path.with_name(f".{path.name}.new")
-    try:
-        unpack_zip(path, fresh)
-    except UserError as error:
-        return " ".join(str(error).split())
-    inside = list(fresh.iterdir()) if fresh.exists() else []
-    # An archive that brings its own folder, or a single table, must not be wrapped into a second one.
-    alone = inside[0] if len(inside) == 1 and (inside[0].name == stem or inside[0].is_file()) else None
-    source, goal = (alone, path.with_name(alone.name)) if alone else (fresh, path.with_name(stem))
-    if not inside or goal.exists():
-        shutil.rmtree(fresh, ignore_errors=True)
-        return f"{goal.name} is there already" if inside else "it is empty"
-    source.rename(goal)
-    shutil.rmtree(fresh, ignore_errors=True)
-    path.unlink()
-    return ""
-
-
-def _move_in(unpacked: Path, data_dir: Path) -> None:
+def _move_set_in(unpacked: Path, data_dir: Path) -> None:
     """Move everything in `unpacked` into `data_dir`, or nothing when a name is taken."""
     if (unpacked / REMEMBERED).exists():
         (unpacked / REMEMBERED).rename(files.versioned(unpacked / REMEMBERED))

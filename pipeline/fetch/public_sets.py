@@ -13,12 +13,11 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from pipeline import files
-from pipeline.competition.folders import natural_key
 from pipeline.errors import UserError
 from pipeline.fetch.archives import check_room, unpack_zip
 from pipeline.fetch.download import fetch
 from pipeline.tables import write_table
-from pipeline.wording import nearest
+from pipeline.wording import natural_key, nearest
 
 RECORD = "dataset.json"  # in the data folder: which set it is, and from which bytes it was made
 SOLUTION = "solution.csv"

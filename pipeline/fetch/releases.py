@@ -18,7 +18,8 @@ import yaml
 
 from pipeline import files
 from pipeline.errors import UserError, raise_all, run_command
-from pipeline.fetch.archives import Source, parse_source, unpack_zip
+from pipeline.fetch.addresses import Source, parse_source
+from pipeline.fetch.archives import unpack_zip
 from pipeline.fetch.download import fetch
 from pipeline.fetch.whole import model_problems
 from pipeline.lock import holding_folder

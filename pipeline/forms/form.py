@@ -31,11 +31,26 @@ class SubmissionForm:
     row_labels: tuple[str, ...] = ()  # rows: the label of each row
     separator: str = " "
     top_k: int = 0  # ranked: how many labels fit in a cell
+    written: tuple[str, ...] = ()  # label: what stands for each of the target's names, where the file writes them otherwise (1 for dog)
+    sums_to_one: bool = False  # probabilities: of exactly one right class, scored so that they must sum to 1 in every row
 
     @property
     def value_columns(self) -> tuple[str, ...]:
         """The columns that predictions fill."""
         return tuple(name for name in self.columns if name != self.id_column)
+
+    def describe(self) -> str:
+        """What a cell holds, in a competitor's words."""
+        columns = self.value_columns
+        return {
+            "label": f"one label in {columns[0]!r}",
+            "number": f"a number in {columns[0]!r}" if len(columns) == 1 else f"a number in each of {len(columns):,} columns",
+            "probability": f"a probability in {columns[0]!r}",
+            "probabilities": f"{len(columns):,} probability columns",
+            "ranked": f"up to {self.top_k} labels in {columns[0]!r}, best first",
+            "labels": f"all labels of an image in {columns[0]!r}",
+            "rows": f"a row for each of {len(set(self.row_labels)):,} labels, its value in {columns[0]!r}",
+        }[self.kind]
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -5,27 +5,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline import files
-from pipeline.errors import UserError
+from pipeline.competition.facts import FACTS_FILE, read_facts
 from pipeline.kaggle import cli
 
-REMEMBERED = "competition.json"
+REMEMBERED = FACTS_FILE
 
 
 def remembered_slug(data_dir: Path) -> str | None:
-    """The competition that `make data` put into `data_dir`; None when it did not.
+    """The competition that competition.yaml in `data_dir` names; None when there is none.
 
     Raises:
         UserError: what is remembered cannot be read.
     """
-    path = Path(data_dir) / REMEMBERED
-    if not path.exists():
-        return None
-    value = files.read_json(path)
-    slug = value.get("slug") if isinstance(value, dict) else None
-    if not isinstance(slug, str) or not slug:
-        raise UserError(f'{path} should hold {{"slug": "<competition>"}}: repair or delete it')
-    return cli.clean_slug(slug)
+    slug = read_facts(Path(data_dir)).slug
+    return cli.clean_slug(slug) if slug else None
 
 
 def agreed(question: str) -> bool:

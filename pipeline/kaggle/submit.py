@@ -16,14 +16,14 @@ from typing import Any
 from pipeline import files
 from pipeline.competition.layout import read_layout
 from pipeline.errors import Interrupted, UserError, raise_all, run_command
+from pipeline.forms.check import check_predictions
 from pipeline.kaggle import cli
 from pipeline.kaggle.cli import Submission
 from pipeline.kaggle.ledger import LEDGER, Row, append_row, read_ledger, sending, update_row
 from pipeline.kaggle.remembered import agreed, remembered_slug
 from pipeline.kaggle.reply import KaggleError
 from pipeline.kaggle.token import find_credentials, scrub
-from pipeline.run import read_record
-from pipeline.submission.checks import check_predictions
+from pipeline.run import read_record, read_values
 
 Sleep = Callable[[float], None]
 Find = Callable[[list[Submission]], Submission | None]
@@ -93,7 +93,7 @@ def preflight(args: argparse.Namespace) -> Plan:
     slug = _attempt(lambda: cli.clean_slug(args.competition), problems) if args.competition else remembered
     if not slug and not args.competition:
         problems.append("the competition is not known: COMPETITION=<name> (--competition), the last part of its address on Kaggle")
-    problems += _file_problems(args.predictions, args.data, run)
+    problems += _file_problems(args.predictions, args.data, args.model)
     _attempt(lambda: read_ledger(LEDGER), problems)
     if not os.access(LEDGER.resolve().parent, os.W_OK):
         problems.append(f"{LEDGER} cannot be written in {Path.cwd()}: run this in a folder of yours")
@@ -117,20 +117,22 @@ def _read_run(model_dir: Path) -> dict[str, Any]:
     path = model_dir / "run.json"
     if not path.exists():
         return {}
-    return read_record(path)
+    return read_values(path)
 
 
-def _file_problems(path: Path, data_dir: Path, run: dict[str, Any]) -> list[str]:
+def _file_problems(path: Path, data_dir: Path, model_dir: Path) -> list[str]:
     if not path.is_file():
         return [f"{path} does not exist: python inference.py writes it (or name another file with --predictions)"]
+    run = read_record(model_dir)
+    known = (run.target, run.metric) if run and run.task != "vqa" else None
     try:
-        competition = read_layout(data_dir, need="test")
+        competition = read_layout(data_dir, need="test", known=known)
     except UserError as error:
         return [f"{path} cannot be checked without its competition folder (--data): {error}"]
-    if competition.submission is None:
+    if competition.form is None:
         return [f"{path} cannot be checked: {data_dir} has neither test images nor a sample submission"]
-    class_names = run.get("class_names") or competition.class_names or None
-    return [f"{path}: {problem}" for problem in check_predictions(path, competition.submission, class_names)]
+    target = run.target if run else competition.target
+    return [f"{path}: {problem}" for problem in check_predictions(path, competition.form, target)]
 
 
 def default_message(run: dict[str, Any], path: Path) -> str:

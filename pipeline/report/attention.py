@@ -110,7 +110,7 @@ def look(run: str, images: Sequence[Path]) -> list[Looked]:
     forward = partial(classifier.model, **classifier.extra)
     for path in tqdm(images, desc=f"attention of {run}", unit="img", leave=False):
         try:
-            picture = rule.resize(decode(path))
+            picture = rule.resize(decode(path, intensity=rule.intensity))
         except BadImage as error:
             raise UserError(f"{path}: {error}") from None
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
@@ -134,10 +134,11 @@ def load(run: str) -> tuple[Any, Sequence[str]]:
         names = [str(name) for _, name in sorted(backbone.model.config.id2label.items())]
         return classification.ImageClassifier.of(backbone.model.eval().requires_grad_(False), backbone), names
     found = load_run(Path(run))
-    if (task := (found.record or {}).get("task", "classification")) != "classification":
+    if (task := found.task) != "classification":
         raise UserError(f"{run}: attention maps are for image classification, this run's task is {task}")
-    names = found.class_names or [f"LABEL_{number}" for number in range(classification.num_classes_of(found))]
-    return classification.rebuild(found, names), names
+    num_outputs = classification.num_outputs_of(found)
+    names = found.target.output_names if found.target else [f"LABEL_{number}" for number in range(num_outputs)]
+    return classification.rebuild(found, num_outputs), names
 
 
 def draw(looked: dict[str, list[Looked]], names: Sequence[str], output: Path) -> list[Path]:

@@ -1,29 +1,38 @@
-"""Calibration, images a class, and what Kaggle made of the submissions."""
+"""Calibration, ROC, numbers against the truth, images a class, and what Kaggle made of the submissions."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from pipeline.report.figures import ABOVE, CURVE_SIZE, INK, QUIET, TRAINING, VALIDATION, drawable_names, new_axes
+from pipeline.report.figures import ABOVE, CURVE_SIZE, INK, QUIET, TRAINING, VALIDATION, drawable, drawable_names, new_axes
+from pipeline.report.words import short_number
 
 MAX_BARS = 30  # named bars; above, names would make a picture taller than a page
 MAX_NUMBERED = 25
+EVEN: dict[str, Any] = {"color": QUIET, "linewidth": 1.2, "linestyle": (0, (4, 3))}  # what is neither better nor worse
 
 
-def calibration_figure(path: Path, bins: Sequence[tuple[float, float, int]]) -> None:
-    """Share that is right against stated confidence, one point a bin: (mean confidence, share right, count); area grows with the count."""
+def calibration_figure(
+    path: Path,
+    bins: Sequence[tuple[float, float, int]],
+    said: str = "confidence of the prediction",
+    found: str = "share that is right",
+) -> None:
+    """What was found against what was said, one point a bin: (mean said, share found, count); a point's area grows with the count."""
     with new_axes(path) as axes:
         confidence, right, counts = (np.array(column, dtype=float) for column in zip(*bins, strict=True))
-        axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1.2, linestyle=(0, (4, 3)), label="perfectly calibrated")
+        axes.plot([0, 1], [0, 1], label="perfectly calibrated", **EVEN)
         axes.plot(confidence, right, color=VALIDATION, linewidth=1.2)
         look: dict[str, Any] = {"color": VALIDATION, "alpha": 0.85, "linewidths": 0, "zorder": 3, "clip_on": False}
         axes.scatter(confidence, right, s=25 + 200 * counts / counts.max(), label="predictions (larger = more)", **look)
-        axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence of the prediction", ylabel="share that is right")
+        axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel=said, ylabel=found)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.figure.subplots_adjust(left=0.165)  # room for 100%
@@ -32,15 +41,84 @@ def calibration_figure(path: Path, bins: Sequence[tuple[float, float, int]]) -> 
             handle.set_sizes([40])
 
 
-def class_counts_figure(path: Path, class_names: Sequence[str], counts: Sequence[int]) -> None:
-    """Training images of each class, most first: a named bar each up to `MAX_BARS` classes, else one falling outline."""
-    order = sorted(range(len(counts)), key=lambda number: -counts[number])
+def roc_figure(path: Path, truth: np.ndarray, probabilities: np.ndarray, threshold: float = 0.5) -> None:
+    """The ROC curve of (N,) bool truth and probabilities, which holds both; the point of `threshold` is ringed."""
+    from sklearn.metrics import roc_curve
+
+    false_rate, true_rate, _ = roc_curve(truth, probabilities)
+    positive = probabilities >= threshold
+    with new_axes(path) as axes:
+        axes.plot([0, 1], [0, 1], label="chance", **EVEN)
+        axes.plot(false_rate, true_rate, color=VALIDATION, clip_on=False)
+        look: dict[str, Any] = {"color": VALIDATION, "markersize": 11, "fillstyle": "none", "markeredgewidth": 1.6, "clip_on": False}
+        axes.plot(positive[~truth].mean(), positive[truth].mean(), "o", label=f"threshold {threshold:g}", **look)
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="share of the others that is taken for it", ylabel="share of it that is found")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.figure.subplots_adjust(left=0.165)
+        axes.legend(**ABOVE)
+
+
+def scatter_figure(path: Path, truth: np.ndarray, predicted: np.ndarray, name: str) -> None:
+    """Predicted against true numbers of the column `name`, (N,) each, a point an image, on one scale."""
+    with new_axes(path) as axes:
+        low, high = float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max()))
+        margin = 0.04 * (high - low) or 0.5
+        axes.axline((low, low), slope=1, label="as it is", **EVEN)
+        alpha = min(0.8, max(0.08, 120 / len(truth)))  # many points lie over each other: where it is dark there are more
+        axes.plot(truth, predicted, "o", color=VALIDATION, markersize=4.5, alpha=alpha, markeredgewidth=0)
+        shown = drawable(name, 0)
+        axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin))
+        axes.set_xlabel(f"true {shown}", parse_math=False)
+        axes.set_ylabel(f"predicted {shown}", parse_math=False)
+        _number_axes(axes)
+        axes.legend(**ABOVE)
+
+
+def residuals_figure(path: Path, errors: np.ndarray, name: str) -> None:
+    """How often predicted minus true, (N,) of the column `name`, is how large."""
+    with new_axes(path) as axes:
+        axes.hist(errors, bins=min(40, max(8, round(2 * math.sqrt(len(errors))))), color=VALIDATION, alpha=0.85)
+        axes.axvline(0, **EVEN)
+        axes.set_xlabel(f"predicted minus true {drawable(name, 0)}", parse_math=False)
+        axes.set_ylabel("validation images")
+        _number_axes(axes)
+
+
+def number_counts_figure(path: Path, edges: Sequence[float], counts: Sequence[int], name: str, of: str = "training images") -> None:
+    """A histogram of the column `name` from its B + 1 `edges` and B `counts`."""
+    with new_axes(path) as axes:
+        axes.stairs(counts, edges, fill=True, color=TRAINING, alpha=0.85)
+        axes.set(xlim=(edges[0], edges[-1]), ylim=(0, max(counts) * 1.06 or 1), ylabel=of)
+        axes.set_xlabel(drawable(name, 0), parse_math=False)
+        _number_axes(axes)
+
+
+def _number_axes(axes: Axes) -> None:
+    axes.figure.subplots_adjust(left=0.2, right=0.955)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+    for axis in (axes.xaxis, axes.yaxis):  # matplotlib would write a common factor over the axes, into the legend
+        axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value).replace("e+0", "e")))
+
+
+def class_counts_figure(
+    path: Path, class_names: Sequence[str], counts: Sequence[int], noun: str = "classes", ordered: bool = False
+) -> None:
+    """Training images of each class, most first: a named bar each up to `MAX_BARS` classes, else one falling outline.
+
+    `ordered`: as they are given, which is an order of its own (grades).
+    """
+    order = list(range(len(counts)))
+    if not ordered:
+        order.sort(key=lambda number: -counts[number])
     heights = [counts[number] for number in order]
     if len(counts) > MAX_BARS:
         with new_axes(path) as axes:
             axes.figure.subplots_adjust(right=0.95)  # room for half of the last number
             axes.fill_between(np.arange(len(heights) + 1), [*heights, heights[-1]], step="post", color=TRAINING, alpha=0.85, linewidth=0)
-            axes.set(xlim=(0, len(heights)), ylim=(0, max(heights) * 1.06), xlabel="classes, most images first", ylabel="training images")
+            across = f"{noun}, in order" if ordered else f"{noun}, most images first"
+            axes.set(xlim=(0, len(heights)), ylim=(0, max(heights) * 1.06), xlabel=across, ylabel="training images")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         return
@@ -55,13 +133,18 @@ def class_counts_figure(path: Path, class_names: Sequence[str], counts: Sequence
         axes.tick_params(axis="y", length=0)
 
 
-def submissions_figure(path: Path, points: Sequence[tuple[int, float, float]], own: Sequence[int] = ()) -> None:
-    """Public score against validation score, a point a submission: (number, validation, public). `own` numbers are this run's."""
+def submissions_figure(
+    path: Path, points: Sequence[tuple[int, float, float]], own: Sequence[int] = (), metric: str = "", better: str = ""
+) -> None:
+    """Public score against validation score, a point a submission: (number, validation, public). `own` numbers are this run's.
+
+    `metric` is what validation was scored by, and `better` says which way that is better.
+    """
     with new_axes(path) as axes:
         validation, public = [point[1] for point in points], [point[2] for point in points]
         low, high = min(*validation, *public), max(*validation, *public)
         if high - low < 4 * max(max(validation) - min(validation), max(public) - min(public), 0.01):  # on one scale, and near each other
-            axes.axline((low, low), slope=1, color=QUIET, linewidth=1.2, linestyle=(0, (4, 3)), label="same score")
+            axes.axline((low, low), slope=1, label="same score", **EVEN)
         for chosen, colour, label in ((True, VALIDATION, "this run"), (False, TRAINING, "others")):
             group = [point for point in points if (point[0] in own) == chosen]
             if group:
@@ -75,6 +158,6 @@ def submissions_figure(path: Path, points: Sequence[tuple[int, float, float]], o
             set_limits(min(values) - margin, max(values) + margin)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
-        axes.set(xlabel="validation score", ylabel="public score")
+        axes.set(xlabel=f"validation {metric or 'score'}", ylabel=f"public score{f' ({better})' if better else ''}")
         axes.figure.subplots_adjust(left=0.165)
         axes.legend(**ABOVE | {"ncols": 3})

@@ -12,14 +12,15 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.files import write_text
-from pipeline.report import facts
+from pipeline.report import run_facts
 from pipeline.report.confusion import MAX_LABELLED_CLASSES, confusion_figure
-from pipeline.report.curves import RUN_LOOKS, RunCurve, compared_curves, scheduled
+from pipeline.report.curves import RUN_LOOKS, RunCurve, compared_curves, curve_names, scheduled
+from pipeline.report.label_section import label_scores
 from pipeline.report.rendering import Drawn, embedded, render
 from pipeline.report.run_files import RunFiles, read_run_files
 from pipeline.report.validation import confusions
-from pipeline.report.words import measured, percent
-from pipeline.targets.metrics import per_class
+from pipeline.report.words import direction, higher_is_better, measured, metric_name, percent, sentence
+from pipeline.targets.classes import per_class
 
 PAGE = "comparison.html"
 SHOWN_CLASSES = 12  # of the classes whose F1 differs most
@@ -38,19 +39,23 @@ def build_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
     signature = hashlib.sha256("\n".join(sorted(str(path.resolve()) for path in run_dirs)).encode()).hexdigest()
     folder = _free(output, signature)
     drawn = _curves(runs, folder / "figures")
+    results = _side_by_side(runs, _results)
     matrices = _confusions(runs, folder / "figures", drawn)
     page = render(
         "comparison.html.j2",
         signature=signature,
         runs=runs,
-        results=_side_by_side(runs, _results),
+        results=[(_result_words(label), cells) for label, cells in results],
+        best=[_best_cells(label, cells, len({files.target.kind for files in runs.values()}) > 1) for label, cells in results],
+        curves=_captions(runs, drawn),
         parameters=_side_by_side(runs, _parameters),
         differing=_recipe(runs, same=False),
         same=_recipe(runs, same=True),
         figures=embedded(drawn),
         matrices=[(name, f"confusion_{number}") for number, name in enumerate(runs, start=1) if name in matrices],
         wide=any(10 < len(counts) <= MAX_LABELLED_CLASSES for _, counts in matrices.values()),
-        classes=_class_f1(matrices),
+        classes=_class_f1(_f1_of_classes(runs, matrices)),
+        labels=all(files.target.kind == "multilabel" for files in runs.values()),
         shown_classes=SHOWN_CLASSES,
         written=datetime.now().astimezone().isoformat(),
     )
@@ -82,9 +87,9 @@ def _replaceable(folder: Path, signature: str) -> bool:
 
 
 def _curves(runs: Runs, folder: Path) -> Drawn:
-    """Accuracy, loss and learning rate of all runs."""
+    """What training counts, the loss, the competition's metric and the learning rate of all runs."""
     drawn: Drawn = {}
-    for name in ("accuracy", "loss"):
+    for name in curve_names(list(runs.values())):
         curves = []
         for run, files in runs.items():
             epochs = [row["epoch"] for row in files.metrics]
@@ -94,15 +99,15 @@ def _curves(runs: Runs, folder: Path) -> Drawn:
                     curves.append(RunCurve(run, epochs, values, dashed=key == "train"))
         if curves:
             path = folder / f"{name}.png"
-            compared_curves(path, curves, name, share=name == "accuracy")
-            drawn[name] = path, f"{name.capitalize()} of {_listed(runs)} over the epochs."
+            compared_curves(path, curves, name)
+            drawn[name] = path, f"{sentence(metric_name(name))} of {_listed(runs)} over the epochs."
     rates = []
     for run, files in runs.items():
         steps, heights = scheduled(files.schedule)
         if steps:
             rates.append(RunCurve(run, [(step + 1) / max(1, files.schedule["steps_per_epoch"]) for step in steps], heights))
     if rates:
-        compared_curves(folder / "learning_rate.png", rates, "learning rate")
+        compared_curves(folder / "learning_rate.png", rates, "lr")
         drawn["learning_rate"] = folder / "learning_rate.png", f"Learning rate of {_listed(runs)} over the epochs."
     return drawn
 
@@ -128,33 +133,89 @@ def _confusions(runs: Runs, folder: Path, drawn: Drawn) -> dict[str, tuple[list[
     return matrices
 
 
-def _class_f1(matrices: dict[str, tuple[list[str], np.ndarray]]) -> dict[str, Any] | None:
+def _f1_of_classes(runs: Runs, matrices: dict[str, tuple[list[str], np.ndarray]]) -> dict[str, dict[str, float]]:
+    """F1 of each class or label by run, as far as runs have validation predictions of them."""
+    scores = {run: dict(zip(names, map(float, per_class(counts)["f1"]), strict=True)) for run, (names, counts) in matrices.items()}
+    for run, files in runs.items():
+        if files.target.kind == "multilabel" and files.predictions:
+            scores[run] = {row["name"]: row["f1"] or 0.0 for row in label_scores(files)}
+    return scores
+
+
+def _class_f1(scores: dict[str, dict[str, float]]) -> dict[str, Any] | None:
     """F1 of each class in each run, those that differ most first; None where the runs' classes are not the same."""
-    class_names = [names for names, _ in matrices.values()]
-    if len(matrices) < 2 or any(sorted(names) != sorted(class_names[0]) for names in class_names):
+    columns = list(scores.values())
+    if len(columns) < 2 or any(set(column) != set(columns[0]) for column in columns):
         return None
-    columns = [dict(zip(names, per_class(counts)["f1"], strict=True)) for names, counts in matrices.values()]
-    rows = [(name, [float(column[name]) for column in columns]) for name in class_names[0]]
-    return {"runs": list(matrices), "rows": sorted(rows, key=lambda row: min(row[1]) - max(row[1]))}
+    rows = [(name, [column[name] for column in columns]) for name in columns[0]]
+    return {"runs": list(scores), "rows": sorted(rows, key=lambda row: min(row[1]) - max(row[1]))}
 
 
-def _results(files: RunFiles) -> dict[str, str]:
+def _results(files: RunFiles) -> dict[str, Any]:
+    """Rows of the table of results; those of metrics have their key (val_loss, test_accuracy) for a label, and numbers."""
     best = files.best
-    rows = {"kept epoch": f"{files.kept_epoch['epoch']} of {len(files.metrics)}"} if files.kept_epoch else {}
+    rows: dict[str, Any] = {"kept epoch": f"{files.kept_epoch['epoch']} of {len(files.metrics)}"} if files.kept_epoch else {}
     metrics = {key: value for key, value in files.kept_epoch.items() if key.startswith("val_")} if best else {}
-    rows |= {f"validation {name}": measured(value) for name, value in facts.metrics(metrics)}
-    rows |= {f"test {name}": measured(value) for name, value in facts.metrics(files.scores.get("metrics", {}))}
+    rows |= {key: metrics[key] for key, _ in run_facts.ordered(metrics, files)}
+    tested = {f"test_{key}": value for key, value in files.scores.get("metrics", {}).items()}
+    rows |= {key: tested[key] for key, _ in run_facts.ordered(tested, files)}
     counts = files.record.get("counts", {})
     rows |= {f"{words} images": measured(counts[key]) for key, words in (("train", "training"), ("val", "validation")) if counts.get(key)}
     return (
         rows
-        | {label.lower(): value for label, value in facts.speed(files)}
+        | {label.lower(): value for label, value in run_facts.speed(files)}
         | {key: str(files.told[key]) for key in ("device", "precision") if files.told.get(key)}
     )
 
 
+def _is_metric(label: str) -> bool:
+    return label.startswith(("val_", "test_"))
+
+
+def _result_words(label: str) -> str:
+    """A row's name; of a metric also which way is better where that is down."""
+    if not _is_metric(label):
+        return label
+    part = "validation" if label.startswith("val_") else "test"
+    return f"{part} {metric_name(label)}" + ("" if higher_is_better(label) else f" ({direction(label)})")
+
+
+def _best_cells(label: str, cells: Sequence[Any], mixed: bool) -> list[bool]:
+    """Which runs are the best by a metric; none where all are alike, or there is no choice. Losses of `mixed` targets are different things."""
+    if mixed and label.endswith("_loss"):
+        return [False] * len(cells)
+    known = [cell for cell in cells if isinstance(cell, int | float)] if _is_metric(label) else []
+    if len(set(known)) < 2:
+        return [False] * len(cells)
+    best = max(known) if higher_is_better(label) else min(known)
+    return [cell == best for cell in cells]
+
+
+def _captions(runs: Runs, drawn: Drawn) -> list[tuple[str, str]]:
+    """The figures over epochs and what stands below each."""
+    losses = {run_facts.LOSSES.get(files.target.kind, "mean cross-entropy in nats") for files in runs.values()}
+    what = {"loss": f"Loss over the epochs: {', '.join(sorted(losses))}; validation solid, training dashed."}
+    what["learning_rate"] = "Learning rate over the epochs, from the recipes."
+
+    def way(name: str) -> str:
+        return "" if "accuracy" in name else f" ({direction(name)})"
+
+    def trained(name: str) -> bool:
+        return any(f"train_{name}" in row for files in runs.values() for row in files.metrics)
+
+    return [
+        (
+            name,
+            what.get(name)
+            or f"{sentence(metric_name(name))} over the epochs{way(name)}: validation solid{', training dashed' if trained(name) else ''}.",
+        )
+        for name in (*curve_names(list(runs.values())), "learning_rate")
+        if name in drawn
+    ]
+
+
 def _parameters(files: RunFiles) -> dict[str, str]:
-    return {row["label"]: f"{row['count']:,} ({percent(row['share'])})" for row in facts.parameters(files)}
+    return {row["label"]: f"{row['count']:,} ({percent(row['share'])})" for row in run_facts.parameters(files)}
 
 
 def _side_by_side(runs: Runs, rows_of: Callable[[RunFiles], dict[str, Any]]) -> list[tuple[str, list[Any]]]:
@@ -165,5 +226,5 @@ def _side_by_side(runs: Runs, rows_of: Callable[[RunFiles], dict[str, Any]]) -> 
 
 def _recipe(runs: Runs, same: bool) -> list[tuple[str, list[Any]]]:
     """The settings that are the same in all runs, or those that differ."""
-    rows = _side_by_side(runs, lambda files: dict(facts.flat(files.told.get("recipe", {}))))
+    rows = _side_by_side(runs, lambda files: dict(run_facts.flat(files.told.get("recipe", {}))))
     return [(key, values) for key, values in rows if all(value == values[0] for value in values) == same]

@@ -18,7 +18,7 @@ MAX_LABELLED_CLASSES = 30  # above this, class names on a confusion matrix would
 MAX_CELLS = 250  # cells on a side of a heat map; smaller ones would vanish at page width
 
 
-def confusion_figure(path: Path, counts: np.ndarray, class_names: Sequence[str]) -> None:
+def confusion_figure(path: Path, counts: np.ndarray, class_names: Sequence[str], noun: str = "class") -> None:
     """(C, C) counts, row = true class, as shares of each row: names and percentages up to 30 classes, else a heat map."""
     num_classes = len(class_names)
     support = counts.sum(axis=1, keepdims=True)
@@ -41,8 +41,8 @@ def confusion_figure(path: Path, counts: np.ndarray, class_names: Sequence[str])
         axes.set_xticks(range(num_classes), names, fontsize=size, parse_math=False, **turned)
         axes.set_yticks(range(num_classes), names, fontsize=size, parse_math=False)
         _as_matrix(axes)
-        axes.set_xlabel("predicted class\n(numbers: % of the true class)", fontsize=10 if num_classes > 4 else 9)
-        axes.set_ylabel("true class", fontsize=10 if num_classes > 4 else 9)
+        axes.set_xlabel(f"predicted {noun}\n(numbers: % of the true {noun})", fontsize=10 if num_classes > 4 else 9)
+        axes.set_ylabel(f"true {noun}", fontsize=10 if num_classes > 4 else 9)
 
 
 def cell_classes(num_classes: int) -> int:

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from pipeline.report.figures import ABOVE, CURVE_SIZE, GRID, QUIET, TRAINING, VALIDATION, new_axes, shortened
 from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
-from pipeline.report.words import percent, short_number
+from pipeline.report.words import direction, higher_is_better, is_share, metric_name, metric_value, sentence, short_number
 from pipeline.training.optim import lr_at
 
 # Okabe and Ito's colours again, yellow left out on white paper.
@@ -23,18 +23,20 @@ COLOURS = {"training": (TRAINING, "o"), "validation": (VALIDATION, "s")}
 
 
 def draw_curves(files: RunFiles) -> Drawn:
-    """Draw accuracy, loss and learning rate, as far as they are recorded: name -> (path, words for who cannot see it)."""
+    """Draw the training score, the loss, the competition's metric and the learning rate, as far as they are recorded.
+
+    Each by its name: (path, words for who cannot see it).
+    """
     drawn = {}
-    for name in ("accuracy", "loss"):
+    for name in curve_names([files]):
         values = {
             label: [row.get(f"{key}_{name}") for row in files.metrics] for label, key in (("training", "train"), ("validation", "val"))
         }
         curves = {label: heights for label, heights in values.items() if any(height is not None for height in heights)}
         if curves:
             path = files.path / "figures" / f"{name}.png"
-            share, best = name == "accuracy", _best_words(files, name)
-            epoch_curves(path, [row["epoch"] for row in files.metrics], curves, name, best, share)
-            drawn[name] = path, _alt(name, curves, share)
+            epoch_curves(path, [row["epoch"] for row in files.metrics], curves, name, _best_words(files, name))
+            drawn[name] = path, _alt(name, curves)
     # Line `step` counts the steps done; the rate beside it is that of the last of them, whose number is one less.
     ends = {row["epoch"]: row["step"] - 1 for row in files.metrics if row.get("step")}
     recorded = [(ends[row["epoch"]], row["lr"]) for row in files.metrics if row.get("step") and row.get("lr") is not None]
@@ -47,24 +49,38 @@ def draw_curves(files: RunFiles) -> Drawn:
     return drawn
 
 
+def curve_names(runs: Sequence[RunFiles]) -> list[str]:
+    """What is drawn over the epochs of these runs: what training counts, the loss, and their competition's metric."""
+    scores, metrics = [files.training_score for files in runs], [files.metric.name for files in runs]
+    return list(dict.fromkeys([*scores, "loss", *metrics]))
+
+
+def axis_words(name: str) -> str:
+    """What stands at the axis of a metric: its name, and which way is better where a reader may not know."""
+    words = metric_name(name)
+    return words if name == "loss" or "accuracy" in name else f"{words}\n({direction(name)})"
+
+
+def axis_limits(name: str, values: np.ndarray) -> tuple[float, float]:
+    """Where the axis of a metric begins and ends: shares within 0..1, errors from 0, others around their values."""
+    if is_share(name):
+        return _share_limits(values)
+    return _free_limits(values) if higher_is_better(name) else _loss_limits(values)
+
+
 def epoch_curves(
-    path: Path,
-    epochs: Sequence[int],
-    curves: dict[str, Sequence[float | None]],
-    y_label: str,
-    best: tuple[int, str] | None = None,
-    share: bool = False,
+    path: Path, epochs: Sequence[int], curves: dict[str, Sequence[float | None]], name: str, best: tuple[int, str] | None = None
 ) -> None:
-    """One line a curve over epochs; `best` = (epoch, words) is ringed. `share`: values lie in 0..1 and are shown in percent.
+    """One line a curve of the metric `name` over epochs; `best` = (epoch, words) is ringed. Shares are shown in percent.
 
     A curve's name is "training" or "validation"; None or NaN leaves a gap; a single epoch shows as a point.
     """
     with new_axes(path) as axes:
-        for name, values in curves.items():
-            colour, marker = COLOURS[name]
+        for label, values in curves.items():
+            colour, marker = COLOURS[label]
             heights = _floats(values)
-            axes.plot(epochs, heights, color=colour, marker=marker if len(epochs) <= 40 else "", label=name)
-            if best and best[0] in epochs and (name == "validation" or len(curves) == 1):
+            axes.plot(epochs, heights, color=colour, marker=marker if len(epochs) <= 40 else "", label=label)
+            if best and best[0] in epochs and (label == "validation" or len(curves) == 1):
                 at_best = heights[list(epochs).index(best[0])]
                 axes.plot(best[0], at_best, "o", color=colour, markersize=12, fillstyle="none", markeredgewidth=1.6, clip_on=False)
         if best:
@@ -74,10 +90,12 @@ def epoch_curves(
         axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch")
-        axes.set_ylabel(y_label)
-        every_value = np.concatenate([_floats(values) for values in curves.values()])
-        axes.set_ylim(*(_share_limits if share else _loss_limits)(every_value))
-        if share:
+        axes.set_ylabel(axis_words(name))
+        bottom, top = axis_limits(name, np.concatenate([_floats(values) for values in curves.values()]))
+        axes.set_ylim(bottom, top)
+        if "\n" in axis_words(name):
+            axes.figure.subplots_adjust(left=0.185 if top < 1000 else 0.225)  # room for two lines, and for long numbers
+        if is_share(name):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
@@ -91,8 +109,9 @@ class RunCurve:
     dashed: bool = False
 
 
-def compared_curves(path: Path, curves: Sequence[RunCurve], y_label: str, share: bool = False) -> None:
-    """The curves of several runs over epochs, a colour and a marker a run; training, where it is there, is dashed and thin."""
+def compared_curves(path: Path, curves: Sequence[RunCurve], name: str) -> None:
+    """The curves of a metric, a loss or the learning rate (`lr`) of several runs over epochs, a colour and a marker a run;
+    training, where it is there, is dashed and thin."""
     look = dict(zip(dict.fromkeys(curve.run for curve in curves), RUN_LOOKS, strict=False))
     columns = 2 if max(map(len, look)) <= 20 else 1
     with new_axes(path, (CURVE_SIZE[0], CURVE_SIZE[1] + 0.19 * math.ceil((len(look) + 1) / columns))) as axes:
@@ -107,10 +126,12 @@ def compared_curves(path: Path, curves: Sequence[RunCurve], y_label: str, share:
             axes.plot([], [], "--", color=QUIET, linewidth=1.2, label="training (dashed)")
         last = max(max(curve.x) for curve in curves)
         axes.set_xlim(min(0.5, *(min(curve.x) for curve in curves)), last + 0.5)
-        axes.set_ylim(*(_share_limits if share else _loss_limits)(np.concatenate([_floats(curve.y) for curve in curves])))
+        heights = np.concatenate([_floats(curve.y) for curve in curves])
+        axes.set_ylim(*(_loss_limits(heights) if name == "lr" else axis_limits(name, heights)))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0) if share else FuncFormatter(lambda value, _: short_number(value)))
-        axes.set(xlabel="epoch", ylabel=y_label)
+        as_number = FuncFormatter(lambda value, _: short_number(value))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0) if is_share(name) else as_number)
+        axes.set(xlabel="epoch", ylabel="learning rate" if name == "lr" else axis_words(name))
         axes.figure.legend(loc="outside upper left", ncols=columns, fontsize=10, handlelength=2.2)
 
 
@@ -153,7 +174,7 @@ def _best_words(files: RunFiles, name: str) -> tuple[int, str] | None:
     if not files.best:
         return None
     epoch, value = files.best["epoch"], files.kept_epoch.get(f"val_{name}")
-    return epoch, f"best epoch {epoch}" + ("" if value is None else f": {_value(value, name == 'accuracy')}")
+    return epoch, f"best epoch {epoch}" + ("" if value is None else f": {_value(name, value)}")
 
 
 def scheduled(schedule: dict[str, Any] | None) -> tuple[list[int], list[float]]:
@@ -168,17 +189,17 @@ def scheduled(schedule: dict[str, Any] | None) -> tuple[list[int], list[float]]:
     return steps, [lr_at(step, schedule) for step in steps]
 
 
-def _alt(name: str, curves: dict[str, list[float | None]], share: bool) -> str:
+def _alt(name: str, curves: dict[str, list[float | None]]) -> str:
     parts = []
     for label, values in curves.items():
-        known = [_value(value, share) for value in values if value is not None]
+        known = [_value(name, value) for value in values if value is not None]
         parts.append(f"{label} {known[0]}" if len(known) == 1 else f"{label} from {known[0]} to {known[-1]}")
     count = len(next(iter(curves.values())))
-    return f"{name.capitalize()} over {count} epoch{'s' if count > 1 else ''}: {', '.join(parts)}."
+    return f"{sentence(metric_name(name))} over {count} epoch{'s' if count > 1 else ''}: {', '.join(parts)}."
 
 
-def _value(value: float, share: bool) -> str:
-    return percent(value) if share else f"{value:.3f}"
+def _value(name: str, value: float) -> str:
+    return f"{value:.3f}" if name == "loss" else metric_value(name, value)
 
 
 def _share_limits(values: np.ndarray) -> tuple[float, float]:
@@ -191,6 +212,13 @@ def _share_limits(values: np.ndarray) -> tuple[float, float]:
 def _loss_limits(values: np.ndarray) -> tuple[float, float]:
     finite = values[np.isfinite(values)]
     return 0.0, (float(finite.max()) * 1.06 if finite.size and finite.max() > 0 else 1.0)
+
+
+def _free_limits(values: np.ndarray) -> tuple[float, float]:
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    margin = 0.08 * (high - low) or 0.05 * max(abs(high), 0.1)
+    return low - margin, high + margin
 
 
 def _floats(values: Sequence[float | None]) -> np.ndarray:

@@ -12,6 +12,7 @@ from pipeline.kaggle.remembered import remembered_slug
 from pipeline.report.charts import submissions_figure
 from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
+from pipeline.report.words import direction
 
 MIN_POINTS = 2  # one point is no relation
 
@@ -34,11 +35,25 @@ def read_submissions(files: RunFiles, ledger: Path, drawn: Drawn) -> dict[str, A
         return None
     scored = [(row["number"], _number(row["validation_score"]), _number(row["public_score"])) for row in rows]
     points = [point for point in scored if None not in point]
+    # Only where a metric was named is it known to be the competition's, and so which way the public score is better.
+    better = direction(files.metric.name) if files.told.get("metric") else ""
     if len(points) >= MIN_POINTS:
         path = files.path / "figures" / "submissions.png"
-        submissions_figure(path, points, [row["number"] for row in rows if row["validation_score"] == own])
-        drawn["submissions"] = path, f"Public score against validation score of {len(points)} submissions to {competition}."
-    return {"problem": None, "competition": competition, "rows": rows}
+        own_numbers = [row["number"] for row in rows if row["validation_score"] == own]
+        submissions_figure(path, points, own_numbers, files.metric.words if better else "", better)
+        drawn["submissions"] = (
+            path,
+            f"Public score against validation score of {len(points)} submissions to {competition}{'; ' if better else ''}{better}.",
+        )
+    return {"problem": None, "competition": competition, "rows": rows, "best": _best(files, rows), "better": better}
+
+
+def _best(files: RunFiles, rows: list[dict[str, Any]]) -> int | None:
+    """The number of the submission with the best public score; None where the run does not say which way is better, or there is no choice."""
+    scored = {row["number"]: score for row in rows if (score := _number(row["public_score"])) is not None}
+    if not files.told.get("metric") or len(set(scored.values())) < 2:
+        return None
+    return (max if files.metric.higher_is_better else min)(scored, key=lambda number: scored[number])
 
 
 def _number(cell: str) -> float | None:

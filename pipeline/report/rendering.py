@@ -11,7 +11,7 @@ import jinja2
 from PIL import Image
 
 from pipeline.report import figures
-from pipeline.report.words import measured, percent, setting, to_the_minute
+from pipeline.report.words import brief, measured, percent, setting, to_the_minute
 
 Drawn = dict[str, tuple[Path, str]]  # a figure's name -> its file, and words for who cannot see it
 
@@ -46,5 +46,5 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=measured, percent=percent, setting=setting, time=to_the_minute)
+    environment.filters.update(number=measured, percent=percent, setting=setting, time=to_the_minute, brief=brief)
     return environment

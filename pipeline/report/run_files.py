@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.files import read_json_lines
-from pipeline.run import read_metrics, read_record
+from pipeline.run import read_metrics, read_values
 from pipeline.tables import load_table, restored
+from pipeline.targets.metrics import Metric, find_metric
+from pipeline.targets.target import Target, multiclass
+
+if TYPE_CHECKING:
+    import numpy as np
 
 THUMBNAILS = "thumbnails.jsonl"
+TRAINING_SCORES = {"multilabel": "label_accuracy", "continuous": "mae"}  # what is counted while training; of other targets the accuracy
 PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence")
 
 
@@ -38,11 +44,13 @@ class RunFiles:
         if self.record:
             best = self.record.get("best") or {}
             return best if str(best.get("metric")).startswith("val_") else None
-        scored = [row for row in self.metrics if row.get("val_accuracy") is not None]
-        if not scored:
-            return None
-        best = max(scored, key=lambda row: row["val_accuracy"])
-        return {"epoch": best["epoch"], "metric": "val_accuracy", "value": best["val_accuracy"]}
+        # As the engine decides: by the competition's metric, or by the loss where that is undefined on the validation rows.
+        for key, sign in ((f"val_{self.metric.name}", 1 if self.metric.higher_is_better else -1), ("val_loss", -1)):
+            scored = [row for row in self.metrics if row.get(key) is not None]
+            if scored:
+                best = max(scored, key=lambda row: sign * row[key])  # the first of equals
+                return {"epoch": best["epoch"], "metric": key, "value": best[key]}
+        return None
 
     @property
     def told(self) -> dict[str, Any]:
@@ -51,6 +59,33 @@ class RunFiles:
             return self.record
         recipe = self.start.get("recipe", {})
         return self.start | {key: recipe[key] for key in ("task", "name", "seed") if key in recipe}
+
+    @cached_property
+    def target(self) -> Target:
+        """What the labels mean; one of several classes where the run does not say.
+
+        Raises:
+            UserError: what run.json holds of it is damaged.
+        """
+        record = self.told.get("target")
+        if record is None:
+            return multiclass(self.told.get("class_names") or ())
+        return Target.read(record, str(self.path / "run.json"))
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The competition's metric; accuracy where the run does not say."""
+        record = self.told.get("metric") or {"name": "accuracy"}
+        try:
+            return find_metric(record["name"])
+        except UserError:  # of another version of this project: its name and direction are all that is needed here
+            name = str(record["name"])
+            return Metric(name, bool(record.get("higher_is_better", True)), "labels", (self.target.kind,), name.replace("_", " "))
+
+    @property
+    def training_score(self) -> str:
+        """The name of what is counted while training, and of validation too: accuracy, label_accuracy or mae."""
+        return TRAINING_SCORES.get(self.target.kind, "accuracy")
 
     @property
     def schedule(self) -> dict[str, Any] | None:
@@ -88,6 +123,26 @@ class RunFiles:
             raise UserError(f"{path} has no column {', '.join(missing)}; its columns should be {', '.join(PREDICTION_COLUMNS)}")
         return [dict(zip(table.columns, map(restored, row), strict=True)) for row in table.cells]
 
+    @cached_property
+    def values(self) -> np.ndarray | None:
+        """(num_val, O) float32 predictions of the validation rows, as val_predictions.csv orders them; None where they do not fit it."""
+        import numpy as np
+
+        path = self.path / "val_probs.npy"
+        if not path.exists():
+            return None
+        values = np.load(path, mmap_mode="r")
+        return values if values.shape == (len(self.predictions), self.target.num_outputs) else None
+
+    @cached_property
+    def truth(self) -> np.ndarray | None:
+        """The labels of the validation rows as `target.encode` gives them; None for none, or where one is no label of the target."""
+        labels = [row["label"] for row in self.predictions]
+        try:
+            return self.target.encode(labels) if labels else None
+        except UserError:  # an answer outside the known ones
+            return None
+
 
 def has_run(run_dir: Path) -> bool:
     """True when the folder holds files that can be reported."""
@@ -112,4 +167,4 @@ def read_run_files(run_dir: Path) -> RunFiles:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    return read_record(path) if path.exists() else {}
+    return read_values(path) if path.exists() else {}

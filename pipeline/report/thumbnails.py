@@ -4,40 +4,71 @@ from __future__ import annotations
 
 import base64
 import io
-from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from pipeline.data.images import BadImage, decode
+from pipeline.data.images import load
+from pipeline.data.intensity import Intensity, stored_intensity
+from pipeline.data.opening import BadImage, opened
 from pipeline.files import read_json_lines, write_json_lines
 from pipeline.report.run_files import THUMBNAILS, RunFiles
+from pipeline.targets.target import Target, multiclass
 
 if TYPE_CHECKING:
-    from pipeline.competition.layout import Row
+    from pipeline.competition.rows import Row
 
 # A line is about 5 kB (measured on photographs): at most 2 MB. Beyond 60 classes one picture each, beyond 360 of every second class.
 MAX_SAMPLES, SAMPLES_PER_CLASS = 360, 6
 SAMPLE_PX, MISTAKE_PX = 112, 224
+NUMBER_GROUPS = 6
 
 
-def store_samples(run_dir: Path, rows: Sequence[Row], class_names: Sequence[str]) -> None:
-    """Keep thumbnails of training images, some of each class: always the same ones, evenly spaced over the class's rows."""
-    by_class: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_class[row.label].append(row)
-    shown = class_names[:: -(-len(class_names) // MAX_SAMPLES)]
+def store_samples(run_dir: Path, rows: Sequence[Row], target: Target | Sequence[str]) -> None:
+    """Keep thumbnails of training images, some of each class: always the same ones, evenly spaced over the class's rows.
+
+    `target` is what the labels mean (or names of classes): an image is shown under each of its labels, under its grade, under the part of
+    the range in which its number lies.
+    """
+    by_class = _groups(rows, target if isinstance(target, Target) else multiclass(target))
+    names = list(by_class)
+    shown = names[:: -(-len(names) // MAX_SAMPLES)] if names else []
     count = SAMPLES_PER_CLASS if len(shown) * SAMPLES_PER_CLASS <= MAX_SAMPLES else 1
-    chosen = [row for name in shown for row in _spread(by_class[name], count)]
+    chosen = [(name, row) for name in shown for row in _spread(by_class[name], count)]
+    intensity = stored_intensity(run_dir)
     with ThreadPoolExecutor() as pool:
-        jpegs = pool.map(lambda row: thumbnail(row.path, SAMPLE_PX), chosen)
+        jpegs = pool.map(lambda pair: thumbnail(pair[1].path, SAMPLE_PX, intensity), chosen)
         lines = [
-            {"use": "sample", "label": row.label, "path": str(row.path), "jpeg": jpeg} for row, jpeg in zip(chosen, jpegs, strict=True)
+            {"use": "sample", "label": name, "path": str(row.path), "jpeg": jpeg} for (name, row), jpeg in zip(chosen, jpegs, strict=True)
         ]
     write_json_lines(run_dir / THUMBNAILS, [line for line in lines if line["jpeg"]])
+
+
+def _groups(rows: Sequence[Row], target: Target) -> dict[str, list[Row]]:
+    """The rows under each class, grade or label in order; numbers in `NUMBER_GROUPS` parts of about as many rows each."""
+    if target.kind == "continuous":
+        numbers = target.encode([row.label for row in rows])[:, 0].tolist()
+        ordered = [rows[number] for number in sorted(range(len(rows)), key=numbers.__getitem__)]
+        numbers.sort()
+        cuts = [len(rows) * part // NUMBER_GROUPS for part in range(NUMBER_GROUPS + 1)]
+        parts = [(low, high) for low, high in pairwise(cuts) if high > low]
+        groups: dict[str, list[Row]] = {}
+        for low, high in parts:
+            groups.setdefault(f"{numbers[low]:g} to {numbers[high - 1]:g}", []).extend(ordered[low:high])
+        return groups
+    by_class: dict[str, list[Row]] = {name: [] for name in target.names}
+    for row in rows:
+        if target.kind == "binary":
+            names = [target.names[row.label in target.positive]]
+        else:
+            names = target.parts(row.label) if target.kind == "multilabel" else [row.label]
+        for name in names:
+            by_class[name].append(row)
+    return by_class
 
 
 def samples(files: RunFiles) -> list[dict[str, Any]]:
@@ -53,7 +84,8 @@ def kept_pictures(files: RunFiles, rows: Sequence[dict[str, str]], use: str) -> 
     """A JPEG in base64 for each row of predictions: as kept for this `use`, else from the file, and then kept; None when the file is gone."""
     stored = read_json_lines(files.path / THUMBNAILS)
     kept = {line["path"]: line["jpeg"] for line in stored if line["use"] == use}
-    pictures = [kept.get(row["path"]) or _from_data(files, row["path"]) for row in rows]
+    intensity = stored_intensity(files.path)
+    pictures = [kept.get(row["path"]) or _from_data(files, row["path"], intensity) for row in rows]
     lines = [line for line in stored if line["use"] != use]
     lines += [
         {"use": use, "label": row["label"], "path": row["path"], "jpeg": jpeg} for row, jpeg in zip(rows, pictures, strict=True) if jpeg
@@ -63,22 +95,23 @@ def kept_pictures(files: RunFiles, rows: Sequence[dict[str, str]], use: str) -> 
     return pictures
 
 
-def thumbnail(path: Path, side_px: int) -> str | None:
+def thumbnail(path: Path, side_px: int, intensity: Intensity | None = None) -> str | None:
     """A small JPEG of an image, in base64; None when it cannot be decoded."""
     try:
-        image = decode(path, smallest=side_px)
+        with opened(path) as file:
+            image = load(file, side_px, intensity)
+            image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     except BadImage:
         return None
-    image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=75, optimize=True)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _from_data(files: RunFiles, written_path: str) -> str | None:
+def _from_data(files: RunFiles, written_path: str, intensity: Intensity | None) -> str | None:
     candidates = [Path(written_path), Path(files.record.get("data") or ".") / written_path, files.path.resolve().parent / written_path]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    return path and thumbnail(path, MISTAKE_PX)
+    return path and thumbnail(path, MISTAKE_PX, intensity)
 
 
 def _spread(rows: Sequence[Row], count: int) -> list[Row]:

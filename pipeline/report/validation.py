@@ -1,4 +1,4 @@
-"""What the page says of the validation predictions: confusions, mistakes with their images, classes, calibration."""
+"""What the page says of the validation predictions, by target; of one class an image: confusions, mistakes with their images, classes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,40 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.charts import calibration_figure
+from pipeline.report.calibration import read_calibration
 from pipeline.report.confusion import MAX_LABELLED_CLASSES, cell_classes, confusion_figure
+from pipeline.report.label_section import read_labels
+from pipeline.report.number_section import read_numbers
+from pipeline.report.probability_section import read_probabilities
 from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
 from pipeline.report.thumbnails import kept_pictures
-from pipeline.report.words import percent
-from pipeline.targets.metrics import confusion_matrix, per_class
+from pipeline.targets.classes import confusion_matrix, per_class
 
 MAX_MATRIX_CLASSES = 2000  # a (C, C) table of counts beyond this says nothing on a page and costs hundreds of megabytes
-MIN_CALIBRATION_ROWS = 100  # ten bins of fewer than ten predictions each are noise
 SHOWN_PAIRS, SHOWN_MISTAKES, SHOWN_WEAKEST = 15, 18, 10
+
+
+def decided(files: RunFiles) -> list[dict[str, str]]:
+    """The rows of val_predictions.csv with `label` and `predicted` as classes: of a binary target the one of its two that is meant."""
+    target = files.target
+    if target.kind != "binary":
+        return files.predictions
+    names = target.names
+    positive = {*target.positive, names[1]}
+    return [row | {key: names[row[key] in positive] for key in ("label", "predicted")} for row in files.predictions]
 
 
 def confusions(files: RunFiles) -> tuple[list[str], np.ndarray | None]:
     """Class names, and (C, C) counts of the validation predictions, row = true class; None for none, or for too many classes.
 
-    A question may be answered outside the answers a model knows: such a label comes after the classes, and counts as a mistake.
+    Also None where a label is no class: several labels an image, numbers. A question may be answered outside the answers a model knows:
+    such a label comes after the classes, and counts as a mistake.
     """
-    rows, known = files.predictions, list(files.told.get("class_names", []))
+    known = list(files.target.names)
+    if files.target.kind in ("multilabel", "continuous"):
+        return known, None
+    rows = decided(files)
     names = known + sorted({row[key] for row in rows for key in ("label", "predicted")} - set(known))
     if not rows or len(names) > MAX_MATRIX_CLASSES:
         return names, None
@@ -36,28 +51,47 @@ def confusions(files: RunFiles) -> tuple[list[str], np.ndarray | None]:
 
 
 def read_validation(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
-    """What the page says of the validation predictions; adds their figures to `drawn`. None when there are no predictions."""
-    rows = files.predictions
-    if not rows:
+    """What the page says of the validation predictions; adds their figures to `drawn`. None when there are no predictions.
+
+    Raises:
+        UserError: val_predictions.csv holds labels that are none of the run's target.
+    """
+    if not files.predictions:
         return None
+    if files.target.kind == "multilabel":
+        return read_labels(files, drawn)
+    if files.target.kind == "continuous":
+        return read_numbers(files, drawn)
+    return _read_classes(files, drawn)
+
+
+def _read_classes(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
+    rows, kind = decided(files), files.target.kind
+    noun = "grade" if kind == "ordinal" else "class"
     names, counts = confusions(files)
     mistakes = [row for row in rows if row["label"] != row["predicted"]]
     support = Counter(row["label"] for row in rows)
     pairs = Counter((row["label"], row["predicted"]) for row in mistakes).most_common(SHOWN_PAIRS)
-    surest = sorted(mistakes, key=lambda row: float(row["confidence"]), reverse=True)[:SHOWN_MISTAKES]
+    distance = _distances(files)
+    surest = sorted(mistakes, key=lambda row: (distance(row), float(row["confidence"])), reverse=True)[:SHOWN_MISTAKES]
     classes = None
     if counts is not None:
         path = files.path / "figures" / "confusion.png"
-        confusion_figure(path, counts, names)
+        confusion_figure(path, counts, names, noun)
         most = f"; most often {pairs[0][0][0]} was taken for {pairs[0][0][1]}" if pairs else ""
+        several = "grades" if noun == "grade" else "classes"
         drawn["confusion"] = (
             path,
-            f"Confusion matrix of {len(names)} classes: {len(mistakes):,} of {len(rows):,} validation {files.rows_are} are mistaken{most}.",
+            f"Confusion matrix of {len(names)} {several}: {len(mistakes):,} of {len(rows):,} validation {files.rows_are} are mistaken{most}.",
         )
         classes = _per_class(names, counts, files)
+    probabilities = read_probabilities(files, drawn) if kind == "binary" else None
     return {
+        "kind": kind,
+        "noun": noun,
         "total": len(rows),
         "right": len(rows) - len(mistakes),
+        "near": sum(distance(row) <= 1 for row in rows) if kind == "ordinal" else None,
         "num_classes": len(names),
         "labelled": len(names) <= MAX_LABELLED_CLASSES,
         "cell_classes": cell_classes(len(names)),
@@ -70,8 +104,17 @@ def read_validation(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
             {**row, "confidence": float(row["confidence"]), "file": Path(row["path"]).name, "thumbnail": picture}
             for row, picture in zip(surest, kept_pictures(files, surest, "mistake"), strict=True)
         ],
-        "calibration": _calibration(files, drawn),
+        "probabilities": probabilities,
+        "calibration": probabilities["calibration"] if probabilities else _calibration(files, rows, drawn),
     }
+
+
+def _distances(files: RunFiles) -> Any:
+    """What says how many grades a row is off; 0 where classes have no order."""
+    place = {name: number for number, name in enumerate(files.target.names)}
+    if files.target.kind != "ordinal":
+        return lambda _row: 0
+    return lambda row: abs(place[row["label"]] - place[row["predicted"]]) if {row["label"], row["predicted"]} <= set(place) else len(place)
 
 
 def _per_class(names: Sequence[str], counts: np.ndarray, files: RunFiles) -> list[dict[str, Any]]:
@@ -87,20 +130,7 @@ def _per_class(names: Sequence[str], counts: np.ndarray, files: RunFiles) -> lis
     return rows
 
 
-def _calibration(files: RunFiles, drawn: Drawn) -> dict[str, float] | None:
-    """Mean confidence, share right and expected calibration error over ten equal bins (Guo et al. 2017); None for few predictions."""
-    if len(files.predictions) < MIN_CALIBRATION_ROWS:
-        return None
-    confidence = np.array([float(row["confidence"]) for row in files.predictions])
-    right = np.array([row["label"] == row["predicted"] for row in files.predictions])
-    place = np.minimum((confidence * 10).astype(int), 9)
-    inside = [place == number for number in range(10) if (place == number).any()]
-    bins = [(float(confidence[chosen].mean()), float(right[chosen].mean()), int(chosen.sum())) for chosen in inside]
-    error = sum(abs(sure - share) * count for sure, share, count in bins) / len(right)
-    path = files.path / "figures" / "calibration.png"
-    calibration_figure(path, bins)
-    drawn["calibration"] = (
-        path,
-        f"Share that is right against confidence: {percent(confidence.mean())} sure on average, {percent(right.mean())} right.",
-    )
-    return {"confidence": float(confidence.mean()), "right": float(right.mean()), "error": float(error)}
+def _calibration(files: RunFiles, rows: Sequence[dict[str, str]], drawn: Drawn) -> dict[str, float] | None:
+    confidence = np.array([float(row["confidence"]) for row in rows])
+    right = np.array([row["label"] == row["predicted"] for row in rows])
+    return read_calibration(files, drawn, confidence, right, "confidence of the prediction", "share that is right")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from pipeline.targets.metrics import METRICS, Metric, find_metric
+
 
 def short_number(value: float) -> str:
     """A number as people write it in a recipe: 5e-5, 2.5e-4, 0.01, 16."""
@@ -20,16 +22,56 @@ def percent(value: float) -> str:
 
 
 def metric_name(key: str) -> str:
-    """A metric's key in words: val_top5_accuracy -> top-5 accuracy."""
-    words = (
-        key.removeprefix("val_").removeprefix("train_").replace("_", " ").replace("top5", "top-5").replace("f1", "F1").replace("vqa", "VQA")
-    )
+    """A metric's key in words: val_top5_accuracy -> top-5 accuracy, val_qwk -> quadratic weighted kappa."""
+    name = _bare(key)
+    if known := _known(name):
+        return known.words
+    words = name.replace("_", " ").replace("f1", "F1").replace("vqa", "VQA")
     return "learning rate" if words == "lr" else words
 
 
 def metric_value(key: str, value: float) -> str:
-    """A metric's value by its key: shares in percent, others with four decimals."""
-    return percent(value) if "accuracy" in key or key.endswith(("f1", "precision", "recall")) else f"{value:.4f}"
+    """A metric's value by its key: shares in percent, errors in the data's units with four digits, others with four decimals."""
+    name = _bare(key)
+    if is_share(key):
+        return percent(value)
+    if name in ("rmse", "mae"):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
+    return f"{value:.4f}"
+
+
+def is_share(key: str) -> bool:
+    """True where a metric counts right decisions, so that people read it in percent."""
+    name = _bare(key)
+    return "accuracy" in name or name.endswith(("_f1", "_f2", "recall")) or (name.endswith("precision") and name != "average_precision")
+
+
+def higher_is_better(key: str) -> bool:
+    """Which way a metric's key, or a loss, is better."""
+    name = _bare(key)
+    known = _known(name)
+    return known.higher_is_better if known else not name.endswith("loss")
+
+
+def direction(key: str) -> str:
+    """`higher is better`, or lower."""
+    return "higher is better" if higher_is_better(key) else "lower is better"
+
+
+def sentence(words: str) -> str:
+    """`words` with a large first letter; the others stay, as in ROC AUC."""
+    return words[:1].upper() + words[1:]
+
+
+def _bare(key: str) -> str:
+    return key.removeprefix("val_").removeprefix("train_").removeprefix("test_")
+
+
+def _known(name: str) -> Metric | None:
+    """The metric of exactly this name: a key is no spelling of a person."""
+    if name in METRICS:
+        return METRICS[name]
+    return find_metric(name) if name.startswith("map_at_") and name.removeprefix("map_at_").isdigit() else None
 
 
 def measured(value: float | None, decimals: int = 4) -> str:
@@ -37,6 +79,11 @@ def measured(value: float | None, decimals: int = 4) -> str:
     if value is None or isinstance(value, int):
         return "–" if value is None else f"{value:,}"
     return short_number(value) if 0 < abs(value) < 1e-3 else f"{value:.{decimals}f}"
+
+
+def brief(value: float) -> str:
+    """A number of the data in four digits: 21.98 / 0.5 / 12,346."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value + 0.0:.4g}"  # -0.0 is 0
 
 
 def setting(value: Any) -> str:

@@ -8,11 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.competition.layout import read_submission_format
+from pipeline.competition.layout import read_form
 from pipeline.errors import run_command
 from pipeline.files import sha256, write_json
-from pipeline.run import read_record
-from pipeline.submission.scores import are_answers, score_answers, score_predictions
+from pipeline.forms.form import SubmissionForm
+from pipeline.run import RunRecord, read_record
+from pipeline.submission.answer_grading import are_answers, score_answers
+from pipeline.submission.grading import score_predictions
 from pipeline.wording import counted, nearest, quoted
 
 
@@ -22,8 +24,19 @@ def _table_text(scores: dict[str, Any]) -> str:
     width = max(len(name) for name in scores["metrics"])
     lines = [" " * width + "".join(f"{part:>10}" for part in parts)] if scores["parts"] else []
     for name in scores["metrics"]:
-        lines.append(f"{name:<{width}}" + "".join(f"{metrics[name]:>10.4f}" for metrics in parts.values()))
+        lines.append(
+            f"{name:<{width}}" + "".join(f"{metrics[name]:>10.4f}" if name in metrics else f"{'-':>10}" for metrics in parts.values())
+        )
     return "\n".join(lines)
+
+
+def _form(run: RunRecord | None, data_dir: Path) -> tuple[SubmissionForm | None, str | None]:
+    """The form of the file, from the sample submission and what the run predicts, and its id column; None where nothing tells them."""
+    if not data_dir.is_dir():
+        return None, None
+    target, metric = (run.target, run.metric) if run and run.task != "vqa" else (None, None)
+    form = read_form(data_dir, target, metric)
+    return form if target else None, form.id_column if form else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,20 +55,21 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition's folder; default: %(default)s")
     options = parser.parse_args(argv)
-    record = read_record(options.model / "run.json") if (options.model / "run.json").exists() else None
-    known = record.get("class_names") if record else None
-    submission_format = read_submission_format(options.data) if options.data.is_dir() else None
-    id_column = submission_format.id_column if submission_format else None
-    score = score_answers if are_answers(options.predictions, options.solution) else score_predictions
-    scores = score(options.predictions, options.solution, class_names=known, id_column=id_column)
+    run = read_record(options.model)
+    form, id_column = _form(run, options.data)
+    if are_answers(options.predictions, options.solution):
+        scores = score_answers(options.predictions, options.solution, class_names=run.class_names if run else None, id_column=id_column)
+    else:
+        known = {"form": form, "target": run.target, "metric": run.metric} if run else {"id_column": id_column}
+        scores = score_predictions(options.predictions, options.solution, **known)
     num_classes = counted(len(scores["class_names"]), "class", "classes")
     print(f"{options.predictions} against {options.solution}: {counted(scores['rows'], 'row')}, {num_classes}")
     print(_table_text(scores))
     if scores["unseen"]:
-        near = nearest(scores["unseen"][0], known or ())
+        near = nearest(scores["unseen"][0], run.class_names or () if run else ())
         print(f"note: labels of {options.solution} that the model does not know: {quoted(scores['unseen'])}{near}")
-    if record is None or scores["foreign"]:
-        why = f"did not make these predictions (labels {quoted(scores['foreign'])})" if record else "holds no finished run"
+    if run is None or scores["foreign"]:
+        why = f"did not make these predictions (labels {quoted(scores['foreign'])})" if run else "holds no finished run"
         print(f"the scores are not kept: {options.model} {why}; --model names the run")
         return 0
     kept = {
@@ -64,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         "solution": str(options.solution),
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "rows": scores["rows"],
+        "metric": scores.get("metric"),
         "metrics": scores["metrics"],
     }
     write_json(options.model / "scores.json", kept | ({"parts": scores["parts"]} if scores["parts"] else {}))

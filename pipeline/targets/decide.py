@@ -1,9 +1,81 @@
-"""What the labels mean and which metric scores them, from flags, competition.yaml and the evidence on disk; two readings are an error."""
+"""What the labels mean and which metric scores them, from flags, competition.yaml and the evidence on disk; two readings are an error.
+
+The metric decides first: a number is scored by rmse, a grade by qwk, a probability by roc_auc. Then the sample submission: a fraction in its
+one column asks for a probability or a number, several labels in a cell for several guesses. Then the labels themselves. Where a wrong
+guess would give a file that Kaggle accepts and scores badly, nothing is guessed.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 from pipeline.errors import UserError
 from pipeline.targets.evidence import Asked, Decision, LabelEvidence, SampleEvidence
+from pipeline.targets.metrics import Metric, find_metric
+from pipeline.targets.readings import (
+    SEPARATORS,
+    are_flags,
+    are_numbers,
+    has_fraction,
+    is_true,
+    named_after,
+    number,
+    several_guesses,
+    several_labels,
+    split_parts,
+)
+from pipeline.targets.target import KINDS, Target
+from pipeline.wording import counted, listed, natural_key, nearest, quoted
+
+FEW_NUMBERS = 20  # so many different whole numbers, and no more, are taken for classes where nothing else tells
+DEFAULT_METRIC = {"multiclass": "accuracy", "binary": "log_loss", "multilabel": "micro_f1", "ordinal": "qwk", "continuous": "rmse"}
+# The threshold that is best for F-beta is F / (1 + beta^2), where F is the best score itself (Lipton et al. 2014, arXiv:1402.1892, for beta 1):
+# for scores around 0.7 that is 0.35 for F1 and 0.15 for F2, a little more where the model is not sure of anything yet.
+THRESHOLDS = {"micro_f1": 0.35, "macro_f1": 0.35, "weighted_f1": 0.35, "samples_f1": 0.35, "samples_f2": 0.2}
+MEANS = {
+    "multiclass": "each a class",
+    "binary": "a probability of one of two",
+    "multilabel": "several labels an image",
+    "ordinal": "grades in order",
+    "continuous": "a number",
+}
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Everything there is to decide from."""
+
+    labels: LabelEvidence
+    sample: SampleEvidence | None
+    asked: Asked
+    metric: Metric | None
+
+    @property
+    def one_column(self) -> bool:
+        """True where the sample submission has one column of values (or there is none), and a row is about a whole image."""
+        return self.sample is None or (len(self.sample.columns) == 1 and not self.sample.labels)
+
+    @property
+    def sample_cells(self) -> list[str]:
+        """The filled cells of the one value column."""
+        if self.sample is None or len(self.sample.columns) != 1:
+            return []
+        return [row[0].strip() for row in self.sample.cells if row[0].strip()]
+
+    def needs(self, *what: str) -> bool:
+        """Whether the metric is known and needs one of these."""
+        return self.metric is not None and self.metric.needs in what
+
+    def may_be(self, kind: str) -> bool:
+        """Whether neither the flag nor the metric rules this kind out."""
+        return self.asked.kind in (None, kind) and (self.metric is None or kind in self.metric.kinds)
+
+    def ambiguous(self, what: str, *readings: str) -> UserError:
+        """The error that shows every reading with the flag for it."""
+        lines = [f"{self.labels.where}: {what}; say which it is:", *(f"  - {reading}" for reading in readings)]
+        return UserError("\n".join(lines))
 
 
 def decide(labels: LabelEvidence, sample: SampleEvidence | None, asked: Asked = Asked()) -> Decision:  # noqa: B008 - frozen
@@ -12,4 +84,274 @@ def decide(labels: LabelEvidence, sample: SampleEvidence | None, asked: Asked = 
     Raises:
         UserError: two readings remain (both are shown, with the flag for each), or what is asked for contradicts the data.
     """
-    raise UserError("not written yet")
+    if asked.kind is not None and asked.kind not in KINDS:
+        raise UserError(f"--target {asked.kind}: no such kind of target{nearest(asked.kind, KINDS)}; expected one of {', '.join(KINDS)}")
+    case = _Case(labels, sample, asked, find_metric(asked.metric) if asked.metric else None)
+    target, texts, why, notes = _of_columns(case) if labels.columns else _of_texts(case)
+    metric = asked.metric and find_metric(asked.metric).name
+    if case.metric is not None and target.kind not in case.metric.kinds:
+        kinds = " or ".join(MEANS[kind] for kind in case.metric.kinds)
+        raise UserError(
+            f"--metric {case.metric.name} scores {kinds}; {labels.where} holds {target.describe()} ({why}): name another metric"
+        )
+    metric = metric or _default_metric(case, target)
+    target = replace(target, threshold=THRESHOLDS.get(metric, 0.5)) if target.kind == "multilabel" else target
+    told = [f"--metric {metric}" if asked.metric else "", f"--target {asked.kind}" if asked.kind else ""]
+    evidence = "; ".join(part for part in (*told, why) if part)
+    return Decision(target, metric, tuple(texts), f"target: {target.describe()}, scored by {metric} ({evidence})", tuple(notes))
+
+
+def _default_metric(case: _Case, target: Target) -> str:
+    if target.kind == "multiclass" and case.sample is not None:
+        guesses, _ = several_guesses(case.sample_cells, target.names)
+        if guesses > 1:
+            return f"map_at_{guesses}"
+    if target.kind in ("multiclass", "multilabel") and not case.one_column:
+        return "log_loss"  # a proper score of every probability, defined on any rows
+    return DEFAULT_METRIC[target.kind]
+
+
+_Read = tuple[Target, Sequence[str], str, list[str]]  # target, one label text a row, the evidence in words, notes
+
+
+# ---- several label columns ----
+
+
+def _of_columns(case: _Case) -> _Read:
+    """Labels in several columns: zeros and ones, or numbers."""
+    labels = case.labels
+    cells = [cell for row in labels.cells for cell in row]
+    columns = counted(len(labels.columns), "column")
+    if not are_numbers(cells) and not are_flags(cells):
+        bad = next(cell for cell in cells if number(cell) is None)
+        raise UserError(
+            f"{labels.where}: {columns} ({listed(labels.columns)}) hold {bad!r} where 0, 1 or a number is expected; "
+            "if one column alone is the label: --set data.label_column=NAME"
+        )
+    if not are_flags(cells) or not any(case.may_be(kind) for kind in ("multiclass", "multilabel", "ordinal", "binary")):
+        return _numbers_in_columns(case, cells)
+    chosen = [[name for name, cell in zip(labels.columns, row, strict=True) if is_true(cell)] for row in labels.cells]
+    one_each = all(len(names) == 1 for names in chosen)
+    if one_each and case.may_be("multiclass"):
+        return Target("multiclass", labels.columns), [names[0] for names in chosen], f"one of {columns} is 1 in every row", []
+    if not case.may_be("multilabel"):
+        raise UserError(f"{labels.where}: {columns} of 0 and 1, not one 1 in every row, are several labels an image; {_asked_for(case)}")
+    separator = _separator_for(labels.columns, case)
+    target = Target("multilabel", labels.columns, separator=separator, may_be_empty=any(not names for names in chosen))
+    return target, [separator.join(names) for names in chosen], f"{columns} of 0 and 1", []
+
+
+def _numbers_in_columns(case: _Case, cells: Sequence[str]) -> _Read:
+    labels = case.labels
+    shares = all(0 <= float(cell) <= 1 for cell in cells)
+    if shares and case.metric is None and case.asked.kind is None:
+        raise case.ambiguous(
+            f"{counted(len(labels.columns), 'column')} of numbers between 0 and 1",
+            "numbers, scored by their distance: --metric rmse (or mae, r2)",
+            "shares of labels are not trained on: round them to 0 and 1 in the table, then --target multilabel",
+        )
+    if not case.may_be("continuous"):
+        found = next(cell for cell in cells if not are_flags([cell]))
+        raise UserError(f"{labels.where}: {found!r} where 0 or 1 is expected; {_asked_for(case)}")
+    separator = "|"
+    return (
+        Target("continuous", labels.columns, separator=separator),
+        [separator.join(row) for row in labels.cells],
+        f"{counted(len(labels.columns), 'column')} of numbers",
+        [],
+    )
+
+
+def _separator_for(names: Sequence[str], case: _Case) -> str:
+    """What can stand between these names in one text: as asked, a space where no name has one, else a mark that none has."""
+    if case.asked.separator is not None:
+        return case.asked.separator
+    return next(mark for mark in (*SEPARATORS, "/", "\t", "\n") if not any(mark in name for name in names))
+
+
+def _asked_for(case: _Case) -> str:
+    flags = [f"--metric {case.metric.name}" if case.metric else "", f"--target {case.asked.kind}" if case.asked.kind else ""]
+    return f"that contradicts {' and '.join(flag for flag in flags if flag)}: name another one"
+
+
+# ---- one label column, folders, file names ----
+
+
+def _of_texts(case: _Case) -> _Read:
+    """One label text a row."""
+    texts = case.labels.texts
+    names = tuple(sorted(set(texts), key=natural_key))
+    if case.sample is not None and not case.one_column and not _columns_are_names(case, names):
+        several, separator = several_labels(texts, (case.asked.separator,) if case.asked.separator else SEPARATORS)
+        parts = {part for text in texts for part in split_parts(text, separator)}
+        if several != "no" and parts & set(case.sample.columns):
+            return _label_sets(case, separator, "the sample has a column for each label")
+    if case.asked.positive_class:
+        return _binary(case, names, "--positive-class")
+    if are_numbers(names) and not has_fraction(names) and len(names) == 2 and are_flags(names):
+        return _flags(case, names)
+    if are_numbers(names):
+        return _numbers(case, names)
+    return _words(case, names)
+
+
+def _columns_are_names(case: _Case, names: Sequence[str]) -> bool:
+    return case.sample is not None and len(set(case.sample.columns) & set(names)) > len(names) / 2
+
+
+def _flags(case: _Case, names: tuple[str, ...]) -> _Read:
+    """Labels 0 and 1: a probability or the label itself may be graded."""
+    if has_fraction(case.sample_cells) and case.may_be("binary") and not (case.metric and case.metric.needs == "labels"):
+        return _binary(case, names, f"the sample's {case.sample.columns[0]!r} holds a fraction" if case.sample else "")
+    if case.needs("labels") or case.asked.kind in ("multiclass", "ordinal"):
+        kind = case.asked.kind or ("ordinal" if case.metric is not None and case.metric.name == "qwk" else "multiclass")
+        return Target(kind, names), case.labels.texts, "labels 0 and 1", []
+    if case.asked.kind == "continuous" or (case.asked.kind is None and case.needs("numbers")):
+        return _continuous(case, "labels 0 and 1")
+    if case.asked.kind == "binary" or (case.needs("probabilities", "ranks") and case.one_column):
+        return _binary(case, names, "labels 0 and 1")
+    if case.sample is None or not case.one_column:
+        note = (
+            [] if case.sample else ["labels 0 and 1 are read as two classes; where a probability is graded: --metric roc_auc or log_loss"]
+        )
+        return Target("multiclass", names), case.labels.texts, "labels 0 and 1", note
+    shown = f"the sample's {case.sample.columns[0]!r} holds {quoted(dict.fromkeys(case.sample_cells)) or 'nothing'}, which tells nothing"
+    raise case.ambiguous(
+        f"labels 0 and 1, and {shown}",
+        "a probability is graded: --metric roc_auc, log_loss, average_precision or pf1 (as the competition's page says)",
+        "0 or 1 is graded: --metric accuracy, macro_f1, balanced_accuracy or mcc",
+    )
+
+
+def _numbers(case: _Case, names: tuple[str, ...]) -> _Read:
+    """More than two numbers, or numbers with fractions: classes, grades or a quantity."""
+    kind, metric = case.asked.kind, case.metric
+    fractions, whole = has_fraction(names), f"{len(names):,} different whole numbers"
+    if kind == "continuous" or (kind is None and case.needs("numbers")):
+        return _continuous(case, "numbers")
+    if kind == "ordinal" or (kind is None and metric is not None and metric.name == "qwk"):
+        if fractions:
+            raise UserError(f"{case.labels.where}: {_first_fraction(names)!r} is no grade: whole numbers are expected for --target ordinal")
+        return Target("ordinal", tuple(sorted(names, key=float))), case.labels.texts, whole, []
+    if kind is not None or metric is not None or case.labels.source in ("folders", "names"):
+        return _one_of(case, names, whole)
+    if fractions:
+        return _continuous(case, f"numbers such as {_first_fraction(names)}")
+    if has_fraction(case.sample_cells):
+        return _continuous(case, f"{whole}, and the sample holds a fraction")
+    if case.sample is not None and not case.one_column:
+        return Target("multiclass", names), case.labels.texts, f"{whole}, and a column for each in the sample", []
+    if len(names) <= FEW_NUMBERS:
+        note = f"{whole} are read as classes; grades in order: --metric qwk; a number: --metric rmse"
+        return Target("multiclass", names), case.labels.texts, whole, [note]
+    raise case.ambiguous(
+        f"{whole} may be classes or a quantity",
+        "each is a class: --metric accuracy (or macro_f1, log_loss, map_at_5 ...)",
+        "a number is graded by its distance: --metric rmse (or mae, r2); grades in order: --metric qwk",
+    )
+
+
+def _words(case: _Case, names: tuple[str, ...]) -> _Read:
+    """Texts: class names, or several labels in a cell."""
+    labels, sample_cells = case.labels, case.sample_cells
+    if case.asked.kind in ("ordinal", "continuous") or case.needs("numbers") or (case.metric is not None and case.metric.name == "qwk"):
+        first = next(name for name in names if number(name) is None)
+        raise UserError(f"{labels.where}: {first!r} is no number; {_asked_for(case)}")
+    several, separator = ("no", " ")
+    if labels.source in ("table", "json") or case.asked.kind == "multilabel":
+        several, separator = several_labels(labels.texts, (case.asked.separator,) if case.asked.separator else SEPARATORS)
+    if several == "maybe" and _sample_holds_sets(case, separator):
+        several = "yes"
+    sets_named = case.asked.kind == "multilabel" or (case.metric is not None and case.metric.kinds == ("multilabel",))
+    if sets_named or (several == "yes" and case.may_be("multilabel") and case.asked.kind is None):
+        return _label_sets(case, separator, f"several labels in a cell, {_mark(separator)} between them")
+    if several == "maybe" and case.asked.kind is None and not (case.metric is not None and "multilabel" not in case.metric.kinds):
+        example = next(text for text in labels.texts if len(split_parts(text, separator)) > 1)
+        raise case.ambiguous(
+            f"{example!r} may be the name of one class, or several labels",
+            "each text is one class: --target multiclass",
+            "several labels an image, to be predicted one by one: --target multilabel",
+        )
+    if case.asked.kind == "binary" or (case.needs("probabilities") and case.one_column and case.sample is not None):
+        return _binary(case, names, "one column of probabilities")
+    if has_fraction(sample_cells) and case.asked.kind is None and not case.needs("labels", "ranks"):
+        return _binary(case, names, f"the sample's {case.sample.columns[0]!r} holds a fraction" if case.sample else "")
+    if are_numbers(sample_cells) and case.asked.kind is None and labels.source != "names":
+        raise _numbers_for_names(case, names)
+    if are_numbers(sample_cells) and case.asked.kind is None:
+        return _binary(case, names, "the sample holds numbers")
+    return _one_of(case, names, labels.where)
+
+
+def _sample_holds_sets(case: _Case, separator: str) -> bool:
+    """Whether a cell of the sample submission holds several of the parts that training cells are made of, and is no training cell itself."""
+    texts = set(case.labels.texts)
+    parts = {part for text in texts for part in split_parts(text, separator)}
+    return any(len(found := split_parts(cell, separator)) > 1 and set(found) <= parts and cell not in texts for cell in case.sample_cells)
+
+
+def _numbers_for_names(case: _Case, names: Sequence[str]) -> UserError:
+    """The error for class names where the sample submission holds numbers: nobody knows which number is which class."""
+    column, shown = case.sample.columns[0], quoted(dict.fromkeys(case.sample_cells))  # type: ignore[union-attr]
+    return case.ambiguous(
+        f"the classes are called {quoted(names[:3])}, and the sample's {column!r} holds the number {shown}",
+        "a probability of one class (or 1 for it, 0 for the others) is graded: --positive-class NAME, and --metric",
+        "the class names themselves are graded and the numbers are placeholders: --target multiclass",
+        "numbers of classes are graded: name the classes by them (folders 0, 1, ... or the label column of a table)",
+    )
+
+
+def _one_of(case: _Case, names: tuple[str, ...], why: str) -> _Read:
+    """One of several classes."""
+    if case.needs("probabilities") and case.one_column and case.sample is not None:
+        return _binary(case, names, "one column of probabilities")
+    guesses, separator = several_guesses(case.sample_cells, names)
+    if guesses > 1:
+        why += f"; {guesses} labels in a cell of the sample, {_mark(separator)} between them"
+    target = Target("multiclass", names, separator=separator)
+    return target, case.labels.texts, why, []
+
+
+def _continuous(case: _Case, why: str) -> _Read:
+    name = case.labels.column or (case.sample.columns[0] if case.sample and len(case.sample.columns) == 1 else "number")
+    return Target("continuous", (name,)), case.labels.texts, why, []
+
+
+def _label_sets(case: _Case, separator: str, why: str) -> _Read:
+    parts = [split_parts(text, separator) for text in case.labels.texts]
+    names = tuple(sorted({part for found in parts for part in found}, key=natural_key))
+    if len(names) < 2:
+        raise UserError(f"{case.labels.where}: only the label {names[0]!r} occurs: two are needed")
+    target = Target("multilabel", names, separator=separator, may_be_empty=any(not found for found in parts))
+    return target, [separator.join(found) for found in parts], why, []
+
+
+def _binary(case: _Case, names: tuple[str, ...], why: str) -> _Read:
+    """The probability of the positive class: the one asked for, the true one of 0 and 1, or the one that the column is named after."""
+    column = case.sample.columns[0] if case.sample and len(case.sample.columns) == 1 else case.labels.column
+    positive = case.asked.positive_class
+    if unknown := [name for name in positive if name not in names]:
+        hint = nearest(unknown[0], names)
+        raise UserError(f"--positive-class {unknown[0]}: no label of {case.labels.where}{hint}; the labels: {quoted(names)}")
+    if set(positive) == set(names):
+        raise UserError(f"--positive-class {','.join(positive)}: every label would be positive; the labels: {quoted(names)}")
+    if not positive and len(names) == 2 and are_flags(names):
+        positive = tuple(name for name in names if is_true(name))
+    if not positive and (found := named_after(column, names)):
+        positive = (found,)
+    if not positive or len(positive) == len(names):
+        flags = " or ".join(f"--positive-class {name}" for name in names[:4])
+        many = ", several as --positive-class A,B" if len(names) > 2 else ""
+        raise case.ambiguous(f"a probability is asked for ({why}), and not of what: the classes are {quoted(names)}", f"{flags}{many}")
+    negative = ", ".join(name for name in names if name not in positive)
+    target = Target("binary", (negative, ", ".join(positive)), positive=positive)
+    counts = Counter(label in positive for label in case.labels.texts)
+    return target, case.labels.texts, f"{why}; positive: {', '.join(positive)}, {counts[True]:,} of {len(case.labels.texts):,}", []
+
+
+def _first_fraction(names: Sequence[str]) -> str:
+    return next(name for name in names if has_fraction([name]))
+
+
+def _mark(separator: str) -> str:
+    return "spaces" if separator == " " else repr(separator)

@@ -1,80 +1,302 @@
-"""Classification metrics: arrays in, floats out. Averages and names follow scikit-learn's user guide (section 3.4, classification metrics)."""
+"""The table of metrics: what each is called, which way is better, what it needs, which targets it scores; and scoring with it.
+
+Averages and names follow scikit-learn's user guide (section 3.4). Truth is as `target.encode` gives it, values are (N, O) predictions as
+`target.activate` gives them. For several labels an image, and several numbers, a metric is the mean over columns unless its name says
+otherwise (micro, weighted, samples).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
+from pipeline.errors import UserError
+from pipeline.targets.classes import classification_metrics, confusion_matrix, per_class, softmax, vqa_accuracy, vqa_scores
+from pipeline.targets.target import KINDS, Target
+from pipeline.wording import counted, nearest
 
-from pipeline.answers import answer_accuracy
+if TYPE_CHECKING:
+    import numpy as np
 
-FEWEST_ANSWERS = 4  # with fewer annotators not even a unanimous answer reaches an accuracy of 1
+__all__ = [
+    "METRICS",
+    "Metric",
+    "all_metrics",
+    "classification_metrics",
+    "confusion_matrix",
+    "evaluate",
+    "evaluate_labels",
+    "evaluate_ranks",
+    "find_metric",
+    "left_out",
+    "per_class",
+    "softmax",
+    "vqa_accuracy",
+    "vqa_scores",
+    "why_undefined",
+]
+Needs = Literal["labels", "probabilities", "ranks", "numbers"]
+# `all_metrics` sorts each column for these; beyond so much they are computed where they are asked for, not beside other metrics (seconds).
+SORTED_METRICS, SORTED_OUTPUTS, SORTED_CELLS = ("roc_auc", "average_precision"), 200, 5_000_000
+
+_CHOICE: tuple[str, ...] = ("multiclass", "ordinal")
+_DECIDED = (*_CHOICE, "binary", "multilabel")
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """(N, C) float64 probabilities; every row sums to 1."""
-    shifted = np.asarray(logits, dtype=np.float64) - np.max(logits, axis=1, keepdims=True)
-    exponentials = np.exp(shifted)
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+@dataclass(frozen=True)
+class Metric:
+    """One way to score predictions. `kinds`: the targets it can score; `words`: its name for people; `k`: how many ranked labels count."""
+
+    name: str
+    higher_is_better: bool
+    needs: Needs
+    kinds: tuple[str, ...]
+    words: str
+    k: int = 0
 
 
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """(C, C) int64 counts: row = true class, column = predicted class."""
-    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
-    np.add.at(counts, (np.asarray(labels), np.asarray(predicted)), 1)
-    return counts
+_TABLE = (
+    Metric("accuracy", True, "labels", _DECIDED, "accuracy"),
+    Metric("balanced_accuracy", True, "labels", _DECIDED, "balanced accuracy"),
+    Metric("macro_f1", True, "labels", _DECIDED, "macro F1"),
+    Metric("micro_f1", True, "labels", _DECIDED, "micro F1"),
+    Metric("weighted_f1", True, "labels", _DECIDED, "weighted F1"),
+    Metric("samples_f1", True, "labels", ("multilabel",), "mean F1 of an image"),
+    Metric("samples_f2", True, "labels", ("multilabel",), "mean F2 of an image"),
+    Metric("mcc", True, "labels", _DECIDED, "Matthews correlation"),
+    Metric("log_loss", False, "probabilities", _DECIDED, "log loss"),
+    Metric("roc_auc", True, "probabilities", _DECIDED, "ROC AUC"),
+    Metric("average_precision", True, "probabilities", _DECIDED, "average precision"),
+    Metric("partial_auc_80tpr", True, "probabilities", ("binary", "multilabel"), "partial AUC above 80% TPR"),
+    Metric("qwk", True, "labels", ("ordinal",), "quadratic weighted kappa"),
+    Metric("map_at_5", True, "ranks", ("multiclass", "ordinal", "multilabel"), "MAP@5", k=5),
+    Metric("top5_accuracy", True, "ranks", _CHOICE, "top-5 accuracy", k=5),
+    Metric("pf1", True, "probabilities", ("binary", "multilabel"), "probabilistic F1"),
+    Metric("rmse", False, "numbers", ("continuous",), "RMSE"),
+    Metric("mae", False, "numbers", ("continuous",), "mean absolute error"),
+    Metric("r2", True, "numbers", ("continuous",), "R²"),
+)
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
+
+_SPELLINGS = {
+    "accuracy": "acc accuracy_score categorization_accuracy classification_accuracy multiclass_accuracy",
+    "balanced_accuracy": "balanced_accuracy_score bal_acc balanced_acc",
+    "macro_f1": "f1_macro macro_f1_score macro_averaged_f1",
+    "micro_f1": "f1_micro micro_f1_score micro_averaged_f1",
+    "weighted_f1": "f1_weighted weighted_f1_score",
+    "samples_f1": "f1_samples",
+    "samples_f2": "f2_samples mean_f2",
+    "mcc": "matthews matthews_corrcoef matthews_correlation matthews_correlation_coefficient",
+    "log_loss": "logloss cross_entropy multiclass_log_loss multiclass_loss logarithmic_loss binary_cross_entropy",
+    "roc_auc": "auc auroc auc_roc rocauc roc_auc_score area_under_the_roc_curve area_under_roc_curve mean_column_wise_auc",
+    "average_precision": "average_precision_score mean_average_precision",
+    "partial_auc_80tpr": "pauc partial_auc pauc_80tpr",
+    "qwk": "kappa quadratic_weighted_kappa quadratic_kappa cohen_kappa cohens_kappa weighted_kappa",
+    "top5_accuracy": "top5 top_5 top_5_accuracy top5_acc",
+    "pf1": "probabilistic_f1 prob_f1",
+    "rmse": "root_mean_squared_error root_mean_square_error",
+    "mae": "mean_absolute_error",
+    "r2": "r2_score r_squared",
+}
+_NAMES = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in (name, *spellings.split())}
 
 
-def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """`precision`, `recall`, `f1` (float64 in 0..1; 0 where undefined) and `support` (int64), each of shape (C,)."""
-    hits = np.diag(confusion).astype(np.float64)
-    support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
-    precision = np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0)
-    recall = np.divide(hits, support, out=np.zeros_like(hits), where=support > 0)
-    f1 = np.divide(2 * hits, support + predicted, out=np.zeros_like(hits), where=(support + predicted) > 0)
-    return {"precision": precision, "recall": recall, "f1": f1, "support": support}
+def find_metric(name: str) -> Metric:
+    """The metric called `name`, also by a common other spelling (auc, f1_macro, kappa, map@5); `map_at_K` for any K from 1.
 
-
-def classification_metrics(
-    labels: Sequence[int] | np.ndarray,
-    predicted: Sequence[int] | np.ndarray,
-    num_classes: int,
-    probs: np.ndarray | None = None,
-) -> dict[str, float]:
-    """Accuracy, macro and weighted precision / recall / F1; with `probs` (N, C) also `loss` (mean log loss, nats) and `top5_accuracy`.
-
-    Classes that occur neither in `labels` nor in `predicted` do not enter the macro averages (as in scikit-learn).
+    Raises:
+        UserError: there is none; the nearest is named.
     """
-    labels, predicted = np.asarray(labels, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
-    confusion = confusion_matrix(labels, predicted, num_classes)
-    scores = per_class(confusion)
-    seen = (confusion.sum(axis=1) + confusion.sum(axis=0)) > 0
-    weights = scores["support"] / scores["support"].sum()
-    metrics = {"accuracy": float(np.mean(labels == predicted))}
-    for name in ("precision", "recall", "f1"):
-        metrics[f"macro_{name}"] = float(scores[name][seen].mean())
-        metrics[f"weighted_{name}"] = float((scores[name] * weights).sum())
-    if probs is not None:
-        own = np.asarray(probs, dtype=np.float64)[np.arange(len(labels)), labels]
-        metrics["loss"] = float(-np.log(np.clip(own, np.finfo(np.float64).tiny, 1.0)).mean())
-        if num_classes > 5:
-            best = np.argsort(-np.asarray(probs), axis=1, kind="stable")[:, :5]  # equal ones by class index, as argmax decides for accuracy
-            metrics["top5_accuracy"] = float(np.mean((best == labels[:, None]).any(axis=1)))
-    return metrics
+    plain = re.sub(r"[^a-z0-9]+", "_", name.strip().casefold().replace("@", "_at_").replace("²", "2")).strip("_")
+    if ranked := re.fullmatch(r"(?:map|mean_average_precision)_(?:at_)?([1-9]\d*)", plain):
+        k = int(ranked[1])
+        return replace(METRICS["map_at_5"], name=f"map_at_{k}", words=f"MAP@{k}", k=k)
+    if plain in _NAMES:
+        return METRICS[_NAMES[plain]]
+    near = nearest(plain, [*METRICS, *_NAMES])
+    for spelling, known in _NAMES.items():
+        near = near.replace(f"{spelling!r}", f"{known!r}")
+    raise UserError(f"metric {name!r} is none that can be computed here{near}; known: {', '.join(METRICS)} (any K in map_at_K)")
 
 
-def vqa_accuracy(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
-    """(N,) float64 in 0..1: the official VQA accuracy of each predicted answer against those of its annotators (Antol et al. 2015)."""
-    return np.array([answer_accuracy(answer, given) for answer, given in zip(predicted, answers, strict=True)], dtype=np.float64)
+# ---- scoring ----
 
 
-def vqa_scores(predicted: Sequence[str], answers: Sequence[Sequence[str]], answer_types: Sequence[str | None]) -> dict[str, float]:
-    """`vqa_accuracy` over all questions and `vqa_accuracy_yes_no` (number, other, ...) by type; empty without several annotators a question."""
-    if not answers or any(len(given) < FEWEST_ANSWERS for given in answers):
-        return {}
-    each = vqa_accuracy(predicted, answers)
-    types = np.array([kind or "" for kind in answer_types])
-    scores = {"vqa_accuracy": float(each.mean())}
-    for kind in sorted(set(types.tolist()) - {""}):
-        scores[f"vqa_accuracy_{kind.replace('/', '_')}"] = float(each[types == kind].mean())
+def evaluate(name: str, target: Target, truth: np.ndarray, values: np.ndarray) -> float | None:
+    """The metric of (N, O) predictions; None where it is undefined on these rows, see `why_undefined`.
+
+    Raises:
+        UserError: there is no such metric, or it does not score such a target.
+    """
+    metric = _scoring(name, target)
+    if metric.needs == "labels":
+        return evaluate_labels(name, target, truth, target.chosen(values))
+    if metric.needs == "ranks":
+        from pipeline.targets.measures import top_ranks
+
+        return evaluate_ranks(name, target, truth, top_ranks(values, metric.k))
+    return _value(metric, target, truth, values)
+
+
+def evaluate_labels(name: str, target: Target, truth: np.ndarray, chosen: np.ndarray) -> float | None:
+    """A metric that needs labels alone, of decided ones: `chosen` as `target.chosen` or `target.encode` gives them.
+
+    A position of -1 is a label that the target does not know: always wrong. None where it is undefined on these rows.
+
+    Raises:
+        UserError: there is no such metric, it does not score such a target, or decided labels are not enough for it.
+    """
+    metric = _scoring(name, target)
+    if metric.needs != "labels":
+        raise UserError(f"{metric.name} needs {metric.needs}, and there are only decided labels")
+    return _value(metric, target, _decided(target, truth), _decided(target, chosen))
+
+
+def evaluate_ranks(name: str, target: Target, truth: np.ndarray, ranks: np.ndarray) -> float | None:
+    """map_at_K or top5_accuracy of (N, k) int positions in `target.names`, best first (-1: none); only the first K columns count.
+
+    Raises:
+        UserError: there is no such metric, it does not score such a target, or is none of ranks.
+    """
+    metric = _scoring(name, target)
+    if metric.needs != "ranks":
+        raise UserError(f"{metric.name} needs {metric.needs}, and there are only ranked labels")
+    return _value(metric, target, truth, ranks[:, : metric.k])
+
+
+def all_metrics(target: Target, truth: np.ndarray, values: np.ndarray, metric: str | None = None) -> dict[str, float]:
+    """Every metric that is defined for the target and these rows, and `loss`: mean log loss in nats, or mean squared error of scaled numbers.
+
+    One class or grade: also macro and weighted precision and recall; several labels: `label_accuracy`, the share of right single decisions.
+    `metric` is the competition's: it is there too where it is no row of the table (map_at_3) or slow to compute.
+
+    Raises:
+        UserError: there is no such `metric`, or it does not score such a target.
+    """
+    import numpy as np
+
+    from pipeline.targets import measures
+
+    values = np.asarray(values)
+    names = [name for name, known in METRICS.items() if target.kind in known.kinds]
+    if values.shape[1] > SORTED_OUTPUTS or values.size > SORTED_CELLS:
+        names = [name for name in names if name not in SORTED_METRICS]
+    asked = [find_metric(metric).name] if metric else []
+    scores: dict[str, float] = {}
+    if target.is_choice:
+        scores = classification_metrics(truth, target.chosen(values), target.num_outputs)
+    if target.kind == "multilabel":
+        scores["label_accuracy"] = measures.accuracy(_decided(target, truth), target.chosen(values))
+    for name in dict.fromkeys([*names, *asked]):
+        if name not in scores and (value := evaluate(name, target, truth, values)) is not None:
+            scores[name] = value
+    if target.kind == "continuous":
+        scores["loss"] = float(np.mean(((values.astype(np.float64) - truth) / np.array(target.scale)) ** 2))
+    else:
+        scores["loss"] = measures.exact_loss(truth, values)
     return scores
+
+
+def why_undefined(name: str, target: Target, truth: np.ndarray) -> str | None:
+    """Why `evaluate` gives None on rows with this `truth`, in words; None where it gives a number.
+
+    Raises:
+        UserError: there is no such metric, or it does not score such a target.
+    """
+    from pipeline.targets.measures import has_both
+
+    metric = _scoring(name, target)
+    if not len(truth):
+        return f"{metric.words} is undefined: there are no rows"
+    if metric.name == "top5_accuracy" and target.num_outputs <= metric.k:
+        return f"{metric.words} says nothing: with {counted(target.num_outputs, 'class', 'classes')} it is always 1"
+    if metric.name == "r2" and len(truth) < 2:
+        return f"{metric.words} is undefined on a single row"
+    if metric.name == "pf1" and not truth.any():
+        return f"{metric.words} is undefined: no row is positive"
+    if metric.name not in _COMPARING:
+        return None
+    if target.kind == "multilabel":
+        defined = any(has_both(truth[:, number]) for number in range(truth.shape[1]))
+        return None if defined else f"{metric.words} is undefined: no label is present in some of these rows and absent in others"
+    first = truth.reshape(-1)[0]
+    if (truth != first).any():
+        return None
+    return f"{metric.words} is undefined: every row is {target.names[int(first)]!r}, and it compares rows of different classes"
+
+
+def left_out(name: str, target: Target, truth: np.ndarray) -> tuple[str, ...]:
+    """The classes or labels that do not count in a metric that compares rows: all of these rows have them, or none; else empty.
+
+    Raises:
+        UserError: there is no such metric, or it does not score such a target.
+    """
+    from pipeline.targets.measures import columns_of
+
+    metric = _scoring(name, target)
+    if metric.name not in _COMPARING or target.kind == "binary" or (target.is_choice and metric.needs == "labels"):
+        return ()
+    counted = {number for number, _ in columns_of(truth, target.num_outputs)}
+    return tuple(label for number, label in enumerate(target.output_names) if number not in counted)
+
+
+_COMPARING = ("roc_auc", "average_precision", "partial_auc_80tpr", "mcc", "qwk")  # undefined where all rows are alike
+
+
+def _scoring(name: str, target: Target) -> Metric:
+    """The metric, which scores such a target."""
+    metric = find_metric(name)
+    if target.kind not in metric.kinds:
+        fitting = [other for other, known in METRICS.items() if target.kind in known.kinds]
+        raise UserError(
+            f"metric {metric.name} scores {' or '.join(kind for kind in KINDS if kind in metric.kinds)} targets, and this one is "
+            f"{target.kind} ({target.describe()}); it can be scored by {', '.join(fitting)}"
+        )
+    return metric
+
+
+def _decided(target: Target, labels: np.ndarray) -> np.ndarray:
+    """Labels as `measures` takes them: (N,) positions, or (N, O) bool of several labels an image."""
+    import numpy as np
+
+    labels = np.asarray(labels)
+    if target.kind == "multilabel":
+        return labels > 0.5
+    return labels.reshape(len(labels)).astype(np.int64)
+
+
+def _value(metric: Metric, target: Target, truth: np.ndarray, given: np.ndarray) -> float | None:
+    from pipeline.targets.measures import quietly
+
+    if why_undefined(metric.name, target, truth) is not None:
+        return None
+    return quietly(_function(metric, target), truth, given)
+
+
+def _function(metric: Metric, target: Target) -> Callable[..., float | None]:
+    from pipeline.targets import measures
+
+    if metric.name.startswith("map_at_"):
+        return measures.map_at_k
+    return {
+        "accuracy": measures.accuracy,
+        "balanced_accuracy": measures.balanced_accuracy,
+        "macro_f1": measures.f_score("macro"),
+        "micro_f1": measures.f_score("micro"),
+        "weighted_f1": measures.f_score("weighted"),
+        "samples_f1": measures.f_score("samples"),
+        "samples_f2": measures.f_score("samples", beta=2.0),
+        "mcc": measures.mcc,
+        "log_loss": measures.log_loss,
+        "roc_auc": measures.roc_auc,
+        "average_precision": measures.average_precision,
+        "partial_auc_80tpr": measures.partial_auc_80tpr,
+        "qwk": measures.quadratic_kappa(len(target.names)),
+        "top5_accuracy": measures.top_accuracy,
+        "pf1": measures.probabilistic_f1,
+        "rmse": measures.number_error("rmse"),
+        "mae": measures.number_error("mae"),
+        "r2": measures.number_error("r2"),
+    }[metric.name]

@@ -96,7 +96,9 @@ class Target:
         try:
             return np.array(cells, dtype=np.float32).reshape(len(labels), self.num_outputs)
         except ValueError:
-            self._refuse([label for label, row in zip(labels, cells, strict=True) if not _are_numbers(row, self.num_outputs)], "is no number")
+            self._refuse(
+                [label for label, row in zip(labels, cells, strict=True) if not _are_numbers(row, self.num_outputs)], "is no number"
+            )
             raise
 
     def parts(self, label: str) -> list[str]:
@@ -170,6 +172,17 @@ class Target:
             return chosen
         return values
 
+    def confidence(self, values: np.ndarray) -> list[float | None]:
+        """How sure (N, O) predictions are: the probability of what is written; of several labels the mean over them; None for numbers."""
+        import numpy as np
+
+        values = np.asarray(values)
+        if self.kind == "continuous":
+            return [None] * len(values)
+        if self.is_choice:
+            return values[np.arange(len(values)), self.chosen(values)].tolist()
+        return np.maximum(values, 1 - values).mean(axis=1).tolist()
+
     def prior(self, labels: Sequence[str]) -> np.ndarray:
         """(O,) float32: what is predicted for an image that cannot be read: the frequencies, or the mean number, of training `labels`."""
         import numpy as np
@@ -223,7 +236,9 @@ class Target:
         """
         known = set(cls.__dataclass_fields__)
         if not isinstance(record, dict) or record.get("kind") not in KINDS or not set(record) <= known:
-            raise UserError(f"{where}: target is no target that this version knows (kinds: {', '.join(KINDS)}): changed by hand, or damaged")
+            raise UserError(
+                f"{where}: target is no target that this version knows (kinds: {', '.join(KINDS)}): changed by hand, or damaged"
+            )
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
 
     def _noun(self) -> str:

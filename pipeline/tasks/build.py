@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline.competition.layout import Row
+from pipeline.competition.rows import Row
 from pipeline.config import Recipe
 from pipeline.data.cache import PictureCache
 from pipeline.data.images import bad_images_error, check, find_bad
+from pipeline.data.intensity import find_intensity
+from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import replacing
 from pipeline.models.lean import checkpoint_layers
@@ -23,7 +25,7 @@ from pipeline.models.lora import Counts
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Loss, Memory, account
 from pipeline.training.predict import Task
-from pipeline.training.resume import SplitRow
+from pipeline.training.resume import FormerRun, SplitRow
 
 
 class TrainingTask(Task, Protocol):
@@ -31,9 +33,11 @@ class TrainingTask(Task, Protocol):
 
     class_names: tuple[str, ...]
     rows_are: str  # "images", "questions": in messages
+    names_are: str  # "classes", "labels": what class_names are, in messages
     one_shape: bool  # of whole micro-batches: such a task has `compile` too, see `pipeline.training.compilation`
 
     def train_per_class(self) -> dict[str, int]: ...  # training rows of each class, in the order of class_names
+    def facts(self) -> dict[str, Any]: ...  # what run.json keeps of the target: `target`, `metric`, `prior`
     def place(self, compute: Compute, fresh: bool) -> None: ...  # the model to where it is trained
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory: ...
     def save(self, output: Path, initial: bool = False) -> None: ...
@@ -45,6 +49,7 @@ class Predictor(Protocol):
     """What inference.py uses: a finished model with its preprocessing."""
 
     model: nn.Module
+    rule: Preprocessing
 
     def describe(self) -> str: ...  # its input, in words
     def logits(self, batch: Batch) -> object: ...
@@ -85,6 +90,14 @@ def decodable(rows: Sequence[Row], skip: bool, cache: PictureCache | None = None
     return [row for row in rows if row.path not in bad], [
         f"skipped {len(bad)} images that cannot be decoded, such as {first}: {bad[first]}"
     ]
+
+
+def with_intensity(rule: Preprocessing, train: Sequence[Row], former: FormerRun | None) -> tuple[Preprocessing, list[str]]:
+    """`rule` with what is black and white in the training images of more than 8 bits, and notes on it; a resumed run keeps its own."""
+    if former is not None:
+        return rule, []
+    intensity, notes = find_intensity([row.path for row in train])
+    return replace(rule, intensity=intensity), notes
 
 
 def checkpoint_blocks(model: nn.Module, recipe: Recipe) -> None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from pipeline.competition.layout import Competition, Row
-from pipeline.competition.splits import kept_split, train_val_split
+from pipeline.competition.rows import Competition, Row
+from pipeline.competition.splits import kept_split, stated_split, train_val_split
 from pipeline.config import Recipe
 from pipeline.data.cache import PictureCache, open_cache
-from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, resolve_workers
+from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, readable, resolve_workers
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -42,10 +41,21 @@ from pipeline.models.lora import (
 )
 from pipeline.run import ADAPTER_DIR, Run, backbone_dirs
 from pipeline.tables import guarded, write_table
-from pipeline.targets.metrics import classification_metrics, softmax
-from pipeline.tasks.build import Build, account_step, checkpoint_blocks, count_classes, decodable, labelled_split, with_noise, write_probs
+from pipeline.targets.metrics import all_metrics, evaluate, find_metric, why_undefined
+from pipeline.targets.target import Target
+from pipeline.tasks.build import (
+    Build,
+    account_step,
+    checkpoint_blocks,
+    decodable,
+    labelled_split,
+    with_intensity,
+    with_noise,
+    write_probs,
+)
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
+from pipeline.training.losses import loss_function, training_score
 from pipeline.training.memory import Memory
 from pipeline.training.resume import FormerRun, SplitRow
 
@@ -88,9 +98,8 @@ class ImageClassifier:
 
 
 class ClassificationTask:
-    """What the engine trains: see `pipeline.training.predict.Task`. `train` and `val` are rows with their class indices."""
+    """What the engine trains: see `pipeline.training.predict.Task`. What labels mean is the target's, how they are scored the metric's."""
 
-    best_metric = "val_accuracy"
     rows_are = "images"
     one_shape = True
 
@@ -98,22 +107,28 @@ class ClassificationTask:
         self,
         classifier: ImageClassifier,
         recipe: Recipe,
-        class_names: Sequence[str],
+        target: Target,
+        metric: str,
         train: list[Row],
         val: list[Row],
         cache: PictureCache | None = None,
     ) -> None:
-        index = {name: number for number, name in enumerate(class_names)}
-        self.classifier, self.recipe, self.class_names = classifier, recipe, tuple(class_names)
+        self.classifier, self.recipe, self.target, self.metric = classifier, recipe, target, metric
+        self.class_names = target.names
         self.model = classifier.model
         self.train_rows, self.val_rows = train, val
-        self.val_labels = np.array([index[row.label] for row in val], dtype=np.int64)
-        train_labels = [index[row.label] for row in train]
+        self.val_truth = target.encode([row.label for row in val])
         paths = [row.path for row in train]
+        train_labels = _for_training(target, target.encode([row.label for row in train]))
         self.train_set = ImageDataset(paths, train_labels, classifier.rule, recipe.augmentation, recipe.seed, cache)
         val_paths = [row.path for row in val]
-        self.val_set = ImageDataset(val_paths, self.val_labels.tolist(), classifier.rule)
-        self.num_train, self.num_val, self.num_classes = len(train), len(val), len(class_names)
+        self.val_set = ImageDataset(val_paths, _for_training(target, self.val_truth), classifier.rule)
+        self.num_train, self.num_val, self.num_outputs = len(train), len(val), target.num_outputs
+        self.loss_of = loss_function(target, recipe.optimizer.label_smoothing)
+        self.train_score, self.score_of = training_score(target)
+        self.undefined = why_undefined(metric, target, self.val_truth) if val else None
+        self.best_metric = "val_loss" if self.undefined else f"val_{metric}"
+        self.higher_is_better = not self.undefined and find_metric(metric).higher_is_better
         self.workers, self.val_workers = (resolve_workers(recipe.data.workers, files) for files in (paths, val_paths))
         self.compiled: tuple[int, Callable[..., Any]] | None = None  # (rows, the model): what micro-batches of so many rows run through
         self.originals: dict[str, torch.Tensor] = {}  # what is held in half precision as it was loaded, as long as it may be saved
@@ -144,26 +159,33 @@ class ClassificationTask:
     def train_batches(self, epoch: int, start: int, micro_batch_size: int, group_size: int) -> Iterable[Batch]:
         """The batches of `epoch` from row `start` of its order on."""
         order = epoch_order(self.num_train, self.recipe.seed, epoch)
-        return make_loader(self.train_set, cut(order, micro_batch_size, group_size, start), epoch, self.workers)
+        loader = make_loader(self.train_set, cut(order, micro_batch_size, group_size, start), epoch, self.workers)
+        return readable(loader, self.train_set.paths)
 
     def val_batches(self, batch_size: int) -> Iterable[Batch]:
         """The validation rows in order."""
-        return _in_order(self.val_set, batch_size, self.val_workers)
+        return readable(_in_order(self.val_set, batch_size, self.val_workers), self.val_set.paths)
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean cross-entropy over the batch (scalar), and the logits (B, C)."""
+        """The target's loss, a mean over the batch (scalar), and the logits (B, O)."""
         pixel_values = with_noise(self.classifier.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
         whole = self.compiled is not None and len(pixel_values) == self.compiled[0]
         logits = self.classifier.forward(self.compiled[1] if whole else self.model, pixel_values)
-        return F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.recipe.optimizer.label_smoothing), logits
+        return self.loss_of(logits, batch["label"]), logits
+
+    def score(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The sum over the batch of what training counts, such as right answers (scalar)."""
+        return self.score_of(logits, batch["label"])
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """(B, C), as in prediction."""
+        """(B, O), as in prediction."""
         return self.classifier.logits(batch)
 
     def scores(self, logits: np.ndarray) -> dict[str, float]:
-        """Every metric of the validation rows."""
-        return classification_metrics(self.val_labels, logits.argmax(axis=1), self.num_classes, softmax(logits))
+        """Every metric of the validation rows that is defined on them, the competition's among them."""
+        values = self.target.activate(logits)
+        own = None if self.undefined else evaluate(self.metric, self.target, self.val_truth, values)
+        return all_metrics(self.target, self.val_truth, values) | ({} if own is None else {self.metric: own})
 
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:
         """The memory of a training step, counted on shapes alone; `checkpointed` instead of what the recipe says of it."""
@@ -172,7 +194,8 @@ class ClassificationTask:
         def loss(forward: Callable[..., Any], pixel_values: torch.Tensor) -> torch.Tensor:
             with compute.autocast():
                 logits = self.classifier.forward(forward, pixel_values)
-                return F.cross_entropy(logits.float(), torch.zeros(len(pixel_values), dtype=torch.long, device=logits.device))
+                label = _for_training(self.target, self.target.encode([self.train_rows[0].label]))[0]
+                return self.loss_of(logits, torch.as_tensor(label, device=logits.device).expand(len(pixel_values), *np.shape(label)))
 
         pixels = torch.zeros(1, 3, rule.height, rule.width, device=compute.device)
         return account_step(self.model, loss, pixels, optimizer_name, self.recipe, checkpointed)
@@ -189,21 +212,33 @@ class ClassificationTask:
             save_adapter(self.model, output / ADAPTER_DIR)
 
     def write_validation(self, output: Path, logits: np.ndarray) -> None:
-        """Write val_predictions.csv (id, path, label, predicted, confidence) and val_probs.npy (num_val, C) float32, in the same order.
+        """Write val_predictions.csv (id, path, label, predicted, confidence) and val_probs.npy (num_val, O) float32, in the same order.
 
         Text that a spreadsheet would run as a formula gets an apostrophe before it (`tables.restored` takes it away).
         """
-        probs = softmax(logits)
+        values = self.target.activate(logits)
+        cells = zip(self.val_rows, self.target.decode(values), self.target.confidence(values), strict=True)
         rows = [
-            (*map(guarded, (row.id, str(row.path), row.label, self.class_names[best])), f"{probs[number, best]:.6f}")
-            for number, (row, best) in enumerate(zip(self.val_rows, probs.argmax(axis=1), strict=True))
+            (*map(guarded, (row.id, str(row.path), row.label, predicted)), "" if sure is None else f"{sure:.6f}")
+            for row, predicted, sure in cells
         ]
         write_table(output / "val_predictions.csv", ("id", "path", "label", "predicted", "confidence"), rows)
-        write_probs(output / "val_probs.npy", probs)
+        write_probs(output / "val_probs.npy", values)
+
+    @property
+    def names_are(self) -> str:
+        """What `class_names` are, in messages."""
+        return {"multilabel": "labels", "ordinal": "grades", "continuous": "numbers"}.get(self.target.kind, "classes")
 
     def train_per_class(self) -> dict[str, int]:
-        """Training images of each class."""
-        return count_classes((row.label for row in self.train_rows), self.class_names)
+        """Training images of each class, grade or label; empty for numbers."""
+        return self.target.counts([row.label for row in self.train_rows])
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json keeps of the target: with it inference, score and submit need no flags."""
+        prior = self.target.prior([row.label for row in self.train_rows])
+        metric = {"name": self.metric, "higher_is_better": find_metric(self.metric).higher_is_better}
+        return {"target": self.target.record(), "metric": metric, "prior": [float(value) for value in prior]}
 
     def examine(self, output: Path, compute: Compute) -> list[str]:
         """Nothing to add to the metrics of the epochs."""
@@ -223,19 +258,26 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
         UserError: undecodable images (unless skipped), a backbone that cannot be loaded or has no such LoRA targets.
     """
     seed_everything(recipe.seed)
+    target, metric = competition.target, competition.metric
+    if former is not None:
+        former.check_classes(target.names)
+        target = Target.read(former.start["target"], str(former.output))
     own_weights = backbone_dirs(former.output)[0] if former is not None else []
     if own_weights:
-        backbone = load_backbone(str(own_weights[0]), competition.class_names, recipe.image_size)
+        backbone = load_backbone(str(own_weights[0]), target.output_names, recipe.image_size)
     else:
-        backbone = load_backbone(recipe.backbone, competition.class_names, recipe.image_size, recipe.random_weights, recipe.architecture)
-    train, val, how = _split(recipe, competition.train, former)
-    cache = _cache(recipe, train, backbone.preprocessing)
+        backbone = load_backbone(recipe.backbone, target.output_names, recipe.image_size, recipe.random_weights, recipe.architecture)
+    train, val, how = _split(recipe, competition, competition.train, former)
+    rule, intensity_notes = with_intensity(backbone.preprocessing, train, former)
+    backbone = replace(backbone, preprocessing=rule)
+    cache = _cache(recipe, train, rule)
     rows, notes = decodable(competition.train, recipe.data.skip_bad_images, cache)
-    if lost := {row.label for row in competition.train} - {row.label for row in rows}:
+    left = target.counts([row.label for row in rows])
+    if lost := [name for name, count in target.counts([row.label for row in competition.train]).items() if count and not left[name]]:
         raise UserError(f"without the images that cannot be decoded these classes have none: {', '.join(sorted(lost))}")
     if len(rows) < len(competition.train):
-        train, val, how = _split(recipe, rows, former)
-        cache = _cache(recipe, train, backbone.preprocessing)
+        train, val, how = _split(recipe, competition, rows, former)
+        cache = _cache(recipe, train, rule)
     head = head_name(backbone.model)
     model: nn.Module = backbone.model
     if recipe.lora.rank:
@@ -247,25 +289,26 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
         model.requires_grad_(False).get_submodule(head).requires_grad_(True)
         cache_frozen_bias(model)
     classifier = ImageClassifier.of(model, backbone)
-    task = ClassificationTask(classifier, recipe, competition.class_names, train, val, cache)
+    target = target if former else target.fitted([row.label for row in train])
+    task = ClassificationTask(classifier, recipe, target, metric, train, val, cache)
     kept = [] if cache is None else [cache.describe()]
+    if task.undefined:
+        kept.append(f"{metric} is not defined on the validation rows ({task.undefined}): the best epoch goes by their loss")
     summary = f"input {classifier.describe()}; {'new head' if backbone.new_head else 'head of the checkpoint'}"
-    return Build(task, count_parameters(model), head, summary, (*notes, how, *kept))
+    return Build(task, count_parameters(model), head, summary, (*notes, *intensity_notes, how, *kept))
 
 
-def rebuild(run: Run, class_names: Sequence[str]) -> ImageClassifier:
+def rebuild(run: Run, num_outputs: int) -> ImageClassifier:
     """The classifier of a finished run or release: float32, adapter merged and checked, eval mode.
 
     Raises:
         UserError: weights that are missing, damaged, unsafe, or do not belong together.
     """
-    backbone = rebuild_backbone(run.backbone_dir, len(class_names))
+    backbone = rebuild_backbone(run.backbone_dir, num_outputs)
     cache_frozen_bias(backbone.model.requires_grad_(False))
     if run.adapter_dir is None:
         if backbone.new_head:
-            raise UserError(
-                f"{run.backbone_dir} has no trained head for {len(class_names)} classes, and {run.path} holds no adapter with one"
-            )
+            raise UserError(f"{run.backbone_dir} has no trained head for {num_outputs} outputs, and {run.path} holds no adapter with one")
         return ImageClassifier.of(backbone.model, backbone)
     adapted = load_adapter(backbone.model, run.adapter_dir)
     classifier = ImageClassifier.of(adapted, backbone)
@@ -274,26 +317,42 @@ def rebuild(run: Run, class_names: Sequence[str]) -> ImageClassifier:
     return classifier
 
 
-def num_classes_of(run: Run) -> int:
-    """How many classes the weights of a run or release distinguish, read from the weights' own files.
+def num_outputs_of(run: Run) -> int:
+    """How many outputs the weights of a run or release have, read from the weights' own files.
 
     Raises:
         UserError: the files are damaged, or the adapter holds no head.
     """
     if run.adapter_dir is not None:
         return head_classes(run.adapter_dir)
+    if run.target is not None:
+        return run.target.num_outputs
     if run.class_names is not None:
         return len(run.class_names)
     return len(read_json(run.backbone_dir / "config.json").get("id2label", {}))
 
 
-def _split(recipe: Recipe, rows: Sequence[Row], former: FormerRun | None) -> tuple[list[Row], list[Row], str]:
-    """The training rows, the validation rows, and how they were chosen."""
-    if former is None:
-        train, val, how = train_val_split([row.label for row in rows], recipe.data.val_fraction, recipe.seed)
+def _split(recipe: Recipe, competition: Competition, rows: Sequence[Row], former: FormerRun | None) -> tuple[list[Row], list[Row], str]:
+    """The training rows, the validation rows, and how they were chosen. Images of one id are never parted."""
+    label_of = {row.id: row.label for row in rows}
+    ids = list(label_of)
+    if former is not None:
+        train, val, how = kept_split(ids, list({row[0]: row for row in former.rows}.values()))
+    elif competition.split is not None:
+        train, val, how = stated_split(ids, competition.split)
     else:
-        train, val, how = kept_split([row.id for row in rows], former.rows)
-    return [rows[number] for number in train], [rows[number] for number in val], how
+        train, val, how = train_val_split(competition.target.strata(list(label_of.values())), recipe.data.val_fraction, recipe.seed)
+    rows_of: dict[str, list[Row]] = {}
+    for row in rows:
+        rows_of.setdefault(row.id, []).append(row)
+    return [row for number in train for row in rows_of[ids[number]]], [row for number in val for row in rows_of[ids[number]]], how
+
+
+def _for_training(target: Target, encoded: np.ndarray) -> Sequence[Any]:
+    """Encoded labels as the loss takes them, one a row: an int for one class, else a float32 tensor (O,)."""
+    if target.is_choice:
+        return encoded.tolist()
+    return list(torch.from_numpy(target.scaled(encoded) if target.kind == "continuous" else encoded))
 
 
 def _cache(recipe: Recipe, train: Sequence[Row], rule: Preprocessing) -> PictureCache | None:

@@ -13,12 +13,13 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-from pipeline.competition.layout import Competition, Row
 from pipeline.competition.questions import clean_answer, clean_question, prepare
+from pipeline.competition.rows import Competition, Row
 from pipeline.config import Augmentation, Head, Recipe
-from pipeline.data.dataset import ImageDataset, cut, resolve_workers
+from pipeline.data.dataset import ImageDataset, cut, readable, resolve_workers
 from pipeline.data.question_batches import QuestionDataset, make_question_loader, picture_order, question_order
 from pipeline.data.tokenizer import QuestionTokenizer, build_tokenizer, load_tokenizer
+from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.models.backbones import preprocessing_of
@@ -29,7 +30,18 @@ from pipeline.models.lora import count_parameters
 from pipeline.run import Run, backbone_dirs, load_run
 from pipeline.tables import guarded, write_table
 from pipeline.targets.metrics import classification_metrics, softmax, vqa_scores
-from pipeline.tasks.build import Build, account_step, checkpoint_blocks, count_classes, decodable, labelled_split, with_noise, write_probs
+from pipeline.targets.target import multiclass
+from pipeline.tasks.build import (
+    Build,
+    account_step,
+    checkpoint_blocks,
+    count_classes,
+    decodable,
+    labelled_split,
+    with_intensity,
+    with_noise,
+    write_probs,
+)
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Memory
@@ -56,6 +68,11 @@ class Answerer:
     def model(self) -> FusionModel:
         """Both encoders and the head."""
         return self.fused.model
+
+    @property
+    def rule(self) -> Preprocessing:
+        """How a picture becomes the model's input."""
+        return self.fused.rule
 
     def describe(self) -> str:
         """The input in words."""
@@ -95,8 +112,8 @@ class VqaTask:
     the draws differ, and without dropout only rounding does.
     """
 
-    best_metric = "val_accuracy"
-    rows_are = "questions"
+    best_metric, higher_is_better, train_score = "val_accuracy", True, "accuracy"
+    rows_are, names_are = "questions", "answers"
     one_shape = False
 
     def __init__(
@@ -109,24 +126,29 @@ class VqaTask:
         augmentation = recipe.augmentation if _changes_pictures(recipe.augmentation) else None
         self.train_set = answerer.dataset(self.train_rows, self.train_labels.tolist(), augmentation, recipe.seed)
         self.val_set = answerer.dataset(self.val_rows, self.val_labels.tolist())
-        self.num_train, self.num_val, self.num_classes = len(self.train_rows), len(self.val_rows), len(self.class_names)
+        self.num_train, self.num_val, self.num_outputs = len(self.train_rows), len(self.val_rows), len(self.class_names)
 
     def train_batches(self, epoch: int, start: int, micro_batch_size: int, group_size: int) -> Iterable[Batch]:
         """The batches of `epoch` from row `start` of its order on."""
         dataset, recipe = self.train_set, self.recipe
         order = question_order(dataset.image_of_row, recipe.seed, epoch, recipe.data.group_by_image)
         workers = resolve_workers(recipe.data.workers, dataset.images.paths)
-        return make_question_loader(dataset, cut(order, micro_batch_size, group_size, start), epoch, workers)
+        loader = make_question_loader(dataset, cut(order, micro_batch_size, group_size, start), epoch, workers)
+        return readable(loader, [row.path for row in self.train_rows])
 
     def val_batches(self, batch_size: int) -> Iterable[Batch]:
         """The validation questions, picture by picture."""
-        return self.answerer.in_order(self.val_set, batch_size)
+        return readable(self.answerer.in_order(self.val_set, batch_size), [row.path for row in self.val_rows])
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean cross-entropy over the batch (scalar), and the logits (B, K)."""
         pixel_values = with_noise(self.answerer.fused.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
         logits = self.answerer.forward(self.model, batch, pixel_values)
         return F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.recipe.optimizer.label_smoothing), logits
+
+    def score(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """How many questions of the batch are answered right (scalar)."""
+        return (logits.argmax(dim=1) == batch["label"]).sum()
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """(B, K), as in prediction."""
@@ -135,10 +157,10 @@ class VqaTask:
     def scores(self, logits: np.ndarray) -> dict[str, float]:
         """Every metric of the validation rows. An answer outside the K is wrong whatever is said; the loss is over the others."""
         predicted, known = logits.argmax(axis=1), self.val_labels >= 0
-        labels = np.where(known, self.val_labels, self.num_classes)  # one class more, that is never predicted
-        scores = classification_metrics(labels, predicted, self.num_classes + 1)
+        labels = np.where(known, self.val_labels, self.num_outputs)  # one class more, that is never predicted
+        scores = classification_metrics(labels, predicted, self.num_outputs + 1)
         if known.any():
-            own = classification_metrics(self.val_labels[known], predicted[known], self.num_classes, softmax(logits[known]))
+            own = classification_metrics(self.val_labels[known], predicted[known], self.num_outputs, softmax(logits[known]))
             scores["loss"] = own["loss"]
         answers, types = [row.answers for row in self.val_rows], [row.answer_type for row in self.val_rows]
         return scores | vqa_scores([self.class_names[index] for index in predicted], answers, types)
@@ -179,6 +201,12 @@ class VqaTask:
         """Training questions of each answer."""
         return count_classes((self.class_names[label] for label in self.train_labels), self.class_names)
 
+    def facts(self) -> dict[str, Any]:
+        """What run.json keeps of the target: one of the answers, scored by accuracy."""
+        counts = np.bincount(self.train_labels, minlength=self.num_outputs).astype(np.float64)
+        metric = {"name": "accuracy", "higher_is_better": True}
+        return {"target": multiclass(self.class_names).record(), "metric": metric, "prior": (counts / counts.sum()).tolist()}
+
     def split_rows(self) -> list[SplitRow]:
         """Every row in its order: what a run is started with, and resumed with."""
         return labelled_split(self.train_rows, self.val_rows)
@@ -206,14 +234,14 @@ class VqaTask:
 
     def _shuffled_accuracy(self, output: Path, compute: Compute) -> float:
         """Accuracy of the finished run, loaded anew, when the pictures are exchanged: none stays with its questions."""
-        answerer = rebuild(load_run(output), self.class_names)
+        answerer = rebuild(load_run(output), self.num_outputs)
         answerer.model.to(compute.device)
         paths = list(dict.fromkeys(row.path for row in self.val_rows))
         order = np.random.default_rng(self.recipe.seed).permutation(len(paths))
         other = {paths[own]: paths[next_one] for own, next_one in zip(order, np.roll(order, 1), strict=True)}
         batches = answerer.batches([replace(row, path=other[row.path]) for row in self.val_rows], 2 * self.recipe.batch_size)
         logits = predict_logits(
-            answerer.model, answerer.logits, batches, self.num_val, self.num_classes, compute, "pictures exchanged", leave=False
+            answerer.model, answerer.logits, batches, self.num_val, self.num_outputs, compute, "pictures exchanged", leave=False
         )
         return float(np.mean(self.val_labels == logits.argmax(axis=1)))
 
@@ -260,6 +288,8 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
         former=former.rows if former else None,
         answers=former.start["class_names"] if former else (),
     )
+    if former is not None:
+        former.check_classes(prepared.class_names)
     rows, skipped = decodable([*prepared.train, *prepared.val], data.skip_bad_images)
     whole = {row.path for row in rows}
     train, val = (
@@ -268,19 +298,20 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     )
     seed_everything(recipe.seed)
     text, tokenizer, image, rule = _encoders(recipe, [clean_question(row.question or "") for row, _ in train], former)
+    rule, intensity_notes = with_intensity(rule, [row for row, _ in train], former)
     seed_everything(recipe.seed + 1)  # what is new does not depend on whether the encoders were drawn or loaded
     fused = fuse(text, image, tokenizer, rule, len(prepared.class_names), recipe.head, recipe.lora if recipe.lora.rank else None)
     if recipe.head_only:
         fused.model.requires_grad_(False).head.requires_grad_(True)
     answerer = Answerer(fused, data.workers)
     task = VqaTask(answerer, recipe, prepared.class_names, train, val)
-    notes = (*prepared.notes, *skipped, *tokenizer.notes(task.train_set.token_ids))
+    notes = (*prepared.notes, *skipped, *intensity_notes, *tokenizer.notes(task.train_set.token_ids))
     return Build(
         task, count_parameters(fused.model, head="head"), "head", f"input {answerer.describe()}; new {recipe.head.fusion} head", notes
     )
 
 
-def rebuild(run: Run, class_names: Sequence[str]) -> Answerer:
+def rebuild(run: Run, num_outputs: int) -> Answerer:
     """The answerer of a finished run: float32, adapters merged and checked, eval mode.
 
     Raises:
@@ -288,14 +319,14 @@ def rebuild(run: Run, class_names: Sequence[str]) -> Answerer:
     """
     if run.text_dir is None or run.record is None:
         raise UserError(f"{run.path}: a vqa run has a text backbone with its tokenizer and a run.json; this folder lacks one of them")
-    recipe = run.record["recipe"]
+    recipe = run.record.values["recipe"]
     text, image = load_encoder(str(run.text_dir), "text_backbone"), load_encoder(str(run.backbone_dir), "--backbone")
     tokenizer = load_tokenizer(str(run.text_dir), _max_tokens(text, recipe["data"]["max_question_tokens"]))
     rule = preprocessing_of(str(run.backbone_dir), image.config, None)
-    return Answerer(load_fused(text, image, tokenizer, rule, len(class_names), Head(**recipe["head"]), run.path))
+    return Answerer(load_fused(text, image, tokenizer, rule, num_outputs, Head(**recipe["head"]), run.path))
 
 
-def num_classes_of(run: Run) -> int:
+def num_outputs_of(run: Run) -> int:
     """How many answers a run distinguishes: as many as it names, which its head is held to."""
     return len(run.class_names or ())
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from pipeline.data.images import LostImage
 from pipeline.errors import Interrupted, UserError
 from pipeline.stopping import stop_requests
 from pipeline.training.checkpoint import StateStore, check_fits, restore_rng, rng_state
@@ -37,19 +38,19 @@ class Position:
     row: int = 0
     step: int = 0
     loss_sum: float = 0.0
-    correct: int = 0
+    score_sum: float = 0.0
     seconds: float = 0.0
     group_row: int = 0
     group_loss_sum: float | torch.Tensor = 0.0
-    group_correct: int | torch.Tensor = 0
+    group_score_sum: float | torch.Tensor = 0.0
     best_epoch: int = 0
-    best_value: float = -math.inf
+    best_value: float = 0.0  # of the epoch that is kept; `best_epoch` 0: none yet
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def start_epoch(self, epoch: int) -> None:
         """Stand before the first row of `epoch`."""
-        self.epoch, self.row, self.loss_sum, self.correct, self.seconds = epoch, 0, 0.0, 0, 0.0
-        self.group_row, self.group_loss_sum, self.group_correct = 0, 0.0, 0
+        self.epoch, self.row, self.loss_sum, self.score_sum, self.seconds = epoch, 0, 0.0, 0.0, 0.0
+        self.group_row, self.group_loss_sum, self.group_score_sum = 0, 0.0, 0.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def fit(
 
     Raises:
         Interrupted: Ctrl-C, SIGTERM, SIGHUP, a closed output or `max_minutes`; the micro-batch was finished and the state saved.
-        UserError: the loss became NaN or infinite; the last good state is kept.
+        UserError: the loss became NaN or infinite, or an image was lost; the last good state is kept.
     """
     loop = _Loop(task, optimizer, schedule, compute, store, micro_batch_size, max_grad_norm, save_minutes, max_minutes)
     if state is None:
@@ -92,8 +93,13 @@ def fit(
     position = loop.position
     with stop_requests(loop.request_stop):
         while position.epoch < epochs:
-            loop.train_epoch(epochs)
-            report = loop.finish_epoch()
+            try:
+                loop.train_epoch(epochs)
+                report = loop.finish_epoch()
+            except LostImage:  # between two micro-batches, or in validation: a good place to go on from
+                loop.read_sums()
+                loop.save()
+                raise
             on_epoch(report)
             loop.save()
     return position
@@ -136,7 +142,7 @@ class _Loop:
         # Kept on the device and never reset within an epoch: however often they are read, the additions are the same.
         exact = torch.float32 if self.compute.device.type == "mps" else torch.float64
         self.loss_sum = torch.tensor(position.loss_sum, dtype=exact, device=self.compute.device)
-        self.correct = torch.tensor(position.correct, device=self.compute.device)
+        self.score_sum = torch.tensor(position.score_sum, dtype=exact, device=self.compute.device)
         title = f"epoch {position.epoch + 1}/{epochs}"
         with tqdm(total=self.task.num_train, initial=position.row, desc=title, unit="img", leave=False, dynamic_ncols=True) as bar:
             while position.row < self.task.num_train:
@@ -159,7 +165,7 @@ class _Loop:
                 loss, logits = task.loss(batch)
             self.scaler.scale(loss * (rows / group_rows)).backward()
             self.loss_sum += loss.detach().float() * rows
-            self.correct += (logits.detach().argmax(dim=1) == batch["label"]).sum()
+            self.score_sum += task.score(logits.detach(), batch)
             position.row += rows
             if position.row == group_start + group_rows:
                 self.optimizer_step()
@@ -186,7 +192,7 @@ class _Loop:
             UserError: the loss is not a number.
         """
         position = self.position
-        position.loss_sum, position.correct = self.loss_sum.item(), int(self.correct.item())
+        position.loss_sum, position.score_sum = self.loss_sum.item(), self.score_sum.item()
         position.seconds = time.perf_counter() - self.epoch_started
         if math.isfinite(position.loss_sum):
             self.checked_step = position.step
@@ -210,9 +216,9 @@ class _Loop:
             raise UserError(f"out of memory on {device} with one image at a time; {advice}: {str(error).splitlines()[0]}") from None
         self.micro_batch_size //= 2
         self.optimizer.zero_grad(set_to_none=True)
-        position.row, position.loss_sum, position.correct = position.group_row, position.group_loss_sum, position.group_correct
+        position.row, position.loss_sum, position.score_sum = position.group_row, position.group_loss_sum, position.group_score_sum
         self.loss_sum.fill_(position.loss_sum)
-        self.correct.fill_(position.correct)
+        self.score_sum.fill_(position.score_sum)
         if device.type == "cuda":
             torch.cuda.empty_cache()
         tqdm.write(f"out of memory: going on with {self.micro_batch_size} images at a time; the effective batch stays as it is")
@@ -231,7 +237,7 @@ class _Loop:
         if not self.scaler.is_enabled() or self.scaler.get_scale() >= scale:
             position.step += 1
         position.group_row = position.row
-        position.group_loss_sum, position.group_correct = self.loss_sum.clone(), self.correct.clone()
+        position.group_loss_sum, position.group_score_sum = self.loss_sum.clone(), self.score_sum.clone()
 
     def finish_epoch(self) -> EpochReport:
         """Validate, write this epoch into the history, and move to the next one."""
@@ -242,7 +248,7 @@ class _Loop:
             "step": position.step,
             "lr": lr_at(max(position.step - 1, 0), self.schedule),
             "train_loss": position.loss_sum / position.row,
-            "train_accuracy": position.correct / position.row,
+            f"train_{task.train_score}": position.score_sum / position.row,
         }
         logits = evaluate(task, self.compute, 2 * self.micro_batch_size) if task.num_val else None
         if logits is not None:
@@ -252,9 +258,12 @@ class _Loop:
                     "(half precision? go on with --resume changed --precision fp32)"
                 )
             metrics |= {f"val_{name}": value for name, value in task.scores(logits).items()}
-        # Without validation rows the last epoch is the best.
-        value = metrics[task.best_metric] if logits is not None else float(metrics["epoch"])
-        is_best = value > position.best_value
+        if logits is None:  # the last epoch is the best
+            value, is_best = float(metrics["epoch"]), True
+        else:
+            value = metrics[task.best_metric]
+            better = value > position.best_value if task.higher_is_better else value < position.best_value
+            is_best = position.best_epoch == 0 or better
         if is_best:
             position.best_epoch, position.best_value = metrics["epoch"], value
         timing = {
@@ -270,7 +279,7 @@ class _Loop:
     def save(self) -> None:
         """Write everything that the rest of the run depends on."""
         position = self.position
-        position.group_loss_sum, position.group_correct = float(position.group_loss_sum), int(position.group_correct)
+        position.group_loss_sum, position.group_score_sum = float(position.group_loss_sum), float(position.group_score_sum)
         gradients = {name: weight.grad for name, weight in self.trainable.items() if weight.grad is not None}
         state = {
             "position": asdict(position),
@@ -309,7 +318,7 @@ class _Loop:
         self.position.start_epoch(self.position.epoch)
         self.position.step = self.position.epoch * self.schedule["steps_per_epoch"]
         if state["order"]["rows"] != self.order["rows"]:  # a best value of other validation rows cannot be compared
-            self.position.best_value = -math.inf
+            self.position.best_epoch = 0
 
     def greeting(self) -> str:
         """Where a resumed run goes on."""

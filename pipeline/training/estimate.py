@@ -121,8 +121,10 @@ def dry_run(task: Task, compute: Compute, micro_batch_size: int) -> list[str]:
         with torch.no_grad(), compute.autocast():
             logits = task.logits(compute.move(batch)).float().cpu()
         finite = "finite" if torch.isfinite(logits).all() else "NOT finite"
-        right = int((logits.argmax(dim=1) == batch["label"]).sum())
-        lines.append(f"dry run: validation batch of {len(batch['row'])}, {right} right, logits {tuple(logits.shape)} {finite}")
+        score = task.score(logits, batch).item() / len(batch["row"])
+        lines.append(
+            f"dry run: validation batch of {len(batch['row'])}, {task.train_score} {score:.3f}, logits {tuple(logits.shape)} {finite}"
+        )
     return [*lines, "dry run: nothing was written"]
 
 

@@ -16,26 +16,29 @@ from pipeline.training.resume import SplitRow
 
 
 class Task(Protocol):
-    """What the loop needs to know of a problem. `best_metric` is a key of `scores()`; higher is better."""
+    """What the loop needs to know of a problem. `best_metric` is `val_` and a key of `scores()`; `train_score` names what training counts."""
 
     model: nn.Module
     num_train: int
     num_val: int
-    num_classes: int
+    num_outputs: int
     best_metric: str
+    higher_is_better: bool
+    train_score: str
 
     def train_batches(self, epoch: int, start: int, micro_batch_size: int, group_size: int) -> Iterable[Batch]: ...
     def val_batches(self, batch_size: int) -> Iterable[Batch]: ...
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]: ...  # scalar mean over the batch, logits (B, C)
-    def logits(self, batch: Batch) -> torch.Tensor: ...  # (B, C)
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]: ...  # scalar mean over the batch, logits (B, O)
+    def score(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor: ...  # scalar: the sum of `train_score` over the batch
+    def logits(self, batch: Batch) -> torch.Tensor: ...  # (B, O)
     def scores(self, logits: np.ndarray) -> dict[str, float]: ...  # of the validation rows
     def split_rows(self) -> list[SplitRow]: ...  # (id, label, train or val) of every row
 
 
 def evaluate(task: Task, compute: Compute, batch_size: int) -> np.ndarray:
-    """(num_val, C) float32 logits of the validation rows."""
+    """(num_val, O) float32 logits of the validation rows."""
     batches = task.val_batches(batch_size)
-    return predict_logits(task.model, task.logits, batches, task.num_val, task.num_classes, compute, "validating", leave=False)
+    return predict_logits(task.model, task.logits, batches, task.num_val, task.num_outputs, compute, "validating", leave=False)
 
 
 def predict_logits(
@@ -43,17 +46,17 @@ def predict_logits(
     logits: Callable[[Batch], torch.Tensor],
     batches: Iterable[Batch],
     num_rows: int,
-    num_classes: int,
+    num_outputs: int,
     compute: Compute,
     title: str,
     leave: bool = True,
 ) -> np.ndarray:
-    """(num_rows, num_classes) float32, each batch's logits placed at its `row`s, whatever order they come in.
+    """(num_rows, num_outputs) float32, each batch's logits placed at its `row`s, whatever order they come in.
 
     Raises:
         RuntimeError: a row was filled twice or not at all.
     """
-    result = np.full((num_rows, num_classes), np.nan, dtype=np.float32)
+    result = np.full((num_rows, num_outputs), np.nan, dtype=np.float32)
     times_filled = np.zeros(num_rows, dtype=np.int64)
     was_training = model.training
     model.eval()

@@ -19,9 +19,15 @@ class Recorder:
     """Writes a run's files. `save_model(folder)` and `write_validation(folder, logits)` are the task's."""
 
     def __init__(
-        self, output: Path, recipe: Recipe, save_model: Callable[[Path], None], write_validation: Callable[[Path, np.ndarray], None]
+        self,
+        output: Path,
+        recipe: Recipe,
+        save_model: Callable[[Path], None],
+        write_validation: Callable[[Path, np.ndarray], None],
+        shown: tuple[str, str],
     ) -> None:
-        self.output, self.recipe = output, recipe
+        """`shown`: what an epoch's line names of training and of validation, as keys of its metrics."""
+        self.output, self.recipe, self.shown = output, recipe, shown
         self.save_model, self.write_validation = save_model, write_validation
         self.history: list[dict[str, Any]] = []
         self.timing: list[dict[str, Any]] = []
@@ -82,9 +88,11 @@ class Recorder:
         metrics, timing = report.metrics, report.timing
         left = np.median([line["seconds"] for line in self.timing]) * (self.recipe.epochs - metrics["epoch"])
         parts = [f"epoch {metrics['epoch']:>{len(str(self.recipe.epochs))}}/{self.recipe.epochs}"]
-        parts.append(f"loss {metrics['train_loss']:.4f} accuracy {metrics['train_accuracy']:.4f}")
-        if "val_accuracy" in metrics:
-            parts.append(f"val loss {metrics['val_loss']:.4f} accuracy {metrics['val_accuracy']:.4f}{' *' if report.is_best else '  '}")
+        trained, validated = self.shown
+        parts.append(f"loss {metrics['train_loss']:.4f} {trained.removeprefix('train_')} {metrics[trained]:.4f}")
+        if report.val_logits is not None:
+            own = f" {validated.removeprefix('val_')} {metrics[validated]:.4f}" if validated != "val_loss" else ""
+            parts.append(f"val loss {metrics['val_loss']:.4f}{own}{' *' if report.is_best else '  '}")
         parts.append(f"lr {metrics['lr']:.1e}  {timing['images_per_second']:.0f} img/s")
         parts.append(
             f"{human_time(left)} left"

@@ -17,6 +17,8 @@ from pipeline.errors import raise_all
 from pipeline.files import read_json, write_json
 from pipeline.run import now
 from pipeline.tables import load_table, write_table
+from pipeline.targets.evidence import Asked
+from pipeline.targets.target import Target
 from pipeline.wording import counted, listed, quoted
 
 START_FILE, ROWS_FILE, ROW_COLUMNS = "start.json", "rows.csv", ("id", "label", "split")
@@ -28,6 +30,7 @@ FIXED = (
     *("task", "backbone", "text_backbone", "random_weights", "architecture", "text_architecture", "head_only", "image_size", "seed"),
     *("lora.rank", "lora.alpha", "lora.targets", "lora.also_train", "optimizer.name"),
     *("head.fusion", "head.hidden_size", "head.activation", "head.dropout"),
+    *("data.metric", "data.target", "data.positive_class"),
     *("data.val_fraction", "data.image_fraction", "data.top_answers", "data.other_answers", "data.split_by"),
 )
 
@@ -38,13 +41,23 @@ def write_rows(output: Path, rows: Sequence[SplitRow]) -> None:
 
 
 def write_start(
-    output: Path, recipe: Recipe, schedule: dict[str, Any], class_names: Sequence[str], command: str, compiled: bool
+    output: Path,
+    recipe: Recipe,
+    schedule: dict[str, Any],
+    class_names: Sequence[str],
+    facts: dict[str, Any],
+    command: str,
+    compiled: bool,
 ) -> dict[str, Any]:
-    """Write down what a run is started with, which makes it one that can be resumed; the same values."""
+    """Write down what a run is started with, which makes it one that can be resumed; the same values.
+
+    `facts`: what the task keeps of its target and metric.
+    """
     start = {
         "recipe": recipe.model_dump(mode="json"),
         "schedule": schedule,
         "class_names": list(class_names),
+        **facts,
         "command": command,
         "compiled": compiled,
         "started": now(),
@@ -83,6 +96,16 @@ class FormerRun:
         rows = list(zip(*(table.column(name) for name in ROW_COLUMNS), strict=True))
         return cls(output, read_json(path), rows, accept_changes)
 
+    def asked(self) -> Asked:
+        """How the run reads its labels: as it did when it was started.
+
+        Raises:
+            UserError: what is written of its target is damaged.
+        """
+        target = Target.read(self.start["target"], str(self.output / "state" / START_FILE))
+        separator = target.separator if target.kind == "multilabel" else None
+        return Asked(self.start["metric"]["name"], target.kind, target.positive, separator)
+
     def check_recipe(self, stored: Recipe, wanted: Recipe) -> None:
         """Raises:
         UserError: the recipe asked for is another one and nobody accepted that, or the saved state does not fit it.
@@ -97,15 +120,21 @@ class FormerRun:
             "(--resume changed):",
         )
 
-    def check_data(self, class_names: Sequence[str], rows: Sequence[SplitRow]) -> None:
+    def check_classes(self, class_names: Sequence[str]) -> None:
         """Raises:
-        UserError: the rows or labels are others and nobody accepted that, or there are other classes than the head was made for.
+        UserError: there are other classes than the head was made for.
         """
         before, after = self.start["class_names"], list(class_names)
         problems = [f"{name!r} is gone" for name in before if name not in after]
         problems += [f"{name!r} is new" for name in after if name not in before]
         heading = f"have changed since the run in {self.output} was started"
         raise_all(problems, f"the classes {heading}; put them back, or start anew with another --output:")
+
+    def check_rows(self, rows: Sequence[SplitRow]) -> None:
+        """Raises:
+        UserError: the rows or labels are others and nobody accepted that.
+        """
+        heading = f"have changed since the run in {self.output} was started"
         old, new = ({row_id: label for row_id, label, _ in side} for side in (self.rows, rows))
         gone, added = [name for name in old if name not in new], [name for name in new if name not in old]
         relabelled = [f"{name!r} from {label!r} to {new[name]!r}" for name, label in old.items() if new.get(name, label) != label]

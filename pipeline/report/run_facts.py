@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 from pipeline.files import human_size, human_time
 from pipeline.report.run_files import RunFiles
-from pipeline.report.words import metric_name, metric_value, percent
+from pipeline.report.words import direction, higher_is_better, metric_name, metric_value, sentence
+from pipeline.targets.metrics import why_undefined
 
 MAIN_SETTINGS = {
     "backbone": "Backbone",
@@ -29,6 +31,11 @@ MAIN_SETTINGS = {
     "data.val_fraction": "Validation share",
 }
 PARAMETERS = {"model": "In the model, without adapter", "trainable": "Trainable", "adapter": "Adapter (LoRA)", "head": "Head"}
+LOSSES = {
+    "binary": "mean binary cross-entropy in nats",
+    "multilabel": "mean binary cross-entropy of a label in nats",
+    "continuous": "mean squared error of numbers scaled to deviation 1",
+}
 ORIGIN = {
     "started": "Started",
     "finished": "Finished",
@@ -46,22 +53,60 @@ def headlines(files: RunFiles) -> list[dict[str, str]]:
     if best:
         planned = files.told.get("recipe", {}).get("epochs") or (files.metrics and files.metrics[-1]["epoch"])
         epoch = f"epoch {best['epoch']}" + (f" of {planned}" if planned else "")
-        total, note = len(files.predictions) or files.record.get("counts", {}).get("val"), ""
-        if total and best["metric"] == "val_accuracy":
-            low, high = interval(best["value"], total)
-            note = f"{total:,} {files.rows_are}; 95% interval {100 * low:.0f} to {100 * high:.0f}%"
         value, what = metric_value(best["metric"], best["value"]), f"validation {metric_name(best['metric'])}"
-        shown.append({"value": value, "what": what, "when": epoch, "note": note})
-    elif files.kept_epoch.get("train_accuracy") is not None:
+        shown.append({"value": value, "what": what, "when": epoch, "note": _best_note(files, best)})
+    elif files.kept_epoch.get(key := f"train_{files.training_score}") is not None:
         note = "on its own training images: none was kept back for validation"
-        epoch = f"epoch {files.kept_epoch['epoch']}"
-        shown.append({"value": percent(files.kept_epoch["train_accuracy"]), "what": "training accuracy", "when": epoch, "note": note})
+        value, what = metric_value(key, files.kept_epoch[key]), f"training {metric_name(key)}"
+        shown.append({"value": value, "what": what, "when": f"epoch {files.kept_epoch['epoch']}", "note": note})
     metrics = files.scores.get("metrics") or {}
     if metrics:
-        key = "accuracy" if "accuracy" in metrics else next(iter(metrics))
+        key = next((name for name in (files.metric.name, "accuracy") if name in metrics), next(iter(metrics)))
         rows = f"{files.scores['rows']:,} rows" if files.scores.get("rows") else ""
-        shown.append({"value": metric_value(key, metrics[key]), "what": f"test {metric_name(key)}", "when": rows, "note": ""})
+        note = "" if higher_is_better(key) else direction(key)
+        shown.append({"value": metric_value(key, metrics[key]), "what": f"test {metric_name(key)}", "when": rows, "note": note})
     return shown
+
+
+def kind(files: RunFiles) -> str:
+    """What stands over the page's title: the task, what is asked of an image, the backbone."""
+    told, target = files.told, files.target
+    task = "regression" if target.kind == "continuous" else str(told.get("task", "training run"))
+    asked = [target.describe()] if told.get("target") and target.kind != "multiclass" else []
+    backbone = [told["recipe"]["backbone"]] if told.get("recipe", {}).get("backbone") else []
+    return " · ".join([sentence(task), *asked, *backbone])
+
+
+def curve_captions(files: RunFiles, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Of each curve its figure and what stands below it."""
+    marked = " The dashed line marks the best epoch, whose weights are kept." if files.best else ""
+    averaged = " Training values are means over an epoch of augmented images." if files.best else ""
+    captions = []
+    for name in names:
+        if name == "loss":
+            what = f"Loss over the epochs: {LOSSES.get(files.target.kind, 'mean cross-entropy in nats')}."
+        else:
+            what = f"{sentence(metric_name(name))} over the epochs."
+            if name != "accuracy" and name == files.metric.name:
+                what = f"{sentence(metric_name(name))} over the epochs, the competition's metric: {direction(name)}."
+            what += marked + (averaged if name == files.training_score else "")
+        captions.append((name, what))
+    return captions
+
+
+def _best_note(files: RunFiles, best: dict[str, Any]) -> str:
+    """On how many images, and how sure that is; which way is better where that is no matter of course."""
+    total, key = len(files.predictions) or files.record.get("counts", {}).get("val"), best["metric"]
+    parts = [f"{total:,} {files.rows_are}"] if total else []
+    if total and key in ("val_accuracy", "val_top5_accuracy") and files.target.kind != "multilabel":  # shares of independent images
+        low, high = interval(best["value"], total)
+        parts.append(f"95% interval {100 * low:.0f} to {100 * high:.0f}%")
+    if not higher_is_better(key):
+        parts.append(direction(key))
+    known = files.truth is not None and files.target.kind in files.metric.kinds
+    if key != f"val_{files.metric.name}" and known and (reason := why_undefined(files.metric.name, files.target, files.truth)):
+        parts.append(f"by the loss: {reason}")
+    return "; ".join(parts)
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
@@ -75,7 +120,7 @@ def interval(share: float, count: int) -> tuple[float, float]:
 def summary(files: RunFiles) -> str:
     """One line: on how much was trained, for how long, where."""
     record, counts = files.told, files.record.get("counts", {})
-    parts = [f"{len(record['class_names']):,} classes"] if record.get("class_names") else []
+    parts = [_what_is_asked(files)] if record.get("class_names") or record.get("target") else []
     parts += [
         f"{counts[key]:,} {words} {files.rows_are}" for key, words in (("train", "training"), ("val", "validation")) if counts.get(key)
     ]
@@ -85,9 +130,26 @@ def summary(files: RunFiles) -> str:
     return " · ".join(parts)
 
 
-def metrics(values: dict[str, float]) -> list[tuple[str, float]]:
-    """Metrics with their names in words, losses last."""
-    return [(metric_name(key), value) for key, value in sorted(values.items(), key=lambda item: item[0].endswith("loss"))]
+def _what_is_asked(files: RunFiles) -> str:
+    """`10 classes`, `5 grades, 0 to 4`, and by which metric it is scored where that was said."""
+    target = files.target
+    asked = f"{len(target.names):,} classes" if target.kind == "multiclass" else target.describe()
+    return f"{asked}, scored by {files.metric.words}" if files.told.get("metric") else asked
+
+
+def metrics(values: dict[str, float], files: RunFiles) -> list[tuple[str, float]]:
+    """Metrics with their names in words, as `ordered`."""
+    return [(metric_name(key), value) for key, value in ordered(values, files)]
+
+
+def ordered(values: dict[str, float], files: RunFiles) -> list[tuple[str, float]]:
+    """Metrics by their keys: the competition's first where it was named, losses last, and none that says the same as another."""
+    own, target = files.metric.name if files.told.get("metric") else None, files.target
+    bare = {key: key.removeprefix("val_").removeprefix("test_") for key in values}
+    twins = {"log_loss": "loss"} | ({"accuracy": "label_accuracy"} if target.kind == "multilabel" else {"micro_f1": "accuracy"})
+    shown = [key for key, name in bare.items() if name == own or twins.get(name) not in bare.values()]
+    shown.sort(key=lambda key: (bare[key] != own, bare[key].endswith("loss")))
+    return [(key, values[key]) for key in shown]
 
 
 def epoch_table(files: RunFiles) -> dict[str, Any]:
@@ -101,12 +163,18 @@ def epoch_table(files: RunFiles) -> dict[str, Any]:
 
 
 def class_counts(files: RunFiles) -> dict[str, Any] | None:
-    """Training images of each class, most first, their sum and median; None when run.json has no counts."""
+    """Training images of each class or label, most first, their sum and median; None when run.json has no counts.
+
+    Grades stand in their order, in `by_class` and in `rows`; `least` and `most` are (name, count).
+    """
     counts = files.record.get("counts", {}).get("train_per_class")
     if not counts:
         return None
-    rows = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return {"rows": rows, "by_class": counts, "total": sum(counts.values()), "median": median(counts.values())}
+    by_number = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rows = [(name, counts[name]) for name in files.target.names if name in counts] if files.target.kind == "ordinal" else by_number
+    total = files.record["counts"].get("train") if files.target.kind == "multilabel" else sum(counts.values())
+    found = {"rows": rows, "by_class": dict(rows), "total": total, "median": median(counts.values())}
+    return found | {"least": by_number[-1], "most": by_number[0]}
 
 
 def parameters(files: RunFiles) -> list[dict[str, Any]]:

@@ -1,0 +1,179 @@
+"""Classes told by where an image lies or what it is called: one folder per class, `cat.0.jpg`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pipeline.competition.folders import DataFolder, check_whole, natural_key, plain_name
+from pipeline.competition.ids import file_name, short_ids, without_suffix
+from pipeline.competition.label_table import Labelled
+from pipeline.competition.parts import words_of
+from pipeline.targets.evidence import LabelEvidence
+from pipeline.wording import listed, quoted
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Folders beside one another that are so called hold kinds of files, not classes.
+KINDS = _words(
+    "image images img imgs mask masks label labels segmentation segmentations annotation annotations photo photos picture pictures data "
+    "dataset jpg jpeg png tif tiff raw original originals crops cropped resized thumbnails train test val valid validation"
+)
+SHARES = _words("part parts chunk shard batch archive images imgs fold")  # with a number: pieces of a download
+NO_CLASS = KINDS | _words("dsc dscn dscf dcim file frame screenshot wp pxl sample id unknown untitled")
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """The folders below `base` that hold images, and the images that lie in `base` itself. `trouble`: why they are no classes."""
+
+    base: str  # `train`, `imgs/train`, `train/train` when nested; empty: the data folder
+    groups: dict[str, list[str]]
+    loose: list[str]
+    trouble: str = ""
+
+    @property
+    def where(self) -> str:
+        """The base in words."""
+        return f"{self.base}/" if self.base else "the data folder"
+
+    @property
+    def plausible(self) -> bool:
+        """True where there are two or more folders and nothing else."""
+        return len(self.groups) > 1 and not self.loose and not self.trouble
+
+
+def class_folders(folder: DataFolder) -> list[ClassFolders]:
+    """Every training folder that holds class folders; if none does, the first training folder, or an empty one. Without a training folder
+    the folders beside the test images."""
+    bases = folder.parts.named("train")
+    grouped = []
+    for base in bases:
+        top = base.split("/")[0]
+        grouped.append(_grouped(base, [image for image in folder.scans[top].images if image.startswith(base + "/")]))
+    if not bases:
+        grouped = [_grouped("", folder.of_part(""))]
+    several = [entry for entry in grouped if len(entry.groups) > 1]
+    return several or grouped[:1] or [ClassFolders("train", {}, [])]
+
+
+def _grouped(base: str, images: Sequence[str]) -> ClassFolders:
+    while True:
+        groups: dict[str, list[str]] = {}
+        loose = []
+        begin = len(base) + 1 if base else 0
+        for image in images:
+            head, slash, _ = image[begin:].partition("/")
+            if slash:
+                groups.setdefault(head, []).append(image)
+            else:
+                loose.append(image)
+        # A single folder that holds only folders is a wrapping (train/train/...), not a class.
+        inner = base.count("/") + 3 if base else 2
+        if loose or len(groups) != 1 or any(image.count("/") < inner for image in images):
+            break
+        base = f"{base}/{next(iter(groups))}" if base else next(iter(groups))
+    ordered = dict(sorted(groups.items(), key=lambda group: natural_key(group[0])))
+    if shared := _inner_classes(base, ordered):
+        return ClassFolders(base, shared, loose)
+    return ClassFolders(base, ordered, loose, _trouble(base, ordered) if len(ordered) > 1 else "")
+
+
+def _inner_classes(base: str, groups: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Groups by the innermost folder where the outer ones hold the same few: `train/<patient>/<class>/1.png`."""
+    depth = base.count("/") + (1 if base else 0)
+    if len(groups) < 3 or any(image.count("/") != depth + 2 for group in groups.values() for image in group):
+        return {}
+    inner: dict[str, list[str]] = {}
+    outer: Counter[str] = Counter()
+    for group in groups.values():
+        found = {image.split("/")[-2] for image in group}
+        outer.update(found)
+        for image in group:
+            inner.setdefault(image.split("/")[-2], []).append(image)
+    if not 1 < len(inner) < len(groups) or any(count * 2 < len(groups) for count in outer.values()):
+        return {}
+    if all(plain_name(name) in KINDS for name in inner):
+        return {}
+    return dict(sorted(inner.items(), key=lambda group: natural_key(group[0])))
+
+
+def _trouble(base: str, groups: dict[str, list[str]]) -> str:
+    """Why folders are no classes: they only share out files, or hold kinds of files."""
+    names = list(groups)
+    begin = len(base) + 1 if base else 0
+    shown = f"{base}/" if base else ""
+    kinds = [name for name in names if plain_name(name) in KINDS]
+    shares = [name for name in names if SHARES & set(words_of(name)) and re.search(r"\d", name)]
+    if len(kinds) == len(names) or len(shares) == len(names) or (kinds and not base):
+        return f"the folders {quoted(names)} hold kinds of files, not classes"
+    images = [image for group in groups.values() for image in group]
+    if all(re.fullmatch(r"[0-9a-fA-F]{1,4}", name) for name in names):
+        steps = [image[begin:].split("/") for image in images]
+        if all(len(parts) > 2 and re.fullmatch(r"[0-9a-fA-F]{1,4}", parts[1]) for parts in steps):
+            return f"the folders such as {'/'.join([*filter(None, [base]), *steps[0][:2]])} only share out the files, they are no classes"
+        if all(parts[-1].lower().startswith(parts[0].lower()) and len(parts[-1]) > len(parts[0]) + 4 for parts in steps):
+            return f"the folders such as {shown}{names[0]} only share out the files by the beginning of their names, they are no classes"
+    return ""
+
+
+def classes_in_names(images: Iterable[str]) -> dict[str, list[str]]:
+    """class -> images, by what stands before the number in file names: `cat.0.jpg`, `dog_12.png`. Empty unless few classes have many
+    images each."""
+    groups: dict[str, list[str]] = {}
+    count = 0
+    for image in images:
+        found = re.fullmatch(r"(.*[^\W\d_])[\W_]*\d+", without_suffix(file_name(image))) or re.fullmatch(
+            r"(.*[^\W_])[\W_]+\d+", without_suffix(file_name(image))
+        )
+        if not found:
+            return {}
+        groups.setdefault(found.group(1), []).append(image)
+        count += 1
+        if len(groups) > 1000 or (count > 100 and len(groups) * 3 > count):
+            return {}
+    sizes = [len(group) for group in groups.values()]
+    if len(groups) < 2 or len(groups) * 5 > count or min(sizes) < 3:
+        return {}
+    if any(plain_name(re.sub(r"[\d\W_]+", "", name)) in NO_CLASS or name.isdigit() for name in groups):
+        return {}
+    return dict(sorted(groups.items(), key=lambda group: natural_key(group[0])))
+
+
+def from_folders(folder: DataFolder, classes: ClassFolders) -> Labelled:
+    """Every image in a class folder, labelled by the folder's name.
+
+    Raises:
+        UserError: archives in them are not unpacked, or links lead nowhere.
+    """
+    base = classes.base
+    tops = sorted({image.split("/")[0] for group in classes.groups.values() for image in group})
+    check_whole(folder, tops)
+    images = [image for group in classes.groups.values() for image in group]
+    top = f"{base.split('/')[0]}/" if base else ""
+    ids, _ = short_ids([top + image[len(base) + 1 :] if base else image for image in images])
+    labels = tuple(name for name, group in classes.groups.items() for _ in group)
+    without = [path for name in tops for path in folder.scans[name].without_images if path.rpartition("/")[0] == base]
+    notes = [f"no images in {listed(without)}: not a class"] if without else []
+    where = f"one folder per class in {classes.where}"
+    evidence = LabelEvidence("folders", f"class folders in {classes.where}", texts=labels)
+    return Labelled(ids, [(image,) for image in images], evidence, where, notes)
+
+
+def from_names(folder: DataFolder, groups: dict[str, list[str]]) -> Labelled:
+    """Every image of `groups` (see `classes_in_names`), labelled by the beginning of its name.
+
+    Raises:
+        UserError: archives beside them are not unpacked, or links lead nowhere.
+    """
+    images = [image for group in groups.values() for image in group]
+    check_whole(folder, sorted({image.split("/")[0] for image in images if "/" in image}))
+    ids, _ = short_ids(images)
+    labels = tuple(name for name, group in groups.items() for _ in group)
+    evidence = LabelEvidence("names", f"file names such as {images[0]}", texts=labels)
+    return Labelled(ids, [(image,) for image in images], evidence, f"the beginning of file names, such as {images[0]}")

@@ -1,0 +1,143 @@
+"""Which column of a table holds the ids of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.competition.folders import plain_name
+from pipeline.competition.ids import ImageIndex, Match
+from pipeline.errors import UserError
+from pipeline.tables import Table, numbers_the_rows
+from pipeline.wording import nearest, quoted
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+ID_NAMES = _words(
+    "id ids idcode image imageid imageids images img imgid imagename imgname imagefile imagefilename file filename filenames fileid fname "
+    "name path filepath imagepath imgpath photo photoid picture"
+)
+ROW_NAMES = ("unnamed:0", "unnamed0", "row", "rownumber", "rownum", "index", "level0")  # what numbers the rows of a table, and no image
+NEARLY = 0.9  # of a column's cells that must find an image before the column may be preferred to one that finds more
+PROBED_ROWS = 500  # enough to tell an id column from another
+
+
+def find_ids(table: Table, index: ImageIndex, given: str | None = None, groups: bool = False) -> tuple[str, Match]:
+    """The id column of a table (`given`, or the one whose cells find the most images), and the images that its ids mean.
+
+    A column named like an id that finds nearly all wins over one that finds more, and a numbering of the rows never wins where another
+    column finds images. `groups`: where no column finds single images, ids may mean several images each.
+
+    Raises:
+        UserError: there is no column `given`, or two columns find different images.
+    """
+    flag = "--set data.id_column=NAME"
+    if given:
+        name = column_called(table, given, flag)
+        return name, _full(index, table.column(name), groups)
+    probes = {name: index.match(table.column(name)[:PROBED_ROWS]) for name in _maybe_ids(table)}
+    best = _best_columns(table, probes)
+    if len({_common(probes[name], [probes[other] for other in best]) for name in best}) > 1:
+        raise UserError(f"{table.path}: the columns {quoted(best)} name different images; say which is the id with {flag}")
+    match = index.match(table.column(best[0]))
+    if groups and match.num_single < len(match.images) / 2:
+        for name in _maybe_ids(table):
+            cells = table.column(name)
+            if (
+                len(set(cells)) * 2 >= len(cells)
+                and index.match_groups(cells[:20]).num_found
+                and (found := index.match_groups(cells)).num_found >= NEARLY * len(cells)
+            ):
+                return name, found
+    return best[0], match
+
+
+def _full(index: ImageIndex, cells: Sequence[str], groups: bool) -> Match:
+    match = index.match(cells)
+    if groups and match.num_single < len(cells) / 2 and (found := index.match_groups(cells)).num_found > match.num_found:
+        return found
+    return match
+
+
+def _maybe_ids(table: Table) -> list[str]:
+    """The columns that may hold ids. Of a wide table those with three different values or more: hundreds of columns of 0 and 1 are slow."""
+    if len(table.columns) <= 20 or len(table.cells) < 20:
+        return list(table.columns)
+    sample = table.cells[:20]
+    wide = [name for position, name in enumerate(table.columns) if len({row[position] for row in sample}) > 2]
+    return wide or list(table.columns)
+
+
+def _best_columns(table: Table, probes: dict[str, Match]) -> list[str]:
+    ranks = {name: (match.num_unique, match.num_found) for name, match in probes.items()}
+    most = max(ranks.values())
+    rows = min(len(table.cells), PROBED_ROWS)
+    if most == (0, 0):
+        best = list(probes)
+        return ([name for name in best if is_id_name(name)] or best)[:1]
+    # One missing image of a small table is no reason to prefer another column.
+    needed = min(NEARLY * rows, rows - 1)
+    near = [name for name in probes if ranks[name][1] >= needed and ranks[name][0] >= NEARLY * most[0] - 1 and ranks[name][0]]
+    numbering = [name for name in probes if ranks[name][0] and _numbers_rows(table, name)]
+    if any(name not in numbering and ranks[name][0] * 2 >= most[0] for name in probes):
+        weak = [name for name in numbering if not is_id_name(name) or ranks[name] != most]
+        ranks = {name: rank for name, rank in ranks.items() if name not in weak or _same(probes, name, near)}
+        near = [name for name in near if name in ranks]
+        most = max(ranks.values())
+    named = [name for name in near if is_id_name(name)]
+    top = [name for name in ranks if ranks[name] == most]
+    return named or [name for name in top if is_id_name(name)] or top
+
+
+def _same(probes: dict[str, Match], name: str, others: Sequence[str]) -> bool:
+    return any(other != name and _common(probes[name], [probes[other]]) == _common(probes[other], [probes[name]]) for other in others)
+
+
+def _common(match: Match, others: Sequence[Match]) -> tuple[tuple[str, ...], ...]:
+    """The images of the rows in which `match` and all `others` find some."""
+    return tuple(found for row, found in enumerate(match.images) if all(other.images[row] for other in (match, *others)))
+
+
+def without_numbering(table: Table, id_column: str) -> Table:
+    """The table without a column beside the ids that only numbers its rows (`Unnamed: 0`, `index`), with a note."""
+    extra = [
+        name
+        for name in table.columns
+        if name != id_column and plain_name(name) in ROW_NAMES and numbers_the_rows([cell.strip() for cell in table.column(name)])
+    ]
+    if not extra:
+        return table
+    kept = [position for position, name in enumerate(table.columns) if name not in extra]
+    return replace(
+        table,
+        columns=tuple(table.columns[position] for position in kept),
+        cells=tuple(tuple(row[position] for position in kept) for row in table.cells),
+        notes=(*table.notes, f"the column {extra[0]!r} that numbers the rows ignored"),
+    )
+
+
+def _numbers_rows(table: Table, name: str) -> bool:
+    return plain_name(name) in ROW_NAMES or numbers_the_rows([cell.strip() for cell in table.column(name)])
+
+
+def is_id_name(name: str) -> bool:
+    """True for a column's name that says what an image is called: `image_id`, `file_name`, `StudyInstanceUID`."""
+    plain = plain_name(name)
+    return plain in ID_NAMES or plain.endswith(("imageid", "filename", "instanceuid"))
+
+
+def column_called(table: Table, name: str, flag: str) -> str:
+    """The column `name` of a table; spaces around the names in the file do not matter.
+
+    Raises:
+        UserError: there is none; the message lists what there is.
+    """
+    for column in table.columns:
+        if name in (column, column.strip()):
+            return column
+    raise UserError(
+        f"{table.path} has no column {name!r}{nearest(name, table.columns)}; its columns: {quoted(table.columns)}; {flag} names one"
+    )

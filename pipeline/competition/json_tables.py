@@ -1,0 +1,95 @@
+"""JSON about images, read as a table: COCO's images, annotations and categories; a list of rows; a mapping from names to labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.tables import Table
+
+SEVERAL = "\x1f"  # between the labels of one image in a cell: no label holds it
+CATEGORY_ID, CATEGORY = "category_id", "category"
+MAX_BYTES = 4 << 30
+
+
+def load_json_table(path: Path) -> Table | None:
+    """The table in a JSON file; None where it holds none. Of COCO's form: one row an image, its fields and, where it is annotated,
+    `category_id` and `category` (the name); several labels of one image stand in one cell, `SEVERAL` between them.
+
+    Raises:
+        UserError: the file cannot be read, or is no JSON.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path} is larger than {MAX_BYTES >> 30} GB and is not read")
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON: {error}") from None
+    if isinstance(content, dict) and _are_rows(content.get("images")):
+        return _coco(path, content)
+    if _are_rows(content):
+        return _table(path, content)
+    if isinstance(content, dict) and len(content) > 1:
+        return _mapping(path, content)
+    return None
+
+
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
+
+
+def _coco(path: Path, content: Mapping[str, Any]) -> Table:
+    names = {_text(entry.get("id")): _text(entry.get("name")) for entry in _dicts(content.get("categories"))}
+    marks: dict[str, dict[str, None]] = {}
+    for entry in _dicts(content.get("annotations")):
+        if "category_id" in entry and "image_id" in entry:
+            marks.setdefault(_text(entry["image_id"]), {})[_text(entry["category_id"])] = None
+    rows = content["images"]
+    if marks:
+        rows = [row | _labels(marks.get(_text(row.get("id")), {}), names) for row in rows]
+    return _table(path, rows)
+
+
+def _labels(found: Iterable[str], names: Mapping[str, str]) -> dict[str, str]:
+    numbers = list(found)
+    labels = {CATEGORY_ID: SEVERAL.join(numbers)}
+    return labels | ({CATEGORY: SEVERAL.join(names.get(number, number) for number in numbers)} if names else {})
+
+
+def _mapping(path: Path, content: Mapping[str, Any]) -> Table | None:
+    if all(isinstance(value, dict) for value in content.values()):
+        return _table(path, [{"id": key} | value for key, value in content.items()])
+    if all(_is_cell(value) for value in content.values()):
+        return _table(path, [{"id": key, "label": value} for key, value in content.items()])
+    return None
+
+
+def _table(path: Path, rows: list[dict[str, Any]]) -> Table | None:
+    """The fields that every row can have as text, the first row's order first; `lines` are the entries, from 1."""
+    fields = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [name for name in fields if name.strip() and all(_is_cell(row.get(name)) for row in rows)]
+    if not columns:
+        return None
+    cells = tuple(tuple(_text(row.get(name)) for name in columns) for row in rows)
+    return Table(path, tuple(columns), cells, tuple(range(1, len(rows) + 1)), "", False)
+
+
+def _is_cell(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(part, (str, int)) for part in value)
+    return value is None or isinstance(value, (str, int, float))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return SEVERAL.join(map(_text, value))
+    return "" if value is None else str(value)
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []

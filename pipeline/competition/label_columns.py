@@ -1,0 +1,200 @@
+"""Which columns of a table hold the labels, and which one marks rows as test or validation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.competition.folders import plain_name
+from pipeline.competition.id_columns import column_called, is_id_name
+from pipeline.competition.ids import ImageIndex, Match
+from pipeline.competition.json_tables import CATEGORY, CATEGORY_ID
+from pipeline.errors import UserError
+from pipeline.tables import Table
+from pipeline.wording import counted, quoted
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+LABEL_NAMES = _words(
+    "label labels class classes target targets category y labelname classname categoryname labelid classid categoryid labelgroup "
+    "classlabel tag tags"
+)
+LABEL_FLAG = "--set data.label_column=NAME"
+SURE, LIKELY, POSSIBLE = 3, 2, 1  # how much speaks for columns of labels
+ZERO_ONE = frozenset(("0", "1", "0.0", "1.0"))
+SPLIT_NAMES = (
+    "split",
+    "set",
+    "subset",
+    "partition",
+    "phase",
+    "isvalid",
+    "isvalidation",
+    "isval",
+    "istrain",
+    "istraining",
+    "istest",
+    "usage",
+)
+PART_OF_VALUE = {
+    **dict.fromkeys(("train", "training", "trn", "tr"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
+    **dict.fromkeys(("test", "testing", "tst", "te", "publictest", "privatetest", "public", "private"), "test"),
+}
+YES, NO = ("true", "1", "yes", "1.0"), ("false", "0", "no", "0.0")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the sample submission says of labels; everything empty without one."""
+
+    columns: tuple[str, ...] = ()  # beside the ids
+    ids: tuple[str, ...] = ()  # the first few thousand
+    values: frozenset[str] = frozenset()  # of the first rows
+    may_be_empty: bool = False
+
+    @property
+    def numbers(self) -> bool:
+        """True where every value is a number."""
+        return bool(self.values) and all(is_number(value) for value in self.values)
+
+    def suffixed(self, names: Sequence[str]) -> list[str]:
+        """Those of `names` that end ids of the sample, as in `<image>_<label>`, if there are two or more."""
+        endings = tuple(self.ids)
+        found = [name for name in names if any(text.endswith(("_" + name, "-" + name, " " + name)) for text in endings)]
+        return found if len(found) > 1 else []
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Columns of labels, one or several that belong together, and how much speaks for them. `names` empty: it cannot be told."""
+
+    names: tuple[str, ...]
+    strength: int
+    candidates: tuple[str, ...] = ()  # where it cannot be told
+
+
+def is_number(text: str) -> bool:
+    """True for a number as tables write it."""
+    return re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", text) is not None
+
+
+def split_column(table: Table) -> tuple[str | None, list[str], str]:
+    """The column that says which rows train, what it says of each row ("train", "val", "test"), and a note where one is not used.
+
+    Raises:
+        UserError: some of its values mark rows and others say nothing that is known.
+    """
+    ignored = [name for name in table.columns if re.fullmatch(r"k?folds?(id|no|number|k)?\d*", plain_name(name))]
+    note = f"the column {ignored[0]!r} ignored: folds are made when they are trained" if ignored else ""
+    for name in table.columns:
+        plain = plain_name(name)
+        if plain not in SPLIT_NAMES:
+            continue
+        cells = [cell.strip().lower() for cell in table.column(name)]
+        kinds = set(cells)
+        if kinds <= PART_OF_VALUE.keys():
+            return name, [PART_OF_VALUE[cell] for cell in cells], note
+        if plain.startswith("is") and kinds <= {*YES, *NO}:
+            yes, no = {"isv": ("val", "train"), "ist": ("train", "test")}[plain[:3]]
+            if plain == "istest":
+                yes, no = "test", "train"
+            return name, [yes if cell in YES else no for cell in cells], note
+        known = kinds & PART_OF_VALUE.keys()
+        if known:
+            other = sorted(kinds - known)
+            raise UserError(
+                f"{table.path}: the column {name!r} marks rows as {quoted(sorted(known))} and as {quoted(other)}; write train, valid or "
+                "test there, or rename the column"
+            )
+    return None, [], note
+
+
+def choose_labels(table: Table, id_name: str, match: Match, index: ImageIndex, wanted: Wanted, given: str | None) -> Choice:
+    """The columns of labels of a table whose ids are `id_name`.
+
+    Raises:
+        UserError: there is no column `given`.
+    """
+    if given:
+        return Choice((column_called(table, given, LABEL_FLAG),), SURE)
+    others = [name for name in table.columns if name != id_name and not _is_split(name)]
+    if CATEGORY_ID in others and table.delimiter == "":  # JSON
+        names = CATEGORY in others and not wanted.numbers
+        return Choice((CATEGORY if names else CATEGORY_ID,), SURE)
+    if sure := _asked_for(table, others, wanted):
+        return Choice(tuple(sure), SURE)
+    named = [name for name in others if plain_name(name) in LABEL_NAMES]
+    if len(named) == 1:
+        return Choice((named[0],), LIKELY)
+    if not named:
+        binary = [name for name in others if _is_zero_one(table, name)]
+        rest = [name for name in others if name not in binary and not _names_images(table, name, match, index)]
+        if len(binary) > 1 and not rest:
+            return Choice(tuple(binary), LIKELY)
+        related = [name for name in others if any(_related(name, column) for column in wanted.columns)]
+        telling = [value for value in wanted.values if not is_number(value)]
+        holding = [name for name in others if telling and set(telling) <= {cell.strip() for cell in table.column(name)}]
+        for found in (related, holding):
+            if len(found) == 1:
+                return Choice((found[0],), LIKELY)
+    candidates = named or _not_ids(table, match, index, others)
+    return Choice(tuple(candidates), POSSIBLE) if len(candidates) == 1 else Choice((), 0, tuple(candidates))
+
+
+def unclear(table: Table, choice: Choice, advice: str = "") -> UserError:
+    """The error for labels that may be in several columns, or in none."""
+    what = "it has no label column" if not choice.candidates else "the label may be in "
+    what += ", ".join(f"{name!r} ({counted(len(set(table.column(name))), 'value')})" for name in choice.candidates[:8])
+    return UserError(f"{table.path}: {what}; its columns: {quoted(table.columns)}; {LABEL_FLAG} says which{advice}")
+
+
+def _asked_for(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]:
+    """The columns that the sample submission asks for, or that hold what it asks for."""
+    if len(wanted.columns) > 1:
+        if set(wanted.columns) <= set(others):
+            return list(wanted.columns)
+        names = set(wanted.columns)
+        positions = {name: table.columns.index(name) for name in others}
+        sample = table.cells[:200]
+        maybe = [name for name, position in positions.items() if all(row[position].strip() in names for row in sample)]
+        held = [name for name in maybe if len(set(table.column(name))) > 1 and {cell.strip() for cell in table.column(name)} <= names]
+        return held[:1]
+    if not wanted.columns:
+        return []
+    same = [name for name in others if name == wanted.columns[0]]
+    same = same or [name for name in others if plain_name(name) == plain_name(wanted.columns[0])]
+    if len(same) == 1:
+        return same
+    return wanted.suffixed([name for name in others if _is_zero_one(table, name)])
+
+
+def _is_split(name: str) -> bool:
+    plain = plain_name(name)
+    return plain in SPLIT_NAMES or re.fullmatch(r"k?folds?(id|no|number|k)?\d*", plain) is not None
+
+
+def _related(name: str, column: str) -> bool:
+    one, other = sorted((plain_name(name), plain_name(column)), key=len)
+    return len(one) > 3 and one in other
+
+
+def _is_zero_one(table: Table, name: str) -> bool:
+    position = table.columns.index(name)
+    if any(row[position].strip() not in ZERO_ONE for row in table.cells[:50]):
+        return False
+    return all(row[position].strip() in ZERO_ONE for row in table.cells)
+
+
+def _names_images(table: Table, name: str, match: Match, index: ImageIndex) -> bool:
+    return is_id_name(name) or index.match(table.column(name)[:50]).images == match.images[:50]
+
+
+def _not_ids(table: Table, match: Match, index: ImageIndex, names: Sequence[str]) -> list[str]:
+    """Columns that may hold labels: they do not name the same images as the ids do, and where possible some value occurs twice."""
+    candidates = [name for name in names if index.match(table.column(name)[:50]).images != match.images[:50]]
+    return [name for name in candidates if len(set(table.column(name))) < len(table.cells)] or candidates

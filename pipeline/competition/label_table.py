@@ -1,0 +1,175 @@
+"""The labels in one table: its rows with their images, every problem of a row at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from pipeline.competition.ids import FOLDERS, PREFIXES, ImageIndex, Match
+from pipeline.competition.json_tables import SEVERAL
+from pipeline.competition.label_columns import split_column
+from pipeline.competition.sources import Source
+from pipeline.errors import raise_all
+from pipeline.tables import Table
+from pipeline.targets.evidence import LabelEvidence
+from pipeline.wording import capped, counted, numbered, quoted
+
+Part = Literal["train", "val"]
+
+
+@dataclass
+class Labelled:
+    """Labelled rows. `ids`, `images` (for each row the paths in the data folder) and the evidence's rows belong together."""
+
+    ids: list[str] = field(default_factory=list)
+    images: list[tuple[str, ...]] = field(default_factory=list)
+    evidence: LabelEvidence | None = None
+    source: str = ""  # in words: `train.csv: image_id, label`
+    notes: list[str] = field(default_factory=list)
+    split: dict[str, Part] | None = None
+
+    @property
+    def taken(self) -> set[str]:
+        """Every image that has a label."""
+        return {image for images in self.images for image in images}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A table whose ids were looked up. `table` may be `source.table` in another form (long rows made wide)."""
+
+    source: Source
+    table: Table
+    id_column: str
+    match: Match
+
+    @property
+    def name(self) -> str:
+        """Its path in the data folder."""
+        return self.source.name
+
+
+def without_test_rows(table: Table) -> tuple[Table, list[str], list[str]]:
+    """The table without the rows that its split column marks as test; the part of every row that is left; what is to be said."""
+    name, parts, note = split_column(table)
+    notes = [note] if note else []
+    if name is None:
+        return table, [], notes
+    keep = [row for row, part in enumerate(parts) if part != "test"]
+    left = [parts[row] for row in keep]
+    counts = {part: parts.count(part) for part in ("train", "val", "test")}
+    says = [f"{counts['val']:,} validate"] if counts["val"] else []
+    says += [f"{counts['test']:,} are test rows and do not train"] if counts["test"] else []
+    if says:
+        notes.append(f"by the column {name!r} {' and '.join(says)}")
+    return replace(table, cells=tuple(table.cells[row] for row in keep), lines=tuple(table.lines[row] for row in keep)), left, notes
+
+
+def read_table(found: Found, names: Sequence[str], index: ImageIndex, parts: Sequence[str], empty_is_none: bool) -> Labelled:
+    """The rows of a table that have an image and a label; repeated rows once. `empty_is_none`: an empty cell means no label at all.
+
+    Raises:
+        UserError: every row problem at once: no image, two images, no label, one image with two labels.
+    """
+    table, match = found.table, found.match
+    ids = [cell.strip() for cell in table.column(found.id_column)]
+    columns = [table.column(name) for name in names]
+    labels = list(zip(*([cell.strip() for cell in column] for column in columns), strict=True))
+    many = match.style in (FOLDERS, PREFIXES)
+    advice = "add the images, or take these rows out"
+    problems = match.problems(ids, table.lines, index, advice, many) + ([] if empty_is_none else _no_label(table, names, labels))
+    rows: dict[tuple[str, ...], int] = {}
+    repeated = 0
+    conflicts: dict[int, list[int]] = {}
+    for row, images in enumerate(match.images):
+        if not images or (len(images) != 1 and not many):
+            continue
+        first = rows.setdefault(images, row)
+        if first != row and labels[first] == labels[row]:
+            repeated += 1
+        elif first != row:
+            conflicts.setdefault(first, [first]).append(row)
+    twice = []
+    for first, which in conflicts.items():
+        where, values = numbered(table.lines[row] for row in which), quoted(", ".join(labels[row]) for row in which)
+        twice.append(f"{where}: {ids[first]!r} ({match.images[first][0]}) has different labels: {values}")
+    problems += capped(twice, "images have different labels")
+    what = names[0] if len(names) == 1 else f"{len(names)} columns of labels"
+    raise_all(problems, f"{table.path} ({found.id_column}, {what}):")
+    chosen = list(rows.values())
+    kind: Literal["json", "table"] = "json" if found.source.is_json else "table"
+    where = f"{found.name}, column {names[0]!r}" if len(names) == 1 else f"{found.name}, {what}"
+    evidence, notes = _evidence(kind, where, names, [labels[row] for row in chosen])
+    spaced = sum(cell != cell.strip() for column in columns for cell in column)
+    if spaced:
+        notes.append(f"spaces around {counted(spaced, 'label')} removed")
+    if repeated:
+        notes.append(f"{counted(repeated, 'repeated row')} with the same label counted once")
+    labelled = Labelled(
+        [ids[row] for row in chosen], [match.images[row] for row in chosen], evidence, f"{found.name}: {found.id_column}, {what}",
+        [f"ids are {match.style.says}", *table.notes, *notes],
+    )  # fmt: skip
+    if "val" in parts:
+        labelled.split = {ids[row]: "val" if parts[row] == "val" else "train" for row in chosen}
+    return labelled
+
+
+def made_wide(table: Table, index: ImageIndex) -> Table | None:
+    """Rows `<image>_<label>, value` as one row an image and one column a label; None where the table is not of that form."""
+    for position, name in enumerate(table.columns):
+        cells = table.column(name)
+        split = [text.strip().rpartition("_") for text in cells]
+        if not all(head and tail for head, _, tail in split):
+            continue
+        labels = list(dict.fromkeys(tail for _, _, tail in split))
+        heads = list(dict.fromkeys(head for head, _, _ in split))
+        if len(table.columns) != 2 or not 1 < len(labels) <= 200 or len(heads) * 2 > len(cells):
+            continue
+        if index.match(heads[:500]).num_found * 2 < len(heads[:500]) and index.match_groups(heads[:500]).num_found * 2 < len(heads[:500]):
+            continue
+        rows: dict[str, dict[str, str]] = {}
+        lines: dict[str, int] = {}
+        for (head, _, tail), row, line in zip(split, table.cells, table.lines, strict=True):
+            rows.setdefault(head, {})[tail] = row[1 - position]
+            lines.setdefault(head, line)
+        wide = tuple((head, *(found.get(label, "") for label in labels)) for head, found in rows.items())
+        return replace(table, columns=(name, *labels), cells=wide, lines=tuple(lines.values()))
+    return None
+
+
+def _no_label(table: Table, names: Sequence[str], labels: Sequence[tuple[str, ...]]) -> list[str]:
+    problems = []
+    for position, name in enumerate(names):
+        empty = [line for line, row in zip(table.lines, labels, strict=True) if not row[position]]
+        if empty:
+            problems.append(f"{numbered(empty)}: no label in column {name!r} (fill it in, or take the row out)")
+    return capped(problems, "columns have empty cells")
+
+
+def _evidence(
+    kind: Literal["json", "table"], where: str, names: Sequence[str], labels: Sequence[tuple[str, ...]]
+) -> tuple[LabelEvidence, list[str]]:
+    if len(names) > 1:
+        return LabelEvidence(kind, where, columns=tuple(names), cells=tuple(labels)), []
+    texts = [row[0] for row in labels]
+    if any(SEVERAL in text for text in texts):
+        parts = [[part for part in text.split(SEVERAL) if part] for text in texts]
+        every = sorted({part for found in parts for part in found})
+        if any(re.search(r"\s", part) for part in every):  # no separator would be safe: a column of 0 and 1 for each label
+            cells = tuple(tuple("1" if name in found else "0" for name in every) for found in map(set, parts))
+            return LabelEvidence(kind, where, columns=tuple(every), cells=cells), []
+        texts = [" ".join(found) for found in parts]
+    texts, notes = _one_number_each(texts)
+    return LabelEvidence(kind, where, texts=tuple(texts), column=names[0]), notes
+
+
+def _one_number_each(texts: list[str]) -> tuple[list[str], list[str]]:
+    """`1.0` written as `1` where both occur: one label, written in two ways."""
+    known = set(texts)
+    both = {text: short for text in known if (short := re.sub(r"(?<=\d)\.0+$", "", text)) != text and short in known}
+    if not both:
+        return texts, []
+    shown = quoted(sorted(both))
+    return [both.get(text, text) for text in texts], [f"{shown} taken as {quoted(sorted(both.values()))}: one label, written in two ways"]

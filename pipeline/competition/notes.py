@@ -1,0 +1,85 @@
+"""What was understood of a data folder, in at most six lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from pipeline.competition.folders import DataFolder
+from pipeline.competition.ids import composed
+from pipeline.competition.label_table import Labelled
+from pipeline.competition.sources import Sources
+from pipeline.competition.test_rows import TestImages
+from pipeline.targets.evidence import Decision
+from pipeline.targets.target import Target
+from pipeline.wording import counted, listed, quoted
+
+
+def train_notes(
+    folder: DataFolder, labelled: Labelled, test: TestImages, target: Target | None, decision: Decision | None, trouble: str | None
+) -> list[str]:
+    """Up to three lines on the labelled rows: how many and from where, what they mean, what was left out."""
+    if trouble:
+        return [f"train: not used, and not needed here: {trouble}"]
+    if not labelled.ids:
+        return []
+    num_images = len(labelled.taken)
+    images = counted(num_images, "image")
+    if num_images != len(labelled.ids):
+        images += f" of {counted(len(labelled.ids), 'id')}"
+    if target is None:
+        meaning = ""
+    else:
+        meaning = counted(len(target.names), "class", "classes") if target.kind == "multiclass" else target.describe()
+    lines = [f"train: {images}, {meaning} ({labelled.source})"]
+    if decision and decision.says:
+        lines.append(decision.says)
+    notes = [*labelled.notes, *(decision.notes if decision else ())]
+    taken, predicted = labelled.taken, {image for images in test.images for image in images}
+    used = {_top(image) for image in taken}
+    beside = [image for image in folder.of_part("train", "") if _top(image) in used and image not in taken]
+    left = len([image for image in beside if image not in predicted])
+    if left:
+        notes.append(f"{counted(left, 'image')} without a label, not used")
+    if target and target.kind == "multiclass":
+        folded = Counter(composed(name).casefold() for name in target.names)
+        alike = [name for name in target.names if folded[composed(name).casefold()] > 1]
+        if alike:
+            notes.append(f"classes that look alike (case, or the way accents are stored): {quoted(alike)}")
+    return lines + (["train: " + "; ".join(notes)] if notes else [])
+
+
+def test_notes(test: TestImages, more: Sequence[str]) -> list[str]:
+    """One or two lines on the images to predict."""
+    images = f"{counted(test.num_images, 'image')}" if test.images else ""
+    num_ids = len(set(test.ids))
+    if images and test.num_images != num_ids:
+        images += f" of {counted(num_ids, 'id')}"
+    notes = [*test.notes, *more]
+    return [f"test: {images + ', ' if images else ''}{test.source}"] + (["test: " + "; ".join(notes)] if notes else [])
+
+
+def other_notes(folder: DataFolder, labelled: Labelled, sources: Sources) -> list[str]:
+    """At most one line on what else lies there and is not used."""
+    notes = []
+    held_out = [name for name in folder.parts.named("val") if not any(image.startswith(name + "/") for image in labelled.taken)]
+    if held_out:
+        notes.append(f"{listed(held_out)}/ not used: validation rows are taken from the training images (data.val_fraction)")
+    if folder.parts.foreign:
+        notes.append(f"{listed(sorted(folder.parts.foreign))}/ not read: a competition of its own")
+    unread = sum((found.unread for found in folder.scans.values()), Counter())
+    notes += [
+        f"{counted(count, f'{suffix} file')} not read (`make data FROM=` makes images of what it can)" for suffix, count in unread.items()
+    ]
+    if sources.seen:
+        notes.append(f"seen and not read: {listed(sources.seen)}")
+    if sources.broken:
+        notes.append(f"{listed(sources.broken)} cannot be read as a table and is not used")
+    repeated = [path for found in folder.scans.values() for path in found.repeated]
+    if repeated:
+        notes.append(f"links to a folder that was already read: {listed(repeated)}")
+    return ["also: " + "; ".join(notes)] if notes else []
+
+
+def _top(image: str) -> str:
+    return image.split("/")[0] if "/" in image else ""

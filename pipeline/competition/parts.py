@@ -1,0 +1,98 @@
+"""Which part of a competition a folder holds, by its name: training images, test images, images held out; or another competition."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.competition.folders import Scan
+
+FOREIGN = "foreign"  # a folder that is a competition of its own, beside the one that is read
+HOLD_OUT_FOLDERS = ("val", "valid", "validation", "dev")
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Below the data folder's own folders only names made of such words alone count: `imgs/train`, and no class called "test tube".
+BESIDE = _words(
+    "set sets data dataset image images img imgs jpg jpgs jpeg jpegs png pngs tif tiff photo photos picture pictures crops cropped "
+    "additional full all stage resized small v"
+)
+
+
+def words_of(name: str) -> list[str]:
+    """The words in a name, in lower case: `trainLabels_v2.csv` has train, labels, v, 2, csv."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_a-zA-Z]+|\d+", name)]
+
+
+def part_of_name(name: str, strict: bool = False) -> str:
+    """ "train", "test" or "val" for a folder's name, else empty; `strict`: only where every word of the name says so."""
+    words = words_of(name)
+    trains = any(word.startswith("train") for word in words)
+    tests = any(re.fullmatch(r"test(s|ing|set|data|images?|imgs?)?", word) for word in words)
+    held_out = "".join(words) in HOLD_OUT_FOLDERS
+    if strict and not all(
+        word in BESIDE or word.isdigit() or word in HOLD_OUT_FOLDERS or re.fullmatch(r"(train|test)(s|ing|set|images|imgs)?", word)
+        for word in words
+    ):
+        return ""
+    plain = "".join(words)
+    if trains or plain.startswith("train"):
+        return "" if tests else "train"
+    if tests or plain.startswith("test"):
+        return "test"
+    return "val" if held_out else ""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a data folder. `folders`: folder -> part, each the uppermost one that says so."""
+
+    folders: Mapping[str, str]
+    foreign: frozenset[str]  # folders directly in the data folder that are competitions of their own
+    _known: dict[str, str] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def read(cls, scans: Mapping[str, Scan]) -> Parts:
+        """The parts by the names of the folders in which images lie."""
+        upper = {name: part for name in scans if name and scans[name].images and (part := part_of_name(name))}
+        inner: dict[str, dict[str, str]] = {}
+        for name in scans:
+            if name and name not in upper:
+                inner[name] = _inner_parts({image.rpartition("/")[0] for image in scans[name].images})
+        own = {part for part in upper.values() if part != "val"}
+        foreign = {name for name, found in inner.items() if own & set(found.values())}
+        several = [name for name, found in inner.items() if "train" in found.values() and name not in foreign]
+        foreign |= set(several) if len(several) > 1 else set()
+        lower = {folder: part for name, found in inner.items() if name not in foreign for folder, part in found.items()}
+        return cls(upper | lower, frozenset(foreign))
+
+    def of(self, path: str) -> str:
+        """The part in which a file of the data folder lies; empty where no folder tells."""
+        folder = path.rpartition("/")[0]
+        if folder not in self._known:
+            steps = folder.split("/")
+            above = ("/".join(steps[: count + 1]) for count in range(len(steps)))
+            part = next((self.folders[name] for name in above if name in self.folders), "")
+            self._known[folder] = FOREIGN if steps[0] in self.foreign else part
+        return self._known[folder]
+
+    def named(self, part: str) -> list[str]:
+        """The folders that are this part."""
+        return [folder for folder, found in self.folders.items() if found == part]
+
+
+def _inner_parts(folders: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for folder in sorted(folders):
+        steps = folder.split("/")
+        for count in range(1, len(steps)):
+            if part := part_of_name(steps[count], strict=True):
+                found["/".join(steps[: count + 1])] = part
+                break
+    return found

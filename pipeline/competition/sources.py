@@ -1,0 +1,127 @@
+"""What lies beside the images and may tell something: tables and JSON files, each read into a table and known by the words of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.competition.folders import DataFolder, plain_name
+from pipeline.competition.json_tables import load_json_table
+from pipeline.competition.parts import words_of
+from pipeline.errors import UserError
+from pipeline.tables import Table, load_table
+
+TRAIN_TABLES = ("train", "labels", "label", "trainlabels", "trainlabel", "traininglabels", "training", "trainset", "traindata")
+MAX_TABLES, MAX_TEXTS, MAX_JSON = 60, 20, 20  # more files of a kind in one folder belong to single images
+MAX_TEXT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """A table, or a JSON file as a table. `name` is its path in the data folder."""
+
+    name: str
+    table: Table
+    is_json: bool = False
+
+    @property
+    def role(self) -> str:
+        """What the name says: "train", "test", "sample", "answers" (solutions, predictions), or empty."""
+        return role_of(self.name)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Every table that could be read; `broken`: name -> why another could not; `seen`: what is not read at all."""
+
+    found: tuple[Source, ...]
+    broken: dict[str, UserError]
+    seen: tuple[str, ...]
+
+    def of_role(self, *roles: str) -> list[Source]:
+        """The tables whose names say one of these."""
+        return [source for source in self.found if source.role in roles]
+
+
+def role_of(name: str) -> str:
+    """What a file's name says that it is; see `Source.role`."""
+    stem = Path(name).name
+    words = words_of(stem)
+    plain = plain_name(stem)
+    trains = any(word.startswith("train") for word in words)
+    if is_sample_name(stem):
+        return "sample"
+    if trains or plain in TRAIN_TABLES:
+        return "train"
+    if any(word.startswith(("solution", "prediction", "submission", "answers")) for word in words) or plain == "submit":
+        return "answers"
+    return "test" if words and any(word in ("test", "tests", "testing", "testset") for word in words) else ""
+
+
+def is_sample_name(name: str) -> bool:
+    """True for `sample_submission.csv` and its many other spellings: `kaggle_sample_submission_v2 (1).csv`, `SubmissionFormat.csv`."""
+    plain = plain_name(Path(name).name)
+    about = any(word in plain for word in ("sample", "example", "format", "template"))
+    return about and "sub" in plain.replace("subset", "").replace("subject", "")
+
+
+def read_sources(folder: DataFolder, skip: Sequence[str] = ()) -> Sources:
+    """Every table, JSON file and list of lines in the data folder, at any depth, that can be read as a table; not the names in `skip`."""
+    found: list[Source] = []
+    broken: dict[str, UserError] = {}
+    seen = [name for name in folder.files("seen") if name not in skip]
+    for kind, most in (("tables", MAX_TABLES), ("json_files", MAX_JSON), ("texts", MAX_TEXTS)):
+        names = [name for name in folder.files(kind) if name not in skip]  # type: ignore[arg-type]
+        if len(names) > most:
+            upper = [name for name in names if "/" not in name][:most]
+            seen.append(f"{len(names) - len(upper):,} files such as {names[-1]}")
+            names = upper
+        for name in names:
+            path = folder.root / name
+            try:
+                table = _load(path, kind)
+            except UserError as error:
+                broken[name] = error
+                continue
+            if table is None:
+                seen.append(name)
+            else:
+                found.append(Source(name, table, kind == "json_files"))
+    return Sources(tuple(found), broken, tuple(seen))
+
+
+def headerless(table: Table) -> Table:
+    """The table with its first line as a row: nothing of it was a header."""
+    columns = tuple(f"column {number}" for number in range(1, len(table.columns) + 1))
+    note = "no header: its first line is read as a row"
+    return replace(table, columns=columns, cells=(table.columns, *table.cells), lines=(1, *table.lines), notes=(*table.notes, note))
+
+
+def _load(path: Path, kind: str) -> Table | None:
+    if kind == "json_files":
+        return load_json_table(path)
+    return load_table(path) if kind == "tables" else _text_table(path)
+
+
+def _text_table(path: Path) -> Table | None:
+    """Lines such as `train/1.jpg 3`, or a table that is called .txt; None for anything else."""
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            return None
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    if any(mark in lines[0] for mark in ",;\t") if lines else False:
+        try:
+            table = load_table(path)
+        except UserError:
+            return None
+        return table if len(table.columns) > 1 else None
+    rows = [(tuple(parts), number) for number, line in enumerate(lines, start=1) if (parts := line.rsplit(maxsplit=1))]
+    if len(rows) < 2 or any(len(parts) != 2 for parts, _ in rows):
+        return None
+    header, *cells = rows
+    if header[0][0] == header[0][1]:
+        return None
+    return Table(path, header[0], tuple(parts for parts, _ in cells), tuple(number for _, number in cells), " ", False)

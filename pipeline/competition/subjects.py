@@ -1,0 +1,167 @@
+"""What the rows of a sample submission are about: images by name, through another table, several images each, several rows each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.competition.id_columns import NEARLY, find_ids
+from pipeline.competition.ids import ImageIndex, Match, file_name
+from pipeline.competition.sources import Source
+from pipeline.tables import Table, numbers_the_rows
+
+MOST = 0.5  # of the ids that a table must hold to lead to images; those that it lacks are then named
+MAX_LABELS = 200  # of long rows
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The rows of a table, each about a subject. `images` belong to the row; `subjects` and `row_labels` are empty where every row is
+    a subject of its own."""
+
+    id_column: str
+    images: tuple[tuple[str, ...], ...]
+    says: str
+    match: Match | None = None  # where the ids themselves name images, one each
+    subjects: tuple[str, ...] = ()
+    row_labels: tuple[str, ...] = ()
+
+    @property
+    def num_found(self) -> int:
+        """How many rows lead to an image."""
+        return sum(bool(found) for found in self.images)
+
+
+def resolve(table: Table, index: ImageIndex, sources: Sequence[Source], label_names: Sequence[str] | None = None) -> Resolved:
+    """The images that the rows of a sample submission are about. `label_names`: labels that may end its ids, as in `<image>_<label>`;
+    None: nobody knows the labels.
+
+    Raises:
+        UserError: two columns name different images.
+    """
+    name, match = find_ids(table, index)
+    ids = [cell.strip() for cell in table.column(name)]
+    direct = Resolved(name, match.images, f"ids are {match.style.says}", match)
+    if match.num_single * 2 >= len(ids):
+        # Numbers are found by chance where images are numbered too: a table that says which image each is outranks that.
+        if numbers_the_rows(ids) and (linked := _linked(ids, index, sources)) and linked.images != match.images:
+            return Resolved(name, linked.images, linked.says)
+        return direct
+    columns = [name, *(column for column in table.columns if column != name)]
+    for column in columns[:3]:
+        ids = [cell.strip() for cell in table.column(column)]
+        found = _long(ids, index, sources, label_names) if label_names else None
+        found = found or _several(ids, index) or _linked(ids, index, sources)
+        if label_names is None:
+            found = found or _long(ids, index, sources, ())
+        if found:
+            return Resolved(column, found.images, found.says, None, found.subjects, found.row_labels)
+    return direct
+
+
+@dataclass(frozen=True)
+class _Lead:
+    images: tuple[tuple[str, ...], ...]
+    says: str
+    subjects: tuple[str, ...] = ()
+    row_labels: tuple[str, ...] = ()
+
+
+def _several(ids: Sequence[str], index: ImageIndex) -> _Lead | None:
+    match = index.match_groups(ids)
+    if match.num_found < NEARLY * len(ids):
+        return None
+    return _Lead(match.images, f"ids are {match.style.says}, several images each")
+
+
+def _long(ids: Sequence[str], index: ImageIndex, sources: Sequence[Source], label_names: Sequence[str]) -> _Lead | None:
+    """Rows `<subject>_<label>`, the label one of `label_names` or one of a few endings."""
+    known = sorted(label_names, key=len, reverse=True) if 1 < len(label_names) <= MAX_LABELS else []
+    pairs = [_split(text, known) for text in ids]
+    if any(not subject for subject, _ in pairs):
+        return None
+    labels, subjects = {label for _, label in pairs}, list(dict.fromkeys(subject for subject, _ in pairs))
+    if not 1 < len(labels) <= MAX_LABELS or len(subjects) * 2 > len(ids) or len(set(pairs)) < len(pairs):
+        return None
+    match = index.match(subjects)
+    lead = _Lead(match.images, f"names of images ({match.style.says})") if match.num_found >= NEARLY * len(subjects) else None
+    lead = lead or _several(subjects, index) or _linked(subjects, index, [source for source in sources if source.role != "sample"])
+    if lead is None:
+        return None
+    images = dict(zip(subjects, lead.images, strict=True))
+    says = f"rows are <id>_<label> with {len(labels)} labels; {lead.says}"
+    return _Lead(
+        tuple(images[subject] for subject, _ in pairs), says, tuple(subject for subject, _ in pairs), tuple(label for _, label in pairs)
+    )
+
+
+def _split(text: str, known: Sequence[str]) -> tuple[str, str]:
+    for label in known:
+        if text.endswith(label) and text[: -len(label)][-1:] in ("_", "-", " ", ".", ":"):
+            return text[: -len(label) - 1], label
+    head, _, tail = text.rpartition("_")
+    return ("", "") if known else (head, tail)
+
+
+def _linked(ids: Sequence[str], index: ImageIndex, sources: Sequence[Source]) -> _Lead | None:
+    """Through a table that has the ids in one column and names images in another."""
+    wanted = set(ids)
+    best: tuple[float, _Lead] | None = None
+    for source in sources:
+        table = source.table
+        for name in table.columns:
+            cells = [cell.strip() for cell in table.column(name)]
+            share = len(wanted & set(cells)) / len(wanted)
+            if share < MOST or (best and share <= best[0]):
+                continue
+            rows = [row for row, cell in enumerate(cells) if cell in wanted]
+            if lead := _through(ids, [cells[row] for row in rows], table, name, rows, index):
+                says = f"{file_name(source.name)} leads from them ({name}) to images{lead.says}"
+                best = share, _Lead(lead.images, says, lead.subjects, lead.row_labels)
+    return best[1] if best else None
+
+
+def _through(ids: Sequence[str], keys: Sequence[str], table: Table, name: str, rows: Sequence[int], index: ImageIndex) -> _Lead | None:
+    best: tuple[int, str, list[str], Match] | None = None
+    for other in table.columns:
+        if other == name:
+            continue
+        column = table.column(other)
+        cells = [column[row].strip() for row in rows]
+        match = index.match(cells)
+        if match.num_found < NEARLY * len(cells):
+            match = index.match_groups(cells)
+            if match.num_found < NEARLY * len(cells):
+                continue
+        distinct = len({found for found in match.images if found})
+        if best is None or distinct > best[0]:
+            best = distinct, other, cells, match
+    if best is None:
+        return None
+    _, other, cells, match = best
+    if long := _labels_of_rows(ids, keys, cells, table, {name, other}, rows):
+        image_of = dict(zip(cells, match.images, strict=True))
+        return _Lead(tuple(image_of.get(subject, ()) for subject in long[0]), f" ({other}), several rows each", *long)
+    images: dict[str, dict[str, None]] = {}
+    for key, found in zip(keys, match.images, strict=True):
+        images.setdefault(key, {}).update(dict.fromkeys(found))
+    several = ", several each" if any(len(found) > 1 for found in images.values()) else ""
+    return _Lead(tuple(tuple(images.get(key, ())) for key in ids), f" ({other}){several}")
+
+
+def _labels_of_rows(
+    ids: Sequence[str], keys: Sequence[str], cells: Sequence[str], table: Table, used: set[str], rows: Sequence[int]
+) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """The subject and the label of every id, where a subject has several ids that another column tells apart."""
+    if len(set(keys)) < len(keys) or len(set(cells)) * 2 > len(cells):
+        return None
+    for name in table.columns:
+        if name in used:
+            continue
+        column = table.column(name)
+        labels = [column[row].strip() for row in rows]
+        if 1 < len(set(labels)) <= MAX_LABELS and len(set(zip(cells, labels, strict=True))) == len(labels):
+            of_key = dict(zip(keys, zip(cells, labels, strict=True), strict=True))
+            if all(key in of_key for key in ids):
+                return tuple(of_key[key][0] for key in ids), tuple(of_key[key][1] for key in ids)
+    return None

@@ -1,0 +1,186 @@
+"""The images to predict, in the order of the sample submission or of their names, and what the sample says of classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.competition.folders import DataFolder, absent, check_whole, hide_command, natural_key
+from pipeline.competition.ids import ImageIndex, file_name, short_ids
+from pipeline.competition.sample import check_sample_ids
+from pipeline.competition.sources import Source, Sources
+from pipeline.competition.subjects import Resolved, resolve
+from pipeline.errors import UserError, raise_all
+from pipeline.forms.form import SubmissionForm
+from pipeline.forms.recognise import made_up, recognise
+from pipeline.targets.evidence import Asked, SampleEvidence
+from pipeline.targets.target import Target, multiclass
+from pipeline.wording import capped, counted, nearest, numbered, quoted
+
+
+@dataclass(frozen=True)
+class TestImages:
+    """The rows to predict: `ids[i]` (an id may occur for several rows of a sample) and the paths of its images in the data folder."""
+
+    __test__ = False  # no test, whatever pytest thinks of its name
+
+    ids: Sequence[str] = ()  # what is predicted, a row of the sample each
+    images: Sequence[tuple[str, ...]] = ()
+    sample: Source | None = None
+    resolved: Resolved | None = None
+    source: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def num_images(self) -> int:
+        """How many different images are to be predicted."""
+        return len({image for images in self.images for image in images})
+
+    def subjects(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Every id once, in the order of the file, with its images."""
+        return list(dict(zip(self.ids, self.images, strict=True)).items()) if self.images else []
+
+
+def find_test_images(
+    folder: DataFolder,
+    sources: Sources,
+    sample: Source | None,
+    index: ImageIndex,
+    taken: Collection[str],
+    label_names: Sequence[str] | None,
+    required: bool,
+) -> TestImages:
+    """The images to predict; `index` finds those in test folders, `taken` are the labelled ones, `label_names` every label (None: nobody knows).
+
+    Raises:
+        UserError: ids without an image or with several, folders of which either may be the test, none at all where they are `required`.
+    """
+    if sample:
+        return _from_sample(folder, sources, sample, index, taken, label_names, required)
+    dirs = folder.parts.named("test")
+    if len(dirs) > 1:
+        raise UserError(f"{folder.root}: {' and '.join(dirs)} may all be the test images; {hide_command(folder.root, dirs)}")
+    if not dirs:
+        if required:
+            raise absent(folder, "test images", "expected a folder test/ (or test_images/, ...) with images")
+        return TestImages(source="none found; needed for predictions only")
+    check_whole(folder, [dirs[0].split("/")[0]])
+    images = sorted(index.images, key=lambda image: (natural_key(file_name(image)), image))
+    ids, style = short_ids(["test/" + image[len(dirs[0]) + 1 :] for image in images])
+    return TestImages(ids, [(image,) for image in images], source=f"{dirs[0]}/; no sample submission: columns id,label, ids are {style}")
+
+
+def form_of(test: TestImages, target: Target | None, metric: str | None) -> SubmissionForm | None:
+    """The form of predictions.csv; None where there is nothing to predict and no sample submission."""
+    target, metric = target or multiclass(()), metric or "accuracy"
+    if test.sample and test.resolved:
+        resolved = test.resolved
+        return recognise(test.sample.table, resolved.id_column, target, metric, resolved.subjects, resolved.row_labels)
+    return made_up(target, metric, tuple(test.ids)) if test.ids else None
+
+
+def sample_evidence(test: TestImages) -> SampleEvidence | None:
+    """What the sample submission says of targets, without its ids."""
+    if test.sample is None or test.resolved is None:
+        return None
+    table = test.sample.table
+    columns = tuple(name for name in table.columns if name != test.resolved.id_column)
+    cells = tuple(zip(*(table.column(name) for name in columns), strict=True))
+    return SampleEvidence(test.sample.name, columns, cells, test.resolved.row_labels)
+
+
+def check_classes(test: TestImages, target: Target | None, form: SubmissionForm | None, asked: Asked) -> list[str]:
+    """Notes on labels of the sample submission that are no classes of the training data.
+
+    Raises:
+        UserError: a class that only the sample submission has: a column of probabilities, or a label among others that are known.
+    """
+    sample = sample_evidence(test)
+    if sample is None or target is None or not target.names or target.kind != "multiclass" or sample.labels or test.sample is None:
+        return []
+    path = test.sample.table.path
+    if len(sample.columns) > 1:
+        raise_all(_column_problems(sample.columns, target.names), f"{path}:")
+        return []
+    if form is None or form.kind != "label":
+        return []
+    known = set(target.names)
+    values = Counter(cells[0].strip() for cells in sample.cells)
+    unknown = [value for value in values if value and value not in known]
+    if not unknown or all(set(value.split()) & known for value in unknown):  # several guesses in a cell
+        return []
+    right = sum(count for value, count in values.items() if value in known)
+    what = f"labels {quoted(unknown)} are no classes of the training data{nearest(unknown[0], target.names)}"
+    if right * 2 > sum(count for value, count in values.items() if value) and asked.kind != "multiclass":
+        raise UserError(
+            f"{path}: most values of column {sample.columns[0]!r} are classes of the training data, but its {what}: an image of a class that "
+            "is not trained cannot be predicted; complete the training data, or accept it with --target multiclass"
+        )
+    return [f"its {what} and taken as placeholders"]
+
+
+def _column_problems(columns: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    extra = [name for name in columns if name not in class_names]
+    missing = [name for name in class_names if name not in columns]
+    problems = [f"the column {name!r} is no class of the training data{nearest(name, missing or class_names)}" for name in extra]
+    if missing:
+        problems.append(f"{counted(len(missing), 'class', 'classes')} of the training data without a column: {quoted(missing)}")
+    return problems
+
+
+def _from_sample(
+    folder: DataFolder,
+    sources: Sources,
+    sample: Source,
+    index: ImageIndex,
+    taken: Collection[str],
+    label_names: Sequence[str] | None,
+    required: bool,
+) -> TestImages:
+    """The images that the ids of the sample submission mean: in the test folders, or among the unlabelled images of a shared folder."""
+    table = sample.table
+    others = [source for source in sources.found if source.name != sample.name and source.role != "answers"]
+    others.sort(key=lambda source: source.role != "test")
+    resolved = resolve(table, index, others, label_names)
+    if not resolved.num_found:
+        unlabelled = [image for image in folder.of_part("train", "val", "") if image not in taken]
+        shared = ImageIndex(folder, unlabelled)
+        if unlabelled and (found := resolve(table, shared, others, label_names)).num_found:
+            index, resolved = shared, found
+    check_sample_ids(table, resolved.id_column)
+    ids = resolved.subjects or tuple(table.column(resolved.id_column))
+    columns = [name for name in table.columns if name != resolved.id_column]
+    what = columns[0] if len(columns) == 1 else f"{len(columns)} columns"
+    if not resolved.num_found and not index.images:
+        if required:
+            raise absent(folder, "test images", f"expected a folder test/ (or test_images/, ...) with the images of {sample.name}")
+        return TestImages(ids, sample=sample, resolved=resolved, source=f"no images of {sample.name} found; needed for predictions only")
+    _check_images(sample, resolved, index)
+    used = sorted({image.rpartition("/")[0].split("/")[0] for images in resolved.images for image in images} - {""}, key=natural_key)
+    notes = [f"images in {', '.join(f'{name}/' for name in used) or 'the data folder'}, {resolved.says}"]
+    part = [image for image in folder.of_part("test") if image.split("/")[0] in used]
+    predicted = {image for images in resolved.images for image in images}
+    if left := len(part) - len(predicted) if predicted <= set(part) else 0:
+        notes.append(f"{counted(left, 'image')} not in {sample.name}, not predicted")
+    notes += table.notes
+    source = f"ids and order from {sample.name} ({resolved.id_column} -> {what})"
+    return TestImages(ids, resolved.images, sample, resolved, source, notes)
+
+
+def _check_images(sample: Source, resolved: Resolved, index: ImageIndex) -> None:
+    table = sample.table
+    ids = table.column(resolved.id_column)
+    if resolved.match:
+        problems = resolved.match.problems(ids, table.lines, index, f"images look like {quoted(index.images[:2])}")
+        rows: dict[str, list[int]] = {}
+        for line, images in zip(table.lines, resolved.images, strict=True):
+            rows.setdefault(images[0] if len(images) == 1 else "", []).append(line)
+        shared = [f"{numbered(lines)}: all mean {image}" for image, lines in rows.items() if image and len(lines) > 1]
+        problems += capped(shared, "images are meant by several ids")
+    else:
+        missing = [row for row, images in enumerate(resolved.images) if not images]
+        shown = quoted(ids[row] for row in missing)
+        where = numbered(table.lines[row] for row in missing)
+        problems = [f"{where}: {counted(len(missing), 'id')} without an image ({resolved.says}): {shown}"] if missing else []
+    raise_all(problems, f"{table.path} and the test images do not fit:")

@@ -1,0 +1,155 @@
+"""Grey images of more than 8 bits (16-bit, 32-bit and float PNG, TIFF, PGM): one rule for a whole set says what is black and what white.
+
+Scaled each by its own brightest value, a dark scan would come out brighter than a bright one. The rule is found over training images and
+saved with the weights, so that validation, prediction and pages use the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.opening import BadImage, opened
+
+FILE_NAME = "preprocessor_config.json"
+KEY = "intensity"  # in that file; transformers' processors pass over it
+INTEGER_MODES, FLOAT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I"), ("F",)
+HEADERS, DECODED = 512, 48  # images that are looked at to find the rule: of so many the header, of so many of each kind the values
+VALUES = 250_000  # of one image
+TAILS = (0.01, 99.99)  # percent of an image's values: a dead or hot pixel is no end of the range
+NO_DATA = 1e30  # floats beyond are fill values, as NaN and infinity are
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """The values that become black and white (0 and 255), for whole numbers and for floats. As they stand: the types' own ranges."""
+
+    integer: tuple[float, float] = (0.0, 65_535.0)
+    floating: tuple[float, float] = (0.0, 1.0)
+
+    def to_8_bit(self, image: Image.Image) -> Image.Image:
+        """Mode L for an image whose mode `is_deep`; values beyond the range are black or white, NaN and infinity (no data) black."""
+        low, high = self.floating if image.mode in FLOAT_MODES else self.integer
+        pixels = np.empty((image.height, image.width), dtype=np.uint8)
+        rows = max(4_000_000 // image.width, 1)  # at once: as float64 a large scan would take a gigabyte
+        stored = np.asarray(image)
+        for top in range(0, image.height, rows):
+            values = stored[top : top + rows].astype(np.float64)
+            values = np.where(_is_data(values), values, low)
+            pixels[top : top + rows] = np.clip((values - low) / (high - low) * 255 + 0.5, 0, 255)
+        return Image.fromarray(pixels)
+
+    def record(self) -> dict[str, Any]:
+        """As it is saved."""
+        return {"integer": list(self.integer), "float": list(self.floating)}
+
+
+OWN_RANGES = Intensity()
+
+
+def is_deep(mode: str) -> bool:
+    """Whether images of this Pillow mode need the rule."""
+    return mode in INTEGER_MODES or mode in FLOAT_MODES
+
+
+def find_intensity(paths: Sequence[Path]) -> tuple[Intensity | None, list[str]]:
+    """The rule for the training images `paths`, None where (almost) none is deeper than 8 bits, and what a person should know of it.
+
+    From each of some images, evenly spaced, the ends of its values but for the outermost ones; the rule spans them all.
+    """
+    paths = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor() as pool:
+        kinds = dict(zip(looked := _spread(paths, HEADERS), pool.map(_kind, looked), strict=True))
+        ends, seen = {}, 0
+        for kind in ("integer", "floating"):
+            chosen = _spread([path for path in looked if kinds[path] == kind], DECODED)
+            ranges = [found for found in pool.map(_ends, chosen) if found is not None]
+            if ranges and (low := min(low for low, _ in ranges)) < (high := max(high for _, high in ranges)):
+                ends[kind], seen = (low, high), seen + len(ranges)
+    coloured = sum(kind == "colour" for kind in kinds.values())
+    notes = [f"colour images of 16 bits a channel: their range 0 to 65,535 becomes 0 to 255 ({coloured} of {len(looked)} looked at)"]
+    notes = notes if coloured else []
+    if not {"integer", "floating"} & set(kinds.values()):
+        return None, notes
+    rule = Intensity(**ends)
+    return rule, [f"{rule_in_words(rule, set(kinds.values()))}, one rule for all images, found over {seen} of them", *notes]
+
+
+def rule_in_words(rule: Intensity, kinds: Iterable[str] = ("integer", "floating")) -> str:
+    """`grey of more than 8 bits: 12 is black, 4,080 white (floats: 0 and 1)`; `kinds` there are."""
+    words = {name: f"{low:,.6g} is black and {high:,.6g} white" for name, (low, high) in vars(rule).items() if name in kinds}
+    floats = [f"of floats {words['floating']}"] if "floating" in words else []
+    return f"grey of more than 8 bits: {', '.join([*([words['integer']] if 'integer' in words else []), *floats])}, NaN and infinity black"
+
+
+def deep_images_without_rule(paths: Sequence[Path], rule: Intensity | None) -> str | None:
+    """A warning where images to predict need a rule and the model was saved without one; None where all is well."""
+    if rule is not None:
+        return None
+    with ThreadPoolExecutor() as pool:
+        kinds = set(pool.map(_kind, _spread(list(dict.fromkeys(paths)), DECODED)))
+    if not {"integer", "floating"} & kinds:
+        return None
+    return f"the model was trained on images of 8 bits, or before there was one rule for deeper ones; {rule_in_words(OWN_RANGES, kinds)}"
+
+
+def read_record(values: Any) -> Intensity | None:
+    """The rule in what `Intensity.record` gave; None when it is none."""
+    try:
+        ranges = [tuple(float(end) for end in values[kind]) for kind in ("integer", "float")]
+    except (TypeError, ValueError, KeyError):
+        return None
+    if any(len(ends) != 2 or not abs(ends[0]) + abs(ends[1]) < NO_DATA or ends[0] >= ends[1] for ends in ranges):
+        return None
+    return Intensity(*ranges)
+
+
+def stored_intensity(run_dir: Path) -> Intensity | None:
+    """The rule that the run in this folder was trained with; None where there is none, or no preprocessing at all."""
+    for path in sorted(Path(run_dir).glob(f"model_*/{FILE_NAME}")):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(values, dict) and (rule := read_record(values.get(KEY))):
+            return rule
+    return None
+
+
+def _is_data(values: np.ndarray) -> np.ndarray:
+    return np.isfinite(values) & (np.abs(values) < NO_DATA)
+
+
+def _kind(path: Path) -> str:
+    """`integer` or `floating` grey deeper than 8 bits, `colour` of 16, else empty; from the header."""
+    try:
+        with opened(path) as image:
+            if is_deep(image.mode):
+                return "floating" if image.mode in FLOAT_MODES else "integer"
+            return "colour" if any(";16" in str(tile[3]) for tile in image.tile) else ""
+    except BadImage:
+        return ""
+
+
+def _ends(path: Path) -> tuple[float, float] | None:
+    """The lowest and the highest value of an image, without its `TAILS` and what is no data; None where it has no values."""
+    try:
+        with opened(path) as image:
+            step = int(max(image.width * image.height / VALUES, 1) ** 0.5)
+            values = np.asarray(image)[::step, ::step].astype(np.float64).ravel()
+    except BadImage:
+        return None
+    values = values[_is_data(values)]
+    return tuple(np.percentile(values, TAILS).tolist()) if len(values) else None
+
+
+def _spread(paths: Sequence[Path], count: int) -> list[Path]:
+    """`count` of the paths (or all, where there are fewer), evenly spaced."""
+    return [paths[len(paths) * number // count] for number in range(count)] if len(paths) > count else list(paths)

@@ -1,0 +1,207 @@
+"""Opening image files of strangers: which formats, and how much memory and time one may take, known before its pixels are decoded."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+from pipeline.data import metadata
+from pipeline.files import human_size
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+Image.MAX_IMAGE_PIXELS = 128_000_000  # beyond it an image is refused: a decompression bomb, or a scan to shrink first
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # once for all: warning filters cannot be changed safely in threads
+
+REDUCIBLE = ("JPEG", "MPO")  # formats that are decoded at a half, a quarter or an eighth of their size for less
+# Nothing that starts another program (PostScript), asks another library for its pixels, or is a film; not JPEG 2000, whose decoder ends the
+# whole process on some damaged files. The content decides, not the name.
+FORMATS = ("PNG", *REDUCIBLE, "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "PPM", "TGA", "ICO", "DDS", "PCX", "SGI", "QOI")
+READ_WHOLE = ("WEBP", "AVIF")  # whose file is read into memory to see what is in it
+SMALL_FILES = (*READ_WHOLE, *REDUCIBLE)  # formats that are small on disk: looked for in files of at most MAX_READ_BYTES
+
+MAX_FILE_BYTES = 1_100_000_000  # 128 megapixels of four 16-bit channels
+MAX_READ_BYTES = 256_000_000  # of a file in SMALL_FILES
+MAX_DECODED_BYTES = 1_500_000_000  # what decoding one image may take, see `decoded_bytes`
+LARGE_BYTES = 256_000_000  # images that take more are decoded one at a time on this machine, by whatever process
+MAX_SCANS = 100  # of a progressive JPEG; cameras and editors write about ten
+START_OF_SCAN = b"\xff\xda"
+SCANNED_PIXELS = 2_000_000_000  # scans x pixels: some ten seconds
+# The most that a format's compression can give: deflate 1,032 bytes a byte; a JPEG needs a bit for each block of 64 pixels.
+MAX_RATIO = {"PNG": 1_032, "JPEG": 1_032, "MPO": 1_032, "BMP": 256, "DIB": 256, "PPM": 256, "TGA": 256, "PCX": 256, "SGI": 256, "DDS": 256}
+STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # of a pixel in Pillow, 4 in other modes
+FILE_BITS = {
+    "1": 1,
+    "L": 1,
+    "P": 1,
+    "LA": 16,
+    "RGB": 8,
+    "RGBA": 8,
+    "CMYK": 8,
+    "I;16": 16,
+    "I": 16,
+    "F": 32,
+}  # at least, of a pixel in the file
+
+# What Pillow's decoders and the libraries under them raise on damage (AVIF: RuntimeError; DDS: NotImplementedError, a RuntimeError too).
+DAMAGE = (ValueError, SyntaxError, EOFError, LookupError, TypeError, RuntimeError, ArithmeticError, struct.error)
+_TURN = threading.Lock()
+
+
+class BadImage(Exception):
+    """An image that cannot be decoded; the text says why, without the path."""
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """The file at `path`, its header read and its pixels not: see `images.load`, which belongs inside the block.
+
+    Images that take much memory are let in one at a time: keep in the block what needs their pixels.
+
+    Raises:
+        BadImage: as `images.decode` does.
+    """
+    try:
+        with ExitStack() as stack:
+            image = stack.enter_context(_open(path))
+            if _refuse_giant(image, path) > LARGE_BYTES:
+                stack.enter_context(_turn())
+            yield image
+    except Image.DecompressionBombError:
+        raise BadImage(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except FileNotFoundError:
+        raise BadImage("no such file") from None
+    except Image.UnidentifiedImageError:
+        num_bytes = Path(path).stat().st_size
+        large = f"a file of {human_size(num_bytes)}, and no PNG, TIFF or BMP" if num_bytes > MAX_READ_BYTES else "not an image"
+        raise BadImage(large if num_bytes else "empty file") from None
+    except OSError as error:  # without the path, which the caller knows
+        raise BadImage(error.strerror or str(error) or type(error).__name__) from None
+    except DAMAGE as error:
+        raise BadImage(str(error) or type(error).__name__) from None
+
+
+def reopened(image: Image.Image) -> Image.Image | None:
+    """An opened image once more, without its metadata; None where its format has none that matters, or it cannot be read."""
+    return _without_metadata(image.filename) if getattr(image, "filename", "") else None
+
+
+def decoded_bytes(image: Image.Image) -> int:
+    """The memory that an opened image takes at most until it is RGB in an array of its own, from its header."""
+    per_pixel = STORED_BYTES.get(image.mode, 4) + (0 if image.mode == "RGB" else 4) + 3
+    if image.info.get("progressive"):
+        per_pixel += 6  # libjpeg keeps the coefficients
+    if image.format in READ_WHOLE:
+        per_pixel += 8  # the library's own copy
+    return per_pixel * image.width * image.height
+
+
+def refuse_many_scans(image: Image.Image, content: bytes | None = None) -> None:
+    """Nothing for an opened JPEG of a sensible number of scans; `content` where its file has been read.
+
+    Raises:
+        BadImage: each scan passes over the whole picture, and there are hundreds.
+    """
+    if content is None:
+        image.fp.seek(0)
+        content = image.fp.read(MAX_READ_BYTES)
+    if not image.info.get("progressive") and _has_one_scan(content, len(image.getbands())):
+        return  # counting takes a tenth of decoding
+    scans = content.count(START_OF_SCAN)
+    if scans > MAX_SCANS or (scans > 12 and scans * image.width * image.height > SCANNED_PIXELS):
+        raise BadImage(f"a JPEG of {scans} scans, which would take minutes")
+
+
+def _has_one_scan(content: bytes, components: int) -> bool:
+    """Whether the first scan holds all components: then libjpeg reads no other."""
+    place = 2
+    while content[place : place + 1] == b"\xff":
+        if content[place : place + 2] == START_OF_SCAN:
+            return content[place + 4 : place + 5] == bytes([components])
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return False
+
+
+@cache
+def _formats(small: bool) -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN and (small or name not in SMALL_FILES))
+
+
+def _open(path: str | Path) -> Image.Image:
+    """The image at `path`; without its metadata, where only that is damaged."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # a pipe would be waited for
+        raise BadImage("not a file")
+    if found.st_size > MAX_FILE_BYTES:
+        raise BadImage(f"a file of {human_size(found.st_size)}; at most {human_size(MAX_FILE_BYTES)} are read")
+    try:
+        image = Image.open(path, formats=_formats(found.st_size <= MAX_READ_BYTES))
+        if image.format == "TIFF" and metadata.hides_tags(image.fp) and (mended := _without_metadata(path)):
+            image.close()
+            return mended
+        return image
+    except Image.DecompressionBombError:
+        raise
+    except (OSError, *DAMAGE):
+        mended = _without_metadata(path)
+        if mended is None:
+            raise
+        return mended
+
+
+def _without_metadata(path: str | Path) -> Image.Image | None:
+    try:
+        if os.stat(path).st_size > metadata.MAX_BYTES:
+            return None
+        content = metadata.without_metadata(Path(path).read_bytes())
+        return None if content is None else Image.open(io.BytesIO(content), formats=_formats(True))
+    except Image.DecompressionBombError:
+        raise
+    except (OSError, *DAMAGE):
+        return None
+
+
+def _refuse_giant(image: Image.Image, path: str | Path) -> int:
+    """`decoded_bytes` of an opened image that may be decoded.
+
+    Raises:
+        BadImage: it would take too much memory, or its file is too small to hold what its header claims.
+    """
+    pixels = image.width * image.height
+    if pixels > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError
+    size = f"{image.width:,} x {image.height:,} pixels"
+    num_bytes, file_bytes = decoded_bytes(image), os.stat(path).st_size
+    bits = 1 if image.format in REDUCIBLE else FILE_BITS.get(image.mode, 1)
+    if image.format in MAX_RATIO and pixels * bits > 8 * MAX_RATIO[image.format] * file_bytes:
+        raise BadImage(f"truncated: {file_bytes:,} bytes cannot hold {size}")
+    if num_bytes > MAX_DECODED_BYTES:
+        raise BadImage(f"{size} would take {human_size(num_bytes)} to decode, at most {human_size(MAX_DECODED_BYTES)} are allowed")
+    return num_bytes
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """Wait until no other process or thread is in such a block; ended with the process, however that ends."""
+    with ExitStack() as stack:
+        if fcntl is None:
+            stack.enter_context(_TURN)
+        else:
+            file = stack.enter_context(open(__file__, "rb"))  # each its own: a lock belongs to who opened the file
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield

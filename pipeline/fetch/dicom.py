@@ -1,0 +1,150 @@
+"""DICOM files as grey images, by pydicom: the modality's and the window's rule where all files have one, else one range for the set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.errors import UserError
+from pipeline.fetch.grey_range import Rule, Survey
+from pipeline.fetch.pixels import save
+from pipeline.fetch.staged_rows import Staged
+from pipeline.wording import counted
+
+SUFFIXES = (".dcm", ".dicom", ".dic")
+SURVEYED = 200  # files, spread over the set
+INSTALL = "python -m pip install pydicom"
+MORE = "python -m pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
+
+
+def is_dicom(path: Path) -> bool:
+    """True for a DICOM file, by its suffix, or without one by its first bytes."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    if "." in path.name:
+        return False
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _stem(path: Path) -> str:
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name
+
+
+def convert(stage: Staged) -> None:
+    """Write a PNG in the place of each DICOM file below `stage.root`, under its name (each frame of several: `name_0.png`, ...).
+
+    Files that cannot be read are named with their reason and left out.
+
+    Raises:
+        UserError: pydicom is not installed, or no file can be read.
+    """
+    found = [path for path in stage.files(("",)) if is_dicom(path)]
+    paths = [path for path in found if not path.with_name(f"{_stem(path)}.png").exists()]
+    if len(paths) < len(found):
+        stage.notes.append(f"{counted(len(found) - len(paths), 'DICOM file')} left as they are: a .png of the same name lies beside each")
+    if not paths:
+        return
+    pydicom = _pydicom(len(paths))
+    rule, windowed, failed = Rule((0,), (1,), ""), True, {}
+    survey = Survey()
+    for path in paths[:: max(1, len(paths) // SURVEYED)]:
+        try:
+            data = pydicom.dcmread(path)
+            windowed = windowed and _has_window(data)
+            for frame in _frames(data):
+                if frame.shape[0] == 1:
+                    survey.add(frame)
+        except Exception:  # named below, where every file is read
+            continue
+    if not windowed:
+        rule = survey.rule()
+    for path in tqdm(paths, unit="image", desc="DICOM", disable=None):
+        try:
+            images = _images(pydicom.dcmread(path), rule, windowed)
+        except Exception as error:  # pydicom and its decoders raise what they like on damage
+            failed[path] = " ".join(str(error).split()) or type(error).__name__
+            continue
+        for number, planes in enumerate(images):
+            name = f"{_stem(path)}_{number}" if len(images) > 1 else _stem(path)
+            save(planes, path.with_name(f"{name}.png"))
+        path.unlink()
+    _report(stage, paths, failed, "the window of each file (VOI LUT)" if windowed else rule.says)
+
+
+def _report(stage: Staged, paths: list[Path], failed: dict[Path, str], says: str) -> None:
+    reasons = [f"{stage.shown(path)}: {reason[:300]}" for path, reason in list(failed.items())[:3]]
+    plugin = any("plugin" in reason or "decode" in reason or "handler" in reason for reason in failed.values())
+    more = f"; compressed ones may need: {MORE}" if plugin else ""
+    if len(failed) == len(paths):
+        raise UserError(f"none of {counted(len(paths), 'DICOM file')} can be read{more}\n  - " + "\n  - ".join(reasons))
+    if failed:
+        stage.notes.append(f"{counted(len(failed), 'DICOM file')} cannot be turned into images{more}: {'; '.join(reasons)}")
+    stage.notes.append(
+        f"{counted(len(paths) - len(failed), 'DICOM file')} became images in their places; grey levels: {says}; MONOCHROME1 is inverted"
+    )
+
+
+def _pydicom(count: int) -> Any:
+    try:
+        import pydicom
+    except ImportError:
+        raise UserError(f"{counted(count, 'DICOM file')} need one more package: {INSTALL}; then run the command again") from None
+    return pydicom
+
+
+def _has_window(data: Any) -> bool:
+    return ("WindowCenter" in data and "WindowWidth" in data) or "VOILUTSequence" in data or _is_colour(data)
+
+
+def _is_colour(data: Any) -> bool:
+    return int(data.get("SamplesPerPixel", 1)) == 3
+
+
+def _frames(data: Any) -> list[np.ndarray]:
+    """(C, H, W) of each frame, in the modality's units (Hounsfield, ...)."""
+    from pydicom.pixels import apply_modality_lut
+
+    pixels = data.pixel_array
+    if _is_colour(data):
+        return [frame.transpose(2, 0, 1) for frame in (pixels if pixels.ndim == 4 else pixels[None])]
+    frames = pixels if pixels.ndim == 3 else pixels[None]
+    return [np.asarray(apply_modality_lut(frame, data))[None] for frame in frames]
+
+
+def _images(data: Any, rule: Rule, windowed: bool) -> list[np.ndarray]:
+    images = []
+    for frame in _frames(data):
+        if frame.shape[0] == 3:
+            high = 2 ** int(data.get("BitsStored", 8)) - 1
+            images.append(Rule((0,), (high,), "").apply(frame))
+            continue
+        levels = (_window(data) or _lut_range(data, frame) if windowed else rule).apply(_looked_up(data, frame) if windowed else frame)
+        images.append(255 - levels if data.get("PhotometricInterpretation") == "MONOCHROME1" else levels)
+    return images
+
+
+def _window(data: Any) -> Rule | None:
+    """The file's first window as a rule: DICOM PS3.3 C.11.2.1.2, linear; None where a table takes its place."""
+    if "VOILUTSequence" in data:
+        return None
+    centre, width = (float(np.ravel(data[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
+    if data.get("VOILUTFunction", "LINEAR") == "LINEAR_EXACT":
+        return Rule((centre - width / 2,), (centre + max(width, 1) / 2,), "")
+    return Rule((centre - 0.5 - (width - 1) / 2,), (centre - 0.5 + (max(width, 2) - 1) / 2,), "")
+
+
+def _looked_up(data: Any, frame: np.ndarray) -> np.ndarray:
+    if "VOILUTSequence" not in data:
+        return frame
+    from pydicom.pixels import apply_voi_lut
+
+    return np.asarray(apply_voi_lut(frame[0], data, prefer_lut=True))[None]
+
+
+def _lut_range(data: Any, frame: np.ndarray) -> Rule:
+    bits = int(data.VOILUTSequence[0].LUTDescriptor[2])
+    return Rule((0,), (2**bits - 1,), "")

@@ -1,0 +1,87 @@
+"""One rule for a whole set of numbers that become grey levels: found from all images, never one an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+PERCENTILES = (0.5, 99.5)
+VALUES_AN_IMAGE = 512  # how many values of an image the sample takes
+SAMPLED_IMAGES = 4096  # beyond it every second one of the sample is dropped, and every second image not taken
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`low[c]` becomes 0 and `high[c]` 255 in channel c (or in all, when there is one); what lies outside is cut."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    says: str
+
+    def apply(self, planes: np.ndarray) -> np.ndarray:
+        """Grey levels, (C, H, W) uint8, of numbers (C, H, W); no number becomes 0, and infinity is cut as every other number."""
+        count = planes.shape[0]
+        low, high = (
+            np.asarray(ends if len(ends) == count else ends[:1] * count, np.float64)[:, None, None] for ends in (self.low, self.high)
+        )
+        scaled = (planes.astype(np.float64) - low) * (255 / (high - low))
+        return np.nan_to_num(np.clip(np.rint(scaled), 0, 255), nan=0).astype(np.uint8)
+
+
+class Survey:
+    """What the numbers of a set of images are: their range, and a sample of them, for each channel."""
+
+    def __init__(self) -> None:
+        self._low: np.ndarray | None = None
+        self._high: np.ndarray | None = None
+        self._whole = True
+        self._samples: list[np.ndarray] = []
+        self._seen, self._step = 0, 1
+        self.num_without = 0  # images with values that are no numbers
+
+    def add(self, planes: np.ndarray) -> None:
+        """Count one image, (C, H, W); all images have as many channels as the first, or are counted as one channel."""
+        flat = planes.reshape(planes.shape[0], -1)
+        if self._low is not None and len(self._low) != len(flat):
+            flat = flat.reshape(1, -1)
+            self._low, self._high = self._low.min(keepdims=True), self._high.max(keepdims=True)
+            self._samples = [sample.reshape(1, -1) for sample in self._samples]
+        if flat.dtype.kind == "f":
+            flat = flat.astype(np.float64)
+            finite = np.isfinite(flat)
+            if not finite.all():
+                self.num_without += 1
+                flat = np.where(finite, flat, np.nan)
+            if not finite.any(axis=1).all():
+                return
+            self._whole = self._whole and bool((np.mod(flat[finite], 1) == 0).all())
+        low, high = np.nanmin(flat, axis=1), np.nanmax(flat, axis=1)
+        self._low = low if self._low is None else np.minimum(self._low, low)
+        self._high = high if self._high is None else np.maximum(self._high, high)
+        if self._seen % self._step == 0:
+            self._samples.append(flat[:, :: max(1, flat.shape[1] // VALUES_AN_IMAGE)].astype(np.float32))
+            if len(self._samples) > SAMPLED_IMAGES:
+                self._samples, self._step = self._samples[::2], self._step * 2
+        self._seen += 1
+
+    def rule(self, by_channel: bool = True) -> Rule:
+        """The rule for the set. Whole numbers from 0 to 255 are grey levels as they are."""
+        if self._low is None or self._high is None:
+            return Rule((0,), (255,), "no numbers were found")
+        low, high = float(self._low.min()), float(self._high.max())
+        if low >= 0 and high <= 1:
+            return Rule((0,), (1,), "0 becomes black and 1 white")
+        if low >= 0 and high <= 255 and (self._whole or high > 200):
+            return Rule((0,), (255,), "values are grey levels from 0 to 255 and stay as they are")
+        width = min(sample.shape[1] for sample in self._samples)
+        values = np.concatenate([sample[:, :width] for sample in self._samples], axis=1)
+        values = values if by_channel else values.reshape(1, -1)
+        ends = np.nanpercentile(values, PERCENTILES, axis=1)
+        lows, highs = ends[0].tolist(), ends[1].tolist()
+        highs = [end if end > start else start + 1 for start, end in zip(lows, highs, strict=True)]
+        ranges = ", ".join(f"{start:.4g} to {end:.4g}" for start, end in zip(lows, highs, strict=True))
+        each = " of each channel" if len(lows) > 1 else ""
+        return Rule(
+            tuple(lows), tuple(highs), f"one range{each} for the whole set, {PERCENTILES[0]} to {PERCENTILES[1]} % of its values: {ranges}"
+        )

@@ -1,0 +1,203 @@
+"""Images as lists of numbers in JSON: rows such as {"id": ..., "band_1": [5625 numbers], "band_2": [...], "is_iceberg": 0}."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.errors import UserError, raise_all
+from pipeline.fetch.grey_range import Rule, Survey
+from pipeline.fetch.pixels import Shape, channels_rule, save, shape_of
+from pipeline.fetch.staged_rows import Staged, check_names, id_column, part_of, row_ids, write_rows
+from pipeline.wording import capped, counted, listed
+
+FEWEST = 64
+PIECE = 1 << 20  # characters read at a time
+MAX_ROW = 256 << 20  # characters of one row in a list
+MAX_FIRST = 16 << 20  # ... of one that stands alone: a larger one is no row but the whole file
+
+
+@dataclass(frozen=True)
+class _Bands:
+    """A JSON file whose rows hold images: the keys of their bands, and how the numbers of a band lie."""
+
+    path: Path
+    keys: list[str]
+    shape: Shape
+    part: str
+
+
+def convert(stage: Staged) -> None:
+    """Write an image for each row of each JSON file below `stage.root` whose rows hold bands of numbers, and a table of the other keys.
+
+    Raises:
+        UserError: the JSON is cut short or broken, or bands hold what is no number or differ in length; every such row is named.
+    """
+    found = [bands for path in stage.files((".json", ".jsonl")) if (bands := _recognised(stage, path))]
+    if not found:
+        return
+    survey, others = Survey(), {}
+    for bands in found:
+        problems: list[str] = []
+        others[bands.path] = []
+        for number, row in enumerate(_rows(bands.path), start=1):
+            others[bands.path].append({key: value for key, value in row.items() if key not in bands.keys})
+            try:
+                survey.add(_planes(row, bands))
+            except ValueError as error:
+                problems.append(f"row {number} ({row.get('id', 'no id')}): {error}")
+        raise_all(capped(problems, "rows are not whole"), f"{stage.shown(bands.path)} holds rows that are no images:")
+    rule = survey.rule()
+    for bands in found:
+        _write(stage, bands, others[bands.path], rule)
+    colours = channels_rule(len(found[0].keys))
+    stage.notes.append(f"bands in JSON: {rule.says}" + (f"; {colours}" if colours else ""))
+
+
+def _write(stage: Staged, bands: _Bands, rows: list[dict[str, Any]], rule: Rule) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_text(row.get(column)) for column in columns] for row in rows]
+    column = id_column(stage, columns, cells)
+    if column is None:
+        names, how = row_ids(stage, bands.part, len(rows))
+        columns, cells = [stage.id_column, *columns], [[name, *row] for name, row in zip(names, cells, strict=True)]
+    else:
+        names, how = [row[column] for row in cells], f"{columns[column]!r}"
+    check_names(names, stage.shown(bands.path))
+    folder, original = bands.part or bands.path.stem, stage.shown(bands.path)
+    for name, row in zip(tqdm(names, unit="image", desc=original, disable=None), _rows(bands.path), strict=True):
+        save(rule.apply(_planes(row, bands)), stage.root / folder / f"{name}.png")
+    bands.path.unlink()
+    written = write_rows(stage, bands.part, bands.path.stem, columns, cells)
+    stage.notes.append(
+        f"{original}: {counted(len(names), 'image')} written into {folder}/ ({bands.shape.says}, from {listed(bands.keys)}; names: {how}); "
+        f"the other keys: {written}"
+    )
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _recognised(stage: Staged, path: Path) -> _Bands | None:
+    rows: list[dict[str, Any]] = []
+    try:
+        for row in _rows(path):
+            rows.append(row)
+            if len(rows) == 16:
+                break
+    except UserError as error:  # no list of rows: other JSON stays as it is
+        if any(_size(value) >= FEWEST for row in rows for value in row.values()):
+            raise
+        if "cut short" in str(error):
+            stage.notes.append(f"{stage.shown(path)} was not read: {error}")
+        return None
+    if not rows:
+        return None
+    columns = [key for key, value in rows[0].items() if isinstance(value, (str, int))]
+    column = id_column(stage, columns, [[_text(row.get(key)) for key in columns] for row in rows])
+    if column is not None and stage.has_images([_text(row.get(columns[column])) for row in rows]):
+        return None  # the images themselves are there; these numbers are about them
+    keys = [key for key, value in rows[0].items() if _size(value) >= FEWEST]
+    sizes = {_size(row.get(key)) for row in rows for key in keys}
+    usual = max(sizes, key=lambda size: sum(_size(row.get(key)) == size for row in rows for key in keys)) if sizes else 0
+    # Boxes and outlines have as many numbers as they need; bands of images have equally many, nearly everywhere.
+    whole = [row for row in rows if all(_size(row.get(key)) == usual for key in keys)]
+    if not keys or usual < FEWEST or len(whole) < 0.5 * len(rows):
+        return None
+    first = [np.asarray(row[key], np.float64) for row in whole for key in keys]
+    if first[0].ndim == 2:
+        shape = Shape(*first[0].shape)
+    else:
+        shape = shape_of(usual, np.stack([np.nan_to_num(values.ravel()) for values in first]))
+    if shape is None:
+        stage.notes.append(f"{stage.shown(path)}: no images were made of it: {usual:,} numbers a band do not tell their height and width")
+        return None
+    return _Bands(path, keys, shape, part_of(stage.shown(path)))
+
+
+def _size(value: Any) -> int:
+    """How many numbers a list (or a list of lists) holds; 0 when it is none of numbers."""
+    if not isinstance(value, list) or not value:
+        return 0
+    if isinstance(value[0], list):
+        return sum(len(row) for row in value if isinstance(row, list)) if value[0] and isinstance(value[0][0], (int, float)) else 0
+    return len(value) if isinstance(value[0], (int, float)) and not isinstance(value[0], bool) else 0
+
+
+def _planes(row: dict[str, Any], bands: _Bands) -> np.ndarray:
+    """(C, H, W) float64 of a row.
+
+    Raises:
+        ValueError: a band is missing, of another length, or holds what is no number.
+    """
+    planes = []
+    for key in bands.keys:
+        if _size(row.get(key)) == 0:
+            raise ValueError(f"no numbers in {key!r}")
+        try:
+            values = np.asarray(row[key], np.float64).ravel()
+        except (ValueError, TypeError):
+            raise ValueError(f"{key!r} holds what is no number") from None
+        count = bands.shape.height * bands.shape.width * (1 if bands.shape.order == "grey" else 3)
+        if values.size != count:
+            raise ValueError(f"{values.size:,} numbers in {key!r}, not {count:,}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{counted(int((~np.isfinite(values)).sum()), 'value')} in {key!r} no number (NaN or infinite)")
+        planes.append(bands.shape.planes(values))
+    return np.concatenate(planes)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON list (or of JSON lines), one at a time: such files have gigabytes.
+
+    Raises:
+        UserError: it is no list of objects, or it is cut short.
+    """
+    decoder, buffer, position, started, is_list = json.JSONDecoder(), "", 0, False, False
+    with open(path, encoding="utf-8-sig") as file:
+        while True:
+            buffer, position = buffer[position:], 0
+            try:
+                piece = file.read(max(PIECE, len(buffer)))
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path.name} is not UTF-8: {error}") from None
+            ended, longest = not piece, MAX_ROW if is_list else MAX_FIRST
+            buffer += piece
+            while True:
+                while position < len(buffer) and buffer[position] in " \t\r\n,":
+                    position += 1
+                if not started and position < len(buffer):
+                    started = True
+                    is_list = buffer[position] == "["
+                    if is_list:
+                        position += 1
+                        longest = MAX_ROW
+                        continue
+                if position >= len(buffer):
+                    break
+                if buffer[position] == "]":
+                    return
+                if buffer[position] != "{":
+                    raise UserError(f"{path.name} is no list of objects")
+                try:
+                    value, position = decoder.raw_decode(buffer, position)
+                except (json.JSONDecodeError, RecursionError) as error:
+                    if not ended and not is_list and len(buffer) > longest:
+                        raise UserError(f"{path.name} is one large object, no list") from None
+                    if ended or len(buffer) > longest or isinstance(error, RecursionError):
+                        raise UserError(f"{path.name} is cut short or broken: {error}; download it again") from None
+                    break
+                yield value
+            if ended and is_list:
+                raise UserError(f"{path.name} is cut short: its list does not end; download it again")
+            if ended:
+                return

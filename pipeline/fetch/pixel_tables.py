@@ -1,0 +1,298 @@
+"""Images whose pixels stand in a table: a column for each pixel (MNIST), or one column with all of them (FER2013); CSV or parquet."""
+
+from __future__ import annotations
+
+import filecmp
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from pipeline.competition.folders import plain_name, suffix_of
+from pipeline.errors import UserError, raise_all
+from pipeline.fetch.grey_range import Rule, Survey
+from pipeline.fetch.pixels import Shape, save, shape_of
+from pipeline.fetch.staged_rows import Staged, check_names, id_column, part_of, row_ids, write_rows
+from pipeline.wording import capped, counted, listed, numbered
+
+FEWEST = 64  # numbers that may be an image: 8 x 8
+HEAD_ROWS = 64
+CHUNK_ROWS = 1000
+PIXEL_NAME = re.compile(r"(pixel|pix|px|p|x)?[_\- ]*\d+$|\d+x\d+$|r\d+c\d+$|pixel.*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table with pixels: the columns that hold them (`cell`: one column holds all), and the others."""
+
+    path: Path
+    pixels: list[str]
+    cell: bool
+    others: list[str]
+    shape: Shape
+    part: str
+
+
+def convert(stage: Staged) -> None:
+    """Write an image for each row of each table below `stage.root` that holds pixels, and the table again without them.
+
+    Images go to the folder named after the part (train/, test/), their names are the ids. One rule for grey levels holds for all tables.
+
+    Raises:
+        UserError: rows are cut short, or hold what is no number; every such row is named.
+    """
+    paths = [path for path in stage.files((".csv", ".tsv", ".parquet")) if path != stage.sample]
+    paths.sort(key=lambda path: (len(path.parts), path))
+    tables: list[_Table] = []
+    for path in paths:
+        table = _recognised(stage, path)
+        twin = next((other for other in tables if table and filecmp.cmp(path, other.path, shallow=False)), None)
+        if twin:
+            stage.notes.append(f"{stage.shown(path)} left out: it is the same as {stage.shown(twin.path)}")
+            path.unlink()
+        elif table:
+            tables.append(table)
+    if not tables:
+        return
+    if len(tables) == 1 and not tables[0].part and not stage.image_names:  # all there is must be what is to be learned from
+        tables = [replace(tables[0], part="train")]
+    survey, rows = Survey(), {table.path: [] for table in tables}
+    for table in tables:
+        for others, values in _chunks(stage, table):
+            rows[table.path] += others
+            for row in values:
+                survey.add(table.shape.planes(row))
+    rule = survey.rule(by_channel=False)
+    for table in tables:
+        _write(stage, table, rows[table.path], rule)
+    stage.notes.append(f"pixels of tables: {rule.says}")
+
+
+def _write(stage: Staged, table: _Table, rows: list[list[str]], rule: Rule) -> None:
+    column = id_column(stage, table.others, rows)
+    if column is None:
+        names, how = row_ids(stage, table.part, len(rows))
+        columns, cells = (
+            [stage.id_column if stage.id_column not in table.others else "image", *table.others],
+            [[name, *row] for name, row in zip(names, rows, strict=True)],
+        )
+    else:
+        names, how = [row[column] for row in rows], f"column {table.others[column]!r}"
+        columns, cells = table.others, rows
+    check_names(names, stage.shown(table.path))
+    folder, original = table.part or table.path.stem, stage.shown(table.path)
+    if column is None and (stage.root / folder).exists():  # rows of another table may have the same numbers
+        folder = table.path.stem
+    waiting = iter(names)
+    with tqdm(total=len(names), unit="image", desc=original, disable=None) as bar:
+        for _, values in _chunks(stage, table):
+            for row in values:
+                save(rule.apply(table.shape.planes(row)), stage.root / folder / f"{next(waiting)}.png")
+                bar.update()
+    table.path.unlink()
+    written = write_rows(stage, table.part, table.path.stem, columns, cells)
+    stage.notes.append(
+        f"{original}: {counted(len(names), 'image')} written into {folder}/ "
+        f"({table.shape.says}; names: {how}); the other columns: {written}"
+    )
+
+
+def _recognised(stage: Staged, path: Path) -> _Table | None:
+    """The table at `path` if it holds pixels; what looks so and cannot be used is noted."""
+    try:
+        head = next(_frames(path, HEAD_ROWS, text=True), None)
+    except UserError as error:  # a package is missing
+        if not stage.image_names:
+            raise
+        stage.notes.append(str(error))
+        return None
+    except (ValueError, OSError) as error:  # no table: the layout says what is wrong with it, unless it is one of pixels
+        if isinstance(error, pd.errors.ParserError) and _pixel_columns(_header(path)[1])[0]:
+            raise UserError(f"{stage.shown(path)}: rows are no whole rows of pixels: {' '.join(str(error).split())}") from None
+        if suffix_of(path.name) == ".parquet":  # no other reader looks at it
+            stage.notes.append(f"{stage.shown(path)} was not read: it is damaged ({' '.join(str(error).split())})")
+        return None
+    if head is None or not len(head):
+        return None
+    names = [str(name) for name in head.columns]
+    pixels, size = _pixel_columns(names)
+    cell = not pixels
+    if cell:
+        pixels = [name for name in names if _is_cell(head[name])]
+        if len(pixels) != 1:
+            return None
+    others = [name for name in names if name not in set(pixels)]
+    count = len(pixels) if not cell else _usual(head[pixels[0]])
+    values = _whole_rows(head, pixels, cell, count)
+    if not _are_pixels(stage, pixels, cell, values, head, others):
+        return None
+    shape = Shape(*size) if size else shape_of(count, values)
+    if shape is None:
+        stage.notes.append(f"{stage.shown(path)}: no images were made of it: {count:,} numbers a row do not tell their height and width")
+        return None
+    return _Table(path, pixels, cell, others, shape, part_of(stage.shown(path)))
+
+
+def _pixel_columns(names: Sequence[str]) -> tuple[list[str], tuple[int, int] | None]:
+    """The columns that are numbered through and called alike, and their height and width where the names tell (`28x28`, `r27c27`)."""
+    groups: dict[str, list[tuple[tuple[int, ...], str]]] = {}
+    for name in names:
+        numbers = tuple(int(number) for number in re.findall(r"\d+", name)[-2:] if len(number) < 9)
+        if numbers:
+            groups.setdefault(re.sub(r"\d+", "#", name), []).append((numbers, name))
+    large = [members for members in groups.values() if len(members) >= FEWEST]
+    if len(large) != 1:  # several such groups are measurements of several kinds
+        return [], None
+    members = large[0]
+    if all(len(numbers) == 2 for numbers, _ in members):
+        rows, columns = ({numbers[axis] for numbers, _ in members} for axis in (0, 1))
+        if len(rows) * len(columns) == len(members) == len({numbers for numbers, _ in members}) and len(rows) > 1:
+            return [name for _, name in sorted(members)], (len(rows), len(columns))
+    last = sorted((numbers[-1], name) for numbers, name in members)
+    first = last[0][0]
+    if first in (0, 1) and [number for number, _ in last] == list(range(first, first + len(last))):
+        return [name for _, name in last], None
+    return [], None
+
+
+def _is_cell(column: pd.Series) -> bool:
+    """True for a column in which every row has equally many numbers, as many as an image's pixels."""
+    usual = _usual(column)
+    alike = [value for value in column if _length(value) == usual]
+    if usual < FEWEST or len(alike) < 0.9 * len(column):
+        return False
+    words = _words(str(alike[0])) if isinstance(alike[0], str) else [str(number) for number in np.ravel(alike[0])]
+    return all(re.fullmatch(r"-?\d+(\.\d*)?([eE][+-]?\d+)?", word) for word in words)
+
+
+def _usual(column: pd.Series) -> int:
+    """How many words most cells of a column have."""
+    return int(pd.Series([_length(value) for value in column]).mode()[0])
+
+
+def _whole_rows(head: pd.DataFrame, pixels: Sequence[str], cell: bool, count: int) -> np.ndarray:
+    """(N, count) of the rows of `head` that have all their numbers; a row of zeros when none has."""
+    rows = []
+    for number in range(len(head)):
+        try:
+            rows.append(_numbers(head.iloc[number : number + 1], pixels, cell))
+        except ValueError:
+            continue
+    whole = [row for row in rows if row.shape == (1, count) and np.isfinite(row).all()]
+    return np.concatenate(whole) if whole else np.zeros((1, count), np.float32)
+
+
+def _words(text: str) -> list[str]:
+    return text.strip("[]() \n").replace(",", " ").split()
+
+
+def _length(value: Any) -> int:
+    return np.asarray(value).size if isinstance(value, (list, tuple, np.ndarray)) else len(_words(str(value)))
+
+
+def _are_pixels(stage: Staged, pixels: Sequence[str], cell: bool, values: np.ndarray, head: pd.DataFrame, others: Sequence[str]) -> bool:
+    """Whether numbers in a table are pixels rather than measurements: by their name, or as whole numbers from 0 to 255 without images."""
+    rows = [[str(value) for value in row] for row in head[list(others)].itertuples(index=False)]
+    column = id_column(stage, others, rows)
+    if column is not None and stage.has_images([row[column] for row in rows]):
+        return False  # the images themselves are there
+    if all("pix" in plain_name(name) for name in pixels):
+        return True
+    grey = values.size > 0 and bool(np.isin(values, np.arange(256)).mean() > 0.99) and float(np.nanmax(values)) > 1
+    return grey and not stage.image_names and (cell or all(PIXEL_NAME.fullmatch(name) for name in pixels))
+
+
+# ---- rows ----
+
+
+def _header(path: Path) -> tuple[str, list[str]]:
+    """What stands between the cells of a CSV file, and the names in its first row."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline()
+    delimiter = max((",", ";", "\t"), key=header.count)
+    return delimiter, [str(name) for name in pd.read_csv(path, sep=delimiter, nrows=0, encoding="utf-8-sig", index_col=False).columns]
+
+
+def _frames(path: Path, rows: int, text: bool = False, pixels: Sequence[str] = ()) -> Iterator[pd.DataFrame]:
+    if suffix_of(path.name) == ".parquet":
+        try:
+            import pyarrow.parquet
+        except ImportError:
+            raise UserError(
+                f"{path.name}: parquet tables need one more package: python -m pip install pyarrow; then run the command again"
+            ) from None
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(rows):
+            yield batch.to_pandas()
+        return
+    delimiter, names = _header(path)
+    named = set(pixels)
+    types = str if text else {name: str for name in names if name not in named}
+    with pd.read_csv(
+        path, sep=delimiter, chunksize=rows, dtype=types, keep_default_na=False, low_memory=False, encoding="utf-8-sig"
+    ) as reader:
+        for frame in reader:
+            if not isinstance(frame.index, pd.RangeIndex):  # pandas takes what is too much for an index
+                raise pd.errors.ParserError(f"rows hold more cells than the header has names ({len(frame.columns)})")
+            yield frame
+
+
+def _numbers(frame: pd.DataFrame, pixels: Sequence[str], cell: bool) -> np.ndarray:
+    """(N, count) of the pixels in some rows.
+
+    Raises:
+        ValueError: a value is no number, or rows differ in length.
+    """
+    if not cell:
+        return frame[list(pixels)].to_numpy(np.float32)
+    values = frame[pixels[0]]
+    return np.asarray([np.asarray(value if not isinstance(value, str) else _words(value), np.float32).ravel() for value in values])
+
+
+def _chunks(stage: Staged, table: _Table) -> Iterator[tuple[list[list[str]], np.ndarray]]:
+    """The other cells, as text, and the pixels (n, count), of some rows at a time."""
+    shape, first = table.shape, 2
+    count = shape.height * shape.width * (1 if shape.order == "grey" else 3)
+    problems: list[str] = []
+    try:
+        for frame in _frames(table.path, CHUNK_ROWS, pixels=table.pixels if not table.cell else ()):
+            try:
+                values = _numbers(frame, table.pixels, table.cell)
+                if values.shape != (len(frame), count) or not np.isfinite(values).all():
+                    raise ValueError
+            except ValueError:
+                problems += _problems(frame, table, first, count)
+                values = None
+            if values is not None and not problems:
+                others = frame[table.others]
+                yield [["" if value is None else str(value) for value in row] for row in others.itertuples(index=False)], values
+            first += len(frame)
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise UserError(f"{stage.shown(table.path)} cannot be read as a table of pixels: {' '.join(str(error).split())}") from None
+    raise_all(
+        capped(problems, "rows are not whole"), f"{stage.shown(table.path)}: pixels are missing or are no numbers, download it again:"
+    )
+
+
+def _problems(frame: pd.DataFrame, table: _Table, first: int, count: int) -> list[str]:
+    """One line for each row whose pixels are not `count` numbers."""
+    found = []
+    for line, (_, row) in enumerate(frame[table.pixels].iterrows(), start=first):
+        cells = (
+            _words(str(row.iloc[0])) if table.cell and isinstance(row.iloc[0], str) else list(np.ravel(row.iloc[0]) if table.cell else row)
+        )
+        numbers = pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce").to_numpy(np.float64)
+        bad = np.flatnonzero(~np.isfinite(numbers))
+        if table.cell and len(cells) != count:
+            found.append(f"{numbered([line])}: {len(cells):,} pixels in column {table.pixels[0]!r}, not {count:,}")
+        elif len(bad):
+            where = table.pixels[0] if table.cell else listed([table.pixels[position] for position in bad[:3]])
+            empty = isinstance(cells[bad[0]], float) or cells[bad[0]] == ""
+            found.append(
+                f"{numbered([line])}: {counted(len(bad), 'value')} ({where}) {'missing' if empty else f'no number: {cells[bad[0]]!r}'}"
+            )
+    return found

@@ -1,0 +1,112 @@
+"""Numbers as images: which height, width and order a row of numbers has, how channels become red, green and blue, and the file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from pipeline.errors import UserError
+
+SMALLEST_SIDE = 8
+CLEARLY = 0.75  # an arrangement is taken when neighbours differ at most so much, compared with the next best
+ENCODED = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"GIF8": ".gif", b"BM": ".bmp", b"II*\0": ".tif", b"MM\0*": ".tif"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a row of numbers lies in an image. `order`: "grey", "planes" (all red, all green, all blue) or "pixels" (red, green, blue)."""
+
+    height: int
+    width: int
+    order: str = "grey"
+
+    @property
+    def says(self) -> str:
+        """The shape in words."""
+        colours = {"grey": "grey", "planes": "colour, one channel after the other", "pixels": "colour, pixel by pixel"}
+        return f"{self.height} x {self.width} pixels, {colours[self.order]}"
+
+    def planes(self, row: np.ndarray) -> np.ndarray:
+        """(C, height, width) of one row of numbers."""
+        if self.order == "pixels":
+            return row.reshape(self.height, self.width, 3).transpose(2, 0, 1)
+        return row.reshape(1 if self.order == "grey" else 3, self.height, self.width)
+
+
+def shape_of(count: int, rows: np.ndarray) -> Shape | None:
+    """The shape of images of `count` numbers; None when it cannot be told. `rows`: some of them, (N, count).
+
+    A square number is a grey square, three times one a square in colour. For others the arrangement counts in which neighbours differ
+    clearly less than in any other.
+    """
+    side, colour_side = math.isqrt(count), math.isqrt(count // 3)
+    if side * side == count and side >= SMALLEST_SIDE:
+        return Shape(side, side)
+    if count % 3 == 0 and colour_side**2 * 3 == count and colour_side >= SMALLEST_SIDE:
+        candidates = [Shape(colour_side, colour_side, "planes"), Shape(colour_side, colour_side, "pixels")]
+        return min(candidates, key=lambda shape: _roughness(shape, rows))
+    heights = [height for height in range(SMALLEST_SIDE, count // SMALLEST_SIDE + 1) if count % height == 0]
+    candidates = [Shape(height, count // height) for height in heights if 1 / 8 <= height * height / count <= 8]
+    ranked = sorted((_roughness(shape, rows), shape.height) for shape in candidates)
+    if not ranked or (len(ranked) > 1 and ranked[0][0] > CLEARLY * ranked[1][0]) or ranked[0][0] == 0:
+        return None
+    return next(shape for shape in candidates if shape.height == ranked[0][1])
+
+
+def _roughness(shape: Shape, rows: np.ndarray) -> float:
+    """How much pixels differ from the one below, on average over some images; the right arrangement has the least."""
+    planes = np.stack([shape.planes(row) for row in rows[:64]]).astype(np.float64)
+    return float(np.abs(np.diff(planes, axis=2)).mean() + (np.abs(np.diff(planes, axis=3)).mean() if shape.order != "grey" else 0))
+
+
+def channels_rule(count: int) -> str:
+    """What `as_rgb` makes of `count` channels, in words; empty for one and three."""
+    if count == 2:
+        return "two channels become red and green, their mean blue"
+    return f"{count} channels lie one below the other in one grey image" if count > 3 else ""
+
+
+def as_rgb(planes: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8 of grey levels (C, H, W) uint8."""
+    if len(planes) == 1:
+        return planes[0]
+    if len(planes) == 2:
+        planes = np.stack([planes[0], planes[1], ((planes[0].astype(np.uint16) + planes[1] + 1) // 2).astype(np.uint8)])
+    if len(planes) > 3:
+        return planes.reshape(-1, planes.shape[2])
+    return np.ascontiguousarray(planes.transpose(1, 2, 0))
+
+
+def save(planes: np.ndarray, path: Path) -> None:
+    """Write grey levels (C, H, W) uint8 as a new PNG file at `path`.
+
+    Raises:
+        UserError: there is a file; it may be linked to somebody's original.
+    """
+    with new_file(path) as file:
+        Image.fromarray(as_rgb(planes)).save(file, "PNG", compress_level=3)
+
+
+def new_file(path: Path) -> IO[bytes]:
+    """`path`, which must not exist yet, open for writing; its folder is made.
+
+    Raises:
+        UserError: there is a file; it may be linked to somebody's original.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return open(path, "xb")
+    except FileExistsError:
+        raise UserError(f"{path.parent.name}/{path.name} would be two images: there is a file of that name already") from None
+
+
+def encoded_suffix(data: bytes) -> str:
+    """`.jpg`, `.png`, ... when `data` is an encoded image, by its first bytes; else empty."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return ".webp"
+    return next((suffix for start, suffix in ENCODED.items() if data.startswith(start)), "") if len(data) > 24 else ""

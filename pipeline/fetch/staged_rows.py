@@ -1,0 +1,140 @@
+"""Which part of a competition something belongs to, what its rows are called, and the tables that say so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.competition.folders import IMAGE_SUFFIXES, is_hidden, plain_name
+from pipeline.errors import UserError, raise_all
+from pipeline.files import versioned
+from pipeline.tables import load_table, write_table
+from pipeline.wording import capped, counted
+
+TABLES = (".csv", ".tsv")
+ID_NAMES = ("id", "imageid", "image", "imagename", "imgid", "idcode", "filename", "file", "fileid", "name", "index", "uuid", "guid")
+PARTS = re.compile(r"(?<![a-z])(?:(train(?:ing)?)|(test(?:ing)?)|(val(?:id(?:ation)?)?|dev))(?![a-z])")
+
+
+def part_of(path: str) -> str:
+    """`train`, `test` or `val` as the innermost part of a path that says so does; empty when none does."""
+    for piece in reversed(re.sub(r"([a-z])([A-Z])", r"\1_\2", path).lower().split("/")):
+        found = [match.lastindex for match in PARTS.finditer(piece)]
+        if found:
+            return ("train", "test", "val")[(found[-1] or 1) - 1]
+    return ""
+
+
+@dataclass
+class Staged:
+    """A folder of files of which some are turned into images. `ids` of the sample submission in its order; `sample` its path."""
+
+    root: Path
+    sample: Path | None = None
+    id_column: str = "id"
+    ids: list[str] = field(default_factory=list)
+    image_names: set[str] = field(default_factory=set)  # names and stems of the image files that are there
+    notes: list[str] = field(default_factory=list)  # rules used, and what could not be turned into images
+    written: dict[Path, tuple[list[str], list[list[str]]]] = field(default_factory=dict)  # tables of ours: columns and rows
+    _listing: list[Path] = field(default_factory=list)
+
+    def files(self, suffixes: Sequence[str], gone: bool = False) -> list[Path]:
+        """The files that were below `root` at first and still are (`gone`: are no more), with one of these suffixes; sorted."""
+        if not self._listing:
+            for path in sorted(self.root.rglob("*")):
+                if path.is_file() and not any(is_hidden(part) for part in path.relative_to(self.root).parts):
+                    self._listing.append(path)
+        endings = tuple(suffixes)
+        return [path for path in self._listing if path.name.lower().endswith(endings) and path.is_file() != gone]
+
+    def shown(self, path: Path) -> str:
+        """The path of a file as messages name it."""
+        return path.relative_to(self.root).as_posix()
+
+    def has_images(self, names: Sequence[str]) -> bool:
+        """True when nearly all of `names` are image files already."""
+        there = sum(name in self.image_names for name in names)
+        return bool(names) and there >= 0.9 * len(names)
+
+
+def staged(root: Path) -> Staged:
+    """What is known of the folder `root` before anything in it is turned into images."""
+    found = Staged(root)
+    for path in found.files(tuple(IMAGE_SUFFIXES)):
+        found.image_names |= {path.name, path.stem}
+    samples = [path for path in found.files(TABLES) if "sample" in plain_name(path.name) or "submission" in plain_name(path.name)]
+    for path in sorted(samples, key=lambda path: (len(path.parts), "sample" not in path.name.lower(), path.name)):
+        try:
+            table = load_table(path)
+        except UserError:
+            continue  # the layout says what is wrong with it
+        found.sample, found.id_column, found.ids = path, table.columns[0], table.column(table.columns[0])
+        break
+    return found
+
+
+def row_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
+    """Names for `count` rows that have none, and the rule in words: those of the sample submission, or numbers that begin as its do."""
+    numbers = {int(text) for text in stage.ids if text.isascii() and text.isdigit()}
+    first = min(numbers, default=0)
+    consecutive = len(numbers) == len(stage.ids) > 0 and first in (0, 1) and numbers == set(range(first, first + len(numbers)))
+    if part == "test" and stage.sample and len(stage.ids) == count and not consecutive:
+        return list(stage.ids), f"row by row the ids of {stage.sample.name}"
+    first = first if consecutive else 0
+    where = f", as in {stage.sample.name}" if stage.sample and consecutive else ""
+    return [str(number) for number in range(first, first + count)], f"the row number, from {first}{where}"
+
+
+def id_column(stage: Staged, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> int | None:
+    """The position of the column that names the rows: as in the sample submission, or called like an id; different in every row."""
+    for position, name in enumerate(columns):
+        values = [row[position] for row in cells]
+        if (name == stage.id_column or plain_name(name) in ID_NAMES) and len(set(values)) == len(values) and all(values):
+            return position
+    return None
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """Pass when every name can be one of a file of its own.
+
+    Raises:
+        UserError: some occur twice or cannot be the name of a file.
+    """
+    bad = [
+        repr(name) for name in names if not name or "/" in name or "\\" in name or name.startswith(".") or len(name) > 200 or "\0" in name
+    ]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) and len(names) < 5000 else []
+    problems = capped([f"{name} cannot be the name of an image file" for name in bad], "ids cannot be the name of a file")
+    problems += capped([f"the id {name!r} occurs several times" for name in twice], "ids occur several times")
+    if len(set(names)) < len(names) and not twice:
+        problems.append(f"{counted(len(names) - len(set(names)), 'id')} occur several times")
+    raise_all(problems, f"{where}: the ids cannot name images:")
+
+
+def write_rows(stage: Staged, part: str, stem: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write the table of a part (`train.csv`, `test.csv`; `stem` when no part is known); its name, or what holds the ids already.
+
+    Rows of several containers of a part stand in one table where they have the same columns and other ids.
+    """
+    name = f"{part or stem}.csv"
+    path = stage.root / name
+    if path in stage.written:
+        known, before = stage.written[path]
+        if known == list(columns) and not {row[0] for row in before} & {row[0] for row in rows}:
+            rows = [*before, *rows]
+        else:
+            path = versioned(stage.root / f"{stem}.csv")
+    elif path.exists():
+        ids = {row[0] for row in rows}
+        try:
+            table = load_table(path)
+            if any(len(ids & set(table.column(column))) >= 0.9 * len(ids) for column in table.columns):
+                return f"{name}, which was there"
+        except UserError:
+            pass
+        path = versioned(path)
+    write_table(path, columns, rows)
+    stage.written[path] = list(columns), [list(row) for row in rows]
+    return path.name

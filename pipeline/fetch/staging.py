@@ -1,0 +1,212 @@
+"""What somebody downloaded (a folder, an archive, a file) as one folder of plain files, unpacked at any depth; the originals stay."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline.competition.folders import IMAGE_SUFFIXES, is_hidden, plain_name, suffix_of
+from pipeline.errors import UserError, raise_all
+from pipeline.fetch.archives import check_room
+from pipeline.fetch.budget import Budget, TooMuch
+from pipeline.fetch.packed import NOT_UNPACKED, packed_suffix, unpack
+from pipeline.wording import counted, listed
+
+PIECE = re.compile(r"\.(7z|zip|rar|tar)\.\d{2,3}$|\.z\d\d$|\.part\d+\.rar$", re.IGNORECASE)
+# Small files that people open and save again are copied: a saved link would change the original too.
+COPIED = frozenset(
+    (".csv", ".tsv", ".json", ".jsonl", ".txt", ".md", ".yaml", ".yml", ".xml", ".xls", ".xlsx", ".parquet", ".py", ".ipynb")
+)
+
+TELLING = frozenset((".csv", ".tsv", ".json", ".parquet", ".npy", ".npz", ".bson", ".tfrec", ".tfrecord", ".tfrecords"))
+
+
+def stage(source: Path, target: Path) -> list[str]:
+    """Make the new folder `target` hold what `source` holds, with nothing packed in it; a line about each thing that stays packed.
+
+    Files are linked where the file system allows it (tables are copied at the end: see `own_tables`), else copied.
+
+    Raises:
+        UserError: an archive is damaged, unsafe or too large, something cannot be read, or the disk is too small.
+    """
+    target.mkdir(parents=True)
+    if source.is_dir():
+        notes = _stage_folder(source, target)
+    elif not packed_suffix(source.name):
+        _place(source, target / source.name)
+        notes = []
+    else:
+        target.rmdir()
+        budget = Budget(source.name, source.stat().st_size)
+        unpack(source, target, budget)
+        notes = _unpack_below(target, "", budget, 1)
+    foreign = [_shown(path, target) for path in _files(target) if path.name.lower().endswith(NOT_UNPACKED)]
+    pieces = [_shown(path, target) for path in _files(target) if PIECE.search(path.name)]
+    if foreign:
+        notes.append(f"stays packed, unpack it with a tool for its kind: {listed(foreign)}")
+    if pieces:
+        notes.append(f"pieces of an archive stay as they are, join them first (7z x does it): {listed(pieces)}")
+    return notes
+
+
+def _stage_folder(source: Path, target: Path) -> list[str]:
+    plain, archives, notes = _walked(source)
+    check_room(target, 0 if _can_link(source, target) else sum(path.stat().st_size for path in plain))
+    for path in tqdm(plain, unit="file", desc="taking over", disable=None):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _place(path, place)
+    problems = []
+    for path in archives:
+        place = target / path.relative_to(source).parent
+        place.mkdir(parents=True, exist_ok=True)
+        budget, shown = Budget(_shown(path, source), path.stat().st_size), _shown(path, source)
+        try:
+            problem, missing = _unpack_beside(path, place, shown, budget, 0, notes)
+        except TooMuch:
+            raise
+        except UserError as error:
+            problems.append(f"{error}")
+            continue
+        if missing:
+            problems.append(
+                f"{shown} holds {counted(len(missing), 'file')} that lie not in the folder {problem.split(' ')[0]} beside it "
+                f"({listed(missing)}): was it only unpacked in part? Move one of the two away"
+            )
+        elif problem:
+            notes.append(
+                f"{shown} left where it is: {problem}, with all that is in it" if "already" in problem else f"{shown} left out: {problem}"
+            )
+    raise_all(problems, f"{source} is not whole; mend this, or move it out of the folder, and run the command again:")
+    return notes
+
+
+def _walked(source: Path) -> tuple[list[Path], list[Path], list[str]]:
+    """Plain files and archives below `source`, sorted, and lines about what is neither. Links are followed, hidden names left out."""
+    plain: list[Path] = []
+    archives: list[Path] = []
+    odd: list[str] = []
+    seen: set[tuple[int, int]] = set()
+
+    def stop(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}")
+
+    for folder, folders, names in os.walk(source, followlinks=True, onerror=stop):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was already read
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for name in sorted(names):
+            path = Path(folder, name)
+            if is_hidden(name):
+                continue
+            if not path.is_file():
+                odd.append(_shown(path, source))
+            else:
+                (archives if packed_suffix(name) else plain).append(path)
+    return plain, archives, [f"left out, no file that can be read: {listed(odd)}"] if odd else []
+
+
+def _can_link(source: Path, target: Path) -> bool:
+    return os.stat(source).st_dev == os.stat(target).st_dev
+
+
+def _place(path: Path, place: Path) -> None:
+    try:
+        os.link(os.path.realpath(path), place)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(path, place)
+
+
+def _unpack_below(folder: Path, prefix: str, budget: Budget, depth: int) -> list[str]:
+    """Unpack the archives below `folder`, and those in them, in their places; a line about each that stays packed."""
+    notes: list[str] = []
+    for path in [path for path in _files(folder) if packed_suffix(path.name)]:
+        budget.descend(depth)
+        shown = prefix + _shown(path, folder)
+        try:
+            problem, _ = _unpack_beside(path, path.parent, shown, budget, depth, notes)
+        except TooMuch:
+            raise
+        except UserError as error:
+            problem = " ".join(str(error).replace(str(path), path.name).split())
+        if problem:
+            notes.append(f"{shown} stays packed: {problem}")
+        else:
+            path.unlink()
+    return notes
+
+
+def _unpack_beside(path: Path, place: Path, shown: str, budget: Budget, depth: int, notes: list[str]) -> tuple[str, list[str]]:
+    """Put what is in an archive into the folder `place`: train.zip becomes train/, train.csv.zip becomes train.csv.
+
+    Returns why it was not put there (empty when it was), and the files in it that the folder in its way lacks.
+    """
+    stem = path.name[: -len(packed_suffix(path.name))]
+    fresh = place / f".{path.name}.new"
+    try:
+        unpack(path, fresh, budget)
+        inner = _unpack_below(fresh, f"{shown}/", budget, depth + 1)
+        inside = list(fresh.iterdir()) if fresh.exists() else []
+        # An archive that brings its own folder, or a single table, must not be wrapped into a second one.
+        alone = inside[0] if len(inside) == 1 and (inside[0].name == stem or inside[0].is_file()) else None
+        content, goal = (alone, place / alone.name) if alone else (fresh, place / stem)
+        if not inside or goal.exists():
+            missing = [name for name in _names(content) if not (goal / name).exists()] if goal.is_dir() else []
+            return (f"{goal.name} is there already" if inside else "it is empty"), missing
+        content.rename(goal)
+        notes += inner
+        return "", []
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _names(content: Path) -> list[str]:
+    return [_shown(path, content) for path in _files(content)] if content.is_dir() else []
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _shown(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def unwrap(root: Path) -> str:
+    """Take a folder that wraps the whole competition away; the line that says so, empty when there was none.
+
+    Only what lies in it tells: a table, or folders for training and test. Class folders alone may be what `root` is meant to hold.
+    """
+    line = ""
+    while True:
+        entries = [entry for entry in root.iterdir() if not is_hidden(entry.name)]
+        if len(entries) != 1 or not entries[0].is_dir() or not _wraps(entries[0]):
+            return line
+        wrapping = entries[0].rename(root.with_name(f"{root.name}.wrapping"))
+        shutil.rmtree(root)
+        wrapping.rename(root)
+        line = f"everything lay in {entries[0].name}/, which is left out"
+
+
+def _wraps(folder: Path) -> bool:
+    inside = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
+    if any(entry.is_file() and suffix_of(entry.name) in TELLING for entry in inside):
+        return not plain_name(folder.name).startswith(("train", "test"))
+    parts = {part for entry in inside if entry.is_dir() for part in ("train", "test") if part in plain_name(entry.name)}
+    return bool(parts) or (len(inside) == 1 and inside[0].is_dir() and _wraps(inside[0]))
+
+
+def own_tables(root: Path) -> None:
+    """Make every table and text below `root` a file of its own, so that saving it again leaves the original as it is."""
+    for path in _files(root):
+        if suffix_of(path.name) in COPIED and suffix_of(path.name) not in IMAGE_SUFFIXES and path.stat().st_nlink > 1:
+            copy = path.with_name(f".{path.name}.own")
+            shutil.copy2(path, copy)
+            os.replace(copy, path)

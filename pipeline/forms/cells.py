@@ -1,0 +1,99 @@
+"""Predictions -> the cells of a submission file, in the form that the competition asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UserError
+from pipeline.forms.form import SubmissionForm
+from pipeline.predictions import Predictions
+from pipeline.wording import counted, quoted
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def fill(form: SubmissionForm, predictions: Predictions) -> list[list[str]]:
+    """The rows of the file, each as wide as `form.columns`, in the order of `form.row_ids`.
+
+    Raises:
+        UserError: an id has no prediction, a value is no number, or the form asks for what the target does not have.
+    """
+    subjects = form.subjects or form.row_ids
+    chosen = predictions.aligned(form.ids)
+    _refuse_bad_values(chosen)
+    row_of = {subject: row for row, subject in enumerate(form.ids)}
+    rows = [row_of[subject] for subject in subjects]
+    values = _value_cells(form, chosen, rows)
+    id_place = form.columns.index(form.id_column)
+    return [[*cells[:id_place], row_id, *cells[id_place:]] for row_id, cells in zip(form.row_ids, values, strict=True)]
+
+
+def _refuse_bad_values(predictions: Predictions) -> None:
+    import numpy as np
+
+    bad = np.flatnonzero(~np.isfinite(predictions.values).all(axis=1))
+    if len(bad):
+        images = quoted(predictions.ids[row] for row in bad)
+        raise UserError(f"the model's output is not a number for {counted(len(bad), 'image')}: {images}; --precision fp32 avoids overflow")
+
+
+def _value_cells(form: SubmissionForm, predictions: Predictions, rows: list[int]) -> list[list[str]]:
+    """The cells beside the id, a list a row."""
+    import numpy as np
+
+    target, values = predictions.target, predictions.values
+    if form.kind in ("label", "labels"):
+        texts = label_texts(form, predictions)
+        return [[texts[row]] for row in rows]
+    if form.kind == "ranked":
+        order = np.argsort(-values, axis=1, kind="stable")[:, : form.top_k]
+        return [[form.separator.join(target.names[index] for index in order[row])] for row in rows]
+    if form.kind == "rows":
+        place = {name: number for number, name in enumerate(target.output_names)}
+        return [[_probability(values[row, place[label]])] for row, label in zip(rows, form.row_labels, strict=True)]
+    table = columns_of(form, predictions)
+    write = _number if form.kind == "number" else _probability
+    return [[write(value) for value in table[row]] for row in rows]
+
+
+def label_texts(form: SubmissionForm, predictions: Predictions) -> list[str]:
+    """One text for each id: the label, or all labels of an image, as the file writes them."""
+    target = predictions.target
+    if form.kind == "labels":
+        return [
+            form.separator.join(name for name, is_chosen in zip(target.names, row, strict=True) if is_chosen)
+            for row in target.chosen(predictions.values)
+        ]
+    if form.written:
+        return [form.written[index] for index in target.chosen(predictions.values)]
+    return target.decode(predictions.values)
+
+
+def columns_of(form: SubmissionForm, predictions: Predictions) -> np.ndarray:
+    """(N, columns) float64: what stands in the value columns, in their order.
+
+    Raises:
+        UserError: a column is none of the target's outputs.
+    """
+    import numpy as np
+
+    target, exact = predictions.target, predictions.values.astype(np.float64)
+    names = list(target.output_names)
+    if target.kind == "binary" and len(form.value_columns) == 2:
+        names, exact = list(target.names), np.hstack([1 - exact, exact])
+    if len(form.value_columns) == 1 and len(names) == 1:
+        return exact
+    if unknown := [name for name in form.value_columns if name not in names]:
+        raise UserError(f"the model has no output for the columns {quoted(unknown)}; it has {quoted(names)}")
+    if target.is_choice:
+        exact = exact / exact.sum(axis=1, keepdims=True)  # float32 sums differ from 1 by more than nine digits show
+    return exact[:, [names.index(name) for name in form.value_columns]]
+
+
+def _probability(value: float) -> str:
+    return f"{value:.9g}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.7g}"  # a float32 has no more digits

@@ -1,0 +1,171 @@
+"""Which form a sample submission asks for, given what the labels mean; and the form that is made up where there is no sample."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import raise_all
+from pipeline.forms.form import FormKind, SubmissionForm
+from pipeline.tables import Table, repeated_ids, rows_of
+from pipeline.targets.metrics import find_metric
+from pipeline.targets.readings import are_numbers, is_true, named_after, several_guesses
+from pipeline.targets.target import Target
+from pipeline.wording import counted, nearest, numbered, quoted
+
+RANKED_DEFAULT = 5
+LABEL_WORDS = ("label", "labels", "class", "target", "category", "prediction", "predicted")
+
+
+def recognise(
+    sample: Table, id_column: str, target: Target, metric: str, subjects: Sequence[str] = (), row_labels: Sequence[str] = ()
+) -> SubmissionForm:
+    """The form that `sample` asks for. `subjects`: what each of its rows is about, where that is not the id itself; `row_labels`: the label
+    that each row is about, in a sample with several rows an image.
+
+    Raises:
+        UserError: ids that are empty or occur several times, or columns that the target cannot fill; every problem at once.
+    """
+    ids = sample.column(id_column)
+    problems = _id_problems(ids, sample)
+    columns = tuple(name for name in sample.columns if name == id_column or not is_index_column(name))
+    values = [name for name in columns if name != id_column]
+    if not values:
+        problems.append(f"it has the one column {id_column!r}: an id column and a column for predictions are needed")
+        raise_all(problems, f"{sample.path}:")
+    cells = [cell.strip() for cell in sample.column(values[0])]
+    if row_labels:
+        kind: FormKind = "rows"
+        problems += _row_problems(row_labels, values, target)
+    elif len(values) == 1:
+        kind, found = _one_column(values[0], cells, target, metric)
+        problems += found
+    else:
+        kind = "number" if target.kind == "continuous" else "probabilities"
+        problems += _column_problems(values, target)
+    raise_all(problems, f"{sample.path}:")
+    separator, top_k = target.separator, 0
+    if kind == "ranked":
+        guesses, found_separator = several_guesses(cells, target.names)
+        separator = found_separator if guesses > 1 else " "
+        top_k = _k_of(metric) or (guesses if guesses > 1 else RANKED_DEFAULT)
+    return SubmissionForm(
+        kind,
+        columns,
+        id_column,
+        tuple(ids),
+        sample.path,
+        subjects=tuple(subjects),
+        row_labels=tuple(row_labels),
+        separator=separator,
+        top_k=top_k,
+        written=_written(target, cells) if kind == "label" else (),
+        sums_to_one=kind == "probabilities" and target.is_choice and sums_matter(metric),
+    )
+
+
+def made_up(target: Target, metric: str, ids: Sequence[str]) -> SubmissionForm:
+    """The form for a folder without a sample submission: columns `id` and `label`, or one for each probability or number."""
+    kind: FormKind = {"multiclass": "label", "ordinal": "label", "binary": "probability", "multilabel": "labels", "continuous": "number"}[
+        target.kind
+    ]
+    needs = find_metric(metric).needs
+    if target.kind == "multiclass" and needs == "ranks":
+        kind = "ranked"
+    elif target.kind in ("multiclass", "multilabel") and needs == "probabilities":
+        kind = "probabilities"
+    elif target.kind == "binary" and needs == "labels":
+        kind = "label"
+    values = target.output_names if kind == "probabilities" or (kind == "number" and target.num_outputs > 1) else ("label",)
+    k = _k_of(metric) or RANKED_DEFAULT
+    sums = kind == "probabilities" and target.is_choice and sums_matter(metric)
+    return SubmissionForm(
+        kind, ("id", *values), "id", tuple(ids), None, separator=target.separator, top_k=k if kind == "ranked" else 0, sums_to_one=sums
+    )
+
+
+def is_index_column(name: str) -> bool:
+    """True for the column that pandas leaves where an index was written: it has no name, or `Unnamed: 0`."""
+    return not name.strip() or re.fullmatch(r"Unnamed: \d+", name.strip()) is not None
+
+
+def sums_matter(metric: str) -> bool:
+    """Whether the probabilities of a row must sum to 1: not where only their order within a column counts (AUC, average precision)."""
+    return metric not in ("roc_auc", "average_precision", "partial_auc_80tpr")
+
+
+def _k_of(metric: str) -> int:
+    """How many guesses a metric looks at: 5 for map_at_5 and top5_accuracy; 0 where it looks at one."""
+    found = re.fullmatch(r"map_at_(\d+)|top(\d+)_accuracy", metric)
+    return int(found[1] or found[2]) if found else 0
+
+
+def _id_problems(ids: Sequence[str], sample: Table) -> list[str]:
+    rows = rows_of(ids, sample.lines)
+    empty = [line for image_id, lines in rows.items() for line in lines if not image_id.strip()]
+    problems = repeated_ids({image_id: lines for image_id, lines in rows.items() if image_id.strip()})
+    return problems + ([f"{numbered(empty)}: an id is empty"] if empty else [])
+
+
+def _row_problems(row_labels: Sequence[str], values: Sequence[str], target: Target) -> list[str]:
+    if len(values) > 1:
+        return [f"rows are about single labels, and there are {len(values)} columns beside the ids: {quoted(values)}"]
+    unknown = sorted(set(row_labels) - set(target.names))
+    if not unknown:
+        return []
+    return [f"rows ask for {quoted(unknown)}, which is no label of the training data{nearest(unknown[0], target.names)}"]
+
+
+def _one_column(column: str, cells: Sequence[str], target: Target, metric: str) -> tuple[FormKind, list[str]]:
+    """The kind of a form with one column of values, and what keeps the target from filling it."""
+    needs = find_metric(metric).needs
+    if target.kind == "binary":
+        return ("label" if needs == "labels" else "probability"), []
+    if target.kind == "multilabel":
+        return "labels", []
+    if target.kind == "continuous":
+        several = target.num_outputs > 1
+        return "number", [f"{target.num_outputs} numbers cannot stand in the one column {column!r}"] if several else []
+    if needs == "ranks" or several_guesses(cells, target.names)[0] > 1:
+        return "ranked", []
+    named = named_after(column, target.names) if column.casefold() not in LABEL_WORDS else None
+    if named is not None and len(target.names) > 2:
+        return "label", [f"its only column beside the ids is named like the class {named!r}: one column for each class is needed"]
+    if needs == "probabilities":
+        flag = "name the one whose probability is graded with --positive-class, or another --metric"
+        return "label", [f"{metric} grades probabilities of {len(target.names):,} classes, and {column!r} is one column; {flag}"]
+    return "label", []
+
+
+def _column_problems(columns: Sequence[str], target: Target) -> list[str]:
+    """Where the columns and what a model predicts differ. Several labels or numbers: a sample may ask for some of them."""
+    names = target.names
+    extra = [name for name in columns if name not in names]
+    missing = [name for name in names if name not in columns] if target.kind not in ("multilabel", "continuous") else []
+    problems = [f"the column {name!r} is no class of the training data{nearest(name, missing or names)}" for name in extra]
+    if missing:
+        problems.append(f"{counted(len(missing), 'class', 'classes')} of the training data without a column: {quoted(missing)}")
+    return problems
+
+
+def _written(target: Target, cells: Sequence[str]) -> tuple[str, ...]:
+    """What a label file writes for the names of a binary target: 0 and 1 where the sample holds numbers and the classes are texts."""
+    if target.kind != "binary" or not are_numbers(cells) or (len(target.positive) == 1 and is_true(target.positive[0])):
+        return ()
+    return ("0", "1")
+
+
+def form_without_target(sample: Table, id_column: str) -> SubmissionForm:
+    """The form of answers to questions: one label in a cell, whatever the answers will be.
+
+    Raises:
+        UserError: ids that are empty or occur several times, or more than one column for the answers.
+    """
+    ids = sample.column(id_column)
+    problems = _id_problems(ids, sample)
+    columns = tuple(name for name in sample.columns if name == id_column or not is_index_column(name))
+    if len(columns) != 2:
+        problems.append(f"an id column and one column of answers are needed; its columns: {quoted(columns)}")
+    raise_all(problems, f"{sample.path}:")
+    return SubmissionForm("label", columns, id_column, tuple(ids), Path(sample.path))

@@ -1,0 +1,147 @@
+"""Predictions of any origin: validation rows, test images, folds, blends. Ids x outputs with the target they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UserError
+from pipeline.files import replacing
+from pipeline.targets.target import Target
+from pipeline.wording import counted, quoted
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+ID_COLUMN = "id"
+TEXT = {"dtype": str, "keep_default_na": False}  # how pandas reads a table of ours: the id 0012 and a class called NA stay what they are
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """`values[i]` (num_outputs float32: probabilities, or numbers) belongs to `ids[i]`; every id occurs once."""
+
+    ids: tuple[str, ...]
+    values: np.ndarray  # (N, O) float32
+    target: Target
+    logits: np.ndarray | None = None  # (N, O) float32, of a single model
+
+    def __post_init__(self) -> None:
+        """Raises:
+        ValueError: ids and values do not fit each other, or an id occurs twice.
+        """
+        if self.values.shape != (len(self.ids), self.target.num_outputs):
+            raise ValueError(f"values of shape {self.values.shape} for {len(self.ids)} ids and {self.target.num_outputs} outputs")
+        if len(set(self.ids)) != len(self.ids):
+            raise ValueError("an id occurs twice")
+
+    @classmethod
+    def of_images(cls, ids: Sequence[str], logits: np.ndarray, target: Target, views: str = "mean") -> Predictions:
+        """From (M, O) `logits`, one row an image, of M `ids`; several images of one id as `of_values` says.
+
+        Raises:
+            ValueError: another number of rows than of ids.
+        """
+        values = target.activate(logits)
+        if len(set(ids)) == len(ids):
+            return cls(tuple(ids), values, target, logits)
+        return cls.of_values(ids, values, target, views)
+
+    @classmethod
+    def of_values(
+        cls, ids: Sequence[str], values: np.ndarray, target: Target, views: str = "mean", trusted: np.ndarray | None = None
+    ) -> Predictions:
+        """From (M, O) predictions, one row an image, of M `ids`. Several images of one id (channels, slices, views) become their `views`:
+        the mean, or the max of each output. `trusted`: rows of images that could be read; the others count only for ids that have no such row.
+
+        Raises:
+            ValueError: another number of rows than of ids.
+        """
+        import numpy as np
+
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(ids))}
+        place = np.array([numbers[name] for name in ids], dtype=np.int64)
+        counts = np.ones(len(place), dtype=bool)
+        if trusted is not None:
+            counts[:] = False
+            counts[trusted] = True
+            counts |= ~np.isin(place, place[trusted])
+        merged = np.full((len(numbers), values.shape[1]), -np.inf)
+        if views == "max":
+            np.maximum.at(merged, place[counts], values[counts])
+            if target.is_choice:
+                merged /= merged.sum(axis=1, keepdims=True)
+        else:
+            merged[:] = 0
+            np.add.at(merged, place[counts], values[counts])
+            merged /= np.bincount(place[counts], minlength=len(numbers))[:, None]
+        return cls(tuple(numbers), merged.astype(np.float32), target)
+
+    def aligned(self, ids: Sequence[str]) -> Predictions:
+        """The same predictions for `ids`, in their order.
+
+        Raises:
+            UserError: some of them have no prediction.
+        """
+        row_of = {name: row for row, name in enumerate(self.ids)}
+        if missing := [name for name in ids if name not in row_of]:
+            raise UserError(f"no prediction for {counted(len(missing), 'id')}: {quoted(missing)}")
+        rows = [row_of[name] for name in ids]
+        return replace(self, ids=tuple(ids), values=self.values[rows], logits=None if self.logits is None else self.logits[rows])
+
+    def frame(self) -> pd.DataFrame:
+        """A table with the ids and a column of float32 for each output."""
+        import pandas as pd
+
+        table = pd.DataFrame(self.values, columns=list(self.target.output_names))
+        table.insert(0, ID_COLUMN, list(self.ids), allow_duplicates=True)
+        return table
+
+    def save(self, path: Path) -> None:
+        """Write the values to `path`.npy and the ids to `path`.csv, each whole or not at all."""
+        import numpy as np
+        import pandas as pd
+
+        with replacing(path.with_suffix(".csv")) as temporary:
+            pd.DataFrame({ID_COLUMN: list(self.ids)}).to_csv(temporary, index=False, lineterminator="\n")
+        with replacing(path.with_suffix(".npy")) as temporary, open(temporary, "wb") as file:
+            np.save(file, self.values.astype(np.float32))
+
+    @classmethod
+    def load(cls, path: Path, target: Target) -> Predictions:
+        """What `save` wrote.
+
+        Raises:
+            UserError: a file is missing or damaged, or they do not fit each other or the target.
+        """
+        import numpy as np
+        import pandas as pd
+
+        try:
+            ids = tuple(pd.read_csv(path.with_suffix(".csv"), **TEXT)[ID_COLUMN])
+            values = np.load(path.with_suffix(".npy"), allow_pickle=False)
+            return cls(ids, values, target)
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename} does not exist: predictions are the two files {path}.csv and {path}.npy") from None
+        except (ValueError, KeyError, OSError, EOFError) as error:
+            raise UserError(f"{path}.csv and {path}.npy hold no predictions of this run: {error}") from None
+
+    @classmethod
+    def mean(cls, members: Sequence[Predictions]) -> Predictions:
+        """The plain mean of several predictions for the same ids and outputs.
+
+        Raises:
+            UserError: ids or outputs differ.
+        """
+        import numpy as np
+
+        first = members[0]
+        for other in members[1:]:
+            if other.target.output_names != first.target.output_names:
+                differ = sorted(set(other.target.output_names) ^ set(first.target.output_names))
+                raise UserError(f"predictions of different outputs cannot be averaged: {quoted(differ) or 'in another order'}")
+        values = [member.aligned(first.ids).values.astype(np.float64) for member in members]
+        return cls(first.ids, np.mean(values, axis=0).astype(np.float32), first.target)

@@ -1,0 +1,101 @@
+"""What the page says of predicted numbers: against the true ones, how the errors lie, and the largest with their images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.charts import number_counts_figure, residuals_figure, scatter_figure
+from pipeline.report.rendering import Drawn
+from pipeline.report.run_files import RunFiles
+from pipeline.report.thumbnails import kept_pictures
+from pipeline.targets.metrics import evaluate
+
+MAX_DRAWN_COLUMNS = 4
+SHOWN_ERRORS = 18
+BINS = 30
+
+
+def read_numbers(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
+    """`columns` with their errors and what the training mean would give, and the `largest` errors; adds figures to `drawn`.
+
+    Raises:
+        UserError: val_predictions.csv holds a label that is no number.
+    """
+    target, rows = files.target, files.predictions
+    truth = target.encode([row["label"] for row in rows]).astype(np.float64)
+    values = files.values if files.values is not None else target.encode([row["predicted"] for row in rows])
+    errors = np.asarray(values, dtype=np.float64) - truth
+    columns = [_column(files, number, truth[:, number], errors[:, number]) for number in range(len(target.names))]
+    for number, name in enumerate(target.names[:MAX_DRAWN_COLUMNS]):
+        figures = files.path / "figures"
+        scatter_figure(figures / f"predicted_{number}.png", truth[:, number], truth[:, number] + errors[:, number], name)
+        residuals_figure(figures / f"residuals_{number}.png", errors[:, number], name)
+        drawn[f"predicted_{number}"] = (
+            figures / f"predicted_{number}.png",
+            f"Predicted against true {name} of {len(rows):,} validation images.",
+        )
+        drawn[f"residuals_{number}"] = figures / f"residuals_{number}.png", f"Histogram of predicted minus true {name}."
+    return {
+        "kind": target.kind,
+        "total": len(rows),
+        "columns": columns,
+        "drawn": list(enumerate(target.names[:MAX_DRAWN_COLUMNS])),
+        "largest": _largest(files, truth, errors),
+    }
+
+
+def read_number_counts(files: RunFiles, drawn: Drawn) -> list[dict[str, Any]]:
+    """`name`, `figure` and `of` (which images are counted) of each column's histogram, which is added to `drawn`.
+
+    The training images' is in run.json (`counts.train_histograms`, see `measures.histograms`); without it the validation images'.
+    """
+    stored, of = files.record.get("counts", {}).get("train_histograms"), "training images"
+    if not stored and files.truth is not None:
+        from pipeline.targets.measures import histograms
+
+        stored, of = histograms(files.target.names, files.truth), "validation images"
+    shown = []
+    for number, (name, histogram) in enumerate(list((stored or {}).items())[:MAX_DRAWN_COLUMNS]):
+        path = files.path / "figures" / f"numbers_{number}.png"
+        number_counts_figure(path, histogram["edges"], histogram["counts"], name, of)
+        drawn[path.stem] = path, f"Histogram of {name} over {sum(histogram['counts']):,} {of}."
+        shown.append({"name": name, "figure": path.stem, "of": of, "low": histogram["edges"][0], "high": histogram["edges"][-1]})
+    return shown
+
+
+def _column(files: RunFiles, number: int, truth: np.ndarray, errors: np.ndarray) -> dict[str, Any]:
+    target = files.target
+    single = type(target)("continuous", (target.names[number],))
+    pair = truth[:, None], (truth + errors)[:, None]
+    mean = target.center[number] if target.center else float(truth.mean())
+    return {
+        "name": target.names[number],
+        "rmse": evaluate("rmse", single, *pair),
+        "mae": evaluate("mae", single, *pair),
+        "r2": evaluate("r2", single, *pair),
+        "median": float(np.median(np.abs(errors))),
+        "mean": mean,
+        "mean_rmse": float(np.sqrt(np.mean((truth - mean) ** 2))),
+    }
+
+
+def _largest(files: RunFiles, truth: np.ndarray, errors: np.ndarray) -> list[dict[str, Any]]:
+    """The images with the largest errors; of several numbers the mean error, each on its own scale."""
+    scale = np.array(files.target.scale or truth.std(axis=0)) if len(files.target.names) > 1 else np.ones(1)
+    size = np.abs(errors / np.where(scale > 0, scale, 1)).mean(axis=1)
+    shown = [int(row) for row in np.argsort(-size, kind="stable")[:SHOWN_ERRORS] if size[row] > 0]
+    rows = [files.predictions[row] for row in shown]
+    return [
+        {
+            "numbers": [
+                {"name": name, "true": float(truth[at, number]), "predicted": float(truth[at, number] + errors[at, number])}
+                for number, name in enumerate(files.target.names[:MAX_DRAWN_COLUMNS])
+            ],
+            "file": Path(row["path"]).name,
+            "thumbnail": picture,
+        }
+        for at, row, picture in zip(shown, rows, kept_pictures(files, rows, "mistake"), strict=True)
+    ]

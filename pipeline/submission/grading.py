@@ -1,0 +1,197 @@
+"""A predictions file against a solution: every metric that its form allows, in all rows and in the solution's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError, raise_all
+from pipeline.forms.check import ReadBack, id_differences, read_back
+from pipeline.forms.form import SubmissionForm
+from pipeline.submission.solution import Solution, read_solution
+from pipeline.tables import Table, load_table
+from pipeline.targets.readings import are_flags, is_true, number
+from pipeline.targets.target import Target, multiclass
+from pipeline.wording import counted, natural_key, nearest, quoted
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """What is scored, a row for each id of the solution: truth as `target.encode`, and one of the others."""
+
+    target: Target
+    truth: np.ndarray
+    values: np.ndarray | None = None  # (N, O) probabilities or numbers
+    ranks: np.ndarray | None = None  # (N, k) positions, best first, -1: none
+    chosen: np.ndarray | None = None  # decided labels
+
+
+def score_predictions(
+    predictions_path: Path,
+    solution_path: Path,
+    *,
+    form: SubmissionForm | None = None,
+    target: Target | None = None,
+    metric: str | None = None,
+    id_column: str | None = None,
+) -> dict[str, Any]:
+    """Scores of a predictions file: `rows`, `class_names`, `metrics` over all rows, `parts` by the solution's Usage column.
+
+    Rows are joined by id, in any order. `form` and `target` say how the file is read; without them it holds labels, or a probability
+    column a class. `unseen` lists labels of the solution that the target does not know, `foreign` those of the predictions.
+
+    Raises:
+        UserError: the files do not hold the same ids once each, or a cell cannot be read; all problems of both files at once.
+    """
+    predictions, solution_table = load_table(predictions_path), load_table(solution_path)
+    form = _form_of(predictions, form, id_column)
+    solution = read_solution(solution_table, predictions.column(form.id_column), form.id_column, form.value_columns)
+    read, problems = read_back(predictions, form, None)
+    problems = id_differences(predictions, predictions.column(form.id_column), solution.ids) + problems
+    known, target = target, target or _guessed_target(form, read, solution)
+    problems += _solution_problems(form, target, solution) if known is None else []
+    raise_all(problems, f"{predictions.path} cannot be scored against {solution.table.path}:")
+    row_of = {row_id: row for row, row_id in enumerate(read.ids)}
+    order = [row_of[row_id] for row_id in solution.ids]
+    arrays, unseen, foreign = _arrays(form, target, read, solution, order)
+    whole = solution.counted_rows()
+    return {
+        "rows": len(whole),
+        "class_names": list(arrays.target.names),
+        "metric": metric,
+        "metrics": _metrics(form, arrays, solution, whole, metric),
+        "parts": {part: _metrics(form, arrays, solution, rows, metric) for part, rows in solution.parts().items()},
+        "unseen": unseen,
+        "foreign": sorted(set(foreign) - set(known.names if known else foreign), key=natural_key),
+    }
+
+
+def _form_of(predictions: Table, form: SubmissionForm | None, id_column: str | None) -> SubmissionForm:
+    """`form` for the columns that the file has, or the plain form that its columns look like."""
+    if form is not None and set(form.columns) <= set(predictions.columns):
+        return form
+    if len(predictions.columns) < 2 or not predictions.cells:
+        has = f"{counted(len(predictions.cells), 'row')}, columns {quoted(predictions.columns)}"
+        raise UserError(f"{predictions.path}: ids and predictions are needed; it has {has}")
+    if form is not None:
+        expected = f"expected {quoted(form.columns)}"
+        raise UserError(f"{predictions.path}: its columns are {quoted(predictions.columns)}, {expected}")
+    columns = predictions.columns
+    id_column = id_column if id_column in columns else columns[0]
+    kind = "label" if len(columns) == 2 else "probabilities"
+    return SubmissionForm(kind, columns, id_column, tuple(predictions.column(id_column)), None, sums_to_one=kind == "probabilities")
+
+
+def _guessed_target(form: SubmissionForm, read: ReadBack, solution: Solution) -> Target:
+    if form.kind == "probabilities":
+        return multiclass(form.value_columns)
+    labels = {guess for row in read.guesses or () for guess in row} | set(solution.texts())
+    return multiclass(sorted(labels, key=natural_key))
+
+
+def _solution_problems(form: SubmissionForm, target: Target, solution: Solution) -> list[str]:
+    if form.kind != "probabilities" or len(solution.columns) > 1:
+        return []
+    unknown = sorted(set(solution.texts()) - set(target.names), key=natural_key)
+    return [f"the solution's label {label!r} has no column{nearest(label, target.names)}" for label in unknown]
+
+
+def _arrays(
+    form: SubmissionForm, target: Target, read: ReadBack, solution: Solution, order: Sequence[int]
+) -> tuple[_Arrays, list[str], list[str]]:
+    """Truth and predictions in the solution's order, and the labels that the target does not know: of the solution, of the predictions."""
+    import numpy as np
+
+    if form.kind in ("number", "probability", "probabilities", "rows"):
+        values = read.values[list(order)].astype(np.float64)
+        if form.kind == "rows":  # each row is one decision: yes or no, or one number
+            kind = target.kind if target.kind == "continuous" else "binary"
+            row_target = Target(kind, (form.value_columns[0],) if kind == "continuous" else ("0", "1"), positive=("1", "1.0"))
+            texts = solution.texts()
+            return _Arrays(row_target.fitted(texts), row_target.encode(texts), values), [], []
+        if target.kind == "binary" and values.shape[1] == 2:
+            values = values[:, [form.value_columns.index(target.names[1])]]
+        if target.kind != "binary" and form.kind == "probabilities":
+            target = replace(target, names=form.value_columns)
+        texts, unseen = _known(target, _truth_texts(target, solution))
+        wide = replace(target, names=(*target.names, *unseen)) if unseen else target
+        padded = np.pad(values, ((0, 0), (0, len(unseen)))) if unseen else values
+        return _Arrays(wide, wide.encode(texts), padded), unseen, []
+    texts, unseen = _known(target, _truth_texts(target, solution, form.written))
+    guesses = [read.guesses[row] for row in order]  # type: ignore[index]
+    if form.written:
+        guesses = [tuple(_as_named(target, form.written, guess) for guess in row) for row in guesses]
+    foreign = sorted({guess for row in guesses for guess in row if guess} - set(target.names), key=natural_key)
+    if target.kind == "binary":
+        chosen = np.array([[guess[0] in target.positive or guess[0] == target.names[1]] for guess in guesses], dtype=np.int64)[:, 0]
+        return _Arrays(target, target.encode(texts), chosen=chosen), unseen, foreign
+    wide = replace(target, names=(*target.names, *unseen, *(name for name in foreign if name not in unseen)))
+    if form.kind == "labels":
+        joined = [wide.separator.join(row) for row in guesses]
+        return _Arrays(wide, wide.encode(texts), chosen=wide.encode(joined).astype(bool)), unseen, foreign
+    place = {name: number for number, name in enumerate(wide.names)}
+    width = max(len(row) for row in guesses)
+    ranks = np.array([[place[guess] for guess in row] + [-1] * (width - len(row)) for row in guesses], dtype=np.int64)
+    if form.kind == "ranked":
+        return _Arrays(wide, wide.encode(texts), ranks=ranks), unseen, foreign
+    return _Arrays(wide, wide.encode(texts), chosen=ranks[:, 0]), unseen, foreign
+
+
+def _truth_texts(target: Target, solution: Solution, written: Sequence[str] = ()) -> list[str]:
+    """The solution's labels as the target writes them."""
+    if len(solution.columns) > 1:
+        if target.kind == "continuous":
+            return [target.separator.join(row) for row in solution.cells]
+        chosen = [[name for name, cell in zip(solution.columns, row, strict=True) if is_true(cell)] for row in solution.cells]
+        if target.is_choice and (bad := [line for line, row in zip(solution.table.lines, chosen, strict=True) if len(row) != 1]):
+            raise UserError(f"{solution.table.path}, row {bad[0]}: one class column must hold 1 and the others 0")
+        return [target.separator.join(row) for row in chosen]
+    if target.kind == "multilabel" and target.may_be_empty:
+        return [row[0].strip() for row in solution.cells]
+    texts = solution.texts()
+    if target.kind == "binary" and are_flags(texts):
+        return [target.positive[0] if is_true(text) else "" for text in texts]
+    if target.kind == "ordinal":  # 2.0 is the grade 2
+        by_value = {number(name): name for name in target.names}
+        return [by_value.get(number(text), text) for text in texts]
+    return [_as_named(target, written, text) for text in texts] if written else texts
+
+
+def _as_named(target: Target, written: Sequence[str], text: str) -> str:
+    return dict(zip(written, target.names, strict=True)).get(text, text)
+
+
+def _known(target: Target, texts: list[str]) -> tuple[list[str], list[str]]:
+    """The texts, and which labels in them the target does not know."""
+    if target.kind in ("binary", "continuous"):
+        return texts, []
+    labels = {label for text in texts for label in (target.parts(text) if target.kind == "multilabel" else [text])}
+    return texts, sorted(labels - set(target.names), key=natural_key)
+
+
+def _metrics(form: SubmissionForm, arrays: _Arrays, solution: Solution, rows: Sequence[int], metric: str | None) -> dict[str, float]:
+    """Every metric of some rows, the competition's first."""
+    from pipeline.targets.metrics import METRICS, all_metrics, classification_metrics, evaluate_labels, evaluate_ranks, find_metric
+
+    target, truth, rows = arrays.target, arrays.truth[list(rows)], list(rows)
+    if arrays.values is not None:
+        own = metric if metric and target.kind in find_metric(metric).kinds else None
+        found = all_metrics(target, truth, arrays.values[rows], own)
+    else:
+        chosen = arrays.chosen[rows] if arrays.chosen is not None else arrays.ranks[rows, 0]  # type: ignore[index]
+        found = classification_metrics(truth, chosen, target.num_outputs) if target.is_choice else {}
+        names = [name for name, known in METRICS.items() if known.needs == "labels" and target.kind in known.kinds]
+        scores = {name: evaluate_labels(name, target, truth, chosen) for name in names}
+        if arrays.ranks is not None:
+            ranked = [
+                name for name in {metric or "map_at_5", "top5_accuracy", f"map_at_{form.top_k}"} if find_metric(name).needs == "ranks"
+            ]
+            scores |= {name: evaluate_ranks(name, target, truth, arrays.ranks[rows]) for name in sorted(ranked)}
+        found |= {name: value for name, value in scores.items() if value is not None and name not in found}
+    first = {metric: found[metric]} if metric in found else {}
+    return first | found

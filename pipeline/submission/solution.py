@@ -1,0 +1,81 @@
+"""A solution that somebody holds: the true labels of the rows to predict, whichever way they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.competition.folders import plain_name
+from pipeline.errors import UserError, raise_all
+from pipeline.tables import Table, repeated_ids, rows_of
+from pipeline.wording import counted, numbered, quoted
+
+LABEL_COLUMNS = ("label", "labels", "class", "classes", "target", "category", "y", "answer", "predicted")
+IGNORED_USAGE = "ignored"  # Kaggle's name for rows of a solution that do not count
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Ids, and for each of them the cells of the label columns; `usage` is empty texts where the solution has no such column."""
+
+    table: Table
+    ids: list[str]
+    columns: tuple[str, ...]
+    cells: list[tuple[str, ...]]
+    usage: list[str]
+
+    def texts(self) -> list[str]:
+        """The cells of the one label column.
+
+        Raises:
+            UserError: a cell is empty.
+        """
+        labels = [row[0].strip() for row in self.cells]
+        empty = [line for line, label in zip(self.table.lines, labels, strict=True) if not label]
+        if empty:
+            raise UserError(f"{self.table.path}, {numbered(empty)}: no label in column {self.columns[0]!r}")
+        return labels
+
+    def counted_rows(self) -> list[int]:
+        """The rows that count: all but those marked as ignored.
+
+        Raises:
+            UserError: every row is.
+        """
+        rows = [row for row, part in enumerate(self.usage) if part.casefold() != IGNORED_USAGE]
+        if not rows:
+            raise UserError(f"{self.table.path}: every row is marked as ignored")
+        return rows
+
+    def parts(self) -> dict[str, list[int]]:
+        """The rows of each part (Public, Private) that the Usage column names."""
+        names = [part for part in sorted(set(self.usage), reverse=True) if part and part.casefold() != IGNORED_USAGE]
+        return {part: [row for row, value in enumerate(self.usage) if value == part] for part in names}
+
+
+def read_solution(solution: Table, wanted_ids: Sequence[str], id_column: str, columns: Sequence[str]) -> Solution:
+    """The solution for predictions with these ids and value columns.
+
+    Raises:
+        UserError: it has no rows, an id twice, or no column (or several) that can be the label.
+    """
+    if not solution.cells:
+        raise UserError(f"{solution.path} has no rows: ids and labels are needed")
+    wanted = set(wanted_ids)
+    known = {name: len(wanted & set(solution.column(name))) for name in solution.columns}
+    own_id = id_column if id_column in solution.columns else max(known, key=lambda name: known[name])
+    usage_column = next((name for name in solution.columns if plain_name(name) == "usage" and name != own_id), None)
+    others = [name for name in solution.columns if name not in (own_id, usage_column)]
+    ids = solution.column(own_id)
+    raise_all(repeated_ids(rows_of(ids, solution.lines)), f"{solution.path}:")
+    usage = [value.strip() for value in solution.column(usage_column)] if usage_column else [""] * len(ids)
+    if len(columns) > 1 and set(columns) <= set(others):
+        named = list(columns)
+    else:
+        named = [name for name in others if name in columns] or [name for name in others if plain_name(name) in LABEL_COLUMNS] or others
+        if len(named) != 1:
+            what = f"the label may be in {quoted(named)}" if named else "there is no label column"
+            shown = f"{counted(len(solution.columns), 'column')}: {quoted(solution.columns)}"
+            raise UserError(f"{solution.path}: {what}; it has {shown}; leave the id, the label and Usage")
+    cells = list(zip(*(solution.column(name) for name in named), strict=True))
+    return Solution(solution, ids, tuple(named), cells, usage)

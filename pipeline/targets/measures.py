@@ -1,0 +1,210 @@
+"""The formulas behind the table of metrics: arrays in, one float out; scikit-learn's wherever it has one and it stays fast for many classes.
+
+Labels of one class or grade are (N,) positions, of several labels an image (N, O) of 0 and 1. `None` comes out where a metric says nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+BLOCK_CELLS = 10_000_000  # how many predictions are looked at together: 5,000 classes of 100,000 rows at once would be gigabytes
+
+
+def has_both(column: np.ndarray) -> bool:
+    """True where a column of 0 and 1 holds both."""
+    return bool(column.any()) and not bool(column.all())
+
+
+def columns_of(truth: np.ndarray, num_outputs: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, (N,) bool) of each output on which `truth` says both yes and no: the others cannot be ranked, and do not count."""
+    for number in range(num_outputs):
+        column = truth == number if truth.ndim == 1 else truth[:, number] > 0.5
+        if has_both(column):
+            yield number, column
+
+
+def mean_of_columns(truth: np.ndarray, values: np.ndarray, function: Callable[[np.ndarray, np.ndarray], float]) -> float | None:
+    """The mean of `function(truth, values)` over the columns with both yes and no; of one class: each class against the others."""
+    scores = [function(column, values[:, number]) for number, column in columns_of(truth, values.shape[1])]
+    return float(np.mean(scores)) if scores else None
+
+
+# ---- decided labels ----
+
+
+def accuracy(truth: np.ndarray, chosen: np.ndarray) -> float:
+    """The share of right decisions; of several labels an image every label is a decision of its own."""
+    return float((truth == chosen).mean())
+
+
+def balanced_accuracy(truth: np.ndarray, chosen: np.ndarray) -> float:
+    """The mean recall of the classes that occur; of several labels the mean over them."""
+    from sklearn.metrics import balanced_accuracy_score
+
+    if truth.ndim == 2:
+        return float(np.mean([balanced_accuracy_score(truth[:, number], chosen[:, number]) for number in range(truth.shape[1])]))
+    return float(balanced_accuracy_score(truth, chosen))
+
+
+def f_score(average: str, beta: float = 1.0) -> Callable[[np.ndarray, np.ndarray], float]:
+    """scikit-learn's F-score with this average; 0 where it divides by nothing."""
+
+    def function(truth: np.ndarray, chosen: np.ndarray) -> float:
+        from sklearn.metrics import fbeta_score
+
+        return float(fbeta_score(truth, chosen, beta=beta, average=average, zero_division=0))
+
+    return function
+
+
+def mcc(truth: np.ndarray, chosen: np.ndarray) -> float | None:
+    """Matthews' correlation; of several labels the mean over those with both yes and no."""
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(truth, chosen)) if truth.ndim == 1 else mean_of_columns(truth, chosen, matthews_corrcoef)
+
+
+def quadratic_kappa(num_grades: int) -> Callable[[np.ndarray, np.ndarray], float]:
+    """Cohen's kappa with quadratic weights over all `num_grades`: a grade that does not occur still lies between its neighbours."""
+
+    def function(truth: np.ndarray, chosen: np.ndarray) -> float:
+        from sklearn.metrics import cohen_kappa_score
+
+        return float(cohen_kappa_score(truth, chosen, labels=range(num_grades), weights="quadratic"))
+
+    return function
+
+
+# ---- probabilities ----
+
+
+def log_loss(truth: np.ndarray, values: np.ndarray) -> float:
+    """Mean log loss in nats, probabilities kept `eps` away from 0 and 1 as scikit-learn does; of several labels the mean over them."""
+    eps = np.finfo(np.float64).eps
+    return float(-np.log(np.clip(probability_of_truth(truth, values), eps, 1 - eps)).mean())
+
+
+def exact_loss(truth: np.ndarray, values: np.ndarray) -> float:
+    """Mean log loss in nats, as it is trained on: kept finite only where a probability is 0 in its own precision."""
+    if truth.ndim == 1:
+        return float(-np.log(np.clip(probability_of_truth(truth, values), np.finfo(values.dtype).tiny, 1.0)).mean())
+    # 1 - p is 0 long before the model is that sure of it: the nearest number below 1 stands for it
+    nearest_to_one = np.finfo(values.dtype).eps / 2
+    yes = np.clip(values.astype(np.float64), np.finfo(values.dtype).tiny, 1.0)
+    no = np.clip(1.0 - values.astype(np.float64), nearest_to_one, 1.0)
+    return float(-np.where(truth > 0.5, np.log(yes), np.log(no)).mean())
+
+
+def probability_of_truth(truth: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """float64 of what was said of the truth: (N,) of one class, (N, O) of several labels or of a positive class."""
+    if truth.ndim == 1:  # not scikit-learn's: it would make a dense (N, C) of 0 and 1
+        return values[np.arange(len(truth)), truth].astype(np.float64)
+    exact = values.astype(np.float64)
+    return np.where(truth > 0.5, exact, 1.0 - exact)
+
+
+def roc_auc(truth: np.ndarray, values: np.ndarray) -> float | None:
+    """The mean area under the ROC curve, each class or label against the rest."""
+    from sklearn.metrics import roc_auc_score
+
+    return mean_of_columns(truth, values, roc_auc_score)
+
+
+def average_precision(truth: np.ndarray, values: np.ndarray) -> float | None:
+    """The mean average precision of each class or label against the rest."""
+    from sklearn.metrics import average_precision_score
+
+    return mean_of_columns(truth, values, average_precision_score)
+
+
+def partial_auc_80tpr(truth: np.ndarray, values: np.ndarray) -> float | None:
+    """The area between the ROC curve and a true positive rate of 80 %: 0 to 0.2 (ISIC 2024)."""
+    return mean_of_columns(truth, values, _area_above_80)
+
+
+def _area_above_80(truth: np.ndarray, values: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    # Turned around (negatives as positives), what lies above a true positive rate of 0.8 lies left of a false positive rate of 0.2.
+    # scikit-learn scales that area so that chance is 0.5: taken back here, as the competition does.
+    left, chance = 0.2, 0.5 * 0.2**2
+    scaled = roc_auc_score(~truth, -values.astype(np.float64), max_fpr=left)
+    return float(chance + (left - chance) * (scaled - 0.5) / 0.5)
+
+
+def probabilistic_f1(truth: np.ndarray, values: np.ndarray) -> float | None:
+    """F1 of counts that are sums of probabilities (RSNA breast cancer); the mean over labels that occur."""
+    exact = values.astype(np.float64)
+    hits, said, occurs = (exact * truth).sum(axis=0), exact.sum(axis=0), truth.sum(axis=0, dtype=np.float64)
+    counted = occurs > 0
+    return float((2 * hits[counted] / (said[counted] + occurs[counted])).mean()) if counted.any() else None
+
+
+# ---- ranks ----
+
+
+def top_ranks(values: np.ndarray, k: int) -> np.ndarray:
+    """(N, k) int64 positions of the largest predictions, largest first, equal ones by position as argmax decides; -1 past the last."""
+    ranks = np.full((len(values), k), -1, dtype=np.int64)
+    rows_together = max(1, BLOCK_CELLS // values.shape[1])
+    for start in range(0, len(values), rows_together):
+        left = np.array(values[start : start + rows_together], dtype=np.result_type(values, np.float32))
+        rows = np.arange(len(left))
+        for place in range(min(k, values.shape[1])):
+            best = left.argmax(axis=1)
+            ranks[start + rows, place] = best
+            left[rows, best] = -np.inf
+    return ranks
+
+
+def top_accuracy(truth: np.ndarray, ranks: np.ndarray) -> float:
+    """The share of rows whose class is among the (N, k) ranked ones."""
+    return float((ranks == truth[:, None]).any(axis=1).mean())
+
+
+def map_at_k(truth: np.ndarray, ranks: np.ndarray) -> float:
+    """Mean average precision of (N, k) ranked positions (-1: none): of one class 1/place, of several labels the mean precision at each hit.
+
+    A name said twice counts once; a row without any label gives 0.
+    """
+    hit = ranks == truth[:, None] if truth.ndim == 1 else np.take_along_axis(truth > 0.5, np.maximum(ranks, 0), axis=1) & (ranks >= 0)
+    for place in range(1, ranks.shape[1]):
+        hit[:, place] &= ~(ranks[:, :place] == ranks[:, place : place + 1]).any(axis=1)
+    precision = hit.cumsum(axis=1) / np.arange(1, ranks.shape[1] + 1)
+    relevant = np.ones(len(truth)) if truth.ndim == 1 else np.minimum((truth > 0.5).sum(axis=1), ranks.shape[1])
+    return float(((precision * hit).sum(axis=1) / np.maximum(relevant, 1)).mean())
+
+
+# ---- numbers ----
+
+
+def number_error(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    """`rmse`, `mae` or `r2` of (N, O) numbers: the mean over columns."""
+
+    def function(truth: np.ndarray, values: np.ndarray) -> float:
+        from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
+
+        pair: tuple[Any, Any] = truth.astype(np.float64), values.astype(np.float64)
+        if name == "rmse":
+            return float(np.sqrt(mean_squared_error(*pair, multioutput="raw_values")).mean())
+        return float(mean_absolute_error(*pair) if name == "mae" else r2_score(*pair))
+
+    return function
+
+
+def quietly(function: Callable[..., float | None], *arrays: np.ndarray) -> float | None:
+    """`function(*arrays)` without scikit-learn's warnings (what is undefined is asked before); None for what is no number."""
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore")
+        value = function(*arrays)
+    return None if value is None or not np.isfinite(value) else value
+
+
+def histograms(names: Sequence[str], numbers: np.ndarray, bins: int = 30) -> dict[str, dict[str, list[float]]]:
+    """How often each column of (N, O) numbers holds what: for each name its B + 1 `edges` and B `counts`, as run.json keeps them."""
+    counted = {name: np.histogram(numbers[:, number].astype(np.float64), bins) for number, name in enumerate(names)}
+    return {name: {"edges": edges.tolist(), "counts": counts.tolist()} for name, (counts, edges) in counted.items()}

@@ -1,0 +1,79 @@
+"""The loss of each kind of target, and the score that training shows beside it: logits and labels of one batch in, one number out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from pipeline.targets.target import Target
+
+BatchFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (logits (B, O), label) -> scalar
+
+
+def loss_function(target: Target, label_smoothing: float = 0.0) -> BatchFunction:
+    """The mean loss over a batch, and over its columns, computed in float32.
+
+    multiclass, ordinal: cross-entropy; label (B,) int64, or (B, O) shares of each class. binary, multilabel: binary cross-entropy of
+    (B, O) labels in 0..1. continuous: squared error of (B, O) scaled numbers, where `label_smoothing` means nothing.
+    """
+    if target.is_choice:
+        return lambda logits, label: F.cross_entropy(logits.float(), label, label_smoothing=label_smoothing)
+    if target.kind == "continuous":
+        return lambda logits, label: F.mse_loss(logits.float(), label.float())
+
+    def binary_loss(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        smooth = label.float() * (1 - label_smoothing) + label_smoothing / 2  # yes and no are two classes: each gets half
+        return F.binary_cross_entropy_with_logits(logits.float(), smooth)
+
+    return binary_loss
+
+
+def training_score(target: Target) -> tuple[str, BatchFunction]:
+    """The name of the score that training shows, and its sum over the rows of a batch; divided by the rows it is in the name's units.
+
+    accuracy (one class or grade, and binary): rows that are right, an int64. label_accuracy (several labels): of each row the share of
+    single decisions that are right. mae (numbers, in the data's units): of each row the mean distance over the columns. The last two are
+    summed in float64 (float32 on Apple's GPUs, which have no other).
+    """
+    if target.kind == "continuous":
+        return "mae", _Distance(target)
+    if target.kind == "multilabel":
+        return "label_accuracy", lambda logits, label: _exact(((logits >= 0) == (label > 0.5)).sum(), label) / label.shape[1]
+    if target.kind == "binary":
+        return "accuracy", lambda logits, label: ((logits >= 0) == (label > 0.5)).sum()
+    if target.kind == "ordinal":
+        return "accuracy", _right_grades
+    return "accuracy", lambda logits, label: (logits.argmax(dim=1) == _positions(label)).sum()
+
+
+def _right_grades(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Rows whose nearest grade to the expected one is right, as `Target.chosen` decides."""
+    grades = torch.arange(logits.shape[1], dtype=torch.float32, device=logits.device)
+    expected = logits.float().softmax(dim=1) @ grades
+    return (expected.add(0.5).floor().long() == _positions(label)).sum()
+
+
+class _Distance:
+    """Of each row the mean distance in the data's units, predictions kept within the range of training as in validation; summed."""
+
+    def __init__(self, target: Target) -> None:
+        self.columns = target.center, target.scale, target.low, target.high
+        self.placed: tuple[torch.Tensor, ...] = ()
+
+    def __call__(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        if not self.placed or self.placed[0].device != logits.device:  # once: copying them would make a GPU wait at every batch
+            self.placed = tuple(_exact(torch.tensor(column, device=logits.device), logits) for column in self.columns)
+        center, scale, low, high = self.placed
+        predicted = (_exact(logits, logits) * scale + center).clamp(low, high)
+        return (predicted - (_exact(label, logits) * scale + center)).abs().mean(dim=1).sum()
+
+
+def _positions(label: torch.Tensor) -> torch.Tensor:
+    """The class of each row; of shares the largest."""
+    return label if label.ndim == 1 else label.argmax(dim=1)
+
+
+def _exact(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.float32 if like.device.type == "mps" else torch.float64)

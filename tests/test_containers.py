@@ -1,0 +1,919 @@
+"""`make data FROM=`: archives at any depth, and images out of what is no image file; each kind with its broken twin."""
+
+from __future__ import annotations
+
+import builtins
+import gzip
+import io
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.competition.layout import read_layout
+from pipeline.errors import EXIT_USER, Interrupted, UserError, run_command
+from pipeline.fetch import arrival, budget, grey_range, install, pixels, staging, tf_examples
+from pipeline.tables import load_table, write_table
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# ---- what a competition is made of ----
+
+
+def grey(number: int, size: int = 28) -> np.ndarray:
+    """A smooth image of its own, uint8 (size, size)."""
+    rows, columns = np.mgrid[:size, :size]
+    return (120 + 60 * np.sin(rows / 5 + number) + 60 * np.cos(columns / 7)).astype(np.uint8)
+
+
+def png(array: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(array).save(data, "PNG")
+    return data.getvalue()
+
+
+def put(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def zipped(members: dict[str, bytes | str]) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return data.getvalue()
+
+
+def tarred(members: dict[str, bytes], mode: str = "w") -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode=mode) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return data.getvalue()
+
+
+def seven_zip(members: dict[str, bytes], attributes: Sequence[int] = ()) -> bytes:
+    """A 7z archive with stored members, as the format's description has it: names are not checked by any writer."""
+    body = b"".join(members.values())
+    names = b"\0" + b"".join(name.encode("utf-16-le") + b"\0\0" for name in members)
+
+    def number(value: int) -> bytes:
+        assert value < 1 << 14
+        return bytes([value]) if value < 128 else bytes([0x80 | value >> 8, value & 255])
+
+    sizes = b"\x09" + b"".join(number(len(content)) for content in list(members.values())[:-1]) if len(members) > 1 else b""
+    crcs = b"".join(struct.pack("<I", zlib.crc32(content)) for content in members.values())
+    pack = b"\x06\0\x01\x09" + number(len(body)) + b"\0"
+    folder = b"\x07\x0b\x01\0\x01\x01\0\x0c" + number(len(body)) + b"\0"
+    streams = b"\x08\x0d" + number(len(members)) + sizes + b"\x0a\x01" + crcs + b"\0"
+    entries = b"\x05" + number(len(members)) + b"\x11" + number(len(names)) + names
+    if attributes:
+        values = b"".join(struct.pack("<I", value) for value in attributes)
+        entries += b"\x15" + number(len(values) + 2) + b"\x01\0" + values
+    header = b"\x01\x04" + pack + folder + streams + b"\0" + entries + b"\0\0"
+    start = struct.pack("<QQI", len(body), len(header), zlib.crc32(header))
+    return b"7z\xbc\xaf\x27\x1c\0\x04" + struct.pack("<I", zlib.crc32(start)) + start + body + header
+
+
+def record(features: dict[str, bytes | int | float]) -> bytes:
+    """One record of a TFRecord file, as its documentation has it."""
+
+    def varint(value: int) -> bytes:
+        out = b""
+        while value > 127:
+            out, value = out + bytes([value & 127 | 128]), value >> 7
+        return out + bytes([value])
+
+    def message(field: int, content: bytes) -> bytes:
+        return varint(field << 3 | 2) + varint(len(content)) + content
+
+    entries = b""
+    for name, value in features.items():
+        if isinstance(value, bytes):
+            feature = message(1, message(1, value))
+        elif isinstance(value, int):
+            feature = message(3, message(1, varint(value & (1 << 64) - 1)))
+        else:
+            feature = message(2, message(1, struct.pack("<f", value)))
+        entries += message(1, message(1, name.encode()) + message(2, feature))
+    data = message(1, entries)
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", tf_examples.masked_crc32c(length)) + data + b"\0\0\0\0"
+
+
+TRAIN_IDS, TEST_IDS = [f"a{number}" for number in range(8)], [f"b{number}" for number in range(4)]
+
+
+def folder_competition(root: Path) -> dict[str, bytes]:
+    """Images, tables and a sample submission; the files by their paths."""
+    files = {f"train/{name}.png": png(grey(number)) for number, name in enumerate(TRAIN_IDS)}
+    files |= {f"test/{name}.png": png(grey(number + 20)) for number, name in enumerate(TEST_IDS)}
+    files["train.csv"] = (
+        "id,label\n" + "".join(f"{name},{'cat' if number % 2 else 'dog'}\n" for number, name in enumerate(TRAIN_IDS))
+    ).encode()
+    files["sample_submission.csv"] = ("id,label\n" + "".join(f"{name},cat\n" for name in TEST_IDS)).encode()
+    for name, content in files.items():
+        put(root / name, content)
+    return files
+
+
+def sample(root: Path, ids: Sequence[object]) -> None:
+    put(root / "sample_submission.csv", "id,label\n" + "".join(f"{name},0\n" for name in ids))
+
+
+def digest(root: Path) -> dict[str, tuple[bytes, int, int]]:
+    return {
+        path.relative_to(root).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_mode)
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@pytest.fixture
+def take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`make data FROM=source` into a new folder data; what it printed. The source must be as it was."""
+
+    def call(source: Path) -> str:
+        before = digest(source) if source.is_dir() else source.read_bytes()
+        try:
+            install.main(["--from", str(source), "--data", str(tmp_path / "data")])
+        finally:
+            assert (digest(source) if source.is_dir() else source.read_bytes()) == before, "the original was changed"
+        assert not list((tmp_path / "data").glob(".*")), "something hidden was left"
+        return capsys.readouterr().out
+
+    return call
+
+
+def refused(take: Callable[..., str], source: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        take(source)
+    data = source.parent / "data"
+    assert not data.exists() or not any(data.iterdir()), "something was left behind"
+    return str(caught.value)
+
+
+# ---- folders and archives ----
+
+
+def test_images_are_linked_and_tables_are_copies(tmp_path, take):
+    files = folder_competition(tmp_path / "kaggle")
+    output = take(tmp_path / "kaggle")
+    assert names(tmp_path / "data") == sorted(files)
+    assert os.path.samefile(tmp_path / "kaggle/train/a0.png", tmp_path / "data/train/a0.png")
+    assert not os.path.samefile(tmp_path / "kaggle/train.csv", tmp_path / "data/train.csv")
+    assert "train: 8 images, 2 classes" in output
+
+
+def test_images_are_copied_where_they_cannot_be_linked(tmp_path, take, monkeypatch):
+    files = folder_competition(tmp_path / "kaggle")
+
+    def no_links(*args: object, **kwargs: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", no_links)
+    take(tmp_path / "kaggle")
+    assert {name: (tmp_path / "data" / name).read_bytes() for name in files} == files
+
+
+def test_everything_packed_is_unpacked_at_any_depth(tmp_path, take):
+    files = folder_competition(tmp_path / "plain")
+    train = {name: content for name, content in files.items() if name.startswith("train/")}
+    test = {name.removeprefix("test/"): content for name, content in files.items() if name.startswith("test/")}
+    put(
+        tmp_path / "kaggle/train.7z",
+        seven_zip(train),
+    )
+    inner = zipped({"test.tar.gz": tarred(test, "w:gz")})
+    put(tmp_path / "kaggle/more.zip", zipped({"test.zip": inner}))
+    put(tmp_path / "kaggle/train.csv.gz", gzip.compress(files["train.csv"]))
+    put(tmp_path / "kaggle/sample_submission.csv.zip", zipped({"sample_submission.csv": files["sample_submission.csv"]}))
+    take(tmp_path / "kaggle")
+    found = names(tmp_path / "data")
+    assert {name for name in files if not name.startswith("test/")} <= set(found)
+    assert [name for name in found if "/b" in name] == [f"more/test/{name}" for name in sorted(test)]
+    assert not [name for name in found if name.endswith((".zip", ".7z", ".gz", ".tar"))]
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tgz", ".tar.bz2", ".tar.xz", ".7z"])
+def test_an_archive_is_taken_as_its_content_without_the_folder_around_it(tmp_path, take, suffix):
+    files = {f"competition-v2/{name}": content for name, content in folder_competition(tmp_path / "plain").items()}
+    modes = {".tar": "w", ".tgz": "w:gz", ".tar.bz2": "w:bz2", ".tar.xz": "w:xz"}
+    packed = zipped(files) if suffix == ".zip" else seven_zip(files) if suffix == ".7z" else tarred(files, modes[suffix])
+    output = take(put(tmp_path / f"download{suffix}", packed))
+    assert names(tmp_path / "data") == sorted(name.removeprefix("competition-v2/") for name in files)
+    assert "everything lay in competition-v2/" in output
+    assert len(read_layout(tmp_path / "data").test) == 4
+
+
+def test_class_folders_alone_are_not_unwrapped(tmp_path, take):
+    for number in range(4):
+        put(tmp_path / f"kaggle/train/{'cat' if number % 2 else 'dog'}/{number}.png", png(grey(number)))
+    take(tmp_path / "kaggle")
+    assert all(name.startswith("train/") for name in names(tmp_path / "data"))
+
+
+def test_an_archive_beside_its_folder_is_left_where_it_is(tmp_path, take):
+    files = folder_competition(tmp_path / "kaggle")
+    put(tmp_path / "kaggle/train.zip", zipped({name: content for name, content in files.items() if name.startswith("train/")}))
+    assert "train.zip left where it is: train is there already" in take(tmp_path / "kaggle")
+    assert names(tmp_path / "data") == sorted(files)
+
+
+def test_a_folder_that_lacks_what_its_archive_holds_is_said(tmp_path, take):
+    files = folder_competition(tmp_path / "kaggle")
+    put(tmp_path / "kaggle/train.zip", zipped({name: content for name, content in files.items() if name.startswith("train/")}))
+    (tmp_path / "kaggle/train/a3.png").unlink()
+    message = refused(take, tmp_path / "kaggle")
+    assert "train.zip" in message and "1 file" in message and "a3.png" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "packed", "words"),
+    [
+        ("a.7z", seven_zip({"/etc/evil.txt": b"x"}), "an absolute path"),
+        ("a.7z", seven_zip({"../evil.txt": b"x"}), "leaves the folder"),
+        ("a.7z", seven_zip({"evil": b"/etc/passwd"}, [0x8000 | (0o120777 << 16)]), "a link"),
+        ("a.7z", seven_zip({"a.txt": b"x" * 50})[:60], "damaged"),
+        ("a.zip", zipped({"../evil.txt": "x"}), "leaves the folder"),
+        ("a.zip", zipped({"a.txt": "x"})[:40], "damaged"),
+        ("a.csv.gz", gzip.compress(os.urandom(500))[:100], "damaged"),
+        ("a.csv.xz", b"no xz", "damaged"),
+    ],
+)
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_a_hostile_or_damaged_archive_moves_nothing(tmp_path, take, name, packed, words, in_folder):
+    path = put(tmp_path / ("kaggle/" if in_folder else "") / name, packed)
+    message = refused(take, tmp_path / "kaggle" if in_folder else path)
+    assert name in message and words in message
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_a_tar_with_a_link_is_refused(tmp_path, take):
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        member = tarfile.TarInfo("train/a.png")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(member)
+    assert "'train/a.png' is a link" in refused(take, put(tmp_path / "a.tar", data.getvalue()))
+
+
+def bomb(levels: int) -> bytes:
+    """A zip of ten copies of a zip of ten copies of ... 10 MB of zeros."""
+    packed = zipped({"zeros": bytes(10 * 10**6)})
+    for _ in range(levels):
+        packed = zipped({f"{number}.zip": packed for number in range(10)})
+    return packed
+
+
+def nested(levels: int) -> bytes:
+    packed = zipped({"a.txt": "x"})
+    for number in range(levels):
+        packed = zipped({f"{number}.zip": packed})
+    return packed
+
+
+@pytest.mark.parametrize(
+    ("name", "packed", "words"),
+    [
+        ("a.zip", bomb(2), "64 MB"),
+        ("a.csv.gz", gzip.compress(bytes(65 * 10**6)), "64 MB"),
+        ("a.tar.gz", tarred({"zeros": bytes(65 * 10**6)}, "w:gz"), "64 MB"),
+        ("a.zip", nested(12), "more than 8 levels"),
+        ("a.zip", zipped({f"{number}.zip": zipped({str(entry): "" for entry in range(600)}) for number in range(20)}), "10,000 files"),
+    ],
+    ids=["zips in zips", "gzip", "tar.gz", "levels", "files"],
+)
+def test_one_budget_for_an_archive_and_all_in_it(tmp_path, take, name, packed, words):
+    begun = time.monotonic()
+    assert words in refused(take, put(tmp_path / name, packed))
+    assert time.monotonic() - begun < 20
+
+
+def test_a_header_of_a_tar_is_bounded_before_it_is_read(tmp_path, take):
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 10**9
+    assert "a name or header in it has 1.0 GB" in refused(take, put(tmp_path / "a.tar", name.tobuf(tarfile.GNU_FORMAT) + bytes(10_000)))
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, take, monkeypatch):
+    path = put(tmp_path / "a.zip", zipped({"a.bin": os.urandom(5000)}))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 100}))
+    assert "100 B free" in refused(take, path)
+
+
+def test_limits_count_all_levels_together():
+    shared = budget.Budget("a.zip", packed_bytes=10**6)
+    shared.spend(90 * 10**6, 10)
+    with pytest.raises(budget.TooMuch, match=r"a\.zip"):
+        shared.spend(11 * 10**6, 1)
+    assert shared.bytes_left == 10 * 10**6
+
+
+# ---- the command ----
+
+
+def test_a_competition_in_the_data_folder_is_never_overwritten(tmp_path, take):
+    folder_competition(tmp_path / "kaggle")
+    take(tmp_path / "kaggle")
+    (tmp_path / "data/train.csv").write_text("id,label\na0,mine\na1,yours\n")
+    before = digest(tmp_path / "data")
+    for more in ([], ["--yes"]):
+        with pytest.raises(UserError, match="already holds a competition"):
+            install.main(["--from", str(tmp_path / "kaggle"), "--data", str(tmp_path / "data"), *more])
+    assert digest(tmp_path / "data") == before
+
+
+@pytest.mark.parametrize("source", ["nowhere", "."])
+def test_a_source_that_cannot_be_is_named(tmp_path, source, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_command(lambda: install.main(["--from", source])) == EXIT_USER
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_archive_that_lies_in_the_data_folder(tmp_path):
+    files = folder_competition(tmp_path / "plain")
+    put(tmp_path / "data/the-slug.zip", zipped(files))
+    assert install.main(["--from", str(tmp_path / "data/the-slug.zip"), "--data", str(tmp_path / "data")]) == 0
+    assert names(tmp_path / "data") == sorted([*files, "the-slug.zip"])
+
+
+def test_make_takes_a_path_with_spaces(tmp_path):
+    folder_competition(tmp_path / "my downloads")
+    command = ["make", f"PYTHON={sys.executable}", "data", f"FROM={tmp_path}/my downloads", f"DATA={tmp_path}/my data"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    assert len(read_layout(tmp_path / "my data").train) == 8
+
+
+def test_a_readme_of_theirs_comes_beside_ours(tmp_path, take):
+    folder_competition(tmp_path / "kaggle")
+    put(tmp_path / "kaggle/README.md", "theirs")
+    put(tmp_path / "data/README.md", "ours")
+    take(tmp_path / "kaggle")
+    assert (tmp_path / "data/README.md").read_text() == "ours" and (tmp_path / "data/README-2.md").read_text() == "theirs"
+
+
+def test_killed_between_two_moves_the_same_command_goes_on(tmp_path, take, monkeypatch):
+    files = folder_competition(tmp_path / "kaggle")
+    moved = []
+
+    def stop(self: Path, goal: Path) -> Path:
+        if goal.parent == tmp_path / "data":
+            if len(moved) == 2:
+                raise KeyboardInterrupt
+            moved.append(goal.name)
+        os.rename(self, goal)
+        return goal
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stop)
+        with pytest.raises(Interrupted):
+            install.main(["--from", str(tmp_path / "kaggle"), "--data", str(tmp_path / "data")])
+    with pytest.raises(UserError, match=r"only a part of its competition.*pipeline\.fetch\.install --from"):
+        read_layout(tmp_path / "data")
+    folder_competition(tmp_path / "other")
+    with pytest.raises(UserError, match="finish that first"):
+        install.main(["--from", str(tmp_path / "other"), "--data", str(tmp_path / "data")])
+    assert "train: 8 images" in take(tmp_path / "kaggle")
+    assert names(tmp_path / "data") == sorted(files)
+
+
+def test_interrupted_while_it_is_made_ready_nothing_is_left(tmp_path, take, monkeypatch):
+    folder_competition(tmp_path / "kaggle")
+
+    def stop(root: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "own_tables", stop)
+        with pytest.raises(Interrupted):
+            take(tmp_path / "kaggle")
+    assert not (tmp_path / "data").exists()
+    take(tmp_path / "kaggle")
+
+
+def test_what_was_made_ready_is_used_when_a_taken_name_is_gone(tmp_path, take, monkeypatch):
+    folder_competition(tmp_path / "kaggle")
+    put(tmp_path / "kaggle/notes.txt", "theirs")
+    put(tmp_path / "data/notes.txt", "mine")
+    command = ["--from", str(tmp_path / "kaggle"), "--data", str(tmp_path / "data"), "--yes"]
+    with pytest.raises(UserError, match=r"notes\.txt is there already"):
+        install.main(command)
+    assert names(tmp_path / "data" / ".from.download" / arrival.READY)
+    (tmp_path / "data/notes.txt").unlink()
+    monkeypatch.setattr(staging, "stage", lambda *args: pytest.fail("it was made ready again"))
+    install.main(command)
+    assert (tmp_path / "data/notes.txt").read_text() == "theirs"
+
+
+def test_killed_at_any_time_the_same_command_finishes(tmp_path):
+    for number in range(300):
+        put(tmp_path / f"kaggle/train/{number}.png", png(grey(number)))
+    for number in range(20):
+        put(tmp_path / f"kaggle/{number:02d}.txt", "x")
+    put(tmp_path / "kaggle/train.csv", "id,label\n" + "".join(f"{number},{number % 2}\n" for number in range(300)))
+    before = digest(tmp_path / "kaggle")
+    command = [sys.executable, "-m", "pipeline.fetch.install", "--from", str(tmp_path / "kaggle"), "--data", str(tmp_path / "data")]
+    begun = time.monotonic()
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    whole, takes = names(tmp_path / "data"), time.monotonic() - begun
+    for moment in np.linspace(0.5, 1, 5):
+        subprocess.run(["rm", "-r", str(tmp_path / "data")], check=True)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(takes * moment)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if process.returncode == 0:
+            continue
+        again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        # Killed after the last move it is a competition that is there already, and whole.
+        assert again.returncode == 0 or "already holds a competition" in again.stderr
+        assert names(tmp_path / "data") == whole and digest(tmp_path / "kaggle") == before
+
+
+# ---- pixels in tables ----
+
+
+def digits(root: Path, *, train: int = 12, test: int = 5, images: Callable[[int], np.ndarray] = grey) -> None:
+    columns = [f"pixel{number}" for number in range(images(0).size)]
+    write_table(root / "train.csv", ["label", *columns], [[number % 3, *images(number).ravel()] for number in range(train)])
+    write_table(root / "test.csv", columns, [images(number + 50).ravel().tolist() for number in range(test)])
+
+
+def test_pixel_columns_become_images_named_by_row(tmp_path, take):
+    digits(tmp_path / "kaggle")
+    put(tmp_path / "kaggle/sample_submission.csv", "ImageId,Label\n" + "".join(f"{number},0\n" for number in range(1, 6)))
+    output = take(tmp_path / "kaggle")
+    assert (pixels_of(tmp_path / "data/train/1.png") == grey(0)).all() and (pixels_of(tmp_path / "data/test/5.png") == grey(54)).all()
+    assert load_table(tmp_path / "data/train.csv").columns == ("ImageId", "label")
+    assert "28 x 28 pixels, grey" in output and "row number, from 1" in output and "stay as they are" in output
+    competition = read_layout(tmp_path / "data")
+    assert [row.id for row in competition.test] == ["1", "2", "3", "4", "5"] and len(competition.train) == 12
+
+
+def test_rows_are_numbered_from_0_as_the_sample_does(tmp_path, take):
+    digits(tmp_path / "kaggle")
+    sample(tmp_path / "kaggle", range(5))
+    take(tmp_path / "kaggle")
+    assert (pixels_of(tmp_path / "data/test/0.png") == grey(50)).all()
+
+
+def test_colour_pixels_are_told_by_their_count_and_their_order_by_neighbours(tmp_path, take):
+    def colour(number: int) -> np.ndarray:
+        return np.stack([grey(number, 16), 255 - grey(number, 16), grey(number + 9, 16) // 2])
+
+    digits(tmp_path / "kaggle", images=colour)
+    sample(tmp_path / "kaggle", range(5))
+    take(tmp_path / "kaggle")
+    assert (pixels_of(tmp_path / "data/train/3.png") == colour(3).transpose(1, 2, 0)).all()
+    assert pixels.shape_of(768, np.stack([colour(number).transpose(1, 2, 0).ravel() for number in range(5)])) == pixels.Shape(
+        16, 16, "pixels"
+    )
+
+
+def test_a_height_and_width_that_the_count_does_not_tell_is_found_or_named(tmp_path, take):
+    oblong = np.stack([grey(number, 40)[:20].ravel() for number in range(10)])
+    assert pixels.shape_of(800, oblong) == pixels.Shape(20, 40)
+    noise = np.random.default_rng(0).integers(0, 256, (10, 800))
+    assert pixels.shape_of(800, noise) is None
+    write_table(
+        tmp_path / "kaggle/train.csv", ["label", *(f"pixel{number}" for number in range(800))], [[0, *row] for row in noise.tolist()]
+    )
+    assert "train.csv: no images were made of it: 800 numbers a row" in take(tmp_path / "kaggle")
+
+
+def test_pixels_in_one_cell(tmp_path, take):
+    rows = [[number % 2, " ".join(map(str, grey(number, 48).ravel()))] for number in range(6)]
+    write_table(tmp_path / "kaggle/train.csv", ["emotion", "pixels"], rows)
+    write_table(tmp_path / "kaggle/test.csv", ["pixels"], [[row[1]] for row in rows[:3]])
+    sample(tmp_path / "kaggle", [7, 8, 9])
+    output = take(tmp_path / "kaggle")
+    assert (pixels_of(tmp_path / "data/train/5.png") == grey(5, 48)).all()
+    assert "row by row the ids of sample_submission.csv" in output and (pixels_of(tmp_path / "data/test/9.png") == grey(2, 48)).all()
+
+
+def test_ids_of_a_table_name_the_images_as_they_are_written(tmp_path, take):
+    columns = [f"{row}x{column}" for row in range(1, 29) for column in range(1, 29)]
+    write_table(
+        tmp_path / "kaggle/train.csv", ["id", "label", *columns], [[f"00{number}", "NA", *grey(number).ravel()] for number in range(4)]
+    )
+    sample(tmp_path / "kaggle", ["x"])
+    take(tmp_path / "kaggle")
+    assert names(tmp_path / "data/train") == ["000.png", "001.png", "002.png", "003.png"]
+    assert load_table(tmp_path / "data/train.csv").cells[0] == ("000", "NA")
+
+
+def test_two_tables_of_a_part_keep_the_labels_of_both(tmp_path, take):
+    digits(tmp_path / "kaggle")
+    columns = [f"pixel{number}" for number in range(784)]
+    write_table(tmp_path / "kaggle/train_extra.csv", ["label", *columns], [[9, *grey(number + 30).ravel()] for number in range(12)])
+    take(tmp_path / "kaggle")
+    assert load_table(tmp_path / "data/train.csv").column("label")[:3] == ["0", "1", "2"]
+    assert set(load_table(tmp_path / "data/train_extra.csv").column("label")) == {"9"}
+    assert (pixels_of(tmp_path / "data/train_extra/0.png") == grey(30)).all() and (
+        pixels_of(tmp_path / "data/train/0.png") == grey(0)
+    ).all()
+
+
+def test_an_image_that_is_there_is_never_written_over(tmp_path, take):
+    put(tmp_path / "kaggle/train/a1.png", png(grey(1)))
+    columns = [f"pixel{number}" for number in range(784)]
+    write_table(tmp_path / "kaggle/train.csv", ["id", *columns], [[name, *grey(number).ravel()] for number, name in enumerate(TRAIN_IDS)])
+    assert "train/a1.png" in refused(take, tmp_path / "kaggle")
+
+
+def test_arrays_named_like_images_are_left_as_they_are(tmp_path, take):
+    files = folder_competition(tmp_path / "kaggle")
+    for name in TRAIN_IDS:
+        put(tmp_path / f"kaggle/masks/{name}.npy", "")
+        np.save(tmp_path / f"kaggle/masks/{name}.npy", grey(0) > 100)
+    assert "8 NumPy files left as they are" in take(tmp_path / "kaggle")
+    assert names(tmp_path / "data") == sorted([*files, *(f"masks/{name}.npy" for name in TRAIN_IDS)])
+
+
+def test_an_array_that_would_fill_the_memory_is_not_loaded(tmp_path, take):
+    folder_competition(tmp_path / "kaggle")
+    np.savez_compressed(tmp_path / "kaggle/x_test.npz", data=np.zeros((70, 1000, 1000), np.uint8))
+    assert "x_test.npz was not turned into images" in take(tmp_path / "kaggle")
+
+
+def test_a_table_that_is_there_twice_is_taken_once(tmp_path, take):
+    digits(tmp_path / "kaggle")
+    put(tmp_path / "kaggle/train/train.csv", (tmp_path / "kaggle/train.csv").read_bytes())
+    assert "train/train.csv left out: it is the same as train.csv" in take(tmp_path / "kaggle")
+    assert len(names(tmp_path / "data/train")) == 12
+
+
+def test_features_in_a_table_beside_images_are_no_pixels(tmp_path, take):
+    files = folder_competition(tmp_path / "kaggle")
+    columns = [f"{kind}{number}" for kind in ("margin", "shape") for number in range(1, 65)]
+    rows = [[name, number % 2, *[0.1] * 128] for number, name in enumerate(TRAIN_IDS)]
+    write_table(tmp_path / "kaggle/train.csv", ["id", "label", *columns], rows)
+    take(tmp_path / "kaggle")
+    assert names(tmp_path / "data") == sorted(files) and len(load_table(tmp_path / "data/train.csv").columns) == 130
+
+
+@pytest.mark.parametrize("cut", ["missing", "word", "too many"])
+def test_ragged_rows_are_named(tmp_path, take, cut):
+    digits(tmp_path / "kaggle")
+    lines = (tmp_path / "kaggle/train.csv").read_text().splitlines()
+    cells = lines[4].split(",")
+    lines[4] = ",".join(cells[:-3] if cut == "missing" else [*cells[:-1], "dark"] if cut == "word" else [*cells, "1"])
+    put(tmp_path / "kaggle/train.csv", "\n".join(lines) + "\n")
+    message = refused(take, tmp_path / "kaggle")
+    assert "train.csv" in message and ("row 5" in message or "line 5" in message)
+
+
+def test_cells_of_another_length_are_named(tmp_path, take):
+    rows = [[0, " ".join(["7"] * (2304 - (number == 11)))] for number in range(12)]
+    write_table(tmp_path / "kaggle/train.csv", ["emotion", "pixels"], rows)
+    message = refused(take, tmp_path / "kaggle")
+    assert "row 13" in message and "2,303" in message and "2,304" in message
+
+
+# ---- bands in JSON ----
+
+
+def bands(count: int, offset: int = 0) -> list[dict[str, object]]:
+    rows = []
+    for number in range(count):
+        band = grey(number + offset, 75).astype(float) / 8 - 40
+        angle: object = "na" if number == 0 else 40.25
+        rows.append(
+            {
+                "id": f"{offset}_{number}",
+                "band_1": band.ravel().tolist(),
+                "band_2": (band - 5).ravel().tolist(),
+                "inc_angle": angle,
+                "is_iceberg": number % 2,
+            }
+        )
+    return rows
+
+
+def test_bands_become_channels_by_one_rule_for_the_set(tmp_path, take):
+    put(tmp_path / "kaggle/train.json", json.dumps(bands(9)))
+    put(
+        tmp_path / "kaggle/test.json",
+        json.dumps([{key: value for key, value in row.items() if key != "is_iceberg"} for row in bands(4, 50)]),
+    )
+    put(tmp_path / "kaggle/sample_submission.csv", "id,is_iceberg\n" + "".join(f"50_{number},0.5\n" for number in range(4)))
+    put(tmp_path / "kaggle/notes.json", json.dumps({"annotations": [{"bbox": [1, 2, 3, 4]}]}))
+    output = take(tmp_path / "kaggle")
+    image = pixels_of(tmp_path / "data/train/0_3.png").astype(int)
+    assert (
+        image.shape == (75, 75, 3) and (abs(image[..., 0] - image[..., 1]) <= 1).all() and (abs(image[..., 2] - image[..., 0]) <= 1).all()
+    )
+    everything = np.concatenate([np.ravel(row["band_1"]) for row in bands(9) + bands(4, 50)])
+    low, high = np.percentile(everything, [0.5, 99.5])
+    expected = np.clip((np.asarray(bands(9)[3]["band_1"]).reshape(75, 75) - low) / (high - low), 0, 1) * 255
+    assert abs(expected - image[..., 0]).max() < 3  # the range is that of a sample of the values
+    assert "two channels become red and green, their mean blue" in output and "0.5 to 99.5 %" in output
+    table = load_table(tmp_path / "data/train.csv")
+    assert table.columns == ("id", "inc_angle", "is_iceberg") and table.cells[0][1] == "na" and table.cells[1][1] == "40.25"
+    assert (tmp_path / "data/notes.json").exists() and len(read_layout(tmp_path / "data").test) == 4
+
+
+@pytest.mark.parametrize("damage", ["nan", "short", "text", "missing"])
+def test_bands_that_are_not_whole_are_named(tmp_path, take, damage):
+    rows = bands(6)
+    values = {
+        "nan": [float("nan"), *rows[4]["band_2"][1:]],
+        "short": rows[4]["band_2"][1:],
+        "text": ["x", *rows[4]["band_2"][1:]],
+        "missing": None,
+    }
+    rows[4]["band_2"] = values[damage]
+    put(tmp_path / "kaggle/train.json", json.dumps(rows))
+    message = refused(take, tmp_path / "kaggle")
+    assert "train.json" in message and "row 5" in message and "band_2" in message
+
+
+def test_json_that_is_cut_short_is_refused(tmp_path, take):
+    put(tmp_path / "kaggle/train.json", json.dumps(bands(40))[:-100_000])
+    assert "cut short" in refused(take, tmp_path / "kaggle")
+
+
+# ---- NumPy ----
+
+
+def test_a_stack_with_labels(tmp_path, take):
+    np.savez(
+        put(tmp_path / "kaggle/x", "") and tmp_path / "kaggle/kmnist.npz",
+        x_train=np.stack([grey(number) for number in range(10)]),
+        y_train=np.arange(10) % 2,
+        x_test=np.stack([grey(number + 40) for number in range(4)]),
+    )
+    sample(tmp_path / "kaggle", range(4))
+    take(tmp_path / "kaggle")
+    assert (pixels_of(tmp_path / "data/train/7.png") == grey(7)).all() and (pixels_of(tmp_path / "data/test/3.png") == grey(43)).all()
+    assert load_table(tmp_path / "data/train.csv").cells[3] == ("3", "1")
+
+
+def test_a_stack_whose_ids_stand_in_a_table(tmp_path, take):
+    put(tmp_path / "kaggle/train.csv", "id,label\n" + "".join(f"{name},{number % 2}\n" for number, name in enumerate(TRAIN_IDS)))
+    np.save(tmp_path / "kaggle/train.npy", np.stack([np.stack([grey(number, 20)] * 3, axis=-1) for number in range(8)]))
+    np.save(tmp_path / "kaggle/test.npy", np.stack([np.stack([grey(number, 20)] * 3, axis=-1) for number in range(4)]))
+    sample(tmp_path / "kaggle", TEST_IDS)
+    take(tmp_path / "kaggle")
+    assert names(tmp_path / "data/train") == [f"{name}.png" for name in TRAIN_IDS] and names(tmp_path / "data/test") == [
+        f"{name}.png" for name in TEST_IDS
+    ]
+    assert len(read_layout(tmp_path / "data").train) == 8
+
+
+def test_one_array_an_image_stays_in_its_place(tmp_path, take):
+    put(tmp_path / "kaggle/train.csv", "id,label\n" + "".join(f"{name},{number % 2}\n" for number, name in enumerate(TRAIN_IDS)))
+    for folder, ids in (("train", TRAIN_IDS), ("test", TEST_IDS)):
+        for number, name in enumerate(ids):
+            put(tmp_path / f"kaggle/{folder}/{name[0]}/{name}.npy", "")
+            np.save(tmp_path / f"kaggle/{folder}/{name[0]}/{name}.npy", np.stack([grey(number, 30)[:20].astype(np.float16) - 100.5] * 6))
+    sample(tmp_path / "kaggle", TEST_IDS)
+    output = take(tmp_path / "kaggle")
+    assert pixels_of(tmp_path / "data/train/a/a0.png").shape == (120, 30)
+    assert "6 channels lie one below the other" in output and output.count("% of its values") == 1
+    assert not list((tmp_path / "data").rglob("*.npy"))
+
+
+def test_arrays_that_cannot_be_read_are_named_and_never_unpickled(tmp_path, take):
+    folder_competition(tmp_path / "kaggle")
+    np.save(tmp_path / "kaggle/objects.npy", np.asarray([{"a": 1}], dtype=object), allow_pickle=True)
+    np.savez(tmp_path / "kaggle/more.npz", data=np.asarray([{"a": 1}], dtype=object))
+    np.save(tmp_path / "kaggle/cut.npy", np.zeros((50, 50)))
+    put(tmp_path / "kaggle/cut.npy", (tmp_path / "kaggle/cut.npy").read_bytes()[:500])
+    output = take(tmp_path / "kaggle")
+    assert "objects.npy was not turned into images: it holds pickled Python objects" in output
+    assert (
+        "more.npz was not turned into images: it holds pickled Python objects" in output
+        and "cut.npy was not turned into images: it is damaged" in output
+    )
+
+
+def test_a_stack_without_labels_is_refused(tmp_path, take):
+    put(tmp_path / "kaggle/x.txt", "")
+    np.save(tmp_path / "kaggle/x_train.npy", np.stack([grey(number) for number in range(10)]))
+    assert "nothing beside it has 10 labels" in refused(take, tmp_path / "kaggle")
+
+
+# ---- TFRecord ----
+
+
+def flowers(root: Path, size: int, folder: str = "tfrecords-jpeg-{0}x{0}") -> None:
+    for part, count in (("train", 6), ("val", 3), ("test", 4)):
+        rows = [
+            {"id": f"{part}{number}".encode(), "image": png(grey(number, size)), "class": number % 2, "weight": 0.5}
+            for number in range(count)
+        ]
+        rows = [row if part != "test" else {"id": row["id"], "image": row["image"]} for row in rows]
+        put(root / folder.format(size) / part / f"00-{size}.tfrec", b"".join(map(record, rows)))
+
+
+def test_records_of_the_largest_size_become_images_and_a_table(tmp_path, take):
+    flowers(tmp_path / "kaggle", 16)
+    flowers(tmp_path / "kaggle", 32)
+    sample(tmp_path / "kaggle", [f"test{number}" for number in range(4)])
+    output = take(tmp_path / "kaggle")
+    assert names(tmp_path / "data") == sorted(
+        [
+            "sample_submission.csv",
+            "train.csv",
+            *(f"test/test{number}.png" for number in range(4)),
+            *(f"train/train{number}.png" for number in range(6)),
+            *(f"train/val{number}.png" for number in range(3)),
+        ]
+    )
+    assert pixels_of(tmp_path / "data/train/val2.png").shape == (32, 32)
+    table = load_table(tmp_path / "data/train.csv")
+    assert sorted(table.columns) == ["class", "id", "weight"] and table.column("class") == ["0", "1", "0", "1", "0", "1", "0", "1", "0"]
+    assert "tfrecords-jpeg-32x32, is taken, not tfrecords-jpeg-16x16" in output and "validation part" in output
+    assert len(read_layout(tmp_path / "data").train) == 9
+
+
+def test_records_whose_images_are_there_are_left_aside(tmp_path, take):
+    files = folder_competition(tmp_path / "kaggle")
+    rows = [{"image": files[f"train/{name}.png"], "image_name": f"{name}.png".encode(), "target": 0} for name in TRAIN_IDS]
+    put(tmp_path / "kaggle/train_tfrecords/ld_train00-8.tfrec", b"".join(map(record, rows)))
+    assert "left aside: the images are there as files" in take(tmp_path / "kaggle")
+    assert names(tmp_path / "data") == sorted(files)
+
+
+@pytest.mark.parametrize("damage", ["cut", "cut in a length", "length", "no image", "no example"])
+def test_damaged_records_are_refused(tmp_path, take, damage):
+    whole = b"".join(record({"id": f"{number}".encode(), "image": png(grey(number))}) for number in range(3))
+    packed = {
+        "cut": whole[:-20],
+        "cut in a length": whole + b"\x05\0\0",
+        "length": b"\xff" + whole[1:],
+        "no image": record({"id": b"1", "image": b"raw"}),
+        "no example": record({})[:12] + b"",
+    }[damage]
+    put(tmp_path / "kaggle/train.tfrec", packed)
+    assert "train.tfrec" in refused(take, tmp_path / "kaggle")
+
+
+def test_the_checksum_is_that_of_the_format():
+    # RFC 3720, B.4: CRC32C of 32 bytes of zeros is 0x8A9136AA; TFRecord masks it.
+    crc = 0x8A9136AA
+    assert tf_examples.masked_crc32c(bytes(32)) == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+# ---- DICOM, BSON, parquet: optional packages ----
+
+
+def dicom(path: Path, values: np.ndarray, **tags: object) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    data = pydicom.dataset.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", "1.2.3"
+    data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", "1.2.3"
+    data.Rows, data.Columns = values.shape
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.PixelData = values.astype("<u2").tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+
+
+def test_dicom_by_its_window_and_inverted_where_it_says_so(tmp_path, take):
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    window = {"WindowCenter": 40, "WindowWidth": 400, "RescaleSlope": 1, "RescaleIntercept": -1024}
+    dicom(tmp_path / "kaggle/train/1/a.dcm", values, **window)
+    dicom(tmp_path / "kaggle/train/1/b.dcm", values, PhotometricInterpretation="MONOCHROME1", **window)
+    output = take(tmp_path / "kaggle")
+    a, b = pixels_of(tmp_path / "data/train/1/a.png").ravel(), pixels_of(tmp_path / "data/train/1/b.png").ravel()
+    # PS3.3 C.11.2.1.2.1: black up to c - 0.5 - (w - 1) / 2, white from c - 0.5 + (w - 1) / 2 on, in Hounsfield units (value - 1024).
+    assert a[: 1024 + 40 - 200].max() == 0 and a[1024 + 40 + 199 :].min() == 255 and abs(int(a[1024 + 40]) - 128) <= 1
+    assert (b == 255 - a).all() and "window" in output
+
+
+def test_dicom_without_windows_has_one_range_for_the_set(tmp_path, take):
+    dicom(tmp_path / "kaggle/train/dark.dcm", np.full((32, 32), 500, np.uint16) + np.arange(32, dtype=np.uint16))
+    dicom(tmp_path / "kaggle/train/bright", np.full((32, 32), 2000, np.uint16) + np.arange(32, dtype=np.uint16))
+    output = take(tmp_path / "kaggle")
+    assert pixels_of(tmp_path / "data/train/dark.png").max() < 20 and pixels_of(tmp_path / "data/train/bright.png").min() > 230
+    assert "one range for the whole set" in output
+
+
+def test_damaged_dicom_is_named_and_all_damaged_is_refused(tmp_path, take):
+    dicom(tmp_path / "kaggle/train/a.dcm", grey(1).astype(np.uint16))
+    put(tmp_path / "kaggle/train/b.dcm", (tmp_path / "kaggle/train/a.dcm").read_bytes()[:-500])
+    put(tmp_path / "bad/train/b.dcm", b"no dicom")
+    assert "none of 1 DICOM file can be read" in refused(take, tmp_path / "bad")
+    output = take(tmp_path / "kaggle")
+    assert "1 DICOM file cannot be turned into images" in output and "train/b.dcm" in output and (tmp_path / "data/train/a.png").exists()
+
+
+def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Make every import of `package` fail."""
+    real = builtins.__import__
+
+    def refuse(name: str, *args: object, **kwargs: object) -> object:
+        if name.partition(".")[0] == package:
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+@pytest.mark.parametrize(
+    ("file", "package", "command"),
+    [
+        ("a.dcm", "pydicom", "pip install pydicom"),
+        ("train.bson", "bson", "pip install pymongo"),
+        ("train.parquet", "pyarrow", "pip install pyarrow"),
+        ("a.7z", "py7zr", "pip install -c constraints.txt py7zr"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_command(tmp_path, take, monkeypatch, file, package, command):
+    put(tmp_path / "kaggle/train" / file, seven_zip({"a.txt": b"x"}))
+    without(monkeypatch, package)
+    assert command in refused(take, tmp_path / "kaggle")
+
+
+def test_a_missing_package_is_named_before_anything_is_unpacked(tmp_path, take, monkeypatch):
+    path = put(tmp_path / "a.zip", zipped({"train/1/1.dcm": b"x"}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(staging, "stage", lambda *args: pytest.fail("it was unpacked"))
+    assert "pip install pydicom" in refused(take, path)
+
+
+def test_bson_with_several_images_a_document(tmp_path, take):
+    bson = pytest.importorskip("bson")
+    documents = [
+        {"_id": number, "category_id": 10 + number % 2, "imgs": [{"picture": png(grey(number))}] * (1 + number % 2)} for number in range(6)
+    ]
+    put(tmp_path / "kaggle/train.bson", b"".join(map(bson.encode, documents)))
+    put(tmp_path / "kaggle/train_example.bson", b"".join(map(bson.encode, documents[:2])))
+    output = take(tmp_path / "kaggle")
+    table = load_table(tmp_path / "data/train.csv")
+    assert table.columns == ("image", "_id", "category_id") and table.cells[:3] == (
+        ("0", "0", "10"),
+        ("1_0", "1", "11"),
+        ("1_1", "1", "11"),
+    )
+    assert len(names(tmp_path / "data/train")) == 9 and "train_example.bson left out" in output
+
+
+def test_parquet_pixels(tmp_path, take):
+    pytest.importorskip("pyarrow")
+    import pandas as pd
+
+    frame = pd.DataFrame(np.stack([grey(number, 40)[:20].ravel() for number in range(6)]), columns=[str(number) for number in range(800)])
+    frame.insert(0, "image_id", [f"Train_{number}" for number in range(6)])
+    (tmp_path / "kaggle").mkdir()
+    frame.to_parquet(tmp_path / "kaggle/train_image_data_0.parquet")
+    take(tmp_path / "kaggle")
+    assert (pixels_of(tmp_path / "data/train/Train_3.png") == grey(3, 40)[:20]).all()
+
+
+# ---- one rule ----
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "expected"),
+    [
+        ([[0, 255], [7, 9]], "stay as they are", [0, 255, 7, 9]),
+        ([[0.0, 1.0], [0.5, 0.2]], "1 white", [0, 255, 128, 51]),
+        ([[0, 65535], [0, 32768]], "one range", [0, 255, 0, 128]),
+        ([[-40.0, 0.0], [float("nan"), -20.0]], "one range", [0, 255, 0, 128]),
+    ],
+)
+def test_one_rule_for_a_set(values, words, expected):
+    survey = grey_range.Survey()
+    images = [np.asarray(image)[None, None] for image in values]
+    for image in images:
+        survey.add(image)
+    rule = survey.rule()
+    found = np.concatenate([rule.apply(image).ravel() for image in images])
+    assert words in rule.says and abs(found.astype(int) - expected).max() <= 2

@@ -1,0 +1,504 @@
+"""Layouts that must be read, each with its broken twin: what a data folder means, told by what it holds."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import competitions
+import pytest
+
+from pipeline.competition.layout import read_layout
+from pipeline.errors import UserError
+from pipeline.targets.evidence import Asked, Decision
+from pipeline.targets.target import Target, multiclass
+
+ZOO = Path(__file__).resolve().parents[2] / "shared" / "zoo" / "make_zoo.py"
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def write(root, **tables):
+    root.mkdir(parents=True, exist_ok=True)
+    for name, text in tables.items():
+        (root / f"{name}.csv").write_text(text, encoding="utf-8")
+    return root
+
+
+def two_classes(root, **tables):
+    """Class folders cat and dog, test images 8 and 9, and tables."""
+    return write(
+        touch(root, *(f"train/{name}/{name}-{n}.jpg" for name in ("cat", "dog") for n in "ab"), "test/8.jpg", "test/9.jpg"), **tables
+    )
+
+
+def flat(root, names=("1", "2", "3", "4"), tests=("8", "9"), **tables):
+    return write(touch(root, *(f"train/{name}.jpg" for name in names), *(f"test/{name}.jpg" for name in tests)), **tables)
+
+
+def refusal(root, **options):
+    with pytest.raises(UserError) as caught:
+        read_layout(root, **options)
+    return str(caught.value)
+
+
+def said(competition):
+    assert len(competition.notes) <= 6
+    return "\n".join(competition.notes)
+
+
+def labels(competition):
+    return {row.id: row.label for row in competition.train}
+
+
+@pytest.fixture
+def evidence(monkeypatch):
+    """What `decide` is given; it then answers with one class a text."""
+    given = {}
+
+    def decide(labels, sample, asked=None):
+        given.update(labels=labels, sample=sample, asked=asked)
+        if labels.columns:
+            return Decision(Target("multilabel", labels.columns), "roc_auc", [""] * len(labels.cells), "decided")
+        return Decision(multiclass(sorted(set(labels.texts))), "accuracy", labels.texts, "decided")
+
+    monkeypatch.setattr("pipeline.competition.layout.decide", decide)
+    return given
+
+
+# ---- every kind ----
+
+
+@pytest.mark.parametrize("kind", competitions.KINDS)
+def test_every_kind_is_read(tmp_path, kind, evidence):
+    made = competitions.KINDS[kind](tmp_path / "data")
+    competition = read_layout(made.root)
+    assert competition.form.columns == made.columns
+    assert competition.form.row_ids == tuple(made.answers)
+    assert tuple(dict.fromkeys(row.id for row in competition.test)) == competition.form.ids
+    assert all(row.path.is_file() for row in (*competition.train, *competition.test))
+    assert not {row.path for row in competition.train} & {row.path for row in competition.test}
+    assert "decided" in competition.notes
+    assert evidence["sample"].columns == made.columns[1:]
+    said(competition)
+
+
+def test_labels_that_are_columns_are_given_as_they_stand(tmp_path, evidence):
+    read_layout(competitions.label_columns(tmp_path / "data").root)
+    found = evidence["labels"]
+    assert (found.source, found.columns) == ("table", ("ETT - Normal", "NGT - Normal", "CVC - Normal"))
+    assert len(found.cells) == 32 and set(map(len, found.cells)) == {3} and found.texts == ()
+
+
+def test_json_gives_category_numbers_where_numbers_are_asked_for(tmp_path, evidence):
+    root = competitions.coco_json(tmp_path / "data").root
+    read_layout(root)
+    assert evidence["labels"].source == "json" and set(evidence["labels"].texts) == {"0", "2", "24", "96"}
+    sample = (root / "sample_submission.csv").read_text().replace("442", "animal 2")
+    (root / "sample_submission.csv").write_text(sample)
+    read_layout(root)
+    assert set(evidence["labels"].texts) == {"animal 0", "animal 2", "animal 24", "animal 96"}
+
+
+# ---- class folders and shards ----
+
+
+def test_several_roots_keep_files_of_one_name_apart(tmp_path):
+    competition = read_layout(competitions.several_roots(tmp_path / "data").root)
+    assert labels(competition)["Cover/00001.jpg"] == "Cover" and labels(competition)["UERD/00001.jpg"] == "UERD"
+    assert len(competition.train) == len(labels(competition)) == 24
+
+
+def test_folders_of_masks_are_no_classes(tmp_path):
+    touch(tmp_path, "images/1.jpg", "images/2.jpg", "masks/1.png", "masks/2.png", "test/3.jpg")
+    assert "hold kinds of files, not classes" in refusal(tmp_path)
+
+
+def test_shard_folders_are_no_classes(tmp_path):
+    root = competitions.shards_and_json(tmp_path / "data").root
+    assert {row.label for row in read_layout(root).train} == {"0", "3", "105", "212"}
+    (root / "plants/train/metadata.json").unlink()
+    assert "only share out the files, they are no classes" in refusal(root)
+
+
+def test_shards_by_the_beginning_of_names_are_no_classes(tmp_path):
+    touch(tmp_path, *(f"train/{head}/{head}{tail}.jpg" for head in ("0a", "0b", "1c") for tail in ("9f31", "77d2")))
+    assert "only share out the files by the beginning of their names" in refusal(tmp_path, need="train")
+
+
+def test_numbered_class_folders_are_classes(tmp_path):
+    touch(tmp_path, *(f"train/{kind}/x{kind}{n}.png" for kind in range(3) for n in range(2)))
+    assert read_layout(tmp_path, need="train").class_names == ("0", "1", "2")
+
+
+def test_a_class_folder_in_each_patients_folder(tmp_path):
+    names = [f"train/{patient}/{kind}/{patient}-{kind}.png" for patient in (8863, 8864, 8865, 8867) for kind in (0, 1)]
+    assert {row.path.parent.name: row.label for row in read_layout(touch(tmp_path, *names), need="train").train} == {"0": "0", "1": "1"}
+
+
+def test_a_table_about_other_images_than_the_class_folders(tmp_path):
+    two_classes(tmp_path, train="id,label\n1,red\n2,blue\n")
+    touch(tmp_path, "images/1.jpg", "images/2.jpg")
+    message = refusal(tmp_path)
+    assert "train.csv holds labels of other images than the class folders in train/" in message
+    write(tmp_path, sample_submission="id,label\n8,red\n9,red\n")
+    competition = read_layout(tmp_path)
+    assert labels(competition) == {"1": "red", "2": "blue"}
+    assert "the folders in train/ hold other images and are not used" in said(competition)
+    write(tmp_path, sample_submission="id,label\n8,cat\n9,dog\n")
+    assert set(labels(read_layout(tmp_path)).values()) == {"cat", "dog"}
+
+
+# ---- classes in file names ----
+
+
+def test_a_class_in_the_file_name(tmp_path):
+    competition = read_layout(competitions.names_tell(tmp_path / "data").root)
+    assert labels(competition)["cat.3"] == "cat" and labels(competition)["dog.3"] == "dog" and len(competition.train) == 24
+
+
+def test_names_do_not_tell_where_a_table_does(tmp_path):
+    names = [f"{kind}_{n}" for kind in ("left", "right") for n in range(6)]
+    flat(tmp_path, names, train="id,label\n" + "".join(f"{name},{'ab'[n % 2]}\n" for n, name in enumerate(names)))
+    assert set(labels(read_layout(tmp_path)).values()) == {"a", "b"}
+
+
+@pytest.mark.parametrize("names", [[f"img_{n}" for n in range(12)], ["Train_0", "Test_1"] * 6, [f"IMG_{n}_{n}" for n in range(12)]])
+def test_names_that_only_number_images_are_no_classes(tmp_path, names):
+    touch(tmp_path, *(f"images/{name}{n}.jpg" for n, name in enumerate(names)))
+    assert "no training images with labels" in refusal(tmp_path, need="train")
+
+
+# ---- tables ----
+
+
+def test_a_table_of_attributes_is_no_table_of_labels(tmp_path):
+    flat(tmp_path, ("aa", "bb"), train="id,attribute_ids\naa,0 1\nbb,1\n", labels="attribute_id,attribute_name\n0,red\n1,blue\n")
+    assert labels(read_layout(tmp_path)) == {"aa": "0 1", "bb": "1"}
+
+
+@pytest.mark.parametrize("place", ["train/metadata.csv", "train/_classes.csv", "meta/train_info.csv"])
+def test_a_table_beside_the_images(tmp_path, place):
+    flat(tmp_path)
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("file_name,label\n1.jpg,cat\n2.jpg,dog\n3.jpg,cat\n4.jpg,dog\n")
+    competition = read_layout(tmp_path)
+    assert labels(competition) == {"1.jpg": "cat", "2.jpg": "dog", "3.jpg": "cat", "4.jpg": "dog"}
+    assert place in competition.notes[0]
+
+
+def test_a_list_of_lines_is_a_table_without_a_header(tmp_path):
+    flat(tmp_path)
+    (tmp_path / "train.txt").write_text("train/1.jpg 0\ntrain/2.jpg 1\ntrain/3.jpg 0\ntrain/4.jpg 1\n")
+    competition = read_layout(tmp_path)
+    assert {row.path.name: row.label for row in competition.train} == {"1.jpg": "0", "2.jpg": "1", "3.jpg": "0", "4.jpg": "1"}
+
+
+def test_a_table_without_a_header_keeps_its_first_row(tmp_path):
+    flat(tmp_path, train="1.jpg,cat\n2.jpg,dog\n3.jpg,cat\n4.jpg,dog\n")
+    competition = read_layout(tmp_path)
+    assert labels(competition) == {"1.jpg": "cat", "2.jpg": "dog", "3.jpg": "cat", "4.jpg": "dog"}
+    assert "no header" in said(competition)
+
+
+def test_what_is_not_read_is_named(tmp_path):
+    touch(two_classes(tmp_path), "labels.xlsx", "train/boxes.parquet")
+    assert "seen and not read: labels.xlsx, train/boxes.parquet" in said(read_layout(tmp_path))
+
+
+def test_a_pandas_index_and_a_missing_image(tmp_path):
+    names = [f"{n:02d}" for n in range(20)]
+    shuffled = [*names[7:], *names[:7]]
+    flat(tmp_path, names)
+    rows = [f"{row},{int(name)},c{row % 2}\n" for row, name in enumerate([*shuffled, "99"])]
+    # ids written without zeros: numbers that the unnamed-like column matches by chance
+    (tmp_path / "train").rename(tmp_path / "old")
+    touch(tmp_path, *(f"train/{n}.jpg" for n in range(21)))
+    for path in (tmp_path / "old").iterdir():
+        path.unlink()
+    (tmp_path / "old").rmdir()
+    write(tmp_path, train="Unnamed: 0,id,label\n" + "".join(rows))
+    message = refusal(tmp_path)
+    assert "1 of 21 ids without an image: '99' in row 22" in message and "train.csv (id, label)" in message
+    write(tmp_path, train=",id,label\n" + "".join(rows[:-1]))
+    competition = read_layout(tmp_path)
+    assert competition.train[0].id == "7" and len(competition.train) == 20
+    assert "pandas index" in said(competition)
+
+
+@pytest.mark.parametrize("name", ["row", "index", "Unnamed: 0"])
+def test_a_numbering_is_no_id_where_another_column_finds_images(tmp_path, name):
+    touch(tmp_path, *(f"train/{n}.jpg" for n in range(12)), "test/1.jpg", "test/2.jpg")
+    order = [n * 5 % 12 for n in range(12)]
+    write(tmp_path, train=f"{name},photo,label\n" + "".join(f"{row},{n}.jpg,{'ab'[n % 2]}\n" for row, n in enumerate(order)))
+    write(tmp_path, sample_submission=f"{name},photo,label\n1,2.jpg,a\n2,1.jpg,a\n")
+    competition = read_layout(tmp_path)
+    assert all(row.label == "ab"[int(row.path.stem) % 2] for row in competition.train)
+    assert [row.path.name for row in competition.test] == ["2.jpg", "1.jpg"]
+
+
+def test_a_split_column_is_the_split(tmp_path):
+    flat(tmp_path, train="id,label,split,fold\n1,cat,train,0\n2,dog,valid,1\n3,dog,test,2\n4,dog,train,1\n")
+    competition = read_layout(tmp_path)
+    assert labels(competition) == {"1": "cat", "2": "dog", "4": "dog"}
+    assert competition.split == {"1": "train", "2": "val", "4": "train"}
+    assert "by the column 'split' 1 validate and 1 are test rows and do not train" in said(competition)
+    assert "'fold' ignored" in said(competition)
+    write(tmp_path, train="id,label,split\n1,cat,train\n2,dog,valid\n3,dog,7\n4,dog,train\n")
+    assert "marks rows as 'train', 'valid' and as '7'" in refusal(tmp_path).replace("'train', 'val'", "'train', 'valid'")
+
+
+def test_is_valid_is_the_split(tmp_path):
+    flat(tmp_path, train="id,label,is_valid\n1,cat,False\n2,dog,False\n3,dog,True\n4,cat,True\n")
+    assert read_layout(tmp_path).split == {"1": "train", "2": "train", "3": "val", "4": "val"}
+
+
+def test_test_rows_of_a_split_may_lie_among_the_test_images(tmp_path):
+    flat(tmp_path, train="id,label,split\n1,cat,train\n2,dog,train\n8,dog,test\n9,dog,test\n")
+    competition = read_layout(tmp_path)
+    assert labels(competition) == {"1": "cat", "2": "dog"} and competition.split is None
+
+
+def test_one_number_written_in_two_ways(tmp_path):
+    flat(tmp_path, train="id,label\n1,0\n2,1.0\n3,0.0\n4,1\n")
+    competition = read_layout(tmp_path)
+    assert labels(competition) == {"1": "0", "2": "1", "3": "0", "4": "1"}
+    assert "'0.0', '1.0' taken as '0', '1'" in said(competition)
+
+
+def test_a_study_of_several_images(tmp_path):
+    competition = read_layout(competitions.long_rows(tmp_path / "data").root)
+    study = [row for row in competition.train if row.id == "1.2.826.1000"]
+    assert [row.path.name for row in study] == ["1.png", "2.png", "3.png"] and len({row.label for row in study}) == 1
+
+
+def test_a_study_without_images_is_named(tmp_path):
+    root = competitions.long_rows(tmp_path / "data").root
+    with open(root / "train.csv", "a") as file:
+        file.write("9.9.9,0,0,0,1\n")
+    assert "'9.9.9' in row 18" in refusal(root)
+
+
+def test_long_training_rows_become_columns(tmp_path, evidence):
+    rows = [(f"ID_{n}_{kind}", (n + position) % 2) for n in range(6) for position, kind in enumerate(("epidural", "any"))]
+    touch(tmp_path, *(f"stage_2_train/ID_{n}.png" for n in range(6)), "stage_2_test/ID_90.png", "stage_2_test/ID_91.png")
+    competitions.table(tmp_path / "stage_2_train.csv", ("ID", "Label"), rows)
+    sample = [(f"ID_{n}_{kind}", 0.5) for n in (91, 90) for kind in ("epidural", "any")]
+    competitions.table(tmp_path / "stage_2_sample_submission.csv", ("ID", "Label"), sample)
+    competition = read_layout(tmp_path)
+    assert evidence["labels"].columns == ("epidural", "any") and evidence["labels"].cells[1] == ("1", "0")
+    assert (competition.form.ids, competition.form.row_labels) == (("ID_91", "ID_90"), ("epidural", "any") * 2)
+    assert [row.path.name for row in competition.test] == ["ID_91.png", "ID_90.png"]
+
+
+# ---- JSON ----
+
+
+def test_an_image_with_several_annotations(tmp_path, evidence):
+    flat(tmp_path, ("1", "2"))
+    images = [{"id": n, "file_name": f"{n}.jpg"} for n in (1, 2)]
+    marks = [{"id": n, "image_id": image, "category_id": kind} for n, (image, kind) in enumerate([(1, 5), (1, 6), (1, 5), (2, 6)])]
+    written = {"images": images, "annotations": marks, "categories": [{"id": 5, "name": "cat"}, {"id": 6, "name": "dog"}]}
+    (tmp_path / "annotations.json").write_text(json.dumps(written))
+    read_layout(tmp_path)
+    assert evidence["labels"].texts == ("cat dog", "dog")
+    written["categories"][0]["name"] = "wild cat"
+    (tmp_path / "annotations.json").write_text(json.dumps(written))
+    read_layout(tmp_path)
+    assert evidence["labels"].columns == ("dog", "wild cat") and evidence["labels"].cells == (("1", "1"), ("1", "0"))
+
+
+def test_rows_in_json(tmp_path):
+    flat(tmp_path)
+    rows = [{"file": f"{n}.jpg", "label": "ab"[n % 2], "split": "valid" if n == 4 else "train"} for n in range(1, 5)]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    competition = read_layout(tmp_path)
+    assert labels(competition) == {"1.jpg": "b", "2.jpg": "a", "3.jpg": "b", "4.jpg": "a"} and competition.split["4.jpg"] == "val"
+    (tmp_path / "train.json").write_text("[{")
+    assert "train.json is no JSON" in refusal(tmp_path)
+
+
+def test_broken_json_that_is_not_needed_is_named(tmp_path):
+    (two_classes(tmp_path) / "info.json").write_text("{")
+    assert "info.json cannot be read as a table" in said(read_layout(tmp_path))
+
+
+# ---- the sample submission ----
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("kaggle_sample_submission.csv", "sample_submission_v2.csv", "sample_submission (1).csv", "stage_2_sample_submission.csv"),
+        *("submission_format.csv", "nested/sample_submission.csv", "../sample_submission.csv", "for_kaggle.csv"),
+    ],
+)
+def test_a_sample_of_another_name_or_place(tmp_path, name):
+    root = two_classes(tmp_path / "data")
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_text("image,kind\n9,cat\n8,cat\n")
+    competition = read_layout(root)
+    assert competition.form.columns == ("image", "kind") and competition.form.row_ids == ("9", "8")
+
+
+def test_a_packed_sample_is_read_directly(tmp_path):
+    text = "image,kind\n9,cat\n8,cat\n"
+    root = two_classes(tmp_path / "one")
+    (root / "sample_submission.csv.gz").write_bytes(gzip.compress(text.encode()))
+    assert read_layout(root).form.row_ids == ("9", "8")
+    root = two_classes(tmp_path / "two")
+    with zipfile.ZipFile(root / "sample_submission.csv.zip", "w") as archive:
+        archive.writestr("sample_submission.csv", text)
+    assert read_layout(root).form.row_ids == ("9", "8")
+
+
+def test_a_sample_that_cannot_be_read_is_no_reason_to_make_columns_up(tmp_path):
+    root = touch(two_classes(tmp_path / "one"), "sample_submission.csv.7z")
+    assert "sample_submission.csv.7z is not unpacked" in refusal(root)
+    root = write(two_classes(tmp_path / "two"), my_submission="id,label\n8,cat\n9,dog\n")
+    assert "my_submission.csv looks like the sample submission" in refusal(root)
+    root = write(two_classes(tmp_path / "three"), zeros="id,label\n8,cat\n9,cat\n", ones="id,label\n8,dog\n9,dog\n")
+    message = refusal(root)
+    assert "zeros.csv" in message and "ones.csv" in message and "may all be the sample submission" in message
+
+
+def test_a_sample_beside_the_data_folder_about_other_images_is_left_alone(tmp_path):
+    root = two_classes(tmp_path / "data")
+    write(tmp_path, sample_submission="id,label\nx,cat\ny,cat\n")
+    assert read_layout(root).form.path is None
+
+
+def test_the_sample_whose_images_are_there_is_taken(tmp_path):
+    root = two_classes(tmp_path, sample_submission="id,label\n70,cat\n71,cat\n", sample_submission_v2="id,label\n8,cat\n9,cat\n")
+    assert read_layout(root).form.path.name == "sample_submission_v2.csv"
+
+
+def test_a_class_that_only_the_sample_has(tmp_path):
+    touch(two_classes(tmp_path), "test/7.jpg", "test/6.jpg")
+    write(tmp_path, sample_submission="id,label\n8,cat\n9,dog\n7,bird\n6,cat\n")
+    message = refusal(tmp_path)
+    assert "'bird'" in message and "--target multiclass" in message
+    competition = read_layout(tmp_path, asked=Asked(kind="multiclass"))
+    assert competition.class_names == ("cat", "dog") and "'bird'" in said(competition)
+    write(tmp_path, sample_submission="id,cat,dog,bird\n8,0,0,0\n9,0,0,0\n7,0,0,0\n6,0,0,0\n")
+    assert "the column 'bird' is no class of the training data" in refusal(tmp_path)
+
+
+def test_ids_that_lead_to_several_images_through_a_table(tmp_path):
+    root = competitions.views_by_table(tmp_path / "data").root
+    found = [row.path.name for row in read_layout(root).test if row.id == "108_R"]
+    assert sorted(found) == ["6082.png", "6083.png"]
+    lines = (root / "test.csv").read_text().splitlines()
+    (root / "test.csv").write_text("\n".join(line for line in lines if not line.endswith("108_R")) + "\n")
+    assert "row 3: 1 id without an image (test.csv leads from them" in refusal(root)
+
+
+def test_ids_that_lead_to_images_through_json(tmp_path):
+    root = competitions.shards_and_json(tmp_path / "data").root
+    assert [(row.id, row.path.name) for row in read_layout(root).test][:2] == [("0", "scan-8.jpg"), ("1", "scan-7.jpg")]
+    (root / "plants/test/metadata.json").unlink()
+    assert "8 of 8 ids without an image" in refusal(root)
+
+
+@pytest.mark.parametrize("with_table", [True, False])
+def test_several_rows_an_image(tmp_path, with_table):
+    root = competitions.long_rows(tmp_path / "data", with_table=with_table).root
+    form = read_layout(root).form
+    assert form.ids == tuple(f"1.2.826.{1016 + n}" for n in range(5))
+    assert form.subjects[:2] == ("1.2.826.1016", "1.2.826.1017") and form.row_labels[4:6] == ("patient_overall", "C1")
+    # without training data the table says which row is what, or the last part of the ids
+    for name in ("train.csv", "train_bounding_boxes.csv"):
+        (root / name).unlink()
+    if with_table:
+        assert read_layout(root, need="test").form.row_labels[4:6] == ("patient_overall", "C1")
+
+
+def test_two_test_folders_that_the_sample_needs_both(tmp_path):
+    root = competitions.tags(tmp_path / "data").root
+    competition = read_layout(root)
+    assert {row.path.parent.name for row in competition.test} == {"test-jpg", "test-jpg-additional"}
+    (root / "test-jpg-additional/file_9.jpg").unlink()
+    assert "'file_9' in row 11" in refusal(root)
+
+
+def test_a_known_target_is_not_decided_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.competition.layout.decide", lambda *_: pytest.fail("decided"))
+    target = Target("multilabel", ("ETT - Normal", "NGT - Normal", "CVC - Normal"), separator=";")
+    competition = read_layout(competitions.label_columns(tmp_path / "data").root, known=(target, "roc_auc"))
+    assert (competition.target, competition.metric) == (target, "roc_auc")
+    assert set(target.encode([row.label for row in competition.train]).ravel()) == {0.0, 1.0}
+
+
+# ---- names, real layouts ----
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux")
+@pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.ISO-8859-1"])
+@pytest.mark.parametrize("utf8", ["0", ""])
+def test_other_locales_read_right_or_say_what_to_set(tmp_path, locale, utf8):
+    touch(tmp_path, "train/Café/1.jpg", "train/Kühe/2.jpg")
+    code = (
+        "import sys; from pipeline.competition.layout import read_layout; from pipeline.errors import UserError\n"
+        "try: print(ascii(read_layout(sys.argv[1], need='train').class_names))\n"
+        "except UserError as error: print(ascii(str(error)))"
+    )
+    environment = {**os.environ, "LC_ALL": locale, "PYTHONPATH": str(Path(__file__).parents[1])} | ({"PYTHONUTF8": utf8} if utf8 else {})
+    environment |= {"PYTHONCOERCECLOCALE": "0"} if utf8 else {}
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ascii(("Café", "Kühe")) or "export PYTHONUTF8=1" in run.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ZOO.is_file(), reason="the stand-in competitions are not here")
+def test_the_stand_ins_that_are_images_and_tables(tmp_path, evidence):
+    ids = (
+        *("alaska2-image-steganalysis", "aptos2019-blindness-detection", "cassava-leaf-disease-classification"),
+        *("dog-breed-identification", "dogs-vs-cats-redux-kernels-edition", "herbarium-2020-fgvc7", "herbarium-2021-fgvc8"),
+        *("histopathologic-cancer-detection", "humpback-whale-identification", "iwildcam-2020-fgvc7", "petfinder-pawpularity-score"),
+        *("planet-understanding-the-amazon-from-space", "plant-pathology-2020-fgvc7", "plant-pathology-2021-fgvc8"),
+        *("ranzcr-clip-catheter-line-classification", "state-farm-distracted-driver-detection", "whale-categorization-playground"),
+    )
+    subprocess.run([sys.executable, ZOO, tmp_path, *ids], check=True, capture_output=True)
+    for name in ids:
+        competition = read_layout(tmp_path / name / "public")
+        answers = (tmp_path / name / "private/answers.csv").read_text().splitlines()
+        assert competition.form.row_ids == tuple(line.split(",")[0] for line in answers[1:]), name
+        assert len(competition.train) >= 80, name
+
+
+def test_images_in_pieces_of_a_download_are_no_classes(tmp_path):
+    names = [f"ISIC_{n:04d}" for n in range(12)]
+    touch(tmp_path, *(f"HAM_images_part_{1 + n % 2}/{name}.jpg" for n, name in enumerate(names)))
+    rows = "".join(f"L{n % 5},{name},{('nv', 'mel')[n % 3 == 0]},h{n % 2}\n" for n, name in enumerate(names))
+    write(tmp_path, HAM_metadata="lesion_id,image_id,dx,dx_type\n" + rows)
+    message = refusal(tmp_path, need="train")
+    assert "HAM_metadata.csv is about these images" in message and "--set data.label_column=NAME" in message
+    assert read_layout(tmp_path, need="train", label_column="dx").class_names == ("mel", "nv")
+
+
+def test_a_table_of_names_that_finds_a_few_images_by_chance(tmp_path):
+    flat(tmp_path, [str(n) for n in range(12)], train="id,breed,colour\n" + "".join(f"{n},{n % 2},{n % 3}\n" for n in range(12)))
+    write(tmp_path, breed_labels="BreedID,BreedName\n0,x\n1,y\n")
+    assert "train.csv: the label may be in 'breed' (2 values), 'colour' (3 values)" in refusal(tmp_path)
+
+
+def test_boxes_beside_labels(tmp_path):
+    flat(tmp_path, train="id,label\n1,a\n2,b\n3,a\n4,b\n", train_boxes="id,x,y,label\n1,0,0,car\n2,1,1,car\n3,1,1,car\n4,2,2,bus\n")
+    competition = read_layout(tmp_path)
+    assert set(labels(competition).values()) == {"a", "b"} and "train_boxes.csv not used for labels" in said(competition)
+
+
+def test_everything_one_folder_down(tmp_path):
+    touch(tmp_path, *(f"set/{part}/{name}/{n}.jpg" for part in ("train", "valid", "test") for name in ("cat", "dog") for n in "12"))
+    competition = read_layout(tmp_path)
+    assert competition.form.ids == ("cat/1.jpg", "dog/1.jpg", "cat/2.jpg", "dog/2.jpg")
+    assert len(competition.train) == 4 and "without a label" not in said(competition) and "set/valid/ not used" in said(competition)
