@@ -43,7 +43,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("schedule", "best", "last", "versions", "target", "metric"), (dict,)),
     **dict.fromkeys(("task", "name", "precision", "device", "data", "command", "started", "finished", "commit"), (str,)),
     **dict.fromkeys(("best.metric", "metric.name"), (str,)),
-    **dict.fromkeys(("class_names", "changes", "prior"), (list,)),
+    **dict.fromkeys(("class_names", "changes"), (list,)),
     **dict.fromkeys(("format", "seed", "best.epoch"), (int,)),
     **dict.fromkeys(("best.value", "recipe.lora.rank"), _NUMBER),
 }
@@ -107,7 +107,7 @@ def read_record(path: Path) -> RunRecord | None:
     """The record of the run in folder `path`; None where it holds no finished run.
 
     Raises:
-        UserError: run.json is damaged, holds values of other types, or was written in another format.
+        UserError: run.json is damaged, or was written in another format.
     """
     file = Path(path) / RECORD
     if not file.exists():
@@ -185,11 +185,11 @@ def load_run(path: Path) -> Run:
     config = _read_object(folders[0] / "config.json")
     record = read_record(path)
     adapter_dir = path / ADAPTER_DIR
-    rank = _at(record.values, "recipe.lora.rank") or 0 if record else 0
-    if rank > 0 and not adapter_dir.is_dir():
+    rank = _at(record.values, "recipe.lora.rank") if record else 0
+    if rank and not adapter_dir.is_dir():
         raise UserError(
-            f"{path} was trained with an adapter (lora.rank {rank}), and {adapter_dir} is missing: copy the whole folder again; "
-            "without it the backbone alone would guess"
+            f"{path} was trained with an adapter (lora.rank {rank}), and {adapter_dir} is missing: "
+            "copy the whole folder again; without it the backbone alone would guess"
         )
     class_names = record.class_names if record else _names_from(config)
     text_dir = text_dirs[0] if text_dirs else None
@@ -197,7 +197,7 @@ def load_run(path: Path) -> Run:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The values of a run.json (or state/start.json), each of the type that its readers rely on; which of them are there is theirs to see.
+    """The values of a run.json, each of the type that its readers rely on; which of them are there is theirs to see.
 
     Raises:
         UserError: it is missing, is no JSON object, or holds values of other types; each is named.
@@ -214,9 +214,6 @@ def read_values(path: Path) -> dict[str, Any]:
     per_class = _at(record, "counts.train_per_class")
     if isinstance(per_class, dict) and not all(type(count) in _NUMBER for count in per_class.values()):
         problems.append("counts.train_per_class: expected a number for each class")
-    prior = record.get("prior")
-    if isinstance(prior, list) and not all(type(value) in _NUMBER for value in prior):
-        problems.append("prior: expected numbers")
     raise_all(problems, f"{path} was changed by hand or is damaged; `make weights` or train again:")
     return record
 

@@ -16,6 +16,7 @@ from kaggle_server import API_TOKEN, KEY, SECRETS, USER, KaggleServer, kaggle
 from PIL import Image
 
 from pipeline import files
+from pipeline.competition.facts import write_slug
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError, run_command
 from pipeline.kaggle import cli, ledger, submit, token
 from pipeline.kaggle.reply import KaggleError, Reply, explain, read_reply
@@ -52,7 +53,8 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     (project / "data/sample_submission.csv").write_text("id,label\n3,cat\n4,cat\n")
     (project / "predictions.csv").write_text("id,label\n3,cat\n4,dog\n")
     (project / "finetuned_model").mkdir()
-    run = {"name": "glyphs", "class_names": ["cat", "dog"], "best": {"metric": "val_accuracy", "value": 0.9375}, "commit": "abc1234"}
+    run = {"format": 1, "name": "glyphs", "class_names": ["cat", "dog"], "commit": "abc1234"}
+    run["best"] = {"metric": "val_accuracy", "value": 0.9375}
     (project / "finetuned_model/run.json").write_text(json.dumps(run))
     monkeypatch.chdir(project)
     return project
@@ -391,12 +393,36 @@ def test_preflight_lists_everything_at_once(monkeypatch, tmp_path):
 
 def test_preflight_checks_the_file_and_remembers_the_competition(folder, monkeypatch):
     monkeypatch.setattr(cli, "not_ready", list)
-    files.write_json(folder / "data/competition.json", {"slug": "from-make-data"})
+    write_slug(folder / "data", "from-make-data")
     args = submit._parser().parse_args([])
     assert submit.preflight(args).competition == "from-make-data"
     (folder / "predictions.csv").write_text("id,label\n3,cat\n4,horse\n")
     with pytest.raises(UserError, match=r"(?s)nothing was sent to Kaggle.*horse"):
         submit.preflight(args)
+
+
+def test_name_remembered_by_an_earlier_version(folder, monkeypatch):
+    monkeypatch.setattr(cli, "not_ready", list)
+    files.write_json(folder / "data/competition.json", {"slug": "from-make-data"})
+    assert submit.preflight(submit._parser().parse_args([])).competition == "from-make-data"
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ("[]", "list"),
+        ('{"class_names": ["cat", "dog"]}', "format None, expected 1"),
+        ('{"format": 1}', "class_names"),
+        ('{"format": 1, "class_names": ["cat", "dog"], "target": {"kind": "mood"}}', "target is no target"),
+    ],
+)
+def test_record_that_is_not_ours_is_one_problem_among_others(folder, monkeypatch, record, told):
+    monkeypatch.setattr(cli, "not_ready", lambda: ["no Kaggle token"])
+    (folder / "finetuned_model/run.json").write_text(record)
+    with pytest.raises(UserError) as error:
+        submit.preflight(submit._parser().parse_args(["--competition", "glyphs"]))
+    lines = str(error.value).splitlines()
+    assert lines[1:-1] == ["  - no Kaggle token"] and "finetuned_model/run.json" in lines[-1] and told in lines[-1]
 
 
 def test_default_message_without_a_run():

@@ -23,7 +23,7 @@ from pipeline.kaggle.ledger import LEDGER, Row, append_row, read_ledger, sending
 from pipeline.kaggle.remembered import agreed, remembered_slug
 from pipeline.kaggle.reply import KaggleError
 from pipeline.kaggle.token import find_credentials, scrub
-from pipeline.run import read_record, read_values
+from pipeline.run import RunRecord, read_record
 
 Sleep = Callable[[float], None]
 Find = Callable[[list[Submission]], Submission | None]
@@ -88,16 +88,17 @@ def preflight(args: argparse.Namespace) -> Plan:
         UserError: lists everything that is missing or wrong.
     """
     problems = cli.not_ready()
-    run = _attempt(lambda: _read_run(args.model), problems) or {}
+    record = _attempt(lambda: read_record(args.model), problems)
     remembered = _attempt(lambda: remembered_slug(args.data), problems)
     slug = _attempt(lambda: cli.clean_slug(args.competition), problems) if args.competition else remembered
     if not slug and not args.competition:
         problems.append("the competition is not known: COMPETITION=<name> (--competition), the last part of its address on Kaggle")
-    problems += _file_problems(args.predictions, args.data, args.model)
+    problems += _file_problems(args.predictions, args.data, record)
     _attempt(lambda: read_ledger(LEDGER), problems)
     if not os.access(LEDGER.resolve().parent, os.W_OK):
         problems.append(f"{LEDGER} cannot be written in {Path.cwd()}: run this in a folder of yours")
     raise_all(problems, "nothing was sent to Kaggle:")
+    run = record.values if record else {}  # a release has no record, and a file made elsewhere may be sent as well
     message = " ".join(scrub(args.message or default_message(run, args.predictions)).split())
     plan = Plan(slug, args.predictions, files.sha256(args.predictions), message, _validation_score(run))
     _announce(plan, remembered, args.data)
@@ -112,27 +113,21 @@ def _attempt(step: Callable[[], Any], problems: list[str]) -> Any:
         return None
 
 
-def _read_run(model_dir: Path) -> dict[str, Any]:
-    """run.json, or nothing: a release has none, and a file made elsewhere may be sent as well."""
-    path = model_dir / "run.json"
-    if not path.exists():
-        return {}
-    return read_values(path)
-
-
-def _file_problems(path: Path, data_dir: Path, model_dir: Path) -> list[str]:
+def _file_problems(path: Path, data_dir: Path, run: RunRecord | None) -> list[str]:
     if not path.is_file():
         return [f"{path} does not exist: python inference.py writes it (or name another file with --predictions)"]
-    run = read_record(model_dir)
-    known = (run.target, run.metric) if run and run.task != "vqa" else None
+    try:
+        target = run.target if run else None
+    except UserError as error:
+        return [str(error)]
+    known = (target, run.metric) if run and run.task != "vqa" else None
     try:
         competition = read_layout(data_dir, need="test", known=known)
     except UserError as error:
         return [f"{path} cannot be checked without its competition folder (--data): {error}"]
     if competition.form is None:
         return [f"{path} cannot be checked: {data_dir} has neither test images nor a sample submission"]
-    target = run.target if run else competition.target
-    return [f"{path}: {problem}" for problem in check_predictions(path, competition.form, target)]
+    return [f"{path}: {problem}" for problem in check_predictions(path, competition.form, target or competition.target)]
 
 
 def default_message(run: dict[str, Any], path: Path) -> str:

@@ -163,6 +163,8 @@ class _Loop:
             group_rows = min(group_size, task.num_train - group_start)
             with self.compute.autocast():
                 loss, logits = task.loss(batch)
+            # `loss` is a mean over these rows, a step a mean over the group: each micro-batch counts by its share of the group, so that
+            # neither its size nor a smaller last group changes what a row weighs.
             self.scaler.scale(loss * (rows / group_rows)).backward()
             self.loss_sum += loss.detach().float() * rows
             self.score_sum += task.score(logits.detach(), batch)
@@ -174,6 +176,7 @@ class _Loop:
             if now > self.deadline:
                 self.stop_reason = "--max-minutes reached"
             due = now - self.last_save > self.save_seconds
+            # Reading a sum back makes the host wait for the device. Twice a second is often enough to show it, and to find a NaN.
             if now - refreshed > REFRESH_SECONDS or position.row == task.num_train or self.stop_reason or due:
                 refreshed = now
                 self.read_sums()
