@@ -43,7 +43,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("schedule", "best", "last", "versions", "target", "metric"), (dict,)),
     **dict.fromkeys(("task", "name", "precision", "device", "data", "command", "started", "finished", "commit"), (str,)),
     **dict.fromkeys(("best.metric", "metric.name"), (str,)),
-    **dict.fromkeys(("class_names", "changes", "prior"), (list,)),
+    **dict.fromkeys(("class_names", "changes"), (list,)),
     **dict.fromkeys(("format", "seed", "best.epoch"), (int,)),
     **dict.fromkeys(("best.value", "recipe.lora.rank"), _NUMBER),
 }
@@ -107,7 +107,7 @@ def read_record(path: Path) -> RunRecord | None:
     """The record of the run in folder `path`; None where it holds no finished run.
 
     Raises:
-        UserError: run.json is damaged, holds values of other types, or was written in another format.
+        UserError: run.json is damaged, or was written in another format.
     """
     file = Path(path) / RECORD
     if not file.exists():
@@ -214,9 +214,6 @@ def read_values(path: Path) -> dict[str, Any]:
     per_class = _at(record, "counts.train_per_class")
     if isinstance(per_class, dict) and not all(type(count) in _NUMBER for count in per_class.values()):
         problems.append("counts.train_per_class: expected a number for each class")
-    prior = record.get("prior")
-    if isinstance(prior, list) and not all(type(value) in _NUMBER for value in prior):
-        problems.append("prior: expected numbers")
     raise_all(problems, f"{path} was changed by hand or is damaged; `make weights` or train again:")
     return record
 
