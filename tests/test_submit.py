@@ -16,9 +16,10 @@ from pipeline import files
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError, run_command
 from pipeline.kaggle import cli, ledger, submit, token
 from pipeline.kaggle.reply import KaggleError, Reply, explain, read_reply
+from pipeline.submission.origin import Origin
 
 MESSAGE = "glyphs, val_accuracy 0.9375, commit abc1234"
-FLAGS = ["--competition", "glyphs", "--poll-seconds", "3"]
+FLAGS = ["--competition", "glyphs", "--poll-seconds", "3", "--model", "finetuned_model"]
 OLDER = {
     "ref": 11,
     "fileName": "predictions.csv",
@@ -49,7 +50,13 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     (project / "data/sample_submission.csv").write_text("id,label\n3,cat\n4,cat\n")
     (project / "predictions.csv").write_text("id,label\n3,cat\n4,dog\n")
     (project / "finetuned_model").mkdir()
-    run = {"name": "glyphs", "class_names": ["cat", "dog"], "best": {"metric": "val_accuracy", "value": 0.9375}, "commit": "abc1234"}
+    run = {
+        "format": 1,
+        "name": "glyphs",
+        "class_names": ["cat", "dog"],
+        "best": {"metric": "val_accuracy", "value": 0.9375},
+        "commit": "abc1234",
+    }
     (project / "finetuned_model/run.json").write_text(json.dumps(run))
     monkeypatch.chdir(project)
     return project
@@ -396,9 +403,9 @@ def test_preflight_checks_the_file_and_remembers_the_competition(folder, monkeyp
         submit.preflight(args)
 
 
-def test_default_message_without_a_run():
-    assert submit.default_message({}, Path("predictions.csv")) == "predictions.csv"
-    assert submit.default_message({"name": "glyphs", "best": {}, "commit": None}, Path("p.csv")) == "glyphs"
+def test_default_message_without_a_run() -> None:
+    assert submit.default_message(None, Path("predictions.csv")) == "predictions.csv"
+    assert submit.default_message(Origin("", "2026-03-01T10:00:00", ("runs/a",), ("glyphs",)), Path("p.csv")) == "glyphs"
 
 
 # Tokens
