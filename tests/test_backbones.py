@@ -226,7 +226,7 @@ def test_a_hub_id_out_of_reach_is_one_message_at_once(offline: Path) -> None:
     started = time.monotonic()
     with pytest.raises(UserError) as caught:
         load_backbone("nobody/no-such-model", NAMES)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20  # retries with pauses would take longer
     text = str(caught.value)
     assert text.startswith("--backbone nobody/no-such-model: not in this machine's cache") and "use a folder on disk" in text
     assert len(text.splitlines()) == 2

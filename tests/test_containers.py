@@ -24,7 +24,7 @@ from PIL import Image
 
 from pipeline.competition.layout import read_layout
 from pipeline.errors import EXIT_USER, Interrupted, UserError, run_command
-from pipeline.fetch import arrival, budget, install, intensity, pixels, staging, tf_examples
+from pipeline.fetch import arrival, budget, grey_range, install, pixels, staging, tf_examples
 from pipeline.tables import load_table, write_table
 from pipeline.targets.evidence import Asked
 
@@ -358,6 +358,20 @@ def test_a_source_that_cannot_be_is_named(tmp_path, source, monkeypatch):
     assert not (tmp_path / "data").exists()
 
 
+def test_an_archive_that_lies_in_the_data_folder(tmp_path):
+    files = folder_competition(tmp_path / "plain")
+    put(tmp_path / "data/the-slug.zip", zipped(files))
+    assert install.main(["--from", str(tmp_path / "data/the-slug.zip"), "--data", str(tmp_path / "data")]) == 0
+    assert names(tmp_path / "data") == sorted([*files, "the-slug.zip"])
+
+
+def test_make_takes_a_path_with_spaces(tmp_path):
+    folder_competition(tmp_path / "my downloads")
+    command = ["make", f"PYTHON={sys.executable}", "data", f"FROM={tmp_path}/my downloads", f"DATA={tmp_path}/my data"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    assert len(read_layout(tmp_path / "my data").train) == 8
+
+
 def test_a_readme_of_theirs_comes_beside_ours(tmp_path, take):
     folder_competition(tmp_path / "kaggle")
     put(tmp_path / "kaggle/README.md", "theirs")
@@ -530,8 +544,31 @@ def test_two_tables_of_a_part_keep_the_labels_of_both(tmp_path, take):
 
 def test_an_image_that_is_there_is_never_written_over(tmp_path, take):
     put(tmp_path / "kaggle/train/a1.png", png(grey(1)))
-    np.save(tmp_path / "kaggle/train/a1.npy", np.stack([grey(2), grey(3)], axis=-1))
+    columns = [f"pixel{number}" for number in range(784)]
+    write_table(tmp_path / "kaggle/train.csv", ["id", *columns], [[name, *grey(number).ravel()] for number, name in enumerate(TRAIN_IDS)])
     assert "train/a1.png" in refused(take, tmp_path / "kaggle")
+
+
+def test_arrays_named_like_images_are_left_as_they_are(tmp_path, take):
+    files = folder_competition(tmp_path / "kaggle")
+    for name in TRAIN_IDS:
+        put(tmp_path / f"kaggle/masks/{name}.npy", "")
+        np.save(tmp_path / f"kaggle/masks/{name}.npy", grey(0) > 100)
+    assert "8 NumPy files left as they are" in take(tmp_path / "kaggle")
+    assert names(tmp_path / "data") == sorted([*files, *(f"masks/{name}.npy" for name in TRAIN_IDS)])
+
+
+def test_an_array_that_would_fill_the_memory_is_not_loaded(tmp_path, take):
+    folder_competition(tmp_path / "kaggle")
+    np.savez_compressed(tmp_path / "kaggle/x_test.npz", data=np.zeros((70, 1000, 1000), np.uint8))
+    assert "x_test.npz was not turned into images" in take(tmp_path / "kaggle")
+
+
+def test_a_table_that_is_there_twice_is_taken_once(tmp_path, take):
+    digits(tmp_path / "kaggle")
+    put(tmp_path / "kaggle/train/train.csv", (tmp_path / "kaggle/train.csv").read_bytes())
+    assert "train/train.csv left out: it is the same as train.csv" in take(tmp_path / "kaggle")
+    assert len(names(tmp_path / "data/train")) == 12
 
 
 def test_features_in_a_table_beside_images_are_no_pixels(tmp_path, take):
@@ -825,6 +862,13 @@ def test_a_missing_package_is_named_with_its_command(tmp_path, take, monkeypatch
     assert command in refused(take, tmp_path / "kaggle")
 
 
+def test_a_missing_package_is_named_before_anything_is_unpacked(tmp_path, take, monkeypatch):
+    path = put(tmp_path / "a.zip", zipped({"train/1/1.dcm": b"x"}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(staging, "stage", lambda *args: pytest.fail("it was unpacked"))
+    assert "pip install pydicom" in refused(take, path)
+
+
 def test_bson_with_several_images_a_document(tmp_path, take):
     bson = pytest.importorskip("bson")
     documents = [
@@ -867,7 +911,7 @@ def test_parquet_pixels(tmp_path, take):
     ],
 )
 def test_one_rule_for_a_set(values, words, expected):
-    survey = intensity.Survey()
+    survey = grey_range.Survey()
     images = [np.asarray(image)[None, None] for image in values]
     for image in images:
         survey.add(image)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.competition.folders import natural_key
-from pipeline.competition.layout import read_layout, read_sample
+from pipeline.competition.layout import read_form, read_layout
 from pipeline.errors import UserError
 from pipeline.forms.form import SubmissionForm
 
@@ -176,7 +176,7 @@ def test_a_class_folder_without_images_is_noted(tmp_path):
 
 def test_images_that_cannot_be_read_are_noted(tmp_path):
     make(class_folders(tmp_path), "train/cat/5.heic", "train/dog/6.HEIC")
-    assert "2 .heic files not read (convert to .jpg or .png)" in said(read_layout(tmp_path))
+    assert "2 .heic files not read" in said(read_layout(tmp_path))
 
 
 def test_a_validation_folder_is_noted(tmp_path):
@@ -577,14 +577,14 @@ def test_the_sample_gives_ids_and_order(tmp_path, name):
     assert competition.form == SubmissionForm("label", ("image_id", "target"), "image_id", ("9.jpg", "8.jpg"), tmp_path / f"{name}.csv")
     assert f"test: 2 images, ids and order from {name}.csv (image_id -> target)" in competition.notes
     assert "test: images in test/, ids are file names" in competition.notes
-    sample, id_column = read_sample(tmp_path)
-    assert (sample.path, id_column) == (competition.form.path, "image_id")
+    form = read_form(tmp_path, None, None)
+    assert (form.path, form.id_column) == (competition.form.path, "image_id")
 
 
 def test_no_sample_to_read(tmp_path):
-    assert read_sample(class_folders(tmp_path)) is None
+    assert read_form(class_folders(tmp_path), None, None) is None
     with pytest.raises(UserError, match="does not exist"):
-        read_sample(tmp_path / "nowhere")
+        read_form(tmp_path / "nowhere", None, None)
 
 
 def test_one_probability_column_per_class_in_another_order(tmp_path):

@@ -139,7 +139,7 @@ def test_a_webp_with_a_damaged_chunk_of_metadata_is_the_picture_without_it(tmp_p
 
 def refusal(path: Path) -> str:
     """Why the image is refused, by every road alike, quickly and in little memory."""
-    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def pixels(path: Path) -> None:
         with opened(path) as image:
@@ -150,7 +150,7 @@ def refusal(path: Path) -> str:
         with pytest.raises(BadImage) as caught:
             road(path)
         texts.add(str(caught.value))
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
     (text,) = texts
     assert find_bad([path]) == {0: text}
@@ -234,7 +234,7 @@ with opening.opened(sys.argv[1]):
         assert (overlaps == 0) is alone, times
 
 
-@pytest.mark.parametrize(("scans", "side", "let_in"), [(40, 60, True), (300, 60, False), (60, 8000, False)])
+@pytest.mark.parametrize(("scans", "side", "let_in"), [(40, 60, True), (300, 60, False), (60, 6000, False)])
 def test_progressive_jpegs_of_hundreds_of_scans_are_refused(tmp_path: Path, scans: int, side: int, let_in: bool) -> None:
     whole = saved("JPEG", Image.new("RGB", (side, side), (90, 20, 200)), progressive=True)
     again = whole[whole.rindex(b"\xff\xda") : -2]
@@ -249,12 +249,26 @@ def test_progressive_jpegs_of_hundreds_of_scans_are_refused(tmp_path: Path, scan
             assert "scans, which would take minutes" in refusal(tmp_path / name)
 
 
+def test_a_jpeg_whose_components_have_scans_of_their_own_is_counted_too(tmp_path: Path) -> None:
+    """Sequential, and libjpeg reads on to the end of the file: as many scans as there are."""
+    whole = saved("JPEG", Image.new("RGB", (64, 64), (90, 20, 200)), subsampling=0)
+    place = whole.index(b"\xff\xda")
+    one = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + whole[place + 14 : -2]
+    (tmp_path / "a.jpg").write_bytes(whole[:place] + one * 150 + b"\xff\xd9")
+    assert "150 scans" in refusal(tmp_path / "a.jpg")
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 def test_files_of_gigabytes_are_refused_by_their_size(tmp_path: Path, suffix: str) -> None:
     with open(tmp_path / f"a.{suffix}", "wb") as file:
         file.write(saved({"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper())))
         file.truncate(6_000_000_000)
     assert refusal(tmp_path / f"a.{suffix}") == "a file of 6.0 GB; at most 1.1 GB are read"
+    os.truncate(tmp_path / f"a.{suffix}", 1_000_000_000)
+    if suffix in ("jpg", "webp"):
+        assert refusal(tmp_path / f"a.{suffix}") == "a file of 1.0 GB, and no PNG, TIFF or BMP"
+    else:
+        assert decode(tmp_path / f"a.{suffix}").size == PHOTO.size
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
@@ -271,6 +285,7 @@ def test_postscript_and_its_like_are_no_images_whatever_their_name(tmp_path: Pat
         "a.png": saved("EPS"),
         "a.tif": b"%PDF-1.4\n",
         "a.gif": bitmap,
+        "a.jpeg": saved("JPEG2000") if "JPEG2000" in Image.SAVE else bitmap,  # openjpeg aborts the process on some damaged files
         "a.bmp": b"SIMPLE  =                    T" + b" " * 2850,
     }.items():
         (tmp_path / name).write_bytes(content)

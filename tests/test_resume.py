@@ -411,7 +411,7 @@ def test_sigint_in_a_process_exits_130_and_sigkill_loses_nothing_saved(whole: Pa
     process = run_in_a_process(long_run)
     wait_for_state(output, process)
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=300)
     assert process.returncode == 130 and "the state is saved" in printed and "Traceback" not in printed
     process = run_in_a_process(["--data", str(whole / "data"), "--output", str(output), "--resume"])
     wait_for_state(output, process, newer_than=max((output / "state").glob("[0-9]*.json")))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,9 +20,10 @@ from pipeline.competition.facts import write_slug
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError, run_command
 from pipeline.kaggle import cli, ledger, submit, token
 from pipeline.kaggle.reply import KaggleError, Reply, explain, read_reply
+from pipeline.submission.origin import Origin
 
 MESSAGE = "glyphs, val_accuracy 0.9375, commit abc1234"
-FLAGS = ["--competition", "glyphs", "--poll-seconds", "3"]
+FLAGS = ["--competition", "glyphs", "--poll-seconds", "3", "--model", "finetuned_model"]
 OLDER = {
     "ref": 11,
     "fileName": "predictions.csv",
@@ -418,13 +422,13 @@ def test_record_that_is_not_ours_is_one_problem_among_others(folder, monkeypatch
     (folder / "finetuned_model/run.json").write_text(record)
     with pytest.raises(UserError) as error:
         submit.preflight(submit._parser().parse_args(["--competition", "glyphs"]))
-    lines = str(error.value).splitlines()
-    assert lines[1:-1] == ["  - no Kaggle token"] and "finetuned_model/run.json" in lines[-1] and told in lines[-1]
+    text = str(error.value)
+    assert "  - no Kaggle token\n" in text and "finetuned_model/run.json" in text and told in text
 
 
-def test_default_message_without_a_run():
-    assert submit.default_message({}, Path("predictions.csv")) == "predictions.csv"
-    assert submit.default_message({"name": "glyphs", "best": {}, "commit": None}, Path("p.csv")) == "glyphs"
+def test_default_message_without_a_run() -> None:
+    assert submit.default_message(None, Path("predictions.csv")) == "predictions.csv"
+    assert submit.default_message(Origin("", "2026-03-01T10:00:00", ("runs/a",), ("glyphs",)), Path("p.csv")) == "glyphs"
 
 
 # Tokens
@@ -533,3 +537,28 @@ def test_unreadable_ledger_is_never_written(tmp_path, data):
 
 def test_no_ledger_has_no_digests(tmp_path):
     assert ledger.ledger_digests(tmp_path / "submissions.csv") == set()
+
+
+def test_two_at_once_send_a_file_once(server, folder):
+    """Both are told to send the same file; the second waits, and then only waits for the score of what the first sent."""
+    now = {"date": datetime.now(UTC).isoformat()}
+    server.scoring = [{"status": "PENDING"} | now] * 3 + [{"status": "COMPLETE", "publicScore": "0.5"} | now]
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "pipeline.kaggle.submit", "--competition", "glyphs", "--poll-seconds", "0.1"]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    both = [
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert len(server.uploads) == 1, said
+    assert len(rows()) == 1 and rows()[0]["status"] == "complete"
+    assert sorted(process.returncode for process in both) in ([0, 0], [0, 2]), said  # 2: scored before the second looked
+    assert sum("sent to Kaggle" in text for text in said) == 1
+
+
+def test_a_file_changed_after_its_check_is_not_sent(plan, monkeypatch):
+    monkeypatch.setattr(cli, "list_submissions", lambda *_, **__: [])
+    plan.file.write_text("id,label\n1,cat\n")
+    with pytest.raises(UserError, match="changed after it was checked"):
+        submit.submit(plan)

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ KINDS = ("input", "training", "inference", "memory", "overlap")
 LOOP_STEPS = 500
 
 
-def loop_milliseconds() -> float:
+def loop_milliseconds(clock: Callable[[], float] = time.perf_counter) -> float:
     """Milliseconds a step that the engine's loop adds to forward, backward and optimizer: the difference on a model of two weights."""
     import torch
     from torch import nn
@@ -80,15 +80,15 @@ def loop_milliseconds() -> float:
     for _ in range(4):
         task = Tiny()
         optimizer = plain_optimizer(task.model)
-        started = time.perf_counter()
+        started = clock()
         for _ in range(LOOP_STEPS):
             task.loss(batch)[0].backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        bare = time.perf_counter() - started
-        started = time.perf_counter()
+        bare = clock() - started
+        started = clock()
         train(task, optimizer, compute, batch_size=8, max_grad_norm=0)
-        differences.append(time.perf_counter() - started - bare)
+        differences.append(clock() - started - bare)
     return 1000 * statistics.median(differences[1:]) / LOOP_STEPS
 
 

@@ -18,15 +18,16 @@ from pipeline.competition.notes import other_notes, test_notes, train_notes
 from pipeline.competition.rows import Competition, Row
 from pipeline.competition.sample import check_sample, find_sample, wanted_by
 from pipeline.competition.sources import Source, Sources, read_sources
+from pipeline.competition.subjects import resolve
 from pipeline.competition.test_rows import TestImages, check_classes, find_test_images, form_of, sample_evidence
 from pipeline.competition.vqa_layout import is_vqa, read_vqa
 from pipeline.errors import UserError
 from pipeline.forms.form import FormKind, SubmissionForm
 from pipeline.forms.recognise import recognise
-from pipeline.tables import Table
 from pipeline.targets.decide import decide
 from pipeline.targets.evidence import Asked, Decision, LabelEvidence
 from pipeline.targets.target import Target, multiclass
+from pipeline.wording import counted, quoted
 
 
 def read_layout(
@@ -69,7 +70,7 @@ def read_layout(
         target = Target("multilabel", tuple(dict.fromkeys(test.resolved.row_labels)))
     elif target is None and len(wanted.columns) > 1:
         target = multiclass(sorted(wanted.columns, key=natural_key))
-    form = form_of(test, target, metric)
+    form = _form(test, target, metric, known)
     more = check_classes(test, target, form, asked)
     root = folder.root
     train_rows = _train_rows(root, labelled, decision)
@@ -129,6 +130,17 @@ def _decided(
         return None, _short(error)
 
 
+def _form(test: TestImages, target: Target | None, metric: str | None, known: tuple[Target, str] | None) -> SubmissionForm | None:
+    """The form of predictions.csv. A model that cannot fill it says what it knows."""
+    try:
+        return form_of(test, target, metric)
+    except UserError as error:
+        if known is None:
+            raise
+        names = known[0].names
+        raise UserError(f"{error}\n(the model knows {counted(len(names), 'class', 'classes')}: {quoted(names)})") from None
+
+
 def _label_names(evidence: LabelEvidence | None, known: tuple[Target, str] | None) -> Sequence[str] | None:
     """Every label there is, which rows of a long sample submission may be about; None where nobody knows."""
     if known:
@@ -160,34 +172,25 @@ def _train_rows(root: Path, labelled: Labelled, decision: Decision | None) -> tu
     return tuple(Row(row_id, root / image, label) for row_id, images, label in rows for image in images)
 
 
-def read_sample(data_dir: Path | str) -> tuple[Table, str] | None:
-    """The sample submission in `data_dir` and its id column, as far as they can be told without training data; None when there is none.
-
-    Raises:
-        UserError: there are several, or it is broken.
-    """
-    folder = look(Path(data_dir))
-    index = ImageIndex(folder, folder.of_part("test"))
-    sample = find_sample(folder, read_sources(folder, skip=own_files(folder.root)), index)
-    if sample is None:
-        return None
-    check_sample(sample.table)
-    return sample.table, _sample_id(sample, index, folder) or sample.table.columns[0]
-
-
 def read_form(data_dir: Path | str, target: Target | None, metric: str | None) -> SubmissionForm | None:
-    """The form that the sample submission in `data_dir` asks for, without a look at training data; None when there is no sample.
+    """The form that the sample submission in `data_dir` asks for, whether or not its images are there; None when there is no sample.
 
     Without a target its columns alone are known: one is taken for labels, several for probabilities.
 
     Raises:
         UserError: there are several samples, it is broken, or the target cannot fill it.
     """
-    found = read_sample(data_dir)
-    if found is None:
+    folder = look(Path(data_dir))
+    index = ImageIndex(folder, folder.of_part("test"))
+    sources = read_sources(folder, skip=own_files(folder.root))
+    sample = find_sample(folder, sources, index)
+    if sample is None:
         return None
-    table, id_column = found
+    check_sample(sample.table)
     if target is None or metric is None:
-        kind: FormKind = "label" if len(table.columns) == 2 else "probabilities"
-        return SubmissionForm(kind, table.columns, id_column, tuple(table.column(id_column)), table.path)
-    return recognise(table, id_column, target, metric)
+        id_column = _sample_id(sample, index, folder) or sample.table.columns[0]
+        kind: FormKind = "label" if len(sample.table.columns) == 2 else "probabilities"
+        return SubmissionForm(kind, sample.table.columns, id_column, tuple(sample.table.column(id_column)), sample.table.path)
+    others = [source for source in sources.found if source is not sample and source.role != "answers"]
+    resolved = resolve(sample.table, index, sorted(others, key=lambda source: source.role != "test"), target.names)
+    return recognise(sample.table, resolved.id_column, target, metric, resolved.subjects, resolved.row_labels)

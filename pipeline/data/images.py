@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -153,13 +154,15 @@ def _jpeg_pixels(image: Image.Image, smallest: int | None) -> np.ndarray | None:
     """What `_load` gives of an upright RGB JPEG, from simplejpeg. None for anything else, and where libjpeg has as much as a warning."""
     if not FAST_JPEG or image.format not in REDUCIBLE or image.mode != "RGB" or _orientation(image) != 1:
         return None
+    if os.fstat(image.fp.fileno()).st_size > LARGEST_FAST:
+        return None
     image.fp.seek(0)
-    content = image.fp.read(LARGEST_FAST + 1)
+    content = image.fp.read()
     refuse_many_scans(image, content)
     if smallest:
         image.draft("RGB", (smallest, smallest))
     width, height = image.size
-    if min(width, height) < SMALLEST_FAST or len(content) > LARGEST_FAST:
+    if min(width, height) < SMALLEST_FAST:
         return None
     try:
         pixels = simplejpeg.decode_jpeg(content, "RGB", min_width=width, min_height=height, strict=True)

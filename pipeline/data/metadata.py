@@ -120,7 +120,7 @@ def _webp(content: bytes) -> bytes | None:
         chunks = {name: chunk[: 8 + int.from_bytes(chunk[4:8], "little")] for name, chunk in chunks.items()}
         chunks = {name: chunk + bytes(len(chunk) % 2) for name, chunk in chunks.items()}
     pixels = chunks.get(b"VP8 ") or chunks.get(b"VP8L")
-    if pixels is None:
+    if pixels is None or len(pixels) < 8 + int.from_bytes(pixels[4:8], "little"):  # cut
         return None
     body = [pixels]
     if b"ALPH" in chunks and len(head := chunks.get(b"VP8X", b"")) == 18:
@@ -136,9 +136,11 @@ def _tiff(content: bytes) -> bytes | None:
     try:
         (start,) = struct.unpack_from(order + "L", content, 4)
         (count,) = struct.unpack_from(order + "H", content, start)
-        entries = [content[start + 2 + 12 * number :][:12] for number in range(count)]
-        kept = [entry for entry in entries if len(entry) == 12 and struct.unpack(order + "H", entry[:2])[0] in TIFF_DECODING]
+        entries = list(struct.iter_unpack(order + "H10s", content[start + 2 : start + 2 + 12 * count]))
     except struct.error:
         return None
+    if len(entries) < count:
+        return None
+    kept = [struct.pack(order + "H10s", *entry) for entry in entries if entry[0] in TIFF_DECODING]
     directory = struct.pack(order + "H", len(kept)) + b"".join(kept) + bytes(4)  # no further image
     return content[:start] + directory + content[start + len(directory) :]

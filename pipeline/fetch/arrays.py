@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +15,25 @@ from tqdm import tqdm
 
 from pipeline.competition.folders import plain_name
 from pipeline.errors import UserError
-from pipeline.fetch.intensity import Rule, Survey
-from pipeline.fetch.parts import ID_NAMES, TABLES, Staged, check_names, part_of, row_ids, write_rows
+from pipeline.fetch.budget import allowed_bytes
+from pipeline.fetch.grey_range import Rule, Survey
 from pipeline.fetch.pixels import SMALLEST_SIDE, channels_rule, save
+from pipeline.fetch.staged_rows import ID_NAMES, TABLES, Staged, check_names, part_of, row_ids, write_rows
 from pipeline.tables import load_table
 from pipeline.wording import counted, listed
 
+_DAMAGE = (
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    SyntaxError,
+    TypeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+    MemoryError,
+)
 SURVEYED_FILES = 2000  # of files with one image each, spread over the set
 
 
@@ -31,11 +47,18 @@ class _Array:
     kind: str  # NumPy's: u i f b U S
 
     def load(self) -> np.ndarray:
-        """The array; an .npy stays on disk and is read where it is used."""
-        if self.key:
-            with np.load(self.path, allow_pickle=False) as file:
-                return file[self.key]
-        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+        """The array; an .npy stays on disk and is read where it is used.
+
+        Raises:
+            UserError: it is damaged behind its header.
+        """
+        try:
+            if self.key:
+                with np.load(self.path, allow_pickle=False) as file:
+                    return file[self.key]
+            return np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except _DAMAGE as error:
+            raise UserError(f"{self.path.name} is damaged ({error}); download it again") from None
 
 
 def convert(stage: Staged) -> None:
@@ -50,13 +73,16 @@ def convert(stage: Staged) -> None:
     for path in stage.files((".npy", ".npz")):
         try:
             arrays += _headers(path)
-        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, SyntaxError) as error:
+        except _DAMAGE as error:
             pickled = any(words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects"))
             reason = "it holds pickled Python objects, which run what they hold" if pickled else f"it is damaged ({error})"
             unread.append(f"{stage.shown(path)} was not turned into images: {reason}")
     stage.notes += unread[:5] + ([f"{counted(len(unread) - 5, 'more file')} of NumPy could not be read"] if len(unread) > 5 else [])
     stacks = [array for array in arrays if _is_stack(array, arrays)]
     single = [array for array in arrays if array not in stacks and not array.key and _planes_shape(array.shape)]
+    if single and stage.has_images([array.path.stem for array in single]):
+        stage.notes.append(f"{counted(len(single), 'NumPy file')} left as they are: images of the same names are there (masks, features?)")
+        arrays, single = [array for array in arrays if array not in single], []
     if single:
         _write_files(stage, single)
     if stacks:
@@ -84,6 +110,8 @@ def _headers(path: Path) -> list[_Array]:
                 shape, _, kind = read(member)
             if kind.hasobject:
                 raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
+            if math.prod(shape) * kind.itemsize > allowed_bytes(path.stat().st_size):
+                raise ValueError(f"an array of shape {shape} in a file of {path.stat().st_size:,} bytes")
             found.append(_Array(path, name.removesuffix(".npy"), shape, kind.kind))
     return found
 
@@ -106,7 +134,7 @@ def _is_stack(array: _Array, arrays: list[_Array]) -> bool:
 
 
 def _planes(image: np.ndarray) -> np.ndarray:
-    """(C, H, W) of one image of shape (H, W), (H, W, C) or (C, H, W): the channels are the first or last side, where that is the smallest."""
+    """(C, H, W) of one image of shape (H, W), (H, W, C) or (C, H, W); the last side is that of the channels where it is the smallest."""
     image = np.asarray(image).astype(np.uint8) if image.dtype.kind == "b" else np.asarray(image)
     if image.ndim == 2:
         return image[None]
@@ -137,14 +165,15 @@ def _write_stacks(stage: Staged, stacks: list[_Array], vectors: list[_Array]) ->
         for image in _images(array):
             survey.add(_planes(image))
     rule = survey.rule()
+    used: set[_Array] = set()
     for array in stacks:
-        _write_stack(stage, array, vectors, rule)
+        used |= _write_stack(stage, array, vectors, rule)
     colours = channels_rule(len(_planes(np.empty(stacks[0].shape[1:]))))
     stage.notes.append("; ".join(filter(None, [f"stacks of images: {rule.says}", colours])))
     if survey.num_without:
         stage.notes.append("stacks of images: values that are no number (NaN, infinite) count as no data and are black")
-    for path in {array.path for array in stacks}:
-        path.unlink()
+    for path in {array.path for array in stacks} | {vector.path for vector in vectors if vector in used}:
+        path.unlink(missing_ok=True)
 
 
 def _images(array: _Array) -> Iterator[np.ndarray]:
@@ -156,7 +185,8 @@ def _part(stage: Staged, array: _Array) -> str:
     return part_of(f"{stage.shown(array.path)}/{array.key}")
 
 
-def _write_stack(stage: Staged, array: _Array, vectors: list[_Array], rule: Rule) -> None:
+def _write_stack(stage: Staged, array: _Array, vectors: list[_Array], rule: Rule) -> set[_Array]:
+    """Write the images of one stack and their table; the arrays with its ids and labels."""
     count, part, original = array.shape[0], _part(stage, array), "/".join(filter(None, [stage.shown(array.path), array.key]))
     beside = [vector for vector in vectors if max(vector.shape) == count and _part(stage, vector) == part]
     texts = {vector: [_text(value) for value in np.asarray(vector.load()).ravel()] for vector in beside}
@@ -185,10 +215,8 @@ def _write_stack(stage: Staged, array: _Array, vectors: list[_Array], rule: Rule
         columns = [stage.id_column, *(_label_name(vector, len(labels)) for vector in labels)]
         rows = [[name, *(texts[vector][number] for vector in labels)] for number, name in enumerate(names)]
         written = f"; labels: {write_rows(stage, part, array.path.stem, columns, rows)}" if labels else ""
-    for vector in beside:
-        if not vector.key:
-            vector.path.unlink(missing_ok=True)
     stage.notes.append(f"{original}: {counted(count, 'image')} written into {folder}/ (names: {how}){written}")
+    return set(beside)
 
 
 def _label_name(vector: _Array, count: int) -> str:

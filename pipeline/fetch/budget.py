@@ -54,9 +54,9 @@ class Budget:
             size = files.human_size(self.packed_bytes)
             raise TooMuch(
                 f"{self.name} was not unpacked: with the archives in it it becomes more than "
-                f"{files.human_size(allowed_bytes(self.packed_bytes))} or {self.members_left + self.used_members:,} files, which no archive "
-                f"of {size} of images does; it is not what it seems to be (a decompression bomb). If you trust it, unpack it yourself "
-                "and give the folder"
+                f"{files.human_size(allowed_bytes(self.packed_bytes))} or {self.members_left + self.used_members:,} files, "
+                f"which no archive of {size} of images does; it is not what it seems to be (a decompression bomb). "
+                "If you trust it, unpack it yourself and give the folder"
             )
         self.used_bytes += num_bytes
         self.used_members += num_members

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import zipfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.fetch.parts import Staged, staged
+from pipeline.competition.folders import suffix_of
+from pipeline.errors import UserError
+from pipeline.fetch.staged_rows import Staged, staged
 
+EXTRAS = {".dcm": ("pydicom", "python -m pip install pydicom"), ".bson": ("bson", "python -m pip install pymongo")}
 UNREAD = {
     ".nii": "NIfTI volumes are not read",
     ".nii.gz": "NIfTI volumes are not read",
@@ -25,6 +32,30 @@ UNREAD = {
     ".mp4": "films are not read: write their frames as images first",
     ".avi": "films are not read: write their frames as images first",
 }
+
+
+def check_extras(source: Path) -> None:
+    """Pass unless `source` (a folder or a zip) visibly holds what needs a package that is not installed: said before hours of unpacking.
+
+    Raises:
+        UserError: the package is missing; the message names its command.
+    """
+    names: Iterable[str] = ()
+    if source.is_dir():
+        names = (name for _, _, found in os.walk(source) for name in found)
+    elif zipfile.is_zipfile(source):
+        try:
+            with zipfile.ZipFile(source) as archive:
+                names = archive.namelist()
+        except zipfile.BadZipFile:  # unpacking says so
+            return
+    missing = {suffix: (package, command) for suffix, (package, command) in EXTRAS.items() if importlib.util.find_spec(package) is None}
+    for name in names if missing else ():
+        suffix = suffix_of(name)
+        if suffix in missing:
+            raise UserError(
+                f"{source} holds {suffix} files ({name}), which need one more package: {missing[suffix][1]}; then run this again"
+            )
 
 
 def convert(root: Path) -> list[str]:

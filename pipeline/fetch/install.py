@@ -69,7 +69,7 @@ def take(source: Path, data_dir: Path, yes: bool = False) -> None:
     if begun and begun["source"]["path"] != record["path"]:
         raise UserError(f"{data_dir} holds a part of {begun['source']['path']}; finish that first: {begun['command']}")
     if not begun:
-        raise_all(_no_room(data_dir, source.name or str(source.resolve()), yes), f"{source} cannot be put into {data_dir}:")
+        raise_all(_no_room(data_dir, source.name or str(source.resolve()), yes, besides=source), f"{source} cannot be put into {data_dir}:")
         if not _is_ready(work_dir, record):
             _make_ready(source, work_dir, record)
     _arrive(work_dir, data_dir, {"source": record, "command": _command("from", str(source), data_dir)})
@@ -102,6 +102,7 @@ def _make_ready(source: Path, work_dir: Path, record: dict[str, Any]) -> None:
     for folder in (unfinished, ready):
         shutil.rmtree(folder, ignore_errors=True)
     try:
+        containers.check_extras(source)
         notes = staging.stage(source, unfinished)
         notes += [line] if (line := staging.unwrap(unfinished)) else []
         notes += containers.convert(unfinished)
@@ -237,12 +238,14 @@ def _download(slug: str, folder: Path) -> None:
             folder.parent.rmdir()
 
 
-def _no_room(data_dir: Path, slug: str, yes: bool) -> list[str]:
-    """Why nothing may be put into `data_dir`; empty when there is room."""
-    elsewhere = f"name another folder: --data data_{slug}"
+def _no_room(data_dir: Path, slug: str, yes: bool, besides: Path | None = None) -> list[str]:
+    """Why nothing may be put into `data_dir`; empty when there is room. The archive `besides` may lie in it."""
+    elsewhere = f"name another folder: --data {quote('data_' + slug)}"
     if data_dir.exists() and not data_dir.is_dir():
         return [f"{data_dir} is a file; {elsewhere}"]
-    found = _visible(data_dir)
+    found = [
+        name for name in _visible(data_dir) if besides is None or not besides.is_file() or not os.path.samefile(data_dir / name, besides)
+    ]
     if not found:
         return []
     slug_there, set_there = remembered_slug(data_dir), _set_there(data_dir)

@@ -12,9 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.errors import UserError, raise_all
-from pipeline.fetch.intensity import Rule, Survey
-from pipeline.fetch.parts import Staged, check_names, id_column, part_of, row_ids, write_rows
+from pipeline.fetch.grey_range import Rule, Survey
 from pipeline.fetch.pixels import Shape, channels_rule, save, shape_of
+from pipeline.fetch.staged_rows import Staged, check_names, id_column, part_of, row_ids, write_rows
 from pipeline.wording import capped, counted, listed
 
 FEWEST = 64
@@ -88,10 +88,18 @@ def _text(value: Any) -> str:
 
 
 def _recognised(stage: Staged, path: Path) -> _Bands | None:
+    rows: list[dict[str, Any]] = []
     try:
-        rows = [row for _, row in zip(range(16), _rows(path), strict=False)]
-    except UserError:
-        return None  # no list of rows: other JSON stays as it is
+        for row in _rows(path):
+            rows.append(row)
+            if len(rows) == 16:
+                break
+    except UserError as error:  # no list of rows: other JSON stays as it is
+        if any(_size(value) >= FEWEST for row in rows for value in row.values()):
+            raise
+        if "cut short" in str(error):
+            stage.notes.append(f"{stage.shown(path)} was not read: {error}")
+        return None
     if not rows:
         return None
     columns = [key for key, value in rows[0].items() if isinstance(value, (str, int))]
@@ -183,6 +191,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 try:
                     value, position = decoder.raw_decode(buffer, position)
                 except (json.JSONDecodeError, RecursionError) as error:
+                    if not ended and not is_list and len(buffer) > longest:
+                        raise UserError(f"{path.name} is one large object, no list") from None
                     if ended or len(buffer) > longest or isinstance(error, RecursionError):
                         raise UserError(f"{path.name} is cut short or broken: {error}; download it again") from None
                     break

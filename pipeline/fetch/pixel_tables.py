@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from tqdm import tqdm
 
 from pipeline.competition.folders import plain_name, suffix_of
 from pipeline.errors import UserError, raise_all
-from pipeline.fetch.intensity import Rule, Survey
-from pipeline.fetch.parts import Staged, check_names, id_column, part_of, row_ids, write_rows
+from pipeline.fetch.grey_range import Rule, Survey
 from pipeline.fetch.pixels import Shape, save, shape_of
+from pipeline.fetch.staged_rows import Staged, check_names, id_column, part_of, row_ids, write_rows
 from pipeline.wording import capped, counted, listed, numbered
 
 FEWEST = 64  # numbers that may be an image: 8 x 8
@@ -45,9 +46,21 @@ def convert(stage: Staged) -> None:
     Raises:
         UserError: rows are cut short, or hold what is no number; every such row is named.
     """
-    tables = [table for path in stage.files((".csv", ".tsv", ".parquet")) if path != stage.sample and (table := _recognised(stage, path))]
+    paths = [path for path in stage.files((".csv", ".tsv", ".parquet")) if path != stage.sample]
+    paths.sort(key=lambda path: (len(path.parts), path))
+    tables: list[_Table] = []
+    for path in paths:
+        table = _recognised(stage, path)
+        twin = next((other for other in tables if table and filecmp.cmp(path, other.path, shallow=False)), None)
+        if twin:
+            stage.notes.append(f"{stage.shown(path)} left out: it is the same as {stage.shown(twin.path)}")
+            path.unlink()
+        elif table:
+            tables.append(table)
     if not tables:
         return
+    if len(tables) == 1 and not tables[0].part and not stage.image_names:  # all there is must be what is to be learned from
+        tables = [replace(tables[0], part="train")]
     survey, rows = Survey(), {table.path: [] for table in tables}
     for table in tables:
         for others, values in _chunks(stage, table):
@@ -84,7 +97,8 @@ def _write(stage: Staged, table: _Table, rows: list[list[str]], rule: Rule) -> N
     table.path.unlink()
     written = write_rows(stage, table.part, table.path.stem, columns, cells)
     stage.notes.append(
-        f"{original}: {counted(len(names), 'image')} written into {folder}/ ({table.shape.says}; names: {how}); the other columns: {written}"
+        f"{original}: {counted(len(names), 'image')} written into {folder}/ "
+        f"({table.shape.says}; names: {how}); the other columns: {written}"
     )
 
 
@@ -100,6 +114,8 @@ def _recognised(stage: Staged, path: Path) -> _Table | None:
     except (ValueError, OSError) as error:  # no table: the layout says what is wrong with it, unless it is one of pixels
         if isinstance(error, pd.errors.ParserError) and _pixel_columns(_header(path)[1])[0]:
             raise UserError(f"{stage.shown(path)}: rows are no whole rows of pixels: {' '.join(str(error).split())}") from None
+        if suffix_of(path.name) == ".parquet":  # no other reader looks at it
+            stage.notes.append(f"{stage.shown(path)} was not read: it is damaged ({' '.join(str(error).split())})")
         return None
     if head is None or not len(head):
         return None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, raise_all
 
-MAX_RECORD = 1 << 30  # bytes
+MAX_RECORD = 1 << 28  # bytes
 Features = dict[str, list[Any]]  # name -> values: bytes, int or float
 
 
@@ -35,7 +36,7 @@ def examples(path: Path, where: str) -> Iterator[Features]:
                 if len(data) < length or len(file.read(4)) < 4:
                     raise UserError(f"{where}, record {number}: the file is cut short; download it again")
                 yield features(data)
-        except (IndexError, struct.error, UnicodeDecodeError, EOFError, OSError, ValueError) as error:
+        except (IndexError, KeyError, TypeError, AttributeError, struct.error, EOFError, OSError, zlib.error, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{where}, record {number}: it is no tf.train.Example ({error}); download the file again") from None

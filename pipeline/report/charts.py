@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from pipeline.report.figures import ABOVE, CURVE_SIZE, INK, QUIET, TRAINING, VALIDATION, drawable, drawable_names, new_axes
+from pipeline.report.words import short_number
 
 MAX_BARS = 30  # named bars; above, names would make a picture taller than a page
 MAX_NUMBERED = 25
@@ -94,9 +95,11 @@ def number_counts_figure(path: Path, edges: Sequence[float], counts: Sequence[in
 
 
 def _number_axes(axes: Axes) -> None:
-    axes.figure.subplots_adjust(left=0.165, right=0.955)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.figure.subplots_adjust(left=0.2, right=0.955)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+    for axis in (axes.xaxis, axes.yaxis):  # matplotlib would write a common factor over the axes, into the legend
+        axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value).replace("e+0", "e")))
 
 
 def class_counts_figure(

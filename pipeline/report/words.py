@@ -83,7 +83,7 @@ def measured(value: float | None, decimals: int = 4) -> str:
 
 def brief(value: float) -> str:
     """A number of the data in four digits: 21.98 / 0.5 / 12,346."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value + 0.0:.4g}"  # -0.0 is 0
 
 
 def setting(value: Any) -> str:

@@ -206,7 +206,7 @@ def _flags(case: _Case, names: tuple[str, ...]) -> _Read:
     if case.needs("labels") or case.asked.kind in ("multiclass", "ordinal"):
         kind = case.asked.kind or ("ordinal" if case.metric is not None and case.metric.name == "qwk" else "multiclass")
         return Target(kind, names), case.labels.texts, "labels 0 and 1", []
-    if case.asked.kind == "continuous" or case.needs("numbers"):
+    if case.asked.kind == "continuous" or (case.asked.kind is None and case.needs("numbers")):
         return _continuous(case, "labels 0 and 1")
     if case.asked.kind == "binary" or (case.needs("probabilities", "ranks") and case.one_column):
         return _binary(case, names, "labels 0 and 1")
@@ -227,7 +227,7 @@ def _numbers(case: _Case, names: tuple[str, ...]) -> _Read:
     """More than two numbers, or numbers with fractions: classes, grades or a quantity."""
     kind, metric = case.asked.kind, case.metric
     fractions, whole = has_fraction(names), f"{len(names):,} different whole numbers"
-    if kind == "continuous" or case.needs("numbers"):
+    if kind == "continuous" or (kind is None and case.needs("numbers")):
         return _continuous(case, "numbers")
     if kind == "ordinal" or (kind is None and metric is not None and metric.name == "qwk"):
         if fractions:
@@ -260,6 +260,8 @@ def _words(case: _Case, names: tuple[str, ...]) -> _Read:
     several, separator = ("no", " ")
     if labels.source in ("table", "json") or case.asked.kind == "multilabel":
         several, separator = several_labels(labels.texts, (case.asked.separator,) if case.asked.separator else SEPARATORS)
+    if several == "maybe" and _sample_holds_sets(case, separator):
+        several = "yes"
     sets_named = case.asked.kind == "multilabel" or (case.metric is not None and case.metric.kinds == ("multilabel",))
     if sets_named or (several == "yes" and case.may_be("multilabel") and case.asked.kind is None):
         return _label_sets(case, separator, f"several labels in a cell, {_mark(separator)} between them")
@@ -279,6 +281,13 @@ def _words(case: _Case, names: tuple[str, ...]) -> _Read:
     if are_numbers(sample_cells) and case.asked.kind is None:
         return _binary(case, names, "the sample holds numbers")
     return _one_of(case, names, labels.where)
+
+
+def _sample_holds_sets(case: _Case, separator: str) -> bool:
+    """Whether a cell of the sample submission holds several of the parts that training cells are made of, and is no training cell itself."""
+    texts = set(case.labels.texts)
+    parts = {part for text in texts for part in split_parts(text, separator)}
+    return any(len(found := split_parts(cell, separator)) > 1 and set(found) <= parts and cell not in texts for cell in case.sample_cells)
 
 
 def _numbers_for_names(case: _Case, names: Sequence[str]) -> UserError:

@@ -41,7 +41,7 @@ class Staged:
     _listing: list[Path] = field(default_factory=list)
 
     def files(self, suffixes: Sequence[str], gone: bool = False) -> list[Path]:
-        """The files that were below `root` at first and still are (`gone`: are no more), with one of these suffixes; sorted, hidden ones left out."""
+        """The files that were below `root` at first and still are (`gone`: are no more), with one of these suffixes; sorted."""
         if not self._listing:
             for path in sorted(self.root.rglob("*")):
                 if path.is_file() and not any(is_hidden(part) for part in path.relative_to(self.root).parts):

@@ -1,0 +1,163 @@
+"""What labels mean: each kind of evidence alone, two readings refused with the flag for each, and flags that contradict the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.targets.decide import decide
+from pipeline.targets.evidence import Asked, Decision, LabelEvidence, SampleEvidence
+
+FLAGS = ["0", "1"] * 20
+GRADES = ["0", "1", "2", "3", "4"] * 6
+PETS = ["cat", "dog"] * 8
+STEGO = ["Cover", "JMiPOD", "UERD"] * 4
+RUST = ["rust", "scab", "rust scab", "healthy", "scab frog", "frog"] * 4
+TAGS = ["clear", "clear primary", "cloudy", "primary agriculture clear", "water primary", "agriculture water"] * 3
+APPLES = ["Granny Smith", "Golden Delicious", "Red Delicious", "Fuji"] * 4
+DRESSES = ["black dress", "black shirt", "blue dress", "blue shirt", "red dress", "red shirt"] * 3
+
+
+def read(
+    texts: Sequence[str],
+    sample: Sequence[str] | None = None,
+    *,
+    column: str = "label",
+    source: str = "table",
+    **asked: object,
+) -> Decision:
+    evidence = LabelEvidence(source, "train.csv", tuple(texts), column="label")
+    cells = None if sample is None else SampleEvidence("sample.csv", (column,), tuple((cell,) for cell in sample))
+    return decide(evidence, cells, Asked(**asked))
+
+
+def read_columns(cells: Sequence[str], sample: str = "0", **asked: object) -> Decision:
+    """Three label columns a, b, c; a row as the text `100`."""
+    rows = tuple(tuple(row.split()) if " " in row else tuple(row) for row in cells)
+    sample_rows = SampleEvidence("sample.csv", ("a", "b", "c"), ((sample,) * 3,))
+    return decide(LabelEvidence("table", "train.csv", columns=("a", "b", "c"), cells=rows), sample_rows, Asked(**asked))
+
+
+def refused(*arguments: object, **more: object) -> str:
+    with pytest.raises(UserError) as caught:
+        read(*arguments, **more)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("texts", "sample", "more", "kind", "metric", "names"),
+    [
+        (PETS, ["cat"], {}, "multiclass", "accuracy", ("cat", "dog")),
+        (FLAGS, ["0.5"], {"column": "has_cactus"}, "binary", "log_loss", ("0", "1")),
+        (FLAGS, ["0"], {"metric": "roc_auc"}, "binary", "roc_auc", ("0", "1")),
+        (FLAGS, ["0"], {"metric": "pf1"}, "binary", "pf1", ("0", "1")),
+        (FLAGS, ["0"], {"metric": "accuracy"}, "multiclass", "accuracy", ("0", "1")),
+        (["False", "True"] * 5, ["0.3"], {}, "binary", "log_loss", ("False", "True")),
+        (PETS, ["0.5"], {"column": "is_dog"}, "binary", "log_loss", ("cat", "dog")),
+        (PETS, ["0.5"], {"positive_class": ("dog",)}, "binary", "log_loss", ("cat", "dog")),
+        (STEGO, ["0"], {"metric": "auc", "positive_class": ("JMiPOD", "UERD")}, "binary", "roc_auc", ("Cover", "JMiPOD, UERD")),
+        (["new_whale", "w_1", "w_2"] * 3, ["new_whale w_7 w_8"], {}, "multiclass", "map_at_3", ("new_whale", "w_1", "w_2")),
+        (["w_1", "w_2", "w_3"] * 3, ["w_1"], {"metric": "map@5"}, "multiclass", "map_at_5", ("w_1", "w_2", "w_3")),
+        (RUST, ["healthy"], {}, "multilabel", "micro_f1", ("frog", "healthy", "rust", "scab")),
+        (TAGS, ["primary cloudy"], {}, "multilabel", "micro_f1", ("agriculture", "clear", "cloudy", "primary", "water")),
+        (["16 0", "7", "0", "0 7", "16", "7 16"] * 3, ["0"], {"metric": "macro_f1"}, "multilabel", "macro_f1", ("0", "7", "16")),
+        (APPLES, ["Fuji"], {}, "multiclass", "accuracy", ("Fuji", "Golden Delicious", "Granny Smith", "Red Delicious")),
+        (DRESSES, ["red shirt"], {"kind": "multilabel"}, "multilabel", "micro_f1", ("black", "blue", "dress", "red", "shirt")),
+        (GRADES, ["0"], {}, "multiclass", "accuracy", ("0", "1", "2", "3", "4")),
+        (GRADES, ["0"], {"metric": "qwk"}, "ordinal", "qwk", ("0", "1", "2", "3", "4")),
+        (["10", "9", "1"] * 3, ["1"], {"kind": "ordinal"}, "ordinal", "qwk", ("1", "9", "10")),
+        ([str(number) for number in range(1, 101)], ["12.5"], {}, "continuous", "rmse", ("label",)),
+        (["1.5", "2", "3.25"], ["0"], {}, "continuous", "rmse", ("label",)),
+        (GRADES, ["0"], {"metric": "mae"}, "continuous", "mae", ("label",)),
+        ([str(number) for number in range(60)], ["0"], {"metric": "macro_f1"}, "multiclass", "macro_f1", tuple(map(str, range(60)))),
+        ([str(number) for number in range(60)], ["0"], {"source": "folders"}, "multiclass", "accuracy", tuple(map(str, range(60)))),
+    ],
+)
+def test_one_reading(texts, sample, more, kind, metric, names) -> None:
+    decision = read(texts, sample, **more)
+    assert (decision.target.kind, decision.metric, decision.target.names) == (kind, metric, names)
+    assert len(decision.target.encode(decision.labels)) == len(texts)
+    assert metric in decision.says
+
+
+def test_the_positive_class_is_what_is_encoded_as_one() -> None:
+    decision = read(STEGO, ["0"], metric="roc_auc", positive_class=("JMiPOD", "UERD"))
+    assert decision.target.encode(decision.labels)[:3, 0].tolist() == [0, 1, 1]
+    decision = read(PETS, ["0.5"], column="dog")
+    assert decision.target.encode(decision.labels)[:2, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("texts", "sample", "more", "flags"),
+    [
+        (FLAGS, ["0"], {}, ["--metric roc_auc", "--metric accuracy"]),
+        (FLAGS, [""], {}, ["--metric roc_auc", "--metric accuracy"]),
+        (PETS, ["0.5"], {}, ["--positive-class cat", "--positive-class dog"]),
+        (STEGO, ["0"], {"metric": "roc_auc"}, ["--positive-class Cover", "--positive-class A,B"]),
+        (PETS, ["0"], {"source": "folders"}, ["--positive-class", "--target multiclass"]),
+        (DRESSES, ["red shirt"], {}, ["--target multiclass", "--target multilabel"]),
+        ([str(number) for number in range(60)], ["0"], {}, ["--metric accuracy", "--metric rmse", "--metric qwk"]),
+    ],
+)
+def test_two_readings_are_an_error_that_shows_both(texts, sample, more, flags) -> None:
+    message = refused(texts, sample, **more)
+    assert "train.csv" in message
+    assert [flag for flag in flags if flag not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "more", "shown"),
+    [
+        (PETS, {"metric": "acuracy"}, "'accuracy'"),
+        (PETS, {"kind": "multiclas"}, "'multiclass'"),
+        (PETS, {"metric": "rmse"}, "'cat'"),
+        (PETS, {"metric": "qwk"}, "'cat'"),
+        (PETS, {"metric": "roc_auc", "positive_class": ("dgo",)}, "'dog'"),
+        (PETS, {"metric": "roc_auc", "positive_class": ("cat", "dog")}, "--positive-class cat,dog"),
+        (["1.5", "2"], {"kind": "ordinal"}, "'1.5'"),
+        (GRADES, {"metric": "rmse", "kind": "ordinal"}, "rmse"),
+        (FLAGS, {"metric": "rmse", "positive_class": ("1",)}, "rmse"),
+    ],
+)
+def test_what_is_asked_for_must_fit_the_data(texts, more, shown) -> None:
+    assert shown in refused(texts, ["x"], **more)
+
+
+@pytest.mark.parametrize(
+    ("cells", "more", "kind", "metric"),
+    [
+        (["100", "010", "001"], {}, "multiclass", "log_loss"),
+        (["100", "010", "001"], {"metric": "roc_auc"}, "multiclass", "roc_auc"),
+        (["100", "010", "001"], {"metric": "samples_f2"}, "multilabel", "samples_f2"),
+        (["100", "011", "000"], {}, "multilabel", "log_loss"),
+        (["0.1 0.9 0", "0.2 0.3 0.1"], {"metric": "rmse"}, "continuous", "rmse"),
+        (["10.5 3 0", "20 4 1"], {}, "continuous", "rmse"),
+    ],
+)
+def test_labels_in_columns(cells, more, kind, metric) -> None:
+    decision = read_columns(cells, **more)
+    assert (decision.target.kind, decision.metric, decision.target.names) == (kind, metric, ("a", "b", "c"))
+    assert len(decision.target.encode(decision.labels)) == len(cells)
+
+
+def test_several_labels_keep_the_rows_without_any() -> None:
+    decision = read_columns(["100", "011", "000"])
+    assert decision.target.encode(decision.labels).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
+    assert decision.target.may_be_empty
+
+
+@pytest.mark.parametrize(
+    ("cells", "more", "shown"),
+    [
+        (["0.1 0.9 0", "0.2 0.3 0.1"], {}, "--metric rmse"),
+        (["x 0 1", "0 1 0"], {}, "'x'"),
+        (["100", "011"], {"kind": "multiclass"}, "--target multiclass"),
+        (["0.5 0 1", "0 1 0"], {"metric": "roc_auc"}, "'0.5'"),
+    ],
+)
+def test_columns_that_cannot_be_read(cells, more, shown) -> None:
+    with pytest.raises(UserError) as caught:
+        read_columns(cells, **more)
+    assert shown in str(caught.value)
