@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,7 @@ from pipeline.targets.target import Target, multiclass
 
 FORMAT = 1
 RECORD = "run.json"  # written last: its presence means that the run is complete
+START, KEPT = "state/start.json", "state/kept.json"  # what a run was started with; which weights lie in the folder until it is complete
 ADAPTER_DIR = "model_lora"
 INSTALLING = ".installing"  # lies in a run folder while a release is moved in: until it is gone, nothing there counts
 INSTALLED = "release.installed.json"  # what `make weights` installed there, and from where
@@ -91,6 +93,12 @@ class RunRecord:
         return str((self.values.get("metric") or {}).get("name", "accuracy"))
 
     @property
+    def best(self) -> dict[str, Any]:
+        """`epoch`, `metric`, `value` of the epoch whose weights are kept; empty where the run cannot tell."""
+        best = self.values.get("best")
+        return best if isinstance(best, dict) else {}
+
+    @property
     def prior(self) -> list[float] | None:
         """What is predicted for an image that cannot be read, a value for each output; None where the run cannot tell."""
         if "prior" in self.values:
@@ -132,6 +140,7 @@ class Run:
     class_names: tuple[str, ...] | None  # None when a legacy release has only LABEL_0..N
     record: RunRecord | None  # None for a legacy release
     text_dir: Path | None = None  # the text backbone's folder, with its tokenizer, where there is one
+    unfinished: str | None = None  # of a run that was interrupted: which weights these are, in words
 
     @property
     def name(self) -> str:
@@ -164,8 +173,8 @@ def load_run(path: Path) -> Run:
     """The run or release in folder `path`.
 
     Raises:
-        UserError: there is none, it is unfinished or not wholly installed, its run.json is of another format or damaged, its adapter is
-            missing, or it holds more than one backbone.
+        UserError: there is none, it was stopped before any weights were kept or is not wholly installed, its run.json is of another format or
+            damaged, its adapter is missing, or it holds more than one backbone.
     """
     path = Path(path)
     how = "`make weights` installs a release, `python train.py` makes one"
@@ -182,10 +191,8 @@ def load_run(path: Path) -> Run:
     if len(folders) > 1 or len(text_dirs) > 1:
         names = ", ".join(folder.name for folder in (*folders, *text_dirs))
         raise UserError(f"{path} holds more than one backbone ({names}): keep one, or name another folder with --model")
-    if is_unfinished(path):
-        raise UserError(f"{path} holds an unfinished run: finish it with `python train.py --output {path} --resume`")
     config = _read_object(folders[0] / "config.json")
-    record = read_record(path)
+    record, unfinished = _read_unfinished(path) if is_unfinished(path) else (read_record(path), None)
     adapter_dir = path / ADAPTER_DIR
     rank = _at(record.values, "recipe.lora.rank") if record else 0
     if rank and not adapter_dir.is_dir():
@@ -195,7 +202,38 @@ def load_run(path: Path) -> Run:
         )
     class_names = record.class_names if record else _names_from(config)
     text_dir = text_dirs[0] if text_dirs else None
-    return Run(path, folders[0], adapter_dir if adapter_dir.is_dir() else None, class_names, record, text_dir)
+    return Run(path, folders[0], adapter_dir if adapter_dir.is_dir() else None, class_names, record, text_dir, unfinished)
+
+
+def known_record(path: Path) -> RunRecord | None:
+    """What the run in folder `path` says of itself, finished or interrupted; None where it holds none.
+
+    Raises:
+        UserError: its files are damaged, or it was stopped before any weights were kept.
+    """
+    return _read_unfinished(Path(path))[0] if is_unfinished(path) else read_record(path)
+
+
+def resume_command(path: Path) -> str:
+    """The command that goes on with the unfinished run in `path`, to be pasted; data and flags are the run's own."""
+    return shlex.join(["python", "train.py", "--output", str(path), "--resume"])
+
+
+def _read_unfinished(path: Path) -> tuple[RunRecord, str]:
+    """What an interrupted run says of itself, and which weights lie in its folder."""
+    start, kept = path / START, path / KEPT
+    if not start.exists() or not kept.exists():
+        raise UserError(f"{path} holds a run that was stopped before any weights were kept: go on with `{resume_command(path)}`")
+    values, what = _read_object(start), _read_object(kept)
+    recipe = values.get("recipe") or {}
+    values |= {key: recipe.get(key) for key in ("task", "name", "seed")} | {"best": what if what.get("metric") else {}}
+    epochs = recipe.get("epochs")
+    if what.get("row") is not None:
+        weights = f"the weights of epoch {what.get('epoch')} of {epochs} at row {what['row']}, after {what.get('step')} optimizer steps"
+    else:
+        score = f" ({what['metric']} {what['value']:.4f})" if isinstance(what.get("value"), float) and what.get("metric") else ""
+        weights = f"the weights of its best epoch so far, {what.get('epoch')} of {epochs}{score}"
+    return RunRecord(start, values), f"unfinished: {weights}; it goes on with {resume_command(path)}"
 
 
 def read_values(path: Path) -> dict[str, Any]:

@@ -47,7 +47,7 @@ WINGS = {
             "questions",
         ),
     ],
-    "submission": ["write", "solution", "grading", "answer_grading", "score"],
+    "submission": ["write", "belonging", "origin", "solution", "grading", "answer_grading", "score"],
     "kaggle": ["token", "reply", "cli", "remembered", "ledger", "submit"],
     "fetch": [
         *("addresses", "budget", "archives", "download", "whole", "releases", "public_sets", "packed", "staging", "arrival"),

@@ -20,9 +20,10 @@ from pipeline.competition.facts import write_slug
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError, run_command
 from pipeline.kaggle import cli, ledger, submit, token
 from pipeline.kaggle.reply import KaggleError, Reply, explain, read_reply
+from pipeline.submission.origin import Origin
 
 MESSAGE = "glyphs, val_accuracy 0.9375, commit abc1234"
-FLAGS = ["--competition", "glyphs", "--poll-seconds", "3"]
+FLAGS = ["--competition", "glyphs", "--poll-seconds", "3", "--model", "finetuned_model"]
 OLDER = {
     "ref": 11,
     "fileName": "predictions.csv",
@@ -463,13 +464,13 @@ def test_record_that_is_not_ours_is_one_problem_among_others(folder, monkeypatch
     (folder / "finetuned_model/run.json").write_text(record)
     with pytest.raises(UserError) as error:
         submit.preflight(submit._parser().parse_args(["--competition", "glyphs"]))
-    lines = str(error.value).splitlines()
-    assert lines[1:-1] == ["  - no Kaggle token"] and "finetuned_model/run.json" in lines[-1] and told in lines[-1]
+    text = str(error.value)
+    assert "  - no Kaggle token\n" in text and "finetuned_model/run.json" in text and told in text
 
 
-def test_default_message_without_a_run():
-    assert submit.default_message({}, Path("predictions.csv")) == "predictions.csv"
-    assert submit.default_message({"name": "glyphs", "best": {}, "commit": None}, Path("p.csv")) == "glyphs"
+def test_default_message_without_a_run() -> None:
+    assert submit.default_message(None, Path("predictions.csv")) == "predictions.csv"
+    assert submit.default_message(Origin("", "2026-03-01T10:00:00", ("runs/a",), ("glyphs",)), Path("p.csv")) == "glyphs"
 
 
 # Tokens

@@ -27,6 +27,7 @@ from pipeline.forms.recognise import recognise
 from pipeline.targets.decide import decide
 from pipeline.targets.evidence import Asked, Decision, LabelEvidence
 from pipeline.targets.target import Target, multiclass
+from pipeline.wording import counted, quoted
 
 
 def read_layout(
@@ -69,7 +70,7 @@ def read_layout(
         target = Target("multilabel", tuple(dict.fromkeys(test.resolved.row_labels)))
     elif target is None and len(wanted.columns) > 1:
         target = multiclass(sorted(wanted.columns, key=natural_key))
-    form = form_of(test, target, metric)
+    form = _form(test, target, metric, known)
     more = check_classes(test, target, form, asked)
     root = folder.root
     train_rows = _train_rows(root, labelled, decision)
@@ -127,6 +128,17 @@ def _decided(
         if need != "test":
             raise
         return None, _short(error)
+
+
+def _form(test: TestImages, target: Target | None, metric: str | None, known: tuple[Target, str] | None) -> SubmissionForm | None:
+    """The form of predictions.csv. A model that cannot fill it says what it knows."""
+    try:
+        return form_of(test, target, metric)
+    except UserError as error:
+        if known is None:
+            raise
+        names = known[0].names
+        raise UserError(f"{error}\n(the model knows {counted(len(names), 'class', 'classes')}: {quoted(names)})") from None
 
 
 def _label_names(evidence: LabelEvidence | None, known: tuple[Target, str] | None) -> Sequence[str] | None:
