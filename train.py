@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, run_command
+from pipeline.files import sweep
 from pipeline.lock import holding_folder
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
@@ -126,8 +127,11 @@ def open_session(args: argparse.Namespace, command: str, started: float) -> Sess
     Raises:
         UserError: the recipe is wrong, or the output folder holds an unfinished run.
     """
-    recipe, former = choose_recipe(args, Path(args.output))
-    return None if recipe is None else Session(args, recipe, former, Path(args.output), command, started)
+    output = Path(args.output)
+    if not args.dry_run:
+        sweep(output)
+    recipe, former = choose_recipe(args, output)
+    return None if recipe is None else Session(args, recipe, former, output, command, started)
 
 
 def build_task(session: Session) -> tuple[Build, Compute]:
@@ -278,7 +282,8 @@ def begin(
             print(f"what was in {output} is kept in {moved}")
         write_rows(output, task.split_rows())  # first, for a folder with a state/ is never taken for a release
         task.save(output, initial=True)
-        start = write_start(output, session.recipe, schedule, task.class_names, task.facts(), session.command, compiled)
+        facts = task.facts() | {"data": session.args.data}
+        start = write_start(output, session.recipe, schedule, task.class_names, facts, session.command, compiled)
     else:
         start = former.go_on(session.recipe, schedule, task.split_rows(), session.command)
         state, damaged = store.load()
@@ -315,16 +320,10 @@ def finish(session: Session, build: Build, compute: Compute, recorder: Recorder,
     from pipeline.report.page import build_report
 
     task, output = build.task, session.output
-    counts = {
-        "train": task.num_train,
-        "val": task.num_val,
-        "train_per_class": task.train_per_class(),
-        "parameters": vars(build.counts),
-    }
     facts = {
         "class_names": list(task.class_names),
         **task.facts(),
-        "counts": counts,
+        "counts": {**task.counts(), "parameters": vars(build.counts)},
         "best_metric": task.best_metric if task.num_val else "epoch",
         "precision": compute.precision,
         "device": compute.device_name(),

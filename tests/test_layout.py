@@ -176,7 +176,7 @@ def test_a_class_folder_without_images_is_noted(tmp_path):
 
 def test_images_that_cannot_be_read_are_noted(tmp_path):
     make(class_folders(tmp_path), "train/cat/5.heic", "train/dog/6.HEIC")
-    assert "2 .heic files not read (convert to .jpg or .png)" in said(read_layout(tmp_path))
+    assert "2 .heic files not read" in said(read_layout(tmp_path))
 
 
 def test_a_validation_folder_is_noted(tmp_path):
@@ -498,9 +498,15 @@ def test_an_id_that_means_two_files(tmp_path):
 
 
 def test_two_image_folders_with_the_same_names(tmp_path):
-    message = refusal(make(table_kind(tmp_path), "train_small/1.jpg", "train_small/2.jpg"))
-    assert "2 ids found in train_images/ and train_small/; keep one and hide the other" in message
-    assert f"mv {tmp_path}/train_small {tmp_path}/.train_small" in message
+    message = refusal(make(table_kind(tmp_path), "train_2/1.jpg", "train_2/2.jpg"))
+    assert "2 ids found in train_2/ and train_images/; keep one and hide the other" in message
+    assert f"mv {tmp_path}/train_images {tmp_path}/.train_images" in message
+
+
+def test_a_smaller_version_of_the_images(tmp_path):
+    competition = read_layout(make(table_kind(tmp_path), "train_small/1.jpg", "train_small/2.jpg"))
+    assert {row.path.parent.name for row in competition.train} == {"train_images"}
+    assert "train_small/ holds the same names as train_images/ and is not used" in said(competition)
 
 
 def test_several_tables_the_one_with_labels_is_taken(tmp_path):

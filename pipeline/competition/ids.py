@@ -195,8 +195,8 @@ def settled(match: Match, part_of: Callable[[str], str]) -> tuple[Match, str]:
         return match, ""
     named = {top: part_of(next(image for images in several for image in images if _top(image) == top)) for top in _tops(several)}
     trained = [top for top in named if named[top] in ("train", "test")]
-    plainest = [top for top in trained if all(_plain_top(other).startswith(_plain_top(top)) for other in trained)]
-    chosen = plainest[0] if len(plainest) == 1 and len({_plain_top(top) for top in trained}) == len(trained) else ""
+    plainest = [top for top in trained if all(other == top or _adds_a_word(_plain_top(top), _plain_top(other)) for other in trained)]
+    chosen = plainest[0] if plainest else ""
     kept = {images: tuple(image for image in images if _top(image) == chosen) for images in several}
     if not chosen or any(len(images) != 1 for images in kept.values()):
         return match, ""
@@ -216,6 +216,11 @@ def _tops(groups: Iterable[Sequence[str]]) -> list[str]:
 def _plain_top(name: str) -> str:
     """The words of a folder's name that are not about images as such: `train` for `train_images`, `trainmasks` for `train_masks`."""
     return "".join(word for word in words_of(name) if word not in BESIDE or word in ("resized", "small", "cropped", "crops", "additional"))
+
+
+def _adds_a_word(name: str, longer: str) -> bool:
+    """True where `longer` is `name` and a word: `trainresized`, and not `train2` or `trainb`."""
+    return longer.startswith(name) and re.fullmatch(r"[^\W\d_]{3,}", longer[len(name) :]) is not None
 
 
 def _tails(depth: int) -> tuple[Style, Style]:

@@ -47,9 +47,9 @@ def resolve(table: Table, index: ImageIndex, sources: Sequence[Source], label_na
         # Numbers are found by chance where images are numbered too: a table that says which image each is outranks that. One about
         # training images does not say it: its ids are numbers too, and so are its labels.
         about_test = [source for source in sources if source.role not in ("train", "sample")]
-        if numbers_the_rows(ids) and (linked := _linked(ids, index, about_test)) and linked.images != match.images:
-            if len(set(linked.images)) == len(set(ids)):
-                return Resolved(name, linked.images, linked.says)
+        linked = _linked(ids, index, about_test) if numbers_the_rows(ids) else None
+        if linked and linked.images != match.images and len(set(linked.images)) == len(set(ids)):
+            return Resolved(name, linked.images, linked.says)
         return direct
     columns = [name, *(column for column in table.columns if column != name)]
     for column in columns[:3]:
