@@ -31,11 +31,11 @@ WINGS = {
             "label_columns",
             "label_table",
             "class_folders",
+            "subjects",
             "labels",
         ),
         *(
             "sample",
-            "subjects",
             "test_rows",
             "notes",
             "other_tasks",
@@ -51,7 +51,7 @@ WINGS = {
     "submission": ["write", "belonging", "origin", "solution", "grading", "answer_grading", "score"],
     "kaggle": ["token", "reply", "cli", "remembered", "ledger", "submit"],
     "fetch": [
-        *("addresses", "budget", "archives", "download", "whole", "releases", "public_sets", "packed", "staging", "arrival"),
+        *("addresses", "budget", "archives", "download", "whole", "releases", "public_sets", "packed", "pieces", "staging", "arrival"),
         *("grey_range", "pixels", "staged_rows", "pixel_tables", "json_bands", "arrays", "tf_examples", "tfrecords", "bson_files", "dicom"),
         *("containers", "install"),
     ],

@@ -428,7 +428,7 @@ def test_a_column_without_a_table(tmp_path):
 def test_rows_without_image(tmp_path):
     message = refusal(table_kind(tmp_path, train="id,label\n1,cat\n2,dog\n3,dog\n4,cat\n"))
     assert "train.csv (id, label):" in message
-    assert "2 of 4 ids without an image: '3' in row 4, '4' in row 5; add the images, or take these rows out" in message
+    assert "2 of 4 ids without an image: '3' in row 4, '4' in row 5; add the images, take these rows out, or train" in message
 
 
 def test_a_missing_image_that_differs_in_case_is_pointed_out(tmp_path):
@@ -461,9 +461,15 @@ def test_repeated_rows_with_different_labels(tmp_path):
 
 def test_empty_labels_and_other_row_problems_come_together(tmp_path):
     message = refusal(table_kind(tmp_path, train="id,label\n1,\n2,dog\n2,cat\n7, \n"))
-    assert "rows 2, 5: no label in column 'label'" in message
-    assert "1 of 4 ids without an image: '7' in row 5" in message
-    assert "rows 3, 4: '2'" in message
+    assert "row 2: no label in column 'label'" in message and "--set data.skip_bad_images=true" in message
+    assert "rows 3, 4: '2'" in message and "row 5" not in message  # neither image nor label: it says nothing
+
+
+def test_rows_without_image_or_label_are_left_out_where_asked(tmp_path):
+    root = table_kind(tmp_path, train="id,label\n1,cat\n2,dog\n5,cat\n1,\n")
+    assert "without an image: '5' in row 4" in refusal(root) and "row 5: no label" in refusal(root)
+    competition = read_layout(root, skip_bad_images=True)
+    assert labels(competition) == {"1": "cat", "2": "dog"} and "2 rows left out: 1 without an image, 1 without a label" in said(competition)
 
 
 def test_spaces_around_labels_are_removed_and_noted(tmp_path):

@@ -75,6 +75,8 @@ STYLES = (
 )
 FOLDERS, PREFIXES = Style("folders of images", str), Style("file names up to a separator", str)  # one id, several images
 NUMBERS = Style("the numbers of files without leading zeros", lambda image: _number_of(_stem(image)), lambda text: _number_of(text.strip()))
+LINKED = Style("led to images by another table", str)
+SEVERAL_EACH = (FOLDERS, PREFIXES, LINKED)
 LOOSE = Style("alike", lambda image: _bare(image), lambda text: _bare(text.strip().replace("\\", "/")))
 
 
@@ -191,7 +193,7 @@ def settled(match: Match, part_of: Callable[[str], str]) -> tuple[Match, str]:
     `trainResized`). Where that does not settle every id, the match stays as it was.
     """
     several = {images for images in match.images if len(images) > 1}
-    if not several or match.style in (FOLDERS, PREFIXES):
+    if not several or match.style in SEVERAL_EACH:
         return match, ""
     named = {top: part_of(next(image for images in several for image in images if _top(image) == top)) for top in _tops(several)}
     trained = [top for top in named if named[top] in ("train", "test")]

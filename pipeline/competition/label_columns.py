@@ -57,7 +57,7 @@ class Wanted:
     ids: tuple[str, ...] = ()  # the first few thousand
     values: frozenset[str] = frozenset()  # of the first rows
     may_be_empty: bool = False
-    row_labels: frozenset[str] = frozenset()  # what the rows of a long sample are about, where another table says so
+    row_labels: tuple[frozenset[str], ...] = ()  # what the rows of a long sample may be about, where another table says so
 
     @property
     def numbers(self) -> bool:
@@ -167,8 +167,8 @@ def _asked_for(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]
         maybe = [name for name, position in positions.items() if all(row[position].strip() in names for row in sample)]
         held = [name for name in maybe if len(set(table.column(name))) > 1 and {cell.strip() for cell in table.column(name)} <= names]
         return held[:1]
-    if wanted.row_labels and wanted.row_labels <= set(others):
-        return [name for name in others if name in wanted.row_labels]
+    if about := next((names for names in wanted.row_labels if names <= set(others)), None):
+        return [name for name in others if name in about]
     if not wanted.columns:
         return []
     same = [name for name in others if name == wanted.columns[0]]

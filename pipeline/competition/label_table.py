@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pipeline.competition.ids import FOLDERS, PREFIXES, ImageIndex, Match
+from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match
 from pipeline.competition.json_tables import SEVERAL
-from pipeline.competition.label_columns import split_column
+from pipeline.competition.label_columns import Wanted, split_column
 from pipeline.competition.sources import Source
 from pipeline.errors import raise_all
 from pipeline.tables import Table
@@ -67,18 +67,26 @@ def without_test_rows(table: Table) -> tuple[Table, list[str], list[str]]:
     return replace(table, cells=tuple(table.cells[row] for row in keep), lines=tuple(table.lines[row] for row in keep)), left, notes
 
 
-def read_table(found: Found, names: Sequence[str], index: ImageIndex, parts: Sequence[str], empty_is_none: bool) -> Labelled:
+SKIP_FLAG = "--set data.skip_bad_images=true"
+
+
+def read_table(
+    found: Found, names: Sequence[str], index: ImageIndex, parts: Sequence[str], empty_is_none: bool, skip_bad: bool = False
+) -> Labelled:
     """The rows of a table that have an image and a label; repeated rows once. `empty_is_none`: an empty cell means no label at all.
+
+    Rows with neither image nor label are left out with a note; with `skip_bad` those that lack one of both, too.
 
     Raises:
         UserError: every row problem at once: no image, two images, no label, one image with two labels.
     """
+    found, parts, skipped = _without_bare_rows(found, names, parts, empty_is_none, skip_bad)
     table, match = found.table, found.match
     ids = [cell.strip() for cell in table.column(found.id_column)]
     columns = [table.column(name) for name in names]
     labels = list(zip(*([cell.strip() for cell in column] for column in columns), strict=True))
-    many = match.style in (FOLDERS, PREFIXES)
-    advice = "add the images, or take these rows out"
+    many = match.style in SEVERAL_EACH
+    advice = f"add the images, take these rows out, or train without them: {SKIP_FLAG}"
     problems = match.problems(ids, table.lines, index, advice, many) + ([] if empty_is_none else _no_label(table, names, labels))
     rows: dict[tuple[str, ...], int] = {}
     repeated = 0
@@ -109,11 +117,32 @@ def read_table(found: Found, names: Sequence[str], index: ImageIndex, parts: Seq
         notes.append(f"{counted(repeated, 'repeated row')} with the same label counted once")
     labelled = Labelled(
         [ids[row] for row in chosen], [match.images[row] for row in chosen], evidence, f"{found.name}: {found.id_column}, {what}",
-        [f"ids are {match.style.says}", *table.notes, *notes],
+        [f"ids are {match.style.says}", *table.notes, *skipped, *notes],
     )  # fmt: skip
     if "val" in parts:
         labelled.split = {ids[row]: "val" if parts[row] == "val" else "train" for row in chosen}
     return labelled
+
+
+def _without_bare_rows(
+    found: Found, names: Sequence[str], parts: Sequence[str], empty_is_none: bool, skip_bad: bool
+) -> tuple[Found, Sequence[str], list[str]]:
+    """The table without rows that have neither image nor label (with `skip_bad`: that lack one), their parts, and what is to be said."""
+    columns = [found.table.column(name) for name in names]
+    imageless = [not images for images in found.match.images]
+    unlabelled = [not empty_is_none and any(not cell.strip() for cell in row) for row in zip(*columns, strict=True)]
+    bad = [any(lacks) if skip_bad else all(lacks) for lacks in zip(imageless, unlabelled, strict=True)]
+    keep = [row for row, is_bad in enumerate(bad) if not is_bad]
+    if len(keep) == len(bad) or not keep:
+        return found, parts, []
+    table, match = found.table, found.match
+    lost = sum(is_bad and no_image for is_bad, no_image in zip(bad, imageless, strict=True))
+    why = [f"{lost:,} without an image"] if lost else []
+    why += [f"{len(bad) - len(keep) - lost:,} without a label"] if lost < len(bad) - len(keep) else []
+    note = f"{counted(len(bad) - len(keep), 'row')} left out: {', '.join(why)}"
+    table = replace(table, cells=tuple(table.cells[row] for row in keep), lines=tuple(table.lines[row] for row in keep))
+    left = replace(found, table=table, match=replace(match, images=tuple(match.images[row] for row in keep)))
+    return left, [parts[row] for row in keep] if parts else parts, [note]
 
 
 def made_wide(table: Table, index: ImageIndex) -> Table | None:
@@ -139,12 +168,39 @@ def made_wide(table: Table, index: ImageIndex) -> Table | None:
     return None
 
 
+def one_row_each(table: Table, id_column: str, match: Match, wanted: Wanted) -> Table | None:
+    """A table with a row for each label of an image (`image, target_name, target`) as one row an image and one column a label; None where it
+    is not of that form: one column holds what the sample asks for, another tells the rows of an image apart by what the sample's rows are about.
+    """
+    if len(wanted.columns) != 1 or wanted.columns[0] not in table.columns or match.num_unique * 2 > len(table.cells):
+        return None
+    value, ids = wanted.columns[0], [cell.strip() for cell in table.column(id_column)]
+    for name in table.columns:
+        labels = [cell.strip() for cell in table.column(name)] if name not in (value, id_column) else []
+        names = list(dict.fromkeys(labels))
+        if not 1 < len(names) <= 200 or len(set(zip(ids, labels, strict=True))) < len(ids):
+            continue
+        if not any(set(names) <= about for about in wanted.row_labels) and len(wanted.suffixed(names)) < len(names):
+            continue
+        rows: dict[str, dict[str, str]] = {}
+        lines: dict[str, int] = {}
+        for row_id, label, cell, line in zip(ids, labels, table.column(value), table.lines, strict=True):
+            rows.setdefault(row_id, {})[label] = cell
+            lines.setdefault(row_id, line)
+        wide = tuple((row_id, *(found.get(label, "") for label in names)) for row_id, found in rows.items())
+        note = f"its rows are one for each of {len(names)} values of {name!r}"
+        return replace(table, columns=(id_column, *names), cells=wide, lines=tuple(lines.values()), notes=(*table.notes, note))
+    return None
+
+
 def _no_label(table: Table, names: Sequence[str], labels: Sequence[tuple[str, ...]]) -> list[str]:
     problems = []
     for position, name in enumerate(names):
         empty = [line for line, row in zip(table.lines, labels, strict=True) if not row[position]]
         if empty:
-            problems.append(f"{numbered(empty)}: no label in column {name!r} (fill it in, or take the row out)")
+            problems.append(
+                f"{numbered(empty)}: no label in column {name!r} (fill it in, take the row out, or train without it: {SKIP_FLAG})"
+            )
     return capped(problems, "columns have empty cells")
 
 

@@ -62,7 +62,7 @@ def refuse_several_questions(sample: Source, wanted: Wanted, tables: Sequence[So
 def _refusal(sample: Source, asked: str, told_by: str) -> UserError:
     return UserError(
         f"{sample.table.path} asks for {asked}: {told_by}. That is not done here: what is predicted is a class, a probability, labels or a "
-        "number for a whole image. If it is such a competition after all, rename that column, or put another sample submission in its place"
+        "number for a whole image. If that is what is asked for after all: --target multiclass (or binary, multilabel, ordinal, continuous)"
     )
 
 

@@ -107,6 +107,12 @@ def _split(text: str, known: Sequence[str]) -> tuple[str, str]:
     return ("", "") if known else (head, tail)
 
 
+def linked_images(ids: Sequence[str], index: ImageIndex, sources: Sequence[Source]) -> tuple[tuple[str, ...], ...] | None:
+    """The images of each id, where one of `sources` has the ids in one column and names images in another; None where none has."""
+    lead = _linked([text.strip() for text in ids], index, sources)
+    return lead.images if lead else None
+
+
 def _linked(ids: Sequence[str], index: ImageIndex, sources: Sequence[Source]) -> _Lead | None:
     """Through a table that has the ids in one column and names images in another."""
     wanted = set(ids)

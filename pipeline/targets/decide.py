@@ -188,7 +188,7 @@ def _of_texts(case: _Case) -> _Read:
             return _label_sets(case, separator, "the sample has a column for each label")
     if case.asked.positive_class:
         return _binary(case, names, "--positive-class")
-    if are_numbers(names) and not has_fraction(names) and len(names) == 2 and are_flags(names):
+    if len(names) == 2 and are_flags(names) and (are_numbers(names) or are_numbers(case.sample_cells)):
         return _flags(case, names)
     if are_numbers(names):
         return _numbers(case, names)
@@ -203,6 +203,8 @@ def _flags(case: _Case, names: tuple[str, ...]) -> _Read:
     """Labels 0 and 1: a probability or the label itself may be graded."""
     if has_fraction(case.sample_cells) and case.may_be("binary") and not (case.metric and case.metric.needs == "labels"):
         return _binary(case, names, f"the sample's {case.sample.columns[0]!r} holds a fraction" if case.sample else "")
+    if case.needs("labels") and not are_numbers(names) and case.asked.kind is None and case.may_be("binary"):
+        return _binary(case, names, "the sample holds numbers for them")  # written 0 and 1
     if case.needs("labels") or case.asked.kind in ("multiclass", "ordinal"):
         kind = case.asked.kind or ("ordinal" if case.metric is not None and case.metric.name == "qwk" else "multiclass")
         return Target(kind, names), case.labels.texts, "labels 0 and 1", []
