@@ -30,6 +30,7 @@ WINGS = {
             "sources",
             "label_columns",
             "label_table",
+            "long_tables",
             "class_folders",
             "subjects",
             "labels",

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match
 from pipeline.competition.json_tables import SEVERAL
-from pipeline.competition.label_columns import Wanted, split_column
+from pipeline.competition.label_columns import split_column
 from pipeline.competition.sources import Source
 from pipeline.errors import raise_all
 from pipeline.tables import Table
@@ -105,7 +105,8 @@ def read_table(
         twice.append(f"{where}: {ids[first]!r} ({match.images[first][0]}) has different labels: {values}")
     problems += capped(twice, "images have different labels")
     what = names[0] if len(names) == 1 else f"{len(names)} columns of labels"
-    raise_all(problems, f"{table.path} ({found.id_column}, {what}):")
+    settle = "; if another column is the id: --set data.id_column=NAME" if twice else ""
+    raise_all(problems, f"{table.path} ({found.id_column}, {what}{settle}):")
     chosen = list(rows.values())
     kind: Literal["json", "table"] = "json" if found.source.is_json else "table"
     where = f"{found.name}, column {names[0]!r}" if len(names) == 1 else f"{found.name}, {what}"
@@ -143,54 +144,6 @@ def _without_bare_rows(
     table = replace(table, cells=tuple(table.cells[row] for row in keep), lines=tuple(table.lines[row] for row in keep))
     left = replace(found, table=table, match=replace(match, images=tuple(match.images[row] for row in keep)))
     return left, [parts[row] for row in keep] if parts else parts, [note]
-
-
-def made_wide(table: Table, index: ImageIndex) -> Table | None:
-    """Rows `<image>_<label>, value` as one row an image and one column a label; None where the table is not of that form."""
-    for position, name in enumerate(table.columns):
-        cells = table.column(name)
-        split = [text.strip().rpartition("_") for text in cells]
-        if not all(head and tail for head, _, tail in split):
-            continue
-        labels = list(dict.fromkeys(tail for _, _, tail in split))
-        heads = list(dict.fromkeys(head for head, _, _ in split))
-        if len(table.columns) != 2 or not 1 < len(labels) <= 200 or len(heads) * 2 > len(cells):
-            continue
-        if index.match(heads[:500]).num_found * 2 < len(heads[:500]) and index.match_groups(heads[:500]).num_found * 2 < len(heads[:500]):
-            continue
-        rows: dict[str, dict[str, str]] = {}
-        lines: dict[str, int] = {}
-        for (head, _, tail), row, line in zip(split, table.cells, table.lines, strict=True):
-            rows.setdefault(head, {})[tail] = row[1 - position]
-            lines.setdefault(head, line)
-        wide = tuple((head, *(found.get(label, "") for label in labels)) for head, found in rows.items())
-        return replace(table, columns=(name, *labels), cells=wide, lines=tuple(lines.values()))
-    return None
-
-
-def one_row_each(table: Table, id_column: str, match: Match, wanted: Wanted) -> Table | None:
-    """A table with a row for each label of an image (`image, target_name, target`) as one row an image and one column a label; None where it
-    is not of that form: one column holds what the sample asks for, another tells the rows of an image apart by what the sample's rows are about.
-    """
-    if len(wanted.columns) != 1 or wanted.columns[0] not in table.columns or match.num_unique * 2 > len(table.cells):
-        return None
-    value, ids = wanted.columns[0], [cell.strip() for cell in table.column(id_column)]
-    for name in table.columns:
-        labels = [cell.strip() for cell in table.column(name)] if name not in (value, id_column) else []
-        names = list(dict.fromkeys(labels))
-        if not 1 < len(names) <= 200 or len(set(zip(ids, labels, strict=True))) < len(ids):
-            continue
-        if not any(set(names) <= about for about in wanted.row_labels) and len(wanted.suffixed(names)) < len(names):
-            continue
-        rows: dict[str, dict[str, str]] = {}
-        lines: dict[str, int] = {}
-        for row_id, label, cell, line in zip(ids, labels, table.column(value), table.lines, strict=True):
-            rows.setdefault(row_id, {})[label] = cell
-            lines.setdefault(row_id, line)
-        wide = tuple((row_id, *(found.get(label, "") for label in names)) for row_id, found in rows.items())
-        note = f"its rows are one for each of {len(names)} values of {name!r}"
-        return replace(table, columns=(id_column, *names), cells=wide, lines=tuple(lines.values()), notes=(*table.notes, note))
-    return None
 
 
 def _no_label(table: Table, names: Sequence[str], labels: Sequence[tuple[str, ...]]) -> list[str]:

@@ -10,7 +10,8 @@ from pipeline.competition.folders import DataFolder, absent, hide_command, mv_co
 from pipeline.competition.id_columns import find_ids
 from pipeline.competition.ids import FOLDERS, LINKED, SEVERAL_EACH, ImageIndex, Match, file_name, settled
 from pipeline.competition.label_columns import LABEL_FLAG, LIKELY, SURE, Choice, Wanted, choose_labels, unclear
-from pipeline.competition.label_table import Found, Labelled, made_wide, one_row_each, read_table, without_test_rows
+from pipeline.competition.label_table import Found, Labelled, read_table, without_test_rows
+from pipeline.competition.long_tables import labels_together, made_wide, one_row_each
 from pipeline.competition.sources import TRAIN_TABLES, Source, Sources, headerless
 from pipeline.competition.subjects import linked_images
 from pipeline.errors import UserError, raise_all
@@ -251,7 +252,8 @@ def _from_table(
         table = best.found.table
         advice = f"; to take the folders in {classes.where} as classes: {mv_command(table.path)}" if classes.plausible else ""
         raise unclear(table, best.choice, advice)
-    labelled = read_table(best.found, best.choice.names, index, best.parts, wanted.may_be_empty, skip_bad)
+    found = best.found if len(best.choice.names) > 1 or best.parts else labels_together(best.found, best.choice.names[0], wanted)
+    labelled = read_table(found, best.choice.names, index, best.parts, wanted.may_be_empty, skip_bad)
     if best.choice.called and labelled.evidence:
         labelled.evidence = replace(labelled.evidence, columns=best.choice.called)
         labelled.notes.append(f"{listed(best.choice.names)} are what the sample calls {listed(best.choice.called)}")

@@ -86,7 +86,7 @@ def read_layout(
     lines = [
         *train_notes(folder, labelled, test, target, decision, trouble),
         *test_notes(test, more),
-        *other_notes(folder, labelled, sources),
+        *other_notes(folder, labelled, sources, test),
     ]
     return Competition(root, train_rows, test_rows, target, metric, form, tuple(lines), split=labelled.split)
 

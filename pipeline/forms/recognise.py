@@ -157,6 +157,9 @@ def _column_problems(columns: Sequence[str], target: Target) -> list[str]:
     names = target.names
     extra = [name for name in columns if name not in names]
     missing = [name for name in names if name not in columns] if target.kind not in ("multilabel", "continuous") else []
+    if len(extra) == len(columns) and target.kind != "continuous":
+        one = f"; if {columns[0]!r} is the label, take the other columns out of the sample" if len(columns) < 4 else ""
+        return [f"its columns {quoted(columns)} are none of the classes {quoted(names)}: one column is needed, or one for each class{one}"]
     problems = [f"the column {name!r} is no class of the training data{nearest(name, missing or names)}" for name in extra]
     if missing:
         problems.append(f"{counted(len(missing), 'class', 'classes')} of the training data without a column: {quoted(missing)}")

@@ -30,6 +30,7 @@ from pipeline.targets.target import KINDS, Target
 from pipeline.wording import counted, listed, natural_key, nearest, quoted
 
 FEW_NUMBERS = 20  # so many different whole numbers, and no more, are taken for classes where nothing else tells
+MANY_TEXTS = 20  # rows; so many without one text that occurs twice are no classes
 DEFAULT_METRIC = {"multiclass": "accuracy", "binary": "log_loss", "multilabel": "micro_f1", "ordinal": "qwk", "continuous": "rmse"}
 # The threshold that is best for F-beta is F / (1 + beta^2), where F is the best score itself (Lipton et al. 2014, arXiv:1402.1892, for beta 1):
 # for scores around 0.7 that is 0.35 for F1 and 0.15 for F2, a little more where the model is not sure of anything yet.
@@ -273,6 +274,13 @@ def _words(case: _Case, names: tuple[str, ...]) -> _Read:
             f"{example!r} may be the name of one class, or several labels",
             "each text is one class: --target multiclass",
             "several labels an image, to be predicted one by one: --target multilabel",
+        )
+    if case.asked.kind is None and len(names) == len(labels.texts) >= MANY_TEXTS and labels.source != "folders":
+        raise case.ambiguous(
+            f"all {len(names):,} rows have different texts, such as {names[0]!r}, and a text can be predicted only if it was trained",
+            "texts, masks or other things that are written anew for each image: that is not done here",
+            "each is a class all the same: --target multiclass",
+            "several labels an image: --target multilabel",
         )
     if case.asked.kind == "binary" or (case.needs("probabilities") and case.one_column and case.sample is not None):
         return _binary(case, names, "one column of probabilities")
