@@ -601,3 +601,123 @@ def test_ids_that_lost_their_leading_zeros(tmp_path):
     write(tmp_path, sample_submission="id,label\n8,a\n9,a\n")
     competition = read_layout(tmp_path)
     assert [row.path.name for row in competition.test] == ["0008.jpg", "0009.jpg"] and "without leading zeros" in said(competition)
+
+
+def test_a_row_for_each_number_of_an_image(tmp_path):
+    names = ("dry_g", "green_g")
+    train = "".join(f"{n}__{name},train/{n}.jpg,{name},{n}.{place}\n" for n in "1234" for place, name in enumerate(names))
+    test = [(f"{n}__{name}", f"test/{n}.jpg", name) for n in "89" for name in names]
+    flat(tmp_path, train=f"sample_id,image_path,target_name,target\n{train}")
+    write(tmp_path, test="sample_id,image_path,target_name\n" + "".join(",".join(row) + "\n" for row in test))
+    write(tmp_path, sample_submission="sample_id,target\n" + "".join(f"{row[0]},0.0\n" for row in test))
+    competition = read_layout(tmp_path, asked=Asked(metric="r2"))
+    assert competition.target.names == names and [row.label for row in competition.train] == ["1.0|1.1", "2.0|2.1", "3.0|3.1", "4.0|4.1"]
+    assert competition.form.kind == "rows" and competition.form.of_numbers and competition.form.row_labels == names * 2
+    assert [row.path.name for row in competition.test] == ["8.jpg", "9.jpg"]
+
+
+def test_a_table_tells_which_number_of_which_image_a_row_asks_for(tmp_path):
+    flat(tmp_path, train="id,left_x,left_y\n1,5.5,6\n2,7,8\n3,9,1.5\n4,,\n")
+    rows = [("1", "8", "left_x"), ("2", "8", "left_y"), ("3", "9", "left_x"), ("4", "9", "left_y")]
+    write(tmp_path, lookup="RowId,ImageId,Feature,Location\n" + "".join(",".join(row) + ",\n" for row in rows))
+    write(tmp_path, sample_submission="RowId,Location\n" + "".join(f"{row[0]},0\n" for row in rows))
+    assert "row 5: no label in column 'left_x'" in refusal(tmp_path, asked=Asked(metric="rmse"))
+    competition = read_layout(tmp_path, asked=Asked(metric="rmse"), skip_bad_images=True)
+    assert competition.target.names == ("left_x", "left_y") and labels(competition) == {"1": "5.5|6", "2": "7|8", "3": "9|1.5"}
+    assert competition.form.row_labels == ("left_x", "left_y") * 2 and competition.form.subjects == ("8", "8", "9", "9")
+
+
+def test_wells_and_plates_are_no_labels_of_one_image(tmp_path):
+    touch(tmp_path, *(f"train/Plate{plate}/B0{well}_s{site}.png" for plate in "12" for well in "1234" for site in "12"))
+    touch(tmp_path, *(f"test/Plate{plate}/B0{well}_s1.png" for plate in "12" for well in "12"))
+    rows = "".join(f"x_{plate}_B0{well},{plate},B0{well},{(int(well) + int(plate)) % 3}\n" for plate in "12" for well in "1234")
+    write(tmp_path, train=f"id_code,plate,well,sirna\n{rows}")
+    write(tmp_path, test="id_code,plate,well\n" + "".join(f"y_{plate}_B0{well},{plate},B0{well}\n" for plate in "12" for well in "12"))
+    write(tmp_path, sample_submission="id_code,sirna\n" + "".join(f"y_{plate}_B0{well},0\n" for plate in "12" for well in "12"))
+    assert "data.id_column" in refusal(tmp_path)
+
+
+def test_labels_of_what_another_table_leads_to_images(tmp_path):
+    photos = [(f"{100 + number}", f"b{number // 3}") for number in range(18)]
+    touch(tmp_path, *(f"{'train' if number < 12 else 'test'}_photos/{photo}.jpg" for number, (photo, _) in enumerate(photos)))
+    for part, rows in (("train", photos[:12]), ("test", photos[12:])):
+        write(tmp_path, **{f"{part}_photo_to_biz": "photo_id,business_id\n" + "".join(f"{photo},{name}\n" for photo, name in rows)})
+    write(tmp_path, train="business_id,labels\nb0,1 2\nb1,2\nb2,1\nb3,2 3\n", sample_submission="business_id,labels\nb4,1 2\nb5,1 2\n")
+    competition = read_layout(tmp_path, asked=Asked(metric="samples_f1"))
+    assert competition.class_names == ("1", "2", "3") and [row.label for row in competition.train if row.id == "b3"] == ["2 3"] * 3
+    assert competition.form.ids == ("b4", "b5") and len(competition.test) == 6
+
+
+def test_a_row_for_each_label_of_an_image(tmp_path):
+    table = "id,source,label\n1,x,a\n1,x,b\n2,x,b\n3,x,a\n3,x,c\n4,x,c\n"
+    flat(tmp_path, train=table, sample_submission="id,labels\n8,a b\n9,a b\n")
+    competition = read_layout(tmp_path)
+    assert competition.target.kind == "multilabel" and labels(competition) == {"1": "a b", "2": "b", "3": "a c", "4": "c"}
+    write(tmp_path, sample_submission="id,labels\n8,a\n9,a\n")
+    assert "has different labels: 'a', 'b'" in refusal(tmp_path)
+
+
+def test_several_questions_about_each_image_are_refused(tmp_path):
+    flat(tmp_path, train="id,root,vowel\n1,5,2\n2,7,0\n3,5,1\n4,6,2\n")
+    write(tmp_path, sample_submission="row_id,target\n8_root,0\n8_vowel,0\n9_root,0\n9_vowel,0\n")
+    assert "several questions" in refusal(tmp_path) and "root, vowel" in refusal(tmp_path)
+    flat(tmp_path / "two", train="id,root,vowel\n1,5,2\n2,7,0\n3,5,1\n4,6,2\n", sample_submission="id,root,vowel\n8,0,0\n9,0,0\n")
+    assert "--metric rmse" in refusal(tmp_path / "two")
+    assert read_layout(tmp_path / "two", asked=Asked(metric="rmse")).target.kind == "continuous"
+
+
+def test_texts_without_two_that_are_alike_are_no_classes(tmp_path):
+    names = [str(number) for number in range(24)]
+    table = "id,InChI\n" + "".join(f"{name},InChI=1S/C{name}H8\n" for name in names)
+    flat(tmp_path, names, train=table, sample_submission="id,InChI\n8,InChI=1S/H2O\n9,InChI=1S/H2O\n")
+    assert "all 24 rows have different texts" in refusal(tmp_path)
+    assert len(read_layout(tmp_path, asked=Asked(kind="multiclass")).class_names) == 24
+
+
+def test_benchmarks_of_one_form_are_one_sample(tmp_path):
+    flat(tmp_path, train="id,A,B\n1,0.5,0.1\n2,0.2,0.3\n3,0.1,0.9\n4,0.3,0.3\n")
+    write(tmp_path, zeros_benchmark="id,A,B\n8,0,0\n9,0,0\n", pixel_benchmark="id,A,B\n8,0.1,0.2\n9,0.3,0.4\n")
+    competition = read_layout(tmp_path, asked=Asked(metric="rmse"))
+    assert competition.form.path.name == "pixel_benchmark.csv" and "zeros_benchmark.csv has the same rows" in said(competition)
+
+
+def test_columns_that_are_called_after_the_labels(tmp_path):
+    flat(tmp_path, train="id,label\n1,0\n2,1\n3,2\n4,0\n", sample_submission="id,class_0,class_1,class_2\n8,0.3,0.3,0.4\n9,0.3,0.3,0.4\n")
+    competition = read_layout(tmp_path)
+    assert competition.class_names == ("class_0", "class_1", "class_2") and labels(competition)["3"] == "class_2"
+    assert "'0' is 'class_0'" in said(competition) and competition.form.kind == "probabilities"
+
+
+def test_true_and_false_where_the_sample_holds_numbers(tmp_path):
+    flat(tmp_path, train="id,label\n1,True\n2,False\n3,True\n4,False\n", sample_submission="id,label\n8,0\n9,0\n")
+    assert "which tells nothing" in refusal(tmp_path)
+    competition = read_layout(tmp_path, asked=Asked(metric="accuracy"))
+    assert competition.form.written == ("0", "1") and competition.target.names == ("False", "True")
+
+
+def test_a_number_of_the_sample_that_is_no_class(tmp_path):
+    flat(tmp_path, train="id,age\n1,30\n2,41\n3,30\n4,57\n", sample_submission="id,age\n8,0\n9,0\n")
+    assert "'0' in the sample is none of them" in refusal(tmp_path) and "--metric rmse" in refusal(tmp_path)
+
+
+def test_a_class_behind_the_number(tmp_path):
+    touch(tmp_path, *(f"train/{number}_{('cat', 'frog')[number % 2]}.png" for number in range(12)), "test/1.png")
+    assert read_layout(tmp_path).class_names == ("cat", "frog")
+
+
+def test_class_folders_called_like_the_beginning_of_their_files(tmp_path):
+    touch(tmp_path, *(f"train/{name}/{name}_{number:04d}.png" for name in "01" for number in range(4)), "test/1.png")
+    assert read_layout(tmp_path).class_names == ("0", "1")
+
+
+def test_what_cannot_be_read_is_named_where_nothing_is_found(tmp_path):
+    touch(tmp_path, "train-image/1.jpg", "train-image/2.jpg", "test-image.hdf5")
+    write(tmp_path, **{"train-metadata": "id,target\n1,0\n2,1\n", "sample_submission": "id,target\n8,0.3\n9,0.3\n"})
+    assert "not read: test-image.hdf5" in refusal(tmp_path)
+    touch(tmp_path / "other", "train_audio/a/1.ogg", "train_audio/a/2.ogg", "train-images-idx3-ubyte")
+    assert "2 files .ogg" in refusal(tmp_path / "other") and "train-images-idx3-ubyte" in refusal(tmp_path / "other")
+
+
+def test_folders_that_nothing_names_are_said(tmp_path):
+    touch(two_classes(tmp_path), "seg_pred/1.jpg", "seg_pred/2.jpg")
+    assert "seg_pred/ (2 images) not used" in said(read_layout(tmp_path))

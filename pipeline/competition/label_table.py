@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from pipeline.competition.folders import plain_name
 from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match
 from pipeline.competition.json_tables import SEVERAL
 from pipeline.competition.label_columns import split_column
@@ -182,3 +183,19 @@ def _one_number_each(texts: list[str]) -> tuple[list[str], list[str]]:
         return texts, []
     shown = quoted(sorted(both))
     return [both.get(text, text) for text in texts], [f"{shown} taken as {quoted(sorted(both.values()))}: one label, written in two ways"]
+
+
+def called_as_asked(evidence: LabelEvidence, columns: Sequence[str]) -> tuple[LabelEvidence, str]:
+    """Labels as the sample submission's columns call them (`0` where it has a column `class_0`), and a note; as they are where each label
+    has its column, or some label would have none."""
+    names = sorted(set(evidence.texts))
+    if len(columns) != len(names) or len(names) < 2 or set(columns) & set(names):
+        return evidence, ""
+    plain = {plain_name(column): column for column in columns}
+    affixes = {column.partition(names[0])[::2] for column in columns if names[0] in column} | {("", "")}
+    for before, behind in sorted(affixes):
+        called = {name: plain.get(plain_name(before + name + behind), "") for name in names}
+        if set(called.values()) == set(columns):
+            note = f"labels are called as in the sample submission: {names[0]!r} is {called[names[0]]!r}"
+            return replace(evidence, texts=tuple(called[text] for text in evidence.texts)), note
+    return evidence, ""

@@ -10,7 +10,7 @@ from pipeline.competition.folders import DataFolder, absent, hide_command, mv_co
 from pipeline.competition.id_columns import find_ids
 from pipeline.competition.ids import FOLDERS, LINKED, SEVERAL_EACH, ImageIndex, Match, file_name, settled
 from pipeline.competition.label_columns import LABEL_FLAG, LIKELY, SURE, Choice, Wanted, choose_labels, unclear
-from pipeline.competition.label_table import Found, Labelled, read_table, without_test_rows
+from pipeline.competition.label_table import Found, Labelled, called_as_asked, read_table, without_test_rows
 from pipeline.competition.long_tables import labels_together, made_wide, one_row_each
 from pipeline.competition.sources import TRAIN_TABLES, Source, Sources, headerless
 from pipeline.competition.subjects import linked_images
@@ -84,6 +84,9 @@ def read_labelled(
     unused = [source.name for source in tables if (best is None or source is not best.found.source) and _might_tell(source, candidates)]
     if unused:
         labelled.notes.append(f"{listed(unused)} not used for labels")
+    if labelled.evidence:
+        labelled.evidence, note = called_as_asked(labelled.evidence, wanted.columns)
+        labelled.notes += [note] if note else []
     _refuse_one_class(folder, labelled)
     return labelled
 

@@ -151,6 +151,14 @@ def _numbers_in_columns(case: _Case, cells: Sequence[str]) -> _Read:
             "numbers, scored by their distance: --metric rmse (or mae, r2)",
             "shares of labels are not trained on: round them to 0 and 1 in the table, then --target multilabel",
         )
+    whole = not has_fraction(cells) and not has_fraction(cell for row in (case.sample.cells if case.sample else ()) for cell in row)
+    if whole and case.metric is None and case.asked.kind is None:
+        raise case.ambiguous(
+            f"{counted(len(labels.columns), 'column')} of whole numbers ({listed(labels.columns)})",
+            "numbers (counts, sizes), scored by their distance: --metric rmse (or mae, r2)",
+            "the number of a class in each column: several classes an image are not predicted here, one column at a time is: "
+            "--set data.label_column=NAME and a sample submission with that column alone",
+        )
     if not case.may_be("continuous"):
         found = next(cell for cell in cells if not are_flags([cell]))
         raise UserError(f"{labels.where}: {found!r} where 0 or 1 is expected; {_asked_for(case)}")
@@ -244,11 +252,13 @@ def _numbers(case: _Case, names: tuple[str, ...]) -> _Read:
         return _continuous(case, f"{whole}, and the sample holds a fraction")
     if case.sample is not None and not case.one_column:
         return Target("multiclass", names), case.labels.texts, f"{whole}, and a column for each in the sample", []
-    if len(names) <= FEW_NUMBERS:
+    one_guess = case.labels.source == "table" and several_guesses(case.sample_cells, names)[0] == 1  # numbers in JSON are of categories
+    strange = [cell for cell in case.sample_cells if cell not in names] if one_guess else []
+    if len(names) <= FEW_NUMBERS and not strange:
         note = f"{whole} are read as classes; grades in order: --metric qwk; a number: --metric rmse"
         return Target("multiclass", names), case.labels.texts, whole, [note]
     raise case.ambiguous(
-        f"{whole} may be classes or a quantity",
+        f"{whole} may be classes or a quantity" + (f", and {strange[0]!r} in the sample is none of them" if strange else ""),
         "each is a class: --metric accuracy (or macro_f1, log_loss, map_at_5 ...)",
         "a number is graded by its distance: --metric rmse (or mae, r2); grades in order: --metric qwk",
     )
