@@ -16,6 +16,7 @@ from pipeline.wording import nearest
 FACTS_FILE, OLD_FILE = "competition.yaml", "competition.json"
 LEDGER_FILE = "submissions.csv"
 SET_RECORD, SET_SPLITS = "dataset.json", "splits.csv"  # of a public set: which one it is, and where its images were in it
+NOTHING = ("", "null", "~")
 TEMPLATE = """# What is known of this competition. train.py, inference.py, make score and make submit read it; flags win over it.
 {slug}
 # metric: roc_auc              # how the competition's page says it is scored
@@ -100,7 +101,7 @@ def _load(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise UserError(f"{path}: YAML aliases (*name) are not read: write the value out")
-        return yaml.safe_load(text)
+        return yaml.load(text, yaml.BaseLoader)  # every value is the text that stands there: the class `yes`, the column `0012`
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     except OSError as error:
@@ -108,7 +109,7 @@ def _load(path: Path) -> Any:
 
 
 def _checked(values: Any, path: Path) -> CompetitionFacts:
-    if values is None:
+    if not values:
         return CompetitionFacts()
     if not isinstance(values, dict):
         raise UserError(f"{path}: keys and values are expected ({', '.join(KEYS)}), found {type(values).__name__}")
@@ -117,10 +118,10 @@ def _checked(values: Any, path: Path) -> CompetitionFacts:
         if key not in KEYS:
             problems.append(f"unknown key {key!r}{nearest(str(key), KEYS)}; allowed: {', '.join(KEYS)}")
         elif key == "positive_class":
-            known[key] = tuple(str(item) for item in (value if isinstance(value, list) else [] if value is None else [value]))
-        elif value is not None and isinstance(value, (dict, list)):
+            known[key] = tuple(map(str, value)) if isinstance(value, list) else () if value in NOTHING else (value,)
+        elif not isinstance(value, str):
             problems.append(f"{key}: a text is expected, found {value!r}")
         else:
-            known[key] = None if value is None else str(value)
+            known[key] = None if value in NOTHING else value
     raise_all(problems, f"{path}:")
     return CompetitionFacts(**known)
