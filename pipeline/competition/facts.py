@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError, raise_all
-from pipeline.files import read_json, write_text
+from pipeline.files import read_json, read_yaml, write_text
 from pipeline.targets.evidence import Asked
 from pipeline.wording import nearest
 
@@ -58,7 +58,7 @@ def read_facts(data_dir: Path) -> CompetitionFacts:
     """
     path, old = Path(data_dir) / FACTS_FILE, Path(data_dir) / OLD_FILE
     if path.is_file():
-        return _checked(_load(path), path)
+        return _checked(read_yaml(path, as_texts=True), path)
     if old.is_file():
         value = read_json(old)
         slug = value.get("slug") if isinstance(value, dict) else None
@@ -94,18 +94,6 @@ def own_files(data_dir: Path) -> tuple[str, ...]:
         value = None
     of_set = isinstance(value, dict) and {"dataset", "archives"} <= value.keys()
     return (FACTS_FILE, OLD_FILE, LEDGER_FILE, *((SET_RECORD, SET_SPLITS) if of_set else ()))
-
-
-def _load(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise UserError(f"{path}: YAML aliases (*name) are not read: write the value out")
-        return yaml.load(text, yaml.BaseLoader)  # every value is the text that stands there: the class `yes`, the column `0012`
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _checked(values: Any, path: Path) -> CompetitionFacts:

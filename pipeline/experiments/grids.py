@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from pipeline.config import RECIPES_DIR, Recipe, Section, load_recipe
 from pipeline.errors import UserError, raise_all
+from pipeline.files import read_yaml
 
 GRIDS_DIR = RECIPES_DIR / "grids"
 Metric = Literal["accuracy", "macro_precision", "macro_recall", "macro_f1", "weighted_precision", "weighted_recall", "weighted_f1"]
@@ -132,10 +132,7 @@ def _read(path: Path, given: str) -> GridFile:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"--grid {given}: no such grid{hint}\ngrids: {', '.join(grid_names())} (or the path of a .yaml file)")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return GridFile.model_validate(values)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+        return GridFile.model_validate(read_yaml(path))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}, found {item['input']!r}" for item in error.errors()]
         raise_all(problems, f"{path} is not a valid grid:")
