@@ -105,7 +105,9 @@ class Data(Section):
     positive_class: tuple[str, ...] = Field((), description="binary: the labels whose probability is graded")
     views: Literal["mean", "max"] = Field("mean", description="how predictions of several images of one id become one")
     val_fraction: float = Field(0.05, ge=0, le=0.9, description="the share of the labelled rows that validates, stratified by class")
-    skip_bad_images: bool = Field(False, description="train without images that cannot be decoded, instead of stopping")
+    skip_bad_images: bool = Field(
+        False, description="train without rows that lack an image or a label, and images that cannot be decoded, instead of stopping"
+    )
     workers: int | Literal["auto"] = Field(
         "auto", description="decoding processes; auto: one a core up to 8, none where files are small or few"
     )
