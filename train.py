@@ -25,6 +25,7 @@ from pipeline.lock import holding_folder
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
     from collections.abc import Callable
 
+    from pipeline.competition.rows import Competition
     from pipeline.config import Recipe
     from pipeline.tasks.build import Build
     from pipeline.training.checkpoint import StateStore
@@ -130,28 +131,25 @@ def open_session(args: argparse.Namespace, command: str, started: float) -> Sess
     return None if recipe is None else Session(args, recipe, former, Path(args.output), command, started)
 
 
-def build_task(session: Session) -> tuple[Build, Compute]:
-    """The competition read, the model built and placed; what was understood is printed.
+def read_data(args: argparse.Namespace, recipe: Recipe, former: FormerRun | None = None) -> Competition:
+    """The training part of the competition as the recipe, competition.yaml or the resumed run read it; what was understood is printed.
 
     Raises:
-        UserError: the data cannot be read in one way alone, do not fit the recipe, or the backbone cannot be loaded.
+        UserError: the data cannot be read in one way alone, or do not fit the recipe.
     """
     from pipeline.competition.facts import read_facts
+    from pipeline.competition.groups import Grouping
     from pipeline.competition.layout import read_layout
-    from pipeline.tasks.registry import task_module
-    from pipeline.training.compute import choose_compute
 
-    args, recipe, former = session.args, session.recipe, session.former
-    print(f"{recipe.name}: {recipe.task} with {recipe.backbones}")
     data, facts = recipe.data, read_facts(Path(args.data))
-    asked = former.asked() if former else facts.asked(data.metric, data.target, data.positive_class)
     competition = read_layout(
         Path(args.data),
         id_column=data.id_column or facts.id_column,
         label_column=data.label_column or facts.label_column,
         need="train",
         skip_bad_images=data.skip_bad_images,
-        asked=asked,
+        asked=former.asked() if former else facts.asked(data.metric, data.target, data.positive_class),
+        grouped=Grouping(None if data.groups else data.group_column or facts.group_column, data.groups),
     )
     print("\n".join(f"  {note}" for note in competition.notes))
     if recipe.task != competition.task:
@@ -159,6 +157,22 @@ def build_task(session: Session) -> tuple[Build, Compute]:
         raise UserError(
             f"{args.data} is for {competition.task}, and the recipe {recipe.name} for {recipe.task}: use {fix}, or another --data"
         )
+    return competition
+
+
+def build_task(session: Session, competition: Competition | None = None) -> tuple[Build, Compute]:
+    """The competition read (unless it is given), the model built and placed; what was understood is printed.
+
+    Raises:
+        UserError: the data cannot be read in one way alone, do not fit the recipe, or the backbone cannot be loaded.
+    """
+    from pipeline.tasks.registry import task_module
+    from pipeline.training.compute import choose_compute
+
+    args, recipe, former = session.args, session.recipe, session.former
+    print(f"{recipe.name}: {recipe.task} with {recipe.backbones}")
+    if competition is None:
+        competition = read_data(args, recipe, former)
     if args.dry_run:  # which writes nothing
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_gb": 0})})
     compute = choose_compute(recipe.precision)

@@ -32,6 +32,8 @@ WINGS = {
             "label_table",
             "class_folders",
             "labels",
+            "groups",
+            "fold_split",
         ),
         *(
             "sample",
