@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import read_json, sha256
 from pipeline.targets.target import Target, multiclass
 
 FORMAT = 1
@@ -28,6 +31,13 @@ _FILES = (
     "report.html",
     "thumbnails.jsonl",
     "floors.json",
+    "folds.csv",
+    "oof.csv",
+    "oof.npy",
+    "test.csv",
+    "test.npy",
+    "test.json",
+    "predicted.json",
     HEAD_FILE,
 )
 _FOLDERS = ("figures", "tensorboard", "state", "checkpoints")
@@ -45,6 +55,11 @@ class RunRecord:
     def name(self) -> str:
         """What pages and ledgers call the run."""
         return str(self.values.get("name") or self.path.parent.name)
+
+    @property
+    def kind(self) -> str:
+        """`run` (one model), `folds` or `blend`."""
+        return str(self.values.get("kind", "run"))
 
     @property
     def task(self) -> str:
@@ -153,6 +168,9 @@ def load_run(path: Path) -> Run:
     if not path.is_dir():
         raise UserError(f"{path} does not exist: no model to load; {how}")
     folders, text_dirs = backbone_dirs(path)
+    if not folders and (record := read_record(path)) and record.kind != "run":
+        members = list(record.values.get("members", {}))
+        raise UserError(f"{path} is no single model but {record.kind} of {len(members)}: name one of them: {', '.join(members[:5])}")
     if not folders:
         raise UserError(f"{path} holds no model_<type> folder: no model to load; {how}")
     if len(folders) > 1 or len(text_dirs) > 1:
@@ -183,12 +201,34 @@ def backbone_dirs(path: Path) -> tuple[list[Path], list[Path]]:
 def run_entries(path: Path) -> list[Path]:
     """What belongs to the run in folder `path`: existing files and folders, nothing a user may have put beside them."""
     path = Path(path)
-    return [*model_dirs(path), *(path / name for name in (*_FILES, *_FOLDERS) if (path / name).exists())]
+    folds = sorted(folder for folder in path.glob("fold-*") if (folder / RECORD).exists() or (folder / "state").is_dir())
+    return [*model_dirs(path), *folds, *(path / name for name in (*_FILES, *_FOLDERS) if (path / name).exists())]
 
 
 def is_unfinished(path: Path) -> bool:
     """True when the folder holds a run that was started and has no run.json yet."""
     return (Path(path) / "state").is_dir() and not (Path(path) / RECORD).exists()
+
+
+def share_base(folder: Path, others: Iterable[Path]) -> None:
+    """Make the run in `folder` small: no resume state, and the frozen base beside an adapter becomes one file with an equal one of `others`.
+
+    Without hard links on the file system the copies stay.
+    """
+    shutil.rmtree(folder / "state", ignore_errors=True)
+    if not (folder / ADAPTER_DIR).is_dir():
+        return
+    for base in (path / "model.safetensors" for path in model_dirs(folder) if path.name != ADAPTER_DIR):
+        for other in (path / base.parent.name / base.name for path in others):
+            if not other.exists() or other.samefile(base) or other.stat().st_size != base.stat().st_size or sha256(other) != sha256(base):
+                continue
+            link = base.with_suffix(".part")
+            try:
+                os.link(other, link)
+            except OSError:
+                return
+            os.replace(link, base)
+            return
 
 
 def environment() -> dict[str, Any]:

@@ -70,6 +70,7 @@ WINGS = {
         *("probability_section", "label_section", "number_section", "validation", "question_section", "ledger_figure"),
         *("facts", "comparison", "page", "attention"),
     ],
+    "folds": ["plan", "parallel", "assembly", "training"],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
     "benchmarks": ["contenders", "rates", "steps", "benchmark"],
     "last": ["demo_data", "demo"],
@@ -211,4 +212,5 @@ def test_the_flags_of_train_are_frozen() -> None:
     assert known == {
         *("recipe", "data", "output", "backbone", "epochs", "batch_size", "accumulation_steps", "lr", "image_size", "lora_rank"),
         *("precision", "seed", "resume", "max_minutes", "dry_run", "set", "metric", "target", "positive_class"),
+        *("folds", "fold", "parallel"),
     }
