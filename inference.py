@@ -53,13 +53,17 @@ def main(argv: list[str] | None = None) -> int:
 
     from pipeline.files import sha256
     from pipeline.run import load_run
+    from pipeline.submission.belonging import check_belongs
+    from pipeline.submission.origin import record_origin
     from pipeline.submission.write import write_predictions, write_results_json
     from pipeline.tables import is_formula
     from pipeline.wording import counted, quoted
 
     run = load_run(Path(args.model))
     competition = read_for(run, Path(args.data))
-    print("\n".join([f"{run.name} from {run.path}", *(f"  {note}" for note in competition.notes)]))
+    compared = check_belongs(run.target, competition, run.path)
+    notes = [*([run.unfinished] if run.unfinished else []), *competition.notes]
+    print("\n".join([f"{run.name} from {run.path}", *(f"  {note}" for note in notes)]))
     predictions = predict(run, competition, args.batch_size, args.precision)
     output = Path(args.output)
     kept = copy_unsent(output)
@@ -68,7 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         write_predictions(output, competition.form, predictions)
         rows = counted(len(competition.form.row_ids), "row")
-        print(f"{output}: {rows}, {competition.form.describe()}; checked: ids, order and columns are the competition's")
+        print(f"{output}: {rows}, {competition.form.describe()}; {what_was_checked(competition, compared)}")
+    record_origin(output, [run], args.data)
     if formulas := [text for text in (*competition.form.row_ids, *predictions.target.names) if is_formula(text)]:
         print(
             f"  note: a spreadsheet would run {quoted(formulas)} as a formula; Kaggle needs the text as it is: do not open the file in one"
@@ -78,6 +83,17 @@ def main(argv: list[str] | None = None) -> int:
     elif kept:
         print(f"the former {output.name} was never submitted and is kept as {kept}")
     return 0
+
+
+def what_was_checked(competition: Competition, compared: str | None) -> str:
+    """The end of the last line: what of the file is known to be the competition's. `compared`: what `check_belongs` found."""
+    if competition.form.path is None:
+        checked = "checked: an id for each test image (there is no sample submission to compare with)"
+    else:
+        checked = "checked: ids, order and columns are the competition's"
+    if compared is None:
+        return f"{checked}\n  not checked: whether this is a model of this competition; nothing in {competition.root} says its classes"
+    return f"{checked}, {compared}"
 
 
 def read_for(run: Run, data_dir: Path) -> Competition:

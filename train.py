@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, run_command
+from pipeline.files import sweep
 from pipeline.lock import holding_folder
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
@@ -149,8 +150,11 @@ def open_session(args: argparse.Namespace, command: str, started: float, recipe:
     Raises:
         UserError: the recipe is wrong, or the output folder holds an unfinished run.
     """
-    recipe, former = choose_recipe(args, Path(args.output), recipe)
-    return None if recipe is None else Session(args, recipe, former, Path(args.output), command, started)
+    output = Path(args.output)
+    if not args.dry_run:
+        sweep(output)
+    recipe, former = choose_recipe(args, output, recipe)
+    return None if recipe is None else Session(args, recipe, former, output, command, started)
 
 
 def read_data(args: argparse.Namespace, recipe: Recipe, former: FormerRun | None = None) -> Competition:
@@ -368,16 +372,10 @@ def finish(session: Session, build: Build, compute: Compute, recorder: Recorder,
     from pipeline.report.page import build_report
 
     task, output = build.task, session.output
-    counts = {
-        "train": task.num_train,
-        "val": task.num_val,
-        "train_per_class": task.train_per_class(),
-        "parameters": vars(build.counts),
-    }
     facts = {
         "class_names": list(task.class_names),
         **task.facts(),
-        "counts": counts,
+        "counts": {**task.counts(), "parameters": vars(build.counts)},
         "best_metric": task.best_metric if task.num_val else "epoch",
         "precision": compute.precision,
         "device": compute.device_name(),

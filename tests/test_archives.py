@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.fetch import archives
+from pipeline.fetch.addresses import Source, parse_source
 from pipeline.fetch.archives import unpack_zip
-from pipeline.fetch.sources import Source, parse_source
 
 DRIVE_ID = "1AbCdEfGhIjKlMnOpQrStUvWxYz012345"
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from pipeline.competition.layout import read_layout
 from pipeline.errors import EXIT_USER, Interrupted, UserError, run_command
-from pipeline.fetch import arrival, budget, install, intensity, pixels, staging, tf_examples
+from pipeline.fetch import arrival, budget, grey_range, install, pixels, staging, tf_examples
 from pipeline.tables import load_table, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -910,7 +910,7 @@ def test_parquet_pixels(tmp_path, take):
     ],
 )
 def test_one_rule_for_a_set(values, words, expected):
-    survey = intensity.Survey()
+    survey = grey_range.Survey()
     images = [np.asarray(image)[None, None] for image in values]
     for image in images:
         survey.add(image)

@@ -12,8 +12,8 @@ from servers import Reply, play_drive, serving
 
 from pipeline.errors import UserError
 from pipeline.fetch import download
+from pipeline.fetch.addresses import Source
 from pipeline.fetch.download import fetch
-from pipeline.fetch.sources import Source
 
 DRIVE_ID = "1AbCdEfGhIjKlMnOpQrStUvWxYz012345"
 SAVED = {"Content-Disposition": 'attachment; filename="weights.zip"', "Content-Type": "application/octet-stream"}

@@ -49,11 +49,11 @@ WINGS = {
             "questions",
         ),
     ],
-    "submission": ["write", "solution", "grading", "answer_grading", "score"],
+    "submission": ["write", "belonging", "origin", "solution", "grading", "answer_grading", "score"],
     "kaggle": ["token", "reply", "cli", "remembered", "ledger", "submit"],
     "fetch": [
-        *("sources", "budget", "archives", "download", "releases", "public_sets", "packed", "staging", "arrival"),
-        *("intensity", "pixels", "parts", "pixel_tables", "json_bands", "arrays", "tf_examples", "tfrecords", "bson_files", "dicom"),
+        *("addresses", "budget", "archives", "download", "whole", "releases", "public_sets", "packed", "staging", "arrival"),
+        *("grey_range", "pixels", "staged_rows", "pixel_tables", "json_bands", "arrays", "tf_examples", "tfrecords", "bson_files", "dicom"),
         *("containers", "install"),
     ],
     "data": ["metadata", "opening", "intensity", "images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
@@ -68,7 +68,7 @@ WINGS = {
     "report": [
         *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "calibration"),
         *("probability_section", "label_section", "number_section", "validation", "question_section", "ledger_figure"),
-        *("facts", "comparison", "page", "attention"),
+        *("run_facts", "comparison", "page", "attention"),
     ],
     "folds": ["plan", "parallel", "assembly", "training"],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
@@ -110,6 +110,11 @@ def imports(path: Path) -> list[tuple[str, int]]:
 def test_the_list_of_rooms_is_the_house() -> None:
     on_disk = {".".join(path.relative_to(ROOT / "pipeline").with_suffix("").parts) for path in (ROOT / "pipeline").rglob("*.py")}
     assert {name for name in on_disk if not name.endswith("__init__")} == set(ROOMS)
+
+
+def test_no_two_rooms_share_a_name() -> None:
+    names = [room.rsplit(".", 1)[-1] for room in ROOMS]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -21,8 +21,8 @@ from pipeline.competition.layout import Row
 from pipeline.errors import UserError
 from pipeline.kaggle.remembered import REMEMBERED
 from pipeline.report import confusion, curves, figures, ledger_figure, thumbnails
-from pipeline.report.facts import flat, interval
 from pipeline.report.page import LivePage, build_report, main
+from pipeline.report.run_facts import flat, interval
 from pipeline.report.run_files import read_run_files
 from pipeline.report.thumbnails import store_samples
 from pipeline.report.words import measured, setting, short_number

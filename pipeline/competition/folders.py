@@ -274,7 +274,8 @@ def absent(folder: DataFolder, what: str, wanted: str) -> UserError:
             lines.append(f"  {name}/ looks like a competition folder itself: --data {quote(str(root / name))}")
     unread = sum((found.unread for found in folder.scans.values()), Counter())
     lines += [
-        f"  {counted(count, f'{suffix} file')} in a format that is not read: convert to .jpg or .png" for suffix, count in unread.items()
+        f"  {counted(count, f'{suffix} file')} in a format that is not read as it is: {unpack_command(root)}"
+        for suffix, count in unread.items()
     ]
     return UserError("\n".join(lines))
 

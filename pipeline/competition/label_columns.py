@@ -26,12 +26,25 @@ LABEL_NAMES = _words(
 LABEL_FLAG = "--set data.label_column=NAME"
 SURE, LIKELY, POSSIBLE = 3, 2, 1  # how much speaks for columns of labels
 ZERO_ONE = frozenset(("0", "1", "0.0", "1.0"))
-SPLIT_NAMES = ("split", "set", "subset", "partition", "phase", "isvalid", "isvalidation", "isval", "istrain", "istraining", "istest")
+SPLIT_NAMES = (
+    "split",
+    "set",
+    "subset",
+    "partition",
+    "phase",
+    "isvalid",
+    "isvalidation",
+    "isval",
+    "istrain",
+    "istraining",
+    "istest",
+    "usage",
+)
 FOLD_NAME = r"k?folds?(id|no|number|k)?\d*"
 PART_OF_VALUE = {
-    **dict.fromkeys(("train", "training", "trn", "tr"), "train"),
+    **dict.fromkeys(("train", "training", "trainval", "trn", "tr"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
-    **dict.fromkeys(("test", "testing", "tst", "te"), "test"),
+    **dict.fromkeys(("test", "testing", "tst", "te", "publictest", "privatetest", "public", "private"), "test"),
 }
 YES, NO = ("true", "1", "yes", "1.0"), ("false", "0", "no", "0.0")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.competition import groups
+from pipeline.competition.facts import own_files
 from pipeline.competition.folders import DataFolder, look, natural_key
 from pipeline.competition.id_columns import find_ids, without_numbering
 from pipeline.competition.ids import ImageIndex
@@ -27,8 +28,7 @@ from pipeline.forms.recognise import recognise
 from pipeline.targets.decide import decide
 from pipeline.targets.evidence import Asked, Decision, LabelEvidence
 from pipeline.targets.target import Target, multiclass
-
-OWN_FILES = ("competition.json", "competition.yaml", "submissions.csv", groups.FOLDS_FILE)  # written by this project, or for it
+from pipeline.wording import counted, quoted
 
 
 def read_layout(
@@ -53,10 +53,11 @@ def read_layout(
     """
     folder = look(Path(data_dir))
     if is_vqa(folder):
-        sources = read_sources(folder, skip=(*OWN_FILES, *folder.files("json_files")))
+        sources = read_sources(folder, skip=(*own_files(folder.root), *folder.files("json_files")))
         sample = find_sample(folder, sources, ImageIndex(folder, ()))
         return read_vqa(folder, sample.table if sample else None, id_column, label_column, need, skip_bad_images)
-    sources = read_sources(folder, skip=(*OWN_FILES, *([grouped.file] if grouped.file else [])))
+    own = (*own_files(folder.root), groups.FOLDS_FILE, *([grouped.file] if grouped.file else []))
+    sources = read_sources(folder, skip=own)
     test_index = ImageIndex(folder, folder.of_part("test"))
     sample = find_sample(folder, sources, test_index)
     sample_id = _sample_id(sample, test_index, folder)
@@ -68,9 +69,11 @@ def read_layout(
     test = find_test_images(folder, sources, sample, test_index, labelled.taken, names, required=need != "train")
     decision, trouble = _decided(labelled, test, asked, known, need, trouble)
     target, metric = (decision.target, decision.metric) if decision else known or (None, None)
-    if target is None and len(wanted.columns) > 1:  # nothing else names the classes
+    if target is None and test.resolved and test.resolved.row_labels:  # nothing else names the labels
+        target = Target("multilabel", tuple(dict.fromkeys(test.resolved.row_labels)))
+    elif target is None and len(wanted.columns) > 1:
         target = multiclass(sorted(wanted.columns, key=natural_key))
-    form = form_of(test, target, metric)
+    form = _form(test, target, metric, known)
     more = check_classes(test, target, form, asked)
     root = folder.root
     train_rows = _train_rows(root, labelled, decision)
@@ -134,6 +137,17 @@ def _decided(
         return None, _short(error)
 
 
+def _form(test: TestImages, target: Target | None, metric: str | None, known: tuple[Target, str] | None) -> SubmissionForm | None:
+    """The form of predictions.csv. A model that cannot fill it says what it knows."""
+    try:
+        return form_of(test, target, metric)
+    except UserError as error:
+        if known is None:
+            raise
+        names = known[0].names
+        raise UserError(f"{error}\n(the model knows {counted(len(names), 'class', 'classes')}: {quoted(names)})") from None
+
+
 def _label_names(evidence: LabelEvidence | None, known: tuple[Target, str] | None) -> Sequence[str] | None:
     """Every label there is, which rows of a long sample submission may be about; None where nobody knows."""
     if known:
@@ -175,7 +189,7 @@ def read_form(data_dir: Path | str, target: Target | None, metric: str | None) -
     """
     folder = look(Path(data_dir))
     index = ImageIndex(folder, folder.of_part("test"))
-    sources = read_sources(folder, skip=OWN_FILES)
+    sources = read_sources(folder, skip=own_files(folder.root))
     sample = find_sample(folder, sources, index)
     if sample is None:
         return None

@@ -68,7 +68,9 @@ def other_notes(folder: DataFolder, labelled: Labelled, sources: Sources) -> lis
     if folder.parts.foreign:
         notes.append(f"{listed(sorted(folder.parts.foreign))}/ not read: a competition of its own")
     unread = sum((found.unread for found in folder.scans.values()), Counter())
-    notes += [f"{counted(count, f'{suffix} file')} not read (convert to .jpg or .png)" for suffix, count in unread.items()]
+    notes += [
+        f"{counted(count, f'{suffix} file')} not read (`make data FROM=` makes images of what it can)" for suffix, count in unread.items()
+    ]
     if sources.seen:
         notes.append(f"seen and not read: {listed(sources.seen)}")
     if sources.broken:

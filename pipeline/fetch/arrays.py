@@ -16,9 +16,9 @@ from tqdm import tqdm
 from pipeline.competition.folders import plain_name
 from pipeline.errors import UserError
 from pipeline.fetch.budget import allowed_bytes
-from pipeline.fetch.intensity import Rule, Survey
-from pipeline.fetch.parts import ID_NAMES, TABLES, Staged, check_names, part_of, row_ids, write_rows
+from pipeline.fetch.grey_range import Rule, Survey
 from pipeline.fetch.pixels import SMALLEST_SIDE, channels_rule, save
+from pipeline.fetch.staged_rows import ID_NAMES, TABLES, Staged, check_names, part_of, row_ids, write_rows
 from pipeline.tables import load_table
 from pipeline.wording import counted, listed
 

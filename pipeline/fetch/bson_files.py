@@ -9,8 +9,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.errors import UserError
-from pipeline.fetch.parts import Staged, check_names, part_of, row_ids, write_rows
 from pipeline.fetch.pixels import encoded_suffix, new_file
+from pipeline.fetch.staged_rows import Staged, check_names, part_of, row_ids, write_rows
 from pipeline.wording import counted
 
 INSTALL = "python -m pip install pymongo"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.competition.folders import suffix_of
 from pipeline.errors import UserError
-from pipeline.fetch.parts import Staged, staged
+from pipeline.fetch.staged_rows import Staged, staged
 
 EXTRAS = {".dcm": ("pydicom", "python -m pip install pydicom"), ".bson": ("bson", "python -m pip install pymongo")}
 UNREAD = {

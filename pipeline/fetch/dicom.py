@@ -9,9 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.errors import UserError
-from pipeline.fetch.intensity import Rule, Survey
-from pipeline.fetch.parts import Staged
+from pipeline.fetch.grey_range import Rule, Survey
 from pipeline.fetch.pixels import save
+from pipeline.fetch.staged_rows import Staged
 from pipeline.wording import counted
 
 SUFFIXES = (".dcm", ".dicom", ".dic")

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from pipeline import files
 from pipeline.errors import UserError, raise_all
+from pipeline.fetch.addresses import Source, parse_source, without_secrets
 from pipeline.fetch.archives import CHUNK_BYTES, check_room, file_problems, page_in_words
-from pipeline.fetch.sources import Source, parse_source, without_secrets
 
 MAX_RETRIES = 4  # in a row without a new byte; waits of 1, 2, 4 and 8 s
 MAX_WAIT_S = 120.0  # a server that asks for more is not waited for

@@ -12,9 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.errors import UserError, raise_all
-from pipeline.fetch.intensity import Rule, Survey
-from pipeline.fetch.parts import Staged, check_names, id_column, part_of, row_ids, write_rows
+from pipeline.fetch.grey_range import Rule, Survey
 from pipeline.fetch.pixels import Shape, channels_rule, save, shape_of
+from pipeline.fetch.staged_rows import Staged, check_names, id_column, part_of, row_ids, write_rows
 from pipeline.wording import capped, counted, listed
 
 FEWEST = 64

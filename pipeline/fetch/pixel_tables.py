@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from pipeline.competition.folders import plain_name, suffix_of
 from pipeline.errors import UserError, raise_all
-from pipeline.fetch.intensity import Rule, Survey
-from pipeline.fetch.parts import Staged, check_names, id_column, part_of, row_ids, write_rows
+from pipeline.fetch.grey_range import Rule, Survey
 from pipeline.fetch.pixels import Shape, save, shape_of
+from pipeline.fetch.staged_rows import Staged, check_names, id_column, part_of, row_ids, write_rows
 from pipeline.wording import capped, counted, listed, numbered
 
 FEWEST = 64  # numbers that may be an image: 8 x 8

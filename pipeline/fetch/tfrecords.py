@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from pipeline.competition.folders import plain_name
 from pipeline.errors import UserError
-from pipeline.fetch.parts import ID_NAMES, Staged, check_names, part_of, row_ids, write_rows
 from pipeline.fetch.pixels import encoded_suffix, new_file
+from pipeline.fetch.staged_rows import ID_NAMES, Staged, check_names, part_of, row_ids, write_rows
 from pipeline.fetch.tf_examples import Features, examples
 from pipeline.wording import counted, listed
 

@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
+from pipeline.competition.facts import read_facts
 from pipeline.competition.layout import read_layout
 from pipeline.errors import Interrupted, UserError, raise_all, run_command
 from pipeline.forms.check import check_predictions
 from pipeline.kaggle import cli
 from pipeline.kaggle.cli import Submission
-from pipeline.kaggle.ledger import LEDGER, Row, append_row, read_ledger, update_row
+from pipeline.kaggle.ledger import LEDGER, Row, append_row, read_ledger, sending, update_row
 from pipeline.kaggle.remembered import agreed, remembered_slug
 from pipeline.kaggle.reply import KaggleError
 from pipeline.kaggle.token import find_credentials, scrub
-from pipeline.run import read_record
+from pipeline.run import known_record
+from pipeline.submission.belonging import check_belongs
+from pipeline.submission.origin import Origin, find_origin, origin_of_run
 
 Sleep = Callable[[float], None]
 Find = Callable[[list[Submission]], Submission | None]
@@ -43,6 +46,7 @@ class Plan:
     sha256: str
     message: str
     validation_score: str
+    origin: Origin | None = None  # the run that made the file; None: nobody knows
 
 
 def main(argv: list[str] | None = None, *, sleep: Sleep = time.sleep) -> int:
@@ -63,9 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--predictions", type=Path, default=Path("predictions.csv"), metavar="FILE", help="default: %(default)s")
     parser.add_argument("--competition", metavar="SLUG", help="default: the one that `make data` installed")
     parser.add_argument("--message", metavar="TEXT", help="default: run name, validation score, commit")
-    parser.add_argument("--yes", action="store_true", help="send the same file again without asking")
+    parser.add_argument("--yes", action="store_true", help="send without asking, also the same file again")
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition folder (default: %(default)s)")
-    parser.add_argument("--model", type=Path, default=Path("finetuned_model"), metavar="DIR", help="the run (default: %(default)s)")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="the run that made the file (default: as inference.py wrote it down)")
     parser.add_argument("--poll-seconds", type=_not_negative, default=10.0, metavar="N", help="default: %(default)s")
     parser.add_argument("--timeout-minutes", type=_not_negative, default=30.0, metavar="N", help="default: %(default)s")
     return parser
@@ -88,18 +92,18 @@ def preflight(args: argparse.Namespace) -> Plan:
         UserError: lists everything that is missing or wrong.
     """
     problems = cli.not_ready()
-    run = _attempt(lambda: _read_run(args.model), problems) or {}
+    origin = _attempt(lambda: _origin(args), problems)
     remembered = _attempt(lambda: remembered_slug(args.data), problems)
     slug = _attempt(lambda: cli.clean_slug(args.competition), problems) if args.competition else remembered
     if not slug and not args.competition:
         problems.append("the competition is not known: COMPETITION=<name> (--competition), the last part of its address on Kaggle")
-    problems += _file_problems(args.predictions, args.data, args.model)
+    problems += _file_problems(args.predictions, args.data, Path(origin.models[0]) if origin else args.model)
     _attempt(lambda: read_ledger(LEDGER), problems)
     if not os.access(LEDGER.resolve().parent, os.W_OK):
         problems.append(f"{LEDGER} cannot be written in {Path.cwd()}: run this in a folder of yours")
     raise_all(problems, "nothing was sent to Kaggle:")
-    message = " ".join(scrub(args.message or default_message(run, args.predictions)).split())
-    plan = Plan(slug, args.predictions, files.sha256(args.predictions), message, _validation_score(run))
+    message = " ".join(scrub(args.message or default_message(origin, args.predictions)).split())
+    plan = Plan(slug, args.predictions, files.sha256(args.predictions), message, origin.score if origin else "", origin)
     _announce(plan, remembered, args.data)
     return plan
 
@@ -112,44 +116,39 @@ def _attempt(step: Callable[[], Any], problems: list[str]) -> Any:
         return None
 
 
-def _read_run(model_dir: Path) -> dict[str, Any]:
-    """run.json, or nothing: a release has none, and a file made elsewhere may be sent as well."""
-    path = model_dir / "run.json"
-    if not path.exists():
-        return {}
-    run = files.read_json(path)
-    if not isinstance(run, dict):
-        raise UserError(f"{path} is not the record of a run: name the run's folder with --model")
-    return run
+def _origin(args: argparse.Namespace) -> Origin | None:
+    """The run that made the file: as inference.py wrote it down, else the one that --model names."""
+    written = find_origin(args.predictions)
+    if args.model is None or not args.predictions.is_file():
+        return written
+    if written and args.model.resolve() not in [Path(model).resolve() for model in written.models]:
+        raise UserError(f"{args.predictions} was made by {written.describe()}, and not by --model {args.model}: leave --model out")
+    return written or origin_of_run(args.predictions, args.model)
 
 
-def _file_problems(path: Path, data_dir: Path, model_dir: Path) -> list[str]:
+def _file_problems(path: Path, data_dir: Path, model_dir: Path | None) -> list[str]:
+    """What is wrong with the file. `model_dir`: the run that made it; None where nobody knows, and then the data folder alone counts."""
     if not path.is_file():
         return [f"{path} does not exist: python inference.py writes it (or name another file with --predictions)"]
-    run = read_record(model_dir)
-    known = (run.target, run.metric) if run and run.task != "vqa" else None
     try:
-        competition = read_layout(data_dir, need="test", known=known)
+        run = known_record(model_dir) if model_dir else None
+        known = (run.target, run.metric) if run and run.task != "vqa" else None
+        competition = read_layout(data_dir, need="test", known=known, asked=read_facts(data_dir).asked(None, None, ()))
+        if known:
+            check_belongs(known[0], competition, model_dir)
     except UserError as error:
-        return [f"{path} cannot be checked without its competition folder (--data): {error}"]
+        return [f"{path} does not fit the competition folder {data_dir} (--data): {error}"]
     if competition.form is None:
         return [f"{path} cannot be checked: {data_dir} has neither test images nor a sample submission"]
-    target = run.target if run else competition.target
-    return [f"{path}: {problem}" for problem in check_predictions(path, competition.form, target)]
+    return [f"{path}: {problem}" for problem in check_predictions(path, competition.form, target or competition.target)]
 
 
-def default_message(run: dict[str, Any], path: Path) -> str:
-    """Run name, validation score and commit, as far as the run tells them."""
-    best, commit = run.get("best") or {}, run.get("commit")
-    parts = [str(run.get("name") or path.name)]
-    if score := _validation_score(run):
-        parts.append(f"{best.get('metric', 'validation score')} {score}")
-    return ", ".join([*parts, f"commit {commit}"] if commit else parts)
-
-
-def _validation_score(run: dict[str, Any]) -> str:
-    value = (run.get("best") or {}).get("value")
-    return f"{value:.6g}" if isinstance(value, int | float) else ""
+def default_message(origin: Origin | None, path: Path) -> str:
+    """Run name, validation score and commit, as far as they are known."""
+    if origin is None:
+        return path.name
+    parts = [" + ".join(origin.names), *([f"{origin.metric} {origin.score}"] if origin.score else [])]
+    return ", ".join([*parts, f"commit {origin.commit}"] if origin.commit else parts)
 
 
 def _announce(plan: Plan, remembered: str | None, data_dir: Path) -> None:
@@ -157,6 +156,8 @@ def _announce(plan: Plan, remembered: str | None, data_dir: Path) -> None:
     if remembered and remembered != plan.competition:
         print(f"             note: {data_dir} holds {remembered!r}, and the file was checked against that")
     print(f"file         {plan.file} ({files.human_size(plan.file.stat().st_size)}, checked)")
+    unknown = f"not known: inference.py wrote nothing down of {plan.file.name} as it is now (--model names the run)"
+    print(f"made by      {plan.origin.describe() if plan.origin else unknown}")
     print(f"message      {plan.message}")
     print(f"token        {find_credentials().kind}", flush=True)
 
@@ -171,25 +172,50 @@ def submit(plan: Plan, *, yes: bool = False, poll_seconds: float = 10.0, timeout
         UserError: not sent, or not scored.
         Interrupted: sent, but its score was not waited for to the end.
     """
-    same_file = [row for row in read_ledger(LEDGER)[1] if (row["competition"], row["file_sha256"]) == (plan.competition, plan.sha256)]
-    row = None if yes else next((row for row in reversed(same_file) if row["status"] == "pending"), None)
-    if same_file and not row and not yes and not _send_again(plan, same_file[-1]):
+    with sending(LEDGER, _waiting_for_another()):  # two at once must not both find that a file was not sent yet
+        sent = _send_once(plan, yes, sleep)
+    if sent is None:
         print("nothing was sent")
         return
-    before = cli.list_submissions(plan.competition, sleep=sleep)
-    _refresh(plan.competition, before, skip=row)
-    if row:
-        print(f"{plan.file} was sent at {row['time']}; its score is looked up, nothing is sent again")
-        waiting, find, listed = row, _finder(row), before
-    else:
-        find = _send(plan, before, sleep)
-        waiting, listed = _add_row(plan), None
+    find, waiting, listed = sent
     found = _wait(find, plan, listed, poll_seconds, timeout_s, sleep)
     if found.status == "complete":
         _print_scores(plan, found)
     update_row(LEDGER, waiting, _outcome(found))
     if found.status == "error":
         raise UserError(f"Kaggle could not score the file: {found.error or f'the reason is at {_page(plan)}'}")
+
+
+def _send_once(plan: Plan, yes: bool, sleep: Sleep) -> tuple[Find, Row, list[Submission] | None] | None:
+    """Send the file unless Kaggle has it; what finds the submission, its row, and a list taken just now. None: the user said no."""
+    same_file = [row for row in read_ledger(LEDGER)[1] if (row["competition"], row["file_sha256"]) == (plan.competition, plan.sha256)]
+    row = None if yes else next((row for row in reversed(same_file) if row["status"] == "pending"), None)
+    if same_file and not row and not yes and not _send_again(plan, same_file[-1]):
+        return None
+    if not same_file and not yes and sys.stdin.isatty() and not agreed(f"Send {plan.file} to {plan.competition}? [y/N] "):
+        return None
+    before = cli.list_submissions(plan.competition, sleep=sleep)
+    _refresh(plan.competition, before, skip=row)
+    if row:
+        print(f"{plan.file} was sent at {row['time']}; its score is looked up, nothing is sent again")
+        return _finder(row), row, before
+    if files.sha256(plan.file) != plan.sha256:
+        raise UserError(f"{plan.file} was changed after it was checked; nothing was sent: run the same command again")
+    find = _send(plan, before, sleep)
+    return find, _add_row(plan), None
+
+
+def _waiting_for_another() -> Callable[[], None]:
+    """What to do while another `make submit` sends: say so once, look again in a moment."""
+    told: list[bool] = []
+
+    def wait() -> None:
+        if not told:
+            print("another `make submit` is sending; waiting for it ...", flush=True)
+            told.append(True)
+        time.sleep(0.2)
+
+    return wait
 
 
 def _send_again(plan: Plan, row: Row) -> bool:

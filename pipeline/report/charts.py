@@ -95,7 +95,7 @@ def number_counts_figure(path: Path, edges: Sequence[float], counts: Sequence[in
 
 
 def _number_axes(axes: Axes) -> None:
-    axes.figure.subplots_adjust(left=0.165, right=0.955)
+    axes.figure.subplots_adjust(left=0.2, right=0.955)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
     for axis in (axes.xaxis, axes.yaxis):  # matplotlib would write a common factor over the axes, into the legend

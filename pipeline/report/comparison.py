@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.files import write_text
-from pipeline.report import facts
+from pipeline.report import run_facts
 from pipeline.report.confusion import MAX_LABELLED_CLASSES, confusion_figure
 from pipeline.report.curves import RUN_LOOKS, RunCurve, compared_curves, curve_names, scheduled
 from pipeline.report.label_section import label_scores
@@ -156,14 +156,14 @@ def _results(files: RunFiles) -> dict[str, Any]:
     best = files.best
     rows: dict[str, Any] = {"kept epoch": f"{files.kept_epoch['epoch']} of {len(files.metrics)}"} if files.kept_epoch else {}
     metrics = {key: value for key, value in files.kept_epoch.items() if key.startswith("val_")} if best else {}
-    rows |= {key: metrics[key] for key, _ in facts.ordered(metrics, files)}
+    rows |= {key: metrics[key] for key, _ in run_facts.ordered(metrics, files)}
     tested = {f"test_{key}": value for key, value in files.scores.get("metrics", {}).items()}
-    rows |= {key: tested[key] for key, _ in facts.ordered(tested, files)}
+    rows |= {key: tested[key] for key, _ in run_facts.ordered(tested, files)}
     counts = files.record.get("counts", {})
     rows |= {f"{words} images": measured(counts[key]) for key, words in (("train", "training"), ("val", "validation")) if counts.get(key)}
     return (
         rows
-        | {label.lower(): value for label, value in facts.speed(files)}
+        | {label.lower(): value for label, value in run_facts.speed(files)}
         | {key: str(files.told[key]) for key in ("device", "precision") if files.told.get(key)}
     )
 
@@ -193,7 +193,7 @@ def _best_cells(label: str, cells: Sequence[Any], mixed: bool) -> list[bool]:
 
 def _captions(runs: Runs, drawn: Drawn) -> list[tuple[str, str]]:
     """The figures over epochs and what stands below each."""
-    losses = {facts.LOSSES.get(files.target.kind, "mean cross-entropy in nats") for files in runs.values()}
+    losses = {run_facts.LOSSES.get(files.target.kind, "mean cross-entropy in nats") for files in runs.values()}
     what = {"loss": f"Loss over the epochs: {', '.join(sorted(losses))}; validation solid, training dashed."}
     what["learning_rate"] = "Learning rate over the epochs, from the recipes."
 
@@ -215,7 +215,7 @@ def _captions(runs: Runs, drawn: Drawn) -> list[tuple[str, str]]:
 
 
 def _parameters(files: RunFiles) -> dict[str, str]:
-    return {row["label"]: f"{row['count']:,} ({percent(row['share'])})" for row in facts.parameters(files)}
+    return {row["label"]: f"{row['count']:,} ({percent(row['share'])})" for row in run_facts.parameters(files)}
 
 
 def _side_by_side(runs: Runs, rows_of: Callable[[RunFiles], dict[str, Any]]) -> list[tuple[str, list[Any]]]:
@@ -226,5 +226,5 @@ def _side_by_side(runs: Runs, rows_of: Callable[[RunFiles], dict[str, Any]]) -> 
 
 def _recipe(runs: Runs, same: bool) -> list[tuple[str, list[Any]]]:
     """The settings that are the same in all runs, or those that differ."""
-    rows = _side_by_side(runs, lambda files: dict(facts.flat(files.told.get("recipe", {}))))
+    rows = _side_by_side(runs, lambda files: dict(run_facts.flat(files.told.get("recipe", {}))))
     return [(key, values) for key, values in rows if all(value == values[0] for value in values) == same]

@@ -91,9 +91,10 @@ def epoch_curves(
         axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch")
         axes.set_ylabel(axis_words(name))
+        bottom, top = axis_limits(name, np.concatenate([_floats(values) for values in curves.values()]))
+        axes.set_ylim(bottom, top)
         if "\n" in axis_words(name):
-            axes.figure.subplots_adjust(left=0.185)
-        axes.set_ylim(*axis_limits(name, np.concatenate([_floats(values) for values in curves.values()])))
+            axes.figure.subplots_adjust(left=0.185 if top < 1000 else 0.225)  # room for two lines, and for long numbers
         if is_share(name):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 

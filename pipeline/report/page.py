@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.errors import run_command
 from pipeline.files import human_size, write_text
 from pipeline.kaggle.ledger import LEDGER
-from pipeline.report import facts
+from pipeline.report import run_facts
 from pipeline.report.charts import class_counts_figure
 from pipeline.report.comparison import build_comparison
 from pipeline.report.curves import curve_names, draw_curves
@@ -64,7 +64,7 @@ def build_report(run_dir: Path, ledger: Path = LEDGER) -> Path:
     drawn = draw_curves(files)
     validation = read_validation(files, drawn)
     questions = read_questions(files, drawn)
-    classes = facts.class_counts(files)
+    classes = run_facts.class_counts(files)
     if classes and not questions:  # the most frequent answers have a figure of their own
         _draw_class_counts(files, classes["by_class"], drawn)
     numbers = read_number_counts(files, drawn) if files.target.kind == "continuous" else []
@@ -76,15 +76,15 @@ def build_report(run_dir: Path, ledger: Path = LEDGER) -> Path:
         record=files.told,
         finished=bool(files.record),
         schedule=files.schedule,
-        headlines=facts.headlines(files),
-        facts=facts.summary(files),
+        headlines=run_facts.headlines(files),
+        facts=run_facts.summary(files),
         figures=embedded(drawn),
         best=files.best,
-        kind=facts.kind(files),
+        kind=run_facts.kind(files),
         target=files.target,
-        curves=facts.curve_captions(files, curve_names([files])),
-        best_metrics=facts.metrics({key: value for key, value in files.kept_epoch.items() if key.startswith("val_")}, files),
-        epochs=facts.epoch_table(files),
+        curves=run_facts.curve_captions(files, curve_names([files])),
+        best_metrics=run_facts.metrics({key: value for key, value in files.kept_epoch.items() if key.startswith("val_")}, files),
+        epochs=run_facts.epoch_table(files),
         validation=validation,
         questions=questions,
         rows_are=files.rows_are,
@@ -93,14 +93,14 @@ def build_report(run_dir: Path, ledger: Path = LEDGER) -> Path:
         samples=_samples(files),
         attention=attention,
         submissions=submissions,
-        test_metrics=facts.metrics(files.scores.get("metrics", {}), files),
-        test_parts={part: dict(facts.metrics(metrics, files)) for part, metrics in files.scores.get("parts", {}).items()},
+        test_metrics=run_facts.metrics(files.scores.get("metrics", {}), files),
+        test_parts={part: dict(run_facts.metrics(metrics, files)) for part, metrics in files.scores.get("parts", {}).items()},
         scores=files.scores,
-        parameters=facts.parameters(files),
-        settings=facts.settings(files),
-        every_setting=facts.flat(files.told.get("recipe", {})),
-        speed=facts.speed(files),
-        origin=facts.origin(files),
+        parameters=run_facts.parameters(files),
+        settings=run_facts.settings(files),
+        every_setting=run_facts.flat(files.told.get("recipe", {})),
+        speed=run_facts.speed(files),
+        origin=run_facts.origin(files),
         written=datetime.now().astimezone().isoformat(),
     )
     page = files.path / "report.html"

@@ -11,6 +11,7 @@ A label is a text, as it stands in the data. The kinds are scikit-learn's (User 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -93,13 +94,9 @@ class Target:
             self._refuse(unknown, f"is none of the {len(index):,} labels")
             return encoded
         cells = [label.split(self.separator) if self.num_outputs > 1 else [label] for label in labels]
-        try:
-            return np.array(cells, dtype=np.float32).reshape(len(labels), self.num_outputs)
-        except ValueError:
-            self._refuse(
-                [label for label, row in zip(labels, cells, strict=True) if not _are_numbers(row, self.num_outputs)], "is no number"
-            )
-            raise
+        bad = [label for label, row in zip(labels, cells, strict=True) if not _are_numbers(row, self.num_outputs)]
+        self._refuse(bad, "is no number")
+        return np.array(cells, dtype=np.float32).reshape(len(labels), self.num_outputs)
 
     def parts(self, label: str) -> list[str]:
         """The labels in one label text of a multilabel target."""
@@ -252,7 +249,7 @@ class Target:
 
 def _are_numbers(cells: Sequence[str], count: int) -> bool:
     try:
-        return len([float(cell) for cell in cells]) == count
+        return len(cells) == count and all(math.isfinite(float(cell)) for cell in cells)
     except ValueError:
         return False
 

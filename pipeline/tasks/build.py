@@ -36,7 +36,7 @@ class TrainingTask(Task, Protocol):
     names_are: str  # "classes", "labels": what class_names are, in messages
     one_shape: bool  # of whole micro-batches: such a task has `compile` too, see `pipeline.training.compilation`
 
-    def train_per_class(self) -> dict[str, int]: ...  # training rows of each class, in the order of class_names
+    def counts(self) -> dict[str, Any]: ...  # for run.json: `train` and `val` rows, `train_per_class`
     def facts(self) -> dict[str, Any]: ...  # what run.json keeps of the target: `target`, `metric`, `prior`
     def place(self, compute: Compute, fresh: bool) -> None: ...  # the model to where it is trained
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory: ...

@@ -42,7 +42,8 @@ from pipeline.models.lora import (
 )
 from pipeline.run import ADAPTER_DIR, Run, backbone_dirs
 from pipeline.tables import guarded, write_table
-from pipeline.targets.metrics import all_metrics, evaluate, find_metric, why_undefined
+from pipeline.targets.measures import histograms
+from pipeline.targets.metrics import all_metrics, find_metric, why_undefined
 from pipeline.targets.target import Target
 from pipeline.tasks.build import (
     Build,
@@ -185,8 +186,7 @@ class ClassificationTask:
     def scores(self, logits: np.ndarray) -> dict[str, float]:
         """Every metric of the validation rows that is defined on them, the competition's among them."""
         values = self.target.activate(logits)
-        own = None if self.undefined else evaluate(self.metric, self.target, self.val_truth, values)
-        return all_metrics(self.target, self.val_truth, values) | ({} if own is None else {self.metric: own})
+        return all_metrics(self.target, self.val_truth, values, None if self.undefined else self.metric)
 
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:
         """The memory of a training step, counted on shapes alone; `checkpointed` instead of what the recipe says of it."""
@@ -231,15 +231,19 @@ class ClassificationTask:
         """What `class_names` are, in messages."""
         return {"multilabel": "labels", "ordinal": "grades", "continuous": "numbers"}.get(self.target.kind, "classes")
 
-    def train_per_class(self) -> dict[str, int]:
-        """Training images of each class, grade or label; empty for numbers."""
-        return self.target.counts([row.label for row in self.train_rows])
-
     def facts(self) -> dict[str, Any]:
         """What run.json keeps of the target: with it inference, score and submit need no flags."""
         prior = self.target.prior([row.label for row in self.train_rows])
         metric = {"name": self.metric, "higher_is_better": find_metric(self.metric).higher_is_better}
         return {"target": self.target.record(), "metric": metric, "prior": [float(value) for value in prior]}
+
+    def counts(self) -> dict[str, Any]:
+        """How many rows train and validate, and what their labels are: rows of each class, or histograms of numbers."""
+        labels = [row.label for row in self.train_rows]
+        counts: dict[str, Any] = {"train": self.num_train, "val": self.num_val, "train_per_class": self.target.counts(labels)}
+        if self.target.kind == "continuous":
+            counts["train_histograms"] = histograms(self.target.names, self.target.encode(labels))
+        return counts
 
     def examine(self, output: Path, compute: Compute) -> list[str]:
         """Nothing to add to the metrics of the epochs."""

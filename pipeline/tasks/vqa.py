@@ -197,9 +197,10 @@ class VqaTask:
         write_table(output / "val_predictions.csv", PREDICTION_COLUMNS, rows)
         write_probs(output / "val_probs.npy", probs)
 
-    def train_per_class(self) -> dict[str, int]:
-        """Training questions of each answer."""
-        return count_classes((self.class_names[label] for label in self.train_labels), self.class_names)
+    def counts(self) -> dict[str, Any]:
+        """How many questions train and validate, and training questions of each answer."""
+        per_answer = count_classes((self.class_names[label] for label in self.train_labels), self.class_names)
+        return {"train": self.num_train, "val": self.num_val, "train_per_class": per_answer}
 
     def facts(self) -> dict[str, Any]:
         """What run.json keeps of the target: one of the answers, scored by accuracy."""

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pipeline.data.images import LostImage
 from pipeline.errors import Interrupted, UserError
 from pipeline.stopping import stop_requests
-from pipeline.training.checkpoint import StateStore, restore_rng, rng_state
+from pipeline.training.checkpoint import StateStore, check_fits, restore_rng, rng_state
 from pipeline.training.compute import Compute, peak_memory
 from pipeline.training.optim import lr_at, set_lr
 from pipeline.training.predict import Task, evaluate
@@ -163,6 +163,8 @@ class _Loop:
             group_rows = min(group_size, task.num_train - group_start)
             with self.compute.autocast():
                 loss, logits = task.loss(batch)
+            # `loss` is a mean over these rows, a step a mean over the group: each micro-batch counts by its share of the group, so that
+            # neither its size nor a smaller last group changes what a row weighs.
             self.scaler.scale(loss * (rows / group_rows)).backward()
             self.loss_sum += loss.detach().float() * rows
             self.score_sum += task.score(logits.detach(), batch)
@@ -174,6 +176,7 @@ class _Loop:
             if now > self.deadline:
                 self.stop_reason = "--max-minutes reached"
             due = now - self.last_save > self.save_seconds
+            # Reading a sum back makes the host wait for the device. Twice a second is often enough to show it, and to find a NaN.
             if now - refreshed > REFRESH_SECONDS or position.row == task.num_train or self.stop_reason or due:
                 refreshed = now
                 self.read_sums()
@@ -294,7 +297,12 @@ class _Loop:
         self.last_save = time.monotonic()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was saved; where other rows or groups were agreed on since, with the first row of that epoch."""
+        """Continue where `state` was saved; where other rows or groups were agreed on since, with the first row of that epoch.
+
+        Raises:
+            UserError: the state is not one of this model.
+        """
+        check_fits(state, self.trainable, self.optimizer)
         with torch.no_grad():
             for name, weight in self.trainable.items():
                 weight.copy_(state["weights"][name])

@@ -1,0 +1,107 @@
+"""Which run made a predictions file: a line for each file in `.made-by.jsonl` beside it, found again by the file's digest.
+
+The digest is of the content: a file that was renamed is still known, and one that was changed is not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.files import sha256
+from pipeline.run import Run, known_record, now
+
+MADE_BY = ".made-by.jsonl"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What inference wrote down of a predictions file."""
+
+    sha256: str
+    time: str  # ISO
+    models: tuple[str, ...]  # folders, as they were named
+    names: tuple[str, ...]  # of the runs
+    metric: str = ""  # what the validation score is of; empty where there is none, or several models
+    score: str = ""
+    commit: str = ""
+    data: str = ""
+
+    def describe(self) -> str:
+        """The run, its folder, when, and its validation score: `lora (runs/lora), predicted 2026-03-01 10:00, val_accuracy 0.91`."""
+        runs = " + ".join(f"{name} ({model})" for name, model in zip(self.names, self.models, strict=True))
+        moment = datetime.fromisoformat(self.time).strftime("%Y-%m-%d %H:%M")
+        return ", ".join([runs, f"predicted {moment}", f"{self.metric} {self.score}" if self.score else "no validation score"])
+
+
+def record_origin(output: Path, runs: Sequence[Run], data: Path | str) -> None:
+    """Write down that `runs` made the predictions file `output`. A folder that takes no more files is no reason to fail."""
+    best, commit = {}, ""
+    if len(runs) == 1 and runs[0].record:
+        best, commit = runs[0].record.best, str(runs[0].record.values.get("commit") or "")
+    value = best.get("value")
+    known = isinstance(value, int | float) and str(best.get("metric")).startswith("val_")
+    origin = Origin(
+        sha256(output),
+        now(),
+        tuple(str(run.path) for run in runs),
+        tuple(run.name for run in runs),
+        str(best["metric"]) if known else "",
+        f"{value:.6g}" if known else "",
+        commit,
+        str(data),
+    )
+    with suppress(OSError), open(output.parent / MADE_BY, "a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(origin), ensure_ascii=False) + "\n")
+
+
+def find_origin(predictions: Path) -> Origin | None:
+    """What is written down of the file with this content, the newest line of it; None for nothing. Lines that cannot be read are passed over."""
+    path = predictions.parent / MADE_BY
+    if not path.is_file() or not predictions.is_file():
+        return None
+    digest = sha256(predictions)
+    for line in reversed(path.read_bytes().split(b"\n")):
+        with suppress(ValueError, TypeError):
+            values = json.loads(line)
+            if isinstance(values, dict) and values.get("sha256") == digest:
+                return _read(values)
+    return None
+
+
+def _read(values: dict[str, Any]) -> Origin:
+    """Raises ValueError or TypeError for anything that `record_origin` did not write."""
+    models, names = (tuple(str(item) for item in values[key]) for key in ("models", "names"))
+    texts = {key: str(values.get(key) or "") for key in ("sha256", "time", "metric", "score", "commit", "data")}
+    datetime.fromisoformat(texts["time"])
+    if not models or len(models) != len(names):
+        raise ValueError("another number of names than of folders")
+    return Origin(models=models, names=names, **texts)
+
+
+def origin_of_run(predictions: Path, model: Path) -> Origin | None:
+    """What the run in folder `model` says of itself, where a person names it as the maker of a file; None where it holds none.
+
+    Raises:
+        UserError: its files are damaged.
+    """
+    record = known_record(model)
+    if record is None:
+        return None
+    value = record.best.get("value")
+    known = isinstance(value, int | float) and str(record.best.get("metric")).startswith("val_")
+    moment = datetime.fromtimestamp(predictions.stat().st_mtime).astimezone().isoformat(timespec="seconds")
+    return Origin(
+        sha256(predictions),
+        moment,
+        (str(model),),
+        (record.name,),
+        str(record.best["metric"]) if known else "",
+        f"{value:.6g}" if known else "",
+        str(record.values.get("commit") or ""),
+    )
