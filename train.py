@@ -335,7 +335,8 @@ def begin(
             print(f"what was in {output} is kept in {moved}")
         write_rows(output, task.split_rows())  # first, for a folder with a state/ is never taken for a release
         task.save(output, initial=True)
-        start = write_start(output, session.recipe, schedule, task.class_names, task.facts(), session.command, compiled)
+        facts = task.facts() | {"data": session.args.data}
+        start = write_start(output, session.recipe, schedule, task.class_names, facts, session.command, compiled)
     else:
         start = former.go_on(session.recipe, schedule, task.split_rows(), session.command)
         state, damaged = store.load()

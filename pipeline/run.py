@@ -23,9 +23,11 @@ RECORD = "run.json"  # written last: its presence means that the run is complete
 START, KEPT = "state/start.json", "state/kept.json"  # what a run was started with; which weights lie in the folder until it is complete
 ADAPTER_DIR = "model_lora"
 INSTALLING = ".installing"  # lies in a run folder while a release is moved in: until it is gone, nothing there counts
+INSTALLED = "release.installed.json"  # what `make weights` installed there, and from where
 HEAD_FILE = "head.safetensors"  # of a model with two backbones; otherwise the head is in the backbone's or the adapter's file
 _FILES = (
     INSTALLING,
+    INSTALLED,
     RECORD,
     "metrics.jsonl",
     "timing.jsonl",

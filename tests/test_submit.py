@@ -357,6 +357,48 @@ def test_answer_belongs_to_the_last_request():
     assert read_reply(0, f"{request}\n{answer}\nsent\n", "").bodies[-1] == {"token": "x"}
 
 
+HOSTILE = "\x1b]0;owned\x07\x1b[2Jdone\x9b31m\u202e"
+OBEYED = set("\x1b\x07\x9b\r\u202e")
+
+
+def test_what_kaggle_says_moves_no_cursor_anywhere(server, folder, sleeps, capfd):
+    """Escape sequences in the scores, in the reason of a failed scoring and in a refusal: neither on the terminal nor in the ledger."""
+    server.scoring = [{"status": "COMPLETE", "publicScore": f"0.5{HOSTILE}", "privateScore": HOSTILE}]
+    assert submit.main(FLAGS, sleep=sleeps.append) == 0
+    server.scoring = [{"status": "ERROR", "errorDescription": f"column {HOSTILE}"}]
+    run_command(lambda: submit.main([*FLAGS, "--yes"], sleep=sleeps.append))
+    server.refuse("StartSubmissionUpload", 403, f"no {HOSTILE}")
+    run_command(lambda: submit.main([*FLAGS, "--yes"], sleep=sleeps.append))
+    said = capfd.readouterr()
+    assert "0.5" in said.out and "column" in said.err and "Kaggle" in said.err
+    assert OBEYED.isdisjoint(said.out + said.err)
+    assert OBEYED.isdisjoint(ledger.LEDGER.read_text(encoding="utf-8"))
+
+
+def test_a_token_hidden_by_control_characters_or_escapes_is_not_shown(monkeypatch, tmp_path):
+    command = tmp_path / "kaggle"
+    split, escaped = "KGAT_ab\x1bcdef", json.dumps({"message": "KGAT_abcdef"}).replace("K", "\\u004b")
+    block = f"{'-' * 20}Response{'-' * 20}\n403\n\n{escaped}\n{'-' * 50}"
+    (tmp_path / "said").write_text(f"{split}\n{block}\n")
+    command.write_text(f"#!/bin/sh\ncat '{tmp_path / 'said'}'; exit 1\n")
+    command.chmod(0o755)
+    monkeypatch.setattr(cli, "find_command", lambda: command)
+    reply = cli.call(["x"])
+    assert reply.status == 403 and "abcdef" not in reply.text + reply.said and "***" in reply.said
+
+
+@pytest.mark.parametrize("header", ["soon", "²", "nan", "inf", "-5", "1e9999", "9" * 400, "\x1b[2J"])
+def test_a_retry_after_that_is_no_number_says_nothing(header):
+    text = f"{'-' * 20}Request{'-' * 20}\nx\n{'-' * 50}\n{'-' * 20}Response{'-' * 20}\n429 x\nRetry-After: {header}\n\n{{}}\n{'-' * 50}\n"
+    answer = read_reply(1, text, "")
+    assert (answer.status, answer.retry_after) == (429, None)
+
+
+def test_deep_json_in_an_answer_is_no_body():
+    text = f"{'-' * 20}Response{'-' * 20}\n200\n\n{'[' * 100_000}\n{'-' * 50}\n"
+    assert read_reply(0, text, "").bodies == ({},)
+
+
 def test_hanging_command_is_ended(monkeypatch, tmp_path):
     script = tmp_path / "kaggle"
     script.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
@@ -421,7 +463,7 @@ def test_record_that_is_not_ours_is_one_problem_among_others(folder, monkeypatch
     monkeypatch.setattr(cli, "not_ready", lambda: ["no Kaggle token"])
     (folder / "finetuned_model/run.json").write_text(record)
     with pytest.raises(UserError) as error:
-        submit.preflight(submit._parser().parse_args(["--competition", "glyphs"]))
+        submit.preflight(submit._parser().parse_args(["--competition", "glyphs", "--model", "finetuned_model"]))
     text = str(error.value)
     assert "  - no Kaggle token\n" in text and "finetuned_model/run.json" in text and told in text
 

@@ -23,10 +23,10 @@ from pipeline.fetch.archives import unpack_zip
 from pipeline.fetch.download import fetch
 from pipeline.fetch.whole import model_problems
 from pipeline.lock import holding_folder
-from pipeline.run import ADAPTER_DIR, INSTALLING, is_unfinished, model_dirs, now, run_entries
+from pipeline.run import ADAPTER_DIR, INSTALLED, INSTALLING, is_unfinished, model_dirs, now, run_entries
 
 MODEL_DIR = Path("finetuned_model")
-RELEASE_FILE, INSTALLED_FILE, WORK_DIR = "release.yaml", "release.installed.json", ".download"
+RELEASE_FILE, WORK_DIR = "release.yaml", ".download"
 
 RUN_FILES = ("run.json", "head.safetensors", "metrics.jsonl", "timing.jsonl", "val_predictions.csv", "val_probs.npy")
 RUN_FILES += ("figures",)  # the page is not taken from others, it could run scripts: `make report` builds it
@@ -223,7 +223,7 @@ def _install_model(contents: Contents, model_dir: Path, record: dict[str, Any]) 
 
     Killed in between, the marker stays: nobody takes a backbone without its adapter for a model, and the next call installs anew.
     """
-    of_former_release = [model_dir / name for name in (*_installed(model_dir).get("entries", ()), INSTALLED_FILE)]
+    of_former_release = [model_dir / name for name in (*_installed(model_dir).get("entries", ()), INSTALLED)]
     entries = [entry for entry in contents.entries if not _is_own_readme(model_dir / entry.name, of_former_release)]
     former = dict.fromkeys([*run_entries(model_dir), *of_former_release, *(model_dir / entry.name for entry in entries)])
     former.pop(model_dir / INSTALLING, None)
@@ -233,7 +233,7 @@ def _install_model(contents: Contents, model_dir: Path, record: dict[str, Any]) 
     for entry in entries:
         entry.rename(model_dir / entry.name)
     names = [entry.name for entry in entries]
-    files.write_json(model_dir / INSTALLED_FILE, record | {"entries": names, "weights": _weights(model_dir)})
+    files.write_json(model_dir / INSTALLED, record | {"entries": names, "weights": _weights(model_dir)})
     (model_dir / INSTALLING).unlink()
     print(f"installed  {', '.join(names)} in {model_dir}")
 
@@ -285,7 +285,7 @@ def _is_harmless(path: Path) -> bool:
 def _installed(model_dir: Path) -> dict[str, Any]:
     """What `make weights` wrote down last time; empty when there is nothing, or nothing that can be read."""
     try:
-        record = json.loads((model_dir / INSTALLED_FILE).read_text(encoding="utf-8"))
+        record = json.loads((model_dir / INSTALLED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) and {"sha256", "source_key", "entries", "weights", "installed"} <= record.keys() else {}
