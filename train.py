@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
     args = parse(argv)
     command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
-    if args.folds or args.fold or args.parallel:
+    if any(value is not None for value in (args.folds, args.fold, args.parallel)):
         from pipeline.folds.training import Steps, train_folds
 
         words = sys.argv[1:] if argv is None else argv

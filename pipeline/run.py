@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
-import shutil
 import subprocess
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, raise_all
-from pipeline.files import read_json, read_json_lines, sha256
+from pipeline.files import read_json, read_json_lines
 from pipeline.targets.target import Target, multiclass
 
 FORMAT = 1
@@ -324,27 +321,6 @@ def run_entries(path: Path) -> list[Path]:
 def is_unfinished(path: Path) -> bool:
     """True when the folder holds a run that was started and has no run.json yet."""
     return (Path(path) / "state").is_dir() and not (Path(path) / RECORD).exists()
-
-
-def share_base(folder: Path, others: Iterable[Path]) -> None:
-    """Make the run in `folder` small: no resume state, and the frozen base beside an adapter becomes one file with an equal one of `others`.
-
-    Without hard links on the file system the copies stay.
-    """
-    shutil.rmtree(folder / "state", ignore_errors=True)
-    if not (folder / ADAPTER_DIR).is_dir():
-        return
-    for base in (path / "model.safetensors" for path in model_dirs(folder) if path.name != ADAPTER_DIR):
-        for other in (path / base.parent.name / base.name for path in others):
-            if not other.exists() or other.samefile(base) or other.stat().st_size != base.stat().st_size or sha256(other) != sha256(base):
-                continue
-            link = base.with_suffix(".part")
-            try:
-                os.link(other, link)
-            except OSError:
-                return
-            os.replace(link, base)
-            return
 
 
 def environment() -> dict[str, Any]:

@@ -68,9 +68,9 @@ WINGS = {
     "report": [
         *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "calibration"),
         *("probability_section", "label_section", "number_section", "validation", "question_section", "ledger_figure"),
-        *("run_facts", "comparison", "page", "attention"),
+        *("run_facts", "folds_section", "comparison", "page", "attention"),
     ],
-    "folds": ["plan", "parallel", "assembly", "training"],
+    "folds": ["bases", "plan", "parallel", "assembly", "training"],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
     "benchmarks": ["contenders", "rates", "steps", "benchmark"],
     "last": ["demo_data", "demo"],

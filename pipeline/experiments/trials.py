@@ -24,7 +24,7 @@ from pipeline.config import Recipe, differences, load_recipe
 from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, Interrupted, UserError
 from pipeline.experiments.grids import Trial
 from pipeline.files import read_json, write_json, write_text
-from pipeline.run import share_base
+from pipeline.folds.bases import share_base
 from pipeline.stopping import end_with_parent
 from pipeline.submission import score
 

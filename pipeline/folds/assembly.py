@@ -17,6 +17,7 @@ from pipeline.folds.plan import Plan
 from pipeline.predictions import Predictions
 from pipeline.run import FORMAT, RECORD, RunRecord, environment, now, read_record
 from pipeline.tables import guarded, load_table, restored, write_table
+from pipeline.targets.measures import histograms
 from pipeline.targets.metrics import all_metrics, find_metric
 from pipeline.wording import counted, quoted
 
@@ -110,7 +111,10 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
         **environment(),
         "finished": now(),
     }
-    record["counts"]["train_per_class"] = target.counts([row.label for row in competition.train])
+    labels = [row.label for row in competition.train]
+    record["counts"]["train_per_class"] = target.counts(labels)
+    if target.kind == "continuous":
+        record["counts"]["train_histograms"] = histograms(target.names, target.encode(labels))
     scores = record["folds"]["scores"]
     own = f"val_{metric}" if metric in scores else "val_loss"
     record["best"] = {"epoch": None, "metric": own, "value": scores[own.removeprefix("val_")]}

@@ -18,10 +18,11 @@ from pipeline.config import Recipe, differences, validate_recipe
 from pipeline.errors import Interrupted, UserError, raise_all
 from pipeline.files import read_json, set_aside
 from pipeline.folds.assembly import assemble
+from pipeline.folds.bases import share_base
 from pipeline.folds.parallel import Child, run_children
 from pipeline.folds.plan import Plan, plan_folds, read_start
 from pipeline.lock import holding_folder
-from pipeline.run import RECORD, read_record, run_entries, share_base
+from pipeline.run import RECORD, read_record, run_entries
 from pipeline.training.resume import DECIDE_NOTHING
 
 
