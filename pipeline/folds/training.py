@@ -109,7 +109,8 @@ def _check_before(args: argparse.Namespace, output: Path, start: dict[str, Any] 
         raise UserError(
             f"{output} holds {start['folds']} folds, not {args.folds}: use --folds {start['folds']} --resume, or another --output"
         )
-    if args.fold and (record := read_record(output)):
+    lost = args.fold and not (output / f"fold-{args.fold}" / RECORD).exists()
+    if args.fold and (record := read_record(output)) and not (record.kind == "folds" and lost):
         what = "complete folds" if record.kind == "folds" else "another run"
         raise UserError(f"{output} holds {what}: name another --output for --fold {args.fold}")
     if args.dry_run or args.resume or args.fold:
