@@ -105,6 +105,9 @@ class Data(Section):
     positive_class: tuple[str, ...] = Field((), description="binary: the labels whose probability is graded")
     views: Literal["mean", "max"] = Field("mean", description="how predictions of several images of one id become one")
     val_fraction: float = Field(0.05, ge=0, le=0.9, description="the share of the labelled rows that validates, stratified by class")
+    split_seed: int | None = Field(None, ge=0, description="of the split and of folds; null = seed")
+    group_column: str | None = Field(None, min_length=1, description="rows with one value in this column of a table are never parted")
+    groups: str | None = Field(None, min_length=1, description="the same from a file with the columns id and group")
     skip_bad_images: bool = Field(
         False, description="train without rows that lack an image or a label, and images that cannot be decoded, instead of stopping"
     )
@@ -120,6 +123,12 @@ class Data(Section):
     split_by: Literal["image", "question"] = Field("image", description="vqa: by question lets a picture be in both parts")
     group_by_image: bool = Field(False, description="vqa: an epoch passes the questions of a picture together: less to compute")
     max_question_tokens: int = Field(64, ge=4, description="vqa: longer questions are cut")
+
+    @model_validator(mode="after")
+    def _one_kind_of_groups(self) -> Data:
+        if self.group_column is not None and self.groups is not None:
+            raise ValueError("groups: expected none beside group_column: one of the two says what belongs together")
+        return self
 
     @field_validator("positive_class", mode="before")
     @classmethod
@@ -157,7 +166,7 @@ class Recipe(Section):
     compile: bool | Literal["auto"] = Field(
         "auto", description="training steps by torch.compile; auto: on a GPU, where it was tried and pays"
     )
-    seed: int = Field(42, ge=0, description="of the split, new weights, order, crops and dropout")
+    seed: int = Field(42, ge=0, description="of new weights, order, crops and dropout, and of the split unless data.split_seed is set")
     head_only: bool = Field(False, description="with lora.rank 0: train the head alone, the backbone stays as it is")
     lora: Lora = Lora()
     head: Head = Head()

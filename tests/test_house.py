@@ -34,6 +34,8 @@ WINGS = {
             "class_folders",
             "subjects",
             "labels",
+            "groups",
+            "fold_split",
         ),
         *(
             "sample",
@@ -81,8 +83,9 @@ WINGS = {
     "report": [
         *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "calibration"),
         *("probability_section", "label_section", "number_section", "validation", "question_section", "ledger_figure"),
-        *("run_facts", "comparison", "page", "attention"),
+        *("run_facts", "folds_section", "comparison", "page", "attention"),
     ],
+    "folds": ["bases", "plan", "parallel", "assembly", "training", "averaging", "team", "kept"],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
     "benchmarks": ["contenders", "rates", "steps", "benchmark"],
     "last": ["demo_data", "demo"],
@@ -229,4 +232,5 @@ def test_the_flags_of_train_are_frozen() -> None:
     assert known == {
         *("recipe", "data", "output", "backbone", "epochs", "batch_size", "accumulation_steps", "lr", "image_size", "lora_rank"),
         *("precision", "seed", "resume", "max_minutes", "dry_run", "set", "metric", "target", "positive_class"),
+        *("folds", "fold", "parallel"),
     }

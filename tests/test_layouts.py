@@ -252,7 +252,7 @@ def test_a_split_column_is_the_split(tmp_path):
     assert labels(competition) == {"1": "cat", "2": "dog", "4": "dog"}
     assert competition.split == {"1": "train", "2": "val", "4": "train"}
     assert "by the column 'split' 1 validate and 1 are test rows and do not train" in said(competition)
-    assert "'fold' ignored" in said(competition)
+    assert competition.folds == {"1": "0", "2": "1", "4": "1"} and "'fold'" in competition.folds_from
     write(tmp_path, train="id,label,split\n1,cat,train\n2,dog,valid\n3,dog,7\n4,dog,train\n")
     assert "marks rows as 'train', 'valid' and as '7'" in refusal(tmp_path).replace("'train', 'val'", "'train', 'valid'")
 
