@@ -18,6 +18,7 @@ from pipeline.targets.target import Target, multiclass
 FORMAT = 1
 RECORD = "run.json"  # written last: its presence means that the run is complete
 START, KEPT = "state/start.json", "state/kept.json"  # what a run was started with; which weights lie in the folder until it is complete
+FOLDS_START = "state/folds.json"  # the same of a run of several folds
 ADAPTER_DIR = "model_lora"
 INSTALLING = ".installing"  # lies in a run folder while a release is moved in: until it is gone, nothing there counts
 INSTALLED = "release.installed.json"  # what `make weights` installed there, and from where
@@ -34,6 +35,9 @@ _FILES = (
     "report.html",
     "thumbnails.jsonl",
     "floors.json",
+    "folds.csv",
+    "oof.csv",
+    "oof.npy",
     HEAD_FILE,
 )
 _FOLDERS = ("figures", "tensorboard", "state", "checkpoints")
@@ -65,6 +69,11 @@ class RunRecord:
     def name(self) -> str:
         """What pages and ledgers call the run."""
         return str(self.values.get("name") or self.path.parent.name)
+
+    @property
+    def kind(self) -> str:
+        """`run` (one model), `folds` or `blend`."""
+        return str(self.values.get("kind", "run"))
 
     @property
     def task(self) -> str:
@@ -186,6 +195,9 @@ def load_run(path: Path) -> Run:
             f"what was there before is kept in {path / 'earlier'}"
         )
     folders, text_dirs = backbone_dirs(path)
+    if not folders and (record := read_record(path)) and record.kind != "run":
+        members = list(record.values.get("members", {}))
+        raise UserError(f"{path} is no single model but {record.kind} of {len(members)}: name one of them: {', '.join(members[:5])}")
     if not folders:
         raise UserError(f"{path} holds no model_<type> folder: no model to load; {how}")
     if len(folders) > 1 or len(text_dirs) > 1:
@@ -215,8 +227,9 @@ def known_record(path: Path) -> RunRecord | None:
 
 
 def resume_command(path: Path) -> str:
-    """The command that goes on with the unfinished run in `path`, to be pasted; data and flags are the run's own."""
-    return shlex.join(["python", "train.py", "--output", str(path), "--resume"])
+    """The command that goes on with the unfinished run (or folds) in `path`, to be pasted; data and flags are the run's own."""
+    folds = ["--folds", str(read_json(path / FOLDS_START).get("folds"))] if (path / FOLDS_START).exists() else []
+    return shlex.join(["python", "train.py", *folds, "--output", str(path), "--resume"])
 
 
 def _read_unfinished(path: Path) -> tuple[RunRecord, str]:
@@ -299,7 +312,14 @@ def backbone_dirs(path: Path) -> tuple[list[Path], list[Path]]:
 def run_entries(path: Path) -> list[Path]:
     """What belongs to the run in folder `path`: existing files and folders, nothing a user may have put beside them."""
     path = Path(path)
-    return [*model_dirs(path), *(path / name for name in (*_FILES, *_FOLDERS) if (path / name).exists())]
+    kept = [file for ending in ("csv", "npy", "json") for file in sorted(path.glob(f"test*.{ending}")) if _is_kept(file)]
+    folds = sorted(folder for folder in path.glob("fold-*") if (folder / RECORD).exists() or (folder / "state").is_dir())
+    return [*model_dirs(path), *folds, *kept, *(path / name for name in (*_FILES, *_FOLDERS) if (path / name).exists())]
+
+
+def _is_kept(file: Path) -> bool:
+    """True for test predictions that inference.py keeps: test.npy, test-flip.npy; a file of that name alone may be somebody's own."""
+    return all(file.with_suffix(ending).exists() for ending in (".csv", ".npy"))
 
 
 def is_unfinished(path: Path) -> bool:

@@ -34,6 +34,8 @@ WINGS = {
             "class_folders",
             "subjects",
             "labels",
+            "groups",
+            "fold_split",
         ),
         *(
             "sample",
@@ -52,7 +54,20 @@ WINGS = {
     "submission": ["write", "belonging", "origin", "solution", "grading", "answer_grading", "score"],
     "kaggle": ["token", "reply", "cli", "remembered", "ledger", "submit"],
     "fetch": [
-        *("addresses", "budget", "archives", "download", "whole", "releases", "public_sets", "packed", "pieces", "staging", "arrival"),
+        *(
+            "addresses",
+            "budget",
+            "archives",
+            "transfer",
+            "download",
+            "whole",
+            "releases",
+            "public_sets",
+            "packed",
+            "pieces",
+            "staging",
+            "arrival",
+        ),
         *("grey_range", "pixels", "staged_rows", "pixel_tables", "json_bands", "arrays", "tf_examples", "tfrecords", "bson_files", "dicom"),
         *("containers", "install"),
     ],
@@ -68,8 +83,9 @@ WINGS = {
     "report": [
         *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "calibration"),
         *("probability_section", "label_section", "number_section", "validation", "question_section", "ledger_figure"),
-        *("run_facts", "comparison", "page", "attention"),
+        *("run_facts", "folds_section", "comparison", "page", "attention"),
     ],
+    "folds": ["bases", "plan", "parallel", "assembly", "training", "averaging", "team", "kept"],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
     "benchmarks": ["contenders", "rates", "steps", "benchmark"],
     "last": ["demo_data", "demo"],
@@ -216,4 +232,5 @@ def test_the_flags_of_train_are_frozen() -> None:
     assert known == {
         *("recipe", "data", "output", "backbone", "epochs", "batch_size", "accumulation_steps", "lr", "image_size", "lora_rank"),
         *("precision", "seed", "resume", "max_minutes", "dry_run", "set", "metric", "target", "positive_class"),
+        *("folds", "fold", "parallel"),
     }

@@ -79,16 +79,17 @@ def evidence(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", competitions.KINDS)
-def test_every_kind_is_read(tmp_path, kind, evidence):
+def test_every_kind_is_read(tmp_path, kind):
     made = competitions.KINDS[kind](tmp_path / "data")
-    competition = read_layout(made.root)
+    said_by_page = dict(zip(made.flags[::2], made.flags[1::2], strict=True))
+    positive = tuple(filter(None, said_by_page.get("--positive-class", "").split(",")))
+    competition = read_layout(made.root, asked=Asked(said_by_page.get("--metric"), positive_class=positive))
     assert competition.form.columns == made.columns
     assert competition.form.row_ids == tuple(made.answers)
     assert tuple(dict.fromkeys(row.id for row in competition.test)) == competition.form.ids
     assert all(row.path.is_file() for row in (*competition.train, *competition.test))
     assert not {row.path for row in competition.train} & {row.path for row in competition.test}
-    assert "decided" in competition.notes
-    assert evidence["sample"].columns == made.columns[1:]
+    assert any(note.startswith("target: ") and said_by_page["--metric"] in note for note in competition.notes)
     said(competition)
 
 
@@ -252,7 +253,7 @@ def test_a_split_column_is_the_split(tmp_path):
     assert labels(competition) == {"1": "cat", "2": "dog", "4": "dog"}
     assert competition.split == {"1": "train", "2": "val", "4": "train"}
     assert "by the column 'split' 1 validate and 1 are test rows and do not train" in said(competition)
-    assert "'fold' ignored" in said(competition)
+    assert competition.folds == {"1": "0", "2": "1", "4": "1"} and "'fold'" in competition.folds_from
     write(tmp_path, train="id,label,split\n1,cat,train\n2,dog,valid\n3,dog,7\n4,dog,train\n")
     assert "marks rows as 'train', 'valid' and as '7'" in refusal(tmp_path).replace("'train', 'val'", "'train', 'valid'")
 

@@ -509,6 +509,40 @@ def test_token_kinds(monkeypatch, tmp_path, environment, home_files, kind):
 
 
 @pytest.mark.parametrize(
+    ("environment", "name", "content"),
+    [
+        ({}, "access_token", f'"{API_TOKEN}"\n'.encode()),
+        ({}, "access_token", f"export KAGGLE_API_TOKEN={API_TOKEN}\n".encode()),
+        ({}, "access_token", f"\ufeff{API_TOKEN}\n".encode()),
+        ({}, "access_token", API_TOKEN.encode("utf-16")),
+        ({}, "kaggle.json", json.dumps({"username": USER, "key": API_TOKEN}).encode()),
+        ({"KAGGLE_API_TOKEN": f"'{API_TOKEN}'"}, "", b""),
+        ({"KAGGLE_USERNAME": USER, "KAGGLE_KEY": API_TOKEN}, "", b""),
+    ],
+)
+def test_a_right_token_in_a_wrong_form_is_mended_by_the_command_shown(monkeypatch, tmp_path, environment, name, content):
+    for variable in ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".kaggle").mkdir()
+    if name:
+        (tmp_path / ".kaggle" / name).write_bytes(content)
+    problem = token.find_credentials(environment).problem
+    assert problem and API_TOKEN not in problem and "create one" not in problem
+    command = problem.partition("is not: ")[2].partition(": ")[2]
+    shown = subprocess.run(
+        ["bash", "-c", f'{command}; printf %s "$KAGGLE_API_TOKEN"'],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    after = {"KAGGLE_API_TOKEN": shown.stdout} if shown.stdout else {}
+    found = token.find_credentials(after)
+    assert (found.kind.startswith("API token"), found.problem) == (True, "") and found.secrets[0] == API_TOKEN
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [(f'{{"username": "x", "key": "{KEY}"', "not valid JSON"), ('{"username": "x"}', "KAGGLE_KEY is missing"), ("[]", "a JSON object")],
 )

@@ -41,6 +41,7 @@ SPLIT_NAMES = (
     "istest",
     "usage",
 )
+FOLD_NAME = r"k?folds?(id|no|number|k)?\d*"
 PART_OF_VALUE = {
     **dict.fromkeys(("train", "training", "trainval", "trn", "tr"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
@@ -86,14 +87,17 @@ def is_number(text: str) -> bool:
     return re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", text) is not None
 
 
-def split_column(table: Table) -> tuple[str | None, list[str], str]:
-    """The column that says which rows train, what it says of each row ("train", "val", "test"), and a note where one is not used.
+def fold_column(table: Table) -> str | None:
+    """The column that says which fold a row is in; None where there is none."""
+    return next((name for name in table.columns if re.fullmatch(FOLD_NAME, plain_name(name))), None)
+
+
+def split_column(table: Table) -> tuple[str | None, list[str]]:
+    """The column that says which rows train, and what it says of each row ("train", "val", "test").
 
     Raises:
         UserError: some of its values mark rows and others say nothing that is known.
     """
-    ignored = [name for name in table.columns if re.fullmatch(r"k?folds?(id|no|number|k)?\d*", plain_name(name))]
-    note = f"the column {ignored[0]!r} ignored: folds are made when they are trained" if ignored else ""
     for name in table.columns:
         plain = plain_name(name)
         if plain not in SPLIT_NAMES:
@@ -101,12 +105,12 @@ def split_column(table: Table) -> tuple[str | None, list[str], str]:
         cells = [cell.strip().lower() for cell in table.column(name)]
         kinds = set(cells)
         if kinds <= PART_OF_VALUE.keys():
-            return name, [PART_OF_VALUE[cell] for cell in cells], note
+            return name, [PART_OF_VALUE[cell] for cell in cells]
         if plain.startswith("is") and kinds <= {*YES, *NO}:
             yes, no = {"isv": ("val", "train"), "ist": ("train", "test")}[plain[:3]]
             if plain == "istest":
                 yes, no = "test", "train"
-            return name, [yes if cell in YES else no for cell in cells], note
+            return name, [yes if cell in YES else no for cell in cells]
         known = kinds & PART_OF_VALUE.keys()
         if known:
             other = sorted(kinds - known)
@@ -114,7 +118,7 @@ def split_column(table: Table) -> tuple[str | None, list[str], str]:
                 f"{table.path}: the column {name!r} marks rows as {quoted(sorted(known))} and as {quoted(other)}; write train, valid or "
                 "test there, or rename the column"
             )
-    return None, [], note
+    return None, []
 
 
 def choose_labels(table: Table, id_name: str, match: Match, index: ImageIndex, wanted: Wanted, given: str | None) -> Choice:
@@ -181,7 +185,7 @@ def _asked_for(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]
 
 def _is_split(name: str) -> bool:
     plain = plain_name(name)
-    return plain in SPLIT_NAMES or re.fullmatch(r"k?folds?(id|no|number|k)?\d*", plain) is not None
+    return plain in SPLIT_NAMES or re.fullmatch(FOLD_NAME, plain) is not None
 
 
 def _related(name: str, column: str) -> bool:

@@ -30,6 +30,7 @@ class Labelled:
     source: str = ""  # in words: `train.csv: image_id, label`
     notes: list[str] = field(default_factory=list)
     split: dict[str, Part] | None = None
+    found: Found | None = None  # the table they come from
 
     @property
     def taken(self) -> set[str]:
@@ -54,17 +55,15 @@ class Found:
 
 def without_test_rows(table: Table) -> tuple[Table, list[str], list[str]]:
     """The table without the rows that its split column marks as test; the part of every row that is left; what is to be said."""
-    name, parts, note = split_column(table)
-    notes = [note] if note else []
+    name, parts = split_column(table)
     if name is None:
-        return table, [], notes
+        return table, [], []
     keep = [row for row, part in enumerate(parts) if part != "test"]
     left = [parts[row] for row in keep]
     counts = {part: parts.count(part) for part in ("train", "val", "test")}
     says = [f"{counts['val']:,} validate"] if counts["val"] else []
     says += [f"{counts['test']:,} are test rows and do not train"] if counts["test"] else []
-    if says:
-        notes.append(f"by the column {name!r} {' and '.join(says)}")
+    notes = [f"by the column {name!r} {' and '.join(says)}"] if says else []
     return replace(table, cells=tuple(table.cells[row] for row in keep), lines=tuple(table.lines[row] for row in keep)), left, notes
 
 
@@ -119,7 +118,7 @@ def read_table(
         notes.append(f"{counted(repeated, 'repeated row')} with the same label counted once")
     labelled = Labelled(
         [ids[row] for row in chosen], [match.images[row] for row in chosen], evidence, f"{found.name}: {found.id_column}, {what}",
-        [f"ids are {match.style.says}", *table.notes, *skipped, *notes],
+        [f"ids are {match.style.says}", *table.notes, *skipped, *notes], found=found,
     )  # fmt: skip
     if "val" in parts:
         labelled.split = {ids[row]: "val" if parts[row] == "val" else "train" for row in chosen}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from pipeline.competition import groups
 from pipeline.competition.facts import own_files
 from pipeline.competition.folders import DataFolder, look, natural_key
 from pipeline.competition.id_columns import find_ids, without_numbering
@@ -41,12 +42,14 @@ def read_layout(
     skip_bad_images: bool = False,
     asked: Asked = Asked(),  # noqa: B008 - frozen
     known: tuple[Target, str] | None = None,
+    grouped: groups.Grouping = groups.Grouping(),  # noqa: B008 - frozen
 ) -> Competition:
     """The competition in `data_dir`: class folders, a table or JSON of labels, test images, sample submission; or questions about images.
 
     `id_column` (names the image) and `label_column` name columns of the table of labels. What `need` does not name may be absent.
     With `skip_bad_images` training rows without image or label, and questions without an image, are left out instead of refused. `asked`:
-    what the user says of target and metric. `known`: target and metric of a run, which are then taken and not decided again.
+    what the user says of target and metric. `known`: target and metric of a run, which are then taken and not decided again. `grouped`:
+    where groups stand.
 
     Raises:
         UserError: what is needed is absent, contradicts itself, or can be read in two ways; the message says where, and what settles it.
@@ -56,7 +59,8 @@ def read_layout(
         sources = read_sources(folder, skip=(*own_files(folder.root), *folder.files("json_files")))
         sample = find_sample(folder, sources, ImageIndex(folder, ()))
         return read_vqa(folder, sample.table if sample else None, id_column, label_column, need, skip_bad_images)
-    sources = read_sources(folder, skip=own_files(folder.root))
+    own = (*own_files(folder.root), groups.FOLDS_FILE, *([grouped.file] if grouped.file else []))
+    sources = read_sources(folder, skip=own)
     test_index = ImageIndex(folder, folder.of_part("test"))
     sample = find_sample(folder, sources, test_index)
     sample_id = _sample_id(sample, test_index, folder)
@@ -88,7 +92,11 @@ def read_layout(
         *test_notes(test, more),
         *other_notes(folder, labelled, sources, test),
     ]
-    return Competition(root, train_rows, test_rows, target, metric, form, tuple(lines), split=labelled.split)
+    competition = Competition(root, train_rows, test_rows, target, metric, form, tuple(lines), split=labelled.split)
+    if need == "test":
+        return competition
+    folds, where = groups.read_folds(folder, labelled) or (None, "")
+    return replace(competition, groups=groups.read_groups(folder, sources, labelled, grouped), folds=folds, folds_from=where)
 
 
 def _sample_id(sample: Source | None, test_index: ImageIndex, folder: DataFolder) -> str | None:

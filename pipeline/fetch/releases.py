@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline import files
 from pipeline.errors import UserError, raise_all, run_command
 from pipeline.fetch.addresses import Source, parse_source
@@ -58,10 +56,7 @@ def read_release(path: Path) -> Release:
             f"no release is named: {path} does not exist. Give one: `make weights WEIGHTS=FILE.zip` (or a Google Drive link, or an https "
             f"address); or write {path} with the line `source: ...`; or train a model: `python train.py`"
         )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+    values = files.read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold keys and values, with at least `source: ...`; it holds {type(values).__name__}")
     raise_all(_release_problems(values), f"{path}:")
