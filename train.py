@@ -277,6 +277,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     from pipeline.training.compilation import settle
     from pipeline.training.engine import fit
     from pipeline.training.estimate import dry_run
+    from pipeline.training.keeping import keeping
     from pipeline.training.optim import build_optimizer, plan_schedule
     from pipeline.training.record import Recorder
 
@@ -286,6 +287,8 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     micro_batch_size, expected_seconds = announce(session, build, compute, schedule)
     choice = recipe.compile if task.one_shape else False
     before = None if former is None else former.start.get("compiled", False)
+    keep = keeping(recipe.checkpoint.keep, task.num_val)
+    print(f"  the {'last' if keep.last else 'best'} epoch is kept: {keep.why}")
     compiled, note = settle(task, compute, choice, micro_batch_size, expected_seconds, before)
     if note is not None:
         print(f"  {note}")
@@ -293,7 +296,9 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         print("\n".join(dry_run(task, compute, micro_batch_size)))
         return 0
 
-    recorder = Recorder(session.output, recipe, task.save, task.write_validation, (f"train_{task.train_score}", task.best_metric))
+    recorder = Recorder(
+        session.output, recipe, task.save, task.write_validation, (f"train_{task.train_score}", task.best_metric), keep.record()
+    )
     start, store, state = begin(session, build, recorder, schedule, compiled)
     seed_everything(recipe.seed + 2)  # from here on nothing depends on what was drawn while building
     last = fit(
@@ -308,6 +313,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         max_grad_norm=recipe.optimizer.max_grad_norm,
         save_minutes=recipe.checkpoint.every_minutes,
         max_minutes=args.max_minutes,
+        keep_last=keep.last,
         state=state,
     )
     finish(session, build, compute, recorder, last, {"schedule": schedule, "compiled": compiled, **start})
@@ -388,7 +394,7 @@ def finish(session: Session, build: Build, compute: Compute, recorder: Recorder,
         print(f"  {line}")
     page = build_report(output)
     best = (
-        f"best epoch {last.best_epoch}: {task.best_metric} {last.best_value:.4f}"
+        f"{'last' if recorder.keep.get('rule') == 'last' else 'best'} epoch {last.best_epoch}: {task.best_metric} {last.best_value:.4f}"
         if task.num_val
         else "no validation rows: the last epoch is kept"
     )

@@ -142,7 +142,10 @@ class Checkpoint(Section):
     """What is saved during training beside the best model so far."""
 
     every_minutes: float = Field(10, gt=0, description="resume state at least this often, and after each epoch")
-    keep_every: int = Field(0, ge=0, description="keep a copy of the model every N epochs; 0 = only the best")
+    keep: Literal["auto", "best", "last"] = Field(
+        "auto", description="the epoch whose weights stay; auto: the best, or the last where validation rows are too few to tell"
+    )
+    keep_every: int = Field(0, ge=0, description="keep a copy of the model every N epochs; 0 = only that one")
 
 
 class Recipe(Section):

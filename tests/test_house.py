@@ -77,7 +77,20 @@ WINGS = {
         *("encoders", "fusion"),
     ],
     "training": [
-        *("optim", "memory", "checkpoint", "resume", "compute", "losses", "predict", "engine", "compilation", "estimate", "record"),
+        *(
+            "optim",
+            "memory",
+            "checkpoint",
+            "resume",
+            "compute",
+            "losses",
+            "predict",
+            "keeping",
+            "engine",
+            "compilation",
+            "estimate",
+            "record",
+        ),
     ],
     "tasks": ["build", "classification", "vqa", "registry"],
     "report": [

@@ -174,7 +174,9 @@ def _best_words(files: RunFiles, name: str) -> tuple[int, str] | None:
     if not files.best:
         return None
     epoch, value = files.best["epoch"], files.kept_epoch.get(f"val_{name}")
-    return epoch, f"best epoch {epoch}" + ("" if value is None else f": {_value(name, value)}")
+    return epoch, f"{'last' if files.best.get('rule') == 'last' else 'best'} epoch {epoch}" + (
+        "" if value is None else f": {_value(name, value)}"
+    )
 
 
 def scheduled(schedule: dict[str, Any] | None) -> tuple[list[int], list[float]]:

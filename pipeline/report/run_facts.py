@@ -87,7 +87,10 @@ def kind(files: RunFiles) -> str:
 
 def curve_captions(files: RunFiles, names: Sequence[str]) -> list[tuple[str, str]]:
     """Of each curve its figure and what stands below it."""
-    marked = " The dashed line marks the best epoch, whose weights are kept." if files.best else ""
+    best = files.best
+    rule = "last" if best and best.get("rule") == "last" else "best"
+    why = f" ({best['why']})" if best and best.get("why") else ""
+    marked = f" The dashed line marks the {rule} epoch, whose weights are kept{why}." if best else ""
     averaged = " Training values are means over an epoch of augmented images." if files.best else ""
     captions = []
     for name in names:

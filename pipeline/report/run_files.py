@@ -47,6 +47,8 @@ class RunFiles:
         # As the engine decides: by the competition's metric, or by the loss where that is undefined on the validation rows.
         for key, sign in ((f"val_{self.metric.name}", 1 if self.metric.higher_is_better else -1), ("val_loss", -1)):
             scored = [row for row in self.metrics if row.get(key) is not None]
+            if scored and (self.told.get("keep") or {}).get("rule") == "last":
+                return {"epoch": scored[-1]["epoch"], "metric": key, "value": scored[-1][key], **self.told["keep"]}
             if scored:
                 best = max(scored, key=lambda row: sign * row[key])  # the first of equals
                 return {"epoch": best["epoch"], "metric": key, "value": best[key]}

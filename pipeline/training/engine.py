@@ -76,6 +76,7 @@ def fit(
     max_grad_norm: float = 0.0,
     save_minutes: float = 10.0,
     max_minutes: float | None = None,
+    keep_last: bool = False,
     state: dict[str, Any] | None = None,
 ) -> Position:
     """Train to the end of `epochs` from `state` (or from the start), calling `on_epoch` after each; the final position.
@@ -84,7 +85,7 @@ def fit(
         Interrupted: Ctrl-C, SIGTERM, SIGHUP, a closed output or `max_minutes`; the micro-batch was finished and the state saved.
         UserError: the loss became NaN or infinite, or an image was lost; the last good state is kept.
     """
-    loop = _Loop(task, optimizer, schedule, compute, store, micro_batch_size, max_grad_norm, save_minutes, max_minutes)
+    loop = _Loop(task, optimizer, schedule, compute, store, micro_batch_size, max_grad_norm, save_minutes, max_minutes, keep_last)
     if state is None:
         loop.save()  # so that a resumed run never depends on what an epoch already wrote
     else:
@@ -119,9 +120,11 @@ class _Loop:
         max_grad_norm: float,
         save_minutes: float,
         max_minutes: float | None,
+        keep_last: bool,
     ) -> None:
         self.task, self.optimizer, self.schedule, self.compute, self.store = task, optimizer, schedule, compute, store
         self.micro_batch_size, self.max_grad_norm = micro_batch_size, max_grad_norm
+        self.keep_last = keep_last
         self.save_seconds = save_minutes * 60
         self.deadline = time.monotonic() + max_minutes * 60 if max_minutes is not None else math.inf
         self.last_save = time.monotonic()
@@ -265,8 +268,7 @@ class _Loop:
             value, is_best = float(metrics["epoch"]), True
         else:
             value = metrics[task.best_metric]
-            better = value > position.best_value if task.higher_is_better else value < position.best_value
-            is_best = position.best_epoch == 0 or better
+            is_best = self.keep_last or position.best_epoch == 0 or self.is_better(value, metrics["val_loss"])
         if is_best:
             position.best_epoch, position.best_value = metrics["epoch"], value
         timing = {
@@ -278,6 +280,14 @@ class _Loop:
         position.history.append(metrics)
         position.start_epoch(position.epoch + 1)
         return EpochReport(metrics, timing, logits, is_best)
+
+    def is_better(self, value: float, loss: float) -> bool:
+        """True where an epoch with this value of the metric beats the kept one; equal ones are told apart by their loss."""
+        position = self.position
+        if value == position.best_value:
+            kept = next((line for line in position.history if line["epoch"] == position.best_epoch), {})
+            return loss < kept.get("val_loss", -math.inf)
+        return value > position.best_value if self.task.higher_is_better else value < position.best_value
 
     def save(self) -> None:
         """Write everything that the rest of the run depends on."""

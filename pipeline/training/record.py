@@ -25,8 +25,10 @@ class Recorder:
         save_model: Callable[[Path], None],
         write_validation: Callable[[Path, np.ndarray], None],
         shown: tuple[str, str],
+        keep: dict[str, str] | None = None,
     ) -> None:
-        """`shown`: what an epoch's line names of training and of validation, as keys of its metrics."""
+        """`shown`: what an epoch's line names of training and of validation, as keys of its metrics. `keep`: which epoch is kept, and why."""
+        self.keep = keep or {}
         self.output, self.recipe, self.shown = output, recipe, shown
         self.save_model, self.write_validation = save_model, write_validation
         self.history: list[dict[str, Any]] = []
@@ -59,7 +61,7 @@ class Recorder:
         """Write run.json, whose presence means that the run is complete."""
         if self._tensorboard is not None:
             self._tensorboard.close()
-        best = {"epoch": position.best_epoch, "metric": facts.pop("best_metric"), "value": position.best_value}
+        best = {"epoch": position.best_epoch, "metric": facts.pop("best_metric"), "value": position.best_value, **self.keep}
         record = {
             "format": FORMAT,
             "task": self.recipe.task,
@@ -84,6 +86,10 @@ class Recorder:
                 self._tensorboard.add_scalar(name, value, report.metrics["epoch"])
         self._tensorboard.flush()
 
+    def _mark(self, report: EpochReport) -> str:
+        """` *` for the best epoch so far, where that one is kept."""
+        return " *" if report.is_best and self.keep.get("rule") != "last" else "  "
+
     def _line(self, report: EpochReport) -> str:
         metrics, timing = report.metrics, report.timing
         left = np.median([line["seconds"] for line in self.timing]) * (self.recipe.epochs - metrics["epoch"])
@@ -92,11 +98,11 @@ class Recorder:
         parts.append(f"loss {metrics['train_loss']:.4f} {trained.removeprefix('train_')} {metrics[trained]:.4f}")
         if report.val_logits is not None:
             own = f" {validated.removeprefix('val_')} {metrics[validated]:.4f}" if validated != "val_loss" else ""
-            parts.append(f"val loss {metrics['val_loss']:.4f}{own}{' *' if report.is_best else '  '}")
+            parts.append(f"val loss {metrics['val_loss']:.4f}{own}{self._mark(report)}")
         parts.append(f"lr {metrics['lr']:.1e}  {timing['images_per_second']:.0f} img/s")
         parts.append(
             f"{human_time(left)} left"
             if metrics["epoch"] < self.recipe.epochs
-            else f"best epoch marked *, {human_time(timing['seconds'])} an epoch"
+            else f"{'last epoch kept' if self.keep.get('rule') == 'last' else 'best epoch marked *'}, {human_time(timing['seconds'])} an epoch"
         )
         return "  ".join(parts)
