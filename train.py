@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, run_command
+from pipeline.files import sweep
 from pipeline.lock import holding_folder
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
@@ -126,8 +127,11 @@ def open_session(args: argparse.Namespace, command: str, started: float) -> Sess
     Raises:
         UserError: the recipe is wrong, or the output folder holds an unfinished run.
     """
-    recipe, former = choose_recipe(args, Path(args.output))
-    return None if recipe is None else Session(args, recipe, former, Path(args.output), command, started)
+    output = Path(args.output)
+    if not args.dry_run:
+        sweep(output)
+    recipe, former = choose_recipe(args, output)
+    return None if recipe is None else Session(args, recipe, former, output, command, started)
 
 
 def build_task(session: Session) -> tuple[Build, Compute]:

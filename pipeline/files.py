@@ -2,42 +2,127 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
 
+STALE_SECONDS = 3600  # a temporary file not written to for so long was left by a process that was killed
+PART_DIR = ".part-"  # how folders of temporary files begin
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; what is written there becomes `path` when the block ends without an error.
 
-    The file is flushed to disk before `os.replace`, so after a power cut `path` holds the old or the new bytes, never a part.
+    The file is flushed to disk before `os.replace`, so after a power cut `path` holds the old or the new bytes, never a part. Where `path`
+    is a link, the file it leads to is replaced, and the link stays.
+
+    Raises:
+        UserError: `path` is a folder, a device or a pipe.
     """
-    path = Path(path)
+    path = replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    start = f".{path.name[:40]}."  # a name may use up the disk's length alone
+    for old in path.parent.glob(f"{glob.escape(start)}*.part"):
+        _remove_stale(old)
+    handle, name = tempfile.mkstemp(prefix=start, suffix=".part", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        with open(temporary, "r+b") as written:  # Windows flushes only what is open for writing
-            os.fsync(written.fileno())
+        _flush(temporary)
         # mkstemp makes files private; a shared folder expects what open() would have made.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replaceable(path: Path) -> Path:
+    """The file that writing to `path` would make or replace: `path` itself, or where a link leads.
+
+    Raises:
+        UserError: there is something that is no file.
+    """
+    path = Path(path)
+    real = Path(os.path.realpath(path)) if path.is_symlink() else path
+    try:
+        mode = real.lstat().st_mode
+    except FileNotFoundError:
+        return real
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+        kind = kinds.get(stat.S_IFMT(mode), "no file")
+        raise UserError(f"{path} is {kind}, and is not replaced: name a file")
+    return real
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`; files written there are flushed to disk and take their places in `folder` when the block ends.
+
+    Each is whole or absent; they come in the order of their names, configs before weights.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=PART_DIR, dir=folder) as temporary:
+        yield Path(temporary)
+        written = sorted(Path(temporary).iterdir())
+        for file in written:
+            _flush(file)
+        for file in written:
+            os.replace(file, folder / file.name)
+        _flush_folder(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of killed writers from `folder` and the folders in it; only for who holds it (see pipeline/lock.py)."""
+    for place, folders, names in os.walk(folder):
+        for name in folders:
+            if name.startswith(PART_DIR):
+                shutil.rmtree(Path(place) / name, ignore_errors=True)
+        folders[:] = [name for name in folders if not name.startswith(".")]  # such as downloads, which go on later
+        for name in names:
+            if name.startswith(".") and name.endswith(".part"):
+                (Path(place) / name).unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime > STALE_SECONDS:
+            path.unlink()
+
+
+def _flush(path: Path) -> None:
+    with open(path, "r+b") as written:  # Windows flushes only what is open for writing
+        os.fsync(written.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make renames in `folder` outlast a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    with suppress(OSError):  # some network drives cannot
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,6 +148,8 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path} is not valid JSON: lists or objects inside each other, too many levels of them") from None
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -74,7 +161,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file, in order; empty when there is no such file.
 
     Raises:
-        UserError: a line is not JSON; the message names the file and the line.
+        UserError: a line is not JSON, or no object; the message names the file and the line.
     """
     path = Path(path)
     if not path.exists():
@@ -82,8 +169,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):  # splitlines() would also cut inside a text, at U+2028
         try:
-            rows += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
+            if line.strip():
+                rows.append(json.loads(line))
+                if not isinstance(rows[-1], dict):
+                    raise ValueError(f"expected an object, found {type(rows[-1]).__name__}")
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is damaged: line {number} is not valid JSON ({error}); remove the line, then try again") from None
     return rows
 

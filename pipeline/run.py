@@ -11,16 +11,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.errors import UserError, raise_all
+from pipeline.files import read_json, read_json_lines
 from pipeline.targets.target import Target, multiclass
 
 FORMAT = 1
 RECORD = "run.json"  # written last: its presence means that the run is complete
 START, KEPT = "state/start.json", "state/kept.json"  # what a run was started with; which weights lie in the folder until it is complete
 ADAPTER_DIR = "model_lora"
+INSTALLING = ".installing"  # lies in a run folder while a release is moved in: until it is gone, nothing there counts
 HEAD_FILE = "head.safetensors"  # of a model with two backbones; otherwise the head is in the backbone's or the adapter's file
 _FILES = (
+    INSTALLING,
     RECORD,
     "metrics.jsonl",
     "timing.jsonl",
@@ -34,6 +36,20 @@ _FILES = (
 )
 _FOLDERS = ("figures", "tensorboard", "state", "checkpoints")
 _PACKAGES = ("torch", "torchvision", "transformers", "peft", "timm", "accelerate", "safetensors", "numpy", "pillow", "simplejpeg")
+
+
+_NUMBER = (int, float)
+# What run.json holds where it holds it (dotted keys); whoever reads it relies on these.
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("recipe", "recipe.data", "recipe.lora", "counts", "counts.train_per_class", "counts.parameters"), (dict,)),
+    **dict.fromkeys(("schedule", "best", "last", "versions", "target", "metric"), (dict,)),
+    **dict.fromkeys(("task", "name", "precision", "device", "data", "command", "started", "finished", "commit"), (str,)),
+    **dict.fromkeys(("best.metric", "metric.name"), (str,)),
+    **dict.fromkeys(("class_names", "changes"), (list,)),
+    **dict.fromkeys(("format", "seed", "best.epoch"), (int,)),
+    **dict.fromkeys(("best.value", "recipe.lora.rank"), _NUMBER),
+}
+_IN_WORDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +120,7 @@ def read_record(path: Path) -> RunRecord | None:
     file = Path(path) / RECORD
     if not file.exists():
         return None
-    values = _read_object(file)
+    values = read_values(file)
     if values.get("format") != FORMAT:
         raise UserError(f"{file}: format {values.get('format')!r}, expected {FORMAT}: written by another version of this project")
     if not isinstance(values.get("class_names"), list) or not values["class_names"]:
@@ -155,13 +171,18 @@ def load_run(path: Path) -> Run:
     """The run or release in folder `path`.
 
     Raises:
-        UserError: there is none, it was stopped before any weights were kept, it was written in another format, or it holds more than one
-            backbone.
+        UserError: there is none, it was stopped before any weights were kept or is not wholly installed, its run.json is of another format
+            or damaged, its adapter is missing, or it holds more than one backbone.
     """
     path = Path(path)
     how = "`make weights` installs a release, `python train.py` makes one"
     if not path.is_dir():
         raise UserError(f"{path} does not exist: no model to load; {how}")
+    if (path / INSTALLING).exists():
+        raise UserError(
+            f"{path} holds a release that was not wholly installed: `make weights` was interrupted. Run it again; "
+            f"what was there before is kept in {path / 'earlier'}"
+        )
     folders, text_dirs = backbone_dirs(path)
     if not folders:
         raise UserError(f"{path} holds no model_<type> folder: no model to load; {how}")
@@ -171,6 +192,12 @@ def load_run(path: Path) -> Run:
     config = _read_object(folders[0] / "config.json")
     record, unfinished = _read_unfinished(path) if is_unfinished(path) else (read_record(path), None)
     adapter_dir = path / ADAPTER_DIR
+    rank = _at(record.values, "recipe.lora.rank") if record else 0
+    if rank and not adapter_dir.is_dir():
+        raise UserError(
+            f"{path} was trained with an adapter (lora.rank {rank}), and {adapter_dir} is missing: "
+            "copy the whole folder again; without it the backbone alone would guess"
+        )
     class_names = record.class_names if record else _names_from(config)
     text_dir = text_dirs[0] if text_dirs else None
     return Run(path, folders[0], adapter_dir if adapter_dir.is_dir() else None, class_names, record, text_dir, unfinished)
@@ -205,6 +232,54 @@ def _read_unfinished(path: Path) -> tuple[RunRecord, str]:
         score = f" ({what['metric']} {what['value']:.4f})" if isinstance(what.get("value"), float) and what.get("metric") else ""
         weights = f"the weights of its best epoch so far, {what.get('epoch')} of {epochs}{score}"
     return RunRecord(start, values), f"unfinished: {weights}; it goes on with {resume_command(path)}"
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The values of a run.json, each of the type that its readers rely on; which of them are there is theirs to see.
+
+    Raises:
+        UserError: it is missing, is no JSON object, or holds values of other types; each is named.
+    """
+    record = _read_object(path)
+    problems = []
+    for key, types in _TYPES.items():
+        value = _at(record, key)
+        if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
+            problems.append(f"{key}: expected {_IN_WORDS[types[-1]]}, found {value!r:.80}")
+    names = record.get("class_names")
+    if isinstance(names, list) and not (all(isinstance(name, str) for name in names) and len(set(names)) == len(names)):
+        problems.append("class_names: expected different texts")
+    per_class = _at(record, "counts.train_per_class")
+    if isinstance(per_class, dict) and not all(type(count) in _NUMBER for count in per_class.values()):
+        problems.append("counts.train_per_class: expected a number for each class")
+    raise_all(problems, f"{path} was changed by hand or is damaged; `make weights` or train again:")
+    return record
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl (or timing.jsonl): `epoch`, and numbers by name; empty when there is no such file.
+
+    Raises:
+        UserError: a line is not JSON, has no epoch, or a value is no number.
+    """
+    rows, problems = read_json_lines(path), []
+    for number, row in enumerate(rows, start=1):
+        if type(row.get("epoch")) is not int:
+            problems.append(f"line {number}: epoch: expected a whole number, found {row.get('epoch')!r:.80}")
+        problems += [
+            f"line {number}: {name}: expected a number, found {value!r:.80}"
+            for name, value in row.items()
+            if name != "epoch" and value is not None and type(value) not in _NUMBER
+        ]
+    raise_all(problems, f"{path} was changed by hand or is damaged; remove these lines, then try again:")
+    return rows
+
+
+def _at(record: Any, key: str) -> Any:
+    """The value at a dotted key; None where there is none."""
+    for part in key.split("."):
+        record = record.get(part) if isinstance(record, dict) else None
+    return record
 
 
 def model_dirs(path: Path) -> list[Path]:
@@ -262,7 +337,7 @@ def _names_from(config: dict[str, Any]) -> tuple[str, ...] | None:
     """Class names by index from a config's id2label; None when they are only LABEL_0..N, which name nothing."""
     try:
         id2label = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
-    except ValueError:  # not numbered: cannot name outputs
+    except (ValueError, AttributeError):  # not numbered, or no mapping: cannot name outputs
         return None
     if not id2label or sorted(id2label) != list(range(len(id2label))):
         return None

@@ -15,7 +15,7 @@ from conftest import Malicious
 
 from pipeline.errors import UserError
 from pipeline.files import sha256
-from pipeline.training.checkpoint import StateStore, restore_rng, rng_state, seed_everything
+from pipeline.training.checkpoint import StateStore, check_fits, restore_rng, rng_state, seed_everything
 
 
 def draws() -> list[float]:
@@ -159,3 +159,39 @@ def test_saving_only_removes_its_own_files(tmp_path: Path) -> None:
     for _ in range(3):
         store.save({"step": 1}, {})
     assert {"start.json", "2024 notes.txt", "1.json"} <= set(names(tmp_path / "state"))
+
+
+def damaged_state(change) -> tuple[dict, dict[str, torch.nn.Parameter], torch.optim.Optimizer]:
+    """A state after one step of a small layer, changed by `change`; the layer's weights and its optimizer."""
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    weights = dict(layer.named_parameters())
+    state = {
+        "weights": {name: weight.detach().clone() for name, weight in weights.items()},
+        "gradients": {name: weight.grad for name, weight in weights.items()},
+        "optimizer": optimizer.state_dict(),
+    }
+    change(state)
+    return state, weights, optimizer
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state["weights"].update(weight=torch.zeros(1, 3)), r"weight weight: shape \(1, 3\), expected \(2, 3\)"),
+        (lambda state: state["weights"].update(bias=torch.zeros(())), r"weight bias: shape \(\), expected \(2,\)"),
+        (lambda state: state["weights"].pop("bias"), "weight bias: missing"),
+        (lambda state: state["weights"].update(more=torch.zeros(1)), "weight more: unexpected"),
+        (lambda state: state["gradients"].update(bias=torch.zeros(1)), r"gradient bias: shape \(1,\)"),
+        (
+            lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(1, 3)),
+            r"optimizer's exp_avg of weight 0: shape \(1, 3\), expected \(2, 3\)",
+        ),
+    ],
+)
+def test_a_state_of_another_shape_is_refused_and_never_stretched(change, message: str) -> None:
+    check_fits(*damaged_state(lambda state: None))
+    with pytest.raises(UserError, match=message):
+        check_fits(*damaged_state(change))

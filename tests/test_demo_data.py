@@ -50,9 +50,9 @@ def test_digits_read_as_a_competition(digits: Path) -> None:
     assert competition.class_names == tuple("0123456789")
     assert len(competition.train) == 1437
     assert len(competition.test) == 360
-    assert competition.submission is not None
-    assert competition.submission.label_columns == ("label",)
-    assert competition.submission.kind == "label"
+    assert competition.form is not None
+    assert competition.form.value_columns == ("label",)
+    assert competition.form.kind == "label"
     assert {row.id for row in competition.test} == {path.stem for path in (digits / "test").iterdir()}
 
 

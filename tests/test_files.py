@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.files import (
+    filling,
     human_size,
     human_time,
     read_json,
@@ -18,6 +19,7 @@ from pipeline.files import (
     replacing,
     set_aside,
     sha256,
+    sweep,
     versioned,
     write_json,
     write_json_lines,
@@ -59,10 +61,93 @@ def test_replacing_keeps_the_old_bytes_on_failure_and_leaves_nothing_behind(tmp_
 
 
 def test_a_failed_replace_itself_leaves_no_temporary_file(tmp_path: Path) -> None:
-    (tmp_path / "taken").mkdir()
-    with pytest.raises(OSError), replacing(tmp_path / "taken") as temporary:
+    with pytest.raises(OSError), replacing(tmp_path / "a") as temporary:
         temporary.write_bytes(b"x")
-    assert names(tmp_path) == ["taken"]
+        (tmp_path / "a").mkdir()  # in the meantime
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes and devices")
+def test_a_folder_a_pipe_and_a_device_are_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    kinds = {"folder": "a folder", "pipe": "a pipe", "link": "a pipe", "loop": "no file"}
+    for path, kind in [*((tmp_path / name, kind) for name, kind in kinds.items()), (Path("/dev/null"), "a device")]:
+        with pytest.raises(UserError, match=f"{path} is {kind}"):
+            write_text(path, "x")
+    assert names(tmp_path) == ["folder", "link", "loop", "pipe"]
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+
+
+def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.txt").write_text("old")
+    (tmp_path / "a.txt").symlink_to("real/a.txt")
+    (tmp_path / "new.txt").symlink_to("real/new.txt")  # leads to nothing yet
+    write_text(tmp_path / "a.txt", "new")
+    write_text(tmp_path / "new.txt", "new")
+    assert (tmp_path / "a.txt").is_symlink() and (tmp_path / "new.txt").is_symlink()
+    assert names(tmp_path / "real") == ["a.txt", "new.txt"] and (tmp_path / "real" / "a.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["n" * 254, "é" * 127])
+def test_a_name_as_long_as_the_disk_allows_is_written(tmp_path: Path, name: str) -> None:
+    write_text(tmp_path / name, "x")
+    assert names(tmp_path) == [name]
+
+
+def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for path in (".a.txt.12345678.part", ".b.txt.12345678.part", "state/.000001.pt.abc.part", "model_beit/.part-x/model.safetensors"):
+        (run / path).parent.mkdir(parents=True, exist_ok=True)
+        (run / path).write_bytes(b"half")
+    (run / ".download").mkdir()
+    (run / ".download" / ".w.zip.12345678.part").write_bytes(b"goes on later")
+    (run / "mine.part").write_bytes(b"a user's")
+    write_text(run / "a.txt", "x")
+    assert (run / ".a.txt.12345678.part").exists()  # perhaps of a living writer
+    os.utime(run / ".a.txt.12345678.part", (1, 1))
+    write_text(run / "a.txt", "y")
+    assert not (run / ".a.txt.12345678.part").exists()
+    sweep(run)
+    left = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    assert left == {"a.txt", "mine.part", ".download/.w.zip.12345678.part"}
+
+
+def test_a_filled_folder_gets_whole_files_that_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file is flushed before the first takes its place, and one that cannot be written leaves all as they were."""
+    done: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append("flush"))
+    original = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: done.append(f"rename {Path(b).name}") or original(a, b))
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "b.bin").write_text("old")
+    with filling(tmp_path / "m") as temporary:
+        (temporary / "b.bin").write_text("new")
+        (temporary / "a.json").write_text("new")
+    assert done == ["flush", "flush", "rename a.json", "rename b.bin", "flush"]
+    with pytest.raises(ZeroDivisionError), filling(tmp_path / "m") as temporary:
+        (temporary / "b.bin").write_text("half")
+        1 / 0  # noqa: B018
+    assert {path.name: path.read_text() for path in (tmp_path / "m").iterdir()} == {"a.json": "new", "b.bin": "new"}
+
+
+def test_nested_too_deep_is_a_message(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" * 200_000 + "]" * 200_000)
+    with pytest.raises(UserError, match=r"a\.json is not valid JSON"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n' + '{"a":' * 200_000 + "\n")
+    with pytest.raises(UserError, match="line 2 is not valid JSON"):
+        read_json_lines(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("row", ["7", '"epoch"', "[1]", "null"])
+def test_a_line_that_is_no_object_is_named(tmp_path: Path, row: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"epoch": 1}}\n{row}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: line 2"):
+        read_json_lines(tmp_path / "metrics.jsonl")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")

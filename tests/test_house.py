@@ -50,7 +50,7 @@ WINGS = {
     "submission": ["write", "belonging", "origin", "solution", "grading", "answer_grading", "score"],
     "kaggle": ["token", "reply", "cli", "remembered", "ledger", "submit"],
     "fetch": [
-        *("addresses", "budget", "archives", "download", "releases", "public_sets", "packed", "staging", "arrival"),
+        *("addresses", "budget", "archives", "download", "whole", "releases", "public_sets", "packed", "staging", "arrival"),
         *("grey_range", "pixels", "staged_rows", "pixel_tables", "json_bands", "arrays", "tf_examples", "tfrecords", "bson_files", "dicom"),
         *("containers", "install"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 from kaggle_server import SECRETS, KaggleServer, kaggle
 from PIL import Image
 
+from pipeline.competition.facts import read_facts, write_slug
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, UserError, run_command
 from pipeline.fetch import install
 from pipeline.kaggle import cli, submit
@@ -81,7 +82,7 @@ def installed(folder: Path) -> list[str]:
 
 
 FLAGS = ["--competition", "glyphs"]
-UNPACKED = ["README.md", "competition.json", "sample_submission.csv", "test/5.png", "test/6.png", *(f"train/{name}" for name in TRAIN)]
+UNPACKED = ["README.md", "competition.yaml", "sample_submission.csv", "test/5.png", "test/6.png", *(f"train/{name}" for name in TRAIN)]
 
 
 def test_download_unpacks_everything_and_is_remembered(server, data_dir, capfd):
@@ -112,10 +113,10 @@ def test_another_competition_is_never_touched(archive, data_dir):
     before = installed(data_dir)
     with pytest.raises(UserError, match=r"data already holds the competition 'glyphs'; name another folder: --data data_digits"):
         install.main(["--competition", "digits", "--yes"])
-    (data_dir / "competition.json").unlink()
+    (data_dir / "competition.yaml").unlink()
     with pytest.raises(UserError, match="data already holds a competition"):
         install.main(["--competition", "digits", "--yes"])
-    assert installed(data_dir) == [name for name in before if name != "competition.json"]
+    assert installed(data_dir) == [name for name in before if name != "competition.yaml"]
     assert install.main(["--competition", "digits", "--data", "data_digits"]) == 0
 
 
@@ -139,20 +140,32 @@ def test_a_taken_name_moves_nothing_and_keeps_the_download(archive, data_dir):
     assert (data_dir / "notes.txt").read_text() == "theirs"
 
 
-def test_name_remembered_by_hand_is_no_competition(archive, data_dir):
+@pytest.mark.parametrize(("name", "text"), [("competition.yaml", "slug: {}\nmetric: roc_auc\n"), ("competition.json", '{{"slug": "{}"}}')])
+def test_name_remembered_by_hand_is_no_competition(archive, data_dir, name, text):
     archive(zipped(PLAIN))
-    (data_dir / "competition.json").write_text(json.dumps({"slug": "digits"}))
-    with pytest.raises(UserError, match="names another competition, 'digits'"):
+    (data_dir / name).write_text(text.format("digits"))
+    with pytest.raises(UserError, match=rf"data/{name} names another competition, 'digits'"):
         install.main(FLAGS)
-    (data_dir / "competition.json").write_text(json.dumps({"slug": "glyphs"}))
+    (data_dir / name).write_text(text.format("glyphs"))
     assert install.main(FLAGS) == 0
+    assert (data_dir / name).read_text() == text.format("glyphs") and install.remembered_slug(data_dir) == "glyphs"
+
+
+def test_what_a_person_wrote_of_the_competition_stays(archive, data_dir):
+    archive(zipped(PLAIN))
+    (data_dir / "competition.yaml").write_text("# from its page\nmetric: f1_macro\n")
+    assert install.main(FLAGS) == 0
+    facts = read_facts(data_dir)
+    assert (facts.slug, facts.metric) == ("glyphs", "f1_macro")
+    assert "# from its page" in (data_dir / "competition.yaml").read_text()
 
 
 def test_not_understood_is_said_and_kept(archive, data_dir, capsys):
-    archive(zipped({"sounds.bin": b"\0", "competition.json": "{}"}))
+    archive(zipped({"sounds.bin": b"\0", "competition.yaml": "theirs: 1\n"}))
     assert install.main(FLAGS) == 0
     assert "not understood as an image classification competition yet" in capsys.readouterr().out
-    assert installed(data_dir) == ["README.md", "competition-2.json", "competition.json", "sounds.bin"]
+    assert installed(data_dir) == ["README.md", "competition-2.yaml", "competition.yaml", "sounds.bin"]
+    assert (data_dir / "competition-2.yaml").read_text() == "theirs: 1\n" and install.remembered_slug(data_dir) == "glyphs"
 
 
 def test_damaged_nested_archive_stays_packed(archive, data_dir, capsys):
@@ -175,7 +188,7 @@ def test_damaged_or_unsafe_download_is_kept_out(archive, data_dir, content):
 def test_download_of_a_single_table(archive, data_dir):
     archive(b"id,label\n1,cat\n", "glyphs.csv")
     assert install.main(FLAGS) == 0
-    assert installed(data_dir) == ["README.md", "competition.json", "glyphs.csv"]
+    assert installed(data_dir) == ["README.md", "competition.yaml", "glyphs.csv"]
 
 
 def test_ctrl_c_keeps_the_part_for_the_next_time(monkeypatch, archive, data_dir, capsys):
@@ -192,11 +205,24 @@ def test_ctrl_c_keeps_the_part_for_the_next_time(monkeypatch, archive, data_dir,
     assert (data_dir / ".glyphs.download/archive/glyphs.zip").exists()
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "no json", '{"slug": ""}'])
-def test_broken_memory_is_named(data_dir, text):
-    (data_dir / "competition.json").write_text(text)
-    with pytest.raises(UserError, match=r"competition\.json"):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("competition.json", text) for text in ("{}", "[]", "no json", '{"slug": ""}')]
+    + [("competition.yaml", text) for text in ("[]", "slug: [a]", "slug: {", "slugg: glyphs", "slug: &a glyphs\nmetric: *a")],
+)
+def test_broken_memory_is_named(data_dir, name, text):
+    (data_dir / name).write_text(text)
+    with pytest.raises(UserError, match=re.escape(name)):
         install.remembered_slug(data_dir)
+
+
+@pytest.mark.parametrize("slug", ["glyphs", "007", "1e5", "on", "null"])
+def test_any_name_is_remembered_as_it_is(data_dir, slug):
+    write_slug(data_dir, "another")
+    write_slug(data_dir, slug)
+    assert install.remembered_slug(data_dir) == slug
+    write_slug(data_dir / "new", slug)
+    assert install.remembered_slug(data_dir / "new") == slug
 
 
 def test_everything_missing_is_listed_at_once(monkeypatch, data_dir):

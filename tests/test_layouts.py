@@ -113,7 +113,7 @@ def test_json_gives_category_numbers_where_numbers_are_asked_for(tmp_path, evide
 
 
 def test_several_roots_keep_files_of_one_name_apart(tmp_path):
-    competition = read_layout(competitions.several_roots(tmp_path / "data").root)
+    competition = read_layout(competitions.several_roots(tmp_path / "data").root, asked=Asked(positive_class=("JMiPOD", "UERD")))
     assert labels(competition)["Cover/00001.jpg"] == "Cover" and labels(competition)["UERD/00001.jpg"] == "UERD"
     assert len(competition.train) == len(labels(competition)) == 24
 
@@ -162,7 +162,7 @@ def test_a_table_about_other_images_than_the_class_folders(tmp_path):
 
 
 def test_a_class_in_the_file_name(tmp_path):
-    competition = read_layout(competitions.names_tell(tmp_path / "data").root)
+    competition = read_layout(competitions.names_tell(tmp_path / "data").root, asked=Asked(positive_class=("dog",)))
     assert labels(competition)["cat.3"] == "cat" and labels(competition)["dog.3"] == "dog" and len(competition.train) == 24
 
 
@@ -183,7 +183,7 @@ def test_names_that_only_number_images_are_no_classes(tmp_path, names):
 
 def test_a_table_of_attributes_is_no_table_of_labels(tmp_path):
     flat(tmp_path, ("aa", "bb"), train="id,attribute_ids\naa,0 1\nbb,1\n", labels="attribute_id,attribute_name\n0,red\n1,blue\n")
-    assert labels(read_layout(tmp_path)) == {"aa": "0 1", "bb": "1"}
+    assert labels(read_layout(tmp_path, asked=Asked(kind="multilabel"))) == {"aa": "0 1", "bb": "1"}
 
 
 @pytest.mark.parametrize("place", ["train/metadata.csv", "train/_classes.csv", "meta/train_info.csv"])
@@ -255,6 +255,14 @@ def test_a_split_column_is_the_split(tmp_path):
     assert "'fold' ignored" in said(competition)
     write(tmp_path, train="id,label,split\n1,cat,train\n2,dog,valid\n3,dog,7\n4,dog,train\n")
     assert "marks rows as 'train', 'valid' and as '7'" in refusal(tmp_path).replace("'train', 'val'", "'train', 'valid'")
+
+
+def test_the_split_column_of_a_table_without_labels_refuses_nothing(tmp_path):
+    lines = "".join(f"{name}-{n},{part}\n" for name in ("cat", "dog") for n, part in (("a", "train"), ("b", "extra")))
+    competition = read_layout(two_classes(tmp_path, origin=f"id,split\n{lines}"))
+    assert labels(competition) == {"cat-a": "cat", "cat-b": "cat", "dog-a": "dog", "dog-b": "dog"}
+    lines = "".join(f"{name}-{n},{part},{name}\n" for name in ("cat", "dog") for n, part in (("a", "train"), ("b", "extra")))
+    assert "marks rows as 'train' and as 'extra'" in refusal(write(tmp_path, train=f"id,split,label\n{lines}"))
 
 
 def test_is_valid_is_the_split(tmp_path):
@@ -419,7 +427,9 @@ def test_several_rows_an_image(tmp_path, with_table):
     for name in ("train.csv", "train_bounding_boxes.csv"):
         (root / name).unlink()
     if with_table:
-        assert read_layout(root, need="test").form.row_labels[4:6] == ("patient_overall", "C1")
+        competition = read_layout(root, need="test")
+        assert competition.form.row_labels[4:6] == ("patient_overall", "C1")
+        assert competition.class_names == ("patient_overall", "C1", "C2", "C3")
 
 
 def test_two_test_folders_that_the_sample_needs_both(tmp_path):

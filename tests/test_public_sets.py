@@ -146,12 +146,13 @@ def test_a_set_becomes_a_competition_whose_solution_scores_one(publish, capsys, 
     data_dir = Path("data")
     competition = read_layout(data_dir)
     record = json.loads((data_dir / "dataset.json").read_text())
+    assert not any("splits.csv" in note or "dataset.json" in note for note in competition.notes)  # ours, and no data
     assert record["dataset"] == name and record["images"] == {"train": len(competition.train), "test": len(competition.test)}
     assert sorted(path.name for path in data_dir.iterdir()) == sorted(
         ["dataset.json", "sample_submission.csv", "solution.csv", "splits.csv", "test", "train"]
     )
     solution = {row["id"]: row["label"] for row in rows("data/solution.csv")}
-    assert list(competition.submission.ids) == list(solution) and set(solution.values()) <= set(competition.class_names)
+    assert list(competition.form.ids) == list(solution) and set(solution.values()) <= set(competition.class_names)
     assert {row.id for row in (*competition.train, *competition.test)} == {row["id"] for row in rows("data/splits.csv")}
 
     Path("predictions.csv").write_bytes(Path("data/solution.csv").read_bytes())

@@ -1,8 +1,12 @@
 import hashlib
 import json
+import os
 import random
+import shutil
+import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 from servers import Reply, play_drive, serving
@@ -12,8 +16,18 @@ from pipeline.fetch import releases
 from pipeline.fetch.releases import competition_entries, main, read_release
 from pipeline.run import load_run
 
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG = json.dumps({"model_type": "beit", "id2label": {"0": "cat", "1": "dog"}})
-MODEL = {"model_beit/config.json": CONFIG, "model_beit/model.safetensors": "weights", "model_lora/adapter_model.safetensors": "adapter"}
+
+
+def weights(content):
+    """The text of a safetensors file whose one tensor holds `content`."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}})
+    return len(header).to_bytes(8, "little").decode() + header + content
+
+
+MODEL = {"model_beit/config.json": CONFIG, "model_beit/model.safetensors": weights("weights")}
+MODEL |= {"model_lora/adapter_config.json": "{}", "model_lora/adapter_model.safetensors": weights("adapter")}
 RUN = MODEL | {"run.json": json.dumps({"format": 1, "class_names": ["cat", "dog"]}), "metrics.jsonl": "{}\n", "figures/loss.png": "png"}
 DATA = {"data/train.csv": "id,label\n1,cat\n", "data/train/1.jpg": "jpg"}
 
@@ -103,6 +117,15 @@ def test_the_digest_belongs_to_a_source(place):
 
 # What is installed
 
+EMPTY = (2).to_bytes(8, "little").decode() + "{}"
+INDEX = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
+WITH_ADAPTER = {"format": 1, "class_names": ["cat", "dog"], "recipe": {"lora": {"rank": 16}}}
+
+
+def without(name):
+    """The release's files but one."""
+    return {key: content for key, content in MODEL.items() if key != name}
+
 
 @pytest.mark.parametrize("folder", ["", "finetuned_model/", "release-v1/", "v1/finetuned_model/"])
 def test_a_release_is_installed_with_or_without_a_folder_around_it(folder, place, capsys):
@@ -125,10 +148,12 @@ def test_other_folders_are_named_in_what_comes_next(place, capsys):
 
 
 def test_a_release_of_2023_keeps_its_pickles_for_the_strict_loader(place):
-    members = {"model_beit/config.json": CONFIG, "model_beit/pytorch_model.bin": "b", "model_lora/adapter_model.bin": "b"}
-    write_zip(place / "r.zip", members)
+    fixture = Path(__file__).parent / "fixtures/legacy_beit/finetuned_model"
+    write_zip(place / "r.zip", tree(fixture))
     main(["--weights", "r.zip"])
-    assert texts(place / "finetuned_model", "release.installed") == members
+    installed = tree(place / "finetuned_model")
+    del installed["release.installed.json"]
+    assert installed == tree(fixture) and "model_beit/pytorch_model.bin" in installed
 
 
 def test_code_and_strangers_are_left_out_and_said(place, capsys):
@@ -139,6 +164,8 @@ def test_code_and_strangers_are_left_out_and_said(place, capsys):
         "state/x.bin": "x",
         "model_beit/weights.pkl": "x",
         "figures/a.exe": "x",
+        "report.html": "<script>alert(1)</script>",
+        "figures/loss.svg": "<svg onload='alert(1)'/>",
     }
     write_zip(place / "r.zip", MODEL | strangers, "top/")
     main(["--weights", "r.zip"])
@@ -157,6 +184,24 @@ def test_code_and_strangers_are_left_out_and_said(place, capsys):
         ({"model_beit/config.json": "not json"}, "config.json is not valid JSON"),
         ({"a/model_beit/config.json": "{}", "b/model_beit/config.json": "{}"}, "more than one model: a, b"),
         ({"../model_beit/config.json": "{}"}, "a path that leaves the folder"),
+        ({"model_beit/config.json": CONFIG}, r"no whole model(.|\n)*model_beit: no weights \(model.safetensors or pytorch_model.bin\)"),
+        (without("model_beit/model.safetensors"), "model_beit: no weights"),
+        (without("model_lora/adapter_config.json"), "model_lora: no adapter_config.json"),
+        (without("model_lora/adapter_model.safetensors"), "model_lora: no weights"),
+        (MODEL | {"model_beit/model.safetensors": weights("weights")[:-2]}, "model_beit/model.safetensors: is cut short or damaged"),
+        (MODEL | {"model_beit/model.safetensors": ""}, "model_beit/model.safetensors: is cut short or damaged"),
+        (MODEL | {"model_beit/model.safetensors": EMPTY}, "model_beit/model.safetensors: holds no weights"),
+        (without("model_beit/model.safetensors") | {"model_beit/pytorch_model.bin": "PK\3\4 half"}, "pytorch_model.bin: is cut short"),
+        (
+            without("model_beit/model.safetensors") | {"model_beit/model.safetensors.index.json": json.dumps(INDEX)},
+            "model_beit/part-2.safetensors: missing; model.safetensors.index.json names it",
+        ),
+        (
+            {"model_beit/config.json": CONFIG, "model_beit/model.safetensors": weights("weights"), "run.json": json.dumps(WITH_ADAPTER)},
+            "model_lora: missing, and run.json says that the model was trained with an adapter",
+        ),
+        (RUN | {"run.json": json.dumps({"recipe": {"task": "vqa"}})}, "head.safetensors: missing"),
+        (RUN | {"run.json": '{"class_names": 7}'}, "class_names: expected a list, found 7"),
     ],
 )
 def test_a_zip_that_is_no_release_changes_nothing(members, message, place):
@@ -241,7 +286,7 @@ def test_a_damaged_release_is_installed_again_and_the_damaged_one_kept(damage, p
 
 
 def test_the_next_release_takes_the_place_of_the_former_one_readme_included(place):
-    first = RUN | {"README.md": "first", "head.safetensors": "first"}
+    first = RUN | {"README.md": "first", "head.safetensors": weights("the 1st")}
     main(["--weights", str(write_zip(place / "1.zip", first))])
     main(["--weights", str(write_zip(place / "2.zip", MODEL | {"README.md": "second"}))])
     assert texts(place / "finetuned_model", "release.installed", "earlier/") == MODEL | {"README.md": "second"}
@@ -314,7 +359,7 @@ def test_a_release_from_drive_is_installed_and_not_fetched_twice(place, monkeypa
 
 
 def test_a_mirror_is_asked_when_the_source_fails_and_no_part_of_the_other_stays(place, capsys):
-    members = RUN | {"model_beit/model.safetensors": "".join(random.Random(0).choices("0123456789abcdef", k=300_000))}
+    members = RUN | {"model_beit/model.safetensors": weights("".join(random.Random(0).choices("0123456789abcdef", k=300_000)))}
     body = write_zip(place / "r.zip", members).read_bytes()
     folder, naps = place / "finetuned_model", []
     folder.mkdir()
@@ -380,3 +425,54 @@ def test_an_interrupted_install_leaves_the_former_model(place, monkeypatch):
     monkeypatch.chdir(place)
     main(["--weights", "2.zip"])
     assert texts(place / "finetuned_model", "release.installed", "earlier/") == MODEL
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from pipeline import files
+from pipeline.fetch import releases
+left = int(sys.argv[1])
+def counted(original):
+    def call(*arguments):
+        global left
+        left -= 1
+        if left < 0:
+            os._exit(9)
+        return original(*arguments)
+    return call
+Path.rename = counted(Path.rename)
+files.shutil.move = counted(files.shutil.move)
+os.replace = counted(os.replace)
+releases.main(["--weights", "2.zip"])
+"""
+
+
+def test_killed_between_any_two_renames_nothing_half_installed_is_taken_for_a_model(place):
+    """The old model, or a refusal that says what to do; the same command then installs the whole of the new one."""
+    second = {"model_vit/config.json": CONFIG, "model_vit/model.safetensors": weights("second."), "metrics.jsonl": "{}\n"}
+    second |= {name: content for name, content in MODEL.items() if name.startswith("model_lora")}
+    main(["--weights", str(write_zip(place / "1.zip", MODEL))])
+    write_zip(place / "2.zip", second)
+    before = tree(place / "finetuned_model")
+    shutil.copytree(place / "finetuned_model", place / "kept")
+    refused = 0
+    for step in range(30):
+        shutil.rmtree(place / "finetuned_model")
+        shutil.copytree(place / "kept", place / "finetuned_model")
+        command = [sys.executable, "-c", KILLED, str(step)]
+        code = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL).returncode
+        if code == 0:
+            break
+        assert code == 9
+        try:
+            load_run(place / "finetuned_model")
+            left = {name: content for name, content in tree(place / "finetuned_model").items() if not name.startswith(".")}
+            assert left == before or load_run(place / "finetuned_model").backbone_dir.name == "model_vit"
+        except UserError as error:
+            refused += 1
+            assert "`make weights` was interrupted" in str(error)
+        main(["--weights", "2.zip"])
+        assert texts(place / "finetuned_model", "release.installed", "earlier/") == second
+        load_run(place / "finetuned_model")
+    assert code == 0 and refused >= 5

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import run
 from pipeline.errors import UserError
-from pipeline.run import environment, is_unfinished, load_run, model_dirs, now, run_entries
+from pipeline.run import environment, is_unfinished, load_run, model_dirs, now, read_metrics, run_entries
 
 RECORD = {"format": 1, "name": "mine", "class_names": ["cat", "dog"]}
 
@@ -55,6 +55,11 @@ def test_names_that_name_nothing_are_none(tmp_path: Path, id2label: dict | None)
         (
             lambda folder: (make(folder), (folder / "state").mkdir()),
             r"unfinished run: finish it with `python train.py --output .*run --resume`",
+        ),
+        (lambda folder: (make(folder), (folder / ".installing").touch()), r"not wholly installed: `make weights` was interrupted"),
+        (
+            lambda folder: make(folder, record=RECORD | {"recipe": {"lora": {"rank": 16}}}, adapter=False),
+            r"trained with an adapter \(lora.rank 16\), and .*model_lora is missing",
         ),
         (lambda folder: make(folder, record={"format": 2}), r"run\.json: format 2, expected 1"),
         (lambda folder: make(folder, record={"format": 1}), r"run\.json: names no classes"),
@@ -107,3 +112,46 @@ def test_now_has_an_offset() -> None:
     from datetime import datetime
 
     assert datetime.fromisoformat(now()).utcoffset() is not None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("class_names", "cat", "class_names: expected a list, found 'cat'"),
+        ("class_names", [1, 2], "class_names: expected different texts"),
+        ("class_names", ["cat", "cat"], "class_names: expected different texts"),
+        ("name", 7, "name: expected a text, found 7"),
+        ("task", [], r"task: expected a text, found \[\]"),
+        ("recipe", [], r"recipe: expected an object, found \[\]"),
+        ("recipe", {"data": 3}, "recipe.data: expected an object, found 3"),
+        ("counts", {"train_per_class": {"cat": "8"}}, "counts.train_per_class: expected a number"),
+        ("best", {"epoch": "1"}, "best.epoch: expected a whole number, found '1'"),
+        ("best", {"value": "0.5"}, "best.value: expected a number, found '0.5'"),
+        ("format", True, "format: expected a whole number, found True"),
+    ],
+)
+def test_values_of_other_types_are_named(tmp_path: Path, key: str, value: object, message: str) -> None:
+    folder = make(tmp_path / "run", record=RECORD | {key: value})
+    with pytest.raises(UserError, match=message) as caught:
+        load_run(folder)
+    assert str(folder / "run.json") in str(caught.value)
+
+
+@pytest.mark.parametrize("id2label", [["a", "b"], 7, "ab"])
+def test_an_id2label_that_is_no_mapping_names_nothing(tmp_path: Path, id2label: object) -> None:
+    assert load_run(make(tmp_path / "run", id2label)).class_names is None
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"val_loss": 0.5}', "line 2: epoch: expected a whole number, found None"),
+        ('{"epoch": "2"}', "line 2: epoch: expected a whole number, found '2'"),
+        ('{"epoch": 2, "val_loss": "0.5"}', "line 2: val_loss: expected a number, found '0.5'"),
+        ('{"epoch": 2, "val_loss": [1]}', r"line 2: val_loss: expected a number, found \[1\]"),
+    ],
+)
+def test_metrics_of_other_types_are_named(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "val_loss": null}\n' + line + "\n")
+    with pytest.raises(UserError, match=message):
+        read_metrics(tmp_path / "metrics.jsonl")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from kaggle_server import API_TOKEN, KEY, SECRETS, USER, KaggleServer, kaggle
 from PIL import Image
 
 from pipeline import files
+from pipeline.competition.facts import write_slug
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError, run_command
 from pipeline.kaggle import cli, ledger, submit, token
 from pipeline.kaggle.reply import KaggleError, Reply, explain, read_reply
@@ -50,13 +54,8 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     (project / "data/sample_submission.csv").write_text("id,label\n3,cat\n4,cat\n")
     (project / "predictions.csv").write_text("id,label\n3,cat\n4,dog\n")
     (project / "finetuned_model").mkdir()
-    run = {
-        "format": 1,
-        "name": "glyphs",
-        "class_names": ["cat", "dog"],
-        "best": {"metric": "val_accuracy", "value": 0.9375},
-        "commit": "abc1234",
-    }
+    run = {"format": 1, "name": "glyphs", "class_names": ["cat", "dog"], "commit": "abc1234"}
+    run["best"] = {"metric": "val_accuracy", "value": 0.9375}
     (project / "finetuned_model/run.json").write_text(json.dumps(run))
     monkeypatch.chdir(project)
     return project
@@ -395,7 +394,7 @@ def test_preflight_lists_everything_at_once(monkeypatch, tmp_path):
 
 def test_preflight_checks_the_file_and_remembers_the_competition(folder, monkeypatch):
     monkeypatch.setattr(cli, "not_ready", list)
-    files.write_json(folder / "data/competition.json", {"slug": "from-make-data"})
+    write_slug(folder / "data", "from-make-data")
     args = submit._parser().parse_args([])
     assert submit.preflight(args).competition == "from-make-data"
     (folder / "predictions.csv").write_text("id,label\n3,cat\n4,horse\n")
@@ -403,10 +402,33 @@ def test_preflight_checks_the_file_and_remembers_the_competition(folder, monkeyp
         submit.preflight(args)
 
 
+def test_name_remembered_by_an_earlier_version(folder, monkeypatch):
+    monkeypatch.setattr(cli, "not_ready", list)
+    files.write_json(folder / "data/competition.json", {"slug": "from-make-data"})
+    assert submit.preflight(submit._parser().parse_args([])).competition == "from-make-data"
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ("[]", "list"),
+        ('{"class_names": ["cat", "dog"]}', "format None, expected 1"),
+        ('{"format": 1}', "class_names"),
+        ('{"format": 1, "class_names": ["cat", "dog"], "target": {"kind": "mood"}}', "target is no target"),
+    ],
+)
+def test_record_that_is_not_ours_is_one_problem_among_others(folder, monkeypatch, record, told):
+    monkeypatch.setattr(cli, "not_ready", lambda: ["no Kaggle token"])
+    (folder / "finetuned_model/run.json").write_text(record)
+    with pytest.raises(UserError) as error:
+        submit.preflight(submit._parser().parse_args(FLAGS))
+    lines = str(error.value).splitlines()
+    assert lines[1:-1] == ["  - no Kaggle token"] and "finetuned_model/run.json" in lines[-1] and told in lines[-1]
+
+
 def test_default_message_without_a_run() -> None:
     assert submit.default_message(None, Path("predictions.csv")) == "predictions.csv"
     assert submit.default_message(Origin("", "2026-03-01T10:00:00", ("runs/a",), ("glyphs",)), Path("p.csv")) == "glyphs"
-
 
 # Tokens
 
@@ -514,3 +536,28 @@ def test_unreadable_ledger_is_never_written(tmp_path, data):
 
 def test_no_ledger_has_no_digests(tmp_path):
     assert ledger.ledger_digests(tmp_path / "submissions.csv") == set()
+
+
+def test_two_at_once_send_a_file_once(server, folder):
+    """Both are told to send the same file; the second waits, and then only waits for the score of what the first sent."""
+    now = {"date": datetime.now(UTC).isoformat()}
+    server.scoring = [{"status": "PENDING"} | now] * 3 + [{"status": "COMPLETE", "publicScore": "0.5"} | now]
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "pipeline.kaggle.submit", "--competition", "glyphs", "--poll-seconds", "0.1"]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    both = [
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert len(server.uploads) == 1, said
+    assert len(rows()) == 1 and rows()[0]["status"] == "complete"
+    assert sorted(process.returncode for process in both) in ([0, 0], [0, 2]), said  # 2: scored before the second looked
+    assert sum("sent to Kaggle" in text for text in said) == 1
+
+
+def test_a_file_changed_after_its_check_is_not_sent(plan, monkeypatch):
+    monkeypatch.setattr(cli, "list_submissions", lambda *_, **__: [])
+    plan.file.write_text("id,label\n1,cat\n")
+    with pytest.raises(UserError, match="changed after it was checked"):
+        submit.submit(plan)

@@ -14,8 +14,10 @@ from pipeline.targets.evidence import Asked
 from pipeline.wording import nearest
 
 FACTS_FILE, OLD_FILE = "competition.yaml", "competition.json"
+LEDGER_FILE = "submissions.csv"
+SET_RECORD, SET_SPLITS = "dataset.json", "splits.csv"  # of a public set: which one it is, and where its images were in it
 TEMPLATE = """# What is known of this competition. train.py, inference.py, make score and make submit read it; flags win over it.
-slug: {slug}
+{slug}
 # metric: roc_auc              # how the competition's page says it is scored
 # target: binary               # multiclass, binary, multilabel, ordinal or continuous
 # positive_class: dog          # whose probability is graded; several as a list
@@ -72,13 +74,25 @@ def write_slug(data_dir: Path, slug: str) -> Path:
         UserError: there is a competition.yaml that cannot be read.
     """
     path = Path(data_dir) / FACTS_FILE
+    line = yaml.safe_dump({"slug": slug}).strip()  # quotes what YAML would read as a number or as yes and no
     if not path.is_file():
-        write_text(path, TEMPLATE.format(slug=slug))
+        write_text(path, TEMPLATE.format(slug=line))
         return path
     if read_facts(data_dir).slug != slug:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("slug:")]
-        write_text(path, "\n".join([f"slug: {slug}", *lines]) + "\n")
+        lines = [text for text in path.read_text(encoding="utf-8").splitlines() if not text.startswith("slug:")]
+        write_text(path, "\n".join([line, *lines]) + "\n")
     return path
+
+
+def own_files(data_dir: Path) -> tuple[str, ...]:
+    """Names of the files that this project writes into `data_dir`: they tell nothing of images. Those of a public set only where it is one."""
+    path = Path(data_dir) / SET_RECORD
+    try:
+        value = read_json(path) if path.is_file() else None
+    except UserError:  # not ours; what it is shows where it is read as data
+        value = None
+    of_set = isinstance(value, dict) and {"dataset", "archives"} <= value.keys()
+    return (FACTS_FILE, OLD_FILE, LEDGER_FILE, *((SET_RECORD, SET_SPLITS) if of_set else ()))
 
 
 def _load(path: Path) -> Any:

@@ -41,7 +41,7 @@ SPLIT_NAMES = (
     "usage",
 )
 PART_OF_VALUE = {
-    **dict.fromkeys(("train", "training", "trn", "tr"), "train"),
+    **dict.fromkeys(("train", "training", "trainval", "trn", "tr"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
     **dict.fromkeys(("test", "testing", "tst", "te", "publictest", "privatetest", "public", "private"), "test"),
 }

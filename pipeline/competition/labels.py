@@ -26,6 +26,7 @@ class _Candidate:
     choice: Choice
     parts: list[str]
     notes: list[str]
+    trouble: UserError | None  # why its rows cannot be told apart into training and test
 
     @property
     def rank(self) -> tuple[int, bool, bool, bool]:
@@ -125,10 +126,15 @@ class _LookedUp:
     found: Found
     parts: list[str]
     notes: list[str]
+    trouble: UserError | None
 
 
 def _looked_up(source: Source, index: ImageIndex, id_column: str | None) -> _LookedUp:
-    table, parts, notes = without_test_rows(source.table)
+    trouble = None
+    try:
+        table, parts, notes = without_test_rows(source.table)
+    except UserError as error:  # of no account unless the labels are taken from this table
+        table, parts, notes, trouble = source.table, [], [], error
     if source.is_json and not id_column and "file_name" in table.columns and index.match(table.column("file_name")).num_found:
         id_column = "file_name"  # COCO: the id is a number of its own and may be another image's name
     name, match = find_ids(table, index, id_column, groups=True)
@@ -138,7 +144,7 @@ def _looked_up(source: Source, index: ImageIndex, id_column: str | None) -> _Loo
     if not match.num_found and (wide := made_wide(table, index)):
         table, name = wide, wide.columns[0]
         match = find_ids(table, index, name, groups=True)[1]
-    return _LookedUp(Found(source, table, name, match), parts, notes)
+    return _LookedUp(Found(source, table, name, match), parts, notes, trouble)
 
 
 def _candidates(
@@ -165,7 +171,7 @@ def _candidates(
         # A table of another name says nothing of labels unless a column is called so, or it is all there is.
         if not trained and choice.strength < LIKELY and (classes.plausible or not choice.strength):
             continue
-        candidates.append(_Candidate(found, choice, entry.parts, entry.notes))
+        candidates.append(_Candidate(found, choice, entry.parts, entry.notes, entry.trouble))
     return candidates
 
 
@@ -221,6 +227,8 @@ def _table_is_meant(folder: DataFolder, best: _Candidate, classes: ClassFolders,
 
 
 def _from_table(best: _Candidate, index: ImageIndex, wanted: Wanted, classes: ClassFolders, label_column: str | None) -> Labelled:
+    if best.trouble:
+        raise best.trouble
     if not best.choice.names:
         table = best.found.table
         advice = f"; to take the folders in {classes.where} as classes: {mv_command(table.path)}" if classes.plausible else ""

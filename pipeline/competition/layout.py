@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from pipeline.competition.facts import own_files
 from pipeline.competition.folders import DataFolder, look, natural_key
 from pipeline.competition.id_columns import find_ids, without_numbering
 from pipeline.competition.ids import ImageIndex
@@ -27,8 +28,6 @@ from pipeline.targets.decide import decide
 from pipeline.targets.evidence import Asked, Decision, LabelEvidence
 from pipeline.targets.target import Target, multiclass
 from pipeline.wording import counted, quoted
-
-OWN_FILES = ("competition.json", "competition.yaml", "submissions.csv")  # written by this project, or for it
 
 
 def read_layout(
@@ -52,10 +51,10 @@ def read_layout(
     """
     folder = look(Path(data_dir))
     if is_vqa(folder):
-        sources = read_sources(folder, skip=(*OWN_FILES, *folder.files("json_files")))
+        sources = read_sources(folder, skip=(*own_files(folder.root), *folder.files("json_files")))
         sample = find_sample(folder, sources, ImageIndex(folder, ()))
         return read_vqa(folder, sample.table if sample else None, id_column, label_column, need, skip_bad_images)
-    sources = read_sources(folder, skip=OWN_FILES)
+    sources = read_sources(folder, skip=own_files(folder.root))
     test_index = ImageIndex(folder, folder.of_part("test"))
     sample = find_sample(folder, sources, test_index)
     sample_id = _sample_id(sample, test_index, folder)
@@ -67,7 +66,9 @@ def read_layout(
     test = find_test_images(folder, sources, sample, test_index, labelled.taken, names, required=need != "train")
     decision, trouble = _decided(labelled, test, asked, known, need, trouble)
     target, metric = (decision.target, decision.metric) if decision else known or (None, None)
-    if target is None and len(wanted.columns) > 1:  # nothing else names the classes
+    if target is None and test.resolved and test.resolved.row_labels:  # nothing else names the labels
+        target = Target("multilabel", tuple(dict.fromkeys(test.resolved.row_labels)))
+    elif target is None and len(wanted.columns) > 1:
         target = multiclass(sorted(wanted.columns, key=natural_key))
     form = _form(test, target, metric, known)
     more = check_classes(test, target, form, asked)
@@ -181,7 +182,7 @@ def read_form(data_dir: Path | str, target: Target | None, metric: str | None) -
     """
     folder = look(Path(data_dir))
     index = ImageIndex(folder, folder.of_part("test"))
-    sources = read_sources(folder, skip=OWN_FILES)
+    sources = read_sources(folder, skip=own_files(folder.root))
     sample = find_sample(folder, sources, index)
     if sample is None:
         return None

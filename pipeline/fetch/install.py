@@ -11,12 +11,13 @@ from shlex import quote
 from typing import Any
 
 from pipeline import files
+from pipeline.competition.facts import write_slug
 from pipeline.competition.folders import unpack_command
 from pipeline.competition.layout import read_layout
 from pipeline.errors import Interrupted, UserError, raise_all, run_command
 from pipeline.fetch import arrival, containers, public_sets, staging
 from pipeline.kaggle import cli
-from pipeline.kaggle.remembered import REMEMBERED, agreed, remembered_slug
+from pipeline.kaggle.remembered import MEMORIES, REMEMBERED, agreed, remembered_slug
 from pipeline.wording import nearest
 
 READY_RECORD = "ready.json"  # in a work folder: what was made ready, out of what, and the lines to print
@@ -206,7 +207,7 @@ def install(slug: str, data_dir: Path) -> None:
         theirs = work_dir / arrival.READY / REMEMBERED
         theirs.rename(files.versioned(theirs))
     _arrive(work_dir, data_dir, {"source": {"slug": slug}, "command": _command("competition", slug, data_dir)})
-    files.write_json(data_dir / REMEMBERED, {"slug": slug})
+    write_slug(data_dir, slug)
     print(f"{slug} is in {data_dir}; `make submit` takes its name from {data_dir / REMEMBERED}")
     _tell(data_dir, work_dir)
 
@@ -248,12 +249,13 @@ def _no_room(data_dir: Path, slug: str, yes: bool, besides: Path | None = None) 
     if not found:
         return []
     slug_there, set_there = remembered_slug(data_dir), _set_there(data_dir)
-    if set_there or _understood(data_dir)[0] or (slug_there and found != [REMEMBERED]):
+    memory = next((name for name in MEMORIES if name in found), None)
+    others = [name for name in found if name not in MEMORIES]
+    if set_there or _understood(data_dir)[0] or (slug_there and others):
         holds = f"the set {set_there!r}" if set_there else f"the competition {slug_there!r}" if slug_there else "a competition"
         return [f"{data_dir} already holds {holds}; {elsewhere}"]
     if slug_there not in (None, slug):
-        return [f"{data_dir / REMEMBERED} names another competition, {slug_there!r}: delete it, or {elsewhere}"]
-    others = [name for name in found if name != REMEMBERED]
+        return [f"{data_dir / memory} names another competition, {slug_there!r}: delete it, or {elsewhere}"]
     if not others or yes or agreed(f"{data_dir} holds {_few(others)}. Put {slug} beside them? [y/N] "):
         return []
     return [f"{data_dir} holds other files ({_few(others)}): YES=1 (--yes) puts {slug} beside them, or {elsewhere}"]

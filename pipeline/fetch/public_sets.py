@@ -13,15 +13,16 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from pipeline import files
+from pipeline.competition.facts import SET_RECORD, SET_SPLITS
 from pipeline.errors import UserError
 from pipeline.fetch.archives import check_room, unpack_zip
 from pipeline.fetch.download import fetch
 from pipeline.tables import write_table
 from pipeline.wording import natural_key, nearest
 
-RECORD = "dataset.json"  # in the data folder: which set it is, and from which bytes it was made
+RECORD = SET_RECORD  # in the data folder: which set it is, and from which bytes it was made
 SOLUTION = "solution.csv"
-SPLITS = "splits.csv"
+SPLITS = SET_SPLITS
 CIFAR_PX = 32
 
 

@@ -21,16 +21,18 @@ from pipeline.errors import UserError, raise_all, run_command
 from pipeline.fetch.addresses import Source, parse_source
 from pipeline.fetch.archives import unpack_zip
 from pipeline.fetch.download import fetch
-from pipeline.run import ADAPTER_DIR, is_unfinished, model_dirs, now, run_entries
+from pipeline.fetch.whole import model_problems
+from pipeline.lock import holding_folder
+from pipeline.run import ADAPTER_DIR, INSTALLING, is_unfinished, model_dirs, now, run_entries
 
 MODEL_DIR = Path("finetuned_model")
 RELEASE_FILE, INSTALLED_FILE, WORK_DIR = "release.yaml", "release.installed.json", ".download"
 
 RUN_FILES = ("run.json", "head.safetensors", "metrics.jsonl", "timing.jsonl", "val_predictions.csv", "val_probs.npy")
-RUN_FILES += ("report.html", "figures")
+RUN_FILES += ("figures",)  # the page is not taken from others, it could run scripts: `make report` builds it
 # What a model, its run files and a small competition consist of. Anything else in a release, code above all, is left out.
-SUFFIXES = {".safetensors", ".bin", ".npy", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".txt", ".model", ".md", ".html"}
-SUFFIXES |= {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svg"}
+SUFFIXES = {".safetensors", ".bin", ".npy", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".txt", ".model", ".md"}
+SUFFIXES |= {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}  # no .svg and .html: both can hold scripts
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,12 @@ def install(release: Release, model_dir: Path, data_dir: Path, *, cookies: Path 
         UserError: `model_dir` holds an unfinished run, or the release cannot be had or holds no model. Nothing is changed then.
     """
     model_dir, data_dir = Path(model_dir), Path(data_dir)
+    with holding_folder(model_dir, "use another --model"):
+        files.sweep(model_dir)
+        return _install(release, model_dir, data_dir, cookies=cookies, **fetch_options)
+
+
+def _install(release: Release, model_dir: Path, data_dir: Path, **fetch_options: Any) -> bool:
     if is_unfinished(model_dir):
         output = "" if model_dir == MODEL_DIR else f" --output {model_dir}"
         raise UserError(
@@ -113,13 +121,13 @@ def install(release: Release, model_dir: Path, data_dir: Path, *, cookies: Path 
     installed = _installed(model_dir)
     digest = release.sha256 or (files.sha256(Path(release.source.text)) if release.source.kind == "file" else None)
     same = installed.get("sha256") == digest if digest else installed.get("source_key") == release.source.key
-    if installed and same and installed["weights"] == _weights(model_dir):
+    if installed and same and installed["weights"] == _weights(model_dir) and not (model_dir / INSTALLING).exists():
         print(f"installed  already, on {installed['installed']}, and intact; nothing to do")
         return False
 
     work_dir = model_dir / WORK_DIR
     try:
-        archive = _fetch_any(release, work_dir, cookies=cookies, **fetch_options)
+        archive = _fetch_any(release, work_dir, **fetch_options)
         record = {"format": 1, "name": release.name, "source": release.source.shown, "source_key": release.source.key}
         record |= {"sha256": digest or files.sha256(archive), "size": archive.stat().st_size, "installed": now()}
         checked = "as announced" if release.sha256 else f"not checked: `sha256:` in {RELEASE_FILE} would pin it"
@@ -180,7 +188,7 @@ def sort_contents(archive: Path, members: list[Path], unpacked_dir: Path) -> Con
     """What the unpacked release holds, with or without a folder around it. Files that are not installed are removed.
 
     Raises:
-        UserError: there is no `model_<type>/config.json` or it is no JSON, or there are several models side by side.
+        UserError: there is no `model_<type>/config.json` or it is no JSON, there are several models side by side, or the model is not whole.
     """
     is_model = [path for path in members if path.match("model_*/config.json") and path.parent.name != ADAPTER_DIR and len(path.parts) <= 4]
     roots = sorted({path.parent.parent for path in is_model}, key=lambda root: (len(root.parts), root))
@@ -204,21 +212,29 @@ def sort_contents(archive: Path, members: list[Path], unpacked_dir: Path) -> Con
     for path in is_model:
         if path.parent.parent == root:
             files.read_json(unpacked_dir / path)
+    heading = f"{archive} holds no whole model, and nothing was installed; ask its author, or download it again:"
+    raise_all(model_problems(unpacked_dir / root), heading)
     kept = tuple(unpacked_dir / entry for entry in sorted(entries, key=lambda entry: (entry.name == "run.json", entry)))
     return Contents(kept, unpacked_dir / data_dir if data_dir else None, tuple(left_out))
 
 
 def _install_model(contents: Contents, model_dir: Path, record: dict[str, Any]) -> None:
-    """Set the former model aside, then move the new one in; run.json, which says that a run is whole, comes last."""
+    """Set the former model aside, then move the new one in.
+
+    Killed in between, the marker stays: nobody takes a backbone without its adapter for a model, and the next call installs anew.
+    """
     of_former_release = [model_dir / name for name in (*_installed(model_dir).get("entries", ()), INSTALLED_FILE)]
     entries = [entry for entry in contents.entries if not _is_own_readme(model_dir / entry.name, of_former_release)]
     former = dict.fromkeys([*run_entries(model_dir), *of_former_release, *(model_dir / entry.name for entry in entries)])
+    former.pop(model_dir / INSTALLING, None)
+    files.write_text(model_dir / INSTALLING, "make weights is at work here, or was interrupted: run it again\n")
     if earlier := files.set_aside(former, model_dir / "earlier"):
         print(f"kept       what was there is in {earlier}: {', '.join(sorted(path.name for path in earlier.iterdir()))}")
     for entry in entries:
         entry.rename(model_dir / entry.name)
     names = [entry.name for entry in entries]
     files.write_json(model_dir / INSTALLED_FILE, record | {"entries": names, "weights": _weights(model_dir)})
+    (model_dir / INSTALLING).unlink()
     print(f"installed  {', '.join(names)} in {model_dir}")
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pipeline import files
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
+from pipeline.lock import holding_file
 from pipeline.tables import guarded, restored
 
 LEDGER = Path("submissions.csv")
@@ -59,9 +64,10 @@ def append_row(path: Path, row: Row) -> Row:
     Raises:
         UserError: the ledger cannot be read, and stays as it is.
     """
-    columns, rows = read_ledger(path)
-    row = dict.fromkeys(columns, "") | row
-    _write_ledger(path, columns, [*rows, row])
+    with _writing(path):
+        columns, rows = read_ledger(path)
+        row = dict.fromkeys(columns, "") | {name: one_line(cell) for name, cell in row.items()}
+        _write_ledger(path, columns, [*rows, row])
     return row
 
 
@@ -71,11 +77,37 @@ def update_row(path: Path, row: Row, changes: Row) -> None:
     Raises:
         UserError: the ledger cannot be read, and stays as it is.
     """
-    columns, rows = read_ledger(path)
-    if row not in rows:
-        rows.append(row)
-    rows[rows.index(row)] = row | changes
-    _write_ledger(path, columns, rows)
+    with _writing(path):
+        columns, rows = read_ledger(path)
+        place = next((index for index, other in enumerate(rows) if _names(other) == _names(row)), len(rows))
+        kept = rows[place] if place < len(rows) else row
+        rows[place : place + 1] = [kept | {name: one_line(cell) for name, cell in changes.items()}]
+        _write_ledger(path, columns, rows)
+
+
+def sending(path: Path = LEDGER, wait: Callable[[], None] | None = None) -> AbstractContextManager[None]:
+    """Hold the right to send to Kaggle, from the look whether a file is in the ledger until its row is: `wait` is called while another has it.
+
+    Raises:
+        UserError: another process has it, and there is no `wait`.
+    """
+    return holding_file(_beside(path, "sending"), "another `make submit` is at work here", wait=wait)
+
+
+def _names(row: Row) -> tuple[str, ...]:
+    """What tells a row from others; its scores another process may have written since it was read."""
+    return tuple(row.get(name, "") for name in ("time", "competition", "file_sha256", "message"))
+
+
+def _writing(path: Path) -> AbstractContextManager[None]:
+    """Between reading the ledger and writing it nobody else writes it."""
+    return holding_file(_beside(path, "lock"), f"{path} is being written", wait=lambda: time.sleep(0.02))
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """The lock file of a ledger: beside the file itself, however many links lead to it."""
+    real = Path(os.path.realpath(path))
+    return real.with_name(f".{real.name}.{suffix}")
 
 
 def _write_ledger(path: Path, columns: list[str], rows: list[Row]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline.competition.facts import FACTS_FILE, read_facts
+from pipeline.competition.facts import FACTS_FILE, OLD_FILE, read_facts
 from pipeline.kaggle import cli
 
 REMEMBERED = FACTS_FILE
+MEMORIES = (REMEMBERED, OLD_FILE)  # what `make data` writes, and what its earlier versions wrote
 
 
 def remembered_slug(data_dir: Path) -> str | None:

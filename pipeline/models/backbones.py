@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import pickle
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers.utils import cached_file, requires_backends
 
 from pipeline.data.transforms import FILE_NAME, Preprocessing, read_preprocessing
 from pipeline.errors import UserError, raise_all
+from pipeline.files import filling
 from pipeline.models import timm_checkpoints
 
 # This module reads the load report and says itself what matters in it.
@@ -125,16 +125,12 @@ def rebuild_backbone(folder: Path, num_classes: int) -> Backbone:
 
 def save_backbone(model: PreTrainedModel, state_dict: dict[str, torch.Tensor], rule: Saved, folder: Path) -> None:
     """Write config.json, model.safetensors and what `rule` saves into `folder`, each whole or not at all; plain from_pretrained loads it."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
+    with filling(folder) as temporary:
         dtype = next(iter(state_dict.values())).dtype  # save_pretrained may empty the dictionary
         model.save_pretrained(temporary, state_dict=state_dict)
         model.config.dtype = dtype  # the file's, whatever the model is held in
         model.config.save_pretrained(temporary)
-        rule.save(Path(temporary))
-        for written in sorted(Path(temporary).iterdir()):
-            written.replace(folder / written.name)
+        rule.save(temporary)
 
 
 def head_name(model: nn.Module) -> str:

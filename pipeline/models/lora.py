@@ -7,7 +7,6 @@ with A (rank, in) and B (out, rank); B starts at zero, so training starts from t
 from __future__ import annotations
 
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.errors import UserError, raise_all
+from pipeline.files import filling
 from pipeline.models.adapter_settings import read_settings
 from pipeline.models.backbones import head_name, tensor_problems
 from pipeline.models.roles import EMBEDDINGS, also_trained, modules_of, role_of
@@ -103,17 +103,14 @@ def plain_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors` into `folder`, each whole or not at all; plain PEFT loads them."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
+    with filling(folder) as temporary:
         base_name = model.peft_config["default"].base_model_name_or_path
         model.peft_config["default"].base_model_name_or_path = ""  # a path of the machine that trained means nothing elsewhere
         try:
             model.save_pretrained(temporary, save_embedding_layers=False)
         finally:
             model.peft_config["default"].base_model_name_or_path = base_name
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            (Path(temporary) / name).replace(folder / name)
+        (temporary / "README.md").unlink(missing_ok=True)  # peft's form for a model card, not filled in
 
 
 def head_classes(folder: Path) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.files import read_json, read_json_lines
+from pipeline.files import read_json_lines
+from pipeline.run import read_metrics, read_values
 from pipeline.tables import load_table, restored
 from pipeline.targets.metrics import Metric, find_metric
 from pipeline.targets.target import Target, multiclass
@@ -162,8 +163,8 @@ def read_run_files(run_dir: Path) -> RunFiles:
         how = "train one with `python train.py`, or name its folder: `python -m pipeline.report.page --run DIR`"
         raise UserError(f"{run_dir} {what}, so there is no run to report{beside}; {how}")
     record, scores, start = (_object(run_dir / name) for name in ("run.json", "scores.json", "state/start.json"))
-    return RunFiles(run_dir, record, read_json_lines(run_dir / "metrics.jsonl"), read_json_lines(run_dir / "timing.jsonl"), scores, start)
+    return RunFiles(run_dir, record, read_metrics(run_dir / "metrics.jsonl"), read_metrics(run_dir / "timing.jsonl"), scores, start)
 
 
 def _object(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+    return read_values(path) if path.exists() else {}

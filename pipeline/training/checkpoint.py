@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json, replacing, sha256, write_json
+from pipeline.models.backbones import tensor_problems
 
 GENERATIONS = 2
 NUMBERED = "[0-9]" * 6
@@ -56,6 +58,25 @@ class StateStore:
                 f"every state in {self.folder} is damaged; start again without --resume into another --output:\n" + "\n".join(damaged)
             )
         return None, damaged
+
+
+def check_fits(state: dict[str, Any], trainable: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Nothing, when the tensors of `state` are those of `trainable` and `optimizer`, shape by shape: torch would stretch others in silence.
+
+    Raises:
+        UserError: they are not; each is named.
+    """
+    problems = [f"weight {problem}" for problem in tensor_problems(trainable, state["weights"])]
+    for name, gradient in state["gradients"].items():
+        if name not in trainable or gradient.shape != trainable[name].shape:
+            problems.append(f"gradient {name}: shape {tuple(gradient.shape)} fits no weight of that name")
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for number, moments in state["optimizer"]["state"].items():
+        shape = weights[number].shape if number < len(weights) else None
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape != shape:
+                problems.append(f"optimizer's {name} of weight {number}: shape {tuple(value.shape)}, expected {shape and tuple(shape)}")
+    raise_all(problems, "the saved state is not one of this model; start anew without --resume into another --output:")
 
 
 def rng_state() -> dict[str, Any]:

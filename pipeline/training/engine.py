@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pipeline.data.images import LostImage
 from pipeline.errors import Interrupted, UserError
 from pipeline.stopping import stop_requests
-from pipeline.training.checkpoint import StateStore, restore_rng, rng_state
+from pipeline.training.checkpoint import StateStore, check_fits, restore_rng, rng_state
 from pipeline.training.compute import Compute, peak_memory
 from pipeline.training.optim import lr_at, set_lr
 from pipeline.training.predict import Task, evaluate
@@ -297,7 +297,12 @@ class _Loop:
         self.last_save = time.monotonic()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was saved; where other rows or groups were agreed on since, with the first row of that epoch."""
+        """Continue where `state` was saved; where other rows or groups were agreed on since, with the first row of that epoch.
+
+        Raises:
+            UserError: the state is not one of this model.
+        """
+        check_fits(state, self.trainable, self.optimizer)
         with torch.no_grad():
             for name, weight in self.trainable.items():
                 weight.copy_(state["weights"][name])
