@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shlex
 import subprocess
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,10 +13,11 @@ from typing import Any
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json, read_json_lines
 from pipeline.targets.target import Target, multiclass
+from pipeline.unfinished import read_kept, resume_command
 
 FORMAT = 1
 RECORD = "run.json"  # written last: its presence means that the run is complete
-START, KEPT = "state/start.json", "state/kept.json"  # what a run was started with; which weights lie in the folder until it is complete
+START = "state/start.json"  # what a run was started with
 ADAPTER_DIR = "model_lora"
 INSTALLING = ".installing"  # lies in a run folder while a release is moved in: until it is gone, nothing there counts
 HEAD_FILE = "head.safetensors"  # of a model with two backbones; otherwise the head is in the backbone's or the adapter's file
@@ -212,26 +212,14 @@ def known_record(path: Path) -> RunRecord | None:
     return _read_unfinished(Path(path))[0] if is_unfinished(path) else read_record(path)
 
 
-def resume_command(path: Path) -> str:
-    """The command that goes on with the unfinished run in `path`, to be pasted; data and flags are the run's own."""
-    return shlex.join(["python", "train.py", "--output", str(path), "--resume"])
-
-
 def _read_unfinished(path: Path) -> tuple[RunRecord, str]:
     """What an interrupted run says of itself, and which weights lie in its folder."""
-    start, kept = path / START, path / KEPT
-    if not start.exists() or not kept.exists():
-        raise UserError(f"{path} holds a run that was stopped before any weights were kept: go on with `{resume_command(path)}`")
-    values, what = _read_object(start), _read_object(kept)
+    if not (path / START).is_file():
+        raise UserError(f"{path} holds an unfinished run that was stopped before it began: go on with `{resume_command(path)}`")
+    values = read_values(path / START)
     recipe = values.get("recipe") or {}
-    values |= {key: recipe.get(key) for key in ("task", "name", "seed")} | {"best": what if what.get("metric") else {}}
-    epochs = recipe.get("epochs")
-    if what.get("row") is not None:
-        weights = f"the weights of epoch {what.get('epoch')} of {epochs} at row {what['row']}, after {what.get('step')} optimizer steps"
-    else:
-        score = f" ({what['metric']} {what['value']:.4f})" if isinstance(what.get("value"), float) and what.get("metric") else ""
-        weights = f"the weights of its best epoch so far, {what.get('epoch')} of {epochs}{score}"
-    return RunRecord(start, values), f"unfinished: {weights}; it goes on with {resume_command(path)}"
+    best, words = read_kept(path, recipe.get("epochs"))
+    return RunRecord(path / START, values | {key: recipe[key] for key in ("task", "name", "seed") if key in recipe} | {"best": best}), words
 
 
 def read_values(path: Path) -> dict[str, Any]:
