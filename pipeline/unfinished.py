@@ -17,7 +17,9 @@ def resume_command(path: Path | str, *flags: str) -> str:
     return shlex.join(["python", "train.py", "--output", str(path), "--resume", *flags])
 
 
-def write_kept(path: Path, epoch: int, metric: str = "", value: float | None = None, row: int | None = None, step: int | None = None) -> None:
+def write_kept(
+    path: Path, epoch: int, metric: str = "", value: float | None = None, row: int | None = None, step: int | None = None
+) -> None:
     """Write down which weights the folder of run `path` holds: of a whole `epoch`, or of a moment in it (`row`, `step`)."""
     write_json(path / KEPT, {"epoch": epoch, "metric": metric, "value": value, "row": row, "step": step})
 
@@ -29,7 +31,9 @@ def read_kept(path: Path, epochs: int | None) -> tuple[dict[str, Any], str]:
         UserError: none were kept so far, or what is written down of them is damaged.
     """
     if not (path / KEPT).is_file():
-        raise UserError(f"{path} holds an unfinished run that was stopped before any weights were kept: go on with `{resume_command(path)}`")
+        raise UserError(
+            f"{path} holds an unfinished run that was stopped before any weights were kept: go on with `{resume_command(path)}`"
+        )
     kept = read_json(path / KEPT)
     if not isinstance(kept, dict) or type(kept.get("epoch")) is not int:
         raise UserError(f"{path / KEPT} was changed by hand or is damaged: go on with `{resume_command(path)}`")

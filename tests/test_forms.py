@@ -120,6 +120,8 @@ def test_a_file_of_another_kind_is_not_ready(tmp_path, text, target, metric, con
         ("id,label\n ,x\n", WHALES, "accuracy", {}, "row 2"),
         ("id,new,w1,w2,w4\np,0,0,0,0\n", WHALES, "log_loss", {}, "'w4'"),
         ("id,label\np,0.5\n", WHALES, "log_loss", {}, "--positive-class"),
+        ("id,label\np,0.5\n", WHALES, "accuracy", {}, "'label' holds 0.5"),
+        ("id,label\np,0.25\n", PETS, "accuracy", {}, "'label' holds 0.25"),
         ("id,x\np,0\n", POINTS, "rmse", {}, "'x'"),
         ("id,x\np_z,0\n", BANDS, "log_loss", {"subjects": ("p",), "row_labels": ("z",)}, "'z'"),
     ],

@@ -430,6 +430,7 @@ def test_default_message_without_a_run() -> None:
     assert submit.default_message(None, Path("predictions.csv")) == "predictions.csv"
     assert submit.default_message(Origin("", "2026-03-01T10:00:00", ("runs/a",), ("glyphs",)), Path("p.csv")) == "glyphs"
 
+
 # Tokens
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline import files
 from pipeline.errors import UserError
-from pipeline.run import ADAPTER_DIR, HEAD_FILE, model_dirs, read_record
+from pipeline.run import ADAPTER_DIR, HEAD_FILE, model_dirs, read_values
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -30,7 +30,7 @@ def model_problems(folder: Path) -> list[str]:
     if not (folder / "run.json").exists():
         return problems
     try:
-        record = read_record(folder / "run.json")
+        record = read_values(folder / "run.json")
     except UserError as error:
         return [*problems, str(error)]
     recipe = record.get("recipe") or {}

@@ -10,7 +10,7 @@ from pipeline.errors import raise_all
 from pipeline.forms.form import FormKind, SubmissionForm
 from pipeline.tables import Table, repeated_ids, rows_of
 from pipeline.targets.metrics import find_metric
-from pipeline.targets.readings import are_numbers, is_true, named_after, several_guesses
+from pipeline.targets.readings import are_numbers, has_fraction, is_true, named_after, several_guesses
 from pipeline.targets.target import Target
 from pipeline.wording import counted, nearest, numbered, quoted
 
@@ -121,7 +121,9 @@ def _one_column(column: str, cells: Sequence[str], target: Target, metric: str) 
     """The kind of a form with one column of values, and what keeps the target from filling it."""
     needs = find_metric(metric).needs
     if target.kind == "binary":
-        return ("label" if needs == "labels" else "probability"), []
+        if needs == "labels":
+            return "label", _fraction_problems(column, cells, target, metric)
+        return "probability", []
     if target.kind == "multilabel":
         return "labels", []
     if target.kind == "continuous":
@@ -135,7 +137,18 @@ def _one_column(column: str, cells: Sequence[str], target: Target, metric: str) 
     if needs == "probabilities":
         flag = "name the one whose probability is graded with --positive-class, or another --metric"
         return "label", [f"{metric} grades probabilities of {len(target.names):,} classes, and {column!r} is one column; {flag}"]
-    return "label", []
+    return "label", _fraction_problems(column, cells, target, metric)
+
+
+def _fraction_problems(column: str, cells: Sequence[str], target: Target, metric: str) -> list[str]:
+    """A sample that holds 0.5 asks for a probability or a number; a label there would be accepted, and scored badly."""
+    fraction = next((cell for cell in cells if cell not in target.names and has_fraction([cell])), None)
+    if fraction is None:
+        return []
+    return [
+        f"its {column!r} holds {fraction}, so a probability or a number is graded, and this predicts labels, scored by {metric}: train with "
+        "--metric roc_auc, log_loss or rmse (as the competition's page says); where labels are graded all the same, write one into the sample"
+    ]
 
 
 def _column_problems(columns: Sequence[str], target: Target) -> list[str]:
