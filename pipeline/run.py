@@ -13,11 +13,10 @@ from typing import Any
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json, read_json_lines
 from pipeline.targets.target import Target, multiclass
-from pipeline.unfinished import read_kept, resume_command
+from pipeline.unfinished import START, read_kept, resume_command
 
 FORMAT = 1
 RECORD = "run.json"  # written last: its presence means that the run is complete
-START = "state/start.json"  # what a run was started with
 ADAPTER_DIR = "model_lora"
 INSTALLING = ".installing"  # lies in a run folder while a release is moved in: until it is gone, nothing there counts
 HEAD_FILE = "head.safetensors"  # of a model with two backbones; otherwise the head is in the backbone's or the adapter's file

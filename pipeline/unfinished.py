@@ -9,12 +9,27 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 
-KEPT = "state/kept.json"
+START, KEPT = "state/start.json", "state/kept.json"  # what a run was started with; which weights lie in its folder until it is complete
+_FLAGS = {"data": "--data", "batch_size": "--batch-size"}
 
 
 def resume_command(path: Path | str, *flags: str) -> str:
     """The command that goes on with the unfinished run in `path`, to be pasted; data and flags are the run's own. `flags`: more of them."""
     return shlex.join(["python", "train.py", "--output", str(path), "--resume", *flags])
+
+
+def started_with(path: Path) -> dict[str, Any]:
+    """Flags that the run in `path` was started with and its recipe does not hold: `data`, `batch_size`; empty where no run was started."""
+    start = Path(path) / START
+    if not start.is_file():
+        return {}
+    values = read_json(start)
+    if not isinstance(values, dict):
+        return {}
+    words = shlex.split(str(values.get("command") or ""))  # runs of earlier versions wrote down no more
+    given = {name: words[place + 1] for name, flag in _FLAGS.items() for place, word in enumerate(words[:-1]) if word == flag}
+    given |= {name: word.partition("=")[2] for name, flag in _FLAGS.items() for word in words if word.startswith(f"{flag}=")}
+    return given | {name: values[name] for name in _FLAGS if values.get(name) is not None}
 
 
 def write_kept(

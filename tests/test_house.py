@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A file imports only from its own wing's earlier rooms and from wings above.
 WINGS = {
     "": ["errors", "stopping", "files", "unfinished", "lock", "wording", "tables", "config", "answers"],
-    "targets": ["target", "evidence", "readings", "measures", "classes", "metrics", "decide"],
+    "targets": ["target", "evidence", "readings", "measures", "classes", "metrics", "baseline", "decide"],
     "what a run holds": ["run", "predictions"],
     "forms": ["form", "recognise", "cells", "check"],
     "competition": [
@@ -60,7 +60,20 @@ WINGS = {
         *("encoders", "fusion"),
     ],
     "training": [
-        *("optim", "memory", "checkpoint", "resume", "compute", "losses", "predict", "engine", "compilation", "estimate", "record"),
+        *(
+            "optim",
+            "memory",
+            "checkpoint",
+            "resume",
+            "compute",
+            "losses",
+            "predict",
+            "engine",
+            "compilation",
+            "estimate",
+            "advice",
+            "record",
+        ),
     ],
     "tasks": ["build", "classification", "vqa", "registry"],
     "report": [
