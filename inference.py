@@ -2,6 +2,8 @@
 
 python inference.py                                           # finetuned_model/ + data/ -> predictions.csv
 python inference.py --model finetuned_model/digits --data data/digits --output data/digits/predictions.csv
+python inference.py --model runs/folds                        # the mean of its models
+python inference.py --model runs/a runs/b runs/folds          # the mean of several, whatever their backbones
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.competition.rows import Competition
+    from pipeline.folds.kept import Kept
     from pipeline.predictions import Predictions
     from pipeline.run import Run
     from pipeline.targets.target import Target
@@ -28,7 +31,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="inference.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", metavar="DIR", default="finetuned_model", help="run or release folder (default: finetuned_model)")
+    parser.add_argument(
+        "--model",
+        metavar="DIR",
+        nargs="+",
+        default=["finetuned_model"],
+        help="run, folds, blend or release folder; several are averaged with equal weights (default: finetuned_model)",
+    )
     parser.add_argument("--data", metavar="DIR", default="data", help="the competition folder (default: data)")
     parser.add_argument(
         "--output",
@@ -52,19 +61,24 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
 
     from pipeline.files import sha256
-    from pipeline.run import load_run
+    from pipeline.folds.kept import Kept
+    from pipeline.folds.team import gather, made_by, predict_together
     from pipeline.submission.belonging import check_belongs
     from pipeline.submission.origin import record_origin
     from pipeline.submission.write import write_predictions, write_results_json
     from pipeline.tables import is_formula
+    from pipeline.training.compute import choose_compute
     from pipeline.wording import counted, quoted
 
-    run = load_run(Path(args.model))
-    competition = read_for(run, Path(args.data))
-    compared = check_belongs(run.target, competition, run.path)
-    notes = [*([run.unfinished] if run.unfinished else []), *competition.notes]
-    print("\n".join([f"{run.name} from {run.path}", *(f"  {note}" for note in notes)]))
-    predictions = predict(run, competition, args.batch_size, args.precision)
+    team = gather([Path(model) for model in args.model])
+    competition = read_for(team.first, Path(args.data))
+    compared = check_belongs(team.first.target, competition, team.first.path)  # the others know the same labels
+    notes = [*(leaf.run.unfinished for leaf in team.leaves if leaf.run.unfinished), *competition.notes]
+    print("\n".join([team.describe(), *(f"  {note}" for note in notes)]))
+    kept_before = Kept(competition.test, choose_compute(args.precision).precision)
+    predictions = predict_together(
+        team, team.first.target, lambda run: predict_once(run, competition, args.batch_size, args.precision, kept_before)
+    )
     output = Path(args.output)
     kept = copy_unsent(output)
     if output.suffix == ".json":  # the results file of the VQA challenge's own evaluation
@@ -73,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         write_predictions(output, competition.form, predictions)
         rows = counted(len(competition.form.row_ids), "row")
         print(f"{output}: {rows}, {competition.form.describe()}; {what_was_checked(competition, compared)}")
-    record_origin(output, [run], args.data)
+    record_origin(output, team.named, args.data, made_by(team))
     if formulas := [text for text in (*competition.form.row_ids, *predictions.target.names) if is_formula(text)]:
         print(
             f"  note: a spreadsheet would run {quoted(formulas)} as a formula; Kaggle needs the text as it is: do not open the file in one"
@@ -119,8 +133,23 @@ def read_for(run: Run, data_dir: Path) -> Competition:
     return competition
 
 
-def predict(run: Run, competition: Competition, batch_size: int, precision: str) -> Predictions:
-    """Predictions of the test ids, in the order of the form.
+def predict_once(run: Run, competition: Competition, batch_size: int, precision: str, kept: Kept) -> Predictions:
+    """What the run predicted of these images before, else its predictions now, which are kept in its folder.
+
+    Raises:
+        UserError: as `predict`.
+    """
+    if run.target is not None and (found := kept.load(run, run.target)):
+        print(f"  as kept in {run.path}: the same images, weights and packages")
+        return found
+    predictions, bad = predict(run, competition, batch_size, precision)
+    if not bad and (problem := kept.save(run, predictions)):
+        print(f"  note: {problem}")
+    return predictions
+
+
+def predict(run: Run, competition: Competition, batch_size: int, precision: str) -> tuple[Predictions, list[Path]]:
+    """Predictions of the test ids, in the order of the form, and the images that could not be decoded.
 
     Raises:
         UserError: the model cannot be rebuilt, or not one test image can be decoded.
@@ -157,12 +186,13 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
     views = run.record.data_settings.get("views", "mean") if run.record else "mean"
     ids = [row.id for row in competition.test]
     if not bad:
-        return Predictions.of_images(ids, logits, target, views)
+        return Predictions.of_images(ids, logits, target, views), []
     values = target.activate(logits)
     values[bad] = (run.record and run.record.prior) or np.full(target.num_outputs, 1 / target.num_outputs)
-    report_bad(list(dict.fromkeys(competition.test[row].path for row in sorted(bad))), len({row.path for row in competition.test}))
+    unreadable = list(dict.fromkeys(competition.test[row].path for row in sorted(bad)))
+    report_bad(unreadable, len({row.path for row in competition.test}))
     readable = np.setdiff1d(np.arange(rows), bad)
-    return Predictions.of_values(ids, values, target, views, trusted=readable)
+    return Predictions.of_values(ids, values, target, views, trusted=readable), unreadable
 
 
 def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:

@@ -5,6 +5,7 @@ python train.py --recipe vit-base-224 --data data/birds       # another one
 python train.py --lora-rank 0 --set optimizer.lr=2e-5         # full fine-tuning, another rate
 python train.py --resume                                      # go on after an interruption
 python train.py --resume changed --lr 1e-5                    # ... at another rate
+python train.py --folds 5 --output runs/folds                 # five models, and predictions of every row by the one that did not see it
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pipeline.unfinished import resume_command, started_with
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
     from collections.abc import Callable
 
+    from pipeline.competition.rows import Competition
     from pipeline.config import Recipe
     from pipeline.targets.baseline import Baseline
     from pipeline.tasks.build import Build
@@ -79,6 +81,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="what a label means: multiclass, binary, multilabel, ordinal or continuous (default: the data tell)",
     )
     run.add_argument("--positive-class", metavar="NAME", help="the class whose probability is graded; several as A,B")
+    run.add_argument("--folds", metavar="K", type=int, help="train K models, each validated on another K-th of the rows")
+    run.add_argument("--fold", metavar="I", type=int, help="of --folds K only the I-th: the others elsewhere, --resume puts them together")
+    run.add_argument(
+        "--parallel", metavar="P", type=int, help="of --folds K so many at once, a card each (no card: the threads are shared)"
+    )
     run.add_argument("--max-minutes", metavar="N", type=float, help="stop and save after N minutes (exit code 130)")
     run.add_argument("--dry-run", action="store_true", help="build everything, run two batches of training and validation, write nothing")
     recipe = parser.add_argument_group("recipe keys with a flag of their own")
@@ -105,11 +112,27 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     fill_in(args)
     command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
+    if any(value is not None for value in (args.folds, args.fold, args.parallel)):
+        from pipeline.folds.training import Steps, train_folds
+
+        words = sys.argv[1:] if argv is None else argv
+        return train_folds(args, words, started, Steps(asked_recipe, read_data, train_one))
+    return train_one(args, command, started)
+
+
+def train_one(
+    args: argparse.Namespace, command: str, started: float, recipe: Recipe | None = None, competition: Competition | None = None
+) -> int:
+    """One run from its flags to its page, or (`recipe`, `competition`) one fold as `pipeline.folds` decided on it; the exit code.
+
+    Raises:
+        UserError, Interrupted: as `main`.
+    """
     with nullcontext() if args.dry_run else holding_folder(Path(args.output)):  # before anything in it is read
-        session = open_session(args, command, started)
+        session = open_session(args, command, started, recipe)
         if session is None:
             return 0
-        build, compute = build_task(session)
+        build, compute = build_task(session, competition)
         return train(session, build, compute)
 
 
@@ -133,8 +156,8 @@ class Session:
     started: float  # on the clock of `time.perf_counter`
 
 
-def open_session(args: argparse.Namespace, command: str, started: float) -> Session | None:
-    """The command line with its recipe; None when there is nothing left to do.
+def open_session(args: argparse.Namespace, command: str, started: float, recipe: Recipe | None = None) -> Session | None:
+    """The command line with its recipe (or the one given); None when there is nothing left to do.
 
     Raises:
         UserError: the recipe is wrong, or the output folder holds an unfinished run.
@@ -142,39 +165,54 @@ def open_session(args: argparse.Namespace, command: str, started: float) -> Sess
     output = Path(args.output)
     if not args.dry_run:
         sweep(output)
-    recipe, former = choose_recipe(args, output)
+    recipe, former = choose_recipe(args, output, recipe)
     return None if recipe is None else Session(args, recipe, former, output, command, started)
 
 
-def build_task(session: Session) -> tuple[Build, Compute]:
-    """The competition read, the model built and placed; what was understood is printed.
+def read_data(args: argparse.Namespace, recipe: Recipe, former: FormerRun | None = None) -> Competition:
+    """The training part of the competition as the recipe, competition.yaml or the resumed run read it; what was understood is printed.
 
     Raises:
-        UserError: the data cannot be read in one way alone, do not fit the recipe, or the backbone cannot be loaded.
+        UserError: the data cannot be read in one way alone, or do not fit the recipe.
     """
     from pipeline.competition.facts import read_facts
+    from pipeline.competition.groups import Grouping
     from pipeline.competition.layout import read_layout
-    from pipeline.tasks.registry import task_module
-    from pipeline.training.compute import choose_compute
 
-    args, recipe, former = session.args, session.recipe, session.former
-    print(f"{recipe.name}: {recipe.task} with {recipe.backbones}")
     data, facts = recipe.data, read_facts(Path(args.data))
-    asked = former.asked() if former else facts.asked(data.metric, data.target, data.positive_class)
     competition = read_layout(
         Path(args.data),
         id_column=data.id_column or facts.id_column,
         label_column=data.label_column or facts.label_column,
         need="train",
         skip_bad_images=data.skip_bad_images,
-        asked=asked,
+        asked=former.asked() if former else facts.asked(data.metric, data.target, data.positive_class),
+        grouped=Grouping(None if data.groups else data.group_column or facts.group_column, data.groups),
     )
     print("\n".join(f"  {note}" for note in competition.notes))
+    if competition.folds and not args.folds:
+        print(f"  note: {competition.folds_from} names folds, which only --folds takes")
     if recipe.task != competition.task:
         fix = "--recipe vqa-bert-vit-lora-r8" if competition.task == "vqa" else "a recipe without task: vqa, such as the default"
         raise UserError(
             f"{args.data} is for {competition.task}, and the recipe {recipe.name} for {recipe.task}: use {fix}, or another --data"
         )
+    return competition
+
+
+def build_task(session: Session, competition: Competition | None = None) -> tuple[Build, Compute]:
+    """The competition read (unless it is given), the model built and placed; what was understood is printed.
+
+    Raises:
+        UserError: the data cannot be read in one way alone, do not fit the recipe, or the backbone cannot be loaded.
+    """
+    from pipeline.tasks.registry import task_module
+    from pipeline.training.compute import choose_compute
+
+    args, recipe, former = session.args, session.recipe, session.former
+    print(f"{recipe.name}: {recipe.task} with {recipe.backbones}")
+    if competition is None:
+        competition = read_data(args, recipe, former)
     if args.dry_run:  # which writes nothing
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_gb": 0})})
     compute = choose_compute(recipe.precision)
@@ -186,14 +224,13 @@ def build_task(session: Session) -> tuple[Build, Compute]:
     return build, compute
 
 
-def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None, FormerRun | None]:
-    """The recipe to train and, when a run is resumed, what that run was. (None, None): there is nothing left to do.
+def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None) -> Recipe:
+    """The recipe that the flags ask for, on top of a `stored` one where it is given.
 
     Raises:
-        UserError: the folder holds an unfinished run and --resume is not given, or flags ask for another recipe than the run's.
+        UserError: the recipe is wrong.
     """
     from pipeline.config import DEFAULT_RECIPE, load_recipe, parse_assignments, validate_recipe
-    from pipeline.training.resume import FormerRun
 
     overrides = {key: getattr(args, flag) for flag, key in RECIPE_FLAGS.items() if getattr(args, flag) is not None}
     if args.backbone and args.image_size is None:
@@ -203,6 +240,24 @@ def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None
     overrides |= parse_assignments(args.set)
     if args.backbone:  # a name that says what a page or a ledger would otherwise hide
         overrides.setdefault("name", f"{Path(args.recipe or DEFAULT_RECIPE).stem} on {args.backbone}")
+    if stored is not None:
+        return validate_recipe(stored, overrides, "--resume")
+    return load_recipe(args.recipe or DEFAULT_RECIPE, overrides)
+
+
+def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None = None) -> tuple[Recipe | None, FormerRun | None]:
+    """The recipe to train (`given`, or what the flags say) and, when a run is resumed, what that run was. (None, None): there is nothing
+    left to do.
+
+    Raises:
+        UserError: the folder holds an unfinished run and --resume is not given, or flags ask for another recipe than the run's.
+    """
+    from pipeline.config import validate_recipe
+    from pipeline.folds.plan import read_start
+    from pipeline.training.resume import FormerRun
+
+    if read_start(output):
+        raise UserError(f"{output} holds unfinished folds: go on with `{resume_command(output)}`, or use another --output")
     if args.resume and (output / "run.json").exists():
         print(f"the run in {output} is complete: nothing to resume")
         if not (output / "report.html").exists():  # killed in its last second
@@ -213,16 +268,14 @@ def choose_recipe(args: argparse.Namespace, output: Path) -> tuple[Recipe | None
     former = FormerRun.read(output, accept_changes=args.resume == "changed")
     if former is not None and args.resume:
         stored = validate_recipe(former.start["recipe"], {}, where=str(output / "state"))
-        wanted = (
-            load_recipe(args.recipe, overrides) if args.recipe else validate_recipe(stored.model_dump(mode="json"), overrides, "--resume")
-        )
+        wanted = given or asked_recipe(args, None if args.recipe else stored.model_dump(mode="json"))
         former.check_recipe(stored, wanted)
         return wanted.model_copy(update={"name": stored.name}), former
     if args.resume:
         print(f"no state in {output}: starting from the beginning")
     elif former is not None and not args.dry_run:
         raise UserError(f"{output} holds an unfinished run: go on with `{resume_command(output)}`, or use another --output")
-    return load_recipe(args.recipe or DEFAULT_RECIPE, overrides), None
+    return given or asked_recipe(args), None
 
 
 def train(session: Session, build: Build, compute: Compute) -> int:

@@ -19,9 +19,11 @@ FORMAT = 1
 RECORD = "run.json"  # written last: its presence means that the run is complete
 ADAPTER_DIR = "model_lora"
 INSTALLING = ".installing"  # lies in a run folder while a release is moved in: until it is gone, nothing there counts
+INSTALLED = "release.installed.json"  # what `make weights` installed there, and from where
 HEAD_FILE = "head.safetensors"  # of a model with two backbones; otherwise the head is in the backbone's or the adapter's file
 _FILES = (
     INSTALLING,
+    INSTALLED,
     RECORD,
     "metrics.jsonl",
     "timing.jsonl",
@@ -31,6 +33,9 @@ _FILES = (
     "report.html",
     "thumbnails.jsonl",
     "floors.json",
+    "folds.csv",
+    "oof.csv",
+    "oof.npy",
     HEAD_FILE,
 )
 _FOLDERS = ("figures", "tensorboard", "state", "checkpoints")
@@ -62,6 +67,11 @@ class RunRecord:
     def name(self) -> str:
         """What pages and ledgers call the run."""
         return str(self.values.get("name") or self.path.parent.name)
+
+    @property
+    def kind(self) -> str:
+        """`run` (one model), `folds` or `blend`."""
+        return str(self.values.get("kind", "run"))
 
     @property
     def task(self) -> str:
@@ -183,6 +193,9 @@ def load_run(path: Path) -> Run:
             f"what was there before is kept in {path / 'earlier'}"
         )
     folders, text_dirs = backbone_dirs(path)
+    if not folders and (record := read_record(path)) and record.kind != "run":
+        members = list(record.values.get("members", {}))
+        raise UserError(f"{path} is no single model but {record.kind} of {len(members)}: name one of them: {', '.join(members[:5])}")
     if not folders:
         raise UserError(f"{path} holds no model_<type> folder: no model to load; {how}")
     if len(folders) > 1 or len(text_dirs) > 1:
@@ -284,7 +297,14 @@ def backbone_dirs(path: Path) -> tuple[list[Path], list[Path]]:
 def run_entries(path: Path) -> list[Path]:
     """What belongs to the run in folder `path`: existing files and folders, nothing a user may have put beside them."""
     path = Path(path)
-    return [*model_dirs(path), *(path / name for name in (*_FILES, *_FOLDERS) if (path / name).exists())]
+    kept = [file for ending in ("csv", "npy", "json") for file in sorted(path.glob(f"test*.{ending}")) if _is_kept(file)]
+    folds = sorted(folder for folder in path.glob("fold-*") if (folder / RECORD).exists() or (folder / "state").is_dir())
+    return [*model_dirs(path), *folds, *kept, *(path / name for name in (*_FILES, *_FOLDERS) if (path / name).exists())]
+
+
+def _is_kept(file: Path) -> bool:
+    """True for test predictions that inference.py keeps: test.npy, test-flip.npy; a file of that name alone may be somebody's own."""
+    return all(file.with_suffix(ending).exists() for ending in (".csv", ".npy"))
 
 
 def is_unfinished(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import signal
 import sys
@@ -39,6 +40,11 @@ def stop_requests(request: Callable[[str, bool], None]) -> Iterator[None]:
         sys.stdout, sys.stderr = streams
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """In a new process: ask Linux for a SIGTERM when the parent dies, even of SIGKILL (prctl(2), PR_SET_PDEATHSIG = 1)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 class _Watched:

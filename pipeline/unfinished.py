@@ -10,18 +10,22 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 
 START, KEPT = "state/start.json", "state/kept.json"  # what a run was started with; which weights lie in its folder until it is complete
+FOLDS_START = "state/folds.json"  # what a run of several folds was started with
 _FLAGS = {"data": "--data", "batch_size": "--batch-size"}
 
 
 def resume_command(path: Path | str, *flags: str) -> str:
-    """The command that goes on with the unfinished run in `path`, to be pasted; data and flags are the run's own. `flags`: more of them."""
-    return shlex.join(["python", "train.py", "--output", str(path), "--resume", *flags])
+    """The command that goes on with the unfinished run (or folds) in `path`, to be pasted; data and flags are the run's own. `flags`: more."""
+    path = Path(path)
+    path = path.parent if path.name.startswith("fold-") and (path.parent / FOLDS_START).is_file() else path
+    several = ["--folds", str(read_json(path / FOLDS_START).get("folds"))] if (path / FOLDS_START).is_file() else []
+    return shlex.join(["python", "train.py", "--output", str(path), *several, "--resume", *flags])
 
 
 def started_with(path: Path) -> dict[str, Any]:
     """Flags that the run in `path` was started with and its recipe does not hold: `data`, `batch_size`; empty where no run was started."""
-    start = Path(path) / START
-    if not start.is_file():
+    start = next((Path(path) / name for name in (START, FOLDS_START) if (Path(path) / name).is_file()), None)
+    if start is None:
         return {}
     values = read_json(start)
     if not isinstance(values, dict):

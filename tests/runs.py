@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def make_run(
         "versions": {"python": "3.11.7", "torch": "2.9.0"},
         "commit": None,
         "command": "python train.py --data 'my birds' && true",
-        "data": "data",
+        "data": os.path.commonpath([str(Path(path).parent) for path in paths]) if paths else "data",
         "started": "2026-01-31T09:15:00+00:00",
         "finished": "2026-01-31T10:15:00+00:00",
     }

@@ -26,6 +26,7 @@ from pipeline.competition.layout import read_layout
 from pipeline.errors import EXIT_USER, Interrupted, UserError, run_command
 from pipeline.fetch import arrival, budget, grey_range, install, pixels, staging, tf_examples
 from pipeline.tables import load_table, write_table
+from pipeline.targets.evidence import Asked
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -685,7 +686,7 @@ def test_a_stack_whose_ids_stand_in_a_table(tmp_path, take):
     assert names(tmp_path / "data/train") == [f"{name}.png" for name in TRAIN_IDS] and names(tmp_path / "data/test") == [
         f"{name}.png" for name in TEST_IDS
     ]
-    assert len(read_layout(tmp_path / "data").train) == 8
+    assert len(read_layout(tmp_path / "data", asked=Asked(metric="accuracy")).train) == 8
 
 
 def test_one_array_an_image_stays_in_its_place(tmp_path, take):
@@ -752,7 +753,7 @@ def test_records_of_the_largest_size_become_images_and_a_table(tmp_path, take):
     table = load_table(tmp_path / "data/train.csv")
     assert sorted(table.columns) == ["class", "id", "weight"] and table.column("class") == ["0", "1", "0", "1", "0", "1", "0", "1", "0"]
     assert "tfrecords-jpeg-32x32, is taken, not tfrecords-jpeg-16x16" in output and "validation part" in output
-    assert len(read_layout(tmp_path / "data").train) == 9
+    assert len(read_layout(tmp_path / "data", asked=Asked(metric="accuracy")).train) == 9
 
 
 def test_records_whose_images_are_there_are_left_aside(tmp_path, take):

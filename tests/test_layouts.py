@@ -79,16 +79,17 @@ def evidence(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", competitions.KINDS)
-def test_every_kind_is_read(tmp_path, kind, evidence):
+def test_every_kind_is_read(tmp_path, kind):
     made = competitions.KINDS[kind](tmp_path / "data")
-    competition = read_layout(made.root)
+    said_by_page = dict(zip(made.flags[::2], made.flags[1::2], strict=True))
+    positive = tuple(filter(None, said_by_page.get("--positive-class", "").split(",")))
+    competition = read_layout(made.root, asked=Asked(said_by_page.get("--metric"), positive_class=positive))
     assert competition.form.columns == made.columns
     assert competition.form.row_ids == tuple(made.answers)
     assert tuple(dict.fromkeys(row.id for row in competition.test)) == competition.form.ids
     assert all(row.path.is_file() for row in (*competition.train, *competition.test))
     assert not {row.path for row in competition.train} & {row.path for row in competition.test}
-    assert "decided" in competition.notes
-    assert evidence["sample"].columns == made.columns[1:]
+    assert any(note.startswith("target: ") and said_by_page["--metric"] in note for note in competition.notes)
     said(competition)
 
 
@@ -252,7 +253,7 @@ def test_a_split_column_is_the_split(tmp_path):
     assert labels(competition) == {"1": "cat", "2": "dog", "4": "dog"}
     assert competition.split == {"1": "train", "2": "val", "4": "train"}
     assert "by the column 'split' 1 validate and 1 are test rows and do not train" in said(competition)
-    assert "'fold' ignored" in said(competition)
+    assert competition.folds == {"1": "0", "2": "1", "4": "1"} and "'fold'" in competition.folds_from
     write(tmp_path, train="id,label,split\n1,cat,train\n2,dog,valid\n3,dog,7\n4,dog,train\n")
     assert "marks rows as 'train', 'valid' and as '7'" in refusal(tmp_path).replace("'train', 'val'", "'train', 'valid'")
 
@@ -512,3 +513,92 @@ def test_everything_one_folder_down(tmp_path):
     competition = read_layout(tmp_path)
     assert competition.form.ids == ("cat/1.jpg", "dog/1.jpg", "cat/2.jpg", "dog/2.jpg")
     assert len(competition.train) == 4 and "without a label" not in said(competition) and "set/valid/ not used" in said(competition)
+
+
+# ---- what other real competitions look like ----
+
+
+def sampled(root, column, value, ids=("8", "9")):
+    """Four training images, two test images, and a sample submission with `value` in every row."""
+    rows = "".join(f'{name},"{value}"\n' for name in ids)
+    return flat(root, train="id,label\n1,a\n2,b\n3,a\n4,b\n", sample_submission=f"id,{column}\n{rows}")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "asked_for"),
+    [
+        ("EncodedPixels", "1 1", "segmentation"),
+        ("rle_mask", "", "segmentation"),
+        ("PredictionString", "14 1 0 0 1 1", "detection"),
+        ("MultipolygonWKT", "MULTIPOLYGON (((0 0, 1 0, 1 1, 0 0)))", "detection"),
+        ("labels", "U+003F 1 1 U+FF2F 2 2", "a number beside each"),
+        ("landmarks", "8815 0.5", "a number beside each"),
+    ],
+)
+def test_masks_boxes_and_confidences_are_refused_by_what_the_sample_asks_for(tmp_path, column, value, asked_for):
+    message = refusal(sampled(tmp_path, column, value))
+    assert asked_for in message and repr(column) in message and "sample_submission.csv" in message
+
+
+@pytest.mark.parametrize("value", ["a", "a b", "Bison bison", "0.5", "0 1 2", "a 1"])
+def test_labels_and_guesses_are_no_masks(tmp_path, value):
+    asked = Asked(positive_class=("b",)) if value == "0.5" else Asked(metric="accuracy", kind=None)
+    assert read_layout(sampled(tmp_path, "label", value), asked=asked).form is not None
+
+
+def test_ids_of_the_rows_as_values_ask_for_images_that_are_alike(tmp_path):
+    flat(tmp_path, train="id,label\n1,a\n2,b\n3,a\n4,b\n", sample_submission="id,matches\n8.jpg,8.jpg\n9.jpg,9.jpg 8.jpg\n")
+    assert "retrieval" in refusal(tmp_path)
+
+
+def test_a_table_of_labels_never_leads_from_test_ids_to_images(tmp_path):
+    names = [str(number) for number in range(6)]
+    rows = "".join(f"{name},{(int(name) + 1) % 3}\n" for name in names)
+    flat(tmp_path, names, names, train=f"id,label\n{rows}", sample_submission="id,label\n" + "".join(f"{name},0\n" for name in names))
+    assert [row.path.name for row in read_layout(tmp_path).test] == [f"{name}.jpg" for name in names]
+
+
+def test_the_sample_tells_which_of_two_columns_holds_the_labels(tmp_path):
+    table = "image,species,individual\n1.jpg,whale,aa\n2.jpg,whale,bb\n3.jpg,dolphin,cc\n4.jpg,dolphin,cc\n"
+    flat(tmp_path, train=table, sample_submission="image,predictions\n8.jpg,aa cc new_one\n9.jpg,aa cc new_one\n")
+    competition = read_layout(tmp_path)
+    assert set(competition.class_names) == {"aa", "bb", "cc"} and competition.form.kind == "ranked"
+
+
+def test_the_same_names_in_a_resized_folder(tmp_path):
+    touch(tmp_path, *(f"{part}Resized/{name}.jpg" for part, names in (("train", "1234"), ("test", "89")) for name in names))
+    competition = read_layout(sampled(tmp_path, "label", "a"))
+    assert {row.path.parent.name for row in competition.train} == {"train"} and {row.path.parent.name for row in competition.test} == {
+        "test"
+    }
+    assert "trainResized/ holds the same names as train/" in said(competition)
+
+
+def test_the_same_names_in_two_folders_of_which_nothing_tells(tmp_path):
+    touch(tmp_path, *(f"train_b/{name}.jpg" for name in "1234"))
+    (tmp_path / "train").mkdir()
+    sampled(tmp_path, "label", "a")
+    (tmp_path / "train").rename(tmp_path / "train_c")
+    assert "found in train_b/ and train_c/" in refusal(tmp_path)
+
+
+def test_numbers_are_labels_and_no_ids_where_the_sample_asks_for_them(tmp_path):
+    table = "train_id,males,pups\n1,2,3\n2,3,4\n3,4,1\n4,1,1\n"
+    flat(tmp_path, train=table, sample_submission="test_id,males,pups\n8,1,1\n9,1,1\n")
+    competition = read_layout(tmp_path, asked=Asked(metric="rmse"))
+    assert competition.target.names == ("males", "pups") and labels(competition)["2"] == "3|4"
+
+
+def test_columns_that_the_sample_calls_by_shorter_names(tmp_path):
+    table = "id,soil,X4_mean,X11_mean,X4_sd,X11_sd\n" + "".join(f"{n},7{n},0.{n},1.{n},9,9\n" for n in "1234")
+    flat(tmp_path, train=table, sample_submission="id,X4,X11\n8,1,1\n9,1,1\n")
+    competition = read_layout(tmp_path, asked=Asked(metric="r2"))
+    assert competition.target.names == ("X4", "X11") and labels(competition)["3"] == "0.3|1.3"
+    assert competition.form.kind == "number" and "X4_mean, X11_mean are what the sample calls X4, X11" in said(competition)
+
+
+def test_ids_that_lost_their_leading_zeros(tmp_path):
+    flat(tmp_path, ("0001", "0002", "0003", "0004"), ("0008", "0009"), train="id,label\n1,a\n2,b\n3,a\n4,b\n")
+    write(tmp_path, sample_submission="id,label\n8,a\n9,a\n")
+    competition = read_layout(tmp_path)
+    assert [row.path.name for row in competition.test] == ["0008.jpg", "0009.jpg"] and "without leading zeros" in said(competition)

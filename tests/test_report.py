@@ -199,11 +199,12 @@ def test_calibration_over_enough_predictions(tmp_path: Path) -> None:
     assert (run_dir / "figures" / "calibration.png").exists()
 
 
-def test_mistakes_show_their_image_where_it_can_be_read(tmp_path: Path) -> None:
-    good, broken = tmp_path / "a b.png", tmp_path / "broken.jpg"
+def test_mistakes_show_their_image_where_it_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    good, broken = Path("a b.png"), Path("broken.jpg")
     Image.new("RGBA", (900, 300), (200, 30, 30, 255)).save(good)
     broken.write_bytes(b"\xff\xd8\xff not a picture")
-    page = Page(build_report(make_run(tmp_path / "run", paths=[str(good), str(broken), str(tmp_path / "gone.jpg")])))
+    page = Page(build_report(make_run(tmp_path / "run", paths=[str(good), str(broken), "gone.jpg"])))
     thumbnails = [image for image in page.all("img") if (image["src"] or "").startswith("data:image/jpeg")]
     assert [image["alt"] for image in thumbnails] == ["Avocado, taken for Banana"]
     assert len(thumbnails[0]["src"] or "") < 20_000

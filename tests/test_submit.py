@@ -357,6 +357,48 @@ def test_answer_belongs_to_the_last_request():
     assert read_reply(0, f"{request}\n{answer}\nsent\n", "").bodies[-1] == {"token": "x"}
 
 
+HOSTILE = "\x1b]0;owned\x07\x1b[2Jdone\x9b31m\u202e"
+OBEYED = set("\x1b\x07\x9b\r\u202e")
+
+
+def test_what_kaggle_says_moves_no_cursor_anywhere(server, folder, sleeps, capfd):
+    """Escape sequences in the scores, in the reason of a failed scoring and in a refusal: neither on the terminal nor in the ledger."""
+    server.scoring = [{"status": "COMPLETE", "publicScore": f"0.5{HOSTILE}", "privateScore": HOSTILE}]
+    assert submit.main(FLAGS, sleep=sleeps.append) == 0
+    server.scoring = [{"status": "ERROR", "errorDescription": f"column {HOSTILE}"}]
+    run_command(lambda: submit.main([*FLAGS, "--yes"], sleep=sleeps.append))
+    server.refuse("StartSubmissionUpload", 403, f"no {HOSTILE}")
+    run_command(lambda: submit.main([*FLAGS, "--yes"], sleep=sleeps.append))
+    said = capfd.readouterr()
+    assert "0.5" in said.out and "column" in said.err and "Kaggle" in said.err
+    assert OBEYED.isdisjoint(said.out + said.err)
+    assert OBEYED.isdisjoint(ledger.LEDGER.read_text(encoding="utf-8"))
+
+
+def test_a_token_hidden_by_control_characters_or_escapes_is_not_shown(monkeypatch, tmp_path):
+    command = tmp_path / "kaggle"
+    split, escaped = "KGAT_ab\x1bcdef", json.dumps({"message": "KGAT_abcdef"}).replace("K", "\\u004b")
+    block = f"{'-' * 20}Response{'-' * 20}\n403\n\n{escaped}\n{'-' * 50}"
+    (tmp_path / "said").write_text(f"{split}\n{block}\n")
+    command.write_text(f"#!/bin/sh\ncat '{tmp_path / 'said'}'; exit 1\n")
+    command.chmod(0o755)
+    monkeypatch.setattr(cli, "find_command", lambda: command)
+    reply = cli.call(["x"])
+    assert reply.status == 403 and "abcdef" not in reply.text + reply.said and "***" in reply.said
+
+
+@pytest.mark.parametrize("header", ["soon", "²", "nan", "inf", "-5", "1e9999", "9" * 400, "\x1b[2J"])
+def test_a_retry_after_that_is_no_number_says_nothing(header):
+    text = f"{'-' * 20}Request{'-' * 20}\nx\n{'-' * 50}\n{'-' * 20}Response{'-' * 20}\n429 x\nRetry-After: {header}\n\n{{}}\n{'-' * 50}\n"
+    answer = read_reply(1, text, "")
+    assert (answer.status, answer.retry_after) == (429, None)
+
+
+def test_deep_json_in_an_answer_is_no_body():
+    text = f"{'-' * 20}Response{'-' * 20}\n200\n\n{'[' * 100_000}\n{'-' * 50}\n"
+    assert read_reply(0, text, "").bodies == ({},)
+
+
 def test_hanging_command_is_ended(monkeypatch, tmp_path):
     script = tmp_path / "kaggle"
     script.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
@@ -464,6 +506,40 @@ def test_token_kinds(monkeypatch, tmp_path, environment, home_files, kind):
     assert re.fullmatch(kind, found.kind), found.kind
     assert bool(found.problem) == (kind == "")
     assert KEY not in repr(found) and API_TOKEN not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("environment", "name", "content"),
+    [
+        ({}, "access_token", f'"{API_TOKEN}"\n'.encode()),
+        ({}, "access_token", f"export KAGGLE_API_TOKEN={API_TOKEN}\n".encode()),
+        ({}, "access_token", f"\ufeff{API_TOKEN}\n".encode()),
+        ({}, "access_token", API_TOKEN.encode("utf-16")),
+        ({}, "kaggle.json", json.dumps({"username": USER, "key": API_TOKEN}).encode()),
+        ({"KAGGLE_API_TOKEN": f"'{API_TOKEN}'"}, "", b""),
+        ({"KAGGLE_USERNAME": USER, "KAGGLE_KEY": API_TOKEN}, "", b""),
+    ],
+)
+def test_a_right_token_in_a_wrong_form_is_mended_by_the_command_shown(monkeypatch, tmp_path, environment, name, content):
+    for variable in ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".kaggle").mkdir()
+    if name:
+        (tmp_path / ".kaggle" / name).write_bytes(content)
+    problem = token.find_credentials(environment).problem
+    assert problem and API_TOKEN not in problem and "create one" not in problem
+    command = problem.partition("is not: ")[2].partition(": ")[2]
+    shown = subprocess.run(
+        ["bash", "-c", f'{command}; printf %s "$KAGGLE_API_TOKEN"'],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    after = {"KAGGLE_API_TOKEN": shown.stdout} if shown.stdout else {}
+    found = token.find_credentials(after)
+    assert (found.kind.startswith("API token"), found.problem) == (True, "") and found.secrets[0] == API_TOKEN
 
 
 @pytest.mark.parametrize(

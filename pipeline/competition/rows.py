@@ -40,6 +40,9 @@ class Competition:
     task: Literal["classification", "vqa"] = "classification"
     split: dict[str, Literal["train", "val"]] | None = None  # row id -> part, where the data say which rows validate
     groups: dict[str, str] | None = None  # row id -> what must not be split
+    folds: dict[str, str] | None = None  # row id -> its fold, where the data say it; read, and taken by --folds alone
+    folds_from: str = ""  # where that stands
+    split_from: str = "as the table of labels says"
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -56,11 +56,13 @@ def kept_split(ids: Sequence[str], former: Sequence[tuple[str, str, str]]) -> tu
     return train, val, f"validation: {len(val):,} of {counted(len(ids), 'labelled image')}, as when the run was started"
 
 
-def stated_split(ids: Sequence[str], stated: Mapping[str, str]) -> tuple[list[int], list[int], str]:
-    """The split that the table of labels states, as `train_val_split` gives it; `stated`: id -> train or val."""
+def stated_split(
+    ids: Sequence[str], stated: Mapping[str, str], where: str = "as the table of labels says"
+) -> tuple[list[int], list[int], str]:
+    """The split that somebody states, as `train_val_split` gives it; `stated`: id -> train or val, `where`: who, in words."""
     train = [number for number, name in enumerate(ids) if stated.get(name) != "val"]
     val = [number for number, name in enumerate(ids) if stated.get(name) == "val"]
-    return train, val, f"validation: {len(val):,} of {counted(len(ids), 'labelled image')}, as the table of labels says"
+    return train, val, f"validation: {len(val):,} of {counted(len(ids), 'labelled image')}, {where}"
 
 
 def _stratified(rows_of: dict[str, list[int]], num_val: int, seed: int) -> list[int]:

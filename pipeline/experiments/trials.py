@@ -6,10 +6,8 @@ trial.log (everything its processes printed).
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,8 +23,9 @@ import yaml
 from pipeline.config import Recipe, differences, load_recipe
 from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, Interrupted, UserError
 from pipeline.experiments.grids import Trial
-from pipeline.files import read_json, sha256, write_json, write_text
-from pipeline.run import ADAPTER_DIR, model_dirs
+from pipeline.files import read_json, write_json, write_text
+from pipeline.folds.bases import share_base
+from pipeline.stopping import end_with_parent
 from pipeline.submission import score
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,15 +163,10 @@ def run_logged(command: Sequence[object], log: Path, bench: Bench) -> int:
             stderr=subprocess.STDOUT,
             env=os.environ | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"},
             pass_fds=bench.lock,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
         with _passing_on(process):
             return process.wait()
-
-
-def _end_with_parent() -> None:
-    """In a new process: ask Linux for a SIGTERM when the parent dies, even of SIGKILL (prctl(2), PR_SET_PDEATHSIG = 1)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 @contextmanager
@@ -207,22 +201,9 @@ def last_words(log: Path, code: int) -> str:
 def tidy(folder: Path, output: Path) -> None:
     """Make a trained trial small: no resume state, and the frozen base beside an adapter hard-linked to an equal one of another trial.
 
-    Bases are equal where seed and class names are: a new head is drawn by the seed. Without hard links on the file system the copies stay.
+    Bases are equal where seed and class names are: a new head is drawn by the seed.
     """
-    shutil.rmtree(folder / "state", ignore_errors=True)
-    if not (folder / ADAPTER_DIR).is_dir():
-        return
-    for base in (path / "model.safetensors" for path in model_dirs(folder) if path.name != ADAPTER_DIR):
-        for other in sorted(output.glob(f"*/{base.parent.name}/{base.name}")):
-            if other.samefile(base) or other.stat().st_size != base.stat().st_size or sha256(other) != sha256(base):
-                continue
-            link = base.with_suffix(".part")
-            try:
-                os.link(other, link)
-            except OSError:
-                return
-            os.replace(link, base)
-            return
+    share_base(folder, sorted(path for path in output.glob("*") if path.is_dir() and path != folder))
 
 
 def _step(command: Sequence[object], log: Path, bench: Bench) -> str | None:

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline import files
 from pipeline.errors import UserError, raise_all, run_command
 from pipeline.fetch.addresses import Source, parse_source
@@ -24,11 +22,11 @@ from pipeline.fetch.archives import unpack_zip
 from pipeline.fetch.download import fetch
 from pipeline.fetch.whole import model_problems
 from pipeline.lock import holding_folder
-from pipeline.run import ADAPTER_DIR, INSTALLING, is_unfinished, model_dirs, now, run_entries
+from pipeline.run import ADAPTER_DIR, INSTALLED, INSTALLING, is_unfinished, model_dirs, now, run_entries
 from pipeline.unfinished import resume_command
 
 MODEL_DIR = Path("finetuned_model")
-RELEASE_FILE, INSTALLED_FILE, WORK_DIR = "release.yaml", "release.installed.json", ".download"
+RELEASE_FILE, WORK_DIR = "release.yaml", ".download"
 
 RUN_FILES = ("run.json", "head.safetensors", "metrics.jsonl", "timing.jsonl", "val_predictions.csv", "val_probs.npy")
 RUN_FILES += ("figures",)  # the page is not taken from others, it could run scripts: `make report` builds it
@@ -60,10 +58,7 @@ def read_release(path: Path) -> Release:
             f"no release is named: {path} does not exist. Give one: `make weights WEIGHTS=FILE.zip` (or a Google Drive link, or an https "
             f"address); or write {path} with the line `source: ...`; or train a model: `python train.py`"
         )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+    values = files.read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold keys and values, with at least `source: ...`; it holds {type(values).__name__}")
     raise_all(_release_problems(values), f"{path}:")
@@ -224,7 +219,7 @@ def _install_model(contents: Contents, model_dir: Path, record: dict[str, Any]) 
 
     Killed in between, the marker stays: nobody takes a backbone without its adapter for a model, and the next call installs anew.
     """
-    of_former_release = [model_dir / name for name in (*_installed(model_dir).get("entries", ()), INSTALLED_FILE)]
+    of_former_release = [model_dir / name for name in (*_installed(model_dir).get("entries", ()), INSTALLED)]
     entries = [entry for entry in contents.entries if not _is_own_readme(model_dir / entry.name, of_former_release)]
     former = dict.fromkeys([*run_entries(model_dir), *of_former_release, *(model_dir / entry.name for entry in entries)])
     former.pop(model_dir / INSTALLING, None)
@@ -234,7 +229,7 @@ def _install_model(contents: Contents, model_dir: Path, record: dict[str, Any]) 
     for entry in entries:
         entry.rename(model_dir / entry.name)
     names = [entry.name for entry in entries]
-    files.write_json(model_dir / INSTALLED_FILE, record | {"entries": names, "weights": _weights(model_dir)})
+    files.write_json(model_dir / INSTALLED, record | {"entries": names, "weights": _weights(model_dir)})
     (model_dir / INSTALLING).unlink()
     print(f"installed  {', '.join(names)} in {model_dir}")
 
@@ -286,7 +281,7 @@ def _is_harmless(path: Path) -> bool:
 def _installed(model_dir: Path) -> dict[str, Any]:
     """What `make weights` wrote down last time; empty when there is nothing, or nothing that can be read."""
     try:
-        record = json.loads((model_dir / INSTALLED_FILE).read_text(encoding="utf-8"))
+        record = json.loads((model_dir / INSTALLED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) and {"sha256", "source_key", "entries", "weights", "installed"} <= record.keys() else {}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line, printable
 from pipeline.kaggle.reply import KaggleError, Reply, explain, read_reply
 from pipeline.kaggle.token import find_credentials, scrub
 
@@ -85,7 +85,7 @@ def call(
         while True:
             try:
                 output, errors = process.communicate(timeout=1)
-                return read_reply(process.returncode, scrub(output), scrub(errors))
+                return read_reply(process.returncode, scrub(printable(output)), scrub(printable(errors)))
             except subprocess.TimeoutExpired:
                 if tick:
                     tick()
@@ -151,7 +151,7 @@ def _read_submissions(reply: Reply) -> list[Submission]:
             return []
         raise KaggleError(f"the kaggle command printed no list of submissions (pip install --upgrade kaggle): {reply.said}")
     listed = next((body["submissions"] for body in reply.bodies if isinstance(body.get("submissions"), list)), [])
-    errors = {str(item.get("ref")): str(item.get("errorDescription") or "") for item in listed if isinstance(item, dict)}
+    errors = {str(item.get("ref")): scrub(one_line(str(item.get("errorDescription") or ""))) for item in listed if isinstance(item, dict)}
     try:
         rows = [
             {name: value or "" for name, value in row.items() if name}

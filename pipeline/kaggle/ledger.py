@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pipeline import files
-from pipeline.errors import UserError, one_line
+from pipeline.errors import UserError, one_line, printable
 from pipeline.lock import holding_file
 from pipeline.tables import guarded, restored
 
@@ -51,7 +51,7 @@ def read_ledger(path: Path) -> tuple[list[str], list[Row]]:
     for number, line in enumerate(lines[1:], start=1):
         if len(line) != len(columns):
             raise _unreadable(path, f"submission {number} has {len(line)} cells instead of {len(columns)}")
-    return columns, [dict(zip(columns, map(restored, line), strict=True)) for line in lines[1:]]
+    return columns, [dict(zip(columns, (printable(restored(cell)) for cell in line), strict=True)) for line in lines[1:]]
 
 
 def _unreadable(path: Path, reason: str) -> UserError:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.kaggle.token import NEW_TOKEN, find_credentials
+from pipeline.errors import UserError, printable
+from pipeline.kaggle.token import NEW_TOKEN, find_credentials, scrub
 
 
 class KaggleError(UserError):
@@ -42,14 +42,18 @@ class Reply:
         message = self.bodies[-1].get("message") if self.bodies else None
         lines = [line.strip() for line in self.text.splitlines() if line.strip()]
         sentence = message if isinstance(message, str) and message else lines[-1] if lines else ""
-        return " ".join(sentence.split())[:400]
+        return scrub(" ".join(sentence.split()))[:400]  # in JSON a token can be written with escapes
 
 
 _TRAFFIC = re.compile(r"^-{10,}(Request|Response)-{10,}\n(.*?)\n-{50}$\n?", re.DOTALL | re.MULTILINE)
 
 
 def read_reply(code: int, output: str, errors: str) -> Reply:
-    """What a call that ended with `code` printed, with the traffic taken out of it and into `status`, `retry_after`, `bodies`."""
+    """What a call that ended with `code` printed, with the traffic taken out of it and into `status`, `retry_after`, `bodies`.
+
+    All of it is Kaggle's or a stranger's text: control characters are left out.
+    """
+    output, errors = printable(output.replace("\r\n", "\n")), printable(errors.replace("\r\n", "\n"))
     status, retry_after, bodies = None, None, [{}]
     for kind, block in _TRAFFIC.findall(output):
         if kind == "Request":
@@ -58,7 +62,7 @@ def read_reply(code: int, output: str, errors: str) -> Reply:
             bodies.append({})
             continue
         head, _, body = block.partition("\n\n")
-        status = int(head[:3]) if head[:3].isdigit() and int(head[:3]) >= 400 else None
+        status = int(head[:3]) if re.match(r"[4-9][0-9]{2}", head) else None
         header = re.search(r"(?im)^retry-after: *(.+)$", head)
         retry_after = _seconds(header[1]) if header else None
         bodies[-1] = _json_object(body)
@@ -72,18 +76,25 @@ def read_reply(code: int, output: str, errors: str) -> Reply:
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except ValueError:
+        value = _without_controls(json.loads(text))
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
+def _without_controls(value: Any) -> Any:
+    """A value of JSON whose texts hold nothing that a terminal would obey: in JSON they can hide as \\u001b."""
+    if isinstance(value, dict):
+        return {printable(name): _without_controls(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_controls(inner) for inner in value]
+    return printable(value) if isinstance(value, str) else value
+
+
 def _seconds(retry_after: str) -> float | None:
     """Seconds from a Retry-After header: a number or an HTTP date."""
-    try:
-        return max(0.0, float(retry_after))
-    except ValueError:
-        pass
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", retry_after.strip()):
+        return float(retry_after)
     try:
         moment = datetime.strptime(retry_after.strip(), "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC)
     except ValueError:

@@ -144,7 +144,7 @@ def _file_problems(path: Path, data_dir: Path, model_dir: Path | None) -> list[s
         return [f"{path} does not fit the competition folder {data_dir} (--data): {error}"]
     if competition.form is None:
         return [f"{path} cannot be checked: {data_dir} has neither test images nor a sample submission"]
-    return [f"{path}: {problem}" for problem in check_predictions(path, competition.form, target or competition.target)]
+    return [f"{path}: {problem}" for problem in check_predictions(path, competition.form, run.target if run else competition.target)]
 
 
 def default_message(origin: Origin | None, path: Path) -> str:

@@ -20,6 +20,7 @@ from pipeline.report import run_facts
 from pipeline.report.charts import class_counts_figure
 from pipeline.report.comparison import build_comparison
 from pipeline.report.curves import curve_names, draw_curves
+from pipeline.report.folds_section import read_folds
 from pipeline.report.ledger_figure import read_submissions
 from pipeline.report.number_section import read_number_counts
 from pipeline.report.question_section import read_questions
@@ -62,6 +63,7 @@ def build_report(run_dir: Path, ledger: Path = LEDGER) -> Path:
     """
     files = read_run_files(run_dir)
     drawn = draw_curves(files)
+    folds = read_folds(files, drawn)
     validation = read_validation(files, drawn)
     questions = read_questions(files, drawn)
     classes = run_facts.class_counts(files)
@@ -85,6 +87,7 @@ def build_report(run_dir: Path, ledger: Path = LEDGER) -> Path:
         curves=run_facts.curve_captions(files, curve_names([files])),
         best_metrics=run_facts.metrics({key: value for key, value in files.kept_epoch.items() if key.startswith("val_")}, files),
         epochs=run_facts.epoch_table(files),
+        folds=folds,
         validation=validation,
         questions=questions,
         rows_are=files.rows_are,

@@ -51,10 +51,9 @@ def headlines(files: RunFiles) -> list[dict[str, str]]:
     """What the page opens with: the best validation metric and, after scoring, the test score."""
     shown, best = [], files.best
     if best:
-        planned = files.told.get("recipe", {}).get("epochs") or (files.metrics and files.metrics[-1]["epoch"])
-        epoch = f"epoch {best['epoch']}" + (f" of {planned}" if planned else "")
-        value, what = metric_value(best["metric"], best["value"]), f"validation {metric_name(best['metric'])}"
-        shown.append({"value": value, "what": what, "when": epoch, "note": _best_note(files, best)})
+        what = f"{'out-of-fold' if files.record.get('folds') else 'validation'} {metric_name(best['metric'])}"
+        value = metric_value(best["metric"], best["value"])
+        shown.append({"value": value, "what": what, "when": _when(files, best), "note": _best_note(files, best)})
     elif files.kept_epoch.get(key := f"train_{files.training_score}") is not None:
         note = "on its own training images: none was kept back for validation"
         value, what = metric_value(key, files.kept_epoch[key]), f"training {metric_name(key)}"
@@ -66,6 +65,15 @@ def headlines(files: RunFiles) -> list[dict[str, str]]:
         note = "" if higher_is_better(key) else direction(key)
         shown.append({"value": metric_value(key, metrics[key]), "what": f"test {metric_name(key)}", "when": rows, "note": note})
     return shown
+
+
+def _when(files: RunFiles, best: dict[str, Any]) -> str:
+    """Which epoch, or of folds how far they are apart."""
+    if folds := files.record.get("folds"):
+        mean, deviation = (None if folds[key] is None else metric_value(best["metric"], folds[key]) for key in ("mean", "deviation"))
+        return f"{folds['count']} folds" + (f": {mean}" if mean else "") + (f" ± {deviation}" if deviation else "")
+    planned = files.told.get("recipe", {}).get("epochs") or (files.metrics and files.metrics[-1]["epoch"])
+    return f"epoch {best['epoch']}" + (f" of {planned}" if planned else "")
 
 
 def kind(files: RunFiles) -> str:

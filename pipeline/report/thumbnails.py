@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -17,6 +18,7 @@ from pipeline.data.intensity import Intensity, stored_intensity
 from pipeline.data.opening import BadImage, opened
 from pipeline.files import read_json_lines, write_json_lines
 from pipeline.report.run_files import THUMBNAILS, RunFiles
+from pipeline.run import INSTALLED
 from pipeline.targets.target import Target, multiclass
 
 if TYPE_CHECKING:
@@ -109,9 +111,21 @@ def thumbnail(path: Path, side_px: int, intensity: Intensity | None = None) -> s
 
 
 def _from_data(files: RunFiles, written_path: str, intensity: Intensity | None) -> str | None:
-    candidates = [Path(written_path), Path(files.record.get("data") or ".") / written_path, files.path.resolve().parent / written_path]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    return path and thumbnail(path, MISTAKE_PX, intensity)
+    """The picture from the data folder the run was made with, and from nowhere else: a page is sent to others, and tables can be forged."""
+    base = files.path.resolve().parent
+    roots = [os.path.abspath(place / files.told["data"]) for place in (Path(), base)] if _is_own(files) else []
+    candidates = [Path(written_path), *(Path(root) / written_path for root in roots), base / written_path]
+    for candidate in map(os.path.abspath, candidates):  # without following links: those inside the data folder are the user's own
+        if any(Path(candidate).is_relative_to(root) for root in roots) and os.path.isfile(candidate):
+            return thumbnail(Path(candidate), MISTAKE_PX, intensity)
+    return None
+
+
+def _is_own(files: RunFiles) -> bool:
+    """True for a run that was made here, in a data folder that is not the whole disk or home: what a release says of paths counts nothing."""
+    if (files.path / INSTALLED).exists() or not files.told.get("data"):
+        return False
+    return Path(files.told["data"]).resolve() not in (Path.home().resolve(), *Path.home().resolve().parents)
 
 
 def _spread(rows: Sequence[Row], count: int) -> list[Row]:

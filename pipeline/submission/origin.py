@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.files import sha256
-from pipeline.run import Run, known_record, now
+from pipeline.run import RunRecord, known_record, now
 
 MADE_BY = ".made-by.jsonl"
 
@@ -31,6 +31,7 @@ class Origin:
     score: str = ""
     commit: str = ""
     data: str = ""
+    made: dict[str, Any] = field(default_factory=dict)  # single models with their weights, views and decisions
 
     def describe(self) -> str:
         """The run, its folder, when, and its validation score: `lora (runs/lora), predicted 2026-03-01 10:00, val_accuracy 0.91`."""
@@ -39,8 +40,19 @@ class Origin:
         return ", ".join([runs, f"predicted {moment}", f"{self.metric} {self.score}" if self.score else "no validation score"])
 
 
-def record_origin(output: Path, runs: Sequence[Run], data: Path | str) -> None:
-    """Write down that `runs` made the predictions file `output`. A folder that takes no more files is no reason to fail."""
+class Maker(Protocol):
+    """A folder with what made a file: a run, folds, a blend, a release."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def record(self) -> RunRecord | None: ...
+
+
+def record_origin(output: Path, runs: Sequence[Maker], data: Path | str, made: dict[str, Any] | None = None) -> None:
+    """Write down that `runs` made the predictions file `output`, and how (`made`). A folder that takes no more files is no reason to fail."""
     best, commit = {}, ""
     if len(runs) == 1 and runs[0].record:
         best, commit = runs[0].record.best, str(runs[0].record.values.get("commit") or "")
@@ -55,6 +67,7 @@ def record_origin(output: Path, runs: Sequence[Run], data: Path | str) -> None:
         f"{value:.6g}" if known else "",
         commit,
         str(data),
+        made or {},
     )
     with suppress(OSError), open(output.parent / MADE_BY, "a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(origin), ensure_ascii=False) + "\n")
@@ -81,7 +94,8 @@ def _read(values: dict[str, Any]) -> Origin:
     datetime.fromisoformat(texts["time"])
     if not models or len(models) != len(names):
         raise ValueError("another number of names than of folders")
-    return Origin(models=models, names=names, **texts)
+    made = values.get("made")
+    return Origin(models=models, names=names, **texts, made=made if isinstance(made, dict) else {})
 
 
 def origin_of_run(predictions: Path, model: Path) -> Origin | None:

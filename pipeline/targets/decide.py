@@ -30,6 +30,7 @@ from pipeline.targets.target import KINDS, Target
 from pipeline.wording import counted, listed, natural_key, nearest, quoted
 
 FEW_NUMBERS = 20  # so many different whole numbers, and no more, are taken for classes where nothing else tells
+MANY_TEXTS = 20  # rows; so many without one text that occurs twice are no classes
 DEFAULT_METRIC = {"multiclass": "accuracy", "binary": "log_loss", "multilabel": "micro_f1", "ordinal": "qwk", "continuous": "rmse"}
 # The threshold that is best for F-beta is F / (1 + beta^2), where F is the best score itself (Lipton et al. 2014, arXiv:1402.1892, for beta 1):
 # for scores around 0.7 that is 0.35 for F1 and 0.15 for F2, a little more where the model is not sure of anything yet.
@@ -188,7 +189,7 @@ def _of_texts(case: _Case) -> _Read:
             return _label_sets(case, separator, "the sample has a column for each label")
     if case.asked.positive_class:
         return _binary(case, names, "--positive-class")
-    if are_numbers(names) and not has_fraction(names) and len(names) == 2 and are_flags(names):
+    if len(names) == 2 and are_flags(names) and (are_numbers(names) or are_numbers(case.sample_cells)):
         return _flags(case, names)
     if are_numbers(names):
         return _numbers(case, names)
@@ -203,6 +204,8 @@ def _flags(case: _Case, names: tuple[str, ...]) -> _Read:
     """Labels 0 and 1: a probability or the label itself may be graded."""
     if has_fraction(case.sample_cells) and case.may_be("binary") and not (case.metric and case.metric.needs == "labels"):
         return _binary(case, names, f"the sample's {case.sample.columns[0]!r} holds a fraction" if case.sample else "")
+    if case.needs("labels") and not are_numbers(names) and case.asked.kind is None and case.may_be("binary"):
+        return _binary(case, names, "the sample holds numbers for them")  # written 0 and 1
     if case.needs("labels") or case.asked.kind in ("multiclass", "ordinal"):
         kind = case.asked.kind or ("ordinal" if case.metric is not None and case.metric.name == "qwk" else "multiclass")
         return Target(kind, names), case.labels.texts, "labels 0 and 1", []
@@ -271,6 +274,13 @@ def _words(case: _Case, names: tuple[str, ...]) -> _Read:
             f"{example!r} may be the name of one class, or several labels",
             "each text is one class: --target multiclass",
             "several labels an image, to be predicted one by one: --target multilabel",
+        )
+    if case.asked.kind is None and len(names) == len(labels.texts) >= MANY_TEXTS and labels.source != "folders":
+        raise case.ambiguous(
+            f"all {len(names):,} rows have different texts, such as {names[0]!r}, and a text can be predicted only if it was trained",
+            "texts, masks or other things that are written anew for each image: that is not done here",
+            "each is a class all the same: --target multiclass",
+            "several labels an image: --target multilabel",
         )
     if case.asked.kind == "binary" or (case.needs("probabilities") and case.one_column and case.sample is not None):
         return _binary(case, names, "one column of probabilities")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.competition.fold_split import both_sides, find_units, grouped_split, split_seed
 from pipeline.competition.rows import Competition, Row
 from pipeline.competition.splits import kept_split, stated_split, train_val_split
 from pipeline.config import Recipe
@@ -348,14 +349,28 @@ def _split(recipe: Recipe, competition: Competition, rows: Sequence[Row], former
     ids = list(label_of)
     if former is not None:
         train, val, how = kept_split(ids, list({row[0]: row for row in former.rows}.values()))
-    elif competition.split is not None:
-        train, val, how = stated_split(ids, competition.split)
     else:
-        train, val, how = train_val_split(competition.target.strata(list(label_of.values())), recipe.data.val_fraction, recipe.seed)
+        train, val, how = _new_split(recipe, competition, label_of, rows)
     rows_of: dict[str, list[Row]] = {}
     for row in rows:
         rows_of.setdefault(row.id, []).append(row)
     return [row for number in train for row in rows_of[ids[number]]], [row for number in val for row in rows_of[ids[number]]], how
+
+
+def _new_split(recipe: Recipe, competition: Competition, label_of: dict[str, str], rows: Sequence[Row]) -> tuple[list[int], list[int], str]:
+    """The split of a run that begins, as `train_val_split` gives it: as stated, of whole groups, or stratified."""
+    ids, labels, seed = list(label_of), list(label_of.values()), split_seed(recipe)
+    paths: dict[str, list[Path]] = {}
+    for row in rows:
+        paths.setdefault(row.id, []).append(row.path)
+    units = find_units(ids, paths, competition.groups)
+    if competition.split is not None:
+        train, val, how = stated_split(ids, competition.split, competition.split_from)
+        warning = both_sides(ids, units, [number in set(val) for number in range(len(ids))]) if units.bind else None
+        return train, val, f"{how}; {warning}" if warning else how
+    if units.bind and recipe.data.val_fraction:
+        return grouped_split(competition.target, labels, units, recipe.data.val_fraction, seed)
+    return train_val_split(competition.target.strata(labels), recipe.data.val_fraction, seed)
 
 
 def _for_training(target: Target, encoded: np.ndarray) -> Sequence[Any]:

@@ -32,6 +32,7 @@ FIXED = (
     *("lora.rank", "lora.alpha", "lora.targets", "lora.also_train", "optimizer.name"),
     *("head.fusion", "head.hidden_size", "head.activation", "head.dropout"),
     *("data.metric", "data.target", "data.positive_class"),
+    *("data.split_seed", "data.group_column", "data.groups"),
     *("data.val_fraction", "data.image_fraction", "data.top_answers", "data.other_answers", "data.split_by"),
 )
 

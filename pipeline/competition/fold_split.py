@@ -1,0 +1,277 @@
+"""Which rows come into which part: folds, and a validation part of whole groups. Stratified as far as groups allow, no group ever parted.
+
+Rows with one label, and numbers by their tenths, go to folds by scikit-learn (StratifiedKFold, StratifiedGroupKFold); several labels an
+image, and what those two refuse, by iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011, "On the Stratification of Multi-Label
+Data", algorithm 1), here of whole groups.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import Recipe
+from pipeline.errors import UserError
+from pipeline.files import sha256
+from pipeline.targets.target import Target
+from pipeline.wording import counted, listed, quoted
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is shared out whole: `of` says of each row which unit it is in; `groups` of them were asked for (0: none), `alike` lines on rows
+    with the same file."""
+
+    of: tuple[int, ...]
+    groups: int
+    alike: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """How many units there are."""
+        return max(self.of, default=-1) + 1
+
+    @property
+    def bind(self) -> bool:
+        """True where some rows belong together."""
+        return self.count < len(self.of)
+
+
+def split_seed(recipe: Recipe) -> int:
+    """The seed of the split: its own, else the one of training."""
+    return recipe.seed if recipe.data.split_seed is None else recipe.data.split_seed
+
+
+def find_units(ids: Sequence[str], paths: Mapping[str, Sequence[Path]], groups: Mapping[str, str] | None) -> Units:
+    """The units of `ids`: rows of one group, and rows with a file of the same bytes, are one. `paths`: the images of each id."""
+    first: dict[str, int] = {}
+    parent = list(range(len(ids)))
+
+    def top(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    for row, row_id in enumerate(ids):
+        if groups is not None:
+            parent[top(row)] = top(first.setdefault(groups[row_id], row))
+    twins = _same_files([(path, row) for row, row_id in enumerate(ids) for path in paths[row_id]])
+    joined = 0
+    for rows in twins:
+        for row in rows[1:]:
+            if top(row) != top(rows[0]):
+                joined += 1
+                parent[top(row)] = top(rows[0])
+    numbers: dict[int, int] = {}
+    of = tuple(numbers.setdefault(top(row), len(numbers)) for row in range(len(ids)))
+    says = []
+    if joined:
+        shown = listed(f"{ids[rows[0]]!r} and {ids[rows[1]]!r}" for rows in twins)
+        held = sum(len(rows) for rows in twins)
+        says = [f"{counted(held, 'row')} with the same file as another ({shown}) stay together"]
+    return Units(of, len(first), tuple(says))
+
+
+def _same_files(files: Sequence[tuple[Path, int]]) -> list[list[int]]:
+    """Rows, two or more, that hold the same bytes. Only files of one size are read."""
+    sizes: dict[int, list[tuple[Path, int]]] = {}
+    for path, row in files:
+        sizes.setdefault(path.stat().st_size, []).append((path, row))
+    found: dict[str, list[int]] = {}
+    for size, alike in sizes.items():
+        if size and len(alike) > 1:
+            for path, row in alike:
+                found.setdefault(sha256(path), []).append(row)
+    rows = [list(dict.fromkeys(rows)) for rows in found.values()]
+    return [several for several in rows if len(several) > 1]
+
+
+def make_folds(target: Target, labels: Sequence[str], units: Units, count: int, seed: int) -> tuple[list[int], list[str]]:
+    """The fold of each row, from 1 to `count`, and lines on how they were made.
+
+    Raises:
+        UserError: fewer than 2 folds, or more than there are rows or groups.
+    """
+    import numpy as np
+
+    what = "group" if units.bind else "labelled row"
+    if count < 2:
+        raise UserError(f"--folds {count}: at least 2 are needed (one model a fold, validated on what the others train on)")
+    if count > units.count:
+        raise UserError(f"--folds {count}: there are only {counted(units.count, what)}, and a fold needs one: use at most {units.count}")
+    strata = target.strata(labels)
+    counts = _label_counts(target, labels, strata)
+    folds = _shared_out(target, strata, counts, np.array(units.of), units.bind, count, seed)
+    lines = [f"{count} folds of {_sizes(folds, count)} rows, {_how(target)} (split seed {seed})", *units.alike]
+    if units.groups:
+        alone = _shared_out(target, strata, counts, np.arange(len(labels)), False, count, seed)
+        cost, free = (_unevenness(counts, found, count) for found in (folds, alone))
+        lines.append(
+            f"{counted(units.groups, 'group')}, none in two folds: a fold's share of a label is at most {100 * cost:.1f} points off the whole "
+            f"(without groups {100 * free:.1f})"
+        )
+    if target.kind != "continuous":
+        lines += _rare(target, labels, folds, count)
+    return folds.tolist(), lines
+
+
+def grouped_split(target: Target, labels: Sequence[str], units: Units, val_fraction: float, seed: int) -> tuple[list[int], list[int], str]:
+    """Sorted indices of the training rows, of the validation rows, and one sentence: a validation part of whole units.
+
+    Every class keeps a training row where it can.
+    """
+    import numpy as np
+
+    counts = _label_counts(target, labels, target.strata(labels))
+    of = np.array(units.of)
+    parts = _iteratively(counts, of, [1 - val_fraction, val_fraction], seed)
+    for column in range(counts.shape[1]):  # a label that lost its last training row gets the smallest of its groups back
+        has = counts[:, column] > 0
+        if has.any() and not (has & (parts == 0)).any():
+            parts[of == min(set(of[has]), key=lambda unit: (int((of == unit).sum()), int(unit)))] = 0
+    val = np.flatnonzero(parts == 1).tolist()
+    says = f"validation: {len(val):,} of {counted(len(labels), 'labelled image')}"
+    if units.groups:
+        chosen = len(set(of[val].tolist()))
+        off = _unevenness(counts, parts + 1, 2)
+        says += (
+            f", {counted(chosen, 'whole group')} of {units.groups:,} (seed {seed}); a label's share is at most {100 * off:.1f} points off"
+        )
+    else:
+        says += f", stratified (seed {seed})"
+    return np.flatnonzero(parts == 0).tolist(), val, "; ".join([says, *units.alike])
+
+
+def _how(target: Target) -> str:
+    return {"multilabel": "stratified by every label", "continuous": "by tenths of the number"}.get(target.kind, "stratified by class")
+
+
+def _sizes(folds: np.ndarray, count: int) -> str:
+    sizes = sorted({int((folds == number).sum()) for number in range(1, count + 1)})
+    return f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+
+
+def _label_counts(target: Target, labels: Sequence[str], strata: Sequence[str]) -> np.ndarray:
+    """(N, L) int64: which labels, or which stratum, each row counts for."""
+    import numpy as np
+
+    if target.kind == "multilabel":
+        return target.encode(labels).astype(np.int64)
+    place = {name: number for number, name in enumerate(sorted(set(strata)))}
+    counts = np.zeros((len(labels), len(place)), dtype=np.int64)
+    counts[np.arange(len(labels)), [place[name] for name in strata]] = 1
+    return counts
+
+
+def _shared_out(target: Target, strata: Sequence[str], counts: np.ndarray, of: np.ndarray, bind: bool, count: int, seed: int) -> np.ndarray:
+    """(N,) int64 fold numbers from 1."""
+    import numpy as np
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    fits = target.kind != "multilabel" and max(Counter(strata).values()) >= count  # else scikit-learn refuses
+    if fits:
+        splitter = (StratifiedGroupKFold if bind else StratifiedKFold)(count, shuffle=True, random_state=seed % 2**32)
+        folds = np.zeros(len(of), dtype=np.int64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # classes with fewer rows than folds: said by `_rare`
+            for number, (_, rows) in enumerate(splitter.split(np.zeros(len(of)), np.array(strata), of if bind else None), start=1):
+                folds[rows] = number
+        if all((folds == number).any() for number in range(1, count + 1)):
+            return folds
+    return _iteratively(counts, of, [1 / count] * count, seed) + 1
+
+
+def _iteratively(counts: np.ndarray, of: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
+    """(N,) int64: the part of each row, from 0. The label with the fewest rows left is shared out first, the largest units of it first, each
+    to the part that still wants most of that label, then most rows at all; ties by `seed`. A part that would stay empty gets a unit."""
+    import numpy as np
+
+    num_units, parts = int(of.max()) + 1, len(shares)
+    sizes = np.bincount(of, minlength=num_units)
+    held = np.zeros((num_units, counts.shape[1]), dtype=np.int64)
+    np.add.at(held, of, counts)
+    wanted_rows = np.array(shares) * len(of)
+    wanted = np.outer(shares, counts.sum(axis=0))
+    chosen = np.full(num_units, -1, dtype=np.int64)
+    order = np.random.default_rng(seed).permutation(num_units)
+    ties = np.random.default_rng([seed, 1])
+    left = held.sum(axis=0)
+
+    def give(unit: int, part: int) -> None:
+        nonlocal left
+        chosen[unit] = part
+        wanted[part] -= held[unit]
+        wanted_rows[part] -= sizes[unit]
+        left = left - held[unit]
+
+    def best(values: np.ndarray) -> int:
+        top = np.flatnonzero(np.isclose(values, values.max()))
+        if len(top) > 1:
+            rows = wanted_rows[top]
+            top = top[np.isclose(rows, rows.max())]
+        return int(top[0] if len(top) == 1 else ties.choice(top))
+
+    while (left > 0).any():
+        label = int(np.where(left > 0, left, np.iinfo(np.int64).max).argmin())
+        units = [unit for unit in order.tolist() if chosen[unit] < 0 and held[unit, label]]
+        for unit in sorted(units, key=lambda unit: -int(held[unit, label])):
+            give(unit, best(wanted[:, label]))
+    for unit in order.tolist():  # without any label
+        if chosen[unit] < 0:
+            give(unit, best(wanted_rows))
+    for part in range(parts):
+        if not (chosen == part).any() and (np.bincount(chosen, minlength=parts) > 1).any():
+            fullest = int(np.bincount(chosen, minlength=parts).argmax())
+            candidates = np.flatnonzero(chosen == fullest)
+            chosen[candidates[sizes[candidates].argmin()]] = part
+    return chosen[of]
+
+
+def _unevenness(counts: np.ndarray, folds: np.ndarray, count: int) -> float:
+    """The largest difference between a label's share of a fold's rows and its share of all."""
+    import numpy as np
+
+    whole = counts.mean(axis=0)
+    parts = [counts[folds == number] for number in range(1, count + 1)]
+    return max((float(np.abs(part.mean(axis=0) - whole).max()) for part in parts if len(part)), default=0.0)
+
+
+def _rare(target: Target, labels: Sequence[str], folds: np.ndarray, count: int) -> list[str]:
+    """A line on labels with fewer rows than folds, and where their rows go."""
+    import numpy as np
+
+    encoded = target.encode(labels)
+    has = encoded == np.arange(len(target.names))[:, None] if target.is_choice else encoded.T > 0.5
+    rare = []
+    for name, rows in zip(target.names if target.is_choice else target.output_names, has, strict=True):
+        where = sorted(set(folds[rows].tolist()))
+        if 0 < rows.sum() < count:
+            alone = ", whose model never sees one" if len(where) == 1 else ""
+            rare.append(f"{name!r} ({counted(int(rows.sum()), 'row')}: validated in fold {listed(map(str, where))}{alone})")
+    if not rare:
+        return []
+    noun = {"ordinal": ("grade", "grades"), "multilabel": ("label", "labels")}.get(target.kind, ("class", "classes"))
+    return [
+        f"{counted(len(rare), *noun)} with fewer rows than folds: {'; '.join(rare[:5])}{f' and {len(rare) - 5} more' if len(rare) > 5 else ''}"
+    ]
+
+
+def both_sides(ids: Sequence[str], units: Units, parts: Sequence[object]) -> str | None:
+    """What a stated split does to groups: a warning where it parts some, else None."""
+    seen: dict[int, set[object]] = {}
+    for unit, part in zip(units.of, parts, strict=True):
+        seen.setdefault(unit, set()).add(part)
+    parted = {unit for unit, found in seen.items() if len(found) > 1}
+    if not parted:
+        return None
+    rows = [ids[row] for row, unit in enumerate(units.of) if unit in parted]
+    what = "groups (or rows with the same file)" if units.groups else "sets of rows with the same file"
+    return f"WARNING: the split parts {len(parted):,} {what}, such as {quoted(rows[:2])}: validation is too good there"

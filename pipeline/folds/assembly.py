@@ -1,0 +1,211 @@
+"""Trained folds -> one run of kind "folds": what each model said of the rows it did not see, scored together and fold by fold."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+from pipeline.competition.rows import Competition
+from pipeline.config import Recipe
+from pipeline.errors import UserError, raise_all
+from pipeline.files import replacing, write_json
+from pipeline.folds.plan import Plan
+from pipeline.predictions import Predictions
+from pipeline.run import FORMAT, RECORD, RunRecord, environment, now, read_record
+from pipeline.tables import guarded, load_table, restored, write_table
+from pipeline.targets.measures import histograms
+from pipeline.targets.metrics import all_metrics, find_metric
+from pipeline.wording import counted, quoted
+
+if TYPE_CHECKING:
+    import numpy as np
+
+OOF = "oof"
+OOF_COLUMNS = ("id", "fold", "label", "predicted")
+PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence")
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a fold's run said of its validation images: `cells` of val_predictions.csv, one an image, and (M, O) float32 `values`."""
+
+    record: RunRecord
+    cells: list[list[str]]
+    values: np.ndarray
+
+    @property
+    def ids(self) -> list[str]:
+        """The id of each image."""
+        return [row[0] for row in self.cells]
+
+
+def read_held(folder: Path) -> Held:
+    """The validation predictions of the run in `folder`.
+
+    Raises:
+        UserError: the run is not complete, or its files are damaged.
+    """
+    import numpy as np
+
+    record = read_record(folder)
+    if record is None:
+        raise UserError(f"{folder} holds no finished run")
+    table = load_table(folder / "val_predictions.csv")
+    if table.columns != PREDICTION_COLUMNS:
+        raise UserError(f"{table.path}: expected the columns {', '.join(PREDICTION_COLUMNS)}, found {', '.join(table.columns)}")
+    cells = [list(map(restored, row)) for row in table.cells]
+    try:
+        values = np.load(folder / "val_probs.npy", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{folder / 'val_probs.npy'} is missing or damaged: {error}") from None
+    if values.shape != (len(cells), record.target.num_outputs):
+        raise UserError(
+            f"{folder}: val_predictions.csv has {len(cells)} rows and val_probs.npy the shape {values.shape}: one is not this run's"
+        )
+    return Held(record, cells, values)
+
+
+def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str, data: str) -> int:
+    """Write oof.csv, oof.npy, val_predictions.csv, val_probs.npy, run.json and the page of complete folds; the exit code.
+
+    Raises:
+        UserError: a fold was trained on other data than these, or a file is damaged.
+    """
+    import numpy as np
+
+    from pipeline.report.page import build_report
+    from pipeline.report.thumbnails import store_samples
+
+    held = {number: read_held(plan.folder(number)) for number in range(1, plan.count + 1)}
+    _check(plan, competition, held, recipe, data)
+    target, metric = held[1].record.target, held[1].record.metric
+    parts = [Predictions.of_values(one.ids, one.values, target, recipe.data.views) for one in held.values()]
+    label_of = {row.id: row.label for row in competition.train}
+    predicted = {name for part in parts for name in part.ids}
+    ids = [row_id for row_id in plan.fold_of if row_id in predicted]  # without what skip_bad_images left out
+    oof = Predictions(tuple(name for part in parts for name in part.ids), np.concatenate([part.values for part in parts]), target).aligned(
+        ids
+    )
+    truth = target.encode([label_of[row_id] for row_id in ids])
+    folds = np.array([plan.fold_of[row_id] for row_id in ids])
+    record = {
+        "format": FORMAT,
+        "kind": "folds",
+        "task": recipe.task,
+        "name": recipe.name,
+        "recipe": recipe.model_dump(mode="json"),
+        "class_names": list(target.names),
+        "target": target.record(),
+        "metric": {"name": metric, "higher_is_better": find_metric(metric).higher_is_better},
+        "prior": [float(value) for value in target.prior([row.label for row in competition.train])],
+        "counts": {"train": len(competition.train), "val": sum(len(one.cells) for one in held.values())},
+        "members": {plan.folder(number).name: 1 / plan.count for number in held},
+        "command": command,
+        "data": data,
+        "seed": recipe.seed,
+        "folds": folds_record(target, metric, truth, oof.values, folds, plan, held),
+        **environment(),
+        "finished": now(),
+    }
+    labels = [row.label for row in competition.train]
+    record["counts"]["train_per_class"] = target.counts(labels)
+    if target.kind == "continuous":
+        record["counts"]["train_histograms"] = histograms(target.names, target.encode(labels))
+    scores = record["folds"]["scores"]
+    own = f"val_{metric}" if metric in scores else "val_loss"
+    record["best"] = {"epoch": None, "metric": own, "value": scores[own.removeprefix("val_")]}
+    write_oof(plan.output, oof, [label_of[row_id] for row_id in ids], folds.tolist())
+    write_images(plan.output, competition, held)
+    store_samples(plan.output, list(competition.train), target)
+    write_json(plan.output / RECORD, record)
+    page = build_report(plan.output)
+    next_command = shlex.join(["python", "inference.py", "--model", str(plan.output), "--data", data])
+    print(
+        f"{describe(record['folds'], own.removeprefix('val_'))}\ndone. {plan.count} folds in {plan.output}\npage: {page}\nnext: {next_command}"
+    )
+    return 0
+
+
+def describe(folds: dict[str, Any], metric: str) -> str:
+    """One line: the score of all out-of-fold rows, mean and deviation over folds."""
+    line = f"out-of-fold {metric} {folds['scores'][metric]:.4f} on {folds['rows']:,} rows"
+    if folds.get("mean") is not None:
+        line += f"; over {folds['count']} folds {folds['mean']:.4f}" + (
+            f" ± {folds['deviation']:.4f}" if folds["deviation"] is not None else ""
+        )
+    return line
+
+
+def folds_record(
+    target: Any, metric: str, truth: np.ndarray, values: np.ndarray, folds: np.ndarray, plan: Plan, held: dict[int, Held]
+) -> dict[str, Any]:
+    """What run.json keeps: `scores` of all out-of-fold rows, those of each fold, and mean and deviation of the metric over folds."""
+    scores = all_metrics(target, truth, values, metric)
+    own = metric if metric in scores else "loss"
+    each = []
+    for number, one in held.items():
+        rows = folds == number
+        best = one.record.values.get("best") or {}
+        found = all_metrics(target, truth[rows], values[rows], metric)
+        each.append({"fold": number, "rows": int(rows.sum()), "value": found.get(own), "epoch": best.get("epoch"), "scores": found})
+    known = [line["value"] for line in each if line["value"] is not None]
+    return {
+        "count": plan.count,
+        "rows": len(truth),
+        "metric": own,
+        "scores": scores,
+        "mean": mean(known) if known else None,
+        "deviation": stdev(known) if len(known) > 1 else None,
+        "each": each,
+        "notes": list(plan.notes),
+    }
+
+
+def write_oof(output: Path, oof: Predictions, labels: Sequence[str], folds: Sequence[int]) -> None:
+    """oof.npy (N, O) float32 and oof.csv (id, fold, label, predicted), the same rows, each file whole or not at all."""
+    import numpy as np
+
+    with replacing(output / f"{OOF}.npy") as temporary, open(temporary, "wb") as file:
+        np.save(file, oof.values.astype(np.float32))
+    rows = zip(oof.ids, folds, labels, oof.target.decode(oof.values), strict=True)
+    cells = [(guarded(row_id), str(fold), guarded(label), guarded(predicted)) for row_id, fold, label, predicted in rows]
+    write_table(output / f"{OOF}.csv", OOF_COLUMNS, cells)
+
+
+def write_images(output: Path, competition: Competition, held: dict[int, Held]) -> None:
+    """val_predictions.csv and val_probs.npy of every image, in the table's order: what a page reads."""
+    import numpy as np
+
+    place = {(row.id, str(row.path)): number for number, row in enumerate(competition.train)}
+    cells = [row for one in held.values() for row in one.cells]
+    values = np.concatenate([one.values for one in held.values()])
+    order = sorted(range(len(cells)), key=lambda row: place.get((cells[row][0], cells[row][1]), len(place)))
+    write_table(output / "val_predictions.csv", PREDICTION_COLUMNS, [[*map(guarded, cells[row][:4]), cells[row][4]] for row in order])
+    with replacing(output / "val_probs.npy") as temporary, open(temporary, "wb") as file:
+        np.save(file, values[order])
+
+
+def _check(plan: Plan, competition: Competition, held: dict[int, Held], recipe: Recipe, data: str) -> None:
+    """Raise where a fold validated other rows than folds.csv gives it, or tells other classes apart."""
+    problems = []
+    known = {row.id for row in competition.train}
+    names = competition.target.names
+    for number, one in held.items():
+        again = shlex.join(
+            ["python", "train.py", "--folds", str(plan.count), "--fold", str(number), "--data", data, "--output", str(plan.output)]
+        )
+        mine, found = set(plan.ids(number)), set(one.ids)
+        gone = [] if recipe.data.skip_bad_images else sorted(mine - found)
+        if foreign := sorted(found - mine):
+            what = "of other data" if not set(foreign) <= known else "that belong to other folds"
+            problems.append(f"fold {number} validated {counted(len(foreign), 'row')} {what}: {quoted(foreign)}; train it again: {again}")
+        elif gone:
+            problems.append(f"fold {number} did not validate {counted(len(gone), 'row')}: {quoted(gone)}; train it again: {again}")
+        if set(one.record.class_names) != set(names):
+            differ = sorted(set(one.record.class_names) ^ set(names))
+            problems.append(f"fold {number} knows other classes: {quoted(differ)}")
+    raise_all(problems, f"the folds in {plan.output} are not all of these data:")

@@ -1,0 +1,60 @@
+"""Averages of predictions: of probabilities (and numbers), or of ranks.
+
+The rule: ranks where the metric looks at order alone (areas under curves) and each output stands for itself, else probabilities. A model
+that is surer than the others, or calibrated otherwise, would outweigh them in a mean of probabilities, though its order is no better;
+ranks put all on one scale. Where probabilities themselves are scored, or one class of several is chosen, ranks would destroy what counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UserError
+from pipeline.predictions import Predictions
+from pipeline.targets.target import Target
+from pipeline.wording import quoted
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PROBABILITIES, RANKS = "probabilities", "ranks"
+ORDER_ALONE = ("roc_auc", "partial_auc_80tpr", "average_precision")
+
+
+def by_ranks(target: Target | None, metric: str) -> str:
+    """ "ranks" or "probabilities", by the rule above."""
+    each_for_itself = target is not None and target.kind in ("binary", "multilabel")
+    return RANKS if each_for_itself and metric in ORDER_ALONE else PROBABILITIES
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """(N, O) float64 of the same shape: each column's ranks as shares between 0 and 1, equal values with their mean rank."""
+    import numpy as np
+    from scipy.stats import rankdata
+
+    return (rankdata(values, axis=0) - 0.5) / max(1, len(values)) if len(values) else np.asarray(values, dtype=np.float64)
+
+
+def weighted(values: Sequence[np.ndarray], weights: Sequence[float], rule: str) -> np.ndarray:
+    """(N, O) float32: the weighted mean of predictions of equal shape, or of their ranks."""
+    import numpy as np
+
+    total = np.zeros(np.shape(values[0]), dtype=np.float64)
+    for one, weight in zip(values, weights, strict=True):
+        total += weight * (ranks(one) if rule == RANKS else np.asarray(one, dtype=np.float64))
+    return (total / sum(weights)).astype(np.float32)
+
+
+def average(members: Sequence[Predictions], weights: Sequence[float], rule: str = PROBABILITIES) -> Predictions:
+    """The weighted average of predictions for the same ids and outputs, in the order of the first.
+
+    Raises:
+        UserError: ids or outputs differ.
+    """
+    first = members[0]
+    for other in members[1:]:
+        if other.target.output_names != first.target.output_names:
+            differ = sorted(set(other.target.output_names) ^ set(first.target.output_names))
+            raise UserError(f"predictions of different outputs cannot be averaged: {quoted(differ) or 'in another order'}")
+    return Predictions(first.ids, weighted([member.aligned(first.ids).values for member in members], weights, rule), first.target)

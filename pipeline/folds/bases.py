@@ -1,0 +1,32 @@
+"""The frozen base of runs beside one another, stored once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.files import sha256
+from pipeline.run import ADAPTER_DIR, model_dirs
+
+
+def share_base(folder: Path, others: Iterable[Path]) -> None:
+    """Make the run in `folder` small: no resume state, and the frozen base beside an adapter becomes one file with an equal one of `others`.
+
+    Without hard links on the file system the copies stay.
+    """
+    shutil.rmtree(folder / "state", ignore_errors=True)
+    if not (folder / ADAPTER_DIR).is_dir():
+        return
+    for base in (path / "model.safetensors" for path in model_dirs(folder) if path.name != ADAPTER_DIR):
+        for other in (path / base.parent.name / base.name for path in others):
+            if not other.exists() or other.samefile(base) or other.stat().st_size != base.stat().st_size or sha256(other) != sha256(base):
+                continue
+            link = base.with_suffix(".part")
+            try:
+                os.link(other, link)
+            except OSError:
+                return
+            os.replace(link, base)
+            return

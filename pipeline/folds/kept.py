@@ -1,0 +1,87 @@
+"""Test predictions kept in the run that made them: test.npy and test.csv (ids), and test.json, which says of which images and weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline.competition.rows import Row
+from pipeline.errors import UserError
+from pipeline.files import read_json, sha256, write_json
+from pipeline.predictions import Predictions
+from pipeline.run import Run, environment, model_dirs, now
+from pipeline.targets.target import Target
+
+STEM = "test"
+DECIDING = ("torch", "transformers", "pillow", "simplejpeg")  # packages of another version may give other pixels or logits
+
+
+def images_digest(rows: Sequence[Row]) -> str:
+    """A digest of the ids of `rows` and the bytes of their images. A file that cannot be read counts as absent."""
+    files: dict[Path, str] = {}
+    for row in rows:
+        if row.path not in files:
+            try:
+                files[row.path] = sha256(row.path)
+            except OSError:
+                files[row.path] = ""
+    return hashlib.sha256(repr([(row.id, files[row.path]) for row in rows]).encode()).hexdigest()
+
+
+class Kept:
+    """The kept test predictions of some runs, for one set of images. `precision` and `views` are part of what was computed."""
+
+    def __init__(self, rows: Sequence[Row], precision: str, views: Sequence[str] = ()) -> None:
+        self.images, self.precision, self.views = images_digest(rows), precision, list(views)
+        self.stem = "-".join([STEM, *views])
+        self._weights: dict[tuple[int, int, int], str] = {}  # a base that several folds share is read once
+
+    def load(self, run: Run, target: Target) -> Predictions | None:
+        """What the run predicted of these images before; None where it did not, or its weights or packages are others now."""
+        path = run.path / f"{self.stem}.json"
+        if run.record is None or not path.exists():
+            return None
+        with suppress(UserError):
+            if read_json(path).get("made_with") == self._made_with(run):
+                return Predictions.load(run.path / self.stem, target)
+        return None
+
+    def save(self, run: Run, predictions: Predictions) -> str | None:
+        """Keep predictions in the run's folder; why not, where that cannot be done. A release keeps none."""
+        if run.record is None or run.unfinished:
+            return None
+        path = run.path / f"{self.stem}.json"
+        try:
+            path.unlink(missing_ok=True)  # from here to the last line nothing counts
+            predictions.save(run.path / self.stem)
+            write_json(path, {"made_with": self._made_with(run), "made": now()})
+        except OSError as error:
+            return f"test predictions are not kept in {run.path}: {error.strerror or error}"
+        return None
+
+    def _made_with(self, run: Run) -> dict[str, Any]:
+        versions = environment()["versions"]
+        return {
+            "images": self.images,
+            "weights": self._weights_of(run),
+            "precision": self.precision,
+            "views": self.views,
+            "versions": {name: versions.get(name) for name in DECIDING},
+        }
+
+    def _weights_of(self, run: Run) -> str:
+        """A digest of every file of the model: weights, preprocessing, settings."""
+        found = []
+        for file in sorted(file for folder in model_dirs(run.path) for file in folder.rglob("*") if file.is_file()):
+            status = os.stat(file)
+            key = (status.st_dev, status.st_ino, status.st_mtime_ns)
+            if key not in self._weights:
+                self._weights[key] = sha256(file)
+            found.append((str(file.relative_to(run.path)), self._weights[key]))
+        head = run.path / "head.safetensors"
+        found += [("head", sha256(head))] if head.exists() else []
+        return hashlib.sha256(repr(found).encode()).hexdigest()

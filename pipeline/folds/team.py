@@ -1,0 +1,186 @@
+"""Which models predict together: the folders named, each a run, folds or a blend, as single models with their weights; and their average."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError, raise_all
+from pipeline.folds.averaging import RANKS, average, by_ranks
+from pipeline.folds.plan import read_start
+from pipeline.predictions import Predictions
+from pipeline.run import RECORD, Run, RunRecord, load_run, read_record
+from pipeline.targets.target import Target
+from pipeline.wording import counted, quoted
+
+DEEPEST = 8  # blends of blends
+
+
+@dataclass(frozen=True)
+class Named:
+    """A folder as it was named: what it is called, and what it says of itself (None: a release)."""
+
+    path: Path
+    name: str
+    record: RunRecord | None
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One model, and its share of the average."""
+
+    run: Run
+    weight: float
+
+
+@dataclass(frozen=True)
+class Team:
+    """`leaves`: single models, whose weights sum to 1; `named`: the folders that were named; `rule`: what is averaged."""
+
+    leaves: tuple[Leaf, ...]
+    named: tuple[Named, ...]
+    rule: str
+
+    @property
+    def first(self) -> Run:
+        """The model whose settings say how the data are read."""
+        return self.leaves[0].run
+
+    @property
+    def record(self) -> RunRecord | None:
+        """The record of the only folder named; None where there are several, or none."""
+        return self.named[0].record if len(self.named) == 1 else None
+
+    def describe(self) -> str:
+        """One line: what predicts, and how it is put together."""
+        names = " + ".join(f"{one.name} from {one.path}" for one in self.named)
+        if len(self.leaves) == 1:
+            return names
+        why = ": the metric asks for order alone, and models differ in how sure they are" if self.rule == RANKS else ""
+        return f"{names}: {counted(len(self.leaves), 'model')}, the mean of their {self.rule}{why}"
+
+    def members(self) -> dict[str, float]:
+        """The folder of each model, and its weight."""
+        return {str(leaf.run.path): round(leaf.weight, 6) for leaf in self.leaves}
+
+
+def gather(paths: Sequence[Path]) -> Team:
+    """The models in the folders `paths`, each folder with the same weight. A blend has its own weights for its members.
+
+    Raises:
+        UserError: a folder holds no model, a fold or member is missing, or the models predict different things; what differs is listed.
+    """
+    named, leaves, rules = [], [], []
+    for path in paths:
+        record, found = _open(Path(path), 1 / len(paths), 0)
+        first = found[0].run
+        named.append(Named(Path(path), record.name if record else first.name, record))
+        leaves += found
+        rules.append((record.values.get("blend") or {}).get("rule") if record and record.kind == "blend" else None)
+    _check_alike(leaves)
+    target, metric = leaves[0].run.target, leaves[0].run.metric
+    rule = rules[0] if len(rules) == 1 and rules[0] else by_ranks(target, metric)
+    return Team(tuple(leaves), tuple(named), rule)
+
+
+def predict_together(team: Team, target: Target | None, predict: Callable[[Run], Predictions]) -> Predictions:
+    """The average of what `predict` gives for each model, one model after the other; of a single model what it gives.
+
+    Raises:
+        UserError: what `predict` raises, or outputs that differ.
+    """
+    if len(team.leaves) == 1:
+        return predict(team.leaves[0].run)
+    parts = []
+    for number, leaf in enumerate(team.leaves, start=1):
+        print(f"{number} of {len(team.leaves)}: {leaf.run.path} (weight {leaf.weight:.3g})")
+        found = predict(leaf.run)
+        parts.append(replace(found, logits=None))
+    reference = target or parts[0].target
+    return average([in_order(part, reference) for part in parts], [leaf.weight for leaf in team.leaves], team.rule)
+
+
+def in_order(predictions: Predictions, target: Target) -> Predictions:
+    """The same predictions with their outputs in the order of `target`, which has the same ones.
+
+    Raises:
+        UserError: the outputs are others.
+    """
+    mine, wanted = predictions.target.output_names, target.output_names
+    if mine == wanted:
+        return replace(predictions, target=target, logits=None)
+    if set(mine) != set(wanted):
+        raise UserError(f"predictions of different outputs cannot be averaged: {quoted(sorted(set(mine) ^ set(wanted)))}")
+    return Predictions(predictions.ids, predictions.values[:, [mine.index(name) for name in wanted]], target)
+
+
+def _open(path: Path, weight: float, depth: int) -> tuple[RunRecord | None, list[Leaf]]:
+    """What the folder says of itself, and its models."""
+    if depth > DEEPEST:
+        raise UserError(f"{path} is a blend of blends of itself: name the models themselves")
+    record = read_record(path) if path.is_dir() else None
+    if record is None or record.kind == "run":
+        _refuse_unfinished(path)
+        run = load_run(path)
+        return run.record, [Leaf(run, weight)]
+    members = record.values.get("members")
+    if not isinstance(members, dict) or not members or not all(isinstance(share, int | float) for share in members.values()):
+        raise UserError(f"{path / RECORD}: members should name folders and weights: it was changed by hand or is damaged")
+    missing = [name for name in members if not (path / name / RECORD).exists()]
+    if missing:
+        raise UserError("\n".join([f"{path} lacks {counted(len(missing), 'member')}: {quoted(missing)}", *_how_made(record, missing)]))
+    total = sum(members.values())
+    return record, [leaf for name, share in members.items() for leaf in _open(path / name, weight * share / total, depth + 1)[1]]
+
+
+def _refuse_unfinished(path: Path) -> None:
+    if not path.is_dir():
+        return
+    start = read_start(path)
+    numbers = range(1, start["folds"] + 1) if start else []
+    missing = [number for number in numbers if not (path / f"fold-{number}" / RECORD).exists()]
+    if start:
+        what = f"fold {', '.join(map(str, missing))} of {start['folds']} missing" if missing else "not put together yet"
+        command = shlex.join(["python", "train.py", "--folds", str(start["folds"]), "--resume", "--output", str(path)])
+        one = f" (one alone: --fold {missing[0]})" if missing else ""
+        raise UserError(f"{path} holds unfinished folds, {what}: go on with {command}{one}, and --data as before")
+
+
+def _how_made(record: RunRecord, missing: Sequence[str]) -> list[str]:
+    """The commands that make missing folds again."""
+    if record.kind != "folds":
+        return ["bring it back, or blend anew: python -m pipeline.folds.blend"]
+    words = shlex.split(str(record.values.get("command") or "python train.py"))
+    kept = [word for place, word in enumerate(words) if "--parallel" not in (word, words[place - 1]) and word != "--resume"]
+    return [f"  {shlex.join([*kept, '--fold', name.removeprefix('fold-')])}" for name in missing]
+
+
+def _check_alike(leaves: Sequence[Leaf]) -> None:
+    """Raise where models of one team predict different things."""
+    first, problems = leaves[0].run, []
+    for leaf in leaves[1:]:
+        run = leaf.run
+        if run.task != first.task:
+            problems.append(f"{run.path} is for {run.task}, {first.path} for {first.task}")
+            continue
+        mine, other = first.target, run.target
+        if mine is None or other is None:
+            problems += [f"{one.path} is a release that names no classes" for one in (first, run) if one.target is None]
+        elif mine.kind != other.kind:
+            problems.append(f"{run.path} predicts {other.describe()}, {first.path} {mine.describe()}")
+        elif set(mine.names) != set(other.names):
+            lacks, has = sorted(set(mine.names) - set(other.names)), sorted(set(other.names) - set(mine.names))
+            differ = [f"lacks {quoted(lacks)}"] if lacks else []
+            differ += [f"has {quoted(has)} besides"] if has else []
+            problems.append(f"{run.path}, compared with {first.path}, {' and '.join(differ)}")
+        elif run.metric != first.metric:
+            problems.append(f"{run.path} was trained for {run.metric}, {first.path} for {first.metric}")
+    raise_all(list(dict.fromkeys(problems)), "these models cannot be averaged:")
+
+
+def made_by(team: Team, **more: Any) -> dict[str, Any]:
+    """What a predictions file's record keeps of how it was made."""
+    return {"members": team.members(), "average": team.rule if len(team.leaves) > 1 else None} | more

@@ -1,0 +1,211 @@
+"""`train.py --folds K`: one ordinary run a fold, on the same road as any other; then their predictions of held-out rows put together."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import shlex
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.competition.rows import Competition
+from pipeline.config import Recipe, differences, validate_recipe
+from pipeline.errors import Interrupted, UserError, raise_all
+from pipeline.files import read_json, set_aside
+from pipeline.folds.assembly import assemble
+from pipeline.folds.bases import share_base
+from pipeline.folds.parallel import Child, run_children
+from pipeline.folds.plan import Plan, plan_folds, read_start
+from pipeline.lock import holding_folder
+from pipeline.run import RECORD, read_record, run_entries
+from pipeline.training.resume import DECIDE_NOTHING
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What train.py does, handed in by it. `recipe(args, stored)`: the recipe that flags ask for, on top of a stored one where it is given;
+    `read(args, recipe)`: the competition; `train(args, command, started, recipe, competition)`: one whole run."""
+
+    recipe: Callable[[argparse.Namespace, dict[str, Any] | None], Recipe]
+    read: Callable[[argparse.Namespace, Recipe], Competition]
+    train: Callable[[argparse.Namespace, str, float, Recipe, Competition], int]
+
+
+def train_folds(args: argparse.Namespace, words: list[str], started: float, steps: Steps) -> int:
+    """Train the folds that `args` ask for (`words`: the command line after the script's name) and, once all are there, put them together.
+
+    Raises:
+        UserError: flags that do not go together, folds that cannot be made, other folds in the output folder, or what a run raises.
+        Interrupted: stopped in a fold, whose state is kept.
+    """
+    check_flags(args)
+    output, command = Path(args.output), shlex.join(["python", "train.py", *words])
+    hold = nullcontext() if args.dry_run or args.fold else holding_folder(output)
+    with hold:
+        if args.resume and not args.fold and (record := read_record(output)) and record.kind == "folds":
+            print(f"the folds in {output} are complete: nothing to resume")
+            return 0
+        start = read_start(output)
+        _check_before(args, output, start)
+        stored = start["recipe"] if start and args.resume and not args.recipe else None
+        recipe = steps.recipe(args, stored)
+        if recipe.task != "classification":
+            raise UserError(
+                f"--folds: folds are for images with labels, and the recipe {recipe.name} is for {recipe.task}; train it without --folds"
+            )
+        competition = steps.read(args, recipe)
+        plan = plan_folds(output, competition, recipe, args.folds)
+        print("\n".join(f"  {note}" for note in plan.notes))
+        if args.dry_run:
+            print(f"dry run of fold 1; {args.folds} folds take {args.folds} times as long")
+            return steps.train(_for_fold(args, plan, 1, started), command, started, recipe, plan.split(competition, 1))
+        _check_members(plan, recipe)
+        if not args.resume and not args.fold and (moved := set_aside(run_entries(output), output / "earlier")):
+            print(f"what was in {output} is kept in {moved}")
+        plan.write(recipe, command)
+        todo = [args.fold] if args.fold else plan.missing()
+        if args.parallel and args.parallel > 1 and len(todo) > 1:
+            _train_beside(args, words, started, plan, todo)
+        else:
+            _train_in_turn(args, command, started, steps, recipe, competition, plan, todo)
+        if args.fold:
+            return _say_what_is_left(args, plan)
+        return assemble(plan, recipe, competition, command, args.data)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Refuse what makes no sense together.
+
+    Raises:
+        UserError: every problem at once.
+    """
+    problems = []
+    if args.folds is None:
+        problems += [
+            f"--{name} {value}: only with --folds K" for name, value in (("fold", args.fold), ("parallel", args.parallel)) if value
+        ]
+    elif args.folds < 2:
+        problems.append(f"--folds {args.folds}: at least 2 are needed (one model a fold, validated on what the others train on)")
+    elif args.fold is not None and not 1 <= args.fold <= args.folds:
+        problems.append(f"--fold {args.fold}: a number from 1 to {args.folds} is needed")
+    if args.fold is not None and (args.parallel or 1) > 1:
+        problems.append(f"--fold {args.fold} --parallel {args.parallel}: one fold is one process; leave out one of the two")
+    if args.parallel is not None and args.parallel < 1:
+        problems.append(f"--parallel {args.parallel}: at least 1")
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        instead = f"start it with python and --parallel {processes}: one fold a card"
+        problems.append(f"--folds under torchrun ({processes} processes): {instead}")
+    raise_all(problems, "the folds cannot be trained:")
+
+
+def _check_before(args: argparse.Namespace, output: Path, start: dict[str, Any] | None) -> None:
+    """Raise where the output folder holds something unfinished that this command would not go on with."""
+    if start is not None and start["folds"] != args.folds:
+        raise UserError(
+            f"{output} holds {start['folds']} folds, not {args.folds}: use --folds {start['folds']} --resume, or another --output"
+        )
+    lost = args.fold and not (output / f"fold-{args.fold}" / RECORD).exists()
+    if args.fold and (record := read_record(output)) and not (record.kind == "folds" and lost):
+        what = "complete folds" if record.kind == "folds" else "another run"
+        raise UserError(f"{output} holds {what}: name another --output for --fold {args.fold}")
+    if args.dry_run or args.resume or args.fold:
+        return
+    if start is not None:
+        raise UserError(f"{output} holds unfinished folds: go on with --resume, or use another --output")
+    if (output / "state" / "start.json").exists() and not (output / RECORD).exists():
+        raise UserError(f"{output} holds an unfinished run of one model: finish it without --folds, or use another --output")
+    copied = sorted(folder.name for folder in output.glob("fold-*") if (folder / RECORD).exists())
+    if copied and not (output / RECORD).exists():
+        raise UserError(f"{output} holds {', '.join(copied)}: put them together with --resume, or use another --output")
+
+
+def _check_members(plan: Plan, recipe: Recipe) -> None:
+    """Raise where a fold that is there was trained by another recipe: such folds are no team that says how good one recipe is."""
+    problems = []
+    for number in plan.done():
+        path = plan.folder(number) / RECORD
+        stored = validate_recipe(read_json(path)["recipe"], {}, str(path))
+        changed = {key: values for key, values in differences(stored, recipe).items() if key not in DECIDE_NOTHING}
+        problems += [f"fold {number}: {key}: {values}" for key, values in changed.items()]
+    raise_all(problems, f"folds in {plan.output} were trained with another recipe; give the same flags, or use another --output:")
+
+
+def _for_fold(args: argparse.Namespace, plan: Plan, number: int, started: float) -> argparse.Namespace:
+    """The flags of one fold's run: its own folder, and the minutes that are left.
+
+    Raises:
+        Interrupted: none are.
+    """
+    left = _minutes_left(args, started)
+    folder = plan.folder(number)
+    resume = args.resume if (folder / "state").is_dir() or args.fold else None
+    return argparse.Namespace(**vars(args) | {"output": str(folder), "max_minutes": left, "resume": resume})
+
+
+def _minutes_left(args: argparse.Namespace, started: float) -> float | None:
+    if args.max_minutes is None:
+        return None
+    left = args.max_minutes - (time.perf_counter() - started) / 60
+    if left <= 0 and not args.fold and args.max_minutes > 0:
+        raise Interrupted(
+            "stopped (--max-minutes reached) between two folds; those before are kept. Go on with the same command and --resume"
+        )
+    return max(left, 0.0)
+
+
+def _train_in_turn(
+    args: argparse.Namespace,
+    command: str,
+    started: float,
+    steps: Steps,
+    recipe: Recipe,
+    competition: Competition,
+    plan: Plan,
+    todo: list[int],
+) -> None:
+    for number in todo:
+        print(f"fold {number} of {plan.count}:")
+        steps.train(_for_fold(args, plan, number, started), command, time.perf_counter(), recipe, plan.split(competition, number))
+        tidy(plan, number)
+        _forget()
+
+
+def _train_beside(args: argparse.Namespace, words: list[str], started: float, plan: Plan, todo: list[int]) -> None:
+    """Several folds at once, each a process of its own with `--fold`."""
+
+    def child(number: int) -> Child:
+        left = _minutes_left(args, started)
+        more = [] if left is None else ["--max-minutes", f"{left:.4f}"]
+        return Child(f"fold {number}", ["train.py", *words, "--parallel", "1", "--fold", str(number), "--resume", *more])
+
+    run_children([lambda number=number: child(number) for number in todo], args.parallel)
+    for number in todo:
+        tidy(plan, number)
+
+
+def tidy(plan: Plan, number: int) -> None:
+    """Make a trained fold small: no resume state, and the frozen base beside an adapter is one file with that of another fold."""
+    share_base(plan.folder(number), [plan.folder(other) for other in plan.done() if other != number])
+
+
+def _forget() -> None:
+    """Free what the fold before held, on the card too."""
+    import torch
+
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _say_what_is_left(args: argparse.Namespace, plan: Plan) -> int:
+    missing = plan.missing()
+    left = f"missing: {', '.join(map(str, missing))}" if missing else "all are there"
+    words = shlex.join(["python", "train.py", "--folds", str(plan.count), "--resume", "--data", args.data, "--output", args.output])
+    print(f"folds in {plan.output}: {left}. Put them together with {words}")
+    return 0

@@ -1,0 +1,48 @@
+"""What the page says of a run of several folds: a row a fold, all out-of-fold rows together, and the curves of every fold in one figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.report.curves import RUN_LOOKS, RunCurve, compared_curves
+from pipeline.report.rendering import Drawn
+from pipeline.report.run_facts import ordered
+from pipeline.report.run_files import RunFiles
+from pipeline.report.words import metric_name, metric_value
+from pipeline.run import read_metrics
+
+
+def read_folds(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
+    """`rows` of folds, `mean` and `deviation` of the metric over them, its value on `all` rows, `scores` in words; adds the figure `folds`.
+
+    None where the run is no team of folds.
+
+    Raises:
+        UserError: a fold's metrics.jsonl is damaged.
+    """
+    folds = files.record.get("folds")
+    if not folds:
+        return None
+    name, curves = folds["metric"], []
+    for line in folds["each"][: len(RUN_LOOKS)]:
+        epochs = read_metrics(files.path / f"fold-{line['fold']}" / "metrics.jsonl")
+        curves.append(RunCurve(f"fold {line['fold']}", [row["epoch"] for row in epochs], [row.get(f"val_{name}") for row in epochs]))
+    curves = [curve for curve in curves if any(value is not None for value in curve.y)]
+    if curves:
+        path = files.path / "figures" / "folds.png"
+        compared_curves(path, curves, name)
+        drawn["folds"] = path, f"Validation {metric_name(name)} of {len(curves)} folds over the epochs."
+
+    def words(value: float | None) -> str:
+        return "–" if value is None else metric_value(name, value)
+
+    return {
+        "metric": metric_name(name),
+        "count": folds["count"],
+        "all": words(folds["scores"].get(name)),
+        "rows": [line | {"value": words(line["value"])} for line in folds["each"]],
+        "mean": words(folds["mean"]),
+        "deviation": words(folds["deviation"]),
+        "scores": [(metric_name(key), value) for key, value in ordered(folds["scores"], files)],
+        "notes": folds.get("notes", []),
+    }

@@ -1,0 +1,203 @@
+"""Folds and grouped validation parts: who comes where, whatever a label is; groups and folds as somebody wrote them down."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.competition.fold_split import Units, find_units, grouped_split, make_folds
+from pipeline.competition.groups import Grouping, take_folds
+from pipeline.competition.layout import read_layout
+from pipeline.errors import UserError
+from pipeline.targets.target import Target, multiclass
+
+ALONE = Units(tuple(range(60)), 0, ())
+
+
+def table(path: Path, columns: str, rows: list[tuple]) -> None:
+    path.write_text("\n".join([columns, *(",".join(map(str, row)) for row in rows)]) + "\n", encoding="utf-8")
+
+
+def flat(root: Path, columns: str, rows: list[tuple], **others: tuple[str, list[tuple]]) -> Path:
+    """train.csv with these rows and an image (its own bytes) for each first cell; other tables beside it."""
+    for number, row in enumerate(rows):
+        path = root / f"train/{row[0]}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"image {number}".encode())
+    table(root / "train.csv", columns, rows)
+    for name, (header, cells) in others.items():
+        table(root / f"{name}.csv", header, cells)
+    return root
+
+
+def refusal(root: Path, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        read_layout(root, need="train", **options)
+    return str(caught.value)
+
+
+def test_one_class_an_image_is_stratified() -> None:
+    labels = ["a"] * 40 + ["b"] * 20
+    folds, lines = make_folds(multiclass("ab"), labels, ALONE, 5, 1)
+    assert [Counter(label for label, fold in zip(labels, folds, strict=True) if fold == number) for number in range(1, 6)] == [
+        {"a": 8, "b": 4}
+    ] * 5
+    assert len(lines) == 1 and "12" in lines[0]
+    assert make_folds(multiclass("ab"), labels, ALONE, 5, 1)[0] == folds != make_folds(multiclass("ab"), labels, ALONE, 5, 2)[0]
+
+
+def test_several_labels_an_image_are_each_stratified() -> None:
+    rng = np.random.default_rng(0)
+    target = Target("multilabel", ("often", "half", "seldom", "rare"), may_be_empty=True)
+    encoded = rng.random((500, 4)) < [0.7, 0.4, 0.1, 0.02]
+    labels = [" ".join(np.array(target.names)[row]) for row in encoded]
+    units = Units(tuple(range(500)), 0, ())
+    folds, _ = make_folds(target, labels, units, 5, 0)
+    for column in range(4):
+        counts = np.bincount(np.array(folds)[encoded[:, column]], minlength=6)[1:]
+        assert counts.max() - counts.min() <= 2, target.names[column]  # KFold leaves 5 and more on the rare ones
+    assert set(np.bincount(folds)[1:]) <= set(range(97, 104))
+
+
+def test_numbers_go_by_their_tenths() -> None:
+    numbers = np.random.default_rng(0).permutation(100)
+    folds, _ = make_folds(Target("continuous", ("score",)), [str(number) for number in numbers], Units(tuple(range(100)), 0, ()), 5, 0)
+    for fold in range(1, 6):
+        assert sorted(numbers[np.array(folds) == fold] // 10) == sorted([*range(10), *range(10)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.lists(st.integers(0, 14), min_size=20, max_size=80),
+    count=st.integers(2, 5),
+    kind=st.sampled_from(["multiclass", "multilabel", "continuous", "binary"]),
+    seed=st.integers(0, 3),
+)
+def test_no_group_is_ever_in_two_folds_and_no_fold_is_empty(groups: list[int], count: int, kind: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    names = {"continuous": ("x",), "binary": ("no", "yes")}.get(kind, ("a", "b", "c"))
+    target = Target(kind, names, positive=("yes",) if kind == "binary" else (), may_be_empty=True)
+    labels = {
+        "multiclass": lambda: rng.choice(names),
+        "binary": lambda: rng.choice(names),
+        "multilabel": lambda: " ".join(name for name in names if rng.random() < 0.4),
+        "continuous": lambda: str(rng.integers(100)),
+    }[kind]
+    texts = [str(labels()) for _ in groups]
+    place = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    units = Units(tuple(place[group] for group in groups), len(place), ())
+    if len(place) < count:
+        with pytest.raises(UserError, match=f"use at most {len(place)}"):
+            make_folds(target, texts, units, count, seed)
+        return
+    folds, lines = make_folds(target, texts, units, count, seed)
+    where = defaultdict(set)
+    for group, fold in zip(groups, folds, strict=True):
+        where[group].add(fold)
+    assert all(len(found) == 1 for found in where.values())
+    assert set(folds) == set(range(1, count + 1))
+    assert len(place) == len(groups) or any(f"{len(place)} groups" in line and "points off" in line for line in lines)
+    train, val, how = grouped_split(target, texts, units, 0.3, seed)
+    assert sorted(train + val) == list(range(len(groups)))
+    assert not {groups[row] for row in train} & {groups[row] for row in val}
+    if target.kind == "multiclass":
+        assert {texts[row] for row in train} == set(texts)
+    assert f"validation: {len(val)} of {len(groups)}" in how
+
+
+def test_too_few_or_too_many_folds() -> None:
+    for count in (1, 0, -2):
+        with pytest.raises(UserError, match=f"--folds {count}: at least 2"):
+            make_folds(multiclass("ab"), ["a", "b"] * 30, ALONE, count, 0)
+    with pytest.raises(UserError, match=r"only 60 labelled rows.*use at most 60"):
+        make_folds(multiclass("ab"), ["a", "b"] * 30, ALONE, 61, 0)
+
+
+def test_a_class_with_fewer_rows_than_folds_is_said() -> None:
+    labels = ["a"] * 30 + ["b"] * 27 + ["c", "c", "d"]
+    folds, lines = make_folds(multiclass("abcd"), labels, ALONE, 5, 0)
+    said = next(line for line in lines if "fewer rows than folds" in line)
+    assert said.startswith("2 classes") and f"'d' (1 row: validated in fold {folds[59]}, whose model never sees one)" in said
+    assert ", ".join(map(str, sorted({folds[57], folds[58]}))) in said
+
+
+def test_rows_with_the_same_bytes_stay_together(tmp_path: Path) -> None:
+    root = flat(tmp_path, "id,label", [(f"i{number}", "ab"[number % 2]) for number in range(20)])
+    for name in ("i3", "i8"):
+        (root / f"train/{name}.jpg").write_bytes(b"the same")
+    competition = read_layout(root, need="train")
+    paths = {row.id: [row.path] for row in competition.train}
+    units = find_units(list(paths), paths, None)
+    assert units.bind and units.of[3] == units.of[8] and len(set(units.of)) == 19
+    folds, lines = make_folds(competition.target, [row.label for row in competition.train], units, 4, 0)
+    assert folds[3] == folds[8]
+    assert any("2 rows with the same file" in line and "'i3'" in line and "'i8'" in line for line in lines)
+
+
+def test_a_group_column_of_the_table_of_labels(tmp_path: Path) -> None:
+    root = flat(tmp_path, "id,label,patient", [(f"i{number}", "ab"[number % 2], f"p{number // 4}") for number in range(12)])
+    competition = read_layout(root, need="train", grouped=Grouping(column="patient"))
+    assert competition.groups == {f"i{number}": f"p{number // 4}" for number in range(12)}
+    assert read_layout(root, need="train").groups is None
+    assert "'patients'" in (text := refusal(root, grouped=Grouping(column="patients"))) and "nearest: 'patient'" in text
+
+
+def test_a_group_column_of_another_table(tmp_path: Path) -> None:
+    root = flat(
+        tmp_path,
+        "id,label",
+        [(f"i{number}", "ab"[number % 2]) for number in range(8)],
+        scans=("file,site", [(f"i{number}.jpg", number % 3) for number in range(8)]),
+    )
+    assert read_layout(root, need="train", grouped=Grouping(column="site")).groups == {f"i{number}": str(number % 3) for number in range(8)}
+    table(root / "scans.csv", "file,site", [(f"i{number}.jpg", number % 3) for number in range(6)])
+    text = refusal(root, grouped=Grouping(column="site"))
+    assert "2 of 8 labelled ids have no group: 'i6', 'i7'" in text and "scans.csv" in text
+
+
+def test_groups_of_a_file(tmp_path: Path) -> None:
+    root = flat(tmp_path / "data", "id,label", [(f"i{number}", "ab"[number % 2]) for number in range(8)])
+    table(tmp_path / "mine.csv", "id,group", [(f"i{number}", number // 2) for number in range(8)])
+    grouped = Grouping(file=str(tmp_path / "mine.csv"))
+    assert read_layout(root, need="train", grouped=grouped).groups == {f"i{number}": str(number // 2) for number in range(8)}
+    table(tmp_path / "mine.csv", "id,group", [(f"i{number}.jpg", number // 2) for number in range(8)])
+    assert read_layout(root, need="train", grouped=grouped).groups["i5"] == "2"
+    table(tmp_path / "mine.csv", "id,group", [*((f"i{number}", 0) for number in range(8)), ("i3", 1)])
+    assert "'i3': '0', '1'" in refusal(root, grouped=grouped)
+    table(tmp_path / "mine.csv", "id,group", [(f"i{number}", "" if number in (1, 4) else 0) for number in range(8)])
+    assert "rows 3, 6" in refusal(root, grouped=grouped)
+    table(tmp_path / "mine.csv", "id,patient", [("i0", 0)])
+    assert "no column group" in refusal(root, grouped=grouped)
+    assert "nowhere.csv" in refusal(root, grouped=Grouping(file="nowhere.csv"))
+
+
+def test_folds_as_somebody_made_them(tmp_path: Path) -> None:
+    root = flat(tmp_path, "id,label,fold", [(f"i{number}", "ab"[number % 2], number % 3 * 10 - 1) for number in range(9)])
+    competition = read_layout(root, need="train")
+    ids = list(competition.folds)
+    taken = take_folds(ids, competition.folds, competition.folds_from, 3)
+    assert taken == [1, 2, 3] * 3  # -1, 9, 19 in the order of numbers
+    with pytest.raises(UserError, match=r"holds 3 folds.*--folds asks for 5: use --folds 3"):
+        take_folds(ids, competition.folds, competition.folds_from, 5)
+    table(root / "folds.csv", "id,fold", [(f"i{number}", "ab"[number % 2]) for number in range(9)])
+    competition = read_layout(root, need="train")
+    assert competition.folds_from.endswith("folds.csv") and take_folds(ids, competition.folds, "folds.csv", 2) == [
+        1,
+        2,
+        1,
+        2,
+        1,
+        2,
+        1,
+        2,
+        1,
+    ]
+    table(root / "folds.csv", "id,fold", [("i0", 1)])
+    competition = read_layout(root, need="train")
+    with pytest.raises(UserError, match="8 of 9 labelled ids have no fold"):
+        take_folds(ids, competition.folds, "folds.csv", 2)

@@ -1,0 +1,245 @@
+"""train.py --folds: five ordinary runs and what they say of rows they did not see; stopped, resumed, put together from pieces."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import COLOURS, make_competition, picture
+from sklearn.metrics import accuracy_score
+
+import train
+from pipeline.errors import Interrupted, UserError
+from pipeline.files import read_json
+from pipeline.targets.target import Target
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = {"dtype": str, "keep_default_na": False}
+FLAGS = [
+    "--epochs",
+    "2",
+    "--batch-size",
+    "6",
+    "--accumulation-steps",
+    "1",
+    "--lr",
+    "0.01",
+    "--precision",
+    "fp32",
+    "--set",
+    "data.workers=0",
+]
+
+
+def arguments(data: Path, backbone: Path, output: Path, *more: str) -> list[str]:
+    return ["--data", str(data), "--backbone", str(backbone), "--output", str(output), *FLAGS, *more]
+
+
+@pytest.fixture(scope="session")
+def folds_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
+    """A folder with a competition in data/ and a run of three folds in folds/. Whoever writes takes a copy."""
+    root = tmp_path_factory.mktemp("folds")
+    make_competition(root / "data", per_class=7)
+    assert train.main(arguments(root / "data", tiny_backbone, root / "folds", "--folds", "3")) == 0
+    return root
+
+
+def test_every_training_row_is_predicted_once_by_a_model_that_did_not_see_it(folds_run: Path) -> None:
+    output = folds_run / "folds"
+    oof, values = pd.read_csv(output / "oof.csv", **TEXT), np.load(output / "oof.npy")
+    assert list(oof.columns) == ["id", "fold", "label", "predicted"]
+    expected = [f"{name}_{number}" for name in COLOURS for number in range(7)]
+    assert list(oof.id) == expected and values.shape == (21, 3) and values.dtype == np.float32
+    assert list(oof.label) == [name.split("_")[0] for name in expected]
+    assert list(oof.predicted) == [sorted(COLOURS)[index] for index in values.argmax(axis=1)]
+    assert dict(pd.read_csv(output / "folds.csv", **TEXT).itertuples(index=False)) == dict(zip(oof.id, oof.fold, strict=True))
+    for fold in "123":
+        member = output / f"fold-{fold}"
+        held = pd.read_csv(member / "val_predictions.csv", **TEXT)
+        assert set(held.id) == set(oof.id[oof.fold == fold])
+        np.testing.assert_array_equal(np.load(member / "val_probs.npy"), values[[expected.index(name) for name in held.id]])
+        assert (member / "report.html").exists() and read_json(member / "run.json")["counts"]["train"] == 14
+        assert not (member / "state").exists()
+
+
+def test_the_record_and_the_page_hold_the_score_of_all_rows_and_its_spread(folds_run: Path) -> None:
+    output = folds_run / "folds"
+    oof, record = pd.read_csv(output / "oof.csv", **TEXT), read_json(output / "run.json")
+    assert record["kind"] == "folds" and Target.read(record["target"], "").names == tuple(sorted(COLOURS))
+    assert record["best"]["metric"] == "val_accuracy"
+    assert record["best"]["value"] == pytest.approx(accuracy_score(oof.label, oof.predicted))
+    each = [accuracy_score(part.label, part.predicted) for _, part in oof.groupby("fold")]
+    assert [line["value"] for line in record["folds"]["each"]] == pytest.approx(each)
+    assert record["folds"]["mean"] == pytest.approx(np.mean(each)) and record["folds"]["deviation"] == pytest.approx(np.std(each, ddof=1))
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert "All out-of-fold rows" in page and "Validation accuracy of 3 folds over the epochs." in page
+    assert (output / "figures" / "folds.png").exists() and (output / "figures" / "confusion.png").exists()
+
+
+def test_the_frozen_base_is_stored_once(folds_run: Path) -> None:
+    bases = [folds_run / f"folds/fold-{fold}/model_beit/model.safetensors" for fold in (1, 2, 3)]
+    assert len({base.stat().st_ino for base in bases}) == 1
+
+
+def test_a_fold_is_the_ordinary_run_with_that_split(folds_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    folds = pd.read_csv(folds_run / "folds/folds.csv", **TEXT)
+    table = "id,label,split\n" + "".join(
+        f"{row.id},{row.id.split('_')[0]},{'val' if row.fold == '2' else 'train'}\n" for row in folds.itertuples()
+    )
+    data = shutil.copytree(folds_run / "data", tmp_path / "data")
+    (data / "train.csv").write_text(table)
+    assert train.main(arguments(data, tiny_backbone, tmp_path / "run")) == 0
+    for name in ("val_probs.npy", "model_lora/adapter_model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (folds_run / "folds/fold-2" / name).read_bytes(), name
+
+
+def test_pieces_from_several_machines_are_put_together(
+    folds_run: Path, tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data, output = folds_run / "data", tmp_path / "together"
+    assert train.main(arguments(data, tiny_backbone, tmp_path / "elsewhere", "--folds", "3", "--fold", "3")) == 0
+    assert not (tmp_path / "elsewhere/oof.npy").exists() and "missing: 1, 2" in capsys.readouterr().out
+    shutil.copytree(tmp_path / "elsewhere/fold-3", output / "fold-3")
+    with pytest.raises(UserError, match=r"holds fold-3: put them together with --resume"):
+        train.main(arguments(data, tiny_backbone, output, "--folds", "3"))
+    assert train.main(arguments(data, tiny_backbone, output, "--folds", "3", "--resume")) == 0
+    assert "fold 3 of 3" not in capsys.readouterr().out
+    assert (output / "oof.npy").read_bytes() == (folds_run / "folds/oof.npy").read_bytes()
+    assert train.main(arguments(data, tiny_backbone, output, "--folds", "3", "--resume")) == 0  # complete
+
+
+def test_stopped_in_a_fold_and_resumed_gives_the_same_bits(folds_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    from pipeline.training import engine
+
+    data, output, steps = folds_run / "data", tmp_path / "stopped", []
+    original = engine._Loop.optimizer_step
+
+    def stopping(loop: engine._Loop) -> None:
+        original(loop)
+        steps.append(1)
+        if len(steps) in (8, 11):  # in fold 2, twice
+            loop.stop_reason = "the test"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine._Loop, "optimizer_step", stopping)
+        for attempt in range(3):
+            more = ["--resume"] if attempt else []
+            try:
+                assert train.main(arguments(data, tiny_backbone, output, "--folds", "3", *more)) == 0
+            except Interrupted:
+                assert (output / "fold-1/run.json").exists() and not (output / "run.json").exists()
+                with pytest.raises(UserError, match="--folds 3 --resume"):  # not as an ordinary run
+                    train.main(arguments(data, tiny_backbone, output))
+                with pytest.raises(UserError, match="unfinished folds: go on with --resume"):
+                    train.main(arguments(data, tiny_backbone, output, "--folds", "3"))
+    assert attempt == 2
+    for name in ("oof.npy", "oof.csv"):
+        assert (output / name).read_bytes() == (folds_run / "folds" / name).read_bytes()
+
+
+def test_max_minutes_counts_for_the_whole_command(folds_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    output = tmp_path / "short"
+    with pytest.raises(Interrupted):
+        train.main(arguments(folds_run / "data", tiny_backbone, output, "--folds", "3", "--max-minutes", "0"))
+    assert sorted(path.name for path in output.glob("fold-*")) == ["fold-1"]
+    # no flags but the folder's: the recipe is the one it was started with
+    assert train.main(["--data", str(folds_run / "data"), "--output", str(output), "--folds", "3", "--resume"]) == 0
+    assert (output / "oof.npy").read_bytes() == (folds_run / "folds/oof.npy").read_bytes()
+
+
+def test_two_at_once_give_what_they_would_in_turn_with_as_many_threads(folds_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    words = arguments(folds_run / "data", tiny_backbone, tmp_path / "beside", "--folds", "3", "--parallel", "2")
+    done = subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert all(any(line.startswith(f"fold {fold} | epoch 2/2") for line in lines) for fold in (1, 2, 3))
+    values = np.load(tmp_path / "beside/oof.npy")
+    np.testing.assert_allclose(values, np.load(folds_run / "folds/oof.npy"), atol=0.02)
+
+
+def test_a_fold_that_fails_is_named_with_its_message(folds_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    from pipeline.folds.parallel import Child, run_children
+
+    words = ["train.py", *arguments(folds_run / "data", tiny_backbone, tmp_path / "bad", "--recipe", "no-such-recipe")]
+    with pytest.raises(UserError, match="fold 7 ended with exit code 2: --recipe no-such-recipe"):
+        run_children([lambda: Child("fold 7", words)], 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--folds", "1"], "--folds 1: at least 2"),
+        (["--folds", "22"], "only 21 labelled rows"),
+        (["--folds", "3", "--fold", "4"], "--fold 4: a number from 1 to 3"),
+        (["--fold", "2"], "--fold 2: only with --folds K"),
+        (["--parallel", "2"], "--parallel 2: only with --folds K"),
+        (["--folds", "3", "--fold", "1", "--parallel", "2"], "one fold is one process"),
+        (["--folds", "3", "--parallel", "-1"], "--parallel -1: at least 1"),
+        (["--folds", "0"], "--folds 0: at least 2"),
+    ],
+)
+def test_flags_that_make_no_sense(folds_run: Path, tiny_backbone: Path, tmp_path: Path, flags: list[str], says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        train.main(arguments(folds_run / "data", tiny_backbone, tmp_path / "run", *flags))
+    assert says in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_torchrun_is_refused(folds_run: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--parallel 2: one fold a card"):
+        train.main(arguments(folds_run / "data", tiny_backbone, tmp_path / "run", "--folds", "3"))
+
+
+def test_a_dry_run_writes_nothing(folds_run: Path, tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert train.main(arguments(folds_run / "data", tiny_backbone, tmp_path / "run", "--folds", "3", "--dry-run")) == 0
+    assert not (tmp_path / "run").exists() and "3 folds take 3 times as long" in capsys.readouterr().out
+
+
+def test_what_was_in_the_folder_is_kept(folds_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    output = shutil.copytree(folds_run / "folds", tmp_path / "folds")
+    (output / "notes.txt").write_text("mine")
+    assert train.main(arguments(folds_run / "data", tiny_backbone, output, "--epochs", "1")) == 0  # one model where folds were
+    earlier = next((output / "earlier").iterdir())
+    assert {"fold-1", "fold-3", "oof.npy", "folds.csv", "run.json"} <= {path.name for path in earlier.iterdir()}
+    assert (output / "notes.txt").exists() and not (output / "oof.npy").exists() and not list(output.glob("fold-*"))
+
+
+def test_folds_of_other_data_or_another_recipe_are_refused(folds_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    output = shutil.copytree(folds_run / "folds", tmp_path / "folds")
+    (output / "run.json").unlink()
+    with pytest.raises(UserError, match="fold 1: epochs: 2 -> 3"):
+        train.main(arguments(folds_run / "data", tiny_backbone, output, "--epochs", "3", "--folds", "3", "--resume"))
+    table = (output / "folds.csv").read_text().splitlines()
+    (output / "folds.csv").write_text("\n".join([*table[:-1], f"{table[-1].split(',')[0]},{int(table[-1][-1]) % 3 + 1}"]) + "\n")
+    with pytest.raises(UserError, match="do not agree on 1 row: 'red_6'"):
+        train.main(arguments(folds_run / "data", tiny_backbone, output, "--folds", "3", "--resume"))
+    (output / "folds.csv").unlink()
+    data = shutil.copytree(folds_run / "data", tmp_path / "data")
+    picture(data / "train/red/red_9.png", COLOURS["red"], 77)
+    with pytest.raises(
+        UserError, match=r"the folds in .* are not all of these data:[\s\S]*fold 1[\s\S]*train it again: python train.py --folds 3 --fold"
+    ):
+        train.main(arguments(data, tiny_backbone, output, "--folds", "3", "--resume"))
+
+
+def test_groups_are_in_one_fold_each(tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = make_competition(tmp_path / "data", per_class=6)
+    rows = [(f"{name}_{number}", name, f"patient {number}") for name in COLOURS for number in range(6)]
+    (data / "train.csv").write_text("id,label,patient\n" + "".join(",".join(row) + "\n" for row in rows))
+    (data / "competition.yaml").write_text("group_column: patient\n")
+    assert train.main(arguments(data, tiny_backbone, tmp_path / "folds", "--folds", "3", "--epochs", "1")) == 0
+    folds = pd.read_csv(tmp_path / "folds/folds.csv", **TEXT)
+    assert (folds.groupby(folds.id.str[-1]).fold.nunique() == 1).all()
+    assert "6 groups, none in two folds" in capsys.readouterr().out
+    with pytest.raises(UserError, match="only 6 groups"):
+        train.main(arguments(data, tiny_backbone, tmp_path / "more", "--folds", "7"))
+    # the ordinary split honours them too
+    assert train.main(arguments(data, tiny_backbone, tmp_path / "run", "--epochs", "1", "--set", "data.val_fraction=0.3")) == 0
+    held = pd.read_csv(tmp_path / "run/val_predictions.csv", **TEXT).id.str[-1]
+    assert set(held.value_counts()) == {3} and json.loads((tmp_path / "run/run.json").read_text())["counts"]["val"] == 6

@@ -1,0 +1,201 @@
+"""inference.py with folds and several models: the mean of probabilities or of ranks, one model at a time; kept test predictions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import COLOURS, make_competition, picture
+
+import inference
+import train
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
+from pipeline.folds.averaging import RANKS, average, by_ranks, ranks
+from pipeline.folds.team import gather
+from pipeline.predictions import Predictions
+from pipeline.submission.origin import find_origin
+from pipeline.targets.target import Target, multiclass
+
+TEXT = {"dtype": str, "keep_default_na": False}
+FLAGS = [
+    "--epochs",
+    "2",
+    "--batch-size",
+    "6",
+    "--accumulation-steps",
+    "1",
+    "--lr",
+    "0.01",
+    "--precision",
+    "fp32",
+    "--set",
+    "data.workers=0",
+]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, swin: Path) -> Path:
+    """data/ with a sample of probabilities, and runs of it: folds/ (two), other/ (another backbone and image size)."""
+    root = tmp_path_factory.mktemp("team")
+    data = make_competition(root / "data", per_class=6, test=7)
+    ids = [path.stem for path in sorted((data / "test").glob("*.png"))]
+    (data / "sample_submission.csv").write_text("id,blue,green,red\n" + "".join(f"{name},0.3,0.3,0.4\n" for name in ids))
+    flags = ["--data", str(data), *FLAGS]
+    assert train.main([*flags, "--backbone", str(tiny_backbone), "--output", str(root / "folds"), "--folds", "2"]) == 0
+    assert train.main([*flags, "--backbone", str(swin), "--output", str(root / "other"), "--set", "data.val_fraction=0.3"]) == 0
+    return root
+
+
+@pytest.fixture(scope="session")
+def swin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from transformers import SwinConfig, SwinForImageClassification
+
+    torch.manual_seed(1)
+    config = SwinConfig(image_size=48, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=3, num_labels=3)
+    folder = tmp_path_factory.mktemp("swin") / "model_swin"
+    SwinForImageClassification(config).save_pretrained(folder)
+    return folder
+
+
+def predict(runs: Path, output: Path, *models: Path, data: Path | None = None) -> pd.DataFrame:
+    words = ["--data", str(data or runs / "data"), "--output", str(output), "--precision", "fp32", "--model", *map(str, models)]
+    assert inference.main(words) == 0
+    return pd.read_csv(output, index_col="id")
+
+
+def test_folds_predict_the_mean_of_their_models(runs: Path, tmp_path: Path) -> None:
+    single = [predict(runs, tmp_path / f"{number}.csv", runs / f"folds/fold-{number}") for number in (1, 2)]
+    together = predict(runs, tmp_path / "mean.csv", runs / "folds")
+    np.testing.assert_allclose(together, (single[0] + single[1]) / 2, atol=1e-6)
+    assert not np.allclose(single[0], single[1], atol=1e-3)
+    origin = find_origin(tmp_path / "mean.csv")
+    assert origin.models == (str(runs / "folds"),) and origin.metric == "val_log_loss"
+    assert origin.made["members"] == {str(runs / f"folds/fold-{number}"): 0.5 for number in (1, 2)}
+    assert origin.made["average"] == "probabilities"
+
+
+def test_several_models_count_alike_whatever_their_backbones(runs: Path, tmp_path: Path) -> None:
+    folds, other = (predict(runs, tmp_path / f"{name}.csv", runs / name) for name in ("folds", "other"))
+    both = predict(runs, tmp_path / "both.csv", runs / "folds", runs / "other")
+    np.testing.assert_allclose(both, (folds + other) / 2, atol=1e-6)
+    origin = find_origin(tmp_path / "both.csv")
+    assert list(origin.made["members"].values()) == [0.25, 0.25, 0.5] and origin.score == ""
+
+
+def test_test_predictions_are_kept_and_used_only_for_the_same_images_and_weights(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = shutil.copytree(runs / "other", tmp_path / "run"), shutil.copytree(runs / "data", tmp_path / "data")
+    for file in run.glob("test*"):
+        file.unlink()
+    first = predict(runs, tmp_path / "1.csv", run, data=data)
+    assert "as kept" not in capsys.readouterr().out
+    kept = Predictions.load(run / "test", Target.read(read_json(run / "run.json")["target"], ""))
+    np.testing.assert_allclose(kept.values, first.loc[list(kept.ids)], atol=1e-6)
+    pd.testing.assert_frame_equal(predict(runs, tmp_path / "2.csv", run, data=data), first)
+    assert "as kept" in capsys.readouterr().out
+    picture(data / "test/t000.png", COLOURS["red"], 5)  # another image
+    changed = predict(runs, tmp_path / "3.csv", run, data=data)
+    assert "as kept" not in capsys.readouterr().out and not np.allclose(changed.loc["t000"], first.loc["t000"])
+    weights = run / "model_lora/adapter_model.safetensors"
+    shutil.copy2(weights, tmp_path / "kept")
+    shutil.rmtree(run)
+    shutil.copytree(runs / "other", run)
+    shutil.copy2(run / "test.npy", tmp_path / "test.npy")
+    from safetensors.torch import load_file, save_file
+
+    save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    predict(runs, tmp_path / "4.csv", run)
+    assert "as kept" not in capsys.readouterr().out
+    (run / "test.npy").write_bytes(b"damaged")
+    predict(runs, tmp_path / "5.csv", run)
+    assert "as kept" not in capsys.readouterr().out
+
+
+def test_a_run_that_begins_sets_kept_predictions_aside(runs: Path, tmp_path: Path) -> None:
+    from pipeline.run import run_entries
+
+    predict(runs, tmp_path / "1.csv", runs / "other")
+    assert {"test.npy", "test.csv", "test.json"} <= {path.name for path in run_entries(runs / "other")}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/test.csv").write_text("somebody's own")
+    assert run_entries(tmp_path / "mine") == []
+
+
+def test_other_classes_are_listed(runs: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(runs / "other", tmp_path / "other")
+    record = read_json(other / "run.json")
+    record["class_names"] = record["target"]["names"] = ["blue", "green", "violet"]
+    write_json(other / "run.json", record)
+    with pytest.raises(UserError) as caught:
+        gather([runs / "folds", other])
+    assert "lacks 'red'" in str(caught.value) and "has 'violet' besides" in str(caught.value)
+    record["class_names"] = record["target"]["names"] = ["red", "blue", "green"]  # the same in another order is no other
+    write_json(other / "run.json", record)
+    team = gather([runs / "folds", other])
+    from pipeline.folds.team import in_order
+
+    values = np.array([[0.5, 0.3, 0.2]], dtype=np.float32)
+    turned = in_order(Predictions(("a",), values, multiclass(["red", "blue", "green"])), team.first.target)
+    assert turned.values.tolist() == [pytest.approx([0.3, 0.2, 0.5])]
+
+
+def test_a_missing_fold_is_named_with_what_makes_it(runs: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    folds = shutil.copytree(runs / "folds", tmp_path / "folds")
+    shutil.rmtree(folds / "fold-2")
+    with pytest.raises(UserError) as caught:
+        gather([folds])
+    assert "lacks 1 member: 'fold-2'" in str(caught.value) and "--folds 2 --fold 2" in str(caught.value)
+    words = ["--data", str(runs / "data"), *FLAGS, "--backbone", str(tiny_backbone), "--output", str(folds), "--folds", "2", "--fold", "2"]
+    assert train.main(words) == 0
+    assert len(gather([folds]).leaves) == 2
+    (folds / "run.json").unlink()
+    write_json(folds / "state/folds.json", {"folds": 2, "recipe": {}, "command": "", "started": ""})
+    shutil.rmtree(folds / "fold-1")
+    with pytest.raises(UserError, match=r"fold 1 of 2 missing.*--folds 2 --resume"):
+        gather([folds])
+
+
+def test_ranks_where_order_alone_counts_and_each_output_stands_for_itself() -> None:
+    binary, labels = Target("binary", ("no", "yes"), positive=("yes",)), Target("multilabel", ("a", "b"))
+    assert by_ranks(binary, "roc_auc") == by_ranks(labels, "average_precision") == RANKS
+    assert by_ranks(binary, "log_loss") == by_ranks(multiclass("abc"), "roc_auc") == by_ranks(labels, "macro_f1") == "probabilities"
+    np.testing.assert_allclose(ranks(np.array([[0.9], [0.1], [0.1], [0.2]]))[:, 0], [0.875, 0.25, 0.25, 0.625])
+    # a member a thousand times as sure as the other does not outweigh it
+    sure, shy = np.array([[0.9], [0.001], [0.5], [0.7]]), np.array([[0.0001], [0.0004], [0.0002], [0.0003]])
+    ids = tuple("abcd")
+    both = [Predictions(ids, values.astype(np.float32), binary) for values in (sure, shy)]
+    assert average(both, [1, 1]).values[:, 0].argsort().tolist() == sure[:, 0].argsort().tolist()
+    ranked = average(both, [1, 1], RANKS).values[:, 0]
+    np.testing.assert_allclose(ranked, [(0.875 + 0.125) / 2, (0.125 + 0.875) / 2, (0.375 + 0.375) / 2, (0.625 + 0.625) / 2])
+    np.testing.assert_allclose(average(both, [3, 1]).values, (3 * sure + shy) / 4, rtol=1e-6)
+
+
+def test_two_models_are_never_in_memory_at_once(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gc
+    import weakref
+
+    from pipeline.tasks import classification
+
+    alive, most, original = [], [], classification.rebuild
+
+    def rebuild(run, num_outputs):
+        gc.collect()
+        most.append(sum(model() is not None for model in alive))
+        made = original(run, num_outputs)
+        alive.append(weakref.ref(made.model))
+        return made
+
+    monkeypatch.setattr(classification, "rebuild", rebuild)
+    folds = shutil.copytree(runs / "folds", tmp_path / "folds")
+    for file in folds.glob("fold-*/test.*"):
+        file.unlink()
+    predict(runs, tmp_path / "1.csv", folds, runs / "folds")
+    assert most and max(most) == 0
+    assert json.loads((folds / "fold-1/test.json").read_text())["made_with"]["precision"] == "fp32"

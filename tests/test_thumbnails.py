@@ -1,0 +1,73 @@
+"""Which pictures may come into a page that is meant to be sent: those of the data folder the run was made with."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import picture
+
+from pipeline.report.run_files import read_run_files
+from pipeline.report.thumbnails import kept_pictures
+from pipeline.run import INSTALLED
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with its data, a run on it, and an image that is nobody's business."""
+    picture(tmp_path / "project/data/train/cat/1.png", (200, 50, 40), 1)
+    picture(tmp_path / "elsewhere/scans/2.png", (200, 50, 40), 2)
+    picture(tmp_path / "private/letter.png", (40, 50, 200), 3)
+    (tmp_path / "project/data/linked").symlink_to(tmp_path / "elsewhere/scans")
+    folder = tmp_path / "project/run"
+    folder.mkdir()
+    write(folder, data="data")
+    monkeypatch.chdir(tmp_path / "project")
+    return folder
+
+
+def write(folder: Path, **values: object) -> None:
+    (folder / "run.json").write_text(json.dumps({"format": 1, "class_names": ["cat", "dog"]} | values))
+
+
+def shown(run: Path, path: str | Path) -> bool:
+    row = {"path": str(path), "label": "cat"}
+    (run / "thumbnails.jsonl").unlink(missing_ok=True)
+    (found,) = kept_pictures(read_run_files(run), [row], "mistake")
+    assert "jpeg" in (run / "thumbnails.jsonl").read_text() if found else not (run / "thumbnails.jsonl").exists()
+    return found is not None
+
+
+def test_images_of_the_data_folder_are_shown_however_they_are_named(run: Path) -> None:
+    data = run.parent / "data"
+    for path in ("data/train/cat/1.png", "train/cat/1.png", data / "train/cat/1.png", "data/linked/2.png", "data/x/../train/cat/1.png"):
+        assert shown(run, path), path
+
+
+def test_no_other_image_on_the_disk_gets_into_the_page(run: Path, tmp_path: Path) -> None:
+    private = tmp_path / "private/letter.png"
+    for path in (private, "../private/letter.png", "data/../../private/letter.png", os.path.relpath(private)):
+        assert not shown(run, path), path
+
+
+@pytest.mark.parametrize("data", ["/", "~", "..", None, ""])
+def test_a_data_folder_that_is_everything_counts_as_none(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(run, data=str(tmp_path) if data == "~" else data)
+    assert not shown(run, tmp_path / "private/letter.png")
+
+
+def test_what_a_release_says_of_paths_counts_nothing(run: Path, tmp_path: Path) -> None:
+    write(run, data=str(tmp_path / "private"))
+    (run / INSTALLED).write_text("{}")
+    assert not shown(run, tmp_path / "private/letter.png")
+
+
+def test_before_run_json_is_written_the_start_names_the_folder(run: Path) -> None:
+    (run / "run.json").unlink()
+    (run / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    (run / "state").mkdir()
+    (run / "state/start.json").write_text(json.dumps({"recipe": {}, "data": "data"}))
+    assert shown(run, "data/train/cat/1.png")
