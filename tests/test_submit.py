@@ -463,9 +463,9 @@ def test_record_that_is_not_ours_is_one_problem_among_others(folder, monkeypatch
     monkeypatch.setattr(cli, "not_ready", lambda: ["no Kaggle token"])
     (folder / "finetuned_model/run.json").write_text(record)
     with pytest.raises(UserError) as error:
-        submit.preflight(submit._parser().parse_args(["--competition", "glyphs", "--model", "finetuned_model"]))
-    text = str(error.value)
-    assert "  - no Kaggle token\n" in text and "finetuned_model/run.json" in text and told in text
+        submit.preflight(submit._parser().parse_args(FLAGS))
+    lines = str(error.value).splitlines()
+    assert lines[1:-1] == ["  - no Kaggle token"] and "finetuned_model/run.json" in lines[-1] and told in lines[-1]
 
 
 def test_default_message_without_a_run() -> None:
