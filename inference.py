@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, run_command
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pipeline.competition.rows import Competition
     from pipeline.folds.kept import Kept
+    from pipeline.folds.team import Team
     from pipeline.predictions import Predictions
     from pipeline.run import Run
     from pipeline.targets.target import Target
@@ -46,6 +47,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="the file to write (default: predictions.csv; vqa: a name that ends in .json gives the challenge's results file)",
     )
     parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images at once (default: 32)")
+    parser.add_argument(
+        "--decision",
+        choices=["auto", "off"],
+        default="auto",
+        help="auto: thresholds and the like that a run of folds found to gain (default)",
+    )
+    parser.add_argument(
+        "--prior",
+        metavar="FILE|estimate",
+        help="shares of the classes in the test set (columns class, share), or estimated from its predictions",
+    )
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="number format (default: auto)")
     return parser.parse_args(argv)
 
@@ -79,6 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     predictions = predict_together(
         team, team.first.target, lambda run: predict_once(run, competition, args.batch_size, args.precision, kept_before)
     )
+    predictions, decided = finished(team, predictions, args)
     output = Path(args.output)
     kept = copy_unsent(output)
     if output.suffix == ".json":  # the results file of the VQA challenge's own evaluation
@@ -87,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         write_predictions(output, competition.form, predictions)
         rows = counted(len(competition.form.row_ids), "row")
         print(f"{output}: {rows}, {competition.form.describe()}; {what_was_checked(competition, compared)}")
-    record_origin(output, team.named, args.data, made_by(team))
+    record_origin(output, team.named, args.data, made_by(team, **decided))
     if formulas := [text for text in (*competition.form.row_ids, *predictions.target.names) if is_formula(text)]:
         print(
             f"  note: a spreadsheet would run {quoted(formulas)} as a formula; Kaggle needs the text as it is: do not open the file in one"
@@ -97,6 +110,33 @@ def main(argv: list[str] | None = None) -> int:
     elif kept:
         print(f"the former {output.name} was never submitted and is kept as {kept}")
     return 0
+
+
+def finished(team: Team, predictions: Predictions, args: argparse.Namespace) -> tuple[Predictions, dict[str, Any]]:
+    """The predictions under another prior and with the run's decision, where there are any; and what was done, for the record.
+
+    Raises:
+        UserError: a prior that does not fit, or a damaged decision.
+    """
+    from dataclasses import replace
+
+    from pipeline.folds.averaging import RANKS
+    from pipeline.folds.decisions import read_decision
+    from pipeline.folds.prior import shift
+
+    done: dict[str, Any] = {}
+    if args.prior:
+        if team.rule == RANKS and len(team.leaves) > 1:
+            raise UserError("--prior: ranks are averaged here, and another prior changes no order: leave it out")
+        predictions, line = shift(predictions, team.prior, args.prior, team.temperature)
+        print(f"  {line}")
+        done["prior"] = args.prior
+    decision = read_decision(team.record.values if team.record else None, predictions.target) if args.decision == "auto" else None
+    if decision is not None:
+        predictions = replace(predictions, values=decision.apply(predictions.target, predictions.values), logits=None)
+        print(f"  decided by {decision.kind}, as {team.named[0].path} found to gain; --decision off leaves that out")
+        done["decision"] = decision.kind
+    return predictions, done
 
 
 def what_was_checked(competition: Competition, compared: str | None) -> str:
