@@ -83,7 +83,7 @@ WINGS = {
         *("probability_section", "label_section", "number_section", "validation", "question_section", "ledger_figure"),
         *("run_facts", "folds_section", "comparison", "page", "attention"),
     ],
-    "folds": ["bases", "plan", "parallel", "decisions", "prior", "assembly", "training", "averaging", "team", "kept"],
+    "folds": ["bases", "plan", "parallel", "decisions", "prior", "assembly", "training", "averaging", "team", "kept", "weights", "blend"],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
     "benchmarks": ["contenders", "rates", "steps", "benchmark"],
     "last": ["demo_data", "demo"],

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import COLOURS, make_competition, picture
+from sklearn.metrics import log_loss
 
 import inference
 import train
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
+from pipeline.folds import blend
 from pipeline.folds.averaging import RANKS, average, by_ranks, ranks
 from pipeline.folds.team import gather
 from pipeline.predictions import Predictions
@@ -42,12 +44,13 @@ FLAGS = [
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, swin: Path) -> Path:
     """data/ with a sample of probabilities, and runs of it: folds/ (two), other/ (another backbone and image size)."""
     root = tmp_path_factory.mktemp("team")
-    data = make_competition(root / "data", per_class=6, test=7)
+    data = make_competition(root / "data", per_class=8, test=7)
     ids = [path.stem for path in sorted((data / "test").glob("*.png"))]
     (data / "sample_submission.csv").write_text("id,blue,green,red\n" + "".join(f"{name},0.3,0.3,0.4\n" for name in ids))
     flags = ["--data", str(data), *FLAGS]
     assert train.main([*flags, "--backbone", str(tiny_backbone), "--output", str(root / "folds"), "--folds", "2"]) == 0
     assert train.main([*flags, "--backbone", str(swin), "--output", str(root / "other"), "--set", "data.val_fraction=0.3"]) == 0
+    assert train.main([*flags, "--backbone", str(swin), "--output", str(root / "swin"), "--folds", "3", "--seed", "7"]) == 0
     return root
 
 
@@ -199,3 +202,44 @@ def test_two_models_are_never_in_memory_at_once(runs: Path, tmp_path: Path, monk
     predict(runs, tmp_path / "1.csv", folds, runs / "folds")
     assert most and max(most) == 0
     assert json.loads((folds / "fold-1/test.json").read_text())["made_with"]["precision"] == "fp32"
+
+
+def test_a_blend_predicts_like_any_run(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "blend"
+    words = ["--runs", str(runs / "folds"), str(runs / "swin"), "--output", str(output)]
+    assert blend.main(words) == 0
+    said = capsys.readouterr().out
+    assert "24 rows that no model saw" in said and "of rows that its choice did not see" in said
+    if "nothing is written" in said:  # tiny models: one of them may be best alone
+        pytest.skip("no blend was better than its best member")
+    record = read_json(output / "run.json")
+    assert record["kind"] == "blend" and sum(record["members"].values()) == pytest.approx(1)
+    assert (output / "report.html").exists()
+    oof = pd.read_csv(output / "oof.csv", **TEXT)
+    values, labels = np.load(output / "oof.npy"), sorted(COLOURS)
+    assert record["best"]["value"] == pytest.approx(log_loss(oof.label, values.astype(np.float64), labels=labels), abs=1e-6)
+    single = {name: predict(runs, tmp_path / f"{name}.csv", runs / name) for name in ("folds", "swin")}
+    weights = {Path(path).name: weight for path, weight in record["members"].items()}
+    found = predict(runs, tmp_path / "blend.csv", output)
+    wanted = sum(single[name] * weight for name, weight in weights.items())
+    decided = [line for line in record["decisions"] if line["used"]]
+    if not decided:
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert find_origin(tmp_path / "blend.csv").metric == "val_log_loss"
+
+
+def test_members_of_other_competitions_are_refused(runs: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(runs / "swin", tmp_path / "swin")
+    record = read_json(other / "run.json")
+    write_json(other / "run.json", record | {"metric": {"name": "accuracy", "higher_is_better": True}})
+    with pytest.raises(UserError, match="was trained for accuracy"):
+        blend.main(["--runs", str(runs / "folds"), str(other), "--output", str(tmp_path / "out")])
+    names = ["blue", "green", "violet"]
+    write_json(other / "run.json", record | {"class_names": names, "target": record["target"] | {"names": names}})
+    with pytest.raises(UserError, match="classes differ: 'red', 'violet'"):
+        blend.main(["--runs", str(runs / "folds"), str(other), "--output", str(tmp_path / "out")])
+    with pytest.raises(UserError, match="two different runs"):
+        blend.main(["--runs", str(runs / "folds"), str(runs / "folds")])
+    with pytest.raises(UserError, match=r"only 8 rows[\s\S]*--folds"):
+        blend.main(["--runs", str(runs / "folds"), str(runs / "other"), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

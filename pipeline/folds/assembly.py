@@ -179,10 +179,7 @@ def folds_record(
 
 def write_oof(output: Path, oof: Predictions, labels: Sequence[str], folds: Sequence[int]) -> None:
     """oof.npy (N, O) float32 and oof.csv (id, fold, label, predicted), the same rows, each file whole or not at all."""
-    import numpy as np
-
-    with replacing(output / f"{OOF}.npy") as temporary, open(temporary, "wb") as file:
-        np.save(file, oof.values.astype(np.float32))
+    write_probabilities(output / f"{OOF}.npy", oof.values)
     rows = zip(oof.ids, folds, labels, oof.target.decode(oof.values), strict=True)
     cells = [(guarded(row_id), str(fold), guarded(label), guarded(predicted)) for row_id, fold, label, predicted in rows]
     write_table(output / f"{OOF}.csv", OOF_COLUMNS, cells)
@@ -197,8 +194,15 @@ def write_images(output: Path, competition: Competition, held: dict[int, Held]) 
     values = np.concatenate([one.values for one in held.values()])
     order = sorted(range(len(cells)), key=lambda row: place.get((cells[row][0], cells[row][1]), len(place)))
     write_table(output / "val_predictions.csv", PREDICTION_COLUMNS, [[*map(guarded, cells[row][:4]), cells[row][4]] for row in order])
-    with replacing(output / "val_probs.npy") as temporary, open(temporary, "wb") as file:
-        np.save(file, values[order])
+    write_probabilities(output / "val_probs.npy", values[order])
+
+
+def write_probabilities(path: Path, values: np.ndarray) -> None:
+    """Write (N, O) predictions as float32, whole or not at all."""
+    import numpy as np
+
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, values.astype(np.float32))
 
 
 def _check(plan: Plan, competition: Competition, held: dict[int, Held], recipe: Recipe, data: str) -> None:
