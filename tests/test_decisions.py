@@ -97,6 +97,14 @@ def test_temperature_mends_a_model_that_is_too_sure() -> None:
     )
 
 
+def test_a_model_without_a_mistake_on_few_rows_is_not_made_certain() -> None:
+    target, truth = multiclass("abc"), np.arange(24) % 3
+    values = target.activate(np.eye(3)[truth])  # 0.58 for the truth, always right
+    judged = judge(target, "log_loss", truth, values, np.arange(24) % 4)
+    surest = judged[0].decision.apply(target, values).max()
+    assert 0.9 < surest < 1 - 0.5 / 26  # softened truth: 1 - (2 / 3) / 26
+
+
 def test_every_metric_of_every_target_has_a_decision_that_fits_or_none() -> None:
     for kind in KINDS:
         names = {"continuous": ("x",), "binary": ("n", "y")}.get(kind, ("0", "1", "2"))
