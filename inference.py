@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from pipeline.competition.rows import Competition
+    from pipeline.competition.rows import Competition, Row
     from pipeline.folds.kept import Kept
     from pipeline.folds.team import Team
     from pipeline.predictions import Predictions
@@ -47,6 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="the file to write (default: predictions.csv; vqa: a name that ends in .json gives the challenge's results file)",
     )
     parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images at once (default: 32)")
+    parser.add_argument("--tta", metavar="VIEWS|auto", help="average views of each image: flip, crops, scale, or several as flip,scale")
     parser.add_argument(
         "--decision",
         choices=["auto", "off"],
@@ -75,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.files import sha256
     from pipeline.folds.kept import Kept
     from pipeline.folds.team import gather, made_by, predict_together
+    from pipeline.folds.views import choose_views, parse_views
     from pipeline.submission.belonging import check_belongs
     from pipeline.submission.origin import record_origin
     from pipeline.submission.write import write_predictions, write_results_json
@@ -87,7 +89,11 @@ def main(argv: list[str] | None = None) -> int:
     compared = check_belongs(team.first.target, competition, team.first.path)  # the others know the same labels
     notes = [*(leaf.run.unfinished for leaf in team.leaves if leaf.run.unfinished), *competition.notes]
     print("\n".join([team.describe(), *(f"  {note}" for note in notes)]))
-    kept_before = Kept(competition.test, choose_compute(args.precision).precision)
+    views, lines = choose_views(
+        parse_views(args.tta), team, lambda run, rows, views: predict(run, competition, args.batch_size, args.precision, views, rows)[0]
+    )
+    print("".join(f"  {line}\n" for line in lines), end="")
+    kept_before = Kept(competition.test, choose_compute(args.precision).precision, views)
     predictions = predict_together(
         team, team.first.target, lambda run: predict_once(run, competition, args.batch_size, args.precision, kept_before)
     )
@@ -100,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         write_predictions(output, competition.form, predictions)
         rows = counted(len(competition.form.row_ids), "row")
         print(f"{output}: {rows}, {competition.form.describe()}; {what_was_checked(competition, compared)}")
-    record_origin(output, team.named, args.data, made_by(team, **decided))
+    record_origin(output, team.named, args.data, made_by(team, views=list(views), **decided))
     if formulas := [text for text in (*competition.form.row_ids, *predictions.target.names) if is_formula(text)]:
         print(
             f"  note: a spreadsheet would run {quoted(formulas)} as a formula; Kaggle needs the text as it is: do not open the file in one"
@@ -182,14 +188,16 @@ def predict_once(run: Run, competition: Competition, batch_size: int, precision:
     if run.target is not None and (found := kept.load(run, run.target)):
         print(f"  as kept in {run.path}: the same images, weights and packages")
         return found
-    predictions, bad = predict(run, competition, batch_size, precision)
+    predictions, bad = predict(run, competition, batch_size, precision, kept.views)
     if not bad and (problem := kept.save(run, predictions)):
         print(f"  note: {problem}")
     return predictions
 
 
-def predict(run: Run, competition: Competition, batch_size: int, precision: str) -> tuple[Predictions, list[Path]]:
-    """Predictions of the test ids, in the order of the form, and the images that could not be decoded.
+def predict(
+    run: Run, competition: Competition, batch_size: int, precision: str, views: Sequence[str] = (), given: Sequence[Row] | None = None
+) -> tuple[Predictions, list[Path]]:
+    """Predictions of the test ids, in the order of the form (or of `given` rows), and the images that could not be decoded.
 
     Raises:
         UserError: the model cannot be rebuilt, or not one test image can be decoded.
@@ -197,6 +205,7 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
     import numpy as np
 
     from pipeline.data.intensity import deep_images_without_rule
+    from pipeline.folds.views import averaged_logits
     from pipeline.models.lean import make_lean
     from pipeline.predictions import Predictions
     from pipeline.tasks.registry import task_module
@@ -211,28 +220,29 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
         make_lean(predictor.model, compute.half)
     predictor.model.to(compute.device)
     print(f"  {target.describe()}, {predictor.describe()}, {compute.describe()}")
-    if warning := deep_images_without_rule([row.path for row in competition.test], predictor.rule.intensity):
+    tested = list(competition.test if given is None else given)
+    if warning := deep_images_without_rule([row.path for row in tested], predictor.rule.intensity):
         print(f"WARNING: {warning}", file=sys.stderr)
 
     bad: list[int] = []
 
     def batches() -> Iterator[dict]:
-        for batch in predictor.batches(competition.test, batch_size):
+        for batch in predictor.batches(tested, batch_size):
             bad.extend(batch["row"][batch["bad"]].tolist())
             yield batch
 
-    rows = len(competition.test)
-    logits = predict_logits(predictor.model, predictor.logits, batches(), rows, target.num_outputs, compute, "predicting")
-    views = run.record.data_settings.get("views", "mean") if run.record else "mean"
-    ids = [row.id for row in competition.test]
+    rows, logits_of = len(tested), averaged_logits(predictor.logits, target, views)
+    logits = predict_logits(predictor.model, logits_of, batches(), rows, target.num_outputs, compute, "predicting")
+    merged = run.record.data_settings.get("views", "mean") if run.record else "mean"
+    ids = [row.id for row in tested]
     if not bad:
-        return Predictions.of_images(ids, logits, target, views), []
+        return Predictions.of_images(ids, logits, target, merged), []
     values = target.activate(logits)
     values[bad] = (run.record and run.record.prior) or np.full(target.num_outputs, 1 / target.num_outputs)
-    unreadable = list(dict.fromkeys(competition.test[row].path for row in sorted(bad)))
-    report_bad(unreadable, len({row.path for row in competition.test}))
+    unreadable = list(dict.fromkeys(tested[row].path for row in sorted(bad)))
+    report_bad(unreadable, len({row.path for row in tested}))
     readable = np.setdiff1d(np.arange(rows), bad)
-    return Predictions.of_values(ids, values, target, views, trusted=readable), unreadable
+    return Predictions.of_values(ids, values, target, merged, trusted=readable), unreadable
 
 
 def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:
