@@ -23,13 +23,16 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import UserError, run_command
 from pipeline.files import sweep
 from pipeline.lock import holding_folder
+from pipeline.unfinished import resume_command, started_with
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
     from collections.abc import Callable
 
     from pipeline.competition.rows import Competition
     from pipeline.config import Recipe
+    from pipeline.targets.baseline import Baseline
     from pipeline.tasks.build import Build
+    from pipeline.training.advice import Watch
     from pipeline.training.checkpoint import StateStore
     from pipeline.training.compute import Compute
     from pipeline.training.engine import Position
@@ -62,7 +65,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument(
         "--recipe", metavar="NAME|FILE", help="what to train: a name from pipeline/recipes, or a .yaml file (default: beit-large-384-lora)"
     )
-    run.add_argument("--data", metavar="DIR", default="data", help="the competition folder (default: data)")
+    run.add_argument("--data", metavar="DIR", help="the competition folder (default: data; with --resume the run's own)")
     run.add_argument("--output", metavar="DIR", default="finetuned_model", help="the run folder (default: finetuned_model)")
     run.add_argument(
         "--resume",
@@ -107,6 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     started = time.perf_counter()
     args = parse(argv)
+    fill_in(args)
     command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
     if any(value is not None for value in (args.folds, args.fold, args.parallel)):
         from pipeline.folds.training import Steps, train_folds
@@ -130,6 +134,14 @@ def train_one(
             return 0
         build, compute = build_task(session, competition)
         return train(session, build, compute)
+
+
+def fill_in(args: argparse.Namespace) -> None:
+    """Give --data, and with --resume also --batch-size auto, the value that the run was started with, where the command line says nothing."""
+    stored = started_with(Path(args.output)) if args.resume else {}
+    args.data = args.data or stored.get("data") or "data"
+    if args.batch_size is None and stored.get("batch_size") == "auto":
+        args.batch_size = "auto"
 
 
 @dataclass(frozen=True)
@@ -244,8 +256,8 @@ def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None =
     from pipeline.folds.plan import read_start
     from pipeline.training.resume import FormerRun
 
-    if start := read_start(output):
-        raise UserError(f"{output} holds unfinished folds: go on with --folds {start['folds']} --resume, or use another --output")
+    if read_start(output):
+        raise UserError(f"{output} holds unfinished folds: go on with `{resume_command(output)}`, or use another --output")
     if args.resume and (output / "run.json").exists():
         print(f"the run in {output} is complete: nothing to resume")
         if not (output / "report.html").exists():  # killed in its last second
@@ -262,7 +274,7 @@ def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None =
     if args.resume:
         print(f"no state in {output}: starting from the beginning")
     elif former is not None and not args.dry_run:
-        raise UserError(f"{output} holds an unfinished run: go on with --resume, or use another --output")
+        raise UserError(f"{output} holds an unfinished run: go on with `{resume_command(output)}`, or use another --output")
     return given or asked_recipe(args), None
 
 
@@ -273,6 +285,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         UserError: it will not fit in memory or on the disk, `compile: true` cannot be had, or the loss became NaN or infinite.
         Interrupted: see `pipeline.training.engine.fit`.
     """
+    from pipeline.training.advice import Watch
     from pipeline.training.checkpoint import seed_everything
     from pipeline.training.compilation import settle
     from pipeline.training.engine import fit
@@ -299,7 +312,9 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     recorder = Recorder(
         session.output, recipe, task.save, task.write_validation, (f"train_{task.train_score}", task.best_metric), keep.record()
     )
-    start, store, state = begin(session, build, recorder, schedule, compiled)
+    baseline = task.baseline()
+    start, store, state = begin(session, build, recorder, schedule, compiled, baseline)
+    watch = Watch(baseline, task.best_metric, task.higher_is_better, task.num_val, schedule)
     seed_everything(recipe.seed + 2)  # from here on nothing depends on what was drawn while building
     last = fit(
         task,
@@ -307,7 +322,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         schedule,
         compute,
         store,
-        recorder_with_page(recorder, session.output),
+        recorder_with_page(recorder, session.output, watch),
         epochs=recipe.epochs,
         micro_batch_size=micro_batch_size,
         max_grad_norm=recipe.optimizer.max_grad_norm,
@@ -315,13 +330,14 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         max_minutes=args.max_minutes,
         keep_last=keep.last,
         state=state,
+        on_stop=partial(leave_usable, session, recorder, schedule),
     )
-    finish(session, build, compute, recorder, last, {"schedule": schedule, "compiled": compiled, **start})
+    finish(session, build, compute, recorder, last, baseline, {"schedule": schedule, "compiled": compiled, **start})
     return 0
 
 
 def begin(
-    session: Session, build: Build, recorder: Recorder, schedule: dict[str, Any], compiled: bool
+    session: Session, build: Build, recorder: Recorder, schedule: dict[str, Any], compiled: bool, baseline: Baseline | None
 ) -> tuple[dict[str, Any], StateStore, dict[str, Any] | None]:
     """Make the output folder one of this run: what it was started with, its states, and the state to go on from (None: from the beginning).
 
@@ -341,10 +357,15 @@ def begin(
             print(f"what was in {output} is kept in {moved}")
         write_rows(output, task.split_rows())  # first, for a folder with a state/ is never taken for a release
         task.save(output, initial=True)
-        facts = task.facts() | {"data": session.args.data}
+        facts = {
+            **task.facts(),
+            "baseline": baseline and baseline.record(),
+            "data": session.args.data,
+            "batch_size": session.args.batch_size,
+        }
         start = write_start(output, session.recipe, schedule, task.class_names, facts, session.command, compiled)
     else:
-        start = former.go_on(session.recipe, schedule, task.split_rows(), session.command)
+        start = former.go_on(session.recipe, schedule, task.split_rows(), session.command, session.args.data)
         state, damaged = store.load()
         print("\n".join(damaged), end="\n" if damaged else "")
         if state is None:
@@ -356,21 +377,49 @@ def begin(
     return {name: start[name] for name in ("command", "changes", "started")}, store, state
 
 
-def recorder_with_page(recorder: Recorder, output: Path) -> Callable[[Any], None]:
-    """What is called after each epoch: its files, then the run's page."""
+def recorder_with_page(recorder: Recorder, output: Path, watch: Watch) -> Callable[[Any], None]:
+    """What is called after each epoch: its files, then the run's page; a warning where the run is no better than a constant guess."""
     from pipeline.report.page import LivePage
 
     live_page = LivePage(output)
 
     def on_epoch(report: Any) -> None:
         recorder.epoch(report)
+        if warning := watch.warning(recorder.history):
+            print(warning, file=sys.stderr)
         if problem := live_page.update():
             print(problem)
 
     return on_epoch
 
 
-def finish(session: Session, build: Build, compute: Compute, recorder: Recorder, last: Position, started_with: dict[str, Any]) -> None:
+def leave_usable(session: Session, recorder: Recorder, schedule: dict[str, Any], position: Position) -> None:
+    """Of a run that was interrupted: weights that can be used, its page, and what predicts with them."""
+    from pipeline.report.page import LivePage
+
+    if not recorder.stopped(position, schedule):
+        print(f"nothing was learnt yet, after {position.step} optimizer steps: there are no weights to predict with")
+        return
+    page = session.output / "report.html"
+    if problem := LivePage(session.output).update(at_once=True):
+        print(problem)
+    print(f"page: {page}\nnext: {next_command(session)}")
+
+
+def next_command(session: Session) -> str:
+    """The command that predicts with the run, to be pasted."""
+    return shlex.join(["python", "inference.py", "--model", str(session.output), "--data", session.args.data])
+
+
+def finish(
+    session: Session,
+    build: Build,
+    compute: Compute,
+    recorder: Recorder,
+    last: Position,
+    baseline: Baseline | None,
+    started_with: dict[str, Any],
+) -> None:
     """Write run.json and the page, and print what came out and what to do next.
 
     Raises:
@@ -384,6 +433,7 @@ def finish(session: Session, build: Build, compute: Compute, recorder: Recorder,
         **task.facts(),
         "counts": {**task.counts(), "parameters": vars(build.counts)},
         "best_metric": task.best_metric if task.num_val else "epoch",
+        "baseline": baseline and baseline.record(),
         "precision": compute.precision,
         "device": compute.device_name(),
         "data": session.args.data,
@@ -398,8 +448,8 @@ def finish(session: Session, build: Build, compute: Compute, recorder: Recorder,
         if task.num_val
         else "no validation rows: the last epoch is kept"
     )
-    next_command = shlex.join(["python", "inference.py", "--model", str(output), "--data", session.args.data])
-    print(f"done. {best}\npage: {page}\nnext: {next_command}")
+    best += f" ({baseline.words}: {baseline.value:.4f})" if baseline else ""
+    print(f"done. {best}\npage: {page}\nnext: {next_command(session)}")
 
 
 def announce(session: Session, build: Build, compute: Compute, schedule: dict[str, Any]) -> tuple[int, float]:
@@ -409,6 +459,7 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
         UserError: it will not fit in memory or on the disk.
     """
     from pipeline.files import human_size, human_time
+    from pipeline.training.advice import advise
     from pipeline.training.estimate import check_disk, check_fits, largest_micro_batch, seconds_per_image
     from pipeline.training.memory import OPTIMIZER_STATES
 
@@ -433,6 +484,9 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
         f"  {schedule['total_steps']} optimizer steps ({schedule['steps_per_epoch']} an epoch) of {recipe.effective_batch_size} {task.rows_are} "
         f"({micro_batch_size} at a time); {schedule['name']} rate {schedule['lr']:.1e}, warm-up {schedule['warmup_steps']} steps"
     )
+    classes = len(task.class_names)
+    if lines := advise(recipe, schedule, task.num_train, task.num_val, classes, build.new_head, task.facts()["target"]["kind"]):
+        print("\n".join(f"  {line}" for line in lines))
     disk = check_disk(output, task.model, OPTIMIZER_STATES[recipe.optimizer.name], whole_model_again=not recipe.lora.rank)
     train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
     total = recipe.epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import UserError, raise_all, run_command
+from pipeline.files import read_yaml
+from pipeline.wording import nearest
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "beit-large-384-lora"
@@ -106,7 +108,9 @@ class Data(Section):
     split_seed: int | None = Field(None, ge=0, description="of the split and of folds; null = seed")
     group_column: str | None = Field(None, min_length=1, description="rows with one value in this column of a table are never parted")
     groups: str | None = Field(None, min_length=1, description="the same from a file with the columns id and group")
-    skip_bad_images: bool = Field(False, description="train without images that cannot be decoded, instead of stopping")
+    skip_bad_images: bool = Field(
+        False, description="train without rows that lack an image or a label, and images that cannot be decoded, instead of stopping"
+    )
     workers: int | Literal["auto"] = Field(
         "auto", description="decoding processes; auto: one a core up to 8, none where files are small or few"
     )
@@ -238,10 +242,7 @@ def load_recipe(name_or_file: str, overrides: dict[str, Any] | None = None) -> R
         hint = f"; did you mean {near[0]}?" if near else ""
         what = f"no such file in {Path.cwd()}" if is_file_name else "no such recipe"
         raise UserError(f"--recipe {name_or_file}: {what}{hint}\nrecipes: {', '.join(recipe_names())} (or the path of a .yaml file)")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
     values.setdefault("name", path.stem)
@@ -261,7 +262,20 @@ def validate_recipe(values: dict[str, Any], overrides: dict[str, Any], where: st
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise_all([_describe(item) for item in error.errors()], f"{where} is not a valid recipe:")
+        items = error.errors()
+        known_bad = {item["loc"] for item in items}
+        # A list whose one item is wrong is also reported as too short: once is enough.
+        items = [
+            item
+            for item in items
+            if item["type"] != "too_short" or not any(loc[: len(item["loc"])] == item["loc"] != loc for loc in known_bad)
+        ]
+        own = [_describe(item) for item in items if not _said_by(item, overrides)]
+        flags = [_describe(item) for item in items if _said_by(item, overrides)]
+        heading = (
+            f"{where} is not a valid recipe:" if own else f"the command line asks for what no recipe may hold ({where} itself is valid):"
+        )
+        raise_all([*own, *flags], heading)
         raise  # raise_all raises: pydantic reports at least one problem
 
 
@@ -346,14 +360,27 @@ def _hint(dotted: str) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def _dotted(item: dict[str, Any]) -> str:
+    return ".".join(str(part) for part in item["loc"] if isinstance(part, str) and part not in ("int", "literal['auto']"))
+
+
+def _said_by(item: dict[str, Any], overrides: dict[str, Any]) -> bool:
+    """Whether a problem is about a value of the command line."""
+    about = _dotted(item) or str(item.get("ctx", {}).get("error", ""))
+    return any(about == key or about.startswith((f"{key}.", f"{key}:")) or key.startswith(f"{about}.") for key in overrides)
+
+
 def _describe(item: dict[str, Any]) -> str:
-    dotted = ".".join(str(part) for part in item["loc"] if isinstance(part, str) and part not in ("int", "literal['auto']"))
+    dotted = _dotted(item)
     if item["type"] == "extra_forbidden":
         return f"{dotted}: unknown key{_hint(dotted)}"
     if item["type"] == "value_error":
         prefix = f"{dotted}." if dotted else ""
         return prefix + str(item["ctx"]["error"])
-    return f"{dotted}: {item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"
+    if item["type"] == "tuple_type":
+        return f"{dotted}: a list is expected, such as [{item['input']}], found {item['input']!r}"
+    found = f"{item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"
+    return f"{dotted}: {found}{nearest(str(item['input']), get_args(Role)) if item['type'] == 'literal_error' and dotted == 'lora.targets' else ''}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,12 +18,10 @@ import time
 import zipfile
 from pathlib import Path
 
-import yaml
-
 from pipeline.demo_data import lay_out_digits, lay_out_glyphs
 from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, Interrupted, UserError, run_command
 from pipeline.fetch.archives import unpack_zip
-from pipeline.files import human_time, read_json, replacing, sha256, write_text
+from pipeline.files import human_time, read_json, read_yaml, replacing, sha256, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS, DATA = Path("finetuned_model"), Path("data")
@@ -91,7 +89,7 @@ def unpack_base() -> None:
     """
     if (BASE / "model.safetensors").exists():
         return
-    named = yaml.safe_load((MODELS / "release.yaml").read_text(encoding="utf-8"))
+    named = read_yaml(MODELS / "release.yaml")
     if named["source"] == RELEASE.name and sha256(RELEASE) != named["sha256"]:
         raise UserError(f"{RELEASE} is damaged (its digest is not the one in release.yaml): git checkout -- {RELEASE}")
     BASE.parent.mkdir(parents=True, exist_ok=True)

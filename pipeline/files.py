@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 
+MAX_YAML_BYTES = 1_000_000
 STALE_SECONDS = 3600  # a temporary file not written to for so long was left by a process that was killed
 PART_DIR = ".part-"  # how folders of temporary files begin
 
@@ -155,6 +156,35 @@ def read_json(path: Path) -> Any:
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object a line, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def read_yaml(path: Path, *, as_texts: bool = False) -> Any:
+    """The value in a YAML file; `as_texts`: every value is the text that stands there (`yes`, `0012`), not what YAML makes of it.
+
+    Raises:
+        UserError: it is missing, too large for a file that a person writes, not YAML, or uses aliases, with which a few lines name
+            billions of values.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise UserError(f"{path}: {human_size(path.stat().st_size)}, and at most {human_size(MAX_YAML_BYTES)} are read")
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise UserError(f"{path}: YAML aliases (*name) are not read: write the value out")
+        return yaml.load(text, yaml.BaseLoader if as_texts else yaml.SafeLoader)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path} is not valid YAML: too many levels of nesting") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shlex
 import subprocess
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,11 +13,10 @@ from typing import Any
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json, read_json_lines
 from pipeline.targets.target import Target, multiclass
+from pipeline.unfinished import START, read_kept, resume_command
 
 FORMAT = 1
 RECORD = "run.json"  # written last: its presence means that the run is complete
-START, KEPT = "state/start.json", "state/kept.json"  # what a run was started with; which weights lie in the folder until it is complete
-FOLDS_START = "state/folds.json"  # the same of a run of several folds
 ADAPTER_DIR = "model_lora"
 INSTALLING = ".installing"  # lies in a run folder while a release is moved in: until it is gone, nothing there counts
 INSTALLED = "release.installed.json"  # what `make weights` installed there, and from where
@@ -182,8 +180,8 @@ def load_run(path: Path) -> Run:
     """The run or release in folder `path`.
 
     Raises:
-        UserError: there is none, it was stopped before any weights were kept or is not wholly installed, its run.json is of another format or
-            damaged, its adapter is missing, or it holds more than one backbone.
+        UserError: there is none, it was stopped before any weights were kept or is not wholly installed, its run.json is of another format
+            or damaged, its adapter is missing, or it holds more than one backbone.
     """
     path = Path(path)
     how = "`make weights` installs a release, `python train.py` makes one"
@@ -226,27 +224,14 @@ def known_record(path: Path) -> RunRecord | None:
     return _read_unfinished(Path(path))[0] if is_unfinished(path) else read_record(path)
 
 
-def resume_command(path: Path) -> str:
-    """The command that goes on with the unfinished run (or folds) in `path`, to be pasted; data and flags are the run's own."""
-    folds = ["--folds", str(read_json(path / FOLDS_START).get("folds"))] if (path / FOLDS_START).exists() else []
-    return shlex.join(["python", "train.py", *folds, "--output", str(path), "--resume"])
-
-
 def _read_unfinished(path: Path) -> tuple[RunRecord, str]:
     """What an interrupted run says of itself, and which weights lie in its folder."""
-    start, kept = path / START, path / KEPT
-    if not start.exists() or not kept.exists():
-        raise UserError(f"{path} holds a run that was stopped before any weights were kept: go on with `{resume_command(path)}`")
-    values, what = _read_object(start), _read_object(kept)
+    if not (path / START).is_file():
+        raise UserError(f"{path} holds an unfinished run that was stopped before it began: go on with `{resume_command(path)}`")
+    values = read_values(path / START)
     recipe = values.get("recipe") or {}
-    values |= {key: recipe.get(key) for key in ("task", "name", "seed")} | {"best": what if what.get("metric") else {}}
-    epochs = recipe.get("epochs")
-    if what.get("row") is not None:
-        weights = f"the weights of epoch {what.get('epoch')} of {epochs} at row {what['row']}, after {what.get('step')} optimizer steps"
-    else:
-        score = f" ({what['metric']} {what['value']:.4f})" if isinstance(what.get("value"), float) and what.get("metric") else ""
-        weights = f"the weights of its best epoch so far, {what.get('epoch')} of {epochs}{score}"
-    return RunRecord(start, values), f"unfinished: {weights}; it goes on with {resume_command(path)}"
+    best, words = read_kept(path, recipe.get("epochs"))
+    return RunRecord(path / START, values | {key: recipe[key] for key in ("task", "name", "seed") if key in recipe} | {"best": best}), words
 
 
 def read_values(path: Path) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def test_the_problems_of_all_rows_come_in_one_message(tmp_path: Path) -> None:
         ({"rows": []}, r"rows: "),
         ({"rows": [{"name": "a", "reported": {"acuracy": 1}}]}, r"rows\.0\.reported\.acuracy: "),
         ({"rows": [{"name": "a"}], "seeds": [1, 1]}, r"seeds: each once, found 1, 1"),
-        ({"rows": [{"name": "a"}], "metrics": ["auc"]}, r"metrics\.0: "),
+        ({"rows": [{"name": "a"}], "metrics": ["mood"]}, r"metrics: .*accuracy"),
     ],
 )
 def test_a_grid_that_cannot_be_read_says_why(tmp_path: Path, change: dict, message: str) -> None:
@@ -252,3 +252,16 @@ def test_a_killed_grid_takes_its_process_along_and_goes_on(competition: Path, ti
     assert log.count("$ python train.py") == 2 and "resuming in epoch" in log
     assert len((output / "long_seed3" / "metrics.jsonl").read_text().splitlines()) == 40
     assert "dry run" not in again.stdout  # it had begun to train this model already
+
+
+def test_rows_are_compared_by_the_competition_s_metric(tmp_path: Path) -> None:
+    from conftest import make_competition
+
+    data = make_competition(tmp_path / "data")
+    ids = [line.split(",")[0] for line in (data / "sample_submission.csv").read_text().splitlines()[1:]]
+    (data / "sample_submission.csv").write_text("id,blue,green,red\n" + "".join(f"{name},0.3,0.3,0.4\n" for name in ids))
+    args = ablation.parse(["--grid", "ranks-here", "--data", str(data)])
+    _, metric = ablation.open_bench(args, load_grid("ranks-here"), tmp_path / "out", ())
+    assert metric == "log_loss"
+    (data / "competition.yaml").write_text("metric: macro_f1\ntarget: multiclass\n")
+    assert ablation.open_bench(args, load_grid("ranks-here"), tmp_path / "out", ())[1] == "macro_f1"

@@ -188,3 +188,26 @@ def test_differences_name_key_old_and_new() -> None:
     assert differences(old, new) == {"epochs": "25 -> 3", "lora.rank": "16 -> 4", "lora.targets": "['query', 'key'] -> ['value']"}
     wider = validate_recipe(old.model_dump(mode="json"), {"architecture": {"model_type": "beit", "hidden_size": 64}}, "here")
     assert list(differences(old, wider)) == ["architecture"]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "shown"),
+    [
+        ("lora.rank=x", "lora.rank"),
+        ("lora.targets=querry", "[querry]"),
+        ("lora.targets=[querry]", "'query'"),
+        ("schedule.end_lr=1", "schedule.end_lr"),
+    ],
+)
+def test_a_wrong_flag_does_not_blame_the_recipe_file(assignment: str, shown: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("beit-large-384-lora", parse_assignments([assignment]))
+    heading, *problems = str(caught.value).splitlines()
+    assert "command line" in heading and len(problems) == 1 and shown in problems[0]
+
+
+def test_a_recipe_that_names_billions_of_values_is_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 8)}]" for n in range(1, 30)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"bomb\.yaml.*aliases"):
+        load_recipe(str(tmp_path / "bomb.yaml"), {})

@@ -222,6 +222,21 @@ def test_everything_packed_is_unpacked_at_any_depth(tmp_path, take):
     assert not [name for name in found if name.endswith((".zip", ".7z", ".gz", ".tar"))]
 
 
+def test_numbered_pieces_of_an_archive_are_joined(tmp_path, take):
+    files = folder_competition(tmp_path / "plain")
+    whole = zipped({name: content for name, content in files.items() if name.startswith("train/")})
+    third = len(whole) // 3 + 1
+    for number in range(3):
+        put(tmp_path / f"kaggle/train.zip.00{number + 1}", whole[number * third : (number + 1) * third])
+    put(tmp_path / "kaggle/train.csv", files["train.csv"])
+    put(tmp_path / "kaggle/other.zip.002", b"a piece without the first")
+    said = take(tmp_path / "kaggle")
+    assert {name for name in files if name.startswith("train/")} <= set(names(tmp_path / "data"))
+    assert "train.zip joined from 3 pieces and unpacked" in said and not (tmp_path / "data/train.zip").exists()
+    assert "join them first" in said and (tmp_path / "data/other.zip.002").exists()
+    assert (tmp_path / "kaggle/train.zip.001").stat().st_size == third  # the originals stay
+
+
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tgz", ".tar.bz2", ".tar.xz", ".7z"])
 def test_an_archive_is_taken_as_its_content_without_the_folder_around_it(tmp_path, take, suffix):
     files = {f"competition-v2/{name}": content for name, content in folder_competition(tmp_path / "plain").items()}

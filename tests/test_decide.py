@@ -142,6 +142,12 @@ def test_labels_in_columns(cells, more, kind, metric) -> None:
     assert len(decision.target.encode(decision.labels)) == len(cells)
 
 
+def test_spaces_behind_commas_belong_to_the_commas() -> None:
+    cells = ["clear sky", "haze, road", "clear sky, road", "haze", "clear sky, haze, road"]
+    decision = decide(LabelEvidence("table", "train.csv, column 'tags'", texts=tuple(cells), column="tags"), None)
+    assert decision.target.names == ("clear sky", "haze", "road") and decision.labels[2] == "clear sky, road"
+
+
 def test_several_labels_keep_the_rows_without_any() -> None:
     decision = read_columns(["100", "011", "000"])
     assert decision.target.encode(decision.labels).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.fetch import download
 from pipeline.fetch.addresses import Source
 from pipeline.fetch.download import fetch
+from pipeline.fetch.transfer import Download
 
 DRIVE_ID = "1AbCdEfGhIjKlMnOpQrStUvWxYz012345"
 SAVED = {"Content-Disposition": 'attachment; filename="weights.zip"', "Content-Type": "application/octet-stream"}
@@ -152,7 +153,7 @@ def test_a_continued_file_with_the_wrong_digest_is_fetched_once_more(server, tmp
 def test_a_part_that_is_whole_already_is_used(server, tmp_path, naps):
     server.replies["/w.zip"] = [Reply(BODY, headers={"ETag": '"1"'}, cut_at=200_000), Reply(BODY, headers={"ETag": '"1"'})]
     source = Source("url", f"{server.url}/w.zip")
-    job = download._Download(source, tmp_path / "w.zip", DIGEST, None, None)
+    job = Download(source, tmp_path / "w.zip", DIGEST, None, None)
     job.part.write_bytes(BODY)
     fetch(source, tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
     assert [asked.get("range") for _, asked in server.seen] == [f"bytes={len(BODY)}-"]
@@ -226,7 +227,7 @@ def test_more_bytes_than_announced_are_not_taken(server, tmp_path):
 
 
 def test_plain_http_needs_a_digest(tmp_path, monkeypatch):
-    monkeypatch.setattr("requests.get", lambda *args, **options: pytest.fail("nothing may be asked for"))
+    monkeypatch.setattr("requests.Session.get", lambda *args, **options: pytest.fail("nothing may be asked for"))
     with pytest.raises(UserError, match=r"plain http; use https, or give the file's sha256"):
         fetch("http://host.invalid/w.zip", tmp_path / "w.zip")
 

@@ -71,6 +71,22 @@ def test_recognised_filled_checked(tmp_path, text, target, metric, kind, values,
     assert written(tmp_path, form, target, values) == [text.splitlines()[0], *lines]
 
 
+def test_rows_of_numbers_are_no_probabilities(tmp_path: Path) -> None:
+    text = "id,target\np_x,0\np_y,0\nq_x,0\nq_y,0\n"
+    form = sample(tmp_path / "sample.csv", text, POINTS, "r2", subjects=("p", "p", "q", "q"), row_labels=("x", "y", "x", "y"))
+    assert form.kind == "rows" and form.of_numbers
+    lines = written(tmp_path, form, POINTS, [[5.5, -2], [0, 8.25]])
+    assert lines[1:] == ["p_x,5.5", "p_y,-2", "q_x,0", "q_y,8.25"]
+
+
+def test_true_and_false_are_written_as_the_numbers_of_the_sample(tmp_path: Path) -> None:
+    target = Target("binary", ("False", "True"), positive=("True",))
+    form = sample(tmp_path / "sample.csv", "id,label\np,0\nq,0\n", target, "accuracy")
+    assert written(tmp_path, form, target, [[0.75], [0.25]])[1:] == ["p,1", "q,0"]
+    form = sample(tmp_path / "sample.csv", "id,label\np,False\nq,True\n", target, "accuracy")
+    assert written(tmp_path, form, target, [[0.75], [0.25]])[1:] == ["p,True", "q,False"]
+
+
 def test_rows_of_an_image_take_their_own_labels(tmp_path: Path) -> None:
     text = "row_id,fractured\np_c,0.5\np_d,0.5\nq_d,0.5\n"
     form = sample(tmp_path / "s.csv", text, BANDS, "log_loss", subjects=("p", "p", "q"), row_labels=("c", "d", "d"))

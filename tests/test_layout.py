@@ -428,7 +428,7 @@ def test_a_column_without_a_table(tmp_path):
 def test_rows_without_image(tmp_path):
     message = refusal(table_kind(tmp_path, train="id,label\n1,cat\n2,dog\n3,dog\n4,cat\n"))
     assert "train.csv (id, label):" in message
-    assert "2 of 4 ids without an image: '3' in row 4, '4' in row 5; add the images, or take these rows out" in message
+    assert "2 of 4 ids without an image: '3' in row 4, '4' in row 5; add the images, take these rows out, or train" in message
 
 
 def test_a_missing_image_that_differs_in_case_is_pointed_out(tmp_path):
@@ -461,9 +461,15 @@ def test_repeated_rows_with_different_labels(tmp_path):
 
 def test_empty_labels_and_other_row_problems_come_together(tmp_path):
     message = refusal(table_kind(tmp_path, train="id,label\n1,\n2,dog\n2,cat\n7, \n"))
-    assert "rows 2, 5: no label in column 'label'" in message
-    assert "1 of 4 ids without an image: '7' in row 5" in message
-    assert "rows 3, 4: '2'" in message
+    assert "row 2: no label in column 'label'" in message and "--set data.skip_bad_images=true" in message
+    assert "rows 3, 4: '2'" in message and "row 5" not in message  # neither image nor label: it says nothing
+
+
+def test_rows_without_image_or_label_are_left_out_where_asked(tmp_path):
+    root = table_kind(tmp_path, train="id,label\n1,cat\n2,dog\n5,cat\n1,\n")
+    assert "without an image: '5' in row 4" in refusal(root) and "row 5: no label" in refusal(root)
+    competition = read_layout(root, skip_bad_images=True)
+    assert labels(competition) == {"1": "cat", "2": "dog"} and "2 rows left out: 1 without an image, 1 without a label" in said(competition)
 
 
 def test_spaces_around_labels_are_removed_and_noted(tmp_path):
@@ -498,9 +504,15 @@ def test_an_id_that_means_two_files(tmp_path):
 
 
 def test_two_image_folders_with_the_same_names(tmp_path):
-    message = refusal(make(table_kind(tmp_path), "train_small/1.jpg", "train_small/2.jpg"))
-    assert "2 ids found in train_images/ and train_small/; keep one and hide the other" in message
-    assert f"mv {tmp_path}/train_small {tmp_path}/.train_small" in message
+    message = refusal(make(table_kind(tmp_path), "train_2/1.jpg", "train_2/2.jpg"))
+    assert "2 ids found in train_2/ and train_images/; keep one and hide the other" in message
+    assert f"mv {tmp_path}/train_images {tmp_path}/.train_images" in message
+
+
+def test_a_smaller_version_of_the_images(tmp_path):
+    competition = read_layout(make(table_kind(tmp_path), "train_small/1.jpg", "train_small/2.jpg"))
+    assert {row.path.parent.name for row in competition.train} == {"train_images"}
+    assert "train_small/ holds the same names as train_images/ and is not used" in said(competition)
 
 
 def test_several_tables_the_one_with_labels_is_taken(tmp_path):

@@ -79,16 +79,17 @@ def evidence(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", competitions.KINDS)
-def test_every_kind_is_read(tmp_path, kind, evidence):
+def test_every_kind_is_read(tmp_path, kind):
     made = competitions.KINDS[kind](tmp_path / "data")
-    competition = read_layout(made.root)
+    said_by_page = dict(zip(made.flags[::2], made.flags[1::2], strict=True))
+    positive = tuple(filter(None, said_by_page.get("--positive-class", "").split(",")))
+    competition = read_layout(made.root, asked=Asked(said_by_page.get("--metric"), positive_class=positive))
     assert competition.form.columns == made.columns
     assert competition.form.row_ids == tuple(made.answers)
     assert tuple(dict.fromkeys(row.id for row in competition.test)) == competition.form.ids
     assert all(row.path.is_file() for row in (*competition.train, *competition.test))
     assert not {row.path for row in competition.train} & {row.path for row in competition.test}
-    assert "decided" in competition.notes
-    assert evidence["sample"].columns == made.columns[1:]
+    assert any(note.startswith("target: ") and said_by_page["--metric"] in note for note in competition.notes)
     said(competition)
 
 
@@ -512,3 +513,212 @@ def test_everything_one_folder_down(tmp_path):
     competition = read_layout(tmp_path)
     assert competition.form.ids == ("cat/1.jpg", "dog/1.jpg", "cat/2.jpg", "dog/2.jpg")
     assert len(competition.train) == 4 and "without a label" not in said(competition) and "set/valid/ not used" in said(competition)
+
+
+# ---- what other real competitions look like ----
+
+
+def sampled(root, column, value, ids=("8", "9")):
+    """Four training images, two test images, and a sample submission with `value` in every row."""
+    rows = "".join(f'{name},"{value}"\n' for name in ids)
+    return flat(root, train="id,label\n1,a\n2,b\n3,a\n4,b\n", sample_submission=f"id,{column}\n{rows}")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "asked_for"),
+    [
+        ("EncodedPixels", "1 1", "segmentation"),
+        ("rle_mask", "", "segmentation"),
+        ("PredictionString", "14 1 0 0 1 1", "detection"),
+        ("MultipolygonWKT", "MULTIPOLYGON (((0 0, 1 0, 1 1, 0 0)))", "detection"),
+        ("labels", "U+003F 1 1 U+FF2F 2 2", "a number beside each"),
+        ("landmarks", "8815 0.5", "a number beside each"),
+    ],
+)
+def test_masks_boxes_and_confidences_are_refused_by_what_the_sample_asks_for(tmp_path, column, value, asked_for):
+    message = refusal(sampled(tmp_path, column, value))
+    assert asked_for in message and repr(column) in message and "sample_submission.csv" in message
+
+
+@pytest.mark.parametrize("value", ["a", "a b", "Bison bison", "0.5", "0 1 2", "a 1"])
+def test_labels_and_guesses_are_no_masks(tmp_path, value):
+    asked = Asked(positive_class=("b",)) if value == "0.5" else Asked(metric="accuracy", kind=None)
+    assert read_layout(sampled(tmp_path, "label", value), asked=asked).form is not None
+
+
+def test_ids_of_the_rows_as_values_ask_for_images_that_are_alike(tmp_path):
+    flat(tmp_path, train="id,label\n1,a\n2,b\n3,a\n4,b\n", sample_submission="id,matches\n8.jpg,8.jpg\n9.jpg,9.jpg 8.jpg\n")
+    assert "retrieval" in refusal(tmp_path)
+
+
+def test_a_table_of_labels_never_leads_from_test_ids_to_images(tmp_path):
+    names = [str(number) for number in range(6)]
+    rows = "".join(f"{name},{(int(name) + 1) % 3}\n" for name in names)
+    flat(tmp_path, names, names, train=f"id,label\n{rows}", sample_submission="id,label\n" + "".join(f"{name},0\n" for name in names))
+    assert [row.path.name for row in read_layout(tmp_path).test] == [f"{name}.jpg" for name in names]
+
+
+def test_the_sample_tells_which_of_two_columns_holds_the_labels(tmp_path):
+    table = "image,species,individual\n1.jpg,whale,aa\n2.jpg,whale,bb\n3.jpg,dolphin,cc\n4.jpg,dolphin,cc\n"
+    flat(tmp_path, train=table, sample_submission="image,predictions\n8.jpg,aa cc new_one\n9.jpg,aa cc new_one\n")
+    competition = read_layout(tmp_path)
+    assert set(competition.class_names) == {"aa", "bb", "cc"} and competition.form.kind == "ranked"
+
+
+def test_the_same_names_in_a_resized_folder(tmp_path):
+    touch(tmp_path, *(f"{part}Resized/{name}.jpg" for part, names in (("train", "1234"), ("test", "89")) for name in names))
+    competition = read_layout(sampled(tmp_path, "label", "a"))
+    assert {row.path.parent.name for row in competition.train} == {"train"} and {row.path.parent.name for row in competition.test} == {
+        "test"
+    }
+    assert "trainResized/ holds the same names as train/" in said(competition)
+
+
+def test_the_same_names_in_two_folders_of_which_nothing_tells(tmp_path):
+    touch(tmp_path, *(f"train_b/{name}.jpg" for name in "1234"))
+    (tmp_path / "train").mkdir()
+    sampled(tmp_path, "label", "a")
+    (tmp_path / "train").rename(tmp_path / "train_c")
+    assert "found in train_b/ and train_c/" in refusal(tmp_path)
+
+
+def test_numbers_are_labels_and_no_ids_where_the_sample_asks_for_them(tmp_path):
+    table = "train_id,males,pups\n1,2,3\n2,3,4\n3,4,1\n4,1,1\n"
+    flat(tmp_path, train=table, sample_submission="test_id,males,pups\n8,1,1\n9,1,1\n")
+    competition = read_layout(tmp_path, asked=Asked(metric="rmse"))
+    assert competition.target.names == ("males", "pups") and labels(competition)["2"] == "3|4"
+
+
+def test_columns_that_the_sample_calls_by_shorter_names(tmp_path):
+    table = "id,soil,X4_mean,X11_mean,X4_sd,X11_sd\n" + "".join(f"{n},7{n},0.{n},1.{n},9,9\n" for n in "1234")
+    flat(tmp_path, train=table, sample_submission="id,X4,X11\n8,1,1\n9,1,1\n")
+    competition = read_layout(tmp_path, asked=Asked(metric="r2"))
+    assert competition.target.names == ("X4", "X11") and labels(competition)["3"] == "0.3|1.3"
+    assert competition.form.kind == "number" and "X4_mean, X11_mean are what the sample calls X4, X11" in said(competition)
+
+
+def test_ids_that_lost_their_leading_zeros(tmp_path):
+    flat(tmp_path, ("0001", "0002", "0003", "0004"), ("0008", "0009"), train="id,label\n1,a\n2,b\n3,a\n4,b\n")
+    write(tmp_path, sample_submission="id,label\n8,a\n9,a\n")
+    competition = read_layout(tmp_path)
+    assert [row.path.name for row in competition.test] == ["0008.jpg", "0009.jpg"] and "without leading zeros" in said(competition)
+
+
+def test_a_row_for_each_number_of_an_image(tmp_path):
+    names = ("dry_g", "green_g")
+    train = "".join(f"{n}__{name},train/{n}.jpg,{name},{n}.{place}\n" for n in "1234" for place, name in enumerate(names))
+    test = [(f"{n}__{name}", f"test/{n}.jpg", name) for n in "89" for name in names]
+    flat(tmp_path, train=f"sample_id,image_path,target_name,target\n{train}")
+    write(tmp_path, test="sample_id,image_path,target_name\n" + "".join(",".join(row) + "\n" for row in test))
+    write(tmp_path, sample_submission="sample_id,target\n" + "".join(f"{row[0]},0.0\n" for row in test))
+    competition = read_layout(tmp_path, asked=Asked(metric="r2"))
+    assert competition.target.names == names and [row.label for row in competition.train] == ["1.0|1.1", "2.0|2.1", "3.0|3.1", "4.0|4.1"]
+    assert competition.form.kind == "rows" and competition.form.of_numbers and competition.form.row_labels == names * 2
+    assert [row.path.name for row in competition.test] == ["8.jpg", "9.jpg"]
+
+
+def test_a_table_tells_which_number_of_which_image_a_row_asks_for(tmp_path):
+    flat(tmp_path, train="id,left_x,left_y\n1,5.5,6\n2,7,8\n3,9,1.5\n4,,\n")
+    rows = [("1", "8", "left_x"), ("2", "8", "left_y"), ("3", "9", "left_x"), ("4", "9", "left_y")]
+    write(tmp_path, lookup="RowId,ImageId,Feature,Location\n" + "".join(",".join(row) + ",\n" for row in rows))
+    write(tmp_path, sample_submission="RowId,Location\n" + "".join(f"{row[0]},0\n" for row in rows))
+    assert "row 5: no label in column 'left_x'" in refusal(tmp_path, asked=Asked(metric="rmse"))
+    competition = read_layout(tmp_path, asked=Asked(metric="rmse"), skip_bad_images=True)
+    assert competition.target.names == ("left_x", "left_y") and labels(competition) == {"1": "5.5|6", "2": "7|8", "3": "9|1.5"}
+    assert competition.form.row_labels == ("left_x", "left_y") * 2 and competition.form.subjects == ("8", "8", "9", "9")
+
+
+def test_wells_and_plates_are_no_labels_of_one_image(tmp_path):
+    touch(tmp_path, *(f"train/Plate{plate}/B0{well}_s{site}.png" for plate in "12" for well in "1234" for site in "12"))
+    touch(tmp_path, *(f"test/Plate{plate}/B0{well}_s1.png" for plate in "12" for well in "12"))
+    rows = "".join(f"x_{plate}_B0{well},{plate},B0{well},{(int(well) + int(plate)) % 3}\n" for plate in "12" for well in "1234")
+    write(tmp_path, train=f"id_code,plate,well,sirna\n{rows}")
+    write(tmp_path, test="id_code,plate,well\n" + "".join(f"y_{plate}_B0{well},{plate},B0{well}\n" for plate in "12" for well in "12"))
+    write(tmp_path, sample_submission="id_code,sirna\n" + "".join(f"y_{plate}_B0{well},0\n" for plate in "12" for well in "12"))
+    assert "data.id_column" in refusal(tmp_path)
+
+
+def test_labels_of_what_another_table_leads_to_images(tmp_path):
+    photos = [(f"{100 + number}", f"b{number // 3}") for number in range(18)]
+    touch(tmp_path, *(f"{'train' if number < 12 else 'test'}_photos/{photo}.jpg" for number, (photo, _) in enumerate(photos)))
+    for part, rows in (("train", photos[:12]), ("test", photos[12:])):
+        write(tmp_path, **{f"{part}_photo_to_biz": "photo_id,business_id\n" + "".join(f"{photo},{name}\n" for photo, name in rows)})
+    write(tmp_path, train="business_id,labels\nb0,1 2\nb1,2\nb2,1\nb3,2 3\n", sample_submission="business_id,labels\nb4,1 2\nb5,1 2\n")
+    competition = read_layout(tmp_path, asked=Asked(metric="samples_f1"))
+    assert competition.class_names == ("1", "2", "3") and [row.label for row in competition.train if row.id == "b3"] == ["2 3"] * 3
+    assert competition.form.ids == ("b4", "b5") and len(competition.test) == 6
+
+
+def test_a_row_for_each_label_of_an_image(tmp_path):
+    table = "id,source,label\n1,x,a\n1,x,b\n2,x,b\n3,x,a\n3,x,c\n4,x,c\n"
+    flat(tmp_path, train=table, sample_submission="id,labels\n8,a b\n9,a b\n")
+    competition = read_layout(tmp_path)
+    assert competition.target.kind == "multilabel" and labels(competition) == {"1": "a b", "2": "b", "3": "a c", "4": "c"}
+    write(tmp_path, sample_submission="id,labels\n8,a\n9,a\n")
+    assert "has different labels: 'a', 'b'" in refusal(tmp_path)
+
+
+def test_several_questions_about_each_image_are_refused(tmp_path):
+    flat(tmp_path, train="id,root,vowel\n1,5,2\n2,7,0\n3,5,1\n4,6,2\n")
+    write(tmp_path, sample_submission="row_id,target\n8_root,0\n8_vowel,0\n9_root,0\n9_vowel,0\n")
+    assert "several questions" in refusal(tmp_path) and "root, vowel" in refusal(tmp_path)
+    flat(tmp_path / "two", train="id,root,vowel\n1,5,2\n2,7,0\n3,5,1\n4,6,2\n", sample_submission="id,root,vowel\n8,0,0\n9,0,0\n")
+    assert "--metric rmse" in refusal(tmp_path / "two")
+    assert read_layout(tmp_path / "two", asked=Asked(metric="rmse")).target.kind == "continuous"
+
+
+def test_texts_without_two_that_are_alike_are_no_classes(tmp_path):
+    names = [str(number) for number in range(24)]
+    table = "id,InChI\n" + "".join(f"{name},InChI=1S/C{name}H8\n" for name in names)
+    flat(tmp_path, names, train=table, sample_submission="id,InChI\n8,InChI=1S/H2O\n9,InChI=1S/H2O\n")
+    assert "all 24 rows have different texts" in refusal(tmp_path)
+    assert len(read_layout(tmp_path, asked=Asked(kind="multiclass")).class_names) == 24
+
+
+def test_benchmarks_of_one_form_are_one_sample(tmp_path):
+    flat(tmp_path, train="id,A,B\n1,0.5,0.1\n2,0.2,0.3\n3,0.1,0.9\n4,0.3,0.3\n")
+    write(tmp_path, zeros_benchmark="id,A,B\n8,0,0\n9,0,0\n", pixel_benchmark="id,A,B\n8,0.1,0.2\n9,0.3,0.4\n")
+    competition = read_layout(tmp_path, asked=Asked(metric="rmse"))
+    assert competition.form.path.name == "pixel_benchmark.csv" and "zeros_benchmark.csv has the same rows" in said(competition)
+
+
+def test_columns_that_are_called_after_the_labels(tmp_path):
+    flat(tmp_path, train="id,label\n1,0\n2,1\n3,2\n4,0\n", sample_submission="id,class_0,class_1,class_2\n8,0.3,0.3,0.4\n9,0.3,0.3,0.4\n")
+    competition = read_layout(tmp_path)
+    assert competition.class_names == ("class_0", "class_1", "class_2") and labels(competition)["3"] == "class_2"
+    assert "'0' is 'class_0'" in said(competition) and competition.form.kind == "probabilities"
+
+
+def test_true_and_false_where_the_sample_holds_numbers(tmp_path):
+    flat(tmp_path, train="id,label\n1,True\n2,False\n3,True\n4,False\n", sample_submission="id,label\n8,0\n9,0\n")
+    assert "which tells nothing" in refusal(tmp_path)
+    competition = read_layout(tmp_path, asked=Asked(metric="accuracy"))
+    assert competition.form.written == ("0", "1") and competition.target.names == ("False", "True")
+
+
+def test_a_number_of_the_sample_that_is_no_class(tmp_path):
+    flat(tmp_path, train="id,age\n1,30\n2,41\n3,30\n4,57\n", sample_submission="id,age\n8,0\n9,0\n")
+    assert "'0' in the sample is none of them" in refusal(tmp_path) and "--metric rmse" in refusal(tmp_path)
+
+
+def test_a_class_behind_the_number(tmp_path):
+    touch(tmp_path, *(f"train/{number}_{('cat', 'frog')[number % 2]}.png" for number in range(12)), "test/1.png")
+    assert read_layout(tmp_path).class_names == ("cat", "frog")
+
+
+def test_class_folders_called_like_the_beginning_of_their_files(tmp_path):
+    touch(tmp_path, *(f"train/{name}/{name}_{number:04d}.png" for name in "01" for number in range(4)), "test/1.png")
+    assert read_layout(tmp_path).class_names == ("0", "1")
+
+
+def test_what_cannot_be_read_is_named_where_nothing_is_found(tmp_path):
+    touch(tmp_path, "train-image/1.jpg", "train-image/2.jpg", "test-image.hdf5")
+    write(tmp_path, **{"train-metadata": "id,target\n1,0\n2,1\n", "sample_submission": "id,target\n8,0.3\n9,0.3\n"})
+    assert "not read: test-image.hdf5" in refusal(tmp_path)
+    touch(tmp_path / "other", "train_audio/a/1.ogg", "train_audio/a/2.ogg", "train-images-idx3-ubyte")
+    assert "2 files .ogg" in refusal(tmp_path / "other") and "train-images-idx3-ubyte" in refusal(tmp_path / "other")
+
+
+def test_folders_that_nothing_names_are_said(tmp_path):
+    touch(two_classes(tmp_path), "seg_pred/1.jpg", "seg_pred/2.jpg")
+    assert "seg_pred/ (2 images) not used" in said(read_layout(tmp_path))

@@ -281,7 +281,7 @@ def test_the_command_prints_scores_and_keeps_them(tmp_path, capsys):
         ["accuracy", "0.7500", "1.0000", "0.5000"],
     ]
     kept = json.loads((tmp_path / "model/scores.json").read_text())
-    assert set(kept) == {"predictions", "sha256", "solution", "time", "rows", "metric", "metrics", "parts"}
+    assert set(kept) == {"predictions", "sha256", "solution", "time", "rows", "metrics", "parts"}
     assert kept["sha256"] == sha256(tmp_path / "predictions.csv")
     assert (kept["rows"], kept["metrics"]["accuracy"], kept["parts"]["Private"]["accuracy"]) == (4, 0.75, 0.5)
 

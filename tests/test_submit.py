@@ -463,9 +463,9 @@ def test_record_that_is_not_ours_is_one_problem_among_others(folder, monkeypatch
     monkeypatch.setattr(cli, "not_ready", lambda: ["no Kaggle token"])
     (folder / "finetuned_model/run.json").write_text(record)
     with pytest.raises(UserError) as error:
-        submit.preflight(submit._parser().parse_args(["--competition", "glyphs", "--model", "finetuned_model"]))
-    text = str(error.value)
-    assert "  - no Kaggle token\n" in text and "finetuned_model/run.json" in text and told in text
+        submit.preflight(submit._parser().parse_args(FLAGS))
+    lines = str(error.value).splitlines()
+    assert lines[1:-1] == ["  - no Kaggle token"] and "finetuned_model/run.json" in lines[-1] and told in lines[-1]
 
 
 def test_default_message_without_a_run() -> None:
@@ -506,6 +506,40 @@ def test_token_kinds(monkeypatch, tmp_path, environment, home_files, kind):
     assert re.fullmatch(kind, found.kind), found.kind
     assert bool(found.problem) == (kind == "")
     assert KEY not in repr(found) and API_TOKEN not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("environment", "name", "content"),
+    [
+        ({}, "access_token", f'"{API_TOKEN}"\n'.encode()),
+        ({}, "access_token", f"export KAGGLE_API_TOKEN={API_TOKEN}\n".encode()),
+        ({}, "access_token", f"\ufeff{API_TOKEN}\n".encode()),
+        ({}, "access_token", API_TOKEN.encode("utf-16")),
+        ({}, "kaggle.json", json.dumps({"username": USER, "key": API_TOKEN}).encode()),
+        ({"KAGGLE_API_TOKEN": f"'{API_TOKEN}'"}, "", b""),
+        ({"KAGGLE_USERNAME": USER, "KAGGLE_KEY": API_TOKEN}, "", b""),
+    ],
+)
+def test_a_right_token_in_a_wrong_form_is_mended_by_the_command_shown(monkeypatch, tmp_path, environment, name, content):
+    for variable in ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".kaggle").mkdir()
+    if name:
+        (tmp_path / ".kaggle" / name).write_bytes(content)
+    problem = token.find_credentials(environment).problem
+    assert problem and API_TOKEN not in problem and "create one" not in problem
+    command = problem.partition("is not: ")[2].partition(": ")[2]
+    shown = subprocess.run(
+        ["bash", "-c", f'{command}; printf %s "$KAGGLE_API_TOKEN"'],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    after = {"KAGGLE_API_TOKEN": shown.stdout} if shown.stdout else {}
+    found = token.find_credentials(after)
+    assert (found.kind.startswith("API token"), found.problem) == (True, "") and found.secrets[0] == API_TOKEN
 
 
 @pytest.mark.parametrize(

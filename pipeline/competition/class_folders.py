@@ -117,19 +117,27 @@ def _trouble(base: str, groups: dict[str, list[str]]) -> str:
         steps = [image[begin:].split("/") for image in images]
         if all(len(parts) > 2 and re.fullmatch(r"[0-9a-fA-F]{1,4}", parts[1]) for parts in steps):
             return f"the folders such as {'/'.join([*filter(None, [base]), *steps[0][:2]])} only share out the files, they are no classes"
-        if all(parts[-1].lower().startswith(parts[0].lower()) and len(parts[-1]) > len(parts[0]) + 4 for parts in steps):
+        if all(_begins_so(without_suffix(parts[-1]).lower(), parts[0].lower()) for parts in steps):
             return f"the folders such as {shown}{names[0]} only share out the files by the beginning of their names, they are no classes"
     return ""
 
 
+def _begins_so(stem: str, folder: str) -> bool:
+    """True for a name of digits and letters a to f, as programs make them, that begins with its folder's: `0a/0a9f31.jpg`."""
+    return stem.startswith(folder) and len(stem) >= max(6, len(folder) + 2) and re.fullmatch(r"[0-9a-f]+", stem) is not None
+
+
 def classes_in_names(images: Iterable[str]) -> dict[str, list[str]]:
-    """class -> images, by what stands before the number in file names: `cat.0.jpg`, `dog_12.png`. Empty unless few classes have many
+    """class -> images, by what stands beside the number in file names: `cat.0.jpg`, `dog_12.png`, `7_frog.png`. Empty unless few classes have many
     images each."""
     groups: dict[str, list[str]] = {}
     count = 0
     for image in images:
-        found = re.fullmatch(r"(.*[^\W\d_])[\W_]*\d+", without_suffix(file_name(image))) or re.fullmatch(
-            r"(.*[^\W_])[\W_]+\d+", without_suffix(file_name(image))
+        stem = without_suffix(file_name(image))
+        found = (
+            re.fullmatch(r"(.*[^\W\d_])[\W_]*\d+", stem)
+            or re.fullmatch(r"(.*[^\W_])[\W_]+\d+", stem)
+            or re.fullmatch(r"\d+[\W_]+([^\W\d_].*[^\W\d_])", stem)
         )
         if not found:
             return {}

@@ -9,13 +9,14 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError, raise_all
-from pipeline.files import read_json, write_text
+from pipeline.files import read_json, read_yaml, write_text
 from pipeline.targets.evidence import Asked
 from pipeline.wording import nearest
 
 FACTS_FILE, OLD_FILE = "competition.yaml", "competition.json"
 LEDGER_FILE = "submissions.csv"
 SET_RECORD, SET_SPLITS = "dataset.json", "splits.csv"  # of a public set: which one it is, and where its images were in it
+NOTHING = ("", "null", "~")
 TEMPLATE = """# What is known of this competition. train.py, inference.py, make score and make submit read it; flags win over it.
 {slug}
 # metric: roc_auc              # how the competition's page says it is scored
@@ -57,7 +58,7 @@ def read_facts(data_dir: Path) -> CompetitionFacts:
     """
     path, old = Path(data_dir) / FACTS_FILE, Path(data_dir) / OLD_FILE
     if path.is_file():
-        return _checked(_load(path), path)
+        return _checked(read_yaml(path, as_texts=True), path)
     if old.is_file():
         value = read_json(old)
         slug = value.get("slug") if isinstance(value, dict) else None
@@ -95,20 +96,8 @@ def own_files(data_dir: Path) -> tuple[str, ...]:
     return (FACTS_FILE, OLD_FILE, LEDGER_FILE, *((SET_RECORD, SET_SPLITS) if of_set else ()))
 
 
-def _load(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise UserError(f"{path}: YAML aliases (*name) are not read: write the value out")
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-
 def _checked(values: Any, path: Path) -> CompetitionFacts:
-    if values is None:
+    if not values:
         return CompetitionFacts()
     if not isinstance(values, dict):
         raise UserError(f"{path}: keys and values are expected ({', '.join(KEYS)}), found {type(values).__name__}")
@@ -117,10 +106,10 @@ def _checked(values: Any, path: Path) -> CompetitionFacts:
         if key not in KEYS:
             problems.append(f"unknown key {key!r}{nearest(str(key), KEYS)}; allowed: {', '.join(KEYS)}")
         elif key == "positive_class":
-            known[key] = tuple(str(item) for item in (value if isinstance(value, list) else [] if value is None else [value]))
-        elif value is not None and isinstance(value, (dict, list)):
+            known[key] = tuple(map(str, value)) if isinstance(value, list) else () if value in NOTHING else (value,)
+        elif not isinstance(value, str):
             problems.append(f"{key}: a text is expected, found {value!r}")
         else:
-            known[key] = None if value is None else str(value)
+            known[key] = None if value in NOTHING else value
     raise_all(problems, f"{path}:")
     return CompetitionFacts(**known)

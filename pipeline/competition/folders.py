@@ -36,6 +36,7 @@ class Scan:
     broken_links: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)  # links to a folder that was already read
     unread: Counter[str] = field(default_factory=Counter)  # suffix -> files in an image format that is not read
+    others: Counter[str] = field(default_factory=Counter)  # suffix, or the name of a file without one -> files of no known kind
     tables: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)  # .txt files, which may be tables
     json_files: list[str] = field(default_factory=list)
@@ -155,6 +156,8 @@ def _sort_in(found: Scan, entry: os.DirEntry[str], relative: str) -> None:
         found.archives.append(relative)
     elif suffix in UNREAD_SUFFIXES:
         found.unread[suffix] += 1
+    else:
+        found.others[suffix or entry.name] += 1
 
 
 def list_folder(root: Path, relative: str = "") -> tuple[list[str], list[os.DirEntry[str]]]:
@@ -273,10 +276,16 @@ def absent(folder: DataFolder, what: str, wanted: str) -> UserError:
         if not plain_name(name).startswith(("train", "test")) and any(plain_name(part).startswith(("train", "test")) for part in inner):
             lines.append(f"  {name}/ looks like a competition folder itself: --data {quote(str(root / name))}")
     unread = sum((found.unread for found in folder.scans.values()), Counter())
+    if not_read := folder.files("seen"):
+        lines.append(f"  not read: {listed(not_read)}; if the images or labels are in there, convert them to .jpg or .png and .csv")
     lines += [
         f"  {counted(count, f'{suffix} file')} in a format that is not read as it is: {unpack_command(root)}"
         for suffix, count in unread.items()
     ]
+    others = sum((found.others for found in folder.scans.values()), Counter())
+    if others and not any(found.images for found in folder.scans.values()):
+        shown = listed(f"{counted(count, 'file')} {name}" if name.startswith(".") else name for name, count in others.most_common())
+        lines.append(f"  of no kind that is read: {shown}")
     return UserError("\n".join(lines))
 
 

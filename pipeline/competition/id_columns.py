@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from pipeline.competition.folders import plain_name
@@ -25,11 +25,14 @@ NEARLY = 0.9  # of a column's cells that must find an image before the column ma
 PROBED_ROWS = 500  # enough to tell an id column from another
 
 
-def find_ids(table: Table, index: ImageIndex, given: str | None = None, groups: bool = False) -> tuple[str, Match]:
+def find_ids(
+    table: Table, index: ImageIndex, given: str | None = None, groups: bool = False, labels: Collection[str] = ()
+) -> tuple[str, Match]:
     """The id column of a table (`given`, or the one whose cells find the most images), and the images that its ids mean.
 
     A column named like an id that finds nearly all wins over one that finds more, and a numbering of the rows never wins where another
-    column finds images. `groups`: where no column finds single images, ids may mean several images each.
+    column finds images. `groups`: where no column finds single images, ids may mean several images each. `labels`: columns that hold
+    labels and are no ids, whatever their numbers find.
 
     Raises:
         UserError: there is no column `given`, or two columns find different images.
@@ -38,13 +41,14 @@ def find_ids(table: Table, index: ImageIndex, given: str | None = None, groups: 
     if given:
         name = column_called(table, given, flag)
         return name, _full(index, table.column(name), groups)
-    probes = {name: index.match(table.column(name)[:PROBED_ROWS]) for name in _maybe_ids(table)}
+    maybe = [name for name in _maybe_ids(table) if name not in labels] or list(table.columns)
+    probes = {name: index.match(table.column(name)[:PROBED_ROWS]) for name in maybe}
     best = _best_columns(table, probes)
     if len({_common(probes[name], [probes[other] for other in best]) for name in best}) > 1:
         raise UserError(f"{table.path}: the columns {quoted(best)} name different images; say which is the id with {flag}")
     match = index.match(table.column(best[0]))
     if groups and match.num_single < len(match.images) / 2:
-        for name in _maybe_ids(table):
+        for name in maybe:
             cells = table.column(name)
             if (
                 len(set(cells)) * 2 >= len(cells)
@@ -52,6 +56,9 @@ def find_ids(table: Table, index: ImageIndex, given: str | None = None, groups: 
                 and (found := index.match_groups(cells)).num_found >= NEARLY * len(cells)
             ):
                 return name, found
+    if not match.num_found and is_id_name(best[0]):
+        numbers = index.match_numbers(table.column(best[0]))
+        match = numbers if numbers.num_single >= NEARLY * len(numbers.images) else match
     return best[0], match
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.competition.folders import IMAGE_SUFFIXES, DataFolder, hide_command, suffix_of
+from pipeline.competition.parts import BESIDE, words_of
 from pipeline.wording import MAX_NAMED, capped, counted
 
 
@@ -28,6 +29,11 @@ def without_suffix(path: str) -> str:
 
 def _stem(image: str) -> str:
     return without_suffix(file_name(image))
+
+
+def _number_of(text: str) -> str:
+    """`7` for `0007`; what is no number stays as it is."""
+    return (text.lstrip("0") or "0") if text.isascii() and text.isdigit() else text
 
 
 def _bare(path: str) -> str:
@@ -68,6 +74,9 @@ STYLES = (
     Style("file names with another extension", _stem, without_suffix),
 )
 FOLDERS, PREFIXES = Style("folders of images", str), Style("file names up to a separator", str)  # one id, several images
+NUMBERS = Style("the numbers of files without leading zeros", lambda image: _number_of(_stem(image)), lambda text: _number_of(text.strip()))
+LINKED = Style("led to images by another table", str)
+SEVERAL_EACH = (FOLDERS, PREFIXES, LINKED)
 LOOSE = Style("alike", lambda image: _bare(image), lambda text: _bare(text.strip().replace("\\", "/")))
 
 
@@ -116,7 +125,7 @@ class ImageIndex:
     """Finds images (paths in the data folder) by id."""
 
     def __init__(self, folder: DataFolder, images: Iterable[str]):
-        self.root, self.images = folder.root, list(images)
+        self.root, self.images, self.part_of = folder.root, list(images), folder.parts.of
         self._keys: dict[str, dict[str, list[str]]] = {}
 
     def match(self, ids: Sequence[str]) -> Match:
@@ -135,6 +144,10 @@ class ImageIndex:
             if rank[0] == len(ids):
                 break
         return best
+
+    def match_numbers(self, ids: Sequence[str]) -> Match:
+        """`ids` as numbers that lost their leading zeros (`7` for `0007.jpg`), as spreadsheets write them."""
+        return self._read(ids, NUMBERS)
 
     def match_groups(self, ids: Sequence[str]) -> Match:
         """The reading of `ids` as several images each, those in a folder of that name or whose names begin so (`<id>_red.png`)."""
@@ -171,6 +184,45 @@ class ImageIndex:
                 keys.setdefault(composed(style.of_image(image)), []).append(image)
             self._keys[style.says] = keys
         return self._keys[style.says]
+
+
+def settled(match: Match, part_of: Callable[[str], str]) -> tuple[Match, str]:
+    """The match with one image for each id that was found in several folders, and what is to be said of it (empty: nothing was to settle).
+
+    Training folders outrank folders of which nothing tells; then the folder whose name the others only add a word to (`train` beside
+    `trainResized`). Where that does not settle every id, the match stays as it was.
+    """
+    several = {images for images in match.images if len(images) > 1}
+    if not several or match.style in SEVERAL_EACH:
+        return match, ""
+    named = {top: part_of(next(image for images in several for image in images if _top(image) == top)) for top in _tops(several)}
+    trained = [top for top in named if named[top] in ("train", "test")]
+    plainest = [top for top in trained if all(other == top or _adds_a_word(_plain_top(top), _plain_top(other)) for other in trained)]
+    chosen = plainest[0] if plainest else ""
+    kept = {images: tuple(image for image in images if _top(image) == chosen) for images in several}
+    if not chosen or any(len(images) != 1 for images in kept.values()):
+        return match, ""
+    left = sorted(set(named) - {chosen})
+    note = f"{' and '.join(f'{name}/' for name in left)} holds the same names as {chosen}/ and is not used"
+    return Match(match.style, tuple(kept.get(images, images) for images in match.images)), note
+
+
+def _top(image: str) -> str:
+    return image.split("/")[0] if "/" in image else ""
+
+
+def _tops(groups: Iterable[Sequence[str]]) -> list[str]:
+    return sorted({_top(image) for images in groups for image in images})
+
+
+def _plain_top(name: str) -> str:
+    """The words of a folder's name that are not about images as such: `train` for `train_images`, `trainmasks` for `train_masks`."""
+    return "".join(word for word in words_of(name) if word not in BESIDE or word in ("resized", "small", "cropped", "crops", "additional"))
+
+
+def _adds_a_word(name: str, longer: str) -> bool:
+    """True where `longer` is `name` and a word: `trainresized`, and not `train2` or `trainb`."""
+    return longer.startswith(name) and re.fullmatch(r"[^\W\d_]{3,}", longer[len(name) :]) is not None
 
 
 def _tails(depth: int) -> tuple[Style, Style]:

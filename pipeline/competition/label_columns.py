@@ -24,6 +24,7 @@ LABEL_NAMES = _words(
     "classlabel tag tags"
 )
 LABEL_FLAG = "--set data.label_column=NAME"
+VALUE_WORDS = ("mean", "value", "avg", "average", "target", "label", "true", "y")  # before or behind a column's name: the value itself
 SURE, LIKELY, POSSIBLE = 3, 2, 1  # how much speaks for columns of labels
 ZERO_ONE = frozenset(("0", "1", "0.0", "1.0"))
 SPLIT_NAMES = (
@@ -57,6 +58,7 @@ class Wanted:
     ids: tuple[str, ...] = ()  # the first few thousand
     values: frozenset[str] = frozenset()  # of the first rows
     may_be_empty: bool = False
+    row_labels: tuple[frozenset[str], ...] = ()  # what the rows of a long sample may be about, where another table says so
 
     @property
     def numbers(self) -> bool:
@@ -77,6 +79,7 @@ class Choice:
     names: tuple[str, ...]
     strength: int
     candidates: tuple[str, ...] = ()  # where it cannot be told
+    called: tuple[str, ...] = ()  # what the sample submission calls them, where that is something else
 
 
 def is_number(text: str) -> bool:
@@ -132,6 +135,8 @@ def choose_labels(table: Table, id_name: str, match: Match, index: ImageIndex, w
         return Choice((CATEGORY if names else CATEGORY_ID,), SURE)
     if sure := _asked_for(table, others, wanted):
         return Choice(tuple(sure), SURE)
+    if alike := _alike_called(others, wanted.columns):
+        return Choice(tuple(alike), SURE, called=wanted.columns)
     named = [name for name in others if plain_name(name) in LABEL_NAMES]
     if len(named) == 1:
         return Choice((named[0],), LIKELY)
@@ -141,9 +146,7 @@ def choose_labels(table: Table, id_name: str, match: Match, index: ImageIndex, w
         if len(binary) > 1 and not rest:
             return Choice(tuple(binary), LIKELY)
         related = [name for name in others if any(_related(name, column) for column in wanted.columns)]
-        telling = [value for value in wanted.values if not is_number(value)]
-        holding = [name for name in others if telling and set(telling) <= {cell.strip() for cell in table.column(name)}]
-        for found in (related, holding):
+        for found in (related, _holding(table, others, wanted)):
             if len(found) == 1:
                 return Choice((found[0],), LIKELY)
     candidates = named or _not_ids(table, match, index, others)
@@ -168,13 +171,16 @@ def _asked_for(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]
         maybe = [name for name, position in positions.items() if all(row[position].strip() in names for row in sample)]
         held = [name for name in maybe if len(set(table.column(name))) > 1 and {cell.strip() for cell in table.column(name)} <= names]
         return held[:1]
+    if about := next((names for names in wanted.row_labels if names <= set(others)), None):
+        return [name for name in others if name in about]
     if not wanted.columns:
         return []
     same = [name for name in others if name == wanted.columns[0]]
     same = same or [name for name in others if plain_name(name) == plain_name(wanted.columns[0])]
     if len(same) == 1:
         return same
-    return wanted.suffixed([name for name in others if _is_zero_one(table, name)])
+    found = wanted.suffixed([name for name in others if _is_zero_one(table, name)])
+    return found or wanted.suffixed([name for name in others if _is_number_column(table, name)])
 
 
 def _is_split(name: str) -> bool:
@@ -185,6 +191,36 @@ def _is_split(name: str) -> bool:
 def _related(name: str, column: str) -> bool:
     one, other = sorted((plain_name(name), plain_name(column)), key=len)
     return len(one) > 3 and one in other
+
+
+def _holding(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]:
+    """The columns that hold what the sample submission holds: its values, or most of the several labels in its cells."""
+    telling = {value for value in wanted.values if not is_number(value)}
+    cells = {name: {cell.strip() for cell in table.column(name)} for name in others} if telling else {}
+    if whole := [name for name in cells if telling <= cells[name]]:
+        return whole
+    parts = {part for value in telling for part in value.split()}
+    return [name for name in cells if len(parts & cells[name]) * 2 >= len(parts)]
+
+
+def _alike_called(others: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """The columns that are called as the sample submission asks, with the same word before or behind each: `X4_mean` for `X4`, `X11_mean`
+    for `X11`. Where there are several such words the one that says it is the value itself; none where that does not tell."""
+    found: dict[tuple[str, str], list[str]] = {}
+    known = set(others) if len(wanted) > 1 else set()
+    for name in others:
+        if known and wanted[0] in name:
+            before, _, behind = name.partition(wanted[0])
+            called = [before + column + behind for column in wanted]
+            if set(called) <= known:
+                found[before, behind] = called
+    if len(found) > 1:
+        found = {words: names for words, names in found.items() if plain_name("".join(words)) in VALUE_WORDS}
+    return next(iter(found.values())) if len(found) == 1 else []
+
+
+def _is_number_column(table: Table, name: str) -> bool:
+    return all(is_number(cell) for cell in table.column(name) if cell.strip())
 
 
 def _is_zero_one(table: Table, name: str) -> bool:

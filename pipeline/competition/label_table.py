@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pipeline.competition.ids import FOLDERS, PREFIXES, ImageIndex, Match
+from pipeline.competition.folders import plain_name
+from pipeline.competition.ids import SEVERAL_EACH, ImageIndex, Match
 from pipeline.competition.json_tables import SEVERAL
 from pipeline.competition.label_columns import split_column
 from pipeline.competition.sources import Source
@@ -66,18 +67,26 @@ def without_test_rows(table: Table) -> tuple[Table, list[str], list[str]]:
     return replace(table, cells=tuple(table.cells[row] for row in keep), lines=tuple(table.lines[row] for row in keep)), left, notes
 
 
-def read_table(found: Found, names: Sequence[str], index: ImageIndex, parts: Sequence[str], empty_is_none: bool) -> Labelled:
+SKIP_FLAG = "--set data.skip_bad_images=true"
+
+
+def read_table(
+    found: Found, names: Sequence[str], index: ImageIndex, parts: Sequence[str], empty_is_none: bool, skip_bad: bool = False
+) -> Labelled:
     """The rows of a table that have an image and a label; repeated rows once. `empty_is_none`: an empty cell means no label at all.
+
+    Rows with neither image nor label are left out with a note; with `skip_bad` those that lack one of both, too.
 
     Raises:
         UserError: every row problem at once: no image, two images, no label, one image with two labels.
     """
+    found, parts, skipped = _without_bare_rows(found, names, parts, empty_is_none, skip_bad)
     table, match = found.table, found.match
     ids = [cell.strip() for cell in table.column(found.id_column)]
     columns = [table.column(name) for name in names]
     labels = list(zip(*([cell.strip() for cell in column] for column in columns), strict=True))
-    many = match.style in (FOLDERS, PREFIXES)
-    advice = "add the images, or take these rows out"
+    many = match.style in SEVERAL_EACH
+    advice = f"add the images, take these rows out, or train without them: {SKIP_FLAG}"
     problems = match.problems(ids, table.lines, index, advice, many) + ([] if empty_is_none else _no_label(table, names, labels))
     rows: dict[tuple[str, ...], int] = {}
     repeated = 0
@@ -96,7 +105,8 @@ def read_table(found: Found, names: Sequence[str], index: ImageIndex, parts: Seq
         twice.append(f"{where}: {ids[first]!r} ({match.images[first][0]}) has different labels: {values}")
     problems += capped(twice, "images have different labels")
     what = names[0] if len(names) == 1 else f"{len(names)} columns of labels"
-    raise_all(problems, f"{table.path} ({found.id_column}, {what}):")
+    settle = "; if another column is the id: --set data.id_column=NAME" if twice else ""
+    raise_all(problems, f"{table.path} ({found.id_column}, {what}{settle}):")
     chosen = list(rows.values())
     kind: Literal["json", "table"] = "json" if found.source.is_json else "table"
     where = f"{found.name}, column {names[0]!r}" if len(names) == 1 else f"{found.name}, {what}"
@@ -108,34 +118,32 @@ def read_table(found: Found, names: Sequence[str], index: ImageIndex, parts: Seq
         notes.append(f"{counted(repeated, 'repeated row')} with the same label counted once")
     labelled = Labelled(
         [ids[row] for row in chosen], [match.images[row] for row in chosen], evidence, f"{found.name}: {found.id_column}, {what}",
-        [f"ids are {match.style.says}", *table.notes, *notes], found=found,
+        [f"ids are {match.style.says}", *table.notes, *skipped, *notes], found=found,
     )  # fmt: skip
     if "val" in parts:
         labelled.split = {ids[row]: "val" if parts[row] == "val" else "train" for row in chosen}
     return labelled
 
 
-def made_wide(table: Table, index: ImageIndex) -> Table | None:
-    """Rows `<image>_<label>, value` as one row an image and one column a label; None where the table is not of that form."""
-    for position, name in enumerate(table.columns):
-        cells = table.column(name)
-        split = [text.strip().rpartition("_") for text in cells]
-        if not all(head and tail for head, _, tail in split):
-            continue
-        labels = list(dict.fromkeys(tail for _, _, tail in split))
-        heads = list(dict.fromkeys(head for head, _, _ in split))
-        if len(table.columns) != 2 or not 1 < len(labels) <= 200 or len(heads) * 2 > len(cells):
-            continue
-        if index.match(heads[:500]).num_found * 2 < len(heads[:500]) and index.match_groups(heads[:500]).num_found * 2 < len(heads[:500]):
-            continue
-        rows: dict[str, dict[str, str]] = {}
-        lines: dict[str, int] = {}
-        for (head, _, tail), row, line in zip(split, table.cells, table.lines, strict=True):
-            rows.setdefault(head, {})[tail] = row[1 - position]
-            lines.setdefault(head, line)
-        wide = tuple((head, *(found.get(label, "") for label in labels)) for head, found in rows.items())
-        return replace(table, columns=(name, *labels), cells=wide, lines=tuple(lines.values()))
-    return None
+def _without_bare_rows(
+    found: Found, names: Sequence[str], parts: Sequence[str], empty_is_none: bool, skip_bad: bool
+) -> tuple[Found, Sequence[str], list[str]]:
+    """The table without rows that have neither image nor label (with `skip_bad`: that lack one), their parts, and what is to be said."""
+    columns = [found.table.column(name) for name in names]
+    imageless = [not images for images in found.match.images]
+    unlabelled = [not empty_is_none and any(not cell.strip() for cell in row) for row in zip(*columns, strict=True)]
+    bad = [any(lacks) if skip_bad else all(lacks) for lacks in zip(imageless, unlabelled, strict=True)]
+    keep = [row for row, is_bad in enumerate(bad) if not is_bad]
+    if len(keep) == len(bad) or not keep:
+        return found, parts, []
+    table, match = found.table, found.match
+    lost = sum(is_bad and no_image for is_bad, no_image in zip(bad, imageless, strict=True))
+    why = [f"{lost:,} without an image"] if lost else []
+    why += [f"{len(bad) - len(keep) - lost:,} without a label"] if lost < len(bad) - len(keep) else []
+    note = f"{counted(len(bad) - len(keep), 'row')} left out: {', '.join(why)}"
+    table = replace(table, cells=tuple(table.cells[row] for row in keep), lines=tuple(table.lines[row] for row in keep))
+    left = replace(found, table=table, match=replace(match, images=tuple(match.images[row] for row in keep)))
+    return left, [parts[row] for row in keep] if parts else parts, [note]
 
 
 def _no_label(table: Table, names: Sequence[str], labels: Sequence[tuple[str, ...]]) -> list[str]:
@@ -143,7 +151,9 @@ def _no_label(table: Table, names: Sequence[str], labels: Sequence[tuple[str, ..
     for position, name in enumerate(names):
         empty = [line for line, row in zip(table.lines, labels, strict=True) if not row[position]]
         if empty:
-            problems.append(f"{numbered(empty)}: no label in column {name!r} (fill it in, or take the row out)")
+            problems.append(
+                f"{numbered(empty)}: no label in column {name!r} (fill it in, take the row out, or train without it: {SKIP_FLAG})"
+            )
     return capped(problems, "columns have empty cells")
 
 
@@ -172,3 +182,19 @@ def _one_number_each(texts: list[str]) -> tuple[list[str], list[str]]:
         return texts, []
     shown = quoted(sorted(both))
     return [both.get(text, text) for text in texts], [f"{shown} taken as {quoted(sorted(both.values()))}: one label, written in two ways"]
+
+
+def called_as_asked(evidence: LabelEvidence, columns: Sequence[str]) -> tuple[LabelEvidence, str]:
+    """Labels as the sample submission's columns call them (`0` where it has a column `class_0`), and a note; as they are where each label
+    has its column, or some label would have none."""
+    names = sorted(set(evidence.texts))
+    if len(columns) != len(names) or len(names) < 2 or set(columns) & set(names):
+        return evidence, ""
+    plain = {plain_name(column): column for column in columns}
+    affixes = {column.partition(names[0])[::2] for column in columns if names[0] in column} | {("", "")}
+    for before, behind in sorted(affixes):
+        called = {name: plain.get(plain_name(before + name + behind), "") for name in names}
+        if set(called.values()) == set(columns):
+            note = f"labels are called as in the sample submission: {names[0]!r} is {called[names[0]]!r}"
+            return replace(evidence, texts=tuple(called[text] for text in evidence.texts)), note
+    return evidence, ""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.competition.class_folders import ClassFolders, class_folders, classes_in_names, from_folders, from_names
 from pipeline.competition.folders import DataFolder, absent, hide_command, mv_command, plain_name
 from pipeline.competition.id_columns import find_ids
-from pipeline.competition.ids import FOLDERS, PREFIXES, ImageIndex, file_name
+from pipeline.competition.ids import FOLDERS, LINKED, SEVERAL_EACH, ImageIndex, Match, file_name, settled
 from pipeline.competition.label_columns import LABEL_FLAG, LIKELY, SURE, Choice, Wanted, choose_labels, unclear
-from pipeline.competition.label_table import Found, Labelled, made_wide, read_table, without_test_rows
+from pipeline.competition.label_table import Found, Labelled, called_as_asked, read_table, without_test_rows
+from pipeline.competition.long_tables import labels_together, made_wide, one_row_each
 from pipeline.competition.sources import TRAIN_TABLES, Source, Sources, headerless
+from pipeline.competition.subjects import linked_images
 from pipeline.errors import UserError, raise_all
 from pipeline.wording import MAX_NAMED, counted, listed, quoted
 
@@ -38,9 +40,16 @@ class _Candidate:
 
 
 def read_labelled(
-    folder: DataFolder, sources: Sources, wanted: Wanted, id_column: str | None, label_column: str | None, sample_name: str = ""
+    folder: DataFolder,
+    sources: Sources,
+    wanted: Wanted,
+    id_column: str | None,
+    label_column: str | None,
+    sample_name: str = "",
+    skip_bad: bool = False,
 ) -> Labelled:
     """The labelled images of `folder`. `wanted`: what the sample submission (the table `sample_name`) says of labels.
+    `skip_bad`: rows without image or label are left out instead of refused.
 
     Raises:
         UserError: there are none, or they contradict themselves, or can be read in two ways.
@@ -56,14 +65,15 @@ def read_labelled(
         raise absent(folder, f"table of labels, though {key} is set", "expected train.csv or labels.csv, or the recipe without that key")
     bases = class_folders(folder)
     classes = bases[0]
-    looked_up = [_looked_up(source, index, _for_table(id_column, source, tables)) for source in tables if source.table.cells]
+    links = [source for source in sources.of_role("train", "") if source.name != sample_name]
+    looked_up = [_looked_up(source, index, wanted, _for_table(id_column, source, tables), links) for source in tables if source.table.cells]
     candidates = _candidates(looked_up, index, wanted, label_column, classes)
     best = _best(candidates, label_column)
     if best is None and len(bases) > 1:
         names = [entry.base for entry in bases]
         raise UserError(f"{folder.root}: {' and '.join(names)} all hold class folders; {hide_command(folder.root, names)}")
     if best is not None and _table_is_meant(folder, best, classes, wanted, label_column):
-        labelled = _from_table(best, index, wanted, classes, label_column)
+        labelled = _from_table(best, index, wanted, classes, label_column, skip_bad)
     elif classes.plausible:
         _refuse_weaker_folders(classes, looked_up, index, wanted)
         labelled, best = from_folders(folder, classes), None
@@ -74,6 +84,9 @@ def read_labelled(
     unused = [source.name for source in tables if (best is None or source is not best.found.source) and _might_tell(source, candidates)]
     if unused:
         labelled.notes.append(f"{listed(unused)} not used for labels")
+    if labelled.evidence:
+        labelled.evidence, note = called_as_asked(labelled.evidence, wanted.columns)
+        labelled.notes += [note] if note else []
     _refuse_one_class(folder, labelled)
     return labelled
 
@@ -129,7 +142,8 @@ class _LookedUp:
     trouble: UserError | None
 
 
-def _looked_up(source: Source, index: ImageIndex, id_column: str | None) -> _LookedUp:
+def _looked_up(source: Source, index: ImageIndex, wanted: Wanted, id_column: str | None, links: Sequence[Source]) -> _LookedUp:
+    """`links`: tables that may lead from the ids of this one to images."""
     trouble = None
     try:
         table, parts, notes = without_test_rows(source.table)
@@ -137,14 +151,20 @@ def _looked_up(source: Source, index: ImageIndex, id_column: str | None) -> _Loo
         table, parts, notes, trouble = source.table, [], [], error
     if source.is_json and not id_column and "file_name" in table.columns and index.match(table.column("file_name")).num_found:
         id_column = "file_name"  # COCO: the id is a number of its own and may be another image's name
-    name, match = find_ids(table, index, id_column, groups=True)
+    name, match = find_ids(table, index, id_column, groups=True, labels=wanted.columns)
     if match.num_found and index.match([name]).num_found and not parts:
         table = headerless(table)
         name, match = find_ids(table, index, None, groups=True)
     if not match.num_found and (wide := made_wide(table, index)):
         table, name = wide, wide.columns[0]
         match = find_ids(table, index, name, groups=True)[1]
-    return _LookedUp(Found(source, table, name, match), parts, notes, trouble)
+    if wide := one_row_each(table, name, match, wanted):
+        table, match, parts = wide, find_ids(wide, index, name, groups=True)[1], []
+    if source.role == "train" and match.num_found * 2 < len(match.images):
+        images = linked_images(table.column(name), index, [link for link in links if link is not source])
+        match = Match(LINKED, images) if images else match
+    match, note = settled(match, index.part_of)
+    return _LookedUp(Found(source, table, name, match), parts, [*notes, *([note] if note else [])], trouble)
 
 
 def _candidates(
@@ -156,7 +176,7 @@ def _candidates(
     for entry in looked_up:
         found = entry.found
         trained = found.source.role == "train"
-        several = found.match.style in (FOLDERS, PREFIXES)
+        several = found.match.style in SEVERAL_EACH
         # Numbers in a table that is not about images may be the stems of many images; in class folders that means nothing.
         if not found.match.num_found or not (several or found.match.num_unique or len(classes.groups) < 2):
             continue
@@ -226,14 +246,20 @@ def _table_is_meant(folder: DataFolder, best: _Candidate, classes: ClassFolders,
     )
 
 
-def _from_table(best: _Candidate, index: ImageIndex, wanted: Wanted, classes: ClassFolders, label_column: str | None) -> Labelled:
+def _from_table(
+    best: _Candidate, index: ImageIndex, wanted: Wanted, classes: ClassFolders, label_column: str | None, skip_bad: bool
+) -> Labelled:
     if best.trouble:
         raise best.trouble
     if not best.choice.names:
         table = best.found.table
         advice = f"; to take the folders in {classes.where} as classes: {mv_command(table.path)}" if classes.plausible else ""
         raise unclear(table, best.choice, advice)
-    labelled = read_table(best.found, best.choice.names, index, best.parts, wanted.may_be_empty)
+    found = best.found if len(best.choice.names) > 1 or best.parts else labels_together(best.found, best.choice.names[0], wanted)
+    labelled = read_table(found, best.choice.names, index, best.parts, wanted.may_be_empty, skip_bad)
+    if best.choice.called and labelled.evidence:
+        labelled.evidence = replace(labelled.evidence, columns=best.choice.called)
+        labelled.notes.append(f"{listed(best.choice.names)} are what the sample calls {listed(best.choice.called)}")
     labelled.notes += best.notes
     if not label_column:
         _check_agreement(best.found, labelled, classes)

@@ -16,8 +16,9 @@ from pipeline.competition.label_columns import Wanted
 from pipeline.competition.label_table import Labelled
 from pipeline.competition.labels import has_training_data, read_labelled
 from pipeline.competition.notes import other_notes, test_notes, train_notes
+from pipeline.competition.other_tasks import refuse_other_tasks, refuse_several_questions
 from pipeline.competition.rows import Competition, Row
-from pipeline.competition.sample import check_sample, find_sample, wanted_by
+from pipeline.competition.sample import check_sample, find_sample, wanted_by, with_row_labels
 from pipeline.competition.sources import Source, Sources, read_sources
 from pipeline.competition.subjects import resolve
 from pipeline.competition.test_rows import TestImages, check_classes, find_test_images, form_of, sample_evidence
@@ -27,6 +28,7 @@ from pipeline.forms.form import FormKind, SubmissionForm
 from pipeline.forms.recognise import recognise
 from pipeline.targets.decide import decide
 from pipeline.targets.evidence import Asked, Decision, LabelEvidence
+from pipeline.targets.metrics import find_metric
 from pipeline.targets.target import Target, multiclass
 from pipeline.wording import counted, quoted
 
@@ -45,8 +47,9 @@ def read_layout(
     """The competition in `data_dir`: class folders, a table or JSON of labels, test images, sample submission; or questions about images.
 
     `id_column` (names the image) and `label_column` name columns of the table of labels. What `need` does not name may be absent.
-    With `skip_bad_images` training questions whose image is not there are left out instead of refused. `asked`: what the user says of
-    target and metric. `known`: target and metric of a run, which are then taken and not decided again. `grouped`: where groups stand.
+    With `skip_bad_images` training rows without image or label, and questions without an image, are left out instead of refused. `asked`:
+    what the user says of target and metric. `known`: target and metric of a run, which are then taken and not decided again. `grouped`:
+    where groups stand.
 
     Raises:
         UserError: what is needed is absent, contradicts itself, or can be read in two ways; the message says where, and what settles it.
@@ -64,7 +67,13 @@ def read_layout(
     if sample and sample_id:
         sample = replace(sample, table=without_numbering(sample.table, sample_id))
     wanted = wanted_by(sample.table if sample else None, sample_id)
-    labelled, trouble = _labelled(folder, sources, sample, wanted, id_column, label_column, need)
+    if sample and sample_id and asked.kind is None and known is None:
+        refuse_other_tasks(sample, sample_id, wanted)
+        if not (asked.metric and find_metric(asked.metric).needs == "numbers"):
+            refuse_several_questions(sample, wanted, sources.of_role("train", ""))
+    if sample and sample_id:
+        wanted = with_row_labels(wanted, sample.table, sample_id, sources.of_role("test", ""))
+    labelled, trouble = _labelled(folder, sources, sample, wanted, id_column, label_column, need, skip_bad_images)
     names = _label_names(labelled.evidence, known)
     test = find_test_images(folder, sources, sample, test_index, labelled.taken, names, required=need != "train")
     decision, trouble = _decided(labelled, test, asked, known, need, trouble)
@@ -81,7 +90,7 @@ def read_layout(
     lines = [
         *train_notes(folder, labelled, test, target, decision, trouble),
         *test_notes(test, more),
-        *other_notes(folder, labelled, sources),
+        *other_notes(folder, labelled, sources, test),
     ]
     competition = Competition(root, train_rows, test_rows, target, metric, form, tuple(lines), split=labelled.split)
     if need == "test":
@@ -109,12 +118,13 @@ def _labelled(
     id_column: str | None,
     label_column: str | None,
     need: str,
+    skip_bad: bool,
 ) -> tuple[Labelled, str | None]:
     """The labelled rows; where they are not needed, none and why they cannot be read."""
     if need == "test" and not has_training_data(folder, sources):
         return Labelled(), None
     try:
-        return read_labelled(folder, sources, wanted, id_column, label_column, sample.name if sample else ""), None
+        return read_labelled(folder, sources, wanted, id_column, label_column, sample.name if sample else "", skip_bad), None
     except UserError as error:
         if need != "test":
             raise

@@ -59,12 +59,17 @@ def test_notes(test: TestImages, more: Sequence[str]) -> list[str]:
     return [f"test: {images + ', ' if images else ''}{test.source}"] + (["test: " + "; ".join(notes)] if notes else [])
 
 
-def other_notes(folder: DataFolder, labelled: Labelled, sources: Sources) -> list[str]:
+def other_notes(folder: DataFolder, labelled: Labelled, sources: Sources, test: TestImages) -> list[str]:
     """At most one line on what else lies there and is not used."""
     notes = []
     held_out = [name for name in folder.parts.named("val") if not any(image.startswith(name + "/") for image in labelled.taken)]
     if held_out:
         notes.append(f"{listed(held_out)}/ not used: validation rows are taken from the training images (data.val_fraction)")
+    used = {_top(image) for image in labelled.taken} | {_top(image) for images in test.images for image in images}
+    known = {name.split("/")[0] for name in (*held_out, *folder.parts.folders, *folder.parts.foreign)}
+    left = [name for name, found in folder.scans.items() if name and found.images and name not in used | known] if test.images else []
+    if left:
+        notes.append(f"{listed(f'{name}/ ({len(folder.scans[name].images):,} images)' for name in left)} not used")
     if folder.parts.foreign:
         notes.append(f"{listed(sorted(folder.parts.foreign))}/ not read: a competition of its own")
     unread = sum((found.unread for found in folder.scans.values()), Counter())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipeline.competition.folders import ARCHIVE_SUFFIXES, DataFolder, hide_command, is_table, mv_command, suffix_of, unpack_command
 from pipeline.competition.id_columns import find_ids
 from pipeline.competition.ids import ImageIndex
-from pipeline.competition.label_columns import Wanted
+from pipeline.competition.label_columns import Wanted, is_number
 from pipeline.competition.sources import Source, Sources, is_sample_name
 from pipeline.errors import UserError, raise_all
 from pipeline.forms.form import SubmissionForm
@@ -15,6 +16,7 @@ from pipeline.tables import Table, load_table, repeated_ids, rows_of
 from pipeline.wording import listed, numbered
 
 FITS = 0.9  # of the rows of a table that must be test images before it is taken for a sample submission whatever its name
+MAX_ROW_LABELS = 200
 FIRST = 5000  # rows that are looked at for what the sample says of labels
 
 
@@ -30,7 +32,7 @@ def find_sample(folder: DataFolder, sources: Sources, index: ImageIndex) -> Sour
             raise error
     chosen = _fitting(named, index) if len(named) > 1 else named
     if not chosen:
-        chosen = _one_folder_higher(folder, index) or _by_content(sources, index)
+        chosen = _one_folder_higher(folder, index) or _one_of_alike(_by_content(sources, index), index)
     if len(chosen) > 1:
         names = [source.name for source in chosen]
         raise UserError(f"{folder.root}: {' and '.join(names)} may all be the sample submission; {hide_command(folder.root, names)}")
@@ -92,6 +94,18 @@ def wanted_by(sample: Table | None, id_column: str | None) -> Wanted:
     return Wanted(columns, ids, known, may_be_empty=bool(known) and not all(values))
 
 
+def with_row_labels(wanted: Wanted, sample: Table, id_column: str, sources: Sequence[Source]) -> Wanted:
+    """`wanted` with what the rows of the sample may be about: the values of a column beside the sample's ids in a table about the test."""
+    ids = {cell.strip() for cell in sample.column(id_column)}
+    found = []
+    for source in sources:
+        for name in source.table.columns if len(source.table.cells) <= 2 * len(ids) else ():
+            if ids <= {cell.strip() for cell in source.table.column(name)}:
+                others = (frozenset(cell.strip() for cell in source.table.column(other)) for other in source.table.columns if other != name)
+                found += [values for values in others if 1 < len(values) <= MAX_ROW_LABELS and len(values) * 2 <= len(ids)]
+    return replace(wanted, row_labels=tuple(found))
+
+
 def _fitting(named: Sequence[Source], index: ImageIndex) -> list[Source]:
     """Those whose ids lead to test images; all where none or several do, one where they are equal."""
     different = {source.table.columns + source.table.cells: source for source in reversed(named)}
@@ -129,6 +143,19 @@ def _one_folder_higher(folder: DataFolder, index: ImageIndex) -> list[Source]:
 def _by_content(sources: Sources, index: ImageIndex) -> list[Source]:
     """Tables of names that say nothing, whose rows are the test images."""
     return [source for source in sources.of_role("") if _is_about_test(source, index) and not source.is_json]
+
+
+def _one_of_alike(found: Sequence[Source], index: ImageIndex) -> list[Source]:
+    """One of several tables with the same columns and ids (`all_zeros_benchmark.csv`, `all_ones_benchmark.csv`): the one whose values tell
+    the most, with a note. Tables that differ in more stay as they are."""
+    ids = {(source.table.columns, tuple(source.table.column(find_ids(source.table, index)[0]))) for source in found}
+    values = [cell for source in found for row in source.table.cells for cell in row[1:]]
+    if len(found) < 2 or len(ids) > 1 or not all(is_number(cell) for cell in values[:FIRST]):
+        return list(found)
+    best = max(found, key=lambda source: len({cell for row in source.table.cells for cell in row}))
+    others = listed(source.name for source in found if source is not best)
+    note = f"{others} has the same rows and columns; taken for the sample submission: {best.name}"
+    return [replace(best, table=replace(best.table, notes=(*best.table.notes, note)))]
 
 
 def _is_about_test(source: Source, index: ImageIndex) -> bool:

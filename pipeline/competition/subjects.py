@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.competition.id_columns import NEARLY, find_ids
-from pipeline.competition.ids import ImageIndex, Match, file_name
+from pipeline.competition.ids import ImageIndex, Match, file_name, settled
 from pipeline.competition.sources import Source
 from pipeline.tables import Table, numbers_the_rows
 
@@ -41,10 +41,14 @@ def resolve(table: Table, index: ImageIndex, sources: Sequence[Source], label_na
     """
     name, match = find_ids(table, index)
     ids = [cell.strip() for cell in table.column(name)]
-    direct = Resolved(name, match.images, f"ids are {match.style.says}", match)
+    match, note = settled(match, index.part_of)
+    direct = Resolved(name, match.images, f"ids are {match.style.says}{'; ' if note else ''}{note}", match)
     if match.num_single * 2 >= len(ids):
-        # Numbers are found by chance where images are numbered too: a table that says which image each is outranks that.
-        if numbers_the_rows(ids) and (linked := _linked(ids, index, sources)) and linked.images != match.images:
+        # Numbers are found by chance where images are numbered too: a table that says which image each is outranks that. One about
+        # training images does not say it: its ids are numbers too, and so are its labels.
+        about_test = [source for source in sources if source.role not in ("train", "sample")]
+        linked = _linked(ids, index, about_test) if numbers_the_rows(ids) else None
+        if linked and linked.images != match.images and len(set(linked.images)) == len(set(ids)):
             return Resolved(name, linked.images, linked.says)
         return direct
     columns = [name, *(column for column in table.columns if column != name)]
@@ -101,6 +105,12 @@ def _split(text: str, known: Sequence[str]) -> tuple[str, str]:
             return text[: -len(label) - 1], label
     head, _, tail = text.rpartition("_")
     return ("", "") if known else (head, tail)
+
+
+def linked_images(ids: Sequence[str], index: ImageIndex, sources: Sequence[Source]) -> tuple[tuple[str, ...], ...] | None:
+    """The images of each id, where one of `sources` has the ids in one column and names images in another; None where none has."""
+    lead = _linked([text.strip() for text in ids], index, sources)
+    return lead.images if lead else None
 
 
 def _linked(ids: Sequence[str], index: ImageIndex, sources: Sequence[Source]) -> _Lead | None:

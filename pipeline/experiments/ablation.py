@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
+from pipeline.competition.facts import read_facts
 from pipeline.competition.layout import read_layout
 from pipeline.config import parse_assignments
 from pipeline.errors import UserError, raise_all, run_command
@@ -54,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     grid = load_grid(args.grid, args.backbone, parse_assignments(args.set), parse_seeds(args.seeds))
     output = args.output or Path("runs") / f"{grid.name}-{args.data.resolve().name}"
     with locked(output) as lock:
-        bench = open_bench(args, grid, output, lock)
+        bench, metric = open_bench(args, grid, output, lock)
+        grid = replace(grid, metrics=(metric, *(name for name in grid.metrics if name != metric)))
         settle_changes(grid, bench, args.redo)
         todo = [trial for trial in grid.trials if not is_done(trial, bench)]
         print(f"{grid.name}: {len(grid.rows)} rows, {len(grid.trials)} trials, {len(grid.trials) - len(todo)} finished; in {output}")
@@ -80,14 +83,20 @@ def parse_seeds(text: str | None) -> list[int] | None:
         raise UserError(f"--seeds {text}: expected whole numbers with commas between them, such as 0,1,2") from None
 
 
-def open_bench(args: argparse.Namespace, grid: Grid, output: Path, lock: tuple[int, ...]) -> Bench:
-    """Read the data folder once, as every trial will.
+def open_bench(args: argparse.Namespace, grid: Grid, output: Path, lock: tuple[int, ...]) -> tuple[Bench, str]:
+    """Read the data folder once, as every trial will; where trials are trained, and what the competition is scored by.
 
     Raises:
         UserError: it is no competition folder, or --solution names no file.
     """
-    columns = grid.trials[0].recipe.data
-    competition = read_layout(args.data, id_column=columns.id_column, label_column=columns.label_column, need="train")
+    data, facts = grid.trials[0].recipe.data, read_facts(args.data)
+    competition = read_layout(
+        args.data,
+        id_column=data.id_column or facts.id_column,
+        label_column=data.label_column or facts.label_column,
+        need="train",
+        asked=facts.asked(data.metric, data.target, data.positive_class),
+    )
     print("\n".join(f"  {line}" for line in competition.notes))
     solution = args.solution or args.data / "solution.csv"
     if args.solution and not solution.is_file():
@@ -96,7 +105,8 @@ def open_bench(args: argparse.Namespace, grid: Grid, output: Path, lock: tuple[i
         print("  no test images: rows are compared by validation score")
     elif not solution.is_file():
         print("  no solution.csv: rows are compared by validation score; predictions.csv of each trial can be submitted")
-    return Bench(args.data, output, bool(competition.test), solution if solution.is_file() else None, lock)
+    bench = Bench(args.data, output, bool(competition.test), solution if solution.is_file() else None, lock)
+    return bench, competition.metric or "accuracy"
 
 
 def settle_changes(grid: Grid, bench: Bench, redo: bool) -> None:

@@ -221,7 +221,8 @@ def _figure(output: Path, rows: Sequence[Measured], score: str, cost: str) -> Pa
             axes.errorbar(mean(x), mean(y), **bars, **look, linestyle="", label=row.row.name)
         highest = max(mean(row.values[cost]) + (stdev(row.values[cost]) if len(row.values[cost]) > 1 else 0) for row in drawn) / scale
         axes.set_xlim(0, highest * 1.08 if math.isfinite(highest) and highest > 0 else 1)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        if score.endswith(("accuracy", "f1", "precision", "recall")):
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel(unit)
         axes.set_ylabel(_title(score))
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9.5)

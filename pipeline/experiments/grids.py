@@ -8,16 +8,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from pipeline.config import RECIPES_DIR, Recipe, Section, load_recipe
 from pipeline.errors import UserError, raise_all
+from pipeline.files import read_yaml
+from pipeline.targets.metrics import find_metric
 
 GRIDS_DIR = RECIPES_DIR / "grids"
-Metric = Literal["accuracy", "macro_precision", "macro_recall", "macro_f1", "weighted_precision", "weighted_recall", "weighted_f1"]
+BESIDE_METRICS = ("macro_precision", "macro_recall", "weighted_precision", "weighted_recall")  # of one class, beside the table of metrics
 
 
 class Reported(Section):
@@ -48,9 +49,16 @@ class GridFile(Section):
 
     recipe: str | None = None
     seeds: tuple[int, ...] = Field((42,), min_length=1)
-    metrics: tuple[Metric, ...] = Field(("accuracy",), min_length=1, description="columns of scores; the first one is the score")
+    metrics: tuple[str, ...] = Field(
+        ("accuracy",), min_length=1, description="columns of scores; the competition's own metric comes first, wherever it stands here"
+    )
     set: dict[str, Any] = Field({})
     rows: tuple[GridRow, ...] = Field(min_length=1)
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name if name in BESIDE_METRICS else find_metric(name).name for name in metrics)
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class Grid:
     """A grid with every recipe validated. `trials` are in the order to run them: all rows with the first seed, then with the next."""
 
     name: str
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...]  # the first one is the score
     rows: tuple[GridRow, ...]
     trials: tuple[Trial, ...]
 
@@ -132,10 +140,7 @@ def _read(path: Path, given: str) -> GridFile:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"--grid {given}: no such grid{hint}\ngrids: {', '.join(grid_names())} (or the path of a .yaml file)")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return GridFile.model_validate(values)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+        return GridFile.model_validate(read_yaml(path))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}, found {item['input']!r}" for item in error.errors()]
         raise_all(problems, f"{path} is not a valid grid:")

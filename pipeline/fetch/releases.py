@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -13,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from pipeline import files
 from pipeline.errors import UserError, raise_all, run_command
@@ -24,6 +23,7 @@ from pipeline.fetch.download import fetch
 from pipeline.fetch.whole import model_problems
 from pipeline.lock import holding_folder
 from pipeline.run import ADAPTER_DIR, INSTALLED, INSTALLING, is_unfinished, model_dirs, now, run_entries
+from pipeline.unfinished import resume_command
 
 MODEL_DIR = Path("finetuned_model")
 RELEASE_FILE, WORK_DIR = "release.yaml", ".download"
@@ -58,10 +58,7 @@ def read_release(path: Path) -> Release:
             f"no release is named: {path} does not exist. Give one: `make weights WEIGHTS=FILE.zip` (or a Google Drive link, or an https "
             f"address); or write {path} with the line `source: ...`; or train a model: `python train.py`"
         )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+    values = files.read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold keys and values, with at least `source: ...`; it holds {type(values).__name__}")
     raise_all(_release_problems(values), f"{path}:")
@@ -112,9 +109,8 @@ def install(release: Release, model_dir: Path, data_dir: Path, *, cookies: Path 
 
 def _install(release: Release, model_dir: Path, data_dir: Path, **fetch_options: Any) -> bool:
     if is_unfinished(model_dir):
-        output = "" if model_dir == MODEL_DIR else f" --output {model_dir}"
         raise UserError(
-            f"{model_dir} holds an unfinished run (state/ without run.json). Finish it: `python train.py{output} --resume`; "
+            f"{model_dir} holds an unfinished run (state/ without run.json). Finish it: `{resume_command(model_dir)}`; "
             "or install elsewhere: `python -m pipeline.fetch.releases --model OTHER_FOLDER`"
         )
     print(f"release    {release.name or release.source.shown}")
@@ -342,9 +338,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     release = choose_release(args.weights, args.sha256, args.model)
     install(release, args.model, args.data, cookies=args.cookies)
-    model = "" if args.model == MODEL_DIR else f" --model {args.model}"
-    data = "" if args.data == Path("data") else f" --data {args.data}"
-    print(f"next       python inference.py{model}{data}")
+    model = [] if args.model == MODEL_DIR else ["--model", str(args.model)]
+    data = [] if args.data == Path("data") else ["--data", str(args.data)]
+    print(f"next       {shlex.join(['python', 'inference.py', *model, *data])}")
     return 0
 
 

@@ -14,6 +14,7 @@ from pipeline.errors import UserError, raise_all
 from pipeline.fetch.archives import check_room
 from pipeline.fetch.budget import Budget, TooMuch
 from pipeline.fetch.packed import NOT_UNPACKED, packed_suffix, unpack
+from pipeline.fetch.pieces import join, whole_runs
 from pipeline.wording import counted, listed
 
 PIECE = re.compile(r"\.(7z|zip|rar|tar)\.\d{2,3}$|\.z\d\d$|\.part\d+\.rar$", re.IGNORECASE)
@@ -34,6 +35,7 @@ def stage(source: Path, target: Path) -> list[str]:
         UserError: an archive is damaged, unsafe or too large, something cannot be read, or the disk is too small.
     """
     target.mkdir(parents=True)
+    budget = None
     if source.is_dir():
         notes = _stage_folder(source, target)
     elif not packed_suffix(source.name):
@@ -44,12 +46,29 @@ def stage(source: Path, target: Path) -> list[str]:
         budget = Budget(source.name, source.stat().st_size)
         unpack(source, target, budget)
         notes = _unpack_below(target, "", budget, 1)
+    notes += _join_pieces(target, budget)
     foreign = [_shown(path, target) for path in _files(target) if path.name.lower().endswith(NOT_UNPACKED)]
     pieces = [_shown(path, target) for path in _files(target) if PIECE.search(path.name)]
     if foreign:
         notes.append(f"stays packed, unpack it with a tool for its kind: {listed(foreign)}")
     if pieces:
         notes.append(f"pieces of an archive stay as they are, join them first (7z x does it): {listed(pieces)}")
+    return notes
+
+
+def _join_pieces(target: Path, budget: Budget | None) -> list[str]:
+    """Put numbered pieces of archives together and unpack them in their places; a line about each. `budget`: of the archive around them."""
+    notes: list[str] = []
+    for whole, pieces in whole_runs(_files(target)).items():
+        shown = _shown(whole, target)
+        join(whole, pieces)
+        spent = budget or Budget(shown, whole.stat().st_size)
+        problem, _ = _unpack_beside(whole, whole.parent, shown, spent, 1, notes)
+        if problem:
+            notes.append(f"{shown}, joined from {counted(len(pieces), 'piece')}, stays packed: {problem}")
+        else:
+            notes.append(f"{shown} joined from {counted(len(pieces), 'piece')} and unpacked")
+            whole.unlink()
     return notes
 
 

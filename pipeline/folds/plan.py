@@ -13,8 +13,9 @@ from pipeline.competition.rows import Competition
 from pipeline.config import Recipe
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from pipeline.run import FOLDS_START, RECORD, now
+from pipeline.run import RECORD, now
 from pipeline.tables import guarded, load_table, restored, write_table
+from pipeline.unfinished import FOLDS_START
 from pipeline.wording import counted, quoted
 
 START = FOLDS_START

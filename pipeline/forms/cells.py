@@ -51,7 +51,8 @@ def _value_cells(form: SubmissionForm, predictions: Predictions, rows: list[int]
         return [[form.separator.join(target.names[index] for index in order[row])] for row in rows]
     if form.kind == "rows":
         place = {name: number for number, name in enumerate(target.output_names)}
-        return [[_probability(values[row, place[label]])] for row, label in zip(rows, form.row_labels, strict=True)]
+        write = _number if form.of_numbers else _probability
+        return [[write(values[row, place[label]])] for row, label in zip(rows, form.row_labels, strict=True)]
     table = columns_of(form, predictions)
     write = _number if form.kind == "number" else _probability
     return [[write(value) for value in table[row]] for row in rows]

@@ -64,7 +64,7 @@ def read_back(table: Table, form: SubmissionForm, target: Target | None) -> tupl
         guesses, problems = _label_cells(table, column, form, known)
         return ReadBack(ids, (column,), None, guesses), problems
     values, problems = read_numbers(table, form.value_columns)
-    if form.kind != "number":
+    if form.kind != "number" and not form.of_numbers:
         problems += _probability_problems(values, table.lines, form)
     return ReadBack(ids, form.value_columns, values, None), problems
 

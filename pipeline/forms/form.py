@@ -31,6 +31,7 @@ class SubmissionForm:
     row_labels: tuple[str, ...] = ()  # rows: the label of each row
     separator: str = " "
     top_k: int = 0  # ranked: how many labels fit in a cell
+    of_numbers: bool = False  # rows: a number in each, no probability
     written: tuple[str, ...] = ()  # label: what stands for each of the target's names, where the file writes them otherwise (1 for dog)
     sums_to_one: bool = False  # probabilities: of exactly one right class, scored so that they must sum to 1 in every row
 

@@ -10,7 +10,7 @@ from pipeline.errors import raise_all
 from pipeline.forms.form import FormKind, SubmissionForm
 from pipeline.tables import Table, repeated_ids, rows_of
 from pipeline.targets.metrics import find_metric
-from pipeline.targets.readings import are_numbers, has_fraction, is_true, named_after, several_guesses
+from pipeline.targets.readings import are_numbers, has_fraction, named_after, several_guesses
 from pipeline.targets.target import Target
 from pipeline.wording import counted, nearest, numbered, quoted
 
@@ -60,6 +60,7 @@ def recognise(
         row_labels=tuple(row_labels),
         separator=separator,
         top_k=top_k,
+        of_numbers=kind == "rows" and target.kind == "continuous",
         written=_written(target, cells) if kind == "label" else (),
         sums_to_one=kind == "probabilities" and target.is_choice and sums_matter(metric),
     )
@@ -156,6 +157,9 @@ def _column_problems(columns: Sequence[str], target: Target) -> list[str]:
     names = target.names
     extra = [name for name in columns if name not in names]
     missing = [name for name in names if name not in columns] if target.kind not in ("multilabel", "continuous") else []
+    if len(extra) == len(columns) and target.kind != "continuous":
+        one = f"; if {columns[0]!r} is the label, take the other columns out of the sample" if len(columns) < 4 else ""
+        return [f"its columns {quoted(columns)} are none of the classes {quoted(names)}: one column is needed, or one for each class{one}"]
     problems = [f"the column {name!r} is no class of the training data{nearest(name, missing or names)}" for name in extra]
     if missing:
         problems.append(f"{counted(len(missing), 'class', 'classes')} of the training data without a column: {quoted(missing)}")
@@ -164,7 +168,7 @@ def _column_problems(columns: Sequence[str], target: Target) -> list[str]:
 
 def _written(target: Target, cells: Sequence[str]) -> tuple[str, ...]:
     """What a label file writes for the names of a binary target: 0 and 1 where the sample holds numbers and the classes are texts."""
-    if target.kind != "binary" or not are_numbers(cells) or (len(target.positive) == 1 and is_true(target.positive[0])):
+    if target.kind != "binary" or not are_numbers(cells) or set(cells) <= set(target.names):
         return ()
     return ("0", "1")
 

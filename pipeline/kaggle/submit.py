@@ -97,7 +97,7 @@ def preflight(args: argparse.Namespace) -> Plan:
     slug = _attempt(lambda: cli.clean_slug(args.competition), problems) if args.competition else remembered
     if not slug and not args.competition:
         problems.append("the competition is not known: COMPETITION=<name> (--competition), the last part of its address on Kaggle")
-    problems += _file_problems(args.predictions, args.data, Path(origin.models[0]) if origin else args.model)
+    problems += _file_problems(args.predictions, args.data, Path(origin.models[0]) if origin else None)
     _attempt(lambda: read_ledger(LEDGER), problems)
     if not os.access(LEDGER.resolve().parent, os.W_OK):
         problems.append(f"{LEDGER} cannot be written in {Path.cwd()}: run this in a folder of yours")
@@ -132,7 +132,11 @@ def _file_problems(path: Path, data_dir: Path, model_dir: Path | None) -> list[s
         return [f"{path} does not exist: python inference.py writes it (or name another file with --predictions)"]
     try:
         run = known_record(model_dir) if model_dir else None
-        known = (run.target, run.metric) if run and run.task != "vqa" else None
+        target = run.target if run else None
+    except UserError as error:
+        return [str(error)]
+    known = (target, run.metric) if run and run.task != "vqa" else None
+    try:
         competition = read_layout(data_dir, need="test", known=known, asked=read_facts(data_dir).asked(None, None, ()))
         if known:
             check_belongs(known[0], competition, model_dir)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 NEW_TOKEN = "https://www.kaggle.com/settings/api"
 
@@ -57,11 +58,51 @@ def find_credentials(environment: Mapping[str, str] | None = None) -> Credential
     if refresh := signed_in.get("refresh_token"):
         found.append(("`kaggle auth login`", (refresh, signed_in.get("access_token") or "")))
 
+    old_key = not found or found[0][0].startswith("user name")
+    if misplaced := (old_key and _misplaced(environment, key_path, key)) or _malformed(environment, home):
+        told = tuple(secret for _, secrets in found for secret in secrets)
+        return Credentials("", f"the Kaggle token is there, and its form is not: {misplaced}", (*told, *((key,) if key else ())))
     if found:
         return Credentials(found[0][0], "", tuple(secret for _, secrets in found for secret in secrets))
     reason = "; ".join(problems) or "none in KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, ~/.kaggle/access_token or kaggle.json"
     advice = f"create one at {NEW_TOKEN} and save it as {home / 'access_token'} (or run `kaggle auth login`)"
     return Credentials("", f"no Kaggle token: {reason}; {advice}", tuple(value for value in (key,) if value))
+
+
+def _misplaced(environment: Mapping[str, str], key_path: Path, key: str | None) -> str:
+    """What is wrong where a new token (KGAT_...) stands in the place of an old key, and what mends it; empty where nothing is."""
+    if not (key or "").strip("'\" ").startswith("KGAT_"):
+        return ""
+    if environment.get("KAGGLE_KEY"):
+        return 'KAGGLE_KEY holds an API token, which belongs into KAGGLE_API_TOKEN: export KAGGLE_API_TOKEN="$KAGGLE_KEY"; unset KAGGLE_KEY'
+    path, target = quote(str(key_path)), quote(str(Path.home() / ".kaggle" / "access_token"))
+    take = f"{quote(sys.executable)} -c 'import json,sys; print(json.load(open(sys.argv[1]))[\"key\"])'"
+    return f"{key_path} holds an API token as its key; it belongs into a file of its own: {take} {path} > {target} && rm {path}"
+
+
+def _malformed(environment: Mapping[str, str], home: Path) -> str:
+    """What is wrong with the way an API token is written down, and the command that mends it; empty where nothing is."""
+    value = environment.get("KAGGLE_API_TOKEN", "")
+    if value.strip() != value or (value[:1] in "'\"" and value):
+        return (
+            "KAGGLE_API_TOKEN has quotes or spaces around it: export KAGGLE_API_TOKEN=$(printf %s \"$KAGGLE_API_TOKEN\" | tr -d '\"'\\'' ')"
+        )
+    for path in (home / "access_token", home / "access_token.txt"):
+        try:
+            data = path.read_bytes()[:10_000] if path.is_file() else b""
+        except OSError:
+            continue
+        file = quote(str(path))
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            return f"{path} is UTF-16: iconv -f UTF-16 -t UTF-8 {file} > {file}.new && mv {file}.new {file}"
+        if data.startswith(b"\xef\xbb\xbf"):
+            return f"{path} begins with a byte order mark: sed -i '1s/^\\xEF\\xBB\\xBF//' {file}"
+        text = data.strip()
+        if text.startswith(b"export ") or b"KAGGLE_API_TOKEN=" in text:
+            return f"{path} holds a shell line instead of the token alone: sed -i 's/.*=//' {file}"
+        if text[:1] in (b"'", b'"'):
+            return f'{path} has quotes around the token: sed -i "s/[\\"\']//g" {file}'
+    return ""
 
 
 def _config_dir(environment: Mapping[str, str]) -> Path:

@@ -119,10 +119,10 @@ class LivePage:
         self.run_dir = run_dir
         self._began, self._spent, self._cost = time.monotonic(), 0.0, FIRST_COST_S
 
-    def update(self) -> str | None:
-        """Draw the curves, and write the page if there is time for it. What went wrong, in words: nothing that they may lack is worth a run."""
+    def update(self, at_once: bool = False) -> str | None:
+        """Draw the curves, and write the page if there is time for it, or `at_once`. What went wrong, in words: no page is worth a run."""
         now = time.monotonic()
-        due = self._spent + self._cost <= LIVE_SHARE * (now - self._began)
+        due = at_once or self._spent + self._cost <= LIVE_SHARE * (now - self._began)
         problem = None
         try:
             if due:

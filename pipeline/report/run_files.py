@@ -13,6 +13,7 @@ from pipeline.run import read_metrics, read_values
 from pipeline.tables import load_table, restored
 from pipeline.targets.metrics import Metric, find_metric
 from pipeline.targets.target import Target, multiclass
+from pipeline.unfinished import START
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,7 +149,7 @@ class RunFiles:
 
 def has_run(run_dir: Path) -> bool:
     """True when the folder holds files that can be reported."""
-    return any((Path(run_dir) / name).exists() for name in ("run.json", "metrics.jsonl"))
+    return any((Path(run_dir) / name).exists() for name in ("run.json", "metrics.jsonl", START))
 
 
 def read_run_files(run_dir: Path) -> RunFiles:
@@ -164,7 +165,7 @@ def read_run_files(run_dir: Path) -> RunFiles:
         beside = f" (beside it: {', '.join(near)})" if near else ""
         how = "train one with `python train.py`, or name its folder: `python -m pipeline.report.page --run DIR`"
         raise UserError(f"{run_dir} {what}, so there is no run to report{beside}; {how}")
-    record, scores, start = (_object(run_dir / name) for name in ("run.json", "scores.json", "state/start.json"))
+    record, scores, start = (_object(run_dir / name) for name in ("run.json", "scores.json", START))
     return RunFiles(run_dir, record, read_metrics(run_dir / "metrics.jsonl"), read_metrics(run_dir / "timing.jsonl"), scores, start)
 
 

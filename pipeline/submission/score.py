@@ -78,7 +78,6 @@ def main(argv: list[str] | None = None) -> int:
         "solution": str(options.solution),
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "rows": scores["rows"],
-        "metric": scores.get("metric"),
         "metrics": scores["metrics"],
     }
     write_json(options.model / "scores.json", kept | ({"parts": scores["parts"]} if scores["parts"] else {}))

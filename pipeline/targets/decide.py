@@ -30,6 +30,7 @@ from pipeline.targets.target import KINDS, Target
 from pipeline.wording import counted, listed, natural_key, nearest, quoted
 
 FEW_NUMBERS = 20  # so many different whole numbers, and no more, are taken for classes where nothing else tells
+MANY_TEXTS = 20  # rows; so many without one text that occurs twice are no classes
 DEFAULT_METRIC = {"multiclass": "accuracy", "binary": "log_loss", "multilabel": "micro_f1", "ordinal": "qwk", "continuous": "rmse"}
 # The threshold that is best for F-beta is F / (1 + beta^2), where F is the best score itself (Lipton et al. 2014, arXiv:1402.1892, for beta 1):
 # for scores around 0.7 that is 0.35 for F1 and 0.15 for F2, a little more where the model is not sure of anything yet.
@@ -150,6 +151,14 @@ def _numbers_in_columns(case: _Case, cells: Sequence[str]) -> _Read:
             "numbers, scored by their distance: --metric rmse (or mae, r2)",
             "shares of labels are not trained on: round them to 0 and 1 in the table, then --target multilabel",
         )
+    whole = not has_fraction(cells) and not has_fraction(cell for row in (case.sample.cells if case.sample else ()) for cell in row)
+    if whole and case.metric is None and case.asked.kind is None:
+        raise case.ambiguous(
+            f"{counted(len(labels.columns), 'column')} of whole numbers ({listed(labels.columns)})",
+            "numbers (counts, sizes), scored by their distance: --metric rmse (or mae, r2)",
+            "the number of a class in each column: several classes an image are not predicted here, one column at a time is: "
+            "--set data.label_column=NAME and a sample submission with that column alone",
+        )
     if not case.may_be("continuous"):
         found = next(cell for cell in cells if not are_flags([cell]))
         raise UserError(f"{labels.where}: {found!r} where 0 or 1 is expected; {_asked_for(case)}")
@@ -188,7 +197,7 @@ def _of_texts(case: _Case) -> _Read:
             return _label_sets(case, separator, "the sample has a column for each label")
     if case.asked.positive_class:
         return _binary(case, names, "--positive-class")
-    if are_numbers(names) and not has_fraction(names) and len(names) == 2 and are_flags(names):
+    if len(names) == 2 and are_flags(names) and (are_numbers(names) or are_numbers(case.sample_cells)):
         return _flags(case, names)
     if are_numbers(names):
         return _numbers(case, names)
@@ -203,6 +212,8 @@ def _flags(case: _Case, names: tuple[str, ...]) -> _Read:
     """Labels 0 and 1: a probability or the label itself may be graded."""
     if has_fraction(case.sample_cells) and case.may_be("binary") and not (case.metric and case.metric.needs == "labels"):
         return _binary(case, names, f"the sample's {case.sample.columns[0]!r} holds a fraction" if case.sample else "")
+    if case.needs("labels") and not are_numbers(names) and case.asked.kind is None and case.may_be("binary"):
+        return _binary(case, names, "the sample holds numbers for them")  # written 0 and 1
     if case.needs("labels") or case.asked.kind in ("multiclass", "ordinal"):
         kind = case.asked.kind or ("ordinal" if case.metric is not None and case.metric.name == "qwk" else "multiclass")
         return Target(kind, names), case.labels.texts, "labels 0 and 1", []
@@ -241,11 +252,13 @@ def _numbers(case: _Case, names: tuple[str, ...]) -> _Read:
         return _continuous(case, f"{whole}, and the sample holds a fraction")
     if case.sample is not None and not case.one_column:
         return Target("multiclass", names), case.labels.texts, f"{whole}, and a column for each in the sample", []
-    if len(names) <= FEW_NUMBERS:
+    one_guess = case.labels.source == "table" and several_guesses(case.sample_cells, names)[0] == 1  # numbers in JSON are of categories
+    strange = [cell for cell in case.sample_cells if cell not in names] if one_guess else []
+    if len(names) <= FEW_NUMBERS and not strange:
         note = f"{whole} are read as classes; grades in order: --metric qwk; a number: --metric rmse"
         return Target("multiclass", names), case.labels.texts, whole, [note]
     raise case.ambiguous(
-        f"{whole} may be classes or a quantity",
+        f"{whole} may be classes or a quantity" + (f", and {strange[0]!r} in the sample is none of them" if strange else ""),
         "each is a class: --metric accuracy (or macro_f1, log_loss, map_at_5 ...)",
         "a number is graded by its distance: --metric rmse (or mae, r2); grades in order: --metric qwk",
     )
@@ -271,6 +284,13 @@ def _words(case: _Case, names: tuple[str, ...]) -> _Read:
             f"{example!r} may be the name of one class, or several labels",
             "each text is one class: --target multiclass",
             "several labels an image, to be predicted one by one: --target multilabel",
+        )
+    if case.asked.kind is None and len(names) == len(labels.texts) >= MANY_TEXTS and labels.source != "folders":
+        raise case.ambiguous(
+            f"all {len(names):,} rows have different texts, such as {names[0]!r}, and a text can be predicted only if it was trained",
+            "texts, masks or other things that are written anew for each image: that is not done here",
+            "each is a class all the same: --target multiclass",
+            "several labels an image: --target multilabel",
         )
     if case.asked.kind == "binary" or (case.needs("probabilities") and case.one_column and case.sample is not None):
         return _binary(case, names, "one column of probabilities")

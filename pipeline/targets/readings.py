@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -62,7 +63,7 @@ def several_labels(texts: Iterable[str], separators: Sequence[str] = SEPARATORS)
     """
     cells = list(dict.fromkeys(text.strip() for text in texts))
     doubt: tuple[Literal["yes", "maybe", "no"], str] = ("no", separators[0])
-    for separator in separators:
+    for separator in _as_written(cells, separators):
         parts = [split_parts(cell, separator) for cell in cells]
         if not any(len(found) > 1 for found in parts):
             continue
@@ -77,13 +78,23 @@ def several_labels(texts: Iterable[str], separators: Sequence[str] = SEPARATORS)
     return doubt
 
 
+def _as_written(cells: Sequence[str], separators: Sequence[str]) -> list[str]:
+    """The separators as these cells write them: `, ` where a space stands behind every comma. The space alone is none there."""
+    spaced = {}
+    for mark in separators:
+        found = {match for cell in cells for match in re.findall(rf" *{re.escape(mark)} *", cell)} if mark.strip() else set()
+        if found - {mark}:
+            spaced[mark] = next(iter(found)) if len(found) == 1 else mark
+    return [spaced.get(mark, mark) for mark in separators if mark.strip() or not spaced]
+
+
 def several_guesses(sample_cells: Sequence[str], class_names: Sequence[str]) -> tuple[int, str]:
     """How many labels a cell of the sample submission holds, and what stands between them; 1 where each holds one.
 
     Guesses are told from names with spaces: no class is written with that separator, and a part is a known class.
     """
     known = set(class_names)
-    for separator in SEPARATORS:
+    for separator in _as_written(sample_cells, SEPARATORS):
         if any(separator in name for name in known):
             continue
         counts = [len(split_parts(cell, separator)) for cell in sample_cells]

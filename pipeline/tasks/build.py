@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.files import replacing
 from pipeline.models.lean import checkpoint_layers
 from pipeline.models.lora import Counts
+from pipeline.targets.baseline import Baseline
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Loss, Memory, account
 from pipeline.training.predict import Task
@@ -38,6 +39,7 @@ class TrainingTask(Task, Protocol):
 
     def counts(self) -> dict[str, Any]: ...  # for run.json: `train` and `val` rows, `train_per_class`
     def facts(self) -> dict[str, Any]: ...  # what run.json keeps of the target: `target`, `metric`, `prior`
+    def baseline(self) -> Baseline | None: ...  # what a constant guess scores by `best_metric`
     def place(self, compute: Compute, fresh: bool) -> None: ...  # the model to where it is trained
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory: ...
     def save(self, output: Path, initial: bool = False) -> None: ...
@@ -65,6 +67,7 @@ class Build:
     head: str  # dotted name
     summary: str  # one line: the input, where the head comes from
     notes: tuple[str, ...]
+    new_head: bool = True  # drawn at random, not the checkpoint's
 
 
 def count_classes(labels: Iterable[str], class_names: Sequence[str]) -> dict[str, int]:

@@ -42,6 +42,7 @@ from pipeline.models.lora import (
 )
 from pipeline.run import ADAPTER_DIR, Run, backbone_dirs
 from pipeline.tables import guarded, write_table
+from pipeline.targets.baseline import Baseline, constant_baseline
 from pipeline.targets.measures import histograms
 from pipeline.targets.metrics import all_metrics, find_metric, why_undefined
 from pipeline.targets.target import Target
@@ -245,6 +246,11 @@ class ClassificationTask:
             counts["train_histograms"] = histograms(self.target.names, self.target.encode(labels))
         return counts
 
+    def baseline(self) -> Baseline | None:
+        """What a constant guess scores on the validation rows by `best_metric`."""
+        name = self.best_metric.removeprefix("val_")
+        return constant_baseline(name, self.target, [row.label for row in self.train_rows], self.val_truth)
+
     def examine(self, output: Path, compute: Compute) -> list[str]:
         """Nothing to add to the metrics of the epochs."""
         return []
@@ -300,7 +306,7 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     if task.undefined:
         kept.append(f"{metric} is not defined on the validation rows ({task.undefined}): the best epoch goes by their loss")
     summary = f"input {classifier.describe()}; {'new head' if backbone.new_head else 'head of the checkpoint'}"
-    return Build(task, count_parameters(model), head, summary, (*notes, *intensity_notes, how, *kept))
+    return Build(task, count_parameters(model), head, summary, (*notes, *intensity_notes, how, *kept), backbone.new_head)
 
 
 def rebuild(run: Run, num_outputs: int) -> ImageClassifier:

@@ -29,6 +29,7 @@ from pipeline.models.lean import keep_less
 from pipeline.models.lora import count_parameters
 from pipeline.run import Run, backbone_dirs, load_run
 from pipeline.tables import guarded, write_table
+from pipeline.targets.baseline import Baseline
 from pipeline.targets.metrics import classification_metrics, softmax, vqa_scores
 from pipeline.targets.target import multiclass
 from pipeline.tasks.build import (
@@ -211,6 +212,10 @@ class VqaTask:
     def split_rows(self) -> list[SplitRow]:
         """Every row in its order: what a run is started with, and resumed with."""
         return labelled_split(self.train_rows, self.val_rows)
+
+    def baseline(self) -> Baseline | None:
+        """The validation accuracy of always giving the most frequent answer."""
+        return Baseline(float(np.mean(self.val_labels == 0)), f"always {self.class_names[0]!r}") if self.num_val else None
 
     def examine(self, output: Path, compute: Compute) -> list[str]:
         """Validation accuracies that knowing less gives, as lines and as floors.json: what the run's own is to be read against."""

@@ -26,6 +26,7 @@ from pipeline.training.compute import Compute, peak_memory
 from pipeline.training.optim import lr_at, set_lr
 from pipeline.training.predict import Task, evaluate
 from pipeline.training.resume import rows_digest
+from pipeline.unfinished import resume_command
 
 REFRESH_SECONDS = 0.5  # how often the loss is read back from the device: shown, and checked for NaN
 
@@ -78,8 +79,11 @@ def fit(
     max_minutes: float | None = None,
     keep_last: bool = False,
     state: dict[str, Any] | None = None,
+    on_stop: Callable[[Position], None] = lambda position: None,
 ) -> Position:
     """Train to the end of `epochs` from `state` (or from the start), calling `on_epoch` after each; the final position.
+
+    `on_stop` is called once the state of an interrupted run is saved.
 
     Raises:
         Interrupted: Ctrl-C, SIGTERM, SIGHUP, a closed output or `max_minutes`; the micro-batch was finished and the state saved.
@@ -100,6 +104,9 @@ def fit(
             except LostImage:  # between two micro-batches, or in validation: a good place to go on from
                 loop.read_sums()
                 loop.save()
+                raise
+            except Interrupted:
+                on_stop(position)
                 raise
             on_epoch(report)
             loop.save()
@@ -206,8 +213,8 @@ class _Loop:
         rate = lr_at(max(position.step - 1, 0), self.schedule)
         raise UserError(
             f"the loss became NaN or infinite somewhere within steps [{self.checked_step}, {position.step}] at learning rate {rate:.2e}; "
-            f"the state before is kept. Likely causes: a rate too high (go on with --resume changed --lr {rate / 3:.0e}), or half precision "
-            "(--resume changed --precision fp32)"
+            f"the state before is kept. Likely causes: a rate too high, or half precision. Go on with one of\n"
+            f"  {self.go_on_changed('--lr', f'{rate / 3:.0e}')}\n  {self.go_on_changed('--precision', 'fp32')}"
         )
 
     def halve_micro_batch(self, error: torch.OutOfMemoryError) -> None:
@@ -261,7 +268,7 @@ class _Loop:
             if not np.isfinite(logits).all():
                 raise UserError(
                     f"validation after step {position.step} gave NaN or infinite logits; the state before is kept "
-                    "(half precision? go on with --resume changed --precision fp32)"
+                    f"(half precision?). Go on with: {self.go_on_changed('--precision', 'fp32')}"
                 )
             metrics |= {f"val_{name}": value for name, value in task.scores(logits).items()}
         if logits is None:  # the last epoch is the best
@@ -333,6 +340,10 @@ class _Loop:
         if state["order"]["rows"] != self.order["rows"]:  # a best value of other validation rows cannot be compared
             self.position.best_epoch = 0
 
+    def go_on_changed(self, *flags: str) -> str:
+        """The command that goes on with other `flags`."""
+        return resume_command(self.store.folder.parent, "changed", *flags)
+
     def greeting(self) -> str:
         """Where a resumed run goes on."""
         position = self.position
@@ -342,7 +353,7 @@ class _Loop:
         """Where an interrupted run stopped, and how it goes on."""
         position = self.position
         where = f"epoch {position.epoch + 1}, row {position.row} of {self.task.num_train}, step {position.step}"
-        return f"stopped ({self.stop_reason}) in {where}; the state is saved. Go on with the same command and --resume"
+        return f"stopped ({self.stop_reason}) in {where}; the state is saved. Go on with: {resume_command(self.store.folder.parent)}"
 
     def request_stop(self, reason: str, at_once_if_again: bool) -> None:
         """Finish the micro-batch first, then save and stop; a second Ctrl-C stops at once."""

@@ -13,6 +13,8 @@ from pipeline.config import Recipe
 from pipeline.files import human_time, read_json_lines, write_json, write_json_lines
 from pipeline.run import FORMAT, environment, now
 from pipeline.training.engine import EpochReport, Position
+from pipeline.training.optim import lr_at
+from pipeline.unfinished import KEPT, write_kept
 
 
 class Recorder:
@@ -50,12 +52,27 @@ class Recorder:
             self.save_model(self.output)
             if report.val_logits is not None:
                 self.write_validation(self.output, report.val_logits)
+            best = self.shown[1] if report.val_logits is not None else ""
+            write_kept(self.output, report.metrics["epoch"], best, report.metrics.get(best))
         if self.recipe.checkpoint.keep_every and report.metrics["epoch"] % self.recipe.checkpoint.keep_every == 0:
             self.save_model(self.output / "checkpoints" / f"epoch_{report.metrics['epoch']:04d}")
         write_json_lines(self.output / "metrics.jsonl", self.history)
         write_json_lines(self.output / "timing.jsonl", self.timing)
         self._log(report)
         tqdm.write(self._line(report))
+
+    def stopped(self, position: Position, schedule: dict[str, Any]) -> bool:
+        """Leave weights that can be used: of the best epoch so far, and before the first has ended those of the moment.
+
+        False: nothing was learnt yet, for no step had a rate above 0.
+        """
+        if position.best_epoch:
+            return True
+        if not any(lr_at(step, schedule) for step in range(position.step)):
+            return (self.output / KEPT).exists()
+        self.save_model(self.output)
+        write_kept(self.output, position.epoch + 1, row=position.row, step=position.step)
+        return True
 
     def finish(self, position: Position, facts: dict[str, Any]) -> None:
         """Write run.json, whose presence means that the run is complete."""

@@ -19,6 +19,7 @@ from pipeline.run import now
 from pipeline.tables import load_table, write_table
 from pipeline.targets.evidence import Asked
 from pipeline.targets.target import Target
+from pipeline.unfinished import resume_command
 from pipeline.wording import counted, listed, quoted
 
 START_FILE, ROWS_FILE, ROW_COLUMNS = "start.json", "rows.csv", ("id", "label", "split")
@@ -117,8 +118,8 @@ class FormerRun:
         raise_all(misfits, f"{heading}, and its weights do not fit this one; resume it without these flags, or use another --output:")
         self._accept(
             [f"{key}: {values}" for key, values in changed.items()],
-            f"{heading}; resume it without these flags, use another --output, or go on with them from the weights reached so far "
-            "(--resume changed):",
+            f"{heading}; resume it without these flags (`{resume_command(self.output)}`), use another --output, or go on with them from the "
+            "weights reached so far (this command, with --resume changed):",
         )
 
     def check_classes(self, class_names: Sequence[str]) -> None:
@@ -145,16 +146,23 @@ class FormerRun:
         self._accept(
             lines,
             f"the images or labels {heading}: it cannot go on exactly. Put the data back as it was, start anew with another --output, "
-            "or go on from the weights reached so far (--resume changed):",
+            f"or go on from the weights reached so far (`{resume_command(self.output, 'changed')}`):",
         )
 
-    def go_on(self, recipe: Recipe, schedule: dict[str, Any], rows: Sequence[SplitRow], command: str) -> dict[str, Any]:
-        """Write down what was accepted, and say it; run.json will list every change and when it came. What the run was started with."""
+    def go_on(self, recipe: Recipe, schedule: dict[str, Any], rows: Sequence[SplitRow], command: str, data: str) -> dict[str, Any]:
+        """Write down what was accepted, and say it; run.json will list every change and when it came. What the run was started with.
+
+        `data`: the competition folder, which may have been moved: the next --resume finds it there.
+        """
         if not self.changes:
+            if self.start.get("data") != data:
+                self.start = self.start | {"data": data}
+                write_json(self.output / "state" / START_FILE, self.start)
             return self.start
         print("going on with what was accepted to differ:\n" + "\n".join(f"  - {line}" for line in self.changes))
         change = {"time": now(), "command": command, "changed": self.changes}
-        start = self.start | {"recipe": recipe.model_dump(mode="json"), "schedule": schedule, "changes": [*self.start["changes"], change]}
+        changes = [*self.start["changes"], change]
+        start = self.start | {"recipe": recipe.model_dump(mode="json"), "schedule": schedule, "changes": changes, "data": data}
         write_json(self.output / "state" / START_FILE, start)
         write_rows(self.output, rows)  # last: until then new rows are asked about again
         return start

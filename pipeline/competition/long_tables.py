@@ -1,0 +1,91 @@
+"""Tables with several rows an image, one for each label, in the form that everything else reads: one row an image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pipeline.competition.ids import ImageIndex, Match
+from pipeline.competition.json_tables import SEVERAL
+from pipeline.competition.label_columns import Wanted, is_number
+from pipeline.competition.label_table import Found
+from pipeline.tables import Table
+from pipeline.targets.readings import SEPARATORS, split_parts
+from pipeline.wording import counted
+
+MANY = 0.1  # of the images that must have several labels before they are taken for labels of one image, and not for mistakes
+
+
+def made_wide(table: Table, index: ImageIndex) -> Table | None:
+    """Rows `<image>_<label>, value` as one row an image and one column a label; None where the table is not of that form."""
+    for position, name in enumerate(table.columns):
+        cells = table.column(name)
+        split = [text.strip().rpartition("_") for text in cells]
+        if not all(head and tail for head, _, tail in split):
+            continue
+        labels = list(dict.fromkeys(tail for _, _, tail in split))
+        heads = list(dict.fromkeys(head for head, _, _ in split))
+        if len(table.columns) != 2 or not 1 < len(labels) <= 200 or len(heads) * 2 > len(cells):
+            continue
+        if index.match(heads[:500]).num_found * 2 < len(heads[:500]) and index.match_groups(heads[:500]).num_found * 2 < len(heads[:500]):
+            continue
+        rows: dict[str, dict[str, str]] = {}
+        lines: dict[str, int] = {}
+        for (head, _, tail), row, line in zip(split, table.cells, table.lines, strict=True):
+            rows.setdefault(head, {})[tail] = row[1 - position]
+            lines.setdefault(head, line)
+        wide = tuple((head, *(found.get(label, "") for label in labels)) for head, found in rows.items())
+        return replace(table, columns=(name, *labels), cells=wide, lines=tuple(lines.values()))
+    return None
+
+
+def one_row_each(table: Table, id_column: str, match: Match, wanted: Wanted) -> Table | None:
+    """A table with a row for each label of an image (`image, target_name, target`) as one row an image and one column a label; None where it
+    is not of that form: one column holds what the sample asks for, another tells the rows of an image apart by what the sample's rows are about.
+    """
+    if len(wanted.columns) != 1 or wanted.columns[0] not in table.columns or match.num_unique * 2 > len(table.cells):
+        return None
+    value, ids = wanted.columns[0], [cell.strip() for cell in table.column(id_column)]
+    for name in table.columns:
+        labels = [cell.strip() for cell in table.column(name)] if name not in (value, id_column) else []
+        names = list(dict.fromkeys(labels))
+        if not 1 < len(names) <= 200 or any(is_number(label) for label in names) or len(set(zip(ids, labels, strict=True))) < len(ids):
+            continue
+        if not any(set(names) <= about for about in wanted.row_labels) and len(wanted.suffixed(names)) < len(names):
+            continue
+        rows: dict[str, dict[str, str]] = {}
+        lines: dict[str, int] = {}
+        for row_id, label, cell, line in zip(ids, labels, table.column(value), table.lines, strict=True):
+            rows.setdefault(row_id, {})[label] = cell
+            lines.setdefault(row_id, line)
+        wide = tuple((row_id, *(found.get(label, "") for label in names)) for row_id, found in rows.items())
+        note = f"its rows are one for each of {len(names)} values of {name!r}"
+        return replace(table, columns=(id_column, *names), cells=wide, lines=tuple(lines.values()), notes=(*table.notes, note))
+    return None
+
+
+def labels_together(found: Found, column: str, wanted: Wanted) -> Found:
+    """A table with a row for each label of an image as one row an image, its labels in one cell (`SEVERAL` between them), where the sample
+    submission holds several of these labels in a cell; else the table as it is."""
+    labels, images = [cell.strip() for cell in found.table.column(column)], found.match.images
+    known = set(labels)
+    cells = [split_parts(value, mark) for value in wanted.values for mark in SEPARATORS]
+    if not any(len(parts) > 1 and set(parts) <= known for parts in cells):
+        return found
+    together: dict[tuple[str, ...], dict[str, None]] = {}
+    kept: list[int] = []  # the first row of each image, and every row without one, which is refused later
+    for row, (row_images, label) in enumerate(zip(images, labels, strict=True)):
+        if not row_images or row_images not in together:
+            kept.append(row)
+        if row_images:
+            together.setdefault(row_images, {})[label] = None
+    several = sum(len(found_labels) > 1 for found_labels in together.values())
+    if several < MANY * len(together):
+        return found
+    place = found.table.columns.index(column)
+    cells_of = {row: list(found.table.cells[row]) for row in kept}
+    for row, row_cells in cells_of.items():
+        row_cells[place] = SEVERAL.join(together.get(images[row], {labels[row]: None}))
+    note = f"{counted(several, 'image')} with a row for each label"
+    lines = tuple(found.table.lines[row] for row in kept)
+    table = replace(found.table, cells=tuple(map(tuple, cells_of.values())), lines=lines, notes=(*found.table.notes, note))
+    return replace(found, table=table, match=replace(found.match, images=tuple(images[row] for row in kept)))

@@ -1,0 +1,89 @@
+"""Competitions that ask for something else than what a whole image shows: masks, boxes, texts, images that are alike. They are refused by
+what their sample submission asks for; read as classes they would give a file that Kaggle accepts and scores with 0."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pipeline.competition.folders import plain_name
+from pipeline.competition.label_columns import Wanted
+from pipeline.competition.sources import Source
+from pipeline.errors import UserError
+from pipeline.tables import Table
+from pipeline.wording import listed
+
+LOOKED_AT = 2000  # rows of the sample submission
+MASKS = "masks (which pixels of an image belong to an object: segmentation)"
+BOXES = "boxes or other places in an image (detection)"
+RANKED_WITH_CONFIDENCE = "labels with a number beside each (a confidence, a box or a mask)"
+ALIKE = "other images of the competition (which are alike, or of the same thing: retrieval)"
+ASKED_BY_NAME = {
+    **dict.fromkeys(("encodedpixels", "rlemask", "rle", "maskrle", "encodedmask", "segmentation", "mask"), MASKS),
+    **dict.fromkeys(("predictionstring", "bbox", "bboxes", "boxes", "boundingbox", "boundingboxes"), BOXES),
+    **dict.fromkeys(("multipolygonwkt", "polygonwkt", "polygon", "polygons"), BOXES),
+}
+
+
+def refuse_other_tasks(sample: Source, id_column: str, wanted: Wanted) -> None:
+    """Pass for a sample submission that asks for classes, labels or numbers of whole images.
+
+    Raises:
+        UserError: it asks for masks, boxes, or images that are alike; the message says what it was told by.
+    """
+    table = sample.table
+    for column in wanted.columns:
+        if plain_name(column) in ASKED_BY_NAME:
+            raise _refusal(sample, ASKED_BY_NAME[plain_name(column)], f"its column is called {column!r}")
+    if len(wanted.columns) != 1:
+        return
+    column = wanted.columns[0]
+    cells = [cell.strip() for cell in table.column(column)[:LOOKED_AT]]
+    if first := next((cell for cell in cells if _numbers_beside(cell)), None):
+        raise _refusal(sample, RANKED_WITH_CONFIDENCE, f"{column!r} holds {first!r}")
+    if _names_rows(table, id_column, cells):
+        raise _refusal(sample, ALIKE, f"{column!r} holds ids of the rows themselves, such as {cells[0]!r}")
+
+
+def refuse_several_questions(sample: Source, wanted: Wanted, tables: Sequence[Source]) -> None:
+    """Pass unless the rows of a sample submission ask each for another column of classes: `<image>_<column>`.
+
+    Raises:
+        UserError: they do.
+    """
+    for source in tables:
+        names = wanted.suffixed(source.table.columns)
+        several = [name for name in names if len({cell.strip() for cell in source.table.column(name)} - {"", "0", "1"}) > 0]
+        if len(several) > 1 and not any(_is_fraction(cell) for name in several for cell in source.table.column(name)[:LOOKED_AT]):
+            asked = f"its ids end in {listed(several)}, the columns of {source.name} that hold one of several classes each"
+            raise _refusal(sample, "the answers to several questions about each image", asked)
+
+
+def _refusal(sample: Source, asked: str, told_by: str) -> UserError:
+    return UserError(
+        f"{sample.table.path} asks for {asked}: {told_by}. That is not done here: what is predicted is a class, a probability, labels or a "
+        "number for a whole image. If that is what is asked for after all: --target multiclass (or binary, multilabel, ordinal, continuous)"
+    )
+
+
+def _numbers_beside(cell: str) -> bool:
+    """True for labels and numbers in one cell that no list of labels can be: a number occurs twice, or a fraction stands beside a word."""
+    parts = cell.split()
+    numbers = [part for part in parts if re.fullmatch(r"-?\d+(\.\d*)?([eE]-?\d+)?", part)]
+    if len(parts) < 2:
+        return False
+    return len(set(numbers)) < len(numbers) or (any("." in part for part in numbers) and any("." not in part for part in parts))
+
+
+def _names_rows(table: Table, id_column: str, cells: Sequence[str]) -> bool:
+    """True where cells repeat ids of the sample, each its own, or several in a cell."""
+    ids = [cell.strip() for cell in table.column(id_column)[:LOOKED_AT]]
+    filled = [(own, cell) for own, cell in zip(ids, cells, strict=True) if cell]
+    if len(filled) < 2 or all(re.fullmatch(r"[\d.]+", cell) for _, cell in filled):  # numbers from 0 are classes as well as ids
+        return False
+    known = set(ids)
+    return all(set(cell.split()) <= known for _, cell in filled)
+
+
+def _is_fraction(cell: str) -> bool:
+    return re.fullmatch(r"-?\d*\.\d*[1-9]\d*", cell.strip()) is not None

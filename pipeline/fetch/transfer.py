@@ -1,0 +1,273 @@
+"""One file over https, onto this disk: continued where it was cut, bounded in bytes and time, never from inside this machine's network."""
+
+from __future__ import annotations
+
+import email.utils
+import errno
+import ipaddress
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from tqdm import tqdm
+
+from pipeline import files
+from pipeline.errors import UserError, one_line
+from pipeline.fetch.addresses import Source, without_secrets
+from pipeline.fetch.archives import CHUNK_BYTES, check_room, file_problems, page_in_words
+from pipeline.fetch.budget import allowed_bytes
+
+TIMEOUT_S = 60.0  # without a byte from the server
+SLOW_WINDOW_S, SLOW_BYTES = 20.0, 20_000  # a server that sends less in such a time is not waited for
+MAX_DOWNLOAD_S = 24 * 3600.0
+MAX_DOWNLOAD_BYTES = 500 * 10**9  # of a file whose size nobody announced
+RESERVE_BYTES = 200 * 10**6  # of the disk that a download leaves free
+CHECK_BYTES = 64 * 10**6  # how often the disk is looked at
+MAX_HOPS = 10  # redirects
+
+
+class TryAgain(Exception):
+    """A failure that may pass. `wait_s` is the pause that the server asked for, or None."""
+
+    def __init__(self, reason: str, wait_s: float | None = None):
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+@dataclass(frozen=True)
+class Download:
+    """One file on its way: where it comes from, where it goes, and what it must be."""
+
+    source: Source
+    target_path: Path
+    sha256: str | None
+    size: int | None
+    cookies: Path | None
+
+    @property
+    def part(self) -> Path:
+        """Where the bytes gather. Each source has its own, so bytes of two mirrors never mix."""
+        return self.target_path.with_name(f".{self.target_path.name}.{self.source.key[:8]}.part")
+
+    def partials(self) -> list[Path]:
+        """The part and what belongs to it: gdown's own temporary file, the note of the file's version."""
+        return [path for path in self.part.parent.iterdir() if path.name.startswith(self.part.name)]
+
+    def received(self) -> int:
+        """Bytes so far."""
+        return sum(path.stat().st_size for path in self.partials() if path.suffix == ".part")
+
+    def discard(self) -> None:
+        """Forget what has come so far."""
+        for path in self.partials():
+            path.unlink()
+
+    def problems(self) -> list[str]:
+        """What is wrong with the whole part; empty when it is the file that was asked for."""
+        return file_problems(self.part, self.target_path.name, self.sha256, self.size)
+
+
+def get_url(download: Download) -> None:
+    """Bring the part over http(s), continuing it where the server can and has the same version of the file.
+
+    Raises:
+        UserError: the server does not give the file, or not in bounds.
+        TryAgain: it may a little later.
+    """
+    import requests
+
+    source, part = download.source, download.part
+    version_path = part.with_name(part.name + ".version")
+    version = version_path.read_text() if version_path.exists() else ""
+    offset = part.stat().st_size if part.exists() and (version or download.sha256) else 0
+    headers = {"Accept-Encoding": "identity"}
+    if offset:
+        headers |= {"Range": f"bytes={offset}-"} | ({"If-Range": version} if version else {})
+    try:
+        with requests.Session() as session, _answer(session, source.text, headers, download.sha256) as response:
+            sent_range = response.headers.get("Content-Range", "")
+            if response.status_code == 416 and sent_range == f"bytes */{offset}":
+                return  # whole already
+            if response.status_code == 416 or (response.status_code == 206 and not sent_range.startswith(f"bytes {offset}-")):
+                download.discard()
+                raise TryAgain("the server has no such part of the file")
+            response.raise_for_status()
+            if download.target_path.suffix in (".gz", ".tgz"):
+                # Some servers announce an archive's own gzip as the transfer's; undone, it would not be the file any more.
+                for headers in (response.headers, response.raw.headers):
+                    headers.pop("Content-Encoding", None)
+            if response.headers.get("Content-Type", "").startswith("text/html") and download.target_path.suffix != ".html":
+                page = page_in_words(next(_chunks(response), b""))
+                raise UserError(f"{source.shown} answers with {page} instead of the file")
+            if response.status_code != 206:
+                offset = 0
+                etag = response.headers.get("ETag", "W/")
+                version_path.write_text(response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag)
+            _write_body(response, download, offset)
+    except requests.exceptions.RequestException as error:
+        raise failure_of(error, source.shown) from None
+
+
+def _answer(session: Any, url: str, headers: dict[str, str], sha256: str | None) -> Any:
+    """The response to `url` after its redirects, each looked at before it is asked for.
+
+    Raises:
+        UserError: a redirect from the internet into this machine or its own network, over plain http, or in a circle.
+    """
+    from_inside = _is_inside(url)
+    for _ in range(MAX_HOPS):
+        _check_transport(url, sha256)
+        response = session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S, allow_redirects=False)
+        target = session.get_redirect_target(response)
+        if target is None:
+            return response
+        response.close()
+        former, url = url, urljoin(url, target)
+        if not from_inside and _is_inside(url):
+            raise UserError(
+                f"{without_secrets(former)} sends on to {without_secrets(url)}, an address inside this machine or its network; not asked"
+            )
+    raise UserError(f"{without_secrets(url)}: redirected more than {MAX_HOPS} times")
+
+
+def _is_inside(url: str) -> bool:
+    """True when the address leads to this machine or to its own network: loopback, private, link-local and reserved addresses."""
+    try:
+        found = socket.getaddrinfo(urlsplit(url).hostname or "", None)
+    except (OSError, ValueError):  # only a proxy may know it
+        return False
+    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    return not all((getattr(address, "ipv4_mapped", None) or address).is_global for address in addresses)
+
+
+def _chunks(response: Any) -> Iterator[bytes]:
+    """The body as it arrives, without waiting for a whole chunk: so a server that sends a byte a second is noticed."""
+    import requests.exceptions as failures
+    import urllib3.exceptions
+
+    read = getattr(response.raw, "read1", None)
+    if read is None:  # urllib3 before 2.1
+        yield from response.iter_content(CHUNK_BYTES)
+        return
+    try:
+        while chunk := read(CHUNK_BYTES, decode_content=True):
+            yield chunk
+    except urllib3.exceptions.ReadTimeoutError as error:
+        raise failures.ConnectionError(error) from None
+    except urllib3.exceptions.DecodeError as error:
+        raise failures.ContentDecodingError(error) from None
+    except urllib3.exceptions.SSLError as error:
+        raise failures.SSLError(error) from None
+    except urllib3.exceptions.HTTPError as error:
+        raise failures.ChunkedEncodingError(error) from None
+
+
+def _write_body(response: Any, download: Download, offset: int) -> None:
+    announced = response.headers.get("Content-Length", "")
+    encoded = "Content-Encoding" in response.headers
+    total = offset + int(announced) if re.fullmatch(r"[0-9]{1,15}", announced) and not encoded else None
+    if total and download.size and total != download.size:
+        raise UserError(f"{download.source.shown} has {total} bytes, not the {download.size} that were announced")
+    check_room(download.part.parent, (total or download.size or 0) - offset)
+    limit = download.size or total or MAX_DOWNLOAD_BYTES
+    with open(download.part, "ab" if offset else "wb") as file:
+        watch = _Watch(download, file.tell())
+        with tqdm(total=total, initial=offset, unit="B", unit_scale=True, disable=None) as bar:
+            for chunk in _chunks(response):
+                size = file.tell() + len(chunk)
+                if size > limit:
+                    raise UserError(f"{download.source.shown} sends more than the {limit} bytes that {_who_said(download, total)}")
+                if encoded and size > allowed_bytes(response.raw.tell()):
+                    download.discard()
+                    raise UserError(
+                        f"{download.source.shown} sends a file packed so densely that no images are in it (a decompression bomb)"
+                    )
+                watch.look(size)
+                file.write(chunk)
+                bar.update(len(chunk))
+        if total and file.tell() < total:
+            raise TryAgain(f"the connection ended after {file.tell()} of {total} bytes")
+
+
+def _who_said(download: Download, total: int | None) -> str:
+    return "were announced" if download.size or total else "are taken of a file of unknown size"
+
+
+class _Watch:
+    """Whether a download gets on: enough bytes in a while, an end within a day, room on the disk."""
+
+    def __init__(self, download: Download, size: int) -> None:
+        self.download = download
+        self.started = self.window_started = time.monotonic()
+        self.window_size = self.checked_size = size
+
+    def look(self, size: int) -> None:
+        """Pass while all is well; `size`: bytes so far.
+
+        Raises:
+            UserError: the server is too slow, or the disk is nearly full.
+        """
+        now, shown = time.monotonic(), self.download.source.shown
+        kept = "what came is kept: the same command continues from there"
+        if now - self.window_started > SLOW_WINDOW_S:
+            if size - self.window_size < SLOW_BYTES:
+                seconds = now - self.window_started
+                raise UserError(
+                    f"{shown}: the server sent {size - self.window_size} bytes in {seconds:.0f} s, too slow to wait for; {kept}"
+                )
+            self.window_started, self.window_size = now, size
+        if now - self.started > MAX_DOWNLOAD_S:
+            raise UserError(f"{shown}: not there after {files.human_time(now - self.started)}; {kept}")
+        if size - self.checked_size > CHECK_BYTES:
+            self.checked_size = size
+            if shutil.disk_usage(self.download.part.parent).free < RESERVE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _check_transport(url: str, sha256: str | None) -> None:
+    """Refuse plain http, where anybody on the way may change the bytes, unless a digest or this very machine vouches for them."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme == "http" and sha256 is None and host not in ("localhost", "127.0.0.1", "::1"):
+        raise UserError(f"{without_secrets(url)} is plain http; use https, or give the file's sha256")
+
+
+def failure_of(error: Exception, shown: str) -> Exception:
+    """What to raise for a failed request: another try where the server is busy or the connection was lost, else the end."""
+    import requests.exceptions as failures
+
+    if isinstance(error, failures.HTTPError):
+        response = error.response
+        if response.status_code == 429 or response.status_code >= 500:
+            wait_s = _retry_after(response.headers.get("Retry-After", ""))
+            return TryAgain(f"the server answers {response.status_code} {one_line(response.reason or '')}", wait_s)
+        meaning = {
+            401: "it wants a sign-in",
+            403: "it refuses access; a link with a signature may have expired",
+            404: "there is no such file",
+        }
+        return UserError(f"{shown} answers {response.status_code}: {meaning.get(response.status_code, one_line(response.reason or ''))}")
+    if isinstance(error, failures.ChunkedEncodingError):
+        return TryAgain("the connection was cut")
+    passing = isinstance(error, (failures.ConnectionError, failures.Timeout))
+    if passing and not isinstance(error, (failures.SSLError, failures.ProxyError)):
+        cause = re.search(r"\[Errno -?\d+\] ([^'\")]+)", str(error))
+        return TryAgain(f"the connection failed: {cause[1] if cause else without_secrets(str(error))}")
+    return UserError(f"{shown}: {without_secrets(str(error))}")
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds of a Retry-After header (a number or a date); None when it says nothing."""
+    if re.fullmatch(r"[0-9]{1,9}", value.strip()):
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return None

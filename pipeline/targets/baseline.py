@@ -1,0 +1,54 @@
+"""What knowing nothing of an image scores: the same prediction for every row, the best that the training labels tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.targets.metrics import all_metrics, evaluate, find_metric
+from pipeline.targets.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """`value`: the score of a constant prediction on the validation rows; `words`: which one it is."""
+
+    value: float
+    words: str  # always 'apple', always the mean
+
+    def record(self) -> dict[str, Any]:
+        """As run.json keeps it."""
+        return asdict(self)
+
+
+def constant_baseline(name: str, target: Target, train_labels: Sequence[str], truth: np.ndarray) -> Baseline | None:
+    """The score `name` (a metric, or `loss`) of predicting the same for every row; `truth` as `target.encode` gives it, of validation rows.
+
+    That is the frequencies (the mean number) of the training labels; where labels are decided also the most frequent one, whichever scores
+    better. None where there are no rows, or the score is undefined on them.
+    """
+    import numpy as np
+
+    if not len(truth) or not len(train_labels):
+        return None
+    prior = target.prior(train_labels)
+    shares = {"binary": f"always the share of {target.names[-1]!r}", "continuous": "always the mean"}
+    guesses = [(prior, shares.get(target.kind, "always the training frequencies"))]
+    if target.is_choice:
+        most = int(prior.argmax())
+        guesses.append((np.eye(target.num_outputs, dtype=np.float32)[most], f"always {target.names[most]!r}"))
+        guesses.reverse()  # of equals the one that is easier to say
+    if name == "loss" or find_metric(name).needs not in ("labels", "ranks"):
+        guesses = [guess for guess in guesses if guess[0] is prior]
+    found = []
+    for guess, words in guesses:
+        values = np.tile(guess, (len(truth), 1))
+        score = all_metrics(target, truth, values)["loss"] if name == "loss" else evaluate(name, target, truth, values)
+        if score is not None and np.isfinite(score):
+            found.append(Baseline(float(score), words))
+    better = max if name != "loss" and find_metric(name).higher_is_better else min
+    return better(found, key=lambda baseline: baseline.value, default=None)

@@ -1,0 +1,144 @@
+"""What a plan says of itself before training, what a constant guess scores, and the warning of a run that is no better."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_competition
+from sklearn import metrics
+from sklearn.dummy import DummyClassifier
+
+import train
+from pipeline import files
+from pipeline.config import load_recipe
+from pipeline.report.page import build_report
+from pipeline.targets.baseline import Baseline, constant_baseline
+from pipeline.targets.target import Target, multiclass
+from pipeline.training.advice import Watch, advise, no_better, way_of_head
+from pipeline.training.optim import plan_schedule
+
+NAMES = ["apple", "lemon", "lime"]
+TRAIN = ["apple"] * 6 + ["lemon"] * 3 + ["lime"]
+VAL = ["apple", "lemon", "apple", "lime", "lemon"]
+
+
+def lines(
+    name: str = "beit-large-384-lora", num_train: int = 551, num_val: int = 29, num_classes: int = 24, new_head: bool = True, **keys
+) -> str:
+    recipe = load_recipe(name, keys)
+    return "\n".join(advise(recipe, plan_schedule(recipe, num_train), num_train, num_val, num_classes, new_head, "multiclass"))
+
+
+def test_the_default_on_580_photographs_says_what_is_too_little_and_what_did_better() -> None:
+    text = lines()
+    assert "225 optimizer steps" in text and "29 validation rows for 24 classes" in text
+    assert f"{math.sqrt(0.25 / 29):.2f}" in text and "data.val_fraction=0.2 gives 116" in text
+    assert "--recipe beit-large-384-lora-ours" in text and "optimizer.head_lr=1e-2" in text and "head_only=true" in text
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"name": "beit-large-384-lora-ours", "num_val": 500},
+        {"num_train": 9_500, "num_val": 500, "num_classes": 200},  # what the recipe was made for
+        {"num_val": 0, "new_head": False},
+        {"name": "digits", "num_train": 1293, "num_val": 144, "num_classes": 10},
+    ],
+)
+def test_a_plan_that_learns_says_nothing(plan: dict) -> None:
+    assert lines(**plan) == ""
+
+
+def test_every_flag_that_is_named_is_one(tmp_path: Path) -> None:
+    """What stands in the advice is accepted by the command line and the recipe."""
+    flags = [line.strip().split("  ")[0].split() for line in lines().splitlines() if line.strip().startswith("--")]
+    assert len(flags) == 4
+    for words in flags:
+        args = train.parse(words)
+        load_recipe(args.recipe or "beit-large-384-lora", train_overrides(args))
+
+
+def train_overrides(args) -> dict:
+    from pipeline.config import parse_assignments
+
+    given = {key: getattr(args, flag) for flag, key in train.RECIPE_FLAGS.items() if getattr(args, flag) is not None}
+    return given | parse_assignments(args.set)
+
+
+def test_the_way_of_the_head_is_the_sum_of_its_rates() -> None:
+    recipe = load_recipe("beit-large-384-lora", {"optimizer.head_lr": 5e-4, "schedule.name": "constant", "schedule.warmup_ratio": 0})
+    assert way_of_head(recipe, plan_schedule(recipe, 640)) == pytest.approx(10 * 25 * 5e-4)
+
+
+# ---- constant guesses, against scikit-learn ----
+
+
+def test_constant_guesses_are_scikit_learns() -> None:
+    target = multiclass(NAMES)
+    truth = target.encode(VAL)
+    dummy = DummyClassifier(strategy="prior").fit(np.zeros((len(TRAIN), 1)), TRAIN)
+    probs = dummy.predict_proba(np.zeros((len(VAL), 1)))
+    most = dummy.predict(np.zeros((len(VAL), 1)))
+    assert constant_baseline("accuracy", target, TRAIN, truth) == Baseline(metrics.accuracy_score(VAL, most), "always 'apple'")
+    assert constant_baseline("log_loss", target, TRAIN, truth).value == pytest.approx(metrics.log_loss(VAL, probs), abs=1e-6)
+    assert constant_baseline("loss", target, TRAIN, truth).value == pytest.approx(metrics.log_loss(VAL, probs), abs=1e-6)
+    assert constant_baseline("macro_f1", target, TRAIN, truth).value == pytest.approx(metrics.f1_score(VAL, most, average="macro"))
+    assert constant_baseline("accuracy", target, TRAIN, truth[:0]) is None
+
+
+def test_constant_guesses_of_other_targets() -> None:
+    binary = Target("binary", ("cat", "dog"), positive=("dog",))
+    truth = binary.encode(["dog", "cat", "cat"])
+    assert constant_baseline("roc_auc", binary, ["dog", "cat"], truth).value == pytest.approx(0.5)
+    numbers = Target("continuous", ("price",)).fitted(["1", "2", "6"])
+    found = constant_baseline("rmse", numbers, ["1", "2", "6"], numbers.encode(["2", "4"]))
+    assert found == Baseline(pytest.approx(math.sqrt((1 + 1) / 2)), "always the mean")
+    grades = Target("ordinal", ("0", "1", "2"))
+    assert constant_baseline("qwk", grades, ["0", "0", "2", "2"], grades.encode(["0", "1", "2"])).value == pytest.approx(0)
+    assert constant_baseline("accuracy", grades, ["0", "0", "0", "2", "2"], grades.encode(["0", "1", "2", "0"])).value == 0.5  # not grade 1
+
+
+# ---- while it trains, and at the end ----
+
+
+def test_the_watch_speaks_after_the_warm_up_and_half_way() -> None:
+    watch = Watch(Baseline(0.1, "always 'apple'"), "val_accuracy", True, 100, {"warmup_steps": 10, "total_steps": 100})
+    history: list[dict] = []
+    said = []
+    for epoch in range(1, 11):
+        history.append({"epoch": epoch, "step": 10 * epoch, "val_accuracy": 0.1 if epoch < 10 else 0.9})
+        said.append(watch.warning(history))
+    assert [number for number, text in enumerate(said, start=1) if text] == [2, 6]
+    assert "val_accuracy 0.1000" in said[1] and "always 'apple' 0.1000" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("best", "higher", "metric", "expected"),
+    [
+        (0.12, True, "val_accuracy", True),  # two more of a hundred are chance
+        (0.20, True, "val_accuracy", False),
+        (0.51, True, "val_roc_auc", False),
+        (0.10, False, "val_rmse", True),
+        (0.09, False, "val_rmse", False),
+    ],
+)
+def test_no_better(best: float, higher: bool, metric: str, expected: bool) -> None:
+    assert no_better(Baseline(0.5 if "auc" in metric else 0.1, ""), best, higher, metric, 100) is expected
+
+
+def test_a_run_that_learns_nothing_says_so_and_the_baseline_stands_beside_the_score(tmp_path: Path, tiny_backbone: Path, capsys) -> None:
+    make_competition(tmp_path / "data", per_class=12)
+    flags = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "run"), "--backbone", str(tiny_backbone), "--precision", "fp32"]
+    flags += ["--epochs", "2", "--batch-size", "4", "--accumulation-steps", "1", "--set", "data.val_fraction=0.25", "--lr", "1e-9"]
+    assert train.main(flags) == 0
+    told = capsys.readouterr()
+    record = files.read_json(tmp_path / "run" / "run.json")
+    assert record["baseline"] == {"value": pytest.approx(1 / 3), "words": "always 'blue'"}
+    if record["best"]["value"] <= 1 / 3 + math.sqrt(2 / 9 / 9):
+        assert "WARNING: after" in told.err and "0.3333" in told.err
+    assert "too little for a new head" in told.out and "(always 'blue': 0.3333)" in told.out
+    html = build_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "always &#39;blue&#39;: 33.3%" in html
