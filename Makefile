@@ -19,7 +19,7 @@ PEERS := image_folder_documented image_folder_best trainer_documented trainer_be
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-base weights data submit score report attention ablation bench test test-slow test-gpu fuzz lint
+.PHONY: help setup demo demo-base weights data submit score report blend attention ablation bench test test-slow test-gpu fuzz lint
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ ablation: $(SETUP)  ## every row of a grid with every seed: train, predict, scor
 
 report: $(SETUP)  ## rebuild finetuned_model/report.html from the run folder; RUNS='a b' compares runs in one page
 	$(PYTHON) -m pipeline.report.page $(foreach run,$(RUNS),--run $(run))
+
+blend: $(SETUP)  ## weights of several runs, from rows that none of their models saw, into runs/blend (RUNS='a b c' OUTPUT=)
+	$(PYTHON) -m pipeline.folds.blend --runs $(RUNS) $(if $(OUTPUT),--output "$(OUTPUT)")
 
 attention: $(SETUP)  ## where models look, side by side (IMAGES='a.jpg b.jpg' RUNS='a b c')
 	$(PYTHON) -m pipeline.report.attention $(if $(IMAGES),--images $(IMAGES)) $(if $(RUNS),--runs $(RUNS))

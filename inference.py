@@ -11,15 +11,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from pipeline.competition.rows import Competition
+    from pipeline.competition.rows import Competition, Row
     from pipeline.folds.kept import Kept
+    from pipeline.folds.team import Team
     from pipeline.predictions import Predictions
     from pipeline.run import Run
     from pipeline.targets.target import Target
@@ -46,6 +47,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="the file to write (default: predictions.csv; vqa: a name that ends in .json gives the challenge's results file)",
     )
     parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images at once (default: 32)")
+    parser.add_argument("--tta", metavar="VIEWS|auto", help="average views of each image: flip, crops, scale, or several as flip,scale")
+    parser.add_argument(
+        "--decision",
+        choices=["auto", "off"],
+        default="auto",
+        help="auto: thresholds and the like that a run of folds found to gain (default)",
+    )
+    parser.add_argument(
+        "--prior",
+        metavar="FILE|estimate",
+        help="shares of the classes in the test set (columns class, share), or estimated from its predictions",
+    )
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="number format (default: auto)")
     return parser.parse_args(argv)
 
@@ -63,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.files import sha256
     from pipeline.folds.kept import Kept
     from pipeline.folds.team import gather, made_by, predict_together
+    from pipeline.folds.views import choose_views, parse_views
     from pipeline.submission.belonging import check_belongs
     from pipeline.submission.origin import record_origin
     from pipeline.submission.write import write_predictions, write_results_json
@@ -75,10 +89,15 @@ def main(argv: list[str] | None = None) -> int:
     compared = check_belongs(team.first.target, competition, team.first.path)  # the others know the same labels
     notes = [*(leaf.run.unfinished for leaf in team.leaves if leaf.run.unfinished), *competition.notes]
     print("\n".join([team.describe(), *(f"  {note}" for note in notes)]))
-    kept_before = Kept(competition.test, choose_compute(args.precision).precision)
+    views, lines = choose_views(
+        parse_views(args.tta), team, lambda run, rows, views: predict(run, competition, args.batch_size, args.precision, views, rows)[0]
+    )
+    print("".join(f"  {line}\n" for line in lines), end="")
+    kept_before = Kept(competition.test, choose_compute(args.precision).precision, views)
     predictions = predict_together(
         team, team.first.target, lambda run: predict_once(run, competition, args.batch_size, args.precision, kept_before)
     )
+    predictions, decided = finished(team, predictions, args)
     output = Path(args.output)
     kept = copy_unsent(output)
     if output.suffix == ".json":  # the results file of the VQA challenge's own evaluation
@@ -87,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         write_predictions(output, competition.form, predictions)
         rows = counted(len(competition.form.row_ids), "row")
         print(f"{output}: {rows}, {competition.form.describe()}; {what_was_checked(competition, compared)}")
-    record_origin(output, team.named, args.data, made_by(team))
+    record_origin(output, team.named, args.data, made_by(team, views=list(views), **decided))
     if formulas := [text for text in (*competition.form.row_ids, *predictions.target.names) if is_formula(text)]:
         print(
             f"  note: a spreadsheet would run {quoted(formulas)} as a formula; Kaggle needs the text as it is: do not open the file in one"
@@ -97,6 +116,33 @@ def main(argv: list[str] | None = None) -> int:
     elif kept:
         print(f"the former {output.name} was never submitted and is kept as {kept}")
     return 0
+
+
+def finished(team: Team, predictions: Predictions, args: argparse.Namespace) -> tuple[Predictions, dict[str, Any]]:
+    """The predictions under another prior and with the run's decision, where there are any; and what was done, for the record.
+
+    Raises:
+        UserError: a prior that does not fit, or a damaged decision.
+    """
+    from dataclasses import replace
+
+    from pipeline.folds.averaging import RANKS
+    from pipeline.folds.decisions import read_decision
+    from pipeline.folds.prior import shift
+
+    done: dict[str, Any] = {}
+    if args.prior:
+        if team.rule == RANKS and len(team.leaves) > 1:
+            raise UserError("--prior: ranks are averaged here, and another prior changes no order: leave it out")
+        predictions, line = shift(predictions, team.prior, args.prior, team.temperature)
+        print(f"  {line}")
+        done["prior"] = args.prior
+    decision = read_decision(team.record.values if team.record else None, predictions.target) if args.decision == "auto" else None
+    if decision is not None:
+        predictions = replace(predictions, values=decision.apply(predictions.target, predictions.values), logits=None)
+        print(f"  decided by {decision.kind}, as {team.named[0].path} found to gain; --decision off leaves that out")
+        done["decision"] = decision.kind
+    return predictions, done
 
 
 def what_was_checked(competition: Competition, compared: str | None) -> str:
@@ -142,14 +188,16 @@ def predict_once(run: Run, competition: Competition, batch_size: int, precision:
     if run.target is not None and (found := kept.load(run, run.target)):
         print(f"  as kept in {run.path}: the same images, weights and packages")
         return found
-    predictions, bad = predict(run, competition, batch_size, precision)
+    predictions, bad = predict(run, competition, batch_size, precision, kept.views)
     if not bad and (problem := kept.save(run, predictions)):
         print(f"  note: {problem}")
     return predictions
 
 
-def predict(run: Run, competition: Competition, batch_size: int, precision: str) -> tuple[Predictions, list[Path]]:
-    """Predictions of the test ids, in the order of the form, and the images that could not be decoded.
+def predict(
+    run: Run, competition: Competition, batch_size: int, precision: str, views: Sequence[str] = (), given: Sequence[Row] | None = None
+) -> tuple[Predictions, list[Path]]:
+    """Predictions of the test ids, in the order of the form (or of `given` rows), and the images that could not be decoded.
 
     Raises:
         UserError: the model cannot be rebuilt, or not one test image can be decoded.
@@ -157,6 +205,7 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
     import numpy as np
 
     from pipeline.data.intensity import deep_images_without_rule
+    from pipeline.folds.views import averaged_logits
     from pipeline.models.lean import make_lean
     from pipeline.predictions import Predictions
     from pipeline.tasks.registry import task_module
@@ -171,28 +220,29 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
         make_lean(predictor.model, compute.half)
     predictor.model.to(compute.device)
     print(f"  {target.describe()}, {predictor.describe()}, {compute.describe()}")
-    if warning := deep_images_without_rule([row.path for row in competition.test], predictor.rule.intensity):
+    tested = list(competition.test if given is None else given)
+    if warning := deep_images_without_rule([row.path for row in tested], predictor.rule.intensity):
         print(f"WARNING: {warning}", file=sys.stderr)
 
     bad: list[int] = []
 
     def batches() -> Iterator[dict]:
-        for batch in predictor.batches(competition.test, batch_size):
+        for batch in predictor.batches(tested, batch_size):
             bad.extend(batch["row"][batch["bad"]].tolist())
             yield batch
 
-    rows = len(competition.test)
-    logits = predict_logits(predictor.model, predictor.logits, batches(), rows, target.num_outputs, compute, "predicting")
-    views = run.record.data_settings.get("views", "mean") if run.record else "mean"
-    ids = [row.id for row in competition.test]
+    rows, logits_of = len(tested), averaged_logits(predictor.logits, target, views)
+    logits = predict_logits(predictor.model, logits_of, batches(), rows, target.num_outputs, compute, "predicting")
+    merged = run.record.data_settings.get("views", "mean") if run.record else "mean"
+    ids = [row.id for row in tested]
     if not bad:
-        return Predictions.of_images(ids, logits, target, views), []
+        return Predictions.of_images(ids, logits, target, merged), []
     values = target.activate(logits)
     values[bad] = (run.record and run.record.prior) or np.full(target.num_outputs, 1 / target.num_outputs)
-    unreadable = list(dict.fromkeys(competition.test[row].path for row in sorted(bad)))
-    report_bad(unreadable, len({row.path for row in competition.test}))
+    unreadable = list(dict.fromkeys(tested[row].path for row in sorted(bad)))
+    report_bad(unreadable, len({row.path for row in tested}))
     readable = np.setdiff1d(np.arange(rows), bad)
-    return Predictions.of_values(ids, values, target, views, trusted=readable), unreadable
+    return Predictions.of_values(ids, values, target, merged, trusted=readable), unreadable
 
 
 def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:

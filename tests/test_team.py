@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import COLOURS, make_competition, picture
+from sklearn.metrics import log_loss
 
 import inference
 import train
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
+from pipeline.folds import blend
 from pipeline.folds.averaging import RANKS, average, by_ranks, ranks
 from pipeline.folds.team import gather
 from pipeline.predictions import Predictions
@@ -42,12 +44,13 @@ FLAGS = [
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, swin: Path) -> Path:
     """data/ with a sample of probabilities, and runs of it: folds/ (two), other/ (another backbone and image size)."""
     root = tmp_path_factory.mktemp("team")
-    data = make_competition(root / "data", per_class=6, test=7)
+    data = make_competition(root / "data", per_class=8, test=7)
     ids = [path.stem for path in sorted((data / "test").glob("*.png"))]
     (data / "sample_submission.csv").write_text("id,blue,green,red\n" + "".join(f"{name},0.3,0.3,0.4\n" for name in ids))
     flags = ["--data", str(data), *FLAGS]
     assert train.main([*flags, "--backbone", str(tiny_backbone), "--output", str(root / "folds"), "--folds", "2"]) == 0
     assert train.main([*flags, "--backbone", str(swin), "--output", str(root / "other"), "--set", "data.val_fraction=0.3"]) == 0
+    assert train.main([*flags, "--backbone", str(swin), "--output", str(root / "swin"), "--folds", "3", "--seed", "7"]) == 0
     return root
 
 
@@ -64,7 +67,18 @@ def swin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def predict(runs: Path, output: Path, *models: Path, data: Path | None = None) -> pd.DataFrame:
-    words = ["--data", str(data or runs / "data"), "--output", str(output), "--precision", "fp32", "--model", *map(str, models)]
+    words = [
+        "--data",
+        str(data or runs / "data"),
+        "--output",
+        str(output),
+        "--precision",
+        "fp32",
+        "--decision",
+        "off",
+        "--model",
+        *map(str, models),
+    ]
     assert inference.main(words) == 0
     return pd.read_csv(output, index_col="id")
 
@@ -78,6 +92,20 @@ def test_folds_predict_the_mean_of_their_models(runs: Path, tmp_path: Path) -> N
     assert origin.models == (str(runs / "folds"),) and origin.metric == "val_log_loss"
     assert origin.made["members"] == {str(runs / f"folds/fold-{number}"): 0.5 for number in (1, 2)}
     assert origin.made["average"] == "probabilities"
+
+
+def test_the_decision_that_the_folds_found_is_used_and_recorded(runs: Path, tmp_path: Path) -> None:
+    folds, output = shutil.copytree(runs / "folds", tmp_path / "folds"), tmp_path / "decided.csv"
+    record = read_json(folds / "run.json")
+    assert [line["kind"] for line in record["decisions"]] == ["temperature"]
+    record["decisions"][0] |= {"used": True, "numbers": [0.5]}
+    write_json(folds / "run.json", record)
+    plain = predict(runs, tmp_path / "plain.csv", folds)
+    assert inference.main(["--data", str(runs / "data"), "--output", str(output), "--precision", "fp32", "--model", str(folds)]) == 0
+    decided = pd.read_csv(output, index_col="id")
+    squared = plain**2
+    np.testing.assert_allclose(decided, squared.div(squared.sum(axis=1), axis=0), atol=1e-5)
+    assert find_origin(output).made["decision"] == "temperature"
 
 
 def test_several_models_count_alike_whatever_their_backbones(runs: Path, tmp_path: Path) -> None:
@@ -199,3 +227,45 @@ def test_two_models_are_never_in_memory_at_once(runs: Path, tmp_path: Path, monk
     predict(runs, tmp_path / "1.csv", folds, runs / "folds")
     assert most and max(most) == 0
     assert json.loads((folds / "fold-1/test.json").read_text())["made_with"]["precision"] == "fp32"
+
+
+def test_a_blend_predicts_like_any_run(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, rng = tmp_path / "blend", np.random.default_rng(0)
+    for name in ("folds", "swin"):  # with errors of their own on the held-out rows, as larger models have
+        copy = shutil.copytree(runs / name, tmp_path / name)
+        truth = pd.read_csv(copy / "oof.csv", **TEXT).label
+        logits = 3 * np.eye(3)[[sorted(COLOURS).index(label) for label in truth]] + rng.normal(0, 2.5, (24, 3))
+        np.save(copy / "oof.npy", multiclass(sorted(COLOURS)).activate(logits))
+    words = ["--runs", str(tmp_path / "folds"), str(tmp_path / "swin"), "--output", str(output)]
+    assert blend.main(words) == 0
+    said = capsys.readouterr().out
+    assert "24 rows that no model saw" in said and "of rows that its choice did not see" in said
+    record = read_json(output / "run.json")
+    assert record["kind"] == "blend" and sum(record["members"].values()) == pytest.approx(1)
+    assert (output / "report.html").exists()
+    oof = pd.read_csv(output / "oof.csv", **TEXT)
+    values, labels = np.load(output / "oof.npy"), sorted(COLOURS)
+    assert record["best"]["value"] == pytest.approx(log_loss(oof.label, values.astype(np.float64), labels=labels), abs=1e-6)
+    single = {name: predict(runs, tmp_path / f"{name}.csv", tmp_path / name) for name in ("folds", "swin")}
+    weights = {Path(path).name: weight for path, weight in record["members"].items()}
+    found = predict(runs, tmp_path / "blend.csv", output)
+    wanted = sum(single[name] * weight for name, weight in weights.items())
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert find_origin(tmp_path / "blend.csv").metric == "val_log_loss"
+
+
+def test_members_of_other_competitions_are_refused(runs: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(runs / "swin", tmp_path / "swin")
+    record = read_json(other / "run.json")
+    write_json(other / "run.json", record | {"metric": {"name": "accuracy", "higher_is_better": True}})
+    with pytest.raises(UserError, match="was trained for accuracy"):
+        blend.main(["--runs", str(runs / "folds"), str(other), "--output", str(tmp_path / "out")])
+    names = ["blue", "green", "violet"]
+    write_json(other / "run.json", record | {"class_names": names, "target": record["target"] | {"names": names}})
+    with pytest.raises(UserError, match="classes differ: 'red', 'violet'"):
+        blend.main(["--runs", str(runs / "folds"), str(other), "--output", str(tmp_path / "out")])
+    with pytest.raises(UserError, match="two different runs"):
+        blend.main(["--runs", str(runs / "folds"), str(runs / "folds")])
+    with pytest.raises(UserError, match=r"only 8 rows[\s\S]*--folds"):
+        blend.main(["--runs", str(runs / "folds"), str(runs / "other"), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -13,12 +13,14 @@ from pipeline.competition.rows import Competition
 from pipeline.config import Recipe
 from pipeline.errors import UserError, raise_all
 from pipeline.files import replacing, write_json
+from pipeline.folds.decisions import judge, temperature_of
 from pipeline.folds.plan import Plan
 from pipeline.predictions import Predictions
 from pipeline.run import FORMAT, RECORD, RunRecord, environment, now, read_record
 from pipeline.tables import guarded, load_table, restored, write_table
 from pipeline.targets.measures import histograms
 from pipeline.targets.metrics import all_metrics, find_metric
+from pipeline.targets.target import Target
 from pipeline.wording import counted, quoted
 
 if TYPE_CHECKING:
@@ -116,6 +118,8 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
     if target.kind == "continuous":
         record["counts"]["train_histograms"] = histograms(target.names, target.encode(labels))
     scores = record["folds"]["scores"]
+    record["temperature"] = temperature_of(target, truth, oof.values)
+    record["decisions"] = decide(target, metric, truth, oof.values, folds)
     own = f"val_{metric}" if metric in scores else "val_loss"
     record["best"] = {"epoch": None, "metric": own, "value": scores[own.removeprefix("val_")]}
     write_oof(plan.output, oof, [label_of[row_id] for row_id in ids], folds.tolist())
@@ -130,6 +134,14 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
     return 0
 
 
+def decide(target: Target, metric: str, truth: np.ndarray, values: np.ndarray, parts: np.ndarray) -> list[dict[str, Any]]:
+    """What run.json keeps of decisions: each that serves the metric, with its nested gain; the best is used where that is more than chance."""
+    judged = judge(target, metric, truth, values, parts)
+    for one in judged:
+        print(f"  {one.describe(metric)}")
+    return [one.record(number == 0 and one.used) for number, one in enumerate(judged)]
+
+
 def describe(folds: dict[str, Any], metric: str) -> str:
     """One line: the score of all out-of-fold rows, mean and deviation over folds."""
     line = f"out-of-fold {metric} {folds['scores'][metric]:.4f} on {folds['rows']:,} rows"
@@ -141,7 +153,7 @@ def describe(folds: dict[str, Any], metric: str) -> str:
 
 
 def folds_record(
-    target: Any, metric: str, truth: np.ndarray, values: np.ndarray, folds: np.ndarray, plan: Plan, held: dict[int, Held]
+    target: Target, metric: str, truth: np.ndarray, values: np.ndarray, folds: np.ndarray, plan: Plan, held: dict[int, Held]
 ) -> dict[str, Any]:
     """What run.json keeps: `scores` of all out-of-fold rows, those of each fold, and mean and deviation of the metric over folds."""
     scores = all_metrics(target, truth, values, metric)
@@ -167,10 +179,7 @@ def folds_record(
 
 def write_oof(output: Path, oof: Predictions, labels: Sequence[str], folds: Sequence[int]) -> None:
     """oof.npy (N, O) float32 and oof.csv (id, fold, label, predicted), the same rows, each file whole or not at all."""
-    import numpy as np
-
-    with replacing(output / f"{OOF}.npy") as temporary, open(temporary, "wb") as file:
-        np.save(file, oof.values.astype(np.float32))
+    write_probabilities(output / f"{OOF}.npy", oof.values)
     rows = zip(oof.ids, folds, labels, oof.target.decode(oof.values), strict=True)
     cells = [(guarded(row_id), str(fold), guarded(label), guarded(predicted)) for row_id, fold, label, predicted in rows]
     write_table(output / f"{OOF}.csv", OOF_COLUMNS, cells)
@@ -185,8 +194,15 @@ def write_images(output: Path, competition: Competition, held: dict[int, Held]) 
     values = np.concatenate([one.values for one in held.values()])
     order = sorted(range(len(cells)), key=lambda row: place.get((cells[row][0], cells[row][1]), len(place)))
     write_table(output / "val_predictions.csv", PREDICTION_COLUMNS, [[*map(guarded, cells[row][:4]), cells[row][4]] for row in order])
-    with replacing(output / "val_probs.npy") as temporary, open(temporary, "wb") as file:
-        np.save(file, values[order])
+    write_probabilities(output / "val_probs.npy", values[order])
+
+
+def write_probabilities(path: Path, values: np.ndarray) -> None:
+    """Write (N, O) predictions as float32, whole or not at all."""
+    import numpy as np
+
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, values.astype(np.float32))
 
 
 def _check(plan: Plan, competition: Competition, held: dict[int, Held], recipe: Recipe, data: str) -> None:

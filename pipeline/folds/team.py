@@ -54,6 +54,17 @@ class Team:
         """The record of the only folder named; None where there are several, or none."""
         return self.named[0].record if len(self.named) == 1 else None
 
+    @property
+    def prior(self) -> list[float] | None:
+        """The mean prediction of training, a value for each output; None where no member can tell."""
+        record = self.record or self.first.record
+        return record.prior if record else None
+
+    @property
+    def temperature(self) -> float:
+        """What out-of-fold rows say of how sure the models are; 1 where there are none."""
+        return float((self.record.values.get("temperature") if self.record else None) or 1.0)
+
     def describe(self) -> str:
         """One line: what predicts, and how it is put together."""
         names = " + ".join(f"{one.name} from {one.path}" for one in self.named)

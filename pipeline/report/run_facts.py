@@ -69,6 +69,8 @@ def headlines(files: RunFiles) -> list[dict[str, str]]:
 
 def _when(files: RunFiles, best: dict[str, Any]) -> str:
     """Which epoch, or of folds how far they are apart."""
+    if files.record.get("kind") == "blend":
+        return f"a blend of {len(files.record['members'])}"
     if folds := files.record.get("folds"):
         mean, deviation = (None if folds[key] is None else metric_value(best["metric"], folds[key]) for key in ("mean", "deviation"))
         return f"{folds['count']} folds" + (f": {mean}" if mean else "") + (f" ± {deviation}" if deviation else "")

@@ -1,0 +1,268 @@
+"""`make blend`: weights of several runs, found on rows that none of their models saw, into a folder that predicts like any run.
+
+python -m pipeline.folds.blend --runs runs/a runs/b runs/folds              # runs/blend
+python -m pipeline.folds.blend --runs runs/folds runs/other --output runs/both
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError, raise_all, run_command
+from pipeline.files import set_aside, write_json
+from pipeline.folds.assembly import OOF, PREDICTION_COLUMNS, decide, read_held, temperature_of, write_oof, write_probabilities
+from pipeline.folds.team import in_order
+from pipeline.folds.weights import Choice, Scale, nested, select, unseen
+from pipeline.lock import holding_folder
+from pipeline.predictions import Predictions
+from pipeline.run import FORMAT, RECORD, RunRecord, environment, now, read_record, run_entries
+from pipeline.tables import guarded, load_table, restored, write_table
+from pipeline.targets.metrics import all_metrics, find_metric, why_undefined
+from pipeline.targets.target import Target
+from pipeline.wording import counted, quoted
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PARTS, FEWEST_ROWS = 5, 20
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run, folds or a blend with predictions of rows that its models did not see; `labels` of those ids, `folds` where it has them."""
+
+    path: Path
+    record: RunRecord
+    unseen: Predictions
+    labels: dict[str, str]
+    folds: dict[str, str]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Find the weights and write the blend; the exit code.
+
+    Raises:
+        UserError: fewer than two members, members of different competitions, or too few rows in common.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.folds.blend", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, metavar="DIR", help="runs, folds or blends of one competition")
+    parser.add_argument("--output", type=Path, default=Path("runs/blend"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the parts that choices are judged on (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if len({path.resolve() for path in args.runs}) < 2:
+        raise UserError(f"--runs {' '.join(map(str, args.runs))}: a blend needs two different runs or more")
+    if args.output.resolve() in {path.resolve() for path in args.runs}:
+        raise UserError(f"--output {args.output} is one of the members: name another folder")
+    members = [read_member(path) for path in args.runs]
+    target, metric = members[0].record.target, members[0].record.metric
+    _check_alike(members)
+    ids = _common_rows(members)
+    labels = [members[0].labels[row_id] for row_id in ids]
+    truth = target.encode(labels)
+    if reason := why_undefined(metric, target, truth):
+        raise UserError(f"the blend cannot be judged: {reason} (the {len(ids)} rows that all members validated)")
+    scale = Scale(target, metric, truth)
+    values = _stacked(members, ids, target)
+    parts = _parts(members, ids, target, labels, args.seed)
+    choice, refused, blended = _choose(scale, values, parts, members, args.seed)
+    if sum(weight > 0 for weight in choice.weights) < 2:
+        print(f"no blend is better than {members[choice.weights.index(max(choice.weights))].path} alone: nothing is written")
+        return 0
+    with holding_folder(args.output):
+        if moved := set_aside(run_entries(args.output), args.output / "earlier"):
+            print(f"what was in {args.output} is kept in {moved}")
+        _write(args, members, choice, refused, Predictions(tuple(ids), blended, target), labels, parts)
+    print(f"blend in {args.output}\nnext: python inference.py --model {args.output}")
+    return 0
+
+
+def read_member(path: Path) -> Member:
+    """A run with its predictions of rows that its models did not see.
+
+    Raises:
+        UserError: it is not finished, or kept no rows back.
+    """
+    record = read_record(path) if path.is_dir() else None
+    if record is None:
+        raise UserError(f"{path} holds no finished run: a blend is made of trained runs (python train.py), with validation rows or folds")
+    if record.task == "vqa":
+        raise UserError(f"{path} answers questions: only runs on images with labels are blended")
+    target = record.target
+    if record.kind == "run":
+        if not (path / "val_predictions.csv").exists():
+            why = "so nothing says what it is worth in a blend"
+            raise UserError(f"{path} kept no validation rows, {why}: train it with data.val_fraction, or --folds")
+        held = read_held(path)
+        views = str(record.data_settings.get("views", "mean"))
+        found = Predictions.of_values(held.ids, held.values, target, views)
+        return Member(path, record, found, {row[0]: row[2] for row in held.cells}, {})
+    table = load_table(path / f"{OOF}.csv")
+    ids, labels, folds = ([restored(cell) for cell in table.column(name)] for name in ("id", "label", "fold"))
+    found = Predictions(tuple(ids), _load(path / f"{OOF}.npy", len(ids), target), target)
+    return Member(path, record, found, dict(zip(ids, labels, strict=True)), dict(zip(ids, folds, strict=True)))
+
+
+def _load(path: Path, rows: int, target: Target) -> np.ndarray:
+    import numpy as np
+
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is missing or damaged: {error}") from None
+    if values.shape != (rows, target.num_outputs):
+        raise UserError(f"{path} has the shape {values.shape}, expected {(rows, target.num_outputs)}: it is not of this run")
+    return values
+
+
+def _check_alike(members: Sequence[Member]) -> None:
+    """Raise where members were trained for different things."""
+    first, problems = members[0], []
+    for other in members[1:]:
+        mine, theirs = first.record.target, other.record.target
+        if mine.kind != theirs.kind or set(mine.names) != set(theirs.names):
+            differ = sorted(set(mine.names) ^ set(theirs.names))
+            what = f"classes differ: {quoted(differ)}" if differ else f"{theirs.describe()}, not {mine.describe()}"
+            problems.append(f"{other.path}, compared with {first.path}: {what}")
+        elif other.record.metric != first.record.metric:
+            problems.append(f"{other.path} was trained for {other.record.metric}, {first.path} for {first.record.metric}")
+        else:
+            both = [row_id for row_id in first.labels if row_id in other.labels and first.labels[row_id] != other.labels[row_id]]
+            if both:
+                problems.append(
+                    f"{other.path} and {first.path} were trained with different labels for {counted(len(both), 'row')}: {quoted(both)}"
+                )
+    raise_all(problems, "these runs are not of one competition:")
+
+
+def _common_rows(members: Sequence[Member]) -> list[str]:
+    """The ids that every member predicted without having seen them, in the order of the first.
+
+    Raises:
+        UserError: there are too few.
+    """
+    ids = [row_id for row_id in members[0].unseen.ids if all(row_id in member.labels for member in members)]
+    if len(ids) < FEWEST_ROWS:
+        each = "\n".join(f"  - {member.path}: {counted(len(member.labels), 'row')}" for member in members)
+        raise UserError(
+            f"only {counted(len(ids), 'row')} of training were held out by all members, and weights need {FEWEST_ROWS}:\n{each}\n"
+            "train them with --folds, which holds out every row once, or with the same data.split_seed and data.val_fraction"
+        )
+    print(f"{counted(len(ids), 'row')} that no model saw: " + ", ".join(f"{member.path} {len(member.labels):,}" for member in members))
+    return ids
+
+
+def _stacked(members: Sequence[Member], ids: Sequence[str], target: Target) -> np.ndarray:
+    """(M, N, O) float32."""
+    import numpy as np
+
+    return np.stack([in_order(member.unseen, target).aligned(ids).values for member in members])
+
+
+def _parts(members: Sequence[Member], ids: Sequence[str], target: Target, labels: Sequence[str], seed: int) -> np.ndarray:
+    """(N,) which rows are judged together: the folds of the first member that has some, so that groups stay whole; else stratified ones."""
+    import numpy as np
+
+    from pipeline.competition.fold_split import Units, make_folds
+
+    for member in members:
+        if member.folds:
+            names = sorted(set(member.folds.values()))
+            return np.array([names.index(member.folds[row_id]) for row_id in ids])
+    return np.array(make_folds(target, labels, Units(tuple(range(len(ids))), 0, ()), PARTS, seed)[0])
+
+
+def _choose(
+    scale: Scale, values: np.ndarray, parts: np.ndarray, members: Sequence[Member], seed: int
+) -> tuple[Choice, list[tuple[int, float, float]], np.ndarray]:
+    """The choice on all rows, what it refused, and (N, O) predictions by choices that did not see their rows; every number is printed."""
+    import numpy as np
+
+    sign = 1 if find_metric(scale.metric).higher_is_better else -1
+    for member, one in zip(members, values, strict=True):
+        print(f"  {sign * scale(one):.4f}  {member.path}")
+    for way, (score, _) in unseen(scale, values, np.arange(len(parts)), parts).items():
+        print(f"  {sign * score:.4f}  {way}, of rows that its choice did not see")
+    blended = nested(scale, values, parts, seed)
+    choice, refused = select(scale, values, np.arange(len(parts)), seed)
+    for place, with_it, without in refused:
+        print(
+            f"  refused: {members[place].path} does not raise {scale.metric} ({sign * with_it:.4f} with it, {sign * without:.4f} without)"
+        )
+    shares = ", ".join(f"{member.path} {weight:.3f}" for member, weight in zip(members, choice.weights, strict=True) if weight)
+    print(f"chosen: {choice.way} ({shares}); {scale.metric} {sign * scale(blended):.4f} where the whole choice did not see the rows")
+    return choice, refused, blended
+
+
+def _write(
+    args: argparse.Namespace,
+    members: Sequence[Member],
+    choice: Choice,
+    refused: Sequence[tuple[int, float, float]],
+    blended: Predictions,
+    labels: Sequence[str],
+    parts: np.ndarray,
+) -> None:
+    from pipeline.report.page import build_report
+
+    output, first, target = args.output, members[0].record, blended.target
+    truth = target.encode(labels)
+    scores = all_metrics(target, truth, blended.values, first.metric)
+    weights = [(member.path, weight) for member, weight in zip(members, choice.weights, strict=True) if weight]
+    write_oof(output, blended, labels, (parts - parts.min() + 1).tolist())
+    _write_rows(output, members[0], blended, labels)
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": "blend",
+        "task": first.task,
+        "name": " + ".join(read.record.name for read in members if any(read.path == path for path, _ in weights)),
+        "recipe": {"data": first.data_settings},
+        "class_names": list(target.names),
+        "target": target.record(),
+        "metric": {"name": first.metric, "higher_is_better": find_metric(first.metric).higher_is_better},
+        "prior": first.prior,
+        "members": {os.path.relpath(path, output): weight for path, weight in weights},
+        "blend": {
+            "rule": choice.rule,
+            "way": choice.way,
+            "rows": len(labels),
+            "scores": scores,
+            "refused": {str(members[place].path): {"with": with_it, "without": without} for place, with_it, without in refused},
+        },
+        "counts": {"val": len(labels)},
+        "best": {"epoch": None, "metric": f"val_{first.metric}", "value": scores[first.metric]},
+        "temperature": temperature_of(target, truth, blended.values),
+        "decisions": decide(target, first.metric, truth, blended.values, parts) if choice.rule != "ranks" else [],
+        "command": " ".join(["python -m pipeline.folds.blend --runs", *map(str, args.runs), "--output", str(output)]),
+        "data": first.values.get("data"),
+        "seed": args.seed,
+        **environment(),
+        "finished": now(),
+    }
+    write_json(output / RECORD, record)
+    print(f"page: {build_report(output)}")
+
+
+def _write_rows(output: Path, first: Member, blended: Predictions, labels: Sequence[str]) -> None:
+    """val_predictions.csv and val_probs.npy, a row an id, with an image of each: what a page reads."""
+    table = load_table(first.path / "val_predictions.csv")
+    image_of = {restored(row[0]): restored(row[1]) for row in reversed(table.cells)}
+    target = blended.target
+    rows = zip(blended.ids, labels, target.decode(blended.values), target.confidence(blended.values), strict=True)
+    cells = [
+        (*map(guarded, (row_id, image_of.get(row_id, ""), label, said)), "" if sure is None else f"{sure:.6f}")
+        for row_id, label, said, sure in rows
+    ]
+    write_table(output / "val_predictions.csv", PREDICTION_COLUMNS, cells)
+    write_probabilities(output / "val_probs.npy", blended.values)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

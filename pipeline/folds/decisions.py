@@ -1,0 +1,292 @@
+"""What turns scores into what is written, chosen for the metric on rows that the models did not see.
+
+    thresholds    a probability for each label (or one for all) from which it is written: F1, balanced accuracy, MCC of labels and of two classes
+    offsets       added to the logarithms of class probabilities: macro F1, balanced accuracy, MCC of one class
+    cuts          of the expected grade, between one grade and the next: quadratic weighted kappa and whatever else scores grades
+    temperature   logarithms of probabilities are divided by it: log loss
+    count         how many labels an image is given at least, the most probable first: F1 of an image
+
+Each is fitted on all parts but one and judged on that one, for every part (nested). It is used where what it gains there is more than chance:
+1.64 standard errors of the gain, from resampled rows. Labels of test images are never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+from pipeline.targets.metrics import evaluate, find_metric
+from pipeline.targets.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ENOUGH_ERRORS, RESAMPLES, GRID, PASSES = 1.64, 200, 24, 2
+MAX_ASCENDED = 40  # labels or classes: beyond this one threshold for all
+DECIDED = ("accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "weighted_f1", "samples_f1", "samples_f2", "mcc", "qwk")
+OFFSET = ("balanced_accuracy", "macro_f1", "weighted_f1", "mcc")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One way to decide; `numbers` are its parameters, in the order of the target's outputs."""
+
+    kind: str
+    numbers: tuple[float, ...]
+
+    def apply(self, target: Target, values: np.ndarray) -> np.ndarray:
+        """(N, O) float32 predictions which the target's own rule turns into what this decision says."""
+        import numpy as np
+
+        exact = np.clip(np.asarray(values, dtype=np.float64), 1e-12, 1 - 1e-12)
+        numbers = np.array(self.numbers)
+        if self.kind == "thresholds":
+            rule = target.threshold if target.kind == "multilabel" else 0.5
+            odds = _log_odds(exact) - _log_odds(numbers) + _log_odds(np.array(rule))
+            moved = (1 / (1 + np.exp(-odds))).astype(np.float32)
+            below = np.nextafter(np.float32(rule), np.float32(0))
+            return np.where(exact >= numbers, np.maximum(moved, np.float32(rule)), np.minimum(moved, below))
+        if self.kind == "count":
+            place = (-exact).argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
+            return np.where(place < numbers[0], np.maximum(values, np.float32(target.threshold)), values).astype(np.float32)
+        if self.kind == "cuts":
+            grade = np.searchsorted(numbers, expected_grade(values), side="right")
+            return np.eye(target.num_outputs, dtype=np.float32)[grade]
+        if self.kind == "temperature" and not target.is_choice:
+            return (1 / (1 + np.exp(-_log_odds(exact) / numbers[0]))).astype(np.float32)
+        logs = np.log(exact)
+        logs = logs / numbers[0] if self.kind == "temperature" else logs + numbers
+        moved = np.exp(logs - logs.max(axis=1, keepdims=True))
+        return (moved / moved.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A decision fitted on all rows, what the nested one gained, and the standard error of that gain. `used`: more than chance."""
+
+    decision: Decision
+    before: float
+    after: float
+    gain: float  # positive: better
+    error: float
+
+    @property
+    def used(self) -> bool:
+        """True where the gain is more than chance."""
+        return self.gain > ENOUGH_ERRORS * self.error and self.gain > 1e-9
+
+    def describe(self, metric: str) -> str:
+        """`thresholds: macro_f1 0.61 -> 0.65 (+0.04 ± 0.01), used`."""
+        verdict = "used" if self.used else "not used: within chance"
+        return f"{self.decision.kind}: {metric} {self.before:.4f} -> {self.after:.4f} (gain {self.gain:+.4f} ± {self.error:.4f}), {verdict}"
+
+    def record(self, used: bool) -> dict[str, Any]:
+        """As run.json keeps it."""
+        numbers = [float(number) for number in self.decision.numbers]
+        scores = {"before": self.before, "after": self.after, "gain": self.gain, "error": self.error}
+        return {"kind": self.decision.kind, "numbers": numbers, **scores, "used": used}
+
+
+def read_decision(record: dict[str, Any] | None, target: Target) -> Decision | None:
+    """The decision that a run.json holds as used; None where it holds none.
+
+    Raises:
+        UserError: it was changed by hand or is damaged.
+    """
+    for line in (record or {}).get("decisions") or []:
+        if line.get("used"):
+            try:
+                decision = Decision(str(line["kind"]), tuple(float(number) for number in line["numbers"]))
+                wanted = {"thresholds": target.num_outputs, "offsets": target.num_outputs, "cuts": target.num_outputs - 1}
+                if decision.kind not in FITS or len(decision.numbers) != wanted.get(decision.kind, 1):
+                    raise ValueError(f"{decision.kind} with {len(decision.numbers)} numbers")
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"run.json: decisions: changed by hand or damaged ({error}); predict without: --decision off") from None
+            return decision
+    return None
+
+
+def judge(target: Target, metric: str, truth: np.ndarray, values: np.ndarray, parts: np.ndarray, seed: int = 0) -> list[Judged]:
+    """Every decision that may serve the metric, the best first; empty where none does, or the metric is undefined on these rows.
+
+    `truth` as `target.encode` gives it, `values` (N, O) predictions of rows that the models did not see, `parts` (N,) which rows were
+    predicted together.
+    """
+    import numpy as np
+
+    sign = 1 if find_metric(metric).higher_is_better else -1
+    before = evaluate(metric, target, truth, values)
+    numbers = np.unique(parts)
+    if before is None or len(numbers) < 2:
+        return []
+    found = []
+    for kind in serving(target, metric):
+        moved = np.array(values, dtype=np.float32)
+        for number in numbers:
+            seen = parts != number
+            decision = FITS[kind](target, metric, truth[seen], values[seen])
+            moved[~seen] = decision.apply(target, values[~seen])
+        after = evaluate(metric, target, truth, moved)
+        if after is None:
+            continue
+        error = _error_of_gain(target, metric, truth, values, moved, seed)
+        decision = FITS[kind](target, metric, truth, values)
+        found.append(Judged(decision, before, after, sign * (after - before), error))
+    return sorted(found, key=lambda one: (not one.used, -one.gain))
+
+
+def temperature_of(target: Target, truth: np.ndarray, values: np.ndarray) -> float | None:
+    """What makes probabilities of one of several classes, or of two, as sure as they are right; None for other targets."""
+    if target.kind not in ("multiclass", "binary"):
+        return None
+    return _fit_temperature(target, "log_loss", truth, values).numbers[0]
+
+
+def serving(target: Target, metric: str) -> list[str]:
+    """The kinds of decisions that can change a metric of this target."""
+    if metric == "log_loss":
+        return ["temperature"]
+    if metric not in DECIDED:
+        return []
+    if target.kind in ("binary", "multilabel"):
+        return ["thresholds", *(["count"] if metric.startswith("samples_") else [])]
+    if target.kind == "ordinal":
+        return ["cuts"]
+    return ["offsets"] if target.kind == "multiclass" and metric in OFFSET and target.num_outputs <= MAX_ASCENDED else []
+
+
+def expected_grade(values: np.ndarray) -> np.ndarray:
+    """(N,) float64: the sum of k * p(k)."""
+    import numpy as np
+
+    exact = np.asarray(values, dtype=np.float64)
+    return exact @ np.arange(exact.shape[1])
+
+
+def _fit_thresholds(target: Target, metric: str, truth: np.ndarray, values: np.ndarray) -> Decision:
+    columns = [_grid(values[:, number]) for number in range(target.num_outputs)]
+    if metric == "macro_f1" and target.kind == "multilabel":  # each label counts for itself
+        return Decision("thresholds", tuple(map(_best_for_f1, truth.T > 0.5, values.T, columns)))
+
+    def score(threshold: float) -> tuple[float, bool]:
+        return _score("thresholds", [threshold] * target.num_outputs, target, metric, truth, values), threshold == 0.5
+
+    start = [float(max([*_grid(values).tolist(), 0.5], key=score))] * target.num_outputs
+    if target.num_outputs == 1 or target.num_outputs > MAX_ASCENDED:
+        return Decision("thresholds", tuple(start))
+    return _ascend("thresholds", start, columns, target, metric, truth, values)
+
+
+def _grid(values: np.ndarray) -> np.ndarray:
+    """Thresholds worth trying for these probabilities, within 0.01 and 0.99."""
+    import numpy as np
+
+    return np.unique(np.clip(np.quantile(values, np.linspace(0.02, 0.98, GRID)), 0.01, 0.99))
+
+
+def _best_for_f1(truth: np.ndarray, values: np.ndarray, grid: np.ndarray) -> float:
+    """The threshold with the highest F1 of one label; 0.5 where no other is better."""
+
+    def score(threshold: float) -> tuple[float, bool]:
+        chosen = values >= threshold
+        return 2 * float((chosen & truth).sum()) / max(1, int(chosen.sum() + truth.sum())), threshold == 0.5
+
+    return float(max([*grid.tolist(), 0.5], key=score))
+
+
+def _fit_offsets(target: Target, metric: str, truth: np.ndarray, values: np.ndarray) -> Decision:
+    import numpy as np
+
+    return _ascend("offsets", [0.0] * target.num_outputs, [np.linspace(-1.5, 1.5, 13)] * target.num_outputs, target, metric, truth, values)
+
+
+def _fit_cuts(target: Target, metric: str, truth: np.ndarray, values: np.ndarray) -> Decision:
+    import numpy as np
+
+    expected = expected_grade(values)
+    start = [grade + 0.5 for grade in range(target.num_outputs - 1)]
+    grid = np.unique(np.quantile(expected, np.linspace(0.01, 0.99, 2 * GRID)))
+    return _ascend("cuts", start, [grid] * len(start), target, metric, truth, values)
+
+
+def _fit_temperature(target: Target, metric: str, truth: np.ndarray, values: np.ndarray) -> Decision:
+    """The temperature with the lowest log loss of softened truth: a label of N rows counts for 1 - 1 / (N + 2), as in Platt 1999. Without
+    that a model without a mistake on few rows would be made as sure as numbers can be."""
+    from math import exp, log
+
+    import numpy as np
+    from scipy.optimize import minimize_scalar
+
+    kept = 1 - 1 / (len(truth) + 2)
+    hard = np.eye(target.num_outputs)[truth] if target.is_choice else np.asarray(truth, dtype=np.float64)
+    soft = kept * hard + (1 - kept) * (1 / target.num_outputs if target.is_choice else 0.5)
+
+    def loss(logarithm: float) -> float:
+        moved = np.clip(Decision("temperature", (exp(logarithm),)).apply(target, values).astype(np.float64), 1e-12, 1 - 1e-7)
+        return -float((soft * np.log(moved) + (0 if target.is_choice else (1 - soft) * np.log1p(-moved))).sum(axis=1).mean())
+
+    return Decision("temperature", (exp(float(minimize_scalar(loss, bounds=(log(0.1), log(10)), method="bounded").x)),))
+
+
+def _fit_count(target: Target, metric: str, truth: np.ndarray, values: np.ndarray) -> Decision:
+    most = min(target.num_outputs, 10)
+    best = max(range(most + 1), key=lambda count: (_score("count", [count], target, metric, truth, values), -count))
+    return Decision("count", (float(best),))
+
+
+FITS: dict[str, Callable[..., Decision]] = {
+    "thresholds": _fit_thresholds,
+    "offsets": _fit_offsets,
+    "cuts": _fit_cuts,
+    "temperature": _fit_temperature,
+    "count": _fit_count,
+}
+
+
+def _ascend(
+    kind: str, start: list[float], grids: list[np.ndarray], target: Target, metric: str, truth: np.ndarray, values: np.ndarray
+) -> Decision:
+    """One number after another moved to the best of its grid, the others held; `start` stays where nothing is better."""
+    numbers = list(start)
+    best = _score(kind, numbers, target, metric, truth, values)
+    for _ in range(PASSES):
+        before = best
+        for place, grid in enumerate(grids):
+            for value in grid.tolist():
+                tried = [*numbers[:place], value, *numbers[place + 1 :]]
+                if kind == "cuts" and tried != sorted(tried):
+                    continue
+                score = _score(kind, tried, target, metric, truth, values)
+                if score > best + 1e-12:
+                    best, numbers = score, tried
+        if best == before:
+            break
+    return Decision(kind, tuple(float(number) for number in numbers))
+
+
+def _score(kind: str, numbers: list[float], target: Target, metric: str, truth: np.ndarray, values: np.ndarray) -> float:
+    value = evaluate(metric, target, truth, Decision(kind, tuple(numbers)).apply(target, values))
+    if value is None:
+        return float("-inf")
+    return value if find_metric(metric).higher_is_better else -value
+
+
+def _error_of_gain(target: Target, metric: str, truth: np.ndarray, before: np.ndarray, after: np.ndarray, seed: int) -> float:
+    """The standard deviation of the gain over resampled rows."""
+    import numpy as np
+
+    draw, gains = np.random.default_rng(seed), []
+    for _ in range(RESAMPLES):
+        rows = draw.integers(0, len(truth), len(truth))
+        pair = [evaluate(metric, target, truth[rows], values[rows]) for values in (before, after)]
+        if None not in pair:
+            gains.append(pair[1] - pair[0])
+    return float(np.std(gains)) if len(gains) > 1 else float("inf")
+
+
+def _log_odds(values: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    return np.log(values) - np.log1p(-values)

@@ -1,0 +1,158 @@
+"""Views of a test image (test-time augmentation): mirrored, enlarged, cropped; their probabilities are averaged, as those of models are.
+
+Views are made of pixels that are already resized, so that a run's preprocessing stays the run's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.competition.rows import Row
+from pipeline.errors import UserError
+from pipeline.folds.assembly import read_held
+from pipeline.folds.team import Team
+from pipeline.predictions import Predictions
+from pipeline.run import Run
+from pipeline.targets.metrics import evaluate, find_metric
+from pipeline.targets.target import Target
+from pipeline.wording import nearest
+
+if TYPE_CHECKING:
+    import torch
+
+VIEWS, AUTO = ("flip", "crops", "scale"), "auto"
+ZOOM, CROP = 1.15, 0.875  # the middle enlarged; the side of a corner crop
+
+
+def parse_views(text: str | None) -> tuple[str, ...]:
+    """`flip,scale` as names, in the order of `VIEWS`; `auto` alone; empty for None.
+
+    Raises:
+        UserError: there is no such view.
+    """
+    asked = [part.strip() for part in (text or "").split(",") if part.strip()]
+    if asked == [AUTO]:
+        return (AUTO,)
+    if unknown := [name for name in asked if name not in VIEWS]:
+        known = f"{', '.join(VIEWS)}, several as flip,scale, or auto"
+        raise UserError(f"--tta {text}: {unknown[0]!r} is no view{nearest(unknown[0], VIEWS)}; use {known}")
+    return tuple(name for name in VIEWS if name in asked)
+
+
+def may_flip(run: Run) -> bool:
+    """False where the run's recipe has mirrored images off: there left and right mean something."""
+    recipe = (run.record.values.get("recipe") if run.record else None) or {}
+    return bool((recipe.get("augmentation") or {}).get("horizontal_flip", False))
+
+
+def check_views(views: Sequence[str], team: Team) -> None:
+    """Pass where every model of the team may see these views.
+
+    Raises:
+        UserError: a flip is asked for, and a run was trained without mirrored images.
+    """
+    never = [str(leaf.run.path) for leaf in team.leaves if not may_flip(leaf.run)]
+    if "flip" in views and never:
+        why = "was trained without mirrored images (augmentation.horizontal_flip is off, or not known)"
+        raise UserError(f"--tta flip: {never[0]} {why}: leave flip out")
+    if views and team.first.task != "classification":
+        raise UserError("--tta: views are for images with labels; a question about a mirrored or cut image has another answer")
+
+
+def make_views(pixels: torch.Tensor, views: Sequence[str]) -> list[torch.Tensor]:
+    """The views of (B, 3, H, W) uint8 `pixels`, each of the same shape; the first is `pixels`. A flip mirrors the others too."""
+    height, width = pixels.shape[-2:]
+    made = [pixels]
+    if "scale" in views:
+        tall, wide = round(height / ZOOM), round(width / ZOOM)
+        top, left = (height - tall) // 2, (width - wide) // 2
+        made.append(_enlarged(pixels[..., top : top + tall, left : left + wide], height, width))
+    if "crops" in views:
+        tall, wide = round(height * CROP), round(width * CROP)
+        corners = [(top, left) for top in (0, height - tall) for left in (0, width - wide)]
+        made += [_enlarged(pixels[..., top : top + tall, left : left + wide], height, width) for top, left in corners]
+    return [*made, *(view.flip(-1) for view in made)] if "flip" in views else made
+
+
+def _enlarged(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    import torch
+    from torch.nn import functional
+
+    large = functional.interpolate(pixels.float(), size=(height, width), mode="bicubic", align_corners=False)
+    return large.round().clamp(0, 255).to(torch.uint8)
+
+
+def averaged_logits(logits: Callable[[dict], torch.Tensor], target: Target, views: Sequence[str]) -> Callable[[dict], torch.Tensor]:
+    """`logits` of a batch, averaged over views: what comes out is activated to the mean of their probabilities (numbers: to their mean)."""
+    import torch
+
+    def average(batch: dict) -> torch.Tensor:
+        found = torch.stack([logits(batch | {"pixels": view}).double() for view in make_views(batch["pixels"], views)])
+        if target.kind == "continuous":
+            return found.mean(dim=0).float()
+        if target.is_choice:
+            return found.log_softmax(dim=-1).exp().mean(dim=0).clamp_min(1e-30).log().float()
+        return torch.logit(found.sigmoid().mean(dim=0), eps=1e-12).float()
+
+    return average if views else logits
+
+
+def gains(
+    team: Team, candidates: Sequence[tuple[str, ...]], predict: Callable[[Run, Sequence[Row], tuple[str, ...]], Predictions]
+) -> dict[tuple[str, ...], float] | None:
+    """What each set of views adds to the team's metric on the validation rows of its models (out-of-fold rows of folds), turned so that
+    positive is better; None where those images are not here.
+
+    Raises:
+        UserError: what `predict` raises.
+    """
+    import numpy as np
+
+    truth, before, after = [], [], {views: [] for views in candidates}
+    target = team.first.target
+    for leaf in team.leaves:
+        if not (leaf.run.path / "val_predictions.csv").exists() or (leaf.run.target != target and leaf.run.target.names != target.names):
+            return None
+        held = read_held(leaf.run.path)
+        rows = [Row(row_id, Path(path), label) for row_id, path, label, *_ in held.cells]
+        if not rows or not all(row.path.exists() for row in rows):
+            return None
+        plain = Predictions.of_values(held.ids, held.values, target, held.record.data_settings.get("views", "mean"))
+        label_of = {row.id: row.label for row in rows}
+        truth += [label_of[name] for name in plain.ids]
+        before.append(plain.values)
+        for views in candidates:
+            after[views].append(predict(leaf.run, rows, views).aligned(plain.ids).values)
+    encoded, metric = target.encode(truth), team.first.metric
+    sign = 1 if find_metric(metric).higher_is_better else -1
+    base = evaluate(metric, target, encoded, np.concatenate(before))
+    scores = {views: evaluate(metric, target, encoded, np.concatenate(values)) for views, values in after.items()}
+    return None if base is None else {views: sign * (score - base) for views, score in scores.items() if score is not None}
+
+
+def choose_views(
+    asked: tuple[str, ...], team: Team, predict: Callable[[Run, Sequence[Row], tuple[str, ...]], Predictions]
+) -> tuple[tuple[str, ...], list[str]]:
+    """The views to use, and lines on what they gain on validation rows. `auto`: each view that gains there, and their union if it gains most.
+
+    Raises:
+        UserError: a view that a model must not see, or what `predict` raises.
+    """
+    if not asked:
+        return (), []
+    if asked != (AUTO,):
+        check_views(asked, team)
+        found = gains(team, [asked], predict)
+        shown = f"{found[asked]:+.4f} {team.first.metric} (positive: better)" if found else "not known: the validation images are not here"
+        return asked, [f"views {'+'.join(asked)}: gain on validation rows {shown}"]
+    if team.first.task != "classification":
+        return (), ["--tta auto: no views for questions"]
+    allowed = [name for name in VIEWS if name != "flip" or all(may_flip(leaf.run) for leaf in team.leaves)]
+    found = gains(team, [(name,) for name in allowed], predict)
+    if found is None:
+        return (), ["--tta auto: the validation images are not here, so no view is used"]
+    lines = [f"view {name}: gain on validation rows {found.get((name,), 0):+.4f} {team.first.metric}" for name in allowed]
+    chosen = tuple(name for name in allowed if found.get((name,), 0) > 0)
+    return chosen, [*lines, f"views used: {', '.join(chosen) or 'none'}"]

@@ -1,0 +1,183 @@
+"""Thresholds, offsets, cut points, temperature, priors: what they gain on rows that they were not fitted on, and that chance is not used."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import cohen_kappa_score, f1_score, log_loss
+
+from pipeline.errors import UserError
+from pipeline.folds.decisions import Decision, judge, read_decision, serving
+from pipeline.folds.prior import estimate, read_prior, reweighted, shift
+from pipeline.predictions import Predictions
+from pipeline.targets.metrics import METRICS, evaluate
+from pipeline.targets.target import KINDS, Target, multiclass
+
+PARTS = np.arange(600) % 5
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits))
+
+
+def labels_with_shy_model(rng: np.random.Generator) -> tuple[Target, np.ndarray, np.ndarray]:
+    """Rare labels whose probabilities are all too low."""
+    target = Target("multilabel", ("a", "b", "c"), may_be_empty=True)
+    truth = (rng.random((600, 3)) < [0.3, 0.15, 0.08]).astype(np.float32)
+    return target, truth, sigmoid(2.5 * truth - 3 + rng.normal(0, 1, truth.shape)).astype(np.float32)
+
+
+def test_thresholds_gain_where_a_model_is_too_shy() -> None:
+    target, truth, values = labels_with_shy_model(np.random.default_rng(0))
+    judged = judge(target, "macro_f1", truth, values, PARTS)
+    assert [one.decision.kind for one in judged] == ["thresholds"] and judged[0].used
+    assert judged[0].before == pytest.approx(f1_score(truth, values >= 0.5, average="macro"))
+    fresh, more, unseen = labels_with_shy_model(np.random.default_rng(1))  # other rows: what was promised comes true
+    after = f1_score(more, judged[0].decision.apply(fresh, unseen) >= 0.5, average="macro")
+    assert after == pytest.approx(judged[0].after, abs=0.05) and after > f1_score(more, unseen >= 0.5, average="macro") + 0.1
+
+
+def test_a_threshold_decides_exactly_at_its_value() -> None:
+    target = Target("multilabel", ("a", "b"), may_be_empty=True)
+    values = np.array([[0.2, 0.7], [np.nextafter(np.float32(0.2), np.float32(0)), 0.71]], dtype=np.float32)
+    moved = Decision("thresholds", (float(np.float32(0.2)), float(np.float32(0.7)))).apply(target, values)
+    assert target.chosen(moved).tolist() == [[True, True], [False, True]]
+    binary = Target("binary", ("no", "yes"), positive=("yes",))
+    assert binary.chosen(Decision("thresholds", (0.3,)).apply(binary, np.array([[0.31], [0.29]]))).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_chance_is_not_used(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    target = multiclass([f"c{number}" for number in range(8)])
+    truth = rng.integers(0, 8, 120)
+    values = target.activate(rng.normal(0, 1, (120, 8)) + 1.5 * np.eye(8)[truth])
+    judged = judge(target, "macro_f1", truth, values, np.arange(120) % 5)
+    in_sample = evaluate("macro_f1", target, truth, judged[0].decision.apply(target, values))
+    assert in_sample > judged[0].before  # it looks like a gain on the rows it was fitted on
+    assert not judged[0].used
+
+
+def test_offsets_help_rare_classes() -> None:
+    rng = np.random.default_rng(0)
+    target = multiclass(["often", "seldom", "rare"])
+    truth = rng.choice(3, 600, p=[0.8, 0.13, 0.07])
+    values = target.activate(rng.normal(0, 1, (600, 3)) + 1.2 * np.eye(3)[truth] + [2.5, 0.5, 0])
+    judged = judge(target, "macro_f1", truth, values, PARTS)
+    assert judged[0].used and judged[0].gain > 0.1
+    offsets = judged[0].decision.numbers
+    assert offsets[0] < offsets[1] and offsets[0] < offsets[2]
+
+
+def test_cut_points_raise_kappa() -> None:
+    rng = np.random.default_rng(0)
+    target = Target("ordinal", ("0", "1", "2", "3"))
+    truth = rng.integers(0, 4, 600)
+    level = truth * 0.5 + rng.normal(0, 0.3, 600)  # everything is taken for a low grade
+    values = target.activate(-3 * np.abs(np.arange(4) - level[:, None]))
+    judged = judge(target, "qwk", truth, values, PARTS)
+    assert judged[0].decision.kind == "cuts" and judged[0].used and list(judged[0].decision.numbers) == sorted(judged[0].decision.numbers)
+    grades = target.chosen(judged[0].decision.apply(target, values))
+    assert cohen_kappa_score(truth, grades, weights="quadratic") > judged[0].before + 0.1
+
+
+def test_temperature_mends_a_model_that_is_too_sure() -> None:
+    rng = np.random.default_rng(0)
+    target = multiclass("abc")
+    logits = rng.normal(0, 1.5, (600, 3))
+    exact = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    truth = np.array([rng.choice(3, p=row) for row in exact])
+    judged = judge(target, "log_loss", truth, target.activate(3 * logits), PARTS)
+    assert judged[0].used and judged[0].decision.numbers[0] == pytest.approx(3, rel=0.15)
+    assert judged[0].gain == pytest.approx(judged[0].before - judged[0].after) and judged[0].before > log_loss(
+        truth, target.activate(logits)
+    )
+
+
+def test_a_model_without_a_mistake_on_few_rows_is_not_made_certain() -> None:
+    target, truth = multiclass("abc"), np.arange(24) % 3
+    values = target.activate(np.eye(3)[truth])  # 0.58 for the truth, always right
+    judged = judge(target, "log_loss", truth, values, np.arange(24) % 4)
+    surest = judged[0].decision.apply(target, values).max()
+    assert 0.9 < surest < 1 - 0.5 / 26  # softened truth: 1 - (2 / 3) / 26
+
+
+def test_every_metric_of_every_target_has_a_decision_that_fits_or_none() -> None:
+    for kind in KINDS:
+        names = {"continuous": ("x",), "binary": ("n", "y")}.get(kind, ("0", "1", "2"))
+        target = Target(kind, names, positive=("y",) if kind == "binary" else ())
+        for metric in (name for name, known in METRICS.items() if kind in known.kinds):
+            assert set(serving(target, metric)) <= {"thresholds", "offsets", "cuts", "temperature", "count"}
+            if METRICS[metric].needs in ("ranks", "numbers") or metric == "roc_auc":
+                assert serving(target, metric) == []
+
+
+def test_what_a_run_stores_is_read_back_or_refused() -> None:
+    target = Target("multilabel", ("a", "b"))
+    stored = {
+        "decisions": [{"kind": "count", "numbers": [2.0], "used": False}, {"kind": "thresholds", "numbers": [0.2, 0.7], "used": True}]
+    }
+    assert read_decision(stored, target) == Decision("thresholds", (0.2, 0.7))
+    assert read_decision({}, target) is None
+    stored["decisions"][1]["numbers"] = [0.2]
+    with pytest.raises(UserError, match="--decision off"):
+        read_decision(stored, target)
+
+
+# ---- priors ----
+
+
+def skewed(rng: np.random.Generator, shares: list[float], rows: int = 400) -> tuple[Target, np.ndarray, np.ndarray]:
+    """A model trained on equal shares, and test rows with others."""
+    target = multiclass("abcd")
+    truth = rng.choice(4, rows, p=shares)
+    return target, truth, target.activate(1.6 * (1.6 * np.eye(4)[truth] + rng.normal(0, 1, (rows, 4))))  # Bayes: calibrated
+
+
+def test_a_skewed_test_set_gains_and_an_even_one_loses_nothing() -> None:
+    even, gains, costs = np.full(4, 0.25), [], []
+    for seed in range(5):
+        for shares, kept in (([0.7, 0.2, 0.07, 0.03], gains), ([0.25] * 4, costs)):
+            target, truth, values = skewed(np.random.default_rng(seed), shares)
+            before = Predictions(tuple(map(str, range(len(truth)))), values, target)
+            shy = replace(before, values=target.activate(np.log(values) / 2))  # half as sure: mended by its temperature
+            after, _ = shift(before, even.tolist(), "estimate")
+            assert (shift(shy, even.tolist(), "estimate", 0.5)[0].values.argmax(1) == after.values.argmax(1)).all()
+            kept.append(float((after.values.argmax(1) == truth).mean() - (values.argmax(1) == truth).mean()))
+    assert np.mean(gains) >= 0.02 and np.mean(costs) >= -0.002
+
+
+def test_known_shares_are_bayes_rule() -> None:
+    values = np.array([[0.5, 0.3, 0.2]])
+    trained, shares = np.array([0.5, 0.25, 0.25]), np.array([0.1, 0.6, 0.3])
+    expected = np.array([0.5 * 0.2, 0.3 * 2.4, 0.2 * 1.2])
+    np.testing.assert_allclose(reweighted(values, trained, shares)[0], expected / expected.sum(), rtol=1e-6)
+    np.testing.assert_allclose(estimate(np.tile([[0.5, 0.5]], (3, 1)), np.array([0.5, 0.5])), [0.5, 0.5])
+
+
+def test_shares_from_a_file(tmp_path: Path) -> None:
+    target, path = multiclass(["cat", "dog"]), tmp_path / "prior.csv"
+    path.write_text("class,count\ndog,30\ncat,10\n")
+    assert read_prior(path, target).tolist() == [0.25, 0.75]
+    path.write_text("class,share\ncat,-1\nbird,0.5\n")
+    with pytest.raises(UserError) as caught:
+        read_prior(path, target)
+    assert all(part in str(caught.value) for part in ("row 2: '-1'", "row 3: 'bird'", "no row for 'dog'"))
+    path.write_text("name,share\ncat,1\n")
+    with pytest.raises(UserError, match="expected the columns class and share"):
+        read_prior(path, target)
+
+
+def test_two_classes_and_refusals(tmp_path: Path) -> None:
+    binary = Target("binary", ("no", "yes"), positive=("yes",))
+    (tmp_path / "prior.csv").write_text("class,share\nno,0.9\nyes,0.1\n")
+    found, _ = shift(Predictions(("a",), np.array([[0.5]], dtype=np.float32), binary), [0.5], str(tmp_path / "prior.csv"))
+    assert found.values[0, 0] == pytest.approx(0.1)
+    labels = Target("multilabel", ("a", "b"))
+    with pytest.raises(UserError, match="one of several classes, or of two"):
+        shift(Predictions(("a",), np.array([[0.5, 0.1]], dtype=np.float32), labels), [0.5, 0.5], "estimate")
+    with pytest.raises(UserError, match="does not say how often"):
+        shift(Predictions(("a",), np.array([[0.5]], dtype=np.float32), binary), None, "estimate")

@@ -1,0 +1,70 @@
+"""Views of test images: what they show, their mean, and that a run which was never mirrored is not mirrored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import inference
+from pipeline.errors import UserError
+from pipeline.folds.team import gather
+from pipeline.folds.views import averaged_logits, check_views, make_views, parse_views
+from pipeline.submission.origin import find_origin
+from pipeline.targets.target import Target, multiclass
+
+
+def test_what_is_asked_for() -> None:
+    assert parse_views(None) == () and parse_views("scale,flip") == ("flip", "scale") and parse_views("auto") == ("auto",)
+    with pytest.raises(UserError, match="'flipp' is no view"):
+        parse_views("flipp")
+
+
+def test_views_show_what_they_are_called() -> None:
+    pixels = torch.zeros(1, 3, 32, 48, dtype=torch.uint8)
+    pixels[..., :16, :24] = 200  # the upper left quarter
+    plain, mirrored = make_views(pixels, ["flip"])
+    assert torch.equal(plain, pixels) and torch.equal(mirrored, pixels.flip(-1))
+    corners = make_views(pixels, ["crops"])[1:]
+    shares = [(view > 100).float().mean().item() for view in corners]  # the corner that is bright shows more of it, the opposite one less
+    assert len(corners) == 4 and shares[0] > 0.3 > 0.25 > shares[3] > 0.1 and shares[1] == pytest.approx(shares[2], abs=0.02)
+    assert all(view.shape == pixels.shape and view.dtype == torch.uint8 for view in make_views(pixels, ["flip", "crops", "scale"]))
+    assert len(make_views(pixels, ["flip", "crops", "scale"])) == 12
+
+
+@pytest.mark.parametrize("target", [multiclass("abc"), Target("multilabel", ("a", "b", "c")), Target("continuous", ("a", "b", "c"))])
+def test_probabilities_are_averaged(target: Target) -> None:
+    def logits(batch: dict) -> torch.Tensor:
+        return batch["pixels"][:, :, 0, 0].float() / 40
+
+    pixels = torch.randint(0, 255, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = averaged_logits(logits, target, ["flip"])({"pixels": pixels})
+    each = [logits({"pixels": pixels}).numpy(), logits({"pixels": pixels.flip(-1)}).numpy()]
+    if target.kind == "continuous":
+        np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-6)
+    else:
+        np.testing.assert_allclose(target.activate(found.numpy()), np.mean([target.activate(one) for one in each], axis=0), atol=1e-6)
+
+
+def test_from_the_command_line(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, output = shutil.copytree(finished_run / "run", tmp_path / "run"), tmp_path / "predictions.csv"
+    words = ["--data", str(finished_run / "data"), "--model", str(run), "--output", str(output), "--precision", "fp32"]
+    assert inference.main([*words, "--tta", "flip,scale"]) == 0
+    assert "gain on validation rows" in capsys.readouterr().out and find_origin(output).made["views"] == ["flip", "scale"]
+    assert (run / "test-flip-scale.npy").exists() and not (run / "test.npy").exists()
+    assert inference.main([*words, "--tta", "auto"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"view {name}: gain" in said for name in ("flip", "crops", "scale")) and "views used: " in said
+    assert len(pd.read_csv(output)) == 5
+    record = json.loads((run / "run.json").read_text())
+    record["recipe"]["augmentation"]["horizontal_flip"] = False
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="trained without mirrored images"):
+        check_views(("flip",), gather([run]))
+    assert inference.main([*words, "--tta", "auto"]) == 0
+    assert "view flip" not in capsys.readouterr().out
