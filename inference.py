@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
 
-    from pipeline.files import sha256
+    from pipeline.files import check_place, sha256
     from pipeline.folds.kept import Kept
     from pipeline.folds.team import gather, made_by, predict_together
     from pipeline.submission.belonging import check_belongs
@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.training.compute import choose_compute
     from pipeline.wording import counted, quoted
 
+    output = check_place(Path(args.output), "name a file with --output")
     team = gather([Path(model) for model in args.model])
     competition = read_for(team.first, Path(args.data))
     compared = check_belongs(team.first.target, competition, team.first.path)  # the others know the same labels
@@ -79,7 +80,6 @@ def main(argv: list[str] | None = None) -> int:
     predictions = predict_together(
         team, team.first.target, lambda run: predict_once(run, competition, args.batch_size, args.precision, kept_before)
     )
-    output = Path(args.output)
     kept = copy_unsent(output)
     if output.suffix == ".json":  # the results file of the VQA challenge's own evaluation
         write_results_json(output, competition, predictions)

@@ -231,6 +231,7 @@ def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None)
         UserError: the recipe is wrong.
     """
     from pipeline.config import DEFAULT_RECIPE, load_recipe, parse_assignments, validate_recipe
+    from pipeline.naming import run_name
 
     overrides = {key: getattr(args, flag) for flag, key in RECIPE_FLAGS.items() if getattr(args, flag) is not None}
     if args.backbone and args.image_size is None:
@@ -238,11 +239,12 @@ def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None)
     if args.batch_size == "auto":  # the recipe's, in parts as large as `announce` finds room for
         del overrides["batch_size"]
     overrides |= parse_assignments(args.set)
-    if args.backbone:  # a name that says what a page or a ledger would otherwise hide
-        overrides.setdefault("name", f"{Path(args.recipe or DEFAULT_RECIPE).stem} on {args.backbone}")
     if stored is not None:
         return validate_recipe(stored, overrides, "--resume")
-    return load_recipe(args.recipe or DEFAULT_RECIPE, overrides)
+    recipe = load_recipe(args.recipe or DEFAULT_RECIPE, overrides)
+    if "name" in overrides:
+        return recipe
+    return recipe.model_copy(update={"name": run_name(load_recipe(args.recipe or DEFAULT_RECIPE), recipe, args.data)})
 
 
 def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None = None) -> tuple[Recipe | None, FormerRun | None]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import UserError, raise_all, run_command
-from pipeline.files import replacing
+from pipeline.files import check_place, replacing
 from pipeline.report.run_files import has_run, read_run_files
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     output = args.output or (first_run / "figures" if first_run else None)
     if output is None:
         raise UserError(f"none of {', '.join(args.runs)} is a run folder: say with --output where the figures go")
+    check_place(output / "attention.png", "say with --output where the figures go")
     images = args.images or validation_pictures(first_run)
     raise_all([f"{path}: no such file" for path in images if not path.is_file()], "these pictures cannot be shown:")
     looked = {run: look(run, images) for run in args.runs}
