@@ -190,3 +190,78 @@ def test_a_backbone_in_the_present_folder_has_its_name(tmp_path: Path, monkeypat
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path / "mine")
     assert backbone_name(".") == "mine" and backbone_name("microsoft/beit-base") == "beit-base"
+
+
+# ---- said before anything that takes long ----
+
+
+def test_a_backbone_that_is_not_there_is_said_before_torch_is_loaded(tmp_path: Path, competition: Path) -> None:
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "model" / name).write_text("{}")
+    code = "import sys, train\nfrom pipeline.errors import run_command\ncode = run_command(train.main)\nprint('torch' in sys.modules)\nsys.exit(code)"
+    for backbone, said in (
+        (tmp_path / "nonsuch", "no such folder"),
+        (tmp_path / "model" / "model.safetensors", f"its folder, {tmp_path}/model?"),
+    ):
+        words = ["--data", str(competition), "--output", str(tmp_path / "run"), "--backbone", str(backbone)]
+        result = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 2 and said in result.stderr and result.stdout.endswith("False\n"), result.stderr
+    words = ["--data", str(tmp_path / "no data"), "--output", str(tmp_path / "run")]
+    result = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stdout.endswith("False\n")
+
+
+def test_test_images_that_are_missing_are_a_warning_before_training(competition: Path, tmp_path: Path, tiny_backbone: Path, capsys) -> None:
+    import train
+
+    shutil.rmtree(competition / "test")
+    flags = [
+        "--data",
+        str(competition),
+        "--output",
+        str(tmp_path / "run"),
+        "--backbone",
+        str(tiny_backbone),
+        "--batch-size",
+        "4",
+        "--dry-run",
+    ]
+    assert train.main(flags) == 0
+    told = capsys.readouterr().err
+    assert "WARNING" in told and "sample_submission.csv" in told
+
+
+def test_one_image_missing_of_a_table_is_left_out_when_asked(tmp_path: Path, competition: Path, tiny_backbone: Path, capsys) -> None:
+    import train
+
+    images = sorted((competition / "train").glob("*/*.png"))
+    rows = [f"{path.name},{path.parent.name}" for path in images]
+    (competition / "images").mkdir()
+    for path in images[1:]:
+        path.rename(competition / "images" / path.name)
+    shutil.rmtree(competition / "train")
+    (competition / "train.csv").write_text("id,label\n" + "\n".join(rows) + "\n")
+    flags = [
+        "--data",
+        str(competition),
+        "--output",
+        str(tmp_path / "run"),
+        "--backbone",
+        str(tiny_backbone),
+        "--batch-size",
+        "4",
+        "--dry-run",
+    ]
+    with pytest.raises(UserError, match=r"1 of 24 ids without an image.*data.skip_bad_images=true"):
+        train.main(flags)
+    assert train.main([*flags, "--set", "data.skip_bad_images=true"]) == 0
+    assert "1 row left out" in capsys.readouterr().out
+
+
+def test_the_grids_that_help_offers_exist() -> None:
+    from pipeline.experiments import ablation
+
+    offered = re.findall(r"--grid ([a-z-]+)(?= )", ablation.__doc__)
+    names = {path.stem for path in (ROOT / "pipeline" / "recipes" / "grids").glob("*.yaml")}
+    assert offered and set(offered) <= names

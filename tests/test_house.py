@@ -73,7 +73,7 @@ WINGS = {
     ],
     "data": ["metadata", "opening", "intensity", "images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
     "models": [
-        *("timm_checkpoints", "backbones", "roles", "adapter_settings", "lora", "autograd", "lean", "attention_maps"),
+        *("places", "timm_checkpoints", "backbones", "roles", "adapter_settings", "lora", "autograd", "lean", "attention_maps"),
         *("encoders", "fusion"),
     ],
     "training": [
