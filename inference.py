@@ -170,7 +170,7 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
     if compute.half is not None:
         make_lean(predictor.model, compute.half)
     predictor.model.to(compute.device)
-    print(f"  {target.describe()}, {predictor.describe()}, {compute.describe()}")
+    print(f"  {target.describe()}, {predictor.describe()}, {compute.describe()}{other_precision(run, precision, compute.precision)}")
     if warning := deep_images_without_rule([row.path for row in competition.test], predictor.rule.intensity):
         print(f"WARNING: {warning}", file=sys.stderr)
 
@@ -193,6 +193,14 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
     report_bad(unreadable, len({row.path for row in competition.test}))
     readable = np.setdiff1d(np.arange(rows), bad)
     return Predictions.of_values(ids, values, target, views, trusted=readable), unreadable
+
+
+def other_precision(run: Run, asked: str, used: str) -> str:
+    """Why a run is predicted in another number format than it was trained in; empty where it is not, or a person asked for it."""
+    trained = run.record.values.get("precision") if run.record else None
+    if asked != "auto" or trained in (None, used):
+        return ""
+    return f" (trained in {trained}; --precision auto takes what this machine is fast in, --precision {trained} predicts as in training)"
 
 
 def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:

@@ -21,6 +21,7 @@ from pipeline.report import run_facts
 from pipeline.report.charts import class_counts_figure
 from pipeline.report.comparison import build_comparison
 from pipeline.report.curves import curve_names, draw_curves
+from pipeline.report.figures import FORMATS, also_as
 from pipeline.report.folds_section import read_folds
 from pipeline.report.ledger_figure import read_submissions
 from pipeline.report.number_section import read_number_counts
@@ -50,6 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--of", type=Path, metavar="FILE", help="the run that made this predictions file, where inference.py wrote that down"
     )
+    parser.add_argument(
+        "--format", action="append", choices=FORMATS, default=[], help="also write the figures as svg or pdf, for a write-up"
+    )
     args = parser.parse_args(argv)
     origin = find_origin(args.of) if args.of and not args.run else None
     runs = args.run or [Path(origin.models[0] if origin else "finetuned_model")]
@@ -61,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(problem)
         print(f"no page: {problem}")
         return 0
-    page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, args.output)
+    with also_as(args.format):
+        page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, args.output)
     print(f"{page}: {human_size(page.stat().st_size)}, one file that can be sent as it is")
     return 0
 
