@@ -97,7 +97,7 @@ def own_files(data_dir: Path) -> tuple[str, ...]:
 
 
 def _checked(values: Any, path: Path) -> CompetitionFacts:
-    if not values:
+    if values in (None, ""):
         return CompetitionFacts()
     if not isinstance(values, dict):
         raise UserError(f"{path}: keys and values are expected ({', '.join(KEYS)}), found {type(values).__name__}")
@@ -110,6 +110,6 @@ def _checked(values: Any, path: Path) -> CompetitionFacts:
         elif not isinstance(value, str):
             problems.append(f"{key}: a text is expected, found {value!r}")
         else:
-            known[key] = None if value in NOTHING else value
+            known[key] = None if value in NOTHING and (key != "slug" or not value) else value  # a slug is remembered as it is
     raise_all(problems, f"{path}:")
     return CompetitionFacts(**known)
