@@ -14,9 +14,37 @@ SETUP := .venv/.installed
 TESTS := .venv/.installed-tests
 BENCH := .venv/.installed-bench
 endif
-INSTALL = $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement
+INSTALL = $(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt --requirement
 PEERS := image_folder_documented image_folder_best trainer_documented trainer_best trainer_compiled timm_loop pipeline_documented pipeline_best
 export PYTHONUNBUFFERED := 1
+
+# What each target takes on the command line; anything else there is refused, for it would be ignored.
+TAKES_weights := WEIGHTS MODEL DATA
+TAKES_data := FROM DATA COMPETITION DATASET YES
+TAKES_submit := COMPETITION MESSAGE YES PREDICTIONS DATA MODEL RUN
+TAKES_score := SOLUTION PREDICTIONS DATA MODEL RUN
+TAKES_ablation := GRID DATASET DATA SOLUTION
+TAKES_report := MODEL RUN RUNS
+TAKES_blend := RUNS OUTPUT
+TAKES_attention := IMAGES MODEL RUN RUNS
+TAKES_bench := SIZE BENCH_FLAGS PEERS
+TAKES_fuzz := FUZZ KILLED_RUNS
+GOALS := $(or $(MAKECMDGOALS),help)
+TAKEN := $(sort $(foreach goal,$(GOALS),$(TAKES_$(goal))))
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+UNKNOWN := $(filter-out PYTHON BASE_PYTHON SHELL MAKE% $(TAKEN),$(GIVEN))
+ifneq ($(UNKNOWN),)
+$(error make $(GOALS) knows no $(addsuffix =,$(UNKNOWN)); it takes: $(or $(addsuffix =,$(TAKEN)),nothing))
+endif
+
+check_python = $(1) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(1) is %d.%d: $(2)" % v[:2])'
+
+# A value as one word of the shell, whatever is in it; and a flag with it where it is given. MODEL= and RUN= are the same.
+shell_word = '$(subst ','\'',$(value $(1)))'
+flag = $(if $(value $(1)),$(2) $(call shell_word,$(1)))
+model = $(call flag,$(if $(value RUN),RUN,MODEL),$(1))
+# Lists are split at spaces: a name with a space needs the command itself. $(1): a variable, $(2): the command
+check_list = $(foreach path,$($(1)),$(if $(wildcard $(path)),,$(error $(1): there is no $(path) here. Where a name has spaces: $(2))))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-base weights data submit score report blend attention ablation bench test test-slow test-gpu fuzz lint
@@ -27,9 +55,11 @@ help:  ## this list
 setup: $(SETUP)  ## install the packages, into .venv unless an environment is active
 
 .venv/bin/python:
+	@$(call check_python,$(BASE_PYTHON),make $(GOALS) BASE_PYTHON=python3.12)
 	$(BASE_PYTHON) -m venv .venv
 
 $(SETUP): requirements.txt constraints.txt | $(filter .venv/bin/python,$(PYTHON))
+	@$(call check_python,$(PYTHON),activate another environment)
 	@echo "installing the packages (about 5 GB with a GPU build of torch, a few minutes)"
 	$(INSTALL) requirements.txt
 	@touch $@
@@ -49,29 +79,29 @@ demo-base: $(SETUP)  ## rebuild the demo's pretrained base from nothing
 	$(PYTHON) -m pipeline.demo --rebuild-base
 
 weights: $(SETUP)  ## install released weights (WEIGHTS=drive id, link or zip; default: finetuned_model/release.yaml)
-	$(PYTHON) -m pipeline.fetch.releases $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+	$(PYTHON) -m pipeline.fetch.releases $(call flag,WEIGHTS,--weights) $(call flag,MODEL,--model) $(call flag,DATA,--data)
 
-data: $(SETUP)  ## into data/: a Kaggle competition (COMPETITION=slug), what you downloaded (FROM=folder or archive), a public set (DATASET=cifar10 ...)
-	$(PYTHON) -m pipeline.fetch.install $(if $(FROM),--from "$(FROM)") $(if $(DATA),--data "$(DATA)") $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(DATASET),--dataset "$(DATASET)") $(if $(YES),--yes)
+data: $(SETUP)  ## into data/ (DATA=): a Kaggle competition (COMPETITION=slug), what you downloaded (FROM=folder or archive), a public set (DATASET=cifar10 ...)
+	$(PYTHON) -m pipeline.fetch.install $(call flag,FROM,--from) $(call flag,DATA,--data) $(call flag,COMPETITION,--competition) $(call flag,DATASET,--dataset) $(if $(YES),--yes)
 
-submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the score (COMPETITION= MESSAGE= YES=1)
-	$(PYTHON) -m pipeline.kaggle.submit $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(MESSAGE),--message "$(MESSAGE)") $(if $(YES),--yes)
+submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the score (COMPETITION= MESSAGE= YES=1 PREDICTIONS= DATA= MODEL=)
+	$(PYTHON) -m pipeline.kaggle.submit $(call flag,COMPETITION,--competition) $(call flag,MESSAGE,--message) $(if $(YES),--yes) $(call flag,PREDICTIONS,--predictions) $(call flag,DATA,--data) $(call model,--model)
 
-score: $(SETUP)  ## every metric of predictions.csv against held-back labels (SOLUTION=file)
-	$(PYTHON) -m pipeline.submission.score $(if $(SOLUTION),--solution "$(SOLUTION)")
-	$(PYTHON) -m pipeline.report.page --if-present
+score: $(SETUP)  ## every metric of predictions.csv against held-back labels (SOLUTION=file PREDICTIONS= DATA= MODEL=)
+	$(PYTHON) -m pipeline.submission.score $(call flag,SOLUTION,--solution) $(call flag,PREDICTIONS,--predictions) $(call flag,DATA,--data) $(call model,--model)
+	$(PYTHON) -m pipeline.report.page --if-present $(or $(call model,--run),--of $(if $(value PREDICTIONS),$(call shell_word,PREDICTIONS),predictions.csv))
 
-ablation: $(SETUP)  ## every row of a grid with every seed: train, predict, score, one table (GRID=name or file; DATASET= SOLUTION=)
-	$(PYTHON) -m pipeline.experiments.ablation --grid "$(GRID)" $(if $(DATASET),--data "data/$(DATASET)") $(if $(SOLUTION),--solution "$(SOLUTION)")
+ablation: $(SETUP)  ## every row of a grid with every seed: train, predict, score, one table (GRID=name or file; DATASET= or DATA=, SOLUTION=)
+	$(PYTHON) -m pipeline.experiments.ablation --grid $(call shell_word,GRID) $(if $(value DATASET),--data data/$(call shell_word,DATASET)) $(call flag,DATA,--data) $(call flag,SOLUTION,--solution)
 
-report: $(SETUP)  ## rebuild finetuned_model/report.html from the run folder; RUNS='a b' compares runs in one page
-	$(PYTHON) -m pipeline.report.page $(foreach run,$(RUNS),--run $(run))
+report: $(SETUP)  ## rebuild a run's report.html from its folder (MODEL=, default finetuned_model); RUNS='a b' compares runs in one page
+	$(call check_list,RUNS,python -m pipeline.report.page --run 'run a' --run 'run b')$(PYTHON) -m pipeline.report.page $(if $(RUNS),$(foreach run,$(RUNS),--run $(run)),$(call model,--run))
 
 blend: $(SETUP)  ## weights of several runs, from rows that none of their models saw, into runs/blend (RUNS='a b c' OUTPUT=)
-	$(PYTHON) -m pipeline.folds.blend --runs $(RUNS) $(if $(OUTPUT),--output "$(OUTPUT)")
+	$(call check_list,RUNS,python -m pipeline.folds.blend --runs 'run a' 'run b')$(PYTHON) -m pipeline.folds.blend --runs $(RUNS) $(call flag,OUTPUT,--output)
 
-attention: $(SETUP)  ## where models look, side by side (IMAGES='a.jpg b.jpg' RUNS='a b c')
-	$(PYTHON) -m pipeline.report.attention $(if $(IMAGES),--images $(IMAGES)) $(if $(RUNS),--runs $(RUNS))
+attention: $(SETUP)  ## where models look, side by side (IMAGES='a.jpg b.jpg' MODEL= or RUNS='a b c')
+	$(call check_list,IMAGES,python -m pipeline.report.attention --images 'an image.jpg' --runs 'a run')$(PYTHON) -m pipeline.report.attention $(if $(IMAGES),--images $(IMAGES)) $(if $(RUNS),--runs $(RUNS),$(call model,--runs))
 
 bench: $(BENCH)  ## speed beside the peers, one table (SIZE=small-224|beit-base-224|beit-large-384 BENCH_FLAGS='--batch-size 8')
 	$(PYTHON) -m pipeline.benchmarks.benchmark $(if $(SIZE),--size $(SIZE)) $(BENCH_FLAGS) $(addprefix --peer tests.benchmarks.peers:,$(PEERS))

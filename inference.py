@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
 
-    from pipeline.files import sha256
+    from pipeline.files import check_place, sha256
     from pipeline.folds.kept import Kept
     from pipeline.folds.team import gather, made_by, predict_together
     from pipeline.folds.views import choose_views, parse_views
@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.training.compute import choose_compute
     from pipeline.wording import counted, quoted
 
+    output = check_place(Path(args.output), "name a file with --output")
     team = gather([Path(model) for model in args.model])
     competition = read_for(team.first, Path(args.data))
     compared = check_belongs(team.first.target, competition, team.first.path)  # the others know the same labels
@@ -98,7 +99,6 @@ def main(argv: list[str] | None = None) -> int:
         team, team.first.target, lambda run: predict_once(run, competition, args.batch_size, args.precision, kept_before)
     )
     predictions, decided = finished(team, predictions, args)
-    output = Path(args.output)
     kept = copy_unsent(output)
     if output.suffix == ".json":  # the results file of the VQA challenge's own evaluation
         write_results_json(output, competition, predictions)
@@ -219,7 +219,7 @@ def predict(
     if compute.half is not None:
         make_lean(predictor.model, compute.half)
     predictor.model.to(compute.device)
-    print(f"  {target.describe()}, {predictor.describe()}, {compute.describe()}")
+    print(f"  {target.describe()}, {predictor.describe()}, {compute.describe()}{other_precision(run, precision, compute.precision)}")
     tested = list(competition.test if given is None else given)
     if warning := deep_images_without_rule([row.path for row in tested], predictor.rule.intensity):
         print(f"WARNING: {warning}", file=sys.stderr)
@@ -243,6 +243,14 @@ def predict(
     report_bad(unreadable, len({row.path for row in tested}))
     readable = np.setdiff1d(np.arange(rows), bad)
     return Predictions.of_values(ids, values, target, merged, trusted=readable), unreadable
+
+
+def other_precision(run: Run, asked: str, used: str) -> str:
+    """Why a run is predicted in another number format than it was trained in; empty where it is not, or a person asked for it."""
+    trained = run.record.values.get("precision") if run.record else None
+    if asked != "auto" or trained in (None, used):
+        return ""
+    return f" (trained in {trained}; --precision auto takes what this machine is fast in, --precision {trained} predicts as in training)"
 
 
 def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:

@@ -190,6 +190,9 @@ def read_data(args: argparse.Namespace, recipe: Recipe, former: FormerRun | None
         grouped=Grouping(None if data.groups else data.group_column or facts.group_column, data.groups),
     )
     print("\n".join(f"  {note}" for note in competition.notes))
+    if competition.form is not None and not competition.test:
+        where = competition.form.path or args.data
+        print(f"WARNING: the images that {where} asks for are not there: nothing can be predicted until they are", file=sys.stderr)
     if competition.folds and not args.folds:
         print(f"  note: {competition.folds_from} names folds, which only --folds takes")
     if recipe.task != competition.task:
@@ -206,13 +209,18 @@ def build_task(session: Session, competition: Competition | None = None) -> tupl
     Raises:
         UserError: the data cannot be read in one way alone, do not fit the recipe, or the backbone cannot be loaded.
     """
-    from pipeline.tasks.registry import task_module
-    from pipeline.training.compute import choose_compute
+    from pipeline.models.places import check_recipe
 
     args, recipe, former = session.args, session.recipe, session.former
     print(f"{recipe.name}: {recipe.task} with {recipe.backbones}")
+    if former is None:  # a run that goes on has its own weights
+        check_recipe(recipe)
     if competition is None:
         competition = read_data(args, recipe, former)
+
+    from pipeline.tasks.registry import task_module  # torch and transformers: seconds, after everything that can be wrong without them
+    from pipeline.training.compute import choose_compute
+
     if args.dry_run:  # which writes nothing
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_gb": 0})})
     compute = choose_compute(recipe.precision)
@@ -231,6 +239,7 @@ def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None)
         UserError: the recipe is wrong.
     """
     from pipeline.config import DEFAULT_RECIPE, load_recipe, parse_assignments, validate_recipe
+    from pipeline.naming import run_name
 
     overrides = {key: getattr(args, flag) for flag, key in RECIPE_FLAGS.items() if getattr(args, flag) is not None}
     if args.backbone and args.image_size is None:
@@ -238,11 +247,12 @@ def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None)
     if args.batch_size == "auto":  # the recipe's, in parts as large as `announce` finds room for
         del overrides["batch_size"]
     overrides |= parse_assignments(args.set)
-    if args.backbone:  # a name that says what a page or a ledger would otherwise hide
-        overrides.setdefault("name", f"{Path(args.recipe or DEFAULT_RECIPE).stem} on {args.backbone}")
     if stored is not None:
         return validate_recipe(stored, overrides, "--resume")
-    return load_recipe(args.recipe or DEFAULT_RECIPE, overrides)
+    recipe = load_recipe(args.recipe or DEFAULT_RECIPE, overrides)
+    if "name" in overrides:
+        return recipe
+    return recipe.model_copy(update={"name": run_name(load_recipe(args.recipe or DEFAULT_RECIPE), recipe, args.data)})
 
 
 def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None = None) -> tuple[Recipe | None, FormerRun | None]:

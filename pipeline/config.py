@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -327,12 +328,21 @@ def known_keys() -> dict[str, FieldInfo]:
     return keys
 
 
-def describe_keys(recipe: Recipe) -> str:
-    """A line for every key: its value in `recipe`, the values allowed, what it does."""
+def describe_keys(recipe: Recipe, width: int = 100) -> str:
+    """For every key: its value in `recipe`, and below it what it does and the values allowed; lines of at most `width` columns."""
     values = _flat(recipe.model_dump(mode="json"))
-    rows = [(key, _as_yaml(values[key]), _allowed(field.annotation), field.description or "") for key, field in known_keys().items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows)
+    fields = known_keys()
+    column = max(len(key) for key in fields) + 2
+    lines = []
+    for key, field in fields.items():
+        words = f"{field.description}; {_allowed(field.annotation)}" if field.description else _allowed(field.annotation)
+        room = {"width": width, "initial_indent": " " * column, "subsequent_indent": " " * column}
+        value = textwrap.wrap(_as_yaml(values[key]), **room, break_on_hyphens=False) or [""]
+        lines += [key.ljust(column) + value[0][column:], *value[1:]]
+        lines += textwrap.wrap(
+            words, **{name: text if name == "width" else text + "  " for name, text in room.items()}, break_on_hyphens=False
+        )
+    return "\n".join(lines)
 
 
 def _as_yaml(value: Any) -> str:

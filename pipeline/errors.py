@@ -9,6 +9,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import TextIO
 
 EXIT_DONE, EXIT_USER, EXIT_INTERRUPTED = 0, 2, 130
@@ -59,7 +60,7 @@ def run_command(main: Callable[[], int | None]) -> int:
         _say("interrupted")
         return EXIT_INTERRUPTED
     except Exception as error:
-        refusal = system_refusal(error)
+        refusal = outside_the_environment(error) or system_refusal(error)
         if refusal is None:
             raise
         _say(f"error: {refusal}")
@@ -109,6 +110,18 @@ def system_refusal(error: BaseException | None) -> str | None:
                 return refusal if path is None else f"{path}: {refusal}"
         error = error.__cause__ or error.__context__
     return None
+
+
+def outside_the_environment(error: BaseException) -> str | None:
+    """What to do about a package that is not installed, where that is what `error` says; None for another error."""
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if not name or name in ("pipeline", "tests", "train", "inference"):
+        return None
+    root = Path(__file__).resolve().parents[1]
+    activate = r".venv\Scripts\activate" if os.name == "nt" else "source .venv/bin/activate"
+    unused = (root / ".venv").is_dir() and not Path(sys.prefix).is_relative_to(root / ".venv")
+    how = f"activate the environment first: {activate}" if unused else f"`make setup` installs what is needed, then: {activate}"
+    return f"the package {name!r} is not installed in {sys.executable} (Python {sys.version.split()[0]}; 3.11 or newer is needed): {how}"
 
 
 def printable(text: str) -> str:

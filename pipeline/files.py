@@ -64,13 +64,28 @@ def replaceable(path: Path) -> Path:
     real = Path(os.path.realpath(path)) if path.is_symlink() else path
     try:
         mode = real.lstat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return real
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
         kind = kinds.get(stat.S_IFMT(mode), "no file")
         raise UserError(f"{path} is {kind}, and is not replaced: name a file")
     return real
+
+
+def check_place(path: Path, how_else: str = "name another place") -> Path:
+    """`path`, where a file can be written: asked before hours of work, not after.
+
+    Raises:
+        UserError: there is something that is no file, a file where a folder is needed, or a place that this user may not write to.
+    """
+    path = Path(path)
+    folder = next(place for place in replaceable(path).absolute().parents if os.path.lexists(place))
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, and {path} needs a folder there: {how_else}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written, {folder} takes no files from you (read-only, or another user's): {how_else}")
+    return path
 
 
 @contextmanager

@@ -6,7 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -175,6 +177,25 @@ def test_several_models_side_by_side(finished_run: Path, tiny_backbone: Path, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["attention.png", "attention_heads_1.png", "attention_heads_2.png"]
     with Image.open(tmp_path / "attention.png") as picture:
         assert picture.width > 2 * picture.height  # 1 + 2 x 3 columns, 2 rows
+
+
+def test_captions_name_the_true_class_and_mark_mistakes(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in the figure, read back from its SVG."""
+    run = shutil.copytree(finished_run / "run", tmp_path / "run")
+    rows = pd.read_csv(run / "val_predictions.csv", dtype=str)
+    monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")  # texts stay texts
+    assert attention.main(["--runs", str(run), "--images", *rows["path"], "--format", "svg"]) == 0
+    svg = (run / "figures" / "attention.svg").read_text()
+    assert (run / "figures" / "attention_heads.svg").exists()
+    for row in rows.itertuples():
+        assert f"is {row.label}" in svg
+    wrong = sum(row.label != row.predicted for row in rows.itertuples())
+    assert svg.count(">wrong: ") == 3 * wrong  # in each of the three maps
+    unknown = tmp_path / "unknown.png"
+    shutil.copy(next((finished_run / "data" / "test").iterdir()), unknown)
+    attention.main(["--runs", str(run), "--images", str(unknown), "--output", str(tmp_path / "out"), "--format", "svg"])
+    svg = (tmp_path / "out" / "attention.svg").read_text()
+    assert "unknown.png" in svg and ">is " not in svg and "wrong: " not in svg
 
 
 def test_mistakes_are_one_message(finished_run: Path, tmp_path: Path) -> None:

@@ -107,3 +107,28 @@ def test_f1_of_classes_in_another_order(tmp_path: Path) -> None:
     (runs["b"] / "val_predictions.csv").write_text("id,path,label,predicted,confidence\n" + "\n".join(lines) + "\n")
     page = Page(build_comparison(list(runs.values()), tmp_path / "both"))
     assert "class a b cat 0.750 0.000 dog 0.750 0.667" in page.text
+
+
+def test_other_labels_other_rows_and_other_solutions_are_said(tmp_path: Path) -> None:
+    same = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
+    assert "validation rows differ" not in Page(build_comparison(same, tmp_path / "same")).text
+    other = make_run(tmp_path / "c", per_class=6)
+    text = Page(build_comparison([same[0], other], tmp_path / "rows")).text
+    assert "The validation rows differ (a: 12, c: 18; 12 in all of them)" in text and "different labels" not in text
+    fruit = make_run(tmp_path / "d", names=["Apple", "Pear"])
+    text = Page(build_comparison([same[0], fruit], tmp_path / "labels")).text
+    assert "different labels (a: 3, d: 2)" in text
+    for run in same:
+        score(run)
+    scores = json.loads((same[1] / "scores.json").read_text())
+    (same[1] / "scores.json").write_text(json.dumps(scores | {"solution": "other.csv"}))
+    assert "different solutions: a: solution.csv, b: other.csv" in Page(build_comparison(same, tmp_path / "tests")).text
+
+
+def test_figures_also_as_vectors_for_a_write_up(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    assert main(["--run", str(run), "--format", "svg", "--format", "pdf"]) == 0
+    pngs = sorted(path.stem for path in (run / "figures").glob("*.png"))
+    for ending, start in (("svg", b"<?xml"), ("pdf", b"%PDF")):
+        files = sorted((run / "figures").glob(f"*.{ending}"))
+        assert pngs and [path.stem for path in files] == pngs and all(path.read_bytes().startswith(start) for path in files)

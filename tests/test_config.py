@@ -87,16 +87,17 @@ def test_assignments_are_read_as_yaml() -> None:
 
 def test_every_key_is_explained_with_its_value(capsys: pytest.CaptureFixture) -> None:
     assert config.main(["beit-base-cifar10"]) == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert lines.keys() == known_keys().keys() and all(field.description for field in known_keys().values())
-    for key, line in lines.items():
-        parts = re.split(r"  +", line)
-        assert len(parts) == 4 and parts[3] == known_keys()[key].description, line
-        value = yaml.safe_load(parts[1])  # what --set KEY=VALUE would take
-        assert load_recipe("beit-base-cifar10", {key: value}) == load_recipe("beit-base-cifar10"), line
-    assert re.split(r"  +", lines["schedule.name"])[1:3] == ["stepped_cosine", "linear | cosine | stepped_cosine | constant"]
-    assert re.split(r"  +", lines["data.workers"])[2] == "int | auto"
-    assert re.split(r"  +", lines["image_size"])[2] == "int | null"
+    blocks = [block.split("\n", 1) for block in re.split(r"\n(?! )", capsys.readouterr().out.rstrip())]
+    shown = {first.split()[0]: (first.split(None, 1)[1], " ".join(more.split())) for first, more in blocks}
+    assert shown.keys() == known_keys().keys() and all(field.description for field in known_keys().values())
+    for key, (text, words) in shown.items():
+        assert words.startswith(f"{known_keys()[key].description}; "), key
+        value = yaml.safe_load(text)  # what --set KEY=VALUE would take
+        assert load_recipe("beit-base-cifar10", {key: value}) == load_recipe("beit-base-cifar10"), key
+    assert shown["schedule.name"][0] == "stepped_cosine" and shown["schedule.name"][1].endswith(
+        "linear | cosine | stepped_cosine | constant"
+    )
+    assert shown["data.workers"][1].endswith("; int | auto") and shown["image_size"][1].endswith("; int | null")
 
 
 def test_unknown_keys_are_named_with_the_nearest_one(tmp_path: Path) -> None:

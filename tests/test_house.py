@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A file imports only from its own wing's earlier rooms and from wings above.
 WINGS = {
-    "": ["errors", "stopping", "files", "unfinished", "lock", "wording", "tables", "config", "answers"],
+    "": ["errors", "stopping", "files", "unfinished", "lock", "wording", "tables", "config", "naming", "answers"],
     "targets": ["target", "evidence", "readings", "measures", "classes", "metrics", "baseline", "decide"],
     "what a run holds": ["run", "predictions"],
     "forms": ["form", "recognise", "cells", "check"],
@@ -73,7 +73,7 @@ WINGS = {
     ],
     "data": ["metadata", "opening", "intensity", "images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
     "models": [
-        *("timm_checkpoints", "backbones", "roles", "adapter_settings", "lora", "autograd", "lean", "attention_maps"),
+        *("places", "timm_checkpoints", "backbones", "roles", "adapter_settings", "lora", "autograd", "lean", "attention_maps"),
         *("encoders", "fusion"),
     ],
     "training": [

@@ -1,6 +1,6 @@
 """`make ablation`: every row of a grid with every seed as a process of train.py, then inference.py and the test score; one table.
 
-python -m pipeline.experiments.ablation --grid lora-or-full --data data/birds            # a grid of pipeline/recipes/grids
+python -m pipeline.experiments.ablation --grid lora-full-head --data data/birds          # a grid of pipeline/recipes/grids
 python -m pipeline.experiments.ablation --grid my-grid.yaml --data data/birds            # your own; the same command goes on after a stop
 python -m pipeline.experiments.ablation --grid ranks --data data/birds --backbone DIR --set epochs=5 --seeds 0,1,2       # for all rows
 """

@@ -22,6 +22,7 @@ from pipeline.data.transforms import FILE_NAME, Preprocessing, read_preprocessin
 from pipeline.errors import UserError, raise_all
 from pipeline.files import filling
 from pipeline.models import timm_checkpoints
+from pipeline.models.places import check_folder, looks_local
 
 # This module reads the load report and says itself what matters in it.
 transformers.logging.set_verbosity_error()
@@ -205,17 +206,8 @@ def load_config(source: str, key: str = "--backbone") -> Any:
     Raises:
         UserError: no such folder, or the hub does not give it.
     """
-    local = Path(source)
-    looks_local = local.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
-    if looks_local and not (local / "config.json").is_file():
-        inside = sorted(file.parent.name for file in local.glob("model_*/config.json"))  # model_lora/ has none
-        hint = (
-            f"; did you mean {local / inside[0]}?"
-            if inside
-            else "; expected a folder that `from_pretrained` can load, or a hub id such as owner/name"
-        )
-        raise UserError(f"{key} {source}: {'no config.json in this folder' if local.is_dir() else 'no such folder'}{hint}")
-    if not looks_local:
+    check_folder(source, key)
+    if not looks_local(source):
         _leave_out_silent_hub()
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)

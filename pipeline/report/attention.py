@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import UserError, raise_all, run_command
-from pipeline.files import replacing
+from pipeline.files import check_place
 from pipeline.report.run_files import has_run, read_run_files
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.models.attention_maps import AttentionMaps
 
 PICTURES = 6  # of the validation set: half of them the surest right answers, half the surest mistakes
+WRONG = "wrong: "  # before a predicted class that is another than the known one
 CELL_INCHES, WIDTH_INCHES, TITLE_INCHES = 1.75, 20, 0.8
 
 
@@ -36,6 +37,7 @@ class Looked:
     picture: Image.Image
     maps: AttentionMaps
     words: str
+    predicted: str = ""  # the class itself
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -46,6 +48,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", metavar="FILE", nargs="+", type=Path, help="pictures (default: six of the run's validation set)")
     parser.add_argument(
         "--runs", metavar="RUN", nargs="+", default=["finetuned_model"], help="run folders, or pretrained models (hub id or folder)"
+    )
+    parser.add_argument(
+        "--format", action="append", choices=["svg", "pdf"], default=[], help="also write the figures as svg or pdf, for a write-up"
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="where the figures go (default: figures/ of the first run)")
     return parser.parse_args(argv)
@@ -62,12 +67,20 @@ def main(argv: list[str] | None = None) -> int:
     output = args.output or (first_run / "figures" if first_run else None)
     if output is None:
         raise UserError(f"none of {', '.join(args.runs)} is a run folder: say with --output where the figures go")
+    check_place(output / "attention.png", "say with --output where the figures go")
     images = args.images or validation_pictures(first_run)
     raise_all([f"{path}: no such file" for path in images if not path.is_file()], "these pictures cannot be shown:")
     looked = {run: look(run, images) for run in args.runs}
     titles = short_names(args.runs)
-    for path in draw({titles[run]: rows for run, rows in looked.items()}, [path.name for path in images], output):
-        print(path)
+    from pipeline.report.figures import also_as
+
+    truth = known_labels(first_run)
+    labels = [truth.get(path.resolve()) for path in images]
+    names = [caption(path.name, label) for path, label in zip(images, labels, strict=True)]
+    marked = {titles[run]: [marked_mistake(cell, label) for cell, label in zip(rows, labels, strict=True)] for run, rows in looked.items()}
+    with also_as(args.format):
+        for path in draw(marked, names, output):
+            print(path)
     if first_run and output == first_run / "figures":
         from pipeline.report.page import build_report
 
@@ -90,6 +103,31 @@ def validation_pictures(run: Path | None) -> list[Path]:
         surest[row["label"] == row["predicted"]].setdefault(row["label"], Path(row["path"]))
     mistakes = list(surest[False].values())[: PICTURES // 2]
     return list(surest[True].values())[: PICTURES - len(mistakes)] + mistakes
+
+
+def known_labels(run: Path | None) -> dict[Path, str]:
+    """The label of every validation picture of the run, by its place; empty without a run, or where a picture may have several labels.
+
+    Raises:
+        UserError: its validation predictions are damaged.
+    """
+    files = read_run_files(run) if run else None
+    if files is None or files.target.kind not in ("multiclass", "ordinal"):
+        return {}
+    return {Path(row["path"]).resolve(): row["label"] for row in files.predictions}
+
+
+def caption(name: str, label: str | None) -> str:
+    """What stands below a picture: its file name and its class, where that is known and can be written."""
+    from pipeline.report.figures import drawable
+
+    shown = None if label is None else drawable(label, -1)
+    return name if shown is None or shown == "class -1" else f"{name}\nis {shown}"
+
+
+def marked_mistake(cell: Looked, label: str | None) -> Looked:
+    """The same, its words with a mark where the class is another than the known `label`."""
+    return cell if label is None or cell.predicted == label else replace(cell, words=f"{WRONG}{cell.words}")
 
 
 def look(run: str, images: Sequence[Path]) -> list[Looked]:
@@ -115,7 +153,8 @@ def look(run: str, images: Sequence[Path]) -> list[Looked]:
             raise UserError(f"{path}: {error}") from None
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
         maps = attention_maps(classifier.model, forward, rule.normalize(pixels))
-        results.append(Looked(picture, maps, f"{drawable(class_names[maps.predicted], maps.predicted)} {maps.probability:.0%}"))
+        name = class_names[maps.predicted]
+        results.append(Looked(picture, maps, f"{drawable(name, maps.predicted)} {maps.probability:.0%}", name))
     return results
 
 
@@ -173,7 +212,7 @@ def _grid(path: Path, columns: Sequence[tuple[str, list[tuple[Image.Image, np.nd
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from pipeline.report.figures import DPI, STYLE, fonts
+    from pipeline.report.figures import DPI, STYLE, VALIDATION, fonts, save
 
     rows, inches = len(columns[0][1]), min(CELL_INCHES, WIDTH_INCHES / len(columns))
     with matplotlib.rc_context({**STYLE, "font.family": fonts()[0], "axes.grid": False}):
@@ -194,11 +233,10 @@ def _grid(path: Path, columns: Sequence[tuple[str, list[tuple[Image.Image, np.nd
                 if weights is not None:
                     extent = (-0.5, picture.width - 0.5, picture.height - 0.5, -0.5)
                     axes.imshow(weights, cmap="inferno", alpha=0.65, interpolation="bilinear", extent=extent, vmin=0)
-                axes.set_xlabel(words, fontsize=9.5)
+                axes.set_xlabel(words, fontsize=9.5, **({"color": VALIDATION} if words.startswith(WRONG) else {}))
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
-        with replacing(path) as temporary:
-            canvas.print_png(temporary)
+        save(canvas, path)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def build_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
         "comparison.html.j2",
         signature=signature,
         runs=runs,
+        apart=_apart(runs),
         results=[(_result_words(label), cells) for label, cells in results],
         best=[_best_cells(label, cells, len({files.target.kind for files in runs.values()}) > 1) for label, cells in results],
         curves=_captions(runs, drawn),
@@ -61,6 +62,26 @@ def build_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
     )
     write_text(folder / PAGE, page)
     return folder / PAGE
+
+
+def _apart(runs: Runs) -> list[str]:
+    """What keeps scores of these runs from being compared: other labels, other validation rows; each as a sentence."""
+    said = []
+    if len({files.target.names for files in runs.values()}) > 1:
+        counts = ", ".join(f"{name}: {len(files.target.names):,}" for name, files in runs.items())
+        said.append(f"The runs are about different labels ({counts}), so none of their scores can be compared.")
+    rows = {name: frozenset((row["id"], row["label"]) for row in files.predictions) for name, files in runs.items()}
+    known = {name: ids for name, ids in rows.items() if ids}
+    if len(set(known.values())) > 1:
+        shared = len(frozenset.intersection(*known.values()))
+        counts = ", ".join(f"{name}: {len(ids):,}" for name, ids in known.items())
+        said.append(
+            f"The validation rows differ ({counts}; {shared:,} in all of them): a difference between validation scores may be one of the rows."
+        )
+    graded = {name: files.scores.get("solution") for name, files in runs.items() if files.scores}
+    if len({(files.scores.get("solution"), files.scores.get("rows")) for files in runs.values() if files.scores}) > 1:
+        said.append(f"The test scores are against different solutions: {', '.join(f'{name}: {path}' for name, path in graded.items())}.")
+    return said
 
 
 def _read(run_dirs: Sequence[Path]) -> Runs:

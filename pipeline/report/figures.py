@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from matplotlib.ft2font import FT2Font
 from pipeline.files import replacing
 
 DPI = 200
+FORMATS = ("svg", "pdf")
+_FORMATS: ContextVar[tuple[str, ...]] = ContextVar("formats", default=())
 CURVE_SIZE = (5.2, 3.5)  # inches: text of 11 pt stays readable two to a page row, on a phone, and in one column of a write-up
 
 # Okabe and Ito's colours stay distinct in the common kinds of colour blindness; the two curves also differ in marker and lightness.
@@ -60,8 +63,26 @@ def new_axes(path: Path, size: tuple[float, float] = CURVE_SIZE) -> Iterator[Axe
             figure.subplots_adjust(left=0.145, right=0.975, bottom=0.15, top=0.89)
         canvas = FigureCanvasAgg(figure)
         yield figure.add_subplot()
-        with replacing(path) as temporary:
-            canvas.print_png(temporary)
+        save(canvas, path)
+
+
+@contextmanager
+def also_as(formats: Sequence[str]) -> Iterator[None]:
+    """In the block every figure is also written as `formats` (svg, pdf) beside its PNG, for a write-up."""
+    token = _FORMATS.set(tuple(formats))
+    try:
+        yield
+    finally:
+        _FORMATS.reset(token)
+
+
+def save(canvas: FigureCanvasAgg, path: Path) -> None:
+    """Write a figure as the PNG at `path`, and as what `also_as` asks for; each whole or not at all."""
+    with replacing(path) as temporary:
+        canvas.print_png(temporary)
+    for form in _FORMATS.get():  # after the PNG, whose resolution a vector format would take over
+        with replacing(path.with_suffix(f".{form}")) as temporary:
+            canvas.figure.savefig(temporary, format=form)
 
 
 def drawable(name: str, number: int) -> str:

@@ -7,19 +7,21 @@ python -m pipeline.report.page --run runs/a --run runs/b    # several runs in on
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import run_command
-from pipeline.files import human_size, write_text
+from pipeline.errors import UserError, run_command
+from pipeline.files import check_place, human_size, versioned, write_text
 from pipeline.kaggle.ledger import LEDGER
 from pipeline.report import run_facts
 from pipeline.report.charts import class_counts_figure
 from pipeline.report.comparison import build_comparison
 from pipeline.report.curves import curve_names, draw_curves
+from pipeline.report.figures import FORMATS, also_as
 from pipeline.report.folds_section import read_folds
 from pipeline.report.ledger_figure import read_submissions
 from pipeline.report.number_section import read_number_counts
@@ -28,6 +30,7 @@ from pipeline.report.rendering import Drawn, embedded, render
 from pipeline.report.run_files import RunFiles, has_run, read_run_files
 from pipeline.report.thumbnails import samples
 from pipeline.report.validation import read_validation
+from pipeline.submission.origin import find_origin
 
 OPEN_STRIPS, OPEN_TILES = 24, 60  # classes whose pictures are shown at once, the others folded
 LIVE_SHARE, FIRST_COST_S = 0.05, 1.5  # of the time of training; what a first page may cost, before one was measured
@@ -44,15 +47,40 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("comparison"), metavar="DIR", help="folder of a comparison (default: %(default)s)"
     )
-    parser.add_argument("--if-present", action="store_true", help="do nothing where that folder holds no run")
+    parser.add_argument("--if-present", action="store_true", help="do nothing where that folder holds no run, or takes no files")
+    parser.add_argument(
+        "--of", type=Path, metavar="FILE", help="the run that made this predictions file, where inference.py wrote that down"
+    )
+    parser.add_argument(
+        "--format", action="append", choices=FORMATS, default=[], help="also write the figures as svg or pdf, for a write-up"
+    )
     args = parser.parse_args(argv)
-    runs = args.run or [Path("finetuned_model")]
+    origin = find_origin(args.of) if args.of and not args.run else None
+    runs = args.run or [Path(origin.models[0] if origin else "finetuned_model")]
     if args.if_present and not has_run(runs[0]):
         print(f"{runs[0]} holds no run: no page to write")
         return 0
-    page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, args.output)
+    if len(runs) == 1 and (problem := _read_only(runs[0])):
+        if not args.if_present:
+            raise UserError(problem)
+        print(f"no page: {problem}")
+        return 0
+    with also_as(args.format):
+        page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, args.output)
     print(f"{page}: {human_size(page.stat().st_size)}, one file that can be sent as it is")
     return 0
+
+
+def _read_only(run_dir: Path) -> str | None:
+    """Why the page of a run cannot be written into its folder, and where else it can; None when it can."""
+    try:
+        check_place(run_dir / "figures" / "loss.png")
+        check_place(run_dir / "report.html")
+    except UserError as error:
+        copy = versioned(Path(run_dir.resolve().name))
+        commands = ["cp", "-r", str(run_dir), str(copy)], ["python", "-m", "pipeline.report.page", "--run", str(copy)]
+        return f"{error}; copy the run first: {' && '.join(map(shlex.join, commands))}"
+    return None
 
 
 def build_report(run_dir: Path, ledger: Path = LEDGER) -> Path:

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from pipeline.files import human_size, human_time
+from pipeline.naming import backbone_name
 from pipeline.report.run_files import RunFiles
 from pipeline.report.words import direction, higher_is_better, metric_name, metric_value, sentence
 from pipeline.targets.metrics import why_undefined
@@ -83,7 +84,7 @@ def kind(files: RunFiles) -> str:
     told, target = files.told, files.target
     task = "regression" if target.kind == "continuous" else str(told.get("task", "training run"))
     asked = [target.describe()] if told.get("target") and target.kind != "multiclass" else []
-    backbone = [told["recipe"]["backbone"]] if told.get("recipe", {}).get("backbone") else []
+    backbone = [backbone_name(told["recipe"]["backbone"])] if told.get("recipe", {}).get("backbone") else []
     return " · ".join([sentence(task), *asked, *backbone])
 
 

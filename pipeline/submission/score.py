@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.competition.layout import read_form
-from pipeline.errors import run_command
-from pipeline.files import sha256, write_json
+from pipeline.errors import UserError, run_command
+from pipeline.files import check_place, sha256, write_json
 from pipeline.forms.form import SubmissionForm
 from pipeline.run import RunRecord, read_record
 from pipeline.submission.answer_grading import are_answers, score_answers
 from pipeline.submission.grading import score_predictions
+from pipeline.submission.origin import find_origin
 from pipeline.wording import counted, nearest, quoted
 
 
@@ -51,10 +52,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--predictions", type=Path, default=Path("predictions.csv"), metavar="FILE", help="default: %(default)s")
     parser.add_argument(
-        "--model", type=Path, default=Path("finetuned_model"), metavar="DIR", help="the run that made the predictions; default: %(default)s"
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="the run that made the predictions; default: as inference.py wrote it down, else finetuned_model",
     )
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition's folder; default: %(default)s")
     options = parser.parse_args(argv)
+    origin = find_origin(options.predictions)
+    options.model = options.model or Path(origin.models[0] if origin else "finetuned_model")
     run = read_record(options.model)
     form, id_column = _form(run, options.data)
     if are_answers(options.predictions, options.solution):
@@ -80,7 +86,11 @@ def main(argv: list[str] | None = None) -> int:
         "rows": scores["rows"],
         "metrics": scores["metrics"],
     }
-    write_json(options.model / "scores.json", kept | ({"parts": scores["parts"]} if scores["parts"] else {}))
+    try:
+        write_json(check_place(options.model / "scores.json"), kept | ({"parts": scores["parts"]} if scores["parts"] else {}))
+    except (UserError, OSError) as error:
+        print(f"the scores are not kept: {error}\ncopy the run to a folder of yours and name that with --model")
+        return 0
     print(f"kept in {options.model / 'scores.json'}")
     return 0
 

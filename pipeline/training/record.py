@@ -16,6 +16,8 @@ from pipeline.training.engine import EpochReport, Position
 from pipeline.training.optim import lr_at
 from pipeline.unfinished import KEPT, write_kept
 
+LINE = 79  # columns: one more and some terminals wrap
+
 
 class Recorder:
     """Writes a run's files. `save_model(folder)` and `write_validation(folder, logits)` are the task's."""
@@ -53,7 +55,8 @@ class Recorder:
             if report.val_logits is not None:
                 self.write_validation(self.output, report.val_logits)
             best = self.shown[1] if report.val_logits is not None else ""
-            write_kept(self.output, report.metrics["epoch"], best, report.metrics.get(best))
+            is_last = self.keep.get("rule") == "last"  # then the epoch is kept for being the last, and is not the best
+            write_kept(self.output, report.metrics["epoch"], "" if is_last else best, report.metrics.get(best))
         if self.recipe.checkpoint.keep_every and report.metrics["epoch"] % self.recipe.checkpoint.keep_every == 0:
             self.save_model(self.output / "checkpoints" / f"epoch_{report.metrics['epoch']:04d}")
         write_json_lines(self.output / "metrics.jsonl", self.history)
@@ -108,18 +111,31 @@ class Recorder:
         return " *" if report.is_best and self.keep.get("rule") != "last" else "  "
 
     def _line(self, report: EpochReport) -> str:
-        metrics, timing = report.metrics, report.timing
-        left = np.median([line["seconds"] for line in self.timing]) * (self.recipe.epochs - metrics["epoch"])
-        parts = [f"epoch {metrics['epoch']:>{len(str(self.recipe.epochs))}}/{self.recipe.epochs}"]
+        """The epoch in at most `LINE` columns: what is less needed is left out where names are long (metrics.jsonl has everything)."""
+        metrics, timing, epochs = report.metrics, report.timing, self.recipe.epochs
         trained, validated = self.shown
-        parts.append(f"loss {metrics['train_loss']:.4f} {trained.removeprefix('train_')} {metrics[trained]:.4f}")
+        score, validation = f"{trained.removeprefix('train_')} {metrics[trained]:.4f}", ""
         if report.val_logits is not None:
             own = f" {validated.removeprefix('val_')} {metrics[validated]:.4f}" if validated != "val_loss" else ""
-            parts.append(f"val loss {metrics['val_loss']:.4f}{own}{self._mark(report)}")
-        parts.append(f"lr {metrics['lr']:.1e}  {timing['images_per_second']:.0f} img/s")
-        parts.append(
-            f"{human_time(left)} left"
-            if metrics["epoch"] < self.recipe.epochs
-            else f"{'last epoch kept' if self.keep.get('rule') == 'last' else 'best epoch marked *'}, {human_time(timing['seconds'])} an epoch"
-        )
-        return "  ".join(parts)
+            validation = f"val loss {_short(metrics['val_loss'])}{own}{self._mark(report)}"
+        left = np.median([line["seconds"] for line in self.timing]) * (epochs - metrics["epoch"])
+        time = f"{human_time(left)} left" if metrics["epoch"] < epochs else f"{human_time(timing['seconds'])} an epoch"
+        parts = {
+            "epoch": f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}",
+            "loss": f"loss {_short(metrics['train_loss'])}",
+            "score": score,
+            "validation": validation,
+            "speed": f"{timing['images_per_second']:.0f} img/s",
+            "time": time,
+        }
+        for less in ("", "speed", "score", "time"):
+            parts.pop(less, None)
+            line = "  ".join(part for part in parts.values() if part)
+            if len(line.rstrip()) <= LINE:
+                break
+        return line.rstrip()
+
+
+def _short(loss: float) -> str:
+    """A loss in about five characters: 3.134, 0.0071, 12.46, 1.2e+07."""
+    return f"{loss:.3f}" if 0.01 <= abs(loss) < 10 else f"{loss:.4g}"
