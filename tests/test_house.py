@@ -62,7 +62,7 @@ WINGS = {
     "training": [
         *("optim", "memory", "checkpoint", "resume", "compute", "losses", "predict", "engine", "compilation", "estimate", "record"),
     ],
-    "tasks": ["build", "classification", "vqa", "registry"],
+    "tasks": ["build", "classification", "vqa", "registry", "apply"],
     "report": [
         *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "calibration"),
         *("probability_section", "label_section", "number_section", "validation", "question_section", "ledger_figure"),

@@ -1,0 +1,124 @@
+"""A finished run applied to the test images of a competition: what inference.py and a Kaggle kernel do alike."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.competition.rows import Competition
+    from pipeline.predictions import Predictions
+    from pipeline.run import Run
+    from pipeline.targets.target import Target
+    from pipeline.tasks.build import Predictor
+
+
+def read_for(run: Run, data_dir: Path) -> Competition:
+    """The test part of a competition, read as the run read its training part.
+
+    Raises:
+        UserError: it cannot be read, or asks for something else than the run predicts.
+    """
+    from pipeline.competition.facts import read_facts
+    from pipeline.competition.layout import read_layout
+
+    data, facts = run.record.data_settings if run.record else {}, read_facts(data_dir)
+    competition = read_layout(
+        data_dir,
+        need="test",
+        id_column=data.get("id_column") or facts.id_column,
+        label_column=data.get("label_column") or facts.label_column,
+        asked=facts.asked(None, None, ()),
+        known=(run.target, run.metric) if run.target and run.task != "vqa" else None,
+    )
+    if run.task != competition.task:
+        raise UserError(f"{data_dir} is for {competition.task}, and {run.path} was trained for {run.task}: name another --model or --data")
+    return competition
+
+
+def predict(run: Run, competition: Competition, batch_size: int, precision: str) -> Predictions:
+    """Predictions of the test ids, in the order of the form.
+
+    Raises:
+        UserError: the model cannot be rebuilt, or not one test image can be decoded.
+    """
+    import numpy as np
+
+    from pipeline.data.intensity import deep_images_without_rule
+    from pipeline.models.lean import make_lean
+    from pipeline.predictions import Predictions
+    from pipeline.tasks.registry import task_module
+    from pipeline.training.compute import choose_compute
+    from pipeline.training.predict import predict_logits
+
+    compute = choose_compute(precision)
+    task = task_module(run.task)
+    target = target_of(run, competition, task.num_outputs_of(run))
+    predictor: Predictor = task.rebuild(run, target.num_outputs)
+    if compute.half is not None:
+        make_lean(predictor.model, compute.half)
+    predictor.model.to(compute.device)
+    print(f"  {target.describe()}, {predictor.describe()}, {compute.describe()}")
+    if warning := deep_images_without_rule([row.path for row in competition.test], predictor.rule.intensity):
+        print(f"WARNING: {warning}", file=sys.stderr)
+
+    bad: list[int] = []
+
+    def batches() -> Iterator[dict]:
+        for batch in predictor.batches(competition.test, batch_size):
+            bad.extend(batch["row"][batch["bad"]].tolist())
+            yield batch
+
+    rows = len(competition.test)
+    logits = predict_logits(predictor.model, predictor.logits, batches(), rows, target.num_outputs, compute, "predicting")
+    views = run.record.data_settings.get("views", "mean") if run.record else "mean"
+    ids = [row.id for row in competition.test]
+    if not bad:
+        return Predictions.of_images(ids, logits, target, views)
+    values = target.activate(logits)
+    values[bad] = (run.record and run.record.prior) or np.full(target.num_outputs, 1 / target.num_outputs)
+    report_bad(list(dict.fromkeys(competition.test[row].path for row in sorted(bad))), len({row.path for row in competition.test}))
+    readable = np.setdiff1d(np.arange(rows), bad)
+    return Predictions.of_values(ids, values, target, views, trusted=readable)
+
+
+def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:
+    """What the outputs mean: the run's own target, or for a release without names the competition's classes, if their number fits.
+
+    Raises:
+        UserError: the names cannot be known; a file of LABEL_7 would be scored as nothing but wrong.
+    """
+    from pipeline.targets.target import multiclass
+
+    if run.target is not None and run.target.num_outputs == num_outputs:
+        return run.target
+    names = tuple(sorted(competition.class_names))  # as torchvision's ImageFolder and datasets' imagefolder number them
+    if len(names) == num_outputs:
+        print(f"  the release names no classes: taking the {num_outputs} of {competition.root}, in sorted order")
+        return multiclass(names)
+    raise UserError(
+        f"{run.path}: the release tells {num_outputs} classes apart and names them only LABEL_0..LABEL_{num_outputs - 1}, and {competition.root} "
+        f"has {len(names)} class names. Put the training images (train/<class>/) or a sample_submission with one column per class "
+        f"into {competition.root}, or write the names into id2label of {run.backbone_dir / 'config.json'}"
+    )
+
+
+def report_bad(paths: list[Path], total: int) -> None:
+    """Say loudly which test images could not be decoded.
+
+    Raises:
+        UserError: none could.
+    """
+    if len(paths) == total:
+        raise UserError(f"none of the {total} test images can be decoded, such as {paths[0]}")
+    print(
+        f"WARNING: {len(paths)} of {total} test images cannot be decoded; their rows hold the class frequencies of training:",
+        file=sys.stderr,
+    )
+    for path in paths[:20]:
+        print(f"  {path}", file=sys.stderr)
