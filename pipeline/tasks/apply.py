@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from pipeline.competition.facts import CompetitionFacts
     from pipeline.competition.rows import Competition
     from pipeline.predictions import Predictions
     from pipeline.run import Run
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from pipeline.tasks.build import Predictor
 
 
-def read_for(run: Run, data_dir: Path) -> Competition:
-    """The test part of a competition, read as the run read its training part.
+def read_for(run: Run, data_dir: Path, facts: CompetitionFacts | None = None) -> Competition:
+    """The test part of a competition, read as the run read its training part; `facts` stand in for a competition.yaml in `data_dir`.
 
     Raises:
         UserError: it cannot be read, or asks for something else than the run predicts.
@@ -27,7 +28,7 @@ def read_for(run: Run, data_dir: Path) -> Competition:
     from pipeline.competition.facts import read_facts
     from pipeline.competition.layout import read_layout
 
-    data, facts = run.record.data_settings if run.record else {}, read_facts(data_dir)
+    data, facts = run.record.data_settings if run.record else {}, facts or read_facts(data_dir)
     competition = read_layout(
         data_dir,
         need="test",
@@ -43,6 +44,19 @@ def read_for(run: Run, data_dir: Path) -> Competition:
 
 def predict(run: Run, competition: Competition, batch_size: int, precision: str) -> Predictions:
     """Predictions of the test ids, in the order of the form.
+
+    Raises:
+        UserError: the model cannot be rebuilt, or not one test image can be decoded.
+    """
+    return predict_until(run, competition, batch_size, precision, lambda _: True)[0]
+
+
+def predict_until(
+    run: Run, competition: Competition, batch_size: int, precision: str, go_on: Callable[[int], bool]
+) -> tuple[Predictions, frozenset[str]]:
+    """Predictions of the test ids, in the order of the form, and the ids of which no image was reached: these hold the class frequencies.
+
+    `go_on` is called before each batch with the number of rows that were handed out so far; at its first False no more are.
 
     Raises:
         UserError: the model cannot be rebuilt, or not one test image can be decoded.
@@ -63,28 +77,36 @@ def predict(run: Run, competition: Competition, batch_size: int, precision: str)
     if compute.half is not None:
         make_lean(predictor.model, compute.half)
     predictor.model.to(compute.device)
-    print(f"  {target.describe()}, {predictor.describe()}, {compute.describe()}")
+    print(f"  {target.describe()}, {predictor.describe()}, {compute.describe()}", flush=True)
     if warning := deep_images_without_rule([row.path for row in competition.test], predictor.rule.intensity):
         print(f"WARNING: {warning}", file=sys.stderr)
 
-    bad: list[int] = []
+    rows = len(competition.test)
+    bad, reached = np.zeros(rows, dtype=bool), np.zeros(rows, dtype=bool)
 
     def batches() -> Iterator[dict]:
+        handed_out = 0
         for batch in predictor.batches(competition.test, batch_size):
-            bad.extend(batch["row"][batch["bad"]].tolist())
+            if not go_on(handed_out):
+                return
+            numbers = batch["row"].numpy()
+            reached[numbers], bad[numbers] = True, batch["bad"].numpy()
+            handed_out += len(numbers)
             yield batch
 
-    rows = len(competition.test)
-    logits = predict_logits(predictor.model, predictor.logits, batches(), rows, target.num_outputs, compute, "predicting")
+    logits = predict_logits(predictor.model, predictor.logits, batches(), rows, target.num_outputs, compute, "predicting", reached=reached)
     views = run.record.data_settings.get("views", "mean") if run.record else "mean"
     ids = [row.id for row in competition.test]
-    if not bad:
-        return Predictions.of_images(ids, logits, target, views)
-    values = target.activate(logits)
-    values[bad] = (run.record and run.record.prior) or np.full(target.num_outputs, 1 / target.num_outputs)
-    report_bad(list(dict.fromkeys(competition.test[row].path for row in sorted(bad))), len({row.path for row in competition.test}))
-    readable = np.setdiff1d(np.arange(rows), bad)
-    return Predictions.of_values(ids, values, target, views, trusted=readable)
+    if reached.all() and not bad.any():
+        return Predictions.of_images(ids, logits, target, views), frozenset()
+    values = target.activate(np.nan_to_num(logits) if not reached.all() else logits)
+    values[bad | ~reached] = (run.record and run.record.prior) or np.full(target.num_outputs, 1 / target.num_outputs)
+    if bad.any():
+        lost = list(dict.fromkeys(competition.test[row].path for row in np.flatnonzero(bad)))
+        report_bad(lost, len({competition.test[row].path for row in np.flatnonzero(reached)}))
+    known = {competition.test[row].id for row in np.flatnonzero(reached)}
+    trusted = np.flatnonzero(reached & ~bad)
+    return Predictions.of_values(ids, values, target, views, trusted=trusted), frozenset(ids) - known
 
 
 def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:
