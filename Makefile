@@ -19,7 +19,7 @@ PEERS := image_folder_documented image_folder_best trainer_documented trainer_be
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-base weights data submit score report attention ablation bench test test-slow test-gpu fuzz lint
+.PHONY: help setup demo demo-base weights data submit kernel score report attention ablation bench test test-slow test-gpu fuzz lint
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ data: $(SETUP)  ## into data/: a Kaggle competition (COMPETITION=slug), what you
 
 submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the score (COMPETITION= MESSAGE= YES=1)
 	$(PYTHON) -m pipeline.kaggle.submit $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(MESSAGE),--message "$(MESSAGE)") $(if $(YES),--yes)
+
+kernel: $(SETUP)  ## an offline Kaggle notebook of a run, rehearsed here (MODEL='a b' DATA= COMPETITION= HOURS= WHEELS='a b' NOTEBOOK=1); PUSH=1 also sends, submits it
+	$(PYTHON) -m pipeline.kernel.make $(foreach run,$(MODEL),--model "$(run)") $(if $(DATA),--data "$(DATA)") $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(HOURS),--hours "$(HOURS)") $(if $(WHEELS),--wheels $(WHEELS)) $(if $(MESSAGE),--message "$(MESSAGE)") $(if $(NOTEBOOK),--notebook) $(if $(PUSH),--push) $(if $(YES),--yes)
 
 score: $(SETUP)  ## every metric of predictions.csv against held-back labels (SOLUTION=file)
 	$(PYTHON) -m pipeline.submission.score $(if $(SOLUTION),--solution "$(SOLUTION)")

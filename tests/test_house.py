@@ -68,7 +68,7 @@ WINGS = {
         *("probability_section", "label_section", "number_section", "validation", "question_section", "ledger_figure"),
         *("run_facts", "comparison", "page", "attention"),
     ],
-    "kernel": ["pace", "answer", "bundle", "metadata", "script", "placeholder", "sealed", "rehearsal", "stages", "make"],
+    "kernel": ["pace", "answer", "bundle", "naming", "script", "placeholder", "sealed", "rehearsal", "stages", "remote", "push", "make"],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
     "benchmarks": ["contenders", "rates", "steps", "benchmark"],
     "last": ["demo_data", "demo"],

@@ -25,7 +25,7 @@ from pipeline.kernel import sealed
 from pipeline.kernel.answer import average, check_bundle, known_facts, load_members, predict_members
 from pipeline.kernel.bundle import make_bundle
 from pipeline.kernel.make import main, write_kernel
-from pipeline.kernel.metadata import Names, check_kernel, kernel_metadata, make_names, slug_of, title_of
+from pipeline.kernel.naming import Names, check_kernel, kernel_metadata, make_names, slug_of, title_of
 from pipeline.kernel.pace import Pace, last_moment
 from pipeline.kernel.placeholder import make_placeholder
 from pipeline.kernel.script import Settings, code_of, notebook_text, oldest_versions, script_text
@@ -417,8 +417,9 @@ def test_rehearsal_of_several_members_as_a_notebook(finished_run: Path, tmp_path
 @pytest.mark.slow
 def test_rehearsal_of_questions(tmp_path: Path, tiny_backbone: Path) -> None:
     make_questions(tmp_path / "data")
-    changes = {"lora": "{rank: 2}", "epochs": "1"}
-    assert train.main(arguments(tmp_path, recipe(tmp_path, tiny_backbone, **changes), tmp_path / "run")) == 0
+    assert train.main(arguments(tmp_path, recipe(tmp_path, tiny_backbone, epochs="1"), tmp_path / "words")) == 0
+    known_words = {"text_architecture": "null", "text_backbone": str(tmp_path / "words/model_bert"), "lora": "{rank: 2}", "epochs": "1"}
+    assert train.main(arguments(tmp_path, recipe(tmp_path, tiny_backbone, **known_words), tmp_path / "run")) == 0
     file = rehearsed([tmp_path / "run"], tmp_path / "data", tmp_path / "kernel")
     assert len(file.read_text().splitlines()) == 16
     assert len((tmp_path / "kernel/rehearsal/placeholder/work/submission.csv").read_text().splitlines()) == 4

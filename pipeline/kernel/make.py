@@ -22,7 +22,7 @@ from pipeline.files import read_json, sha256, write_json, write_text
 from pipeline.kaggle import cli
 from pipeline.kaggle.remembered import remembered_slug
 from pipeline.kernel.bundle import DATASET_METADATA, Bundle, make_bundle
-from pipeline.kernel.metadata import (
+from pipeline.kernel.naming import (
     ACCELERATORS,
     KERNEL_METADATA,
     UNKNOWN_OWNER,

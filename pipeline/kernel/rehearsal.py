@@ -16,7 +16,7 @@ from pipeline.competition.rows import Competition
 from pipeline.errors import UserError
 from pipeline.files import human_time, sha256, write_text
 from pipeline.kernel.bundle import Bundle
-from pipeline.kernel.metadata import Names
+from pipeline.kernel.naming import Names
 from pipeline.kernel.placeholder import ROWS, make_placeholder
 from pipeline.kernel.script import Settings, code_of
 from pipeline.kernel.sealed import Ended, describe, run_sealed
