@@ -22,6 +22,7 @@ export PYTHONUNBUFFERED := 1
 TAKES_weights := WEIGHTS MODEL DATA
 TAKES_data := FROM DATA COMPETITION DATASET YES
 TAKES_submit := COMPETITION MESSAGE YES PREDICTIONS DATA MODEL RUN
+TAKES_kernel := MODEL DATA COMPETITION HOURS WHEELS MESSAGE NOTEBOOK PUSH YES
 TAKES_score := SOLUTION PREDICTIONS DATA MODEL RUN
 TAKES_ablation := GRID DATASET DATA SOLUTION
 TAKES_report := MODEL RUN RUNS
@@ -47,7 +48,7 @@ model = $(call flag,$(if $(value RUN),RUN,MODEL),$(1))
 check_list = $(foreach path,$($(1)),$(if $(wildcard $(path)),,$(error $(1): there is no $(path) here. Where a name has spaces: $(2))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-base weights data submit score report blend attention ablation bench test test-slow test-gpu fuzz lint
+.PHONY: help setup demo demo-base weights data submit kernel score report blend attention ablation bench test test-slow test-gpu fuzz lint
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +87,9 @@ data: $(SETUP)  ## into data/ (DATA=): a Kaggle competition (COMPETITION=slug), 
 
 submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the score (COMPETITION= MESSAGE= YES=1 PREDICTIONS= DATA= MODEL=)
 	$(PYTHON) -m pipeline.kaggle.submit $(call flag,COMPETITION,--competition) $(call flag,MESSAGE,--message) $(if $(YES),--yes) $(call flag,PREDICTIONS,--predictions) $(call flag,DATA,--data) $(call model,--model)
+
+kernel: $(SETUP)  ## an offline Kaggle notebook of a run, rehearsed here (MODEL='a b' DATA= COMPETITION= HOURS= WHEELS='a b' NOTEBOOK=1); PUSH=1 also sends, submits it
+	$(call check_list,MODEL,python -m pipeline.kernel.make --model 'a run')$(PYTHON) -m pipeline.kernel.make $(foreach run,$(MODEL),--model $(run)) $(call flag,DATA,--data) $(call flag,COMPETITION,--competition) $(call flag,HOURS,--hours) $(if $(WHEELS),--wheels $(WHEELS)) $(call flag,MESSAGE,--message) $(if $(NOTEBOOK),--notebook) $(if $(PUSH),--push) $(if $(YES),--yes)
 
 score: $(SETUP)  ## every metric of predictions.csv against held-back labels (SOLUTION=file PREDICTIONS= DATA= MODEL=)
 	$(PYTHON) -m pipeline.submission.score $(call flag,SOLUTION,--solution) $(call flag,PREDICTIONS,--predictions) $(call flag,DATA,--data) $(call model,--model)

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from pipeline.competition.rows import Competition, Row
     from pipeline.folds.kept import Kept
     from pipeline.folds.team import Team
     from pipeline.predictions import Predictions
     from pipeline.run import Run
-    from pipeline.targets.target import Target
-    from pipeline.tasks.build import Predictor
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -81,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.submission.origin import record_origin
     from pipeline.submission.write import write_predictions, write_results_json
     from pipeline.tables import is_formula
+    from pipeline.tasks.apply import read_for
     from pipeline.training.compute import choose_compute
     from pipeline.wording import counted, quoted
 
@@ -91,7 +90,9 @@ def main(argv: list[str] | None = None) -> int:
     notes = [*(leaf.run.unfinished for leaf in team.leaves if leaf.run.unfinished), *competition.notes]
     print("\n".join([team.describe(), *(f"  {note}" for note in notes)]))
     views, lines = choose_views(
-        parse_views(args.tta), team, lambda run, rows, views: predict(run, competition, args.batch_size, args.precision, views, rows)[0]
+        parse_views(args.tta),
+        team,
+        lambda run, rows, views: predict_views(run, competition, args.batch_size, args.precision, views, rows)[0],
     )
     print("".join(f"  {line}\n" for line in lines), end="")
     kept_before = Kept(competition.test, choose_compute(args.precision).precision, views)
@@ -156,138 +157,33 @@ def what_was_checked(competition: Competition, compared: str | None) -> str:
     return f"{checked}, {compared}"
 
 
-def read_for(run: Run, data_dir: Path) -> Competition:
-    """The test part of a competition, read as the run read its training part.
-
-    Raises:
-        UserError: it cannot be read, or asks for something else than the run predicts.
-    """
-    from pipeline.competition.facts import read_facts
-    from pipeline.competition.layout import read_layout
-
-    data, facts = run.record.data_settings if run.record else {}, read_facts(data_dir)
-    competition = read_layout(
-        data_dir,
-        need="test",
-        id_column=data.get("id_column") or facts.id_column,
-        label_column=data.get("label_column") or facts.label_column,
-        asked=facts.asked(None, None, ()),
-        known=(run.target, run.metric) if run.target and run.task != "vqa" else None,
-    )
-    if run.task != competition.task:
-        raise UserError(f"{data_dir} is for {competition.task}, and {run.path} was trained for {run.task}: name another --model or --data")
-    return competition
-
-
 def predict_once(run: Run, competition: Competition, batch_size: int, precision: str, kept: Kept) -> Predictions:
     """What the run predicted of these images before, else its predictions now, which are kept in its folder.
 
     Raises:
-        UserError: as `predict`.
+        UserError: the model cannot be rebuilt, or not one test image can be decoded.
     """
     if run.target is not None and (found := kept.load(run, run.target)):
         print(f"  as kept in {run.path}: the same images, weights and packages")
         return found
-    predictions, bad = predict(run, competition, batch_size, precision, kept.views)
+    predictions, bad = predict_views(run, competition, batch_size, precision, kept.views)
     if not bad and (problem := kept.save(run, predictions)):
         print(f"  note: {problem}")
     return predictions
 
 
-def predict(
-    run: Run, competition: Competition, batch_size: int, precision: str, views: Sequence[str] = (), given: Sequence[Row] | None = None
+def predict_views(
+    run: Run, competition: Competition, batch_size: int, precision: str, views: Sequence[str], given: Sequence[Row] | None = None
 ) -> tuple[Predictions, list[Path]]:
-    """Predictions of the test ids, in the order of the form (or of `given` rows), and the images that could not be decoded.
+    """Predictions of the test ids (or of `given` rows), each the mean over its views, and the images that could not be decoded.
 
     Raises:
         UserError: the model cannot be rebuilt, or not one test image can be decoded.
     """
-    import numpy as np
-
-    from pipeline.data.intensity import deep_images_without_rule
     from pipeline.folds.views import averaged_logits
-    from pipeline.models.lean import make_lean
-    from pipeline.predictions import Predictions
-    from pipeline.tasks.registry import task_module
-    from pipeline.training.compute import choose_compute
-    from pipeline.training.predict import predict_logits
+    from pipeline.tasks.apply import predict
 
-    compute = choose_compute(precision)
-    task = task_module(run.task)
-    target = target_of(run, competition, task.num_outputs_of(run))
-    predictor: Predictor = task.rebuild(run, target.num_outputs)
-    if compute.half is not None:
-        make_lean(predictor.model, compute.half)
-    predictor.model.to(compute.device)
-    print(f"  {target.describe()}, {predictor.describe()}, {compute.describe()}{other_precision(run, precision, compute.precision)}")
-    tested = list(competition.test if given is None else given)
-    if warning := deep_images_without_rule([row.path for row in tested], predictor.rule.intensity):
-        print(f"WARNING: {warning}", file=sys.stderr)
-
-    bad: list[int] = []
-
-    def batches() -> Iterator[dict]:
-        for batch in predictor.batches(tested, batch_size):
-            bad.extend(batch["row"][batch["bad"]].tolist())
-            yield batch
-
-    rows, logits_of = len(tested), averaged_logits(predictor.logits, target, views)
-    logits = predict_logits(predictor.model, logits_of, batches(), rows, target.num_outputs, compute, "predicting")
-    merged = run.record.data_settings.get("views", "mean") if run.record else "mean"
-    ids = [row.id for row in tested]
-    if not bad:
-        return Predictions.of_images(ids, logits, target, merged), []
-    values = target.activate(logits)
-    values[bad] = (run.record and run.record.prior) or np.full(target.num_outputs, 1 / target.num_outputs)
-    unreadable = list(dict.fromkeys(tested[row].path for row in sorted(bad)))
-    report_bad(unreadable, len({row.path for row in tested}))
-    readable = np.setdiff1d(np.arange(rows), bad)
-    return Predictions.of_values(ids, values, target, merged, trusted=readable), unreadable
-
-
-def other_precision(run: Run, asked: str, used: str) -> str:
-    """Why a run is predicted in another number format than it was trained in; empty where it is not, or a person asked for it."""
-    trained = run.record.values.get("precision") if run.record else None
-    if asked != "auto" or trained in (None, used):
-        return ""
-    return f" (trained in {trained}; --precision auto takes what this machine is fast in, --precision {trained} predicts as in training)"
-
-
-def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:
-    """What the outputs mean: the run's own target, or for a release without names the competition's classes, if their number fits.
-
-    Raises:
-        UserError: the names cannot be known; a file of LABEL_7 would be scored as nothing but wrong.
-    """
-    from pipeline.targets.target import multiclass
-
-    if run.target is not None and run.target.num_outputs == num_outputs:
-        return run.target
-    names = tuple(sorted(competition.class_names))  # as torchvision's ImageFolder and datasets' imagefolder number them
-    if len(names) == num_outputs:
-        print(f"  the release names no classes: taking the {num_outputs} of {competition.root}, in sorted order")
-        return multiclass(names)
-    raise UserError(
-        f"{run.path}: the release tells {num_outputs} classes apart and names them only LABEL_0..LABEL_{num_outputs - 1}, and {competition.root} "
-        f"has {len(names)} class names. Put the training images (train/<class>/) or a sample_submission with one column per class "
-        f"into {competition.root}, or write the names into id2label of {run.backbone_dir / 'config.json'}"
-    )
-
-
-def report_bad(paths: list[Path], total: int) -> None:
-    """Say loudly which test images could not be decoded.
-
-    Raises:
-        UserError: none could.
-    """
-    if len(paths) == total:
-        raise UserError(f"none of the {total} test images can be decoded, such as {paths[0]}")
-    print(
-        f"WARNING: {len(paths)} of {total} test images cannot be decoded; their rows hold the class frequencies of training:",
-        file=sys.stderr,
-    )
-    for path in paths[:20]:
-        print(f"  {path}", file=sys.stderr)
+    return predict(run, competition, batch_size, precision, lambda logits, target: averaged_logits(logits, target, views), given)
 
 
 def copy_unsent(output: Path) -> Path | None:

@@ -63,7 +63,11 @@ class KaggleServer(ThreadingHTTPServer):
             "GetSubmissionLimits": lambda: {"numAllowedNow": 4, "numToday": 1},
             "ListSubmissions": self._list,
         }
-        return (200, known[method](), {}) if method in known else (404, {"code": 404, "message": f"no {method}"}, {})
+        return (200, known[method](), {}) if method in known else self.other(method, body)
+
+    def other(self, method: str, body: dict[str, Any]) -> Answer:
+        """What only some servers know."""
+        return 404, {"code": 404, "message": f"no {method}"}, {}
 
     def _create(self, body: dict[str, Any]) -> dict[str, Any]:
         self.created = {
@@ -126,9 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def kaggle(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[KaggleServer]:
+def kaggle(monkeypatch: pytest.MonkeyPatch, home: Path, make: type[KaggleServer] = KaggleServer) -> Iterator[KaggleServer]:
     """A running server that every `kaggle` command started inside talks to, as USER with KEY."""
-    server = KaggleServer()
+    server = make()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     (home / ".kaggle").mkdir(parents=True)

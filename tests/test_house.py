@@ -93,7 +93,7 @@ WINGS = {
             "record",
         ),
     ],
-    "tasks": ["build", "classification", "vqa", "registry"],
+    "tasks": ["build", "classification", "vqa", "registry", "apply"],
     "report": [
         *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "calibration"),
         *("probability_section", "label_section", "number_section", "validation", "question_section", "ledger_figure"),
@@ -114,6 +114,7 @@ WINGS = {
         "weights",
         "blend",
     ],
+    "kernel": ["pace", "answer", "bundle", "naming", "script", "placeholder", "sealed", "rehearsal", "stages", "remote", "push", "make"],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
     "benchmarks": ["contenders", "rates", "steps", "benchmark"],
     "last": ["demo_data", "demo"],

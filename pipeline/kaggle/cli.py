@@ -184,7 +184,23 @@ def upload(competition: str, file: Path, message: str, *, tick: Callable[[], Non
     # One word each: a message may begin with a dash.
     arguments = ["competitions", "submit", "-c", competition, f"--file={file}", f"--message={message}"]
     reply = call(arguments, timeout_s=600 + file.stat().st_size / 50_000, tick=tick)
-    # The command ends with 0 also when the upload itself failed.
+    return _sent(reply, competition)
+
+
+def upload_kernel(
+    competition: str, kernel: str, version: int, file_name: str, message: str, *, tick: Callable[[], None] | None = None
+) -> Upload:
+    """Submit the output `file_name` of a kernel's (owner/slug) run, once; nothing is uploaded, Kaggle runs the kernel on the hidden test set.
+
+    Raises:
+        KaggleError: refused; with `sent` set Kaggle may have it nevertheless, and its list tells.
+    """
+    arguments = ["competitions", "submit", "-c", competition, f"--file={file_name}", f"--message={message}"]
+    return _sent(call([*arguments, f"--kernel={kernel}", f"--version={version}"], tick=tick), competition)
+
+
+def _sent(reply: Reply, competition: str) -> Upload:
+    """What a submission was answered with. The command ends with 0 also when it was rejected: only a number or Kaggle's word counts."""
     if "Could not submit to competition" in reply.output:
         raise KaggleError(
             "Kaggle did not take the file (Could not submit to competition), nothing was submitted: run the same command again"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,6 @@ Find = Callable[[list[Submission]], Submission | None]
 FINAL = ("complete", "error")
 LOST_LOOKS, LOST_PAUSE_S = 3, 5.0
 
-_SHOW = "`make submit` again shows its score"
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -47,6 +46,8 @@ class Plan:
     message: str
     validation_score: str
     origin: Origin | None = None  # the run that made the file; None: nobody knows
+    send: Callable[..., cli.Upload] | None = None  # instead of uploading the file: called with `tick`
+    again: str = "`make submit` again"  # what shows the score of what was sent
 
 
 def main(argv: list[str] | None = None, *, sleep: Sleep = time.sleep) -> int:
@@ -241,7 +242,8 @@ def _send(plan: Plan, before: list[Submission], sleep: Sleep) -> Find:
 
     line = cli.StatusLine()
     try:
-        sent = cli.upload(plan.competition, plan.file, plan.message, tick=lambda: line.show("sending ..."))
+        send = plan.send or partial(cli.upload, plan.competition, plan.file, plan.message)
+        sent = send(tick=lambda: line.show("sending ..."))
     except KaggleError as error:
         if not error.sent:
             raise
@@ -251,7 +253,7 @@ def _send(plan: Plan, before: list[Submission], sleep: Sleep) -> Find:
     except KeyboardInterrupt:
         _look_for_lost(find, plan, Interrupted, "interrupted", sleep)
         _add_row(plan)
-        raise Interrupted(f"interrupted, but Kaggle has the file. {_SHOW}") from None
+        raise Interrupted(f"interrupted, but Kaggle has the file. {plan.again} shows its score") from None
     finally:
         line.close()
     left = re.search(r"\d+ submissions remaining today", sent.said)
@@ -275,7 +277,7 @@ def _look_for_lost(find: Find, plan: Plan, ending: type[Exception], problem: str
 def _wait(find: Find, plan: Plan, listed: list[Submission] | None, poll_seconds: float, timeout_s: float, sleep: Sleep) -> Submission:
     """The submission that `find` finds, once it is scored or refused. `listed` is a list taken just now, if there is one."""
     line, start = cli.StatusLine(), time.monotonic()
-    later = f"{_SHOW}, and so does: kaggle competitions submissions -c {plan.competition}"
+    later = f"{plan.again} shows its score, and so does: kaggle competitions submissions -c {plan.competition}"
     try:
         while True:
             found = find(cli.list_submissions(plan.competition, sleep=sleep) if listed is None else listed)

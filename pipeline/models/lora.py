@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 
@@ -23,6 +21,17 @@ from pipeline.files import filling
 from pipeline.models.adapter_settings import read_settings
 from pipeline.models.backbones import head_name, tensor_problems
 from pipeline.models.roles import EMBEDDINGS, also_trained, modules_of, role_of
+
+try:
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft.utils import set_peft_model_state_dict
+except (ImportError, RuntimeError) as _error:  # absent, or of another time than transformers: merged weights, as in a kernel, need none
+    _WITHOUT_PEFT: Exception | None = _error
+
+    class PeftModel(nn.Module):
+        """Stands in where peft is not at hand: no model is one."""
+else:
+    _WITHOUT_PEFT = None
 
 MERGE_TOLERANCE = 1e-3  # largest logit difference, relative to the largest logit, that float32 rounding may explain
 
@@ -51,8 +60,9 @@ def attach(
     An encoder has no head. PEFT copies and saves whole modules: with a class token all embeddings, whose other parameters stay frozen in the copy.
 
     Raises:
-        UserError: the architecture has no such layers or parts; see `pipeline.models.roles`.
+        UserError: the architecture has no such layers or parts, see `pipeline.models.roles`; or peft is not at hand.
     """
+    _need_peft()
     names = modules_of(model, roles)
     trained, owners = also_trained(model, also_train)
     config = LoraConfig(
@@ -133,8 +143,9 @@ def load_adapter(model: nn.Module, folder: Path, has_head: bool = True) -> PeftM
     Layers are matched by (numbers in the path, role), which the renaming of transformers 5.9 left alone.
 
     Raises:
-        UserError: not a LoRA adapter, unsafe or damaged, or its tensors do not fit this model one to one; each is named.
+        UserError: not a LoRA adapter, unsafe or damaged, its tensors do not fit this model one to one (each is named), or no peft is at hand.
     """
+    _need_peft()
     folder = Path(folder)
     settings = read_settings(folder, LoraConfig().to_dict())
     tensors = _read_tensors(folder)
@@ -212,6 +223,11 @@ def merge(model: PeftModel, logits: Callable[[nn.Module], torch.Tensor]) -> nn.M
             "adapter and backbone do not belong together"
         )
     return merged_model
+
+
+def _need_peft() -> None:
+    if _WITHOUT_PEFT is not None:
+        raise UserError(f"adapters need the package peft, which cannot be used here ({_WITHOUT_PEFT}): python -m pip install peft")
 
 
 def _adapted(model: nn.Module, config: LoraConfig) -> PeftModel:

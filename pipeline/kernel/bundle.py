@@ -1,0 +1,225 @@
+"""The bundle: a folder with what prediction needs: this project's code, the runs' merged weights, what is known of the competition."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.competition.facts import CompetitionFacts
+from pipeline.errors import UserError, raise_all
+from pipeline.files import human_size, read_json, set_aside, sha256, write_json
+from pipeline.kernel.answer import FORMAT, MANIFEST, MEMBERS, check_bundle
+from pipeline.run import FORMAT as RUN_FORMAT
+from pipeline.run import HEAD_FILE, RECORD, START, Run
+from pipeline.wording import listed, quoted
+
+PACKAGE = Path(__file__).resolve().parents[1]  # pipeline/
+CODE_SUFFIX = ".py"  # all of it: under 2 MB, where weights have hundreds; recipes and page templates predict nothing
+DATASET_METADATA = "dataset-metadata.json"  # read by the kaggle command, not sent
+WHEELS = "wheels"
+# All private datasets of an account together (second-hand: "over 100 GB" in Developing Kaggle Notebooks, Packt 2023; Kaggle's own page was not read).
+LIMIT_BYTES = 100_000_000_000
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A whole bundle. `digest`: of its bundle.json, which holds the digest of every other file."""
+
+    folder: Path
+    digest: str
+    manifest: dict[str, Any]
+    is_new: bool  # False: what lay there was made of the same files, and was taken
+
+    @property
+    def num_bytes(self) -> int:
+        """What it weighs."""
+        return sum(known["bytes"] for known in self.manifest["files"].values())
+
+    def describe(self) -> str:
+        """Size and content in words."""
+        members = self.manifest["members"]
+        of = f"{len(members)} members" if len(members) > 1 else "one model"
+        return f"{human_size(self.num_bytes)}: the code, {of}, float32, adapters merged{'' if self.is_new else ' (as it was)'}"
+
+
+def make_bundle(
+    runs: Sequence[Run],
+    folder: Path,
+    facts: CompetitionFacts,
+    wheels: Sequence[str] = (),
+    python: str = "",
+    limit: int = LIMIT_BYTES,
+) -> Bundle:
+    """Write the bundle of `runs`, predicted with in this order, into `folder`; one that was made of the same files is left as it is.
+
+    `wheels`: requirements that are shipped with it, for that version of `python` ("3.11").
+
+    Raises:
+        UserError: runs that do not predict the same, weights that are damaged, a bundle beyond `limit` bytes, wheels that are not to be had.
+    """
+    _check_members(runs)
+    sources = _sources(runs)
+    expected = sum(path.stat().st_size for path in sources)
+    if expected > limit:
+        raise UserError(
+            f"a bundle of {listed([str(run.path) for run in runs])} would have about {human_size(expected)}, and Kaggle takes {human_size(limit)}: "
+            "fewer members, or a smaller model"
+        )
+    key = _key(runs, sources, facts, wheels, python)
+    if (former := _former(folder)) and former["made_of"] == key:
+        return Bundle(folder, sha256(folder / MANIFEST), former, is_new=False)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder.parent) as temporary:
+        made = Path(temporary) / folder.name
+        _copy_code(made / PACKAGE.name)
+        names = [f"{MEMBERS}/{number}" for number in range(1, len(runs) + 1)]
+        for run, name in zip(runs, names, strict=True):
+            _save_member(run, made / name)
+        if wheels:
+            _download_wheels(wheels, python, made / WHEELS)
+        known = {name: value for name, value in asdict(facts).items() if value and name != "slug"}
+        manifest = {"format": FORMAT, "members": names, "runs": [run.name for run in runs], "facts": known, "made_of": key}
+        manifest["files"] = {
+            path.relative_to(made).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(made.rglob("*"))
+            if path.is_file()
+        }
+        write_json(made / MANIFEST, manifest)
+        if former:
+            shutil.rmtree(folder)
+        elif moved := set_aside([folder], folder.parent / "earlier"):
+            print(f"what was in {folder} was changed since it was made; it is kept in {moved}")
+        os.replace(made, folder)
+    bundle = Bundle(folder, sha256(folder / MANIFEST), manifest, is_new=True)
+    if bundle.num_bytes > limit:
+        raise UserError(
+            f"{folder} has {human_size(bundle.num_bytes)}, and Kaggle takes {human_size(limit)}: fewer members, or a smaller model"
+        )
+    return bundle
+
+
+def _former(folder: Path) -> dict[str, Any] | None:
+    """What the bundle in `folder` says of itself; None where there is none, or somebody changed a file of it or put one beside."""
+    if not folder.is_dir():
+        return None
+    try:
+        manifest = check_bundle(folder)
+    except (UserError, KeyError, TypeError):
+        return None
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    own = {*manifest["files"], MANIFEST, DATASET_METADATA}
+    return manifest if present <= own and "made_of" in manifest and "members" in manifest else None
+
+
+def _check_members(runs: Sequence[Run]) -> None:
+    problems, first = [], runs[0]
+    for run in runs:
+        if run.target is None:
+            problems.append(f"{run.path} names no classes, and a kernel has nobody to ask: write them into id2label of its config.json")
+        elif run.task != first.task:
+            problems.append(f"{run.path} is for {run.task}, {first.path} for {first.task}")
+        elif first.target and run.target.output_names != first.target.output_names:
+            differ = sorted(set(run.target.output_names) ^ set(first.target.output_names))
+            problems.append(f"{run.path} and {first.path} predict different classes: {quoted(differ) or 'in another order'}")
+    raise_all(problems, "no kernel was made:")
+
+
+def _sources(runs: Sequence[Run]) -> list[Path]:
+    """The files of the runs that a bundle depends on."""
+    found = []
+    for run in runs:
+        for folder in (run.backbone_dir, run.adapter_dir, run.text_dir):
+            found += sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
+        found += [run.path / name for name in (RECORD, HEAD_FILE, START) if (run.path / name).is_file()]
+    return found
+
+
+def _key(runs: Sequence[Run], sources: Sequence[Path], facts: CompetitionFacts, wheels: Sequence[str], python: str) -> str:
+    """One digest of all that a bundle is made of."""
+    parts = [f"{path.name} {sha256(path)}" for path in (*sources, *_code())]
+    parts += [json.dumps(asdict(facts), sort_keys=True), *(run.task for run in runs), *wheels, python if wheels else ""]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _code() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob(f"*{CODE_SUFFIX}") if "__pycache__" not in path.parts)
+
+
+def _copy_code(target: Path) -> None:
+    for path in _code():
+        copy = target / path.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def _save_member(run: Run, folder: Path) -> None:
+    """Write a run as a run without adapter: float32 weights, merged, with the run.json that prediction reads."""
+    from pipeline.models.backbones import save_backbone
+    from pipeline.models.fusion import save_fused
+    from pipeline.tasks.registry import task_module
+
+    task = task_module(run.task)
+    outputs = task.num_outputs_of(run)
+    if run.target is None or run.target.num_outputs != outputs:
+        raise UserError(f"{run.path}: its weights have {outputs} outputs, and it names {len(run.class_names or ())} classes: train again")
+    predictor = task.rebuild(run, outputs)
+    folder.mkdir(parents=True)
+    if run.task == "vqa":
+        save_fused(predictor.fused, folder, base=True, trained=True)
+    else:
+        save_backbone(predictor.model, predictor.model.state_dict(), predictor.rule, folder / run.backbone_dir.name)
+    write_json(folder / RECORD, _record(run))
+
+
+def _record(run: Run) -> dict[str, Any]:
+    """run.json of a member: what the run says of itself, without where it lay and without an adapter."""
+    values = dict(run.record.values) if run.record else {}
+    kept = ("task", "name", "class_names", "target", "metric", "best", "counts", "commit", "versions", "recipe", "prior", "seed")
+    record = {"format": RUN_FORMAT, **{name: values[name] for name in kept if values.get(name) is not None}}
+    record |= {"task": run.task, "name": run.name, "class_names": list(run.class_names or run.target.output_names)}
+    record |= {"target": run.target.record()}
+    record.setdefault("metric", {"name": run.metric})
+    if run.record and run.record.prior:
+        record["prior"] = run.record.prior
+    recipe = dict(record.get("recipe") or {})
+    lora = dict(recipe.get("lora") or {})
+    record["recipe"] = recipe | {"lora": lora | {"rank": 0}}
+    record["merged"] = {"rank": lora.get("rank", 0)}
+    return record
+
+
+def _download_wheels(wheels: Sequence[str], python: str, folder: Path) -> None:
+    """Fetch the wheels of some packages, without what they depend on, for Kaggle's Linux and that Python.
+
+    Raises:
+        UserError: pip cannot get one of them.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+    for platform in ("manylinux2014_x86_64", "manylinux_2_28_x86_64", "linux_x86_64", "any"):
+        command += ["--platform", platform]
+    command += ["--python-version", python, "--dest", str(folder), *wheels]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
+        raise UserError(f"--wheels {' '.join(wheels)}: pip could not download them for Python {python}: {' '.join(said)[:400]}")
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """The bundle in `folder`, checked.
+
+    Raises:
+        UserError: there is none, or it is not whole.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} holds no bundle ({MANIFEST} is missing): make it, `make kernel`")
+    read_json(folder / MANIFEST)
+    return Bundle(folder, sha256(folder / MANIFEST), check_bundle(folder), is_new=False)

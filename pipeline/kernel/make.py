@@ -1,0 +1,210 @@
+"""`make kernel`: a finished run as an offline Kaggle notebook for code competitions. Bundle, script, rehearsal; with --push also the rest.
+
+python -m pipeline.kernel.make --model runs/a --data data            # stops after the rehearsal, says how to go on by hand
+python -m pipeline.kernel.make --model runs/a --data data --push     # ... dataset, kernel, submission, score
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.competition.facts import read_facts
+from pipeline.competition.rows import Competition
+from pipeline.errors import UserError, run_command
+from pipeline.files import read_json, sha256, write_json, write_text
+from pipeline.kaggle import cli
+from pipeline.kaggle.remembered import remembered_slug
+from pipeline.kernel.bundle import DATASET_METADATA, Bundle, make_bundle
+from pipeline.kernel.naming import (
+    ACCELERATORS,
+    KERNEL_METADATA,
+    UNKNOWN_OWNER,
+    Names,
+    check_kernel,
+    dataset_metadata,
+    kernel_metadata,
+    make_names,
+)
+from pipeline.kernel.rehearsal import cost_of, forecast, rehearse
+from pipeline.kernel.script import Settings, notebook_text, script_text
+from pipeline.kernel.stages import Stages
+from pipeline.lock import holding_file
+from pipeline.run import Run, load_run
+from pipeline.submission.belonging import check_belongs
+from pipeline.tasks.apply import read_for
+
+SUBMISSION = "submission.csv"
+
+
+def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time.sleep) -> int:
+    """Make and rehearse a kernel, and with --push send it, submit it and wait for its score; the exit code.
+
+    Raises:
+        UserError: something is missing or wrong; what was done so far stays and is not done again.
+        Interrupted: the run on Kaggle or its score was not waited for to the end.
+    """
+    args = _parse(argv)
+    runs = [load_run(path) for path in args.model]
+    competition = read_for(runs[0], args.data)
+    check_belongs(runs[0].target, competition, runs[0].path)
+    slug = cli.clean_slug(args.competition) if args.competition else remembered_slug(args.data)
+    if not slug:
+        raise UserError("the competition is not known: COMPETITION=<name> (--competition), the last part of its address on Kaggle")
+    folder = args.output or runs[0].path / "kernel"
+    folder.mkdir(parents=True, exist_ok=True)
+    with holding_file(folder / ".lock", f"another `make kernel` is at work in {folder}"):
+        stages = Stages(folder)
+        names = _names(args, slug, runs, stages)
+        for run in runs:
+            print(f"model      {run.name} ({run.path})" + (f"\n           note: {run.unfinished}" if run.unfinished else ""))
+        bundle = make_bundle(runs, folder / "dataset", read_facts(args.data), args.wheels, args.python)
+        print(f"bundle     {bundle.folder}, {bundle.describe()}", flush=True)
+        settings = _settings(args, slug, names, runs, bundle)
+        code_file = write_kernel(folder, names, settings, args.notebook, args.accelerator, stages)
+        write_json(bundle.folder / DATASET_METADATA, dataset_metadata(names))
+        check_kernel(folder / "kernel", names, slug)
+        print(f"script     {code_file}: limit {args.hours:g} h, accelerator {args.accelerator}, private, no internet", flush=True)
+        _rehearse(folder, code_file, bundle, names, settings, runs, competition, stages, args.images)
+        if not args.push:
+            print(by_hand(folder, names, slug))
+            return 0
+        from pipeline.kernel.push import push
+
+        push(folder, bundle, code_file, names, slug, runs, stages, args, sleep)
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.kernel.make", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--model", type=Path, action="append", metavar="DIR", help="run or release folder; several are averaged (default: finetuned_model)"
+    )
+    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition folder (default: %(default)s)")
+    parser.add_argument("--competition", metavar="SLUG", help="default: the one that `make data` installed")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where all of it is made (default: kernel/ in the first run's folder)")
+    parser.add_argument("--push", action="store_true", help="send it to Kaggle, run it there, submit it, wait for its score")
+    parser.add_argument("--notebook", action="store_true", help="kernel.ipynb instead of kernel.py")
+    parser.add_argument("--hours", type=float, default=9.0, metavar="N", help="the competition's time limit (default: %(default)g)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at once (default: %(default)s)")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="number format (default: auto)")
+    parser.add_argument("--accelerator", choices=ACCELERATORS, default="NvidiaTeslaT4", help="what it runs on (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=int, default=10_000, metavar="N", help="hidden images to estimate the time for (default: %(default)s)"
+    )
+    parser.add_argument("--wheels", nargs="+", default=[], metavar="PACKAGE", help="packages to ship, such as 'timm>=1.0.22'")
+    parser.add_argument("--python", default="3.11", metavar="VERSION", help="Kaggle's Python, for --wheels (default: %(default)s)")
+    parser.add_argument("--name", metavar="NAME", help="the kernel's name on Kaggle (default: made from competition and run)")
+    parser.add_argument("--owner", metavar="NAME", help="your name on Kaggle (default: as signed in)")
+    parser.add_argument("--message", metavar="TEXT", help="of the submission (default: run name, validation score, commit)")
+    parser.add_argument("--yes", action="store_true", help="submit without asking")
+    parser.add_argument("--poll-seconds", type=float, default=20.0, metavar="N", help="between two looks at Kaggle (default: %(default)g)")
+    args = parser.parse_args(argv)
+    args.model = args.model or [Path("finetuned_model")]
+    for name in ("batch_size", "images"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
+    if not 0 < args.hours <= 12 or math.isnan(args.hours):
+        raise UserError(f"--hours {args.hours:g}: expected more than 0 and at most 12, the longest session Kaggle gives")
+    if not 0 <= args.poll_seconds < math.inf:
+        raise UserError(f"--poll-seconds {args.poll_seconds:g}: expected a number from 0 upwards")
+    return args
+
+
+def _names(args: argparse.Namespace, slug: str, runs: Sequence[Run], stages: Stages) -> Names:
+    """Owner and names: as they were pushed, else as the flags say, else as signed in."""
+    owner = args.owner or os.environ.get("KAGGLE_USERNAME") or stages.get("names").get("owner")
+    if args.push:
+        from pipeline.kernel.push import signed_in_owner
+
+        owner = signed_in_owner(args.owner)
+    names = make_names(owner or UNKNOWN_OWNER, slug, " ".join(run.name for run in runs), args.name or stages.get("names").get("base"))
+    if names.owner != UNKNOWN_OWNER:
+        stages.note("names", owner=names.owner, base=names.base)
+    return names
+
+
+def _settings(args: argparse.Namespace, slug: str, names: Names, runs: Sequence[Run], bundle: Bundle) -> Settings:
+    needs_timm = any(read_json(run.backbone_dir / "config.json").get("model_type") == "timm_wrapper" for run in runs)
+    run_names = tuple(run.name for run in runs)
+    return Settings(slug, names.dataset, run_names, bundle.digest, args.hours, args.batch_size, args.precision, needs_timm)
+
+
+def write_kernel(folder: Path, names: Names, settings: Settings, notebook: bool, accelerator: str, stages: Stages) -> Path:
+    """Write kernel/ in `folder`: the code file, whose path is returned, and kernel-metadata.json. A code file that was edited is kept.
+
+    Raises:
+        UserError: --notebook without nbformat.
+    """
+    kernel_dir = folder / "kernel"
+    path, other = kernel_dir / "kernel.py", kernel_dir / "kernel.ipynb"
+    text = notebook_text(settings) if notebook else script_text(settings)
+    if notebook:
+        path, other = other, path
+    written = stages.get("script")
+    for file in (path, other):
+        edited = file.exists() and sha256(file) != written.get(file.name)
+        if edited and file == path:
+            print(f"           {path} was edited and is kept as it is; delete it and `make kernel` writes a new one")
+            write_json(kernel_dir / KERNEL_METADATA, kernel_metadata(names, settings.competition, path.name, accelerator))
+            return path
+        if file == other and file.exists() and not edited:
+            other.unlink()  # ours; an edited one stays, and check_kernel says that it would be left behind
+    write_text(path, text)
+    stages.note("script", **{path.name: sha256(path)})
+    write_json(kernel_dir / KERNEL_METADATA, kernel_metadata(names, settings.competition, path.name, accelerator))
+    return path
+
+
+def _rehearse(
+    folder: Path,
+    code_file: Path,
+    bundle: Bundle,
+    names: Names,
+    settings: Settings,
+    runs: Sequence[Run],
+    competition: Competition,
+    stages: Stages,
+    num_images: int,
+) -> None:
+    sample = competition.form.path if competition.form else None
+    key = {"bundle": bundle.digest, "script": sha256(code_file), "rows": len(competition.test), "sample": sha256(sample) if sample else ""}
+    made = folder / "rehearsal" / SUBMISSION
+    known = stages.get("rehearsal")
+    if known.get("of") == key and made.is_file() and sha256(made) == known.get("file"):
+        print(f"rehearsal  done before with these files: {known['notes'][-1]}")
+    else:
+        stages.forget("rehearsal")
+        print("rehearsal  running ...", flush=True)
+        done = rehearse(folder / "rehearsal", code_file, bundle, names, settings, runs, competition)
+        known = {"of": key, "file": sha256(done.file), "notes": list(done.notes), "cost": cost_of(runs, competition)}
+        stages.note("rehearsal", **known)
+        print("\n".join(f"           {note}" for note in done.notes))
+    print("\n".join(f"           {line}" for line in forecast(known["cost"], num_images, settings.hours)), flush=True)
+
+
+def by_hand(folder: Path, names: Names, slug: str) -> str:
+    """The three commands that go on from the rehearsal, to be pasted."""
+    commands = [
+        ["kaggle", "datasets", "create", "-p", str(folder / "dataset"), "-r", "zip"],
+        ["kaggle", "kernels", "push", "-p", str(folder / "kernel")],
+        ["kaggle", "competitions", "submit", slug, "-k", names.kernel, "-v", "1", "-f", SUBMISSION, "-m", names.base],
+    ]
+    notes = ("  (later versions: kaggle datasets version -p ... -m ... -r zip)", "  (prints the version N)", "  (-v N)")
+    lines = [shlex.join(command) + note for command, note in zip(commands, notes, strict=True)]
+    first = "Nothing was pushed. PUSH=1 (--push) goes on; or by hand, each when the one before is complete:"
+    if names.owner == UNKNOWN_OWNER:
+        lines.append(f"{UNKNOWN_OWNER} stands for your name on Kaggle: --owner NAME writes it into the files")
+    return "\n".join([first, *(f"  {line}" for line in lines)])
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

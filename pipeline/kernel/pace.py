@@ -1,0 +1,68 @@
+"""How far a kernel is: progress lines, a forecast, and when it has to stop so that its file is written before Kaggle's limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from pipeline.files import human_time
+
+SPARE_S = 120.0  # kept back for the last batch and for writing the file
+EVERY_S = 30.0  # between two lines
+
+
+class Pace:
+    """What `predict_until` asks before each batch. `total` rows; `until`: the time of `clock` at which no batch is begun any more."""
+
+    def __init__(
+        self,
+        total: int,
+        until: float,
+        title: str = "images",
+        clock: Callable[[], float] = time.monotonic,
+        say: Callable[[str], None] = lambda text: print(text, flush=True),
+    ) -> None:
+        self.total, self.until, self.title, self.clock, self.say = total, until, title, clock, say
+        self.begun: float | None = None  # when the first batch was ready
+        self.last = 0.0
+        self.done = 0
+        self.forecast_given = False
+
+    def __call__(self, done: int) -> bool:
+        """Whether another batch may be begun after `done` rows; says how far it is now and then."""
+        now = self.clock()
+        self.done = done
+        if self.begun is None:
+            self.begun = self.last = now
+        if now >= self.until:
+            self.say(f"STOPPED: time is up after {done:,} of {self.total:,} {self.title}")
+            return False
+        if done and (now - self.last >= EVERY_S or not self.forecast_given):
+            self._report(now)
+        return True
+
+    def rate(self) -> float:
+        """Rows a second so far; 0 before the second batch."""
+        return self._rate(self.clock())
+
+    def _rate(self, now: float) -> float:
+        passed = now - self.begun if self.begun is not None else 0.0
+        return self.done / passed if passed > 0 else 0.0
+
+    def _report(self, now: float) -> None:
+        self.last, self.forecast_given = now, True
+        rate = self._rate(now)
+        needed = (self.total - self.done) / rate if rate else 0.0
+        left = self.until - now
+        line = f"{self.done:,} of {self.total:,} {self.title}, {rate:.3g} a second, {human_time(needed)} more needed"
+        line += f", {human_time(left)} left" if left < float("inf") else ""
+        if needed > left:
+            reach = min(self.done + int(rate * left), self.total)
+            line += f"; WARNING: about {reach:,} will be reached, the others get the class frequencies of training"
+        self.say(line)
+
+
+def last_moment(started: float, hours: float) -> float:
+    """When the last batch may begin, of a kernel that `started` and may run for `hours`."""
+    seconds = hours * 3600
+    return started + seconds - min(SPARE_S, seconds / 20)

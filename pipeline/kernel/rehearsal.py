@@ -1,0 +1,180 @@
+"""The rehearsal: the very script that would be pushed runs here as on Kaggle, and its file must be the one that inference.py writes."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.competition.rows import Competition
+from pipeline.errors import UserError
+from pipeline.files import human_time, sha256, write_text
+from pipeline.kernel.bundle import Bundle
+from pipeline.kernel.naming import Names
+from pipeline.kernel.placeholder import ROWS, make_placeholder
+from pipeline.kernel.script import Settings, code_of
+from pipeline.kernel.sealed import Ended, describe, run_sealed
+from pipeline.run import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+# Rates of dense matrix products that a batch of a vision transformer reaches: assumptions, from published figures of other machines.
+MACHINES = {
+    "one T4": 26e12,  # 40 % of its nominal 65e12 in fp16
+    "4 CPU cores": 0.1e12,  # two physical cores of about 2 GHz with AVX-512, fp32
+}
+_RATES = re.compile(r"^took .*, peak memory (.+), rows a second ([\d.e+ -]+)$", re.MULTILINE)
+_SHOWN = 15  # last lines of a log
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What the rehearsal showed. `rate`: rows a second over all members, 0 where none was measured."""
+
+    file: Path  # submission.csv of the whole test set
+    rate: float
+    memory: str
+    notes: tuple[str, ...]
+
+
+def rehearse(
+    folder: Path, code_file: Path, bundle: Bundle, names: Names, settings: Settings, runs: Sequence[Run], competition: Competition
+) -> Rehearsed:
+    """Run `code_file` on three placeholder images, then on the whole test set, in both layouts that Kaggle has; what lies in `folder` is replaced.
+
+    Raises:
+        UserError: the script fails, changes its inputs, or writes another file than inference.py; the log's last lines are shown.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    script = folder / "kernel.py"
+    write_text(script, code_of(code_file))
+    slug, base = settings.competition, names.dataset.partition("/")[2]
+    before = _snapshot(competition.root, bundle.folder)
+
+    first = folder / "placeholder"
+    make_placeholder(competition, first / "input" / slug)
+    (first / "input" / base).symlink_to(bundle.folder.resolve())
+    placeholder = _run(script, first, competition, bundle)
+    second = folder / "whole"
+    for place, target in (("competitions", competition.root), (f"datasets/{names.owner}", bundle.folder)):
+        (second / "input" / place).mkdir(parents=True)
+        link = slug if place == "competitions" else base
+        (second / "input" / place / link).symlink_to(target.resolve())
+    whole = _run(script, second, competition, bundle)
+    write_text(folder / "log.txt", f"{placeholder.output}\n---- the whole test set ----\n{whole.output}")
+    if changed := _snapshot(competition.root, bundle.folder) ^ before:
+        raise UserError(
+            f"the script changed its inputs, which are read-only on Kaggle: {', '.join(sorted(str(item[0]) for item in changed)[:5])}"
+        )
+
+    made = folder / "submission.csv"
+    (second / "work" / "submission.csv").replace(made)
+    reference = folder / "reference.csv"
+    _reference(runs, competition, reference, settings)
+    if sha256(made) != sha256(reference):
+        raise UserError(
+            f"the script's file differs from inference.py's for the same run ({made}, {reference}): {_difference(made, reference)}. Was "
+            f"{code_file} edited? Delete it, `make kernel` writes a new one"
+        )
+    found = _RATES.search(whole.output)
+    rates = [float(rate) for rate in found[2].split()] if found else []
+    rate = 1 / sum(1 / rate for rate in rates) if rates and all(rates) else 0.0
+    notes = (
+        f"{min(ROWS, len(competition.test))} placeholder rows and {len(competition.test):,} rows: a valid submission.csv; {describe()}",
+        f"the file is inference.py's, byte for byte ({sha256(made)[:12]})",
+        f"{rate:.3g} rows a second here, peak memory {found[1] if found else 'not known'}",
+    )
+    return Rehearsed(made, rate, found[1] if found else "", notes)
+
+
+def forecast(cost: float, num_rows: int, hours: float) -> list[str]:
+    """Lines that estimate the time for `num_rows` at `cost` floating-point operations a row, all members together."""
+    lines = [
+        f"ESTIMATE for {num_rows:,} hidden rows at {cost / 1e9:,.3g} GFLOP each; decoding comes on top, rates are assumed, not measured:"
+    ]
+    for machine, rate in MACHINES.items():
+        seconds = num_rows * cost / rate
+        beyond = f", beyond the limit of {hours:g} h: the rest would get class frequencies" if seconds > hours * 3600 else ""
+        lines.append(f"  {machine} ({rate / 1e12:g} TFLOP/s): {human_time(seconds)}{beyond}")
+    return lines
+
+
+def cost_of(runs: Sequence[Run], competition: Competition) -> float:
+    """Floating-point operations for one test row, all members together, counted while a row is computed.
+
+    Raises:
+        UserError: a run cannot be rebuilt.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from pipeline.tasks.registry import task_module
+
+    total = 0.0
+    for run in runs:
+        task = task_module(run.task)
+        predictor = task.rebuild(run, task.num_outputs_of(run))
+        batch = next(iter(predictor.batches(competition.test[:1], 1)))
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            predictor.logits(batch)
+        total += counter.get_total_flops()
+    return total
+
+
+def _run(script: Path, place: Path, competition: Competition, bundle: Bundle) -> Ended:
+    work = place / "work"
+    work.mkdir()
+    ended = run_sealed(script.resolve(), work.resolve(), (place / "input").resolve(), [competition.root, bundle.folder])
+    tail = "\n".join(f"  {line}" for line in ended.output.splitlines()[-_SHOWN:])
+    if ended.code != 0:
+        write_text(place.parent / "log.txt", ended.output)
+        raise UserError(
+            f"the script failed in rehearsal ({place.name}, exit code {ended.code}); nothing was pushed. Its last lines:\n{tail}"
+        )
+    if not (work / "submission.csv").is_file():
+        raise UserError(f"the script ended without writing submission.csv ({place.name}); nothing was pushed. Its last lines:\n{tail}")
+    return ended
+
+
+def _reference(runs: Sequence[Run], competition: Competition, output: Path, settings: Settings) -> None:
+    """The file that this machine predicts with the runs as they are, adapters and all."""
+    if len(runs) > 1:
+        from pipeline.kernel.answer import predict_members
+        from pipeline.submission.write import write_predictions
+
+        with redirect_stdout(io.StringIO()):
+            predictions, _ = predict_members(runs, competition, settings.batch_size, settings.precision, float("inf"))
+        write_predictions(output, competition.form, predictions)
+        return
+    command = [
+        sys.executable,
+        str(ROOT / "inference.py"),
+        "--model",
+        str(runs[0].path.resolve()),
+        "--data",
+        str(competition.root.resolve()),
+    ]
+    command += ["--output", str(output.resolve()), "--batch-size", str(settings.batch_size), "--precision", settings.precision]
+    done = subprocess.run(command, cwd=output.parent, capture_output=True, text=True, encoding="utf-8", errors="replace")
+    if done.returncode != 0:
+        raise UserError(f"inference.py failed on the same run: {done.stderr.strip()[-1000:]}")
+
+
+def _difference(one: Path, other: Path) -> str:
+    lines = [path.read_text(encoding="utf-8").splitlines() for path in (one, other)]
+    if len(lines[0]) != len(lines[1]):
+        return f"{len(lines[0])} lines and {len(lines[1])}"
+    differ = [number for number, pair in enumerate(zip(*lines, strict=True), start=1) if pair[0] != pair[1]]
+    first = differ[0]
+    return f"{len(differ)} lines, first line {first}: {lines[0][first - 1]!r:.80} and {lines[1][first - 1]!r:.80}"
+
+
+def _snapshot(*folders: Path) -> set[tuple[Path, int, int]]:
+    """Every file with its size and time of change."""
+    paths = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return {(path, status.st_size, status.st_mtime_ns) for path in paths for status in [path.stat()]}

@@ -1,0 +1,118 @@
+"""kernel.py or kernel.ipynb: the one code file that Kaggle runs, from one template whose parts are the notebook's cells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.files import read_json
+
+TEMPLATE = Path(__file__).with_name("kernel.py.txt")
+REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
+# What prediction imports. The oldest versions are those of requirements.txt.
+NEEDED = ("torch", "torchvision", "transformers", "safetensors", "pandas", "numpy", "pillow", "tqdm", "pyyaml", "pydantic")
+TIMM = ("timm", "1.0.22")
+_CELL = re.compile(r"^# %%(\+?) (.+)\n", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What kernel.py is made for."""
+
+    competition: str
+    dataset: str  # owner/slug
+    runs: tuple[str, ...]
+    digest: str  # of the bundle
+    hours: float = 9.0
+    batch_size: int = 32
+    precision: str = "auto"
+    needs_timm: bool = False
+
+
+def script_text(settings: Settings) -> str:
+    """The text of kernel.py."""
+    return _filled("".join(f"# %% {title}\n{code}" if title else code for title, code in _parts(notebook=False)), settings)
+
+
+def notebook_text(settings: Settings) -> str:
+    """The text of kernel.ipynb (format 4): a heading and a code cell for each part, two of them only here: look at data and predictions.
+
+    Raises:
+        UserError: nbformat is not installed.
+    """
+    try:
+        import nbformat
+        from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+    except ImportError:
+        raise UserError("--notebook needs the package nbformat: python -m pip install nbformat") from None
+    cells = []
+    for title, code in _parts(notebook=True):
+        text = _filled(code, settings).strip()
+        if not title:
+            cells.append(new_markdown_cell("\n".join(line.removeprefix("# ") for line in text.splitlines())))
+            continue
+        cells += [new_markdown_cell(f"## {title}"), new_code_cell(text)]
+    for number, cell in enumerate(cells):
+        cell["id"] = f"cell-{number}"  # nbformat draws one; the same settings shall give the same file
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, "language_info": {"name": "python"}}
+    notebook = new_notebook(cells=cells, metadata=kernel)
+    nbformat.validate(notebook)
+    return nbformat.writes(notebook) + "\n"
+
+
+def code_of(path: Path) -> str:
+    """The Python code of kernel.py, or of all code cells of kernel.ipynb in their order.
+
+    Raises:
+        UserError: the notebook is damaged.
+    """
+    if path.suffix != ".ipynb":
+        return path.read_text(encoding="utf-8")
+    value = read_json(path)
+    try:
+        cells = [cell["source"] for cell in value["cells"] if cell["cell_type"] == "code"]
+        return "\n\n".join(cell if isinstance(cell, str) else "".join(cell) for cell in cells) + "\n"
+    except (KeyError, TypeError):
+        raise UserError(f"{path} is no notebook (format 4 with cells is expected): delete it, `make kernel` writes a new one") from None
+
+
+def oldest_versions(needs_timm: bool) -> dict[str, str]:
+    """Package -> oldest version, of what prediction imports."""
+    lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+    known = dict(found.groups() for line in lines if (found := re.match(r"([a-z0-9_-]+)>=([\d.]+)", line)))
+    return {name: known[name] for name in NEEDED} | (dict([TIMM]) if needs_timm else {})
+
+
+def _parts(notebook: bool) -> list[tuple[str, str]]:
+    """(title, code) of the template's parts; the first has no title and is the comment at its head."""
+    pieces = _CELL.split(TEMPLATE.read_text(encoding="utf-8"))
+    found = [("", pieces[0])]
+    for mark, title, code in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
+        if notebook or not mark:
+            found.append((title, code))
+    return found
+
+
+def _filled(text: str, settings: Settings) -> str:
+    values: dict[str, object] = {
+        "@HOURS@": settings.hours,
+        "@BATCH_SIZE@": settings.batch_size,
+        "@PRECISION@": settings.precision,
+        "@COMPETITION@": settings.competition,
+        "@BUNDLE@": settings.digest,
+        "@NEEDS@": oldest_versions(settings.needs_timm),
+    }
+    for mark, value in values.items():
+        text = text.replace(mark, repr(value).replace("'", '"'))
+    words = {"@COMPETITION_TEXT@": settings.competition, "@RUNS@": _one_line(settings.runs), "@DATASET@": settings.dataset}
+    for mark, word in words.items():
+        text = text.replace(mark, word)
+    return text
+
+
+def _one_line(runs: Sequence[str]) -> str:
+    """The runs' names in a comment, whatever is in them."""
+    return " + ".join(re.sub(r"[^\w .()+-]", "?", run) for run in runs)[:100]

@@ -1,0 +1,180 @@
+"""A finished run applied to the test images of a competition: what inference.py and a Kaggle kernel do alike."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pipeline.competition.facts import CompetitionFacts
+    from pipeline.competition.rows import Competition, Row
+    from pipeline.predictions import Predictions
+    from pipeline.run import Run
+    from pipeline.targets.target import Target
+    from pipeline.tasks.build import Predictor
+
+    Wrap = Callable[[Callable[..., object], Target], Callable[..., object]]
+
+
+def read_for(run: Run, data_dir: Path, facts: CompetitionFacts | None = None) -> Competition:
+    """The test part of a competition, read as the run read its training part; `facts` stand in for a competition.yaml in `data_dir`.
+
+    Raises:
+        UserError: it cannot be read, or asks for something else than the run predicts.
+    """
+    from pipeline.competition.facts import read_facts
+    from pipeline.competition.layout import read_layout
+
+    data, facts = run.record.data_settings if run.record else {}, facts or read_facts(data_dir)
+    competition = read_layout(
+        data_dir,
+        need="test",
+        id_column=data.get("id_column") or facts.id_column,
+        label_column=data.get("label_column") or facts.label_column,
+        asked=facts.asked(None, None, ()),
+        known=(run.target, run.metric) if run.target and run.task != "vqa" else None,
+    )
+    if run.task != competition.task:
+        raise UserError(f"{data_dir} is for {competition.task}, and {run.path} was trained for {run.task}: name another --model or --data")
+    return competition
+
+
+def predict(
+    run: Run, competition: Competition, batch_size: int, precision: str, wrap: Wrap | None = None, given: Sequence[Row] | None = None
+) -> tuple[Predictions, list[Path]]:
+    """Predictions of the test ids, in the order of the form (or of `given` rows), and the images that could not be decoded.
+
+    `wrap` turns the model's logits function into another one, such as a mean over views.
+
+    Raises:
+        UserError: the model cannot be rebuilt, or not one test image can be decoded.
+    """
+    rows = list(competition.test if given is None else given)
+    applied = _apply(run, competition, rows, batch_size, precision, lambda _: True, wrap)
+    return applied.predictions, applied.unreadable
+
+
+def predict_until(
+    run: Run, competition: Competition, batch_size: int, precision: str, go_on: Callable[[int], bool]
+) -> tuple[Predictions, frozenset[str]]:
+    """Predictions of the test ids, in the order of the form, and the ids of which no image was reached: these hold the class frequencies.
+
+    `go_on` is called before each batch with the number of rows that were handed out so far; at its first False no more are.
+
+    Raises:
+        UserError: the model cannot be rebuilt, or not one test image can be decoded.
+    """
+    applied = _apply(run, competition, list(competition.test), batch_size, precision, go_on, None)
+    return applied.predictions, applied.unreached
+
+
+@dataclass(frozen=True)
+class _Applied:
+    """What came out: predictions, the ids of which no image was reached, the images that could not be decoded."""
+
+    predictions: Predictions
+    unreached: frozenset[str]
+    unreadable: list[Path]
+
+
+def _apply(
+    run: Run, competition: Competition, tested: list[Row], batch_size: int, precision: str, go_on: Callable[[int], bool], wrap: Wrap | None
+) -> _Applied:
+    import numpy as np
+
+    from pipeline.data.intensity import deep_images_without_rule
+    from pipeline.models.lean import make_lean
+    from pipeline.predictions import Predictions
+    from pipeline.tasks.registry import task_module
+    from pipeline.training.compute import choose_compute
+    from pipeline.training.predict import predict_logits
+
+    compute = choose_compute(precision)
+    task = task_module(run.task)
+    target = target_of(run, competition, task.num_outputs_of(run))
+    predictor: Predictor = task.rebuild(run, target.num_outputs)
+    if compute.half is not None:
+        make_lean(predictor.model, compute.half)
+    predictor.model.to(compute.device)
+    where = f"{compute.describe()}{_other_precision(run, precision, compute.precision)}"
+    print(f"  {target.describe()}, {predictor.describe()}, {where}", flush=True)
+    if warning := deep_images_without_rule([row.path for row in tested], predictor.rule.intensity):
+        print(f"WARNING: {warning}", file=sys.stderr)
+
+    bad, reached = np.zeros(len(tested), dtype=bool), np.zeros(len(tested), dtype=bool)
+
+    def batches() -> Iterator[dict]:
+        handed_out = 0
+        for batch in predictor.batches(tested, batch_size):
+            if not go_on(handed_out):
+                return
+            numbers = batch["row"].numpy()
+            reached[numbers], bad[numbers] = True, batch["bad"].numpy()
+            handed_out += len(numbers)
+            yield batch
+
+    logits_of = predictor.logits if wrap is None else wrap(predictor.logits, target)
+    logits = predict_logits(predictor.model, logits_of, batches(), len(tested), target.num_outputs, compute, "predicting", reached=reached)
+    merged = run.record.data_settings.get("views", "mean") if run.record else "mean"
+    ids = [row.id for row in tested]
+    if reached.all() and not bad.any():
+        return _Applied(Predictions.of_images(ids, logits, target, merged), frozenset(), [])
+    values = target.activate(np.nan_to_num(logits) if not reached.all() else logits)
+    values[bad | ~reached] = (run.record and run.record.prior) or np.full(target.num_outputs, 1 / target.num_outputs)
+    lost = list(dict.fromkeys(tested[row].path for row in np.flatnonzero(bad)))
+    if lost:
+        report_bad(lost, len({tested[row].path for row in np.flatnonzero(reached)}))
+    known = {tested[row].id for row in np.flatnonzero(reached)}
+    trusted = np.flatnonzero(reached & ~bad)
+    return _Applied(Predictions.of_values(ids, values, target, merged, trusted=trusted), frozenset(ids) - known, lost)
+
+
+def _other_precision(run: Run, asked: str, used: str) -> str:
+    """Why a run is predicted in another number format than it was trained in; empty where it is not, or a person asked for it."""
+    trained = run.record.values.get("precision") if run.record else None
+    if asked != "auto" or trained in (None, used):
+        return ""
+    return f" (trained in {trained}; --precision auto takes what this machine is fast in, --precision {trained} predicts as in training)"
+
+
+def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:
+    """What the outputs mean: the run's own target, or for a release without names the competition's classes, if their number fits.
+
+    Raises:
+        UserError: the names cannot be known; a file of LABEL_7 would be scored as nothing but wrong.
+    """
+    from pipeline.targets.target import multiclass
+
+    if run.target is not None and run.target.num_outputs == num_outputs:
+        return run.target
+    names = tuple(sorted(competition.class_names))  # as torchvision's ImageFolder and datasets' imagefolder number them
+    if len(names) == num_outputs:
+        print(f"  the release names no classes: taking the {num_outputs} of {competition.root}, in sorted order")
+        return multiclass(names)
+    raise UserError(
+        f"{run.path}: the release tells {num_outputs} classes apart and names them only LABEL_0..LABEL_{num_outputs - 1}, and {competition.root} "
+        f"has {len(names)} class names. Put the training images (train/<class>/) or a sample_submission with one column per class "
+        f"into {competition.root}, or write the names into id2label of {run.backbone_dir / 'config.json'}"
+    )
+
+
+def report_bad(paths: list[Path], total: int) -> None:
+    """Say loudly which test images could not be decoded.
+
+    Raises:
+        UserError: none could.
+    """
+    if len(paths) == total:
+        raise UserError(f"none of the {total} test images can be decoded, such as {paths[0]}")
+    print(
+        f"WARNING: {len(paths)} of {total} test images cannot be decoded; their rows hold the class frequencies of training:",
+        file=sys.stderr,
+    )
+    for path in paths[:20]:
+        print(f"  {path}", file=sys.stderr)

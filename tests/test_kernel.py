@@ -1,0 +1,482 @@
+"""`make kernel` without Kaggle: the bundle, the script, its metadata, the process it is rehearsed in, and whole rehearsals."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import competitions
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_vqa import arguments, make_questions, recipe
+
+import train
+from pipeline.competition.facts import CompetitionFacts, read_facts
+from pipeline.competition.layout import read_layout
+from pipeline.errors import UserError
+from pipeline.files import sha256
+from pipeline.kernel import sealed
+from pipeline.kernel.answer import average, check_bundle, known_facts, load_members, predict_members
+from pipeline.kernel.bundle import make_bundle
+from pipeline.kernel.make import main, write_kernel
+from pipeline.kernel.naming import Names, check_kernel, kernel_metadata, make_names, slug_of, title_of
+from pipeline.kernel.pace import Pace, last_moment
+from pipeline.kernel.placeholder import make_placeholder
+from pipeline.kernel.script import Settings, code_of, notebook_text, oldest_versions, script_text
+from pipeline.kernel.stages import Stages
+from pipeline.predictions import Predictions
+from pipeline.run import load_run
+from pipeline.targets.target import multiclass
+from pipeline.tasks.apply import predict, read_for
+
+NAMES = Names("someone", "glyphs-digits")
+SETTINGS = Settings("glyphs", NAMES.dataset, ("digits",), "0" * 64)
+FEW = ["--epochs", "1", "--batch-size", "6", "--accumulation-steps", "1"]
+
+
+@pytest.fixture(scope="module")
+def bundled(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the bundle of the finished run in dataset/."""
+    folder = tmp_path_factory.mktemp("bundled")
+    make_bundle([load_run(finished_run / "run")], folder / "dataset", CompetitionFacts(slug="glyphs", metric="accuracy"))
+    return folder
+
+
+# ---- the bundle ----
+
+
+def test_a_bundle_holds_merged_float32_weights_and_predicts_alike(bundled: Path, finished_run: Path) -> None:
+    manifest = check_bundle(bundled / "dataset")
+    (member,) = load_members(bundled / "dataset", manifest)
+    run = load_run(finished_run / "run")
+    assert run.adapter_dir and member.adapter_dir is None
+    assert {weight.dtype for weight in load_file(member.backbone_dir / "model.safetensors").values()} == {torch.float32}
+    assert (member.target, member.metric, member.record.prior) == (run.target, run.metric, run.record.prior)
+    competition = read_for(run, finished_run / "data")
+    theirs, ours = (predict(one, competition, 2, "fp32") for one in (member, run))
+    assert theirs.ids == ours.ids
+    np.testing.assert_array_equal(theirs.values, ours.values)
+    assert known_facts(manifest).metric == "accuracy"
+
+
+def test_every_file_of_a_bundle_is_listed_with_its_digest(bundled: Path) -> None:
+    folder = bundled / "dataset"
+    files = check_bundle(folder)["files"]
+    assert set(files) == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"bundle.json"}
+    assert files["members/1/run.json"] == {
+        "bytes": (folder / "members/1/run.json").stat().st_size,
+        "sha256": sha256(folder / "members/1/run.json"),
+    }
+    assert "pipeline/tasks/apply.py" in files and not [name for name in files if "__pycache__" in name or name.endswith((".yaml", ".j2"))]
+
+
+def test_a_bundle_of_the_same_files_is_taken_and_another_is_made_anew(bundled: Path, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundled / "dataset", tmp_path / "dataset")
+    runs, facts = [load_run(finished_run / "run")], CompetitionFacts(slug="glyphs", metric="accuracy")
+    (tmp_path / "dataset/dataset-metadata.json").write_text("{}")  # what the kaggle command reads is no change
+    again = make_bundle(runs, tmp_path / "dataset", facts)
+    assert not again.is_new and again.digest == sha256(bundled / "dataset/bundle.json")
+    other = make_bundle(runs, tmp_path / "dataset", replace(facts, metric="macro_f1"))
+    assert other.is_new and other.digest != again.digest and not (tmp_path / "earlier").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
+
+
+def test_a_bundle_with_a_file_of_yours_is_set_aside(bundled: Path, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundled / "dataset", tmp_path / "dataset")
+    (tmp_path / "dataset/mine.txt").write_text("kept")
+    made = make_bundle([load_run(finished_run / "run")], tmp_path / "dataset", CompetitionFacts(metric="accuracy"))
+    assert made.is_new and [path.read_text() for path in (tmp_path / "earlier").rglob("mine.txt")] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder / "members"), "the folders members are missing.*-r zip"),
+        (lambda folder: (folder / "members/1/run.json").unlink(), "members/1/run.json: missing"),
+        (lambda folder: (folder / "pipeline/files.py").write_text("pass"), r"pipeline/files.py: 4 bytes, expected [\d,]+"),
+        (lambda folder: _flip(folder / "members/1/model_beit/model.safetensors"), "model.safetensors: other content"),
+        (lambda folder: (folder / "bundle.json").write_text("[]"), "expected a list of files"),
+    ],
+)
+def test_a_damaged_bundle_is_one_message(damage, message: str, bundled: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundled / "dataset", tmp_path / "dataset")
+    damage(tmp_path / "dataset")
+    with pytest.raises(UserError, match=message):
+        check_bundle(tmp_path / "dataset")
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_bundle_beyond_kaggles_limit_is_not_made(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"would have about .* and Kaggle takes 1.0 kB"):
+        make_bundle([load_run(finished_run / "run")], tmp_path / "dataset", CompetitionFacts(), limit=1000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_members_must_predict_the_same(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run / "run", tmp_path / "other")
+    record = json.loads((tmp_path / "other/run.json").read_text())
+    for names in (record["class_names"], record["target"]["names"]):
+        names[0] = "violet"
+    (tmp_path / "other/run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="predict different classes: 'blue', 'violet'"):
+        make_bundle([load_run(finished_run / "run"), load_run(tmp_path / "other")], tmp_path / "dataset", CompetitionFacts())
+
+
+# ---- time ----
+
+
+class Clock:
+    """A clock that goes on by `step` seconds at each look."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 0.0, step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+def test_the_pace_forecasts_and_stops() -> None:
+    said: list[str] = []
+    pace = Pace(1000, until=100.0, clock=Clock(10.0), say=said.append)
+    answers = [pace(done) for done in range(0, 320, 32)]
+    assert answers == [True] * 9 + [False]
+    assert "32 of 1,000 images, 3.2 a second, 5m02s more needed, 1m20s left" in said[0] and "WARNING" in said[0]
+    assert said[-1].startswith("STOPPED: time is up after 288 of 1,000 images")
+    assert last_moment(5.0, 9.0) == 5.0 + 9 * 3600 - 120 and last_moment(0.0, 0.01) == 36 - 1.8
+
+
+def test_time_that_is_up_leaves_a_whole_file_with_class_frequencies(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = load_run(finished_run / "run")
+    competition = read_for(run, finished_run / "data")
+    whole = predict(run, competition, 2, "fp32")
+    made, _ = predict_members([run], competition, 2, "fp32", 3.5, Clock(1.0))
+    reached = (made.values == whole.values).all(axis=1)
+    assert made.ids == whole.ids and reached.tolist() == [True, True, True, True, False]
+    np.testing.assert_allclose(made.values[~reached], [run.record.prior])
+    printed = capsys.readouterr().out
+    assert "STOPPED: time is up after 4 of 5 images" in printed and "WARNING: 1 id of 5 were NOT PREDICTED" in printed
+
+
+def test_no_time_at_all_still_gives_every_id(finished_run: Path) -> None:
+    run = load_run(finished_run / "run")
+    competition = read_for(run, finished_run / "data")
+    made, rates = predict_members([run, run], competition, 2, "fp32", 0.0, Clock(1.0))
+    np.testing.assert_allclose(made.values, [run.record.prior] * 5, rtol=1e-6)
+    assert len(rates) == 2
+
+
+def test_members_are_averaged_over_those_that_reached_an_id() -> None:
+    target = multiclass(("a", "b"))
+    one = Predictions(("x", "y", "z"), np.array([[1, 0], [0.5, 0.5], [0.5, 0.5]], dtype=np.float32), target)
+    two = Predictions(("x", "y", "z"), np.array([[0, 1], [0.2, 0.8], [0.5, 0.5]], dtype=np.float32), target)
+    mean, nobody = average([(one, frozenset({"y", "z"})), (two, frozenset({"z"}))])
+    np.testing.assert_allclose(mean.values, [[0.5, 0.5], [0.2, 0.8], [0.5, 0.5]])
+    assert nobody == {"z"}
+
+
+# ---- the script ----
+
+
+def test_the_script_is_python_that_names_what_it_was_made_for() -> None:
+    text = script_text(replace(SETTINGS, hours=7.5, batch_size=8, runs=("odd\n# name",)))
+    values = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper() and node.lineno < 16
+    }
+    assert values["HOURS"] == 7.5 and values["BATCH_SIZE"] == 8 and values["COMPETITION"] == "glyphs" and values["BUNDLE"] == "0" * 64
+    assert values["NEEDS"]["torch"] == "2.6" and "peft" not in values["NEEDS"]
+    assert "@" not in text.replace("@@", "") and "plt" not in text
+
+
+def test_needs_are_those_of_requirements_txt() -> None:
+    assert oldest_versions(needs_timm=True)["timm"] == "1.0.22" and "timm" not in oldest_versions(needs_timm=False)
+
+
+def test_the_notebook_holds_the_same_code_and_two_cells_to_look(tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    text = notebook_text(SETTINGS)
+    assert text == notebook_text(SETTINGS)
+    (tmp_path / "kernel.ipynb").write_text(text)
+    nbformat.validate(nbformat.read(tmp_path / "kernel.ipynb", as_version=4))
+    code = code_of(tmp_path / "kernel.ipynb")
+    assert "plt.subplots" in code and "predictions.frame().head" in code
+    lines = set(code.splitlines())
+    assert not [line for line in script_text(SETTINGS).splitlines()[4:] if line and not line.startswith("# %%") and line not in lines]
+
+
+def test_an_edited_script_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = Stages(tmp_path)
+    path = write_kernel(tmp_path, NAMES, SETTINGS, False, "none", stages)
+    again = write_kernel(tmp_path, NAMES, replace(SETTINGS, hours=3.0), False, "none", stages)
+    assert path == again and "HOURS = 3.0" in path.read_text()
+    path.write_text("# mine\n")
+    write_kernel(tmp_path, NAMES, SETTINGS, False, "none", Stages(tmp_path))
+    assert path.read_text() == "# mine\n" and "was edited and is kept" in capsys.readouterr().out
+
+
+def test_another_form_takes_the_place_of_ours(tmp_path: Path) -> None:
+    pytest.importorskip("nbformat")
+    stages = Stages(tmp_path)
+    write_kernel(tmp_path, NAMES, SETTINGS, False, "none", stages)
+    path = write_kernel(tmp_path, NAMES, SETTINGS, True, "none", stages)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["kernel-metadata.json", "kernel.ipynb"]
+    assert check_kernel(path.parent, NAMES, "glyphs")["kernel_type"] == "notebook"
+
+
+# ---- metadata ----
+
+
+def test_what_is_pushed_is_private_without_internet_and_titles_resolve_to_slugs() -> None:
+    values = kernel_metadata(NAMES, "glyphs", "kernel.py", "NvidiaTeslaT4")
+    assert (values["enable_internet"], values["is_private"], values["machine_shape"]) == (False, True, "NvidiaTeslaT4")
+    assert values["dataset_sources"] == ["someone/glyphs-digits-bundle"] and values["competition_sources"] == ["glyphs"]
+    slugify = pytest.importorskip("slugify").slugify  # what the kaggle command itself compares with
+    long = make_names("someone", "a-competition-with-a-very-long-name-2026", "Größe: beit_large/384 lora")
+    for reference in (NAMES.kernel, NAMES.dataset, long.kernel, long.dataset):
+        assert slugify(title_of(reference)) == reference.partition("/")[2] and 6 <= len(title_of(reference)) <= 50
+
+
+def test_slugs_are_made_as_kaggle_makes_them() -> None:
+    slugify = pytest.importorskip("slugify").slugify
+    for text in ("A  b", "x_y/z", "--a--", "Über 3.5", "a.b,c"):
+        assert slug_of(text) == slugify(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.pop("enable_internet"), "enable_internet: expected false, found nothing, which means true"),
+        (lambda values: values.update(enable_internet="true"), "enable_internet: expected false, found 'true'"),
+        (lambda values: values.update(is_private=False), "is_private: expected true"),
+        (lambda values: values.update(title="Other"), "title 'Other' resolves to 'other'"),
+        (lambda values: values.update(id="stranger/glyphs-digits"), "id: expected 'someone/glyphs-digits', found 'stranger/glyphs-digits'"),
+        (lambda values: values.update(dataset_sources=[]), "dataset_sources: .* there would be no model"),
+        (lambda values: values.update(competition_sources=["other"]), "competition_sources: .* there would be no images"),
+        (lambda values: values.update(kernel_type="notebook"), "kernel_type: expected 'script'"),
+        (lambda values: values.update(code_file="gone.py"), "code_file: 'gone.py' is not in"),
+    ],
+)
+def test_what_would_go_wrong_in_silence_is_refused(change, message: str, tmp_path: Path) -> None:
+    write_kernel(tmp_path, NAMES, SETTINGS, False, "none", Stages(tmp_path))
+    path = tmp_path / "kernel/kernel-metadata.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=message):
+        check_kernel(path.parent, NAMES, "glyphs")
+
+
+def test_a_second_code_file_would_be_left_behind(tmp_path: Path) -> None:
+    write_kernel(tmp_path, NAMES, SETTINGS, False, "none", Stages(tmp_path))
+    (tmp_path / "kernel/helpers.py").write_text("")
+    with pytest.raises(UserError, match=r"only kernel.py is pushed, and 'helpers.py' would be left behind"):
+        check_kernel(tmp_path / "kernel", NAMES, "glyphs")
+
+
+# ---- where it is rehearsed ----
+
+
+@pytest.mark.parametrize("namespaces", [True, False])
+def test_a_sealed_process_has_no_network_no_home_and_no_tokens(namespaces: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if namespaces and not sealed.isolates():
+        pytest.skip("this system does not allow namespaces")
+    if not namespaces:
+        monkeypatch.setattr(sealed, "isolates", lambda: ())
+    monkeypatch.setenv("KAGGLE_KEY", "0123456789abcdef")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, pathlib, socket\n"
+        "def tried(function):\n"
+        "    try: function(); return 'done'\n"
+        "    except OSError as error: return type(error).__name__\n"
+        "port = {}\n"
+        "port = int(os.environ['PORT'])\n"
+        "print(json.dumps({'connect': tried(lambda: socket.create_connection(('127.0.0.1', port), 2)),\n"
+        "  'home': pathlib.Path.home().exists(), 'key': os.environ.get('KAGGLE_KEY'), 'input': os.environ['KERNEL_INPUT'],\n"
+        "  'write': tried(lambda: (pathlib.Path(os.environ['KERNEL_INPUT']) / 'x').touch()), 'cwd': os.getcwd()}))\n"
+    )
+    (tmp_path / "input").mkdir()
+    (tmp_path / "work").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("PORT", str(server.getsockname()[1]))
+        ended = sealed.run_sealed(script, tmp_path / "work", tmp_path / "input", [tmp_path / "input"])
+    assert ended.code == 0, ended.output
+    told = json.loads(ended.output)
+    assert told["connect"] != "done" and not told["home"] and told["key"] is None
+    assert told["cwd"] == str(tmp_path / "work") and told["input"] == str(tmp_path / "input")
+    assert told["write"] == ("OSError" if namespaces else "done")
+
+
+@pytest.mark.parametrize("kind", ["channels", "long_rows", "names_tell", "one_hot", "views_by_table"])
+def test_a_placeholder_competition_is_read_as_three_ids(kind: str, tmp_path: Path) -> None:
+    made = competitions.KINDS[kind](tmp_path / "data")
+    metric = made.flags[1]
+    facts = read_facts(tmp_path / "data").asked(metric, None, made.flags[3:4] if len(made.flags) > 2 else ())
+    competition = read_layout(tmp_path / "data", asked=facts)
+    make_placeholder(competition, tmp_path / "few")
+    few = read_layout(tmp_path / "few", need="test", known=(competition.target, competition.metric))
+    assert few.form.ids == competition.form.ids[:3]
+    wanted = [(row.id, row.path.relative_to(tmp_path / "data")) for row in competition.test if row.id in set(few.form.ids)]
+    assert [(row.id, row.path.relative_to(tmp_path / "few")) for row in few.test] == wanted
+
+
+# ---- whole rehearsals ----
+
+
+def test_a_rehearsed_kernel_writes_what_inference_writes(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that always runs; then the same bundle again where no package peft is."""
+    monkeypatch.delenv("KAGGLE_USERNAME", raising=False)
+    flags = ["--model", str(finished_run / "run"), "--data", str(finished_run / "data"), "--output", str(tmp_path / "kernel")]
+    flags += ["--competition", "glyphs", "--batch-size", "2", "--precision", "fp32"]
+    assert main(flags) == 0
+    printed = capsys.readouterr().out
+    assert "byte for byte" in printed and "ESTIMATE for 10,000 hidden rows" in printed
+    commands = [line.strip() for line in printed.splitlines() if line.strip().startswith("kaggle ")]
+    assert len(commands) == 3 and "-r zip" in commands[0] and "-v 1 -f submission.csv" in commands[2]
+    made = tmp_path / "kernel/rehearsal/submission.csv"
+    assert made.read_bytes() == (tmp_path / "kernel/rehearsal/reference.csv").read_bytes()
+    assert len((tmp_path / "kernel/rehearsal/placeholder/work/submission.csv").read_text().splitlines()) == 4
+    assert main(flags) == 0
+    assert "done before with these files" in capsys.readouterr().out
+
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without/peft.py").write_text("raise ImportError('no peft here')")
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "without"))
+    ended = sealed.run_sealed(tmp_path / "kernel/kernel/kernel.py", tmp_path / "work", tmp_path / "kernel/rehearsal/whole/input", [])
+    assert ended.code == 0, ended.output
+    assert (tmp_path / "work/submission.csv").read_bytes() == made.read_bytes()
+
+
+def test_the_script_says_what_is_missing_before_it_loads_anything(bundled: Path, tmp_path: Path) -> None:
+    digest = sha256(bundled / "dataset/bundle.json")
+    (tmp_path / "work").mkdir()
+    place = tmp_path / "input"
+    (place / "a").mkdir(parents=True)
+
+    def said(settings: Settings, edit=lambda text: text) -> str:
+        (tmp_path / "kernel.py").write_text(edit(script_text(settings)))
+        ended = sealed.run_sealed(tmp_path / "kernel.py", tmp_path / "work", place, [])
+        assert ended.code == 1 and "Traceback" not in ended.output
+        return ended.output.splitlines()[-1]
+
+    right = replace(SETTINGS, digest=digest)
+    assert said(right).startswith("NOT MOUNTED: the dataset someone/glyphs-digits-bundle. Under")
+    (place / "bundle").symlink_to(bundled / "dataset")
+    assert said(SETTINGS).startswith("ANOTHER VERSION of the bundle is mounted at")
+    assert said(right).startswith("NOT MOUNTED: the competition glyphs")
+    (place / "glyphs").mkdir()
+    text = said(right, lambda text: text.replace('"torch": "2.6"', '"torch": "99.1", "absent-package": "1"'))
+    assert "torch>=99.1 (found 2." in text and "absent-package>=1 (missing)" in text and "WHEELS=" in text
+    (place / "bundle").unlink()
+    (place / "bundle").mkdir()
+    shutil.copyfile(bundled / "dataset/bundle.json", place / "bundle/bundle.json")
+    assert "made without `-r zip`" in said(right)
+
+
+def rehearsed(models: list[Path], data: Path, output: Path, *more: str) -> Path:
+    flags = [word for model in models for word in ("--model", str(model))]
+    assert main([*flags, "--data", str(data), "--output", str(output), "--competition", "glyphs", *more]) == 0
+    return output / "rehearsal/submission.csv"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["one_hot", "names_tell", "channels", "long_rows", "numbers", "best_five", "tags"])
+def test_rehearsal_of_many_kinds(kind: str, tmp_path: Path, tiny_backbone: Path) -> None:
+    made = competitions.KINDS[kind](tmp_path / "data")
+    flags = ["--data", str(tmp_path / "data"), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "run"), *FEW, *made.flags]
+    assert train.main(flags) == 0
+    file = rehearsed([tmp_path / "run"], tmp_path / "data", tmp_path / "kernel")
+    assert len(file.read_text().splitlines()) == len(made.answers) + 1
+
+
+@pytest.mark.slow
+def test_rehearsal_of_several_members_as_a_notebook(finished_run: Path, tmp_path: Path, tiny_backbone: Path) -> None:
+    pytest.importorskip("nbformat")
+    flags = ["--data", str(finished_run / "data"), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "other"), *FEW]
+    assert train.main([*flags, "--seed", "7", "--lora-rank", "0"]) == 0
+    file = rehearsed([finished_run / "run", tmp_path / "other"], finished_run / "data", tmp_path / "kernel", "--notebook")
+    assert len(file.read_text().splitlines()) == 6
+
+
+@pytest.mark.slow
+def test_rehearsal_of_questions(tmp_path: Path, tiny_backbone: Path) -> None:
+    make_questions(tmp_path / "data")
+    assert train.main(arguments(tmp_path, recipe(tmp_path, tiny_backbone, epochs="1"), tmp_path / "words")) == 0
+    known_words = {"text_architecture": "null", "text_backbone": str(tmp_path / "words/model_bert"), "lora": "{rank: 2}", "epochs": "1"}
+    assert train.main(arguments(tmp_path, recipe(tmp_path, tiny_backbone, **known_words), tmp_path / "run")) == 0
+    file = rehearsed([tmp_path / "run"], tmp_path / "data", tmp_path / "kernel")
+    assert len(file.read_text().splitlines()) == 16
+    assert len((tmp_path / "kernel/rehearsal/placeholder/work/submission.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_rehearsal_of_an_unfinished_run_says_so(tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished_run / "run", tmp_path / "run")
+    (tmp_path / "run/run.json").unlink()
+    (tmp_path / "run/state/kept.json").write_text('{"epoch": 1, "metric": "val_accuracy", "value": 0.5}')
+    rehearsed([tmp_path / "run"], finished_run / "data", tmp_path / "kernel")
+    assert "note: unfinished: the weights of its best epoch so far, 1 of 1" in capsys.readouterr().out
+
+
+def test_an_edited_script_that_predicts_otherwise_is_not_pushed(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of the rehearsal must be inference.py's. Here neither is computed: what is compared is."""
+    from pipeline.kernel import rehearsal
+
+    def run(script: Path, work: Path, input_dir: Path, read_only: list[Path]) -> sealed.Ended:
+        (work / "submission.csv").write_text("id,label\nt000,red\n")
+        return sealed.Ended(0, "took 1 s, peak memory 5 MB, rows a second 3\n")
+
+    monkeypatch.setattr(rehearsal, "run_sealed", run)
+    monkeypatch.setattr(rehearsal, "_reference", lambda runs, competition, output, settings: output.write_text("id,label\nt000,blue\n"))
+    flags = ["--model", str(finished_run / "run"), "--data", str(finished_run / "data"), "--output", str(tmp_path / "kernel")]
+    with pytest.raises(UserError, match=r"differs from inference.py's.*1 lines, first line 2: 't000,red' and 't000,blue'"):
+        main([*flags, "--competition", "glyphs"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--hours", "0"], "--hours 0: expected more than 0"),
+        (["--hours", "nan"], "--hours nan"),
+        (["--hours", "13"], "at most 12"),
+        (["--batch-size", "0"], "--batch-size 0: expected at least 1"),
+        (["--name", "Bad Name"], "--name Bad Name: expected 6 to 43 small letters.*'bad-name'"),
+        (["--competition", "two words"], "is no competition name"),
+    ],
+)
+def test_bad_flags_are_one_message(flags: list[str], message: str, finished_run: Path, tmp_path: Path) -> None:
+    given = ["--model", str(finished_run / "run"), "--data", str(finished_run / "data"), "--output", str(tmp_path / "kernel")]
+    competition = [] if "--competition" in flags else ["--competition", "glyphs"]
+    with pytest.raises(UserError, match=message):
+        main([*given, *competition, *flags])
+
+
+def test_a_competition_that_nobody_named_is_asked_for(finished_run: Path, tmp_path: Path) -> None:
+    given = ["--model", str(finished_run / "run"), "--data", str(finished_run / "data"), "--output", str(tmp_path / "kernel")]
+    with pytest.raises(UserError, match="the competition is not known: COMPETITION=<name>"):
+        main(given)
+
+
+def test_a_run_without_weights_yet_is_one_message(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run / "run", tmp_path / "run")
+    (tmp_path / "run/run.json").unlink()
+    with pytest.raises(UserError, match="stopped before any weights were kept"):
+        main(["--model", str(tmp_path / "run"), "--data", str(finished_run / "data"), "--competition", "glyphs"])
