@@ -114,7 +114,7 @@ WINGS = {
         "weights",
         "blend",
     ],
-    "kernel": ["pace", "answer", "bundle", "naming", "script", "placeholder", "sealed", "rehearsal", "stages", "remote", "push", "make"],
+    "kernel": ["pace", "answer", "bundle", "slugs", "script", "placeholder", "sealed", "rehearsal", "stages", "remote", "push", "make"],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
     "benchmarks": ["contenders", "rates", "steps", "benchmark"],
     "last": ["demo_data", "demo"],

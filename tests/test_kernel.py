@@ -25,10 +25,10 @@ from pipeline.kernel import sealed
 from pipeline.kernel.answer import average, check_bundle, known_facts, load_members, predict_members
 from pipeline.kernel.bundle import make_bundle
 from pipeline.kernel.make import main, write_kernel
-from pipeline.kernel.naming import Names, check_kernel, kernel_metadata, make_names, slug_of, title_of
 from pipeline.kernel.pace import Pace, last_moment
 from pipeline.kernel.placeholder import make_placeholder
 from pipeline.kernel.script import Settings, code_of, notebook_text, oldest_versions, script_text
+from pipeline.kernel.slugs import Names, check_kernel, kernel_metadata, make_names, slug_of, title_of
 from pipeline.kernel.stages import Stages
 from pipeline.predictions import Predictions
 from pipeline.run import load_run
@@ -59,7 +59,7 @@ def test_a_bundle_holds_merged_float32_weights_and_predicts_alike(bundled: Path,
     assert {weight.dtype for weight in load_file(member.backbone_dir / "model.safetensors").values()} == {torch.float32}
     assert (member.target, member.metric, member.record.prior) == (run.target, run.metric, run.record.prior)
     competition = read_for(run, finished_run / "data")
-    theirs, ours = (predict(one, competition, 2, "fp32") for one in (member, run))
+    theirs, ours = (predict(one, competition, 2, "fp32")[0] for one in (member, run))
     assert theirs.ids == ours.ids
     np.testing.assert_array_equal(theirs.values, ours.values)
     assert known_facts(manifest).metric == "accuracy"
@@ -160,7 +160,7 @@ def test_the_pace_forecasts_and_stops() -> None:
 def test_time_that_is_up_leaves_a_whole_file_with_class_frequencies(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = load_run(finished_run / "run")
     competition = read_for(run, finished_run / "data")
-    whole = predict(run, competition, 2, "fp32")
+    whole, _ = predict(run, competition, 2, "fp32")
     made, _ = predict_members([run], competition, 2, "fp32", 3.5, Clock(1.0))
     reached = (made.values == whole.values).all(axis=1)
     assert made.ids == whole.ids and reached.tolist() == [True, True, True, True, False]
@@ -478,5 +478,6 @@ def test_a_competition_that_nobody_named_is_asked_for(finished_run: Path, tmp_pa
 def test_a_run_without_weights_yet_is_one_message(finished_run: Path, tmp_path: Path) -> None:
     shutil.copytree(finished_run / "run", tmp_path / "run")
     (tmp_path / "run/run.json").unlink()
+    (tmp_path / "run/state/kept.json").unlink()
     with pytest.raises(UserError, match="stopped before any weights were kept"):
         main(["--model", str(tmp_path / "run"), "--data", str(finished_run / "data"), "--competition", "glyphs"])

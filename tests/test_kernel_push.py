@@ -18,9 +18,9 @@ from pipeline.files import sha256
 from pipeline.kaggle import cli, ledger
 from pipeline.kernel import make, rehearsal, remote
 from pipeline.kernel.bundle import Bundle, make_bundle
-from pipeline.kernel.naming import Names, dataset_metadata
 from pipeline.kernel.push import push, signed_in_owner
 from pipeline.kernel.script import Settings
+from pipeline.kernel.slugs import Names, dataset_metadata
 from pipeline.kernel.stages import Stages
 from pipeline.run import load_run
 

@@ -22,7 +22,9 @@ from pipeline.files import read_json, sha256, write_json, write_text
 from pipeline.kaggle import cli
 from pipeline.kaggle.remembered import remembered_slug
 from pipeline.kernel.bundle import DATASET_METADATA, Bundle, make_bundle
-from pipeline.kernel.naming import (
+from pipeline.kernel.rehearsal import cost_of, forecast, rehearse
+from pipeline.kernel.script import Settings, notebook_text, script_text
+from pipeline.kernel.slugs import (
     ACCELERATORS,
     KERNEL_METADATA,
     UNKNOWN_OWNER,
@@ -32,8 +34,6 @@ from pipeline.kernel.naming import (
     kernel_metadata,
     make_names,
 )
-from pipeline.kernel.rehearsal import cost_of, forecast, rehearse
-from pipeline.kernel.script import Settings, notebook_text, script_text
 from pipeline.kernel.stages import Stages
 from pipeline.lock import holding_file
 from pipeline.run import Run, load_run

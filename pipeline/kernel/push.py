@@ -18,7 +18,7 @@ from pipeline.kaggle.submit import Plan, default_message, submit
 from pipeline.kaggle.token import scrub
 from pipeline.kernel import remote
 from pipeline.kernel.bundle import Bundle
-from pipeline.kernel.naming import Names
+from pipeline.kernel.slugs import Names
 from pipeline.kernel.stages import Stages
 from pipeline.run import Run
 from pipeline.submission.origin import find_origin

@@ -16,10 +16,10 @@ from pipeline.competition.rows import Competition
 from pipeline.errors import UserError
 from pipeline.files import human_time, sha256, write_text
 from pipeline.kernel.bundle import Bundle
-from pipeline.kernel.naming import Names
 from pipeline.kernel.placeholder import ROWS, make_placeholder
 from pipeline.kernel.script import Settings, code_of
 from pipeline.kernel.sealed import Ended, describe, run_sealed
+from pipeline.kernel.slugs import Names
 from pipeline.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
