@@ -65,6 +65,7 @@ def make_target_run(
     train = _labels(target, 5 * rows, rng)
     record |= {"target": target.record(), "metric": {"name": known.name, "higher_is_better": known.higher_is_better}, "best": best}
     record["class_names"] = list(target.output_names)
+    record["data"] = str(run_dir.parent / "images")
     record["counts"] |= {"train": len(train), "val": rows, "train_per_class": target.counts(train)}
     if target.kind == "continuous":
         record["counts"]["train_histograms"] = histograms(target.names, target.encode(train))

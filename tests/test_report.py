@@ -52,7 +52,7 @@ def test_the_page_has_every_section(tmp_path: Path) -> None:
     page = Page(run_dir / "report.html")
     for expected in (
         "beit-large-384-lora: report",
-        "Classification · microsoft/beit-large-patch16-384",
+        "Classification · beit-large-patch16-384",
         "75.0% validation accuracy epoch 3 of 4 12 images; 95% interval 47 to 91%",
         "91.5% test accuracy 240 rows",
         "3 classes · 60 training images · 12 validation images · 4 epochs · 4m04s · cpu, bf16",
@@ -201,10 +201,11 @@ def test_calibration_over_enough_predictions(tmp_path: Path) -> None:
 
 def test_mistakes_show_their_image_where_it_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    good, broken = Path("a b.png"), Path("broken.jpg")
+    good, broken = Path("data/a b.png"), Path("data/broken.jpg")
+    Path("data").mkdir()
     Image.new("RGBA", (900, 300), (200, 30, 30, 255)).save(good)
     broken.write_bytes(b"\xff\xd8\xff not a picture")
-    page = Page(build_report(make_run(tmp_path / "run", paths=[str(good), str(broken), "gone.jpg"])))
+    page = Page(build_report(make_run(tmp_path / "run", paths=[str(good), str(broken), "data/gone.jpg"])))
     thumbnails = [image for image in page.all("img") if (image["src"] or "").startswith("data:image/jpeg")]
     assert [image["alt"] for image in thumbnails] == ["Avocado, taken for Banana"]
     assert len(thumbnails[0]["src"] or "") < 20_000
