@@ -13,6 +13,7 @@ from sklearn.dummy import DummyClassifier
 
 import train
 from pipeline import files
+from pipeline.commands import session
 from pipeline.config import load_recipe
 from pipeline.report.page import build_report
 from pipeline.targets.baseline import Baseline, constant_baseline
@@ -64,7 +65,7 @@ def test_every_flag_that_is_named_is_one(tmp_path: Path) -> None:
 def train_overrides(args) -> dict:
     from pipeline.config import parse_assignments
 
-    given = {key: getattr(args, flag) for flag, key in train.RECIPE_FLAGS.items() if getattr(args, flag) is not None}
+    given = {key: getattr(args, flag) for flag, key in session.RECIPE_FLAGS.items() if getattr(args, flag) is not None}
     return given | parse_assignments(args.set)
 
 

@@ -115,6 +115,7 @@ WINGS = {
         "blend",
     ],
     "kernel": ["pace", "answer", "bundle", "slugs", "script", "placeholder", "sealed", "rehearsal", "stages", "remote", "push", "make"],
+    "commands": ["session", "building", "fitting"],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
     "benchmarks": ["contenders", "rates", "steps", "benchmark"],
     "last": ["demo_data", "demo"],

@@ -1,0 +1,81 @@
+"""The training part of a competition read, and the model that will learn it built and placed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.commands.session import Session
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
+    from pipeline.competition.rows import Competition
+    from pipeline.config import Recipe
+    from pipeline.tasks.build import Build
+    from pipeline.training.compute import Compute
+    from pipeline.training.resume import FormerRun
+
+
+def read_data(args: argparse.Namespace, recipe: Recipe, former: FormerRun | None = None) -> Competition:
+    """The training part of the competition as the recipe, competition.yaml or the resumed run read it; what was understood is printed.
+
+    Raises:
+        UserError: the data cannot be read in one way alone, or do not fit the recipe.
+    """
+    from pipeline.competition.facts import read_facts
+    from pipeline.competition.groups import Grouping
+    from pipeline.competition.layout import read_layout
+
+    data, facts = recipe.data, read_facts(Path(args.data))
+    competition = read_layout(
+        Path(args.data),
+        id_column=data.id_column or facts.id_column,
+        label_column=data.label_column or facts.label_column,
+        need="train",
+        skip_bad_images=data.skip_bad_images,
+        asked=former.asked() if former else facts.asked(data.metric, data.target, data.positive_class),
+        grouped=Grouping(None if data.groups else data.group_column or facts.group_column, data.groups),
+    )
+    print("\n".join(f"  {note}" for note in competition.notes))
+    if competition.form is not None and not competition.test:
+        where = competition.form.path or args.data
+        print(f"WARNING: the images that {where} asks for are not there: nothing can be predicted until they are", file=sys.stderr)
+    if competition.folds and not args.folds:
+        print(f"  note: {competition.folds_from} names folds, which only --folds takes")
+    if recipe.task != competition.task:
+        fix = "--recipe vqa-bert-vit-lora-r8" if competition.task == "vqa" else "a recipe without task: vqa, such as the default"
+        raise UserError(
+            f"{args.data} is for {competition.task}, and the recipe {recipe.name} for {recipe.task}: use {fix}, or another --data"
+        )
+    return competition
+
+
+def build_task(session: Session, competition: Competition | None = None) -> tuple[Build, Compute]:
+    """The competition read (unless it is given), the model built and placed; what was understood is printed.
+
+    Raises:
+        UserError: the data cannot be read in one way alone, do not fit the recipe, or the backbone cannot be loaded.
+    """
+    from pipeline.models.places import check_recipe
+
+    args, recipe, former = session.args, session.recipe, session.former
+    print(f"{recipe.name}: {recipe.task} with {recipe.backbones}")
+    if former is None:  # a run that goes on has its own weights
+        check_recipe(recipe)
+    if competition is None:
+        competition = read_data(args, recipe, former)
+
+    from pipeline.tasks.registry import task_module  # torch and transformers: seconds, after everything that can be wrong without them
+    from pipeline.training.compute import choose_compute
+
+    if args.dry_run:  # which writes nothing
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_gb": 0})})
+    compute = choose_compute(recipe.precision)
+    build = task_module(recipe.task).build(recipe, competition, former)
+    if former is not None:
+        former.check_rows(build.task.split_rows())
+    print("\n".join(f"  {note}" for note in build.notes))
+    build.task.place(compute, fresh=former is None)
+    return build, compute

@@ -1,0 +1,241 @@
+"""A built task trained, from what is announced before the first step to run.json, the page and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.commands.session import Session
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
+    from collections.abc import Callable
+
+    from pipeline.targets.baseline import Baseline
+    from pipeline.tasks.build import Build
+    from pipeline.training.advice import Watch
+    from pipeline.training.checkpoint import StateStore
+    from pipeline.training.compute import Compute
+    from pipeline.training.engine import Position
+    from pipeline.training.record import Recorder
+
+
+def train(session: Session, build: Build, compute: Compute) -> int:
+    """Train what was built, from the start or from the state in the output folder; the exit code.
+
+    Raises:
+        UserError: it will not fit in memory or on the disk, `compile: true` cannot be had, or the loss became NaN or infinite.
+        Interrupted: see `pipeline.training.engine.fit`.
+    """
+    from pipeline.training.advice import Watch
+    from pipeline.training.checkpoint import seed_everything
+    from pipeline.training.compilation import settle
+    from pipeline.training.engine import fit
+    from pipeline.training.estimate import dry_run
+    from pipeline.training.keeping import keeping
+    from pipeline.training.optim import build_optimizer, plan_schedule
+    from pipeline.training.record import Recorder
+
+    args, recipe, former, task = session.args, session.recipe, session.former, build.task
+    schedule = plan_schedule(recipe, task.num_train)
+    optimizer = build_optimizer(task.model.named_parameters(), recipe, build.head)
+    micro_batch_size, expected_seconds = announce(session, build, compute, schedule)
+    choice = recipe.compile if task.one_shape else False
+    before = None if former is None else former.start.get("compiled", False)
+    keep = keeping(recipe.checkpoint.keep, task.num_val)
+    print(f"  the {'last' if keep.last else 'best'} epoch is kept: {keep.why}")
+    compiled, note = settle(task, compute, choice, micro_batch_size, expected_seconds, before)
+    if note is not None:
+        print(f"  {note}")
+    if args.dry_run:
+        print("\n".join(dry_run(task, compute, micro_batch_size)))
+        return 0
+
+    recorder = Recorder(
+        session.output, recipe, task.save, task.write_validation, (f"train_{task.train_score}", task.best_metric), keep.record()
+    )
+    baseline = task.baseline()
+    start, store, state = begin(session, build, recorder, schedule, compiled, baseline)
+    watch = Watch(baseline, task.best_metric, task.higher_is_better, task.num_val, schedule)
+    seed_everything(recipe.seed + 2)  # from here on nothing depends on what was drawn while building
+    last = fit(
+        task,
+        optimizer,
+        schedule,
+        compute,
+        store,
+        recorder_with_page(recorder, session.output, watch),
+        epochs=recipe.epochs,
+        micro_batch_size=micro_batch_size,
+        max_grad_norm=recipe.optimizer.max_grad_norm,
+        save_minutes=recipe.checkpoint.every_minutes,
+        max_minutes=args.max_minutes,
+        keep_last=keep.last,
+        state=state,
+        on_stop=partial(leave_usable, session, recorder, schedule),
+    )
+    finish(session, build, compute, recorder, last, baseline, {"schedule": schedule, "compiled": compiled, **start})
+    return 0
+
+
+def begin(
+    session: Session, build: Build, recorder: Recorder, schedule: dict[str, Any], compiled: bool, baseline: Baseline | None
+) -> tuple[dict[str, Any], StateStore, dict[str, Any] | None]:
+    """Make the output folder one of this run: what it was started with, its states, and the state to go on from (None: from the beginning).
+
+    Raises:
+        UserError: a state that cannot be read.
+    """
+    from pipeline.files import set_aside
+    from pipeline.report.thumbnails import store_samples
+    from pipeline.run import run_entries
+    from pipeline.training.checkpoint import StateStore
+    from pipeline.training.resume import write_rows, write_start
+
+    output, task, former = session.output, build.task, session.former
+    store, state = StateStore(output / "state"), None
+    if former is None:
+        if moved := set_aside(run_entries(output), output / "earlier"):
+            print(f"what was in {output} is kept in {moved}")
+        write_rows(output, task.split_rows())  # first, for a folder with a state/ is never taken for a release
+        task.save(output, initial=True)
+        facts = {
+            **task.facts(),
+            "baseline": baseline and baseline.record(),
+            "data": session.args.data,
+            "batch_size": session.args.batch_size,
+        }
+        start = write_start(output, session.recipe, schedule, task.class_names, facts, session.command, compiled)
+    else:
+        start = former.go_on(session.recipe, schedule, task.split_rows(), session.command, session.args.data)
+        state, damaged = store.load()
+        print("\n".join(damaged), end="\n" if damaged else "")
+        if state is None:
+            print("no state was saved yet: starting from the beginning")
+        else:
+            recorder.resume(state["position"]["history"])
+    if task.rows_are == "images":
+        store_samples(output, task.train_rows, task.target)
+    return {name: start[name] for name in ("command", "changes", "started")}, store, state
+
+
+def recorder_with_page(recorder: Recorder, output: Path, watch: Watch) -> Callable[[Any], None]:
+    """What is called after each epoch: its files, then the run's page; a warning where the run is no better than a constant guess."""
+    from pipeline.report.page import LivePage
+
+    live_page = LivePage(output)
+
+    def on_epoch(report: Any) -> None:
+        recorder.epoch(report)
+        if warning := watch.warning(recorder.history):
+            print(warning, file=sys.stderr)
+        if problem := live_page.update():
+            print(problem)
+
+    return on_epoch
+
+
+def leave_usable(session: Session, recorder: Recorder, schedule: dict[str, Any], position: Position) -> None:
+    """Of a run that was interrupted: weights that can be used, its page, and what predicts with them."""
+    from pipeline.report.page import LivePage
+
+    if not recorder.stopped(position, schedule):
+        print(f"nothing was learnt yet, after {position.step} optimizer steps: there are no weights to predict with")
+        return
+    page = session.output / "report.html"
+    if problem := LivePage(session.output).update(at_once=True):
+        print(problem)
+    print(f"page: {page}\nnext: {next_command(session)}")
+
+
+def next_command(session: Session) -> str:
+    """The command that predicts with the run, to be pasted."""
+    return shlex.join(["python", "inference.py", "--model", str(session.output), "--data", session.args.data])
+
+
+def finish(
+    session: Session,
+    build: Build,
+    compute: Compute,
+    recorder: Recorder,
+    last: Position,
+    baseline: Baseline | None,
+    started_with: dict[str, Any],
+) -> None:
+    """Write run.json and the page, and print what came out and what to do next.
+
+    Raises:
+        UserError: the page's files are damaged.
+    """
+    from pipeline.report.page import build_report
+
+    task, output = build.task, session.output
+    facts = {
+        "class_names": list(task.class_names),
+        **task.facts(),
+        "counts": {**task.counts(), "parameters": vars(build.counts)},
+        "best_metric": task.best_metric if task.num_val else "epoch",
+        "baseline": baseline and baseline.record(),
+        "precision": compute.precision,
+        "device": compute.device_name(),
+        "data": session.args.data,
+        **started_with,
+    }
+    recorder.finish(last, facts)
+    for line in task.examine(output, compute):
+        print(f"  {line}")
+    page = build_report(output)
+    best = (
+        f"{'last' if recorder.keep.get('rule') == 'last' else 'best'} epoch {last.best_epoch}: {task.best_metric} {last.best_value:.4f}"
+        if task.num_val
+        else "no validation rows: the last epoch is kept"
+    )
+    best += f" ({baseline.words}: {baseline.value:.4f})" if baseline else ""
+    print(f"done. {best}\npage: {page}\nnext: {next_command(session)}")
+
+
+def announce(session: Session, build: Build, compute: Compute, schedule: dict[str, Any]) -> tuple[int, float]:
+    """Print what is about to happen and what it will need; the micro-batch size, and the seconds that training on all epochs will take.
+
+    Raises:
+        UserError: it will not fit in memory or on the disk.
+    """
+    from pipeline.files import human_size, human_time
+    from pipeline.training.advice import advise
+    from pipeline.training.estimate import check_disk, check_fits, largest_micro_batch, seconds_per_image
+    from pipeline.training.memory import OPTIMIZER_STATES
+
+    args, recipe, output = session.args, session.recipe, session.output
+    task, counts = build.task, build.counts
+    kind = f"LoRA rank {recipe.lora.rank} on {' + '.join(recipe.lora.targets)}" if recipe.lora.rank else "full fine-tuning"
+    kind = "the head alone" if recipe.head_only else kind
+    if recipe.lora.rank and recipe.lora.also_train:
+        kind += f", also {' + '.join(recipe.lora.also_train)}"
+    print(f"  {build.summary} for {len(task.class_names):,} {task.names_are}; {kind}")
+    print(
+        f"  parameters: {counts.model:,} in the model, {counts.trainable:,} trainable ({counts.trainable / counts.model:.2%}): "
+        f"adapter {counts.adapter:,}, head {counts.head:,}"
+    )
+    memory = task.account(compute, recipe.optimizer.name)
+    micro_batch_size = recipe.batch_size
+    if args.batch_size == "auto":
+        micro_batch_size = largest_micro_batch(memory, compute.device, recipe.effective_batch_size)
+    checkpointed = None if recipe.activation_checkpointing else partial(task.account, compute, recipe.optimizer.name, checkpointed=True)
+    check_fits(memory, micro_batch_size, compute.device, checkpointed)
+    print(
+        f"  {schedule['total_steps']} optimizer steps ({schedule['steps_per_epoch']} an epoch) of {recipe.effective_batch_size} {task.rows_are} "
+        f"({micro_batch_size} at a time); {schedule['name']} rate {schedule['lr']:.1e}, warm-up {schedule['warmup_steps']} steps"
+    )
+    classes = len(task.class_names)
+    if lines := advise(recipe, schedule, task.num_train, task.num_val, classes, build.new_head, task.facts()["target"]["kind"]):
+        print("\n".join(f"  {line}" for line in lines))
+    disk = check_disk(output, task.model, OPTIMIZER_STATES[recipe.optimizer.name], whole_model_again=not recipe.lora.rank)
+    train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
+    total = recipe.epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
+    sizes = f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
+    print(
+        f"  on {compute.describe()}: about {human_time(total)}, {sizes}; the first batch was there after {arrived - session.started:.1f} s"
+    )
+    return micro_batch_size, recipe.epochs * task.num_train * train_seconds

@@ -1,0 +1,121 @@
+"""What a command line of train.py asks for: its recipe, and the unfinished run that goes on."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+from pipeline.files import sweep
+from pipeline.unfinished import resume_command, started_with
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
+    from pipeline.config import Recipe
+    from pipeline.training.resume import FormerRun
+
+# Flag -> recipe key: these are short for --set KEY=VALUE.
+RECIPE_FLAGS = {
+    "backbone": "backbone",
+    "epochs": "epochs",
+    "batch_size": "batch_size",
+    "accumulation_steps": "accumulation_steps",
+    "lr": "optimizer.lr",
+    "image_size": "image_size",
+    "lora_rank": "lora.rank",
+    "precision": "precision",
+    "seed": "seed",
+    "metric": "data.metric",
+    "target": "data.target",
+    "positive_class": "data.positive_class",
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the command line asks for."""
+
+    args: argparse.Namespace
+    recipe: Recipe
+    former: FormerRun | None  # the unfinished run that goes on
+    output: Path
+    command: str
+    started: float  # on the clock of `time.perf_counter`
+
+
+def fill_in(args: argparse.Namespace) -> None:
+    """Give --data, and with --resume also --batch-size auto, the value that the run was started with, where the command line says nothing."""
+    stored = started_with(Path(args.output)) if args.resume else {}
+    args.data = args.data or stored.get("data") or "data"
+    if args.batch_size is None and stored.get("batch_size") == "auto":
+        args.batch_size = "auto"
+
+
+def open_session(args: argparse.Namespace, command: str, started: float, recipe: Recipe | None = None) -> Session | None:
+    """The command line with its recipe (or the one given); None when there is nothing left to do.
+
+    Raises:
+        UserError: the recipe is wrong, or the output folder holds an unfinished run.
+    """
+    output = Path(args.output)
+    if not args.dry_run:
+        sweep(output)
+    recipe, former = choose_recipe(args, output, recipe)
+    return None if recipe is None else Session(args, recipe, former, output, command, started)
+
+
+def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None) -> Recipe:
+    """The recipe that the flags ask for, on top of a `stored` one where it is given.
+
+    Raises:
+        UserError: the recipe is wrong.
+    """
+    from pipeline.config import DEFAULT_RECIPE, load_recipe, parse_assignments, validate_recipe
+    from pipeline.naming import run_name
+
+    overrides = {key: getattr(args, flag) for flag, key in RECIPE_FLAGS.items() if getattr(args, flag) is not None}
+    if args.backbone and args.image_size is None:
+        overrides["image_size"] = None  # the backbone's own
+    if args.batch_size == "auto":  # the recipe's, in parts as large as `announce` finds room for
+        del overrides["batch_size"]
+    overrides |= parse_assignments(args.set)
+    if stored is not None:
+        return validate_recipe(stored, overrides, "--resume")
+    recipe = load_recipe(args.recipe or DEFAULT_RECIPE, overrides)
+    if "name" in overrides:
+        return recipe
+    return recipe.model_copy(update={"name": run_name(load_recipe(args.recipe or DEFAULT_RECIPE), recipe, args.data)})
+
+
+def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None = None) -> tuple[Recipe | None, FormerRun | None]:
+    """The recipe to train (`given`, or what the flags say) and, when a run is resumed, what that run was. (None, None): there is nothing
+    left to do.
+
+    Raises:
+        UserError: the folder holds an unfinished run and --resume is not given, or flags ask for another recipe than the run's.
+    """
+    from pipeline.config import validate_recipe
+    from pipeline.folds.plan import read_start
+    from pipeline.training.resume import FormerRun
+
+    if read_start(output):
+        raise UserError(f"{output} holds unfinished folds: go on with `{resume_command(output)}`, or use another --output")
+    if args.resume and (output / "run.json").exists():
+        print(f"the run in {output} is complete: nothing to resume")
+        if not (output / "report.html").exists():  # killed in its last second
+            from pipeline.report.page import build_report
+
+            print(f"page: {build_report(output)}")
+        return None, None
+    former = FormerRun.read(output, accept_changes=args.resume == "changed")
+    if former is not None and args.resume:
+        stored = validate_recipe(former.start["recipe"], {}, where=str(output / "state"))
+        wanted = given or asked_recipe(args, None if args.recipe else stored.model_dump(mode="json"))
+        former.check_recipe(stored, wanted)
+        return wanted.model_copy(update={"name": stored.name}), former
+    if args.resume:
+        print(f"no state in {output}: starting from the beginning")
+    elif former is not None and not args.dry_run:
+        raise UserError(f"{output} holds an unfinished run: go on with `{resume_command(output)}`, or use another --output")
+    return given or asked_recipe(args), None
