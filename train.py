@@ -26,7 +26,7 @@ from pipeline.lock import holding_folder
 
 if TYPE_CHECKING:
     from pipeline.competition.rows import Competition
-    from pipeline.config import Recipe
+    from pipeline.recipe import Recipe
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -22,6 +22,7 @@ from pipeline.demo_data import lay_out_digits, lay_out_glyphs
 from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, Interrupted, UserError, run_command
 from pipeline.fetch.archives import unpack_zip
 from pipeline.files import human_time, read_json, read_yaml, replacing, sha256, write_text
+from pipeline.run_names import SCORES
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS, DATA = Path("finetuned_model"), Path("data")
@@ -68,7 +69,7 @@ def demo() -> int:
     scoring = ("--solution", data / "solution.csv", "--predictions", data / "predictions.csv", "--model", run, "--data", data)
     step("score against the held-back labels", "-m", "pipeline.submission.score", *scoring)
     step("show where the base and the fine-tuned model look, and write the page", "-m", "pipeline.report.attention", "--runs", BASE, run)
-    accuracy = read_json(run / "scores.json")["metrics"]["accuracy"]
+    accuracy = read_json(run / SCORES)["metrics"]["accuracy"]
     print(f"\ntest accuracy {accuracy:.4f} in {human_time(time.monotonic() - started)}; the page: {run / 'report.html'}")
     return EXIT_DONE
 

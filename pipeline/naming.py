@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 
 PLAIN = "data"  # a data folder of this name says nothing
 

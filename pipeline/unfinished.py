@@ -8,9 +8,8 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
+from pipeline.run_names import FOLDS_START, KEPT, START
 
-START, KEPT = "state/start.json", "state/kept.json"  # what a run was started with; which weights lie in its folder until it is complete
-FOLDS_START = "state/folds.json"  # what a run of several folds was started with
 _FLAGS = {"data": "--data", "batch_size": "--batch-size"}
 
 

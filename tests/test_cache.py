@@ -13,13 +13,14 @@ from test_crops import RULE, photo
 
 import train
 from pipeline.competition.layout import read_layout
-from pipeline.config import Augmentation, load_recipe
+from pipeline.config import load_recipe
 from pipeline.data import cache as cache_module
 from pipeline.data.cache import FACTS, HEADER_BYTES, MAGIC, SUFFIX, PictureCache, open_cache
 from pipeline.data.dataset import ImageDataset, make_loader
 from pipeline.data.images import check, find_bad
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
+from pipeline.recipe import Augmentation
 from pipeline.tasks.classification import build
 
 

@@ -13,7 +13,6 @@ from pipeline import config
 from pipeline.config import (
     DEFAULT_RECIPE,
     RECIPES_DIR,
-    Recipe,
     differences,
     known_keys,
     load_recipe,
@@ -22,6 +21,7 @@ from pipeline.config import (
     validate_recipe,
 )
 from pipeline.errors import UserError
+from pipeline.recipe import Recipe
 
 # Scripts and papers depend on these names: adding is fine, renaming is not.
 STABLE_KEYS = """

@@ -11,12 +11,12 @@ from PIL import Image, ImageOps
 from torch.nn import functional as F
 from torchvision.transforms import RandomResizedCrop, v2
 
-from pipeline.config import Augmentation
 from pipeline.data import images
 from pipeline.data.cache import PictureCache
 from pipeline.data.crops import Crop, RandomCrop, decoded
 from pipeline.data.dataset import ImageDataset, _drawing
 from pipeline.data.transforms import Preprocessing, augmenter, to_tensor
+from pipeline.recipe import Augmentation
 
 RULE = Preprocessing(64, 64, resample=Image.Resampling.BILINEAR)
 ORIENTATION = 0x0112

@@ -11,10 +11,10 @@ from conftest import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Augmentation
 from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, readable, resolve_workers
 from pipeline.data.images import LostImage
 from pipeline.data.transforms import Preprocessing, to_tensor
+from pipeline.recipe import Augmentation
 
 RULE = Preprocessing(16, 16)
 

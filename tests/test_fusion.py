@@ -22,13 +22,14 @@ from transformers import (
     ViTModel,
 )
 
-from pipeline.config import Head, Lora, load_recipe
+from pipeline.config import load_recipe
 from pipeline.data.tokenizer import QuestionTokenizer, build_tokenizer, load_tokenizer
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.models.encoders import load_encoder, new_encoder, pooled
 from pipeline.models.fusion import AnswerHead, Fused, fuse, load_fused, save_fused
 from pipeline.models.lora import count_parameters
+from pipeline.recipe import Head, Lora
 
 QUESTIONS = ["is it a red circle?", "what colour is the small shape in the picture?", "is it blue?"]
 RULE = Preprocessing(32, 32)

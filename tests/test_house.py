@@ -14,9 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A file imports only from its own wing's earlier rooms and from wings above.
 WINGS = {
-    "": ["errors", "stopping", "files", "unfinished", "lock", "wording", "tables", "config", "naming", "answers"],
+    "": ["errors", "stopping", "files", "run_names", "unfinished", "lock", "wording", "tables", "recipe", "config", "naming", "answers"],
     "targets": ["target", "evidence", "readings", "measures", "classes", "metrics", "baseline", "decide"],
-    "what a run holds": ["run", "predictions"],
+    "what a run holds": ["run_record", "run", "predictions"],
     "forms": ["form", "recognise", "cells", "check"],
     "competition": [
         *(

@@ -12,7 +12,6 @@ from PIL import Image
 
 import inference
 import train
-from pipeline.config import Augmentation
 from pipeline.data.cache import PictureCache
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.images import BadImage, decode
@@ -20,6 +19,7 @@ from pipeline.data.intensity import FILE_NAME, KEY, OWN_RANGES, Intensity, deep_
 from pipeline.data.transforms import Preprocessing, read_preprocessing
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
+from pipeline.recipe import Augmentation
 from pipeline.report.thumbnails import thumbnail
 
 LEVELS = (10, 60, 130, 200, 250)  # brightness of the scans of a set, of 255

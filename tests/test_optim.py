@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from pipeline.config import Recipe, validate_recipe
+from pipeline.config import validate_recipe
 from pipeline.models.lora import attach
+from pipeline.recipe import Recipe
 from pipeline.training.optim import build_optimizer, lr_at, plan_schedule, set_lr
 
 

@@ -19,8 +19,9 @@ from transformers import (
     ViTConfig,
 )
 
-from pipeline.config import RECIPES_DIR, Recipe, load_recipe, recipe_names
+from pipeline.config import RECIPES_DIR, load_recipe, recipe_names
 from pipeline.models.lora import attach, count_parameters
+from pipeline.recipe import Recipe
 
 BASE = {"depths": [2, 2, 18, 2], "embed_dim": 128, "num_heads": [4, 8, 16, 32]}
 LARGE = {"depths": [2, 2, 18, 2], "embed_dim": 192, "num_heads": [6, 12, 24, 48]}

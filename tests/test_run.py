@@ -10,7 +10,8 @@ import pytest
 
 from pipeline import run
 from pipeline.errors import UserError
-from pipeline.run import environment, is_unfinished, load_run, model_dirs, now, read_metrics, run_entries
+from pipeline.run import environment, is_unfinished, load_run, model_dirs, now, run_entries
+from pipeline.run_record import read_metrics
 
 RECORD = {"format": 1, "name": "mine", "class_names": ["cat", "dog"]}
 

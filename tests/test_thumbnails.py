@@ -11,7 +11,7 @@ from conftest import picture
 
 from pipeline.report.run_files import read_run_files
 from pipeline.report.thumbnails import kept_pictures
-from pipeline.run import INSTALLED
+from pipeline.run_names import INSTALLED
 
 
 @pytest.fixture

@@ -223,7 +223,7 @@ def test_a_picture_is_decoded_once_for_its_questions_and_padding_is_per_batch(le
 def test_the_counted_memory_is_what_a_real_step_keeps(learnt: Path) -> None:
     from test_memory import really_saved
 
-    from pipeline.config import Recipe
+    from pipeline.recipe import Recipe
     from pipeline.run import load_run
     from pipeline.tasks.vqa import account_vqa, rebuild
     from pipeline.training.compute import Compute

@@ -176,7 +176,7 @@ def train(
 
 def plain_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
     """The optimizer that train.py builds over what is trained: AdamW, without weight decay and with one rate for adapter and head."""
-    from pipeline.config import Optimizer, Recipe
+    from pipeline.recipe import Optimizer, Recipe
     from pipeline.training.optim import build_optimizer
 
     recipe = Recipe(backbone="any", optimizer=Optimizer(lr=LR, weight_decay=0))

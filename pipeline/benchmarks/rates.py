@@ -100,11 +100,11 @@ def measure_input(work: Work, peers: Sequence[Contender], rounds: int, images: i
 
 
 def _input_round(work: Work, peers: Sequence[Contender], folder: Path, paths: Sequence[Path], number: int) -> dict[str, float]:
-    from pipeline.config import Augmentation
     from pipeline.data.cache import PictureCache
     from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader
     from pipeline.data.images import find_bad
     from pipeline.data.transforms import Preprocessing
+    from pipeline.recipe import Augmentation
 
     rule = Preprocessing(work.image_size, work.image_size, resample=2)
     cache = PictureCache(folder / f"cache {number}", 10**10, paths, Augmentation(), rule)

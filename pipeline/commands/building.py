@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
     from pipeline.competition.rows import Competition
-    from pipeline.config import Recipe
+    from pipeline.recipe import Recipe
     from pipeline.tasks.build import Build
     from pipeline.training.compute import Compute
     from pipeline.training.resume import FormerRun

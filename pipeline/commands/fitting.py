@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.session import Session
+from pipeline.run_names import PAGE
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
     from collections.abc import Callable
@@ -144,7 +145,7 @@ def leave_usable(session: Session, recorder: Recorder, schedule: dict[str, Any],
     if not recorder.stopped(position, schedule):
         print(f"nothing was learnt yet, after {position.step} optimizer steps: there are no weights to predict with")
         return
-    page = session.output / "report.html"
+    page = session.output / PAGE
     if problem := LivePage(session.output).update(at_once=True):
         print(problem)
     print(f"page: {page}\nnext: {next_command(session)}")

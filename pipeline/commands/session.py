@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.files import sweep
+from pipeline.run_names import PAGE, RECORD
 from pipeline.unfinished import resume_command, started_with
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
-    from pipeline.config import Recipe
+    from pipeline.recipe import Recipe
     from pipeline.training.resume import FormerRun
 
 # Flag -> recipe key: these are short for --set KEY=VALUE.
@@ -101,9 +102,9 @@ def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None =
 
     if read_start(output):
         raise UserError(f"{output} holds unfinished folds: go on with `{resume_command(output)}`, or use another --output")
-    if args.resume and (output / "run.json").exists():
+    if args.resume and (output / RECORD).exists():
         print(f"the run in {output} is complete: nothing to resume")
-        if not (output / "report.html").exists():  # killed in its last second
+        if not (output / PAGE).exists():  # killed in its last second
             from pipeline.report.page import build_report
 
             print(f"page: {build_report(output)}")

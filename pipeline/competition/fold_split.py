@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import Recipe
 from pipeline.errors import UserError
 from pipeline.files import sha256
+from pipeline.recipe import Recipe
 from pipeline.targets.target import Target
 from pipeline.wording import counted, listed, quoted
 

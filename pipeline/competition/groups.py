@@ -13,10 +13,10 @@ from pipeline.competition.label_columns import fold_column
 from pipeline.competition.label_table import Labelled
 from pipeline.competition.sources import Source, Sources
 from pipeline.errors import UserError, raise_all
+from pipeline.run_names import FOLDS_FILE
 from pipeline.tables import Table, load_table
 from pipeline.wording import capped, counted, listed, nearest, numbered, quoted
 
-FOLDS_FILE = "folds.csv"  # in the data folder, or beside the folds of a run: id, fold
 COLUMN_FLAG, FILE_FLAG = "--set data.group_column=NAME", "--set data.groups=FILE"
 
 

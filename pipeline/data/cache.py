@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.config import Augmentation
 from pipeline.data.crops import Picture, decoded, random_crop
 from pipeline.data.images import DECODERS, LEVELS, load, load_pixels, seen_size
 from pipeline.data.opening import REDUCIBLE, BadImage, opened
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import human_size
+from pipeline.recipe import Augmentation
 
 FACTS = struct.Struct("<8s5I")  # magic; width and height of the pixels, and of the whole picture as seen; 1 if its format is REDUCIBLE
 CRC = struct.Struct("<I")  # CRC-32 of the facts and the pixels

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from pipeline.config import Augmentation
 from pipeline.data.images import LEVELS
 from pipeline.data.transforms import Preprocessing, to_tensor
+from pipeline.recipe import Augmentation
 
 ATTEMPTS = 10  # at a crop that fits, as torchvision makes
 TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.config import Augmentation
 from pipeline.data.cache import PictureCache
 from pipeline.data.crops import Picture, decoded, random_crop
 from pipeline.data.images import load, load_pixels, lost_image_error, seen_size
 from pipeline.data.opening import REDUCIBLE, BadImage, opened
 from pipeline.data.transforms import Preprocessing, augmenter, to_tensor
+from pipeline.recipe import Augmentation
 
 Key = tuple[int, int]  # (epoch, row)
 SMALL_FILE = 8_000  # bytes: sending the pixels to another process takes longer than decoding

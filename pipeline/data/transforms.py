@@ -12,10 +12,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.functional import pil_modes_mapping
 
-from pipeline.config import Augmentation
 from pipeline.data.intensity import FILE_NAME, KEY, Intensity, read_record
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json, write_json
+from pipeline.recipe import Augmentation
 
 MAX_SIDE = 16_384  # pixels; no model reads larger pictures
 KNOWN_STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"}  # the last is about masks

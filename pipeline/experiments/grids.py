@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from pipeline.config import RECIPES_DIR, Recipe, Section, load_recipe
+from pipeline.config import RECIPES_DIR, load_recipe
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_yaml
+from pipeline.recipe import Recipe, Section
 from pipeline.targets.metrics import find_metric
 
 GRIDS_DIR = RECIPES_DIR / "grids"

@@ -20,11 +20,13 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import Recipe, differences, load_recipe
+from pipeline.config import differences, load_recipe
 from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, Interrupted, UserError
 from pipeline.experiments.grids import Trial
 from pipeline.files import read_json, write_json, write_text
 from pipeline.folds.bases import share_base
+from pipeline.recipe import Recipe
+from pipeline.run_names import RECORD, SCORES
 from pipeline.stopping import end_with_parent
 from pipeline.submission import score
 
@@ -68,7 +70,7 @@ def note(folder: Path) -> dict[str, Any]:
 
 def is_trained(folder: Path) -> bool:
     """True when the run in `folder` is complete: run.json is written last."""
-    return (folder / "run.json").exists()
+    return (folder / RECORD).exists()
 
 
 def has_begun(folder: Path) -> bool:
@@ -79,9 +81,9 @@ def has_begun(folder: Path) -> bool:
 def is_done(trial: Trial, bench: Bench) -> bool:
     """True when nothing is left to do: trained, and predicted and scored where the data allow it."""
     folder = bench.folder(trial)
-    wanted = [folder / "run.json"]
+    wanted = [folder / RECORD]
     wanted += [folder / "predictions.csv"] if bench.predicts else []
-    wanted += [folder / "scores.json"] if bench.predicts and bench.solution else []
+    wanted += [folder / SCORES] if bench.predicts and bench.solution else []
     return all(path.exists() for path in wanted)
 
 
@@ -125,7 +127,7 @@ def run_trial(trial: Trial, bench: Bench) -> str | None:
         if failed is None and bench.predicts and not (folder / "predictions.csv").exists():
             words = ["inference.py", "--model", folder, "--data", bench.data, "--output", folder / "predictions.csv"]
             failed = _step([*words, "--precision", trial.recipe.precision], log, bench)
-        if failed is None and bench.predicts and bench.solution and not (folder / "scores.json").exists():
+        if failed is None and bench.predicts and bench.solution and not (folder / SCORES).exists():
             failed = _score(folder, bench, log)
     finally:
         seconds = round(before + time.monotonic() - started, 1)

@@ -22,7 +22,8 @@ from pipeline.fetch.archives import unpack_zip
 from pipeline.fetch.download import fetch
 from pipeline.fetch.whole import model_problems
 from pipeline.lock import holding_folder
-from pipeline.run import ADAPTER_DIR, INSTALLED, INSTALLING, is_unfinished, model_dirs, now, run_entries
+from pipeline.run import is_unfinished, model_dirs, now, run_entries
+from pipeline.run_names import ADAPTER_DIR, HEAD_FILE, INSTALLED, INSTALLING, RECORD
 from pipeline.unfinished import resume_command
 
 MODEL_DIR = Path("finetuned_model")
@@ -210,7 +211,7 @@ def sort_contents(archive: Path, members: list[Path], unpacked_dir: Path) -> Con
             files.read_json(unpacked_dir / path)
     heading = f"{archive} holds no whole model, and nothing was installed; ask its author, or download it again:"
     raise_all(model_problems(unpacked_dir / root), heading)
-    kept = tuple(unpacked_dir / entry for entry in sorted(entries, key=lambda entry: (entry.name == "run.json", entry)))
+    kept = tuple(unpacked_dir / entry for entry in sorted(entries, key=lambda entry: (entry.name == RECORD, entry)))
     return Contents(kept, unpacked_dir / data_dir if data_dir else None, tuple(left_out))
 
 
@@ -289,7 +290,7 @@ def _installed(model_dir: Path) -> dict[str, Any]:
 
 def _weights(model_dir: Path) -> dict[str, str]:
     """The digests of what predictions are made from: everything in `model_*/`, the head, run.json."""
-    paths = [model_dir / "run.json", model_dir / "head.safetensors"]
+    paths = [model_dir / RECORD, model_dir / HEAD_FILE]
     paths += [path for folder in model_dirs(model_dir) for path in folder.rglob("*")]
     return {path.relative_to(model_dir).as_posix(): files.sha256(path) for path in paths if path.is_file() and path.name[0] != "."}
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from pipeline import files
 from pipeline.errors import UserError
-from pipeline.run import ADAPTER_DIR, HEAD_FILE, model_dirs, read_values
+from pipeline.run import model_dirs
+from pipeline.run_names import ADAPTER_DIR, HEAD_FILE, RECORD
+from pipeline.run_record import read_values
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -27,10 +29,10 @@ def model_problems(folder: Path) -> list[str]:
         if not (adapter / "adapter_config.json").is_file():
             problems.append(f"{adapter.relative_to(folder)}: no adapter_config.json")
         problems += _weight_problems(adapter, ADAPTER_WEIGHTS)
-    if not (folder / "run.json").exists():
+    if not (folder / RECORD).exists():
         return problems
     try:
-        record = read_values(folder / "run.json")
+        record = read_values(folder / RECORD)
     except UserError as error:
         return [*problems, str(error)]
     recipe = record.get("recipe") or {}

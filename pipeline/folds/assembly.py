@@ -10,13 +10,15 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from pipeline.competition.rows import Competition
-from pipeline.config import Recipe
 from pipeline.errors import UserError, raise_all
 from pipeline.files import replacing, write_json
 from pipeline.folds.decisions import judge, temperature_of
 from pipeline.folds.plan import Plan
 from pipeline.predictions import Predictions
-from pipeline.run import FORMAT, RECORD, RunRecord, environment, now, read_record
+from pipeline.recipe import Recipe
+from pipeline.run import environment, now
+from pipeline.run_names import RECORD, VAL_TABLE, VAL_VALUES
+from pipeline.run_record import FORMAT, RunRecord, read_record
 from pipeline.tables import guarded, load_table, restored, write_table
 from pipeline.targets.measures import histograms
 from pipeline.targets.metrics import all_metrics, find_metric
@@ -56,12 +58,12 @@ def read_held(folder: Path) -> Held:
     record = read_record(folder)
     if record is None:
         raise UserError(f"{folder} holds no finished run")
-    table = load_table(folder / "val_predictions.csv")
+    table = load_table(folder / VAL_TABLE)
     if table.columns != PREDICTION_COLUMNS:
         raise UserError(f"{table.path}: expected the columns {', '.join(PREDICTION_COLUMNS)}, found {', '.join(table.columns)}")
     cells = [list(map(restored, row)) for row in table.cells]
     try:
-        values = np.load(folder / "val_probs.npy", allow_pickle=False)
+        values = np.load(folder / VAL_VALUES, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{folder / 'val_probs.npy'} is missing or damaged: {error}") from None
     if values.shape != (len(cells), record.target.num_outputs):
@@ -193,8 +195,8 @@ def write_images(output: Path, competition: Competition, held: dict[int, Held]) 
     cells = [row for one in held.values() for row in one.cells]
     values = np.concatenate([one.values for one in held.values()])
     order = sorted(range(len(cells)), key=lambda row: place.get((cells[row][0], cells[row][1]), len(place)))
-    write_table(output / "val_predictions.csv", PREDICTION_COLUMNS, [[*map(guarded, cells[row][:4]), cells[row][4]] for row in order])
-    write_probabilities(output / "val_probs.npy", values[order])
+    write_table(output / VAL_TABLE, PREDICTION_COLUMNS, [[*map(guarded, cells[row][:4]), cells[row][4]] for row in order])
+    write_probabilities(output / VAL_VALUES, values[order])
 
 
 def write_probabilities(path: Path, values: np.ndarray) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.files import sha256
-from pipeline.run import ADAPTER_DIR, model_dirs
+from pipeline.run import model_dirs
+from pipeline.run_names import ADAPTER_DIR
 
 
 def share_base(folder: Path, others: Iterable[Path]) -> None:

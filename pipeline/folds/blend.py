@@ -21,7 +21,9 @@ from pipeline.folds.team import in_order
 from pipeline.folds.weights import Choice, Scale, nested, select, unseen
 from pipeline.lock import holding_folder
 from pipeline.predictions import Predictions
-from pipeline.run import FORMAT, RECORD, RunRecord, environment, now, read_record, run_entries
+from pipeline.run import environment, now, run_entries
+from pipeline.run_names import RECORD, VAL_TABLE, VAL_VALUES
+from pipeline.run_record import FORMAT, RunRecord, read_record
 from pipeline.tables import guarded, load_table, restored, write_table
 from pipeline.targets.metrics import all_metrics, find_metric, why_undefined
 from pipeline.targets.target import Target
@@ -97,7 +99,7 @@ def read_member(path: Path) -> Member:
         raise UserError(f"{path} answers questions: only runs on images with labels are blended")
     target = record.target
     if record.kind == "run":
-        if not (path / "val_predictions.csv").exists():
+        if not (path / VAL_TABLE).exists():
             why = "so nothing says what it is worth in a blend"
             raise UserError(f"{path} kept no validation rows, {why}: train it with data.val_fraction, or --folds")
         held = read_held(path)
@@ -252,7 +254,7 @@ def _write(
 
 def _write_rows(output: Path, first: Member, blended: Predictions, labels: Sequence[str]) -> None:
     """val_predictions.csv and val_probs.npy, a row an id, with an image of each: what a page reads."""
-    table = load_table(first.path / "val_predictions.csv")
+    table = load_table(first.path / VAL_TABLE)
     image_of = {restored(row[0]): restored(row[1]) for row in reversed(table.cells)}
     target = blended.target
     rows = zip(blended.ids, labels, target.decode(blended.values), target.confidence(blended.values), strict=True)
@@ -260,8 +262,8 @@ def _write_rows(output: Path, first: Member, blended: Predictions, labels: Seque
         (*map(guarded, (row_id, image_of.get(row_id, ""), label, said)), "" if sure is None else f"{sure:.6f}")
         for row_id, label, said, sure in rows
     ]
-    write_table(output / "val_predictions.csv", PREDICTION_COLUMNS, cells)
-    write_probabilities(output / "val_probs.npy", blended.values)
+    write_table(output / VAL_TABLE, PREDICTION_COLUMNS, cells)
+    write_probabilities(output / VAL_VALUES, blended.values)
 
 
 if __name__ == "__main__":

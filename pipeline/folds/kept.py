@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, sha256, write_json
 from pipeline.predictions import Predictions
 from pipeline.run import Run, environment, model_dirs, now
+from pipeline.run_names import HEAD_FILE
 from pipeline.targets.target import Target
 
 STEM = "test"
@@ -82,6 +83,6 @@ class Kept:
             if key not in self._weights:
                 self._weights[key] = sha256(file)
             found.append((str(file.relative_to(run.path)), self._weights[key]))
-        head = run.path / "head.safetensors"
+        head = run.path / HEAD_FILE
         found += [("head", sha256(head))] if head.exists() else []
         return hashlib.sha256(repr(found).encode()).hexdigest()

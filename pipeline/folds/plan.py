@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.competition.fold_split import both_sides, find_units, make_folds, split_seed
-from pipeline.competition.groups import FOLDS_FILE, take_folds
+from pipeline.competition.groups import take_folds
 from pipeline.competition.rows import Competition
-from pipeline.config import Recipe
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from pipeline.run import RECORD, now
+from pipeline.recipe import Recipe
+from pipeline.run import now
+from pipeline.run_names import FOLDS_FILE, FOLDS_START, RECORD
 from pipeline.tables import guarded, load_table, restored, write_table
-from pipeline.unfinished import FOLDS_START
 from pipeline.wording import counted, quoted
-
-START = FOLDS_START
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,9 @@ class Plan:
             self._check(path)
         else:
             write_table(path, ("id", "fold"), [(guarded(row_id), str(fold)) for row_id, fold in self.fold_of.items()])
-        if not (self.output / START).exists():
+        if not (self.output / FOLDS_START).exists():
             start = {"folds": self.count, "recipe": recipe.model_dump(mode="json"), "command": command, "started": now()}
-            write_json(self.output / START, start)
+            write_json(self.output / FOLDS_START, start)
 
     def _check(self, path: Path) -> None:
         before = read_folds(path)
@@ -104,7 +102,7 @@ def read_start(output: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the file is damaged.
     """
-    path = output / START
+    path = output / FOLDS_START
     return read_json(path) if path.exists() and not (output / RECORD).exists() else None
 
 

@@ -12,7 +12,9 @@ from pipeline.errors import UserError, raise_all
 from pipeline.folds.averaging import RANKS, average, by_ranks
 from pipeline.folds.plan import read_start
 from pipeline.predictions import Predictions
-from pipeline.run import RECORD, Run, RunRecord, load_run, read_record
+from pipeline.run import Run, load_run
+from pipeline.run_names import RECORD
+from pipeline.run_record import RunRecord, read_record
 from pipeline.targets.target import Target
 from pipeline.wording import counted, quoted
 

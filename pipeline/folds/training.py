@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.competition.rows import Competition
-from pipeline.config import Recipe, differences, validate_recipe
+from pipeline.config import differences, validate_recipe
 from pipeline.errors import Interrupted, UserError, raise_all
 from pipeline.files import read_json, set_aside
 from pipeline.folds.assembly import assemble
@@ -22,7 +22,10 @@ from pipeline.folds.bases import share_base
 from pipeline.folds.parallel import Child, run_children
 from pipeline.folds.plan import Plan, plan_folds, read_start
 from pipeline.lock import holding_folder
-from pipeline.run import RECORD, read_record, run_entries
+from pipeline.recipe import Recipe
+from pipeline.run import run_entries
+from pipeline.run_names import RECORD
+from pipeline.run_record import read_record
 from pipeline.training.resume import DECIDE_NOTHING
 
 

@@ -15,6 +15,7 @@ from pipeline.folds.assembly import read_held
 from pipeline.folds.team import Team
 from pipeline.predictions import Predictions
 from pipeline.run import Run
+from pipeline.run_names import VAL_TABLE
 from pipeline.targets.metrics import evaluate, find_metric
 from pipeline.targets.target import Target
 from pipeline.wording import nearest
@@ -113,7 +114,7 @@ def gains(
     truth, before, after = [], [], {views: [] for views in candidates}
     target = team.first.target
     for leaf in team.leaves:
-        if not (leaf.run.path / "val_predictions.csv").exists() or (leaf.run.target != target and leaf.run.target.names != target.names):
+        if not (leaf.run.path / VAL_TABLE).exists() or (leaf.run.target != target and leaf.run.target.names != target.names):
             return None
         held = read_held(leaf.run.path)
         rows = [Row(row_id, Path(path), label) for row_id, path, label, *_ in held.cells]

@@ -18,8 +18,9 @@ from pipeline.competition.facts import CompetitionFacts
 from pipeline.errors import UserError, raise_all
 from pipeline.files import human_size, read_json, set_aside, sha256, write_json
 from pipeline.kernel.answer import FORMAT, MANIFEST, MEMBERS, check_bundle
-from pipeline.run import FORMAT as RUN_FORMAT
-from pipeline.run import HEAD_FILE, RECORD, START, Run
+from pipeline.run import Run
+from pipeline.run_names import HEAD_FILE, RECORD, START
+from pipeline.run_record import FORMAT as RUN_FORMAT
 from pipeline.wording import listed, quoted
 
 PACKAGE = Path(__file__).resolve().parents[1]  # pipeline/

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.config import Head, Lora
 from pipeline.data.tokenizer import QuestionTokenizer
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, raise_all
@@ -26,7 +25,8 @@ from pipeline.models.backbones import native_image_size, save_backbone, takes_in
 from pipeline.models.encoders import pooled, width_of
 from pipeline.models.lean import cache_frozen_bias, exact_head
 from pipeline.models.lora import PeftModel, attach, load_adapter, merge, plain_state_dict, save_adapter
-from pipeline.run import ADAPTER_DIR, HEAD_FILE
+from pipeline.recipe import Head, Lora
+from pipeline.run_names import ADAPTER_DIR, HEAD_FILE
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"none": nn.Identity, "tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 

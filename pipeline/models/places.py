@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config import Recipe
 from pipeline.errors import UserError
+from pipeline.recipe import Recipe
 
 
 def looks_local(source: str) -> bool:

@@ -9,7 +9,8 @@ from pipeline.report.rendering import Drawn
 from pipeline.report.run_facts import ordered
 from pipeline.report.run_files import RunFiles
 from pipeline.report.words import metric_name, metric_value
-from pipeline.run import read_metrics
+from pipeline.run_names import METRICS
+from pipeline.run_record import read_metrics
 
 
 def read_folds(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
@@ -25,7 +26,7 @@ def read_folds(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
         return None
     name, curves = folds["metric"], []
     for line in folds["each"][: len(RUN_LOOKS)]:
-        epochs = read_metrics(files.path / f"fold-{line['fold']}" / "metrics.jsonl")
+        epochs = read_metrics(files.path / f"fold-{line['fold']}" / METRICS)
         curves.append(RunCurve(f"fold {line['fold']}", [row["epoch"] for row in epochs], [row.get(f"val_{name}") for row in epochs]))
     curves = [curve for curve in curves if any(value is not None for value in curve.y)]
     if curves:

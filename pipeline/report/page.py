@@ -30,6 +30,7 @@ from pipeline.report.rendering import Drawn, embedded, render
 from pipeline.report.run_files import RunFiles, has_run, read_run_files
 from pipeline.report.thumbnails import samples
 from pipeline.report.validation import read_validation
+from pipeline.run_names import PAGE
 from pipeline.submission.origin import find_origin
 
 OPEN_STRIPS, OPEN_TILES = 24, 60  # classes whose pictures are shown at once, the others folded
@@ -75,7 +76,7 @@ def _read_only(run_dir: Path) -> str | None:
     """Why the page of a run cannot be written into its folder, and where else it can; None when it can."""
     try:
         check_place(run_dir / "figures" / "loss.png")
-        check_place(run_dir / "report.html")
+        check_place(run_dir / PAGE)
     except UserError as error:
         copy = versioned(Path(run_dir.resolve().name))
         commands = ["cp", "-r", str(run_dir), str(copy)], ["python", "-m", "pipeline.report.page", "--run", str(copy)]
@@ -134,7 +135,7 @@ def build_report(run_dir: Path, ledger: Path = LEDGER) -> Path:
         origin=run_facts.origin(files),
         written=datetime.now().astimezone().isoformat(),
     )
-    page = files.path / "report.html"
+    page = files.path / PAGE
     write_text(page, html)
     return page
 

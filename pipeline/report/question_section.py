@@ -13,6 +13,7 @@ from pipeline.report.figures import TRAINING, drawable, new_axes
 from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
 from pipeline.report.thumbnails import kept_pictures
+from pipeline.run_names import FLOORS, VAL_VALUES
 
 SHOWN_EACH, SHOWN_ANSWERS, SHOWN_BARS = 9, 3, 20
 
@@ -32,8 +33,8 @@ def read_questions(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
             path,
             f"The {len(shown)} most frequent training answers, from {shown[0][0]}; together {share:.0%} of the questions.",
         )
-    floors = files.path / "floors.json"
-    probs_path, names = files.path / "val_probs.npy", files.record.get("class_names", [])
+    floors = files.path / FLOORS
+    probs_path, names = files.path / VAL_VALUES, files.record.get("class_names", [])
     probs = np.load(probs_path, mmap_mode="r") if probs_path.exists() and names else None
     chosen = {"right": _surest(rows, True), "wrong": _surest(rows, False)}
     shown = [number for numbers in chosen.values() for number in numbers]

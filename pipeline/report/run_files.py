@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.files import read_json_lines
-from pipeline.run import read_metrics, read_values
+from pipeline.run_names import METRICS, RECORD, SCORES, START, THUMBNAILS, TIMING, VAL_TABLE, VAL_VALUES
+from pipeline.run_record import read_metrics, read_values
 from pipeline.tables import load_table, restored
 from pipeline.targets.metrics import Metric, find_metric
 from pipeline.targets.target import Target, multiclass
-from pipeline.unfinished import START
 
 if TYPE_CHECKING:
     import numpy as np
 
-THUMBNAILS = "thumbnails.jsonl"
 TRAINING_SCORES = {"multilabel": "label_accuracy", "continuous": "mae"}  # what is counted while training; of other targets the accuracy
 PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence")
 
@@ -73,7 +72,7 @@ class RunFiles:
         record = self.told.get("target")
         if record is None:
             return multiclass(self.told.get("class_names") or ())
-        return Target.read(record, str(self.path / "run.json"))
+        return Target.read(record, str(self.path / RECORD))
 
     @cached_property
     def metric(self) -> Metric:
@@ -118,7 +117,7 @@ class RunFiles:
         Raises:
             UserError: the file is broken, or a column is missing.
         """
-        path = self.path / "val_predictions.csv"
+        path = self.path / VAL_TABLE
         if not path.exists():
             return []
         table = load_table(path)
@@ -131,7 +130,7 @@ class RunFiles:
         """(num_val, O) float32 predictions of the validation rows, as val_predictions.csv orders them; None where they do not fit it."""
         import numpy as np
 
-        path = self.path / "val_probs.npy"
+        path = self.path / VAL_VALUES
         if not path.exists():
             return None
         values = np.load(path, mmap_mode="r")
@@ -149,7 +148,7 @@ class RunFiles:
 
 def has_run(run_dir: Path) -> bool:
     """True when the folder holds files that can be reported."""
-    return any((Path(run_dir) / name).exists() for name in ("run.json", "metrics.jsonl", START))
+    return any((Path(run_dir) / name).exists() for name in (RECORD, METRICS, START))
 
 
 def read_run_files(run_dir: Path) -> RunFiles:
@@ -165,8 +164,8 @@ def read_run_files(run_dir: Path) -> RunFiles:
         beside = f" (beside it: {', '.join(near)})" if near else ""
         how = "train one with `python train.py`, or name its folder: `python -m pipeline.report.page --run DIR`"
         raise UserError(f"{run_dir} {what}, so there is no run to report{beside}; {how}")
-    record, scores, start = (_object(run_dir / name) for name in ("run.json", "scores.json", START))
-    return RunFiles(run_dir, record, read_metrics(run_dir / "metrics.jsonl"), read_metrics(run_dir / "timing.jsonl"), scores, start)
+    record, scores, start = (_object(run_dir / name) for name in (RECORD, SCORES, START))
+    return RunFiles(run_dir, record, read_metrics(run_dir / METRICS), read_metrics(run_dir / TIMING), scores, start)
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from pipeline.data.images import load
 from pipeline.data.intensity import Intensity, stored_intensity
 from pipeline.data.opening import BadImage, opened
 from pipeline.files import read_json_lines, write_json_lines
-from pipeline.report.run_files import THUMBNAILS, RunFiles
-from pipeline.run import INSTALLED
+from pipeline.report.run_files import RunFiles
+from pipeline.run_names import INSTALLED, THUMBNAILS
 from pipeline.targets.target import Target, multiclass
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.files import sha256
-from pipeline.run import RunRecord, known_record, now
+from pipeline.run import known_record, now
+from pipeline.run_record import RunRecord
 
 MADE_BY = ".made-by.jsonl"
 

@@ -12,7 +12,8 @@ from pipeline.competition.layout import read_form
 from pipeline.errors import UserError, run_command
 from pipeline.files import check_place, sha256, write_json
 from pipeline.forms.form import SubmissionForm
-from pipeline.run import RunRecord, read_record
+from pipeline.run_names import SCORES
+from pipeline.run_record import RunRecord, read_record
 from pipeline.submission.answer_grading import are_answers, score_answers
 from pipeline.submission.grading import score_predictions
 from pipeline.submission.origin import find_origin
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         "metrics": scores["metrics"],
     }
     try:
-        write_json(check_place(options.model / "scores.json"), kept | ({"parts": scores["parts"]} if scores["parts"] else {}))
+        write_json(check_place(options.model / SCORES), kept | ({"parts": scores["parts"]} if scores["parts"] else {}))
     except (UserError, OSError) as error:
         print(f"the scores are not kept: {error}\ncopy the run to a folder of yours and name that with --model")
         return 0

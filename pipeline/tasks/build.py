@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from pipeline.competition.rows import Row
-from pipeline.config import Recipe
 from pipeline.data.cache import PictureCache
 from pipeline.data.images import bad_images_error, check, find_bad
 from pipeline.data.intensity import find_intensity
@@ -22,6 +21,7 @@ from pipeline.errors import UserError
 from pipeline.files import replacing
 from pipeline.models.lean import checkpoint_layers
 from pipeline.models.lora import Counts
+from pipeline.recipe import Recipe
 from pipeline.targets.baseline import Baseline
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Loss, Memory, account

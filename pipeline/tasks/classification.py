@@ -14,7 +14,6 @@ from torch import nn
 from pipeline.competition.fold_split import both_sides, find_units, grouped_split, split_seed
 from pipeline.competition.rows import Competition, Row
 from pipeline.competition.splits import kept_split, stated_split, train_val_split
-from pipeline.config import Recipe
 from pipeline.data.cache import PictureCache, open_cache
 from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, readable, resolve_workers
 from pipeline.data.transforms import Preprocessing
@@ -40,7 +39,9 @@ from pipeline.models.lora import (
     plain_state_dict,
     save_adapter,
 )
-from pipeline.run import ADAPTER_DIR, Run, backbone_dirs
+from pipeline.recipe import Recipe
+from pipeline.run import Run, backbone_dirs
+from pipeline.run_names import ADAPTER_DIR, VAL_TABLE, VAL_VALUES
 from pipeline.tables import guarded, write_table
 from pipeline.targets.baseline import Baseline, constant_baseline
 from pipeline.targets.measures import histograms
@@ -224,8 +225,8 @@ class ClassificationTask:
             (*map(guarded, (row.id, str(row.path), row.label, predicted)), "" if sure is None else f"{sure:.6f}")
             for row, predicted, sure in cells
         ]
-        write_table(output / "val_predictions.csv", ("id", "path", "label", "predicted", "confidence"), rows)
-        write_probs(output / "val_probs.npy", values)
+        write_table(output / VAL_TABLE, ("id", "path", "label", "predicted", "confidence"), rows)
+        write_probs(output / VAL_VALUES, values)
 
     @property
     def names_are(self) -> str:

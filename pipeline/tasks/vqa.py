@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from pipeline.competition.questions import clean_answer, clean_question, prepare
 from pipeline.competition.rows import Competition, Row
-from pipeline.config import Augmentation, Head, Recipe
 from pipeline.data.dataset import ImageDataset, cut, readable, resolve_workers
 from pipeline.data.question_batches import QuestionDataset, make_question_loader, picture_order, question_order
 from pipeline.data.tokenizer import QuestionTokenizer, build_tokenizer, load_tokenizer
@@ -27,7 +26,9 @@ from pipeline.models.encoders import load_encoder, new_encoder
 from pipeline.models.fusion import Fused, FusionModel, fuse, load_fused, save_fused
 from pipeline.models.lean import keep_less
 from pipeline.models.lora import count_parameters
+from pipeline.recipe import Augmentation, Head, Recipe
 from pipeline.run import Run, backbone_dirs, load_run
+from pipeline.run_names import FLOORS, VAL_TABLE, VAL_VALUES
 from pipeline.tables import guarded, write_table
 from pipeline.targets.baseline import Baseline
 from pipeline.targets.metrics import classification_metrics, softmax, vqa_scores
@@ -195,8 +196,8 @@ class VqaTask:
             written = self.class_names[label] if label >= 0 else row.label
             before, after = (row.id, str(row.path), written, self.class_names[best]), (row.question, row.answer_type or "")
             rows.append((*map(guarded, before), f"{prob[best]:.6f}", *map(guarded, after)))
-        write_table(output / "val_predictions.csv", PREDICTION_COLUMNS, rows)
-        write_probs(output / "val_probs.npy", probs)
+        write_table(output / VAL_TABLE, PREDICTION_COLUMNS, rows)
+        write_probs(output / VAL_VALUES, probs)
 
     def counts(self) -> dict[str, Any]:
         """How many questions train and validate, and training questions of each answer."""
@@ -226,7 +227,7 @@ class VqaTask:
             "the question alone: its most frequent training answer": self._question_floor(),
             "this model, each question with another validation picture": self._shuffled_accuracy(output, compute),
         }
-        write_json(output / "floors.json", floors)
+        write_json(output / FLOORS, floors)
         return [f"validation accuracy of {name}: {value:.4f}" for name, value in floors.items()]
 
     def _question_floor(self) -> float:

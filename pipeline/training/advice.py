@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 from pipeline.targets.baseline import Baseline
 from pipeline.training.optim import lr_at
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 
 if TYPE_CHECKING:  # lr_at is plain arithmetic, used where torch is not loaded
     import torch

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.config import Recipe
 from pipeline.files import human_time, read_json_lines, write_json, write_json_lines
-from pipeline.run import FORMAT, environment, now
+from pipeline.recipe import Recipe
+from pipeline.run import environment, now
+from pipeline.run_names import KEPT, METRICS, RECORD, TIMING
+from pipeline.run_record import FORMAT
 from pipeline.training.engine import EpochReport, Position
 from pipeline.training.optim import lr_at
-from pipeline.unfinished import KEPT, write_kept
+from pipeline.unfinished import write_kept
 
 LINE = 79  # columns: one more and some terminals wrap
 
@@ -42,9 +44,9 @@ class Recorder:
     def resume(self, history: list[dict[str, Any]]) -> None:
         """Take the files back to where the state is: lines of later epochs will be written again, the same."""
         self.history = list(history)
-        self.timing = read_json_lines(self.output / "timing.jsonl")[: len(history)]
-        write_json_lines(self.output / "metrics.jsonl", self.history)
-        write_json_lines(self.output / "timing.jsonl", self.timing)
+        self.timing = read_json_lines(self.output / TIMING)[: len(history)]
+        write_json_lines(self.output / METRICS, self.history)
+        write_json_lines(self.output / TIMING, self.timing)
 
     def epoch(self, report: EpochReport) -> None:
         """Record one epoch: lines, TensorBoard, and the model and validation predictions if it is the best so far."""
@@ -59,8 +61,8 @@ class Recorder:
             write_kept(self.output, report.metrics["epoch"], "" if is_last else best, report.metrics.get(best))
         if self.recipe.checkpoint.keep_every and report.metrics["epoch"] % self.recipe.checkpoint.keep_every == 0:
             self.save_model(self.output / "checkpoints" / f"epoch_{report.metrics['epoch']:04d}")
-        write_json_lines(self.output / "metrics.jsonl", self.history)
-        write_json_lines(self.output / "timing.jsonl", self.timing)
+        write_json_lines(self.output / METRICS, self.history)
+        write_json_lines(self.output / TIMING, self.timing)
         self._log(report)
         tqdm.write(self._line(report))
 
@@ -94,7 +96,7 @@ class Recorder:
             **environment(),
             "finished": now(),
         }
-        write_json(self.output / "run.json", record)
+        write_json(self.output / RECORD, record)
 
     def _log(self, report: EpochReport) -> None:
         if self._tensorboard is None:

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Recipe, differences
+from pipeline.config import differences
 from pipeline.errors import raise_all
 from pipeline.files import read_json, write_json
+from pipeline.recipe import Recipe
 from pipeline.run import now
+from pipeline.run_names import RECORD
 from pipeline.tables import load_table, write_table
 from pipeline.targets.evidence import Asked
 from pipeline.targets.target import Target
@@ -92,7 +94,7 @@ class FormerRun:
             UserError: its files are broken.
         """
         path = output / "state" / START_FILE
-        if not path.exists() or (output / "run.json").exists():
+        if not path.exists() or (output / RECORD).exists():
             return None
         table = load_table(output / "state" / ROWS_FILE)
         rows = list(zip(*(table.column(name) for name in ROW_COLUMNS), strict=True))
