@@ -255,7 +255,7 @@ def test_an_unfinished_run_is_refused_before_anything_is_fetched(place, monkeypa
     (place / "finetuned_model/state").mkdir(parents=True)
     write_zip(place / "r.zip", RUN)
     monkeypatch.setattr(releases, "fetch", lambda *args, **options: pytest.fail("nothing may be fetched"))
-    with pytest.raises(UserError, match=r"unfinished run.*`python train.py --resume`.*--model OTHER_FOLDER"):
+    with pytest.raises(UserError, match=r"unfinished run.*`python train.py --output finetuned_model --resume`.*--model OTHER_FOLDER"):
         main(["--weights", "r.zip"])
     (place / "other/state").mkdir(parents=True)
     with pytest.raises(UserError, match=r"`python train.py --output other --resume`"):
