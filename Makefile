@@ -58,7 +58,7 @@ submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the scor
 	$(PYTHON) -m pipeline.kaggle.submit $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(MESSAGE),--message "$(MESSAGE)") $(if $(YES),--yes)
 
 kernel: $(SETUP)  ## an offline Kaggle notebook of a run, rehearsed here (MODEL='a b' DATA= COMPETITION= HOURS= WHEELS='a b' NOTEBOOK=1); PUSH=1 also sends, submits it
-	$(PYTHON) -m pipeline.kernel.make $(foreach run,$(MODEL),--model "$(run)") $(if $(DATA),--data "$(DATA)") $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(HOURS),--hours "$(HOURS)") $(if $(WHEELS),--wheels $(WHEELS)) $(if $(MESSAGE),--message "$(MESSAGE)") $(if $(NOTEBOOK),--notebook) $(if $(PUSH),--push) $(if $(YES),--yes)
+	$(PYTHON) -m pipeline.kernel.make $(foreach run,$(MODEL),--model "$(run)") $(if $(DATA),--data "$(DATA)") $(if $(COMPETITION),--competition "$(COMPETITION)") $(if $(HOURS),--hours "$(HOURS)") $(if $(WHEELS),--wheels $(foreach name,$(WHEELS),"$(name)")) $(if $(MESSAGE),--message "$(MESSAGE)") $(if $(NOTEBOOK),--notebook) $(if $(PUSH),--push) $(if $(YES),--yes)
 
 score: $(SETUP)  ## every metric of predictions.csv against held-back labels (SOLUTION=file)
 	$(PYTHON) -m pipeline.submission.score $(if $(SOLUTION),--solution "$(SOLUTION)")
