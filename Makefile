@@ -89,7 +89,7 @@ submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the scor
 	$(PYTHON) -m pipeline.kaggle.submit $(call flag,COMPETITION,--competition) $(call flag,MESSAGE,--message) $(if $(YES),--yes) $(call flag,PREDICTIONS,--predictions) $(call flag,DATA,--data) $(call model,--model)
 
 kernel: $(SETUP)  ## an offline Kaggle notebook of a run, rehearsed here (MODEL='a b' DATA= COMPETITION= HOURS= WHEELS='a b' NOTEBOOK=1); PUSH=1 also sends, submits it
-	$(call check_list,MODEL,python -m pipeline.kernel.make --model 'a run')$(PYTHON) -m pipeline.kernel.make $(foreach run,$(MODEL),--model $(run)) $(call flag,DATA,--data) $(call flag,COMPETITION,--competition) $(call flag,HOURS,--hours) $(if $(WHEELS),--wheels $(WHEELS)) $(call flag,MESSAGE,--message) $(if $(NOTEBOOK),--notebook) $(if $(PUSH),--push) $(if $(YES),--yes)
+	$(call check_list,MODEL,python -m pipeline.kernel.make --model 'a run')$(PYTHON) -m pipeline.kernel.make $(foreach run,$(MODEL),--model $(run)) $(call flag,DATA,--data) $(call flag,COMPETITION,--competition) $(call flag,HOURS,--hours) $(if $(WHEELS),--wheels $(foreach name,$(WHEELS),"$(name)")) $(call flag,MESSAGE,--message) $(if $(NOTEBOOK),--notebook) $(if $(PUSH),--push) $(if $(YES),--yes)
 
 score: $(SETUP)  ## every metric of predictions.csv against held-back labels (SOLUTION=file PREDICTIONS= DATA= MODEL=)
 	$(PYTHON) -m pipeline.submission.score $(call flag,SOLUTION,--solution) $(call flag,PREDICTIONS,--predictions) $(call flag,DATA,--data) $(call model,--model)

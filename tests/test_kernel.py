@@ -6,6 +6,7 @@ import ast
 import json
 import shutil
 import socket
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +132,43 @@ def test_members_must_predict_the_same(finished_run: Path, tmp_path: Path) -> No
     (tmp_path / "other/run.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="predict different classes: 'blue', 'violet'"):
         make_bundle([load_run(finished_run / "run"), load_run(tmp_path / "other")], tmp_path / "dataset", CompetitionFacts())
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one wheel, where pip looks instead of any index."""
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "shipped_here-1.4-py3-none-any.whl", "w") as wheel:
+        info = "shipped_here-1.4.dist-info"
+        wheel.writestr("shipped_here.py", "")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: shipped-here\nVersion: 1.4\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", f"shipped_here.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def test_wheels_are_shipped_and_found_by_the_script(finished_run: Path, tmp_path: Path, shelf: Path) -> None:
+    """The script installs what is lacking beside the image's packages: here it then stops at the next thing that is missing."""
+    runs, wheels = [load_run(finished_run / "run")], ("shipped-here>=1.2",)
+    bundle = make_bundle(runs, tmp_path / "input/bundle", CompetitionFacts(), wheels, "3.11")
+    assert [name for name in bundle.manifest["files"] if name.startswith("wheels/")] == ["wheels/shipped_here-1.4-py3-none-any.whl"]
+    text = script_text(replace(SETTINGS, digest=bundle.digest, wheels=(*wheels, "other-package")))
+    assert '"shipped-here": "1.2"' in text and '"other-package": "0"' in text
+    (tmp_path / "kernel.py").write_text(text)
+    for place in (tmp_path / "input/glyphs", tmp_path / "work"):
+        place.mkdir()
+    ended = sealed.run_sealed(tmp_path / "kernel.py", tmp_path / "work", tmp_path / "input", [])
+    assert ended.code == 1 and "PACKAGES: other-package>=0 (missing)." in ended.output, ended.output
+    assert not {path.name for path in (tmp_path / "work").iterdir()} - {"no-home"}  # nothing there becomes an output of the kernel
+
+
+def test_a_wheel_that_is_not_to_be_had_is_one_message(finished_run: Path, tmp_path: Path, shelf: Path) -> None:
+    with pytest.raises(UserError, match=r"--wheels no-such-thing: pip could not download them for Python 3\.11: ERROR"):
+        make_bundle([load_run(finished_run / "run")], tmp_path / "dataset", CompetitionFacts(), ("no-such-thing",), "3.11")
+    assert not (tmp_path / "dataset").exists()
 
 
 # ---- time ----

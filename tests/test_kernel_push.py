@@ -17,6 +17,7 @@ from pipeline.errors import Interrupted, UserError
 from pipeline.files import sha256
 from pipeline.kaggle import cli, ledger
 from pipeline.kernel import make, rehearsal, remote
+from pipeline.kernel import push as push_module
 from pipeline.kernel.bundle import Bundle, make_bundle
 from pipeline.kernel.push import push, signed_in_owner
 from pipeline.kernel.script import Settings
@@ -168,6 +169,17 @@ def test_a_changed_bundle_becomes_a_new_version(server: CodeServer, pushing: Pus
 def test_a_dataset_refused_with_exit_code_0(server: CodeServer, pushing: Pushing) -> None:
     server.dataset_answer = {"status": "error", "error": "Private dataset quota exceeded", "url": ""}
     with pytest.raises(UserError, match='did not take the dataset someone/glyphs-digits-bundle: "Private dataset quota exceeded"'):
+        pushing()
+    server.dataset_answer = {}
+    pushing()
+    assert len(server.datasets[owned("glyphs-digits-bundle")]) == 1
+
+
+def test_a_dataset_that_is_said_to_be_made_and_never_comes(server: CodeServer, pushing: Pushing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the quota of private datasets: Kaggle/kaggle-cli#284."""
+    server.dataset_answer = {"status": "ok", "url": "https://www.kaggle.com/x"}
+    monkeypatch.setattr(push_module, "ABSENT_LOOKS", 2)
+    with pytest.raises(UserError, match="there is none: most often the account's space for private datasets is used up"):
         pushing()
     server.dataset_answer = {}
     pushing()

@@ -135,7 +135,9 @@ def _names(args: argparse.Namespace, slug: str, runs: Sequence[Run], stages: Sta
 def _settings(args: argparse.Namespace, slug: str, names: Names, runs: Sequence[Run], bundle: Bundle) -> Settings:
     needs_timm = any(read_json(run.backbone_dir / "config.json").get("model_type") == "timm_wrapper" for run in runs)
     run_names = tuple(run.name for run in runs)
-    return Settings(slug, names.dataset, run_names, bundle.digest, args.hours, args.batch_size, args.precision, needs_timm)
+    return Settings(
+        slug, names.dataset, run_names, bundle.digest, args.hours, args.batch_size, args.precision, needs_timm, tuple(args.wheels)
+    )
 
 
 def write_kernel(folder: Path, names: Names, settings: Settings, notebook: bool, accelerator: str, stages: Stages) -> Path:
@@ -198,7 +200,7 @@ def by_hand(folder: Path, names: Names, slug: str) -> str:
         ["kaggle", "kernels", "push", "-p", str(folder / "kernel")],
         ["kaggle", "competitions", "submit", slug, "-k", names.kernel, "-v", "1", "-f", SUBMISSION, "-m", names.base],
     ]
-    notes = ("  (later versions: kaggle datasets version -p ... -m ... -r zip)", "  (prints the version N)", "  (-v N)")
+    notes = ("   # later: kaggle datasets version -p ... -m ... -r zip", "   # prints the version N", "   # -v N")
     lines = [shlex.join(command) + note for command, note in zip(commands, notes, strict=True)]
     first = "Nothing was pushed. PUSH=1 (--push) goes on; or by hand, each when the one before is complete:"
     if names.owner == UNKNOWN_OWNER:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pipeline.files import human_time
 
 SPARE_S = 120.0  # kept back for the last batch and for writing the file
-EVERY_S = 30.0  # between two lines
+FIRST_S, EVERY_S = 5.0, 30.0  # before the first line, for the first batches are slow; between two lines
 
 
 class Pace:
@@ -37,7 +37,7 @@ class Pace:
         if now >= self.until:
             self.say(f"STOPPED: time is up after {done:,} of {self.total:,} {self.title}")
             return False
-        if done and (now - self.last >= EVERY_S or not self.forecast_given):
+        if done and now - self.last >= (EVERY_S if self.forecast_given else FIRST_S):
             self._report(now)
         return True
 

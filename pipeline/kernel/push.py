@@ -28,6 +28,7 @@ TRIES = 2  # a new kernel's first run may begin before its data are mounted
 BEGAN_TOO_EARLY = ("NOT MOUNTED", "ANOTHER VERSION of the bundle", "FileNotFoundError: [Errno 2] No such file or directory: '/kaggle/input")
 QUEUE_HOURS = 2.0  # on top of the limit: waiting for a machine
 LOG_LINES = 20
+ABSENT_LOOKS = 30  # at a dataset that Kaggle said it makes: beyond the quota it is never there (Kaggle/kaggle-cli#284)
 PATIENCE = 5  # looks at a Kaggle that does not answer, before giving up
 AGAIN = "`make kernel` with PUSH=1 again"
 Sleep = Callable[[float], None]
@@ -112,11 +113,17 @@ def _send_dataset(bundle: Bundle, names: Names, stages: Stages, pause: float, sl
 
 
 def _wait_until_ready(dataset: str, pause: float, sleep: Sleep) -> None:
-    line = cli.StatusLine()
+    line, absent, page = cli.StatusLine(), 0, f"https://www.kaggle.com/datasets/{dataset}"
     try:
         while (status := _patiently(lambda: remote.dataset_status(dataset), sleep)) != "ready":
+            absent = absent + 1 if status is None else 0
+            if absent > ABSENT_LOOKS:
+                raise UserError(
+                    f"Kaggle said that it makes the dataset {dataset}, and there is none: most often the account's space for private "
+                    f"datasets is used up. See {page} and https://www.kaggle.com/settings, delete what you need no more, then the same command"
+                )
             if status in ("failed", "deleted"):
-                raise UserError(f"Kaggle could not make the dataset {dataset} ({status}): see https://www.kaggle.com/datasets/{dataset}")
+                raise UserError(f"Kaggle could not make the dataset {dataset} ({status}): see {page}")
             line.show(f"waiting for the dataset ({status or 'not there yet'})")
             sleep(pause)
     except KeyboardInterrupt:

@@ -30,6 +30,7 @@ class Settings:
     batch_size: int = 32
     precision: str = "auto"
     needs_timm: bool = False
+    wheels: tuple[str, ...] = ()  # requirements that the bundle ships
 
 
 def script_text(settings: Settings) -> str:
@@ -103,7 +104,7 @@ def _filled(text: str, settings: Settings) -> str:
         "@PRECISION@": settings.precision,
         "@COMPETITION@": settings.competition,
         "@BUNDLE@": settings.digest,
-        "@NEEDS@": oldest_versions(settings.needs_timm),
+        "@NEEDS@": oldest_versions(settings.needs_timm) | _shipped(settings.wheels),
     }
     for mark, value in values.items():
         text = text.replace(mark, repr(value).replace("'", '"'))
@@ -111,6 +112,12 @@ def _filled(text: str, settings: Settings) -> str:
     for mark, word in words.items():
         text = text.replace(mark, word)
     return text
+
+
+def _shipped(wheels: Sequence[str]) -> dict[str, str]:
+    """Package -> oldest version of requirements such as `timm>=1.0.22`; 0 where they name none."""
+    found = (re.match(r"([\w.-]+)(?:\[.*\])?\s*(?:[=~>]=\s*([\d.]+))?", wheel) for wheel in wheels)
+    return {match[1]: match[2] or "0" for match in found if match}
 
 
 def _one_line(runs: Sequence[str]) -> str:
