@@ -89,7 +89,7 @@ def test_before_the_first_epoch_has_ended_the_weights_of_the_moment_predict(
 def test_later_the_best_epoch_so_far_predicts(
     place: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = start(place, tiny_backbone, "--epochs", "3")
+    output = start(place, tiny_backbone, "--epochs", "3", "--set", "checkpoint.keep=best")
     from pipeline.training import engine
 
     monkeypatch.setattr(engine._Loop, "finish_epoch", _stopping(engine._Loop.finish_epoch))

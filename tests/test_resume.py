@@ -124,7 +124,7 @@ def test_max_minutes_saves_and_exits_130(whole: Path, tiny_backbone: Path, tmp_p
 def test_the_same_command_with_resume_goes_on(whole: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
     """As the farewell says; a recipe and a backbone named again are the run's own."""
     command = [*flags(whole / "data", tiny_backbone, tmp_path / "run"), "--recipe", "beit-large-384-lora"]
-    with pytest.raises(Interrupted, match="the same command and --resume"):
+    with pytest.raises(Interrupted, match="--resume"):
         train.main([*command, "--max-minutes", "0"])
     assert train.main([*command, "--resume"]) == 0
     assert "resuming in epoch 1 at row 2" in capsys.readouterr().out
@@ -325,7 +325,7 @@ def test_resuming_a_complete_run_changes_nothing_but_a_missing_page(whole: Path,
 
 
 def test_a_loss_that_is_not_a_number_stops_with_the_step_range(whole: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"NaN or infinite somewhere within steps \[\d+, \d+\] at learning rate .*--lr"):
+    with pytest.raises(UserError, match=r"NaN or infinite somewhere within steps \[\d+, \d+\] at learning rate (?s:.*)--lr"):
         train.main([*flags(whole / "data", tiny_backbone, tmp_path / "run"), "--lr", "1e30", "--set", "optimizer.name=sgd"])
 
 
@@ -384,6 +384,7 @@ def test_a_full_disk_keeps_the_last_good_state_and_says_so(whole: Path, tiny_bac
         "000001.pt",
         "000002.json",
         "000002.pt",
+        "kept.json",
         "rows.csv",
         "start.json",
     ]

@@ -86,7 +86,11 @@ def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None)
     recipe = load_recipe(args.recipe or DEFAULT_RECIPE, overrides)
     if "name" in overrides:
         return recipe
-    return recipe.model_copy(update={"name": run_name(load_recipe(args.recipe or DEFAULT_RECIPE), recipe, args.data)})
+    try:
+        written = load_recipe(args.recipe or DEFAULT_RECIPE)
+    except UserError:  # a recipe that only its flags complete
+        written = recipe
+    return recipe.model_copy(update={"name": run_name(written, recipe, args.data)})
 
 
 def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None = None) -> tuple[Recipe | None, FormerRun | None]:
