@@ -112,7 +112,7 @@ bench: $(BENCH)  ## speed beside the peers, one table (SIZE=small-224|beit-base-
 
 test: $(TESTS)  ## set up and run every test (under ten minutes on two cores)
 	$(PYTHON) -m ruff check
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 test-slow: $(TESTS)  ## the tests that take minutes
 	$(PYTHON) -m pytest -m slow
