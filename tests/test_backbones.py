@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import time
 from pathlib import Path
@@ -305,3 +306,24 @@ def test_nothing_is_printed_by_the_libraries(tiny_backbone: Path, capfd: pytest.
     load_backbone(str(tiny_backbone), NAMES)
     captured = capfd.readouterr()
     assert captured.out == "" and captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"num_hidden_layers": 10_000_000}, "num_hidden_layers: 10,000,000"),
+        ({"vision_config": {"hidden_size": 10**9}}, "hidden_size: 1,000,000,000"),
+        ({"_attn_implementation": "somebody/kernel"}, "'somebody/kernel'"),
+        ({"attn_implementation": "https://example.org/attention"}, "attn_implementation"),
+    ],
+)
+def test_a_config_that_asks_for_too_much_is_refused_before_it_is_built(
+    tiny_backbone: Path, tmp_path: Path, changes: dict, shown: str
+) -> None:
+    folder = tmp_path / "model_beit"
+    shutil.copytree(tiny_backbone, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UserError, match=re.escape(shown)) as caught:
+        load_backbone(str(folder), ["a", "b"], None)
+    assert str(folder) in str(caught.value)

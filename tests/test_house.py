@@ -73,7 +73,18 @@ WINGS = {
     ],
     "data": ["metadata", "opening", "intensity", "images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
     "models": [
-        *("places", "timm_checkpoints", "backbones", "roles", "adapter_settings", "lora", "autograd", "lean", "attention_maps"),
+        *(
+            "places",
+            "config_bounds",
+            "timm_checkpoints",
+            "backbones",
+            "roles",
+            "adapter_settings",
+            "lora",
+            "autograd",
+            "lean",
+            "attention_maps",
+        ),
         *("encoders", "fusion"),
     ],
     "training": [

@@ -15,13 +15,14 @@ import torch
 import transformers
 from huggingface_hub import constants
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, requires_backends
 
 from pipeline.data.transforms import FILE_NAME, Preprocessing, read_preprocessing
 from pipeline.errors import UserError, raise_all
 from pipeline.files import filling
 from pipeline.models import timm_checkpoints
+from pipeline.models.config_bounds import config_problems
 from pipeline.models.places import check_folder, looks_local
 
 # This module reads the load report and says itself what matters in it.
@@ -204,11 +205,16 @@ def load_config(source: str, key: str = "--backbone") -> Any:
     """The config of the checkpoint at `source` (hub id or folder); `key` is what a user changes to name another.
 
     Raises:
-        UserError: no such folder, or the hub does not give it.
+        UserError: no such folder, the hub does not give it, or it asks for what is never built.
     """
     check_folder(source, key)
     if not looks_local(source):
         _leave_out_silent_hub()
+    try:
+        values, _ = PretrainedConfig.get_config_dict(source)
+    except Exception as error:  # as below
+        raise unloadable(source, error, key) from None
+    raise_all(config_problems(values), f"{key} {source}: its config.json cannot be used:")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # a damaged config.json fails in as many ways as there are keys; timm may be absent
