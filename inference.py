@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         lambda run, rows, views: predict_views(run, competition, args.batch_size, args.precision, views, rows)[0],
     )
     print("".join(f"  {line}\n" for line in lines), end="")
-    kept_before = Kept(competition.test, choose_compute(args.precision).precision, views)
+    kept_before = Kept(competition.test, choose_compute(args.precision).precision, args.batch_size, views)
     predictions = predict_together(
         team, team.first.target, lambda run: predict_once(run, competition, args.batch_size, args.precision, kept_before)
     )

@@ -128,20 +128,3 @@ class Predictions:
             raise UserError(f"{error.filename} does not exist: predictions are the two files {path}.csv and {path}.npy") from None
         except (ValueError, KeyError, OSError, EOFError) as error:
             raise UserError(f"{path}.csv and {path}.npy hold no predictions of this run: {error}") from None
-
-    @classmethod
-    def mean(cls, members: Sequence[Predictions]) -> Predictions:
-        """The plain mean of several predictions for the same ids and outputs.
-
-        Raises:
-            UserError: ids or outputs differ.
-        """
-        import numpy as np
-
-        first = members[0]
-        for other in members[1:]:
-            if other.target.output_names != first.target.output_names:
-                differ = sorted(set(other.target.output_names) ^ set(first.target.output_names))
-                raise UserError(f"predictions of different outputs cannot be averaged: {quoted(differ) or 'in another order'}")
-        values = [member.aligned(first.ids).values.astype(np.float64) for member in members]
-        return cls(first.ids, np.mean(values, axis=0).astype(np.float32), first.target)

@@ -14,16 +14,19 @@ import competitions
 import numpy as np
 import pytest
 import torch
+from conftest import make_competition
 from safetensors.torch import load_file
 from test_vqa import arguments, make_questions, recipe
 
+import inference
 import train
 from pipeline.competition.facts import CompetitionFacts, read_facts
 from pipeline.competition.layout import read_layout
 from pipeline.errors import UserError
 from pipeline.files import sha256
+from pipeline.folds.team import gather
 from pipeline.kernel import sealed
-from pipeline.kernel.answer import average, check_bundle, known_facts, load_members, predict_members
+from pipeline.kernel.answer import average_reached, check_bundle, known_facts, load_team, predict_team
 from pipeline.kernel.bundle import make_bundle
 from pipeline.kernel.make import main, write_kernel
 from pipeline.kernel.pace import Pace, last_moment
@@ -33,6 +36,7 @@ from pipeline.kernel.slugs import Names, check_kernel, kernel_metadata, make_nam
 from pipeline.kernel.stages import Stages
 from pipeline.predictions import Predictions
 from pipeline.run import load_run
+from pipeline.submission.write import write_predictions
 from pipeline.targets.target import multiclass
 from pipeline.tasks.apply import predict, read_for
 
@@ -45,7 +49,7 @@ FEW = ["--epochs", "1", "--batch-size", "6", "--accumulation-steps", "1"]
 def bundled(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the bundle of the finished run in dataset/."""
     folder = tmp_path_factory.mktemp("bundled")
-    make_bundle([load_run(finished_run / "run")], folder / "dataset", CompetitionFacts(slug="glyphs", metric="accuracy"))
+    make_bundle(gather([finished_run / "run"]), folder / "dataset", CompetitionFacts(slug="glyphs", metric="accuracy"))
     return folder
 
 
@@ -54,7 +58,7 @@ def bundled(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_a_bundle_holds_merged_float32_weights_and_predicts_alike(bundled: Path, finished_run: Path) -> None:
     manifest = check_bundle(bundled / "dataset")
-    (member,) = load_members(bundled / "dataset", manifest)
+    member = load_team(bundled / "dataset", manifest).first
     run = load_run(finished_run / "run")
     assert run.adapter_dir and member.adapter_dir is None
     assert {weight.dtype for weight in load_file(member.backbone_dir / "model.safetensors").values()} == {torch.float32}
@@ -79,11 +83,11 @@ def test_every_file_of_a_bundle_is_listed_with_its_digest(bundled: Path) -> None
 
 def test_a_bundle_of_the_same_files_is_taken_and_another_is_made_anew(bundled: Path, finished_run: Path, tmp_path: Path) -> None:
     shutil.copytree(bundled / "dataset", tmp_path / "dataset")
-    runs, facts = [load_run(finished_run / "run")], CompetitionFacts(slug="glyphs", metric="accuracy")
+    team, facts = gather([finished_run / "run"]), CompetitionFacts(slug="glyphs", metric="accuracy")
     (tmp_path / "dataset/dataset-metadata.json").write_text("{}")  # what the kaggle command reads is no change
-    again = make_bundle(runs, tmp_path / "dataset", facts)
+    again = make_bundle(team, tmp_path / "dataset", facts)
     assert not again.is_new and again.digest == sha256(bundled / "dataset/bundle.json")
-    other = make_bundle(runs, tmp_path / "dataset", replace(facts, metric="macro_f1"))
+    other = make_bundle(team, tmp_path / "dataset", replace(facts, metric="macro_f1"))
     assert other.is_new and other.digest != again.digest and not (tmp_path / "earlier").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
 
@@ -91,7 +95,7 @@ def test_a_bundle_of_the_same_files_is_taken_and_another_is_made_anew(bundled: P
 def test_a_bundle_with_a_file_of_yours_is_set_aside(bundled: Path, finished_run: Path, tmp_path: Path) -> None:
     shutil.copytree(bundled / "dataset", tmp_path / "dataset")
     (tmp_path / "dataset/mine.txt").write_text("kept")
-    made = make_bundle([load_run(finished_run / "run")], tmp_path / "dataset", CompetitionFacts(metric="accuracy"))
+    made = make_bundle(gather([finished_run / "run"]), tmp_path / "dataset", CompetitionFacts(metric="accuracy"))
     assert made.is_new and [path.read_text() for path in (tmp_path / "earlier").rglob("mine.txt")] == ["kept"]
 
 
@@ -120,18 +124,8 @@ def _flip(path: Path) -> None:
 
 def test_a_bundle_beyond_kaggles_limit_is_not_made(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"would have about .* and Kaggle takes 1.0 kB"):
-        make_bundle([load_run(finished_run / "run")], tmp_path / "dataset", CompetitionFacts(), limit=1000)
+        make_bundle(gather([finished_run / "run"]), tmp_path / "dataset", CompetitionFacts(), limit=1000)
     assert not list(tmp_path.iterdir())
-
-
-def test_members_must_predict_the_same(finished_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished_run / "run", tmp_path / "other")
-    record = json.loads((tmp_path / "other/run.json").read_text())
-    for names in (record["class_names"], record["target"]["names"]):
-        names[0] = "violet"
-    (tmp_path / "other/run.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match="predict different classes: 'blue', 'violet'"):
-        make_bundle([load_run(finished_run / "run"), load_run(tmp_path / "other")], tmp_path / "dataset", CompetitionFacts())
 
 
 @pytest.fixture
@@ -152,8 +146,8 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_wheels_are_shipped_and_found_by_the_script(finished_run: Path, tmp_path: Path, shelf: Path) -> None:
     """The script installs what is lacking beside the image's packages: here it then stops at the next thing that is missing."""
-    runs, wheels = [load_run(finished_run / "run")], ("shipped-here>=1.2",)
-    bundle = make_bundle(runs, tmp_path / "input/bundle", CompetitionFacts(), wheels, "3.11")
+    team, wheels = gather([finished_run / "run"]), ("shipped-here>=1.2",)
+    bundle = make_bundle(team, tmp_path / "input/bundle", CompetitionFacts(), wheels, "3.11")
     assert [name for name in bundle.manifest["files"] if name.startswith("wheels/")] == ["wheels/shipped_here-1.4-py3-none-any.whl"]
     text = script_text(replace(SETTINGS, digest=bundle.digest, wheels=(*wheels, "other-package")))
     assert '"shipped-here": "1.2"' in text and '"other-package": "0"' in text
@@ -167,7 +161,7 @@ def test_wheels_are_shipped_and_found_by_the_script(finished_run: Path, tmp_path
 
 def test_a_wheel_that_is_not_to_be_had_is_one_message(finished_run: Path, tmp_path: Path, shelf: Path) -> None:
     with pytest.raises(UserError, match=r"--wheels no-such-thing: pip could not download them for Python 3\.11: ERROR"):
-        make_bundle([load_run(finished_run / "run")], tmp_path / "dataset", CompetitionFacts(), ("no-such-thing",), "3.11")
+        make_bundle(gather([finished_run / "run"]), tmp_path / "dataset", CompetitionFacts(), ("no-such-thing",), "3.11")
     assert not (tmp_path / "dataset").exists()
 
 
@@ -199,7 +193,7 @@ def test_time_that_is_up_leaves_a_whole_file_with_class_frequencies(finished_run
     run = load_run(finished_run / "run")
     competition = read_for(run, finished_run / "data")
     whole, _ = predict(run, competition, 2, "fp32")
-    made, _ = predict_members([run], competition, 2, "fp32", 3.5, Clock(1.0))
+    made, _ = predict_team(gather([run.path]), [], competition, 2, "fp32", 3.5, Clock(1.0))
     reached = (made.values == whole.values).all(axis=1)
     assert made.ids == whole.ids and reached.tolist() == [True, True, True, True, False]
     np.testing.assert_allclose(made.values[~reached], [run.record.prior])
@@ -210,7 +204,7 @@ def test_time_that_is_up_leaves_a_whole_file_with_class_frequencies(finished_run
 def test_no_time_at_all_still_gives_every_id(finished_run: Path) -> None:
     run = load_run(finished_run / "run")
     competition = read_for(run, finished_run / "data")
-    made, rates = predict_members([run, run], competition, 2, "fp32", 0.0, Clock(1.0))
+    made, rates = predict_team(gather([run.path, run.path]), [], competition, 2, "fp32", 0.0, Clock(1.0))
     np.testing.assert_allclose(made.values, [run.record.prior] * 5, rtol=1e-6)
     assert len(rates) == 2
 
@@ -219,8 +213,21 @@ def test_members_are_averaged_over_those_that_reached_an_id() -> None:
     target = multiclass(("a", "b"))
     one = Predictions(("x", "y", "z"), np.array([[1, 0], [0.5, 0.5], [0.5, 0.5]], dtype=np.float32), target)
     two = Predictions(("x", "y", "z"), np.array([[0, 1], [0.2, 0.8], [0.5, 0.5]], dtype=np.float32), target)
-    mean, nobody = average([(one, frozenset({"y", "z"})), (two, frozenset({"z"}))])
+    mean, nobody = average_reached([(one, frozenset({"y", "z"})), (two, frozenset({"z"}))], [0.5, 0.5], "probabilities")
     np.testing.assert_allclose(mean.values, [[0.5, 0.5], [0.2, 0.8], [0.5, 0.5]])
+    assert nobody == {"z"}
+
+
+def test_weights_and_ranks_hold_for_members_that_were_stopped() -> None:
+    target = multiclass(("a", "b"))
+    one = Predictions(("w", "x", "y", "z"), np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5], [0.5, 0.5]], dtype=np.float32), target)
+    two = Predictions(("w", "x", "y", "z"), np.array([[0.1, 0.9], [0.3, 0.7], [0.2, 0.8], [0.4, 0.6]], dtype=np.float32), target)
+    found = [(one, frozenset({"y", "z"})), (two, frozenset({"z"}))]
+    mean, _ = average_reached(found, [0.25, 0.75], "probabilities")
+    np.testing.assert_allclose(mean.values[:, 0], [0.25 * 0.9 + 0.75 * 0.1, 0.25 * 0.2 + 0.75 * 0.3, 0.2, 0.25 * 0.5 + 0.75 * 0.4])
+    by_rank, nobody = average_reached(found, [0.25, 0.75], "ranks")
+    places = [0.25 * 1.5 / 2 + 0.75 * 0.5 / 3, 0.25 * 0.5 / 2 + 0.75 * 2.5 / 3, 1.5 / 3, 0.5]
+    np.testing.assert_allclose(by_rank.values[:, 0], places, rtol=1e-6)
     assert nobody == {"z"}
 
 
@@ -452,6 +459,43 @@ def test_rehearsal_of_several_members_as_a_notebook(finished_run: Path, tmp_path
     assert len(file.read_text().splitlines()) == 6
 
 
+@pytest.fixture(scope="module")
+def decided_folds(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
+    """A folder with a competition in data/ and a run of two folds in folds/, whose record says that offsets are used."""
+    root = tmp_path_factory.mktemp("decided")
+    make_competition(root / "data", per_class=6)
+    flags = ["--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "folds"), "--folds", "2", *FEW]
+    assert train.main([*flags, "--precision", "fp32", "--set", "data.workers=0"]) == 0
+    record = json.loads((root / "folds/run.json").read_text())
+    record["decisions"] = [{"kind": "offsets", "numbers": [9.0, 0.0, 0.0], "used": True}]
+    (root / "folds/run.json").write_text(json.dumps(record))
+    return root
+
+
+def test_a_kernel_of_folds_averages_and_decides_as_inference_does(decided_folds: Path, tmp_path: Path) -> None:
+    team = gather([decided_folds / "folds"])
+    bundle = make_bundle(team, tmp_path / "dataset", CompetitionFacts())
+    assert (bundle.manifest["weights"], bundle.manifest["rule"]) == ([0.5, 0.5], "probabilities")
+    competition = read_for(team.first, decided_folds / "data")
+    carried = load_team(bundle.folder, bundle.manifest)
+    made, rates = predict_team(carried, bundle.manifest["decisions"], competition, 2, "fp32", float("inf"))
+    assert len(rates) == 2 and set(made.values.argmax(axis=1)) == {0}
+    output = tmp_path / "predictions.csv"
+    flags = ["--model", str(decided_folds / "folds"), "--data", str(decided_folds / "data"), "--output", str(output)]
+    assert inference.main([*flags, "--batch-size", "2", "--precision", "fp32"]) == 0
+    write_predictions(tmp_path / "submission.csv", competition.form, made)
+    assert (tmp_path / "submission.csv").read_bytes() == output.read_bytes()
+    plain, _ = predict_team(carried, [], competition, 2, "fp32", float("inf"))
+    each = [predict(leaf.run, competition, 2, "fp32")[0].values for leaf in team.leaves]
+    np.testing.assert_allclose(plain.values, np.mean(each, axis=0), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_rehearsal_of_folds(decided_folds: Path, tmp_path: Path) -> None:
+    file = rehearsed([decided_folds / "folds"], decided_folds / "data", tmp_path / "kernel")
+    assert len({line.split(",")[1] for line in file.read_text().splitlines()[1:]}) == 1
+
+
 @pytest.mark.slow
 def test_rehearsal_of_questions(tmp_path: Path, tiny_backbone: Path) -> None:
     make_questions(tmp_path / "data")
@@ -469,7 +513,7 @@ def test_rehearsal_of_an_unfinished_run_says_so(tmp_path: Path, finished_run: Pa
     (tmp_path / "run/run.json").unlink()
     (tmp_path / "run/state/kept.json").write_text('{"epoch": 1, "metric": "val_accuracy", "value": 0.5}')
     rehearsed([tmp_path / "run"], finished_run / "data", tmp_path / "kernel")
-    assert "note: unfinished: the weights of its best epoch so far, 1 of 1" in capsys.readouterr().out
+    assert "note: unfinished: these are the weights of its best epoch so far, 1 of 1" in capsys.readouterr().out
 
 
 def test_an_edited_script_that_predicts_otherwise_is_not_pushed(

@@ -15,6 +15,7 @@ from kaggle_server import SECRETS, kaggle
 from pipeline.competition.facts import CompetitionFacts
 from pipeline.errors import Interrupted, UserError
 from pipeline.files import sha256
+from pipeline.folds.team import gather
 from pipeline.kaggle import cli, ledger
 from pipeline.kernel import make, rehearsal, remote
 from pipeline.kernel import push as push_module
@@ -23,7 +24,6 @@ from pipeline.kernel.push import push, signed_in_owner
 from pipeline.kernel.script import Settings
 from pipeline.kernel.slugs import Names, dataset_metadata
 from pipeline.kernel.stages import Stages
-from pipeline.run import load_run
 
 NAMES = Names("someone", "glyphs-digits")
 SETTINGS = Settings("glyphs", NAMES.dataset, ("digits",), "0" * 64)
@@ -40,7 +40,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[CodeServ
 @pytest.fixture(scope="module")
 def made(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    make_bundle([load_run(finished_run / "run")], folder / "dataset", CompetitionFacts())
+    make_bundle(gather([finished_run / "run"]), folder / "dataset", CompetitionFacts())
     return folder
 
 
@@ -59,7 +59,7 @@ class Pushing:
     """`push` of the folder, as `make kernel PUSH=1` calls it."""
 
     def __init__(self, folder: Path, finished_run: Path) -> None:
-        self.folder, self.runs = folder, [load_run(finished_run / "run")]
+        self.folder, self.team = folder, gather([finished_run / "run"])
         self.args = SimpleNamespace(hours=9.0, accelerator="NvidiaTeslaT4", poll_seconds=3.0, message="a message", yes=True)
         self.sleeps: list[float] = []
 
@@ -67,7 +67,7 @@ class Pushing:
         manifest = json.loads((self.folder / "dataset/bundle.json").read_text())
         bundle = Bundle(self.folder / "dataset", sha256(self.folder / "dataset/bundle.json"), manifest, is_new=False)
         code, stages = self.folder / "kernel/kernel.py", Stages(self.folder)
-        push(self.folder, bundle, code, NAMES, "glyphs", self.runs, stages, self.args, self.sleeps.append)
+        push(self.folder, bundle, code, NAMES, "glyphs", self.team, stages, self.args, self.sleeps.append)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.folds.averaging import average
 from pipeline.predictions import Predictions
 from pipeline.targets.target import Target, multiclass
 
@@ -67,6 +68,6 @@ def test_damaged_files_are_named(tmp_path: Path, damage: str) -> None:
 def test_the_mean_joins_by_id_and_refuses_other_outputs() -> None:
     first = Predictions(("x", "y"), np.array([[1, 0], [0, 1]], dtype=np.float32), CLASSES)
     second = Predictions(("y", "x"), np.array([[0.5, 0.5], [0.5, 0.5]], dtype=np.float32), CLASSES)
-    assert Predictions.mean([first, second]).values == pytest.approx(np.array([[0.75, 0.25], [0.25, 0.75]]))
+    assert average([first, second], [1, 1]).values == pytest.approx(np.array([[0.75, 0.25], [0.25, 0.75]]))
     with pytest.raises(UserError, match="'c'"):
-        Predictions.mean([first, Predictions(("x", "y"), np.ones((2, 2), dtype=np.float32) / 2, multiclass(["a", "c"]))])
+        average([first, Predictions(("x", "y"), np.ones((2, 2), dtype=np.float32) / 2, multiclass(["a", "c"]))], [1, 1])

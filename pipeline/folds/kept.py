@@ -34,10 +34,13 @@ def images_digest(rows: Sequence[Row]) -> str:
 
 
 class Kept:
-    """The kept test predictions of some runs, for one set of images. `precision` and `views` are part of what was computed."""
+    """The kept test predictions of some runs, for one set of images.
 
-    def __init__(self, rows: Sequence[Row], precision: str, views: Sequence[str] = ()) -> None:
-        self.images, self.precision, self.views = images_digest(rows), precision, list(views)
+    `precision`, `views` and `batch_size` are part of what was computed: sums over batches of another size differ in their last digits.
+    """
+
+    def __init__(self, rows: Sequence[Row], precision: str, batch_size: int, views: Sequence[str] = ()) -> None:
+        self.images, self.precision, self.batch_size, self.views = images_digest(rows), precision, batch_size, list(views)
         self.stem = "-".join([STEM, *views])
         self._weights: dict[tuple[int, int, int], str] = {}  # a base that several folds share is read once
 
@@ -70,6 +73,7 @@ class Kept:
             "images": self.images,
             "weights": self._weights_of(run),
             "precision": self.precision,
+            "batch_size": self.batch_size,
             "views": self.views,
             "versions": {name: versions.get(name) for name in DECIDING},
         }

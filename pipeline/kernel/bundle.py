@@ -17,11 +17,13 @@ from typing import Any
 from pipeline.competition.facts import CompetitionFacts
 from pipeline.errors import UserError, raise_all
 from pipeline.files import human_size, read_json, set_aside, sha256, write_json
+from pipeline.folds.decisions import read_decision
+from pipeline.folds.team import Team
 from pipeline.kernel.answer import FORMAT, MANIFEST, MEMBERS, check_bundle
 from pipeline.run import Run
 from pipeline.run_names import HEAD_FILE, RECORD, START
 from pipeline.run_record import FORMAT as RUN_FORMAT
-from pipeline.wording import listed, quoted
+from pipeline.wording import listed
 
 PACKAGE = Path(__file__).resolve().parents[1]  # pipeline/
 CODE_SUFFIX = ".py"  # all of it: under 2 MB, where weights have hundreds; recipes and page templates predict nothing
@@ -53,21 +55,22 @@ class Bundle:
 
 
 def make_bundle(
-    runs: Sequence[Run],
+    team: Team,
     folder: Path,
     facts: CompetitionFacts,
     wheels: Sequence[str] = (),
     python: str = "",
     limit: int = LIMIT_BYTES,
 ) -> Bundle:
-    """Write the bundle of `runs`, predicted with in this order, into `folder`; one that was made of the same files is left as it is.
+    """Write the bundle of a team into `folder`; one that was made of the same files is left as it is.
 
     `wheels`: requirements that are shipped with it, for that version of `python` ("3.11").
 
     Raises:
-        UserError: runs that do not predict the same, weights that are damaged, a bundle beyond `limit` bytes, wheels that are not to be had.
+        UserError: models that name no classes, weights that are damaged, a bundle beyond `limit` bytes, wheels that are not to be had.
     """
-    _check_members(runs)
+    runs = [leaf.run for leaf in team.leaves]
+    _check_named(runs)
     sources = _sources(runs)
     expected = sum(path.stat().st_size for path in sources)
     if expected > limit:
@@ -75,7 +78,8 @@ def make_bundle(
             f"a bundle of {listed([str(run.path) for run in runs])} would have about {human_size(expected)}, and Kaggle takes {human_size(limit)}: "
             "fewer members, or a smaller model"
         )
-    key = _key(runs, sources, facts, wheels, python)
+    together = _together(team)
+    key = _key(runs, sources, facts, wheels, python, together)
     if (former := _former(folder)) and former["made_of"] == key:
         return Bundle(folder, sha256(folder / MANIFEST), former, is_new=False)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +92,7 @@ def make_bundle(
         if wheels:
             _download_wheels(wheels, python, made / WHEELS)
         known = {name: value for name, value in asdict(facts).items() if value and name != "slug"}
-        manifest = {"format": FORMAT, "members": names, "runs": [run.name for run in runs], "facts": known, "made_of": key}
+        manifest = {"format": FORMAT, "members": names, "runs": [run.name for run in runs], "facts": known, "made_of": key, **together}
         manifest["files"] = {
             path.relative_to(made).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in sorted(made.rglob("*"))
@@ -121,17 +125,25 @@ def _former(folder: Path) -> dict[str, Any] | None:
     return manifest if present <= own and "made_of" in manifest and "members" in manifest else None
 
 
-def _check_members(runs: Sequence[Run]) -> None:
-    problems, first = [], runs[0]
-    for run in runs:
-        if run.target is None:
-            problems.append(f"{run.path} names no classes, and a kernel has nobody to ask: write them into id2label of its config.json")
-        elif run.task != first.task:
-            problems.append(f"{run.path} is for {run.task}, {first.path} for {first.task}")
-        elif first.target and run.target.output_names != first.target.output_names:
-            differ = sorted(set(run.target.output_names) ^ set(first.target.output_names))
-            problems.append(f"{run.path} and {first.path} predict different classes: {quoted(differ) or 'in another order'}")
+def _check_named(runs: Sequence[Run]) -> None:
+    lacking = [run.path for run in runs if run.target is None]
+    problems = [f"{path} names no classes, and a kernel has nobody to ask: write them into id2label of its config.json" for path in lacking]
     raise_all(problems, "no kernel was made:")
+
+
+def _together(team: Team) -> dict[str, Any]:
+    """How the models predict together: weights, what is averaged, and the decisions of the folder that was named.
+
+    Raises:
+        UserError: the decisions were changed by hand or are damaged.
+    """
+    decisions = (team.record.values.get("decisions") if team.record else None) or []
+    read_decision({"decisions": decisions}, team.first.target)
+    return {
+        "weights": [leaf.weight for leaf in team.leaves],
+        "rule": team.rule,
+        "decisions": [line for line in decisions if line.get("used")],
+    }
 
 
 def _sources(runs: Sequence[Run]) -> list[Path]:
@@ -144,10 +156,12 @@ def _sources(runs: Sequence[Run]) -> list[Path]:
     return found
 
 
-def _key(runs: Sequence[Run], sources: Sequence[Path], facts: CompetitionFacts, wheels: Sequence[str], python: str) -> str:
+def _key(
+    runs: Sequence[Run], sources: Sequence[Path], facts: CompetitionFacts, wheels: Sequence[str], python: str, together: dict[str, Any]
+) -> str:
     """One digest of all that a bundle is made of."""
     parts = [f"{path.name} {sha256(path)}" for path in (*sources, *_code())]
-    parts += [json.dumps(asdict(facts), sort_keys=True), *(run.task for run in runs), *wheels, python if wheels else ""]
+    parts += [json.dumps([asdict(facts), together], sort_keys=True), *(run.task for run in runs), *wheels, python if wheels else ""]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""`make kernel`: a finished run as an offline Kaggle notebook for code competitions. Bundle, script, rehearsal; with --push also the rest.
+"""`make kernel`: a run, folds or a blend as an offline Kaggle notebook for code competitions. Bundle, script, rehearsal; --push: the rest.
 
 python -m pipeline.kernel.make --model runs/a --data data            # stops after the rehearsal, says how to go on by hand
 python -m pipeline.kernel.make --model runs/a --data data --push     # ... dataset, kernel, submission, score
@@ -12,13 +12,14 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.competition.facts import read_facts
 from pipeline.competition.rows import Competition
 from pipeline.errors import UserError, run_command
 from pipeline.files import read_json, sha256, write_json, write_text
+from pipeline.folds.team import Team, gather
 from pipeline.kaggle import cli
 from pipeline.kaggle.remembered import remembered_slug
 from pipeline.kernel.bundle import DATASET_METADATA, Bundle, make_bundle
@@ -36,7 +37,6 @@ from pipeline.kernel.slugs import (
 )
 from pipeline.kernel.stages import Stages
 from pipeline.lock import holding_file
-from pipeline.run import Run, load_run
 from pipeline.submission.belonging import check_belongs
 from pipeline.tasks.apply import read_for
 
@@ -51,33 +51,33 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
         Interrupted: the run on Kaggle or its score was not waited for to the end.
     """
     args = _parse(argv)
-    runs = [load_run(path) for path in args.model]
-    competition = read_for(runs[0], args.data)
-    check_belongs(runs[0].target, competition, runs[0].path)
+    team = gather(args.model)
+    competition = read_for(team.first, args.data)
+    check_belongs(team.first.target, competition, team.first.path)
     slug = cli.clean_slug(args.competition) if args.competition else remembered_slug(args.data)
     if not slug:
         raise UserError("the competition is not known: COMPETITION=<name> (--competition), the last part of its address on Kaggle")
-    folder = args.output or runs[0].path / "kernel"
+    folder = args.output or team.named[0].path / "kernel"
     folder.mkdir(parents=True, exist_ok=True)
     with holding_file(folder / ".lock", f"another `make kernel` is at work in {folder}"):
         stages = Stages(folder)
-        names = _names(args, slug, runs, stages)
-        for run in runs:
-            print(f"model      {run.name} ({run.path})" + (f"\n           note: {run.unfinished}" if run.unfinished else ""))
-        bundle = make_bundle(runs, folder / "dataset", read_facts(args.data), args.wheels, args.python)
+        names = _names(args, slug, team, stages)
+        print(f"model      {team.describe()}")
+        print("".join(f"           note: {leaf.run.unfinished}\n" for leaf in team.leaves if leaf.run.unfinished), end="")
+        bundle = make_bundle(team, folder / "dataset", read_facts(args.data), args.wheels, args.python)
         print(f"bundle     {bundle.folder}, {bundle.describe()}", flush=True)
-        settings = _settings(args, slug, names, runs, bundle)
+        settings = _settings(args, slug, names, team, bundle)
         code_file = write_kernel(folder, names, settings, args.notebook, args.accelerator, stages)
         write_json(bundle.folder / DATASET_METADATA, dataset_metadata(names))
         check_kernel(folder / "kernel", names, slug)
         print(f"script     {code_file}: limit {args.hours:g} h, accelerator {args.accelerator}, private, no internet", flush=True)
-        _rehearse(folder, code_file, bundle, names, settings, runs, competition, stages, args.images)
+        _rehearse(folder, code_file, bundle, names, settings, team, competition, stages, args.images)
         if not args.push:
             print(by_hand(folder, names, slug))
             return 0
         from pipeline.kernel.push import push
 
-        push(folder, bundle, code_file, names, slug, runs, stages, args, sleep)
+        push(folder, bundle, code_file, names, slug, team, stages, args, sleep)
     return 0
 
 
@@ -86,7 +86,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m pipeline.kernel.make", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "--model", type=Path, action="append", metavar="DIR", help="run or release folder; several are averaged (default: finetuned_model)"
+        "--model",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="run, folds, blend or release; several are averaged (default: finetuned_model)",
     )
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition folder (default: %(default)s)")
     parser.add_argument("--competition", metavar="SLUG", help="default: the one that `make data` installed")
@@ -119,22 +123,22 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _names(args: argparse.Namespace, slug: str, runs: Sequence[Run], stages: Stages) -> Names:
+def _names(args: argparse.Namespace, slug: str, team: Team, stages: Stages) -> Names:
     """Owner and names: as they were pushed, else as the flags say, else as signed in."""
     owner = args.owner or os.environ.get("KAGGLE_USERNAME") or stages.get("names").get("owner")
     if args.push:
         from pipeline.kernel.push import signed_in_owner
 
         owner = signed_in_owner(args.owner)
-    names = make_names(owner or UNKNOWN_OWNER, slug, " ".join(run.name for run in runs), args.name or stages.get("names").get("base"))
+    names = make_names(owner or UNKNOWN_OWNER, slug, " ".join(one.name for one in team.named), args.name or stages.get("names").get("base"))
     if names.owner != UNKNOWN_OWNER:
         stages.note("names", owner=names.owner, base=names.base)
     return names
 
 
-def _settings(args: argparse.Namespace, slug: str, names: Names, runs: Sequence[Run], bundle: Bundle) -> Settings:
-    needs_timm = any(read_json(run.backbone_dir / "config.json").get("model_type") == "timm_wrapper" for run in runs)
-    run_names = tuple(run.name for run in runs)
+def _settings(args: argparse.Namespace, slug: str, names: Names, team: Team, bundle: Bundle) -> Settings:
+    needs_timm = any(read_json(leaf.run.backbone_dir / "config.json").get("model_type") == "timm_wrapper" for leaf in team.leaves)
+    run_names = tuple(one.name for one in team.named)
     return Settings(
         slug, names.dataset, run_names, bundle.digest, args.hours, args.batch_size, args.precision, needs_timm, tuple(args.wheels)
     )
@@ -172,7 +176,7 @@ def _rehearse(
     bundle: Bundle,
     names: Names,
     settings: Settings,
-    runs: Sequence[Run],
+    team: Team,
     competition: Competition,
     stages: Stages,
     num_images: int,
@@ -186,8 +190,13 @@ def _rehearse(
     else:
         stages.forget("rehearsal")
         print("rehearsal  running ...", flush=True)
-        done = rehearse(folder / "rehearsal", code_file, bundle, names, settings, runs, competition)
-        known = {"of": key, "file": sha256(done.file), "notes": list(done.notes), "cost": cost_of(runs, competition)}
+        done = rehearse(folder / "rehearsal", code_file, bundle, names, settings, team, competition)
+        known = {
+            "of": key,
+            "file": sha256(done.file),
+            "notes": list(done.notes),
+            "cost": cost_of([leaf.run for leaf in team.leaves], competition),
+        }
         stages.note("rehearsal", **known)
         print("\n".join(f"           {note}" for note in done.notes))
     print("\n".join(f"           {line}" for line in forecast(known["cost"], num_images, settings.hours)), flush=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Interrupted, UserError, raise_all
 from pipeline.files import human_time, sha256, write_text
+from pipeline.folds.team import Team
 from pipeline.kaggle import cli
 from pipeline.kaggle.ledger import LEDGER, read_ledger
 from pipeline.kaggle.reply import KaggleError
@@ -20,7 +21,6 @@ from pipeline.kernel import remote
 from pipeline.kernel.bundle import Bundle
 from pipeline.kernel.slugs import Names
 from pipeline.kernel.stages import Stages
-from pipeline.run import Run
 from pipeline.submission.origin import find_origin
 
 SUBMISSION = "submission.csv"
@@ -54,7 +54,7 @@ def push(
     code_file: Path,
     names: Names,
     competition: str,
-    runs: Sequence[Run],
+    team: Team,
     stages: Stages,
     args: Namespace,
     sleep: Sleep = time.sleep,
@@ -76,7 +76,7 @@ def push(
         print(f"kernel     version {version} began before its data were mounted; pushing once more", flush=True)
         stages.forget("kernel")
         sleep(3 * args.poll_seconds)
-    _submit(folder, code_file, names, version, competition, runs, args, sleep)
+    _submit(folder, code_file, names, version, competition, team, args, sleep)
 
 
 def _send_dataset(bundle: Bundle, names: Names, stages: Stages, pause: float, sleep: Sleep) -> None:
@@ -210,12 +210,10 @@ def _raise_failed(folder: Path, names: Names, version: int, stages: Stages, log:
     )
 
 
-def _submit(
-    folder: Path, code_file: Path, names: Names, version: int, competition: str, runs: Sequence[Run], args: Namespace, sleep: Sleep
-) -> None:
+def _submit(folder: Path, code_file: Path, names: Names, version: int, competition: str, team: Team, args: Namespace, sleep: Sleep) -> None:
     """Submit the version's file and wait until Kaggle has run it on the hidden test set. The ledger knows it by the code file's digest."""
     origin = find_origin(folder / "rehearsal" / SUBMISSION)
-    parts = [default_message(origin, code_file) if origin else " + ".join(run.name for run in runs), f"kernel version {version}"]
+    parts = [default_message(origin, code_file) if origin else " + ".join(one.name for one in team.named), f"kernel version {version}"]
     message = " ".join(scrub(args.message or ", ".join(parts)).split())
     sent = [row["status"] for row in read_ledger(LEDGER)[1] if (row["competition"], row["file_sha256"]) == (competition, sha256(code_file))]
     send = partial(cli.upload_kernel, competition, names.kernel, version, SUBMISSION, message)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.competition.rows import Competition
 from pipeline.errors import UserError
 from pipeline.files import human_time, sha256, write_text
+from pipeline.folds.team import Team
 from pipeline.kernel.bundle import Bundle
 from pipeline.kernel.placeholder import ROWS, make_placeholder
 from pipeline.kernel.script import Settings, code_of
@@ -43,7 +42,7 @@ class Rehearsed:
 
 
 def rehearse(
-    folder: Path, code_file: Path, bundle: Bundle, names: Names, settings: Settings, runs: Sequence[Run], competition: Competition
+    folder: Path, code_file: Path, bundle: Bundle, names: Names, settings: Settings, team: Team, competition: Competition
 ) -> Rehearsed:
     """Run `code_file` on three placeholder images, then on the whole test set, in both layouts that Kaggle has; what lies in `folder` is replaced.
 
@@ -75,10 +74,10 @@ def rehearse(
     made = folder / "submission.csv"
     (second / "work" / "submission.csv").replace(made)
     reference = folder / "reference.csv"
-    _reference(runs, competition, reference, settings)
+    _reference(team, competition, reference, settings)
     if sha256(made) != sha256(reference):
         raise UserError(
-            f"the script's file differs from inference.py's for the same run ({made}, {reference}): {_difference(made, reference)}. Was "
+            f"the script's file differs from inference.py's for the same models ({made}, {reference}): {_difference(made, reference)}. Was "
             f"{code_file} edited? Delete it, `make kernel` writes a new one"
         )
     found = _RATES.search(whole.output)
@@ -141,28 +140,20 @@ def _run(script: Path, place: Path, competition: Competition, bundle: Bundle) ->
     return ended
 
 
-def _reference(runs: Sequence[Run], competition: Competition, output: Path, settings: Settings) -> None:
-    """The file that this machine predicts with the runs as they are, adapters and all."""
-    if len(runs) > 1:
-        from pipeline.kernel.answer import predict_members
-        from pipeline.submission.write import write_predictions
-
-        with redirect_stdout(io.StringIO()):
-            predictions, _ = predict_members(runs, competition, settings.batch_size, settings.precision, float("inf"))
-        write_predictions(output, competition.form, predictions)
-        return
+def _reference(team: Team, competition: Competition, output: Path, settings: Settings) -> None:
+    """The file that inference.py writes here for the folders as they are, adapters and all."""
     command = [
         sys.executable,
         str(ROOT / "inference.py"),
         "--model",
-        str(runs[0].path.resolve()),
+        *(str(one.path.resolve()) for one in team.named),
         "--data",
         str(competition.root.resolve()),
     ]
     command += ["--output", str(output.resolve()), "--batch-size", str(settings.batch_size), "--precision", settings.precision]
     done = subprocess.run(command, cwd=output.parent, capture_output=True, text=True, encoding="utf-8", errors="replace")
     if done.returncode != 0:
-        raise UserError(f"inference.py failed on the same run: {done.stderr.strip()[-1000:]}")
+        raise UserError(f"inference.py failed on the same models: {done.stderr.strip()[-1000:]}")
 
 
 def _difference(one: Path, other: Path) -> str:
