@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import UserError
@@ -47,60 +48,200 @@ _DECIDED = (*_CHOICE, "binary", "multilabel")
 
 @dataclass(frozen=True)
 class Metric:
-    """One way to score predictions. `kinds`: the targets it can score; `words`: its name for people; `k`: how many ranked labels count."""
+    """One way to score predictions.
+
+    `kinds`: the targets it can score. `words`: its name for people. `function`: gives what computes it, from truth and predictions; it gets
+    the module `measures`, which is loaded when the first score is computed, and the target. `spellings`: other names that people use for it.
+    `k`: how many ranked labels count.
+    """
 
     name: str
     higher_is_better: bool
     needs: Needs
     kinds: tuple[str, ...]
     words: str
+    function: Callable[[ModuleType, Target], Callable[..., float | None]]
+    spellings: str = ""
     k: int = 0
 
 
 _TABLE = (
-    Metric("accuracy", True, "labels", _DECIDED, "accuracy"),
-    Metric("balanced_accuracy", True, "labels", _DECIDED, "balanced accuracy"),
-    Metric("macro_f1", True, "labels", _DECIDED, "macro F1"),
-    Metric("micro_f1", True, "labels", _DECIDED, "micro F1"),
-    Metric("weighted_f1", True, "labels", _DECIDED, "weighted F1"),
-    Metric("samples_f1", True, "labels", ("multilabel",), "mean F1 of an image"),
-    Metric("samples_f2", True, "labels", ("multilabel",), "mean F2 of an image"),
-    Metric("mcc", True, "labels", _DECIDED, "Matthews correlation"),
-    Metric("log_loss", False, "probabilities", _DECIDED, "log loss"),
-    Metric("roc_auc", True, "probabilities", _DECIDED, "ROC AUC"),
-    Metric("average_precision", True, "probabilities", _DECIDED, "average precision"),
-    Metric("partial_auc_80tpr", True, "probabilities", ("binary", "multilabel"), "partial AUC above 80% TPR"),
-    Metric("qwk", True, "labels", ("ordinal",), "quadratic weighted kappa"),
-    Metric("map_at_5", True, "ranks", ("multiclass", "ordinal", "multilabel"), "MAP@5", k=5),
-    Metric("top5_accuracy", True, "ranks", _CHOICE, "top-5 accuracy", k=5),
-    Metric("pf1", True, "probabilities", ("binary", "multilabel"), "probabilistic F1"),
-    Metric("rmse", False, "numbers", ("continuous",), "RMSE"),
-    Metric("mae", False, "numbers", ("continuous",), "mean absolute error"),
-    Metric("r2", True, "numbers", ("continuous",), "R²"),
+    Metric(
+        "accuracy",
+        True,
+        "labels",
+        _DECIDED,
+        "accuracy",
+        lambda measures, _: measures.accuracy,
+        spellings="acc accuracy_score categorization_accuracy classification_accuracy multiclass_accuracy",
+    ),
+    Metric(
+        "balanced_accuracy",
+        True,
+        "labels",
+        _DECIDED,
+        "balanced accuracy",
+        lambda measures, _: measures.balanced_accuracy,
+        spellings="balanced_accuracy_score bal_acc balanced_acc",
+    ),
+    Metric(
+        "macro_f1",
+        True,
+        "labels",
+        _DECIDED,
+        "macro F1",
+        lambda measures, _: measures.f_score("macro"),
+        spellings="f1_macro macro_f1_score macro_averaged_f1",
+    ),
+    Metric(
+        "micro_f1",
+        True,
+        "labels",
+        _DECIDED,
+        "micro F1",
+        lambda measures, _: measures.f_score("micro"),
+        spellings="f1_micro micro_f1_score micro_averaged_f1",
+    ),
+    Metric(
+        "weighted_f1",
+        True,
+        "labels",
+        _DECIDED,
+        "weighted F1",
+        lambda measures, _: measures.f_score("weighted"),
+        spellings="f1_weighted weighted_f1_score",
+    ),
+    Metric(
+        "samples_f1",
+        True,
+        "labels",
+        ("multilabel",),
+        "mean F1 of an image",
+        lambda measures, _: measures.f_score("samples"),
+        spellings="f1_samples",
+    ),
+    Metric(
+        "samples_f2",
+        True,
+        "labels",
+        ("multilabel",),
+        "mean F2 of an image",
+        lambda measures, _: measures.f_score("samples", beta=2.0),
+        spellings="f2_samples mean_f2",
+    ),
+    Metric(
+        "mcc",
+        True,
+        "labels",
+        _DECIDED,
+        "Matthews correlation",
+        lambda measures, _: measures.mcc,
+        spellings="matthews matthews_corrcoef matthews_correlation matthews_correlation_coefficient",
+    ),
+    Metric(
+        "log_loss",
+        False,
+        "probabilities",
+        _DECIDED,
+        "log loss",
+        lambda measures, _: measures.log_loss,
+        spellings="logloss cross_entropy multiclass_log_loss multiclass_loss logarithmic_loss binary_cross_entropy",
+    ),
+    Metric(
+        "roc_auc",
+        True,
+        "probabilities",
+        _DECIDED,
+        "ROC AUC",
+        lambda measures, _: measures.roc_auc,
+        spellings="auc auroc auc_roc rocauc roc_auc_score area_under_the_roc_curve area_under_roc_curve mean_column_wise_auc",
+    ),
+    Metric(
+        "average_precision",
+        True,
+        "probabilities",
+        _DECIDED,
+        "average precision",
+        lambda measures, _: measures.average_precision,
+        spellings="average_precision_score mean_average_precision",
+    ),
+    Metric(
+        "partial_auc_80tpr",
+        True,
+        "probabilities",
+        ("binary", "multilabel"),
+        "partial AUC above 80% TPR",
+        lambda measures, _: measures.partial_auc_80tpr,
+        spellings="pauc partial_auc pauc_80tpr",
+    ),
+    Metric(
+        "qwk",
+        True,
+        "labels",
+        ("ordinal",),
+        "quadratic weighted kappa",
+        lambda measures, target: measures.quadratic_kappa(len(target.names)),
+        spellings="kappa quadratic_weighted_kappa quadratic_kappa cohen_kappa cohens_kappa weighted_kappa",
+    ),
+    Metric(
+        "map_at_5",
+        True,
+        "ranks",
+        ("multiclass", "ordinal", "multilabel"),
+        "MAP@5",
+        lambda measures, _: measures.map_at_k,
+        k=5,
+    ),
+    Metric(
+        "top5_accuracy",
+        True,
+        "ranks",
+        _CHOICE,
+        "top-5 accuracy",
+        lambda measures, _: measures.top_accuracy,
+        spellings="top5 top_5 top_5_accuracy top5_acc",
+        k=5,
+    ),
+    Metric(
+        "pf1",
+        True,
+        "probabilities",
+        ("binary", "multilabel"),
+        "probabilistic F1",
+        lambda measures, _: measures.probabilistic_f1,
+        spellings="probabilistic_f1 prob_f1",
+    ),
+    Metric(
+        "rmse",
+        False,
+        "numbers",
+        ("continuous",),
+        "RMSE",
+        lambda measures, _: measures.number_error("rmse"),
+        spellings="root_mean_squared_error root_mean_square_error",
+    ),
+    Metric(
+        "mae",
+        False,
+        "numbers",
+        ("continuous",),
+        "mean absolute error",
+        lambda measures, _: measures.number_error("mae"),
+        spellings="mean_absolute_error",
+    ),
+    Metric(
+        "r2",
+        True,
+        "numbers",
+        ("continuous",),
+        "R²",
+        lambda measures, _: measures.number_error("r2"),
+        spellings="r2_score r_squared",
+    ),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
 
-_SPELLINGS = {
-    "accuracy": "acc accuracy_score categorization_accuracy classification_accuracy multiclass_accuracy",
-    "balanced_accuracy": "balanced_accuracy_score bal_acc balanced_acc",
-    "macro_f1": "f1_macro macro_f1_score macro_averaged_f1",
-    "micro_f1": "f1_micro micro_f1_score micro_averaged_f1",
-    "weighted_f1": "f1_weighted weighted_f1_score",
-    "samples_f1": "f1_samples",
-    "samples_f2": "f2_samples mean_f2",
-    "mcc": "matthews matthews_corrcoef matthews_correlation matthews_correlation_coefficient",
-    "log_loss": "logloss cross_entropy multiclass_log_loss multiclass_loss logarithmic_loss binary_cross_entropy",
-    "roc_auc": "auc auroc auc_roc rocauc roc_auc_score area_under_the_roc_curve area_under_roc_curve mean_column_wise_auc",
-    "average_precision": "average_precision_score mean_average_precision",
-    "partial_auc_80tpr": "pauc partial_auc pauc_80tpr",
-    "qwk": "kappa quadratic_weighted_kappa quadratic_kappa cohen_kappa cohens_kappa weighted_kappa",
-    "top5_accuracy": "top5 top_5 top_5_accuracy top5_acc",
-    "pf1": "probabilistic_f1 prob_f1",
-    "rmse": "root_mean_squared_error root_mean_square_error",
-    "mae": "mean_absolute_error",
-    "r2": "r2_score r_squared",
-}
-_NAMES = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in (name, *spellings.split())}
+_NAMES = {spelling: metric.name for metric in _TABLE for spelling in (metric.name, *metric.spellings.split())}
 
 
 def find_metric(name: str) -> Metric:
@@ -268,35 +409,8 @@ def _decided(target: Target, labels: np.ndarray) -> np.ndarray:
 
 
 def _value(metric: Metric, target: Target, truth: np.ndarray, given: np.ndarray) -> float | None:
-    from pipeline.targets.measures import quietly
+    from pipeline.targets import measures
 
     if why_undefined(metric.name, target, truth) is not None:
         return None
-    return quietly(_function(metric, target), truth, given)
-
-
-def _function(metric: Metric, target: Target) -> Callable[..., float | None]:
-    from pipeline.targets import measures
-
-    if metric.name.startswith("map_at_"):
-        return measures.map_at_k
-    return {
-        "accuracy": measures.accuracy,
-        "balanced_accuracy": measures.balanced_accuracy,
-        "macro_f1": measures.f_score("macro"),
-        "micro_f1": measures.f_score("micro"),
-        "weighted_f1": measures.f_score("weighted"),
-        "samples_f1": measures.f_score("samples"),
-        "samples_f2": measures.f_score("samples", beta=2.0),
-        "mcc": measures.mcc,
-        "log_loss": measures.log_loss,
-        "roc_auc": measures.roc_auc,
-        "average_precision": measures.average_precision,
-        "partial_auc_80tpr": measures.partial_auc_80tpr,
-        "qwk": measures.quadratic_kappa(len(target.names)),
-        "top5_accuracy": measures.top_accuracy,
-        "pf1": measures.probabilistic_f1,
-        "rmse": measures.number_error("rmse"),
-        "mae": measures.number_error("mae"),
-        "r2": measures.number_error("r2"),
-    }[metric.name]
+    return measures.quietly(metric.function(measures, target), truth, given)
