@@ -1,4 +1,4 @@
-# Every target is one line of `python ...`; README.md lists them for systems without make.
+# Every target is one line of `python ...`; pipeline/README.md lists them for systems without make.
 # With no active environment make uses (and first creates) .venv; PYTHON=python uses what is installed (Colab, Kaggle notebooks).
 
 BASE_PYTHON ?= python3

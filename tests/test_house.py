@@ -228,11 +228,34 @@ def test_what_is_public_says_what_it_gives_and_what_it_refuses(path: Path) -> No
             assert "UserError" in text.partition("Raises:")[2], f"{path}: {name} does not say when it raises UserError"
 
 
+PAGES = [
+    ROOT / "README.md",
+    ROOT / ".github/CONTRIBUTING.md",
+    *sorted(ROOT.glob("pipeline/**/README.md")),
+    *sorted(ROOT.glob("tests/**/README.md")),
+]
+
+
 def readme_commands() -> list[list[str]]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     blocks = "\n".join(re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
     lines = [line.split("#")[0].strip() for line in blocks.splitlines()]
     return [shlex.split(part) for line in lines for part in line.split("&&") if part.strip()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_map_names_every_module() -> None:
+    text = (ROOT / "pipeline/README.md").read_text(encoding="utf-8").partition("## The map")[2].partition("\n## ")[0]
+    named = {name for name in re.findall(r"([\w*]+)\.py\b(?!\.txt)", text) if "*" not in name}
+    for prefix in re.findall(r"(\w+)\*\.py\b", text):
+        named |= {path.stem for path in ROOT.glob(f"pipeline/**/{prefix}*.py")}
+    present = {path.stem for path in ROOT.glob("pipeline/**/*.py") if path.stem != "__init__"} | {"train", "inference"}
+    assert named == present
 
 
 def test_every_make_target_in_the_readme_exists() -> None:

@@ -45,7 +45,7 @@ def _head_lines(recipe: Recipe, schedule: dict[str, Any], num_train: int) -> lis
     ]
     if recipe.lora.rank and recipe.optimizer.head_lr is None:
         lines.append("  the new head has the adapter's rate; it can take one that is 10 times higher")
-    lines.append("  did better here, on 580 photographs of 24 classes with a small backbone (README, Comparing settings; seeds 0, 1, 2):")
+    lines.append("  did better here, on 580 photographs of 24 classes with a small backbone (pipeline/recipes/README.md; seeds 0, 1, 2):")
     if recipe.lora.rank and recipe.optimizer.head_lr is None:
         lines.append("    --recipe beit-large-384-lora-ours                         0.44 -> 0.61, 5 epochs at 32 px")
     if recipe.lora.rank:
