@@ -64,7 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     recipe = parser.add_argument_group("recipe keys with a flag of their own")
     recipe.add_argument("--backbone", metavar="HUB_ID|DIR", help="pretrained model; image size and preprocessing come with it")
     recipe.add_argument("--epochs", metavar="N", type=int)
-    recipe.add_argument("--batch-size", metavar="N|auto", help="images in memory at once; auto = the most that fit, same result")
+    recipe.add_argument("--batch-size", metavar="N|auto", help="images in memory at once; auto = the most that fit, the same rows a step")
     recipe.add_argument("--accumulation-steps", metavar="N", type=int, help="batches per optimizer step")
     recipe.add_argument("--lr", metavar="X", type=float, help="peak learning rate")
     recipe.add_argument("--image-size", metavar="N", type=int, help="pixels")

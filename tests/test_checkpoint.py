@@ -15,7 +15,7 @@ from conftest import Malicious
 
 from pipeline.errors import UserError
 from pipeline.files import sha256
-from pipeline.training.checkpoint import StateStore, check_fits, restore_rng, rng_state, seed_everything
+from pipeline.training.checkpoint import StateStore, check_fits, seed_everything, seed_micro_batch
 
 
 def draws() -> list[float]:
@@ -33,16 +33,14 @@ def filled(folder: Path, count: int) -> StateStore:
     return store
 
 
-def test_generators_go_on_where_they_were_even_through_a_file(tmp_path: Path) -> None:
-    seed_everything(7)
-    draws()  # one Gaussian each: python and numpy made two, and keep the second
-    store = StateStore(tmp_path / "state")
-    store.save({"rng": rng_state()}, {})
-    expected = [draws() for _ in range(3)]
-    seed_everything(99)
-    state, damaged = store.load()
-    restore_rng(state["rng"])
-    assert [draws() for _ in range(3)] == expected and damaged == []
+def test_what_a_micro_batch_draws_depends_on_seed_epoch_and_first_row_alone() -> None:
+    """Not on what was drawn before: one Gaussian makes python and numpy keep a second."""
+    outcomes = {}
+    for position in ((7, 0, 0), (7, 0, 8), (7, 1, 0), (8, 0, 0), (2**40, 0, 0), (7, 0, 0)):
+        seed_micro_batch(torch.device("cpu"), *position)
+        drawn = draws()
+        assert outcomes.setdefault(position, drawn) == drawn
+    assert len(outcomes) == len({str(drawn) for drawn in outcomes.values()}) == 5
 
 
 def test_seeds_repeat_and_differ() -> None:

@@ -31,7 +31,6 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         Interrupted: see `pipeline.training.engine.fit`.
     """
     from pipeline.training.advice import Watch
-    from pipeline.training.checkpoint import seed_everything
     from pipeline.training.compilation import settle
     from pipeline.training.engine import fit
     from pipeline.training.estimate import dry_run
@@ -60,7 +59,6 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     baseline = task.baseline()
     start, store, state = begin(session, build, recorder, schedule, compiled, baseline)
     watch = Watch(baseline, task.best_metric, task.higher_is_better, task.num_val, schedule)
-    seed_everything(recipe.seed + 2)  # from here on nothing depends on what was drawn while building
     last = fit(
         task,
         optimizer,
@@ -70,6 +68,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         recorder_with_page(recorder, session.output, watch),
         epochs=recipe.epochs,
         micro_batch_size=micro_batch_size,
+        seed=recipe.seed,
         max_grad_norm=recipe.optimizer.max_grad_norm,
         save_minutes=recipe.checkpoint.every_minutes,
         max_minutes=args.max_minutes,

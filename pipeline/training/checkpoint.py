@@ -79,33 +79,23 @@ def check_fits(state: dict[str, Any], trainable: Mapping[str, torch.Tensor], opt
     raise_all(problems, "the saved state is not one of this model; start anew without --resume into another --output:")
 
 
-def rng_state() -> dict[str, Any]:
-    """The generators of python, numpy, torch and every accelerator, as tensors and plain values."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [name, keys.tolist(), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
-    }
-
-
-def restore_rng(state: dict[str, Any]) -> None:
-    """Put the generators back where `rng_state` saw them."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    if state["mps"] and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state["mps"][0])
-
-
 def seed_everything(seed: int) -> None:
     """Seed the generators of python, numpy, torch and every GPU."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def seed_micro_batch(device: torch.device, seed: int, epoch: int, row: int) -> None:
+    """Seed what dropout, noise and the like of one micro-batch draw from; `row`: its first, counted in the epoch's order.
+
+    So its draws depend neither on what ran before nor on which process computes it, and a saved state needs no generator.
+    """
+    number = int(np.random.SeedSequence((seed, epoch, row, 1)).generate_state(1, np.uint64)[0]) >> 1
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.default_generator.manual_seed(number)  # torch.manual_seed also queues a seed for each device not in use: 1 ms
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+    elif device.type == "mps":
+        torch.mps.manual_seed(number)

@@ -1,8 +1,9 @@
 """fit: one loop for every task, exactly resumable at any micro-batch.
 
 An optimizer step is the mean over one group of `effective_batch_size` rows of the epoch's order, however the group is cut into
-micro-batches (the last group of an epoch may be smaller and is averaged over its own rows). Position, sums, gradients of an open group and
-generators are all in the state, so a resumed run computes what the uninterrupted one would have.
+micro-batches (the last group of an epoch may be smaller and is averaged over its own rows). What a micro-batch draws depends on (seed,
+epoch, its first row) alone; position, sums and gradients of an open group are in the state: a resumed run computes what the
+uninterrupted one would have.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from pipeline.data.images import LostImage
 from pipeline.errors import Interrupted, UserError
 from pipeline.stopping import stop_requests
-from pipeline.training.checkpoint import StateStore, check_fits, restore_rng, rng_state
+from pipeline.training.checkpoint import StateStore, check_fits, seed_micro_batch
 from pipeline.training.compute import Compute, peak_memory
 from pipeline.training.optim import lr_at, set_lr
 from pipeline.training.predict import Task, evaluate
@@ -74,6 +75,7 @@ def fit(
     *,
     epochs: int,
     micro_batch_size: int,
+    seed: int = 0,
     max_grad_norm: float = 0.0,
     save_minutes: float = 10.0,
     max_minutes: float | None = None,
@@ -89,7 +91,7 @@ def fit(
         Interrupted: Ctrl-C, SIGTERM, SIGHUP, a closed output or `max_minutes`; the micro-batch was finished and the state saved.
         UserError: the loss became NaN or infinite, or an image was lost; the last good state is kept.
     """
-    loop = _Loop(task, optimizer, schedule, compute, store, micro_batch_size, max_grad_norm, save_minutes, max_minutes, keep_last)
+    loop = _Loop(task, optimizer, schedule, compute, store, micro_batch_size, seed, max_grad_norm, save_minutes, max_minutes, keep_last)
     if state is None:
         loop.save()  # so that a resumed run never depends on what an epoch already wrote
     else:
@@ -124,13 +126,14 @@ class _Loop:
         compute: Compute,
         store: StateStore,
         micro_batch_size: int,
+        seed: int,
         max_grad_norm: float,
         save_minutes: float,
         max_minutes: float | None,
         keep_last: bool,
     ) -> None:
         self.task, self.optimizer, self.schedule, self.compute, self.store = task, optimizer, schedule, compute, store
-        self.micro_batch_size, self.max_grad_norm = micro_batch_size, max_grad_norm
+        self.micro_batch_size, self.seed, self.max_grad_norm = micro_batch_size, seed, max_grad_norm
         self.keep_last = keep_last
         self.save_seconds = save_minutes * 60
         self.deadline = time.monotonic() + max_minutes * 60 if max_minutes is not None else math.inf
@@ -171,6 +174,7 @@ class _Loop:
             rows = len(batch["row"])
             group_start = position.row // group_size * group_size
             group_rows = min(group_size, task.num_train - group_start)
+            seed_micro_batch(self.compute.device, self.seed, position.epoch, position.row)
             with self.compute.autocast():
                 loss, logits = task.loss(batch)
             # `loss` is a mean over these rows, a step a mean over the group: each micro-batch counts by its share of the group, so that
@@ -308,7 +312,6 @@ class _Loop:
             "gradients": gradients,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "rng": rng_state(),
         }
         self.store.save(state, {"epoch": position.epoch, "row": position.row, "step": position.step})
         self.last_save = time.monotonic()
@@ -330,7 +333,6 @@ class _Loop:
         if state["scaler"]:  # empty where the run was not in fp16 until now
             self.scaler.load_state_dict(state["scaler"])
         vars(self.position).update(state["position"])
-        restore_rng(state["rng"])
         if state["order"] == self.order:
             for name, gradient in state["gradients"].items():
                 self.trainable[name].grad = gradient.to(self.trainable[name].device)
