@@ -150,6 +150,9 @@ class Recipe(Section):
         "auto", description="auto: bf16 where the hardware has it, else fp16 on CUDA"
     )
     activation_checkpointing: bool = Field(False, description="compute the blocks again in the backward pass: less memory, equal results")
+    attention: Literal["auto", "fused", "products"] = Field(
+        "auto", description="how training computes attention; auto: what is faster, tried on a CPU in bf16"
+    )
     compile: bool | Literal["auto"] = Field(
         "auto", description="training steps by torch.compile; auto: on a GPU, where it was tried and pays"
     )

@@ -24,8 +24,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from pipeline.models.autograd import AdaptedLinear, BiasedAttention, Gelu, Linear, Norm, source_of
-from pipeline.models.lean import cache_frozen_bias, checkpoint_layers, exact_head, hold_frozen, keep_less, make_lean
+from pipeline.models.autograd import AdaptedLinear, BiasedAttention, Gelu, Linear, Norm, ProductAttention, source_of
+from pipeline.models.lean import attend_by_products, cache_frozen_bias, checkpoint_layers, exact_head, hold_frozen, keep_less, make_lean
 from pipeline.models.lora import attach
 
 FLAT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "image_size": 32, "patch_size": 8}
@@ -80,6 +80,15 @@ def test_attention_with_a_trained_bias() -> None:
     inputs = draw((3, 2, 7, 4), (3, 2, 7, 4), (3, 2, 7, 4), (1, 2, 7, 7))
     own = gradients(lambda q, k, v, bias: BiasedAttention.apply(q, k, v, bias, 0.3), inputs)
     torchs = gradients(lambda q, k, v, bias: F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=0.3), inputs)
+    for found, expected in zip(own, torchs, strict=True):
+        assert torch.allclose(found, expected, atol=1e-5) and expected.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("bias_shape", [None, (1, 2, 7, 7), (3, 1, 7, 7)])
+def test_attention_by_products(bias_shape: tuple[int, ...] | None) -> None:
+    inputs = draw((3, 2, 7, 4), (3, 2, 7, 4), (3, 2, 7, 4), *([bias_shape] if bias_shape else []))
+    own = gradients(lambda q, k, v, bias=None: ProductAttention.apply(q, k, v, bias, 0.3), inputs)
+    torchs = gradients(lambda q, k, v, bias=None: F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=0.3), inputs)
     for found, expected in zip(own, torchs, strict=True):
         assert torch.allclose(found, expected, atol=1e-5) and expected.abs().max() > 0.1
 
@@ -153,6 +162,29 @@ def test_a_lean_step_is_autocasts_and_as_near_to_float32(kind: str, lora: bool) 
     assert (logits - exact[0]).abs().max() <= 1.2 * (autocast[0] - exact[0]).abs().max()
     assert distance(grads, exact[1]) <= 1.2 * distance(autocast[1], exact[1]) + 1e-3
     assert distance(grads, autocast[1]) < 0.03
+
+
+@pytest.mark.parametrize(("kind", "lora"), [case for case in KINDS if case[0] != "swinv2"])  # whose attention is of another form
+def test_a_step_by_products_is_as_near_to_float32_and_prediction_stays(kind: str, lora: bool) -> None:
+    exact, autocast, model = step(build(kind, lora), None), step(build(kind, lora)), build(kind, lora)
+    make_lean(model, torch.bfloat16)
+    fused = step(model)
+    with torch.no_grad():
+        predicted = step_logits(model)
+        assert attend_by_products(model) == 1
+        assert torch.equal(step_logits(model), predicted)
+    logits, grads = step(model)
+    assert not same_bits((logits, grads), fused)  # the products are in use
+    assert distance(grads, exact[1]) <= 1.3 * distance(autocast[1], exact[1]) + 1e-3
+    assert (logits - exact[0]).abs().max() <= 1.5 * (autocast[0] - exact[0]).abs().max()
+    assert "products" not in str(model.config.to_dict())
+    assert attend_by_products(model, on=False) == 1 and same_bits(step(model), fused)
+
+
+def step_logits(model: nn.Module) -> torch.Tensor:
+    torch.manual_seed(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        return model(pixel_values=PIXELS).logits
 
 
 @pytest.mark.parametrize(("kind", "lora"), KINDS)

@@ -99,6 +99,7 @@ WINGS = {
             "keeping",
             "engine",
             "compilation",
+            "attending",
             "estimate",
             "advice",
             "record",

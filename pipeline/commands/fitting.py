@@ -31,24 +31,19 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         Interrupted: see `pipeline.training.engine.fit`.
     """
     from pipeline.training.advice import Watch
-    from pipeline.training.compilation import settle
     from pipeline.training.engine import fit
     from pipeline.training.estimate import dry_run
     from pipeline.training.keeping import keeping
     from pipeline.training.optim import build_optimizer, plan_schedule
     from pipeline.training.record import Recorder
 
-    args, recipe, former, task = session.args, session.recipe, session.former, build.task
+    args, recipe, task = session.args, session.recipe, build.task
     schedule = plan_schedule(recipe, task.num_train)
     optimizer = build_optimizer(task.model.named_parameters(), recipe, build.head)
     micro_batch_size, expected_seconds = announce(session, build, compute, schedule)
-    choice = recipe.compile if task.one_shape else False
-    before = None if former is None else former.start.get("compiled", False)
     keep = keeping(recipe.checkpoint.keep, task.num_val)
     print(f"  the {'last' if keep.last else 'best'} epoch is kept: {keep.why}")
-    compiled, note = settle(task, compute, choice, micro_batch_size, expected_seconds, before)
-    if note is not None:
-        print(f"  {note}")
+    step = choose_step(session, build, compute, micro_batch_size, expected_seconds)
     if args.dry_run:
         print("\n".join(dry_run(task, compute, micro_batch_size)))
         return 0
@@ -57,7 +52,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         session.output, recipe, task.save, task.write_validation, (f"train_{task.train_score}", task.best_metric), keep.record()
     )
     baseline = task.baseline()
-    start, store, state = begin(session, build, recorder, schedule, compiled, baseline)
+    start, store, state = begin(session, build, recorder, schedule, step, baseline)
     watch = Watch(baseline, task.best_metric, task.higher_is_better, task.num_val, schedule)
     last = fit(
         task,
@@ -76,12 +71,48 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         state=state,
         on_stop=partial(leave_usable, session, recorder, schedule),
     )
-    finish(session, build, compute, recorder, last, baseline, {"schedule": schedule, "compiled": compiled, **start})
+    finish(session, build, compute, recorder, last, baseline, {"schedule": schedule, **step, **start})
     return 0
 
 
+def choose_step(session: Session, build: Build, compute: Compute, micro_batch_size: int, train_seconds: float) -> dict[str, Any]:
+    """Set how a training step is computed, and say so: `attention` (fused or products) and `compiled`, as run.json keeps them.
+
+    A run that goes on keeps what it was started with, for another form of the same computation rounds differently.
+
+    Raises:
+        UserError: what the recipe asks for cannot be had here.
+    """
+    from pipeline.training.attending import choose_attention
+    from pipeline.training.compilation import settle
+    from pipeline.training.estimate import check_fits
+
+    recipe, former, task = session.recipe, session.former, build.task
+    if not task.one_shape:
+        return {"attention": "fused", "compiled": False}
+
+    def check_memory() -> None:
+        check_fits(task.account(compute, recipe.optimizer.name), micro_batch_size, compute.device)
+
+    before = {} if former is None else {"attention": "fused", "compiled": False, **former.start}
+    micro_batches = recipe.epochs * task.num_train // micro_batch_size
+    attention, note = choose_attention(
+        task,
+        compute,
+        recipe.attention,
+        micro_batch_size,
+        micro_batches,
+        train_seconds,
+        before.get("attention"),
+        check_memory,
+    )
+    compiled, other = settle(task, compute, recipe.compile, micro_batch_size, train_seconds, before.get("compiled"))
+    print("".join(f"  {line}\n" for line in (note, other) if line), end="")
+    return {"attention": attention, "compiled": compiled}
+
+
 def begin(
-    session: Session, build: Build, recorder: Recorder, schedule: dict[str, Any], compiled: bool, baseline: Baseline | None
+    session: Session, build: Build, recorder: Recorder, schedule: dict[str, Any], step: dict[str, Any], baseline: Baseline | None
 ) -> tuple[dict[str, Any], StateStore, dict[str, Any] | None]:
     """Make the output folder one of this run: what it was started with, its states, and the state to go on from (None: from the beginning).
 
@@ -107,7 +138,7 @@ def begin(
             "data": session.args.data,
             "batch_size": session.args.batch_size,
         }
-        start = write_start(output, session.recipe, schedule, task.class_names, facts, session.command, compiled)
+        start = write_start(output, session.recipe, schedule, task.class_names, facts, session.command, step)
     else:
         start = former.go_on(session.recipe, schedule, task.split_rows(), session.command, session.args.data)
         state, damaged = store.load()

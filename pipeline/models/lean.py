@@ -20,13 +20,14 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pipeline.models.autograd import AdaptedLinear, BiasedAttention, Gelu, Linear, Norm, source_of
+from pipeline.models.autograd import AdaptedLinear, BiasedAttention, Gelu, Linear, Norm, ProductAttention, source_of
 
 HELD = (nn.Linear, nn.Conv2d)  # autocast casts the weights of these, and so gives the same when they are cast already
 # Blocks whose norms are read by linear layers alone.
 PRE_NORM = ("BeitLayer", "ViTLayer", "DeiTLayer", "SwinLayer", "Dinov2Layer", "Dinov2WithRegistersLayer")
 ROW_ALIGNMENT = 8  # CUDA's attention kernels copy a bias whose rows do not begin at multiples of 8 numbers
-TRAINED_BIAS = "sdpa_trained_bias"
+TRAINED_BIAS = "sdpa_trained_bias"  # names under which transformers finds our attention functions
+BY_PRODUCTS = {"sdpa": "products", TRAINED_BIAS: "products_trained_bias"}
 
 
 def make_lean(model: nn.Module, dtype: torch.dtype) -> None:
@@ -69,6 +70,22 @@ def keep_less(model: nn.Module) -> None:
         elif type(module).__name__ == "BeitModel" and module.config._attn_implementation == "sdpa":
             AttentionInterface.register(TRAINED_BIAS, _attend)
             module.config._attn_implementation = TRAINED_BIAS
+
+
+def attend_by_products(model: nn.Module, on: bool = True) -> int:
+    """Compute attention by two batched products (`ProductAttention`) wherever gradients are asked for under autocast; 0 where nothing can.
+
+    `on=False` goes back. Prediction and float32 are left alone: there torch's fused kernel stays. Equal up to rounding.
+    Not for models of texts: transformers makes no padding mask for an attention function that it does not know.
+    """
+    for name in BY_PRODUCTS.values():
+        AttentionInterface.register(name, _attend_by_products)
+    new_name = BY_PRODUCTS if on else {name: before for before, name in BY_PRODUCTS.items()}
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    changed = [config for config in configs.values() if getattr(config, "_attn_implementation", None) in new_name]
+    for config in changed:
+        config._attn_implementation = new_name[config._attn_implementation]
+    return len(changed)
 
 
 def exact_head(model: nn.Module, head: str) -> None:
@@ -191,4 +208,18 @@ def _attend(
     if not needs_own or kwargs.get("dropout"):
         return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)
     output = BiasedAttention.apply(*(part.to(dtype) for part in (query, key, value, attention_mask)), kwargs["scaling"])
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _attend_by_products(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention by products, where it can be; see `attend_by_products`."""
+    dtype = _kept_dtype(query)
+    is_additive = attention_mask is None or attention_mask.is_floating_point()
+    if dtype is None or not torch.is_grad_enabled() or kwargs.get("dropout") or not is_additive or query.shape[1] != key.shape[1]:
+        return _attend(module, query, key, value, attention_mask, **kwargs)
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    bias = None if attention_mask is None else attention_mask.to(dtype)
+    output = ProductAttention.apply(*(part.to(dtype) for part in (query, key, value)), bias, scale)
     return output.transpose(1, 2).contiguous(), None

@@ -28,7 +28,7 @@ from pipeline.models.backbones import (
     save_backbone,
     takes_interpolation,
 )
-from pipeline.models.lean import cache_frozen_bias, exact_head, make_lean
+from pipeline.models.lean import attend_by_products, cache_frozen_bias, exact_head, make_lean
 from pipeline.models.lora import (
     PeftModel,
     attach,
@@ -152,6 +152,10 @@ class ClassificationTask:
                     name: loaded[name] for name, weight in plain_state_dict(self.model).items() if weight.dtype != loaded[name].dtype
                 }
         self.model.to(compute.device)
+
+    def attend_by_products(self, on: bool) -> int:
+        """Compute attention in training by batched products, or no longer; 0 where nothing in the model can."""
+        return attend_by_products(self.model, on)
 
     def compile(self, rows: int | None) -> None:
         """Run training on micro-batches of `rows` through torch.compile, with the same draws of dropout; None: no longer."""

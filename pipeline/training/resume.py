@@ -51,11 +51,11 @@ def write_start(
     class_names: Sequence[str],
     facts: dict[str, Any],
     command: str,
-    compiled: bool,
+    step: dict[str, Any],
 ) -> dict[str, Any]:
     """Write down what a run is started with, which makes it one that can be resumed; the same values.
 
-    `facts`: what the task keeps of its target and metric.
+    `facts`: what the task keeps of its target and metric. `step`: how a training step is computed, which a run that goes on keeps.
     """
     start = {
         "recipe": recipe.model_dump(mode="json"),
@@ -63,7 +63,7 @@ def write_start(
         "class_names": list(class_names),
         **facts,
         "command": command,
-        "compiled": compiled,
+        **step,
         "started": now(),
         "changes": [],
     }

@@ -1,0 +1,108 @@
+"""How attention is computed in training: tried, kept where it is the same and faster, stored with the run, and kept on resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import arguments
+
+import train
+from pipeline.errors import Interrupted, UserError
+from pipeline.training import attending
+from pipeline.training.attending import choose_attention
+from pipeline.training.compilation import Step
+from pipeline.training.compute import Compute
+
+BF16, FP32 = Compute(torch.device("cpu"), "bf16"), Compute(torch.device("cpu"), "fp32")
+
+
+class Attending:
+    """A task that remembers how it was told to attend."""
+
+    num_train = 8
+
+    def __init__(self, layers: int = 2) -> None:
+        self.layers, self.on = layers, False
+
+    def attend_by_products(self, on: bool) -> int:
+        self.on = on
+        return self.layers
+
+    def train_batches(self, *_: int) -> list[dict[str, torch.Tensor]]:
+        return [{"pixels": torch.ones(4, 4)}]
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> dict[bool, Step]:
+    """What a step gives with products (True) and without: a test changes it."""
+    found = {False: Step(1.0, 2.0, 1.0, 1.0), True: Step(1.0, 2.0, 0.5, 0.5)}
+    monkeypatch.setattr(attending, "run_step", lambda task, *_: found[task.on])
+    return found
+
+
+def choose(
+    task: Attending, choice: str = "auto", compute: Compute = BF16, before: str | None = None, batches: int = 1000, check=lambda: None
+):
+    return choose_attention(task, compute, choice, 4, batches, 1e4, before, check)
+
+
+def no_room() -> None:
+    raise UserError("a step of batch 4 needs about 9 GB")
+
+
+def test_what_is_faster_and_the_same_is_used(steps: dict[bool, Step]) -> None:
+    task = Attending()
+    kind, note = choose(task)
+    assert kind == "products" and task.on and "2.00 x" in note
+    steps[True] = Step(1.0, 2.0, 1.0, 0.99)
+    assert choose(task) == ("fused", None) and not task.on
+    steps[True] = Step(1.2, 2.0, 0.5, 0.5)
+    kind, note = choose(task)
+    assert kind == "fused" and not task.on and "its loss is 1.2" in note
+
+
+def test_it_is_not_tried_where_it_cannot_pay(steps: dict[bool, Step]) -> None:
+    assert choose(Attending(), compute=FP32) == ("fused", None)
+    assert choose(Attending(), batches=50) == ("fused", None)
+    assert choose(Attending(layers=0)) == ("fused", None)
+    task = Attending()
+    assert choose(task, check=no_room) == ("fused", None) and not task.on
+
+
+def test_a_run_that_goes_on_keeps_its_form(steps: dict[bool, Step]) -> None:
+    task = Attending()
+    assert choose(task, before="fused") == ("fused", None) and not task.on
+    steps[True] = Step(9.0, 9.0, 9.0, 9.0)
+    assert choose(task, before="products", batches=1) == ("products", None) and task.on
+
+
+@pytest.mark.parametrize(
+    ("task", "compute", "check", "named"),
+    [
+        (Attending(), FP32, lambda: None, "half precision"),
+        (Attending(0), BF16, lambda: None, "backbone"),
+        (Attending(), BF16, no_room, "9 GB"),
+    ],
+)
+def test_what_was_asked_for_and_cannot_be_had_is_an_error(task: Attending, compute: Compute, check: object, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        choose(task, "products", compute, check=check)
+
+
+def test_a_run_by_products_trains_and_resumes_bit_for_bit(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    def run(name: str, *more: str) -> Path:
+        train.main(arguments(competition, tiny_backbone, tmp_path / name, "--precision", "bf16", *more))
+        return tmp_path / name
+
+    whole, fused = run("whole", "--set", "attention=products"), run("fused")
+    assert [json.loads((folder / "run.json").read_text())["attention"] for folder in (whole, fused)] == ["products", "fused"]
+    adapter = "model_lora/adapter_model.safetensors"
+    assert (whole / adapter).read_bytes() != (fused / adapter).read_bytes()
+    with pytest.raises(Interrupted):
+        run("stopped", "--set", "attention=products", "--max-minutes", "0")
+    resumed = run("stopped", "--set", "attention=products", "--resume")
+    for file in ("metrics.jsonl", "val_probs.npy", adapter):
+        assert (resumed / file).read_bytes() == (whole / file).read_bytes(), file
