@@ -11,16 +11,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pipeline.competition.rows import Competition, Row
+    from pipeline.competition.rows import Competition
     from pipeline.folds.kept import Kept
-    from pipeline.folds.team import Team
     from pipeline.predictions import Predictions
     from pipeline.run import Run
 
@@ -72,9 +69,10 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
 
     from pipeline.files import check_place, sha256
+    from pipeline.folds.finishing import check_prior, finished
     from pipeline.folds.kept import Kept
     from pipeline.folds.team import gather, made_by, predict_together
-    from pipeline.folds.views import choose_views, parse_views
+    from pipeline.folds.views import choose_views, parse_views, predict_views
     from pipeline.submission.belonging import check_belongs
     from pipeline.submission.origin import record_origin
     from pipeline.submission.write import write_predictions, write_results_json
@@ -85,6 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
     output = check_place(Path(args.output), "name a file with --output")
     team = gather([Path(model) for model in args.model])
+    check_prior(team, args.prior)
     competition = read_for(team.first, Path(args.data))
     compared = check_belongs(team.first.target, competition, team.first.path)  # the others know the same labels
     notes = [*(leaf.run.unfinished for leaf in team.leaves if leaf.run.unfinished), *competition.notes]
@@ -99,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     predictions = predict_together(
         team, team.first.target, lambda run: predict_once(run, competition, args.batch_size, args.precision, kept_before)
     )
-    predictions, decided = finished(team, predictions, args)
+    predictions, decided = finished(team, predictions, args.prior, args.decision)
     kept = copy_unsent(output)
     if output.suffix == ".json":  # the results file of the VQA challenge's own evaluation
         write_results_json(output, competition, predictions)
@@ -117,33 +116,6 @@ def main(argv: list[str] | None = None) -> int:
     elif kept:
         print(f"the former {output.name} was never submitted and is kept as {kept}")
     return 0
-
-
-def finished(team: Team, predictions: Predictions, args: argparse.Namespace) -> tuple[Predictions, dict[str, Any]]:
-    """The predictions under another prior and with the run's decision, where there are any; and what was done, for the record.
-
-    Raises:
-        UserError: a prior that does not fit, or a damaged decision.
-    """
-    from dataclasses import replace
-
-    from pipeline.folds.averaging import RANKS
-    from pipeline.folds.decisions import read_decision
-    from pipeline.folds.prior import shift
-
-    done: dict[str, Any] = {}
-    if args.prior:
-        if team.rule == RANKS and len(team.leaves) > 1:
-            raise UserError("--prior: ranks are averaged here, and another prior changes no order: leave it out")
-        predictions, line = shift(predictions, team.prior, args.prior, team.temperature)
-        print(f"  {line}")
-        done["prior"] = args.prior
-    decision = read_decision(team.record.values if team.record else None, predictions.target) if args.decision == "auto" else None
-    if decision is not None:
-        predictions = replace(predictions, values=decision.apply(predictions.target, predictions.values), logits=None)
-        print(f"  decided by {decision.kind}, as {team.named[0].path} found to gain; --decision off leaves that out")
-        done["decision"] = decision.kind
-    return predictions, done
 
 
 def what_was_checked(competition: Competition, compared: str | None) -> str:
@@ -166,24 +138,12 @@ def predict_once(run: Run, competition: Competition, batch_size: int, precision:
     if run.target is not None and (found := kept.load(run, run.target)):
         print(f"  as kept in {run.path}: the same images, weights and packages")
         return found
+    from pipeline.folds.views import predict_views
+
     predictions, bad = predict_views(run, competition, batch_size, precision, kept.views)
     if not bad and (problem := kept.save(run, predictions)):
         print(f"  note: {problem}")
     return predictions
-
-
-def predict_views(
-    run: Run, competition: Competition, batch_size: int, precision: str, views: Sequence[str], given: Sequence[Row] | None = None
-) -> tuple[Predictions, list[Path]]:
-    """Predictions of the test ids (or of `given` rows), each the mean over its views, and the images that could not be decoded.
-
-    Raises:
-        UserError: the model cannot be rebuilt, or not one test image can be decoded.
-    """
-    from pipeline.folds.views import averaged_logits
-    from pipeline.tasks.apply import predict
-
-    return predict(run, competition, batch_size, precision, lambda logits, target: averaged_logits(logits, target, views), given)
 
 
 def copy_unsent(output: Path) -> Path | None:

@@ -26,8 +26,10 @@ from pipeline.errors import UserError
 from pipeline.files import sha256
 from pipeline.folds.team import gather
 from pipeline.kernel import sealed
-from pipeline.kernel.answer import average_reached, check_bundle, known_facts, load_team, predict_team
-from pipeline.kernel.bundle import make_bundle
+from pipeline.kernel import cards as cards_module
+from pipeline.kernel.answer import average_reached, predict_carried
+from pipeline.kernel.bundle import Options, make_bundle
+from pipeline.kernel.carried import Carried, check_bundle, open_bundle
 from pipeline.kernel.make import main, write_kernel
 from pipeline.kernel.pace import Pace, last_moment
 from pipeline.kernel.placeholder import make_placeholder
@@ -57,8 +59,9 @@ def bundled(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_a_bundle_holds_merged_float32_weights_and_predicts_alike(bundled: Path, finished_run: Path) -> None:
-    manifest = check_bundle(bundled / "dataset")
-    member = load_team(bundled / "dataset", manifest).first
+    check_bundle(bundled / "dataset")
+    carried = open_bundle(bundled / "dataset")
+    member = carried.team.first
     run = load_run(finished_run / "run")
     assert run.adapter_dir and member.adapter_dir is None
     assert {weight.dtype for weight in load_file(member.backbone_dir / "model.safetensors").values()} == {torch.float32}
@@ -67,7 +70,7 @@ def test_a_bundle_holds_merged_float32_weights_and_predicts_alike(bundled: Path,
     theirs, ours = (predict(one, competition, 2, "fp32")[0] for one in (member, run))
     assert theirs.ids == ours.ids
     np.testing.assert_array_equal(theirs.values, ours.values)
-    assert known_facts(manifest).metric == "accuracy"
+    assert carried.facts.metric == "accuracy"
 
 
 def test_every_file_of_a_bundle_is_listed_with_its_digest(bundled: Path) -> None:
@@ -179,6 +182,11 @@ class Clock:
         return self.now
 
 
+def carried_by(*models: Path) -> Carried:
+    """As if these models came with a bundle."""
+    return Carried(models[0], gather(models), CompetitionFacts(), (), None, "auto")
+
+
 def test_the_pace_forecasts_and_stops() -> None:
     said: list[str] = []
     pace = Pace(1000, until=100.0, clock=Clock(10.0), say=said.append)
@@ -189,11 +197,18 @@ def test_the_pace_forecasts_and_stops() -> None:
     assert last_moment(5.0, 9.0) == 5.0 + 9 * 3600 - 120 and last_moment(0.0, 0.01) == 36 - 1.8
 
 
+def test_no_batch_is_begun_that_would_end_too_late() -> None:
+    """A batch of minutes, as on a CPU, would run beyond Kaggle's limit."""
+    times = iter([0.0, 40.0, 100.0, 130.0])
+    pace = Pace(1000, until=180.0, clock=lambda: next(times), say=lambda _: None)
+    assert [pace(done) for done in (0, 32, 64, 96)] == [True, True, True, False]  # 130 + 60, the longest so far
+
+
 def test_time_that_is_up_leaves_a_whole_file_with_class_frequencies(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = load_run(finished_run / "run")
     competition = read_for(run, finished_run / "data")
     whole, _ = predict(run, competition, 2, "fp32")
-    made, _ = predict_team(gather([run.path]), [], competition, 2, "fp32", 3.5, Clock(1.0))
+    made = predict_carried(carried_by(run.path), competition, 2, "fp32", 4.5, 1, Clock(1.0)).predictions
     reached = (made.values == whole.values).all(axis=1)
     assert made.ids == whole.ids and reached.tolist() == [True, True, True, True, False]
     np.testing.assert_allclose(made.values[~reached], [run.record.prior])
@@ -204,9 +219,9 @@ def test_time_that_is_up_leaves_a_whole_file_with_class_frequencies(finished_run
 def test_no_time_at_all_still_gives_every_id(finished_run: Path) -> None:
     run = load_run(finished_run / "run")
     competition = read_for(run, finished_run / "data")
-    made, rates = predict_team(gather([run.path, run.path]), [], competition, 2, "fp32", 0.0, Clock(1.0))
-    np.testing.assert_allclose(made.values, [run.record.prior] * 5, rtol=1e-6)
-    assert len(rates) == 2
+    made = predict_carried(carried_by(run.path, run.path), competition, 2, "fp32", 0.0, 1, Clock(1.0))
+    np.testing.assert_allclose(made.predictions.values, [run.record.prior] * 5, rtol=1e-6)
+    assert len(made.rates) == 2
 
 
 def test_members_are_averaged_over_those_that_reached_an_id() -> None:
@@ -477,15 +492,15 @@ def test_a_kernel_of_folds_averages_and_decides_as_inference_does(decided_folds:
     bundle = make_bundle(team, tmp_path / "dataset", CompetitionFacts())
     assert (bundle.manifest["weights"], bundle.manifest["rule"]) == ([0.5, 0.5], "probabilities")
     competition = read_for(team.first, decided_folds / "data")
-    carried = load_team(bundle.folder, bundle.manifest)
-    made, rates = predict_team(carried, bundle.manifest["decisions"], competition, 2, "fp32", float("inf"))
-    assert len(rates) == 2 and set(made.values.argmax(axis=1)) == {0}
+    carried = open_bundle(bundle.folder)
+    answer = predict_carried(carried, competition, 2, "fp32", float("inf"))
+    assert len(answer.rates) == 2 and set(answer.predictions.values.argmax(axis=1)) == {0}
     output = tmp_path / "predictions.csv"
     flags = ["--model", str(decided_folds / "folds"), "--data", str(decided_folds / "data"), "--output", str(output)]
     assert inference.main([*flags, "--batch-size", "2", "--precision", "fp32"]) == 0
-    write_predictions(tmp_path / "submission.csv", competition.form, made)
+    write_predictions(tmp_path / "submission.csv", competition.form, answer.predictions)
     assert (tmp_path / "submission.csv").read_bytes() == output.read_bytes()
-    plain, _ = predict_team(carried, [], competition, 2, "fp32", float("inf"))
+    plain = predict_carried(replace(carried, decision="off"), competition, 2, "fp32", float("inf")).predictions
     each = [predict(leaf.run, competition, 2, "fp32")[0].values for leaf in team.leaves]
     np.testing.assert_allclose(plain.values, np.mean(each, axis=0), rtol=1e-6)
 
@@ -527,7 +542,7 @@ def test_an_edited_script_that_predicts_otherwise_is_not_pushed(
         return sealed.Ended(0, "took 1 s, peak memory 5 MB, rows a second 3\n")
 
     monkeypatch.setattr(rehearsal, "run_sealed", run)
-    monkeypatch.setattr(rehearsal, "_reference", lambda runs, competition, output, settings: output.write_text("id,label\nt000,blue\n"))
+    monkeypatch.setattr(rehearsal, "_reference", lambda runs, competition, output, *_: output.write_text("id,label\nt000,blue\n"))
     flags = ["--model", str(finished_run / "run"), "--data", str(finished_run / "data"), "--output", str(tmp_path / "kernel")]
     with pytest.raises(UserError, match=r"differs from inference.py's.*1 lines, first line 2: 't000,red' and 't000,blue'"):
         main([*flags, "--competition", "glyphs"])

@@ -21,7 +21,7 @@ LOOK_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Child:
-    """A process to start: `name` stands before its lines, `words` are a script of this project and its flags."""
+    """A process to start: `name` stands before its lines, `words` are a script of this project, or -m and a module, and its flags."""
 
     name: str
     words: Sequence[str]
@@ -92,16 +92,17 @@ def _places(at_once: int) -> list[dict[str, str]]:
 
 
 def _start(child: Child, slot: int, place: dict[str, str]) -> _Running:
-    script, *flags = child.words
+    first, *flags = child.words
+    found_first = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / script), *flags],
+        [sys.executable, first if first == "-m" else str(ROOT / first), *flags],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         encoding="utf-8",
         errors="replace",
-        env=os.environ | place | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"},
+        env=os.environ | place | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": found_first},
         start_new_session=True,  # Ctrl-C goes to this process alone, which passes it on once
         preexec_fn=end_with_parent if sys.platform == "linux" else None,
     )

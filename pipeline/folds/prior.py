@@ -22,6 +22,7 @@ from pipeline.wording import quoted
 if TYPE_CHECKING:
     import numpy as np
 
+ESTIMATE = "estimate"
 STRENGTH = 2.0  # imagined images of each class, on the average: alpha - 1
 ROUNDS, STILL = 2000, 1e-8
 SHARE_NAMES = ("share", "count", "frequency", "prior", "probability")
@@ -133,8 +134,8 @@ def shift(predictions: Predictions, trained: Sequence[float] | None, asked: str,
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     known = np.clip(known, 1e-6, None)
     known /= known.sum()
-    shares = estimate(probabilities, known) if asked == "estimate" else read_prior(Path(asked), target)
-    if asked == "estimate" and not is_shifted(probabilities, known, shares):
+    shares = estimate(probabilities, known) if asked == ESTIMATE else read_prior(Path(asked), target)
+    if asked == ESTIMATE and not is_shifted(probabilities, known, shares):
         return predictions, "prior (estimate): the test set shows the shares of training, as far as can be told: nothing is changed"
     moved = reweighted(probabilities, known, shares)
     after = replace(predictions, values=moved[:, 1:] if target.kind == "binary" else moved, logits=None)

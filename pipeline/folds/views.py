@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.competition.rows import Row
+from pipeline.competition.rows import Competition, Row
 from pipeline.errors import UserError
 from pipeline.folds.assembly import read_held
 from pipeline.folds.team import Team
@@ -18,6 +18,7 @@ from pipeline.run import Run
 from pipeline.run_names import VAL_TABLE
 from pipeline.targets.metrics import evaluate, find_metric
 from pipeline.targets.target import Target
+from pipeline.tasks.apply import predict
 from pipeline.wording import nearest
 
 if TYPE_CHECKING:
@@ -98,6 +99,17 @@ def averaged_logits(logits: Callable[[dict], torch.Tensor], target: Target, view
         return torch.logit(found.sigmoid().mean(dim=0), eps=1e-12).float()
 
     return average if views else logits
+
+
+def predict_views(
+    run: Run, competition: Competition, batch_size: int, precision: str, views: Sequence[str], given: Sequence[Row] | None = None
+) -> tuple[Predictions, list[Path]]:
+    """Predictions of the test ids (or of `given` rows), each the mean over its views, and the images that could not be decoded.
+
+    Raises:
+        UserError: the model cannot be rebuilt, or not one test image can be decoded.
+    """
+    return predict(run, competition, batch_size, precision, lambda logits, target: averaged_logits(logits, target, views), given)
 
 
 def gains(

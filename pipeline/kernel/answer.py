@@ -1,112 +1,61 @@
-"""What a kernel does over there with its bundle: check it, load its members, predict, average. kernel.py calls it line by line."""
+"""What a kernel does over there with its bundle: predict, average, decide. kernel.py calls it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from pipeline.competition.facts import CompetitionFacts
 from pipeline.competition.rows import Competition
-from pipeline.errors import UserError, raise_all
-from pipeline.files import read_json, sha256
 from pipeline.folds.averaging import RANKS, average, ranks
-from pipeline.folds.decisions import read_decision
-from pipeline.folds.team import Leaf, Named, Team, in_order
-from pipeline.kernel.pace import Pace
+from pipeline.folds.finishing import finished
+from pipeline.folds.team import in_order
+from pipeline.kernel.cards import AUTO, Clock, apply_models
+from pipeline.kernel.carried import Carried
 from pipeline.predictions import Predictions
-from pipeline.run import load_run
-from pipeline.tasks.apply import predict_until
+from pipeline.tasks.apply import assemble
 from pipeline.wording import counted
 
-MANIFEST = "bundle.json"  # in the bundle: its members, what is known of the competition, size and digest of every other file
-FORMAT = 1
-MEMBERS = "members"
-Clock = Callable[[], float]
+
+@dataclass(frozen=True)
+class Answer:
+    """Predictions of every id; `rates`: rows a second of each model; `memory`: peak, in bytes, of the largest process."""
+
+    predictions: Predictions
+    rates: list[float]
+    memory: int
 
 
-def check_bundle(bundle: Path) -> dict:
-    """What bundle.json says, after every file that it lists was compared with it.
-
-    Raises:
-        UserError: files are missing, damaged or of another size; folders that were left out are named.
-    """
-    manifest = read_json(bundle / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
-        raise UserError(f"{bundle / MANIFEST}: expected a list of files in format {FORMAT}: make the bundle again, `make kernel`")
-    problems, missing = [], []
-    for name, known in manifest["files"].items():
-        path = bundle / name
-        if not path.is_file():
-            missing.append(name)
-        elif path.stat().st_size != known["bytes"]:
-            problems.append(f"{name}: {path.stat().st_size:,} bytes, expected {known['bytes']:,}")
-        elif sha256(path) != known["sha256"]:
-            problems.append(f"{name}: other content than when the bundle was made")
-    folders = sorted({name.split("/")[0] for name in missing if "/" in name})
-    lost = [folder for folder in folders if not (bundle / folder).is_dir()]
-    if lost:
-        problems.insert(0, f"the folders {', '.join(lost)} are missing: the dataset was made without `-r zip`, which leaves folders out")
-    problems += [f"{name}: missing" for name in missing if name.split("/")[0] not in lost]
-    raise_all(problems, f"the bundle in {bundle} is not whole; make it again (`make kernel`), push it again:")
-    return manifest
-
-
-def load_team(bundle: Path, manifest: dict) -> Team:
-    """The runs in a bundle, in their order, with their weights and what is averaged.
-
-    Raises:
-        UserError: one of them cannot be loaded.
-    """
-    runs = [load_run(bundle / name) for name in manifest["members"]]
-    named = tuple(Named(run.path, run.name, run.record) for run in runs)
-    return Team(tuple(Leaf(run, weight) for run, weight in zip(runs, manifest["weights"], strict=True)), named, manifest["rule"])
-
-
-def known_facts(manifest: dict) -> CompetitionFacts:
-    """What is known of the competition: competition.yaml of the machine where the bundle was made."""
-    facts = dict(manifest.get("facts") or {})
-    return CompetitionFacts(**{**facts, "positive_class": tuple(facts.get("positive_class") or ())})
-
-
-def predict_team(
-    team: Team,
-    decisions: Sequence[dict],
+def predict_carried(
+    carried: Carried,
     competition: Competition,
     batch_size: int,
     precision: str,
     until: float,
+    cards: int | str = AUTO,
     clock: Clock = time.monotonic,
-) -> tuple[Predictions, list[float]]:
-    """What inference.py predicts with the same models, in the order of the form, and the rows a second of each model.
+) -> Answer:
+    """What inference.py predicts with the same models, views, prior and decision, in the order of the form.
 
-    `decisions`: as run.json keeps them. No batch is begun after `until` (of `clock`). Each model gets an equal share of the time that is
-    left; an id is averaged over the models that reached it, and holds the class frequencies of training where none did.
+    No batch is begun after `until` (of `clock`). Each model gets an equal share of the time that is left; an id is averaged over the
+    models that reached it, and holds the class frequencies of training where none did. `cards`: see `apply_models`.
 
     Raises:
         UserError: a model cannot be rebuilt, or no test image can be decoded.
     """
-    found, rates, runs = [], [], [leaf.run for leaf in team.leaves]
-    title = "questions" if competition.task == "vqa" else "images"
-    for number, run in enumerate(runs):
-        now = clock()
-        share = (until - now) / (len(runs) - number)
-        of = f" (model {number + 1} of {len(runs)})" if len(runs) > 1 else ""
-        pace = Pace(len(competition.test), now + share, title + of, clock)
-        found.append(predict_until(run, competition, batch_size, precision, pace))
-        pace.done = len(competition.test) if not found[-1][1] else pace.done
-        rates.append(pace.rate())
-    predictions, unreached = average_reached(found, [leaf.weight for leaf in team.leaves], team.rule)
+    output = apply_models(carried, competition, batch_size, precision, until, cards, clock)
+    leaves, rows = carried.team.leaves, list(competition.test)
+    found = [assemble(leaf.run, leaf.run.target, rows, one) for leaf, one in zip(leaves, output.computed, strict=True)]
+    members = [(one.predictions, one.unreached) for one in found]
+    predictions, unreached = average_reached(members, [leaf.weight for leaf in leaves], carried.team.rule)
     if unreached:
         print(
             f"WARNING: {counted(len(unreached), 'id')} of {len(predictions.ids):,} were NOT PREDICTED, there was no time left: "
             "their rows hold the class frequencies of training. A larger batch, fewer members or a smaller model would reach them.",
             flush=True,
         )
-    if decision := read_decision({"decisions": list(decisions)}, predictions.target):
-        predictions = replace(predictions, values=decision.apply(predictions.target, predictions.values), logits=None)
-    return predictions, rates
+    predictions, _ = finished(carried.team, predictions, carried.prior, carried.decision)
+    return Answer(predictions, output.rates, output.memory)
 
 
 def average_reached(

@@ -18,8 +18,11 @@ from pipeline.competition.facts import CompetitionFacts
 from pipeline.errors import UserError, raise_all
 from pipeline.files import human_size, read_json, set_aside, sha256, write_json
 from pipeline.folds.decisions import read_decision
+from pipeline.folds.finishing import check_prior
+from pipeline.folds.prior import ESTIMATE
 from pipeline.folds.team import Team
-from pipeline.kernel.answer import FORMAT, MANIFEST, MEMBERS, check_bundle
+from pipeline.folds.views import check_views
+from pipeline.kernel.carried import FORMAT, MANIFEST, MEMBERS, check_bundle
 from pipeline.run import Run
 from pipeline.run_names import HEAD_FILE, RECORD, START
 from pipeline.run_record import FORMAT as RUN_FORMAT
@@ -31,6 +34,21 @@ DATASET_METADATA = "dataset-metadata.json"  # read by the kaggle command, not se
 WHEELS = "wheels"
 # All private datasets of an account together (second-hand: "over 100 GB" in Developing Kaggle Notebooks, Packt 2023; Kaggle's own page was not read).
 LIMIT_BYTES = 100_000_000_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is done besides, as the flags of inference.py say it: `views`, `prior` (a file, `estimate`, or None), `decision` (auto, off)."""
+
+    views: tuple[str, ...] = ()
+    prior: str | None = None
+    decision: str = "auto"
+
+    def flags(self) -> list[str]:
+        """The flags of inference.py."""
+        flags = ["--tta", ",".join(self.views)] if self.views else []
+        flags += ["--prior", self.prior if self.prior == ESTIMATE else str(Path(self.prior).resolve())] if self.prior else []
+        return [*flags, "--decision", self.decision]
 
 
 @dataclass(frozen=True)
@@ -50,8 +68,10 @@ class Bundle:
     def describe(self) -> str:
         """Size and content in words."""
         members = self.manifest["members"]
-        of = f"{len(members)} members" if len(members) > 1 else "one model"
-        return f"{human_size(self.num_bytes)}: the code, {of}, float32, adapters merged{'' if self.is_new else ' (as it was)'}"
+        what = [f"{len(members)} members" if len(members) > 1 else "one model", "float32", "adapters merged"]
+        what += [f"views {'+'.join(self.manifest['views'])}"] if self.manifest["views"] else []
+        what += ["another prior"] if self.manifest["prior"] else []
+        return f"{human_size(self.num_bytes)}: the code, {', '.join(what)}{'' if self.is_new else ' (as it was)'}"
 
 
 def make_bundle(
@@ -60,6 +80,7 @@ def make_bundle(
     facts: CompetitionFacts,
     wheels: Sequence[str] = (),
     python: str = "",
+    options: Options = Options(),
     limit: int = LIMIT_BYTES,
 ) -> Bundle:
     """Write the bundle of a team into `folder`; one that was made of the same files is left as it is.
@@ -67,10 +88,13 @@ def make_bundle(
     `wheels`: requirements that are shipped with it, for that version of `python` ("3.11").
 
     Raises:
-        UserError: models that name no classes, weights that are damaged, a bundle beyond `limit` bytes, wheels that are not to be had.
+        UserError: models that name no classes, weights that are damaged, views or a prior that do not fit the models, a bundle beyond
+            `limit` bytes, wheels that are not to be had.
     """
     runs = [leaf.run for leaf in team.leaves]
     _check_named(runs)
+    check_views(options.views, team)
+    check_prior(team, options.prior)
     sources = _sources(runs)
     expected = sum(path.stat().st_size for path in sources)
     if expected > limit:
@@ -78,7 +102,7 @@ def make_bundle(
             f"a bundle of {listed([str(run.path) for run in runs])} would have about {human_size(expected)}, and Kaggle takes {human_size(limit)}: "
             "fewer members, or a smaller model"
         )
-    together = _together(team)
+    together = _together(team, options)
     key = _key(runs, sources, facts, wheels, python, together)
     if (former := _former(folder)) and former["made_of"] == key:
         return Bundle(folder, sha256(folder / MANIFEST), former, is_new=False)
@@ -89,10 +113,19 @@ def make_bundle(
         names = [f"{MEMBERS}/{number}" for number in range(1, len(runs) + 1)]
         for run, name in zip(runs, names, strict=True):
             _save_member(run, made / name)
+        if options.prior not in (None, ESTIMATE):
+            shutil.copyfile(options.prior, made / together["prior"])
         if wheels:
             _download_wheels(wheels, python, made / WHEELS)
         known = {name: value for name, value in asdict(facts).items() if value and name != "slug"}
-        manifest = {"format": FORMAT, "members": names, "runs": [run.name for run in runs], "facts": known, "made_of": key, **together}
+        manifest = {
+            "format": FORMAT,
+            "members": names,
+            "runs": [one.name for one in team.named],
+            "facts": known,
+            "made_of": key,
+            **together,
+        }
         manifest["files"] = {
             path.relative_to(made).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in sorted(made.rglob("*"))
@@ -131,19 +164,34 @@ def _check_named(runs: Sequence[Run]) -> None:
     raise_all(problems, "no kernel was made:")
 
 
-def _together(team: Team) -> dict[str, Any]:
-    """How the models predict together: weights, what is averaged, and the decisions of the folder that was named.
+def _together(team: Team, options: Options) -> dict[str, Any]:
+    """How the models predict together: weights, what is averaged, views, prior, and what the one folder that was named says of itself.
 
     Raises:
         UserError: the decisions were changed by hand or are damaged.
     """
-    decisions = (team.record.values.get("decisions") if team.record else None) or []
-    read_decision({"decisions": decisions}, team.first.target)
+    record = None
+    if team.record:
+        values = team.record.values
+        record = {"kind": team.record.kind, "prior": team.record.prior, "temperature": values.get("temperature")}
+        record["decisions"] = [line for line in values.get("decisions") or [] if line.get("used")]
+        read_decision(record, team.first.target)
+        record = {name: value for name, value in record.items() if value is not None}
+    file = options.prior not in (None, ESTIMATE)
     return {
         "weights": [leaf.weight for leaf in team.leaves],
         "rule": team.rule,
-        "decisions": [line for line in decisions if line.get("used")],
+        "record": record,
+        "views": list(options.views),
+        "prior": "prior" + "".join(Path(options.prior).suffixes) if file else options.prior,
+        "prior_sha256": sha256(Path(options.prior)) if file else None,
+        "decision": options.decision,
     }
+
+
+def weights_digest(runs: Sequence[Run]) -> str:
+    """One digest of the files of the runs that predictions depend on."""
+    return hashlib.sha256("\n".join(sha256(path) for path in _sources(runs)).encode()).hexdigest()
 
 
 def _sources(runs: Sequence[Run]) -> list[Path]:

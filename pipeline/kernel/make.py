@@ -19,12 +19,14 @@ from pipeline.competition.facts import read_facts
 from pipeline.competition.rows import Competition
 from pipeline.errors import UserError, run_command
 from pipeline.files import read_json, sha256, write_json, write_text
+from pipeline.folds.finishing import DECISIONS, check_prior
 from pipeline.folds.team import Team, gather
+from pipeline.folds.views import AUTO, check_views, choose_views, parse_views, predict_views
 from pipeline.kaggle import cli
 from pipeline.kaggle.remembered import remembered_slug
-from pipeline.kernel.bundle import DATASET_METADATA, Bundle, make_bundle
+from pipeline.kernel.bundle import DATASET_METADATA, Bundle, Options, make_bundle, weights_digest
 from pipeline.kernel.rehearsal import cost_of, forecast, rehearse
-from pipeline.kernel.script import Settings, notebook_text, script_text
+from pipeline.kernel.script import Settings, check_edited, notebook_text, script_text
 from pipeline.kernel.slugs import (
     ACCELERATORS,
     KERNEL_METADATA,
@@ -54,6 +56,7 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
     team = gather(args.model)
     competition = read_for(team.first, args.data)
     check_belongs(team.first.target, competition, team.first.path)
+    check_prior(team, args.prior)
     slug = cli.clean_slug(args.competition) if args.competition else remembered_slug(args.data)
     if not slug:
         raise UserError("the competition is not known: COMPETITION=<name> (--competition), the last part of its address on Kaggle")
@@ -64,14 +67,15 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
         names = _names(args, slug, team, stages)
         print(f"model      {team.describe()}")
         print("".join(f"           note: {leaf.run.unfinished}\n" for leaf in team.leaves if leaf.run.unfinished), end="")
-        bundle = make_bundle(team, folder / "dataset", read_facts(args.data), args.wheels, args.python)
+        options = Options(_views(args, team, competition, stages), args.prior, args.decision)
+        bundle = make_bundle(team, folder / "dataset", read_facts(args.data), args.wheels, args.python, options)
         print(f"bundle     {bundle.folder}, {bundle.describe()}", flush=True)
         settings = _settings(args, slug, names, team, bundle)
         code_file = write_kernel(folder, names, settings, args.notebook, args.accelerator, stages)
         write_json(bundle.folder / DATASET_METADATA, dataset_metadata(names))
         check_kernel(folder / "kernel", names, slug)
         print(f"script     {code_file}: limit {args.hours:g} h, accelerator {args.accelerator}, private, no internet", flush=True)
-        _rehearse(folder, code_file, bundle, names, settings, team, competition, stages, args.images)
+        _rehearse(folder, code_file, bundle, names, settings, team, competition, options, stages, args.images)
         if not args.push:
             print(by_hand(folder, names, slug))
             return 0
@@ -99,6 +103,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--notebook", action="store_true", help="kernel.ipynb instead of kernel.py")
     parser.add_argument("--hours", type=float, default=9.0, metavar="N", help="the competition's time limit (default: %(default)g)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at once (default: %(default)s)")
+    parser.add_argument("--tta", metavar="VIEWS|auto", help="average views of each image, as inference.py does: flip, crops, scale")
+    parser.add_argument("--prior", metavar="FILE|estimate", help="shares of the classes in the test set, or estimated from it over there")
+    parser.add_argument("--decision", choices=DECISIONS, default="auto", help="as for inference.py (default: auto)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="number format (default: auto)")
     parser.add_argument("--accelerator", choices=ACCELERATORS, default="NvidiaTeslaT4", help="what it runs on (default: %(default)s)")
     parser.add_argument(
@@ -136,6 +143,27 @@ def _names(args: argparse.Namespace, slug: str, team: Team, stages: Stages) -> N
     return names
 
 
+def _views(args: argparse.Namespace, team: Team, competition: Competition, stages: Stages) -> tuple[str, ...]:
+    """The views that --tta asks for; what `auto` chose is remembered as long as the weights are the same.
+
+    Raises:
+        UserError: there is no such view, or a model must not see it.
+    """
+    asked = parse_views(args.tta)
+    if asked != (AUTO,):
+        check_views(asked, team)
+        return asked
+    known, of = stages.get("views"), weights_digest([leaf.run for leaf in team.leaves])
+    if known.get("of") != of:
+        found, lines = choose_views(
+            asked, team, lambda run, rows, views: predict_views(run, competition, args.batch_size, args.precision, views, rows)[0]
+        )
+        known = {"of": of, "views": list(found), "lines": lines}
+        stages.note("views", **known)
+    print("\n".join(f"           {line}" for line in known["lines"]), flush=True)
+    return tuple(known["views"])
+
+
 def _settings(args: argparse.Namespace, slug: str, names: Names, team: Team, bundle: Bundle) -> Settings:
     needs_timm = any(read_json(leaf.run.backbone_dir / "config.json").get("model_type") == "timm_wrapper" for leaf in team.leaves)
     run_names = tuple(one.name for one in team.named)
@@ -148,7 +176,7 @@ def write_kernel(folder: Path, names: Names, settings: Settings, notebook: bool,
     """Write kernel/ in `folder`: the code file, whose path is returned, and kernel-metadata.json. A code file that was edited is kept.
 
     Raises:
-        UserError: --notebook without nbformat.
+        UserError: --notebook without nbformat, or an edited code file that was made for another bundle.
     """
     kernel_dir = folder / "kernel"
     path, other = kernel_dir / "kernel.py", kernel_dir / "kernel.ipynb"
@@ -159,6 +187,7 @@ def write_kernel(folder: Path, names: Names, settings: Settings, notebook: bool,
     for file in (path, other):
         edited = file.exists() and sha256(file) != written.get(file.name)
         if edited and file == path:
+            check_edited(path, settings)
             print(f"           {path} was edited and is kept as it is; delete it and `make kernel` writes a new one")
             write_json(kernel_dir / KERNEL_METADATA, kernel_metadata(names, settings.competition, path.name, accelerator))
             return path
@@ -178,6 +207,7 @@ def _rehearse(
     settings: Settings,
     team: Team,
     competition: Competition,
+    options: Options,
     stages: Stages,
     num_images: int,
 ) -> None:
@@ -190,12 +220,12 @@ def _rehearse(
     else:
         stages.forget("rehearsal")
         print("rehearsal  running ...", flush=True)
-        done = rehearse(folder / "rehearsal", code_file, bundle, names, settings, team, competition)
+        done = rehearse(folder / "rehearsal", code_file, bundle, names, settings, team, competition, options)
         known = {
             "of": key,
             "file": sha256(done.file),
             "notes": list(done.notes),
-            "cost": cost_of([leaf.run for leaf in team.leaves], competition),
+            "cost": cost_of([leaf.run for leaf in team.leaves], competition, options.views),
         }
         stages.note("rehearsal", **known)
         print("\n".join(f"           {note}" for note in done.notes))

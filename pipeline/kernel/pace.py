@@ -12,7 +12,10 @@ FIRST_S, EVERY_S = 5.0, 30.0  # before the first line, for the first batches are
 
 
 class Pace:
-    """What `predict_until` asks before each batch. `total` rows; `until`: the time of `clock` at which no batch is begun any more."""
+    """What `compute_rows` asks before each batch. `total` rows; `until`: the time of `clock` that no batch may run beyond.
+
+    A batch is begun where the longest one so far would end in time; the first one may be begun as long as there is time at all.
+    """
 
     def __init__(
         self,
@@ -24,7 +27,7 @@ class Pace:
     ) -> None:
         self.total, self.until, self.title, self.clock, self.say = total, until, title, clock, say
         self.begun: float | None = None  # when the first batch was ready
-        self.last = 0.0
+        self.reported = self.asked = self.longest = 0.0
         self.done = 0
         self.forecast_given = False
 
@@ -33,11 +36,12 @@ class Pace:
         now = self.clock()
         self.done = done
         if self.begun is None:
-            self.begun = self.last = now
-        if now >= self.until:
+            self.begun = self.reported = self.asked = now
+        self.longest, self.asked = max(self.longest, now - self.asked), now
+        if now >= self.until or now + self.longest > self.until:
             self.say(f"STOPPED: time is up after {done:,} of {self.total:,} {self.title}")
             return False
-        if done and now - self.last >= (EVERY_S if self.forecast_given else FIRST_S):
+        if done and now - self.reported >= (EVERY_S if self.forecast_given else FIRST_S):
             self._report(now)
         return True
 
@@ -50,7 +54,7 @@ class Pace:
         return self.done / passed if passed > 0 else 0.0
 
     def _report(self, now: float) -> None:
-        self.last, self.forecast_given = now, True
+        self.reported, self.forecast_given = now, True
         rate = self._rate(now)
         needed = (self.total - self.done) / rate if rate else 0.0
         left = self.until - now
@@ -63,6 +67,6 @@ class Pace:
 
 
 def last_moment(started: float, hours: float) -> float:
-    """When the last batch may begin, of a kernel that `started` and may run for `hours`."""
+    """When the last batch has to be done, of a kernel that `started` and may run for `hours`."""
     seconds = hours * 3600
     return started + seconds - min(SPARE_S, seconds / 20)

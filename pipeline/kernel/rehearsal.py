@@ -14,7 +14,8 @@ from pipeline.competition.rows import Competition
 from pipeline.errors import UserError
 from pipeline.files import human_time, sha256, write_text
 from pipeline.folds.team import Team
-from pipeline.kernel.bundle import Bundle
+from pipeline.folds.views import averaged_logits
+from pipeline.kernel.bundle import Bundle, Options
 from pipeline.kernel.placeholder import ROWS, make_placeholder
 from pipeline.kernel.script import Settings, code_of
 from pipeline.kernel.sealed import Ended, describe, run_sealed
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Rates of dense matrix products that a batch of a vision transformer reaches: assumptions, from published figures of other machines.
 MACHINES = {
     "one T4": 26e12,  # 40 % of its nominal 65e12 in fp16
+    "two T4": 52e12,  # each with its share of the images
     "4 CPU cores": 0.1e12,  # two physical cores of about 2 GHz with AVX-512, fp32
 }
 _RATES = re.compile(r"^took .*, peak memory (.+), rows a second ([\d.e+ -]+)$", re.MULTILINE)
@@ -42,7 +44,14 @@ class Rehearsed:
 
 
 def rehearse(
-    folder: Path, code_file: Path, bundle: Bundle, names: Names, settings: Settings, team: Team, competition: Competition
+    folder: Path,
+    code_file: Path,
+    bundle: Bundle,
+    names: Names,
+    settings: Settings,
+    team: Team,
+    competition: Competition,
+    options: Options,
 ) -> Rehearsed:
     """Run `code_file` on three placeholder images, then on the whole test set, in both layouts that Kaggle has; what lies in `folder` is replaced.
 
@@ -74,7 +83,7 @@ def rehearse(
     made = folder / "submission.csv"
     (second / "work" / "submission.csv").replace(made)
     reference = folder / "reference.csv"
-    _reference(team, competition, reference, settings)
+    _reference(team, competition, reference, settings, options)
     if sha256(made) != sha256(reference):
         raise UserError(
             f"the script's file differs from inference.py's for the same models ({made}, {reference}): {_difference(made, reference)}. Was "
@@ -103,8 +112,8 @@ def forecast(cost: float, num_rows: int, hours: float) -> list[str]:
     return lines
 
 
-def cost_of(runs: Sequence[Run], competition: Competition) -> float:
-    """Floating-point operations for one test row, all members together, counted while a row is computed.
+def cost_of(runs: Sequence[Run], competition: Competition, views: Sequence[str] = ()) -> float:
+    """Floating-point operations for one test row, all members and views together, counted while a row is computed.
 
     Raises:
         UserError: a run cannot be rebuilt.
@@ -117,10 +126,10 @@ def cost_of(runs: Sequence[Run], competition: Competition) -> float:
     total = 0.0
     for run in runs:
         task = task_module(run.task)
-        predictor = task.rebuild(run, task.num_outputs_of(run))
+        predictor = task.rebuild(run, run.target.num_outputs)
         batch = next(iter(predictor.batches(competition.test[:1], 1)))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            predictor.logits(batch)
+            averaged_logits(predictor.logits, run.target, views)(batch)
         total += counter.get_total_flops()
     return total
 
@@ -140,7 +149,7 @@ def _run(script: Path, place: Path, competition: Competition, bundle: Bundle) ->
     return ended
 
 
-def _reference(team: Team, competition: Competition, output: Path, settings: Settings) -> None:
+def _reference(team: Team, competition: Competition, output: Path, settings: Settings, options: Options) -> None:
     """The file that inference.py writes here for the folders as they are, adapters and all."""
     command = [
         sys.executable,
@@ -150,7 +159,15 @@ def _reference(team: Team, competition: Competition, output: Path, settings: Set
         "--data",
         str(competition.root.resolve()),
     ]
-    command += ["--output", str(output.resolve()), "--batch-size", str(settings.batch_size), "--precision", settings.precision]
+    command += [
+        "--output",
+        str(output.resolve()),
+        "--batch-size",
+        str(settings.batch_size),
+        "--precision",
+        settings.precision,
+        *options.flags(),
+    ]
     done = subprocess.run(command, cwd=output.parent, capture_output=True, text=True, encoding="utf-8", errors="replace")
     if done.returncode != 0:
         raise UserError(f"inference.py failed on the same models: {done.stderr.strip()[-1000:]}")

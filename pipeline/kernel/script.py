@@ -87,6 +87,20 @@ def oldest_versions(needs_timm: bool) -> dict[str, str]:
     return {name: known[name] for name in NEEDED} | (dict([TIMM]) if needs_timm else {})
 
 
+def check_edited(path: Path, settings: Settings) -> None:
+    """Pass where a code file that somebody edited looks for the bundle that `settings` name, or for none by its digest.
+
+    Raises:
+        UserError: it looks for an earlier one, and would end over there with NOT MOUNTED or ANOTHER VERSION.
+    """
+    found = re.search(r'^BUNDLE = "(\w*)"', code_of(path), re.MULTILINE)
+    if found and found[1] != settings.digest:
+        raise UserError(
+            f"{path} was edited and is kept, and it was made for an earlier bundle: write this line into it, or delete the file and "
+            f'`make kernel` writes a new one:\n  BUNDLE = "{settings.digest}"'
+        )
+
+
 def _parts(notebook: bool) -> list[tuple[str, str]]:
     """(title, code) of the template's parts; the first has no title and is the comment at its head."""
     pieces = _CELL.split(TEMPLATE.read_text(encoding="utf-8"))

@@ -12,6 +12,8 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import numpy as np
+
     from pipeline.competition.facts import CompetitionFacts
     from pipeline.competition.rows import Competition, Row
     from pipeline.predictions import Predictions
@@ -55,63 +57,74 @@ def predict(
     Raises:
         UserError: the model cannot be rebuilt, or not one test image can be decoded.
     """
+    from pipeline.tasks.registry import task_module
+
     rows = list(competition.test if given is None else given)
-    applied = _apply(run, competition, rows, batch_size, precision, lambda _: True, wrap)
-    return applied.predictions, applied.unreadable
-
-
-def predict_until(
-    run: Run, competition: Competition, batch_size: int, precision: str, go_on: Callable[[int], bool]
-) -> tuple[Predictions, frozenset[str]]:
-    """Predictions of the test ids, in the order of the form, and the ids of which no image was reached: these hold the class frequencies.
-
-    `go_on` is called before each batch with the number of rows that were handed out so far; at its first False no more are.
-
-    Raises:
-        UserError: the model cannot be rebuilt, or not one test image can be decoded.
-    """
-    applied = _apply(run, competition, list(competition.test), batch_size, precision, go_on, None)
-    return applied.predictions, applied.unreached
+    target = target_of(run, competition, task_module(run.task).num_outputs_of(run))
+    assembled = assemble(run, target, rows, compute_rows(run, target, rows, batch_size, precision, wrap=wrap))
+    return assembled.predictions, assembled.unreadable
 
 
 @dataclass(frozen=True)
-class _Applied:
-    """What came out: predictions, the ids of which no image was reached, the images that could not be decoded."""
+class Computed:
+    """What a model gave for N rows: `logits` (N, O) float32, NaN in rows that were not `reached` (N,) bool.
+
+    `bad` (N,) bool: rows without an image that can be decoded.
+    """
+
+    logits: np.ndarray
+    reached: np.ndarray
+    bad: np.ndarray
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """Predictions of ids, the ids of which no image was reached (these hold the class frequencies), the images that could not be decoded."""
 
     predictions: Predictions
     unreached: frozenset[str]
     unreadable: list[Path]
 
 
-def _apply(
-    run: Run, competition: Competition, tested: list[Row], batch_size: int, precision: str, go_on: Callable[[int], bool], wrap: Wrap | None
-) -> _Applied:
+def compute_rows(
+    run: Run,
+    target: Target,
+    rows: Sequence[Row],
+    batch_size: int,
+    precision: str,
+    go_on: Callable[[int], bool] = lambda _: True,
+    wrap: Wrap | None = None,
+) -> Computed:
+    """The logits of `rows`, on the best device at hand.
+
+    `go_on` is called before each batch with the number of rows that were handed out so far; at its first False no more are.
+
+    Raises:
+        UserError: the model cannot be rebuilt.
+    """
     import numpy as np
 
     from pipeline.data.intensity import deep_images_without_rule
     from pipeline.models.lean import make_lean
-    from pipeline.predictions import Predictions
     from pipeline.tasks.registry import task_module
     from pipeline.training.compute import choose_compute
     from pipeline.training.predict import predict_logits
 
     compute = choose_compute(precision)
-    task = task_module(run.task)
-    target = target_of(run, competition, task.num_outputs_of(run))
-    predictor: Predictor = task.rebuild(run, target.num_outputs)
+    predictor: Predictor = task_module(run.task).rebuild(run, target.num_outputs)
     if compute.half is not None:
         make_lean(predictor.model, compute.half)
     predictor.model.to(compute.device)
     where = f"{compute.describe()}{_other_precision(run, precision, compute.precision)}"
     print(f"  {target.describe()}, {predictor.describe()}, {where}", flush=True)
-    if warning := deep_images_without_rule([row.path for row in tested], predictor.rule.intensity):
+    if warning := deep_images_without_rule([row.path for row in rows], predictor.rule.intensity):
         print(f"WARNING: {warning}", file=sys.stderr)
 
-    bad, reached = np.zeros(len(tested), dtype=bool), np.zeros(len(tested), dtype=bool)
+    bad, reached = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
 
     def batches() -> Iterator[dict]:
         handed_out = 0
-        for batch in predictor.batches(tested, batch_size):
+        for batch in predictor.batches(rows, batch_size):
             if not go_on(handed_out):
                 return
             numbers = batch["row"].numpy()
@@ -120,19 +133,33 @@ def _apply(
             yield batch
 
     logits_of = predictor.logits if wrap is None else wrap(predictor.logits, target)
-    logits = predict_logits(predictor.model, logits_of, batches(), len(tested), target.num_outputs, compute, "predicting", reached=reached)
+    logits = predict_logits(predictor.model, logits_of, batches(), len(rows), target.num_outputs, compute, "predicting", reached=reached)
+    return Computed(logits, reached, bad)
+
+
+def assemble(run: Run, target: Target, rows: Sequence[Row], computed: Computed) -> Assembled:
+    """Predictions of the ids of `rows` from what was computed of them; several images of an id become one prediction.
+
+    Raises:
+        UserError: not one image of those that were reached can be decoded.
+    """
+    import numpy as np
+
+    from pipeline.predictions import Predictions
+
+    logits, reached, bad = computed.logits, computed.reached, computed.bad
     merged = run.record.data_settings.get("views", "mean") if run.record else "mean"
-    ids = [row.id for row in tested]
+    ids = [row.id for row in rows]
     if reached.all() and not bad.any():
-        return _Applied(Predictions.of_images(ids, logits, target, merged), frozenset(), [])
+        return Assembled(Predictions.of_images(ids, logits, target, merged), frozenset(), [])
     values = target.activate(np.nan_to_num(logits) if not reached.all() else logits)
     values[bad | ~reached] = (run.record and run.record.prior) or np.full(target.num_outputs, 1 / target.num_outputs)
-    lost = list(dict.fromkeys(tested[row].path for row in np.flatnonzero(bad)))
+    lost = list(dict.fromkeys(rows[row].path for row in np.flatnonzero(bad)))
     if lost:
-        report_bad(lost, len({tested[row].path for row in np.flatnonzero(reached)}))
-    known = {tested[row].id for row in np.flatnonzero(reached)}
+        report_bad(lost, len({rows[row].path for row in np.flatnonzero(reached)}))
+    known = {rows[row].id for row in np.flatnonzero(reached)}
     trusted = np.flatnonzero(reached & ~bad)
-    return _Applied(Predictions.of_values(ids, values, target, merged, trusted=trusted), frozenset(ids) - known, lost)
+    return Assembled(Predictions.of_values(ids, values, target, merged, trusted=trusted), frozenset(ids) - known, lost)
 
 
 def _other_precision(run: Run, asked: str, used: str) -> str:

@@ -1,0 +1,167 @@
+"""The models of a bundle applied to test rows: here, or in a process for each GPU, each with its share of the batches.
+
+The shares hold whole batches, the same ones as in a single process: so that the predictions have the same bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.competition.rows import Competition, Row
+from pipeline.errors import Interrupted, UserError, run_command
+from pipeline.folds.parallel import Child, run_children
+from pipeline.folds.views import averaged_logits
+from pipeline.kernel.carried import Carried, open_bundle
+from pipeline.kernel.pace import Pace
+from pipeline.tasks.apply import Computed, compute_rows, read_for
+from pipeline.tasks.registry import task_module
+from pipeline.training.compute import choose_compute, peak_memory
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Clock = Callable[[], float]
+AUTO = "auto"  # as many processes as GPUs
+DONE = "done.json"  # in a process's folder, written last: rates, memory
+
+
+@dataclass(frozen=True)
+class Output:
+    """What all models gave for the test rows. `rates`: rows a second of each model; `memory`: peak, in bytes, of the largest process."""
+
+    computed: list[Computed]
+    rates: list[float]
+    memory: int
+
+
+def apply_models(
+    carried: Carried,
+    competition: Competition,
+    batch_size: int,
+    precision: str,
+    until: float,
+    cards: int | str = AUTO,
+    clock: Clock = time.monotonic,
+) -> Output:
+    """What each model of the bundle gives for the test rows; no batch is begun after `until` (of `clock`).
+
+    `cards`: so many processes, each with a GPU of its own or, where there is none, its share of the processor's threads.
+
+    Raises:
+        UserError: a model cannot be rebuilt.
+    """
+    rows = list(competition.test)
+    batches = -(-len(rows) // batch_size)
+    processes = min(_number_of_gpus() if cards == AUTO else int(cards), batches)
+    if processes > 1:
+        try:
+            return _apply_apart(carried, competition, batch_size, precision, until - clock(), processes)
+        except UserError as error:
+            print(f"WARNING: {error}\nWARNING: {processes} processes did not do it; going on with one", flush=True)
+    return _apply_here(carried, rows, batch_size, precision, until, clock)
+
+
+def shares(task: str, rows: Sequence[Row], batch_size: int, parts: int) -> list[np.ndarray]:
+    """The numbers of the rows of each of `parts` processes: whole batches, as a single process would make them."""
+    order = task_module(task).batch_order(rows)
+    batches = -(-len(order) // batch_size)
+    edges = [part * batches // parts * batch_size for part in range(parts + 1)]
+    return [order[start:end] for start, end in pairwise(edges)]
+
+
+def _number_of_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 1
+
+
+def _apply_here(carried: Carried, rows: Sequence[Row], batch_size: int, precision: str, until: float, clock: Clock) -> Output:
+    """One model after the other, each with an equal share of the time that is left."""
+    computed, rates, leaves = [], [], carried.team.leaves
+    title = "questions" if carried.team.first.task == "vqa" else "images"
+    for number, leaf in enumerate(leaves):
+        now = clock()
+        until_here = now + (until - now) / (len(leaves) - number)
+        pace = Pace(len(rows), until_here, title + (f" (model {number + 1} of {len(leaves)})" if len(leaves) > 1 else ""), clock)
+        wrap = partial(averaged_logits, views=carried.views)
+        computed.append(compute_rows(leaf.run, leaf.run.target, rows, batch_size, precision, pace, wrap))
+        pace.done = int(computed[-1].reached.sum())
+        rates.append(pace.rate())
+    return Output(computed, rates, peak_memory(choose_compute(precision).device))
+
+
+def _apply_apart(carried: Carried, competition: Competition, batch_size: int, precision: str, seconds: float, processes: int) -> Output:
+    """The same in several processes, whose results are put together."""
+    import numpy as np
+
+    rows = list(competition.test)
+    parts = shares(carried.team.first.task, rows, batch_size, processes)
+    stop_at = time.time() + seconds  # of the clock that all processes share
+    with tempfile.TemporaryDirectory() as temporary:
+        words = ["-m", "pipeline.kernel.cards", "--bundle", str(carried.folder.resolve()), "--data", str(competition.root.resolve())]
+        words += ["--batch-size", str(batch_size), "--precision", precision, "--stop-at", repr(stop_at), "--parts", str(processes)]
+        places = [Path(temporary) / str(part) for part in range(processes)]
+        given = [[*words, "--part", str(part), "--output", str(place)] for part, place in enumerate(places)]
+        children = [partial(Child, f"part {part + 1} of {processes}", one) for part, one in enumerate(given)]
+        try:
+            run_children(children, processes)
+        except Interrupted:
+            raise Interrupted("stopped while predicting; nothing was written") from None
+        told = [json.loads((place / DONE).read_text(encoding="utf-8")) for place in places]
+        computed = []
+        for number, leaf in enumerate(carried.team.leaves):
+            whole = Computed(
+                np.full((len(rows), leaf.run.target.num_outputs), np.nan, dtype=np.float32),
+                np.zeros(len(rows), dtype=bool),
+                np.zeros(len(rows), dtype=bool),
+            )
+            for place, its in zip(places, parts, strict=True):
+                with np.load(place / f"{number}.npz", allow_pickle=False) as found:
+                    whole.logits[its], whole.reached[its], whole.bad[its] = found["logits"], found["reached"], found["bad"]
+            computed.append(whole)
+    rates = [sum(one["rates"][number] for one in told) for number in range(len(carried.team.leaves))]
+    return Output(computed, rates, max(one["memory"] for one in told))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """One process: apply the models of a bundle to its share of the test rows, and leave what they gave in a folder; the exit code.
+
+    Raises:
+        UserError: the bundle or the competition cannot be read.
+    """
+    parser = argparse.ArgumentParser(prog="python -m pipeline.kernel.cards", description=main.__doc__, allow_abbrev=False)
+    for name in ("bundle", "data", "output"):
+        parser.add_argument(f"--{name}", type=Path, required=True, metavar="DIR")
+    for name in ("batch-size", "part", "parts"):
+        parser.add_argument(f"--{name}", type=int, required=True, metavar="N")
+    parser.add_argument("--precision", required=True, metavar="NAME")
+    parser.add_argument("--stop-at", type=float, required=True, metavar="SECONDS", help="since 1970, when no batch is begun any more")
+    args = parser.parse_args(argv)
+
+    import numpy as np
+
+    carried = open_bundle(args.bundle)
+    competition = read_for(carried.team.first, args.data, carried.facts)
+    mine = shares(carried.team.first.task, competition.test, args.batch_size, args.parts)[args.part]
+    until = time.monotonic() + args.stop_at - time.time()
+    rows = [competition.test[number] for number in mine]
+    output = _apply_here(carried, rows, args.batch_size, args.precision, until, time.monotonic)
+    args.output.mkdir(parents=True)
+    for number, computed in enumerate(output.computed):
+        np.savez(args.output / f"{number}.npz", logits=computed.logits, reached=computed.reached, bad=computed.bad)
+    (args.output / DONE).write_text(json.dumps({"rates": output.rates, "memory": output.memory}), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

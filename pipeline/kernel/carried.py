@@ -1,0 +1,82 @@
+"""What a bundle carries, read over there: its files checked, its models, and how they predict together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.competition.facts import CompetitionFacts
+from pipeline.errors import UserError, raise_all
+from pipeline.files import read_json, sha256
+from pipeline.folds.prior import ESTIMATE
+from pipeline.folds.team import Leaf, Named, Team
+from pipeline.run import load_run
+from pipeline.run_record import RunRecord
+
+MANIFEST = "bundle.json"  # in the bundle: its members, what is known of the competition, size and digest of every other file
+FORMAT = 2
+MEMBERS = "members"
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The content of the bundle in `folder`. `prior`: a file, `estimate`, or None; `decision`: auto or off."""
+
+    folder: Path
+    team: Team
+    facts: CompetitionFacts
+    views: tuple[str, ...]
+    prior: str | None
+    decision: str
+
+
+def check_bundle(bundle: Path) -> dict:
+    """What bundle.json says, after every file that it lists was compared with it.
+
+    Raises:
+        UserError: files are missing, damaged or of another size; folders that were left out are named.
+    """
+    manifest = _manifest(bundle)
+    problems, missing = [], []
+    for name, known in manifest["files"].items():
+        path = bundle / name
+        if not path.is_file():
+            missing.append(name)
+        elif path.stat().st_size != known["bytes"]:
+            problems.append(f"{name}: {path.stat().st_size:,} bytes, expected {known['bytes']:,}")
+        elif sha256(path) != known["sha256"]:
+            problems.append(f"{name}: other content than when the bundle was made")
+    folders = sorted({name.split("/")[0] for name in missing if "/" in name})
+    lost = [folder for folder in folders if not (bundle / folder).is_dir()]
+    if lost:
+        problems.insert(0, f"the folders {', '.join(lost)} are missing: the dataset was made without `-r zip`, which leaves folders out")
+    problems += [f"{name}: missing" for name in missing if name.split("/")[0] not in lost]
+    raise_all(problems, f"the bundle in {bundle} is not whole; make it again (`make kernel`), push it again:")
+    return manifest
+
+
+def open_bundle(bundle: Path) -> Carried:
+    """What the bundle carries; its files are taken as they are, see `check_bundle`.
+
+    Raises:
+        UserError: bundle.json is of another format, or a model cannot be loaded.
+    """
+    manifest = _manifest(bundle)
+    runs = [load_run(bundle / name) for name in manifest["members"]]
+    leaves = tuple(Leaf(run, weight) for run, weight in zip(runs, manifest["weights"], strict=True))
+    record = manifest["record"]  # of the one folder that was named: a run, folds or a blend
+    named = tuple(Named(run.path, run.name, run.record) for run in runs)
+    if record is not None:
+        named = (Named(bundle, manifest["runs"][0], RunRecord(bundle / MANIFEST, record)),)
+    facts = dict(manifest.get("facts") or {})
+    facts = CompetitionFacts(**{**facts, "positive_class": tuple(facts.get("positive_class") or ())})
+    prior = manifest["prior"]
+    prior = prior if prior in (None, ESTIMATE) else str(bundle / prior)
+    return Carried(bundle, Team(leaves, named, manifest["rule"]), facts, tuple(manifest["views"]), prior, manifest["decision"])
+
+
+def _manifest(bundle: Path) -> dict:
+    manifest = read_json(bundle / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
+        raise UserError(f"{bundle / MANIFEST}: expected a list of files in format {FORMAT}: make the bundle again, `make kernel`")
+    return manifest
