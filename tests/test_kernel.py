@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 import socket
+import time
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +25,11 @@ import inference
 import train
 from pipeline.competition.facts import CompetitionFacts, read_facts
 from pipeline.competition.layout import read_layout
+from pipeline.competition.rows import Row
 from pipeline.errors import UserError
 from pipeline.files import sha256
 from pipeline.folds.team import gather
-from pipeline.kernel import sealed
-from pipeline.kernel import cards as cards_module
+from pipeline.kernel import cards, sealed
 from pipeline.kernel.answer import average_reached, predict_carried
 from pipeline.kernel.bundle import Options, make_bundle
 from pipeline.kernel.carried import Carried, check_bundle, open_bundle
@@ -41,6 +44,7 @@ from pipeline.run import load_run
 from pipeline.submission.write import write_predictions
 from pipeline.targets.target import multiclass
 from pipeline.tasks.apply import predict, read_for
+from pipeline.tasks.registry import task_module
 
 NAMES = Names("someone", "glyphs-digits")
 SETTINGS = Settings("glyphs", NAMES.dataset, ("digits",), "0" * 64)
@@ -53,6 +57,19 @@ def bundled(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("bundled")
     make_bundle(gather([finished_run / "run"]), folder / "dataset", CompetitionFacts(slug="glyphs", metric="accuracy"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def decided_folds(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
+    """A folder with a competition in data/ and a run of two folds in folds/, whose record says that offsets are used."""
+    root = tmp_path_factory.mktemp("decided")
+    make_competition(root / "data", per_class=6)
+    flags = ["--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "folds"), "--folds", "2", *FEW]
+    assert train.main([*flags, "--precision", "fp32", "--set", "data.workers=0"]) == 0
+    record = json.loads((root / "folds/run.json").read_text())
+    record["decisions"] = [{"kind": "offsets", "numbers": [9.0, 0.0, 0.0], "used": True}]
+    (root / "folds/run.json").write_text(json.dumps(record))
+    return root
 
 
 # ---- the bundle ----
@@ -222,6 +239,25 @@ def test_no_time_at_all_still_gives_every_id(finished_run: Path) -> None:
     made = predict_carried(carried_by(run.path, run.path), competition, 2, "fp32", 0.0, 1, Clock(1.0))
     np.testing.assert_allclose(made.predictions.values, [run.record.prior] * 5, rtol=1e-6)
     assert len(made.rates) == 2
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_images_without_time_still_make_a_whole_file(bundled: Path, tmp_path: Path) -> None:
+    """The sample and the folder are read, no batch is begun, every row is written and checked."""
+    data = make_competition(tmp_path / "data", per_class=1, test=1)
+    names = [f"h{number:06d}" for number in range(100_000)]
+    for number, name in enumerate(names):
+        if number % 30_000 == 0:  # a file takes 65,000 links on ext4
+            first = shutil.copy(data / "test/t000.png", data / f"test/{name}.png")
+        else:
+            os.link(first, data / f"test/{name}.png")
+    (data / "sample_submission.csv").write_text("id,label\n" + "".join(f"{name},blue\n" for name in names))
+    carried = open_bundle(bundled / "dataset")
+    competition = read_for(carried.team.first, data, carried.facts)
+    made = predict_carried(carried, competition, 32, "fp32", 0.0, 1, Clock(1.0)).predictions
+    write_predictions(tmp_path / "submission.csv", competition.form, made)
+    lines = (tmp_path / "submission.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["id", *names]
 
 
 def test_members_are_averaged_over_those_that_reached_an_id() -> None:
@@ -399,7 +435,6 @@ def test_a_placeholder_competition_is_read_as_three_ids(kind: str, tmp_path: Pat
 def test_a_rehearsed_kernel_writes_what_inference_writes(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one that always runs; then the same bundle again where no package peft is."""
     monkeypatch.delenv("KAGGLE_USERNAME", raising=False)
     flags = ["--model", str(finished_run / "run"), "--data", str(finished_run / "data"), "--output", str(tmp_path / "kernel")]
     flags += ["--competition", "glyphs", "--batch-size", "2", "--precision", "fp32"]
@@ -414,13 +449,125 @@ def test_a_rehearsed_kernel_writes_what_inference_writes(
     assert main(flags) == 0
     assert "done before with these files" in capsys.readouterr().out
 
+
+RUN_CELLS = """
+import json, pathlib
+names = {"__name__": "__main__"}
+for cell in json.loads(pathlib.Path("kernel.ipynb").read_text(encoding="utf-8"))["cells"]:
+    if cell["cell_type"] == "code":
+        exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+print("titles", [axis.get_title() for axis in names["axes"]])
+"""
+
+
+def test_the_notebooks_cells_predict_another_test_set_without_peft(
+    bundled: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one in a fresh process, on a hidden test set: other ids, another number, one image damaged; in the newer of the two layouts."""
+    pytest.importorskip("nbformat")
+    hidden, work = tmp_path / "input/competitions/glyphs", tmp_path / "work"
+    make_competition(hidden, per_class=1, test=7)
+    for number, path in enumerate(sorted((hidden / "test").iterdir())):
+        path.rename(path.with_name(f"hidden_{number}.png"))
+    (hidden / "test/hidden_0.png").write_bytes(b"no image")
+    (hidden / "sample_submission.csv").write_text("id,label\n" + "".join(f"hidden_{number},blue\n" for number in range(7)))
+    place = tmp_path / "input/datasets/someone"
+    place.mkdir(parents=True)
+    (place / "glyphs-digits-bundle").symlink_to(bundled / "dataset")
+    work.mkdir()
+    digest = sha256(bundled / "dataset/bundle.json")
+    (work / "kernel.ipynb").write_text(notebook_text(replace(SETTINGS, digest=digest, batch_size=2, precision="fp32")))
+    (tmp_path / "run_cells.py").write_text(RUN_CELLS)
     (tmp_path / "without").mkdir()
     (tmp_path / "without/peft.py").write_text("raise ImportError('no peft here')")
-    (tmp_path / "work").mkdir()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "without"))
-    ended = sealed.run_sealed(tmp_path / "kernel/kernel/kernel.py", tmp_path / "work", tmp_path / "kernel/rehearsal/whole/input", [])
+    ended = sealed.run_sealed(tmp_path / "run_cells.py", work, tmp_path / "input", [])
     assert ended.code == 0, ended.output
-    assert (tmp_path / "work/submission.csv").read_bytes() == made.read_bytes()
+    assert "'hidden_0: BadImage', 'hidden_1'" in ended.output.splitlines()[-1]
+    monkeypatch.undo()
+    flags = ["--model", str(finished_run / "run"), "--data", str(hidden), "--output", str(tmp_path / "predictions.csv")]
+    assert inference.main([*flags, "--batch-size", "2", "--precision", "fp32"]) == 0
+    assert (work / "submission.csv").read_bytes() == (tmp_path / "predictions.csv").read_bytes()
+
+
+def test_options_of_inference_travel(decided_folds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, prior = decided_folds / "data", tmp_path / "my.prior.csv"
+    prior.write_text("class,share\nblue,0.001\ngreen,0.001\nred,0.998\n")
+    given = ["--model", str(decided_folds / "folds"), "--data", str(data), "--output", str(tmp_path / "predictions.csv")]
+    flags = ["--tta", "flip,scale", "--prior", str(prior), "--decision", "off"]
+    assert inference.main([*given, *flags, "--batch-size", "2", "--precision", "fp32"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "shares of classes changed most" in line)
+    team, options = gather([decided_folds / "folds"]), Options(("flip", "scale"), str(prior), "off")
+    assert options.flags() == flags
+    bundle = make_bundle(team, tmp_path / "dataset", CompetitionFacts(), options=options)
+    assert "prior.prior.csv" in bundle.manifest["files"] and "views flip+scale, another prior" in bundle.describe()
+    prior.write_text("class,share\nblue,1\ngreen,1\nred,1\n")
+    assert make_bundle(team, tmp_path / "dataset", CompetitionFacts(), options=options).is_new  # the file is another one now
+    prior.write_text("class,share\nblue,0.001\ngreen,0.001\nred,0.998\n")
+    make_bundle(team, tmp_path / "dataset", CompetitionFacts(), options=options)
+    prior.unlink()
+    carried, competition = open_bundle(tmp_path / "dataset"), read_for(team.first, data)
+    write_predictions(
+        tmp_path / "submission.csv", competition.form, predict_carried(carried, competition, 2, "fp32", float("inf")).predictions
+    )
+    assert (tmp_path / "submission.csv").read_bytes() == (tmp_path / "predictions.csv").read_bytes()
+    assert line.partition("): ")[2] in capsys.readouterr().out
+
+
+# ---- several cards ----
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_processes_give_the_same_bits(
+    decided_folds: Path, tmp_path: Path, one_thread: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two processes of one thread each stand for two cards."""
+    bundle = make_bundle(gather([decided_folds / "folds"]), tmp_path / "dataset", CompetitionFacts(), options=Options(("flip",)))
+    carried = open_bundle(bundle.folder)
+    competition = read_for(carried.team.first, decided_folds / "data")
+    alone = predict_carried(carried, competition, 2, "fp32", float("inf"), 1)
+    capsys.readouterr()
+    both = predict_carried(carried, competition, 2, "fp32", time.monotonic() + 3600, 2)
+    printed = capsys.readouterr().out
+    assert both.predictions.ids == alone.predictions.ids
+    np.testing.assert_array_equal(both.predictions.values, alone.predictions.values)
+    assert "part 1 of 2 | " in printed and "part 2 of 2 | " in printed and "WARNING" not in printed
+    assert len(both.rates) == 2 and both.memory > 0
+
+
+def test_processes_that_fail_leave_it_to_one(
+    bundled: Path, finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise UserError("part 2 of 2 ended with exit code 1: out of memory")
+
+    monkeypatch.setattr(cards, "run_children", failing)
+    carried = open_bundle(bundled / "dataset")
+    competition = read_for(carried.team.first, finished_run / "data")
+    made = predict_carried(carried, competition, 2, "fp32", float("inf"), 2).predictions
+    np.testing.assert_array_equal(made.values, predict(load_run(finished_run / "run"), competition, 2, "fp32")[0].values)
+    assert "out of memory\nWARNING: 2 processes did not do it; going on with one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("num_rows", "batch_size", "parts"), [(7, 2, 2), (64, 32, 2), (33, 32, 2), (100, 7, 3)])
+def test_shares_hold_the_batches_of_a_single_process(num_rows: int, batch_size: int, parts: int) -> None:
+    rows = [Row(str(number), Path(f"{number * 5 % 9}.jpg"), None, question="?") for number in range(num_rows)]
+    for task in ("classification", "vqa"):
+        order = task_module(task).batch_order(rows).tolist()
+        whole = [order[start : start + batch_size] for start in range(0, num_rows, batch_size)]
+        found = []
+        for share in cards.shares(task, rows, batch_size, parts):
+            again = share[task_module(task).batch_order([rows[number] for number in share])].tolist()
+            found += [again[start : start + batch_size] for start in range(0, len(again), batch_size)]
+        assert found == whole
+    assert [rows[number].path for number in order] == sorted((row.path for row in rows), key=[row.path for row in rows].index)
 
 
 def test_the_script_says_what_is_missing_before_it_loads_anything(bundled: Path, tmp_path: Path) -> None:
@@ -472,19 +619,6 @@ def test_rehearsal_of_several_members_as_a_notebook(finished_run: Path, tmp_path
     assert train.main([*flags, "--seed", "7", "--lora-rank", "0"]) == 0
     file = rehearsed([finished_run / "run", tmp_path / "other"], finished_run / "data", tmp_path / "kernel", "--notebook")
     assert len(file.read_text().splitlines()) == 6
-
-
-@pytest.fixture(scope="module")
-def decided_folds(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
-    """A folder with a competition in data/ and a run of two folds in folds/, whose record says that offsets are used."""
-    root = tmp_path_factory.mktemp("decided")
-    make_competition(root / "data", per_class=6)
-    flags = ["--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "folds"), "--folds", "2", *FEW]
-    assert train.main([*flags, "--precision", "fp32", "--set", "data.workers=0"]) == 0
-    record = json.loads((root / "folds/run.json").read_text())
-    record["decisions"] = [{"kind": "offsets", "numbers": [9.0, 0.0, 0.0], "used": True}]
-    (root / "folds/run.json").write_text(json.dumps(record))
-    return root
 
 
 def test_a_kernel_of_folds_averages_and_decides_as_inference_does(decided_folds: Path, tmp_path: Path) -> None:
@@ -557,6 +691,8 @@ def test_an_edited_script_that_predicts_otherwise_is_not_pushed(
         (["--batch-size", "0"], "--batch-size 0: expected at least 1"),
         (["--name", "Bad Name"], "--name Bad Name: expected 6 to 43 small letters.*'bad-name'"),
         (["--competition", "two words"], "is no competition name"),
+        (["--tta", "flipp"], "--tta flipp: 'flipp' is no view \\(nearest: 'flip'\\)"),
+        (["--prior", "gone.csv"], "gone.csv"),
     ],
 )
 def test_bad_flags_are_one_message(flags: list[str], message: str, finished_run: Path, tmp_path: Path) -> None:
