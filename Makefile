@@ -22,7 +22,7 @@ export PYTHONUNBUFFERED := 1
 TAKES_weights := WEIGHTS MODEL DATA
 TAKES_data := FROM DATA COMPETITION DATASET YES
 TAKES_submit := COMPETITION MESSAGE YES PREDICTIONS DATA MODEL RUN
-TAKES_kernel := MODEL DATA COMPETITION HOURS WHEELS MESSAGE NOTEBOOK PUSH YES
+TAKES_kernel := MODEL DATA COMPETITION HOURS TTA PRIOR WHEELS MESSAGE NOTEBOOK PUSH YES
 TAKES_score := SOLUTION PREDICTIONS DATA MODEL RUN
 TAKES_ablation := GRID DATASET DATA SOLUTION
 TAKES_report := MODEL RUN RUNS
@@ -88,8 +88,8 @@ data: $(SETUP)  ## into data/ (DATA=): a Kaggle competition (COMPETITION=slug), 
 submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the score (COMPETITION= MESSAGE= YES=1 PREDICTIONS= DATA= MODEL=)
 	$(PYTHON) -m pipeline.kaggle.submit $(call flag,COMPETITION,--competition) $(call flag,MESSAGE,--message) $(if $(YES),--yes) $(call flag,PREDICTIONS,--predictions) $(call flag,DATA,--data) $(call model,--model)
 
-kernel: $(SETUP)  ## an offline Kaggle notebook of a run, rehearsed here (MODEL='a b' DATA= COMPETITION= HOURS= WHEELS='a b' NOTEBOOK=1); PUSH=1 also sends, submits it
-	$(call check_list,MODEL,python -m pipeline.kernel.make --model 'a run')$(PYTHON) -m pipeline.kernel.make $(foreach run,$(MODEL),--model $(run)) $(call flag,DATA,--data) $(call flag,COMPETITION,--competition) $(call flag,HOURS,--hours) $(if $(WHEELS),--wheels $(foreach name,$(WHEELS),"$(name)")) $(call flag,MESSAGE,--message) $(if $(NOTEBOOK),--notebook) $(if $(PUSH),--push) $(if $(YES),--yes)
+kernel: $(SETUP)  ## an offline Kaggle notebook of a run, rehearsed here (MODEL='a b' DATA= COMPETITION= HOURS= TTA= PRIOR= WHEELS='a b' NOTEBOOK=1); PUSH=1 also sends, submits it
+	$(call check_list,MODEL,python -m pipeline.kernel.make --model 'a run')$(PYTHON) -m pipeline.kernel.make $(foreach run,$(MODEL),--model $(run)) $(call flag,DATA,--data) $(call flag,COMPETITION,--competition) $(call flag,HOURS,--hours) $(call flag,TTA,--tta) $(call flag,PRIOR,--prior) $(if $(WHEELS),--wheels $(foreach name,$(WHEELS),"$(name)")) $(call flag,MESSAGE,--message) $(if $(NOTEBOOK),--notebook) $(if $(PUSH),--push) $(if $(YES),--yes)
 
 score: $(SETUP)  ## every metric of predictions.csv against held-back labels (SOLUTION=file PREDICTIONS= DATA= MODEL=)
 	$(PYTHON) -m pipeline.submission.score $(call flag,SOLUTION,--solution) $(call flag,PREDICTIONS,--predictions) $(call flag,DATA,--data) $(call model,--model)

@@ -43,6 +43,7 @@ from pipeline.submission.belonging import check_belongs
 from pipeline.tasks.apply import read_for
 
 SUBMISSION = "submission.csv"
+KAGGLE_PYTHON = "3.12"  # of its image: Kaggle/docker-python#1546, March 2026
 
 
 def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time.sleep) -> int:
@@ -107,12 +108,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prior", metavar="FILE|estimate", help="shares of the classes in the test set, or estimated from it over there")
     parser.add_argument("--decision", choices=DECISIONS, default="auto", help="as for inference.py (default: auto)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="number format (default: auto)")
-    parser.add_argument("--accelerator", choices=ACCELERATORS, default="NvidiaTeslaT4", help="what it runs on (default: %(default)s)")
+    parser.add_argument(
+        "--accelerator", choices=ACCELERATORS, default="NvidiaTeslaT4", help="what it runs on (default: %(default)s, which is two T4)"
+    )
     parser.add_argument(
         "--images", type=int, default=10_000, metavar="N", help="hidden images to estimate the time for (default: %(default)s)"
     )
     parser.add_argument("--wheels", nargs="+", default=[], metavar="PACKAGE", help="packages to ship, such as 'timm>=1.0.22'")
-    parser.add_argument("--python", default="3.11", metavar="VERSION", help="Kaggle's Python, for --wheels (default: %(default)s)")
+    parser.add_argument("--python", default=KAGGLE_PYTHON, metavar="VERSION", help="Kaggle's Python, for --wheels (default: %(default)s)")
     parser.add_argument("--name", metavar="NAME", help="the kernel's name on Kaggle (default: made from competition and run)")
     parser.add_argument("--owner", metavar="NAME", help="your name on Kaggle (default: as signed in)")
     parser.add_argument("--message", metavar="TEXT", help="of the submission (default: run name, validation score, commit)")
@@ -235,11 +238,11 @@ def _rehearse(
 def by_hand(folder: Path, names: Names, slug: str) -> str:
     """The three commands that go on from the rehearsal, to be pasted."""
     commands = [
-        ["kaggle", "datasets", "create", "-p", str(folder / "dataset"), "-r", "zip"],
+        ["kaggle", "datasets", "create", "-p", str(folder / "dataset"), "-r", "zip", "-t"],
         ["kaggle", "kernels", "push", "-p", str(folder / "kernel")],
         ["kaggle", "competitions", "submit", slug, "-k", names.kernel, "-v", "1", "-f", SUBMISSION, "-m", names.base],
     ]
-    notes = ("   # later: kaggle datasets version -p ... -m ... -r zip", "   # prints the version N", "   # -v N")
+    notes = ("   # later: kaggle datasets version -p ... -m ... -r zip -t", "   # prints the version N", "   # -v N")
     lines = [shlex.join(command) + note for command, note in zip(commands, notes, strict=True)]
     first = "Nothing was pushed. PUSH=1 (--push) goes on; or by hand, each when the one before is complete:"
     if names.owner == UNKNOWN_OWNER:

@@ -68,11 +68,13 @@ def dataset_status(dataset: str) -> str | None:
 def send_dataset(folder: Path, dataset: str, message: str | None, tick: Tick | None = None) -> None:
     """Create the private dataset in `folder`, or with a `message` its next version; folders travel as zip files, which Kaggle unpacks.
 
+    Tables stay as they are (-t): by default Kaggle makes csv files of them.
+
     Raises:
         KaggleError: it was refused, or parts of it were left out.
     """
     verb = ["create"] if message is None else ["version", f"--message={message}"]
-    reply = cli.call(["datasets", *verb, "-p", str(folder), "-r", "zip"], timeout_s=UPLOAD_TIMEOUT_S, tick=tick)
+    reply = cli.call(["datasets", *verb, "-p", str(folder), "-r", "zip", "-t"], timeout_s=UPLOAD_TIMEOUT_S, tick=tick)
     left_out = re.findall(r"^(?:Skipping(?: folder)?|Upload unsuccessful): ([^;\n]+)", reply.output, re.MULTILINE)
     if left_out:
         raise KaggleError(

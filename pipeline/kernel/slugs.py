@@ -16,17 +16,9 @@ KERNEL_METADATA = "kernel-metadata.json"
 UNKNOWN_OWNER = "your-kaggle-name"  # where nobody is signed in: to be replaced by hand
 CODE_SUFFIXES = (".py", ".ipynb", ".r", ".rmd")
 SHORTEST, LONGEST = 6, 50  # characters of a dataset's title and slug, as the kaggle command checks them; a kernel's title has 5 at least
-# Names that `kaggle kernels push --accelerator` takes (docs/kernels.md of Kaggle/kaggle-cli, February 2026); some need a competition that gives them.
-GPUS = (
-    "NvidiaTeslaT4",
-    "NvidiaTeslaP100",
-    "NvidiaTeslaT4Highmem",
-    "NvidiaTeslaA100",
-    "NvidiaL4",
-    "NvidiaL4X1",
-    "NvidiaH100",
-    "NvidiaRtxPro6000",
-)
+# Names that `kaggle kernels push --accelerator` takes (docs/kernels.md of Kaggle/kaggle-cli, September 2026); some need a competition
+# that gives them. NvidiaTeslaT4 is two T4 (Kaggle/kaggle-cli#1198, 2026-09-17).
+GPUS = ("NvidiaTeslaT4", "NvidiaTeslaA100", "NvidiaL4", "NvidiaL4X1", "NvidiaH100", "NvidiaRtxPro6000")
 ACCELERATORS = ("none", *GPUS)
 
 
