@@ -92,6 +92,10 @@ class Data(Section):
     split_seed: int | None = Field(None, ge=0, description="of the split and of folds; null = seed")
     group_column: str | None = Field(None, min_length=1, description="rows with one value in this column of a table are never parted")
     groups: str | None = Field(None, min_length=1, description="the same from a file with the columns id and group")
+    exclude: str | None = Field(None, min_length=1, description="a table with the column id: rows that do not train (they still validate)")
+    relabel: str | None = Field(
+        None, min_length=1, description="a table with the columns id and label: other labels to train on (validation keeps the given ones)"
+    )
     skip_bad_images: bool = Field(
         False, description="train without rows that lack an image or a label, and images that cannot be decoded, instead of stopping"
     )

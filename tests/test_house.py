@@ -35,6 +35,7 @@ WINGS = {
             "subjects",
             "labels",
             "groups",
+            "corrections",
             "fold_split",
         ),
         *(

@@ -24,6 +24,7 @@ def read_data(args: argparse.Namespace, recipe: Recipe, former: FormerRun | None
     Raises:
         UserError: the data cannot be read in one way alone, or do not fit the recipe.
     """
+    from pipeline.competition.corrections import CorrectionFiles
     from pipeline.competition.facts import read_facts
     from pipeline.competition.groups import Grouping
     from pipeline.competition.layout import read_layout
@@ -37,6 +38,7 @@ def read_data(args: argparse.Namespace, recipe: Recipe, former: FormerRun | None
         skip_bad_images=data.skip_bad_images,
         asked=former.asked() if former else facts.asked(data.metric, data.target, data.positive_class),
         grouped=Grouping(None if data.groups else data.group_column or facts.group_column, data.groups),
+        corrected=CorrectionFiles(data.exclude, data.relabel),
     )
     print("\n".join(f"  {note}" for note in competition.notes))
     if competition.form is not None and not competition.test:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from pipeline.competition import groups
+from pipeline.competition import corrections, groups
 from pipeline.competition.facts import own_files
 from pipeline.competition.folders import DataFolder, look, natural_key
 from pipeline.competition.id_columns import find_ids, without_numbering
@@ -43,23 +43,27 @@ def read_layout(
     asked: Asked = Asked(),  # noqa: B008 - frozen
     known: tuple[Target, str] | None = None,
     grouped: groups.Grouping = groups.Grouping(),  # noqa: B008 - frozen
+    corrected: corrections.CorrectionFiles = corrections.CorrectionFiles(),  # noqa: B008 - frozen
 ) -> Competition:
     """The competition in `data_dir`: class folders, a table or JSON of labels, test images, sample submission; or questions about images.
 
     `id_column` (names the image) and `label_column` name columns of the table of labels. What `need` does not name may be absent.
     With `skip_bad_images` training rows without image or label, and questions without an image, are left out instead of refused. `asked`:
     what the user says of target and metric. `known`: target and metric of a run, which are then taken and not decided again. `grouped`:
-    where groups stand.
+    where groups stand. `corrected`: tables of rows not to train on, and of other labels to train on.
 
     Raises:
         UserError: what is needed is absent, contradicts itself, or can be read in two ways; the message says where, and what settles it.
     """
     folder = look(Path(data_dir))
     if is_vqa(folder):
+        if corrected.named:
+            raise UserError(f"data.{next(iter(corrected.named))}: for images with labels, and {folder.root} holds questions about images")
         sources = read_sources(folder, skip=(*own_files(folder.root), *folder.files("json_files")))
         sample = find_sample(folder, sources, ImageIndex(folder, ()))
         return read_vqa(folder, sample.table if sample else None, id_column, label_column, need, skip_bad_images)
-    own = (*own_files(folder.root), groups.FOLDS_FILE, *([grouped.file] if grouped.file else []))
+    named = [file for file in (grouped.file, *corrected.named.values()) if file]
+    own = (*own_files(folder.root), groups.FOLDS_FILE, *corrections.OWN_NAMES, *named)
     sources = read_sources(folder, skip=own)
     test_index = ImageIndex(folder, folder.of_part("test"))
     sample = find_sample(folder, sources, test_index)
@@ -96,7 +100,10 @@ def read_layout(
     if need == "test":
         return competition
     folds, where = groups.read_folds(folder, labelled) or (None, "")
-    return replace(competition, groups=groups.read_groups(folder, sources, labelled, grouped), folds=folds, folds_from=where)
+    competition = replace(competition, groups=groups.read_groups(folder, sources, labelled, grouped), folds=folds, folds_from=where)
+    if decision is None:
+        return competition
+    return replace(competition, corrections=corrections.read_corrections(folder, labelled, decision.labels, target, corrected))
 
 
 def _sample_id(sample: Source | None, test_index: ImageIndex, folder: DataFolder) -> str | None:

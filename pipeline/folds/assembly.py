@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
+from pipeline.competition.corrections import corrected_score
 from pipeline.competition.rows import Competition
 from pipeline.errors import UserError, raise_all
 from pipeline.files import replacing, write_json
@@ -112,6 +113,7 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
         "data": data,
         "seed": recipe.seed,
         "folds": folds_record(target, metric, truth, oof.values, folds, plan, held),
+        **_corrected(competition, target, metric, oof),
         **environment(),
         "finished": now(),
     }
@@ -134,6 +136,17 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
         f"{describe(record['folds'], own.removeprefix('val_'))}\ndone. {plan.count} folds in {plan.output}\npage: {page}\nnext: {next_command}"
     )
     return 0
+
+
+def _corrected(competition: Competition, target: Target, metric: str, oof: Predictions) -> dict[str, Any]:
+    """What run.json keeps of corrections: how many rows of all folds, and the out-of-fold score by them; nothing where there are none."""
+    corrections = competition.corrections
+    if not corrections:
+        return {}
+    rows = list({row.id: row for row in competition.train}.values())
+    row_of = {row.id: row for row in rows}
+    scores = corrected_score(corrections, target, metric, [row_of[row_id] for row_id in oof.ids], oof.values)
+    return {"corrections": corrections.record(rows, rows) | {"scores": scores}}
 
 
 def decide(target: Target, metric: str, truth: np.ndarray, values: np.ndarray, parts: np.ndarray) -> list[dict[str, Any]]:

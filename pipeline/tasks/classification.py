@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.competition.corrections import corrected_score, describe_corrections
 from pipeline.competition.fold_split import both_sides, find_units, grouped_split, split_seed
-from pipeline.competition.rows import Competition, Row
+from pipeline.competition.rows import Competition, Corrections, Row
 from pipeline.competition.splits import kept_split, stated_split, train_val_split
 from pipeline.data.cache import PictureCache, open_cache
 from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, readable, resolve_workers
@@ -116,8 +117,12 @@ class ClassificationTask:
         train: list[Row],
         val: list[Row],
         cache: PictureCache | None = None,
+        corrections: Corrections = Corrections(),  # noqa: B008 - frozen
     ) -> None:
+        """`train`: as labels were given; the `corrections` are made here. Validation rows keep their labels."""
         self.classifier, self.recipe, self.target, self.metric = classifier, recipe, target, metric
+        self.corrections, self.corrected = corrections, corrections.record(train, val) if corrections else None
+        train = corrections.applied(train)
         self.class_names = target.names
         self.model = classifier.model
         self.train_rows, self.val_rows = train, val
@@ -192,7 +197,8 @@ class ClassificationTask:
     def scores(self, logits: np.ndarray) -> dict[str, float]:
         """Every metric of the validation rows that is defined on them, the competition's among them."""
         values = self.target.activate(logits)
-        return all_metrics(self.target, self.val_truth, values, None if self.undefined else self.metric)
+        scores = all_metrics(self.target, self.val_truth, values, None if self.undefined else self.metric)
+        return scores | corrected_score(self.corrections, self.target, self.metric, self.val_rows, values)
 
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:
         """The memory of a training step, counted on shapes alone; `checkpointed` instead of what the recipe says of it."""
@@ -241,7 +247,8 @@ class ClassificationTask:
         """What run.json keeps of the target: with it inference, score and submit need no flags."""
         prior = self.target.prior([row.label for row in self.train_rows])
         metric = {"name": self.metric, "higher_is_better": find_metric(self.metric).higher_is_better}
-        return {"target": self.target.record(), "metric": metric, "prior": [float(value) for value in prior]}
+        facts = {"target": self.target.record(), "metric": metric, "prior": [float(value) for value in prior]}
+        return facts | ({"corrections": self.corrected} if self.corrected else {})
 
     def counts(self) -> dict[str, Any]:
         """How many rows train and validate, and what their labels are: rows of each class, or histograms of numbers."""
@@ -305,9 +312,13 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
         model.requires_grad_(False).get_submodule(head).requires_grad_(True)
         cache_frozen_bias(model)
     classifier = ImageClassifier.of(model, backbone)
-    target = target if former else target.fitted([row.label for row in train])
-    task = ClassificationTask(classifier, recipe, target, metric, train, val, cache)
+    corrections = competition.corrections
+    target = target if former else target.fitted([row.label for row in corrections.applied(train)])
+    task = ClassificationTask(classifier, recipe, target, metric, train, val, cache, corrections)
+    if not task.train_rows:
+        raise UserError(f"data.exclude: all {len(train):,} training rows are excluded; nothing is left to train on")
     kept = [] if cache is None else [cache.describe()]
+    kept += [describe_corrections(task.corrected)] if task.corrected else []
     if task.undefined:
         kept.append(f"{metric} is not defined on the validation rows ({task.undefined}): the best epoch goes by their loss")
     summary = f"input {classifier.describe()}; {'new head' if backbone.new_head else 'head of the checkpoint'}"

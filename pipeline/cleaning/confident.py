@@ -1,0 +1,138 @@
+"""Which given labels look wrong, from predictions by models that did not see the rows: confident learning, by cleanlab.
+
+Northcutt, Jiang, Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels" (JAIR 70). Several labels an image:
+Thyagarajan et al. 2022 (arXiv:2211.13895). Of numbers cleanlab only ranks; a residual counts as odd from a modified z-score of
+3.5 on (Iglewicz, Hoaglin 1993, "How to Detect and Handle Outliers").
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+from pipeline.targets.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ODD_Z = 3.5
+TO_DEVIATION = 1.4826  # of a normal distribution: standard deviation / median absolute deviation
+FEWEST_ROWS = 10
+HOW_TO_INSTALL = "python -m pip install -c constraints.txt cleanlab"
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A row whose label looks wrong. `score`: 1 minus cleanlab's quality of the label; the nearer to 1, the less it can be right."""
+
+    row: int
+    given: str
+    suggested: str
+    score: float
+
+
+def need_cleanlab() -> Any:
+    """The package cleanlab.
+
+    Raises:
+        UserError: it is not installed; the message says how it is.
+    """
+    try:
+        import cleanlab
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "cleanlab":
+            raise
+        raise UserError(f"labels that look wrong are found by cleanlab, which is not installed: {HOW_TO_INSTALL}") from None
+    return cleanlab
+
+
+def find_suspects(target: Target, labels: Sequence[str], values: np.ndarray) -> list[Suspect]:
+    """The suspects among N rows with given `labels` and out-of-fold predictions `values` (N, O), the least credible label first.
+
+    Raises:
+        UserError: cleanlab is not installed, there are too few rows, or only one class.
+    """
+    need_cleanlab()
+    if len(labels) < FEWEST_ROWS:
+        raise UserError(f"{len(labels)} labelled rows are too few to tell which labels look wrong: at least {FEWEST_ROWS} are needed")
+    found = _FINDERS[target.kind](target, list(labels), values)
+    return sorted((one for one in found if one.suggested != one.given), key=lambda one: (-one.score, one.row))
+
+
+def _one_of_several(target: Target, labels: list[str], values: np.ndarray) -> list[Suspect]:
+    import numpy as np
+
+    given, probs = target.encode(labels), np.asarray(values, dtype=np.float64)
+    most_probable = probs.argmax(axis=1)
+    decided = np.where(target.chosen(values) == given, most_probable, target.chosen(values))
+    return _of_classes(labels, given, probs, [target.names[number] for number in decided])
+
+
+def _yes_or_no(target: Target, labels: list[str], values: np.ndarray) -> list[Suspect]:
+    import numpy as np
+
+    given = target.encode(labels)[:, 0].astype(np.int64)
+    positive = np.asarray(values[:, 0], dtype=np.float64)
+    # As the data write the two classes; each may have several texts.
+    texts = [Counter(label for label, own in zip(labels, given, strict=True) if own == number) for number in (0, 1)]
+    word = [texts[number].most_common(1)[0][0] if texts[number] else target.names[number] for number in (0, 1)]
+    return _of_classes(labels, given, np.stack([1 - positive, positive], axis=1), [word[value >= 0.5] for value in positive])
+
+
+def _of_classes(labels: list[str], given: np.ndarray, probs: np.ndarray, suggested: list[str]) -> list[Suspect]:
+    import numpy as np
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    present = np.unique(given)
+    if len(present) < 2:
+        raise UserError(f"every labelled row is {labels[0]!r}: with one class no label can be told to be another's")
+    number = {int(one): place for place, one in enumerate(present)}
+    own = np.array([number[int(one)] for one in given])
+    probs = probs[:, present] + 1e-12  # a class without rows is none that cleanlab knows
+    probs /= probs.sum(axis=1, keepdims=True)
+    flagged = find_label_issues(own, probs, n_jobs=1)
+    quality = get_label_quality_scores(own, probs)
+    return [Suspect(int(row), labels[row], suggested[row], float(1 - quality[row])) for row in np.flatnonzero(flagged)]
+
+
+def _several_labels(target: Target, labels: list[str], values: np.ndarray) -> list[Suspect]:
+    import numpy as np
+    from cleanlab.multilabel_classification import get_label_quality_scores
+    from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
+
+    truth = target.encode(labels) > 0.5
+    probs = np.clip(np.asarray(values, dtype=np.float64), 1e-6, 1 - 1e-6)
+    lists = [np.flatnonzero(row).tolist() for row in truth]
+    wrong = np.stack(find_multilabel_issues_per_class(lists, probs, n_jobs=1), axis=1).astype(bool)
+    quality = get_label_quality_scores(lists, probs)
+    right = truth ^ wrong
+    suggested = [target.separator.join(target.names[number] for number in np.flatnonzero(row)) for row in right]
+    usable = wrong.any(axis=1) & (right.any(axis=1) | target.may_be_empty)
+    return [Suspect(int(row), labels[row], suggested[row], float(1 - quality[row])) for row in np.flatnonzero(usable)]
+
+
+def _numbers(target: Target, labels: list[str], values: np.ndarray) -> list[Suspect]:
+    import numpy as np
+    from cleanlab.regression.rank import get_label_quality_scores
+
+    truth, said = target.encode(labels).astype(np.float64), np.asarray(values, dtype=np.float64)
+    errors = truth - said
+    off = np.abs(errors - np.median(errors, axis=0))
+    spread = TO_DEVIATION * np.median(off, axis=0)
+    odd = (off > ODD_Z * np.where(spread > 0, spread, np.inf)).any(axis=1)
+    quality = np.min([get_label_quality_scores(truth[:, column], said[:, column]) for column in range(truth.shape[1])], axis=0)
+    suggested = target.decode(values)
+    return [Suspect(int(row), labels[row], suggested[row], float(1 - quality[row])) for row in np.flatnonzero(odd)]
+
+
+_FINDERS = {
+    "multiclass": _one_of_several,
+    "ordinal": _one_of_several,
+    "binary": _yes_or_no,
+    "multilabel": _several_labels,
+    "continuous": _numbers,
+}

@@ -1,0 +1,111 @@
+"""A run of folds with the data that it was made from: for every labelled row its label, its fold and what was said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.competition.facts import read_facts
+from pipeline.competition.layout import read_layout
+from pipeline.competition.rows import Row
+from pipeline.errors import UserError, raise_all
+from pipeline.run_names import OOF_TABLE, OOF_VALUES
+from pipeline.run_record import RunRecord, read_record
+from pipeline.tables import load_table, restored
+from pipeline.targets.evidence import Asked
+from pipeline.targets.target import Target
+from pipeline.wording import counted, listed, quoted
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """What oof.csv and oof.npy say, row by row: `labels` are the given ones, `folds` from 1, `values` (N, O) float32."""
+
+    path: Path
+    record: RunRecord
+    data_dir: Path
+    ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    folds: tuple[int, ...]
+    values: np.ndarray
+    images: Mapping[str, tuple[Row, ...]]  # id -> its images
+
+    @property
+    def target(self) -> Target:
+        """What the labels mean."""
+        return self.record.target
+
+    @property
+    def num_folds(self) -> int:
+        """How many models there are."""
+        return int(self.record.values["folds"]["count"])
+
+
+def read_out_of_fold(path: Path, data_dir: Path | None = None) -> OutOfFold:
+    """The out-of-fold predictions of the run in folder `path`, checked against its data (`data_dir`, else where they were).
+
+    Raises:
+        UserError: it is no run of folds, its files are damaged, or they are about other rows or labels than the data hold.
+    """
+    import numpy as np
+
+    record = read_record(path) if path.is_dir() else None
+    if record is None or record.kind != "folds":
+        raise UserError(_no_folds(path, record))
+    data_dir = Path(data_dir or record.values.get("data") or "data")
+    table = load_table(path / OOF_TABLE)
+    if missing := [name for name in ("id", "fold", "label") if name not in table.columns]:
+        raise UserError(f"{table.path}: no column {listed(missing)}; `python train.py --folds ... --resume` puts the folds together again")
+    try:
+        values = np.load(path / OOF_VALUES, allow_pickle=False)
+        folds = tuple(int(cell) for cell in table.column("fold"))
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path / OOF_VALUES} or {table.path} is missing or damaged: {error}") from None
+    ids, labels = (tuple(map(restored, table.column(name))) for name in ("id", "label"))
+    if values.shape != (len(ids), record.target.num_outputs):
+        raise UserError(f"{path}: oof.csv has {len(ids)} rows and oof.npy the shape {values.shape}: one of them is not this run's")
+    images = _images(record, data_dir)
+    _check_same(table.path, data_dir, dict(zip(ids, labels, strict=True)), images)
+    return OutOfFold(path, record, data_dir, ids, labels, folds, values, images)
+
+
+def _no_folds(path: Path, record: RunRecord | None) -> str:
+    what = f"{path} holds no finished run" if record is None else f"{path} is a {record.kind}, not folds"
+    return (
+        f"{what}: a label is judged by a model that did not see it, so every row needs to be validated once: "
+        f"python train.py --folds 5 --output runs/folds, then --model runs/folds"
+    )
+
+
+def _images(record: RunRecord, data_dir: Path) -> dict[str, tuple[Row, ...]]:
+    settings, target, facts = record.data_settings, record.target, read_facts(data_dir)
+    separator = target.separator if target.kind == "multilabel" else None
+    competition = read_layout(
+        data_dir,
+        id_column=settings.get("id_column") or facts.id_column,
+        label_column=settings.get("label_column") or facts.label_column,
+        need="train",
+        skip_bad_images=bool(settings.get("skip_bad_images")),
+        asked=Asked(record.metric, target.kind, target.positive, separator),
+    )
+    rows: dict[str, list[Row]] = {}
+    for row in competition.train:
+        rows.setdefault(row.id, []).append(row)
+    return {row_id: tuple(found) for row_id, found in rows.items()}
+
+
+def _check_same(path: Path, data_dir: Path, label_of: dict[str, str], images: Mapping[str, tuple[Row, ...]]) -> None:
+    foreign = [row_id for row_id in label_of if row_id not in images]
+    changed = [
+        f"{row_id!r} from {label!r} to {images[row_id][0].label!r}"
+        for row_id, label in label_of.items()
+        if row_id in images and images[row_id][0].label != label
+    ]
+    problems = [f"{counted(len(foreign), 'row')} of {len(label_of):,} are not in {data_dir}: {quoted(foreign)}"] if foreign else []
+    problems += [f"{counted(len(changed), 'label')} changed since: {listed(changed)}"] if changed else []
+    raise_all(problems, f"{path} is not about the data in {data_dir}; --data DIR names the right ones, or train the folds again:")

@@ -1,0 +1,53 @@
+"""`make suspects`: labels that look wrong, from a run of folds: suspects.csv, and a page to decide about each of them.
+
+python -m pipeline.cleaning.suspects --model runs/folds                      # runs/folds/suspects/suspects.csv and suspects.html
+python -m pipeline.cleaning.suspects --model runs/folds --neighbours 0       # without nearest images: no model is loaded
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.cleaning.confident import Suspect, find_suspects
+from pipeline.cleaning.out_of_fold import OutOfFold, read_out_of_fold
+from pipeline.errors import run_command
+from pipeline.files import check_place
+from pipeline.tables import guarded, write_table
+from pipeline.wording import counted
+
+FOLDER, TABLE = "suspects", "suspects.csv"
+COLUMNS = ("id", "given", "suggested", "score")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the table and the page of suspects into the run's folder; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.cleaning.suspects", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=Path("runs/folds"), metavar="DIR", help="a run of folds (default: %(default)s)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="its competition folder (default: where it was trained)")
+    parser.add_argument(
+        "--neighbours", type=int, default=5, metavar="N", help="nearest training images beside each suspect (default: %(default)s)"
+    )
+    args = parser.parse_args(argv)
+    check_place(args.model / FOLDER / TABLE)
+    oof = read_out_of_fold(args.model, args.data)
+    suspects = find_suspects(oof.target, oof.labels, oof.values)
+    table = write_suspects(oof, suspects)
+    print(f"{counted(len(suspects), 'label')} of {len(oof.ids):,} look wrong: {table}")
+    return 0
+
+
+def write_suspects(oof: OutOfFold, suspects: Sequence[Suspect]) -> Path:
+    """Write suspects.csv (id, given, suggested, score), the most suspicious first; its path."""
+    path = oof.path / FOLDER / TABLE
+    rows = [(*map(guarded, (oof.ids[one.row], one.given, one.suggested)), f"{one.score:.6f}") for one in suspects]
+    write_table(path, COLUMNS, rows)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,175 @@
+"""What a person decided about labels that look wrong: ids not to train on, and other labels to train on, each from a table.
+
+They count for training rows alone. A row that validates stays, with the label that was given: else a score would rise
+because the hard rows left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.competition.folders import DataFolder
+from pipeline.competition.ids import ImageIndex
+from pipeline.competition.label_table import Labelled
+from pipeline.competition.rows import Corrections, Row
+from pipeline.errors import UserError, raise_all
+from pipeline.files import sha256
+from pipeline.tables import Table, load_table, restored
+from pipeline.targets.metrics import evaluate, why_undefined
+from pipeline.targets.target import Target
+from pipeline.wording import capped, counted, listed, nearest, numbered, quoted
+
+if TYPE_CHECKING:
+    import numpy as np
+
+EXCLUDE, RELABEL = "exclude", "relabel"
+COLUMNS = {EXCLUDE: ("id",), RELABEL: ("id", "label")}
+OWN_NAMES = ("exclude.csv", "relabel.csv", "suspects.csv")  # in a data folder: no tables of labels
+
+
+@dataclass(frozen=True)
+class CorrectionFiles:
+    """Where they stand: a table with the column id, a table with the columns id and label; None: nowhere."""
+
+    exclude: str | None = None
+    relabel: str | None = None
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The files that are given, by what they do."""
+        return {what: file for what, file in ((EXCLUDE, self.exclude), (RELABEL, self.relabel)) if file is not None}
+
+
+def read_corrections(folder: DataFolder, labelled: Labelled, labels: Sequence[str], target: Target, asked: CorrectionFiles) -> Corrections:
+    """The corrections of the labelled rows, whose `labels` are texts as `target` takes them.
+
+    Raises:
+        UserError: every problem at once: a file or column is missing, an id or class is unknown, an id has two new labels or is also
+            excluded, a class would keep no row.
+    """
+    if not asked.named:
+        return Corrections()
+    tables = {what: _load(folder.root, what, file) for what, file in asked.named.items()}
+    found, problems = {}, []
+    for what, table in tables.items():
+        found[what], wrong = _rows_of(table, labelled, folder)
+        problems += wrong
+    excluded = {row_id for row_ids in found.get(EXCLUDE, []) for row_id in row_ids}
+    relabelled: dict[str, str] = {}
+    if RELABEL in tables:
+        relabelled, wrong = _new_labels(tables[RELABEL], found[RELABEL], labels, target)
+        problems += wrong
+        both = sorted(excluded & set(relabelled))
+        if both:
+            problems.append(f"{counted(len(both), 'id')} in both files: {quoted(both)}; an id is excluded or gets another label, not both")
+    problems += [] if problems else _emptied(labelled, labels, target, excluded, relabelled)
+    raise_all(problems, "the corrections do not fit these data:")
+    files = {what: {"file": asked.named[what], "sha256": sha256(table.path)} for what, table in tables.items()}
+    return Corrections(frozenset(excluded), relabelled, files)
+
+
+def corrected_score(corrections: Corrections, target: Target, metric: str, rows: Sequence[Row], values: np.ndarray) -> dict[str, float]:
+    """`corrected_<metric>` of (N, O) predictions of validation `rows`: without the excluded ones, the others by their corrected labels.
+
+    It stands beside the score by the given labels and never in its place. Empty without corrections, and where it is undefined.
+    """
+    if not corrections:
+        return {}
+    kept = [number for number, row in enumerate(rows) if row.id not in corrections.excluded]
+    truth = target.encode([row.label for row in corrections.applied(rows)])
+    if not kept or why_undefined(metric, target, truth) is not None:
+        return {}
+    value = evaluate(metric, target, truth, values[kept])
+    return {} if value is None else {f"corrected_{metric}": value}
+
+
+def describe_corrections(record: dict[str, Any]) -> str:
+    """One line on what a run's record says of its corrections."""
+    train, val = record["train"], record["val"]
+    line = f"labels corrected: {counted(train['excluded'], 'training row')} left out, {train['relabelled']:,} with another label"
+    touched = val["excluded"] + val["relabelled"]
+    return f"{line}; {counted(touched, 'validation row')} that these files also name count as given" if touched else line
+
+
+def _load(root: Path, what: str, file: str) -> Table:
+    """The table, from the path as given or in the data folder."""
+    expected = f"a table with the {'columns' if what == RELABEL else 'column'} {' and '.join(COLUMNS[what])}"
+    places = [Path(file), root / file]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise UserError(f"data.{what}: {file} does not exist, nor does {places[1]}; it should be {expected}")
+    table = load_table(path)
+    if missing := [name for name in COLUMNS[what] if name not in table.columns]:
+        raise UserError(f"{path} (data.{what}): no column {listed(missing)}; expected {expected}, found {quoted(table.columns)}")
+    return table
+
+
+def _rows_of(table: Table, labelled: Labelled, folder: DataFolder) -> tuple[list[tuple[str, ...]], list[str]]:
+    """The labelled ids that each row of a table means, and what is wrong. Also ids written in another way: with an extension, as a path."""
+    known = set(labelled.ids)
+    cells = [cell.strip() for cell in table.column("id")]
+    texts = [cell if cell in known else restored(cell) for cell in cells]
+    found = [(text,) if text in known else () for text in texts]
+    if not all(found):
+        id_of = {image: row_id for row_id, images in zip(labelled.ids, labelled.images, strict=True) for image in images}
+        match = ImageIndex(folder, folder.of_part("train", "val", "")).match(texts)
+        others = [tuple(dict.fromkeys(id_of[image] for image in images if image in id_of)) for images in match.images]
+        found = [ids or other for ids, other in zip(found, others, strict=True)]
+    lost = [number for number, ids in enumerate(found) if not ids]
+    if lost and len(lost) == len(cells):
+        return found, [
+            f"{table.path}: none of its {counted(len(cells), 'id')} is a labelled id of {folder.root}, such as {texts[0]!r} "
+            f"(ids there: {quoted(labelled.ids[:3])}): it was made for another data set"
+        ]
+    problems = [f"{table.path}: row {table.lines[row]}: no labelled id {texts[row]!r}{nearest(texts[row], known)}" for row in lost]
+    return found, capped(problems, f"ids in {table.path} are unknown")
+
+
+def _new_labels(table: Table, ids: Sequence[tuple[str, ...]], labels: Sequence[str], target: Target) -> tuple[dict[str, str], list[str]]:
+    """id -> new label, and what is wrong."""
+    chosen: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    twice, unknown = [], []
+    known = set(labels)
+    for row_ids, cell, line in zip(ids, table.column("label"), table.lines, strict=True):
+        label = cell if cell in known else restored(cell.strip())
+        if problem := _unknown(label, known, target):
+            unknown.append(f"{table.path}: row {line}: {problem}")
+            continue
+        for row_id in row_ids:
+            if chosen.get(row_id, label) != label:
+                rows = numbered([lines[row_id], line])
+                twice.append(f"{table.path}: {rows}: {row_id!r} gets the label {chosen[row_id]!r} and the label {label!r}")
+            chosen[row_id], lines[row_id] = label, line
+    return chosen, [*capped(unknown, "labels are unknown"), *capped(twice, "ids get two labels")]
+
+
+def _unknown(label: str, known: set[str], target: Target) -> str | None:
+    """Why a label cannot be trained on; None where it can."""
+    if target.kind == "binary":
+        return None if label in known else f"no row has the label {label!r}; expected {quoted(sorted(known))}"
+    if target.kind == "continuous":
+        try:
+            target.encode([label])
+        except UserError:
+            return f"{label!r} is no number"
+        return None
+    parts = target.parts(label) if target.kind == "multilabel" else [label]
+    strange = [part for part in parts if part not in target.names]
+    if not strange:
+        return None
+    noun = {"ordinal": "grade", "multilabel": "label"}.get(target.kind, "class")
+    return f"no {noun} {strange[0]!r}{nearest(strange[0], target.names)}; there are {listed(target.names)}"
+
+
+def _emptied(labelled: Labelled, labels: Sequence[str], target: Target, excluded: set[str], relabelled: dict[str, str]) -> list[str]:
+    """Classes that had rows and would have none."""
+    left = [relabelled.get(row_id, label) for row_id, label in zip(labelled.ids, labels, strict=True) if row_id not in excluded]
+    if not left:
+        return ["every labelled row is excluded: nothing is left to train on"]
+    before, after = target.counts(labels), target.counts(left)
+    lost = [name for name, count in before.items() if count and not after[name]]
+    return [f"{counted(len(lost), 'class', 'classes')} would keep no row: {quoted(lost)}"] if lost else []
