@@ -25,7 +25,7 @@ TAKES_submit := COMPETITION MESSAGE YES PREDICTIONS DATA MODEL RUN
 TAKES_kernel := MODEL DATA COMPETITION HOURS TTA PRIOR WHEELS MESSAGE NOTEBOOK PUSH YES
 TAKES_score := SOLUTION PREDICTIONS DATA MODEL RUN
 TAKES_ablation := GRID DATASET DATA SOLUTION
-TAKES_report := MODEL RUN RUNS
+TAKES_report := MODEL RUN RUNS NO_IMAGES
 TAKES_blend := RUNS OUTPUT
 TAKES_attention := IMAGES MODEL RUN RUNS
 TAKES_bench := SIZE BENCH_FLAGS PEERS
@@ -98,8 +98,8 @@ score: $(SETUP)  ## every metric of predictions.csv against held-back labels (SO
 ablation: $(SETUP)  ## every row of a grid with every seed: train, predict, score, one table (GRID=name or file; DATASET= or DATA=, SOLUTION=)
 	$(PYTHON) -m pipeline.experiments.ablation --grid $(call shell_word,GRID) $(if $(value DATASET),--data data/$(call shell_word,DATASET)) $(call flag,DATA,--data) $(call flag,SOLUTION,--solution)
 
-report: $(SETUP)  ## rebuild a run's report.html from its folder (MODEL=, default finetuned_model); RUNS='a b' compares runs in one page
-	$(call check_list,RUNS,python -m pipeline.report.page --run 'run a' --run 'run b')$(PYTHON) -m pipeline.report.page $(if $(RUNS),$(foreach run,$(RUNS),--run $(run)),$(call model,--run))
+report: $(SETUP)  ## rebuild a run's report.html from its folder (MODEL=, default finetuned_model); RUNS='a b' compares runs in one page; NO_IMAGES=1: to be sent
+	$(call check_list,RUNS,python -m pipeline.report.page --run 'run a' --run 'run b')$(PYTHON) -m pipeline.report.page $(if $(RUNS),$(foreach run,$(RUNS),--run $(run)),$(call model,--run)) $(if $(NO_IMAGES),--no-images)
 
 blend: $(SETUP)  ## weights of several runs, from rows that none of their models saw, into runs/blend (RUNS='a b c' OUTPUT=)
 	$(call check_list,RUNS,python -m pipeline.folds.blend --runs 'run a' 'run b')$(PYTHON) -m pipeline.folds.blend --runs $(RUNS) $(call flag,OUTPUT,--output)

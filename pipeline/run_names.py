@@ -6,6 +6,7 @@ RECORD = "run.json"  # what the run says of itself; written last: its presence m
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"  # a line an epoch: what is deterministic, what is not
 VAL_TABLE, VAL_VALUES = "val_predictions.csv", "val_probs.npy"  # validation rows: texts; probabilities or numbers
 OOF_TABLE, OOF_VALUES = "oof.csv", "oof.npy"  # the same of every training row, by the fold that did not see it
+DISAGREEMENT = "disagreement.csv"  # of each row how far apart the models of the folds are (make suspects)
 SCORES = "scores.json"  # of the last make score
 FLOORS = "floors.json"  # questions: what less knowledge gives
 PAGE, THUMBNAILS = "report.html", "thumbnails.jsonl"

@@ -109,8 +109,8 @@ WINGS = {
     "tasks": ["build", "classification", "vqa", "registry", "apply"],
     "report": [
         *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "calibration"),
-        *("probability_section", "label_section", "number_section", "validation", "question_section", "ledger_figure"),
-        *("run_facts", "folds_section", "comparison", "page", "attention"),
+        *("probability_section", "label_section", "number_section", "validation", "browsing", "question_section", "ledger_figure"),
+        *("run_facts", "folds_section", "only_right", "comparison", "page", "attention"),
     ],
     "folds": [
         "bases",
@@ -128,13 +128,14 @@ WINGS = {
         "weights",
         "blend",
     ],
+    "cleaning": ["confident", "out_of_fold", "suspects"],
     "kernel": [
         *("pace", "carried", "cards", "answer", "bundle", "slugs", "script", "placeholder", "sealed", "rehearsal", "stages", "remote"),
         *("push", "make"),
     ],
     "commands": ["session", "building", "fitting"],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
-    "benchmarks": ["contenders", "rates", "steps", "benchmark"],
+    "benchmarks": ["contenders", "rates", "steps", "benchmark", "flipped_labels"],
     "last": ["demo_data", "demo"],
 }
 ROOMS = [f"{wing}.{room}" if wing not in ("", "what a run holds", "last") else room for wing, rooms in WINGS.items() for room in rooms]

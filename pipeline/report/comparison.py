@@ -16,6 +16,7 @@ from pipeline.report import run_facts
 from pipeline.report.confusion import MAX_LABELLED_CLASSES, confusion_figure
 from pipeline.report.curves import RUN_LOOKS, RunCurve, compared_curves, curve_names, scheduled
 from pipeline.report.label_section import label_scores
+from pipeline.report.only_right import read_only_right
 from pipeline.report.rendering import Drawn, embedded, render
 from pipeline.report.run_files import RunFiles, read_run_files
 from pipeline.report.validation import confusions
@@ -27,15 +28,16 @@ SHOWN_CLASSES = 12  # of the classes whose F1 differs most
 Runs = dict[str, RunFiles]  # by the name they have on the page
 
 
-def build_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
+def build_comparison(run_dirs: Sequence[Path], output: Path, images: bool = True) -> Path:
     """Write comparison.html and figures/*.png in folder `output`; the page's path.
 
-    A comparison of the same runs is replaced; where `output` holds anything else, `output-2` (and so on) is written.
+    Without `images` it shows none of the data. A comparison of the same runs is replaced; where `output` holds anything else,
+    `output-2` (and so on) is written.
 
     Raises:
         UserError: a folder holds no run, is named twice, or there are more runs than colours that can be told apart.
     """
-    runs = _read(run_dirs)
+    runs = _read(run_dirs, images)
     signature = hashlib.sha256("\n".join(sorted(str(path.resolve()) for path in run_dirs)).encode()).hexdigest()
     folder = _free(output, signature)
     drawn = _curves(runs, folder / "figures")
@@ -58,6 +60,8 @@ def build_comparison(run_dirs: Sequence[Path], output: Path) -> Path:
         classes=_class_f1(_f1_of_classes(runs, matrices)),
         labels=all(files.target.kind == "multilabel" for files in runs.values()),
         shown_classes=SHOWN_CLASSES,
+        only=read_only_right(runs),
+        images=images,
         written=datetime.now().astimezone().isoformat(),
     )
     write_text(folder / PAGE, page)
@@ -84,14 +88,14 @@ def _apart(runs: Runs) -> list[str]:
     return said
 
 
-def _read(run_dirs: Sequence[Path]) -> Runs:
+def _read(run_dirs: Sequence[Path], images: bool) -> Runs:
     places = [path.resolve() for path in run_dirs]
     if twice := sorted({str(path) for path, place in zip(run_dirs, places, strict=True) if places.count(place) > 1}):
         raise UserError(f"{', '.join(twice)}: named twice; a comparison needs different runs")
     if len(run_dirs) > len(RUN_LOOKS):
         raise UserError(f"{len(run_dirs)} runs to compare, at most {len(RUN_LOOKS)} can be told apart in one plot: name fewer")
     names = [place.name for place in places]
-    return {name if names.count(name) == 1 else str(path): read_run_files(path) for path, name in zip(run_dirs, names, strict=True)}
+    return {name if names.count(name) == 1 else str(path): read_run_files(path, images) for path, name in zip(run_dirs, names, strict=True)}
 
 
 def _free(output: Path, signature: str) -> Path:

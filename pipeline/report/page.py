@@ -18,6 +18,7 @@ from pipeline.errors import UserError, run_command
 from pipeline.files import check_place, human_size, versioned, write_text
 from pipeline.kaggle.ledger import LEDGER
 from pipeline.report import run_facts
+from pipeline.report.browsing import read_browse
 from pipeline.report.charts import class_counts_figure
 from pipeline.report.comparison import build_comparison
 from pipeline.report.curves import curve_names, draw_curves
@@ -26,13 +27,15 @@ from pipeline.report.folds_section import read_folds
 from pipeline.report.ledger_figure import read_submissions
 from pipeline.report.number_section import read_number_counts
 from pipeline.report.question_section import read_questions
-from pipeline.report.rendering import Drawn, embedded, render
+from pipeline.report.rendering import Drawn, embedded, render, script
 from pipeline.report.run_files import RunFiles, has_run, read_run_files
 from pipeline.report.thumbnails import samples
 from pipeline.report.validation import read_validation
 from pipeline.run_names import PAGE
 from pipeline.submission.origin import find_origin
 
+MAX_PAGE_BYTES = 16_000_000  # beyond it the images to browse are left out
+SIZE_MARK = "\ue000size\ue000"  # in a page until it is known how large it is
 OPEN_STRIPS, OPEN_TILES = 24, 60  # classes whose pictures are shown at once, the others folded
 LIVE_SHARE, FIRST_COST_S = 0.05, 1.5  # of the time of training; what a first page may cost, before one was measured
 
@@ -55,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--format", action="append", choices=FORMATS, default=[], help="also write the figures as svg or pdf, for a write-up"
     )
+    parser.add_argument("--no-images", action="store_true", help="leave every image of the data out of the page, for sending")
     args = parser.parse_args(argv)
     origin = find_origin(args.of) if args.of and not args.run else None
     runs = args.run or [Path(origin.models[0] if origin else "finetuned_model")]
@@ -67,8 +71,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"no page: {problem}")
         return 0
     with also_as(args.format):
-        page = build_report(runs[0]) if len(runs) == 1 else build_comparison(runs, args.output)
-    print(f"{page}: {human_size(page.stat().st_size)}, one file that can be sent as it is")
+        images = not args.no_images
+        page = build_report(runs[0], images=images) if len(runs) == 1 else build_comparison(runs, args.output, images)
+    size = page.stat().st_size
+    print(f"{page}: {human_size(size)}, one file that can be sent as it is{'' if images else '; no image of the data is in it'}")
+    if size > MAX_PAGE_BYTES and images:
+        print(f"that is more than {human_size(MAX_PAGE_BYTES)}; --no-images makes it smaller")
     return 0
 
 
@@ -84,13 +92,15 @@ def _read_only(run_dir: Path) -> str | None:
     return None
 
 
-def build_report(run_dir: Path, ledger: Path = LEDGER) -> Path:
+def build_report(run_dir: Path, ledger: Path = LEDGER, images: bool = True) -> Path:
     """Write `figures/*.png` and `report.html` in `run_dir`; the page's path. What a run did not record is left out of the page.
+
+    Without `images` the page holds none of the data; a page above `MAX_PAGE_BYTES` none to browse.
 
     Raises:
         UserError: the folder is missing, holds no run, or a file in it is damaged.
     """
-    files = read_run_files(run_dir)
+    files = read_run_files(run_dir, images)
     drawn = draw_curves(files)
     folds = read_folds(files, drawn)
     validation = read_validation(files, drawn)
@@ -101,42 +111,47 @@ def build_report(run_dir: Path, ledger: Path = LEDGER) -> Path:
     numbers = read_number_counts(files, drawn) if files.target.kind == "continuous" else []
     submissions = read_submissions(files, ledger, drawn)
     attention = _attention(files, drawn)
-    html = render(
-        "page.html.j2",
-        name=files.told.get("name") or files.path.resolve().name,
-        record=files.told,
-        finished=bool(files.record),
-        schedule=files.schedule,
-        headlines=run_facts.headlines(files),
-        facts=run_facts.summary(files),
-        figures=embedded(drawn),
-        best=files.best,
-        kind=run_facts.kind(files),
-        target=files.target,
-        curves=run_facts.curve_captions(files, curve_names([files])),
-        best_metrics=run_facts.metrics({key: value for key, value in files.kept_epoch.items() if key.startswith("val_")}, files),
-        epochs=run_facts.epoch_table(files),
-        folds=folds,
-        validation=validation,
-        questions=questions,
-        rows_are=files.rows_are,
-        classes=classes,
-        numbers=numbers,
-        samples=_samples(files),
-        attention=attention,
-        submissions=submissions,
-        test_metrics=run_facts.metrics(files.scores.get("metrics", {}), files),
-        test_parts={part: dict(run_facts.metrics(metrics, files)) for part, metrics in files.scores.get("parts", {}).items()},
-        scores=files.scores,
-        parameters=run_facts.parameters(files),
-        settings=run_facts.settings(files),
-        every_setting=run_facts.flat(files.told.get("recipe", {})),
-        speed=run_facts.speed(files),
-        origin=run_facts.origin(files),
-        written=datetime.now().astimezone().isoformat(),
-    )
+    values = {
+        "name": files.told.get("name") or files.path.resolve().name,
+        "record": files.told,
+        "finished": bool(files.record),
+        "schedule": files.schedule,
+        "headlines": run_facts.headlines(files),
+        "facts": run_facts.summary(files),
+        "figures": embedded(drawn),
+        "best": files.best,
+        "kind": run_facts.kind(files),
+        "target": files.target,
+        "curves": run_facts.curve_captions(files, curve_names([files])),
+        "best_metrics": run_facts.metrics({key: value for key, value in files.kept_epoch.items() if key.startswith("val_")}, files),
+        "epochs": run_facts.epoch_table(files),
+        "folds": folds,
+        "validation": validation,
+        "questions": questions,
+        "rows_are": files.rows_are,
+        "classes": classes,
+        "numbers": numbers,
+        "samples": _samples(files),
+        "attention": attention,
+        "submissions": submissions,
+        "test_metrics": run_facts.metrics(files.scores.get("metrics", {}), files),
+        "test_parts": {part: dict(run_facts.metrics(metrics, files)) for part, metrics in files.scores.get("parts", {}).items()},
+        "scores": files.scores,
+        "parameters": run_facts.parameters(files),
+        "settings": run_facts.settings(files),
+        "every_setting": run_facts.flat(files.told.get("recipe", {})),
+        "speed": run_facts.speed(files),
+        "origin": run_facts.origin(files),
+        "images": images,
+        "script": script("browse.js"),
+        "written": datetime.now().astimezone().isoformat(),
+        "size": SIZE_MARK,
+    }
+    html = render("page.html.j2", **values, browse=read_browse(files), too_large=False)
+    if len(html) > MAX_PAGE_BYTES and images:
+        html = render("page.html.j2", **values, browse=read_browse(files, budget=0), too_large=True)
     page = files.path / PAGE
-    write_text(page, html)
+    write_text(page, html.replace(SIZE_MARK, human_size(len(html.encode()))))
     return page
 
 
@@ -183,7 +198,7 @@ def _samples(files: RunFiles) -> dict[str, Any]:
 
 def _attention(files: RunFiles, drawn: Drawn) -> list[str]:
     """The names of the attention figures in the run's folder, which are added to `drawn`."""
-    paths = sorted((files.path / "figures").glob("attention*.png"))
+    paths = sorted((files.path / "figures").glob("attention*.png")) if files.images else []  # they lie over images of the data
     for path in paths:
         drawn[path.stem] = (
             path,

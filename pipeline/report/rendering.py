@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 from PIL import Image
 
 from pipeline.report import figures
 from pipeline.report.words import brief, measured, percent, setting, to_the_minute
 
+TEMPLATES = Path(__file__).parent / "templates"
 Drawn = dict[str, tuple[Path, str]]  # a figure's name -> its file, and words for who cannot see it
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script of ours for a page: its text, and its digest as a Content-Security-Policy names it."""
+
+    text: Markup
+    digest: str
+
+
+@cache
+def script(name: str) -> Script:
+    """The script in a file of this folder's templates."""
+    text = (TEMPLATES / name).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+    return Script(Markup(text), f"sha256-{digest}")
 
 
 def render(template: str, **values: Any) -> str:
@@ -40,7 +60,7 @@ def _image(path: Path, alt: str) -> dict[str, Any]:
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.files import read_json_lines
-from pipeline.run_names import METRICS, RECORD, SCORES, START, THUMBNAILS, TIMING, VAL_TABLE, VAL_VALUES
+from pipeline.run_names import DISAGREEMENT, METRICS, RECORD, SCORES, START, THUMBNAILS, TIMING, VAL_TABLE, VAL_VALUES
 from pipeline.run_record import read_metrics, read_values
 from pipeline.tables import load_table, restored
 from pipeline.targets.metrics import Metric, find_metric
@@ -32,6 +32,7 @@ class RunFiles:
     timing: list[dict[str, Any]]
     scores: dict[str, Any]
     start: dict[str, Any]  # state/start.json, there before run.json is
+    images: bool = True  # whether a page of it shows images of the data
 
     @property
     def rows_are(self) -> str:
@@ -137,6 +138,22 @@ class RunFiles:
         return values if values.shape == (len(self.predictions), self.target.num_outputs) else None
 
     @cached_property
+    def disagreement(self) -> dict[str, float]:
+        """Of an id how far apart the models of several folds are on it (disagreement.csv, by `make suspects`); empty without that file.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.path / DISAGREEMENT
+        if not path.exists():
+            return {}
+        table = load_table(path)
+        try:
+            return {restored(row_id): float(value) for row_id, value in zip(table.column("id"), table.column("disagreement"), strict=True)}
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); `make suspects` writes it anew") from None
+
+    @cached_property
     def truth(self) -> np.ndarray | None:
         """The labels of the validation rows as `target.encode` gives them; None for none, or where one is no label of the target."""
         labels = [row["label"] for row in self.predictions]
@@ -151,8 +168,8 @@ def has_run(run_dir: Path) -> bool:
     return any((Path(run_dir) / name).exists() for name in (RECORD, METRICS, START))
 
 
-def read_run_files(run_dir: Path) -> RunFiles:
-    """The files of the run in `run_dir`, finished or not.
+def read_run_files(run_dir: Path, images: bool = True) -> RunFiles:
+    """The files of the run in `run_dir`, finished or not; with or without `images` of its data.
 
     Raises:
         UserError: there is no run in that folder, or a file is damaged.
@@ -165,7 +182,7 @@ def read_run_files(run_dir: Path) -> RunFiles:
         how = "train one with `python train.py`, or name its folder: `python -m pipeline.report.page --run DIR`"
         raise UserError(f"{run_dir} {what}, so there is no run to report{beside}; {how}")
     record, scores, start = (_object(run_dir / name) for name in (RECORD, SCORES, START))
-    return RunFiles(run_dir, record, read_metrics(run_dir / METRICS), read_metrics(run_dir / TIMING), scores, start)
+    return RunFiles(run_dir, record, read_metrics(run_dir / METRICS), read_metrics(run_dir / TIMING), scores, start, images)
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 # A line is about 5 kB (measured on photographs): at most 2 MB. Beyond 60 classes one picture each, beyond 360 of every second class.
 MAX_SAMPLES, SAMPLES_PER_CLASS = 360, 6
-SAMPLE_PX, MISTAKE_PX = 112, 224
+SMALL_PX, LARGE_PX = 112, 224
+LARGE_USES = ("mistake", "question")  # few in a page
 NUMBER_GROUPS = 6
 
 
@@ -43,7 +45,7 @@ def store_samples(run_dir: Path, rows: Sequence[Row], target: Target | Sequence[
     chosen = [(name, row) for name in shown for row in _spread(by_class[name], count)]
     intensity = stored_intensity(run_dir)
     with ThreadPoolExecutor() as pool:
-        jpegs = pool.map(lambda pair: thumbnail(pair[1].path, SAMPLE_PX, intensity), chosen)
+        jpegs = pool.map(lambda pair: thumbnail(pair[1].path, SMALL_PX, intensity), chosen)
         lines = [
             {"use": "sample", "label": name, "path": str(row.path), "jpeg": jpeg} for (name, row), jpeg in zip(chosen, jpegs, strict=True)
         ]
@@ -76,25 +78,50 @@ def _groups(rows: Sequence[Row], target: Target) -> dict[str, list[Row]]:
 def samples(files: RunFiles) -> list[dict[str, Any]]:
     """For each class with samples, in the order they were stored: `name` and `pictures` (JPEG in base64)."""
     by_class: dict[str, list[str]] = {}
-    for line in files.thumbnails:
+    for line in files.thumbnails if files.images else []:
         if line["use"] == "sample":
             by_class.setdefault(line["label"], []).append(line["jpeg"])
     return [{"name": name, "pictures": pictures} for name, pictures in by_class.items()]
 
 
-def kept_pictures(files: RunFiles, rows: Sequence[dict[str, str]], use: str) -> list[str | None]:
-    """A JPEG in base64 for each row of predictions: as kept for this `use`, else from the file, and then kept; None when the file is gone."""
+def kept_pictures(files: RunFiles, rows: Sequence[dict[str, str]], use: str, budget: int | None = None) -> list[str | None]:
+    """A JPEG in base64 for each row of predictions: as kept for this `use`, else from the file, and then kept.
+
+    None when the file is gone, and where the page shows no images. With a `budget` in bytes only the first rows, as many as fit.
+    """
+    if not files.images:
+        return [None] * len(rows)
     stored = read_json_lines(files.path / THUMBNAILS)
-    kept = {line["path"]: line["jpeg"] for line in stored if line["use"] == use}
-    intensity = stored_intensity(files.path)
-    pictures = [kept.get(row["path"]) or _from_data(files, row["path"], intensity) for row in rows]
+    pictures = _within(found_pictures(files, rows, use, stored), budget)
     lines = [line for line in stored if line["use"] != use]
     lines += [
-        {"use": use, "label": row["label"], "path": row["path"], "jpeg": jpeg} for row, jpeg in zip(rows, pictures, strict=True) if jpeg
+        {"use": use, "label": row["label"], "path": row["path"], "jpeg": jpeg} for row, jpeg in zip(rows, pictures, strict=False) if jpeg
     ]
     if lines != stored:
         write_json_lines(files.path / THUMBNAILS, lines)
     return pictures
+
+
+def found_pictures(
+    files: RunFiles, rows: Sequence[dict[str, str]], use: str, stored: Sequence[dict[str, str]] | None = None
+) -> list[str | None]:
+    """As `kept_pictures`, and nothing is written; `stored`: the lines of thumbnails.jsonl, if they were read already."""
+    if not files.images:
+        return [None] * len(rows)
+    kept = {line["path"]: line["jpeg"] for line in (files.thumbnails if stored is None else stored) if line["use"] == use}
+    intensity, side = stored_intensity(files.path), LARGE_PX if use in LARGE_USES else SMALL_PX
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda row: kept.get(row["path"]) or _from_data(files, row["path"], intensity, side), rows))
+
+
+def _within(pictures: Sequence[str | None], budget: int | None) -> list[str | None]:
+    """The first pictures, as many as fit into `budget` bytes."""
+    room = math.inf if budget is None else budget
+    for count, picture in enumerate(pictures):
+        room -= len(picture or "")
+        if room < 0:
+            return list(pictures[:count])
+    return list(pictures)
 
 
 def thumbnail(path: Path, side_px: int, intensity: Intensity | None = None) -> str | None:
@@ -110,14 +137,14 @@ def thumbnail(path: Path, side_px: int, intensity: Intensity | None = None) -> s
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _from_data(files: RunFiles, written_path: str, intensity: Intensity | None) -> str | None:
+def _from_data(files: RunFiles, written_path: str, intensity: Intensity | None, side_px: int) -> str | None:
     """The picture from the data folder the run was made with, and from nowhere else: a page is sent to others, and tables can be forged."""
     base = files.path.resolve().parent
     roots = [os.path.abspath(place / files.told["data"]) for place in (Path(), base)] if _is_own(files) else []
     candidates = [Path(written_path), *(Path(root) / written_path for root in roots), base / written_path]
     for candidate in map(os.path.abspath, candidates):  # without following links: those inside the data folder are the user's own
         if any(Path(candidate).is_relative_to(root) for root in roots) and os.path.isfile(candidate):
-            return thumbnail(Path(candidate), MISTAKE_PX, intensity)
+            return thumbnail(Path(candidate), side_px, intensity)
     return None
 
 

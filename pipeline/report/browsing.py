@@ -1,0 +1,320 @@
+"""Validation images to browse in a page: which of them it holds, what each can be chosen and sorted by.
+
+An image has tokens, by which it is chosen (`true`: its class), and numbers, by which it is sorted (`loss`). The page's script knows no more
+of them than that; without it the images lie in one folded list.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.files import human_size
+from pipeline.report.confusion import MAX_LABELLED_CLASSES
+from pipeline.report.run_files import RunFiles
+from pipeline.report.thumbnails import kept_pictures
+from pipeline.report.validation import confusions, decided
+from pipeline.report.words import brief, percent
+from pipeline.wording import counted
+
+MAX_ITEMS, MAX_BYTES = 1200, 6_000_000  # in a page: what a browser shows at once, and what a mail takes
+RIGHT_SHARE = 0.25  # of the items, where there are mistakes enough for the others
+STRIPS, STRIP_PICTURES = 10, 8
+RANGE_PARTS = 6  # of a number: parts with about as many images each
+MAX_COLUMNS = 8  # of numbers that can be chosen
+TINY = 1e-12
+
+
+@dataclass
+class Item:
+    """One image. `tokens`: by name, separated by spaces; `numbers`: by name, a number, or `key:number` for each key; `title` and `text`:
+    what stands below it."""
+
+    row: int
+    title: str
+    text: str
+    tokens: dict[str, str]
+    numbers: dict[str, str] = field(default_factory=dict)
+    wrong: bool = False
+    order: float = 0.0  # the worst first
+    groups: tuple[str, ...] = ("",)  # kinds of mistake: each has its worst in the page before any has many
+    file: str = ""
+    question: str = ""
+    thumbnail: str | None = None
+
+
+def read_browse(files: RunFiles, budget: int = MAX_BYTES) -> dict[str, Any] | None:
+    """What the page's section of images holds; None for a run that is not finished, or has no validation rows.
+
+    `budget`: bytes of pictures, at most; 0: the images are named and not shown. Images that are furthest off come first,
+    of every kind of mistake some.
+
+    Raises:
+        UserError: val_predictions.csv holds labels that are none of the run's target.
+    """
+    if not files.record or not files.predictions:
+        return None
+    build = {"multilabel": _labels, "continuous": _numbers}.get(files.target.kind, _classes)
+    items, section = build(files)
+    for item in items:
+        row = files.predictions[item.row]
+        item.file, item.question = Path(row["path"]).name, row.get("question", "")
+        if files.disagreement:
+            item.numbers["apart"] = _number(files.disagreement.get(row["id"]))
+    chosen = _chosen(items)
+    if budget:
+        pictures = kept_pictures(files, [files.predictions[item.row] for item in chosen], "browse", budget)
+        chosen = chosen[: len(pictures)]
+        for item, picture in zip(chosen, pictures, strict=True):
+            item.thumbnail = picture
+    size = sum(len(item.thumbnail or "") for item in chosen)
+    if files.disagreement:
+        section["sorts"].append(("apart", "disagreement of the folds, most first"))
+    return section | {
+        "items": chosen,
+        "total": len(items),
+        "wrong": sum(item.wrong for item in items),
+        "size": human_size(size),
+        "limit": human_size(budget),
+        "strips": _strips(section.pop("pairs", []), chosen),
+    }
+
+
+def _chosen(items: Sequence[Item]) -> list[Item]:
+    """At most `MAX_ITEMS`: the wrong ones, a kind of mistake after the other, each its worst; then of each kind the right ones."""
+    wrong, right = ([item for item in items if item.wrong is kind] for kind in (True, False))
+    room = max(MAX_ITEMS - len(right), round(MAX_ITEMS * (1 - RIGHT_SHARE)))
+    taken = _in_turn(wrong)[:room]
+    return taken + _in_turn(right)[: MAX_ITEMS - len(taken)]
+
+
+def _in_turn(items: Sequence[Item]) -> list[Item]:
+    """The worst of each group, then the second of each, and so on; an item of several groups once."""
+    groups: dict[str, list[Item]] = {}
+    for item in sorted(items, key=lambda item: -item.order):
+        for name in item.groups:
+            groups.setdefault(name, []).append(item)
+    largest_first = sorted(groups.values(), key=len, reverse=True)
+    rounds = chain.from_iterable(zip_longest(*largest_first))
+    return list({item.row: item for item in rounds if item is not None}.values())
+
+
+# ---- one class or grade an image ----
+
+
+def _classes(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
+    rows, names = decided(files), confusions(files)[0]
+    place = {name: number for number, name in enumerate(names)}
+    loss = _class_losses(files, rows)
+    graded = files.target.kind == "ordinal"
+    noun = "grade" if graded else "class"
+    items = []
+    for number, row in enumerate(rows):
+        true, said, sure = place[row["label"]], place[row["predicted"]], float(row["confidence"])
+        wrong = true != said
+        item = Item(number, row["label"], _verdict(row, wrong), {"true": str(true), "said": str(said), "is": "wrong" if wrong else "right"})
+        item.wrong, item.groups = wrong, (f"{true} {said}",)
+        item.order = loss[number] if loss is not None else (sure if wrong else 1 - sure)
+        item.numbers = {"sure": _number(sure)} | ({"loss": _number(loss[number])} if loss is not None else {})
+        if graded:
+            item.numbers["off"] = str(abs(true - said))
+            item.order += len(names) * abs(true - said)
+        items.append(item)
+    sorts = [("loss", "loss, highest first")] if loss is not None else []
+    sorts += [("sure", "confidence, highest first"), ("-sure", "confidence, lowest first")]
+    sorts = [("off", "grades off, most first"), *sorts] if graded else sorts
+    pairs = Counter((row["label"], row["predicted"]) for row in rows if row["label"] != row["predicted"]).most_common(STRIPS)
+    support = Counter(row["label"] for row in rows)
+    filters = [
+        _filter("true", f"True {noun}", names, support),
+        _filter("said", f"Predicted {noun}", names, Counter(row["predicted"] for row in rows)),
+        _outcomes(("wrong", "mistakes"), ("right", "right ones")),
+    ]
+    section = {
+        "noun": noun,
+        "filters": filters,
+        "sorts": sorts,
+        "matrix": _matrix(files, noun) if len(names) <= MAX_LABELLED_CLASSES else None,
+        "pairs": [
+            {
+                "label": label,
+                "predicted": said,
+                "count": count,
+                "share": count / support[label],
+                "set": f"true={place[label]} said={place[said]}",
+            }
+            for (label, said), count in pairs
+        ],
+    }
+    return items, section
+
+
+def _class_losses(files: RunFiles, rows: Sequence[dict[str, str]]) -> np.ndarray | None:
+    """(N,) minus the logarithm of the probability that the true class was given; None where probabilities are not kept."""
+    if files.values is None:
+        return None
+    if files.target.kind == "binary":
+        positive = np.asarray(files.values[:, 0], dtype=np.float64)
+        given = np.where([row["label"] == files.target.names[1] for row in rows], positive, 1 - positive)
+    else:
+        place = {name: number for number, name in enumerate(files.target.names)}
+        given = np.array([files.values[number, place[row["label"]]] if row["label"] in place else 0.0 for number, row in enumerate(rows)])
+    return -np.log(np.maximum(given, TINY))
+
+
+def _verdict(row: dict[str, str], wrong: bool) -> str:
+    sure = percent(float(row["confidence"]))
+    return f"taken for {row['predicted']}, {sure} sure" if wrong else f"right, {sure} sure"
+
+
+def _matrix(files: RunFiles, noun: str) -> dict[str, Any]:
+    """Counts as a table whose cells choose: `rows` of (class, cells), a cell with its `count`, its share of the row and what it `set`s."""
+    names, counts = confusions(files)
+    lines = []
+    for true, name in enumerate(names):
+        total = int(counts[true].sum())
+        cells = [
+            {"count": int(count), "share": count / total if total else 0, "set": f"true={true} said={said}", "right": true == said}
+            for said, count in enumerate(counts[true].tolist())
+        ]
+        lines.append((name, cells))
+    return {"names": names, "rows": lines, "noun": noun}
+
+
+def _strips(pairs: Sequence[dict[str, Any]], items: Sequence[Item]) -> list[dict[str, Any]]:
+    """The most confused pairs, each with the pictures that the page holds of it."""
+    found = []
+    for pair in pairs:
+        true, said = (part.split("=")[1] for part in pair["set"].split())
+        shown = [item for item in items if item.thumbnail and item.tokens["true"] == true and item.tokens["said"] == said]
+        found.append(pair | {"items": shown[:STRIP_PICTURES]})
+    return [pair for pair in found if pair["items"]]
+
+
+# ---- several labels an image ----
+
+
+def _labels(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
+    target, rows = files.target, files.predictions
+    truth, chosen = (target.encode([row[key] for row in rows]) > 0.5 for key in ("label", "predicted"))
+    values = None if files.values is None else np.asarray(files.values, dtype=np.float64)
+    given = None if values is None else np.where(truth, values, 1 - values)
+    items = []
+    for number, row in enumerate(rows):
+        outcomes = {
+            "m": np.flatnonzero(truth[number] & ~chosen[number]),
+            "s": np.flatnonzero(chosen[number] & ~truth[number]),
+            "f": np.flatnonzero(truth[number] & chosen[number]),
+        }
+        marks = dict.fromkeys(
+            token for mark, labels in outcomes.items() for label in labels for token in (f"{label}", mark, f"{label}{mark}")
+        )
+        item = Item(number, _listed(target.names, truth[number]), _missed_and_said(target.names, outcomes), {"marks": " ".join(marks)})
+        item.wrong = bool(len(outcomes["m"]) or len(outcomes["s"]))
+        item.groups = tuple(f"{label}{mark}" for mark in ("ms" if item.wrong else "f") for label in outcomes[mark]) or ("",)
+        item.tokens["is"] = "wrong" if item.wrong else "right"
+        sure = float(row["confidence"]) if row["confidence"] else 0.0
+        item.numbers["sure"], item.order = _number(sure), sure
+        if values is not None:
+            item.order = float(-np.log(np.maximum(given[number], TINY)).mean())
+            item.numbers["loss"] = _number(item.order)
+            labels = np.flatnonzero(truth[number] | chosen[number])
+            item.numbers["chance"] = " ".join(f"{label}:{values[number, label]:.4f}" for label in labels)
+        items.append(item)
+    support = Counter({name: int(truth[:, number].sum()) for number, name in enumerate(target.names)})
+    both = ("m", "missed: it is there"), ("s", "said: it is not there"), ("f", "found")
+    sorts = [("loss", "loss, highest first")] if values is not None else []
+    sorts += (
+        [("chance", "probability of that label, highest first"), ("-chance", "probability of that label, lowest first")]
+        if values is not None
+        else []
+    )
+    sorts += [("sure", "confidence, highest first"), ("-sure", "confidence, lowest first")]
+    label = _filter("marks", "Label", target.names, support) | {"key": True}
+    filters = [
+        label,
+        {"name": "marks", "label": "and it is", "options": [("", "any"), *both]},
+        _outcomes(("wrong", "with a mistake"), ("right", "all right")),
+    ]
+    return items, {"noun": "label", "filters": filters, "sorts": sorts, "matrix": None}
+
+
+def _missed_and_said(names: Sequence[str], outcomes: dict[str, np.ndarray]) -> str:
+    parts = [
+        f"{word} {', '.join(names[label] for label in outcomes[mark])}"
+        for mark, word in (("m", "missed"), ("s", "also said"))
+        if len(outcomes[mark])
+    ]
+    return "; ".join(parts) or "every label right"
+
+
+def _listed(names: Sequence[str], has: np.ndarray) -> str:
+    return ", ".join(names[label] for label in np.flatnonzero(has)) or "no label"
+
+
+# ---- numbers ----
+
+
+def _numbers(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
+    target, rows = files.target, files.predictions
+    names = target.names[:MAX_COLUMNS]
+    truth = target.encode([row["label"] for row in rows]).astype(np.float64)[:, : len(names)]
+    said = (files.values if files.values is not None else target.encode([row["predicted"] for row in rows]))[:, : len(names)]
+    errors = np.asarray(said, dtype=np.float64) - truth
+    scale = np.array((target.scale or (1.0,) * len(target.names))[: len(names)])
+    scale = np.where(scale > 0, scale, 1.0)
+    cuts = [np.unique(np.quantile(column, np.linspace(0, 1, RANGE_PARTS + 1)[1:-1])) for column in truth.T]
+    parts = np.stack([np.searchsorted(cut, column, side="left") for cut, column in zip(cuts, truth.T, strict=True)], axis=1)
+    several = len(names) > 1
+    items = []
+    for number in range(len(rows)):
+        pairs = [f"{f'{name}: ' if several else ''}{brief(float(truth[number, column]))}" for column, name in enumerate(names)]
+        predicted = ", ".join(brief(float(truth[number, column] + errors[number, column])) for column in range(len(names)))
+        tokens = " ".join(f"{column} {column}p{parts[number, column]}" for column in range(len(names)))
+        item = Item(number, ", ".join(pairs), f"predicted {predicted}", {"marks": tokens}, wrong=True)
+        item.order = float(np.abs(errors[number] / scale).mean())
+        item.groups = (str(parts[number, 0]),)
+        item.numbers["error"] = " ".join(f"{column}:{_number(errors[number, column])}" for column in range(len(names)))
+        items.append(item)
+    column = {"name": "marks", "label": "Number", "options": [(str(number), name) for number, name in enumerate(names)], "key": True}
+    part = {"name": "marks", "label": "its true value", "options": [("", "any"), *_ranges(truth[:, 0], parts[:, 0], several)]}
+    sorts = [
+        ("|error", "error, largest first"),
+        ("error", "said too much, most first"),
+        ("-error", "said too little, most first"),
+        ("-|error", "error, smallest first"),
+    ]
+    return items, {"noun": "number", "filters": [column, part], "sorts": sorts, "matrix": None}
+
+
+def _ranges(truth: np.ndarray, parts: np.ndarray, several: bool) -> list[tuple[str, str]]:
+    """The parts of the range of a number; of several numbers only their rank, for each has its own range."""
+    found = []
+    for part in np.unique(parts).tolist():
+        inside = truth[parts == part]
+        words = f"{brief(float(inside.min()))} to {brief(float(inside.max()))} ({counted(len(inside), 'image')})"
+        found.append((f"p{part}", f"part {part + 1} of {RANGE_PARTS}, from the smallest" if several else words))
+    return found
+
+
+# ---- what can be chosen ----
+
+
+def _filter(name: str, label: str, names: Sequence[str], counts: Counter[str]) -> dict[str, Any]:
+    options = [(str(number), f"{text} ({counts[text]:,})") for number, text in enumerate(names) if counts[text]]
+    return {"name": name, "label": label, "options": [("", "any"), *options]}
+
+
+def _outcomes(*kinds: tuple[str, str]) -> dict[str, Any]:
+    return {"name": "is", "label": "Show", "options": [("", "all"), *kinds]}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.5g}"
