@@ -26,6 +26,7 @@ TAKES_kernel := MODEL DATA COMPETITION HOURS TTA PRIOR WHEELS MESSAGE NOTEBOOK P
 TAKES_score := SOLUTION PREDICTIONS DATA MODEL RUN
 TAKES_ablation := GRID DATASET DATA SOLUTION
 TAKES_report := MODEL RUN RUNS NO_IMAGES
+TAKES_suspects := MODEL RUN DATA NO_IMAGES
 TAKES_blend := RUNS OUTPUT
 TAKES_attention := IMAGES MODEL RUN RUNS
 TAKES_bench := SIZE BENCH_FLAGS PEERS
@@ -48,7 +49,7 @@ model = $(call flag,$(if $(value RUN),RUN,MODEL),$(1))
 check_list = $(foreach path,$($(1)),$(if $(wildcard $(path)),,$(error $(1): there is no $(path) here. Where a name has spaces: $(2))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-base weights data submit kernel score report blend attention ablation bench test test-slow test-gpu fuzz lint
+.PHONY: help setup demo demo-base weights data submit kernel score report suspects blend attention ablation bench test test-slow test-gpu fuzz lint
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,6 +101,9 @@ ablation: $(SETUP)  ## every row of a grid with every seed: train, predict, scor
 
 report: $(SETUP)  ## rebuild a run's report.html from its folder (MODEL=, default finetuned_model); RUNS='a b' compares runs in one page; NO_IMAGES=1: to be sent
 	$(call check_list,RUNS,python -m pipeline.report.page --run 'run a' --run 'run b')$(PYTHON) -m pipeline.report.page $(if $(RUNS),$(foreach run,$(RUNS),--run $(run)),$(call model,--run)) $(if $(NO_IMAGES),--no-images)
+
+suspects: $(SETUP)  ## labels that look wrong, from a run of folds: a table, and a page to decide in (MODEL=runs/folds DATA= NO_IMAGES=1)
+	$(PYTHON) -m pipeline.cleaning.suspects $(call model,--model) $(call flag,DATA,--data) $(if $(NO_IMAGES),--no-images)
 
 blend: $(SETUP)  ## weights of several runs, from rows that none of their models saw, into runs/blend (RUNS='a b c' OUTPUT=)
 	$(call check_list,RUNS,python -m pipeline.folds.blend --runs 'run a' 'run b')$(PYTHON) -m pipeline.folds.blend --runs $(RUNS) $(call flag,OUTPUT,--output)

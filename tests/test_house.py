@@ -128,6 +128,7 @@ WINGS = {
         "weights",
         "blend",
     ],
+    "cleaning": ["confident", "out_of_fold", "neighbours", "suspects_page", "suspects"],
     "cleaning": ["confident", "out_of_fold", "suspects"],
     "kernel": [
         *("pace", "carried", "cards", "answer", "bundle", "slugs", "script", "placeholder", "sealed", "rehearsal", "stages", "remote"),

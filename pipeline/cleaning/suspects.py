@@ -7,18 +7,21 @@ python -m pipeline.cleaning.suspects --model runs/folds --neighbours 0       # w
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.cleaning.confident import Suspect, find_suspects
+from pipeline.cleaning.confident import Suspect, find_suspects, need_cleanlab
 from pipeline.cleaning.out_of_fold import OutOfFold, read_out_of_fold
+from pipeline.cleaning.suspects_page import MAX_SHOWN, build_page, next_command
 from pipeline.errors import run_command
-from pipeline.files import check_place
+from pipeline.files import check_place, human_size
+from pipeline.run_names import DISAGREEMENT
 from pipeline.tables import guarded, write_table
 from pipeline.wording import counted
 
-FOLDER, TABLE = "suspects", "suspects.csv"
+FOLDER, TABLE, SUSPECTS_PAGE = "suspects", "suspects.csv", "suspects.html"
 COLUMNS = ("id", "given", "suggested", "score")
 
 
@@ -32,12 +35,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--neighbours", type=int, default=5, metavar="N", help="nearest training images beside each suspect (default: %(default)s)"
     )
+    parser.add_argument("--no-images", action="store_true", help="leave every image of the data out of the page, for sending")
     args = parser.parse_args(argv)
+    need_cleanlab()
     check_place(args.model / FOLDER / TABLE)
     oof = read_out_of_fold(args.model, args.data)
     suspects = find_suspects(oof.target, oof.labels, oof.values)
     table = write_suspects(oof, suspects)
     print(f"{counted(len(suspects), 'label')} of {len(oof.ids):,} look wrong: {table}")
+    near = {}
+    if args.neighbours > 0:
+        from pipeline.cleaning.neighbours import look_around, write_disagreement  # torch: seconds
+
+        near, disagreement = look_around(oof, [one.row for one in suspects[:MAX_SHOWN]], args.neighbours)
+        write_disagreement(oof, disagreement)
+    page = build_page(oof, suspects, near, args.model / FOLDER / SUSPECTS_PAGE, not args.no_images, args.data is not None)
+    print(
+        f"page: {page}, {human_size(page.stat().st_size)}: mark what is to be left out or relabelled, download, then\nnext: {next_command(oof)}"
+    )
+    if args.neighbours > 0:
+        report = shlex.join(["python", "-m", "pipeline.report.page", "--run", str(args.model)])
+        print(f"how far apart the folds are on each image is in {args.model / DISAGREEMENT}; to sort the run's page by it: {report}")
     return 0
 
 

@@ -113,11 +113,12 @@ def _rows_of(table: Table, labelled: Labelled, folder: DataFolder) -> tuple[list
     cells = [cell.strip() for cell in table.column("id")]
     texts = [cell if cell in known else restored(cell) for cell in cells]
     found = [(text,) if text in known else () for text in texts]
-    if not all(found):
+    strange = [text for text, ids in zip(texts, found, strict=True) if not ids]
+    if strange:
         id_of = {image: row_id for row_id, images in zip(labelled.ids, labelled.images, strict=True) for image in images}
-        match = ImageIndex(folder, folder.of_part("train", "val", "")).match(texts)
-        others = [tuple(dict.fromkeys(id_of[image] for image in images if image in id_of)) for images in match.images]
-        found = [ids or other for ids, other in zip(found, others, strict=True)]
+        match = ImageIndex(folder, folder.of_part("train", "val", "")).match(strange)
+        meant = iter(tuple(dict.fromkeys(id_of[image] for image in images if image in id_of)) for images in match.images)
+        found = [ids or next(meant) for ids in found]
     lost = [number for number, ids in enumerate(found) if not ids]
     if lost and len(lost) == len(cells):
         return found, [

@@ -27,7 +27,7 @@ from pipeline.report.folds_section import read_folds
 from pipeline.report.ledger_figure import read_submissions
 from pipeline.report.number_section import read_number_counts
 from pipeline.report.question_section import read_questions
-from pipeline.report.rendering import Drawn, embedded, render, script
+from pipeline.report.rendering import SIZE_MARK, Drawn, embedded, render, script
 from pipeline.report.run_files import RunFiles, has_run, read_run_files
 from pipeline.report.thumbnails import samples
 from pipeline.report.validation import read_validation
@@ -35,7 +35,6 @@ from pipeline.run_names import PAGE
 from pipeline.submission.origin import find_origin
 
 MAX_PAGE_BYTES = 16_000_000  # beyond it the images to browse are left out
-SIZE_MARK = "\ue000size\ue000"  # in a page until it is known how large it is
 OPEN_STRIPS, OPEN_TILES = 24, 60  # classes whose pictures are shown at once, the others folded
 LIVE_SHARE, FIRST_COST_S = 0.05, 1.5  # of the time of training; what a first page may cost, before one was measured
 
@@ -130,6 +129,7 @@ def build_report(run_dir: Path, ledger: Path = LEDGER, images: bool = True) -> P
         "questions": questions,
         "rows_are": files.rows_are,
         "classes": classes,
+        "corrections": run_facts.corrections(files),
         "numbers": numbers,
         "samples": _samples(files),
         "attention": attention,

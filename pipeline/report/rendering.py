@@ -16,6 +16,7 @@ from PIL import Image
 from pipeline.report import figures
 from pipeline.report.words import brief, measured, percent, setting, to_the_minute
 
+SIZE_MARK = "\ue000size\ue000"  # in a page until it is known how large it is
 TEMPLATES = Path(__file__).parent / "templates"
 Drawn = dict[str, tuple[Path, str]]  # a figure's name -> its file, and words for who cannot see it
 

@@ -172,7 +172,7 @@ def ordered(values: dict[str, float], files: RunFiles) -> list[tuple[str, float]
     bare = {key: key.removeprefix("val_").removeprefix("test_") for key in values}
     twins = {"log_loss": "loss"} | ({"accuracy": "label_accuracy"} if target.kind == "multilabel" else {"micro_f1": "accuracy"})
     shown = [key for key, name in bare.items() if name == own or twins.get(name) not in bare.values()]
-    shown.sort(key=lambda key: (bare[key] != own, bare[key].endswith("loss")))
+    shown.sort(key=lambda key: (bare[key] not in (own, f"corrected_{own}"), bare[key].endswith("loss")))
     return [(key, values[key]) for key in shown]
 
 
@@ -199,6 +199,19 @@ def class_counts(files: RunFiles) -> dict[str, Any] | None:
     total = files.record["counts"].get("train") if files.target.kind == "multilabel" else sum(counts.values())
     found = {"rows": rows, "by_class": dict(rows), "total": total, "median": median(counts.values())}
     return found | {"least": by_number[-1], "most": by_number[0]}
+
+
+def corrections(files: RunFiles) -> dict[str, Any] | None:
+    """Rows of `train` and `val` that were excluded or relabelled, by which `files`, and the `score` by the corrected labels in words; None
+    for a run that trained on every label as it was given.
+    """
+    found = files.told.get("corrections")
+    if not isinstance(found, dict):
+        return None
+    scores = found.get("scores") or {key.removeprefix("val_"): value for key, value in files.kept_epoch.items()}
+    key = f"corrected_{files.metric.name}"
+    score = f"{metric_name(key)} {metric_value(key, scores[key])}" if scores.get(key) is not None else ""
+    return found | {"names": ", ".join(one["file"] for one in found.get("files", {}).values()), "score": score}
 
 
 def parameters(files: RunFiles) -> list[dict[str, Any]]:

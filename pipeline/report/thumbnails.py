@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # A line is about 5 kB (measured on photographs): at most 2 MB. Beyond 60 classes one picture each, beyond 360 of every second class.
 MAX_SAMPLES, SAMPLES_PER_CLASS = 360, 6
-SMALL_PX, LARGE_PX = 112, 224
+SMALL_PX, LARGE_PX, MARGIN_PX = 112, 224, 72
 LARGE_USES = ("mistake", "question")  # few in a page
 NUMBER_GROUPS = 6
 
@@ -140,7 +140,7 @@ def thumbnail(path: Path, side_px: int, intensity: Intensity | None = None) -> s
 def _from_data(files: RunFiles, written_path: str, intensity: Intensity | None, side_px: int) -> str | None:
     """The picture from the data folder the run was made with, and from nowhere else: a page is sent to others, and tables can be forged."""
     base = files.path.resolve().parent
-    roots = [os.path.abspath(place / files.told["data"]) for place in (Path(), base)] if _is_own(files) else []
+    roots = [os.path.abspath(place / files.told["data"]) for place in (Path(), base)] if is_own(files) else []
     candidates = [Path(written_path), *(Path(root) / written_path for root in roots), base / written_path]
     for candidate in map(os.path.abspath, candidates):  # without following links: those inside the data folder are the user's own
         if any(Path(candidate).is_relative_to(root) for root in roots) and os.path.isfile(candidate):
@@ -148,7 +148,7 @@ def _from_data(files: RunFiles, written_path: str, intensity: Intensity | None, 
     return None
 
 
-def _is_own(files: RunFiles) -> bool:
+def is_own(files: RunFiles) -> bool:
     """True for a run that was made here, in a data folder that is not the whole disk or home: what a release says of paths counts nothing."""
     if (files.path / INSTALLED).exists() or not files.told.get("data"):
         return False

@@ -7,6 +7,8 @@ from typing import Any
 
 from pipeline.targets.metrics import METRICS, Metric, find_metric
 
+CORRECTED = "corrected_"  # begins the key of a score by corrected labels (data.exclude, data.relabel)
+
 
 def short_number(value: float) -> str:
     """A number as people write it in a recipe: 5e-5, 2.5e-4, 0.01, 16."""
@@ -24,6 +26,8 @@ def percent(value: float) -> str:
 def metric_name(key: str) -> str:
     """A metric's key in words: val_top5_accuracy -> top-5 accuracy, val_qwk -> quadratic weighted kappa."""
     name = _bare(key)
+    if name.startswith(CORRECTED):
+        return f"corrected {metric_name(name.removeprefix(CORRECTED))}"
     if known := _known(name):
         return known.words
     words = name.replace("_", " ").replace("f1", "F1").replace("vqa", "VQA")
@@ -32,7 +36,7 @@ def metric_name(key: str) -> str:
 
 def metric_value(key: str, value: float) -> str:
     """A metric's value by its key: shares in percent, errors in the data's units with four digits, others with four decimals."""
-    name = _bare(key)
+    name = _bare(key).removeprefix(CORRECTED)
     if is_share(key):
         return percent(value)
     if name in ("rmse", "mae"):
@@ -48,7 +52,7 @@ def is_share(key: str) -> bool:
 
 def higher_is_better(key: str) -> bool:
     """Which way a metric's key, or a loss, is better."""
-    name = _bare(key)
+    name = _bare(key).removeprefix(CORRECTED)
     known = _known(name)
     return known.higher_is_better if known else not name.endswith("loss")
 

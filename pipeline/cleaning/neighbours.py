@@ -1,0 +1,118 @@
+"""Every image through every model of the folds: the training images nearest to a suspect, and how far apart the models are.
+
+Near is what the model that did not see the suspect takes for alike: the cosine of what goes into its last layer, over the images
+that it was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.cleaning.out_of_fold import OutOfFold
+from pipeline.competition.rows import Row
+from pipeline.run_names import DISAGREEMENT
+from pipeline.tables import guarded, write_table
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A training image near a suspect; `likeness`: the cosine, at most 1."""
+
+    row: Row
+    likeness: float
+
+
+def look_around(oof: OutOfFold, suspects: Sequence[int], count: int) -> tuple[Mapping[int, list[Neighbour]], np.ndarray]:
+    """The `count` nearest training images of each of the rows `suspects`, and (N,) float64 disagreement of the folds' models.
+
+    Disagreement is the standard deviation over the models of what they say of an image, all outputs together (the square root of
+    the summed variances): 0 where all say the same. Of numbers it is in units of their training deviation.
+
+    Raises:
+        UserError: a model cannot be rebuilt, or an image cannot be read any more.
+    """
+    import numpy as np
+
+    from pipeline.predictions import Predictions
+
+    target = oof.target
+    rows = [row for row_id in oof.ids for row in oof.images[row_id]]
+    place = {row_id: number for number, row_id in enumerate(oof.ids)}
+    fold_of = np.array([oof.folds[place[row.id]] for row in rows])
+    first = {row_id: number for number, row_id in reversed(list(enumerate(row.id for row in rows)))}
+    scale = np.array(target.scale) if target.kind == "continuous" and target.scale else np.ones(target.num_outputs)
+    found: dict[int, list[Neighbour]] = {}
+    total, squares = np.zeros(oof.values.shape), np.zeros(oof.values.shape)
+    for fold in range(1, oof.num_folds + 1):
+        logits, features = _through(oof, fold, rows)
+        said = Predictions.of_images([row.id for row in rows], logits, target).aligned(oof.ids).values / scale
+        total += said
+        squares += said.astype(np.float64) ** 2
+        mine = [number for number in suspects if oof.folds[number] == fold]
+        found |= _nearest(features, [first[oof.ids[number]] for number in mine], np.flatnonzero(fold_of != fold), mine, rows, count)
+    variance = np.maximum(squares / oof.num_folds - (total / oof.num_folds) ** 2, 0)
+    return found, np.sqrt(variance.sum(axis=1))
+
+
+def write_disagreement(oof: OutOfFold, disagreement: np.ndarray) -> None:
+    """Write disagreement.csv (id, disagreement) into the run's folder, where its page finds it."""
+    cells = [(guarded(row_id), f"{value:.6f}") for row_id, value in zip(oof.ids, disagreement.tolist(), strict=True)]
+    write_table(oof.path / DISAGREEMENT, ("id", "disagreement"), cells)
+
+
+def _through(oof: OutOfFold, fold: int, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """(M, O) logits of the model of a fold, and (M, D) float32 features of length 1."""
+    import numpy as np
+    import torch
+
+    from pipeline.data.dataset import readable
+    from pipeline.models.backbones import head_name
+    from pipeline.models.lean import make_lean
+    from pipeline.run import load_run
+    from pipeline.tasks.classification import rebuild
+    from pipeline.training.compute import choose_compute
+    from pipeline.training.predict import predict_logits
+
+    run, compute = load_run(oof.path / f"fold-{fold}"), choose_compute("auto")
+    predictor = rebuild(run, oof.target.num_outputs)
+    head = predictor.model.get_submodule(head_name(predictor.model))
+    if compute.half is not None:
+        make_lean(predictor.model, compute.half)
+    predictor.model.to(compute.device)
+    seen: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+
+    def both(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        seen.clear()
+        logits = predictor.logits(batch)
+        features = seen[-1]
+        return torch.cat([logits.float(), features.reshape(len(logits), -1, features.shape[-1]).mean(dim=1).float()], dim=1)
+
+    width = oof.target.num_outputs + head.in_features
+    batches = readable(predictor.batches(rows, BATCH_SIZE), [row.path for row in rows])
+    values = predict_logits(predictor.model, both, batches, len(rows), width, compute, f"fold {fold} of {oof.num_folds}")
+    hook.remove()
+    features = values[:, oof.target.num_outputs :]
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    return values[:, : oof.target.num_outputs], features / np.where(length > 0, length, 1)
+
+
+def _nearest(
+    features: np.ndarray, asked: Sequence[int], trained: np.ndarray, numbers: Sequence[int], rows: Sequence[Row], count: int
+) -> dict[int, list[Neighbour]]:
+    import numpy as np
+
+    found = {}
+    for number, own in zip(numbers, asked, strict=True):
+        likeness = features[trained] @ features[own]
+        nearest = np.argsort(-likeness, kind="stable")[:count]
+        found[number] = [Neighbour(rows[trained[place]], float(likeness[place])) for place in nearest]
+    return found
