@@ -79,7 +79,7 @@ def _yes_or_no(target: Target, labels: list[str], values: np.ndarray) -> list[Su
     # As the data write the two classes; each may have several texts.
     texts = [Counter(label for label, own in zip(labels, given, strict=True) if own == number) for number in (0, 1)]
     word = [texts[number].most_common(1)[0][0] if texts[number] else target.names[number] for number in (0, 1)]
-    return _of_classes(labels, given, np.stack([1 - positive, positive], axis=1), [word[value >= 0.5] for value in positive])
+    return _of_classes(labels, given, np.stack([1 - positive, positive], axis=1), [word[int(value >= 0.5)] for value in positive])
 
 
 def _of_classes(labels: list[str], given: np.ndarray, probs: np.ndarray, suggested: list[str]) -> list[Suspect]:
@@ -107,7 +107,7 @@ def _several_labels(target: Target, labels: list[str], values: np.ndarray) -> li
     truth = target.encode(labels) > 0.5
     probs = np.clip(np.asarray(values, dtype=np.float64), 1e-6, 1 - 1e-6)
     lists = [np.flatnonzero(row).tolist() for row in truth]
-    wrong = np.stack(find_multilabel_issues_per_class(lists, probs, n_jobs=1), axis=1).astype(bool)
+    wrong = np.asarray(find_multilabel_issues_per_class(lists, probs, n_jobs=1), dtype=bool)  # (N, O)
     quality = get_label_quality_scores(lists, probs)
     right = truth ^ wrong
     suggested = [target.separator.join(target.names[number] for number in np.flatnonzero(row)) for row in right]

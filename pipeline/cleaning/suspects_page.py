@@ -149,5 +149,5 @@ def _says(oof: OutOfFold, suspect: Suspect) -> str:
     place = {name: number for number, name in enumerate(target.names)}
     if target.kind == "multilabel":
         differ = sorted(set(target.parts(suspect.given)) ^ set(target.parts(suspect.suggested)), key=place.__getitem__)
-        return ", ".join(f"{name} {percent(float(values[place[name]]))}" for name in differ)
-    return ", ".join(f"{name} {percent(float(values[place[name]]))}" for name in (suspect.given, suspect.suggested) if name in place)
+        return ", ".join(f"{name}: {percent(float(values[place[name]]))}" for name in differ)
+    return ", ".join(f"{name}: {percent(float(values[place[name]]))}" for name in (suspect.given, suspect.suggested) if name in place)
