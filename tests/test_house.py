@@ -129,7 +129,6 @@ WINGS = {
         "blend",
     ],
     "cleaning": ["confident", "out_of_fold", "neighbours", "suspects_page", "suspects"],
-    "cleaning": ["confident", "out_of_fold", "suspects"],
     "kernel": [
         *("pace", "carried", "cards", "answer", "bundle", "slugs", "script", "placeholder", "sealed", "rehearsal", "stages", "remote"),
         *("push", "make"),
