@@ -36,6 +36,7 @@ from pipeline.kernel.carried import Carried, check_bundle, open_bundle
 from pipeline.kernel.make import main, write_kernel
 from pipeline.kernel.pace import Pace, last_moment
 from pipeline.kernel.placeholder import make_placeholder
+from pipeline.kernel.rehearsal import cost_of, forecast
 from pipeline.kernel.script import Settings, code_of, notebook_text, oldest_versions, script_text
 from pipeline.kernel.slugs import Names, check_kernel, kernel_metadata, make_names, slug_of, title_of
 from pipeline.kernel.stages import Stages
@@ -285,6 +286,21 @@ def test_weights_and_ranks_hold_for_members_that_were_stopped() -> None:
 # ---- the script ----
 
 
+def test_two_cards_are_estimated_to_take_half_the_time() -> None:
+    """26e12 operations a second, an assumption: 26e9 an image are 1,000 images a second on one card."""
+    lines = forecast(26e9, 3_600_000, 0.75)
+    assert "ESTIMATE for 3,600,000 hidden rows at 26 GFLOP each" in lines[0]
+    assert lines[1].startswith("  one T4 (26 TFLOP/s): 1h00m, beyond the limit of 0.75 h")
+    assert lines[2] == "  two T4 (52 TFLOP/s): 30m00s" and lines[3].startswith("  4 CPU cores (0.1 TFLOP/s): ")
+
+
+def test_views_count_in_the_cost(finished_run: Path) -> None:
+    run = load_run(finished_run / "run")
+    competition = read_for(run, finished_run / "data")
+    one = cost_of([run], competition)
+    assert one > 0 and cost_of([run, run], competition, ("flip", "crops")) == pytest.approx(20 * one, rel=0.05)
+
+
 def test_the_script_is_python_that_names_what_it_was_made_for() -> None:
     text = script_text(replace(SETTINGS, hours=7.5, batch_size=8, runs=("odd\n# name",)))
     values = {
@@ -321,6 +337,16 @@ def test_an_edited_script_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[
     path.write_text("# mine\n")
     write_kernel(tmp_path, NAMES, SETTINGS, False, "none", Stages(tmp_path))
     assert path.read_text() == "# mine\n" and "was edited and is kept" in capsys.readouterr().out
+
+
+def test_an_edited_script_of_an_earlier_bundle_says_which_line_to_change(tmp_path: Path) -> None:
+    stages, newer = Stages(tmp_path), replace(SETTINGS, digest="1" * 64)
+    path = write_kernel(tmp_path, NAMES, SETTINGS, False, "none", stages)
+    path.write_text(path.read_text().replace("BATCH_SIZE = 32", "BATCH_SIZE = 8"))
+    with pytest.raises(UserError, match=r"kernel\.py was edited .* earlier bundle(.|\n)*BUNDLE = \"1{64}\""):
+        write_kernel(tmp_path, NAMES, newer, False, "none", stages)
+    path.write_text(path.read_text().replace("0" * 64, "1" * 64))
+    assert write_kernel(tmp_path, NAMES, newer, False, "none", stages) == path and "BATCH_SIZE = 8" in path.read_text()
 
 
 def test_another_form_takes_the_place_of_ours(tmp_path: Path) -> None:
@@ -643,6 +669,23 @@ def test_a_kernel_of_folds_averages_and_decides_as_inference_does(decided_folds:
 def test_rehearsal_of_folds(decided_folds: Path, tmp_path: Path) -> None:
     file = rehearsed([decided_folds / "folds"], decided_folds / "data", tmp_path / "kernel")
     assert len({line.split(",")[1] for line in file.read_text().splitlines()[1:]}) == 1
+
+
+@pytest.mark.slow
+def test_rehearsal_with_views_that_are_chosen_once(decided_folds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--tta auto` finds views that gain; a second call takes them as they were found, and the rehearsal as it was."""
+    flags = ("--tta", "auto", "--prior", "estimate", "--decision", "off")
+    rehearsed([decided_folds / "folds"], decided_folds / "data", tmp_path / "kernel", *flags)
+    first = capsys.readouterr().out
+    chosen = json.loads((tmp_path / "kernel/stages.json").read_text())["views"]
+    manifest = json.loads((tmp_path / "kernel/dataset/bundle.json").read_text())
+    assert (manifest["views"], manifest["prior"], manifest["decision"]) == (chosen["views"], "estimate", "off")
+    assert (
+        f"views used: {', '.join(chosen['views']) or 'none'}" in first
+        and "prior (estimate)" in (tmp_path / "kernel/rehearsal/log.txt").read_text()
+    )
+    rehearsed([decided_folds / "folds"], decided_folds / "data", tmp_path / "kernel", *flags)
+    assert "done before with these files" in capsys.readouterr().out
 
 
 @pytest.mark.slow
