@@ -291,6 +291,7 @@ def test_two_cards_are_estimated_to_take_half_the_time() -> None:
     lines = forecast(26e9, 3_600_000, 0.75)
     assert "ESTIMATE for 3,600,000 hidden rows at 26 GFLOP each" in lines[0]
     assert lines[1].startswith("  one T4 (26 TFLOP/s): 1h00m, beyond the limit of 0.75 h")
+    assert forecast(1e9, 10, 9.0)[1] == "  one T4 (26 TFLOP/s): under 1 s"
     assert lines[2] == "  two T4 (52 TFLOP/s): 30m00s" and lines[3].startswith("  4 CPU cores (0.1 TFLOP/s): ")
 
 

@@ -108,7 +108,8 @@ def forecast(cost: float, num_rows: int, hours: float) -> list[str]:
     for machine, rate in MACHINES.items():
         seconds = num_rows * cost / rate
         beyond = f", beyond the limit of {hours:g} h: the rest would get class frequencies" if seconds > hours * 3600 else ""
-        lines.append(f"  {machine} ({rate / 1e12:g} TFLOP/s): {human_time(seconds)}{beyond}")
+        needed = human_time(seconds) if seconds >= 1 else "under 1 s"
+        lines.append(f"  {machine} ({rate / 1e12:g} TFLOP/s): {needed}{beyond}")
     return lines
 
 
