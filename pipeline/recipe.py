@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+Part = Literal["patch_projection", "class_token", "norms", "biases"]
 Role = Literal["query", "key", "value", "qkv", "output", "gate", "fc1", "fc2"]
 
 
@@ -22,7 +23,12 @@ class Lora(Section):
     alpha: float = Field(16, gt=0, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.1, ge=0, lt=1, description="of what an adapter reads, in training")
     targets: tuple[Role, ...] = Field(("query", "key"), min_length=1, description="which linear layers, by role")
-    also_train: tuple[Literal["patch_projection", "class_token"], ...] = Field((), description="parts trained whole, beside the head")
+    also_train: tuple[Part, ...] = Field(
+        (), description="parts trained whole, beside the head, with or (head_only) without an adapter; norms: LayerNorm and RMSNorm"
+    )
+    use_rslora: bool = Field(False, description="scaled by alpha / sqrt(rank) instead (Kalajdzievski 2023), for ranks above 16")
+    variant: Literal["lora", "dora"] = Field("lora", description="dora: also trains each row's length (Liu et al. 2024); slower")
+    b_lr_scale: float = Field(1, gt=0, description="rate of the B matrices as a multiple of A's; LoRA+ (Hayou et al. 2024) takes 16")
 
 
 class Optimizer(Section):
@@ -31,6 +37,9 @@ class Optimizer(Section):
     name: Literal["adamw", "adam", "sgd"] = Field("adamw", description="sgd: with momentum 0.9")
     lr: float = Field(5e-5, gt=0, description="peak learning rate")
     head_lr: float | None = Field(None, gt=0, description="learning rate of the new head; null = lr")
+    layer_decay: float = Field(
+        1, gt=0, le=1, description="each block's rate as a share of the next one's: for full fine-tuning, 0.65 to 0.9"
+    )
     weight_decay: float = Field(0.01, ge=0, description="not applied to biases, norms and other vectors")
     max_grad_norm: float = Field(0, ge=0, description="0 = no clipping")
     label_smoothing: float = Field(0, ge=0, lt=1, description="of the training loss alone")
@@ -194,6 +203,8 @@ class Recipe(Section):
     def _consistent(self) -> Recipe:
         if self.architecture is not None and not self.random_weights:
             raise ValueError("architecture: needs random_weights: true, since it describes a model without weights")
+        if self.lora.also_train and not self.lora.rank and not self.head_only:
+            raise ValueError("lora.also_train: with lora.rank 0 everything is trained already, unless head_only is true")
         if self.head_only and self.lora.rank:
             raise ValueError(f"head_only: needs lora.rank 0, found {self.lora.rank}")
         if self.schedule.end_lr > self.optimizer.lr:
@@ -209,7 +220,7 @@ class Recipe(Section):
             raise ValueError(f"text_backbone: only task vqa reads questions, this recipe's is {self.task}")
         if self.task == "vqa" and num_texts != 1:
             raise ValueError("text_backbone: vqa needs this, or text_architecture (a text model trained from nothing), and not both")
-        if self.task == "vqa" and self.lora.also_train:
-            raise ValueError("lora.also_train: expected none for vqa, whose adapters hold no other parts")
+        if self.task == "vqa" and not {"norms", "biases"}.issuperset(self.lora.also_train):
+            raise ValueError("lora.also_train: expected norms, biases or none for vqa, whose adapters hold no other parts")
         if self.text_architecture is not None and (self.lora.rank or self.head_only):
             raise ValueError("lora.rank, head_only: expected 0 and false with text_architecture: its random word vectors must be trained")

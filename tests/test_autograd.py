@@ -76,6 +76,14 @@ def test_in_float32_the_gradients_are_torchs(dropout: float) -> None:
         assert torch.allclose(own, torchs, atol=1e-5) and torchs.abs().max() > 0.1
 
 
+def test_a_trained_bias_under_an_adapter_has_its_gradient() -> None:
+    inputs = draw((3, 5, 8), (8,), (4, 8))
+    own = gradients(lambda x, b, a: AdaptedLinear.apply(x, FROZEN[0], b, a[:2], a[2:].T, 0.5, 0.0, torch.float32, None), inputs)
+    plain = gradients(lambda x, b, a: F.linear(x, FROZEN[0], b) + F.linear(F.linear(x, a[:2]), a[2:].T) * 0.5, inputs)
+    for found, expected in zip(own, plain, strict=True):
+        assert torch.allclose(found, expected, atol=1e-5) and expected.abs().max() > 0.1
+
+
 def test_attention_with_a_trained_bias() -> None:
     inputs = draw((3, 2, 7, 4), (3, 2, 7, 4), (3, 2, 7, 4), (1, 2, 7, 7))
     own = gradients(lambda q, k, v, bias: BiasedAttention.apply(q, k, v, bias, 0.3), inputs)
@@ -185,6 +193,28 @@ def step_logits(model: nn.Module) -> torch.Tensor:
     torch.manual_seed(3)
     with torch.autocast("cpu", torch.bfloat16):
         return model(pixel_values=PIXELS).logits
+
+
+@pytest.mark.parametrize("kind", ["beit", "dinov2"])
+@pytest.mark.parametrize("options", [{"also_train": ("norms", "biases")}, {"variant": "dora"}], ids=["norms and biases", "dora"])
+def test_a_lean_step_of_other_adapters_is_autocasts(kind: str, options: dict) -> None:
+    """As above; norms and biases that are trained have gradients, and DoRA's layers keep the exact weights that lengths are taken of."""
+
+    def adapted() -> nn.Module:
+        model = attach(build(kind, lora=False), 4, 8, 0.0, ("query", "key", "fc2"), **options)
+        torch.manual_seed(6)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(weight, std=0.1)
+        return model.train()
+
+    exact, autocast, model = step(adapted(), None), step(adapted()), adapted()
+    make_lean(model, torch.bfloat16)
+    logits, grads = step(model)
+    assert (logits - exact[0]).abs().max() <= 1.2 * (autocast[0] - exact[0]).abs().max() + 2**-8 * exact[0].abs().max()
+    assert distance(grads, exact[1]) <= 1.2 * distance(autocast[1], exact[1]) + 1e-3
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert grads.keys() == trained and (len([name for name in trained if "norm" in name]) > 3) == ("also_train" in options)
 
 
 @pytest.mark.parametrize(("kind", "lora"), KINDS)

@@ -427,7 +427,7 @@ def test_a_truncated_file_is_one_message(folder: Path, keep: int) -> None:
         ({"trainable_token_indices": [3]}, "trainable_token_indices: [3] is a kind"),
         ({"use_qalora": True}, "use_qalora: True is a kind"),
         ({"of_a_later_peft": 0.5}, "of_a_later_peft: 0.5 is a kind"),
-        ({"bias": "lora_only"}, "bias: expected 'none', found 'lora_only'"),
+        ({"bias": "some"}, "bias: expected none, all, lora_only, found 'some'"),
         ({"r": 0}, "r: expected a whole number from 1, found 0"),
         ({"r": -1, "lora_alpha": "8"}, "lora_alpha: expected a number above 0, found '8'"),
         ({"r": "8"}, "r: expected a whole number from 1, found '8'"),
@@ -573,3 +573,68 @@ def test_what_settles_it_gives_the_same_logits(tmp_path: Path) -> None:
     rebuilt = rebuild_backbone(tmp_path / "model_vit", 3)
     assert not rebuilt.new_head
     assert_close(logits(rebuilt.model), trained)
+
+
+# ---- norms, biases, and other kinds of LoRA
+
+
+BESIDES = [("norms",), ("biases",), ("norms", "biases"), ("norms", "biases", "class_token")]
+
+
+@pytest.mark.parametrize("also_train", BESIDES, ids="+".join)
+@pytest.mark.parametrize("kind", ["vit", "beit"])
+def test_trained_norms_and_biases_are_saved_loaded_and_merged(kind: str, also_train: tuple[str, ...], tmp_path: Path) -> None:
+    model = adapted(kind, EVERYWHERE, also_train=also_train)
+    plain_names = {re.sub(r"^base_model\.model\.|\.base_layer|\.modules_to_save\.default", "", name): weight
+                   for name, weight in model.named_parameters() if weight.requires_grad and ".lora_" not in name}  # fmt: skip
+    wanted = {name for name, _ in tiny(kind).named_parameters() if name.startswith("classifier.")}
+    for name, module in tiny(kind).named_modules():
+        for inner, _ in module.named_parameters(recurse=False):
+            is_wanted = ("norms" in also_train and isinstance(module, nn.LayerNorm)) or ("biases" in also_train and inner == "bias")
+            wanted |= {f"{name}.{inner}"} if is_wanted else set()
+    wanted |= {f"{kind}.embeddings.cls_token"} if "class_token" in also_train else set()
+    assert plain_names.keys() == wanted
+    save_adapter(model, tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert not [name for name in saved if "original_module" in name or "modules_to_save" in name]
+    assert head_classes(tmp_path) == 3
+    plain = tiny(kind)
+    plain.load_state_dict(tiny(kind).state_dict())  # what the run's own folder holds: it is saved before training
+    expected = logits(model)
+    assert_close(logits(PeftModel.from_pretrained(plain, tmp_path).eval()), expected, 1e-6)
+    loaded = load_adapter(tiny(kind), tmp_path)
+    assert_close(logits(loaded), expected, 1e-6)
+    assert_close(logits(merge(loaded, logits)), expected)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_an_adapter_with_biases_made_by_peft_alone(bias: str, tmp_path: Path) -> None:
+    """Its file holds the biases of the original head and of copied norms too."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(3)
+    config = LoraConfig(r=4, bias=bias, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier", "layernorm_before"])
+    model = get_peft_model(tiny("vit"), config)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            nn.init.normal_(weight, std=0.3)
+    model.eval().save_pretrained(tmp_path)
+    expected = logits(PeftModel.from_pretrained(tiny("vit"), tmp_path).eval())
+    assert_close(expected, logits(model), 1e-6)
+    assert_close(logits(load_adapter(tiny("vit"), tmp_path)), expected, 1e-6)
+
+
+@pytest.mark.parametrize("options", [{"use_rslora": True}, {"variant": "dora"}, {"variant": "dora", "also_train": ("norms", "biases")}])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_other_kinds_of_lora_load_everywhere(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+    model = adapted(kind, EVERYWHERE, **options)
+    save_adapter(model, tmp_path)
+    expected = logits(model)
+    assert_close(logits(PeftModel.from_pretrained(tiny(kind), tmp_path).eval()), expected, 1e-6)
+    assert_close(logits(load_adapter(tiny(kind), tmp_path)), expected, 1e-6)
+    assert_close(logits(merge(load_adapter(tiny(kind), tmp_path), logits)), expected)
+
+
+def test_rslora_scales_by_the_root_of_the_rank() -> None:
+    layers = [module for module in adapted("vit", use_rslora=True).modules() if hasattr(module, "lora_A") and module.lora_A]
+    assert {module.scaling["default"] for module in layers} == {8 / 4**0.5}

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
 from torch import nn
-from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+from transformers import (
+    AutoModelForImageClassification,
+    BeitConfig,
+    SwinConfig,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
 
 from pipeline.config import validate_recipe
 from pipeline.models.lora import attach
 from pipeline.recipe import Recipe
-from pipeline.training.optim import build_optimizer, lr_at, plan_schedule, set_lr
+from pipeline.training.optim import build_optimizer, lr_at, plan_schedule, rate_scales, set_lr
 
 
 def recipe(**overrides: object) -> Recipe:
@@ -106,6 +113,52 @@ def test_groups_by_decay_and_head() -> None:
     }
     set_lr(optimizer, 2e-5)
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([2e-5, 2e-4])
+
+
+def names_of(kind: str) -> list[str]:
+    """The parameters of a small model, in the order of the model."""
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    config = (
+        BeitConfig(**small) if kind == "beit" else SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 2], num_heads=[1, 2])
+    )
+    with torch.device("meta"):
+        return [name for name, _ in AutoModelForImageClassification.from_config(config).named_parameters()]
+
+
+def test_each_block_has_a_share_of_the_next_ones_rate_as_beit_was_fine_tuned() -> None:
+    """unilm/beit/optim_factory.py: layer ids 0 for embeddings, i + 1 for block i, n + 1 for the rest; scale decay ** (n + 1 - id)."""
+    names = names_of("beit")
+    scales = rate_scales(names, recipe(**{"optimizer.layer_decay": 0.8, "optimizer.lr": 1e-4, "optimizer.head_lr": 1e-3}), "classifier")
+    for name in names:
+        block = re.match(r"beit\.layers\.(\d)", name)
+        layer_id = int(block[1]) + 1 if block else 0 if "embeddings" in name else 4
+        expected = 10 if name.startswith("classifier") else 0.8 ** (4 - layer_id)
+        assert scales[name] == pytest.approx(expected), name
+    assert set(rate_scales(names, recipe(), "classifier").values()) == {1.0}
+
+
+def test_stages_and_towers_count_their_own_blocks() -> None:
+    swin = names_of("swin")
+    scales = rate_scales(swin, recipe(**{"optimizer.layer_decay": 0.5}), "classifier")
+    stages = [f"swin.encoder.layers.{part}" for part in ("0.blocks.0.", "0.downsample", "1.blocks.0.", "1.blocks.1.")]
+    found = [{scales[name] for name in swin if name.startswith(start)} for start in ("swin.embeddings", *stages, "swin.layernorm")]
+    assert found == [{0.5**5}, {0.5**4}, {0.5**3}, {0.5**2}, {0.5}, {1.0}]
+    two = [f"{tower}.{name}" for tower in ("text", "image") for name in ("embeddings.w", "layers.0.w", "layers.1.w", "pooler.w")]
+    scales = rate_scales([*two, "head.answer.w"], recipe(**{"optimizer.layer_decay": 0.5, "optimizer.head_lr": 5e-5}), "head")
+    assert [scales[name] for name in two] == [0.125, 0.25, 0.5, 1.0] * 2 and scales["head.answer.w"] == 1.0
+
+
+def test_lora_plus_gives_b_its_own_rate() -> None:
+    """Hayou et al. 2024 (arXiv:2402.12354): the rate of B is a multiple of A's; nothing else changes."""
+    names = ["m.layers.0.q.lora_A.default.weight", "m.layers.0.q.lora_B.default.weight", "m.classifier.weight"]
+    assert list(rate_scales(names, recipe(**{"lora.b_lr_scale": 16}), "classifier").values()) == [1.0, 16.0, 1.0]
 
 
 def test_the_head_of_an_adapted_model_is_found(tiny_backbone) -> None:

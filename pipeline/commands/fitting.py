@@ -14,6 +14,7 @@ from pipeline.run_names import PAGE
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
     from collections.abc import Callable
 
+    from pipeline.recipe import Recipe
     from pipeline.targets.baseline import Baseline
     from pipeline.tasks.build import Build
     from pipeline.training.advice import Watch
@@ -227,6 +228,15 @@ def finish(
     print(f"done. {best}\npage: {page}\nnext: {next_command(session)}")
 
 
+def kind_of(recipe: Recipe) -> str:
+    """What is trained, in words."""
+    lora = recipe.lora
+    name = "DoRA" if lora.variant == "dora" else "rsLoRA" if lora.use_rslora else "LoRA"
+    kind = f"{name} rank {lora.rank} on {' + '.join(lora.targets)}" if lora.rank else "full fine-tuning"
+    kind = "the head alone" if recipe.head_only else kind
+    return kind + (f", also {' + '.join(lora.also_train)}" if lora.also_train else "")
+
+
 def announce(session: Session, build: Build, compute: Compute, schedule: dict[str, Any]) -> tuple[int, float]:
     """Print what is about to happen and what it will need; the micro-batch size, and the seconds that training on all epochs will take.
 
@@ -240,11 +250,7 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
 
     args, recipe, output = session.args, session.recipe, session.output
     task, counts = build.task, build.counts
-    kind = f"LoRA rank {recipe.lora.rank} on {' + '.join(recipe.lora.targets)}" if recipe.lora.rank else "full fine-tuning"
-    kind = "the head alone" if recipe.head_only else kind
-    if recipe.lora.rank and recipe.lora.also_train:
-        kind += f", also {' + '.join(recipe.lora.also_train)}"
-    print(f"  {build.summary} for {len(task.class_names):,} {task.names_are}; {kind}")
+    print(f"  {build.summary} for {len(task.class_names):,} {task.names_are}; {kind_of(recipe)}")
     print(
         f"  parameters: {counts.model:,} in the model, {counts.trainable:,} trainable ({counts.trainable / counts.model:.2%}): "
         f"adapter {counts.adapter:,}, head {counts.head:,}"

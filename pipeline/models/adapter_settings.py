@@ -16,8 +16,10 @@ DESCRIPTION = ("peft_type", "peft_version", "auto_mapping", "base_model_name_or_
 PLACES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
 # How training began or ran; nothing of it is left in the result. `megatron_core` is a name that means nothing without `megatron_config`.
 TRAINING = ("lora_dropout", "eva_config", "megatron_core")
-DECIDING = ("r", "lora_alpha", "use_rslora", "bias", "init_lora_weights")
+DECIDING = ("r", "lora_alpha", "use_rslora", "use_dora", "bias", "init_lora_weights")
 KNOWN = (*DESCRIPTION, *PLACES, *TRAINING, *DECIDING)
+
+BIASES = ("none", "all", "lora_only")
 
 # How A and B began is forgotten once they are trained, unless the beginning also took something out of the backbone's weights.
 # PEFT takes it out again whenever such an adapter is loaded; the two whose result follows from the weights alone are done so here too.
@@ -37,6 +39,8 @@ class AdapterSettings:
     use_rslora: bool
     init_lora_weights: bool | str
     modules_to_save: tuple[str, ...]
+    use_dora: bool = False
+    bias: str = "none"  # none, all or lora_only: the biases that the adapter holds
 
 
 def read_settings(folder: Path, defaults: Mapping[str, Any]) -> AdapterSettings:
@@ -58,6 +62,8 @@ def read_settings(folder: Path, defaults: Mapping[str, Any]) -> AdapterSettings:
         bool(values.get("use_rslora")),
         start if start in REPEATED_STARTS else True,
         tuple(values.get("modules_to_save") or ()),
+        bool(values.get("use_dora")),
+        values.get("bias", "none"),
     )
 
 
@@ -71,10 +77,11 @@ def _value_problems(values: dict[str, Any]) -> list[str]:
         problems.append(f"lora_alpha: expected a number above 0, found {alpha!r}")
     if not _is_number(dropout) or not 0 <= dropout < 1:
         problems.append(f"lora_dropout: expected a number from 0 to below 1, found {dropout!r}")
-    if values.get("use_rslora") not in (True, False, None):
-        problems.append(f"use_rslora: expected true or false, found {values['use_rslora']!r}")
-    if values.get("bias", "none") != "none":
-        problems.append(f"bias: expected 'none', found {values['bias']!r}: trained biases are not part of adapters here")
+    for key in ("use_rslora", "use_dora"):
+        if values.get(key) not in (True, False, None):
+            problems.append(f"{key}: expected true or false, found {values[key]!r}")
+    if values.get("bias", "none") not in BIASES:
+        problems.append(f"bias: expected {', '.join(BIASES)}, found {values['bias']!r}")
     saved = values.get("modules_to_save") or []
     if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
         problems.append(f"modules_to_save: expected a list of names, found {saved!r}")

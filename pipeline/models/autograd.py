@@ -91,7 +91,7 @@ class Linear(Function):
 
 class AdaptedLinear(Function):
     """A frozen layer and LoRA's update of it, `x @ weight.T + bias + scale * dropout(x) @ a.T @ b.T` in `dtype`, for float32 `a` (rank, in) and
-    `b` (out, rank).
+    `b` (out, rank). The bias may be trained.
 
     All adapters of one x share it; of the dropout only the mask is kept, a byte for each number. The update is added inside its matrix
     product, and so is its part of x's gradient.
@@ -114,6 +114,7 @@ class AdaptedLinear(Function):
         dropped, mask = torch.native_dropout(half, dropout, True) if dropout else (half, None)
         low = F.linear(dropped, a.to(dtype))
         ctx.save_for_backward(weight, a, b, low, mask, *(() if source else (half,)))
+        ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.source, ctx.scale, ctx.dropout, ctx.input_dtype = source, scale, dropout, x.dtype
         output = _product(half, weight, bias)
         output.view(-1, output.shape[-1]).addmm_(low.flatten(0, -2), (b * scale).to(dtype).mT)
@@ -135,7 +136,8 @@ class AdaptedLinear(Function):
             else:
                 grad_x += _drop(grad_low @ a, mask, ctx.dropout)
             grad_x = grad_x.to(ctx.input_dtype)
-        return grad_x, None, None, grad_a, grad_b, None, None, None, None
+        grad_bias = grad.flatten(0, -2).sum(dim=0, dtype=torch.float32).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+        return grad_x, None, grad_bias, grad_a, grad_b, None, None, None, None
 
 
 class BiasedAttention(Function):

@@ -97,7 +97,10 @@ def fuse(
     """
     answer_head = AnswerHead(width_of(text, "text_backbone"), width_of(image, "--backbone"), num_answers, head)
     if lora is not None:
-        text, image = (attach(encoder, lora.rank, lora.alpha, lora.dropout, lora.targets, has_head=False) for encoder in (text, image))
+        options = {"has_head": False, "use_rslora": lora.use_rslora, "variant": lora.variant}
+        text, image = (
+            attach(encoder, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train, **options) for encoder in (text, image)
+        )
         cache_frozen_bias(image)
     return Fused(FusionModel(text, image, answer_head, rule.height), rule, tokenizer)
 

@@ -44,13 +44,12 @@ def hold_frozen(model: nn.Module, dtype: torch.dtype) -> int:
     held = 0
     for name, module in model.named_modules():
         frozen = (
-            isinstance(module, HELD)
-            and not hasattr(module, "is_exact")
-            and not any(weight.requires_grad for weight in module.parameters(recurse=False))
+            isinstance(module, HELD) and not hasattr(module, "is_exact") and not module.weight.requires_grad  # its bias may be trained
         )
         if frozen and ".modules_to_save." not in name:
             for weight in module.parameters(recurse=False):
-                weight.data = weight.data.to(dtype)
+                if not weight.requires_grad:
+                    weight.data = weight.data.to(dtype)
             held += 1
     return held
 
@@ -59,8 +58,10 @@ def keep_less(model: nn.Module) -> None:
     """Keep less for the backward pass under autocast, in every layer that has a rewrite in autograd.py. Without autocast nothing changes."""
     for module in model.modules():
         if type(module).__name__ in PRE_NORM:
-            for norm in [part for part in module.children() if isinstance(part, nn.LayerNorm)]:
-                norm.forward = MethodType(_norm, norm)
+            for part in module.children():
+                norm = part.modules_to_save["default"] if hasattr(part, "modules_to_save") else part  # the copy that an adapter trains
+                if isinstance(norm, nn.LayerNorm):
+                    norm.forward = MethodType(_norm, norm)
         elif hasattr(module, "lora_A"):
             module.forward = MethodType(_adapted, module)
         elif type(module).__name__ == "GELUActivation" and module.act is nn.functional.gelu:
@@ -194,6 +195,8 @@ def _adapted(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.T
     if dtype is None or not plain or module.disable_adapters or module.merged or len(module.active_adapters) != 1:
         return type(module).forward(module, x, *args, **kwargs)
     (name,) = module.active_adapters
+    if name in getattr(module, "lora_variant", {}):  # DoRA: more than an update
+        return type(module).forward(module, x, *args, **kwargs)
     dropout = getattr(module.lora_dropout[name], "p", 0.0) if module.training else 0.0
     a, b = module.lora_A[name].weight, module.lora_B[name].weight
     return AdaptedLinear.apply(x, base.weight, base.bias, a, b, module.scaling[name], dropout, dtype, source_of(x))

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.errors import UserError, raise_all
 from pipeline.files import filling
 from pipeline.models.adapter_settings import read_settings
 from pipeline.models.backbones import head_name, tensor_problems
-from pipeline.models.roles import EMBEDDINGS, also_trained, modules_of, role_of
+from pipeline.models.roles import EMBEDDINGS, also_trained, is_bias, is_norm, modules_of, role_of
 
 try:
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -33,6 +33,8 @@ except (ImportError, RuntimeError) as _error:  # absent, or of another time than
 else:
     _WITHOUT_PEFT = None
 
+SAFE = "adapter_model.safetensors"
+OF_A_LAYER = r"lora_[AB]\.weight|lora_magnitude_vector|base_layer\.bias"  # what an adapter holds of one linear layer
 MERGE_TOLERANCE = 1e-3  # largest logit difference, relative to the largest logit, that float32 rounding may explain
 
 
@@ -54,10 +56,14 @@ def attach(
     roles: Sequence[str],
     also_train: Sequence[str] = (),
     has_head: bool = True,
+    use_rslora: bool = False,
+    variant: str = "lora",
 ) -> PeftModel:
-    """`model` frozen but for new adapters on `roles`, its head, and the parts `also_train` names (trained copies, saved with the adapter).
+    """`model` frozen but for new adapters on `roles`, its head, and the parts `also_train` names (saved with the adapter).
 
-    An encoder has no head. PEFT copies and saves whole modules: with a class token all embeddings, whose other parameters stay frozen in the copy.
+    An encoder has no head. PEFT copies and saves whole modules: with a class token all embeddings, whose other parameters stay frozen in the
+    copy. Biases are trained where they are, and saved as PEFT's `bias: all` does. `use_rslora`: the update is scaled by alpha / sqrt(rank)
+    (Kalajdzievski 2023, arXiv:2312.03732). `variant` dora: also the length of each row of the sum (Liu et al. 2024, arXiv:2402.09353).
 
     Raises:
         UserError: the architecture has no such layers or parts, see `pipeline.models.roles`; or peft is not at hand.
@@ -69,14 +75,22 @@ def attach(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        bias="none",
+        bias="all" if "biases" in also_train else "none",
         target_modules=_short(names, model),
         modules_to_save=[*owners, *([head_name(model)] if has_head else [])] or None,
+        use_rslora=use_rslora,
+        use_dora=variant == "dora",
     )
     adapted = _adapted(model, config)
+    with_biases = "biases" in also_train
     for name, weight in adapted.named_parameters():
-        if any(f".{owner}.modules_to_save." in name for owner in owners):
-            weight.requires_grad_(_plain_name(name) in trained)
+        if ".original_module." in name:  # what a copy stands for; peft's `bias: all` would train it for nothing
+            weight.requires_grad_(False)
+        elif any(f".{owner}.modules_to_save." in name for owner in owners):
+            weight.requires_grad_(_plain_name(name) in trained or (with_biases and is_bias(name)))
+    if variant == "dora":
+        for name in names:  # whose lengths of rows are part of the model: held as exactly as they are saved
+            adapted.get_submodule(f"base_model.model.{name}.base_layer").is_exact = True
     hit = sum(name.endswith("lora_A") for name, _ in adapted.named_modules())
     if hit != len(names):
         raise RuntimeError(f"peft adapted {hit} layers, expected {len(names)}")
@@ -120,7 +134,20 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
             model.save_pretrained(temporary, save_embedding_layers=False)
         finally:
             model.peft_config["default"].base_model_name_or_path = base_name
+        if model.peft_config["default"].bias != "none":
+            _keep_once(temporary / SAFE)
         (temporary / "README.md").unlink(missing_ok=True)  # peft's form for a model card, not filled in
+
+
+def _keep_once(path: Path) -> None:
+    """With `bias: all` peft writes the bias of a copied module three times: the copy's own, as the module's, is what it loads."""
+    tensors = load_file(path)
+    kept = {name: tensor for name, tensor in tensors.items() if not _is_written_again(name)}
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+def _is_written_again(name: str) -> bool:
+    return ".original_module." in name or ".modules_to_save." in name
 
 
 def head_classes(folder: Path) -> int:
@@ -131,7 +158,9 @@ def head_classes(folder: Path) -> int:
     """
     tensors = _read_tensors(Path(folder))
     modules = {name.removesuffix(".bias"): tensor for name, tensor in tensors.items() if ".lora_" not in name and name.endswith(".bias")}
-    biases = [bias for name, bias in modules.items() if not re.search(EMBEDDINGS, name)]
+    # The head is the one matrix beside the adapter that is not of the embeddings; trained norms and biases are vectors.
+    matrices = {name.removesuffix(".weight") for name, tensor in tensors.items() if name.endswith(".weight") and tensor.ndim > 1}
+    biases = [bias for name, bias in modules.items() if name in matrices and not re.search(EMBEDDINGS, name)]
     if len(biases) != 1:
         raise UserError(f"{folder}: expected one classification head beside the adapter (peft's modules_to_save), found {len(biases)}")
     return biases[0].numel()
@@ -149,17 +178,23 @@ def load_adapter(model: nn.Module, folder: Path, has_head: bool = True) -> PeftM
     folder = Path(folder)
     settings = read_settings(folder, LoraConfig().to_dict())
     tensors = _read_tensors(folder)
-    renamed = rename_tensors(tensors, [name for name, module in model.named_modules() if isinstance(module, nn.Linear)], folder)
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or is_norm(module)]
+    renamed = rename_tensors(tensors, names, folder)
+    if settings.bias != "none":
+        renamed = {name: tensor for name, tensor in renamed.items() if not _is_written_again(name)}
     ranks = {tensor.shape[0] for name, tensor in renamed.items() if name.endswith(".lora_A.weight") and tensor.ndim == 2}
     if ranks and settings.rank not in ranks:  # before layers of that size are made
         raise UserError(f"{folder / 'adapter_config.json'}: r: {settings.rank}, but the tensors' rank is {min(ranks)}")
     adapted_names = sorted({_plain_name(name.split(".lora_")[0]) for name in renamed if ".lora_" in name})
     copied = [name for name in settings.modules_to_save if re.search(EMBEDDINGS, name) and _has_module(model, name)]
+    copied += [name for name, module in model.named_modules() if is_norm(module) and f"base_model.model.{name}.weight" in renamed]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        bias=settings.bias,
         init_lora_weights=settings.init_lora_weights,
         target_modules=_short(adapted_names, model),
         modules_to_save=[*copied, *([head_name(model)] if has_head else [])] or None,
@@ -167,32 +202,42 @@ def load_adapter(model: nn.Module, folder: Path, has_head: bool = True) -> PeftM
     )
     adapted = _adapted(model, config)
     expected = {
-        re.sub(r"\.(default|modules_to_save\.default)(?=\.|$)", "", name): weight
+        re.sub(r"(?<=_magnitude_vector)\.default\.weight$|\.(default|modules_to_save\.default)(?=\.|$)", "", name): weight
         for name, weight in adapted.named_parameters()
-        if ".lora_" in name or ".modules_to_save." in name
+        if ".lora_" in name or ".modules_to_save." in name or _is_saved_bias(name, settings.bias)
     }
     raise_all(tensor_problems(expected, renamed), f"the adapter in {folder} does not fit {type(model).__name__}:")
     set_peft_model_state_dict(adapted, renamed)
     return adapted.eval()
 
 
+def _is_saved_bias(name: str, kind: str) -> bool:
+    """Whether peft saves this bias beside the adapter; `kind` is its setting `bias`."""
+    in_layer = name.endswith(".base_layer.bias")
+    return in_layer if kind == "lora_only" else kind == "all" and is_bias(name) and ".original_module." not in name
+
+
 def rename_tensors(
     tensors: dict[str, torch.Tensor], module_names: Sequence[str], folder: Path | str = "adapter"
 ) -> dict[str, torch.Tensor]:
-    """Adapter tensors under the names of another library version's modules (`module_names`, the model's linear layers).
+    """Adapter tensors under the names of another library version's modules (`module_names`, the model's linear layers and norms).
 
     Raises:
         UserError: a tensor belongs to no layer of the model.
     """
-    by_place = {_place(name): name for name in module_names if role_of(name)}
+    by_place = {_place(name): name for name in module_names if _place(name)[0]}
     known = set(module_names)
     renamed, problems = {}, []
     for name, tensor in tensors.items():
-        match = re.fullmatch(r"base_model\.model\.(.+)\.(lora_[AB]\.weight)", name)
+        match = re.fullmatch(rf"base_model\.model\.(.+)\.({OF_A_LAYER})", name) or re.fullmatch(
+            r"base_model\.model\.(.+)\.(weight|bias)", name
+        )
         if match is None or match[1] in known:
             renamed[name] = tensor
-        elif _place(match[1]) in by_place:
+        elif _place(match[1])[0] and _place(match[1]) in by_place:
             renamed[f"base_model.model.{by_place[_place(match[1])]}.{match[2]}"] = tensor
+        elif match[2] in ("weight", "bias"):  # embeddings and heads, which are in no block
+            renamed[name] = tensor
         else:
             problems.append(f"{match[1]}: no such layer")
     raise_all(sorted(set(problems)), f"{folder} was made for another architecture:")
@@ -245,8 +290,9 @@ def _has_module(model: nn.Module, name: str) -> bool:
     return any(name == other for other, _ in model.named_modules())
 
 
-def _place(module_name: str) -> tuple[tuple[str, ...], str | None]:
-    return tuple(re.findall(r"(?<=\.)\d+(?=\.)", module_name)), role_of(module_name)
+def _place(module_name: str) -> tuple[tuple[str, ...], str]:
+    """Which block, and which layer of it: the role of a linear one, the own name of a norm."""
+    return tuple(re.findall(r"(?<=\.)\d+(?=\.)", module_name)), role_of(module_name) or module_name.rsplit(".", 1)[-1]
 
 
 def _short(names: Sequence[str], model: nn.Module) -> list[str]:
@@ -257,7 +303,7 @@ def _short(names: Sequence[str], model: nn.Module) -> list[str]:
 
 
 def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    safe, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
+    safe, pickled = folder / SAFE, folder / "adapter_model.bin"
     if not safe.exists() and not pickled.exists():
         raise UserError(f"{folder}: no adapter_model.safetensors (or .bin) beside adapter_config.json")
     try:

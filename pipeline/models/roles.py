@@ -56,7 +56,7 @@ def modules_of(model: nn.Module, roles: Sequence[str]) -> list[str]:
 
 
 def also_trained(model: nn.Module, parts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """`parts` (`patch_projection`, `class_token`) as dotted names: the parameters, and the smallest modules that hold them.
+    """`parts` (but biases, which PEFT trains in their place) as dotted names: the parameters, and the smallest modules that hold them.
 
     PEFT trains and saves copies of whole modules, never a bare parameter: a class token goes with the embeddings around it.
 
@@ -65,6 +65,15 @@ def also_trained(model: nn.Module, parts: Sequence[str]) -> tuple[list[str], lis
     """
     parameters, owners = [], []
     for part in parts:
+        if part == "biases":
+            continue
+        if part == "norms":
+            norms = norms_of(model)
+            if not norms:
+                raise UserError(f"lora.also_train: {architecture_name(model)} has no layer norms")
+            owners += norms
+            parameters += [f"{norm}.{name}" for norm in norms for name, _ in model.get_submodule(norm).named_parameters()]
+            continue
         if part == "patch_projection":
             found = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d) and re.search(PATCH_PROJECTION, name)]
         else:
@@ -78,6 +87,34 @@ def also_trained(model: nn.Module, parts: Sequence[str]) -> tuple[list[str], lis
         names = [name for name, _ in owner.named_parameters()]
         parameters += [f"{found[0]}.{name}" for name in names if part == "patch_projection" or re.search(CLASS_TOKEN, name)]
     return parameters, [name for name in owners if not any(name.startswith(f"{other}.") for other in owners)]
+
+
+def train_parts(model: nn.Module, parts: Sequence[str]) -> None:
+    """Make `parts` of a frozen `model` without an adapter trainable: norms alone is LayerNorm tuning, biases alone BitFit.
+
+    Raises:
+        UserError: as `also_trained`.
+    """
+    wanted = set(also_trained(model, parts)[0])
+    for name, weight in model.named_parameters():
+        if name in wanted or ("biases" in parts and is_bias(name)):
+            weight.requires_grad_(True)
+
+
+def is_bias(name: str) -> bool:
+    """Whether a parameter is the bias of a layer; tables of position biases are none."""
+    return name.rsplit(".", 1)[-1] == "bias"
+
+
+def norms_of(model: nn.Module) -> list[str]:
+    """Dotted names of the layer norms (LayerNorm, RMSNorm), in the order of the model."""
+    return [name for name, module in model.named_modules() if is_norm(module)]
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a layer norm of any library, with numbers of its own to train."""
+    named_so = type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
+    return (isinstance(module, nn.LayerNorm) or named_so) and any(True for _ in module.parameters(recurse=False))
 
 
 def architecture_name(model: nn.Module) -> str:

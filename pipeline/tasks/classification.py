@@ -40,6 +40,7 @@ from pipeline.models.lora import (
     plain_state_dict,
     save_adapter,
 )
+from pipeline.models.roles import train_parts
 from pipeline.recipe import Recipe
 from pipeline.run import Run, backbone_dirs
 from pipeline.run_names import ADAPTER_DIR, VAL_TABLE, VAL_VALUES
@@ -306,10 +307,13 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     if recipe.lora.rank:
         seed_everything(recipe.seed + 1)  # the adapter's draw does not depend on whether a head was drawn
         lora = recipe.lora
-        model = attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train)
+        model = attach(
+            model, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train, use_rslora=lora.use_rslora, variant=lora.variant
+        )
         cache_frozen_bias(model)
     elif recipe.head_only:
         model.requires_grad_(False).get_submodule(head).requires_grad_(True)
+        train_parts(model, recipe.lora.also_train)
         cache_frozen_bias(model)
     classifier = ImageClassifier.of(model, backbone)
     corrections = competition.corrections

@@ -26,6 +26,7 @@ from pipeline.models.encoders import load_encoder, new_encoder
 from pipeline.models.fusion import Fused, FusionModel, fuse, load_fused, save_fused
 from pipeline.models.lean import keep_less
 from pipeline.models.lora import count_parameters
+from pipeline.models.roles import train_parts
 from pipeline.recipe import Augmentation, Head, Recipe
 from pipeline.run import Run, backbone_dirs, load_run
 from pipeline.run_names import FLOORS, VAL_TABLE, VAL_VALUES
@@ -310,6 +311,8 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     fused = fuse(text, image, tokenizer, rule, len(prepared.class_names), recipe.head, recipe.lora if recipe.lora.rank else None)
     if recipe.head_only:
         fused.model.requires_grad_(False).head.requires_grad_(True)
+        for encoder in (fused.model.text, fused.model.image):
+            train_parts(encoder, recipe.lora.also_train)
     answerer = Answerer(fused, data.workers)
     task = VqaTask(answerer, recipe, prepared.class_names, train, val)
     notes = (*prepared.notes, *skipped, *intensity_notes, *tokenizer.notes(task.train_set.token_ids))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.recipe import Recipe
@@ -60,20 +60,54 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], recipe
     """
     import torch
 
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, weight in named_parameters:
-        if weight.requires_grad:
-            groups.setdefault((f".{head}." in f".{name}", weight.ndim > 1), []).append(weight)
-    head_scale = (recipe.optimizer.head_lr or recipe.optimizer.lr) / recipe.optimizer.lr
+    named = [(name, weight) for name, weight in named_parameters if weight.requires_grad]
+    scales = rate_scales([name for name, _ in named], recipe, head)
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    for name, weight in named:
+        # A group for the head of its own, as states of earlier versions have it: their order is how moments find their weights.
+        groups.setdefault((f".{head}." in f".{name}", scales[name], weight.ndim > 1), []).append(weight)
     options = [
-        {"params": weights, "weight_decay": recipe.optimizer.weight_decay if is_matrix else 0.0, "lr_scale": head_scale if is_head else 1.0}
-        for (is_head, is_matrix), weights in groups.items()
+        {"params": weights, "weight_decay": recipe.optimizer.weight_decay if is_matrix else 0.0, "lr_scale": scale}
+        for (_, scale, is_matrix), weights in groups.items()
     ]
     lr = recipe.optimizer.lr
     if recipe.optimizer.name == "sgd":
         return torch.optim.SGD(options, lr=lr, momentum=0.9)
     kind = torch.optim.AdamW if recipe.optimizer.name == "adamw" else torch.optim.Adam
     return kind(options, lr=lr, fused=True)
+
+
+def rate_scales(names: Sequence[str], recipe: Recipe, head: str) -> dict[str, float]:
+    """The rate of each parameter as a multiple of the schedule's; `names` in the order of the model, `head` the head's dotted name.
+
+    The head has `optimizer.head_lr`, B matrices `lora.b_lr_scale`. With `optimizer.layer_decay` d a block that has n blocks above it gets
+    d ** (n + 1), what is before the blocks one factor more, what is behind them 1 (BEiT's fine-tuning, Bao et al. 2021, appendix;
+    unilm/beit/optim_factory.py).
+    """
+    decay, head_scale = recipe.optimizer.layer_decay, (recipe.optimizer.head_lr or recipe.optimizer.lr) / recipe.optimizer.lr
+    in_head = {name for name in names if f".{head}." in f".{name}"}
+    blocks: dict[str, list[tuple[str, ...]]] = {}  # of each tower (question answering has two), in the order of the model
+    for name in names:
+        if name not in in_head and (block := block_of(name)) and block not in blocks.setdefault(block[0], []):
+            blocks[block[0]].append(block)
+    scales, begun = {}, set()
+    for name in names:
+        tower, block = name.split(".", 1)[0], block_of(name)
+        order = blocks.get(tower, [])
+        if name in in_head:
+            scales[name] = head_scale
+            continue
+        begun |= {tower} if block else set()
+        above = len(order) - order.index(block) if block else 0 if tower in begun or not order else len(order) + 1
+        scales[name] = decay**above * (recipe.lora.b_lr_scale if ".lora_B." in name else 1.0)
+    return scales
+
+
+def block_of(name: str) -> tuple[str, ...] | None:
+    """Which numbered block a parameter belongs to: its place up to the last number in its name; None outside of them."""
+    parts = name.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+    return tuple(parts[: numbers[-1] + 1]) if numbers else None
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
