@@ -58,7 +58,7 @@ def decode(path: Path, smallest: int | None = None, intensity: Intensity | None 
 
 def seen_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of an opened picture as a person sees it, before any decoding."""
-    return (image.height, image.width) if _orientation(image) in (5, 6, 7, 8) else image.size
+    return (image.height, image.width) if orientation(image) in (5, 6, 7, 8) else image.size
 
 
 def load(image: Image.Image, smallest: int | None = None, intensity: Intensity | None = None) -> Image.Image:
@@ -126,7 +126,8 @@ def lost_image_error(paths: Sequence[Path]) -> LostImage:
     )
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """How an opened picture is to be turned: the EXIF value, 1 for as it is; see `TURNS`."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, *DAMAGE):  # EXIF that cannot be read is none
@@ -146,13 +147,13 @@ def _load(image: Image.Image, smallest: int | None, intensity: Intensity | None)
         if image is None:
             raise
         image.load()
-    turn = TURNS.get(_orientation(image))
+    turn = TURNS.get(orientation(image))
     return _to_rgb(image if turn is None else image.transpose(turn), intensity or OWN_RANGES)
 
 
 def _jpeg_pixels(image: Image.Image, smallest: int | None) -> np.ndarray | None:
     """What `_load` gives of an upright RGB JPEG, from simplejpeg. None for anything else, and where libjpeg has as much as a warning."""
-    if not FAST_JPEG or image.format not in REDUCIBLE or image.mode != "RGB" or _orientation(image) != 1:
+    if not FAST_JPEG or image.format not in REDUCIBLE or image.mode != "RGB" or orientation(image) != 1:
         return None
     if os.fstat(image.fp.fileno()).st_size > LARGEST_FAST:
         return None

@@ -16,6 +16,7 @@ from pipeline.report.words import short_number
 
 MAX_BARS = 30  # named bars; above, names would make a picture taller than a page
 MAX_NUMBERED = 25
+SMALLEST_BAR = 0.7  # where a logarithmic scale begins: one image is still seen
 EVEN: dict[str, Any] = {"color": QUIET, "linewidth": 1.2, "linestyle": (0, (4, 3))}  # what is neither better nor worse
 
 
@@ -103,11 +104,16 @@ def _number_axes(axes: Axes) -> None:
 
 
 def class_counts_figure(
-    path: Path, class_names: Sequence[str], counts: Sequence[int], noun: str = "classes", ordered: bool = False
+    path: Path,
+    class_names: Sequence[str],
+    counts: Sequence[int],
+    noun: str = "classes",
+    ordered: bool = False,
+    logarithmic: bool = False,
 ) -> None:
     """Training images of each class, most first: a named bar each up to `MAX_BARS` classes, else one falling outline.
 
-    `ordered`: as they are given, which is an order of its own (grades).
+    `ordered`: as they are given, which is an order of its own (grades). `logarithmic`: for a tail that would else vanish.
     """
     order = list(range(len(counts)))
     if not ordered:
@@ -121,6 +127,10 @@ def class_counts_figure(
             axes.set(xlim=(0, len(heights)), ylim=(0, max(heights) * 1.06), xlabel=across, ylabel="training images")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+            if logarithmic:
+                axes.set_yscale("log")
+                axes.set_ylim(SMALLEST_BAR, max(heights) * 1.5)
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         return
     names = drawable_names(class_names)
     with new_axes(path, (CURVE_SIZE[0], 0.9 + 0.24 * len(counts))) as axes:
@@ -129,6 +139,10 @@ def class_counts_figure(
         axes.set_yticks(range(len(heights)), [names[number] for number in order], fontsize=9.5, parse_math=False)
         axes.set(ylim=(len(heights) - 0.4, -0.6), xlim=(0, max(heights) * 1.12), xlabel="training images")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.set_xlim(SMALLEST_BAR, max(heights) * 2)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
 

@@ -38,7 +38,7 @@ def store_samples(run_dir: Path, rows: Sequence[Row], target: Target | Sequence[
     `target` is what the labels mean (or names of classes): an image is shown under each of its labels, under its grade, under the part of
     the range in which its number lies.
     """
-    by_class = _groups(rows, target if isinstance(target, Target) else multiclass(target))
+    by_class = rows_by_label(rows, target if isinstance(target, Target) else multiclass(target))
     names = list(by_class)
     shown = names[:: -(-len(names) // MAX_SAMPLES)] if names else []
     count = SAMPLES_PER_CLASS if len(shown) * SAMPLES_PER_CLASS <= MAX_SAMPLES else 1
@@ -52,7 +52,7 @@ def store_samples(run_dir: Path, rows: Sequence[Row], target: Target | Sequence[
     write_json_lines(run_dir / THUMBNAILS, [line for line in lines if line["jpeg"]])
 
 
-def _groups(rows: Sequence[Row], target: Target) -> dict[str, list[Row]]:
+def rows_by_label(rows: Sequence[Row], target: Target) -> dict[str, list[Row]]:
     """The rows under each class, grade or label in order; numbers in `NUMBER_GROUPS` parts of about as many rows each."""
     if target.kind == "continuous":
         numbers = target.encode([row.label for row in rows])[:, 0].tolist()

@@ -1,0 +1,128 @@
+"""What training would take here: seconds an epoch, memory and disk of a recipe, measured on a step with a few images of the set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.competition.rows import Competition, Row
+from pipeline.data.transforms import Preprocessing
+from pipeline.errors import UserError
+from pipeline.files import human_size, human_time
+from pipeline.look.section import Grid, Section
+from pipeline.look.selection import Looked
+from pipeline.models.places import looks_local
+from pipeline.recipe import Recipe
+from pipeline.wording import counted
+
+FEW = 48  # rows that a step is measured on
+PATIENCE_S = 6.0  # a whole micro-batch is measured where it will take less
+
+
+def backbone_here(recipe: Recipe) -> bool:
+    """Whether the recipe's backbones need no download: described in the recipe, a folder, or in the hub's cache on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    sources = [] if recipe.architecture else [recipe.backbone]
+    sources += [recipe.text_backbone] if recipe.text_backbone else []
+    return all(looks_local(source) or isinstance(try_to_load_from_cache(source, "config.json"), str) for source in sources)
+
+
+def input_rule(recipe: Recipe) -> tuple[Preprocessing, str]:
+    """How the recipe's model reads an image; and, where its backbone is not here, that this is a guess."""
+    if backbone_here(recipe):
+        from pipeline.models.backbones import load_config, preprocessing_of
+
+        try:
+            if recipe.architecture is None:
+                return preprocessing_of(recipe.backbone, load_config(recipe.backbone), recipe.image_size), ""
+        except UserError as error:
+            return _square(recipe), f"{str(error).splitlines()[0]}: a square is assumed."
+        return _square(recipe), ""
+    return _square(recipe), f"{recipe.backbone} is not on this machine; that it reads the whole image as a square is assumed."
+
+
+def _square(recipe: Recipe) -> Preprocessing:
+    side = recipe.image_size or (recipe.architecture or {}).get("image_size") or 224
+    return Preprocessing(side, side)
+
+
+def cost_section(looked: Looked, recipe: Recipe, output: Path) -> Section:
+    """The section on what `recipe` takes here; `output`: the folder that a run would write to."""
+    section = Section(f"What it would take: {recipe.name or recipe.backbone}")
+    competition = looked.competition
+    if recipe.task != competition.task:
+        section.says.append(f"The recipe {recipe.name} is for {recipe.task}, this competition is {competition.task}: --recipe names another.")
+        return section
+    if not backbone_here(recipe):
+        section.says.append(
+            f"{recipe.backbones} is not on this machine, so nothing is measured. `python train.py --dry-run --data {competition.root}` fetches it and "
+            "says the same; --recipe NAME or --backbone DIR here measures another."
+        )
+        return section
+    try:
+        _measure(looked, recipe, output, section)
+    except UserError as error:
+        section.says.append(f"Cannot be measured: {error}")
+    return section
+
+
+def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> None:
+    from pipeline.tasks.registry import task_module
+    from pipeline.training.advice import advise
+    from pipeline.training.compute import choose_compute
+    from pipeline.training.estimate import OVERHEAD_BYTES, check_disk, check_fits, device_memory, seconds_per_image
+    from pipeline.training.memory import OPTIMIZER_STATES
+    from pipeline.training.optim import plan_schedule
+
+    competition = looked.competition
+    num_rows = len(competition.train)
+    num_val = math.ceil(num_rows * recipe.data.val_fraction)
+    num_train = num_rows - num_val
+    compute = choose_compute(recipe.precision)
+    few = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_gb": 0, "workers": 0, "val_fraction": 0.25})})
+    build = task_module(recipe.task).build(few, _part(looked), None)
+    task = build.task
+    task.place(compute, fresh=True)
+    memory = task.account(compute, recipe.optimizer.name)
+    room, needed = device_memory(compute.device), memory.total(recipe.batch_size)
+    train_s, predict_s, _ = seconds_per_image(task, compute, 1)
+    if recipe.batch_size > 1 and train_s * recipe.batch_size < PATIENCE_S and needed + OVERHEAD_BYTES[compute.device.type] <= room:
+        train_s, predict_s, _ = seconds_per_image(task, compute, recipe.batch_size)
+    epoch = num_train * train_s + num_val * predict_s
+    schedule = plan_schedule(recipe, num_train)
+    rows = [
+        ("on", compute.describe()),
+        ("trained parameters", f"{build.counts.trainable:,} of {build.counts.model:,}"),
+        ("an epoch", f"about {human_time(epoch)}: {counted(num_train, 'row')} trained on, {num_val:,} validated"),
+        (f"all {recipe.epochs} epochs", f"about {human_time(recipe.epochs * epoch)}, {schedule['total_steps']:,} optimizer steps"),
+        (f"memory of a step of {recipe.batch_size}", f"{human_size(needed)} counted" + (f", {human_size(room)} free" if room else "")),
+    ]
+    problems = []
+    try:
+        rows.append(("disk", f"up to {human_size(check_disk(output, task.model, OPTIMIZER_STATES[recipe.optimizer.name], not recipe.lora.rank))}"))
+    except UserError as error:
+        problems.append(str(error))
+    try:
+        check_fits(memory, recipe.batch_size, compute.device)
+    except UserError as error:
+        problems.append(str(error))
+    if len(looked.test):
+        rows.append(("predicting the test images", f"about {human_time(len(looked.competition.test) * predict_s)}"))
+    section.grids.append(Grid("Estimated here", ("", "value"), rows, texts=2))
+    section.says.append("Measured on a few images while this page was made; reading and decoding images is not counted.")
+    kind = competition.target.kind if competition.target else "multiclass"
+    section.says += problems + advise(recipe, schedule, num_train, num_val, len(task.class_names), build.new_head, kind)
+
+
+def _part(looked: Looked) -> Competition:
+    """The competition with a few rows, of as many labels as there is room for."""
+    rows = [row for row in looked.competition.train if (one := looked.facts.get(row.path)) is not None and not one.problem]
+    by_label: dict[str, list[Row]] = {}
+    for row in rows:
+        by_label.setdefault(row.label or "", []).append(row)
+    turns = [row for turn in range(FEW) for found in by_label.values() for row in found[turn : turn + 1]][:FEW]
+    ids = {row.id for row in turns}
+    return replace(looked.competition, train=tuple(row for row in rows if row.id in ids), split=None, groups=None, folds=None)
+

@@ -1,0 +1,41 @@
+"""The facts of many images: as they are kept, else measured on all cores, with a progress bar. Stopped at any time, they stay measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline.data.intensity import Intensity
+from pipeline.errors import Interrupted
+from pipeline.look.fact_store import FactStore
+from pipeline.look.image_facts import ImageFacts, image_facts
+
+AT_ONCE = 256  # images between two writes: what a stop can cost
+
+
+def measure(paths: Sequence[Path], store: FactStore, intensity: Intensity | None) -> dict[Path, ImageFacts]:
+    """The facts of every one of `paths`, without their small grey copies, which stay in the store.
+
+    Raises:
+        Interrupted: Ctrl-C; what was measured so far is kept.
+    """
+    paths = list(dict.fromkeys(paths))
+    known = store.known(paths)
+    new = [path for path in paths if path not in known]
+    done = 0
+    try:
+        with ThreadPoolExecutor() as pool, tqdm(total=len(new), desc="looking at images", unit="img", leave=False, disable=not new) as bar:
+            for start in range(0, len(new), AT_ONCE):
+                part = new[start : start + AT_ONCE]
+                facts = list(pool.map(lambda path: image_facts(path, intensity), part))  # threads: decoders let others run meanwhile
+                store.add(facts)
+                done += len(part)
+                bar.update(len(part))
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped after {len(known) + done:,} of {len(paths):,} images; they are kept in {store.path}, and the same command goes on from there"
+        ) from None
+    return known | store.known(new)

@@ -1,0 +1,98 @@
+"""Images that are worth a look: damaged, black, of one colour, nearly empty, tiny, extremely long, of many bits, named as another kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.competition.rows import Row
+from pipeline.data.intensity import Intensity, rule_in_words
+from pipeline.look.image_facts import ImageFacts
+from pipeline.look.section import Grid, Picture, Section, Sheet, Strip
+from pipeline.look.selection import Looked
+from pipeline.wording import counted
+
+BLACK, WHITE = 12, 243  # of 255: an image whose brightest (darkest) grey is beyond is black (white)
+ONE_COLOUR = 2  # grey levels between the darkest and the brightest pixel
+NEARLY_EMPTY = 0.99  # the share of pixels with one grey
+TINY_PX, TINY_SHARE = 32, 0.5  # the shorter side; and less than this share of the usual one
+LONG = 4.0  # the longer side by the shorter, where the usual image is not so
+SUFFIXES = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "MPO": (".jpg", ".jpeg", ".jpe", ".jfif"), "TIFF": (".tif", ".tiff"), "DIB": (".bmp",)}
+SHOWN = 12
+
+
+def odd_section(looked: Looked, intensity: Intensity | None, deep_notes: list[str]) -> Section:
+    """The section on odd images; `intensity`: the rule for images of many bits, `deep_notes`: how it was found."""
+    section = Section("Odd images")
+    rows = {row.path: (part, row) for part in ("test", "train") for row in looked.part(part)}
+    facts = {path: looked.facts[path] for path in looked.paths}
+    damaged = [path for path, one in facts.items() if one.problem]
+    if damaged:
+        lines = [(rows[path][0], looked.shown(path), facts[path].problem) for path in damaged]
+        section.grids.append(Grid("Damaged: cannot be decoded", ("part", "image", "why"), lines, open=12, texts=3))
+        section.says.append(
+            f"{counted(len(damaged), 'image')} cannot be decoded; training stops at them, or leaves them out with --set data.skip_bad_images=true. "
+            "A damaged test image is predicted by the class frequencies."
+        )
+    kinds = _kinds([one for one in facts.values() if not one.problem])
+    counts = {}
+    for name, is_odd in kinds.items():
+        found = [path for path, one in facts.items() if not one.problem and is_odd(one)]
+        counts[name] = len(found)
+        if found:
+            _show(section, looked, name, found, rows)
+    if not damaged and not any(counts.values()):
+        section.says.append("None: no image is damaged, black, white, of one colour, nearly empty, tiny or extremely long for this set.")
+    deep = [one for one in facts.values() if one.deep and not one.problem]
+    if deep:
+        words = rule_in_words(intensity) if intensity else "each type's own range becomes 0 to 255"
+        section.says.append(f"{counted(len(deep), 'image')} of more than 8 bits ({', '.join(sorted({one.mode for one in deep}))}): {words}.")
+    section.says += [f"{note[:1].upper()}{note[1:]}." for note in deep_notes if not deep or not note.startswith("grey")]
+    return section
+
+
+def _kinds(sound: list[ImageFacts]) -> dict[str, Callable[[ImageFacts], bool]]:
+    """What may be odd about an image, each with what tells it; an image is counted under the first alone where one implies the other."""
+    usual_side = float(np.median([min(one.width, one.height) for one in sound])) if sound else 0.0
+    usual_shape = float(np.median([_elongation(one) for one in sound])) if sound else 1.0
+    return {
+        "Black": _is_black,
+        "White": _is_white,
+        "Of one colour": lambda one: one.high - one.low <= ONE_COLOUR and not _is_black(one) and not _is_white(one),
+        "Nearly empty": lambda one: one.flat >= NEARLY_EMPTY and one.high - one.low > ONE_COLOUR and not _is_black(one) and not _is_white(one),
+        "Tiny": lambda one: min(one.width, one.height) < min(TINY_PX, TINY_SHARE * usual_side),
+        "Extremely long": lambda one: _elongation(one) >= LONG > usual_shape,
+        "Named as another kind of file": _misnamed,
+    }
+
+
+def _is_black(one: ImageFacts) -> bool:
+    return one.high <= BLACK
+
+
+def _is_white(one: ImageFacts) -> bool:
+    return one.low >= WHITE
+
+
+def _elongation(one: ImageFacts) -> float:
+    return max(one.width, one.height) / min(one.width, one.height)
+
+
+def _misnamed(one: ImageFacts) -> bool:
+    return Path(one.path).suffix.lower() not in SUFFIXES.get(one.format, (f".{one.format.lower()}",))
+
+
+def _show(section: Section, looked: Looked, name: str, found: list[Path], rows: dict[Path, tuple[str, Row]]) -> None:
+    lines = []
+    for path in found:
+        one = looked.facts[path]
+        part, row = rows[path]
+        what = f"{one.width} x {one.height}, {one.format} {one.mode}, grey {one.low} to {one.high}, {one.flat:.1%} of one grey"
+        lines.append((part, looked.shown(path), row.label or "", what))
+    share = len(found) / max(len(looked.facts), 1)
+    section.says.append(f"{name}: {counted(len(found), 'image')} ({share:.1%}).")
+    section.grids.append(Grid(name, ("part", "image", "label", "what it is"), lines, open=0, texts=4))
+    pictures = (Picture(path, f"{rows[path][0]}: {looked.shown(path)}") for path in found[:SHOWN])
+    section.sheets.append(Sheet(f"{name}: {counted(len(found), 'image')}", tuple(Strip(looked.shown(p.path), (p,)) for p in pictures), tiles=True))

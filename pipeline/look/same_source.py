@@ -1,0 +1,140 @@
+"""Does test come from the same place as train? A classifier that tells train from test images by cheap features, judged out of fold.
+
+Known as adversarial validation. What tells them apart need not matter for the labels, and another mix of classes in test also shows; so
+the numbers say how far a validation score may be trusted, not why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.competition.rows import Row
+from pipeline.look.copies import Copies
+from pipeline.look.image_facts import COLOUR_PX, ImageFacts
+from pipeline.look.section import Grid, Picture, Section, Sheet, Strip
+from pipeline.look.selection import Looked
+from pipeline.wording import counted
+
+FEWEST, FOLDS = 20, 5  # images of each part; below, an AUC says nothing
+MOST = 4_000  # images of each part that it is fitted on
+SMALL_PX, SHOWN = 4, 12
+CHANCE = 2.0  # standard errors from 0.5 that count as chance
+
+
+@dataclass(frozen=True)
+class Told:
+    """How well train and test are told apart: out-of-fold AUC by each kind of feature, and how test-like each training image looks."""
+
+    aucs: dict[str, float]  # all, pictures, files
+    error: float  # standard error of an AUC of 0.5 with so many images
+    train: tuple[Row, ...]
+    likeness: np.ndarray  # (T,) of the training rows: the out-of-fold probability of being a test image
+
+
+def tell_apart(looked: Looked, sets: Sequence[Copies], seed: int = 0) -> Told | None:
+    """Fit and judge the classifier; None where a part has fewer than `FEWEST` images. Copies and images of one id share a fold."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+
+    rng = np.random.default_rng(seed)
+    parts = [looked.sound(looked.part(name)) for name in ("train", "test")]
+    if min(map(len, parts)) < FEWEST:
+        return None
+    train, test = ([rows[place] for place in sorted(rng.permutation(len(rows))[:MOST].tolist())] for rows in parts)
+    rows = [*train, *test]
+    is_test = np.array([0] * len(train) + [1] * len(test))
+    groups = _groups(rows, sets, len(train))
+    if min(len(set(groups[is_test == part])) for part in (0, 1)) < FOLDS:
+        return None
+    features = {"pictures": np.stack([_of_pixels(one) for one in looked.facts_of(rows)]), "files": _of_files(looked.facts_of(rows))}
+    features["all"] = np.concatenate(list(features.values()), axis=1)
+    folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(rows, is_test, groups))
+    aucs, likeness = {}, np.zeros(len(rows))
+    for name in ("all", "pictures", "files"):
+        model = HistGradientBoostingClassifier(max_iter=60, learning_rate=0.1, max_leaf_nodes=15, random_state=seed, class_weight="balanced")
+        found = cross_val_predict(model, features[name], is_test, cv=folds, method="predict_proba")[:, 1]
+        aucs[name] = float(roc_auc_score(is_test, found))
+        likeness = found if name == "all" else likeness
+    error = float(np.sqrt((len(train) + len(test) + 1) / (12 * len(train) * len(test))))  # of the Mann-Whitney statistic under chance
+    return Told(aucs, error, tuple(train), likeness[: len(train)])
+
+
+def source_section(looked: Looked, told: Told | None) -> Section:
+    """The section on where test comes from."""
+    section = Section("Does test come from the same place as train?")
+    if not looked.test:
+        section.says.append("There are no test images.")
+        return section
+    if told is None:
+        section.says.append(f"Too few images to tell: {FEWEST} of each part are needed, and {FOLDS} ids.")
+        return section
+    auc = told.aucs["all"]
+    section.says.append(
+        f"A classifier tells train from test images with an out-of-fold AUC of {auc:.3f} (0.5 is a coin, 1 without fail): {in_words(auc, told.error)}."
+    )
+    rows = [
+        ("colours and a 4 x 4 picture, size, bytes, format", f"{told.aucs['all']:.3f}"),
+        ("colours and a 4 x 4 picture alone", f"{told.aucs['pictures']:.3f}"),
+        ("size, bytes, format alone", f"{told.aucs['files']:.3f}"),
+    ]
+    section.grids.append(Grid("Out-of-fold AUC by what is looked at", ("features", "AUC"), rows))
+    if auc > 0.5 + CHANCE * told.error:
+        by_file = told.aucs["files"] > told.aucs["pictures"] + 0.05
+        section.says.append(
+            "The files give them away more than the pictures: see sizes, bytes and formats above."
+            if by_file
+            else "The pictures themselves differ; another mix of classes in test shows here too."
+        )
+        order = np.argsort(-told.likeness, kind="stable")[:SHOWN]
+        pictures = [Picture(told.train[at].path, f"{looked.shown(told.train[at].path)}, {told.likeness[at]:.2f}") for at in order.tolist()]
+        strips = tuple(Strip(f"{told.likeness[at]:.2f}", (shown,), quiet=told.train[at].label or "") for at, shown in zip(order, pictures, strict=True))
+        section.sheets.append(Sheet("Training images that look most like test", strips, tiles=True))
+        section.says.append("test_like.csv beside this page holds this number for each training image; a validation part of the most test-like ones is a choice.")
+    section.says.append(f"By chance alone it is 0.5 ± {told.error:.3f} ({counted(len(told.train), 'training image')} were used).")
+    return section
+
+
+def in_words(auc: float, error: float) -> str:
+    """What an AUC means for a validation score; `error`: its standard error under chance."""
+    if auc <= 0.5 + CHANCE * error:
+        return "no more than chance; test looks like train, and a random validation part stands for it"
+    if auc < 0.6:
+        return "nearly the same; a random validation part should stand for test"
+    if auc < 0.75:
+        return "somewhat different; expect the validation score to be a little too good"
+    if auc < 0.9:
+        return "different; the validation score will be too good, and models should be compared with care"
+    return "another place; expect the validation score to lie"
+
+
+def _groups(rows: Sequence[Row], sets: Sequence[Copies], num_train: int) -> np.ndarray:
+    """(N,) int64: rows of one id (of one part), and training copies of one image, have one number."""
+    copy_of = {row.id: copies.train[0].id for copies in sets if copies.train for row in copies.train}
+    names = [("train", copy_of.get(row.id, row.id)) if place < num_train else ("test", row.id) for place, row in enumerate(rows)]
+    numbers: dict[tuple[str, str], int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names])
+
+
+def _of_pixels(one: ImageFacts) -> np.ndarray:
+    """Moments of each colour (mean, deviation, skewness), darkest and brightest grey, flatness, and a 4 x 4 picture."""
+    colour = np.frombuffer(one.colour, np.uint8).reshape(COLOUR_PX, COLOUR_PX, 3).astype(np.float32) / 255
+    flat = colour.reshape(-1, 3)
+    mean, deviation = flat.mean(axis=0), flat.std(axis=0)
+    skewness = (((flat - mean) ** 3).mean(axis=0)) / np.maximum(deviation, 1e-3) ** 3
+    step = COLOUR_PX // SMALL_PX
+    small = colour.reshape(SMALL_PX, step, SMALL_PX, step, 3).mean(axis=(1, 3)).ravel()
+    return np.concatenate([mean, deviation, skewness, [one.low / 255, one.high / 255, one.flat], small])
+
+
+def _of_files(facts: Sequence[ImageFacts]) -> np.ndarray:
+    """(N, F): width, height, shape, bytes, bytes a pixel; format and mode as numbers."""
+    kinds = sorted({(one.format, one.mode) for one in facts})
+    rows = []
+    for one in facts:
+        pixels = one.width * one.height
+        rows.append([one.width, one.height, one.aspect, one.num_bytes, one.num_bytes / pixels, kinds.index((one.format, one.mode)), one.turned])
+    return np.array(rows, dtype=np.float32)

@@ -1,0 +1,110 @@
+"""What was recognised in the data folder and from which evidence, and what is odd about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+from pipeline.competition.facts import CompetitionFacts
+from pipeline.competition.folders import look
+from pipeline.competition.parts import words_of
+from pipeline.competition.rows import Competition
+from pipeline.competition.sources import read_sources
+from pipeline.look.section import Grid, Section
+from pipeline.look.selection import Looked
+from pipeline.tables import Table
+from pipeline.targets.metrics import find_metric
+from pipeline.wording import MAX_NAMED, counted, listed
+
+# Columns that competitions call so name what must not be split; a guess for a person to judge, never used by itself.
+GROUP_WORDS = (
+    *("patient", "subject", "person", "driver", "rider", "user", "owner", "family", "individual", "animal", "donor", "study", "session"),
+    *("series", "video", "clip", "sequence", "scene", "site", "location", "hospital", "camera", "slide", "plot", "field", "well", "batch"),
+)
+IMBALANCE = 20  # times as many images in the largest class as in the smallest, from where it is worth a sentence
+
+
+def recognised(looked: Looked, facts: CompetitionFacts) -> Section:
+    """The section on what the folder was read as; `facts`: what competition.yaml says."""
+    competition = looked.competition
+    section = Section("What was recognised", says=[_sentence(note) for note in competition.notes])
+    section.grids.append(Grid("In short", ("", "value"), _in_short(competition), open=20, texts=2))
+    odd = _odd(competition) + _likely_groups(competition, facts)
+    section.says += [f"Odd: {line}" for line in odd] or ["Nothing about labels and tables looks odd."]
+    if looked.sampled:
+        section.says.append(looked.sampled)
+    return section
+
+
+def _sentence(note: str) -> str:
+    return note[:1].upper() + note[1:] + ("" if note.endswith((".", ":")) else ".")
+
+
+def _in_short(competition: Competition) -> list[tuple[str, str]]:
+    train, test = (len({row.path for row in rows}) for rows in (competition.train, competition.test))
+    ids = len({row.id for row in competition.train})
+    rows = [("task", "questions about images" if competition.task == "vqa" else "images")]
+    if competition.target:
+        rows.append(("target", f"{competition.target.kind}: {competition.target.describe()}"))
+    if competition.metric:
+        rows.append(("metric", find_metric(competition.metric).words))
+    rows.append(("training", counted(train, "image") + (f" of {counted(ids, 'id')}" if ids != train else "")))
+    rows.append(("test", counted(test, "image") if test else "none found"))
+    form = competition.form
+    rows.append(("submission", f"{form.describe()}{f', as {form.path.name}' if form.path else ''}" if form else "no sample submission"))
+    groups = competition.groups
+    rows.append(("groups", f"{counted(len(set(groups.values())), 'group')} of {counted(len(groups), 'id')}" if groups else "none stated"))
+    if competition.folds:
+        rows.append(("folds", f"{len(set(competition.folds.values())):,}, from {competition.folds_from}; --folds takes them"))
+    if competition.split:
+        rows.append(("validation rows", f"{sum(part == 'val' for part in competition.split.values()):,}, {competition.split_from}"))
+    return rows
+
+
+def _odd(competition: Competition) -> list[str]:
+    target = competition.target
+    lines = []
+    if competition.form is not None and not competition.test:
+        lines.append(f"the images that {competition.form.path or 'the sample submission'} asks for are not there; nothing can be predicted")
+    if target is None or target.kind == "continuous" or not competition.train:
+        return lines
+    noun = {"multilabel": ("label", "labels"), "ordinal": ("grade", "grades")}.get(target.kind, ("class", "classes"))
+    counts = target.counts([row.label or "" for row in competition.train])
+    single = [name for name, count in counts.items() if count == 1]
+    empty = [name for name, count in counts.items() if count == 0]
+    if single:
+        lines.append(f"{counted(len(single), *noun)} with a single image, which a validation part never holds: {listed(single)}")
+    if empty:
+        lines.append(f"{counted(len(empty), *noun)} without any image: {listed(empty)}")
+    held = [count for count in counts.values() if count]
+    if held and max(held) >= IMBALANCE * min(held) and len(held) > 1:
+        most, least = max(counts, key=counts.__getitem__), min((name for name in counts if counts[name]), key=counts.__getitem__)
+        lines.append(f"{most!r} has {counts[most]:,} images and {least!r} {counts[least]:,}: {max(held) / min(held):.0f} times as many")
+    return lines
+
+
+def _likely_groups(competition: Competition, facts: CompetitionFacts) -> list[str]:
+    """Columns whose name and values look like what must not be split, where no groups are stated."""
+    if competition.groups or facts.group_column or competition.task == "vqa":
+        return []
+    lines = []
+    for source in read_sources(look(competition.root)).of_role("train", ""):
+        for name in source.table.columns:
+            if (size := _group_size(source.table, name, competition.class_names)) is not None:
+                lines.append(
+                    f"{source.name} has a column {name!r} with {size:,} different values for {counted(len(source.table.cells), 'row')}; where rows "
+                    f"of one value are alike, validation is too good unless they stay together: --set data.group_column={name}"
+                )
+    return lines[:MAX_NAMED]
+
+
+def _group_size(table: Table, name: str, labels: Collection[str]) -> int | None:
+    """How many values a column has that may name groups; None for another column, such as that of the `labels`."""
+    if not any(word.startswith(GROUP_WORDS) for word in words_of(name)):
+        return None
+    counts = Counter(cell.strip() for cell in table.column(name))
+    if counts.keys() <= set(labels):
+        return None
+    several = sum(count for count in counts.values() if count > 1)
+    return len(counts) if 1 < len(counts) < len(table.cells) and several * 2 > len(table.cells) else None
+
