@@ -21,6 +21,7 @@ export PYTHONUNBUFFERED := 1
 # What each target takes on the command line; anything else there is refused, for it would be ignored.
 TAKES_weights := WEIGHTS MODEL DATA
 TAKES_data := FROM DATA COMPETITION DATASET YES
+TAKES_look := DATA OUTPUT RECIPE BACKBONE NO_IMAGES
 TAKES_submit := COMPETITION MESSAGE YES PREDICTIONS DATA MODEL RUN
 TAKES_kernel := MODEL DATA COMPETITION HOURS TTA PRIOR WHEELS MESSAGE NOTEBOOK PUSH YES
 TAKES_score := SOLUTION PREDICTIONS DATA MODEL RUN
@@ -49,7 +50,7 @@ model = $(call flag,$(if $(value RUN),RUN,MODEL),$(1))
 check_list = $(foreach path,$($(1)),$(if $(wildcard $(path)),,$(error $(1): there is no $(path) here. Where a name has spaces: $(2))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-base weights data submit kernel score report suspects blend attention ablation bench test test-slow test-gpu fuzz lint
+.PHONY: help setup demo demo-base weights data look submit kernel score report suspects blend attention ablation bench test test-slow test-gpu fuzz lint
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +86,9 @@ weights: $(SETUP)  ## install released weights (WEIGHTS=drive id, link or zip; d
 
 data: $(SETUP)  ## into data/ (DATA=): a Kaggle competition (COMPETITION=slug), what you downloaded (FROM=folder or archive), a public set (DATASET=cifar10 ...)
 	$(PYTHON) -m pipeline.fetch.install $(call flag,FROM,--from) $(call flag,DATA,--data) $(call flag,COMPETITION,--competition) $(call flag,DATASET,--dataset) $(if $(YES),--yes)
+
+look: $(SETUP)  ## a page about the data before anything is trained, into look/NAME/ (DATA= RECIPE= BACKBONE= OUTPUT= NO_IMAGES=1)
+	$(PYTHON) -m pipeline.look.show $(call flag,DATA,--data) $(call flag,RECIPE,--recipe) $(call flag,BACKBONE,--backbone) $(call flag,OUTPUT,--output) $(if $(NO_IMAGES),--no-images)
 
 submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the score (COMPETITION= MESSAGE= YES=1 PREDICTIONS= DATA= MODEL=)
 	$(PYTHON) -m pipeline.kaggle.submit $(call flag,COMPETITION,--competition) $(call flag,MESSAGE,--message) $(if $(YES),--yes) $(call flag,PREDICTIONS,--predictions) $(call flag,DATA,--data) $(call model,--model)

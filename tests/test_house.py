@@ -129,6 +129,22 @@ WINGS = {
         "blend",
     ],
     "cleaning": ["confident", "out_of_fold", "neighbours", "suspects_page", "suspects"],
+    "look": [
+        *("section", "image_facts", "fact_store", "measuring", "selection", "understood", "drawing", "label_counts", "contact_sheet"),
+        *(
+            "sizes",
+            "duplicates",
+            "copies",
+            "group_file",
+            "odd_images",
+            "same_source",
+            "model_input",
+            "cost",
+            "as_text",
+            "look_page",
+            "show",
+        ),
+    ],
     "kernel": [
         *("pace", "carried", "cards", "answer", "bundle", "slugs", "script", "placeholder", "sealed", "rehearsal", "stages", "remote"),
         *("push", "make"),

@@ -46,13 +46,16 @@ def _beside(train: Sequence[Row], test: Sequence[Row]) -> tuple[Strip, ...]:
     for left, right in zip_longest(*parts, fillvalue=[]):
         for name, rows in (("train", left), ("test", right)):
             if rows:
-                strips.append(Strip(name, tuple(Picture(row.path, f"{name}: {row.label or row.id}" if row.label else name) for row in rows)))
+                strips.append(
+                    Strip(name, tuple(Picture(row.path, f"{name}: {row.label or row.id}" if row.label else name) for row in rows))
+                )
     return tuple(strips)
 
 
 def _asked(rows: Sequence[Row]) -> Sheet:
     strips = [
-        Strip(row.question or "", (Picture(row.path, row.question or ""),), quiet=row.label or "") for row in _drawn(rows, MOST_PICTURES // 20)
+        Strip(row.question or "", (Picture(row.path, row.question or ""),), quiet=row.label or "")
+        for row in _drawn(rows, MOST_PICTURES // 20)
     ]
     return Sheet("Questions with their images, drawn at random", tuple(strips), open=24)
 
@@ -73,4 +76,6 @@ def _of_classes(looked: Looked, train: Sequence[Row], section: Section) -> None:
     noun = {"multilabel": "label", "ordinal": "grade", "continuous": target.names[0]}.get(target.kind, "class")
     section.sheets.append(Sheet(f"Training images by {noun}", tuple(strips), tiles=each == 1, open=60 if each == 1 else 24, sample=True))
     if len(shown) < len(names):
-        section.says.append(f"{len(shown):,} of {counted(len(names), 'class', 'classes')} are shown, evenly spaced in the order of their names.")
+        section.says.append(
+            f"{len(shown):,} of {counted(len(names), 'class', 'classes')} are shown, evenly spaced in the order of their names."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,26 +55,27 @@ def copies_section(looked: Looked, sets: Sequence[Copies], groups_file: str) -> 
     if differing:
         images = sum(len(copies.train) for copies in differing)
         section.says.append(
-            f"The same image with different labels: {counted(len(differing), 'set')}, {counted(images, 'training image')}. One of the labels is wrong, "
-            "or the image has several; somebody should decide."
+            f"The same image with different labels: {counted(len(differing), 'set')}, {counted(images, 'training image')}. "
+            "One of the labels is wrong, or the image has several; somebody should decide."
         )
         _show(section, "The same image with different labels", differing, looked, "train")
     if inside:
         images = sum(len(copies.train) for copies in inside)
         exact = sum(copies.equal for copies in inside)
         section.says.append(
-            f"Duplicates inside train: {counted(len(inside), 'set')} of {counted(images, 'image')} in all, {exact:,} with equal bytes. Validation is too "
-            "good where one copy trains and another validates. Files of equal bytes are kept together anyway; nearly equal ones are with: "
-            f"--set data.groups={groups_file}"
-            if groups_file
-            else f"Duplicates inside train: {counted(len(inside), 'set')} of {counted(images, 'image')} in all, {exact:,} with equal bytes."
+            f"Duplicates inside train: {counted(len(inside), 'set')} of {counted(images, 'image')} in all, {exact:,} with equal bytes."
         )
+        if groups_file:
+            section.says.append(
+                "Validation is too good where one copy trains and another validates. Files of equal bytes are kept together anyway; "
+                f"nearly equal ones are with: --set data.groups={shlex.quote(groups_file)}"
+            )
         _show(section, "Duplicates inside train", [copies for copies in inside if copies not in differing], looked, "train")
     if leaks:
         tests = sum(len(copies.test) for copies in leaks)
         section.says.append(
-            f"Test images that also stand in train: {tests:,} of {counted(len(looked.test), 'test image')}. Their labels are known, so a score on the "
-            "test set is partly memory; nothing here makes use of it."
+            f"Test images that also stand in train: {tests:,} of {counted(len(looked.test), 'test image')}. Their labels are known, "
+            "so a score on the test set is partly memory; nothing here makes use of it."
         )
         _show(section, "Between train and test", leaks, looked, "both")
     if in_test:
@@ -116,7 +118,11 @@ def _show(section: Section, title: str, sets: Sequence[Copies], looked: Looked, 
         chosen = [("train", row) for row in copies.train if part in ("train", "both")]
         chosen += [("test", row) for row in copies.test if part in ("test", "both")]
         if part == "both":  # one of each at least
-            chosen = [*chosen[:1], *[pair for pair in chosen[1:] if pair[0] == "test"], *[pair for pair in chosen[1:] if pair[0] == "train"]]
+            chosen = [
+                *chosen[:1],
+                *[pair for pair in chosen[1:] if pair[0] == "test"],
+                *[pair for pair in chosen[1:] if pair[0] == "train"],
+            ]
         pictures = tuple(Picture(row.path, f"{name}: {row.label or looked.shown(row.path)}") for name, row in chosen[:SHOWN_EACH])
         labels = listed(dict.fromkeys(row.label or "" for row in copies.train)) if copies.train else "test"
         strips.append(Strip(f"{number}. {labels}", pictures, quiet=f"{copies.how}, {len(chosen)} images"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,12 +54,15 @@ def cost_section(looked: Looked, recipe: Recipe, output: Path) -> Section:
     section = Section(f"What it would take: {recipe.name or recipe.backbone}")
     competition = looked.competition
     if recipe.task != competition.task:
-        section.says.append(f"The recipe {recipe.name} is for {recipe.task}, this competition is {competition.task}: --recipe names another.")
+        section.says.append(
+            f"The recipe {recipe.name} is for {recipe.task}, this competition is {competition.task}: --recipe names another."
+        )
         return section
     if not backbone_here(recipe):
         section.says.append(
-            f"{recipe.backbones} is not on this machine, so nothing is measured. `python train.py --dry-run --data {competition.root}` fetches it and "
-            "says the same; --recipe NAME or --backbone DIR here measures another."
+            f"{recipe.backbones} is not on this machine, so nothing is measured. "
+            f"`{shlex.join(['python', 'train.py', '--dry-run', '--data', str(competition.root)])}` fetches it "
+            "and says the same; --recipe NAME or --backbone DIR here measures another."
         )
         return section
     try:
@@ -101,7 +105,9 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
     ]
     problems = []
     try:
-        rows.append(("disk", f"up to {human_size(check_disk(output, task.model, OPTIMIZER_STATES[recipe.optimizer.name], not recipe.lora.rank))}"))
+        rows.append(
+            ("disk", f"up to {human_size(check_disk(output, task.model, OPTIMIZER_STATES[recipe.optimizer.name], not recipe.lora.rank))}")
+        )
     except UserError as error:
         problems.append(str(error))
     try:
@@ -125,4 +131,3 @@ def _part(looked: Looked) -> Competition:
     turns = [row for turn in range(FEW) for found in by_label.values() for row in found[turn : turn + 1]][:FEW]
     ids = {row.id for row in turns}
     return replace(looked.competition, train=tuple(row for row in rows if row.id in ids), split=None, groups=None, folds=None)
-

@@ -79,7 +79,15 @@ def shares_figure(path: Path, values: Mapping[str, Sequence[float]], across: str
         for part, found in values.items():
             if len(found):
                 counts = np.histogram(found, edges)[0] / len(found)
-                axes.stairs(counts, edges, color=COLOURS[part], linewidth=2.0, fill=part == "train", alpha=0.45 if part == "train" else 1, label=part)
+                axes.stairs(
+                    counts,
+                    edges,
+                    color=COLOURS[part],
+                    linewidth=2.0,
+                    fill=part == "train",
+                    alpha=0.45 if part == "train" else 1,
+                    label=part,
+                )
         axes.set(xlim=(edges[0], edges[-1]), xlabel=across, ylabel="share of the images")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))

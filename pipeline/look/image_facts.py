@@ -107,4 +107,3 @@ def _flat_share(levels: np.ndarray) -> float:
     counts = np.bincount(levels.ravel(), minlength=256)
     mode = int(counts.argmax())
     return float(counts[max(mode - FLAT_LEVELS, 0) : mode + FLAT_LEVELS + 1].sum() / levels.size)
-

@@ -86,12 +86,19 @@ def _together(target: Target, labels: Sequence[str], section: Section, figures: 
     chance = totals[first] * totals[second] / max(len(labels), 1)
     order = np.argsort(-together[first, second], kind="stable")[:MAX_PAIRS]
     rows = [
-        (target.names[first[at]], target.names[second[at]], int(together[first[at], second[at]]), f"{_ratio(together[first[at], second[at]], chance[at])}")
+        (
+            target.names[first[at]],
+            target.names[second[at]],
+            int(together[first[at], second[at]]),
+            f"{_ratio(together[first[at], second[at]], chance[at])}",
+        )
         for at in order
         if together[first[at], second[at]]
     ]
     if rows:
-        section.grids.append(Grid("Labels that come together", ("label", "with", "images", "times what chance gives"), rows, open=12, texts=2))
+        section.grids.append(
+            Grid("Labels that come together", ("label", "with", "images", "times what chance gives"), rows, open=12, texts=2)
+        )
     never = int(((together[first, second] == 0) & (chance >= 5)).sum())
     if never:
         section.says.append(f"{counted(never, 'pair')} of labels never come together, though chance alone would give five images or more.")
@@ -118,7 +125,9 @@ def _numbers(target: Target, rows: Sequence[Row], figures: Path) -> Section:
         column = values[:, number]
         grid.append((name, *map(brief, quantiles[:, number]), brief(column.mean()), brief(column.std()), len(np.unique(column))))
     heads = ("number", "least", "5 %", "median", "95 %", "largest", "mean", "deviation", "different values")
-    section.says.append(f"{counted(len(rows), 'labelled id')}; always answering the mean gives an RMSE of {_listed_deviations(target, values)}.")
+    section.says.append(
+        f"{counted(len(rows), 'labelled id')}; always answering the mean gives an RMSE of {_listed_deviations(target, values)}."
+    )
     section.grids.append(Grid("The numbers of training", heads, grid))
     for name, histogram in list(histograms(target.names, values).items())[:MAX_NUMBERS]:
         path = figures / f"numbers_{target.names.index(name)}.png"

@@ -38,7 +38,9 @@ class Thumbnails:
         return self._made.get((picture.path, picture.side_px))
 
 
-def write_page(folder: Path, name: str, sections: Sequence[Section], thumbnails: Thumbnails, most_bytes: int, images: bool) -> tuple[Path, str]:
+def write_page(
+    folder: Path, name: str, sections: Sequence[Section], thumbnails: Thumbnails, most_bytes: int, images: bool
+) -> tuple[Path, str]:
     """Write look.html into `folder`: its path, and what was left out to keep it below `most_bytes`, empty when nothing was.
 
     First the pictures that stand for others become fewer, then all are left out.
@@ -113,4 +115,10 @@ def _sheet(sheet: Sheet, thumbnails: Thumbnails) -> dict[str, Any]:
         for strip in sheet.strips
     ]
     strips = [strip for strip in strips if strip["pictures"]]
-    return {"title": sheet.title, "tiles": sheet.tiles, "captions": sheet.captions, "open": strips[: sheet.open], "folded": strips[sheet.open :]}
+    return {
+        "title": sheet.title,
+        "tiles": sheet.tiles,
+        "captions": sheet.captions,
+        "open": strips[: sheet.open],
+        "folded": strips[sheet.open :],
+    }

@@ -60,7 +60,11 @@ def input_section(looked: Looked, recipe: Recipe, rule: Preprocessing, assumed: 
     if assumed:
         section.says.append(assumed)
     words = "The usual image of this set" + (" and the longest one" if len(views) > 1 else "")
-    crops = " The coloured boxes are the three crops at the right, drawn at random as in training." if usual.crops else " At the right three draws of training."
+    crops = (
+        " The coloured boxes are the three crops at the right, drawn at random as in training."
+        if usual.crops
+        else " At the right three draws of training."
+    )
     caption = f"{words}: as it is, as validation and prediction read it, and as training does.{crops}"
     section.figures.append(Figure(path, caption, caption, "wide large photo"))
     section.says += [f"{name}: {looked.shown(row.path)}." for name, row in zip(("The usual image", "The longest"), chosen, strict=False)]
@@ -107,7 +111,13 @@ def _in_words(size: tuple[int, int], rule: Preprocessing, recipe: Recipe) -> str
         shorter = rule.resize_to if isinstance(rule.resize_to, int) else min(rule.resize_to)
         read = f"resized to a shorter side of {shorter}, of which the middle {rule.width} x {rule.height} is kept"
     factor = np.sqrt(across * down)
-    scale = f"to {factor:.0%} of its resolution" if factor < 0.98 else f"{factor:.1f} times enlarged" if factor > 1.02 else "at its own resolution"
+    scale = (
+        f"to {factor:.0%} of its resolution"
+        if factor < 0.98
+        else f"{factor:.1f} times enlarged"
+        if factor > 1.02
+        else "at its own resolution"
+    )
     config = recipe.augmentation
     training = "the same, changed at random"
     if config.random_resized_crop:

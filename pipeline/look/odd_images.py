@@ -19,7 +19,12 @@ ONE_COLOUR = 2  # grey levels between the darkest and the brightest pixel
 NEARLY_EMPTY = 0.99  # the share of pixels with one grey
 TINY_PX, TINY_SHARE = 32, 0.5  # the shorter side; and less than this share of the usual one
 LONG = 4.0  # the longer side by the shorter, where the usual image is not so
-SUFFIXES = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "MPO": (".jpg", ".jpeg", ".jpe", ".jfif"), "TIFF": (".tif", ".tiff"), "DIB": (".bmp",)}
+SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "TIFF": (".tif", ".tiff"),
+    "DIB": (".bmp",),
+}
 SHOWN = 12
 
 
@@ -48,7 +53,9 @@ def odd_section(looked: Looked, intensity: Intensity | None, deep_notes: list[st
     deep = [one for one in facts.values() if one.deep and not one.problem]
     if deep:
         words = rule_in_words(intensity) if intensity else "each type's own range becomes 0 to 255"
-        section.says.append(f"{counted(len(deep), 'image')} of more than 8 bits ({', '.join(sorted({one.mode for one in deep}))}): {words}.")
+        section.says.append(
+            f"{counted(len(deep), 'image')} of more than 8 bits ({', '.join(sorted({one.mode for one in deep}))}): {words}."
+        )
     section.says += [f"{note[:1].upper()}{note[1:]}." for note in deep_notes if not deep or not note.startswith("grey")]
     return section
 
@@ -61,7 +68,9 @@ def _kinds(sound: list[ImageFacts]) -> dict[str, Callable[[ImageFacts], bool]]:
         "Black": _is_black,
         "White": _is_white,
         "Of one colour": lambda one: one.high - one.low <= ONE_COLOUR and not _is_black(one) and not _is_white(one),
-        "Nearly empty": lambda one: one.flat >= NEARLY_EMPTY and one.high - one.low > ONE_COLOUR and not _is_black(one) and not _is_white(one),
+        "Nearly empty": lambda one: (
+            one.flat >= NEARLY_EMPTY and one.high - one.low > ONE_COLOUR and not _is_black(one) and not _is_white(one)
+        ),
         "Tiny": lambda one: min(one.width, one.height) < min(TINY_PX, TINY_SHARE * usual_side),
         "Extremely long": lambda one: _elongation(one) >= LONG > usual_shape,
         "Named as another kind of file": _misnamed,
@@ -95,4 +104,6 @@ def _show(section: Section, looked: Looked, name: str, found: list[Path], rows: 
     section.says.append(f"{name}: {counted(len(found), 'image')} ({share:.1%}).")
     section.grids.append(Grid(name, ("part", "image", "label", "what it is"), lines, open=0, texts=4))
     pictures = (Picture(path, f"{rows[path][0]}: {looked.shown(path)}") for path in found[:SHOWN])
-    section.sheets.append(Sheet(f"{name}: {counted(len(found), 'image')}", tuple(Strip(looked.shown(p.path), (p,)) for p in pictures), tiles=True))
+    section.sheets.append(
+        Sheet(f"{name}: {counted(len(found), 'image')}", tuple(Strip(looked.shown(p.path), (p,)) for p in pictures), tiles=True)
+    )

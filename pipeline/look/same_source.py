@@ -55,7 +55,9 @@ def tell_apart(looked: Looked, sets: Sequence[Copies], seed: int = 0) -> Told | 
     folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(rows, is_test, groups))
     aucs, likeness = {}, np.zeros(len(rows))
     for name in ("all", "pictures", "files"):
-        model = HistGradientBoostingClassifier(max_iter=60, learning_rate=0.1, max_leaf_nodes=15, random_state=seed, class_weight="balanced")
+        model = HistGradientBoostingClassifier(
+            max_iter=60, learning_rate=0.1, max_leaf_nodes=15, random_state=seed, class_weight="balanced"
+        )
         found = cross_val_predict(model, features[name], is_test, cv=folds, method="predict_proba")[:, 1]
         aucs[name] = float(roc_auc_score(is_test, found))
         likeness = found if name == "all" else likeness
@@ -74,7 +76,8 @@ def source_section(looked: Looked, told: Told | None) -> Section:
         return section
     auc = told.aucs["all"]
     section.says.append(
-        f"A classifier tells train from test images with an out-of-fold AUC of {auc:.3f} (0.5 is a coin, 1 without fail): {in_words(auc, told.error)}."
+        f"A classifier tells train from test images with an out-of-fold AUC of {auc:.3f} (0.5 is a coin, 1 without fail): "
+        f"{in_words(auc, told.error)}."
     )
     rows = [
         ("colours and a 4 x 4 picture, size, bytes, format", f"{told.aucs['all']:.3f}"),
@@ -91,9 +94,13 @@ def source_section(looked: Looked, told: Told | None) -> Section:
         )
         order = np.argsort(-told.likeness, kind="stable")[:SHOWN]
         pictures = [Picture(told.train[at].path, f"{looked.shown(told.train[at].path)}, {told.likeness[at]:.2f}") for at in order.tolist()]
-        strips = tuple(Strip(f"{told.likeness[at]:.2f}", (shown,), quiet=told.train[at].label or "") for at, shown in zip(order, pictures, strict=True))
+        strips = tuple(
+            Strip(f"{told.likeness[at]:.2f}", (shown,), quiet=told.train[at].label or "") for at, shown in zip(order, pictures, strict=True)
+        )
         section.sheets.append(Sheet("Training images that look most like test", strips, tiles=True))
-        section.says.append("test_like.csv beside this page holds this number for each training image; a validation part of the most test-like ones is a choice.")
+        section.says.append(
+            "test_like.csv beside this page holds this number for each training image; a validation part of the most test-like ones is a choice."
+        )
     section.says.append(f"By chance alone it is 0.5 ± {told.error:.3f} ({counted(len(told.train), 'training image')} were used).")
     return section
 
@@ -136,5 +143,7 @@ def _of_files(facts: Sequence[ImageFacts]) -> np.ndarray:
     rows = []
     for one in facts:
         pixels = one.width * one.height
-        rows.append([one.width, one.height, one.aspect, one.num_bytes, one.num_bytes / pixels, kinds.index((one.format, one.mode)), one.turned])
+        rows.append(
+            [one.width, one.height, one.aspect, one.num_bytes, one.num_bytes / pixels, kinds.index((one.format, one.mode)), one.turned]
+        )
     return np.array(rows, dtype=np.float32)

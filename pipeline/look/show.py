@@ -147,7 +147,9 @@ def _look(args: argparse.Namespace, recipe: Recipe, competition: Competition, fa
 
     def write() -> Path:
         write_text(folder / TEXT, as_text(looked.competition.root.resolve().name, sections))
-        page, note = write_page(folder, looked.competition.root.resolve().name, sections, thumbnails, int(args.max_mb * 1e6), not args.no_images)
+        page, note = write_page(
+            folder, looked.competition.root.resolve().name, sections, thumbnails, int(args.max_mb * 1e6), not args.no_images
+        )
         if note:
             print(note, file=sys.stderr)
         return page
@@ -198,7 +200,11 @@ def _sections(
     told = tell_apart(looked, sets)
     if told:
         rows = sorted(zip(told.train, told.likeness.tolist(), strict=True), key=lambda pair: -pair[1])
-        write_table(folder / "test_like.csv", ("id", "image", "test_like"), ((row.id, looked.shown(row.path), f"{value:.4f}") for row, value in rows))
+        write_table(
+            folder / "test_like.csv",
+            ("id", "image", "test_like"),
+            ((row.id, looked.shown(row.path), f"{value:.4f}") for row, value in rows),
+        )
     return [
         recognised(looked, facts),
         contact_section(looked),

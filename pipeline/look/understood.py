@@ -107,4 +107,3 @@ def _group_size(table: Table, name: str, labels: Collection[str]) -> int | None:
         return None
     several = sum(count for count in counts.values() if count > 1)
     return len(counts) if 1 < len(counts) < len(table.cells) and several * 2 > len(table.cells) else None
-
