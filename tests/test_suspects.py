@@ -104,6 +104,19 @@ def test_of_several_labels_only_those_that_look_wrong_are_turned() -> None:
         assert turned == {"road" if one.row == 7 else "sea"}
 
 
+def test_a_label_that_every_row_has_is_never_flagged() -> None:
+    pytest.importorskip("cleanlab")
+    target = Target("multilabel", ("sea", "sky", "none"), separator="|")
+    truth = np.stack([np.arange(60) % 2 == 0, np.ones(60, dtype=bool), np.zeros(60, dtype=bool)], axis=1)
+    values = np.where(truth, 0.95, 0.05).astype(np.float32)
+    values[:, 1:] = 0.5
+    labels = ["sea|sky" if row[0] else "sky" for row in truth]
+    labels[0] = "sky"
+    assert [(one.row, one.suggested) for one in find_suspects(target, labels, values)] == [(0, "sea|sky")]
+    with pytest.raises(UserError, match="no label is given to some rows and not to others"):
+        find_suspects(target, ["sky"] * 60, values)
+
+
 def test_of_numbers_those_far_from_what_was_predicted() -> None:
     pytest.importorskip("cleanlab")
     target = Target("continuous", ("weight",), center=(50.0,), scale=(10.0,), low=(0.0,), high=(100.0,))

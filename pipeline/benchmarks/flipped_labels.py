@@ -154,10 +154,10 @@ def write_labels(path: Path, labels: dict[str, str]) -> None:
 
 def table_of(results: Sequence[dict[str, Any]]) -> list[str]:
     """A line for each value: of every seed, their mean and deviation; then what each way gains over the labels as they are."""
-    lines = [f"{'':28}" + "".join(f"{f'seed {seed}':>9}" for seed in range(len(results))) + f"{'mean':>9}{'dev.':>8}"]
+    lines = [f"{'':32}" + "".join(f"{f'seed {seed}':>9}" for seed in range(len(results))) + f"{'mean':>9}{'dev.':>8}"]
     for key in (*COUNTS, *WAYS):
         lines.append(_line(f"test, {key}" if key in WAYS else key, [row[key] for row in results]))
-    lines += [_line(f"gain {way}"[:28], [row[way] - row[WAYS[0]] for row in results]) for way in WAYS[1:]]
+    lines += [_line(f"gain {way}"[:32], [row[way] - row[WAYS[0]] for row in results]) for way in WAYS[1:]]
     return lines
 
 
@@ -168,7 +168,7 @@ def _line(name: str, values: Sequence[float | None]) -> str:
         return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
     cells = "".join(f"{word(value):>9}" for value in values)
-    return f"{name:28}{cells}{word(float(mean(known))) if known else '-':>9}{word(stdev(known)) if len(known) > 1 else '-':>8}"
+    return f"{name:32}{cells}{word(float(mean(known))) if known else '-':>9}{word(stdev(known)) if len(known) > 1 else '-':>8}"
 
 
 def _run(*words: str) -> None:

@@ -101,14 +101,17 @@ def _of_classes(labels: list[str], given: np.ndarray, probs: np.ndarray, suggest
 
 def _several_labels(target: Target, labels: list[str], values: np.ndarray) -> list[Suspect]:
     import numpy as np
-    from cleanlab.multilabel_classification import get_label_quality_scores
     from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
 
     truth = target.encode(labels) > 0.5
-    probs = np.clip(np.asarray(values, dtype=np.float64), 1e-6, 1 - 1e-6)
-    lists = [np.flatnonzero(row).tolist() for row in truth]
-    wrong = np.asarray(find_multilabel_issues_per_class(lists, probs, n_jobs=1), dtype=bool)  # (N, O)
-    quality = get_label_quality_scores(lists, probs)
+    varied = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))  # a label that all rows have, or none, tells nothing of itself
+    if not len(varied):
+        raise UserError("no label is given to some rows and not to others: nothing can be told of them")
+    probs = np.clip(np.asarray(values, dtype=np.float64), 1e-6, 1 - 1e-6)[:, varied]
+    lists = [np.flatnonzero(row).tolist() for row in truth[:, varied]]
+    wrong = np.zeros(truth.shape, dtype=bool)
+    wrong[:, varied] = find_multilabel_issues_per_class(lists, probs, n_jobs=1)
+    quality = np.where(truth[:, varied], probs, 1 - probs).min(axis=1)  # cleanlab's quality of a label, the worst of the image
     right = truth ^ wrong
     suggested = [target.separator.join(target.names[number] for number in np.flatnonzero(row)) for row in right]
     usable = wrong.any(axis=1) & (right.any(axis=1) | target.may_be_empty)
