@@ -4,6 +4,7 @@ python inference.py                                           # finetuned_model/
 python inference.py --model finetuned_model/digits --data data/digits --output data/digits/predictions.csv
 python inference.py --model runs/folds                        # the mean of its models
 python inference.py --model runs/a runs/b runs/folds          # the mean of several, whatever their backbones
+torchrun --standalone --nproc-per-node 2 inference.py --model runs/a    # the images shared out to two cards, the same file
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError, run_command
+from pipeline.ranks import is_first
 
 if TYPE_CHECKING:
     from pipeline.competition.rows import Competition
@@ -71,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.files import check_place, sha256
     from pipeline.folds.finishing import check_prior, finished
     from pipeline.folds.kept import Kept
-    from pipeline.folds.team import gather, made_by, predict_together
+    from pipeline.folds.team import gather, made_by, meet_over, predict_together
     from pipeline.folds.views import choose_views, parse_views, predict_views
     from pipeline.submission.belonging import check_belongs
     from pipeline.submission.origin import record_origin
@@ -79,7 +81,10 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.tables import is_formula
     from pipeline.tasks.apply import read_for
     from pipeline.training.compute import choose_compute
+    from pipeline.training.processes import first_does, part
     from pipeline.wording import counted, quoted
+
+    first_does(lambda: None)  # from here on, of several processes, one that fails can tell the first one why
 
     output = check_place(Path(args.output), "name a file with --output")
     team = gather([Path(model) for model in args.model])
@@ -88,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     compared = check_belongs(team.first.target, competition, team.first.path)  # the others know the same labels
     notes = [*(leaf.run.unfinished for leaf in team.leaves if leaf.run.unfinished), *competition.notes]
     print("\n".join([team.describe(), *(f"  {note}" for note in notes)]))
+    meet_over(team, competition)
     views, lines = choose_views(
         parse_views(args.tta),
         team,
@@ -98,6 +104,9 @@ def main(argv: list[str] | None = None) -> int:
     predictions = predict_together(
         team, team.first.target, lambda run: predict_once(run, competition, args.batch_size, args.precision, kept_before)
     )
+    part()
+    if not is_first():
+        return 0
     predictions, decided = finished(team, predictions, args.prior, args.decision)
     kept = copy_unsent(output)
     if output.suffix == ".json":  # the results file of the VQA challenge's own evaluation
@@ -135,13 +144,16 @@ def predict_once(run: Run, competition: Competition, batch_size: int, precision:
     Raises:
         UserError: the model cannot be rebuilt, or not one test image can be decoded.
     """
-    if run.target is not None and (found := kept.load(run, run.target)):
+    from pipeline.training.processes import current
+
+    found = kept.load(run, run.target) if run.target is not None else None
+    if current().least(int(found is not None)):
         print(f"  as kept in {run.path}: the same images, weights and packages")
         return found
     from pipeline.folds.views import predict_views
 
     predictions, bad = predict_views(run, competition, batch_size, precision, kept.views)
-    if not bad and (problem := kept.save(run, predictions)):
+    if not bad and is_first() and (problem := kept.save(run, predictions)):
         print(f"  note: {problem}")
     return predictions
 
@@ -165,4 +177,4 @@ def copy_unsent(output: Path) -> Path | None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, by_several=True))

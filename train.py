@@ -5,6 +5,7 @@ python train.py --recipe vit-base-224 --data data/birds       # another one
 python train.py --lora-rank 0 --set optimizer.lr=2e-5         # full fine-tuning, another rate
 python train.py --resume                                      # go on after an interruption
 python train.py --resume changed --lr 1e-5                    # ... at another rate
+torchrun --standalone --nproc-per-node 2 train.py --epochs 25  # two cards, one model
 python train.py --folds 5 --output runs/folds                 # five models, and predictions of every row by the one that did not see it
 """
 
@@ -23,6 +24,7 @@ from pipeline.commands.fitting import train
 from pipeline.commands.session import asked_recipe, fill_in, open_session
 from pipeline.errors import run_command
 from pipeline.lock import holding_folder
+from pipeline.ranks import is_first, launcher
 
 if TYPE_CHECKING:
     from pipeline.competition.rows import Competition
@@ -84,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
     args = parse(argv)
     fill_in(args)
-    command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
+    command = shlex.join([*launcher(), "train.py", *(sys.argv[1:] if argv is None else argv)])
     if any(value is not None for value in (args.folds, args.fold, args.parallel)):
         from pipeline.folds.training import Steps, train_folds
 
@@ -101,7 +103,8 @@ def train_one(
     Raises:
         UserError, Interrupted: as `main`.
     """
-    with nullcontext() if args.dry_run else holding_folder(Path(args.output)):  # before anything in it is read
+    writes = is_first() and not args.dry_run
+    with holding_folder(Path(args.output)) if writes else nullcontext():  # before anything in it is read
         session = open_session(args, command, started, recipe)
         if session is None:
             return 0
@@ -110,4 +113,4 @@ def train_one(
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, by_several=True))

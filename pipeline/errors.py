@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+
+from pipeline import ranks
 
 EXIT_DONE, EXIT_USER, EXIT_INTERRUPTED = 0, 2, 130
 
@@ -38,35 +42,66 @@ def raise_all(problems: Iterable[str], heading: str) -> None:
     raise UserError("\n".join([heading, *shown]))
 
 
-def run_command(main: Callable[[], int | None]) -> int:
+def run_command(main: Callable[[], int | None], by_several: bool = False) -> int:
     """The exit code of `main()`: 0 done, 2 after a `UserError`, 130 after an interruption or when nobody reads the output any more.
 
     Never a traceback for any of these, nor for what the system refuses (a full disk, a folder that cannot be written).
+    `by_several`: several processes, started by torchrun, may run it together; the first alone speaks.
     """
+    if ranks.world_size() > 1:
+        main = _among_several(main, by_several)
     try:
         code = main() or EXIT_DONE
         if sys.stdout is not None:  # closed by who started us
             sys.stdout.flush()
         return code
     except UserError as error:
-        _say(f"error: {error}")
-        return EXIT_USER
+        return _end(f"error: {error}", EXIT_USER)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough; what was not printed was not done
         return EXIT_INTERRUPTED
     except Interrupted as interruption:
-        _say(str(interruption))
-        return EXIT_INTERRUPTED
+        return _end(str(interruption), EXIT_INTERRUPTED)
     except KeyboardInterrupt:
-        _say("interrupted")
-        return EXIT_INTERRUPTED
+        return _end("interrupted", EXIT_INTERRUPTED)
+    except SystemExit as end:
+        if end.code and not ranks.is_first():  # argparse has spoken, in the first process too
+            ranks.end_after_first("wrong flags")
+        raise
     except Exception as error:
         refusal = outside_the_environment(error) or system_refusal(error)
         if refusal is None:
+            ranks.speak()
             raise
-        _say(f"error: {refusal}")
-        return EXIT_USER
+        return _end(f"error: {refusal}", EXIT_USER)
     finally:
         _drop_what_nobody_reads()
+
+
+def _end(words: str, code: int) -> int:
+    """Say why the command ends; of several processes the first does, and the others wait for it."""
+    if ranks.is_first():
+        _say(words)
+    elif code == EXIT_INTERRUPTED:
+        time.sleep(ranks.AFTER_FIRST_SECONDS)
+    else:
+        ranks.end_after_first(words)
+    return code
+
+
+def _among_several(main: Callable[[], int | None], by_several: bool) -> Callable[[], int | None]:
+    """`main` in one of several processes: only the first speaks, also where torchrun ends it because another one has ended."""
+    ranks.hush()
+
+    def refuse() -> None:
+        raise UserError("this command is for one process: start it with python, not with torchrun")
+
+    def on_signal(_number: int, _frame: Any) -> None:
+        if sys.exc_info()[1] is None:  # else it is about to say what went wrong
+            raise Interrupted("stopped (SIGTERM): torchrun ends all processes when one has ended; its report says which")
+
+    if ranks.is_first():
+        signal.signal(signal.SIGTERM, on_signal)
+    return main if by_several else refuse
 
 
 # What the system refuses, and what a person can do. Everything is written to a temporary name first, so nothing is half there.

@@ -163,6 +163,9 @@ class Recipe(Section):
         "auto", description="auto: bf16 where the hardware has it, else fp16 on CUDA"
     )
     activation_checkpointing: bool = Field(False, description="compute the blocks again in the backward pass: less memory, equal results")
+    gradient_sum: Literal["auto", "exact", "reduced"] = Field(
+        "auto", description="of several processes: exact: the bits of one; reduced: equal to rounding, for many trained numbers"
+    )
     attention: Literal["auto", "fused", "products"] = Field(
         "auto", description="how training computes attention; auto: what is faster, tried on a CPU in bf16"
     )

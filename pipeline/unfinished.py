@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
+from pipeline.ranks import launcher
 from pipeline.run_names import FOLDS_START, KEPT, START
 
 _FLAGS = {"data": "--data", "batch_size": "--batch-size"}
@@ -18,7 +19,7 @@ def resume_command(path: Path | str, *flags: str) -> str:
     path = Path(path)
     path = path.parent if path.name.startswith("fold-") and (path.parent / FOLDS_START).is_file() else path
     several = ["--folds", str(read_json(path / FOLDS_START).get("folds"))] if (path / FOLDS_START).is_file() else []
-    return shlex.join(["python", "train.py", "--output", str(path), *several, "--resume", *flags])
+    return shlex.join([*(["python"] if several else launcher()), "train.py", "--output", str(path), *several, "--resume", *flags])
 
 
 def started_with(path: Path) -> dict[str, Any]:

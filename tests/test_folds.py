@@ -17,6 +17,7 @@ from sklearn.metrics import accuracy_score
 import train
 from pipeline.errors import Interrupted, UserError
 from pipeline.files import read_json
+from pipeline.ranks import NAMES
 from pipeline.targets.target import Target
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -191,7 +192,8 @@ def test_flags_that_make_no_sense(folds_run: Path, tiny_backbone: Path, tmp_path
 
 
 def test_torchrun_is_refused(folds_run: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in NAMES:
+        monkeypatch.setenv(name, "2" if name.endswith("SIZE") else "0")
     with pytest.raises(UserError, match="--parallel 2: one fold a card"):
         train.main(arguments(folds_run / "data", tiny_backbone, tmp_path / "run", "--folds", "3"))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import describe_keys, known_keys, load_recipe, recipe_names
-from pipeline.training.engine import EpochReport
+from pipeline.training.position import EpochReport
 from pipeline.training.record import Recorder
 
 LONG = "partial_auc_80tpr"

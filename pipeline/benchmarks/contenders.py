@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # --help answers at once
     import torch
 
     from pipeline.training.compute import Compute
-    from pipeline.training.engine import EpochReport
+    from pipeline.training.position import EpochReport
     from pipeline.training.predict import Task
 
 SIZES: dict[str, dict[str, Any]] = {  # BEiT, random weights: speed does not depend on them

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.commands.session import Session
 from pipeline.errors import UserError
+from pipeline.ranks import world_size
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
     from pipeline.competition.rows import Competition
@@ -63,6 +64,10 @@ def build_task(session: Session, competition: Competition | None = None) -> tupl
     from pipeline.models.places import check_recipe
 
     args, recipe, former = session.args, session.recipe, session.former
+    if world_size() > 1:
+        from pipeline.training.processes import first_does
+
+        first_does(lambda: None)  # from here on a process that fails can tell the first one why
     print(f"{recipe.name}: {recipe.task} with {recipe.backbones}")
     if former is None:  # a run that goes on has its own weights
         check_recipe(recipe)
@@ -80,4 +85,31 @@ def build_task(session: Session, competition: Competition | None = None) -> tupl
         former.check_rows(build.task.split_rows())
     print("\n".join(f"  {note}" for note in build.notes))
     build.task.place(compute, fresh=former is None)
+    if compute.processes.count > 1:
+        check_processes(session, build, compute)
     return build, compute
+
+
+def check_processes(session: Session, build: Build, compute: Compute) -> None:
+    """Let several processes meet, each with the same run before it.
+
+    Raises:
+        UserError: they are more than rows, or see different things.
+    """
+    from pipeline.training.checkpoint import weights_digest
+    from pipeline.training.processes import meet
+    from pipeline.training.resume import rows_digest
+
+    task, count = build.task, compute.processes.count
+    if count > task.num_train:
+        raise UserError(f"{count} processes for {task.num_train} training rows: --nproc-per-node {task.num_train} at most")
+    states = sorted((session.output / "state").glob("[0-9]*.json")) if session.former else []
+    meet(
+        {
+            "flags or recipe": session.recipe.model_dump_json(),
+            "images or labels": rows_digest(task.split_rows()),
+            "weights": weights_digest(task.model),
+            "states to go on from": states[-1].read_text(encoding="utf-8") if states else "",
+            "precision": compute.precision,
+        }
+    )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.session import Session
+from pipeline.errors import UserError
 from pipeline.run_names import PAGE
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
@@ -20,7 +23,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: not before t
     from pipeline.training.advice import Watch
     from pipeline.training.checkpoint import StateStore
     from pipeline.training.compute import Compute
-    from pipeline.training.engine import Position
+    from pipeline.training.position import Position
     from pipeline.training.record import Recorder
 
 
@@ -31,20 +34,24 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         UserError: it will not fit in memory or on the disk, `compile: true` cannot be had, or the loss became NaN or infinite.
         Interrupted: see `pipeline.training.engine.fit`.
     """
+    import torch
+
     from pipeline.training.advice import Watch
     from pipeline.training.engine import fit
     from pipeline.training.estimate import dry_run
     from pipeline.training.keeping import keeping
     from pipeline.training.optim import build_optimizer, plan_schedule
+    from pipeline.training.processes import ALONE, part
     from pipeline.training.record import Recorder
 
     args, recipe, task = session.args, session.recipe, build.task
     schedule = plan_schedule(recipe, task.num_train)
+    is_first, count = compute.processes.rank == 0, compute.processes.count
     optimizer = build_optimizer(task.model.named_parameters(), recipe, build.head)
     micro_batch_size, expected_seconds = announce(session, build, compute, schedule)
     keep = keeping(recipe.checkpoint.keep, task.num_val)
     print(f"  the {'last' if keep.last else 'best'} epoch is kept: {keep.why}")
-    step = choose_step(session, build, compute, micro_batch_size, expected_seconds)
+    step = choose_step_together(session, build, compute, micro_batch_size, expected_seconds)
     if args.dry_run:
         print("\n".join(dry_run(task, compute, micro_batch_size)))
         return 0
@@ -53,7 +60,9 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         session.output, recipe, task.save, task.write_validation, (f"train_{task.train_score}", task.best_metric), keep.record()
     )
     baseline = task.baseline()
-    start, store, state = begin(session, build, recorder, schedule, step, baseline)
+    facts = {**task.facts(), "baseline": baseline and baseline.record(), "micro_batch_size": micro_batch_size}
+    start, store, state = begin(session, build, recorder, schedule, step, facts) if is_first else begin_beside(session)
+    compute.processes.wait_for_all()  # before the first of them writes a state
     watch = Watch(baseline, task.best_metric, task.higher_is_better, task.num_val, schedule)
     last = fit(
         task,
@@ -61,25 +70,50 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         schedule,
         compute,
         store,
-        recorder_with_page(recorder, session.output, watch),
+        recorder_with_page(recorder, session.output, watch) if is_first else lambda report: None,
         epochs=recipe.epochs,
         micro_batch_size=micro_batch_size,
         seed=recipe.seed,
+        sums=recipe.gradient_sum,
         max_grad_norm=recipe.optimizer.max_grad_norm,
         save_minutes=recipe.checkpoint.every_minutes,
         max_minutes=args.max_minutes,
         keep_last=keep.last,
         state=state,
-        on_stop=partial(leave_usable, session, recorder, schedule),
+        on_stop=partial(leave_usable, session, recorder, schedule) if is_first else lambda position: None,
     )
-    finish(session, build, compute, recorder, last, baseline, {"schedule": schedule, **step, **start})
+    part()
+    if not is_first:
+        return 0
+    ran = {"schedule": schedule, **step, "processes": count, "threads": torch.get_num_threads(), **start}
+    finish(session, build, replace(compute, processes=ALONE), recorder, last, baseline, ran)
     return 0
 
 
-def choose_step(session: Session, build: Build, compute: Compute, micro_batch_size: int, train_seconds: float) -> dict[str, Any]:
+def choose_step_together(session: Session, build: Build, compute: Compute, micro_batch_size: int, train_seconds: float) -> dict[str, Any]:
+    """What the first process finds best, see `choose_step`; the others compute their steps in the same way.
+
+    Raises:
+        UserError: what the recipe asks for, or what the first process does, cannot be had here.
+    """
+    processes, before = compute.processes, None if session.former is None else session.former.start
+    if processes.count == 1:
+        return choose_step(session, build, compute, micro_batch_size, train_seconds, before)
+    step = choose_step(session, build, compute, micro_batch_size, train_seconds, before) if processes.rank == 0 else None
+    wanted = json.loads(processes.texts(json.dumps(step))[0])
+    if step is None:
+        step = choose_step(session, build, compute, micro_batch_size, train_seconds, wanted)
+    other = None if step == wanted else UserError("training steps cannot be compiled in every process: --set compile=false")
+    processes.agree(other)
+    return step
+
+
+def choose_step(
+    session: Session, build: Build, compute: Compute, micro_batch_size: int, train_seconds: float, before: dict[str, Any] | None
+) -> dict[str, Any]:
     """Set how a training step is computed, and say so: `attention` (fused or products) and `compiled`, as run.json keeps them.
 
-    A run that goes on keeps what it was started with, for another form of the same computation rounds differently.
+    A run that goes on keeps what was done `before`, for another form of the same computation rounds differently.
 
     Raises:
         UserError: what the recipe asks for cannot be had here.
@@ -88,14 +122,14 @@ def choose_step(session: Session, build: Build, compute: Compute, micro_batch_si
     from pipeline.training.compilation import settle
     from pipeline.training.estimate import check_fits
 
-    recipe, former, task = session.recipe, session.former, build.task
+    recipe, task = session.recipe, build.task
     if not task.one_shape:
         return {"attention": "fused", "compiled": False}
 
     def check_memory() -> None:
         check_fits(task.account(compute, recipe.optimizer.name), micro_batch_size, compute.device)
 
-    before = {} if former is None else {"attention": "fused", "compiled": False, **former.start}
+    before = {} if before is None else {"attention": "fused", "compiled": False, **before}
     micro_batches = recipe.epochs * task.num_train // micro_batch_size
     attention, note = choose_attention(
         task,
@@ -113,7 +147,7 @@ def choose_step(session: Session, build: Build, compute: Compute, micro_batch_si
 
 
 def begin(
-    session: Session, build: Build, recorder: Recorder, schedule: dict[str, Any], step: dict[str, Any], baseline: Baseline | None
+    session: Session, build: Build, recorder: Recorder, schedule: dict[str, Any], step: dict[str, Any], facts: dict[str, Any]
 ) -> tuple[dict[str, Any], StateStore, dict[str, Any] | None]:
     """Make the output folder one of this run: what it was started with, its states, and the state to go on from (None: from the beginning).
 
@@ -133,12 +167,7 @@ def begin(
             print(f"what was in {output} is kept in {moved}")
         write_rows(output, task.split_rows())  # first, for a folder with a state/ is never taken for a release
         task.save(output, initial=True)
-        facts = {
-            **task.facts(),
-            "baseline": baseline and baseline.record(),
-            "data": session.args.data,
-            "batch_size": session.args.batch_size,
-        }
+        facts = facts | {"data": session.args.data, "batch_size": session.args.batch_size}
         start = write_start(output, session.recipe, schedule, task.class_names, facts, session.command, step)
     else:
         start = former.go_on(session.recipe, schedule, task.split_rows(), session.command, session.args.data)
@@ -151,6 +180,14 @@ def begin(
     if task.rows_are == "images":
         store_samples(output, task.train_rows, task.target)
     return {name: start[name] for name in ("command", "changes", "started")}, store, state
+
+
+def begin_beside(session: Session) -> tuple[dict[str, Any], StateStore, dict[str, Any] | None]:
+    """The same in a process that is not the first, and writes nothing."""
+    from pipeline.training.checkpoint import StateStore
+
+    store = StateStore(session.output / "state")
+    return {}, store, None if session.former is None else store.load()[0]
 
 
 def recorder_with_page(recorder: Recorder, output: Path, watch: Watch) -> Callable[[Any], None]:
@@ -245,7 +282,8 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
     """
     from pipeline.files import human_size, human_time
     from pipeline.training.advice import advise
-    from pipeline.training.estimate import check_disk, check_fits, largest_micro_batch, seconds_per_image
+    from pipeline.training.estimate import check_disk, check_fits, idle_share, largest_micro_batch, seconds_per_image
+    from pipeline.training.gradients import is_exact
     from pipeline.training.memory import OPTIMIZER_STATES
 
     args, recipe, output = session.args, session.recipe, session.output
@@ -255,10 +293,15 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
         f"  parameters: {counts.model:,} in the model, {counts.trainable:,} trainable ({counts.trainable / counts.model:.2%}): "
         f"adapter {counts.adapter:,}, head {counts.head:,}"
     )
+    processes = compute.processes
     memory = task.account(compute, recipe.optimizer.name)
+    if processes.count > 1 and is_exact(recipe.gradient_sum, counts.trainable):
+        memory = replace(memory, gradients=memory.gradients * (processes.count + 2))  # what is sent, and what comes from each
     micro_batch_size = recipe.batch_size
     if args.batch_size == "auto":
-        micro_batch_size = largest_micro_batch(memory, compute.device, recipe.effective_batch_size)
+        before = 0 if session.former is None else session.former.start.get("micro_batch_size", 0)  # goes on exactly, where it fits
+        wanted = before or max(recipe.effective_batch_size // processes.count, 1)
+        micro_batch_size = processes.least(largest_micro_batch(memory, compute.device, wanted))
     checkpointed = None if recipe.activation_checkpointing else partial(task.account, compute, recipe.optimizer.name, checkpointed=True)
     check_fits(memory, micro_batch_size, compute.device, checkpointed)
     print(
@@ -270,9 +313,13 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
         print("\n".join(f"  {line}" for line in lines))
     disk = check_disk(output, task.model, OPTIMIZER_STATES[recipe.optimizer.name], whole_model_again=not recipe.lora.rank)
     train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
+    idle = idle_share(recipe.effective_batch_size, micro_batch_size, processes.count)
+    if idle:
+        print(f"  {idle:.0%} of the processes' time is idle: a step has no {processes.count} micro-batches, or no multiple of that")
+    train_seconds, predict_seconds = train_seconds / processes.count / (1 - idle), predict_seconds / processes.count
     total = recipe.epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
     sizes = f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
     print(
         f"  on {compute.describe()}: about {human_time(total)}, {sizes}; the first batch was there after {arrived - session.started:.1f} s"
     )
-    return micro_batch_size, recipe.epochs * task.num_train * train_seconds
+    return micro_batch_size, processes.first_says(recipe.epochs * task.num_train * train_seconds)

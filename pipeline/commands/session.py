@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.files import sweep
+from pipeline.ranks import is_first
 from pipeline.run_names import PAGE, RECORD
 from pipeline.unfinished import resume_command, started_with
 
@@ -60,7 +61,7 @@ def open_session(args: argparse.Namespace, command: str, started: float, recipe:
         UserError: the recipe is wrong, or the output folder holds an unfinished run.
     """
     output = Path(args.output)
-    if not args.dry_run:
+    if not args.dry_run and is_first():
         sweep(output)
     recipe, former = choose_recipe(args, output, recipe)
     return None if recipe is None else Session(args, recipe, former, output, command, started)
@@ -108,7 +109,7 @@ def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None =
         raise UserError(f"{output} holds unfinished folds: go on with `{resume_command(output)}`, or use another --output")
     if args.resume and (output / RECORD).exists():
         print(f"the run in {output} is complete: nothing to resume")
-        if not (output / PAGE).exists():  # killed in its last second
+        if not (output / PAGE).exists() and is_first():  # killed in its last second
             from pipeline.report.page import build_report
 
             print(f"page: {build_report(output)}")

@@ -19,9 +19,11 @@ from pipeline.data.crops import Picture, decoded, random_crop
 from pipeline.data.images import load, load_pixels, lost_image_error, seen_size
 from pipeline.data.opening import REDUCIBLE, BadImage, opened
 from pipeline.data.transforms import Preprocessing, augmenter, to_tensor
+from pipeline.ranks import local_world_size
 from pipeline.recipe import Augmentation
 
 Key = tuple[int, int]  # (epoch, row)
+ALL = 0, 1  # the share of one process
 SMALL_FILE = 8_000  # bytes: sending the pixels to another process takes longer than decoding
 SMALL_SET = 10_000_000  # bytes of all files: starting processes (a quarter of a second) takes longer than decoding
 
@@ -116,14 +118,26 @@ def epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_rows)
 
 
-def cut(order: Sequence[int], micro_batch_size: int, group_size: int, start: int = 0) -> list[list[int]]:
-    """Micro-batches of rows from position `start` on, none of which crosses a multiple of `group_size` (one optimizer step)."""
-    batches, position = [], start
-    while position < len(order):
-        end = min(position + micro_batch_size, (position // group_size + 1) * group_size, len(order))
-        batches.append([int(row) for row in order[position:end]])
+def cut_turns(num_rows: int, micro_batch_size: int, group_size: int, start: int = 0, processes: int = 1) -> list[list[range]]:
+    """Positions `start` to `num_rows` cut into micro-batches, none of which crosses a multiple of `group_size` (one optimizer step).
+
+    What is computed at once stands together: up to so many of one group as there are `processes`, of which number r computes the r-th.
+    """
+    turns: list[list[range]] = []
+    position = start
+    while position < num_rows:
+        end = min((position // group_size + 1) * group_size, num_rows)
+        parts = [range(first, min(first + micro_batch_size, end)) for first in range(position, end, micro_batch_size)]
+        turns += [parts[first : first + processes] for first in range(0, len(parts), processes)]
         position = end
-    return batches
+    return turns
+
+
+def cut(order: Sequence[int], micro_batch_size: int, group_size: int, start: int = 0, share: tuple[int, int] = ALL) -> list[list[int]]:
+    """Micro-batches of rows from position `start` on, see `cut_turns`. `share`: (r, n) gives those of number r of n processes."""
+    number, processes = share
+    turns = cut_turns(len(order), micro_batch_size, group_size, start, processes)
+    return [[int(order[position]) for position in turn[number]] for turn in turns if number < len(turn)]
 
 
 def make_loader(dataset: ImageDataset, batches: Iterable[list[int]], epoch: int = 0, workers: int = 0) -> DataLoader:
@@ -153,7 +167,10 @@ def readable(batches: Iterable[dict[str, torch.Tensor]], paths: Sequence[Path | 
 
 
 def resolve_workers(workers: int | str, paths: Sequence[Path]) -> int:
-    """Decoding processes for `data.workers`: auto is none where files are small or few (see `SMALL_FILE`), else one a core up to 8."""
+    """Decoding processes for `data.workers`: auto is none where files are small or few (see `SMALL_FILE`), else one a core up to 8.
+
+    Of several processes of this machine each has its part of the cores.
+    """
     if workers != "auto":
         return int(workers)
     sample = [Path(path) for path in paths[:: max(len(paths) // 32, 1)]]
@@ -161,7 +178,8 @@ def resolve_workers(workers: int | str, paths: Sequence[Path]) -> int:
     average = sum(sizes) / len(sizes) if sizes else 0
     if average < SMALL_FILE or average * len(paths) < SMALL_SET:
         return 0
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores // local_world_size(), 1), 8)
 
 
 def prepare_worker(_worker: int) -> None:

@@ -6,17 +6,20 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, raise_all
 from pipeline.folds.averaging import RANKS, average, by_ranks
 from pipeline.folds.plan import read_start
 from pipeline.predictions import Predictions
-from pipeline.run import Run, load_run
+from pipeline.run import Run, load_run, model_dirs
 from pipeline.run_names import RECORD
 from pipeline.run_record import RunRecord, read_record
 from pipeline.targets.target import Target
 from pipeline.wording import counted, quoted
+
+if TYPE_CHECKING:
+    from pipeline.competition.rows import Competition
 
 DEEPEST = 8  # blends of blends
 
@@ -97,6 +100,22 @@ def gather(paths: Sequence[Path]) -> Team:
     target, metric = leaves[0].run.target, leaves[0].run.metric
     rule = rules[0] if len(rules) == 1 and rules[0] else by_ranks(target, metric)
     return Team(tuple(leaves), tuple(named), rule)
+
+
+def meet_over(team: Team, competition: Competition) -> None:
+    """Let several processes that predict together meet; of one there is nothing to do.
+
+    Raises:
+        UserError: they see other models or test images, or are more than these.
+    """
+    from pipeline.training.processes import current, meet
+
+    count, rows = current().count, len(competition.test)
+    if count > max(rows, 1):
+        raise UserError(f"{count} processes for {counted(rows, 'test image')}: --nproc-per-node {rows} at most")
+    files = [file for leaf in team.leaves for folder in model_dirs(leaf.run.path) for file in sorted(folder.rglob("*"))]
+    images = [(row.id, str(row.path.relative_to(competition.root))) for row in competition.test]
+    meet({"models": repr([(file.name, file.stat().st_size) for file in files]), "test images": repr(images)})
 
 
 def predict_together(team: Team, target: Target | None, predict: Callable[[Run], Predictions]) -> Predictions:

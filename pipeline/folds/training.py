@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import shlex
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from pipeline.folds.bases import share_base
 from pipeline.folds.parallel import Child, run_children
 from pipeline.folds.plan import Plan, plan_folds, read_start
 from pipeline.lock import holding_folder
+from pipeline.ranks import world_size
 from pipeline.recipe import Recipe
 from pipeline.run import run_entries
 from pipeline.run_names import RECORD
@@ -100,7 +100,7 @@ def check_flags(args: argparse.Namespace) -> None:
         problems.append(f"--fold {args.fold} --parallel {args.parallel}: one fold is one process; leave out one of the two")
     if args.parallel is not None and args.parallel < 1:
         problems.append(f"--parallel {args.parallel}: at least 1")
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+    if (processes := world_size()) > 1:
         instead = f"start it with python and --parallel {processes}: one fold a card"
         problems.append(f"--folds under torchrun ({processes} processes): {instead}")
     raise_all(problems, "the folds cannot be trained:")

@@ -124,7 +124,7 @@ def compute_rows(
 
     def batches() -> Iterator[dict]:
         handed_out = 0
-        for batch in predictor.batches(rows, batch_size):
+        for batch in predictor.batches(rows, batch_size, compute.processes.share):
             if not go_on(handed_out):
                 return
             numbers = batch["row"].numpy()
@@ -134,6 +134,7 @@ def compute_rows(
 
     logits_of = predictor.logits if wrap is None else wrap(predictor.logits, target)
     logits = predict_logits(predictor.model, logits_of, batches(), len(rows), target.num_outputs, compute, "predicting", reached=reached)
+    compute.processes.add_up(bad.view(np.uint8))
     return Computed(logits, reached, bad)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from pipeline.competition.rows import Row
 from pipeline.data.cache import PictureCache
+from pipeline.data.dataset import ALL
 from pipeline.data.images import bad_images_error, check, find_bad
 from pipeline.data.intensity import find_intensity
 from pipeline.data.transforms import Preprocessing
@@ -26,6 +27,7 @@ from pipeline.targets.baseline import Baseline
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Loss, Memory, account
 from pipeline.training.predict import Task
+from pipeline.training.processes import first_does
 from pipeline.training.resume import FormerRun, SplitRow
 
 
@@ -55,7 +57,7 @@ class Predictor(Protocol):
 
     def describe(self) -> str: ...  # its input, in words
     def logits(self, batch: Batch) -> object: ...
-    def batches(self, rows: Sequence[Row], batch_size: int) -> Iterable[Batch]: ...
+    def batches(self, rows: Sequence[Row], batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def decodable(rows: Sequence[Row], skip: bool, cache: PictureCache | None = None
     """
     paths = list(dict.fromkeys(row.path for row in rows))
     how = (check, "checking images") if cache is None else (cache.check, "decoding images to keep")
-    bad = {paths[position]: reason for position, reason in find_bad(paths, *how).items()}
+    bad = {paths[position]: reason for position, reason in first_does(lambda: list(find_bad(paths, *how).items()))}
     if not bad:
         return list(rows), []
     if not skip:

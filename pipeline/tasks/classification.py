@@ -16,7 +16,7 @@ from pipeline.competition.fold_split import both_sides, find_units, grouped_spli
 from pipeline.competition.rows import Competition, Corrections, Row
 from pipeline.competition.splits import kept_split, stated_split, train_val_split
 from pipeline.data.cache import PictureCache, open_cache
-from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, readable, resolve_workers
+from pipeline.data.dataset import ALL, ImageDataset, cut, epoch_order, make_loader, readable, resolve_workers
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -97,10 +97,10 @@ class ImageClassifier:
         """The input in words."""
         return f"{self.rule.width} x {self.rule.height} px"
 
-    def batches(self, rows: Sequence[Row], batch_size: int) -> Iterable[Batch]:
-        """Batches of the pictures of `rows`, in order, prepared as validation is."""
+    def batches(self, rows: Sequence[Row], batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
+        """Batches of the pictures of `rows`, in order, prepared as validation is; of several processes this one's `share`."""
         paths = [row.path for row in rows]
-        return _in_order(ImageDataset(paths, None, self.rule), batch_size, resolve_workers("auto", paths))
+        return _in_order(ImageDataset(paths, None, self.rule), batch_size, resolve_workers("auto", paths), share)
 
 
 class ClassificationTask:
@@ -170,15 +170,17 @@ class ClassificationTask:
         else:
             self.compiled = rows, torch.compile(self.model, fullgraph=True, dynamic=False, options={"fallback_random": True})
 
-    def train_batches(self, epoch: int, start: int, micro_batch_size: int, group_size: int) -> Iterable[Batch]:
-        """The batches of `epoch` from row `start` of its order on."""
+    def train_batches(
+        self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
+    ) -> Iterable[Batch]:
+        """The batches of `epoch` from row `start` of its order on; of several processes this one's `share`."""
         order = epoch_order(self.num_train, self.recipe.seed, epoch)
-        loader = make_loader(self.train_set, cut(order, micro_batch_size, group_size, start), epoch, self.workers)
+        loader = make_loader(self.train_set, cut(order, micro_batch_size, group_size, start, share), epoch, self.workers)
         return readable(loader, self.train_set.paths)
 
-    def val_batches(self, batch_size: int) -> Iterable[Batch]:
-        """The validation rows in order."""
-        return readable(_in_order(self.val_set, batch_size, self.val_workers), self.val_set.paths)
+    def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
+        """The validation rows in order; of several processes this one's `share`."""
+        return readable(_in_order(self.val_set, batch_size, self.val_workers, share), self.val_set.paths)
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The target's loss, a mean over the batch (scalar), and the logits (B, O)."""
@@ -409,5 +411,5 @@ def _cache(recipe: Recipe, train: Sequence[Row], rule: Preprocessing) -> Picture
     return open_cache(recipe.data.cache_gb, [row.path for row in train], recipe.augmentation, rule)
 
 
-def _in_order(dataset: ImageDataset, batch_size: int, workers: int) -> Iterable[Batch]:
-    return make_loader(dataset, cut(range(len(dataset)), batch_size, batch_size), 0, workers)
+def _in_order(dataset: ImageDataset, batch_size: int, workers: int, share: tuple[int, int]) -> Iterable[Batch]:
+    return make_loader(dataset, cut(range(len(dataset)), batch_size, len(dataset), share=share), 0, workers)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pipeline.competition.questions import clean_answer, clean_question, prepare
 from pipeline.competition.rows import Competition, Row
-from pipeline.data.dataset import ImageDataset, cut, readable, resolve_workers
+from pipeline.data.dataset import ALL, ImageDataset, cut, readable, resolve_workers
 from pipeline.data.question_batches import QuestionDataset, make_question_loader, picture_order, question_order
 from pipeline.data.tokenizer import QuestionTokenizer, build_tokenizer, load_tokenizer
 from pipeline.data.transforms import Preprocessing
@@ -98,13 +98,13 @@ class Answerer:
         token_ids = self.fused.tokenizer.encode([clean_question(row.question or "") for row in rows])
         return QuestionDataset(images, image_of_row, token_ids, self.fused.tokenizer.pad_id, labels)
 
-    def batches(self, rows: Sequence[Row], batch_size: int) -> Iterable[Batch]:
+    def batches(self, rows: Sequence[Row], batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
         """Batches of the questions of `rows`, those about one picture side by side, prepared as validation is."""
-        return self.in_order(self.dataset(rows), batch_size)
+        return self.in_order(self.dataset(rows), batch_size, share)
 
-    def in_order(self, dataset: QuestionDataset, batch_size: int) -> Iterable[Batch]:
-        """Batches of all questions of `dataset`, picture by picture."""
-        batches = cut(picture_order(dataset.image_of_row), batch_size, batch_size)
+    def in_order(self, dataset: QuestionDataset, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
+        """Batches of all questions of `dataset`, picture by picture; of several processes this one's `share`."""
+        batches = cut(picture_order(dataset.image_of_row), batch_size, len(dataset), share=share)
         return make_question_loader(dataset, batches, 0, resolve_workers(self.workers, dataset.images.paths))
 
 
@@ -131,17 +131,19 @@ class VqaTask:
         self.val_set = answerer.dataset(self.val_rows, self.val_labels.tolist())
         self.num_train, self.num_val, self.num_outputs = len(self.train_rows), len(self.val_rows), len(self.class_names)
 
-    def train_batches(self, epoch: int, start: int, micro_batch_size: int, group_size: int) -> Iterable[Batch]:
-        """The batches of `epoch` from row `start` of its order on."""
+    def train_batches(
+        self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
+    ) -> Iterable[Batch]:
+        """The batches of `epoch` from row `start` of its order on; of several processes this one's `share`."""
         dataset, recipe = self.train_set, self.recipe
         order = question_order(dataset.image_of_row, recipe.seed, epoch, recipe.data.group_by_image)
         workers = resolve_workers(recipe.data.workers, dataset.images.paths)
-        loader = make_question_loader(dataset, cut(order, micro_batch_size, group_size, start), epoch, workers)
+        loader = make_question_loader(dataset, cut(order, micro_batch_size, group_size, start, share), epoch, workers)
         return readable(loader, [row.path for row in self.train_rows])
 
-    def val_batches(self, batch_size: int) -> Iterable[Batch]:
-        """The validation questions, picture by picture."""
-        return readable(self.answerer.in_order(self.val_set, batch_size), [row.path for row in self.val_rows])
+    def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
+        """The validation questions, picture by picture; of several processes this one's `share`."""
+        return readable(self.answerer.in_order(self.val_set, batch_size, share), [row.path for row in self.val_rows])
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean cross-entropy over the batch (scalar), and the logits (B, K)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,6 +78,17 @@ def check_fits(state: dict[str, Any], trainable: Mapping[str, torch.Tensor], opt
             if isinstance(value, torch.Tensor) and value.ndim and value.shape != shape:
                 problems.append(f"optimizer's {name} of weight {number}: shape {tuple(value.shape)}, expected {shape and tuple(shape)}")
     raise_all(problems, "the saved state is not one of this model; start anew without --resume into another --output:")
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """A digest of names, shapes and values of all weights, made in a moment also of a large model."""
+    bits = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+    sums = {
+        name: [*weight.shape, int(weight.detach().contiguous().view(bits[weight.dtype]).sum(dtype=torch.int64))]
+        for name, weight in model.named_parameters()
+        if weight.dtype in bits
+    }
+    return hashlib.sha256(repr(sums).encode()).hexdigest()
 
 
 def seed_everything(seed: int) -> None:

@@ -8,17 +8,20 @@ from typing import Any
 
 import torch
 
+from pipeline import ranks
 from pipeline.errors import UserError
+from pipeline.training.processes import ALONE, Processes, card, current
 
 Batch = dict[str, torch.Tensor]  # by name; always holds `row` (B,) int64 and, with labels, `label` (B,) int64
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in which number format a model runs."""
+    """Where and in which number format a model runs, and beside which other processes."""
 
     device: torch.device
     precision: str  # fp32 | bf16 | fp16
+    processes: Processes = ALONE
 
     @property
     def half(self) -> torch.dtype | None:
@@ -39,7 +42,7 @@ class Compute:
 
     def describe(self) -> str:
         """Device and precision in words: `CPU, fp32`; a warning with it where bf16 was asked for and is slow."""
-        words = f"{self.device_name()}, {self.precision}"
+        words = f"{self.device_name()}, {self.precision}{self.processes.describe()}"
         if self.precision != "bf16" or self.device.type == "mps" or computes_bf16(self.device):
             return words
         return f"{words} (this hardware only imitates it: expect less speed than with --precision auto)"
@@ -55,16 +58,21 @@ def computes_bf16(device: torch.device) -> bool:
 def choose_compute(precision: str) -> Compute:
     """The best device at hand, with `precision` (auto: bf16 where the hardware computes in it, else fp16 on CUDA and fp32 elsewhere).
 
+    Of several processes each has a CUDA card of its own.
+
     Raises:
-        UserError: fp16 is asked for and there is no CUDA device.
+        UserError: fp16 is asked for and there is no CUDA device, or there are fewer cards than processes.
     """
     kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(kind)
+    if ranks.world_size() > 1 and kind == "cuda":
+        device = torch.device(kind, card())
+        torch.cuda.set_device(device)
     if precision == "auto":
         precision = "bf16" if computes_bf16(device) else "fp16" if kind == "cuda" else "fp32"
     if precision == "fp16" and kind != "cuda":
         raise UserError(f"--precision fp16 needs a CUDA device, found {kind}; use auto, bf16 or fp32")
-    return Compute(device, precision)
+    return Compute(device, precision, current())
 
 
 def peak_memory(device: torch.device) -> int:

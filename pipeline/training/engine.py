@@ -4,6 +4,8 @@ An optimizer step is the mean over one group of `effective_batch_size` rows of t
 micro-batches (the last group of an epoch may be smaller and is averaged over its own rows). What a micro-batch draws depends on (seed,
 epoch, its first row) alone; position, sums and gradients of an open group are in the state: a resumed run computes what the
 uninterrupted one would have.
+
+Rows are passed in turns. One process computes a micro-batch in each, several compute one each, of the same group; see `gradients.py`.
 """
 
 from __future__ import annotations
@@ -11,58 +13,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from pipeline.data.dataset import cut_turns
 from pipeline.data.images import LostImage
 from pipeline.errors import Interrupted, UserError
 from pipeline.stopping import stop_requests
 from pipeline.training.checkpoint import StateStore, check_fits, seed_micro_batch
-from pipeline.training.compute import Compute, peak_memory
+from pipeline.training.compute import Batch, Compute, peak_memory
+from pipeline.training.gradients import gradient_sum
 from pipeline.training.optim import lr_at, set_lr
+from pipeline.training.position import EpochReport, Position
 from pipeline.training.predict import Task, evaluate
+from pipeline.training.processes import OtherEnded
 from pipeline.training.resume import rows_digest
 from pipeline.unfinished import resume_command
 
 REFRESH_SECONDS = 0.5  # how often the loss is read back from the device: shown, and checked for NaN
-
-
-@dataclass
-class Position:
-    """How far a run is. `row` counts the rows of this epoch already passed, the sums are over them; `group_*` is where the open group began."""
-
-    epoch: int = 0
-    row: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    score_sum: float = 0.0
-    seconds: float = 0.0
-    group_row: int = 0
-    group_loss_sum: float | torch.Tensor = 0.0
-    group_score_sum: float | torch.Tensor = 0.0
-    best_epoch: int = 0
-    best_value: float = 0.0  # of the epoch that is kept; `best_epoch` 0: none yet
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    def start_epoch(self, epoch: int) -> None:
-        """Stand before the first row of `epoch`."""
-        self.epoch, self.row, self.loss_sum, self.score_sum, self.seconds = epoch, 0, 0.0, 0.0, 0.0
-        self.group_row, self.group_loss_sum, self.group_score_sum = 0, 0.0, 0.0
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """What one epoch gave: the deterministic line, the timing line, the validation logits (None without validation rows), best so far?"""
-
-    metrics: dict[str, Any]
-    timing: dict[str, Any]
-    val_logits: np.ndarray | None
-    is_best: bool
 
 
 def fit(
@@ -76,6 +49,7 @@ def fit(
     epochs: int,
     micro_batch_size: int,
     seed: int = 0,
+    sums: Literal["auto", "exact", "reduced"] = "auto",
     max_grad_norm: float = 0.0,
     save_minutes: float = 10.0,
     max_minutes: float | None = None,
@@ -85,13 +59,15 @@ def fit(
 ) -> Position:
     """Train to the end of `epochs` from `state` (or from the start), calling `on_epoch` after each; the final position.
 
-    `on_stop` is called once the state of an interrupted run is saved.
+    `on_stop` is called once the state of an interrupted run is saved. `sums`: how several processes add up their gradients.
 
     Raises:
         Interrupted: Ctrl-C, SIGTERM, SIGHUP, a closed output or `max_minutes`; the micro-batch was finished and the state saved.
-        UserError: the loss became NaN or infinite, or an image was lost; the last good state is kept.
+        UserError: the loss became NaN or infinite, an image was lost, or another process has ended; the last good state is kept.
     """
-    loop = _Loop(task, optimizer, schedule, compute, store, micro_batch_size, seed, max_grad_norm, save_minutes, max_minutes, keep_last)
+    loop = _Loop(
+        task, optimizer, schedule, compute, store, micro_batch_size, seed, sums, max_grad_norm, save_minutes, max_minutes, keep_last
+    )
     if state is None:
         loop.save()  # so that a resumed run never depends on what an epoch already wrote
     else:
@@ -104,12 +80,17 @@ def fit(
                 loop.train_epoch(epochs)
                 report = loop.finish_epoch()
             except LostImage:  # between two micro-batches, or in validation: a good place to go on from
+                if compute.processes.count > 1:
+                    loop.rewind()  # others have computed a micro-batch of this turn
                 loop.read_sums()
                 loop.save()
                 raise
             except Interrupted:
                 on_stop(position)
+                compute.processes.wait_for_all()
                 raise
+            except OtherEnded as error:
+                raise UserError(f"{error}; the state before is kept. Go on with: {resume_command(store.folder.parent)}") from None
             on_epoch(report)
             loop.save()
     return position
@@ -127,12 +108,14 @@ class _Loop:
         store: StateStore,
         micro_batch_size: int,
         seed: int,
+        sums: Literal["auto", "exact", "reduced"],
         max_grad_norm: float,
         save_minutes: float,
         max_minutes: float | None,
         keep_last: bool,
     ) -> None:
         self.task, self.optimizer, self.schedule, self.compute, self.store = task, optimizer, schedule, compute, store
+        self.processes = compute.processes
         self.micro_batch_size, self.seed, self.max_grad_norm = micro_batch_size, seed, max_grad_norm
         self.keep_last = keep_last
         self.save_seconds = save_minutes * 60
@@ -144,6 +127,7 @@ class _Loop:
         # What a position inside an epoch refers to: the rows in their order, and how many make a step.
         self.order = {"rows": rows_digest(task.split_rows()), "effective_batch_size": schedule["effective_batch_size"]}
         self.trainable = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
+        self.gradients = gradient_sum(sums, self.processes, list(self.trainable.values()))
         self.checked_step = 0
         self.epoch_started = 0.0
 
@@ -154,8 +138,7 @@ class _Loop:
         self.epoch_started = time.perf_counter() - position.seconds
         # Kept on the device and never reset within an epoch: however often they are read, the additions are the same.
         exact = torch.float32 if self.compute.device.type == "mps" else torch.float64
-        self.loss_sum = torch.tensor(position.loss_sum, dtype=exact, device=self.compute.device)
-        self.score_sum = torch.tensor(position.score_sum, dtype=exact, device=self.compute.device)
+        self.sums = torch.tensor([position.loss_sum, position.score_sum], dtype=exact, device=self.compute.device)
         title = f"epoch {position.epoch + 1}/{epochs}"
         with tqdm(total=self.task.num_train, initial=position.row, desc=title, unit="img", leave=False, dynamic_ncols=True) as bar:
             while position.row < self.task.num_train:
@@ -166,41 +149,58 @@ class _Loop:
                     bar.n = position.row
 
     def pass_rows(self, bar: tqdm) -> None:
-        """The loop over micro-batches, to the end of the epoch."""
-        position, task, group_size = self.position, self.task, self.schedule["effective_batch_size"]
+        """The loop over turns, to the end of the epoch."""
+        position, task, processes, group_size = self.position, self.task, self.processes, self.schedule["effective_batch_size"]
+        cutting = self.micro_batch_size, group_size
+        batches = iter(task.train_batches(position.epoch, position.row, *cutting, processes.share))
         refreshed = time.monotonic()
-        for batch in task.train_batches(position.epoch, position.row, self.micro_batch_size, group_size):
-            batch = self.compute.move(batch)
-            rows = len(batch["row"])
-            group_start = position.row // group_size * group_size
-            group_rows = min(group_size, task.num_train - group_start)
-            seed_micro_batch(self.compute.device, self.seed, position.epoch, position.row)
-            with self.compute.autocast():
-                loss, logits = task.loss(batch)
-            # `loss` is a mean over these rows, a step a mean over the group: each micro-batch counts by its share of the group, so that
-            # neither its size nor a smaller last group changes what a row weighs.
-            self.scaler.scale(loss * (rows / group_rows)).backward()
-            self.loss_sum += loss.detach().float() * rows
-            self.score_sum += task.score(logits.detach(), batch)
-            position.row += rows
-            if position.row == group_start + group_rows:
-                self.optimizer_step()
-            bar.update(rows)
+        for turn in cut_turns(task.num_train, *cutting, position.row, processes.count):
+            group_end = min((position.row // group_size + 1) * group_size, task.num_train)
+            completes, failure, sums = turn[-1].stop == group_end, None, torch.zeros_like(self.sums)
+            self.gradients.begin(completes)
+            try:
+                if processes.rank < len(turn):
+                    sums = self.pass_micro_batch(next(batches), turn[processes.rank].start, group_end)
+            except Exception as error:
+                failure = error
             now = time.monotonic()
             if now > self.deadline:
                 self.stop_reason = "--max-minutes reached"
-            due = now - self.last_save > self.save_seconds
             # Reading a sum back makes the host wait for the device. Twice a second is often enough to show it, and to find a NaN.
-            if now - refreshed > REFRESH_SECONDS or position.row == task.num_train or self.stop_reason or due:
+            wishes = self.stop_reason is not None, now - self.last_save > self.save_seconds, now - refreshed > REFRESH_SECONDS
+            stop, due, refresh = processes.agree(failure, wishes)  # which raises a failure
+            self.gradients.finish(len(turn))
+            for part in processes.gather(sums)[: len(turn)]:
+                self.sums += part
+            bar.update(turn[-1].stop - position.row)
+            position.row = turn[-1].stop
+            if completes:
+                self.optimizer_step()
+            stop, due = (wish and (self.gradients.whole or completes) for wish in (stop, due))
+            if refresh or stop or due or position.row == task.num_train:
                 refreshed = now
                 self.read_sums()
                 lr = lr_at(max(position.step - 1, 0), self.schedule)
                 bar.set_postfix(loss=f"{position.loss_sum / position.row:.3f}", lr=f"{lr:.1e}", refresh=False)
-            if self.stop_reason:
+            if stop:
+                self.stop_reason = next(filter(None, processes.texts(self.stop_reason)))
                 self.save()
                 raise Interrupted(self.farewell())
             if due:
                 self.save()
+
+    def pass_micro_batch(self, batch: Batch, first: int, group_end: int) -> torch.Tensor:
+        """Forward and backward pass of rows `first`, ... of the epoch; (2,) the sums of their losses and scores."""
+        group_size, task = self.schedule["effective_batch_size"], self.task
+        batch = self.compute.move(batch)
+        rows, group_rows = len(batch["row"]), group_end - first // group_size * group_size
+        seed_micro_batch(self.compute.device, self.seed, self.position.epoch, first)
+        with self.compute.autocast():
+            loss, logits = task.loss(batch)
+        # `loss` is a mean over these rows, a step a mean over the group: each micro-batch counts by its share of the group, so that
+        # neither its size nor a smaller last group changes what a row weighs.
+        self.scaler.scale(loss * (rows / group_rows)).backward()
+        return torch.stack([(loss.detach().float() * rows).to(self.sums), task.score(logits.detach(), batch).to(self.sums)])
 
     def read_sums(self) -> None:
         """Bring the sums to the position.
@@ -209,7 +209,7 @@ class _Loop:
             UserError: the loss is not a number.
         """
         position = self.position
-        position.loss_sum, position.score_sum = self.loss_sum.item(), self.score_sum.item()
+        position.loss_sum, position.score_sum = self.sums.tolist()
         position.seconds = time.perf_counter() - self.epoch_started
         if math.isfinite(position.loss_sum):
             self.checked_step = position.step
@@ -227,18 +227,23 @@ class _Loop:
         Raises:
             UserError: one image at a time is too much already.
         """
-        position, device = self.position, self.compute.device
+        device = self.compute.device
         if self.micro_batch_size == 1:
             advice = "use --set activation_checkpointing=true, LoRA (--lora-rank 16), a smaller --image-size or a smaller --backbone"
             raise UserError(f"out of memory on {device} with one image at a time; {advice}: {str(error).splitlines()[0]}") from None
         self.micro_batch_size //= 2
-        self.optimizer.zero_grad(set_to_none=True)
-        position.row, position.loss_sum, position.score_sum = position.group_row, position.group_loss_sum, position.group_score_sum
-        self.loss_sum.fill_(position.loss_sum)
-        self.score_sum.fill_(position.score_sum)
+        self.rewind()
         if device.type == "cuda":
             torch.cuda.empty_cache()
         tqdm.write(f"out of memory: going on with {self.micro_batch_size} images at a time; the effective batch stays as it is")
+
+    def rewind(self) -> None:
+        """Stand before the open group again, without its gradients."""
+        position = self.position
+        self.gradients.give_up()
+        self.optimizer.zero_grad(set_to_none=True)
+        position.row, position.loss_sum, position.score_sum = position.group_row, position.group_loss_sum, position.group_score_sum
+        self.sums.copy_(torch.tensor([position.loss_sum, position.score_sum], dtype=self.sums.dtype))
 
     def optimizer_step(self) -> None:
         """One step of the optimizer at the schedule's rate; under fp16 a step with overflowing gradients is skipped, and so is the schedule's."""
@@ -254,7 +259,7 @@ class _Loop:
         if not self.scaler.is_enabled() or self.scaler.get_scale() >= scale:
             position.step += 1
         position.group_row = position.row
-        position.group_loss_sum, position.group_score_sum = self.loss_sum.clone(), self.score_sum.clone()
+        position.group_loss_sum, position.group_score_sum = self.sums.clone()
 
     def finish_epoch(self) -> EpochReport:
         """Validate, write this epoch into the history, and move to the next one."""
@@ -301,11 +306,17 @@ class _Loop:
         return value > position.best_value if self.task.higher_is_better else value < position.best_value
 
     def save(self) -> None:
-        """Write everything that the rest of the run depends on."""
+        """Write everything that the rest of the run depends on; all processes hold the same, and the first one writes."""
+        if self.processes.rank == 0:
+            self.store.save(self.state(), {name: getattr(self.position, name) for name in ("epoch", "row", "step")})
+        self.last_save = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on."""
         position = self.position
         position.group_loss_sum, position.group_score_sum = float(position.group_loss_sum), float(position.group_score_sum)
         gradients = {name: weight.grad for name, weight in self.trainable.items() if weight.grad is not None}
-        state = {
+        return {
             "position": asdict(position),
             "order": self.order,
             "weights": {name: weight.detach() for name, weight in self.trainable.items()},
@@ -313,8 +324,6 @@ class _Loop:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        self.store.save(state, {"epoch": position.epoch, "row": position.row, "step": position.step})
-        self.last_save = time.monotonic()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where `state` was saved; where other rows or groups were agreed on since, with the first row of that epoch.
@@ -334,6 +343,8 @@ class _Loop:
             self.scaler.load_state_dict(state["scaler"])
         vars(self.position).update(state["position"])
         if state["order"] == self.order:
+            if not self.gradients.whole and self.processes.rank > 0:
+                return  # each process adds up its own: the first goes on with what was saved
             for name, gradient in state["gradients"].items():
                 self.trainable[name].grad = gradient.to(self.trainable[name].device)
             return

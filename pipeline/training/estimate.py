@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.files import human_size
+from pipeline.ranks import local_world_size
 from pipeline.training.compute import Compute
 from pipeline.training.memory import Memory
 from pipeline.training.predict import Task
@@ -22,12 +24,15 @@ OVERHEAD_BYTES = {"cuda": 700_000_000, "mps": 700_000_000, "cpu": 600_000_000}
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes that a process could use on `device`: free GPU memory, or the machine's available RAM (0 where the system does not say)."""
+    """Bytes that a process could use on `device`: free GPU memory, or the machine's available RAM (0 where the system does not say).
+
+    Several processes of this machine share its RAM.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
+        return int(fields["MemAvailable"].split()[0]) * 1024 // local_world_size()
     except (OSError, KeyError, ValueError):
         return 0
 
@@ -38,6 +43,12 @@ def largest_micro_batch(memory: Memory, device: torch.device, effective_batch_si
     divisors = [size for size in range(1, effective_batch_size + 1) if effective_batch_size % size == 0]
     fitting = [size for size in divisors if memory.total(size) <= room]
     return max(fitting, default=1)
+
+
+def idle_share(effective_batch_size: int, micro_batch_size: int, processes: int) -> float:
+    """The share of a step in which a process waits for others: 0 where its micro-batches are a multiple of `processes`."""
+    parts = math.ceil(effective_batch_size / micro_batch_size)
+    return 1 - parts / (math.ceil(parts / processes) * processes)
 
 
 def check_fits(memory: Memory, micro_batch_size: int, device: torch.device, checkpointed: Callable[[], Memory] | None = None) -> None:

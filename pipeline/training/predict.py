@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from pipeline.data.dataset import ALL
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.resume import SplitRow
 
@@ -26,8 +27,10 @@ class Task(Protocol):
     higher_is_better: bool
     train_score: str
 
-    def train_batches(self, epoch: int, start: int, micro_batch_size: int, group_size: int) -> Iterable[Batch]: ...
-    def val_batches(self, batch_size: int) -> Iterable[Batch]: ...
+    def train_batches(
+        self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
+    ) -> Iterable[Batch]: ...
+    def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]: ...
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]: ...  # scalar mean over the batch, logits (B, O)
     def score(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor: ...  # scalar: the sum of `train_score` over the batch
     def logits(self, batch: Batch) -> torch.Tensor: ...  # (B, O)
@@ -37,7 +40,7 @@ class Task(Protocol):
 
 def evaluate(task: Task, compute: Compute, batch_size: int) -> np.ndarray:
     """(num_val, O) float32 logits of the validation rows."""
-    batches = task.val_batches(batch_size)
+    batches = task.val_batches(batch_size, compute.processes.share)
     return predict_logits(task.model, task.logits, batches, task.num_val, task.num_outputs, compute, "validating", leave=False)
 
 
@@ -54,6 +57,7 @@ def predict_logits(
 ) -> np.ndarray:
     """(num_rows, num_outputs) float32, each batch's logits placed at its `row`s, whatever order they come in.
 
+    Of several processes each brings its share of the batches, and all have the result.
     `reached` (num_rows,) bool says, when `batches` are at their end, which rows they brought; the others stay NaN. None: every row.
 
     Raises:
@@ -61,11 +65,40 @@ def predict_logits(
     """
     result = np.full((num_rows, num_outputs), np.nan, dtype=np.float32)
     times_filled = np.zeros(num_rows, dtype=np.int64)
-    was_training = model.training
+    was_training, failure = model.training, None
     model.eval()
+    try:
+        _fill(result, times_filled, logits, batches, compute, title, leave)
+    except Exception as error:
+        failure = error
+    compute.processes.agree(failure)  # which raises it
+    result[times_filled == 0] = 0
+    compute.processes.add_up(result.view(np.int32))  # of each row the bits of one process, and of the others none
+    compute.processes.add_up(times_filled)
+    if reached is not None:
+        compute.processes.add_up(reached.view(np.uint8))
+    result[times_filled == 0] = np.nan
+    model.train(was_training)
+    wrong = times_filled != (1 if reached is None else reached)
+    if wrong.any():
+        raise RuntimeError(f"rows filled other than once: {np.flatnonzero(wrong)[:10].tolist()}")
+    return result
+
+
+def _fill(
+    result: np.ndarray,
+    times_filled: np.ndarray,
+    logits: Callable[[Batch], torch.Tensor],
+    batches: Iterable[Batch],
+    compute: Compute,
+    title: str,
+    leave: bool,
+) -> None:
+    """Put the logits of each batch where they belong."""
     computing: deque[tuple[np.ndarray, torch.Tensor]] = deque()
+    num_own = len(result) // compute.processes.count
     # no_grad, not inference_mode: what BEiT caches inside could not be used in training afterwards
-    with torch.no_grad(), tqdm(total=num_rows, desc=title, unit="img", leave=leave, dynamic_ncols=True) as bar:
+    with torch.no_grad(), tqdm(total=num_own, desc=title, unit="img", leave=leave, dynamic_ncols=True) as bar:
 
         def read_back(as_many_as: int) -> None:
             while len(computing) > as_many_as:
@@ -79,8 +112,3 @@ def predict_logits(
                 computing.append((batch["row"].numpy(), logits(compute.move(batch))))
             read_back(1)  # all but the newest: a GPU has a batch to compute while this one is waited for
         read_back(0)
-    model.train(was_training)
-    wrong = times_filled != (1 if reached is None else reached)
-    if wrong.any():
-        raise RuntimeError(f"rows filled other than once: {np.flatnonzero(wrong)[:10].tolist()}")
-    return result

@@ -14,8 +14,8 @@ from pipeline.recipe import Recipe
 from pipeline.run import environment, now
 from pipeline.run_names import KEPT, METRICS, RECORD, TIMING
 from pipeline.run_record import FORMAT
-from pipeline.training.engine import EpochReport, Position
 from pipeline.training.optim import lr_at
+from pipeline.training.position import EpochReport, Position
 from pipeline.unfinished import write_kept
 
 LINE = 79  # columns: one more and some terminals wrap
