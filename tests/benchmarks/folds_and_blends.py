@@ -3,14 +3,14 @@
     python -m tests.benchmarks.folds_and_blends --competitions COMPETITIONS --backbones BACKBONES     # measures what is missing, then the table
     python -m tests.benchmarks.folds_and_blends --table                                               # the table alone
 
-COMPETITIONS holds produce/, BACKBONES beit-tiny-64/ and dinov2-small/. Seed s holds back a part of the labelled rows (HELD of them, stratified,
-drawn by s), and is the seed of the folds and of training. The recipe is folds.yaml beside this file; digits are neither mirrored nor cut small.
+COMPETITIONS holds produce/, BACKBONES beit-tiny-64/ and dinov2-small/. Seed s draws ROWS of the labelled rows for training and for a held-back
+part, both stratified, and is the seed of the folds and of training. The recipe is folds.yaml beside this
+file; digits are neither mirrored nor cut small.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
 import sys
 from pathlib import Path
@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, labelled, lay_out, logged, run_train, with_error
+from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, lay_out, logged, run_train, with_error
 
 RECIPE = Path(__file__).with_name("folds.yaml")
-HELD = {"produce": 1 / 3, DIGITS: 0.7}
+ROWS = {"produce": (290, 290), DIGITS: (290, 360)}  # for training, held back
 BACKBONES = ("beit-tiny-64", "dinov2-small")
-SIZES = {("dinov2-small", "produce"): 112, ("dinov2-small", DIGITS): 56}  # pixels; digits are pictures of 32
+SIZES = {("dinov2-small", "produce"): 84, ("dinov2-small", DIGITS): 56}  # pixels; digits are pictures of 32
 FOLDS = 5
 COLUMNS = ("data", "backbone", "seed", "what", "accuracy")
 BLEND, BOTH = "blend", "both"
-ROWS = ("one run", "mean of the members", "five folds", "five folds, flip", "five folds, out-of-fold rows")
+ARMS = ("one run", "mean of the members", "five folds", "five folds, flip", "five folds, out-of-fold rows")
 BLENDED = ("plain mean of both", "blend", "blend, out-of-fold rows, nested")
 
 
@@ -36,7 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--competitions", type=Path, help="the folder that holds produce/")
     parser.add_argument("--backbones", type=Path, help="the folder that holds beit-tiny-64/ and dinov2-small/")
-    parser.add_argument("--data", nargs="+", default=list(HELD))
+    parser.add_argument("--data", nargs="+", default=list(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=list(BACKBONES), help="these backbones alone")
     parser.add_argument("--work", type=Path, default=Path("runs/folds-and-blends"))
@@ -56,15 +56,6 @@ def main() -> int:
     return 0
 
 
-def data_of(args: argparse.Namespace, name: str, seed: int) -> Path:
-    """The competition folder of one seed."""
-    from sklearn.model_selection import train_test_split
-
-    paths, labels = labelled(name, args.competitions, args.work)
-    _, held = train_test_split(range(len(labels)), test_size=HELD.get(name, 1 / 3), stratify=labels, random_state=seed)
-    return lay_out(paths, labels, held, args.work / f"data-{name}-{seed}", seed)
-
-
 def folds_of(args: argparse.Namespace, name: str, backbone: str, seed: int) -> Path:
     """The run folder of five folds."""
     return args.work / f"folds-{name}-{backbone}-{seed}"
@@ -72,9 +63,9 @@ def folds_of(args: argparse.Namespace, name: str, backbone: str, seed: int) -> P
 
 def measure(args: argparse.Namespace, table: Table, name: str, backbone: str, seed: int) -> None:
     """One run and five folds of one backbone, with one seed."""
-    if table.has(name, backbone, seed, ROWS[-1]):
+    if table.has(name, backbone, seed, ARMS[-1]):
         return
-    data, folds = data_of(args, name, seed), folds_of(args, name, backbone, seed)
+    data, folds = lay_out(name, args.competitions, args.work, ROWS[name], seed), folds_of(args, name, backbone, seed)
     log = folds.with_suffix(".log")
     words: list[Any] = ["--recipe", RECIPE, "--data", data, "--backbone", args.backbones / backbone, "--seed", seed]
     if size := SIZES.get((backbone, name)):
@@ -85,14 +76,14 @@ def measure(args: argparse.Namespace, table: Table, name: str, backbone: str, se
     members = [accuracy_of(log, [folds / f"fold-{number}"], data) for number in range(1, FOLDS + 1)]
     for number, value in enumerate(members, start=1):
         table.add(name, backbone, seed, f"fold {number}", value)
-    table.add(name, backbone, seed, ROWS[1], float(np.mean(members)))
-    table.add(name, backbone, seed, ROWS[2], accuracy_of(log, [folds], data))
+    table.add(name, backbone, seed, ARMS[1], float(np.mean(members)))
+    table.add(name, backbone, seed, ARMS[2], accuracy_of(log, [folds], data))
     if name != DIGITS:
-        table.add(name, backbone, seed, ROWS[3], accuracy_of(log, [folds], data, "--tta", "flip"))
+        table.add(name, backbone, seed, ARMS[3], accuracy_of(log, [folds], data, "--tta", "flip"))
     one = folds.with_name(folds.name.replace("folds-", "one-"))
     run_train(log, *words, "--output", one)
-    table.add(name, backbone, seed, ROWS[0], accuracy_of(log, [one], data))
-    table.add(name, backbone, seed, ROWS[4], out_of_fold(folds))
+    table.add(name, backbone, seed, ARMS[0], accuracy_of(log, [one], data))
+    table.add(name, backbone, seed, ARMS[4], out_of_fold(folds))
 
 
 def measure_blend(args: argparse.Namespace, table: Table, name: str, seed: int) -> None:
@@ -101,7 +92,7 @@ def measure_blend(args: argparse.Namespace, table: Table, name: str, seed: int) 
 
     if table.has(name, BOTH, seed, BLENDED[-1]):
         return
-    data, output = data_of(args, name, seed), args.work / f"blend-{name}-{seed}"
+    data, output = lay_out(name, args.competitions, args.work, ROWS[name], seed), args.work / f"blend-{name}-{seed}"
     members, log = [folds_of(args, name, backbone, seed) for backbone in BACKBONES], output.with_suffix(".log")
     table.add(name, BOTH, seed, BLENDED[0], accuracy_of(log, members, data))
     with logged(log):
@@ -137,20 +128,19 @@ def show(table: Table) -> None:
 
     for name in dict.fromkeys(key[0] for key in found):
         print(f"\n{name}:\n\n| | {' | '.join(BACKBONES)} |\n|---|{'---|' * len(BACKBONES)}")
-        for what in ROWS:
+        for what in ARMS:
             each = [values(name, backbone, what) for backbone in BACKBONES]
             if any(each):
                 print(f"| {what} | {' | '.join(f'{np.mean(one):.4f} ({len(one)} seeds)' if one else '' for one in each)} |")
-        for what, than in ((ROWS[2], ROWS[1]), (ROWS[2], ROWS[0]), (ROWS[3], ROWS[2])):
+        for what, than in ((ARMS[2], ARMS[1]), (ARMS[2], ARMS[0]), (ARMS[3], ARMS[2])):
             if any(values(name, backbone, what) for backbone in BACKBONES):
                 print(f"| {what}, less {than} | {' | '.join(less(name, backbone, what, backbone, than) for backbone in BACKBONES)} |")
-        with contextlib.nullcontext():
-            print(f"\n| both backbones | | {' | '.join(f'less {backbone}' for backbone in BACKBONES)} |\n|---|---|{'---|' * len(BACKBONES)}")
-            for what in BLENDED:
-                if one := values(name, BOTH, what):
-                    than = ROWS[4] if what == BLENDED[2] else ROWS[2]
-                    cells = " | ".join(less(name, BOTH, what, backbone, than) for backbone in BACKBONES)
-                    print(f"| {what} | {np.mean(one):.4f} ({len(one)} seeds) | {cells} |")
+        print(f"\n| both backbones | | {' | '.join(f'less {backbone}' for backbone in BACKBONES)} |\n|---|---|{'---|' * len(BACKBONES)}")
+        for what in BLENDED:
+            if one := values(name, BOTH, what):
+                than = ARMS[4] if what == BLENDED[2] else ARMS[2]
+                cells = " | ".join(less(name, BOTH, what, backbone, than) for backbone in BACKBONES)
+                print(f"| {what} | {np.mean(one):.4f} ({len(one)} seeds) | {cells} |")
 
 
 if __name__ == "__main__":

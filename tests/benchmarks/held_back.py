@@ -36,18 +36,30 @@ def labelled(name: str, competitions: Path, work: Path) -> tuple[list[Path], lis
     return [row.path for row in rows], [row.label for row in rows]
 
 
-def lay_out(paths: Sequence[Path], labels: Sequence[str], held: Sequence[int], folder: Path, seed: int) -> Path:
-    """The competition of these rows with the rows `held` as its test part; nothing is done where the folder is there."""
+def lay_out(name: str, competitions: Path, work: Path, rows: tuple[int, int], seed: int) -> Path:
+    """The competition `name` with so many training `rows`, and so many held back as its test part: both stratified and drawn by `seed`.
+
+    Nothing is done where the folder is there.
+    """
+    from sklearn.model_selection import train_test_split
+
+    folder = work / f"data-{name}-{seed}"
     if folder.exists():
         return folder
+    paths, labels = labelled(name, competitions, work)
+    train, held = train_test_split(range(len(labels)), train_size=rows[0], test_size=rows[1], stratify=labels, random_state=seed)
+    return _laid_out(paths, labels, train, held, folder, seed)
+
+
+def _laid_out(
+    paths: Sequence[Path], labels: Sequence[str], train: Sequence[int], held: Sequence[int], folder: Path, seed: int
+) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".laying-out-", dir=folder.parent) as temporary:
         root = Path(temporary) / folder.name
-        back = set(held)
-        for row, (path, label) in enumerate(zip(paths, labels, strict=True)):
-            if row not in back:
-                _link(path, root / "train" / label / f"{row:05d}{path.suffix}")
-        order = np.random.default_rng(seed).permutation(sorted(back)).tolist()
+        for row in train:
+            _link(paths[row], root / "train" / labels[row] / f"{row:05d}{paths[row].suffix}")
+        order = np.random.default_rng(seed).permutation(sorted(held)).tolist()
         ids = [f"image_{number:05d}" for number in range(len(order))]
         for name, row in zip(ids, order, strict=True):
             _link(paths[row], root / "test" / f"{name}{paths[row].suffix}")
