@@ -51,9 +51,7 @@ def lay_out(name: str, competitions: Path, work: Path, rows: tuple[int, int], se
     return _laid_out(paths, labels, train, held, folder, seed)
 
 
-def _laid_out(
-    paths: Sequence[Path], labels: Sequence[str], train: Sequence[int], held: Sequence[int], folder: Path, seed: int
-) -> Path:
+def _laid_out(paths: Sequence[Path], labels: Sequence[str], train: Sequence[int], held: Sequence[int], folder: Path, seed: int) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".laying-out-", dir=folder.parent) as temporary:
         root = Path(temporary) / folder.name

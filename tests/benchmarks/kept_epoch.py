@@ -140,9 +140,7 @@ def peer(args: argparse.Namespace, data: Path, split: list[Path], seed: int, cli
     model = AutoModelForImageClassification.from_pretrained(args.backbone, config=config, ignore_mismatched_sizes=True)
     processor = AutoImageProcessor.from_pretrained(args.backbone)
     size = processor.size["height"]
-    lora = LoraConfig(
-        r=RANK, lora_alpha=RANK, lora_dropout=0.1, target_modules=targets(model), modules_to_save=["classifier"], bias="none"
-    )
+    lora = LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.1, target_modules=targets(model), modules_to_save=["classifier"], bias="none")
     model = get_peft_model(model, lora)
     end = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(processor.image_mean, processor.image_std)]
     flip = [] if DIGITS in data.name else [v2.RandomHorizontalFlip()]
@@ -208,7 +206,9 @@ def show(table: Table) -> None:
             seeds = sorted(key[1] for key in found if key[0] == name and key[2:] == (arm, kept))
             values = [found[name, seed, arm, kept] for seed in seeds]
             paired = [
-                found[name, seed, arm, kept] - found[name, seed, TRAINER, "last"] for seed in seeds if (name, seed, TRAINER, "last") in found
+                found[name, seed, arm, kept] - found[name, seed, TRAINER, "last"]
+                for seed in seeds
+                if (name, seed, TRAINER, "last") in found
             ]
             every += paired
             cells.append(f"{np.mean(values):.4f} ({len(values)})" if values else "")
