@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.shift_and_views --work runs/kept-epoch
 
-The held-back images of each seed are cut CUTS times: `skewed` keeps every image of 4 classes drawn at random and one of each other class, `even` a random
-half. `--prior FILE` gets the true shares of the cut. Predictions of an image do not depend on the others, so each cut is arithmetic on test.npy.
+The held-back images of each seed are cut CUTS times. `skewed` keeps every image of 4 classes drawn at random and one of each other class,
+`even` a random half. `--prior FILE` gets the true shares of the cut. Predictions of an image do not depend on the others, so each cut is
+arithmetic on test.npy.
 """
 
 from __future__ import annotations
