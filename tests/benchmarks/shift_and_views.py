@@ -112,7 +112,7 @@ def views(pairs: list[tuple[Path, Path]]) -> None:
         for place in (0, 1):
             wrap = lambda logits, target, place=place: (
                 lambda batch: logits(batch | {"pixels": make_views(batch["pixels"], ("flip",))[place]})
-            )  # noqa: E731
+            )
             found = predict(run, competition, 32, "fp32", wrap)[0]
             each.append(found.logits.astype(np.float64))
         rows = np.array([run.target.names.index(truth[name]) for name in found.ids])
