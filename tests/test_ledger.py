@@ -46,3 +46,13 @@ def test_nothing_in_the_ledger_moves_a_cursor(tmp_path):
     assert set("\x1b\x07\r").isdisjoint(path.read_text())
     (kept,) = ledger.read_ledger(path)[1]
     assert (kept["message"], kept["public_score"], kept["status"]) == ("[2Jmine and yours", "0.5]0;title", "complete")
+
+
+def test_the_spread_over_folds_is_a_column_once_it_is_known(tmp_path):
+    path = tmp_path / "submissions.csv"
+    ledger.append_row(path, a_row(message="one run", validation_score="0.8", validation_spread=""))
+    assert ledger.read_ledger(path)[0] == list(ledger.COLUMNS)
+    ledger.append_row(path, a_row(message="folds", validation_score="0.82", validation_spread="0.011"))
+    columns, rows = ledger.read_ledger(path)
+    assert columns[4:6] == ["validation_score", "validation_spread"]
+    assert [line["validation_spread"] for line in rows] == ["", "0.011"]

@@ -17,6 +17,7 @@ from pipeline.tables import guarded, restored
 
 LEDGER = Path("submissions.csv")
 COLUMNS = ("time", "competition", "file_sha256", "message", "validation_score", "public_score", "private_score", "status")
+SPREAD = "validation_spread"  # the deviation of the validation score over folds; a column that the first such submission adds
 
 Row = dict[str, str]
 
@@ -66,6 +67,9 @@ def append_row(path: Path, row: Row) -> Row:
     """
     with _writing(path):
         columns, rows = read_ledger(path)
+        if row.get(SPREAD) and SPREAD not in columns:
+            columns.insert(columns.index("validation_score") + 1, SPREAD)
+        row = {name: cell for name, cell in row.items() if name != SPREAD or name in columns}
         row = dict.fromkeys(columns, "") | {name: one_line(cell) for name, cell in row.items()}
         _write_ledger(path, columns, [*rows, row])
     return row

@@ -21,7 +21,7 @@ from pipeline.errors import Interrupted, UserError, raise_all, run_command
 from pipeline.forms.check import check_predictions
 from pipeline.kaggle import cli
 from pipeline.kaggle.cli import Submission
-from pipeline.kaggle.ledger import LEDGER, Row, append_row, read_ledger, sending, update_row
+from pipeline.kaggle.ledger import LEDGER, SPREAD, Row, append_row, read_ledger, sending, update_row
 from pipeline.kaggle.remembered import agreed, remembered_slug
 from pipeline.kaggle.reply import KaggleError
 from pipeline.kaggle.token import find_credentials, scrub
@@ -301,7 +301,7 @@ def _print_scores(plan: Plan, found: Submission) -> None:
     if found.private_score:
         print(f"private score     {found.private_score}")
     if plan.validation_score:
-        print(f"validation score  {plan.validation_score}")
+        print(f"validation score  {plan.origin.shown_score if plan.origin else plan.validation_score}")
 
 
 def _refresh(competition: str, submissions: list[Submission], skip: Row | None) -> None:
@@ -348,6 +348,7 @@ def _add_row(plan: Plan) -> Row:
         "file_sha256": plan.sha256,
         "message": plan.message,
         "validation_score": plan.validation_score,
+        SPREAD: plan.origin.spread if plan.origin else "",
         "public_score": "",
         "private_score": "",
         "status": "pending",

@@ -22,6 +22,7 @@ from pipeline.report.browsing import read_browse
 from pipeline.report.charts import class_counts_figure
 from pipeline.report.comparison import build_comparison
 from pipeline.report.curves import curve_names, draw_curves
+from pipeline.report.decisions_section import read_decisions
 from pipeline.report.figures import FORMATS, also_as
 from pipeline.report.folds_section import read_folds
 from pipeline.report.ledger_figure import read_submissions
@@ -125,6 +126,7 @@ def build_report(run_dir: Path, ledger: Path = LEDGER, images: bool = True) -> P
         "best_metrics": run_facts.metrics({key: value for key, value in files.kept_epoch.items() if key.startswith("val_")}, files),
         "epochs": run_facts.epoch_table(files),
         "folds": folds,
+        "decisions": read_decisions(files),
         "validation": validation,
         "questions": questions,
         "rows_are": files.rows_are,

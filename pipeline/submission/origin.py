@@ -30,15 +30,21 @@ class Origin:
     names: tuple[str, ...]  # of the runs
     metric: str = ""  # what the validation score is of; empty where there is none, or several models
     score: str = ""
+    spread: str = ""  # of the score over folds: their standard deviation; empty for a single run
     commit: str = ""
     data: str = ""
     made: dict[str, Any] = field(default_factory=dict)  # single models with their weights, views and decisions
+
+    @property
+    def shown_score(self) -> str:
+        """The score with its spread over folds: `0.8121 ± 0.0113`; of a single run the score alone."""
+        return f"{self.score} ± {self.spread}" if self.spread else self.score
 
     def describe(self) -> str:
         """The run, its folder, when, and its validation score: `lora (runs/lora), predicted 2026-03-01 10:00, val_accuracy 0.91`."""
         runs = " + ".join(f"{name} ({model})" for name, model in zip(self.names, self.models, strict=True))
         moment = datetime.fromisoformat(self.time).strftime("%Y-%m-%d %H:%M")
-        return ", ".join([runs, f"predicted {moment}", f"{self.metric} {self.score}" if self.score else "no validation score"])
+        return ", ".join([runs, f"predicted {moment}", f"{self.metric} {self.shown_score}" if self.score else "no validation score"])
 
 
 class Maker(Protocol):
@@ -54,24 +60,27 @@ class Maker(Protocol):
 
 def record_origin(output: Path, runs: Sequence[Maker], data: Path | str, made: dict[str, Any] | None = None) -> None:
     """Write down that `runs` made the predictions file `output`, and how (`made`). A folder that takes no more files is no reason to fail."""
-    best, commit = {}, ""
-    if len(runs) == 1 and runs[0].record:
-        best, commit = runs[0].record.best, str(runs[0].record.values.get("commit") or "")
-    value = best.get("value")
-    known = isinstance(value, int | float) and str(best.get("metric")).startswith("val_")
     origin = Origin(
-        sha256(output),
-        now(),
-        tuple(str(run.path) for run in runs),
-        tuple(run.name for run in runs),
-        str(best["metric"]) if known else "",
-        f"{value:.6g}" if known else "",
-        commit,
-        str(data),
-        made or {},
+        sha256=sha256(output),
+        time=now(),
+        models=tuple(str(run.path) for run in runs),
+        names=tuple(run.name for run in runs),
+        data=str(data),
+        made=made or {},
+        **(_told(runs[0].record) if len(runs) == 1 and runs[0].record else {}),
     )
     with suppress(OSError), open(output.parent / MADE_BY, "a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(origin), ensure_ascii=False) + "\n")
+
+
+def _told(record: RunRecord) -> dict[str, str]:
+    """What a run says of its own score: `metric`, `score` and `spread`, as far as it has them, and its `commit`."""
+    value, deviation = record.best.get("value"), (record.values.get("folds") or {}).get("deviation")
+    told = {"commit": str(record.values.get("commit") or "")}
+    if isinstance(value, int | float) and str(record.best.get("metric")).startswith("val_"):
+        told |= {"metric": str(record.best["metric"]), "score": f"{value:.6g}"}
+        told |= {"spread": f"{deviation:.2g}"} if isinstance(deviation, int | float) else {}
+    return told
 
 
 def find_origin(predictions: Path) -> Origin | None:
@@ -91,7 +100,7 @@ def find_origin(predictions: Path) -> Origin | None:
 def _read(values: dict[str, Any]) -> Origin:
     """Raises ValueError or TypeError for anything that `record_origin` did not write."""
     models, names = (tuple(str(item) for item in values[key]) for key in ("models", "names"))
-    texts = {key: str(values.get(key) or "") for key in ("sha256", "time", "metric", "score", "commit", "data")}
+    texts = {key: str(values.get(key) or "") for key in ("sha256", "time", "metric", "score", "spread", "commit", "data")}
     datetime.fromisoformat(texts["time"])
     if not models or len(models) != len(names):
         raise ValueError("another number of names than of folders")
@@ -108,15 +117,5 @@ def origin_of_run(predictions: Path, model: Path) -> Origin | None:
     record = known_record(model)
     if record is None:
         return None
-    value = record.best.get("value")
-    known = isinstance(value, int | float) and str(record.best.get("metric")).startswith("val_")
     moment = datetime.fromtimestamp(predictions.stat().st_mtime).astimezone().isoformat(timespec="seconds")
-    return Origin(
-        sha256(predictions),
-        moment,
-        (str(model),),
-        (record.name,),
-        str(record.best["metric"]) if known else "",
-        f"{value:.6g}" if known else "",
-        str(record.values.get("commit") or ""),
-    )
+    return Origin(sha256=sha256(predictions), time=moment, models=(str(model),), names=(record.name,), **_told(record))

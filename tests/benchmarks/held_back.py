@@ -1,0 +1,153 @@
+"""What the accuracy benchmarks share: competitions with a held-back part, this project's commands on them, a table that goes on after a stop.
+
+A competition's own test images have no labels here, so a part of its labelled rows is held back: the folder that train.py gets has the
+others under train/<class>/, the held-back images under test/ (by neutral names, in random order), and solution.csv. No model sees a held-back label.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+
+import inference
+import train
+
+DIGITS = "digits"  # made on the spot, as `make demo` does
+
+
+def labelled(name: str, competitions: Path, work: Path) -> tuple[list[Path], list[str]]:
+    """Image and label of every labelled row of the competition `name`, a folder in `competitions`; `digits` is made in `work`."""
+    from pipeline.competition.layout import read_layout
+    from pipeline.demo_data import lay_out_digits
+
+    source = competitions / name
+    if name == DIGITS:
+        source = work / "digits-source"
+        lay_out_digits(source)
+    rows = sorted(read_layout(source, need="train").train, key=lambda row: str(row.path))
+    return [row.path for row in rows], [row.label for row in rows]
+
+
+def lay_out(name: str, competitions: Path, work: Path, rows: tuple[int, int], seed: int) -> Path:
+    """The competition `name` with so many training `rows`, and so many held back as its test part: both stratified and drawn by `seed`.
+
+    Nothing is done where the folder is there.
+    """
+    from sklearn.model_selection import train_test_split
+
+    folder = work / f"data-{name}-{seed}"
+    if folder.exists():
+        return folder
+    paths, labels = labelled(name, competitions, work)
+    train, held = train_test_split(range(len(labels)), train_size=rows[0], test_size=rows[1], stratify=labels, random_state=seed)
+    return _laid_out(paths, labels, train, held, folder, seed)
+
+
+def _laid_out(paths: Sequence[Path], labels: Sequence[str], train: Sequence[int], held: Sequence[int], folder: Path, seed: int) -> Path:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".laying-out-", dir=folder.parent) as temporary:
+        root = Path(temporary) / folder.name
+        for row in train:
+            _link(paths[row], root / "train" / labels[row] / f"{row:05d}{paths[row].suffix}")
+        order = np.random.default_rng(seed).permutation(sorted(held)).tolist()
+        ids = [f"image_{number:05d}" for number in range(len(order))]
+        for name, row in zip(ids, order, strict=True):
+            _link(paths[row], root / "test" / f"{name}{paths[row].suffix}")
+        first = sorted(set(labels))[0]
+        _write(root / "sample_submission.csv", [("id", "label"), *((name, first) for name in ids)])
+        _write(root / "solution.csv", [("id", "label"), *((name, labels[row]) for name, row in zip(ids, order, strict=True))])
+        (root / "competition.yaml").write_text("metric: accuracy\n", encoding="utf-8")
+        root.rename(folder)
+    return folder
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _write(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+def read_column(path: Path, column: str = "label") -> dict[str, str]:
+    """id -> the cell of `column`."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return {row["id"]: row[column] for row in csv.DictReader(file)}
+
+
+@contextmanager
+def logged(log: Path) -> Iterator[None]:
+    """What is printed goes to the end of `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file, redirect_stdout(file):
+        yield
+
+
+def run_train(log: Path, *words: str | Path) -> None:
+    """`python train.py` in this process; what was trained before is not trained again. The last --output is the run's folder."""
+    words = [str(word) for word in words]
+    output = Path(words[words.index("--output") + 1])
+    begun = output.exists() and any(output.iterdir())
+    if (output / "run.json").exists():
+        return
+    with logged(log):
+        print("$ python train.py", *words)
+        train.main([*words, *(["--resume"] if begun else [])])
+
+
+def accuracy_of(log: Path, models: Sequence[Path], data: Path, *flags: str) -> float:
+    """The share of the held-back images in `data` that `python inference.py --model ...` gets right."""
+    with tempfile.TemporaryDirectory() as temporary, logged(log):
+        output = Path(temporary) / "predictions.csv"
+        words = ["--model", *map(str, models), "--data", str(data), "--output", str(output), *flags]
+        print("$ python inference.py", *words)
+        inference.main(words)
+        said, truth = read_column(output), read_column(data / "solution.csv")
+    return sum(said[name] == label for name, label in truth.items()) / len(truth)
+
+
+class Table:
+    """Rows in a csv file, each written as soon as it is known; what is there is not computed again."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path, self.columns = path, tuple(columns)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _write(path, [self.columns])
+
+    def rows(self) -> list[dict[str, str]]:
+        """Every row, as texts."""
+        with open(self.path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def has(self, *key: object) -> bool:
+        """True where a row begins with `key`."""
+        wanted = tuple(map(str, key))
+        return any(tuple(row[name] for name in self.columns[: len(wanted)]) == wanted for row in self.rows())
+
+    def add(self, *cells: object) -> None:
+        """Append a row, and show it."""
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in cells])
+        print(*cells, file=sys.stderr, flush=True)
+
+
+def with_error(values: Sequence[float]) -> str:
+    """`mean ± standard error of the mean`."""
+    values = np.array(values, dtype=float)
+    if len(values) < 2:
+        return f"{values.mean():+.4f}"
+    return f"{values.mean():+.4f} ± {values.std(ddof=1) / np.sqrt(len(values)):.4f}"
