@@ -14,7 +14,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A file imports only from its own wing's earlier rooms and from wings above.
 WINGS = {
-    "": ["errors", "stopping", "files", "run_names", "unfinished", "lock", "wording", "tables", "recipe", "config", "naming", "answers"],
+    "": [
+        "errors",
+        "stopping",
+        "files",
+        "run_names",
+        "unfinished",
+        "lock",
+        "open_files",
+        "wording",
+        "tables",
+        "recipe",
+        "config",
+        "naming",
+        "answers",
+    ],
     "targets": ["target", "evidence", "readings", "measures", "classes", "metrics", "baseline", "decide"],
     "what a run holds": ["run_record", "run", "predictions"],
     "forms": ["form", "recognise", "cells", "check"],
@@ -72,7 +86,19 @@ WINGS = {
         *("grey_range", "pixels", "staged_rows", "pixel_tables", "json_bands", "arrays", "tf_examples", "tfrecords", "bson_files", "dicom"),
         *("containers", "install"),
     ],
-    "data": ["metadata", "opening", "intensity", "images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
+    "data": [
+        "metadata",
+        "opening",
+        "intensity",
+        "images",
+        "transforms",
+        "crops",
+        "cache",
+        "loader",
+        "dataset",
+        "tokenizer",
+        "question_batches",
+    ],
     "models": [
         *(
             "places",
