@@ -166,13 +166,14 @@ def copy_unsent(output: Path) -> Path | None:
     """
     import shutil
 
-    from pipeline.files import sha256, versioned
+    from pipeline.files import replacing, sha256, versioned
     from pipeline.kaggle.ledger import ledger_digests
 
     if not output.exists() or sha256(output) in ledger_digests(Path("submissions.csv")):
         return None
     kept = versioned(output.with_name(f"{output.stem}-former{output.suffix}"))
-    shutil.copy2(output, kept)
+    with replacing(kept) as temporary:
+        shutil.copy2(output, temporary)
     return kept
 
 

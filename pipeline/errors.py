@@ -119,18 +119,22 @@ _REFUSALS = {
     "EFBIG": "the file would be larger than the limit here (`ulimit -f`, or the disk's own); " + _AGAIN.format("Raise the limit"),
     "EMFILE": "too many files are open; " + _AGAIN.format("Raise the limit (`ulimit -n 4096`), or use --set data.workers=1"),
     "ENFILE": "too many files are open on this machine; " + _AGAIN.format("Close other programs"),
+    "EAGAIN": "the system starts no more processes for you (`ulimit -u`); use --set data.workers=0, or end some",
+    "ENOMEM": "memory is used up; close other programs, or use --set data.workers=0 and a smaller --batch-size",
     "ENAMETOOLONG": "the name is too long for this disk; use a shorter one",
     "ENOTDIR": "a file lies where a folder is needed; name another place",
     "EISDIR": "a folder lies where a file is needed; name another place",
 }
 _NUMBERS = {getattr(errno, name): text for name, text in _REFUSALS.items() if hasattr(errno, name)}  # Windows lacks some
+_NO_FILE_CAME = re.compile(r"received \d+ items of ancdata")  # a tensor of a loader process, with too many files open here
+_PATH = re.compile(r"\[Errno \d+\] .*: '(.*)'$", re.MULTILINE)
 _LOADER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal)")
 
 
 def system_refusal(error: BaseException | None) -> str | None:
     """What to tell a user when `error`, or one behind it, is the system's refusal to go on; None when it is another error.
 
-    torch and safetensors wrap such errors in their own, with the system's words left in the text.
+    torch and safetensors wrap such errors in their own, with the system's words left in the text; torch also those of a loader process.
     """
     while error is not None:
         text = str(error)
@@ -139,9 +143,12 @@ def system_refusal(error: BaseException | None) -> str | None:
                 "a loader process was killed, most often because memory ran out; the last state is kept. "
                 "Go on with the same command and --resume, with fewer of them: --set data.workers=1"
             )
-        path = getattr(error, "filename", None)
+        if isinstance(error, RuntimeError) and _NO_FILE_CAME.search(text):
+            return _REFUSALS["EMFILE"]
+        told = getattr(error, "errno", None)
+        path = getattr(error, "filename", None) or (_PATH.search(text) or [None, None])[1]
         for number, refusal in _NUMBERS.items():
-            if getattr(error, "errno", None) == number or (not isinstance(error, OSError) and os.strerror(number) in text):
+            if told == number or (told is None and os.strerror(number) in text):
                 return refusal if path is None else f"{path}: {refusal}"
         error = error.__cause__ or error.__context__
     return None

@@ -22,6 +22,7 @@ WINGS = {
         "run_names",
         "unfinished",
         "lock",
+        "open_files",
         "wording",
         "tables",
         "recipe",
@@ -86,7 +87,19 @@ WINGS = {
         *("grey_range", "pixels", "staged_rows", "pixel_tables", "json_bands", "arrays", "tf_examples", "tfrecords", "bson_files", "dicom"),
         *("containers", "install"),
     ],
-    "data": ["metadata", "opening", "intensity", "images", "transforms", "crops", "cache", "dataset", "tokenizer", "question_batches"],
+    "data": [
+        "metadata",
+        "opening",
+        "intensity",
+        "images",
+        "transforms",
+        "crops",
+        "cache",
+        "loader",
+        "dataset",
+        "tokenizer",
+        "question_batches",
+    ],
     "models": [
         *(
             "places",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.commands.session import Session
 from pipeline.errors import UserError
+from pipeline.open_files import IMAGE_TENSORS, QUESTION_TENSORS, allow_workers
 from pipeline.ranks import world_size
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
@@ -71,6 +72,8 @@ def build_task(session: Session, competition: Competition | None = None) -> tupl
     print(f"{recipe.name}: {recipe.task} with {recipe.backbones}")
     if former is None:  # a run that goes on has its own weights
         check_recipe(recipe)
+    if recipe.data.workers != "auto":
+        allow_workers(int(recipe.data.workers), QUESTION_TENSORS if recipe.task == "vqa" else IMAGE_TENSORS)
     if competition is None:
         competition = read_data(args, recipe, former)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pipeline.data.cache import PictureCache
 from pipeline.data.crops import Picture, decoded, random_crop
-from pipeline.data.images import load, load_pixels, lost_image_error, seen_size
+from pipeline.data.images import LostImage, load, load_pixels, lost_image_error, seen_size
+from pipeline.data.loader import Loader
 from pipeline.data.opening import REDUCIBLE, BadImage, opened
 from pipeline.data.transforms import Preprocessing, augmenter, to_tensor
+from pipeline.errors import system_refusal
+from pipeline.open_files import IMAGE_TENSORS, workers_that_fit
 from pipeline.ranks import local_world_size
 from pipeline.recipe import Augmentation
 
@@ -140,18 +142,10 @@ def cut(order: Sequence[int], micro_batch_size: int, group_size: int, start: int
     return [[int(order[position]) for position in turn[number]] for turn in turns if number < len(turn)]
 
 
-def make_loader(dataset: ImageDataset, batches: Iterable[list[int]], epoch: int = 0, workers: int = 0) -> DataLoader:
+def make_loader(dataset: ImageDataset, batches: Iterable[list[int]], epoch: int = 0, workers: int = 0) -> Loader:
     """A loader of exactly `batches`, in that order: `pixels` (B, 3, H, W) uint8, `label` (B,) int64, `row` (B,) int64, `bad` (B,) bool."""
     keys = [[(epoch, row) for row in batch] for batch in batches]
-    return DataLoader(
-        dataset,
-        batch_sampler=keys,
-        num_workers=min(workers, len(keys)),
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if workers and keys else None,
-        worker_init_fn=prepare_worker,
-        generator=torch.Generator(),  # its own: a loader would draw its seed from the global one, once more in a resumed run
-    )
+    return Loader(dataset, min(workers, len(keys)), IMAGE_TENSORS, batch_sampler=keys)
 
 
 def readable(batches: Iterable[dict[str, torch.Tensor]], paths: Sequence[Path | str]) -> Iterator[dict[str, torch.Tensor]]:
@@ -160,10 +154,16 @@ def readable(batches: Iterable[dict[str, torch.Tensor]], paths: Sequence[Path | 
     Raises:
         LostImage: an image of a batch could not be decoded; it would have been judged as a black one.
     """
-    for batch in batches:
-        if batch["bad"].any():
-            raise lost_image_error([Path(paths[row]) for row in batch["row"][batch["bad"]].tolist()])
-        yield batch
+    try:
+        for batch in batches:
+            if batch["bad"].any():
+                raise lost_image_error([Path(paths[row]) for row in batch["row"][batch["bad"]].tolist()])
+            yield batch
+    except OSError as error:  # a drive that fails, too many open files: also in a loader process
+        refusal = system_refusal(error)
+        if refusal is None:
+            raise
+        raise LostImage(refusal) from None
 
 
 def resolve_workers(workers: int | str, paths: Sequence[Path]) -> int:
@@ -179,13 +179,4 @@ def resolve_workers(workers: int | str, paths: Sequence[Path]) -> int:
     if average < SMALL_FILE or average * len(paths) < SMALL_SET:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores // local_world_size(), 1), 8)
-
-
-def prepare_worker(_worker: int) -> None:
-    """Settings of a decoding process."""
-    torch.set_num_threads(1)
-    # A signal to the whole process group (Ctrl-C, Slurm, a closed terminal) is the main process's to answer: it needs its workers to save.
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    return workers_that_fit(min(max(cores // local_world_size(), 1), 8))

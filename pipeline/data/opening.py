@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -58,6 +59,9 @@ FILE_BITS = {
 
 # What Pillow's decoders and the libraries under them raise on damage (AVIF: RuntimeError; DDS: NotImplementedError, a RuntimeError too).
 DAMAGE = (ValueError, SyntaxError, EOFError, LookupError, TypeError, RuntimeError, ArithmeticError, struct.error)
+# What says nothing of the image: a process that has too much open, a drive that fails or is gone.
+OF_THE_SYSTEM = ("EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE", "ENOTCONN", "EREMOTEIO", "ENODEV")
+_SYSTEM_NUMBERS = {getattr(errno, name) for name in OF_THE_SYSTEM if hasattr(errno, name)}  # Windows lacks some
 _TURN = threading.Lock()
 
 
@@ -73,6 +77,7 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
 
     Raises:
         BadImage: as `images.decode` does.
+        OSError: the system, not the image, is at fault (see `OF_THE_SYSTEM`).
     """
     try:
         with ExitStack() as stack:
@@ -89,6 +94,8 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         large = f"a file of {human_size(num_bytes)}, and no PNG, TIFF or BMP" if num_bytes > MAX_READ_BYTES else "not an image"
         raise BadImage(large if num_bytes else "empty file") from None
     except OSError as error:  # without the path, which the caller knows
+        if error.errno in _SYSTEM_NUMBERS:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise BadImage(error.strerror or str(error) or type(error).__name__) from None
     except DAMAGE as error:
         raise BadImage(str(error) or type(error).__name__) from None

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from pipeline.data.dataset import ImageDataset, epoch_order, prepare_worker
+from pipeline.data.dataset import ImageDataset, epoch_order
+from pipeline.data.loader import Loader
+from pipeline.open_files import QUESTION_TENSORS
 
 Key = tuple[int, list[int]]  # (epoch, rows)
 KEPT_BYTES = 1_000_000_000  # decoded pictures held in memory between epochs, in the process that decodes them
@@ -88,16 +90,7 @@ def picture_order(image_of_row: Sequence[int]) -> np.ndarray:
     return np.argsort(np.asarray(image_of_row), kind="stable")
 
 
-def make_question_loader(dataset: QuestionDataset, batches: Iterable[list[int]], epoch: int = 0, workers: int = 0) -> DataLoader:
+def make_question_loader(dataset: QuestionDataset, batches: Iterable[list[int]], epoch: int = 0, workers: int = 0) -> Loader:
     """A loader of exactly `batches` (lists of rows), in that order; see `QuestionDataset` for what one holds."""
     keys = [(epoch, rows) for rows in batches]
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=keys,
-        num_workers=min(workers, len(keys)),
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if workers and keys else None,
-        worker_init_fn=prepare_worker,
-        generator=torch.Generator(),  # its own, as for pictures alone
-    )
+    return Loader(dataset, min(workers, len(keys)), QUESTION_TENSORS, batch_size=None, sampler=keys)

@@ -129,6 +129,7 @@ def compute_rows(
                 return
             numbers = batch["row"].numpy()
             reached[numbers], bad[numbers] = True, batch["bad"].numpy()
+            refuse_gone([rows[row].path for row in numbers if bad[row]])
             handed_out += len(numbers)
             yield batch
 
@@ -190,6 +191,19 @@ def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:
         f"has {len(names)} class names. Put the training images (train/<class>/) or a sample_submission with one column per class "
         f"into {competition.root}, or write the names into id2label of {run.backbone_dir / 'config.json'}"
     )
+
+
+def refuse_gone(paths: list[Path]) -> None:
+    """Nothing where the images of `paths`, which could not be decoded, are still there.
+
+    Raises:
+        UserError: they are not, as when a drive is unmounted; rows of class frequencies would look like predictions.
+    """
+    if gone := [path for path in paths if not path.exists()]:
+        raise UserError(
+            f"{gone[0]} was there a moment ago and is gone: nothing is written. Bring the test images back (is their disk still there?), "
+            "then run the command again"
+        )
 
 
 def report_bad(paths: list[Path], total: int) -> None:
