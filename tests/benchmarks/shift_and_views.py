@@ -110,9 +110,10 @@ def views(pairs: list[tuple[Path, Path]]) -> None:
         truth = read_column(data / "solution.csv")
         each = []
         for place in (0, 1):
-            wrap = lambda logits, target, place=place: (
-                lambda batch: logits(batch | {"pixels": make_views(batch["pixels"], ("flip",))[place]})
-            )
+
+            def wrap(logits, target, place=place):
+                return lambda batch: logits(batch | {"pixels": make_views(batch["pixels"], ("flip",))[place]})
+
             found = predict(run, competition, 32, "fp32", wrap)[0]
             each.append(found.logits.astype(np.float64))
         rows = np.array([run.target.names.index(truth[name]) for name in found.ids])
