@@ -35,7 +35,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     from pipeline.training.engine import fit
     from pipeline.training.estimate import dry_run
     from pipeline.training.keeping import keeping
-    from pipeline.training.optim import build_optimizer, plan_schedule
+    from pipeline.training.optim import build_optimizer, epochs_of, plan_schedule
     from pipeline.training.record import Recorder
 
     args, recipe, task = session.args, session.recipe, build.task
@@ -44,13 +44,19 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     micro_batch_size, expected_seconds = announce(session, build, compute, schedule)
     keep = keeping(recipe.checkpoint.keep, task.num_val)
     print(f"  the {'last' if keep.last else 'best'} epoch is kept: {keep.why}")
-    step = choose_step(session, build, compute, micro_batch_size, expected_seconds)
+    step = choose_step(session, build, compute, schedule, micro_batch_size, expected_seconds)
     if args.dry_run:
         print("\n".join(dry_run(task, compute, micro_batch_size)))
         return 0
 
     recorder = Recorder(
-        session.output, recipe, task.save, task.write_validation, (f"train_{task.train_score}", task.best_metric), keep.record()
+        session.output,
+        recipe,
+        task.save,
+        task.write_validation,
+        (f"train_{task.train_score}", task.best_metric),
+        keep.record(),
+        epochs_of(schedule),
     )
     baseline = task.baseline()
     start, store, state = begin(session, build, recorder, schedule, step, baseline)
@@ -62,7 +68,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         compute,
         store,
         recorder_with_page(recorder, session.output, watch),
-        epochs=recipe.epochs,
+        epochs=epochs_of(schedule),
         micro_batch_size=micro_batch_size,
         seed=recipe.seed,
         max_grad_norm=recipe.optimizer.max_grad_norm,
@@ -76,7 +82,9 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     return 0
 
 
-def choose_step(session: Session, build: Build, compute: Compute, micro_batch_size: int, train_seconds: float) -> dict[str, Any]:
+def choose_step(
+    session: Session, build: Build, compute: Compute, schedule: dict[str, Any], micro_batch_size: int, train_seconds: float
+) -> dict[str, Any]:
     """Set how a training step is computed, and say so: `attention` (fused or products) and `compiled`, as run.json keeps them.
 
     A run that goes on keeps what it was started with, for another form of the same computation rounds differently.
@@ -87,6 +95,7 @@ def choose_step(session: Session, build: Build, compute: Compute, micro_batch_si
     from pipeline.training.attending import choose_attention
     from pipeline.training.compilation import settle
     from pipeline.training.estimate import check_fits
+    from pipeline.training.optim import epochs_of
 
     recipe, former, task = session.recipe, session.former, build.task
     if not task.one_shape:
@@ -96,7 +105,7 @@ def choose_step(session: Session, build: Build, compute: Compute, micro_batch_si
         check_fits(task.account(compute, recipe.optimizer.name), micro_batch_size, compute.device)
 
     before = {} if former is None else {"attention": "fused", "compiled": False, **former.start}
-    micro_batches = recipe.epochs * task.num_train // micro_batch_size
+    micro_batches = epochs_of(schedule) * task.num_train // micro_batch_size
     attention, note = choose_attention(
         task,
         compute,
@@ -247,6 +256,7 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
     from pipeline.training.advice import advise
     from pipeline.training.estimate import check_disk, check_fits, largest_micro_batch, seconds_per_image
     from pipeline.training.memory import OPTIMIZER_STATES
+    from pipeline.training.optim import epochs_of
 
     args, recipe, output = session.args, session.recipe, session.output
     task, counts = build.task, build.counts
@@ -270,9 +280,10 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
         print("\n".join(f"  {line}" for line in lines))
     disk = check_disk(output, task.model, OPTIMIZER_STATES[recipe.optimizer.name], whole_model_again=not recipe.lora.rank)
     train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
-    total = recipe.epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
+    epochs = epochs_of(schedule)
+    total = epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
     sizes = f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
     print(
         f"  on {compute.describe()}: about {human_time(total)}, {sizes}; the first batch was there after {arrived - session.started:.1f} s"
     )
-    return micro_batch_size, recipe.epochs * task.num_train * train_seconds
+    return micro_batch_size, epochs * task.num_train * train_seconds
