@@ -51,6 +51,7 @@ class Schedule(Section):
     name: Literal["linear", "cosine", "stepped_cosine", "constant"] = Field("linear", description="from lr to end_lr after the warm-up")
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="the share of all steps in which the rate rises from 0")
     end_lr: float = Field(0, ge=0, description="the rate of the last step")
+    min_steps: int = Field(0, ge=0, description="at least so many optimizer steps: where rows are few, more epochs than `epochs`")
 
 
 class Augmentation(Section):

@@ -32,7 +32,7 @@ from pipeline.run_names import (
 )
 from pipeline.run_record import RunRecord, read_object, read_record, read_values, value_at
 from pipeline.targets.target import Target, multiclass
-from pipeline.unfinished import read_kept, resume_command
+from pipeline.unfinished import planned_epochs, read_kept, resume_command
 
 _FILES = (
     INSTALLING,
@@ -148,7 +148,7 @@ def _read_unfinished(path: Path) -> tuple[RunRecord, str]:
         raise UserError(f"{path} holds an unfinished run that was stopped before it began: go on with `{resume_command(path)}`")
     values = read_values(path / START)
     recipe = values.get("recipe") or {}
-    best, words = read_kept(path, recipe.get("epochs"))
+    best, words = read_kept(path, planned_epochs(values))
     return RunRecord(path / START, values | {key: recipe[key] for key in ("task", "name", "seed") if key in recipe} | {"best": best}), words
 
 

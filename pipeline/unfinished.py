@@ -43,6 +43,15 @@ def write_kept(
     write_json(path / KEPT, {"epoch": epoch, "metric": metric, "value": value, "row": row, "step": step})
 
 
+def planned_epochs(told: dict[str, Any]) -> int | None:
+    """How many epochs a run has, by what start.json or run.json holds: its schedule's (a floor in steps adds some), else its recipe's."""
+    schedule = told.get("schedule") or {}
+    total, an_epoch = schedule.get("total_steps"), schedule.get("steps_per_epoch")
+    if type(total) is int and type(an_epoch) is int and an_epoch > 0:
+        return total // an_epoch
+    return (told.get("recipe") or {}).get("epochs")
+
+
 def read_kept(path: Path, epochs: int | None) -> tuple[dict[str, Any], str]:
     """`best` as run.json has it (empty for the weights of a moment), and in words which weights the folder of run `path` holds.
 

@@ -19,7 +19,7 @@ from transformers import (
 from pipeline.config import validate_recipe
 from pipeline.models.lora import attach
 from pipeline.recipe import Recipe
-from pipeline.training.optim import build_optimizer, lr_at, plan_schedule, rate_scales, set_lr
+from pipeline.training.optim import build_optimizer, epochs_of, lr_at, plan_schedule, rate_scales, set_lr
 
 
 def recipe(**overrides: object) -> Recipe:
@@ -80,6 +80,13 @@ def test_the_plan_counts_optimizer_steps() -> None:
         "effective_batch_size": 64,
     }
     assert plan_schedule(recipe(batch_size=64, accumulation_steps=1), 551) == plan  # however the group is cut
+
+
+def test_few_rows_get_the_epochs_that_the_floor_in_steps_asks_for() -> None:
+    floor = {"schedule.min_steps": 300, "epochs": 8, "batch_size": 32, "accumulation_steps": 1}
+    few, many = (plan_schedule(recipe(**floor), rows) for rows in (460, 50_000))  # 15 and 1,563 steps an epoch
+    assert (few["total_steps"], epochs_of(few)) == (300, 20)
+    assert (many["total_steps"], epochs_of(many)) == (8 * 1563, 8)
 
 
 def model() -> nn.Module:

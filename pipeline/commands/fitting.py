@@ -40,7 +40,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     from pipeline.training.engine import fit
     from pipeline.training.estimate import dry_run
     from pipeline.training.keeping import keeping
-    from pipeline.training.optim import build_optimizer, plan_schedule
+    from pipeline.training.optim import build_optimizer, epochs_of, plan_schedule
     from pipeline.training.processes import ALONE, part
     from pipeline.training.record import Recorder
 
@@ -51,13 +51,19 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     micro_batch_size, expected_seconds = announce(session, build, compute, schedule)
     keep = keeping(recipe.checkpoint.keep, task.num_val)
     print(f"  the {'last' if keep.last else 'best'} epoch is kept: {keep.why}")
-    step = choose_step_together(session, build, compute, micro_batch_size, expected_seconds)
+    step = choose_step_together(session, build, compute, schedule, micro_batch_size, expected_seconds)
     if args.dry_run:
         print("\n".join(dry_run(task, compute, micro_batch_size)))
         return 0
 
     recorder = Recorder(
-        session.output, recipe, task.save, task.write_validation, (f"train_{task.train_score}", task.best_metric), keep.record()
+        session.output,
+        recipe,
+        task.save,
+        task.write_validation,
+        (f"train_{task.train_score}", task.best_metric),
+        keep.record(),
+        epochs_of(schedule),
     )
     baseline = task.baseline()
     facts = {**task.facts(), "baseline": baseline and baseline.record(), "micro_batch_size": micro_batch_size}
@@ -71,7 +77,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         compute,
         store,
         recorder_with_page(recorder, session.output, watch) if is_first else lambda report: None,
-        epochs=recipe.epochs,
+        epochs=epochs_of(schedule),
         micro_batch_size=micro_batch_size,
         seed=recipe.seed,
         sums=recipe.gradient_sum,
@@ -90,7 +96,9 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     return 0
 
 
-def choose_step_together(session: Session, build: Build, compute: Compute, micro_batch_size: int, train_seconds: float) -> dict[str, Any]:
+def choose_step_together(
+    session: Session, build: Build, compute: Compute, schedule: dict[str, Any], micro_batch_size: int, train_seconds: float
+) -> dict[str, Any]:
     """What the first process finds best, see `choose_step`; the others compute their steps in the same way.
 
     Raises:
@@ -98,18 +106,24 @@ def choose_step_together(session: Session, build: Build, compute: Compute, micro
     """
     processes, before = compute.processes, None if session.former is None else session.former.start
     if processes.count == 1:
-        return choose_step(session, build, compute, micro_batch_size, train_seconds, before)
-    step = choose_step(session, build, compute, micro_batch_size, train_seconds, before) if processes.rank == 0 else None
+        return choose_step(session, build, compute, schedule, micro_batch_size, train_seconds, before)
+    step = choose_step(session, build, compute, schedule, micro_batch_size, train_seconds, before) if processes.rank == 0 else None
     wanted = json.loads(processes.texts(json.dumps(step))[0])
     if step is None:
-        step = choose_step(session, build, compute, micro_batch_size, train_seconds, wanted)
+        step = choose_step(session, build, compute, schedule, micro_batch_size, train_seconds, wanted)
     other = None if step == wanted else UserError("training steps cannot be compiled in every process: --set compile=false")
     processes.agree(other)
     return step
 
 
 def choose_step(
-    session: Session, build: Build, compute: Compute, micro_batch_size: int, train_seconds: float, before: dict[str, Any] | None
+    session: Session,
+    build: Build,
+    compute: Compute,
+    schedule: dict[str, Any],
+    micro_batch_size: int,
+    train_seconds: float,
+    before: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Set how a training step is computed, and say so: `attention` (fused or products) and `compiled`, as run.json keeps them.
 
@@ -121,6 +135,7 @@ def choose_step(
     from pipeline.training.attending import choose_attention
     from pipeline.training.compilation import settle
     from pipeline.training.estimate import check_fits
+    from pipeline.training.optim import epochs_of
 
     recipe, task = session.recipe, build.task
     if not task.one_shape:
@@ -130,7 +145,7 @@ def choose_step(
         check_fits(task.account(compute, recipe.optimizer.name), micro_batch_size, compute.device)
 
     before = {} if before is None else {"attention": "fused", "compiled": False, **before}
-    micro_batches = recipe.epochs * task.num_train // micro_batch_size
+    micro_batches = epochs_of(schedule) * task.num_train // micro_batch_size
     attention, note = choose_attention(
         task,
         compute,
@@ -285,6 +300,7 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
     from pipeline.training.estimate import check_disk, check_fits, idle_share, largest_micro_batch, seconds_per_image
     from pipeline.training.gradients import is_exact
     from pipeline.training.memory import OPTIMIZER_STATES
+    from pipeline.training.optim import epochs_of
 
     args, recipe, output = session.args, session.recipe, session.output
     task, counts = build.task, build.counts
@@ -313,13 +329,14 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
         print("\n".join(f"  {line}" for line in lines))
     disk = check_disk(output, task.model, OPTIMIZER_STATES[recipe.optimizer.name], whole_model_again=not recipe.lora.rank)
     train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
+    epochs = epochs_of(schedule)
     idle = idle_share(recipe.effective_batch_size, micro_batch_size, processes.count)
     if idle:
         print(f"  {idle:.0%} of the processes' time is idle: a step has no {processes.count} micro-batches, or no multiple of that")
     train_seconds, predict_seconds = train_seconds / processes.count / (1 - idle), predict_seconds / processes.count
-    total = recipe.epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
+    total = epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
     sizes = f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
     print(
         f"  on {compute.describe()}: about {human_time(total)}, {sizes}; the first batch was there after {arrived - session.started:.1f} s"
     )
-    return micro_batch_size, processes.first_says(recipe.epochs * task.num_train * train_seconds)
+    return micro_batch_size, processes.first_says(epochs * task.num_train * train_seconds)

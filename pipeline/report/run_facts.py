@@ -12,6 +12,7 @@ from pipeline.naming import backbone_name
 from pipeline.report.run_files import RunFiles
 from pipeline.report.words import direction, higher_is_better, metric_name, metric_value, sentence
 from pipeline.targets.metrics import why_undefined
+from pipeline.unfinished import planned_epochs
 
 MAIN_SETTINGS = {
     "backbone": "Backbone",
@@ -75,7 +76,7 @@ def _when(files: RunFiles, best: dict[str, Any]) -> str:
     if folds := files.record.get("folds"):
         mean, deviation = (None if folds[key] is None else metric_value(best["metric"], folds[key]) for key in ("mean", "deviation"))
         return f"{folds['count']} folds" + (f": {mean}" if mean else "") + (f" ± {deviation}" if deviation else "")
-    planned = files.told.get("recipe", {}).get("epochs") or (files.metrics and files.metrics[-1]["epoch"])
+    planned = planned_epochs(files.told) or (files.metrics and files.metrics[-1]["epoch"])
     return f"epoch {best['epoch']}" + (f" of {planned}" if planned else "")
 
 

@@ -19,7 +19,7 @@ def plan_schedule(recipe: Recipe, num_train: int) -> dict[str, Any]:
     `warmup_steps = ceil(warmup_ratio * total_steps)`, as transformers' Trainer rounds it.
     """
     steps_per_epoch = math.ceil(num_train / recipe.effective_batch_size)
-    total_steps = steps_per_epoch * recipe.epochs
+    total_steps = steps_per_epoch * max(recipe.epochs, math.ceil(recipe.schedule.min_steps / steps_per_epoch))
     return {
         "name": recipe.schedule.name,
         "lr": recipe.optimizer.lr,
@@ -29,6 +29,11 @@ def plan_schedule(recipe: Recipe, num_train: int) -> dict[str, Any]:
         "steps_per_epoch": steps_per_epoch,
         "effective_batch_size": recipe.effective_batch_size,
     }
+
+
+def epochs_of(schedule: dict[str, Any]) -> int:
+    """How many epochs a plan has: the recipe's, or more where `schedule.min_steps` asks for them."""
+    return schedule["total_steps"] // schedule["steps_per_epoch"]
 
 
 def lr_at(step: int, schedule: dict[str, Any]) -> float:
@@ -44,7 +49,7 @@ def lr_at(step: int, schedule: dict[str, Any]) -> float:
     if schedule["name"] == "constant":
         return lr
     if schedule["name"] == "stepped_cosine":
-        epochs = total // schedule["steps_per_epoch"]
+        epochs = epochs_of(schedule)
         done = (step // schedule["steps_per_epoch"]) / max(epochs - 1, 1)
     else:
         done = (step - warmup) / max(total - warmup, 1)

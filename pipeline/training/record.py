@@ -32,13 +32,18 @@ class Recorder:
         write_validation: Callable[[Path, np.ndarray], None],
         shown: tuple[str, str],
         keep: dict[str, str] | None = None,
+        epochs: int | None = None,
     ) -> None:
-        """`shown`: what an epoch's line names of training and of validation, as keys of its metrics. `keep`: which epoch is kept, and why."""
+        """`shown`: what an epoch's line names of training and of validation, as keys of its metrics. `keep`: which epoch is kept, and why.
+
+        `epochs`: how many there will be, where they are more than the recipe's.
+        """
         self.keep = keep or {}
         self.output, self.recipe, self.shown = output, recipe, shown
         self.save_model, self.write_validation = save_model, write_validation
         self.history: list[dict[str, Any]] = []
         self.timing: list[dict[str, Any]] = []
+        self.epochs = epochs
         self._tensorboard: Any = None
 
     def resume(self, history: list[dict[str, Any]]) -> None:
@@ -114,7 +119,7 @@ class Recorder:
 
     def _line(self, report: EpochReport) -> str:
         """The epoch in at most `LINE` columns: what is less needed is left out where names are long (metrics.jsonl has everything)."""
-        metrics, timing, epochs = report.metrics, report.timing, self.recipe.epochs
+        metrics, timing, epochs = report.metrics, report.timing, self.epochs or self.recipe.epochs
         trained, validated = self.shown
         score, validation = f"{trained.removeprefix('train_')} {metrics[trained]:.4f}", ""
         if report.val_logits is not None:
