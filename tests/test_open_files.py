@@ -85,6 +85,21 @@ def test_where_not_every_process_can_be_started_those_that_were_are_ended(tmp_pa
     assert not dropped  # torch drops the half-made iterator without a traceback
 
 
+def test_a_program_ends_although_an_error_still_holds_its_loader_processes(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", (9, 9, 9), 1)
+    code = """
+import sys
+from pipeline.data.dataset import ImageDataset, make_loader
+from pipeline.data.transforms import Preprocessing
+held = iter(make_loader(ImageDataset([sys.argv[1]] * 90, None, Preprocessing(16, 16)), [[row] for row in range(90)], workers=2))
+next(held)
+sys.modules["held"] = held  # never collected before the end
+sys.exit(2)
+"""
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], cwd=ROOT, timeout=120, capture_output=True)
+    assert result.returncode == 2
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
     """A competition and the undisturbed run on it."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import warnings
 from collections.abc import Iterator
 from multiprocessing import active_children
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader
@@ -39,13 +41,31 @@ class Loader(DataLoader):
     def __iter__(self) -> Iterator[Any]:
         before = set(active_children())
         try:
-            return super().__iter__()
+            iterator = super().__iter__()
         except OSError as error:
             for process in set(active_children()) - before:  # else the end of the program would wait for them for ever
                 process.kill()
                 process.join()
             _forget_half_made(error)
             raise
+        _processes.update(set(active_children()) - before)
+        atexit.unregister(end_processes)  # what was registered last is called first: before torch and multiprocessing wait for them
+        atexit.register(end_processes)
+        return iterator
+
+
+_processes: WeakSet[Any] = WeakSet()
+
+
+def end_processes() -> None:
+    """Kill the loader processes that are left when the program ends, of an iterator that an error still holds.
+
+    multiprocessing would ask them to end by SIGTERM, which they ignore (see `prepare_worker`), and wait for ever.
+    """
+    for process in list(_processes):
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
 def prepare_worker(_worker: int) -> None:
