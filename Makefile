@@ -31,7 +31,7 @@ TAKES_suspects := MODEL RUN DATA NO_IMAGES
 TAKES_blend := RUNS OUTPUT
 TAKES_attention := IMAGES MODEL RUN RUNS
 TAKES_bench := SIZE BENCH_FLAGS PEERS
-TAKES_fuzz := FUZZ KILLED_RUNS
+TAKES_fuzz := FUZZ KILLED_RUNS STRIKES
 GOALS := $(or $(MAKECMDGOALS),help)
 TAKEN := $(sort $(foreach goal,$(GOALS),$(TAKES_$(goal))))
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
@@ -128,9 +128,10 @@ test-slow: $(TESTS)  ## the tests that take minutes
 test-gpu: $(TESTS)  ## what only a GPU can tell; without one every test is skipped
 	$(PYTHON) -m pytest -m gpu
 
-fuzz: $(TESTS)  ## damage every kind of file at random (FUZZ=cases of each), and kill and resume runs (KILLED_RUNS=)
+fuzz: $(TESTS)  ## damage every kind of file at random (FUZZ=cases of each), and kill and resume runs (KILLED_RUNS=); strike commands by kills and failing disks (STRIKES=)
 	FUZZ=$(or $(FUZZ),2000) $(PYTHON) -m pytest tests/test_fuzz.py -s
 	KILLED_RUNS=$(or $(KILLED_RUNS),40) $(PYTHON) -m pytest tests/test_resume.py -k killed_at_random -m slow -s
+	STRIKES=$(or $(STRIKES),100) $(PYTHON) -m pytest tests/test_struck.py -m slow -s
 
 lint: $(TESTS)  ## format and check the code
 	$(PYTHON) -m ruff format
