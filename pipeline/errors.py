@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -48,6 +49,7 @@ def run_command(main: Callable[[], int | None], by_several: bool = False) -> int
     Never a traceback for any of these, nor for what the system refuses (a full disk, a folder that cannot be written).
     `by_several`: several processes, started by torchrun, may run it together; the first alone speaks.
     """
+    threading.excepthook = _in_a_thread
     if ranks.world_size() > 1:
         main = _among_several(main, by_several)
     try:
@@ -180,6 +182,12 @@ def one_line(text: str) -> str:
 
 
 _REVERSING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def _in_a_thread(failed: threading.ExceptHookArgs) -> None:
+    """What the system refuses to a thread, such as TensorBoard's writer, is raised again where its work is waited for, and said there."""
+    if failed.exc_value is None or system_refusal(failed.exc_value) is None:
+        threading.__excepthook__(failed)
 
 
 def _say(text: str) -> None:

@@ -87,6 +87,13 @@ def ends(code: str, reader: str = "", **options: object) -> subprocess.Completed
     return subprocess.run(["bash", "-c", line], env=os.environ | {"CODE": start}, cwd=ROOT, capture_output=True, text=True, **options)
 
 
+def test_a_full_disk_in_a_thread_is_said_once_where_it_is_waited_for_and_a_mistake_of_ours_keeps_its_traceback() -> None:
+    code = "import threading, errno\n    t = threading.Thread(target=lambda: {})\n    t.start()\n    t.join()"
+    full = ends(code.format("exec('raise OSError(errno.ENOSPC, str())', {'errno': errno})"))
+    assert (full.returncode, full.stderr) == (0, "")
+    assert "ZeroDivisionError" in ends(code.format("1 / 0")).stderr
+
+
 def test_a_closed_pipe_is_an_interruption_and_never_success() -> None:
     for code in ("[print('a' * 99) for _ in range(99999)]", "print('a' * 99)\n    import time\n    time.sleep(1)"):
         result = ends(code, "| head -c 0")
