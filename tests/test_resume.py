@@ -347,7 +347,9 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(
     undisturbed = losses("a")
     original, micro_batch_sizes = ClassificationTask.train_batches, []
 
-    def train_batches(self: ClassificationTask, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int]):
+    def train_batches(
+        self: ClassificationTask, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = (0, 1)
+    ):
         micro_batch_sizes.append(micro_batch_size)
         for number, batch in enumerate(original(self, epoch, start, micro_batch_size, group_size, share)):
             if epoch == 1 and micro_batch_size == 2 and number == 4:
