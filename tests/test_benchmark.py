@@ -94,7 +94,7 @@ def test_training_from_files_is_watched_and_traced(work: Work, tmp_path: Path) -
     watched = overlap(work, tmp_path / "trace.json")
     assert 0 <= watched.waiting < 1 and watched.first_batch_seconds > 0 and watched.images_per_second > 0 and watched.busy is None
     names = [event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
-    assert names.count("waiting for a batch") == 2 * (2 + 1)  # two epochs of two batches, and their ends
+    assert names.count("waiting for a batch") == 2 * 2  # two epochs of two batches
 
 
 def test_the_table_has_a_row_for_each_line_and_says_what_disagrees() -> None:
