@@ -12,11 +12,12 @@ import competitions
 import numpy as np
 import pandas as pd
 import pytest
+from browser import CHROMIUM, Browser
 from competitions import Made
 from PIL import Image
 
 import train
-from pipeline.errors import UserError
+from pipeline.errors import Interrupted, UserError
 from pipeline.look.same_source import in_words
 from pipeline.look.show import main
 
@@ -171,3 +172,67 @@ def test_the_cost_is_measured_with_a_backbone_here(photos: Path, tmp_path: Path,
     text = (tmp_path / "out/look.txt").read_text(encoding="utf-8")
     assert "an epoch" in text and "optimizer steps" in text
     assert json.loads((tmp_path / "out/look.json").read_text())["data"] == str(photos.resolve())
+
+
+def test_a_copy_of_a_fine_texture_is_found_in_another_size(tmp_path: Path) -> None:
+    """Decoded at a lower scale, a fine texture aliases in another way in each size: copies then looked like different images."""
+    root = tmp_path / "data"
+    for number in range(6):
+        coarse = photo(tmp_path / "coarse.png", number).resize((400, 533), Image.Resampling.BICUBIC)
+        grain = np.random.default_rng(100 + number).integers(0, 256, (178, 134), dtype=np.uint8)
+        texture = Image.fromarray(grain).resize((400, 533), Image.Resampling.BICUBIC).convert("RGB")
+        image = Image.blend(coarse, texture, 0.7)
+        (root / f"train/{number % 2}").mkdir(parents=True, exist_ok=True)
+        image.save(root / f"train/{number % 2}/{number}.jpg", quality=90)
+        image.resize((280, 373)).save(root / f"train/{number % 2}/{number}-small.jpg", quality=70)
+    look(root, tmp_path / "out")
+    groups = pd.read_csv(tmp_path / "out/groups.csv", dtype=str)
+    assert sorted(groups.groupby("group")["id"].apply(sorted)) == [[f"{number}", f"{number}-small"] for number in range(6)]
+
+
+def test_stopped_by_ctrl_c_the_same_command_goes_on(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.look import measuring
+
+    original, measured = measuring.image_facts, []
+
+    def until_the_seventh(path: Path, rule: object) -> object:
+        measured.append(path)
+        if len(measured) == 7:
+            raise KeyboardInterrupt
+        return original(path, rule)
+
+    monkeypatch.setattr(measuring, "AT_ONCE", 3)
+    monkeypatch.setattr(measuring, "image_facts", until_the_seventh)
+    with pytest.raises(Interrupted, match="6 of 20 images"):
+        look(photos, tmp_path / "out")
+    again: list[Path] = []
+    monkeypatch.setattr(measuring, "image_facts", lambda path, rule: again.append(path) or original(path, rule))
+    look(photos, tmp_path / "out")
+    assert len(again) == 14 and not set(again) & set(measured[:6])
+
+
+def test_likely_groups_are_named_and_not_used(photos: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(photos / "train.csv")
+    table["PatientID"] = [f"p{row // 4}" for row in range(len(table))]
+    table.to_csv(photos / "train.csv", index=False)
+    text = " ".join(look(photos, tmp_path / "out").split())
+    assert "--set data.group_column=PatientID" in text and "none stated" in text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium to open the page in")
+@pytest.mark.parametrize("width, dark", [(390, False), (1280, True)])
+def test_the_page_fits_and_asks_for_nothing(photos: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    (photos / "train.csv").write_text((photos / "train.csv").read_text().replace("cat", "<b>" + "cat" * 30))
+    sample = photos / "sample_submission.csv"
+    sample.write_text(sample.read_text().replace("cat", "dog"))
+    look(photos, tmp_path / "out")
+    page = tmp_path / "out/look.html"
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(page, width=width, dark=dark)
+        browser.run("document.querySelectorAll('details').forEach(details => { details.open = true })")
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        assert browser.run("[...document.images].filter(image => !image.complete || !image.naturalWidth).length") == 0
+        assert browser.run("document.images.length") > 20
+        assert browser.run("document.scripts.length") == 0 and browser.run("document.querySelectorAll('main b').length") == 0
+        assert [address for address in browser.requests if not address.startswith("data:")] == [page.resolve().as_uri()]
+        assert browser.complaints == []

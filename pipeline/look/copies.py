@@ -69,6 +69,7 @@ def copies_section(looked: Looked, sets: Sequence[Copies], groups_file: str) -> 
             section.says.append(
                 "Validation is too good where one copy trains and another validates. Files of equal bytes are kept together anyway; "
                 f"nearly equal ones are with: --set data.groups={shlex.quote(groups_file)}"
+                + (" (copies outside the sample are not known there)" if looked.sampled else "")
             )
         _show(section, "Duplicates inside train", [copies for copies in inside if copies not in differing], looked, "train")
     if leaks:
@@ -123,7 +124,7 @@ def _show(section: Section, title: str, sets: Sequence[Copies], looked: Looked, 
                 *[pair for pair in chosen[1:] if pair[0] == "test"],
                 *[pair for pair in chosen[1:] if pair[0] == "train"],
             ]
-        pictures = tuple(Picture(row.path, f"{name}: {row.label or looked.shown(row.path)}") for name, row in chosen[:SHOWN_EACH])
+        pictures = tuple(Picture(row.path, f"{name}: {row.label or row.path.name}") for name, row in chosen[:SHOWN_EACH])
         labels = listed(dict.fromkeys(row.label or "" for row in copies.train)) if copies.train else "test"
         strips.append(Strip(f"{number}. {labels}", pictures, quiet=f"{copies.how}, {len(chosen)} images"))
     section.sheets.append(Sheet(title, tuple(strips), captions=True))

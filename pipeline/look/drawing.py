@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from pipeline.report.figures import ABOVE, GRID, INK, QUIET, TRAINING, VALIDATION, drawable_names, new_axes
 
+SMALLEST_AREA, LARGEST_AREA = 14, 130  # of a point, in square points of print
 COLOURS = {"train": TRAINING, "test": VALIDATION}
 
 
@@ -33,7 +35,7 @@ def together_figure(path: Path, share: np.ndarray, names: Sequence[str]) -> None
 
 
 def sizes_figure(path: Path, sizes: Mapping[str, Sequence[tuple[int, int]]], model_px: int | None) -> None:
-    """A point an image, (width, height) in pixels, of train and test; the model's square where it is known."""
+    """(width, height) in pixels of the images of train and test, larger points for sizes of more images; the model's square where it is known."""
     both = [size for part in sizes.values() for size in part]
     sides = np.array(both, dtype=float)
     low, high = float(sides.min()), float(sides.max())
@@ -44,13 +46,15 @@ def sizes_figure(path: Path, sizes: Mapping[str, Sequence[tuple[int, int]]], mod
         if logarithmic:
             axes.set_xscale("log", base=2)
             axes.set_yscale("log", base=2)
+        most = max((count for points in sizes.values() for count in Counter(points).values()), default=1)
         for part, points in sizes.items():
             if points:
-                across, up = np.array(points, dtype=float).T
-                alpha = min(0.8, max(0.1, 150 / len(points)))
-                size = 4.5 if part == "train" else 3.5
-                marker = "o" if part == "train" else "s"
-                axes.plot(across, up, marker, color=COLOURS[part], markersize=size, alpha=alpha, markeredgewidth=0, label=part)
+                counts = Counter(points)
+                across, up = np.array(list(counts), dtype=float).T
+                area = SMALLEST_AREA + (LARGEST_AREA - SMALLEST_AREA) * np.sqrt(np.array(list(counts.values())) / most)
+                alpha = min(0.8, max(0.15, 150 / len(counts)))
+                filled = {"facecolors": COLOURS[part], "linewidths": 0} if part == "train" else {"facecolors": "none", "linewidths": 1.4}
+                axes.scatter(across, up, area, edgecolors=COLOURS[part], alpha=alpha, label=part, zorder=3, **filled)
         if model_px:
             look = {"color": INK, "markersize": 13, "markeredgewidth": 1.6, "linestyle": ""}
             axes.plot([model_px], [model_px], "+", label="model input", **look)
@@ -69,6 +73,8 @@ def sizes_figure(path: Path, sizes: Mapping[str, Sequence[tuple[int, int]]], mod
         legend = axes.legend(**ABOVE | {"ncols": 3})
         for handle in legend.legend_handles:
             handle.set_alpha(1)
+            if hasattr(handle, "set_sizes"):
+                handle.set_sizes([40])
 
 
 def shares_figure(path: Path, values: Mapping[str, Sequence[float]], across: str) -> None:

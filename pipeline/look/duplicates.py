@@ -1,8 +1,9 @@
 """Images that are the same: files of equal bytes, and copies in another size, quality or brightness.
 
-Copies are proposed by a perceptual hash and confirmed on pixels. The limits were set on 1,180 photographs of clothing and groceries:
-halved in size, saved at JPEG quality 30 or 15 % brighter, 99 of 100 are found; of 347,610 pairs of different photographs none is taken
-for a copy. A crop, a mirrored or a turned copy is not found.
+Copies are proposed by a perceptual hash and confirmed on pixels. Tried on 500 photographs of clothing and groceries, each saved anew in
+four ways (200 x 260 pixels at JPEG quality 60; 0.7 times the size at 70; 1.6 times at 80; half the size at 50): all 2,000 copies are found
+and no set holds two photographs. Among 1,322 and 820 photographs without copies none is taken for one. A crop, a mirrored or a turned copy is
+not found.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from pipeline.data.intensity import Intensity
 from pipeline.look.image_facts import GREY_PX, ImageFacts
 
 FILE = "facts.sqlite"
-VERSION = 1
+VERSION = 2
 COLUMNS = tuple(field.name for field in fields(ImageFacts))
 READ = tuple(name for name in COLUMNS if name != "grey")  # the small copies are asked for when they are compared
 AT_ONCE = 500  # names in one question

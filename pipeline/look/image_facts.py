@@ -14,7 +14,7 @@ from pipeline.data.images import TURNS, load, orientation, seen_size
 from pipeline.data.intensity import Intensity, is_deep
 from pipeline.data.opening import BadImage, opened
 
-DECODED_PX = 64  # a JPEG is decoded at the smallest scale that keeps both sides this long
+DECODED_PX = 128  # a JPEG is decoded at the smallest scale that keeps both sides this long: at 64 fine textures made copies differ
 GREY_PX, COLOUR_PX, HASH_PX, HASH_SIDE = 64, 16, 32, 8
 FLAT_LEVELS = 3  # of 255: pixels so near the most frequent grey count as the same
 
@@ -59,7 +59,7 @@ def image_facts(path: Path, intensity: Intensity | None = None) -> ImageFacts:
             header = {"format": file.format or "", "mode": file.mode, "width": width, "height": height}
             header["turned"] = orientation(file) in TURNS
             image = load(file, DECODED_PX, intensity)
-            grey, colour = small_grey(image), image.resize((COLOUR_PX, COLOUR_PX), Image.Resampling.BOX)
+            grey, colour = small_grey(image), image.resize((COLOUR_PX, COLOUR_PX), Image.Resampling.BILINEAR)
             levels = np.asarray(image.convert("L"))
     except BadImage as bad:
         return ImageFacts(str(path), num_bytes, problem=str(bad) or "cannot be decoded", **header)  # type: ignore[arg-type]
@@ -79,8 +79,8 @@ def image_facts(path: Path, intensity: Intensity | None = None) -> ImageFacts:
 
 
 def small_grey(image: Image.Image) -> np.ndarray:
-    """(GREY_PX, GREY_PX) uint8: the RGB `image` in grey, squashed; each value is the mean over its part of the image."""
-    return np.asarray(image.convert("L").resize((GREY_PX, GREY_PX), Image.Resampling.BOX))
+    """(GREY_PX, GREY_PX) uint8: the RGB `image` in grey, squashed, by a filter that smooths: with plain means, copies of another size differ."""
+    return np.asarray(image.convert("L").resize((GREY_PX, GREY_PX), Image.Resampling.BILINEAR))
 
 
 def perceptual_hash(grey: np.ndarray) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.competition.rows import Competition, Row
 from pipeline.look.drawing import together_figure
 from pipeline.look.section import Figure, Grid, Section
-from pipeline.report.charts import class_counts_figure, number_counts_figure
+from pipeline.report.charts import MAX_BARS, class_counts_figure, number_counts_figure
 from pipeline.report.words import brief
 from pipeline.targets.measures import histograms
 from pipeline.targets.target import Target
@@ -66,7 +66,8 @@ def _classes(target: Target, rows: Sequence[Row], figures: Path) -> Section:
         caption += f" The scale is logarithmic: the largest {noun[0]} has {held[-1] / held[0]:.0f} times as many as the smallest."
     section.figures.append(Figure(path, f"Bars: {caption}", caption))
     shares = [(name, counts[name], f"{counts[name] / len(rows):.2%}") for name in order]
-    section.grids.append(Grid(f"Every {noun[0]}", (noun[0], "images", "share"), shares))
+    named = len(counts) <= MAX_BARS  # then the figure says the same
+    section.grids.append(Grid(f"Every {noun[0]}", (noun[0], "images", "share"), shares, open=0 if named else 20))
     if target.kind == "multilabel":
         _together(target, labels, section, figures)
     return section

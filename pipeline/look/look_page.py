@@ -119,6 +119,7 @@ def _sheet(sheet: Sheet, thumbnails: Thumbnails) -> dict[str, Any]:
         "title": sheet.title,
         "tiles": sheet.tiles,
         "captions": sheet.captions,
+        "whole": sheet.whole,
         "open": strips[: sheet.open],
         "folded": strips[sheet.open :],
     }

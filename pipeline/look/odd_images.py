@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.competition.rows import Row
-from pipeline.data.intensity import Intensity, rule_in_words
+from pipeline.data.intensity import FLOAT_MODES, Intensity, rule_in_words
 from pipeline.look.image_facts import ImageFacts
 from pipeline.look.section import Grid, Picture, Section, Sheet, Strip
 from pipeline.look.selection import Looked
@@ -25,7 +25,7 @@ SUFFIXES = {
     "TIFF": (".tif", ".tiff"),
     "DIB": (".bmp",),
 }
-SHOWN = 12
+SHOWN = 6
 
 
 def odd_section(looked: Looked, intensity: Intensity | None, deep_notes: list[str]) -> Section:
@@ -42,17 +42,19 @@ def odd_section(looked: Looked, intensity: Intensity | None, deep_notes: list[st
             "A damaged test image is predicted by the class frequencies."
         )
     kinds = _kinds([one for one in facts.values() if not one.problem])
-    counts = {}
+    strips = []
     for name, is_odd in kinds.items():
         found = [path for path, one in facts.items() if not one.problem and is_odd(one)]
-        counts[name] = len(found)
         if found:
-            _show(section, looked, name, found, rows)
-    if not damaged and not any(counts.values()):
+            strips.append(_show(section, looked, name, found, rows))
+    if strips:
+        section.sheets.append(Sheet("The first ones of each kind", tuple(strips), captions=True, whole=True))
+    if not damaged and not strips:
         section.says.append("None: no image is damaged, black, white, of one colour, nearly empty, tiny or extremely long for this set.")
     deep = [one for one in facts.values() if one.deep and not one.problem]
     if deep:
-        words = rule_in_words(intensity) if intensity else "each type's own range becomes 0 to 255"
+        ranges = ["floating" if one.mode in FLOAT_MODES else "integer" for one in deep]
+        words = rule_in_words(intensity, ranges) if intensity else "each type's own range becomes 0 to 255"
         section.says.append(
             f"{counted(len(deep), 'image')} of more than 8 bits ({', '.join(sorted({one.mode for one in deep}))}): {words}."
         )
@@ -93,17 +95,16 @@ def _misnamed(one: ImageFacts) -> bool:
     return Path(one.path).suffix.lower() not in SUFFIXES.get(one.format, (f".{one.format.lower()}",))
 
 
-def _show(section: Section, looked: Looked, name: str, found: list[Path], rows: dict[Path, tuple[str, Row]]) -> None:
+def _show(section: Section, looked: Looked, name: str, found: list[Path], rows: dict[Path, tuple[str, Row]]) -> Strip:
+    """Add a kind of odd images to the section; its first ones as a strip."""
     lines = []
     for path in found:
         one = looked.facts[path]
         part, row = rows[path]
-        what = f"{one.width} x {one.height}, {one.format} {one.mode}, grey {one.low} to {one.high}, {one.flat:.1%} of one grey"
-        lines.append((part, looked.shown(path), row.label or "", what))
+        grey = f"{one.low} to {one.high}, {one.flat:.1%} alike"
+        lines.append((part, looked.shown(path), row.label or "", f"{one.width} x {one.height}", f"{one.format} {one.mode}", grey))
     share = len(found) / max(len(looked.facts), 1)
-    section.says.append(f"{name}: {counted(len(found), 'image')} ({share:.1%}).")
-    section.grids.append(Grid(name, ("part", "image", "label", "what it is"), lines, open=0, texts=4))
-    pictures = (Picture(path, f"{rows[path][0]}: {looked.shown(path)}") for path in found[:SHOWN])
-    section.sheets.append(
-        Sheet(f"{name}: {counted(len(found), 'image')}", tuple(Strip(looked.shown(p.path), (p,)) for p in pictures), tiles=True)
-    )
+    section.says.append(f"{name}: {counted(len(found), 'image')} ({share:.1%}), such as {looked.shown(found[0])}.")
+    section.grids.append(Grid(name, ("part", "image", "label", "pixels", "file", "grey"), lines, open=0, texts=6))
+    pictures = tuple(Picture(path, f"{rows[path][0]}: {path.name}") for path in found[:SHOWN])
+    return Strip(name, pictures, quiet=f"{len(found):,}")

@@ -35,6 +35,7 @@ class Sheet:
     tiles: bool = False
     open: int = 24
     captions: bool = False  # the words of each picture are shown below it
+    whole: bool = False  # pictures are shown uncut: where their shape matters
     sample: bool = False  # pictures that stand for others: the first to go where the page would be too large
 
 

@@ -32,7 +32,9 @@ def size_section(looked: Looked, figures: Path, model_px: int | None) -> Section
     path = figures / "sizes.png"
     sizes = {name: [(one.width, one.height) for one in found] for name, found in parts.items()}
     sizes_figure(path, sizes, model_px)
-    words = "Width and height of the images, a point each" + (f"; the cross is the model's input, {model_px} pixels" if model_px else "")
+    words = "Width and height of the images, larger points for sizes that more images have" + (
+        f"; the cross is the model's input, {model_px} pixels" if model_px else ""
+    )
     section.figures.append(Figure(path, f"{words}.", f"{words}. On the dashed line they are square.", ""))
     path = figures / "brightness.png"
     shares_figure(path, {name: [_brightness(one) for one in found] for name, found in parts.items()}, "mean brightness, 0 to 255")
