@@ -25,7 +25,8 @@ import inference
 import train
 from pipeline.competition.facts import CompetitionFacts, read_facts
 from pipeline.competition.layout import read_layout
-from pipeline.competition.rows import Row
+from pipeline.data.dataset import cut
+from pipeline.data.question_batches import picture_order
 from pipeline.errors import UserError
 from pipeline.files import sha256
 from pipeline.folds.team import gather
@@ -45,7 +46,6 @@ from pipeline.run import load_run
 from pipeline.submission.write import write_predictions
 from pipeline.targets.target import multiclass
 from pipeline.tasks.apply import predict, read_for
-from pipeline.tasks.registry import task_module
 
 NAMES = Names("someone", "glyphs-digits")
 SETTINGS = Settings("glyphs", NAMES.dataset, ("digits",), "0" * 64)
@@ -585,16 +585,13 @@ def test_processes_that_fail_leave_it_to_one(
 
 @pytest.mark.parametrize(("num_rows", "batch_size", "parts"), [(7, 2, 2), (64, 32, 2), (33, 32, 2), (100, 7, 3)])
 def test_shares_hold_the_batches_of_a_single_process(num_rows: int, batch_size: int, parts: int) -> None:
-    rows = [Row(str(number), Path(f"{number * 5 % 9}.jpg"), None, question="?") for number in range(num_rows)]
-    for task in ("classification", "vqa"):
-        order = task_module(task).batch_order(rows).tolist()
+    paths = [f"{number * 5 % 9}.jpg" for number in range(num_rows)]
+    by_picture = picture_order([paths.index(path) for path in paths]).tolist()
+    for order in (list(range(num_rows)), by_picture):  # of images with labels, of questions
         whole = [order[start : start + batch_size] for start in range(0, num_rows, batch_size)]
-        found = []
-        for share in cards.shares(task, rows, batch_size, parts):
-            again = share[task_module(task).batch_order([rows[number] for number in share])].tolist()
-            found += [again[start : start + batch_size] for start in range(0, len(again), batch_size)]
-        assert found == whole
-    assert [rows[number].path for number in order] == sorted((row.path for row in rows), key=[row.path for row in rows].index)
+        found = [batch for part in range(parts) for batch in cut(order, batch_size, num_rows, share=(part, parts))]
+        assert sorted(found) == sorted(whole)
+    assert [paths[number] for number in by_picture] == sorted(paths, key=paths.index)
 
 
 def test_the_script_says_what_is_missing_before_it_loads_anything(bundled: Path, tmp_path: Path) -> None:

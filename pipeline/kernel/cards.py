@@ -13,22 +13,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.competition.rows import Competition, Row
+from pipeline.data.dataset import ALL, cut
 from pipeline.errors import Interrupted, UserError, run_command
 from pipeline.folds.parallel import Child, run_children
 from pipeline.folds.views import averaged_logits
 from pipeline.kernel.carried import Carried, open_bundle
 from pipeline.kernel.pace import Pace
 from pipeline.tasks.apply import Computed, compute_rows, read_for
-from pipeline.tasks.registry import task_module
 from pipeline.training.compute import choose_compute, peak_memory
-
-if TYPE_CHECKING:
-    import numpy as np
 
 Clock = Callable[[], float]
 AUTO = "auto"  # as many processes as GPUs
@@ -71,30 +66,25 @@ def apply_models(
     return _apply_here(carried, rows, batch_size, precision, until, clock)
 
 
-def shares(task: str, rows: Sequence[Row], batch_size: int, parts: int) -> list[np.ndarray]:
-    """The numbers of the rows of each of `parts` processes: whole batches, as a single process would make them."""
-    order = task_module(task).batch_order(rows)
-    batches = -(-len(order) // batch_size)
-    edges = [part * batches // parts * batch_size for part in range(parts + 1)]
-    return [order[start:end] for start, end in pairwise(edges)]
-
-
 def _number_of_gpus() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 1
 
 
-def _apply_here(carried: Carried, rows: Sequence[Row], batch_size: int, precision: str, until: float, clock: Clock) -> Output:
-    """One model after the other, each with an equal share of the time that is left."""
+def _apply_here(
+    carried: Carried, rows: Sequence[Row], batch_size: int, precision: str, until: float, clock: Clock, share: tuple[int, int] = ALL
+) -> Output:
+    """One model after the other, each with an equal share of the time that is left; of the batches the `share`, see `dataset.cut`."""
     computed, rates, leaves = [], [], carried.team.leaves
+    num_own = sum(map(len, cut(range(len(rows)), batch_size, len(rows), share=share)))
     title = "questions" if carried.team.first.task == "vqa" else "images"
     for number, leaf in enumerate(leaves):
         now = clock()
         until_here = now + (until - now) / (len(leaves) - number)
-        pace = Pace(len(rows), until_here, title + (f" (model {number + 1} of {len(leaves)})" if len(leaves) > 1 else ""), clock)
+        pace = Pace(num_own, until_here, title + (f" (model {number + 1} of {len(leaves)})" if len(leaves) > 1 else ""), clock)
         wrap = partial(averaged_logits, views=carried.views)
-        computed.append(compute_rows(leaf.run, leaf.run.target, rows, batch_size, precision, pace, wrap))
+        computed.append(compute_rows(leaf.run, leaf.run.target, rows, batch_size, precision, pace, wrap, share))
         pace.done = int(computed[-1].reached.sum())
         rates.append(pace.rate())
     return Output(computed, rates, peak_memory(choose_compute(precision).device))
@@ -105,7 +95,6 @@ def _apply_apart(carried: Carried, competition: Competition, batch_size: int, pr
     import numpy as np
 
     rows = list(competition.test)
-    parts = shares(carried.team.first.task, rows, batch_size, processes)
     stop_at = time.time() + seconds  # of the clock that all processes share
     with tempfile.TemporaryDirectory() as temporary:
         words = ["-m", "pipeline.kernel.cards", "--bundle", str(carried.folder.resolve()), "--data", str(competition.root.resolve())]
@@ -125,9 +114,10 @@ def _apply_apart(carried: Carried, competition: Competition, batch_size: int, pr
                 np.zeros(len(rows), dtype=bool),
                 np.zeros(len(rows), dtype=bool),
             )
-            for place, its in zip(places, parts, strict=True):
+            for place in places:
                 with np.load(place / f"{number}.npz", allow_pickle=False) as found:
-                    whole.logits[its], whole.reached[its], whole.bad[its] = found["logits"], found["reached"], found["bad"]
+                    its = found["reached"]
+                    whole.logits[its], whole.reached[its], whole.bad[its] = found["logits"][its], True, found["bad"][its]
             computed.append(whole)
     rates = [sum(one["rates"][number] for one in told) for number in range(len(carried.team.leaves))]
     return Output(computed, rates, max(one["memory"] for one in told))
@@ -152,10 +142,9 @@ def main(argv: list[str] | None = None) -> int:
 
     carried = open_bundle(args.bundle)
     competition = read_for(carried.team.first, args.data, carried.facts)
-    mine = shares(carried.team.first.task, competition.test, args.batch_size, args.parts)[args.part]
     until = time.monotonic() + args.stop_at - time.time()
-    rows = [competition.test[number] for number in mine]
-    output = _apply_here(carried, rows, args.batch_size, args.precision, until, time.monotonic)
+    share = args.part, args.parts
+    output = _apply_here(carried, competition.test, args.batch_size, args.precision, until, time.monotonic, share)
     args.output.mkdir(parents=True)
     for number, computed in enumerate(output.computed):
         np.savez(args.output / f"{number}.npz", logits=computed.logits, reached=computed.reached, bad=computed.bad)

@@ -94,10 +94,12 @@ def compute_rows(
     precision: str,
     go_on: Callable[[int], bool] = lambda _: True,
     wrap: Wrap | None = None,
+    share: tuple[int, int] | None = None,
 ) -> Computed:
     """The logits of `rows`, on the best device at hand.
 
     `go_on` is called before each batch with the number of rows that were handed out so far; at its first False no more are.
+    `share`: (r, n) reaches the batches of number r of n processes alone; None: torchrun's processes share all of them.
 
     Raises:
         UserError: the model cannot be rebuilt.
@@ -124,7 +126,7 @@ def compute_rows(
 
     def batches() -> Iterator[dict]:
         handed_out = 0
-        for batch in predictor.batches(rows, batch_size, compute.processes.share):
+        for batch in predictor.batches(rows, batch_size, share or compute.processes.share):
             if not go_on(handed_out):
                 return
             numbers = batch["row"].numpy()

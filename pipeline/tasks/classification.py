@@ -350,11 +350,6 @@ def rebuild(run: Run, num_outputs: int) -> ImageClassifier:
     return classifier
 
 
-def batch_order(rows: Sequence[Row]) -> np.ndarray:
-    """(N,) int64: the order in which `batches` of a predictor go through `rows`: as they are."""
-    return np.arange(len(rows))
-
-
 def num_outputs_of(run: Run) -> int:
     """How many outputs the weights of a run or release have, read from the weights' own files.
 

@@ -93,10 +93,10 @@ class Answerer:
         self, rows: Sequence[Row], labels: Sequence[int] | None = None, augmentation: Augmentation | None = None, seed: int = 0
     ) -> QuestionDataset:
         """The questions of `rows` with their pictures, each picture once; questions are cleaned as the answers' own were."""
-        paths, image_of_row = _pictures(rows)
-        images = ImageDataset(paths, None, self.fused.rule, augmentation, seed)
+        paths = {path: number for number, path in enumerate(dict.fromkeys(row.path for row in rows))}
+        images = ImageDataset(list(paths), None, self.fused.rule, augmentation, seed)
         token_ids = self.fused.tokenizer.encode([clean_question(row.question or "") for row in rows])
-        return QuestionDataset(images, image_of_row, token_ids, self.fused.tokenizer.pad_id, labels)
+        return QuestionDataset(images, [paths[row.path] for row in rows], token_ids, self.fused.tokenizer.pad_id, labels)
 
     def batches(self, rows: Sequence[Row], batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
         """Batches of the questions of `rows`, those about one picture side by side, prepared as validation is."""
@@ -338,20 +338,9 @@ def rebuild(run: Run, num_outputs: int) -> Answerer:
     return Answerer(load_fused(text, image, tokenizer, rule, num_outputs, Head(**recipe["head"]), run.path))
 
 
-def batch_order(rows: Sequence[Row]) -> np.ndarray:
-    """(N,) int64: the order in which `batches` of a predictor go through `rows`: picture by picture."""
-    return picture_order(_pictures(rows)[1])
-
-
 def num_outputs_of(run: Run) -> int:
     """How many answers a run distinguishes: as many as it names, which its head is held to."""
     return len(run.class_names or ())
-
-
-def _pictures(rows: Sequence[Row]) -> tuple[list[Path], list[int]]:
-    """The pictures of `rows`, each once, and the number of each row's picture among them."""
-    number_of = {path: number for number, path in enumerate(dict.fromkeys(row.path for row in rows))}
-    return list(number_of), [number_of[row.path] for row in rows]
 
 
 def _encoders(recipe: Recipe, questions: Sequence[str], former: FormerRun | None) -> tuple[Any, QuestionTokenizer, Any, Any]:
