@@ -81,11 +81,10 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.tables import is_formula
     from pipeline.tasks.apply import read_for
     from pipeline.training.compute import choose_compute
-    from pipeline.training.processes import first_does, part
+    from pipeline.training.processes import get_in_touch, part
     from pipeline.wording import counted, quoted
 
-    first_does(lambda: None)  # from here on, of several processes, one that fails can tell the first one why
-
+    get_in_touch()
     output = check_place(Path(args.output), "name a file with --output")
     team = gather([Path(model) for model in args.model])
     check_prior(team, args.prior)

@@ -26,22 +26,10 @@ def read_data(args: argparse.Namespace, recipe: Recipe, former: FormerRun | None
     Raises:
         UserError: the data cannot be read in one way alone, or do not fit the recipe.
     """
-    from pipeline.competition.corrections import CorrectionFiles
-    from pipeline.competition.facts import read_facts
-    from pipeline.competition.groups import Grouping
-    from pipeline.competition.layout import read_layout
+    from pipeline.competition.layout import read_for_training
 
-    data, facts = recipe.data, read_facts(Path(args.data))
-    competition = read_layout(
-        Path(args.data),
-        id_column=data.id_column or facts.id_column,
-        label_column=data.label_column or facts.label_column,
-        need="train",
-        skip_bad_images=data.skip_bad_images,
-        asked=former.asked() if former else facts.asked(data.metric, data.target, data.positive_class),
-        grouped=Grouping(None if data.groups else data.group_column or facts.group_column, data.groups),
-        corrected=CorrectionFiles(data.exclude, data.relabel),
-    )
+    asked = former.asked() if former else None
+    competition = read_for_training(Path(args.data), recipe.data, asked=asked, skip_bad_images=recipe.data.skip_bad_images)
     print("\n".join(f"  {note}" for note in competition.notes))
     if competition.form is not None and not competition.test:
         where = competition.form.path or args.data
@@ -66,9 +54,9 @@ def build_task(session: Session, competition: Competition | None = None) -> tupl
 
     args, recipe, former = session.args, session.recipe, session.former
     if world_size() > 1:
-        from pipeline.training.processes import first_does
+        from pipeline.training.processes import get_in_touch
 
-        first_does(lambda: None)  # from here on a process that fails can tell the first one why
+        get_in_touch()
     print(f"{recipe.name}: {recipe.task} with {recipe.backbones}")
     if former is None:  # a run that goes on has its own weights
         check_recipe(recipe)

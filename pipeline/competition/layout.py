@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.competition import corrections, groups
-from pipeline.competition.facts import own_files
+from pipeline.competition.facts import own_files, read_facts
 from pipeline.competition.folders import DataFolder, look, natural_key
 from pipeline.competition.id_columns import find_ids, without_numbering
 from pipeline.competition.ids import ImageIndex
@@ -31,6 +31,9 @@ from pipeline.targets.evidence import Asked, Decision, LabelEvidence
 from pipeline.targets.metrics import find_metric
 from pipeline.targets.target import Target, multiclass
 from pipeline.wording import counted, quoted
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Data
 
 
 def read_layout(
@@ -104,6 +107,29 @@ def read_layout(
     if decision is None:
         return competition
     return replace(competition, corrections=corrections.read_corrections(folder, labelled, decision.labels, target, corrected))
+
+
+def read_for_training(
+    data_dir: Path, data: Data, *, asked: Asked | None = None, skip_bad_images: bool, with_corrections: bool = True
+) -> Competition:
+    """The labelled part of a competition as the keys `data` of a recipe name its columns and groups, or else competition.yaml does.
+
+    `asked`: what a run that goes on was told of target and metric. Without corrections `data.exclude` and `data.relabel` are left out.
+
+    Raises:
+        UserError: as `read_layout`.
+    """
+    facts = read_facts(data_dir)
+    return read_layout(
+        data_dir,
+        id_column=data.id_column or facts.id_column,
+        label_column=data.label_column or facts.label_column,
+        need="train",
+        skip_bad_images=skip_bad_images,
+        asked=asked or facts.asked(data.metric, data.target, data.positive_class),
+        grouped=groups.Grouping(None if data.groups else data.group_column or facts.group_column, data.groups),
+        corrected=corrections.CorrectionFiles(*((data.exclude, data.relabel) if with_corrections else ())),
+    )
 
 
 def _sample_id(sample: Source | None, test_index: ImageIndex, folder: DataFolder) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing import active_children
 from typing import Any
 from weakref import WeakSet
@@ -43,9 +43,7 @@ class Loader(DataLoader):
         try:
             iterator = super().__iter__()
         except OSError as error:
-            for process in set(active_children()) - before:  # else the end of the program would wait for them for ever
-                process.kill()
-                process.join()
+            _kill(set(active_children()) - before)
             _forget_half_made(error)
             raise
         _processes.update(set(active_children()) - before)
@@ -62,10 +60,13 @@ def end_processes() -> None:
 
     multiprocessing would ask them to end by SIGTERM, which they ignore (see `prepare_worker`), and wait for ever.
     """
-    for process in list(_processes):
-        if process.is_alive():
-            process.kill()
-            process.join()
+    _kill(list(_processes))
+
+
+def _kill(processes: Iterable[Any]) -> None:
+    for process in processes:
+        process.kill()
+        process.join()
 
 
 def prepare_worker(_worker: int) -> None:

@@ -16,7 +16,6 @@ from pipeline.files import check_place, human_size, read_json, sweep, write_json
 from pipeline.lock import holding_folder
 
 if TYPE_CHECKING:
-    from pipeline.competition.facts import CompetitionFacts
     from pipeline.competition.rows import Competition
     from pipeline.look.section import Section
     from pipeline.look.selection import Looked
@@ -53,13 +52,16 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--images {args.images}: at least 2 are needed")
     if not args.max_mb > 0:
         raise UserError(f"--max-mb {args.max_mb:g}: a size above 0 is needed")
+    from pipeline.competition.layout import read_for_training
+
     recipe = _recipe(args)
-    competition, facts = _read(args, recipe)
+    # Rows without an image or label are left out, and nothing is corrected: the page shows what lies there.
+    competition = read_for_training(args.data, recipe.data, skip_bad_images=True, with_corrections=False)
     folder = _folder(args)
     check_place(folder / RECORD, "name another --output")
     with holding_folder(folder):
         sweep(folder)
-        return _look(args, recipe, competition, facts, folder)
+        return _look(args, recipe, competition, folder)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -70,25 +72,6 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     if args.backbone:
         overrides["image_size"] = None  # the backbone's own
     return load_recipe(args.recipe or DEFAULT_RECIPE, overrides | parse_assignments(args.set))
-
-
-def _read(args: argparse.Namespace, recipe: Recipe) -> tuple[Competition, CompetitionFacts]:
-    """The competition as train.py reads it, rows without an image or label left out; and what competition.yaml says."""
-    from pipeline.competition.facts import read_facts
-    from pipeline.competition.groups import Grouping
-    from pipeline.competition.layout import read_layout
-
-    data, facts = recipe.data, read_facts(args.data)
-    competition = read_layout(
-        args.data,
-        id_column=data.id_column or facts.id_column,
-        label_column=data.label_column or facts.label_column,
-        need="train",
-        skip_bad_images=True,
-        asked=facts.asked(data.metric, data.target, data.positive_class),
-        grouped=Grouping(None if data.groups else data.group_column or facts.group_column, data.groups),
-    )
-    return competition, facts
 
 
 def _folder(args: argparse.Namespace) -> Path:
@@ -120,7 +103,7 @@ def _about(folder: Path) -> str | None:
     return record.get("data") if isinstance(record, dict) else ""
 
 
-def _look(args: argparse.Namespace, recipe: Recipe, competition: Competition, facts: CompetitionFacts, folder: Path) -> int:
+def _look(args: argparse.Namespace, recipe: Recipe, competition: Competition, folder: Path) -> int:
     from pipeline.data.intensity import find_intensity
     from pipeline.look.as_text import as_text
     from pipeline.look.cost import cost_section
@@ -139,7 +122,7 @@ def _look(args: argparse.Namespace, recipe: Recipe, competition: Competition, fa
     store = FactStore(folder, intensity)
     try:
         looked.facts = measure(looked.paths, store, intensity)
-        sections = _sections(args, recipe, looked, facts, folder, store, intensity, deep_notes, record)
+        sections = _sections(args, recipe, looked, folder, store, intensity, deep_notes, record)
     finally:
         store.close()
     write_json(folder / RECORD, record)
@@ -168,7 +151,6 @@ def _sections(
     args: argparse.Namespace,
     recipe: Recipe,
     looked: Looked,
-    facts: CompetitionFacts,
     folder: Path,
     store: Any,
     intensity: Any,
@@ -176,6 +158,7 @@ def _sections(
     record: dict[str, str],
 ) -> list[Section]:
     """Every section but the cost."""
+    from pipeline.competition.facts import read_facts
     from pipeline.look.contact_sheet import contact_section
     from pipeline.look.copies import copies_of, copies_section
     from pipeline.look.cost import input_rule
@@ -206,7 +189,7 @@ def _sections(
             ((row.id, looked.shown(row.path), f"{value:.4f}") for row, value in rows),
         )
     return [
-        recognised(looked, facts),
+        recognised(looked, read_facts(args.data)),
         contact_section(looked),
         label_section(looked.competition, figures),
         size_section(looked, figures, min(rule.height, rule.width)),
