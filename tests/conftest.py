@@ -86,6 +86,19 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) 
     return root
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
+    """A competition in data/ and the undisturbed run on it in run/, trained with `test_resume.flags`."""
+    from test_resume import flags
+
+    import train
+
+    root = tmp_path_factory.mktemp("whole")
+    make_competition(root / "data")
+    train.main(flags(root / "data", tiny_backbone, root / "run"))
+    return root
+
+
 @pytest.fixture
 def shared() -> Path:
     if not SHARED.is_dir():

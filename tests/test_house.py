@@ -30,7 +30,7 @@ WINGS = {
         "naming",
         "answers",
     ],
-    "targets": ["target", "evidence", "readings", "measures", "classes", "metrics", "baseline", "decide"],
+    "targets": ["target", "evidence", "readings", "measures", "classes", "metric_table", "metrics", "baseline", "decide"],
     "what a run holds": ["run_record", "run", "predictions"],
     "forms": ["form", "recognise", "cells", "check"],
     "competition": [

@@ -15,15 +15,6 @@ from pipeline.errors import EXIT_USER, run_command
 from pipeline.training import compute, engine
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
-    """A competition and the uninterrupted run on it."""
-    root = tmp_path_factory.mktemp("whole")
-    make_competition(root / "data")
-    train.main(flags(root / "data", tiny_backbone, root / "run"))
-    return root
-
-
 def lose_at_batch(monkeypatch: pytest.MonkeyPatch, number: int, folder: Path) -> None:
     """`folder` is moved away as soon as that many batches have been computed."""
     seen, original = iter(range(10_000)), compute.Compute.move

@@ -100,15 +100,6 @@ sys.exit(2)
     assert result.returncode == 2
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
-    """A competition and the undisturbed run on it."""
-    root = tmp_path_factory.mktemp("whole")
-    make_competition(root / "data")
-    train.main(flags(root / "data", tiny_backbone, root / "run"))
-    return root
-
-
 def fail_at(monkeypatch: pytest.MonkeyPatch, number: int, name: str, after: int = 0, in_worker: bool = False) -> None:
     """The system fails with `number` whenever an image called `name` is opened, from the batch `after` on, or in loader processes alone."""
     original, move, batches = opening._open, compute.Compute.move, []

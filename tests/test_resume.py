@@ -43,17 +43,6 @@ def assert_same(a: Path, b: Path) -> None:
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
-    """A competition and the uninterrupted run on it."""
-    from conftest import make_competition
-
-    root = tmp_path_factory.mktemp("whole")
-    make_competition(root / "data")
-    train.main(flags(root / "data", tiny_backbone, root / "run"))
-    return root
-
-
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, micro_batches: int) -> None:
     """A SIGTERM during the given micro-batch of the process."""
     seen = iter(range(10_000))

@@ -98,17 +98,13 @@ def _training(work: Work, compiled: bool) -> Callable[[], float]:
 def our_inference(work: Work) -> Callable[[], np.ndarray]:
     """Files to logits, as inference.py does it."""
     from pipeline.competition.rows import Row
-    from pipeline.models.lean import make_lean
     from pipeline.run import load_run
-    from pipeline.tasks.classification import rebuild
+    from pipeline.tasks.apply import ready
     from pipeline.training.compute import Compute
     from pipeline.training.predict import predict_logits
 
     compute = Compute(work.device, work.precision)
-    classifier = rebuild(load_run(work.model_dir.parent), NUM_CLASSES)
-    if compute.half is not None:
-        make_lean(classifier.model, compute.half)
-    classifier.model.eval().to(work.device)
+    classifier = ready(load_run(work.model_dir.parent), NUM_CLASSES, compute)
     rows = [Row(path.name, path, None) for path in work.paths]
 
     def run() -> np.ndarray:

@@ -75,18 +75,14 @@ def _through(oof: OutOfFold, fold: int, rows: Sequence[Row]) -> tuple[np.ndarray
 
     from pipeline.data.dataset import readable
     from pipeline.models.backbones import head_name
-    from pipeline.models.lean import make_lean
     from pipeline.run import load_run
-    from pipeline.tasks.classification import rebuild
+    from pipeline.tasks.apply import ready
     from pipeline.training.compute import choose_compute
     from pipeline.training.predict import predict_logits
 
     run, compute = load_run(oof.path / f"fold-{fold}"), choose_compute("auto")
-    predictor = rebuild(run, oof.target.num_outputs)
+    predictor = ready(run, oof.target.num_outputs, compute)
     head = predictor.model.get_submodule(head_name(predictor.model))
-    if compute.half is not None:
-        make_lean(predictor.model, compute.half)
-    predictor.model.to(compute.device)
     seen: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
 

@@ -1,22 +1,18 @@
-"""The table of metrics: what each is called, which way is better, what it needs, which targets it scores; and scoring with it.
+"""Scoring with the metrics of `metric_table.py`.
 
-Averages and names follow scikit-learn's user guide (section 3.4). Truth is as `target.encode` gives it, values are (N, O) predictions as
-`target.activate` gives them. For several labels an image, and several numbers, a metric is the mean over columns unless its name says
-otherwise (micro, weighted, samples).
+Truth is as `target.encode` gives it, values are (N, O) predictions as `target.activate` gives them. For several labels an
+image, and several numbers, a metric is the mean over columns unless its name says otherwise (micro, weighted, samples).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from pipeline.targets.classes import classification_metrics, confusion_matrix, per_class, softmax, vqa_accuracy, vqa_scores
+from pipeline.targets.metric_table import METRICS, Metric, find_metric
 from pipeline.targets.target import KINDS, Target
-from pipeline.wording import counted, nearest
+from pipeline.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,231 +34,8 @@ __all__ = [
     "vqa_scores",
     "why_undefined",
 ]
-Needs = Literal["labels", "probabilities", "ranks", "numbers"]
 # `all_metrics` sorts each column for these; beyond so much they are computed where they are asked for, not beside other metrics (seconds).
 SORTED_METRICS, SORTED_OUTPUTS, SORTED_CELLS = ("roc_auc", "average_precision"), 200, 5_000_000
-
-_CHOICE: tuple[str, ...] = ("multiclass", "ordinal")
-_DECIDED = (*_CHOICE, "binary", "multilabel")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One way to score predictions.
-
-    `kinds`: the targets it can score. `words`: its name for people. `function`: gives what computes it, from truth and predictions; it gets
-    the module `measures`, which is loaded when the first score is computed, and the target. `spellings`: other names that people use for it.
-    `k`: how many ranked labels count.
-    """
-
-    name: str
-    higher_is_better: bool
-    needs: Needs
-    kinds: tuple[str, ...]
-    words: str
-    function: Callable[[ModuleType, Target], Callable[..., float | None]]
-    spellings: str = ""
-    k: int = 0
-
-
-_TABLE = (
-    Metric(
-        "accuracy",
-        True,
-        "labels",
-        _DECIDED,
-        "accuracy",
-        lambda measures, _: measures.accuracy,
-        spellings="acc accuracy_score categorization_accuracy classification_accuracy multiclass_accuracy",
-    ),
-    Metric(
-        "balanced_accuracy",
-        True,
-        "labels",
-        _DECIDED,
-        "balanced accuracy",
-        lambda measures, _: measures.balanced_accuracy,
-        spellings="balanced_accuracy_score bal_acc balanced_acc",
-    ),
-    Metric(
-        "macro_f1",
-        True,
-        "labels",
-        _DECIDED,
-        "macro F1",
-        lambda measures, _: measures.f_score("macro"),
-        spellings="f1_macro macro_f1_score macro_averaged_f1",
-    ),
-    Metric(
-        "micro_f1",
-        True,
-        "labels",
-        _DECIDED,
-        "micro F1",
-        lambda measures, _: measures.f_score("micro"),
-        spellings="f1_micro micro_f1_score micro_averaged_f1",
-    ),
-    Metric(
-        "weighted_f1",
-        True,
-        "labels",
-        _DECIDED,
-        "weighted F1",
-        lambda measures, _: measures.f_score("weighted"),
-        spellings="f1_weighted weighted_f1_score",
-    ),
-    Metric(
-        "samples_f1",
-        True,
-        "labels",
-        ("multilabel",),
-        "mean F1 of an image",
-        lambda measures, _: measures.f_score("samples"),
-        spellings="f1_samples",
-    ),
-    Metric(
-        "samples_f2",
-        True,
-        "labels",
-        ("multilabel",),
-        "mean F2 of an image",
-        lambda measures, _: measures.f_score("samples", beta=2.0),
-        spellings="f2_samples mean_f2",
-    ),
-    Metric(
-        "mcc",
-        True,
-        "labels",
-        _DECIDED,
-        "Matthews correlation",
-        lambda measures, _: measures.mcc,
-        spellings="matthews matthews_corrcoef matthews_correlation matthews_correlation_coefficient",
-    ),
-    Metric(
-        "log_loss",
-        False,
-        "probabilities",
-        _DECIDED,
-        "log loss",
-        lambda measures, _: measures.log_loss,
-        spellings="logloss cross_entropy multiclass_log_loss multiclass_loss logarithmic_loss binary_cross_entropy",
-    ),
-    Metric(
-        "roc_auc",
-        True,
-        "probabilities",
-        _DECIDED,
-        "ROC AUC",
-        lambda measures, _: measures.roc_auc,
-        spellings="auc auroc auc_roc rocauc roc_auc_score area_under_the_roc_curve area_under_roc_curve mean_column_wise_auc",
-    ),
-    Metric(
-        "average_precision",
-        True,
-        "probabilities",
-        _DECIDED,
-        "average precision",
-        lambda measures, _: measures.average_precision,
-        spellings="average_precision_score mean_average_precision",
-    ),
-    Metric(
-        "partial_auc_80tpr",
-        True,
-        "probabilities",
-        ("binary", "multilabel"),
-        "partial AUC above 80% TPR",
-        lambda measures, _: measures.partial_auc_80tpr,
-        spellings="pauc partial_auc pauc_80tpr",
-    ),
-    Metric(
-        "qwk",
-        True,
-        "labels",
-        ("ordinal",),
-        "quadratic weighted kappa",
-        lambda measures, target: measures.quadratic_kappa(len(target.names)),
-        spellings="kappa quadratic_weighted_kappa quadratic_kappa cohen_kappa cohens_kappa weighted_kappa",
-    ),
-    Metric(
-        "map_at_5",
-        True,
-        "ranks",
-        ("multiclass", "ordinal", "multilabel"),
-        "MAP@5",
-        lambda measures, _: measures.map_at_k,
-        k=5,
-    ),
-    Metric(
-        "top5_accuracy",
-        True,
-        "ranks",
-        _CHOICE,
-        "top-5 accuracy",
-        lambda measures, _: measures.top_accuracy,
-        spellings="top5 top_5 top_5_accuracy top5_acc",
-        k=5,
-    ),
-    Metric(
-        "pf1",
-        True,
-        "probabilities",
-        ("binary", "multilabel"),
-        "probabilistic F1",
-        lambda measures, _: measures.probabilistic_f1,
-        spellings="probabilistic_f1 prob_f1",
-    ),
-    Metric(
-        "rmse",
-        False,
-        "numbers",
-        ("continuous",),
-        "RMSE",
-        lambda measures, _: measures.number_error("rmse"),
-        spellings="root_mean_squared_error root_mean_square_error",
-    ),
-    Metric(
-        "mae",
-        False,
-        "numbers",
-        ("continuous",),
-        "mean absolute error",
-        lambda measures, _: measures.number_error("mae"),
-        spellings="mean_absolute_error",
-    ),
-    Metric(
-        "r2",
-        True,
-        "numbers",
-        ("continuous",),
-        "R²",
-        lambda measures, _: measures.number_error("r2"),
-        spellings="r2_score r_squared",
-    ),
-)
-METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
-
-_NAMES = {spelling: metric.name for metric in _TABLE for spelling in (metric.name, *metric.spellings.split())}
-
-
-def find_metric(name: str) -> Metric:
-    """The metric called `name`, also by a common other spelling (auc, f1_macro, kappa, map@5); `map_at_K` for any K from 1.
-
-    Raises:
-        UserError: there is none; the nearest is named.
-    """
-    plain = re.sub(r"[^a-z0-9]+", "_", name.strip().casefold().replace("@", "_at_").replace("²", "2")).strip("_")
-    if ranked := re.fullmatch(r"(?:map|mean_average_precision)_(?:at_)?([1-9]\d*)", plain):
-        k = int(ranked[1])
-        return replace(METRICS["map_at_5"], name=f"map_at_{k}", words=f"MAP@{k}", k=k)
-    if plain in _NAMES:
-        return METRICS[_NAMES[plain]]
-    near = nearest(plain, [*METRICS, *_NAMES])
-    for spelling, known in _NAMES.items():
-        near = near.replace(f"{spelling!r}", f"{known!r}")
-    raise UserError(f"metric {name!r} is none that can be computed here{near}; known: {', '.join(METRICS)} (any K in map_at_K)")
-
-
-# ---- scoring ----
 
 
 def evaluate(name: str, target: Target, truth: np.ndarray, values: np.ndarray) -> float | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.run import Run
     from pipeline.targets.target import Target
     from pipeline.tasks.build import Predictor
+    from pipeline.training.compute import Compute
 
     Wrap = Callable[[Callable[..., object], Target], Callable[..., object]]
 
@@ -107,16 +108,11 @@ def compute_rows(
     import numpy as np
 
     from pipeline.data.intensity import deep_images_without_rule
-    from pipeline.models.lean import make_lean
-    from pipeline.tasks.registry import task_module
     from pipeline.training.compute import choose_compute
     from pipeline.training.predict import predict_logits
 
     compute = choose_compute(precision)
-    predictor: Predictor = task_module(run.task).rebuild(run, target.num_outputs)
-    if compute.half is not None:
-        make_lean(predictor.model, compute.half)
-    predictor.model.to(compute.device)
+    predictor = ready(run, target.num_outputs, compute)
     where = f"{compute.describe()}{_other_precision(run, precision, compute.precision)}"
     print(f"  {target.describe()}, {predictor.describe()}, {where}", flush=True)
     if warning := deep_images_without_rule([row.path for row in rows], predictor.rule.intensity):
@@ -139,6 +135,22 @@ def compute_rows(
     logits = predict_logits(predictor.model, logits_of, batches(), len(rows), target.num_outputs, compute, "predicting", reached=reached)
     compute.processes.add_up(bad.view(np.uint8))
     return Computed(logits, reached, bad)
+
+
+def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
+    """The finished model rebuilt, on its device, held as lean as its precision allows.
+
+    Raises:
+        UserError: the model cannot be rebuilt.
+    """
+    from pipeline.models.lean import make_lean
+    from pipeline.tasks.registry import task_module
+
+    predictor: Predictor = task_module(run.task).rebuild(run, num_outputs)
+    if compute.half is not None:
+        make_lean(predictor.model, compute.half)
+    predictor.model.to(compute.device)
+    return predictor
 
 
 def assemble(run: Run, target: Target, rows: Sequence[Row], computed: Computed) -> Assembled:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, lay_out, logged, run_train, with_error
+from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, lay_out, logged, parser_of, run_train, with_error
 
 RECIPE = Path(__file__).with_name("folds.yaml")
 ROWS = {"produce": (290, 290), DIGITS: (290, 360)}  # for training, held back
@@ -33,15 +33,9 @@ BLENDED = ("plain mean of both", "blend", "blend, out-of-fold rows, nested")
 
 def main() -> int:
     """Measure what is missing, and print the table; the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--competitions", type=Path, help="the folder that holds produce/")
+    parser = parser_of(__doc__, "folds-and-blends", list(ROWS), [0, 1, 2])
     parser.add_argument("--backbones", type=Path, help="the folder that holds beit-tiny-64/ and dinov2-small/")
-    parser.add_argument("--data", nargs="+", default=list(ROWS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=list(BACKBONES), help="these backbones alone")
-    parser.add_argument("--work", type=Path, default=Path("runs/folds-and-blends"))
-    parser.add_argument("--results", type=Path, default=Path("runs/folds-and-blends.csv"))
-    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     table = Table(args.results, COLUMNS)
     if not args.table:

@@ -6,6 +6,7 @@ others under train/<class>/, the held-back images under test/ (by neutral names,
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import shutil
@@ -21,6 +22,18 @@ import inference
 import train
 
 DIGITS = "digits"  # made on the spot, as `make demo` does
+
+
+def parser_of(words: str | None, name: str, data: Sequence[str], seeds: Sequence[int]) -> argparse.ArgumentParser:
+    """The flags that the benchmarks have in common; `name` is that of their folder and table under runs/."""
+    parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--competitions", type=Path, help="the folder that holds produce/, clothing/ and others")
+    parser.add_argument("--data", nargs="+", default=list(data))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    parser.add_argument("--work", type=Path, default=Path("runs") / name)
+    parser.add_argument("--results", type=Path, default=Path("runs") / f"{name}.csv")
+    parser.add_argument("--table", action="store_true", help="print the table of what was measured, and measure nothing")
+    return parser
 
 
 def labelled(name: str, competitions: Path, work: Path) -> tuple[list[Path], list[str]]:

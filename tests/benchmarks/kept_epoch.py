@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, lay_out, read_column, run_train, with_error
+from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, lay_out, parser_of, read_column, run_train, with_error
 
 EPOCHS, BATCH, LR, RANK = 10, 32, 1e-3, 16
 ROWS = 280, 290  # for training, held back
@@ -36,15 +36,9 @@ COLUMNS = ("data", "seed", "arm", "kept", "epoch", "accuracy")
 
 def main() -> int:
     """Measure what is missing, and print the table; the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--competitions", type=Path, help="the folder that holds produce/, clothing/ and others")
+    parser = parser_of(__doc__, "kept-epoch", ["produce", DIGITS, "clothing"], [0, 1, 2, 3, 4])
     parser.add_argument("--backbone", type=Path)
-    parser.add_argument("--data", nargs="+", default=["produce", DIGITS, "clothing"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", type=int, nargs="+", default=list(range(len(ARMS))), help="by number, in the order of the file")
-    parser.add_argument("--work", type=Path, default=Path("runs/kept-epoch"))
-    parser.add_argument("--results", type=Path, default=Path("runs/kept-epoch.csv"))
-    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     table = Table(args.results, COLUMNS)
     if not args.table:
