@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ from test_resume import ROOT, flags, wait_for_state
 
 from pipeline.stopping import GONE, stop_requests
 from pipeline.training.checkpoint import StateStore
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_a_terminal() -> Iterator[None]:
+    """A closed terminal ends a program here also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def long_run(competition: Path, backbone: Path, output: Path) -> list[str]:
