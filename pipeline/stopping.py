@@ -33,11 +33,14 @@ def stop_requests(request: Callable[[str, bool], None]) -> Iterator[None]:
     except ValueError:  # not the main thread: nobody can send us signals here
         before = {}
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (stream and _Watched(stream, lambda: request(GONE, False)) for stream in streams)  # None: closed already
+    watched = [stream and _Watched(stream, lambda: request(GONE, False)) for stream in streams]  # None: closed already
+    sys.stdout, sys.stderr = watched
     try:
         yield
     finally:
         sys.stdout, sys.stderr = streams
+        for stream in filter(None, watched):
+            stream.forget()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -52,6 +55,11 @@ class _Watched:
 
     def __init__(self, stream: TextIO, on_gone: Callable[[], None]) -> None:
         self._stream, self._on_gone, self._is_gone = stream, on_gone, False
+
+    def forget(self) -> None:
+        """Tell nobody any more. A thread keeps the stderr it was started with: what `on_gone` holds would be freed where the last thread
+        ends, which may be while Python itself ends, and that aborts the process."""
+        self._on_gone = lambda: None
 
     def write(self, text: str) -> int:
         with self._noticing():

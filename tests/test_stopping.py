@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +72,25 @@ def test_under_nohup_a_closed_terminal_stops_nothing(monkeypatch: pytest.MonkeyP
         assert asked == ["SIGTERM"] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_thread_that_goes_on_keeps_nothing_of_what_was_to_stop() -> None:
+    """It would free a whole model when it ends, which aborts a Python that is ending itself."""
+
+    class Loop:
+        def request_stop(self, reason: str, again: bool) -> None: ...
+
+    loop, over = Loop(), threading.Event()
+    known = weakref.ref(loop)
+    with stop_requests(loop.request_stop):
+        thread = threading.Thread(target=over.wait)  # which keeps sys.stderr as it is now
+        thread.start()
+    del loop
+    gc.collect()
+    freed = known() is None
+    over.set()
+    thread.join()
+    assert freed
 
 
 def test_only_a_second_ctrl_c_may_stop_at_once() -> None:

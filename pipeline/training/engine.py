@@ -68,13 +68,13 @@ def fit(
     loop = _Loop(
         task, optimizer, schedule, compute, store, micro_batch_size, seed, sums, max_grad_norm, save_minutes, max_minutes, keep_last
     )
-    if state is None:
-        loop.save()  # so that a resumed run never depends on what an epoch already wrote
-    else:
-        loop.restore(state)
-        print(loop.greeting())
     position = loop.position
-    with stop_requests(loop.request_stop):
+    with stop_requests(loop.request_stop):  # before the first state is there: who sees one may stop the run
+        if state is None:
+            loop.save()  # so that a resumed run never depends on what an epoch already wrote
+        else:
+            loop.restore(state)
+            print(loop.greeting())
         while position.epoch < epochs:
             try:
                 loop.train_epoch(epochs)
