@@ -157,6 +157,11 @@ class Recipe(Section):
     architecture: dict[str, Any] | None = Field(None, description="config of a model trained from nothing, with random_weights")
     text_architecture: dict[str, Any] | None = Field(None, description="vqa: config of a text model trained from nothing, vocabulary too")
     image_size: int | None = Field(None, ge=8, description="pixels; null = the backbone's own")
+    resize: Literal["square", "crop"] | None = Field(
+        None,
+        description="how prediction sees an image: square: whole, stretched; crop: its middle, after its shorter side is resized; null = as "
+        "the backbone says",
+    )
     epochs: int = Field(25, ge=1, description="how often every training row is seen")
     batch_size: int = Field(8, ge=1, description="rows in memory at once (the flag --batch-size also knows auto)")
     accumulation_steps: int = Field(8, ge=1, description="batches of an optimizer step: its rows are the product of both")

@@ -72,22 +72,35 @@ def test_validation_predictions_and_probabilities_agree_with_the_metrics(finishe
     assert all(Path(path).exists() for path in table["path"])
 
 
-def test_plain_transformers_and_plain_peft_load_the_run(finished: Path) -> None:
+def check_against_plain_transformers(run: Path) -> None:
     from peft import PeftModel
     from PIL import Image
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    model = AutoModelForImageClassification.from_pretrained(finished / "model_beit")
+    model = AutoModelForImageClassification.from_pretrained(run / "model_beit")
     assert model.config.id2label == {0: "blue", 1: "green", 2: "red"}
-    model = PeftModel.from_pretrained(model, finished / "model_lora").eval()
-    processor = AutoImageProcessor.from_pretrained(finished / "model_beit", backend="pil")
+    model = PeftModel.from_pretrained(model, run / "model_lora").eval()
+    processor = AutoImageProcessor.from_pretrained(run / "model_beit", backend="pil")
     import pandas as pd
 
-    table = pd.read_csv(finished / "val_predictions.csv", dtype=str)
+    table = pd.read_csv(run / "val_predictions.csv", dtype=str)
     images = [Image.open(path).convert("RGB") for path in table["path"]]
     with torch.no_grad():
         probs = model(**processor(images, return_tensors="pt")).logits.softmax(dim=1).numpy()
-    np.testing.assert_allclose(probs, np.load(finished / "val_probs.npy"), atol=tolerances.of_run(finished))
+    np.testing.assert_allclose(probs, np.load(run / "val_probs.npy"), atol=tolerances.of_run(run))
+
+
+def test_plain_transformers_and_plain_peft_load_the_run(finished: Path) -> None:
+    check_against_plain_transformers(finished)
+
+
+def test_a_run_that_sees_the_middle_of_its_images_says_so_in_its_preprocessing(
+    competition: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    assert train.main(arguments(competition, tiny_backbone, tmp_path / "run", "--epochs", "1", "--set", "resize=crop")) == 0
+    rule = json.loads((tmp_path / "run/model_beit/preprocessor_config.json").read_text())
+    assert rule["size"] == {"shortest_edge": 32} and rule["crop_size"] == {"height": 32, "width": 32} and rule["do_center_crop"] is True
+    check_against_plain_transformers(tmp_path / "run")
 
 
 def test_full_fine_tuning_learns_the_colours_and_has_no_adapter(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 from transformers import AutoImageProcessor
 
 from pipeline.data.transforms import FILE_NAME, Preprocessing, augmenter, read_preprocessing, to_tensor
@@ -193,6 +194,31 @@ def test_another_image_size_keeps_the_share_that_is_cut_off() -> None:
     cropped = Preprocessing(224, 224, resize_to=256).at_size(448)
     assert (cropped.height, cropped.width, cropped.resize_to) == (448, 448, 512)
     assert Preprocessing(224, 224, resize_to=(256, 288)).at_size(112).resize_to == (128, 144)
+
+
+@pytest.mark.parametrize(
+    ("name", "shorter"),
+    [("beit 2023", 32), ("vit fast", 40), ("deit: stretched, then cropped", 32), ("dinov2: shorter side, then cropped", 33)],
+)
+def test_a_recipe_can_ask_for_the_middle_or_the_whole_image(tmp_path: Path, name: str, shorter: int) -> None:
+    rule = read_preprocessing(write(tmp_path, FILES[name]), default_size=224)
+    assert rule.resized(None) == rule and (rule.height, rule.width) == (rule.resized("crop").height, rule.resized("crop").width)
+    for how in ("crop", "square"):  # what is saved means the same to transformers
+        changed = rule.resized(how)
+        (tmp_path / how).mkdir()
+        changed.save(tmp_path / how)
+        processor = AutoImageProcessor.from_pretrained(tmp_path / how, backend="pil")
+        for size in SIZES[:3]:
+            expected = processor(picture(size), return_tensors="np")["pixel_values"][0]
+            np.testing.assert_allclose(ours(changed, picture(size)), expected, atol=2e-6 * max(1, abs(expected).max()))
+    assert rule.resized("square").resize_to is None and rule.resized("crop").resize_to == shorter
+
+
+def test_the_middle_is_what_torchvision_crops() -> None:
+    rule = Preprocessing(32, 32, resample=Image.Resampling.BILINEAR).resized("crop")
+    crop = v2.Compose([v2.Resize(32, v2.InterpolationMode.BILINEAR), v2.CenterCrop(32)])
+    for size in ((60, 40), (33, 47), (64, 32), (32, 32)):
+        assert np.array_equal(rule.resize(picture(size)), crop(picture(size))), size
 
 
 def test_normalize_leaves_the_pixels_it_was_given() -> None:

@@ -66,6 +66,19 @@ class Preprocessing:
             resize_to = round(resize_to * scale)
         return replace(self, height=image_size, width=image_size, resize_to=resize_to)
 
+    def resized(self, how: str | None) -> Preprocessing:
+        """The same rule with the whole image stretched ("square"), or its shorter side resized and the middle kept ("crop").
+
+        None, or where it does so already: as it is. "crop" is torchvision's Resize(size) and CenterCrop(size), as the examples of
+        transformers and PEFT predict; of an image that is stretched and then cropped, the share that is cut off stays.
+        """
+        if how == "square" and self.resize_to is not None:  # processors of these types take such a size
+            return replace(self, resize_to=None, processor_type="ViTImageProcessor")
+        if how == "crop" and not isinstance(self.resize_to, int):
+            shorter = min(self.resize_to) if self.resize_to else max(self.height, self.width)
+            return replace(self, resize_to=shorter, processor_type="BitImageProcessor")
+        return self
+
     def save(self, folder: Path) -> None:
         """Write `preprocessor_config.json` as transformers' image processors read it."""
         crops = self.resize_to is not None

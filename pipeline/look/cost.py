@@ -37,7 +37,8 @@ def input_rule(recipe: Recipe) -> tuple[Preprocessing, str]:
 
         try:
             if recipe.architecture is None:
-                return preprocessing_of(recipe.backbone, load_config(recipe.backbone), recipe.image_size), ""
+                rule = preprocessing_of(recipe.backbone, load_config(recipe.backbone), recipe.image_size)
+                return rule.resized(recipe.resize), ""
         except UserError as error:
             return _square(recipe), f"{str(error).splitlines()[0]}: a square is assumed."
         return _square(recipe), ""
@@ -46,7 +47,7 @@ def input_rule(recipe: Recipe) -> tuple[Preprocessing, str]:
 
 def _square(recipe: Recipe) -> Preprocessing:
     side = recipe.image_size or (recipe.architecture or {}).get("image_size") or 224
-    return Preprocessing(side, side)
+    return Preprocessing(side, side).resized(recipe.resize)
 
 
 def cost_section(looked: Looked, recipe: Recipe, output: Path) -> Section:

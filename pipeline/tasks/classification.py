@@ -294,7 +294,7 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     else:
         backbone = load_backbone(recipe.backbone, target.output_names, recipe.image_size, recipe.random_weights, recipe.architecture)
     train, val, how = _split(recipe, competition, competition.train, former)
-    rule, intensity_notes = with_intensity(backbone.preprocessing, train, former)
+    rule, intensity_notes = with_intensity(backbone.preprocessing.resized(recipe.resize), train, former)
     backbone = replace(backbone, preprocessing=rule)
     cache = _cache(recipe, train, rule)
     rows, notes = decodable(competition.train, recipe.data.skip_bad_images, cache)

@@ -364,7 +364,7 @@ def _encoders(recipe: Recipe, questions: Sequence[str], former: FormerRun | None
         image = new_encoder(recipe.architecture or {})
     else:
         image = load_encoder(image_source, "--backbone", recipe.random_weights and not images)
-    return text, tokenizer, image, preprocessing_of(image_source, image.config, recipe.image_size)
+    return text, tokenizer, image, preprocessing_of(image_source, image.config, recipe.image_size).resized(recipe.resize)
 
 
 def _max_tokens(text: Any, wanted: int) -> int:

@@ -30,7 +30,8 @@ SplitRow = tuple[str, str, str]  # id, label, "train" or "val"
 DECIDE_NOTHING = ("activation_checkpointing", "data.workers", "checkpoint.every_minutes", "checkpoint.keep_every")
 # A saved weight, optimizer moment or split means nothing under another value of these.
 FIXED = (
-    *("task", "backbone", "text_backbone", "random_weights", "architecture", "text_architecture", "head_only", "image_size", "seed"),
+    *("task", "backbone", "text_backbone", "random_weights", "architecture", "text_architecture", "head_only", "image_size"),
+    *("resize", "seed"),
     *("lora.rank", "lora.alpha", "lora.targets", "lora.also_train", "lora.use_rslora", "lora.variant", "optimizer.name"),
     *("head.fusion", "head.hidden_size", "head.activation", "head.dropout"),
     *("data.metric", "data.target", "data.positive_class"),

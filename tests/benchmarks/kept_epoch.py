@@ -22,13 +22,14 @@ from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, lay_out, pars
 
 EPOCHS, BATCH, LR, RANK = 10, 32, 1e-3, 16
 ROWS = 280, 290  # for training, held back
-ARMS = {  # clipping at, weight decay, precision
-    "clip 0, decay 0.01 (as shipped)": (0.0, 0.01, "fp32"),
-    "clip 1, decay 0": (1.0, 0.0, "fp32"),
-    "Trainer + PEFT, clip 1, decay 0": (1.0, 0.0, "fp32"),
-    "clip 1, decay 0.01": (1.0, 0.01, "fp32"),
-    "clip 0, decay 0": (0.0, 0.0, "fp32"),
-    "clip 1, decay 0, bf16": (1.0, 0.0, "bf16"),
+ARMS = {  # clipping at, weight decay, precision, how prediction sees an image (the backbone: the whole)
+    "clip 0, decay 0.01 (as shipped)": (0.0, 0.01, "fp32", "null"),
+    "clip 1, decay 0": (1.0, 0.0, "fp32", "null"),
+    "Trainer + PEFT, clip 1, decay 0": (1.0, 0.0, "fp32", "null"),
+    "clip 1, decay 0.01": (1.0, 0.01, "fp32", "null"),
+    "clip 0, decay 0": (0.0, 0.0, "fp32", "null"),
+    "clip 1, decay 0, bf16": (1.0, 0.0, "bf16", "null"),
+    "clip 0, decay 0.01, resize crop": (0.0, 0.01, "fp32", "crop"),
 }
 TRAINER = "Trainer + PEFT, clip 1, decay 0"
 COLUMNS = ("data", "seed", "arm", "kept", "epoch", "accuracy")
@@ -57,13 +58,13 @@ def measure(args: argparse.Namespace, table: Table, name: str, seed: int, arm: s
     data = lay_out(name, args.competitions, args.work, ROWS, seed)
     folder = args.work / f"run-{name}-{seed}-{list(ARMS).index(arm)}"
     log = folder.with_suffix(".log")
-    clip, decay, precision = ARMS[arm]
+    clip, decay, precision, resize = ARMS[arm]
     if arm == TRAINER:
         split = read_split(data, seed)
         for kept, value in peer(args, data, split, seed, clip, decay).items():
             table.add(name, seed, arm, kept, EPOCHS, value)
         return
-    run_train(log, *flags(args, data, folder, seed, clip, decay, precision))
+    run_train(log, *flags(args, data, folder, seed, clip, decay, precision, resize))
     use = ["--precision", precision]
     table.add(name, seed, arm, "last", EPOCHS, accuracy_of(log, [folder], data, *use))
     best = best_epoch(folder)
@@ -73,7 +74,9 @@ def measure(args: argparse.Namespace, table: Table, name: str, seed: int, arm: s
     shutil.rmtree(folder / "checkpoints")
 
 
-def flags(args: argparse.Namespace, data: Path, folder: Path, seed: int, clip: float, decay: float, precision: str) -> list[Any]:
+def flags(
+    args: argparse.Namespace, data: Path, folder: Path, seed: int, clip: float, decay: float, precision: str, resize: str
+) -> list[Any]:
     """The command line of train.py."""
     own = {
         "lora.rank": RANK,
@@ -83,6 +86,7 @@ def flags(args: argparse.Namespace, data: Path, folder: Path, seed: int, clip: f
         "optimizer.weight_decay": decay,
         "augmentation.horizontal_flip": str(DIGITS not in data.name).lower(),
         "checkpoint.keep": "last",
+        "resize": resize,
         "checkpoint.keep_every": 1,
         "data.workers": 0,
     }
