@@ -13,7 +13,7 @@ except ImportError:  # Windows has no such limit
     resource = None
 
 PREFETCHED = 4  # batches that each loader process works ahead
-IMAGE_TENSORS, QUESTION_TENSORS = 4, 7  # of a batch; each is an open file while it is on its way
+IMAGE_TENSORS, QUESTION_TENSORS = 5, 7  # of a batch; each is an open file while it is on its way
 PIPES = 3  # of a loader process: both ends of its queue, and what tells that it has ended
 OWN_FILES = 40  # what everything else may open meanwhile: images, states, a log
 UNLIMITED = 1 << 30

@@ -43,6 +43,23 @@ class Optimizer(Section):
     weight_decay: float = Field(0.01, ge=0, description="not applied to biases, norms and other vectors")
     max_grad_norm: float = Field(0, ge=0, description="0 = no clipping")
     label_smoothing: float = Field(0, ge=0, lt=1, description="of the training loss alone")
+    loss: Literal["auto", "focal", "asymmetric"] = Field(
+        "auto",
+        description="auto: cross-entropy, or squared error of numbers; focal: for classes and labels (Lin et al. 2017); "
+        "asymmetric: for several labels an image (Ridnik et al. 2021)",
+    )
+    focal_gamma: float = Field(2, ge=0, description="focal: how much less the rows count that are predicted well; 0 = as auto")
+    asymmetric_gamma_negative: float = Field(4, ge=0, description="asymmetric: the same for labels that an image lacks")
+    asymmetric_gamma_positive: float = Field(0, ge=0, description="asymmetric: the same for labels that an image has")
+    asymmetric_margin: float = Field(
+        0.05, ge=0, lt=1, description="asymmetric: taken off the probability of labels that an image lacks; below it they count nothing"
+    )
+    logit_adjustment: float = Field(
+        0,
+        ge=0,
+        description="tau: the training loss sees logits + tau * log(share of the class), so that rare classes are not given up; "
+        "1 = for the mean over classes (Menon et al. 2021). One of several classes only",
+    )
 
 
 class Schedule(Section):
@@ -62,7 +79,22 @@ class Augmentation(Section):
     crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="width / height of the crop")
     horizontal_flip: bool = Field(True, description="mirror half of the pictures, at random")
     rotation_degrees: float = Field(0, ge=0, le=180, description="turn by a random angle up to this, either way")
+    policy: Literal["none", "rand_augment", "trivial_augment"] = Field(
+        "none", description="torchvision's RandAugment or TrivialAugmentWide, with its own settings, after crop and flip"
+    )
     noise: float = Field(0, ge=0, description="standard deviation of Gaussian noise, in units of the normalised image")
+    erasing: float = Field(
+        0, ge=0, le=1, description="probability of torchvision's RandomErasing: a box of the normalised image becomes 0, the last of all"
+    )
+    mixup: float = Field(
+        0,
+        ge=0,
+        description="alpha of the Beta law by which an image and its label are mixed with another training image's; 0 = off. "
+        "train_accuracy then counts of each mixed image the share that is the predicted class's",
+    )
+    cutmix: float = Field(
+        0, ge=0, description="the same, with a box of the other image in this one; with mixup each for half of the images"
+    )
 
     @model_validator(mode="after")
     def _ranges_in_order(self) -> Augmentation:
@@ -105,6 +137,9 @@ class Data(Section):
     exclude: str | None = Field(None, min_length=1, description="a table with the column id: rows that do not train (they still validate)")
     relabel: str | None = Field(
         None, min_length=1, description="a table with the columns id and label: other labels to train on (validation keeps the given ones)"
+    )
+    sampling: Literal["rows", "classes"] = Field(
+        "rows", description="what an epoch passes: every training row once; or as many rows, every class as often as the others"
     )
     skip_bad_images: bool = Field(
         False, description="train without rows that lack an image or a label, and images that cannot be decoded, instead of stopping"
@@ -220,8 +255,23 @@ class Recipe(Section):
             raise ValueError(f"schedule.end_lr: {self.schedule.end_lr} is above optimizer.lr {self.optimizer.lr}")
         if self.task == "vqa" and self.compile is True:
             raise ValueError("compile: questions differ in length, and every length would be compiled anew; expected auto or false")
+        self._check_losses()
         self._check_text()
         return self
+
+    def _check_losses(self) -> None:
+        own, default = self.optimizer, Optimizer()
+        for name in ("focal_gamma", "asymmetric_gamma_negative", "asymmetric_gamma_positive", "asymmetric_margin"):
+            loss = name.split("_")[0]
+            if own.loss != loss and getattr(own, name) != getattr(default, name):
+                raise ValueError(f"optimizer.{name}: needs optimizer.loss {loss}, found {own.loss}")
+        if self.data.sampling == "classes" and own.logit_adjustment:
+            raise ValueError(
+                "optimizer.logit_adjustment: with data.sampling classes they are equally frequent already, and rare ones would be "
+                "favoured twice; expected 0, or data.sampling rows"
+            )
+        if self.task == "vqa" and (found := _for_classification(self)):
+            raise ValueError(f"{', '.join(found)}: not for questions about images; leave them out")
 
     def _check_text(self) -> None:
         num_texts = sum(text is not None for text in (self.text_backbone, self.text_architecture))
@@ -233,3 +283,16 @@ class Recipe(Section):
             raise ValueError("lora.also_train: expected norms, biases or none for vqa, whose adapters hold no other parts")
         if self.text_architecture is not None and (self.lora.rank or self.head_only):
             raise ValueError("lora.rank, head_only: expected 0 and false with text_architecture: its random word vectors must be trained")
+
+
+def _for_classification(recipe: Recipe) -> list[str]:
+    """The keys and values of a recipe that only classification knows and that are on."""
+    values = {
+        "augmentation.erasing": recipe.augmentation.erasing,
+        "augmentation.mixup": recipe.augmentation.mixup,
+        "augmentation.cutmix": recipe.augmentation.cutmix,
+        "data.sampling": recipe.data.sampling,
+        "optimizer.loss": recipe.optimizer.loss,
+        "optimizer.logit_adjustment": recipe.optimizer.logit_adjustment,
+    }
+    return [f"{key} {value}" for key, value in values.items() if value not in (0, "rows", "auto")]

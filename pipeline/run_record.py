@@ -77,7 +77,8 @@ class RunRecord:
 
     @property
     def prior(self) -> list[float] | None:
-        """What is predicted for an image that cannot be read, a value for each output; None where the run cannot tell."""
+        """The shares that the model's probabilities stand for, a value for each output, which --prior starts from and an image that cannot be
+        read is given; None where the run cannot tell."""
         if "prior" in self.values:
             return [float(value) for value in self.values["prior"]]
         counts = (self.values.get("counts") or {}).get("train_per_class") or {}

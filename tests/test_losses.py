@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
+from pipeline.recipe import Optimizer
 from pipeline.targets.metrics import all_metrics
 from pipeline.targets.target import Target, multiclass
-from pipeline.training.losses import loss_function, training_score
+from pipeline.training.losses import loss_function, mixed_score, training_loss, training_score
 
 GRADES = Target("ordinal", ("0", "1", "2", "3", "4"))
 BINARY = Target("binary", ("not cat", "cat"), positive=("cat",))
@@ -111,3 +113,81 @@ def test_sums_over_parts_of_a_batch_add_up() -> None:
     _, score = training_score(LABELS)
     parts = sum(score(logits[start : start + 7], label[start : start + 7]) for start in range(0, 30, 7))
     assert parts.item() == pytest.approx(score(logits, label).item(), abs=1e-12)
+
+
+CHOICE = torch.tensor([0, 2, 1, 1, 0])
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_the_focal_loss_of_labels_is_torchvisions(gamma: float) -> None:
+    logits, label = draw(5, 3), torch.arange(15).reshape(5, 3).remainder(2).float()
+    for target, columns in ((LABELS, 3), (BINARY, 1)):
+        loss = training_loss(target, Optimizer(loss="focal", focal_gamma=gamma), np.ones(columns))
+        expected = sigmoid_focal_loss(logits[:, :columns], label[:, :columns], alpha=-1, gamma=gamma, reduction="mean")
+        assert loss(logits[:, :columns], label[:, :columns]).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_focal_loss_of_classes_is_the_formula_and_linear_in_the_label() -> None:
+    logits, target = draw(5, 3), multiclass("abc")
+    p = logits.double().softmax(dim=1).numpy()
+    right = p[np.arange(5), CHOICE.numpy()]
+    loss = training_loss(target, Optimizer(loss="focal", focal_gamma=1.5), np.ones(3))
+    assert loss(logits, CHOICE).item() == pytest.approx(-((1 - right) ** 1.5 * np.log(right)).mean(), rel=1e-5)
+    mixed = 0.3 * F.one_hot(CHOICE, 3) + 0.7 * F.one_hot(CHOICE.flip(0), 3)
+    parts = 0.3 * loss(logits, CHOICE) + 0.7 * loss(logits, CHOICE.flip(0))
+    assert loss(logits, mixed.float()).item() == pytest.approx(parts.item(), rel=1e-5)
+    smooth = training_loss(target, Optimizer(loss="focal", focal_gamma=0, label_smoothing=0.1), np.ones(3))
+    assert smooth(logits, CHOICE).item() == pytest.approx(F.cross_entropy(logits, CHOICE, label_smoothing=0.1).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("negative, positive, margin", [(4.0, 0.0, 0.05), (4.0, 1.0, 0.05), (2.0, 2.0, 0.0), (0.0, 0.0, 0.0)])
+def test_the_asymmetric_loss_is_the_formula(negative: float, positive: float, margin: float) -> None:
+    logits, label = draw(6, 3), torch.arange(18).reshape(6, 3).remainder(2).float()
+    p, y = logits.double().sigmoid().numpy(), label.numpy()
+    lowered = np.maximum(p - margin, 0)
+    formula = y * (1 - p) ** positive * np.log(p) + (1 - y) * lowered**negative * np.log(1 - lowered)
+    keys = {"asymmetric_gamma_negative": negative, "asymmetric_gamma_positive": positive, "asymmetric_margin": margin}
+    loss = training_loss(LABELS, Optimizer(loss="asymmetric", **keys), np.ones(3))
+    assert loss(logits, label).item() == pytest.approx(-formula.mean(), rel=1e-4)
+
+
+def test_the_asymmetric_loss_is_timms() -> None:
+    timm = pytest.importorskip("timm.loss")
+    logits, label = draw(6, 3), torch.arange(18).reshape(6, 3).remainder(2).float()
+    loss = training_loss(LABELS, Optimizer(loss="asymmetric", asymmetric_gamma_positive=1), np.ones(3))
+    theirs = timm.AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=1, clip=0.05)(logits, label)  # a sum over labels
+    assert loss(logits, label).item() * label.shape[1] == pytest.approx(theirs.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("config", [{"loss": "focal", "focal_gamma": 0.5}, {"loss": "asymmetric", "asymmetric_gamma_negative": 0.5}])
+def test_hard_rows_have_finite_slopes_where_a_model_is_sure(config: dict) -> None:
+    """(1 - p) ** 0.5 has none at p = 1."""
+    for target, label in ((multiclass("abc"), torch.tensor([0, 1])), (LABELS, torch.tensor([[1.0, 0, 0], [0, 1, 1]]))):
+        if target is not LABELS and config["loss"] == "asymmetric":
+            continue
+        logits = torch.tensor([[200.0, -200.0, -200.0], [200.0, -200.0, -200.0]], requires_grad=True)
+        loss = training_loss(target, Optimizer(**config), np.ones(3))(logits, label)
+        loss.backward()
+        assert loss.isfinite() and logits.grad.isfinite().all() and (logits.grad[1] != 0).any()
+
+
+def test_logit_adjustment_adds_tau_times_the_log_of_the_share() -> None:
+    logits, target, rows = draw(5, 3), multiclass("abc"), np.array([90, 10, 0])
+    loss = training_loss(target, Optimizer(logit_adjustment=0.7), rows)
+    added = torch.tensor([0.7 * math.log(share / 101) for share in (90, 10, 1)])  # no training row counts as one
+    assert loss(logits, CHOICE).item() == pytest.approx(F.cross_entropy(logits + added, CHOICE).item(), rel=1e-6)
+    same = training_loss(target, Optimizer(), rows)
+    assert torch.equal(same(logits, CHOICE), F.cross_entropy(logits, CHOICE))
+
+
+def test_mixed_rows_are_right_in_part() -> None:
+    logits, label = draw(40, 3), torch.arange(40) % 3
+    shares = 0.75 * F.one_hot(label, 3) + 0.25 * F.one_hot((label + 1) % 3, 3)
+    predicted = logits.argmax(dim=1)
+    parts = 0.75 * (predicted == label).sum() + 0.25 * (predicted == (label + 1) % 3).sum()
+    assert mixed_score(multiclass("abc"))(logits, shares.float()).item() == pytest.approx(parts.item())
+    for target, columns in ((LABELS, 3), (BINARY, 1)):
+        hard = torch.arange(120).reshape(40, 3).remainder(2)[:, :columns].float()
+        _, counted = training_score(target)
+        assert mixed_score(target)(logits[:, :columns], hard).item() == pytest.approx(counted(logits[:, :columns], hard).item())
+    assert mixed_score(BINARY)(torch.tensor([[1.0], [-1.0]]), torch.tensor([[0.75], [0.75]])).item() == 0.75 + 0.25

@@ -30,9 +30,12 @@ SAME = ("metrics.jsonl", "val_predictions.csv", "val_probs.npy", ADAPTER)
 
 
 def flags(root: Path, backbone: Path, output: str, *more: str) -> list[str]:
-    """Augmentation, noise, dropout, stochastic depth; groups of four micro-batches, the last of an epoch of two and a smaller one."""
+    """Augmentation of every kind, noise, dropout, stochastic depth; groups of four micro-batches, the last of an epoch of two and a
+    smaller one."""
     recipe = ["--epochs", "2", "--batch-size", "2", "--accumulation-steps", "4", "--lr", "0.01", "--precision", "fp32"]
     recipe += ["--set", "data.val_fraction=0.25", "--set", "augmentation.noise=0.05", "--set", "optimizer.max_grad_norm=1"]
+    every = ("augmentation.policy=rand_augment", "augmentation.erasing=0.5", "augmentation.mixup=0.4", "augmentation.cutmix=1")
+    recipe += [word for key in (*every, "data.sampling=classes", "optimizer.loss=focal") for word in ("--set", key)]
     return ["--data", str(root / "data"), "--backbone", str(backbone), "--output", str(root / output), *recipe, *more]
 
 

@@ -17,24 +17,29 @@ from pipeline.data.cache import PictureCache
 from pipeline.data.crops import Picture, decoded, random_crop
 from pipeline.data.images import LostImage, load, load_pixels, lost_image_error, seen_size
 from pipeline.data.loader import Loader
+from pipeline.data.mixing import Mixing
 from pipeline.data.opening import REDUCIBLE, BadImage, opened
+from pipeline.data.policies import erased_box, policy
 from pipeline.data.transforms import Preprocessing, augmenter, to_tensor
 from pipeline.errors import system_refusal
 from pipeline.open_files import IMAGE_TENSORS, workers_that_fit
 from pipeline.ranks import local_world_size
 from pipeline.recipe import Augmentation
 
-Key = tuple[int, int]  # (epoch, row)
+Key = tuple[int, int]  # (epoch, number): of a row, see ImageDataset
+MIXING, POLICY, ERASING = 2, 3, 4  # (seed, epoch, row, ...): 1 is what a micro-batch draws, none the crop
 ALL = 0, 1  # the share of one process
 SMALL_FILE = 8_000  # bytes: sending the pixels to another process takes longer than decoding
 SMALL_SET = 10_000_000  # bytes of all files: starting processes (a quarter of a second) takes longer than decoding
 
 
 class ImageDataset(Dataset):
-    """`dataset[epoch, row]` -> `pixels` (3, H, W) uint8, `label` int, `row` int, `bad` bool.
+    """`dataset[epoch, number]` -> `pixels` (3, H, W) uint8, `label` int, `row` int, `bad` bool; with erasing `erased` (4,) int64.
 
-    With `augmentation`, crops and flips are drawn from a generator seeded by (seed, epoch, row). With a `cache` for it, large JPEGs are
+    A row that an epoch passes again has the number row + len(dataset), then row + 2 len(dataset): each time with other draws.
+    With `augmentation`, what is random is drawn from generators seeded by (seed, epoch, number). With a `cache` for it, large JPEGs are
     decoded at one level that serves every crop, and kept; the pixels are the same whether or not the cache has them.
+    With `mixing`, another row is mixed in, and `label` is (O,) float32.
     An image that cannot be decoded comes as zeros with `bad` set, so that prediction can still fill its row; see `readable` for training.
     """
 
@@ -46,6 +51,7 @@ class ImageDataset(Dataset):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         cache: PictureCache | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         self.paths = [str(path) for path in paths]
         self.labels = labels
@@ -53,34 +59,57 @@ class ImageDataset(Dataset):
         self.cache = cache
         self.augment = augmenter(augmentation, rule) if augmentation else None
         self.crop = random_crop(augmentation, rule)
+        self.policy = policy(augmentation) if augmentation else None
+        self.erasing = augmentation.erasing if augmentation else 0.0
+        self.mixing = mixing
         self.seed = seed
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        epoch, row = key
-        label = 0 if self.labels is None else self.labels[row]
+        epoch, number = key
+        row = number % len(self)
+        item: dict[str, Any] = {"label": 0 if self.labels is None else self.labels[row], "row": row, "bad": False}
+        if self.erasing:
+            with _drawing(self._seed(epoch, number, ERASING)):
+                item["erased"] = erased_box(self.erasing, self.rule.height, self.rule.width)
+        mix = None
+        if self.mixing is not None:
+            mix = self.mixing.draw(np.random.default_rng((self.seed, epoch, number, MIXING)))
+            item["label"] = self.mixing.label(item["label"], self.labels[mix.partner], mix)
         try:
-            pixels = self._pixels(epoch, row)
+            item["pixels"] = self._pixels(epoch, number)
+            if mix is not None:  # with the partner as it looks in this epoch; `row` says whose picture is read
+                item["row"] = mix.partner
+                item["pixels"] = self.mixing.pixels(item["pixels"], self._pixels(epoch, mix.partner), mix)
+                item["row"] = row
         except BadImage:
-            return {"pixels": torch.zeros(3, self.rule.height, self.rule.width, dtype=torch.uint8), "label": label, "row": row, "bad": True}
-        return {"pixels": pixels, "label": label, "row": row, "bad": False}
+            item |= {"pixels": torch.zeros(3, self.rule.height, self.rule.width, dtype=torch.uint8), "bad": True}
+        return item
 
-    def _pixels(self, epoch: int, row: int) -> torch.Tensor:
-        path = self.paths[row]
+    def _pixels(self, epoch: int, number: int) -> torch.Tensor:
+        pixels = self._cut(epoch, number)
+        if self.policy is None:
+            return pixels
+        with _drawing(self._seed(epoch, number, POLICY)):
+            return to_tensor(self.policy(Image.fromarray(pixels.permute(1, 2, 0).numpy())))
+
+    def _cut(self, epoch: int, number: int) -> torch.Tensor:
+        """The row's picture at the rule's size: resized, or with augmentation cropped, turned and mirrored."""
+        path = self.paths[number % len(self)]
         if self.augment is None:
             with opened(path) as image:
                 return to_tensor(self.rule.resize(load(image, intensity=self.rule.intensity)))
         if self.crop is not None:
-            return self._cropped(path, torch.Generator().manual_seed(self._seed(epoch, row)))
+            return self._cropped(path, torch.Generator().manual_seed(self._seed(epoch, number)))
         if self.cache is not None:
-            return self._augmented(_image(self.cache.picture(path)), epoch, row)
+            return self._augmented(_image(self.cache.picture(path)), epoch, number)
         with opened(path) as image:
-            return self._augmented(load(image, intensity=self.rule.intensity), epoch, row)
+            return self._augmented(load(image, intensity=self.rule.intensity), epoch, number)
 
-    def _augmented(self, picture: Image.Image, epoch: int, row: int) -> torch.Tensor:
-        with _drawing(self._seed(epoch, row)):
+    def _augmented(self, picture: Image.Image, epoch: int, number: int) -> torch.Tensor:
+        with _drawing(self._seed(epoch, number)):
             return to_tensor(self.augment(picture))
 
     def _cropped(self, path: str, generator: torch.Generator) -> torch.Tensor:
@@ -96,8 +125,8 @@ class ImageDataset(Dataset):
             crop = self.crop.draw(size, generator)
             return self.crop.cut(decoded(load_pixels(image, self.crop.level(crop)), size), crop)
 
-    def _seed(self, epoch: int, row: int) -> int:
-        return int(np.random.SeedSequence((self.seed, epoch, row)).generate_state(1, np.uint64)[0]) >> 1
+    def _seed(self, epoch: int, number: int, *draw: int) -> int:
+        return int(np.random.SeedSequence((self.seed, epoch, number, *draw)).generate_state(1, np.uint64)[0]) >> 1
 
 
 def _image(picture: Picture) -> Image.Image:

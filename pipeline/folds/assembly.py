@@ -82,6 +82,7 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
     """
     import numpy as np
 
+    from pipeline.data.sampling import trained_prior
     from pipeline.report.page import build_report
     from pipeline.report.thumbnails import store_samples
 
@@ -106,7 +107,7 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
         "class_names": list(target.names),
         "target": target.record(),
         "metric": {"name": metric, "higher_is_better": find_metric(metric).higher_is_better},
-        "prior": [float(value) for value in target.prior([row.label for row in competition.train])],
+        "prior": [float(value) for value in trained_prior(target.prior([row.label for row in competition.train]), recipe)],
         "counts": {"train": len(competition.train), "val": sum(len(one.cells) for one in held.values())},
         "members": {plan.folder(number).name: 1 / plan.count for number in held},
         "command": command,

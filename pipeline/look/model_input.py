@@ -20,6 +20,7 @@ from pipeline.competition.rows import Row
 from pipeline.data.crops import Crop, decoded, random_crop
 from pipeline.data.images import decode
 from pipeline.data.intensity import Intensity
+from pipeline.data.policies import policy
 from pipeline.data.transforms import Preprocessing, augmenter
 from pipeline.look.section import Figure, Section
 from pipeline.look.selection import Looked
@@ -79,16 +80,16 @@ def views_of(path: Path, rule: Preprocessing, augmentation: Augmentation, intens
     """
     image = decode(path, intensity=intensity)
     generator = torch.Generator().manual_seed(SEED)
-    crop = random_crop(augmentation, rule)
-    if crop is None:
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-            torch.manual_seed(SEED)
-            drawn = tuple(augmenter(augmentation, rule)(image) for _ in range(CROPS))
-        return Views(image, image.size, rule.resize(image), drawn, ())
-    pixels = np.asarray(image)
-    boxes = tuple(crop.draw(image.size, generator) for _ in range(CROPS))
-    cut = [crop.cut(decoded(pixels), box).permute(1, 2, 0).numpy() for box in boxes]
-    return Views(image, image.size, rule.resize(image), tuple(map(Image.fromarray, cut)), boxes)
+    crop, change = random_crop(augmentation, rule), policy(augmentation) or (lambda drawn: drawn)
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+        torch.manual_seed(SEED)
+        if crop is None:
+            drawn = tuple(change(augmenter(augmentation, rule)(image)) for _ in range(CROPS))
+            return Views(image, image.size, rule.resize(image), drawn, ())
+        pixels = np.asarray(image)
+        boxes = tuple(crop.draw(image.size, generator) for _ in range(CROPS))
+        cut = [Image.fromarray(crop.cut(decoded(pixels), box).permute(1, 2, 0).numpy()) for box in boxes]
+        return Views(image, image.size, rule.resize(image), tuple(map(change, cut)), boxes)
 
 
 def _usual_and_longest(looked: Looked, rows: Sequence[Row]) -> list[Row]:
@@ -124,6 +125,7 @@ def _in_words(size: tuple[int, int], rule: Preprocessing, recipe: Recipe) -> str
         low, high = config.crop_scale
         training = f"a random part of {low:.0%} to {high:.0%} of its area, resized to {rule.width} x {rule.height}"
     flip = ", mirrored in half of the draws" if config.horizontal_flip else ""
+    flip += f", then changed by {config.policy}" if config.policy != "none" else ""
     return f"The usual image has {width} x {height} pixels. Validation and prediction read it {read}: {scale}. Training takes {training}{flip}."
 
 

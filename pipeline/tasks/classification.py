@@ -17,6 +17,9 @@ from pipeline.competition.rows import Competition, Corrections, Row
 from pipeline.competition.splits import kept_split, stated_split, train_val_split
 from pipeline.data.cache import PictureCache, open_cache
 from pipeline.data.dataset import ALL, ImageDataset, cut, epoch_order, make_loader, readable, resolve_workers
+from pipeline.data.mixing import mixing_of
+from pipeline.data.policies import erase
+from pipeline.data.sampling import balanced_order, trained_prior
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -59,9 +62,10 @@ from pipeline.tasks.build import (
     with_noise,
     write_probs,
 )
+from pipeline.tasks.suited import check_suits
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
-from pipeline.training.losses import loss_function, training_score
+from pipeline.training.losses import mixed_score, training_loss, training_score
 from pipeline.training.memory import Memory
 from pipeline.training.resume import FormerRun, SplitRow
 
@@ -129,13 +133,17 @@ class ClassificationTask:
         self.train_rows, self.val_rows = train, val
         self.val_truth = target.encode([row.label for row in val])
         paths = [row.path for row in train]
-        train_labels = _for_training(target, target.encode([row.label for row in train]))
-        self.train_set = ImageDataset(paths, train_labels, classifier.rule, recipe.augmentation, recipe.seed, cache)
+        labels = [row.label for row in train]
+        self.train_labels = target.encode(labels)
+        mixing = mixing_of(recipe, classifier.rule, target.num_outputs, self.train_labels)
+        train_labels = _for_training(target, self.train_labels)
+        self.train_set = ImageDataset(paths, train_labels, classifier.rule, recipe.augmentation, recipe.seed, cache, mixing)
         val_paths = [row.path for row in val]
         self.val_set = ImageDataset(val_paths, _for_training(target, self.val_truth), classifier.rule)
         self.num_train, self.num_val, self.num_outputs = len(train), len(val), target.num_outputs
-        self.loss_of = loss_function(target, recipe.optimizer.label_smoothing)
+        self.loss_of = training_loss(target, recipe.optimizer, np.array(list(target.counts(labels).values())))
         self.train_score, self.score_of = training_score(target)
+        self.score_of = mixed_score(target) if mixing else self.score_of
         self.undefined = why_undefined(metric, target, self.val_truth) if val else None
         self.best_metric = "val_loss" if self.undefined else f"val_{metric}"
         self.higher_is_better = not self.undefined and find_metric(metric).higher_is_better
@@ -174,7 +182,10 @@ class ClassificationTask:
         self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
     ) -> Iterable[Batch]:
         """The batches of `epoch` from row `start` of its order on; of several processes this one's `share`."""
-        order = epoch_order(self.num_train, self.recipe.seed, epoch)
+        if self.recipe.data.sampling == "classes":
+            order = balanced_order(self.train_labels, self.recipe.seed, epoch)
+        else:
+            order = epoch_order(self.num_train, self.recipe.seed, epoch)
         loader = make_loader(self.train_set, cut(order, micro_batch_size, group_size, start, share), epoch, self.workers)
         return readable(loader, self.train_set.paths)
 
@@ -185,6 +196,8 @@ class ClassificationTask:
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The target's loss, a mean over the batch (scalar), and the logits (B, O)."""
         pixel_values = with_noise(self.classifier.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
+        if self.recipe.augmentation.erasing:
+            pixel_values = erase(pixel_values, batch["erased"])
         whole = self.compiled is not None and len(pixel_values) == self.compiled[0]
         logits = self.classifier.forward(self.compiled[1] if whole else self.model, pixel_values)
         return self.loss_of(logits, batch["label"]), logits
@@ -248,7 +261,7 @@ class ClassificationTask:
 
     def facts(self) -> dict[str, Any]:
         """What run.json keeps of the target: with it inference, score and submit need no flags."""
-        prior = self.target.prior([row.label for row in self.train_rows])
+        prior = trained_prior(self.target.prior([row.label for row in self.train_rows]), self.recipe)
         metric = {"name": self.metric, "higher_is_better": find_metric(self.metric).higher_is_better}
         facts = {"target": self.target.record(), "metric": metric, "prior": [float(value) for value in prior]}
         return facts | ({"corrections": self.corrected} if self.corrected else {})
@@ -285,6 +298,7 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     """
     seed_everything(recipe.seed)
     target, metric = competition.target, competition.metric
+    check_suits(recipe, target)
     if former is not None:
         former.check_classes(target.names)
         target = Target.read(former.start["target"], str(former.output))
@@ -327,6 +341,8 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     kept += [describe_corrections(task.corrected)] if task.corrected else []
     if task.undefined:
         kept.append(f"{metric} is not defined on the validation rows ({task.undefined}): the best epoch goes by their loss")
+    if task.train_set.mixing is not None:
+        kept.append(f"train_{task.train_score} counts of each mixed image the share of its label that is predicted right")
     summary = f"input {classifier.describe()}; {'new head' if backbone.new_head else 'head of the checkpoint'}"
     return Build(task, count_parameters(model), head, summary, (*notes, *intensity_notes, how, *kept), backbone.new_head)
 

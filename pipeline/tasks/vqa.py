@@ -372,4 +372,5 @@ def _max_tokens(text: Any, wanted: int) -> int:
 
 
 def _changes_pictures(augmentation: Augmentation) -> bool:
-    return bool(augmentation.random_resized_crop or augmentation.horizontal_flip or augmentation.rotation_degrees)
+    moved = augmentation.random_resized_crop or augmentation.horizontal_flip or augmentation.rotation_degrees
+    return bool(moved or augmentation.policy != "none")

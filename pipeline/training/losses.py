@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
+from pipeline.recipe import Optimizer
 from pipeline.targets.target import Target
+from pipeline.training.hard_rows import asymmetric, focal_choice, focal_decisions
 
 BatchFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (logits (B, O), label) -> scalar
 
@@ -30,12 +33,33 @@ def loss_function(target: Target, label_smoothing: float = 0.0) -> BatchFunction
     return binary_loss
 
 
+def training_loss(target: Target, config: Optimizer, num_rows: np.ndarray) -> BatchFunction:
+    """The mean loss over a batch that the recipe asks for; `num_rows` (O,): how many training rows each class has.
+
+    Logit adjustment (Menon et al. 2021, arXiv:2007.07314, equation 10): the loss of logits + tau * log(share of the class). The model's
+    own logits then stand for equally frequent classes. A class without training rows counts as if it had one.
+    """
+    smoothing = config.label_smoothing
+    if config.loss == "asymmetric":
+        gammas = config.asymmetric_gamma_negative, config.asymmetric_gamma_positive
+        loss = asymmetric(*gammas, config.asymmetric_margin, smoothing)
+    elif config.loss == "focal":
+        loss = (focal_choice if target.is_choice else focal_decisions)(config.focal_gamma, smoothing)
+    else:
+        loss = loss_function(target, smoothing)
+    if not config.logit_adjustment:
+        return loss
+    shares = np.maximum(num_rows, 1) / np.maximum(num_rows, 1).sum()
+    added = torch.from_numpy(config.logit_adjustment * np.log(shares)).float()
+    return lambda logits, label: loss(logits.float() + added.to(logits.device, non_blocking=True), label)
+
+
 def training_score(target: Target) -> tuple[str, BatchFunction]:
     """The name of the score that training shows, and its sum over the rows of a batch; divided by the rows it is in the name's units.
 
-    accuracy (one class or grade, and binary): rows that are right, an int64. label_accuracy (several labels): of each row the share of
-    single decisions that are right. mae (numbers, in the data's units): of each row the mean distance over the columns. The last two are
-    summed in float64 (float32 on Apple's GPUs, which have no other).
+    accuracy (one class or grade, and binary): rows that are right, an int64 (of mixed rows: `mixed_score`). label_accuracy (several labels):
+    of each row the share of single decisions that are right. mae (numbers, in the data's units): of each row the mean distance over the
+    columns. The last two are summed in float64 (float32 on Apple's GPUs, which have no other).
     """
     if target.kind == "continuous":
         return "mae", _Distance(target)
@@ -46,6 +70,20 @@ def training_score(target: Target) -> tuple[str, BatchFunction]:
     if target.kind == "ordinal":
         return "accuracy", _right_grades
     return "accuracy", lambda logits, label: (logits.argmax(dim=1) == _positions(label)).sum()
+
+
+def mixed_score(target: Target) -> BatchFunction:
+    """The score of `training_score` for rows that are mixed of two, which may be right in part: each counts by the share of its label
+    that is predicted, so that neither of both is passed over. Labels (B, O) in 0..1; summed in float64 (float32 on Apple's GPUs).
+    """
+    if target.is_choice:
+        return lambda logits, label: _exact(label, logits).gather(1, logits.argmax(dim=1, keepdim=True)).sum()
+
+    def score(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        label = _exact(label, logits)
+        return torch.where(logits >= 0, label, 1 - label).sum() / label.shape[1]
+
+    return score
 
 
 def _right_grades(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,48 @@
+"""Augmentation by torchvision's own: a policy of many changes before the picture is normalised, erased boxes after.
+
+Both draw from torch's default generator, which the caller seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+
+from pipeline.recipe import Augmentation
+
+POLICIES = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugmentWide}
+
+
+def policy(config: Augmentation) -> Callable[[Image.Image], Image.Image] | None:
+    """torchvision's RandAugment (two changes of magnitude 9 of 30) or TrivialAugmentWide (one of any magnitude); None: no policy.
+
+    For pictures of Pillow: its filters give the same bytes in any number of threads, which torch's means over a picture do not.
+    """
+    if config.policy == "none":
+        return None
+    return POLICIES[config.policy](interpolation=InterpolationMode.BILINEAR)
+
+
+def erased_box(probability: float, height: int, width: int) -> torch.Tensor:
+    """(4,) int64: top, left, height and width of what is erased of a picture; a height of 0 where nothing is.
+
+    Scale and ratio of the box are torchvision's: 0.02 to 0.33 of the area, 0.3 to 3.3.
+    """
+    if torch.rand(1) >= probability:
+        return torch.zeros(4, dtype=torch.int64)
+    drawn = v2.RandomErasing().make_params([torch.empty(3, height, width, device="meta")])
+    if drawn["v"] is None:  # ten boxes were drawn, and none fits
+        return torch.zeros(4, dtype=torch.int64)
+    return torch.tensor([drawn[side] for side in ("i", "j", "h", "w")])
+
+
+def erase(pixel_values: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Normalised `pixel_values` (B, 3, H, W) with 0, the mean, in the `boxes` (B, 4) of `erased_box`; on the tensors' own device."""
+    top, left, height, width = boxes[:, :, None, None, None].unbind(1)
+    rows = torch.arange(pixel_values.shape[2], device=boxes.device).view(-1, 1)
+    columns = torch.arange(pixel_values.shape[3], device=boxes.device)
+    inside = (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
+    return pixel_values.masked_fill(inside, 0)

@@ -1,0 +1,37 @@
+"""Whether what a recipe asks of training suits the target, before anything is loaded."""
+
+from __future__ import annotations
+
+from pipeline.errors import raise_all
+from pipeline.recipe import Recipe
+from pipeline.targets.target import Target
+
+# (section, key): the value that leaves it out, the kinds of target it is for, and these in words
+CLASSES = ("multiclass",), "one of several classes"
+MIXED = ("multiclass", "binary", "multilabel"), "classes, a probability and several labels an image"
+SUITS = {
+    ("augmentation", "mixup"): (0, *MIXED),
+    ("augmentation", "cutmix"): (0, *MIXED),
+    ("data", "sampling"): ("rows", *CLASSES),
+    ("optimizer", "logit_adjustment"): (0, *CLASSES),
+}
+LOSSES = {"auto": None, "focal": MIXED, "asymmetric": (("multilabel",), "several labels an image")}
+
+
+def check_suits(recipe: Recipe, target: Target) -> None:
+    """Raises:
+    UserError: keys of the recipe mean nothing for this target; all of them are named.
+    """
+    problems = []
+    for (section, key), (off, kinds, words) in SUITS.items():
+        value = getattr(getattr(recipe, section), key)
+        if value != off and target.kind not in kinds:
+            problems.append(_problem(f"{section}.{key}", value, words, off))
+    suited = LOSSES[recipe.optimizer.loss]
+    if suited is not None and target.kind not in suited[0]:
+        problems.append(_problem("optimizer.loss", recipe.optimizer.loss, suited[1], "auto"))
+    raise_all(problems, f"the recipe does not suit what the labels are ({target.describe()}):")
+
+
+def _problem(key: str, value: object, words: str, off: object) -> str:
+    return f"{key} {value}: it is for {words}; leave it out (--set {key}={off})"

@@ -1,0 +1,69 @@
+"""Losses that let rows and labels count less the better they are predicted already: focal and asymmetric.
+
+Both are linear in the label, so that a mixed or smoothed label has the mean of the losses of its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+TINY = 1e-8  # below every weight (1 - p) ** gamma: a gamma under 1 has no slope at 0
+
+
+def focal_choice(gamma: float, smoothing: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """-(1 - p) ** gamma * log p of the right class by softmax, a mean over the batch (Lin et al. 2017, arXiv:1708.02002, without alpha).
+
+    Logits (B, C); label (B,) int64, or (B, C) shares of each class.
+    """
+
+    def loss(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        log_p = logits.float().log_softmax(dim=1)
+        weighted = (1 - log_p.exp()).clamp(min=TINY) ** gamma * log_p
+        return -(smoothed(shares_of(label, logits.shape[1]), smoothing, logits.shape[1]) * weighted).sum(dim=1).mean()
+
+    return loss
+
+
+def focal_decisions(gamma: float, smoothing: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The same of (B, O) single decisions by sigmoid, a mean over rows and columns; labels (B, O) in 0..1."""
+
+    def loss(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        log_yes, log_no = F.logsigmoid(logits.float()), F.logsigmoid(-logits.float())
+        yes, no = (gamma * log_no).exp() * log_yes, (gamma * log_yes).exp() * log_no
+        goal = smoothed(label.float(), smoothing, 2)
+        return -(goal * yes + (1 - goal) * no).mean()
+
+    return loss
+
+
+def asymmetric(
+    gamma_negative: float, gamma_positive: float, margin: float, smoothing: float
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Ridnik et al. 2021 (arXiv:2009.14119), a mean over rows and columns: a focal loss with a gamma of its own for the labels an image
+    has, and for those it lacks, whose probability is lowered by `margin` first. Labels (B, O) in 0..1.
+    """
+
+    def loss(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        log_yes, log_no = F.logsigmoid(logits.float()), F.logsigmoid(-logits.float())
+        yes = (gamma_positive * log_no).exp() * log_yes
+        lowered = (log_yes.exp() - margin).clamp(min=TINY)
+        no = lowered**gamma_negative * (torch.log1p(-lowered) if margin else log_no)
+        goal = smoothed(label.float(), smoothing, 2)
+        return -(goal * yes + (1 - goal) * no).mean()
+
+    return loss
+
+
+def shares_of(label: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """(B, C) float32 shares of each class, for class numbers (B,) or shares already."""
+    if label.ndim == 2:
+        return label
+    return (label[:, None] == torch.arange(num_classes, device=label.device)).float()
+
+
+def smoothed(shares: torch.Tensor, smoothing: float, num_classes: int) -> torch.Tensor:
+    """`shares` of which a part is spread over all classes, as torch's cross-entropy does; yes and no are two classes."""
+    return shares * (1 - smoothing) + smoothing / num_classes if smoothing else shares
