@@ -51,16 +51,16 @@ def limits(monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, already: int =
 
 
 def test_the_limit_is_raised_where_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert open_files.files_needed(8, 4) == 192
+    assert open_files.files_needed(8, 5) == 224
     was_set = limits(monkeypatch, 128, resource.RLIM_INFINITY)  # as macOS starts a program
     open_files.allow_workers(8)
-    assert was_set == [(212, resource.RLIM_INFINITY)]
+    assert was_set == [(244, resource.RLIM_INFINITY)]
     was_set = limits(monkeypatch, 1024, 4096)
     open_files.allow_workers(8)
     assert not was_set
     limits(monkeypatch, 128, 128)
-    assert open_files.workers_that_fit(8) == 3
-    with pytest.raises(UserError, match=r"up to 212 open files.*allows 128.*ulimit -n 212.*data\.workers=3"):
+    assert open_files.workers_that_fit(8) == 2
+    with pytest.raises(UserError, match=r"up to 244 open files.*allows 128.*ulimit -n 244.*data\.workers=2"):
         open_files.allow_workers(8)
     open_files.allow_workers(3)
 

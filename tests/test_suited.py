@@ -80,9 +80,9 @@ def test_what_means_nothing_together_is_refused(changes: dict, named: str) -> No
     assert named in str(caught.value)
 
 
-def test_all_that_does_not_suit_is_one_message_before_anything_is_loaded(tmp_path: Path, monkeypatch) -> None:
+def test_all_that_does_not_suit_is_one_message(tiny_backbone: Path, tmp_path: Path) -> None:
     competitions.grades(tmp_path / "data")
-    arguments = ["--data", str(tmp_path / "data"), "--backbone", str(tmp_path / "none"), "--output", str(tmp_path / "run")]
+    arguments = [*flags(tmp_path / "data", tiny_backbone, tmp_path / "run"), "--metric", "qwk"]
     with pytest.raises(UserError) as caught:
         train.main([*arguments, *words("augmentation.mixup=0.2", "data.sampling=classes", "optimizer.loss=focal")])
     assert [line.split(":")[0] for line in str(caught.value).splitlines()[1:]] == [
@@ -98,11 +98,11 @@ def test_rare_classes_come_again_also_in_a_run_that_was_stopped(tiny_backbone: P
     for number in range(3, 8):
         (data / "train" / "red" / f"red_{number}.png").unlink()
     every = words("augmentation.policy=trivial_augment", "augmentation.erasing=0.5", "augmentation.mixup=0.4", "data.sampling=classes")
-    train.main([*flags(data, tiny_backbone, tmp_path / "whole"), *every, "--epochs", "2"])
+    train.main([*flags(data, tiny_backbone, tmp_path / "whole"), *every, "--epochs", "1"])
     with monkeypatch.context() as patched:
-        interrupt_after(patched, 9)
+        interrupt_after(patched, 4)
         with pytest.raises(Interrupted):
-            train.main([*flags(data, tiny_backbone, tmp_path / "run"), *every, "--epochs", "2"])
+            train.main([*flags(data, tiny_backbone, tmp_path / "run"), *every, "--epochs", "1"])
     resume(data, tmp_path / "run")
     assert_same(tmp_path / "whole", tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
