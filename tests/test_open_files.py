@@ -62,7 +62,7 @@ def test_the_limit_is_raised_where_it_may_be(monkeypatch: pytest.MonkeyPatch) ->
     assert open_files.workers_that_fit(8) == 2
     with pytest.raises(UserError, match=r"up to 244 open files.*allows 128.*ulimit -n 244.*data\.workers=2"):
         open_files.allow_workers(8)
-    open_files.allow_workers(3)
+    open_files.allow_workers(2)
 
 
 def test_where_not_every_process_can_be_started_those_that_were_are_ended(tmp_path: Path, monkeypatch) -> None:
