@@ -137,6 +137,18 @@ def test_what_is_missing_is_one_quiet_line(tmp_path: Path) -> None:
     assert "75.0% validation accuracy epoch 4" in page.text
 
 
+def test_what_training_counts_otherwise_stands_below_its_curves(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    record = json.loads((run_dir / "run.json").read_text())
+    assert "mixed" not in Page(build_report(run_dir)).text
+    record["recipe"]["augmentation"] = {"mixup": 0.2, "cutmix": 0}
+    record["recipe"]["optimizer"] |= {"loss": "focal", "logit_adjustment": 1}
+    (run_dir / "run.json").write_text(json.dumps(record))
+    text = Page(build_report(run_dir)).text
+    assert "each counts by the share of its label that is predicted right" in text
+    assert "the focal loss, with logits adjusted by the shares of the classes, over mixed images." in text
+
+
 def test_an_unfinished_run_has_figures_and_a_page(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", best=2)
     (run_dir / "run.json").unlink()

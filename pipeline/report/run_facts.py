@@ -105,8 +105,24 @@ def curve_captions(files: RunFiles, names: Sequence[str]) -> list[tuple[str, str
             if name != "accuracy" and name == files.metric.name:
                 what = f"{sentence(metric_name(name))} over the epochs, the competition's metric: {direction(name)}."
             what += marked + (averaged if name == files.training_score else "")
-        captions.append((name, what))
+        captions.append((name, what + _trained_on(files, name)))
     return captions
+
+
+def _trained_on(files: RunFiles, name: str) -> str:
+    """What the values of training are, where the recipe makes them something else than those of validation."""
+    recipe = files.told.get("recipe") or {}
+    optimizer, augmentation = (recipe.get(section) or {} for section in ("optimizer", "augmentation"))
+    mixed = augmentation.get("mixup") or augmentation.get("cutmix")
+    if name == "loss":
+        loss = optimizer.get("loss", "auto")
+        other = [f"the {loss} loss"] if loss != "auto" else []
+        other += ["with logits adjusted by the shares of the classes"] if optimizer.get("logit_adjustment") else []
+        other += ["over mixed images"] if mixed else []
+        return f" That of training is another: {', '.join(other)}." if other else ""
+    if name != files.training_score or not mixed:
+        return ""
+    return " In training images are mixed of two: each counts by the share of its label that is predicted right."
 
 
 def _best_note(files: RunFiles, best: dict[str, Any]) -> str:
