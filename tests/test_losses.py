@@ -13,7 +13,7 @@ from torchvision.ops import sigmoid_focal_loss
 from pipeline.recipe import Optimizer
 from pipeline.targets.metrics import all_metrics
 from pipeline.targets.target import Target, multiclass
-from pipeline.training.losses import loss_function, mixed_score, training_loss, training_score
+from pipeline.training.losses import loss_function, training_loss, training_score
 
 GRADES = Target("ordinal", ("0", "1", "2", "3", "4"))
 BINARY = Target("binary", ("not cat", "cat"), positive=("cat",))
@@ -185,9 +185,9 @@ def test_mixed_rows_are_right_in_part() -> None:
     shares = 0.75 * F.one_hot(label, 3) + 0.25 * F.one_hot((label + 1) % 3, 3)
     predicted = logits.argmax(dim=1)
     parts = 0.75 * (predicted == label).sum() + 0.25 * (predicted == (label + 1) % 3).sum()
-    assert mixed_score(multiclass("abc"))(logits, shares.float()).item() == pytest.approx(parts.item())
-    for target, columns in ((LABELS, 3), (BINARY, 1)):
-        hard = torch.arange(120).reshape(40, 3).remainder(2)[:, :columns].float()
-        _, counted = training_score(target)
-        assert mixed_score(target)(logits[:, :columns], hard).item() == pytest.approx(counted(logits[:, :columns], hard).item())
-    assert mixed_score(BINARY)(torch.tensor([[1.0], [-1.0]]), torch.tensor([[0.75], [0.75]])).item() == 0.75 + 0.25
+    _, score = training_score(multiclass("abc"))
+    assert score(logits, shares.float()).item() == pytest.approx(parts.item())
+    _, score = training_score(BINARY)
+    assert score(torch.tensor([[1.0], [-1.0]]), torch.tensor([[0.75], [0.75]])).item() == 0.75 + 0.25
+    _, score = training_score(LABELS)
+    assert score(torch.tensor([[1.0, -1.0, 1.0]]), torch.tensor([[1.0, 0.25, 0.5]])).item() == pytest.approx((1 + 0.75 + 0.5) / 3)

@@ -65,7 +65,7 @@ from pipeline.tasks.build import (
 from pipeline.tasks.suited import check_suits
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
-from pipeline.training.losses import mixed_score, training_loss, training_score
+from pipeline.training.losses import training_loss, training_score
 from pipeline.training.memory import Memory
 from pipeline.training.resume import FormerRun, SplitRow
 
@@ -143,7 +143,6 @@ class ClassificationTask:
         self.num_train, self.num_val, self.num_outputs = len(train), len(val), target.num_outputs
         self.loss_of = training_loss(target, recipe.optimizer, np.array(list(target.counts(labels).values())))
         self.train_score, self.score_of = training_score(target)
-        self.score_of = mixed_score(target) if mixing else self.score_of
         self.undefined = why_undefined(metric, target, self.val_truth) if val else None
         self.best_metric = "val_loss" if self.undefined else f"val_{metric}"
         self.higher_is_better = not self.undefined and find_metric(metric).higher_is_better

@@ -57,33 +57,31 @@ def training_loss(target: Target, config: Optimizer, num_rows: np.ndarray) -> Ba
 def training_score(target: Target) -> tuple[str, BatchFunction]:
     """The name of the score that training shows, and its sum over the rows of a batch; divided by the rows it is in the name's units.
 
-    accuracy (one class or grade, and binary): rows that are right, an int64 (of mixed rows: `mixed_score`). label_accuracy (several labels):
-    of each row the share of single decisions that are right. mae (numbers, in the data's units): of each row the mean distance over the
-    columns. The last two are summed in float64 (float32 on Apple's GPUs, which have no other).
+    accuracy (one class or grade, and binary): rows that are right. label_accuracy (several labels): of each row the share of single
+    decisions that are right. mae (numbers, in the data's units): of each row the mean distance over the columns.
+    A row mixed of two, whose label is shares, is right in part: it counts by the share that is predicted, so that neither of the two is
+    passed over. Rows with one class or grade are counted in an int64, the others summed in float64 (float32 on Apple's GPUs, which have no
+    other).
     """
     if target.kind == "continuous":
         return "mae", _Distance(target)
-    if target.kind == "multilabel":
-        return "label_accuracy", lambda logits, label: _exact(((logits >= 0) == (label > 0.5)).sum(), label) / label.shape[1]
-    if target.kind == "binary":
-        return "accuracy", lambda logits, label: ((logits >= 0) == (label > 0.5)).sum()
     if target.kind == "ordinal":
         return "accuracy", _right_grades
-    return "accuracy", lambda logits, label: (logits.argmax(dim=1) == _positions(label)).sum()
+    if target.kind == "multiclass":
+        return "accuracy", _right_classes
+    return "label_accuracy" if target.kind == "multilabel" else "accuracy", _right_decisions
 
 
-def mixed_score(target: Target) -> BatchFunction:
-    """The score of `training_score` for rows that are mixed of two, which may be right in part: each counts by the share of its label
-    that is predicted, so that neither of both is passed over. Labels (B, O) in 0..1; summed in float64 (float32 on Apple's GPUs).
-    """
-    if target.is_choice:
-        return lambda logits, label: _exact(label, logits).gather(1, logits.argmax(dim=1, keepdim=True)).sum()
+def _right_classes(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    predicted = logits.argmax(dim=1)
+    if label.ndim == 1:
+        return (predicted == label).sum()
+    return _exact(label, logits).gather(1, predicted[:, None]).sum()
 
-    def score(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        label = _exact(label, logits)
-        return torch.where(logits >= 0, label, 1 - label).sum() / label.shape[1]
 
-    return score
+def _right_decisions(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    label = _exact(label, logits)
+    return torch.where(logits >= 0, label, 1 - label).sum() / label.shape[1]
 
 
 def _right_grades(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
