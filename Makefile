@@ -129,7 +129,7 @@ test-gpu: $(TESTS)  ## what only a GPU can tell; without one every test is skipp
 	$(PYTHON) -m pytest -m gpu
 
 fuzz: $(TESTS)  ## damage every kind of file at random (FUZZ=cases of each), and kill and resume runs (KILLED_RUNS=); strike commands by kills and failing disks (STRIKES=)
-	FUZZ=$(or $(FUZZ),2000) $(PYTHON) -m pytest tests/test_fuzz.py -s
+	FUZZ=$(or $(FUZZ),2000) $(PYTHON) -m pytest tests/test_fuzz.py tests/test_fuzz_hostile.py -s
 	KILLED_RUNS=$(or $(KILLED_RUNS),40) $(PYTHON) -m pytest tests/test_resume.py -k killed_at_random -m slow -s
 	STRIKES=$(or $(STRIKES),100) $(PYTHON) -m pytest tests/test_struck.py -m slow -s
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
+from pipeline.shapes import read_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -224,7 +225,7 @@ def _is_laid_out(data_dir: Path, made: dict[str, Any]) -> bool:
     marker = data_dir / MARKER
     if not marker.is_file():
         raise UserError(f"{data_dir} holds something that the demo did not make: move it away, or name another folder")
-    found = read_json(marker)
+    found = read_object(marker)
     if found != made:
         what = ", ".join(f"{key} {found.get(key)} instead of {value}" for key, value in made.items() if found.get(key) != value)
         raise UserError(f"{data_dir} was made by the demo with {what}: move it away, or name another folder")

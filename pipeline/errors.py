@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -50,6 +50,11 @@ def run_command(main: Callable[[], int | None], by_several: bool = False) -> int
     `by_several`: several processes, started by torchrun, may run it together; the first alone speaks.
     """
     threading.excepthook = _in_a_thread
+    with _harmless_output():
+        return _run(main, by_several)
+
+
+def _run(main: Callable[[], int | None], by_several: bool) -> int:
     if ranks.world_size() > 1:
         main = _among_several(main, by_several)
     try:
@@ -181,6 +186,40 @@ def one_line(text: str) -> str:
     return " ".join(printable(text.replace("\r", " ")).split())
 
 
+@contextmanager
+def _harmless_output() -> Iterator[None]:
+    """Whatever is printed meanwhile, also names of files, classes and cells that others chose, holds nothing that a terminal obeys."""
+    before = sys.stdout, sys.stderr
+    harmless = tuple(stream and _Harmless(stream) for stream in before)
+    sys.stdout, sys.stderr = harmless
+    try:
+        yield
+    finally:
+        if (sys.stdout, sys.stderr) == harmless:  # else one of several processes has fallen silent
+            sys.stdout, sys.stderr = before
+
+
+class _Harmless:
+    """An output without control characters, but for what our own progress lines need: back to the line's start, and a line up."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        clean = "".join(piece if piece in _OF_PROGRESS else printable(piece) for piece in _PIECES.split(text))
+        try:
+            self._stream.write(clean)
+        except UnicodeEncodeError:  # a name of bytes that are no text, or of letters that this terminal's encoding lacks
+            encoding = self._stream.encoding or "utf-8"
+            self._stream.write(clean.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+_OF_PROGRESS = ("\r", "\x1b[A")
+_PIECES = re.compile("(" + "|".join(map(re.escape, _OF_PROGRESS)) + ")")
 _REVERSING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 

@@ -14,9 +14,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_YAML_BYTES = 1_000_000
 STALE_SECONDS = 3600  # a temporary file not written to for so long was left by a process that was killed
@@ -221,6 +224,33 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is damaged: line {number} is not valid JSON ({error}); remove the line, then try again") from None
     return rows
+
+
+def read_array(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
+    """(N, O) float32: the numbers in an .npy file. `shape` None: of any N and O.
+
+    Raises:
+        UserError: it is missing or damaged, has another shape than `shape`, or holds what is no finite number.
+    """
+    import numpy as np
+
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header may claim more than memory holds
+        fits = isinstance(stored, np.ndarray) and stored.ndim == 2 and stored.dtype.kind == "f" and shape in (None, stored.shape)
+        values = np.array(stored, dtype=np.float32) if fits else None
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, LookupError, OverflowError, MemoryError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if values is None:
+        found = f"{stored.dtype} of shape {stored.shape}" if isinstance(stored, np.ndarray) else "several arrays"
+        raise UserError(
+            f"{path} holds {found}, expected decimal numbers of shape {shape or '(rows, outputs)'}: not of this run, or damaged"
+        )
+    if bad := int((~np.isfinite(values)).sum()):
+        row = int(np.argwhere(~np.isfinite(values))[0, 0]) + 1
+        raise UserError(f"{path} holds {bad} values that are no finite numbers (nan or inf), the first in row {row}: it is damaged")
+    return values
 
 
 def sha256(path: Path) -> str:

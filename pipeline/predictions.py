@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
-from pipeline.files import replacing
+from pipeline.files import read_array, replacing
 from pipeline.targets.target import Target
 from pipeline.wording import counted, quoted
 
@@ -117,13 +117,13 @@ class Predictions:
         Raises:
             UserError: a file is missing or damaged, or they do not fit each other or the target.
         """
-        import numpy as np
         import pandas as pd
 
         try:
             ids = tuple(pd.read_csv(path.with_suffix(".csv"), **TEXT)[ID_COLUMN])
-            values = np.load(path.with_suffix(".npy"), allow_pickle=False)
-            return cls(ids, values, target)
+            return cls(ids, read_array(path.with_suffix(".npy"), (len(ids), target.num_outputs)), target)
+        except UserError:
+            raise
         except FileNotFoundError as error:
             raise UserError(f"{error.filename} does not exist: predictions are the two files {path}.csv and {path}.npy") from None
         except (ValueError, KeyError, OSError, EOFError) as error:

@@ -30,7 +30,8 @@ from pipeline.run_names import (
     VAL_TABLE,
     VAL_VALUES,
 )
-from pipeline.run_record import RunRecord, read_object, read_record, read_values, value_at
+from pipeline.run_record import RunRecord, read_record, read_values, value_at
+from pipeline.shapes import read_object
 from pipeline.targets.target import Target, multiclass
 from pipeline.unfinished import planned_epochs, read_kept, resume_command
 

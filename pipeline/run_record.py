@@ -7,23 +7,101 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, raise_all
-from pipeline.files import read_json, read_json_lines
+from pipeline.files import read_json_lines
 from pipeline.run_names import RECORD
+from pipeline.shapes import (
+    ANYTHING,
+    COUNT,
+    FLAG,
+    MOMENT,
+    NUMBER,
+    NUMBER_OR_NONE,
+    TEXT,
+    WHOLE,
+    Each,
+    differences_from,
+    read_shaped,
+)
 from pipeline.targets.target import Target, multiclass
 
 FORMAT = 1
-_NUMBER = (int, float)
-# What run.json holds where it holds it (dotted keys); whoever reads it relies on these.
-_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("recipe", "recipe.data", "recipe.lora", "counts", "counts.train_per_class", "counts.parameters"), (dict,)),
-    **dict.fromkeys(("schedule", "best", "last", "versions", "target", "metric"), (dict,)),
-    **dict.fromkeys(("task", "name", "precision", "device", "data", "command", "started", "finished", "commit"), (str,)),
-    **dict.fromkeys(("best.metric", "metric.name"), (str,)),
-    **dict.fromkeys(("class_names", "changes"), (list,)),
-    **dict.fromkeys(("format", "seed", "best.epoch"), (int,)),
-    **dict.fromkeys(("best.value", "recipe.lora.rank"), _NUMBER),
+_SCORES = Each(NUMBER_OR_NONE)
+_RECIPE = {
+    "data?": Each(ANYTHING),
+    "lora?": {"rank?": NUMBER, "targets?": [TEXT]},
+    "backbone?": TEXT,
+    "text_backbone?": TEXT,
+    "task?": TEXT,
+    "name?": TEXT,
+    "epochs?": WHOLE,
 }
-_IN_WORDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
+_SCHEDULE = {
+    **dict.fromkeys(("lr", "end_lr"), NUMBER),
+    **dict.fromkeys(("warmup_steps", "total_steps", "steps_per_epoch", "effective_batch_size"), COUNT),
+    "name": TEXT,
+}
+_CORRECTED = {"excluded": COUNT, "relabelled": COUNT}
+# What run.json holds where it holds it: whoever reads it relies on these. state/start.json has some of it, before run.json is there.
+RUN_SHAPE = {
+    **dict.fromkeys(("task?", "name?", "kind?", "precision?", "device?", "data?", "command?", "commit?", "attention?"), TEXT),
+    **dict.fromkeys(("started?", "finished?"), MOMENT),
+    **dict.fromkeys(("format?", "seed?", "processes?", "threads?"), WHOLE),
+    "batch_size?": ANYTHING,
+    "class_names?": [TEXT],
+    "recipe?": _RECIPE,
+    "target?": Each(ANYTHING),
+    "metric?": {"name": TEXT, "higher_is_better?": FLAG},
+    "prior?": [NUMBER],
+    "temperature?": NUMBER,
+    "baseline?": {"value": NUMBER, "words": TEXT},
+    "keep?": Each(TEXT),
+    "schedule?": _SCHEDULE,
+    "best?": {"epoch?": COUNT, "metric": TEXT, "value": NUMBER, "rule?": TEXT, "why?": TEXT},
+    "last?": _SCORES,
+    "versions?": Each(TEXT),
+    "changes?": [{"time": MOMENT, "command": TEXT, "changed": [TEXT]}],
+    "counts?": {
+        **dict.fromkeys(("train?", "val?"), COUNT),
+        **dict.fromkeys(("train_per_class?", "parameters?"), Each(COUNT)),
+        "train_histograms?": Each({"edges": [NUMBER], "counts": [COUNT]}),
+    },
+    "members?": Each(NUMBER),
+    "folds?": {
+        "count": COUNT,
+        "rows": COUNT,
+        "metric": TEXT,
+        "scores": _SCORES,
+        "mean?": NUMBER,
+        "deviation?": NUMBER,
+        "each": [{"fold": COUNT, "rows": COUNT, "value?": NUMBER, "epoch?": COUNT, "scores?": _SCORES}],
+        "notes?": [TEXT],
+    },
+    "blend?": {
+        **dict.fromkeys(("rule", "way"), TEXT),
+        "rows": COUNT,
+        "scores": _SCORES,
+        "refused?": Each({"with": NUMBER, "without": NUMBER}),
+    },
+    "decisions?": [
+        {
+            "kind": TEXT,
+            "numbers": [NUMBER],
+            "before": NUMBER_OR_NONE,
+            "after": NUMBER_OR_NONE,
+            "gain": NUMBER,
+            "error": NUMBER,
+            "used": FLAG,
+        }
+    ],
+    "corrections?": {"files": Each({"file": TEXT}), "train": _CORRECTED, "val": _CORRECTED, "scores?": _SCORES},
+}
+SCORES_SHAPE = {
+    "metrics": _SCORES,
+    **dict.fromkeys(("predictions?", "sha256?", "solution?"), TEXT),
+    "time?": MOMENT,
+    "rows?": COUNT,
+    "parts?": Each(_SCORES),
+}
 
 
 @dataclass(frozen=True)
@@ -109,24 +187,15 @@ def read_record(path: Path) -> RunRecord | None:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The values of a run.json, each of the type that its readers rely on; which of them are there is theirs to see.
+    """The values of a run.json, or of a start.json, each as its readers rely on; which of them are there is theirs to see. Null is absent.
 
     Raises:
-        UserError: it is missing, is no JSON object, or holds values of other types; each is named.
+        UserError: it is missing, is no JSON object, or holds other values; each is named.
     """
-    record = read_object(path)
-    problems = []
-    for key, types in _TYPES.items():
-        value = value_at(record, key)
-        if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
-            problems.append(f"{key}: expected {_IN_WORDS[types[-1]]}, found {value!r:.80}")
-    names = record.get("class_names")
-    if isinstance(names, list) and not (all(isinstance(name, str) for name in names) and len(set(names)) == len(names)):
-        problems.append("class_names: expected different texts")
-    per_class = value_at(record, "counts.train_per_class")
-    if isinstance(per_class, dict) and not all(type(count) in _NUMBER for count in per_class.values()):
-        problems.append("counts.train_per_class: expected a number for each class")
-    raise_all(problems, f"{path} was changed by hand or is damaged; `make weights` or train again:")
+    record = read_shaped(path, RUN_SHAPE, "`make weights` or train again")
+    names = record.get("class_names") or []
+    if len(set(names)) < len(names):
+        raise UserError(f"{path} was changed by hand or is damaged: class_names: expected different texts")
     return record
 
 
@@ -140,11 +209,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, start=1):
         if type(row.get("epoch")) is not int:
             problems.append(f"line {number}: epoch: expected a whole number, found {row.get('epoch')!r:.80}")
-        problems += [
-            f"line {number}: {name}: expected a number, found {value!r:.80}"
-            for name, value in row.items()
-            if name != "epoch" and value is not None and type(value) not in _NUMBER
-        ]
+        problems += [f"line {number}: {line}" for line in differences_from(_SCORES, {**row, "epoch": None})]
     raise_all(problems, f"{path} was changed by hand or is damaged; remove these lines, then try again:")
     return rows
 
@@ -154,15 +219,3 @@ def value_at(record: Any, key: str) -> Any:
     for part in key.split("."):
         record = record.get(part) if isinstance(record, dict) else None
     return record
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        UserError: it is missing, or holds something else.
-    """
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value

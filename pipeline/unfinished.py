@@ -10,6 +10,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.ranks import launcher
 from pipeline.run_names import FOLDS_START, KEPT, START
+from pipeline.shapes import read_object
 
 _FLAGS = {"data": "--data", "batch_size": "--batch-size"}
 
@@ -18,7 +19,7 @@ def resume_command(path: Path | str, *flags: str) -> str:
     """The command that goes on with the unfinished run (or folds) in `path`, to be pasted; data and flags are the run's own. `flags`: more."""
     path = Path(path)
     path = path.parent if path.name.startswith("fold-") and (path.parent / FOLDS_START).is_file() else path
-    several = ["--folds", str(read_json(path / FOLDS_START).get("folds"))] if (path / FOLDS_START).is_file() else []
+    several = ["--folds", str(read_object(path / FOLDS_START).get("folds"))] if (path / FOLDS_START).is_file() else []
     return shlex.join([*(["python"] if several else launcher()), "train.py", "--output", str(path), *several, "--resume", *flags])
 
 
@@ -27,13 +28,19 @@ def started_with(path: Path) -> dict[str, Any]:
     start = next((Path(path) / name for name in (START, FOLDS_START) if (Path(path) / name).is_file()), None)
     if start is None:
         return {}
-    values = read_json(start)
-    if not isinstance(values, dict):
-        return {}
-    words = shlex.split(str(values.get("command") or ""))  # runs of earlier versions wrote down no more
+    values = read_object(start)
+    words = words_of(str(values.get("command") or ""))  # runs of earlier versions wrote down no more
     given = {name: words[place + 1] for name, flag in _FLAGS.items() for place, word in enumerate(words[:-1]) if word == flag}
     given |= {name: word.partition("=")[2] for name, flag in _FLAGS.items() for word in words if word.startswith(f"{flag}=")}
-    return given | {name: values[name] for name in _FLAGS if values.get(name) is not None}
+    return given | {name: values[name] for name in _FLAGS if isinstance(values.get(name), str | int)}
+
+
+def words_of(command: str) -> list[str]:
+    """The words of a command line that was written down; none where its quotes do not close."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
 
 
 def write_kept(

@@ -25,6 +25,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from conftest import make_competition  # noqa: E402
+from conftest import make_competition, picture  # noqa: E402
 from transformers import BeitConfig, BeitForImageClassification  # noqa: E402
 
 import inference  # noqa: E402
@@ -40,6 +42,7 @@ import train  # noqa: E402
 from pipeline.errors import run_command  # noqa: E402
 from pipeline.fetch import install, releases  # noqa: E402
 from pipeline.folds import assembly, blend, training  # noqa: E402, F401
+from pipeline.kaggle import cli, submit  # noqa: E402
 from pipeline.kaggle.ledger import append_row, read_ledger  # noqa: E402
 from pipeline.kernel import make as kernel  # noqa: E402
 from pipeline.report import page  # noqa: E402
@@ -305,6 +308,44 @@ def ledger_left() -> dict[str, object]:
     return {"lost": sorted(told - kept), "again": sum(name.startswith("again") for name in kept)}
 
 
+# A Kaggle of its own: how many files it was sent, in memory that forks share, for each of them would have another copy of a list.
+SENT = RawValue("i", 0)
+
+
+def ready_to_submit() -> None:
+    for number in "34":
+        picture(Path(f"data/test/{number}.png"), (200, 50, 40), int(number))
+    Path("data/sample_submission.csv").write_text("id,label\n3,cat\n4,cat\n")
+    Path("predictions.csv").write_text("id,label\n3,cat\n4,dog\n")
+
+
+def kaggle_takes(*_: object, **__: object) -> cli.Upload:
+    SENT.value += 1
+    return cli.Upload(str(SENT.value), "")
+
+
+def kaggle_lists(*_: object, **__: object) -> list[cli.Submission]:
+    moment = datetime.now(UTC)
+    return [cli.Submission(str(ref), "predictions.csv", moment, "m", "complete", "0.5", "", "") for ref in range(1, SENT.value + 1)]
+
+
+def send() -> int:
+    cli.not_ready, cli.upload, cli.list_submissions = list, kaggle_takes, kaggle_lists
+    words = ["--competition", "birds", "--message", "m", "--model", "nobody"]
+    return run_command(lambda: submit.main(words, sleep=lambda _: None))
+
+
+def send_again() -> int:
+    code = send()  # 2: it is in the ledger, and a file that was sent is not sent again
+    return 0 if code == 2 and read_ledger(Path("submissions.csv"))[1] else code
+
+
+def sent_once() -> dict[str, object]:
+    count, SENT.value = SENT.value, 0
+    lines = [(row["status"], row["public_score"]) for row in read_ledger(Path("submissions.csv"))[1]]
+    return {"sent": count, "rows": len(lines), "notes": len(list(Path().glob(".submissions.csv.begun")))}
+
+
 def build_page() -> int:
     return run_command(lambda: page.main(["--run", "run"]))
 
@@ -351,6 +392,7 @@ SCENES = {
     "kernel": Scene(lambda: trained("run"), make_kernel, make_kernel, kernel_left),
     "inference": Scene(with_former, predict, predict, predictions_left),
     "ledger": Scene(lambda: append("before", 2) and None, append_struck, lambda: run_command(lambda: append("again", 2)), ledger_left),
+    "submit": Scene(ready_to_submit, send, send_again, sent_once),
     "page": Scene(lambda: trained("run"), build_page, build_page, lambda: digests("run/model_lora", "run/metrics.jsonl"), whole_page),
 }
 

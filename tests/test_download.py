@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import inspect
 import io
@@ -319,3 +320,17 @@ def test_the_users_cookies_are_sent_and_not_rewritten(drive, tmp_path, naps):
     assert cookies.read_bytes() == before
     with pytest.raises(UserError, match=r"the cookies file .*none.txt does not exist"):
         fetch(DRIVE_ID, tmp_path / "v.zip", cookies=tmp_path / "none.txt", sleep=naps.append)
+
+
+@pytest.mark.parametrize("location", ["http://[::1", "\xff\xfe", "http://a\u2100b/".encode().decode("latin-1")])
+def test_a_redirect_to_what_is_no_address_is_one_message(server, tmp_path, location):
+    server.replies["/a.zip"] = [Reply(status=302, headers={"Location": location})]
+    with pytest.raises(UserError):
+        fetch(f"{server.url}/a.zip", tmp_path / "a.zip")
+
+
+def test_the_body_of_a_redirect_is_not_read(server, tmp_path):
+    bomb = gzip.compress(bytes(50_000_000), 9)
+    server.replies["/a.zip"] = [Reply(bomb, 302, {"Location": f"{server.url}/b.zip", "Content-Encoding": "gzip"}, cut_at=len(bomb) - 9)]
+    server.replies["/b.zip"] = [Reply(BODY)]
+    assert fetch(f"{server.url}/a.zip", tmp_path / "a.zip").read_bytes() == BODY

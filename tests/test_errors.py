@@ -113,3 +113,18 @@ def test_foreign_text_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> Non
     assert printable("日本語 Ω é 👩‍🔬") == "日本語 Ω é 👩‍🔬"  # joined by U+200D, which stays
     run_command(raising(UserError(f"name {hostile}")))
     assert set("\x1b\x07\x9b\r\x08\x00\u202e").isdisjoint(capsys.readouterr().err)
+
+
+def test_whatever_a_command_prints_moves_no_cursor_and_progress_still_does(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        print("class \x1b[2J\x9b31m\x07red\u202e", "\x1b]0;title")
+        print("\rwaiting\x1b[A", file=sys.stderr, end="")
+
+    assert run_command(main) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "class [2J31mred ]0;title\n" and printed.err == "\rwaiting\x1b[A"
+
+
+def test_a_name_that_is_no_text_is_printed_with_its_bytes() -> None:
+    assert ends("sys.stdout.reconfigure(errors='strict')\n    print(chr(0xdcff) + ' x')").stdout == "\\udcff x\n"
+    assert ends("raise UserError(chr(0xdcff))").stderr == "error: \\udcff\n"

@@ -84,9 +84,26 @@ def survive(
     kind: str, count: int, original: bytes, place: Path, work: Callable[[], object], others: tuple[type[Exception], ...] = ()
 ) -> None:
     """Run `work` with `place` damaged in `count` ways; it must return or raise `UserError` (or one of `others`) with a message."""
+    survive_all(kind, count, lambda draw: damaged(original, draw), place, work, others)
+
+
+def survive_all(
+    kind: str,
+    count: int,
+    make: Callable[[random.Random], bytes],
+    place: Path,
+    work: Callable[[], object],
+    others: tuple[type[Exception], ...] = (),
+    always_refused: bool = False,
+    at_most: int = 10**9,
+) -> None:
+    """Run `work` with `count` contents of `place` that `make` gives; it must return or raise `UserError` (or one of `others`) with a message.
+
+    `at_most`: cases where FUZZ asks for more, of what takes a second each.
+    """
     came, draw = Counter(), random.Random(kind)
-    for number in range(CASES or count):
-        data = damaged(original, draw)
+    for number in range(min(CASES, at_most) or count):
+        data = make(draw)
         place.write_bytes(data)
         try:
             work()
@@ -97,6 +114,7 @@ def survive(
         except Exception as error:
             raise AssertionError(f"{kind}, case {number}: {type(error).__name__}: {error}\n{data[:2000]!r}") from error
     assert came["refused"], f"{kind}: not one of {count} damaged files was refused: the damage reaches nothing"
+    assert not (always_refused and came["understood"]), f"{kind}: {came['understood']} were understood"
     print(f"{kind}: {sum(came.values()):,} cases, {came['understood']:,} understood, {came['refused']:,} refused")
 
 

@@ -19,6 +19,7 @@ WINGS = {
         "errors",
         "stopping",
         "files",
+        "shapes",
         "run_names",
         "unfinished",
         "lock",
@@ -68,7 +69,7 @@ WINGS = {
         ),
     ],
     "submission": ["write", "belonging", "origin", "solution", "grading", "answer_grading", "score"],
-    "kaggle": ["token", "reply", "cli", "remembered", "ledger", "submit"],
+    "kaggle": ["token", "reply", "cli", "remembered", "ledger", "begun", "submit"],
     "fetch": [
         *(
             "addresses",

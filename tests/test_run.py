@@ -119,16 +119,24 @@ def test_now_has_an_offset() -> None:
     ("key", "value", "message"),
     [
         ("class_names", "cat", "class_names: expected a list, found 'cat'"),
-        ("class_names", [1, 2], "class_names: expected different texts"),
+        ("class_names", [1, 2], r"class_names\[0\]: expected a text, found 1"),
         ("class_names", ["cat", "cat"], "class_names: expected different texts"),
         ("name", 7, "name: expected a text, found 7"),
         ("task", [], r"task: expected a text, found \[\]"),
         ("recipe", [], r"recipe: expected an object, found \[\]"),
         ("recipe", {"data": 3}, "recipe.data: expected an object, found 3"),
-        ("counts", {"train_per_class": {"cat": "8"}}, "counts.train_per_class: expected a number"),
-        ("best", {"epoch": "1"}, "best.epoch: expected a whole number, found '1'"),
+        ("counts", {"train_per_class": {"cat": "8"}}, "counts.train_per_class.cat: expected a whole number"),
+        ("best", {"epoch": "1"}, "best.epoch: expected a whole number from 0, found '1'"),
         ("best", {"value": "0.5"}, "best.value: expected a number, found '0.5'"),
         ("format", True, "format: expected a whole number, found True"),
+        ("metric", {}, "metric.name: missing"),
+        ("schedule", {"name": "linear"}, "schedule.total_steps: missing"),
+        ("finished", "yesterday", "finished: expected a date and time, found 'yesterday'"),
+        ("members", ["fold-1"], "members: expected an object"),
+        ("prior", [0.5, None], r"prior\[1\]: expected a number, found None"),
+        ("decisions", [{"kind": "cuts"}], r"decisions\[0\].numbers: missing"),
+        ("blend", {"way": "greedy", "rule": "ranks", "rows": 3, "scores": {}, "refused": [1]}, "blend.refused: expected an object"),
+        ("counts", {"parameters": {"model": "many"}}, "counts.parameters.model: expected a whole number"),
     ],
 )
 def test_values_of_other_types_are_named(tmp_path: Path, key: str, value: object, message: str) -> None:
@@ -156,3 +164,22 @@ def test_metrics_of_other_types_are_named(tmp_path: Path, line: str, message: st
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "val_loss": null}\n' + line + "\n")
     with pytest.raises(UserError, match=message):
         read_metrics(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (["multiclass"], "target: expected an object"),
+        ({"kind": "multiclass"}, "target.names: missing"),
+        ({"kind": "multiclass", "names": ["cat", 2]}, r"target.names\[1\]: expected a text, found 2"),
+        ({"kind": "multiclass", "names": ["cat", "cat"]}, "target.names: expected different names"),
+        ({"kind": "binary", "names": ["no", "yes", "perhaps"]}, "found 3 names"),
+        ({"kind": "binary", "names": ["no", "yes"], "positive": "yes"}, "target.positive: expected a list"),
+        ({"kind": "continuous", "names": ["x"], "center": [0, 1]}, "target.center: expected 1 numbers, found 2"),
+        ({"kind": "continuous", "names": ["x"], "scale": [0]}, "target.scale: expected numbers above 0"),
+    ],
+)
+def test_a_target_of_other_values_is_named(tmp_path: Path, target: object, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_run(make(tmp_path / "run", record=RECORD | {"target": target})).target.describe()
+    assert str(tmp_path / "run" / "run.json") in str(caught.value)

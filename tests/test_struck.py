@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("resource", reason="Windows has no such limits")
 ROOT = Path(__file__).resolve().parents[1]
 STRIKES = int(os.environ.get("STRIKES", "10"))
-SCENES = ("weights", "data", "train", "folds", "blend", "kernel", "inference", "ledger", "page")
+SCENES = ("weights", "data", "train", "folds", "blend", "kernel", "inference", "ledger", "submit", "page")
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from pipeline import files
 from pipeline.competition.facts import write_slug
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError, run_command
 from pipeline.kaggle import cli, ledger, submit, token
+from pipeline.kaggle.begun import begin
 from pipeline.kaggle.reply import KaggleError, Reply, explain, read_reply
 from pipeline.submission.origin import Origin
 
@@ -126,6 +127,21 @@ def test_refused_upload_that_exits_with_zero(server, folder):
     with pytest.raises(KaggleError, match=r"did not take the file .*nothing was submitted") as error:
         cli.upload("glyphs", Path("predictions.csv"), "m")
     assert server.asked("CreateSubmission") == [] and not error.value.sent
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_command_that_was_killed_while_it_sent_sends_nothing_twice(server, folder, sleeps, capfd, taken):
+    server.submissions = [OLDER | {"date": datetime.now(UTC).isoformat()}]  # the same message, but not this submission
+    row = a_row(time=datetime.now(UTC).isoformat(timespec="seconds"), message=MESSAGE, status="pending")
+    row["file_sha256"] = files.sha256(folder / "predictions.csv")
+    begin(ledger.LEDGER, row, ["11"])  # and then SIGKILL, in the upload
+    if taken:
+        server.submissions.insert(0, OLDER | {"ref": 12, "date": row["time"], "publicScore": "0.9"})
+    assert submit.main(FLAGS, sleep=sleeps.append) == 0
+    assert len(server.uploads) == (0 if taken else 1)
+    assert [row["public_score"] for row in rows()] == ["0.9" if taken else "0.5"]
+    assert not list(folder.glob(".submissions.csv.begun"))
+    assert ("Kaggle has it" if taken else "Kaggle does not have it") in capfd.readouterr().out
 
 
 def test_timeout_keeps_a_pending_row_and_the_next_run_completes_it(server, folder, sleeps, capfd):

@@ -228,11 +228,26 @@ def test_out_of_fold_rows_of_another_data_set(run: Path, tmp_path: Path) -> None
 def test_damaged_out_of_fold_files(run: Path) -> None:
     values = np.load(run / "folds/oof.npy")
     np.save(run / "folds/oof.npy", values[:-1])
-    with pytest.raises(UserError, match=r"oof.csv has 18 rows and oof.npy the shape \(17, 3\)"):
+    with pytest.raises(UserError, match=r"oof\.npy holds .*\(17, 3\), expected .*\(18, 3\)"):
+        read_out_of_fold(run / "folds")
+    values[4, 1] = np.nan
+    np.save(run / "folds/oof.npy", values)
+    with pytest.raises(UserError, match=r"oof\.npy holds 1 values that are no finite numbers .* row 5"):
         read_out_of_fold(run / "folds")
     (run / "folds/oof.npy").unlink()
-    with pytest.raises(UserError, match=r"oof\.npy or .* is missing or damaged"):
+    with pytest.raises(UserError, match=r"oof\.npy does not exist"):
         read_out_of_fold(run / "folds")
+
+
+@pytest.mark.parametrize(("bad", "said"), [("x", "row 2: fold: expected a number, found 'x'"), ("", "row 2: fold"), ("-1", "row 2: fold")])
+def test_a_bad_fold_and_an_id_that_occurs_twice_are_named_with_their_rows(run: Path, bad: str, said: str) -> None:
+    lines = (run / "folds/oof.csv").read_text().splitlines()
+    row_id, _, rest = lines[1].partition(",")
+    lines[1] = f"{row_id},{bad},{rest.partition(',')[2]}"
+    (run / "folds/oof.csv").write_text("\n".join([*lines[:-1], lines[2]]) + "\n")
+    with pytest.raises(UserError) as caught:
+        read_out_of_fold(run / "folds")
+    assert said in str(caught.value) and f"row {len(lines)}: id" in str(caught.value)
 
 
 def test_the_command_that_goes_on_drops_what_belongs_to_the_former_run(run: Path) -> None:

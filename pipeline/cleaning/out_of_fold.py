@@ -11,9 +11,11 @@ from pipeline.competition.facts import read_facts
 from pipeline.competition.layout import read_layout
 from pipeline.competition.rows import Row
 from pipeline.errors import UserError, raise_all
-from pipeline.run_names import OOF_TABLE, OOF_VALUES
+from pipeline.files import read_array
+from pipeline.folds.assembly import read_oof_table
+from pipeline.run_names import OOF_VALUES
 from pipeline.run_record import RunRecord, read_record
-from pipeline.tables import load_table, restored
+from pipeline.tables import restored
 from pipeline.targets.evidence import Asked
 from pipeline.targets.target import Target
 from pipeline.wording import counted, listed, quoted
@@ -52,23 +54,14 @@ def read_out_of_fold(path: Path, data_dir: Path | None = None) -> OutOfFold:
     Raises:
         UserError: it is no run of folds, its files are damaged, or they are about other rows or labels than the data hold.
     """
-    import numpy as np
-
     record = read_record(path) if path.is_dir() else None
     if record is None or record.kind != "folds":
         raise UserError(_no_folds(path, record))
     data_dir = Path(data_dir or record.values.get("data") or "data")
-    table = load_table(path / OOF_TABLE)
-    if missing := [name for name in ("id", "fold", "label") if name not in table.columns]:
-        raise UserError(f"{table.path}: no column {listed(missing)}; `python train.py --folds ... --resume` puts the folds together again")
-    try:
-        values = np.load(path / OOF_VALUES, allow_pickle=False)
-        folds = tuple(int(cell) for cell in table.column("fold"))
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path / OOF_VALUES} or {table.path} is missing or damaged: {error}") from None
+    table = read_oof_table(path)
     ids, labels = (tuple(map(restored, table.column(name))) for name in ("id", "label"))
-    if values.shape != (len(ids), record.target.num_outputs):
-        raise UserError(f"{path}: oof.csv has {len(ids)} rows and oof.npy the shape {values.shape}: one of them is not this run's")
+    folds = tuple(map(int, table.column("fold")))
+    values = read_array(path / OOF_VALUES, (len(ids), record.target.num_outputs))
     images = _images(record, data_dir)
     _check_same(table.path, data_dir, dict(zip(ids, labels, strict=True)), images)
     return OutOfFold(path, record, data_dir, ids, labels, folds, values, images)

@@ -170,7 +170,7 @@ def estimate(left: Sequence[Trial], grid: Grid, bench: Bench) -> str:
     took: dict[str, list[float]] = {}
     for trial in grid.trials:
         if is_done(trial, bench):
-            took.setdefault(trial.row, []).append(note(bench.folder(trial))["seconds"])
+            took.setdefault(trial.row, []).append(note(bench.folder(trial)).get("seconds", 0))
     every = [seconds for row in took.values() for seconds in row]
     if not every:
         return f"{len(left)} left"

@@ -23,13 +23,15 @@ import yaml
 from pipeline.config import differences, load_recipe
 from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, Interrupted, UserError
 from pipeline.experiments.grids import Trial
-from pipeline.files import read_json, write_json, write_text
+from pipeline.files import write_json, write_text
 from pipeline.folds.bases import share_base
 from pipeline.recipe import Recipe
 from pipeline.run_names import RECORD, SCORES
+from pipeline.shapes import NUMBER, TEXT, read_shaped
 from pipeline.stopping import end_with_parent
 from pipeline.submission import score
 
+NOTE = {"data?": TEXT, "seconds?": NUMBER, "failed?": TEXT}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -65,7 +67,7 @@ def note(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: trial.json is damaged.
     """
-    return read_json(folder / "trial.json") if (folder / "trial.json").exists() else {}
+    return read_shaped(folder / "trial.json", NOTE, "move the folder away, then try again") if (folder / "trial.json").exists() else {}
 
 
 def is_trained(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from pipeline.errors import Interrupted, UserError, raise_all, run_command
 from pipeline.fetch import arrival, containers, public_sets, staging
 from pipeline.kaggle import cli
 from pipeline.kaggle.remembered import MEMORIES, REMEMBERED, agreed, remembered_slug
+from pipeline.shapes import TEXT, read_object, read_shaped
 from pipeline.wording import nearest
 
 READY_RECORD = "ready.json"  # in a work folder: what was made ready, out of what, and the lines to print
@@ -92,7 +93,7 @@ def _command(kind: str, value: str, data_dir: Path) -> str:
 
 def _is_ready(work_dir: Path, record: dict[str, Any]) -> bool:
     path = work_dir / READY_RECORD
-    return path.is_file() and (work_dir / arrival.READY).is_dir() and files.read_json(path).get("source") == record
+    return path.is_file() and (work_dir / arrival.READY).is_dir() and read_object(path).get("source") == record
 
 
 def _make_ready(source: Path, work_dir: Path, record: dict[str, Any]) -> None:
@@ -131,7 +132,7 @@ def _arrive(work_dir: Path, data_dir: Path, note: dict[str, Any]) -> None:
 def _tell(data_dir: Path, work_dir: Path) -> None:
     """Print what was done on the way and what is understood now; the work folder is gone then."""
     record = work_dir / READY_RECORD
-    notes = files.read_json(record).get("notes", []) if record.is_file() else []
+    notes = read_shaped(record, {"notes?": [TEXT]}, "move its folder away").get("notes", []) if record.is_file() else []
     arrival.done(work_dir)
     summary, problem = _understood(data_dir)
     for note in [*notes, *summary]:

@@ -91,7 +91,7 @@ def get_url(download: Download) -> None:
     if offset:
         headers |= {"Range": f"bytes={offset}-"} | ({"If-Range": version} if version else {})
     try:
-        with requests.Session() as session, _answer(session, source.text, headers, download.sha256) as response:
+        with _session() as session, _answer(session, source.text, headers, download.sha256) as response:
             sent_range = response.headers.get("Content-Range", "")
             if response.status_code == 416 and sent_range == f"bytes */{offset}":
                 return  # whole already
@@ -115,21 +115,39 @@ def get_url(download: Download) -> None:
         raise failure_of(error, source.shown) from None
 
 
+def _session() -> Any:
+    """A session of requests that leaves the bodies of redirects unread: they may have no end."""
+    import requests
+
+    class Session(requests.Session):
+        def get_redirect_target(self, _response: Any) -> None:
+            return None
+
+    return Session()
+
+
 def _answer(session: Any, url: str, headers: dict[str, str], sha256: str | None) -> Any:
     """The response to `url` after its redirects, each looked at before it is asked for.
 
     Raises:
         UserError: a redirect from the internet into this machine or its own network, over plain http, or in a circle.
     """
+    import requests
+
     from_inside = _is_inside(url)
     for _ in range(MAX_HOPS):
         _check_transport(url, sha256)
         response = session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S, allow_redirects=False)
-        target = session.get_redirect_target(response)
-        if target is None:
-            return response
+        former = url
+        try:
+            target = requests.Session.get_redirect_target(session, response)
+            if target is None:
+                return response
+            url = urljoin(url, target)
+            urlsplit(url)
+        except ValueError:  # brackets that do not close, bytes that are no text
+            raise UserError(f"{without_secrets(former)} sends on to what is no address") from None
         response.close()
-        former, url = url, urljoin(url, target)
         if not from_inside and _is_inside(url):
             raise UserError(
                 f"{without_secrets(former)} sends on to {without_secrets(url)}, an address inside this machine or its network; not asked"

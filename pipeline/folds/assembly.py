@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from pipeline.competition.corrections import corrected_score
 from pipeline.competition.rows import Competition
 from pipeline.errors import UserError, raise_all
-from pipeline.files import replacing, write_json
+from pipeline.files import read_array, replacing, write_json
 from pipeline.folds.decisions import judge, temperature_of
 from pipeline.folds.plan import Plan
 from pipeline.predictions import Predictions
 from pipeline.recipe import Recipe
 from pipeline.run import environment, now
-from pipeline.run_names import RECORD, VAL_TABLE, VAL_VALUES
+from pipeline.run_names import OOF_TABLE, OOF_VALUES, RECORD, VAL_TABLE, VAL_VALUES
 from pipeline.run_record import FORMAT, RunRecord, read_record
-from pipeline.tables import guarded, load_table, restored, write_table
+from pipeline.tables import Table, guarded, load_table, restored, write_table
 from pipeline.targets.measures import histograms
 from pipeline.targets.metrics import all_metrics, find_metric
 from pipeline.targets.target import Target
@@ -29,7 +29,9 @@ from pipeline.wording import counted, quoted
 if TYPE_CHECKING:
     import numpy as np
 
-OOF = "oof"
+_ASSEMBLE = (
+    "put it back; else delete the run.json beside it and give the command of these folds (or of the blend) again, folds with --resume"
+)
 OOF_COLUMNS = ("id", "fold", "label", "predicted")
 PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence")
 
@@ -54,8 +56,6 @@ def read_held(folder: Path) -> Held:
     Raises:
         UserError: the run is not complete, or its files are damaged.
     """
-    import numpy as np
-
     record = read_record(folder)
     if record is None:
         raise UserError(f"{folder} holds no finished run")
@@ -63,15 +63,27 @@ def read_held(folder: Path) -> Held:
     if table.columns != PREDICTION_COLUMNS:
         raise UserError(f"{table.path}: expected the columns {', '.join(PREDICTION_COLUMNS)}, found {', '.join(table.columns)}")
     cells = [list(map(restored, row)) for row in table.cells]
-    try:
-        values = np.load(folder / VAL_VALUES, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{folder / 'val_probs.npy'} is missing or damaged: {error}") from None
-    if values.shape != (len(cells), record.target.num_outputs):
-        raise UserError(
-            f"{folder}: val_predictions.csv has {len(cells)} rows and val_probs.npy the shape {values.shape}: one is not this run's"
-        )
-    return Held(record, cells, values)
+    return Held(record, cells, read_array(folder / VAL_VALUES, (len(cells), record.target.num_outputs)))
+
+
+def read_oof_table(path: Path) -> Table:
+    """oof.csv in folder `path`: id, fold (from 1), label, predicted, a row each.
+
+    Raises:
+        UserError: it is missing, a column is missing, an id occurs twice, or a fold is no number.
+    """
+    table = load_table(path / OOF_TABLE)
+    if missing := [name for name in OOF_COLUMNS[:3] if name not in table.columns]:
+        raise UserError(f"{table.path}: no column {', '.join(missing)}; expected {', '.join(OOF_COLUMNS)}: {_ASSEMBLE}")
+    seen, problems = set(), []
+    for line, row_id, fold in zip(table.lines, table.column("id"), table.column("fold"), strict=True):
+        if not fold.isascii() or not fold.isdigit() or len(fold) > 6:
+            problems.append(f"row {line}: fold: expected a number, found {fold!r:.80}")
+        if row_id in seen:
+            problems.append(f"row {line}: id {row_id!r:.80} occurs twice")
+        seen.add(row_id)
+    raise_all(problems, f"{table.path} was changed by hand or is damaged; {_ASSEMBLE}:")
+    return table
 
 
 def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str, data: str) -> int:
@@ -195,10 +207,10 @@ def folds_record(
 
 def write_oof(output: Path, oof: Predictions, labels: Sequence[str], folds: Sequence[int]) -> None:
     """oof.npy (N, O) float32 and oof.csv (id, fold, label, predicted), the same rows, each file whole or not at all."""
-    write_probabilities(output / f"{OOF}.npy", oof.values)
+    write_probabilities(output / OOF_VALUES, oof.values)
     rows = zip(oof.ids, folds, labels, oof.target.decode(oof.values), strict=True)
     cells = [(guarded(row_id), str(fold), guarded(label), guarded(predicted)) for row_id, fold, label, predicted in rows]
-    write_table(output / f"{OOF}.csv", OOF_COLUMNS, cells)
+    write_table(output / OOF_TABLE, OOF_COLUMNS, cells)
 
 
 def write_images(output: Path, competition: Competition, held: dict[int, Held]) -> None:

@@ -15,14 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, raise_all, run_command
-from pipeline.files import set_aside, write_json
-from pipeline.folds.assembly import OOF, PREDICTION_COLUMNS, decide, read_held, temperature_of, write_oof, write_probabilities
+from pipeline.files import read_array, set_aside, write_json
+from pipeline.folds.assembly import (
+    PREDICTION_COLUMNS,
+    decide,
+    read_held,
+    read_oof_table,
+    temperature_of,
+    write_oof,
+    write_probabilities,
+)
 from pipeline.folds.team import in_order
 from pipeline.folds.weights import Choice, Scale, nested, select, unseen
 from pipeline.lock import holding_folder
 from pipeline.predictions import Predictions
 from pipeline.run import environment, now, run_entries
-from pipeline.run_names import RECORD, VAL_TABLE, VAL_VALUES
+from pipeline.run_names import OOF_VALUES, RECORD, VAL_TABLE, VAL_VALUES
 from pipeline.run_record import FORMAT, RunRecord, read_record
 from pipeline.tables import guarded, load_table, restored, write_table
 from pipeline.targets.metrics import all_metrics, find_metric, why_undefined
@@ -106,22 +114,10 @@ def read_member(path: Path) -> Member:
         views = str(record.data_settings.get("views", "mean"))
         found = Predictions.of_values(held.ids, held.values, target, views)
         return Member(path, record, found, {row[0]: row[2] for row in held.cells}, {})
-    table = load_table(path / f"{OOF}.csv")
+    table = read_oof_table(path)
     ids, labels, folds = ([restored(cell) for cell in table.column(name)] for name in ("id", "label", "fold"))
-    found = Predictions(tuple(ids), _load(path / f"{OOF}.npy", len(ids), target), target)
+    found = Predictions(tuple(ids), read_array(path / OOF_VALUES, (len(ids), target.num_outputs)), target)
     return Member(path, record, found, dict(zip(ids, labels, strict=True)), dict(zip(ids, folds, strict=True)))
-
-
-def _load(path: Path, rows: int, target: Target) -> np.ndarray:
-    import numpy as np
-
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is missing or damaged: {error}") from None
-    if values.shape != (rows, target.num_outputs):
-        raise UserError(f"{path} has the shape {values.shape}, expected {(rows, target.num_outputs)}: it is not of this run")
-    return values
 
 
 def _check_alike(members: Sequence[Member]) -> None:

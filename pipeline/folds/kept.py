@@ -11,10 +11,11 @@ from typing import Any
 
 from pipeline.competition.rows import Row
 from pipeline.errors import UserError
-from pipeline.files import read_json, sha256, write_json
+from pipeline.files import sha256, write_json
 from pipeline.predictions import Predictions
 from pipeline.run import Run, environment, model_dirs, now
 from pipeline.run_names import HEAD_FILE
+from pipeline.shapes import read_object
 from pipeline.targets.target import Target
 
 STEM = "test"
@@ -50,7 +51,7 @@ class Kept:
         if run.record is None or not path.exists():
             return None
         with suppress(UserError):
-            if read_json(path).get("made_with") == self._made_with(run):
+            if read_object(path).get("made_with") == self._made_with(run):
                 return Predictions.load(run.path / self.stem, target)
         return None
 

@@ -11,12 +11,15 @@ from pipeline.competition.fold_split import both_sides, find_units, make_folds, 
 from pipeline.competition.groups import take_folds
 from pipeline.competition.rows import Competition
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
 from pipeline.recipe import Recipe
 from pipeline.run import now
 from pipeline.run_names import FOLDS_FILE, FOLDS_START, RECORD
+from pipeline.shapes import ANYTHING, COUNT, TEXT, Each, read_shaped
 from pipeline.tables import guarded, load_table, restored, write_table
 from pipeline.wording import counted, quoted
+
+START_SHAPE = {"folds": COUNT, "recipe": Each(ANYTHING), "command?": TEXT}
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,9 @@ def read_start(output: Path) -> dict[str, Any] | None:
         UserError: the file is damaged.
     """
     path = output / FOLDS_START
-    return read_json(path) if path.exists() and not (output / RECORD).exists() else None
+    if not path.exists() or (output / RECORD).exists():
+        return None
+    return read_shaped(path, START_SHAPE, "start the folds anew with another --output")
 
 
 def plan_folds(output: Path, competition: Competition, recipe: Recipe, count: int) -> Plan:

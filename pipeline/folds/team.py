@@ -16,6 +16,7 @@ from pipeline.run import Run, load_run, model_dirs
 from pipeline.run_names import RECORD
 from pipeline.run_record import RunRecord, read_record
 from pipeline.targets.target import Target
+from pipeline.unfinished import words_of
 from pipeline.wording import counted, quoted
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def _how_made(record: RunRecord, missing: Sequence[str]) -> list[str]:
     """The commands that make missing folds again."""
     if record.kind != "folds":
         return ["bring it back, or blend anew: python -m pipeline.folds.blend"]
-    words = shlex.split(str(record.values.get("command") or "python train.py"))
+    words = words_of(str(record.values.get("command") or "python train.py"))
     kept = [word for place, word in enumerate(words) if "--parallel" not in (word, words[place - 1]) and word != "--resume"]
     return [f"  {shlex.join([*kept, '--fold', name.removeprefix('fold-')])}" for name in missing]
 

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.competition.rows import Competition
 from pipeline.config import differences, validate_recipe
 from pipeline.errors import Interrupted, UserError, raise_all
-from pipeline.files import read_json, set_aside
+from pipeline.files import set_aside
 from pipeline.folds.assembly import assemble
 from pipeline.folds.bases import share_base
 from pipeline.folds.parallel import Child, run_children
@@ -25,7 +25,7 @@ from pipeline.ranks import world_size
 from pipeline.recipe import Recipe
 from pipeline.run import run_entries
 from pipeline.run_names import RECORD
-from pipeline.run_record import read_record
+from pipeline.run_record import read_record, read_values
 from pipeline.training.resume import DECIDE_NOTHING
 
 
@@ -132,7 +132,7 @@ def _check_members(plan: Plan, recipe: Recipe) -> None:
     problems = []
     for number in plan.done():
         path = plan.folder(number) / RECORD
-        stored = validate_recipe(read_json(path)["recipe"], {}, str(path))
+        stored = validate_recipe(read_values(path).get("recipe") or {}, {}, str(path))
         changed = {key: values for key, values in differences(stored, recipe).items() if key not in DECIDE_NOTHING}
         problems += [f"fold {number}: {key}: {values}" for key, values in changed.items()]
     raise_all(problems, f"folds in {plan.output} were trained with another recipe; give the same flags, or use another --output:")

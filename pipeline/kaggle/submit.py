@@ -20,6 +20,7 @@ from pipeline.competition.layout import read_layout
 from pipeline.errors import Interrupted, UserError, raise_all, run_command
 from pipeline.forms.check import check_predictions
 from pipeline.kaggle import cli
+from pipeline.kaggle.begun import LOST_LOOKS, LOST_PAUSE_S, Find, begin, finder, same, settle, settle_begun
 from pipeline.kaggle.cli import Submission
 from pipeline.kaggle.ledger import LEDGER, SPREAD, Row, append_row, read_ledger, sending, update_row
 from pipeline.kaggle.remembered import agreed, remembered_slug
@@ -30,10 +31,8 @@ from pipeline.submission.belonging import check_belongs
 from pipeline.submission.origin import Origin, find_origin, origin_of_run
 
 Sleep = Callable[[float], None]
-Find = Callable[[list[Submission]], Submission | None]
 
 FINAL = ("complete", "error")
-LOST_LOOKS, LOST_PAUSE_S = 3, 5.0
 
 
 @dataclass(frozen=True)
@@ -193,6 +192,7 @@ def submit(plan: Plan, *, yes: bool = False, poll_seconds: float = 10.0, timeout
 
 def _send_once(plan: Plan, yes: bool, sleep: Sleep) -> tuple[Find, Row, list[Submission] | None] | None:
     """Send the file unless Kaggle has it; what finds the submission, its row, and a list taken just now. None: the user said no."""
+    settle_begun(LEDGER, sleep)
     same_file = [row for row in read_ledger(LEDGER)[1] if (row["competition"], row["file_sha256"]) == (plan.competition, plan.sha256)]
     row = None if yes else next((row for row in reversed(same_file) if row["status"] == "pending"), None)
     if same_file and not row and not yes and not _send_again(plan, same_file[-1]):
@@ -203,11 +203,13 @@ def _send_once(plan: Plan, yes: bool, sleep: Sleep) -> tuple[Find, Row, list[Sub
     _refresh(plan.competition, before, skip=row)
     if row:
         print(f"{plan.file} was sent at {row['time']}; its score is looked up, nothing is sent again")
-        return _finder(row), row, before
+        return finder(row), row, before
     if files.sha256(plan.file) != plan.sha256:
         raise UserError(f"{plan.file} was changed after it was checked; nothing was sent: run the same command again")
-    find = _send(plan, before, sleep)
-    return find, _add_row(plan), None
+    row = _row_of(plan)
+    begin(LEDGER, row, [submission.ref for submission in before])
+    find = _send(plan, row, before, sleep)
+    return find, _add_row(row), None
 
 
 def _waiting_for_another() -> Callable[[], None]:
@@ -231,12 +233,12 @@ def _send_again(plan: Plan, row: Row) -> bool:
     return agreed(f"{told}. Send it again? [y/N] ")
 
 
-def _send(plan: Plan, before: list[Submission], sleep: Sleep) -> Find:
+def _send(plan: Plan, row: Row, before: list[Submission], sleep: Sleep) -> Find:
     """Upload the file, once; returns what finds it in Kaggle's list, where older and strangers' submissions are too."""
     known = {submission.ref for submission in before}
 
     def find(submissions: list[Submission], ref: str = "") -> Submission | None:
-        new = [submission for submission in submissions if submission.ref not in known and _same(submission.message, plan.message)]
+        new = [submission for submission in submissions if submission.ref not in known and same(submission.message, plan.message)]
         exact = [submission for submission in submissions if submission.ref == ref]
         return (exact or new or [None])[-1]
 
@@ -246,13 +248,14 @@ def _send(plan: Plan, before: list[Submission], sleep: Sleep) -> Find:
         sent = send(tick=lambda: line.show("sending ..."))
     except KaggleError as error:
         if not error.sent:
+            settle(LEDGER)
             raise
         _look_for_lost(find, plan, UserError, str(error), sleep)
         print("its answer got lost, but Kaggle's list shows the submission")
         return find
     except KeyboardInterrupt:
         _look_for_lost(find, plan, Interrupted, "interrupted", sleep)
-        _add_row(plan)
+        _add_row(row)
         raise Interrupted(f"interrupted, but Kaggle has the file. {plan.again} shows its score") from None
     finally:
         line.close()
@@ -309,40 +312,19 @@ def _refresh(competition: str, submissions: list[Submission], skip: Row | None) 
     for row in read_ledger(LEDGER)[1]:
         if row["competition"] != competition or row["status"] != "pending" or row == skip:
             continue
-        found = _finder(row)(submissions)
+        found = finder(row)(submissions)
         if found and found.status in FINAL:
             update_row(LEDGER, row, _outcome(found))
             print(f"scored since: {row['time']} {row['message']}: {found.public_score or found.status}")
-
-
-def _finder(row: Row) -> Find:
-    """What finds a ledger row's submission: the same message, the nearest time within a day."""
-
-    def distance(submission: Submission) -> float:
-        try:
-            return abs((submission.date - datetime.fromisoformat(row["time"])).total_seconds()) if submission.date else 0.0
-        except (ValueError, TypeError):
-            # A spreadsheet may have rewritten the time; then the message alone has to tell.
-            return 0.0
-
-    def find(submissions: list[Submission]) -> Submission | None:
-        alike = [submission for submission in submissions if _same(submission.message, row["message"]) and distance(submission) < 86_400]
-        return min(alike, key=distance, default=None)
-
-    return find
-
-
-def _same(one: str, other: str) -> bool:
-    return " ".join(one.split()) == " ".join(other.split())
 
 
 def _outcome(found: Submission) -> Row:
     return {"status": found.status, "public_score": found.public_score, "private_score": found.private_score}
 
 
-def _add_row(plan: Plan) -> Row:
-    """The new ledger row of a submission that Kaggle has and has not scored yet."""
-    row = {
+def _row_of(plan: Plan) -> Row:
+    """The ledger row of a submission that Kaggle has not scored yet."""
+    return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "competition": plan.competition,
         "file_sha256": plan.sha256,
@@ -353,8 +335,14 @@ def _add_row(plan: Plan) -> Row:
         "private_score": "",
         "status": "pending",
     }
+
+
+def _add_row(row: Row) -> Row:
+    """Put the row of a submission that Kaggle has into the ledger; the row as it stands there."""
     try:
-        return append_row(LEDGER, row)
+        added = append_row(LEDGER, row)
+        settle(LEDGER)
+        return added
     except (UserError, OSError) as error:
         told = ", ".join(f"{name}={value}" for name, value in row.items() if value)
         raise UserError(f"the file was submitted, but {LEDGER} could not be written: {error}\nIts line would be: {told}") from None

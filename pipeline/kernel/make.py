@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.competition.facts import read_facts
 from pipeline.competition.rows import Competition
 from pipeline.errors import UserError, run_command
-from pipeline.files import read_json, sha256, write_json, write_text
+from pipeline.files import sha256, write_json, write_text
 from pipeline.folds.finishing import DECISIONS, check_prior
 from pipeline.folds.team import Team, gather
 from pipeline.folds.views import AUTO, check_views, choose_views, parse_views, predict_views
@@ -39,6 +39,7 @@ from pipeline.kernel.slugs import (
 )
 from pipeline.kernel.stages import Stages
 from pipeline.lock import holding_file
+from pipeline.shapes import read_object
 from pipeline.submission.belonging import check_belongs
 from pipeline.tasks.apply import read_for
 
@@ -168,7 +169,7 @@ def _views(args: argparse.Namespace, team: Team, competition: Competition, stage
 
 
 def _settings(args: argparse.Namespace, slug: str, names: Names, team: Team, bundle: Bundle) -> Settings:
-    needs_timm = any(read_json(leaf.run.backbone_dir / "config.json").get("model_type") == "timm_wrapper" for leaf in team.leaves)
+    needs_timm = any(read_object(leaf.run.backbone_dir / "config.json").get("model_type") == "timm_wrapper" for leaf in team.leaves)
     run_names = tuple(one.name for one in team.named)
     return Settings(
         slug, names.dataset, run_names, bundle.digest, args.hours, args.batch_size, args.precision, needs_timm, tuple(args.wheels)

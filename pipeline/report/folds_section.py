@@ -41,9 +41,9 @@ def read_folds(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
         "metric": metric_name(name),
         "count": folds["count"],
         "all": words(folds["scores"].get(name)),
-        "rows": [line | {"value": words(line["value"])} for line in folds["each"]],
-        "mean": words(folds["mean"]),
-        "deviation": words(folds["deviation"]),
+        "rows": [line | {"value": words(line.get("value"))} for line in folds["each"]],
+        "mean": words(folds.get("mean")),
+        "deviation": words(folds.get("deviation")),
         "scores": [(metric_name(key), value) for key, value in ordered(folds["scores"], files)],
-        "notes": folds.get("notes", []),
+        "notes": folds.get("notes") or [],
     }

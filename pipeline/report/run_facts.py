@@ -74,7 +74,7 @@ def _when(files: RunFiles, best: dict[str, Any]) -> str:
     if files.record.get("kind") == "blend":
         return f"a blend of {len(files.record['members'])}"
     if folds := files.record.get("folds"):
-        mean, deviation = (None if folds[key] is None else metric_value(best["metric"], folds[key]) for key in ("mean", "deviation"))
+        mean, deviation = (None if folds.get(key) is None else metric_value(best["metric"], folds[key]) for key in ("mean", "deviation"))
         return f"{folds['count']} folds" + (f": {mean}" if mean else "") + (f" ± {deviation}" if deviation else "")
     planned = planned_epochs(files.told) or (files.metrics and files.metrics[-1]["epoch"])
     return f"epoch {best['epoch']}" + (f" of {planned}" if planned else "")
@@ -166,7 +166,7 @@ def summary(files: RunFiles) -> str:
         f"{counts[key]:,} {words} {files.rows_are}" for key, words in (("train", "training"), ("val", "validation")) if counts.get(key)
     ]
     parts += [f"{len(files.metrics)} epoch{'s' if len(files.metrics) > 1 else ''}"] if files.metrics else []
-    parts += [human_time(sum(row["seconds"] for row in files.timing))] if files.timing else []
+    parts += [human_time(sum(row.get("seconds") or 0 for row in files.timing))] if files.timing else []
     parts += [f"{record['device']}, {record['precision']}"] if record.get("device") and record.get("precision") else []
     return " · ".join(parts)
 
@@ -263,7 +263,7 @@ def origin(files: RunFiles) -> list[tuple[str, Any]]:
 
 def speed(files: RunFiles) -> list[tuple[str, str]]:
     """Training time of all epochs, median images a second and peak memory, each in words, as far as timing.jsonl has them."""
-    rows = [("Training time", human_time(sum(row["seconds"] for row in files.timing)))] if files.timing else []
+    rows = [("Training time", human_time(sum(row.get("seconds") or 0 for row in files.timing)))] if files.timing else []
     rates = [row["images_per_second"] for row in files.timing if row.get("images_per_second")]
     rows += [("Training images per second", f"{median(rates):,.1f}")] if rates else []
     peaks = [row["peak_memory_bytes"] for row in files.timing if row.get("peak_memory_bytes")]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
-from pipeline.files import read_json_lines
+from pipeline.errors import UserError, raise_all
+from pipeline.files import read_array, read_json_lines
 from pipeline.run_names import DISAGREEMENT, METRICS, RECORD, SCORES, START, THUMBNAILS, TIMING, VAL_TABLE, VAL_VALUES
-from pipeline.run_record import read_metrics, read_values
+from pipeline.run_record import SCORES_SHAPE, read_metrics, read_values
+from pipeline.shapes import TEXT, Kind, differences_from, read_shaped
 from pipeline.tables import load_table, restored
 from pipeline.targets.metrics import Metric, find_metric
 from pipeline.targets.target import Target, multiclass
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 TRAINING_SCORES = {"multilabel": "label_accuracy", "continuous": "mae"}  # what is counted while training; of other targets the accuracy
+JPEG = Kind("a JPEG in base64", lambda value: isinstance(value, str) and re.fullmatch("[A-Za-z0-9+/=]+", value) is not None)
+THUMBNAIL = {"use": TEXT, "label": TEXT, "path": TEXT, "jpeg": JPEG}
 PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence")
 
 
@@ -83,7 +87,8 @@ class RunFiles:
             return find_metric(record["name"])
         except UserError:  # of another version of this project: its name and direction are all that is needed here
             name = str(record["name"])
-            return Metric(name, bool(record.get("higher_is_better", True)), "labels", (self.target.kind,), name.replace("_", " "))
+            words, higher = name.replace("_", " "), bool(record.get("higher_is_better", True))
+            return Metric(name, higher, "labels", (self.target.kind,), words, lambda *_: lambda *_: None)
 
     @property
     def training_score(self) -> str:
@@ -109,7 +114,7 @@ class RunFiles:
         Raises:
             UserError: thumbnails.jsonl is damaged.
         """
-        return read_json_lines(self.path / THUMBNAILS)
+        return read_thumbnails(self.path)
 
     @cached_property
     def predictions(self) -> list[dict[str, str]]:
@@ -128,13 +133,15 @@ class RunFiles:
 
     @cached_property
     def values(self) -> np.ndarray | None:
-        """(num_val, O) float32 predictions of the validation rows, as val_predictions.csv orders them; None where they do not fit it."""
-        import numpy as np
+        """(num_val, O) float32 predictions of the validation rows, as val_predictions.csv orders them; None where they do not fit it.
 
+        Raises:
+            UserError: val_probs.npy is damaged.
+        """
         path = self.path / VAL_VALUES
         if not path.exists():
             return None
-        values = np.load(path, mmap_mode="r")
+        values = read_array(path, None)
         return values if values.shape == (len(self.predictions), self.target.num_outputs) else None
 
     @cached_property
@@ -181,9 +188,20 @@ def read_run_files(run_dir: Path, images: bool = True) -> RunFiles:
         beside = f" (beside it: {', '.join(near)})" if near else ""
         how = "train one with `python train.py`, or name its folder: `python -m pipeline.report.page --run DIR`"
         raise UserError(f"{run_dir} {what}, so there is no run to report{beside}; {how}")
-    record, scores, start = (_object(run_dir / name) for name in (RECORD, SCORES, START))
+    record, start = (read_values(run_dir / name) if (run_dir / name).exists() else {} for name in (RECORD, START))
+    how = "remove it, `make score` writes it anew"
+    scores = read_shaped(run_dir / SCORES, SCORES_SHAPE, how) if (run_dir / SCORES).exists() else {}
     return RunFiles(run_dir, record, read_metrics(run_dir / METRICS), read_metrics(run_dir / TIMING), scores, start, images)
 
 
-def _object(path: Path) -> dict[str, Any]:
-    return read_values(path) if path.exists() else {}
+def read_thumbnails(run_dir: Path) -> list[dict[str, str]]:
+    """The lines of thumbnails.jsonl in a run folder; empty when there is no such file.
+
+    Raises:
+        UserError: a line is not JSON, or not as `THUMBNAIL`; all such lines are named.
+    """
+    path = run_dir / THUMBNAILS
+    lines = read_json_lines(path)
+    problems = [f"line {number}: {what}" for number, line in enumerate(lines, start=1) for what in differences_from(THUMBNAIL, line)]
+    raise_all(problems, f"{path} was changed by hand or is damaged; remove these lines, then try again:")
+    return lines

@@ -17,8 +17,8 @@ from PIL import Image
 from pipeline.data.images import load
 from pipeline.data.intensity import Intensity, stored_intensity
 from pipeline.data.opening import BadImage, opened
-from pipeline.files import read_json_lines, write_json_lines
-from pipeline.report.run_files import RunFiles
+from pipeline.files import write_json_lines
+from pipeline.report.run_files import RunFiles, read_thumbnails
 from pipeline.run_names import INSTALLED, THUMBNAILS
 from pipeline.targets.target import Target, multiclass
 
@@ -91,7 +91,7 @@ def kept_pictures(files: RunFiles, rows: Sequence[dict[str, str]], use: str, bud
     """
     if not files.images:
         return [None] * len(rows)
-    stored = read_json_lines(files.path / THUMBNAILS)
+    stored = read_thumbnails(files.path)
     pictures = _within(found_pictures(files, rows, use, stored), budget)
     lines = [line for line in stored if line["use"] != use]
     lines += [

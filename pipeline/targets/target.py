@@ -16,13 +16,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, raise_all
+from pipeline.shapes import FLAG, NUMBER, TEXT, differences_from
 
 if TYPE_CHECKING:
     import numpy as np
 
 Kind = Literal["multiclass", "binary", "multilabel", "ordinal", "continuous"]
 KINDS: tuple[str, ...] = get_args(Kind)
+_NUMBERS = {key: [NUMBER] for key in ("center?", "scale?", "low?", "high?")}
+_SHAPE = {"kind": TEXT, "names": [TEXT], "positive?": [TEXT], "separator?": TEXT, "threshold?": NUMBER, "may_be_empty?": FLAG, **_NUMBERS}
 NUM_STRATA = 10  # of a number: tenths of the sorted rows
 
 
@@ -231,12 +234,29 @@ class Target:
         Raises:
             UserError: it holds something else.
         """
-        known = set(cls.__dataclass_fields__)
-        if not isinstance(record, dict) or record.get("kind") not in KINDS or not set(record) <= known:
-            raise UserError(
-                f"{where}: target is no target that this version knows (kinds: {', '.join(KINDS)}): changed by hand, or damaged"
-            )
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+        damaged = "changed by hand, or damaged"
+        if not isinstance(record, dict) or record.get("kind") not in KINDS or not set(record) <= set(cls.__dataclass_fields__):
+            raise UserError(f"{where}: target is no target that this version knows (kinds: {', '.join(KINDS)}): {damaged}")
+        values = {name: value for name, value in record.items() if value is not None}
+        raise_all(differences_from(_SHAPE, values, "target"), f"{where}: {damaged}:")
+        target = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        raise_all(target._contradictions(), f"{where}: {damaged}:")
+        return target
+
+    def _contradictions(self) -> list[str]:
+        """What in it cannot be true together."""
+        problems = [] if self.names and len(set(self.names)) == len(self.names) else ["target.names: expected different names"]
+        if self.kind == "binary" and len(self.names) != 2:
+            problems.append(f"target.names: expected the negative and the positive class, found {len(self.names)} names")
+        if self.kind == "multilabel" and not self.separator:
+            problems.append("target.separator: expected a text")
+        for name in ("center", "scale", "low", "high") if self.kind == "continuous" else ():
+            values = getattr(self, name)
+            if values and len(values) != len(self.names):
+                problems.append(f"target.{name}: expected {len(self.names)} numbers, found {len(values)}")
+            if name == "scale" and not all(value > 0 for value in values):
+                problems.append(f"target.scale: expected numbers above 0, found {list(values)!r:.80}")
+        return problems
 
     def _noun(self) -> str:
         return "grades" if self.kind == "ordinal" else "classes"

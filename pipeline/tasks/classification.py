@@ -22,7 +22,6 @@ from pipeline.data.policies import erase
 from pipeline.data.sampling import balanced_order, trained_prior
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
-from pipeline.files import read_json
 from pipeline.models.backbones import (
     Backbone,
     head_name,
@@ -47,6 +46,7 @@ from pipeline.models.roles import train_parts
 from pipeline.recipe import Recipe
 from pipeline.run import Run, backbone_dirs
 from pipeline.run_names import ADAPTER_DIR, VAL_TABLE, VAL_VALUES
+from pipeline.shapes import read_object
 from pipeline.tables import guarded, write_table
 from pipeline.targets.baseline import Baseline, constant_baseline
 from pipeline.targets.measures import histograms
@@ -377,7 +377,8 @@ def num_outputs_of(run: Run) -> int:
         return run.target.num_outputs
     if run.class_names is not None:
         return len(run.class_names)
-    return len(read_json(run.backbone_dir / "config.json").get("id2label", {}))
+    names = read_object(run.backbone_dir / "config.json").get("id2label")
+    return len(names) if isinstance(names, dict) else 0
 
 
 def _split(recipe: Recipe, competition: Competition, rows: Sequence[Row], former: FormerRun | None) -> tuple[list[Row], list[Row], str]:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import differences
-from pipeline.errors import raise_all
-from pipeline.files import read_json, write_json
+from pipeline.errors import UserError, raise_all
+from pipeline.files import write_json
 from pipeline.recipe import Recipe
 from pipeline.run import now
 from pipeline.run_names import RECORD
+from pipeline.run_record import read_values
 from pipeline.tables import load_table, write_table
 from pipeline.targets.evidence import Asked
 from pipeline.targets.target import Target
@@ -25,6 +26,7 @@ from pipeline.unfinished import resume_command
 from pipeline.wording import counted, listed, quoted
 
 START_FILE, ROWS_FILE, ROW_COLUMNS = "start.json", "rows.csv", ("id", "label", "split")
+NEEDED = ("recipe", "schedule", "class_names", "target", "metric")
 SplitRow = tuple[str, str, str]  # id, label, "train" or "val"
 # Any value of these gives the same weights.
 DECIDE_NOTHING = ("activation_checkpointing", "data.workers", "checkpoint.every_minutes", "checkpoint.keep_every")
@@ -98,8 +100,13 @@ class FormerRun:
         if not path.exists() or (output / RECORD).exists():
             return None
         table = load_table(output / "state" / ROWS_FILE)
+        if missing := [name for name in ROW_COLUMNS if name not in table.columns]:
+            raise UserError(f"{table.path} has no column {', '.join(missing)}: it is damaged; start anew with another --output")
         rows = list(zip(*(table.column(name) for name in ROW_COLUMNS), strict=True))
-        return cls(output, read_json(path), rows, accept_changes)
+        start, how = read_values(path), "start anew with another --output"
+        missing = [f"{key}: missing" for key in NEEDED if key not in start]
+        raise_all(missing, f"{path} was changed by hand or is damaged; {how}:")
+        return cls(output, start, rows, accept_changes)
 
     def asked(self) -> Asked:
         """How the run reads its labels: as it did when it was started.
@@ -164,7 +171,7 @@ class FormerRun:
             return self.start
         print("going on with what was accepted to differ:\n" + "\n".join(f"  - {line}" for line in self.changes))
         change = {"time": now(), "command": command, "changed": self.changes}
-        changes = [*self.start["changes"], change]
+        changes = [*self.start.get("changes", []), change]
         start = self.start | {"recipe": recipe.model_dump(mode="json"), "schedule": schedule, "changes": changes, "data": data}
         write_json(self.output / "state" / START_FILE, start)
         write_rows(self.output, rows)  # last: until then new rows are asked about again

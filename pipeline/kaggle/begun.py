@@ -1,0 +1,92 @@
+"""A submission that was begun: noted before the file is sent and taken away once its row is in the ledger, so that a kill between is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from pipeline.files import write_json
+from pipeline.kaggle import cli
+from pipeline.kaggle.cli import Submission
+from pipeline.kaggle.ledger import COLUMNS, Row, append_row, read_ledger
+from pipeline.shapes import TEXT, read_shaped
+
+Find = Callable[[list[Submission]], Submission | None]
+
+LOST_LOOKS, LOST_PAUSE_S = 3, 5.0  # Kaggle's list shows a new submission after some seconds
+_SHAPE = {"row": dict.fromkeys(COLUMNS, TEXT), "before": [TEXT]}
+
+
+def begin(ledger: Path, row: Row, before: Sequence[str]) -> None:
+    """Note that the submission of `row` is about to be sent; `before`: the numbers of those that Kaggle lists already."""
+    write_json(_path(ledger), {"row": row, "before": list(before)})
+
+
+def settle(ledger: Path) -> None:
+    """Forget it: its row is in the ledger, or the file was not sent."""
+    _path(ledger).unlink(missing_ok=True)
+
+
+def settle_begun(ledger: Path, sleep: Callable[[float], None]) -> None:
+    """Find out what became of a submission whose command was killed while it sent: where Kaggle has it, it gets its row.
+
+    Raises:
+        UserError: Kaggle cannot be asked, or the note of it is damaged.
+    """
+    found = _begun(ledger)
+    if found is None:
+        return
+    row, before = found
+    if not any(all(row[name] == other[name] for name in ("time", "file_sha256")) for other in read_ledger(ledger)[1]):
+        print(f"an earlier command was stopped while it sent {row['message']!r}: looking whether Kaggle has it ...", flush=True)
+        for look in range(LOST_LOOKS):
+            if look:
+                sleep(LOST_PAUSE_S)
+            listed = cli.list_submissions(row["competition"], sleep=sleep)
+            if finder(row)([submission for submission in listed if submission.ref not in before]):
+                print("Kaggle has it")
+                append_row(ledger, row)
+                break
+        else:
+            print("Kaggle does not have it")
+    settle(ledger)
+
+
+def _begun(ledger: Path) -> tuple[Row, set[str]] | None:
+    """The row that was about to be sent when an earlier command ended, and the numbers that Kaggle listed before; None for none.
+
+    Raises:
+        UserError: the note is damaged.
+    """
+    path = _path(ledger)
+    if not path.is_file():
+        return None
+    note = read_shaped(path, _SHAPE, "look at Kaggle's list whether the last file is there, then delete this note")
+    return note["row"], set(note["before"])
+
+
+def finder(row: Row) -> Find:
+    """What finds a ledger row's submission: the same message, the nearest time within a day."""
+
+    def distance(submission: Submission) -> float:
+        try:
+            return abs((submission.date - datetime.fromisoformat(row["time"])).total_seconds()) if submission.date else 0.0
+        except (ValueError, TypeError):
+            # A spreadsheet may have rewritten the time; then the message alone has to tell.
+            return 0.0
+
+    def find(submissions: list[Submission]) -> Submission | None:
+        alike = [submission for submission in submissions if same(submission.message, row["message"]) and distance(submission) < 86_400]
+        return min(alike, key=distance, default=None)
+
+    return find
+
+
+def same(one: str, other: str) -> bool:
+    """True where two messages are the same but for their spaces."""
+    return " ".join(one.split()) == " ".join(other.split())
+
+
+def _path(ledger: Path) -> Path:
+    return ledger.resolve().with_name(f".{ledger.resolve().name}.begun")
