@@ -93,16 +93,18 @@ def test_all_that_does_not_suit_is_one_message(tiny_backbone: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_rare_classes_come_again_also_in_a_run_that_was_stopped(tiny_backbone: Path, tmp_path: Path, monkeypatch) -> None:
+    """`tests/test_processes.py` stops runs whose classes have equal rows, `tests/test_mixing.py` reads part of an epoch of unequal ones."""
     data = make_competition(tmp_path / "data")
     for number in range(3, 8):
         (data / "train" / "red" / f"red_{number}.png").unlink()
     every = words("augmentation.policy=trivial_augment", "augmentation.erasing=0.5", "augmentation.mixup=0.4", "data.sampling=classes")
-    train.main([*flags(data, tiny_backbone, tmp_path / "whole"), *every, "--epochs", "1"])
+    train.main([*flags(data, tiny_backbone, tmp_path / "whole"), *every])
     with monkeypatch.context() as patched:
-        interrupt_after(patched, 4)
+        interrupt_after(patched, 9)
         with pytest.raises(Interrupted):
-            train.main([*flags(data, tiny_backbone, tmp_path / "run"), *every, "--epochs", "1"])
+            train.main([*flags(data, tiny_backbone, tmp_path / "run"), *every])
     resume(data, tmp_path / "run")
     assert_same(tmp_path / "whole", tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
