@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,16 +155,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{args.size}, batch {args.batch_size}, {compute.describe()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as folder:
         work = prepare(Path(folder), args.size, args.images // args.batch_size * args.batch_size, args.batch_size, compute)
-        lines = rates_of(work, kinds, peers, args)
-        if lines:
-            print(f"\n{table(lines, compute.precision)}")
-        for line in lines:
-            if line.work == "training" and line.who.startswith("ours"):
-                print(f"25 epochs over 10,000 images at the rate of {line.who}: {human_time(250_000 / line.images_per_second)}")
-        if "memory" in kinds:
-            print(f"\n{memory_table(footprints(work), compute.precision)}")
-        if "overlap" in kinds:
-            print(f"\n{overlap(work, args.trace).describe()}")
+        for kind in KINDS:
+            for text in show(kind, work, peers, args) if kind in kinds else ():
+                print(text, flush=True)  # each as soon as it is known: what is stopped later has its first tables
         loop, (help_seconds, first_batch) = loop_milliseconds(), startup(work)
     rate = matrix_rate(compute.device, compute.precision)
     print(
@@ -174,22 +167,31 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def rates_of(work: Work, kinds: Sequence[str], peers: Sequence[Contender], args: argparse.Namespace) -> list[Line]:
-    """The lines of the table for those of `kinds` that it holds, saying what is being measured."""
+def show(kind: str, work: Work, peers: Sequence[Contender], args: argparse.Namespace) -> Iterator[str]:
+    """What is about to be measured, then what it gave."""
+    if kind == "memory":
+        yield f"\n{memory_table(footprints(work), work.precision)}"
+    elif kind == "overlap":
+        yield f"\n{overlap(work, args.trace).describe()}"
+    else:
+        rivals = [peer for peer in peers if peer.kind == kind]  # type: ignore[attr-defined]
+        yield f"measuring {kind}: {args.rounds + 1} rounds of ours and {len(rivals)} peers"
+        lines = rates_of(kind, work, rivals, args)
+        yield f"\n{table(lines, work.precision)}\n"
+        for line in lines:
+            if line.work == "training" and line.who.startswith("ours"):
+                yield f"25 epochs over 10,000 images at the rate of {line.who}: {human_time(250_000 / line.images_per_second)}"
 
-    def rivals(kind: str) -> list[Contender]:
-        return [peer for peer in peers if peer.kind == kind]  # type: ignore[attr-defined]
 
-    lines = []
-    if "input" in kinds:
-        print(f"measuring input: {args.rounds + 1} rounds of ours and {len(rivals('input'))} peers", flush=True)
-        lines += measure_input(work, rivals("input"), args.rounds, args.images)
+def rates_of(kind: str, work: Work, rivals: Sequence[Contender], args: argparse.Namespace) -> list[Line]:
+    """The lines of the table for input, training or inference: ours, then the rivals of that kind."""
+    if kind == "input":
+        return measure_input(work, rivals, args.rounds, args.images)
+    if kind == "inference":
+        return measure(work, [our_inference, *rivals], args.rounds, forward_flops(work))
     compiled = [our_compiled_training] if args.compiled or work.device.type == "cuda" else []
-    for kind, ours, passes in (("training", [our_training, *compiled], 2), ("inference", [our_inference], 1)):
-        if kind in kinds:  # LoRA: forward and input gradients alone, so two passes
-            print(f"measuring {kind}: {args.rounds + 1} rounds of ours and {len(rivals(kind))} peers", flush=True)
-            lines += measure(work, [*ours, *rivals(kind)], args.rounds, passes * forward_flops(work))
-    return lines
+    passes = 2  # LoRA: forward and input gradients alone
+    return measure(work, [our_training, *compiled, *rivals], args.rounds, passes * forward_flops(work))
 
 
 if __name__ == "__main__":

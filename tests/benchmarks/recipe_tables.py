@@ -1,0 +1,153 @@
+"""Rows of settings beside each other on several sets and seeds: accuracy on held-back images, the difference from the first row, seconds.
+
+    python -m tests.benchmarks.recipe_tables --grid peft --competitions COMPETITIONS --backbone BACKBONE     # measures what is missing
+    python -m tests.benchmarks.recipe_tables --grid peft --table                                             # the table alone
+
+A grid is a file of `tests/benchmarks/grids/`: a recipe, and rows of changes to it. COMPETITIONS holds produce/ and clothing/; digits are made.
+Seed s draws ROWS of the labelled rows for training and for a held-back part, both stratified, and is the seed of training. `--judge val` shows
+the accuracy of the run's own validation rows (of the last epoch) instead: by it settings are searched, so that held-back images stay unseen.
+`--workers 8` trains eight runs at a time, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.files import read_json, read_json_lines, read_yaml
+from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, lay_out, parser_of, run_train, with_error
+
+GRIDS = Path(__file__).with_name("grids")
+ROWS = {"produce": (348, 232), "clothing": (348, 400), DIGITS: (348, 400)}  # for training, held back
+SIZES = {DIGITS: 56}  # pixels, where it is not --image-size: digits are images of 32
+OWN = {DIGITS: {"augmentation.horizontal_flip": "false"}}  # a mirrored digit is another symbol
+COLUMNS = ("grid", "data", "seed", "row", "val_accuracy", "accuracy", "seconds", "trainable")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of a grid on one set with one seed: the flags of train.py, and where everything goes."""
+
+    grid: str
+    data: str
+    seed: int
+    row: str
+    words: tuple[str, ...]
+    folder: Path
+    laid_out: Path
+
+
+def main() -> int:
+    """Measure what is missing, and print the table; the exit code."""
+    parser = parser_of(__doc__, "recipe-tables", list(ROWS), [0, 1, 2])
+    parser.add_argument("--grid", required=True, help="the name of a file in tests/benchmarks/grids/")
+    parser.add_argument("--backbone", type=Path)
+    parser.add_argument("--image-size", type=int, default=112, help="pixels, multiples of the backbone's patches")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--judge", choices=["held-back", "val"], default="held-back")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every row, before its own changes")
+    parser.add_argument("--rows", type=int, nargs="+", help="these rows alone, by number from 0")
+    args = parser.parse_args()
+    table = Table(args.results, COLUMNS)
+    if not args.table:
+        measure(args, table)
+    show(table, args)
+    return 0
+
+
+def rows_of(grid: str) -> dict[str, dict[str, Any]]:
+    """Name of each row of the grid -> its changes, the grid's own among them."""
+    content = read_yaml(GRIDS / f"{grid}.yaml")
+    return {row["name"]: content.get("set", {}) | row.get("set", {}) for row in content["rows"]}
+
+
+def jobs(args: argparse.Namespace, table: Table) -> Iterator[Job]:
+    """What is not measured yet."""
+    recipe = read_yaml(GRIDS / f"{args.grid}.yaml")["recipe"]
+    rows = list(rows_of(args.grid).items())
+    for seed in args.seeds:
+        for name in args.data:
+            laid_out = lay_out(name, args.competitions, args.work, ROWS[name], seed)
+            for number, (row, changes) in enumerate(rows):
+                if table.has(args.grid, name, seed, row) or (args.rows and number not in args.rows):
+                    continue
+                changes = OWN.get(name, {}) | changes
+                words = ["--recipe", recipe, "--data", laid_out, "--backbone", args.backbone, "--seed", seed]
+                words += ["--image-size", SIZES.get(name, args.image_size)]
+                sets = [*args.set, *(f"{key}={value}" for key, value in changes.items())]
+                words += [word for one in sets for word in ("--set", one)]
+                folder = args.work / f"{args.grid}-{name}-{seed}-{number}"
+                yield Job(args.grid, name, seed, row, tuple(map(str, words)), folder, laid_out)
+
+
+def measure(args: argparse.Namespace, table: Table) -> None:
+    """Train, predict and score every job, `--workers` at a time; a row is written as soon as it is known."""
+    waiting = list(jobs(args, table))
+    print(f"{len(waiting)} runs, {args.workers} at a time", file=sys.stderr)
+    if args.workers == 1:
+        for job in waiting:
+            table.add(*run(job))
+        return
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.workers))
+    with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(run, job) for job in waiting]):
+            try:
+                table.add(*done.result())
+            except UserError as error:
+                print(error, file=sys.stderr)
+
+
+def run(job: Job) -> tuple[Any, ...]:
+    """The cells of one row of the table. Seconds are those of all epochs, without start and page."""
+    log = job.folder.with_suffix(".log")
+    try:
+        run_train(log, *job.words, "--output", job.folder)
+        accuracy = accuracy_of(log, [job.folder], job.laid_out)
+    except UserError as error:
+        raise UserError(f"{job.row} on {job.data}, seed {job.seed}: {error}") from None
+    record, lines = read_json(job.folder / "run.json"), read_json_lines(job.folder / "metrics.jsonl")
+    seconds = sum(line["seconds"] for line in read_json_lines(job.folder / "timing.jsonl"))
+    trained = record["counts"]["parameters"]["trainable"]
+    for model in job.folder.glob("**/*.safetensors"):  # hundreds of runs
+        model.unlink()
+    return job.grid, job.data, job.seed, job.row, float(lines[-1].get("val_accuracy", 0)), accuracy, float(seconds), trained
+
+
+def show(table: Table, args: argparse.Namespace) -> None:
+    """Means over seeds; paired differences from the first row with their standard errors; seconds as a multiple of the first row's."""
+    column = "accuracy" if args.judge == "held-back" else "val_accuracy"
+    found = [row for row in table.rows() if row["grid"] == args.grid and row["data"] in args.data and int(row["seed"]) in args.seeds]
+    score = {(row["row"], row["data"], row["seed"]): float(row[column]) for row in found}
+    seconds = {(row["row"], row["data"], row["seed"]): float(row["seconds"]) for row in found}
+    data = [name for name in args.data if any(row["data"] == name for row in found)]
+    names = [name for name in rows_of(args.grid) if any(row["row"] == name for row in found)]
+    print("| settings | trained | " + " | ".join(f"{name} | less the first" for name in data) + " | all sets, less the first | time |")
+    print("|---" * (4 + 2 * len(data)) + "|")
+    for name in names:
+        cells: list[str] = []
+        every, times = [], []
+        for where in data:
+            keys = [key for key in score if key[0] == name and key[1] == where]
+            pairs = [(key, (names[0], *key[1:])) for key in keys if (names[0], *key[1:]) in score]
+            differences = [score[own] - score[first] for own, first in pairs]
+            times += [seconds[own] / seconds[first] for own, first in pairs]
+            every += differences
+            cells += [f"{np.mean([score[key] for key in keys]):.4f} ({len(keys)})" if keys else ""]
+            cells += [with_error(differences) if differences and name != names[0] else ""]
+        trained = max(int(row["trainable"]) for row in found if row["row"] == name)
+        total = with_error(every) if every and name != names[0] else ""
+        print(f"| {name} | {trained:,} | " + " | ".join(cells) + f" | {total} | {np.median(times):.2f} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
