@@ -197,6 +197,9 @@ class Recipe(Section):
         description="how prediction sees an image: square: whole, stretched; crop: its middle, after its shorter side is resized; null = as "
         "the backbone says",
     )
+    drop_path: float | None = Field(
+        None, ge=0, lt=1, description="rate of stochastic depth in training, where the backbone has it; null = as its config says"
+    )
     epochs: int = Field(25, ge=1, description="how often every training row is seen")
     batch_size: int = Field(8, ge=1, description="rows in memory at once (the flag --batch-size also knows auto)")
     accumulation_steps: int = Field(8, ge=1, description="batches of an optimizer step: its rows are the product of both")
@@ -253,6 +256,8 @@ class Recipe(Section):
             raise ValueError(f"head_only: needs lora.rank 0, found {self.lora.rank}")
         if self.schedule.end_lr > self.optimizer.lr:
             raise ValueError(f"schedule.end_lr: {self.schedule.end_lr} is above optimizer.lr {self.optimizer.lr}")
+        if self.task == "vqa" and self.drop_path is not None:
+            raise ValueError(f"drop_path: vqa takes its backbones as they are; expected null, found {self.drop_path}")
         if self.task == "vqa" and self.compile is True:
             raise ValueError("compile: questions differ in length, and every length would be compiled anew; expected auto or false")
         self._check_losses()

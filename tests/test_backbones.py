@@ -327,3 +327,14 @@ def test_a_config_that_asks_for_too_much_is_refused_before_it_is_built(
     with pytest.raises(UserError, match=re.escape(shown)) as caught:
         load_backbone(str(folder), ["a", "b"], None)
     assert str(folder) in str(caught.value)
+
+
+def test_drop_path_replaces_the_configs_rate_and_counts_in_training_alone(tiny_backbone: Path, tmp_path: Path) -> None:
+    pixels = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain, dropping = (load_backbone(str(tiny_backbone), OWN_NAMES, drop_path=rate).model for rate in (0.0, 0.9))
+    with torch.no_grad():
+        torch.testing.assert_close(dropping.eval()(pixels).logits, plain.eval()(pixels).logits, rtol=0, atol=0)
+        assert not torch.equal(dropping.train()(pixels).logits, plain.train()(pixels).logits)
+    ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="drop_path: vit"):
+        load_backbone(str(tmp_path), NAMES, random_weights=True, drop_path=0.1)

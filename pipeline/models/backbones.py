@@ -72,19 +72,25 @@ def load_backbone(
     image_size: int | None = None,
     random_weights: bool = False,
     architecture: dict[str, Any] | None = None,
+    drop_path: float | None = None,
 ) -> Backbone:
     """The classifier at `source` (hub id or folder) in float32 with one output per class.
+
+    `drop_path` replaces the config's rate of stochastic depth (Huang et al. 2016, arXiv:1603.09382).
 
     The head is kept when the checkpoint's classes are exactly `class_names`, and is new otherwise (drawn from torch's generator).
     A checkpoint whose other weights do not all fit, key by key, is refused.
 
     Raises:
-        UserError: no such checkpoint, hub out of reach, unsafe or damaged weights, missing or unexpected ones, no room for `image_size`.
+        UserError: no such checkpoint, hub out of reach, unsafe or damaged weights, missing or unexpected ones, no room for `image_size`,
+            an architecture without stochastic depth.
     """
     if architecture is not None:
         config = AutoConfig.for_model(**architecture)
     else:
         config = load_config(source)
+    if drop_path is not None:
+        _set_drop_path(config, drop_path)
     same_classes = architecture is None and not random_weights and _names(config) == list(class_names)
     _relabel(config, class_names)
     rule = preprocessing_of(source if architecture is None else None, config, image_size)
@@ -320,6 +326,12 @@ def _native_size(config: Any) -> int | None:
         return timm_checkpoints.rule_of(config).height
     size = getattr(getattr(config, "vision_config", config), "image_size", None)  # CLIP and SigLIP describe two towers
     return int(size[0] if isinstance(size, (list, tuple)) else size) if size else None
+
+
+def _set_drop_path(config: Any, rate: float) -> None:
+    if not hasattr(config, "drop_path_rate"):
+        raise UserError(f"drop_path: {config.model_type} has no stochastic depth; expected null: --set drop_path=null")
+    config.drop_path_rate = rate
 
 
 def _relabel(config: Any, class_names: Sequence[str]) -> None:

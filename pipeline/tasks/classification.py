@@ -303,9 +303,11 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
         target = Target.read(former.start["target"], str(former.output))
     own_weights = backbone_dirs(former.output)[0] if former is not None else []
     if own_weights:
-        backbone = load_backbone(str(own_weights[0]), target.output_names, recipe.image_size)
+        backbone = load_backbone(str(own_weights[0]), target.output_names, recipe.image_size, drop_path=recipe.drop_path)
     else:
-        backbone = load_backbone(recipe.backbone, target.output_names, recipe.image_size, recipe.random_weights, recipe.architecture)
+        backbone = load_backbone(
+            recipe.backbone, target.output_names, recipe.image_size, recipe.random_weights, recipe.architecture, recipe.drop_path
+        )
     train, val, how = _split(recipe, competition, competition.train, former)
     rule, intensity_notes = with_intensity(backbone.preprocessing.resized(recipe.resize), train, former)
     backbone = replace(backbone, preprocessing=rule)

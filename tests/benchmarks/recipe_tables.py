@@ -65,10 +65,10 @@ def main() -> int:
     return 0
 
 
-def rows_of(grid: str) -> dict[str, dict[str, Any]]:
-    """Name of each row of the grid -> its changes, the grid's own among them."""
+def rows_of(grid: str) -> dict[str, tuple[dict[str, Any], float]]:
+    """Name of each row of the grid -> its changes, the grid's own among them, and what the side of images is multiplied by."""
     content = read_yaml(GRIDS / f"{grid}.yaml")
-    return {row["name"]: content.get("set", {}) | row.get("set", {}) for row in content["rows"]}
+    return {row["name"]: (content.get("set", {}) | row.get("set", {}), row.get("image_scale", 1)) for row in content["rows"]}
 
 
 def jobs(args: argparse.Namespace, table: Table) -> Iterator[Job]:
@@ -78,12 +78,12 @@ def jobs(args: argparse.Namespace, table: Table) -> Iterator[Job]:
     for seed in args.seeds:
         for name in args.data:
             laid_out = lay_out(name, args.competitions, args.work, ROWS[name], seed)
-            for number, (row, changes) in enumerate(rows):
-                if table.has(args.grid, name, seed, row) or (args.rows and number not in args.rows):
+            for number, (row, (changes, scale)) in enumerate(rows):
+                if table.has(args.grid, name, seed, row) or (args.rows is not None and number not in args.rows):
                     continue
                 changes = OWN.get(name, {}) | changes
                 words = ["--recipe", recipe, "--data", laid_out, "--backbone", args.backbone, "--seed", seed]
-                words += ["--image-size", SIZES.get(name, args.image_size)]
+                words += ["--image-size", int(scale * SIZES.get(name, args.image_size))]
                 sets = [*args.set, *(f"{key}={value}" for key, value in changes.items())]
                 words += [word for one in sets for word in ("--set", one)]
                 folder = args.work / f"{args.grid}-{name}-{seed}-{number}"
@@ -98,6 +98,7 @@ def measure(args: argparse.Namespace, table: Table) -> None:
         for job in waiting:
             table.add(*run(job))
         return
+    os.environ["TQDM_DISABLE"] = "1"
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.workers))
     with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
         for done in as_completed([pool.submit(run, job) for job in waiting]):
