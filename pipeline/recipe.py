@@ -96,6 +96,11 @@ class Augmentation(Section):
         0, ge=0, description="the same, with a box of the other image in this one; with mixup each for half of the images"
     )
 
+    @property
+    def in_use(self) -> list[str]:
+        """The keys that are on; none: an image is the same in every epoch. What only says how (scale and ratio of a crop) does not count."""
+        return [name for name, value in self if name not in ("crop_scale", "crop_ratio") and value not in (0, None, "none", "off")]
+
     @model_validator(mode="after")
     def _ranges_in_order(self) -> Augmentation:
         for name in ("crop_scale", "crop_ratio"):

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.commands.probing import features_once
 from pipeline.commands.session import Session
 from pipeline.errors import UserError
 from pipeline.run_names import PAGE
@@ -39,6 +40,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     from pipeline.training.advice import Watch
     from pipeline.training.engine import fit
     from pipeline.training.estimate import dry_run
+    from pipeline.training.features import HeadTask
     from pipeline.training.keeping import keeping
     from pipeline.training.optim import build_optimizer, epochs_of, plan_schedule
     from pipeline.training.processes import ALONE, part
@@ -48,10 +50,15 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     schedule = plan_schedule(recipe, task.num_train)
     is_first, count = compute.processes.rank == 0, compute.processes.count
     optimizer = build_optimizer(task.model.named_parameters(), recipe, build.head)
-    micro_batch_size, expected_seconds = announce(session, build, compute, schedule)
+    features, why = features_once(session, build, compute)
+    micro_batch_size, expected_seconds = announce(session, build, compute, schedule, head_alone=features is not None)
+    print(f"  {why}\n" if why else "", end="")
     keep = keeping(recipe.checkpoint.keep, task.num_val)
     print(f"  the {'last' if keep.last else 'best'} epoch is kept: {keep.why}")
-    step = choose_step_together(session, build, compute, schedule, micro_batch_size, expected_seconds)
+    if features is None:
+        step = choose_step_together(session, build, compute, schedule, micro_batch_size, expected_seconds)
+    else:
+        step = {"attention": "fused", "compiled": False, "features": True}
     if args.dry_run:
         print("\n".join(dry_run(task, compute, micro_batch_size)))
         return 0
@@ -71,7 +78,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     compute.processes.wait_for_all()  # before the first of them writes a state
     watch = Watch(baseline, task.best_metric, task.higher_is_better, task.num_val, schedule)
     last = fit(
-        task,
+        HeadTask(task, features) if features else task,
         optimizer,
         schedule,
         compute,
@@ -87,6 +94,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         keep_last=keep.last,
         state=state,
         on_stop=partial(leave_usable, session, recorder, schedule) if is_first else lambda position: None,
+        prepare=features.ready if features else None,
     )
     part()
     if not is_first:
@@ -289,8 +297,10 @@ def kind_of(recipe: Recipe) -> str:
     return kind + (f", also {' + '.join(lora.also_train)}" if lora.also_train else "")
 
 
-def announce(session: Session, build: Build, compute: Compute, schedule: dict[str, Any]) -> tuple[int, float]:
+def announce(session: Session, build: Build, compute: Compute, schedule: dict[str, Any], head_alone: bool = False) -> tuple[int, float]:
     """Print what is about to happen and what it will need; the micro-batch size, and the seconds that training on all epochs will take.
+
+    `head_alone`: every image goes through the backbone once, and the steps of the head hardly count.
 
     Raises:
         UserError: it will not fit in memory or on the disk.
@@ -335,6 +345,8 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
         print(f"  {idle:.0%} of the processes' time is idle: a step has no {processes.count} micro-batches, or no multiple of that")
     train_seconds, predict_seconds = train_seconds / processes.count / (1 - idle), predict_seconds / processes.count
     total = epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
+    if head_alone:
+        total = (task.num_train + task.num_val) * predict_seconds
     sizes = f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
     print(
         f"  on {compute.describe()}: about {human_time(total)}, {sizes}; the first batch was there after {arrived - session.started:.1f} s"

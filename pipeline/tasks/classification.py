@@ -134,12 +134,12 @@ class ClassificationTask:
         self.val_truth = target.encode([row.label for row in val])
         paths = [row.path for row in train]
         labels = [row.label for row in train]
-        self.train_labels = target.encode(labels)
-        mixing = mixing_of(recipe, classifier.rule, target.num_outputs, self.train_labels)
-        train_labels = _for_training(target, self.train_labels)
-        self.train_set = ImageDataset(paths, train_labels, classifier.rule, recipe.augmentation, recipe.seed, cache, mixing)
-        val_paths = [row.path for row in val]
-        self.val_set = ImageDataset(val_paths, _for_training(target, self.val_truth), classifier.rule)
+        self.encoded_labels = target.encode(labels)
+        mixing = mixing_of(recipe, classifier.rule, target.num_outputs, self.encoded_labels)
+        self.train_labels = _for_training(target, self.encoded_labels)
+        self.train_set = ImageDataset(paths, self.train_labels, classifier.rule, recipe.augmentation, recipe.seed, cache, mixing)
+        val_paths, self.val_labels = [row.path for row in val], _for_training(target, self.val_truth)
+        self.val_set = ImageDataset(val_paths, self.val_labels, classifier.rule)
         self.num_train, self.num_val, self.num_outputs = len(train), len(val), target.num_outputs
         self.loss_of = training_loss(target, recipe.optimizer, np.array(list(target.counts(labels).values())))
         self.train_score, self.score_of = training_score(target)
@@ -170,6 +170,13 @@ class ClassificationTask:
         """Compute attention in training by batched products, or no longer; 0 where nothing in the model can."""
         return attend_by_products(self.model, on)
 
+    @property
+    def head(self) -> nn.Module:
+        """The last linear layer; of a model with an adapter the copy of it that is trained."""
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        head = base.get_submodule(head_name(base))
+        return head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
+
     def compile(self, rows: int | None) -> None:
         """Run training on micro-batches of `rows` through torch.compile, with the same draws of dropout; None: no longer."""
         if rows is None:
@@ -181,12 +188,19 @@ class ClassificationTask:
         self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
     ) -> Iterable[Batch]:
         """The batches of `epoch` from row `start` of its order on; of several processes this one's `share`."""
-        if self.recipe.data.sampling == "classes":
-            order = balanced_order(self.train_labels, self.recipe.seed, epoch)
-        else:
-            order = epoch_order(self.num_train, self.recipe.seed, epoch)
-        loader = make_loader(self.train_set, cut(order, micro_batch_size, group_size, start, share), epoch, self.workers)
+        loader = make_loader(self.train_set, cut(self.train_order(epoch), micro_batch_size, group_size, start, share), epoch, self.workers)
         return readable(loader, self.train_set.paths)
+
+    def train_order(self, epoch: int) -> np.ndarray:
+        """(num_train,) int64: the training rows in the order of `epoch`."""
+        if self.recipe.data.sampling == "classes":
+            return balanced_order(self.encoded_labels, self.recipe.seed, epoch)
+        return epoch_order(self.num_train, self.recipe.seed, epoch)
+
+    def plain_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
+        """The training rows in order, prepared as validation is; of several processes this one's `share`."""
+        plain = ImageDataset(self.train_set.paths, self.train_labels, self.classifier.rule)
+        return readable(_in_order(plain, batch_size, self.workers, share), plain.paths)
 
     def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
         """The validation rows in order; of several processes this one's `share`."""

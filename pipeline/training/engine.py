@@ -56,10 +56,12 @@ def fit(
     keep_last: bool = False,
     state: dict[str, Any] | None = None,
     on_stop: Callable[[Position], None] = lambda position: None,
+    prepare: Callable[[int, Callable[[], bool]], bool] | None = None,
 ) -> Position:
     """Train to the end of `epochs` from `state` (or from the start), calling `on_epoch` after each; the final position.
 
     `on_stop` is called once the state of an interrupted run is saved. `sums`: how several processes add up their gradients.
+    `prepare(micro_batch_size, go_on)` computes what epochs need, and gives False where `go_on()` ended it.
 
     Raises:
         Interrupted: Ctrl-C, SIGTERM, SIGHUP, a closed output or `max_minutes`; the micro-batch was finished and the state saved.
@@ -77,6 +79,9 @@ def fit(
             print(loop.greeting())
         while position.epoch < epochs:
             try:
+                loop.begin_epoch()
+                if prepare is not None and not loop.is_prepared:
+                    loop.prepare(prepare)
                 loop.train_epoch(epochs)
                 report = loop.finish_epoch()
             except LostImage:  # between two micro-batches, or in validation: a good place to go on from
@@ -130,15 +135,44 @@ class _Loop:
         self.gradients = gradient_sum(sums, self.processes, list(self.trainable.values()))
         self.checked_step = 0
         self.epoch_started = 0.0
+        self.is_prepared, self.preparing_seconds = False, 0.0
+
+    def begin_epoch(self) -> None:
+        """Take up the clock and the sums of this epoch."""
+        position = self.position
+        self.epoch_started = time.perf_counter() - position.seconds
+        # Kept on the device and never reset within an epoch: however often they are read, the additions are the same.
+        exact = torch.float32 if self.compute.device.type == "mps" else torch.float64
+        self.sums = torch.tensor([position.loss_sum, position.score_sum], dtype=exact, device=self.compute.device)
+
+    def prepare(self, work: Callable[[int, Callable[[], bool]], bool]) -> None:
+        """Let `work` compute what epochs need, with smaller micro-batches if memory runs out; a stop does not wait for its end.
+
+        Raises:
+            Interrupted: it was ended.
+        """
+        started, done = time.perf_counter(), None
+        while done is None:
+            try:
+                done = work(self.micro_batch_size, self.goes_on)
+            except torch.OutOfMemoryError as error:
+                self.halve_micro_batch(error)
+        self.is_prepared, self.preparing_seconds = done, time.perf_counter() - started
+        if not done:
+            self.stop_reason = next(filter(None, self.processes.texts(self.stop_reason)))
+            self.save()
+            raise Interrupted(self.farewell())
+
+    def goes_on(self) -> bool:
+        """Whether nothing asks for a stop, nor the clock."""
+        if time.monotonic() > self.deadline:
+            self.stop_reason = self.stop_reason or "--max-minutes reached"
+        return self.stop_reason is None
 
     def train_epoch(self, epochs: int) -> None:
         """Pass the rest of this epoch's rows, with smaller micro-batches if memory runs out."""
         position = self.position
         self.task.model.train()
-        self.epoch_started = time.perf_counter() - position.seconds
-        # Kept on the device and never reset within an epoch: however often they are read, the additions are the same.
-        exact = torch.float32 if self.compute.device.type == "mps" else torch.float64
-        self.sums = torch.tensor([position.loss_sum, position.score_sum], dtype=exact, device=self.compute.device)
         title = f"epoch {position.epoch + 1}/{epochs}"
         with tqdm(total=self.task.num_train, initial=position.row, desc=title, unit="img", leave=False, dynamic_ncols=True) as bar:
             while position.row < self.task.num_train:
@@ -264,7 +298,7 @@ class _Loop:
     def finish_epoch(self) -> EpochReport:
         """Validate, write this epoch into the history, and move to the next one."""
         position, task = self.position, self.task
-        train_seconds = time.perf_counter() - self.epoch_started
+        train_seconds = time.perf_counter() - self.epoch_started - self.preparing_seconds
         metrics: dict[str, Any] = {
             "epoch": position.epoch + 1,
             "step": position.step,
@@ -293,6 +327,8 @@ class _Loop:
             "images_per_second": round(task.num_train / train_seconds, 2),
             "peak_memory_bytes": peak_memory(self.compute.device),
         }
+        if self.preparing_seconds:  # a part of `seconds`, of one epoch alone
+            timing["preparing_seconds"], self.preparing_seconds = round(self.preparing_seconds, 3), 0.0
         position.history.append(metrics)
         position.start_epoch(position.epoch + 1)
         return EpochReport(metrics, timing, logits, is_best)

@@ -125,7 +125,7 @@ class Recorder:
         if report.val_logits is not None:
             own = f" {validated.removeprefix('val_')} {metrics[validated]:.4f}" if validated != "val_loss" else ""
             validation = f"val loss {_short(metrics['val_loss'])}{own}{self._mark(report)}"
-        left = np.median([line["seconds"] for line in self.timing]) * (epochs - metrics["epoch"])
+        left = np.median([line["seconds"] - line.get("preparing_seconds", 0) for line in self.timing]) * (epochs - metrics["epoch"])
         time = f"{human_time(left)} left" if metrics["epoch"] < epochs else f"{human_time(timing['seconds'])} an epoch"
         parts = {
             "epoch": f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}",

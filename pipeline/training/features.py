@@ -1,0 +1,166 @@
+"""Features computed once: what a frozen backbone hands to its last layer, of images that are the same in every epoch.
+
+The head alone is then run in training. Each row's features are computed with the same others beside it whatever the epoch, the number of
+processes or the row that a run goes on from, so all of these give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import default_collate
+
+from pipeline.data.dataset import ALL, cut
+from pipeline.training.compute import Batch, Compute
+from pipeline.training.predict import Task, predict_logits
+from pipeline.training.resume import SplitRow
+
+FLOAT_BYTES = 4
+
+
+class Featured(Task, Protocol):
+    """A task whose logits are the head's, of the features of an image."""
+
+    head: nn.Linear
+    train_labels: Sequence[Any]  # of each row, as batches hold them
+    val_labels: Sequence[Any]
+    loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+    def train_order(self, epoch: int) -> np.ndarray: ...  # the rows in the order in which an epoch passes them
+    def plain_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]: ...  # training rows in order, not augmented
+
+
+class Features:
+    """Float32 features of the training rows, `train` (num_train, D), and the validation rows, `val` (num_val, D); None: not there yet."""
+
+    def __init__(self, task: Featured, compute: Compute) -> None:
+        self.task, self.compute = task, compute
+        self.width = task.head.in_features
+        self.train: torch.Tensor | None = None
+        self.val: torch.Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """What all of them take in memory."""
+        return FLOAT_BYTES * self.width * (self.task.num_train + self.task.num_val)
+
+    def ready(self, batch_size: int, go_on: Callable[[], bool] = lambda: True) -> bool:
+        """Compute what is missing, `batch_size` rows at a time (of validation twice as many, as it is validated); of several processes
+        each computes its share. False where `go_on`, asked before each batch, ended it.
+        """
+        share = self.compute.processes.share
+        if self.train is None:
+            batches = self.task.plain_batches(batch_size, share)
+            self.train = self._of_all(batches, self.task.num_train, "features", go_on)
+        if self.val is None and self.train is not None:
+            self.val = self._of_all(self.task.val_batches(2 * batch_size, share), self.task.num_val, "features, validation", go_on)
+        return self.train is not None and self.val is not None
+
+    def of(self, batch: Batch) -> torch.Tensor:
+        """(B, D): what goes into the head for a batch of images."""
+        return self._pass(batch)[0]
+
+    def problem(self) -> str | None:
+        """Why the head cannot be trained on them as if the whole model were run, in words; None where it can. Two images are tried."""
+        batch = self.compute.move(next(iter(self.task.plain_batches(min(2, self.task.num_train)))))
+        model, device = self.task.model, self.compute.device
+        devices = [device] if device.type == "cuda" else []
+        was_training = model.training
+        with torch.random.fork_rng(devices=devices), torch.no_grad(), self.compute.autocast():
+            before = _generators(device)
+            model.train()
+            trained = self.of(batch)
+            drawn = any(not torch.equal(one, other) for one, other in zip(before, _generators(device), strict=True))
+            model.eval()
+            features, logits = self._pass(batch)
+            head_is_last = features.shape == (len(logits), self.width) and torch.equal(self.task.head(features), logits)
+        model.train(was_training)
+        if drawn:
+            return "the backbone has dropout or drop path, so its features are others in every step"
+        if not head_is_last or not torch.equal(trained, features):
+            return f"in {type(model).__name__} they are not what alone decides the logits"
+        return None
+
+    def _pass(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """What goes into the head, and the logits."""
+        seen: list[torch.Tensor] = []
+        hook = self.task.head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+        try:
+            logits = self.task.logits(batch)
+        finally:
+            hook.remove()
+        return seen[-1], logits
+
+    def _of_all(self, batches: Iterable[Batch], num_rows: int, title: str, go_on: Callable[[], bool]) -> torch.Tensor | None:
+        reached = np.zeros(num_rows, dtype=bool)
+
+        def until_stopped() -> Iterator[Batch]:
+            for batch in batches:
+                if not go_on():
+                    return
+                reached[batch["row"].numpy()] = True
+                yield batch
+
+        values = predict_logits(
+            self.task.model, self.of, until_stopped(), num_rows, self.width, self.compute, title, leave=False, reached=reached
+        )
+        return torch.from_numpy(values) if reached.all() else None
+
+
+def _generators(device: torch.device) -> list[torch.Tensor]:
+    """The states of the generators that a forward pass could draw from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+class HeadTask:
+    """A task whose head alone is run, on `Features`; all else is the task's. It may stand for the task wherever it is trained and judged."""
+
+    def __init__(self, task: Featured, features: Features) -> None:
+        self.task, self.features = task, features
+        self.model, self.num_train, self.num_val, self.num_outputs = task.model, task.num_train, task.num_val, task.num_outputs
+        self.best_metric, self.higher_is_better, self.train_score = task.best_metric, task.higher_is_better, task.train_score
+        self.train_labels, self.val_labels = (
+            default_collate(list(labels)) if len(labels) else None for labels in (task.train_labels, task.val_labels)
+        )
+
+    def train_batches(
+        self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
+    ) -> Iterable[Batch]:
+        """The batches of `epoch` from row `start` of its order on, with `features` (B, D) in the place of images."""
+        order = self.task.train_order(epoch)
+        return _batches(cut(order, micro_batch_size, group_size, start, share), self.features.train, self.train_labels)
+
+    def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
+        """The validation rows in order."""
+        return _batches(cut(range(self.num_val), batch_size, self.num_val, share=share), self.features.val, self.val_labels)
+
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The task's loss, a mean over the batch (scalar), and the logits (B, O)."""
+        logits = self.logits(batch)
+        return self.task.loss_of(logits, batch["label"]), logits
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """(B, O)."""
+        return self.task.head(batch["features"])
+
+    def score(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """As the task's."""
+        return self.task.score(logits, batch)
+
+    def scores(self, logits: np.ndarray) -> dict[str, float]:
+        """As the task's."""
+        return self.task.scores(logits)
+
+    def split_rows(self) -> list[SplitRow]:
+        """As the task's."""
+        return self.task.split_rows()
+
+
+def _batches(rows: list[list[int]], features: torch.Tensor, labels: torch.Tensor) -> Iterator[Batch]:
+    for numbers in rows:
+        row = torch.tensor(numbers)
+        yield {"row": row, "label": labels[row], "features": features[row]}
