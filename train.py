@@ -62,6 +62,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--parallel", metavar="P", type=int, help="of --folds K so many at once, a card each (no card: the threads are shared)"
     )
     run.add_argument("--max-minutes", metavar="N", type=float, help="stop and save after N minutes (exit code 130)")
+    run.add_argument(
+        "--floor", action="store_true", help="print beside the score what a linear probe on the frozen backbone's features scores"
+    )
     run.add_argument("--dry-run", action="store_true", help="build everything, run two batches of training and validation, write nothing")
     recipe = parser.add_argument_group("recipe keys with a flag of their own")
     recipe.add_argument("--backbone", metavar="HUB_ID|DIR", help="pretrained model; image size and preprocessing come with it")

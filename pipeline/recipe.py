@@ -113,7 +113,7 @@ class Augmentation(Section):
 
 
 class Head(Section):
-    """What joins question and picture (VQA). Without an activation, `concat` is one linear map of both side by side.
+    """Where the head starts; and what joins question and picture (VQA). Without an activation, `concat` is one linear map of both side by side.
 
     `product` multiplies their projections element by element: low-rank bilinear pooling (Kim et al. 2016, arXiv:1610.04325; there with tanh).
     """
@@ -122,6 +122,10 @@ class Head(Section):
     hidden_size: int = Field(128, ge=1, description="vqa: width between the two layers of the head")
     activation: Literal["none", "tanh", "relu", "gelu"] = Field("none", description="vqa: between them")
     dropout: float = Field(0, ge=0, lt=1, description="vqa: before the last layer")
+    init: Literal["random", "probe"] = Field(
+        "random",
+        description="probe: the head starts as the best linear one on frozen features (Kumar et al. 2022), also where there was one",
+    )
 
 
 class Data(Section):
@@ -285,6 +289,10 @@ class Recipe(Section):
 
     def _check_text(self) -> None:
         num_texts = sum(text is not None for text in (self.text_backbone, self.text_architecture))
+        if self.task == "vqa" and self.head.init != "random":
+            raise ValueError(
+                f"head.init: expected random for vqa, whose head is no linear one on features of images; found {self.head.init}"
+            )
         if self.task != "vqa" and num_texts:
             raise ValueError(f"text_backbone: only task vqa reads questions, this recipe's is {self.task}")
         if self.task == "vqa" and num_texts != 1:

@@ -79,8 +79,8 @@ def test_the_head_on_features_computed_once_is_the_head_of_the_whole_model(train
 
 
 def test_the_backbone_is_run_once_for_each_image(trained: Path) -> None:
-    """24 images in 2 epochs; beside them the micro-batches that are timed (twice, of training and of prediction) and the two images tried."""
-    assert sum(json.loads((trained / "seen.json").read_text())) <= 24 + 4 * 2 + 2 * 2
+    """24 images in 2 epochs; beside them micro-batches that are timed (twice, of training and of prediction) and two images tried thrice."""
+    assert sum(json.loads((trained / "seen.json").read_text())) <= 24 + 4 * 2 + 3 * 2
 
 
 @pytest.mark.parametrize("micro_batch", [pytest.param(2, marks=pytest.mark.slow), 11, pytest.param(15, marks=pytest.mark.slow)])

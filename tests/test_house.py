@@ -131,6 +131,7 @@ WINGS = {
             "losses",
             "predict",
             "features",
+            "probe",
             "keeping",
             "position",
             "gradients",
@@ -355,5 +356,5 @@ def test_the_flags_of_train_are_frozen() -> None:
     assert known == {
         *("recipe", "data", "output", "backbone", "epochs", "batch_size", "accumulation_steps", "lr", "image_size", "lora_rank"),
         *("precision", "seed", "resume", "max_minutes", "dry_run", "set", "metric", "target", "positive_class"),
-        *("folds", "fold", "parallel"),
+        *("folds", "fold", "parallel", "floor"),
     }

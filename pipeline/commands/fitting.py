@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commands.probing import features_once
+from pipeline.commands.probing import check_floor, features_once, find_floor, start_from_probe
 from pipeline.commands.session import Session
 from pipeline.errors import UserError
 from pipeline.run_names import PAGE
@@ -40,13 +41,14 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     from pipeline.training.advice import Watch
     from pipeline.training.engine import fit
     from pipeline.training.estimate import dry_run
-    from pipeline.training.features import HeadTask
+    from pipeline.training.features import Features, HeadTask
     from pipeline.training.keeping import keeping
     from pipeline.training.optim import build_optimizer, epochs_of, plan_schedule
     from pipeline.training.processes import ALONE, part
     from pipeline.training.record import Recorder
 
     args, recipe, task = session.args, session.recipe, build.task
+    check_floor(session, build)
     schedule = plan_schedule(recipe, task.num_train)
     is_first, count = compute.processes.rank == 0, compute.processes.count
     optimizer = build_optimizer(task.model.named_parameters(), recipe, build.head)
@@ -74,8 +76,15 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     )
     baseline = task.baseline()
     facts = {**task.facts(), "baseline": baseline and baseline.record(), "micro_batch_size": micro_batch_size}
+    probing = time.perf_counter()
+    frozen = features or (Features(task, compute) if recipe.task == "classification" else None)
+    if frozen and (floor := find_floor(session, build, compute, frozen, micro_batch_size)):
+        facts["floor"] = floor
     start, store, state = begin(session, build, recorder, schedule, step, facts) if is_first else begin_beside(session)
     compute.processes.wait_for_all()  # before the first of them writes a state
+    if recipe.head.init == "probe" and state is None:
+        start_from_probe(build, compute, frozen, micro_batch_size)
+    spent = (time.perf_counter() - probing) / 60
     watch = Watch(baseline, task.best_metric, task.higher_is_better, task.num_val, schedule)
     last = fit(
         HeadTask(task, features) if features else task,
@@ -90,7 +99,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         sums=recipe.gradient_sum,
         max_grad_norm=recipe.optimizer.max_grad_norm,
         save_minutes=recipe.checkpoint.every_minutes,
-        max_minutes=args.max_minutes,
+        max_minutes=None if args.max_minutes is None else max(args.max_minutes - spent, 0),
         keep_last=keep.last,
         state=state,
         on_stop=partial(leave_usable, session, recorder, schedule) if is_first else lambda position: None,
@@ -100,6 +109,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     if not is_first:
         return 0
     ran = {"schedule": schedule, **step, "processes": count, "threads": torch.get_num_threads(), **start}
+    ran |= {"floor": facts["floor"]} if "floor" in facts else {}
     finish(session, build, replace(compute, processes=ALONE), recorder, last, baseline, ran)
     return 0
 
@@ -261,6 +271,7 @@ def finish(
     Raises:
         UserError: the page's files are damaged.
     """
+    from pipeline.files import human_time
     from pipeline.report.page import build_report
 
     task, output = build.task, session.output
@@ -284,7 +295,10 @@ def finish(
         if task.num_val
         else "no validation rows: the last epoch is kept"
     )
-    best += f" ({baseline.words}: {baseline.value:.4f})" if baseline else ""
+    beside = [f"{baseline.words}: {baseline.value:.4f}"] if baseline else []
+    if floor := started_with.get("floor"):
+        beside.append(f"{floor['words']}: {floor['value']:.4f} in {human_time(floor['seconds'])}")
+    best += f" ({'; '.join(beside)})" if beside else ""
     print(f"done. {best}\npage: {page}\nnext: {next_command(session)}")
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.session import Session
+from pipeline.errors import UserError
 from pipeline.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.tasks.build import Build
     from pipeline.training.compute import Compute
     from pipeline.training.features import Features
+    from pipeline.training.probe import Probe
 
 MOST_BYTES = 4_000_000_000  # of features kept in memory, and never more than half of what is free
 
@@ -61,3 +64,77 @@ def _no_room(features: Features, compute: Compute) -> str | None:
     return (
         f"they take {human_size(features.num_bytes)}, and {human_size(room)} is what they may take" if features.num_bytes > room else None
     )
+
+
+def check_floor(session: Session, build: Build) -> None:
+    """Refuse a floor that cannot be computed, before anything is.
+
+    Raises:
+        UserError: why it cannot.
+    """
+    recipe, former, task = session.recipe, session.former, build.task
+    if not session.args.floor:
+        return
+    if recipe.task != "classification":
+        raise UserError(
+            f"--floor: a linear probe is for images with labels, and the recipe {recipe.name} is for {recipe.task}; leave it out"
+        )
+    if not task.num_val:
+        raise UserError("--floor: there are no validation rows to score it on; leave it out, or set data.val_fraction above 0")
+    trains_backbone = not recipe.lora.rank and not recipe.head_only
+    if former is not None and trains_backbone and former.start.get("floor") is None:
+        raise UserError(f"--floor: the run in {session.output} was started without it, and its backbone is frozen no more; leave it out")
+
+
+def find_floor(session: Session, build: Build, compute: Compute, features: Features, batch_size: int) -> dict[str, Any] | None:
+    """The floor as run.json keeps it, computed where --floor asks for it, and printed; a run that goes on keeps its own. None: not asked for.
+
+    Raises:
+        UserError: no probe can be found on the features of this backbone.
+    """
+    from pipeline.files import human_time
+    from pipeline.training.probe import Floor
+
+    former, task = session.former, build.task
+    if former is not None and (kept := former.start.get("floor")):
+        return kept
+    if not session.args.floor:
+        return None
+    started = time.perf_counter()
+    probe = _probe(build, compute, features, batch_size, "--floor")
+    scores = task.scores(probe.logits(features.val.numpy()))
+    floor = Floor(float(scores[task.best_metric.removeprefix("val_")]), time.perf_counter() - started)
+    print(f"  floor: {task.best_metric} {floor.value:.4f}, a {floor.words} ({human_time(floor.seconds)})")
+    return floor.record()
+
+
+def start_from_probe(build: Build, compute: Compute, features: Features, batch_size: int) -> None:
+    """Let the head begin as the probe's (`head.init: probe`): LP-FT, Kumar et al. 2022, arXiv:2202.10054. All processes have the same bits.
+
+    Raises:
+        UserError: no probe can be found on the features of this backbone.
+    """
+    import torch
+
+    started = time.perf_counter()
+    probe = _probe(build, compute, features, batch_size, "head.init: probe")
+    head = build.task.head
+    with torch.no_grad():
+        for weight, values in ((head.weight, probe.weight), (head.bias, probe.bias)):
+            weight.copy_(compute.processes.gather(torch.from_numpy(values))[0])
+    print(f"  the head starts as a linear probe on frozen features, found in {time.perf_counter() - started:.1f} s")
+
+
+def _probe(build: Build, compute: Compute, features: Features, batch_size: int, asked: str) -> Probe:
+    """The probe of the training rows; the first process finds it, others have one of zeros."""
+    import numpy as np
+
+    from pipeline.training.probe import Probe, fit_probe
+
+    task = build.task
+    if reason := _no_room(features, compute) or features.probe_problem():
+        raise UserError(f"{asked}: there is no linear probe on the features of this backbone: {reason}; leave it out")
+    features.ready(batch_size)
+    if compute.processes.rank:
+        return Probe(np.zeros((task.num_outputs, features.width), np.float32), np.zeros(task.num_outputs, np.float32))
+    return fit_probe(task.target, features.train.numpy(), [row.label for row in task.train_rows])

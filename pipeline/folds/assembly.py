@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -127,6 +127,7 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
         "seed": recipe.seed,
         "folds": folds_record(target, metric, truth, oof.values, folds, plan, held),
         **_corrected(competition, target, metric, oof),
+        **_floor(held),
         **environment(),
         "finished": now(),
     }
@@ -145,10 +146,21 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
     write_json(plan.output / RECORD, record)
     page = build_report(plan.output)
     next_command = shlex.join(["python", "inference.py", "--model", str(plan.output), "--data", data])
+    if floor := record.get("floor"):
+        print(f"{floor['words']}: {floor['value']:.4f}")
     print(
         f"{describe(record['folds'], own.removeprefix('val_'))}\ndone. {plan.count} folds in {plan.output}\npage: {page}\nnext: {next_command}"
     )
     return 0
+
+
+def _floor(held: Mapping[int, Held]) -> dict[str, Any]:
+    """The mean of the folds' linear probes, where each fold has one."""
+    floors = [one.record.values.get("floor") for one in held.values()]
+    if not all(floors):
+        return {}
+    values, seconds = [one["value"] for one in floors], sum(one["seconds"] for one in floors)
+    return {"floor": {"value": mean(values), "seconds": seconds, "words": f"{floors[0]['words']}, mean of the folds"}}
 
 
 def _corrected(competition: Competition, target: Target, metric: str, oof: Predictions) -> dict[str, Any]:

@@ -136,18 +136,20 @@ def _best_note(files: RunFiles, best: dict[str, Any]) -> str:
         parts.append(direction(key))
     if baseline := _baseline(files):
         parts.append(f"{baseline[1]}: {metric_value(key, baseline[0])}")
+    if floor := _baseline(files, "floor", "linear probe"):
+        parts.append(f"{floor[1]}: {metric_value(key, floor[0])}")
     known = files.truth is not None and files.target.kind in files.metric.kinds
     if key != f"val_{files.metric.name}" and known and (reason := why_undefined(files.metric.name, files.target, files.truth)):
         parts.append(f"by the loss: {reason}")
     return "; ".join(parts)
 
 
-def _baseline(files: RunFiles) -> tuple[float, str] | None:
-    """What a constant guess scores by the metric of the best epoch, and which one; None where the run did not record it."""
-    found = files.told.get("baseline")
+def _baseline(files: RunFiles, key: str = "baseline", words: str = "a constant guess") -> tuple[float, str] | None:
+    """What a constant guess (the `floor`: a linear probe) scores by the metric of the best epoch, and which one; None: not recorded."""
+    found = files.told.get(key)
     if not isinstance(found, dict) or not isinstance(found.get("value"), int | float):
         return None
-    return float(found["value"]), str(found.get("words") or "a constant guess")
+    return float(found["value"]), str(found.get("words") or words)
 
 
 def interval(share: float, count: int) -> tuple[float, float]:

@@ -21,7 +21,7 @@ def advise(
 ) -> list[str]:
     """Lines on what is too little in this plan, each with what does better; none when all is well. `kind`: the target's."""
     lines = []
-    if new_head and recipe.optimizer.name != "sgd":
+    if new_head and recipe.head.init == "random" and recipe.optimizer.name != "sgd":
         lines += _head_lines(recipe, schedule, num_train)
     if 0 < num_val < max(FEW_ROWS, 2 * num_classes):
         lines.append(_row_line(num_train, num_val, num_classes, kind))

@@ -66,24 +66,35 @@ class Features:
 
     def problem(self) -> str | None:
         """Why the head cannot be trained on them as if the whole model were run, in words; None where it can. Two images are tried."""
-        batch = self.compute.move(next(iter(self.task.plain_batches(min(2, self.task.num_train)))))
         model, device = self.task.model, self.compute.device
-        devices = [device] if device.type == "cuda" else []
         was_training = model.training
-        with torch.random.fork_rng(devices=devices), torch.no_grad(), self.compute.autocast():
-            before = _generators(device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad(), self.compute.autocast():
+            batch, before = self._two_images(), _generators(device)
             model.train()
             trained = self.of(batch)
             drawn = any(not torch.equal(one, other) for one, other in zip(before, _generators(device), strict=True))
             model.eval()
-            features, logits = self._pass(batch)
-            head_is_last = features.shape == (len(logits), self.width) and torch.equal(self.task.head(features), logits)
+            features = self.of(batch)
         model.train(was_training)
         if drawn:
             return "the backbone has dropout or drop path, so its features are others in every step"
-        if not head_is_last or not torch.equal(trained, features):
-            return f"in {type(model).__name__} they are not what alone decides the logits"
-        return None
+        if not torch.equal(trained, features):
+            return f"{type(model).__name__} computes others in training than in prediction"
+        return self.probe_problem()
+
+    def probe_problem(self) -> str | None:
+        """Why no head can be found on them: it is not what alone makes the logits of them; None where it is. Two images are tried."""
+        model = self.task.model
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), self.compute.autocast():
+            features, logits = self._pass(self._two_images())
+            head_is_last = features.shape == (len(logits), self.width) and torch.equal(self.task.head(features), logits)
+        model.train(was_training)
+        return None if head_is_last else f"the last layer of {type(model).__name__} is not what alone makes the logits of them"
+
+    def _two_images(self) -> Batch:
+        return self.compute.move(next(iter(self.task.plain_batches(min(2, self.task.num_train)))))
 
     def _pass(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """What goes into the head, and the logits."""

@@ -1,0 +1,102 @@
+"""A linear probe: the best head that scikit-learn's linear models find on frozen features, as the target asks.
+
+One label or grade: LogisticRegression over all classes; binary and several labels: one for each output; numbers: Ridge on the scaled
+numbers. Features are standardised by the training rows, penalties are scikit-learn's defaults (C = 1, alpha = 1): nothing is searched for.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.targets.target import Target
+
+MAX_ITERATIONS = 1000  # of L-BFGS; tens to a few hundred are usual
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear head: `weight` (O, D) and `bias` (O,), float32."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """(N, O) float64 for (N, D) features."""
+        return features.astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias
+
+
+@dataclass(frozen=True)
+class Floor:
+    """`value`: what a probe scores on the validation rows by the run's metric; `seconds`: what its features and its fit took."""
+
+    value: float
+    seconds: float
+    words: str = "linear probe on frozen features"
+
+    def record(self) -> dict[str, Any]:
+        """As run.json keeps it."""
+        return asdict(self) | {"seconds": round(self.seconds, 1)}
+
+
+def fit_probe(target: Target, features: np.ndarray, labels: Sequence[str]) -> Probe:
+    """The probe of (N, D) float32 training `features` and their label texts; the same bits for any number of threads.
+
+    A class that no row has gets the probability of half a row among N, and so has an output whose rows are all alike.
+    """
+    from threadpoolctl import threadpool_limits
+
+    exact = features.astype(np.float64)
+    mean, deviation = exact.mean(axis=0), exact.std(axis=0)
+    deviation[deviation == 0] = 1
+    exact = (exact - mean) / deviation
+    encoded = target.encode(labels)
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore")  # a fit that has not quite converged is a probe all the same
+        if target.is_choice:
+            weight, bias = _choice(exact, encoded, target.num_outputs)
+        elif target.kind == "continuous":
+            weight, bias = _numbers(exact, target.scaled(encoded))
+        else:
+            columns = [_yes_or_no(exact, encoded[:, column] > 0.5) for column in range(target.num_outputs)]
+            weight, bias = np.array([one for one, _ in columns]), np.array([one for _, one in columns])
+    weight = weight / deviation
+    return Probe(weight.astype(np.float32), (bias - weight @ mean).astype(np.float32))
+
+
+def _choice(features: np.ndarray, classes: np.ndarray, num_outputs: int) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.linear_model import LogisticRegression
+
+    weight, bias = np.zeros((num_outputs, features.shape[1])), np.full(num_outputs, np.log(0.5 / len(features)))
+    present = np.unique(classes)
+    if len(present) == 1:
+        bias[present] = 0
+        return weight, bias
+    if len(present) == 2:  # one set of weights, of the second against the first
+        weight[present[1]], offset = _yes_or_no(features, classes == present[1])
+        bias[present] = 0, offset
+        return weight, bias
+    found = LogisticRegression(max_iter=MAX_ITERATIONS).fit(features, classes)
+    weight[present], bias[present] = found.coef_, found.intercept_
+    return weight, bias
+
+
+def _yes_or_no(features: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, float]:
+    from sklearn.linear_model import LogisticRegression
+
+    if positive.all() or not positive.any():
+        odds = (len(positive) + 0.5) / 0.5
+        return np.zeros(features.shape[1]), float(np.log(odds if positive.all() else 1 / odds))
+    found = LogisticRegression(max_iter=MAX_ITERATIONS).fit(features, positive)
+    return found.coef_[0], float(found.intercept_[0])
+
+
+def _numbers(features: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.linear_model import Ridge
+
+    found = Ridge().fit(features, numbers.astype(np.float64))
+    return np.atleast_2d(found.coef_), np.atleast_1d(found.intercept_)
