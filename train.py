@@ -7,6 +7,7 @@ python train.py --resume                                      # go on after an i
 python train.py --resume changed --lr 1e-5                    # ... at another rate
 torchrun --standalone --nproc-per-node 2 train.py --epochs 25  # two cards, one model
 python train.py --folds 5 --output runs/folds                 # five models, and predictions of every row by the one that did not see it
+python train.py --plan 9h                                     # what to train in nine hours, as a recipe file and a command
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument(
         "--parallel", metavar="P", type=int, help="of --folds K so many at once, a card each (no card: the threads are shared)"
     )
+    run.add_argument(
+        "--plan",
+        metavar="TIME",
+        help="train nothing: say what to train in TIME (9h, 90m, 2h30m), write it as a recipe file, print the command",
+    )
     run.add_argument("--max-minutes", metavar="N", type=float, help="stop and save after N minutes (exit code 130)")
     run.add_argument(
         "--floor", action="store_true", help="print beside the score what a linear probe on the frozen backbone's features scores"
@@ -90,6 +96,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     fill_in(args)
     command = shlex.join([*launcher(), "train.py", *(sys.argv[1:] if argv is None else argv)])
+    if args.plan is not None:
+        from pipeline.commands.planning import plan
+
+        return plan(args, read_data)
     if any(value is not None for value in (args.folds, args.fold, args.parallel)):
         from pipeline.folds.training import Steps, train_folds
 

@@ -139,11 +139,12 @@ WINGS = {
             "compilation",
             "attending",
             "estimate",
+            "deadline",
             "advice",
             "record",
         ),
     ],
-    "tasks": ["build", "suited", "classification", "vqa", "registry", "apply"],
+    "tasks": ["build", "suited", "classification", "vqa", "registry", "apply", "step_cost"],
     "report": [
         *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "calibration"),
         *("probability_section", "label_section", "number_section", "validation", "browsing", "question_section", "ledger_figure"),
@@ -186,7 +187,7 @@ WINGS = {
         *("pace", "carried", "cards", "answer", "bundle", "slugs", "script", "placeholder", "sealed", "rehearsal", "stages", "remote"),
         *("push", "make"),
     ],
-    "commands": ["session", "building", "probing", "fitting"],
+    "commands": ["session", "building", "probing", "fitting", "planning"],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
     "benchmarks": ["contenders", "rates", "steps", "benchmark", "flipped_labels"],
     "last": ["demo_data", "demo"],
@@ -356,5 +357,5 @@ def test_the_flags_of_train_are_frozen() -> None:
     assert known == {
         *("recipe", "data", "output", "backbone", "epochs", "batch_size", "accumulation_steps", "lr", "image_size", "lora_rank"),
         *("precision", "seed", "resume", "max_minutes", "dry_run", "set", "metric", "target", "positive_class"),
-        *("folds", "fold", "parallel", "floor"),
+        *("folds", "fold", "parallel", "floor", "plan"),
     }

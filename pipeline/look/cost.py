@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import shlex
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.competition.rows import Competition, Row
+from pipeline.competition.rows import Row
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import human_size, human_time
@@ -17,8 +17,11 @@ from pipeline.models.places import looks_local
 from pipeline.recipe import Recipe
 from pipeline.wording import counted
 
-FEW = 48  # rows that a step is measured on
-PATIENCE_S = 6.0  # a whole micro-batch is measured where it will take less
+if TYPE_CHECKING:
+    from pipeline.tasks.step_cost import StepCost
+    from pipeline.training.deadline import Rows
+
+SESSION_HOURS = 9  # of a notebook on Kaggle with a GPU
 
 
 def backbone_here(recipe: Recipe) -> bool:
@@ -74,10 +77,10 @@ def cost_section(looked: Looked, recipe: Recipe, output: Path) -> Section:
 
 
 def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> None:
-    from pipeline.tasks.registry import task_module
+    from pipeline.tasks.step_cost import measure_step
     from pipeline.training.advice import advise
-    from pipeline.training.compute import choose_compute
-    from pipeline.training.estimate import OVERHEAD_BYTES, check_disk, check_fits, device_memory, seconds_per_image
+    from pipeline.training.deadline import Rows
+    from pipeline.training.estimate import check_disk, check_fits
     from pipeline.training.memory import OPTIMIZER_STATES
     from pipeline.training.optim import plan_schedule
 
@@ -85,16 +88,9 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
     num_rows = len(competition.train)
     num_val = math.ceil(num_rows * recipe.data.val_fraction)
     num_train = num_rows - num_val
-    compute = choose_compute(recipe.precision)
-    few = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_gb": 0, "workers": 0, "val_fraction": 0.25})})
-    build = task_module(recipe.task).build(few, _part(looked), None)
-    task = build.task
-    task.place(compute, fresh=True)
-    memory = task.account(compute, recipe.optimizer.name)
-    room, needed = device_memory(compute.device), memory.total(recipe.batch_size)
-    train_s, predict_s, _ = seconds_per_image(task, compute, 1)
-    if recipe.batch_size > 1 and train_s * recipe.batch_size < PATIENCE_S and needed + OVERHEAD_BYTES[compute.device.type] <= room:
-        train_s, predict_s, _ = seconds_per_image(task, compute, recipe.batch_size)
+    cost = measure_step(recipe, competition, _usable(looked), recipe.batch_size)
+    build, compute, memory, room, needed = cost.build, cost.compute, cost.memory, cost.room, cost.needed
+    task, train_s, predict_s = build.task, cost.train, cost.predict
     epoch = num_train * train_s + num_val * predict_s
     schedule = plan_schedule(recipe, num_train)
     rows = [
@@ -104,6 +100,9 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
         (f"all {recipe.epochs} epochs", f"about {human_time(recipe.epochs * epoch)}, {schedule['total_steps']:,} optimizer steps"),
         (f"memory of a step of {recipe.batch_size}", f"{human_size(needed)} counted" + (f", {human_size(room)} free" if room else "")),
     ]
+    rule = task.classifier.rule if recipe.task == "classification" else None
+    planned = _planned(cost, recipe, Rows(num_train, num_val, recipe.effective_batch_size), rule.height if rule else 0)
+    rows.append((f"`train.py --plan {SESSION_HOURS}h` would run", planned))
     problems = []
     try:
         rows.append(
@@ -118,17 +117,23 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
     if len(looked.test):
         rows.append(("predicting the test images", f"about {human_time(len(looked.competition.test) * predict_s)}"))
     section.grids.append(Grid("Estimated here", ("", "value"), rows, texts=2))
-    section.says.append("Measured on a few images while this page was made; reading and decoding images is not counted.")
+    section.says.append("Measured on a few images while this page was made; reading and decoding images is not counted, but in the plan.")
     kind = competition.target.kind if competition.target else "multiclass"
     section.says += problems + advise(recipe, schedule, num_train, num_val, len(task.class_names), build.new_head, kind)
 
 
-def _part(looked: Looked) -> Competition:
-    """The competition with a few rows, of as many labels as there is room for."""
-    rows = [row for row in looked.competition.train if (one := looked.facts.get(row.path)) is not None and not one.problem]
-    by_label: dict[str, list[Row]] = {}
-    for row in rows:
-        by_label.setdefault(row.label or "", []).append(row)
-    turns = [row for turn in range(FEW) for found in by_label.values() for row in found[turn : turn + 1]][:FEW]
-    ids = {row.id for row in turns}
-    return replace(looked.competition, train=tuple(row for row in rows if row.id in ids), split=None, groups=None, folds=None)
+def _planned(cost: StepCost, recipe: Recipe, rows: Rows, image_size: int) -> str:
+    """What `train.py --plan` would run with so much time, at this image size."""
+    from pipeline.training.deadline import FEWEST_STEPS, Pace, propose
+
+    pace = Pace(image_size, cost.train + cost.read, cost.predict + cost.read, cost.build_seconds)
+    found = propose(SESSION_HOURS * 3600, rows, [pace], may_fold=recipe.task == "classification")
+    if found is None:
+        return f"fewer than {FEWEST_STEPS} optimizer steps fit: smaller images, or the head alone"
+    runs = f"{found.folds} folds" if found.folds else "one model"
+    return f"{counted(found.epochs, 'epoch')} of this, {runs}: about {human_time(found.seconds)}, reading images included"
+
+
+def _usable(looked: Looked) -> list[Row]:
+    """The training rows whose images are known to be in order."""
+    return [row for row in looked.competition.train if (one := looked.facts.get(row.path)) is not None and not one.problem]

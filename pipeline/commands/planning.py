@@ -1,0 +1,243 @@
+"""train.py --plan 9h: what to train before a deadline, measured here, as a recipe file that can be edited and the command that runs it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from pipeline.commands.session import asked_recipe
+from pipeline.errors import UserError, raise_all
+from pipeline.files import human_size, human_time, versioned, write_text
+from pipeline.ranks import world_size
+from pipeline.recipe import Recipe
+from pipeline.wording import counted
+
+if TYPE_CHECKING:
+    from pipeline.competition.rows import Competition
+    from pipeline.tasks.step_cost import StepCost
+    from pipeline.training.deadline import Pace, Proposal, Rows
+
+PLAN_RECIPE = "beit-large-384-lora-ours"  # where none is named
+HEAD_LR = 1e-2  # of the head alone: see pipeline/recipes/README.md
+DEFAULT_OUTPUT = "finetuned_model"
+
+
+def seconds_of(text: str) -> float:
+    """`9h`, `90m`, `2h30m` in seconds.
+
+    Raises:
+        UserError: it is no such time, or none at all.
+    """
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?", text.strip().lower())
+    seconds = 3600 * float(found[1] or 0) + 60 * float(found[2] or 0) if found else 0.0
+    if not seconds:
+        raise UserError(f"--plan {text}: expected a time such as 9h, 90m or 2h30m")
+    return seconds
+
+
+def plan(args: argparse.Namespace, read: Callable[[argparse.Namespace, Recipe], Competition]) -> int:
+    """Measure, decide, write the recipe file and print the command that runs it; the exit code. `read` reads the data folder.
+
+    Raises:
+        UserError: flags that do not go together, data or a backbone that cannot be used, or too little time for any run.
+    """
+    from pipeline.models.places import check_recipe
+    from pipeline.training.deadline import MARGIN, propose, propose_head
+
+    deadline = seconds_of(args.plan)
+    check_flags(args)
+    if args.recipe is None:
+        args.recipe = PLAN_RECIPE
+    recipe = asked_recipe(args)
+    check_recipe(recipe)
+    competition = read(args, recipe)
+    rows = rows_of(recipe, competition)
+    bench = Bench(recipe, competition, fixed_size=args.image_size, fixed_batch=args.batch_size)
+    may_fold = recipe.task == "classification" and not competition.split and not competition.folds  # which are as the data say
+    found = propose(deadline, rows, bench.paces(), args.epochs, args.folds, may_fold)
+    if found is None:
+        whole, bench = bench, bench.of_head() or bench
+        paces = [bench.measured(size) for size in sorted(bench.costs, reverse=True)]
+        found = propose_head(deadline, rows, paces, args.folds) if bench is not whole else None
+        if found is None:
+            raise UserError(too_little(args.plan, whole, rows, args.folds))
+    kept = f"{human_time(MARGIN * deadline)} of {human_time(deadline)} kept back"
+    print(f"plan for {args.plan}: {counted(rows.total, 'row')} of {args.data}; {bench.compute}; {kept}")
+    path = write_plan(args, bench, found, rows)
+    print(f"  written: {path}, which can be edited; run it with\n{command_of(args, path, found, deadline)}")
+    return 0
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Refuse what makes no sense beside --plan.
+
+    Raises:
+        UserError: every problem at once.
+    """
+    asked = {
+        "--resume": args.resume,
+        "--dry-run": args.dry_run,
+        "--fold": args.fold,
+        "--parallel": args.parallel,
+        "--max-minutes": args.max_minutes,
+    }
+    problems = [f"{flag}: not together with --plan, which trains nothing" for flag, value in asked.items() if value]
+    problems += [f"--folds {args.folds}: at least 2 are needed"] if args.folds is not None and args.folds < 2 else []
+    problems += ["torchrun: a plan is made by one process"] if world_size() > 1 else []
+    raise_all(problems, "no plan can be made:")
+
+
+def rows_of(recipe: Recipe, competition: Competition) -> Rows:
+    """How many rows train and validate in one run."""
+    from pipeline.training.deadline import Rows
+
+    total = len(competition.train)
+    if competition.split is not None:
+        val = sum(competition.split.get(row.id) == "val" for row in competition.train)
+    else:
+        val = round(total * recipe.data.val_fraction)
+    return Rows(total - val, val, recipe.effective_batch_size)
+
+
+class Bench:
+    """The recipe at several image sizes, measured one after the other as they are asked for."""
+
+    def __init__(self, recipe: Recipe, competition: Competition, fixed_size: int | None, fixed_batch: int | str | None) -> None:
+        self.recipe, self.competition, self.fixed_size = recipe, competition, fixed_size
+        self.batch_size = int(fixed_batch) if fixed_batch and fixed_batch != "auto" else None
+        self.costs: dict[int, StepCost] = {}  # by image size
+        self.known: dict[int, Pace] = {}
+        self.own_size = 0
+
+    @property
+    def compute(self) -> str:
+        """Where it was measured."""
+        return f"on {next(iter(self.costs.values())).compute.describe()}"
+
+    def paces(self) -> Iterator[Pace]:
+        """From the backbone's own size down, or only the size that was asked for."""
+        from pipeline.training.deadline import smaller_sizes
+
+        yield self.measured(self.recipe.image_size)
+        first = next(iter(self.costs.values())).build.task
+        if self.fixed_size or not hasattr(first, "classifier"):
+            return
+        config = getattr(first.model, "config", None)
+        patch = getattr(config, "patch_size", None)
+        for size in smaller_sizes(self.own_size, patch if isinstance(patch, int) else 32)[1:]:
+            try:
+                yield self.measured(size)
+            except UserError:  # an architecture that takes its own size alone
+                return
+
+    def measured(self, size: int | None) -> Pace:
+        """The pace at `size` (None: the backbone's own)."""
+        from pipeline.data.dataset import resolve_workers
+        from pipeline.tasks.step_cost import measure_step
+        from pipeline.training.deadline import Pace
+        from pipeline.training.estimate import check_fits
+
+        if size in self.known:
+            return self.known[size]
+        recipe = self.recipe.model_copy(update={"image_size": size})
+        rows = list(self.competition.train)
+        cost = measure_step(recipe, self.competition, rows, self.batch_size)
+        check_fits(cost.memory, cost.batch_size, cost.compute.device)
+        rule = cost.build.task.classifier.rule if hasattr(cost.build.task, "classifier") else None
+        side = rule.height if rule else size or 0
+        self.own_size = self.own_size or side
+        self.costs[side] = cost
+        workers = resolve_workers(recipe.data.workers, [row.path for row in rows])
+        read = cost.read / max(workers, 1)
+        if cost.compute.device.type == "cuda" and workers:  # images are read while the card computes
+            seconds = max(cost.train, read), max(cost.predict, read)
+        else:
+            seconds = cost.train + read, cost.predict + read
+        self.known[side] = Pace(side, *seconds, cost.build_seconds)
+        return self.known[side]
+
+    def of_head(self) -> Bench | None:
+        """The same with the head alone trained, at the sizes that were measured; None where its features cannot be computed once."""
+        from pipeline.training.features import Features
+
+        if self.recipe.task != "classification":
+            return None
+        bench = Bench(head_recipe(self.recipe), self.competition, self.fixed_size, self.batch_size)
+        bench.own_size = self.own_size
+        bench.measured(min(self.costs))
+        [cost] = bench.costs.values()
+        if Features(cost.build.task, cost.compute).problem():
+            return None
+        for size in self.costs:
+            bench.measured(size)
+        return bench
+
+
+def head_recipe(recipe: Recipe) -> Recipe:
+    """`recipe` with the head alone trained on images as they are."""
+    lora = recipe.lora.model_copy(update={"rank": 0, "also_train": ()})
+    optimizer = recipe.optimizer.model_copy(update={"lr": HEAD_LR, "head_lr": None})
+    off = {key: "none" if key == "policy" else type(getattr(recipe.augmentation, key))() for key in recipe.augmentation.in_use}
+    still = recipe.augmentation.model_copy(update=off)
+    return recipe.model_copy(update={"lora": lora, "head_only": True, "optimizer": optimizer, "augmentation": still})
+
+
+def too_little(asked: str, bench: Bench, rows: Rows, folds: int | None) -> str:
+    """What to say where nothing fits into the time."""
+    from pipeline.training.deadline import FEWEST_EPOCHS, FEWEST_STEPS, MARGIN
+
+    size = min(bench.costs)
+    pace = bench.measured(size)
+    needed = pace.seconds(rows, rows.epochs(FEWEST_STEPS, FEWEST_EPOCHS, folds), folds) / (1 - MARGIN)
+    return (
+        f"--plan {asked}: too little for {counted(rows.total, 'row')} with {bench.recipe.backbones}: {FEWEST_STEPS} optimizer steps at "
+        f"{size} px need --plan {int(needed // 60) + 1}m; a smaller --backbone or --image-size needs less"
+    )
+
+
+def planned_recipe(bench: Bench, found: Proposal, name: str) -> Recipe:
+    """The recipe of the proposal, complete."""
+    recipe, cost = bench.recipe, bench.costs[found.pace.image_size]
+    batch = cost.batch_size if recipe.effective_batch_size % cost.batch_size == 0 else recipe.batch_size
+    changed = {"name": name, "image_size": found.pace.image_size or None, "epochs": found.epochs}
+    changed |= {"batch_size": batch, "accumulation_steps": recipe.effective_batch_size // batch}
+    return Recipe.model_validate(recipe.model_copy(update=changed).model_dump(mode="json"))
+
+
+def write_plan(args: argparse.Namespace, bench: Bench, found: Proposal, rows: Rows) -> Path:
+    """Print what would be run and what is expected of it, and write the recipe file, whose name no other file has; its path."""
+    from pipeline.commands.fitting import kind_of
+
+    folder = Path(os.path.abspath(args.data)).name
+    path = versioned(Path(f"plan-{folder}.yaml"))
+    recipe, cost, pace = planned_recipe(bench, found, path.stem), bench.costs[found.pace.image_size], found.pace
+    own = "the backbone's own" if pace.image_size == bench.own_size else f"not its {bench.own_size}: too few steps would fit"
+    steps = f"{rows.steps(found.epochs, found.folds):,} optimizer steps of {recipe.effective_batch_size} {cost.build.task.rows_are}"
+    speed = f"{pace.train:.3g} s an image in training, {pace.predict:.3g} s in validation"
+    lines = [
+        f"{args.recipe}: {kind_of(recipe)} of {recipe.backbones}; images of {pace.image_size} px ({own})",
+        f"{found.epochs} epochs: {steps}, {recipe.batch_size} at a time; "
+        + (f"{found.folds} folds" if found.folds else "one model, no folds"),
+        f"expected: {human_time(found.seconds)} ({speed}), {human_size(cost.needed)} of memory counted",
+    ]
+    print("\n".join(f"  {line}" for line in lines))
+    head = [f"Planned by train.py --plan {args.plan} from what was measured {bench.compute}.", *lines]
+    values = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_text(path, "".join(f"# {line}\n" for line in head) + values)
+    return path
+
+
+def command_of(args: argparse.Namespace, path: Path, found: Proposal, deadline: float) -> str:
+    """The command that runs the plan, to be pasted."""
+    output = str(versioned(Path("runs") / path.stem)) if args.output == DEFAULT_OUTPUT else args.output
+    words = ["python", "train.py", "--recipe", str(path), "--data", args.data]
+    words += ["--folds", str(found.folds)] if found.folds else []
+    words += ["--max-minutes", str(int(deadline // 60) or 1), "--output", output]
+    return shlex.join(words + (["--floor"] if args.floor else []))

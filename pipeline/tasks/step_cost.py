@@ -1,0 +1,84 @@
+"""What a training step of a recipe costs on this machine: a model is built on a few of the rows, and a micro-batch of them is timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from pipeline.competition.rows import Competition, Row
+from pipeline.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pipeline.tasks.build import Build
+    from pipeline.training.compute import Compute
+    from pipeline.training.memory import Memory
+
+FEW = 48  # rows that a step is measured on
+PATIENCE_S = 6.0  # a whole micro-batch is measured where it will take less
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds an image: `train`, `predict` (both without reading), `read` (read, decoded, prepared by one process). `build_seconds`: until
+    the model was there. `room`: bytes free on the device, 0 where the system does not say; `needed`: those of a step of `batch_size`.
+    """
+
+    build: Build
+    compute: Compute
+    memory: Memory
+    batch_size: int
+    train: float
+    predict: float
+    read: float
+    build_seconds: float
+    room: int
+
+    @property
+    def needed(self) -> int:
+        """Bytes of a step, as they are counted."""
+        return self.memory.total(self.batch_size)
+
+
+def measure_step(recipe: Recipe, competition: Competition, rows: Sequence[Row], batch_size: int | None = None) -> StepCost:
+    """The cost of a step of `recipe`, measured on `few_of(rows)`, whose images can be decoded.
+
+    `batch_size`: rows at a time; None: the recipe's, where it fits, else the largest part of it that does.
+
+    Raises:
+        UserError: the backbone cannot be loaded, or not with these settings.
+    """
+    from pipeline.tasks.registry import task_module
+    from pipeline.training.compute import choose_compute
+    from pipeline.training.estimate import OVERHEAD_BYTES, device_memory, largest_micro_batch, seconds_per_image
+
+    started = time.perf_counter()
+    compute = choose_compute(recipe.precision)
+    data = recipe.data.model_copy(update={"cache_gb": 0, "workers": 0, "val_fraction": 0.25})
+    ids = {row.id for row in few_of(rows)}
+    part = replace(competition, train=tuple(row for row in rows if row.id in ids), split=None, groups=None, folds=None)
+    build = task_module(recipe.task).build(recipe.model_copy(update={"data": data}), part, None)
+    task = build.task
+    task.place(compute, fresh=True)
+    build_seconds = time.perf_counter() - started
+    memory = task.account(compute, recipe.optimizer.name)
+    size = batch_size or largest_micro_batch(memory, compute.device, recipe.batch_size)
+    room = device_memory(compute.device)
+    train, predict, _ = seconds_per_image(task, compute, 1)
+    fits = room == 0 or memory.total(size) + OVERHEAD_BYTES[compute.device.type] <= room
+    if size > 1 and train * size < PATIENCE_S and fits:
+        train, predict, _ = seconds_per_image(task, compute, size)
+    started = time.perf_counter()
+    passed = sum(len(batch["row"]) for batch in islice(task.train_batches(0, 0, 8, task.num_train), 4))
+    read = (time.perf_counter() - started) / passed
+    return StepCost(build, compute, memory, size, train, predict, read, build_seconds, room)
+
+
+def few_of(rows: Sequence[Row]) -> list[Row]:
+    """At most `FEW` of the rows, of as many labels as there is room for."""
+    by_label: dict[str, list[Row]] = {}
+    for row in rows:
+        by_label.setdefault(row.label or "", []).append(row)
+    return [row for turn in range(FEW) for found in by_label.values() for row in found[turn : turn + 1]][:FEW]
