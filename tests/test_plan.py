@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from pipeline.commands.planning import seconds_of
 from pipeline.config import load_recipe
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.training import deadline
 from pipeline.training.deadline import Pace, Rows, propose, propose_head, smaller_sizes
 
 ROWS = Rows(train=800, val=200, a_step=40)  # 20 steps an epoch: 150 are 8 epochs, 1,000 are 50
@@ -71,6 +74,8 @@ def test_too_little_time_is_the_head_alone_or_nothing() -> None:
     assert propose(200, ROWS, [OWN, HALF]) is None
     found = propose_head(40, ROWS, [OWN, HALF])  # 1,000 images once: 20 s and 5 s, and 10 s of start
     assert (found.pace.image_size, found.head_alone, found.seconds) == (224, True, 30)
+    found = propose_head(200, ROWS, [OWN, HALF])  # five times 30 s in 160 s
+    assert (found.pace.image_size, found.folds, found.seconds) == (224, 5, 150)
     assert propose_head(20, ROWS, [OWN, HALF]).pace.image_size == 112
     assert propose_head(18, ROWS, [OWN, HALF]) is None
 
@@ -134,6 +139,21 @@ def test_too_little_time_says_how_much_is_needed(competition: Path, tiny_backbon
     with pytest.raises(UserError, match=r"--plan 2h: too little for 24 rows .* need --plan \d+m"):
         plan(competition, tiny_backbone)
     assert [path for path in os.listdir() if path.endswith(".yaml")] == []
+
+
+def test_the_head_alone_where_more_does_not_fit(competition: Path, tiny_backbone: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    steady = tmp_path / "steady"
+    shutil.copytree(tiny_backbone, steady)
+    config = json.loads((steady / "config.json").read_text())
+    (steady / "config.json").write_text(json.dumps(config | {"drop_path_rate": 0.0}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(deadline, "propose", lambda seconds, rows, paces, *_: list(paces) and None)  # as where no steps fit
+    assert plan(competition, steady) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    recipe = load_recipe("plan-data.yaml")
+    assert (recipe.head_only, recipe.lora.rank, recipe.augmentation.in_use, recipe.epochs) == (True, 0, [], 30)
+    train.main([*command[2:], "--dry-run"])
+    assert "computed once" in capsys.readouterr().out
 
 
 def test_flags_that_make_no_sense_beside_a_plan(competition: Path, tiny_backbone: Path) -> None:

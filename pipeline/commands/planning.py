@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -21,6 +21,7 @@ from pipeline.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.competition.rows import Competition
+    from pipeline.data.transforms import Preprocessing
     from pipeline.tasks.step_cost import StepCost
     from pipeline.training.deadline import Pace, Proposal, Rows
 
@@ -65,7 +66,7 @@ def plan(args: argparse.Namespace, read: Callable[[argparse.Namespace, Recipe], 
     if found is None:
         whole, bench = bench, bench.of_head() or bench
         paces = [bench.measured(size) for size in sorted(bench.costs, reverse=True)]
-        found = propose_head(deadline, rows, paces, args.folds) if bench is not whole else None
+        found = propose_head(deadline, rows, paces, args.epochs, args.folds, may_fold) if bench is not whole else None
         if found is None:
             raise UserError(too_little(args.plan, whole, rows, args.folds))
     kept = f"{human_time(MARGIN * deadline)} of {human_time(deadline)} kept back"
@@ -115,6 +116,7 @@ class Bench:
         self.costs: dict[int, StepCost] = {}  # by image size
         self.known: dict[int, Pace] = {}
         self.own_size = 0
+        self.start_seconds = 0.0  # until a model is there; the first also waits for its libraries
 
     @property
     def compute(self) -> str:
@@ -127,14 +129,14 @@ class Bench:
 
         yield self.measured(self.recipe.image_size)
         first = next(iter(self.costs.values())).build.task
-        if self.fixed_size or not hasattr(first, "classifier"):
+        if self.fixed_size or self.recipe.task != "classification":
             return
         config = getattr(first.model, "config", None)
         patch = getattr(config, "patch_size", None)
         for size in smaller_sizes(self.own_size, patch if isinstance(patch, int) else 32)[1:]:
             try:
                 yield self.measured(size)
-            except UserError:  # an architecture that takes its own size alone
+            except (UserError, RuntimeError, ValueError):  # an architecture that takes its own size alone
                 return
 
     def measured(self, size: int | None) -> Pace:
@@ -142,16 +144,13 @@ class Bench:
         from pipeline.data.dataset import resolve_workers
         from pipeline.tasks.step_cost import measure_step
         from pipeline.training.deadline import Pace
-        from pipeline.training.estimate import check_fits
 
         if size in self.known:
             return self.known[size]
         recipe = self.recipe.model_copy(update={"image_size": size})
         rows = list(self.competition.train)
-        cost = measure_step(recipe, self.competition, rows, self.batch_size)
-        check_fits(cost.memory, cost.batch_size, cost.compute.device)
-        rule = cost.build.task.classifier.rule if hasattr(cost.build.task, "classifier") else None
-        side = rule.height if rule else size or 0
+        cost = measure_step(recipe, self.competition, rows, self.batch_size, must_fit=True)
+        side = rule_of(cost.build.task).height
         self.own_size = self.own_size or side
         self.costs[side] = cost
         workers = resolve_workers(recipe.data.workers, [row.path for row in rows])
@@ -160,7 +159,8 @@ class Bench:
             seconds = max(cost.train, read), max(cost.predict, read)
         else:
             seconds = cost.train + read, cost.predict + read
-        self.known[side] = Pace(side, *seconds, cost.build_seconds)
+        self.start_seconds = max(self.start_seconds, cost.build_seconds)
+        self.known[side] = Pace(side, *seconds, self.start_seconds)
         return self.known[side]
 
     def of_head(self) -> Bench | None:
@@ -170,7 +170,7 @@ class Bench:
         if self.recipe.task != "classification":
             return None
         bench = Bench(head_recipe(self.recipe), self.competition, self.fixed_size, self.batch_size)
-        bench.own_size = self.own_size
+        bench.own_size, bench.start_seconds = self.own_size, self.start_seconds
         bench.measured(min(self.costs))
         [cost] = bench.costs.values()
         if Features(cost.build.task, cost.compute).problem():
@@ -178,6 +178,11 @@ class Bench:
         for size in self.costs:
             bench.measured(size)
         return bench
+
+
+def rule_of(task: Any) -> Preprocessing:
+    """How the images of a task are prepared."""
+    return task.classifier.rule if hasattr(task, "classifier") else task.answerer.rule
 
 
 def head_recipe(recipe: Recipe) -> Recipe:
@@ -218,11 +223,18 @@ def write_plan(args: argparse.Namespace, bench: Bench, found: Proposal, rows: Ro
     folder = Path(os.path.abspath(args.data)).name
     path = versioned(Path(f"plan-{folder}.yaml"))
     recipe, cost, pace = planned_recipe(bench, found, path.stem), bench.costs[found.pace.image_size], found.pace
-    own = "the backbone's own" if pace.image_size == bench.own_size else f"not its {bench.own_size}: too few steps would fit"
+    why = (
+        "asked for"
+        if args.image_size
+        else "the backbone's own"
+        if pace.image_size == bench.own_size
+        else f"in {bench.own_size} too little fits"
+    )
+    alone = "; more than the head does not fit" if found.head_alone else ""
     steps = f"{rows.steps(found.epochs, found.folds):,} optimizer steps of {recipe.effective_batch_size} {cost.build.task.rows_are}"
     speed = f"{pace.train:.3g} s an image in training, {pace.predict:.3g} s in validation"
     lines = [
-        f"{args.recipe}: {kind_of(recipe)} of {recipe.backbones}; images of {pace.image_size} px ({own})",
+        f"{args.recipe}: {kind_of(recipe)} of {recipe.backbones}; images of {pace.image_size} px ({why}){alone}",
         f"{found.epochs} epochs: {steps}, {recipe.batch_size} at a time; "
         + (f"{found.folds} folds" if found.folds else "one model, no folds"),
         f"expected: {human_time(found.seconds)} ({speed}), {human_size(cost.needed)} of memory counted",

@@ -23,7 +23,8 @@ PATIENCE_S = 6.0  # a whole micro-batch is measured where it will take less
 @dataclass(frozen=True)
 class StepCost:
     """Seconds an image: `train`, `predict` (both without reading), `read` (read, decoded, prepared by one process). `build_seconds`: until
-    the model was there. `room`: bytes free on the device, 0 where the system does not say; `needed`: those of a step of `batch_size`.
+    the model was there, its libraries too where they were not. `room`: bytes free on the device, 0 where the system does not say;
+    `needed`: those of a step of `batch_size`.
     """
 
     build: Build
@@ -42,19 +43,21 @@ class StepCost:
         return self.memory.total(self.batch_size)
 
 
-def measure_step(recipe: Recipe, competition: Competition, rows: Sequence[Row], batch_size: int | None = None) -> StepCost:
+def measure_step(
+    recipe: Recipe, competition: Competition, rows: Sequence[Row], batch_size: int | None = None, must_fit: bool = False
+) -> StepCost:
     """The cost of a step of `recipe`, measured on `few_of(rows)`, whose images can be decoded.
 
     `batch_size`: rows at a time; None: the recipe's, where it fits, else the largest part of it that does.
 
     Raises:
-        UserError: the backbone cannot be loaded, or not with these settings.
+        UserError: the backbone cannot be loaded, or not with these settings; it `must_fit` into the memory and does not.
     """
+    started = time.perf_counter()
     from pipeline.tasks.registry import task_module
     from pipeline.training.compute import choose_compute
-    from pipeline.training.estimate import OVERHEAD_BYTES, device_memory, largest_micro_batch, seconds_per_image
+    from pipeline.training.estimate import OVERHEAD_BYTES, check_fits, device_memory, largest_micro_batch, seconds_per_image
 
-    started = time.perf_counter()
     compute = choose_compute(recipe.precision)
     data = recipe.data.model_copy(update={"cache_gb": 0, "workers": 0, "val_fraction": 0.25})
     ids = {row.id for row in few_of(rows)}
@@ -66,6 +69,8 @@ def measure_step(recipe: Recipe, competition: Competition, rows: Sequence[Row], 
     memory = task.account(compute, recipe.optimizer.name)
     size = batch_size or largest_micro_batch(memory, compute.device, recipe.batch_size)
     room = device_memory(compute.device)
+    if must_fit:
+        check_fits(memory, size, compute.device)
     train, predict, _ = seconds_per_image(task, compute, 1)
     fits = room == 0 or memory.total(size) + OVERHEAD_BYTES[compute.device.type] <= room
     if size > 1 and train * size < PATIENCE_S and fits:

@@ -100,11 +100,22 @@ def propose(
     return None
 
 
-def propose_head(seconds: float, rows: Rows, paces: Iterable[Pace], folds: int | None = None) -> Proposal | None:
+def propose_head(
+    seconds: float,
+    rows: Rows,
+    paces: Iterable[Pace],
+    epochs: int | None = None,
+    folds: int | None = None,
+    may_fold: bool = True,
+) -> Proposal | None:
     """The head alone on features computed once, with the largest images that fit; None: not even the smallest do."""
+    budget = (1 - MARGIN) * seconds
     for pace in paces:
-        if (expected := pace.seconds_once(rows, folds)) <= (1 - MARGIN) * seconds:
-            return Proposal(pace, HEAD_EPOCHS, folds, expected, head_alone=True)
+        if pace.seconds_once(rows, folds) > budget:
+            continue
+        if folds is None and may_fold and pace.seconds_once(rows, FOLDS) <= budget:
+            folds = FOLDS
+        return Proposal(pace, epochs or HEAD_EPOCHS, folds, pace.seconds_once(rows, folds), head_alone=True)
     return None
 
 
