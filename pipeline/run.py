@@ -13,6 +13,8 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.run_names import (
     ADAPTER_DIR,
+    COPIES,
+    COPY_NAME,
     FLOORS,
     FOLDS_FILE,
     HEAD_FILE,
@@ -30,7 +32,7 @@ from pipeline.run_names import (
     VAL_TABLE,
     VAL_VALUES,
 )
-from pipeline.run_record import RunRecord, read_record, read_values, value_at
+from pipeline.run_record import RunRecord, read_metrics, read_record, read_values, value_at
 from pipeline.shapes import read_object
 from pipeline.targets.target import Target, multiclass
 from pipeline.unfinished import planned_epochs, read_kept, resume_command
@@ -52,7 +54,7 @@ _FILES = (
     OOF_VALUES,
     HEAD_FILE,
 )
-_FOLDERS = ("figures", "tensorboard", "state", "checkpoints")
+_FOLDERS = ("figures", "tensorboard", "state", COPIES)
 _PACKAGES = ("torch", "torchvision", "transformers", "peft", "timm", "accelerate", "safetensors", "numpy", "pillow", "simplejpeg")
 
 
@@ -66,7 +68,7 @@ class Run:
     class_names: tuple[str, ...] | None  # None when a legacy release has only LABEL_0..N
     record: RunRecord | None  # None for a legacy release
     text_dir: Path | None = None  # the text backbone's folder, with its tokenizer, where there is one
-    unfinished: str | None = None  # of a run that was interrupted: which weights these are, in words
+    unfinished: str | None = None  # which weights these are, in words: of a run that was interrupted, or of one of its epochs
 
     @property
     def name(self) -> str:
@@ -96,7 +98,7 @@ class Run:
 
 
 def load_run(path: Path) -> Run:
-    """The run or release in folder `path`.
+    """The run or release in folder `path`; or of a run one epoch, which `checkpoint.keep_every` kept: its base and record are the run's.
 
     Raises:
         UserError: there is none, it was stopped before any weights were kept or is not wholly installed, its run.json is of another format
@@ -111,17 +113,28 @@ def load_run(path: Path) -> Run:
             f"{path} holds a release that was not wholly installed: `make weights` was interrupted. Run it again; "
             f"what was there before is kept in {path / 'earlier'}"
         )
+    whole = _run_of_copy(path)
     folders, text_dirs = backbone_dirs(path)
+    if whole is not None and not folders:
+        folders, text_dirs = backbone_dirs(whole)
     if not folders and (record := read_record(path)) and record.kind != "run":
         members = list(record.values.get("members", {}))
         raise UserError(f"{path} is no single model but {record.kind} of {len(members)}: name one of them: {', '.join(members[:5])}")
+    if not folders and (path / ADAPTER_DIR).is_dir():
+        raise UserError(
+            f"{path} holds an adapter and no model_<type> folder, the model that it changes, which lies in the folder of its run: "
+            "leave it where training wrote it, or copy model_<type>/ and run.json beside it"
+        )
     if not folders:
         raise UserError(f"{path} holds no model_<type> folder: no model to load; {how}")
     if len(folders) > 1 or len(text_dirs) > 1:
         names = ", ".join(folder.name for folder in (*folders, *text_dirs))
         raise UserError(f"{path} holds more than one backbone ({names}): keep one, or name another folder with --model")
     config = read_object(folders[0] / "config.json")
-    record, unfinished = _read_unfinished(path) if is_unfinished(path) else (read_record(path), None)
+    if whole is not None:
+        record, unfinished = _read_copy(path, whole)
+    else:
+        record, unfinished = _read_unfinished(path) if is_unfinished(path) else (read_record(path), None)
     adapter_dir = path / ADAPTER_DIR
     rank = value_at(record.values, "recipe.lora.rank") if record else 0
     if rank and not adapter_dir.is_dir():
@@ -132,6 +145,23 @@ def load_run(path: Path) -> Run:
     class_names = record.class_names if record else _names_from(config)
     text_dir = text_dirs[0] if text_dirs else None
     return Run(path, folders[0], adapter_dir if adapter_dir.is_dir() else None, class_names, record, text_dir, unfinished)
+
+
+def _run_of_copy(path: Path) -> Path | None:
+    """The run that keeps the model of one epoch in `path`; None where `path` is no such copy, or the run is not there."""
+    folder = path.absolute().parent
+    return folder.parent if folder.name == COPIES and ((folder.parent / RECORD).is_file() or is_unfinished(folder.parent)) else None
+
+
+def _read_copy(path: Path, whole: Path) -> tuple[RunRecord, str]:
+    """What the run in `whole` says of itself, with the validation score of the epoch in `path`; and in words which epoch that is."""
+    record = known_record(whole)
+    metric = str(record.best.get("metric") or "epoch")
+    line = next((line for line in read_metrics(whole / METRICS) if COPY_NAME.format(line["epoch"]) == path.name), {})
+    score = {"epoch": line["epoch"], "metric": metric, "value": line.get(metric, line["epoch"])} if line else {}
+    shown = f" ({metric} {line[metric]:.4f})" if isinstance(line.get(metric), float) else ""
+    words = f"the weights of epoch {line.get('epoch', path.name)}{shown} of the run in {whole}, whose frozen base they need"
+    return RunRecord(record.path, record.values | {"best": score}), words
 
 
 def known_record(path: Path) -> RunRecord | None:

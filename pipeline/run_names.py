@@ -13,6 +13,7 @@ PAGE, THUMBNAILS = "report.html", "thumbnails.jsonl"
 ADAPTER_DIR = "model_lora"
 HEAD_FILE = "head.safetensors"  # of a model with two backbones; otherwise the head is in the backbone's or the adapter's file
 STATE_DIR = "state"  # what a run needs to go on; never shipped
+COPIES, COPY_NAME = "checkpoints", "epoch_{:04d}"  # models of single epochs (checkpoint.keep_every): what training changes of them
 START, KEPT = "state/start.json", "state/kept.json"  # what a run was started with; which weights lie in its folder until it is complete
 FOLDS_FILE, FOLDS_START = "folds.csv", "state/folds.json"  # who is in which fold; what a run of several folds was started with
 INSTALLING = ".installing"  # lies in a run folder while a release is moved in: until it is gone, nothing there counts

@@ -19,7 +19,9 @@ def resume_command(path: Path | str, *flags: str) -> str:
     """The command that goes on with the unfinished run (or folds) in `path`, to be pasted; data and flags are the run's own. `flags`: more."""
     path = Path(path)
     path = path.parent if path.name.startswith("fold-") and (path.parent / FOLDS_START).is_file() else path
-    several = ["--folds", str(read_object(path / FOLDS_START).get("folds"))] if (path / FOLDS_START).is_file() else []
+    start = read_object(path / FOLDS_START) if (path / FOLDS_START).is_file() else {}
+    several = ["--folds", str(start.get("folds"))] if start else []
+    several += ["--parallel", str(start["parallel"])] if start.get("parallel", 1) != 1 else []
     return shlex.join([*(["python"] if several else launcher()), "train.py", "--output", str(path), *several, "--resume", *flags])
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,7 @@ from pipeline.errors import Interrupted, UserError
 from pipeline.files import read_json
 from pipeline.ranks import NAMES
 from pipeline.targets.target import Target
+from pipeline.unfinished import resume_command
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = {"dtype": str, "keep_default_na": False}
@@ -79,6 +84,8 @@ def test_the_record_and_the_page_hold_the_score_of_all_rows_and_its_spread(folds
     assert [line["value"] for line in record["folds"]["each"]] == pytest.approx(each)
     assert record["folds"]["mean"] == pytest.approx(np.mean(each)) and record["folds"]["deviation"] == pytest.approx(np.std(each, ddof=1))
     page = (output / "report.html").read_text(encoding="utf-8")
+    assert f"{(oof.label == oof.predicted).sum()} of 21 out-of-fold images are right" in page
+    assert "validation images" not in page and "<h2>Out-of-fold rows</h2>" in page
     assert "All out-of-fold rows" in page and "Validation accuracy of 3 folds over the epochs." in page
     assert (output / "figures" / "folds.png").exists() and (output / "figures" / "confusion.png").exists()
 
@@ -160,8 +167,47 @@ def test_two_at_once_give_what_they_would_in_turn_with_as_many_threads(folds_run
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert all(any(line.startswith(f"fold {fold} | epoch 2/2") for line in lines) for fold in (1, 2, 3))
+    assert done.stdout.count("next: ") == 1 and lines[-1].startswith(f"next: python inference.py --model {tmp_path / 'beside'} --data ")
+    assert "--resume" not in done.stdout and "no state in" not in done.stdout  # said by a child, as if its fold were all there is
     values = np.load(tmp_path / "beside/oof.npy")
     np.testing.assert_allclose(values, np.load(folds_run / "folds/oof.npy"), atol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_beside_one_another_and_resumed_gives_the_same_bits(folds_run: Path, tiny_backbone: Path, tmp_path: Path, seed: int) -> None:
+    """First all processes are killed, then one fold alone, each at a moment that `seed` draws; what goes on has no flags but the folder's."""
+    draw = np.random.default_rng(seed)
+    often = ["--epochs", "20", "--set", "checkpoint.every_minutes=0.00001"]
+
+    def start(output: Path, *more: str) -> subprocess.Popen:
+        words = arguments(folds_run / "data", tiny_backbone, output, "--folds", "3", *often, *more)
+        return subprocess.Popen(
+            [sys.executable, "train.py", *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    def children_when(process: subprocess.Popen, fold: int, step: int) -> list[int]:
+        """The processes of the folds, once `fold` has come to `step`."""
+        states = tmp_path / f"killed/fold-{fold}/state"
+        while process.poll() is None and not any(read_json(path)["step"] >= step for path in states.glob("[0-9]*.json")):
+            time.sleep(0.01)
+        return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+
+    assert start(tmp_path / "whole", "--parallel", "2").wait() == 0
+    first = start(tmp_path / "killed", "--parallel", "2")
+    for number in [*children_when(first, 1, int(draw.integers(2, 40))), first.pid]:
+        os.kill(number, signal.SIGKILL)
+    first.wait()
+    assert not (tmp_path / "killed/oof.npy").exists() and (tmp_path / "killed/fold-1/state").exists()
+    second = start(tmp_path / "killed", "--resume")
+    victim = children_when(second, 3, int(draw.integers(2, 40)))[-1]
+    os.kill(victim, signal.SIGKILL)
+    assert second.wait() == 2 and "ended with exit code -9" in second.stderr.read()
+    go_on = shlex.split(resume_command(tmp_path / "killed"))
+    assert go_on[2:] == ["--output", str(tmp_path / "killed"), "--folds", "3", "--parallel", "2", "--resume"]
+    assert subprocess.run([sys.executable, *go_on[1:]], cwd=ROOT, capture_output=True).returncode == 0
+    for name in ("oof.npy", "oof.csv"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_a_fold_that_fails_is_named_with_its_message(folds_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:

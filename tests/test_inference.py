@@ -27,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Pa
     make_competition(root / "data")
     flags = ["--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "run"), "--precision", "fp32"]
     flags += ["--epochs", "8", "--batch-size", "6", "--accumulation-steps", "1", "--lr", "0.02", "--set", "data.val_fraction=0.25"]
-    train.main([*flags, "--set", "augmentation.crop_scale=[0.5, 1]"])
+    train.main([*flags, "--set", "augmentation.crop_scale=[0.5, 1]", "--set", "checkpoint.keep_every=1"])
     return root
 
 
@@ -49,6 +49,27 @@ def test_predictions_follow_sample_submission_and_are_right(trained: Path) -> No
 
 def test_batch_size_does_not_change_the_answer(trained: Path) -> None:
     assert predict(trained, "--batch-size", "1").equals(predict(trained, "--batch-size", "64"))
+
+
+def test_the_copy_of_an_epoch_predicts_with_the_base_and_the_record_of_its_run(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from pipeline.run import load_run
+    from pipeline.tasks.classification import rebuild
+
+    copy, by_hand = trained / "run/checkpoints/epoch_0001", shutil.copytree(trained / "run", tmp_path / "run")
+    shutil.rmtree(by_hand / "model_lora")
+    shutil.copytree(copy / "model_lora", by_hand / "model_lora")
+    kept, composed, last = (rebuild(load_run(folder), 3).model.state_dict() for folder in (copy, by_hand, trained / "run"))
+    assert all(torch.equal(weight, composed[name]) for name, weight in kept.items())
+    assert not all(torch.equal(weight, last[name]) for name, weight in kept.items())
+    output = tmp_path / "predictions.csv"
+    assert inference.main(["--model", str(copy), "--data", str(trained / "data"), "--output", str(output)]) == 0
+    score = json.loads((trained / "run/metrics.jsonl").read_text().splitlines()[0])["val_accuracy"]
+    assert f"the weights of epoch 1 (val_accuracy {score:.4f})" in capsys.readouterr().out and output.exists()
+    moved = shutil.copytree(copy, tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="elsewhere holds an adapter and no model_<type> folder"):
+        inference.main(["--model", str(moved), "--data", str(trained / "data"), "--output", str(tmp_path / "no.csv")])
 
 
 def test_half_precision_keeps_the_head_exact(trained: Path) -> None:

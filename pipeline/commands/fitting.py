@@ -249,12 +249,14 @@ def leave_usable(session: Session, recorder: Recorder, schedule: dict[str, Any],
     page = session.output / PAGE
     if problem := LivePage(session.output).update(at_once=True):
         print(problem)
-    print(f"page: {page}\nnext: {next_command(session)}")
+    print(f"page: {page}{and_next(session)}")
 
 
-def next_command(session: Session) -> str:
-    """The command that predicts with the run, to be pasted."""
-    return shlex.join(["python", "inference.py", "--model", str(session.output), "--data", session.args.data])
+def and_next(session: Session) -> str:
+    """A line with the command that predicts with the run, to be pasted; nothing for a fold, which is a part of what predicts."""
+    if session.args.fold:
+        return ""
+    return "\nnext: " + shlex.join(["python", "inference.py", "--model", str(session.output), "--data", session.args.data])
 
 
 def finish(
@@ -299,7 +301,7 @@ def finish(
     if floor := started_with.get("floor"):
         beside.append(f"{floor['words']}: {floor['value']:.4f} in {human_time(floor['seconds'])}")
     best += f" ({'; '.join(beside)})" if beside else ""
-    print(f"done. {best}\npage: {page}\nnext: {next_command(session)}")
+    print(f"done. {best}\npage: {page}{and_next(session)}")
 
 
 def kind_of(recipe: Recipe) -> str:

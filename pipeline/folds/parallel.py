@@ -17,6 +17,7 @@ from pipeline.stopping import end_with_parent, stop_requests
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOK_SECONDS = 0.1
+IS_CHILD = "CHILD_OF_PARALLEL"  # in the environment of each process that is started here
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class _Running:
     process: subprocess.Popen
     reader: threading.Thread
     said: list[str] = field(default_factory=list)
+
+
+def is_child() -> bool:
+    """True in a process that `run_children` started: what to do next is said by that one, which sees all of them."""
+    return IS_CHILD in os.environ
 
 
 def run_children(children: Sequence[Callable[[], Child]], at_once: int) -> None:
@@ -102,7 +108,7 @@ def _start(child: Child, slot: int, place: dict[str, str]) -> _Running:
         text=True,
         encoding="utf-8",
         errors="replace",
-        env=os.environ | place | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": found_first},
+        env=os.environ | place | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": found_first, IS_CHILD: "1"},
         start_new_session=True,  # Ctrl-C goes to this process alone, which passes it on once
         preexec_fn=end_with_parent if sys.platform == "linux" else None,
     )

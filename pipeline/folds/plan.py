@@ -56,8 +56,10 @@ class Plan:
         """The folds that are not complete."""
         return [number for number in range(1, self.count + 1) if number not in self.done()]
 
-    def write(self, recipe: Recipe, command: str) -> None:
+    def write(self, recipe: Recipe, command: str, parallel: int = 1) -> None:
         """Write folds.csv, and state/folds.json with what the run was started with; a run that goes on keeps its own.
+
+        `parallel`: how many are trained at once; another number rounds differently, so it is part of the command that goes on.
 
         Raises:
             UserError: folds.csv is there and says something else.
@@ -68,7 +70,13 @@ class Plan:
         else:
             write_table(path, ("id", "fold"), [(guarded(row_id), str(fold)) for row_id, fold in self.fold_of.items()])
         if not (self.output / FOLDS_START).exists():
-            start = {"folds": self.count, "recipe": recipe.model_dump(mode="json"), "command": command, "started": now()}
+            start = {
+                "folds": self.count,
+                "parallel": parallel,
+                "recipe": recipe.model_dump(mode="json"),
+                "command": command,
+                "started": now(),
+            }
             write_json(self.output / FOLDS_START, start)
 
     def _check(self, path: Path) -> None:
@@ -100,7 +108,7 @@ def read_folds(path: Path) -> dict[str, int]:
 
 
 def read_start(output: Path) -> dict[str, Any] | None:
-    """What the folds in `output` were started with: `folds`, `recipe`, `command`, `started`; None where none were, or all are assembled.
+    """What the folds in `output` were started with: `folds`, `parallel`, `recipe`, `command`, `started`; None where none were, or all are assembled.
 
     Raises:
         UserError: the file is damaged.

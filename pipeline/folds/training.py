@@ -14,11 +14,11 @@ from typing import Any
 
 from pipeline.competition.rows import Competition
 from pipeline.config import differences, validate_recipe
-from pipeline.errors import Interrupted, UserError, raise_all
+from pipeline.errors import EXIT_DONE, Interrupted, UserError, raise_all
 from pipeline.files import set_aside
 from pipeline.folds.assembly import assemble
 from pipeline.folds.bases import share_base
-from pipeline.folds.parallel import Child, run_children
+from pipeline.folds.parallel import Child, is_child, run_children
 from pipeline.folds.plan import Plan, plan_folds, read_start
 from pipeline.lock import holding_folder
 from pipeline.ranks import world_size
@@ -55,6 +55,8 @@ def train_folds(args: argparse.Namespace, words: list[str], started: float, step
             return 0
         start = read_start(output)
         _check_before(args, output, start)
+        if start and args.resume and not args.fold and args.parallel is None:
+            args.parallel = start.get("parallel")  # another number has other threads, which round differently
         stored = start["recipe"] if start and args.resume and not args.recipe else None
         recipe = steps.recipe(args, stored)
         if recipe.task != "classification":
@@ -70,14 +72,14 @@ def train_folds(args: argparse.Namespace, words: list[str], started: float, step
         _check_members(plan, recipe)
         if not args.resume and not args.fold and (moved := set_aside(run_entries(output), output / "earlier")):
             print(f"what was in {output} is kept in {moved}")
-        plan.write(recipe, command)
+        plan.write(recipe, command, args.parallel or 1)
         todo = [args.fold] if args.fold else plan.missing()
         if args.parallel and args.parallel > 1 and len(todo) > 1:
             _train_beside(args, words, started, plan, todo)
         else:
             _train_in_turn(args, command, started, steps, recipe, competition, plan, todo)
         if args.fold:
-            return _say_what_is_left(args, plan)
+            return EXIT_DONE if is_child() else _say_what_is_left(args, plan)
         return assemble(plan, recipe, competition, command, args.data)
 
 
@@ -147,7 +149,7 @@ def _for_fold(args: argparse.Namespace, plan: Plan, number: int, started: float)
     left = _minutes_left(args, started)
     folder = plan.folder(number)
     resume = args.resume if (folder / "state").is_dir() or args.fold else None
-    return argparse.Namespace(**vars(args) | {"output": str(folder), "max_minutes": left, "resume": resume})
+    return argparse.Namespace(**vars(args) | {"output": str(folder), "max_minutes": left, "resume": resume, "fold": number})
 
 
 def _minutes_left(args: argparse.Namespace, started: float) -> float | None:
@@ -179,12 +181,12 @@ def _train_in_turn(
 
 
 def _train_beside(args: argparse.Namespace, words: list[str], started: float, plan: Plan, todo: list[int]) -> None:
-    """Several folds at once, each a process of its own with `--fold`."""
+    """Several folds at once, each a process of its own with `--fold`; what comes after them is said by this one."""
 
     def child(number: int) -> Child:
         left = _minutes_left(args, started)
         more = [] if left is None else ["--max-minutes", f"{left:.4f}"]
-        return Child(f"fold {number}", ["train.py", *words, "--parallel", "1", "--fold", str(number), "--resume", *more])
+        return Child(f"fold {number}", ["train.py", *words, "--parallel", "1", "--fold", str(number), *more])
 
     run_children([lambda number=number: child(number) for number in todo], args.parallel)
     for number in todo:

@@ -200,7 +200,8 @@ def _sources(runs: Sequence[Run]) -> list[Path]:
     for run in runs:
         for folder in (run.backbone_dir, run.adapter_dir, run.text_dir):
             found += sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
-        found += [run.path / name for name in (RECORD, HEAD_FILE, START) if (run.path / name).is_file()]
+        own = [*(run.path / name for name in (RECORD, HEAD_FILE, START)), *([run.record.path] if run.record else [])]
+        found += [path for path in dict.fromkeys(own) if path.is_file()]
     return found
 
 

@@ -82,7 +82,7 @@ def residuals_figure(path: Path, errors: np.ndarray, name: str) -> None:
         axes.hist(errors, bins=min(40, max(8, round(2 * math.sqrt(len(errors))))), color=VALIDATION, alpha=0.85)
         axes.axvline(0, **EVEN)
         axes.set_xlabel(f"predicted minus true {drawable(name, 0)}", parse_math=False)
-        axes.set_ylabel("validation images")
+        axes.set_ylabel("images")
         _number_axes(axes)
 
 

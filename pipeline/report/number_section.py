@@ -35,7 +35,7 @@ def read_numbers(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
         residuals_figure(figures / f"residuals_{number}.png", errors[:, number], name)
         drawn[f"predicted_{number}"] = (
             figures / f"predicted_{number}.png",
-            f"Predicted against true {name} of {len(rows):,} validation images.",
+            f"Predicted against true {name} of {len(rows):,} {files.checked} images.",
         )
         drawn[f"residuals_{number}"] = figures / f"residuals_{number}.png", f"Histogram of predicted minus true {name}."
     return {
@@ -56,7 +56,7 @@ def read_number_counts(files: RunFiles, drawn: Drawn) -> list[dict[str, Any]]:
     if not stored and files.truth is not None:
         from pipeline.targets.measures import histograms
 
-        stored, of = histograms(files.target.names, files.truth), "validation images"
+        stored, of = histograms(files.target.names, files.truth), f"{files.checked} images"
     shown = []
     for number, (name, histogram) in enumerate(list((stored or {}).items())[:MAX_DRAWN_COLUMNS]):
         path = files.path / "figures" / f"numbers_{number}.png"

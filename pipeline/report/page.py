@@ -130,6 +130,7 @@ def build_report(run_dir: Path, ledger: Path = LEDGER, images: bool = True) -> P
         "validation": validation,
         "questions": questions,
         "rows_are": files.rows_are,
+        "checked": files.checked,
         "classes": classes,
         "corrections": run_facts.corrections(files),
         "numbers": numbers,

@@ -27,7 +27,7 @@ def read_probabilities(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
         found["auc"] = float(roc_auc_score(truth, said))
         path = files.path / "figures" / "roc.png"
         roc_figure(path, truth, said)
-        drawn["roc"] = path, f"ROC curve of {files.target.names[1]} on {len(truth):,} validation images: area {found['auc']:.4f}."
+        drawn["roc"] = path, f"ROC curve of {files.target.names[1]} on {len(truth):,} {files.checked} images: area {found['auc']:.4f}."
     words = "probability of the positive class", "share of images that are of it"
     return found | {"calibration": read_calibration(files, drawn, said, truth, *words)}
 

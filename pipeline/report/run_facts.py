@@ -53,7 +53,7 @@ def headlines(files: RunFiles) -> list[dict[str, str]]:
     """What the page opens with: the best validation metric and, after scoring, the test score."""
     shown, best = [], files.best
     if best:
-        what = f"{'out-of-fold' if files.record.get('folds') else 'validation'} {metric_name(best['metric'])}"
+        what = f"{files.checked} {metric_name(best['metric'])}"
         value = metric_value(best["metric"], best["value"])
         shown.append({"value": value, "what": what, "when": _when(files, best), "note": _best_note(files, best)})
     elif files.kept_epoch.get(key := f"train_{files.training_score}") is not None:
@@ -165,7 +165,7 @@ def summary(files: RunFiles) -> str:
     record, counts = files.told, files.record.get("counts", {})
     parts = [_what_is_asked(files)] if record.get("class_names") or record.get("target") else []
     parts += [
-        f"{counts[key]:,} {words} {files.rows_are}" for key, words in (("train", "training"), ("val", "validation")) if counts.get(key)
+        f"{counts[key]:,} {words} {files.rows_are}" for key, words in (("train", "training"), ("val", files.checked)) if counts.get(key)
     ]
     parts += [f"{len(files.metrics)} epoch{'s' if len(files.metrics) > 1 else ''}"] if files.metrics else []
     parts += [human_time(sum(row.get("seconds") or 0 for row in files.timing))] if files.timing else []

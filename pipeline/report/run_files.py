@@ -44,6 +44,11 @@ class RunFiles:
         return "questions" if self.told.get("recipe", {}).get("task") == "vqa" else "images"
 
     @property
+    def checked(self) -> str:
+        """What the rows are that no weights were trained on and that are scored here: validation, or out-of-fold where each was one fold's."""
+        return "out-of-fold" if self.record.get("kind") == "folds" else "validation"
+
+    @property
     def best(self) -> dict[str, Any] | None:
         """`epoch`, `metric`, `value` of the best epoch; from metrics.jsonl while run.json is still to come; None without validation."""
         if self.record:

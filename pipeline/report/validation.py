@@ -82,7 +82,7 @@ def _read_classes(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
         several = "grades" if noun == "grade" else "classes"
         drawn["confusion"] = (
             path,
-            f"Confusion matrix of {len(names)} {several}: {len(mistakes):,} of {len(rows):,} validation {files.rows_are} are mistaken{most}.",
+            f"Confusion matrix of {len(names)} {several}: {len(mistakes):,} of {len(rows):,} {files.checked} {files.rows_are} are mistaken{most}.",
         )
         classes = _per_class(names, counts, files)
     probabilities = read_probabilities(files, drawn) if kind == "binary" else None

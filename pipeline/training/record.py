@@ -12,7 +12,7 @@ from tqdm import tqdm
 from pipeline.files import human_time, read_json_lines, write_json, write_json_lines
 from pipeline.recipe import Recipe
 from pipeline.run import environment, now
-from pipeline.run_names import KEPT, METRICS, RECORD, TIMING
+from pipeline.run_names import COPIES, COPY_NAME, KEPT, METRICS, RECORD, TIMING
 from pipeline.run_record import FORMAT
 from pipeline.training.optim import lr_at
 from pipeline.training.position import EpochReport, Position
@@ -65,7 +65,7 @@ class Recorder:
             is_last = self.keep.get("rule") == "last"  # then the epoch is kept for being the last, and is not the best
             write_kept(self.output, report.metrics["epoch"], "" if is_last else best, report.metrics.get(best))
         if self.recipe.checkpoint.keep_every and report.metrics["epoch"] % self.recipe.checkpoint.keep_every == 0:
-            self.save_model(self.output / "checkpoints" / f"epoch_{report.metrics['epoch']:04d}")
+            self.save_model(self.output / COPIES / COPY_NAME.format(report.metrics["epoch"]))
         write_json_lines(self.output / METRICS, self.history)
         write_json_lines(self.output / TIMING, self.timing)
         self._log(report)

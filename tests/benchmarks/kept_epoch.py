@@ -68,7 +68,7 @@ def measure(args: argparse.Namespace, table: Table, name: str, seed: int, arm: s
     use = ["--precision", precision]
     table.add(name, seed, arm, "last", EPOCHS, accuracy_of(log, [folder], data, *use))
     best = best_epoch(folder)
-    copies = [with_base(folder, epoch) for epoch in range(1, EPOCHS + 1)]
+    copies = [folder / "checkpoints" / f"epoch_{epoch:04d}" for epoch in range(1, EPOCHS + 1)]
     table.add(name, seed, arm, "best", best, accuracy_of(log, [copies[best - 1]], data, *use))
     table.add(name, seed, arm, "mean of the last 3", EPOCHS, accuracy_of(log, copies[-3:], data, *use))
     shutil.rmtree(folder / "checkpoints")
@@ -101,15 +101,6 @@ def best_epoch(folder: Path) -> int:
 
     lines = read_json_lines(folder / "metrics.jsonl")
     return int(max(lines, key=lambda line: (line["val_accuracy"], -line["val_loss"], -line["epoch"]))["epoch"])
-
-
-def with_base(folder: Path, epoch: int) -> Path:
-    """The copy that checkpoint.keep_every left of an epoch's adapter, with the run's frozen base beside it."""
-    copy = folder / "checkpoints" / f"epoch_{epoch:04d}"
-    for base in folder.glob("model_*"):
-        if not (copy / base.name).exists():
-            (copy / base.name).symlink_to(base.resolve(), target_is_directory=True)
-    return copy
 
 
 def read_split(data: Path, seed: int) -> list[Path]:
