@@ -144,10 +144,31 @@ def test_a_skewed_test_set_gains_and_an_even_one_loses_nothing() -> None:
             target, truth, values = skewed(np.random.default_rng(seed), shares)
             before = Predictions(tuple(map(str, range(len(truth)))), values, target)
             shy = replace(before, values=target.activate(np.log(values) / 2))  # half as sure: mended by its temperature
-            after, _ = shift(before, even.tolist(), "estimate")
+            after, _ = shift(before, even.tolist(), "estimate", 1.0)
             assert (shift(shy, even.tolist(), "estimate", 0.5)[0].values.argmax(1) == after.values.argmax(1)).all()
             kept.append(float((after.values.argmax(1) == truth).mean() - (values.argmax(1) == truth).mean()))
     assert np.mean(gains) >= 0.02 and np.mean(costs) >= -0.002
+
+
+def test_few_images_of_many_classes_gain_where_it_is_known_how_sure_the_model_is() -> None:
+    """The cuts of tests/benchmarks/shift_and_views.py, by a model of known truth: about 70 images, most of them of 4 of 24 classes."""
+    target, even = multiclass([f"class {number:02d}" for number in range(24)]), [1 / 24] * 24
+    gains: dict[tuple[str, bool], list[float]] = {}
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        truth = rng.integers(0, 24, 290)
+        full, first = rng.choice(24, 4, replace=False), np.unique(truth, return_index=True)[1]
+        for kind, rows in (("skewed", np.union1d(first, np.flatnonzero(np.isin(truth, full)))), ("even", np.arange(145))):
+            label = truth[rows]
+            logits = 2.0 * (2.0 * np.eye(24)[label] + rng.normal(0, 1, (len(label), 24)))  # Bayes: calibrated
+            plain = Predictions(tuple(map(str, rows)), target.activate(logits), target)
+            for known in (True, False):
+                after, _ = shift(plain, even, "estimate", 1.0 if known else None)
+                gain = (after.values.argmax(1) == label).mean() - (plain.values.argmax(1) == label).mean()
+                gains.setdefault((kind, known), []).append(float(gain))
+    mean = {key: np.mean(values) for key, values in gains.items()}
+    assert mean["skewed", True] >= 0.02 and mean["even", True] >= -0.002
+    assert mean["even", False] >= -0.002 and mean["skewed", False] < mean["skewed", True]
 
 
 def test_known_shares_are_bayes_rule() -> None:

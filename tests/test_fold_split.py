@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from pipeline.competition.fold_split import Units, find_units, grouped_split, make_folds
 from pipeline.competition.groups import Grouping, take_folds
 from pipeline.competition.layout import read_layout
+from pipeline.config import load_recipe
 from pipeline.errors import UserError
+from pipeline.folds.plan import plan_folds
 from pipeline.targets.target import Target, multiclass
 
 ALONE = Units(tuple(range(60)), 0, ())
@@ -126,6 +128,13 @@ def test_a_class_with_fewer_rows_than_folds_is_said() -> None:
     assert ", ".join(map(str, sorted({folds[57], folds[58]}))) in said
 
 
+def test_a_class_whose_rows_are_one_group_is_said() -> None:
+    labels, groups = ["a"] * 30 + ["b"] * 21 + ["c"] * 9, (*range(51), *[51] * 9)
+    folds, lines = make_folds(multiclass("abc"), labels, Units(groups, 52, ()), 5, 0)
+    (said,) = [line for line in lines if "never sees one" in line]
+    assert said.startswith("1 class with") and f"'c' (9 rows: validated in fold {folds[59]}, whose model never sees one)" in said
+
+
 def test_rows_with_the_same_bytes_stay_together(tmp_path: Path) -> None:
     root = flat(tmp_path, "id,label", [(f"i{number}", "ab"[number % 2]) for number in range(20)])
     for name in ("i3", "i8"):
@@ -197,6 +206,8 @@ def test_folds_as_somebody_made_them(tmp_path: Path) -> None:
         2,
         1,
     ]
+    (said,) = plan_folds(tmp_path / "run", competition, load_recipe("digits"), 2).notes[1:]
+    assert "'a' (5 rows: validated in fold 1, whose model never sees one); 'b' (4 rows: validated in fold 2" in said
     table(root / "folds.csv", "id,fold", [("i0", 1)])
     competition = read_layout(root, need="train")
     with pytest.raises(UserError, match="8 of 9 labelled ids have no fold"):

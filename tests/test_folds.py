@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -188,8 +189,11 @@ def test_killed_beside_one_another_and_resumed_gives_the_same_bits(folds_run: Pa
 
     def children_when(process: subprocess.Popen, fold: int, step: int) -> list[int]:
         """The processes of the folds, once `fold` has come to `step`."""
-        states = tmp_path / f"killed/fold-{fold}/state"
-        while process.poll() is None and not any(read_json(path)["step"] >= step for path in states.glob("[0-9]*.json")):
+        reached = -1
+        while process.poll() is None and reached < step:
+            with suppress(UserError):  # a state that a later one has replaced meanwhile
+                states = (tmp_path / f"killed/fold-{fold}/state").glob("[0-9]*.json")
+                reached = max((read_json(path)["step"] for path in states), default=-1)
             time.sleep(0.01)
         return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
 

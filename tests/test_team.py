@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pipeline.folds.averaging import RANKS, average, by_ranks, ranks
 from pipeline.folds.team import gather
 from pipeline.predictions import Predictions
 from pipeline.submission.origin import find_origin
+from pipeline.tables import load_table, write_table
 from pipeline.targets.target import Target, multiclass
 
 TEXT = {"dtype": str, "keep_default_na": False}
@@ -179,7 +181,9 @@ def test_a_missing_fold_is_named_with_what_makes_it(runs: Path, tiny_backbone: P
     shutil.rmtree(folds / "fold-2")
     with pytest.raises(UserError) as caught:
         gather([folds])
-    assert "lacks 1 member: 'fold-2'" in str(caught.value) and "--folds 2 --fold 2" in str(caught.value)
+    again = shlex.split(str(caught.value).splitlines()[-1])  # into this copy, not into where the folds lay when they were trained
+    assert "lacks 1 member: 'fold-2'" in str(caught.value) and again[-4:] == ["--fold", "2", "--output", str(folds)]
+    assert again.count("--output") == 1 and again[again.index("--folds") + 1] == "2"
     words = ["--data", str(runs / "data"), *FLAGS, "--backbone", str(tiny_backbone), "--output", str(folds), "--folds", "2", "--fold", "2"]
     assert train.main(words) == 0
     assert len(gather([folds]).leaves) == 2
@@ -268,4 +272,12 @@ def test_members_of_other_competitions_are_refused(runs: Path, tmp_path: Path) -
         blend.main(["--runs", str(runs / "folds"), str(runs / "folds")])
     with pytest.raises(UserError, match=r"only 8 rows[\s\S]*--folds"):
         blend.main(["--runs", str(runs / "folds"), str(runs / "other"), "--output", str(tmp_path / "out")])
+    elsewhere = shutil.copytree(runs / "folds", tmp_path / "folds")
+    table = load_table(elsewhere / "oof.csv")
+    write_table(elsewhere / "oof.csv", table.columns, [(f"other_{row[0]}", *row[1:]) for row in table.cells])
+    with pytest.raises(UserError, match=r"no id in common[\s\S]*'other_[\s\S]*different data"):
+        blend.main(["--runs", str(runs / "folds"), str(elsewhere), "--output", str(tmp_path / "out")])
+    (elsewhere / "oof.csv").unlink()
+    with pytest.raises(UserError, match=r"lacks oof.csv[\s\S]*--folds K --resume"):
+        blend.main(["--runs", str(runs / "folds"), str(elsewhere), "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

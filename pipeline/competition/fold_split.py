@@ -118,8 +118,7 @@ def make_folds(target: Target, labels: Sequence[str], units: Units, count: int, 
             f"{counted(units.groups, 'group')}, none in two folds: a fold's share of a label is at most {100 * cost:.1f} points off the whole "
             f"(without groups {100 * free:.1f})"
         )
-    if target.kind != "continuous":
-        lines += _rare(target, labels, folds, count)
+    lines += rare_labels(target, labels, folds, count)
     return folds.tolist(), lines
 
 
@@ -181,7 +180,7 @@ def _shared_out(target: Target, strata: Sequence[str], counts: np.ndarray, of: n
         splitter = (StratifiedGroupKFold if bind else StratifiedKFold)(count, shuffle=True, random_state=seed % 2**32)
         folds = np.zeros(len(of), dtype=np.int64)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # classes with fewer rows than folds: said by `_rare`
+            warnings.simplefilter("ignore")  # classes with fewer rows than folds: said by `rare_labels`
             for number, (_, rows) in enumerate(splitter.split(np.zeros(len(of)), np.array(strata), of if bind else None), start=1):
                 folds[rows] = number
         if all((folds == number).any() for number in range(1, count + 1)):
@@ -244,24 +243,26 @@ def _unevenness(counts: np.ndarray, folds: np.ndarray, count: int) -> float:
     return max((float(np.abs(part.mean(axis=0) - whole).max()) for part in parts if len(part)), default=0.0)
 
 
-def _rare(target: Target, labels: Sequence[str], folds: np.ndarray, count: int) -> list[str]:
-    """A line on labels with fewer rows than folds, and where their rows go."""
+def rare_labels(target: Target, labels: Sequence[str], folds: Sequence[int], count: int) -> list[str]:
+    """A line on labels with fewer rows than folds, or with all rows in one, and where these go; none for numbers."""
     import numpy as np
 
+    if target.kind == "continuous":
+        return []
+    folds = np.asarray(folds)
     encoded = target.encode(labels)
     has = encoded == np.arange(len(target.names))[:, None] if target.is_choice else encoded.T > 0.5
     rare = []
     for name, rows in zip(target.names if target.is_choice else target.output_names, has, strict=True):
         where = sorted(set(folds[rows].tolist()))
-        if 0 < rows.sum() < count:
+        if 0 < rows.sum() < count or len(where) == 1:
             alone = ", whose model never sees one" if len(where) == 1 else ""
             rare.append(f"{name!r} ({counted(int(rows.sum()), 'row')}: validated in fold {listed(map(str, where))}{alone})")
     if not rare:
         return []
     noun = {"ordinal": ("grade", "grades"), "multilabel": ("label", "labels")}.get(target.kind, ("class", "classes"))
-    return [
-        f"{counted(len(rare), *noun)} with fewer rows than folds: {'; '.join(rare[:5])}{f' and {len(rare) - 5} more' if len(rare) > 5 else ''}"
-    ]
+    more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
+    return [f"{counted(len(rare), *noun)} with fewer rows than folds or all rows in one: {'; '.join(rare[:5])}{more}"]
 
 
 def both_sides(ids: Sequence[str], units: Units, parts: Sequence[object]) -> str | None:

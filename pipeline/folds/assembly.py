@@ -14,7 +14,7 @@ from pipeline.competition.rows import Competition
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_array, replacing, write_json
 from pipeline.folds.decisions import judge, temperature_of
-from pipeline.folds.plan import Plan
+from pipeline.folds.plan import Plan, fold_command, read_start
 from pipeline.predictions import Predictions
 from pipeline.recipe import Recipe
 from pipeline.run import environment, now
@@ -99,7 +99,7 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
     from pipeline.report.thumbnails import store_samples
 
     held = {number: read_held(plan.folder(number)) for number in range(1, plan.count + 1)}
-    _check(plan, competition, held, recipe, data)
+    _check(plan, competition, held, recipe, command)
     target, metric = held[1].record.target, held[1].record.metric
     parts = [Predictions.of_values(one.ids, one.values, target, recipe.data.views) for one in held.values()]
     label_of = {row.id: row.label for row in competition.train}
@@ -245,15 +245,13 @@ def write_probabilities(path: Path, values: np.ndarray) -> None:
         np.save(file, values.astype(np.float32))
 
 
-def _check(plan: Plan, competition: Competition, held: dict[int, Held], recipe: Recipe, data: str) -> None:
+def _check(plan: Plan, competition: Competition, held: dict[int, Held], recipe: Recipe, command: str) -> None:
     """Raise where a fold validated other rows than folds.csv gives it, or tells other classes apart."""
     problems = []
     known = {row.id for row in competition.train}
     names = competition.target.names
     for number, one in held.items():
-        again = shlex.join(
-            ["python", "train.py", "--folds", str(plan.count), "--fold", str(number), "--data", data, "--output", str(plan.output)]
-        )
+        again = fold_command(str((read_start(plan.output) or {}).get("command") or command), number, plan.output)
         mine, found = set(plan.ids(number)), set(one.ids)
         gone = [] if recipe.data.skip_bad_images else sorted(mine - found)
         if foreign := sorted(found - mine):

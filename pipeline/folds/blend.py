@@ -30,7 +30,7 @@ from pipeline.folds.weights import Choice, Scale, nested, select, unseen
 from pipeline.lock import holding_folder
 from pipeline.predictions import Predictions
 from pipeline.run import environment, now, run_entries
-from pipeline.run_names import OOF_VALUES, RECORD, VAL_TABLE, VAL_VALUES
+from pipeline.run_names import OOF_TABLE, OOF_VALUES, RECORD, VAL_TABLE, VAL_VALUES
 from pipeline.run_record import FORMAT, RunRecord, read_record
 from pipeline.tables import guarded, load_table, restored, write_table
 from pipeline.targets.metrics import all_metrics, find_metric, why_undefined
@@ -114,6 +114,9 @@ def read_member(path: Path) -> Member:
         views = str(record.data_settings.get("views", "mean"))
         found = Predictions.of_values(held.ids, held.values, target, views)
         return Member(path, record, found, {row[0]: row[2] for row in held.cells}, {})
+    if not (path / OOF_TABLE).is_file():
+        again = "python train.py --folds K --resume puts them together again" if record.kind == "folds" else "blend anew"
+        raise UserError(f"{path} lacks {OOF_TABLE}, what its models said of rows that they did not see: bring it back, or {again}")
     table = read_oof_table(path)
     ids, labels, folds = ([restored(cell) for cell in table.column(name)] for name in ("id", "label", "fold"))
     found = Predictions(tuple(ids), read_array(path / OOF_VALUES, (len(ids), target.num_outputs)), target)
@@ -131,6 +134,9 @@ def _check_alike(members: Sequence[Member]) -> None:
             problems.append(f"{other.path}, compared with {first.path}: {what}")
         elif other.record.metric != first.record.metric:
             problems.append(f"{other.path} was trained for {other.record.metric}, {first.path} for {first.record.metric}")
+        elif other.folds and first.folds and not first.labels.keys() & other.labels.keys():
+            these = ", ".join(f"{member.path} has {quoted(list(member.labels)[:2])}" for member in (first, other))
+            problems.append(f"their out-of-fold rows have no id in common ({these}): they are of different data")
         else:
             both = [row_id for row_id in first.labels if row_id in other.labels and first.labels[row_id] != other.labels[row_id]]
             if both:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.competition.fold_split import both_sides, find_units, make_folds, split_seed
+from pipeline.competition.fold_split import both_sides, find_units, make_folds, rare_labels, split_seed
 from pipeline.competition.groups import take_folds
 from pipeline.competition.rows import Competition
 from pipeline.errors import UserError
@@ -19,7 +20,7 @@ from pipeline.shapes import ANYTHING, COUNT, TEXT, Each, read_shaped
 from pipeline.tables import guarded, load_table, restored, write_table
 from pipeline.wording import counted, quoted
 
-START_SHAPE = {"folds": COUNT, "recipe": Each(ANYTHING), "command?": TEXT}
+START_SHAPE = {"folds": COUNT, "parallel?": COUNT, "recipe": Each(ANYTHING), "command?": TEXT}
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,21 @@ def read_start(output: Path) -> dict[str, Any] | None:
     return read_shaped(path, START_SHAPE, "start the folds anew with another --output")
 
 
+def fold_command(command: str, number: int, output: Path) -> str:
+    """What trains fold `number` alone into `output`, from the `command` that trained all of them."""
+    kept, skip = [], False
+    for word in shlex.split(command):
+        flag, _, value = word.partition("=")
+        if skip and not word.startswith("-"):
+            skip = False
+        elif flag in ("--parallel", "--fold", "--output", "--resume"):
+            skip = not value
+        else:
+            kept.append(word)
+            skip = False
+    return shlex.join([*kept, "--fold", str(number), "--output", str(output)])
+
+
 def plan_folds(output: Path, competition: Competition, recipe: Recipe, count: int) -> Plan:
     """The folds of a competition: as its table or its folds.csv says, else made: stratified, whole groups, by the split seed.
 
@@ -136,4 +152,5 @@ def plan_folds(output: Path, competition: Competition, recipe: Recipe, count: in
         folds = take_folds(list(label_of), competition.folds, competition.folds_from, count)
         lines = [f"{count} folds as {competition.folds_from} gives them"]
         lines += [warning for warning in [both_sides(list(label_of), units, folds)] if warning]
+        lines += rare_labels(competition.target, list(label_of.values()), folds, count)
     return Plan(output, count, dict(zip(label_of, folds, strict=True)), tuple(lines))

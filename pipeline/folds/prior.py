@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 ESTIMATE = "estimate"
-STRENGTH = 8.0  # imagined images of each class, on the average: alpha - 1. With 2 an unsure model lost by it: tests/benchmarks/README.md
+# Imagined images of each class, on the average: alpha - 1. 2 is Sulc and Matas' own, for probabilities that are right as often as they say.
+# Where no out-of-fold rows say whether they are, 8: with 2 an unsure model lost by it. tests/benchmarks/README.md
+STRENGTH, STRENGTH_UNSURE = 2.0, 8.0
 ROUNDS, STILL = 2000, 1e-8
 SHARE_NAMES = ("share", "count", "frequency", "prior", "probability")
 
@@ -72,12 +74,15 @@ def read_prior(path: Path, target: Target) -> np.ndarray:
     return found / found.sum()
 
 
-def estimate(values: np.ndarray, trained: np.ndarray) -> np.ndarray:
-    """(C,) float64: the most probable shares of the classes behind (N, C) probabilities of a model trained with the shares `trained`."""
+def estimate(values: np.ndarray, trained: np.ndarray, strength: float = STRENGTH) -> np.ndarray:
+    """(C,) float64: the most probable shares of the classes behind (N, C) probabilities of a model trained with the shares `trained`.
+
+    `strength`: how many images of each class, on the average, are imagined to show the shares of training.
+    """
     import numpy as np
 
     likelihood = np.asarray(values, dtype=np.float64) / trained
-    imagined = STRENGTH * len(trained) * trained
+    imagined = strength * len(trained) * trained
     shares = trained.copy()
     for _ in range(ROUNDS):
         weighted = likelihood * shares
@@ -110,9 +115,12 @@ def is_shifted(values: np.ndarray, trained: np.ndarray, shares: np.ndarray) -> b
     return gain > float(chi2.ppf(0.95, len(trained) - 1))
 
 
-def shift(predictions: Predictions, trained: Sequence[float] | None, asked: str, temperature: float = 1.0) -> tuple[Predictions, str]:
+def shift(
+    predictions: Predictions, trained: Sequence[float] | None, asked: str, temperature: float | None = None
+) -> tuple[Predictions, str]:
     """`predictions` under the prior that `asked` names (a file, or `estimate`), and a line on what changed. `temperature`: what makes the
-    probabilities as sure as they are right, from out-of-fold rows; an estimate from over- or underconfident ones would be off.
+    probabilities as sure as they are right, from out-of-fold rows; an estimate from over- or underconfident ones would be off. None: not
+    known, and an estimate needs more to go by.
 
     Estimated shares that are not told apart from those of training by more than chance change nothing.
 
@@ -130,11 +138,15 @@ def shift(predictions: Predictions, trained: Sequence[float] | None, asked: str,
     if target.kind == "binary":
         known = np.array([1 - known[0], known[0]])
         probabilities = np.hstack([1 - probabilities, probabilities])
-    probabilities = np.clip(probabilities, 1e-12, None) ** (1 / temperature)
+    probabilities = np.clip(probabilities, 1e-12, None) ** (1 / (temperature or 1.0))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     known = np.clip(known, 1e-6, None)
     known /= known.sum()
-    shares = estimate(probabilities, known) if asked == ESTIMATE else read_prior(Path(asked), target)
+    shares = (
+        estimate(probabilities, known, STRENGTH if temperature else STRENGTH_UNSURE)
+        if asked == ESTIMATE
+        else read_prior(Path(asked), target)
+    )
     if asked == ESTIMATE and not is_shifted(probabilities, known, shares):
         return predictions, "prior (estimate): the test set shows the shares of training, as far as can be told: nothing is changed"
     moved = reweighted(probabilities, known, shares)

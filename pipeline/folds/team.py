@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, raise_all
 from pipeline.folds.averaging import RANKS, average, by_ranks
-from pipeline.folds.plan import read_start
+from pipeline.folds.plan import fold_command, read_start
 from pipeline.predictions import Predictions
 from pipeline.run import Run, load_run, model_dirs
 from pipeline.run_names import RECORD
@@ -67,9 +67,10 @@ class Team:
         return record.prior if record else None
 
     @property
-    def temperature(self) -> float:
-        """What out-of-fold rows say of how sure the models are; 1 where there are none."""
-        return float((self.record.values.get("temperature") if self.record else None) or 1.0)
+    def temperature(self) -> float | None:
+        """What out-of-fold rows say of how sure the models are; None where there are none."""
+        found = self.record.values.get("temperature") if self.record else None
+        return float(found) if found else None
 
     def describe(self) -> str:
         """One line: what predicts, and how it is put together."""
@@ -186,9 +187,8 @@ def _how_made(record: RunRecord, missing: Sequence[str]) -> list[str]:
     """The commands that make missing folds again."""
     if record.kind != "folds":
         return ["bring it back, or blend anew: python -m pipeline.folds.blend"]
-    words = words_of(str(record.values.get("command") or "python train.py"))
-    kept = [word for place, word in enumerate(words) if "--parallel" not in (word, words[place - 1]) and word != "--resume"]
-    return [f"  {shlex.join([*kept, '--fold', name.removeprefix('fold-')])}" for name in missing]
+    command, output = str(record.values.get("command") or "python train.py"), record.path.parent
+    return [f"  {fold_command(command, int(name.removeprefix('fold-')), output)}" for name in missing]
 
 
 def _check_alike(leaves: Sequence[Leaf]) -> None:
