@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,17 @@ import pytest
 import torch
 from conftest import make_competition
 from safetensors.torch import load_file
+from test_vqa import SAME as OF_QUESTIONS
+from test_vqa import make_questions
+from test_vqa import recipe as question_recipe
 
 import inference
 import train
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, UserError
+from pipeline.training import estimate
 from pipeline.training.checkpoint import StateStore
+from pipeline.training.memory import Memory
+from pipeline.training.processes import ALONE, Processes
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -157,6 +164,77 @@ def test_processes_that_see_different_data_say_which(root: Path, tiny_backbone: 
     (message,) = [line for line in err.splitlines() if line.startswith("  - ")]
     assert code == 1 and message.startswith("  - process 1 on ") and "sees other flags or recipe and images or labels" in message
     assert err.count("error: ") == 1 and not (root / "differing").exists()
+
+
+@dataclass(frozen=True)
+class FirstOfSeveral(Processes):
+    """The first of several processes that see and want what it does: nothing has to be sent."""
+
+    def agree(self, failure: Exception | None, wishes: Sequence[bool] = ()) -> list[bool]:
+        return ALONE.agree(failure, wishes)
+
+    def texts(self, own: str | None) -> list[str | None]:
+        return [own] * self.count
+
+    def least(self, number: int) -> int:
+        return number
+
+    def first_says(self, number: float) -> float:
+        return number
+
+
+def among(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """This process is the first of `count`."""
+    monkeypatch.setattr("pipeline.training.compute.current", lambda: FirstOfSeveral(0, count))
+    monkeypatch.setattr("pipeline.training.processes.current", lambda: FirstOfSeveral(0, count))
+
+
+def test_memory_and_the_largest_micro_batch_are_counted_for_each_process(
+    root: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    counted, check = [], estimate.check_fits
+
+    def spy(memory: Memory, *rest: object) -> None:
+        counted.append(memory)
+        check(memory, *rest)
+
+    monkeypatch.setattr(estimate, "check_fits", spy)
+    said = []
+    for count in (1, 3):
+        among(monkeypatch, count)
+        assert train.main(flags(root, tiny_backbone, "unused", "--dry-run", "--batch-size", "auto")) == 0
+        said.append(capsys.readouterr().out)
+    alone, several = counted
+    assert several == replace(alone, gradients=5 * alone.gradients)  # its own, what is sent, what comes from three
+    assert "of 32 images (32 at a time)" in said[0] and "idle" not in said[0]
+    # A step is 32 images whatever the number of processes: 4 micro-batches of 10 at most, so the second turn leaves two of three idle.
+    assert "of 32 images (10 at a time)" in said[1] and "33% of the processes' time is idle" in said[1]
+
+
+def test_more_processes_than_rows(root: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    among(monkeypatch, 19)
+    with pytest.raises(UserError, match="19 processes for 18 training rows: --nproc-per-node 18 at most"):
+        train.main(flags(root, tiny_backbone, "unused", "--dry-run"))
+    with pytest.raises(UserError, match="19 processes for 5 test images: --nproc-per-node 5 at most"):
+        inference.main(["--model", str(root / "one"), "--data", str(root / "data"), "--output", str(root / "unused.csv")])
+    assert not (root / "unused").exists() and not (root / "unused.csv").exists()
+
+
+@pytest.mark.slow
+def test_questions_are_answered_with_the_bits_of_one_process(tmp_path: Path, tiny_backbone: Path) -> None:
+    make_questions(tmp_path / "data")
+    recipe = question_recipe(tmp_path, tiny_backbone, epochs="2", accumulation_steps="3", augmentation="{noise: 0.05}")
+    words = {name: ["--recipe", str(recipe), "--data", str(tmp_path / "data"), "--output", str(tmp_path / name)] for name in ("one", "two")}
+    predict = {name: ["--model", str(tmp_path / "one"), *words[name][2:4], "--output", str(tmp_path / f"{name}.csv")] for name in words}
+    in_one_thread(train.main, words["one"])
+    in_one_thread(inference.main, [*predict["one"], "--batch-size", "4", "--precision", "fp32"])
+    for path in (tmp_path / "one").glob("test.*"):
+        path.unlink()
+    code, out, err = together(2, [["train", *words["two"]], ["inference", *predict["two"], "--batch-size", "4", "--precision", "fp32"]])
+    assert code == 0, out + err
+    assert_same(tmp_path / "one", tmp_path / "two", OF_QUESTIONS)
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+    assert json.loads((tmp_path / "two/run.json").read_text())["processes"] == 2
 
 
 @pytest.mark.slow
