@@ -25,7 +25,7 @@ from PIL import Image
 
 from pipeline.competition.layout import read_layout
 from pipeline.errors import EXIT_USER, Interrupted, UserError, run_command
-from pipeline.fetch import arrival, budget, grey_range, install, pixels, staging, tf_examples
+from pipeline.fetch import arrival, budget, containers, grey_range, install, pixels, staging, tf_examples
 from pipeline.tables import load_table, write_table
 from pipeline.targets.evidence import Asked
 
@@ -167,7 +167,8 @@ def take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., st
             install.main(["--from", str(source), "--data", str(tmp_path / "data")])
         finally:
             assert (digest(source) if source.is_dir() else source.read_bytes()) == before, "the original was changed"
-        assert not list((tmp_path / "data").glob(".*")), "something hidden was left"
+        hidden = {path.name for path in (tmp_path / "data").glob(".*")}
+        assert hidden <= {containers.CONVERTED}, "something hidden was left"
         return capsys.readouterr().out
 
     return call
@@ -493,6 +494,7 @@ def test_pixel_columns_become_images_named_by_row(tmp_path, take):
     assert "28 x 28 pixels, grey" in output and "row number, from 1" in output and "stay as they are" in output
     competition = read_layout(tmp_path / "data")
     assert [row.id for row in competition.test] == ["1", "2", "3", "4", "5"] and len(competition.train) == 12
+    assert containers.read_converted(tmp_path / "data") == "1 .csv (such as test.csv)"  # what `make kernel` must know
 
 
 def test_rows_are_numbered_from_0_as_the_sample_does(tmp_path, take):
@@ -759,6 +761,7 @@ def test_records_of_the_largest_size_become_images_and_a_table(tmp_path, take):
     output = take(tmp_path / "kaggle")
     assert names(tmp_path / "data") == sorted(
         [
+            ".converted.json",
             "sample_submission.csv",
             "train.csv",
             *(f"test/test{number}.png" for number in range(4)),
@@ -831,6 +834,7 @@ def test_dicom_by_its_window_and_inverted_where_it_says_so(tmp_path, take):
     # PS3.3 C.11.2.1.2.1: black up to c - 0.5 - (w - 1) / 2, white from c - 0.5 + (w - 1) / 2 on, in Hounsfield units (value - 1024).
     assert a[: 1024 + 40 - 200].max() == 0 and a[1024 + 40 + 199 :].min() == 255 and abs(int(a[1024 + 40]) - 128) <= 1
     assert (b == 255 - a).all() and "window" in output
+    assert containers.read_converted(tmp_path / "data") == ""  # no image of a test part
 
 
 def test_dicom_without_windows_has_one_range_for_the_set(tmp_path, take):

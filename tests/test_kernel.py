@@ -28,6 +28,7 @@ from pipeline.competition.layout import read_layout
 from pipeline.data.dataset import cut
 from pipeline.data.question_batches import picture_order
 from pipeline.errors import UserError
+from pipeline.fetch import containers
 from pipeline.files import sha256
 from pipeline.folds.team import gather
 from pipeline.kernel import cards, sealed
@@ -741,6 +742,19 @@ def test_bad_flags_are_one_message(flags: list[str], message: str, finished_run:
     competition = [] if "--competition" in flags else ["--competition", "glyphs"]
     with pytest.raises(UserError, match=message):
         main([*given, *competition, *flags])
+
+
+def test_images_that_make_data_had_to_make_are_refused(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, before = shutil.copytree(finished_run / "data", tmp_path / "data"), containers.stand(finished_run / "data")
+    before |= {"train/9.dcm": (1, 1), "test/a.dcm": (1, 1), "test/b.dcm": (1, 1), "test.csv": (1, 1)}
+    containers.write_converted(data, before)
+    given = ["--model", str(finished_run / "run"), "--data", str(data), "--output", str(tmp_path / "kernel")]
+    with pytest.raises(UserError, match=r"images out of 1 .csv, 2 .dcm \(such as test.csv\)[\s\S]*TEST_IMAGES=1"):
+        main([*given, "--competition", "glyphs"])
+    assert not (tmp_path / "kernel").exists()
+    with pytest.raises(UserError, match="the competition is not known"):  # the next thing that is missing
+        main([*given, "--test-images"])
+    assert "note: images here were made out of 1 .csv, 2 .dcm" in capsys.readouterr().out
 
 
 def test_a_competition_that_nobody_named_is_asked_for(finished_run: Path, tmp_path: Path) -> None:

@@ -9,10 +9,13 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.competition.folders import suffix_of
+from pipeline.competition.folders import IMAGE_SUFFIXES, suffix_of
 from pipeline.errors import UserError
-from pipeline.fetch.staged_rows import Staged, staged
+from pipeline.fetch.staged_rows import Staged, part_of, staged
+from pipeline.files import read_json, write_json
+from pipeline.wording import listed
 
+CONVERTED = ".converted.json"  # in a data folder: what `make data` turned into images, and Kaggle keeps otherwise
 EXTRAS = {".dcm": ("pydicom", "python -m pip install pydicom"), ".bson": ("bson", "python -m pip install pymongo")}
 UNREAD = {
     ".nii": "NIfTI volumes are not read",
@@ -74,6 +77,41 @@ def convert(root: Path) -> list[str]:
     for folder in {path.parent for path in stage.files(("",), gone=True)}:
         _sweep(folder, root)
     return stage.notes + _unread(stage)
+
+
+def stand(root: Path) -> dict[str, tuple[int, int]]:
+    """Every file below `root` that is no image, by its path from there: its bytes and time of change."""
+    paths = (path for path in root.rglob("*") if path.is_file() and suffix_of(path.name) not in IMAGE_SUFFIXES)
+    return {path.relative_to(root).as_posix(): (status.st_size, status.st_mtime_ns) for path in paths for status in [path.stat()]}
+
+
+def write_converted(root: Path, before: dict[str, tuple[int, int]]) -> None:
+    """Write down in `root` which of its files, as they stood `before`, became images: they are the form in which Kaggle keeps them.
+
+    Those of the training part are left out, and nothing is written where there are no others.
+    """
+    after = stand(root)
+    gone = [name for name, stood in sorted(before.items()) if after.get(name) != stood and part_of(name) != "train"]
+    gone.sort(key=lambda name: part_of(name) != "test")
+    counts = Counter(suffix_of(name) for name in gone)
+    if gone:
+        write_json(root / CONVERTED, {"files": dict(sorted(counts.items())), "examples": gone[:3]})
+
+
+def read_converted(data_dir: Path) -> str:
+    """In words, which files of `data_dir` other than training ones `make data` turned into images; empty where it did not.
+
+    Raises:
+        UserError: the note of it is damaged.
+    """
+    path = data_dir / CONVERTED
+    if not path.is_file():
+        return ""
+    noted = read_json(path)
+    try:
+        return f"{listed(f'{count:,} {suffix}' for suffix, count in noted['files'].items())} (such as {noted['examples'][0]})"
+    except (TypeError, KeyError, IndexError, ValueError, AttributeError):
+        raise UserError(f"{path} was changed by hand or is damaged: delete it, if Kaggle has these images as image files") from None
 
 
 def _sweep(folder: Path, root: Path) -> None:

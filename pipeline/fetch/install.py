@@ -106,7 +106,9 @@ def _make_ready(source: Path, work_dir: Path, record: dict[str, Any]) -> None:
         containers.check_extras(source)
         notes = staging.stage(source, unfinished)
         notes += [line] if (line := staging.unwrap(unfinished)) else []
+        before = containers.stand(unfinished)
         notes += containers.convert(unfinished)
+        containers.write_converted(unfinished, before)
         staging.own_tables(unfinished)
         if not any(unfinished.iterdir()):
             raise UserError(f"{source} holds no file")

@@ -18,6 +18,7 @@ from pipeline.run import now
 from pipeline.run_names import FOLDS_FILE, FOLDS_START, RECORD
 from pipeline.shapes import ANYTHING, COUNT, TEXT, Each, read_shaped
 from pipeline.tables import guarded, load_table, restored, write_table
+from pipeline.unfinished import words_of
 from pipeline.wording import counted, quoted
 
 START_SHAPE = {"folds": COUNT, "parallel?": COUNT, "recipe": Each(ANYTHING), "command?": TEXT}
@@ -123,7 +124,7 @@ def read_start(output: Path) -> dict[str, Any] | None:
 def fold_command(command: str, number: int, output: Path) -> str:
     """What trains fold `number` alone into `output`, from the `command` that trained all of them."""
     kept, skip = [], False
-    for word in shlex.split(command):
+    for word in words_of(command) or ["python", "train.py"]:
         flag, _, value = word.partition("=")
         if skip and not word.startswith("-"):
             skip = False

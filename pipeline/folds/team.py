@@ -16,7 +16,6 @@ from pipeline.run import Run, load_run, model_dirs
 from pipeline.run_names import RECORD
 from pipeline.run_record import RunRecord, read_record
 from pipeline.targets.target import Target
-from pipeline.unfinished import words_of
 from pipeline.wording import counted, quoted
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from pathlib import Path
 from pipeline.competition.facts import read_facts
 from pipeline.competition.rows import Competition
 from pipeline.errors import UserError, run_command
+from pipeline.fetch.containers import read_converted
 from pipeline.files import sha256, write_json, write_text
 from pipeline.folds.finishing import DECISIONS, check_prior
 from pipeline.folds.team import Team, gather
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
     competition = read_for(team.first, args.data)
     check_belongs(team.first.target, competition, team.first.path)
     check_prior(team, args.prior)
+    check_readable(args.data, args.test_images)
     slug = cli.clean_slug(args.competition) if args.competition else remembered_slug(args.data)
     if not slug:
         raise UserError("the competition is not known: COMPETITION=<name> (--competition), the last part of its address on Kaggle")
@@ -117,6 +119,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--wheels", nargs="+", default=[], metavar="PACKAGE", help="packages to ship, such as 'timm>=1.0.22'")
     parser.add_argument("--python", default=KAGGLE_PYTHON, metavar="VERSION", help="Kaggle's Python, for --wheels (default: %(default)s)")
+    parser.add_argument(
+        "--test-images", action="store_true", help="the hidden test set holds image files, though `make data` had to make those here"
+    )
     parser.add_argument("--name", metavar="NAME", help="the kernel's name on Kaggle (default: made from competition and run)")
     parser.add_argument("--owner", metavar="NAME", help="your name on Kaggle (default: as signed in)")
     parser.add_argument("--message", metavar="TEXT", help="of the submission (default: run name, validation score, commit)")
@@ -132,6 +137,23 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     if not 0 <= args.poll_seconds < math.inf:
         raise UserError(f"--poll-seconds {args.poll_seconds:g}: expected a number from 0 upwards")
     return args
+
+
+def check_readable(data_dir: Path, as_images: bool) -> None:
+    """Pass where the hidden test set comes in the form of the one in `data_dir`; `as_images`: the user says that it holds image files.
+
+    Raises:
+        UserError: `make data` made the images here out of something else.
+    """
+    converted = read_converted(data_dir)
+    if converted and not as_images:
+        raise UserError(
+            f"{data_dir}: `make data` made images out of {converted}. Kaggle has them in that form, the hidden ones too, and a kernel converts "
+            "nothing: it would end there without a submission. Where the competition's hidden test set holds image files all the same: "
+            "TEST_IMAGES=1 (--test-images)"
+        )
+    if converted:
+        print(f"           note: images here were made out of {converted}; that Kaggle has image files is what --test-images says")
 
 
 def _names(args: argparse.Namespace, slug: str, team: Team, stages: Stages) -> Names:
