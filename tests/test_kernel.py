@@ -69,7 +69,8 @@ def decided_folds(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path)
     flags = ["--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "folds"), "--folds", "2", *FEW]
     assert train.main([*flags, "--precision", "fp32", "--set", "data.workers=0"]) == 0
     record = json.loads((root / "folds/run.json").read_text())
-    record["decisions"] = [{"kind": "offsets", "numbers": [9.0, 0.0, 0.0], "used": True}]
+    gained = {"before": 0.5, "after": 0.6, "gain": 0.1, "error": 0.01}
+    record["decisions"] = [{"kind": "offsets", "numbers": [9.0, 0.0, 0.0], "used": True, **gained}]
     (root / "folds/run.json").write_text(json.dumps(record))
     return root
 
