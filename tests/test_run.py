@@ -50,8 +50,8 @@ def test_names_that_name_nothing_are_none(tmp_path: Path, id2label: dict | None)
     ("prepare", "message"),
     [
         (lambda folder: None, r"run does not exist: no model to load; `make weights` installs"),
-        (lambda folder: folder.mkdir(), r"holds no model_<type> folder"),
-        (lambda folder: (folder / "model_lora").mkdir(parents=True), r"holds no model_<type> folder"),
+        (lambda folder: folder.mkdir(), r"no model_<type> folder"),
+        (lambda folder: (folder / "model_lora").mkdir(parents=True), r"no model_<type> folder"),
         (lambda folder: (make(folder), (folder / "model_vit").mkdir()), r"more than one backbone \(model_beit, model_vit\)"),
         (
             lambda folder: (make(folder), (folder / "state").mkdir()),
