@@ -274,10 +274,8 @@ def test_folds_of_other_data_or_another_recipe_are_refused(folds_run: Path, tiny
     (output / "folds.csv").unlink()
     data = shutil.copytree(folds_run / "data", tmp_path / "data")
     picture(data / "train/red/red_9.png", COLOURS["red"], 77)
-    with pytest.raises(
-        UserError,
-        match=r"the folds in .* are not all of these data:[\s\S]*fold 1[\s\S]*train it again: python train.py --data .* --epochs 2 .* --folds 3 --fold 1 --output",
-    ):
+    again = r"train it again: python train.py --data .* --epochs 2 .* --folds 3 --fold 1 --output"
+    with pytest.raises(UserError, match=rf"the folds in .* are not all of these data:[\s\S]*fold 1[\s\S]*{again}"):
         train.main(arguments(data, tiny_backbone, output, "--folds", "3", "--resume"))
 
 
