@@ -103,7 +103,7 @@ def find_floor(session: Session, build: Build, compute: Compute, features: Featu
     started = time.perf_counter()
     probe = _probe(build, compute, features, batch_size, "--floor")
     scores = task.scores(probe.logits(features.val.numpy()))
-    floor = Floor(float(scores[task.best_metric.removeprefix("val_")]), time.perf_counter() - started)
+    floor = Floor(float(scores[task.best_metric.removeprefix("val_")]), round(time.perf_counter() - started, 1))
     print(f"  floor: {task.best_metric} {floor.value:.4f}, a {floor.words} ({human_time(floor.seconds)})")
     return floor.record()
 

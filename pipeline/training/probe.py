@@ -40,7 +40,7 @@ class Floor:
 
     def record(self) -> dict[str, Any]:
         """As run.json keeps it."""
-        return asdict(self) | {"seconds": round(self.seconds, 1)}
+        return asdict(self)
 
 
 def fit_probe(target: Target, features: np.ndarray, labels: Sequence[str]) -> Probe:
