@@ -107,7 +107,7 @@ def test_the_plan_is_a_file_and_a_command_that_runs(tmp_path: Path, competition:
     data = tmp_path / "bob's birds"
     competition.rename(data)
     monkeypatch.chdir(tmp_path)
-    assert plan(data, tiny_backbone, "--epochs", "1", "--floor") == 0
+    assert plan(data, tiny_backbone, "--epochs", "1", "--floor", "--set", "schedule.min_steps=700") == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
     start = next(number for number, line in enumerate(lines) if "plan for 2h" in line)
@@ -117,6 +117,7 @@ def test_the_plan_is_a_file_and_a_command_that_runs(tmp_path: Path, competition:
     assert command[4:] == ["--data", str(data), "--folds", "5", "--max-minutes", "120", "--output", "runs/plan-bob's birds", "--floor"]
     recipe = load_recipe("plan-bob's birds.yaml")
     assert (recipe.epochs, recipe.image_size, recipe.effective_batch_size, recipe.data.val_fraction) == (1, 32, 64, 0.25)
+    assert recipe.schedule.min_steps == 0  # which would be more epochs than were planned
     assert train.main([*command[2:], "--dry-run"]) == 0
     again = Path("plan-bob's birds.yaml").read_text()
     assert plan(data, tiny_backbone, "--epochs", "1") == 0

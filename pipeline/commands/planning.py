@@ -213,6 +213,7 @@ def planned_recipe(bench: Bench, found: Proposal, name: str) -> Recipe:
     batch = cost.batch_size if recipe.effective_batch_size % cost.batch_size == 0 else recipe.batch_size
     changed = {"name": name, "image_size": found.pace.image_size or None, "epochs": found.epochs}
     changed |= {"batch_size": batch, "accumulation_steps": recipe.effective_batch_size // batch}
+    changed["schedule"] = recipe.schedule.model_copy(update={"min_steps": 0})  # the epochs are what was planned
     return Recipe.model_validate(recipe.model_copy(update=changed).model_dump(mode="json"))
 
 
@@ -220,7 +221,7 @@ def write_plan(args: argparse.Namespace, bench: Bench, found: Proposal, rows: Ro
     """Print what would be run and what is expected of it, and write the recipe file, whose name no other file has; its path."""
     from pipeline.commands.fitting import kind_of
 
-    folder = Path(os.path.abspath(args.data)).name
+    folder = Path(os.path.abspath(args.data)).name or "data"
     path = versioned(Path(f"plan-{folder}.yaml"))
     recipe, cost, pace = planned_recipe(bench, found, path.stem), bench.costs[found.pace.image_size], found.pace
     why = (
@@ -232,7 +233,8 @@ def write_plan(args: argparse.Namespace, bench: Bench, found: Proposal, rows: Ro
     )
     alone = "; more than the head does not fit" if found.head_alone else ""
     steps = f"{rows.steps(found.epochs, found.folds):,} optimizer steps of {recipe.effective_batch_size} {cost.build.task.rows_are}"
-    speed = f"{pace.train:.3g} s an image in training, {pace.predict:.3g} s in validation"
+    one = cost.build.task.rows_are.removesuffix("s")
+    speed = f"{pace.train:.3g} s {'an' if one[0] in 'aeiou' else 'a'} {one} in training, {pace.predict:.3g} s in validation"
     lines = [
         f"{args.recipe}: {kind_of(recipe)} of {recipe.backbones}; images of {pace.image_size} px ({why}){alone}",
         f"{found.epochs} epochs: {steps}, {recipe.batch_size} at a time; "
