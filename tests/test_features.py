@@ -16,6 +16,7 @@ import train
 from pipeline.commands import fitting, probing
 from pipeline.errors import Interrupted
 from pipeline.tasks.classification import ImageClassifier
+from pipeline.training.features import Features
 
 WEIGHTS = "model_beit/model.safetensors"
 STILL = ["--set", "augmentation.random_resized_crop=false", "--set", "augmentation.horizontal_flip=false"]
@@ -147,3 +148,23 @@ def test_where_an_adapter_is_trained_nothing_is_said(trained: Path, steady_backb
         ["--data", str(trained / "data"), "--backbone", str(steady_backbone), "--output", str(tmp_path / "run"), *STILL, "--dry-run"]
     )
     assert said(capsys) == []
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_while_features_are_computed(
+    trained: Path, steady_backbone: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """Half as many images at a time, as in training; the steps stay."""
+    sizes, original = [], Features.ready
+
+    def ready(self: Features, batch_size: int, *more: object) -> bool:
+        sizes.append(batch_size)
+        if len(sizes) == 1:
+            raise torch.OutOfMemoryError("simulated")
+        return original(self, batch_size, *more)
+
+    monkeypatch.setattr(Features, "ready", ready)
+    train.main(flags(trained / "data", steady_backbone, tmp_path / "run"))
+    assert sizes == [2, 1] and record(tmp_path / "run")["schedule"] == record(trained / "once")["schedule"]
+    once, halved = (load_file(run / WEIGHTS)["classifier.weight"] for run in (trained / "once", tmp_path / "run"))
+    torch.testing.assert_close(once, halved, rtol=1e-4, atol=1e-6)
