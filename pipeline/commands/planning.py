@@ -237,7 +237,7 @@ def write_plan(args: argparse.Namespace, bench: Bench, found: Proposal, rows: Ro
     speed = f"{pace.train:.3g} s {'an' if one[0] in 'aeiou' else 'a'} {one} in training, {pace.predict:.3g} s in validation"
     lines = [
         f"{args.recipe}: {kind_of(recipe)} of {recipe.backbones}; images of {pace.image_size} px ({why}){alone}",
-        f"{found.epochs} epochs: {steps}, {recipe.batch_size} at a time; "
+        f"{counted(found.epochs, 'epoch')}: {steps}, {recipe.batch_size} at a time; "
         + (f"{found.folds} folds" if found.folds else "one model, no folds"),
         f"expected: {human_time(found.seconds)} ({speed}), {human_size(cost.needed)} of memory counted",
     ]
