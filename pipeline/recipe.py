@@ -28,6 +28,11 @@ class Lora(Section):
     )
     use_rslora: bool = Field(False, description="scaled by alpha / sqrt(rank) instead (Kalajdzievski 2023), for ranks above 16")
     variant: Literal["lora", "dora"] = Field("lora", description="dora: also trains each row's length (Liu et al. 2024); slower")
+    init: Literal["default", "pissa", "pissa_niter_4", "olora"] = Field(
+        "default",
+        description="how an adapter begins; pissa (Meng et al. 2024; niter_4: approximately, sooner), olora: with the largest part of the "
+        "frozen weights; such an adapter is saved with twice the rank",
+    )
     b_lr_scale: float = Field(1, gt=0, description="rate of the B matrices as a multiple of A's; LoRA+ (Hayou et al. 2024) takes 16")
 
 
@@ -42,6 +47,12 @@ class Optimizer(Section):
     )
     weight_decay: float = Field(0.01, ge=0, description="not applied to biases, norms and other vectors")
     max_grad_norm: float = Field(0, ge=0, description="0 = no clipping")
+    ema: float = Field(
+        0,
+        ge=0,
+        lt=1,
+        description="a moving mean of the trained weights is validated and saved; its decay a step, such as 0.99 (less in the first steps); 0 = off",
+    )
     label_smoothing: float = Field(0, ge=0, lt=1, description="of the training loss alone")
     loss: Literal["auto", "focal", "asymmetric"] = Field(
         "auto",
@@ -184,9 +195,13 @@ class Checkpoint(Section):
     """What is saved during training beside the best model so far."""
 
     every_minutes: float = Field(10, gt=0, description="resume state at least this often, and after each epoch")
-    keep: Literal["auto", "best", "last"] = Field(
-        "auto", description="the epoch whose weights stay; auto: the best, or the last where validation rows are too few to tell"
+    keep: Literal["auto", "best", "last", "average", "soup"] = Field(
+        "auto",
+        description="the weights that stay; auto: the best epoch's, or the last one's where validation rows are too few to tell; "
+        "average: the mean of the last epochs'; soup: the mean of those of the best epochs that raise the score (Wortsman et al. 2022)",
     )
+    average_last: int = Field(5, ge=2, description="average: of how many epochs; each validation is of the mean up to its epoch")
+    soup_of: int = Field(5, ge=2, description="soup: of how many best epochs at most")
     keep_every: int = Field(0, ge=0, description="keep a copy of the model every N epochs; 0 = only that one")
 
 
@@ -263,6 +278,10 @@ class Recipe(Section):
             raise ValueError("lora.also_train: with lora.rank 0 everything is trained already, unless head_only is true")
         if self.head_only and self.lora.rank:
             raise ValueError(f"head_only: needs lora.rank 0, found {self.lora.rank}")
+        if self.lora.init != "default" and (not self.lora.rank or self.lora.variant != "lora"):
+            raise ValueError(
+                f"lora.init: {self.lora.init} needs lora.rank above 0 and lora.variant lora, found {self.lora.rank} and {self.lora.variant}"
+            )
         if self.schedule.end_lr > self.optimizer.lr:
             raise ValueError(f"schedule.end_lr: {self.schedule.end_lr} is above optimizer.lr {self.optimizer.lr}")
         if self.task == "vqa" and self.drop_path is not None:

@@ -25,6 +25,7 @@ from pipeline.shapes import (
 from pipeline.targets.target import Target, multiclass
 
 FORMAT = 1
+NEWEST = ("last", "average")  # rules of what is kept under which that is so for being the newest, and not for its score
 _SCORES = Each(NUMBER_OR_NONE)
 _RECIPE = {
     "data?": Each(ANYTHING),
@@ -56,7 +57,14 @@ RUN_SHAPE = {
     "baseline?": {"value": NUMBER, "words": TEXT},
     "keep?": Each(TEXT),
     "schedule?": _SCHEDULE,
-    "best?": {"epoch?": COUNT, "metric": TEXT, "value": NUMBER, "rule?": TEXT, "why?": TEXT},
+    "best?": {
+        "epoch?": COUNT,
+        "metric": TEXT,
+        "value": NUMBER,
+        "rule?": TEXT,
+        "why?": TEXT,
+        "soup?": {"epochs": [COUNT], "scores": _SCORES},
+    },
     "last?": _SCORES,
     "versions?": Each(TEXT),
     "changes?": [{"time": MOMENT, "command": TEXT, "changed": [TEXT]}],

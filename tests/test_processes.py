@@ -42,7 +42,7 @@ def flags(root: Path, backbone: Path, output: str, *more: str) -> list[str]:
     recipe = ["--epochs", "2", "--batch-size", "2", "--accumulation-steps", "4", "--lr", "0.01", "--precision", "fp32"]
     recipe += ["--set", "data.val_fraction=0.25", "--set", "augmentation.noise=0.05", "--set", "optimizer.max_grad_norm=1"]
     every = ("augmentation.policy=rand_augment", "augmentation.erasing=0.5", "augmentation.mixup=0.4", "augmentation.cutmix=1")
-    recipe += [word for key in (*every, "data.sampling=classes", "optimizer.loss=focal") for word in ("--set", key)]
+    recipe += [word for key in (*every, "data.sampling=classes", "optimizer.loss=focal", "optimizer.ema=0.9") for word in ("--set", key)]
     return ["--data", str(root / "data"), "--backbone", str(backbone), "--output", str(root / output), *recipe, *more]
 
 

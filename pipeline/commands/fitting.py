@@ -15,6 +15,7 @@ from pipeline.commands.probing import check_floor, features_once, find_floor, st
 from pipeline.commands.session import Session
 from pipeline.errors import UserError
 from pipeline.run_names import PAGE
+from pipeline.wording import listed
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
     from collections.abc import Callable
@@ -43,6 +44,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     from pipeline.training.estimate import dry_run
     from pipeline.training.features import Features, HeadTask
     from pipeline.training.keeping import keeping
+    from pipeline.training.means import Means
     from pipeline.training.optim import build_optimizer, epochs_of, plan_schedule
     from pipeline.training.processes import ALONE, part
     from pipeline.training.record import Recorder
@@ -55,8 +57,8 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     features, why = features_once(session, build, compute)
     micro_batch_size, expected_seconds = announce(session, build, compute, schedule, head_alone=features is not None)
     print(f"  {why}\n" if why else "", end="")
-    keep = keeping(recipe.checkpoint.keep, task.num_val)
-    print(f"  the {'last' if keep.last else 'best'} epoch is kept: {keep.why}")
+    keep = keeping(recipe.checkpoint.keep, task.num_val, recipe.checkpoint.average_last)
+    print(f"  {keep.words}: {keep.why}")
     if features is None:
         step = choose_step_together(session, build, compute, schedule, micro_batch_size, expected_seconds)
     else:
@@ -101,6 +103,8 @@ def train(session: Session, build: Build, compute: Compute) -> int:
         save_minutes=recipe.checkpoint.every_minutes,
         max_minutes=None if args.max_minutes is None else max(args.max_minutes - spent, 0),
         keep_last=keep.last,
+        means=Means.of(recipe),
+        on_soup=recorder.soup if is_first else lambda soup: None,
         state=state,
         on_stop=partial(leave_usable, session, recorder, schedule) if is_first else lambda position: None,
         prepare=features.ready if features else None,
@@ -293,9 +297,9 @@ def finish(
         print(f"  {line}")
     page = build_report(output)
     best = (
-        f"{'last' if recorder.keep.get('rule') == 'last' else 'best'} epoch {last.best_epoch}: {task.best_metric} {last.best_value:.4f}"
+        f"{kept_words(recorder.keep, last.best_epoch)}: {task.best_metric} {last.best_value:.4f}"
         if task.num_val
-        else "no validation rows: the last epoch is kept"
+        else f"no validation rows: {kept_words(recorder.keep, last.best_epoch)} is kept"
     )
     beside = [f"{baseline.words}: {baseline.value:.4f}"] if baseline else []
     if floor := started_with.get("floor"):
@@ -304,13 +308,25 @@ def finish(
     print(f"done. {best}\npage: {page}{and_next(session)}")
 
 
+def kept_words(keep: dict[str, Any], epoch: int) -> str:
+    """Which weights a finished run kept, in words."""
+    if soup := keep.get("soup"):
+        return f"mean of the weights of epochs {listed(map(str, sorted(soup['epochs'])))}"
+    if keep.get("rule") == "average":
+        return f"mean of the weights up to epoch {epoch}"
+    return f"{'last' if keep.get('rule') == 'last' else 'best'} epoch {epoch}"
+
+
 def kind_of(recipe: Recipe) -> str:
     """What is trained, in words."""
     lora = recipe.lora
     name = "DoRA" if lora.variant == "dora" else "rsLoRA" if lora.use_rslora else "LoRA"
     kind = f"{name} rank {lora.rank} on {' + '.join(lora.targets)}" if lora.rank else "full fine-tuning"
     kind = "the head alone" if recipe.head_only else kind
-    return kind + (f", also {' + '.join(lora.also_train)}" if lora.also_train else "")
+    if lora.init != "default":
+        kind += f", begun by {lora.init} and saved at rank {2 * lora.rank} on the unchanged backbone"
+    kind += f", also {' + '.join(lora.also_train)}" if lora.also_train else ""
+    return kind + (f", a moving mean of its weights (decay {recipe.optimizer.ema:g} a step)" if recipe.optimizer.ema else "")
 
 
 def announce(session: Session, build: Build, compute: Compute, schedule: dict[str, Any], head_alone: bool = False) -> tuple[int, float]:
@@ -325,15 +341,17 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
     from pipeline.training.advice import advise
     from pipeline.training.estimate import check_disk, check_fits, idle_share, largest_micro_batch, seconds_per_image
     from pipeline.training.gradients import is_exact
+    from pipeline.training.means import Means
     from pipeline.training.memory import OPTIMIZER_STATES
     from pipeline.training.optim import epochs_of
 
     args, recipe, output = session.args, session.recipe, session.output
     task, counts = build.task, build.counts
     print(f"  {build.summary} for {len(task.class_names):,} {task.names_are}; {kind_of(recipe)}")
+    saved = f" (saved: {2 * counts.adapter:,})" if recipe.lora.init != "default" else ""
     print(
         f"  parameters: {counts.model:,} in the model, {counts.trainable:,} trainable ({counts.trainable / counts.model:.2%}): "
-        f"adapter {counts.adapter:,}, head {counts.head:,}"
+        f"adapter {counts.adapter:,}{saved}, head {counts.head:,}"
     )
     processes = compute.processes
     memory = task.account(compute, recipe.optimizer.name)
@@ -353,7 +371,8 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
     classes = len(task.class_names)
     if lines := advise(recipe, schedule, task.num_train, task.num_val, classes, build.new_head, task.facts()["target"]["kind"]):
         print("\n".join(f"  {line}" for line in lines))
-    disk = check_disk(output, task.model, OPTIMIZER_STATES[recipe.optimizer.name], whole_model_again=not recipe.lora.rank)
+    copies = OPTIMIZER_STATES[recipe.optimizer.name] + Means.of(recipe).copies
+    disk = check_disk(output, task.model, copies, whole_model_again=not recipe.lora.rank)
     train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
     epochs = epochs_of(schedule)
     idle = idle_share(recipe.effective_batch_size, micro_batch_size, processes.count)

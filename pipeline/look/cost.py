@@ -81,6 +81,7 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
     from pipeline.training.advice import advise
     from pipeline.training.deadline import Rows
     from pipeline.training.estimate import check_disk, check_fits
+    from pipeline.training.means import Means
     from pipeline.training.memory import OPTIMIZER_STATES
     from pipeline.training.optim import plan_schedule
 
@@ -103,11 +104,9 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
     rule = task.classifier.rule if recipe.task == "classification" else None
     planned = _planned(cost, recipe, Rows(num_train, num_val, recipe.effective_batch_size), rule.height if rule else 0)
     rows.append((f"`train.py --plan {SESSION_HOURS}h` would run", planned))
-    problems = []
+    problems, copies = [], OPTIMIZER_STATES[recipe.optimizer.name] + Means.of(recipe).copies
     try:
-        rows.append(
-            ("disk", f"up to {human_size(check_disk(output, task.model, OPTIMIZER_STATES[recipe.optimizer.name], not recipe.lora.rank))}")
-        )
+        rows.append(("disk", f"up to {human_size(check_disk(output, task.model, copies, not recipe.lora.rank))}"))
     except UserError as error:
         problems.append(str(error))
     try:

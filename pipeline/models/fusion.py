@@ -97,7 +97,7 @@ def fuse(
     """
     answer_head = AnswerHead(width_of(text, "text_backbone"), width_of(image, "--backbone"), num_answers, head)
     if lora is not None:
-        options = {"has_head": False, "use_rslora": lora.use_rslora, "variant": lora.variant}
+        options = {"has_head": False, "use_rslora": lora.use_rslora, "variant": lora.variant, "init": lora.init}
         text, image = (
             attach(encoder, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train, **options) for encoder in (text, image)
         )

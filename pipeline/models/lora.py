@@ -19,6 +19,7 @@ from torch import nn
 from pipeline.errors import UserError, raise_all
 from pipeline.files import filling
 from pipeline.models.adapter_settings import read_settings
+from pipeline.models.adapter_starts import convert, original_weights, originals, remember
 from pipeline.models.backbones import head_name, tensor_problems
 from pipeline.models.roles import EMBEDDINGS, also_trained, is_bias, is_norm, modules_of, role_of
 
@@ -58,12 +59,14 @@ def attach(
     has_head: bool = True,
     use_rslora: bool = False,
     variant: str = "lora",
+    init: str = "default",
 ) -> PeftModel:
     """`model` frozen but for new adapters on `roles`, its head, and the parts `also_train` names (saved with the adapter).
 
     An encoder has no head. PEFT copies and saves whole modules: with a class token all embeddings, whose other parameters stay frozen in the
     copy. Biases are trained where they are, and saved as PEFT's `bias: all` does. `use_rslora`: the update is scaled by alpha / sqrt(rank)
     (Kalajdzievski 2023, arXiv:2312.03732). `variant` dora: also the length of each row of the sum (Liu et al. 2024, arXiv:2402.09353).
+    `init`: how A and B begin, see `pipeline.models.adapter_starts`.
 
     Raises:
         UserError: the architecture has no such layers or parts, see `pipeline.models.roles`; or peft is not at hand.
@@ -80,8 +83,11 @@ def attach(
         modules_to_save=[*owners, *([head_name(model)] if has_head else [])] or None,
         use_rslora=use_rslora,
         use_dora=variant == "dora",
+        init_lora_weights=True if init == "default" else init,
     )
+    weights = originals(model, names, rank, init)
     adapted = _adapted(model, config)
+    remember(adapted, weights)
     with_biases = "biases" in also_train
     for name, weight in adapted.named_parameters():
         if ".original_module." in name:  # what a copy stands for; peft's `bias: all` would train it for nothing
@@ -122,7 +128,7 @@ def plain_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     for name, tensor in model.get_base_model().state_dict().items():
         if ".lora_" not in name and ".modules_to_save." not in name:
             plain[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor
-    return plain
+    return plain | {f"{_plain_name(name)}.weight": weight for name, weight in original_weights(model).items()}
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
@@ -136,6 +142,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
             model.peft_config["default"].base_model_name_or_path = base_name
         if model.peft_config["default"].bias != "none":
             _keep_once(temporary / SAFE)
+        convert(model, temporary, SAFE)
         (temporary / "README.md").unlink(missing_ok=True)  # peft's form for a model card, not filled in
 
 

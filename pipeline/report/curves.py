@@ -15,6 +15,7 @@ from pipeline.report.figures import ABOVE, CURVE_SIZE, GRID, QUIET, TRAINING, VA
 from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
 from pipeline.report.words import direction, higher_is_better, is_share, metric_name, metric_value, sentence, short_number
+from pipeline.run_record import NEWEST
 from pipeline.training.optim import lr_at
 
 # Okabe and Ito's colours again, yellow left out on white paper.
@@ -174,7 +175,9 @@ def _best_words(files: RunFiles, name: str) -> tuple[int, str] | None:
     if not files.best:
         return None
     epoch, value = files.best["epoch"], files.kept_epoch.get(f"val_{name}")
-    return epoch, f"{'last' if files.best.get('rule') == 'last' else 'best'} epoch {epoch}" + (
+    if files.best.get("soup"):
+        return epoch, "best epoch of a mean of several" + ("" if value is None else f", which has {_value(name, value)}")
+    return epoch, f"{'last' if files.best.get('rule') in NEWEST else 'best'} epoch {epoch}" + (
         "" if value is None else f": {_value(name, value)}"
     )
 

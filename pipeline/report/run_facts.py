@@ -11,6 +11,7 @@ from pipeline.files import human_size, human_time
 from pipeline.naming import backbone_name
 from pipeline.report.run_files import RunFiles
 from pipeline.report.words import direction, higher_is_better, metric_name, metric_value, sentence
+from pipeline.run_record import NEWEST
 from pipeline.targets.metrics import why_undefined
 from pipeline.unfinished import planned_epochs
 
@@ -92,7 +93,7 @@ def kind(files: RunFiles) -> str:
 def curve_captions(files: RunFiles, names: Sequence[str]) -> list[tuple[str, str]]:
     """Of each curve its figure and what stands below it."""
     best = files.best
-    rule = "last" if best and best.get("rule") == "last" else "best"
+    rule = "last" if best and best.get("rule") in NEWEST else "best"
     why = f" ({best['why']})" if best and best.get("why") else ""
     marked = f" The dashed line marks the {rule} epoch, whose weights are kept{why}." if best else ""
     averaged = " Training values are means over an epoch of augmented images." if files.best else ""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_array, read_json_lines
 from pipeline.run_names import DISAGREEMENT, METRICS, RECORD, SCORES, START, THUMBNAILS, TIMING, VAL_TABLE, VAL_VALUES
-from pipeline.run_record import SCORES_SHAPE, read_metrics, read_values
+from pipeline.run_record import NEWEST, SCORES_SHAPE, read_metrics, read_values
 from pipeline.shapes import TEXT, Kind, differences_from, read_shaped
 from pipeline.tables import load_table, restored
 from pipeline.targets.metrics import Metric, find_metric
@@ -57,7 +57,7 @@ class RunFiles:
         # As the engine decides: by the competition's metric, or by the loss where that is undefined on the validation rows.
         for key, sign in ((f"val_{self.metric.name}", 1 if self.metric.higher_is_better else -1), ("val_loss", -1)):
             scored = [row for row in self.metrics if row.get(key) is not None]
-            if scored and (self.told.get("keep") or {}).get("rule") == "last":
+            if scored and (self.told.get("keep") or {}).get("rule") in NEWEST:
                 return {"epoch": scored[-1]["epoch"], "metric": key, "value": scored[-1][key], **self.told["keep"]}
             if scored:
                 best = max(scored, key=lambda row: sign * row[key])  # the first of equals
@@ -107,10 +107,11 @@ class RunFiles:
 
     @property
     def kept_epoch(self) -> dict[str, Any]:
-        """The metrics of the epoch whose weights are kept: the best one, else the last; empty when there are none."""
+        """The metrics of the epoch whose weights are kept: the best one, else the last; empty when there are none. Of a soup its own scores."""
         best = self.best
         chosen = [row for row in self.metrics if best and row["epoch"] == best["epoch"]] or self.metrics[-1:]
-        return chosen[0] if chosen else {}
+        soup = (best or {}).get("soup") or {}
+        return {**chosen[0], **soup.get("scores", {})} if chosen else {}
 
     @cached_property
     def thumbnails(self) -> list[dict[str, str]]:

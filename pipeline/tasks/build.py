@@ -132,7 +132,8 @@ def account_step(
     model.train()
     checkpoint_layers(model, recipe.activation_checkpointing if checkpointed is None else checkpointed)
     try:
-        return account(model, loss, pixels, optimizer_name)
+        memory = account(model, loss, pixels, optimizer_name)
+        return replace(memory, optimizer=memory.optimizer + memory.gradients) if recipe.optimizer.ema else memory  # one more of each
     finally:
         checkpoint_layers(model, recipe.activation_checkpointing)
 

@@ -338,9 +338,8 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     if recipe.lora.rank:
         seed_everything(recipe.seed + 1)  # the adapter's draw does not depend on whether a head was drawn
         lora = recipe.lora
-        model = attach(
-            model, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train, use_rslora=lora.use_rslora, variant=lora.variant
-        )
+        options = {"use_rslora": lora.use_rslora, "variant": lora.variant, "init": lora.init}
+        model = attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train, **options)
         cache_frozen_bias(model)
     elif recipe.head_only:
         model.requires_grad_(False).get_submodule(head).requires_grad_(True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -61,13 +61,17 @@ class StateStore:
         return None, damaged
 
 
-def check_fits(state: dict[str, Any], trainable: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+def check_fits(
+    state: dict[str, Any], trainable: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, others: Sequence[str] = ()
+) -> None:
     """Nothing, when the tensors of `state` are those of `trainable` and `optimizer`, shape by shape: torch would stretch others in silence.
+
+    `others`: problems that were found elsewhere.
 
     Raises:
         UserError: they are not; each is named.
     """
-    problems = [f"weight {problem}" for problem in tensor_problems(trainable, state["weights"])]
+    problems = [*(f"weight {problem}" for problem in tensor_problems(trainable, state["weights"])), *others]
     for name, gradient in state["gradients"].items():
         if name not in trainable or gradient.shape != trainable[name].shape:
             problems.append(f"gradient {name}: shape {tuple(gradient.shape)} fits no weight of that name")

@@ -24,10 +24,12 @@ from tqdm import tqdm
 from pipeline.data.dataset import cut_turns
 from pipeline.data.images import LostImage
 from pipeline.errors import Interrupted, UserError
+from pipeline.models.adapter_starts import put_starts, starts_of
 from pipeline.stopping import stop_requests
 from pipeline.training.checkpoint import StateStore, check_fits, seed_micro_batch
 from pipeline.training.compute import Batch, Compute, peak_memory
 from pipeline.training.gradients import gradient_sum
+from pipeline.training.means import Means, Soup, WeightMeans, exchanged, greedy_soup
 from pipeline.training.optim import lr_at, set_lr
 from pipeline.training.position import EpochReport, Position
 from pipeline.training.predict import Task, evaluate
@@ -35,6 +37,7 @@ from pipeline.training.processes import OtherEnded
 from pipeline.training.resume import rows_digest
 from pipeline.unfinished import resume_command
 
+NONE = Means()
 REFRESH_SECONDS = 0.5  # how often the loss is read back from the device: shown, and checked for NaN
 
 
@@ -54,6 +57,8 @@ def fit(
     save_minutes: float = 10.0,
     max_minutes: float | None = None,
     keep_last: bool = False,
+    means: Means = NONE,
+    on_soup: Callable[[Soup], None] = lambda soup: None,
     state: dict[str, Any] | None = None,
     on_stop: Callable[[Position], None] = lambda position: None,
     prepare: Callable[[int, Callable[[], bool]], bool] | None = None,
@@ -62,13 +67,14 @@ def fit(
 
     `on_stop` is called once the state of an interrupted run is saved. `sums`: how several processes add up their gradients.
     `prepare(micro_batch_size, go_on)` computes what epochs need, and gives False where `go_on()` ended it.
+    `means`: of weights, which are in the model whenever `on_epoch`, `on_stop` and, at the end, `on_soup` are called.
 
     Raises:
         Interrupted: Ctrl-C, SIGTERM, SIGHUP, a closed output or `max_minutes`; the micro-batch was finished and the state saved.
         UserError: the loss became NaN or infinite, an image was lost, or another process has ended; the last good state is kept.
     """
     loop = _Loop(
-        task, optimizer, schedule, compute, store, micro_batch_size, seed, sums, max_grad_norm, save_minutes, max_minutes, keep_last
+        task, optimizer, schedule, compute, store, micro_batch_size, seed, sums, max_grad_norm, save_minutes, max_minutes, keep_last, means
     )
     position = loop.position
     with stop_requests(loop.request_stop):  # before the first state is there: who sees one may stop the run
@@ -91,13 +97,16 @@ def fit(
                 loop.save()
                 raise
             except Interrupted:
-                on_stop(position)
+                with loop.means.in_place():
+                    on_stop(position)
                 compute.processes.wait_for_all()
                 raise
             except OtherEnded as error:
                 raise UserError(f"{error}; the state before is kept. Go on with: {resume_command(store.folder.parent)}") from None
-            on_epoch(report)
+            with loop.means.in_place():
+                on_epoch(report)
             loop.save()
+        loop.cook(on_soup)
     return position
 
 
@@ -118,6 +127,7 @@ class _Loop:
         save_minutes: float,
         max_minutes: float | None,
         keep_last: bool,
+        means: Means,
     ) -> None:
         self.task, self.optimizer, self.schedule, self.compute, self.store = task, optimizer, schedule, compute, store
         self.processes = compute.processes
@@ -132,6 +142,7 @@ class _Loop:
         # What a position inside an epoch refers to: the rows in their order, and how many make a step.
         self.order = {"rows": rows_digest(task.split_rows()), "effective_batch_size": schedule["effective_batch_size"]}
         self.trainable = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
+        self.means = WeightMeans(means, self.trainable)
         self.gradients = gradient_sum(sums, self.processes, list(self.trainable.values()))
         self.checked_step = 0
         self.epoch_started = 0.0
@@ -292,6 +303,7 @@ class _Loop:
         position = self.position
         if not self.scaler.is_enabled() or self.scaler.get_scale() >= scale:
             position.step += 1
+            self.means.after_step(position.step)
         position.group_row = position.row
         position.group_loss_sum, position.group_score_sum = self.sums.clone()
 
@@ -306,7 +318,9 @@ class _Loop:
             "train_loss": position.loss_sum / position.row,
             f"train_{task.train_score}": position.score_sum / position.row,
         }
-        logits = evaluate(task, self.compute, 2 * self.micro_batch_size) if task.num_val else None
+        self.means.before_validation(metrics["epoch"])
+        with self.means.in_place():
+            logits = evaluate(task, self.compute, 2 * self.micro_batch_size) if task.num_val else None
         if logits is not None:
             if not np.isfinite(logits).all():
                 raise UserError(
@@ -318,6 +332,7 @@ class _Loop:
             value, is_best = float(metrics["epoch"]), True
         else:
             value = metrics[task.best_metric]
+            self.means.after_validation(metrics["epoch"], value, metrics["val_loss"], task.higher_is_better)
             is_best = self.keep_last or position.best_epoch == 0 or self.is_better(value, metrics["val_loss"])
         if is_best:
             position.best_epoch, position.best_value = metrics["epoch"], value
@@ -332,6 +347,30 @@ class _Loop:
         position.history.append(metrics)
         position.start_epoch(position.epoch + 1)
         return EpochReport(metrics, timing, logits, is_best)
+
+    def cook(self, on_soup: Callable[[Soup], None]) -> None:
+        """Make the soup, where one is asked for, and put it into the model for `on_soup`, if it is more than the best epoch.
+
+        Raises:
+            Interrupted: a request to stop; the state of the last epoch is saved.
+        """
+        task, position = self.task, self.position
+        if not self.means.means.soup or not task.num_val:
+            return
+
+        def validate() -> tuple[np.ndarray, float, dict[str, float]]:
+            if self.processes.agree(None, (self.stop_reason is not None,))[0]:
+                self.stop_reason = next(filter(None, self.processes.texts(self.stop_reason)))
+                raise Interrupted(self.farewell())
+            logits = evaluate(task, self.compute, 2 * self.micro_batch_size)
+            scores = {f"val_{name}": value for name, value in task.scores(logits).items()}
+            return logits, scores[task.best_metric], scores
+
+        soup = greedy_soup(self.means, validate, task.higher_is_better, position.best_value)
+        if soup is not None:
+            position.best_value = soup.value
+            with exchanged(self.trainable, self.means.mean(soup.epochs)):
+                on_soup(soup)
 
     def is_better(self, value: float, loss: float) -> bool:
         """True where an epoch with this value of the metric beats the kept one; equal ones are told apart by their loss."""
@@ -359,6 +398,8 @@ class _Loop:
             "gradients": gradients,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "means": self.means.state(),
+            "starts": starts_of(self.task.model),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -367,7 +408,8 @@ class _Loop:
         Raises:
             UserError: the state is not one of this model.
         """
-        check_fits(state, self.trainable, self.optimizer)
+        check_fits(state, self.trainable, self.optimizer, self.means.problems(state.get("means")))
+        put_starts(self.task.model, state.get("starts", {}))
         with torch.no_grad():
             for name, weight in self.trainable.items():
                 weight.copy_(state["weights"][name])
@@ -375,6 +417,7 @@ class _Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(setting)  # the recipe's: a change of weight decay that was agreed on counts
+        self.means.restore(state.get("means"))
         if state["scaler"]:  # empty where the run was not in fp16 until now
             self.scaler.load_state_dict(state["scaler"])
         vars(self.position).update(state["position"])
@@ -388,6 +431,7 @@ class _Loop:
         self.position.step = self.position.epoch * self.schedule["steps_per_epoch"]
         if state["order"]["rows"] != self.order["rows"]:  # a best value of other validation rows cannot be compared
             self.position.best_epoch = 0
+            self.means.forget()
 
     def go_on_changed(self, *flags: str) -> str:
         """The command that goes on with other `flags`."""

@@ -13,7 +13,8 @@ from pipeline.files import human_time, read_json_lines, write_json, write_json_l
 from pipeline.recipe import Recipe
 from pipeline.run import environment, now
 from pipeline.run_names import COPIES, COPY_NAME, KEPT, METRICS, RECORD, TIMING
-from pipeline.run_record import FORMAT
+from pipeline.run_record import FORMAT, NEWEST
+from pipeline.training.means import Soup
 from pipeline.training.optim import lr_at
 from pipeline.training.position import EpochReport, Position
 from pipeline.unfinished import write_kept
@@ -31,7 +32,7 @@ class Recorder:
         save_model: Callable[[Path], None],
         write_validation: Callable[[Path, np.ndarray], None],
         shown: tuple[str, str],
-        keep: dict[str, str] | None = None,
+        keep: dict[str, Any] | None = None,
         epochs: int | None = None,
     ) -> None:
         """`shown`: what an epoch's line names of training and of validation, as keys of its metrics. `keep`: which epoch is kept, and why.
@@ -62,7 +63,7 @@ class Recorder:
             if report.val_logits is not None:
                 self.write_validation(self.output, report.val_logits)
             best = self.shown[1] if report.val_logits is not None else ""
-            is_last = self.keep.get("rule") == "last"  # then the epoch is kept for being the last, and is not the best
+            is_last = self.keep.get("rule") in NEWEST  # then the epoch is kept for being the last, and is not the best
             write_kept(self.output, report.metrics["epoch"], "" if is_last else best, report.metrics.get(best))
         if self.recipe.checkpoint.keep_every and report.metrics["epoch"] % self.recipe.checkpoint.keep_every == 0:
             self.save_model(self.output / COPIES / COPY_NAME.format(report.metrics["epoch"]))
@@ -70,6 +71,13 @@ class Recorder:
         write_json_lines(self.output / TIMING, self.timing)
         self._log(report)
         tqdm.write(self._line(report))
+
+    def soup(self, soup: Soup) -> None:
+        """Save the mean of epochs that the model holds instead of the best of them, with its validation predictions."""
+        self.save_model(self.output)
+        self.write_validation(self.output, soup.logits)
+        self.keep = {**self.keep, "soup": {"epochs": list(soup.epochs), "scores": soup.scores}}
+        write_kept(self.output, soup.epochs[0], self.shown[1], soup.value)
 
     def stopped(self, position: Position, schedule: dict[str, Any]) -> bool:
         """Leave weights that can be used: of the best epoch so far, and before the first has ended those of the moment.
@@ -115,7 +123,7 @@ class Recorder:
 
     def _mark(self, report: EpochReport) -> str:
         """` *` for the best epoch so far, where that one is kept."""
-        return " *" if report.is_best and self.keep.get("rule") != "last" else "  "
+        return " *" if report.is_best and self.keep.get("rule") not in NEWEST else "  "
 
     def _line(self, report: EpochReport) -> str:
         """The epoch in at most `LINE` columns: what is less needed is left out where names are long (metrics.jsonl has everything)."""

@@ -34,7 +34,7 @@ DECIDE_NOTHING = ("activation_checkpointing", "data.workers", "checkpoint.every_
 FIXED = (
     *("task", "backbone", "text_backbone", "random_weights", "architecture", "text_architecture", "head_only", "image_size"),
     *("resize", "seed"),
-    *("lora.rank", "lora.alpha", "lora.targets", "lora.also_train", "lora.use_rslora", "lora.variant", "optimizer.name"),
+    *("lora.rank", "lora.alpha", "lora.targets", "lora.also_train", "lora.use_rslora", "lora.variant", "lora.init", "optimizer.name"),
     *("head.fusion", "head.hidden_size", "head.activation", "head.dropout"),
     *("data.metric", "data.target", "data.positive_class"),
     *("data.split_seed", "data.group_column", "data.groups"),
