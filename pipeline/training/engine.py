@@ -106,6 +106,8 @@ def fit(
             with loop.means.in_place():
                 on_epoch(report)
             loop.save()
+        if prepare is not None and means.soup and not loop.is_prepared:  # resumed behind the last epoch
+            loop.prepare(prepare)
         loop.cook(on_soup)
     return position
 
