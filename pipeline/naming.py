@@ -23,6 +23,7 @@ def run_name(base: Recipe, recipe: Recipe, data: str) -> str:
 def method(recipe: Recipe) -> str:
     """How a recipe trains, in a few words: `LoRA r=16`, `the head alone`, `full fine-tuning`; also where its weights are random."""
     kind = f"LoRA r={recipe.lora.rank}" if recipe.lora.rank else "the head alone" if recipe.head_only else "full fine-tuning"
+    kind += f", frozen {recipe.freeze}" if recipe.freeze else ""
     return f"{kind} from random weights" if recipe.random_weights else kind
 
 

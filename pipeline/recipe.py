@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Part = Literal["patch_projection", "class_token", "norms", "biases"]
 Role = Literal["query", "key", "value", "qkv", "output", "gate", "fc1", "fc2"]
 
+Tower = Literal["text", "image"]
+ATTENTION_HEADS = 8  # of head.fusion cross_attention
+
 
 class Section(BaseModel):
     """A group of recipe keys: unknown keys are refused, values never change after validation."""
@@ -127,9 +130,16 @@ class Head(Section):
     """Where the head starts; and what joins question and picture (VQA). Without an activation, `concat` is one linear map of both side by side.
 
     `product` multiplies their projections element by element: low-rank bilinear pooling (Kim et al. 2016, arXiv:1610.04325; there with tanh).
+    `cross_attention`: the question attends to the picture's tokens, see `pipeline.models.fusion.CrossAttention`.
     """
 
-    fusion: Literal["concat", "product"] = Field("concat", description="vqa: question and picture side by side, or multiplied")
+    fusion: Literal["concat", "product", "cross_attention"] = Field(
+        "concat", description="vqa: question and picture side by side, or multiplied, or the question attends to the picture's patches"
+    )
+    text_pooling: Literal["pooler", "class_token", "mean"] = Field(
+        "pooler",
+        description="vqa: which vector a question is: the pooler's (class token where there is none), the class token, the tokens' mean",
+    )
     hidden_size: int = Field(128, ge=1, description="vqa: width between the two layers of the head")
     activation: Literal["none", "tanh", "relu", "gelu"] = Field("none", description="vqa: between them")
     dropout: float = Field(0, ge=0, lt=1, description="vqa: before the last layer")
@@ -137,6 +147,12 @@ class Head(Section):
         "random",
         description="probe: the head starts as the best linear one on frozen features (Kumar et al. 2022), also where there was one",
     )
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Head:
+        if self.fusion == "cross_attention" and self.hidden_size % ATTENTION_HEADS:
+            raise ValueError(f"hidden_size: expected a multiple of {ATTENTION_HEADS} with cross_attention, found {self.hidden_size}")
+        return self
 
 
 class Data(Section):
@@ -242,6 +258,7 @@ class Recipe(Section):
     )
     seed: int = Field(42, ge=0, description="of new weights, order, crops and dropout, and of the split unless data.split_seed is set")
     head_only: bool = Field(False, description="with lora.rank 0: train the head alone, the backbone stays as it is")
+    freeze: Tower | None = Field(None, description="vqa: this backbone stays as it is, while the other one is trained")
     lora: Lora = Lora()
     head: Head = Head()
     optimizer: Optimizer = Optimizer()
@@ -260,6 +277,13 @@ class Recipe(Section):
     def effective_batch_size(self) -> int:
         """Images per optimizer step."""
         return self.batch_size * self.accumulation_steps
+
+    @property
+    def frozen_towers(self) -> tuple[Tower, ...]:
+        """Which backbones of vqa stay exactly as they are: no weight of theirs is trained."""
+        if self.head_only:
+            return () if self.lora.also_train else ("text", "image")
+        return (self.freeze,) if self.freeze else ()
 
     @model_validator(mode="before")
     @classmethod
@@ -282,6 +306,10 @@ class Recipe(Section):
             raise ValueError(
                 f"lora.init: {self.lora.init} needs lora.rank above 0 and lora.variant lora, found {self.lora.rank} and {self.lora.variant}"
             )
+        if self.freeze and self.task != "vqa":
+            raise ValueError(f"freeze: only vqa has two backbones, this recipe's task is {self.task}; head_only trains the head alone")
+        if self.freeze and self.head_only:
+            raise ValueError("freeze: expected none with head_only, under which both backbones stay as they are")
         if self.schedule.end_lr > self.optimizer.lr:
             raise ValueError(f"schedule.end_lr: {self.schedule.end_lr} is above optimizer.lr {self.optimizer.lr}")
         if self.task == "vqa" and self.drop_path is not None:
@@ -318,8 +346,11 @@ class Recipe(Section):
             raise ValueError("text_backbone: vqa needs this, or text_architecture (a text model trained from nothing), and not both")
         if self.task == "vqa" and not {"norms", "biases"}.issuperset(self.lora.also_train):
             raise ValueError("lora.also_train: expected norms, biases or none for vqa, whose adapters hold no other parts")
-        if self.text_architecture is not None and (self.lora.rank or self.head_only):
-            raise ValueError("lora.rank, head_only: expected 0 and false with text_architecture: its random word vectors must be trained")
+        if self.text_architecture is not None and (self.lora.rank or self.head_only or self.freeze == "text"):
+            raise ValueError(
+                "lora.rank, head_only, freeze: expected 0, false and none or image with text_architecture: "
+                "its random word vectors must be trained"
+            )
 
 
 def _for_classification(recipe: Recipe) -> list[str]:

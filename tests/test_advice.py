@@ -15,10 +15,11 @@ import train
 from pipeline import files
 from pipeline.commands import session
 from pipeline.config import load_recipe
+from pipeline.recipe import Recipe
 from pipeline.report.page import build_report
 from pipeline.targets.baseline import Baseline, constant_baseline
 from pipeline.targets.target import Target, multiclass
-from pipeline.training.advice import Watch, advise, no_better, way_of_head
+from pipeline.training.advice import FloorWatch, Watch, advise, below_floor, no_better, way_of_head
 from pipeline.training.optim import plan_schedule
 
 NAMES = ["apple", "lemon", "lime"]
@@ -114,6 +115,20 @@ def test_the_watch_speaks_after_the_warm_up_and_half_way() -> None:
         said.append(watch.warning(history))
     assert [number for number, text in enumerate(said, start=1) if text] == [2, 6]
     assert "val_accuracy 0.1000" in said[1] and "always 'apple' 0.1000" in said[1]
+
+
+def test_questions_below_their_floor_are_told_after_a_third_and_at_the_end_what_to_change() -> None:
+    recipe = Recipe(task="vqa", backbone="any", text_backbone="any")
+    floor = Baseline(0.5, "the most frequent answer to the same question")
+    watch = FloorWatch(floor, "val_accuracy", recipe, {"total_steps": 90})
+    history = [{"epoch": epoch, "step": 10 * epoch, "val_accuracy": 0.4} for epoch in range(1, 10)]
+    said = [watch.warning(history[: epoch + 1]) for epoch in range(9)]
+    assert [number for number, text in enumerate(said, start=1) if text] == [3, 9]
+    assert "vqa-bert-vit-ours" in said[2] and "head.text_pooling=mean" in said[2] and "val_accuracy 0.4000" in said[2]
+    good = FloorWatch(floor, "val_accuracy", recipe, {"total_steps": 90})
+    assert not any(good.warning([*history[:2], {"step": step, "val_accuracy": 0.5}]) for step in (30, 90))
+    ours = load_recipe("vqa-bert-vit-ours")  # which follows all of this
+    assert [line.split()[0] for line in below_floor(ours)] == ["--epochs"]
 
 
 @pytest.mark.parametrize(

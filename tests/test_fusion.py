@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -39,12 +40,12 @@ SMALL_HEAD = Head(hidden_size=8)
 LORA = Lora(rank=2, alpha=4, dropout=0.0, targets=("query", "value"))
 
 
-def small(lora: Lora | None = None, head: Head = SMALL_HEAD) -> Fused:
+def small(lora: Lora | None = None, head: Head = SMALL_HEAD, frozen: Sequence[str] = ()) -> Fused:
     """Random weights, the same at every call, the adapters' too; 5 answers."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer(QUESTIONS, 30)
     text = new_encoder({"model_type": "bert", **BERT}, vocab_size=len(tokenizer.tokenizer))
-    fused = fuse(text, ViTModel(ViTConfig(**VIT)), tokenizer, RULE, 5, head, lora)
+    fused = fuse(text, ViTModel(ViTConfig(**VIT)), tokenizer, RULE, 5, head, lora, frozen)
     for name, weight in fused.model.named_parameters():
         if ".lora_B" in name or weight.ndim > 1:
             nn.init.normal_(weight, std=0.2)
@@ -100,6 +101,56 @@ def test_the_plain_head_adds_and_the_product_lets_question_and_picture_meet(head
     assert torch.allclose(*effect, atol=1e-12) is not meets
 
 
+def test_cross_attention_takes_of_each_picture_what_its_question_asks_for() -> None:
+    """The weights are torch's own multi-head attention; what a picture adds depends on the question."""
+    torch.manual_seed(0)
+    head = AnswerHead(6, 7, 4, Head(fusion="cross_attention", hidden_size=16)).double()
+    questions, tokens = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, 5, 7, dtype=torch.float64)
+    own, other = head.attention, nn.MultiheadAttention(16, 8, batch_first=True, dtype=torch.float64)
+    identity, zero = torch.eye(16, dtype=torch.float64), torch.zeros(48, dtype=torch.float64)
+    other.load_state_dict(
+        {
+            "in_proj_weight": torch.cat([identity] * 3),
+            "in_proj_bias": zero,
+            "out_proj.weight": own.output.weight,
+            "out_proj.bias": own.output.bias,
+        }
+    )
+    normed = own.norm(tokens)
+    expected, _ = other(own.query(questions).unsqueeze(1), own.key(normed), own.value(normed))
+    torch.testing.assert_close(own(questions, tokens), expected.squeeze(1))
+    effect = [head(questions[i : i + 1], tokens[:1]) - head(questions[i : i + 1], tokens[1:2]) for i in range(2)]
+    assert not torch.allclose(*effect, atol=1e-3)
+
+
+@pytest.mark.parametrize("pooling", ["class_token", "mean"])
+def test_a_question_is_one_vector_whatever_it_is_padded_to(pooling: str) -> None:
+    head = Head(hidden_size=8, text_pooling=pooling)
+    fused = small(head=head)
+    inputs = padded(fused, QUESTIONS)
+    states = fused.model.text(**padded(fused, QUESTIONS[:1])).last_hidden_state[0]
+    expected = states[0] if pooling == "class_token" else states.mean(dim=0)
+    torch.testing.assert_close(fused.model.read(**inputs)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_one_backbone_may_stay_while_the_other_is_adapted(tmp_path: Path) -> None:
+    """The frozen one has no adapter, no gradient and no dropout; loaded again, with attention to the patches, it answers the same."""
+    head = Head(hidden_size=8, fusion="cross_attention", text_pooling="mean", activation="gelu")
+    fused = small(LORA, head, frozen=["image"])
+    fused.model.train()
+    assert fused.model.text.training and not any(module.training for module in fused.model.image.modules())
+    assert not any(weight.requires_grad for weight in fused.model.image.parameters())
+    fused.model.eval()
+    save_fused(fused, tmp_path, base=True, trained=True)
+    assert [path.name for path in (tmp_path / "model_lora").iterdir()] == ["bert"]
+    loaded, batch = load(tmp_path, head, ["image"]), (pictures(3), torch.arange(3))
+    torch.testing.assert_close(
+        loaded.model(*batch, **padded(loaded, QUESTIONS)), fused.model(*batch, **padded(fused, QUESTIONS)), rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(UserError, match=r"model_lora.vit"):
+        load(tmp_path, head)
+
+
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_a_shared_picture_is_computed_once_and_nothing_else_changes(lora: Lora | None, monkeypatch) -> None:
     fused = small(lora)
@@ -127,9 +178,9 @@ def test_padding_does_not_change_an_answer() -> None:
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
 
 
-def load(folder: Path, head: Head = SMALL_HEAD) -> Fused:
+def load(folder: Path, head: Head = SMALL_HEAD, frozen: Sequence[str] = ()) -> Fused:
     text, image = load_encoder(str(folder / "model_bert"), "text_backbone"), load_encoder(str(folder / "model_vit"), "--backbone")
-    return load_fused(text, image, load_tokenizer(str(folder / "model_bert"), 30), RULE, 5, head, folder)
+    return load_fused(text, image, load_tokenizer(str(folder / "model_bert"), 30), RULE, 5, head, folder, frozen)
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])

@@ -12,6 +12,7 @@ import torch
 
 import inference
 import train
+from pipeline.competition.rows import Row
 from pipeline.errors import Interrupted, UserError
 from pipeline.files import write_json
 
@@ -189,6 +190,49 @@ def test_lora_on_both_encoders_from_folders(learnt: Path, tmp_path: Path, capsys
     assert inference.main(["--model", str(output), "--data", str(learnt / "data"), "--output", str(tmp_path / "predictions.csv")]) == 0
 
 
+FROZEN = "{fusion: cross_attention, text_pooling: mean, activation: gelu, hidden_size: 16, dropout: 0.1}"
+
+
+@pytest.mark.parametrize("changes", [{"head_only": "true"}, {"freeze": "image"}], ids=["both frozen", "image frozen"])
+def test_frozen_backbones_are_computed_once_and_a_resumed_run_is_bit_identical(
+    learnt: Path, tmp_path: Path, monkeypatch, changes: dict[str, str]
+) -> None:
+    """A picture is decoded once in training and validation together; after an interruption the same bits come out."""
+    from test_resume import interrupt_after
+
+    from pipeline.models.fusion import FusionModel
+
+    path = recipe(
+        tmp_path, learnt / "run" / "model_beit", text_architecture="null", text_backbone=str(learnt / "run" / "model_bert"), head=FROZEN,
+        epochs="2", batch_size="8", **changes,
+    )  # fmt: skip
+    seen, original = [], FusionModel.see
+    monkeypatch.setattr(FusionModel, "see", lambda model, pixels: seen.append(pixels.shape[0]) or original(model, pixels))
+    assert train.main(arguments(learnt, path, tmp_path / "whole")) == 0
+    assert [count for count in seen if count > 1][:2] == [12, 6]  # 12 training pictures, 6 of validation; then the memory count, the end
+    monkeypatch.setattr(FusionModel, "see", original)
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 3)
+        with pytest.raises(Interrupted):
+            train.main(arguments(learnt, path, tmp_path / "run"))
+    assert train.main(["--data", str(learnt / "data"), "--output", str(tmp_path / "run"), "--resume"]) == 0
+    for name in SAME:
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    probs = np.load(tmp_path / "whole" / "val_probs.npy")  # computed from kept features; inference computes from pixels
+    from pipeline.run import load_run
+    from pipeline.tasks.vqa import rebuild
+
+    answerer, table = rebuild(load_run(tmp_path / "whole"), 6), pd.read_csv(tmp_path / "whole" / "val_predictions.csv", dtype=str)
+    rows = [
+        Row(str(i), Path(path), None, question=question)
+        for i, (path, question) in enumerate(zip(table["path"], table["question"], strict=True))
+    ]
+    batch = next(iter(answerer.batches(rows, len(rows))))
+    again = torch.empty(len(rows), 6)
+    again[batch["row"]] = answerer.logits(batch).softmax(dim=1)
+    np.testing.assert_allclose(probs, again.numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_an_answer_outside_the_kept_ones_is_wrong_and_said(learnt: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
     path = recipe(tmp_path, tiny_backbone, epochs="1", data="{val_fraction: 0.34, top_answers: 2}")
     assert train.main(arguments(learnt, path, tmp_path / "run")) == 0
@@ -271,6 +315,12 @@ def test_task_and_data_must_fit(learnt: Path, competition: Path, tiny_backbone: 
         ({"text_architecture": "null"}, "text_backbone: vqa needs this"),
         ({"text_backbone": "google-bert/bert-base-uncased"}, "not both"),
         ({"lora": "{rank: 4}"}, "its random word vectors must be trained"),
+        ({"freeze": "text"}, "its random word vectors must be trained"),
+        (
+            {"freeze": "image", "head_only": "true", "text_architecture": "null", "text_backbone": "any"},
+            "freeze: expected none with head_only",
+        ),
+        ({"head": "{fusion: cross_attention, hidden_size: 30}"}, "expected a multiple of 8"),
         ({"task": "classification"}, "only task vqa reads questions"),
         ({"data": "{other_answers: ignore}"}, r"data\.other_answers"),
     ],

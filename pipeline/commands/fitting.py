@@ -18,12 +18,12 @@ from pipeline.run_names import PAGE
 from pipeline.wording import listed
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pipeline.recipe import Recipe
     from pipeline.targets.baseline import Baseline
     from pipeline.tasks.build import Build
-    from pipeline.training.advice import Watch
+    from pipeline.training.advice import FloorWatch, Watch
     from pipeline.training.checkpoint import StateStore
     from pipeline.training.compute import Compute
     from pipeline.training.position import Position
@@ -39,7 +39,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     """
     import torch
 
-    from pipeline.training.advice import Watch
+    from pipeline.training.advice import FloorWatch, Watch
     from pipeline.training.engine import fit
     from pipeline.training.estimate import dry_run
     from pipeline.training.features import Features, HeadTask
@@ -87,14 +87,17 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     if recipe.head.init == "probe" and state is None:
         start_from_probe(build, compute, frozen, micro_batch_size)
     spent = (time.perf_counter() - probing) / 60
-    watch = Watch(baseline, task.best_metric, task.higher_is_better, task.num_val, schedule)
+    watches = (
+        Watch(baseline, task.best_metric, task.higher_is_better, task.num_val, schedule),
+        FloorWatch(task.floor(), task.best_metric, recipe, schedule),
+    )
     last = fit(
         HeadTask(task, features) if features else task,
         optimizer,
         schedule,
         compute,
         store,
-        recorder_with_page(recorder, session.output, watch) if is_first else lambda report: None,
+        recorder_with_page(recorder, session.output, watches) if is_first else lambda report: None,
         epochs=epochs_of(schedule),
         micro_batch_size=micro_batch_size,
         seed=recipe.seed,
@@ -227,15 +230,15 @@ def begin_beside(session: Session) -> tuple[dict[str, Any], StateStore, dict[str
     return {}, store, None if session.former is None else store.load()[0]
 
 
-def recorder_with_page(recorder: Recorder, output: Path, watch: Watch) -> Callable[[Any], None]:
-    """What is called after each epoch: its files, then the run's page; a warning where the run is no better than a constant guess."""
+def recorder_with_page(recorder: Recorder, output: Path, watches: Sequence[Watch | FloorWatch]) -> Callable[[Any], None]:
+    """What is called after each epoch: its files, then the run's page; a warning where the run is no better than a guess."""
     from pipeline.report.page import LivePage
 
     live_page = LivePage(output)
 
     def on_epoch(report: Any) -> None:
         recorder.epoch(report)
-        if warning := watch.warning(recorder.history):
+        for warning in filter(None, [watch.warning(recorder.history) for watch in watches]):
             print(warning, file=sys.stderr)
         if problem := live_page.update():
             print(problem)
@@ -325,6 +328,7 @@ def kind_of(recipe: Recipe) -> str:
     kind = "the head alone" if recipe.head_only else kind
     if lora.init != "default":
         kind += f", begun by {lora.init} and saved at rank {2 * lora.rank} on the unchanged backbone"
+    kind += f", the {recipe.freeze} backbone stays" if recipe.freeze else ""
     kind += f", also {' + '.join(lora.also_train)}" if lora.also_train else ""
     return kind + (f", a moving mean of its weights (decay {recipe.optimizer.ema:g} a step)" if recipe.optimizer.ema else "")
 

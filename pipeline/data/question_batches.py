@@ -24,6 +24,8 @@ class QuestionDataset(Dataset):
     label, row (B,) int64, bad (B,) bool. What a picture looks like depends on (seed, epoch, picture): its questions see the same one.
 
     images: the pictures, each once; image_of_row[row]: the picture of a question; labels[row]: its answer's class.
+    Where `picture_features` (num_images, ...) are set, their rows come as picture (I, ...) in place of pixels; of `question_features`
+    (num_rows, D) as question (B, D) in place of input_ids and attention_mask.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class QuestionDataset(Dataset):
         self.token_ids, self.pad_id = token_ids, pad_id
         self.labels = np.zeros(len(token_ids), dtype=np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
         self._kept: dict[int, dict[str, Any]] = {}
+        self.picture_features: torch.Tensor | None = None
+        self.question_features: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -45,7 +49,18 @@ class QuestionDataset(Dataset):
     def __getitem__(self, key: Key) -> dict[str, torch.Tensor]:
         epoch, rows = key
         images, image_index = np.unique(self.image_of_row[rows], return_inverse=True)
-        pictures = [self._picture(epoch, int(image)) for image in images]
+        index = torch.from_numpy(image_index)
+        batch = {"image_index": index, "label": torch.from_numpy(self.labels[rows]), "row": torch.tensor(rows)}
+        if self.picture_features is not None:
+            batch |= {"picture": self.picture_features[images], "bad": torch.zeros(len(rows), dtype=torch.bool)}
+        else:
+            pictures = [self._picture(epoch, int(image)) for image in images]
+            bad = torch.tensor([picture["bad"] for picture in pictures])[index]
+            batch |= {"pixels": torch.stack([picture["pixels"] for picture in pictures]), "bad": bad}
+        return batch | (self.tokens(rows) if self.question_features is None else {"question": self.question_features[rows]})
+
+    def tokens(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """input_ids and attention_mask (B, T) int64 of the questions `rows`, padded to the longest."""
         longest = max(len(self.token_ids[row]) for row in rows)
         input_ids = torch.full((len(rows), longest), self.pad_id)
         attention_mask = torch.zeros(len(rows), longest, dtype=torch.int64)
@@ -53,16 +68,7 @@ class QuestionDataset(Dataset):
             ids = self.token_ids[row]
             input_ids[place, : len(ids)] = torch.tensor(ids)
             attention_mask[place, : len(ids)] = 1
-        index = torch.from_numpy(image_index)
-        return {
-            "pixels": torch.stack([picture["pixels"] for picture in pictures]),
-            "image_index": index,
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "label": torch.from_numpy(self.labels[rows]),
-            "row": torch.tensor(rows),
-            "bad": torch.tensor([picture["bad"] for picture in pictures])[index],
-        }
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     def _picture(self, epoch: int, image: int) -> dict[str, Any]:
         if image in self._kept:

@@ -62,6 +62,34 @@ def pooled(output: Any) -> torch.Tensor:
     return output.last_hidden_state[:, 0] if vector is None else vector.flatten(1)
 
 
+def question_vector(output: Any, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """(B, D) of a text encoder's output as `head.text_pooling` says; `attention_mask` (B, T) int64 is 0 where a question is padded."""
+    if pooling == "pooler":
+        return pooled(output)
+    states = output.last_hidden_state
+    if pooling == "class_token":
+        return states[:, 0]
+    is_token = attention_mask.unsqueeze(2).to(states.dtype)
+    return (states * is_token).sum(dim=1) / is_token.sum(dim=1)
+
+
+def picture_tokens(output: Any, width: int) -> torch.Tensor:
+    """(I, P, D) of an image encoder's output: its last states, with class token where it has one, or the places of a feature map.
+
+    Raises:
+        UserError: they are not `width` wide, as the encoder's own vector is.
+    """
+    states = output.last_hidden_state
+    if states.ndim == 4:  # (I, D, height, width): a convolutional network
+        states = states.flatten(2).transpose(1, 2)
+    if states.ndim != 3 or states.shape[2] != width:
+        raise UserError(
+            f"head.fusion: cross_attention needs tokens of {width} numbers, and --backbone gives {tuple(states.shape[1:])} for a picture; "
+            "take a ViT, BEiT, DINOv2 or Swin, or --set head.fusion=concat"
+        )
+    return states
+
+
 def width_of(encoder: nn.Module, key: str) -> int:
     """D of `pooled`.
 

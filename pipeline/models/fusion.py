@@ -7,7 +7,7 @@ be right on a circle and on a square. `product` can: its hidden unit h is (a_h .
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,34 +22,65 @@ from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, raise_all
 from pipeline.files import replacing
 from pipeline.models.backbones import native_image_size, save_backbone, takes_interpolation, tensor_problems
-from pipeline.models.encoders import pooled, width_of
+from pipeline.models.encoders import picture_tokens, pooled, question_vector, width_of
 from pipeline.models.lean import cache_frozen_bias, exact_head
 from pipeline.models.lora import PeftModel, attach, load_adapter, merge, plain_state_dict, save_adapter
-from pipeline.recipe import Head, Lora
+from pipeline.recipe import ATTENTION_HEADS, Head, Lora, Tower
 from pipeline.run_names import ADAPTER_DIR, HEAD_FILE
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"none": nn.Identity, "tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
 
 
+class CrossAttention(nn.Module):
+    """(B, Dq) questions and (B, P, Dv) picture tokens to (B, hidden): each question's own mean of the tokens.
+
+    One layer of multi-head attention (Vaswani et al. 2017, arXiv:1706.03762) in which a question, as one vector, is the query.
+    """
+
+    def __init__(self, question_size: int, picture_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(picture_size)  # BEiT's last states are not normalised
+        self.query = nn.Linear(question_size, hidden_size)
+        self.key = nn.Linear(picture_size, hidden_size)
+        self.value = nn.Linear(picture_size, hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, question: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        tokens = self.norm(tokens)
+        query, key, value = (
+            states.unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2)  # (B, heads, length, hidden / heads)
+            for states in (self.query(question).unsqueeze(1), self.key(tokens), self.value(tokens))
+        )
+        return self.output(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(1))
+
+
 class AnswerHead(nn.Module):
-    """(B, Dq) questions and (B, Dv) pictures to (B, K) logits."""
+    """(B, Dq) questions and (B, Dv) pictures, for cross-attention (B, P, Dv) of their tokens, to (B, K) logits."""
 
     def __init__(self, question_size: int, picture_size: int, num_answers: int, config: Head) -> None:
         super().__init__()
+        self.config, self.picture_size, hidden = config, picture_size, config.hidden_size
         if config.fusion == "concat":
-            self.joint = nn.Linear(question_size + picture_size, config.hidden_size)
+            self.joint = nn.Linear(question_size + picture_size, hidden)
+        elif config.fusion == "product":
+            self.question = nn.Linear(question_size, hidden)
+            self.picture = nn.Linear(picture_size, hidden)
         else:
-            self.question = nn.Linear(question_size, config.hidden_size)
-            self.picture = nn.Linear(picture_size, config.hidden_size)
+            self.attention = CrossAttention(question_size, picture_size, hidden)
+            self.question = nn.Linear(question_size, hidden)
+            self.joint = nn.Linear(3 * hidden, hidden)
         self.activation = ACTIVATIONS[config.activation]()
         self.dropout = nn.Dropout(config.dropout)
-        self.answer = nn.Linear(config.hidden_size, num_answers)
+        self.answer = nn.Linear(hidden, num_answers)
 
     def forward(self, question: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
-        if hasattr(self, "joint"):
+        if self.config.fusion == "concat":
             hidden = self.activation(self.joint(torch.cat([question, picture], dim=1)))
-        else:
+        elif self.config.fusion == "product":
             hidden = self.activation(self.question(question)) * self.activation(self.picture(picture))
+        else:  # question and what it found, side by side and multiplied
+            seen, asked = self.attention(question, picture), self.question(question)
+            hidden = self.activation(self.joint(torch.cat([asked, seen, asked * seen], dim=1)))
         return self.answer(self.dropout(hidden))
 
 
@@ -59,18 +90,58 @@ class FusionModel(nn.Module):
     def __init__(self, text: nn.Module, image: nn.Module, head: AnswerHead, picture_size: int) -> None:
         super().__init__()
         self.text, self.image, self.head = text, image, head
+        self.frozen: tuple[Tower, ...] = ()
         other_size = native_image_size(_base(image)) != picture_size
         exact_head(self, "head")
         self.image_options = {"interpolate_pos_encoding": True} if other_size and takes_interpolation(_base(image)) else {}
 
-    def forward(
-        self, pixel_values: torch.Tensor, image_index: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> torch.Tensor:
-        """(B, K) logits of B questions (B, T) about I pictures (I, 3, H, W); image_index (B,) says which."""
-        question = pooled(self.text(input_ids=input_ids, attention_mask=attention_mask))
-        picture = pooled(self.image(pixel_values=pixel_values, **self.image_options))
+    def freeze(self, towers: Iterable[Tower]) -> None:
+        """Keep these encoders as they are: nothing of theirs is trained, and nothing in them is dropped at random."""
+        self.frozen = tuple(towers)
+        for tower in self.frozen:
+            self.get_submodule(tower).requires_grad_(False).eval()
+        if "image" in self.frozen:
+            cache_frozen_bias(self.image)
+
+    def train(self, mode: bool = True) -> FusionModel:
+        """As torch's, but for encoders that are frozen: those stay as in prediction."""
+        super().train(mode)
+        for tower in self.frozen:
+            self.get_submodule(tower).eval()
+        return self
+
+    def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(B, Dq) of B questions (B, T)."""
+        output = self.text(input_ids=input_ids, attention_mask=attention_mask)
+        return question_vector(output, attention_mask, self.head.config.text_pooling)
+
+    def see(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(I, Dv) of I pictures (I, 3, H, W), for cross-attention (I, P, Dv)."""
+        output = self.image(pixel_values=pixel_values, **self.image_options)
+        return picture_tokens(output, self.head.picture_size) if self.head.config.fusion == "cross_attention" else pooled(output)
+
+    def join(self, question: torch.Tensor, picture: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
+        """(B, K) logits of what `read` and `see` gave; image_index (B,) says which picture a question is about."""
         # As index_select; but its gradient on CUDA is summed in an order that varies, an embedding's in a fixed one.
-        return self.head(question, F.embedding(image_index, picture))
+        own = F.embedding(image_index, picture.flatten(1))
+        return self.head(question, own.unflatten(1, picture.shape[1:]) if picture.ndim > 2 else own)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None,
+        image_index: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        question: torch.Tensor | None = None,
+        picture: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, K) logits of B questions (B, T) about I pictures (I, 3, H, W); image_index (B,) says which.
+
+        What a frozen encoder made of them before comes as `question` and `picture` instead.
+        """
+        question = self.read(input_ids, attention_mask) if question is None else question
+        return self.join(question, self.see(pixel_values) if picture is None else picture, image_index)
 
 
 @dataclass(frozen=True)
@@ -88,9 +159,16 @@ class Fused:
 
 
 def fuse(
-    text: nn.Module, image: nn.Module, tokenizer: QuestionTokenizer, rule: Preprocessing, num_answers: int, head: Head, lora: Lora | None
+    text: nn.Module,
+    image: nn.Module,
+    tokenizer: QuestionTokenizer,
+    rule: Preprocessing,
+    num_answers: int,
+    head: Head,
+    lora: Lora | None,
+    frozen: Sequence[Tower] = (),
 ) -> Fused:
-    """The encoders under a new head, fully trainable, or with `lora` frozen but for adapters on both and the head.
+    """The encoders under a new head, fully trainable, or with `lora` frozen but for adapters on both and the head; `frozen` ones stay.
 
     Raises:
         UserError: an encoder has no such LoRA targets, or its config does not say how wide it is.
@@ -99,16 +177,23 @@ def fuse(
     if lora is not None:
         options = {"has_head": False, "use_rslora": lora.use_rslora, "variant": lora.variant, "init": lora.init}
         text, image = (
-            attach(encoder, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train, **options) for encoder in (text, image)
+            encoder if tower in frozen else attach(encoder, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train, **options)
+            for tower, encoder in (("text", text), ("image", image))
         )
         cache_frozen_bias(image)
-    return Fused(FusionModel(text, image, answer_head, rule.height), rule, tokenizer)
+    model = FusionModel(text, image, answer_head, rule.height)
+    model.freeze(frozen)
+    return Fused(model, rule, tokenizer)
 
 
 def save_fused(fused: Fused, output: Path, *, base: bool, trained: bool) -> None:
-    """Write into run folder `output`: with `base` the encoders themselves, with `trained` their adapters (where they have some) and the head."""
-    for name, encoder, companion in fused.encoders():
-        if base:
+    """Write into run folder `output`: with `base` the encoders themselves, with `trained` their adapters (where they have some) and the head.
+
+    An encoder that is frozen and lies there already is as it was, and is not written again.
+    """
+    for tower, (name, encoder, companion) in zip(("text", "image"), fused.encoders(), strict=True):
+        lies_there = trained and tower in fused.model.frozen and (output / f"model_{name}" / "model.safetensors").exists()
+        if base and not lies_there:
             save_backbone(_base(encoder), plain_state_dict(encoder), companion, output / f"model_{name}")
         if trained and isinstance(encoder, PeftModel):
             save_adapter(encoder, output / ADAPTER_DIR / name)
@@ -118,9 +203,18 @@ def save_fused(fused: Fused, output: Path, *, base: bool, trained: bool) -> None
 
 
 def load_fused(
-    text: nn.Module, image: nn.Module, tokenizer: QuestionTokenizer, rule: Preprocessing, num_answers: int, head: Head, folder: Path
+    text: nn.Module,
+    image: nn.Module,
+    tokenizer: QuestionTokenizer,
+    rule: Preprocessing,
+    num_answers: int,
+    head: Head,
+    folder: Path,
+    frozen: Sequence[Tower] = (),
 ) -> Fused:
     """The trained model of run folder `folder` on its own encoders: float32, adapters merged and checked, eval mode.
+
+    Where there are adapters, each encoder has one, but for those that stayed `frozen`.
 
     Raises:
         UserError: an adapter or the head is missing, damaged, or does not fit tensor by tensor.
@@ -133,8 +227,10 @@ def load_fused(
         words = torch.randint(len(tokenizer.tokenizer), (1, 8), generator=generator)
         pixels = torch.randn(1, 3, rule.height, rule.width, generator=generator)
         options = FusionModel(text, image, answer_head, rule.height).image_options
-        text = _merged(text, folder, lambda model: pooled(model(input_ids=words)))
-        image = _merged(image, folder, lambda model: pooled(model(pixel_values=pixels, **options)))
+        if "text" not in frozen:
+            text = _merged(text, folder, lambda model: pooled(model(input_ids=words)))
+        if "image" not in frozen:
+            image = _merged(image, folder, lambda model: pooled(model(pixel_values=pixels, **options)))
     model = FusionModel(text, image, answer_head, rule.height).requires_grad_(False).eval()
     return Fused(model, rule, tokenizer)
 

@@ -42,6 +42,7 @@ class TrainingTask(Task, Protocol):
     def counts(self) -> dict[str, Any]: ...  # for run.json: `train` and `val` rows, `train_per_class`
     def facts(self) -> dict[str, Any]: ...  # what run.json keeps of the target: `target`, `metric`, `prior`
     def baseline(self) -> Baseline | None: ...  # what a constant guess scores by `best_metric`
+    def floor(self) -> Baseline | None: ...  # what a guess that does not see the image scores, where there is a better one
     def place(self, compute: Compute, fresh: bool) -> None: ...  # the model to where it is trained
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory: ...
     def save(self, output: Path, initial: bool = False) -> None: ...

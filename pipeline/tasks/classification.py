@@ -292,6 +292,10 @@ class ClassificationTask:
         name = self.best_metric.removeprefix("val_")
         return constant_baseline(name, self.target, [row.label for row in self.train_rows], self.val_truth)
 
+    def floor(self) -> Baseline | None:
+        """Nothing is known of a row but its image."""
+        return None
+
     def examine(self, output: Path, compute: Compute) -> list[str]:
         """Nothing to add to the metrics of the epochs."""
         return []

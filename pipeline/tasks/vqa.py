@@ -27,7 +27,7 @@ from pipeline.models.fusion import Fused, FusionModel, fuse, load_fused, save_fu
 from pipeline.models.lean import keep_less
 from pipeline.models.lora import count_parameters
 from pipeline.models.roles import train_parts
-from pipeline.recipe import Augmentation, Head, Recipe
+from pipeline.recipe import Augmentation, Head, Recipe, Tower
 from pipeline.run import Run, backbone_dirs, load_run
 from pipeline.run_names import FLOORS, VAL_TABLE, VAL_VALUES
 from pipeline.tables import guarded, write_table
@@ -45,6 +45,7 @@ from pipeline.tasks.build import (
     with_noise,
     write_probs,
 )
+from pipeline.tasks.frozen_features import changes_pictures, computed_once, picture_features, question_features
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Memory
@@ -83,11 +84,12 @@ class Answerer:
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """(B, K) for a batch of `QuestionDataset`."""
-        return self.forward(self.model, batch, self.fused.rule.normalize(batch["pixels"]))
+        return self.forward(self.model, batch, self.rule.normalize(batch["pixels"]) if "pixels" in batch else None)
 
-    def forward(self, model: Callable[..., torch.Tensor], batch: Batch, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, K) of `model` for normalised `pixel_values` (I, 3, H, W) and the questions of `batch`."""
-        return model(pixel_values, batch["image_index"], batch["input_ids"], batch["attention_mask"])
+    def forward(self, model: Callable[..., torch.Tensor], batch: Batch, pixel_values: torch.Tensor | None) -> torch.Tensor:
+        """(B, K) of `model` for normalised `pixel_values` (I, 3, H, W) and the questions of `batch`, which may hold features of either."""
+        given = {name: batch[name] for name in ("input_ids", "attention_mask", "question", "picture") if name in batch}
+        return model(pixel_values, batch["image_index"], **given)
 
     def dataset(
         self, rows: Sequence[Row], labels: Sequence[int] | None = None, augmentation: Augmentation | None = None, seed: int = 0
@@ -105,7 +107,8 @@ class Answerer:
     def in_order(self, dataset: QuestionDataset, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
         """Batches of all questions of `dataset`, picture by picture; of several processes this one's `share`."""
         batches = cut(picture_order(dataset.image_of_row), batch_size, len(dataset), share=share)
-        return make_question_loader(dataset, batches, 0, resolve_workers(self.workers, dataset.images.paths))
+        workers = resolve_workers(self.workers, dataset.images.paths) if dataset.picture_features is None else 0
+        return make_question_loader(dataset, batches, 0, workers)
 
 
 class VqaTask:
@@ -126,28 +129,34 @@ class VqaTask:
         self.model = answerer.model
         self.train_rows, self.val_rows = [row for row, _ in train], [row for row, _ in val]
         self.train_labels, self.val_labels = (np.array([label for _, label in rows], dtype=np.int64) for rows in (train, val))
-        augmentation = recipe.augmentation if _changes_pictures(recipe.augmentation) else None
+        augmentation = recipe.augmentation if changes_pictures(recipe.augmentation) else None
         self.train_set = answerer.dataset(self.train_rows, self.train_labels.tolist(), augmentation, recipe.seed)
         self.val_set = answerer.dataset(self.val_rows, self.val_labels.tolist())
         self.num_train, self.num_val, self.num_outputs = len(self.train_rows), len(self.val_rows), len(self.class_names)
+        self.compute: Compute | None = None  # where the model is, once it is placed
+        # Of these backbones each part's features are computed when its first batch is asked for.
+        self.to_compute: dict[str, Sequence[Tower]] = {"train": computed_once(recipe)[0], "val": recipe.frozen_towers}
 
     def train_batches(
         self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
     ) -> Iterable[Batch]:
         """The batches of `epoch` from row `start` of its order on; of several processes this one's `share`."""
-        dataset, recipe = self.train_set, self.recipe
+        dataset, recipe = self._with_features("train"), self.recipe
         order = question_order(dataset.image_of_row, recipe.seed, epoch, recipe.data.group_by_image)
-        workers = resolve_workers(recipe.data.workers, dataset.images.paths)
+        workers = resolve_workers(recipe.data.workers, dataset.images.paths) if dataset.picture_features is None else 0
         loader = make_question_loader(dataset, cut(order, micro_batch_size, group_size, start, share), epoch, workers)
         return readable(loader, [row.path for row in self.train_rows])
 
     def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
         """The validation questions, picture by picture; of several processes this one's `share`."""
-        return readable(self.answerer.in_order(self.val_set, batch_size, share), [row.path for row in self.val_rows])
+        batches = self.answerer.in_order(self._with_features("val"), batch_size, share)
+        return readable(batches, [row.path for row in self.val_rows])
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean cross-entropy over the batch (scalar), and the logits (B, K)."""
-        pixel_values = with_noise(self.answerer.fused.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
+        pixel_values = None
+        if "pixels" in batch:
+            pixel_values = with_noise(self.answerer.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
         logits = self.answerer.forward(self.model, batch, pixel_values)
         return F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.recipe.optimizer.label_smoothing), logits
 
@@ -180,6 +189,20 @@ class VqaTask:
         if compute.half is not None:
             keep_less(self.model)
         self.model.to(compute.device)
+        self.compute = compute
+
+    def _with_features(self, part: str) -> QuestionDataset:
+        """The questions of `part` (train, val), from the first time on with what frozen backbones make of them."""
+        dataset, model = self.train_set if part == "train" else self.val_set, self.model
+        if self.compute is None:
+            return dataset
+        towers = self.to_compute.pop(part, ())
+        if "text" in towers:
+            dataset.question_features = question_features(model, dataset, self.compute)
+        if "image" in towers:
+            normalize, workers = self.answerer.rule.normalize, self.recipe.data.workers
+            dataset.picture_features = picture_features(model, normalize, dataset, workers, self.compute)
+        return dataset
 
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:
         """The memory of a training step, counted on shapes alone for the longest question and a picture of its own for each question."""
@@ -221,6 +244,10 @@ class VqaTask:
         """The validation accuracy of always giving the most frequent answer."""
         return Baseline(float(np.mean(self.val_labels == 0)), f"always {self.class_names[0]!r}") if self.num_val else None
 
+    def floor(self) -> Baseline | None:
+        """The validation accuracy of the question alone: each answered as the same words were answered most often in training."""
+        return Baseline(self._question_floor(), "the most frequent answer to the same question") if self.num_val else None
+
     def examine(self, output: Path, compute: Compute) -> list[str]:
         """Validation accuracies that knowing less gives, as lines and as floors.json: what the run's own is to be read against."""
         if not self.num_val:
@@ -235,12 +262,12 @@ class VqaTask:
 
     def _question_floor(self) -> float:
         """Accuracy of answering each question as its exact wording was answered most often in training; new wordings get the majority answer."""
+        train, val = ([clean_question(row.question or "") for row in rows] for rows in (self.train_rows, self.val_rows))
         asked: dict[str, Counter[int]] = {}
-        for row, label in zip(self.train_rows, self.train_labels.tolist(), strict=True):
-            asked.setdefault(clean_question(row.question or ""), Counter())[label] += 1
+        for question, label in zip(train, self.train_labels.tolist(), strict=True):
+            asked.setdefault(question, Counter())[label] += 1
         answers = {question: min(counts, key=lambda label: (-counts[label], label)) for question, counts in asked.items()}
-        guesses = [answers.get(clean_question(row.question or ""), 0) for row in self.val_rows]
-        return float(np.mean(self.val_labels == guesses))
+        return float(np.mean(self.val_labels == [answers.get(question, 0) for question in val]))
 
     def _shuffled_accuracy(self, output: Path, compute: Compute) -> float:
         """Accuracy of the finished run, loaded anew, when the pictures are exchanged: none stays with its questions."""
@@ -310,14 +337,16 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     text, tokenizer, image, rule = _encoders(recipe, [clean_question(row.question or "") for row, _ in train], former)
     rule, intensity_notes = with_intensity(rule, [row for row, _ in train], former)
     seed_everything(recipe.seed + 1)  # what is new does not depend on whether the encoders were drawn or loaded
-    fused = fuse(text, image, tokenizer, rule, len(prepared.class_names), recipe.head, recipe.lora if recipe.lora.rank else None)
-    if recipe.head_only:
+    lora = recipe.lora if recipe.lora.rank else None
+    fused = fuse(text, image, tokenizer, rule, len(prepared.class_names), recipe.head, lora, recipe.frozen_towers)
+    if recipe.head_only and recipe.lora.also_train:
         fused.model.requires_grad_(False).head.requires_grad_(True)
         for encoder in (fused.model.text, fused.model.image):
             train_parts(encoder, recipe.lora.also_train)
     answerer = Answerer(fused, data.workers)
     task = VqaTask(answerer, recipe, prepared.class_names, train, val)
-    notes = (*prepared.notes, *skipped, *intensity_notes, *tokenizer.notes(task.train_set.token_ids))
+    once = computed_once(recipe)[1]
+    notes = (*prepared.notes, *skipped, *intensity_notes, *tokenizer.notes(task.train_set.token_ids), *once)
     return Build(
         task, count_parameters(fused.model, head="head"), "head", f"input {answerer.describe()}; new {recipe.head.fusion} head", notes
     )
@@ -335,7 +364,8 @@ def rebuild(run: Run, num_outputs: int) -> Answerer:
     text, image = load_encoder(str(run.text_dir), "text_backbone"), load_encoder(str(run.backbone_dir), "--backbone")
     tokenizer = load_tokenizer(str(run.text_dir), _max_tokens(text, recipe["data"]["max_question_tokens"]))
     rule = preprocessing_of(str(run.backbone_dir), image.config, None)
-    return Answerer(load_fused(text, image, tokenizer, rule, num_outputs, Head(**recipe["head"]), run.path))
+    frozen = [recipe["freeze"]] if recipe.get("freeze") else []
+    return Answerer(load_fused(text, image, tokenizer, rule, num_outputs, Head(**recipe["head"]), run.path, frozen))
 
 
 def num_outputs_of(run: Run) -> int:
@@ -369,8 +399,3 @@ def _encoders(recipe: Recipe, questions: Sequence[str], former: FormerRun | None
 
 def _max_tokens(text: Any, wanted: int) -> int:
     return min(wanted, getattr(text.config, "max_position_embeddings", wanted + 2) - 2)  # RoBERTa numbers its positions from 2
-
-
-def _changes_pictures(augmentation: Augmentation) -> bool:
-    moved = augmentation.random_resized_crop or augmentation.horizontal_flip or augmentation.rotation_degrees
-    return bool(moved or augmentation.policy != "none")

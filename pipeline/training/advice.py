@@ -14,6 +14,7 @@ from pipeline.training.optim import lr_at
 LITTLE_WAY = 0.03
 FEW_ROWS = 100  # of validation: below, the standard error of a share of one half is more than 5 points
 HALF_WAY = 0.5  # of the steps: where a run that is no better than a constant says so again
+A_THIRD = 1 / 3  # of the steps: where a run that is below its floor says so
 
 
 def advise(
@@ -101,3 +102,48 @@ class Watch:
             f"WARNING: after {step:,} optimizer steps no better than knowing nothing: {self.metric} {best:.4f}, "
             f"{self.baseline.words} {self.baseline.value:.4f}; higher rates or more steps may help (Ctrl-C stops and keeps the state)"
         )
+
+
+class FloorWatch:
+    """Says, at the first epoch's end after a third of the steps and again at the end, that a run is below its floor, and what to change."""
+
+    def __init__(self, floor: Baseline | None, metric: str, recipe: Recipe, schedule: dict[str, Any]) -> None:
+        self.floor, self.metric, self.recipe = floor, metric, recipe
+        self.due = [A_THIRD * schedule["total_steps"], schedule["total_steps"]]
+
+    def warning(self, history: list[dict[str, Any]]) -> str | None:
+        """What to say after the last of these epochs (lines of metrics.jsonl); None: nothing."""
+        scores = [row[self.metric] for row in history if row.get(self.metric) is not None]
+        step = history[-1]["step"]
+        if self.floor is None or not scores or not self.due or step < self.due[0]:
+            return None
+        self.due = [due for due in self.due if step < due]
+        if max(scores) >= self.floor.value:
+            return None
+        lines = [
+            f"WARNING: after {step:,} optimizer steps below what the question alone gives: {self.metric} {max(scores):.4f}, "
+            f"{self.floor.words} {self.floor.value:.4f}. What to change:",
+            *below_floor(self.recipe),
+        ]
+        return "\n".join(lines)
+
+
+def below_floor(recipe: Recipe) -> list[str]:
+    """Flags for a new run on questions (vqa) that did worse than the questions alone; what fits small sets best comes first."""
+    lines = []
+    if not recipe.head_only and not recipe.freeze and recipe.text_architecture is None:
+        lines.append("  --recipe vqa-bert-vit-ours             for small sets, with --backbone and --set text_backbone= as here")
+    if recipe.head.text_pooling != "mean":
+        lines.append("  --set head.text_pooling=mean           what a question says is in all of its words")
+    if recipe.optimizer.head_lr is None and not recipe.head_only:
+        lines.append(
+            f"  --set optimizer.head_lr={10 * recipe.optimizer.lr:.0e}            a new head takes a higher rate than its backbones"
+        )
+    if recipe.head.fusion == "concat" and recipe.head.activation == "none":
+        lines.append("  --set head.activation=gelu             else a picture adds the same to every answer whatever is asked")
+    if not recipe.head.dropout:
+        lines.append("  --set head.dropout=0.3                 fewer answers are learnt by heart")
+    lines.append(
+        f"  --epochs {2 * recipe.epochs}                            if the validation loss still falls; if it rises, a higher weight decay"
+    )
+    return lines

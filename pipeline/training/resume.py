@@ -33,9 +33,9 @@ DECIDE_NOTHING = ("activation_checkpointing", "data.workers", "checkpoint.every_
 # A saved weight, optimizer moment or split means nothing under another value of these.
 FIXED = (
     *("task", "backbone", "text_backbone", "random_weights", "architecture", "text_architecture", "head_only", "image_size"),
-    *("resize", "seed"),
+    *("resize", "seed", "freeze"),
     *("lora.rank", "lora.alpha", "lora.targets", "lora.also_train", "lora.use_rslora", "lora.variant", "lora.init", "optimizer.name"),
-    *("head.fusion", "head.hidden_size", "head.activation", "head.dropout"),
+    *("head.fusion", "head.text_pooling", "head.hidden_size", "head.activation", "head.dropout"),
     *("data.metric", "data.target", "data.positive_class"),
     *("data.split_seed", "data.group_column", "data.groups"),
     *("data.val_fraction", "data.image_fraction", "data.top_answers", "data.other_answers", "data.split_by"),
