@@ -146,7 +146,7 @@ WINGS = {
             "record",
         ),
     ],
-    "tasks": ["build", "suited", "classification", "vqa", "registry", "apply", "step_cost"],
+    "tasks": ["build", "suited", "frozen_features", "classification", "vqa", "registry", "apply", "step_cost"],
     "report": [
         *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "calibration"),
         *("probability_section", "label_section", "number_section", "validation", "browsing", "question_section", "ledger_figure"),
