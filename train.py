@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from pipeline.commands.building import build_task, read_data
 from pipeline.commands.fitting import train
 from pipeline.commands.session import asked_recipe, fill_in, open_session
-from pipeline.errors import run_command
+from pipeline.errors import UserError, run_command
 from pipeline.lock import holding_folder
 from pipeline.ranks import is_first, launcher
 
@@ -41,8 +41,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument(
         "--recipe", metavar="NAME|FILE", help="what to train: a name from pipeline/recipes, or a .yaml file (default: beit-large-384-lora)"
     )
-    run.add_argument("--data", metavar="DIR", help="the competition folder (default: data; with --resume the run's own)")
-    run.add_argument("--output", metavar="DIR", default="finetuned_model", help="the run folder (default: finetuned_model)")
+    run.add_argument("--data", metavar="DIR", type=folder_name, help="the competition folder (default: data; with --resume the run's own)")
+    run.add_argument(
+        "--output", metavar="DIR", type=folder_name, default="finetuned_model", help="the run folder (default: finetuned_model)"
+    )
     run.add_argument(
         "--resume",
         nargs="?",
@@ -67,7 +69,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="TIME",
         help="train nothing: say what to train in TIME (9h, 90m, 2h30m), write it as a recipe file, print the command",
     )
-    run.add_argument("--max-minutes", metavar="N", type=float, help="stop and save after N minutes (exit code 130)")
+    run.add_argument("--max-minutes", metavar="N", type=minutes, help="stop and save after N minutes (exit code 130)")
     run.add_argument(
         "--floor", action="store_true", help="print beside the score what a linear probe on the frozen backbone's features scores"
     )
@@ -86,6 +88,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def minutes(text: str) -> float:
+    """The value of --max-minutes: from 0, and no infinity."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of minutes from 0")
+    return value
+
+
+def folder_name(text: str) -> str:
+    """A path that is not empty: an unset variable of the shell would otherwise mean this folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a folder is needed, found nothing (is a variable of the shell unset?)")
+    return text
+
+
 def main(argv: list[str] | None = None) -> int:
     """Train as the command line says; the exit code.
 
@@ -95,6 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     started = time.perf_counter()
     args = parse(argv)
     fill_in(args)
+    if args.data and Path(args.output).resolve() == Path(args.data).resolve():
+        raise UserError(f"--output {args.output} is the competition's folder: a run there would be read as data; name another --output")
     command = shlex.join([*launcher(), "train.py", *(sys.argv[1:] if argv is None else argv)])
     if args.plan is not None:
         from pipeline.commands.planning import plan

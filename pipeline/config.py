@@ -72,8 +72,8 @@ def validate_recipe(values: dict[str, Any], overrides: dict[str, Any], where: st
             for item in items
             if item["type"] != "too_short" or not any(loc[: len(item["loc"])] == item["loc"] != loc for loc in known_bad)
         ]
-        own = [_describe(item) for item in items if not _said_by(item, overrides)]
-        flags = [_describe(item) for item in items if _said_by(item, overrides)]
+        own = [problem_of(item) for item in items if not _said_by(item, overrides)]
+        flags = [problem_of(item) for item in items if _said_by(item, overrides)]
         heading = (
             f"{where} is not a valid recipe:" if own else f"the command line asks for what no recipe may hold ({where} itself is valid):"
         )
@@ -94,6 +94,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             if not sign or not key:
                 raise ValueError("expected KEY=VALUE, for example --set lora.rank=8")
             parsed[key.strip()] = yaml.safe_load(value)
+        except RecursionError:
+            problems.append(f"--set {text:.60}...: lists or mappings inside each other, too many levels of them")
         except (ValueError, yaml.YAMLError) as error:
             problems.append(f"--set {text}: {error}")
     raise_all(problems, "could not read the command line:")
@@ -181,13 +183,16 @@ def _said_by(item: dict[str, Any], overrides: dict[str, Any]) -> bool:
     return any(about == key or about.startswith((f"{key}.", f"{key}:")) or key.startswith(f"{about}.") for key in overrides)
 
 
-def _describe(item: dict[str, Any]) -> str:
+def problem_of(item: dict[str, Any]) -> str:
+    """One line for a finding of pydantic's: the dotted key, what is expected, and what was found."""
     dotted = _dotted(item)
     if item["type"] == "extra_forbidden":
         return f"{dotted}: unknown key{_hint(dotted)}"
     if item["type"] == "value_error":
         prefix = f"{dotted}." if dotted else ""
         return prefix + str(item["ctx"]["error"])
+    if item["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        return f"{dotted or 'the file'}: keys with values are expected, found {item['input']!r:.80}"
     if item["type"] == "tuple_type":
         return f"{dotted}: a list is expected, such as [{item['input']}], found {item['input']!r}"
     found = f"{item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"

@@ -19,10 +19,13 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+LARGEST_SEED = 2**63 - 1  # of torch's generators
+
+
 class Lora(Section):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685). Rank 0 means full fine-tuning."""
 
-    rank: int = Field(16, ge=0, description="0 = no adapter: everything is trained, or with head_only the head")
+    rank: int = Field(16, ge=0, le=10_000, description="0 = no adapter: everything is trained, or with head_only the head")
     alpha: float = Field(16, gt=0, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.1, ge=0, lt=1, description="of what an adapter reads, in training")
     targets: tuple[Role, ...] = Field(("query", "key"), min_length=1, description="which linear layers, by role")
@@ -167,7 +170,7 @@ class Data(Section):
     positive_class: tuple[str, ...] = Field((), description="binary: the labels whose probability is graded")
     views: Literal["mean", "max"] = Field("mean", description="how predictions of several images of one id become one")
     val_fraction: float = Field(0.05, ge=0, le=0.9, description="the share of the labelled rows that validates, stratified by class")
-    split_seed: int | None = Field(None, ge=0, description="of the split and of folds; null = seed")
+    split_seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="of the split and of folds; null = seed")
     group_column: str | None = Field(None, min_length=1, description="rows with one value in this column of a table are never parted")
     groups: str | None = Field(None, min_length=1, description="the same from a file with the columns id and group")
     exclude: str | None = Field(None, min_length=1, description="a table with the column id: rows that do not train (they still validate)")
@@ -231,7 +234,7 @@ class Recipe(Section):
     random_weights: bool = Field(False, description="use the backbones' architecture only")
     architecture: dict[str, Any] | None = Field(None, description="config of a model trained from nothing, with random_weights")
     text_architecture: dict[str, Any] | None = Field(None, description="vqa: config of a text model trained from nothing, vocabulary too")
-    image_size: int | None = Field(None, ge=8, description="pixels; null = the backbone's own")
+    image_size: int | None = Field(None, ge=8, le=10_000, description="pixels; null = the backbone's own")
     resize: Literal["square", "crop"] | None = Field(
         None,
         description="how prediction sees an image: square: whole, stretched; crop: its middle, after its shorter side is resized; null = as "
@@ -240,9 +243,9 @@ class Recipe(Section):
     drop_path: float | None = Field(
         None, ge=0, lt=1, description="rate of stochastic depth in training, where the backbone has it; null = as its config says"
     )
-    epochs: int = Field(25, ge=1, description="how often every training row is seen")
-    batch_size: int = Field(8, ge=1, description="rows in memory at once (the flag --batch-size also knows auto)")
-    accumulation_steps: int = Field(8, ge=1, description="batches of an optimizer step: its rows are the product of both")
+    epochs: int = Field(25, ge=1, le=1_000_000, description="how often every training row is seen")
+    batch_size: int = Field(8, ge=1, le=1_000_000, description="rows in memory at once (the flag --batch-size also knows auto)")
+    accumulation_steps: int = Field(8, ge=1, le=1_000_000, description="batches of an optimizer step: its rows are the product of both")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the hardware has it, else fp16 on CUDA"
     )
@@ -256,7 +259,9 @@ class Recipe(Section):
     compile: bool | Literal["auto"] = Field(
         "auto", description="training steps by torch.compile; auto: on a GPU, where it was tried and pays"
     )
-    seed: int = Field(42, ge=0, description="of new weights, order, crops and dropout, and of the split unless data.split_seed is set")
+    seed: int = Field(
+        42, ge=0, le=LARGEST_SEED, description="of new weights, order, crops and dropout, and of the split unless data.split_seed is set"
+    )
     head_only: bool = Field(False, description="with lora.rank 0: train the head alone, the backbone stays as it is")
     freeze: Tower | None = Field(None, description="vqa: this backbone stays as it is, while the other one is trained")
     lora: Lora = Lora()

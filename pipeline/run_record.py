@@ -191,7 +191,11 @@ def read_record(path: Path) -> RunRecord | None:
         raise UserError(f"{file}: format {values.get('format')!r}, expected {FORMAT}: written by another version of this project")
     if not isinstance(values.get("class_names"), list) or not values["class_names"]:
         raise UserError(f"{file}: names no classes (class_names): it was changed by hand or is damaged; `make weights` or train again")
-    return RunRecord(file, values)
+    record = RunRecord(file, values)
+    prior, outputs = values.get("prior"), record.target.num_outputs
+    if prior is not None and len(prior) != outputs:
+        raise UserError(f"{file}: prior: expected {outputs} numbers, one for each output, found {len(prior)}: changed by hand, or damaged")
+    return record
 
 
 def read_values(path: Path) -> dict[str, Any]:

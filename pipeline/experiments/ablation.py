@@ -16,8 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-from pipeline.competition.facts import read_facts
-from pipeline.competition.layout import read_layout
+from pipeline.competition.layout import read_for_training
 from pipeline.config import parse_assignments
 from pipeline.errors import UserError, raise_all, run_command
 from pipeline.experiments.ablation_table import summary, write_tables
@@ -89,14 +88,8 @@ def open_bench(args: argparse.Namespace, grid: Grid, output: Path, lock: tuple[i
     Raises:
         UserError: it is no competition folder, or --solution names no file.
     """
-    data, facts = grid.trials[0].recipe.data, read_facts(args.data)
-    competition = read_layout(
-        args.data,
-        id_column=data.id_column or facts.id_column,
-        label_column=data.label_column or facts.label_column,
-        need="train",
-        asked=facts.asked(data.metric, data.target, data.positive_class),
-    )
+    data = grid.trials[0].recipe.data
+    competition = read_for_training(args.data, data, skip_bad_images=data.skip_bad_images)
     print("\n".join(f"  {line}" for line in competition.notes))
     solution = args.solution or args.data / "solution.csv"
     if args.solution and not solution.is_file():

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from pipeline.config import RECIPES_DIR, load_recipe
+from pipeline.config import RECIPES_DIR, load_recipe, problem_of
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_yaml
 from pipeline.recipe import Recipe, Section
@@ -143,6 +143,6 @@ def _read(path: Path, given: str) -> GridFile:
     try:
         return GridFile.model_validate(read_yaml(path))
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}, found {item['input']!r}" for item in error.errors()]
+        problems = [problem_of(item) for item in error.errors() if item["type"] != "too_short" or item["input"] in ((), [])]
         raise_all(problems, f"{path} is not a valid grid:")
         raise  # raise_all raises: pydantic reports at least one problem

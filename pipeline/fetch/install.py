@@ -82,6 +82,8 @@ def _check_source(source: Path, data_dir: Path) -> None:
     if not source.exists():
         siblings = [entry.name for entry in source.parent.iterdir()] if source.parent.is_dir() else []
         raise UserError(f"{source} does not exist{nearest(source.name, siblings)}; FROM= (--from) is a folder or an archive that you have")
+    if not source.is_dir() and not source.is_file():
+        raise UserError(f"{source} is a device or a pipe; FROM= (--from) is a folder or an archive that you have")
     folder, into = source.resolve(), data_dir.resolve()
     if folder == into or folder in into.parents:
         raise UserError(f"{source} cannot be made ready inside itself; name another folder, for example: {unpack_command(source)}")

@@ -160,8 +160,10 @@ def _open(path: Path, weight: float, depth: int) -> tuple[RunRecord | None, list
         run = load_run(path)
         return run.record, [Leaf(run, weight)]
     members = record.values.get("members")
-    if not isinstance(members, dict) or not members or not all(isinstance(share, int | float) for share in members.values()):
-        raise UserError(f"{path / RECORD}: members should name folders and weights: it was changed by hand or is damaged")
+    if not members or min(members.values()) < 0 or not sum(members.values()) > 0:
+        raise UserError(
+            f"{path / RECORD}: members should name folders with weights from 0, found {members!r:.200}: it was changed by hand or is damaged"
+        )
     missing = [name for name in members if not (path / name / RECORD).exists()]
     if missing:
         raise UserError("\n".join([f"{path} lacks {counted(len(missing), 'member')}: {quoted(missing)}", *_how_made(record, missing)]))

@@ -5,10 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
+from pipeline.shapes import ANYTHING, FLAG, TEXT, WHOLE, Each, read_shaped
 
 STAGES = "stages.json"
+_PUSHED = {**dict.fromkeys(("ref?", "of?", "state?", "time?"), TEXT), "version?": WHOLE}
+_SHAPE = {
+    "names?": {"owner?": TEXT, "base?": TEXT},
+    "views?": {"of": TEXT, "views": [TEXT], "lines": [TEXT]},
+    "script?": Each(TEXT),
+    "rehearsal?": {"of": Each(ANYTHING), "file": TEXT, "notes": [TEXT], "cost": ANYTHING},
+    "dataset?": _PUSHED,
+    "kernel?": _PUSHED,
+    "kernels?": Each(FLAG),
+}
 
 
 class Stages:
@@ -21,10 +31,7 @@ class Stages:
         self.path = folder / STAGES
         self.values: dict[str, dict[str, Any]] = {}
         if self.path.exists():
-            values = read_json(self.path)
-            if not isinstance(values, dict) or not all(isinstance(value, dict) for value in values.values()):
-                raise UserError(f"{self.path} is damaged: see on Kaggle what was pushed, then delete it")
-            self.values = values
+            self.values = read_shaped(self.path, _SHAPE, "see on Kaggle what was pushed, then delete it")
 
     def get(self, stage: str) -> dict[str, Any]:
         """What is known of a stage; empty where it was not begun."""

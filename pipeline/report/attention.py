@@ -166,8 +166,11 @@ def load(run: str) -> tuple[Any, Sequence[str]]:
     """
     from pipeline.models.backbones import load_pretrained
     from pipeline.run import load_run, model_dirs
+    from pipeline.run_record import read_record
     from pipeline.tasks import classification
 
+    if read_record(Path(run)):
+        found = load_run(Path(run))  # folds and blends are refused: they are no single model
     if not model_dirs(Path(run)):
         backbone = load_pretrained(run)
         names = [str(name) for _, name in sorted(backbone.model.config.id2label.items())]

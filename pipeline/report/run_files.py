@@ -16,6 +16,7 @@ from pipeline.shapes import TEXT, Kind, differences_from, read_shaped
 from pipeline.tables import load_table, restored
 from pipeline.targets.metrics import Metric, find_metric
 from pipeline.targets.target import Target, multiclass
+from pipeline.wording import numbered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,7 +136,11 @@ class RunFiles:
         table = load_table(path)
         if missing := [column for column in PREDICTION_COLUMNS if column not in table.columns]:
             raise UserError(f"{path} has no column {', '.join(missing)}; its columns should be {', '.join(PREDICTION_COLUMNS)}")
-        return [dict(zip(table.columns, map(restored, row), strict=True)) for row in table.cells]
+        rows = [dict(zip(table.columns, map(restored, row), strict=True)) for row in table.cells]
+        bad = [line for line, row in zip(table.lines, rows, strict=True) if not _is_share(row["confidence"])]
+        if bad:
+            raise UserError(f"{path}: {numbered(bad)}: confidence: expected a number from 0 to 1, or nothing; it is damaged")
+        return rows
 
     @cached_property
     def values(self) -> np.ndarray | None:
@@ -164,7 +169,8 @@ class RunFiles:
         try:
             return {restored(row_id): float(value) for row_id, value in zip(table.column("id"), table.column("disagreement"), strict=True)}
         except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); `make suspects` writes it anew") from None
+            expected = "expected the columns id and disagreement, a number in each row of it"
+            raise UserError(f"{path} is damaged ({error}): {expected}; `make suspects` writes it anew") from None
 
     @cached_property
     def truth(self) -> np.ndarray | None:
@@ -174,6 +180,13 @@ class RunFiles:
             return self.target.encode(labels) if labels else None
         except UserError:  # an answer outside the known ones
             return None
+
+
+def _is_share(cell: str) -> bool:
+    try:
+        return not cell or 0 <= float(cell) <= 1
+    except ValueError:
+        return False
 
 
 def has_run(run_dir: Path) -> bool:
