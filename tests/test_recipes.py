@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import (
     AutoModelForImageClassification,
     BeitConfig,
@@ -19,9 +21,10 @@ from transformers import (
     ViTConfig,
 )
 
-from pipeline.config import RECIPES_DIR, load_recipe, recipe_names
+from pipeline.config import RECIPES_DIR, load_recipe, parse_assignments, recipe_names
 from pipeline.models.lora import attach, count_parameters
 from pipeline.recipe import Recipe
+from tests.benchmarks.recipe_tables import GRIDS, rows_of
 
 BASE = {"depths": [2, 2, 18, 2], "embed_dim": 128, "num_heads": [4, 8, 16, 32]}
 LARGE = {"depths": [2, 2, 18, 2], "embed_dim": 192, "num_heads": [6, 12, 24, 48]}
@@ -118,3 +121,12 @@ def test_numbers_that_the_reports_contradict_themselves_on_are_quoted_both() -> 
     for name in ("vit-tiny-imagewoof", "vit-tiny-imagewoof-lora"):
         text = (RECIPES_DIR / f"{name}.yaml").read_text(encoding="utf-8")
         assert all(number in text for number in ("91.65", "91.45", "88.78", "90.12"))
+
+
+@pytest.mark.parametrize("grid", sorted(path.stem for path in GRIDS.glob("*.yaml") if "rows:" in path.read_text(encoding="utf-8")))
+def test_every_row_of_a_benchmarks_grid_is_a_recipe(grid: str) -> None:
+    root = Path(__file__).parents[1]
+    recipe = yaml.safe_load((GRIDS / f"{grid}.yaml").read_text(encoding="utf-8"))["recipe"]
+    for name, (changes, _) in rows_of(grid).items():
+        load_recipe(str(root / recipe), parse_assignments([f"{key}={value}" for key, value in changes.items()]))
+        assert name

@@ -1,6 +1,6 @@
 """Rows of settings beside each other on several sets and seeds: accuracy on held-back images, the difference from the first row, seconds.
 
-    python -m tests.benchmarks.recipe_tables --grid peft --competitions COMPETITIONS --backbone BACKBONE     # measures what is missing
+    python -m tests.benchmarks.recipe_tables --grid peft tricks --competitions COMPETITIONS --backbone BACKBONE    # measures what is missing
     python -m tests.benchmarks.recipe_tables --grid peft --table                                             # the table alone
 
 A grid is a file of `tests/benchmarks/grids/`: a recipe, and rows of changes to it. COMPETITIONS holds produce/ and clothing/; digits are made.
@@ -12,6 +12,7 @@ the accuracy of the run's own validation rows (of the last epoch) instead: by it
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import sys
@@ -50,7 +51,7 @@ class Job:
 def main() -> int:
     """Measure what is missing, and print the table; the exit code."""
     parser = parser_of(__doc__, "recipe-tables", list(ROWS), [0, 1, 2])
-    parser.add_argument("--grid", required=True, help="the name of a file in tests/benchmarks/grids/")
+    parser.add_argument("--grid", nargs="+", required=True, help="names of files in tests/benchmarks/grids/")
     parser.add_argument("--backbone", type=Path)
     parser.add_argument("--image-size", type=int, default=112, help="pixels, multiples of the backbone's patches")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
@@ -61,7 +62,8 @@ def main() -> int:
     table = Table(args.results, COLUMNS)
     if not args.table:
         measure(args, table)
-    show(table, args)
+    for grid in args.grid:
+        show(table, grid, args)
     return 0
 
 
@@ -73,21 +75,19 @@ def rows_of(grid: str) -> dict[str, tuple[dict[str, Any], float]]:
 
 def jobs(args: argparse.Namespace, table: Table) -> Iterator[Job]:
     """What is not measured yet."""
-    recipe = read_yaml(GRIDS / f"{args.grid}.yaml")["recipe"]
-    rows = list(rows_of(args.grid).items())
-    for seed in args.seeds:
-        for name in args.data:
-            laid_out = lay_out(name, args.competitions, args.work, ROWS[name], seed)
-            for number, (row, (changes, scale)) in enumerate(rows):
-                if table.has(args.grid, name, seed, row) or (args.rows is not None and number not in args.rows):
-                    continue
-                changes = OWN.get(name, {}) | changes
-                words = ["--recipe", recipe, "--data", laid_out, "--backbone", args.backbone, "--seed", seed]
-                words += ["--image-size", int(scale * SIZES.get(name, args.image_size))]
-                sets = [*args.set, *(f"{key}={value}" for key, value in changes.items())]
-                words += [word for one in sets for word in ("--set", one)]
-                folder = args.work / f"{args.grid}-{name}-{seed}-{number}"
-                yield Job(args.grid, name, seed, row, tuple(map(str, words)), folder, laid_out)
+    for seed, grid, name in itertools.product(args.seeds, args.grid, args.data):
+        recipe = read_yaml(GRIDS / f"{grid}.yaml")["recipe"]
+        laid_out = lay_out(name, args.competitions, args.work, ROWS[name], seed)
+        for number, (row, (changes, scale)) in enumerate(rows_of(grid).items()):
+            if table.has(grid, name, seed, row) or (args.rows is not None and number not in args.rows):
+                continue
+            changes = OWN.get(name, {}) | changes
+            words = ["--recipe", recipe, "--data", laid_out, "--backbone", args.backbone, "--seed", seed]
+            words += ["--image-size", int(scale * SIZES.get(name, args.image_size))]
+            sets = [*args.set, *(f"{key}={value}" for key, value in changes.items())]
+            words += [word for one in sets for word in ("--set", one)]
+            folder = args.work / f"{grid}-{name}-{seed}-{number}"
+            yield Job(grid, name, seed, row, tuple(map(str, words)), folder, laid_out)
 
 
 def measure(args: argparse.Namespace, table: Table) -> None:
@@ -102,10 +102,10 @@ def measure(args: argparse.Namespace, table: Table) -> None:
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.workers))
     with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
         for done in as_completed([pool.submit(run, job) for job in waiting]):
-            try:
+            if (error := done.exception()) is None:
                 table.add(*done.result())
-            except UserError as error:
-                print(error, file=sys.stderr)
+            else:  # one run that fails costs itself
+                print(f"{type(error).__name__}: {error}", file=sys.stderr)
 
 
 def run(job: Job) -> tuple[Any, ...]:
@@ -124,14 +124,14 @@ def run(job: Job) -> tuple[Any, ...]:
     return job.grid, job.data, job.seed, job.row, float(lines[-1].get("val_accuracy", 0)), accuracy, float(seconds), trained
 
 
-def show(table: Table, args: argparse.Namespace) -> None:
+def show(table: Table, grid: str, args: argparse.Namespace) -> None:
     """Means over seeds; paired differences from the first row with their standard errors; seconds as a multiple of the first row's."""
     column = "accuracy" if args.judge == "held-back" else "val_accuracy"
-    found = [row for row in table.rows() if row["grid"] == args.grid and row["data"] in args.data and int(row["seed"]) in args.seeds]
+    found = [row for row in table.rows() if row["grid"] == grid and row["data"] in args.data and int(row["seed"]) in args.seeds]
     score = {(row["row"], row["data"], row["seed"]): float(row[column]) for row in found}
     seconds = {(row["row"], row["data"], row["seed"]): float(row["seconds"]) for row in found}
     data = [name for name in args.data if any(row["data"] == name for row in found)]
-    names = [name for name in rows_of(args.grid) if any(row["row"] == name for row in found)]
+    names = [name for name in rows_of(grid) if any(row["row"] == name for row in found)]
     print("| settings | trained | " + " | ".join(f"{name} | less the first" for name in data) + " | all sets, less the first | time |")
     print("|---" * (4 + 2 * len(data)) + "|")
     for name in names:
