@@ -235,15 +235,18 @@ def read_array(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
     import numpy as np
 
     try:
+        with open(path, "rb") as file:
+            if file.read(6) != b"\x93NUMPY":
+                raise ValueError("no .npy file")
         stored = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header may claim more than memory holds
-        fits = isinstance(stored, np.ndarray) and stored.ndim == 2 and stored.dtype.kind == "f" and shape in (None, stored.shape)
+        fits = stored.ndim == 2 and stored.dtype.kind == "f" and shape in (None, stored.shape)
         values = np.array(stored, dtype=np.float32) if fits else None
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (OSError, ValueError, EOFError, SyntaxError, TypeError, LookupError, OverflowError, MemoryError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if values is None:
-        found = f"{stored.dtype} of shape {stored.shape}" if isinstance(stored, np.ndarray) else "several arrays"
+        found = f"{stored.dtype} of shape {stored.shape}"
         raise UserError(
             f"{path} holds {found}, expected decimal numbers of shape {shape or '(rows, outputs)'}: not of this run, or damaged"
         )

@@ -96,7 +96,7 @@ def read_shaped(path: Path, shape: dict[str, Any], how: str) -> dict[str, Any]:
     Raises:
         UserError: it is missing, is no JSON object, or holds other values; each is named.
     """
-    value = read_object(path)
+    value = read_json(path)
     raise_all(differences_from(shape, value), f"{path} was changed by hand or is damaged; {how}:")
     return {key: item for key, item in value.items() if item is not None}
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.competition.facts import read_facts, write_slug
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, UserError, run_command
-from pipeline.fetch import install
+from pipeline.fetch import install, staging
 from pipeline.kaggle import cli, submit
 
 
@@ -230,3 +230,11 @@ def test_everything_missing_is_listed_at_once(monkeypatch, data_dir):
     (data_dir / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"(?s)glyphs cannot be downloaded yet:.*no Kaggle token.*other files \(notes\.txt\)"):
         install.main(FLAGS)
+
+
+def test_what_a_killed_command_left_while_it_unwrapped_is_in_nobodys_way(tmp_path: Path) -> None:
+    for name in ("unfinished/all/train/a/1.png", "unfinished.wrapping/train/a/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    assert "all/" in staging.unwrap(tmp_path / "unfinished")
+    assert [path.name for path in (tmp_path / "unfinished").iterdir()] == ["train"] and not (tmp_path / "unfinished.wrapping").exists()

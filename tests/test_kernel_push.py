@@ -337,7 +337,7 @@ def test_without_a_token_nothing_is_sent(server: CodeServer, monkeypatch: pytest
 
 def test_a_damaged_memory_of_what_was_pushed_is_one_message(folder: Path) -> None:
     (folder / "stages.json").write_text("[1]")
-    with pytest.raises(UserError, match="is damaged: see on Kaggle what was pushed"):
+    with pytest.raises(UserError, match="is damaged; see on Kaggle what was pushed"):
         Stages(folder)
 
 

@@ -37,7 +37,7 @@ def test_values_that_no_flag_may_have(words: list[str], said: str, capsys: pytes
 
 
 def test_a_run_in_the_folder_of_the_competition_is_refused(competition: Path) -> None:
-    with pytest.raises(UserError, match="--output .* is the competition's folder"):
+    with pytest.raises(UserError, match=r"--output .* is the competition's folder"):
         train.main(["--data", str(competition), "--output", str(competition / "train" / "..")])
     assert not (competition / "state").exists()
 

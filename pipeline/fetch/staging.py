@@ -208,7 +208,9 @@ def unwrap(root: Path) -> str:
         entries = [entry for entry in root.iterdir() if not is_hidden(entry.name)]
         if len(entries) != 1 or not entries[0].is_dir() or not _wraps(entries[0]):
             return line
-        wrapping = entries[0].rename(root.with_name(f"{root.name}.wrapping"))
+        place = root.with_name(f"{root.name}.wrapping")
+        shutil.rmtree(place, ignore_errors=True)  # of a command that was killed here
+        wrapping = entries[0].rename(place)
         shutil.rmtree(root)
         wrapping.rename(root)
         line = f"everything lay in {entries[0].name}/, which is left out"
