@@ -108,6 +108,7 @@ WINGS = {
         *(
             "places",
             "config_bounds",
+            "model_size",
             "timm_checkpoints",
             "backbones",
             "roles",

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.competition.facts import read_facts, write_slug
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, UserError, run_command
-from pipeline.fetch import install, staging
+from pipeline.fetch import arrival, install, staging
 from pipeline.kaggle import cli, submit
 
 
@@ -230,6 +230,11 @@ def test_everything_missing_is_listed_at_once(monkeypatch, data_dir):
     (data_dir / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"(?s)glyphs cannot be downloaded yet:.*no Kaggle token.*other files \(notes\.txt\)"):
         install.main(FLAGS)
+
+
+def test_an_empty_work_folder_of_a_command_killed_in_its_last_moment_goes(tmp_path: Path) -> None:
+    (tmp_path / ".from.download").mkdir()
+    assert arrival.arriving(tmp_path / ".from.download") is None and not list(tmp_path.iterdir())
 
 
 def test_what_a_killed_command_left_while_it_unwrapped_is_in_nobodys_way(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pipeline.experiments.grids import load_grid
 from pipeline.fetch import install
 from pipeline.folds.team import gather
 from pipeline.kernel.stages import Stages
+from pipeline.models.backbones import rebuild_backbone
 from pipeline.report.attention import load
 from pipeline.report.page import build_report
 from pipeline.training.advice import way_of_head
@@ -131,3 +132,19 @@ def test_a_note_of_what_was_pushed_that_was_changed(tmp_path: Path) -> None:
     (tmp_path / "stages.json").write_text('{"names": {"base": [1]}, "kernel": {"version": "2"}}')
     with pytest.raises(UserError, match=r"(?s)names\.base: expected a text.*kernel\.version: expected a whole number"):
         Stages(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hidden_size": 100_000, "intermediate_size": 100_000, "num_hidden_layers": 1000}, "weights, .* in float32; this machine has"),
+        ({"intermediate_size": 99_999, "num_hidden_layers": 20}, "asks for .* weights, and its files of weights have"),
+        ({"image_size": 99_992}, "asks for .* weights"),
+    ],
+)
+def test_a_config_of_a_few_bytes_that_asks_for_gigabytes(changed: Path, change: dict[str, int], said: str) -> None:
+    """Each size alone is one that some model has; together, or beside so small a file of weights, they are none."""
+    path = changed / "model_beit" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=said):
+        rebuild_backbone(changed / "model_beit", 3)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline import files
 from pipeline.competition.folders import ARRIVING
 from pipeline.errors import UserError, raise_all
+from pipeline.shapes import TEXT, read_shaped
 
+_NOTE = {"source": {"path?": TEXT, "slug?": TEXT}, "command": TEXT}
 READY = "unpacked"  # in the work folder: what is to be moved in, complete
 
 
 def arriving(work_dir: Path) -> dict[str, Any] | None:
     """What was noted when moving `work_dir/unpacked` into its data folder began; None when it did not, or has ended."""
     path = work_dir / ARRIVING
-    value = files.read_json(path) if path.is_file() else None
-    return value if isinstance(value, dict) else None
+    if not path.is_file():
+        with suppress(OSError):
+            work_dir.rmdir()  # empty: an earlier command was killed in its last moment
+        return None
+    return read_shaped(path, _NOTE, f"look at what is in {work_dir.parent}, then delete {work_dir}")
 
 
 def move_in(work_dir: Path, data_dir: Path, note: dict[str, Any]) -> None:

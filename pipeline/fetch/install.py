@@ -67,8 +67,8 @@ def take(source: Path, data_dir: Path, yes: bool = False) -> None:
     _check_source(source, data_dir)
     work_dir = data_dir / FROM_DIR
     record, begun = arrival.fingerprint(source), arrival.arriving(work_dir)
-    if begun and begun["source"]["path"] != record["path"]:
-        raise UserError(f"{data_dir} holds a part of {begun['source']['path']}; finish that first: {begun['command']}")
+    if begun and begun["source"].get("path") != record["path"]:
+        raise UserError(f"{data_dir} holds a part of {begun['source'].get('path')}; finish that first: {begun['command']}")
     if not begun:
         raise_all(_no_room(data_dir, source.name or str(source.resolve()), yes, besides=source), f"{source} cannot be put into {data_dir}:")
         if not _is_ready(work_dir, record):

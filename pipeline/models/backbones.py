@@ -23,6 +23,7 @@ from pipeline.errors import UserError, raise_all
 from pipeline.files import filling
 from pipeline.models import timm_checkpoints
 from pipeline.models.config_bounds import config_problems
+from pipeline.models.model_size import check_size
 from pipeline.models.places import check_folder, looks_local
 
 # This module reads the load report and says itself what matters in it.
@@ -97,6 +98,7 @@ def load_backbone(
     if config.model_type == timm_checkpoints.MODEL_TYPE:
         _prepare_timm(source, config, rule)
     if random_weights:
+        check_size(source, config)
         model = AutoModelForImageClassification.from_config(config)
     else:
         model, has_head = _load_weights(source, config)
@@ -249,6 +251,7 @@ def _prepare_timm(source: str, config: Any, rule: Preprocessing) -> None:
 
 def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
     """The model, and whether the checkpoint has a head that fits it."""
+    check_size(source, config)
     try:
         model, info = AutoModelForImageClassification.from_pretrained(
             source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False
