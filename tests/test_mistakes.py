@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import Page
 
 import train
 from pipeline.config import load_recipe, parse_assignments
@@ -148,3 +149,10 @@ def test_a_config_of_a_few_bytes_that_asks_for_gigabytes(changed: Path, change: 
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=said):
         rebuild_backbone(changed / "model_beit", 3)
+
+
+def test_a_metric_that_is_undefined_on_a_part_of_the_test_rows_still_has_a_page(changed: Path) -> None:
+    scores = {"metrics": {"accuracy": 0.5, "roc_auc": None, "mcc": 0.25}, "parts": {"private": {"accuracy": 0.75, "mcc": None}}}
+    (changed / "scores.json").write_text(json.dumps(scores))
+    text = Page(build_report(changed)).text
+    assert "0.75" in text and "\u2013" in text and "50" in text

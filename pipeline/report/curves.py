@@ -172,7 +172,7 @@ def learning_rate_curve(
 
 def _best_words(files: RunFiles, name: str) -> tuple[int, str] | None:
     """The best epoch, and what a figure of `name` says of it; None without validation."""
-    if not files.best:
+    if not files.best or files.best["epoch"] is None:
         return None
     epoch, value = files.best["epoch"], files.kept_epoch.get(f"val_{name}")
     if files.best.get("soup"):

@@ -53,7 +53,7 @@ class RunFiles:
     def best(self) -> dict[str, Any] | None:
         """`epoch`, `metric`, `value` of the best epoch; from metrics.jsonl while run.json is still to come; None without validation."""
         if self.record:
-            best = self.record.get("best") or {}
+            best = {"epoch": None, **(self.record.get("best") or {})}
             return best if str(best.get("metric")).startswith("val_") else None
         # As the engine decides: by the competition's metric, or by the loss where that is undefined on the validation rows.
         for key, sign in ((f"val_{self.metric.name}", 1 if self.metric.higher_is_better else -1), ("val_loss", -1)):
@@ -182,6 +182,10 @@ class RunFiles:
             return None
 
 
+def _defined(values: dict[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _is_share(cell: str) -> bool:
     try:
         return not cell or 0 <= float(cell) <= 1
@@ -210,6 +214,9 @@ def read_run_files(run_dir: Path, images: bool = True) -> RunFiles:
     record, start = (read_values(run_dir / name) if (run_dir / name).exists() else {} for name in (RECORD, START))
     how = "remove it, `make score` writes it anew"
     scores = read_shaped(run_dir / SCORES, SCORES_SHAPE, how) if (run_dir / SCORES).exists() else {}
+    if scores:  # without metrics that are undefined on these rows
+        parts = {part: _defined(values) for part, values in scores.get("parts", {}).items()}
+        scores |= {"metrics": _defined(scores["metrics"]), "parts": parts}
     return RunFiles(run_dir, record, read_metrics(run_dir / METRICS), read_metrics(run_dir / TIMING), scores, start, images)
 
 
