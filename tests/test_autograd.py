@@ -217,6 +217,16 @@ def test_a_lean_step_of_other_adapters_is_autocasts(kind: str, options: dict) ->
     assert grads.keys() == trained and (len([name for name in trained if "norm" in name]) > 3) == ("also_train" in options)
 
 
+def test_where_norms_alone_are_trained_the_first_one_has_no_gradient_of_its_input() -> None:
+    model = build("dinov2", lora=False).requires_grad_(False).train()
+    norms = [weight for module in model.modules() if isinstance(module, nn.LayerNorm) for weight in module.parameters()]
+    for weight in norms:
+        weight.requires_grad_(True)
+    make_lean(model, torch.bfloat16)
+    logits, grads = step(model)
+    assert logits.isfinite().all() and len(grads) == len(norms) and all(grad.abs().sum() > 0 for grad in grads.values())
+
+
 @pytest.mark.parametrize(("kind", "lora"), KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, None])
 def test_checkpointed_and_plain_are_equal_bits(kind: str, lora: bool, dtype: torch.dtype | None) -> None:

@@ -271,3 +271,25 @@ def test_a_run_computes_the_same_with_a_cold_and_a_warm_cache(
     assert f"decoded pictures are kept in {tmp_path / 'home'}" in printed and "the first batch was there after" in printed
     assert len(list((tmp_path / "home").rglob(f"*{SUFFIX}"))) == 18
     assert (tmp_path / "cold" / "metrics.jsonl").read_bytes() == (tmp_path / "warm" / "metrics.jsonl").read_bytes()
+
+
+def test_a_file_that_another_run_renames_meanwhile_is_not_counted(
+    tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs side by side share the folder: a `.part` file is listed, and gone when it is looked at."""
+
+    class Gone:
+        path = str(tmp_path / "x.part")
+
+        def is_file(self) -> bool:
+            raise FileNotFoundError(self.path)
+
+    class Listing(list):
+        def __enter__(self) -> list:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr("pipeline.data.cache.os.scandir", lambda folder: Listing([Gone()]))
+    assert PictureCache(tmp_path, 10**9, paths, Augmentation(), RULE).used.value == 0

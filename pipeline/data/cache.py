@@ -14,7 +14,8 @@ import struct
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from io import FileIO
 from multiprocessing import Value
@@ -184,8 +185,7 @@ class PictureCache:
 
     def _make_room(self) -> int:
         """Delete what killed runs left, what is over the limit, and of other pictures what takes more than half of it; the bytes left."""
-        with os.scandir(self.folder) as found:
-            files = sorted((entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in found if entry.is_file())
+        files = sorted(_files_in(self.folder))
         for modified, _, path in files:
             if path.endswith(PART) and time.time() - modified > PART_SECONDS:
                 Path(path).unlink(missing_ok=True)
@@ -201,6 +201,16 @@ class PictureCache:
                     Path(path).unlink(missing_ok=True)
                     total -= size
         return total
+
+
+def _files_in(folder: Path) -> Iterator[tuple[float, int, str]]:
+    """Time of change, size and path of each file. Another run that uses the folder may rename one while it is looked at."""
+    with os.scandir(folder) as found:
+        for entry in found:
+            with suppress(FileNotFoundError):
+                if entry.is_file():
+                    facts = entry.stat()
+                    yield facts.st_mtime, facts.st_size, entry.path
 
 
 def _mark(key: str, level: int) -> int:

@@ -43,7 +43,8 @@ class Norm(Function):
         wanted = ctx.needs_input_grad[:3]
         grads = aten.native_layer_norm_backward(grad.float(), x.float(), weight.shape, mean, rstd, weight, bias, wanted)
         _close(ctx)
-        return (grads[0].to(ctx.input_dtype), *grads[1:], None, None)
+        of_input = grads[0] if grads[0] is None else grads[0].to(ctx.input_dtype)  # None: the first norm, where norms alone are trained
+        return (of_input, *grads[1:], None, None)
 
 
 class Gelu(Function):
