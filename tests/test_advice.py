@@ -57,7 +57,7 @@ def test_a_plan_that_learns_says_nothing(plan: dict) -> None:
 def test_every_flag_that_is_named_is_one(tmp_path: Path) -> None:
     """What stands in the advice is accepted by the command line and the recipe."""
     flags = [line.strip().split("  ")[0].split() for line in lines().splitlines() if line.strip().startswith("--")]
-    assert len(flags) == 4
+    assert len(flags) == 5
     for words in flags:
         args = train.parse(words)
         load_recipe(args.recipe or "beit-large-384-lora", train_overrides(args))

@@ -44,6 +44,7 @@ HUB_CONFIGS: dict[str, Callable[..., Any]] = {
     "microsoft/swinv2-large-patch4-window12to24-192to384-22kto1k-ft": lambda **k: Swinv2Config(
         **LARGE, window_size=24, image_size=384, pretrained_window_sizes=[12, 12, 12, 6], **k
     ),
+    "facebook/dinov2-base": lambda **k: Dinov2Config(image_size=518, patch_size=14, **k),
     "facebook/dinov2-large": lambda **k: Dinov2Config(**VIT_LARGE, image_size=518, patch_size=14, **k),
     "facebook/convnextv2-base-22k-384": lambda **k: ConvNextV2Config(
         depths=[3, 3, 27, 3], hidden_sizes=[128, 256, 512, 1024], image_size=384, **k
@@ -71,6 +72,7 @@ EXPECTED = {
     "vit-base-128": (2, 85_800_194, 85_800_194),  # timm vit_base_patch16_224: the position table is that of 224 px
     "vit-base-128-lora-r8": (2, 85_800_194, 443_906),  # report 3
     "vit-base-128-lora-r24": (2, 85_800_194, 1_328_642),  # report 3
+    "lora-ours": (200, 86_887_880, 2_961_608),  # timm vit_base_patch14_dinov2 (86,579,712) + mask token 768 + head 307,400; layers
     "dinov2-large": (200, 304_778_440, 304_778_440),  # timm vit_large_patch14_dinov2 (304,367,616) + mask token 1,024 + head 409,800
     "dinov2-large-lora": (200, 304_778_440, 1_982_664),  # layers: 24 x 2 x 16 x (1024 + 1024) + 409,800
     "convnextv2-base-384": (200, 87_897_800, 87_897_800),  # timm convnextv2_base; layers

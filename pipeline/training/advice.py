@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from typing import Any
 
 from pipeline.recipe import Recipe
@@ -24,7 +25,7 @@ def advise(
     """Lines on what is too little in this plan, each with what does better; none when all is well. `kind`: the target's."""
     lines = []
     if new_head and recipe.head.init == "random" and recipe.optimizer.name != "sgd":
-        lines += _head_lines(recipe, schedule, num_train)
+        lines += _head_lines(recipe, schedule, num_train, kind)
     if 0 < num_val < max(FEW_ROWS, 2 * num_classes):
         lines.append(_row_line(num_train, num_val, num_classes, kind))
     return lines
@@ -38,7 +39,7 @@ def way_of_head(recipe: Recipe, schedule: dict[str, Any]) -> float:
     return scale * sum(lr_at(step, schedule) for step in steps) / len(steps) * total
 
 
-def _head_lines(recipe: Recipe, schedule: dict[str, Any], num_train: int) -> list[str]:
+def _head_lines(recipe: Recipe, schedule: dict[str, Any], num_train: int, kind: str) -> list[str]:
     way, steps = way_of_head(recipe, schedule), schedule["total_steps"]
     if way >= LITTLE_WAY:
         return []
@@ -56,6 +57,12 @@ def _head_lines(recipe: Recipe, schedule: dict[str, Any], num_train: int) -> lis
         lines.append("    --lr 1e-3 --set optimizer.head_lr=1e-2                    0.63 -> 0.76 by the head's rate, 10 epochs")
     if not recipe.head_only:
         lines.append("    --lora-rank 0 --set head_only=true --lr 1e-2 --epochs 10  0.73: the head alone, minutes")
+    if recipe.task == "classification" and recipe.lora.rank and kind in ("multiclass", "binary"):
+        own = shlex.join(["--recipe", "lora-ours", "--backbone", recipe.backbone])
+        lines.append(f"    {own}")
+        lines.append(
+            "        0.82 -> 0.91 against one rate of 1e-3 for all: 348 of these, DINOv2 ViT-S at 112 px, 8 epochs, one seed, held-back images"
+        )
     if recipe.accumulation_steps > 1:
         more = math.ceil(num_train / recipe.batch_size) * recipe.epochs
         lines.append(f"    --accumulation-steps 1                                    {more:,} steps instead of {steps:,}")
