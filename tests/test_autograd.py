@@ -25,7 +25,15 @@ from transformers import (
 )
 
 from pipeline.models.autograd import AdaptedLinear, BiasedAttention, Gelu, Linear, Norm, ProductAttention, source_of
-from pipeline.models.lean import attend_by_products, cache_frozen_bias, checkpoint_layers, exact_head, hold_frozen, keep_less, make_lean
+from pipeline.models.half_weights import (
+    attend_by_products,
+    cache_frozen_bias,
+    checkpoint_layers,
+    exact_head,
+    hold_frozen,
+    keep_less,
+    use_half_weights,
+)
 from pipeline.models.lora import attach
 
 FLAT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "image_size": 32, "patch_size": 8}
@@ -175,7 +183,7 @@ def test_a_lean_step_is_autocasts_and_as_near_to_float32(kind: str, lora: bool) 
 @pytest.mark.parametrize(("kind", "lora"), [case for case in KINDS if case[0] != "swinv2"])  # whose attention is of another form
 def test_a_step_by_products_is_as_near_to_float32_and_prediction_stays(kind: str, lora: bool) -> None:
     exact, autocast, model = step(build(kind, lora), None), step(build(kind, lora)), build(kind, lora)
-    make_lean(model, torch.bfloat16)
+    use_half_weights(model, torch.bfloat16)
     fused = step(model)
     with torch.no_grad():
         predicted = step_logits(model)
@@ -209,7 +217,7 @@ def test_a_lean_step_of_other_adapters_is_autocasts(kind: str, options: dict) ->
         return model.train()
 
     exact, autocast, model = step(adapted(), None), step(adapted()), adapted()
-    make_lean(model, torch.bfloat16)
+    use_half_weights(model, torch.bfloat16)
     logits, grads = step(model)
     assert (logits - exact[0]).abs().max() <= 1.2 * (autocast[0] - exact[0]).abs().max() + 2**-8 * exact[0].abs().max()
     assert distance(grads, exact[1]) <= 1.2 * distance(autocast[1], exact[1]) + 1e-3
@@ -222,7 +230,7 @@ def test_where_norms_alone_are_trained_the_first_one_has_no_gradient_of_its_inpu
     norms = [weight for module in model.modules() if isinstance(module, nn.LayerNorm) for weight in module.parameters()]
     for weight in norms:
         weight.requires_grad_(True)
-    make_lean(model, torch.bfloat16)
+    use_half_weights(model, torch.bfloat16)
     logits, grads = step(model)
     assert logits.isfinite().all() and len(grads) == len(norms) and all(grad.abs().sum() > 0 for grad in grads.values())
 
@@ -235,7 +243,7 @@ def test_checkpointed_and_plain_are_equal_bits(kind: str, lora: bool, dtype: tor
     for checkpointed in (False, True):
         model = build(kind, lora, dropout=0.1)
         if dtype is not None:
-            make_lean(model, dtype)
+            use_half_weights(model, dtype)
         if checkpointed:
             assert checkpoint_layers(model) == 2
         steps.append(step(model, dtype))
@@ -258,7 +266,7 @@ def test_the_head_is_computed_in_float32(lora: bool) -> None:
     exact_head(model, "classifier")
     if not lora:
         model.requires_grad_(False)  # as in prediction, where everything that autocast casts is held in half precision
-    make_lean(model, torch.bfloat16)
+    use_half_weights(model, torch.bfloat16)
     head = model.get_base_model().classifier.modules_to_save["default"] if lora else model.classifier
     inputs = []
     head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
@@ -271,7 +279,7 @@ def test_the_head_is_computed_in_float32(lora: bool) -> None:
 
 def test_two_backward_passes_of_one_graph() -> None:
     model = build("vit", True)
-    make_lean(model, torch.bfloat16)
+    use_half_weights(model, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(pixel_values=PIXELS).logits.float().square().sum()
     loss.backward(retain_graph=True)
@@ -291,7 +299,7 @@ def test_bfloat16_predicts_what_float32_does() -> None:
     cache_frozen_bias(model)
     with torch.no_grad():
         exact = model(pixel_values=images).logits
-        make_lean(model, torch.bfloat16)
+        use_half_weights(model, torch.bfloat16)
         with torch.autocast("cpu", torch.bfloat16):
             found = model(pixel_values=images).logits.float()
     tolerance = 0.01 * exact.abs().max()

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.benchmarks import benchmark, contenders, rates
+from pipeline.benchmarks import baselines, benchmark, throughput
+from pipeline.benchmarks.baselines import NUM_CLASSES, RANK, Work, our_inference, our_training, prepare, titled
 from pipeline.benchmarks.benchmark import load_peer, loop_milliseconds, main
-from pipeline.benchmarks.contenders import NUM_CLASSES, RANK, Work, our_inference, our_training, prepare, titled
-from pipeline.benchmarks.rates import Line, matrix_rate, measure, table
-from pipeline.benchmarks.steps import footprints, memory_table, overlap
+from pipeline.benchmarks.step_memory import footprints, memory_table, overlap
+from pipeline.benchmarks.throughput import Line, matrix_rate, measure, table
 from pipeline.training.compute import Compute
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32}
@@ -26,7 +26,7 @@ CPU = Compute(torch.device("cpu"), "fp32")
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
-    monkeypatch.setitem(contenders.SIZES, "tiny", TINY)
+    monkeypatch.setitem(baselines.SIZES, "tiny", TINY)
     return prepare(tmp_path, "tiny", 8, 4, CPU)
 
 
@@ -114,8 +114,8 @@ def test_the_matrix_rate_is_a_number() -> None:
 
 
 def test_the_command_prints_one_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setitem(contenders.SIZES, "tiny", TINY)
-    monkeypatch.setattr(rates, "PICTURE_SIDES", (64, 96))
+    monkeypatch.setitem(baselines.SIZES, "tiny", TINY)
+    monkeypatch.setattr(throughput, "PICTURE_SIDES", (64, 96))
     monkeypatch.setattr(benchmark, "LOOP_STEPS", 20)
     monkeypatch.setattr(benchmark, "startup", lambda _: (0.1, 9.0))
     arguments = ["--size", "tiny", "--images", "4", "--batch-size", "4", "--rounds", "1", "--precision", "fp32"]

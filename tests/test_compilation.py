@@ -14,8 +14,8 @@ from torch import nn
 
 import train
 from pipeline.errors import Interrupted, UserError
-from pipeline.models.lean import make_lean
-from pipeline.training.compilation import MIN_SECONDS, settle
+from pipeline.models.half_weights import use_half_weights
+from pipeline.training.compilation import MIN_SECONDS, try_compile
 from pipeline.training.compute import Compute
 
 CPU = Compute(torch.device("cpu"), "fp32")
@@ -36,7 +36,7 @@ def test_a_whole_step_is_one_graph_and_the_same_step(name: str, lora: bool, half
     """Traced without a break, and differentiated by the compiler's own tools; only its code generator is left out."""
     model = build(name, lora, dropout=0.1)
     if half is not None:
-        make_lean(model, half)
+        use_half_weights(model, half)
     expected_logits, expected = step(model, half)
     torch.compiler.reset()
     logits, grads = step(torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False), half)
@@ -110,17 +110,17 @@ def refuse(_: torch.Tensor) -> torch.Tensor:
 )
 def test_what_fails_or_computes_something_else_is_not_used(step: object, problem: str) -> None:
     task = Steps(step)
-    compiled, note = settle(task, CPU, "auto", 4, 0.0, before=True)
+    compiled, note = try_compile(task, CPU, "auto", 4, 0.0, before=True)
     assert not compiled and note.startswith("torch.compile is not used: ") and problem in note and "many more" not in note
     assert not task.compiled and all(weight.grad is None for weight in task.model.parameters())
     with pytest.raises(UserError, match=r"compile: true cannot be had here .*compile=auto"):
-        settle(task, CPU, True, 4, 0.0)
+        try_compile(task, CPU, True, 4, 0.0)
 
 
 def test_a_micro_batch_that_does_not_fit_is_left_to_the_loop_which_halves_it(monkeypatch: pytest.MonkeyPatch) -> None:
     task = Steps()
     monkeypatch.setattr(task, "loss", lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
-    assert settle(task, CPU, "auto", 4, 0.0, before=True) == (
+    assert try_compile(task, CPU, "auto", 4, 0.0, before=True) == (
         False,
         "torch.compile is not used: OutOfMemoryError: CUDA out of memory",
     )
@@ -128,10 +128,10 @@ def test_a_micro_batch_that_does_not_fit_is_left_to_the_loop_which_halves_it(mon
 
 def test_a_short_run_a_cpu_and_a_no_do_not_try() -> None:
     task = Steps(refuse)
-    assert settle(task, CPU, "auto", 4, 10 * MIN_SECONDS) == (False, None)
-    assert settle(task, CPU, False, 4, 10 * MIN_SECONDS) == (False, None)
-    assert settle(task, CPU, "auto", 4, 10 * MIN_SECONDS, before=False) == (False, None)
-    assert settle(task, CPU, True, 16, 10 * MIN_SECONDS) == (False, "torch.compile is not used: 8 rows are no whole micro-batch of 16")
+    assert try_compile(task, CPU, "auto", 4, 10 * MIN_SECONDS) == (False, None)
+    assert try_compile(task, CPU, False, 4, 10 * MIN_SECONDS) == (False, None)
+    assert try_compile(task, CPU, "auto", 4, 10 * MIN_SECONDS, before=False) == (False, None)
+    assert try_compile(task, CPU, True, 16, 10 * MIN_SECONDS) == (False, "torch.compile is not used: 8 rows are no whole micro-batch of 16")
 
 
 def test_a_step_that_is_no_faster_is_used_only_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,9 +141,9 @@ def test_a_step_that_is_no_faster_is_used_only_where_it_was_asked_for(monkeypatc
     monkeypatch.setattr(compilation, "MIN_GAIN", 1e9)
     monkeypatch.setattr(compilation, "MIN_SECONDS", 0)
     monkeypatch.setattr(compilation, "TRIED_ON", ("cpu",))
-    compiled, note = settle(task, CPU, "auto", 4, 1.0)
+    compiled, note = try_compile(task, CPU, "auto", 4, 1.0)
     assert not compiled and "x as fast once compiled" in note
-    compiled, note = settle(task, CPU, True, 4, 1.0)
+    compiled, note = try_compile(task, CPU, True, 4, 1.0)
     assert compiled and task.compiled and note.startswith("torch.compile: training steps are")
 
 

@@ -28,7 +28,7 @@ from pipeline.data.tokenizer import QuestionTokenizer, build_tokenizer, load_tok
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.models.encoders import load_encoder, new_encoder, pooled
-from pipeline.models.fusion import AnswerHead, Fused, fuse, load_fused, save_fused
+from pipeline.models.fusion import AnswerHead, VqaModel, fuse, load_fused, save_fused
 from pipeline.models.lora import count_parameters
 from pipeline.recipe import Head, Lora
 
@@ -40,7 +40,7 @@ SMALL_HEAD = Head(hidden_size=8)
 LORA = Lora(rank=2, alpha=4, dropout=0.0, targets=("query", "value"))
 
 
-def small(lora: Lora | None = None, head: Head = SMALL_HEAD, frozen: Sequence[str] = ()) -> Fused:
+def small(lora: Lora | None = None, head: Head = SMALL_HEAD, frozen: Sequence[str] = ()) -> VqaModel:
     """Random weights, the same at every call, the adapters' too; 5 answers."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer(QUESTIONS, 30)
@@ -53,7 +53,7 @@ def small(lora: Lora | None = None, head: Head = SMALL_HEAD, frozen: Sequence[st
     return fused
 
 
-def padded(fused: Fused, questions: list[str]) -> dict[str, torch.Tensor]:
+def padded(fused: VqaModel, questions: list[str]) -> dict[str, torch.Tensor]:
     token_ids = fused.tokenizer.encode(questions)
     longest = max(map(len, token_ids))
     return {
@@ -178,7 +178,7 @@ def test_padding_does_not_change_an_answer() -> None:
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
 
 
-def load(folder: Path, head: Head = SMALL_HEAD, frozen: Sequence[str] = ()) -> Fused:
+def load(folder: Path, head: Head = SMALL_HEAD, frozen: Sequence[str] = ()) -> VqaModel:
     text, image = load_encoder(str(folder / "model_bert"), "text_backbone"), load_encoder(str(folder / "model_vit"), "--backbone")
     return load_fused(text, image, load_tokenizer(str(folder / "model_bert"), 30), RULE, 5, head, folder, frozen)
 

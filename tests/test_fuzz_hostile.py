@@ -142,7 +142,7 @@ def test_types_in_what_a_page_reads(finished_run: Path, tmp_path: Path, name: st
 
 @pytest.mark.parametrize("name", ["start.json", "kept.json"])
 def test_types_in_the_state_of_an_unfinished_run(finished_run: Path, tmp_path: Path, name: str) -> None:
-    from pipeline.training.resume import FormerRun
+    from pipeline.training.resume import ResumedRun
     from pipeline.unfinished import resume_command, started_with
 
     run = without_weights(finished_run / "run", tmp_path / "run")
@@ -151,7 +151,7 @@ def test_types_in_the_state_of_an_unfinished_run(finished_run: Path, tmp_path: P
     def work() -> None:
         known_record(run)
         assert started_with(run) is not None and resume_command(run)
-        former = FormerRun.read(run, accept_changes=False)
+        former = ResumedRun.read(run, accept_changes=False)
         former.asked()
         former.check_classes(["blue", "green", "red"])
 

@@ -15,7 +15,7 @@ from transformers import BeitConfig, BeitForImageClassification
 import inference
 import train
 from pipeline.errors import Interrupted
-from pipeline.models.lean import cache_frozen_bias, make_lean
+from pipeline.models.half_weights import cache_frozen_bias, use_half_weights
 from pipeline.models.lora import attach
 from pipeline.training.compute import choose_compute
 from pipeline.training.memory import account
@@ -77,7 +77,7 @@ def test_the_count_is_what_a_step_takes(device: torch.device, lora: bool) -> Non
     if lora:
         model = attach(model, 16, 16, 0.1, ("query", "key"))
         cache_frozen_bias(model)
-    make_lean(model, compute.half)
+    use_half_weights(model, compute.half)
     model.to(device).train()
 
     def loss(forward: nn.Module, pixels: torch.Tensor) -> torch.Tensor:

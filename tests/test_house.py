@@ -116,7 +116,7 @@ WINGS = {
             "adapter_starts",
             "lora",
             "autograd",
-            "lean",
+            "half_weights",
             "attention_maps",
         ),
         *("encoders", "fusion"),
@@ -192,7 +192,7 @@ WINGS = {
     ],
     "commands": ["session", "building", "probing", "fitting", "planning"],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
-    "benchmarks": ["contenders", "rates", "steps", "benchmark", "flipped_labels"],
+    "benchmarks": ["baselines", "throughput", "step_memory", "benchmark", "flipped_labels"],
     "last": ["demo_data", "demo"],
 }
 ROOMS = [f"{wing}.{room}" if wing not in ("", "what a run holds", "last") else room for wing, rooms in WINGS.items() for room in rooms]

@@ -74,12 +74,12 @@ def test_the_copy_of_an_epoch_predicts_with_the_base_and_the_record_of_its_run(
 
 def test_half_precision_keeps_the_head_exact(trained: Path) -> None:
     """What stands between a label and its neighbour is not rounded to bfloat16, in training and prediction alike."""
-    from pipeline.models.lean import make_lean
+    from pipeline.models.half_weights import use_half_weights
     from pipeline.run import load_run
     from pipeline.tasks.classification import rebuild
 
     model = rebuild(load_run(trained / "run"), 3).model
-    make_lean(model, torch.bfloat16)
+    use_half_weights(model, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(pixel_values=torch.randn(2, 3, 32, 32)).logits
     assert logits.dtype == torch.float32 and model.classifier.weight.dtype == torch.float32

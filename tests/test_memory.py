@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from pipeline.errors import UserError
-from pipeline.models.lean import cache_frozen_bias, checkpoint_layers, make_lean
+from pipeline.models.half_weights import cache_frozen_bias, checkpoint_layers, use_half_weights
 from pipeline.models.lora import attach
 from pipeline.training import estimate
 from pipeline.training.memory import Memory, account
@@ -113,7 +113,7 @@ def test_what_the_forward_pass_keeps_is_what_a_real_one_keeps(kind: str, lora: b
 def test_what_a_lean_forward_pass_keeps_is_what_a_real_one_keeps(kind: str, lora: bool) -> None:
     plain = build(kind, lora)
     lean = build(kind, lora)
-    make_lean(lean, torch.bfloat16)
+    use_half_weights(lean, torch.bfloat16)
     before, after = (account(model, loss_with(model, True), torch.zeros(1, 3, 32, 32), "adamw") for model in (plain, lean))
     for count in (1, 2, 5):
         assert after.saved_fixed + count * after.saved_per_image == really_saved(lean, loss_with(lean, True), count), count
@@ -146,7 +146,7 @@ def test_a_real_step_has_its_peak_where_the_account_says(checkpointed: bool) -> 
     torch.manual_seed(0)
     config = ViTConfig(**(TINY | {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6, "patch_size": 4}), num_labels=4)
     model = attach(ViTForImageClassification(config), 4, 4, 0.1, ("query", "key")).train()
-    make_lean(model, torch.bfloat16)
+    use_half_weights(model, torch.bfloat16)
     if checkpointed:
         checkpoint_layers(model)
     loss, count = loss_with(model, True), 16
@@ -169,7 +169,7 @@ def test_beit_large_at_384_px_in_bfloat16() -> None:
             if lora:
                 model = attach(model, 16, 16, 0.1, ("query", "key"))
                 cache_frozen_bias(model)
-            make_lean(model, torch.bfloat16)
+            use_half_weights(model, torch.bfloat16)
         checkpoint_layers(model, checkpointed)
         counted[lora, checkpointed] = account(model, loss_with(model, True), torch.zeros(1, 3, 384, 384), "adamw")
     assert counted[True, False].total(8) < 3.5e9 and counted[True, False].total(32) < 11e9

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.benchmarks.contenders import (
+from pipeline.benchmarks.baselines import (
     SIZES,
     Contender,
     Work,
@@ -35,8 +35,8 @@ from pipeline.benchmarks.contenders import (
     prepare,
     train,
 )
-from pipeline.benchmarks.rates import Line, forward_flops, matrix_rate, measure, measure_input, table
-from pipeline.benchmarks.steps import footprints, memory_table, overlap
+from pipeline.benchmarks.step_memory import footprints, memory_table, overlap
+from pipeline.benchmarks.throughput import Line, forward_flops, matrix_rate, measure, measure_input, table
 from pipeline.errors import UserError, run_command
 from pipeline.files import human_time
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: not before t
     from pipeline.recipe import Recipe
     from pipeline.tasks.build import Build
     from pipeline.training.compute import Compute
-    from pipeline.training.resume import FormerRun
+    from pipeline.training.resume import ResumedRun
 
 
-def read_data(args: argparse.Namespace, recipe: Recipe, former: FormerRun | None = None) -> Competition:
+def read_data(args: argparse.Namespace, recipe: Recipe, resumed_run: ResumedRun | None = None) -> Competition:
     """The training part of the competition as the recipe, competition.yaml or the resumed run read it; what was understood is printed.
 
     Raises:
@@ -28,7 +28,7 @@ def read_data(args: argparse.Namespace, recipe: Recipe, former: FormerRun | None
     """
     from pipeline.competition.layout import read_for_training
 
-    asked = former.asked() if former else None
+    asked = resumed_run.asked() if resumed_run else None
     competition = read_for_training(Path(args.data), recipe.data, asked=asked, skip_bad_images=recipe.data.skip_bad_images)
     print("\n".join(f"  {note}" for note in competition.notes))
     if competition.form is not None and not competition.test:
@@ -52,18 +52,18 @@ def build_task(session: Session, competition: Competition | None = None) -> tupl
     """
     from pipeline.models.places import check_recipe
 
-    args, recipe, former = session.args, session.recipe, session.former
+    args, recipe, resumed_run = session.args, session.recipe, session.resumed_run
     if world_size() > 1:
         from pipeline.training.processes import get_in_touch
 
         get_in_touch()
     print(f"{recipe.name}: {recipe.task} with {recipe.backbones}")
-    if former is None:  # a run that goes on has its own weights
+    if resumed_run is None:  # a run that goes on has its own weights
         check_recipe(recipe)
     if recipe.data.workers != "auto":
         allow_workers(int(recipe.data.workers), QUESTION_TENSORS if recipe.task == "vqa" else IMAGE_TENSORS)
     if competition is None:
-        competition = read_data(args, recipe, former)
+        competition = read_data(args, recipe, resumed_run)
 
     from pipeline.tasks.registry import task_module  # torch and transformers: seconds, after everything that can be wrong without them
     from pipeline.training.compute import choose_compute
@@ -71,11 +71,11 @@ def build_task(session: Session, competition: Competition | None = None) -> tupl
     if args.dry_run:  # which writes nothing
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_gb": 0})})
     compute = choose_compute(recipe.precision)
-    build = task_module(recipe.task).build(recipe, competition, former)
-    if former is not None:
-        former.check_rows(build.task.split_rows())
+    build = task_module(recipe.task).build(recipe, competition, resumed_run)
+    if resumed_run is not None:
+        resumed_run.check_rows(build.task.split_rows())
     print("\n".join(f"  {note}" for note in build.notes))
-    build.task.place(compute, fresh=former is None)
+    build.task.to_device(compute, fresh=resumed_run is None)
     if compute.processes.count > 1:
         check_processes(session, build, compute)
     return build, compute
@@ -94,7 +94,7 @@ def check_processes(session: Session, build: Build, compute: Compute) -> None:
     task, count = build.task, compute.processes.count
     if count > task.num_train:
         raise UserError(f"{count} processes for {task.num_train} training rows: --nproc-per-node {task.num_train} at most")
-    states = sorted((session.output / "state").glob("[0-9]*.json")) if session.former else []
+    states = sorted((session.output / "state").glob("[0-9]*.json")) if session.resumed_run else []
     meet(
         {
             "flags or recipe": session.recipe.model_dump_json(),

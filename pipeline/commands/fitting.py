@@ -129,7 +129,7 @@ def choose_step_together(
     Raises:
         UserError: what the recipe asks for, or what the first process does, cannot be had here.
     """
-    processes, before = compute.processes, None if session.former is None else session.former.start
+    processes, before = compute.processes, None if session.resumed_run is None else session.resumed_run.start
     if processes.count == 1:
         return choose_step(session, build, compute, schedule, micro_batch_size, train_seconds, before)
     step = choose_step(session, build, compute, schedule, micro_batch_size, train_seconds, before) if processes.rank == 0 else None
@@ -158,7 +158,7 @@ def choose_step(
         UserError: what the recipe asks for cannot be had here.
     """
     from pipeline.training.attending import choose_attention
-    from pipeline.training.compilation import settle
+    from pipeline.training.compilation import try_compile
     from pipeline.training.estimate import check_fits
     from pipeline.training.optim import epochs_of
 
@@ -181,7 +181,7 @@ def choose_step(
         before.get("attention"),
         check_memory,
     )
-    compiled, other = settle(task, compute, recipe.compile, micro_batch_size, train_seconds, before.get("compiled"))
+    compiled, other = try_compile(task, compute, recipe.compile, micro_batch_size, train_seconds, before.get("compiled"))
     print("".join(f"  {line}\n" for line in (note, other) if line), end="")
     return {"attention": attention, "compiled": compiled}
 
@@ -200,9 +200,9 @@ def begin(
     from pipeline.training.checkpoint import StateStore
     from pipeline.training.resume import write_rows, write_start
 
-    output, task, former = session.output, build.task, session.former
+    output, task, resumed_run = session.output, build.task, session.resumed_run
     store, state = StateStore(output / "state"), None
-    if former is None:
+    if resumed_run is None:
         if moved := set_aside(run_entries(output), output / "earlier"):
             print(f"what was in {output} is kept in {moved}")
         write_rows(output, task.split_rows())  # first, for a folder with a state/ is never taken for a release
@@ -210,7 +210,7 @@ def begin(
         facts = facts | {"data": session.args.data, "batch_size": session.args.batch_size}
         start = write_start(output, session.recipe, schedule, task.class_names, facts, session.command, step)
     else:
-        start = former.go_on(session.recipe, schedule, task.split_rows(), session.command, session.args.data)
+        start = resumed_run.go_on(session.recipe, schedule, task.split_rows(), session.command, session.args.data)
         state, damaged = store.load()
         print("\n".join(damaged), end="\n" if damaged else "")
         if state is None:
@@ -227,7 +227,7 @@ def begin_beside(session: Session) -> tuple[dict[str, Any], StateStore, dict[str
     from pipeline.training.checkpoint import StateStore
 
     store = StateStore(session.output / "state")
-    return {}, store, None if session.former is None else store.load()[0]
+    return {}, store, None if session.resumed_run is None else store.load()[0]
 
 
 def recorder_with_page(recorder: Recorder, output: Path, watches: Sequence[Watch | FloorWatch]) -> Callable[[Any], None]:
@@ -296,7 +296,7 @@ def finish(
         **started_with,
     }
     recorder.finish(last, facts)
-    for line in task.examine(output, compute):
+    for line in task.analyze(output, compute):
         print(f"  {line}")
     page = build_report(output)
     best = (
@@ -363,7 +363,9 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
         memory = replace(memory, gradients=memory.gradients * (processes.count + 2))  # what is sent, and what comes from each
     micro_batch_size = recipe.batch_size
     if args.batch_size == "auto":
-        before = 0 if session.former is None else session.former.start.get("micro_batch_size", 0)  # goes on exactly, where it fits
+        before = (
+            0 if session.resumed_run is None else session.resumed_run.start.get("micro_batch_size", 0)
+        )  # goes on exactly, where it fits
         wanted = before or max(recipe.effective_batch_size // processes.count, 1)
         micro_batch_size = processes.least(largest_micro_batch(memory, compute.device, wanted))
     checkpointed = None if recipe.activation_checkpointing else partial(task.account, compute, recipe.optimizer.name, checkpointed=True)

@@ -24,11 +24,11 @@ def features_once(session: Session, build: Build, compute: Compute) -> tuple[Fea
     """
     from pipeline.training.features import Features
 
-    recipe, former = session.recipe, session.former
+    recipe, resumed_run = session.recipe, session.resumed_run
     if not recipe.head_only or recipe.task != "classification":
         return None, ""
-    before = None if former is None else bool(former.start.get("features"))
-    if before is False and not former.changes:
+    before = None if resumed_run is None else bool(resumed_run.start.get("features"))
+    if before is False and not resumed_run.changes:
         return None, ""
     reason = _forbidden(session)
     features = None
@@ -72,7 +72,7 @@ def check_floor(session: Session, build: Build) -> None:
     Raises:
         UserError: why it cannot.
     """
-    recipe, former, task = session.recipe, session.former, build.task
+    recipe, resumed_run, task = session.recipe, session.resumed_run, build.task
     if not session.args.floor:
         return
     if recipe.task != "classification":
@@ -82,7 +82,7 @@ def check_floor(session: Session, build: Build) -> None:
     if not task.num_val:
         raise UserError("--floor: there are no validation rows to score it on; leave it out, or set data.val_fraction above 0")
     trains_backbone = not recipe.lora.rank and not recipe.head_only
-    if former is not None and trains_backbone and former.start.get("floor") is None:
+    if resumed_run is not None and trains_backbone and resumed_run.start.get("floor") is None:
         raise UserError(f"--floor: the run in {session.output} was started without it, and its backbone is frozen no more; leave it out")
 
 
@@ -95,8 +95,8 @@ def find_floor(session: Session, build: Build, compute: Compute, features: Featu
     from pipeline.files import human_time
     from pipeline.training.probe import Floor
 
-    former, task = session.former, build.task
-    if former is not None and (kept := former.start.get("floor")):
+    resumed_run, task = session.resumed_run, build.task
+    if resumed_run is not None and (kept := resumed_run.start.get("floor")):
         return kept
     if not session.args.floor:
         return None

@@ -15,7 +15,7 @@ from pipeline.unfinished import resume_command, started_with
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
     from pipeline.recipe import Recipe
-    from pipeline.training.resume import FormerRun
+    from pipeline.training.resume import ResumedRun
 
 # Flag -> recipe key: these are short for --set KEY=VALUE.
 RECIPE_FLAGS = {
@@ -40,7 +40,7 @@ class Session:
 
     args: argparse.Namespace
     recipe: Recipe
-    former: FormerRun | None  # the unfinished run that goes on
+    resumed_run: ResumedRun | None  # the unfinished run that goes on
     output: Path
     command: str
     started: float  # on the clock of `time.perf_counter`
@@ -63,8 +63,8 @@ def open_session(args: argparse.Namespace, command: str, started: float, recipe:
     output = Path(args.output)
     if not args.dry_run and is_first():
         sweep(output)
-    recipe, former = choose_recipe(args, output, recipe)
-    return None if recipe is None else Session(args, recipe, former, output, command, started)
+    recipe, resumed_run = choose_recipe(args, output, recipe)
+    return None if recipe is None else Session(args, recipe, resumed_run, output, command, started)
 
 
 def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None) -> Recipe:
@@ -94,7 +94,7 @@ def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None)
     return recipe.model_copy(update={"name": run_name(written, recipe, args.data)})
 
 
-def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None = None) -> tuple[Recipe | None, FormerRun | None]:
+def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None = None) -> tuple[Recipe | None, ResumedRun | None]:
     """The recipe to train (`given`, or what the flags say) and, when a run is resumed, what that run was. (None, None): there is nothing
     left to do.
 
@@ -103,7 +103,7 @@ def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None =
     """
     from pipeline.config import validate_recipe
     from pipeline.folds.plan import read_start
-    from pipeline.training.resume import FormerRun
+    from pipeline.training.resume import ResumedRun
 
     if read_start(output):
         raise UserError(f"{output} holds unfinished folds: go on with `{resume_command(output)}`, or use another --output")
@@ -114,14 +114,14 @@ def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None =
 
             print(f"page: {build_report(output)}")
         return None, None
-    former = FormerRun.read(output, accept_changes=args.resume == "changed")
-    if former is not None and args.resume:
-        stored = validate_recipe(former.start["recipe"], {}, where=str(output / "state"))
+    resumed_run = ResumedRun.read(output, accept_changes=args.resume == "changed")
+    if resumed_run is not None and args.resume:
+        stored = validate_recipe(resumed_run.start["recipe"], {}, where=str(output / "state"))
         wanted = given or asked_recipe(args, None if args.recipe else stored.model_dump(mode="json"))
-        former.check_recipe(stored, wanted)
-        return wanted.model_copy(update={"name": stored.name}), former
+        resumed_run.check_recipe(stored, wanted)
+        return wanted.model_copy(update={"name": stored.name}), resumed_run
     if args.resume:
         print(f"no state in {output}: starting from the beginning")
-    elif former is not None and not args.dry_run:
+    elif resumed_run is not None and not args.dry_run:
         raise UserError(f"{output} holds an unfinished run: go on with `{resume_command(output)}`, or use another --output")
     return given or asked_recipe(args), None

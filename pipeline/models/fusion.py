@@ -23,7 +23,7 @@ from pipeline.errors import UserError, raise_all
 from pipeline.files import replacing
 from pipeline.models.backbones import native_image_size, save_backbone, takes_interpolation, tensor_problems
 from pipeline.models.encoders import picture_tokens, pooled, question_vector, width_of
-from pipeline.models.lean import cache_frozen_bias, exact_head
+from pipeline.models.half_weights import cache_frozen_bias, exact_head
 from pipeline.models.lora import PeftModel, attach, load_adapter, merge, plain_state_dict, save_adapter
 from pipeline.recipe import ATTENTION_HEADS, Head, Lora, Tower
 from pipeline.run_names import ADAPTER_DIR, HEAD_FILE
@@ -145,7 +145,7 @@ class FusionModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class Fused:
+class VqaModel:
     """The model with what its two inputs need."""
 
     model: FusionModel
@@ -167,7 +167,7 @@ def fuse(
     head: Head,
     lora: Lora | None,
     frozen: Sequence[Tower] = (),
-) -> Fused:
+) -> VqaModel:
     """The encoders under a new head, fully trainable, or with `lora` frozen but for adapters on both and the head; `frozen` ones stay.
 
     Raises:
@@ -183,10 +183,10 @@ def fuse(
         cache_frozen_bias(image)
     model = FusionModel(text, image, answer_head, rule.height)
     model.freeze(frozen)
-    return Fused(model, rule, tokenizer)
+    return VqaModel(model, rule, tokenizer)
 
 
-def save_fused(fused: Fused, output: Path, *, base: bool, trained: bool) -> None:
+def save_fused(fused: VqaModel, output: Path, *, base: bool, trained: bool) -> None:
     """Write into run folder `output`: with `base` the encoders themselves, with `trained` their adapters (where they have some) and the head.
 
     An encoder that is frozen and lies there already is as it was, and is not written again.
@@ -211,7 +211,7 @@ def load_fused(
     head: Head,
     folder: Path,
     frozen: Sequence[Tower] = (),
-) -> Fused:
+) -> VqaModel:
     """The trained model of run folder `folder` on its own encoders: float32, adapters merged and checked, eval mode.
 
     Where there are adapters, each encoder has one, but for those that stayed `frozen`.
@@ -232,7 +232,7 @@ def load_fused(
         if "image" not in frozen:
             image = _merged(image, folder, lambda model: pooled(model(pixel_values=pixels, **options)))
     model = FusionModel(text, image, answer_head, rule.height).requires_grad_(False).eval()
-    return Fused(model, rule, tokenizer)
+    return VqaModel(model, rule, tokenizer)
 
 
 def _merged(encoder: nn.Module, folder: Path, vector: Callable[[nn.Module], torch.Tensor]) -> nn.Module:

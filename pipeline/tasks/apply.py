@@ -138,17 +138,17 @@ def compute_rows(
 
 
 def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
-    """The finished model rebuilt, on its device, held as lean as its precision allows.
+    """The finished model rebuilt, on its device, its frozen weights in half precision where that is allowed.
 
     Raises:
         UserError: the model cannot be rebuilt.
     """
-    from pipeline.models.lean import make_lean
+    from pipeline.models.half_weights import use_half_weights
     from pipeline.tasks.registry import task_module
 
     predictor: Predictor = task_module(run.task).rebuild(run, num_outputs)
     if compute.half is not None:
-        make_lean(predictor.model, compute.half)
+        use_half_weights(predictor.model, compute.half)
     predictor.model.to(compute.device)
     return predictor
 

@@ -20,7 +20,7 @@ from pipeline.data.intensity import find_intensity
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import replacing
-from pipeline.models.lean import checkpoint_layers
+from pipeline.models.half_weights import checkpoint_layers
 from pipeline.models.lora import Counts
 from pipeline.recipe import Recipe
 from pipeline.targets.baseline import Baseline
@@ -28,7 +28,7 @@ from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Loss, Memory, account
 from pipeline.training.predict import Task
 from pipeline.training.processes import first_does
-from pipeline.training.resume import FormerRun, SplitRow
+from pipeline.training.resume import ResumedRun, SplitRow
 
 
 class TrainingTask(Task, Protocol):
@@ -43,11 +43,11 @@ class TrainingTask(Task, Protocol):
     def facts(self) -> dict[str, Any]: ...  # what run.json keeps of the target: `target`, `metric`, `prior`
     def baseline(self) -> Baseline | None: ...  # what a constant guess scores by `best_metric`
     def floor(self) -> Baseline | None: ...  # what a guess that does not see the image scores, where there is a better one
-    def place(self, compute: Compute, fresh: bool) -> None: ...  # the model to where it is trained
+    def to_device(self, compute: Compute, fresh: bool) -> None: ...  # the model to where it is trained
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory: ...
     def save(self, output: Path, initial: bool = False) -> None: ...
     def write_validation(self, output: Path, logits: np.ndarray) -> None: ...
-    def examine(self, output: Path, compute: Compute) -> list[str]: ...  # of the finished run: lines for people; may write files
+    def analyze(self, output: Path, compute: Compute) -> list[str]: ...  # of the finished run: lines for people; may write files
 
 
 class Predictor(Protocol):
@@ -98,9 +98,9 @@ def decodable(rows: Sequence[Row], skip: bool, cache: PictureCache | None = None
     ]
 
 
-def with_intensity(rule: Preprocessing, train: Sequence[Row], former: FormerRun | None) -> tuple[Preprocessing, list[str]]:
+def with_intensity(rule: Preprocessing, train: Sequence[Row], resumed_run: ResumedRun | None) -> tuple[Preprocessing, list[str]]:
     """`rule` with what is black and white in the training images of more than 8 bits, and notes on it; a resumed run keeps its own."""
-    if former is not None:
+    if resumed_run is not None:
         return rule, []
     intensity, notes = find_intensity([row.path for row in train])
     return replace(rule, intensity=intensity), notes

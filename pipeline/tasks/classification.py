@@ -31,7 +31,7 @@ from pipeline.models.backbones import (
     save_backbone,
     takes_interpolation,
 )
-from pipeline.models.lean import attend_by_products, cache_frozen_bias, exact_head, make_lean
+from pipeline.models.half_weights import attend_by_products, cache_frozen_bias, exact_head, use_half_weights
 from pipeline.models.lora import (
     PeftModel,
     attach,
@@ -67,7 +67,7 @@ from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.losses import training_loss, training_score
 from pipeline.training.memory import Memory
-from pipeline.training.resume import FormerRun, SplitRow
+from pipeline.training.resume import ResumedRun, SplitRow
 
 
 @dataclass
@@ -150,8 +150,8 @@ class ClassificationTask:
         self.compiled: tuple[int, Callable[..., Any]] | None = None  # (rows, the model): what micro-batches of so many rows run through
         self.originals: dict[str, torch.Tensor] = {}  # what is held in half precision as it was loaded, as long as it may be saved
 
-    def place(self, compute: Compute, fresh: bool) -> None:
-        """Move the model to where it is trained, held as lean as its precision allows. A `fresh` run has yet to save its frozen weights.
+    def to_device(self, compute: Compute, fresh: bool) -> None:
+        """Move the model to its device; frozen weights become half precision where that is allowed. A `fresh` run has yet to save its frozen weights.
 
         Raises:
             UserError: activation checkpointing is asked for and the architecture has no blocks for it.
@@ -159,7 +159,7 @@ class ClassificationTask:
         checkpoint_blocks(self.model, self.recipe)
         if compute.half is not None:
             loaded = plain_state_dict(self.model)
-            make_lean(self.model, compute.half)
+            use_half_weights(self.model, compute.half)
             if fresh or not isinstance(self.model, PeftModel):
                 self.originals = {
                     name: loaded[name] for name, weight in plain_state_dict(self.model).items() if weight.dtype != loaded[name].dtype
@@ -296,7 +296,7 @@ class ClassificationTask:
         """Nothing is known of a row but its image."""
         return None
 
-    def examine(self, output: Path, compute: Compute) -> list[str]:
+    def analyze(self, output: Path, compute: Compute) -> list[str]:
         """Nothing to add to the metrics of the epochs."""
         return []
 
@@ -305,10 +305,10 @@ class ClassificationTask:
         return labelled_split(self.train_rows, self.val_rows)
 
 
-def build(recipe: Recipe, competition: Competition, former: FormerRun | None = None) -> Build:
+def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | None = None) -> Build:
     """The recipe's model on the competition's rows, split and checked.
 
-    A run being resumed, `former`, gives its own weights, and its rows stay in their order and split.
+    A run being resumed, `resumed_run`, gives its own weights, and its rows stay in their order and split.
 
     Raises:
         UserError: undecodable images (unless skipped), a backbone that cannot be loaded or has no such LoRA targets.
@@ -316,18 +316,18 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     seed_everything(recipe.seed)
     target, metric = competition.target, competition.metric
     check_suits(recipe, target)
-    if former is not None:
-        former.check_classes(target.names)
-        target = Target.read(former.start["target"], str(former.output))
-    own_weights = backbone_dirs(former.output)[0] if former is not None else []
+    if resumed_run is not None:
+        resumed_run.check_classes(target.names)
+        target = Target.read(resumed_run.start["target"], str(resumed_run.output))
+    own_weights = backbone_dirs(resumed_run.output)[0] if resumed_run is not None else []
     if own_weights:
         backbone = load_backbone(str(own_weights[0]), target.output_names, recipe.image_size, drop_path=recipe.drop_path)
     else:
         backbone = load_backbone(
             recipe.backbone, target.output_names, recipe.image_size, recipe.random_weights, recipe.architecture, recipe.drop_path
         )
-    train, val, how = _split(recipe, competition, competition.train, former)
-    rule, intensity_notes = with_intensity(backbone.preprocessing.resized(recipe.resize), train, former)
+    train, val, how = _split(recipe, competition, competition.train, resumed_run)
+    rule, intensity_notes = with_intensity(backbone.preprocessing.resized(recipe.resize), train, resumed_run)
     backbone = replace(backbone, preprocessing=rule)
     cache = _cache(recipe, train, rule)
     rows, notes = decodable(competition.train, recipe.data.skip_bad_images, cache)
@@ -335,7 +335,7 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
     if lost := [name for name, count in target.counts([row.label for row in competition.train]).items() if count and not left[name]]:
         raise UserError(f"without the images that cannot be decoded these classes have none: {', '.join(sorted(lost))}")
     if len(rows) < len(competition.train):
-        train, val, how = _split(recipe, competition, rows, former)
+        train, val, how = _split(recipe, competition, rows, resumed_run)
         cache = _cache(recipe, train, rule)
     head = head_name(backbone.model)
     model: nn.Module = backbone.model
@@ -351,7 +351,7 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
         cache_frozen_bias(model)
     classifier = ImageClassifier.of(model, backbone)
     corrections = competition.corrections
-    target = target if former else target.fitted([row.label for row in corrections.applied(train)])
+    target = target if resumed_run else target.fitted([row.label for row in corrections.applied(train)])
     task = ClassificationTask(classifier, recipe, target, metric, train, val, cache, corrections)
     if not task.train_rows:
         raise UserError(f"data.exclude: all {len(train):,} training rows are excluded; nothing is left to train on")
@@ -400,12 +400,14 @@ def num_outputs_of(run: Run) -> int:
     return len(names) if isinstance(names, dict) else 0
 
 
-def _split(recipe: Recipe, competition: Competition, rows: Sequence[Row], former: FormerRun | None) -> tuple[list[Row], list[Row], str]:
+def _split(
+    recipe: Recipe, competition: Competition, rows: Sequence[Row], resumed_run: ResumedRun | None
+) -> tuple[list[Row], list[Row], str]:
     """The training rows, the validation rows, and how they were chosen. Images of one id are never parted."""
     label_of = {row.id: row.label for row in rows}
     ids = list(label_of)
-    if former is not None:
-        train, val, how = kept_split(ids, list({row[0]: row for row in former.rows}.values()))
+    if resumed_run is not None:
+        train, val, how = kept_split(ids, list({row[0]: row for row in resumed_run.rows}.values()))
     else:
         train, val, how = _new_split(recipe, competition, label_of, rows)
     rows_of: dict[str, list[Row]] = {}

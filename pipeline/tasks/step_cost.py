@@ -64,7 +64,7 @@ def measure_step(
     part = replace(competition, train=tuple(row for row in rows if row.id in ids), split=None, groups=None, folds=None)
     build = task_module(recipe.task).build(recipe.model_copy(update={"data": data}), part, None)
     task = build.task
-    task.place(compute, fresh=True)
+    task.to_device(compute, fresh=True)
     build_seconds = time.perf_counter() - started
     memory = task.account(compute, recipe.optimizer.name)
     size = batch_size or largest_micro_batch(memory, compute.device, recipe.batch_size)

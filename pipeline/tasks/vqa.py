@@ -23,8 +23,8 @@ from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.models.backbones import preprocessing_of
 from pipeline.models.encoders import load_encoder, new_encoder
-from pipeline.models.fusion import Fused, FusionModel, fuse, load_fused, save_fused
-from pipeline.models.lean import keep_less
+from pipeline.models.fusion import FusionModel, VqaModel, fuse, load_fused, save_fused
+from pipeline.models.half_weights import keep_less
 from pipeline.models.lora import count_parameters
 from pipeline.models.roles import train_parts
 from pipeline.recipe import Augmentation, Head, Recipe, Tower
@@ -50,7 +50,7 @@ from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Memory
 from pipeline.training.predict import predict_logits
-from pipeline.training.resume import FormerRun, SplitRow
+from pipeline.training.resume import ResumedRun, SplitRow
 
 # Before version 5 transformers asks of a mask (B, tokens) whether it hides anything, and a count has no values to answer with.
 SHAPES_ARE_ENOUGH = int(transformers.__version__.split(".")[0]) >= 5
@@ -62,10 +62,10 @@ Labelled = tuple[Row, int]
 
 
 @dataclass
-class Answerer:
+class VqaPredictor:
     """The model with what its inputs need: batches of questions and uint8 pixels in, logits out. Used alike in training and prediction."""
 
-    fused: Fused
+    fused: VqaModel
     workers: int | str = "auto"
 
     @property
@@ -123,15 +123,15 @@ class VqaTask:
     one_shape = False
 
     def __init__(
-        self, answerer: Answerer, recipe: Recipe, class_names: Sequence[str], train: Sequence[Labelled], val: Sequence[Labelled]
+        self, predictor: VqaPredictor, recipe: Recipe, class_names: Sequence[str], train: Sequence[Labelled], val: Sequence[Labelled]
     ) -> None:
-        self.answerer, self.recipe, self.class_names = answerer, recipe, tuple(class_names)
-        self.model = answerer.model
+        self.predictor, self.recipe, self.class_names = predictor, recipe, tuple(class_names)
+        self.model = predictor.model
         self.train_rows, self.val_rows = [row for row, _ in train], [row for row, _ in val]
         self.train_labels, self.val_labels = (np.array([label for _, label in rows], dtype=np.int64) for rows in (train, val))
         augmentation = recipe.augmentation if changes_pictures(recipe.augmentation) else None
-        self.train_set = answerer.dataset(self.train_rows, self.train_labels.tolist(), augmentation, recipe.seed)
-        self.val_set = answerer.dataset(self.val_rows, self.val_labels.tolist())
+        self.train_set = predictor.dataset(self.train_rows, self.train_labels.tolist(), augmentation, recipe.seed)
+        self.val_set = predictor.dataset(self.val_rows, self.val_labels.tolist())
         self.num_train, self.num_val, self.num_outputs = len(self.train_rows), len(self.val_rows), len(self.class_names)
         self.compute: Compute | None = None  # where the model is, once it is placed
         # Of these backbones each part's features are computed when its first batch is asked for.
@@ -149,15 +149,15 @@ class VqaTask:
 
     def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
         """The validation questions, picture by picture; of several processes this one's `share`."""
-        batches = self.answerer.in_order(self._with_features("val"), batch_size, share)
+        batches = self.predictor.in_order(self._with_features("val"), batch_size, share)
         return readable(batches, [row.path for row in self.val_rows])
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean cross-entropy over the batch (scalar), and the logits (B, K)."""
         pixel_values = None
         if "pixels" in batch:
-            pixel_values = with_noise(self.answerer.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
-        logits = self.answerer.forward(self.model, batch, pixel_values)
+            pixel_values = with_noise(self.predictor.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
+        logits = self.predictor.forward(self.model, batch, pixel_values)
         return F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.recipe.optimizer.label_smoothing), logits
 
     def score(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -166,7 +166,7 @@ class VqaTask:
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """(B, K), as in prediction."""
-        return self.answerer.logits(batch)
+        return self.predictor.logits(batch)
 
     def scores(self, logits: np.ndarray) -> dict[str, float]:
         """Every metric of the validation rows. An answer outside the K is wrong whatever is said; the loss is over the others."""
@@ -179,7 +179,7 @@ class VqaTask:
         answers, types = [row.answers for row in self.val_rows], [row.answer_type for row in self.val_rows]
         return scores | vqa_scores([self.class_names[index] for index in predicted], answers, types)
 
-    def place(self, compute: Compute, fresh: bool) -> None:
+    def to_device(self, compute: Compute, fresh: bool) -> None:
         """Move the model to where it is trained. Its weights stay float32, as they are saved; in half precision less is kept for the way back.
 
         Raises:
@@ -200,18 +200,18 @@ class VqaTask:
         if "text" in towers:
             dataset.question_features = question_features(model, dataset, self.compute)
         if "image" in towers:
-            normalize, workers = self.answerer.rule.normalize, self.recipe.data.workers
+            normalize, workers = self.predictor.rule.normalize, self.recipe.data.workers
             dataset.picture_features = picture_features(model, normalize, dataset, workers, self.compute)
         return dataset
 
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:
         """The memory of a training step, counted on shapes alone for the longest question and a picture of its own for each question."""
         longest = max(map(len, self.train_set.token_ids))
-        return account_vqa(self.answerer, longest, compute, optimizer_name, self.recipe, checkpointed)
+        return account_vqa(self.predictor, longest, compute, optimizer_name, self.recipe, checkpointed)
 
     def save(self, output: Path, initial: bool = False) -> None:
         """Write the weights into run folder `output`: adapters and head, or after full fine-tuning (and `initial`ly) both encoders."""
-        save_fused(self.answerer.fused, output, base=initial or not self.recipe.lora.rank, trained=not initial)
+        save_fused(self.predictor.fused, output, base=initial or not self.recipe.lora.rank, trained=not initial)
 
     def write_validation(self, output: Path, logits: np.ndarray) -> None:
         """Write val_predictions.csv (`PREDICTION_COLUMNS`; cells as in classification) and val_probs.npy (num_val, K) float32, same order."""
@@ -248,7 +248,7 @@ class VqaTask:
         """The validation accuracy of the question alone: each answered as the same words were answered most often in training."""
         return Baseline(self._question_floor(), "the most frequent answer to the same question") if self.num_val else None
 
-    def examine(self, output: Path, compute: Compute) -> list[str]:
+    def analyze(self, output: Path, compute: Compute) -> list[str]:
         """Validation accuracies that knowing less gives, as lines and as floors.json: what the run's own is to be read against."""
         if not self.num_val:
             return []
@@ -271,23 +271,23 @@ class VqaTask:
 
     def _shuffled_accuracy(self, output: Path, compute: Compute) -> float:
         """Accuracy of the finished run, loaded anew, when the pictures are exchanged: none stays with its questions."""
-        answerer = rebuild(load_run(output), self.num_outputs)
-        answerer.model.to(compute.device)
+        predictor = rebuild(load_run(output), self.num_outputs)
+        predictor.model.to(compute.device)
         paths = list(dict.fromkeys(row.path for row in self.val_rows))
         order = np.random.default_rng(self.recipe.seed).permutation(len(paths))
         other = {paths[own]: paths[next_one] for own, next_one in zip(order, np.roll(order, 1), strict=True)}
-        batches = answerer.batches([replace(row, path=other[row.path]) for row in self.val_rows], 2 * self.recipe.batch_size)
+        batches = predictor.batches([replace(row, path=other[row.path]) for row in self.val_rows], 2 * self.recipe.batch_size)
         logits = predict_logits(
-            answerer.model, answerer.logits, batches, self.num_val, self.num_outputs, compute, "pictures exchanged", leave=False
+            predictor.model, predictor.logits, batches, self.num_val, self.num_outputs, compute, "pictures exchanged", leave=False
         )
         return float(np.mean(self.val_labels == logits.argmax(axis=1)))
 
 
 def account_vqa(
-    answerer: Answerer, num_tokens: int, compute: Compute, optimizer_name: str, recipe: Recipe, checkpointed: bool | None = None
+    predictor: VqaPredictor, num_tokens: int, compute: Compute, optimizer_name: str, recipe: Recipe, checkpointed: bool | None = None
 ) -> Memory:
     """The memory of a training step on questions of `num_tokens`, each with a picture of its own; shared pictures take less."""
-    rule = answerer.fused.rule
+    rule = predictor.fused.rule
 
     def loss(forward: Callable[..., torch.Tensor], pixel_values: torch.Tensor) -> torch.Tensor:
         count, device = len(pixel_values), pixel_values.device
@@ -298,17 +298,17 @@ def account_vqa(
             "attention_mask": torch.ones_like(ids) if SHAPES_ARE_ENOUGH else torch.ones(count, num_tokens, num_tokens, device=device),
         }
         with compute.autocast():
-            logits = answerer.forward(forward, batch, pixel_values)
+            logits = predictor.forward(forward, batch, pixel_values)
             return F.cross_entropy(logits.float(), torch.zeros(count, dtype=torch.long, device=device))
 
     pixels = torch.zeros(1, 3, rule.height, rule.width, device=compute.device)
-    return account_step(answerer.model, loss, pixels, optimizer_name, recipe, checkpointed)
+    return account_step(predictor.model, loss, pixels, optimizer_name, recipe, checkpointed)
 
 
-def build(recipe: Recipe, competition: Competition, former: FormerRun | None = None) -> Build:
+def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | None = None) -> Build:
     """The recipe's model on the competition's questions, prepared and split.
 
-    A run being resumed, `former`, gives its own weights; its rows stay in their order and split, its answers keep their numbers.
+    A run being resumed, `resumed_run`, gives its own weights; its rows stay in their order and split, its answers keep their numbers.
 
     Raises:
         UserError: undecodable images (unless skipped), an encoder that cannot be loaded or has no such LoRA targets.
@@ -322,11 +322,11 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
         image_fraction=data.image_fraction,
         other_answers=data.other_answers,
         split_by=data.split_by,
-        former=former.rows if former else None,
-        answers=former.start["class_names"] if former else (),
+        former=resumed_run.rows if resumed_run else None,
+        answers=resumed_run.start["class_names"] if resumed_run else (),
     )
-    if former is not None:
-        former.check_classes(prepared.class_names)
+    if resumed_run is not None:
+        resumed_run.check_classes(prepared.class_names)
     rows, skipped = decodable([*prepared.train, *prepared.val], data.skip_bad_images)
     whole = {row.path for row in rows}
     train, val = (
@@ -334,8 +334,8 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
         for part in (prepared.train, prepared.val)
     )
     seed_everything(recipe.seed)
-    text, tokenizer, image, rule = _encoders(recipe, [clean_question(row.question or "") for row, _ in train], former)
-    rule, intensity_notes = with_intensity(rule, [row for row, _ in train], former)
+    text, tokenizer, image, rule = _encoders(recipe, [clean_question(row.question or "") for row, _ in train], resumed_run)
+    rule, intensity_notes = with_intensity(rule, [row for row, _ in train], resumed_run)
     seed_everything(recipe.seed + 1)  # what is new does not depend on whether the encoders were drawn or loaded
     lora = recipe.lora if recipe.lora.rank else None
     fused = fuse(text, image, tokenizer, rule, len(prepared.class_names), recipe.head, lora, recipe.frozen_towers)
@@ -343,17 +343,17 @@ def build(recipe: Recipe, competition: Competition, former: FormerRun | None = N
         fused.model.requires_grad_(False).head.requires_grad_(True)
         for encoder in (fused.model.text, fused.model.image):
             train_parts(encoder, recipe.lora.also_train)
-    answerer = Answerer(fused, data.workers)
-    task = VqaTask(answerer, recipe, prepared.class_names, train, val)
+    predictor = VqaPredictor(fused, data.workers)
+    task = VqaTask(predictor, recipe, prepared.class_names, train, val)
     once = computed_once(recipe)[1]
     notes = (*prepared.notes, *skipped, *intensity_notes, *tokenizer.notes(task.train_set.token_ids), *once)
     return Build(
-        task, count_parameters(fused.model, head="head"), "head", f"input {answerer.describe()}; new {recipe.head.fusion} head", notes
+        task, count_parameters(fused.model, head="head"), "head", f"input {predictor.describe()}; new {recipe.head.fusion} head", notes
     )
 
 
-def rebuild(run: Run, num_outputs: int) -> Answerer:
-    """The answerer of a finished run: float32, adapters merged and checked, eval mode.
+def rebuild(run: Run, num_outputs: int) -> VqaPredictor:
+    """The predictor of a finished run: float32, adapters merged and checked, eval mode.
 
     Raises:
         UserError: weights that are missing, damaged, unsafe, or do not belong together.
@@ -365,7 +365,7 @@ def rebuild(run: Run, num_outputs: int) -> Answerer:
     tokenizer = load_tokenizer(str(run.text_dir), _max_tokens(text, recipe["data"]["max_question_tokens"]))
     rule = preprocessing_of(str(run.backbone_dir), image.config, None)
     frozen = [recipe["freeze"]] if recipe.get("freeze") else []
-    return Answerer(load_fused(text, image, tokenizer, rule, num_outputs, Head(**recipe["head"]), run.path, frozen))
+    return VqaPredictor(load_fused(text, image, tokenizer, rule, num_outputs, Head(**recipe["head"]), run.path, frozen))
 
 
 def num_outputs_of(run: Run) -> int:
@@ -373,9 +373,9 @@ def num_outputs_of(run: Run) -> int:
     return len(run.class_names or ())
 
 
-def _encoders(recipe: Recipe, questions: Sequence[str], former: FormerRun | None) -> tuple[Any, QuestionTokenizer, Any, Any]:
+def _encoders(recipe: Recipe, questions: Sequence[str], resumed_run: ResumedRun | None) -> tuple[Any, QuestionTokenizer, Any, Any]:
     """Text encoder, its tokenizer, image encoder, its preprocessing rule: from the run that is resumed, else as the recipe says."""
-    images, texts = backbone_dirs(former.output) if former is not None else ([], [])
+    images, texts = backbone_dirs(resumed_run.output) if resumed_run is not None else ([], [])
     text_source = str(texts[0]) if texts else recipe.text_backbone
     image_source = str(images[0]) if images else None if recipe.architecture else recipe.backbone
     wanted = recipe.data.max_question_tokens

@@ -39,7 +39,7 @@ class Step:
     seconds: float
 
 
-def settle(
+def try_compile(
     task: CompilableTask,
     compute: Compute,
     choice: bool | Literal["auto"],

@@ -80,7 +80,7 @@ def rows_digest(rows: Sequence[SplitRow]) -> str:
 
 
 @dataclass
-class FormerRun:
+class ResumedRun:
     """The unfinished run in `output` that is about to go on. `changes` collects what differs now and was accepted."""
 
     output: Path
@@ -90,7 +90,7 @@ class FormerRun:
     changes: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, output: Path, accept_changes: bool) -> FormerRun | None:
+    def read(cls, output: Path, accept_changes: bool) -> ResumedRun | None:
         """The unfinished run in `output`; None when none was started there, or it is complete.
 
         Raises:

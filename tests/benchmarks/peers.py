@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from pipeline.benchmarks.contenders import LR, MAX_GRAD_NORM, NUM_CLASSES, RANK, Work, titled
+from pipeline.benchmarks.baselines import LR, MAX_GRAD_NORM, NUM_CLASSES, RANK, Work, titled
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about Trainer's own calls
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}

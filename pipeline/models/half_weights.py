@@ -30,7 +30,7 @@ TRAINED_BIAS = "sdpa_trained_bias"  # names under which transformers finds our a
 BY_PRODUCTS = {"sdpa": "products", TRAINED_BIAS: "products_trained_bias"}
 
 
-def make_lean(model: nn.Module, dtype: torch.dtype) -> None:
+def use_half_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Prepare a model that is run under autocast to `dtype`: `keep_less` and `hold_frozen`."""
     keep_less(model)
     hold_frozen(model, dtype)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.benchmarks.contenders import MAX_GRAD_NORM, Work, our_task, plain_optimizer, train
+from pipeline.benchmarks.baselines import MAX_GRAD_NORM, Work, our_task, plain_optimizer, train
 
 if TYPE_CHECKING:  # --help answers at once
     import torch

@@ -190,7 +190,7 @@ def our_task(work: Work, **values: Any) -> Any:
     usual = {"backbone": str(work.model_dir), "lora": lora, "data": {"val_fraction": 0, "workers": 0}, "precision": work.precision}
     recipe = validate_recipe(usual | values, {}, where="benchmark")
     task = build(recipe, read_layout(work.data_dir, need="train")).task
-    task.place(Compute(work.device, work.precision), fresh=False)
+    task.to_device(Compute(work.device, work.precision), fresh=False)
     return task
 
 

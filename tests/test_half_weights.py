@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import BeitConfig, BeitForImageClassification
 
-from pipeline.models.lean import cache_frozen_bias
+from pipeline.models.half_weights import cache_frozen_bias
 from pipeline.models.lora import attach, merge
 
 DEPTH = 2

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.benchmarks.contenders import Contender, Work, make_pictures
+from pipeline.benchmarks.baselines import Contender, Work, make_pictures
 
 if TYPE_CHECKING:  # --help answers at once
     import torch
