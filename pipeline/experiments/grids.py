@@ -143,6 +143,12 @@ def _read(path: Path, given: str) -> GridFile:
     try:
         return GridFile.model_validate(read_yaml(path))
     except ValidationError as error:
-        problems = [problem_of(item) for item in error.errors() if item["type"] != "too_short" or item["input"] in ((), [])]
+        problems = [_problem(item) for item in error.errors() if item["type"] != "too_short" or item["input"] in ((), [])]
         raise_all(problems, f"{path} is not a valid grid:")
         raise  # raise_all raises: pydantic reports at least one problem
+
+
+def _problem(item: dict[str, Any]) -> str:
+    """As of a recipe, with the number of the row in its key."""
+    names = tuple(map(str, item["loc"]))
+    return f"{'.'.join(names)}: {item['ctx']['error']}" if item["type"] == "value_error" else problem_of(item | {"loc": names})
