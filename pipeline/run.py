@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
 from dataclasses import dataclass
 from datetime import datetime
@@ -126,7 +127,7 @@ def load_run(path: Path) -> Run:
             "leave it where training wrote it, or copy model_<type>/ and run.json beside it"
         )
     if not folders:
-        raise UserError(f"{path} holds no model_<type> folder: no model to load; {how}")
+        raise UserError(f"{path} holds no model_<type> folder: no model to load; {_how_to_arrange(path) or how}")
     if len(folders) > 1 or len(text_dirs) > 1:
         names = ", ".join(folder.name for folder in (*folders, *text_dirs))
         raise UserError(f"{path} holds more than one backbone ({names}): keep one, or name another folder with --model")
@@ -162,6 +163,21 @@ def _read_copy(path: Path, whole: Path) -> tuple[RunRecord, str]:
     shown = f" ({metric} {line[metric]:.4f})" if isinstance(line.get(metric), float) else ""
     words = f"the weights of epoch {line.get('epoch', path.name)}{shown} of the run in {whole}, whose frozen base they need"
     return RunRecord(record.path, record.values | {"best": score}), words
+
+
+def _how_to_arrange(path: Path) -> str:
+    """The commands that make a folder as transformers' Trainer or PEFT saves it one that is read here; empty where it is none."""
+    goal, name = f"runs/{path.resolve().name}-arranged", shlex.quote(str(path))
+    where = f"mkdir -p {shlex.quote(goal)} && cp -r {name} {shlex.quote(goal)}"
+    if (path / "adapter_config.json").is_file():
+        return (
+            f"it is an adapter as PEFT saves it: {where}/{ADAPTER_DIR}, then the model that it was trained on beside it, as model_<type>/, "
+            f"then --model {shlex.quote(goal)}"
+        )
+    if (path / "config.json").is_file():
+        kind = str(read_object(path / "config.json").get("model_type") or "<type>")
+        return f"it is a checkpoint as transformers saves it: {where}/model_{kind}, then --model {shlex.quote(goal)}"
+    return ""
 
 
 def known_record(path: Path) -> RunRecord | None:

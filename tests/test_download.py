@@ -334,3 +334,8 @@ def test_the_body_of_a_redirect_is_not_read(server, tmp_path):
     server.replies["/a.zip"] = [Reply(bomb, 302, {"Location": f"{server.url}/b.zip", "Content-Encoding": "gzip"}, cut_at=len(bomb) - 9)]
     server.replies["/b.zip"] = [Reply(BODY)]
     assert fetch(f"{server.url}/a.zip", tmp_path / "a.zip").read_bytes() == BODY
+
+
+def test_a_server_that_says_the_part_of_nothing_is_whole(server, tmp_path):
+    server.replies["/a.zip"] = [Reply(status=416, headers={"Content-Range": "bytes */0"}), Reply(BODY)]
+    assert fetch(f"{server.url}/a.zip", tmp_path / "a.zip", sleep=lambda _: None).read_bytes() == BODY

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from pipeline.kernel.stages import Stages
 from pipeline.models.backbones import rebuild_backbone
 from pipeline.report.attention import load
 from pipeline.report.page import build_report
+from pipeline.run import load_run
 from pipeline.training.advice import way_of_head
 
 
@@ -156,3 +159,17 @@ def test_a_metric_that_is_undefined_on_a_part_of_the_test_rows_still_has_a_page(
     (changed / "scores.json").write_text(json.dumps(scores))
     text = Page(build_report(changed)).text
     assert "0.75" in text and "\u2013" in text and "50" in text
+
+
+def test_the_folder_that_a_trainer_or_peft_wrote_is_told_how_to_be_arranged(finished_run: Path, tmp_path: Path, monkeypatch) -> None:
+    """The commands of the message make folders that load."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished_run / "run" / "model_beit", "my checkpoint")
+    shutil.copytree(finished_run / "run" / "model_lora", "adapter")
+    with pytest.raises(UserError, match="checkpoint as transformers saves it") as caught:
+        load_run(Path("my checkpoint"))
+    command, model = str(caught.value).partition("saves it: ")[2].split(", then --model ")
+    subprocess.run(command, shell=True, check=True)
+    assert load_run(Path(shlex.split(model)[0])).backbone_dir.name == "model_beit"
+    with pytest.raises(UserError, match=r"adapter as PEFT saves it: mkdir -p .* && cp -r adapter .*/model_lora"):
+        load_run(Path("adapter"))

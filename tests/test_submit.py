@@ -469,7 +469,7 @@ def test_name_remembered_by_an_earlier_version(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("record", "told"),
     [
-        ("[]", "list"),
+        ("[]", "expected an object"),
         ('{"class_names": ["cat", "dog"]}', "format None, expected 1"),
         ('{"format": 1}', "class_names"),
         ('{"format": 1, "class_names": ["cat", "dog"], "target": {"kind": "mood"}}', "target is no target"),

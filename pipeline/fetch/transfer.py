@@ -93,7 +93,7 @@ def get_url(download: Download) -> None:
     try:
         with _session() as session, _answer(session, source.text, headers, download.sha256) as response:
             sent_range = response.headers.get("Content-Range", "")
-            if response.status_code == 416 and sent_range == f"bytes */{offset}":
+            if offset and response.status_code == 416 and sent_range == f"bytes */{offset}":
                 return  # whole already
             if response.status_code == 416 or (response.status_code == 206 and not sent_range.startswith(f"bytes {offset}-")):
                 download.discard()
