@@ -312,8 +312,12 @@ def test_marks_become_the_tables_that_training_takes(browser: Browser, run: Path
     competition = read_layout(run / "data", need="train", corrected=CorrectionFiles(str(exclude), str(relabel)))
     assert competition.corrections.relabelled == {oof.ids[found[2].row]: found[2].suggested}
     assert "1 to leave out, 1 with another label, 1 kept" in browser.run("document.querySelector('[role=status]').textContent")
-    browser.open(page)  # marks outlast a reload
-    assert "1 to leave out, 1 with another label, 1 kept" in browser.run("document.querySelector('[role=status]').textContent")
+    for _ in range(20):  # marks outlast a reload, once the browser has passed them on from the page's process
+        browser.open(page)
+        if "1 to leave out, 1 with another label, 1 kept" in (status := browser.run("document.querySelector('[role=status]').textContent")):
+            break
+        time.sleep(0.2)
+    assert "1 to leave out, 1 with another label, 1 kept" in status
     browser.run(
         """(() => {
             const input = document.querySelectorAll('input[type=text]')[1];
