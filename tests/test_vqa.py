@@ -13,6 +13,7 @@ import torch
 import inference
 import train
 from pipeline.competition.rows import Row
+from pipeline.config import load_recipe
 from pipeline.errors import Interrupted, UserError
 from pipeline.files import write_json
 
@@ -101,6 +102,16 @@ def test_it_learns_what_neither_picture_nor_question_alone_tells(learnt: Path) -
     metrics = json.loads((learnt / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"val_weighted_f1", "val_weighted_recall", "val_weighted_precision", "val_loss", "val_vqa_accuracy"} <= metrics.keys()
     assert {"val_vqa_accuracy_yes_no", "val_vqa_accuracy_number", "val_vqa_accuracy_other"} <= metrics.keys()
+
+
+def test_a_plan_for_questions_is_made_and_says_the_size_of_their_images(
+    learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--plan", "9h", "--recipe", str(learnt / "mine.yaml"), "--data", str(learnt / "data")]) == 0
+    assert "images of 32 px" in capsys.readouterr().out
+    planned = load_recipe(str(tmp_path / "plan-data.yaml"))
+    assert (planned.task, planned.image_size) == ("vqa", 32) and planned.epochs >= 10
 
 
 def test_a_run_leaves_the_files_of_the_design(learnt: Path) -> None:

@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -21,7 +21,6 @@ from pipeline.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.competition.rows import Competition
-    from pipeline.data.transforms import Preprocessing
     from pipeline.tasks.step_cost import StepCost
     from pipeline.training.deadline import Pace, Proposal, Rows
 
@@ -150,7 +149,7 @@ class Bench:
         recipe = self.recipe.model_copy(update={"image_size": size})
         rows = list(self.competition.train)
         cost = measure_step(recipe, self.competition, rows, self.batch_size, must_fit=True)
-        side = rule_of(cost.build.task).height
+        side = cost.build.task.rule.height
         self.own_size = self.own_size or side
         self.costs[side] = cost
         workers = resolve_workers(recipe.data.workers, [row.path for row in rows])
@@ -178,11 +177,6 @@ class Bench:
         for size in self.costs:
             bench.measured(size)
         return bench
-
-
-def rule_of(task: Any) -> Preprocessing:
-    """How the images of a task are prepared."""
-    return task.classifier.rule if hasattr(task, "classifier") else task.answerer.rule
 
 
 def head_recipe(recipe: Recipe) -> Recipe:

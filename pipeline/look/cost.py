@@ -101,8 +101,7 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
         (f"all {recipe.epochs} epochs", f"about {human_time(recipe.epochs * epoch)}, {schedule['total_steps']:,} optimizer steps"),
         (f"memory of a step of {recipe.batch_size}", f"{human_size(needed)} counted" + (f", {human_size(room)} free" if room else "")),
     ]
-    rule = task.classifier.rule if recipe.task == "classification" else None
-    planned = _planned(cost, recipe, Rows(num_train, num_val, recipe.effective_batch_size), rule.height if rule else 0)
+    planned = _planned(cost, recipe, Rows(num_train, num_val, recipe.effective_batch_size))
     rows.append((f"`train.py --plan {SESSION_HOURS}h` would run", planned))
     problems, copies = [], OPTIMIZER_STATES[recipe.optimizer.name] + Means.of(recipe).copies
     try:
@@ -121,11 +120,11 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
     section.says += problems + advise(recipe, schedule, num_train, num_val, len(task.class_names), build.new_head, kind)
 
 
-def _planned(cost: StepCost, recipe: Recipe, rows: Rows, image_size: int) -> str:
+def _planned(cost: StepCost, recipe: Recipe, rows: Rows) -> str:
     """What `train.py --plan` would run with so much time, at this image size."""
     from pipeline.training.deadline import FEWEST_STEPS, Pace, propose
 
-    pace = Pace(image_size, cost.train + cost.read, cost.predict + cost.read, cost.build_seconds)
+    pace = Pace(cost.build.task.rule.height, cost.train + cost.read, cost.predict + cost.read, cost.build_seconds)
     found = propose(SESSION_HOURS * 3600, rows, [pace], may_fold=recipe.task == "classification")
     if found is None:
         return f"fewer than {FEWEST_STEPS} optimizer steps fit: smaller images, or the head alone"

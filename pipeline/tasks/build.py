@@ -34,6 +34,7 @@ from pipeline.training.resume import ResumedRun, SplitRow
 class TrainingTask(Task, Protocol):
     """A task as train.py uses it: besides what the engine asks, it can say what it needs, save itself and be judged."""
 
+    rule: Preprocessing  # how an image becomes the model's input
     class_names: tuple[str, ...]
     rows_are: str  # "images", "questions": in messages
     names_are: str  # "classes", "labels": what class_names are, in messages

@@ -129,17 +129,17 @@ class ClassificationTask:
         self.corrections, self.corrected = corrections, corrections.record(train, val) if corrections else None
         train = corrections.applied(train)
         self.class_names = target.names
-        self.model = classifier.model
+        self.model, self.rule = classifier.model, classifier.rule
         self.train_rows, self.val_rows = train, val
         self.val_truth = target.encode([row.label for row in val])
         paths = [row.path for row in train]
         labels = [row.label for row in train]
         self.encoded_labels = target.encode(labels)
-        mixing = mixing_of(recipe, classifier.rule, target.num_outputs, self.encoded_labels)
+        mixing = mixing_of(recipe, self.rule, target.num_outputs, self.encoded_labels)
         self.train_labels = _for_training(target, self.encoded_labels)
-        self.train_set = ImageDataset(paths, self.train_labels, classifier.rule, recipe.augmentation, recipe.seed, cache, mixing)
+        self.train_set = ImageDataset(paths, self.train_labels, self.rule, recipe.augmentation, recipe.seed, cache, mixing)
         val_paths, self.val_labels = [row.path for row in val], _for_training(target, self.val_truth)
-        self.val_set = ImageDataset(val_paths, self.val_labels, classifier.rule)
+        self.val_set = ImageDataset(val_paths, self.val_labels, self.rule)
         self.num_train, self.num_val, self.num_outputs = len(train), len(val), target.num_outputs
         self.loss_of = training_loss(target, recipe.optimizer, np.array(list(target.counts(labels).values())))
         self.train_score, self.score_of = training_score(target)
@@ -199,7 +199,7 @@ class ClassificationTask:
 
     def plain_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
         """The training rows in order, prepared as validation is; of several processes this one's `share`."""
-        plain = ImageDataset(self.train_set.paths, self.train_labels, self.classifier.rule)
+        plain = ImageDataset(self.train_set.paths, self.train_labels, self.rule)
         return readable(_in_order(plain, batch_size, self.workers, share), plain.paths)
 
     def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
@@ -208,7 +208,7 @@ class ClassificationTask:
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The target's loss, a mean over the batch (scalar), and the logits (B, O)."""
-        pixel_values = with_noise(self.classifier.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
+        pixel_values = with_noise(self.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
         if self.recipe.augmentation.erasing:
             pixel_values = erase(pixel_values, batch["erased"])
         whole = self.compiled is not None and len(pixel_values) == self.compiled[0]
@@ -231,7 +231,7 @@ class ClassificationTask:
 
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:
         """The memory of a training step, counted on shapes alone; `checkpointed` instead of what the recipe says of it."""
-        rule = self.classifier.rule
+        rule = self.rule
 
         def loss(forward: Callable[..., Any], pixel_values: torch.Tensor) -> torch.Tensor:
             with compute.autocast():
@@ -247,7 +247,7 @@ class ClassificationTask:
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         if initial or base is self.model:
             weights = plain_state_dict(self.model) | self.originals
-            save_backbone(base, weights, self.classifier.rule, output / f"model_{base.config.model_type}")
+            save_backbone(base, weights, self.rule, output / f"model_{base.config.model_type}")
         if base is not self.model:
             self.originals = {}
         if not initial and base is not self.model:
