@@ -90,7 +90,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_shaped(path: Path, shape: dict[str, Any], how: str) -> dict[str, Any]:
+def read_shaped(path: Path, shape: Each | dict[str, Any], how: str) -> dict[str, Any]:
     """The JSON object in a file; a key that holds null is left out. `how`: what to do where the object is not as `shape` says.
 
     Raises:

@@ -18,7 +18,7 @@ from pipeline.config import load_recipe
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.training import deadline
-from pipeline.training.deadline import Pace, Rows, propose, propose_head, smaller_sizes
+from pipeline.training.deadline import Limits, Pace, Rows, propose, propose_head, smaller_sizes
 
 ROWS = Rows(train=800, val=200, a_step=40)  # 20 steps an epoch: 150 are 8 epochs, 1,000 are 50
 OWN = Pace(224, train=0.1, predict=0.02, start=10)  # an epoch: 80 + 4 s
@@ -51,7 +51,7 @@ def test_what_is_no_time(text: str) -> None:
     ],
 )
 def test_the_rule(seconds: float, size: int, epochs: int, folds: int | None, expected: float) -> None:
-    found = propose(seconds, ROWS, [OWN, HALF])
+    found = propose(Limits(seconds, ROWS), [OWN, HALF])
     assert (found.pace.image_size, found.epochs, found.folds, found.seconds) == (size, epochs, folds, pytest.approx(expected))
 
 
@@ -63,21 +63,21 @@ def test_many_rows_have_epochs_and_few_have_steps() -> None:
 
 
 def test_what_was_asked_for_is_kept() -> None:
-    found = propose(90_000, ROWS, [OWN], epochs=3)
+    found = propose(Limits(90_000, ROWS, epochs=3), [OWN])
     assert (found.epochs, found.folds, found.seconds) == (3, 5, pytest.approx(5 * (10 + 3 * 84)))
-    found = propose(5000, ROWS, [OWN, HALF], folds=3)  # 3 runs of 667 and 333 rows, 17 steps an epoch: 9 epochs at least
+    found = propose(Limits(5000, ROWS, folds=3), [OWN, HALF])  # 3 runs of 667 and 333 rows, 17 steps an epoch: 9 epochs at least
     assert (found.pace.image_size, found.folds) == (224, 3) and found.seconds <= 4000
-    assert propose(90_000, ROWS, [OWN], may_fold=False).folds is None
+    assert propose(Limits(90_000, ROWS, may_fold=False), [OWN]).folds is None
 
 
 def test_too_little_time_is_the_head_alone_or_nothing() -> None:
-    assert propose(200, ROWS, [OWN, HALF]) is None
-    found = propose_head(40, ROWS, [OWN, HALF])  # 1,000 images once: 20 s and 5 s, and 10 s of start
+    assert propose(Limits(200, ROWS), [OWN, HALF]) is None
+    found = propose_head(Limits(40, ROWS), [OWN, HALF])  # 1,000 images once: 20 s and 5 s, and 10 s of start
     assert (found.pace.image_size, found.head_alone, found.seconds) == (224, True, 30)
-    found = propose_head(200, ROWS, [OWN, HALF])  # five times 30 s in 160 s
+    found = propose_head(Limits(200, ROWS), [OWN, HALF])  # five times 30 s in 160 s
     assert (found.pace.image_size, found.folds, found.seconds) == (224, 5, 150)
-    assert propose_head(20, ROWS, [OWN, HALF]).pace.image_size == 112
-    assert propose_head(18, ROWS, [OWN, HALF]) is None
+    assert propose_head(Limits(20, ROWS), [OWN, HALF]).pace.image_size == 112
+    assert propose_head(Limits(18, ROWS), [OWN, HALF]) is None
 
 
 def test_sizes_are_whole_patches() -> None:
@@ -148,7 +148,7 @@ def test_the_head_alone_where_more_does_not_fit(competition: Path, tiny_backbone
     config = json.loads((steady / "config.json").read_text())
     (steady / "config.json").write_text(json.dumps(config | {"drop_path_rate": 0.0}))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(deadline, "propose", lambda seconds, rows, paces, *_: list(paces) and None)  # as where no steps fit
+    monkeypatch.setattr(deadline, "propose", lambda limits, paces: list(paces) and None)  # as where no steps fit
     assert plan(competition, steady) == 0
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
     recipe = load_recipe("plan-data.yaml")

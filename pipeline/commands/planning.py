@@ -16,7 +16,7 @@ from pipeline.commands.session import asked_recipe
 from pipeline.errors import UserError, raise_all
 from pipeline.files import human_size, human_time, versioned, write_text
 from pipeline.ranks import world_size
-from pipeline.recipe import Recipe
+from pipeline.recipe import Augmentation, Recipe
 from pipeline.wording import counted
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def plan(args: argparse.Namespace, read: Callable[[argparse.Namespace, Recipe], 
         UserError: flags that do not go together, data or a backbone that cannot be used, or too little time for any run.
     """
     from pipeline.models.places import check_recipe
-    from pipeline.training.deadline import MARGIN, propose, propose_head
+    from pipeline.training.deadline import MARGIN, Limits, propose, propose_head
 
     deadline = seconds_of(args.plan)
     check_flags(args)
@@ -61,11 +61,12 @@ def plan(args: argparse.Namespace, read: Callable[[argparse.Namespace, Recipe], 
     rows = rows_of(recipe, competition)
     bench = Bench(recipe, competition, fixed_size=args.image_size, fixed_batch=args.batch_size)
     may_fold = recipe.task == "classification" and not competition.split and not competition.folds  # which are as the data say
-    found = propose(deadline, rows, bench.paces(), args.epochs, args.folds, may_fold)
+    limits = Limits(deadline, rows, args.epochs, args.folds, may_fold)
+    found = propose(limits, bench.paces())
     if found is None:
         whole, bench = bench, bench.of_head() or bench
         paces = [bench.measured(size) for size in sorted(bench.costs, reverse=True)]
-        found = propose_head(deadline, rows, paces, args.epochs, args.folds, may_fold) if bench is not whole else None
+        found = propose_head(limits, paces) if bench is not whole else None
         if found is None:
             raise UserError(too_little(args.plan, whole, rows, args.folds))
     kept = f"{human_time(MARGIN * deadline)} of {human_time(deadline)} kept back"
@@ -183,8 +184,7 @@ def head_recipe(recipe: Recipe) -> Recipe:
     """`recipe` with the head alone trained on images as they are."""
     lora = recipe.lora.model_copy(update={"rank": 0, "also_train": ()})
     optimizer = recipe.optimizer.model_copy(update={"lr": HEAD_LR, "head_lr": None})
-    off = {key: "none" if key == "policy" else type(getattr(recipe.augmentation, key))() for key in recipe.augmentation.in_use}
-    still = recipe.augmentation.model_copy(update=off)
+    still = Augmentation(random_resized_crop=False, horizontal_flip=False)  # all else is off unless asked for
     return recipe.model_copy(update={"lora": lora, "head_only": True, "optimizer": optimizer, "augmentation": still})
 
 
@@ -218,13 +218,8 @@ def write_plan(args: argparse.Namespace, bench: Bench, found: Proposal, rows: Ro
     folder = Path(os.path.abspath(args.data)).name or "data"
     path = versioned(Path(f"plan-{folder}.yaml"))
     recipe, cost, pace = planned_recipe(bench, found, path.stem), bench.costs[found.pace.image_size], found.pace
-    why = (
-        "asked for"
-        if args.image_size
-        else "the backbone's own"
-        if pace.image_size == bench.own_size
-        else f"in {bench.own_size} too little fits"
-    )
+    why = "the backbone's own" if pace.image_size == bench.own_size else f"in {bench.own_size} too little fits"
+    why = "asked for" if args.image_size else why
     alone = "; more than the head does not fit" if found.head_alone else ""
     steps = f"{rows.steps(found.epochs, found.folds):,} optimizer steps of {recipe.effective_batch_size} {cost.build.task.rows_are}"
     one = cost.build.task.rows_are.removesuffix("s")

@@ -12,7 +12,8 @@ from pathlib import Path
 from pipeline.competition.folders import IMAGE_SUFFIXES, suffix_of
 from pipeline.errors import UserError
 from pipeline.fetch.staged_rows import Staged, part_of, staged
-from pipeline.files import read_json, write_json
+from pipeline.files import write_json
+from pipeline.shapes import COUNT, TEXT, Each, read_shaped
 from pipeline.wording import listed
 
 CONVERTED = ".converted.json"  # in a data folder: what `make data` turned into images, and Kaggle keeps otherwise
@@ -107,11 +108,9 @@ def read_converted(data_dir: Path) -> str:
     path = data_dir / CONVERTED
     if not path.is_file():
         return ""
-    noted = read_json(path)
-    try:
-        return f"{listed(f'{count:,} {suffix}' for suffix, count in noted['files'].items())} (such as {noted['examples'][0]})"
-    except (TypeError, KeyError, IndexError, ValueError, AttributeError):
-        raise UserError(f"{path} was changed by hand or is damaged: delete it, if Kaggle has these images as image files") from None
+    noted = read_shaped(path, {"files": Each(COUNT), "examples": [TEXT]}, "delete it, if Kaggle has these images as image files")
+    counts = listed(f"{count:,} {suffix}" for suffix, count in noted["files"].items())
+    return f"{counts} (such as {listed(noted['examples'][:1])})"
 
 
 def _sweep(folder: Path, root: Path) -> None:

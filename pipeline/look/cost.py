@@ -122,10 +122,10 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
 
 def _planned(cost: StepCost, recipe: Recipe, rows: Rows) -> str:
     """What `train.py --plan` would run with so much time, at this image size."""
-    from pipeline.training.deadline import FEWEST_STEPS, Pace, propose
+    from pipeline.training.deadline import FEWEST_STEPS, Limits, Pace, propose
 
     pace = Pace(cost.build.task.rule.height, cost.train + cost.read, cost.predict + cost.read, cost.build_seconds)
-    found = propose(SESSION_HOURS * 3600, rows, [pace], may_fold=recipe.task == "classification")
+    found = propose(Limits(SESSION_HOURS * 3600, rows, may_fold=recipe.task == "classification"), [pace])
     if found is None:
         return f"fewer than {FEWEST_STEPS} optimizer steps fit: smaller images, or the head alone"
     runs = f"{found.folds} folds" if found.folds else "one model"

@@ -180,7 +180,8 @@ def fuse(
             encoder if tower in frozen else attach(encoder, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train, **options)
             for tower, encoder in (("text", text), ("image", image))
         )
-        cache_frozen_bias(image)
+        if "image" not in frozen:  # which `freeze` sees to
+            cache_frozen_bias(image)
     model = FusionModel(text, image, answer_head, rule.height)
     model.freeze(frozen)
     return VqaModel(model, rule, tokenizer)

@@ -169,13 +169,11 @@ def load(run: str) -> tuple[Any, Sequence[str]]:
     from pipeline.run_record import read_record
     from pipeline.tasks import classification
 
-    if read_record(Path(run)):
-        found = load_run(Path(run))  # folds and blends are refused: they are no single model
-    if not model_dirs(Path(run)):
+    if not read_record(Path(run)) and not model_dirs(Path(run)):
         backbone = load_pretrained(run)
         names = [str(name) for _, name in sorted(backbone.model.config.id2label.items())]
         return classification.ImageClassifier.of(backbone.model.eval().requires_grad_(False), backbone), names
-    found = load_run(Path(run))
+    found = load_run(Path(run))  # folds and blends are refused: they are no single model
     if (task := found.task) != "classification":
         raise UserError(f"{run}: attention maps are for image classification, this run's task is {task}")
     num_outputs = classification.num_outputs_of(found)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.files import read_json
 from pipeline.report.figures import TRAINING, drawable, new_axes
 from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
 from pipeline.report.thumbnails import kept_pictures
-from pipeline.run_names import FLOORS, VAL_VALUES
+from pipeline.run_names import FLOORS
+from pipeline.shapes import NUMBER, Each, read_shaped
 
 SHOWN_EACH, SHOWN_ANSWERS, SHOWN_BARS = 9, 3, 20
 
@@ -34,8 +34,8 @@ def read_questions(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
             f"The {len(shown)} most frequent training answers, from {shown[0][0]}; together {share:.0%} of the questions.",
         )
     floors = files.path / FLOORS
-    probs_path, names = files.path / VAL_VALUES, files.record.get("class_names", [])
-    probs = np.load(probs_path, mmap_mode="r") if probs_path.exists() and names else None
+    names = files.record.get("class_names", [])
+    probs = files.values if names else None
     chosen = {"right": _surest(rows, True), "wrong": _surest(rows, False)}
     shown = [number for numbers in chosen.values() for number in numbers]
     pictures = dict(zip(shown, kept_pictures(files, [rows[number] for number in shown], "question"), strict=True))
@@ -43,7 +43,7 @@ def read_questions(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
         name: [_example(rows[number], probs[number] if probs is not None else None, names, pictures[number]) for number in numbers]
         for name, numbers in chosen.items()
     }
-    return {"floors": read_json(floors) if floors.exists() else {}, **examples}
+    return {"floors": read_shaped(floors, Each(NUMBER), "remove it, then try again") if floors.exists() else {}, **examples}
 
 
 def answers_figure(path: Path, counts: Sequence[tuple[str, int]]) -> None:

@@ -22,14 +22,13 @@ PICTURES_AT_ONCE, QUESTIONS_AT_ONCE = 32, 256
 
 def changes_pictures(augmentation: Augmentation) -> bool:
     """Whether training pictures are changed at random, noise apart."""
-    moved = augmentation.random_resized_crop or augmentation.horizontal_flip or augmentation.rotation_degrees
-    return bool(moved or augmentation.policy != "none")
+    return any(name != "noise" for name in augmentation.in_use)
 
 
 def computed_once(recipe: Recipe) -> tuple[tuple[Tower, ...], list[str]]:
     """The frozen backbones that see the same in every epoch, and a note for people on them and on the others."""
     towers, notes = recipe.frozen_towers, []
-    if "image" in towers and (changes_pictures(recipe.augmentation) or recipe.augmentation.noise):
+    if "image" in towers and recipe.augmentation.in_use:
         towers = tuple(tower for tower in towers if tower != "image")
         notes.append("the image backbone is frozen, and computed in every epoch all the same: augmentation changes the pictures")
     if towers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -246,20 +247,21 @@ class VqaTask:
 
     def floor(self) -> Baseline | None:
         """The validation accuracy of the question alone: each answered as the same words were answered most often in training."""
-        return Baseline(self._question_floor(), "the most frequent answer to the same question") if self.num_val else None
+        return Baseline(self._question_floor, "the most frequent answer to the same question") if self.num_val else None
 
     def analyze(self, output: Path, compute: Compute) -> list[str]:
         """Validation accuracies that knowing less gives, as lines and as floors.json: what the run's own is to be read against."""
         if not self.num_val:
             return []
         floors = {
-            "always the most frequent answer": float(np.mean(self.val_labels == 0)),
-            "the question alone: its most frequent training answer": self._question_floor(),
+            "always the most frequent answer": self.baseline().value,
+            "the question alone: its most frequent training answer": self.floor().value,
             "this model, each question with another validation picture": self._shuffled_accuracy(output, compute),
         }
         write_json(output / FLOORS, floors)
         return [f"validation accuracy of {name}: {value:.4f}" for name, value in floors.items()]
 
+    @cached_property
     def _question_floor(self) -> float:
         """Accuracy of answering each question as its exact wording was answered most often in training; new wordings get the majority answer."""
         train, val = ([clean_question(row.question or "") for row in rows] for rows in (self.train_rows, self.val_rows))

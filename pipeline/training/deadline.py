@@ -69,53 +69,58 @@ class Proposal:
     head_alone: bool = False
 
 
-def propose(
-    seconds: float,
-    rows: Rows,
-    paces: Iterable[Pace],
-    epochs: int | None = None,
-    folds: int | None = None,
-    may_fold: bool = True,
-) -> Proposal | None:
-    """The rule, for a deadline in `seconds`; `paces` from the largest images to the smallest, asked for one at a time. None: too little.
+@dataclass(frozen=True)
+class Limits:
+    """The deadline in `seconds`, the `rows` to train on, and what was asked for: `epochs` and `folds` are kept where they are given."""
 
-    `epochs` and `folds` are kept where they are given.
-    """
-    budget = (1 - MARGIN) * seconds
+    seconds: float
+    rows: Rows
+    epochs: int | None = None
+    folds: int | None = None
+    may_fold: bool = True
+
+    @property
+    def budget(self) -> float:
+        """The seconds that are planned."""
+        return (1 - MARGIN) * self.seconds
+
+    @property
+    def chooses_folds(self) -> bool:
+        """Whether folds may be proposed."""
+        return self.folds is None and self.may_fold
+
+
+def propose(limits: Limits, paces: Iterable[Pace]) -> Proposal | None:
+    """The rule; `paces` from the largest images to the smallest, asked for one at a time. None: too little time."""
+    rows, epochs, folds = limits.rows, limits.epochs, limits.folds
     for pace in paces:
         fewest = epochs or rows.epochs(FEWEST_STEPS, FEWEST_EPOCHS, folds)
-        if pace.seconds(rows, fewest, folds) > budget:
+        if pace.seconds(rows, fewest, folds) > limits.budget:
             continue
         if epochs is None:
             enough = rows.epochs(ENOUGH_STEPS, ENOUGH_EPOCHS, folds)
-            chosen = max(number for number in range(fewest, max(enough, fewest) + 1) if pace.seconds(rows, number, folds) <= budget)
+            fitting = (number for number in range(fewest, max(enough, fewest) + 1) if pace.seconds(rows, number, folds) <= limits.budget)
+            chosen = max(fitting)
             is_enough = chosen >= enough
         else:
             chosen, is_enough = epochs, True
-        if folds is None and may_fold and is_enough:
+        if limits.chooses_folds and is_enough:
             in_folds = epochs or rows.epochs(ENOUGH_STEPS, ENOUGH_EPOCHS, FOLDS)
-            if pace.seconds(rows, in_folds, FOLDS) <= budget:
+            if pace.seconds(rows, in_folds, FOLDS) <= limits.budget:
                 return Proposal(pace, in_folds, FOLDS, pace.seconds(rows, in_folds, FOLDS))
         return Proposal(pace, chosen, folds, pace.seconds(rows, chosen, folds))
     return None
 
 
-def propose_head(
-    seconds: float,
-    rows: Rows,
-    paces: Iterable[Pace],
-    epochs: int | None = None,
-    folds: int | None = None,
-    may_fold: bool = True,
-) -> Proposal | None:
+def propose_head(limits: Limits, paces: Iterable[Pace]) -> Proposal | None:
     """The head alone on features computed once, with the largest images that fit; None: not even the smallest do."""
-    budget = (1 - MARGIN) * seconds
+    rows, folds = limits.rows, limits.folds
     for pace in paces:
-        if pace.seconds_once(rows, folds) > budget:
+        if pace.seconds_once(rows, folds) > limits.budget:
             continue
-        if folds is None and may_fold and pace.seconds_once(rows, FOLDS) <= budget:
+        if limits.chooses_folds and pace.seconds_once(rows, FOLDS) <= limits.budget:
             folds = FOLDS
-        return Proposal(pace, epochs or HEAD_EPOCHS, folds, pace.seconds_once(rows, folds), head_alone=True)
+        return Proposal(pace, limits.epochs or HEAD_EPOCHS, folds, pace.seconds_once(rows, folds), head_alone=True)
     return None
 
 

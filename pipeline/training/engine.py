@@ -172,9 +172,8 @@ class _Loop:
                 self.halve_micro_batch(error)
         self.is_prepared, self.preparing_seconds = done, time.perf_counter() - started
         if not done:
-            self.stop_reason = next(filter(None, self.processes.texts(self.stop_reason)))
             self.save()
-            raise Interrupted(self.farewell())
+            raise self.interrupted()
 
     def goes_on(self) -> bool:
         """Whether nothing asks for a stop, nor the clock."""
@@ -211,10 +210,8 @@ class _Loop:
             except Exception as error:
                 failure = error
             now = time.monotonic()
-            if now > self.deadline:
-                self.stop_reason = "--max-minutes reached"
             # Reading a sum back makes the host wait for the device. Twice a second is often enough to show it, and to find a NaN.
-            wishes = self.stop_reason is not None, now - self.last_save > self.save_seconds, now - refreshed > REFRESH_SECONDS
+            wishes = not self.goes_on(), now - self.last_save > self.save_seconds, now - refreshed > REFRESH_SECONDS
             stop, due, refresh = processes.agree(failure, wishes)  # which raises a failure
             self.gradients.finish(len(turn))
             for part in processes.gather(sums)[: len(turn)]:
@@ -230,9 +227,8 @@ class _Loop:
                 lr = lr_at(max(position.step - 1, 0), self.schedule)
                 bar.set_postfix(loss=f"{position.loss_sum / position.row:.3f}", lr=f"{lr:.1e}", refresh=False)
             if stop:
-                self.stop_reason = next(filter(None, processes.texts(self.stop_reason)))
                 self.save()
-                raise Interrupted(self.farewell())
+                raise self.interrupted()
             if due:
                 self.save()
 
@@ -362,8 +358,7 @@ class _Loop:
 
         def validate() -> tuple[np.ndarray, float, dict[str, float]]:
             if self.processes.agree(None, (self.stop_reason is not None,))[0]:
-                self.stop_reason = next(filter(None, self.processes.texts(self.stop_reason)))
-                raise Interrupted(self.farewell())
+                raise self.interrupted()
             logits = evaluate(task, self.compute, 2 * self.micro_batch_size)
             scores = {f"val_{name}": value for name, value in task.scores(logits).items()}
             return logits, scores[task.best_metric], scores
@@ -444,11 +439,13 @@ class _Loop:
         position = self.position
         return f"resuming in epoch {position.epoch + 1} at row {position.row}, after {position.step} optimizer steps"
 
-    def farewell(self) -> str:
-        """Where an interrupted run stopped, and how it goes on."""
+    def interrupted(self) -> Interrupted:
+        """What is raised once all processes have agreed to stop: why, where, and how the run goes on."""
+        self.stop_reason = next(filter(None, self.processes.texts(self.stop_reason)))
         position = self.position
         where = f"epoch {position.epoch + 1}, row {position.row} of {self.task.num_train}, step {position.step}"
-        return f"stopped ({self.stop_reason}) in {where}; the state is saved. Go on with: {resume_command(self.store.folder.parent)}"
+        again = resume_command(self.store.folder.parent)
+        return Interrupted(f"stopped ({self.stop_reason}) in {where}; the state is saved. Go on with: {again}")
 
     def request_stop(self, reason: str, at_once_if_again: bool) -> None:
         """Finish the micro-batch first, then save and stop; a second Ctrl-C stops at once."""
