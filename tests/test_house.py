@@ -147,7 +147,7 @@ WINGS = {
             "record",
         ),
     ],
-    "tasks": ["build", "suited", "frozen_features", "classification", "vqa", "registry", "apply", "step_cost"],
+    "tasks": ["build", "suited", "parting", "frozen_features", "classification", "vqa", "registry", "apply", "step_cost"],
     "report": [
         *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "calibration"),
         *("probability_section", "label_section", "number_section", "validation", "browsing", "question_section", "ledger_figure"),
@@ -190,7 +190,7 @@ WINGS = {
         *("pace", "carried", "cards", "answer", "bundle", "slugs", "script", "placeholder", "sealed", "rehearsal", "stages", "remote"),
         *("push", "make"),
     ],
-    "commands": ["session", "building", "probing", "fitting", "planning"],
+    "commands": ["session", "building", "probing", "announcing", "fitting", "planning"],
     "experiments": ["grids", "trials", "ablation_table", "ablation"],
     "benchmarks": ["baselines", "throughput", "step_memory", "benchmark", "flipped_labels"],
     "last": ["demo_data", "demo"],

@@ -213,7 +213,7 @@ def planned_recipe(bench: Bench, found: Proposal, name: str) -> Recipe:
 
 def write_plan(args: argparse.Namespace, bench: Bench, found: Proposal, rows: Rows) -> Path:
     """Print what would be run and what is expected of it, and write the recipe file, whose name no other file has; its path."""
-    from pipeline.commands.fitting import kind_of
+    from pipeline.commands.announcing import kind_of
 
     folder = Path(os.path.abspath(args.data)).name or "data"
     path = versioned(Path(f"plan-{folder}.yaml"))

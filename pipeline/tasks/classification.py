@@ -12,9 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.competition.corrections import corrected_score, describe_corrections
-from pipeline.competition.fold_split import both_sides, find_units, grouped_split, split_seed
 from pipeline.competition.rows import Competition, Corrections, Row
-from pipeline.competition.splits import kept_split, stated_split, train_val_split
 from pipeline.data.cache import PictureCache, open_cache
 from pipeline.data.dataset import ALL, ImageDataset, cut, epoch_order, make_loader, readable, resolve_workers
 from pipeline.data.mixing import mixing_of
@@ -62,6 +60,7 @@ from pipeline.tasks.build import (
     with_noise,
     write_probs,
 )
+from pipeline.tasks.parting import part_rows
 from pipeline.tasks.suited import check_suits
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
@@ -326,7 +325,7 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
         backbone = load_backbone(
             recipe.backbone, target.output_names, recipe.image_size, recipe.random_weights, recipe.architecture, recipe.drop_path
         )
-    train, val, how = _split(recipe, competition, competition.train, resumed_run)
+    train, val, how = part_rows(recipe, competition, competition.train, resumed_run)
     rule, intensity_notes = with_intensity(backbone.preprocessing.resized(recipe.resize), train, resumed_run)
     backbone = replace(backbone, preprocessing=rule)
     cache = _cache(recipe, train, rule)
@@ -335,7 +334,7 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
     if lost := [name for name, count in target.counts([row.label for row in competition.train]).items() if count and not left[name]]:
         raise UserError(f"without the images that cannot be decoded these classes have none: {', '.join(sorted(lost))}")
     if len(rows) < len(competition.train):
-        train, val, how = _split(recipe, competition, rows, resumed_run)
+        train, val, how = part_rows(recipe, competition, rows, resumed_run)
         cache = _cache(recipe, train, rule)
     head = head_name(backbone.model)
     model: nn.Module = backbone.model
@@ -398,38 +397,6 @@ def num_outputs_of(run: Run) -> int:
         return len(run.class_names)
     names = read_object(run.backbone_dir / "config.json").get("id2label")
     return len(names) if isinstance(names, dict) else 0
-
-
-def _split(
-    recipe: Recipe, competition: Competition, rows: Sequence[Row], resumed_run: ResumedRun | None
-) -> tuple[list[Row], list[Row], str]:
-    """The training rows, the validation rows, and how they were chosen. Images of one id are never parted."""
-    label_of = {row.id: row.label for row in rows}
-    ids = list(label_of)
-    if resumed_run is not None:
-        train, val, how = kept_split(ids, list({row[0]: row for row in resumed_run.rows}.values()))
-    else:
-        train, val, how = _new_split(recipe, competition, label_of, rows)
-    rows_of: dict[str, list[Row]] = {}
-    for row in rows:
-        rows_of.setdefault(row.id, []).append(row)
-    return [row for number in train for row in rows_of[ids[number]]], [row for number in val for row in rows_of[ids[number]]], how
-
-
-def _new_split(recipe: Recipe, competition: Competition, label_of: dict[str, str], rows: Sequence[Row]) -> tuple[list[int], list[int], str]:
-    """The split of a run that begins, as `train_val_split` gives it: as stated, of whole groups, or stratified."""
-    ids, labels, seed = list(label_of), list(label_of.values()), split_seed(recipe)
-    paths: dict[str, list[Path]] = {}
-    for row in rows:
-        paths.setdefault(row.id, []).append(row.path)
-    units = find_units(ids, paths, competition.groups)
-    if competition.split is not None:
-        train, val, how = stated_split(ids, competition.split, competition.split_from)
-        warning = both_sides(ids, units, [number in set(val) for number in range(len(ids))]) if units.bind else None
-        return train, val, f"{how}; {warning}" if warning else how
-    if units.bind and recipe.data.val_fraction:
-        return grouped_split(competition.target, labels, units, recipe.data.val_fraction, seed)
-    return train_val_split(competition.target.strata(labels), recipe.data.val_fraction, seed)
 
 
 def _for_training(target: Target, encoded: np.ndarray) -> Sequence[Any]:

@@ -1,0 +1,89 @@
+"""What a run prints before its first step: what is trained, parameters, steps, doubts, memory, disk and time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pipeline.commands.session import Session
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import: not before the flags are known to be right
+    from pipeline.recipe import Recipe
+    from pipeline.tasks.build import Build
+    from pipeline.training.compute import Compute
+
+
+def kind_of(recipe: Recipe) -> str:
+    """What is trained, in words."""
+    lora = recipe.lora
+    name = "DoRA" if lora.variant == "dora" else "rsLoRA" if lora.use_rslora else "LoRA"
+    kind = f"{name} rank {lora.rank} on {' + '.join(lora.targets)}" if lora.rank else "full fine-tuning"
+    kind = "the head alone" if recipe.head_only else kind
+    if lora.init != "default":
+        kind += f", begun by {lora.init} and saved at rank {2 * lora.rank} on the unchanged backbone"
+    kind += f", the {recipe.freeze} backbone stays" if recipe.freeze else ""
+    kind += f", also {' + '.join(lora.also_train)}" if lora.also_train else ""
+    return kind + (f", a moving mean of its weights (decay {recipe.optimizer.ema:g} a step)" if recipe.optimizer.ema else "")
+
+
+def announce(session: Session, build: Build, compute: Compute, schedule: dict[str, Any], head_alone: bool = False) -> tuple[int, float]:
+    """Print what is about to happen and what it will need; the micro-batch size, and the seconds that training on all epochs will take.
+
+    `head_alone`: every image goes through the backbone once, and the steps of the head hardly count.
+
+    Raises:
+        UserError: it will not fit in memory or on the disk.
+    """
+    from pipeline.files import human_size, human_time
+    from pipeline.training.advice import advise
+    from pipeline.training.estimate import check_disk, check_fits, idle_share, largest_micro_batch, seconds_per_image
+    from pipeline.training.gradients import is_exact
+    from pipeline.training.means import Means
+    from pipeline.training.memory import OPTIMIZER_STATES
+    from pipeline.training.optim import epochs_of
+
+    args, recipe, output = session.args, session.recipe, session.output
+    task, counts = build.task, build.counts
+    print(f"  {build.summary} for {len(task.class_names):,} {task.names_are}; {kind_of(recipe)}")
+    saved = f" (saved: {2 * counts.adapter:,})" if recipe.lora.init != "default" else ""
+    print(
+        f"  parameters: {counts.model:,} in the model, {counts.trainable:,} trainable ({counts.trainable / counts.model:.2%}): "
+        f"adapter {counts.adapter:,}{saved}, head {counts.head:,}"
+    )
+    processes = compute.processes
+    memory = task.account(compute, recipe.optimizer.name)
+    if processes.count > 1 and is_exact(recipe.gradient_sum, counts.trainable):
+        memory = replace(memory, gradients=memory.gradients * (processes.count + 2))  # what is sent, and what comes from each
+    micro_batch_size = recipe.batch_size
+    if args.batch_size == "auto":
+        before = (
+            0 if session.resumed_run is None else session.resumed_run.start.get("micro_batch_size", 0)
+        )  # goes on exactly, where it fits
+        wanted = before or max(recipe.effective_batch_size // processes.count, 1)
+        micro_batch_size = processes.least(largest_micro_batch(memory, compute.device, wanted))
+    checkpointed = None if recipe.activation_checkpointing else partial(task.account, compute, recipe.optimizer.name, checkpointed=True)
+    check_fits(memory, micro_batch_size, compute.device, checkpointed)
+    print(
+        f"  {schedule['total_steps']} optimizer steps ({schedule['steps_per_epoch']} an epoch) of {recipe.effective_batch_size} {task.rows_are} "
+        f"({micro_batch_size} at a time); {schedule['name']} rate {schedule['lr']:.1e}, warm-up {schedule['warmup_steps']} steps"
+    )
+    classes = len(task.class_names)
+    if lines := advise(recipe, schedule, task.num_train, task.num_val, classes, build.new_head, task.facts()["target"]["kind"]):
+        print("\n".join(f"  {line}" for line in lines))
+    copies = OPTIMIZER_STATES[recipe.optimizer.name] + Means.of(recipe).copies
+    disk = check_disk(output, task.model, copies, whole_model_again=not recipe.lora.rank)
+    train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
+    epochs = epochs_of(schedule)
+    idle = idle_share(recipe.effective_batch_size, micro_batch_size, processes.count)
+    if idle:
+        print(f"  {idle:.0%} of the processes' time is idle: a step has no {processes.count} micro-batches, or no multiple of that")
+    train_seconds, predict_seconds = train_seconds / processes.count / (1 - idle), predict_seconds / processes.count
+    total = epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
+    if head_alone:
+        total = (task.num_train + task.num_val) * predict_seconds
+    sizes = f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
+    print(
+        f"  on {compute.describe()}: about {human_time(total)}, {sizes}; the first batch was there after {arrived - session.started:.1f} s"
+    )
+    return micro_batch_size, processes.first_says(epochs * task.num_train * train_seconds)

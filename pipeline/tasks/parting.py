@@ -1,0 +1,44 @@
+"""Which labelled rows of images train and which validate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.competition.fold_split import both_sides, find_units, grouped_split, split_seed
+from pipeline.competition.rows import Competition, Row
+from pipeline.competition.splits import kept_split, stated_split, train_val_split
+from pipeline.recipe import Recipe
+from pipeline.training.resume import ResumedRun
+
+
+def part_rows(
+    recipe: Recipe, competition: Competition, rows: Sequence[Row], resumed_run: ResumedRun | None
+) -> tuple[list[Row], list[Row], str]:
+    """The training rows, the validation rows, and how they were chosen. Images of one id are never parted."""
+    label_of = {row.id: row.label for row in rows}
+    ids = list(label_of)
+    if resumed_run is not None:
+        train, val, how = kept_split(ids, list({row[0]: row for row in resumed_run.rows}.values()))
+    else:
+        train, val, how = _new_split(recipe, competition, label_of, rows)
+    rows_of: dict[str, list[Row]] = {}
+    for row in rows:
+        rows_of.setdefault(row.id, []).append(row)
+    return [row for number in train for row in rows_of[ids[number]]], [row for number in val for row in rows_of[ids[number]]], how
+
+
+def _new_split(recipe: Recipe, competition: Competition, label_of: dict[str, str], rows: Sequence[Row]) -> tuple[list[int], list[int], str]:
+    """The split of a run that begins, as `train_val_split` gives it: as stated, of whole groups, or stratified."""
+    ids, labels, seed = list(label_of), list(label_of.values()), split_seed(recipe)
+    paths: dict[str, list[Path]] = {}
+    for row in rows:
+        paths.setdefault(row.id, []).append(row.path)
+    units = find_units(ids, paths, competition.groups)
+    if competition.split is not None:
+        train, val, how = stated_split(ids, competition.split, competition.split_from)
+        warning = both_sides(ids, units, [number in set(val) for number in range(len(ids))]) if units.bind else None
+        return train, val, f"{how}; {warning}" if warning else how
+    if units.bind and recipe.data.val_fraction:
+        return grouped_split(competition.target, labels, units, recipe.data.val_fraction, seed)
+    return train_val_split(competition.target.strata(labels), recipe.data.val_fraction, seed)
