@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from transformers import (
     AutoModelForImageClassification,
     BeitConfig,
@@ -21,10 +20,11 @@ from transformers import (
     ViTConfig,
 )
 
-from pipeline.config import RECIPES_DIR, load_recipe, parse_assignments, recipe_names
+from pipeline.config import RECIPES_DIR, load_recipe, recipe_names
+from pipeline.experiments.grids import load_grid
 from pipeline.models.lora import attach, count_parameters
 from pipeline.recipe import Recipe
-from tests.benchmarks.recipe_tables import GRIDS, rows_of
+from tests.benchmarks.recipe_tables import GRIDS, grid_file
 
 BASE = {"depths": [2, 2, 18, 2], "embed_dim": 128, "num_heads": [4, 8, 16, 32]}
 LARGE = {"depths": [2, 2, 18, 2], "embed_dim": 192, "num_heads": [6, 12, 24, 48]}
@@ -126,9 +126,7 @@ def test_numbers_that_the_reports_contradict_themselves_on_are_quoted_both() -> 
 
 
 @pytest.mark.parametrize("grid", sorted(path.stem for path in GRIDS.glob("*.yaml") if "rows:" in path.read_text(encoding="utf-8")))
-def test_every_row_of_a_benchmarks_grid_is_a_recipe(grid: str) -> None:
-    root = Path(__file__).parents[1]
-    recipe = yaml.safe_load((GRIDS / f"{grid}.yaml").read_text(encoding="utf-8"))["recipe"]
-    for name, (changes, _) in rows_of(grid).items():
-        load_recipe(str(root / recipe), parse_assignments([f"{key}={value}" for key, value in changes.items()]))
-        assert name
+def test_every_row_of_a_benchmarks_grid_is_a_recipe(grid: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])  # where the benchmarks are started
+    loaded = load_grid(grid_file(grid))
+    assert len(loaded.trials) == len(loaded.rows) > 9 and {trial.recipe.image_size for trial in loaded.trials} <= {112, 168, 224}

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.recipe_tables --grid peft tricks --competitions COMPETITIONS --backbone BACKBONE    # measures what is missing
     python -m tests.benchmarks.recipe_tables --grid peft --table                                             # the table alone
 
-A grid is a file of `tests/benchmarks/grids/`: a recipe, and rows of changes to it. COMPETITIONS holds produce/ and clothing/; digits are made.
+A grid is a file of `tests/benchmarks/grids/`, in the form of those of `make ablation`. COMPETITIONS holds produce/ and clothing/; digits are made.
 Seed s draws ROWS of the labelled rows for training and for a held-back part, both stratified, and is the seed of training. `--judge val` shows
 the accuracy of the run's own validation rows (of the last epoch) instead: by it settings are searched, so that held-back images stay unseen.
 `--workers 8` trains eight runs at a time, each in a process of its own.
@@ -23,15 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
+from pipeline.config import parse_assignments
 from pipeline.errors import UserError
-from pipeline.files import read_json, read_json_lines, read_yaml
+from pipeline.experiments.grids import load_grid
+from pipeline.files import read_json, read_json_lines, write_text
 from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, lay_out, parser_of, run_train, with_error
 
 GRIDS = Path(__file__).with_name("grids")
 ROWS = {"produce": (348, 232), "clothing": (348, 400), DIGITS: (348, 400)}  # for training, held back
-SIZES = {DIGITS: 56}  # pixels, where it is not --image-size: digits are images of 32
-OWN = {DIGITS: {"augmentation.horizontal_flip": "false"}}  # a mirrored digit is another symbol
+SMALLER = {DIGITS: 2}  # by how much the side is divided: digits are images of 32 pixels
+OWN = {DIGITS: {"augmentation.horizontal_flip": False}}  # a mirrored digit is another symbol
 COLUMNS = ("grid", "data", "seed", "row", "val_accuracy", "accuracy", "seconds", "trainable")
 
 
@@ -53,7 +56,6 @@ def main() -> int:
     parser = parser_of(__doc__, "recipe-tables", list(ROWS), [0, 1, 2])
     parser.add_argument("--grid", nargs="+", required=True, help="names of files in tests/benchmarks/grids/")
     parser.add_argument("--backbone", type=Path)
-    parser.add_argument("--image-size", type=int, default=112, help="pixels, multiples of the backbone's patches")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--judge", choices=["held-back", "val"], default="held-back")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every row, before its own changes")
@@ -67,27 +69,25 @@ def main() -> int:
     return 0
 
 
-def rows_of(grid: str) -> dict[str, tuple[dict[str, Any], float]]:
-    """Name of each row of the grid -> its changes, the grid's own among them, and what the side of images is multiplied by."""
-    content = read_yaml(GRIDS / f"{grid}.yaml")
-    return {row["name"]: (content.get("set", {}) | row.get("set", {}), row.get("image_scale", 1)) for row in content["rows"]}
+def grid_file(grid: str) -> str:
+    """The path of a grid of this folder."""
+    return str(GRIDS / f"{grid}.yaml")
 
 
 def jobs(args: argparse.Namespace, table: Table) -> Iterator[Job]:
-    """What is not measured yet."""
+    """What is not measured yet, each with its recipe written beside its folder."""
+    given = parse_assignments(args.set)
     for seed, grid, name in itertools.product(args.seeds, args.grid, args.data):
-        recipe = read_yaml(GRIDS / f"{grid}.yaml")["recipe"]
         laid_out = lay_out(name, args.competitions, args.work, ROWS[name], seed)
-        for number, (row, (changes, scale)) in enumerate(rows_of(grid).items()):
-            if table.has(grid, name, seed, row) or (args.rows is not None and number not in args.rows):
+        trials = load_grid(grid_file(grid), str(args.backbone), OWN.get(name, {}) | given, [seed]).trials
+        for number, trial in enumerate(trials):
+            if table.has(grid, name, seed, trial.row) or (args.rows is not None and number not in args.rows):
                 continue
-            changes = OWN.get(name, {}) | changes
-            words = ["--recipe", recipe, "--data", laid_out, "--backbone", args.backbone, "--seed", seed]
-            words += ["--image-size", int(scale * SIZES.get(name, args.image_size))]
-            sets = [*args.set, *(f"{key}={value}" for key, value in changes.items())]
-            words += [word for one in sets for word in ("--set", one)]
             folder = args.work / f"{grid}-{name}-{seed}-{number}"
-            yield Job(grid, name, seed, row, tuple(map(str, words)), folder, laid_out)
+            recipe = trial.recipe.model_copy(update={"image_size": trial.recipe.image_size // SMALLER.get(name, 1)})
+            write_text(folder.with_suffix(".yaml"), yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+            words = ("--recipe", str(folder.with_suffix(".yaml")), "--data", str(laid_out))
+            yield Job(grid, name, seed, trial.row, words, folder, laid_out)
 
 
 def measure(args: argparse.Namespace, table: Table) -> None:
@@ -131,7 +131,7 @@ def show(table: Table, grid: str, args: argparse.Namespace) -> None:
     score = {(row["row"], row["data"], row["seed"]): float(row[column]) for row in found}
     seconds = {(row["row"], row["data"], row["seed"]): float(row["seconds"]) for row in found}
     data = [name for name in args.data if any(row["data"] == name for row in found)]
-    names = [name for name in rows_of(grid) if any(row["row"] == name for row in found)]
+    names = [row.name for row in load_grid(grid_file(grid)).rows if any(one["row"] == row.name for one in found)]
     print("| settings | trained | " + " | ".join(f"{name} | less the first" for name in data) + " | all sets, less the first | time |")
     print("|---" * (4 + 2 * len(data)) + "|")
     for name in names:
