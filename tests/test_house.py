@@ -151,7 +151,7 @@ WINGS = {
     "report": [
         *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "calibration"),
         *("probability_section", "label_section", "number_section", "validation", "browsing", "question_section", "ledger_figure"),
-        *("run_facts", "folds_section", "decisions_section", "only_right", "comparison", "page", "attention"),
+        *("run_facts", "folds_section", "decisions_section", "only_right", "comparison", "page", "live_page", "attention"),
     ],
     "folds": [
         "bases",

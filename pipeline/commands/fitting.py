@@ -15,6 +15,7 @@ from pipeline.commands.announcing import announce
 from pipeline.commands.probing import check_floor, features_once, find_floor, start_from_probe
 from pipeline.commands.session import Session
 from pipeline.errors import UserError
+from pipeline.report.live_page import LivePage
 from pipeline.run_names import PAGE
 from pipeline.wording import listed
 
@@ -232,8 +233,6 @@ def begin_beside(session: Session) -> tuple[dict[str, Any], StateStore, dict[str
 
 def recorder_with_page(recorder: Recorder, output: Path, watches: Sequence[Watch | FloorWatch]) -> Callable[[Any], None]:
     """What is called after each epoch: its files, then the run's page; a warning where the run is no better than a guess."""
-    from pipeline.report.page import LivePage
-
     live_page = LivePage(output)
 
     def on_epoch(report: Any) -> None:
@@ -248,8 +247,6 @@ def recorder_with_page(recorder: Recorder, output: Path, watches: Sequence[Watch
 
 def leave_usable(session: Session, recorder: Recorder, schedule: dict[str, Any], position: Position) -> None:
     """Of a run that was interrupted: weights that can be used, its page, and what predicts with them."""
-    from pipeline.report.page import LivePage
-
     if not recorder.stopped(position, schedule):
         print(f"nothing was learnt yet, after {position.step} optimizer steps: there are no weights to predict with")
         return

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,6 @@ from pipeline.submission.origin import find_origin
 
 MAX_PAGE_BYTES = 16_000_000  # beyond it the images to browse are left out
 OPEN_STRIPS, OPEN_TILES = 24, 60  # classes whose pictures are shown at once, the others folded
-LIVE_SHARE, FIRST_COST_S = 0.05, 1.5  # of the time of training; what a first page may cost, before one was measured
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -156,32 +154,6 @@ def build_report(run_dir: Path, ledger: Path = LEDGER, images: bool = True) -> P
     page = files.path / PAGE
     write_text(page, html.replace(SIZE_MARK, human_size(len(html.encode()))))
     return page
-
-
-class LivePage:
-    """Keeps a run's figures and page up to date while it trains: the curves after every epoch, the page in at most 5 % of the time. Epochs
-    of a minute have their page at once, of shorter ones only some have."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
-        self._began, self._spent, self._cost = time.monotonic(), 0.0, FIRST_COST_S
-
-    def update(self, at_once: bool = False) -> str | None:
-        """Draw the curves, and write the page if there is time for it, or `at_once`. What went wrong, in words: no page is worth a run."""
-        now = time.monotonic()
-        due = at_once or self._spent + self._cost <= LIVE_SHARE * (now - self._began)
-        problem = None
-        try:
-            if due:
-                build_report(self.run_dir)
-            else:
-                draw_curves(read_run_files(self.run_dir))
-        except Exception as error:
-            problem = f"the page of this run could not be written ({type(error).__name__}: {error}); training goes on"
-        if due:
-            self._cost = time.monotonic() - now
-            self._spent += self._cost
-        return problem
 
 
 def _draw_class_counts(files: RunFiles, counts: dict[str, int], drawn: Drawn) -> None:
