@@ -55,6 +55,12 @@ def test_peers_are_timed_beside_ours_and_their_answers_compared(work: Work) -> N
     assert ours.share > 0
 
 
+def test_losses_are_compared_from_the_first_weights_though_later_rounds_train_on(work: Work) -> None:
+    pytest.importorskip("accelerate")
+    ours, trainer = measure(work, [our_training, load_peer("tests.benchmarks.peers:trainer_documented")], rounds=2, flops=10**6)
+    assert trainer.agrees is True and trainer.ratio > 0 and ours.images_per_second > 0
+
+
 @pytest.mark.parametrize("name", ["trainer_documented", "pipeline_documented", "pipeline_best"])
 def test_the_peers_give_our_answers(work: Work, name: str) -> None:
     if name.startswith("trainer"):

@@ -4,8 +4,8 @@ python -m pipeline.benchmarks.benchmark                                         
 python -m pipeline.benchmarks.benchmark --size beit-base-224 --peer tests.benchmarks.peers:trainer_documented
 make bench SIZE=beit-large-384                                                        # with every peer
 
-A peer is a function `(work: Work) -> (run, ...)` called before each round, untimed; `run()` is timed and returns what must equal ours: the
-mean training loss, or the logits (N, C). Its attributes `kind` and `title` say what it does. Contenders take turns, so that a machine that
+A peer is a function `(work: Work) -> run` called once, untimed; `run()` is timed in each round. What its first call returns must equal ours:
+the mean training loss, or the logits (N, C). Its attributes `kind` and `title` say what it does. Contenders take turns, so that a machine that
 slows down slows all; the first round warms up and does not count; medians of the others are shown.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -37,24 +38,26 @@ class Line:
 def measure(work: Work, contenders: Sequence[Contender], rounds: int, flops: int) -> list[Line]:
     """Lines for contenders of one kind, the first of which is ours: rounds in turn, medians, answers compared with ours.
 
+    Each is built once, for compiling takes minutes, so all their models are in memory together; the peak of each counts its own alone.
     `flops` is what one image costs; its share of the matrix rate is that of the same round, as good or bad as the machine then was.
     """
     matrix_rates: list[float] = []
     seconds: list[list[float]] = [[] for _ in contenders]
     answers: list[Any] = [None] * len(contenders)
+    built, runs = _build(work, contenders)
     peaks = [0] * len(contenders)
     for number in range(rounds + 1):
-        for index, contender in enumerate(contenders):
-            run = contender(work)
+        for index, run in enumerate(runs):
+            before = _allocated(work.device)
             _synchronize(work.device, reset_peak=True)
             started = time.perf_counter()
-            answers[index] = run()
+            answer = run()
             _synchronize(work.device)
             if number:
                 seconds[index].append(time.perf_counter() - started)
-            peaks[index] = _peak(work.device)
-            del run
-            gc.collect()
+            else:
+                answers[index] = answer  # from the first weights: later rounds train on
+            peaks[index] = max(peaks[index], _peak(work.device) - before + built[index])
         matrix_rates += [matrix_rate(work.device, work.precision)] if number else []
     kind = contenders[0].kind  # type: ignore[attr-defined]
     images = len(work.labels) if kind == "training" else len(work.paths)
@@ -67,6 +70,18 @@ def measure(work: Work, contenders: Sequence[Contender], rounds: int, flops: int
         share = statistics.median(images * flops / spent / most for spent, most in zip(seconds[index], matrix_rates, strict=True))
         lines.append(Line(kind, contender.title, rate, ratio, share, agrees, peaks[index]))  # type: ignore[attr-defined]
     return lines
+
+
+def _build(work: Work, contenders: Sequence[Contender]) -> tuple[list[int], list[Callable[[], Any]]]:
+    """What each contender keeps in the device's memory, in bytes, and its `run`."""
+    built, runs = [], []
+    for contender in contenders:
+        before = _allocated(work.device)
+        print(f"  building: {contender.title}", file=sys.stderr, flush=True)  # type: ignore[attr-defined]
+        runs.append(contender(work))
+        gc.collect()
+        built.append(_allocated(work.device) - before)
+    return built, runs
 
 
 def measure_input(work: Work, peers: Sequence[Contender], rounds: int, images: int) -> list[Line]:
@@ -202,6 +217,12 @@ def _synchronize(device: torch.device, reset_peak: bool = False) -> None:
         torch.cuda.synchronize(device)
         if reset_peak:
             torch.cuda.reset_peak_memory_stats(device)
+
+
+def _allocated(device: torch.device) -> int:
+    import torch
+
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def _peak(device: torch.device) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -120,9 +119,8 @@ def _trainer(work: Work, **options: bool) -> Callable[[], float]:
     model = get_peft_model(model, lora)
     pixel_values = work.normalized()
     rows = [{"pixel_values": pixels, "labels": int(label)} for pixels, label in zip(pixel_values, work.labels, strict=True)]
-    folder = tempfile.TemporaryDirectory()
     arguments = TrainingArguments(
-        folder.name,
+        str(work.model_dir / "trainer"),
         per_device_train_batch_size=work.batch_size,
         num_train_epochs=1,
         learning_rate=LR,
@@ -155,8 +153,7 @@ def _trainer(work: Work, **options: bool) -> Callable[[], float]:
         trainer.optimizer = trainer.lr_scheduler = None
 
     def run() -> float:
-        with folder:
-            return trainer.train().training_loss
+        return trainer.train().training_loss
 
     return run
 
