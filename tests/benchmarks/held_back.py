@@ -69,20 +69,21 @@ def _laid_out(paths: Sequence[Path], labels: Sequence[str], train: Sequence[int]
     with tempfile.TemporaryDirectory(prefix=".laying-out-", dir=folder.parent) as temporary:
         root = Path(temporary) / folder.name
         for row in train:
-            _link(paths[row], root / "train" / labels[row] / f"{row:05d}{paths[row].suffix}")
+            link(paths[row], root / "train" / labels[row] / f"{row:05d}{paths[row].suffix}")
         order = np.random.default_rng(seed).permutation(sorted(held)).tolist()
         ids = [f"image_{number:05d}" for number in range(len(order))]
         for name, row in zip(ids, order, strict=True):
-            _link(paths[row], root / "test" / f"{name}{paths[row].suffix}")
+            link(paths[row], root / "test" / f"{name}{paths[row].suffix}")
         first = sorted(set(labels))[0]
-        _write(root / "sample_submission.csv", [("id", "label"), *((name, first) for name in ids)])
-        _write(root / "solution.csv", [("id", "label"), *((name, labels[row]) for name, row in zip(ids, order, strict=True))])
+        write_rows(root / "sample_submission.csv", [("id", "label"), *((name, first) for name in ids)])
+        write_rows(root / "solution.csv", [("id", "label"), *((name, labels[row]) for name, row in zip(ids, order, strict=True))])
         (root / "competition.yaml").write_text("metric: accuracy\n", encoding="utf-8")
         root.rename(folder)
     return folder
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """The file `source` at `target` too: the same file where the disk allows it, else a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -90,7 +91,8 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _write(path: Path, rows: Sequence[Sequence[str]]) -> None:
+def write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """A csv file of `rows`, its header the first."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
 
@@ -139,7 +141,7 @@ class Table:
         self.path, self.columns = path, tuple(columns)
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            _write(path, [self.columns])
+            write_rows(path, [self.columns])
 
     def rows(self) -> list[dict[str, str]]:
         """Every row, as texts."""
