@@ -129,4 +129,4 @@ def test_numbers_that_the_reports_contradict_themselves_on_are_quoted_both() -> 
 def test_every_row_of_a_benchmarks_grid_is_a_recipe(grid: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])  # where the benchmarks are started
     loaded = load_grid(grid_file(grid))
-    assert len(loaded.trials) == len(loaded.rows) > 3 and {trial.recipe.image_size for trial in loaded.trials} <= {112, 168, 224}
+    assert len(loaded.trials) == len(loaded.rows) > 1 and {trial.recipe.image_size for trial in loaded.trials} <= {112, 168, 224}

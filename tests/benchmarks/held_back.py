@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import csv
+import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,19 +52,31 @@ def labelled(name: str, competitions: Path, work: Path) -> tuple[list[Path], lis
     return [row.path for row in rows], [row.label for row in rows]
 
 
-def lay_out(name: str, competitions: Path, work: Path, rows: tuple[int, int], seed: int) -> Path:
+def lay_out(name: str, competitions: Path, work: Path, rows: tuple[int, int], seed: int, tail: float = 1) -> Path:
     """The competition `name` with so many training `rows`, and so many held back as its test part: both stratified and drawn by `seed`.
 
+    `tail` above 1 cuts the training part to a long tail: of the classes, in an order drawn by `seed`, the first keeps all of its rows
+    and the last one in `tail`, by the same factor from each to the next (at least two: one may validate).
     Nothing is done where the folder is there.
     """
     from sklearn.model_selection import train_test_split
 
-    folder = work / f"data-{name}-{seed}"
+    folder = work / f"data-{name}-{seed}{'' if tail == 1 else f'-tail{tail:g}'}"
     if folder.exists():
         return folder
     paths, labels = labelled(name, competitions, work)
     train, held = train_test_split(range(len(labels)), train_size=rows[0], test_size=rows[1], stratify=labels, random_state=seed)
-    return _laid_out(paths, labels, train, held, folder, seed)
+    return _laid_out(paths, labels, _long_tail(train, labels, tail, seed), held, folder, seed)
+
+
+def _long_tail(rows: Sequence[int], labels: Sequence[str], tail: float, seed: int) -> list[int]:
+    """The rows that are kept; see `lay_out`."""
+    names = sorted({labels[row] for row in rows})
+    kept = []
+    for rank, number in enumerate(np.random.default_rng(seed).permutation(len(names)).tolist()):
+        own = [row for row in rows if labels[row] == names[number]]
+        kept += own[: max(2, round(len(own) * tail ** (-rank / max(1, len(names) - 1))))]
+    return sorted(kept)
 
 
 def _laid_out(paths: Sequence[Path], labels: Sequence[str], train: Sequence[int], held: Sequence[int], folder: Path, seed: int) -> Path:
@@ -111,6 +126,16 @@ def logged(log: Path) -> Iterator[None]:
         yield
 
 
+def read_split(data: Path, seed: int) -> list[Path]:
+    """The training images of a laid-out competition, without the 5 % that validate in a run of `seed`."""
+    from pipeline.competition.layout import read_layout
+    from pipeline.competition.splits import train_val_split
+
+    rows = read_layout(data, need="train").train
+    chosen, _, _ = train_val_split([row.label for row in rows], 0.05, seed)
+    return [rows[row].path for row in chosen]
+
+
 def run_train(log: Path, *words: str | Path) -> None:
     """`python train.py` in this process; what was trained before is not trained again. The last --output is the run's folder."""
     words = [str(word) for word in words]
@@ -158,6 +183,23 @@ class Table:
         with open(self.path, "a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in cells])
         print(*cells, file=sys.stderr, flush=True)
+
+
+def side_by_side(run: Callable[[Any], tuple[Any, ...]], jobs: Sequence[Any], workers: int, table: Table) -> None:
+    """`run` every job, so many at a time, each in a process of its own; its cells are a row of `table` as soon as they are known."""
+    print(f"{len(jobs)} runs, {workers} at a time", file=sys.stderr)
+    if workers == 1:
+        for job in jobs:
+            table.add(*run(job))
+        return
+    os.environ["TQDM_DISABLE"] = "1"
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(run, job) for job in jobs]):
+            if (error := done.exception()) is None:
+                table.add(*done.result())
+            else:  # one run that fails costs itself
+                print(f"{type(error).__name__}: {error}", file=sys.stderr)
 
 
 def with_error(values: Sequence[float]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, lay_out, parser_of, read_column, run_train, with_error
+from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, lay_out, parser_of, read_column, read_split, run_train, with_error
 
 EPOCHS, BATCH, LR, RANK = 10, 32, 1e-3, 16
 ROWS = 280, 290  # for training, held back
@@ -101,16 +101,6 @@ def best_epoch(folder: Path) -> int:
 
     lines = read_json_lines(folder / "metrics.jsonl")
     return int(max(lines, key=lambda line: (line["val_accuracy"], -line["val_loss"], -line["epoch"]))["epoch"])
-
-
-def read_split(data: Path, seed: int) -> list[Path]:
-    """The training images of our arms, without the 5 % that validate."""
-    from pipeline.competition.layout import read_layout
-    from pipeline.competition.splits import train_val_split
-
-    rows = read_layout(data, need="train").train
-    chosen, _, _ = train_val_split([row.label for row in rows], 0.05, seed)
-    return [rows[row].path for row in chosen]
 
 
 def peer(args: argparse.Namespace, data: Path, split: list[Path], seed: int, clip: float, decay: float) -> dict[str, float]:
