@@ -116,9 +116,13 @@ def test_cross_attention_takes_of_each_picture_what_its_question_asks_for() -> N
             "out_proj.bias": own.output.bias,
         }
     )
+    nn.init.normal_(own.norm.weight)
+    nn.init.normal_(own.norm.bias)
     normed = own.norm(tokens)
     expected, _ = other(own.query(questions).unsqueeze(1), own.key(normed), own.value(normed))
     torch.testing.assert_close(own(questions, tokens), expected.squeeze(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(own(questions, tokens), expected.squeeze(1))
     effect = [head(questions[i : i + 1], tokens[:1]) - head(questions[i : i + 1], tokens[1:2]) for i in range(2)]
     assert not torch.allclose(*effect, atol=1e-3)
 

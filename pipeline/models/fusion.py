@@ -46,12 +46,22 @@ class CrossAttention(nn.Module):
         self.output = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, question: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        tokens = self.norm(tokens)
-        query, key, value = (
-            states.unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2)  # (B, heads, length, hidden / heads)
-            for states in (self.query(question).unsqueeze(1), self.key(tokens), self.value(tokens))
-        )
-        return self.output(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(1))
+        """Norm, keys and values are linear in the normalised tokens, so all products go by way of the one query: the same attention at a
+        small part of its cost. In float32, as the other layers of the head.
+
+        An attention head's scores are its query, taken back through the weights of key and norm, times the tokens (the norm's bias adds the
+        same to all, which softmax does not see). What it finds is the value of its mean of the tokens.
+        """
+        heads, norm = (ATTENTION_HEADS, -1), self.norm
+        with torch.autocast(tokens.device.type, enabled=False):
+            tokens = F.layer_norm(tokens.to(norm.weight.dtype), norm.normalized_shape, eps=norm.eps)
+            query = self.query(question.to(tokens.dtype)).unflatten(-1, heads)  # (B, heads, hidden / heads)
+            to_key, to_value = (layer.weight.unflatten(0, heads) for layer in (self.key, self.value))  # (heads, hidden / heads, Dv)
+            asked = torch.einsum("bhc,hcd->bhd", query, to_key) * norm.weight
+            scores = asked @ tokens.transpose(1, 2) + (query * self.key.bias.unflatten(0, heads)).sum(dim=-1, keepdim=True)
+            share = (scores / query.shape[-1] ** 0.5).softmax(dim=-1)  # (B, heads, P)
+            mean = share @ tokens * norm.weight + norm.bias
+            return self.output(torch.einsum("bhd,hcd->bhc", mean, to_value).flatten(1) + self.value.bias)
 
 
 class AnswerHead(nn.Module):
