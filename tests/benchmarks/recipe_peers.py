@@ -1,8 +1,8 @@
 """Peers on the sets of recipe_tables: Hugging Face Trainer + PEFT and timm's training, as documented and at the best settings found.
 
-    python -m tests.benchmarks.recipe_tables --grid peers --competitions COMPETITIONS --backbone BACKBONE    # ours
-    python -m tests.benchmarks.recipe_peers --competitions COMPETITIONS --backbone BACKBONE                  # the peers, into the same table
-    python -m tests.benchmarks.recipe_tables --grid peers --table
+    python -m tests.benchmarks.recipe_tables --grid peft --rows 0 --competitions COMPETITIONS --backbone BACKBONE    # ours
+    python -m tests.benchmarks.recipe_peers --competitions COMPETITIONS --backbone BACKBONE                          # the peers, into the same table
+    python -m tests.benchmarks.recipe_tables --grid peft --table
 
 The same backbone, training rows, epochs, batch and held-back images; half precision where the machine multiplies in it, as ours.
 Images are decoded once and kept in memory; seconds are those of training.
@@ -22,7 +22,7 @@ from typing import Any
 from tests.benchmarks.held_back import Table, parser_of, read_column, read_split, side_by_side
 from tests.benchmarks.recipe_tables import COLUMNS, OWN, ROWS, SMALLER, laid_out
 
-GRID, SIZE, EPOCHS, BATCH = "peers", 112, 8, 32  # as grids/lora.yaml
+GRID, SIZE, EPOCHS, BATCH = "peft", 112, 8, 32  # as grids/lora.yaml
 SIX_ROLES = ("query", "key", "value", "output", "fc1", "fc2")
 
 
