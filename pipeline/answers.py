@@ -54,5 +54,5 @@ def answer_accuracy(predicted: str, answers: Sequence[str]) -> float:
     total, agreeing = len(given), given.count(predicted)
     if not agreeing:
         return 0.0
-    # Leaving out one who agrees leaves one fewer; leaving out another leaves them all.
+    # Drop each annotator in turn: agreeing ones leave n-1 matches, the others leave n.
     return (agreeing * min((agreeing - 1) / 3, 1.0) + (total - agreeing) * min(agreeing / 3, 1.0)) / total

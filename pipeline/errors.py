@@ -29,7 +29,7 @@ class Interrupted(Exception):
 
 
 def raise_all(problems: Iterable[str], heading: str) -> None:
-    """Nothing, when there is no problem.
+    """Raise one UserError that lists all problems; return if there are none.
 
     Raises:
         UserError: `heading` and under it the problems of one input, the first 20 by name.

@@ -144,7 +144,7 @@ class Head(Section):
         description="vqa: which vector a question is: the pooler's (class token where there is none), the class token, the tokens' mean",
     )
     hidden_size: int = Field(128, ge=1, description="vqa: width between the two layers of the head")
-    activation: Literal["none", "tanh", "relu", "gelu"] = Field("none", description="vqa: between them")
+    activation: Literal["none", "tanh", "relu", "gelu"] = Field("none", description="vqa: activation between the two layers of the head")
     dropout: float = Field(0, ge=0, lt=1, description="vqa: before the last layer")
     init: Literal["random", "probe"] = Field(
         "random",

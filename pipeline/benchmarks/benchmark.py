@@ -102,7 +102,7 @@ def startup(work: Work) -> tuple[float, float]:
         helps.append(time.perf_counter() - started)
     command = [sys.executable, "train.py", "--dry-run", "--data", str(work.data_dir), "--backbone", str(work.model_dir)]
     printed = subprocess.run([*command, "--batch-size", str(work.batch_size)], cwd=root, check=True, capture_output=True, text=True).stdout
-    found = re.search(r"first batch was there after ([\d.]+) s", printed)
+    found = re.search(r"first batch after ([\d.]+) s", printed)
     assert found is not None
     return min(helps), float(found[1])
 

@@ -83,7 +83,5 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
     if head_alone:
         total = (task.num_train + task.num_val) * predict_seconds
     sizes = f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
-    print(
-        f"  on {compute.describe()}: about {human_time(total)}, {sizes}; the first batch was there after {arrived - session.started:.1f} s"
-    )
+    print(f"  on {compute.describe()}: about {human_time(total)}, {sizes}; first batch after {arrived - session.started:.1f} s")
     return micro_batch_size, processes.first_says(epochs * task.num_train * train_seconds)

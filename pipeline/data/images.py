@@ -79,7 +79,7 @@ def load_pixels(image: Image.Image, level: int = 0, intensity: Intensity | None 
 
 
 def check(path: Path) -> None:
-    """Decode the picture in `path` for nothing but to know that it can be, a JPEG at an eighth of its size.
+    """Check that the image in `path` decodes; a JPEG is decoded at an eighth of its size.
 
     Raises:
         BadImage: as `decode` does.
@@ -109,7 +109,7 @@ def bad_images_error(bad: dict[Path, str]) -> UserError:
     if len(bad) > 20:
         lines.append(f"  ... and {len(bad) - 20} more")
     count = f"{len(bad)} training image{'s' if len(bad) > 1 else ''}"
-    return UserError("\n".join([f"{count} cannot be decoded; mend them, or train without them: --set data.skip_bad_images=true", *lines]))
+    return UserError("\n".join([f"{count} cannot be decoded; fix them, or train without them: --set data.skip_bad_images=true", *lines]))
 
 
 def lost_image_error(paths: Sequence[Path]) -> LostImage:

@@ -121,7 +121,8 @@ def load_pretrained(source: str) -> Backbone:
 def rebuild_backbone(folder: Path, num_classes: int) -> Backbone:
     """The classifier saved in `folder` with `num_classes` outputs, float32, eval mode.
 
-    Its head may be missing or of another size (an adapter brings it): then `new_head` is True, and means nothing by itself.
+    Its head may be missing or of another size (an adapter brings it). `new_head` is then True; the caller must check that the
+    adapter supplies the head.
 
     Raises:
         UserError: as `load_backbone`.

@@ -37,7 +37,7 @@ def use_half_weights(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def hold_frozen(model: nn.Module, dtype: torch.dtype) -> int:
-    """Hold the frozen weights that autocast would cast to `dtype` in `dtype`; the number of layers changed. Same bits, under autocast alone.
+    """Store frozen weights in half precision; returns the number of layers changed. Under autocast the results are bit-identical.
 
     What an adapter saves (copies of whole modules, parts of them frozen) stays as it is.
     """

@@ -201,7 +201,7 @@ def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:
         print(f"  the release names no classes: taking the {num_outputs} of {competition.root}, in sorted order")
         return multiclass(names)
     raise UserError(
-        f"{run.path}: the release tells {num_outputs} classes apart and names them only LABEL_0..LABEL_{num_outputs - 1}, and {competition.root} "
+        f"{run.path}: the release distinguishes {num_outputs} classes and names them only LABEL_0..LABEL_{num_outputs - 1}, and {competition.root} "
         f"has {len(names)} class names. Put the training images (train/<class>/) or a sample_submission with one column per class "
         f"into {competition.root}, or write the names into id2label of {run.backbone_dir / 'config.json'}"
     )

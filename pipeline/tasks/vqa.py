@@ -250,7 +250,7 @@ class VqaTask:
         return Baseline(self._question_floor, "the most frequent answer to the same question") if self.num_val else None
 
     def analyze(self, output: Path, compute: Compute) -> list[str]:
-        """Validation accuracies that knowing less gives, as lines and as floors.json: what the run's own is to be read against."""
+        """Baselines (majority answer, question only, shuffled images) as lines, and written to floors.json."""
         if not self.num_val:
             return []
         floors = {

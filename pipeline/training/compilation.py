@@ -47,10 +47,10 @@ def try_compile(
     train_seconds: float,
     before: bool | None = None,
 ) -> tuple[bool, str | None]:
-    """Leave `task` compiled or not: whether it is, and a line for people (None: nothing to say).
+    """Decide whether to compile and apply it. Returns (compiled, message); the message is None where there is nothing to say.
 
     `choice` is the recipe's: auto tries on a GPU where training is expected to take `train_seconds` of ten minutes or more. `before` is what
-    the run that goes on was doing, which decides over auto: another graph rounds otherwise.
+    the run that goes on was doing, which decides over auto, because another graph rounds differently.
 
     Raises:
         UserError: `choice` is true, and torch.compile fails or gives other results here.

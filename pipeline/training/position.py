@@ -27,7 +27,7 @@ class Position:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def start_epoch(self, epoch: int) -> None:
-        """Stand before the first row of `epoch`."""
+        """Reset to the start of `epoch`."""
         self.epoch, self.row, self.loss_sum, self.score_sum, self.seconds = epoch, 0, 0.0, 0.0, 0.0
         self.group_row, self.group_loss_sum, self.group_score_sum = 0, 0.0, 0.0
 
