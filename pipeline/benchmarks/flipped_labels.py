@@ -15,6 +15,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -40,12 +42,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where everything is written")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument("--folds", type=int, default=5, metavar="K", help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="seeds at a time (default: %(default)s)")
     parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="flags of train.py")
     args = parser.parse_args(argv)
     competition = read_layout(args.data)
     if competition.target is None or not competition.target.is_choice:
         raise UserError(f"{args.data}: one class an image is needed to flip labels")
-    results = [one_seed(args, seed) for seed in range(args.seeds)]
+    with ThreadPoolExecutor(args.workers) as pool:  # threads: each waits for processes of its own
+        results = list(pool.map(partial(one_seed, args), range(args.seeds)))
     print("\n".join(table_of(results)))
     return 0
 
