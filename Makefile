@@ -1,5 +1,5 @@
 # Every target is one line of `python ...`; pipeline/README.md lists them for systems without make.
-# With no active environment make uses (and first creates) .venv; PYTHON=python uses what is installed (Colab, Kaggle notebooks).
+# Without an active environment make creates and uses .venv; PYTHON=python uses the installed packages (Colab, Kaggle notebooks).
 
 BASE_PYTHON ?= python3
 ifdef PYTHON
@@ -18,7 +18,7 @@ INSTALL = $(PYTHON) -m pip install --disable-pip-version-check --constraint cons
 PEERS := image_folder_documented image_folder_best trainer_documented trainer_best trainer_compiled timm_loop pipeline_documented pipeline_best
 export PYTHONUNBUFFERED := 1
 
-# What each target takes on the command line; anything else there is refused, for it would be ignored.
+# The variables that each target takes. Any other is refused, because make would silently ignore it.
 TAKES_weights := WEIGHTS MODEL DATA
 TAKES_data := FROM DATA COMPETITION DATASET YES
 TAKES_look := DATA OUTPUT RECIPE BACKBONE NO_IMAGES
@@ -42,7 +42,7 @@ endif
 
 check_python = $(1) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(1) is %d.%d: $(2)" % v[:2])'
 
-# A value as one word of the shell, whatever is in it; and a flag with it where it is given. MODEL= and RUN= are the same.
+# shell_word: a value quoted for the shell. flag: a flag with that value, if it is given. MODEL= and RUN= mean the same.
 shell_word = '$(subst ','\'',$(value $(1)))'
 flag = $(if $(value $(1)),$(2) $(call shell_word,$(1)))
 model = $(call flag,$(if $(value RUN),RUN,MODEL),$(1))
@@ -75,60 +75,60 @@ $(BENCH): tests/benchmarks/requirements.txt $(SETUP)
 	$(INSTALL) tests/benchmarks/requirements.txt
 	@touch $@
 
-demo: $(SETUP)  ## the whole job on handwritten digits: train, predict, check, score, page
+demo: $(SETUP)  ## try everything on handwritten digits: train, predict, check, score, page
 	$(PYTHON) -m pipeline.demo
 
-demo-base: $(SETUP)  ## rebuild the demo's pretrained base from nothing
+demo-base: $(SETUP)  ## train the demo's pretrained base again, from random weights
 	$(PYTHON) -m pipeline.demo --rebuild-base
 
 weights: $(SETUP)  ## install released weights (WEIGHTS=drive id, link or zip; default: finetuned_model/release.yaml)
 	$(PYTHON) -m pipeline.fetch.releases $(call flag,WEIGHTS,--weights) $(call flag,MODEL,--model) $(call flag,DATA,--data)
 
-data: $(SETUP)  ## into data/ (DATA=): a Kaggle competition (COMPETITION=slug), what you downloaded (FROM=folder or archive), a public set (DATASET=cifar10 ...)
+data: $(SETUP)  ## fill data/ (DATA=) with a Kaggle competition (COMPETITION=slug), your download (FROM=folder or archive) or a public set (DATASET=cifar10 ...)
 	$(PYTHON) -m pipeline.fetch.install $(call flag,FROM,--from) $(call flag,DATA,--data) $(call flag,COMPETITION,--competition) $(call flag,DATASET,--dataset) $(if $(YES),--yes)
 
-look: $(SETUP)  ## a page about the data before anything is trained, into look/NAME/ (DATA= RECIPE= BACKBONE= OUTPUT= NO_IMAGES=1)
+look: $(SETUP)  ## one page about the data before training, in look/NAME/ (DATA= RECIPE= BACKBONE= OUTPUT= NO_IMAGES=1)
 	$(PYTHON) -m pipeline.look.show $(call flag,DATA,--data) $(call flag,RECIPE,--recipe) $(call flag,BACKBONE,--backbone) $(call flag,OUTPUT,--output) $(if $(NO_IMAGES),--no-images)
 
 submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the score (COMPETITION= MESSAGE= YES=1 PREDICTIONS= DATA= MODEL=)
 	$(PYTHON) -m pipeline.kaggle.submit $(call flag,COMPETITION,--competition) $(call flag,MESSAGE,--message) $(if $(YES),--yes) $(call flag,PREDICTIONS,--predictions) $(call flag,DATA,--data) $(call model,--model)
 
-kernel: $(SETUP)  ## an offline Kaggle notebook of a run, rehearsed here (MODEL='a b' DATA= COMPETITION= HOURS= TTA= PRIOR= WHEELS='a b' NOTEBOOK=1 TEST_IMAGES=1); PUSH=1 also sends, submits it
+kernel: $(SETUP)  ## make an offline Kaggle notebook of a run and test it here (MODEL='a b' DATA= COMPETITION= HOURS= TTA= PRIOR= WHEELS='a b' NOTEBOOK=1 TEST_IMAGES=1); PUSH=1 also uploads and submits it
 	$(call check_list,MODEL,python -m pipeline.kernel.make --model 'a run')$(PYTHON) -m pipeline.kernel.make $(foreach run,$(MODEL),--model $(run)) $(call flag,DATA,--data) $(call flag,COMPETITION,--competition) $(call flag,HOURS,--hours) $(call flag,TTA,--tta) $(call flag,PRIOR,--prior) $(if $(WHEELS),--wheels $(foreach name,$(WHEELS),"$(name)")) $(call flag,MESSAGE,--message) $(if $(NOTEBOOK),--notebook) $(if $(TEST_IMAGES),--test-images) $(if $(PUSH),--push) $(if $(YES),--yes)
 
-score: $(SETUP)  ## every metric of predictions.csv against held-back labels (SOLUTION=file PREDICTIONS= DATA= MODEL=)
+score: $(SETUP)  ## compute every metric of predictions.csv from labels of the test images (SOLUTION=file PREDICTIONS= DATA= MODEL=)
 	$(PYTHON) -m pipeline.submission.score $(call flag,SOLUTION,--solution) $(call flag,PREDICTIONS,--predictions) $(call flag,DATA,--data) $(call model,--model)
 	$(PYTHON) -m pipeline.report.page --if-present $(or $(call model,--run),--of $(if $(value PREDICTIONS),$(call shell_word,PREDICTIONS),predictions.csv))
 
-ablation: $(SETUP)  ## every row of a grid with every seed: train, predict, score, one table (GRID=name or file; DATASET= or DATA=, SOLUTION=)
+ablation: $(SETUP)  ## train, predict and score every row of a grid with every seed; one table (GRID=name or file; DATASET= or DATA=, SOLUTION=)
 	$(PYTHON) -m pipeline.experiments.ablation --grid $(call shell_word,GRID) $(if $(value DATASET),--data data/$(call shell_word,DATASET)) $(call flag,DATA,--data) $(call flag,SOLUTION,--solution)
 
-report: $(SETUP)  ## rebuild a run's report.html from its folder (MODEL=, default finetuned_model); RUNS='a b' compares runs in one page; NO_IMAGES=1: to be sent
+report: $(SETUP)  ## rebuild a run's report.html from its folder (MODEL=, default finetuned_model); RUNS='a b' compares runs in one page; NO_IMAGES=1: without images, to send it
 	$(call check_list,RUNS,python -m pipeline.report.page --run 'run a' --run 'run b')$(PYTHON) -m pipeline.report.page $(if $(RUNS),$(foreach run,$(RUNS),--run $(run)),$(call model,--run)) $(if $(NO_IMAGES),--no-images)
 
-suspects: $(SETUP)  ## labels that look wrong, from a run of folds: a table, and a page to decide in (MODEL=runs/folds DATA= NO_IMAGES=1)
+suspects: $(SETUP)  ## find labels that look wrong, from a run of folds: a table, and a page where you decide (MODEL=runs/folds DATA= NO_IMAGES=1)
 	$(PYTHON) -m pipeline.cleaning.suspects $(call model,--model) $(call flag,DATA,--data) $(if $(NO_IMAGES),--no-images)
 
-blend: $(SETUP)  ## weights of several runs, from rows that none of their models saw, into runs/blend (RUNS='a b c' OUTPUT=)
+blend: $(SETUP)  ## find weights to average several runs, on rows that none of them was trained on; writes runs/blend (RUNS='a b c' OUTPUT=)
 	$(call check_list,RUNS,python -m pipeline.folds.blend --runs 'run a' 'run b')$(PYTHON) -m pipeline.folds.blend --runs $(RUNS) $(call flag,OUTPUT,--output)
 
-attention: $(SETUP)  ## where models look, side by side (IMAGES='a.jpg b.jpg' MODEL= or RUNS='a b c')
+attention: $(SETUP)  ## show where models look in an image, side by side (IMAGES='a.jpg b.jpg' MODEL= or RUNS='a b c')
 	$(call check_list,IMAGES,python -m pipeline.report.attention --images 'an image.jpg' --runs 'a run')$(PYTHON) -m pipeline.report.attention $(if $(IMAGES),--images $(IMAGES)) $(if $(RUNS),--runs $(RUNS),$(call model,--runs))
 
-bench: $(BENCH)  ## speed beside the peers, one table (SIZE=small-224|beit-base-224|beit-large-384 BENCH_FLAGS='--batch-size 8')
+bench: $(BENCH)  ## measure speed, compared with other libraries; one table (SIZE=small-224|beit-base-224|beit-large-384 BENCH_FLAGS='--batch-size 8')
 	$(PYTHON) -m pipeline.benchmarks.benchmark $(if $(SIZE),--size $(SIZE)) $(BENCH_FLAGS) $(addprefix --peer tests.benchmarks.peers:,$(PEERS))
 
-test: $(TESTS)  ## set up and run every test (under ten minutes on two cores)
+test: $(TESTS)  ## set up and run every quick test (under ten minutes on two cores)
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 test-slow: $(TESTS)  ## the tests that take minutes
 	$(PYTHON) -m pytest -m slow
 
-test-gpu: $(TESTS)  ## what only a GPU can tell; without one every test is skipped
+test-gpu: $(TESTS)  ## the tests that need a GPU; without one they are skipped
 	$(PYTHON) -m pytest -m gpu
 
-fuzz: $(TESTS)  ## damage every kind of file at random (FUZZ=cases of each), and kill and resume runs (KILLED_RUNS=); strike commands by kills and failing disks (STRIKES=)
+fuzz: $(TESTS)  ## read randomly damaged files (FUZZ=number of each kind), kill and resume runs (KILLED_RUNS=), kill commands and let disks fail (STRIKES=)
 	FUZZ=$(or $(FUZZ),2000) $(PYTHON) -m pytest tests/test_fuzz.py tests/test_fuzz_hostile.py -s
 	KILLED_RUNS=$(or $(KILLED_RUNS),40) $(PYTHON) -m pytest tests/test_resume.py -k killed_at_random -m slow -s
 	STRIKES=$(or $(STRIKES),100) $(PYTHON) -m pytest tests/test_struck.py -m slow -s

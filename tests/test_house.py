@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -320,6 +321,17 @@ def test_the_map_names_every_module() -> None:
         named |= {path.stem for path in ROOT.glob(f"pipeline/**/{prefix}*.py")}
     present = {path.stem for path in ROOT.glob("pipeline/**/*.py") if path.stem != "__init__"} | {"train", "inference"}
     assert named == present
+
+
+def test_a_file_imports_only_from_files_above_it_on_the_map() -> None:
+    text = (ROOT / "pipeline/README.md").read_text(encoding="utf-8").partition("## The map")[2].partition("\n## ")[0]
+    place: dict[str, int] = {}
+    for number, name in enumerate(re.findall(r"([\w*]+)\.py\b(?!\.txt)", text)):
+        rooms = [room.rpartition(".")[2] for room in ROOMS] if "*" in name else [name]
+        place |= {room: number for room in rooms if fnmatch(room, name) and room not in place}
+    short = {room: room.rpartition(".")[2] for room in ROOMS}
+    late = [(room, name) for room in ROOMS for name, _ in imports(path_of(room)) if place[short[name]] > place[short[room]]]
+    assert not late, f"import from a file below them on the map: {late}"
 
 
 def test_every_make_target_in_the_readme_exists() -> None:

@@ -1,4 +1,4 @@
-"""A run's page while it trains: drawn again as often as it costs little."""
+"""The page of a run during training: written again whenever that costs little time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LIVE_SHARE = 0.05  # of the time of training
-FIRST_PAGE_S, FIRST_CURVES_S = 1.5, 0.5  # what a first one may cost, before it was measured
+FIRST_PAGE_S, FIRST_CURVES_S = 1.5, 0.5  # assumed cost of the first one, which is not measured yet
 
 
 class Budget:
@@ -18,12 +18,12 @@ class Budget:
         self._began, self._spent, self._cost = time.monotonic(), 0.0, first_cost  # seconds
 
     def allows(self) -> bool:
-        """True where doing it once more, at its last cost, stays within the share."""
+        """Whether there is time for it once more, if it takes as long as last time."""
         return self._spent + self._cost <= LIVE_SHARE * (time.monotonic() - self._began)
 
     @contextmanager
     def spending(self) -> Iterator[None]:
-        """What is done inside counts."""
+        """A context whose time is counted as spent."""
         start = time.monotonic()
         try:
             yield
@@ -33,8 +33,9 @@ class Budget:
 
 
 class LivePage:
-    """Keeps a run's figures and page up to date while it trains: the curves in at most 5 % of the time, the page in at most 5 %. Epochs
-    of a minute have both at once, of shorter ones only some have."""
+    """Keeps a run's page and figures up to date during training: the curves in at most 5 % of the time, the page in at most 5 %.
+
+    Epochs of a minute or more update both; of shorter epochs only some do."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -43,7 +44,7 @@ class LivePage:
     def update(self, at_once: bool = False) -> str | None:
         """Write the page if there is time for it, or `at_once`; else draw the curves, if there is time for them.
 
-        An error message instead of raising: a failed page must never stop training.
+        Returns an error message instead of raising: a failed page must never stop training.
         """
         from pipeline.report.curves import draw_curves  # a second of imports: not before the first batch
         from pipeline.report.page import build_report
