@@ -245,13 +245,17 @@ def test_frozen_backbones_are_computed_once_and_a_resumed_run_is_bit_identical(
 
 
 def test_an_answer_outside_the_kept_ones_is_wrong_and_said(learnt: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
-    path = recipe(tmp_path, tiny_backbone, epochs="1", data="{val_fraction: 0.34, top_answers: 2}")
+    path = recipe(tmp_path, tiny_backbone, epochs="1", optimizer="{lr: 1.0e-9}", data="{val_fraction: 0.34, top_answers: 2}")
     assert train.main(arguments(learnt, path, tmp_path / "run")) == 0
-    assert "count as wrong" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "count as wrong" in told.out
     table = pd.read_csv(tmp_path / "run" / "val_predictions.csv", dtype=str)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert len(record["class_names"]) == 2 and set(table["label"]) == {"blue", "green", "red", "1", "yes", "no"}
     assert (table["label"] == table["predicted"]).mean() == pytest.approx(record["best"]["value"])
+    floor = json.loads((tmp_path / "run" / "floors.json").read_text())["the question alone: its most frequent training answer"]
+    below = f"val_accuracy {record['best']['value']:.4f}, the most frequent answer to the same question {floor:.4f}"
+    assert below in told.err and "--set head.text_pooling=mean" in told.err  # nothing was learnt at this rate, and it is said
 
 
 def test_a_picture_is_decoded_once_for_its_questions_and_padding_is_per_batch(learnt: Path, tiny_backbone: Path, monkeypatch) -> None:
