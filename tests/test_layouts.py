@@ -247,6 +247,25 @@ def test_a_numbering_is_no_id_where_another_column_finds_images(tmp_path, name):
     assert [row.path.name for row in competition.test] == ["2.jpg", "1.jpg"]
 
 
+@pytest.mark.parametrize("name", ["row", "Unnamed: 0"])
+def test_a_numbering_is_no_id_where_the_ids_find_few_images(tmp_path, name):
+    touch(tmp_path, *(f"train/{n}.jpg" for n in range(12)), "test/20.jpg")
+    write(tmp_path, train=f"{name},id,label\n" + "".join(f"{n},{n if n < 2 else n + 90},{'ab'[n % 2]}\n" for n in range(12)))
+    assert "train.csv (id, label)" in refusal(tmp_path) and "10 of 12 ids without an image: '92' in row 4" in refusal(tmp_path)
+    write(tmp_path, train=f"{name},name,label\n" + "".join(f"{n},{n % 2},{'ab'[n % 2]}\n" for n in range(12)))
+    assert read_layout(tmp_path).train[3].id == "3"  # a few numbers again and again are no ids, whatever they are called
+
+
+@pytest.mark.parametrize("numbers", [(100, 101), (7, 3)])
+def test_a_numbering_of_the_sample_is_no_column_to_fill_wherever_it_begins(tmp_path, numbers):
+    two_classes(tmp_path)
+    touch(tmp_path, "test/1.jpg", "test/2.jpg")
+    rows = "".join(f"{number},{name},cat\n" for number, name in zip(numbers, (2, 1), strict=True))
+    competition = read_layout(write(tmp_path, sample_submission=f"Unnamed: 0,id,label\n{rows}"))
+    assert competition.form.columns == ("id", "label") and [row.id for row in competition.test] == ["2", "1"]
+    assert "numbers the rows ignored" in said(competition)
+
+
 def test_a_split_column_is_the_split(tmp_path):
     flat(tmp_path, train="id,label,split,fold\n1,cat,train,0\n2,dog,valid,1\n3,dog,test,2\n4,dog,train,1\n")
     competition = read_layout(tmp_path)

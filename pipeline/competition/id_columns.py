@@ -89,7 +89,7 @@ def _best_columns(table: Table, probes: dict[str, Match]) -> list[str]:
     needed = min(NEARLY * rows, rows - 1)
     near = [name for name in probes if ranks[name][1] >= needed and ranks[name][0] >= NEARLY * most[0] - 1 and ranks[name][0]]
     numbering = [name for name in probes if ranks[name][0] and _numbers_rows(table, name)]
-    if any(name not in numbering and ranks[name][0] * 2 >= most[0] for name in probes):
+    if any(name not in numbering and _may_be_ids(table, name, ranks[name][0], most[0]) for name in probes):
         weak = [name for name in numbering if not is_id_name(name) or ranks[name] != most]
         ranks = {name: rank for name, rank in ranks.items() if name not in weak or _same(probes, name, near)}
         near = [name for name in near if name in ranks]
@@ -97,6 +97,11 @@ def _best_columns(table: Table, probes: dict[str, Match]) -> list[str]:
     named = [name for name in near if is_id_name(name)]
     top = [name for name in ranks if ranks[name] == most]
     return named or [name for name in top if is_id_name(name)] or top
+
+
+def _may_be_ids(table: Table, name: str, found: int, most: int) -> bool:
+    """True for a column that finds images enough, or is named like an id, finds some, and has different values in most rows."""
+    return found * 2 >= most or (found > 0 and is_id_name(name) and len(set(table.column(name))) * 2 >= len(table.cells))
 
 
 def _same(probes: dict[str, Match], name: str, others: Sequence[str]) -> bool:
@@ -109,13 +114,12 @@ def _common(match: Match, others: Sequence[Match]) -> tuple[tuple[str, ...], ...
 
 
 def without_numbering(table: Table, id_column: str) -> Table:
-    """The table without a column beside the ids that only numbers its rows (`Unnamed: 0`, `index`), with a note."""
-    extra = [
-        name
-        for name in table.columns
-        if name != id_column and plain_name(name) in ROW_NAMES and numbers_the_rows([cell.strip() for cell in table.column(name)])
-    ]
-    if not extra:
+    """The table without a column beside the ids that only numbers its rows (`Unnamed: 0`, `index`), with a note.
+
+    Such a column may begin anywhere and be in any order: pandas keeps the numbers that the rows of a part had in the whole.
+    """
+    extra = [name for name in table.columns if name != id_column and plain_name(name) in ROW_NAMES and _are_row_numbers(table, name)]
+    if not extra or len(extra) + 1 == len(table.columns):  # what is graded stays, whatever it is called
         return table
     kept = [position for position, name in enumerate(table.columns) if name not in extra]
     return replace(
@@ -124,6 +128,11 @@ def without_numbering(table: Table, id_column: str) -> Table:
         cells=tuple(tuple(row[position] for position in kept) for row in table.cells),
         notes=(*table.notes, f"the column {extra[0]!r} that numbers the rows ignored"),
     )
+
+
+def _are_row_numbers(table: Table, name: str) -> bool:
+    cells = [cell.strip() for cell in table.column(name)]
+    return len(set(cells)) == len(cells) > 1 and all(cell.isdecimal() for cell in cells)
 
 
 def _numbers_rows(table: Table, name: str) -> bool:
