@@ -285,6 +285,30 @@ def test_the_split_column_of_a_table_without_labels_refuses_nothing(tmp_path):
     assert "marks rows as 'train' and as 'extra'" in refusal(write(tmp_path, train=f"id,split,label\n{lines}"))
 
 
+def test_a_column_that_holds_parts_is_the_split_whatever_it_is_called(tmp_path):
+    flat(tmp_path, train="id,label,dataset\n1,cat,Training\n2,dog,Training\n3,dog,Testing\n4,cat,Validation\n")
+    competition = read_layout(tmp_path)
+    assert competition.split == {"1": "train", "2": "train", "4": "val"}
+    assert "by the column 'dataset' 1 validate and 1 are test rows and do not train" in said(competition)
+    write(tmp_path, train="id,class\n1,train\n2,test\n3,train\n4,test\n")  # what is called a class is one
+    assert set(labels(read_layout(tmp_path)).values()) == {"train", "test"}
+
+
+def test_tables_about_other_images_are_named_and_decide_nothing(tmp_path):
+    two_classes(tmp_path)
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,text\nx.png,hello\ny.png,hi\n")
+    (tmp_path / "test" / "metadata.csv").write_text("file_name,text\n8.jpg,hello\n")
+    assert "test/metadata.csv, train/metadata.csv not used for labels" in said(read_layout(tmp_path))
+
+
+def test_an_unclear_table_decides_nothing_where_another_holds_the_labels(tmp_path):
+    flat(tmp_path, names=("0", "1", "2", "3"), train="id,label\n0,cat\n1,dog\n2,cat\n3,dog\n")
+    (tmp_path / "train" / "_classes.csv").write_text("filename,a,b\nx.png,1,0\ny.png,0,1\n")
+    competition = read_layout(tmp_path)
+    assert labels(competition) == {"0": "cat", "1": "dog", "2": "cat", "3": "dog"}
+    assert "train/_classes.csv not used for labels" in said(competition)
+
+
 def test_is_valid_is_the_split(tmp_path):
     flat(tmp_path, train="id,label,is_valid\n1,cat,False\n2,dog,False\n3,dog,True\n4,cat,True\n")
     assert read_layout(tmp_path).split == {"1": "train", "2": "train", "3": "val", "4": "val"}

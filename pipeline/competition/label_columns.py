@@ -93,7 +93,7 @@ def fold_column(table: Table) -> str | None:
 
 
 def split_column(table: Table) -> tuple[str | None, list[str]]:
-    """The column that says which rows train, and what it says of each row ("train", "val", "test").
+    """The column that says which rows train, and what it says of each row ("train", "val", "test"): by its name, or by what it holds.
 
     Raises:
         UserError: some of its values mark rows and others say nothing that is known.
@@ -118,7 +118,19 @@ def split_column(table: Table) -> tuple[str | None, list[str]]:
                 f"{table.path}: the column {name!r} marks rows as {quoted(sorted(known))} and as {quoted(other)}; write train, valid or "
                 "test there, or rename the column"
             )
+    for name in table.columns:
+        if _holds_parts(table, name):
+            return name, [PART_OF_VALUE[cell.strip().lower()] for cell in table.column(name)]
     return None, []
+
+
+def _holds_parts(table: Table, name: str) -> bool:
+    """True for a column of `Training` and `Testing`, and nothing else, whatever it is called (`dataset`), unless it is called a label."""
+    position = table.columns.index(name)
+    if plain_name(name) in LABEL_NAMES or not table.cells or table.cells[0][position].strip().lower() not in PART_OF_VALUE:
+        return False
+    kinds = {row[position].strip().lower() for row in table.cells}
+    return kinds <= PART_OF_VALUE.keys() and "train" in (parts := {PART_OF_VALUE[kind] for kind in kinds}) and len(parts) > 1
 
 
 def choose_labels(table: Table, id_name: str, match: Match, index: ImageIndex, wanted: Wanted, given: str | None) -> Choice:
@@ -129,7 +141,7 @@ def choose_labels(table: Table, id_name: str, match: Match, index: ImageIndex, w
     """
     if given:
         return Choice((column_called(table, given, LABEL_FLAG),), SURE)
-    others = [name for name in table.columns if name != id_name and not _is_split(name)]
+    others = [name for name in table.columns if name != id_name and not _is_split(table, name)]
     if CATEGORY_ID in others and table.delimiter == "":  # JSON
         names = CATEGORY in others and not wanted.numbers
         return Choice((CATEGORY if names else CATEGORY_ID,), SURE)
@@ -183,9 +195,9 @@ def _asked_for(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]
     return found or wanted.suffixed([name for name in others if _is_number_column(table, name)])
 
 
-def _is_split(name: str) -> bool:
+def _is_split(table: Table, name: str) -> bool:
     plain = plain_name(name)
-    return plain in SPLIT_NAMES or re.fullmatch(FOLD_NAME, plain) is not None
+    return plain in SPLIT_NAMES or re.fullmatch(FOLD_NAME, plain) is not None or _holds_parts(table, name)
 
 
 def _related(name: str, column: str) -> bool:

@@ -66,7 +66,15 @@ def read_labelled(
     bases = class_folders(folder)
     classes = bases[0]
     links = [source for source in sources.of_role("train", "") if source.name != sample_name]
-    looked_up = [_looked_up(source, index, wanted, _for_table(id_column, source, tables), links) for source in tables if source.table.cells]
+    looked_up, unclear_tables = [], []
+    for source in tables:
+        try:
+            if source.table.cells:
+                looked_up.append(_looked_up(source, index, wanted, _for_table(id_column, source, tables), links))
+        except UserError as error:
+            if source.role == "train":
+                raise
+            unclear_tables.append(error)  # of no account where something else says the labels
     candidates = _candidates(looked_up, index, wanted, label_column, classes)
     best = _best(candidates, label_column)
     if best is None and len(bases) > 1:
@@ -79,9 +87,14 @@ def read_labelled(
         labelled, best = from_folders(folder, classes), None
     elif in_names := {} if named and index.images and looked_up else classes_in_names(index.images):
         labelled, best = from_names(folder, in_names), None
+    elif unclear_tables:
+        raise unclear_tables[0]
     else:
         raise _nothing_usable(folder, classes, named, looked_up, index)
-    unused = [source.name for source in tables if (best is None or source is not best.found.source) and _might_tell(source, candidates)]
+    linked = best is not None and best.found.match.style is LINKED  # by way of one of the others
+    unused = [
+        source.name for source in tables if best is None or (source is not best.found.source and (source.role == "train" or not linked))
+    ]
     if unused:
         labelled.notes.append(f"{listed(unused)} not used for labels")
     if labelled.evidence:
@@ -110,10 +123,6 @@ def _refuse_weaker_folders(classes: ClassFolders, looked_up: Sequence[_LookedUp]
 def _about_images(looked_up: Sequence[_LookedUp], index: ImageIndex) -> list[Found]:
     """The tables whose ids name most training images."""
     return [entry.found for entry in looked_up if entry.found.match.num_unique * 2 > len(index.images)]
-
-
-def _might_tell(source: Source, candidates: Sequence[_Candidate]) -> bool:
-    return source.role == "train" or any(entry.found.source is source for entry in candidates)
 
 
 def _refuse_one_class(folder: DataFolder, labelled: Labelled) -> None:
