@@ -25,7 +25,7 @@ TAKES_look := DATA OUTPUT RECIPE BACKBONE NO_IMAGES
 TAKES_submit := COMPETITION MESSAGE YES PREDICTIONS DATA MODEL RUN
 TAKES_kernel := MODEL DATA COMPETITION HOURS TTA PRIOR WHEELS MESSAGE NOTEBOOK TEST_IMAGES PUSH YES
 TAKES_score := SOLUTION PREDICTIONS DATA MODEL RUN
-TAKES_ablation := GRID DATASET DATA SOLUTION
+TAKES_ablation := GRID DATASET DATA SOLUTION PARALLEL
 TAKES_report := MODEL RUN RUNS NO_IMAGES
 TAKES_suspects := MODEL RUN DATA NO_IMAGES
 TAKES_blend := RUNS OUTPUT
@@ -100,8 +100,8 @@ score: $(SETUP)  ## compute every metric of predictions.csv from labels of the t
 	$(PYTHON) -m pipeline.submission.score $(call flag,SOLUTION,--solution) $(call flag,PREDICTIONS,--predictions) $(call flag,DATA,--data) $(call model,--model)
 	$(PYTHON) -m pipeline.report.page --if-present $(or $(call model,--run),--of $(if $(value PREDICTIONS),$(call shell_word,PREDICTIONS),predictions.csv))
 
-ablation: $(SETUP)  ## train, predict and score every row of a grid with every seed; one table (GRID=name or file; DATASET= or DATA=, SOLUTION=)
-	$(PYTHON) -m pipeline.experiments.ablation --grid $(call shell_word,GRID) $(if $(value DATASET),--data data/$(call shell_word,DATASET)) $(call flag,DATA,--data) $(call flag,SOLUTION,--solution)
+ablation: $(SETUP)  ## train, predict and score every row of a grid with every seed; one table (GRID=name or file; DATASET= or DATA=, SOLUTION= PARALLEL=cards)
+	$(PYTHON) -m pipeline.experiments.ablation --grid $(call shell_word,GRID) $(if $(value DATASET),--data data/$(call shell_word,DATASET)) $(call flag,DATA,--data) $(call flag,SOLUTION,--solution) $(call flag,PARALLEL,--parallel)
 
 report: $(SETUP)  ## rebuild a run's report.html from its folder (MODEL=, default finetuned_model); RUNS='a b' compares runs in one page; NO_IMAGES=1: without images, to send it
 	$(call check_list,RUNS,python -m pipeline.report.page --run 'run a' --run 'run b')$(PYTHON) -m pipeline.report.page $(if $(RUNS),$(foreach run,$(RUNS),--run $(run)),$(call model,--run)) $(if $(NO_IMAGES),--no-images)

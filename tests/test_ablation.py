@@ -18,7 +18,7 @@ import yaml
 
 from pipeline.config import load_recipe
 from pipeline.errors import Interrupted, UserError, run_command
-from pipeline.experiments import ablation, trials
+from pipeline.experiments import ablation, side_by_side, trials
 from pipeline.experiments.grids import GRIDS_DIR, grid_names, load_grid
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -212,6 +212,65 @@ def test_a_stopped_grid_goes_on_inside_the_trial(competition: Path, tiny_backbon
     assert "resuming in epoch" in (tmp_path / "out" / unfinished / "trial.log").read_text()
     first, second = read_csv(tmp_path / "out" / "table.csv")
     assert first["finished"] == second["finished"] == "1" and first["val_accuracy_sd"] == first["test_accuracy"] == ""
+
+
+def test_trials_side_by_side_make_the_same_table(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, commands, monkeypatch, capsys
+) -> None:
+    """Each trial's process is run here, one after the other; real ones are in the slow test below."""
+    monkeypatch.setattr(ablation, "places_for", lambda at_once: None)
+
+    def run_here(children: list, at_once: int, after) -> None:
+        assert at_once == 2
+        for made in children:
+            child = made()
+            assert child.words[:2] == ["-m", "pipeline.experiments.side_by_side"] and len(child.keeps) == 1
+            assert side_by_side.main(child.words[2:]) == 0
+            after(child.name)
+
+    monkeypatch.setattr(side_by_side, "run_children", run_here)
+    grid, output = write_grid(tmp_path / "g.yaml", [ROWS[0], ROWS[2]], seeds=[3]), tmp_path / "out"
+    call = ["--grid", str(grid), "--data", str(competition), "--output", str(output), "--backbone", str(tiny_backbone), "--parallel", "9"]
+    with pytest.raises(UserError, match=r"(?s)1 of 2 trials failed.*diverges, seed 3: the loss became NaN"):
+        ablation.main([*call, "--solution", str(competition.parent / "solution.csv")])
+    assert trained(commands) == ["lora-r-2_seed3", "diverges_seed3"]
+    first, failed = read_csv(output / "table.csv")
+    assert (first["finished"], failed["finished"]) == ("1", "0") and float(first["test_accuracy"]) >= 0
+    printed = capsys.readouterr().out
+    assert "[2/2] diverges, seed 3: started" in printed and "  LoRA r=2, seed 3: test accuracy" in printed
+    assert not (output / "lora-r-2_seed3" / "state").exists()
+
+
+def test_side_by_side_needs_a_number_and_a_card_each(competition: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    with pytest.raises(UserError, match="--parallel 0: at least 1"):
+        ablation.main(["--grid", "ranks", "--data", str(competition), "--parallel", "0"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="--parallel 3: this machine has 2 cards; use --parallel 2"):
+        ablation.main(["--grid", "ranks", "--data", str(competition), "--parallel", "3"])
+
+
+@pytest.mark.slow
+def test_side_by_side_in_real_processes_stopped_and_continued(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    rows = [{"name": name, "set": {"epochs": 30, "checkpoint.every_minutes": 0.001}} for name in "ab"]
+    grid, output = write_grid(tmp_path / "g.yaml", rows, seeds=[3]), tmp_path / "out"
+    command = [sys.executable, "-m", "pipeline.experiments.ablation", "--grid", str(grid), "--data", str(competition)]
+    command += ["--output", str(output), "--backbone", str(tiny_backbone), "--parallel", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    folders = [output / "a_seed3", output / "b_seed3"]
+    while not all(list((folder / "state").glob("[0-9]*.json")) for folder in folders) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate()
+    assert process.returncode == 130 and said.count("Go on with the same command") == 1, said
+    assert not any((folder / "run.json").exists() for folder in folders)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert all("resuming in epoch" in (folder / "trial.log").read_text(encoding="utf-8") for folder in folders)
+    assert [line["finished"] for line in read_csv(output / "table.csv")] == ["1", "1"]
+    base = "model_beit/model.safetensors"
+    assert (folders[0] / base).samefile(folders[1] / base)
 
 
 @pytest.mark.slow

@@ -192,7 +192,7 @@ WINGS = {
         *("push", "make"),
     ],
     "commands": ["session", "building", "probing", "announcing", "fitting", "planning"],
-    "experiments": ["grids", "trials", "ablation_table", "ablation"],
+    "experiments": ["grids", "trials", "side_by_side", "ablation_table", "ablation"],
     "benchmarks": ["baselines", "throughput", "step_memory", "benchmark", "flipped_labels"],
     "last": ["demo_data", "demo"],
 }

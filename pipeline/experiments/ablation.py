@@ -2,6 +2,7 @@
 
 python -m pipeline.experiments.ablation --grid lora-full-head --data data/birds          # a grid of pipeline/recipes/grids
 python -m pipeline.experiments.ablation --grid my-grid.yaml --data data/birds            # your own; the same command goes on after a stop
+python -m pipeline.experiments.ablation --grid ranks --data data/birds --parallel 2      # two trials at once, each on a card of its own
 python -m pipeline.experiments.ablation --grid ranks --data data/birds --backbone DIR --set epochs=5 --seeds 0,1,2       # for all rows
 """
 
@@ -23,12 +24,17 @@ from pipeline.experiments.ablation_table import summary, write_tables
 from pipeline.experiments.grids import Grid, Trial, load_grid
 from pipeline.experiments.trials import Bench, build_key, changes, dry_run, has_begun, is_done, note, run_trial
 from pipeline.files import human_time, set_aside
+from pipeline.folds.parallel import places_for
 
 LOCK_SECONDS = 60  # a script whose parent was killed finishes its micro-batch and saves its state
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """The command line.
+
+    Raises:
+        UserError: --parallel is less than 1.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.experiments.ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,9 +45,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", metavar="N,N", help="instead of the grid's")
     parser.add_argument("--backbone", metavar="HUB_ID|DIR", help="for all rows; image size and preprocessing come with it")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any recipe key, for all rows; repeatable")
+    parser.add_argument(
+        "--parallel", type=int, default=1, metavar="P", help="trials at once, a card each (no card: the threads are shared)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check every row and stop before the first is trained")
     parser.add_argument("--redo", action="store_true", help="train rows anew whose definition changed; what they gave is moved to earlier/")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.parallel < 1:
+        raise UserError(f"--parallel {args.parallel}: at least 1")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         Interrupted: stopped; the same command goes on.
     """
     args = parse(argv)
+    if args.parallel > 1:
+        places_for(args.parallel)
     grid = load_grid(args.grid, args.backbone, parse_assignments(args.set), parse_seeds(args.seeds))
     output = args.output or Path("runs") / f"{grid.name}-{args.data.resolve().name}"
     with locked(output) as lock:
@@ -63,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         check_builds(todo, grid, bench)
         if args.dry_run:
             return 0
-        failures = run_all(todo, grid, bench)
+        failures = run_all(todo, grid, bench, args.parallel)
         tables = write_tables(grid, bench, figures=True)
     print(f"\n{summary(grid, bench)}\n{', '.join(str(path) for path in tables)}")
     raise_all(failures, f"{len(failures)} of {len(grid.trials)} trials failed; the same command tries them again:")
@@ -140,23 +154,34 @@ def check_builds(todo: Sequence[Trial], grid: Grid, bench: Bench) -> None:
     raise_all(problems, "nothing was started, because these rows cannot be trained:")
 
 
-def run_all(todo: Sequence[Trial], grid: Grid, bench: Bench) -> list[str]:
-    """Run the trials one after the other, keeping the table up to date; one line for each that failed."""
-    failures = []
-    for number, trial in enumerate(todo, start=1):
-        print(
-            f"[{number}/{len(todo)}] {trial.title}: started {time.strftime('%H:%M')}, log in {bench.folder(trial) / 'trial.log'}",
-            flush=True,
-        )
-        failed = run_trial(trial, bench)
+def run_all(todo: Sequence[Trial], grid: Grid, bench: Bench, at_once: int = 1) -> list[str]:
+    """Run the trials, `at_once` at a time, keeping the table up to date; one line for each that failed."""
+    failures, left = [], list(todo)
+
+    def started(trial: Trial) -> None:
+        log = bench.folder(trial) / "trial.log"
+        print(f"[{todo.index(trial) + 1}/{len(todo)}] {trial.title}: started {time.strftime('%H:%M')}, log in {log}", flush=True)
+
+    def ended(trial: Trial, failed: str | None) -> None:
+        left.remove(trial)
         write_tables(grid, bench, figures=False)
-        failures += [f"{trial.title}: {failed}"] if failed else []
-        left = estimate(todo[number:], grid, bench)
-        print(f"  {f'FAILED: {failed}' if failed else summary(grid, bench, trial)}" + (f"; {left}" if left else ""), flush=True)
+        failures.extend([f"{trial.title}: {failed}"] if failed else [])
+        said = f"FAILED: {failed}" if failed else summary(grid, bench, trial)
+        about = estimate(left, grid, bench, at_once)
+        print(f"  {f'{trial.title}: ' if at_once > 1 else ''}{said}" + (f"; {about}" if about else ""), flush=True)
+
+    if at_once > 1 and len(todo) > 1:
+        from pipeline.experiments.side_by_side import run_beside
+
+        run_beside(todo, bench, at_once, started, ended)
+    else:
+        for trial in todo:
+            started(trial)
+            ended(trial, run_trial(trial, bench))
     return failures
 
 
-def estimate(left: Sequence[Trial], grid: Grid, bench: Bench) -> str:
+def estimate(left: Sequence[Trial], grid: Grid, bench: Bench, at_once: int = 1) -> str:
     """What is left, in words: each trial takes as long as its row did with other seeds, or as the mean of all."""
     if not left:
         return ""
@@ -167,7 +192,7 @@ def estimate(left: Sequence[Trial], grid: Grid, bench: Bench) -> str:
     every = [seconds for row in took.values() for seconds in row]
     if not every:
         return f"{len(left)} left"
-    return f"{len(left)} left, about {human_time(sum(mean(took.get(trial.row, every)) for trial in left))}"
+    return f"{len(left)} left, about {human_time(sum(mean(took.get(trial.row, every)) for trial in left) / at_once)}"
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from pipeline.submission import score
 
 NOTE = {"data?": TEXT, "seconds?": NUMBER, "failed?": TEXT}
 ROOT = Path(__file__).resolve().parents[2]
+STOPPED = "stopped; finished trials and the state of those that were running are kept. Go on with the same command"
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _passing_on(process: subprocess.Popen) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
     if stopped:
-        raise Interrupted("stopped; finished trials and the state of this one are kept. Go on with the same command")
+        raise Interrupted(STOPPED)
 
 
 def last_words(log: Path, code: int) -> str:
@@ -213,7 +214,7 @@ def tidy(folder: Path, output: Path) -> None:
 def _step(command: Sequence[object], log: Path, bench: Bench) -> str | None:
     code = run_logged(command, log, bench)
     if code == EXIT_INTERRUPTED:
-        raise Interrupted("stopped; finished trials and the state of this one are kept. Go on with the same command")
+        raise Interrupted(STOPPED)
     return None if code == EXIT_DONE else last_words(log, code)
 
 

@@ -22,10 +22,14 @@ IS_CHILD = "CHILD_OF_PARALLEL"  # in the environment of each process that is sta
 
 @dataclass(frozen=True)
 class Child:
-    """A process to start: `name` stands before its lines, `words` are a script of this project, or -m and a module, and its flags."""
+    """A process to start: `name` stands before its lines, `words` are a script of this project, or -m and a module, and its flags.
+
+    `keeps`: file descriptors that it inherits.
+    """
 
     name: str
     words: Sequence[str]
+    keeps: Sequence[int] = ()
 
 
 @dataclass
@@ -42,14 +46,16 @@ def is_child() -> bool:
     return IS_CHILD in os.environ
 
 
-def run_children(children: Sequence[Callable[[], Child]], at_once: int) -> None:
+def run_children(children: Sequence[Callable[[], Child]], at_once: int, after: Callable[[str], None] = lambda name: None) -> None:
     """Run all of them, `at_once` at a time. After one that ended badly no other is started, and the running ones are waited for.
+
+    `after(name)` is called when one has ended well.
 
     Raises:
         UserError: there are fewer cards than `at_once`, or one ended badly; its last message is given.
         Interrupted: stopped, or a child was (--max-minutes); all have saved their state.
     """
-    places = _places(at_once)
+    places = places_for(at_once)
     waiting, running, ended = list(children), [], []
     stopped: list[str] = []
 
@@ -70,6 +76,8 @@ def run_children(children: Sequence[Callable[[], Child]], at_once: int) -> None:
                     one.reader.join()
                     running.remove(one)
                     ended.append(one)
+                    if one.process.returncode == EXIT_DONE:
+                        after(one.name)
                 time.sleep(LOOK_SECONDS)
         finally:
             for one in running:
@@ -82,8 +90,12 @@ def run_children(children: Sequence[Callable[[], Child]], at_once: int) -> None:
         raise UserError("\n".join(f"{one.name} ended with exit code {one.process.returncode}: {_last_words(one.said)}" for one in bad))
 
 
-def _places(at_once: int) -> list[dict[str, str]]:
-    """What each of so many processes gets in its environment."""
+def places_for(at_once: int) -> list[dict[str, str]]:
+    """What each of so many processes gets in its environment: a card, or its share of the threads.
+
+    Raises:
+        UserError: there are fewer cards.
+    """
     import torch
 
     cards = torch.cuda.device_count()
@@ -109,6 +121,7 @@ def _start(child: Child, slot: int, place: dict[str, str]) -> _Running:
         encoding="utf-8",
         errors="replace",
         env=os.environ | place | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": found_first, IS_CHILD: "1"},
+        pass_fds=child.keeps,
         start_new_session=True,  # Ctrl-C goes to this process alone, which passes it on once
         preexec_fn=end_with_parent if sys.platform == "linux" else None,
     )
