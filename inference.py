@@ -57,6 +57,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="shares of the classes in the test set (columns class, share), or estimated from its predictions",
     )
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="number format (default: auto)")
+    parser.add_argument(
+        "--engine",
+        choices=["torch", "openvino"],
+        default="torch",
+        help="openvino: faster on CPUs, equal up to rounding (python -m pip install openvino)",
+    )
     return parser.parse_args(argv)
 
 
@@ -96,10 +102,10 @@ def main(argv: list[str] | None = None) -> int:
     views, lines = choose_views(
         parse_views(args.tta),
         team,
-        lambda run, rows, views: predict_views(run, competition, args.batch_size, args.precision, views, rows)[0],
+        lambda run, rows, views: predict_views(run, competition, args.batch_size, args.precision, views, rows, args.engine)[0],
     )
     print("".join(f"  {line}\n" for line in lines), end="")
-    kept_before = Kept(competition.test, choose_compute(args.precision).precision, args.batch_size, views)
+    kept_before = Kept(competition.test, choose_compute(args.precision, args.engine).precision, args.batch_size, views, args.engine)
     predictions = predict_together(
         team, team.first.target, lambda run: predict_once(run, competition, args.batch_size, args.precision, kept_before)
     )
@@ -114,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
         write_predictions(output, competition.form, predictions)
         rows = counted(len(competition.form.row_ids), "row")
         print(f"{output}: {rows}, {competition.form.describe()}; {what_was_checked(competition, compared)}")
-    record_origin(output, team.named, args.data, made_by(team, views=list(views), **decided))
+    record_origin(output, team.named, args.data, made_by(team, views=list(views), engine=args.engine, **decided))
     if formulas := [text for text in (*competition.form.row_ids, *predictions.target.names) if is_formula(text)]:
         print(
             f"  note: a spreadsheet would run {quoted(formulas)} as a formula; Kaggle needs the text as it is: do not open the file in one"
@@ -151,7 +157,7 @@ def predict_once(run: Run, competition: Competition, batch_size: int, precision:
         return found
     from pipeline.folds.views import predict_views
 
-    predictions, bad = predict_views(run, competition, batch_size, precision, kept.views)
+    predictions, bad = predict_views(run, competition, batch_size, precision, kept.views, engine=kept.engine)
     if not bad and is_first() and (problem := kept.save(run, predictions)):
         print(f"  note: {problem}")
     return predictions

@@ -61,10 +61,9 @@ def test_losses_are_compared_from_the_first_weights_though_later_rounds_train_on
     assert trainer.agrees is True and trainer.ratio > 0 and ours.images_per_second > 0
 
 
-@pytest.mark.parametrize("name", ["trainer_documented", "pipeline_documented", "pipeline_best"])
+@pytest.mark.parametrize("name", ["trainer_documented", "pipeline_documented", "pipeline_best", "ours_by_openvino"])
 def test_the_peers_give_our_answers(work: Work, name: str) -> None:
-    if name.startswith("trainer"):
-        pytest.importorskip("accelerate")
+    pytest.importorskip({"t": "accelerate", "o": "openvino"}.get(name[0], "transformers"))
     peer = load_peer(f"tests.benchmarks.peers:{name}")
     ours = {"training": our_training, "inference": our_inference}[peer.kind]
     expected, found = np.asarray(ours(work)()), np.asarray(peer(work)())

@@ -119,6 +119,7 @@ WINGS = {
             "autograd",
             "half_weights",
             "attention_maps",
+            "openvino_model",
         ),
         *("encoders", "fusion"),
     ],

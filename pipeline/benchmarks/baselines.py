@@ -45,6 +45,7 @@ class Work:
     device: torch.device
     pixels: torch.Tensor
     labels: torch.Tensor
+    engine: str = "torch"  # of our own prediction
 
     def normalized(self) -> torch.Tensor:
         """(N, 3, H, W) float32: `pixels` as the model takes them."""
@@ -105,7 +106,7 @@ def our_inference(work: Work) -> Callable[[], np.ndarray]:
     from pipeline.training.compute import Compute
     from pipeline.training.predict import predict_logits
 
-    compute = Compute(work.device, work.precision)
+    compute = Compute(work.device, work.precision, engine=work.engine)
     classifier = ready(load_run(work.model_dir.parent), NUM_CLASSES, compute)
     rows = [Row(path.name, path, None) for path in work.paths]
 

@@ -40,8 +40,9 @@ class Kept:
     `precision`, `views` and `batch_size` are part of what was computed: sums over batches of another size differ in their last digits.
     """
 
-    def __init__(self, rows: Sequence[Row], precision: str, batch_size: int, views: Sequence[str] = ()) -> None:
+    def __init__(self, rows: Sequence[Row], precision: str, batch_size: int, views: Sequence[str] = (), engine: str = "torch") -> None:
         self.images, self.precision, self.batch_size, self.views = images_digest(rows), precision, batch_size, list(views)
+        self.engine = engine
         self.stem = "-".join([STEM, *views])
         self._weights: dict[tuple[int, int, int], str] = {}  # a base that several folds share is read once
 
@@ -68,6 +69,14 @@ class Kept:
             return f"test predictions are not kept in {run.path}: {error.strerror or error}"
         return None
 
+    def _by(self) -> dict[str, str]:
+        """Another engine than torch, with its version."""
+        if self.engine == "torch":
+            return {}
+        from pipeline.models.openvino_model import openvino_version
+
+        return {"engine": f"{self.engine} {openvino_version()}"}
+
     def _made_with(self, run: Run) -> dict[str, Any]:
         versions = environment()["versions"]
         return {
@@ -76,6 +85,7 @@ class Kept:
             "precision": self.precision,
             "batch_size": self.batch_size,
             "views": self.views,
+            **self._by(),
             "versions": {name: versions.get(name) for name in DECIDING},
         }
 

@@ -102,14 +102,20 @@ def averaged_logits(logits: Callable[[dict], torch.Tensor], target: Target, view
 
 
 def predict_views(
-    run: Run, competition: Competition, batch_size: int, precision: str, views: Sequence[str], given: Sequence[Row] | None = None
+    run: Run,
+    competition: Competition,
+    batch_size: int,
+    precision: str,
+    views: Sequence[str],
+    given: Sequence[Row] | None = None,
+    engine: str = "torch",
 ) -> tuple[Predictions, list[Path]]:
     """Predictions of the test ids (or of `given` rows), each the mean over its views, and the images that could not be decoded.
 
     Raises:
         UserError: the model cannot be rebuilt, or not one test image can be decoded.
     """
-    return predict(run, competition, batch_size, precision, lambda logits, target: averaged_logits(logits, target, views), given)
+    return predict(run, competition, batch_size, precision, lambda logits, target: averaged_logits(logits, target, views), given, engine)
 
 
 def gains(

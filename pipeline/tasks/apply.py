@@ -49,11 +49,17 @@ def read_for(run: Run, data_dir: Path, facts: CompetitionFacts | None = None) ->
 
 
 def predict(
-    run: Run, competition: Competition, batch_size: int, precision: str, wrap: Wrap | None = None, given: Sequence[Row] | None = None
+    run: Run,
+    competition: Competition,
+    batch_size: int,
+    precision: str,
+    wrap: Wrap | None = None,
+    given: Sequence[Row] | None = None,
+    engine: str = "torch",
 ) -> tuple[Predictions, list[Path]]:
     """Predictions of the test ids, in the order of the form (or of `given` rows), and the images that could not be decoded.
 
-    `wrap` turns the model's logits function into another one, such as a mean over views.
+    `wrap` turns the model's logits function into another one, such as a mean over views. `engine`: torch or openvino.
 
     Raises:
         UserError: the model cannot be rebuilt, or not one test image can be decoded.
@@ -62,7 +68,7 @@ def predict(
 
     rows = list(competition.test if given is None else given)
     target = target_of(run, competition, task_module(run.task).num_outputs_of(run))
-    assembled = assemble(run, target, rows, compute_rows(run, target, rows, batch_size, precision, wrap=wrap))
+    assembled = assemble(run, target, rows, compute_rows(run, target, rows, batch_size, precision, wrap=wrap, engine=engine))
     return assembled.predictions, assembled.unreadable
 
 
@@ -96,6 +102,7 @@ def compute_rows(
     go_on: Callable[[int], bool] = lambda _: True,
     wrap: Wrap | None = None,
     share: tuple[int, int] | None = None,
+    engine: str = "torch",
 ) -> Computed:
     """The logits of `rows`, on the best device at hand.
 
@@ -111,7 +118,7 @@ def compute_rows(
     from pipeline.training.compute import choose_compute
     from pipeline.training.predict import predict_logits
 
-    compute = choose_compute(precision)
+    compute = choose_compute(precision, engine)
     predictor = ready(run, target.num_outputs, compute)
     where = f"{compute.describe()}{_other_precision(run, precision, compute.precision)}"
     print(f"  {target.describe()}, {predictor.describe()}, {where}", flush=True)
@@ -138,15 +145,23 @@ def compute_rows(
 
 
 def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
-    """The finished model rebuilt, on its device, its frozen weights in half precision where that is allowed.
+    """The finished model rebuilt, on its device, its frozen weights in half precision where that is allowed; or computed by OpenVINO.
 
     Raises:
-        UserError: the model cannot be rebuilt.
+        UserError: the model cannot be rebuilt, or not be computed by the engine of `compute`.
     """
     from pipeline.models.half_weights import use_half_weights
     from pipeline.tasks.registry import task_module
 
+    if compute.engine == "openvino" and run.task != "classification":
+        raise UserError(f"--engine openvino is for images, and {run.path} answers questions: leave --engine out")
     predictor: Predictor = task_module(run.task).rebuild(run, num_outputs)
+    if compute.engine == "openvino":
+        from pipeline.models.openvino_model import to_openvino
+
+        size = predictor.rule.height, predictor.rule.width
+        predictor.model = to_openvino(predictor.model, predictor.extra, size, compute.precision)
+        return predictor
     if compute.half is not None:
         use_half_weights(predictor.model, compute.half)
     predictor.model.to(compute.device)

@@ -22,6 +22,7 @@ class Compute:
     device: torch.device
     precision: str  # fp32 | bf16 | fp16
     processes: Processes = ALONE
+    engine: str = "torch"  # or openvino, in prediction: see `pipeline.models.openvino_model`
 
     @property
     def half(self) -> torch.dtype | None:
@@ -42,7 +43,8 @@ class Compute:
 
     def describe(self) -> str:
         """Device and precision in words: `CPU, fp32`; a warning with it where bf16 was asked for and is slow."""
-        words = f"{self.device_name()}, {self.precision}{self.processes.describe()}"
+        by = "" if self.engine == "torch" else f" by {self.engine}"
+        words = f"{self.device_name()}, {self.precision}{by}{self.processes.describe()}"
         if self.precision != "bf16" or self.device.type == "mps" or computes_bf16(self.device):
             return words
         return f"{words} (this hardware only imitates it: expect less speed than with --precision auto)"
@@ -55,8 +57,9 @@ def computes_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def choose_compute(precision: str) -> Compute:
+def choose_compute(precision: str, engine: str = "torch") -> Compute:
     """The best device at hand, with `precision` (auto: bf16 where the hardware computes in it, else fp16 on CUDA and fp32 elsewhere).
+    The engine openvino takes the CPU.
 
     Of several processes each has a CUDA card of its own.
 
@@ -64,6 +67,7 @@ def choose_compute(precision: str) -> Compute:
         UserError: fp16 is asked for and there is no CUDA device, or there are fewer cards than processes.
     """
     kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = "cpu" if engine == "openvino" else kind
     device = torch.device(kind)
     if ranks.world_size() > 1 and kind == "cuda":
         device = torch.device(kind, card())
@@ -72,7 +76,7 @@ def choose_compute(precision: str) -> Compute:
         precision = "bf16" if computes_bf16(device) else "fp16" if kind == "cuda" else "fp32"
     if precision == "fp16" and kind != "cuda":
         raise UserError(f"--precision fp16 needs a CUDA device, found {kind}; use auto, bf16 or fp32")
-    return Compute(device, precision, current())
+    return Compute(device, precision, current(), engine)
 
 
 def peak_memory(device: torch.device) -> int:

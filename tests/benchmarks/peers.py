@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from pipeline.benchmarks.baselines import LR, MAX_GRAD_NORM, NUM_CLASSES, RANK, Work, titled
+from pipeline.benchmarks.baselines import LR, MAX_GRAD_NORM, NUM_CLASSES, RANK, Work, our_inference, titled
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about Trainer's own calls
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -95,6 +96,12 @@ def pipeline_documented(work: Work) -> Callable[[], np.ndarray]:
 @titled("inference", "pipeline, best: batched, half precision where the machine has it")
 def pipeline_best(work: Work) -> Callable[[], np.ndarray]:
     return _pipeline(work, dtype=HALF.get(work.precision), batch_size=work.batch_size)
+
+
+@titled("inference", "ours, --engine openvino")
+def ours_by_openvino(work: Work) -> Callable[[], np.ndarray]:
+    """Files to logits, as `inference.py --engine openvino` does it, on the CPU."""
+    return our_inference(replace(work, engine="openvino"))
 
 
 def _one_epoch(dataset: ImageFolder, work: Work) -> Callable[[], None]:
