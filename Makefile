@@ -21,7 +21,7 @@ export PYTHONUNBUFFERED := 1
 # The variables that each target takes. Any other is refused, because make would silently ignore it.
 TAKES_weights := WEIGHTS MODEL DATA
 TAKES_data := FROM DATA COMPETITION DATASET YES
-TAKES_look := DATA OUTPUT RECIPE BACKBONE NO_IMAGES
+TAKES_look := DATA OUTPUT RECIPE BACKBONE METRIC TARGET POSITIVE_CLASS NO_IMAGES
 TAKES_submit := COMPETITION MESSAGE YES PREDICTIONS DATA MODEL RUN
 TAKES_kernel := MODEL DATA COMPETITION HOURS TTA PRIOR WHEELS MESSAGE NOTEBOOK TEST_IMAGES PUSH YES
 TAKES_score := SOLUTION PREDICTIONS DATA MODEL RUN
@@ -87,8 +87,8 @@ weights: $(SETUP)  ## install released weights (WEIGHTS=drive id, link or zip; d
 data: $(SETUP)  ## fill data/ (DATA=) with a Kaggle competition (COMPETITION=slug), your download (FROM=folder or archive) or a public set (DATASET=cifar10 ...)
 	$(PYTHON) -m pipeline.fetch.install $(call flag,FROM,--from) $(call flag,DATA,--data) $(call flag,COMPETITION,--competition) $(call flag,DATASET,--dataset) $(if $(YES),--yes)
 
-look: $(SETUP)  ## one page about the data before training, in look/NAME/ (DATA= RECIPE= BACKBONE= OUTPUT= NO_IMAGES=1)
-	$(PYTHON) -m pipeline.look.show $(call flag,DATA,--data) $(call flag,RECIPE,--recipe) $(call flag,BACKBONE,--backbone) $(call flag,OUTPUT,--output) $(if $(NO_IMAGES),--no-images)
+look: $(SETUP)  ## one page about the data before training, in look/NAME/ (DATA= METRIC= TARGET= POSITIVE_CLASS= RECIPE= BACKBONE= OUTPUT= NO_IMAGES=1)
+	$(PYTHON) -m pipeline.look.show $(call flag,DATA,--data) $(call flag,METRIC,--metric) $(call flag,TARGET,--target) $(call flag,POSITIVE_CLASS,--positive-class) $(call flag,RECIPE,--recipe) $(call flag,BACKBONE,--backbone) $(call flag,OUTPUT,--output) $(if $(NO_IMAGES),--no-images)
 
 submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the score (COMPETITION= MESSAGE= YES=1 PREDICTIONS= DATA= MODEL=)
 	$(PYTHON) -m pipeline.kaggle.submit $(call flag,COMPETITION,--competition) $(call flag,MESSAGE,--message) $(if $(YES),--yes) $(call flag,PREDICTIONS,--predictions) $(call flag,DATA,--data) $(call model,--model)
