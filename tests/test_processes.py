@@ -237,6 +237,37 @@ def test_questions_are_answered_with_the_bits_of_one_process(tmp_path: Path, tin
     assert json.loads((tmp_path / "two/run.json").read_text())["processes"] == 2
 
 
+WAYS = {  # of training that the run of all tests above has not
+    "average": ["checkpoint.keep=average", "checkpoint.average_last=2"],
+    "soup": ["checkpoint.keep=soup"],
+    "start": ["lora.init=olora", "lora.use_rslora=true", "optimizer.logit_adjustment=1", "optimizer.loss=auto", "data.sampling=rows"],
+    "probe": ["head.init=probe", "lora.variant=dora", "lora.also_train=[norms]"],
+    "head": ["lora.rank=0", "head_only=true", "augmentation.random_resized_crop=false"],
+    "everything": ["lora.rank=0", "optimizer.lr=1e-3", "drop_path=0.1", "optimizer.layer_decay=0.8", "gradient_sum=exact"],
+    "half": ["activation_checkpointing=true", "data.workers=2"],
+}
+
+
+@pytest.mark.slow
+def test_every_way_of_training_has_the_bits_of_one_process(tmp_path: Path, tiny_backbone: Path) -> None:
+    make_competition(tmp_path / "data")
+
+    def words(name: str, count: int) -> list[str]:
+        given = flags(tmp_path, tiny_backbone, f"{name}-{count}", *(word for key in WAYS[name] for word in ("--set", key)))
+        return ["train", *given, "--epochs", "3", *(["--precision", "bf16"] if name == "half" else [])]
+
+    for name in WAYS:
+        in_one_thread(train.main, words(name, 1)[1:])
+    for count in (2, 3):
+        code, out, err = together(count, [words(name, count) for name in WAYS])
+        assert code == 0, out + err
+        for name in WAYS:
+            one, several = tmp_path / f"{name}-1", tmp_path / f"{name}-{count}"
+            weights = [str(path.relative_to(one)) for path in one.rglob("*.safetensors")]
+            assert weights
+            assert_same(one, several, ("metrics.jsonl", "val_predictions.csv", "val_probs.npy", *weights))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("seed", [0, 1, 2])
