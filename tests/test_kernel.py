@@ -665,6 +665,55 @@ def test_a_kernel_of_folds_averages_and_decides_as_inference_does(decided_folds:
     np.testing.assert_allclose(plain.values, np.mean(each, axis=0), rtol=1e-6)
 
 
+WAYS = {  # of training, and the views to predict with
+    "pissa": (["lora.init=pissa", "lora.use_rslora=true"], ()),
+    "olora": (["lora.init=olora", "lora.targets=[query,key,value,output,fc1,fc2]"], ("flip",)),
+    "dora": (["lora.variant=dora", "lora.also_train=[norms,biases]"], ()),
+    "average": (["checkpoint.keep=average"], ()),
+    "soup": (["checkpoint.keep=soup", "optimizer.ema=0.9"], ()),
+    "crop": (["resize=crop"], ("flip", "crops", "scale")),
+    "probe": (["lora.rank=0", "head_only=true", "head.init=probe"], ("crops",)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_training_predicts_alike_over_there(way: str, tmp_path: Path, tiny_backbone: Path) -> None:
+    """Probabilities, digit for digit."""
+    made, (keys, views) = competitions.KINDS["one_hot"](tmp_path / "data"), WAYS[way]
+    flags = ["--data", str(tmp_path / "data"), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "run"), "--precision", "fp32"]
+    few = ["--epochs", "3", "--batch-size", "6", "--accumulation-steps", "1", "--lr", "1e-2"]
+    assert train.main([*flags, *few, *made.flags, *(word for key in keys for word in ("--set", key))]) == 0
+    options = Options(views)
+    given = ["--model", str(tmp_path / "run"), "--data", str(tmp_path / "data"), "--output", str(tmp_path / "predictions.csv")]
+    assert inference.main([*given, "--batch-size", "2", "--precision", "fp32", *options.flags()]) == 0
+    bundle = make_bundle(gather([tmp_path / "run"]), tmp_path / "dataset", read_facts(tmp_path / "data"), options=options)
+    carried = open_bundle(bundle.folder)
+    competition = read_for(carried.team.first, tmp_path / "data", carried.facts)
+    answer = predict_carried(carried, competition, 2, "fp32", float("inf"))
+    write_predictions(tmp_path / "submission.csv", competition.form, answer.predictions)
+    assert (tmp_path / "submission.csv").read_bytes() == (tmp_path / "predictions.csv").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "head", ["{fusion: cross_attention, text_pooling: mean}", "{fusion: product, text_pooling: class_token}", "{fusion: concat}"]
+)
+def test_every_head_for_questions_predicts_alike_over_there(head: str, tmp_path: Path, tiny_backbone: Path) -> None:
+    """On frozen backbones, whose features training kept: probabilities to the bit."""
+    make_questions(tmp_path / "data")
+    frozen = {"lora": "{rank: 0}", "head_only": "true", "epochs": "2", "head": head, "checkpoint": "{keep: average}"}
+    assert train.main(arguments(tmp_path, recipe(tmp_path, tiny_backbone, epochs="1"), tmp_path / "words")) == 0
+    words = {"text_architecture": "null", "text_backbone": str(tmp_path / "words/model_bert")}
+    assert train.main(arguments(tmp_path, recipe(tmp_path, tiny_backbone, **words, **frozen), tmp_path / "run")) == 0
+    carried = open_bundle(make_bundle(gather([tmp_path / "run"]), tmp_path / "dataset", CompetitionFacts()).folder)
+    competition = read_for(carried.team.first, tmp_path / "data", carried.facts)
+    there = predict_carried(carried, competition, 2, "fp32", float("inf")).predictions
+    here = predict(load_run(tmp_path / "run"), competition, 2, "fp32")[0]
+    assert there.ids == here.ids
+    np.testing.assert_array_equal(there.values, here.values)
+
+
 @pytest.mark.slow
 def test_rehearsal_of_folds(decided_folds: Path, tmp_path: Path) -> None:
     file = rehearsed([decided_folds / "folds"], decided_folds / "data", tmp_path / "kernel")

@@ -25,10 +25,11 @@ from test_vqa import recipe as question_recipe
 import inference
 import train
 from pipeline.errors import Interrupted, UserError
+from pipeline.ranks import NAMES
 from pipeline.training import estimate
 from pipeline.training.checkpoint import StateStore
 from pipeline.training.memory import Memory
-from pipeline.training.processes import ALONE, Processes
+from pipeline.training.processes import ALONE, Processes, card
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -235,6 +236,16 @@ def test_questions_are_answered_with_the_bits_of_one_process(tmp_path: Path, tin
     assert_same(tmp_path / "one", tmp_path / "two", OF_QUESTIONS)
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
     assert json.loads((tmp_path / "two/run.json").read_text())["processes"] == 2
+
+
+def test_more_processes_than_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.setenv(name, "3" if name.endswith("SIZE") else "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="3 processes, and this machine has 2 cards: --nproc-per-node 2"):
+        card()
+    monkeypatch.setenv("SHARE_CARDS", "1")  # for tests: the third process works on the first card
+    assert card() == 0
 
 
 WAYS = {  # of training that the run of all tests above has not
