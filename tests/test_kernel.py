@@ -714,6 +714,18 @@ def test_every_head_for_questions_predicts_alike_over_there(head: str, tmp_path:
     np.testing.assert_array_equal(there.values, here.values)
 
 
+def test_a_kernel_computes_by_openvino_what_inference_does(finished_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    team, data = gather([finished_run / "run"]), finished_run / "data"
+    bundle = make_bundle(team, tmp_path / "dataset", CompetitionFacts(), options=Options(engine="openvino"))
+    answer = predict_carried(open_bundle(bundle.folder), read_for(team.first, data), 2, "fp32", float("inf"))
+    shutil.copytree(finished_run / "run", tmp_path / "run")
+    flags = ["--model", str(tmp_path / "run"), "--data", str(data), "--output", str(tmp_path / "p.csv"), "--batch-size", "2"]
+    assert inference.main([*flags, "--precision", "fp32", "--engine", "openvino"]) == 0
+    kept = Predictions.load(tmp_path / "run" / "test", team.first.target)
+    assert np.array_equal(kept.values, answer.predictions.values)
+
+
 @pytest.mark.slow
 def test_rehearsal_of_folds(decided_folds: Path, tmp_path: Path) -> None:
     file = rehearsed([decided_folds / "folds"], decided_folds / "data", tmp_path / "kernel")

@@ -38,17 +38,20 @@ LIMIT_BYTES = 100_000_000_000
 
 @dataclass(frozen=True)
 class Options:
-    """What is done besides, as the flags of inference.py say it: `views`, `prior` (a file, `estimate`, or None), `decision` (auto, off)."""
+    """What is done besides, as the flags of inference.py say it: `views`, `prior` (a file, `estimate`, or None), `decision` (auto, off),
+    `engine` (torch, openvino)."""
 
     views: tuple[str, ...] = ()
     prior: str | None = None
     decision: str = "auto"
+    engine: str = "torch"
 
     def flags(self) -> list[str]:
         """The flags of inference.py."""
         flags = ["--tta", ",".join(self.views)] if self.views else []
         flags += ["--prior", self.prior if self.prior == ESTIMATE else str(Path(self.prior).resolve())] if self.prior else []
-        return [*flags, "--decision", self.decision]
+        engine = [] if self.engine == "torch" else ["--engine", self.engine]
+        return [*flags, "--decision", self.decision, *engine]
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,7 @@ def _together(team: Team, options: Options) -> dict[str, Any]:
     file = options.prior not in (None, ESTIMATE)
     return {
         "weights": [leaf.weight for leaf in team.leaves],
+        "engine": options.engine,
         "rule": team.rule,
         "record": record,
         "views": list(options.views),

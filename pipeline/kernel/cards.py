@@ -84,10 +84,10 @@ def _apply_here(
         until_here = now + (until - now) / (len(leaves) - number)
         pace = Pace(num_own, until_here, title + (f" (model {number + 1} of {len(leaves)})" if len(leaves) > 1 else ""), clock)
         wrap = partial(averaged_logits, views=carried.views)
-        computed.append(compute_rows(leaf.run, leaf.run.target, rows, batch_size, precision, pace, wrap, share))
+        computed.append(compute_rows(leaf.run, leaf.run.target, rows, batch_size, precision, pace, wrap, share, carried.engine))
         pace.done = int(computed[-1].reached.sum())
         rates.append(pace.rate())
-    return Output(computed, rates, peak_memory(choose_compute(precision).device))
+    return Output(computed, rates, peak_memory(choose_compute(precision, carried.engine).device))
 
 
 def _apply_apart(carried: Carried, competition: Competition, batch_size: int, precision: str, seconds: float, processes: int) -> Output:

@@ -20,7 +20,7 @@ MEMBERS = "members"
 
 @dataclass(frozen=True)
 class Carried:
-    """The content of the bundle in `folder`. `prior`: a file, `estimate`, or None; `decision`: auto or off."""
+    """The content of the bundle in `folder`. `prior`: a file, `estimate`, or None; `decision`: auto or off; `engine`: torch or openvino."""
 
     folder: Path
     team: Team
@@ -28,6 +28,7 @@ class Carried:
     views: tuple[str, ...]
     prior: str | None
     decision: str
+    engine: str = "torch"
 
 
 def check_bundle(bundle: Path) -> dict:
@@ -72,7 +73,15 @@ def open_bundle(bundle: Path) -> Carried:
     facts = CompetitionFacts(**{**facts, "positive_class": tuple(facts.get("positive_class") or ())})
     prior = manifest["prior"]
     prior = prior if prior in (None, ESTIMATE) else str(bundle / prior)
-    return Carried(bundle, Team(leaves, named, manifest["rule"]), facts, tuple(manifest["views"]), prior, manifest["decision"])
+    return Carried(
+        bundle,
+        Team(leaves, named, manifest["rule"]),
+        facts,
+        tuple(manifest["views"]),
+        prior,
+        manifest["decision"],
+        manifest.get("engine", "torch"),
+    )
 
 
 def _manifest(bundle: Path) -> dict:

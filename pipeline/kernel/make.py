@@ -46,6 +46,7 @@ from pipeline.tasks.apply import read_for
 
 SUBMISSION = "submission.csv"
 KAGGLE_PYTHON = "3.12"  # of its image: Kaggle/docker-python#1546, March 2026
+OPENVINO_WHEELS = ("openvino>=2026.0", "openvino-telemetry")  # Kaggle has neither
 
 
 def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time.sleep) -> int:
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
         names = _names(args, slug, team, stages)
         print(f"model      {team.describe()}")
         print("".join(f"           note: {leaf.run.unfinished}\n" for leaf in team.leaves if leaf.run.unfinished), end="")
-        options = Options(_views(args, team, competition, stages), args.prior, args.decision)
+        options = Options(_views(args, team, competition, stages), args.prior, args.decision, args.engine)
         bundle = make_bundle(team, folder / "dataset", read_facts(args.data), args.wheels, args.python, options)
         print(f"bundle     {bundle.folder}, {bundle.describe()}", flush=True)
         settings = _settings(args, slug, names, team, bundle)
@@ -112,7 +113,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--decision", choices=DECISIONS, default="auto", help="as for inference.py (default: auto)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="number format (default: auto)")
     parser.add_argument(
-        "--accelerator", choices=ACCELERATORS, default="NvidiaTeslaT4", help="what it runs on (default: %(default)s, which is two T4)"
+        "--engine", choices=["torch", "openvino"], default="torch", help="openvino: for competitions without a GPU; its package is shipped"
+    )
+    parser.add_argument(
+        "--accelerator", choices=ACCELERATORS, help="what it runs on (default: NvidiaTeslaT4, which is two T4; none for --engine openvino)"
     )
     parser.add_argument(
         "--images", type=int, default=10_000, metavar="N", help="hidden images to estimate the time for (default: %(default)s)"
@@ -129,6 +133,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--poll-seconds", type=float, default=20.0, metavar="N", help="between two looks at Kaggle (default: %(default)g)")
     args = parser.parse_args(argv)
     args.model = args.model or [Path("finetuned_model")]
+    by_openvino = args.engine == "openvino"
+    args.accelerator = args.accelerator or ("none" if by_openvino else "NvidiaTeslaT4")
+    if by_openvino and not any(wheel.startswith("openvino") for wheel in args.wheels):
+        args.wheels = [*args.wheels, *OPENVINO_WHEELS]
     for name in ("batch_size", "images"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
@@ -182,7 +190,9 @@ def _views(args: argparse.Namespace, team: Team, competition: Competition, stage
     known, of = stages.get("views"), weights_digest([leaf.run for leaf in team.leaves])
     if known.get("of") != of:
         found, lines = choose_views(
-            asked, team, lambda run, rows, views: predict_views(run, competition, args.batch_size, args.precision, views, rows)[0]
+            asked,
+            team,
+            lambda run, rows, views: predict_views(run, competition, args.batch_size, args.precision, views, rows, args.engine)[0],
         )
         known = {"of": of, "views": list(found), "lines": lines}
         stages.note("views", **known)
