@@ -120,13 +120,20 @@ def test_the_watch_speaks_after_the_warm_up_and_half_way() -> None:
 def test_questions_below_their_floor_are_told_after_a_third_and_at_the_end_what_to_change() -> None:
     recipe = Recipe(task="vqa", backbone="any", text_backbone="any")
     floor = Baseline(0.5, "the most frequent answer to the same question")
-    watch = FloorWatch(floor, "val_accuracy", recipe, {"total_steps": 90})
+    watch = FloorWatch(floor, "val_accuracy", recipe, {"total_steps": 90}, keep_last=False)
     history = [{"epoch": epoch, "step": 10 * epoch, "val_accuracy": 0.4} for epoch in range(1, 10)]
     said = [watch.warning(history[: epoch + 1]) for epoch in range(9)]
     assert [number for number, text in enumerate(said, start=1) if text] == [3, 9]
     assert "vqa-bert-vit-ours" in said[2] and "head.text_pooling=mean" in said[2] and "val_accuracy 0.4000" in said[2]
-    good = FloorWatch(floor, "val_accuracy", recipe, {"total_steps": 90})
+    good = FloorWatch(floor, "val_accuracy", recipe, {"total_steps": 90}, keep_last=False)
     assert not any(good.warning([*history[:2], {"step": step, "val_accuracy": 0.5}]) for step in (30, 90))
+    falling = [*history[:2], {"step": 30, "val_accuracy": 0.6}, {"step": 90, "val_accuracy": 0.4}]
+    told = {}
+    for last in (False, True):
+        watch = FloorWatch(floor, "val_accuracy", recipe, {"total_steps": 90}, keep_last=last)
+        told[last] = [watch.warning(falling[:epochs]) for epochs in (3, 4)]
+    assert told[False] == [None, None] and told[True][0] is None  # the epoch that is kept is above
+    assert "val_accuracy 0.4000" in told[True][1] and "checkpoint.keep=best" in told[True][1] and "0.6000" in told[True][1]
     ours = load_recipe("vqa-bert-vit-ours")  # which follows all of this
     assert [line.split()[0] for line in below_floor(ours)] == ["--epochs"]
 

@@ -90,7 +90,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     spent = (time.perf_counter() - probing) / 60
     watches = (
         Watch(baseline, task.best_metric, task.higher_is_better, task.num_val, schedule),
-        FloorWatch(task.floor(), task.best_metric, recipe, schedule),
+        FloorWatch(task.floor(), task.best_metric, recipe, schedule, keep.last),
     )
     last = fit(
         HeadTask(task, features) if features else task,

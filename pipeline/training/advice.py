@@ -117,8 +117,8 @@ class Watch:
 class FloorWatch:
     """Says, at the first epoch's end after a third of the steps and again at the end, that a run is below its floor, and what to change."""
 
-    def __init__(self, floor: Baseline | None, metric: str, recipe: Recipe, schedule: dict[str, Any]) -> None:
-        self.floor, self.metric, self.recipe = floor, metric, recipe
+    def __init__(self, floor: Baseline | None, metric: str, recipe: Recipe, schedule: dict[str, Any], keep_last: bool) -> None:
+        self.floor, self.metric, self.recipe, self.keep_last = floor, metric, recipe, keep_last
         self.due = [A_THIRD * schedule["total_steps"], schedule["total_steps"]]
 
     def warning(self, history: list[dict[str, Any]]) -> str | None:
@@ -128,14 +128,17 @@ class FloorWatch:
         if self.floor is None or not scores or not self.due or step < self.due[0]:
             return None
         self.due = [due for due in self.due if step < due]
-        if max(scores) >= self.floor.value:
+        best = max(scores)
+        kept = scores[-1] if self.keep_last else best
+        if kept >= self.floor.value:
             return None
         lines = [
-            f"WARNING: after {step:,} optimizer steps below what the question alone gives: {self.metric} {max(scores):.4f}, "
-            f"{self.floor.words} {self.floor.value:.4f}. What to change:",
-            *below_floor(self.recipe),
+            f"WARNING: after {step:,} optimizer steps below what the question alone gives: {self.metric} {kept:.4f}, "
+            f"{self.floor.words} {self.floor.value:.4f}. What to change:"
         ]
-        return "\n".join(lines)
+        if best >= self.floor.value:
+            lines.append(f"  --set checkpoint.keep=best             an earlier epoch was above it: {best:.4f}")
+        return "\n".join([*lines, *below_floor(self.recipe)])
 
 
 def below_floor(recipe: Recipe) -> list[str]:
