@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.folds.averaging import PROBABILITIES, RANKS, ranks
+from pipeline.folds.averaging import PROBABILITIES, RANKS, by_ranks, ranks
 from pipeline.targets.metrics import evaluate, find_metric
 from pipeline.targets.target import Target
 
@@ -39,8 +39,8 @@ class Scale:
 
     @property
     def takes_ranks(self) -> bool:
-        """False for one class of several, and for numbers: ranks would say something else."""
-        return self.target.kind in ("binary", "multilabel")
+        """As for an average without weights: where probabilities themselves are scored, or cut at one half, ranks would say something else."""
+        return by_ranks(self.target, self.metric) == RANKS
 
 
 @dataclass(frozen=True)
