@@ -14,7 +14,7 @@ import torch
 import inference
 from pipeline.errors import UserError
 from pipeline.folds.team import gather
-from pipeline.folds.views import averaged_logits, check_views, make_views, parse_views
+from pipeline.folds.views import averaged_logits, check_views, choose_views, make_views, parse_views
 from pipeline.submission.origin import find_origin
 from pipeline.targets.target import Target, multiclass
 
@@ -49,6 +49,27 @@ def test_probabilities_are_averaged(target: Target) -> None:
         np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-6)
     else:
         np.testing.assert_allclose(target.activate(found.numpy()), np.mean([target.activate(one) for one in each], axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("gain", "used"),
+    [
+        ({"flip": 0.01, "crops": 0.02, "scale": -0.01, "flip+crops": 0.03}, ("flip", "crops")),
+        ({"flip": 0.01, "crops": 0.02, "scale": -0.01, "flip+crops": -0.04}, ("crops",)),
+        ({"flip": 0.01, "crops": 0.0, "scale": 0.0}, ("flip",)),
+        ({"flip": 0.0, "crops": 0.0, "scale": -0.01}, ()),
+    ],
+)
+def test_views_that_gain_alone_are_used_together_only_where_that_gains_too(
+    gain: dict[str, float], used: tuple[str, ...], finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked_up(_team: object, candidates: list[tuple[str, ...]], _predict: object) -> dict[tuple[str, ...], float]:
+        return {views: gain["+".join(views)] for views in candidates}
+
+    monkeypatch.setattr("pipeline.folds.views.gains", looked_up)
+    found, lines = choose_views(("auto",), gather([finished_run / "run"]), None)
+    assert found == used and len(lines) == len(gain) + 1
+    assert lines[-1] == f"views used: {', '.join(used) or 'none'}"
 
 
 def test_from_the_command_line(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

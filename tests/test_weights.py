@@ -75,7 +75,7 @@ def test_ranks_are_tried_only_where_they_say_something() -> None:
     assert found["rank mean"][0] > found["plain mean"][0]
     choice, _ = select(scale, members, np.arange(300), 0)
     assert evaluate("roc_auc", binary, truth, choice.blend(members)) >= evaluate("roc_auc", binary, truth, members[0])
-    for metric in ("log_loss", "f1", "accuracy"):  # of probabilities, and of what lies above one half: ranks are spread evenly
+    for metric in ("log_loss", "pf1", "accuracy"):  # of probabilities, and of what lies above one half: ranks are spread evenly
         assert "rank mean" not in [choice.way for choice in ways(Scale(binary, metric, truth), members, np.arange(300))]
     scale, members = team(0, [1.0, 1.0])
     assert "rank mean" not in [choice.way for choice in ways(scale, members, np.arange(400))]

@@ -154,7 +154,8 @@ def gains(
 def choose_views(
     asked: tuple[str, ...], team: Team, predict: Callable[[Run, Sequence[Row], tuple[str, ...]], Predictions]
 ) -> tuple[tuple[str, ...], list[str]]:
-    """The views to use, and lines on what they gain on validation rows. `auto`: each view that gains there, and their union if it gains most.
+    """The views to use, and lines on what they gain on validation rows. `auto`: all views that gain there, if together they gain as much
+    as the best of them; else that one.
 
     Raises:
         UserError: a view that a model must not see, or what `predict` raises.
@@ -169,9 +170,14 @@ def choose_views(
     if team.first.task != "classification":
         return (), ["--tta auto: no views for questions"]
     allowed = [name for name in VIEWS if name != "flip" or all(may_flip(leaf.run) for leaf in team.leaves)]
-    found = gains(team, [(name,) for name in allowed], predict)
+    metric, found = team.first.metric, gains(team, [(name,) for name in allowed], predict)
     if found is None:
         return (), ["--tta auto: the validation images are not here, so no view is used"]
-    lines = [f"view {name}: gain on validation rows {found.get((name,), 0):+.4f} {team.first.metric}" for name in allowed]
-    chosen = tuple(name for name in allowed if found.get((name,), 0) > 0)
+    gaining = tuple(name for name in allowed if found.get((name,), 0) > 0)
+    if len(gaining) > 1:  # what gains alone may cost beside another
+        found |= gains(team, [gaining], predict) or {}
+    lines = [
+        f"view{'s' * (len(views) > 1)} {'+'.join(views)}: gain on validation rows {gain:+.4f} {metric}" for views, gain in found.items()
+    ]
+    chosen = max(found, key=lambda views: (found[views], len(views))) if gaining else ()
     return chosen, [*lines, f"views used: {', '.join(chosen) or 'none'}"]
