@@ -120,7 +120,18 @@ def test_pieces_from_several_machines_are_put_together(
     assert train.main(arguments(data, tiny_backbone, output, "--folds", "3", "--resume")) == 0
     assert "fold 3 of 3" not in capsys.readouterr().out
     assert (output / "oof.npy").read_bytes() == (folds_run / "folds/oof.npy").read_bytes()
-    assert train.main(arguments(data, tiny_backbone, output, "--folds", "3", "--resume")) == 0  # complete
+    assert train.main(arguments(data, tiny_backbone, output, "--folds", "3", "--resume")) == 0
+    assert "are complete: nothing to resume" in capsys.readouterr().out
+    # A fold that is lost later is trained, and all put together, from the folder's own recipe; so is what came from elsewhere.
+    (output / "oof.npy").unlink()
+    shutil.rmtree(output / "fold-3")
+    assert train.main(["--data", str(data), "--output", str(output), "--folds", "3", "--resume"]) == 0
+    said = capsys.readouterr().out
+    assert "fold 3 of 3" in said and "fold 2 of 3" not in said
+    assert (output / "oof.npy").read_bytes() == (folds_run / "folds/oof.npy").read_bytes()
+    np.save(output / "fold-1/val_probs.npy", np.load(output / "fold-1/val_probs.npy")[:, ::-1])
+    assert train.main(["--data", str(data), "--output", str(output), "--folds", "3", "--resume"]) == 0
+    assert (output / "oof.npy").read_bytes() != (folds_run / "folds/oof.npy").read_bytes()
 
 
 def test_stopped_in_a_fold_and_resumed_gives_the_same_bits(folds_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:

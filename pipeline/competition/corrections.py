@@ -100,7 +100,8 @@ def _load(root: Path, what: str, file: str) -> Table:
     places = [Path(file), root / file]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        raise UserError(f"data.{what}: {file} does not exist, nor does {places[1]}; it should be {expected}")
+        nor = f", nor does {places[1]}" if places[1] != places[0] else ""
+        raise UserError(f"data.{what}: {file} does not exist{nor}; it should be {expected}")
     table = load_table(path)
     if missing := [name for name in COLUMNS[what] if name not in table.columns]:
         raise UserError(f"{path} (data.{what}): no column {listed(missing)}; expected {expected}, found {quoted(table.columns)}")

@@ -38,9 +38,8 @@ class Grouping:
         places = [Path(self.file), data_dir / self.file]
         if found := [place for place in places if place.is_file()]:
             return found[0]
-        raise UserError(
-            f"data.groups: {self.file} does not exist, nor does {places[1]}; it should be a table with the columns id and group"
-        )
+        nor = f", nor does {places[1]}" if places[1] != places[0] else ""
+        raise UserError(f"data.groups: {self.file} does not exist{nor}; it should be a table with the columns id and group")
 
 
 def read_groups(folder: DataFolder, sources: Sources, labelled: Labelled, asked: Grouping) -> dict[str, str] | None:

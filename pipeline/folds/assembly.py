@@ -86,6 +86,23 @@ def read_oof_table(path: Path) -> Table:
     return table
 
 
+def is_put_together(output: Path, record: RunRecord) -> bool:
+    """Whether the folds in `output` are all there, and what they say of the rows they did not see is what was put together of them."""
+    folders = [output / name for name in record.values.get("members") or {}]
+    needed = [output / OOF_TABLE, output / OOF_VALUES, *(folder / RECORD for folder in folders)]
+    if not folders or not all(path.is_file() for path in needed):
+        return False
+    try:
+        whole, parts = read_held(output), [read_held(folder) for folder in folders]
+    except UserError:
+        return False
+    return _by_image([whole]) == _by_image(parts)
+
+
+def _by_image(parts: Sequence[Held]) -> dict[tuple[str, ...], bytes]:
+    return {tuple(row): value.tobytes() for one in parts for row, value in zip(one.cells, one.values, strict=True)}
+
+
 def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str, data: str) -> int:
     """Write oof.csv, oof.npy, val_predictions.csv, val_probs.npy, run.json and the page of complete folds; the exit code.
 

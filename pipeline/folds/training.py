@@ -16,7 +16,7 @@ from pipeline.competition.rows import Competition
 from pipeline.config import differences, validate_recipe
 from pipeline.errors import EXIT_DONE, Interrupted, UserError, raise_all
 from pipeline.files import set_aside
-from pipeline.folds.assembly import assemble
+from pipeline.folds.assembly import assemble, is_put_together
 from pipeline.folds.bases import share_base
 from pipeline.folds.parallel import Child, is_child, run_children
 from pipeline.folds.plan import Plan, plan_folds, read_start
@@ -50,10 +50,12 @@ def train_folds(args: argparse.Namespace, words: list[str], started: float, step
     output, command = Path(args.output), shlex.join(["python", "train.py", *words])
     hold = nullcontext() if args.dry_run or args.fold else holding_folder(output)
     with hold:
-        if args.resume and not args.fold and (record := read_record(output)) and record.kind == "folds":
-            print(f"the folds in {output} are complete: nothing to resume")
-            return 0
         start = read_start(output)
+        if args.resume and not args.fold and (record := read_record(output)) and record.kind == "folds":
+            if is_put_together(output, record):
+                print(f"the folds in {output} are complete: nothing to resume")
+                return 0
+            start = {"folds": len(record.values["members"]), "recipe": record.values["recipe"]}  # one was lost, or trained anew
         _check_before(args, output, start)
         if start and args.resume and not args.fold and args.parallel is None:
             args.parallel = start.get("parallel")  # another number has other threads, which round differently
