@@ -40,6 +40,10 @@ ifneq ($(UNKNOWN),)
 $(error make $(GOALS) knows no $(addsuffix =,$(UNKNOWN)); it takes: $(or $(addsuffix =,$(TAKEN)),nothing))
 endif
 
+ifneq ($(and $(value MODEL),$(value RUN)),)
+$(error MODEL= and RUN= name the same thing: give one of them)
+endif
+
 check_python = $(1) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(1) is %d.%d: $(2)" % v[:2])'
 
 # shell_word: a value quoted for the shell. flag: a flag with that value, if it is given. MODEL= and RUN= mean the same.

@@ -80,6 +80,8 @@ def test_the_plan_counts_optimizer_steps() -> None:
         "effective_batch_size": 64,
     }
     assert plan_schedule(recipe(batch_size=64, accumulation_steps=1), 551) == plan  # however the group is cut
+    one_step = plan_schedule(recipe(epochs=1), 20)
+    assert one_step["total_steps"] == 1 and lr_at(0, one_step) == 5e-5  # warmed up, the only step would change nothing
 
 
 def test_few_rows_get_the_epochs_that_the_floor_in_steps_asks_for() -> None:

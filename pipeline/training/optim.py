@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # lr_at is plain arithmetic, used where torch is not loaded
 def plan_schedule(recipe: Recipe, num_train: int) -> dict[str, Any]:
     """The learning-rate plan of a run over `num_train` rows, as stored in run.json: everything `lr_at` needs.
 
-    `warmup_steps = ceil(warmup_ratio * total_steps)`, as transformers' Trainer rounds it.
+    `warmup_steps = ceil(warmup_ratio * total_steps)`, as transformers' Trainer rounds it; but a run of one step has none: its rate would be 0.
     """
     steps_per_epoch = math.ceil(num_train / recipe.effective_batch_size)
     total_steps = steps_per_epoch * max(recipe.epochs, math.ceil(recipe.schedule.min_steps / steps_per_epoch))
@@ -24,7 +24,7 @@ def plan_schedule(recipe: Recipe, num_train: int) -> dict[str, Any]:
         "name": recipe.schedule.name,
         "lr": recipe.optimizer.lr,
         "end_lr": recipe.schedule.end_lr,
-        "warmup_steps": math.ceil(recipe.schedule.warmup_ratio * total_steps),
+        "warmup_steps": math.ceil(recipe.schedule.warmup_ratio * total_steps) if total_steps > 1 else 0,
         "total_steps": total_steps,
         "steps_per_epoch": steps_per_epoch,
         "effective_batch_size": recipe.effective_batch_size,
