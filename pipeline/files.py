@@ -66,7 +66,7 @@ def replaceable(path: Path) -> Path:
     path = Path(path)
     real = Path(os.path.realpath(path)) if path.is_symlink() else path
     try:
-        mode = real.lstat().st_mode
+        mode = path.stat().st_mode  # not of `real`: /dev/stdout may lead to `pipe:[123]`, which is no path
     except (FileNotFoundError, NotADirectoryError):
         return real
     if not stat.S_ISREG(mode):

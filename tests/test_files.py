@@ -78,6 +78,11 @@ def test_a_folder_a_pipe_and_a_device_are_never_replaced(tmp_path: Path) -> None
         with pytest.raises(UserError, match=f"{path} is {kind}"):
             write_text(path, "x")
     assert names(tmp_path) == ["folder", "link", "loop", "pipe"]
+    ends = os.pipe()
+    with pytest.raises(UserError, match="is a pipe, and is not replaced"):
+        files.replaceable(Path(f"/dev/fd/{ends[1]}"))  # as /dev/stdout is: a link that leads to no path
+    for end in ends:
+        os.close(end)
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
