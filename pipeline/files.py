@@ -66,7 +66,8 @@ def replaceable(path: Path) -> Path:
     path = Path(path)
     real = Path(os.path.realpath(path)) if path.is_symlink() else path
     try:
-        mode = path.stat().st_mode  # not of `real`: /dev/stdout may lead to `pipe:[123]`, which is no path
+        found = path.stat() if path.exists() else real.lstat()  # /dev/stdout may lead to `pipe:[123]`, which is no path
+        mode = found.st_mode
     except (FileNotFoundError, NotADirectoryError):
         return real
     if not stat.S_ISREG(mode):

@@ -16,6 +16,7 @@ from pipeline.files import (
     human_time,
     read_json,
     read_json_lines,
+    replaceable,
     replacing,
     set_aside,
     sha256,
@@ -80,7 +81,7 @@ def test_a_folder_a_pipe_and_a_device_are_never_replaced(tmp_path: Path) -> None
     assert names(tmp_path) == ["folder", "link", "loop", "pipe"]
     ends = os.pipe()
     with pytest.raises(UserError, match="is a pipe, and is not replaced"):
-        files.replaceable(Path(f"/dev/fd/{ends[1]}"))  # as /dev/stdout is: a link that leads to no path
+        replaceable(Path(f"/dev/fd/{ends[1]}"))  # as /dev/stdout is: a link that leads to no path
     for end in ends:
         os.close(end)
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and stat.S_ISCHR(Path("/dev/null").stat().st_mode)

@@ -531,6 +531,8 @@ def test_token_kinds(monkeypatch, tmp_path, environment, home_files, kind):
         ({}, "access_token", f"export KAGGLE_API_TOKEN={API_TOKEN}\n".encode()),
         ({}, "access_token", f"\ufeff{API_TOKEN}\n".encode()),
         ({}, "access_token", API_TOKEN.encode("utf-16")),
+        ({}, "access_token", f"{API_TOKEN}\n{API_TOKEN}\n".encode()),
+        ({"KAGGLE_API_TOKEN": f"{API_TOKEN}\nold"}, "", b""),
         ({}, "kaggle.json", json.dumps({"username": USER, "key": API_TOKEN}).encode()),
         ({"KAGGLE_API_TOKEN": f"'{API_TOKEN}'"}, "", b""),
         ({"KAGGLE_USERNAME": USER, "KAGGLE_KEY": API_TOKEN}, "", b""),
@@ -556,6 +558,37 @@ def test_a_right_token_in_a_wrong_form_is_mended_by_the_command_shown(monkeypatc
     after = {"KAGGLE_API_TOKEN": shown.stdout} if shown.stdout else {}
     found = token.find_credentials(after)
     assert (found.kind.startswith("API token"), found.problem) == (True, "") and found.secrets[0] == API_TOKEN
+
+
+@pytest.mark.parametrize(
+    ("environment", "content"),
+    [
+        ({"KAGGLE_USERNAME": USER, "KAGGLE_KEY": f'"{KEY}"'}, b""),
+        ({}, b"\xef\xbb\xbf" + json.dumps({"username": USER, "key": KEY}).encode()),
+        ({}, json.dumps({"username": USER, "key": KEY}).encode("utf-16")),
+        ({}, json.dumps({"username": USER, "key": f"'{KEY}' "}).encode()),
+    ],
+)
+def test_a_right_key_in_a_wrong_form_is_mended_by_the_command_shown(monkeypatch, tmp_path, environment, content):
+    for variable in ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".kaggle").mkdir()
+    if content:
+        (tmp_path / ".kaggle" / "kaggle.json").write_bytes(content)
+    problem = token.find_credentials(environment).problem
+    assert "its form is not" in problem and KEY not in problem and "create one" not in problem
+    command = problem.partition("is not: ")[2].partition(": ")[2]
+    shown = subprocess.run(
+        ["bash", "-c", f'{command}; printf %s "$KAGGLE_KEY"'], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    after = {"KAGGLE_USERNAME": USER, "KAGGLE_KEY": shown.stdout} if shown.stdout else {}
+    found = token.find_credentials(after)
+    assert (found.kind.startswith("user name and key"), found.problem, found.secrets[0]) == (True, "", KEY)
+
+
+def test_a_token_behind_an_escaped_line_break_is_not_shown():
+    assert API_TOKEN not in token.scrub(rf"Invalid header value b'Bearer x\n{API_TOKEN}'")
 
 
 @pytest.mark.parametrize(

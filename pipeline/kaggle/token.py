@@ -24,6 +24,9 @@ class Credentials:
     secrets: tuple[str, ...] = field(repr=False)
 
 
+AROUND = "'\" \t\r\n"  # what is no part of a user name or key
+
+
 def find_credentials(environment: Mapping[str, str] | None = None) -> Credentials:
     """The token that the command will use: its own places, in its own order."""
     environment = os.environ if environment is None else environment
@@ -59,7 +62,8 @@ def find_credentials(environment: Mapping[str, str] | None = None) -> Credential
         found.append(("`kaggle auth login`", (refresh, signed_in.get("access_token") or "")))
 
     old_key = not found or found[0][0].startswith("user name")
-    if misplaced := (old_key and _misplaced(environment, key_path, key)) or _malformed(environment, home):
+    misplaced = old_key and (_misplaced(environment, key_path, key) or _quoted(environment, key_path, user, key))
+    if misplaced := misplaced or _malformed(environment, home, key_path if old_key and not environment.get("KAGGLE_KEY") else None):
         told = tuple(secret for _, secrets in found for secret in secrets)
         return Credentials("", f"the Kaggle token is there, and its form is not: {misplaced}", (*told, *((key,) if key else ())))
     if found:
@@ -80,14 +84,34 @@ def _misplaced(environment: Mapping[str, str], key_path: Path, key: str | None) 
     return f"{key_path} holds an API token as its key; it belongs into a file of its own: {take} {path} > {target} && rm {path}"
 
 
-def _malformed(environment: Mapping[str, str], home: Path) -> str:
-    """What is wrong with the way an API token is written down, and the command that mends it; empty where nothing is."""
+def _quoted(environment: Mapping[str, str], key_path: Path, user: str | None, key: str | None) -> str:
+    """What is wrong where quotes or spaces are a part of user name or key, and what mends it; empty where nothing is."""
+    parts = {"KAGGLE_USERNAME": user or "", "KAGGLE_KEY": key or ""}
+    wrong = [name for name, value in parts.items() if value != value.strip(AROUND)]
+    for name in wrong:
+        if environment.get(name):
+            return f"{name} has quotes or spaces around it: export {name}=$(printf %s \"${name}\" | tr -d '\"'\\'' ')"
+    if not wrong:
+        return ""
+    take = 'p = sys.argv[1]; v = json.load(open(p)); json.dump({k: x.strip("\\x22\\x27 ") for k, x in v.items()}, open(p, "w"))'
+    command = f"{quote(sys.executable)} -c 'import json, sys; {take}' {quote(str(key_path))}"
+    return f"{key_path} has quotes or spaces inside its user name or key: {command}"
+
+
+def _malformed(environment: Mapping[str, str], home: Path, key_path: Path | None) -> str:
+    """What is wrong with the way a token is written down, and the command that mends it; empty where nothing is.
+
+    `key_path`: kaggle.json, where it is what counts.
+    """
     value = environment.get("KAGGLE_API_TOKEN", "")
+    if len(value.split()) > 1:
+        one = "printf %s \"$KAGGLE_API_TOKEN\" | grep -om1 'KGAT_[A-Za-z0-9_]*'"
+        return f"KAGGLE_API_TOKEN holds more than the token: export KAGGLE_API_TOKEN=$({one})"
     if value.strip() != value or (value[:1] in "'\"" and value):
         return (
             "KAGGLE_API_TOKEN has quotes or spaces around it: export KAGGLE_API_TOKEN=$(printf %s \"$KAGGLE_API_TOKEN\" | tr -d '\"'\\'' ')"
         )
-    for path in (home / "access_token", home / "access_token.txt"):
+    for path in (home / "access_token", home / "access_token.txt", *([key_path] if key_path else ())):
         try:
             data = path.read_bytes()[:10_000] if path.is_file() else b""
         except OSError:
@@ -98,10 +122,14 @@ def _malformed(environment: Mapping[str, str], home: Path) -> str:
         if data.startswith(b"\xef\xbb\xbf"):
             return f"{path} begins with a byte order mark: sed -i '1s/^\\xEF\\xBB\\xBF//' {file}"
         text = data.strip()
+        if path == key_path:
+            continue
         if text.startswith(b"export ") or b"KAGGLE_API_TOKEN=" in text:
             return f"{path} holds a shell line instead of the token alone: sed -i 's/.*=//' {file}"
         if text[:1] in (b"'", b'"'):
             return f'{path} has quotes around the token: sed -i "s/[\\"\']//g" {file}'
+        if len(text.split()) > 1:
+            return f"{path} holds more than the token: grep -om1 'KGAT_[A-Za-z0-9_]*' {file} > {file}.new && mv {file}.new {file}"
     return ""
 
 
@@ -141,9 +169,10 @@ def _stored_key(path: Path) -> tuple[dict[str, str], str]:
 def scrub(text: str) -> str:
     """`text` with every known token, and whatever looks like one, replaced by ***."""
     named = [value for name, value in os.environ.items() if name.startswith("KAGGLE_") and name.endswith(("KEY", "TOKEN"))]
-    for secret in sorted([*find_credentials().secrets, *named], key=len, reverse=True):
+    secrets = [part for secret in (*find_credentials().secrets, *named) for part in (secret, *secret.split())]
+    for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= 8:
             text = text.replace(secret, "***")
     text = re.sub(r"(?i)(authorization\W{1,4}(?:basic|bearer)?\s*)[^\s'\",]+", r"\1***", text)
     text = re.sub(r"(?<=://)[^\s/@:]+:[^\s/@]+@", "***@", text)
-    return re.sub(r"\bKGAT_\w+", "***", text)
+    return re.sub(r"KGAT_\w+", "***", text)  # wherever: an escaped line break may stand before it
