@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -458,6 +459,19 @@ def test_preflight_checks_the_file_and_remembers_the_competition(folder, monkeyp
     (folder / "predictions.csv").write_text("id,label\n3,cat\n4,horse\n")
     with pytest.raises(UserError, match=r"(?s)nothing was sent to Kaggle.*horse"):
         submit.preflight(args)
+
+
+def test_the_sample_suffices_and_what_it_cannot_show_is_said(folder, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "not_ready", list)
+    shutil.rmtree(folder / "data" / "test")
+    assert submit.preflight(submit._parser().parse_args(["--competition", "pets", "--model", "finetuned_model"])).competition == "pets"
+    assert "not checked" not in capsys.readouterr().out  # the labels of the training images were compared
+    shutil.rmtree(folder / "data" / "train")
+    submit.preflight(submit._parser().parse_args(["--competition", "pets", "--model", "finetuned_model"]))
+    assert "not checked: whether the run is one for this competition" in capsys.readouterr().out
+    (folder / "predictions.csv").write_text("id,label\n3,cat\n5,dog\n")
+    with pytest.raises(UserError, match="5"):
+        submit.preflight(submit._parser().parse_args(["--competition", "pets", "--model", "finetuned_model"]))
 
 
 def test_name_remembered_by_an_earlier_version(folder, monkeypatch):

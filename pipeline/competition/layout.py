@@ -42,6 +42,7 @@ def read_layout(
     id_column: str | None = None,
     label_column: str | None = None,
     need: Literal["train", "test", "both"] = "both",
+    test_images: bool = True,
     skip_bad_images: bool = False,
     asked: Asked = Asked(),  # noqa: B008 - frozen
     known: tuple[Target, str] | None = None,
@@ -50,10 +51,11 @@ def read_layout(
 ) -> Competition:
     """The competition in `data_dir`: class folders, a table or JSON of labels, test images, sample submission; or questions about images.
 
-    `id_column` (names the image) and `label_column` name columns of the table of labels. What `need` does not name may be absent.
-    With `skip_bad_images` training rows without image or label, and questions without an image, are left out instead of refused. `asked`:
-    what the user says of target and metric. `known`: target and metric of a run, which are then taken and not decided again. `grouped`:
-    where groups stand. `corrected`: tables of rows not to train on, and of other labels to train on.
+    `id_column` (names the image) and `label_column` name columns of the table of labels. What `need` does not name may be absent,
+    and with `test_images=False` all images of the sample submission too. With `skip_bad_images` training rows without image or label, and
+    questions without an image, are left out instead of refused. `asked`: what the user says of target and metric. `known`: target and
+    metric of a run, which are then taken and not decided again. `grouped`: where groups stand. `corrected`: tables of rows not to train on,
+    and of other labels to train on.
 
     Raises:
         UserError: what is needed is absent, contradicts itself, or can be read in two ways; the message says where, and what settles it.
@@ -82,7 +84,7 @@ def read_layout(
         wanted = with_row_labels(wanted, sample.table, sample_id, sources.of_role("test", ""))
     labelled, trouble = _labelled(folder, sources, sample, wanted, id_column, label_column, need, skip_bad_images)
     names = _label_names(labelled.evidence, known)
-    test = find_test_images(folder, sources, sample, test_index, labelled.taken, names, required=need != "train")
+    test = find_test_images(folder, sources, sample, test_index, labelled.taken, names, required=need != "train" and test_images)
     decision, trouble = _decided(labelled, test, asked, known, need, trouble)
     target, metric = (decision.target, decision.metric) if decision else known or (None, None)
     if target is None and test.resolved and test.resolved.row_labels:  # nothing else names the labels

@@ -97,14 +97,17 @@ def preflight(args: argparse.Namespace) -> Plan:
     slug = _attempt(lambda: cli.clean_slug(args.competition), problems) if args.competition else remembered
     if not slug and not args.competition:
         problems.append("the competition is not known: COMPETITION=<name> (--competition), the last part of its address on Kaggle")
-    problems += _file_problems(args.predictions, args.data, Path(origin.models[0]) if origin else None)
+    notes: list[str] = []
+    problems += _file_problems(args.predictions, args.data, Path(origin.models[0]) if origin else None, notes)
     _attempt(lambda: read_ledger(LEDGER), problems)
     if not os.access(LEDGER.resolve().parent, os.W_OK):
         problems.append(f"{LEDGER} cannot be written in {Path.cwd()}: run this in a folder of yours")
     raise_all(problems, "nothing was sent to Kaggle:")
     message = " ".join(scrub(args.message or default_message(origin, args.predictions)).split())
     plan = Plan(slug, args.predictions, files.sha256(args.predictions), message, origin.score if origin else "", origin)
-    _announce(plan, remembered, args.data)
+    if remembered and remembered != plan.competition:
+        notes.append(f"note: {args.data} holds {remembered!r}, and the file was checked against that")
+    _announce(plan, notes)
     return plan
 
 
@@ -126,8 +129,11 @@ def _origin(args: argparse.Namespace) -> Origin | None:
     return written or origin_of_run(args.predictions, args.model)
 
 
-def _file_problems(path: Path, data_dir: Path, model_dir: Path | None) -> list[str]:
-    """What is wrong with the file. `model_dir`: the run that made it; None where nobody knows, and then the data folder alone counts."""
+def _file_problems(path: Path, data_dir: Path, model_dir: Path | None, notes: list[str]) -> list[str]:
+    """What is wrong with the file; what could not be checked comes into `notes`.
+
+    `model_dir`: the run that made it; None where nobody knows, and then the data folder alone counts.
+    """
     if not path.is_file():
         return [f"{path} does not exist: python inference.py writes it (or name another file with --predictions)"]
     try:
@@ -137,11 +143,14 @@ def _file_problems(path: Path, data_dir: Path, model_dir: Path | None) -> list[s
         return [str(error)]
     known = (target, run.metric) if run and run.task != "vqa" else None
     try:
-        competition = read_layout(data_dir, need="test", known=known, asked=read_facts(data_dir).asked(None, None, ()))
-        if known:
-            check_belongs(known[0], competition, model_dir)
+        asked = read_facts(data_dir).asked(None, None, ())
+        competition = read_layout(data_dir, need="test", known=known, asked=asked, test_images=False)
+        compared = check_belongs(known[0], competition, model_dir) if known else None
     except UserError as error:
-        return [f"{path} does not fit the competition folder {data_dir} (--data): {error}"]
+        told = str(error).replace("\n", "\n    ")
+        return [f"{path} does not fit the competition folder {data_dir} (--data): {told}"]
+    if known and compared is None:
+        notes.append(f"not checked: whether the run is one for this competition; nothing in {data_dir} says its classes")
     if competition.form is None:
         return [f"{path} cannot be checked: {data_dir} has neither test images nor a sample submission"]
     return [f"{path}: {problem}" for problem in check_predictions(path, competition.form, run.target if run else competition.target)]
@@ -155,11 +164,11 @@ def default_message(origin: Origin | None, path: Path) -> str:
     return ", ".join([*parts, f"commit {origin.commit}"] if origin.commit else parts)
 
 
-def _announce(plan: Plan, remembered: str | None, data_dir: Path) -> None:
+def _announce(plan: Plan, notes: list[str]) -> None:
     print(f"competition  {plan.competition}")
-    if remembered and remembered != plan.competition:
-        print(f"             note: {data_dir} holds {remembered!r}, and the file was checked against that")
     print(f"file         {plan.file} ({files.human_size(plan.file.stat().st_size)}, checked)")
+    for note in notes:
+        print(f"             {note}")
     unknown = f"not known: inference.py wrote nothing down of {plan.file.name} as it is now (--model names the run)"
     print(f"made by      {plan.origin.describe() if plan.origin else unknown}")
     print(f"message      {plan.message}")
