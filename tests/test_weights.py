@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+
+from pipeline.folds.blend import _choose
 from pipeline.folds.weights import Scale, greedy, nested, select, unseen, ways
 from pipeline.targets.metrics import evaluate
 from pipeline.targets.target import Target, multiclass
@@ -40,6 +44,23 @@ def test_greedy_weights_are_how_often_a_member_was_added() -> None:
     assert sum(weights) == 1 and weights[0] > weights[2]
     alone = greedy(scale, members[:1], np.arange(400))
     assert alone == (1.0,)
+
+
+@pytest.mark.parametrize(("seed", "said"), [(17, True), (0, False)])
+def test_a_blend_of_runs_with_the_same_mistakes_says_that_nothing_shows_a_gain(
+    seed: int, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second run is the first with little noise (said), or another of the same skill."""
+    scale, members = team(seed, [1.3, 1.3])
+    if said:
+        scale, members = team(seed, [1.3])
+        noise = np.random.default_rng(seed).normal(0, 0.05, members[0].shape)
+        members = np.stack([members[0], scale.target.activate(np.log(members[0]) + noise)])
+    runs = [SimpleNamespace(path=name) for name in ("runs/a", "runs/b")]
+    choice, _, blended = _choose(scale, members, np.arange(400) % 5, runs, 0)
+    alone = unseen(scale, members, np.arange(400), np.arange(400) % 5)["best alone"][0]
+    assert min(choice.weights) > 0 and (scale(blended) <= alone) is said
+    assert (f"note: the best member alone has {alone:.4f} on such rows" in capsys.readouterr().out) is said
 
 
 def test_numbers_are_of_rows_that_the_choice_did_not_see() -> None:

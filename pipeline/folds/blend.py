@@ -26,7 +26,7 @@ from pipeline.folds.assembly import (
     write_probabilities,
 )
 from pipeline.folds.team import in_order
-from pipeline.folds.weights import Choice, Scale, nested, select, unseen
+from pipeline.folds.weights import WAYS, Choice, Scale, nested, select, unseen
 from pipeline.lock import holding_folder
 from pipeline.predictions import Predictions
 from pipeline.run import environment, now, run_entries
@@ -192,7 +192,8 @@ def _choose(
     sign = 1 if find_metric(scale.metric).higher_is_better else -1
     for member, one in zip(members, values, strict=True):
         print(f"  {sign * scale(one):.4f}  {member.path}")
-    for way, (score, _) in unseen(scale, values, np.arange(len(parts)), parts).items():
+    by_way = unseen(scale, values, np.arange(len(parts)), parts)
+    for way, (score, _) in by_way.items():
         print(f"  {sign * score:.4f}  {way}, of rows that its choice did not see")
     blended = nested(scale, values, parts, seed)
     choice, refused = select(scale, values, np.arange(len(parts)), seed)
@@ -202,6 +203,9 @@ def _choose(
         )
     shares = ", ".join(f"{member.path} {weight:.3f}" for member, weight in zip(members, choice.weights, strict=True) if weight)
     print(f"chosen: {choice.way} ({shares}); {scale.metric} {sign * scale(blended):.4f} where the whole choice did not see the rows")
+    alone = by_way[WAYS[0]][0]
+    if sum(weight > 0 for weight in choice.weights) > 1 and scale(blended) <= alone:
+        print(f"  note: the best member alone has {sign * alone:.4f} on such rows, so nothing shows that this blend is better")
     return choice, refused, blended
 
 
