@@ -12,6 +12,7 @@ import json
 import random
 import shutil
 import struct
+import time
 import zipfile
 import zlib
 from collections import Counter
@@ -25,6 +26,7 @@ from conftest import make_competition
 from PIL import Image
 from servers import Reply, serving
 from test_fuzz import CASES, survive_all
+from test_transfer import endless, raw
 
 from pipeline.cleaning.out_of_fold import read_out_of_fold
 from pipeline.competition.facts import read_facts
@@ -33,7 +35,7 @@ from pipeline.config import load_recipe
 from pipeline.data.images import BadImage, decode
 from pipeline.errors import UserError, run_command
 from pipeline.experiments.grids import load_grid
-from pipeline.fetch import transfer
+from pipeline.fetch import sessions, transfer
 from pipeline.fetch.budget import allowed_bytes
 from pipeline.fetch.download import fetch
 from pipeline.fetch.releases import read_release
@@ -368,6 +370,51 @@ def test_servers_that_misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert not {"\x1b", "\x9b"} & set(printed.out + printed.err)
     assert came["fetched"] and came["refused"]
     print(f"servers that misbehave: {sum(came.values()):,} cases, {came['fetched']:,} fetched whole, {came['refused']:,} refused")
+
+
+def slow_or_endless(draw: random.Random) -> tuple[bytes, Callable[[], Iterator[bytes]]]:
+    """The head of an answer, and what follows it without end: a byte now and then, or as fast as it goes, packed in some way or not."""
+    packer = zlib.compressobj(9, wbits=31)
+    start = packer.compress(bytes(200_000)) + packer.flush(zlib.Z_SYNC_FLUSH)
+    bodies = {
+        "drip": (b"", draw.choice([b"P", b"\n", b"\0"])),
+        "flood": (b"", draw.choice([bytes(300_000), draw.randbytes(300_000)])),
+        "packed zeros": (start, packer.compress(bytes(3_000_000)) + packer.flush(zlib.Z_SYNC_FLUSH)),
+        "packed nothing": (start, b"\0\0\0\xff\xff" * draw.choice([1, 5000])),
+        "packed drip": (start, start[10:11]),
+        "pieces": (b"", draw.choice([b"1\r\nP\r\n", b"1;x=" + b"y" * 2000 + b"\r\nP\r\n", b"40000\r\n" + bytes(0x40000) + b"\r\n"])),
+        "head": (b"", draw.choice([b"x", b"x\r\nY: y", b"\r"])),
+    }
+    kind = draw.choice(list(bodies))
+    first, piece = bodies[kind]
+    status = draw.choice([b"200 OK"] * 5 + [b"206 Partial Content", b"302 Found", b"404 Not Found", b"503 Busy"])
+    headers = [b"HTTP/1.1 " + status]
+    headers += [b"Content-Encoding: gzip"] if "packed" in kind else [b"Transfer-Encoding: chunked"] if kind == "pieces" else []
+    headers += [b"Location: /b.zip"] if draw.random() < 0.3 else []
+    headers += [draw.choice([b"Content-Type: text/html", b"Content-Type: application/zip"])] if draw.random() < 0.3 else []
+    head = b"\r\n".join(headers) + (b"\r\nX: " if kind == "head" else b"\r\n\r\n") + first
+    return head, endless(piece, 0.01 if len(piece) < 5000 else 0.0)
+
+
+def test_servers_that_are_slow_or_never_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name, seconds in (("TIMEOUT_S", 0.3), ("SLOW_WINDOW_S", 0.05)):
+        monkeypatch.setattr(transfer, name, seconds)
+    monkeypatch.setattr(sessions, "HEAD_S", 0.05)
+    monkeypatch.setattr(transfer, "MAX_DOWNLOAD_BYTES", 3 * 10**6)
+    monkeypatch.setattr(transfer, "MAX_DOWNLOAD_S", 0.5)
+    draw, longest, count = random.Random(0), 0.0, min(CASES, 300) or 12
+    for number in range(count):
+        head, body = slow_or_endless(draw)
+        began = time.monotonic()
+        target = tmp_path / str(number) / "a.zip"
+        with raw(head, body) as url, pytest.raises(UserError) as refused:
+            fetch(f"{url}/a.zip", target, sleep=lambda _: None)
+        assert str(refused.value).strip() and not target.exists(), f"case {number}: {head[:200]!r}"
+        longest = max(longest, time.monotonic() - began)
+        held = sum(path.stat().st_size for path in target.parent.rglob("*") if path.is_file()) if target.parent.exists() else 0
+        assert held <= 3 * 10**6 + 10**6, f"case {number}: {held:,} bytes were left"
+    print(f"servers that are slow or never end: {count:,} cases, all refused, the longest after {longest:.1f} s")
 
 
 # ---- texts that steer a terminal ----

@@ -15,7 +15,7 @@ import pytest
 from servers import Reply, serving
 
 from pipeline.errors import UserError
-from pipeline.fetch import transfer
+from pipeline.fetch import sessions, transfer
 from pipeline.fetch.download import fetch
 from pipeline.fetch.transfer import _is_inside, _retry_after
 
@@ -97,6 +97,35 @@ def test_a_compressed_body_that_becomes_a_thousand_times_larger_is_a_bomb(tmp_pa
     with raw(head, lambda: iter([bomb])) as url, pytest.raises(UserError, match="decompression bomb"):
         get(url, tmp_path)
     assert parts(tmp_path) == []
+
+
+GZIP = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
+NOTHING = gzip.compress(b"")[:10] + b"\x00\x00\x00\xff\xff" * 4000  # the head of a gzip file, then blocks of no bytes
+
+
+def test_a_packed_body_that_becomes_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "SLOW_WINDOW_S", 0.3)
+    with raw(GZIP + NOTHING, endless(NOTHING[10:])) as url, pytest.raises(UserError, match="too slow to wait for"):
+        get(url, tmp_path)
+
+
+def test_a_packed_body_is_unpacked_to_its_last_part(tmp_path: Path) -> None:
+    empty_zip = b"PK\x05\x06" + bytes(18)
+    body = gzip.compress(empty_zip[:9]) + gzip.compress(empty_zip[9:])
+    with raw(GZIP, lambda: iter([body[:15], body[15:]])) as url:
+        assert get(url, tmp_path).read_bytes() == empty_zip
+    with raw(GZIP, lambda: iter([body[:-12]])) as url, pytest.raises(UserError, match="the connection was cut"):
+        get(url, tmp_path / "cut")
+    with raw(GZIP.replace(b"gzip", b"br"), lambda: iter([body])) as url, pytest.raises(UserError, match="packed as 'br'"):
+        get(url, tmp_path / "other")
+
+
+def test_the_head_of_an_answer_is_not_waited_for_byte_by_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "HEAD_S", 0.1)
+    started = time.monotonic()
+    with raw(b"HTTP/1.1 200 OK\r\nX: ", endless(b"x", 0.02)) as url, pytest.raises(UserError, match="the connection failed"):
+        get(url, tmp_path)
+    assert time.monotonic() - started < 10
 
 
 def test_a_disk_that_fills_up_gets_its_room_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,10 @@ import re
 import shutil
 import socket
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -23,6 +25,7 @@ from pipeline.errors import UserError, one_line
 from pipeline.fetch.addresses import Source, without_secrets
 from pipeline.fetch.archives import CHUNK_BYTES, check_room, file_problems, page_in_words
 from pipeline.fetch.budget import allowed_bytes
+from pipeline.fetch.sessions import new_session
 
 TIMEOUT_S = 60.0  # without a byte from the server
 SLOW_WINDOW_S, SLOW_BYTES = 20.0, 20_000  # a server that sends less in such a time is not waited for
@@ -31,6 +34,7 @@ MAX_DOWNLOAD_BYTES = 500 * 10**9  # of a file whose size nobody announced
 RESERVE_BYTES = 200 * 10**6  # of the disk that a download leaves free
 CHECK_BYTES = 64 * 10**6  # how often the disk is looked at
 MAX_HOPS = 10  # redirects
+PACKED = ("gzip", "x-gzip", "deflate")
 
 
 class TryAgain(Exception):
@@ -91,7 +95,7 @@ def get_url(download: Download) -> None:
     if offset:
         headers |= {"Range": f"bytes={offset}-"} | ({"If-Range": version} if version else {})
     try:
-        with _session() as session, _answer(session, source.text, headers, download.sha256) as response:
+        with new_session() as session, _answer(session, source.text, headers, download.sha256) as response:
             sent_range = response.headers.get("Content-Range", "")
             if offset and response.status_code == 416 and sent_range == f"bytes */{offset}":
                 return  # whole already
@@ -104,7 +108,7 @@ def get_url(download: Download) -> None:
                 for headers in (response.headers, response.raw.headers):
                     headers.pop("Content-Encoding", None)
             if response.headers.get("Content-Type", "").startswith("text/html") and download.target_path.suffix != ".html":
-                page = page_in_words(next(_chunks(response), b""))
+                page = page_in_words(next(filter(None, islice(_chunks(response), 100)), b""))
                 raise UserError(f"{source.shown} answers with {page} instead of the file")
             if response.status_code != 206:
                 offset = 0
@@ -113,17 +117,6 @@ def get_url(download: Download) -> None:
             _write_body(response, download, offset)
     except requests.exceptions.RequestException as error:
         raise failure_of(error, source.shown) from None
-
-
-def _session() -> Any:
-    """A session of requests that leaves the bodies of redirects unread: they may have no end."""
-    import requests
-
-    class Session(requests.Session):
-        def get_redirect_target(self, _response: Any) -> None:
-            return None
-
-    return Session()
 
 
 def _answer(session: Any, url: str, headers: dict[str, str], sha256: str | None) -> Any:
@@ -166,25 +159,45 @@ def _is_inside(url: str) -> bool:
 
 
 def _chunks(response: Any) -> Iterator[bytes]:
-    """The body as it arrives, without waiting for a whole chunk: so a server that sends a byte a second is noticed."""
+    """The body as it arrives, without waiting for a whole chunk: so a server that sends a byte a second is noticed.
+
+    What is packed is unpacked here: a chunk is empty where it became nothing, so that a body which never becomes anything is noticed too.
+
+    Raises:
+        UserError: packed in a way that is not known here.
+    """
     import requests.exceptions as failures
     import urllib3.exceptions
 
-    read = getattr(response.raw, "read1", None)
-    if read is None:  # urllib3 before 2.1
-        yield from response.iter_content(CHUNK_BYTES)
-        return
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", "", *PACKED):
+        raise UserError(f"{without_secrets(response.url)} sends the file packed as {one_line(encoding)!r}, which was not asked for")
+    unpack = _unpacking() if encoding in PACKED else None
+    read = getattr(response.raw, "read1", response.raw.read)  # urllib3 before 2.1 has no read1
     try:
-        while chunk := read(CHUNK_BYTES, decode_content=True):
-            yield chunk
+        while chunk := read(CHUNK_BYTES, decode_content=False):
+            while unpack and chunk:
+                yield unpack.decompress(chunk, CHUNK_BYTES)
+                chunk = unpack.unconsumed_tail or unpack.unused_data
+                unpack = _unpacking() if unpack.eof and chunk else unpack  # one packed part may follow another
+            if not unpack:
+                yield chunk
+        if unpack:
+            yield unpack.flush()
+        if unpack and not unpack.eof:
+            raise failures.ChunkedEncodingError("the packed body ends too early")
+    except zlib.error as error:
+        raise failures.ContentDecodingError(error) from None
     except urllib3.exceptions.ReadTimeoutError as error:
         raise failures.ConnectionError(error) from None
-    except urllib3.exceptions.DecodeError as error:
-        raise failures.ContentDecodingError(error) from None
     except urllib3.exceptions.SSLError as error:
         raise failures.SSLError(error) from None
     except urllib3.exceptions.HTTPError as error:
         raise failures.ChunkedEncodingError(error) from None
+
+
+def _unpacking() -> Any:
+    return zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, as its first bytes say
 
 
 def _write_body(response: Any, download: Download, offset: int) -> None:
