@@ -76,6 +76,7 @@ WINGS = {
             "addresses",
             "budget",
             "archives",
+            "sessions",
             "transfer",
             "download",
             "whole",
