@@ -23,7 +23,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ GRIDS = Path(__file__).with_name("grids")
 SIZES = ("1000", "4000", "all")
 HELD_BACK = 160  # pictures
 HELD_BACK_SEED = 0
+EXCHANGED = "-exchanged"
 COLUMNS = ("data", "size", "seed", "row", "val_accuracy", "val_question_alone", "val_exchanged", "accuracy", "seconds", "trainable")
 
 
@@ -83,6 +84,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every row, before its own changes")
     parser.add_argument("--rows", type=int, nargs="+", help="these rows of the grid alone, by number from 0")
     parser.add_argument("--no-heads", action="store_true", help="without the simple heads and the question alone")
+    parser.add_argument("--exchanged", action="store_true", help="pictures that say nothing: each question has another one's picture")
     parser.add_argument("--no-grid", action="store_true", help="these alone")
     args = parser.parse_args()
     table = Table(args.results, COLUMNS)
@@ -95,12 +97,12 @@ def main() -> int:
 # ---- the data ----
 
 
-def lay_out_questions(name: str, competitions: Path, work: Path, size: str, seed: int) -> Path:
+def lay_out_questions(name: str, competitions: Path, work: Path, size: str, seed: int, exchanged: bool = False) -> Path:
     """The competition `name` cut to `size` training questions drawn by `seed`, with the held-back pictures as its test part.
 
-    Nothing is done where the folder is there.
+    Nothing is done where the folder is there. `exchanged`: each question of either part gets the picture of another, drawn by `seed`.
     """
-    folder = work / f"data-{name}-{size}-{seed}"
+    folder = work / f"data-{name}{EXCHANGED if exchanged else ''}-{size}-{seed}"
     if folder.exists():
         return folder
     rows = read_layout(competitions / name, need="train").train
@@ -113,6 +115,8 @@ def lay_out_questions(name: str, competitions: Path, work: Path, size: str, seed
             f"--sizes {size}: {name} has {len(rest):,} questions beside the {len(held):,} held back; use a smaller number, or all"
         )
     chosen = rest if size == "all" else rest[: int(size)]
+    if exchanged:
+        chosen, held = (_exchanged(part, seed) for part in (chosen, held))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".laying-out-", dir=folder.parent) as temporary:
         root = Path(temporary) / folder.name
@@ -132,6 +136,11 @@ def _parts(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     pictures = sorted({row.path for row in rows})
     held = {pictures[own] for own in np.random.default_rng(HELD_BACK_SEED).permutation(len(pictures))[:HELD_BACK].tolist()}
     return [row for row in rows if row.path in held], [row for row in rows if row.path not in held]
+
+
+def _exchanged(rows: Sequence[Row], seed: int) -> list[Row]:
+    order = np.random.default_rng(seed).permutation(len(rows)).tolist()
+    return [replace(row, path=rows[other].path) for row, other in zip(rows, order, strict=True)]
 
 
 def _asked(row: Row) -> tuple[str, str, str]:
@@ -155,7 +164,8 @@ def jobs(args: argparse.Namespace, table: Table) -> Iterator[Job]:
     """What is not measured yet, each with its recipe written beside its folder; the longest first."""
     given = parse_assignments([f"text_backbone={args.text_backbone}", *args.set])
     for size, seed, name in itertools.product(reversed(args.sizes), args.seeds, args.data):
-        laid_out = lay_out_questions(name, args.competitions, args.work, size, seed)
+        laid_out = lay_out_questions(name, args.competitions, args.work, size, seed, args.exchanged)
+        name += EXCHANGED if args.exchanged else ""
         trials = load_grid(str(GRIDS / f"{args.grid}.yaml"), args.backbone, given, [seed]).trials
         wanted = [] if args.no_grid else list(enumerate(trials))
         for number, trial in wanted:
@@ -238,7 +248,8 @@ def show(table: Table, args: argparse.Namespace) -> None:
     the differences from its own two floors.
     """
     wanted = [row for row in table.rows() if int(row["seed"]) in args.seeds]
-    for name, size in itertools.product(args.data, args.sizes):
+    names = [name + (EXCHANGED if args.exchanged else "") for name in args.data]
+    for name, size in itertools.product(names, args.sizes):
         found = [row for row in wanted if row["data"] == name and row["size"] == size]
         alone = _best(found, QUESTION_ALONE)
         floor = {row["seed"]: float(row["accuracy"]) for row in found if row["row"] == alone}
