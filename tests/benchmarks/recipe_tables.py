@@ -57,7 +57,7 @@ def main() -> int:
     parser.add_argument("--backbone", type=Path)
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--judge", choices=["held-back", "val"], default="held-back")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every row, before its own changes")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every row, over its own changes")
     parser.add_argument("--rows", type=int, nargs="+", help="these rows alone, by number from 0")
     args = parser.parse_args()
     table = Table(args.results, COLUMNS)

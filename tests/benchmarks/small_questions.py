@@ -81,7 +81,7 @@ def main() -> int:
     parser.add_argument("--backbone", help="of the pictures: hub id or folder")
     parser.add_argument("--text-backbone", help="of the questions: hub id or folder")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every row, before its own changes")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every row, over its own changes")
     parser.add_argument("--rows", type=int, nargs="+", help="these rows of the grid alone, by number from 0")
     parser.add_argument("--no-heads", action="store_true", help="without the simple heads and the question alone")
     parser.add_argument("--exchanged", action="store_true", help="pictures that say nothing: each question has another one's picture")
