@@ -1,7 +1,9 @@
-"""The recipe: YAML file + command line flags -> one frozen, validated object. Every problem is reported at once, with the nearest valid key.
+"""Read a recipe: YAML file + command line flags -> one frozen, validated object.
 
-python -m pipeline.config                       # every key, its value in the default recipe, what it may be, what it does
-python -m pipeline.config vit-tiny-imagewoof    # ... in another recipe, or in a .yaml file
+All problems are reported at once, each unknown key with the nearest valid one.
+
+python -m pipeline.config                       # every key: value in the default recipe, meaning, allowed
+values python -m pipeline.config vit-tiny-imagewoof    # the same for another recipe or a .yaml file
 """
 
 from __future__ import annotations
@@ -32,10 +34,10 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_file: str, overrides: dict[str, Any] | None = None) -> Recipe:
-    """The recipe called `name_or_file` (a name, or the path of a YAML file) with dotted-key `overrides` applied.
+    """The recipe `name_or_file` (a name, or the path of a YAML file) with dotted-key `overrides` applied.
 
     Raises:
-        UserError: there is no such recipe, the file is not YAML, or keys or values are not allowed; all of them are listed.
+        UserError: no such recipe, not YAML, or keys or values that are not allowed; all are listed.
     """
     is_file_name = name_or_file.endswith((".yaml", ".yml"))
     path = Path(name_or_file) if is_file_name else RECIPES_DIR / f"{name_or_file}.yaml"
@@ -60,13 +62,13 @@ def validate_recipe(values: dict[str, Any], overrides: dict[str, Any], where: st
     problems = []
     for key, value in overrides.items():
         problems += _assign(values, key, value)
-    raise_all(problems, "the command line has keys that no recipe has:")
+    raise_all(problems, "the command line has unknown recipe keys:")
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         items = error.errors()
         known_bad = {item["loc"] for item in items}
-        # A list whose one item is wrong is also reported as too short: once is enough.
+        # pydantic also reports a list with a wrong item as too short. Keep only the wrong item.
         items = [
             item
             for item in items
@@ -75,7 +77,7 @@ def validate_recipe(values: dict[str, Any], overrides: dict[str, Any], where: st
         own = [problem_of(item) for item in items if not _said_by(item, overrides)]
         flags = [problem_of(item) for item in items if _said_by(item, overrides)]
         heading = (
-            f"{where} is not a valid recipe:" if own else f"the command line asks for what no recipe may hold ({where} itself is valid):"
+            f"{where} is not a valid recipe:" if own else f"the command line has values that are not allowed ({where} itself is valid):"
         )
         raise_all([*own, *flags], heading)
         raise  # raise_all raises: pydantic reports at least one problem
@@ -95,7 +97,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
                 raise ValueError("expected KEY=VALUE, for example --set lora.rank=8")
             parsed[key.strip()] = yaml.safe_load(value)
         except RecursionError:
-            problems.append(f"--set {text:.60}...: lists or mappings inside each other, too many levels of them")
+            problems.append(f"--set {text:.60}...: too many levels of nested lists or mappings")
         except (ValueError, yaml.YAMLError) as error:
             problems.append(f"--set {text}: {error}")
     raise_all(problems, "could not read the command line:")
@@ -103,7 +105,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 
 def differences(old: Recipe, new: Recipe) -> dict[str, str]:
-    """`old -> new` for every recipe key (dotted) whose value differs, but for the name, which decides nothing."""
+    """`old -> new` for every dotted key whose value differs. The name is left out: it changes no result."""
     before, after = (_flat(recipe.model_dump(mode="json", exclude={"name"})) for recipe in (old, new))
     return {key: f"{before.get(key)} -> {after.get(key)}" for key in after if before.get(key) != after.get(key)}
 
@@ -121,7 +123,7 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> list[str]:
 
 
 def known_keys() -> dict[str, FieldInfo]:
-    """Every recipe key in dotted form, with what it may be."""
+    """Every recipe key in dotted form, with its pydantic field."""
     keys = {}
     for name, field in Recipe.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
@@ -132,7 +134,9 @@ def known_keys() -> dict[str, FieldInfo]:
 
 
 def describe_keys(recipe: Recipe, width: int = 100) -> str:
-    """For every key: its value in `recipe`, and below it what it does and the values allowed; lines of at most `width` columns."""
+    """A text with every key, its value in `recipe`, its meaning and the allowed values; at most `width`
+    columns wide.
+    """
     values = _flat(recipe.model_dump(mode="json"))
     fields = known_keys()
     column = max(len(key) for key in fields) + 2
@@ -167,7 +171,9 @@ def _allowed(annotation: Any) -> str:
 
 
 def _hint(dotted: str) -> str:
-    """The known key that was probably meant: the same name in another section, else the nearest spelling."""
+    """`; did you mean KEY?`: the same name in another section, else the nearest spelling; empty if none is
+    near.
+    """
     keys, name = list(known_keys()), dotted.rsplit(".", 1)[-1]
     near = [key for key in keys if key.rsplit(".", 1)[-1] == name] or difflib.get_close_matches(dotted, keys, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
@@ -178,13 +184,13 @@ def _dotted(item: dict[str, Any]) -> str:
 
 
 def _said_by(item: dict[str, Any], overrides: dict[str, Any]) -> bool:
-    """Whether a problem is about a value of the command line."""
+    """True if the problem is about a value from the command line."""
     about = _dotted(item) or str(item.get("ctx", {}).get("error", ""))
     return any(about == key or about.startswith((f"{key}.", f"{key}:")) or key.startswith(f"{about}.") for key in overrides)
 
 
 def problem_of(item: dict[str, Any]) -> str:
-    """One line for a finding of pydantic's: the dotted key, what is expected, and what was found."""
+    """One line for one pydantic error: the dotted key, the expected and the found value."""
     dotted = _dotted(item)
     if item["type"] == "extra_forbidden":
         return f"{dotted}: unknown key{_hint(dotted)}"
@@ -192,9 +198,9 @@ def problem_of(item: dict[str, Any]) -> str:
         prefix = f"{dotted}." if dotted else ""
         return prefix + str(item["ctx"]["error"])
     if item["type"] in ("model_type", "dict_type", "model_attributes_type"):
-        return f"{dotted or 'the file'}: keys with values are expected, found {item['input']!r:.80}"
+        return f"{dotted or 'the file'}: expected keys with values, found {item['input']!r:.80}"
     if item["type"] == "tuple_type":
-        return f"{dotted}: a list is expected, such as [{item['input']}], found {item['input']!r}"
+        return f"{dotted}: expected a list such as [{item['input']}], found {item['input']!r}"
     found = f"{item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"
     return f"{dotted}: {found}{nearest(str(item['input']), get_args(Role)) if item['type'] == 'literal_error' and dotted == 'lora.targets' else ''}"
 
