@@ -132,7 +132,7 @@ def test_all_problems_come_in_one_message(tmp_path: Path) -> None:
         "lora.targets: input should be 'query'",
         "found 'kee'",
         "optimizer.lr: input should be a valid number",
-        "schedule: keys with values are expected",
+        "schedule: expected keys with values",
         "data.val_fraction: input should be a finite number",
         "data.workers: input should be",
         "seed: input should be greater than or equal to 0, found -1",

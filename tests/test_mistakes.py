@@ -73,7 +73,11 @@ def test_a_device_is_no_download(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("", "the file: keys with values"), ("rows: x\n", "rows: a list"), ("rows:\n- name: a\n  set: [1]\n", "rows.0.set: keys")],
+    [
+        ("", "the file: expected keys with values"),
+        ("rows: x\n", "rows: expected a list"),
+        ("rows:\n- name: a\n  set: [1]\n", "rows.0.set: expected keys"),
+    ],
 )
 def test_grids_of_another_form(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "g.yaml").write_text(text)
