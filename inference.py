@@ -3,8 +3,9 @@
 python inference.py                                           # finetuned_model/ + data/ -> predictions.csv
 python inference.py --model finetuned_model/digits --data data/digits --output data/digits/predictions.csv
 python inference.py --model runs/folds                        # the mean of its models
-python inference.py --model runs/a runs/b runs/folds          # the mean of several, whatever their backbones
-torchrun --standalone --nproc-per-node 2 inference.py --model runs/a    # the images shared out to two cards, the same file
+python inference.py --model runs/a runs/b runs/folds          # the mean of several runs, also with different
+backbones torchrun --standalone --nproc-per-node 2 inference.py --model runs/a    # images divided between two
+GPUs, same result
 """
 
 from __future__ import annotations
@@ -41,20 +42,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--output",
         metavar="FILE",
         default="predictions.csv",
-        help="the file to write (default: predictions.csv; vqa: a name that ends in .json gives the challenge's results file)",
+        help="the file to write (default: predictions.csv; vqa: a name ending in .json writes the results file of the VQA challenge)",
     )
     parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images at once (default: 32)")
-    parser.add_argument("--tta", metavar="VIEWS|auto", help="average views of each image: flip, crops, scale, or several as flip,scale")
+    parser.add_argument(
+        "--tta",
+        metavar="VIEWS|auto",
+        help="average the predictions of several views of each image: flip, crops, scale, or several as flip,scale",
+    )
     parser.add_argument(
         "--decision",
         choices=["auto", "off"],
         default="auto",
-        help="auto: thresholds and the like that a run of folds found to gain (default)",
+        help="auto: use the thresholds or class weights with which a run of folds scored better (default)",
     )
     parser.add_argument(
         "--prior",
         metavar="FILE|estimate",
-        help="shares of the classes in the test set (columns class, share), or estimated from its predictions",
+        help="correct for the class shares of the test set: a CSV file (columns class, share), or estimate them from the predictions",
     )
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="number format (default: auto)")
     parser.add_argument(
@@ -67,14 +72,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write a checked predictions file; the exit code.
+    """Write a checked predictions file. Returns the exit code.
 
     Raises:
         UserError: no model, no test images, or predictions that do not fit the competition; see pipeline/errors.py.
     """
     args = parse(argv)
     if args.batch_size < 1:
-        raise UserError(f"--batch-size {args.batch_size}: expected at least 1")
+        raise UserError(f"--batch-size {args.batch_size}: expected 1 or more")
 
     from pipeline.files import check_place, sha256
     from pipeline.folds.finishing import check_prior, finished
@@ -95,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     team = gather([Path(model) for model in args.model])
     check_prior(team, args.prior)
     competition = read_for(team.first, Path(args.data))
-    compared = check_belongs(team.first.target, competition, team.first.path)  # the others know the same labels
+    compared = check_belongs(team.first.target, competition, team.first.path)  # all models have the same labels
     notes = [*(leaf.run.unfinished for leaf in team.leaves if leaf.run.unfinished), *competition.notes]
     print("\n".join([team.describe(), *(f"  {note}" for note in notes)]))
     meet_over(team, competition)
@@ -114,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     predictions, decided = finished(team, predictions, args.prior, args.decision)
     kept = copy_unsent(output)
-    if output.suffix == ".json":  # the results file of the VQA challenge's own evaluation
+    if output.suffix == ".json":  # the results file of the VQA challenge
         write_results_json(output, competition, predictions)
     else:
         write_predictions(output, competition.form, predictions)
@@ -123,37 +128,38 @@ def main(argv: list[str] | None = None) -> int:
     record_origin(output, team.named, args.data, made_by(team, views=list(views), engine=args.engine, **decided))
     if formulas := [text for text in (*competition.form.row_ids, *predictions.target.names) if is_formula(text)]:
         print(
-            f"  note: a spreadsheet would run {quoted(formulas)} as a formula; Kaggle needs the text as it is: do not open the file in one"
+            f"  note: a spreadsheet would run {quoted(formulas)} as a formula; do not open the file in one, because Kaggle needs the text unchanged"
         )
     if kept and sha256(kept) == sha256(output):
         kept.unlink()
     elif kept:
-        print(f"the former {output.name} was never submitted and is kept as {kept}")
+        print(f"the earlier {output.name} was never submitted; it is kept as {kept}")
     return 0
 
 
 def what_was_checked(competition: Competition, compared: str | None) -> str:
-    """The end of the last line: what of the file is known to be the competition's. `compared`: what `check_belongs` found."""
+    """The end of the last line: which checks the file passed. `compared`: the result of `check_belongs`."""
     if competition.form.path is None:
         checked = "checked: an id for each test image (there is no sample submission to compare with)"
     else:
         checked = "checked: ids, order and columns are the competition's"
     if compared is None:
-        return f"{checked}\n  not checked: whether this is a model of this competition; nothing in {competition.root} says its classes"
+        return f"{checked}\n  not checked: whether the model belongs to this competition; {competition.root} has no list of classes"
     return f"{checked}, {compared}"
 
 
 def predict_once(run: Run, competition: Competition, batch_size: int, precision: str, kept: Kept) -> Predictions:
-    """What the run predicted of these images before, else its predictions now, which are kept in its folder.
+    """The run's predictions: read from its folder if it predicted these images before, else computed and kept
+    there.
 
     Raises:
-        UserError: the model cannot be rebuilt, or not one test image can be decoded.
+        UserError: the model cannot be rebuilt, or no test image can be decoded.
     """
     from pipeline.training.processes import current
 
     found = kept.load(run, run.target) if run.target is not None else None
     if current().least(int(found is not None)):
-        print(f"  as kept in {run.path}: the same images, weights and packages")
+        print(f"  read from {run.path}: predicted before with the same images, weights and packages")
         return found
     from pipeline.folds.views import predict_views
 
@@ -164,10 +170,11 @@ def predict_once(run: Run, competition: Competition, batch_size: int, precision:
 
 
 def copy_unsent(output: Path) -> Path | None:
-    """Copy an existing predictions file that was never submitted and say where to; None when there is nothing to keep.
+    """The path of a copy of an existing predictions file that was never submitted; None when there is nothing
+    to keep.
 
     Raises:
-        UserError: submissions.csv cannot be read, so nobody knows what was submitted.
+        UserError: submissions.csv cannot be read, so it is unknown what was submitted.
     """
     import shutil
 

@@ -1,13 +1,14 @@
 """Fine-tune a pretrained vision transformer (for visual question answering: with a text model) on a competition folder.
 
 python train.py --epochs 25                                   # the default recipe on data/
-python train.py --recipe vit-base-224 --data data/birds       # another one
-python train.py --lora-rank 0 --set optimizer.lr=2e-5         # full fine-tuning, another rate
+python train.py --recipe vit-base-224 --data data/birds       # another recipe
+python train.py --lora-rank 0 --set optimizer.lr=2e-5         # full fine-tuning, another learning rate
 python train.py --resume                                      # go on after an interruption
-python train.py --resume changed --lr 1e-5                    # ... at another rate
+python train.py --resume changed --lr 1e-5                    # the same with another learning rate
 torchrun --standalone --nproc-per-node 2 train.py --epochs 25  # two cards, one model
-python train.py --folds 5 --output runs/folds                 # five models, and predictions of every row by the one that did not see it
-python train.py --plan 9h                                     # what to train in nine hours, as a recipe file and a command
+python train.py --folds 5 --output runs/folds                 # five models; each row is predicted by the one
+not trained on it python train.py --plan 9h                                     # write a recipe for what can
+be trained in nine hours
 """
 
 from __future__ import annotations
@@ -41,7 +42,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument(
         "--recipe", metavar="NAME|FILE", help="what to train: a name from pipeline/recipes, or a .yaml file (default: beit-large-384-lora)"
     )
-    run.add_argument("--data", metavar="DIR", type=folder_name, help="the competition folder (default: data; with --resume the run's own)")
+    run.add_argument(
+        "--data",
+        metavar="DIR",
+        type=folder_name,
+        help="the competition folder (default: data; with --resume the folder of the first start)",
+    )
     run.add_argument(
         "--output", metavar="DIR", type=folder_name, default="finetuned_model", help="the run folder (default: finetuned_model)"
     )
@@ -50,34 +56,46 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="?",
         const="exact",
         choices=["exact", "changed"],
-        help="go on exactly where the run in --output stopped; changed: with another recipe or other data, as far as its weights fit",
+        help="continue the run in --output where it stopped; changed: with another recipe or other data, if the saved weights fit",
     )
-    run.add_argument("--metric", metavar="NAME", help="how the competition is scored: accuracy, roc_auc, log_loss, qwk, rmse, map_at_5 ...")
+    run.add_argument("--metric", metavar="NAME", help="metric of the competition: accuracy, roc_auc, log_loss, qwk, rmse, map_at_5 ...")
     run.add_argument(
         "--target",
         metavar="KIND",
-        help="what a label means: multiclass, binary, multilabel, ordinal or continuous (default: the data tell)",
+        help="kind of label: multiclass, binary, multilabel, ordinal or continuous (default: from the data)",
     )
-    run.add_argument("--positive-class", metavar="NAME", help="the class whose probability is graded; several as A,B")
-    run.add_argument("--folds", metavar="K", type=int, help="train K models, each validated on another K-th of the rows")
-    run.add_argument("--fold", metavar="I", type=int, help="of --folds K only the I-th: the others elsewhere, --resume puts them together")
+    run.add_argument("--positive-class", metavar="NAME", help="binary: class whose probability is predicted and scored; several as A,B")
     run.add_argument(
-        "--parallel", metavar="P", type=int, help="of --folds K so many at once, a card each (no card: the threads are shared)"
+        "--folds", metavar="K", type=int, help="cross-validation: train K models, each validated on a different part of the rows"
+    )
+    run.add_argument(
+        "--fold",
+        metavar="I",
+        type=int,
+        help="with --folds K: train only fold I; train the others on other machines, then join them with --resume",
+    )
+    run.add_argument(
+        "--parallel",
+        metavar="P",
+        type=int,
+        help="with --folds K: train P folds at the same time, each on its own GPU (without a GPU they share the CPU threads)",
     )
     run.add_argument(
         "--plan",
         metavar="TIME",
-        help="train nothing: say what to train in TIME (9h, 90m, 2h30m), write it as a recipe file, print the command",
+        help="do not train; write a recipe file for what can be trained in TIME (9h, 90m, 2h30m) and print its command",
     )
     run.add_argument("--max-minutes", metavar="N", type=minutes, help="stop and save after N minutes (exit code 130)")
-    run.add_argument(
-        "--floor", action="store_true", help="print beside the score what a linear probe on the frozen backbone's features scores"
-    )
-    run.add_argument("--dry-run", action="store_true", help="build everything, run two batches of training and validation, write nothing")
-    recipe = parser.add_argument_group("recipe keys with a flag of their own")
-    recipe.add_argument("--backbone", metavar="HUB_ID|DIR", help="pretrained model; image size and preprocessing come with it")
+    run.add_argument("--floor", action="store_true", help="also print the score of a linear probe on the features of the frozen backbone")
+    run.add_argument("--dry-run", action="store_true", help="build the model, run two batches of training and of validation, write nothing")
+    recipe = parser.add_argument_group("recipe keys that have a flag")
+    recipe.add_argument("--backbone", metavar="HUB_ID|DIR", help="pretrained model; it also sets image size and preprocessing")
     recipe.add_argument("--epochs", metavar="N", type=int)
-    recipe.add_argument("--batch-size", metavar="N|auto", help="images in memory at once; auto = the most that fit, the same rows a step")
+    recipe.add_argument(
+        "--batch-size",
+        metavar="N|auto",
+        help="images in memory at once; auto = as many as fit (an optimizer step keeps its number of rows)",
+    )
     recipe.add_argument("--accumulation-steps", metavar="N", type=int, help="batches per optimizer step")
     recipe.add_argument("--lr", metavar="X", type=float, help="peak learning rate")
     recipe.add_argument("--image-size", metavar="N", type=int, help="pixels")
@@ -89,22 +107,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def minutes(text: str) -> float:
-    """The value of --max-minutes: from 0, and no infinity."""
+    """The value of --max-minutes as a finite number of at least 0."""
     value = float(text)
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of minutes from 0")
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of minutes, 0 or more")
     return value
 
 
 def folder_name(text: str) -> str:
-    """A path that is not empty: an unset variable of the shell would otherwise mean this folder."""
+    """`text`, if it is not empty. An unset shell variable gives an empty path, which would mean the current
+    folder.
+    """
     if not text.strip():
-        raise argparse.ArgumentTypeError("a folder is needed, found nothing (is a variable of the shell unset?)")
+        raise argparse.ArgumentTypeError("expected a folder, found an empty text (is a shell variable unset?)")
     return text
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train as the command line says; the exit code.
+    """Train as the command line says. Returns the exit code.
 
     Raises:
         UserError, Interrupted: see pipeline/errors.py; `run_command` turns them into a message and an exit code.
@@ -113,7 +133,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     fill_in(args)
     if args.data and Path(args.output).resolve() == Path(args.data).resolve():
-        raise UserError(f"--output {args.output} is the competition's folder: a run there would be read as data; name another --output")
+        raise UserError(
+            f"--output {args.output} is the competition folder, and files of a run there would be read as data: use another --output"
+        )
     command = shlex.join([*launcher(), "train.py", *(sys.argv[1:] if argv is None else argv)])
     if args.plan is not None:
         from pipeline.commands.planning import plan
@@ -130,7 +152,9 @@ def main(argv: list[str] | None = None) -> int:
 def train_one(
     args: argparse.Namespace, command: str, started: float, recipe: Recipe | None = None, competition: Competition | None = None
 ) -> int:
-    """One run from its flags to its page, or (`recipe`, `competition`) one fold as `pipeline.folds` decided on it; the exit code.
+    """Train one run, from flags to report page. Returns the exit code.
+
+    `recipe` and `competition` are given by `pipeline.folds` when the run is one fold.
 
     Raises:
         UserError, Interrupted: as `main`.

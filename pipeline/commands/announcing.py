@@ -1,4 +1,4 @@
-"""What a run prints before its first step: what is trained, parameters, steps, doubts, memory, disk and time."""
+"""Print the summary of a run before its first step: parameters, steps, warnings, memory, disk and time."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: not before t
 
 
 def kind_of(recipe: Recipe) -> str:
-    """What is trained, in words."""
+    """The training method as text, such as `LoRA rank 16 on query + key`."""
     lora = recipe.lora
     name = "DoRA" if lora.variant == "dora" else "rsLoRA" if lora.use_rslora else "LoRA"
     kind = f"{name} rank {lora.rank} on {' + '.join(lora.targets)}" if lora.rank else "full fine-tuning"
-    kind = "the head alone" if recipe.head_only else kind
+    kind = "only the head" if recipe.head_only else kind
     if lora.init != "default":
-        kind += f", begun by {lora.init} and saved at rank {2 * lora.rank} on the unchanged backbone"
-    kind += f", the {recipe.freeze} backbone stays" if recipe.freeze else ""
+        kind += f", initialised by {lora.init} and saved with rank {2 * lora.rank} for the unchanged backbone"
+    kind += f", {recipe.freeze} backbone frozen" if recipe.freeze else ""
     kind += f", also {' + '.join(lora.also_train)}" if lora.also_train else ""
-    return kind + (f", a moving mean of its weights (decay {recipe.optimizer.ema:g} a step)" if recipe.optimizer.ema else "")
+    return kind + (f", moving mean of the weights (decay {recipe.optimizer.ema:g} per step)" if recipe.optimizer.ema else "")
 
 
 def announce(session: Session, build: Build, compute: Compute, schedule: dict[str, Any], head_alone: bool = False) -> tuple[int, float]:
-    """Print what is about to happen and what it will need; the micro-batch size, and the seconds that training on all epochs will take.
+    """Print the summary. Returns (micro-batch size, expected seconds of training over all epochs).
 
-    `head_alone`: every image goes through the backbone once, and the steps of the head hardly count.
+    `head_alone`: only the head is trained on features computed once, so each image passes the backbone once.
 
     Raises:
-        UserError: it will not fit in memory or on the disk.
+        UserError: the run does not fit in memory or on the disk.
     """
     from pipeline.files import human_size, human_time
     from pipeline.training.advice import advise
@@ -54,19 +54,19 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
     processes = compute.processes
     memory = task.account(compute, recipe.optimizer.name)
     if processes.count > 1 and is_exact(recipe.gradient_sum, counts.trainable):
-        memory = replace(memory, gradients=memory.gradients * (processes.count + 2))  # what is sent, and what comes from each
+        memory = replace(memory, gradients=memory.gradients * (processes.count + 2))  # one copy to send and one from each process
     micro_batch_size = recipe.batch_size
     if args.batch_size == "auto":
         before = (
             0 if session.resumed_run is None else session.resumed_run.start.get("micro_batch_size", 0)
-        )  # goes on exactly, where it fits
+        )  # a resumed run keeps its size if it fits
         wanted = before or max(recipe.effective_batch_size // processes.count, 1)
         micro_batch_size = processes.least(largest_micro_batch(memory, compute.device, wanted))
     checkpointed = None if recipe.activation_checkpointing else partial(task.account, compute, recipe.optimizer.name, checkpointed=True)
     check_fits(memory, micro_batch_size, compute.device, checkpointed)
     print(
         f"  {schedule['total_steps']} optimizer steps ({schedule['steps_per_epoch']} an epoch) of {recipe.effective_batch_size} {task.rows_are} "
-        f"({micro_batch_size} at a time); {schedule['name']} rate {schedule['lr']:.1e}, warm-up {schedule['warmup_steps']} steps"
+        f"({micro_batch_size} at a time); {schedule['name']} learning rate {schedule['lr']:.1e}, warm-up {schedule['warmup_steps']} steps"
     )
     classes = len(task.class_names)
     if lines := advise(recipe, schedule, task.num_train, task.num_val, classes, build.new_head, task.facts()["target"]["kind"]):
@@ -77,7 +77,7 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
     epochs = epochs_of(schedule)
     idle = idle_share(recipe.effective_batch_size, micro_batch_size, processes.count)
     if idle:
-        print(f"  {idle:.0%} of the processes' time is idle: a step has no {processes.count} micro-batches, or no multiple of that")
+        print(f"  {idle:.0%} of the processes' time is idle: the micro-batches of a step are not a multiple of {processes.count}")
     train_seconds, predict_seconds = train_seconds / processes.count / (1 - idle), predict_seconds / processes.count
     total = epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
     if head_alone:

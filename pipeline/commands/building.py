@@ -1,4 +1,4 @@
-"""The training part of a competition read, and the model that will learn it built and placed."""
+"""Read the training part of a competition, then build the model and move it to the device."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: not before t
 
 
 def read_data(args: argparse.Namespace, recipe: Recipe, resumed_run: ResumedRun | None = None) -> Competition:
-    """The training part of the competition as the recipe, competition.yaml or the resumed run read it; what was understood is printed.
+    """The training part of the competition, read as the recipe, competition.yaml or the resumed run asks.
+
+    Prints how the folder was understood.
 
     Raises:
-        UserError: the data cannot be read in one way alone, or do not fit the recipe.
+        UserError: the data are missing, ambiguous, or do not fit the recipe.
     """
     from pipeline.competition.layout import read_for_training
 
@@ -33,9 +35,9 @@ def read_data(args: argparse.Namespace, recipe: Recipe, resumed_run: ResumedRun 
     print("\n".join(f"  {note}" for note in competition.notes))
     if competition.form is not None and not competition.test:
         where = competition.form.path or args.data
-        print(f"WARNING: the images that {where} asks for are not there: nothing can be predicted until they are", file=sys.stderr)
+        print(f"WARNING: the images listed in {where} are missing: prediction needs them", file=sys.stderr)
     if competition.folds and not args.folds:
-        print(f"  note: {competition.folds_from} names folds, which only --folds takes")
+        print(f"  note: {competition.folds_from} names folds; they are used only with --folds")
     if recipe.task != competition.task:
         fix = "--recipe vqa-bert-vit-lora-r8" if competition.task == "vqa" else "a recipe without task: vqa, such as the default"
         raise UserError(
@@ -45,10 +47,11 @@ def read_data(args: argparse.Namespace, recipe: Recipe, resumed_run: ResumedRun 
 
 
 def build_task(session: Session, competition: Competition | None = None) -> tuple[Build, Compute]:
-    """The competition read (unless it is given), the model built and placed; what was understood is printed.
+    """The built task on its device. The competition is read unless it is given. Prints how the folder was
+    understood.
 
     Raises:
-        UserError: the data cannot be read in one way alone, do not fit the recipe, or the backbone cannot be loaded.
+        UserError: the data are missing, ambiguous or do not fit the recipe, or the backbone cannot be loaded.
     """
     from pipeline.models.places import check_recipe
 
@@ -58,17 +61,17 @@ def build_task(session: Session, competition: Competition | None = None) -> tupl
 
         get_in_touch()
     print(f"{recipe.name}: {recipe.task} with {recipe.backbones}")
-    if resumed_run is None:  # a run that goes on has its own weights
+    if resumed_run is None:  # a resumed run has its own weights
         check_recipe(recipe)
     if recipe.data.workers != "auto":
         allow_workers(int(recipe.data.workers), QUESTION_TENSORS if recipe.task == "vqa" else IMAGE_TENSORS)
     if competition is None:
         competition = read_data(args, recipe, resumed_run)
 
-    from pipeline.tasks.registry import task_module  # torch and transformers: seconds, after everything that can be wrong without them
+    from pipeline.tasks.registry import task_module  # imports torch (seconds), so after all other checks
     from pipeline.training.compute import choose_compute
 
-    if args.dry_run:  # which writes nothing
+    if args.dry_run:  # a dry run writes nothing, so it has no cache
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_gb": 0})})
     compute = choose_compute(recipe.precision)
     build = task_module(recipe.task).build(recipe, competition, resumed_run)
@@ -82,10 +85,10 @@ def build_task(session: Session, competition: Competition | None = None) -> tupl
 
 
 def check_processes(session: Session, build: Build, compute: Compute) -> None:
-    """Let several processes meet, each with the same run before it.
+    """Connect the processes and check that all of them have the same run.
 
     Raises:
-        UserError: they are more than rows, or see different things.
+        UserError: there are more processes than rows, or they see different recipes, data, weights or states.
     """
     from pipeline.training.checkpoint import weights_digest
     from pipeline.training.processes import meet

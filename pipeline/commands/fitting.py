@@ -1,4 +1,6 @@
-"""A built task trained, from what is announced before the first step to run.json, the page and what to do next."""
+"""Train a built task: print the summary, train, then write run.json and the report page and print the next
+command.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,12 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: not before t
 
 
 def train(session: Session, build: Build, compute: Compute) -> int:
-    """Train what was built, from the start or from the state in the output folder; the exit code.
+    """Train the built task, from the start or from the saved state in the output folder. Returns the exit
+    code.
 
     Raises:
-        UserError: it will not fit in memory or on the disk, `compile: true` cannot be had, or the loss became NaN or infinite.
-        Interrupted: see `pipeline.training.engine.fit`.
+        UserError: it does not fit in memory or on the disk, `compile: true` fails, or the loss became NaN or
+        infinite. Interrupted: see `pipeline.training.engine.fit`.
     """
     import torch
 
@@ -84,7 +87,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     if frozen and (floor := find_floor(session, build, compute, frozen, micro_batch_size)):
         facts["floor"] = floor
     start, store, state = begin(session, build, recorder, schedule, step, facts) if is_first else begin_beside(session)
-    compute.processes.wait_for_all()  # before the first of them writes a state
+    compute.processes.wait_for_all()  # before the first process writes a state
     if recipe.head.init == "probe" and state is None:
         start_from_probe(build, compute, frozen, micro_batch_size)
     spent = (time.perf_counter() - probing) / 60
@@ -125,10 +128,10 @@ def train(session: Session, build: Build, compute: Compute) -> int:
 def choose_step_together(
     session: Session, build: Build, compute: Compute, schedule: dict[str, Any], micro_batch_size: int, train_seconds: float
 ) -> dict[str, Any]:
-    """What the first process finds best, see `choose_step`; the others compute their steps in the same way.
+    """The choice of the first process (see `choose_step`), which the other processes follow.
 
     Raises:
-        UserError: what the recipe asks for, or what the first process does, cannot be had here.
+        UserError: this process cannot do what the recipe asks for or what the first process chose.
     """
     processes, before = compute.processes, None if session.resumed_run is None else session.resumed_run.start
     if processes.count == 1:
@@ -151,12 +154,14 @@ def choose_step(
     train_seconds: float,
     before: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Set how a training step is computed, and say so: `attention` (fused or products) and `compiled`, as run.json keeps them.
+    """Choose and set how a training step is computed. Returns `attention` (fused or products) and `compiled`,
+    as in run.json.
 
-    A run that goes on keeps what was done `before`, for another form of the same computation rounds differently.
+    A resumed run keeps its earlier choice (`before`), because another form of the computation rounds
+    differently.
 
     Raises:
-        UserError: what the recipe asks for cannot be had here.
+        UserError: the recipe asks for a form that does not work here.
     """
     from pipeline.training.attending import choose_attention
     from pipeline.training.compilation import try_compile
@@ -190,10 +195,11 @@ def choose_step(
 def begin(
     session: Session, build: Build, recorder: Recorder, schedule: dict[str, Any], step: dict[str, Any], facts: dict[str, Any]
 ) -> tuple[dict[str, Any], StateStore, dict[str, Any] | None]:
-    """Make the output folder one of this run: what it was started with, its states, and the state to go on from (None: from the beginning).
+    """Prepare the output folder. Returns (facts of the start, state store, saved state or None for a new
+    run).
 
     Raises:
-        UserError: a state that cannot be read.
+        UserError: no saved state can be read.
     """
     from pipeline.files import set_aside
     from pipeline.report.thumbnails import store_samples
@@ -205,8 +211,8 @@ def begin(
     store, state = StateStore(output / "state"), None
     if resumed_run is None:
         if moved := set_aside(run_entries(output), output / "earlier"):
-            print(f"what was in {output} is kept in {moved}")
-        write_rows(output, task.split_rows())  # first, for a folder with a state/ is never taken for a release
+            print(f"the earlier files of {output} were moved to {moved}")
+        write_rows(output, task.split_rows())  # first: a folder with a state/ is not taken for a release
         task.save(output, initial=True)
         facts = facts | {"data": session.args.data, "batch_size": session.args.batch_size}
         start = write_start(output, session.recipe, schedule, task.class_names, facts, session.command, step)
@@ -224,7 +230,7 @@ def begin(
 
 
 def begin_beside(session: Session) -> tuple[dict[str, Any], StateStore, dict[str, Any] | None]:
-    """The same in a process that is not the first, and writes nothing."""
+    """As `begin`, for a process that is not the first. It writes nothing."""
     from pipeline.training.checkpoint import StateStore
 
     store = StateStore(session.output / "state")
@@ -232,7 +238,7 @@ def begin_beside(session: Session) -> tuple[dict[str, Any], StateStore, dict[str
 
 
 def recorder_with_page(recorder: Recorder, output: Path, watches: Sequence[Watch | FloorWatch]) -> Callable[[Any], None]:
-    """What is called after each epoch: its files, then the run's page; a warning where the run is no better than a guess."""
+    """The function called after each epoch. It writes the epoch's files and the page, and prints warnings."""
     live_page = LivePage(output)
 
     def on_epoch(report: Any) -> None:
@@ -246,9 +252,11 @@ def recorder_with_page(recorder: Recorder, output: Path, watches: Sequence[Watch
 
 
 def leave_usable(session: Session, recorder: Recorder, schedule: dict[str, Any], position: Position) -> None:
-    """Of a run that was interrupted: weights that can be used, its page, and what predicts with them."""
+    """Save usable weights and the page of an interrupted run, and print the command that predicts with
+    them.
+    """
     if not recorder.stopped(position, schedule):
-        print(f"nothing was learnt yet, after {position.step} optimizer steps: there are no weights to predict with")
+        print(f"no weights to predict with: nothing was learnt in {position.step} optimizer steps")
         return
     page = session.output / PAGE
     if problem := LivePage(session.output).update(at_once=True):
@@ -257,7 +265,9 @@ def leave_usable(session: Session, recorder: Recorder, schedule: dict[str, Any],
 
 
 def and_next(session: Session) -> str:
-    """A line with the command that predicts with the run, to be pasted; nothing for a fold, which is a part of what predicts."""
+    """A line with the command that predicts with the run. Empty for a fold: prediction uses all folds
+    together.
+    """
     if session.args.fold:
         return ""
     return "\nnext: " + shlex.join(["python", "inference.py", "--model", str(session.output), "--data", session.args.data])
@@ -272,7 +282,7 @@ def finish(
     baseline: Baseline | None,
     started_with: dict[str, Any],
 ) -> None:
-    """Write run.json and the page, and print what came out and what to do next.
+    """Write run.json and the page, and print the result and the next command.
 
     Raises:
         UserError: the page's files are damaged.
@@ -309,7 +319,7 @@ def finish(
 
 
 def kept_words(keep: dict[str, Any], epoch: int) -> str:
-    """Which weights a finished run kept, in words."""
+    """The weights that a finished run kept, as text."""
     if soup := keep.get("soup"):
         return f"mean of the weights of epochs {listed(map(str, sorted(soup['epochs'])))}"
     if keep.get("rule") == "average":

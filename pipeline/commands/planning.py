@@ -1,4 +1,6 @@
-"""train.py --plan 9h: what to train before a deadline, measured here, as a recipe file that can be edited and the command that runs it."""
+"""train.py --plan 9h: measure the speed here and write a recipe file that fits into the time, with its
+command.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.tasks.step_cost import StepCost
     from pipeline.training.deadline import Pace, Proposal, Rows
 
-PLAN_RECIPE = "beit-large-384-lora-ours"  # where none is named
+PLAN_RECIPE = "beit-large-384-lora-ours"  # without --recipe
 HEAD_LR = 1e-2  # of the head alone: see pipeline/recipes/README.md
 DEFAULT_OUTPUT = "finetuned_model"
 
@@ -33,7 +35,7 @@ def seconds_of(text: str) -> float:
     """`9h`, `90m`, `2h30m` in seconds.
 
     Raises:
-        UserError: it is no such time, or none at all.
+        UserError: not a time, or zero.
     """
     found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?", text.strip().lower())
     seconds = 3600 * float(found[1] or 0) + 60 * float(found[2] or 0) if found else 0.0
@@ -43,10 +45,12 @@ def seconds_of(text: str) -> float:
 
 
 def plan(args: argparse.Namespace, read: Callable[[argparse.Namespace, Recipe], Competition]) -> int:
-    """Measure, decide, write the recipe file and print the command that runs it; the exit code. `read` reads the data folder.
+    """Measure, decide, write the recipe file and print the command that runs it. Returns the exit code.
+
+    `read` reads the data folder.
 
     Raises:
-        UserError: flags that do not go together, data or a backbone that cannot be used, or too little time for any run.
+        UserError: flags that cannot be combined, unusable data or backbone, or too little time for any run.
     """
     from pipeline.models.places import check_recipe
     from pipeline.training.deadline import MARGIN, Limits, propose, propose_head
@@ -60,7 +64,7 @@ def plan(args: argparse.Namespace, read: Callable[[argparse.Namespace, Recipe], 
     competition = read(args, recipe)
     rows = rows_of(recipe, competition)
     bench = Bench(recipe, competition, fixed_size=args.image_size, fixed_batch=args.batch_size)
-    may_fold = recipe.task == "classification" and not competition.split and not competition.folds  # which are as the data say
+    may_fold = recipe.task == "classification" and not competition.split and not competition.folds  # else the data give split or folds
     limits = Limits(deadline, rows, args.epochs, args.folds, may_fold)
     found = propose(limits, bench.paces())
     if found is None:
@@ -69,15 +73,15 @@ def plan(args: argparse.Namespace, read: Callable[[argparse.Namespace, Recipe], 
         found = propose_head(limits, paces) if bench is not whole else None
         if found is None:
             raise UserError(too_little(args.plan, whole, rows, args.folds))
-    kept = f"{human_time(MARGIN * deadline)} of {human_time(deadline)} kept back"
+    kept = f"{human_time(MARGIN * deadline)} of {human_time(deadline)} reserved"
     print(f"plan for {args.plan}: {counted(rows.total, 'row')} of {args.data}; {bench.compute}; {kept}")
     path = write_plan(args, bench, found, rows)
-    print(f"  written: {path}, which can be edited; run it with\n{command_of(args, path, found, deadline)}")
+    print(f"  wrote {path} (you can edit it); run it with\n{command_of(args, path, found, deadline)}")
     return 0
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Refuse what makes no sense beside --plan.
+    """Refuse flags that cannot be combined with --plan.
 
     Raises:
         UserError: every problem at once.
@@ -89,14 +93,14 @@ def check_flags(args: argparse.Namespace) -> None:
         "--parallel": args.parallel,
         "--max-minutes": args.max_minutes,
     }
-    problems = [f"{flag}: not together with --plan, which trains nothing" for flag, value in asked.items() if value]
-    problems += [f"--folds {args.folds}: at least 2 are needed"] if args.folds is not None and args.folds < 2 else []
-    problems += ["torchrun: a plan is made by one process"] if world_size() > 1 else []
+    problems = [f"{flag}: cannot be combined with --plan, which does not train" for flag, value in asked.items() if value]
+    problems += [f"--folds {args.folds}: expected 2 or more"] if args.folds is not None and args.folds < 2 else []
+    problems += ["torchrun: start --plan with python, in one process"] if world_size() > 1 else []
     raise_all(problems, "no plan can be made:")
 
 
 def rows_of(recipe: Recipe, competition: Competition) -> Rows:
-    """How many rows train and validate in one run."""
+    """The numbers of training and validation rows of one run."""
     from pipeline.training.deadline import Rows
 
     total = len(competition.train)
@@ -108,7 +112,7 @@ def rows_of(recipe: Recipe, competition: Competition) -> Rows:
 
 
 class Bench:
-    """The recipe at several image sizes, measured one after the other as they are asked for."""
+    """Measures the recipe at several image sizes, each when it is first asked for."""
 
     def __init__(self, recipe: Recipe, competition: Competition, fixed_size: int | None, fixed_batch: int | str | None) -> None:
         self.recipe, self.competition, self.fixed_size = recipe, competition, fixed_size
@@ -116,15 +120,17 @@ class Bench:
         self.costs: dict[int, StepCost] = {}  # by image size
         self.known: dict[int, Pace] = {}
         self.own_size = 0
-        self.start_seconds = 0.0  # until a model is there; the first also waits for its libraries
+        self.start_seconds = 0.0  # until the first model is built, with the import of its libraries
 
     @property
     def compute(self) -> str:
-        """Where it was measured."""
+        """Device and precision of the measurement, as text."""
         return f"on {next(iter(self.costs.values())).compute.describe()}"
 
     def paces(self) -> Iterator[Pace]:
-        """From the backbone's own size down, or only the size that was asked for."""
+        """The pace at each image size, from the backbone's own down; only at the size of --image-size if
+        given.
+        """
         from pipeline.training.deadline import smaller_sizes
 
         yield self.measured(self.recipe.image_size)
@@ -136,7 +142,7 @@ class Bench:
         for size in smaller_sizes(self.own_size, patch if isinstance(patch, int) else 32)[1:]:
             try:
                 yield self.measured(size)
-            except (UserError, RuntimeError, ValueError):  # an architecture that takes its own size alone
+            except (UserError, RuntimeError, ValueError):  # an architecture with one fixed size
                 return
 
     def measured(self, size: int | None) -> Pace:
@@ -155,7 +161,7 @@ class Bench:
         self.costs[side] = cost
         workers = resolve_workers(recipe.data.workers, [row.path for row in rows])
         read = cost.read / max(workers, 1)
-        if cost.compute.device.type == "cuda" and workers:  # images are read while the card computes
+        if cost.compute.device.type == "cuda" and workers:  # loader processes read images while the GPU computes
             seconds = max(cost.train, read), max(cost.predict, read)
         else:
             seconds = cost.train + read, cost.predict + read
@@ -164,7 +170,9 @@ class Bench:
         return self.known[side]
 
     def of_head(self) -> Bench | None:
-        """The same with the head alone trained, at the sizes that were measured; None where its features cannot be computed once."""
+        """The bench for training only the head, at the measured sizes; None if features cannot be computed
+        once.
+        """
         from pipeline.training.features import Features
 
         if self.recipe.task != "classification":
@@ -181,15 +189,15 @@ class Bench:
 
 
 def head_recipe(recipe: Recipe) -> Recipe:
-    """`recipe` with the head alone trained on images as they are."""
+    """`recipe` for training only the head, without augmentation."""
     lora = recipe.lora.model_copy(update={"rank": 0, "also_train": ()})
     optimizer = recipe.optimizer.model_copy(update={"lr": HEAD_LR, "head_lr": None})
-    still = Augmentation(random_resized_crop=False, horizontal_flip=False)  # all else is off unless asked for
+    still = Augmentation(random_resized_crop=False, horizontal_flip=False)  # the others are off by default
     return recipe.model_copy(update={"lora": lora, "head_only": True, "optimizer": optimizer, "augmentation": still})
 
 
 def too_little(asked: str, bench: Bench, rows: Rows, folds: int | None) -> str:
-    """What to say where nothing fits into the time."""
+    """The error message when nothing fits into the time."""
     from pipeline.training.deadline import FEWEST_EPOCHS, FEWEST_STEPS, MARGIN
 
     size = min(bench.costs)
@@ -197,12 +205,12 @@ def too_little(asked: str, bench: Bench, rows: Rows, folds: int | None) -> str:
     needed = pace.seconds(rows, rows.epochs(FEWEST_STEPS, FEWEST_EPOCHS, folds), folds) / (1 - MARGIN)
     return (
         f"--plan {asked}: too little for {counted(rows.total, 'row')} with {bench.recipe.backbones}: {FEWEST_STEPS} optimizer steps at "
-        f"{size} px need --plan {int(needed // 60) + 1}m; a smaller --backbone or --image-size needs less"
+        f"{size} px need --plan {int(needed // 60) + 1}m; a smaller --backbone or --image-size is faster"
     )
 
 
 def planned_recipe(bench: Bench, found: Proposal, name: str) -> Recipe:
-    """The recipe of the proposal, complete."""
+    """The complete recipe of the proposal."""
     recipe, cost = bench.recipe, bench.costs[found.pace.image_size]
     batch = cost.batch_size if recipe.effective_batch_size % cost.batch_size == 0 else recipe.batch_size
     changed = {"name": name, "image_size": found.pace.image_size or None, "epochs": found.epochs}
@@ -212,15 +220,15 @@ def planned_recipe(bench: Bench, found: Proposal, name: str) -> Recipe:
 
 
 def write_plan(args: argparse.Namespace, bench: Bench, found: Proposal, rows: Rows) -> Path:
-    """Print what would be run and what is expected of it, and write the recipe file, whose name no other file has; its path."""
+    """Print the proposal and write it as a new recipe file. Returns the path."""
     from pipeline.commands.announcing import kind_of
 
     folder = Path(os.path.abspath(args.data)).name or "data"
     path = versioned(Path(f"plan-{folder}.yaml"))
     recipe, cost, pace = planned_recipe(bench, found, path.stem), bench.costs[found.pace.image_size], found.pace
-    why = "the backbone's own" if pace.image_size == bench.own_size else f"in {bench.own_size} too little fits"
+    why = "the backbone's own" if pace.image_size == bench.own_size else f"at {bench.own_size} px there is too little time"
     why = "asked for" if args.image_size else why
-    alone = "; more than the head does not fit" if found.head_alone else ""
+    alone = "; there is no time to train more than the head" if found.head_alone else ""
     steps = f"{rows.steps(found.epochs, found.folds):,} optimizer steps of {recipe.effective_batch_size} {cost.build.task.rows_are}"
     one = cost.build.task.rows_are.removesuffix("s")
     speed = f"{pace.train:.3g} s {'an' if one[0] in 'aeiou' else 'a'} {one} in training, {pace.predict:.3g} s in validation"
@@ -231,14 +239,14 @@ def write_plan(args: argparse.Namespace, bench: Bench, found: Proposal, rows: Ro
         f"expected: {human_time(found.seconds)} ({speed}), {human_size(cost.needed)} of memory counted",
     ]
     print("\n".join(f"  {line}" for line in lines))
-    head = [f"Planned by train.py --plan {args.plan} from what was measured {bench.compute}.", *lines]
+    head = [f"Planned by train.py --plan {args.plan} from measurements {bench.compute}.", *lines]
     values = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_text(path, "".join(f"# {line}\n" for line in head) + values)
     return path
 
 
 def command_of(args: argparse.Namespace, path: Path, found: Proposal, deadline: float) -> str:
-    """The command that runs the plan, to be pasted."""
+    """The command that runs the plan, quoted for the shell."""
     output = str(versioned(Path("runs") / path.stem)) if args.output == DEFAULT_OUTPUT else args.output
     words = ["python", "train.py", "--recipe", str(path), "--data", args.data]
     words += ["--folds", str(found.folds)] if found.folds else []

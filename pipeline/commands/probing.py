@@ -1,4 +1,6 @@
-"""What frozen features are used for in a run: the head alone trained on them, the floor beside its score, the head it starts from."""
+"""Uses of frozen features in a run: train only the head on them, score a linear probe (--floor), start from
+its head.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,10 @@ MOST_BYTES = 4_000_000_000  # of features kept in memory, and never more than ha
 
 
 def features_once(session: Session, build: Build, compute: Compute) -> tuple[Features | None, str]:
-    """The features on which the head alone is trained, still to be computed (None: the whole model is run), and a line that says so, or
-    why not; empty where more than the head is trained. A run that goes on keeps what it did before.
+    """(features, message): the features to train the head on, or None if each step runs the whole model.
+
+    The features are not computed yet. The message gives the reason; it is empty if more than the head is
+    trained. A resumed run keeps its earlier choice.
     """
     from pipeline.training.features import Features
 
@@ -36,13 +40,15 @@ def features_once(session: Session, build: Build, compute: Compute) -> tuple[Fea
         features = Features(build.task, compute)
         reason = _no_room(features, compute) or features.problem()
     if compute.processes.least(int(reason is None)) == 0:
-        return None, f"each step runs the whole model, not the head on features computed once: {reason or 'another process cannot'}"
+        return None, f"each step runs the whole model; features cannot be computed once: {reason or 'another process cannot'}"
     rows = counted(build.task.num_train + build.task.num_val, "image")
     return features, f"the features of {rows} are computed once ({features.width} numbers each), and the head is trained on them"
 
 
 def _forbidden(session: Session) -> str | None:
-    """What in the recipe makes the features of an image others in another epoch or step, or asks for the whole model."""
+    """The recipe setting that changes features between steps or needs the whole model, as text; None if there
+    is none.
+    """
     recipe = session.recipe
     if recipe.lora.also_train:
         return f"lora.also_train: {', '.join(recipe.lora.also_train)} changes them in every step"
@@ -67,30 +73,31 @@ def _no_room(features: Features, compute: Compute) -> str | None:
 
 
 def check_floor(session: Session, build: Build) -> None:
-    """Refuse a floor that cannot be computed, before anything is.
+    """Refuse --floor where no linear probe can be computed, before training starts.
 
     Raises:
-        UserError: why it cannot.
+        UserError: with the reason.
     """
     recipe, resumed_run, task = session.recipe, session.resumed_run, build.task
     if not session.args.floor:
         return
     if recipe.task != "classification":
-        raise UserError(
-            f"--floor: a linear probe is for images with labels, and the recipe {recipe.name} is for {recipe.task}; leave it out"
-        )
+        raise UserError(f"--floor: only for task classification, and the recipe {recipe.name} is for {recipe.task}; leave out --floor")
     if not task.num_val:
-        raise UserError("--floor: there are no validation rows to score it on; leave it out, or set data.val_fraction above 0")
+        raise UserError("--floor: there are no validation rows for its score; leave out --floor, or set data.val_fraction above 0")
     trains_backbone = not recipe.lora.rank and not recipe.head_only
     if resumed_run is not None and trains_backbone and resumed_run.start.get("floor") is None:
-        raise UserError(f"--floor: the run in {session.output} was started without it, and its backbone is frozen no more; leave it out")
+        raise UserError(
+            f"--floor: the run in {session.output} was started without it, and its backbone was trained since; leave out --floor"
+        )
 
 
 def find_floor(session: Session, build: Build, compute: Compute, features: Features, batch_size: int) -> dict[str, Any] | None:
-    """The floor as run.json keeps it, computed where --floor asks for it, and printed; a run that goes on keeps its own. None: not asked for.
+    """The floor as run.json keeps it; None without --floor. It is printed. A resumed run keeps its earlier
+    floor.
 
     Raises:
-        UserError: no probe can be found on the features of this backbone.
+        UserError: the features of this backbone cannot be used for a probe.
     """
     from pipeline.files import human_time
     from pipeline.training.probe import Floor
@@ -109,10 +116,12 @@ def find_floor(session: Session, build: Build, compute: Compute, features: Featu
 
 
 def start_from_probe(build: Build, compute: Compute, features: Features, batch_size: int) -> None:
-    """Let the head begin as the probe's (`head.init: probe`): LP-FT, Kumar et al. 2022, arXiv:2202.10054. All processes have the same bits.
+    """Set the head to the linear probe (`head.init: probe`): LP-FT, Kumar et al. 2022, arXiv:2202.10054.
+
+    The weights are bit-identical in all processes.
 
     Raises:
-        UserError: no probe can be found on the features of this backbone.
+        UserError: the features of this backbone cannot be used for a probe.
     """
     import torch
 
@@ -126,14 +135,14 @@ def start_from_probe(build: Build, compute: Compute, features: Features, batch_s
 
 
 def _probe(build: Build, compute: Compute, features: Features, batch_size: int, asked: str) -> Probe:
-    """The probe of the training rows; the first process finds it, others have one of zeros."""
+    """The probe of the training rows. Only the first process fits it; the others return zeros."""
     import numpy as np
 
     from pipeline.training.probe import Probe, fit_probe
 
     task = build.task
     if reason := _no_room(features, compute) or features.probe_problem():
-        raise UserError(f"{asked}: there is no linear probe on the features of this backbone: {reason}; leave it out")
+        raise UserError(f"{asked}: a linear probe cannot use the features of this backbone: {reason}; leave out {asked}")
     features.ready(batch_size)
     if compute.processes.rank:
         return Probe(np.zeros((task.num_outputs, features.width), np.float32), np.zeros(task.num_outputs, np.float32))

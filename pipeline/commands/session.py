@@ -1,4 +1,4 @@
-"""What a command line of train.py asks for: its recipe, and the unfinished run that goes on."""
+"""The command line of train.py: its recipe, and the unfinished run to resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: not before t
     from pipeline.recipe import Recipe
     from pipeline.training.resume import ResumedRun
 
-# Flag -> recipe key: these are short for --set KEY=VALUE.
+# Flag -> recipe key: short forms of --set KEY=VALUE.
 RECIPE_FLAGS = {
     "backbone": "backbone",
     "epochs": "epochs",
@@ -36,18 +36,20 @@ RECIPE_FLAGS = {
 
 @dataclass(frozen=True)
 class Session:
-    """What the command line asks for."""
+    """The command line, its recipe, and the run to resume."""
 
     args: argparse.Namespace
     recipe: Recipe
-    resumed_run: ResumedRun | None  # the unfinished run that goes on
+    resumed_run: ResumedRun | None  # the unfinished run to resume
     output: Path
     command: str
     started: float  # on the clock of `time.perf_counter`
 
 
 def fill_in(args: argparse.Namespace) -> None:
-    """Give --data, and with --resume also --batch-size auto, the value that the run was started with, where the command line says nothing."""
+    """Fill in flags that are not given. With --resume, --data and --batch-size auto are those of the first
+    start.
+    """
     stored = started_with(Path(args.output)) if args.resume else {}
     args.data = args.data or stored.get("data") or "data"
     if args.batch_size is None and stored.get("batch_size") == "auto":
@@ -55,7 +57,7 @@ def fill_in(args: argparse.Namespace) -> None:
 
 
 def open_session(args: argparse.Namespace, command: str, started: float, recipe: Recipe | None = None) -> Session | None:
-    """The command line with its recipe (or the one given); None when there is nothing left to do.
+    """The session; None when the run is already complete. `recipe` replaces that of the command line.
 
     Raises:
         UserError: the recipe is wrong, or the output folder holds an unfinished run.
@@ -68,7 +70,7 @@ def open_session(args: argparse.Namespace, command: str, started: float, recipe:
 
 
 def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None) -> Recipe:
-    """The recipe that the flags ask for, on top of a `stored` one where it is given.
+    """The recipe of the command line. With `stored`, the flags are applied to that recipe.
 
     Raises:
         UserError: the recipe is wrong.
@@ -79,7 +81,7 @@ def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None)
     overrides = {key: getattr(args, flag) for flag, key in RECIPE_FLAGS.items() if getattr(args, flag) is not None}
     if args.backbone and args.image_size is None:
         overrides["image_size"] = None  # the backbone's own
-    if args.batch_size == "auto":  # the recipe's, in parts as large as `announce` finds room for
+    if args.batch_size == "auto":  # the recipe's step, cut into parts as large as fit in memory (see `announce`)
         del overrides["batch_size"]
     overrides |= parse_assignments(args.set)
     if stored is not None:
@@ -89,17 +91,18 @@ def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None)
         return recipe
     try:
         written = load_recipe(args.recipe or DEFAULT_RECIPE)
-    except UserError:  # a recipe that only its flags complete
+    except UserError:  # the recipe file is complete only with the flags
         written = recipe
     return recipe.model_copy(update={"name": run_name(written, recipe, args.data)})
 
 
 def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None = None) -> tuple[Recipe | None, ResumedRun | None]:
-    """The recipe to train (`given`, or what the flags say) and, when a run is resumed, what that run was. (None, None): there is nothing
-    left to do.
+    """(recipe, resumed run): the recipe is `given` or from the flags; (None, None) when the run is already
+    complete.
 
     Raises:
-        UserError: the folder holds an unfinished run and --resume is not given, or flags ask for another recipe than the run's.
+        UserError: the folder holds an unfinished run and --resume is not given, or the flags differ from the
+            run's recipe.
     """
     from pipeline.config import validate_recipe
     from pipeline.folds.plan import read_start
