@@ -31,8 +31,8 @@ from pipeline.training.advice import way_of_head
     [
         (["--max-minutes", "nan"], "--max-minutes: nan"),
         (["--max-minutes", "-1"], "--max-minutes: -1"),
-        (["--output", ""], "--output: a folder is needed"),
-        (["--data", " "], "--data: a folder is needed"),
+        (["--output", ""], "argument --output: expected a folder"),
+        (["--data", " "], "argument --data: expected a folder"),
     ],
 )
 def test_values_that_no_flag_may_have(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +42,7 @@ def test_values_that_no_flag_may_have(words: list[str], said: str, capsys: pytes
 
 
 def test_a_run_in_the_folder_of_the_competition_is_refused(competition: Path) -> None:
-    with pytest.raises(UserError, match=r"--output .* is the competition's folder"):
+    with pytest.raises(UserError, match=r"--output .* is the competition"):
         train.main(["--data", str(competition), "--output", str(competition / "train" / "..")])
     assert not (competition / "state").exists()
 
