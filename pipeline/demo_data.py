@@ -34,7 +34,7 @@ FONTS = (
     *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
     *("cmr10", "cmb10", "cmss10", "cmtt10", "cmti10"),
 )
-CELL_PX, GLYPH_PX = 64, 40  # of a drawn glyph: the side of its picture, and the longer side of the glyph in it
+CELL_PX, GLYPH_PX = 64, 40  # of a drawn glyph: the side of its image, and the longer side of the glyph in it
 
 
 def lay_out_digits(data_dir: Path) -> None:
@@ -73,9 +73,9 @@ def lay_out_digits(data_dir: Path) -> None:
 
 
 def lay_out_glyphs(data_dir: Path, per_class: int = GLYPHS_PER_CLASS, seed: int = 0) -> None:
-    """Make `data_dir` a folder of `train/<class>/` pictures of letters and digits, `per_class` of each of the classes.
+    """Make `data_dir` a folder of `train/<class>/` images of letters and digits, `per_class` of each of the classes.
 
-    Fonts come with matplotlib. Slant, width, stroke, place and bends differ from picture to picture; most are as coarse as the
+    Fonts come with matplotlib. Slant, width, stroke, place and bends differ from image to image; most are as coarse as the
     handwritten digits. Nothing is changed when the folder is already there and whole.
 
     Raises:
@@ -145,7 +145,7 @@ def distance_fields(chars: Sequence[str]) -> np.ndarray:
 
 
 def draw(fields: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One picture of each distance field (N, 64, 64), all different: (N, 32, 32) uint8, light strokes on black."""
+    """One image of each distance field (N, 64, 64), all different: (N, 32, 32) uint8, light strokes on black."""
     import numpy as np
 
     num, per_px = len(fields), GLYPH_PX / IMAGE_PX
@@ -170,7 +170,7 @@ def draw(fields: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def enlarge(coarse: np.ndarray) -> np.ndarray:
-    """Pictures (N, 8, 8) of values in 0..1 as (N, 32, 32) uint8, by bicubic interpolation."""
+    """Images (N, 8, 8) of values in 0..1 as (N, 32, 32) uint8, by bicubic interpolation."""
     import numpy as np
 
     weights = _enlarging(COARSE_PX)
@@ -248,7 +248,7 @@ def _move_in(folder: Path, data_dir: Path, made: dict[str, Any]) -> None:
 
 
 def _save_classes(train_dir: Path, labelled: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Write each picture as `train_dir/<class>/NNNN.png`, numbered from 1 in every class."""
+    """Write each image as `train_dir/<class>/NNNN.png`, numbered from 1 in every class."""
     counts: dict[str, int] = {}
     for name, picture in labelled:
         if name not in counts:

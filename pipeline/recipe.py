@@ -106,7 +106,7 @@ class Schedule(Section):
 
 
 class Augmentation(Section):
-    """Random changes of training pictures, drawn again in each epoch.
+    """Random changes of training images, drawn again in each epoch.
 
     Scale and ratio of the crop have the meaning of torchvision's RandomResizedCrop.
     """
@@ -114,7 +114,7 @@ class Augmentation(Section):
     random_resized_crop: bool = Field(True, description="train on a random crop; false: preprocess as in prediction")
     crop_scale: tuple[float, float] = Field((0.08, 1.0), description="area of the crop as a share of the image")
     crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="width / height of the crop")
-    horizontal_flip: bool = Field(True, description="mirror half of the pictures, at random")
+    horizontal_flip: bool = Field(True, description="mirror half of the images, at random")
     rotation_degrees: float = Field(0, ge=0, le=180, description="largest angle of a random rotation, in both directions")
     policy: Literal["none", "rand_augment", "trivial_augment"] = Field(
         "none", description="torchvision's RandAugment or TrivialAugmentWide, with its own settings, after crop and flip"
@@ -158,17 +158,17 @@ class Augmentation(Section):
 
 
 class Head(Section):
-    """The head: its first weights and, for VQA, how it joins question and picture.
+    """The head: its first weights and, for VQA, how it joins question and image.
 
     `concat` joins both vectors; without an activation this is one linear map. `product` multiplies their
     projections element by element: low-rank bilinear pooling (Kim et al. 2016, arXiv:1610.04325, with tanh).
-    `cross_attention`: the question attends to the picture's tokens, see `pipeline.models.fusion.CrossAttention`.
+    `cross_attention`: the question attends to the image's tokens, see `pipeline.models.fusion.CrossAttention`.
     """
 
     fusion: Literal["concat", "product", "cross_attention"] = Field(
         "concat",
-        description="vqa: concat: join the vectors of question and picture; product: multiply them; "
-        "cross_attention: the question attends to the picture's patches",
+        description="vqa: concat: join the vectors of question and image; product: multiply them; "
+        "cross_attention: the question attends to the image's patches",
     )
     text_pooling: Literal["pooler", "class_token", "mean"] = Field(
         "pooler",
@@ -192,7 +192,7 @@ class Head(Section):
 
 
 class Data(Section):
-    """Rows, split, and how pictures are loaded."""
+    """Rows, split, and how images are loaded."""
 
     id_column: str | None = Field(None, description="id column of the table of labels; set it when several columns could be the id")
     label_column: str | None = Field(
@@ -229,7 +229,7 @@ class Data(Section):
         "auto", description="number of loader processes; auto: one per core, at most 8, and 0 for small or few files"
     )
     cache_gb: float = Field(
-        0, ge=0, description="largest size in GB of the cache of decoded training pictures (in the user's cache folder); 0 = off"
+        0, ge=0, description="largest size in GB of the cache of decoded training images (in the user's cache folder); 0 = off"
     )
     image_fraction: float = Field(1, gt=0, le=1, description="vqa: share of the images that is used, drawn with seed")
     top_answers: int = Field(1000, ge=2, description="vqa: number of classes: the most frequent answers of the training rows")
@@ -237,8 +237,8 @@ class Data(Section):
         "wrong",
         description="vqa: validation rows whose answer is no class: wrong: count as wrong; drop: leave out",
     )
-    split_by: Literal["image", "question"] = Field("image", description="vqa: question: a picture can be in both training and validation")
-    group_by_image: bool = Field(False, description="vqa: keep the questions of a picture together in an epoch, which saves computation")
+    split_by: Literal["image", "question"] = Field("image", description="vqa: question: an image can be in both training and validation")
+    group_by_image: bool = Field(False, description="vqa: keep the questions of an image together in an epoch, which saves computation")
     max_question_tokens: int = Field(64, ge=4, description="vqa: longer questions are cut to this length")
 
     @model_validator(mode="after")
@@ -357,7 +357,7 @@ class Recipe(Section):
     def _pictures_as_they_are(cls, values: Any) -> Any:
         """Turn crop and flip off for vqa unless the recipe asks for them.
 
-        A mirrored or cropped picture can have another answer (left or right? how many?).
+        A mirrored or cropped image can have another answer (left or right? how many?).
         """
         if isinstance(values, dict) and values.get("task") == "vqa" and isinstance(values.get("augmentation", {}), dict):
             off = {"random_resized_crop": False, "horizontal_flip": False}

@@ -191,7 +191,7 @@ def test_no_images_means_none_of_the_data(tmp_path: Path, target: Target, metric
     assert "data:image/jpeg" in build_report(run_dir).read_text(encoding="utf-8")
     assert page.main(["--run", str(run_dir), "--no-images"]) == 0
     html = (run_dir / "report.html").read_text(encoding="utf-8")
-    assert "data:image/jpeg" not in html and "maps over the pictures" not in html
+    assert "data:image/jpeg" not in html and "maps over the images" not in html
     assert "--no-images" in html and "data-items" in html, "what was predicted can still be browsed"
     assert "data:image/jpeg" in build_report(run_dir).read_text(encoding="utf-8"), "and they come back"
 

@@ -1,4 +1,4 @@
-"""The cache of decoded pictures: never stale, never trusted when damaged, never larger than allowed, and never of influence."""
+"""The cache of decoded images: never stale, never trusted when damaged, never larger than allowed, and never of influence."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_check_finds_the_same_files_bad_with_a_cache(tmp_path: Path, paths: 
     for number, path in enumerate(paths):
         data = path.read_bytes()
         (tmp_path / f"cut{number}{path.suffix}").write_bytes(data[: len(data) * 2 // 3])
-    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     every = [*paths, *sorted(tmp_path.glob("cut*")), tmp_path / "text.jpg", tmp_path / "gone.jpg"]
     cache = PictureCache(tmp_path / "cache", room, every, Augmentation(), RULE)
     bad = find_bad(every, cache.check)
@@ -246,7 +246,7 @@ def test_a_run_that_leaves_bad_pictures_out_keeps_those_it_trains_on(
     competition: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    (competition / "train" / "red" / "bad.png").write_text("not a picture")
+    (competition / "train" / "red" / "bad.png").write_text("not an image")
     changes = {"backbone": str(tiny_backbone), "image_size": None, "data.val_fraction": 0.25, "data.cache_gb": 0.1}
     recipe = load_recipe("beit-large-384-lora", changes | {"data.skip_bad_images": True})
     built = build(recipe, read_layout(competition, need="train"))
@@ -266,9 +266,9 @@ def test_a_run_computes_the_same_with_a_cold_and_a_warm_cache(
     assert not (tmp_path / "home" / "kaggle-image-pipeline").exists()
     for name in ("cold", "warm"):
         assert train.main([*flags, "--output", str(tmp_path / name)]) == 0
-        assert len(decoded) == 18  # by the check of the first run: the training pictures, each once
+        assert len(decoded) == 18  # by the check of the first run: the training images, each once
     printed = capsys.readouterr().out
-    assert f"decoded pictures are kept in {tmp_path / 'home'}" in printed and "first batch after" in printed
+    assert f"decoded images are kept in {tmp_path / 'home'}" in printed and "first batch after" in printed
     assert len(list((tmp_path / "home").rglob(f"*{SUFFIX}"))) == 18
     assert (tmp_path / "cold" / "metrics.jsonl").read_bytes() == (tmp_path / "warm" / "metrics.jsonl").read_bytes()
 

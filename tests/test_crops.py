@@ -35,7 +35,7 @@ def photo(size: tuple[int, int], seed: int = 0) -> Image.Image:
 
 
 def reference(dataset: ImageDataset, epoch: int, row: int) -> torch.Tensor:
-    """What torchvision's transforms make of the fully decoded picture, drawn from the row's own seed."""
+    """What torchvision's transforms make of the fully decoded image, drawn from the row's own seed."""
     picture = Image.open(dataset.paths[row])
     with _drawing(dataset._seed(epoch, row)):
         return to_tensor(dataset.augment(ImageOps.exif_transpose(picture).convert("RGB")))
@@ -99,7 +99,7 @@ def test_every_pixel_and_every_crop_is_what_pillow_and_torchvision_make(
 
 
 def test_the_draws_are_torchvisions() -> None:
-    """Not only the same distribution: the same numbers, which torchvision v2 would have drawn for the picture itself."""
+    """Not only the same distribution: the same numbers, which torchvision v2 would have drawn for the image itself."""
     mirrored = 0
     sizes = ((1000, 750), (300, 900), (50, 2000), (7, 5), (1, 1), (1, 300), (4000, 3000))
     for config in (Augmentation(crop_scale=(0.1, 0.9), crop_ratio=(0.5, 3.0)), Augmentation(), Augmentation(crop_ratio=(2.0, 2.5))):

@@ -84,7 +84,7 @@ def test_loading_leaves_torchs_generator_untouched(paths: list[Path], workers: i
 
 
 def test_undecodable_images_are_flagged_and_black(paths: list[Path], tmp_path: Path) -> None:
-    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     dataset = ImageDataset([paths[0], tmp_path / "text.jpg", tmp_path / "gone.jpg"], [0, 1, 2], RULE, Augmentation())
     (batch,) = make_loader(dataset, [[0, 1, 2]])
     assert batch["bad"].tolist() == [False, True, True] and batch["label"].tolist() == [0, 1, 2]

@@ -224,7 +224,7 @@ def test_pictures_differ_and_are_mostly_as_coarse_as_digits(measured: np.ndarray
 
 
 def _is_enlarged(picture: np.ndarray) -> bool:
-    """True when 8 x 8 values explain the picture, which no sharply drawn letter allows."""
+    """True when 8 x 8 values explain the image, which no sharply drawn letter allows."""
     weights = np.asarray(Image.fromarray(np.eye(8, dtype=np.float32)).resize((8, 32), Image.Resampling.BICUBIC))
     inverse = np.linalg.pinv(weights)
     again = weights @ (inverse @ picture @ inverse.T) @ weights.T

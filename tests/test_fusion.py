@@ -1,4 +1,4 @@
-"""Two encoders under one head: exact counts, shared pictures, padding, strict files."""
+"""Two encoders under one head: exact counts, shared images, padding, strict files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from pipeline.models.fusion import AnswerHead, VqaModel, fuse, load_fused, save_
 from pipeline.models.lora import count_parameters
 from pipeline.recipe import Head, Lora
 
-QUESTIONS = ["is it a red circle?", "what colour is the small shape in the picture?", "is it blue?"]
+QUESTIONS = ["is it a red circle?", "what colour is the small shape in the image?", "is it blue?"]
 RULE = Preprocessing(32, 32)
 VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 32, "patch_size": 8}
 BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 40}
@@ -93,7 +93,7 @@ def test_the_reports_counts() -> None:
     ("head", "meets"), [(Head(), False), (Head(fusion="product", activation="tanh"), True), (Head(activation="gelu"), True)]
 )
 def test_the_plain_head_adds_and_the_product_lets_question_and_picture_meet(head: Head, meets: bool) -> None:
-    """What a change of picture does to the logits depends on the question, or not at all."""
+    """What a change of image does to the logits depends on the question, or not at all."""
     torch.manual_seed(0)
     model = AnswerHead(6, 7, 4, head).double()
     questions, looks = torch.randn(2, 6, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
@@ -102,7 +102,7 @@ def test_the_plain_head_adds_and_the_product_lets_question_and_picture_meet(head
 
 
 def test_cross_attention_takes_of_each_picture_what_its_question_asks_for() -> None:
-    """The weights are torch's own multi-head attention; what a picture adds depends on the question."""
+    """The weights are torch's own multi-head attention; what an image adds depends on the question."""
     torch.manual_seed(0)
     head = AnswerHead(6, 7, 4, Head(fusion="cross_attention", hidden_size=16)).double()
     questions, tokens = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, 5, 7, dtype=torch.float64)

@@ -218,7 +218,7 @@ def test_yaml_alias_bombs(tmp_path: Path, of: str) -> None:
 
 
 def archive_in_archive(draw: random.Random, levels: int) -> bytes:
-    """A zip with a picture and, `levels` deep, archives that hold much of nothing."""
+    """A zip with an image and, `levels` deep, archives that hold much of nothing."""
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f"train/a/{draw.randrange(9)}.png", draw.randbytes(30))
@@ -257,7 +257,7 @@ def png(width: int, height: int, depth: int, colour: int, content: bytes) -> byt
 
 
 def absurd_header(draw: random.Random) -> bytes:
-    """A small file whose header claims a picture of any size."""
+    """A small file whose header claims an image of any size."""
     width, height = (draw.choice([0, 1, 7, 5000, 11_000, 65_535, 2**31 - 1]) for _ in range(2))
     kind = draw.choice(["png", "bmp", "gif", "ppm", "qoi", "jpg", "tiff"])
     if kind == "png":

@@ -23,7 +23,7 @@ RED, GREEN, BLUE, WHITE = (220, 40, 30), (30, 170, 60), (40, 60, 210), (255, 255
 
 
 def halves(left: tuple[int, ...] = RED, right: tuple[int, ...] = BLUE, size: tuple[int, int] = (32, 16), mode: str = "RGB") -> Image.Image:
-    """A picture whose left half has one colour and whose right half another."""
+    """An image whose left half has one colour and whose right half another."""
     picture = Image.new(mode, size, left)
     picture.paste(right, (size[0] // 2, 0, *size))
     return picture
@@ -288,7 +288,7 @@ def jpegs() -> dict[str, bytes]:
     add("stored as RGB", base, keep_rgb=True)
     add("grey", base.convert("L"))
     add("cmyk", base.convert("CMYK"))
-    add("several pictures", base, "MPO", save_all=True, append_images=[photo(131, 97)])
+    add("several images", base, "MPO", save_all=True, append_images=[photo(131, 97)])
     for orientation in (0, 1, 3, 6, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -329,7 +329,7 @@ def test_both_decoders_give_the_same_pixels(tmp_path: Path, monkeypatch: pytest.
         assert compare_roads(tmp_path / "a.jpg", level, monkeypatch) == "whole"
         if name in ("grey", "cmyk", "orientation 3", "orientation 6"):
             assert len(fast) == before, name
-        if name in ("progressive", "orientation 1", "several pictures") and level < 3:
+        if name in ("progressive", "orientation 1", "several images") and level < 3:
             assert len(fast) == before + 1, name
 
 

@@ -24,7 +24,7 @@ from pipeline.report.thumbnails import thumbnail
 
 LEVELS = (10, 60, 130, 200, 250)  # brightness of the scans of a set, of 255
 
-# Suffix, and the values of a picture (H, W) of brightness 0..255 in that type.
+# Suffix, and the values of an image (H, W) of brightness 0..255 in that type.
 TYPES = {
     "12 bits in uint16": ("png", lambda grey: (grey * 16).astype(np.uint16)),
     "9 bits in uint16": ("tif", lambda grey: (grey * 2).astype(np.uint16)),

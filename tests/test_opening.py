@@ -208,7 +208,7 @@ def test_modes_and_formats_that_would_take_too_much_are_refused(tmp_path: Path, 
 
 
 def test_large_images_are_decoded_one_at_a_time_also_by_several_processes(tmp_path: Path) -> None:
-    """Four processes, each with a block of 0.4 s in which the picture is open: one after the other, or at once when it is small."""
+    """Four processes, each with a block of 0.4 s in which the image is open: one after the other, or at once when it is small."""
     PHOTO.save(tmp_path / "a.png")
     code = """
 import sys, time

@@ -92,7 +92,7 @@ def logits(model: nn.Module, size: int = 32) -> torch.Tensor:
 
 
 def small_competition(root: Path) -> Path:
-    """Two classes and a wide test picture, so that squashing and cropping differ."""
+    """Two classes and a wide test image, so that squashing and cropping differ."""
     for number, (name, colour) in enumerate({"blue": (40, 60, 200), "red": (200, 50, 40)}.items()):
         for index in range(6):
             picture(root / "train" / name / f"{name}{index}.png", colour, 100 * number + index, size=(48, 40))
@@ -327,7 +327,7 @@ def test_batch_norms_keep_the_checkpoints_statistics(saved: Path) -> None:
     pictures = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     together = model(pixel_values=pictures).logits
     alone = torch.cat([model(pixel_values=one[None]).logits for one in pictures])
-    assert torch.allclose(together, alone, atol=1e-5)  # what a picture yields does not depend on its micro-batch
+    assert torch.allclose(together, alone, atol=1e-5)  # what an image yields does not depend on its micro-batch
     assert before and all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     together.sum().backward()
     assert all(weight.grad is not None for weight in model.parameters())

@@ -89,7 +89,7 @@ def test_the_split_is_by_image() -> None:
     result = prepared(MANY)
     assert (len(result.train), len(result.val)) == (80, 20)
     assert not {row.path for row in result.train} & {row.path for row in result.val}
-    assert "no picture is in both parts" in "\n".join(result.notes)
+    assert "no image is in both parts" in "\n".join(result.notes)
 
 
 def test_by_question_a_line_says_that_it_leaks() -> None:
@@ -97,7 +97,7 @@ def test_by_question_a_line_says_that_it_leaks() -> None:
     shared = {row.path for row in result.train} & {row.path for row in result.val}
     leaking = sum(row.path in shared for row in result.val)
     assert len(result.val) == 20 and leaking > 0
-    assert f"this leaks: {leaking} of them are about a picture that also trains" in "\n".join(result.notes)
+    assert f"this leaks: {leaking} of them are about an image that also trains" in "\n".join(result.notes)
 
 
 def test_drawn_by_seed_whatever_the_order_of_the_rows() -> None:

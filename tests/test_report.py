@@ -221,7 +221,7 @@ def test_mistakes_show_their_image_where_it_can_be_read(tmp_path: Path, monkeypa
     good, broken = Path("data/a b.png"), Path("data/broken.jpg")
     Path("data").mkdir()
     Image.new("RGBA", (900, 300), (200, 30, 30, 255)).save(good)
-    broken.write_bytes(b"\xff\xd8\xff not a picture")
+    broken.write_bytes(b"\xff\xd8\xff not an image")
     page = Page(build_report(make_run(tmp_path / "run", paths=[str(good), str(broken), "data/gone.jpg"])))
     thumbnails = [image for image in page.all("img") if (image["src"] or "").startswith("data:image/jpeg")]
     mistake, strip, *browsed = [image["alt"] for image in thumbnails]
@@ -397,7 +397,7 @@ def test_the_best_epoch_is_the_first_of_equals(tmp_path: Path) -> None:
 
 
 def rows_of(folder: Path, names: list[str], per_class: int) -> list[Row]:
-    """Training rows with pictures of one grey a class, a step lighter from picture to picture."""
+    """Training rows with images of one grey a class, a step lighter from image to image."""
     rows = []
     for number, name in enumerate(names):
         for image in range(per_class):
@@ -413,7 +413,7 @@ def test_training_images_stay_on_the_page_when_the_data_is_gone(tmp_path: Path) 
     run_dir = make_run(tmp_path / "run", paths=[str(row.path) for row in rows[::9]])
     rows[0].path.write_bytes(b"damaged")
     store_samples(run_dir, rows, NAMES)
-    build_report(run_dir)  # which also keeps the pictures of the mistakes
+    build_report(run_dir)  # which also keeps the images of the mistakes
     shutil.rmtree(tmp_path / "train")
     page = Page(build_report(run_dir))
     alts = [image["alt"] for image in page.all("img")]
@@ -454,7 +454,7 @@ def test_attention_figures_have_a_section(tmp_path: Path) -> None:
     assert "Attention" not in Page(build_report(run_dir)).text
     Image.new("RGB", (40, 20)).save(run_dir / "figures" / "attention.png")
     page = Page(build_report(run_dir))
-    assert "Attention Where the model looks: maps over the pictures." in page.text and len(page.all("img")) == 6
+    assert "Attention Where the model looks: maps over the images." in page.text and len(page.all("img")) == 6
 
 
 def write_ledger(path: Path, *lines: str) -> Path:

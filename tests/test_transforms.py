@@ -84,7 +84,7 @@ FILES: dict[str, dict[str, Any]] = {
         "size": {"shortest_edge": 33},
         **IMAGENET,
     },
-    "a crop larger than the picture": {
+    "a crop larger than the image": {
         "crop_size": {"height": 41, "width": 38},
         "do_center_crop": True,
         "image_processor_type": "BitImageProcessor",
@@ -171,7 +171,7 @@ def test_the_size_comes_from_the_model_where_the_file_has_none(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"do_resize": False}, r"do_resize: false \(pictures of any size cannot be batched\)"),
+        ({"do_resize": False}, r"do_resize: false \(images of any size cannot be batched\)"),
         ({"do_flip_channel_order": True, "do_pad": True}, r"do_flip_channel_order: true is a step .*; do_pad: true is a step"),
         ({"image_processor_type": "EfficientNetImageProcessor", "include_top": True}, r"include_top: true is a step"),
         ({"resample": 9}, r"resample: 9 is not one of Pillow's filters"),
@@ -231,7 +231,7 @@ def test_normalize_leaves_the_pixels_it_was_given() -> None:
 
 
 def test_crops_cover_the_area_and_shapes_of_the_recipe() -> None:
-    """The picture tells where each crop came from: red is x, green is y."""
+    """The image tells where each crop came from: red is x, green is y."""
     x, y = np.meshgrid(np.linspace(0, 255, 256), np.linspace(0, 255, 256))
     image = Image.fromarray(np.stack([x, y, 0 * x], axis=2).astype(np.uint8))
     augment = augmenter(Augmentation(crop_scale=(0.25, 0.5)), Preprocessing(24, 24, resample=2))

@@ -114,7 +114,7 @@ def logits_in(path: Path) -> np.ndarray:
 @pytest.mark.parametrize(("trained", "other"), [("old", "new"), ("new", "old")])
 def test_a_run_predicts_the_same_logits_on_the_other_side(runs: Path, kind: str, trained: str, other: str) -> None:
     own = logits_in(runs / f"{kind}-{trained}-by-{trained}.csv")
-    assert np.ptp(own, axis=0).max() > 0.1  # pictures are told apart
+    assert np.ptp(own, axis=0).max() > 0.1  # images are told apart
     np.testing.assert_allclose(logits_in(runs / f"{kind}-{trained}-by-{other}.csv"), own, rtol=0, atol=TOLERANCE)
 
 

@@ -1,4 +1,4 @@
-"""Question answering through train.py and inference.py: what it learns, what it writes, interrupted and resumed, bad pictures."""
+"""Question answering through train.py and inference.py: what it learns, what it writes, interrupted and resumed, bad images."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ SAME = (
 
 
 def ask(colour: str, names: list[str]) -> list[tuple[str, str, str]]:
-    """(question, answer, answer type) about a picture of one colour."""
-    asked = [("What's the colour of this picture?", colour, "other"), ("how many pictures are there", "1", "number")]
+    """(question, answer, answer type) about an image of one colour."""
+    asked = [("What's the colour of this image?", colour, "other"), ("how many images are there", "1", "number")]
     return asked + [(f"Is it {name}?", "yes" if name == colour else "no", "yes/no") for name in names]
 
 
 def make_questions(root: Path, per_colour: int = 6, test: int = 3) -> Path:
-    """VQA v2's files: pictures of one colour in train2014/ and, without annotations, val2014/."""
+    """VQA v2's files: images of one colour in train2014/ and, without annotations, val2014/."""
     from conftest import COLOURS, picture
 
     names = list(COLOURS)
@@ -59,7 +59,7 @@ def make_questions(root: Path, per_colour: int = 6, test: int = 3) -> Path:
 
 
 def recipe(folder: Path, backbone: Path, **changes: str) -> Path:
-    """A recipe that these pictures can be learnt with: product head, everything trained."""
+    """A recipe that these images can be learnt with: product head, everything trained."""
     keys = {
         "task": "vqa",
         "backbone": str(backbone),
@@ -155,7 +155,7 @@ def test_predictions_are_answers_in_the_order_of_the_competition(learnt: Path, t
 
 @pytest.fixture(scope="module")
 def undisturbed(learnt: Path, tiny_backbone: Path) -> Path:
-    """A run of two epochs with dropout everywhere, accumulation and questions that share pictures; its recipe is mine.yaml beside it."""
+    """A run of two epochs with dropout everywhere, accumulation and questions that share images; its recipe is mine.yaml beside it."""
     root = learnt / "undisturbed"
     root.mkdir()
     text = json.dumps(TEXT | {"hidden_dropout_prob": 0.1})
@@ -208,7 +208,7 @@ FROZEN = "{fusion: cross_attention, text_pooling: mean, activation: gelu, hidden
 def test_frozen_backbones_are_computed_once_and_a_resumed_run_is_bit_identical(
     learnt: Path, tmp_path: Path, monkeypatch, changes: dict[str, str]
 ) -> None:
-    """A picture is decoded once in training and validation together; after an interruption the same bits come out."""
+    """An image is decoded once in training and validation together; after an interruption the same bits come out."""
     from test_resume import interrupt_after
 
     from pipeline.models.fusion import FusionModel
@@ -220,7 +220,7 @@ def test_frozen_backbones_are_computed_once_and_a_resumed_run_is_bit_identical(
     seen, original = [], FusionModel.see
     monkeypatch.setattr(FusionModel, "see", lambda model, pixels: seen.append(pixels.shape[0]) or original(model, pixels))
     assert train.main(arguments(learnt, path, tmp_path / "whole")) == 0
-    assert (seen.count(12), seen.count(6)) == (1, 1)  # the training pictures together, and those of validation
+    assert (seen.count(12), seen.count(6)) == (1, 1)  # the training images together, and those of validation
     monkeypatch.setattr(FusionModel, "see", original)
     with monkeypatch.context() as patched:
         interrupt_after(patched, 3)
@@ -269,9 +269,9 @@ def test_a_picture_is_decoded_once_for_its_questions_and_padding_is_per_batch(le
     decoded, original = [], dataset.opened
     monkeypatch.setattr(dataset, "opened", lambda path: decoded.append(path) or original(path))
     batches = [list(built.task.train_batches(epoch, 0, 10, 20)) for epoch in (0, 1)]
-    assert len(decoded) == len(set(decoded)) == 12  # also across epochs: small pictures stay in memory
+    assert len(decoded) == len(set(decoded)) == 12  # also across epochs: small images stay in memory
     assert [len(batch["row"]) for batch in batches[0]] == [10] * 6
-    assert all(len(batch["pixels"]) == 2 for batch in batches[0])  # ten questions about two pictures
+    assert all(len(batch["pixels"]) == 2 for batch in batches[0])  # ten questions about two images
     assert not torch.equal(batches[0][0]["row"], batches[1][0]["row"])
     assert sorted(torch.cat([batch["row"] for batch in batches[0]]).tolist()) == list(range(60))
     rest = list(built.task.train_batches(0, 30, 10, 20))

@@ -99,7 +99,7 @@ def test_vqa_v2(vqa: Path) -> None:
         "test: 2 questions on 2 images (v2_OpenEnded_mscoco_val2014_questions.json); no sample submission: columns question_id,answer"
         in notes
     )
-    assert "1 empty question, answered from the picture alone: question_id 12" in notes
+    assert "1 empty question, answered from the image alone: question_id 12" in notes
 
 
 def test_the_sample_submission_gives_ids_and_order(vqa: Path) -> None:
@@ -134,7 +134,7 @@ def test_training_alone_and_test_alone(tmp_path: Path) -> None:
 
 
 def test_several_splits_that_may_be_the_test(vqa: Path) -> None:
-    """As VQA v2 comes: test2015 and test-dev2015 ask about the same pictures; val2014 is answered too."""
+    """As VQA v2 comes: test2015 and test-dev2015 ask about the same images; val2014 is answered too."""
     split(vqa, "test2015", [(31, 5, "What?"), (32, 6, "Who?")], answered=False)
     message = refusal(vqa, need="test")
     assert "val2014_questions.json have no annotations, either may be the test; keep one and hide the other" in message
@@ -158,7 +158,7 @@ def test_several_answered_splits_train_on_the_one_called_train(vqa: Path) -> Non
 
 
 def test_other_names_and_folders(tmp_path: Path) -> None:
-    """Image ids that are file names, plain file names, pictures one folder deeper."""
+    """Image ids that are file names, plain file names, images one folder deeper."""
     save(tmp_path / "train_questions.json", {"questions": [entry("q1", "cat.jpg", "Is it?"), entry("q2", "dog.jpg", "Is it?")]})
     answers = [{"question_id": "q1", "answers": ["yes", "no", "yes"]}, {"question_id": "q2", "multiple_choice_answer": 2}]
     save(tmp_path / "train_annotations.json", {"annotations": answers})

@@ -28,7 +28,7 @@ SIZES: dict[str, dict[str, Any]] = {  # BEiT, random weights: speed does not dep
     },
 }
 NUM_CLASSES = 4
-DISTINCT = 32  # pictures; the others are copies of them
+DISTINCT = 32  # images; the others are copies of them
 LR, RANK, TARGETS, MAX_GRAD_NORM = 1e-4, 16, ("query", "key"), 1.0
 
 
@@ -36,7 +36,7 @@ LR, RANK, TARGETS, MAX_GRAD_NORM = 1e-4, 16, ("query", "key"), 1.0
 class Work:
     """What every contender is given. `pixels` (N, 3, H, W) uint8 and `labels` (N,) are the rows of training, in their order."""
 
-    data_dir: Path  # train/<class>/*.jpg: the pictures of `paths`
+    data_dir: Path  # train/<class>/*.jpg: the images of `paths`
     paths: Sequence[Path]
     model_dir: Path  # a backbone with its head, for from_pretrained
     image_size: int
@@ -141,7 +141,7 @@ def make_pictures(folder: Path, count: int, side: int) -> list[Path]:
 
 
 def prepare(folder: Path, size: str, images: int, batch_size: int, compute: Compute) -> Work:
-    """The pictures, the saved backbone and the rows of training that every contender works on."""
+    """The images, the saved backbone and the rows of training that every contender works on."""
     import torch
     from transformers import BeitConfig, BeitForImageClassification
 

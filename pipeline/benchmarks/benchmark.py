@@ -1,4 +1,4 @@
-"""One table of speed: this project beside its peers, on the same pictures, backbone, batch and machine.
+"""One table of speed: this project beside its peers, on the same images, backbone, batch and machine.
 
 python -m pipeline.benchmarks.benchmark                                                   # ours alone, a small backbone
 python -m pipeline.benchmarks.benchmark --size beit-base-224 --peer tests.benchmarks.peers:trainer_documented

@@ -92,7 +92,7 @@ def _peak_of_steps(task: Any, compute: Any, work: Work, batch_size: int) -> int:
 
 
 def overlap(work: Work, trace: Path | None = None) -> Overlap:
-    """Train two epochs on the pictures of `work`, decoded and cropped as train.py does, and look at the second.
+    """Train two epochs on the images of `work`, decoded and cropped as train.py does, and look at the second.
 
     With `trace` both are written there for chrome://tracing or Perfetto, waiting for a batch being a span of its own.
     """

@@ -102,7 +102,7 @@ def measure_input(work: Work, peers: Sequence[Contender], rounds: int, images: i
         torch.set_num_threads(threads)
     medians = {name: [statistics.median(values) for values in by_side] for name, by_side in rates.items()}
     means = {name: math.exp(statistics.fmean(map(math.log, values))) for name, values in medians.items()}
-    first, filling, later = (means.pop(name) for name in ("ours, first epoch", "ours, check and first epoch", "ours, kept pictures"))
+    first, filling, later = (means.pop(name) for name in ("ours, first epoch", "ours, check and first epoch", "ours, kept images"))
     lines = [
         Line("input", "ours, first epoch", first),
         Line("input", "ours, check and first epoch (data.cache_gb)", filling),
@@ -136,7 +136,7 @@ def _input_round(work: Work, peers: Sequence[Contender], folder: Path, paths: Se
     runs: dict[str, Callable[[], Any]] = {
         "ours, first epoch": lambda: ours(plain, number),
         "ours, check and first epoch": check_and_first_epoch,
-        "ours, kept pictures": lambda: ours(kept, number + 1),
+        "ours, kept images": lambda: ours(kept, number + 1),
     }
     here = replace(work, data_dir=folder, paths=paths)
     runs |= {peer.title: peer(here) for peer in peers}  # type: ignore[attr-defined]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.cleaning.neighbours import Neighbour
     from pipeline.data.intensity import Intensity
 
-MAX_SHOWN, MAX_BYTES = 400, 8_000_000  # suspects in a page, and bytes of pictures; all suspects are in suspects.csv
+MAX_SHOWN, MAX_BYTES = 400, 8_000_000  # suspects in a page, and bytes of images; all suspects are in suspects.csv
 DROPPED = ("--output", "--fold", "--parallel", "--max-minutes")  # of the command that the folds were trained by
 MAX_OPTIONS = 2000  # labels that are offered while one is typed
 
@@ -33,7 +33,7 @@ MAX_OPTIONS = 2000  # labels that are offered while one is typed
 def build_page(
     oof: OutOfFold, suspects: Sequence[Suspect], near: Mapping[int, list[Neighbour]], page: Path, images: bool, data_named: bool
 ) -> Path:
-    """Write the page; its path. `images`: with pictures; `data_named`: the person named the data folder, so its images may be shown."""
+    """Write the page; its path. `images`: with images; `data_named`: the person named the data folder, so its images may be shown."""
     shown = list(suspects[:MAX_SHOWN])
     pictures = Pictures(oof, images and (data_named or _own(oof)))
     cards = [_card(oof, suspect, near.get(suspect.row, []), pictures) for suspect in shown]
@@ -83,7 +83,7 @@ def next_command(oof: OutOfFold) -> str:
 
 
 class Pictures:
-    """Pictures for the page until their bytes are used up: `size` of them, `full` once one found no room."""
+    """Images for the page until their bytes are used up: `size` of them, `full` once one found no room."""
 
     def __init__(self, oof: OutOfFold, allowed: bool) -> None:
         self.allowed, self.size, self.full = allowed, 0, False
@@ -91,7 +91,7 @@ class Pictures:
         self._made: dict[tuple[Path, int], str | None] = {}
 
     def of(self, path: Path, side_px: int) -> str | None:
-        """A JPEG in base64; None where no picture is to be shown, or none can be."""
+        """A JPEG in base64; None where no image is to be shown, or none can be."""
         if not self.allowed or self.full:
             return None
         if (path, side_px) not in self._made:

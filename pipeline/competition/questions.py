@@ -210,7 +210,7 @@ def _split(rows: Sequence[Row], val_fraction: float, by: str, seed: int) -> tupl
         return train, val, f"validation: none of {counted(len(rows), 'question')}, all train"
     how = f"validation: {len(val):,} of {counted(len(rows), 'question')}, "
     if by == "image":
-        return train, val, how + f"all those about {counted(num_val, 'image')} (seed {seed}): no picture is in both parts"
+        return train, val, how + f"all those about {counted(num_val, 'image')} (seed {seed}): no image is in both parts"
     seen = {row.path for row in train}
     shared = sum(row.path in seen for row in val)
     return (
@@ -218,8 +218,8 @@ def _split(rows: Sequence[Row], val_fraction: float, by: str, seed: int) -> tupl
         val,
         how
         + (
-            f"drawn one by one (seed {seed}); this leaks: {shared:,} of them are about a picture that also trains, so the score is not that of "
-            "new pictures (data.split_by=image)"
+            f"drawn one by one (seed {seed}); this leaks: {shared:,} of them are about an image that also trains, so the score is not that of "
+            "new images (data.split_by=image)"
         ),
     )
 

@@ -229,7 +229,7 @@ def _read_test(folder: DataFolder, source: _Source, sample: Table | None, id_col
     raise_all(missing + several, f"{source.questions}:")
     empty = [question.id for question in asked if not question.text.strip()]
     if empty:
-        notes.append(f"{counted(len(empty), 'empty question')}, answered from the picture alone: question_id {listed(empty)}")
+        notes.append(f"{counted(len(empty), 'empty question')}, answered from the image alone: question_id {listed(empty)}")
     rows = [_row(folder.root, question, found[question.image][0], None) for question in asked]
     return _Part(rows, f"{_counts(rows)} ({source.files}); {how}", notes, form)
 

@@ -18,7 +18,7 @@ def images_of(folder: DataFolder, split: str) -> list[str]:
         UserError: there are none, or they lie in archives.
     """
     wanted = plain_name(split)
-    year = re.fullmatch(r"(train|val|test)[a-z]*(\d*)", wanted)  # test-dev2015 asks about the pictures of test2015
+    year = re.fullmatch(r"(train|val|test)[a-z]*(\d*)", wanted)  # test-dev2015 asks about the images of test2015
     names = {wanted, "".join(year.groups())} - {""} if year else {wanted} - {""}
     every = folder.images(folder.scans)
     if not every:

@@ -1,8 +1,8 @@
-"""Decoded training pictures on disk, so that they are decoded once.
+"""Decoded training images on disk, so that they are decoded once.
 
 A memo and nothing more: what is read back is what decoding would have given, bit for bit, so a run computes the same with a full, an
-empty or a damaged cache. One file for each picture: a header, then rows of RGB bytes, of which a crop reads its own alone; the picture's
-own file is not opened again. A file's name is a digest of what identifies that one: a changed picture has another name, and its old one
+empty or a damaged cache. One file for each image: a header, then rows of RGB bytes, of which a crop reads its own alone; the image's
+own file is not opened again. A file's name is a digest of what identifies that one: a changed image has another name, and its old one
 is never asked for. Files appear whole or not at all, and any may be deleted at any time.
 """
 
@@ -33,7 +33,7 @@ from pipeline.errors import UserError
 from pipeline.files import human_size
 from pipeline.recipe import Augmentation
 
-FACTS = struct.Struct("<8s5I")  # magic; width and height of the pixels, and of the whole picture as seen; 1 if its format is REDUCIBLE
+FACTS = struct.Struct("<8s5I")  # magic; width and height of the pixels, and of the whole image as seen; 1 if its format is REDUCIBLE
 CRC = struct.Struct("<I")  # CRC-32 of the facts and the pixels
 HEADER_BYTES = FACTS.size + CRC.size
 MAGIC, SUFFIX, PART = b"pixels 3", ".rgb", ".part"
@@ -41,9 +41,9 @@ PART_SECONDS = 86_400  # an unfinished file of that age was left by a killed run
 
 
 class PictureCache:
-    """At most `limit_bytes` of decoded pictures in `folder`, each at the lowest level (see `images`) that serves every crop of `augmentation`.
+    """At most `limit_bytes` of decoded images in `folder`, each at the lowest level (see `images`) that serves every crop of `augmentation`.
 
-    `paths` are the pictures that this run will ask for in every epoch. Loader processes share the cache: the bytes used are counted
+    `paths` are the images that this run will ask for in every epoch. Loader processes share the cache: the bytes used are counted
     together, and a file is checked against its CRC once a run.
     """
 
@@ -57,10 +57,10 @@ class PictureCache:
 
     def describe(self) -> str:
         """One line for a person: where, how much, and how to do without."""
-        return f"decoded pictures are kept in {self.folder}, {human_size(self.limit_bytes)} at most (--set data.cache_gb=0: none are)"
+        return f"decoded images are kept in {self.folder}, {human_size(self.limit_bytes)} at most (--set data.cache_gb=0: none are)"
 
     def picture(self, path: str | Path) -> Picture:
-        """The picture in `path`: as it is kept, or decoded, and kept from now on if there is room.
+        """The image in `path`: as it is kept, or decoded, and kept from now on if there is room.
 
         Raises:
             BadImage: it is not kept and cannot be decoded.
@@ -72,7 +72,7 @@ class PictureCache:
             return self._decode(image, path)
 
     def check(self, path: str | Path) -> None:
-        """Make sure that `path` can be decoded. A picture of this run is kept, if there is room, and then need not be decoded again.
+        """Make sure that `path` can be decoded. An image of this run is kept, if there is room, and then need not be decoded again.
 
         Raises:
             BadImage: it cannot be decoded.
@@ -121,7 +121,7 @@ class PictureCache:
                 Path(temporary).unlink(missing_ok=True)
 
     def _open(self, path: str | Path) -> tuple[FileIO, tuple[int, int], tuple[int, int]] | None:
-        """The file in which the picture is kept, its whole size and its shape here; None when there is none, or it is damaged (and now gone)."""
+        """The file in which the image is kept, its whole size and its shape here; None when there is none, or it is damaged (and now gone)."""
         key = self._key(path)
         for level in range(LEVELS if key else 0):
             name = self._path(key, level)
@@ -184,7 +184,7 @@ class PictureCache:
                 pass
 
     def _make_room(self) -> int:
-        """Delete what killed runs left, what is over the limit, and of other pictures what takes more than half of it; the bytes left."""
+        """Delete what killed runs left, what is over the limit, and of other images what takes more than half of it; the bytes left."""
         files = sorted(_files_in(self.folder))
         for modified, _, path in files:
             if path.endswith(PART) and time.time() - modified > PART_SECONDS:
@@ -214,7 +214,7 @@ def _files_in(folder: Path) -> Iterator[tuple[float, int, str]]:
 
 
 def _mark(key: str, level: int) -> int:
-    return int(key[:14], 16) * LEVELS + level  # of this very file: where the picture has changed its new file is checked
+    return int(key[:14], 16) * LEVELS + level  # of this very file: where the image has changed its new file is checked
 
 
 def _read_rows(file: FileIO, width: int, top: int, bottom: int) -> np.ndarray:
@@ -227,7 +227,7 @@ def _read_rows(file: FileIO, width: int, top: int, bottom: int) -> np.ndarray:
 
 
 def cache_folder() -> Path:
-    """Where decoded pictures are kept for every run on this machine: the user's cache folder."""
+    """Where decoded images are kept for every run on this machine: the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaggle-image-pipeline" / "pictures"
 
 

@@ -1,4 +1,4 @@
-"""The random crop of training, drawn before the picture is decoded: then no more is decoded and resized than the crop needs."""
+"""The random crop of training, drawn before the image is decoded: then no more is decoded and resized than the crop needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC
 
 
 class Picture(NamedTuple):
-    """A picture decoded at any level, in memory or in a file. `size`: its full (width, height) as seen; `shape`: (H, W) at that level."""
+    """An image decoded at any level, in memory or in a file. `size`: its full (width, height) as seen; `shape`: (H, W) at that level."""
 
     size: tuple[int, int]
     shape: tuple[int, int]
@@ -29,13 +29,13 @@ class Picture(NamedTuple):
 
 
 def decoded(pixels: np.ndarray, size: tuple[int, int] | None = None) -> Picture:
-    """The picture whose `pixels` (H, W, 3) uint8 are in memory; `size` where they are not all of it."""
+    """The image whose `pixels` (H, W, 3) uint8 are in memory; `size` where they are not all of it."""
     return Picture(size or pixels.shape[1::-1], pixels.shape[:2], lambda top, bottom: pixels[top:bottom])
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of a picture, in pixels of its full size as seen, and whether it is mirrored."""
+    """A part of an image, in pixels of its full size as seen, and whether it is mirrored."""
 
     left: int
     top: int
@@ -45,14 +45,14 @@ class Crop:
 
 
 class RandomCrop:
-    """torchvision's RandomResizedCrop and RandomHorizontalFlip in two halves: `draw` needs a size only, `cut` a decoded picture."""
+    """torchvision's RandomResizedCrop and RandomHorizontalFlip in two halves: `draw` needs a size only, `cut` a decoded image."""
 
     def __init__(self, config: Augmentation, rule: Preprocessing) -> None:
         self.config, self.rule = config, rule
         self.log_ratio = torch.log(torch.tensor(config.crop_ratio)).tolist()
 
     def draw(self, size: tuple[int, int], generator: torch.Generator) -> Crop:
-        """A crop of a picture of `size` (width, height).
+        """A crop of an image of `size` (width, height).
 
         The same draws in the same order as `RandomResizedCrop.get_params` and `RandomHorizontalFlip` of torchvision make, float32 where
         theirs are: https://github.com/pytorch/vision/blob/main/torchvision/transforms/transforms.py
@@ -78,11 +78,11 @@ class RandomCrop:
         return (width - wide) // 2, (height - high) // 2, wide, high
 
     def level(self, crop: Crop) -> int:
-        """How often a picture may be halved and still hold the crop at no less than the rule's size."""
+        """How often an image may be halved and still hold the crop at no less than the rule's size."""
         return _halvings(min(crop.width / self.rule.width, crop.height / self.rule.height))
 
     def level_for_any(self, size: tuple[int, int]) -> int:
-        """The same for the smallest crop that a picture of `size` can get, taken as a square."""
+        """The same for the smallest crop that an image of `size` can get, taken as a square."""
         smallest = math.sqrt(self.config.crop_scale[0] * size[0] * size[1])
         return _halvings(smallest / max(self.rule.width, self.rule.height))
 
@@ -90,7 +90,7 @@ class RandomCrop:
         """(3, H, W) uint8 at the rule's size: `crop` of a `picture` that has been decoded at any level.
 
         At a lower level the crop's edges are rounded to whole pixels of that level, so they move by half a pixel of the result at most.
-        Pictures larger than the result go through torch's kernel: at most 1 of 255 from Pillow's, in a fifth of its time.
+        Images larger than the result go through torch's kernel: at most 1 of 255 from Pillow's, in a fifth of its time.
         """
         size, (high, wide) = picture.size, picture.shape
         left, right = (round(edge * wide / size[0]) for edge in (crop.left, crop.left + crop.width))
@@ -100,13 +100,13 @@ class RandomCrop:
         if max(size) > max(rule.width, rule.height) and rule.resample in TORCH_FILTERS:
             pixels = torch.from_numpy(np.array(patch)[None]).permute(0, 3, 1, 2)  # copied by numpy, several times faster than by the kernel
             pixels = F.interpolate(pixels, (rule.height, rule.width), mode=TORCH_FILTERS[rule.resample], antialias=True)[0]
-        else:  # a small picture: Pillow's own filter, as in evaluation
+        else:  # a small image: Pillow's own filter, as in evaluation
             pixels = to_tensor(Image.fromarray(np.ascontiguousarray(patch)).resize((rule.width, rule.height), rule.resample))
         return pixels.flip(-1) if crop.mirrored else pixels
 
 
 def random_crop(config: Augmentation | None, rule: Preprocessing) -> RandomCrop | None:
-    """The crop of an augmentation that begins with one; None for another, which needs the whole picture at its full size."""
+    """The crop of an augmentation that begins with one; None for another, which needs the whole image at its full size."""
     return RandomCrop(config, rule) if config and config.random_resized_crop and not config.rotation_degrees else None
 
 

@@ -80,7 +80,7 @@ class ImageDataset(Dataset):
             item["label"] = self.mixing.label(item["label"], self.labels[mix.partner], mix)
         try:
             item["pixels"] = self._pixels(epoch, number)
-            if mix is not None:  # with the partner as it looks in this epoch; `row` says whose picture is read
+            if mix is not None:  # with the partner as it looks in this epoch; `row` says whose image is read
                 item["row"] = mix.partner
                 item["pixels"] = self.mixing.pixels(item["pixels"], self._pixels(epoch, mix.partner), mix)
                 item["row"] = row
@@ -96,7 +96,7 @@ class ImageDataset(Dataset):
             return to_tensor(self.policy(Image.fromarray(pixels.permute(1, 2, 0).numpy())))
 
     def _cut(self, epoch: int, number: int) -> torch.Tensor:
-        """The row's picture at the rule's size: resized, or with augmentation cropped, turned and mirrored."""
+        """The row's image at the rule's size: resized, or with augmentation cropped, turned and mirrored."""
         path = self.paths[number % len(self)]
         if self.augment is None:
             with opened(path) as image:
@@ -113,7 +113,7 @@ class ImageDataset(Dataset):
             return to_tensor(self.augment(picture))
 
     def _cropped(self, path: str, generator: torch.Generator) -> torch.Tensor:
-        """A random crop. A JPEG's is drawn first: it decides at which level the picture is decoded, unless that is to be kept."""
+        """A random crop. A JPEG's is drawn first: it decides at which level the image is decoded, unless that is to be kept."""
         if self.cache is not None:
             picture = self.cache.picture(path)
             return self.crop.cut(picture, self.crop.draw(picture.size, generator))
@@ -135,7 +135,7 @@ def _image(picture: Picture) -> Image.Image:
 
 @contextmanager
 def _drawing(seed: int) -> Iterator[None]:
-    # torchvision draws from the global generator: seed it for this picture, then give it back as it was.
+    # torchvision draws from the global generator: seed it for this image, then give it back as it was.
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:

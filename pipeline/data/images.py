@@ -44,7 +44,7 @@ class LostImage(UserError):
 
 
 def decode(path: Path, smallest: int | None = None, intensity: Intensity | None = None) -> Image.Image:
-    """The picture in `path`, mode RGB; grey of more than 8 bits by the rule `intensity`, or by its type's own range.
+    """The image in `path`, mode RGB; grey of more than 8 bits by the rule `intensity`, or by its type's own range.
 
     With `smallest` (pixels) a large JPEG may be decoded at a half, a quarter or an eighth of its size, as long as both sides
     stay at least `smallest`: several times faster, and then not bit-equal to the full decode.
@@ -57,12 +57,12 @@ def decode(path: Path, smallest: int | None = None, intensity: Intensity | None 
 
 
 def seen_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of an opened picture as a person sees it, before any decoding."""
+    """(width, height) of an opened image as a person sees it, before any decoding."""
     return (image.height, image.width) if orientation(image) in (5, 6, 7, 8) else image.size
 
 
 def load(image: Image.Image, smallest: int | None = None, intensity: Intensity | None = None) -> Image.Image:
-    """The pixels of an opened picture; see `decode`."""
+    """The pixels of an opened image; see `decode`."""
     pixels = _jpeg_pixels(image, smallest)
     if pixels is None:
         return _load(image, smallest, intensity)
@@ -72,7 +72,7 @@ def load(image: Image.Image, smallest: int | None = None, intensity: Intensity |
 
 
 def load_pixels(image: Image.Image, level: int = 0, intensity: Intensity | None = None) -> np.ndarray:
-    """(H, W, 3) uint8: the pixels of an opened picture; those of a large JPEG at 1 / 2 ** `level` of its size."""
+    """(H, W, 3) uint8: the pixels of an opened image; those of a large JPEG at 1 / 2 ** `level` of its size."""
     smallest = min(image.size) >> level if level else None
     pixels = _jpeg_pixels(image, smallest)
     return np.asarray(_load(image, smallest, intensity)) if pixels is None else pixels
@@ -127,7 +127,7 @@ def lost_image_error(paths: Sequence[Path]) -> LostImage:
 
 
 def orientation(image: Image.Image) -> int:
-    """How an opened picture is to be turned: the EXIF value, 1 for as it is; see `TURNS`."""
+    """How an opened image is to be turned: the EXIF value, 1 for as it is; see `TURNS`."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, *DAMAGE):  # EXIF that cannot be read is none

@@ -1,6 +1,6 @@
 """mixup (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899), drawn for each row by itself.
 
-The usual way mixes the rows of a batch with each other; a row's picture then depends on how the rows are cut into batches. Here a row's
+The usual way mixes the rows of a batch with each other; a row's image then depends on how the rows are cut into batches. Here a row's
 partner is drawn from all training rows, so that neither micro-batch nor process nor resume changes what is mixed.
 """
 
@@ -28,7 +28,7 @@ class Mix:
 
 
 class Mixing:
-    """What an augmentation mixes, for pictures of `height` x `width` and labels of `num_outputs`.
+    """What an augmentation mixes, for images of `height` x `width` and labels of `num_outputs`.
 
     A partner is drawn in two steps, first one of `groups`, then one of its rows: one group of all rows, or a group for each class.
     """
@@ -57,7 +57,7 @@ class Mixing:
         return Mix(partner, 1 - (bottom - top) * (right - left) / (self.height * self.width), (top, bottom, left, right))
 
     def pixels(self, own: torch.Tensor, partner: torch.Tensor, mix: Mix) -> torch.Tensor:
-        """(3, H, W) uint8 of two pictures (3, H, W) uint8."""
+        """(3, H, W) uint8 of two images (3, H, W) uint8."""
         if mix.box is None:
             return (own.float() * mix.weight + partner.float() * (1 - mix.weight)).round_().to(torch.uint8)
         top, bottom, left, right = mix.box

@@ -120,7 +120,7 @@ def refuse_many_scans(image: Image.Image, content: bytes | None = None) -> None:
     """Nothing for an opened JPEG of a sensible number of scans; `content` where its file has been read.
 
     Raises:
-        BadImage: each scan passes over the whole picture, and there are hundreds.
+        BadImage: each scan passes over the whole image, and there are hundreds.
     """
     if content is None:
         image.fp.seek(0)

@@ -1,4 +1,4 @@
-"""Augmentation by torchvision's own: a policy of many changes before the picture is normalised, erased boxes after.
+"""Augmentation by torchvision's own: a policy of many changes before the image is normalised, erased boxes after.
 
 Both draw from torch's default generator, which the caller seeds.
 """
@@ -19,7 +19,7 @@ POLICIES = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugment
 def policy(config: Augmentation) -> Callable[[Image.Image], Image.Image] | None:
     """torchvision's RandAugment (two changes of magnitude 9 of 30) or TrivialAugmentWide (one of any magnitude); None: no policy.
 
-    For pictures of Pillow: its filters give the same bytes in any number of threads, which torch's means over a picture do not.
+    For images of Pillow: its filters give the same bytes in any number of threads, which torch's means over an image do not.
     """
     if config.policy == "none":
         return None
@@ -27,7 +27,7 @@ def policy(config: Augmentation) -> Callable[[Image.Image], Image.Image] | None:
 
 
 def erased_box(probability: float, height: int, width: int) -> torch.Tensor:
-    """(4,) int64: top, left, height and width of what is erased of a picture; a height of 0 where nothing is.
+    """(4,) int64: top, left, height and width of what is erased of an image; a height of 0 where nothing is.
 
     Scale and ratio of the box are torchvision's: 0.02 to 0.33 of the area, 0.3 to 3.3.
     """

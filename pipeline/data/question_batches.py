@@ -1,4 +1,4 @@
-"""Questions with their pictures to batches: each picture of a batch once, questions padded to the longest beside them."""
+"""Questions with their images to batches: each image of a batch once, questions padded to the longest beside them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pipeline.data.loader import Loader
 from pipeline.open_files import QUESTION_TENSORS
 
 Key = tuple[int, list[int]]  # (epoch, rows)
-KEPT_BYTES = 1_000_000_000  # decoded pictures held in memory between epochs, in the process that decodes them
+KEPT_BYTES = 1_000_000_000  # decoded images held in memory between epochs, in the process that decodes them
 
 
 class QuestionDataset(Dataset):
-    """`dataset[epoch, rows]` -> one batch of B questions about I pictures.
+    """`dataset[epoch, rows]` -> one batch of B questions about I images.
 
-    pixels (I, 3, H, W) uint8, image_index (B,) int64 (which picture a question is about), input_ids and attention_mask (B, T) int64,
-    label, row (B,) int64, bad (B,) bool. What a picture looks like depends on (seed, epoch, picture): its questions see the same one.
+    pixels (I, 3, H, W) uint8, image_index (B,) int64 (which image a question is about), input_ids and attention_mask (B, T) int64,
+    label, row (B,) int64, bad (B,) bool. What an image looks like depends on (seed, epoch, image): its questions see the same one.
 
-    images: the pictures, each once; image_of_row[row]: the picture of a question; labels[row]: its answer's class.
-    Where `picture_features` (num_images, ...) are set, their rows come as picture (I, ...) in place of pixels; of `question_features`
+    images: the images, each once; image_of_row[row]: the image of a question; labels[row]: its answer's class.
+    Where `picture_features` (num_images, ...) are set, their rows come as image (I, ...) in place of pixels; of `question_features`
     (num_rows, D) as question (B, D) in place of input_ids and attention_mask.
     """
 
@@ -82,7 +82,7 @@ class QuestionDataset(Dataset):
 def question_order(image_of_row: Sequence[int], seed: int, epoch: int, group_by_image: bool) -> np.ndarray:
     """(num_rows,) int64: the order in which an epoch visits the questions; another one for every (seed, epoch).
 
-    With `group_by_image` the pictures come in random order, each with its questions, in random order too, one after the other.
+    With `group_by_image` the images come in random order, each with its questions, in random order too, one after the other.
     """
     order, image_of_row = epoch_order(len(image_of_row), seed, epoch), np.asarray(image_of_row)
     if not group_by_image or not len(order):
@@ -92,7 +92,7 @@ def question_order(image_of_row: Sequence[int], seed: int, epoch: int, group_by_
 
 
 def picture_order(image_of_row: Sequence[int]) -> np.ndarray:
-    """(num_rows,) int64: the rows with the questions of a picture side by side, for evaluation: each picture is computed once or twice."""
+    """(num_rows,) int64: the rows with the questions of an image side by side, for evaluation: each image is computed once or twice."""
     return np.argsort(np.asarray(image_of_row), kind="stable")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.recipe import Recipe
 
-DRAW = 2  # (seed, epoch, 2): 1 is the order of pictures in `question_batches`
+DRAW = 2  # (seed, epoch, 2): 1 is the order of images in `question_batches`
 
 
 def rows_by_class(labels: Sequence[int] | np.ndarray) -> list[np.ndarray]:

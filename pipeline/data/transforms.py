@@ -1,4 +1,4 @@
-"""Pictures to tensors: the preprocessing rule that is saved with the weights, and the augmentation of training."""
+"""Images to tensors: the preprocessing rule that is saved with the weights, and the augmentation of training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json, write_json
 from pipeline.recipe import Augmentation
 
-MAX_SIDE = 16_384  # pixels; no model reads larger pictures
+MAX_SIDE = 16_384  # pixels; no model reads larger images
 KNOWN_STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"}  # the last is about masks
 OWN_RESIZING = ("LevitImageProcessor", "PerceiverImageProcessor", "TextNetImageProcessor")
 CROP_SHARE = {"ConvNextImageProcessor": 224 / 256, "PoolFormerImageProcessor": 0.9}  # their crop_pct, where the file has none
@@ -27,7 +27,7 @@ BICUBIC_BY_DEFAULT = ("BeitImageProcessor", "DeiTImageProcessor", *BARE_SIZE_IS_
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the model's input. Resizing is Pillow's on 8-bit pixels: torchvision's differs by up to 2e-3 in the logits."""
+    """How an image becomes the model's input. Resizing is Pillow's on 8-bit pixels: torchvision's differs by up to 2e-3 in the logits."""
 
     height: int
     width: int
@@ -40,7 +40,7 @@ class Preprocessing:
     intensity: Intensity | None = None  # what is black and white in images of more than 8 bits; None: their types' own ranges
 
     def resize(self, image: Image.Image) -> Image.Image:
-        """The RGB picture at (height, width), as in evaluation."""
+        """The RGB image at (height, width), as in evaluation."""
         if self.resize_to is None:
             return image.resize((self.width, self.height), self.resample)
         if isinstance(self.resize_to, tuple):
@@ -140,12 +140,12 @@ def read_preprocessing(path: Path, default_size: int) -> Preprocessing:
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
-    """An RGB picture as (3, H, W) uint8."""
+    """An RGB image as (3, H, W) uint8."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def augmenter(config: Augmentation, rule: Preprocessing) -> v2.Compose:
-    """Training's picture -> picture transform at the rule's size, from torchvision; it draws from torch's default generator."""
+    """Training's image -> image transform at the rule's size, from torchvision; it draws from torch's default generator."""
     interpolation = _interpolation(rule.resample)
     steps: list[Any] = []
     if config.rotation_degrees:
@@ -200,7 +200,7 @@ def _unknown_steps(values: dict[str, Any], kind: str) -> list[str]:
         f"{name}: true is a step this project does not have" for name in sorted(values) if values[name] is True and _changes_pixels(name)
     ]
     if not values.get("do_resize", True):
-        problems.append("do_resize: false (pictures of any size cannot be batched)")
+        problems.append("do_resize: false (images of any size cannot be batched)")
     if values.get("resample", 0) not in pil_modes_mapping.values():
         problems.append(f"resample: {values['resample']} is not one of Pillow's filters ({sorted(pil_modes_mapping.values())})")
     if kind in OWN_RESIZING:

@@ -53,7 +53,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A set, the folder that it unpacks to, and the pictures in that folder. The pictures of `test_split` are the ones to predict."""
+    """A set, the folder that it unpacks to, and the images in that folder. The images of `test_split` are the ones to predict."""
 
     about: str
     archives: tuple[Archive, ...]
@@ -193,7 +193,7 @@ def _columns(path: Path) -> list[list[str]]:
 
 
 def _moved(split: str, label: str, path: Path, original: str) -> Picture:
-    """A picture that is a file already: its bytes stay as they are."""
+    """An image that is a file already: its bytes stay as they are."""
     if not path.is_file():
         raise FileNotFoundError(f"no {original}")
     return Picture(split, label, original, path.suffix.lower(), path.rename)
@@ -243,7 +243,7 @@ _nette = partial(_fastai, class_names=NETTE)
 # Sizes and digests: TensorFlow Datasets, tensorflow_datasets/url_checksums/*.txt (there CUB comes from a copy of the same file).
 SETS: dict[str, PublicSet] = {
     "cifar10": PublicSet(
-        "CIFAR-10: 60,000 pictures of 32 px in 10 classes (A. Krizhevsky, 2009)",
+        "CIFAR-10: 60,000 images of 32 px in 10 classes (A. Krizhevsky, 2009)",
         (Archive(f"{TORONTO}cifar-10-binary.tar.gz", 170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),),
         partial(_cifar, folder="cifar-10-batches-bin", names="batches.meta.txt", batches=BATCHES_10, label_bytes=1),
         "test",
@@ -251,7 +251,7 @@ SETS: dict[str, PublicSet] = {
         ("beit-base-cifar10", "beit-base-cifar10-baseline"),
     ),
     "cifar100": PublicSet(
-        "CIFAR-100: 60,000 pictures of 32 px in 100 classes (A. Krizhevsky, 2009)",
+        "CIFAR-100: 60,000 images of 32 px in 100 classes (A. Krizhevsky, 2009)",
         (Archive(f"{TORONTO}cifar-100-binary.tar.gz", 168_513_733, "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),),
         partial(_cifar, folder="cifar-100-binary", names="fine_label_names.txt", batches=BATCHES_100, label_bytes=2),
         "test",

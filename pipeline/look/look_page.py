@@ -1,4 +1,4 @@
-"""The page of a first look: sections, figures and small pictures in one file, of a size that is kept to."""
+"""The page of a first look: sections, figures and small images in one file, of a size that is kept to."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ def write_page(
 ) -> tuple[Path, str]:
     """Write look.html into `folder`: its path, and what was left out to keep it below `most_bytes`, empty when nothing was.
 
-    First the pictures that stand for others become fewer, then all are left out.
+    First the images that stand for others become fewer, then all are left out.
 
     Raises:
-        UserError: it is larger even without pictures.
+        UserError: it is larger even without images.
     """
     levels = [1, 2, 4, 8, 0] if images else [0]
     for step in levels:
         shown = [_thinned(section, step) for section in sections]
         thumbnails.make([one for section in shown for sheet in section.sheets for strip in sheet.strips for one in strip.pictures])
-        left = "" if step == levels[0] else "all pictures" if step == 0 else f"{step - 1} of {step} images of the sheet of classes"
+        left = "" if step == levels[0] else "all images" if step == 0 else f"{step - 1} of {step} images of the sheet of classes"
         note = f"Left out, to keep this page below {human_size(most_bytes)}: {left}." if left else ""
         html = _html(name, shown, thumbnails, note)
         if len(html.encode("utf-8")) <= most_bytes:
             write_text(folder / FILE, html)
             return folder / FILE, note
-    raise UserError(f"the page would take {human_size(len(html))} without any picture, and --max-mb allows {human_size(most_bytes)}")
+    raise UserError(f"the page would take {human_size(len(html))} without any image, and --max-mb allows {human_size(most_bytes)}")
 
 
 def _thinned(section: Section, step: int) -> Section:

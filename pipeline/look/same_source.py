@@ -28,7 +28,7 @@ CHANCE = 2.0  # standard errors from 0.5 that count as chance
 class Told:
     """How well train and test are told apart: out-of-fold AUC by each kind of feature, and how test-like each training image looks."""
 
-    aucs: dict[str, float]  # all, pictures, files
+    aucs: dict[str, float]  # all, images, files
     error: float  # standard error of an AUC of 0.5 with so many images
     train: tuple[Row, ...]
     likeness: np.ndarray  # (T,) of the training rows: the out-of-fold probability of being a test image
@@ -80,17 +80,17 @@ def source_section(looked: Looked, told: Told | None) -> Section:
         f"{in_words(auc, told.error)}."
     )
     rows = [
-        ("colours and a 4 x 4 picture, size, bytes, format", f"{told.aucs['all']:.3f}"),
-        ("colours and a 4 x 4 picture alone", f"{told.aucs['pictures']:.3f}"),
+        ("colours and a 4 x 4 image, size, bytes, format", f"{told.aucs['all']:.3f}"),
+        ("colours and a 4 x 4 image alone", f"{told.aucs['pictures']:.3f}"),
         ("size, bytes, format alone", f"{told.aucs['files']:.3f}"),
     ]
     section.grids.append(Grid("Out-of-fold AUC by what is looked at", ("features", "AUC"), rows))
     if auc > 0.5 + CHANCE * told.error:
         by_file = told.aucs["files"] > told.aucs["pictures"] + 0.05
         section.says.append(
-            "The files give them away more than the pictures: see sizes, bytes and formats above."
+            "The files give them away more than the images: see sizes, bytes and formats above."
             if by_file
-            else "The pictures themselves differ; another mix of classes in test shows here too."
+            else "The images themselves differ; another mix of classes in test shows here too."
         )
         order = np.argsort(-told.likeness, kind="stable")[:SHOWN]
         pictures = [Picture(told.train[at].path, f"{looked.shown(told.train[at].path)}, {told.likeness[at]:.2f}") for at in order.tolist()]
@@ -127,7 +127,7 @@ def _groups(rows: Sequence[Row], sets: Sequence[Copies], num_train: int) -> np.n
 
 
 def _of_pixels(one: ImageFacts) -> np.ndarray:
-    """Moments of each colour (mean, deviation, skewness), darkest and brightest grey, flatness, and a 4 x 4 picture."""
+    """Moments of each colour (mean, deviation, skewness), darkest and brightest grey, flatness, and a 4 x 4 image."""
     colour = np.frombuffer(one.colour, np.uint8).reshape(COLOUR_PX, COLOUR_PX, 3).astype(np.float32) / 255
     flat = colour.reshape(-1, 3)
     mean, deviation = flat.mean(axis=0), flat.std(axis=0)

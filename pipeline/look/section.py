@@ -1,4 +1,4 @@
-"""What one question about the data comes to: sentences, tables, figures and pictures. The page and the text are both made of these alone."""
+"""What one question about the data comes to: sentences, tables, figures and images. The page and the text are both made of these alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Strip:
-    """Pictures that belong together: some of one class, one set of duplicates. `words` stand above them, `quiet` behind in grey."""
+    """Images that belong together: some of one class, one set of duplicates. `words` stand above them, `quiet` behind in grey."""
 
     words: str
     pictures: tuple[Picture, ...]
@@ -28,15 +28,15 @@ class Strip:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Strips under one heading. `tiles`: one picture a strip, close together. More strips than `open` are folded."""
+    """Strips under one heading. `tiles`: one image a strip, close together. More strips than `open` are folded."""
 
     title: str
     strips: tuple[Strip, ...]
     tiles: bool = False
     open: int = 24
-    captions: bool = False  # the words of each picture are shown below it
-    whole: bool = False  # pictures are shown uncut: where their shape matters
-    sample: bool = False  # pictures that stand for others: the first to go where the page would be too large
+    captions: bool = False  # the words of each image are shown below it
+    whole: bool = False  # images are shown uncut: where their shape matters
+    sample: bool = False  # images that stand for others: the first to go where the page would be too large
 
 
 @dataclass(frozen=True)

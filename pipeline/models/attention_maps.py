@@ -21,11 +21,11 @@ MAX_SPECIAL_TOKENS = 8  # class, distillation and register tokens before the pat
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Maps of one picture over the patches, (rows, columns) float32, none negative. The first three are None where no token sees all patches.
+    """Maps of one image over the patches, (rows, columns) float32, none negative. The first three are None where no token sees all patches.
 
     heads: (heads, rows, columns), what the class token attends to in the last layer; mean: their average.
     rollout: what reaches, through all layers, the tokens that the head reads: the class token, or the average of the patches.
-    gradient: what raised the logit of `predicted`, by attention (Chefer et al.) or, without attention over the picture, by Grad-CAM.
+    gradient: what raised the logit of `predicted`, by attention (Chefer et al.) or, without attention over the image, by Grad-CAM.
     """
 
     heads: np.ndarray | None
@@ -38,7 +38,7 @@ class AttentionMaps:
 
 
 def attention_maps(model: nn.Module, forward: Callable[..., Any], pixel_values: torch.Tensor) -> AttentionMaps:
-    """The maps of one picture, `pixel_values` (1, 3, H, W) normalised; `forward(pixel_values=..., **flags)` calls `model` with its own extras.
+    """The maps of one image, `pixel_values` (1, 3, H, W) normalised; `forward(pixel_values=..., **flags)` calls `model` with its own extras.
 
     Raises:
         UserError: the architecture gives neither attention over all patches nor a map of features.
@@ -141,13 +141,13 @@ def _grad_cam(model: nn.Module, output: Any, logit: torch.Tensor) -> np.ndarray:
 
 def _nothing_to_show(model: nn.Module) -> UserError:
     return UserError(
-        f"{type(model).__name__} gives neither attention over the whole picture nor a map of features, so there is nothing honest to show. "
+        f"{type(model).__name__} gives neither attention over the whole image nor a map of features, so there is nothing honest to show. "
         "Maps work for BEiT, ViT, DeiT and DINOv2 (attention) and for Swin, SwinV2 and ConvNeXt (Grad-CAM)"
     )
 
 
 def _grid(model: nn.Module, pixel_values: torch.Tensor) -> tuple[int, int]:
-    """Rows and columns of patches; (0, 0) where the model does not cut pictures into patches of one size."""
+    """Rows and columns of patches; (0, 0) where the model does not cut images into patches of one size."""
     size = getattr(model.config, "patch_size", None)
     if size is None:
         return 0, 0

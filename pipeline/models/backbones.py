@@ -53,14 +53,14 @@ DEFAULT_RULES: dict[str, dict[str, Any]] = {
 
 
 class Saved(Protocol):
-    """What goes beside weights and says how their input is made: the preprocessing rule of pictures, the tokenizer of questions."""
+    """What goes beside weights and says how their input is made: the preprocessing rule of images, the tokenizer of questions."""
 
     def save(self, folder: Path) -> None: ...
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A classifier ready for these classes, the rule its pictures need, and what a person should know of how it was loaded."""
+    """A classifier ready for these classes, the rule its images need, and what a person should know of how it was loaded."""
 
     model: PreTrainedModel
     preprocessing: Preprocessing
@@ -174,7 +174,7 @@ def reset_head(model: PreTrainedModel) -> None:
 def hold_statistics(model: nn.Module) -> None:
     """Keep batch norms at the checkpoint's mean and variance, also in training.
 
-    So what a picture yields does not depend on the others of its micro-batch, and no adapter or resume state has to carry statistics.
+    So what an image yields does not depend on the others of its micro-batch, and no adapter or resume state has to carry statistics.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

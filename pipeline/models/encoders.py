@@ -1,4 +1,4 @@
-"""Pretrained encoders without a head: strict loading, and one vector for a whole question or picture."""
+"""Pretrained encoders without a head: strict loading, and one vector for a whole question or image."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def picture_tokens(output: Any, width: int) -> torch.Tensor:
         states = states.flatten(2).transpose(1, 2)
     if states.ndim != 3 or states.shape[2] != width:
         raise UserError(
-            f"head.fusion: cross_attention needs tokens of {width} numbers, and --backbone gives {tuple(states.shape[1:])} for a picture; "
+            f"head.fusion: cross_attention needs tokens of {width} numbers, and --backbone gives {tuple(states.shape[1:])} for an image; "
             "take a ViT, BEiT, DINOv2 or Swin, or --set head.fusion=concat"
         )
     return states
@@ -99,6 +99,6 @@ def width_of(encoder: nn.Module, key: str) -> int:
     width = getattr(encoder.config, "hidden_size", None) or getattr(getattr(encoder, "timm_model", None), "num_features", None)
     if width is None:
         raise UserError(
-            f"{key}: {type(encoder).__name__} is no single encoder with a hidden_size; take a BERT for text, a ViT, BEiT or Swin for pictures"
+            f"{key}: {type(encoder).__name__} is no single encoder with a hidden_size; take a BERT for text, a ViT, BEiT or Swin for images"
         )
     return int(width)

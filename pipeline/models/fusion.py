@@ -1,8 +1,8 @@
 """Question answering: a text encoder and an image encoder, one vector of each joined, an answer out; saved as folders of their own.
 
 With `concat` and no activation this is the plain form of Linear(Dq + Dv, hidden) and Linear(hidden, K), which is one linear map of question
-and picture side by side: a picture adds the same to every answer whatever is asked, so "is it a circle?" and "is it a square?" cannot both
-be right on a circle and on a square. `product` can: its hidden unit h is (a_h . question) * (b_h . picture).
+and image side by side: an image adds the same to every answer whatever is asked, so "is it a circle?" and "is it a square?" cannot both
+be right on a circle and on a square. `product` can: its hidden unit h is (a_h . question) * (b_h . image).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"none": nn.Identity, "tanh": 
 
 
 class CrossAttention(nn.Module):
-    """(B, Dq) questions and (B, P, Dv) picture tokens to (B, hidden): each question's own mean of the tokens.
+    """(B, Dq) questions and (B, P, Dv) image tokens to (B, hidden): each question's own mean of the tokens.
 
     One layer of multi-head attention (Vaswani et al. 2017, arXiv:1706.03762) in which a question, as one vector, is the query.
     """
@@ -65,7 +65,7 @@ class CrossAttention(nn.Module):
 
 
 class AnswerHead(nn.Module):
-    """(B, Dq) questions and (B, Dv) pictures, for cross-attention (B, P, Dv) of their tokens, to (B, K) logits."""
+    """(B, Dq) questions and (B, Dv) images, for cross-attention (B, P, Dv) of their tokens, to (B, K) logits."""
 
     def __init__(self, question_size: int, picture_size: int, num_answers: int, config: Head) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class AnswerHead(nn.Module):
 
 
 class FusionModel(nn.Module):
-    """Two encoders and a head. A picture is computed once for all questions of a batch about it; in training they share its dropout."""
+    """Two encoders and a head. An image is computed once for all questions of a batch about it; in training they share its dropout."""
 
     def __init__(self, text: nn.Module, image: nn.Module, head: AnswerHead, picture_size: int) -> None:
         super().__init__()
@@ -126,12 +126,12 @@ class FusionModel(nn.Module):
         return question_vector(output, attention_mask, self.head.config.text_pooling)
 
     def see(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(I, Dv) of I pictures (I, 3, H, W), for cross-attention (I, P, Dv)."""
+        """(I, Dv) of I images (I, 3, H, W), for cross-attention (I, P, Dv)."""
         output = self.image(pixel_values=pixel_values, **self.image_options)
         return picture_tokens(output, self.head.picture_size) if self.head.config.fusion == "cross_attention" else pooled(output)
 
     def join(self, question: torch.Tensor, picture: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
-        """(B, K) logits of what `read` and `see` gave; image_index (B,) says which picture a question is about."""
+        """(B, K) logits of what `read` and `see` gave; image_index (B,) says which image a question is about."""
         # As index_select; but its gradient on CUDA is summed in an order that varies, an embedding's in a fixed one.
         own = F.embedding(image_index, picture.flatten(1))
         return self.head(question, own.unflatten(1, picture.shape[1:]) if picture.ndim > 2 else own)
@@ -146,7 +146,7 @@ class FusionModel(nn.Module):
         question: torch.Tensor | None = None,
         picture: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, K) logits of B questions (B, T) about I pictures (I, 3, H, W); image_index (B,) says which.
+        """(B, K) logits of B questions (B, T) about I images (I, 3, H, W); image_index (B,) says which.
 
         What a frozen encoder made of them before comes as `question` and `picture` instead.
         """

@@ -18,13 +18,13 @@ def rule_of(config: Any) -> Preprocessing:
     """The evaluation rule in the config's `pretrained_cfg`, as timm.data.create_transform reads it (a centre crop may lie one pixel off).
 
     Raises:
-        UserError: it pads pictures (crop_mode `border`), a step this project does not have.
+        UserError: it pads images (crop_mode `border`), a step this project does not have.
     """
     given = getattr(config, "pretrained_cfg", None) or {}
     _, height, width = given.get("input_size") or (3, 224, 224)
     share, mode = given.get("crop_pct") or 0.875, given.get("crop_mode") or "center"
     if mode == "border":
-        raise UserError(f"{config.architecture}: crop_mode border (pictures padded, not cropped) is a step this project does not have")
+        raise UserError(f"{config.architecture}: crop_mode border (images padded, not cropped) is a step this project does not have")
     scaled = (math.floor(height / share), math.floor(width / share))
     resize_to = scaled if mode == "squash" else min(scaled)
     return Preprocessing(

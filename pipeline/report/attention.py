@@ -1,6 +1,6 @@
-"""`make attention`: where models look, as figures: the same pictures through a pretrained model and runs, side by side.
+"""`make attention`: where models look, as figures: the same images through a pretrained model and runs, side by side.
 
-python -m pipeline.report.attention                                              # pictures of the validation set, the run in finetuned_model/
+python -m pipeline.report.attention                                              # images of the validation set, the run in finetuned_model/
 python -m pipeline.report.attention --images a.jpg b.jpg --runs microsoft/beit-base-patch16-224 runs/full runs/lora
 """
 
@@ -32,7 +32,7 @@ CELL_INCHES, WIDTH_INCHES, TITLE_INCHES = 1.75, 20, 0.8
 
 @dataclass(frozen=True)
 class Looked:
-    """One model on one picture: the prepared input, its maps, and the predicted class with its probability as words."""
+    """One model on one image: the prepared input, its maps, and the predicted class with its probability as words."""
 
     picture: Image.Image
     maps: AttentionMaps
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write attention.png and attention_heads.png; the exit code.
 
     Raises:
-        UserError: no such run or picture, or an architecture that has no such map.
+        UserError: no such run or image, or an architecture that has no such map.
     """
     args = parse(argv)
     first_run = next((Path(run) for run in args.runs if has_run(Path(run))), None)
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"none of {', '.join(args.runs)} is a run folder: say with --output where the figures go")
     check_place(output / "attention.png", "say with --output where the figures go")
     images = args.images or validation_pictures(first_run)
-    raise_all([f"{path}: no such file" for path in images if not path.is_file()], "these pictures cannot be shown:")
+    raise_all([f"{path}: no such file" for path in images if not path.is_file()], "these images cannot be shown:")
     looked = {run: look(run, images) for run in args.runs}
     titles = short_names(args.runs)
     from pipeline.report.figures import also_as
@@ -89,16 +89,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def validation_pictures(run: Path | None) -> list[Path]:
-    """Pictures worth a look: the surest right answers and the surest mistakes on the run's validation set, one of a class.
+    """Images worth a look: the surest right answers and the surest mistakes on the run's validation set, one of a class.
 
     Raises:
-        UserError: the run kept no validation predictions, or its pictures are gone.
+        UserError: the run kept no validation predictions, or its images are gone.
     """
     rows = read_run_files(run).predictions if run else []
     if not rows:
-        raise UserError(f"{run or 'no run folder'}: no validation pictures to choose from; name some with --images (IMAGES='a.jpg b.jpg')")
+        raise UserError(f"{run or 'no run folder'}: no validation images to choose from; name some with --images (IMAGES='a.jpg b.jpg')")
     rows.sort(key=lambda row: -float(row["confidence"]))
-    surest: dict[bool, dict[str, Path]] = {True: {}, False: {}}  # right or wrong -> one picture of each class
+    surest: dict[bool, dict[str, Path]] = {True: {}, False: {}}  # right or wrong -> one image of each class
     for row in rows:
         surest[row["label"] == row["predicted"]].setdefault(row["label"], Path(row["path"]))
     mistakes = list(surest[False].values())[: PICTURES // 2]
@@ -106,7 +106,7 @@ def validation_pictures(run: Path | None) -> list[Path]:
 
 
 def known_labels(run: Path | None) -> dict[Path, str]:
-    """The label of every validation picture of the run, by its place; empty without a run, or where a picture may have several labels.
+    """The label of every validation image of the run, by its place; empty without a run, or where an image may have several labels.
 
     Raises:
         UserError: its validation predictions are damaged.
@@ -118,7 +118,7 @@ def known_labels(run: Path | None) -> dict[Path, str]:
 
 
 def caption(name: str, label: str | None) -> str:
-    """What stands below a picture: its file name and its class, where that is known and can be written."""
+    """What stands below an image: its file name and its class, where that is known and can be written."""
     from pipeline.report.figures import drawable
 
     shown = None if label is None else drawable(label, -1)
@@ -131,10 +131,10 @@ def marked_mistake(cell: Looked, label: str | None) -> Looked:
 
 
 def look(run: str, images: Sequence[Path]) -> list[Looked]:
-    """What the model of `run` sees in each picture.
+    """What the model of `run` sees in each image.
 
     Raises:
-        UserError: it cannot be loaded, a picture cannot be decoded, or its architecture has no such map.
+        UserError: it cannot be loaded, an image cannot be decoded, or its architecture has no such map.
     """
     import torch
     from tqdm import tqdm
@@ -182,7 +182,7 @@ def load(run: str) -> tuple[Any, Sequence[str]]:
 
 
 def draw(looked: dict[str, list[Looked]], names: Sequence[str], output: Path) -> list[Path]:
-    """Draw the figures into folder `output`: maps of every model beside each picture, and the heads of the last layer; their paths."""
+    """Draw the figures into folder `output`: maps of every model beside each image, and the heads of the last layer; their paths."""
     inputs = ("input", [(cell.picture, None, name) for cell, name in zip(next(iter(looked.values())), names, strict=True)])
     columns, paths = [inputs], [output / "attention.png"]
     for number, (title, cells) in enumerate(looked.items(), start=1):
@@ -208,7 +208,7 @@ def short_names(runs: Sequence[str]) -> dict[str, str]:
 
 
 def _grid(path: Path, columns: Sequence[tuple[str, list[tuple[Image.Image, np.ndarray | None, str]]]], title: str = "") -> None:
-    """A picture a row, a kind of map a column; each map is scaled to its own largest value and laid over the picture."""
+    """An image a row, a kind of map a column; each map is scaled to its own largest value and laid over the image."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -53,7 +53,7 @@ class Item:
 def read_browse(files: RunFiles, budget: int = MAX_BYTES) -> dict[str, Any] | None:
     """What the page's section of images holds; None for a run that is not finished, or has no validation rows.
 
-    `budget`: bytes of pictures, at most; 0: the images are named and not shown. Images that are furthest off come first,
+    `budget`: bytes of images, at most; 0: the images are named and not shown. Images that are furthest off come first,
     of every kind of mistake some.
 
     Raises:
@@ -189,7 +189,7 @@ def _matrix(files: RunFiles, noun: str) -> dict[str, Any]:
 
 
 def _strips(pairs: Sequence[dict[str, Any]], items: Sequence[Item]) -> list[dict[str, Any]]:
-    """The most confused pairs, each with the pictures that the page holds of it."""
+    """The most confused pairs, each with the images that the page holds of it."""
     found = []
     for pair in pairs:
         true, said = (part.split("=")[1] for part in pair["set"].split())

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from pipeline.report.figures import ABOVE, CURVE_SIZE, INK, QUIET, TRAINING, VALIDATION, drawable, drawable_names, new_axes
 from pipeline.report.words import short_number
 
-MAX_BARS = 30  # named bars; above, names would make a picture taller than a page
+MAX_BARS = 30  # named bars; above, names would make an image taller than a page
 MAX_NUMBERED = 25
 SMALLEST_BAR = 0.7  # where a logarithmic scale begins: one image is still seen
 EVEN: dict[str, Any] = {"color": QUIET, "linewidth": 1.2, "linestyle": (0, (4, 3))}  # what is neither better nor worse

@@ -35,7 +35,7 @@ from pipeline.run_names import PAGE
 from pipeline.submission.origin import find_origin
 
 MAX_PAGE_BYTES = 16_000_000  # beyond it the images to browse are left out
-OPEN_STRIPS, OPEN_TILES = 24, 60  # classes whose pictures are shown at once, the others folded
+OPEN_STRIPS, OPEN_TILES = 24, 60  # classes whose images are shown at once, the others folded
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -164,7 +164,7 @@ def _draw_class_counts(files: RunFiles, counts: dict[str, int], drawn: Drawn) ->
 
 
 def _samples(files: RunFiles) -> dict[str, Any]:
-    """Training images by class: in strips of several pictures a class, or in tiles where there is one of each."""
+    """Training images by class: in strips of several images a class, or in tiles where there is one of each."""
     counts = files.record.get("counts", {}).get("train_per_class", {})
     rows = [row | {"count": counts.get(row["name"])} for row in samples(files)]
     strips = any(len(row["pictures"]) > 1 for row in rows)
@@ -177,7 +177,7 @@ def _attention(files: RunFiles, drawn: Drawn) -> list[str]:
     for path in paths:
         drawn[path.stem] = (
             path,
-            "Heads of the last layer, each over the picture." if "heads" in path.stem else "Where the model looks: maps over the pictures.",
+            "Heads of the last layer, each over the image." if "heads" in path.stem else "Where the model looks: maps over the images.",
         )
     return [path.stem for path in paths]
 

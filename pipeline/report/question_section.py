@@ -1,4 +1,4 @@
-"""What the page says of a run that answers questions: examples with their pictures, what less knowledge gives, the most frequent answers."""
+"""What the page says of a run that answers questions: examples with their images, what less knowledge gives, the most frequent answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A template and values to a page: every value escaped, every picture inside the page."""
+"""A template and values to a page: every value escaped, every image inside the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small pictures kept in the run folder, thumbnails.jsonl, so that its page can be rebuilt when the data is gone."""
+"""Small images kept in the run folder, thumbnails.jsonl, so that its page can be rebuilt when the data is gone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.targets.target import Target, multiclass
 if TYPE_CHECKING:
     from pipeline.competition.rows import Row
 
-# A line is about 5 kB (measured on photographs): at most 2 MB. Beyond 60 classes one picture each, beyond 360 of every second class.
+# A line is about 5 kB (measured on photographs): at most 2 MB. Beyond 60 classes one image each, beyond 360 of every second class.
 MAX_SAMPLES, SAMPLES_PER_CLASS = 360, 6
 SMALL_PX, LARGE_PX, MARGIN_PX = 112, 224, 72
 LARGE_USES = ("mistake", "question")  # few in a page
@@ -115,7 +115,7 @@ def found_pictures(
 
 
 def _within(pictures: Sequence[str | None], budget: int | None) -> list[str | None]:
-    """The first pictures, as many as fit into `budget` bytes."""
+    """The first images, as many as fit into `budget` bytes."""
     room = math.inf if budget is None else budget
     for count, picture in enumerate(pictures):
         room -= len(picture or "")
@@ -138,7 +138,7 @@ def thumbnail(path: Path, side_px: int, intensity: Intensity | None = None) -> s
 
 
 def _from_data(files: RunFiles, written_path: str, intensity: Intensity | None, side_px: int) -> str | None:
-    """The picture from the data folder the run was made with, and from nowhere else: a page is sent to others, and tables can be forged."""
+    """The image from the data folder the run was made with, and from nowhere else: a page is sent to others, and tables can be forged."""
     base = files.path.resolve().parent
     roots = [os.path.abspath(place / files.told["data"]) for place in (Path(), base)] if is_own(files) else []
     candidates = [Path(written_path), *(Path(root) / written_path for root in roots), base / written_path]

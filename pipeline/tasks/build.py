@@ -81,7 +81,7 @@ def count_classes(labels: Iterable[str], class_names: Sequence[str]) -> dict[str
 
 
 def decodable(rows: Sequence[Row], skip: bool, cache: PictureCache | None = None) -> tuple[list[Row], list[str]]:
-    """The rows whose pictures can be decoded, and a note on the others. A picture of several rows is decoded once, and kept in a `cache`.
+    """The rows whose images can be decoded, and a note on the others. An image of several rows is decoded once, and kept in a `cache`.
 
     Raises:
         UserError: some cannot be, and `skip` is not set; the message lists them.

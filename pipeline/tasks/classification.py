@@ -101,7 +101,7 @@ class ImageClassifier:
         return f"{self.rule.width} x {self.rule.height} px"
 
     def batches(self, rows: Sequence[Row], batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """Batches of the pictures of `rows`, in order, prepared as validation is; of several processes this one's `share`."""
+        """Batches of the images of `rows`, in order, prepared as validation is; of several processes this one's `share`."""
         paths = [row.path for row in rows]
         return _in_order(ImageDataset(paths, None, self.rule), batch_size, resolve_workers("auto", paths), share)
 

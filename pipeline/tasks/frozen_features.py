@@ -1,4 +1,4 @@
-"""What frozen backbones make of pictures and questions: computed once for a run instead of in every epoch, where nothing changes it.
+"""What frozen backbones make of images and questions: computed once for a run instead of in every epoch, where nothing changes it.
 
 How the rows are cut into batches depends on the rows alone, so a resumed run trains on the same bits.
 """
@@ -16,12 +16,12 @@ from pipeline.models.fusion import FusionModel
 from pipeline.recipe import Augmentation, Recipe, Tower
 from pipeline.training.compute import Compute
 
-FEATURE_BYTES = 2_000_000_000  # kept in memory at most, of each backbone and part: 1,100 pictures as 577 tokens of 768 numbers
+FEATURE_BYTES = 2_000_000_000  # kept in memory at most, of each backbone and part: 1,100 images as 577 tokens of 768 numbers
 PICTURES_AT_ONCE, QUESTIONS_AT_ONCE = 32, 256
 
 
 def changes_pictures(augmentation: Augmentation) -> bool:
-    """Whether training pictures are changed at random, noise apart."""
+    """Whether training images are changed at random, noise apart."""
     return any(name != "noise" for name in augmentation.in_use)
 
 
@@ -30,7 +30,7 @@ def computed_once(recipe: Recipe) -> tuple[tuple[Tower, ...], list[str]]:
     towers, notes = recipe.frozen_towers, []
     if "image" in towers and recipe.augmentation.in_use:
         towers = tuple(tower for tower in towers if tower != "image")
-        notes.append("the image backbone is frozen, and computed in every epoch all the same: augmentation changes the pictures")
+        notes.append("the image backbone is frozen, and computed in every epoch all the same: augmentation changes the images")
     if towers:
         words = " and ".join({"text": "questions", "image": "pictures"}[tower] for tower in towers)
         notes.append(f"the features of {words} are computed once: their backbones are frozen")
@@ -56,17 +56,17 @@ def question_features(model: FusionModel, dataset: QuestionDataset, compute: Com
 def picture_features(
     model: FusionModel, normalize: Callable[[torch.Tensor], torch.Tensor], dataset: QuestionDataset, workers: int | str, compute: Compute
 ) -> torch.Tensor | None:
-    """(num_pictures, ...) float32, what `FusionModel.see` gives of each picture. None: they would take more than `FEATURE_BYTES`.
+    """(num_pictures, ...) float32, what `FusionModel.see` gives of each image. None: they would take more than `FEATURE_BYTES`.
 
     Raises:
-        LostImage: a picture cannot be decoded any more.
+        LostImage: an image cannot be decoded any more.
     """
     images = dataset.images
     order = cut(range(len(images)), PICTURES_AT_ONCE, PICTURES_AT_ONCE)
     loader = make_loader(images, order, 0, resolve_workers(workers, images.paths))
     batches = readable(loader, images.paths)
     results = (model.see(normalize(compute.move(batch)["pixels"])) for batch in batches)
-    return _together(results, len(images), "seeing the pictures once", compute)
+    return _together(results, len(images), "seeing the images once", compute)
 
 
 def _together(results: Iterator[torch.Tensor], count: int, title: str, compute: Compute) -> torch.Tensor | None:

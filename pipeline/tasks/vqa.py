@@ -76,7 +76,7 @@ class VqaPredictor:
 
     @property
     def rule(self) -> Preprocessing:
-        """How a picture becomes the model's input."""
+        """How an image becomes the model's input."""
         return self.fused.rule
 
     def describe(self) -> str:
@@ -95,18 +95,18 @@ class VqaPredictor:
     def dataset(
         self, rows: Sequence[Row], labels: Sequence[int] | None = None, augmentation: Augmentation | None = None, seed: int = 0
     ) -> QuestionDataset:
-        """The questions of `rows` with their pictures, each picture once; questions are cleaned as the answers' own were."""
+        """The questions of `rows` with their images, each image once; questions are cleaned as the answers' own were."""
         paths = {path: number for number, path in enumerate(dict.fromkeys(row.path for row in rows))}
         images = ImageDataset(list(paths), None, self.fused.rule, augmentation, seed)
         token_ids = self.fused.tokenizer.encode([clean_question(row.question or "") for row in rows])
         return QuestionDataset(images, [paths[row.path] for row in rows], token_ids, self.fused.tokenizer.pad_id, labels)
 
     def batches(self, rows: Sequence[Row], batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """Batches of the questions of `rows`, those about one picture side by side, prepared as validation is."""
+        """Batches of the questions of `rows`, those about one image side by side, prepared as validation is."""
         return self.in_order(self.dataset(rows), batch_size, share)
 
     def in_order(self, dataset: QuestionDataset, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """Batches of all questions of `dataset`, picture by picture; of several processes this one's `share`."""
+        """Batches of all questions of `dataset`, image by image; of several processes this one's `share`."""
         batches = cut(picture_order(dataset.image_of_row), batch_size, len(dataset), share=share)
         workers = resolve_workers(self.workers, dataset.images.paths) if dataset.picture_features is None else 0
         return make_question_loader(dataset, batches, 0, workers)
@@ -115,7 +115,7 @@ class VqaPredictor:
 class VqaTask:
     """What the engine trains: see `pipeline.training.predict.Task`. `train` and `val` are rows with their answers' numbers, -1 outside the K.
 
-    Dropout draws once for each picture of a micro-batch, and padding is to its longest question: with another micro-batch size
+    Dropout draws once for each image of a micro-batch, and padding is to its longest question: with another micro-batch size
     the draws differ, and without dropout only rounding does.
     """
 
@@ -149,7 +149,7 @@ class VqaTask:
         return readable(loader, [row.path for row in self.train_rows])
 
     def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """The validation questions, picture by picture; of several processes this one's `share`."""
+        """The validation questions, image by image; of several processes this one's `share`."""
         batches = self.predictor.in_order(self._with_features("val"), batch_size, share)
         return readable(batches, [row.path for row in self.val_rows])
 
@@ -206,7 +206,7 @@ class VqaTask:
         return dataset
 
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:
-        """The memory of a training step, counted on shapes alone for the longest question and a picture of its own for each question."""
+        """The memory of a training step, counted on shapes alone for the longest question and an image of its own for each question."""
         longest = max(map(len, self.train_set.token_ids))
         return account_vqa(self.predictor, longest, compute, optimizer_name, self.recipe, checkpointed)
 
@@ -256,7 +256,7 @@ class VqaTask:
         floors = {
             "always the most frequent answer": self.baseline().value,
             "the question alone: its most frequent training answer": self.floor().value,
-            "this model, each question with another validation picture": self._shuffled_accuracy(output, compute),
+            "this model, each question with another validation image": self._shuffled_accuracy(output, compute),
         }
         write_json(output / FLOORS, floors)
         return [f"validation accuracy of {name}: {value:.4f}" for name, value in floors.items()]
@@ -272,7 +272,7 @@ class VqaTask:
         return float(np.mean(self.val_labels == [answers.get(question, 0) for question in val]))
 
     def _shuffled_accuracy(self, output: Path, compute: Compute) -> float:
-        """Accuracy of the finished run, loaded anew, when the pictures are exchanged: none stays with its questions."""
+        """Accuracy of the finished run, loaded anew, when the images are exchanged: none stays with its questions."""
         predictor = rebuild(load_run(output), self.num_outputs)
         predictor.model.to(compute.device)
         paths = list(dict.fromkeys(row.path for row in self.val_rows))
@@ -280,7 +280,7 @@ class VqaTask:
         other = {paths[own]: paths[next_one] for own, next_one in zip(order, np.roll(order, 1), strict=True)}
         batches = predictor.batches([replace(row, path=other[row.path]) for row in self.val_rows], 2 * self.recipe.batch_size)
         logits = predict_logits(
-            predictor.model, predictor.logits, batches, self.num_val, self.num_outputs, compute, "pictures exchanged", leave=False
+            predictor.model, predictor.logits, batches, self.num_val, self.num_outputs, compute, "images exchanged", leave=False
         )
         return float(np.mean(self.val_labels == logits.argmax(axis=1)))
 
@@ -288,7 +288,7 @@ class VqaTask:
 def account_vqa(
     predictor: VqaPredictor, num_tokens: int, compute: Compute, optimizer_name: str, recipe: Recipe, checkpointed: bool | None = None
 ) -> Memory:
-    """The memory of a training step on questions of `num_tokens`, each with a picture of its own; shared pictures take less."""
+    """The memory of a training step on questions of `num_tokens`, each with an image of its own; shared images take less."""
     rule = predictor.fused.rule
 
     def loss(forward: Callable[..., torch.Tensor], pixel_values: torch.Tensor) -> torch.Tensor:

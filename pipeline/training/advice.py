@@ -153,7 +153,7 @@ def below_floor(recipe: Recipe) -> list[str]:
             f"  --set optimizer.head_lr={10 * recipe.optimizer.lr:.0e}            a new head takes a higher rate than its backbones"
         )
     if recipe.head.fusion == "concat" and recipe.head.activation == "none":
-        lines.append("  --set head.activation=gelu             else a picture adds the same to every answer whatever is asked")
+        lines.append("  --set head.activation=gelu             else an image adds the same to every answer whatever is asked")
     if not recipe.head.dropout:
         lines.append("  --set head.dropout=0.3                 fewer answers are learnt by heart")
     lines.append(

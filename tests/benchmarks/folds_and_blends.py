@@ -23,7 +23,7 @@ from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, lay_out, logg
 RECIPE = Path(__file__).with_name("folds.yaml")
 ROWS = {"produce": (290, 290), DIGITS: (290, 360)}  # for training, held back
 BACKBONES = ("beit-tiny-64", "dinov2-small")
-SIZES = {("dinov2-small", "produce"): 84, ("dinov2-small", DIGITS): 56}  # pixels; digits are pictures of 32
+SIZES = {("dinov2-small", "produce"): 84, ("dinov2-small", DIGITS): 56}  # pixels; digits are images of 32
 FOLDS = 5
 COLUMNS = ("data", "backbone", "seed", "what", "accuracy")
 BLEND, BOTH = "blend", "both"

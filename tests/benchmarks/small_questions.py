@@ -3,12 +3,12 @@
     python -m tests.benchmarks.small_questions --competitions COMPETITIONS --backbone BACKBONE --text-backbone TEXT    # measures what is missing
     python -m tests.benchmarks.small_questions --table                                                                # the table alone
 
-COMPETITIONS holds easy_vqa/. Of its labelled pictures 160 are held back with all their questions, the same for every seed, so that settings can
-be searched on the others. Seed s draws the pictures whose questions train (1,000, 4,000 or all questions of the others), the
-run's own validation rows among them (a fifth, by picture), and is the seed of training. `--workers 8` trains eight runs at a time.
+COMPETITIONS holds easy_vqa/. Of its labelled images 160 are held back with all their questions, the same for every seed, so that settings can
+be searched on the others. Seed s draws the images whose questions train (1,000, 4,000 or all questions of the others), the
+run's own validation rows among them (a fifth, by image), and is the seed of training. `--workers 8` trains eight runs at a time.
 
 The question alone: the most frequent training answer to the same words, or logistic regression on a bag of words. Simple heads: logistic
-regression on features of the frozen backbones as a run computes them, side by side, multiplied, or both; of a picture the class token, or
+regression on features of the frozen backbones as a run computes them, side by side, multiplied, or both; of an image the class token, or
 that and the mean of the patches. Penalties are chosen on the run's validation rows; all see the training rows that a run sees.
 """
 
@@ -43,7 +43,7 @@ from tests.benchmarks.held_back import Table, link, logged, parser_of, run_train
 
 GRIDS = Path(__file__).with_name("grids")
 SIZES = ("1000", "4000", "all")
-HELD_BACK = 160  # pictures
+HELD_BACK = 160  # images
 HELD_BACK_SEED = 0
 EXCHANGED = "-exchanged"
 COLUMNS = ("data", "size", "seed", "row", "val_accuracy", "val_question_alone", "val_exchanged", "accuracy", "seconds", "trainable")
@@ -78,13 +78,13 @@ def main() -> int:
         "--sizes", nargs="+", default=list(SIZES), help="training questions, the validation rows among them; all: every one"
     )
     parser.add_argument("--grid", default="questions", help="name of a file in tests/benchmarks/grids/")
-    parser.add_argument("--backbone", help="of the pictures: hub id or folder")
+    parser.add_argument("--backbone", help="of the images: hub id or folder")
     parser.add_argument("--text-backbone", help="of the questions: hub id or folder")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every row, over its own changes")
     parser.add_argument("--rows", type=int, nargs="+", help="these rows of the grid alone, by number from 0")
     parser.add_argument("--no-heads", action="store_true", help="without the simple heads and the question alone")
-    parser.add_argument("--exchanged", action="store_true", help="pictures that say nothing: each question has another one's picture")
+    parser.add_argument("--exchanged", action="store_true", help="images that say nothing: each question has another one's image")
     parser.add_argument("--no-grid", action="store_true", help="these alone")
     args = parser.parse_args()
     table = Table(args.results, COLUMNS)
@@ -98,9 +98,9 @@ def main() -> int:
 
 
 def lay_out_questions(name: str, competitions: Path, work: Path, size: str, seed: int, exchanged: bool = False) -> Path:
-    """The competition `name` cut to `size` training questions drawn by `seed`, with the held-back pictures as its test part.
+    """The competition `name` cut to `size` training questions drawn by `seed`, with the held-back images as its test part.
 
-    Nothing is done where the folder is there. `exchanged`: each question of either part gets the picture of another, drawn by `seed`.
+    Nothing is done where the folder is there. `exchanged`: each question of either part gets the image of another, drawn by `seed`.
     """
     folder = work / f"data-{name}{EXCHANGED if exchanged else ''}-{size}-{seed}"
     if folder.exists():
@@ -132,7 +132,7 @@ def lay_out_questions(name: str, competitions: Path, work: Path, size: str, seed
 
 
 def _parts(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The rows about the held-back pictures, and the others."""
+    """The rows about the held-back images, and the others."""
     pictures = sorted({row.path for row in rows})
     held = {pictures[own] for own in np.random.default_rng(HELD_BACK_SEED).permutation(len(pictures))[:HELD_BACK].tolist()}
     return [row for row in rows if row.path in held], [row for row in rows if row.path not in held]
@@ -254,8 +254,8 @@ def show(table: Table, args: argparse.Namespace) -> None:
         alone = _best(found, QUESTION_ALONE)
         floor = {row["seed"]: float(row["accuracy"]) for row in found if row["row"] == alone}
         best_head = _best(found, HEADS)
-        print(f"\n{name}, {size} questions; the best without the picture: {alone}; the best simple head: {best_head}\n")
-        print("| | trained | held back | less the question alone | validation | less the same words | less pictures exchanged | seconds |")
+        print(f"\n{name}, {size} questions; the best without the image: {alone}; the best simple head: {best_head}\n")
+        print("| | trained | held back | less the question alone | validation | less the same words | less images exchanged | seconds |")
         print("|---|---|---|---|---|---|---|---|")
         for row in sorted({row["row"] for row in found}, key=_order):
             own = [one for one in found if one["row"] == row]
