@@ -67,7 +67,18 @@ def test_nothing_but_the_same_comparison_is_replaced(tmp_path: Path) -> None:
     one, two, three = (make_run(tmp_path / name, epochs=1) for name in ("one", "two", "three"))
     assert build_comparison([one, two], tmp_path / "both") == tmp_path / "both" / "comparison.html"
     assert build_comparison([two, one], tmp_path / "both") == tmp_path / "both" / "comparison.html"
-    assert build_comparison([one, three], tmp_path / "both") == tmp_path / "both-2" / "comparison.html"
+    (tmp_path / "both" / "notes.txt").write_text("mine")
+    pages = {"both": "three", "both-2": "two"}  # which run stands beside `one` in which folder: the newest has the plain name
+    for others in (pages, {"both": "two", "both-2": "three"}, pages):
+        newest = tmp_path / others["both"]
+        assert build_comparison([one, newest], tmp_path / "both") == tmp_path / "both" / "comparison.html"
+        for folder, name in others.items():
+            title = Page(tmp_path / folder / "comparison.html").text.partition(":")[0]
+            assert sorted(title.split(", ")) == ["one", name]
+        assert (tmp_path / ("both" if others["both"] == "two" else "both-2") / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.glob("both*")) == ["both", "both-2"]
+    build_comparison([two, three], tmp_path / "both")
+    assert sorted(path.name for path in tmp_path.glob("both*")) == ["both", "both-2", "both-3"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "comparison.html").write_text("my notes")
     assert build_comparison([one, two], tmp_path / "mine").parent == tmp_path / "mine-2"

@@ -56,6 +56,7 @@ DAMAGED_PNG = {
     "gamma": chunk(b"gAMA", b""),
     "rendering": chunk(b"sRGB", b""),
     "frames": chunk(b"acTL", b"\0"),
+    "one colour transparent, cut": chunk(b"tRNS", b"\0"),
     "one colour transparent, with a wrong checksum": chunk(b"tRNS", b"\0\1\0\2\0\3", wrong=1),  # libpng leaves it out too
 }
 

@@ -12,7 +12,9 @@ from typing import BinaryIO
 MAX_BYTES = 256_000_000  # of a file that is copied in memory for this
 PNG, RIFF, TIFF_ORDERS = b"\x89PNG\r\n\x1a\n", b"RIFF", {b"II*\0": "<", b"MM\0*": ">"}
 PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-PNG_SEEN = (b"tRNS", b"eXIf")  # change what is seen; left out where their checksum is wrong, as libpng leaves out tRNS
+PNG_SEEN = (b"tRNS", b"eXIf")  # change what is seen; left out where their checksum or length is wrong, as libpng leaves out tRNS
+PNG_TRANSPARENT_BYTES = {0: (2, 2), 2: (6, 6), 3: (1, 256)}  # least and most of a tRNS, by colour type; others have none
+PNG_COLOUR_AT = 25  # the byte of IHDR that says the colour type
 EXIF_BYTES = 64_000  # no orientation needs more
 WEBP_ALPHA = 0x10  # in the flags of VP8X; the others announce a profile, EXIF, XMP and frames
 # What a decoder needs to know: size, layout, compression, colours. https://www.awaresystems.be/imaging/tiff/tifftags.html
@@ -98,6 +100,10 @@ def _png(content: bytes) -> bytes | None:
 
 
 def _is_whole(content: bytes, place: int, length: int) -> bool:
+    if content[place + 4 : place + 8] == b"tRNS":
+        least, most = PNG_TRANSPARENT_BYTES.get(content[PNG_COLOUR_AT], (1, 0))
+        if not least <= length <= most:
+            return False
     (checksum,) = struct.unpack(">L", content[place + 8 + length : place + 12 + length].ljust(4, b"\0"))
     return length <= EXIF_BYTES and zlib.crc32(content[place + 4 : place + 8 + length]) == checksum
 

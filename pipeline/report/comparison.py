@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipeline.report.words import direction, higher_is_better, measured, metric_
 from pipeline.targets.classes import per_class
 
 PAGE = "comparison.html"
+MARK = '<meta name="comparison"'  # in the head of a page that was written here
 SHOWN_CLASSES = 12  # of the classes whose F1 differs most
 Runs = dict[str, RunFiles]  # by the name they have on the page
 
@@ -31,15 +33,15 @@ Runs = dict[str, RunFiles]  # by the name they have on the page
 def build_comparison(run_dirs: Sequence[Path], output: Path, images: bool = True) -> Path:
     """Write comparison.html and figures/*.png in folder `output`; the page's path.
 
-    Without `images` it shows none of the data. A comparison of the same runs is replaced; where `output` holds anything else,
-    `output-2` (and so on) is written.
+    Without `images` it shows none of the data. A comparison of the same runs is replaced, one of other runs is moved to
+    `output-2` (and so on); where `output` holds anything else, that is where the page is written.
 
     Raises:
         UserError: a folder holds no run, is named twice, or there are more runs than colours that can be told apart.
     """
     runs = _read(run_dirs, images)
     signature = hashlib.sha256("\n".join(sorted(str(path.resolve()) for path in run_dirs)).encode()).hexdigest()
-    folder = _free(output, signature)
+    folder = _made_free(output, signature)
     drawn = _curves(runs, folder / "figures")
     results = _side_by_side(runs, _results)
     matrices = _confusions(runs, folder / "figures", drawn)
@@ -98,17 +100,31 @@ def _read(run_dirs: Sequence[Path], images: bool) -> Runs:
     return {name if names.count(name) == 1 else str(path): read_run_files(path, images) for path, name in zip(run_dirs, names, strict=True)}
 
 
-def _free(output: Path, signature: str) -> Path:
-    """`output` where it is absent, empty or holds the same comparison, else the first such one of `output-2`, `output-3`, ..."""
-    candidate, number = output, 2
-    while candidate.exists() and not (candidate.is_dir() and _replaceable(candidate, signature)):
-        candidate, number = output.with_name(f"{output.name}-{number}"), number + 1
-    return candidate
+def _made_free(output: Path, signature: str) -> Path:
+    """`output`, from where a comparison of other runs was moved aside; where somebody's own files lie there, `output-2` (and so on)."""
+    if not output.exists() or (output.is_dir() and _replaceable(output, signature)):
+        return output
+    numbered = (output.with_name(f"{output.name}-{number}") for number in count(2))
+    if not (output.is_dir() and MARK in _page_text(output)):
+        return next(place for place in numbered if not place.exists() or (place.is_dir() and _replaceable(place, signature)))
+    beside = list(takewhile(Path.exists, numbered))
+    aside = output.with_name(f"{output.name}-{len(beside) + 2}")
+    same = next((place for place in beside if place.is_dir() and signature in _page_text(place)), None)
+    output.rename(aside)
+    print(f"the comparison of other runs that was in {output} is in {same or aside} now", flush=True)
+    if same:  # the two change places
+        same.rename(output)
+        aside.rename(same)
+    return output
 
 
 def _replaceable(folder: Path, signature: str) -> bool:
+    return not any(folder.iterdir()) or signature in _page_text(folder)
+
+
+def _page_text(folder: Path) -> str:
     page = folder / PAGE
-    return not any(folder.iterdir()) or (page.is_file() and signature in page.read_text(encoding="utf-8", errors="replace"))
+    return page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
 
 
 def _curves(runs: Runs, folder: Path) -> Drawn:
