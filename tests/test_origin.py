@@ -61,7 +61,7 @@ def test_columns_of_the_sample_that_the_model_lacks_show_both(finished_run: Path
 
 def test_where_nothing_can_be_compared_that_is_said(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     predict(finished_run / "run", fruit(tmp_path / "fruit", train=False), tmp_path / "p.csv")
-    assert "not checked: whether this is a model of this competition" in capsys.readouterr().out
+    assert "not checked: whether the model belongs to this competition" in capsys.readouterr().out
     predict(finished_run / "run", finished_run / "data", tmp_path / "q.csv")
     assert "not checked" not in capsys.readouterr().out
 
@@ -80,6 +80,16 @@ def test_where_nothing_can_be_compared_that_is_said(finished_run: Path, tmp_path
 )
 def test_unknown_labels_by_target(target: Target, labels: list[str], unknown: list[str]) -> None:
     assert unknown_labels(target, labels) == unknown
+
+
+def test_the_labels_of_a_table_count_where_its_images_are_not_there(finished_run: Path, tmp_path: Path, capsys) -> None:
+    data = fruit(tmp_path / "fruit", train=False)
+    (data / "train.csv").write_text("id,label\n90,apple\n91,plum\n92,red\n")
+    with pytest.raises(UserError, match=r"is a model for other labels(?s:.*)'apple', 'plum'"):
+        predict(finished_run / "run", data, tmp_path / "p.csv")
+    (data / "train.csv").write_text("id,label\n90,blue\n91,green\n92,red\n93,rare\n")  # which was left out of training
+    predict(finished_run / "run", data, tmp_path / "p.csv")
+    assert "its labels are the model's" in capsys.readouterr().out
 
 
 def test_questions_are_not_compared(tmp_path: Path, finished_run: Path) -> None:

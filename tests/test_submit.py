@@ -468,7 +468,7 @@ def test_the_sample_suffices_and_what_it_cannot_show_is_said(folder, monkeypatch
     assert "not checked" not in capsys.readouterr().out  # the labels of the training images were compared
     shutil.rmtree(folder / "data" / "train")
     submit.preflight(submit._parser().parse_args(["--competition", "pets", "--model", "finetuned_model"]))
-    assert "not checked: whether the run is one for this competition" in capsys.readouterr().out
+    assert "not checked: whether the model belongs to this competition" in capsys.readouterr().out
     (folder / "predictions.csv").write_text("id,label\n3,cat\n5,dog\n")
     with pytest.raises(UserError, match="5"):
         submit.preflight(submit._parser().parse_args(["--competition", "pets", "--model", "finetuned_model"]))

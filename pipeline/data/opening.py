@@ -26,6 +26,7 @@ except ImportError:  # Windows
 
 Image.MAX_IMAGE_PIXELS = 128_000_000  # beyond it an image is refused: a decompression bomb, or a scan to shrink first
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # once for all: warning filters cannot be changed safely in threads
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of damaged metadata, which counts as absent
 
 REDUCIBLE = ("JPEG", "MPO")  # formats that are decoded at a half, a quarter or an eighth of their size for less
 # Nothing that starts another program (PostScript), asks another library for its pixels, or is a film; not JPEG 2000, whose decoder ends the

@@ -150,7 +150,7 @@ def _file_problems(path: Path, data_dir: Path, model_dir: Path | None, notes: li
         told = str(error).replace("\n", "\n    ")
         return [f"{path} does not fit the competition folder {data_dir} (--data): {told}"]
     if known and compared is None:
-        notes.append(f"not checked: whether the run is one for this competition; nothing in {data_dir} says its classes")
+        notes.append(f"not checked: whether the model belongs to this competition; {data_dir} has no list of classes")
     if competition.form is None:
         return [f"{path} cannot be checked: {data_dir} has neither test images nor a sample submission"]
     return [f"{path}: {problem}" for problem in check_predictions(path, competition.form, run.target if run else competition.target)]
