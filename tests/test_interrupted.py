@@ -117,7 +117,7 @@ def test_before_anything_was_learnt_there_is_nothing_to_predict_with(
 ) -> None:
     output = start(place, tiny_backbone, "--epochs", "3", "--set", "schedule.warmup_ratio=0.5")
     told = capsys.readouterr().out
-    assert "nothing was learnt yet" in told and "next:" not in told
+    assert "nothing was learnt in" in told and "next:" not in told
     with pytest.raises(UserError, match="stopped before any weights were kept"):
         load_run(output)
 
