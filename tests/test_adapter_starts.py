@@ -76,7 +76,7 @@ def test_a_run_resumed_is_the_same(tiny_backbone: Path, tmp_path: Path, monkeypa
     data = make_competition(tmp_path / "data")
     keys = ["--set", "lora.init=pissa", "--lora-rank", "4", "--epochs", "2"]
     assert train.main([*flags(data, tiny_backbone, tmp_path / "a"), *keys]) == 0
-    assert "saved at rank 8 on the unchanged backbone" in capsys.readouterr().out
+    assert "saved with rank 8 for the unchanged backbone" in capsys.readouterr().out
     with monkeypatch.context() as patched:
         interrupt_after(patched, 5)
         with pytest.raises(Interrupted):

@@ -150,5 +150,5 @@ def test_a_step_that_is_no_faster_is_used_only_where_it_was_asked_for(monkeypatc
 def test_questions_are_not_compiled() -> None:
     from pipeline.config import load_recipe
 
-    with pytest.raises(UserError, match="compile: questions differ in length"):
+    with pytest.raises(UserError, match="compile: expected auto or false"):
         load_recipe("vqa-bert-vit", {"compile": True})

@@ -31,12 +31,12 @@ def test_it_predicts_as_torch_does_and_the_record_says_by_what(finished_run: Pat
     capsys.readouterr()
     found = predict(run, data, tmp_path / "openvino.csv", "--engine", "openvino")  # the last batch is smaller than the others
     printed = capsys.readouterr().out
-    assert "by openvino" in printed and "as kept in" not in printed, "torch's predictions are not taken for OpenVINO's"
+    assert "by openvino" in printed and "same images, weights and packages" not in printed, "torch's predictions are not taken for OpenVINO's"
     assert np.abs(by_torch - found).max() < 1e-5 and np.ptp(by_torch) > 1e-3
     assert (tmp_path / "torch.csv").read_text() == (tmp_path / "openvino.csv").read_text()
     assert json.loads((run / "test.json").read_text())["made_with"]["engine"].startswith("openvino 20")
     predict(run, data, tmp_path / "again.csv", "--engine", "openvino")
-    assert "as kept in" in capsys.readouterr().out
+    assert "same images, weights and packages" in capsys.readouterr().out
 
 
 def test_in_half_precision_logits_do_not_tie(finished_run: Path, tmp_path: Path) -> None:

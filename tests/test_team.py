@@ -125,14 +125,14 @@ def test_test_predictions_are_kept_and_used_only_for_the_same_images_and_weights
     for file in run.glob("test*"):
         file.unlink()
     first = predict(runs, tmp_path / "1.csv", run, data=data)
-    assert "as kept" not in capsys.readouterr().out
+    assert "same images, weights and packages" not in capsys.readouterr().out
     kept = Predictions.load(run / "test", Target.read(read_json(run / "run.json")["target"], ""))
     np.testing.assert_allclose(kept.values, first.loc[list(kept.ids)], atol=1e-6)
     pd.testing.assert_frame_equal(predict(runs, tmp_path / "2.csv", run, data=data), first)
-    assert "as kept" in capsys.readouterr().out
+    assert "same images, weights and packages" in capsys.readouterr().out
     picture(data / "test/t000.png", COLOURS["red"], 5)  # another image
     changed = predict(runs, tmp_path / "3.csv", run, data=data)
-    assert "as kept" not in capsys.readouterr().out and not np.allclose(changed.loc["t000"], first.loc["t000"])
+    assert "same images, weights and packages" not in capsys.readouterr().out and not np.allclose(changed.loc["t000"], first.loc["t000"])
     weights = run / "model_lora/adapter_model.safetensors"
     shutil.copy2(weights, tmp_path / "kept")
     shutil.rmtree(run)
@@ -142,10 +142,10 @@ def test_test_predictions_are_kept_and_used_only_for_the_same_images_and_weights
 
     save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
     predict(runs, tmp_path / "4.csv", run)
-    assert "as kept" not in capsys.readouterr().out
+    assert "same images, weights and packages" not in capsys.readouterr().out
     (run / "test.npy").write_bytes(b"damaged")
     predict(runs, tmp_path / "5.csv", run)
-    assert "as kept" not in capsys.readouterr().out
+    assert "same images, weights and packages" not in capsys.readouterr().out
 
 
 def test_a_run_that_begins_sets_kept_predictions_aside(runs: Path, tmp_path: Path) -> None:
