@@ -31,7 +31,9 @@ def test_it_predicts_as_torch_does_and_the_record_says_by_what(finished_run: Pat
     capsys.readouterr()
     found = predict(run, data, tmp_path / "openvino.csv", "--engine", "openvino")  # the last batch is smaller than the others
     printed = capsys.readouterr().out
-    assert "by openvino" in printed and "same images, weights and packages" not in printed, "torch's predictions are not taken for OpenVINO's"
+    assert "by openvino" in printed and "same images, weights and packages" not in printed, (
+        "torch's predictions are not taken for OpenVINO's"
+    )
     assert np.abs(by_torch - found).max() < 1e-5 and np.ptp(by_torch) > 1e-3
     assert (tmp_path / "torch.csv").read_text() == (tmp_path / "openvino.csv").read_text()
     assert json.loads((run / "test.json").read_text())["made_with"]["engine"].startswith("openvino 20")
