@@ -20,9 +20,10 @@ from pipeline.lock import LOCK_FILE, holding_file, holding_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from pipeline.lock import holding_folder
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background with it ignored
 with holding_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
