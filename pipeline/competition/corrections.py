@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.competition.folders import DataFolder
+from pipeline.competition.folders import DataFolder, named_file
 from pipeline.competition.ids import ImageIndex
 from pipeline.competition.label_table import Labelled
 from pipeline.competition.rows import Corrections, Row
@@ -97,11 +97,7 @@ def describe_corrections(record: dict[str, Any]) -> str:
 def _load(root: Path, what: str, file: str) -> Table:
     """The table, from the path as given or in the data folder."""
     expected = f"a table with the {'columns' if what == RELABEL else 'column'} {' and '.join(COLUMNS[what])}"
-    places = [Path(file), root / file]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        nor = f", nor does {places[1]}" if places[1] != places[0] else ""
-        raise UserError(f"data.{what}: {file} does not exist{nor}; it should be {expected}")
+    path = named_file(f"data.{what}", file, root, expected)
     table = load_table(path)
     if missing := [name for name in COLUMNS[what] if name not in table.columns]:
         raise UserError(f"{path} (data.{what}): no column {listed(missing)}; expected {expected}, found {quoted(table.columns)}")

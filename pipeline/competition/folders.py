@@ -262,6 +262,19 @@ def check_whole(folder: DataFolder, names: Iterable[str]) -> None:
     raise_all(problems, f"{folder.root} is not complete:")
 
 
+def named_file(key: str, file: str, root: Path, expected: str) -> Path:
+    """The file that recipe key `key` names: the path as it is given, or inside the data folder `root`.
+
+    Raises:
+        UserError: it is in neither place; `expected` says what it should be.
+    """
+    places = [Path(file), root / file]
+    if found := [place for place in places if place.is_file()]:
+        return found[0]
+    nor = f", nor does {places[1]}" if places[1] != places[0] else ""
+    raise UserError(f"{key}: {file} does not exist{nor}; it should be {expected}")
+
+
 def absent(folder: DataFolder, what: str, wanted: str) -> UserError:
     """The error for something that is not there: what was looked for, what lies there instead, and what brings it."""
     root = folder.root

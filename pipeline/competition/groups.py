@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.competition.folders import DataFolder
+from pipeline.competition.folders import DataFolder, named_file
 from pipeline.competition.id_columns import find_ids
 from pipeline.competition.ids import ImageIndex
 from pipeline.competition.label_columns import fold_column
@@ -35,11 +35,7 @@ class Grouping:
         """
         if self.file is None:
             return None
-        places = [Path(self.file), data_dir / self.file]
-        if found := [place for place in places if place.is_file()]:
-            return found[0]
-        nor = f", nor does {places[1]}" if places[1] != places[0] else ""
-        raise UserError(f"data.groups: {self.file} does not exist{nor}; it should be a table with the columns id and group")
+        return named_file("data.groups", self.file, data_dir, "a table with the columns id and group")
 
 
 def read_groups(folder: DataFolder, sources: Sources, labelled: Labelled, asked: Grouping) -> dict[str, str] | None:
