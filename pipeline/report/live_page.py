@@ -46,15 +46,16 @@ class LivePage:
 
         Returns an error message instead of raising: a failed page must never stop training.
         """
-        from pipeline.report.curves import draw_curves  # a second of imports: not before the first batch
-        from pipeline.report.page import build_report
-        from pipeline.report.run_files import read_run_files
-
-        try:
+        try:  # what is imported takes a second: only where it is needed
             if at_once or self._page.allows():
+                from pipeline.report.page import build_report
+
                 with self._page.spending():
                     build_report(self.run_dir)
             elif self._curves.allows():
+                from pipeline.report.curves import draw_curves
+                from pipeline.report.run_files import read_run_files
+
                 with self._curves.spending():
                     draw_curves(read_run_files(self.run_dir))
         except Exception as error:
