@@ -185,19 +185,19 @@ class Table:
         print(*cells, file=sys.stderr, flush=True)
 
 
-def side_by_side(run: Callable[[Any], tuple[Any, ...]], jobs: Sequence[Any], workers: int, table: Table) -> None:
-    """`run` every job, so many at a time, each in a process of its own; its cells are a row of `table` as soon as they are known."""
+def side_by_side(run: Callable[[Any], Any], jobs: Sequence[Any], workers: int, add: Callable[[Any], None]) -> None:
+    """`run` every job, so many at a time, each in a process of its own; `add` is given what came out, as soon as it is known."""
     print(f"{len(jobs)} runs, {workers} at a time", file=sys.stderr)
     if workers == 1:
         for job in jobs:
-            table.add(*run(job))
+            add(run(job))
         return
     os.environ["TQDM_DISABLE"] = "1"
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         for done in as_completed([pool.submit(run, job) for job in jobs]):
             if (error := done.exception()) is None:
-                table.add(*done.result())
+                add(done.result())
             else:  # one run that fails costs itself
                 print(f"{type(error).__name__}: {error}", file=sys.stderr)
 

@@ -124,7 +124,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     args = parser.parse_args()
     table = Table(args.results, COLUMNS)
-    side_by_side(measure, list(jobs(args, table)), args.workers, table)
+    side_by_side(measure, list(jobs(args, table)), args.workers, lambda cells: table.add(*cells))
     return 0
 
 

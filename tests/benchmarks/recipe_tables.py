@@ -96,7 +96,7 @@ def jobs(args: argparse.Namespace, table: Table) -> Iterator[Job]:
 
 def measure(args: argparse.Namespace, table: Table) -> None:
     """Train, predict and score every job, `--workers` at a time; a row is written as soon as it is known."""
-    side_by_side(run, list(jobs(args, table)), args.workers, table)
+    side_by_side(run, list(jobs(args, table)), args.workers, lambda cells: table.add(*cells))
 
 
 def run(job: Job) -> tuple[Any, ...]:

@@ -17,13 +17,11 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-import multiprocessing
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,7 @@ from pipeline.experiments.grids import load_grid
 from pipeline.files import read_json, read_json_lines, write_text
 from pipeline.run_names import FLOORS
 from tests.benchmarks.frozen_heads import BY_COUNT, HEADS, QUESTION_ALONE, simple_heads
-from tests.benchmarks.held_back import Table, link, logged, parser_of, run_train, with_error, write_rows
+from tests.benchmarks.held_back import Table, link, logged, parser_of, run_train, side_by_side, with_error, write_rows
 
 GRIDS = Path(__file__).with_name("grids")
 SIZES = ("1000", "4000", "all")
@@ -188,20 +186,7 @@ def measure(args: argparse.Namespace, table: Table) -> None:
     """Train, predict and score every job, `--workers` at a time; a row is written as soon as it is known."""
     if not (args.competitions and args.backbone and args.text_backbone):
         raise UserError("--competitions, --backbone and --text-backbone are needed; --table alone needs none of them")
-    waiting = list(jobs(args, table))
-    print(f"{len(waiting)} runs, {args.workers} at a time", file=sys.stderr)
-    if args.workers == 1:
-        for job in waiting:
-            _add(table, run(job))
-        return
-    os.environ["TQDM_DISABLE"] = "1"
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.workers))
-    with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(run, job) for job in waiting]):
-            if (error := done.exception()) is None:
-                _add(table, done.result())
-            else:  # one run that fails costs itself
-                print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    side_by_side(run, list(jobs(args, table)), args.workers, partial(_add, table))
 
 
 def _add(table: Table, rows: Sequence[Cells]) -> None:
