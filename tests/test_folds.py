@@ -115,7 +115,7 @@ def test_pieces_from_several_machines_are_put_together(
     assert train.main(arguments(data, tiny_backbone, tmp_path / "elsewhere", "--folds", "3", "--fold", "3")) == 0
     assert not (tmp_path / "elsewhere/oof.npy").exists() and "missing: 1, 2" in capsys.readouterr().out
     shutil.copytree(tmp_path / "elsewhere/fold-3", output / "fold-3")
-    with pytest.raises(UserError, match=r"holds fold-3: put them together with --resume"):
+    with pytest.raises(UserError, match=r"holds fold-3: .*--resume"):
         train.main(arguments(data, tiny_backbone, output, "--folds", "3"))
     assert train.main(arguments(data, tiny_backbone, output, "--folds", "3", "--resume")) == 0
     assert "fold 3 of 3" not in capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_stopped_in_a_fold_and_resumed_gives_the_same_bits(folds_run: Path, tiny
                 assert (output / "fold-1/run.json").exists() and not (output / "run.json").exists()
                 with pytest.raises(UserError, match="--folds 3 --resume"):  # not as an ordinary run
                     train.main(arguments(data, tiny_backbone, output))
-                with pytest.raises(UserError, match="unfinished folds: go on with --resume"):
+                with pytest.raises(UserError, match=r"unfinished folds.*--resume"):
                     train.main(arguments(data, tiny_backbone, output, "--folds", "3"))
     assert attempt == 2
     for name in ("oof.npy", "oof.csv"):
@@ -255,7 +255,7 @@ def test_flags_that_make_no_sense(folds_run: Path, tiny_backbone: Path, tmp_path
 def test_torchrun_is_refused(folds_run: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         monkeypatch.setenv(name, "2" if name.endswith("SIZE") else "0")
-    with pytest.raises(UserError, match="--parallel 2: one fold a card"):
+    with pytest.raises(UserError, match=r"--folds .*--parallel 2: "):
         train.main(arguments(folds_run / "data", tiny_backbone, tmp_path / "run", "--folds", "3"))
 
 
@@ -286,7 +286,7 @@ def test_folds_of_other_data_or_another_recipe_are_refused(folds_run: Path, tiny
     data = shutil.copytree(folds_run / "data", tmp_path / "data")
     picture(data / "train/red/red_9.png", COLOURS["red"], 77)
     again = r"train it again: python train.py --data .* --epochs 2 .* --folds 3 --fold 1 --output"
-    with pytest.raises(UserError, match=rf"the folds in .* are not all of these data:[\s\S]*fold 1[\s\S]*{again}"):
+    with pytest.raises(UserError, match=rf"folds in .*[\s\S]*fold 1[\s\S]*{again}"):
         train.main(arguments(data, tiny_backbone, output, "--folds", "3", "--resume"))
 
 

@@ -525,7 +525,7 @@ def test_options_of_inference_travel(decided_folds: Path, tmp_path: Path, capsys
     given = ["--model", str(decided_folds / "folds"), "--data", str(data), "--output", str(tmp_path / "predictions.csv")]
     flags = ["--tta", "flip,scale", "--prior", str(prior), "--decision", "off"]
     assert inference.main([*given, *flags, "--batch-size", "2", "--precision", "fp32"]) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if "shares of classes changed most" in line)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "prior (" in line)
     team, options = gather([decided_folds / "folds"]), Options(("flip", "scale"), str(prior), "off")
     assert options.flags() == flags
     bundle = make_bundle(team, tmp_path / "dataset", CompetitionFacts(), options=options)
@@ -795,7 +795,7 @@ def test_an_edited_script_that_predicts_otherwise_is_not_pushed(
         (["--batch-size", "0"], "--batch-size 0: expected at least 1"),
         (["--name", "Bad Name"], "--name Bad Name: expected 6 to 43 small letters.*'bad-name'"),
         (["--competition", "two words"], "is no competition name"),
-        (["--tta", "flipp"], "--tta flipp: 'flipp' is no view \\(nearest: 'flip'\\)"),
+        (["--tta", "flipp"], "--tta flipp: 'flipp' .*\\(nearest: 'flip'\\)"),
         (["--prior", "gone.csv"], "gone.csv"),
     ],
 )

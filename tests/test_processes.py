@@ -357,7 +357,7 @@ def test_what_nobody_foresaw_has_its_traceback(root: Path, tiny_backbone: Path) 
     "words, says",
     [
         (["--batch-size", "0"], "batch_size"),
-        (["--folds", "3"], "--parallel 20: one fold a card"),
+        (["--folds", "3"], "--parallel 20: "),
         (["--bad-flag"], "unrecognized arguments: --bad-flag"),
         ([], "20 processes for 18 training rows: --nproc-per-node 18 at most"),
     ],

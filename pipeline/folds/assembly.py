@@ -1,4 +1,6 @@
-"""Trained folds -> one run of kind "folds": what each model said of the rows it did not see, scored together and fold by fold."""
+"""Combine trained folds into one run of kind "folds": scores of the out-of-fold predictions, together and by
+fold.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +31,16 @@ from pipeline.wording import counted, quoted
 if TYPE_CHECKING:
     import numpy as np
 
-_ASSEMBLE = (
-    "put it back; else delete the run.json beside it and give the command of these folds (or of the blend) again, folds with --resume"
-)
+_ASSEMBLE = "restore it; or delete the run.json beside it and repeat the command of these folds (with --resume) or of the blend"
 OOF_COLUMNS = ("id", "fold", "label", "predicted")
 PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence")
 
 
 @dataclass(frozen=True)
 class Held:
-    """What a fold's run said of its validation images: `cells` of val_predictions.csv, one an image, and (M, O) float32 `values`."""
+    """Validation predictions of one fold: `cells` are the rows of val_predictions.csv, `values` (M, O)
+    float32.
+    """
 
     record: RunRecord
     cells: list[list[str]]
@@ -51,7 +53,7 @@ class Held:
 
 
 def read_held(folder: Path) -> Held:
-    """The validation predictions of the run in `folder`.
+    """Return the validation predictions of the run in `folder`.
 
     Raises:
         UserError: the run is not complete, or its files are damaged.
@@ -67,10 +69,10 @@ def read_held(folder: Path) -> Held:
 
 
 def read_oof_table(path: Path) -> Table:
-    """oof.csv in folder `path`: id, fold (from 1), label, predicted, a row each.
+    """Return oof.csv of the folder `path`: one row per id with id, fold (from 1), label, predicted.
 
     Raises:
-        UserError: it is missing, a column is missing, an id occurs twice, or a fold is no number.
+        UserError: the file or a column is missing, an id occurs twice, or a fold is not a number.
     """
     table = load_table(path / OOF_TABLE)
     if missing := [name for name in OOF_COLUMNS[:3] if name not in table.columns]:
@@ -87,7 +89,7 @@ def read_oof_table(path: Path) -> Table:
 
 
 def is_put_together(output: Path, record: RunRecord) -> bool:
-    """Whether the folds in `output` are all there, and what they say of the rows they did not see is what was put together of them."""
+    """Return True where all folds in `output` exist and their predictions equal the assembled ones."""
     folders = [output / name for name in record.values.get("members") or {}]
     needed = [output / OOF_TABLE, output / OOF_VALUES, *(folder / RECORD for folder in folders)]
     if not folders or not all(path.is_file() for path in needed):
@@ -104,10 +106,12 @@ def _by_image(parts: Sequence[Held]) -> dict[tuple[str, ...], bytes]:
 
 
 def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str, data: str) -> int:
-    """Write oof.csv, oof.npy, val_predictions.csv, val_probs.npy, run.json and the page of complete folds; the exit code.
+    """Write the files of complete folds and return the exit code.
+
+    Writes oof.csv, oof.npy, val_predictions.csv, val_probs.npy, run.json and the page.
 
     Raises:
-        UserError: a fold was trained on other data than these, or a file is damaged.
+        UserError: a fold was trained on other data, or a file is damaged.
     """
     import numpy as np
 
@@ -121,7 +125,7 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
     parts = [Predictions.of_values(one.ids, one.values, target, recipe.data.views) for one in held.values()]
     label_of = {row.id: row.label for row in competition.train}
     predicted = {name for part in parts for name in part.ids}
-    ids = [row_id for row_id in plan.fold_of if row_id in predicted]  # without what skip_bad_images left out
+    ids = [row_id for row_id in plan.fold_of if row_id in predicted]  # without images that skip_bad_images left out
     oof = Predictions(tuple(name for part in parts for name in part.ids), np.concatenate([part.values for part in parts]), target).aligned(
         ids
     )
@@ -172,7 +176,7 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
 
 
 def _floor(held: Mapping[int, Held]) -> dict[str, Any]:
-    """The mean of the folds' linear probes, where each fold has one."""
+    """Return the mean score of the folds' linear probes for run.json; {} unless every fold has one."""
     floors = [one.record.values.get("floor") for one in held.values()]
     if not all(floors):
         return {}
@@ -181,7 +185,11 @@ def _floor(held: Mapping[int, Held]) -> dict[str, Any]:
 
 
 def _corrected(competition: Competition, target: Target, metric: str, oof: Predictions) -> dict[str, Any]:
-    """What run.json keeps of corrections: how many rows of all folds, and the out-of-fold score by them; nothing where there are none."""
+    """Return the `corrections` entry of run.json: corrected rows of all folds, and the out-of-fold score with
+    them.
+
+    {} where there are no corrections.
+    """
     corrections = competition.corrections
     if not corrections:
         return {}
@@ -192,7 +200,10 @@ def _corrected(competition: Competition, target: Target, metric: str, oof: Predi
 
 
 def decide(target: Target, metric: str, truth: np.ndarray, values: np.ndarray, parts: np.ndarray) -> list[dict[str, Any]]:
-    """What run.json keeps of decisions: each that serves the metric, with its nested gain; the best is used where that is more than chance."""
+    """Return the `decisions` entries of run.json: each decision that serves the metric, with its nested gain.
+
+    The best one is marked as used if its gain is more than chance.
+    """
     judged = judge(target, metric, truth, values, parts)
     for one in judged:
         print(f"  {one.describe(metric)}")
@@ -200,7 +211,7 @@ def decide(target: Target, metric: str, truth: np.ndarray, values: np.ndarray, p
 
 
 def describe(folds: dict[str, Any], metric: str) -> str:
-    """One line: the score of all out-of-fold rows, mean and deviation over folds."""
+    """Return one line: the score of all out-of-fold rows, with mean and standard deviation over folds."""
     line = f"out-of-fold {metric} {folds['scores'][metric]:.4f} on {folds['rows']:,} rows"
     if folds.get("mean") is not None:
         line += f"; over {folds['count']} folds {folds['mean']:.4f}" + (
@@ -212,7 +223,10 @@ def describe(folds: dict[str, Any], metric: str) -> str:
 def folds_record(
     target: Target, metric: str, truth: np.ndarray, values: np.ndarray, folds: np.ndarray, plan: Plan, held: dict[int, Held]
 ) -> dict[str, Any]:
-    """What run.json keeps: `scores` of all out-of-fold rows, those of each fold, and mean and deviation of the metric over folds."""
+    """Return the `folds` entry of run.json: scores of all out-of-fold rows and of each fold.
+
+    It also holds mean and standard deviation of the metric over folds.
+    """
     scores = all_metrics(target, truth, values, metric)
     own = metric if metric in scores else "loss"
     each = []
@@ -235,7 +249,10 @@ def folds_record(
 
 
 def write_oof(output: Path, oof: Predictions, labels: Sequence[str], folds: Sequence[int]) -> None:
-    """oof.npy (N, O) float32 and oof.csv (id, fold, label, predicted), the same rows, each file whole or not at all."""
+    """Write oof.npy (N, O) float32 and oof.csv (id, fold, label, predicted) with the same rows.
+
+    Each file is written completely or not at all.
+    """
     write_probabilities(output / OOF_VALUES, oof.values)
     rows = zip(oof.ids, folds, labels, oof.target.decode(oof.values), strict=True)
     cells = [(guarded(row_id), str(fold), guarded(label), guarded(predicted)) for row_id, fold, label, predicted in rows]
@@ -243,7 +260,7 @@ def write_oof(output: Path, oof: Predictions, labels: Sequence[str], folds: Sequ
 
 
 def write_images(output: Path, competition: Competition, held: dict[int, Held]) -> None:
-    """val_predictions.csv and val_probs.npy of every image, in the table's order: what a page reads."""
+    """Write val_predictions.csv and val_probs.npy of every image, in the table's order, for the page."""
     import numpy as np
 
     place = {(row.id, str(row.path)): number for number, row in enumerate(competition.train)}
@@ -255,7 +272,7 @@ def write_images(output: Path, competition: Competition, held: dict[int, Held]) 
 
 
 def write_probabilities(path: Path, values: np.ndarray) -> None:
-    """Write (N, O) predictions as float32, whole or not at all."""
+    """Write (N, O) predictions as float32, completely or not at all."""
     import numpy as np
 
     with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -263,7 +280,7 @@ def write_probabilities(path: Path, values: np.ndarray) -> None:
 
 
 def _check(plan: Plan, competition: Competition, held: dict[int, Held], recipe: Recipe, command: str) -> None:
-    """Raise where a fold validated other rows than folds.csv gives it, or tells other classes apart."""
+    """Raise if a fold validated other rows than folds.csv assigns to it, or knows other classes."""
     problems = []
     known = {row.id for row in competition.train}
     names = competition.target.names
@@ -279,4 +296,4 @@ def _check(plan: Plan, competition: Competition, held: dict[int, Held], recipe: 
         if set(one.record.class_names) != set(names):
             differ = sorted(set(one.record.class_names) ^ set(names))
             problems.append(f"fold {number} knows other classes: {quoted(differ)}")
-    raise_all(problems, f"the folds in {plan.output} are not all of these data:")
+    raise_all(problems, f"not all folds in {plan.output} were trained on these data:")

@@ -1,8 +1,9 @@
-"""Averages of predictions: of probabilities (and numbers), or of ranks.
+"""Average predictions of several models: their probabilities (or numbers), or their ranks.
 
-The rule: ranks where the metric looks at order alone (areas under curves) and each output stands for itself, else probabilities. A model
-that is surer than the others, or calibrated otherwise, would outweigh them in a mean of probabilities, though its order is no better;
-ranks put all on one scale. Where probabilities themselves are scored, or one class of several is chosen, ranks would destroy what counts.
+Ranks are averaged where the metric depends only on the order (areas under curves) and each output stands for
+itself. There a model with more extreme probabilities would outweigh the others in a mean of probabilities,
+although its order is no better; ranks put all models on one scale. Otherwise probabilities are averaged:
+where they are scored themselves, or one of several classes is chosen, ranks would lose information.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ ORDER_ALONE = ("roc_auc", "partial_auc_80tpr", "average_precision")
 
 
 def by_ranks(target: Target | None, metric: str) -> str:
-    """ "ranks" or "probabilities", by the rule above."""
+    """Return "ranks" or "probabilities", by the rule in this module's docstring."""
     each_for_itself = target is not None and target.kind in ("binary", "multilabel")
     return RANKS if each_for_itself and metric in ORDER_ALONE else PROBABILITIES
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """(N, O) float64 of the same shape: each column's ranks as shares between 0 and 1, equal values with their mean rank."""
+    """Return the ranks in each column as shares between 0 and 1: (N, O) float64. Equal values get their mean
+    rank.
+    """
     import numpy as np
     from scipy.stats import rankdata
 
@@ -37,7 +40,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def weighted(values: Sequence[np.ndarray], weights: Sequence[float], rule: str) -> np.ndarray:
-    """(N, O) float32: the weighted mean of predictions of equal shape, or of their ranks."""
+    """Return the weighted mean of predictions of equal shape, or of their ranks: (N, O) float32."""
     import numpy as np
 
     total = np.zeros(np.shape(values[0]), dtype=np.float64)
@@ -47,7 +50,7 @@ def weighted(values: Sequence[np.ndarray], weights: Sequence[float], rule: str) 
 
 
 def average(members: Sequence[Predictions], weights: Sequence[float], rule: str = PROBABILITIES) -> Predictions:
-    """The weighted average of predictions for the same ids and outputs, in the order of the first.
+    """Return the weighted average of predictions for the same ids and outputs, in the order of the first.
 
     Raises:
         UserError: ids or outputs differ.

@@ -1,4 +1,4 @@
-"""The frozen base of runs beside one another, stored once."""
+"""Store the frozen backbone of several similar runs only once, by hard links."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pipeline.run_names import ADAPTER_DIR
 
 
 def share_base(folder: Path, others: Iterable[Path]) -> None:
-    """Make the run in `folder` small: no resume state, and the frozen base beside an adapter becomes one file with an equal one of `others`.
+    """Make the run in `folder` smaller: delete its resume state and share its frozen backbone file.
 
-    Without hard links on the file system the copies stay.
+    The file of the frozen backbone beside an adapter becomes a hard link to an equal file of one of `others`.
+    Where the file system has no hard links, the copies stay.
     """
     shutil.rmtree(folder / "state", ignore_errors=True)
     if not (folder / ADAPTER_DIR).is_dir():

@@ -1,4 +1,5 @@
-"""`make blend`: weights of several runs, found on rows that none of their models saw, into a folder that predicts like any run.
+"""`make blend`: find weights of several runs on rows that none of their models saw, and write a blend that
+predicts like a run.
 
 python -m pipeline.folds.blend --runs runs/a runs/b runs/folds              # runs/blend
 python -m pipeline.folds.blend --runs runs/folds runs/other --output runs/both
@@ -45,7 +46,10 @@ PARTS, FEWEST_ROWS = 5, 20
 
 @dataclass(frozen=True)
 class Member:
-    """A run, folds or a blend with predictions of rows that its models did not see; `labels` of those ids, `folds` where it has them."""
+    """A run, folds or blend with predictions of rows that its models did not see.
+
+    `labels`: the label of each id. `folds`: the fold of each id, if it has folds.
+    """
 
     path: Path
     record: RunRecord
@@ -55,20 +59,20 @@ class Member:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Find the weights and write the blend; the exit code.
+    """Find the weights, write the blend, and return the exit code.
 
     Raises:
-        UserError: fewer than two members, members of different competitions, or too few rows in common.
+        UserError: fewer than two members, members of different competitions, or too few common rows.
     """
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.folds.blend", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=Path, nargs="+", required=True, metavar="DIR", help="runs, folds or blends of one competition")
     parser.add_argument("--output", type=Path, default=Path("runs/blend"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the parts that choices are judged on (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the parts that judge the weights (default: %(default)s)")
     args = parser.parse_args(argv)
     if len({path.resolve() for path in args.runs}) < 2:
-        raise UserError(f"--runs {' '.join(map(str, args.runs))}: a blend needs two different runs or more")
+        raise UserError(f"--runs {' '.join(map(str, args.runs))}: a blend needs at least two different runs")
     if args.output.resolve() in {path.resolve() for path in args.runs}:
         raise UserError(f"--output {args.output} is one of the members: name another folder")
     members = [read_member(path) for path in args.runs]
@@ -88,35 +92,35 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with holding_folder(args.output):
         if moved := set_aside(run_entries(args.output), args.output / "earlier"):
-            print(f"what was in {args.output} is kept in {moved}")
+            print(f"the earlier files of {args.output} are kept in {moved}")
         _write(args, members, choice, refused, Predictions(tuple(ids), blended, target), labels, parts)
     print(f"blend in {args.output}\nnext: python inference.py --model {args.output}")
     return 0
 
 
 def read_member(path: Path) -> Member:
-    """A run with its predictions of rows that its models did not see.
+    """Return a run with its predictions of rows that its models did not see.
 
     Raises:
-        UserError: it is not finished, or kept no rows back.
+        UserError: it is not finished, or has no validation rows.
     """
     record = read_record(path) if path.is_dir() else None
     if record is None:
-        raise UserError(f"{path} holds no finished run: a blend is made of trained runs (python train.py), with validation rows or folds")
+        raise UserError(f"{path} holds no finished run: a blend needs trained runs (python train.py) with validation rows or folds")
     if record.task == "vqa":
-        raise UserError(f"{path} answers questions: only runs on images with labels are blended")
+        raise UserError(f"{path} answers questions: only runs on images with labels can be blended")
     target = record.target
     if record.kind == "run":
         if not (path / VAL_TABLE).exists():
-            why = "so nothing says what it is worth in a blend"
-            raise UserError(f"{path} kept no validation rows, {why}: train it with data.val_fraction, or --folds")
+            why = "so its weight in a blend cannot be found"
+            raise UserError(f"{path} has no validation rows, {why}: train it with data.val_fraction, or --folds")
         held = read_held(path)
         views = str(record.data_settings.get("views", "mean"))
         found = Predictions.of_values(held.ids, held.values, target, views)
         return Member(path, record, found, {row[0]: row[2] for row in held.cells}, {})
     if not (path / OOF_TABLE).is_file():
-        again = "python train.py --folds K --resume puts them together again" if record.kind == "folds" else "blend anew"
-        raise UserError(f"{path} lacks {OOF_TABLE}, what its models said of rows that they did not see: bring it back, or {again}")
+        again = "python train.py --folds K --resume writes it again" if record.kind == "folds" else "blend again"
+        raise UserError(f"{path} lacks {OOF_TABLE} (predictions of rows that its models did not see): restore it, or {again}")
     table = read_oof_table(path)
     ids, labels, folds = ([restored(cell) for cell in table.column(name)] for name in ("id", "label", "fold"))
     found = Predictions(tuple(ids), read_array(path / OOF_VALUES, (len(ids), target.num_outputs)), target)
@@ -124,7 +128,7 @@ def read_member(path: Path) -> Member:
 
 
 def _check_alike(members: Sequence[Member]) -> None:
-    """Raise where members were trained for different things."""
+    """Raise where the members were trained for different things."""
     first, problems = members[0], []
     for other in members[1:]:
         mine, theirs = first.record.target, other.record.target
@@ -136,7 +140,7 @@ def _check_alike(members: Sequence[Member]) -> None:
             problems.append(f"{other.path} was trained for {other.record.metric}, {first.path} for {first.record.metric}")
         elif other.folds and first.folds and not first.labels.keys() & other.labels.keys():
             these = ", ".join(f"{member.path} has {quoted(list(member.labels)[:2])}" for member in (first, other))
-            problems.append(f"their out-of-fold rows have no id in common ({these}): they are of different data")
+            problems.append(f"their out-of-fold rows have no id in common ({these}): they were trained on different data")
         else:
             both = [row_id for row_id in first.labels if row_id in other.labels and first.labels[row_id] != other.labels[row_id]]
             if both:
@@ -147,7 +151,7 @@ def _check_alike(members: Sequence[Member]) -> None:
 
 
 def _common_rows(members: Sequence[Member]) -> list[str]:
-    """The ids that every member predicted without having seen them, in the order of the first.
+    """Return the ids that no member was trained on, in the order of the first member.
 
     Raises:
         UserError: there are too few.
@@ -156,7 +160,7 @@ def _common_rows(members: Sequence[Member]) -> list[str]:
     if len(ids) < FEWEST_ROWS:
         each = "\n".join(f"  - {member.path}: {counted(len(member.labels), 'row')}" for member in members)
         raise UserError(
-            f"only {counted(len(ids), 'row')} of training were held out by all members, and weights need {FEWEST_ROWS}:\n{each}\n"
+            f"only {counted(len(ids), 'row')} were held out by all members; weights need {FEWEST_ROWS}:\n{each}\n"
             "train them with --folds, which holds out every row once, or with the same data.split_seed and data.val_fraction"
         )
     print(f"{counted(len(ids), 'row')} that no model saw: " + ", ".join(f"{member.path} {len(member.labels):,}" for member in members))
@@ -164,14 +168,18 @@ def _common_rows(members: Sequence[Member]) -> list[str]:
 
 
 def _stacked(members: Sequence[Member], ids: Sequence[str], target: Target) -> np.ndarray:
-    """(M, N, O) float32."""
+    """Return the members' predictions of `ids` as (M, N, O) float32."""
     import numpy as np
 
     return np.stack([in_order(member.unseen, target).aligned(ids).values for member in members])
 
 
 def _parts(members: Sequence[Member], ids: Sequence[str], target: Target, labels: Sequence[str], seed: int) -> np.ndarray:
-    """(N,) which rows are judged together: the folds of the first member that has some, so that groups stay whole; else stratified ones."""
+    """Return (N,) the part of each row: rows of one part are judged together.
+
+    The parts are the folds of the first member that has folds, so groups stay whole; otherwise they are
+    stratified.
+    """
     import numpy as np
 
     from pipeline.competition.fold_split import Units, make_folds
@@ -186,7 +194,11 @@ def _parts(members: Sequence[Member], ids: Sequence[str], target: Target, labels
 def _choose(
     scale: Scale, values: np.ndarray, parts: np.ndarray, members: Sequence[Member], seed: int
 ) -> tuple[Choice, list[tuple[int, float, float]], np.ndarray]:
-    """The choice on all rows, what it refused, and (N, O) predictions by choices that did not see their rows; every number is printed."""
+    """Return the choice on all rows, the refused members, and (N, O) predictions by choices that did not see
+    the rows.
+
+    Prints every score.
+    """
     import numpy as np
 
     sign = 1 if find_metric(scale.metric).higher_is_better else -1
@@ -194,7 +206,7 @@ def _choose(
         print(f"  {sign * scale(one):.4f}  {member.path}")
     by_way = unseen(scale, values, np.arange(len(parts)), parts)
     for way, (score, _) in by_way.items():
-        print(f"  {sign * score:.4f}  {way}, of rows that its choice did not see")
+        print(f"  {sign * score:.4f}  {way}, on rows that its weights were not fitted on")
     blended = nested(scale, values, parts, seed)
     choice, refused = select(scale, values, np.arange(len(parts)), seed)
     for place, with_it, without in refused:
@@ -202,10 +214,10 @@ def _choose(
             f"  refused: {members[place].path} does not raise {scale.metric} ({sign * with_it:.4f} with it, {sign * without:.4f} without)"
         )
     shares = ", ".join(f"{member.path} {weight:.3f}" for member, weight in zip(members, choice.weights, strict=True) if weight)
-    print(f"chosen: {choice.way} ({shares}); {scale.metric} {sign * scale(blended):.4f} where the whole choice did not see the rows")
+    print(f"chosen: {choice.way} ({shares}); {scale.metric} {sign * scale(blended):.4f} on rows that this choice did not see")
     alone = by_way[WAYS[0]][0]
     if sum(weight > 0 for weight in choice.weights) > 1 and scale(blended) <= alone:
-        print(f"  note: the best member alone has {sign * alone:.4f} on such rows, so nothing shows that this blend is better")
+        print(f"  note: the best member alone has {sign * alone:.4f} on such rows, so this blend may be no better")
     return choice, refused, blended
 
 
@@ -259,7 +271,7 @@ def _write(
 
 
 def _write_rows(output: Path, first: Member, blended: Predictions, labels: Sequence[str]) -> None:
-    """val_predictions.csv and val_probs.npy, a row an id, with an image of each: what a page reads."""
+    """Write val_predictions.csv and val_probs.npy for the page: one row per id, with one image of it."""
     table = load_table(first.path / VAL_TABLE)
     image_of = {restored(row[0]): restored(row[1]) for row in reversed(table.cells)}
     target = blended.target

@@ -1,13 +1,17 @@
-"""What turns scores into what is written, chosen for the metric on rows that the models did not see.
+"""Turn probabilities into decisions that raise the metric, fitted on rows that the models did not see.
 
-    thresholds    a probability for each label (or one for all) from which it is written: F1, balanced accuracy, MCC of labels and of two classes
-    offsets       added to the logarithms of class probabilities: macro F1, balanced accuracy, MCC of one class
-    cuts          of the expected grade, between one grade and the next: quadratic weighted kappa and whatever else scores grades
-    temperature   logarithms of probabilities are divided by it: log loss
-    count         how many labels an image is given at least, the most probable first: F1 of an image
+    thresholds    write a label from this probability on; one for each label, or one for all labels
+                  (F1, balanced accuracy, MCC; for labels and for two classes)
+    offsets       are added to the logarithms of class probabilities (macro F1, balanced accuracy, MCC; one
+    class)
+    cuts          between one grade and the next, on the expected grade (quadratic weighted kappa and other
+    metrics of grades)
+    temperature   divides the logarithms of probabilities (log loss)
+    count         the smallest number of labels for an image, the most probable first (F1 of an image)
 
-Each is fitted on all parts but one and judged on that one, for every part (nested). It is used where what it gains there is more than chance:
-1.64 standard errors of the gain, from resampled rows. Labels of test images are never looked at.
+Each is fitted on all parts but one and judged on that one, in turn for every part (nested). It is used only
+where its gain is more than chance: 1.64 standard errors of the gain, from resampled rows. Labels of test
+images are never read.
 """
 
 from __future__ import annotations
@@ -24,20 +28,20 @@ if TYPE_CHECKING:
     import numpy as np
 
 ENOUGH_ERRORS, RESAMPLES, GRID, PASSES = 1.64, 200, 24, 2
-MAX_ASCENDED = 40  # labels or classes: beyond this one threshold for all
+MAX_ASCENDED = 40  # with more labels: one threshold for all; with more classes: no offsets
 DECIDED = ("accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "weighted_f1", "samples_f1", "samples_f2", "mcc", "qwk")
 OFFSET = ("balanced_accuracy", "macro_f1", "weighted_f1", "mcc")
 
 
 @dataclass(frozen=True)
 class Decision:
-    """One way to decide; `numbers` are its parameters, in the order of the target's outputs."""
+    """One way to decide. `numbers` are its parameters, in the order of the target's outputs."""
 
     kind: str
     numbers: tuple[float, ...]
 
     def apply(self, target: Target, values: np.ndarray) -> np.ndarray:
-        """(N, O) float32 predictions which the target's own rule turns into what this decision says."""
+        """Return (N, O) float32 predictions. The target's own decoding of them gives this decision."""
         import numpy as np
 
         exact = np.clip(np.asarray(values, dtype=np.float64), 1e-12, 1 - 1e-12)
@@ -64,7 +68,9 @@ class Decision:
 
 @dataclass(frozen=True)
 class Judged:
-    """A decision fitted on all rows, what the nested one gained, and the standard error of that gain. `used`: more than chance."""
+    """A decision fitted on all rows, with the gain of the nested decisions and the standard error of that
+    gain.
+    """
 
     decision: Decision
     before: float
@@ -78,22 +84,22 @@ class Judged:
         return self.gain > ENOUGH_ERRORS * self.error and self.gain > 1e-9
 
     def describe(self, metric: str) -> str:
-        """`thresholds: macro_f1 0.61 -> 0.65 (+0.04 ± 0.01), used`."""
+        """Return a line such as `thresholds: macro_f1 0.6100 -> 0.6500 (gain +0.0400 ± 0.0100), used`."""
         verdict = "used" if self.used else "not used: within chance"
         return f"{self.decision.kind}: {metric} {self.before:.4f} -> {self.after:.4f} (gain {self.gain:+.4f} ± {self.error:.4f}), {verdict}"
 
     def record(self, used: bool) -> dict[str, Any]:
-        """As run.json keeps it."""
+        """Return the entry of run.json."""
         numbers = [float(number) for number in self.decision.numbers]
         scores = {"before": self.before, "after": self.after, "gain": self.gain, "error": self.error}
         return {"kind": self.decision.kind, "numbers": numbers, **scores, "used": used}
 
 
 def read_decision(record: dict[str, Any] | None, target: Target) -> Decision | None:
-    """The decision that a run.json holds as used; None where it holds none.
+    """Return the decision that a run.json marks as used; None if there is none.
 
     Raises:
-        UserError: it was changed by hand or is damaged.
+        UserError: the entry was changed by hand or is damaged.
     """
     for line in (record or {}).get("decisions") or []:
         if line.get("used"):
@@ -103,16 +109,19 @@ def read_decision(record: dict[str, Any] | None, target: Target) -> Decision | N
                 if decision.kind not in FITS or len(decision.numbers) != wanted.get(decision.kind, 1):
                     raise ValueError(f"{decision.kind} with {len(decision.numbers)} numbers")
             except (KeyError, TypeError, ValueError) as error:
-                raise UserError(f"run.json: decisions: changed by hand or damaged ({error}); predict without: --decision off") from None
+                raise UserError(
+                    f"run.json: decisions: changed by hand or damaged ({error}); to predict without it: --decision off"
+                ) from None
             return decision
     return None
 
 
 def judge(target: Target, metric: str, truth: np.ndarray, values: np.ndarray, parts: np.ndarray, seed: int = 0) -> list[Judged]:
-    """Every decision that may serve the metric, the best first; empty where none does, or the metric is undefined on these rows.
+    """Return every decision that may raise the metric, the best first.
 
-    `truth` as `target.encode` gives it, `values` (N, O) predictions of rows that the models did not see, `parts` (N,) which rows were
-    predicted together.
+    `truth`: as `target.encode` returns it. `values`: (N, O) predictions of rows that the models did not see.
+    `parts`: (N,) the part (fold) of each row. Returns [] where no decision serves the metric, or the metric
+    is undefined on these rows.
     """
     import numpy as np
 
@@ -138,14 +147,17 @@ def judge(target: Target, metric: str, truth: np.ndarray, values: np.ndarray, pa
 
 
 def temperature_of(target: Target, truth: np.ndarray, values: np.ndarray) -> float | None:
-    """What makes probabilities of one of several classes, or of two, as sure as they are right; None for other targets."""
+    """Return the temperature that calibrates the probabilities (see `_fit_temperature`).
+
+    None for targets other than one of several classes, or two classes.
+    """
     if target.kind not in ("multiclass", "binary"):
         return None
     return _fit_temperature(target, "log_loss", truth, values).numbers[0]
 
 
 def serving(target: Target, metric: str) -> list[str]:
-    """The kinds of decisions that can change a metric of this target."""
+    """Return the kinds of decisions that can change a metric of this target."""
     if metric == "log_loss":
         return ["temperature"]
     if metric not in DECIDED:
@@ -158,7 +170,7 @@ def serving(target: Target, metric: str) -> list[str]:
 
 
 def expected_grade(values: np.ndarray) -> np.ndarray:
-    """(N,) float64: the sum of k * p(k)."""
+    """Return the expected grade of each row: (N,) float64, the sum of k * p(k)."""
     import numpy as np
 
     exact = np.asarray(values, dtype=np.float64)
@@ -180,14 +192,14 @@ def _fit_thresholds(target: Target, metric: str, truth: np.ndarray, values: np.n
 
 
 def _grid(values: np.ndarray) -> np.ndarray:
-    """Thresholds worth trying for these probabilities, within 0.01 and 0.99."""
+    """Return the thresholds to try for these probabilities: quantiles between 0.01 and 0.99."""
     import numpy as np
 
     return np.unique(np.clip(np.quantile(values, np.linspace(0.02, 0.98, GRID)), 0.01, 0.99))
 
 
 def _best_for_f1(truth: np.ndarray, values: np.ndarray, grid: np.ndarray) -> float:
-    """The threshold with the highest F1 of one label; 0.5 where no other is better."""
+    """Return the threshold with the highest F1 of one label; 0.5 where no other is better."""
 
     def score(threshold: float) -> tuple[float, bool]:
         chosen = values >= threshold
@@ -212,8 +224,11 @@ def _fit_cuts(target: Target, metric: str, truth: np.ndarray, values: np.ndarray
 
 
 def _fit_temperature(target: Target, metric: str, truth: np.ndarray, values: np.ndarray) -> Decision:
-    """The temperature with the lowest log loss of softened truth: a label of N rows counts for 1 - 1 / (N + 2), as in Platt 1999. Without
-    that a model without a mistake on few rows would be made as sure as numbers can be."""
+    """Return the temperature with the lowest log loss of softened labels.
+
+    With N rows a label counts as 1 - 1 / (N + 2), as in Platt 1999. Otherwise a model without a mistake on
+    few rows would get the smallest temperature, so its probabilities would become almost exactly 0 and 1.
+    """
     from math import exp, log
 
     import numpy as np
@@ -248,7 +263,10 @@ FITS: dict[str, Callable[..., Decision]] = {
 def _ascend(
     kind: str, start: list[float], grids: list[np.ndarray], target: Target, metric: str, truth: np.ndarray, values: np.ndarray
 ) -> Decision:
-    """One number after another moved to the best of its grid, the others held; `start` stays where nothing is better."""
+    """Move one number after another to the best value of its grid, with the others fixed.
+
+    Returns `start` where nothing is better.
+    """
     numbers = list(start)
     best = _score(kind, numbers, target, metric, truth, values)
     for _ in range(PASSES):
@@ -274,7 +292,7 @@ def _score(kind: str, numbers: list[float], target: Target, metric: str, truth: 
 
 
 def _error_of_gain(target: Target, metric: str, truth: np.ndarray, before: np.ndarray, after: np.ndarray, seed: int) -> float:
-    """The standard deviation of the gain over resampled rows."""
+    """Return the standard error of the gain: its standard deviation over resampled rows."""
     import numpy as np
 
     draw, gains = np.random.default_rng(seed), []

@@ -1,4 +1,6 @@
-"""What is done to averaged predictions before they are written: another prior, and the decision that a run of folds found to gain."""
+"""The last steps on averaged predictions before they are written: prior shift, and the decision of a run of
+folds.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +19,18 @@ DECISIONS = ("auto", "off")  # --decision
 
 
 def check_prior(team: Team, asked: str | None) -> None:
-    """Pass where the predictions of `team` can be put under the prior that `asked` names; None: there is none.
+    """Check that `--prior` can be applied to the predictions of `team`. `asked` None: there is none.
 
     Raises:
-        UserError: ranks are averaged, the target has no such shares, the run does not know those of its training, or the file is no prior.
+        UserError: ranks are averaged, the target has no class frequencies, the run does not know those of its
+            training, or the file cannot be read.
     """
     if not asked:
         return
     if team.rule == RANKS and len(team.leaves) > 1:
-        raise UserError("--prior: ranks are averaged here, and another prior changes no order: leave it out")
+        raise UserError("--prior: ranks are averaged here, and a prior does not change the order: leave --prior out")
     if team.prior is None:
-        raise UserError("--prior: the model does not say how often it saw each class in training (a release): it cannot be re-weighted")
+        raise UserError("--prior: the class frequencies in training are not known (a release has none): leave --prior out")
     if team.first.target is None:
         return
     check_target(team.first.target)
@@ -36,9 +39,9 @@ def check_prior(team: Team, asked: str | None) -> None:
 
 
 def finished(team: Team, predictions: Predictions, prior: str | None, decision: str) -> tuple[Predictions, dict[str, Any]]:
-    """The predictions under the `prior` (a file, `estimate`, or None) and with the team's decision (`auto`; `off`: without).
+    """Apply `prior` (a file, `estimate`, or None) and the team's decision (`auto`; `off`: without it).
 
-    Also what was done, for the record.
+    Returns the predictions, and what was done, for the record.
 
     Raises:
         UserError: a prior that does not fit, or a damaged decision.
@@ -52,6 +55,6 @@ def finished(team: Team, predictions: Predictions, prior: str | None, decision: 
     found = read_decision(team.record.values if team.record else None, predictions.target) if decision == "auto" else None
     if found is not None:
         predictions = replace(predictions, values=found.apply(predictions.target, predictions.values), logits=None)
-        print(f"  decided by {found.kind}, as {team.named[0].path} found to gain; --decision off leaves that out")
+        print(f"  decided by {found.kind}: they raised the out-of-fold score of {team.named[0].path}; --decision off turns this off")
         done["decision"] = found.kind
     return predictions, done

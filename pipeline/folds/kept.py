@@ -1,4 +1,7 @@
-"""Test predictions kept in the run that made them: test.npy and test.csv (ids), and test.json, which says of which images and weights."""
+"""Keep test predictions in the run folder, so that the same images are not predicted again.
+
+test.npy holds the predictions, test.csv the ids, test.json the images, weights and settings that made them.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,14 @@ from pipeline.shapes import read_object
 from pipeline.targets.target import Target
 
 STEM = "test"
-DECIDING = ("torch", "transformers", "pillow", "simplejpeg")  # packages of another version may give other pixels or logits
+DECIDING = ("torch", "transformers", "pillow", "simplejpeg")  # another version of these may change pixels or logits
 
 
 def images_digest(rows: Sequence[Row]) -> str:
-    """A digest of the ids of `rows` and the bytes of their images. A file that cannot be read counts as absent."""
+    """Return a digest of the ids of `rows` and the bytes of their images.
+
+    A file that cannot be read counts as absent.
+    """
     files: dict[Path, str] = {}
     for row in rows:
         if row.path not in files:
@@ -37,17 +43,21 @@ def images_digest(rows: Sequence[Row]) -> str:
 class Kept:
     """The kept test predictions of some runs, for one set of images.
 
-    `precision`, `views` and `batch_size` are part of what was computed: sums over batches of another size differ in their last digits.
+    `precision`, `views`, `batch_size` and `engine` must be equal too: sums over batches of another size
+    differ in their last digits.
     """
 
     def __init__(self, rows: Sequence[Row], precision: str, batch_size: int, views: Sequence[str] = (), engine: str = "torch") -> None:
         self.images, self.precision, self.batch_size, self.views = images_digest(rows), precision, batch_size, list(views)
         self.engine = engine
         self.stem = "-".join([STEM, *views])
-        self._weights: dict[tuple[int, int, int], str] = {}  # a base that several folds share is read once
+        self._weights: dict[tuple[int, int, int], str] = {}  # a backbone file that several folds share is read once
 
     def load(self, run: Run, target: Target) -> Predictions | None:
-        """What the run predicted of these images before; None where it did not, or its weights or packages are others now."""
+        """Return the run's earlier predictions of these images.
+
+        None where there are none, or weights, settings or packages have changed.
+        """
         path = run.path / f"{self.stem}.json"
         if run.record is None or not path.exists():
             return None
@@ -57,12 +67,14 @@ class Kept:
         return None
 
     def save(self, run: Run, predictions: Predictions) -> str | None:
-        """Keep predictions in the run's folder; why not, where that cannot be done. A release keeps none."""
+        """Keep predictions in the run's folder. Return a message if that fails; a release or unfinished run
+        keeps none.
+        """
         if run.record is None or run.unfinished:
             return None
         path = run.path / f"{self.stem}.json"
         try:
-            path.unlink(missing_ok=True)  # from here to the last line nothing counts
+            path.unlink(missing_ok=True)  # kept predictions are invalid until this file is written again
             predictions.save(run.path / self.stem)
             write_json(path, {"made_with": self._made_with(run), "made": now()})
         except OSError as error:
@@ -70,7 +82,7 @@ class Kept:
         return None
 
     def _by(self) -> dict[str, str]:
-        """Another engine than torch, with its version."""
+        """Return name and version of the engine, if it is not torch."""
         if self.engine == "torch":
             return {}
         from pipeline.models.openvino_model import openvino_version
@@ -90,7 +102,7 @@ class Kept:
         }
 
     def _weights_of(self, run: Run) -> str:
-        """A digest of every file of the model: weights, preprocessing, settings."""
+        """Return a digest of every file of the model: weights, preprocessing, settings."""
         found = []
         for file in sorted(file for folder in model_dirs(run.path) for file in folder.rglob("*") if file.is_file()):
             status = os.stat(file)

@@ -1,4 +1,7 @@
-"""Several processes of train.py at once: each with a card of its own, or with its share of the processor's threads; their lines in one output."""
+"""Run several processes of train.py at once, and print their lines in one output.
+
+Each process gets a GPU of its own, or its share of the CPU threads.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,10 @@ IS_CHILD = "CHILD_OF_PARALLEL"  # in the environment of each process that is sta
 
 @dataclass(frozen=True)
 class Child:
-    """A process to start: `name` stands before its lines, `words` are a script of this project, or -m and a module, and its flags.
+    """A process to start. `name` is printed before each of its lines.
 
-    `keeps`: file descriptors that it inherits.
+    `words`: a script of this project (or `-m` and a module), then its flags. `keeps`: file descriptors that
+    the process inherits.
     """
 
     name: str
@@ -38,22 +42,25 @@ class _Running:
     slot: int
     process: subprocess.Popen
     reader: threading.Thread
-    said: list[str] = field(default_factory=list)
+    output: list[str] = field(default_factory=list)
 
 
 def is_child() -> bool:
-    """True in a process that `run_children` started: what to do next is said by that one, which sees all of them."""
+    """Return True in a process that `run_children` started. Only the parent prints what to do next: it sees
+    all children.
+    """
     return IS_CHILD in os.environ
 
 
 def run_children(children: Sequence[Callable[[], Child]], at_once: int, after: Callable[[str], None] = lambda name: None) -> None:
-    """Run all of them, `at_once` at a time. After one that ended badly no other is started, and the running ones are waited for.
+    """Run all `children`, at most `at_once` at a time.
 
-    `after(name)` is called when one has ended well.
+    After one fails no other is started, and the running ones are waited for. `after(name)` is called when one
+    has ended well.
 
     Raises:
-        UserError: there are fewer cards than `at_once`, or one ended badly; its last message is given.
-        Interrupted: stopped, or a child was (--max-minutes); all have saved their state.
+        UserError: fewer GPUs than `at_once`, or a process failed (its last message is shown).
+        Interrupted: stopped, or a child was stopped (--max-minutes); all have saved their state.
     """
     places = places_for(at_once)
     waiting, running, ended = list(children), [], []
@@ -84,17 +91,17 @@ def run_children(children: Sequence[Callable[[], Child]], at_once: int, after: C
                 one.process.terminate()
                 one.process.wait()
     if stopped or any(one.process.returncode == EXIT_INTERRUPTED for one in ended):
-        why = stopped[0] if stopped else "as a fold was"
-        raise Interrupted(f"stopped ({why}); the state of every fold is saved. Go on with the same command and --resume")
+        why = stopped[0] if stopped else "because a fold stopped"
+        raise Interrupted(f"stopped ({why}); the state of every fold is saved. Continue with the same command and --resume")
     if bad := [one for one in ended if one.process.returncode != EXIT_DONE]:
-        raise UserError("\n".join(f"{one.name} ended with exit code {one.process.returncode}: {_last_words(one.said)}" for one in bad))
+        raise UserError("\n".join(f"{one.name} ended with exit code {one.process.returncode}: {_last_words(one.output)}" for one in bad))
 
 
 def places_for(at_once: int) -> list[dict[str, str]]:
-    """What each of so many processes gets in its environment: a card, or its share of the threads.
+    """Return the environment variables of each of `at_once` processes: a GPU, or a share of the CPU threads.
 
     Raises:
-        UserError: there are fewer cards.
+        UserError: there are fewer GPUs than processes.
     """
     import torch
 
@@ -103,7 +110,7 @@ def places_for(at_once: int) -> list[dict[str, str]]:
         threads = str(max(1, torch.get_num_threads() // at_once))
         return [{"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}] * at_once
     if at_once > cards:
-        raise UserError(f"--parallel {at_once}: this machine has {cards} card{'s' if cards > 1 else ''}; use --parallel {cards}")
+        raise UserError(f"--parallel {at_once}: this machine has {cards} GPU{'s' if cards > 1 else ''}; use --parallel {cards}")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(number) for number in range(cards)]
     return [{"CUDA_VISIBLE_DEVICES": names[slot].strip()} for slot in range(at_once)]
@@ -125,20 +132,20 @@ def _start(child: Child, slot: int, place: dict[str, str]) -> _Running:
         start_new_session=True,  # Ctrl-C goes to this process alone, which passes it on once
         preexec_fn=end_with_parent if sys.platform == "linux" else None,
     )
-    said: list[str] = []
+    output: list[str] = []
 
     def read() -> None:
         for line in process.stdout:
-            said.append(line.rstrip("\n"))
+            output.append(line.rstrip("\n"))
             print(f"{child.name} | {line.rstrip()}", flush=True)
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    return _Running(child.name, slot, process, reader, said)
+    return _Running(child.name, slot, process, reader, output)
 
 
-def _last_words(said: Sequence[str]) -> str:
-    starts = [number for number, line in enumerate(said) if line.startswith("error: ")]
+def _last_words(output: Sequence[str]) -> str:
+    starts = [number for number, line in enumerate(output) if line.startswith("error: ")]
     if starts:
-        return "\n".join(said[starts[-1] :]).removeprefix("error: ")
-    return next((line for line in reversed(said) if line.strip()), "it printed nothing")
+        return "\n".join(output[starts[-1] :]).removeprefix("error: ")
+    return next((line for line in reversed(output) if line.strip()), "it printed nothing")

@@ -1,4 +1,8 @@
-"""Who is in which fold, and the files that say so: folds.csv (id, fold) and, until all folds are trained, state/folds.json."""
+"""Which row is in which fold, and the files that store it: folds.csv and state/folds.json.
+
+folds.csv has the columns id and fold. state/folds.json holds the settings of the run; it is used until all
+folds are trained.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ START_SHAPE = {"folds": COUNT, "parallel?": COUNT, "recipe": Each(ANYTHING), "co
 
 @dataclass(frozen=True)
 class Plan:
-    """The folds of a run: `fold_of` gives each labelled id, in the table's order, its fold from 1 to `count`."""
+    """The folds of a run. `fold_of` maps each labelled id, in the table's order, to its fold (1 to `count`)."""
 
     output: Path
     count: int
@@ -34,37 +38,38 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def folder(self, number: int) -> Path:
-        """The run folder of one fold, there or not."""
+        """Return the run folder of one fold; it may not exist yet."""
         return self.output / f"fold-{number}"
 
     def ids(self, number: int) -> list[str]:
-        """The ids that validate in one fold, in the table's order."""
+        """Return the validation ids of one fold, in the table's order."""
         return [row_id for row_id, fold in self.fold_of.items() if fold == number]
 
     def split(self, competition: Competition, number: int) -> Competition:
-        """The competition with this fold for validation and the others for training."""
+        """Return the competition split for one fold: this fold validates, the others train."""
         parts = {row_id: "val" if fold == number else "train" for row_id, fold in self.fold_of.items()}
         return replace(competition, split=parts, split_from=f"fold {number} of {self.count}", groups=None)
 
     def done(self) -> list[int]:
-        """The folds whose run is complete."""
+        """Return the numbers of the folds whose run is complete."""
         return [number for number in range(1, self.count + 1) if (self.folder(number) / RECORD).exists()]
 
     def begun(self) -> list[int]:
-        """The folds whose run was started, complete or not."""
+        """Return the numbers of the folds whose run was started, complete or not."""
         return [number for number in range(1, self.count + 1) if has_run(self.folder(number))]
 
     def missing(self) -> list[int]:
-        """The folds that are not complete."""
+        """Return the numbers of the folds that are not complete."""
         return [number for number in range(1, self.count + 1) if number not in self.done()]
 
     def write(self, recipe: Recipe, command: str, parallel: int = 1) -> None:
-        """Write folds.csv, and state/folds.json with what the run was started with; a run that goes on keeps its own.
+        """Write folds.csv and state/folds.json. A resumed run keeps the state/folds.json that it has.
 
-        `parallel`: how many are trained at once; another number rounds differently, so it is part of the command that goes on.
+        `parallel`: how many folds are trained at once. Another number rounds differently, so it is stored for
+        `--resume`.
 
         Raises:
-            UserError: folds.csv is there and says something else.
+            UserError: folds.csv exists and assigns other folds.
         """
         path = self.output / FOLDS_FILE
         if path.exists():
@@ -86,18 +91,19 @@ class Plan:
         other = [row_id for row_id in {**before, **self.fold_of} if before.get(row_id) != self.fold_of.get(row_id)]
         if other:
             raise UserError(
-                f"{path} and the data do not agree on {counted(len(other), 'row')}: {quoted(other)}. The labels, the groups, the number of folds "
-                "or the split seed have changed since this run was started: put them back, or use another --output"
+                f"{path} and the data do not agree on {counted(len(other), 'row')}: {quoted(other)}. The labels, the groups, "
+                "the number of folds or the split seed have changed since this run was started: restore them, or use "
+                "another --output"
             )
 
 
 def has_run(folder: Path) -> bool:
-    """True when a run was started in `folder`, complete or not."""
+    """Return True when a run was started in `folder`, complete or not."""
     return (folder / RECORD).exists() or (folder / "state").is_dir()
 
 
 def read_folds(path: Path) -> dict[str, int]:
-    """id -> fold, as `Plan.write` wrote them.
+    """Return {id: fold} from the folds.csv that `Plan.write` wrote.
 
     Raises:
         UserError: the file is damaged.
@@ -110,7 +116,10 @@ def read_folds(path: Path) -> dict[str, int]:
 
 
 def read_start(output: Path) -> dict[str, Any] | None:
-    """What the folds in `output` were started with: `folds`, `parallel`, `recipe`, `command`, `started`; None where none were, or all are assembled.
+    """Return the settings that the unfinished folds in `output` were started with.
+
+    Keys: `folds`, `parallel`, `recipe`, `command`, `started`. None where no folds were started, or all are
+    finished and assembled.
 
     Raises:
         UserError: the file is damaged.
@@ -118,11 +127,11 @@ def read_start(output: Path) -> dict[str, Any] | None:
     path = output / FOLDS_START
     if not path.exists() or (output / RECORD).exists():
         return None
-    return read_shaped(path, START_SHAPE, "start the folds anew with another --output")
+    return read_shaped(path, START_SHAPE, "start the folds again with another --output")
 
 
 def fold_command(command: str, number: int, output: Path) -> str:
-    """What trains fold `number` alone into `output`, from the `command` that trained all of them."""
+    """Return the command that trains only fold `number` into `output`, made from the `command` for all folds."""
     kept, skip = [], False
     for word in words_of(command) or ["python", "train.py"]:
         flag, _, value = word.partition("=")
@@ -137,10 +146,13 @@ def fold_command(command: str, number: int, output: Path) -> str:
 
 
 def plan_folds(output: Path, competition: Competition, recipe: Recipe, count: int) -> Plan:
-    """The folds of a competition: as its table or its folds.csv says, else made: stratified, whole groups, by the split seed.
+    """Return the folds of a competition.
+
+    They come from the label table or the competition's folds.csv if one of them states folds. Otherwise they
+    are made: stratified, with whole groups, from the split seed.
 
     Raises:
-        UserError: too few or too many folds, or stated ones that do not fit.
+        UserError: too few or too many folds, or the stated folds do not fit.
     """
     label_of = {row.id: row.label for row in competition.train}
     paths: dict[str, list[Path]] = {}
@@ -151,7 +163,7 @@ def plan_folds(output: Path, competition: Competition, recipe: Recipe, count: in
         folds, lines = make_folds(competition.target, list(label_of.values()), units, count, split_seed(recipe))
     else:
         folds = take_folds(list(label_of), competition.folds, competition.folds_from, count)
-        lines = [f"{count} folds as {competition.folds_from} gives them"]
+        lines = [f"{count} folds from {competition.folds_from}"]
         lines += [warning for warning in [both_sides(list(label_of), units, folds)] if warning]
         lines += rare_labels(competition.target, list(label_of.values()), folds, count)
     return Plan(output, count, dict(zip(label_of, folds, strict=True)), tuple(lines))

@@ -1,9 +1,11 @@
-"""Prior shift: probabilities re-weighted where the test set holds other shares of the classes than the training set.
+"""Prior shift: correct probabilities when the classes have other frequencies in the test set than in
+training.
 
-Known shares come from a file; unknown ones are estimated on the test predictions themselves: the most probable shares under a Dirichlet prior
-(Sulc and Matas 2018, "Improving CNN classifiers by estimating test-time priors", arXiv:1805.08235), found by expectation-maximisation
-(Saerens, Latinne and Decaestecker 2002). Their prior is symmetric; this one is centred at the training shares, so that few images, or unsure
-predictions, leave things as they are. Without a prior (plain EM) rare classes are lost where the model is unsure.
+Known class frequencies come from a file. Unknown ones are estimated from the test predictions: the most
+probable frequencies under a Dirichlet prior (Sulc and Matas 2018, "Improving CNN classifiers by estimating
+test-time priors", arXiv:1805.08235), found by expectation-maximisation (Saerens, Latinne and Decaestecker
+2002). Their prior is symmetric; this one is centred at the training frequencies, so few images or uncertain
+predictions change little. Without a prior (plain EM) rare classes are lost where the model is uncertain.
 """
 
 from __future__ import annotations
@@ -23,28 +25,31 @@ if TYPE_CHECKING:
     import numpy as np
 
 ESTIMATE = "estimate"
-# Imagined images of each class, on the average: alpha - 1. 2 is Sulc and Matas' own, for probabilities that are right as often as they say.
-# Where no out-of-fold rows say whether they are, 8: with 2 an unsure model lost by it. tests/benchmarks/README.md
+# Strength of the Dirichlet prior, alpha - 1: as many images of each class, on average, are added with the training
+# frequencies. Sulc and Matas use 2, for calibrated probabilities. Without out-of-fold rows the calibration is not
+# known, so it is 8: with 2 the predictions of an uncertain model became worse (tests/benchmarks/README.md).
 STRENGTH, STRENGTH_UNSURE = 2.0, 8.0
 ROUNDS, STILL = 2000, 1e-8
 SHARE_NAMES = ("share", "count", "frequency", "prior", "probability")
 
 
 def check_target(target: Target) -> None:
-    """Pass where a prior means something.
+    """Check that class frequencies have a meaning for this target.
 
     Raises:
-        UserError: the target is not one of several classes, nor one of two.
+        UserError: the target is not one of several classes, nor two classes.
     """
     if target.kind not in ("multiclass", "binary"):
-        raise UserError(f"--prior: shares of classes re-weight one of several classes, or of two; this model predicts {target.describe()}")
+        raise UserError(f"--prior works for one of several classes, or two classes; this model predicts {target.describe()}")
 
 
 def read_prior(path: Path, target: Target) -> np.ndarray:
-    """(C,) float64 shares of the classes, in the order of the target's names, that a file with the columns class and share (or count) gives.
+    """Return the class frequencies in a file with the columns class and share (or count).
+
+    (C,) float64, their sum is 1, in the order of the target's names.
 
     Raises:
-        UserError: every problem of the file at once.
+        UserError: lists every problem of the file.
     """
     import numpy as np
 
@@ -59,11 +64,11 @@ def read_prior(path: Path, target: Target) -> np.ndarray:
         except ValueError:
             value = -1.0
         if not (0 <= value < float("inf")):
-            problems.append(f"row {line}: {cell!r} is no number from 0 upwards")
+            problems.append(f"row {line}: {cell!r} is not a number of at least 0")
         if name not in target.names:
-            problems.append(f"row {line}: {name!r} is no class of the model: {quoted(target.names)}")
+            problems.append(f"row {line}: {name!r} is not a class of the model: {quoted(target.names)}")
         elif name in shares:
-            problems.append(f"row {line}: {name!r} is there twice")
+            problems.append(f"row {line}: {name!r} occurs twice")
         shares[name] = value
     if missing := [name for name in target.names if name not in shares]:
         problems.append(f"no row for {quoted(missing)}")
@@ -75,9 +80,10 @@ def read_prior(path: Path, target: Target) -> np.ndarray:
 
 
 def estimate(values: np.ndarray, trained: np.ndarray, strength: float = STRENGTH) -> np.ndarray:
-    """(C,) float64: the most probable shares of the classes behind (N, C) probabilities of a model trained with the shares `trained`.
+    """Return the most probable class frequencies, (C,) float64, of the images behind (N, C) probabilities.
 
-    `strength`: how many images of each class, on the average, are imagined to show the shares of training.
+    `trained`: class frequencies of training. `strength`: the weight of these, as a number of images for each
+    class on average.
     """
     import numpy as np
 
@@ -97,7 +103,9 @@ def estimate(values: np.ndarray, trained: np.ndarray, strength: float = STRENGTH
 
 
 def reweighted(values: np.ndarray, trained: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """(N, C) float32 probabilities under other `shares` of the classes than the model was `trained` with."""
+    """Return (N, C) float32 probabilities for the class frequencies `shares`; the model was `trained` with
+    others.
+    """
     import numpy as np
 
     moved = np.asarray(values, dtype=np.float64) * (shares / trained)
@@ -106,7 +114,11 @@ def reweighted(values: np.ndarray, trained: np.ndarray, shares: np.ndarray) -> n
 
 
 def is_shifted(values: np.ndarray, trained: np.ndarray, shares: np.ndarray) -> bool:
-    """True where `shares` explain (N, C) probabilities better than those of training by more than chance: the likelihood ratio test, 1 in 20."""
+    """Return True where `shares` explain (N, C) probabilities significantly better than the training
+    frequencies.
+
+    It is the likelihood ratio test at the level 0.05.
+    """
     import numpy as np
     from scipy.stats import chi2
 
@@ -118,21 +130,23 @@ def is_shifted(values: np.ndarray, trained: np.ndarray, shares: np.ndarray) -> b
 def shift(
     predictions: Predictions, trained: Sequence[float] | None, asked: str, temperature: float | None = None
 ) -> tuple[Predictions, str]:
-    """`predictions` under the prior that `asked` names (a file, or `estimate`), and a line on what changed. `temperature`: what makes the
-    probabilities as sure as they are right, from out-of-fold rows; an estimate from over- or underconfident ones would be off. None: not
-    known, and an estimate needs more to go by.
+    """Return the predictions corrected for other class frequencies, and a message on what changed.
 
-    Estimated shares that are not told apart from those of training by more than chance change nothing.
+    `asked`: a file, or `estimate`. `temperature`: calibrates the probabilities before frequencies are
+    estimated, from out-of-fold rows; without calibration the estimate would be biased. None: not known, so
+    the training frequencies get more weight. Estimated frequencies that do not differ significantly from
+    those of training change nothing.
 
     Raises:
-        UserError: the target has no such shares, the run does not know those of its training, or the file cannot be read.
+        UserError: the target has no class frequencies, the run does not know those of its training, or the
+            file cannot be read.
     """
     import numpy as np
 
     target = predictions.target
     check_target(target)
     if trained is None:
-        raise UserError("--prior: the model does not say how often it saw each class in training (a release): it cannot be re-weighted")
+        raise UserError("--prior: the class frequencies in training are not known (a release has none): leave --prior out")
     known = np.array(trained, dtype=np.float64)
     probabilities = predictions.values.astype(np.float64)
     if target.kind == "binary":
@@ -148,10 +162,11 @@ def shift(
         else read_prior(Path(asked), target)
     )
     if asked == ESTIMATE and not is_shifted(probabilities, known, shares):
-        return predictions, "prior (estimate): the test set shows the shares of training, as far as can be told: nothing is changed"
+        return predictions, "prior (estimate): the class frequencies do not differ significantly from training: nothing is changed"
     moved = reweighted(probabilities, known, shares)
     after = replace(predictions, values=moved[:, 1:] if target.kind == "binary" else moved, logits=None)
     most = np.abs(shares - known).argsort()[::-1][:3]
-    told = ", ".join(f"{target.names[place]!r} {known[place]:.3f} -> {shares[place]:.3f}" for place in most.tolist())
+    listed = ", ".join(f"{target.names[place]!r} {known[place]:.3f} -> {shares[place]:.3f}" for place in most.tolist())
     changed = int((target.chosen(after.values) != target.chosen(predictions.values)).sum())
-    return after, f"prior ({asked}): shares of classes changed most: {told}; {changed:,} of {len(moved):,} decisions are others now"
+    counts = f"{changed:,} of {len(moved):,} decisions changed"
+    return after, f"prior ({asked}): largest changes of class frequencies: {listed}; {counts}"

@@ -1,4 +1,6 @@
-"""Which models predict together: the folders named, each a run, folds or a blend, as single models with their weights; and their average."""
+"""The models that predict together: open run, fold and blend folders as single models with weights, and
+average them.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,12 @@ from pipeline.wording import counted, quoted
 if TYPE_CHECKING:
     from pipeline.competition.rows import Competition
 
-DEEPEST = 8  # blends of blends
+DEEPEST = 8  # levels of blends within blends
 
 
 @dataclass(frozen=True)
 class Named:
-    """A folder as it was named: what it is called, and what it says of itself (None: a release)."""
+    """A folder named on the command line, the name of its model, and its record (None: a release)."""
 
     path: Path
     name: str
@@ -35,7 +37,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One model, and its share of the average."""
+    """One model, and its weight in the average."""
 
     run: Run
     weight: float
@@ -43,7 +45,11 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Team:
-    """`leaves`: single models, whose weights sum to 1; `named`: the folders that were named; `rule`: what is averaged."""
+    """Models that predict together.
+
+    `leaves`: single models, whose weights sum to 1. `named`: the folders of the command line. `rule`:
+    "probabilities" or "ranks", whichever is averaged.
+    """
 
     leaves: tuple[Leaf, ...]
     named: tuple[Named, ...]
@@ -51,44 +57,48 @@ class Team:
 
     @property
     def first(self) -> Run:
-        """The model whose settings say how the data are read."""
+        """The first model; its settings decide how the data are read."""
         return self.leaves[0].run
 
     @property
     def record(self) -> RunRecord | None:
-        """The record of the only folder named; None where there are several, or none."""
+        """The record of the only folder; None where several folders were named, or for a release."""
         return self.named[0].record if len(self.named) == 1 else None
 
     @property
     def prior(self) -> list[float] | None:
-        """The mean prediction of training, a value for each output; None where no member can tell."""
+        """Mean label of the training rows, one value per output; None where no member knows it."""
         record = self.record or self.first.record
         return record.prior if record else None
 
     @property
     def temperature(self) -> float | None:
-        """What out-of-fold rows say of how sure the models are; None where there are none."""
+        """Temperature fitted on out-of-fold rows, which calibrates the probabilities; None where there is
+        none.
+        """
         found = self.record.values.get("temperature") if self.record else None
         return float(found) if found else None
 
     def describe(self) -> str:
-        """One line: what predicts, and how it is put together."""
+        """Return one line: which models predict, and how they are combined."""
         names = " + ".join(f"{one.name} from {one.path}" for one in self.named)
         if len(self.leaves) == 1:
             return names
-        why = ": the metric asks for order alone, and models differ in how sure they are" if self.rule == RANKS else ""
-        return f"{names}: {counted(len(self.leaves), 'model')}, the mean of their {self.rule}{why}"
+        why = " (the metric depends only on the order)" if self.rule == RANKS else ""
+        return f"{names}: {counted(len(self.leaves), 'model')}, mean of their {self.rule}{why}"
 
     def members(self) -> dict[str, float]:
-        """The folder of each model, and its weight."""
+        """Return {folder of each model: weight}."""
         return {str(leaf.run.path): round(leaf.weight, 6) for leaf in self.leaves}
 
 
 def gather(paths: Sequence[Path]) -> Team:
-    """The models in the folders `paths`, each folder with the same weight. A blend has its own weights for its members.
+    """Open the models in the folders `paths`. Each folder has the same weight; a blend has its own weights
+    inside.
 
     Raises:
-        UserError: a folder holds no model, a fold or member is missing, or the models predict different things; what differs is listed.
+        UserError: a folder holds no model, a fold or member is missing, or the models predict different
+            things (the differences are listed).
     """
     named, leaves, rules = [], [], []
     for path in paths:
@@ -104,10 +114,11 @@ def gather(paths: Sequence[Path]) -> Team:
 
 
 def meet_over(team: Team, competition: Competition) -> None:
-    """Let several processes that predict together meet; of one there is nothing to do.
+    """Compare the inputs of all processes that predict together. With one process it does nothing.
 
     Raises:
-        UserError: they see other models or test images, or are more than these.
+        UserError: the processes see different models or test images, or there are more processes than test
+            images.
     """
     from pipeline.training.processes import current, meet
 
@@ -120,10 +131,12 @@ def meet_over(team: Team, competition: Competition) -> None:
 
 
 def predict_together(team: Team, target: Target | None, predict: Callable[[Run], Predictions]) -> Predictions:
-    """The average of what `predict` gives for each model, one model after the other; of a single model what it gives.
+    """Return the average of `predict` over all models, called for one model after the other.
+
+    For a single model it returns the result of `predict` unchanged.
 
     Raises:
-        UserError: what `predict` raises, or outputs that differ.
+        UserError: an error of `predict`, or outputs that differ.
     """
     if len(team.leaves) == 1:
         return predict(team.leaves[0].run)
@@ -137,10 +150,10 @@ def predict_together(team: Team, target: Target | None, predict: Callable[[Run],
 
 
 def in_order(predictions: Predictions, target: Target) -> Predictions:
-    """The same predictions with their outputs in the order of `target`, which has the same ones.
+    """Return the same predictions with their outputs in the order of `target`.
 
     Raises:
-        UserError: the outputs are others.
+        UserError: the outputs are not the same.
     """
     mine, wanted = predictions.target.output_names, target.output_names
     if mine == wanted:
@@ -151,9 +164,9 @@ def in_order(predictions: Predictions, target: Target) -> Predictions:
 
 
 def _open(path: Path, weight: float, depth: int) -> tuple[RunRecord | None, list[Leaf]]:
-    """What the folder says of itself, and its models."""
+    """Return the record of the folder, and its models."""
     if depth > DEEPEST:
-        raise UserError(f"{path} is a blend of blends of itself: name the models themselves")
+        raise UserError(f"{path} is a blend that contains itself, or more than {DEEPEST} levels of blends: name the models themselves")
     record = read_record(path) if path.is_dir() else None
     if record is None or record.kind == "run":
         _refuse_unfinished(path)
@@ -178,16 +191,16 @@ def _refuse_unfinished(path: Path) -> None:
     numbers = range(1, start["folds"] + 1) if start else []
     missing = [number for number in numbers if not (path / f"fold-{number}" / RECORD).exists()]
     if start:
-        what = f"fold {', '.join(map(str, missing))} of {start['folds']} missing" if missing else "not put together yet"
+        what = f"fold {', '.join(map(str, missing))} of {start['folds']} missing" if missing else "not assembled yet"
         command = shlex.join(["python", "train.py", "--folds", str(start["folds"]), "--resume", "--output", str(path)])
-        one = f" (one alone: --fold {missing[0]})" if missing else ""
-        raise UserError(f"{path} holds unfinished folds, {what}: go on with {command}{one}, and --data as before")
+        one = f" (for one fold only: --fold {missing[0]})" if missing else ""
+        raise UserError(f"{path} holds unfinished folds, {what}: continue with {command}{one}, and the same --data")
 
 
 def _how_made(record: RunRecord, missing: Sequence[str]) -> list[str]:
-    """The commands that make missing folds again."""
+    """Return the commands that train missing folds again."""
     if record.kind != "folds":
-        return ["bring it back, or blend anew: python -m pipeline.folds.blend"]
+        return ["restore it, or blend again: python -m pipeline.folds.blend"]
     command, output = str(record.values.get("command") or "python train.py"), record.path.parent
     return [f"  {fold_command(command, int(name.removeprefix('fold-')), output)}" for name in missing]
 
@@ -208,7 +221,7 @@ def _check_alike(leaves: Sequence[Leaf]) -> None:
         elif set(mine.names) != set(other.names):
             lacks, has = sorted(set(mine.names) - set(other.names)), sorted(set(other.names) - set(mine.names))
             differ = [f"lacks {quoted(lacks)}"] if lacks else []
-            differ += [f"has {quoted(has)} besides"] if has else []
+            differ += [f"has also {quoted(has)}"] if has else []
             problems.append(f"{run.path}, compared with {first.path}, {' and '.join(differ)}")
         elif run.metric != first.metric:
             problems.append(f"{run.path} was trained for {run.metric}, {first.path} for {first.metric}")
@@ -216,5 +229,5 @@ def _check_alike(leaves: Sequence[Leaf]) -> None:
 
 
 def made_by(team: Team, **more: Any) -> dict[str, Any]:
-    """What a predictions file's record keeps of how it was made."""
+    """Return how predictions were made, for the record of a predictions file."""
     return {"members": team.members(), "average": team.rule if len(team.leaves) > 1 else None} | more

@@ -1,4 +1,4 @@
-"""`train.py --folds K`: one ordinary run a fold, on the same road as any other; then their predictions of held-out rows put together."""
+"""`train.py --folds K`: train one ordinary run per fold, then assemble their out-of-fold predictions."""
 
 from __future__ import annotations
 
@@ -31,8 +31,12 @@ from pipeline.training.resume import DECIDE_NOTHING
 
 @dataclass(frozen=True)
 class Steps:
-    """What train.py does, handed in by it. `recipe(args, stored)`: the recipe that flags ask for, on top of a stored one where it is given;
-    `read(args, recipe)`: the competition; `train(args, command, started, recipe, competition)`: one whole run."""
+    """The steps of train.py, passed in by it.
+
+    `recipe(args, stored)`: the recipe from the flags, applied on top of the stored recipe if there is one.
+    `read(args, recipe)`: the competition. `train(args, command, started, recipe, competition)`: one whole
+    run, returns the exit code.
+    """
 
     recipe: Callable[[argparse.Namespace, dict[str, Any] | None], Recipe]
     read: Callable[[argparse.Namespace, Recipe], Competition]
@@ -40,11 +44,14 @@ class Steps:
 
 
 def train_folds(args: argparse.Namespace, words: list[str], started: float, steps: Steps) -> int:
-    """Train the folds that `args` ask for (`words`: the command line after the script's name) and, once all are there, put them together.
+    """Train the folds that `args` select; assemble them once all are trained. Return the exit code.
+
+    `words`: the command line after the script's name.
 
     Raises:
-        UserError: flags that do not go together, folds that cannot be made, other folds in the output folder, or what a run raises.
-        Interrupted: stopped in a fold, whose state is kept.
+        UserError: flags that contradict each other, folds that cannot be made, other folds in the output
+            folder, or an error of a run.
+        Interrupted: stopped in a fold; its state is saved.
     """
     check_flags(args)
     output, command = Path(args.output), shlex.join(["python", "train.py", *words])
@@ -55,15 +62,15 @@ def train_folds(args: argparse.Namespace, words: list[str], started: float, step
             if is_put_together(output, record):
                 print(f"the folds in {output} are complete: nothing to resume")
                 return 0
-            start = {"folds": len(record.values["members"]), "recipe": record.values["recipe"]}  # one was lost, or trained anew
+            start = {"folds": len(record.values["members"]), "recipe": record.values["recipe"]}  # one fold is missing or was trained again
         _check_before(args, output, start)
         if start and args.resume and not args.fold and args.parallel is None:
-            args.parallel = start.get("parallel")  # another number has other threads, which round differently
+            args.parallel = start.get("parallel")  # another number changes the threads and so the rounding
         stored = start["recipe"] if start and args.resume and not args.recipe else None
         recipe = steps.recipe(args, stored)
         if recipe.task != "classification":
             raise UserError(
-                f"--folds: folds are for images with labels, and the recipe {recipe.name} is for {recipe.task}; train it without --folds"
+                f"--folds is for images with labels, but the recipe {recipe.name} is for {recipe.task}: train it without --folds"
             )
         competition = steps.read(args, recipe)
         plan = plan_folds(output, competition, recipe, args.folds)
@@ -73,7 +80,7 @@ def train_folds(args: argparse.Namespace, words: list[str], started: float, step
             return steps.train(_for_fold(args, plan, 1, started), command, started, recipe, plan.split(competition, 1))
         _check_members(plan, recipe)
         if not args.resume and not args.fold and (moved := set_aside(run_entries(output), output / "earlier")):
-            print(f"what was in {output} is kept in {moved}")
+            print(f"the earlier files of {output} are kept in {moved}")
         plan.write(recipe, command, args.parallel or 1)
         todo = [args.fold] if args.fold else plan.missing()
         if args.parallel and args.parallel > 1 and len(todo) > 1:
@@ -86,10 +93,10 @@ def train_folds(args: argparse.Namespace, words: list[str], started: float, step
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Refuse what makes no sense together.
+    """Check the flags for folds.
 
     Raises:
-        UserError: every problem at once.
+        UserError: lists every problem.
     """
     problems = []
     if args.folds is None:
@@ -97,7 +104,7 @@ def check_flags(args: argparse.Namespace) -> None:
             f"--{name} {value}: only with --folds K" for name, value in (("fold", args.fold), ("parallel", args.parallel)) if value
         ]
     elif args.folds < 2:
-        problems.append(f"--folds {args.folds}: at least 2 are needed (one model a fold, validated on what the others train on)")
+        problems.append(f"--folds {args.folds}: at least 2 are needed (each fold is validated by a model trained on the others)")
     elif args.fold is not None and not 1 <= args.fold <= args.folds:
         problems.append(f"--fold {args.fold}: a number from 1 to {args.folds} is needed")
     if args.fold is not None and (args.parallel or 1) > 1:
@@ -105,13 +112,13 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.parallel is not None and args.parallel < 1:
         problems.append(f"--parallel {args.parallel}: at least 1")
     if (processes := world_size()) > 1:
-        instead = f"start it with python and --parallel {processes}: one fold a card"
+        instead = f"start it with python and --parallel {processes}: one fold per GPU"
         problems.append(f"--folds under torchrun ({processes} processes): {instead}")
     raise_all(problems, "the folds cannot be trained:")
 
 
 def _check_before(args: argparse.Namespace, output: Path, start: dict[str, Any] | None) -> None:
-    """Raise where the output folder holds something unfinished that this command would not go on with."""
+    """Raise if the output folder holds unfinished work that this command would not continue."""
     if start is not None and start["folds"] != args.folds:
         raise UserError(
             f"{output} holds {start['folds']} folds, not {args.folds}: use --folds {start['folds']} --resume, or another --output"
@@ -123,16 +130,16 @@ def _check_before(args: argparse.Namespace, output: Path, start: dict[str, Any] 
     if args.dry_run or args.resume or args.fold:
         return
     if start is not None:
-        raise UserError(f"{output} holds unfinished folds: go on with --resume, or use another --output")
+        raise UserError(f"{output} holds unfinished folds: continue with --resume, or use another --output")
     if (output / "state" / "start.json").exists() and not (output / RECORD).exists():
         raise UserError(f"{output} holds an unfinished run of one model: finish it without --folds, or use another --output")
     copied = sorted(folder.name for folder in output.glob("fold-*") if (folder / RECORD).exists())
     if copied and not (output / RECORD).exists():
-        raise UserError(f"{output} holds {', '.join(copied)}: put them together with --resume, or use another --output")
+        raise UserError(f"{output} holds {', '.join(copied)}: assemble them with --resume, or use another --output")
 
 
 def _check_members(plan: Plan, recipe: Recipe) -> None:
-    """Raise where a fold that is there was trained by another recipe: such folds are no team that says how good one recipe is."""
+    """Raise if an existing fold was trained with another recipe: the score must describe one recipe."""
     problems = []
     for number in plan.done():
         path = plan.folder(number) / RECORD
@@ -143,10 +150,10 @@ def _check_members(plan: Plan, recipe: Recipe) -> None:
 
 
 def _for_fold(args: argparse.Namespace, plan: Plan, number: int, started: float) -> argparse.Namespace:
-    """The flags of one fold's run: its own folder, and the minutes that are left.
+    """Return the flags of one fold's run: its own folder, and the remaining minutes.
 
     Raises:
-        Interrupted: none are.
+        Interrupted: no minutes are left.
     """
     left = _minutes_left(args, started)
     folder = plan.folder(number)
@@ -160,7 +167,7 @@ def _minutes_left(args: argparse.Namespace, started: float) -> float | None:
     left = args.max_minutes - (time.perf_counter() - started) / 60
     if left <= 0 and not args.fold and args.max_minutes > 0:
         raise Interrupted(
-            "stopped (--max-minutes reached) between two folds; those before are kept. Go on with the same command and --resume"
+            "stopped (--max-minutes reached) between two folds; finished folds are kept. Continue with the same command and --resume"
         )
     return max(left, 0.0)
 
@@ -183,7 +190,7 @@ def _train_in_turn(
 
 
 def _train_beside(args: argparse.Namespace, words: list[str], started: float, plan: Plan, todo: list[int]) -> None:
-    """Several folds at once, each a process of its own with `--fold`; what comes after them is said by this one."""
+    """Train several folds at once, each in its own process with `--fold`. This process reports the result."""
 
     def child(number: int) -> Child:
         left = _minutes_left(args, started)
@@ -196,12 +203,14 @@ def _train_beside(args: argparse.Namespace, words: list[str], started: float, pl
 
 
 def tidy(plan: Plan, number: int) -> None:
-    """Make a trained fold small: no resume state, and the frozen base beside an adapter is one file with that of another fold."""
+    """Make a trained fold smaller: delete its resume state and share the frozen backbone file with another
+    fold.
+    """
     share_base(plan.folder(number), [plan.folder(other) for other in plan.done() if other != number])
 
 
 def _forget() -> None:
-    """Free what the fold before held, on the card too."""
+    """Free the memory of the previous fold, also on the GPU."""
     import torch
 
     torch.compiler.reset()
@@ -212,7 +221,7 @@ def _forget() -> None:
 
 def _say_what_is_left(args: argparse.Namespace, plan: Plan) -> int:
     missing = plan.missing()
-    left = f"missing: {', '.join(map(str, missing))}" if missing else "all are there"
+    left = f"missing: {', '.join(map(str, missing))}" if missing else "all are trained"
     words = shlex.join(["python", "train.py", "--folds", str(plan.count), "--resume", "--data", args.data, "--output", args.output])
-    print(f"folds in {plan.output}: {left}. Put them together with {words}")
+    print(f"folds in {plan.output}: {left}. Assemble them with {words}")
     return 0

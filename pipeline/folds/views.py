@@ -1,6 +1,7 @@
-"""Views of a test image (test-time augmentation): mirrored, enlarged, cropped; their probabilities are averaged, as those of models are.
+"""Test-time augmentation: predict mirrored, enlarged and cropped views of an image and average their
+probabilities.
 
-Views are made of pixels that are already resized, so that a run's preprocessing stays the run's.
+Views are made from resized pixels, so the preprocessing of the run does not change.
 """
 
 from __future__ import annotations
@@ -25,46 +26,49 @@ if TYPE_CHECKING:
     import torch
 
 VIEWS, AUTO = ("flip", "crops", "scale"), "auto"
-ZOOM, CROP = 1.15, 0.875  # the middle enlarged; the side of a corner crop
+ZOOM, CROP = 1.15, 0.875  # scale: the middle, enlarged by this; crops: side of a corner crop as a share of the image
 
 
 def parse_views(text: str | None) -> tuple[str, ...]:
-    """`flip,scale` as names, in the order of `VIEWS`; `auto` alone; empty for None.
+    """Return the views in a text such as `flip,scale`, in the order of `VIEWS`; `auto` alone; () for None.
 
     Raises:
-        UserError: there is no such view.
+        UserError: a view is not known.
     """
     asked = [part.strip() for part in (text or "").split(",") if part.strip()]
     if asked == [AUTO]:
         return (AUTO,)
     if unknown := [name for name in asked if name not in VIEWS]:
         known = f"{', '.join(VIEWS)}, several as flip,scale, or auto"
-        raise UserError(f"--tta {text}: {unknown[0]!r} is no view{nearest(unknown[0], VIEWS)}; use {known}")
+        raise UserError(f"--tta {text}: {unknown[0]!r} is not a view{nearest(unknown[0], VIEWS)}; use {known}")
     return tuple(name for name in VIEWS if name in asked)
 
 
 def may_flip(run: Run) -> bool:
-    """False where the run's recipe has mirrored images off: there left and right mean something."""
+    """Return False where the run's recipe does not mirror images: there left and right have a meaning."""
     recipe = (run.record.values.get("recipe") if run.record else None) or {}
     return bool((recipe.get("augmentation") or {}).get("horizontal_flip", False))
 
 
 def check_views(views: Sequence[str], team: Team) -> None:
-    """Pass where every model of the team may see these views.
+    """Check that every model of the team may see these views.
 
     Raises:
-        UserError: a flip is asked for, and a run was trained without mirrored images.
+        UserError: a flip, and a run was trained without mirrored images; or the task is not classification.
     """
     never = [str(leaf.run.path) for leaf in team.leaves if not may_flip(leaf.run)]
     if "flip" in views and never:
         why = "was trained without mirrored images (augmentation.horizontal_flip is off, or not known)"
         raise UserError(f"--tta flip: {never[0]} {why}: leave flip out")
     if views and team.first.task != "classification":
-        raise UserError("--tta: views are for images with labels; a question about a mirrored or cut image has another answer")
+        raise UserError("--tta is for images with labels: a question about a mirrored or cropped image may have another answer")
 
 
 def make_views(pixels: torch.Tensor, views: Sequence[str]) -> list[torch.Tensor]:
-    """The views of (B, 3, H, W) uint8 `pixels`, each of the same shape; the first is `pixels`. A flip mirrors the others too."""
+    """Return the views of (B, 3, H, W) uint8 `pixels`, each of the same shape; the first is `pixels`.
+
+    With "flip" every view is also mirrored.
+    """
     height, width = pixels.shape[-2:]
     made = [pixels]
     if "scale" in views:
@@ -87,7 +91,11 @@ def _enlarged(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def averaged_logits(logits: Callable[[dict], torch.Tensor], target: Target, views: Sequence[str]) -> Callable[[dict], torch.Tensor]:
-    """`logits` of a batch, averaged over views: what comes out is activated to the mean of their probabilities (numbers: to their mean)."""
+    """Return a function like `logits` that averages over views.
+
+    The activation of its result is the mean of the views' probabilities (for numbers: the mean of the
+    numbers).
+    """
     import torch
 
     def average(batch: dict) -> torch.Tensor:
@@ -110,10 +118,11 @@ def predict_views(
     given: Sequence[Row] | None = None,
     engine: str = "torch",
 ) -> tuple[Predictions, list[Path]]:
-    """Predictions of the test ids (or of `given` rows), each the mean over its views, and the images that could not be decoded.
+    """Predict the test ids (or the rows `given`), averaged over views. Return also the images that could not
+    be decoded.
 
     Raises:
-        UserError: the model cannot be rebuilt, or not one test image can be decoded.
+        UserError: the model cannot be rebuilt, or no test image can be decoded.
     """
     return predict(run, competition, batch_size, precision, lambda logits, target: averaged_logits(logits, target, views), given, engine)
 
@@ -121,11 +130,12 @@ def predict_views(
 def gains(
     team: Team, candidates: Sequence[tuple[str, ...]], predict: Callable[[Run, Sequence[Row], tuple[str, ...]], Predictions]
 ) -> dict[tuple[str, ...], float] | None:
-    """What each set of views adds to the team's metric on the validation rows of its models (out-of-fold rows of folds), turned so that
-    positive is better; None where those images are not here.
+    """Return how much each set of views improves the metric on the models' validation (or out-of-fold) rows.
+
+    Positive is better. None where those images are missing.
 
     Raises:
-        UserError: what `predict` raises.
+        UserError: an error of `predict`.
     """
     import numpy as np
 
@@ -154,27 +164,29 @@ def gains(
 def choose_views(
     asked: tuple[str, ...], team: Team, predict: Callable[[Run, Sequence[Row], tuple[str, ...]], Predictions]
 ) -> tuple[tuple[str, ...], list[str]]:
-    """The views to use, and lines on what they gain on validation rows. `auto`: all views that gain there, if together they gain as much
-    as the best of them; else that one.
+    """Return the views to use, and lines on their gains on validation rows.
+
+    `auto` uses all views that gain there, if together they gain at least as much as the best one alone;
+    otherwise the best one.
 
     Raises:
-        UserError: a view that a model must not see, or what `predict` raises.
+        UserError: a view that a model must not see, or an error of `predict`.
     """
     if not asked:
         return (), []
     if asked != (AUTO,):
         check_views(asked, team)
         found = gains(team, [asked], predict)
-        shown = f"{found[asked]:+.4f} {team.first.metric} (positive: better)" if found else "not known: the validation images are not here"
+        shown = f"{found[asked]:+.4f} {team.first.metric} (positive: better)" if found else "not known: the validation images are missing"
         return asked, [f"views {'+'.join(asked)}: gain on validation rows {shown}"]
     if team.first.task != "classification":
         return (), ["--tta auto: no views for questions"]
     allowed = [name for name in VIEWS if name != "flip" or all(may_flip(leaf.run) for leaf in team.leaves)]
     metric, found = team.first.metric, gains(team, [(name,) for name in allowed], predict)
     if found is None:
-        return (), ["--tta auto: the validation images are not here, so no view is used"]
+        return (), ["--tta auto: the validation images are missing, so no view is used"]
     gaining = tuple(name for name in allowed if found.get((name,), 0) > 0)
-    if len(gaining) > 1:  # what gains alone may cost beside another
+    if len(gaining) > 1:  # views that gain alone may lose together
         found |= gains(team, [gaining], predict) or {}
     lines = [
         f"view{'s' * (len(views) > 1)} {'+'.join(views)}: gain on validation rows {gain:+.4f} {metric}" for views, gain in found.items()

@@ -1,8 +1,9 @@
-"""Weights of a blend by greedy forward selection with replacement, and what such a choice is worth on rows that it did not see.
+"""Find the weights of a blend by greedy forward selection with replacement, and score the choice on unseen
+rows.
 
-Caruana, Niculescu-Mizil, Crew, Ksikes 2004, "Ensemble selection from libraries of models": from the best member on, the member is added again
-and again whose addition raises the metric most; a member's weight is how often it was added. Beside it stand the plain mean, the mean of
-ranks, and the best member alone.
+Caruana, Niculescu-Mizil, Crew, Ksikes 2004, "Ensemble selection from libraries of models": start with the
+best member, then repeatedly add the member that raises the metric most. The weight of a member is how often
+it was added. It is compared with the plain mean, the mean of ranks, and the best member alone.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ WAYS = ("best alone", "plain mean", "rank mean", "greedy")
 
 @dataclass(frozen=True)
 class Scale:
-    """What members are scored on: `truth` as `target.encode` gives it."""
+    """Scores members by the metric. `truth`: as `target.encode` returns it."""
 
     target: Target
     metric: str
     truth: np.ndarray
 
     def __call__(self, values: np.ndarray, rows: np.ndarray | None = None) -> float:
-        """The metric, turned so that more is better; minus infinity where it is undefined."""
+        """Return the metric with a sign such that more is better; minus infinity where it is undefined."""
         value = evaluate(self.metric, self.target, self.truth if rows is None else self.truth[rows], values)
         if value is None:
             return float("-inf")
@@ -39,20 +40,22 @@ class Scale:
 
     @property
     def takes_ranks(self) -> bool:
-        """As for an average without weights: where probabilities themselves are scored, or cut at one half, ranks would say something else."""
+        """True where ranks may be averaged: see `averaging.by_ranks`."""
         return by_ranks(self.target, self.metric) == RANKS
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to blend: what is averaged, with which weights (one a member, summing to 1)."""
+    """One way to blend: its name, what is averaged (`rule`), and the weights (one per member, their sum is
+    1).
+    """
 
     way: str
     rule: str
     weights: tuple[float, ...]
 
     def blend(self, members: np.ndarray) -> np.ndarray:
-        """(N, O) float32 of (M, N, O) predictions."""
+        """Return (N, O) float32 from (M, N, O) predictions of M members."""
         import numpy as np
 
         weights = np.array(self.weights)
@@ -61,7 +64,7 @@ class Choice:
 
 
 def greedy(scale: Scale, members: np.ndarray, rows: np.ndarray) -> tuple[float, ...]:
-    """The weights of (M, N, O) `members` that forward selection on `rows` finds."""
+    """Return the weights of (M, N, O) `members` from forward selection on `rows`."""
     import numpy as np
 
     seen = members[:, rows].astype(np.float64)
@@ -83,7 +86,7 @@ def greedy(scale: Scale, members: np.ndarray, rows: np.ndarray) -> tuple[float, 
 
 
 def ways(scale: Scale, members: np.ndarray, rows: np.ndarray) -> list[Choice]:
-    """Every way to blend the members, chosen on `rows`."""
+    """Return every way to blend the members, chosen on `rows`."""
     count = len(members)
     alone = max(range(count), key=lambda place: (scale(members[place, rows], rows), -place))
     equal = (1 / count,) * count
@@ -94,9 +97,10 @@ def ways(scale: Scale, members: np.ndarray, rows: np.ndarray) -> list[Choice]:
 
 
 def unseen(scale: Scale, members: np.ndarray, rows: np.ndarray, parts: np.ndarray) -> dict[str, tuple[float, np.ndarray]]:
-    """For each way its score on `rows`, and its (len(rows), O) predictions of them, each part predicted by the choice made on the others.
+    """Return for each way its score on `rows`, and its (len(rows), O) predictions of them.
 
-    `parts` (N,) are those of all rows.
+    Each part is predicted by the choice made on the other parts. `parts`: (N,) the part of each row, of all
+    rows.
     """
     import numpy as np
 
@@ -110,8 +114,11 @@ def unseen(scale: Scale, members: np.ndarray, rows: np.ndarray, parts: np.ndarra
 
 
 def select(scale: Scale, members: np.ndarray, rows: np.ndarray, seed: int) -> tuple[Choice, list[tuple[int, float, float]]]:
-    """The way and weights that do best on parts of `rows` they were not chosen on, and the members that were refused: (member, score with
-    it, score without it). A refused member has the weight 0."""
+    """Return the best way with its weights, and the refused members as (member, score with it, score without
+    it).
+
+    Best means on parts of `rows` that the weights were not chosen on. A refused member has the weight 0.
+    """
     import numpy as np
 
     parts = np.zeros(len(scale.truth), dtype=np.int64)
@@ -140,7 +147,10 @@ def select(scale: Scale, members: np.ndarray, rows: np.ndarray, seed: int) -> tu
 
 
 def nested(scale: Scale, members: np.ndarray, parts: np.ndarray, seed: int) -> np.ndarray:
-    """(N, O) float32: each part predicted by what `select` makes of the others. What it scores is what the whole choice is worth."""
+    """Return (N, O) float32: each part is predicted by the result of `select` on the other parts.
+
+    So its score measures the whole choice on unseen rows.
+    """
     import numpy as np
 
     values = np.zeros(members.shape[1:], dtype=np.float32)
