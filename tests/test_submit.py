@@ -486,7 +486,7 @@ def test_name_remembered_by_an_earlier_version(folder, monkeypatch):
         ("[]", "expected an object"),
         ('{"class_names": ["cat", "dog"]}', "format None, expected 1"),
         ('{"format": 1}', "class_names"),
-        ('{"format": 1, "class_names": ["cat", "dog"], "target": {"kind": "mood"}}', "target is no target"),
+        ('{"format": 1, "class_names": ["cat", "dog"], "target": {"kind": "mood"}}', "target: expected"),
     ],
 )
 def test_record_that_is_not_ours_is_one_problem_among_others(folder, monkeypatch, record, told):

@@ -84,7 +84,7 @@ def test_a_metric_that_is_undefined_leaves_the_loss_and_says_why(tmp_path: Path)
     made = make_target_run(tmp_path / "run", never, "roc_auc")
     assert made.best["metric"] == "val_loss"
     page = page_of(made)
-    assert "validation loss" in page.text and "by the loss: ROC AUC is undefined: every row is '0'" in page.text
+    assert "validation loss" in page.text and "by the loss: ROC AUC is undefined: " in page.text and "every row is '0'" in page.text
     assert "The area under the ROC curve is" not in page.text
     under_way = make_target_run(tmp_path / "under way", never, "roc_auc", finished=False)
     assert read_run_files(under_way.path).best == made.best

@@ -1,4 +1,6 @@
-"""What knowing nothing of an image scores: the same prediction for every row, the best that the training labels tell."""
+"""Score a constant prediction: the same for every row, taken from the training labels without looking at an
+image.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +17,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Baseline:
-    """`value`: the score of a constant prediction on the validation rows; `words`: which one it is."""
+    """A constant prediction. `value`: its score on the validation rows; `words`: what is predicted."""
 
     value: float
     words: str  # always 'apple', always the mean
 
     def record(self) -> dict[str, Any]:
-        """As run.json keeps it."""
+        """Return the entry of run.json."""
         return asdict(self)
 
 
 def constant_baseline(name: str, target: Target, train_labels: Sequence[str], truth: np.ndarray) -> Baseline | None:
-    """The score `name` (a metric, or `loss`) of predicting the same for every row; `truth` as `target.encode` gives it, of validation rows.
+    """Return the best constant prediction by the score `name` (a metric, or `loss`).
 
-    That is the frequencies (the mean number) of the training labels; where labels are decided also the most frequent one, whichever scores
-    better. None where there are no rows, or the score is undefined on them.
+    It predicts the class frequencies (or mean number) of the training labels. Where one class is chosen, the
+    most frequent class is tried too. `truth`: of the validation rows, as `target.encode` returns it. None
+    where there are no rows, or the score is undefined on them.
     """
     import numpy as np
 
@@ -41,7 +44,7 @@ def constant_baseline(name: str, target: Target, train_labels: Sequence[str], tr
     if target.is_choice:
         most = int(prior.argmax())
         guesses.append((np.eye(target.num_outputs, dtype=np.float32)[most], f"always {target.names[most]!r}"))
-        guesses.reverse()  # of equals the one that is easier to say
+        guesses.reverse()  # of two equal scores the simpler description is kept
     if name == "loss" or find_metric(name).needs not in ("labels", "ranks"):
         guesses = [guess for guess in guesses if guess[0] is prior]
     found = []

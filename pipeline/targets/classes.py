@@ -1,4 +1,6 @@
-"""One class an image, in detail: softmax, the confusion matrix, precision, recall and F1 of each class; and the official score of answers."""
+"""Metrics of one class per image (confusion matrix, precision, recall, F1), softmax, and the official VQA
+accuracy.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,11 @@ from pipeline.answers import answer_accuracy
 if TYPE_CHECKING:
     import numpy as np
 
-FEWEST_ANSWERS = 4  # with fewer annotators not even a unanimous answer reaches an accuracy of 1
+FEWEST_ANSWERS = 4  # with fewer annotators even a unanimous answer has an accuracy below 1
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """(N, C) float64 probabilities; every row sums to 1."""
+    """Return (N, C) float64 probabilities; every row sums to 1."""
     import numpy as np
 
     shifted = np.asarray(logits, dtype=np.float64) - np.max(logits, axis=1, keepdims=True)
@@ -23,7 +25,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """(C, C) int64 counts: row = true class, column = predicted class."""
+    """Return (C, C) int64 counts: row = true class, column = predicted class."""
     import numpy as np
 
     counts = np.zeros((num_classes, num_classes), dtype=np.int64)
@@ -32,7 +34,9 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
 
 
 def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """`precision`, `recall`, `f1` (float64 in 0..1; 0 where undefined) and `support` (int64), each of shape (C,)."""
+    """Return `precision`, `recall`, `f1` (float64 in 0..1; 0 where undefined) and `support` (int64), each of
+    shape (C,).
+    """
     import numpy as np
 
     return _per_class(np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
@@ -54,9 +58,11 @@ def classification_metrics(
     num_classes: int,
     probs: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Accuracy, macro and weighted precision / recall / F1; with `probs` (N, C) also `loss` (mean log loss, nats) and `top5_accuracy`.
+    """Return accuracy, and macro and weighted precision, recall and F1.
 
-    Classes that occur neither in `labels` nor in `predicted` do not enter the macro averages (as in scikit-learn).
+    With `probs` (N, C) also `loss` (mean log loss in nats) and, for more than 5 classes, `top5_accuracy`.
+    Classes that occur neither in `labels` nor in `predicted` do not enter the macro averages (as in
+    scikit-learn).
     """
     import numpy as np
 
@@ -79,14 +85,17 @@ def classification_metrics(
 
 
 def vqa_accuracy(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
-    """(N,) float64 in 0..1: the official VQA accuracy of each predicted answer against those of its annotators (Antol et al. 2015)."""
+    """Return the official VQA accuracy of each predicted answer (Antol et al. 2015): (N,) float64 in 0..1."""
     import numpy as np
 
     return np.array([answer_accuracy(answer, given) for answer, given in zip(predicted, answers, strict=True)], dtype=np.float64)
 
 
 def vqa_scores(predicted: Sequence[str], answers: Sequence[Sequence[str]], answer_types: Sequence[str | None]) -> dict[str, float]:
-    """`vqa_accuracy` over all questions and `vqa_accuracy_yes_no` (number, other, ...) by type; empty without several annotators a question."""
+    """Return the mean `vqa_accuracy`, and `vqa_accuracy_yes_no`, `vqa_accuracy_number`, ... by answer type.
+
+    {} where a question has fewer than 4 annotators.
+    """
     import numpy as np
 
     if not answers or any(len(given) < FEWEST_ANSWERS for given in answers):

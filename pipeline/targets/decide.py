@@ -1,8 +1,9 @@
-"""What the labels mean and which metric scores them, from flags, competition.yaml and the evidence on disk; two readings are an error.
+"""Decide what the labels mean and which metric scores them. Two possible readings are an error.
 
-The metric decides first: a number is scored by rmse, a grade by qwk, a probability by roc_auc. Then the sample submission: a fraction in its
-one column asks for a probability or a number, several labels in a cell for several guesses. Then the labels themselves. Where a wrong
-guess would give a file that Kaggle accepts and scores badly, nothing is guessed.
+The evidence is taken in this order. 1. The flags and competition.yaml; a metric tells most: rmse scores a
+number, qwk a grade, roc_auc a probability. 2. The sample submission: a fraction in its one column means a
+probability or a number, several labels in a cell mean several guesses. 3. The labels themselves. Nothing is
+guessed where a wrong guess would give a file that Kaggle accepts and scores badly.
 """
 
 from __future__ import annotations
@@ -29,16 +30,17 @@ from pipeline.targets.readings import (
 from pipeline.targets.target import KINDS, Target
 from pipeline.wording import counted, listed, natural_key, nearest, quoted
 
-FEW_NUMBERS = 20  # so many different whole numbers, and no more, are taken for classes where nothing else tells
-MANY_TEXTS = 20  # rows; so many without one text that occurs twice are no classes
+FEW_NUMBERS = 20  # up to this many different whole numbers are read as classes if there is no other evidence
+MANY_TEXTS = 20  # if this many rows or more all have different texts, the texts are not classes
 DEFAULT_METRIC = {"multiclass": "accuracy", "binary": "log_loss", "multilabel": "micro_f1", "ordinal": "qwk", "continuous": "rmse"}
-# The threshold that is best for F-beta is F / (1 + beta^2), where F is the best score itself (Lipton et al. 2014, arXiv:1402.1892, for beta 1):
-# for scores around 0.7 that is 0.35 for F1 and 0.15 for F2, a little more where the model is not sure of anything yet.
+# The best threshold for F-beta is F / (1 + beta^2), where F is the best score itself (Lipton et al. 2014,
+# arXiv:1402.1892, for beta 1). For scores around 0.7 that is 0.35 for F1 and 0.14 for F2; F2 has a little more here,
+# because the probabilities of a model early in training are close together.
 THRESHOLDS = {"micro_f1": 0.35, "macro_f1": 0.35, "weighted_f1": 0.35, "samples_f1": 0.35, "samples_f2": 0.2}
 MEANS = {
     "multiclass": "each a class",
     "binary": "a probability of one of two",
-    "multilabel": "several labels an image",
+    "multilabel": "several labels per image",
     "ordinal": "grades in order",
     "continuous": "a number",
 }
@@ -46,7 +48,7 @@ MEANS = {
 
 @dataclass(frozen=True)
 class _Case:
-    """Everything there is to decide from."""
+    """All evidence for the decision."""
 
     labels: LabelEvidence
     sample: SampleEvidence | None
@@ -55,38 +57,41 @@ class _Case:
 
     @property
     def one_column(self) -> bool:
-        """True where the sample submission has one column of values (or there is none), and a row is about a whole image."""
+        """True where the sample submission has one value column (or there is none), and a row is about a
+        whole image.
+        """
         return self.sample is None or (len(self.sample.columns) == 1 and not self.sample.labels)
 
     @property
     def sample_cells(self) -> list[str]:
-        """The filled cells of the one value column."""
+        """The filled cells of the one value column of the sample submission."""
         if self.sample is None or len(self.sample.columns) != 1:
             return []
         return [row[0].strip() for row in self.sample.cells if row[0].strip()]
 
     def needs(self, *what: str) -> bool:
-        """Whether the metric is known and needs one of these."""
+        """Return True where the metric is known and needs one of these."""
         return self.metric is not None and self.metric.needs in what
 
     def may_be(self, kind: str) -> bool:
-        """Whether neither the flag nor the metric rules this kind out."""
+        """Return True where neither the flag nor the metric excludes this kind."""
         return self.asked.kind in (None, kind) and (self.metric is None or kind in self.metric.kinds)
 
     def ambiguous(self, what: str, *readings: str) -> UserError:
-        """The error that shows every reading with the flag for it."""
-        lines = [f"{self.labels.where}: {what}; say which it is:", *(f"  - {reading}" for reading in readings)]
+        """Return the error that shows every reading with the flag for it."""
+        lines = [f"{self.labels.where}: {what}; choose one:", *(f"  - {reading}" for reading in readings)]
         return UserError("\n".join(lines))
 
 
 def decide(labels: LabelEvidence, sample: SampleEvidence | None, asked: Asked = Asked()) -> Decision:  # noqa: B008 - frozen
-    """The one reading that the evidence leaves.
+    """Return the only reading of the labels that the evidence leaves.
 
     Raises:
-        UserError: two readings remain (both are shown, with the flag for each), or what is asked for contradicts the data.
+        UserError: two readings remain (both are shown, with the flag for each), or a flag contradicts the
+            data.
     """
     if asked.kind is not None and asked.kind not in KINDS:
-        raise UserError(f"--target {asked.kind}: no such kind of target{nearest(asked.kind, KINDS)}; expected one of {', '.join(KINDS)}")
+        raise UserError(f"--target {asked.kind}: unknown kind of target{nearest(asked.kind, KINDS)}; expected one of {', '.join(KINDS)}")
     case = _Case(labels, sample, asked, find_metric(asked.metric) if asked.metric else None)
     target, texts, why, notes = _of_columns(case) if labels.columns else _of_texts(case)
     metric = asked.metric and find_metric(asked.metric).name
@@ -97,8 +102,8 @@ def decide(labels: LabelEvidence, sample: SampleEvidence | None, asked: Asked = 
         )
     metric = metric or _default_metric(case, target)
     target = replace(target, threshold=THRESHOLDS.get(metric, 0.5)) if target.kind == "multilabel" else target
-    told = [f"--metric {metric}" if asked.metric else "", f"--target {asked.kind}" if asked.kind else ""]
-    evidence = "; ".join(part for part in (*told, why) if part)
+    flags = [f"--metric {metric}" if asked.metric else "", f"--target {asked.kind}" if asked.kind else ""]
+    evidence = "; ".join(part for part in (*flags, why) if part)
     return Decision(target, metric, tuple(texts), f"target: {target.describe()}, scored by {metric} ({evidence})", tuple(notes))
 
 
@@ -119,7 +124,7 @@ _Read = tuple[Target, Sequence[str], str, list[str]]  # target, one label text a
 
 
 def _of_columns(case: _Case) -> _Read:
-    """Labels in several columns: zeros and ones, or numbers."""
+    """Read labels in several columns: zeros and ones, or numbers."""
     labels = case.labels
     cells = [cell for row in labels.cells for cell in row]
     columns = counted(len(labels.columns), "column")
@@ -127,7 +132,7 @@ def _of_columns(case: _Case) -> _Read:
         bad = next(cell for cell in cells if number(cell) is None)
         raise UserError(
             f"{labels.where}: {columns} ({listed(labels.columns)}) hold {bad!r} where 0, 1 or a number is expected; "
-            "if one column alone is the label: --set data.label_column=NAME"
+            "if only one column is the label: --set data.label_column=NAME"
         )
     if not are_flags(cells) or not any(case.may_be(kind) for kind in ("multiclass", "multilabel", "ordinal", "binary")):
         return _numbers_in_columns(case, cells)
@@ -136,7 +141,9 @@ def _of_columns(case: _Case) -> _Read:
     if one_each and case.may_be("multiclass"):
         return Target("multiclass", labels.columns), [names[0] for names in chosen], f"one of {columns} is 1 in every row", []
     if not case.may_be("multilabel"):
-        raise UserError(f"{labels.where}: {columns} of 0 and 1, not one 1 in every row, are several labels an image; {_asked_for(case)}")
+        raise UserError(
+            f"{labels.where}: {columns} of 0 and 1 where not every row has exactly one 1 are several labels per image; {_asked_for(case)}"
+        )
     separator = _separator_for(labels.columns, case)
     target = Target("multilabel", labels.columns, separator=separator, may_be_empty=any(not names for names in chosen))
     return target, [separator.join(names) for names in chosen], f"{columns} of 0 and 1", []
@@ -149,15 +156,15 @@ def _numbers_in_columns(case: _Case, cells: Sequence[str]) -> _Read:
         raise case.ambiguous(
             f"{counted(len(labels.columns), 'column')} of numbers between 0 and 1",
             "numbers, scored by their distance: --metric rmse (or mae, r2)",
-            "shares of labels are not trained on: round them to 0 and 1 in the table, then --target multilabel",
+            "shares of labels: training on them is not supported; round them to 0 and 1 in the table, then --target multilabel",
         )
     whole = not has_fraction(cells) and not has_fraction(cell for row in (case.sample.cells if case.sample else ()) for cell in row)
     if whole and case.metric is None and case.asked.kind is None:
         raise case.ambiguous(
             f"{counted(len(labels.columns), 'column')} of whole numbers ({listed(labels.columns)})",
             "numbers (counts, sizes), scored by their distance: --metric rmse (or mae, r2)",
-            "the number of a class in each column: several classes an image are not predicted here, one column at a time is: "
-            "--set data.label_column=NAME and a sample submission with that column alone",
+            "the number of a class in each column: several classes per image are not supported; train one column at a time: "
+            "--set data.label_column=NAME and a sample submission with only that column",
         )
     if not case.may_be("continuous"):
         found = next(cell for cell in cells if not are_flags([cell]))
@@ -172,7 +179,7 @@ def _numbers_in_columns(case: _Case, cells: Sequence[str]) -> _Read:
 
 
 def _separator_for(names: Sequence[str], case: _Case) -> str:
-    """What can stand between these names in one text: as asked, a space where no name has one, else a mark that none has."""
+    """Return a separator that no name contains: the one that was set, else a space or another mark."""
     if case.asked.separator is not None:
         return case.asked.separator
     return next(mark for mark in (*SEPARATORS, "/", "\t", "\n") if not any(mark in name for name in names))
@@ -187,7 +194,7 @@ def _asked_for(case: _Case) -> str:
 
 
 def _of_texts(case: _Case) -> _Read:
-    """One label text a row."""
+    """Read labels with one text per row."""
     texts = case.labels.texts
     names = tuple(sorted(set(texts), key=natural_key))
     if case.sample is not None and not case.one_column and not _columns_are_names(case, names):
@@ -209,7 +216,7 @@ def _columns_are_names(case: _Case, names: Sequence[str]) -> bool:
 
 
 def _flags(case: _Case, names: tuple[str, ...]) -> _Read:
-    """Labels 0 and 1: a probability or the label itself may be graded."""
+    """Read labels 0 and 1: a probability or the label itself may be scored."""
     if has_fraction(case.sample_cells) and case.may_be("binary") and not (case.metric and case.metric.needs == "labels"):
         return _binary(case, names, f"the sample's {case.sample.columns[0]!r} holds a fraction" if case.sample else "")
     if case.needs("labels") and not are_numbers(names) and case.asked.kind is None and case.may_be("binary"):
@@ -222,27 +229,27 @@ def _flags(case: _Case, names: tuple[str, ...]) -> _Read:
     if case.asked.kind == "binary" or (case.needs("probabilities", "ranks") and case.one_column):
         return _binary(case, names, "labels 0 and 1")
     if case.sample is None or not case.one_column:
-        note = (
-            [] if case.sample else ["labels 0 and 1 are read as two classes; where a probability is graded: --metric roc_auc or log_loss"]
-        )
+        note = [] if case.sample else ["labels 0 and 1 are read as two classes; if a probability is scored: --metric roc_auc or log_loss"]
         return Target("multiclass", names), case.labels.texts, "labels 0 and 1", note
-    shown = f"the sample's {case.sample.columns[0]!r} holds {quoted(dict.fromkeys(case.sample_cells)) or 'nothing'}, which tells nothing"
+    shown = f"{case.sample.columns[0]!r} of the sample submission ({quoted(dict.fromkeys(case.sample_cells)) or 'empty'})"
     raise case.ambiguous(
-        f"labels 0 and 1, and {shown}",
-        "a probability is graded: --metric roc_auc, log_loss, average_precision or pf1 (as the competition's page says)",
-        "0 or 1 is graded: --metric accuracy, macro_f1, balanced_accuracy or mcc",
+        f"labels are 0 and 1, and {shown} does not show what is scored",
+        "a probability is scored: --metric roc_auc, log_loss, average_precision or pf1 (see the competition's page)",
+        "0 or 1 is scored: --metric accuracy, macro_f1, balanced_accuracy or mcc",
     )
 
 
 def _numbers(case: _Case, names: tuple[str, ...]) -> _Read:
-    """More than two numbers, or numbers with fractions: classes, grades or a quantity."""
+    """Read more than two numbers, or numbers with fractions: classes, grades or a quantity."""
     kind, metric = case.asked.kind, case.metric
     fractions, whole = has_fraction(names), f"{len(names):,} different whole numbers"
     if kind == "continuous" or (kind is None and case.needs("numbers")):
         return _continuous(case, "numbers")
     if kind == "ordinal" or (kind is None and metric is not None and metric.name == "qwk"):
         if fractions:
-            raise UserError(f"{case.labels.where}: {_first_fraction(names)!r} is no grade: whole numbers are expected for --target ordinal")
+            raise UserError(
+                f"{case.labels.where}: {_first_fraction(names)!r} is not a grade: whole numbers are expected for --target ordinal"
+            )
         return Target("ordinal", tuple(sorted(names, key=float))), case.labels.texts, whole, []
     if kind is not None or metric is not None or case.labels.source in ("folders", "names"):
         return _one_of(case, names, whole)
@@ -252,24 +259,24 @@ def _numbers(case: _Case, names: tuple[str, ...]) -> _Read:
         return _continuous(case, f"{whole}, and the sample holds a fraction")
     if case.sample is not None and not case.one_column:
         return Target("multiclass", names), case.labels.texts, f"{whole}, and a column for each in the sample", []
-    one_guess = case.labels.source == "table" and several_guesses(case.sample_cells, names)[0] == 1  # numbers in JSON are of categories
+    one_guess = case.labels.source == "table" and several_guesses(case.sample_cells, names)[0] == 1  # in JSON numbers stand for categories
     strange = [cell for cell in case.sample_cells if cell not in names] if one_guess else []
     if len(names) <= FEW_NUMBERS and not strange:
         note = f"{whole} are read as classes; grades in order: --metric qwk; a number: --metric rmse"
         return Target("multiclass", names), case.labels.texts, whole, [note]
     raise case.ambiguous(
-        f"{whole} may be classes or a quantity" + (f", and {strange[0]!r} in the sample is none of them" if strange else ""),
+        f"{whole} may be classes or a quantity" + (f", and {strange[0]!r} in the sample is not one of them" if strange else ""),
         "each is a class: --metric accuracy (or macro_f1, log_loss, map_at_5 ...)",
-        "a number is graded by its distance: --metric rmse (or mae, r2); grades in order: --metric qwk",
+        "a number is scored by its distance: --metric rmse (or mae, r2); grades in order: --metric qwk",
     )
 
 
 def _words(case: _Case, names: tuple[str, ...]) -> _Read:
-    """Texts: class names, or several labels in a cell."""
+    """Read texts: class names, or several labels in a cell."""
     labels, sample_cells = case.labels, case.sample_cells
     if case.asked.kind in ("ordinal", "continuous") or case.needs("numbers") or (case.metric is not None and case.metric.name == "qwk"):
         first = next(name for name in names if number(name) is None)
-        raise UserError(f"{labels.where}: {first!r} is no number; {_asked_for(case)}")
+        raise UserError(f"{labels.where}: {first!r} is not a number; {_asked_for(case)}")
     several, separator = ("no", " ")
     if labels.source in ("table", "json") or case.asked.kind == "multilabel":
         several, separator = several_labels(labels.texts, (case.asked.separator,) if case.asked.separator else SEPARATORS)
@@ -283,14 +290,14 @@ def _words(case: _Case, names: tuple[str, ...]) -> _Read:
         raise case.ambiguous(
             f"{example!r} may be the name of one class, or several labels",
             "each text is one class: --target multiclass",
-            "several labels an image, to be predicted one by one: --target multilabel",
+            "several labels per image: --target multilabel",
         )
     if case.asked.kind is None and len(names) == len(labels.texts) >= MANY_TEXTS and labels.source != "folders":
         raise case.ambiguous(
-            f"all {len(names):,} rows have different texts, such as {names[0]!r}, and a text can be predicted only if it was trained",
-            "texts, masks or other things that are written anew for each image: that is not done here",
-            "each is a class all the same: --target multiclass",
-            "several labels an image: --target multilabel",
+            f"all {len(names):,} rows have different texts, such as {names[0]!r}; only texts seen in training can be predicted",
+            "texts, masks or other values that are new for each image: not supported",
+            "each is a class nevertheless: --target multiclass",
+            "several labels per image: --target multilabel",
         )
     if case.asked.kind == "binary" or (case.needs("probabilities") and case.one_column and case.sample is not None):
         return _binary(case, names, "one column of probabilities")
@@ -304,25 +311,29 @@ def _words(case: _Case, names: tuple[str, ...]) -> _Read:
 
 
 def _sample_holds_sets(case: _Case, separator: str) -> bool:
-    """Whether a cell of the sample submission holds several of the parts that training cells are made of, and is no training cell itself."""
+    """Return True where a cell of the sample submission combines several parts of training cells in a new
+    way.
+    """
     texts = set(case.labels.texts)
     parts = {part for text in texts for part in split_parts(text, separator)}
     return any(len(found := split_parts(cell, separator)) > 1 and set(found) <= parts and cell not in texts for cell in case.sample_cells)
 
 
 def _numbers_for_names(case: _Case, names: Sequence[str]) -> UserError:
-    """The error for class names where the sample submission holds numbers: nobody knows which number is which class."""
+    """Return the error for class names with numbers in the sample submission: which number is which class is
+    unknown.
+    """
     column, shown = case.sample.columns[0], quoted(dict.fromkeys(case.sample_cells))  # type: ignore[union-attr]
     return case.ambiguous(
         f"the classes are called {quoted(names[:3])}, and the sample's {column!r} holds the number {shown}",
-        "a probability of one class (or 1 for it, 0 for the others) is graded: --positive-class NAME, and --metric",
-        "the class names themselves are graded and the numbers are placeholders: --target multiclass",
-        "numbers of classes are graded: name the classes by them (folders 0, 1, ... or the label column of a table)",
+        "a probability of one class (or 1 for it, 0 for the others) is scored: --positive-class NAME, and --metric",
+        "the class names are scored and the numbers are placeholders: --target multiclass",
+        "class numbers are scored: use them as class names (folders 0, 1, ... or the label column of a table)",
     )
 
 
 def _one_of(case: _Case, names: tuple[str, ...], why: str) -> _Read:
-    """One of several classes."""
+    """Read labels as one of several classes."""
     if case.needs("probabilities") and case.one_column and case.sample is not None:
         return _binary(case, names, "one column of probabilities")
     guesses, separator = several_guesses(case.sample_cells, names)
@@ -347,12 +358,16 @@ def _label_sets(case: _Case, separator: str, why: str) -> _Read:
 
 
 def _binary(case: _Case, names: tuple[str, ...], why: str) -> _Read:
-    """The probability of the positive class: the one asked for, the true one of 0 and 1, or the one that the column is named after."""
+    """Read labels as a binary target with a positive class.
+
+    The positive class is the one that was set, else the true one of 0 and 1, else the one that the column is
+    named after.
+    """
     column = case.sample.columns[0] if case.sample and len(case.sample.columns) == 1 else case.labels.column
     positive = case.asked.positive_class
     if unknown := [name for name in positive if name not in names]:
         hint = nearest(unknown[0], names)
-        raise UserError(f"--positive-class {unknown[0]}: no label of {case.labels.where}{hint}; the labels: {quoted(names)}")
+        raise UserError(f"--positive-class {unknown[0]}: not a label of {case.labels.where}{hint}; the labels: {quoted(names)}")
     if set(positive) == set(names):
         raise UserError(f"--positive-class {','.join(positive)}: every label would be positive; the labels: {quoted(names)}")
     if not positive and len(names) == 2 and are_flags(names):
@@ -362,7 +377,7 @@ def _binary(case: _Case, names: tuple[str, ...], why: str) -> _Read:
     if not positive or len(positive) == len(names):
         flags = " or ".join(f"--positive-class {name}" for name in names[:4])
         many = ", several as --positive-class A,B" if len(names) > 2 else ""
-        raise case.ambiguous(f"a probability is asked for ({why}), and not of what: the classes are {quoted(names)}", f"{flags}{many}")
+        raise case.ambiguous(f"a probability is scored ({why}), but of which class? The classes are {quoted(names)}", f"{flags}{many}")
     negative = ", ".join(name for name in names if name not in positive)
     target = Target("binary", (negative, ", ".join(positive)), positive=positive)
     counts = Counter(label in positive for label in case.labels.texts)

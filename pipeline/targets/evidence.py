@@ -1,4 +1,6 @@
-"""What a data folder and a user say about labels, before anybody decides what they mean (`pipeline.targets.decide`)."""
+"""The evidence about labels, from the data folder and the user. `pipeline.targets.decide` decides what it
+means.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,10 @@ from pipeline.targets.target import Target
 
 @dataclass(frozen=True)
 class LabelEvidence:
-    """The labels of the training rows as they are written. Either `texts`, one a row, or `columns` with their `cells`, one tuple a row."""
+    """The labels of the training rows as they are written.
+
+    Either `texts`, one per row, or `columns` with their `cells`, one tuple per row.
+    """
 
     source: Literal["folders", "names", "table", "json"]  # class folders; file names such as cat.0.jpg; a table; JSON
     where: str  # for messages: `train.csv, column 'labels'`
@@ -23,7 +28,10 @@ class LabelEvidence:
 
 @dataclass(frozen=True)
 class SampleEvidence:
-    """The sample submission without its ids. `labels`: where a row is one label of an image (`<id>_<label>`), that label; else empty."""
+    """The sample submission without its ids.
+
+    `labels`: where a row is one label of an image (`<id>_<label>`), the label of each row; otherwise empty.
+    """
 
     where: str  # `sample_submission.csv`
     columns: tuple[str, ...]
@@ -33,7 +41,7 @@ class SampleEvidence:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user or competition.yaml says; None and empty: nothing."""
+    """Settings of the user or of competition.yaml. None and empty mean: not set."""
 
     metric: str | None = None
     kind: str | None = None
@@ -43,7 +51,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Decision:
-    """What labels mean and how they are scored. `labels`: one text for each row, as `target.encode` takes them."""
+    """The target, its metric, and one label text for each row, as `target.encode` takes them."""
 
     target: Target
     metric: str

@@ -1,6 +1,8 @@
-"""The formulas behind the table of metrics: arrays in, one float out; scikit-learn's wherever it has one and it stays fast for many classes.
+"""The formulas of the metrics: arrays in, one float out. They are scikit-learn's where it has one that is
+fast for many classes.
 
-Labels of one class or grade are (N,) positions, of several labels an image (N, O) of 0 and 1. `None` comes out where a metric says nothing.
+Labels of one class or grade are (N,) positions; several labels per image are (N, O) of 0 and 1. None is
+returned where a metric is undefined.
 """
 
 from __future__ import annotations
@@ -11,16 +13,19 @@ from typing import Any
 
 import numpy as np
 
-BLOCK_CELLS = 10_000_000  # how many predictions are looked at together: 5,000 classes of 100,000 rows at once would be gigabytes
+BLOCK_CELLS = 10_000_000  # predictions ranked at once: 5,000 classes of 100,000 rows together would need gigabytes
 
 
 def has_both(column: np.ndarray) -> bool:
-    """True where a column of 0 and 1 holds both."""
+    """Return True where a column of 0 and 1 holds both."""
     return bool(column.any()) and not bool(column.all())
 
 
 def columns_of(truth: np.ndarray, num_outputs: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, (N,) bool) of each output on which `truth` says both yes and no: the others cannot be ranked, and do not count."""
+    """Yield (number, (N,) bool) of each output for which `truth` holds both yes and no.
+
+    The other outputs cannot be ranked, so they do not count.
+    """
     for number in range(num_outputs):
         column = truth == number if truth.ndim == 1 else truth[:, number] > 0.5
         if has_both(column):
@@ -28,7 +33,10 @@ def columns_of(truth: np.ndarray, num_outputs: int) -> Iterator[tuple[int, np.nd
 
 
 def mean_of_columns(truth: np.ndarray, values: np.ndarray, function: Callable[[np.ndarray, np.ndarray], float]) -> float | None:
-    """The mean of `function(truth, values)` over the columns with both yes and no; of one class: each class against the others."""
+    """Return the mean of `function(truth, values)` over the columns that hold both yes and no.
+
+    For one class per image: each class against the others. None where there is no such column.
+    """
     scores = [function(column, values[:, number]) for number, column in columns_of(truth, values.shape[1])]
     return float(np.mean(scores)) if scores else None
 
@@ -37,12 +45,12 @@ def mean_of_columns(truth: np.ndarray, values: np.ndarray, function: Callable[[n
 
 
 def accuracy(truth: np.ndarray, chosen: np.ndarray) -> float:
-    """The share of right decisions; of several labels an image every label is a decision of its own."""
+    """Return the share of right decisions. With several labels per image every label is one decision."""
     return float((truth == chosen).mean())
 
 
 def balanced_accuracy(truth: np.ndarray, chosen: np.ndarray) -> float:
-    """The mean recall of the classes that occur; of several labels the mean over them."""
+    """Return the mean recall of the classes that occur; for several labels the mean over labels."""
     from sklearn.metrics import balanced_accuracy_score
 
     if truth.ndim == 2:
@@ -51,7 +59,7 @@ def balanced_accuracy(truth: np.ndarray, chosen: np.ndarray) -> float:
 
 
 def f_score(average: str, beta: float = 1.0) -> Callable[[np.ndarray, np.ndarray], float]:
-    """scikit-learn's F-score with this average; 0 where it divides by nothing."""
+    """Return scikit-learn's F-score with this average; a division by zero gives 0."""
 
     def function(truth: np.ndarray, chosen: np.ndarray) -> float:
         from sklearn.metrics import fbeta_score
@@ -62,14 +70,17 @@ def f_score(average: str, beta: float = 1.0) -> Callable[[np.ndarray, np.ndarray
 
 
 def mcc(truth: np.ndarray, chosen: np.ndarray) -> float | None:
-    """Matthews' correlation; of several labels the mean over those with both yes and no."""
+    """Return Matthews' correlation; for several labels the mean over those that hold both yes and no."""
     from sklearn.metrics import matthews_corrcoef
 
     return float(matthews_corrcoef(truth, chosen)) if truth.ndim == 1 else mean_of_columns(truth, chosen, matthews_corrcoef)
 
 
 def quadratic_kappa(num_grades: int) -> Callable[[np.ndarray, np.ndarray], float]:
-    """Cohen's kappa with quadratic weights over all `num_grades`: a grade that does not occur still lies between its neighbours."""
+    """Return Cohen's kappa with quadratic weights over all `num_grades`.
+
+    Grades that do not occur keep their place, so the distances between the others stay right.
+    """
 
     def function(truth: np.ndarray, chosen: np.ndarray) -> float:
         from sklearn.metrics import cohen_kappa_score
@@ -83,16 +94,22 @@ def quadratic_kappa(num_grades: int) -> Callable[[np.ndarray, np.ndarray], float
 
 
 def log_loss(truth: np.ndarray, values: np.ndarray) -> float:
-    """Mean log loss in nats, probabilities kept `eps` away from 0 and 1 as scikit-learn does; of several labels the mean over them."""
+    """Return the mean log loss in nats; for several labels the mean over labels.
+
+    Probabilities are kept within float64's eps of 0 and 1, as scikit-learn does.
+    """
     eps = np.finfo(np.float64).eps
     return float(-np.log(np.clip(probability_of_truth(truth, values), eps, 1 - eps)).mean())
 
 
 def exact_loss(truth: np.ndarray, values: np.ndarray) -> float:
-    """Mean log loss in nats, as it is trained on: kept finite only where a probability is 0 in its own precision."""
+    """Return the mean log loss in nats, close to the training loss.
+
+    Probabilities are only clipped where they are 0 (or 1) in their own precision.
+    """
     if truth.ndim == 1:
         return float(-np.log(np.clip(probability_of_truth(truth, values), np.finfo(values.dtype).tiny, 1.0)).mean())
-    # 1 - p is 0 long before the model is that sure of it: the nearest number below 1 stands for it
+    # A float32 probability rounds to 1 early, so 1 - p would be 0. Half of eps is used instead.
     nearest_to_one = np.finfo(values.dtype).eps / 2
     yes = np.clip(values.astype(np.float64), np.finfo(values.dtype).tiny, 1.0)
     no = np.clip(1.0 - values.astype(np.float64), nearest_to_one, 1.0)
@@ -100,44 +117,46 @@ def exact_loss(truth: np.ndarray, values: np.ndarray) -> float:
 
 
 def probability_of_truth(truth: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """float64 of what was said of the truth: (N,) of one class, (N, O) of several labels or of a positive class."""
-    if truth.ndim == 1:  # not scikit-learn's: it would make a dense (N, C) of 0 and 1
+    """Return the probability of the true labels, float64: (N,) for one class, (N, O) for several labels or
+    binary.
+    """
+    if truth.ndim == 1:  # scikit-learn would make a dense (N, C) array of 0 and 1
         return values[np.arange(len(truth)), truth].astype(np.float64)
     exact = values.astype(np.float64)
     return np.where(truth > 0.5, exact, 1.0 - exact)
 
 
 def roc_auc(truth: np.ndarray, values: np.ndarray) -> float | None:
-    """The mean area under the ROC curve, each class or label against the rest."""
+    """Return the mean area under the ROC curve, each class or label against the rest."""
     from sklearn.metrics import roc_auc_score
 
     return mean_of_columns(truth, values, roc_auc_score)
 
 
 def average_precision(truth: np.ndarray, values: np.ndarray) -> float | None:
-    """The mean average precision of each class or label against the rest."""
+    """Return the mean average precision, each class or label against the rest."""
     from sklearn.metrics import average_precision_score
 
     return mean_of_columns(truth, values, average_precision_score)
 
 
 def partial_auc_80tpr(truth: np.ndarray, values: np.ndarray) -> float | None:
-    """The area between the ROC curve and a true positive rate of 80 %: 0 to 0.2 (ISIC 2024)."""
+    """Return the area under the ROC curve above a true positive rate of 80 %, 0 to 0.2 (ISIC 2024)."""
     return mean_of_columns(truth, values, _area_above_80)
 
 
 def _area_above_80(truth: np.ndarray, values: np.ndarray) -> float:
     from sklearn.metrics import roc_auc_score
 
-    # Turned around (negatives as positives), what lies above a true positive rate of 0.8 lies left of a false positive rate of 0.2.
-    # scikit-learn scales that area so that chance is 0.5: taken back here, as the competition does.
+    # With classes swapped, the area above a true positive rate of 0.8 is the area left of a false positive
+    # rate of 0.2. scikit-learn scales that area so that chance is 0.5; this undoes it, as the competition does.
     left, chance = 0.2, 0.5 * 0.2**2
     scaled = roc_auc_score(~truth, -values.astype(np.float64), max_fpr=left)
     return float(chance + (left - chance) * (scaled - 0.5) / 0.5)
 
 
 def probabilistic_f1(truth: np.ndarray, values: np.ndarray) -> float | None:
-    """F1 of counts that are sums of probabilities (RSNA breast cancer); the mean over labels that occur."""
+    """Return F1 with sums of probabilities as counts (RSNA breast cancer); the mean over labels that occur."""
     exact = values.astype(np.float64)
     hits, said, occurs = (exact * truth).sum(axis=0), exact.sum(axis=0), truth.sum(axis=0, dtype=np.float64)
     counted = occurs > 0
@@ -148,7 +167,10 @@ def probabilistic_f1(truth: np.ndarray, values: np.ndarray) -> float | None:
 
 
 def top_ranks(values: np.ndarray, k: int) -> np.ndarray:
-    """(N, k) int64 positions of the largest predictions, largest first, equal ones by position as argmax decides; -1 past the last."""
+    """Return (N, k) int64 positions of the largest predictions, largest first.
+
+    Equal predictions are ordered by position, as argmax does. -1 stands where there are fewer than k.
+    """
     ranks = np.full((len(values), k), -1, dtype=np.int64)
     rows_together = max(1, BLOCK_CELLS // values.shape[1])
     for start in range(0, len(values), rows_together):
@@ -162,14 +184,15 @@ def top_ranks(values: np.ndarray, k: int) -> np.ndarray:
 
 
 def top_accuracy(truth: np.ndarray, ranks: np.ndarray) -> float:
-    """The share of rows whose class is among the (N, k) ranked ones."""
+    """Return the share of rows whose class is among the (N, k) ranked ones."""
     return float((ranks == truth[:, None]).any(axis=1).mean())
 
 
 def map_at_k(truth: np.ndarray, ranks: np.ndarray) -> float:
-    """Mean average precision of (N, k) ranked positions (-1: none): of one class 1/place, of several labels the mean precision at each hit.
+    """Return the mean average precision of (N, k) ranked positions (-1: none).
 
-    A name said twice counts once; a row without any label gives 0.
+    For one class it is 1/place; for several labels the mean precision at each hit. A repeated label counts
+    once; a row without any label gives 0.
     """
     hit = ranks == truth[:, None] if truth.ndim == 1 else np.take_along_axis(truth > 0.5, np.maximum(ranks, 0), axis=1) & (ranks >= 0)
     for place in range(1, ranks.shape[1]):
@@ -183,7 +206,7 @@ def map_at_k(truth: np.ndarray, ranks: np.ndarray) -> float:
 
 
 def number_error(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    """`rmse`, `mae` or `r2` of (N, O) numbers: the mean over columns."""
+    """Return the function of `rmse`, `mae` or `r2` for (N, O) numbers: the mean over columns."""
 
     def function(truth: np.ndarray, values: np.ndarray) -> float:
         from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
@@ -197,7 +220,9 @@ def number_error(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 def quietly(function: Callable[..., float | None], *arrays: np.ndarray) -> float | None:
-    """`function(*arrays)` without scikit-learn's warnings (what is undefined is asked before); None for what is no number."""
+    """Return `function(*arrays)` without scikit-learn's warnings; None for a result that is not a finite
+    number.
+    """
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore")
         value = function(*arrays)
@@ -205,6 +230,6 @@ def quietly(function: Callable[..., float | None], *arrays: np.ndarray) -> float
 
 
 def histograms(names: Sequence[str], numbers: np.ndarray, bins: int = 30) -> dict[str, dict[str, list[float]]]:
-    """How often each column of (N, O) numbers holds what: for each name its B + 1 `edges` and B `counts`, as run.json keeps them."""
+    """Return for each name of (N, O) numbers its B + 1 `edges` and B `counts`, as run.json stores them."""
     counted = {name: np.histogram(numbers[:, number].astype(np.float64), bins) for number, name in enumerate(names)}
     return {name: {"edges": edges.tolist(), "counts": counts.tolist()} for name, (counts, edges) in counted.items()}

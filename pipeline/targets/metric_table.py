@@ -1,4 +1,5 @@
-"""The table of metrics: what each is called, which way is better, what it needs, which targets it scores, what computes it.
+"""The table of metrics: name, direction, what each needs, the targets it scores, and the function that
+computes it.
 
 Averages and names follow scikit-learn's user guide (section 3.4).
 """
@@ -23,11 +24,11 @@ _DECIDED = (*_CHOICE, "binary", "multilabel")
 
 @dataclass(frozen=True)
 class Metric:
-    """One way to score predictions.
+    """One metric.
 
-    `kinds`: the targets it can score. `words`: its name for people. `function`: gives what computes it, from truth and predictions; it gets
-    the module `measures`, which is loaded when the first score is computed, and the target. `spellings`: other names that people use for it.
-    `k`: how many ranked labels count.
+    `kinds`: the targets it can score. `words`: its name in texts. `function(measures, target)`: returns the
+    function of truth and predictions; the module `measures` is passed in because it is imported only when the
+    first score is computed. `spellings`: other common names. `k`: how many ranked labels count.
     """
 
     name: str
@@ -220,10 +221,12 @@ _NAMES = {spelling: metric.name for metric in _TABLE for spelling in (metric.nam
 
 
 def find_metric(name: str) -> Metric:
-    """The metric called `name`, also by a common other spelling (auc, f1_macro, kappa, map@5); `map_at_K` for any K from 1.
+    """Return the metric called `name`, also by another common spelling (auc, f1_macro, kappa, map@5).
+
+    `map_at_K` works for any K from 1.
 
     Raises:
-        UserError: there is none; the nearest is named.
+        UserError: the name is not known; the nearest one is suggested.
     """
     plain = re.sub(r"[^a-z0-9]+", "_", name.strip().casefold().replace("@", "_at_").replace("²", "2")).strip("_")
     if ranked := re.fullmatch(r"(?:map|mean_average_precision)_(?:at_)?([1-9]\d*)", plain):
@@ -234,4 +237,4 @@ def find_metric(name: str) -> Metric:
     near = nearest(plain, [*METRICS, *_NAMES])
     for spelling, known in _NAMES.items():
         near = near.replace(f"{spelling!r}", f"{known!r}")
-    raise UserError(f"metric {name!r} is none that can be computed here{near}; known: {', '.join(METRICS)} (any K in map_at_K)")
+    raise UserError(f"metric {name!r} is not known{near}; known metrics: {', '.join(METRICS)} (any K in map_at_K)")

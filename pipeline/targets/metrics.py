@@ -1,7 +1,8 @@
-"""Scoring with the metrics of `metric_table.py`.
+"""Compute the metrics of `metric_table.py`.
 
-Truth is as `target.encode` gives it, values are (N, O) predictions as `target.activate` gives them. For several labels an
-image, and several numbers, a metric is the mean over columns unless its name says otherwise (micro, weighted, samples).
+Truth is as `target.encode` returns it; values are (N, O) predictions as `target.activate` returns them. For
+several labels or several numbers per image a metric is the mean over columns, unless its name says otherwise
+(micro, weighted, samples).
 """
 
 from __future__ import annotations
@@ -34,15 +35,17 @@ __all__ = [
     "vqa_scores",
     "why_undefined",
 ]
-# `all_metrics` sorts each column for these; beyond so much they are computed where they are asked for, not beside other metrics (seconds).
+# These metrics sort each column. With more outputs or cells than this they take seconds, so `all_metrics`
+# leaves them out unless one is the competition's metric.
 SORTED_METRICS, SORTED_OUTPUTS, SORTED_CELLS = ("roc_auc", "average_precision"), 200, 5_000_000
 
 
 def evaluate(name: str, target: Target, truth: np.ndarray, values: np.ndarray) -> float | None:
-    """The metric of (N, O) predictions; None where it is undefined on these rows, see `why_undefined`.
+    """Return the metric of (N, O) predictions; None where it is undefined on these rows (see
+    `why_undefined`).
 
     Raises:
-        UserError: there is no such metric, or it does not score such a target.
+        UserError: the metric is not known, or does not score such a target.
     """
     metric = _scoring(name, target)
     if metric.needs == "labels":
@@ -55,39 +58,44 @@ def evaluate(name: str, target: Target, truth: np.ndarray, values: np.ndarray) -
 
 
 def evaluate_labels(name: str, target: Target, truth: np.ndarray, chosen: np.ndarray) -> float | None:
-    """A metric that needs labels alone, of decided ones: `chosen` as `target.chosen` or `target.encode` gives them.
+    """Return a metric that needs only labels. `chosen`: as `target.chosen` or `target.encode` returns them.
 
-    A position of -1 is a label that the target does not know: always wrong. None where it is undefined on these rows.
+    A position of -1 is a label that the target does not know: always wrong. None where the metric is
+    undefined.
 
     Raises:
-        UserError: there is no such metric, it does not score such a target, or decided labels are not enough for it.
+        UserError: the metric is not known, does not score such a target, or needs more than labels.
     """
     metric = _scoring(name, target)
     if metric.needs != "labels":
-        raise UserError(f"{metric.name} needs {metric.needs}, and there are only decided labels")
+        raise UserError(f"{metric.name} needs {metric.needs}, but there are only labels")
     return _value(metric, target, _decided(target, truth), _decided(target, chosen))
 
 
 def evaluate_ranks(name: str, target: Target, truth: np.ndarray, ranks: np.ndarray) -> float | None:
-    """map_at_K or top5_accuracy of (N, k) int positions in `target.names`, best first (-1: none); only the first K columns count.
+    """Return map_at_K or top5_accuracy of (N, k) int positions in `target.names`, best first (-1: none).
+
+    Only the first K columns count.
 
     Raises:
-        UserError: there is no such metric, it does not score such a target, or is none of ranks.
+        UserError: the metric is not known, does not score such a target, or does not use ranks.
     """
     metric = _scoring(name, target)
     if metric.needs != "ranks":
-        raise UserError(f"{metric.name} needs {metric.needs}, and there are only ranked labels")
+        raise UserError(f"{metric.name} needs {metric.needs}, but there are only ranked labels")
     return _value(metric, target, truth, ranks[:, : metric.k])
 
 
 def all_metrics(target: Target, truth: np.ndarray, values: np.ndarray, metric: str | None = None) -> dict[str, float]:
-    """Every metric that is defined for the target and these rows, and `loss`: mean log loss in nats, or mean squared error of scaled numbers.
+    """Return every metric that is defined for the target and these rows, and `loss`.
 
-    One class or grade: also macro and weighted precision and recall; several labels: `label_accuracy`, the share of right single decisions.
-    `metric` is the competition's: it is there too where it is no row of the table (map_at_3) or slow to compute.
+    `loss` is the mean log loss in nats, or the mean squared error of scaled numbers. One class or grade: also
+    macro and weighted precision and recall. Several labels: also `label_accuracy`, the share of right single
+    decisions. `metric`, the competition's, is included even if the table does not list it (map_at_3) or it is
+    slow.
 
     Raises:
-        UserError: there is no such `metric`, or it does not score such a target.
+        UserError: `metric` is not known, or does not score such a target.
     """
     import numpy as np
 
@@ -114,10 +122,11 @@ def all_metrics(target: Target, truth: np.ndarray, values: np.ndarray, metric: s
 
 
 def why_undefined(name: str, target: Target, truth: np.ndarray) -> str | None:
-    """Why `evaluate` gives None on rows with this `truth`, in words; None where it gives a number.
+    """Return the reason why `evaluate` returns None on rows with this `truth`; None where it returns a
+    number.
 
     Raises:
-        UserError: there is no such metric, or it does not score such a target.
+        UserError: the metric is not known, or does not score such a target.
     """
     from pipeline.targets.measures import has_both
 
@@ -125,7 +134,7 @@ def why_undefined(name: str, target: Target, truth: np.ndarray) -> str | None:
     if not len(truth):
         return f"{metric.words} is undefined: there are no rows"
     if metric.name == "top5_accuracy" and target.num_outputs <= metric.k:
-        return f"{metric.words} says nothing: with {counted(target.num_outputs, 'class', 'classes')} it is always 1"
+        return f"{metric.words} is always 1 with {counted(target.num_outputs, 'class', 'classes')}"
     if metric.name == "r2" and len(truth) < 2:
         return f"{metric.words} is undefined on a single row"
     if metric.name == "pf1" and not truth.any():
@@ -138,14 +147,16 @@ def why_undefined(name: str, target: Target, truth: np.ndarray) -> str | None:
     first = truth.reshape(-1)[0]
     if (truth != first).any():
         return None
-    return f"{metric.words} is undefined: every row is {target.names[int(first)]!r}, and it compares rows of different classes"
+    return f"{metric.words} is undefined: it compares rows of different classes, but every row is {target.names[int(first)]!r}"
 
 
 def left_out(name: str, target: Target, truth: np.ndarray) -> tuple[str, ...]:
-    """The classes or labels that do not count in a metric that compares rows: all of these rows have them, or none; else empty.
+    """Return the classes or labels that do not count in a metric that compares rows.
+
+    A class does not count when all rows have it, or none. () for other metrics.
 
     Raises:
-        UserError: there is no such metric, or it does not score such a target.
+        UserError: the metric is not known, or does not score such a target.
     """
     from pipeline.targets.measures import columns_of
 
@@ -156,23 +167,23 @@ def left_out(name: str, target: Target, truth: np.ndarray) -> tuple[str, ...]:
     return tuple(label for number, label in enumerate(target.output_names) if number not in counted)
 
 
-_COMPARING = ("roc_auc", "average_precision", "partial_auc_80tpr", "mcc", "qwk")  # undefined where all rows are alike
+_COMPARING = ("roc_auc", "average_precision", "partial_auc_80tpr", "mcc", "qwk")  # undefined where all rows have the same label
 
 
 def _scoring(name: str, target: Target) -> Metric:
-    """The metric, which scores such a target."""
+    """Return the metric after checking that it scores such a target."""
     metric = find_metric(name)
     if target.kind not in metric.kinds:
         fitting = [other for other, known in METRICS.items() if target.kind in known.kinds]
         raise UserError(
-            f"metric {metric.name} scores {' or '.join(kind for kind in KINDS if kind in metric.kinds)} targets, and this one is "
-            f"{target.kind} ({target.describe()}); it can be scored by {', '.join(fitting)}"
+            f"metric {metric.name} scores {' or '.join(kind for kind in KINDS if kind in metric.kinds)} targets, but this one is "
+            f"{target.kind} ({target.describe()}); metrics for it: {', '.join(fitting)}"
         )
     return metric
 
 
 def _decided(target: Target, labels: np.ndarray) -> np.ndarray:
-    """Labels as `measures` takes them: (N,) positions, or (N, O) bool of several labels an image."""
+    """Return labels as `measures` takes them: (N,) positions, or (N, O) bool for several labels per image."""
     import numpy as np
 
     labels = np.asarray(labels)

@@ -1,4 +1,7 @@
-"""What label cells look like: numbers, zeros and ones, several labels in a cell. Facts alone; `pipeline.targets.decide` draws the conclusion."""
+"""Describe label cells: are they numbers, zeros and ones, or several labels in a cell?
+
+Only facts are found here; `pipeline.targets.decide` draws the conclusion.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,14 @@ from typing import Literal
 
 SEPARATORS = (" ", ",", ";", "|")
 TRUE_TEXTS, FALSE_TEXTS = ("1", "1.0", "true"), ("0", "0.0", "false")
-CLEAR_SHARE, DOUBTFUL_SHARE = 0.8, 0.5  # of the parts that also occur in another cell: from here on they are labels; below they are words
-NAMING_WORDS = ("is_", "has_", "is", "has")  # before a class in the name of a column: has_cactus, is_iceberg
+# Share of the parts that also occur in another cell. From the first value on, parts are labels; below the second
+# value they are words of a name.
+CLEAR_SHARE, DOUBTFUL_SHARE = 0.8, 0.5
+NAMING_WORDS = ("is_", "has_", "is", "has")  # before a class in a column name: has_cactus, is_iceberg
 
 
 def number(text: str) -> float | None:
-    """The finite number that a cell holds; None for anything else."""
+    """Return the finite number in a cell; None for anything else."""
     try:
         value = float(text)
     except ValueError:
@@ -24,42 +29,43 @@ def number(text: str) -> float | None:
 
 
 def are_numbers(texts: Iterable[str]) -> bool:
-    """True when there is a cell and every cell is a number."""
+    """Return True when there is at least one cell and every cell is a number."""
     values = [number(text) for text in texts]
     return bool(values) and None not in values
 
 
 def has_fraction(texts: Iterable[str]) -> bool:
-    """True when some cell is a number that is not whole: 0.5, 12.37."""
+    """Return True when some cell is a number with a fraction: 0.5, 12.37."""
     values = (number(text) for text in texts)
     return any(value is not None and value != int(value) for value in values)
 
 
 def is_true(text: str) -> bool:
-    """True for 1, 1.0, True."""
+    """Return True for 1, 1.0, True."""
     return text.strip().lower() in TRUE_TEXTS
 
 
 def is_false(text: str) -> bool:
-    """True for 0, 0.0, False."""
+    """Return True for 0, 0.0, False."""
     return text.strip().lower() in FALSE_TEXTS
 
 
 def are_flags(texts: Iterable[str]) -> bool:
-    """True when every cell is 0 or 1 (also 0.0, True, ...)."""
+    """Return True when every cell is 0 or 1 (also 0.0, True, ...)."""
     return all(is_true(text) or is_false(text) for text in texts)
 
 
 def split_parts(text: str, separator: str) -> list[str]:
-    """The parts of a cell, without empty ones."""
+    """Return the parts of a cell, without empty ones."""
     return [part.strip() for part in text.split(separator) if part.strip()]
 
 
 def several_labels(texts: Iterable[str], separators: Sequence[str] = SEPARATORS) -> tuple[Literal["yes", "maybe", "no"], str]:
-    """Whether cells hold several labels each, and what stands between them.
+    """Return whether cells hold several labels each, and the separator between them.
 
-    yes: there are fewer parts than different cells, nearly every part occurs in several cells, and cells differ in how many they hold
-    (`rust`, `scab`, `rust scab`). no: no cell has a separator, or the parts are words of names (`Granny Smith`). maybe: between the two.
+    "yes": there are fewer different parts than different cells, nearly every part occurs in several cells,
+    and the number of parts varies (`rust`, `scab`, `rust scab`). "no": no cell has a separator, or the parts
+    are words of names (`Granny Smith`). "maybe": in between.
     """
     cells = list(dict.fromkeys(text.strip() for text in texts))
     doubt: tuple[Literal["yes", "maybe", "no"], str] = ("no", separators[0])
@@ -79,7 +85,10 @@ def several_labels(texts: Iterable[str], separators: Sequence[str] = SEPARATORS)
 
 
 def _as_written(cells: Sequence[str], separators: Sequence[str]) -> list[str]:
-    """The separators as these cells write them: `, ` where a space stands behind every comma. The space alone is none there."""
+    """Return the separators as these cells write them: `, ` where every comma is followed by a space.
+
+    Where another separator is written with spaces, the space alone is left out.
+    """
     spaced = {}
     for mark in separators:
         found = {match for cell in cells for match in re.findall(rf" *{re.escape(mark)} *", cell)} if mark.strip() else set()
@@ -89,9 +98,10 @@ def _as_written(cells: Sequence[str], separators: Sequence[str]) -> list[str]:
 
 
 def several_guesses(sample_cells: Sequence[str], class_names: Sequence[str]) -> tuple[int, str]:
-    """How many labels a cell of the sample submission holds, and what stands between them; 1 where each holds one.
+    """Return how many labels a cell of the sample submission holds, and the separator; 1 where each holds
+    one.
 
-    Guesses are told from names with spaces: no class is written with that separator, and a part is a known class.
+    Guesses differ from names with spaces: no class name contains the separator, and a part is a known class.
     """
     known = set(class_names)
     for separator in _as_written(sample_cells, SEPARATORS):
@@ -104,7 +114,7 @@ def several_guesses(sample_cells: Sequence[str], class_names: Sequence[str]) -> 
 
 
 def named_after(column: str, class_names: Sequence[str]) -> str | None:
-    """The class that a column is named after: `dog`, `is_dog`, `has_cactus`; None where it is named otherwise."""
+    """Return the class that a column is named after (`dog`, `is_dog`, `has_cactus`); None if there is none."""
     plain = _plain(column)
     wanted = {plain, *(plain.removeprefix(_plain(word)) for word in NAMING_WORDS if column.lower().startswith(word))}
     found = [name for name in class_names if _plain(name) in wanted]

@@ -1,12 +1,14 @@
-"""What a label means: how many outputs a model needs for it, labels -> arrays, logits -> predictions, predictions -> label texts.
+"""The target: how many outputs a model needs, labels -> arrays, logits -> predictions, predictions -> label
+texts.
 
-A label is a text, as it stands in the data. The kinds are scikit-learn's (User guide, "Types of target"), and `ordinal`:
+A label is a text, as it is written in the data. The kinds are scikit-learn's (User guide, "Types of target"),
+and `ordinal`:
 
-    multiclass   one of several classes            one output a class, softmax
+    multiclass   one of several classes            one output per class, softmax
     binary       the positive class, or not        one output, sigmoid
-    multilabel   any number of labels              one output a label, sigmoid
-    ordinal      one of several grades in order    one output a grade, softmax; what is written is the nearest grade to the expected one
-    continuous   a number, or several              one output a number, trained on scaled numbers
+    multilabel   any number of labels              one output per label, sigmoid
+    ordinal      one of several grades in order    one output per grade, softmax; written: the grade nearest to the expected one
+    continuous   one or several numbers            one output per number, trained on scaled numbers
 """
 
 from __future__ import annotations
@@ -26,41 +28,44 @@ Kind = Literal["multiclass", "binary", "multilabel", "ordinal", "continuous"]
 KINDS: tuple[str, ...] = get_args(Kind)
 _NUMBERS = {key: [NUMBER] for key in ("center?", "scale?", "low?", "high?")}
 _SHAPE = {"kind": TEXT, "names": [TEXT], "positive?": [TEXT], "separator?": TEXT, "threshold?": NUMBER, "may_be_empty?": FLAG, **_NUMBERS}
-NUM_STRATA = 10  # of a number: tenths of the sorted rows
+NUM_STRATA = 10  # strata of numbers: tenths of the sorted rows
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the labels of one competition mean. Arrays below have N rows and O = `num_outputs` columns, in the order of `names`."""
+    """The meaning of a competition's labels.
+
+    Arrays below have N rows and O = `num_outputs` columns, in the order of `names`.
+    """
 
     kind: Kind
     names: tuple[str, ...]  # classes; grades, lowest first; labels; columns of numbers; binary: (negative, positive)
     positive: tuple[str, ...] = ()  # binary: the label texts that count as positive
-    separator: str = " "  # multilabel and several numbers: what stands between the parts of one label text
+    separator: str = " "  # multilabel and several numbers: between the parts of one label text
     threshold: float = 0.5  # multilabel: the probability from which a label is written
-    may_be_empty: bool = False  # multilabel: an image may have no label at all; else the most probable one is always written
-    center: tuple[float, ...] = ()  # continuous: what a scaled 0 stands for, a column each
-    scale: tuple[float, ...] = ()  # continuous: what a scaled 1 is above it
-    low: tuple[float, ...] = ()  # continuous: the smallest number of training; predictions are kept within
+    may_be_empty: bool = False  # multilabel: an image may have no label; if not, the most probable one is always written
+    center: tuple[float, ...] = ()  # continuous: mean of each column; number = scaled number * scale + center
+    scale: tuple[float, ...] = ()  # continuous: standard deviation of each column
+    low: tuple[float, ...] = ()  # continuous: smallest training number; predictions are clipped to low..high
     high: tuple[float, ...] = ()
 
     @property
     def num_outputs(self) -> int:
-        """How many outputs a model has for it."""
+        """Number of model outputs."""
         return 1 if self.kind == "binary" else len(self.names)
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """What each output stands for; of a binary target the positive class."""
+        """Name of each output; for a binary target the positive class."""
         return self.names[1:] if self.kind == "binary" else self.names
 
     @property
     def is_choice(self) -> bool:
-        """True where exactly one of `names` is right, so that probabilities of all of them sum to 1."""
+        """True where exactly one of `names` is right, so that the probabilities sum to 1."""
         return self.kind in ("multiclass", "ordinal")
 
     def describe(self) -> str:
-        """The target in a competitor's words: `5 grades, 0 to 4`."""
+        """Return the target in a few words: `5 grades, 0 to 4`."""
         count = len(self.names)
         return {
             "multiclass": f"one of {count:,} classes",
@@ -73,16 +78,20 @@ class Target:
     # ---- labels -> arrays ----
 
     def encode(self, labels: Sequence[str]) -> np.ndarray:
-        """multiclass, ordinal: (N,) int64 positions in `names`; binary, multilabel: (N, O) float32 of 0 and 1; continuous: (N, O) float32.
+        """Return labels as an array.
+
+        multiclass, ordinal: (N,) int64 positions in `names`; binary, multilabel: (N, O) float32 of 0 and 1;
+        continuous: (N, O) float32.
 
         Raises:
-            UserError: a label that the target does not know, or that is no number; the first few are named.
+            UserError: labels that the target does not know, or that are not numbers; the first few are
+                listed.
         """
         import numpy as np
 
         if self.is_choice:
             index = {name: number for number, name in enumerate(self.names)}
-            self._refuse([label for label in labels if label not in index], f"is none of the {len(index):,} {self._noun()}")
+            self._refuse([label for label in labels if label not in index], f"is not one of the {len(index):,} {self._noun()}")
             return np.array([index[label] for label in labels], dtype=np.int64)
         if self.kind == "binary":
             return np.array([[label in self.positive] for label in labels], dtype=np.float32).reshape(len(labels), 1)
@@ -94,25 +103,30 @@ class Target:
                 parts = self.parts(label)
                 unknown += [part for part in parts if part not in index]
                 encoded[row, [index[part] for part in parts if part in index]] = 1
-            self._refuse(unknown, f"is none of the {len(index):,} labels")
+            self._refuse(unknown, f"is not one of the {len(index):,} labels")
             return encoded
         cells = [label.split(self.separator) if self.num_outputs > 1 else [label] for label in labels]
         bad = [label for label, row in zip(labels, cells, strict=True) if not _are_numbers(row, self.num_outputs)]
-        self._refuse(bad, "is no number")
+        self._refuse(bad, "is not a number")
         return np.array(cells, dtype=np.float32).reshape(len(labels), self.num_outputs)
 
     def parts(self, label: str) -> list[str]:
-        """The labels in one label text of a multilabel target."""
+        """Return the labels in one label text of a multilabel target."""
         return [part.strip() for part in label.split(self.separator) if part.strip()]
 
     def scaled(self, numbers: np.ndarray) -> np.ndarray:
-        """(N, O) float32 of a continuous target: numbers as the model is trained on them, mean 0 and deviation 1 over the training rows."""
+        """Return (N, O) float32 numbers as the model is trained on them.
+
+        Only for a continuous target. They have mean 0 and standard deviation 1 over the training rows.
+        """
         import numpy as np
 
         return ((numbers - np.array(self.center)) / np.array(self.scale)).astype(np.float32)
 
     def fitted(self, labels: Sequence[str]) -> Target:
-        """This target with what it takes from the training labels: scale and range of numbers. Other kinds are as they were."""
+        """Return this target with scale and range of the training numbers. Other kinds are returned
+        unchanged.
+        """
         import numpy as np
 
         if self.kind != "continuous":
@@ -126,7 +140,10 @@ class Target:
     # ---- logits -> predictions -> label texts ----
 
     def activate(self, logits: np.ndarray) -> np.ndarray:
-        """(N, O) float32 predictions: probabilities (rows sum to 1 for one class or grade), or numbers within the range of training."""
+        """Return (N, O) float32 predictions: probabilities, or numbers within the range of training.
+
+        For one class or grade every row sums to 1.
+        """
         import numpy as np
 
         exact = np.asarray(logits, dtype=np.float64)
@@ -138,7 +155,7 @@ class Target:
         return (0.5 * (1 + np.tanh(exact / 2))).astype(np.float32)  # the logistic function, without overflow
 
     def decode(self, values: np.ndarray) -> list[str]:
-        """N label texts for (N, O) predictions, as the data writes labels."""
+        """Return N label texts for (N, O) predictions, written as in the data."""
         import numpy as np
 
         values = np.asarray(values)
@@ -149,10 +166,11 @@ class Target:
         return [self.names[index] for index in self.chosen(values)]
 
     def chosen(self, values: np.ndarray) -> np.ndarray:
-        """What (N, O) predictions decide for: (N,) int64 positions in `names`; multilabel: (N, O) bool; continuous: the numbers.
+        """Return the decision for (N, O) predictions.
 
-        A grade is the nearest one to the expected grade, sum of k * p(k): it loses less than the most probable one where errors count by
-        their distance.
+        (N,) int64 positions in `names`; multilabel: (N, O) bool; continuous: the numbers. A grade is the one
+        nearest to the expected grade, sum of k * p(k): where errors count by distance, this is better than
+        the most probable grade.
         """
         import numpy as np
 
@@ -173,7 +191,10 @@ class Target:
         return values
 
     def confidence(self, values: np.ndarray) -> list[float | None]:
-        """How sure (N, O) predictions are: the probability of what is written; of several labels the mean over them; None for numbers."""
+        """Return the confidence of (N, O) predictions: the probability of the decision.
+
+        For several labels it is the mean over labels; for numbers None.
+        """
         import numpy as np
 
         values = np.asarray(values)
@@ -184,7 +205,10 @@ class Target:
         return np.maximum(values, 1 - values).mean(axis=1).tolist()
 
     def prior(self, labels: Sequence[str]) -> np.ndarray:
-        """(O,) float32: what is predicted for an image that cannot be read: the frequencies, or the mean number, of training `labels`."""
+        """Return the prediction for an image that cannot be read: (O,) float32.
+
+        It holds the class frequencies, or the mean number, of the training `labels`.
+        """
         import numpy as np
 
         encoded = self.encode(labels)
@@ -196,9 +220,10 @@ class Target:
     # ---- rows ----
 
     def strata(self, labels: Sequence[str]) -> list[str]:
-        """One text a row: a split that gives each of them its share is fair to every label.
+        """Return one stratum name per row; a split that is stratified by them is fair to every label.
 
-        The class or grade; for several labels the rarest of the row; for numbers the tenth of the sorted rows (of the first column).
+        The stratum is the class or grade; for several labels the rarest label of the row; for numbers the
+        tenth of the sorted rows (of the first column).
         """
         import numpy as np
 
@@ -214,7 +239,7 @@ class Target:
         return list(labels)
 
     def counts(self, labels: Sequence[str]) -> dict[str, int]:
-        """Rows of each class, grade or label, in the order of `names`; empty for numbers."""
+        """Return the number of rows of each class, grade or label, in the order of `names`; {} for numbers."""
         if self.kind == "continuous":
             return {}
         encoded = self.encode(labels)
@@ -224,19 +249,19 @@ class Target:
         return dict(zip(self.names, [len(labels) - totals[0], *totals] if self.kind == "binary" else totals, strict=True))
 
     def record(self) -> dict[str, Any]:
-        """The target as run.json keeps it; `Target.read` takes it back."""
+        """Return the target as run.json stores it; `Target.read` reads it."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def read(cls, record: dict[str, Any], where: str) -> Target:
-        """The target that `record` wrote; `where` names its file in messages.
+        """Return the target that `record` wrote; `where` names its file in messages.
 
         Raises:
-            UserError: it holds something else.
+            UserError: the record is damaged.
         """
         damaged = "changed by hand, or damaged"
         if not isinstance(record, dict) or record.get("kind") not in KINDS or not set(record) <= set(cls.__dataclass_fields__):
-            raise UserError(f"{where}: target is no target that this version knows (kinds: {', '.join(KINDS)}): {damaged}")
+            raise UserError(f"{where}: target: expected one of the kinds {', '.join(KINDS)} with its keys: {damaged}")
         values = {name: value for name, value in record.items() if value is not None}
         raise_all(differences_from(_SHAPE, values, "target"), f"{where}: {damaged}:")
         target = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
@@ -244,7 +269,7 @@ class Target:
         return target
 
     def _contradictions(self) -> list[str]:
-        """What in it cannot be true together."""
+        """Return the values that contradict each other, one message each."""
         problems = [] if self.names and len(set(self.names)) == len(self.names) else ["target.names: expected different names"]
         if self.kind == "binary" and len(self.names) != 2:
             problems.append(f"target.names: expected the negative and the positive class, found {len(self.names)} names")
@@ -275,5 +300,5 @@ def _are_numbers(cells: Sequence[str], count: int) -> bool:
 
 
 def multiclass(class_names: Sequence[str]) -> Target:
-    """One of `class_names`."""
+    """Return the target for one of `class_names`."""
     return Target("multiclass", tuple(class_names))
