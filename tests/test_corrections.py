@@ -130,7 +130,7 @@ def test_several_labels_and_numbers_are_checked_part_by_part(tmp_path: Path) -> 
     write(tmp_path / "data/train.csv", ("id", "weight"), *((str(number), f"{number + 0.25}") for number in range(12)))
     number = write(tmp_path / "r.csv", ("id", "label"), ("3", "1.5"))
     assert read(tmp_path / "data", None, number, Asked("rmse", "continuous")).corrections.relabelled == {"3": "1.5"}
-    with pytest.raises(UserError, match="'heavy' is not a number"):
+    with pytest.raises(UserError, match="row 2: 'heavy'"):
         heavy = write(tmp_path / "r.csv", ("id", "label"), ("3", "heavy"))
         read(tmp_path / "data", None, heavy, Asked("rmse", "continuous"))
 
