@@ -25,9 +25,9 @@ WAYS = {  # what is trained, how python is started, threads of a process, gradie
     "LoRA, one process of two threads": (LORA, [], 2, "auto"),
     "LoRA, two processes of one thread, exact": (LORA, TORCHRUN, 1, "exact"),
     "LoRA, two processes of one thread, reduced": (LORA, TORCHRUN, 1, "reduced"),
-    "everything, one process of two threads": (FULL, [], 2, "auto"),
-    "everything, two processes of one thread, exact": (FULL, TORCHRUN, 1, "exact"),
-    "everything, two processes of one thread, reduced": (FULL, TORCHRUN, 1, "reduced"),
+    "full fine-tuning, one process of two threads": (FULL, [], 2, "auto"),
+    "full fine-tuning, two processes of one thread, exact": (FULL, TORCHRUN, 1, "exact"),
+    "full fine-tuning, two processes of one thread, reduced": (FULL, TORCHRUN, 1, "reduced"),
 }
 
 

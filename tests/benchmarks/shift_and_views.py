@@ -1,10 +1,11 @@
-"""Prior shift and mirrored views, on the runs of kept_epoch.py that hold the produce seeds: nothing is trained.
+"""Prior shift and mirrored views, on runs that other benchmarks left, on one set with several seeds: nothing is trained.
 
-    python -m tests.benchmarks.shift_and_views --work runs/kept-epoch
+    python -m tests.benchmarks.shift_and_views --work runs/kept-epoch                    # single runs of kept_epoch.py; also mirrored views
+    python -m tests.benchmarks.shift_and_views --work runs/folds-and-blends --folds dinov2-small    # five folds of folds_and_blends.py
 
 The held-back images of each seed are cut CUTS times. `skewed` keeps every image of 4 classes drawn at random and one of each other class,
 `even` a random half. `--prior FILE` gets the true shares of the cut. Predictions of an image do not depend on the others, so each cut is
-arithmetic on test.npy.
+arithmetic on test.npy. Folds know from their out-of-fold rows how sure the models are (a temperature), single runs do not.
 """
 
 from __future__ import annotations
@@ -29,8 +30,15 @@ def main() -> int:
     parser.add_argument("--data", default="produce")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arm", type=int, default=1, help="of kept_epoch.py (default: clip 1, decay 0)")
+    parser.add_argument(
+        "--folds", metavar="BACKBONE", help="the folds of this backbone that folds_and_blends.py trained, in place of single runs"
+    )
     args = parser.parse_args()
-    pairs = [(args.work / f"run-{args.data}-{seed}-{args.arm}", args.work / f"data-{args.data}-{seed}") for seed in args.seeds]
+    data = [args.work / f"data-{args.data}-{seed}" for seed in args.seeds]
+    if args.folds:
+        shifts([(args.work / f"folds-{args.data}-{args.folds}-{seed}", one) for seed, one in zip(args.seeds, data, strict=True)])
+        return 0
+    pairs = [(args.work / f"run-{args.data}-{seed}-{args.arm}", one) for seed, one in zip(args.seeds, data, strict=True)]
     shifts(pairs)
     views(pairs)
     return 0
@@ -39,14 +47,15 @@ def main() -> int:
 def shifts(pairs: list[tuple[Path, Path]]) -> None:
     """What `--prior FILE` and `--prior estimate` add to the accuracy of skewed and of even cuts: a mean over cuts for each seed."""
     from pipeline.folds.prior import shift
+    from pipeline.folds.team import gather, predict_together
     from pipeline.predictions import Predictions
-    from pipeline.run import load_run
 
     gains: dict[tuple[str, str], list[float]] = {}
     before: dict[str, list[float]] = {}
     for seed, (folder, data) in enumerate(pairs):
-        run = load_run(folder)
-        whole = Predictions.load(folder / "test", run.target)
+        team = gather([folder])
+        target = team.first.target
+        whole = predict_together(team, target, lambda run: Predictions.load(run.path / "test", run.target))
         truth = read_column(data / "solution.csv")
         draw = np.random.default_rng(seed)
         for kind in ("skewed", "even"):
@@ -55,10 +64,10 @@ def shifts(pairs: list[tuple[Path, Path]]) -> None:
                 cut = whole.aligned(skewed(whole.ids, truth, draw) if kind == "skewed" else even(whole.ids, draw))
                 with tempfile.TemporaryDirectory() as temporary:
                     path = Path(temporary) / "prior.csv"
-                    write_shares(path, run.target.names, [truth[name] for name in cut.ids])
+                    write_shares(path, target.names, [truth[name] for name in cut.ids])
                     found["plain"].append(share_right(cut, truth))
                     for way, asked in (("file", str(path)), ("estimate", "estimate")):
-                        found[way].append(share_right(shift(cut, run.record.prior, asked)[0], truth))
+                        found[way].append(share_right(shift(cut, team.prior, asked, team.temperature)[0], truth))
             before.setdefault(kind, []).append(float(np.mean(found["plain"])))
             for way in ("file", "estimate"):
                 gains.setdefault((kind, way), []).append(float(np.mean(found[way]) - np.mean(found["plain"])))
