@@ -3,9 +3,8 @@
 python inference.py                                           # finetuned_model/ + data/ -> predictions.csv
 python inference.py --model finetuned_model/digits --data data/digits --output data/digits/predictions.csv
 python inference.py --model runs/folds                        # the mean of its models
-python inference.py --model runs/a runs/b runs/folds          # the mean of several runs, also with different
-backbones torchrun --standalone --nproc-per-node 2 inference.py --model runs/a    # images divided between two
-GPUs, same result
+python inference.py --model runs/a runs/b runs/folds          # the mean of several runs, also with different backbones
+torchrun --standalone --nproc-per-node 2 inference.py --model runs/a    # images divided between two GPUs, same result
 """
 
 from __future__ import annotations

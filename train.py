@@ -6,9 +6,8 @@ python train.py --lora-rank 0 --set optimizer.lr=2e-5         # full fine-tuning
 python train.py --resume                                      # go on after an interruption
 python train.py --resume changed --lr 1e-5                    # the same with another learning rate
 torchrun --standalone --nproc-per-node 2 train.py --epochs 25  # two cards, one model
-python train.py --folds 5 --output runs/folds                 # five models; each row is predicted by the one
-not trained on it python train.py --plan 9h                                     # write a recipe for what can
-be trained in nine hours
+python train.py --folds 5 --output runs/folds                 # five models; each row is predicted by the model that did not train on it
+python train.py --plan 9h                                     # write a recipe for what can be trained in nine hours
 """
 
 from __future__ import annotations

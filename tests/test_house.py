@@ -376,3 +376,16 @@ def test_the_flags_of_train_are_frozen() -> None:
         *("precision", "seed", "resume", "max_minutes", "dry_run", "set", "metric", "target", "positive_class"),
         *("folds", "fold", "parallel", "floor", "plan"),
     }
+
+
+def test_commands_of_help_texts_and_items_of_lists_begin_their_lines() -> None:
+    """A text that was wrapped anew must not run a command or an item of a numbered list into the sentence before it."""
+    command = re.compile(r"\S\s+(python (-m |\w+\.py)|torchrun -)")
+    wrong = []
+    for path in [*(ROOT / "pipeline").rglob("*.py"), ROOT / "train.py", ROOT / "inference.py"]:
+        lines = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()
+        shown = [re.sub(r"`[^`]*`", "", line.split(" # ")[0]) for line in lines]
+        wrong += [f"{path.name}: {line}" for line in shown if command.search(line)]
+    for page in [*PAGES, ROOT / "pipeline/recipes/PLAN.md"]:
+        wrong += [f"{page}: {line}" for line in page.read_text(encoding="utf-8").splitlines() if re.search(r"[a-z`)]\. \d+\. [`*]", line)]
+    assert not wrong

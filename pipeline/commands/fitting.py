@@ -1,6 +1,4 @@
-"""Train a built task: print the summary, train, then write run.json and the report page and print the next
-command.
-"""
+"""Train a built task: print the summary, train, then write run.json and the report page and print the next command."""
 
 from __future__ import annotations
 

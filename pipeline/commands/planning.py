@@ -1,6 +1,4 @@
-"""train.py --plan 9h: measure the speed here and write a recipe file that fits into the time, with its
-command.
-"""
+"""train.py --plan 9h: measure the speed here and write a recipe file that fits into the time, with its command."""
 
 from __future__ import annotations
 

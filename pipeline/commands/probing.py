@@ -1,6 +1,4 @@
-"""Uses of frozen features in a run: train only the head on them, score a linear probe (--floor), start from
-its head.
-"""
+"""Uses of frozen features in a run: train only the head on them, score a linear probe (--floor), start from its head."""
 
 from __future__ import annotations
 
