@@ -1,4 +1,6 @@
-"""A finished run applied to the test images of a competition: what inference.py and a Kaggle kernel do alike."""
+"""Predict the test images of a competition with a finished run. inference.py and a Kaggle kernel both use
+it.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,12 @@ if TYPE_CHECKING:
 
 
 def read_for(run: Run, data_dir: Path, facts: CompetitionFacts | None = None) -> Competition:
-    """The test part of a competition, read as the run read its training part; `facts` stand in for a competition.yaml in `data_dir`.
+    """Return the test part of a competition, read in the same way as the run's training part.
+
+    `facts` replace a competition.yaml in `data_dir`.
 
     Raises:
-        UserError: it cannot be read, or asks for something else than the run predicts.
+        UserError: it cannot be read, or needs another kind of prediction than the run makes.
     """
     from pipeline.competition.facts import read_facts
     from pipeline.competition.layout import read_layout
@@ -44,7 +48,7 @@ def read_for(run: Run, data_dir: Path, facts: CompetitionFacts | None = None) ->
         known=(run.target, run.metric) if run.target and run.task != "vqa" else None,
     )
     if run.task != competition.task:
-        raise UserError(f"{data_dir} is for {competition.task}, and {run.path} was trained for {run.task}: name another --model or --data")
+        raise UserError(f"{data_dir} is for {competition.task}, but {run.path} was trained for {run.task}: name another --model or --data")
     return competition
 
 
@@ -57,12 +61,13 @@ def predict(
     given: Sequence[Row] | None = None,
     engine: str = "torch",
 ) -> tuple[Predictions, list[Path]]:
-    """Predictions of the test ids, in the order of the form (or of `given` rows), and the images that could not be decoded.
+    """Predict the test ids in the order of the submission form (or the rows `given`).
 
-    `wrap` turns the model's logits function into another one, such as a mean over views. `engine`: torch or openvino.
+    Returns also the images that could not be decoded. `wrap` replaces the model's logits function, for
+    example by a mean over views. `engine`: torch or openvino.
 
     Raises:
-        UserError: the model cannot be rebuilt, or not one test image can be decoded.
+        UserError: the model cannot be rebuilt, or no test image can be decoded.
     """
     from pipeline.tasks.registry import task_module
 
@@ -74,9 +79,9 @@ def predict(
 
 @dataclass(frozen=True)
 class Computed:
-    """What a model gave for N rows: `logits` (N, O) float32, NaN in rows that were not `reached` (N,) bool.
+    """Logits for N rows: `logits` (N, O) float32, NaN in rows that were not `reached` (N,) bool.
 
-    `bad` (N,) bool: rows without an image that can be decoded.
+    `bad` (N,) bool: rows whose image cannot be decoded.
     """
 
     logits: np.ndarray
@@ -86,7 +91,11 @@ class Computed:
 
 @dataclass(frozen=True)
 class Assembled:
-    """Predictions of ids, the ids of which no image was reached (these hold the class frequencies), the images that could not be decoded."""
+    """Predictions of ids.
+
+    `unreached`: ids without a computed image; their rows hold the class frequencies. `unreadable`: images
+    that could not be decoded.
+    """
 
     predictions: Predictions
     unreached: frozenset[str]
@@ -104,10 +113,11 @@ def compute_rows(
     share: tuple[int, int] | None = None,
     engine: str = "torch",
 ) -> Computed:
-    """The logits of `rows`, on the best device at hand.
+    """Return the logits of `rows`, computed on the best available device.
 
-    `go_on` is called before each batch with the number of rows that were handed out so far; at its first False no more are.
-    `share`: (r, n) reaches the batches of number r of n processes alone; None: torchrun's processes share all of them.
+    `go_on` is called before each batch with the number of rows handed out so far; when it returns False, no
+    more batches are computed. `share`: (r, n) computes only the batches of process r of n; None: torchrun's
+    processes share all of them.
 
     Raises:
         UserError: the model cannot be rebuilt.
@@ -145,16 +155,18 @@ def compute_rows(
 
 
 def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
-    """The finished model rebuilt, on its device, its frozen weights in half precision where that is allowed; or computed by OpenVINO.
+    """Return the rebuilt model on its device, or computed by OpenVINO.
+
+    Frozen weights are in half precision where that is allowed.
 
     Raises:
-        UserError: the model cannot be rebuilt, or not be computed by the engine of `compute`.
+        UserError: the model cannot be rebuilt, or the engine of `compute` cannot run it.
     """
     from pipeline.models.half_weights import use_half_weights
     from pipeline.tasks.registry import task_module
 
     if compute.engine == "openvino" and run.task != "classification":
-        raise UserError(f"--engine openvino is for images, and {run.path} answers questions: leave --engine out")
+        raise UserError(f"--engine openvino is for images, but {run.path} answers questions: leave --engine out")
     predictor: Predictor = task_module(run.task).rebuild(run, num_outputs)
     if compute.engine == "openvino":
         from pipeline.models.openvino_model import to_openvino
@@ -169,10 +181,10 @@ def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
 
 
 def assemble(run: Run, target: Target, rows: Sequence[Row], computed: Computed) -> Assembled:
-    """Predictions of the ids of `rows` from what was computed of them; several images of an id become one prediction.
+    """Return predictions of the ids of `rows`; several images of an id become one prediction.
 
     Raises:
-        UserError: not one image of those that were reached can be decoded.
+        UserError: none of the reached images can be decoded.
     """
     import numpy as np
 
@@ -194,52 +206,57 @@ def assemble(run: Run, target: Target, rows: Sequence[Row], computed: Computed) 
 
 
 def _other_precision(run: Run, asked: str, used: str) -> str:
-    """Why a run is predicted in another number format than it was trained in; empty where it is not, or a person asked for it."""
+    """Return why a run is predicted in another precision than it was trained in; "" if not, or if the user
+    chose it.
+    """
     trained = run.record.values.get("precision") if run.record else None
     if asked != "auto" or trained in (None, used):
         return ""
-    return f" (trained in {trained}; --precision auto takes what this machine is fast in, --precision {trained} predicts as in training)"
+    return f" (trained in {trained}; --precision auto takes the fastest for this machine, --precision {trained} predicts as in training)"
 
 
 def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:
-    """What the outputs mean: the run's own target, or for a release without names the competition's classes, if their number fits.
+    """Return the run's target. For a release without class names: the competition's classes, if their
+    number fits.
 
     Raises:
-        UserError: the names cannot be known; a file of LABEL_7 would be scored as nothing but wrong.
+        UserError: the names cannot be known; a file of names like LABEL_7 would score 0.
     """
     from pipeline.targets.target import multiclass
 
     if run.target is not None and run.target.num_outputs == num_outputs:
         return run.target
-    names = tuple(sorted(competition.class_names))  # as torchvision's ImageFolder and datasets' imagefolder number them
+    names = tuple(sorted(competition.class_names))  # the order of torchvision's ImageFolder and datasets' imagefolder
     if len(names) == num_outputs:
-        print(f"  the release names no classes: taking the {num_outputs} of {competition.root}, in sorted order")
+        print(f"  the release names no classes: using the {num_outputs} of {competition.root}, in sorted order")
         return multiclass(names)
     raise UserError(
-        f"{run.path}: the release distinguishes {num_outputs} classes and names them only LABEL_0..LABEL_{num_outputs - 1}, and {competition.root} "
-        f"has {len(names)} class names. Put the training images (train/<class>/) or a sample_submission with one column per class "
+        f"{run.path}: the release distinguishes {num_outputs} classes but names them only LABEL_0..LABEL_{num_outputs - 1}, "
+        f"and {competition.root} has {len(names)} class names. "
+        "Put the training images (train/<class>/) or a sample_submission with one column per class "
         f"into {competition.root}, or write the names into id2label of {run.backbone_dir / 'config.json'}"
     )
 
 
 def refuse_gone(paths: list[Path]) -> None:
-    """Nothing where the images of `paths`, which could not be decoded, are still there.
+    """Check that the images of `paths`, which could not be decoded, still exist.
 
     Raises:
-        UserError: they are not, as when a drive is unmounted; rows of class frequencies would look like predictions.
+        UserError: they do not, for example because a drive was unmounted. Rows of class frequencies would
+            look like predictions.
     """
     if gone := [path for path in paths if not path.exists()]:
         raise UserError(
-            f"{gone[0]} was there a moment ago and is gone: nothing is written. Bring the test images back (is their disk still there?), "
+            f"{gone[0]} disappeared during prediction: nothing is written. Restore the test images (is their disk still mounted?), "
             "then run the command again"
         )
 
 
 def report_bad(paths: list[Path], total: int) -> None:
-    """Say loudly which test images could not be decoded.
+    """Print a warning that lists the test images that could not be decoded.
 
     Raises:
-        UserError: none could.
+        UserError: none could be decoded.
     """
     if len(paths) == total:
         raise UserError(f"none of the {total} test images can be decoded, such as {paths[0]}")

@@ -1,4 +1,4 @@
-"""What every task hands to train.py, and what building any of them needs."""
+"""The interface of a task for train.py, and helpers for building one."""
 
 from __future__ import annotations
 
@@ -32,62 +32,66 @@ from pipeline.training.resume import ResumedRun, SplitRow
 
 
 class TrainingTask(Task, Protocol):
-    """A task as train.py uses it: besides what the engine asks, it can say what it needs, save itself and be judged."""
+    """A task as train.py uses it: the engine's `Task`, and methods for memory, saving, validation files
+    and run.json.
+    """
 
-    rule: Preprocessing  # how an image becomes the model's input
+    rule: Preprocessing  # the preprocessing of an image
     class_names: tuple[str, ...]
-    rows_are: str  # "images", "questions": in messages
-    names_are: str  # "classes", "labels": what class_names are, in messages
-    one_shape: bool  # of whole micro-batches: such a task has `compile` too, see `pipeline.training.compilation`
+    rows_are: str  # word for rows in messages: "images", "questions"
+    names_are: str  # word for class_names in messages: "classes", "labels"
+    one_shape: bool  # all full micro-batches have one shape: then the task has `compile`, see `pipeline.training.compilation`
 
     def counts(self) -> dict[str, Any]: ...  # for run.json: `train` and `val` rows, `train_per_class`
-    def facts(self) -> dict[str, Any]: ...  # what run.json keeps of the target: `target`, `metric`, `prior`
-    def baseline(self) -> Baseline | None: ...  # what a constant guess scores by `best_metric`
-    def floor(self) -> Baseline | None: ...  # what a guess that does not see the image scores, where there is a better one
-    def to_device(self, compute: Compute, fresh: bool) -> None: ...  # the model to where it is trained
+    def facts(self) -> dict[str, Any]: ...  # for run.json: `target`, `metric`, `prior`
+    def baseline(self) -> Baseline | None: ...  # score of a constant prediction, by `best_metric`
+    def floor(self) -> Baseline | None: ...  # score of a better prediction without the image, if there is one
+    def to_device(self, compute: Compute, fresh: bool) -> None: ...  # move the model to its device
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory: ...
     def save(self, output: Path, initial: bool = False) -> None: ...
     def write_validation(self, output: Path, logits: np.ndarray) -> None: ...
-    def analyze(self, output: Path, compute: Compute) -> list[str]: ...  # of the finished run: lines for people; may write files
+    def analyze(self, output: Path, compute: Compute) -> list[str]: ...  # lines to print for the finished run; may write files
 
 
 class Predictor(Protocol):
-    """What inference.py uses: a finished model with its preprocessing."""
+    """A finished model with its preprocessing, as inference.py uses it."""
 
     model: nn.Module
     rule: Preprocessing
 
-    def describe(self) -> str: ...  # its input, in words
+    def describe(self) -> str: ...  # its input, as text
     def logits(self, batch: Batch) -> object: ...
     def batches(self, rows: Sequence[Row], batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]: ...
 
 
 @dataclass(frozen=True)
 class Build:
-    """A task ready to train, and what a person wants to know before it does."""
+    """A task ready to train, and a summary for the user."""
 
     task: TrainingTask
     counts: Counts
-    head: str  # dotted name
-    summary: str  # one line: the input, where the head comes from
+    head: str  # dotted module name
+    summary: str  # one line: the input, and whether the head is new
     notes: tuple[str, ...]
-    new_head: bool = True  # drawn at random, not the checkpoint's
+    new_head: bool = True  # random weights, not the checkpoint's
 
 
 def count_classes(labels: Iterable[str], class_names: Sequence[str]) -> dict[str, int]:
-    """Rows per class, in the order of `class_names`."""
+    """Return the number of rows per class, in the order of `class_names`."""
     counted = Counter(labels)
     return {name: counted[name] for name in class_names}
 
 
 def decodable(rows: Sequence[Row], skip: bool, cache: PictureCache | None = None) -> tuple[list[Row], list[str]]:
-    """The rows whose images can be decoded, and a note on the others. An image of several rows is decoded once, and kept in a `cache`.
+    """Return the rows whose images can be decoded, and a note on the others.
+
+    An image of several rows is decoded once. With a `cache` the decoded images are stored in it.
 
     Raises:
-        UserError: some cannot be, and `skip` is not set; the message lists them.
+        UserError: some images cannot be decoded and `skip` is False; the message lists them.
     """
     paths = list(dict.fromkeys(row.path for row in rows))
-    how = (check, "checking images") if cache is None else (cache.check, "decoding images to keep")
+    how = (check, "checking images") if cache is None else (cache.check, "filling the image cache")
     bad = {paths[position]: reason for position, reason in first_does(lambda: list(find_bad(paths, *how).items()))}
     if not bad:
         return list(rows), []
@@ -100,7 +104,11 @@ def decodable(rows: Sequence[Row], skip: bool, cache: PictureCache | None = None
 
 
 def with_intensity(rule: Preprocessing, train: Sequence[Row], resumed_run: ResumedRun | None) -> tuple[Preprocessing, list[str]]:
-    """`rule` with what is black and white in the training images of more than 8 bits, and notes on it; a resumed run keeps its own."""
+    """Return `rule` with the black and white points of training images of more than 8 bits, and notes on
+    them.
+
+    A resumed run keeps its own.
+    """
     if resumed_run is not None:
         return rule, []
     intensity, notes = find_intensity([row.path for row in train])
@@ -108,7 +116,7 @@ def with_intensity(rule: Preprocessing, train: Sequence[Row], resumed_run: Resum
 
 
 def checkpoint_blocks(model: nn.Module, recipe: Recipe) -> None:
-    """Activation checkpointing, where the recipe asks for it.
+    """Turn on activation checkpointing if the recipe asks for it.
 
     Raises:
         UserError: the architecture has no blocks for it.
@@ -118,29 +126,37 @@ def checkpoint_blocks(model: nn.Module, recipe: Recipe) -> None:
 
 
 def labelled_split(train: Sequence[Row], val: Sequence[Row]) -> list[SplitRow]:
-    """The rows of both parts in their order, as (id, label, "train" or "val")."""
+    """Return the rows of both parts in order, as (id, label, "train" or "val")."""
     return [(row.id, row.label, split) for split, rows in (("train", train), ("val", val)) for row in rows]
 
 
 def with_noise(pixel_values: torch.Tensor, deviation: float) -> torch.Tensor:
-    """`pixel_values` (B, 3, H, W) plus Gaussian noise of standard `deviation`, from torch's own generator; with 0 none is drawn."""
+    """Return `pixel_values` (B, 3, H, W) plus Gaussian noise with standard deviation `deviation`.
+
+    The noise comes from torch's own generator; with 0 none is drawn.
+    """
     return pixel_values + deviation * torch.randn_like(pixel_values) if deviation else pixel_values
 
 
 def account_step(
     model: nn.Module, loss: Loss, pixels: torch.Tensor, optimizer_name: str, recipe: Recipe, checkpointed: bool | None
 ) -> Memory:
-    """The memory of a training step, counted on shapes alone; with activation checkpointing as `checkpointed` says, or the recipe."""
+    """Return the memory of a training step, computed from shapes only.
+
+    `checkpointed`: activation checkpointing on or off; None: as in the recipe.
+    """
     model.train()
     checkpoint_layers(model, recipe.activation_checkpointing if checkpointed is None else checkpointed)
     try:
         memory = account(model, loss, pixels, optimizer_name)
-        return replace(memory, optimizer=memory.optimizer + memory.gradients) if recipe.optimizer.ema else memory  # one more of each
+        return (
+            replace(memory, optimizer=memory.optimizer + memory.gradients) if recipe.optimizer.ema else memory
+        )  # one more copy of the trained weights
     finally:
         checkpoint_layers(model, recipe.activation_checkpointing)
 
 
 def write_probs(path: Path, probs: np.ndarray) -> None:
-    """Write (N, C) probabilities as float32, whole or not at all."""
+    """Write (N, C) probabilities as float32, completely or not at all."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, probs.astype(np.float32))

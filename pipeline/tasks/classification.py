@@ -1,4 +1,6 @@
-"""Image classification: `build` for training and `rebuild` for prediction, side by side so that they cannot drift apart."""
+"""Image classification: `build` for training and `rebuild` for prediction, in one file so that they stay
+consistent.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,10 @@ from pipeline.training.resume import ResumedRun, SplitRow
 
 @dataclass
 class ImageClassifier:
-    """The model with its rule: batches of uint8 pixels in, logits out. Used alike in training, validation and prediction."""
+    """The model with its preprocessing: batches of uint8 pixels in, logits out.
+
+    Training, validation and prediction all use it.
+    """
 
     model: nn.Module
     rule: Preprocessing
@@ -79,9 +84,10 @@ class ImageClassifier:
 
     @classmethod
     def of(cls, model: nn.Module, backbone: Backbone) -> ImageClassifier:
-        """`model`, the backbone's own or an adapter around it, with the rule of `backbone`; at another image size positions are interpolated.
+        """Return the classifier of `model` (the backbone's own model, or an adapter around it).
 
-        The model's head is from then on computed in float32, see `exact_head`.
+        At an image size other than the pretrained one position embeddings are interpolated. From then on the
+        head is computed in float32, see `exact_head`.
         """
         exact_head(model, head_name(backbone.model))
         other_size = native_image_size(backbone.model) != backbone.preprocessing.height
@@ -89,25 +95,31 @@ class ImageClassifier:
         return cls(model, backbone.preprocessing, extra)
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """(B, C) for `batch["pixels"]` (B, 3, H, W) uint8."""
+        """Return logits (B, C) for `batch["pixels"]` (B, 3, H, W) uint8."""
         return self.forward(self.model, self.rule.normalize(batch["pixels"]))
 
     def forward(self, model: Callable[..., Any], pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, C) of `model` for normalised `pixel_values`."""
+        """Return logits (B, C) of `model` for normalised `pixel_values`."""
         return model(pixel_values=pixel_values, **self.extra).logits
 
     def describe(self) -> str:
-        """The input in words."""
+        """Return the input size as text."""
         return f"{self.rule.width} x {self.rule.height} px"
 
     def batches(self, rows: Sequence[Row], batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """Batches of the images of `rows`, in order, prepared as validation is; of several processes this one's `share`."""
+        """Yield batches of the images of `rows`, in order, preprocessed as in validation.
+
+        `share`: the part of the batches that this process computes.
+        """
         paths = [row.path for row in rows]
         return _in_order(ImageDataset(paths, None, self.rule), batch_size, resolve_workers("auto", paths), share)
 
 
 class ClassificationTask:
-    """What the engine trains: see `pipeline.training.predict.Task`. What labels mean is the target's, how they are scored the metric's."""
+    """Classification as the engine trains it: see `pipeline.training.predict.Task`.
+
+    The target encodes the labels, and the metric scores the predictions.
+    """
 
     rows_are = "images"
     one_shape = True
@@ -123,7 +135,9 @@ class ClassificationTask:
         cache: PictureCache | None = None,
         corrections: Corrections = Corrections(),  # noqa: B008 - frozen
     ) -> None:
-        """`train`: as labels were given; the `corrections` are made here. Validation rows keep their labels."""
+        """`train`: rows with their original labels; `corrections` are applied here. Validation rows keep
+        their labels.
+        """
         self.classifier, self.recipe, self.target, self.metric = classifier, recipe, target, metric
         self.corrections, self.corrected = corrections, corrections.record(train, val) if corrections else None
         train = corrections.applied(train)
@@ -146,14 +160,16 @@ class ClassificationTask:
         self.best_metric = "val_loss" if self.undefined else f"val_{metric}"
         self.higher_is_better = not self.undefined and find_metric(metric).higher_is_better
         self.workers, self.val_workers = (resolve_workers(recipe.data.workers, files) for files in (paths, val_paths))
-        self.compiled: tuple[int, Callable[..., Any]] | None = None  # (rows, the model): what micro-batches of so many rows run through
-        self.originals: dict[str, torch.Tensor] = {}  # what is held in half precision as it was loaded, as long as it may be saved
+        self.compiled: tuple[int, Callable[..., Any]] | None = None  # (rows, compiled model): used for micro-batches of this many rows
+        self.originals: dict[str, torch.Tensor] = {}  # original weights of those in half precision, until they are saved
 
     def to_device(self, compute: Compute, fresh: bool) -> None:
-        """Move the model to its device; frozen weights become half precision where that is allowed. A `fresh` run has yet to save its frozen weights.
+        """Move the model to its device; store frozen weights in half precision where that is allowed.
+
+        `fresh`: a new run, whose frozen weights are not saved yet.
 
         Raises:
-            UserError: activation checkpointing is asked for and the architecture has no blocks for it.
+            UserError: activation checkpointing is set and the architecture has no blocks for it.
         """
         checkpoint_blocks(self.model, self.recipe)
         if compute.half is not None:
@@ -166,18 +182,22 @@ class ClassificationTask:
         self.model.to(compute.device)
 
     def attend_by_products(self, on: bool) -> int:
-        """Compute attention in training by batched products, or no longer; 0 where nothing in the model can."""
+        """Turn attention by batched matrix products in training on or off. Return the number of layers
+        changed, 0 if none can.
+        """
         return attend_by_products(self.model, on)
 
     @property
     def head(self) -> nn.Module:
-        """The last linear layer; of a model with an adapter the copy of it that is trained."""
+        """The last linear layer; with an adapter, its trained copy."""
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         head = base.get_submodule(head_name(base))
         return head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
 
     def compile(self, rows: int | None) -> None:
-        """Run training on micro-batches of `rows` through torch.compile, with the same draws of dropout; None: no longer."""
+        """Use torch.compile for training micro-batches of `rows`, with the same dropout masks; None turns
+        it off.
+        """
         if rows is None:
             self.compiled = None
         else:
@@ -186,27 +206,31 @@ class ClassificationTask:
     def train_batches(
         self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
     ) -> Iterable[Batch]:
-        """The batches of `epoch` from row `start` of its order on; of several processes this one's `share`."""
+        """Yield the batches of `epoch` from row `start` of its order on. `share`: this process's part of
+        them.
+        """
         loader = make_loader(self.train_set, cut(self.train_order(epoch), micro_batch_size, group_size, start, share), epoch, self.workers)
         return readable(loader, self.train_set.paths)
 
     def train_order(self, epoch: int) -> np.ndarray:
-        """(num_train,) int64: the training rows in the order of `epoch`."""
+        """Return the order of the training rows in `epoch`: (num_train,) int64."""
         if self.recipe.data.sampling == "classes":
             return balanced_order(self.encoded_labels, self.recipe.seed, epoch)
         return epoch_order(self.num_train, self.recipe.seed, epoch)
 
     def plain_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """The training rows in order, prepared as validation is; of several processes this one's `share`."""
+        """Yield the training rows in order, preprocessed as in validation. `share`: this process's part of
+        them.
+        """
         plain = ImageDataset(self.train_set.paths, self.train_labels, self.rule)
         return readable(_in_order(plain, batch_size, self.workers, share), plain.paths)
 
     def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """The validation rows in order; of several processes this one's `share`."""
+        """Yield the validation rows in order. `share`: this process's part of them."""
         return readable(_in_order(self.val_set, batch_size, self.val_workers, share), self.val_set.paths)
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target's loss, a mean over the batch (scalar), and the logits (B, O)."""
+        """Return the target's loss, the mean over the batch (scalar), and the logits (B, O)."""
         pixel_values = with_noise(self.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
         if self.recipe.augmentation.erasing:
             pixel_values = erase(pixel_values, batch["erased"])
@@ -215,21 +239,26 @@ class ClassificationTask:
         return self.loss_of(logits, batch["label"]), logits
 
     def score(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The sum over the batch of what training counts, such as right answers (scalar)."""
+        """Return the sum of the training score over the batch, such as the number of right decisions
+        (scalar).
+        """
         return self.score_of(logits, batch["label"])
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """(B, O), as in prediction."""
+        """Return logits (B, O), computed as in prediction."""
         return self.classifier.logits(batch)
 
     def scores(self, logits: np.ndarray) -> dict[str, float]:
-        """Every metric of the validation rows that is defined on them, the competition's among them."""
+        """Return every metric that is defined on the validation rows, including the competition's."""
         values = self.target.activate(logits)
         scores = all_metrics(self.target, self.val_truth, values, None if self.undefined else self.metric)
         return scores | corrected_score(self.corrections, self.target, self.metric, self.val_rows, values)
 
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:
-        """The memory of a training step, counted on shapes alone; `checkpointed` instead of what the recipe says of it."""
+        """Return the memory of a training step, computed from shapes only.
+
+        `checkpointed`: activation checkpointing on or off; None: as in the recipe.
+        """
         rule = self.rule
 
         def loss(forward: Callable[..., Any], pixel_values: torch.Tensor) -> torch.Tensor:
@@ -242,7 +271,11 @@ class ClassificationTask:
         return account_step(self.model, loss, pixels, optimizer_name, self.recipe, checkpointed)
 
     def save(self, output: Path, initial: bool = False) -> None:
-        """Write the weights into run folder `output`: the adapter, or after full fine-tuning (and `initial`ly) the whole model."""
+        """Write the weights into run folder `output`: the adapter, or the whole model after full
+        fine-tuning.
+
+        `initial`: write the whole model, before training.
+        """
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         if initial or base is self.model:
             weights = plain_state_dict(self.model) | self.originals
@@ -253,9 +286,11 @@ class ClassificationTask:
             save_adapter(self.model, output / ADAPTER_DIR)
 
     def write_validation(self, output: Path, logits: np.ndarray) -> None:
-        """Write val_predictions.csv (id, path, label, predicted, confidence) and val_probs.npy (num_val, O) float32, in the same order.
+        """Write val_predictions.csv (id, path, label, predicted, confidence) and val_probs.npy (num_val,
+        O) float32.
 
-        Text that a spreadsheet would run as a formula gets an apostrophe before it (`tables.restored` takes it away).
+        Both have the same order. Text that a spreadsheet would run as a formula gets a leading apostrophe
+        (`tables.restored` removes it).
         """
         values = self.target.activate(logits)
         cells = zip(self.val_rows, self.target.decode(values), self.target.confidence(values), strict=True)
@@ -268,18 +303,22 @@ class ClassificationTask:
 
     @property
     def names_are(self) -> str:
-        """What `class_names` are, in messages."""
+        """The word for `class_names` in messages."""
         return {"multilabel": "labels", "ordinal": "grades", "continuous": "numbers"}.get(self.target.kind, "classes")
 
     def facts(self) -> dict[str, Any]:
-        """What run.json keeps of the target: with it inference, score and submit need no flags."""
+        """Return the target, metric and prior for run.json, so that inference, score and submit need no
+        flags.
+        """
         prior = trained_prior(self.target.prior([row.label for row in self.train_rows]), self.recipe)
         metric = {"name": self.metric, "higher_is_better": find_metric(self.metric).higher_is_better}
         facts = {"target": self.target.record(), "metric": metric, "prior": [float(value) for value in prior]}
         return facts | ({"corrections": self.corrected} if self.corrected else {})
 
     def counts(self) -> dict[str, Any]:
-        """How many rows train and validate, and what their labels are: rows of each class, or histograms of numbers."""
+        """Return the number of training and validation rows, and rows of each class or histograms of
+        numbers.
+        """
         labels = [row.label for row in self.train_rows]
         counts: dict[str, Any] = {"train": self.num_train, "val": self.num_val, "train_per_class": self.target.counts(labels)}
         if self.target.kind == "continuous":
@@ -287,30 +326,31 @@ class ClassificationTask:
         return counts
 
     def baseline(self) -> Baseline | None:
-        """What a constant guess scores on the validation rows by `best_metric`."""
+        """Return the validation score of a constant prediction, by `best_metric`."""
         name = self.best_metric.removeprefix("val_")
         return constant_baseline(name, self.target, [row.label for row in self.train_rows], self.val_truth)
 
     def floor(self) -> Baseline | None:
-        """Nothing is known of a row but its image."""
+        """Return None: there is no better baseline without the image."""
         return None
 
     def analyze(self, output: Path, compute: Compute) -> list[str]:
-        """Nothing to add to the metrics of the epochs."""
+        """Return []: there is nothing to add to the metrics of the epochs."""
         return []
 
     def split_rows(self) -> list[SplitRow]:
-        """Every row in its order: what a run is started with, and resumed with."""
+        """Return every row of both parts in order, which a resumed run must find again."""
         return labelled_split(self.train_rows, self.val_rows)
 
 
 def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | None = None) -> Build:
-    """The recipe's model on the competition's rows, split and checked.
+    """Build the recipe's model for the competition's rows, which are split and checked.
 
-    A run being resumed, `resumed_run`, gives its own weights, and its rows stay in their order and split.
+    `resumed_run`: its own weights are loaded, and its rows keep their order and split.
 
     Raises:
-        UserError: undecodable images (unless skipped), a backbone that cannot be loaded or has no such LoRA targets.
+        UserError: undecodable images (unless skipped), a backbone that cannot be loaded, or LoRA targets that
+            it does not have.
     """
     seed_everything(recipe.seed)
     target, metric = competition.target, competition.metric
@@ -332,14 +372,14 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
     rows, notes = decodable(competition.train, recipe.data.skip_bad_images, cache)
     left = target.counts([row.label for row in rows])
     if lost := [name for name, count in target.counts([row.label for row in competition.train]).items() if count and not left[name]]:
-        raise UserError(f"without the images that cannot be decoded these classes have none: {', '.join(sorted(lost))}")
+        raise UserError(f"these classes have no image that can be decoded: {', '.join(sorted(lost))}")
     if len(rows) < len(competition.train):
         train, val, how = part_rows(recipe, competition, rows, resumed_run)
         cache = _cache(recipe, train, rule)
     head = head_name(backbone.model)
     model: nn.Module = backbone.model
     if recipe.lora.rank:
-        seed_everything(recipe.seed + 1)  # the adapter's draw does not depend on whether a head was drawn
+        seed_everything(recipe.seed + 1)  # so the adapter's random weights are the same with and without a new head
         lora = recipe.lora
         options = {"use_rslora": lora.use_rslora, "variant": lora.variant, "init": lora.init}
         model = attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train, **options)
@@ -357,24 +397,24 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
     kept = [] if cache is None else [cache.describe()]
     kept += [describe_corrections(task.corrected)] if task.corrected else []
     if task.undefined:
-        kept.append(f"{metric} is not defined on the validation rows ({task.undefined}): the best epoch goes by their loss")
+        kept.append(f"{metric} is not defined on the validation rows ({task.undefined}): the best epoch is the one with the lowest loss")
     if task.train_set.mixing is not None:
-        kept.append(f"train_{task.train_score} counts of each mixed image the share of its label that is predicted right")
+        kept.append(f"train_{task.train_score} of a mixed image is the share of the label that is predicted right")
     summary = f"input {classifier.describe()}; {'new head' if backbone.new_head else 'head of the checkpoint'}"
     return Build(task, count_parameters(model), head, summary, (*notes, *intensity_notes, how, *kept), backbone.new_head)
 
 
 def rebuild(run: Run, num_outputs: int) -> ImageClassifier:
-    """The classifier of a finished run or release: float32, adapter merged and checked, eval mode.
+    """Return the classifier of a finished run or release: float32, adapter merged and checked, eval mode.
 
     Raises:
-        UserError: weights that are missing, damaged, unsafe, or do not belong together.
+        UserError: weights that are missing, damaged or unsafe, or that do not belong together.
     """
     backbone = rebuild_backbone(run.backbone_dir, num_outputs)
     cache_frozen_bias(backbone.model.requires_grad_(False))
     if run.adapter_dir is None:
         if backbone.new_head:
-            raise UserError(f"{run.backbone_dir} has no trained head for {num_outputs} outputs, and {run.path} holds no adapter with one")
+            raise UserError(f"{run.backbone_dir} has no trained head for {num_outputs} outputs, and {run.path} has no adapter with one")
         return ImageClassifier.of(backbone.model, backbone)
     adapted = load_adapter(backbone.model, run.adapter_dir)
     classifier = ImageClassifier.of(adapted, backbone)
@@ -384,7 +424,7 @@ def rebuild(run: Run, num_outputs: int) -> ImageClassifier:
 
 
 def num_outputs_of(run: Run) -> int:
-    """How many outputs the weights of a run or release have, read from the weights' own files.
+    """Return the number of outputs of a run or release, from its weight files.
 
     Raises:
         UserError: the files are damaged, or the adapter holds no head.
@@ -400,7 +440,9 @@ def num_outputs_of(run: Run) -> int:
 
 
 def _for_training(target: Target, encoded: np.ndarray) -> Sequence[Any]:
-    """Encoded labels as the loss takes them, one a row: an int for one class, else a float32 tensor (O,)."""
+    """Return encoded labels as the loss takes them, one per row: an int for one class, else a float32
+    tensor (O,).
+    """
     if target.is_choice:
         return encoded.tolist()
     return list(torch.from_numpy(target.scaled(encoded) if target.kind == "continuous" else encoded))

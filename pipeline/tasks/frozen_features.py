@@ -1,6 +1,7 @@
-"""What frozen backbones make of images and questions: computed once for a run instead of in every epoch, where nothing changes it.
+"""Compute the features of frozen backbones once per run instead of in every epoch, where they do not
+change.
 
-How the rows are cut into batches depends on the rows alone, so a resumed run trains on the same bits.
+How the rows are cut into batches depends only on the rows, so a resumed run trains on the same bits.
 """
 
 from __future__ import annotations
@@ -16,30 +17,33 @@ from pipeline.models.fusion import FusionModel
 from pipeline.recipe import Augmentation, Recipe, Tower
 from pipeline.training.compute import Compute
 
-FEATURE_BYTES = 2_000_000_000  # kept in memory at most, of each backbone and part: 1,100 images as 577 tokens of 768 numbers
-PICTURES_AT_ONCE, QUESTIONS_AT_ONCE = 32, 256
+FEATURE_BYTES = 2_000_000_000  # limit for each backbone and part (train, val): 1,100 images of 577 tokens of 768 numbers
+IMAGES_AT_ONCE, QUESTIONS_AT_ONCE = 32, 256
 
 
 def changes_pictures(augmentation: Augmentation) -> bool:
-    """Whether training images are changed at random, noise apart."""
+    """Return True where training images are changed at random (noise does not count)."""
     return any(name != "noise" for name in augmentation.in_use)
 
 
 def computed_once(recipe: Recipe) -> tuple[tuple[Tower, ...], list[str]]:
-    """The frozen backbones that see the same in every epoch, and a note for people on them and on the others."""
+    """Return the frozen backbones whose features are the same in every epoch, and notes for the user."""
     towers, notes = recipe.frozen_towers, []
     if "image" in towers and recipe.augmentation.in_use:
         towers = tuple(tower for tower in towers if tower != "image")
-        notes.append("the image backbone is frozen, and computed in every epoch all the same: augmentation changes the images")
+        notes.append("the image backbone is frozen but computed in every epoch, because augmentation changes the images")
     if towers:
-        words = " and ".join({"text": "questions", "image": "pictures"}[tower] for tower in towers)
-        notes.append(f"the features of {words} are computed once: their backbones are frozen")
+        words = " and ".join({"text": "questions", "image": "images"}[tower] for tower in towers)
+        notes.append(f"the features of {words} are computed once, because their backbones are frozen")
     return towers, notes
 
 
 def question_features(model: FusionModel, dataset: QuestionDataset, compute: Compute) -> torch.Tensor | None:
-    """(num_rows, D) float32 of every question; equal ones are computed once. None: they would take more than `FEATURE_BYTES`."""
-    unique = sorted({tuple(ids) for ids in dataset.token_ids}, key=lambda ids: (len(ids), ids))  # little padding
+    """Return the features of every question, (num_rows, D) float32; equal questions are computed once.
+
+    None if they would take more than `FEATURE_BYTES`.
+    """
+    unique = sorted({tuple(ids) for ids in dataset.token_ids}, key=lambda ids: (len(ids), ids))  # sorted by length: little padding
     first_row = {tuple(ids): row for row, ids in reversed(list(enumerate(dataset.token_ids)))}
 
     def results() -> Iterator[torch.Tensor]:
@@ -48,7 +52,7 @@ def question_features(model: FusionModel, dataset: QuestionDataset, compute: Com
             batch = compute.move(dataset.tokens(rows))
             yield model.read(batch["input_ids"], batch["attention_mask"])
 
-    features = _together(results(), len(unique), "reading the questions once", compute)
+    features = _together(results(), len(unique), "features of the questions", compute)
     place = {ids: number for number, ids in enumerate(unique)}
     return None if features is None else features[[place[tuple(ids)] for ids in dataset.token_ids]]
 
@@ -56,21 +60,25 @@ def question_features(model: FusionModel, dataset: QuestionDataset, compute: Com
 def picture_features(
     model: FusionModel, normalize: Callable[[torch.Tensor], torch.Tensor], dataset: QuestionDataset, workers: int | str, compute: Compute
 ) -> torch.Tensor | None:
-    """(num_pictures, ...) float32, what `FusionModel.see` gives of each image. None: they would take more than `FEATURE_BYTES`.
+    """Return the result of `FusionModel.see` for each image, (num_images, ...) float32.
+
+    None if they would take more than `FEATURE_BYTES`.
 
     Raises:
-        LostImage: an image cannot be decoded any more.
+        LostImage: an image can no longer be decoded.
     """
     images = dataset.images
-    order = cut(range(len(images)), PICTURES_AT_ONCE, PICTURES_AT_ONCE)
+    order = cut(range(len(images)), IMAGES_AT_ONCE, IMAGES_AT_ONCE)
     loader = make_loader(images, order, 0, resolve_workers(workers, images.paths))
     batches = readable(loader, images.paths)
     results = (model.see(normalize(compute.move(batch)["pixels"])) for batch in batches)
-    return _together(results, len(images), "seeing the images once", compute)
+    return _together(results, len(images), "features of the images", compute)
 
 
 def _together(results: Iterator[torch.Tensor], count: int, title: str, compute: Compute) -> torch.Tensor | None:
-    """The (B, ...) `results` as one tensor of `count` rows on the CPU; None as soon as it is known to be too large."""
+    """Return the (B, ...) `results` as one CPU tensor of `count` rows; None as soon as it would be too
+    large.
+    """
     features = None
     done = 0
     with torch.no_grad(), compute.autocast(), tqdm(total=count, desc=title, leave=False, dynamic_ncols=True) as bar:

@@ -1,4 +1,4 @@
-"""Which labelled rows of images train and which validate."""
+"""Split labelled rows of images into training and validation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from pipeline.training.resume import ResumedRun
 def part_rows(
     recipe: Recipe, competition: Competition, rows: Sequence[Row], resumed_run: ResumedRun | None
 ) -> tuple[list[Row], list[Row], str]:
-    """The training rows, the validation rows, and how they were chosen. Images of one id are never parted."""
+    """Return the training rows, the validation rows, and how they were split. Images of one id stay
+    together.
+    """
     label_of = {row.id: row.label for row in rows}
     ids = list(label_of)
     if resumed_run is not None:
@@ -29,7 +31,9 @@ def part_rows(
 
 
 def _new_split(recipe: Recipe, competition: Competition, label_of: dict[str, str], rows: Sequence[Row]) -> tuple[list[int], list[int], str]:
-    """The split of a run that begins, as `train_val_split` gives it: as stated, of whole groups, or stratified."""
+    """Return the split of a new run in the form of `train_val_split`: stated in the data, by groups, or
+    stratified.
+    """
     ids, labels, seed = list(label_of), list(label_of.values()), split_seed(recipe)
     paths: dict[str, list[Path]] = {}
     for row in rows:

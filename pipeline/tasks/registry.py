@@ -1,4 +1,4 @@
-"""The one table of tasks: what `train.py` builds and `inference.py` rebuilds."""
+"""The table of tasks: the module that builds (`train.py`) and rebuilds (`inference.py`) each of them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ TASKS: dict[str, ModuleType] = {"classification": classification, "vqa": vqa}
 
 
 def task_module(name: str) -> ModuleType:
-    """The module with `build` and `rebuild` for a task.
+    """Return the module with `build` and `rebuild` for a task.
 
     Raises:
-        UserError: this version of the project has no such task.
+        UserError: this version of the project does not know the task.
     """
     if name not in TASKS:
         raise UserError(f"task {name!r} is not one of {', '.join(TASKS)}: the run was made by another version of this project")

@@ -1,4 +1,6 @@
-"""What a training step of a recipe costs on this machine: a model is built on a few of the rows, and a micro-batch of them is timed."""
+"""Measure a training step of a recipe on this machine: build the model on a few rows and time a
+micro-batch.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,17 @@ if TYPE_CHECKING:
     from pipeline.training.compute import Compute
     from pipeline.training.memory import Memory
 
-FEW = 48  # rows that a step is measured on
-PATIENCE_S = 6.0  # a whole micro-batch is measured where it will take less
+FEW = 48  # number of rows for the measurement
+PATIENCE_S = 6.0  # a whole micro-batch is timed if it is expected to take less
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds an image: `train`, `predict` (both without reading), `read` (read, decoded, prepared by one process). `build_seconds`: until
-    the model was there, its libraries too where they were not. `room`: bytes free on the device, 0 where the system does not say;
-    `needed`: those of a step of `batch_size`.
+    """The cost of a training step.
+
+    `train`, `predict`: seconds per image, without reading. `read`: seconds per image to read, decode and
+    preprocess it in one process. `build_seconds`: to build the model, including imports. `room`: free bytes
+    on the device, 0 if unknown. `needed`: bytes of a step of `batch_size`.
     """
 
     build: Build
@@ -39,19 +43,21 @@ class StepCost:
 
     @property
     def needed(self) -> int:
-        """Bytes of a step, as they are counted."""
+        """Bytes of a step, as counted by `Memory`."""
         return self.memory.total(self.batch_size)
 
 
 def measure_step(
     recipe: Recipe, competition: Competition, rows: Sequence[Row], batch_size: int | None = None, must_fit: bool = False
 ) -> StepCost:
-    """The cost of a step of `recipe`, measured on `few_of(rows)`, whose images can be decoded.
+    """Return the cost of a step of `recipe`, measured on `few_of(rows)`; their images must be decodable.
 
-    `batch_size`: rows at a time; None: the recipe's, where it fits, else the largest part of it that does.
+    `batch_size`: rows at a time. None: the recipe's if it fits into memory, else the largest part of it that
+    fits.
 
     Raises:
-        UserError: the backbone cannot be loaded, or not with these settings; it `must_fit` into the memory and does not.
+        UserError: the backbone cannot be loaded with these settings; `must_fit` is set and the step does not
+            fit.
     """
     started = time.perf_counter()
     from pipeline.tasks.registry import task_module
@@ -82,7 +88,7 @@ def measure_step(
 
 
 def few_of(rows: Sequence[Row]) -> list[Row]:
-    """At most `FEW` of the rows, of as many labels as there is room for."""
+    """Return at most `FEW` of the rows, from as many labels as possible."""
     by_label: dict[str, list[Row]] = {}
     for row in rows:
         by_label.setdefault(row.label or "", []).append(row)

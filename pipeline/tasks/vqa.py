@@ -1,4 +1,7 @@
-"""Visual question answering as classification of the most frequent answers: `build` for training and `rebuild` for prediction, side by side."""
+"""Visual question answering as classification over the most frequent answers.
+
+`build` for training and `rebuild` for prediction stand in one file so that they stay consistent.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,8 @@ from pipeline.training.memory import Memory
 from pipeline.training.predict import predict_logits
 from pipeline.training.resume import ResumedRun, SplitRow
 
-# Before version 5 transformers asks of a mask (B, tokens) whether it hides anything, and a count has no values to answer with.
+# Memory is counted with tensors that have no values. Before version 5 transformers reads the values of a mask
+# (B, tokens), so there it gets a larger mask.
 SHAPES_ARE_ENOUGH = int(transformers.__version__.split(".")[0]) >= 5
 
 PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence", "question", "answer_type")
@@ -64,7 +68,11 @@ Labelled = tuple[Row, int]
 
 @dataclass
 class VqaPredictor:
-    """The model with what its inputs need: batches of questions and uint8 pixels in, logits out. Used alike in training and prediction."""
+    """The model with its preprocessing and tokenizer: batches of questions and uint8 pixels in, logits
+    out.
+
+    Training and prediction both use it.
+    """
 
     fused: VqaModel
     workers: int | str = "auto"
@@ -76,47 +84,56 @@ class VqaPredictor:
 
     @property
     def rule(self) -> Preprocessing:
-        """How an image becomes the model's input."""
+        """The preprocessing of an image."""
         return self.fused.rule
 
     def describe(self) -> str:
-        """The input in words."""
+        """Return the input as text."""
         return f"{self.fused.rule.width} x {self.fused.rule.height} px and a question"
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """(B, K) for a batch of `QuestionDataset`."""
+        """Return logits (B, K) for a batch of `QuestionDataset`."""
         return self.forward(self.model, batch, self.rule.normalize(batch["pixels"]) if "pixels" in batch else None)
 
     def forward(self, model: Callable[..., torch.Tensor], batch: Batch, pixel_values: torch.Tensor | None) -> torch.Tensor:
-        """(B, K) of `model` for normalised `pixel_values` (I, 3, H, W) and the questions of `batch`, which may hold features of either."""
+        """Return logits (B, K) of `model` for `pixel_values` (I, 3, H, W) and the questions of `batch`.
+
+        `pixel_values` are normalised. `batch` may hold features of images or questions instead.
+        """
         given = {name: batch[name] for name in ("input_ids", "attention_mask", "question", "picture") if name in batch}
         return model(pixel_values, batch["image_index"], **given)
 
     def dataset(
         self, rows: Sequence[Row], labels: Sequence[int] | None = None, augmentation: Augmentation | None = None, seed: int = 0
     ) -> QuestionDataset:
-        """The questions of `rows` with their images, each image once; questions are cleaned as the answers' own were."""
+        """Return the questions of `rows` with their images, each image once.
+
+        Questions are cleaned in the same way as in training.
+        """
         paths = {path: number for number, path in enumerate(dict.fromkeys(row.path for row in rows))}
         images = ImageDataset(list(paths), None, self.fused.rule, augmentation, seed)
         token_ids = self.fused.tokenizer.encode([clean_question(row.question or "") for row in rows])
         return QuestionDataset(images, [paths[row.path] for row in rows], token_ids, self.fused.tokenizer.pad_id, labels)
 
     def batches(self, rows: Sequence[Row], batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """Batches of the questions of `rows`, those about one image side by side, prepared as validation is."""
+        """Yield batches of the questions of `rows`, grouped by image, preprocessed as in validation."""
         return self.in_order(self.dataset(rows), batch_size, share)
 
     def in_order(self, dataset: QuestionDataset, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """Batches of all questions of `dataset`, image by image; of several processes this one's `share`."""
+        """Yield batches of all questions of `dataset`, image by image. `share`: this process's part of
+        them.
+        """
         batches = cut(picture_order(dataset.image_of_row), batch_size, len(dataset), share=share)
         workers = resolve_workers(self.workers, dataset.images.paths) if dataset.picture_features is None else 0
         return make_question_loader(dataset, batches, 0, workers)
 
 
 class VqaTask:
-    """What the engine trains: see `pipeline.training.predict.Task`. `train` and `val` are rows with their answers' numbers, -1 outside the K.
+    """Questions about images as the engine trains them: see `pipeline.training.predict.Task`.
 
-    Dropout draws once for each image of a micro-batch, and padding is to its longest question: with another micro-batch size
-    the draws differ, and without dropout only rounding does.
+    `train` and `val` are rows with the numbers of their answers, -1 for an answer outside the K. Dropout of
+    the image is drawn once for each image of a micro-batch, and padding reaches to its longest question. So
+    another micro-batch size changes the dropout masks; without dropout only rounding changes.
     """
 
     best_metric, higher_is_better, train_score = "val_accuracy", True, "accuracy"
@@ -134,14 +151,16 @@ class VqaTask:
         self.train_set = predictor.dataset(self.train_rows, self.train_labels.tolist(), augmentation, recipe.seed)
         self.val_set = predictor.dataset(self.val_rows, self.val_labels.tolist())
         self.num_train, self.num_val, self.num_outputs = len(self.train_rows), len(self.val_rows), len(self.class_names)
-        self.compute: Compute | None = None  # where the model is, once it is placed
-        # Of these backbones each part's features are computed when its first batch is asked for.
+        self.compute: Compute | None = None  # set by `to_device`
+        # Backbones whose features are computed when the first batch of the part is read.
         self.to_compute: dict[str, Sequence[Tower]] = {"train": computed_once(recipe)[0], "val": recipe.frozen_towers}
 
     def train_batches(
         self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
     ) -> Iterable[Batch]:
-        """The batches of `epoch` from row `start` of its order on; of several processes this one's `share`."""
+        """Yield the batches of `epoch` from row `start` of its order on. `share`: this process's part of
+        them.
+        """
         dataset, recipe = self._with_features("train"), self.recipe
         order = question_order(dataset.image_of_row, recipe.seed, epoch, recipe.data.group_by_image)
         workers = resolve_workers(recipe.data.workers, dataset.images.paths) if dataset.picture_features is None else 0
@@ -149,12 +168,12 @@ class VqaTask:
         return readable(loader, [row.path for row in self.train_rows])
 
     def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """The validation questions, image by image; of several processes this one's `share`."""
+        """Yield the validation questions, image by image. `share`: this process's part of them."""
         batches = self.predictor.in_order(self._with_features("val"), batch_size, share)
         return readable(batches, [row.path for row in self.val_rows])
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean cross-entropy over the batch (scalar), and the logits (B, K)."""
+        """Return the mean cross-entropy over the batch (scalar), and the logits (B, K)."""
         pixel_values = None
         if "pixels" in batch:
             pixel_values = with_noise(self.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
@@ -162,17 +181,20 @@ class VqaTask:
         return F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.recipe.optimizer.label_smoothing), logits
 
     def score(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """How many questions of the batch are answered right (scalar)."""
+        """Return how many questions of the batch are answered right (scalar)."""
         return (logits.argmax(dim=1) == batch["label"]).sum()
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """(B, K), as in prediction."""
+        """Return logits (B, K), computed as in prediction."""
         return self.predictor.logits(batch)
 
     def scores(self, logits: np.ndarray) -> dict[str, float]:
-        """Every metric of the validation rows. An answer outside the K is wrong whatever is said; the loss is over the others."""
+        """Return every metric of the validation rows.
+
+        A question whose answer is outside the K counts as wrong; the loss is over the other questions.
+        """
         predicted, known = logits.argmax(axis=1), self.val_labels >= 0
-        labels = np.where(known, self.val_labels, self.num_outputs)  # one class more, that is never predicted
+        labels = np.where(known, self.val_labels, self.num_outputs)  # an additional class that is never predicted
         scores = classification_metrics(labels, predicted, self.num_outputs + 1)
         if known.any():
             own = classification_metrics(self.val_labels[known], predicted[known], self.num_outputs, softmax(logits[known]))
@@ -181,10 +203,13 @@ class VqaTask:
         return scores | vqa_scores([self.class_names[index] for index in predicted], answers, types)
 
     def to_device(self, compute: Compute, fresh: bool) -> None:
-        """Move the model to where it is trained. Its weights stay float32, as they are saved; in half precision less is kept for the way back.
+        """Move the model to its device. In half precision fewer activations are kept for the backward
+        pass.
+
+        The weights stay float32, because they are saved so.
 
         Raises:
-            UserError: activation checkpointing is asked for and the encoders have no blocks for it.
+            UserError: activation checkpointing is set and the encoders have no blocks for it.
         """
         checkpoint_blocks(self.model, self.recipe)
         if compute.half is not None:
@@ -193,7 +218,9 @@ class VqaTask:
         self.compute = compute
 
     def _with_features(self, part: str) -> QuestionDataset:
-        """The questions of `part` (train, val), from the first time on with what frozen backbones make of them."""
+        """Return the questions of `part` (train, val). The first call computes the features of frozen
+        backbones.
+        """
         dataset, model = self.train_set if part == "train" else self.val_set, self.model
         if self.compute is None:
             return dataset
@@ -206,16 +233,27 @@ class VqaTask:
         return dataset
 
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:
-        """The memory of a training step, counted on shapes alone for the longest question and an image of its own for each question."""
+        """Return the memory of a training step, computed from shapes only.
+
+        It assumes the longest question, and a separate image for each question.
+        """
         longest = max(map(len, self.train_set.token_ids))
         return account_vqa(self.predictor, longest, compute, optimizer_name, self.recipe, checkpointed)
 
     def save(self, output: Path, initial: bool = False) -> None:
-        """Write the weights into run folder `output`: adapters and head, or after full fine-tuning (and `initial`ly) both encoders."""
+        """Write the weights into run folder `output`: adapters and head, or both encoders after full
+        fine-tuning.
+
+        `initial`: write both encoders, before training.
+        """
         save_fused(self.predictor.fused, output, base=initial or not self.recipe.lora.rank, trained=not initial)
 
     def write_validation(self, output: Path, logits: np.ndarray) -> None:
-        """Write val_predictions.csv (`PREDICTION_COLUMNS`; cells as in classification) and val_probs.npy (num_val, K) float32, same order."""
+        """Write val_predictions.csv (`PREDICTION_COLUMNS`) and val_probs.npy (num_val, K) float32, in the
+        same order.
+
+        Cells are written as in classification.
+        """
         probs = softmax(logits)
         rows = []
         for row, label, prob in zip(self.val_rows, self.val_labels, probs, strict=True):
@@ -227,30 +265,32 @@ class VqaTask:
         write_probs(output / VAL_VALUES, probs)
 
     def counts(self) -> dict[str, Any]:
-        """How many questions train and validate, and training questions of each answer."""
+        """Return the number of training and validation questions, and training questions of each answer."""
         per_answer = count_classes((self.class_names[label] for label in self.train_labels), self.class_names)
         return {"train": self.num_train, "val": self.num_val, "train_per_class": per_answer}
 
     def facts(self) -> dict[str, Any]:
-        """What run.json keeps of the target: one of the answers, scored by accuracy."""
+        """Return the target, metric and prior for run.json: one of the answers, scored by accuracy."""
         counts = np.bincount(self.train_labels, minlength=self.num_outputs).astype(np.float64)
         metric = {"name": "accuracy", "higher_is_better": True}
         return {"target": multiclass(self.class_names).record(), "metric": metric, "prior": (counts / counts.sum()).tolist()}
 
     def split_rows(self) -> list[SplitRow]:
-        """Every row in its order: what a run is started with, and resumed with."""
+        """Return every row of both parts in order, which a resumed run must find again."""
         return labelled_split(self.train_rows, self.val_rows)
 
     def baseline(self) -> Baseline | None:
-        """The validation accuracy of always giving the most frequent answer."""
+        """Return the validation accuracy of always giving the most frequent answer."""
         return Baseline(float(np.mean(self.val_labels == 0)), f"always {self.class_names[0]!r}") if self.num_val else None
 
     def floor(self) -> Baseline | None:
-        """The validation accuracy of the question alone: each answered as the same words were answered most often in training."""
+        """Return the validation accuracy of the question alone: its most frequent answer in training."""
         return Baseline(self._question_floor, "the most frequent answer to the same question") if self.num_val else None
 
     def analyze(self, output: Path, compute: Compute) -> list[str]:
-        """Baselines (majority answer, question only, shuffled images) as lines, and written to floors.json."""
+        """Return three baselines as lines (majority answer, question only, shuffled images); write them to
+        floors.json.
+        """
         if not self.num_val:
             return []
         floors = {
@@ -263,16 +303,21 @@ class VqaTask:
 
     @cached_property
     def _question_floor(self) -> float:
-        """Accuracy of answering each question as its exact wording was answered most often in training; new wordings get the majority answer."""
+        """Accuracy of the most frequent training answer to the same wording; new wordings get the majority
+        answer.
+        """
         train, val = ([clean_question(row.question or "") for row in rows] for rows in (self.train_rows, self.val_rows))
-        asked: dict[str, Counter[int]] = {}
+        counts_of: dict[str, Counter[int]] = {}
         for question, label in zip(train, self.train_labels.tolist(), strict=True):
-            asked.setdefault(question, Counter())[label] += 1
-        answers = {question: min(counts, key=lambda label: (-counts[label], label)) for question, counts in asked.items()}
+            counts_of.setdefault(question, Counter())[label] += 1
+        answers = {question: min(counts, key=lambda label: (-counts[label], label)) for question, counts in counts_of.items()}
         return float(np.mean(self.val_labels == [answers.get(question, 0) for question in val]))
 
     def _shuffled_accuracy(self, output: Path, compute: Compute) -> float:
-        """Accuracy of the finished run, loaded anew, when the images are exchanged: none stays with its questions."""
+        """Return the accuracy of the finished run with shuffled images: no image stays with its questions.
+
+        The run is loaded from its folder.
+        """
         predictor = rebuild(load_run(output), self.num_outputs)
         predictor.model.to(compute.device)
         paths = list(dict.fromkeys(row.path for row in self.val_rows))
@@ -280,7 +325,7 @@ class VqaTask:
         other = {paths[own]: paths[next_one] for own, next_one in zip(order, np.roll(order, 1), strict=True)}
         batches = predictor.batches([replace(row, path=other[row.path]) for row in self.val_rows], 2 * self.recipe.batch_size)
         logits = predict_logits(
-            predictor.model, predictor.logits, batches, self.num_val, self.num_outputs, compute, "images exchanged", leave=False
+            predictor.model, predictor.logits, batches, self.num_val, self.num_outputs, compute, "shuffled images", leave=False
         )
         return float(np.mean(self.val_labels == logits.argmax(axis=1)))
 
@@ -288,7 +333,10 @@ class VqaTask:
 def account_vqa(
     predictor: VqaPredictor, num_tokens: int, compute: Compute, optimizer_name: str, recipe: Recipe, checkpointed: bool | None = None
 ) -> Memory:
-    """The memory of a training step on questions of `num_tokens`, each with an image of its own; shared images take less."""
+    """Return the memory of a training step on questions of `num_tokens`, each with a separate image.
+
+    Questions that share images take less.
+    """
     rule = predictor.fused.rule
 
     def loss(forward: Callable[..., torch.Tensor], pixel_values: torch.Tensor) -> torch.Tensor:
@@ -308,12 +356,14 @@ def account_vqa(
 
 
 def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | None = None) -> Build:
-    """The recipe's model on the competition's questions, prepared and split.
+    """Build the recipe's model for the competition's questions, which are prepared and split.
 
-    A run being resumed, `resumed_run`, gives its own weights; its rows stay in their order and split, its answers keep their numbers.
+    `resumed_run`: its own weights are loaded, its rows keep their order and split, and its answers keep their
+    numbers.
 
     Raises:
-        UserError: undecodable images (unless skipped), an encoder that cannot be loaded or has no such LoRA targets.
+        UserError: undecodable images (unless skipped), an encoder that cannot be loaded, or LoRA targets that
+            it does not have.
     """
     data = recipe.data
     prepared = prepare(
@@ -338,7 +388,7 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
     seed_everything(recipe.seed)
     text, tokenizer, image, rule = _encoders(recipe, [clean_question(row.question or "") for row, _ in train], resumed_run)
     rule, intensity_notes = with_intensity(rule, [row for row, _ in train], resumed_run)
-    seed_everything(recipe.seed + 1)  # what is new does not depend on whether the encoders were drawn or loaded
+    seed_everything(recipe.seed + 1)  # so new weights are the same for random and loaded encoders
     lora = recipe.lora if recipe.lora.rank else None
     fused = fuse(text, image, tokenizer, rule, len(prepared.class_names), recipe.head, lora, recipe.frozen_towers)
     if recipe.head_only and recipe.lora.also_train:
@@ -355,10 +405,10 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
 
 
 def rebuild(run: Run, num_outputs: int) -> VqaPredictor:
-    """The predictor of a finished run: float32, adapters merged and checked, eval mode.
+    """Return the predictor of a finished run: float32, adapters merged and checked, eval mode.
 
     Raises:
-        UserError: weights that are missing, damaged, unsafe, or do not belong together.
+        UserError: weights that are missing, damaged or unsafe, or that do not belong together.
     """
     if run.text_dir is None or run.record is None:
         raise UserError(f"{run.path}: a vqa run has a text backbone with its tokenizer and a run.json; this folder lacks one of them")
@@ -371,12 +421,14 @@ def rebuild(run: Run, num_outputs: int) -> VqaPredictor:
 
 
 def num_outputs_of(run: Run) -> int:
-    """How many answers a run distinguishes: as many as it names, which its head is held to."""
+    """Return the number of answers that a run names; loading checks that its head has as many outputs."""
     return len(run.class_names or ())
 
 
 def _encoders(recipe: Recipe, questions: Sequence[str], resumed_run: ResumedRun | None) -> tuple[Any, QuestionTokenizer, Any, Any]:
-    """Text encoder, its tokenizer, image encoder, its preprocessing rule: from the run that is resumed, else as the recipe says."""
+    """Return text encoder, tokenizer, image encoder and preprocessing: of the resumed run, or as the
+    recipe says.
+    """
     images, texts = backbone_dirs(resumed_run.output) if resumed_run is not None else ([], [])
     text_source = str(texts[0]) if texts else recipe.text_backbone
     image_source = str(images[0]) if images else None if recipe.architecture else recipe.backbone
@@ -390,7 +442,8 @@ def _encoders(recipe: Recipe, questions: Sequence[str], resumed_run: ResumedRun 
         tokenizer = load_tokenizer(text_source, _max_tokens(text, wanted))
     if len(tokenizer.tokenizer) > text.config.vocab_size:
         raise UserError(
-            f"text_backbone {text_source}: its tokenizer has {len(tokenizer.tokenizer):,} pieces, the model room for {text.config.vocab_size:,}"
+            f"text_backbone {text_source}: its tokenizer has {len(tokenizer.tokenizer):,} tokens, "
+            f"but the model has only {text.config.vocab_size:,}"
         )
     if image_source is None:
         image = new_encoder(recipe.architecture or {})
