@@ -156,7 +156,7 @@ def test_without_attention_over_the_picture_it_is_grad_cam(kind: str, shape: tup
 def test_a_model_that_shows_nothing_is_refused_in_words() -> None:
     model = tiny("vit")
     model.config.model_type = "timm_wrapper"
-    with pytest.raises(UserError, match=r"nothing honest to show\. Maps work for BEiT, ViT"):
+    with pytest.raises(UserError, match="Maps work for BEiT, ViT"):
         attention_maps(model, model, torch.zeros(1, 3, 32, 32))
 
 

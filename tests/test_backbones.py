@@ -297,7 +297,7 @@ def test_names_of_heads_and_interpolation() -> None:
         reset_head(model)
         assert head.bias.tolist() == [0, 0, 0] and head.weight.std() < 0.05
     headless = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    with pytest.raises(UserError, match="Sequential: no classification head known by name; its last linear layers are 0, 1"):
+    with pytest.raises(UserError, match=r"Sequential: .*head.*: 0, 1"):
         head_name(headless)
 
 

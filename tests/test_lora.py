@@ -166,7 +166,7 @@ def test_an_architecture_without_the_role_lists_its_layers() -> None:
     model = AutoModelForImageClassification.from_config(ConvNextConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1]))
     with pytest.raises(UserError) as caught:
         modules_of(model, ("query", "key"))
-    assert "ConvNextForImageClassification has no layer known as query, key" in str(caught.value)
+    assert "ConvNextForImageClassification has no query, key layer" in str(caught.value)
     assert "its linear layers end in: classifier, pwconv1, pwconv2" in str(caught.value)
 
 
@@ -268,7 +268,7 @@ def test_one_part_is_copied_without_the_other(tmp_path: Path) -> None:
     carried = {name for name in load_file(tmp_path / "adapter_model.safetensors") if "embeddings" in name}
     projection = "base_model.model.swin.embeddings.patch_embeddings.projection"
     assert carried == {f"{projection}.weight", f"{projection}.bias"}
-    with pytest.raises(UserError, match="SwinForImageClassification has no class_token known by name"):
+    with pytest.raises(UserError, match="SwinForImageClassification has no class_token"):
         adapted("swin", also_train=("class_token",))
 
 
@@ -421,7 +421,7 @@ def test_a_truncated_file_is_one_message(folder: Path, keep: int) -> None:
     ("values", "message"),
     [
         ({"peft_type": "IA3"}, "expected the settings of a LoRA adapter"),
-        ({"alpha_pattern": {"query": 32}}, "alpha_pattern: {'query': 32} is a kind of LoRA this project does not have"),
+        ({"alpha_pattern": {"query": 32}}, "alpha_pattern: {'query': 32} is a kind"),
         ({"use_dora": True, "rank_pattern": {"key": 2}}, "rank_pattern: {'key': 2} is a kind"),
         ({"layer_replication": [[0, 2]]}, "layer_replication: [[0, 2]] is a kind"),
         ({"trainable_token_indices": [3]}, "trainable_token_indices: [3] is a kind"),
@@ -506,9 +506,9 @@ def test_an_adapter_that_changes_nothing_is_refused(folder: Path) -> None:
 def test_a_merge_that_moves_the_logits_is_refused(folder: Path) -> None:
     model = load_adapter(tiny("vit"), folder)
     drifting = iter([torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.1]])])
-    with pytest.raises(UserError, match=r"moves the logits by 5\.0e-02 of their size"):
+    with pytest.raises(UserError, match=r"changes the logits by 5\.0e-02 of their size"):
         merge(model, lambda _model: next(drifting))
-    with pytest.raises(UserError, match="moves the logits by nan"):
+    with pytest.raises(UserError, match="the logits by nan"):
         merge(load_adapter(tiny("vit"), folder), lambda _model: torch.tensor([[float("nan")]]))
 
 

@@ -146,8 +146,8 @@ def test_a_note_of_what_was_pushed_that_was_changed(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"hidden_size": 100_000, "intermediate_size": 100_000, "num_hidden_layers": 1000}, "weights, .* in float32; this machine has"),
-        ({"intermediate_size": 99_999, "num_hidden_layers": 20}, "asks for .* weights, and its files of weights have"),
-        ({"image_size": 99_992}, "asks for .* weights"),
+        ({"intermediate_size": 99_999, "num_hidden_layers": 20}, "needs .* weights, but its weight files have"),
+        ({"image_size": 99_992}, "needs .* weights"),
     ],
 )
 def test_a_config_of_a_few_bytes_that_asks_for_gigabytes(changed: Path, change: dict[str, int], said: str) -> None:

@@ -172,10 +172,10 @@ def test_the_size_comes_from_the_model_where_the_file_has_none(tmp_path: Path) -
     ("values", "message"),
     [
         ({"do_resize": False}, r"do_resize: false \(images of any size cannot be batched\)"),
-        ({"do_flip_channel_order": True, "do_pad": True}, r"do_flip_channel_order: true is a step .*; do_pad: true is a step"),
-        ({"image_processor_type": "EfficientNetImageProcessor", "include_top": True}, r"include_top: true is a step"),
+        ({"do_flip_channel_order": True, "do_pad": True}, r"do_flip_channel_order: true .*; do_pad: true"),
+        ({"image_processor_type": "EfficientNetImageProcessor", "include_top": True}, r"include_top: true"),
         ({"resample": 9}, r"resample: 9 is not one of Pillow's filters"),
-        ({"image_processor_type": "LevitImageProcessor"}, r"LevitImageProcessor resizes in a way of its own"),
+        ({"image_processor_type": "LevitImageProcessor"}, r"LevitImageProcessor"),
     ],
 )
 def test_steps_that_are_not_ours_are_refused(tmp_path: Path, values: dict, message: str) -> None:

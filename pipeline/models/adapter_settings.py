@@ -1,4 +1,6 @@
-"""adapter_config.json: what of it decides an adapter's outputs, each key known, at PEFT's default, or refused by name."""
+"""Read adapter_config.json: every key that changes an adapter's outputs must be known, or have PEFT's
+default, or is refused.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +13,34 @@ from typing import Any
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json
 
-# Where it was made and for what, and which layers it is on: the tensors' names say that too, and they are checked one by one.
+# Origin and task, and the adapted layers. The tensors' names show the layers too, and each of them is
+# checked.
 DESCRIPTION = ("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode")
 PLACES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
-# How training began or ran; nothing of it is left in the result. `megatron_core` is a name that means nothing without `megatron_config`.
+# Settings of training that do not change the result. `megatron_core` needs `megatron_config` to have an
+# effect.
 TRAINING = ("lora_dropout", "eva_config", "megatron_core")
 DECIDING = ("r", "lora_alpha", "use_rslora", "use_dora", "bias", "init_lora_weights")
 KNOWN = (*DESCRIPTION, *PLACES, *TRAINING, *DECIDING)
 
 BIASES = ("none", "all", "lora_only")
 
-# How A and B began is forgotten once they are trained, unless the beginning also took something out of the backbone's weights.
-# PEFT takes it out again whenever such an adapter is loaded; the two whose result follows from the weights alone are done so here too.
+# The initial values of A and B do not matter after training, unless the initialisation also changed the
+# backbone's weights. PEFT repeats that change whenever it loads such an adapter. The two that depend only on
+# the weights are repeated here too.
 FORGOTTEN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 REPEATED_STARTS = ("pissa", "olora")
-# Not PEFT's own conversion at saving (path_initial_model_for_weight_conversion): it leaves out the trained head.
+# PEFT's own conversion (path_initial_model_for_weight_conversion) is not suggested: it leaves out the trained
+# head.
 CONVERSION = "model.merge_and_unload().save_pretrained('model_TYPE')"
 
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """What decides an adapter's outputs beside its tensors. `init_lora_weights` is PEFT's: "pissa" and "olora" change the backbone."""
+    """The settings that change an adapter's outputs.
+
+    `init_lora_weights` is PEFT's: "pissa" and "olora" change the backbone.
+    """
 
     rank: int
     alpha: float
@@ -44,10 +53,11 @@ class AdapterSettings:
 
 
 def read_settings(folder: Path, defaults: Mapping[str, Any]) -> AdapterSettings:
-    """The settings in `folder`/adapter_config.json. `defaults`: what PEFT takes for each key that is not there.
+    """Return the settings in `folder`/adapter_config.json. `defaults`: PEFT's value of each missing key.
 
     Raises:
-        UserError: not a LoRA adapter, or its settings change what the tensors mean in a way not known here; each key is named.
+        UserError: not a LoRA adapter, or settings that give the tensors a meaning not supported here; lists
+            each key.
     """
     path = Path(folder) / "adapter_config.json"
     values = read_json(path)
@@ -68,7 +78,7 @@ def read_settings(folder: Path, defaults: Mapping[str, Any]) -> AdapterSettings:
 
 
 def _value_problems(values: dict[str, Any]) -> list[str]:
-    """What is wrong with the values of the keys known here."""
+    """Return the problems of the values of known keys."""
     problems = [f"{key}: missing" for key in ("r", "lora_alpha") if key not in values]
     rank, alpha, dropout = values.get("r", 1), values.get("lora_alpha", 1), values.get("lora_dropout") or 0
     if type(rank) is not int or rank < 1:
@@ -92,18 +102,21 @@ def _start_problems(start: Any) -> list[str]:
     if isinstance(start, bool | str | None) and start in (*FORGOTTEN_STARTS, *REPEATED_STARTS):
         return []
     return [
-        f"init_lora_weights: {start!r} may also change the backbone's weights, in a way that cannot be repeated from the adapter alone; "
-        f"where it was trained, {CONVERSION} writes the whole model, which needs no adapter"
+        f"init_lora_weights: {start!r} may also change the backbone's weights, and the adapter does not hold what is needed "
+        f"to repeat that; where it was trained, {CONVERSION} writes the whole model, which needs no adapter"
     ]
 
 
 def _foreign_keys(values: dict[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """The keys that may change what the tensors mean: neither known here nor at their default (empty, where PEFT does not know it)."""
+    """Return the keys that may change the meaning of the tensors: unknown here, and not at PEFT's default.
+
+    A key that PEFT does not know either must be empty.
+    """
     foreign = []
     for key, value in values.items():
         default = defaults.get(key)
         if key not in KNOWN and value != default and not (_is_empty(value) and _is_empty(default)):
-            foreign.append(f"{key}: {value!r:.200} is a kind of LoRA this project does not have")
+            foreign.append(f"{key}: {value!r:.200} is a kind of LoRA that this project does not support")
     return foreign
 
 

@@ -1,9 +1,11 @@
-"""Adapters that begin with a part of the backbone's own weights: PiSSA (Meng et al. 2024, arXiv:2404.02948) and OLoRA (arXiv:2406.01775).
+"""Adapters that are initialised from the backbone's own weights: PiSSA (arXiv:2404.02948) and OLoRA
+(arXiv:2406.01775).
 
-A and B begin as the largest part of a frozen weight W (by its singular values, or its QR), and what is trained beside is W - scaling * B A.
-So the backbone in memory is another one. On the disk it never is: an adapter is saved as one of the original W, by PEFT's own conversion
-(A = [A now; A at first], B = [B now, -B at first], with twice the rank), which plain PEFT loads. The beginning is part of the resume
-state, since another machine may find another one.
+A and B start as the largest part of a frozen weight W (by its singular values, or its QR decomposition), and
+the frozen weight becomes W - scaling * B A. So the backbone in memory is changed. On disk it is not: an
+adapter is saved for the original W, by PEFT's own conversion (A = [current A; initial A], B = [current B,
+-initial B], twice the rank), which plain PEFT loads. The initial A and B are part of the resume state,
+because another machine may compute others.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class Start:
-    """How one layer began: the `original` weight (out, in) of the backbone, A (rank, in), B (out, rank), in the host's memory."""
+    """Initial state of one layer: `original` weight (out, in) of the backbone, A (rank, in), B (out,
+    rank), on the CPU.
+    """
 
     original: torch.Tensor
     a: torch.Tensor
@@ -31,7 +35,9 @@ class Start:
 
 
 def originals(model: nn.Module, names: Sequence[str], rank: int, init: str) -> dict[str, torch.Tensor]:
-    """Copies of the weights of the layers `names` of a plain `model`, taken before an adapter of `init` changes them; {} for `default`.
+    """Return copies of the weights of the layers `names`, taken before an adapter changes them.
+
+    `model`: without an adapter. {} for `init` "default".
 
     Raises:
         UserError: a layer is too small for the rank.
@@ -46,31 +52,35 @@ def originals(model: nn.Module, names: Sequence[str], rank: int, init: str) -> d
 
 
 def remember(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Note in each adapted layer of `model` how it begins; `weights`: what `originals` gave."""
+    """Store in each adapted layer of `model` its initial state. `weights`: the result of `originals`."""
     for name, original in weights.items():
         layer = model.get_submodule(f"base_model.model.{name}")
         _begin(layer, Start(original, *(part["default"].weight.detach().clone() for part in (layer.lora_A, layer.lora_B))))
 
 
 def starts_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The A and B that the layers of `model` began with, by name; empty where the backbone is unchanged."""
+    """Return the initial A and B of the layers of `model`, by name; {} if the backbone is unchanged."""
     return {f"{name}.{part}": getattr(layer.adapter_start, part) for name, layer in _started(model) for part in ("a", "b")}
 
 
 def put_starts(model: nn.Module, starts: Mapping[str, torch.Tensor]) -> None:
-    """Let the layers of `model` have begun as `starts` says: the frozen weights follow."""
+    """Set the initial A and B of the layers of `model`; the frozen weights are computed again from them."""
     for name, layer in list(_started(model)):
         if f"{name}.a" in starts:
             _begin(layer, Start(layer.adapter_start.original, starts[f"{name}.a"], starts[f"{name}.b"]))
 
 
 def original_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of the backbone that `starts` has changed, as they were; by the name of their layer."""
+    """Return the original backbone weights of the changed layers, by layer name."""
     return {name: layer.adapter_start.original for name, layer in _started(model)}
 
 
 def convert(model: nn.Module, folder: Path, file: str) -> None:
-    """Make the adapter that PEFT wrote into `folder` (tensors in `file`) one of the original backbone; nothing where it is that already."""
+    """Convert the adapter that PEFT wrote into `folder` (tensors in `file`) to one for the original
+    backbone.
+
+    Does nothing if the backbone is unchanged.
+    """
     starts = starts_of(model)
     if not starts:
         return
@@ -87,7 +97,10 @@ def convert(model: nn.Module, folder: Path, file: str) -> None:
 
 
 def doubled(rank: int, alpha: float, use_rslora: bool) -> dict[str, Any]:
-    """Settings of twice the rank with the same scale. Of rsLoRA, whose scale is alpha / sqrt(rank), as plain LoRA with that scale."""
+    """Return settings of twice the rank with the same scale.
+
+    rsLoRA, with the scale alpha / sqrt(rank), becomes plain LoRA with that scale.
+    """
     return {"r": 2 * rank, "lora_alpha": 2 * rank * (alpha / rank**0.5) if use_rslora else 2 * alpha, "use_rslora": False}
 
 
@@ -97,6 +110,6 @@ def _started(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 @torch.no_grad()
 def _begin(layer: Any, start: Start) -> None:
-    """Computed here for a new and for a resumed run alike, so that both have the same bits."""
+    """Change the frozen weight. New and resumed runs compute it here, so both get the same bits."""
     layer.adapter_start = start
     layer.base_layer.weight.copy_(start.original - layer.scaling["default"] * (start.b @ start.a))

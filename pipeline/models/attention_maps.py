@@ -1,6 +1,8 @@
-"""Where a model looks: attention of the class token, attention rollout, and maps weighted by the gradient of the predicted class.
+"""Attention maps: attention of the class token, attention rollout, and maps weighted by gradients of the
+predicted class.
 
-Models run with fused attention, which never makes the (tokens, tokens) matrices; only the one pass here runs in the plain, eager way.
+Training and prediction use fused attention, which never stores the (tokens, tokens) matrices. Only the one
+pass here uses eager attention.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ MAX_SPECIAL_TOKENS = 8  # class, distillation and register tokens before the pat
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Maps of one image over the patches, (rows, columns) float32, none negative. The first three are None where no token sees all patches.
+    """Maps of one image over its patches, (rows, columns) float32, not negative.
 
-    heads: (heads, rows, columns), what the class token attends to in the last layer; mean: their average.
-    rollout: what reaches, through all layers, the tokens that the head reads: the class token, or the average of the patches.
-    gradient: what raised the logit of `predicted`, by attention (Chefer et al.) or, without attention over the image, by Grad-CAM.
+    heads: (heads, rows, columns), attention of the class token in the last layer; mean: their average.
+    rollout: how much of each patch reaches the tokens that the head reads (the class token, or the average of
+    the patches), through all layers. gradient: what raised the logit of `predicted`, by attention (Chefer et
+    al.) or, without attention over the whole image, by Grad-CAM. The first three are None where no token
+    attends to all patches.
     """
 
     heads: np.ndarray | None
@@ -38,17 +42,20 @@ class AttentionMaps:
 
 
 def attention_maps(model: nn.Module, forward: Callable[..., Any], pixel_values: torch.Tensor) -> AttentionMaps:
-    """The maps of one image, `pixel_values` (1, 3, H, W) normalised; `forward(pixel_values=..., **flags)` calls `model` with its own extras.
+    """Return the maps of one image.
+
+    `pixel_values`: (1, 3, H, W) normalised. `forward(pixel_values=..., **flags)` calls `model` with its extra
+    arguments.
 
     Raises:
-        UserError: the architecture gives neither attention over all patches nor a map of features.
+        UserError: the architecture has neither attention over all patches nor a feature map.
     """
     if model.config.model_type == "timm_wrapper":
         raise _nothing_to_show(model)
     model.eval()
-    pixel_values = pixel_values.detach().requires_grad_(True)  # so that a graph is built through frozen weights too
+    pixel_values = pixel_values.detach().requires_grad_(True)  # builds a graph even if all weights are frozen
     with torch.enable_grad(), _eager(model):
-        attends = any("Attention" in type(module).__name__ for module in model.modules())  # older ConvNeXts do not know the word
+        attends = any("Attention" in type(module).__name__ for module in model.modules())  # older ConvNeXts do not accept output_attentions
         flags = {"output_attentions": True} if attends else {}
         output = forward(pixel_values=pixel_values, output_hidden_states=True, **flags)
         probs = output.logits[0].detach().float().softmax(dim=0)
@@ -80,9 +87,10 @@ def attention_maps(model: nn.Module, forward: Callable[..., Any], pixel_values: 
 
 
 def rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(tokens, tokens): how much of each input token reaches each output token, for attentions (heads, tokens, tokens) by layer.
+    """Return (tokens, tokens): how much of each input token reaches each output token.
 
-    Abnar and Zuidema 2020 (arXiv:2005.00928): heads averaged, half the residual connection, multiplied through the layers.
+    `attentions`: (heads, tokens, tokens) of each layer. Abnar and Zuidema 2020 (arXiv:2005.00928): average
+    over heads, add half the residual connection, multiply over layers.
     """
     result = torch.eye(attentions[0].shape[-1])
     for layer in attentions:
@@ -91,9 +99,10 @@ def rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def gradient_rollout(weighted: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(tokens, tokens) relevance, its identity part taken off, for attention times gradient (heads, tokens, tokens) by layer.
+    """Return the (tokens, tokens) relevance without its identity part.
 
-    Chefer, Gur and Wolf 2021 (arXiv:2103.15679): only what raised the logit counts, averaged over heads, added up through the layers.
+    `weighted`: attention times gradient, (heads, tokens, tokens) of each layer. Chefer, Gur and Wolf 2021
+    (arXiv:2103.15679): keep only positive values, average over heads, add up over layers.
     """
     identity = torch.eye(weighted[0].shape[-1])
     result = identity
@@ -103,7 +112,10 @@ def gradient_rollout(weighted: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _reading(model: nn.Module, tokens: int, first_patch: int) -> torch.Tensor:
-    """(tokens,): how much of each last token the head reads. BEiT may average the patches, DINOv2 takes class token and average together."""
+    """Return (tokens,): the weight of each last token in the head's input.
+
+    BEiT may average the patches; DINOv2 uses the class token and the average together.
+    """
     patches = torch.zeros(tokens)
     patches[first_patch:] = 1 / (tokens - first_patch)
     first = torch.zeros(tokens)
@@ -114,17 +126,25 @@ def _reading(model: nn.Module, tokens: int, first_patch: int) -> torch.Tensor:
 
 
 def _sees_everything(layers: Sequence[torch.Tensor], patches: int) -> bool:
-    """True when every layer is (1, heads, tokens, tokens) over all patches and a few tokens before them: not so within windows."""
+    """Return True when every layer is (1, heads, tokens, tokens) over all patches plus a few special
+    tokens.
+
+    That is false for attention within windows.
+    """
     tokens = {layer.shape[-1] for layer in layers}
     square = all(layer.ndim == 4 and layer.shape[0] == 1 and layer.shape[-1] == layer.shape[-2] for layer in layers)
     return bool(layers) and square and len(tokens) == 1 and patches < min(tokens) <= patches + MAX_SPECIAL_TOKENS
 
 
 def _grad_cam(model: nn.Module, output: Any, logit: torch.Tensor) -> np.ndarray:
-    """(rows, columns): the last map of features, each weighted by its mean gradient (Selvaraju et al. 2017, arXiv:1610.02391)."""
+    """Return Grad-CAM as (rows, columns): the last feature map, weighted by its mean gradients.
+
+    Selvaraju et al. 2017, arXiv:1610.02391.
+    """
     states = getattr(output, "hidden_states", None) or ()
     shaped = getattr(output, "reshaped_hidden_states", None) or [None] * len(states)
-    # The last one that the logit depends on: (1, channels, rows, columns), or (1, tokens, channels) with a reshaped copy for showing.
+    # The last feature map that the logit depends on: (1, channels, rows, columns), or (1, tokens, channels)
+    # with a reshaped copy that gives its rows and columns.
     for features, copy in reversed(list(zip(states, shaped, strict=True))):
         if features.ndim != 4 and copy is None:
             continue
@@ -141,13 +161,13 @@ def _grad_cam(model: nn.Module, output: Any, logit: torch.Tensor) -> np.ndarray:
 
 def _nothing_to_show(model: nn.Module) -> UserError:
     return UserError(
-        f"{type(model).__name__} gives neither attention over the whole image nor a map of features, so there is nothing honest to show. "
+        f"{type(model).__name__} has neither attention over the whole image nor a feature map, so no map can be drawn. "
         "Maps work for BEiT, ViT, DeiT and DINOv2 (attention) and for Swin, SwinV2 and ConvNeXt (Grad-CAM)"
     )
 
 
 def _grid(model: nn.Module, pixel_values: torch.Tensor) -> tuple[int, int]:
-    """Rows and columns of patches; (0, 0) where the model does not cut images into patches of one size."""
+    """Return rows and columns of patches; (0, 0) where the model has no patches of one size."""
     size = getattr(model.config, "patch_size", None)
     if size is None:
         return 0, 0
@@ -157,7 +177,7 @@ def _grid(model: nn.Module, pixel_values: torch.Tensor) -> tuple[int, int]:
 
 @contextmanager
 def _eager(model: nn.Module) -> Iterator[None]:
-    """Let `model` compute attention step by step, and as before afterwards."""
+    """Use eager attention within the block, and the previous implementation afterwards."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:

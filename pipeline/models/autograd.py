@@ -1,8 +1,10 @@
-"""Autograd functions that keep less for the backward pass than torch's own do under autocast, and compute the same.
+"""Autograd functions that store less for the backward pass than torch does under autocast, with the same
+results.
 
-Three rules. What autocast would cast is kept in that half precision (`dtype`), once. The output of a cheap function (layer norm, GELU) is not
-kept by the layers that read it: they ask its node in the graph to make it again (`source_of`, `_input`). No (tokens, tokens) matrix is kept,
-but by `ProductAttention`, which is used only where it was measured to be faster.
+Three rules. 1. A tensor that autocast would cast is stored once, in that half precision (`dtype`). 2. The
+output of a cheap function (layer norm, GELU) is not stored by the layers that read it: they compute it again
+through its graph node (`source_of`, `_input`). 3. No (tokens, tokens) matrix is stored, except by
+`ProductAttention`, which is used only where it was measured to be faster.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ aten = torch.ops.aten
 
 
 def source_of(x: torch.Tensor) -> Any | None:
-    """The graph's node that can make `x` again, or None."""
+    """Return the graph node that can compute `x` again, or None."""
     return x.grad_fn if hasattr(x.grad_fn, "remake") else None
 
 
 class Norm(Function):
-    """Layer norm, computed in float32 and returned in `dtype`; x is kept in `dtype`."""
+    """Layer norm, computed in float32 and returned in `dtype`; its input is stored in `dtype`."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
@@ -43,12 +45,14 @@ class Norm(Function):
         wanted = ctx.needs_input_grad[:3]
         grads = aten.native_layer_norm_backward(grad.float(), x.float(), weight.shape, mean, rstd, weight, bias, wanted)
         _close(ctx)
-        of_input = grads[0] if grads[0] is None else grads[0].to(ctx.input_dtype)  # None: the first norm, where norms alone are trained
+        of_input = grads[0] if grads[0] is None else grads[0].to(ctx.input_dtype)  # None: the first norm, if only norms are trained
         return (of_input, *grads[1:], None, None)
 
 
 class Gelu(Function):
-    """GELU, exact. Its input is kept, as torch does; its output is not kept by those who can make it again."""
+    """Exact GELU. Its input is stored, as torch does; layers that can compute its output again do not
+    store it.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -69,7 +73,10 @@ class Gelu(Function):
 
 
 class Linear(Function):
-    """x @ weight.T + bias in `dtype`, with trained float32 weights: their copies in `dtype` live for a product, not until the backward pass."""
+    """x @ weight.T + bias in `dtype`, for trained float32 weights.
+
+    Their copies in `dtype` exist only during the product, not until the backward pass.
+    """
 
     @staticmethod
     def forward(
@@ -91,11 +98,12 @@ class Linear(Function):
 
 
 class AdaptedLinear(Function):
-    """A frozen layer and LoRA's update of it, `x @ weight.T + bias + scale * dropout(x) @ a.T @ b.T` in `dtype`, for float32 `a` (rank, in) and
-    `b` (out, rank). The bias may be trained.
+    """A frozen linear layer plus its LoRA update, in `dtype`: `x @ weight.T + bias + scale * dropout(x) @
+    a.T @ b.T`.
 
-    All adapters of one x share it; of the dropout only the mask is kept, a byte for each number. The update is added inside its matrix
-    product, and so is its part of x's gradient.
+    `a` (rank, in) and `b` (out, rank) are float32. The bias may be trained. All adapters of one x share it;
+    of the dropout only the mask is stored, one byte per number. The update is added in place to the output of
+    the frozen layer, and so is its part of x's gradient.
     """
 
     @staticmethod
@@ -142,10 +150,12 @@ class AdaptedLinear(Function):
 
 
 class BiasedAttention(Function):
-    """softmax(q k.T * scale + bias) v on the CPU, for (B, heads, tokens, width) and a bias (1, heads, tokens, tokens) that is trained.
+    """softmax(q k.T * scale + bias) v on the CPU, with a trained bias.
 
-    torch has a kernel without (tokens, tokens) matrices only for a bias that is not trained. It serves here too, and the bias's gradient is
-    computed image by image: dP = P * (dO v.T - rowsum(dO * O)), as in FlashAttention (Dao et al. 2022, arXiv:2205.14135, appendix B).
+    q, k, v: (B, heads, tokens, width); bias: (1, heads, tokens, tokens). torch has a kernel without (tokens,
+    tokens) matrices only for a bias that is not trained. It is used here too, and the gradient of the bias is
+    computed image by image: dP = P * (dO v.T - rowsum(dO * O)), as in FlashAttention (Dao et al. 2022,
+    arXiv:2205.14135, appendix B).
     """
 
     @staticmethod
@@ -171,10 +181,11 @@ class BiasedAttention(Function):
 
 
 class ProductAttention(Function):
-    """softmax(q k.T * scale + bias) v by two batched matrix products, for (B, heads, tokens, width) in half precision; `bias` may be None.
+    """softmax(q k.T * scale + bias) v by two batched matrix products, in half precision; `bias` may be
+    None.
 
-    The probabilities (B, heads, tokens, tokens) are kept for the backward pass, which is then three products and one pass over them:
-    dS = P * (dO v.T - rowsum(P * dO v.T)).
+    q, k, v: (B, heads, tokens, width). The probabilities (B, heads, tokens, tokens) are stored for the
+    backward pass, which is three products and one pass over them: dS = P * (dO v.T - rowsum(P * dO v.T)).
     """
 
     @staticmethod
@@ -196,7 +207,7 @@ class ProductAttention(Function):
 
 
 def _opened(ctx: Any) -> tuple[torch.Tensor, ...]:
-    """What was saved, asked for once: under activation checkpointing a second time is refused."""
+    """Return the saved tensors, read only once: activation checkpointing refuses a second read."""
     if not hasattr(ctx, "opened"):
         ctx.opened = ctx.saved_tensors
     return ctx.opened
@@ -211,14 +222,16 @@ def _input(source: Any, kept: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x @ weight.T + bias in x's dtype. Not as a view, as `F.linear` returns it in some versions: what a function returns may then be changed
-    in place."""
+    """Return x @ weight.T + bias in x's dtype.
+
+    The result is not a view, as that of `F.linear` is in some versions, so the caller may change it in place.
+    """
     bias = None if bias is None else bias.to(x.dtype)
     return aten._unsafe_view(F.linear(x.flatten(0, -2), weight.to(x.dtype), bias), [*x.shape[:-1], len(weight)])
 
 
 def _outer(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The gradient (out, in) of a weight, from (..., out) and (..., in)."""
+    """Return the gradient (out, in) of a weight, from (..., out) and (..., in)."""
     return grad.flatten(0, -2).mT @ x.flatten(0, -2)
 
 

@@ -1,4 +1,6 @@
-"""Pretrained classifiers: where they come from, strict loading with named exceptions, and a new head for new classes."""
+"""Load pretrained classifiers: sources, strict loading with named exceptions, and a new head for new
+classes.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +28,20 @@ from pipeline.models.config_bounds import config_problems
 from pipeline.models.model_size import check_size
 from pipeline.models.places import check_folder, looks_local
 
-# This module reads the load report and says itself what matters in it.
+# This module reads the load report and prints what matters itself.
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
-huggingface_hub.logging.set_verbosity_error()  # each of its five retries would be a line
+huggingface_hub.logging.set_verbosity_error()  # otherwise each of its five retries prints a line
 
-HUB_SECONDS = 10  # in which the hub answers, or is taken to be out of reach
+HUB_SECONDS = 10  # the hub counts as unreachable if it does not answer within this time
 
-# Weights that a classification checkpoint may hold and a classifier does not use: masked-image modelling, poolers, tables made anew.
+# Weights that a classifier does not use: masked-image modelling, poolers, computed tables.
 UNUSED_WEIGHTS = re.compile(
     r"(mask_token|pooler\.|relative_position_index|relative_coords_table|attn_mask|lm_head|decoder|decode_head|auxiliary_head)"
 )
 
-# What the published checkpoints expect where no preprocessor_config.json says it (transformers' class defaults; timm's pretrained_cfg).
+# Preprocessing of published checkpoints that have no preprocessor_config.json (transformers' class defaults;
+# timm's pretrained_cfg).
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "resample": 3}
 DEFAULT_RULES: dict[str, dict[str, Any]] = {
     "beit": {"processor_type": "BeitImageProcessor", "resample": 2},
@@ -53,14 +56,14 @@ DEFAULT_RULES: dict[str, dict[str, Any]] = {
 
 
 class Saved(Protocol):
-    """What goes beside weights and says how their input is made: the preprocessing rule of images, the tokenizer of questions."""
+    """What is saved beside weights: the preprocessing of images, or the tokenizer of questions."""
 
     def save(self, folder: Path) -> None: ...
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A classifier ready for these classes, the rule its images need, and what a person should know of how it was loaded."""
+    """A classifier with outputs for the wanted classes, its preprocessing, and whether its head is new."""
 
     model: PreTrainedModel
     preprocessing: Preprocessing
@@ -75,16 +78,15 @@ def load_backbone(
     architecture: dict[str, Any] | None = None,
     drop_path: float | None = None,
 ) -> Backbone:
-    """The classifier at `source` (hub id or folder) in float32 with one output per class.
+    """Return the classifier at `source` (hub id or folder) in float32 with one output per class.
 
-    `drop_path` replaces the config's rate of stochastic depth (Huang et al. 2016, arXiv:1603.09382).
-
-    The head is kept when the checkpoint's classes are exactly `class_names`, and is new otherwise (drawn from torch's generator).
-    A checkpoint whose other weights do not all fit, key by key, is refused.
+    The head is kept when the checkpoint's classes are exactly `class_names`; otherwise it is new (drawn from
+    torch's generator). A checkpoint whose other weights do not all fit, key by key, is refused. `drop_path`
+    replaces the config's rate of stochastic depth (Huang et al. 2016, arXiv:1603.09382).
 
     Raises:
-        UserError: no such checkpoint, hub out of reach, unsafe or damaged weights, missing or unexpected ones, no room for `image_size`,
-            an architecture without stochastic depth.
+        UserError: no such checkpoint, hub unreachable, unsafe or damaged weights, missing or unexpected
+            weights, an `image_size` that the model cannot take, an architecture without stochastic depth.
     """
     if architecture is not None:
         config = AutoConfig.for_model(**architecture)
@@ -110,7 +112,7 @@ def load_backbone(
 
 
 def load_pretrained(source: str) -> Backbone:
-    """The classifier at `source` (hub id or folder) as it was published, with its own classes.
+    """Return the classifier at `source` (hub id or folder) as it was published, with its own classes.
 
     Raises:
         UserError: as `load_backbone`.
@@ -119,10 +121,10 @@ def load_pretrained(source: str) -> Backbone:
 
 
 def rebuild_backbone(folder: Path, num_classes: int) -> Backbone:
-    """The classifier saved in `folder` with `num_classes` outputs, float32, eval mode.
+    """Return the classifier saved in `folder` with `num_classes` outputs, float32, eval mode.
 
-    Its head may be missing or of another size (an adapter brings it). `new_head` is then True; the caller must check that the
-    adapter supplies the head.
+    Its head may be missing or of another size (an adapter supplies it). `new_head` is then True; the caller
+    must check that the adapter supplies the head.
 
     Raises:
         UserError: as `load_backbone`.
@@ -135,23 +137,27 @@ def rebuild_backbone(folder: Path, num_classes: int) -> Backbone:
 
 
 def save_backbone(model: PreTrainedModel, state_dict: dict[str, torch.Tensor], rule: Saved, folder: Path) -> None:
-    """Write config.json, model.safetensors and what `rule` saves into `folder`, each whole or not at all; plain from_pretrained loads it."""
+    """Write config.json, model.safetensors and the files of `rule` into `folder`; plain from_pretrained
+    loads them.
+
+    Each file is written completely or not at all.
+    """
     with filling(folder) as temporary:
         dtype = next(iter(state_dict.values())).dtype  # save_pretrained may empty the dictionary
         model.save_pretrained(temporary, state_dict=state_dict)
-        model.config.dtype = dtype  # the file's, whatever the model is held in
+        model.config.dtype = dtype  # dtype of the file, not of the model in memory
         model.config.save_pretrained(temporary)
         rule.save(temporary)
 
 
 def head_name(model: nn.Module) -> str:
-    """The dotted name of the last linear layer, whose outputs are the logits.
+    """Return the dotted name of the last linear layer, whose outputs are the logits.
 
     Raises:
-        UserError: the model has no such layer under a name this project knows.
+        UserError: the model has no such layer under a known name.
     """
     candidates = ["classifier", "classifier.1", "head", "fc"]
-    if hasattr(model, "timm_model"):  # timm's models say it themselves; two heads (a tuple) are not one classifier
+    if hasattr(model, "timm_model"):  # timm's config names the head; two heads (a tuple) are not supported
         candidates = [f"timm_model.{model.timm_model.pretrained_cfg['classifier']}"]
     for name in candidates:
         try:
@@ -161,11 +167,14 @@ def head_name(model: nn.Module) -> str:
         if isinstance(module, nn.Linear) or hasattr(module, "modules_to_save"):
             return name
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    raise UserError(f"{type(model).__name__}: no classification head known by name; its last linear layers are {', '.join(linear[-3:])}")
+    raise UserError(f"{type(model).__name__}: no classification head with a known name; its last linear layers: {', '.join(linear[-3:])}")
 
 
 def reset_head(model: PreTrainedModel) -> None:
-    """Draw the head anew: normal with the architecture's own standard deviation, zero bias, as transformers does for a new head."""
+    """Give the head new random weights: normal with the architecture's own standard deviation, zero bias.
+
+    transformers does the same for a new head.
+    """
     head = model.get_submodule(head_name(model))
     nn.init.normal_(head.weight, std=getattr(model.config, "initializer_range", 0.02))
     nn.init.zeros_(head.bias)
@@ -174,7 +183,8 @@ def reset_head(model: PreTrainedModel) -> None:
 def hold_statistics(model: nn.Module) -> None:
     """Keep batch norms at the checkpoint's mean and variance, also in training.
 
-    So what an image yields does not depend on the others of its micro-batch, and no adapter or resume state has to carry statistics.
+    So the output for an image does not depend on the other images of its micro-batch, and adapters and resume
+    states need no statistics.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -183,7 +193,10 @@ def hold_statistics(model: nn.Module) -> None:
 
 
 def tensor_problems(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
-    """What keeps the tensors `found` in a file from being the `expected` ones: missing, unexpected, of another shape, or with NaN or infinity."""
+    """Return the differences between the tensors `found` in a file and the `expected` ones.
+
+    Differences are missing or unexpected tensors, another shape, and NaN or infinity.
+    """
     problems = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]
     problems += [f"{name}: unexpected" for name in sorted(found.keys() - expected.keys())]
     for name in sorted(expected.keys() & found.keys()):
@@ -195,26 +208,34 @@ def tensor_problems(expected: Mapping[str, torch.Tensor], found: Mapping[str, to
 
 
 def own_memory(model: nn.Module) -> None:
-    """Move loaded weights to aligned memory: matrix products round by alignment, and a resumed run reads its weights from another file."""
+    """Move loaded weights to aligned memory.
+
+    The rounding of matrix products depends on alignment, and a resumed run loads its weights from another
+    file.
+    """
     for weight in model.parameters():
         weight.data = weight.data.clone()
 
 
 def takes_interpolation(model: nn.Module) -> bool:
-    """True when `forward` has the switch for inputs of another size than the position table's."""
+    """Return True when `forward` can interpolate position embeddings for another image size."""
     return "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
 
 
 def native_image_size(model: PreTrainedModel) -> int | None:
-    """The side in pixels of the inputs the checkpoint was trained on; None when its config does not say."""
+    """Return the image size in pixels that the checkpoint was trained on; None when its config does not
+    say.
+    """
     return _native_size(model.config)
 
 
 def load_config(source: str, key: str = "--backbone") -> Any:
-    """The config of the checkpoint at `source` (hub id or folder); `key` is what a user changes to name another.
+    """Return the config of the checkpoint at `source` (hub id or folder).
+
+    `key`: the setting by which the user can name another checkpoint.
 
     Raises:
-        UserError: no such folder, the hub does not give it, or it asks for what is never built.
+        UserError: no such folder, the hub does not have it, or its values are refused.
     """
     check_folder(source, key)
     if not looks_local(source):
@@ -226,19 +247,21 @@ def load_config(source: str, key: str = "--backbone") -> Any:
     raise_all(config_problems(values), f"{key} {source}: its config.json cannot be used:")
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # a damaged config.json fails in as many ways as there are keys; timm may be absent
+    except Exception as error:  # a damaged config.json raises many kinds of errors; timm may be missing
         raise unloadable(source, error, key) from None
 
 
 def _leave_out_silent_hub() -> None:
-    """Go by this machine's cache when the hub does not answer: its client would try each file five times, for a minute or more in all."""
+    """Use only this machine's cache when the hub does not answer: its client would retry each file for
+    over a minute.
+    """
     if constants.HF_HUB_OFFLINE:
         return
     try:
         huggingface_hub.get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
-    except Exception as error:  # requests' kinds, or httpx's: by version
+    except Exception as error:  # of requests or httpx, depending on the version
         constants.HF_HUB_OFFLINE = True
-        print(f"  {constants.ENDPOINT} is out of reach ({type(error).__name__}): going by what this machine has of it")
+        print(f"  {constants.ENDPOINT} does not answer ({type(error).__name__}): using the cached copy")
 
 
 def _prepare_timm(source: str, config: Any, rule: Preprocessing) -> None:
@@ -251,7 +274,7 @@ def _prepare_timm(source: str, config: Any, rule: Preprocessing) -> None:
 
 
 def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
-    """The model, and whether the checkpoint has a head that fits it."""
+    """Return the model, and whether the checkpoint has a head that fits it."""
     check_size(source, config)
     try:
         model, info = AutoModelForImageClassification.from_pretrained(
@@ -276,36 +299,40 @@ def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
 
 
 def unloadable(source: str, error: Exception, key: str = "--backbone") -> UserError:
-    """What to tell a user when a library refused the checkpoint at `source` with `error`."""
+    """Return the error message for a library's `error` on loading the checkpoint at `source`."""
     text = re.sub(r"\s+", " ", str(error)).strip()
     if any(isinstance(cause, pickle.UnpicklingError) for cause in _chain(error)):
         return UserError(
             f"{source}: the .bin file holds more than tensors and was not loaded (unsafe pickle): ask its author for safetensors"
         )
-    if isinstance(error, ImportError):  # timm's checkpoints, and architectures with kernels of their own
+    if isinstance(error, ImportError):  # timm is missing, or a package of the architecture
         install = "; `python -m pip install -c constraints.txt timm` installs it" if "requires the timm library" in text else ""
         return UserError(f"{key} {source}: {text.split(' You can ')[0][:300].rstrip('.')}{install}")
     if Path(source).is_dir():
         return UserError(f"{source}: cannot be loaded: {text[:300]}")
     first_sentence = re.split(r"(?<=\.)\s", text)[0]
     return UserError(
-        f"{key} {source}: not in this machine's cache, and the Hugging Face hub did not give it: {first_sentence[:200]}\n"
+        f"{key} {source}: not in this machine's cache, and not loaded from the Hugging Face hub: {first_sentence[:200]}\n"
         "Check the name and the connection (HF_TOKEN for gated models), or use a folder on disk: --backbone finetuned_model/model_beit"
     )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised from: transformers < 5 hides torch's refusal of a pickle below two of its own."""
+    """Yield the error and its causes: transformers < 5 wraps torch's refusal of a pickle in two other
+    errors.
+    """
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def preprocessing_of(source: str | None, config: Any, image_size: int | None) -> Preprocessing:
-    """The rule that comes with a checkpoint, or its architecture's (`source` None: no checkpoint), at `image_size` where given.
+    """Return the preprocessing of a checkpoint, or of its architecture (`source` None: no checkpoint).
+
+    It is changed to `image_size` if that is given.
 
     Raises:
-        UserError: the rule is not JSON, or asks for a step this project does not have.
+        UserError: the preprocessing file is not JSON, or has a step that is not supported.
     """
     native = _native_size(config) or image_size or 224
     path = None
@@ -314,7 +341,7 @@ def preprocessing_of(source: str | None, config: Any, image_size: int | None) ->
     elif source is not None and not Path(source).is_dir():
         try:
             path = Path(cached_file(source, FILE_NAME))
-        except OSError:  # many checkpoints have no such file: the architecture's rule is theirs
+        except OSError:  # many checkpoints have no such file: use the architecture's preprocessing
             path = None
     if path is not None:
         rule = read_preprocessing(path, native)
@@ -328,7 +355,7 @@ def preprocessing_of(source: str | None, config: Any, image_size: int | None) ->
 def _native_size(config: Any) -> int | None:
     if config.model_type == timm_checkpoints.MODEL_TYPE:
         return timm_checkpoints.rule_of(config).height
-    size = getattr(getattr(config, "vision_config", config), "image_size", None)  # CLIP and SigLIP describe two towers
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)  # CLIP and SigLIP have two encoders
     return int(size[0] if isinstance(size, (list, tuple)) else size) if size else None
 
 
@@ -342,7 +369,7 @@ def _relabel(config: Any, class_names: Sequence[str]) -> None:
     config.id2label = dict(enumerate(class_names))
     config.label2id = {name: index for index, name in enumerate(class_names)}
     if config.model_type == timm_checkpoints.MODEL_TYPE:
-        config.label_names = list(class_names)  # what such a config is saved with
+        config.label_names = list(class_names)  # saved under this name by timm's config
 
 
 def _names(config: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Pretrained encoders without a head: strict loading, and one vector for a whole question or image."""
+"""Load pretrained encoders without a head, and reduce their output to one vector per question or image."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from pipeline.errors import UserError, raise_all
 from pipeline.models.backbones import UNUSED_WEIGHTS, hold_statistics, load_config, own_memory, unloadable
 
-# What a checkpoint may hold beside its encoder: the heads of what it was pretrained on.
+# Heads of pretraining tasks, which a checkpoint may hold beside its encoder.
 HEADS = re.compile(r"^(classifier|cls_classifier|distillation_classifier|head|fc|cls|lm_head|vocab_\w+|qa_outputs|pre_classifier)\.")
 
 
 def load_encoder(source: str, key: str, random_weights: bool = False) -> PreTrainedModel:
-    """The encoder at `source` (hub id or folder) in float32; `key` is the recipe key that names it in messages.
+    """Return the encoder at `source` (hub id or folder) in float32.
 
-    A checkpoint that brings no weights for its pooler (ViT fine-tuned on classes, RoBERTa) is used without one: see `pooled`.
+    `key`: the recipe key that names it in messages. A checkpoint without weights for its pooler (a ViT
+    fine-tuned on classes, RoBERTa) is used without one: see `pooled`.
 
     Raises:
-        UserError: no such checkpoint, hub out of reach, unsafe or damaged weights, missing or unexpected ones.
+        UserError: no such checkpoint, hub unreachable, unsafe or damaged weights, missing or unexpected
+            weights.
     """
     config = load_config(source, key)
     if random_weights:
         return AutoModel.from_config(config).float()
     try:
         model, info = AutoModel.from_pretrained(source, config=config, output_loading_info=True, trust_remote_code=False)
-    except Exception as error:  # transformers, safetensors and torch each have their own kinds; all mean these weights cannot be used
+    except Exception as error:  # transformers, safetensors and torch raise different kinds; the weights cannot be used
         raise unloadable(source, error, key) from error
     if any(name.startswith("pooler.") for name in info["missing_keys"]):
         model.pooler = None
@@ -45,10 +47,13 @@ def load_encoder(source: str, key: str, random_weights: bool = False) -> PreTrai
 
 
 def new_encoder(architecture: dict[str, Any], **values: Any) -> PreTrainedModel:
-    """An encoder with random weights, float32: `architecture` is its config (`model_type` and what differs from its defaults), `values` come on top.
+    """Return an encoder with random weights, float32.
+
+    `architecture`: its config (`model_type` and values that differ from the defaults); `values` are added to
+    it.
 
     Raises:
-        UserError: there is no such model type, or a value is not one it can be built with.
+        UserError: the model type is not known, or a value does not fit.
     """
     try:
         return AutoModel.from_config(AutoConfig.for_model(**{**architecture, **values})).float()
@@ -57,13 +62,18 @@ def new_encoder(architecture: dict[str, Any], **values: Any) -> PreTrainedModel:
 
 
 def pooled(output: Any) -> torch.Tensor:
-    """(B, D) of an encoder's output: its pooler's, or the last state of its first token ([CLS]) where it has none."""
+    """Return (B, D) of an encoder's output: the pooler's vector, or the last state of the first token
+    ([CLS]).
+    """
     vector = getattr(output, "pooler_output", None)
     return output.last_hidden_state[:, 0] if vector is None else vector.flatten(1)
 
 
 def question_vector(output: Any, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """(B, D) of a text encoder's output as `head.text_pooling` says; `attention_mask` (B, T) int64 is 0 where a question is padded."""
+    """Return (B, D) of a text encoder's output, pooled as `head.text_pooling` says.
+
+    `attention_mask`: (B, T) int64, 0 for padding.
+    """
     if pooling == "pooler":
         return pooled(output)
     states = output.last_hidden_state
@@ -74,31 +84,34 @@ def question_vector(output: Any, attention_mask: torch.Tensor, pooling: str) -> 
 
 
 def picture_tokens(output: Any, width: int) -> torch.Tensor:
-    """(I, P, D) of an image encoder's output: its last states, with class token where it has one, or the places of a feature map.
+    """Return (I, P, D) tokens of an image encoder's output: its last states, or the positions of a feature
+    map.
+
+    The last states include the class token if there is one.
 
     Raises:
-        UserError: they are not `width` wide, as the encoder's own vector is.
+        UserError: a token does not have `width` numbers, the width of the encoder's vector.
     """
     states = output.last_hidden_state
     if states.ndim == 4:  # (I, D, height, width): a convolutional network
         states = states.flatten(2).transpose(1, 2)
     if states.ndim != 3 or states.shape[2] != width:
         raise UserError(
-            f"head.fusion: cross_attention needs tokens of {width} numbers, and --backbone gives {tuple(states.shape[1:])} for an image; "
-            "take a ViT, BEiT, DINOv2 or Swin, or --set head.fusion=concat"
+            f"head.fusion: cross_attention needs tokens of {width} numbers, but --backbone gives {tuple(states.shape[1:])} "
+            "for an image; use a ViT, BEiT, DINOv2 or Swin, or --set head.fusion=concat"
         )
     return states
 
 
 def width_of(encoder: nn.Module, key: str) -> int:
-    """D of `pooled`.
+    """Return D, the width of the encoder's `pooled` vector.
 
     Raises:
-        UserError: the architecture's config does not say.
+        UserError: the architecture's config does not state it.
     """
     width = getattr(encoder.config, "hidden_size", None) or getattr(getattr(encoder, "timm_model", None), "num_features", None)
     if width is None:
         raise UserError(
-            f"{key}: {type(encoder).__name__} is no single encoder with a hidden_size; take a BERT for text, a ViT, BEiT or Swin for images"
+            f"{key}: {type(encoder).__name__} is not a single encoder with a hidden_size; use a BERT for text, a ViT, BEiT or Swin for images"
         )
     return int(width)

@@ -1,8 +1,10 @@
-"""Question answering: a text encoder and an image encoder, one vector of each joined, an answer out; saved as folders of their own.
+"""Question answering: join the vectors of a text encoder and an image encoder, and predict an answer. Save
+and load both.
 
-With `concat` and no activation this is the plain form of Linear(Dq + Dv, hidden) and Linear(hidden, K), which is one linear map of question
-and image side by side: an image adds the same to every answer whatever is asked, so "is it a circle?" and "is it a square?" cannot both
-be right on a circle and on a square. `product` can: its hidden unit h is (a_h . question) * (b_h . image).
+`concat` without activation is Linear(Dq + Dv, hidden) and Linear(hidden, K), so one linear map of question
+and image side by side. There an image adds the same to every answer for any question, so "is it a circle?"
+and "is it a square?" cannot both be right on a circle and on a square. `product` can do that: its hidden unit
+h is (a_h . question) * (b_h . image).
 """
 
 from __future__ import annotations
@@ -32,40 +34,44 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"none": nn.Identity, "tanh": 
 
 
 class CrossAttention(nn.Module):
-    """(B, Dq) questions and (B, P, Dv) image tokens to (B, hidden): each question's own mean of the tokens.
+    """Attention of each question to the image tokens: (B, Dq) and (B, P, Dv) to (B, hidden).
 
-    One layer of multi-head attention (Vaswani et al. 2017, arXiv:1706.03762) in which a question, as one vector, is the query.
+    One layer of multi-head attention (Vaswani et al. 2017, arXiv:1706.03762) with the question, one vector,
+    as the query.
     """
 
     def __init__(self, question_size: int, picture_size: int, hidden_size: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(picture_size)  # BEiT's last states are not normalised
+        self.norm = nn.LayerNorm(picture_size)  # the last states of BEiT are not normalised
         self.query = nn.Linear(question_size, hidden_size)
         self.key = nn.Linear(picture_size, hidden_size)
         self.value = nn.Linear(picture_size, hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, question: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Norm, keys and values are linear in the normalised tokens, so all products go by way of the one query: the same attention at a
-        small part of its cost. In float32, as the other layers of the head.
+        """Return (B, hidden), computed in float32 like the rest of the head.
 
-        An attention head's scores are its query, taken back through the weights of key and norm, times the tokens (the norm's bias adds the
-        same to all, which softmax does not see). What it finds is the value of its mean of the tokens.
+        There is only one query. So instead of keys and values for all tokens, the query is multiplied back
+        through the weights of key and norm, and the values are computed only for the weighted mean of the
+        tokens. The result is the same for a small part of the cost. The norm's bias adds the same to all
+        scores of a head, which softmax ignores.
         """
         heads, norm = (ATTENTION_HEADS, -1), self.norm
         with torch.autocast(tokens.device.type, enabled=False):
             tokens = F.layer_norm(tokens.to(norm.weight.dtype), norm.normalized_shape, eps=norm.eps)
             query = self.query(question.to(tokens.dtype)).unflatten(-1, heads)  # (B, heads, hidden / heads)
             to_key, to_value = (layer.weight.unflatten(0, heads) for layer in (self.key, self.value))  # (heads, hidden / heads, Dv)
-            asked = torch.einsum("bhc,hcd->bhd", query, to_key) * norm.weight
-            scores = asked @ tokens.transpose(1, 2) + (query * self.key.bias.unflatten(0, heads)).sum(dim=-1, keepdim=True)
+            token_query = torch.einsum("bhc,hcd->bhd", query, to_key) * norm.weight
+            scores = token_query @ tokens.transpose(1, 2) + (query * self.key.bias.unflatten(0, heads)).sum(dim=-1, keepdim=True)
             share = (scores / query.shape[-1] ** 0.5).softmax(dim=-1)  # (B, heads, P)
             mean = share @ tokens * norm.weight + norm.bias
             return self.output(torch.einsum("bhd,hcd->bhc", mean, to_value).flatten(1) + self.value.bias)
 
 
 class AnswerHead(nn.Module):
-    """(B, Dq) questions and (B, Dv) images, for cross-attention (B, P, Dv) of their tokens, to (B, K) logits."""
+    """The head: (B, Dq) questions and (B, Dv) images to (B, K) logits; for cross-attention (B, P, Dv)
+    image tokens.
+    """
 
     def __init__(self, question_size: int, picture_size: int, num_answers: int, config: Head) -> None:
         super().__init__()
@@ -88,14 +94,17 @@ class AnswerHead(nn.Module):
             hidden = self.activation(self.joint(torch.cat([question, picture], dim=1)))
         elif self.config.fusion == "product":
             hidden = self.activation(self.question(question)) * self.activation(self.picture(picture))
-        else:  # question and what it found, side by side and multiplied
-            seen, asked = self.attention(question, picture), self.question(question)
-            hidden = self.activation(self.joint(torch.cat([asked, seen, asked * seen], dim=1)))
+        else:  # question and attention result, side by side and multiplied
+            attended, query = self.attention(question, picture), self.question(question)
+            hidden = self.activation(self.joint(torch.cat([query, attended, query * attended], dim=1)))
         return self.answer(self.dropout(hidden))
 
 
 class FusionModel(nn.Module):
-    """Two encoders and a head. An image is computed once for all questions of a batch about it; in training they share its dropout."""
+    """Two encoders and a head. An image is computed once for all questions about it in a batch.
+
+    In training these questions share the image's dropout mask.
+    """
 
     def __init__(self, text: nn.Module, image: nn.Module, head: AnswerHead, picture_size: int) -> None:
         super().__init__()
@@ -106,7 +115,7 @@ class FusionModel(nn.Module):
         self.image_options = {"interpolate_pos_encoding": True} if other_size and takes_interpolation(_base(image)) else {}
 
     def freeze(self, towers: Iterable[Tower]) -> None:
-        """Keep these encoders as they are: nothing of theirs is trained, and nothing in them is dropped at random."""
+        """Freeze these encoders: they are not trained and have no dropout."""
         self.frozen = tuple(towers)
         for tower in self.frozen:
             self.get_submodule(tower).requires_grad_(False).eval()
@@ -114,25 +123,28 @@ class FusionModel(nn.Module):
             cache_frozen_bias(self.image)
 
     def train(self, mode: bool = True) -> FusionModel:
-        """As torch's, but for encoders that are frozen: those stay as in prediction."""
+        """Set training mode as torch does, but keep frozen encoders in eval mode."""
         super().train(mode)
         for tower in self.frozen:
             self.get_submodule(tower).eval()
         return self
 
     def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(B, Dq) of B questions (B, T)."""
+        """Return (B, Dq) vectors of B questions (B, T)."""
         output = self.text(input_ids=input_ids, attention_mask=attention_mask)
         return question_vector(output, attention_mask, self.head.config.text_pooling)
 
     def see(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(I, Dv) of I images (I, 3, H, W), for cross-attention (I, P, Dv)."""
+        """Return (I, Dv) vectors of I images (I, 3, H, W); for cross-attention (I, P, Dv) tokens."""
         output = self.image(pixel_values=pixel_values, **self.image_options)
         return picture_tokens(output, self.head.picture_size) if self.head.config.fusion == "cross_attention" else pooled(output)
 
     def join(self, question: torch.Tensor, picture: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
-        """(B, K) logits of what `read` and `see` gave; image_index (B,) says which image a question is about."""
-        # As index_select; but its gradient on CUDA is summed in an order that varies, an embedding's in a fixed one.
+        """Return (B, K) logits from the results of `read` and `see`; image_index (B,) is the image of each
+        question.
+        """
+        # The same as index_select. But CUDA sums its gradient in varying order, and an embedding's in a fixed
+        # order.
         own = F.embedding(image_index, picture.flatten(1))
         return self.head(question, own.unflatten(1, picture.shape[1:]) if picture.ndim > 2 else own)
 
@@ -146,9 +158,10 @@ class FusionModel(nn.Module):
         question: torch.Tensor | None = None,
         picture: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, K) logits of B questions (B, T) about I images (I, 3, H, W); image_index (B,) says which.
+        """Return (B, K) logits of B questions (B, T) about I images (I, 3, H, W).
 
-        What a frozen encoder made of them before comes as `question` and `picture` instead.
+        image_index (B,) is the image of each question. Features that frozen encoders computed earlier are
+        given as `question` and `picture` instead.
         """
         question = self.read(input_ids, attention_mask) if question is None else question
         return self.join(question, self.see(pixel_values) if picture is None else picture, image_index)
@@ -156,14 +169,14 @@ class FusionModel(nn.Module):
 
 @dataclass(frozen=True)
 class VqaModel:
-    """The model with what its two inputs need."""
+    """The model with its preprocessing and tokenizer."""
 
     model: FusionModel
     rule: Preprocessing
     tokenizer: QuestionTokenizer
 
     def encoders(self) -> Iterator[tuple[str, nn.Module, QuestionTokenizer | Preprocessing]]:
-        """Name on disk (the architecture's), encoder, and what is saved beside it."""
+        """Yield the architecture's name (used on disk), the encoder, and what is saved beside it."""
         for encoder, companion in ((self.model.text, self.tokenizer), (self.model.image, self.rule)):
             yield _base(encoder).config.model_type, encoder, companion
 
@@ -178,10 +191,13 @@ def fuse(
     lora: Lora | None,
     frozen: Sequence[Tower] = (),
 ) -> VqaModel:
-    """The encoders under a new head, fully trainable, or with `lora` frozen but for adapters on both and the head; `frozen` ones stay.
+    """Return the encoders with a new head.
+
+    They are fully trainable; with `lora` only adapters on both and the head are trained. `frozen` encoders
+    are not trained.
 
     Raises:
-        UserError: an encoder has no such LoRA targets, or its config does not say how wide it is.
+        UserError: an encoder does not have these LoRA targets, or its config does not state its width.
     """
     answer_head = AnswerHead(width_of(text, "text_backbone"), width_of(image, "--backbone"), num_answers, head)
     if lora is not None:
@@ -190,7 +206,7 @@ def fuse(
             encoder if tower in frozen else attach(encoder, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train, **options)
             for tower, encoder in (("text", text), ("image", image))
         )
-        if "image" not in frozen:  # which `freeze` sees to
+        if "image" not in frozen:  # `freeze` does it for frozen ones
             cache_frozen_bias(image)
     model = FusionModel(text, image, answer_head, rule.height)
     model.freeze(frozen)
@@ -198,9 +214,10 @@ def fuse(
 
 
 def save_fused(fused: VqaModel, output: Path, *, base: bool, trained: bool) -> None:
-    """Write into run folder `output`: with `base` the encoders themselves, with `trained` their adapters (where they have some) and the head.
+    """Write the model into run folder `output`.
 
-    An encoder that is frozen and lies there already is as it was, and is not written again.
+    `base`: write the encoders. `trained`: write their adapters (if they have some) and the head. A frozen
+    encoder that is already there is not written again.
     """
     for tower, (name, encoder, companion) in zip(("text", "image"), fused.encoders(), strict=True):
         lies_there = trained and tower in fused.model.frozen and (output / f"model_{name}" / "model.safetensors").exists()
@@ -223,9 +240,9 @@ def load_fused(
     folder: Path,
     frozen: Sequence[Tower] = (),
 ) -> VqaModel:
-    """The trained model of run folder `folder` on its own encoders: float32, adapters merged and checked, eval mode.
+    """Return the trained model of run folder `folder`: float32, adapters merged and checked, eval mode.
 
-    Where there are adapters, each encoder has one, but for those that stayed `frozen`.
+    Where there are adapters, each encoder has one, except those that were `frozen`.
 
     Raises:
         UserError: an adapter or the head is missing, damaged, or does not fit tensor by tensor.
@@ -252,7 +269,7 @@ def _merged(encoder: nn.Module, folder: Path, vector: Callable[[nn.Module], torc
 
 def _load_head(head: AnswerHead, path: Path) -> None:
     if not path.exists():
-        raise UserError(f"{path} is missing: without the head there are no answers; train again, or install the release again")
+        raise UserError(f"{path} is missing: it holds the head of the model; train again, or install the release again")
     try:
         tensors = load_file(path)
     except Exception as error:  # damage has many types; all mean the same to the user

@@ -1,9 +1,12 @@
-"""Rewrites that leave every result as it is, up to rounding where half precision is used, and cost less time or memory.
+"""Rewrites of layers that need less time or memory. Results stay the same, up to rounding in half
+precision.
 
-In half precision (autocast) a frozen weight need not be float32 (`hold_frozen`), and the backward pass needs less than torch keeps
-(`keep_less`). BEiT's position bias is computed once (`cache_frozen_bias`). `checkpoint_layers` trades time for memory in any precision.
+In half precision (autocast) a frozen weight need not be float32 (`hold_frozen`), and the backward pass needs
+less than torch stores (`keep_less`). BEiT's position bias is computed once (`cache_frozen_bias`).
+`checkpoint_layers` saves memory and needs more time, in any precision.
 
-Under torch.compile the layers are torch's own again: what a compiled graph keeps for its backward pass is chosen by its partitioner.
+Under torch.compile the layers are torch's own: there the compiler's partitioner chooses what is stored for
+the backward pass.
 """
 
 from __future__ import annotations
@@ -22,24 +25,25 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.models.autograd import AdaptedLinear, BiasedAttention, Gelu, Linear, Norm, ProductAttention, source_of
 
-HELD = (nn.Linear, nn.Conv2d)  # autocast casts the weights of these, and so gives the same when they are cast already
-# Blocks whose norms are read by linear layers alone.
+HELD = (nn.Linear, nn.Conv2d)  # autocast casts the weights of these, so casting them earlier changes nothing
+# Blocks in which only linear layers read the output of a norm.
 PRE_NORM = ("BeitLayer", "ViTLayer", "DeiTLayer", "SwinLayer", "Dinov2Layer", "Dinov2WithRegistersLayer")
-ROW_ALIGNMENT = 8  # CUDA's attention kernels copy a bias whose rows do not begin at multiples of 8 numbers
+ROW_ALIGNMENT = 8  # CUDA's attention kernels copy a bias whose rows do not start at a multiple of 8 numbers
 TRAINED_BIAS = "sdpa_trained_bias"  # names under which transformers finds our attention functions
 BY_PRODUCTS = {"sdpa": "products", TRAINED_BIAS: "products_trained_bias"}
 
 
 def use_half_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Prepare a model that is run under autocast to `dtype`: `keep_less` and `hold_frozen`."""
+    """Prepare a model for autocast to `dtype`: `keep_less` and `hold_frozen`."""
     keep_less(model)
     hold_frozen(model, dtype)
 
 
 def hold_frozen(model: nn.Module, dtype: torch.dtype) -> int:
-    """Store frozen weights in half precision; returns the number of layers changed. Under autocast the results are bit-identical.
+    """Store frozen weights in half precision; return the number of layers changed.
 
-    What an adapter saves (copies of whole modules, parts of them frozen) stays as it is.
+    Under autocast the results are bit-identical. Modules that an adapter saves as copies are not changed,
+    even their frozen parts.
     """
     held = 0
     for name, module in model.named_modules():
@@ -55,7 +59,10 @@ def hold_frozen(model: nn.Module, dtype: torch.dtype) -> int:
 
 
 def keep_less(model: nn.Module) -> None:
-    """Keep less for the backward pass under autocast, in every layer that has a rewrite in autograd.py. Without autocast nothing changes."""
+    """Store less for the backward pass under autocast, in every layer that has a rewrite in autograd.py.
+
+    Without autocast nothing changes.
+    """
     for module in model.modules():
         if type(module).__name__ in PRE_NORM:
             for part in module.children():
@@ -74,10 +81,12 @@ def keep_less(model: nn.Module) -> None:
 
 
 def attend_by_products(model: nn.Module, on: bool = True) -> int:
-    """Compute attention by two batched products (`ProductAttention`) wherever gradients are asked for under autocast; 0 where nothing can.
+    """Turn attention by two batched matrix products (`ProductAttention`) on or off; return the number of
+    configs changed.
 
-    `on=False` goes back. Prediction and float32 are left alone: there torch's fused kernel stays. Equal up to rounding.
-    Not for models of texts: transformers makes no padding mask for an attention function that it does not know.
+    It is used only in training under autocast, with results equal up to rounding; prediction and float32 keep
+    torch's fused kernel. 0 if the model cannot use it. Not for text models: transformers makes no padding
+    mask for an attention function that it does not know.
     """
     for name in BY_PRODUCTS.values():
         AttentionInterface.register(name, _attend_by_products)
@@ -90,9 +99,10 @@ def attend_by_products(model: nn.Module, on: bool = True) -> int:
 
 
 def exact_head(model: nn.Module, head: str) -> None:
-    """Compute the linear layers of the submodule called `head` in float32, under autocast too.
+    """Compute the linear layers of the submodule called `head` in float32, also under autocast.
 
-    bfloat16 knows no number between 8 and 8.0625: rounded logits would tie, and the order of the classes decide.
+    bfloat16 has no number between 8 and 8.0625, so rounded logits would tie, and the order of the classes
+    would decide.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and f".{head}." in f".{name}.":  # also the copies that an adapter makes of a head
@@ -101,9 +111,10 @@ def exact_head(model: nn.Module, head: str) -> None:
 
 
 def checkpoint_layers(model: nn.Module, on: bool = True) -> int:
-    """Keep only the input of each block for the backward pass, which computes the block again, with the same dropout; the number of blocks.
+    """Turn activation checkpointing on or off; return the number of blocks.
 
-    (Chen et al. 2016, arXiv:1604.06174.) Results are equal, bit for bit.
+    Only the input of each block is stored for the backward pass, which computes the block again, with the
+    same dropout (Chen et al. 2016, arXiv:1604.06174). Results are bit-identical.
     """
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     inner = [block for block in blocks if not any(isinstance(part, GradientCheckpointingLayer) for part in list(block.modules())[1:])]
@@ -114,10 +125,10 @@ def checkpoint_layers(model: nn.Module, on: bool = True) -> int:
 
 
 def cache_frozen_bias(model: nn.Module) -> int:
-    """Compute BEiT's relative position bias once for each input size; the number of layers changed.
+    """Compute BEiT's relative position bias once for each input size; return the number of layers changed.
 
-    transformers rebuilds it in every layer of every forward, with an interpolation and a gather of (tokens, tokens, heads).
-    A table that is being trained is left alone: its bias changes with every step.
+    transformers computes it again in every layer of every forward pass, with an interpolation and a gather of
+    (tokens, tokens, heads). A trained table is not cached: its bias changes with every step.
     """
     changed = 0
     for beit in [module for module in model.modules() if type(module).__name__ == "BeitModel"]:
@@ -131,20 +142,20 @@ def cache_frozen_bias(model: nn.Module) -> int:
 
 def _remember(module: nn.Module, forward: Callable[..., torch.Tensor], config: Any) -> Callable[..., torch.Tensor]:
     results: dict[Any, torch.Tensor] = {}
-    module.remembered_bias = None  # the result, where a compiled graph can read it
+    module.remembered_bias = None  # an attribute, so that a compiled graph can read it
 
     def remembered(*args: Any, **kwargs: Any) -> torch.Tensor:
         if torch.compiler.is_compiling():  # for one size of input: see `pipeline.training.compilation`
             return forward(*args, **kwargs) if module.remembered_bias is None else module.remembered_bias
-        table = module.relative_position_bias_table  # asked each time: it may have been moved, loaded anew, or swapped by functional_call
-        is_cast = _autocast_dtype(table) is not None and config._attn_implementation != "eager"  # by autocast, in every fused kernel
+        table = module.relative_position_bias_table  # read each time: it may have been moved, reloaded, or replaced by functional_call
+        is_cast = _autocast_dtype(table) is not None and config._attn_implementation != "eager"  # fused kernels cast it
         dtype = _autocast_dtype(table) if is_cast else table.dtype
         key = (args, tuple(sorted(kwargs.items())), id(table), table._version, table.device, table.dtype, dtype)
         if key not in results:
             results.clear()
             with torch.no_grad(), torch.autocast(table.device.type, enabled=False):
                 results[key] = _aligned(forward(*args, **kwargs), dtype)
-            if not isinstance(table, FakeTensor):  # `training.memory` passes shapes through here
+            if not isinstance(table, FakeTensor):  # `training.memory` runs this with shapes only
                 module.remembered_bias = results[key]
         return results[key]
 
@@ -152,20 +163,20 @@ def _remember(module: nn.Module, forward: Callable[..., torch.Tensor], config: A
 
 
 def _aligned(bias: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`bias` (1, heads, tokens, tokens) in `dtype`, with rows that the kernels take as they are."""
+    """Return `bias` (1, heads, tokens, tokens) in `dtype`, with rows aligned as CUDA's kernels need."""
     tokens = bias.shape[-1]
     width = -(-tokens // ROW_ALIGNMENT) * ROW_ALIGNMENT
     return bias.new_empty(*bias.shape[:-1], width, dtype=dtype)[..., :tokens].copy_(bias)
 
 
 def _autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """The half precision that autocast gives at x's device, None without."""
+    """Return the half precision of autocast on x's device; None without autocast."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def _kept_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """The half precision in which a rewrite keeps what x becomes; None where torch's own layer is to run."""
+    """Return the half precision in which a rewrite stores tensors; None where torch's own layer runs."""
     return None if torch.compiler.is_compiling() else _autocast_dtype(x)
 
 
@@ -189,13 +200,16 @@ def _exact(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 
 def _adapted(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """peft's layer: the frozen one plus the update of its adapter. peft copies x to float32 and keeps the copy, for each adapter its own."""
+    """Run peft's layer: the frozen layer plus the update of its adapter.
+
+    peft itself copies x to float32 and stores the copy, once for each adapter.
+    """
     dtype, base = _kept_dtype(x), module.base_layer
     plain = type(base) is nn.Linear and not base.weight.requires_grad
     if dtype is None or not plain or module.disable_adapters or module.merged or len(module.active_adapters) != 1:
         return type(module).forward(module, x, *args, **kwargs)
     (name,) = module.active_adapters
-    if name in getattr(module, "lora_variant", {}):  # DoRA: more than an update
+    if name in getattr(module, "lora_variant", {}):  # DoRA is not only an added update
         return type(module).forward(module, x, *args, **kwargs)
     dropout = getattr(module.lora_dropout[name], "p", 0.0) if module.training else 0.0
     a, b = module.lora_A[name].weight, module.lora_B[name].weight
@@ -205,7 +219,11 @@ def _adapted(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.T
 def _attend(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
-    """transformers' sdpa; on the CPU under autocast, where torch would keep (tokens, tokens) matrices for a trained bias, without them."""
+    """Run transformers' sdpa, but without (tokens, tokens) matrices for a trained bias on the CPU under
+    autocast.
+
+    torch would store them there.
+    """
     dtype = _kept_dtype(query)
     needs_own = dtype is not None and query.device.type == "cpu" and attention_mask is not None and attention_mask.requires_grad
     if not needs_own or kwargs.get("dropout"):
@@ -217,7 +235,7 @@ def _attend(
 def _attend_by_products(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention by products, where it can be; see `attend_by_products`."""
+    """Run attention by products where possible; see `attend_by_products`."""
     dtype = _kept_dtype(query)
     is_additive = attention_mask is None or attention_mask.is_floating_point()
     if dtype is None or not torch.is_grad_enabled() or kwargs.get("dropout") or not is_additive or query.shape[1] != key.shape[1]:

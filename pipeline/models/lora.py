@@ -1,7 +1,8 @@
-"""Low-rank adapters: attach by role, count, save, load across the renamed modules of transformers 5.9, merge. The only file that imports peft.
+"""Low-rank adapters: attach by role, count, save, load, merge. The only file that imports peft.
 
-LoRA (Hu et al. 2021, arXiv:2106.09685) leaves the weight W of a linear layer frozen and learns W + (alpha / rank) * B A,
-with A (rank, in) and B (out, rank); B starts at zero, so training starts from the pretrained model.
+LoRA (Hu et al. 2021, arXiv:2106.09685) freezes the weight W of a linear layer and learns W + (alpha / rank) *
+B A, with A (rank, in) and B (out, rank). B starts at zero, so training starts from the pretrained model.
+Adapters load although transformers 5.9 renamed the modules.
 """
 
 from __future__ import annotations
@@ -26,22 +27,27 @@ from pipeline.models.roles import EMBEDDINGS, also_trained, is_bias, is_norm, mo
 try:
     from peft import LoraConfig, PeftModel, get_peft_model
     from peft.utils import set_peft_model_state_dict
-except (ImportError, RuntimeError) as _error:  # absent, or of another time than transformers: merged weights, as in a kernel, need none
+except (
+    ImportError,
+    RuntimeError,
+) as _error:  # missing, or of a version that does not fit transformers; merged weights (as in a kernel) do not need it
     _WITHOUT_PEFT: Exception | None = _error
 
     class PeftModel(nn.Module):
-        """Stands in where peft is not at hand: no model is one."""
+        """Placeholder where peft is not available: no model is an instance of it."""
 else:
     _WITHOUT_PEFT = None
 
 SAFE = "adapter_model.safetensors"
-OF_A_LAYER = r"lora_[AB]\.weight|lora_magnitude_vector|base_layer\.bias"  # what an adapter holds of one linear layer
-MERGE_TOLERANCE = 1e-3  # largest logit difference, relative to the largest logit, that float32 rounding may explain
+OF_A_LAYER = r"lora_[AB]\.weight|lora_magnitude_vector|base_layer\.bias"  # an adapter's tensors for one linear layer
+MERGE_TOLERANCE = 1e-3  # largest difference of logits by float32 rounding, relative to the largest logit
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of parameters: `model` without any adapter, `trainable`, and of the trainable ones `adapter` and `head`."""
+    """Numbers of parameters: `model` without adapters, `trainable`, and the trainable ones in `adapter`
+    and `head`.
+    """
 
     model: int
     trainable: int
@@ -61,15 +67,17 @@ def attach(
     variant: str = "lora",
     init: str = "default",
 ) -> PeftModel:
-    """`model` frozen but for new adapters on `roles`, its head, and the parts `also_train` names (saved with the adapter).
+    """Return `model` frozen, with trainable adapters on `roles`, head, and the parts in `also_train`.
 
-    An encoder has no head. PEFT copies and saves whole modules: with a class token all embeddings, whose other parameters stay frozen in the
-    copy. Biases are trained where they are, and saved as PEFT's `bias: all` does. `use_rslora`: the update is scaled by alpha / sqrt(rank)
-    (Kalajdzievski 2023, arXiv:2312.03732). `variant` dora: also the length of each row of the sum (Liu et al. 2024, arXiv:2402.09353).
-    `init`: how A and B begin, see `pipeline.models.adapter_starts`.
+    These parts are saved with the adapter. PEFT copies and saves whole modules: with a class token all
+    embeddings, whose other parameters stay frozen in the copy. Biases are trained in place, and saved as
+    PEFT's `bias: all` does. `has_head`: False for an encoder. `use_rslora`: the update is scaled by alpha /
+    sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732). `variant` dora: the norms of the rows are trained too
+    (Liu et al. 2024, arXiv:2402.09353). `init`: the initial A and B, see `pipeline.models.adapter_starts`.
 
     Raises:
-        UserError: the architecture has no such layers or parts, see `pipeline.models.roles`; or peft is not at hand.
+        UserError: the architecture does not have these layers or parts, see `pipeline.models.roles`; or peft
+            is not available.
     """
     _need_peft()
     names = modules_of(model, roles)
@@ -90,12 +98,12 @@ def attach(
     remember(adapted, weights)
     with_biases = "biases" in also_train
     for name, weight in adapted.named_parameters():
-        if ".original_module." in name:  # what a copy stands for; peft's `bias: all` would train it for nothing
+        if ".original_module." in name:  # replaced by its copy, so peft's `bias: all` must not train it
             weight.requires_grad_(False)
         elif any(f".{owner}.modules_to_save." in name for owner in owners):
             weight.requires_grad_(_plain_name(name) in trained or (with_biases and is_bias(name)))
     if variant == "dora":
-        for name in names:  # whose lengths of rows are part of the model: held as exactly as they are saved
+        for name in names:  # the norms of their rows are part of the model, so they stay in float32 as saved
             adapted.get_submodule(f"base_model.model.{name}.base_layer").is_exact = True
     hit = sum(name.endswith("lora_A") for name, _ in adapted.named_modules())
     if hit != len(names):
@@ -104,9 +112,10 @@ def attach(
 
 
 def count_parameters(model: nn.Module, head: str | None = None) -> Counts:
-    """Parameters of a plain or adapted model; the adapter's copy of the head is not counted as part of the model.
+    """Return the numbers of parameters of a model with or without an adapter.
 
-    `head` is the dotted name of the head where the model is not one classifier.
+    The adapter's copy of the head is not counted in `model`. `head`: the dotted name of the head if the model
+    is not one classifier.
     """
     total = trainable = adapter = in_head = 0
     head_prefix = f".{head or head_name(model.get_base_model() if isinstance(model, PeftModel) else model)}."
@@ -121,7 +130,10 @@ def count_parameters(model: nn.Module, head: str | None = None) -> Counts:
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of `model` under the names it has without an adapter: what `from_pretrained` loads. The head is the untrained original."""
+    """Return the weights of `model` under their names without an adapter, as `from_pretrained` loads them.
+
+    The head is the untrained original.
+    """
     if not isinstance(model, PeftModel):
         return model.state_dict()
     plain = {}
@@ -132,10 +144,13 @@ def plain_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors` into `folder`, each whole or not at all; plain PEFT loads them."""
+    """Write `adapter_config.json` and `adapter_model.safetensors` into `folder`; plain PEFT loads them.
+
+    Each file is written completely or not at all.
+    """
     with filling(folder) as temporary:
         base_name = model.peft_config["default"].base_model_name_or_path
-        model.peft_config["default"].base_model_name_or_path = ""  # a path of the machine that trained means nothing elsewhere
+        model.peft_config["default"].base_model_name_or_path = ""  # a path of this machine is useless on another one
         try:
             model.save_pretrained(temporary, save_embedding_layers=False)
         finally:
@@ -143,11 +158,14 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
         if model.peft_config["default"].bias != "none":
             _keep_once(temporary / SAFE)
         convert(model, temporary, SAFE)
-        (temporary / "README.md").unlink(missing_ok=True)  # peft's form for a model card, not filled in
+        (temporary / "README.md").unlink(missing_ok=True)  # peft's empty template of a model card
 
 
 def _keep_once(path: Path) -> None:
-    """With `bias: all` peft writes the bias of a copied module three times: the copy's own, as the module's, is what it loads."""
+    """Remove repeated tensors: with `bias: all` peft writes the bias of a copied module three times.
+
+    peft loads the one that has the name of the module itself.
+    """
     tensors = load_file(path)
     kept = {name: tensor for name, tensor in tensors.items() if not _is_written_again(name)}
     save_file(kept, path, metadata={"format": "pt"})
@@ -158,14 +176,14 @@ def _is_written_again(name: str) -> bool:
 
 
 def head_classes(folder: Path) -> int:
-    """The number of classes of the head saved in adapter `folder`.
+    """Return the number of classes of the head saved in adapter `folder`.
 
     Raises:
         UserError: the adapter holds no head.
     """
     tensors = _read_tensors(Path(folder))
     modules = {name.removesuffix(".bias"): tensor for name, tensor in tensors.items() if ".lora_" not in name and name.endswith(".bias")}
-    # The head is the one matrix beside the adapter that is not of the embeddings; trained norms and biases are vectors.
+    # The head is the only matrix outside adapter and embeddings; trained norms and biases are vectors.
     matrices = {name.removesuffix(".weight") for name, tensor in tensors.items() if name.endswith(".weight") and tensor.ndim > 1}
     biases = [bias for name, bias in modules.items() if name in matrices and not re.search(EMBEDDINGS, name)]
     if len(biases) != 1:
@@ -174,12 +192,14 @@ def head_classes(folder: Path) -> int:
 
 
 def load_adapter(model: nn.Module, folder: Path, has_head: bool = True) -> PeftModel:
-    """`model` with the adapter in `folder`, whatever library version wrote it; eval mode. An encoder's adapter has no head.
+    """Return `model` with the adapter in `folder`, from any library version; eval mode.
 
-    Layers are matched by (numbers in the path, role), which the renaming of transformers 5.9 left alone.
+    `has_head`: False for an encoder's adapter. Layers are matched by (numbers in the path, role), which the
+    renaming in transformers 5.9 did not change.
 
     Raises:
-        UserError: not a LoRA adapter, unsafe or damaged, its tensors do not fit this model one to one (each is named), or no peft is at hand.
+        UserError: not a LoRA adapter, unsafe or damaged, tensors that do not fit this model (lists each), or
+            peft is not available.
     """
     _need_peft()
     folder = Path(folder)
@@ -190,7 +210,7 @@ def load_adapter(model: nn.Module, folder: Path, has_head: bool = True) -> PeftM
     if settings.bias != "none":
         renamed = {name: tensor for name, tensor in renamed.items() if not _is_written_again(name)}
     ranks = {tensor.shape[0] for name, tensor in renamed.items() if name.endswith(".lora_A.weight") and tensor.ndim == 2}
-    if ranks and settings.rank not in ranks:  # before layers of that size are made
+    if ranks and settings.rank not in ranks:  # checked before layers of that size are built
         raise UserError(f"{folder / 'adapter_config.json'}: r: {settings.rank}, but the tensors' rank is {min(ranks)}")
     adapted_names = sorted({_plain_name(name.split(".lora_")[0]) for name in renamed if ".lora_" in name})
     copied = [name for name in settings.modules_to_save if re.search(EMBEDDINGS, name) and _has_module(model, name)]
@@ -219,7 +239,7 @@ def load_adapter(model: nn.Module, folder: Path, has_head: bool = True) -> PeftM
 
 
 def _is_saved_bias(name: str, kind: str) -> bool:
-    """Whether peft saves this bias beside the adapter; `kind` is its setting `bias`."""
+    """Return True if peft saves this bias with the adapter. `kind`: its setting `bias`."""
     in_layer = name.endswith(".base_layer.bias")
     return in_layer if kind == "lora_only" else kind == "all" and is_bias(name) and ".original_module." not in name
 
@@ -227,7 +247,9 @@ def _is_saved_bias(name: str, kind: str) -> bool:
 def rename_tensors(
     tensors: dict[str, torch.Tensor], module_names: Sequence[str], folder: Path | str = "adapter"
 ) -> dict[str, torch.Tensor]:
-    """Adapter tensors under the names of another library version's modules (`module_names`, the model's linear layers and norms).
+    """Return adapter tensors under the module names of this library version.
+
+    `module_names`: the model's linear layers and norms.
 
     Raises:
         UserError: a tensor belongs to no layer of the model.
@@ -243,7 +265,7 @@ def rename_tensors(
             renamed[name] = tensor
         elif _place(match[1])[0] and _place(match[1]) in by_place:
             renamed[f"base_model.model.{by_place[_place(match[1])]}.{match[2]}"] = tensor
-        elif match[2] in ("weight", "bias"):  # embeddings and heads, which are in no block
+        elif match[2] in ("weight", "bias"):  # embeddings and heads are not in a block
             renamed[name] = tensor
         else:
             problems.append(f"{match[1]}: no such layer")
@@ -253,12 +275,14 @@ def rename_tensors(
 
 @torch.no_grad()
 def merge(model: PeftModel, logits: Callable[[nn.Module], torch.Tensor]) -> nn.Module:
-    """The plain model with the adapter folded into its weights, checked on one input: merged = adapted, and the adapter is not idle.
+    """Return the model without an adapter, whose update is added to the weights. The result is checked on
+    one input.
 
     `logits(model)` runs the input through a model.
 
     Raises:
-        UserError: the adapter's update is zero everywhere, or merging moves a logit by more than `MERGE_TOLERANCE`.
+        UserError: the adapter's update is zero everywhere, or merging changes a logit by more than
+            `MERGE_TOLERANCE`.
     """
     updates = [weight for name, weight in model.named_parameters() if ".lora_B." in name]
     if not any(weight.any() for weight in updates):
@@ -271,7 +295,7 @@ def merge(model: PeftModel, logits: Callable[[nn.Module], torch.Tensor]) -> nn.M
     difference = ((merged - adapted).abs().max() / adapted.abs().max()).item()
     if not difference <= MERGE_TOLERANCE:
         raise UserError(
-            f"merging the adapter moves the logits by {difference:.1e} of their size, more than {MERGE_TOLERANCE:.0e}: "
+            f"merging the adapter changes the logits by {difference:.1e} of their size, more than {MERGE_TOLERANCE:.0e}: "
             "adapter and backbone do not belong together"
         )
     return merged_model
@@ -284,12 +308,12 @@ def _need_peft() -> None:
 
 def _adapted(model: nn.Module, config: LoraConfig) -> PeftModel:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that its version 6 will drop
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that version 6 of transformers will remove
         return get_peft_model(model, config)
 
 
 def _plain_name(name: str) -> str:
-    """A parameter's or module's name in the model without an adapter."""
+    """Return the name of a parameter or module in the model without an adapter."""
     return name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
 
 
@@ -298,12 +322,16 @@ def _has_module(model: nn.Module, name: str) -> bool:
 
 
 def _place(module_name: str) -> tuple[tuple[str, ...], str]:
-    """Which block, and which layer of it: the role of a linear one, the own name of a norm."""
+    """Return the block numbers and the layer's role (for a norm its own name)."""
     return tuple(re.findall(r"(?<=\.)\d+(?=\.)", module_name)), role_of(module_name) or module_name.rsplit(".", 1)[-1]
 
 
 def _short(names: Sequence[str], model: nn.Module) -> list[str]:
-    """Module endings that select exactly `names` (as adapter configs are written by hand), or the full names where endings would hit more."""
+    """Return module endings that select exactly `names`, or the full names where endings would select
+    more.
+
+    Endings are how adapter configs are usually written.
+    """
     endings = sorted({name.rsplit(".", 1)[-1] for name in names})
     selected = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in endings}
     return endings if selected == set(names) else sorted(names)
@@ -318,7 +346,7 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
             raise TypeError("it holds more than tensors by name")
         return tensors
-    except Exception as error:  # safetensors and pickle damage have many types; all mean the same to the user
+    except Exception as error:  # damaged files raise many kinds of errors
         path = safe if safe.exists() else pickled
         unsafe = "Weights only load failed" in str(error)
         reason = (

@@ -1,4 +1,6 @@
-"""How many numbers a model holds, counted before it is built: a config of a few bytes may ask for more than a computer has."""
+"""Count a model's weights before it is built: a config of a few bytes may need more memory than the
+machine has.
+"""
 
 from __future__ import annotations
 
@@ -13,33 +15,36 @@ from transformers import AutoModelForImageClassification
 from pipeline.errors import UserError
 from pipeline.files import human_size
 
-BYTES = 4  # of a number: models are built in float32
-# A file has two or four bytes a weight. What it lacks is made anew: the head, tables of positions at another image size, their indices.
+BYTES = 4  # per weight: models are built in float32
+# Files store two or four bytes per weight. Some weights are not in them: a new head, position tables for
+# another image size, and their indices. So a model may have up to this many weights per byte, plus a
+# constant.
 MOST_A_BYTE, ENOUGH = 8, 10_000_000
 WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def check_size(source: str, config: Any, key: str = "--backbone") -> None:
-    """Nothing for a model that this machine can hold and whose weights the files in the folder `source` can be.
+    """Check that the model fits into this machine's memory and agrees with its weight files in folder
+    `source`.
 
     Raises:
-        UserError: `config` asks for more than the machine's memory, or for far more numbers than its files hold.
+        UserError: `config` needs more memory than the machine has, or far more weights than the files hold.
     """
     try:
         with torch.device("meta"):  # shapes without memory
             model = AutoModelForImageClassification.from_config(config)
-    except Exception:  # whatever keeps it from being built is said where it is built
+    except Exception:  # the error is reported where the model is built
         return
     numbers = _count(model)
     if numbers * BYTES > _memory():
         raise UserError(
-            f"{key} {source}: its config asks for {numbers:,} weights, {human_size(numbers * BYTES)} in float32; this machine has "
+            f"{key} {source}: its config needs {numbers:,} weights, {human_size(numbers * BYTES)} in float32; this machine has "
             f"{human_size(_memory())} of memory"
         )
     files = [file for pattern in WEIGHTS for file in Path(source).glob(pattern)] if Path(source).is_dir() else []
     in_files = sum(file.stat().st_size for file in files)
     if files and numbers > MOST_A_BYTE * in_files + ENOUGH:
-        raise UserError(f"{key} {source}: its config.json asks for {numbers:,} weights, and its files of weights have {in_files:,} bytes")
+        raise UserError(f"{key} {source}: its config.json needs {numbers:,} weights, but its weight files have only {in_files:,} bytes")
 
 
 def _count(model: nn.Module) -> int:
@@ -47,7 +52,7 @@ def _count(model: nn.Module) -> int:
 
 
 def _memory() -> int:
-    """Bytes of memory of this machine; no limit where the system does not tell."""
+    """Return the machine's memory in bytes; a huge number where the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

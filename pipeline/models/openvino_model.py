@@ -1,4 +1,5 @@
-"""A finished image model computed by OpenVINO, which is faster than torch on CPUs: `python inference.py --engine openvino`.
+"""Run a finished image model with OpenVINO, which is faster than torch on CPUs: `python inference.py
+--engine openvino`.
 
 https://docs.openvino.ai/2025/openvino-workflow/model-preparation/convert-model-pytorch.html
 """
@@ -18,7 +19,7 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # ours -> OpenVINO's name
 
 
 class _Logits(nn.Module):
-    """`model` as a function of one tensor that returns one tensor, which is what is converted."""
+    """`model` as a function of one tensor that returns one tensor, for the conversion."""
 
     def __init__(self, model: nn.Module, extra: dict[str, Any]) -> None:
         super().__init__()
@@ -29,20 +30,20 @@ class _Logits(nn.Module):
 
 
 class OpenVinoModel(nn.Module):
-    """Stands for the torch model: `model(pixel_values=(B, 3, H, W) float32).logits` is (B, C) float32."""
+    """Replaces the torch model: `model(pixel_values=(B, 3, H, W) float32).logits` is (B, C) float32."""
 
     def __init__(self, compiled: Any) -> None:
         super().__init__()
         self.compiled = compiled
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> SimpleNamespace:
-        """The logits. Further arguments are those that the conversion has fixed."""
+        """Return the logits. Other arguments were fixed by the conversion and are ignored."""
         found = self.compiled([pixel_values.contiguous().numpy()])[0]
         return SimpleNamespace(logits=torch.from_numpy(found.copy()))  # OpenVINO writes the next batch into the same memory
 
 
 def openvino_version() -> str:
-    """The version of the package.
+    """Return the version of the package.
 
     Raises:
         UserError: it is not installed.
@@ -78,5 +79,5 @@ def to_openvino(model: nn.Module, extra: dict[str, Any], size: tuple[int, int], 
         compiled = openvino.Core().compile_model(converted, "CPU", {**hints, "INFERENCE_PRECISION_HINT": PRECISIONS[precision]})
     except Exception as error:  # OpenVINO raises RuntimeError and classes of its own
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"--engine openvino cannot convert this model ({reason}); predict by torch: leave --engine out") from error
+        raise UserError(f"--engine openvino cannot convert this model ({reason}); to predict with torch, leave --engine out") from error
     return OpenVinoModel(compiled)

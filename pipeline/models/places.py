@@ -1,4 +1,4 @@
-"""Whether a backbone that is named as a folder is there: looked at before anything that takes seconds to import."""
+"""Check that a backbone folder exists, before any slow import."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from pipeline.recipe import Recipe
 
 
 def looks_local(source: str) -> bool:
-    """True for a folder (or what is meant to be one), False for a hub id."""
+    """Return True for a folder (or a text that looks like one), False for a hub id."""
     return Path(source).exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
 
 
 def check_folder(source: str, key: str = "--backbone") -> None:
-    """Raises:
-    UserError: `source` is meant as a folder and holds no checkpoint; `key` is what a user changes to name another.
+    """Check that `source` is a hub id, or a folder with a checkpoint.
+
+    `key`: the setting by which the user can name another one.
+
+    Raises:
+        UserError: `source` looks like a folder but holds no checkpoint.
     """
     local = Path(source)
     if not looks_local(source) or (local / "config.json").is_file():
@@ -26,13 +30,15 @@ def check_folder(source: str, key: str = "--backbone") -> None:
         hint = f"did you mean {local / inside[0]}?"
     elif local.is_file() and (local.parent / "config.json").is_file():
         hint = f"did you mean its folder, {local.parent}?"
-    what = "no config.json in this folder" if local.is_dir() else "a file, and a folder is needed" if local.is_file() else "no such folder"
+    what = "no config.json in this folder" if local.is_dir() else "a file, but a folder is needed" if local.is_file() else "no such folder"
     raise UserError(f"{key} {source}: {what}; {hint}")
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raises:
-    UserError: a backbone of the recipe is meant as a folder and is none.
+    """Check the backbone folders of the recipe.
+
+    Raises:
+        UserError: a backbone looks like a folder but holds no checkpoint.
     """
     if recipe.architecture is None:
         check_folder(recipe.backbone)

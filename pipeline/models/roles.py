@@ -1,4 +1,6 @@
-"""What the layers of a backbone are called, and what they do: LoRA targets are named by role, whatever the architecture and library version."""
+"""Find layers of a backbone by their role, so LoRA targets have the same names in every architecture and
+library version.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ from torch import nn
 from pipeline.errors import UserError
 
 _ATTENTION = r"(attention|self_attn|attn)"
-# One role, its module names inside a numbered block. transformers < 5.9 wrote BEiT, ViT, DINOv2 and Swin as SwinV2 and BERT still are;
-# timm's EVA-02 and transformers' DINOv2-giant gate their MLP: act(gate(x)) * fc1(x); ConvNeXt has an MLP and no attention.
+# Role -> module names inside a numbered block. Before 5.9 transformers named the layers of BEiT, ViT, DINOv2
+# and Swin as it still names those of SwinV2 and BERT. timm's EVA-02 and transformers' DINOv2-giant have a
+# gated MLP: act(gate(x)) * fc1(x). ConvNeXt has an MLP and no attention.
 ROLES = {
     "query": rf"{_ATTENTION}\.(q_proj|(attention\.|self\.)?query)",
     "key": rf"{_ATTENTION}\.(k_proj|(attention\.|self\.)?key)",
@@ -28,40 +31,42 @@ CLASS_TOKEN = r"(^|\.)(cls_token|class_embedding)$"
 
 
 def role_of(module_name: str) -> str | None:
-    """The role of a linear layer by its dotted name, or None."""
+    """Return the role of a linear layer by its dotted name, or None."""
     return next((role for role, pattern in ROLES.items() if re.search(rf"(^|\.)\d+\.{pattern}$", module_name)), None)
 
 
 def modules_of(model: nn.Module, roles: Sequence[str]) -> list[str]:
-    """Dotted names of the linear layers that play one of `roles`.
+    """Return the dotted names of the linear layers that have one of `roles`.
 
     Raises:
-        UserError: a role is played by no layer of this architecture, or by layers that an adapter cannot reach; the message says what there is.
+        UserError: no layer of this architecture has the role, or an adapter cannot reach it; the message
+            lists the roles there are.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     found = {role: [name for name in linear if role_of(name) == role] for role in ROLES}
     reached = [role for role, names in found.items() if names and not any(_is_bypassed(model, name) for name in names)]
-    has = f"it has {', '.join(reached)} (--set lora.targets=[{','.join(reached)}])" if reached else "train it whole (--lora-rank 0)"
+    has = f"it has {', '.join(reached)} (--set lora.targets=[{','.join(reached)}])" if reached else "use full fine-tuning (--lora-rank 0)"
     if missing := [role for role in roles if not found[role]]:
         endings = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in linear})
         raise UserError(
-            f"lora.targets: {architecture_name(model)} has no layer known as {', '.join(missing)}; {has}; "
+            f"lora.targets: {architecture_name(model)} has no {', '.join(missing)} layer; {has}; "
             f"its linear layers end in: {', '.join(endings)}"
         )
     if bypassed := [role for role in roles if role not in reached]:
         raise UserError(
-            f"lora.targets: {architecture_name(model)} computes {', '.join(bypassed)} from the bare weight, past any adapter on it; {has}"
+            f"lora.targets: {architecture_name(model)} uses only the weight of {', '.join(bypassed)}, so an adapter would have no effect; {has}"
         )
     return [name for role in roles for name in found[role]]
 
 
 def also_trained(model: nn.Module, parts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """`parts` (but biases, which PEFT trains in their place) as dotted names: the parameters, and the smallest modules that hold them.
+    """Return the parameters of `parts` by dotted name, and the smallest modules that hold them.
 
-    PEFT trains and saves copies of whole modules, never a bare parameter: a class token goes with the embeddings around it.
+    PEFT trains and saves copies of whole modules, never a single parameter: with a class token the embeddings
+    around it. Biases are left out, because PEFT trains them in place.
 
     Raises:
-        UserError: the architecture has no such part, or keeps it in no module apart from the blocks.
+        UserError: the architecture has no such part, or no module that holds it without the blocks.
     """
     parameters, owners = [], []
     for part in parts:
@@ -79,10 +84,12 @@ def also_trained(model: nn.Module, parts: Sequence[str]) -> tuple[list[str], lis
         else:
             found = [name.rpartition(".")[0] for name, _ in model.named_parameters() if re.search(CLASS_TOKEN, name)]
         if len(found) != 1:
-            raise UserError(f"lora.also_train: {architecture_name(model)} has no {part} known by name")
+            raise UserError(f"lora.also_train: {architecture_name(model)} has no {part} with a known name")
         owner = model.get_submodule(found[0])
         if any(role_of(f"{found[0]}.{name}") for name, _ in owner.named_modules()):
-            raise UserError(f"lora.also_train: {architecture_name(model)} keeps its {part} beside its blocks, where PEFT cannot save it")
+            raise UserError(
+                f"lora.also_train: {architecture_name(model)} has its {part} in one module with its blocks, so PEFT cannot save it"
+            )
         owners.append(found[0])
         names = [name for name, _ in owner.named_parameters()]
         parameters += [f"{found[0]}.{name}" for name in names if part == "patch_projection" or re.search(CLASS_TOKEN, name)]
@@ -90,7 +97,9 @@ def also_trained(model: nn.Module, parts: Sequence[str]) -> tuple[list[str], lis
 
 
 def train_parts(model: nn.Module, parts: Sequence[str]) -> None:
-    """Make `parts` of a frozen `model` without an adapter trainable: norms alone is LayerNorm tuning, biases alone BitFit.
+    """Make `parts` of a frozen `model` without an adapter trainable.
+
+    Only norms is LayerNorm tuning; only biases is BitFit.
 
     Raises:
         UserError: as `also_trained`.
@@ -102,27 +111,30 @@ def train_parts(model: nn.Module, parts: Sequence[str]) -> None:
 
 
 def is_bias(name: str) -> bool:
-    """Whether a parameter is the bias of a layer; tables of position biases are none."""
+    """Return True if a parameter is the bias of a layer; tables of position biases are not."""
     return name.rsplit(".", 1)[-1] == "bias"
 
 
 def norms_of(model: nn.Module) -> list[str]:
-    """Dotted names of the layer norms (LayerNorm, RMSNorm), in the order of the model."""
+    """Return the dotted names of the layer norms (LayerNorm, RMSNorm), in the order of the model."""
     return [name for name, module in model.named_modules() if is_norm(module)]
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether it is a layer norm of any library, with numbers of its own to train."""
+    """Return True for a layer norm of any library that has trainable parameters."""
     named_so = type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
     return (isinstance(module, nn.LayerNorm) or named_so) and any(True for _ in module.parameters(recurse=False))
 
 
 def architecture_name(model: nn.Module) -> str:
-    """The class of the model; of timm's, where transformers only wraps it."""
+    """Return the class name of the model; for a timm model in transformers' wrapper the inner one."""
     return type(getattr(model, "timm_model", model)).__name__
 
 
 def _is_bypassed(model: nn.Module, name: str) -> bool:
-    """timm's BEiT, SwinV2 and fused EVA add biases of their own by `F.linear(x, self.qkv.weight, ...)`: the layer itself is never called."""
+    """Return True for layers that are never called, so adapters on them have no effect.
+
+    timm's BEiT, SwinV2 and fused EVA call `F.linear(x, self.qkv.weight, ...)` with their own biases.
+    """
     attention = model.get_submodule(name.rpartition(".")[0])
     return name.endswith(".qkv") and getattr(attention, "q_bias", None) is not None and not getattr(attention, "qkv_bias_separate", False)

@@ -1,4 +1,6 @@
-"""timm's checkpoints, which transformers wraps: what is particular about their configs. timm itself is an optional extra."""
+"""What is special about the configs of timm's checkpoints, which transformers wraps. timm itself is
+optional.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,18 @@ MODEL_TYPE = "timm_wrapper"
 
 
 def rule_of(config: Any) -> Preprocessing:
-    """The evaluation rule in the config's `pretrained_cfg`, as timm.data.create_transform reads it (a centre crop may lie one pixel off).
+    """Return the preprocessing in the config's `pretrained_cfg`, as timm.data.create_transform reads it.
+
+    A centre crop may lie one pixel off.
 
     Raises:
-        UserError: it pads images (crop_mode `border`), a step this project does not have.
+        UserError: it pads images (crop_mode `border`), which is not supported.
     """
     given = getattr(config, "pretrained_cfg", None) or {}
     _, height, width = given.get("input_size") or (3, 224, 224)
     share, mode = given.get("crop_pct") or 0.875, given.get("crop_mode") or "center"
     if mode == "border":
-        raise UserError(f"{config.architecture}: crop_mode border (images padded, not cropped) is a step this project does not have")
+        raise UserError(f"{config.architecture}: crop_mode border (images are padded, not cropped) is not supported")
     scaled = (math.floor(height / share), math.floor(width / share))
     resize_to = scaled if mode == "squash" else min(scaled)
     return Preprocessing(
@@ -39,13 +43,14 @@ def rule_of(config: Any) -> Preprocessing:
 
 
 def take_size(config: Any, image_size: int) -> None:
-    """Make the model that `config` describes accept square inputs of `image_size` pixels; its tables keep the checkpoint's size.
+    """Set up `config` for square inputs of `image_size` pixels; its position tables keep the checkpoint's
+    size.
 
     Raises:
-        UserError: it does not run at this size: the architecture is bound to another, or the size is no multiple of its patches.
+        UserError: the architecture needs another size, or the size is not a multiple of its patches.
     """
     model_args = dict(config.model_args or {})
-    tries = (model_args, model_args | {"dynamic_img_size": True})  # the second is a switch of its vision transformers
+    tries = (model_args, model_args | {"dynamic_img_size": True})  # the second is a setting of timm's vision transformers
     reasons = [_refusal(config.architecture, arguments, image_size) for arguments in tries]
     if all(reasons):
         why = reasons[0] if "dynamic_img_size" in reasons[1] else reasons[1]
@@ -56,7 +61,7 @@ def take_size(config: Any, image_size: int) -> None:
 
 
 def _refusal(architecture: str, model_args: dict[str, Any], image_size: int) -> str | None:
-    """Why this model does not run at `image_size`, tried on shapes alone; None when it does."""
+    """Return why this model does not run at `image_size` (tested on shapes only); None if it does."""
     import timm
 
     try:
