@@ -268,7 +268,7 @@ def test_a_run_computes_the_same_with_a_cold_and_a_warm_cache(
         assert train.main([*flags, "--output", str(tmp_path / name)]) == 0
         assert len(decoded) == 18  # by the check of the first run: the training images, each once
     printed = capsys.readouterr().out
-    assert f"decoded images are kept in {tmp_path / 'home'}" in printed and "first batch after" in printed
+    assert f"decoded images are cached in {tmp_path / 'home'}" in printed and "first batch after" in printed
     assert len(list((tmp_path / "home").rglob(f"*{SUFFIX}"))) == 18
     assert (tmp_path / "cold" / "metrics.jsonl").read_bytes() == (tmp_path / "warm" / "metrics.jsonl").read_bytes()
 

@@ -1,9 +1,10 @@
-"""Decoded training images on disk, so that they are decoded once.
+"""A disk cache of decoded training images, so that each is decoded only once.
 
-A memo and nothing more: what is read back is what decoding would have given, bit for bit, so a run computes the same with a full, an
-empty or a damaged cache. One file for each image: a header, then rows of RGB bytes, of which a crop reads its own alone; the image's
-own file is not opened again. A file's name is a digest of what identifies that one: a changed image has another name, and its old one
-is never asked for. Files appear whole or not at all, and any may be deleted at any time.
+The cache never changes results: what it returns equals what decoding would give, bit for bit, so a run
+computes the same with a full, an empty or a damaged cache. Each image has one file: a header, then rows of
+RGB bytes. A crop reads only its own rows; the original image file is not opened again. The file name is a
+digest of path, size, times and so on: a changed image gets a new name, and its old cache file is no longer
+used. Files are written completely or not at all, and any may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -33,18 +34,21 @@ from pipeline.errors import UserError
 from pipeline.files import human_size
 from pipeline.recipe import Augmentation
 
-FACTS = struct.Struct("<8s5I")  # magic; width and height of the pixels, and of the whole image as seen; 1 if its format is REDUCIBLE
+FACTS = struct.Struct(
+    "<8s5I"
+)  # magic; width and height of the stored pixels; width and height of the full image; 1 if its format is REDUCIBLE
 CRC = struct.Struct("<I")  # CRC-32 of the facts and the pixels
 HEADER_BYTES = FACTS.size + CRC.size
 MAGIC, SUFFIX, PART = b"pixels 3", ".rgb", ".part"
-PART_SECONDS = 86_400  # an unfinished file of that age was left by a killed run
+PART_SECONDS = 86_400  # an unfinished file older than this was left by a killed run
 
 
 class PictureCache:
-    """At most `limit_bytes` of decoded images in `folder`, each at the lowest level (see `images`) that serves every crop of `augmentation`.
+    """At most `limit_bytes` of decoded images in `folder`.
 
-    `paths` are the images that this run will ask for in every epoch. Loader processes share the cache: the bytes used are counted
-    together, and a file is checked against its CRC once a run.
+    Each image is stored at the smallest size (see the levels in `images`) that is enough for every crop of
+    `augmentation`. `paths`: the images that this run reads in every epoch. Loader processes share the cache:
+    the used bytes are counted together, and each file is checked against its CRC once per run.
     """
 
     def __init__(self, folder: Path, limit_bytes: int, paths: Sequence[Path], augmentation: Augmentation, rule: Preprocessing) -> None:
@@ -53,17 +57,17 @@ class PictureCache:
         self.crop, self.intensity = random_crop(augmentation, rule), rule.intensity
         self.folder.mkdir(parents=True, exist_ok=True)
         self.used = Value("q", self._make_room())
-        self.checked = torch.zeros(len(self.paths), dtype=torch.int64).share_memory_()  # which file of a path is known to be whole
+        self.checked = torch.zeros(len(self.paths), dtype=torch.int64).share_memory_()  # mark of the checked file of each path
 
     def describe(self) -> str:
-        """One line for a person: where, how much, and how to do without."""
-        return f"decoded images are kept in {self.folder}, {human_size(self.limit_bytes)} at most (--set data.cache_gb=0: none are)"
+        """Return one line: where the cache is, its limit, and how to turn it off."""
+        return f"decoded images are cached in {self.folder}, at most {human_size(self.limit_bytes)} (--set data.cache_gb=0: no cache)"
 
     def picture(self, path: str | Path) -> Picture:
-        """The image in `path`: as it is kept, or decoded, and kept from now on if there is room.
+        """Return the image in `path` from the cache, or decode it and store it if there is room.
 
         Raises:
-            BadImage: it is not kept and cannot be decoded.
+            BadImage: it is not in the cache and cannot be decoded.
         """
         if kept := self._open(path):
             file, size, shape = kept
@@ -72,7 +76,7 @@ class PictureCache:
             return self._decode(image, path)
 
     def check(self, path: str | Path) -> None:
-        """Make sure that `path` can be decoded. An image of this run is kept, if there is room, and then need not be decoded again.
+        """Check that `path` can be decoded. An image of this run is stored in the cache if there is room.
 
         Raises:
             BadImage: it cannot be decoded.
@@ -110,18 +114,21 @@ class PictureCache:
         temporary = None
         try:
             handle, temporary = tempfile.mkstemp(suffix=PART, dir=self.folder)
-            with open(handle, "wb") as file:  # not flushed to disk: the CRC finds what a power cut leaves
+            with open(handle, "wb") as file:  # not flushed to disk: after a power cut the CRC detects damage
                 file.write(facts + CRC.pack(zlib.crc32(pixels, zlib.crc32(facts))))
                 file.write(pixels)
             os.replace(temporary, self._path(key, level))
             self._know(path, key, level)
-        except OSError:  # a full or read-only disk: the run goes on as if there were no cache
+        except OSError:  # a full or read-only disk: the run continues without a cache
             self.limit_bytes = 0
             if temporary is not None:
                 Path(temporary).unlink(missing_ok=True)
 
     def _open(self, path: str | Path) -> tuple[FileIO, tuple[int, int], tuple[int, int]] | None:
-        """The file in which the image is kept, its whole size and its shape here; None when there is none, or it is damaged (and now gone)."""
+        """Return the cache file of an image, the image's full size, and the shape of the stored pixels.
+
+        None when there is no such file, or it is damaged (then it is deleted).
+        """
         key = self._key(path)
         for level in range(LEVELS if key else 0):
             name = self._path(key, level)
@@ -130,16 +137,16 @@ class PictureCache:
             except OSError:
                 continue
             if not (facts := self._verified(file, path, key, level)):
-                file.close()  # before it is removed: Windows
+                file.close()  # Windows cannot delete an open file
                 return self._drop(name)
             width, height, *size, reducible = facts
             if level == self._level((size[0], size[1]), bool(reducible)):
                 return file, (size[0], size[1]), (height, width)
-            file.close()  # it was kept for other crops
+            file.close()  # stored for the crops of another augmentation
         return None
 
     def _verified(self, file: FileIO, path: str | Path, key: str, level: int) -> list[int] | None:
-        """What the header says; None when the file is damaged."""
+        """Return the header's values; None when the file is damaged."""
         try:
             facts, crc = file.read(FACTS.size), file.read(CRC.size)
             magic, width, height, *others = FACTS.unpack(facts)
@@ -148,7 +155,7 @@ class PictureCache:
             if not self._knows(path, key, level):
                 if CRC.pack(zlib.crc32(file.readall(), zlib.crc32(facts))) != crc:
                     return None
-                os.utime(file.name)  # the least recently used go first
+                os.utime(file.name)  # marks it as recently used: the least recently used are deleted first
                 self._know(path, key, level)
         except (OSError, struct.error):
             return None
@@ -163,7 +170,9 @@ class PictureCache:
         return place is not None and self.checked[place].item() == _mark(key, level)
 
     def _key(self, path: str | Path) -> str | None:
-        """What identifies the bytes of the file `path` and how they are decoded, as hex digits; None when there is no such file."""
+        """Return hex digits that identify the bytes of file `path` and how they are decoded; None if there
+        is no such file.
+        """
         path = os.path.abspath(path)
         try:
             found = os.stat(path)
@@ -184,7 +193,11 @@ class PictureCache:
                 pass
 
     def _make_room(self) -> int:
-        """Delete what killed runs left, what is over the limit, and of other images what takes more than half of it; the bytes left."""
+        """Delete old cache files and return the bytes that are left.
+
+        Deleted are: unfinished files of killed runs; images of other runs beyond half of the limit; any
+        images beyond the limit.
+        """
         files = sorted(_files_in(self.folder))
         for modified, _, path in files:
             if path.endswith(PART) and time.time() - modified > PART_SECONDS:
@@ -204,7 +217,10 @@ class PictureCache:
 
 
 def _files_in(folder: Path) -> Iterator[tuple[float, int, str]]:
-    """Time of change, size and path of each file. Another run that uses the folder may rename one while it is looked at."""
+    """Yield time of change, size and path of each file.
+
+    Another run that uses the folder may rename a file meanwhile.
+    """
     with os.scandir(folder) as found:
         for entry in found:
             with suppress(FileNotFoundError):
@@ -214,28 +230,28 @@ def _files_in(folder: Path) -> Iterator[tuple[float, int, str]]:
 
 
 def _mark(key: str, level: int) -> int:
-    return int(key[:14], 16) * LEVELS + level  # of this very file: where the image has changed its new file is checked
+    return int(key[:14], 16) * LEVELS + level  # identifies the file: a changed image has another one, which is checked again
 
 
 def _read_rows(file: FileIO, width: int, top: int, bottom: int) -> np.ndarray:
     rows = np.empty((bottom - top, width, 3), dtype=np.uint8)
     with file:
         file.seek(HEADER_BYTES + 3 * width * top)
-        if file.readinto(rows) != rows.nbytes:  # it was whole when it was opened
-            raise BadImage("its kept pixels were cut while they were read")
+        if file.readinto(rows) != rows.nbytes:  # it was complete when it was opened
+            raise BadImage("its cache file was truncated while it was read")
     return rows
 
 
 def cache_folder() -> Path:
-    """Where decoded images are kept for every run on this machine: the user's cache folder."""
+    """Return the folder for decoded images of all runs on this machine: in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaggle-image-pipeline" / "pictures"
 
 
 def open_cache(cache_gb: float, paths: Sequence[Path], augmentation: Augmentation, rule: Preprocessing) -> PictureCache | None:
-    """The cache for recipe key `data.cache_gb`, see `PictureCache`; None when that is 0.
+    """Return the cache for recipe key `data.cache_gb`, see `PictureCache`; None when that is 0.
 
     Raises:
-        UserError: the user's cache folder cannot be written to.
+        UserError: the user's cache folder cannot be written.
     """
     if not cache_gb:
         return None

@@ -1,4 +1,6 @@
-"""The random crop of training, drawn before the image is decoded: then no more is decoded and resized than the crop needs."""
+"""The random crop of training. It is drawn before the image is decoded, so that only what the crop needs
+is decoded and resized.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +18,25 @@ from pipeline.data.images import LEVELS
 from pipeline.data.transforms import Preprocessing, to_tensor
 from pipeline.recipe import Augmentation
 
-ATTEMPTS = 10  # at a crop that fits, as torchvision makes
+ATTEMPTS = 10  # tries to find a crop that fits, as in torchvision
 TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 
 
 class Picture(NamedTuple):
-    """An image decoded at any level, in memory or in a file. `size`: its full (width, height) as seen; `shape`: (H, W) at that level."""
+    """An image decoded at some level, in memory or in a file.
+
+    `size`: its full (width, height) as seen; `shape`: (H, W) of the decoded pixels.
+    """
 
     size: tuple[int, int]
     shape: tuple[int, int]
-    rows: Callable[[int, int], np.ndarray]  # (top, bottom) -> (bottom - top, W, 3) uint8; once, for then the file is closed
+    rows: Callable[[int, int], np.ndarray]  # (top, bottom) -> (bottom - top, W, 3) uint8; may be called once, because it closes the file
 
 
 def decoded(pixels: np.ndarray, size: tuple[int, int] | None = None) -> Picture:
-    """The image whose `pixels` (H, W, 3) uint8 are in memory; `size` where they are not all of it."""
+    """Return the image with `pixels` (H, W, 3) uint8 in memory; `size`: its full size, if they are
+    reduced.
+    """
     return Picture(size or pixels.shape[1::-1], pixels.shape[:2], lambda top, bottom: pixels[top:bottom])
 
 
@@ -45,17 +52,21 @@ class Crop:
 
 
 class RandomCrop:
-    """torchvision's RandomResizedCrop and RandomHorizontalFlip in two halves: `draw` needs a size only, `cut` a decoded image."""
+    """torchvision's RandomResizedCrop and RandomHorizontalFlip in two steps.
+
+    `draw` needs only the size of the image, `cut` needs a decoded image.
+    """
 
     def __init__(self, config: Augmentation, rule: Preprocessing) -> None:
         self.config, self.rule = config, rule
         self.log_ratio = torch.log(torch.tensor(config.crop_ratio)).tolist()
 
     def draw(self, size: tuple[int, int], generator: torch.Generator) -> Crop:
-        """A crop of an image of `size` (width, height).
+        """Return a random crop of an image of `size` (width, height).
 
-        The same draws in the same order as `RandomResizedCrop.get_params` and `RandomHorizontalFlip` of torchvision make, float32 where
-        theirs are: https://github.com/pytorch/vision/blob/main/torchvision/transforms/transforms.py
+        It makes the same draws in the same order as `RandomResizedCrop.get_params` and `RandomHorizontalFlip`
+        of torchvision, in float32 where they use it:
+        https://github.com/pytorch/vision/blob/main/torchvision/transforms/transforms.py
         """
         left, top, wide, high = self._box(size, generator)
         return Crop(left, top, wide, high, self.config.horizontal_flip and torch.rand(1, generator=generator).item() < 0.5)
@@ -69,7 +80,7 @@ class RandomCrop:
             if 0 < wide <= width and 0 < high <= height:
                 top = torch.randint(0, height - high + 1, (1,), generator=generator).item()
                 return torch.randint(0, width - wide + 1, (1,), generator=generator).item(), top, wide, high
-        lowest, highest = self.config.crop_ratio  # none fits: the middle, as much as the ratios allow
+        lowest, highest = self.config.crop_ratio  # none fits: the largest part in the middle that the ratios allow
         wide, high = width, height
         if width / height < lowest:
             high = round(width / lowest)
@@ -78,19 +89,23 @@ class RandomCrop:
         return (width - wide) // 2, (height - high) // 2, wide, high
 
     def level(self, crop: Crop) -> int:
-        """How often an image may be halved and still hold the crop at no less than the rule's size."""
+        """Return how often an image may be halved so that the crop is still at least as large as the
+        model's input.
+        """
         return _halvings(min(crop.width / self.rule.width, crop.height / self.rule.height))
 
     def level_for_any(self, size: tuple[int, int]) -> int:
-        """The same for the smallest crop that an image of `size` can get, taken as a square."""
+        """Return the same for the smallest crop that an image of `size` can get, assumed to be a square."""
         smallest = math.sqrt(self.config.crop_scale[0] * size[0] * size[1])
         return _halvings(smallest / max(self.rule.width, self.rule.height))
 
     def cut(self, picture: Picture, crop: Crop) -> torch.Tensor:
-        """(3, H, W) uint8 at the rule's size: `crop` of a `picture` that has been decoded at any level.
+        """Return `crop` of a `picture` that was decoded at any level: (3, H, W) uint8 at the size of the
+        model's input.
 
-        At a lower level the crop's edges are rounded to whole pixels of that level, so they move by half a pixel of the result at most.
-        Images larger than the result go through torch's kernel: at most 1 of 255 from Pillow's, in a fifth of its time.
+        At a lower level the edges of the crop are rounded to whole pixels of that level, so they move by at
+        most half a pixel of the result. Images larger than the result are resized by torch, which differs
+        from Pillow by at most 1 of 255 and needs a fifth of the time.
         """
         size, (high, wide) = picture.size, picture.shape
         left, right = (round(edge * wide / size[0]) for edge in (crop.left, crop.left + crop.width))
@@ -98,15 +113,18 @@ class RandomCrop:
         patch = picture.rows(top, bottom)[:, left:right]
         rule = self.rule
         if max(size) > max(rule.width, rule.height) and rule.resample in TORCH_FILTERS:
-            pixels = torch.from_numpy(np.array(patch)[None]).permute(0, 3, 1, 2)  # copied by numpy, several times faster than by the kernel
+            pixels = torch.from_numpy(np.array(patch)[None]).permute(0, 3, 1, 2)  # numpy copies several times faster than torch's resize
             pixels = F.interpolate(pixels, (rule.height, rule.width), mode=TORCH_FILTERS[rule.resample], antialias=True)[0]
-        else:  # a small image: Pillow's own filter, as in evaluation
+        else:  # a small image: Pillow's filter, as in evaluation
             pixels = to_tensor(Image.fromarray(np.ascontiguousarray(patch)).resize((rule.width, rule.height), rule.resample))
         return pixels.flip(-1) if crop.mirrored else pixels
 
 
 def random_crop(config: Augmentation | None, rule: Preprocessing) -> RandomCrop | None:
-    """The crop of an augmentation that begins with one; None for another, which needs the whole image at its full size."""
+    """Return the crop of an augmentation that starts with one.
+
+    None for other augmentations, which need the whole image at its full size.
+    """
     return RandomCrop(config, rule) if config and config.random_resized_crop and not config.rotation_degrees else None
 
 

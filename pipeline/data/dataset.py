@@ -1,4 +1,7 @@
-"""Rows to batches. What a row yields depends only on (seed, epoch, row): never on workers, batch size, or where a run was resumed."""
+"""Rows to batches. The result for a row depends only on (seed, epoch, row).
+
+It does not depend on the number of workers, the batch size, or where a run was resumed.
+"""
 
 from __future__ import annotations
 
@@ -27,20 +30,22 @@ from pipeline.ranks import local_world_size
 from pipeline.recipe import Augmentation
 
 Key = tuple[int, int]  # (epoch, number): of a row, see ImageDataset
-MIXING, POLICY, ERASING = 2, 3, 4  # (seed, epoch, row, ...): 1 is what a micro-batch draws, none the crop
-ALL = 0, 1  # the share of one process
-SMALL_FILE = 8_000  # bytes: sending the pixels to another process takes longer than decoding
-SMALL_SET = 10_000_000  # bytes of all files: starting processes (a quarter of a second) takes longer than decoding
+MIXING, POLICY, ERASING = 2, 3, 4  # last number of the seed (seed, epoch, row, ...); 1: draws of a micro-batch; none: the crop
+ALL = 0, 1  # the share of a single process: everything
+SMALL_FILE = 8_000  # bytes: below this, sending pixels between processes takes longer than decoding
+SMALL_SET = 10_000_000  # bytes of all files: below this, starting processes (a quarter of a second) takes longer than decoding
 
 
 class ImageDataset(Dataset):
-    """`dataset[epoch, number]` -> `pixels` (3, H, W) uint8, `label` int, `row` int, `bad` bool; with erasing `erased` (4,) int64.
+    """`dataset[epoch, number]` -> `pixels` (3, H, W) uint8, `label` int, `row` int, `bad` bool; with
+    erasing `erased` (4,) int64.
 
-    A row that an epoch passes again has the number row + len(dataset), then row + 2 len(dataset): each time with other draws.
-    With `augmentation`, what is random is drawn from generators seeded by (seed, epoch, number). With a `cache` for it, large JPEGs are
-    decoded at one level that serves every crop, and kept; the pixels are the same whether or not the cache has them.
-    With `mixing`, another row is mixed in, and `label` is (O,) float32.
-    An image that cannot be decoded comes as zeros with `bad` set, so that prediction can still fill its row; see `readable` for training.
+    If an epoch uses a row again, its number is row + len(dataset), then row + 2 len(dataset): each time the
+    draws differ. With `augmentation`, the generators of random changes are seeded by (seed, epoch, number).
+    With a `cache`, large JPEGs are decoded at one level that serves every crop, and stored; the pixels are
+    the same whether or not they come from the cache. With `mixing`, another row is mixed in, and `label` is
+    (O,) float32. For an image that cannot be decoded, pixels are zeros and `bad` is set, so that prediction
+    can still fill its row; see `readable` for training.
     """
 
     def __init__(
@@ -80,7 +85,7 @@ class ImageDataset(Dataset):
             item["label"] = self.mixing.label(item["label"], self.labels[mix.partner], mix)
         try:
             item["pixels"] = self._pixels(epoch, number)
-            if mix is not None:  # with the partner as it looks in this epoch; `row` says whose image is read
+            if mix is not None:  # the partner with its own augmentation in this epoch; `row` names the image that is read, for errors
                 item["row"] = mix.partner
                 item["pixels"] = self.mixing.pixels(item["pixels"], self._pixels(epoch, mix.partner), mix)
                 item["row"] = row
@@ -96,7 +101,9 @@ class ImageDataset(Dataset):
             return to_tensor(self.policy(Image.fromarray(pixels.permute(1, 2, 0).numpy())))
 
     def _cut(self, epoch: int, number: int) -> torch.Tensor:
-        """The row's image at the rule's size: resized, or with augmentation cropped, turned and mirrored."""
+        """Return the row's image at the size of the model's input: resized, or with augmentation cropped,
+        turned, mirrored.
+        """
         path = self.paths[number % len(self)]
         if self.augment is None:
             with opened(path) as image:
@@ -113,7 +120,9 @@ class ImageDataset(Dataset):
             return to_tensor(self.augment(picture))
 
     def _cropped(self, path: str, generator: torch.Generator) -> torch.Tensor:
-        """A random crop. A JPEG's is drawn first: it decides at which level the image is decoded, unless that is to be kept."""
+        """Return a random crop. Without a cache a JPEG's crop is drawn first, because it decides the level
+        of decoding.
+        """
         if self.cache is not None:
             picture = self.cache.picture(path)
             return self.crop.cut(picture, self.crop.draw(picture.size, generator))
@@ -135,7 +144,7 @@ def _image(picture: Picture) -> Image.Image:
 
 @contextmanager
 def _drawing(seed: int) -> Iterator[None]:
-    # torchvision draws from the global generator: seed it for this image, then give it back as it was.
+    # torchvision draws from the global generator: seed it for this image, then restore it.
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:
@@ -145,14 +154,16 @@ def _drawing(seed: int) -> Iterator[None]:
 
 
 def epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    """(num_rows,) int64: the order in which an epoch visits the rows; another one for every (seed, epoch)."""
+    """Return the order of the rows in an epoch, (num_rows,) int64; different for every (seed, epoch)."""
     return np.random.default_rng((seed, epoch)).permutation(num_rows)
 
 
 def cut_turns(num_rows: int, micro_batch_size: int, group_size: int, start: int = 0, processes: int = 1) -> list[list[range]]:
-    """Positions `start` to `num_rows` cut into micro-batches, none of which crosses a multiple of `group_size` (one optimizer step).
+    """Cut the positions `start` to `num_rows` into micro-batches that do not cross a multiple of
+    `group_size`.
 
-    What is computed at once stands together: up to so many of one group as there are `processes`, of which number r computes the r-th.
+    A group is one optimizer step. Micro-batches that are computed at the same time form one turn: up to
+    `processes` of them, all of one group; process r computes the r-th.
     """
     turns: list[list[range]] = []
     position = start
@@ -165,30 +176,38 @@ def cut_turns(num_rows: int, micro_batch_size: int, group_size: int, start: int 
 
 
 def cut(order: Sequence[int], micro_batch_size: int, group_size: int, start: int = 0, share: tuple[int, int] = ALL) -> list[list[int]]:
-    """Micro-batches of rows from position `start` on, see `cut_turns`. `share`: (r, n) gives those of number r of n processes."""
+    """Return micro-batches of rows from position `start` on, see `cut_turns`.
+
+    `share`: (r, n) returns those of process r of n.
+    """
     number, processes = share
     turns = cut_turns(len(order), micro_batch_size, group_size, start, processes)
     return [[int(order[position]) for position in turn[number]] for turn in turns if number < len(turn)]
 
 
 def make_loader(dataset: ImageDataset, batches: Iterable[list[int]], epoch: int = 0, workers: int = 0) -> Loader:
-    """A loader of exactly `batches`, in that order: `pixels` (B, 3, H, W) uint8, `label` (B,) int64, `row` (B,) int64, `bad` (B,) bool."""
+    """Return a loader of exactly `batches`, in that order.
+
+    A batch holds `pixels` (B, 3, H, W) uint8, `label` (B,) int64, `row` (B,) int64, `bad` (B,) bool.
+    """
     keys = [[(epoch, row) for row in batch] for batch in batches]
     return Loader(dataset, min(workers, len(keys)), IMAGE_TENSORS, batch_sampler=keys)
 
 
 def readable(batches: Iterable[dict[str, torch.Tensor]], paths: Sequence[Path | str]) -> Iterator[dict[str, torch.Tensor]]:
-    """`batches` as they come; `paths` by row. For training and validation, where every image could be decoded when the run began.
+    """Yield `batches`, and check that every image could be decoded. `paths`: the image of each row.
+
+    For training and validation, whose images could all be decoded when the run started.
 
     Raises:
-        LostImage: an image of a batch could not be decoded; it would have been judged as a black one.
+        LostImage: an image of a batch could not be decoded; otherwise it would count as a black image.
     """
     try:
         for batch in batches:
             if batch["bad"].any():
                 raise lost_image_error([Path(paths[row]) for row in batch["row"][batch["bad"]].tolist()])
             yield batch
-    except OSError as error:  # a drive that fails, too many open files: also in a loader process
+    except OSError as error:  # a failing drive or too many open files, also in a loader process
         refusal = system_refusal(error)
         if refusal is None:
             raise
@@ -196,9 +215,10 @@ def readable(batches: Iterable[dict[str, torch.Tensor]], paths: Sequence[Path | 
 
 
 def resolve_workers(workers: int | str, paths: Sequence[Path]) -> int:
-    """Decoding processes for `data.workers`: auto is none where files are small or few (see `SMALL_FILE`), else one a core up to 8.
+    """Return the number of decoding processes for `data.workers`.
 
-    Of several processes of this machine each has its part of the cores.
+    "auto": none where files are small or few (see `SMALL_FILE`), otherwise one per core up to 8. If several
+    processes train on this machine, each gets its part of the cores.
     """
     if workers != "auto":
         return int(workers)

@@ -1,4 +1,6 @@
-"""An image file as a person would see it: orientation applied, first frame, transparency over white, 8-bit RGB."""
+"""Decode an image file as a person would see it: orientation applied, first frame, transparency over
+white, 8-bit RGB.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,17 @@ from pipeline.errors import UserError
 
 try:
     import simplejpeg
-except (ImportError, ValueError):  # not installed, or built for another numpy: Pillow decodes the same pixels
+except (ImportError, ValueError):  # missing, or built for another numpy: Pillow gives the same pixels
     simplejpeg = None
 
 LEVELS = 4  # full size, a half, a quarter, an eighth: levels 0 to 3
-# Through simplejpeg a JPEG takes 14 to 25 % less time. Only two libjpeg-turbos decode to the same pixels.
+# simplejpeg decodes a JPEG in 14 to 25 % less time. The pixels are equal only if Pillow uses libjpeg-turbo
+# too.
 FAST_JPEG = simplejpeg is not None and features.check("libjpeg_turbo")
 DECODERS = f"Pillow {PIL.__version__}" + (f", simplejpeg {simplejpeg.__version__}" if FAST_JPEG else "")
-SMALLEST_FAST = 16  # pixels: below, a size does not tell at which scale simplejpeg is to decode
-LARGEST_FAST = 64_000_000  # bytes of a file that simplejpeg wants in memory
-BAND_PIXELS = 4_000_000  # are put over white at once
+SMALLEST_FAST = 16  # pixels: for smaller images the size does not determine the scale at which simplejpeg decodes
+LARGEST_FAST = 64_000_000  # bytes: simplejpeg needs the whole file in memory
+BAND_PIXELS = 4_000_000  # pixels that are blended over white at once
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -36,43 +39,48 @@ TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # by the EXIF orientation
+}  # EXIF orientation -> how to turn the image
 
 
 class LostImage(UserError):
-    """An image that could be decoded before training and cannot be any more; the text names it."""
+    """An image that could be decoded before training and cannot be decoded any more; the text names it."""
 
 
 def decode(path: Path, smallest: int | None = None, intensity: Intensity | None = None) -> Image.Image:
-    """The image in `path`, mode RGB; grey of more than 8 bits by the rule `intensity`, or by its type's own range.
+    """Return the image in `path`, mode RGB.
 
-    With `smallest` (pixels) a large JPEG may be decoded at a half, a quarter or an eighth of its size, as long as both sides
-    stay at least `smallest`: several times faster, and then not bit-equal to the full decode.
+    Grey images of more than 8 bits are converted with `intensity`, or by the range of their type. With
+    `smallest` (pixels) a large JPEG may be decoded at a half, a quarter or an eighth of its size, as long as
+    both sides stay at least `smallest`: that is several times faster, and not bit-identical to the full
+    decode.
 
     Raises:
-        BadImage: the file is missing, empty, truncated, not an image, larger than 128 megapixels, or made to take memory or minutes.
+        BadImage: the file is missing, empty, truncated, not an image, larger than 128 megapixels, or would
+            need too much memory or time.
     """
     with opened(path) as image:
         return load(image, smallest, intensity)
 
 
 def seen_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of an opened image as a person sees it, before any decoding."""
+    """Return (width, height) of an opened image after its EXIF orientation, without decoding it."""
     return (image.height, image.width) if orientation(image) in (5, 6, 7, 8) else image.size
 
 
 def load(image: Image.Image, smallest: int | None = None, intensity: Intensity | None = None) -> Image.Image:
-    """The pixels of an opened image; see `decode`."""
+    """Return the pixels of an opened image; see `decode`."""
     pixels = _jpeg_pixels(image, smallest)
     if pixels is None:
         return _load(image, smallest, intensity)
     picture = Image.fromarray(pixels)
-    picture.info = dict(image.info)  # the colour profile, for who saves it again
+    picture.info = dict(image.info)  # the colour profile, for a caller that saves the image
     return picture
 
 
 def load_pixels(image: Image.Image, level: int = 0, intensity: Intensity | None = None) -> np.ndarray:
-    """(H, W, 3) uint8: the pixels of an opened image; those of a large JPEG at 1 / 2 ** `level` of its size."""
+    """Return the pixels of an opened image, (H, W, 3) uint8; a large JPEG is reduced to 1 / 2 ** `level`
+    of its size.
+    """
     smallest = min(image.size) >> level if level else None
     pixels = _jpeg_pixels(image, smallest)
     return np.asarray(_load(image, smallest, intensity)) if pixels is None else pixels
@@ -89,7 +97,7 @@ def check(path: Path) -> None:
 
 
 def find_bad(paths: Sequence[Path], check: Callable[[Path], object] = check, title: str = "checking images") -> dict[int, str]:
-    """Position -> reason for every path that cannot be decoded: of which `check` raises `BadImage`, called once for each, on all cores."""
+    """Return {position: reason} of every path for which `check` raises `BadImage`. Uses all cores."""
 
     def problem(path: Path) -> str | None:
         try:
@@ -98,13 +106,13 @@ def find_bad(paths: Sequence[Path], check: Callable[[Path], object] = check, tit
             return str(bad)
         return None
 
-    with ThreadPoolExecutor() as pool:  # threads: decoders let others run meanwhile
+    with ThreadPoolExecutor() as pool:  # threads are enough: decoders release the GIL
         results = tqdm(pool.map(problem, paths), title, len(paths), unit="img", leave=False)
         return {position: reason for position, reason in enumerate(results) if reason is not None}
 
 
 def bad_images_error(bad: dict[Path, str]) -> UserError:
-    """One error that lists undecodable training images and says how to go on."""
+    """Return one error that lists undecodable training images and how to continue."""
     lines = [f"  - {path}: {reason}" for path, reason in list(bad.items())[:20]]
     if len(bad) > 20:
         lines.append(f"  ... and {len(bad) - 20} more")
@@ -113,36 +121,38 @@ def bad_images_error(bad: dict[Path, str]) -> UserError:
 
 
 def lost_image_error(paths: Sequence[Path]) -> LostImage:
-    """The error for images of one batch that could be decoded before training, and cannot be any more."""
+    """Return the error for images of one batch that could be decoded before training and cannot be any
+    more.
+    """
     try:
         check(paths[0])
-        reason = "a moment ago it could not be read"
+        reason = "it could not be read, but can be now"
     except BadImage as bad:
         reason = str(bad)
-    others = f" (nor can {len(paths) - 1} more of its batch)" if len(paths) > 1 else ""
+    others = f" (and {len(paths) - 1} more of its batch)" if len(paths) > 1 else ""
     return LostImage(
-        f"{paths[0]} cannot be decoded any more{others}: {reason}. Nothing was trained or judged without it, and the state is kept: "
-        "bring the images back (is their disk still there?), then go on with the same command and --resume"
+        f"{paths[0]} cannot be decoded any more{others}: {reason}. No step was trained or scored without it, and the state is saved: "
+        "restore the images (is their disk still mounted?), then continue with the same command and --resume"
     )
 
 
 def orientation(image: Image.Image) -> int:
-    """How an opened image is to be turned: the EXIF value, 1 for as it is; see `TURNS`."""
+    """Return the EXIF orientation of an opened image (see `TURNS`); 1 if it has none."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except (OSError, *DAMAGE):  # EXIF that cannot be read is none
+    except (OSError, *DAMAGE):  # damaged EXIF counts as absent
         return 1
 
 
 def _load(image: Image.Image, smallest: int | None, intensity: Intensity | None) -> Image.Image:
-    """Pillow's way, which also decides what is damaged."""
+    """Decode with Pillow, which also decides what counts as damaged."""
     if image.format in REDUCIBLE:
         refuse_many_scans(image)
         if smallest:
             image.draft("RGB", (smallest, smallest))
     try:
         image.load()
-    except (OSError, *DAMAGE):  # metadata may also stand after the pixels
+    except (OSError, *DAMAGE):  # damaged metadata may stand after the pixels
         image = reopened(image)
         if image is None:
             raise
@@ -152,7 +162,10 @@ def _load(image: Image.Image, smallest: int | None, intensity: Intensity | None)
 
 
 def _jpeg_pixels(image: Image.Image, smallest: int | None) -> np.ndarray | None:
-    """What `_load` gives of an upright RGB JPEG, from simplejpeg. None for anything else, and where libjpeg has as much as a warning."""
+    """Return the pixels of an upright RGB JPEG from simplejpeg, equal to those of `_load`.
+
+    None for any other image, and where libjpeg gives an error or a warning.
+    """
     if not FAST_JPEG or image.format not in REDUCIBLE or image.mode != "RGB" or orientation(image) != 1:
         return None
     if os.fstat(image.fp.fileno()).st_size > LARGEST_FAST:
@@ -181,7 +194,9 @@ def _to_rgb(image: Image.Image, intensity: Intensity) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image, intensity: Intensity) -> Image.Image:
-    """Grey of more than 8 bits by the rule; one value may be declared transparent, and is seen as white."""
+    """Convert grey of more than 8 bits with `intensity`. A value that the file declares transparent
+    becomes white.
+    """
     grey, clear = intensity.to_8_bit(image), image.info.get("transparency")
     if isinstance(clear, int):
         grey = Image.fromarray(np.where(np.asarray(image) == clear, np.uint8(255), np.asarray(grey)))
@@ -190,7 +205,7 @@ def _to_8_bit(image: Image.Image, intensity: Intensity) -> Image.Image:
 
 def _over_white(image: Image.Image) -> Image.Image:
     picture, rows = Image.new("RGB", image.size), max(BAND_PIXELS // image.width, 1)
-    for top in range(0, image.height, rows):  # a band at a time: four whole copies would take gigabytes
+    for top in range(0, image.height, rows):  # in bands: four copies of a whole image would need gigabytes
         whole = rows >= image.height
         pixels = (image if whole else image.crop((0, top, image.width, min(top + rows, image.height)))).convert("RGBA")
         white = Image.new("RGBA", pixels.size, (255, 255, 255, 255))

@@ -1,7 +1,9 @@
-"""Grey images of more than 8 bits (16-bit, 32-bit and float PNG, TIFF, PGM): one rule for a whole set says what is black and what white.
+"""Convert grey images of more than 8 bits (16-bit, 32-bit and float PNG, TIFF, PGM) with one range for a
+whole data set.
 
-Scaled each by its own brightest value, a dark scan would come out brighter than a bright one. The rule is found over training images and
-saved with the weights, so that validation, prediction and pages use the same.
+If each image were scaled by its own brightest value, a dark scan would become brighter than a bright one. The
+range is found from training images and saved with the weights, so that validation, prediction and pages use
+the same.
 """
 
 from __future__ import annotations
@@ -19,26 +21,32 @@ from PIL import Image
 from pipeline.data.opening import BadImage, opened
 
 FILE_NAME = "preprocessor_config.json"
-KEY = "intensity"  # in that file; transformers' processors pass over it
+KEY = "intensity"  # key in that file; transformers' processors ignore it
 INTEGER_MODES, FLOAT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I"), ("F",)
-HEADERS, DECODED = 512, 48  # images that are looked at to find the rule: of so many the header, of so many of each kind the values
-VALUES = 250_000  # of one image
-TAILS = (0.01, 99.99)  # percent of an image's values: a dead or hot pixel is no end of the range
-NO_DATA = 1e30  # floats beyond are fill values, as NaN and infinity are
+HEADERS, DECODED = 512, 48  # images used to find the range: read the header of so many, the values of so many of each kind
+VALUES = 250_000  # values read from one image, at most
+TAILS = (0.01, 99.99)  # percentiles of an image's values: dead or hot pixels are ignored
+NO_DATA = 1e30  # larger floats are fill values, like NaN and infinity
 
 
 @dataclass(frozen=True)
 class Intensity:
-    """The values that become black and white (0 and 255), for whole numbers and for floats. As they stand: the types' own ranges."""
+    """The values that become black and white (0 and 255), for whole numbers and for floats.
+
+    The defaults are the ranges of 16-bit numbers and of floats from 0 to 1.
+    """
 
     integer: tuple[float, float] = (0.0, 65_535.0)
     floating: tuple[float, float] = (0.0, 1.0)
 
     def to_8_bit(self, image: Image.Image) -> Image.Image:
-        """Mode L for an image whose mode `is_deep`; values beyond the range are black or white, NaN and infinity (no data) black."""
+        """Return mode L for an image whose mode `is_deep`.
+
+        Values beyond the range become black or white; NaN and infinity (no data) become black.
+        """
         low, high = self.floating if image.mode in FLOAT_MODES else self.integer
         pixels = np.empty((image.height, image.width), dtype=np.uint8)
-        rows = max(4_000_000 // image.width, 1)  # at once: as float64 a large scan would take a gigabyte
+        rows = max(4_000_000 // image.width, 1)  # in bands: a large scan as float64 would need a gigabyte
         stored = np.asarray(image)
         for top in range(0, image.height, rows):
             values = stored[top : top + rows].astype(np.float64)
@@ -47,7 +55,7 @@ class Intensity:
         return Image.fromarray(pixels)
 
     def record(self) -> dict[str, Any]:
-        """As it is saved."""
+        """Return the values for the preprocessing file."""
         return {"integer": list(self.integer), "float": list(self.floating)}
 
 
@@ -55,14 +63,15 @@ OWN_RANGES = Intensity()
 
 
 def is_deep(mode: str) -> bool:
-    """Whether images of this Pillow mode need the rule."""
+    """Return True for a Pillow mode of more than 8 bits."""
     return mode in INTEGER_MODES or mode in FLOAT_MODES
 
 
 def find_intensity(paths: Sequence[Path]) -> tuple[Intensity | None, list[str]]:
-    """The rule for the training images `paths`, None where (almost) none is deeper than 8 bits, and what a person should know of it.
+    """Return the range for the training images `paths`, and notes for the user.
 
-    From each of some images, evenly spaced, the ends of its values but for the outermost ones; the rule spans them all.
+    None where (almost) no image has more than 8 bits. The range covers the values of a sample of evenly
+    spaced images, without the outermost values of each.
     """
     paths = list(dict.fromkeys(paths))
     with ThreadPoolExecutor() as pool:
@@ -74,34 +83,36 @@ def find_intensity(paths: Sequence[Path]) -> tuple[Intensity | None, list[str]]:
             if ranges and (low := min(low for low, _ in ranges)) < (high := max(high for _, high in ranges)):
                 ends[kind], seen = (low, high), seen + len(ranges)
     coloured = sum(kind == "colour" for kind in kinds.values())
-    notes = [f"colour images of 16 bits a channel: their range 0 to 65,535 becomes 0 to 255 ({coloured} of {len(looked)} looked at)"]
+    notes = [f"colour images with 16 bits per channel: 0 to 65,535 becomes 0 to 255 ({coloured} of {len(looked)} images checked)"]
     notes = notes if coloured else []
     if not {"integer", "floating"} & set(kinds.values()):
         return None, notes
     rule = Intensity(**ends)
-    return rule, [f"{rule_in_words(rule, set(kinds.values()))}, one rule for all images, found over {seen} of them", *notes]
+    return rule, [f"{rule_in_words(rule, set(kinds.values()))}; one range for all images, from {seen} of them", *notes]
 
 
 def rule_in_words(rule: Intensity, kinds: Iterable[str] = ("integer", "floating")) -> str:
-    """`grey of more than 8 bits: 12 is black, 4,080 white (floats: 0 and 1)`; `kinds` there are."""
+    """Return `grey of more than 8 bits: 12 is black and 4,080 white, of floats 0 is black ...`, for these
+    `kinds`.
+    """
     words = {name: f"{low:,.6g} is black and {high:,.6g} white" for name, (low, high) in vars(rule).items() if name in kinds}
     floats = [f"of floats {words['floating']}"] if "floating" in words else []
     return f"grey of more than 8 bits: {', '.join([*([words['integer']] if 'integer' in words else []), *floats])}, NaN and infinity black"
 
 
 def deep_images_without_rule(paths: Sequence[Path], rule: Intensity | None) -> str | None:
-    """A warning where images to predict need a rule and the model was saved without one; None where all is well."""
+    """Return a warning where images need a range and the model was saved without one; None otherwise."""
     if rule is not None:
         return None
     with ThreadPoolExecutor() as pool:
         kinds = set(pool.map(_kind, _spread(list(dict.fromkeys(paths)), DECODED)))
     if not {"integer", "floating"} & kinds:
         return None
-    return f"the model was trained on images of 8 bits, or before there was one rule for deeper ones; {rule_in_words(OWN_RANGES, kinds)}"
+    return f"the model was saved without a range for images of more than 8 bits; {rule_in_words(OWN_RANGES, kinds)}"
 
 
 def read_record(values: Any) -> Intensity | None:
-    """The rule in what `Intensity.record` gave; None when it is none."""
+    """Return the range that `Intensity.record` wrote; None when the values are not one."""
     try:
         ranges = [tuple(float(end) for end in values[kind]) for kind in ("integer", "float")]
     except (TypeError, ValueError, KeyError):
@@ -112,7 +123,7 @@ def read_record(values: Any) -> Intensity | None:
 
 
 def stored_intensity(run_dir: Path) -> Intensity | None:
-    """The rule that the run in this folder was trained with; None where there is none, or no preprocessing at all."""
+    """Return the range that the run in this folder was trained with; None where it has none."""
     for path in sorted(Path(run_dir).glob(f"model_*/{FILE_NAME}")):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -128,7 +139,9 @@ def _is_data(values: np.ndarray) -> np.ndarray:
 
 
 def _kind(path: Path) -> str:
-    """`integer` or `floating` grey deeper than 8 bits, `colour` of 16, else empty; from the header."""
+    """Return `integer` or `floating` for grey deeper than 8 bits, `colour` for 16-bit colour, else "";
+    from the header.
+    """
     try:
         with opened(path) as image:
             if is_deep(image.mode):
@@ -139,7 +152,9 @@ def _kind(path: Path) -> str:
 
 
 def _ends(path: Path) -> tuple[float, float] | None:
-    """The lowest and the highest value of an image, without its `TAILS` and what is no data; None where it has no values."""
+    """Return the lowest and highest value of an image, without `TAILS` and fill values; None if it has no
+    values.
+    """
     try:
         with opened(path) as image:
             step = int(max(image.width * image.height / VALUES, 1) ** 0.5)
@@ -151,5 +166,5 @@ def _ends(path: Path) -> tuple[float, float] | None:
 
 
 def _spread(paths: Sequence[Path], count: int) -> list[Path]:
-    """`count` of the paths (or all, where there are fewer), evenly spaced."""
+    """Return `count` of the paths, evenly spaced; all if there are fewer."""
     return [paths[len(paths) * number // count] for number in range(count)] if len(paths) > count else list(paths)

@@ -1,4 +1,4 @@
-"""A loader whose processes end with it, also where only some of them could be started."""
+"""A DataLoader whose worker processes always end with it, even if only some of them could be started."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from torch.utils.data import DataLoader
 
 from pipeline.open_files import PREFETCHED, allow_workers
 
-warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than cores: the user's own number
+warnings.filterwarnings("ignore", message="This DataLoader will create")  # the user may ask for more processes than cores
 
 
 class Loader(DataLoader):
-    """A DataLoader of `workers` processes, for batches of `tensors`; `settings` say what the batches are."""
+    """A DataLoader with `workers` processes, for batches of `tensors` tensors; `settings` go to torch's
+    DataLoader.
+    """
 
     def __init__(self, dataset: Any, workers: int, tensors: int, **settings: Any) -> None:
-        """As torch's.
+        """Create it as torch does.
 
         Raises:
-            UserError: so many processes need more open files than this one may have.
+            UserError: the processes would need more open files than this process may have.
         """
         allow_workers(workers, tensors)
         super().__init__(
@@ -34,7 +36,7 @@ class Loader(DataLoader):
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=PREFETCHED if workers else None,
             worker_init_fn=prepare_worker,
-            generator=torch.Generator(),  # its own: a loader would draw its seed from the global one, once more in a resumed run
+            generator=torch.Generator(),  # otherwise it draws a seed from the global generator, which differs in a resumed run
             **settings,
         )
 
@@ -47,7 +49,7 @@ class Loader(DataLoader):
             _forget_half_made(error)
             raise
         _processes.update(set(active_children()) - before)
-        atexit.unregister(end_processes)  # what was registered last is called first: before torch and multiprocessing wait for them
+        atexit.unregister(end_processes)  # the last registered is called first, so before torch and multiprocessing wait for the processes
         atexit.register(end_processes)
         return iterator
 
@@ -56,9 +58,10 @@ _processes: WeakSet[Any] = WeakSet()
 
 
 def end_processes() -> None:
-    """Kill the loader processes that are left when the program ends, of an iterator that an error still holds.
+    """Kill the loader processes that are left when the program ends, such as those of an iterator held by
+    an error.
 
-    multiprocessing would ask them to end by SIGTERM, which they ignore (see `prepare_worker`), and wait for ever.
+    multiprocessing would send SIGTERM, which they ignore (see `prepare_worker`), and then wait for ever.
     """
     _kill(list(_processes))
 
@@ -70,16 +73,19 @@ def _kill(processes: Iterable[Any]) -> None:
 
 
 def prepare_worker(_worker: int) -> None:
-    """Settings of a decoding process."""
+    """Set up a decoding process."""
     torch.set_num_threads(1)
-    # A signal to the whole process group (Ctrl-C, Slurm, a closed terminal) is the main process's to answer: it needs its workers to save.
+    # The main process handles signals to the whole process group (Ctrl-C, Slurm, a closed terminal); it needs
+    # its workers to finish the step before it saves.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _forget_half_made(error: BaseException) -> None:
-    """Keep torch from failing once more, with a traceback, when it drops the iterator that could not be made."""
+    """Mark the unfinished iterator as shut down, so that torch prints no second traceback when it is
+    deleted.
+    """
     trace = error.__traceback__
     while trace is not None:
         made = trace.tb_frame.f_locals.get("self")

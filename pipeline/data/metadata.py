@@ -1,6 +1,7 @@
-"""Image files without what is not needed to decode them: for a good image whose comments, EXIF or colour profile are damaged.
+"""Remove metadata from image files, for good images whose comments, EXIF or colour profile are damaged.
 
-Pillow refuses a PNG for a wrong checksum in a comment, and stops reading the tags of a TIFF at the first that it cannot read.
+Pillow refuses a PNG with a wrong checksum in a comment, and stops reading a TIFF's tags at the first one that
+it cannot read.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ import struct
 import zlib
 from typing import BinaryIO
 
-MAX_BYTES = 256_000_000  # of a file that is copied in memory for this
+MAX_BYTES = 256_000_000  # larger files are not copied into memory for this
 PNG, RIFF, TIFF_ORDERS = b"\x89PNG\r\n\x1a\n", b"RIFF", {b"II*\0": "<", b"MM\0*": ">"}
 PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-PNG_SEEN = (b"tRNS", b"eXIf")  # change what is seen; left out where their checksum or length is wrong, as libpng leaves out tRNS
-PNG_TRANSPARENT_BYTES = {0: (2, 2), 2: (6, 6), 3: (1, 256)}  # least and most of a tRNS, by colour type; others have none
-PNG_COLOUR_AT = 25  # the byte of IHDR that says the colour type
-EXIF_BYTES = 64_000  # no orientation needs more
-WEBP_ALPHA = 0x10  # in the flags of VP8X; the others announce a profile, EXIF, XMP and frames
-# What a decoder needs to know: size, layout, compression, colours. https://www.awaresystems.be/imaging/tiff/tifftags.html
+PNG_SEEN = (b"tRNS", b"eXIf")  # change what is seen; removed only if checksum or length is wrong, as libpng does with tRNS
+PNG_TRANSPARENT_BYTES = {0: (2, 2), 2: (6, 6), 3: (1, 256)}  # smallest and largest tRNS by colour type; others have none
+PNG_COLOUR_AT = 25  # position of the colour type, in IHDR
+EXIF_BYTES = 64_000  # an orientation never needs more
+WEBP_ALPHA = 0x10  # in the flags of VP8X; the other flags stand for a profile, EXIF, XMP and frames
+# Tags that a decoder needs: size, layout, compression, colours.
+# https://www.awaresystems.be/imaging/tiff/tifftags.html
 TIFF_DECODING = {
     *(254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 280, 281, 284, 290, 291, 292, 293, 301, 317, 318, 319, 320, 321),
     *(
@@ -54,7 +56,9 @@ TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4
 
 
 def without_metadata(content: bytes) -> bytes | None:
-    """The PNG, WebP or TIFF in `content` without its metadata; None for other formats, and where there is nothing to leave out."""
+    """Return the PNG, WebP or TIFF in `content` without its metadata; None for other formats or if that
+    fails.
+    """
     for kind in (_png, _webp, _tiff):
         if (found := kind(content)) is not None:
             return found
@@ -62,7 +66,11 @@ def without_metadata(content: bytes) -> bytes | None:
 
 
 def hides_tags(file: BinaryIO) -> bool:
-    """Whether `file` is a TIFF with a tag whose value lies outside of it: Pillow would not read the tags after it. Leaves `file` at 0."""
+    """Return True for a TIFF with a tag whose value lies outside the file: Pillow would not read the tags
+    after it.
+
+    Leaves `file` at position 0.
+    """
     try:
         file.seek(0)
         order = TIFF_ORDERS.get(file.read(4))
@@ -78,7 +86,7 @@ def hides_tags(file: BinaryIO) -> bool:
             if num_bytes > 4 and offset + num_bytes > end and tag not in TIFF_DECODING:
                 return True
         return False
-    except (struct.error, OSError):  # cut: the decoder's to say
+    except (struct.error, OSError):  # truncated: the decoder reports it
         return False
     finally:
         file.seek(0)
@@ -121,12 +129,12 @@ def _webp(content: bytes) -> bytes | None:
         place = end
     if b"ANMF" in chunks:
         return None
-    if not {b"VP8 ", b"VP8L"} & chunks.keys():  # the length of a chunk before them is wrong
+    if not {b"VP8 ", b"VP8L"} & chunks.keys():  # an earlier chunk states a wrong length
         chunks |= {name: content[place:] for name in (b"ALPH", b"VP8 ", b"VP8L") if (place := content.find(name, 12)) > 0}
         chunks = {name: chunk[: 8 + int.from_bytes(chunk[4:8], "little")] for name, chunk in chunks.items()}
         chunks = {name: chunk + bytes(len(chunk) % 2) for name, chunk in chunks.items()}
     pixels = chunks.get(b"VP8 ") or chunks.get(b"VP8L")
-    if pixels is None or len(pixels) < 8 + int.from_bytes(pixels[4:8], "little"):  # cut
+    if pixels is None or len(pixels) < 8 + int.from_bytes(pixels[4:8], "little"):  # truncated
         return None
     body = [pixels]
     if b"ALPH" in chunks and len(head := chunks.get(b"VP8X", b"")) == 18:

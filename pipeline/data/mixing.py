@@ -1,7 +1,9 @@
-"""mixup (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899), drawn for each row by itself.
+"""mixup (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899), drawn
+separately for each row.
 
-The usual way mixes the rows of a batch with each other; a row's image then depends on how the rows are cut into batches. Here a row's
-partner is drawn from all training rows, so that neither micro-batch nor process nor resume changes what is mixed.
+Usually the rows of a batch are mixed with each other, so a row's image depends on how rows are cut into
+batches. Here a row's partner is drawn from all training rows. So micro-batch size, number of processes and
+resuming do not change the result.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from pipeline.recipe import Augmentation, Recipe
 
 @dataclass(frozen=True)
 class Mix:
-    """How a row is mixed: with which row, what share of the result is its own, and, for CutMix, which box is the partner's."""
+    """How a row is mixed: its partner row, its own share of the result (`weight`), and for CutMix the
+    partner's box.
+    """
 
     partner: int
     weight: float
@@ -28,9 +32,10 @@ class Mix:
 
 
 class Mixing:
-    """What an augmentation mixes, for images of `height` x `width` and labels of `num_outputs`.
+    """Draws and applies mixup and CutMix, for images of `height` x `width` and labels of `num_outputs`.
 
-    A partner is drawn in two steps, first one of `groups`, then one of its rows: one group of all rows, or a group for each class.
+    A partner is drawn in two steps: first one of `groups`, then one of its rows. There is one group of all
+    rows, or one group per class.
     """
 
     def __init__(self, config: Augmentation, height: int, width: int, num_outputs: int, groups: Sequence[np.ndarray]) -> None:
@@ -39,7 +44,7 @@ class Mixing:
         self.groups = groups
 
     def draw(self, generator: np.random.Generator) -> Mix:
-        """How one row is mixed; where both are on, each of them for half of the rows."""
+        """Return how one row is mixed. With both mixup and CutMix each is used for half of the rows."""
         group = self.groups[generator.integers(len(self.groups))]
         partner = int(group[generator.integers(len(group))])
         cuts = generator.random() < 0.5 if self.mixup and self.cutmix else self.cutmix > 0
@@ -48,7 +53,10 @@ class Mixing:
         return self._cut(partner, weight, generator) if cuts else Mix(partner, weight)
 
     def _cut(self, partner: int, weight: float, generator: np.random.Generator) -> Mix:
-        """A box of the share 1 - weight around any pixel, cut at the edges; the weight is then what is left of the row's own pixels."""
+        """Draw a box with the area share 1 - weight around any pixel, clipped at the edges.
+
+        The weight becomes the share of the row's own pixels that are left.
+        """
         middle_x, middle_y = int(generator.integers(self.width)), int(generator.integers(self.height))
         half = 0.5 * (1 - weight) ** 0.5
         half_width, half_height = int(half * self.width), int(half * self.height)
@@ -57,7 +65,7 @@ class Mixing:
         return Mix(partner, 1 - (bottom - top) * (right - left) / (self.height * self.width), (top, bottom, left, right))
 
     def pixels(self, own: torch.Tensor, partner: torch.Tensor, mix: Mix) -> torch.Tensor:
-        """(3, H, W) uint8 of two images (3, H, W) uint8."""
+        """Return the mixed image, (3, H, W) uint8, of two images (3, H, W) uint8."""
         if mix.box is None:
             return (own.float() * mix.weight + partner.float() * (1 - mix.weight)).round_().to(torch.uint8)
         top, bottom, left, right = mix.box
@@ -66,7 +74,10 @@ class Mixing:
         return mixed
 
     def label(self, own: Any, partner: Any, mix: Mix) -> torch.Tensor:
-        """(num_outputs,) float32: the share of each class, or of each label's yes. Labels: a class number, or (num_outputs,) already."""
+        """Return the mixed label, (num_outputs,) float32: the share of each class or label.
+
+        `own` and `partner`: a class number, or already (num_outputs,).
+        """
         return self._shares(own) * mix.weight + self._shares(partner) * (1 - mix.weight)
 
     def _shares(self, label: Any) -> torch.Tensor:
@@ -78,7 +89,11 @@ class Mixing:
 
 
 def mixing_of(recipe: Recipe, rule: Preprocessing, num_outputs: int, labels: np.ndarray) -> Mixing | None:
-    """What a recipe mixes of training rows with these encoded `labels`; None: nothing. In balanced epochs partners are balanced too."""
+    """Return the `Mixing` of a recipe for training rows with these encoded `labels`; None if the recipe
+    has none.
+
+    In class-balanced epochs partners are balanced too.
+    """
     config = recipe.augmentation
     if not config.mixup and not config.cutmix:
         return None

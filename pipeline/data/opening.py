@@ -1,4 +1,6 @@
-"""Opening image files of strangers: which formats, and how much memory and time one may take, known before its pixels are decoded."""
+"""Open image files from unknown sources safely: allowed formats, and limits on memory and time that are
+checked before decoding.
+"""
 
 from __future__ import annotations
 
@@ -24,27 +26,29 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-Image.MAX_IMAGE_PIXELS = 128_000_000  # beyond it an image is refused: a decompression bomb, or a scan to shrink first
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # once for all: warning filters cannot be changed safely in threads
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of damaged metadata, which counts as absent
+Image.MAX_IMAGE_PIXELS = 128_000_000  # larger images are refused: a decompression bomb, or a scan that must be shrunk first
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # set once: changing warning filters in threads is not safe
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # about damaged metadata, which counts as absent
 
-REDUCIBLE = ("JPEG", "MPO")  # formats that are decoded at a half, a quarter or an eighth of their size for less
-# Nothing that starts another program (PostScript), asks another library for its pixels, or is a film; not JPEG 2000, whose decoder ends the
-# whole process on some damaged files. The content decides, not the name.
+REDUCIBLE = ("JPEG", "MPO")  # formats that decode faster at a half, a quarter or an eighth of their size
+# Left out are formats that start another program (PostScript) or use other libraries, films, and JPEG 2000,
+# whose decoder crashes the whole process on some damaged files. The format is recognised from the content,
+# not the name.
 FORMATS = ("PNG", *REDUCIBLE, "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "PPM", "TGA", "ICO", "DDS", "PCX", "SGI", "QOI")
-READ_WHOLE = ("WEBP", "AVIF")  # whose file is read into memory to see what is in it
-SMALL_FILES = (*READ_WHOLE, *REDUCIBLE)  # formats that are small on disk: looked for in files of at most MAX_READ_BYTES
+READ_WHOLE = ("WEBP", "AVIF")  # opening these reads the whole file into memory
+SMALL_FILES = (*READ_WHOLE, *REDUCIBLE)  # formats that are small on disk: accepted only up to MAX_READ_BYTES
 
 MAX_FILE_BYTES = 1_100_000_000  # 128 megapixels of four 16-bit channels
-MAX_READ_BYTES = 256_000_000  # of a file in SMALL_FILES
-MAX_DECODED_BYTES = 1_500_000_000  # what decoding one image may take, see `decoded_bytes`
-LARGE_BYTES = 256_000_000  # images that take more are decoded one at a time on this machine, by whatever process
+MAX_READ_BYTES = 256_000_000  # largest file in SMALL_FILES
+MAX_DECODED_BYTES = 1_500_000_000  # memory for decoding one image, see `decoded_bytes`
+LARGE_BYTES = 256_000_000  # only one image above this is decoded at a time on this machine, over all processes
 MAX_SCANS = 100  # of a progressive JPEG; cameras and editors write about ten
 START_OF_SCAN = b"\xff\xda"
-SCANNED_PIXELS = 2_000_000_000  # scans x pixels: some ten seconds
-# The most that a format's compression can give: deflate 1,032 bytes a byte; a JPEG needs a bit for each block of 64 pixels.
+SCANNED_PIXELS = 2_000_000_000  # scans x pixels: about ten seconds
+# The highest compression of a format: deflate 1,032 bytes per byte; a JPEG needs one bit for each block of 64
+# pixels.
 MAX_RATIO = {"PNG": 1_032, "JPEG": 1_032, "MPO": 1_032, "BMP": 256, "DIB": 256, "PPM": 256, "TGA": 256, "PCX": 256, "SGI": 256, "DDS": 256}
-STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # of a pixel in Pillow, 4 in other modes
+STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # bytes per pixel in Pillow; 4 in other modes
 FILE_BITS = {
     "1": 1,
     "L": 1,
@@ -56,29 +60,31 @@ FILE_BITS = {
     "I;16": 16,
     "I": 16,
     "F": 32,
-}  # at least, of a pixel in the file
+}  # smallest number of bits per pixel in the file
 
-# What Pillow's decoders and the libraries under them raise on damage (AVIF: RuntimeError; DDS: NotImplementedError, a RuntimeError too).
+# Errors of Pillow's decoders and their libraries on damaged files (AVIF: RuntimeError; DDS:
+# NotImplementedError, a subclass).
 DAMAGE = (ValueError, SyntaxError, EOFError, LookupError, TypeError, RuntimeError, ArithmeticError, struct.error)
-# What says nothing of the image: a process that has too much open, a drive that fails or is gone.
+# Errors that do not come from the image: too many open files, a failing or missing drive.
 OF_THE_SYSTEM = ("EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE", "ENOTCONN", "EREMOTEIO", "ENODEV")
 _SYSTEM_NUMBERS = {getattr(errno, name) for name in OF_THE_SYSTEM if hasattr(errno, name)}  # Windows lacks some
 _TURN = threading.Lock()
 
 
 class BadImage(Exception):
-    """An image that cannot be decoded; the text says why, without the path."""
+    """An image that cannot be decoded; the text gives the reason, without the path."""
 
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Image.Image]:
-    """The file at `path`, its header read and its pixels not: see `images.load`, which belongs inside the block.
+    """Open the file at `path` and read its header, not its pixels: call `images.load` inside the block.
 
-    Images that take much memory are let in one at a time: keep in the block what needs their pixels.
+    Only one image that needs much memory is open at a time, so work that needs its pixels belongs into the
+    block.
 
     Raises:
         BadImage: as `images.decode` does.
-        OSError: the system, not the image, is at fault (see `OF_THE_SYSTEM`).
+        OSError: an error of the system, not of the image (see `OF_THE_SYSTEM`).
     """
     try:
         with ExitStack() as stack:
@@ -92,9 +98,9 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         raise BadImage("no such file") from None
     except Image.UnidentifiedImageError:
         num_bytes = Path(path).stat().st_size
-        large = f"a file of {human_size(num_bytes)}, and no PNG, TIFF or BMP" if num_bytes > MAX_READ_BYTES else "not an image"
+        large = f"a file of {human_size(num_bytes)} that is not a PNG, TIFF or BMP" if num_bytes > MAX_READ_BYTES else "not an image"
         raise BadImage(large if num_bytes else "empty file") from None
-    except OSError as error:  # without the path, which the caller knows
+    except OSError as error:  # the caller knows the path
         if error.errno in _SYSTEM_NUMBERS:
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise BadImage(error.strerror or str(error) or type(error).__name__) from None
@@ -103,12 +109,14 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
 
 
 def reopened(image: Image.Image) -> Image.Image | None:
-    """An opened image once more, without its metadata; None where its format has none that matters, or it cannot be read."""
+    """Open an image again without its metadata; None where its format has none that matters, or it cannot
+    be read.
+    """
     return _without_metadata(image.filename) if getattr(image, "filename", "") else None
 
 
 def decoded_bytes(image: Image.Image) -> int:
-    """The memory that an opened image takes at most until it is RGB in an array of its own, from its header."""
+    """Return the largest memory that an opened image needs until it is an RGB array, from its header."""
     per_pixel = STORED_BYTES.get(image.mode, 4) + (0 if image.mode == "RGB" else 4) + 3
     if image.info.get("progressive"):
         per_pixel += 6  # libjpeg keeps the coefficients
@@ -118,23 +126,23 @@ def decoded_bytes(image: Image.Image) -> int:
 
 
 def refuse_many_scans(image: Image.Image, content: bytes | None = None) -> None:
-    """Nothing for an opened JPEG of a sensible number of scans; `content` where its file has been read.
+    """Check that an opened JPEG does not have too many scans. `content`: the file, if it was already read.
 
     Raises:
-        BadImage: each scan passes over the whole image, and there are hundreds.
+        BadImage: there are hundreds of scans, and each passes over the whole image.
     """
     if content is None:
         image.fp.seek(0)
         content = image.fp.read(MAX_READ_BYTES)
     if not image.info.get("progressive") and _has_one_scan(content, len(image.getbands())):
-        return  # counting takes a tenth of decoding
+        return  # counting the scans would take a tenth of the decoding time
     scans = content.count(START_OF_SCAN)
     if scans > MAX_SCANS or (scans > 12 and scans * image.width * image.height > SCANNED_PIXELS):
         raise BadImage(f"a JPEG of {scans} scans, which would take minutes")
 
 
 def _has_one_scan(content: bytes, components: int) -> bool:
-    """Whether the first scan holds all components: then libjpeg reads no other."""
+    """Return True if the first scan holds all components: then libjpeg reads no other."""
     place = 2
     while content[place : place + 1] == b"\xff":
         if content[place : place + 2] == START_OF_SCAN:
@@ -150,25 +158,25 @@ def _formats(small: bool) -> tuple[str, ...]:
 
 
 def _open(path: str | Path) -> Image.Image:
-    """The image at `path`; without its metadata, where only that is damaged."""
+    """Open the image at `path`; if only its metadata is damaged, without them."""
     found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # a pipe would be waited for
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # reading a pipe could wait for ever
         raise BadImage("not a file")
     if found.st_size > MAX_FILE_BYTES:
-        raise BadImage(f"a file of {human_size(found.st_size)}; at most {human_size(MAX_FILE_BYTES)} are read")
+        raise BadImage(f"a file of {human_size(found.st_size)}; the limit is {human_size(MAX_FILE_BYTES)}")
     try:
         image = Image.open(path, formats=_formats(found.st_size <= MAX_READ_BYTES))
-        if image.format == "TIFF" and metadata.hides_tags(image.fp) and (mended := _without_metadata(path)):
+        if image.format == "TIFF" and metadata.hides_tags(image.fp) and (repaired := _without_metadata(path)):
             image.close()
-            return mended
+            return repaired
         return image
     except Image.DecompressionBombError:
         raise
     except (OSError, *DAMAGE):
-        mended = _without_metadata(path)
-        if mended is None:
+        repaired = _without_metadata(path)
+        if repaired is None:
             raise
-        return mended
+        return repaired
 
 
 def _without_metadata(path: str | Path) -> Image.Image | None:
@@ -184,10 +192,10 @@ def _without_metadata(path: str | Path) -> Image.Image | None:
 
 
 def _refuse_giant(image: Image.Image, path: str | Path) -> int:
-    """`decoded_bytes` of an opened image that may be decoded.
+    """Return `decoded_bytes` of an opened image after checking its size.
 
     Raises:
-        BadImage: it would take too much memory, or its file is too small to hold what its header claims.
+        BadImage: it would need too much memory, or its file is too small for the size in its header.
     """
     pixels = image.width * image.height
     if pixels > Image.MAX_IMAGE_PIXELS:
@@ -198,18 +206,18 @@ def _refuse_giant(image: Image.Image, path: str | Path) -> int:
     if image.format in MAX_RATIO and pixels * bits > 8 * MAX_RATIO[image.format] * file_bytes:
         raise BadImage(f"truncated: {file_bytes:,} bytes cannot hold {size}")
     if num_bytes > MAX_DECODED_BYTES:
-        raise BadImage(f"{size} would take {human_size(num_bytes)} to decode, at most {human_size(MAX_DECODED_BYTES)} are allowed")
+        raise BadImage(f"{size} would need {human_size(num_bytes)} to decode; the limit is {human_size(MAX_DECODED_BYTES)}")
     return num_bytes
 
 
 @contextmanager
 def _turn() -> Iterator[None]:
-    """Wait until no other process or thread is in such a block; ended with the process, however that ends."""
+    """Wait until no other process or thread is in such a block. The lock ends with the process."""
     with ExitStack() as stack:
         if fcntl is None:
             stack.enter_context(_TURN)
         else:
-            file = stack.enter_context(open(__file__, "rb"))  # each its own: a lock belongs to who opened the file
+            file = stack.enter_context(open(__file__, "rb"))  # every caller opens it: a lock belongs to the open file
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield

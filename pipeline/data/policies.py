@@ -1,4 +1,5 @@
-"""Augmentation by torchvision's own: a policy of many changes before the image is normalised, erased boxes after.
+"""torchvision's augmentation policies, applied before the image is normalised, and random erasing, applied
+afterwards.
 
 Both draw from torch's default generator, which the caller seeds.
 """
@@ -17,9 +18,11 @@ POLICIES = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugment
 
 
 def policy(config: Augmentation) -> Callable[[Image.Image], Image.Image] | None:
-    """torchvision's RandAugment (two changes of magnitude 9 of 30) or TrivialAugmentWide (one of any magnitude); None: no policy.
+    """Return torchvision's RandAugment (two changes of magnitude 9 of 30) or TrivialAugmentWide (one of
+    any magnitude).
 
-    For images of Pillow: its filters give the same bytes in any number of threads, which torch's means over an image do not.
+    None: no policy. They work on Pillow images: Pillow's filters give the same bytes with any number of
+    threads, torch's means over an image do not.
     """
     if config.policy == "none":
         return None
@@ -27,20 +30,25 @@ def policy(config: Augmentation) -> Callable[[Image.Image], Image.Image] | None:
 
 
 def erased_box(probability: float, height: int, width: int) -> torch.Tensor:
-    """(4,) int64: top, left, height and width of what is erased of an image; a height of 0 where nothing is.
+    """Return top, left, height and width of the box to erase, (4,) int64; a height of 0 if nothing is
+    erased.
 
     Scale and ratio of the box are torchvision's: 0.02 to 0.33 of the area, 0.3 to 3.3.
     """
     if torch.rand(1) >= probability:
         return torch.zeros(4, dtype=torch.int64)
     drawn = v2.RandomErasing().make_params([torch.empty(3, height, width, device="meta")])
-    if drawn["v"] is None:  # ten boxes were drawn, and none fits
+    if drawn["v"] is None:  # none of ten random boxes fits
         return torch.zeros(4, dtype=torch.int64)
     return torch.tensor([drawn[side] for side in ("i", "j", "h", "w")])
 
 
 def erase(pixel_values: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """Normalised `pixel_values` (B, 3, H, W) with 0, the mean, in the `boxes` (B, 4) of `erased_box`; on the tensors' own device."""
+    """Return normalised `pixel_values` (B, 3, H, W) with 0 (the mean) inside the `boxes` (B, 4) of
+    `erased_box`.
+
+    Works on the tensors' own device.
+    """
     top, left, height, width = boxes[:, :, None, None, None].unbind(1)
     rows = torch.arange(pixel_values.shape[2], device=boxes.device).view(-1, 1)
     columns = torch.arange(pixel_values.shape[3], device=boxes.device)

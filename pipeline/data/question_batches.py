@@ -1,4 +1,6 @@
-"""Questions with their images to batches: each image of a batch once, questions padded to the longest beside them."""
+"""Batches of questions with their images: each image of a batch once, questions padded to the longest of
+the batch.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,20 @@ from pipeline.data.loader import Loader
 from pipeline.open_files import QUESTION_TENSORS
 
 Key = tuple[int, list[int]]  # (epoch, rows)
-KEPT_BYTES = 1_000_000_000  # decoded images held in memory between epochs, in the process that decodes them
+KEPT_BYTES = 1_000_000_000  # decoded images that a decoding process keeps in memory between epochs
 
 
 class QuestionDataset(Dataset):
     """`dataset[epoch, rows]` -> one batch of B questions about I images.
 
-    pixels (I, 3, H, W) uint8, image_index (B,) int64 (which image a question is about), input_ids and attention_mask (B, T) int64,
-    label, row (B,) int64, bad (B,) bool. What an image looks like depends on (seed, epoch, image): its questions see the same one.
+    pixels (I, 3, H, W) uint8, image_index (B,) int64 (the image of each question), input_ids and
+    attention_mask (B, T) int64, label, row (B,) int64, bad (B,) bool. The random changes of an image depend
+    on (seed, epoch, image), so all its questions see the same.
 
-    images: the images, each once; image_of_row[row]: the image of a question; labels[row]: its answer's class.
-    Where `picture_features` (num_images, ...) are set, their rows come as image (I, ...) in place of pixels; of `question_features`
-    (num_rows, D) as question (B, D) in place of input_ids and attention_mask.
+    images: each image once; image_of_row[row]: the image of a question; labels[row]: the class of its answer.
+    If `picture_features` (num_images, ...) are set, a batch holds picture (I, ...) instead of pixels; if
+    `question_features` (num_rows, D) are set, it holds question (B, D) instead of input_ids and
+    attention_mask.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class QuestionDataset(Dataset):
         return batch | (self.tokens(rows) if self.question_features is None else {"question": self.question_features[rows]})
 
     def tokens(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        """input_ids and attention_mask (B, T) int64 of the questions `rows`, padded to the longest."""
+        """Return input_ids and attention_mask (B, T) int64 of the questions `rows`, padded to the longest."""
         longest = max(len(self.token_ids[row]) for row in rows)
         input_ids = torch.full((len(rows), longest), self.pad_id)
         attention_mask = torch.zeros(len(rows), longest, dtype=torch.int64)
@@ -80,9 +84,10 @@ class QuestionDataset(Dataset):
 
 
 def question_order(image_of_row: Sequence[int], seed: int, epoch: int, group_by_image: bool) -> np.ndarray:
-    """(num_rows,) int64: the order in which an epoch visits the questions; another one for every (seed, epoch).
+    """Return the order of the questions in an epoch, (num_rows,) int64; different for every (seed, epoch).
 
-    With `group_by_image` the images come in random order, each with its questions, in random order too, one after the other.
+    With `group_by_image` the images are in random order, and the questions of an image stand together, also
+    in random order.
     """
     order, image_of_row = epoch_order(len(image_of_row), seed, epoch), np.asarray(image_of_row)
     if not group_by_image or not len(order):
@@ -92,11 +97,15 @@ def question_order(image_of_row: Sequence[int], seed: int, epoch: int, group_by_
 
 
 def picture_order(image_of_row: Sequence[int]) -> np.ndarray:
-    """(num_rows,) int64: the rows with the questions of an image side by side, for evaluation: each image is computed once or twice."""
+    """Return the rows sorted by image, (num_rows,) int64, for evaluation: each image is then computed once
+    or twice.
+    """
     return np.argsort(np.asarray(image_of_row), kind="stable")
 
 
 def make_question_loader(dataset: QuestionDataset, batches: Iterable[list[int]], epoch: int = 0, workers: int = 0) -> Loader:
-    """A loader of exactly `batches` (lists of rows), in that order; see `QuestionDataset` for what one holds."""
+    """Return a loader of exactly `batches` (lists of rows), in that order; see `QuestionDataset` for the
+    contents.
+    """
     keys = [(epoch, rows) for rows in batches]
     return Loader(dataset, min(workers, len(keys)), QUESTION_TENSORS, batch_size=None, sampler=keys)

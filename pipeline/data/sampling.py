@@ -1,4 +1,4 @@
-"""Class-balanced epochs, and which shares of the classes a model is then trained on."""
+"""Class-balanced epochs, and the class frequencies that a model is trained with."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ DRAW = 2  # (seed, epoch, 2): 1 is the order of images in `question_batches`
 
 
 def rows_by_class(labels: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-    """The row numbers of each class that has rows, in the order of the classes."""
+    """Return the row numbers of each class that has rows, in the order of the classes."""
     labels = np.asarray(labels)
     return [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
 
 def balanced_order(labels: Sequence[int] | np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """(N,) int64: the rows of an epoch in which every class comes as often as the others (to one row), as many rows as `labels` has.
+    """Return the rows of a class-balanced epoch, (N,) int64, with as many rows as `labels` has.
 
-    A class with fewer rows than its part is passed whole, then again in another order; of a larger one as many rows as its part are drawn.
-    A row that comes again has the number row + N, then row + 2 N: see `ImageDataset`. Another draw for every (seed, epoch).
+    All classes have equal numbers of rows, up to one. A small class is used completely, then again in another
+    order; from a large class a random part is drawn. A repeated row has the number row + N, then row + 2 N:
+    see `ImageDataset`. The draw differs for every (seed, epoch).
     """
     generator, count = np.random.default_rng((seed, epoch, DRAW)), len(labels)
     groups = rows_by_class(labels)
@@ -35,9 +36,11 @@ def balanced_order(labels: Sequence[int] | np.ndarray, seed: int, epoch: int) ->
 
 
 def trained_prior(shares: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """(O,) float32: the shares of the classes that the probabilities of a trained model stand for, from those of its training rows.
+    """Return the class frequencies that the model's probabilities assume, (O,) float32. `shares`: of its
+    training rows.
 
-    Balanced epochs: equal ones. Logit adjustment: shares ** (1 - tau), which are equal at tau 1 (Menon et al. 2021, section 4).
+    Class-balanced epochs: equal frequencies. Logit adjustment: shares ** (1 - tau), which are equal at tau 1
+    (Menon et al. 2021, section 4).
     """
     if recipe.data.sampling == "classes":
         known = shares > 0

@@ -1,4 +1,7 @@
-"""Questions to token ids: a pretrained model's own tokenizer, or one built from the training questions for a model trained from nothing."""
+"""Tokenize questions: with a pretrained model's tokenizer, or with one built from the training questions.
+
+The latter is for a text model that is trained from random weights.
+"""
 
 from __future__ import annotations
 
@@ -15,33 +18,35 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from pipeline.errors import UserError
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-MAX_WORDS = 30_000  # about as many as BERT's pieces
+MAX_WORDS = 30_000  # about the size of BERT's vocabulary
 
 
 @dataclass(frozen=True)
 class QuestionTokenizer:
-    """A tokenizer and the length at which it cuts."""
+    """A tokenizer and its maximum length in tokens."""
 
     tokenizer: Any  # transformers' fast tokenizer
     max_tokens: int
 
     @property
     def pad_id(self) -> int:
-        """The token that fills a batch up to its longest question; attention passes it over."""
+        """The id of the padding token, which attention ignores."""
         return self.tokenizer.pad_token_id
 
     def encode(self, questions: Sequence[str]) -> list[list[int]]:
-        """The token ids of each question with the model's own special tokens, at most `max_tokens`; not padded."""
+        """Return the token ids of each question with special tokens, at most `max_tokens`; not padded."""
         return self.tokenizer(list(questions), truncation=True, max_length=self.max_tokens)["input_ids"] if questions else []
 
     def notes(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
-        """What a person should know of how these questions were read: cut ones, pieces that the vocabulary lacks."""
+        """Return notes for the user: how long the questions are, how many were cut, and a warning about
+        unknown tokens.
+        """
         cut = sum(len(ids) >= self.max_tokens for ids in token_ids)
         pieces = sum(len(ids) for ids in token_ids)
         unknown = sum(list(ids).count(self.tokenizer.unk_token_id) for ids in token_ids)
         notes = [f"questions: {max(map(len, token_ids), default=0)} tokens at most, {len(self.tokenizer):,} in the vocabulary"]
         if cut:
-            notes.append(f"{cut:,} questions reach {self.max_tokens} tokens and are cut there (data.max_question_tokens)")
+            notes.append(f"{cut:,} questions reach the limit of {self.max_tokens} tokens and are cut (data.max_question_tokens)")
         if pieces and unknown / pieces > 0.05:
             notes.append(
                 f"WARNING: {unknown / pieces:.0%} of the questions' tokens are unknown to the text model: was it made for this language?"
@@ -54,24 +59,26 @@ class QuestionTokenizer:
 
 
 def load_tokenizer(source: str, max_tokens: int) -> QuestionTokenizer:
-    """The tokenizer at `source` (hub id or folder).
+    """Return the tokenizer at `source` (hub id or folder).
 
     Raises:
         UserError: there is none, or it cannot pad.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
-    except Exception as error:  # many kinds, by format and version; all mean that questions cannot be read
+    except Exception as error:  # many kinds, depending on format and version
         raise UserError(f"text_backbone {source}: its tokenizer cannot be loaded: {' '.join(str(error).split())[:200]}") from error
     if tokenizer.pad_token_id is None:
-        raise UserError(
-            f"text_backbone {source}: its tokenizer has no padding token; take an encoder such as google-bert/bert-base-uncased"
-        )
+        raise UserError(f"text_backbone {source}: its tokenizer has no padding token; use an encoder such as google-bert/bert-base-uncased")
     return QuestionTokenizer(tokenizer, max_tokens)
 
 
 def build_tokenizer(questions: Sequence[str], max_tokens: int) -> QuestionTokenizer:
-    """A BERT tokenizer (WordPiece, lower case) whose pieces are the words of `questions` and, for other words, their letters."""
+    """Return a BERT tokenizer (WordPiece, lower case) whose tokens are the words of `questions` and single
+    letters.
+
+    Words that are not in `questions` are split into letters.
+    """
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     words = Counter(word for text in questions for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     letters = sorted({*ascii_lowercase, *digits, *(letter for word in words for letter in word)})

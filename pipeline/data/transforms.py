@@ -1,4 +1,4 @@
-"""Images to tensors: the preprocessing rule that is saved with the weights, and the augmentation of training."""
+"""Images to tensors: the preprocessing, which is saved with the weights, and the augmentation of training."""
 
 from __future__ import annotations
 
@@ -17,17 +17,27 @@ from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json, write_json
 from pipeline.recipe import Augmentation
 
-MAX_SIDE = 16_384  # pixels; no model reads larger images
-KNOWN_STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"}  # the last is about masks
+MAX_SIDE = 16_384  # pixels; no model takes larger images
+KNOWN_STEPS = {
+    "do_resize",
+    "do_center_crop",
+    "do_rescale",
+    "do_normalize",
+    "do_convert_rgb",
+    "do_reduce_labels",
+}  # the last concerns only masks
 OWN_RESIZING = ("LevitImageProcessor", "PerceiverImageProcessor", "TextNetImageProcessor")
-CROP_SHARE = {"ConvNextImageProcessor": 224 / 256, "PoolFormerImageProcessor": 0.9}  # their crop_pct, where the file has none
+CROP_SHARE = {"ConvNextImageProcessor": 224 / 256, "PoolFormerImageProcessor": 0.9}  # their default crop_pct
 BARE_SIZE_IS_SHORTER_SIDE = (*CROP_SHARE, "BitImageProcessor", "CLIPImageProcessor")
 BICUBIC_BY_DEFAULT = ("BeitImageProcessor", "DeiTImageProcessor", *BARE_SIZE_IS_SHORTER_SIDE)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the model's input. Resizing is Pillow's on 8-bit pixels: torchvision's differs by up to 2e-3 in the logits."""
+    """The preprocessing of an image for the model.
+
+    Pillow resizes 8-bit pixels; with torchvision the logits would differ by up to 2e-3.
+    """
 
     height: int
     width: int
@@ -37,10 +47,10 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     processor_type: str = "BeitImageProcessor"
-    intensity: Intensity | None = None  # what is black and white in images of more than 8 bits; None: their types' own ranges
+    intensity: Intensity | None = None  # black and white of images of more than 8 bits; None: the range of their type
 
     def resize(self, image: Image.Image) -> Image.Image:
-        """The RGB image at (height, width), as in evaluation."""
+        """Return the RGB image at (height, width), as in evaluation."""
         if self.resize_to is None:
             return image.resize((self.width, self.height), self.resample)
         if isinstance(self.resize_to, tuple):
@@ -52,13 +62,13 @@ class Preprocessing:
         return image.crop((left, top, left + self.width, top + self.height))
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) uint8 -> float32, (pixels * scale - mean) / std, on the tensor's own device."""
+        """Return float32 (pixels * scale - mean) / std of (B, 3, H, W) uint8, on the tensor's own device."""
         mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
         return pixels.float().mul_(self.scale).sub_(mean).div_(std)
 
     def at_size(self, image_size: int) -> Preprocessing:
-        """The same rule for square inputs of `image_size` pixels."""
+        """Return the same preprocessing for square inputs of `image_size` pixels."""
         scale, resize_to = image_size / min(self.height, self.width), self.resize_to
         if isinstance(resize_to, tuple):
             resize_to = (round(resize_to[0] * scale), round(resize_to[1] * scale))
@@ -67,12 +77,14 @@ class Preprocessing:
         return replace(self, height=image_size, width=image_size, resize_to=resize_to)
 
     def resized(self, how: str | None) -> Preprocessing:
-        """The same rule with the whole image stretched ("square"), or its shorter side resized and the middle kept ("crop").
+        """Return the same preprocessing with another way of resizing.
 
-        None, or where it does so already: as it is. "crop" is torchvision's Resize(size) and CenterCrop(size), as the examples of
-        transformers and PEFT predict; of an image that is stretched and then cropped, the share that is cut off stays.
+        "square": the whole image is stretched. "crop": the shorter side is resized and the middle is kept, as
+        torchvision's Resize(size) and CenterCrop(size) do, and the examples of transformers and PEFT. If an
+        image is stretched and then cropped, the share that is cut off stays. None, or the same way: no
+        change.
         """
-        if how == "square" and self.resize_to is not None:  # processors of these types take such a size
+        if how == "square" and self.resize_to is not None:  # processors of this type accept such a size
             return replace(self, resize_to=None, processor_type="ViTImageProcessor")
         if how == "crop" and not isinstance(self.resize_to, int):
             shorter = min(self.resize_to) if self.resize_to else max(self.height, self.width)
@@ -80,7 +92,7 @@ class Preprocessing:
         return self
 
     def save(self, folder: Path) -> None:
-        """Write `preprocessor_config.json` as transformers' image processors read it."""
+        """Write `preprocessor_config.json` in the form of transformers' image processors."""
         crops = self.resize_to is not None
         if isinstance(self.resize_to, int):
             size = {"shortest_edge": self.resize_to}
@@ -106,10 +118,12 @@ class Preprocessing:
 
 
 def read_preprocessing(path: Path, default_size: int) -> Preprocessing:
-    """The rule in a `preprocessor_config.json` of any age (`feature_extractor_type` and bare sizes are 2022's spelling).
+    """Return the preprocessing in a `preprocessor_config.json` of any version.
+
+    `feature_extractor_type` and sizes as plain numbers are the form of 2022.
 
     Raises:
-        UserError: the file is not JSON, or asks for a step this project does not have.
+        UserError: the file is not JSON, or has a step that is not supported.
     """
     values = read_json(path)
     if not isinstance(values, dict):
@@ -124,7 +138,7 @@ def read_preprocessing(path: Path, default_size: int) -> Preprocessing:
     default_resample = Image.Resampling.BICUBIC if kind in BICUBIC_BY_DEFAULT else Image.Resampling.BILINEAR
     normalizes = values.get("do_normalize", True)
     scale = values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1.0
-    if kind in CROP_SHARE:  # written again with what its arithmetic comes to, for a processor that has none
+    if kind in CROP_SHARE:  # will be saved with its computed sizes, as a processor without crop_pct
         kind = "BitImageProcessor" if resize_to else "ViTImageProcessor"
     return Preprocessing(
         height=height,
@@ -140,12 +154,15 @@ def read_preprocessing(path: Path, default_size: int) -> Preprocessing:
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
-    """An RGB image as (3, H, W) uint8."""
+    """Return an RGB image as (3, H, W) uint8."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def augmenter(config: Augmentation, rule: Preprocessing) -> v2.Compose:
-    """Training's image -> image transform at the rule's size, from torchvision; it draws from torch's default generator."""
+    """Return the training transform, image -> image at the size of the model's input.
+
+    It is torchvision's and draws from torch's default generator.
+    """
     interpolation = _interpolation(rule.resample)
     steps: list[Any] = []
     if config.rotation_degrees:
@@ -191,20 +208,18 @@ def _impossible_values(values: dict[str, Any]) -> list[str]:
         if name in values and not isinstance(values[name], str):
             problems.append(f"{name}: {values[name]!r}; expected the name of an image processor")
     if KEY in values and read_record(values[KEY]) is None:
-        problems.append(f"{KEY}: {values[KEY]!r}; expected {Intensity().record()}: what is black and what white, the lower first")
+        problems.append(f"{KEY}: {values[KEY]!r}; expected {Intensity().record()}: the values of black and white, the lower first")
     return problems
 
 
 def _unknown_steps(values: dict[str, Any], kind: str) -> list[str]:
-    problems = [
-        f"{name}: true is a step this project does not have" for name in sorted(values) if values[name] is True and _changes_pixels(name)
-    ]
+    problems = [f"{name}: true is not supported" for name in sorted(values) if values[name] is True and _changes_pixels(name)]
     if not values.get("do_resize", True):
         problems.append("do_resize: false (images of any size cannot be batched)")
     if values.get("resample", 0) not in pil_modes_mapping.values():
         problems.append(f"resample: {values['resample']} is not one of Pillow's filters ({sorted(pil_modes_mapping.values())})")
     if kind in OWN_RESIZING:
-        problems.append(f"{kind} resizes in a way of its own that this project does not have")
+        problems.append(f"{kind} resizes in its own way, which is not supported")
     return problems
 
 
@@ -213,7 +228,7 @@ def _changes_pixels(name: str) -> bool:
 
 
 def _geometry(values: dict[str, Any], kind: str, default_size: int) -> tuple[int, int, int | tuple[int, int] | None]:
-    """Height and width of the result, and `Preprocessing.resize_to`."""
+    """Return height and width of the result, and `Preprocessing.resize_to`."""
     size, crop = values.get("size", default_size), values.get("crop_size") if values.get("do_center_crop") else None
     if isinstance(size, dict):
         shorter = size.get("shortest_edge")
@@ -223,7 +238,7 @@ def _geometry(values: dict[str, Any], kind: str, default_size: int) -> tuple[int
         stretched = _height_width(size)
         return (*stretched, None) if crop is None else (*_height_width(crop), stretched)
     if kind == "ConvNextImageProcessor" and shorter >= 384:
-        return shorter, shorter, None  # above that size it stretches
+        return shorter, shorter, None  # from this size on it stretches
     height, width = (shorter, shorter) if crop is None else _height_width(crop)
     return height, width, int(shorter / (values.get("crop_pct") or CROP_SHARE.get(kind, 1.0)))
 
