@@ -3,7 +3,7 @@
 python inference.py                                           # finetuned_model/ + data/ -> predictions.csv
 python inference.py --model finetuned_model/digits --data data/digits --output data/digits/predictions.csv
 python inference.py --model runs/folds                        # the mean of its models
-python inference.py --model runs/a runs/b runs/folds          # the mean of several runs, also with different backbones
+python inference.py --model runs/a runs/b runs/folds          # the mean of several runs, also of different backbones
 torchrun --standalone --nproc-per-node 2 inference.py --model runs/a    # images divided between two GPUs, same result
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         prog="inference.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -71,10 +71,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write a checked predictions file. Returns the exit code.
+    """Write a checked predictions file. Return the exit code.
 
     Raises:
-        UserError: no model, no test images, or predictions that do not fit the competition; see pipeline/errors.py.
+        UserError: no model, no test images, or predictions that do not fit the competition; see
+            pipeline/errors.py.
     """
     args = parse(argv)
     if args.batch_size < 1:
@@ -137,7 +138,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def what_was_checked(competition: Competition, compared: str | None) -> str:
-    """The end of the last line: which checks the file passed. `compared`: the result of `check_belongs`."""
+    """Return the end of the last line: which checks the file passed. `compared`: the result of
+    `check_belongs`.
+    """
     if competition.form.path is None:
         checked = "checked: an id for each test image (there is no sample submission to compare with)"
     else:
@@ -148,8 +151,9 @@ def what_was_checked(competition: Competition, compared: str | None) -> str:
 
 
 def predict_once(run: Run, competition: Competition, batch_size: int, precision: str, kept: Kept) -> Predictions:
-    """The run's predictions: read from its folder if it predicted these images before, else computed and kept
-    there.
+    """Return the run's predictions, read from its folder if it predicted these images before.
+
+    Otherwise they are computed and kept there.
 
     Raises:
         UserError: the model cannot be rebuilt, or no test image can be decoded.
@@ -169,8 +173,7 @@ def predict_once(run: Run, competition: Competition, batch_size: int, precision:
 
 
 def copy_unsent(output: Path) -> Path | None:
-    """The path of a copy of an existing predictions file that was never submitted; None when there is nothing
-    to keep.
+    """Copy an existing predictions file that was never submitted. Return the path of the copy, or None.
 
     Raises:
         UserError: submissions.csv cannot be read, so it is unknown what was submitted.

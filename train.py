@@ -1,13 +1,14 @@
-"""Fine-tune a pretrained vision transformer (for visual question answering: with a text model) on a competition folder.
+"""Fine-tune a pretrained vision transformer (for visual question answering: with a text model) on a
+competition folder.
 
 python train.py --epochs 25                                   # the default recipe on data/
 python train.py --recipe vit-base-224 --data data/birds       # another recipe
 python train.py --lora-rank 0 --set optimizer.lr=2e-5         # full fine-tuning, another learning rate
-python train.py --resume                                      # go on after an interruption
+python train.py --resume                                      # continue after an interruption
 python train.py --resume changed --lr 1e-5                    # the same with another learning rate
-torchrun --standalone --nproc-per-node 2 train.py --epochs 25  # two cards, one model
-python train.py --folds 5 --output runs/folds                 # five models; each row is predicted by the model that did not train on it
-python train.py --plan 9h                                     # write a recipe for what can be trained in nine hours
+torchrun --standalone --nproc-per-node 2 train.py --epochs 25 # two GPUs, one model
+python train.py --folds 5 --output runs/folds                 # five models, each validated on other rows
+python train.py --plan 9h                                     # write a recipe that fits into nine hours
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; flags that are not given are None."""
+    """Return the command line; flags that are not given are None."""
     parser = argparse.ArgumentParser(
         prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -106,7 +107,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def minutes(text: str) -> float:
-    """The value of --max-minutes as a finite number of at least 0."""
+    """Return the value of --max-minutes as a finite number of at least 0."""
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text}: expected a number of minutes, 0 or more")
@@ -114,8 +115,9 @@ def minutes(text: str) -> float:
 
 
 def folder_name(text: str) -> str:
-    """`text`, if it is not empty. An unset shell variable gives an empty path, which would mean the current
-    folder.
+    """Return `text` if it is not empty.
+
+    An unset shell variable gives an empty path, which would mean the current folder.
     """
     if not text.strip():
         raise argparse.ArgumentTypeError("expected a folder, found an empty text (is a shell variable unset?)")
@@ -123,10 +125,11 @@ def folder_name(text: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train as the command line says. Returns the exit code.
+    """Train as the command line says. Return the exit code.
 
     Raises:
-        UserError, Interrupted: see pipeline/errors.py; `run_command` turns them into a message and an exit code.
+        UserError, Interrupted: see pipeline/errors.py; `run_command` turns them into a message and an exit
+        code.
     """
     started = time.perf_counter()
     args = parse(argv)
@@ -151,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
 def train_one(
     args: argparse.Namespace, command: str, started: float, recipe: Recipe | None = None, competition: Competition | None = None
 ) -> int:
-    """Train one run, from flags to report page. Returns the exit code.
+    """Train one run, from flags to report page. Return the exit code.
 
     `recipe` and `competition` are given by `pipeline.folds` when the run is one fold.
 

@@ -1,18 +1,20 @@
-"""The pipeline; see README.md. Importing it sets two things: threads that sleep, and one line instead of a traceback outside the environment.
+"""The pipeline; see README.md.
 
-This file is read by any Python 3, also by one that is too old for the others.
+Importing it makes waiting threads sleep, and prints one line instead of a traceback when a package is
+missing. This file must be readable by any Python 3, also by versions that are too old for the other files.
 """
 
 import os
 import sys
 
-# Threads that wait for each other should sleep, not spin. Spinning threads starve loader workers, and each other, on busy cores:
-# a training step of a 3.6 M BEiT took 6.1 s instead of 1.8 s on two cores with two other processes running.
+# Threads that wait for each other should sleep, not spin. Spinning threads take CPU time from loader workers
+# and each other: a training step of a 3.6 M BEiT took 6.1 s instead of 1.8 s on two cores with two other
+# processes running.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _one_line(kind, error, trace):
-    """As `sys.excepthook`, for a package that is missing when a module is loaded: `run_command` has not begun yet."""
+    """Replace `sys.excepthook` for packages that are missing at import: `run_command` does not run yet."""
     from pipeline.errors import outside_the_environment
 
     words = outside_the_environment(error)
@@ -21,10 +23,10 @@ def _one_line(kind, error, trace):
         return
     sys.stderr.write("error: " + words + "\n")
     sys.stderr.flush()
-    os._exit(2)  # a hook cannot choose the exit code otherwise; nothing has begun
+    os._exit(2)  # the only way for a hook to set the exit code; nothing was started yet
 
 
-if sys.version_info < (3, 11):  # noqa: UP036 - nobody checks that before
+if sys.version_info < (3, 11):  # noqa: UP036 - this is the first check
     found = sys.version.split()[0] + " (" + sys.executable + ")"
     sys.stderr.write("error: Python 3.11 or newer is needed, this is " + found + "; `make setup`, then: source .venv/bin/activate\n")
     sys.exit(2)

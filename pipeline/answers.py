@@ -1,4 +1,7 @@
-"""Answers in words, compared as the official VQA evaluation compares them (visualqa.org/evaluation.html; VQAEval of github.com/GT-Vision-Lab/VQA)."""
+"""Compare answers to questions as the official VQA evaluation does.
+
+visualqa.org/evaluation.html; VQAEval of github.com/GT-Vision-Lab/VQA
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from functools import lru_cache
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = ("a", "an", "the")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-# Written without one of their apostrophes they get it back. What would then be another word (its, well, ill, were) is not among them.
+# If one apostrophe of these words is missing, it is added. Words that would then be another word (its, well,
+# ill, were) are not in the list.
 CONTRACTED = (
     "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd how'll "
     "how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't "
@@ -21,18 +25,21 @@ CONTRACTED = (
 
 
 def _without_one(text: str) -> list[str]:
-    """The text without its first apostrophe, without its second, ..."""
+    """Return the text without its first apostrophe, without its second, ..."""
     return [text[: found.start()] + text[found.end() :] for found in re.finditer("'", text)]
 
 
 _WORDS = {number: str(value) for value, number in enumerate(NUMBERS)} | {"none": "0"}
-# The last one is the official table's own turn of phrase, kept so that scores agree.
+# The last one is an error in the official table; it is kept so that scores agree.
 _CONTRACTIONS = {variant: word for word in CONTRACTED.split() for variant in _without_one(word)} | {"somebody'd": "somebodyd"}
 
 
-@lru_cache(maxsize=100_000)  # the same few answers again and again
+@lru_cache(maxsize=100_000)  # few answers occur very often
 def normalize_answer(text: str) -> str:
-    """The answer as the official evaluation compares it: lower case, no punctuation or articles, digits for numbers up to ten."""
+    """Return the answer as the official evaluation compares it.
+
+    Lower case, no punctuation or articles, digits for numbers up to ten.
+    """
     delete_all = re.search(r"\d,\d", text) is not None
     cleaned = text
     for mark in PUNCTUATION:
@@ -44,9 +51,10 @@ def normalize_answer(text: str) -> str:
 
 
 def answer_accuracy(predicted: str, answers: Sequence[str]) -> float:
-    """The official accuracy of one prediction: min(n / 3, 1), n annotators agreeing, averaged over every choice of all annotators but one.
+    """Return the official accuracy of one prediction: min(n / 3, 1), where n annotators agree.
 
-    As officially, texts are normalised only where the annotators differ. An empty `answers` gives 0.
+    It is averaged over leaving out each annotator once. As in the official code, texts are normalised only
+    where the annotators differ. An empty `answers` gives 0.
     """
     predicted, *given = (re.sub(r"[\n\t]", " ", text).strip() for text in (predicted, *answers))
     if len(set(given)) > 1:

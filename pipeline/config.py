@@ -29,12 +29,13 @@ DEFAULT_RECIPE = "beit-large-384-lora"
 
 
 def recipe_names() -> list[str]:
-    """The names of the recipes that come with the project, sorted."""
+    """Return the names of the recipes that come with the project, sorted."""
     return sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
 
 
 def load_recipe(name_or_file: str, overrides: dict[str, Any] | None = None) -> Recipe:
-    """The recipe `name_or_file` (a name, or the path of a YAML file) with dotted-key `overrides` applied.
+    """Return the recipe `name_or_file` (a name, or the path of a YAML file) with dotted-key `overrides`
+    applied.
 
     Raises:
         UserError: no such recipe, not YAML, or keys or values that are not allowed; all are listed.
@@ -54,10 +55,11 @@ def load_recipe(name_or_file: str, overrides: dict[str, Any] | None = None) -> R
 
 
 def validate_recipe(values: dict[str, Any], overrides: dict[str, Any], where: str) -> Recipe:
-    """`values` (nested) with dotted-key `overrides` applied, as a `Recipe`; `where` names the source in messages.
+    """Return `values` (nested) with dotted-key `overrides` applied, as a `Recipe`; `where` names the
+    source in messages.
 
     Raises:
-        UserError: every unknown key (with the nearest valid one) and every value that is not allowed, in one message.
+        UserError: lists every unknown key (with the nearest valid one) and every value that is not allowed.
     """
     problems = []
     for key, value in overrides.items():
@@ -74,8 +76,8 @@ def validate_recipe(values: dict[str, Any], overrides: dict[str, Any], where: st
             for item in items
             if item["type"] != "too_short" or not any(loc[: len(item["loc"])] == item["loc"] != loc for loc in known_bad)
         ]
-        own = [problem_of(item) for item in items if not _said_by(item, overrides)]
-        flags = [problem_of(item) for item in items if _said_by(item, overrides)]
+        own = [problem_of(item) for item in items if not _from_flags(item, overrides)]
+        flags = [problem_of(item) for item in items if _from_flags(item, overrides)]
         heading = (
             f"{where} is not a valid recipe:" if own else f"the command line has values that are not allowed ({where} itself is valid):"
         )
@@ -84,7 +86,8 @@ def validate_recipe(values: dict[str, Any], overrides: dict[str, Any], where: st
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """`--set` arguments such as `lora.rank=8` as a dictionary from dotted key to value (read as YAML).
+    """Return `--set` arguments such as `lora.rank=8` as a dictionary from dotted key to value (read as
+    YAML).
 
     Raises:
         UserError: an argument is not KEY=VALUE, or its value is not YAML.
@@ -105,7 +108,9 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 
 def differences(old: Recipe, new: Recipe) -> dict[str, str]:
-    """`old -> new` for every dotted key whose value differs. The name is left out: it changes no result."""
+    """Return `old -> new` for every dotted key whose value differs, without the name, which changes no
+    result.
+    """
     before, after = (_flat(recipe.model_dump(mode="json", exclude={"name"})) for recipe in (old, new))
     return {key: f"{before.get(key)} -> {after.get(key)}" for key in after if before.get(key) != after.get(key)}
 
@@ -123,7 +128,7 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> list[str]:
 
 
 def known_keys() -> dict[str, FieldInfo]:
-    """Every recipe key in dotted form, with its pydantic field."""
+    """Return every recipe key in dotted form, with its pydantic field."""
     keys = {}
     for name, field in Recipe.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
@@ -134,8 +139,9 @@ def known_keys() -> dict[str, FieldInfo]:
 
 
 def describe_keys(recipe: Recipe, width: int = 100) -> str:
-    """A text with every key, its value in `recipe`, its meaning and the allowed values; at most `width`
-    columns wide.
+    """Return a text with every key, its value in `recipe`, its meaning and the allowed values.
+
+    It is at most `width` columns wide.
     """
     values = _flat(recipe.model_dump(mode="json"))
     fields = known_keys()
@@ -157,7 +163,7 @@ def _as_yaml(value: Any) -> str:
 
 
 def _allowed(annotation: Any) -> str:
-    """`int | auto | null` for a field's type."""
+    """Return the allowed values of a field's type, such as `int | auto | null`."""
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
     if get_origin(annotation) is tuple:
@@ -171,8 +177,8 @@ def _allowed(annotation: Any) -> str:
 
 
 def _hint(dotted: str) -> str:
-    """`; did you mean KEY?`: the same name in another section, else the nearest spelling; empty if none is
-    near.
+    """Return `; did you mean KEY?`: the same name in another section, else the nearest spelling; "" if
+    none is near.
     """
     keys, name = list(known_keys()), dotted.rsplit(".", 1)[-1]
     near = [key for key in keys if key.rsplit(".", 1)[-1] == name] or difflib.get_close_matches(dotted, keys, n=1, cutoff=0.5)
@@ -183,14 +189,14 @@ def _dotted(item: dict[str, Any]) -> str:
     return ".".join(str(part) for part in item["loc"] if isinstance(part, str) and part not in ("int", "literal['auto']"))
 
 
-def _said_by(item: dict[str, Any], overrides: dict[str, Any]) -> bool:
-    """True if the problem is about a value from the command line."""
+def _from_flags(item: dict[str, Any], overrides: dict[str, Any]) -> bool:
+    """Return True if the problem is about a value from the command line."""
     about = _dotted(item) or str(item.get("ctx", {}).get("error", ""))
     return any(about == key or about.startswith((f"{key}.", f"{key}:")) or key.startswith(f"{about}.") for key in overrides)
 
 
 def problem_of(item: dict[str, Any]) -> str:
-    """One line for one pydantic error: the dotted key, the expected and the found value."""
+    """Return one line for one pydantic error: the dotted key, the expected and the found value."""
     dotted = _dotted(item)
     if item["type"] == "extra_forbidden":
         return f"{dotted}: unknown key{_hint(dotted)}"

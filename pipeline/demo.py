@@ -1,8 +1,10 @@
-"""The embedded example: the whole job on handwritten digits, with no account and no download.
+"""The embedded example: the whole job on handwritten digits, without an account or a download.
 
-python -m pipeline.demo                   # make demo: train, predict, check, score, page; in data/digits and finetuned_model/digits only
-python -m pipeline.demo --rebuild-base    # make demo-base: pretrain the tiny base on rendered letters and digits, from nothing
-python -m pipeline.demo --pack            # make the release zip out of the demo's run, and name it in release.yaml
+python -m pipeline.demo                   # make demo: train, predict, check, score, page (writes only to
+                                          # data/digits and finetuned_model/digits)
+python -m pipeline.demo --rebuild-base    # make demo-base: pretrain the tiny base from random weights, on rendered
+                                          # letters and digits
+python -m pipeline.demo --pack            # make the release zip from the demo's run, and name it in release.yaml
 """
 
 from __future__ import annotations
@@ -28,24 +30,25 @@ ROOT = Path(__file__).resolve().parents[1]
 MODELS, DATA = Path("finetuned_model"), Path("data")
 RELEASE = MODELS / "digits-release.zip"
 BASE = MODELS / "glyphs" / "model_beit"
-# What the release brings: all that prediction and another training need, nothing that tells the answers.
+# Files of the release: everything for prediction and for another training, without the true labels of the
+# test images.
 RELEASED = ("model_beit", "model_lora", "run.json", "metrics.jsonl")
 RELEASED_DATA = ("train", "test", "sample_submission.csv")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the example in the project's folder; the exit code.
+    """Run the example in the project's folder. Return the exit code.
 
     Raises:
-        UserError: a step failed; it has said why.
-        Interrupted: a step was stopped; the same command goes on.
+        UserError: a step failed and has printed the reason.
+        Interrupted: a step was stopped; the same command continues.
     """
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--rebuild-base", action="store_true", help="pretrain the demo's base from nothing (about twelve minutes on two cores)"
+        "--rebuild-base", action="store_true", help="pretrain the demo's base from random weights (about twelve minutes on two cores)"
     )
     what.add_argument("--pack", action="store_true", help="pack the demo's run into the release zip")
     args = parser.parse_args(argv)
@@ -56,11 +59,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def demo() -> int:
-    """Digits to a scored predictions file and a page."""
+    """Train, predict and score the digits, and write the page."""
     started = time.monotonic()
     run, data = MODELS / "digits", DATA / "digits"
     print(
-        "The whole job on 1,797 handwritten digits, in about a minute on two idle cores. It touches data/digits and finetuned_model/digits only."
+        "The whole job on 1,797 handwritten digits, in about a minute on two idle cores. "
+        "It writes only to data/digits and finetuned_model/digits."
     )
     lay_out_digits(data)
     unpack_base()
@@ -75,15 +79,15 @@ def demo() -> int:
 
 
 def rebuild_base() -> int:
-    """The base from nothing: draw the glyphs, pretrain on them with the project's own train.py."""
+    """Pretrain the base from random weights: draw the glyphs, then run the project's own train.py on them."""
     lay_out_glyphs(DATA / "glyphs")
     step("pretrain on letters and digits", "train.py", "--recipe", "glyphs", "--data", DATA / "glyphs", "--output", BASE.parent, "--resume")
-    print(f"\nthe base is in {BASE}; `make demo` uses it from now on (remove {BASE.parent} to go back to the released one)")
+    print(f"\nthe base is in {BASE}; `make demo` uses it from now on (remove {BASE.parent} to use the released one again)")
     return EXIT_DONE
 
 
 def unpack_base() -> None:
-    """Put the released base into finetuned_model/glyphs, unless one is there.
+    """Unpack the released base into finetuned_model/glyphs, unless one is there.
 
     Raises:
         UserError: the release's archive is damaged.
@@ -101,10 +105,12 @@ def unpack_base() -> None:
 
 
 def pack() -> int:
-    """The demo's finished run and its competition as a release zip, the same bytes for the same files; release.yaml names it.
+    """Pack the demo's finished run and its competition into a release zip, and name it in release.yaml.
+
+    The same files give the same bytes.
 
     Raises:
-        UserError: the demo was not run yet; the message lists what is missing.
+        UserError: the demo was not run yet; the message lists the missing files.
     """
     sources = [(MODELS / "digits" / name, name) for name in RELEASED] + [(DATA / "digits" / name, f"data/{name}") for name in RELEASED_DATA]
     missing = [str(path) for path, _ in sources if not path.exists()]
@@ -116,7 +122,7 @@ def pack() -> int:
             for path in files:
                 inside = f"{name}/{path.relative_to(source).as_posix()}" if source.is_dir() else name
                 member = zipfile.ZipInfo(inside, date_time=(2026, 1, 1, 0, 0, 0))
-                # Weights and PNGs do not shrink; 1,797 tiny files are mostly names anyway.
+                # Weights and PNGs hardly shrink, but there are 1,797 tiny files.
                 archive.writestr(member, path.read_bytes(), zipfile.ZIP_DEFLATED)
     lines = [
         "# The release that `make weights` installs: a Google Drive id or link, an https address, or a zip beside this file.",
@@ -128,17 +134,17 @@ def pack() -> int:
 
 
 def step(title: str, *command: object) -> None:
-    """Run one of the project's commands, saying which; the person sees what it prints.
+    """Run one of the project's commands: print it, and show its output.
 
     Raises:
-        UserError: it ended with another exit code than 0.
-        Interrupted: it was stopped and kept its state.
+        UserError: its exit code was not 0.
+        Interrupted: it was stopped and saved its state.
     """
     words = [str(word) for word in command]
     print(f"\n--- {title}\n$ python {shlex.join(words)}", flush=True)
     code = subprocess.run([sys.executable, *words]).returncode
     if code == EXIT_INTERRUPTED:
-        raise Interrupted("stopped; the same command goes on")
+        raise Interrupted("stopped; the same command continues")
     if code != EXIT_DONE:
         raise UserError(f"the step above ended with exit code {code}: see its message")
 

@@ -1,6 +1,8 @@
-"""The embedded example's two competitions, made on the spot: letters and digits drawn from fonts, and handwritten digits.
+"""Make the two competitions of the embedded example: letters and digits drawn from fonts, and handwritten
+digits.
 
-A small backbone learns strokes from the first and is adapted to the second, so the whole job needs no download and no account.
+A small backbone learns strokes from the first and is fine-tuned on the second, so no download and no account
+are needed.
 """
 
 from __future__ import annotations
@@ -19,14 +21,15 @@ from pipeline.shapes import read_object
 if TYPE_CHECKING:
     import numpy as np
 
-# In the folder, written last: what made it. Hidden, and without a suffix that a reader of competition folders looks for.
+# Written last into the folder: how it was made. Hidden, and without a suffix that competition readers look
+# for.
 MARKER = ".made_by_demo"
-IMAGE_PX, COARSE_PX = 32, 8  # scikit-learn's digits are 8 x 8 counts of the ink in a 32 x 32 bitmap; they are enlarged to 32 again
+IMAGE_PX, COARSE_PX = 32, 8  # scikit-learn's digits are 8 x 8 counts of ink in a 32 x 32 bitmap; they are enlarged to 32 x 32
 
 NUM_TEST_DIGITS = 360
 GLYPHS_PER_CLASS = 500
 
-# Those of matplotlib's fonts that have all letters and digits; its others hold symbols and brackets.
+# The fonts of matplotlib that have all letters and digits; its other fonts hold symbols and brackets.
 FONTS = (
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
     *("DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique"),
@@ -34,13 +37,14 @@ FONTS = (
     *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
     *("cmr10", "cmb10", "cmss10", "cmtt10", "cmti10"),
 )
-CELL_PX, GLYPH_PX = 64, 40  # of a drawn glyph: the side of its image, and the longer side of the glyph in it
+CELL_PX, GLYPH_PX = 64, 40  # side of the image of a drawn glyph, and the longer side of the glyph
 
 
 def lay_out_digits(data_dir: Path) -> None:
-    """Make `data_dir` a competition of scikit-learn's 1,797 handwritten digits: 1,437 labelled, 360 to predict, solution.csv beside them.
+    """Make `data_dir` a competition of scikit-learn's 1,797 handwritten digits.
 
-    Nothing is changed when the folder is already there and whole.
+    1,437 are labelled, 360 are to be predicted, and solution.csv holds their labels. Does nothing when the
+    folder is already complete.
 
     Raises:
         UserError: `data_dir` holds anything else.
@@ -62,7 +66,7 @@ def lay_out_digits(data_dir: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{data_dir.name}.", dir=_parent(data_dir)) as temporary:
         folder = Path(temporary) / data_dir.name
         _save_classes(folder / "train", ((labels[index], images[index]) for index in train))
-        # The split's order is random, so an id says nothing about its digit.
+        # The order of the split is random, so ids do not reveal the digits.
         ids = [f"digit_{number:03d}" for number in range(1, len(test) + 1)]
         (folder / "test").mkdir()
         for name, index in zip(ids, test, strict=True):
@@ -73,10 +77,11 @@ def lay_out_digits(data_dir: Path) -> None:
 
 
 def lay_out_glyphs(data_dir: Path, per_class: int = GLYPHS_PER_CLASS, seed: int = 0) -> None:
-    """Make `data_dir` a folder of `train/<class>/` images of letters and digits, `per_class` of each of the classes.
+    """Make `data_dir` a folder of `train/<class>/` images of letters and digits, `per_class` of each
+    class.
 
-    Fonts come with matplotlib. Slant, width, stroke, place and bends differ from image to image; most are as coarse as the
-    handwritten digits. Nothing is changed when the folder is already there and whole.
+    The fonts come with matplotlib. Slant, width, stroke, position and bends differ from image to image; most
+    images are as coarse as the handwritten digits. Does nothing when the folder is already complete.
 
     Raises:
         UserError: `data_dir` holds anything else, or matplotlib lacks one of the fonts.
@@ -93,15 +98,16 @@ def lay_out_glyphs(data_dir: Path, per_class: int = GLYPHS_PER_CLASS, seed: int 
     with tempfile.TemporaryDirectory(prefix=f".{data_dir.name}.", dir=_parent(data_dir)) as temporary:
         folder = Path(temporary) / data_dir.name
         for number, name in enumerate(classes):
-            pictures = draw(fields[rng.integers(len(FONTS), size=per_class), number], rng)
-            _save_classes(folder / "train", ((name, picture) for picture in pictures))
+            images = draw(fields[rng.integers(len(FONTS), size=per_class), number], rng)
+            _save_classes(folder / "train", ((name, image) for image in images))
         _move_in(folder, data_dir, made)
 
 
 def glyph_classes() -> dict[str, str]:
-    """The character of every class folder, whose names differ in more than case: `lower_a` and `upper_A`, never `a` and `A`.
+    """Return the character of every class folder.
 
-    Left out is what looks like another one once both have the same size: o, I, and capitals such as C and S.
+    The names differ in more than case: `lower_a` and `upper_A`, never `a` and `A`. Characters that look alike
+    at equal size are left out: o, I, and capitals such as C and S.
     """
     digits = {f"digit_{char}": char for char in string.digits}
     lower = {f"lower_{char}": char for char in "abcdefghijklmnpqrstuvwxyz"}
@@ -109,10 +115,11 @@ def glyph_classes() -> dict[str, str]:
 
 
 def distance_fields(chars: Sequence[str]) -> np.ndarray:
-    """How far each pixel lies inside (+) or outside (-) a character's outline, (fonts, chars, 64, 64) float32 in pixels.
+    """Return how far each pixel is inside (+) or outside (-) a character's outline, in pixels.
 
-    Every glyph is scaled until its longer side is 40 pixels and centred, as handwritten digits fill their frame. A level other
-    than 0 gives the same glyph with thicker or thinner strokes.
+    (fonts, chars, 64, 64) float32. Every glyph is scaled until its longer side is 40 pixels, and centred, as
+    handwritten digits fill their frame. A level other than 0 gives the same glyph with thicker or thinner
+    strokes.
 
     Raises:
         UserError: matplotlib lacks one of the fonts.
@@ -125,7 +132,7 @@ def distance_fields(chars: Sequence[str]) -> np.ndarray:
     font_dir = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     missing = [name for name in FONTS if not (font_dir / f"{name}.ttf").is_file()]
     if missing:
-        raise UserError(f"{font_dir} has no {', '.join(missing)}: install matplotlib as constraints.txt names it")
+        raise UserError(f"{font_dir} has no {', '.join(missing)}: install the version of matplotlib in constraints.txt")
     fields = np.empty((len(FONTS), len(chars), CELL_PX, CELL_PX), np.float32)
     fine = 2  # drawn and measured at twice the size, then averaged
     for i, name in enumerate(FONTS):
@@ -145,7 +152,9 @@ def distance_fields(chars: Sequence[str]) -> np.ndarray:
 
 
 def draw(fields: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One image of each distance field (N, 64, 64), all different: (N, 32, 32) uint8, light strokes on black."""
+    """Return one image of each distance field (N, 64, 64), all different: (N, 32, 32) uint8, light strokes
+    on black.
+    """
     import numpy as np
 
     num, per_px = len(fields), GLYPH_PX / IMAGE_PX
@@ -154,7 +163,8 @@ def draw(fields: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     places = places + _bends(num, rng) + rng.uniform(-1.5, 1.5, (num, 1, 2))
     depth = _sample(fields, places @ (np.linalg.inv(_slants(num, rng)) * per_px).transpose(0, 2, 1)) / per_px
 
-    # Squeezing a glyph makes its depth steeper across the squeezed strokes; dividing by the slope keeps them as thick as the others.
+    # Squeezing a glyph makes its depth steeper across the squeezed strokes. Dividing by the slope keeps all
+    # strokes equally thick.
     slope = np.hypot(*np.gradient(depth, axis=(1, 2)))
     stroke = np.array([2 * np.median(field[field > 0]) for field in fields]) / per_px  # about half a stroke's width
     thicker = np.maximum(rng.uniform(1.8, 4.2, num) - stroke, -0.2 * stroke)
@@ -170,7 +180,7 @@ def draw(fields: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def enlarge(coarse: np.ndarray) -> np.ndarray:
-    """Images (N, 8, 8) of values in 0..1 as (N, 32, 32) uint8, by bicubic interpolation."""
+    """Return images (N, 8, 8) of values in 0..1 as (N, 32, 32) uint8, by bicubic interpolation."""
     import numpy as np
 
     weights = _enlarging(COARSE_PX)
@@ -178,7 +188,7 @@ def enlarge(coarse: np.ndarray) -> np.ndarray:
 
 
 def _slants(num: int, rng: np.random.Generator) -> np.ndarray:
-    """Random turn x slant x width and height, (num, 2, 2) on (x, y) columns."""
+    """Return random turn x slant x width and height, (num, 2, 2) on (x, y) columns."""
     import numpy as np
 
     turn, slant = np.deg2rad(rng.uniform(-12, 12, num)), rng.uniform(-0.3, 0.3, num)
@@ -189,14 +199,16 @@ def _slants(num: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _bends(num: int, rng: np.random.Generator) -> np.ndarray:
-    """Smooth random shifts of every pixel, (num, 1024, xy): 4 x 4 of them, of up to about two pixels, interpolated."""
+    """Return smooth random shifts of every pixel, (num, 1024, xy): 4 x 4 shifts of up to about two pixels,
+    interpolated.
+    """
     weights = _enlarging(4)
     knots = rng.normal(size=(num, 2, 4, 4)) * rng.uniform(0, 2, (num, 1, 1, 1))
     return (weights @ knots @ weights.T).reshape(num, 2, -1).transpose(0, 2, 1)
 
 
 def _enlarging(size: int) -> np.ndarray:
-    """The (32, size) matrix of Pillow's bicubic interpolation along one axis."""
+    """Return the (32, size) matrix of Pillow's bicubic interpolation along one axis."""
     import numpy as np
     from PIL import Image
 
@@ -204,7 +216,9 @@ def _enlarging(size: int) -> np.ndarray:
 
 
 def _sample(fields: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Each of `fields` (N, 64, 64) at its own `places` (N, 1024, xy) from the centre, bilinear, as (N, 32, 32)."""
+    """Return each of `fields` (N, 64, 64) at its own `places` (N, 1024, xy) from the centre, bilinear, as
+    (N, 32, 32).
+    """
     import numpy as np
 
     places = places + (CELL_PX - 1) / 2
@@ -217,14 +231,14 @@ def _sample(fields: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def _is_laid_out(data_dir: Path, made: dict[str, Any]) -> bool:
-    """True when `data_dir` is whole and was made so; False when it is absent or empty."""
+    """Return True when `data_dir` is complete and was made so; False when it is absent or empty."""
     if data_dir.is_file():
         raise UserError(f"{data_dir} is a file: move it away, or name another folder")
     if not data_dir.exists() or not any(data_dir.iterdir()):
         return False
     marker = data_dir / MARKER
     if not marker.is_file():
-        raise UserError(f"{data_dir} holds something that the demo did not make: move it away, or name another folder")
+        raise UserError(f"{data_dir} holds files that the demo did not make: move it away, or name another folder")
     found = read_object(marker)
     if found != made:
         what = ", ".join(f"{key} {found.get(key)} instead of {value}" for key, value in made.items() if found.get(key) != value)
@@ -250,17 +264,17 @@ def _move_in(folder: Path, data_dir: Path, made: dict[str, Any]) -> None:
 def _save_classes(train_dir: Path, labelled: Iterable[tuple[str, np.ndarray]]) -> None:
     """Write each image as `train_dir/<class>/NNNN.png`, numbered from 1 in every class."""
     counts: dict[str, int] = {}
-    for name, picture in labelled:
+    for name, image in labelled:
         if name not in counts:
             (train_dir / name).mkdir(parents=True)
         counts[name] = counts.get(name, 0) + 1
-        _save_png(train_dir / name / f"{counts[name]:04d}.png", picture)
+        _save_png(train_dir / name / f"{counts[name]:04d}.png", image)
 
 
-def _save_png(path: Path, picture: np.ndarray) -> None:
+def _save_png(path: Path, image: np.ndarray) -> None:
     from PIL import Image
 
-    Image.fromarray(picture).save(path)
+    Image.fromarray(image).save(path)
 
 
 def _save_csv(path: Path, ids: Sequence[str], labels: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong, said once: the error a user can act on, and how a command ends."""
+"""Errors that a user can act on, and the exit of a command with one message."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ EXIT_DONE, EXIT_USER, EXIT_INTERRUPTED = 0, 2, 130
 
 
 class UserError(ValueError):
-    """Something the user must change. The text says what, where, the value found, and what settles it."""
+    """An error that the user must fix. The text says what, where, the value found, and how to fix it."""
 
 
 class Interrupted(Exception):
-    """Stopped on request (Ctrl-C, SIGTERM, SIGHUP, a closed output, --max-minutes) with the state kept. The text says how to go on."""
+    """Stopped on request (Ctrl-C, SIGTERM, SIGHUP, a closed output, --max-minutes) with the state saved.
+
+    The text says how to continue.
+    """
 
 
 def raise_all(problems: Iterable[str], heading: str) -> None:
     """Raise one UserError that lists all problems; return if there are none.
 
     Raises:
-        UserError: `heading` and under it the problems of one input, the first 20 by name.
+        UserError: `heading`, and below it the first 20 problems of one input.
     """
     problems = list(problems)
     if not problems:
@@ -44,10 +47,11 @@ def raise_all(problems: Iterable[str], heading: str) -> None:
 
 
 def run_command(main: Callable[[], int | None], by_several: bool = False) -> int:
-    """The exit code of `main()`: 0 done, 2 after a `UserError`, 130 after an interruption or when nobody reads the output any more.
+    """Run `main()` and return the exit code: 0 done, 2 after a `UserError`, 130 after an interruption.
 
-    Never a traceback for any of these, nor for what the system refuses (a full disk, a folder that cannot be written).
-    `by_several`: several processes, started by torchrun, may run it together; the first alone speaks.
+    130 also when nobody reads the output any more. None of these prints a traceback, nor do errors of the
+    system (a full disk, a folder that cannot be written). `by_several`: several processes, started by
+    torchrun, may run it together; then only the first prints.
     """
     threading.excepthook = _in_a_thread
     with _harmless_output():
@@ -59,19 +63,19 @@ def _run(main: Callable[[], int | None], by_several: bool) -> int:
         main = _among_several(main, by_several)
     try:
         code = main() or EXIT_DONE
-        if sys.stdout is not None:  # closed by who started us
+        if sys.stdout is not None:  # None: closed by the parent process
             sys.stdout.flush()
         return code
     except UserError as error:
         return _end(f"error: {error}", EXIT_USER)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough; what was not printed was not done
+    except BrokenPipeError:  # the reader of our output, such as `head`, has ended; what was not printed was not done
         return EXIT_INTERRUPTED
     except Interrupted as interruption:
         return _end(str(interruption), EXIT_INTERRUPTED)
     except KeyboardInterrupt:
         return _end("interrupted", EXIT_INTERRUPTED)
     except SystemExit as end:
-        if end.code and not ranks.is_first():  # argparse has spoken, in the first process too
+        if end.code and not ranks.is_first():  # argparse has printed the error, also in the first process
             ranks.end_after_first("wrong flags")
         raise
     except Exception as error:
@@ -85,7 +89,7 @@ def _run(main: Callable[[], int | None], by_several: bool) -> int:
 
 
 def _end(words: str, code: int) -> int:
-    """Say why the command ends; of several processes the first does, and the others wait for it."""
+    """Print why the command ends. With several processes the first prints, and the others wait for it."""
     if ranks.is_first():
         _say(words)
     elif code == EXIT_INTERRUPTED:
@@ -96,73 +100,78 @@ def _end(words: str, code: int) -> int:
 
 
 def _among_several(main: Callable[[], int | None], by_several: bool) -> Callable[[], int | None]:
-    """`main` in one of several processes: only the first speaks, also where torchrun ends it because another one has ended."""
+    """Return `main` for one of several processes.
+
+    Only the first prints, also when torchrun ends it because another one has ended.
+    """
     ranks.hush()
 
     def refuse() -> None:
         raise UserError("this command is for one process: start it with python, not with torchrun")
 
     def on_signal(_number: int, _frame: Any) -> None:
-        if sys.exc_info()[1] is None:  # else it is about to say what went wrong
-            raise Interrupted("stopped (SIGTERM): torchrun ends all processes when one has ended; its report says which")
+        if sys.exc_info()[1] is None:  # otherwise it is already printing its own error
+            raise Interrupted("stopped (SIGTERM): torchrun ends all processes when one has ended; its report names it")
 
     if ranks.is_first():
         signal.signal(signal.SIGTERM, on_signal)
     return main if by_several else refuse
 
 
-# What the system refuses, and what a person can do. Everything is written to a temporary name first, so nothing is half there.
+# Errors of the system, and what the user can do. Files are written to a temporary name first, so none is
+# half-written.
 _AGAIN = "nothing was left half-written. {}, and run the command again (training: --resume)"
-_NOT_YOURS = "it may not be read or written by you; change its permissions (chmod, chown), or name another place"
+_NOT_YOURS = "you may not read or write it; change its permissions (chmod, chown), or use another place"
 _REFUSALS = {
     "ENOSPC": "the disk is full; " + _AGAIN.format("Free some space"),
     "EDQUOT": "your share of this disk (quota) is used up; " + _AGAIN.format("Free some space"),
-    "EROFS": "this place can only be read; name another folder",
+    "EROFS": "this place is read-only; use another folder",
     "EACCES": _NOT_YOURS,
     "EPERM": _NOT_YOURS,
-    "EIO": "the disk or network drive failed (input/output error); " + _AGAIN.format("See that it works"),
-    "ESTALE": "the network drive has lost this file (stale file handle); " + _AGAIN.format("Connect the drive anew"),
+    "EIO": "the disk or network drive failed (input/output error); " + _AGAIN.format("Check the drive"),
+    "ESTALE": "the network drive has lost this file (stale file handle); " + _AGAIN.format("Connect the drive again"),
     "ENOTCONN": "the network drive is not connected; " + _AGAIN.format("Connect it"),
-    "EFBIG": "the file would be larger than the limit here (`ulimit -f`, or the disk's own); " + _AGAIN.format("Raise the limit"),
+    "EFBIG": "the file would be larger than the limit (`ulimit -f`, or of the disk); " + _AGAIN.format("Raise the limit"),
     "EMFILE": "too many files are open; " + _AGAIN.format("Raise the limit (`ulimit -n 4096`), or use --set data.workers=1"),
     "ENFILE": "too many files are open on this machine; " + _AGAIN.format("Close other programs"),
     "EAGAIN": "the system starts no more processes for you (`ulimit -u`); use --set data.workers=0, or end some",
-    "ENOMEM": "memory is used up; close other programs, or use --set data.workers=0 and a smaller --batch-size",
+    "ENOMEM": "there is no free memory; close other programs, or use --set data.workers=0 and a smaller --batch-size",
     "ENAMETOOLONG": "the name is too long for this disk; use a shorter one",
-    "ENOTDIR": "a file lies where a folder is needed; name another place",
-    "EISDIR": "a folder lies where a file is needed; name another place",
+    "ENOTDIR": "there is a file where a folder is needed; use another place",
+    "EISDIR": "there is a folder where a file is needed; use another place",
 }
 _NUMBERS = {getattr(errno, name): text for name, text in _REFUSALS.items() if hasattr(errno, name)}  # Windows lacks some
-_NO_FILE_CAME = re.compile(r"received \d+ items of ancdata")  # a tensor of a loader process, with too many files open here
+_NO_FILE_CAME = re.compile(r"received \d+ items of ancdata")  # a tensor from a loader process did not arrive: too many open files
 _PATH = re.compile(r"\[Errno \d+\] .*: '(.*)'$", re.MULTILINE)
 _LOADER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal)")
 
 
 def system_refusal(error: BaseException | None) -> str | None:
-    """What to tell a user when `error`, or one behind it, is the system's refusal to go on; None when it is another error.
+    """Return the message for a system error in `error` or its causes; None for other errors.
 
-    torch and safetensors wrap such errors in their own, with the system's words left in the text; torch also those of a loader process.
+    torch and safetensors wrap system errors in their own and keep the system's text; torch also wraps those
+    of loader processes.
     """
     while error is not None:
         text = str(error)
         if isinstance(error, RuntimeError) and _LOADER_DIED.search(text):
             return (
-                "a loader process was killed, most often because memory ran out; the last state is kept. "
-                "Go on with the same command and --resume, with fewer of them: --set data.workers=1"
+                "a loader process was killed, usually because there was no free memory; the last state is saved. "
+                "Continue with the same command and --resume, with fewer processes: --set data.workers=1"
             )
         if isinstance(error, RuntimeError) and _NO_FILE_CAME.search(text):
             return _REFUSALS["EMFILE"]
-        told = getattr(error, "errno", None)
+        code = getattr(error, "errno", None)
         path = getattr(error, "filename", None) or (_PATH.search(text) or [None, None])[1]
         for number, refusal in _NUMBERS.items():
-            if told == number or (told is None and os.strerror(number) in text):
+            if code == number or (code is None and os.strerror(number) in text):
                 return refusal if path is None else f"{path}: {refusal}"
         error = error.__cause__ or error.__context__
     return None
 
 
 def outside_the_environment(error: BaseException) -> str | None:
-    """What to do about a package that is not installed, where that is what `error` says; None for another error."""
+    """Return how to install a missing package, if `error` is about one; None for other errors."""
     name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if not name or name in ("pipeline", "tests", "train", "inference"):
         return None
@@ -174,33 +183,39 @@ def outside_the_environment(error: BaseException) -> str | None:
 
 
 def printable(text: str) -> str:
-    """`text` without what a terminal would obey: control characters but line ends and tabs, and marks that reverse the direction of text.
+    """Return `text` without characters that a terminal would obey.
 
-    For whatever came from elsewhere: a server's words, names in an archive, the scores in an answer.
+    These are control characters, except line ends and tabs, and marks that change the direction of text. It
+    is for texts from elsewhere: a server's messages, names in an archive, the scores in an answer.
     """
     return "".join(letter for letter in text if letter in "\n\t" or not (unicodedata.category(letter) == "Cc" or letter in _REVERSING))
 
 
 def one_line(text: str) -> str:
-    """`printable(text)` on one line, each gap a single space."""
+    """Return `printable(text)` on one line, with single spaces."""
     return " ".join(printable(text.replace("\r", " ")).split())
 
 
 @contextmanager
 def _harmless_output() -> Iterator[None]:
-    """Whatever is printed meanwhile, also names of files, classes and cells that others chose, holds nothing that a terminal obeys."""
+    """Remove characters that a terminal would obey from everything printed in the block.
+
+    Names of files, classes and cells come from others.
+    """
     before = sys.stdout, sys.stderr
     harmless = tuple(stream and _Harmless(stream) for stream in before)
     sys.stdout, sys.stderr = harmless
     try:
         yield
     finally:
-        if (sys.stdout, sys.stderr) == harmless:  # else one of several processes has fallen silent
+        if (sys.stdout, sys.stderr) == harmless:  # otherwise `ranks.hush` has replaced them
             sys.stdout, sys.stderr = before
 
 
 class _Harmless:
-    """An output without control characters, but for what our own progress lines need: back to the line's start, and a line up."""
+    """An output without control characters, except those of our progress lines: back to the line's start,
+    and one line up.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -209,7 +224,7 @@ class _Harmless:
         clean = "".join(piece if piece in _OF_PROGRESS else printable(piece) for piece in _PIECES.split(text))
         try:
             self._stream.write(clean)
-        except UnicodeEncodeError:  # a name of bytes that are no text, or of letters that this terminal's encoding lacks
+        except UnicodeEncodeError:  # a name with invalid bytes, or letters that the terminal's encoding lacks
             encoding = self._stream.encoding or "utf-8"
             self._stream.write(clean.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
@@ -224,7 +239,10 @@ _REVERSING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def _in_a_thread(failed: threading.ExceptHookArgs) -> None:
-    """What the system refuses to a thread, such as TensorBoard's writer, is raised again where its work is waited for, and said there."""
+    """Hide system errors in threads, such as TensorBoard's writer.
+
+    They are raised again, and reported, where the thread's work is waited for.
+    """
     if failed.exc_value is None or system_refusal(failed.exc_value) is None:
         threading.__excepthook__(failed)
 
@@ -235,18 +253,18 @@ def _say(text: str) -> None:
 
 
 def _drop_what_nobody_reads() -> None:
-    """Keep Python from failing, on its way out, at the rest of an output whose reader has gone."""
+    """Discard the rest of an output whose reader has ended, so that Python does not fail at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
             silence(stream)
-        except (ValueError, AttributeError):  # closed, or closed already when we were started
+        except (ValueError, AttributeError):  # closed now, or already closed at the start
             continue
 
 
 def silence(stream: TextIO) -> None:
-    """Let everything more that is written to `stream`, also what still waits in its buffer, go nowhere."""
+    """Discard everything that is written to `stream` from now on, also what is still in its buffer."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

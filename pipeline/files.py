@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, setting a user's file aside, digests."""
+"""Write files completely or not at all, move a user's files aside, compute digests."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_YAML_BYTES = 1_000_000
-STALE_SECONDS = 3600  # a temporary file not written to for so long was left by a process that was killed
-PART_DIR = ".part-"  # how folders of temporary files begin
+STALE_SECONDS = 3600  # a temporary file that was not written for this time was left by a killed process
+PART_DIR = ".part-"  # prefix of folders of temporary files
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; what is written there becomes `path` when the block ends without an error.
+    """Yield a temporary path beside `path`. When the block ends without an error, the file there replaces
+    `path`.
 
-    The file is flushed to disk before `os.replace`, so after a power cut `path` holds the old or the new bytes, never a part. Where `path`
-    is a link, the file it leads to is replaced, and the link stays.
+    The file is flushed to disk before `os.replace`, so after a power cut `path` holds the old or the new
+    bytes, never a part. If `path` is a link, the file it points to is replaced, and the link stays.
 
     Raises:
         UserError: `path` is a folder, a device or a pipe.
     """
     path = replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    start = f".{path.name[:40]}."  # a name may use up the disk's length alone
+    start = f".{path.name[:40]}."  # a long name would exceed the disk's limit
     for old in path.parent.glob(f"{glob.escape(start)}*.part"):
         _remove_stale(old)
     handle, name = tempfile.mkstemp(prefix=start, suffix=".part", dir=path.parent)
@@ -47,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _flush(temporary)
-        # mkstemp makes files private; a shared folder expects what open() would have made.
+        # mkstemp makes files private; set the permissions that open() would give.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -58,45 +59,47 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def replaceable(path: Path) -> Path:
-    """The file that writing to `path` would make or replace: `path` itself, or where a link leads.
+    """Return the file that writing to `path` would create or replace: `path` itself, or the end of a link.
 
     Raises:
-        UserError: there is something that is no file.
+        UserError: there is something that is not a file.
     """
     path = Path(path)
     real = Path(os.path.realpath(path)) if path.is_symlink() else path
     try:
-        found = path.stat() if path.exists() else real.lstat()  # /dev/stdout may lead to `pipe:[123]`, which is no path
+        found = path.stat() if path.exists() else real.lstat()  # /dev/stdout may point to `pipe:[123]`, which is not a path
         mode = found.st_mode
     except (FileNotFoundError, NotADirectoryError):
         return real
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-        kind = kinds.get(stat.S_IFMT(mode), "no file")
-        raise UserError(f"{path} is {kind}, and is not replaced: name a file")
+        kind = kinds.get(stat.S_IFMT(mode), "not a file")
+        raise UserError(f"{path} is {kind} and is not replaced: name a file")
     return real
 
 
 def check_place(path: Path, how_else: str = "name another place") -> Path:
-    """`path`, where a file can be written: asked before hours of work, not after.
+    """Return `path` after checking that a file can be written there: before hours of work, not afterwards.
 
     Raises:
-        UserError: there is something that is no file, a file where a folder is needed, or a place that this user may not write to.
+        UserError: there is something that is not a file, a file where a folder is needed, or the user may not
+            write there.
     """
     path = Path(path)
     folder = next(place for place in replaceable(path).absolute().parents if os.path.lexists(place))
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file, and {path} needs a folder there: {how_else}")
+        raise UserError(f"{folder} is a file, but {path} needs a folder there: {how_else}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{path} cannot be written, {folder} takes no files from you (read-only, or another user's): {how_else}")
+        raise UserError(f"{path} cannot be written: you may not write to {folder} (read-only, or another user's): {how_else}")
     return path
 
 
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside `folder`; files written there are flushed to disk and take their places in `folder` when the block ends.
+    """Yield a temporary folder inside `folder`. When the block ends, its files are flushed and moved into
+    `folder`.
 
-    Each is whole or absent; they come in the order of their names, configs before weights.
+    Each file appears completely or not at all, in the order of their names: configs before weights.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,12 +114,15 @@ def filling(folder: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files of killed writers from `folder` and the folders in it; only for who holds it (see pipeline/lock.py)."""
+    """Remove the temporary files of killed writers from `folder` and its folders.
+
+    Only for the holder of the folder's lock (see pipeline/lock.py).
+    """
     for place, folders, names in os.walk(folder):
         for name in folders:
             if name.startswith(PART_DIR):
                 shutil.rmtree(Path(place) / name, ignore_errors=True)
-        folders[:] = [name for name in folders if not name.startswith(".")]  # such as downloads, which go on later
+        folders[:] = [name for name in folders if not name.startswith(".")]  # such as downloads, which may be resumed
         for name in names:
             if name.startswith(".") and name.endswith(".part"):
                 (Path(place) / name).unlink(missing_ok=True)
@@ -129,12 +135,12 @@ def _remove_stale(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    with open(path, "r+b") as written:  # Windows flushes only what is open for writing
+    with open(path, "r+b") as written:  # Windows flushes only files opened for writing
         os.fsync(written.fileno())
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make renames in `folder` outlast a power cut, where the system can."""
+    """Flush renames in `folder`, so that they survive a power cut, if the system can."""
     if os.name != "posix":
         return
     with suppress(OSError):  # some network drives cannot
@@ -146,7 +152,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically, with the line ends it has."""
+    """Write `text` as UTF-8, atomically, with its own line ends."""
     with replacing(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
 
@@ -157,10 +163,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file.
+    """Return the value in a JSON file.
 
     Raises:
-        UserError: the file is missing or is not JSON; the message names the file and the place in it.
+        UserError: the file is missing or not JSON; the message names the file and the position.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -169,30 +175,32 @@ def read_json(path: Path) -> Any:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     except RecursionError:
-        raise UserError(f"{path} is not valid JSON: lists or objects inside each other, too many levels of them") from None
+        raise UserError(f"{path} is not valid JSON: too many levels of nested lists or objects") from None
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, atomically."""
+    """Write one JSON object per line, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def read_yaml(path: Path, *, as_texts: bool = False) -> Any:
-    """The value in a YAML file; `as_texts`: every value is the text that stands there (`yes`, `0012`), not what YAML makes of it.
+    """Return the value in a YAML file.
+
+    `as_texts`: every value is the text as written (`yes`, `0012`), not converted by YAML.
 
     Raises:
-        UserError: it is missing, too large for a file that a person writes, not YAML, or uses aliases, with which a few lines name
-            billions of values.
+        UserError: it is missing, too large for a hand-written file, not YAML, or uses aliases (with them a
+            few lines can stand for billions of values).
     """
     import yaml
 
     path = Path(path)
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
-            raise UserError(f"{path}: {human_size(path.stat().st_size)}, and at most {human_size(MAX_YAML_BYTES)} are read")
+            raise UserError(f"{path}: {human_size(path.stat().st_size)}, the limit is {human_size(MAX_YAML_BYTES)}")
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise UserError(f"{path}: YAML aliases (*name) are not read: write the value out")
+            raise UserError(f"{path}: YAML aliases (*name) are not supported: write the value instead")
         return yaml.load(text, yaml.BaseLoader if as_texts else yaml.SafeLoader)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
@@ -207,16 +215,16 @@ def read_yaml(path: Path, *, as_texts: bool = False) -> Any:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, in order; empty when there is no such file.
+    """Return the objects of a JSON-lines file, in order; [] when there is no such file.
 
     Raises:
-        UserError: a line is not JSON, or no object; the message names the file and the line.
+        UserError: a line is not JSON, or not an object; the message names the file and the line.
     """
     path = Path(path)
     if not path.exists():
         return []
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):  # splitlines() would also cut inside a text, at U+2028
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):  # splitlines() would also split a text at U+2028
         try:
             if line.strip():
                 rows.append(json.loads(line))
@@ -228,18 +236,18 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_array(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
-    """(N, O) float32: the numbers in an .npy file. `shape` None: of any N and O.
+    """Return the numbers in an .npy file, (N, O) float32. `shape` None: any N and O.
 
     Raises:
-        UserError: it is missing or damaged, has another shape than `shape`, or holds what is no finite number.
+        UserError: it is missing or damaged, has another shape, or holds NaN or infinity.
     """
     import numpy as np
 
     try:
         with open(path, "rb") as file:
             if file.read(6) != b"\x93NUMPY":
-                raise ValueError("no .npy file")
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header may claim more than memory holds
+                raise ValueError("not an .npy file")
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)  # memory-mapped: a damaged header may state more than fits into memory
         fits = stored.ndim == 2 and stored.dtype.kind == "f" and shape in (None, stored.shape)
         values = np.array(stored, dtype=np.float32) if fits else None
     except FileNotFoundError:
@@ -248,23 +256,23 @@ def read_array(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
         raise UserError(f"{path} is damaged: {error}") from None
     if values is None:
         found = f"{stored.dtype} of shape {stored.shape}"
-        raise UserError(
-            f"{path} holds {found}, expected decimal numbers of shape {shape or '(rows, outputs)'}: not of this run, or damaged"
-        )
+        raise UserError(f"{path} holds {found}, expected floats of shape {shape or '(rows, outputs)'}: not of this run, or damaged")
     if bad := int((~np.isfinite(values)).sum()):
         row = int(np.argwhere(~np.isfinite(values))[0, 0]) + 1
-        raise UserError(f"{path} holds {bad} values that are no finite numbers (nan or inf), the first in row {row}: it is damaged")
+        raise UserError(f"{path} holds {bad} values that are not finite (nan or inf), the first in row {row}: it is damaged")
     return values
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 as 64 hex digits."""
+    """Return the file's SHA-256 as 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def set_aside(paths: Iterable[Path], earlier_dir: Path) -> Path | None:
-    """Move the existing ones of `paths` into a new folder `earlier_dir/<time>/`, which is returned; None when none exists."""
+    """Move the existing ones of `paths` into a new folder `earlier_dir/<time>/` and return it; None when
+    none exists.
+    """
     existing = [Path(path) for path in paths if os.path.lexists(path)]
     if not existing:
         return None
@@ -276,7 +284,7 @@ def set_aside(paths: Iterable[Path], earlier_dir: Path) -> Path | None:
 
 
 def versioned(path: Path) -> Path:
-    """`path`, or the first of `path-2`, `path-3`, ... (before the suffix) that does not exist yet."""
+    """Return `path`, or the first of `path-2`, `path-3`, ... (before the suffix) that does not exist yet."""
     path, number = Path(path), 2
     candidate = path
     while os.path.lexists(candidate):
@@ -286,7 +294,7 @@ def versioned(path: Path) -> Path:
 
 
 def human_size(num_bytes: float) -> str:
-    """A size in bytes as a short text: 3.8 GB, 612 MB, 9 kB (powers of 1000)."""
+    """Return a size in bytes as a short text: 3.8 GB, 612 MB, 9 kB (powers of 1000)."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= scale:
             value = num_bytes / scale
@@ -295,7 +303,7 @@ def human_size(num_bytes: float) -> str:
 
 
 def human_time(seconds: float) -> str:
-    """A duration as a short text: 12h03m, 4m10s, 9 s."""
+    """Return a duration as a short text: 12h03m, 4m10s, 9 s."""
     seconds = round(seconds)
     if seconds >= 3600:
         return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"

@@ -1,7 +1,9 @@
-"""Locks between processes: one training in a run folder, one writer of a ledger. A lock ends with its process, however that ends.
+"""Locks between processes: one training in a run folder, one writer of a ledger. A lock ends with its
+process.
 
-The lock is the system's, on a small file that says who holds it. Machines that share a folder need not share the system's locks, so the
-holder touches the file every few seconds: another machine's lock counts as left behind once it has been silent for `SILENT_SECONDS`.
+It is a lock of the system on a small file that names the holder. Machines that share a folder may not share
+the system's locks. So the holder also touches the file every few seconds: a lock of another machine counts as
+abandoned when the file was not touched for `SILENT_SECONDS`.
 """
 
 from __future__ import annotations
@@ -28,22 +30,23 @@ except ImportError:  # Windows
     fcntl = None
     import msvcrt
 
-LOCK_FILE = ".lock"  # in a folder that is held
+LOCK_FILE = ".lock"  # in a locked folder
 TOUCH_SECONDS, SILENT_SECONDS = 20.0, 600.0
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # some network and user-space file systems
-_FAR = 1 << 30  # Windows locks bytes against reading too: one far behind the text
+_FAR = 1 << 30  # position of the locked byte on Windows, which also blocks reading: far behind the text
 
 
 @contextmanager
 def holding_folder(folder: Path, how_else: str = "use another --output") -> Iterator[None]:
-    """Hold `folder` for this process alone; it is made when absent, and removed again when nothing was put into it.
+    """Hold `folder` for this process only. It is created if needed, and removed again if it stays empty.
 
     Raises:
-        UserError: another living process holds it, or it is no folder; `how_else` says what one can do instead.
+        UserError: another running process holds it, or it is not a folder; `how_else` says what to do
+            instead.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is no folder: {how_else}")
+        raise UserError(f"{folder} is not a folder: {how_else}")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -57,10 +60,12 @@ def holding_folder(folder: Path, how_else: str = "use another --output") -> Iter
 
 @contextmanager
 def holding_file(path: Path, busy: str, how_else: str = "", wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock file `path` for this process alone. With `wait`, which is called between looks, a busy lock is waited for.
+    """Hold the lock file `path` for this process only.
+
+    If another process holds it, `wait` is called until it is free.
 
     Raises:
-        UserError: another living process holds it (`busy` begins the sentence), and there is no `wait`.
+        UserError: another running process holds it and there is no `wait`. The message starts with `busy`.
     """
     path = Path(path)
     handle = _take(path)
@@ -77,13 +82,13 @@ def holding_file(path: Path, busy: str, how_else: str = "", wait: Callable[[], N
     finally:
         over.set()
         touching.join()
-        with suppress(OSError):  # Windows keeps open files; what stays there is known as left behind
+        with suppress(OSError):  # Windows cannot delete open files; a file that stays is recognised as abandoned
             path.unlink()
         os.close(handle)
 
 
 def _take(path: Path) -> int | str:
-    """The open lock file, now ours; or who holds it, in words."""
+    """Return the open lock file if it is ours now; otherwise the holder as text."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -100,8 +105,8 @@ def _take(path: Path) -> int | str:
             os.close(handle)
             if not holder:
                 return "another process has just taken it"
-            text = f"process {holder.get('process')} on {holder.get('host')} has it since {holder.get('started')}"
-            return text if ours is False else f"{text} and touched it {silent:.0f} s ago (if it is gone: rm {quote(str(path))})"
+            text = f"process {holder.get('process')} on {holder.get('host')} has used it since {holder.get('started')}"
+            return text if ours is False else f"{text} and touched it {silent:.0f} s ago (if it has ended: rm {quote(str(path))})"
         except BaseException:
             with suppress(OSError):
                 os.close(handle)
@@ -109,7 +114,9 @@ def _take(path: Path) -> int | str:
 
 
 def _try_lock(handle: int) -> bool | None:
-    """True: ours now; False: another process has it; None: this file system has no locks."""
+    """Return True if the lock is ours now, False if another process has it, None if the file system has no
+    locks.
+    """
     try:
         if fcntl is not None:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf, not flock: loader processes must not inherit it
@@ -133,7 +140,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def _read(handle: int) -> dict[str, Any]:
-    """What the holder wrote; empty when it wrote nothing that can be read."""
+    """Return what the holder wrote; {} if it cannot be read."""
     os.lseek(handle, 0, os.SEEK_SET)
     try:
         value = json.loads(os.read(handle, 4096))

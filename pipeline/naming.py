@@ -1,4 +1,4 @@
-"""What a run is called where nobody named it: what was trained, how, and on which data."""
+"""Name a run from what was trained, how, and on which data, if the user did not name it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from pathlib import Path
 
 from pipeline.recipe import Recipe
 
-PLAIN = "data"  # a data folder of this name says nothing
+PLAIN = "data"  # this name of a data folder carries no information
 
 
 def run_name(base: Recipe, recipe: Recipe, data: str) -> str:
-    """The name of a run of `recipe`, which came from `base` by flags: `base`'s own where backbone and method are, else what they are now."""
+    """Return the name of a run of `recipe`, which was made from the recipe `base` by flags.
+
+    It is the name of `base` if backbone and training method are unchanged, else a new one from both.
+    """
     name = base.name
     if (recipe.backbones, method(recipe)) != (base.backbones, method(base)):
         text = f" + {backbone_name(recipe.text_backbone)}" if recipe.text_backbone else ""
@@ -21,14 +24,19 @@ def run_name(base: Recipe, recipe: Recipe, data: str) -> str:
 
 
 def method(recipe: Recipe) -> str:
-    """How a recipe trains, in a few words: `LoRA r=16`, `the head alone`, `full fine-tuning`; also where its weights are random."""
+    """Return how a recipe trains: `LoRA r=16`, `the head alone`, `full fine-tuning`; with random weights
+    it says so.
+    """
     kind = f"LoRA r={recipe.lora.rank}" if recipe.lora.rank else "the head alone" if recipe.head_only else "full fine-tuning"
     kind += f", frozen {recipe.freeze}" if recipe.freeze else ""
     return f"{kind} from random weights" if recipe.random_weights else kind
 
 
 def backbone_name(backbone: str) -> str:
-    """What a backbone is called: of a hub id its last part, of a folder its name, of a run's own folder (model_beit) the run's."""
+    """Return a short name of a backbone: the last part of a hub id, or a folder's name.
+
+    For a backbone in a run's folder (model_beit) the name of the run comes first.
+    """
     path = Path(os.path.normpath(backbone))
     name = Path(os.path.abspath(path)).name if path.name in ("", ".", "..") else path.name
     above = Path(os.path.abspath(path)).parent.name

@@ -1,4 +1,6 @@
-"""How many files loader processes hold open, and this process's limit: raised where it can be, said before anything is loaded where not."""
+"""The limit of open files, for loader processes: raise it where possible; otherwise report it before
+anything is loaded.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,17 @@ except ImportError:  # Windows has no such limit
     resource = None
 
 PREFETCHED = 4  # batches that each loader process works ahead
-IMAGE_TENSORS, QUESTION_TENSORS = 5, 7  # of a batch; each is an open file while it is on its way
-PIPES = 3  # of a loader process: both ends of its queue, and what tells that it has ended
-OWN_FILES = 40  # what everything else may open meanwhile: images, states, a log
+IMAGE_TENSORS, QUESTION_TENSORS = 5, 7  # tensors of a batch; each is an open file while it is sent
+PIPES = 3  # of a loader process: both ends of its queue, and the sentinel of the process
+OWN_FILES = 40  # for everything else: images, states, a log
 UNLIMITED = 1 << 30
 
 
 def allow_workers(workers: int, tensors: int = IMAGE_TENSORS) -> None:
-    """Raise this process's own limit of open files to what so many loader processes need, where it is too low and may be raised.
+    """Raise this process's limit of open files to what the loader processes need, if it is too low.
 
     Raises:
-        UserError: it may not; the text names the number of processes that fits.
+        UserError: it cannot be raised; the message gives the number of processes that fits.
     """
     if resource is None or not workers:
         return
@@ -32,17 +34,17 @@ def allow_workers(workers: int, tensors: int = IMAGE_TENSORS) -> None:
     if needed <= _number(soft):
         return
     if needed <= _number(hard):
-        with suppress(OSError, ValueError):  # it may also lie above what the system has at all
+        with suppress(OSError, ValueError):  # it may also be above the system's own maximum
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
             return
     raise UserError(
-        f"data.workers: {workers} loader processes need up to {needed} open files, and this shell allows {_number(soft)}: "
+        f"data.workers: {workers} loader processes need up to {needed} open files, but this shell allows {_number(soft)}: "
         f"raise the limit (`ulimit -n {needed}`), or use --set data.workers={workers_that_fit(workers, tensors)}"
     )
 
 
 def workers_that_fit(workers: int, tensors: int = IMAGE_TENSORS) -> int:
-    """As many of `workers` loader processes as this process may open files for."""
+    """Return how many of `workers` loader processes fit into the limit of open files."""
     if resource is None:
         return workers
     room = _number(resource.getrlimit(resource.RLIMIT_NOFILE)[1]) - _files_open()
@@ -50,7 +52,9 @@ def workers_that_fit(workers: int, tensors: int = IMAGE_TENSORS) -> int:
 
 
 def files_needed(workers: int, tensors: int) -> int:
-    """How many files are open at once at most, beside those that are now, with so many loader processes and tensors in a batch."""
+    """Return how many more files are open at once at most, for this many loader processes and tensors per
+    batch.
+    """
     return workers * (PIPES + PREFETCHED * tensors) + OWN_FILES
 
 
@@ -61,5 +65,5 @@ def _number(limit: int) -> int:
 def _files_open() -> int:
     try:
         return len(os.listdir("/dev/fd"))
-    except OSError:  # not one more may be opened
+    except OSError:  # no more file can be opened
         return OWN_FILES

@@ -1,4 +1,4 @@
-"""Predictions of any origin: validation rows, test images, folds, blends. Ids x outputs with the target they belong to."""
+"""Predictions of any kind (validation rows, test images, folds, blends): ids x outputs, with their target."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ID_COLUMN = "id"
-TEXT = {"dtype": str, "keep_default_na": False}  # how pandas reads a table of ours: the id 0012 and a class called NA stay what they are
+TEXT = {"dtype": str, "keep_default_na": False}  # options for pandas: the id 0012 and a class called NA stay unchanged
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """`values[i]` (num_outputs float32: probabilities, or numbers) belongs to `ids[i]`; every id occurs once."""
+    """`values[i]` (num_outputs float32: probabilities, or numbers) belongs to `ids[i]`; every id occurs
+    once.
+    """
 
     ids: tuple[str, ...]
     values: np.ndarray  # (N, O) float32
@@ -30,8 +32,10 @@ class Predictions:
     logits: np.ndarray | None = None  # (N, O) float32, of a single model
 
     def __post_init__(self) -> None:
-        """Raises:
-        ValueError: ids and values do not fit each other, or an id occurs twice.
+        """Check the shapes.
+
+        Raises:
+            ValueError: ids and values do not fit each other, or an id occurs twice.
         """
         if self.values.shape != (len(self.ids), self.target.num_outputs):
             raise ValueError(f"values of shape {self.values.shape} for {len(self.ids)} ids and {self.target.num_outputs} outputs")
@@ -40,10 +44,12 @@ class Predictions:
 
     @classmethod
     def of_images(cls, ids: Sequence[str], logits: np.ndarray, target: Target, views: str = "mean") -> Predictions:
-        """From (M, O) `logits`, one row an image, of M `ids`; several images of one id as `of_values` says.
+        """Return predictions from (M, O) `logits`, one row per image, of M `ids`.
+
+        Several images of one id are merged as in `of_values`.
 
         Raises:
-            ValueError: another number of rows than of ids.
+            ValueError: the number of rows is not that of ids.
         """
         values = target.activate(logits)
         if len(set(ids)) == len(ids):
@@ -54,11 +60,14 @@ class Predictions:
     def of_values(
         cls, ids: Sequence[str], values: np.ndarray, target: Target, views: str = "mean", trusted: np.ndarray | None = None
     ) -> Predictions:
-        """From (M, O) predictions, one row an image, of M `ids`. Several images of one id (channels, slices, views) become their `views`:
-        the mean, or the max of each output. `trusted`: rows of images that could be read; the others count only for ids that have no such row.
+        """Return predictions from (M, O) predictions, one row per image, of M `ids`.
+
+        Several images of one id (channels, slices, views) are merged by `views`: the mean, or the max of each
+        output. `trusted`: rows of images that could be read; other rows count only for ids without such a
+        row.
 
         Raises:
-            ValueError: another number of rows than of ids.
+            ValueError: the number of rows is not that of ids.
         """
         import numpy as np
 
@@ -81,7 +90,7 @@ class Predictions:
         return cls(tuple(numbers), merged.astype(np.float32), target)
 
     def aligned(self, ids: Sequence[str]) -> Predictions:
-        """The same predictions for `ids`, in their order.
+        """Return the same predictions for `ids`, in their order.
 
         Raises:
             UserError: some of them have no prediction.
@@ -93,7 +102,7 @@ class Predictions:
         return replace(self, ids=tuple(ids), values=self.values[rows], logits=None if self.logits is None else self.logits[rows])
 
     def frame(self) -> pd.DataFrame:
-        """A table with the ids and a column of float32 for each output."""
+        """Return a table with the ids and one float32 column per output."""
         import pandas as pd
 
         table = pd.DataFrame(self.values, columns=list(self.target.output_names))
@@ -101,7 +110,7 @@ class Predictions:
         return table
 
     def save(self, path: Path) -> None:
-        """Write the values to `path`.npy and the ids to `path`.csv, each whole or not at all."""
+        """Write the values to `path`.npy and the ids to `path`.csv, each completely or not at all."""
         import numpy as np
         import pandas as pd
 
@@ -112,7 +121,7 @@ class Predictions:
 
     @classmethod
     def load(cls, path: Path, target: Target) -> Predictions:
-        """What `save` wrote.
+        """Return the predictions that `save` wrote.
 
         Raises:
             UserError: a file is missing or damaged, or they do not fit each other or the target.

@@ -1,4 +1,4 @@
-"""run.json: what a run says of itself, typed; and the lines of metrics.jsonl."""
+"""Read run.json, the record of a run, and the lines of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.shapes import (
 from pipeline.targets.target import Target, multiclass
 
 FORMAT = 1
-NEWEST = ("last", "average")  # rules of what is kept under which that is so for being the newest, and not for its score
+NEWEST = ("last", "average")  # rules that keep the newest weights, whatever their score
 _SCORES = Each(NUMBER_OR_NONE)
 _RECIPE = {
     "data?": Each(ANYTHING),
@@ -42,7 +42,8 @@ _SCHEDULE = {
     "name": TEXT,
 }
 _CORRECTED = {"excluded": COUNT, "relabelled": COUNT}
-# What run.json holds where it holds it: whoever reads it relies on these. state/start.json has some of it, before run.json is there.
+# The structure of run.json: its readers rely on it. state/start.json holds a part of it, before run.json is
+# written.
 RUN_SHAPE = {
     **dict.fromkeys(("task?", "name?", "kind?", "precision?", "device?", "data?", "command?", "commit?", "attention?"), TEXT),
     **dict.fromkeys(("started?", "finished?"), MOMENT),
@@ -114,14 +115,14 @@ SCORES_SHAPE = {
 
 @dataclass(frozen=True)
 class RunRecord:
-    """run.json: what a finished run says of itself. What a run of an earlier version did not write yet has a value all the same."""
+    """The record in run.json. Values that runs of earlier versions did not write have defaults."""
 
     path: Path  # of run.json
     values: dict[str, Any]
 
     @property
     def name(self) -> str:
-        """What pages and ledgers call the run."""
+        """The name of the run on pages and in ledgers."""
         return str(self.values.get("name") or self.path.parent.name)
 
     @property
@@ -141,7 +142,7 @@ class RunRecord:
 
     @property
     def target(self) -> Target:
-        """What its labels mean. Runs of earlier versions tell one of several classes.
+        """The target. Runs of earlier versions predict one of several classes.
 
         Raises:
             UserError: run.json holds a target that this version does not know.
@@ -152,19 +153,22 @@ class RunRecord:
 
     @property
     def metric(self) -> str:
-        """What it is scored by."""
+        """The name of the metric."""
         return str((self.values.get("metric") or {}).get("name", "accuracy"))
 
     @property
     def best(self) -> dict[str, Any]:
-        """`epoch`, `metric`, `value` of the epoch whose weights are kept; empty where the run cannot tell."""
+        """`epoch`, `metric`, `value` of the epoch whose weights are kept; {} if not known."""
         best = self.values.get("best")
         return best if isinstance(best, dict) else {}
 
     @property
     def prior(self) -> list[float] | None:
-        """The shares that the model's probabilities stand for, a value for each output, which --prior starts from and an image that cannot be
-        read is given; None where the run cannot tell."""
+        """The class frequencies that the model's probabilities assume, one value per output; None if not
+        known.
+
+        --prior starts from them, and an image that cannot be read gets them as its prediction.
+        """
         if "prior" in self.values:
             return [float(value) for value in self.values["prior"]]
         counts = (self.values.get("counts") or {}).get("train_per_class") or {}
@@ -178,10 +182,10 @@ class RunRecord:
 
 
 def read_record(path: Path) -> RunRecord | None:
-    """The record of the run in folder `path`; None where it holds no finished run.
+    """Return the record of the run in folder `path`; None if it holds no finished run.
 
     Raises:
-        UserError: run.json is damaged, or was written in another format.
+        UserError: run.json is damaged, or has another format.
     """
     file = Path(path) / RECORD
     if not file.exists():
@@ -199,10 +203,10 @@ def read_record(path: Path) -> RunRecord | None:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The values of a run.json, or of a start.json, each as its readers rely on; which of them are there is theirs to see. Null is absent.
+    """Return the values of a run.json or start.json, without keys that hold null. Keys may be missing.
 
     Raises:
-        UserError: it is missing, is no JSON object, or holds other values; each is named.
+        UserError: it is missing, not a JSON object, or has values of the wrong kind; each is listed.
     """
     record = read_shaped(path, RUN_SHAPE, "`make weights` or train again")
     names = record.get("class_names") or []
@@ -212,10 +216,11 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl (or timing.jsonl): `epoch`, and numbers by name; empty when there is no such file.
+    """Return the lines of a metrics.jsonl (or timing.jsonl): `epoch`, and numbers by name; [] when there
+    is no such file.
 
     Raises:
-        UserError: a line is not JSON, has no epoch, or a value is no number.
+        UserError: a line is not JSON, has no epoch, or a value is not a number.
     """
     rows, problems = read_json_lines(path), []
     for number, row in enumerate(rows, start=1):
@@ -227,7 +232,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def value_at(record: Any, key: str) -> Any:
-    """The value at a dotted key; None where there is none."""
+    """Return the value at a dotted key; None if there is none."""
     for part in key.split("."):
         record = record.get(part) if isinstance(record, dict) else None
     return record

@@ -1,4 +1,6 @@
-"""What a JSON value must look like for its readers: types, keys, what is in lists. Every difference is named by its place."""
+"""Check the structure of JSON values: types, keys, items of lists. Every difference is reported with its
+place.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ MAX_SHOWN = 80  # characters of a value in a message
 
 @dataclass(frozen=True)
 class Kind:
-    """A value that is no object and no list: what it is called, and whether a value is one."""
+    """A value that is not an object or list: its name in messages, and the check."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -30,8 +32,8 @@ class Each:
     of: Shape
 
 
-# Of an object: its keys with their shapes; a key that ends in "?" may be absent or null, and keys that are not named may hold anything.
-# Of a list: the shape of every item, alone in a list.
+# An object: its keys with their shapes. A key that ends in "?" may be missing or null; other keys may hold
+# anything. A list: a list with one item, the shape of every item.
 Shape = Kind | Each | dict[str, Any] | list[Any]
 
 
@@ -57,7 +59,9 @@ ANYTHING = Kind("anything", lambda value: True)
 
 
 def differences_from(shape: Shape, value: Any, place: str = "") -> list[str]:
-    """A line for each place where `value` is not as `shape` says: `best.epoch: expected a whole number, found '1'`."""
+    """Return a line for each place where `value` differs from `shape`: `best.epoch: expected a whole
+    number, found '1'`.
+    """
     if isinstance(shape, Kind):
         return [] if shape.fits(value) else [_expected(place, shape.words, value)]
     if isinstance(shape, list):
@@ -79,7 +83,7 @@ def differences_from(shape: Shape, value: Any, place: str = "") -> list[str]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Return the JSON object in a file.
 
     Raises:
         UserError: it is missing, or holds something else.
@@ -91,10 +95,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_shaped(path: Path, shape: Each | dict[str, Any], how: str) -> dict[str, Any]:
-    """The JSON object in a file; a key that holds null is left out. `how`: what to do where the object is not as `shape` says.
+    """Return the JSON object in a file, without keys that hold null. `how`: how to fix an object of
+    another shape.
 
     Raises:
-        UserError: it is missing, is no JSON object, or holds other values; each is named.
+        UserError: it is missing, not a JSON object, or has other values; each difference is listed.
     """
     value = read_json(path)
     raise_all(differences_from(shape, value), f"{path} was changed by hand or is damaged; {how}:")

@@ -1,4 +1,6 @@
-"""Requests to stop that a command can finish something for: signals, and a reader of its output that has gone."""
+"""Requests to stop: signals, and a reader of our output that has ended. The command can first finish its
+step.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,10 @@ GONE = "nobody reads the output any more"
 
 @contextmanager
 def stop_requests(request: Callable[[str, bool], None]) -> Iterator[None]:
-    """Call `request(reason, again)` instead of ending: at Ctrl-C, SIGTERM (Colab, Kaggle, Slurm), SIGHUP (a closed terminal), a closed pipe.
+    """Call `request(reason, again)` instead of ending the process, on signals and on a closed output.
 
-    `again`: a second Ctrl-C is allowed to stop at once. What was printed into a closed pipe is lost. SIGHUP stays ignored under nohup.
+    Signals: Ctrl-C, SIGTERM (Colab, Kaggle, Slurm), SIGHUP (a closed terminal). `again`: a second Ctrl-C may
+    stop at once. Text printed into a closed pipe is lost. SIGHUP stays ignored under nohup.
     """
 
     def on_signal(number: int, _frame: Any) -> None:
@@ -30,10 +33,10 @@ def stop_requests(request: Callable[[str, bool], None]) -> Iterator[None]:
         numbers.append(signal.SIGHUP)
     try:
         before = {number: signal.signal(number, on_signal) for number in numbers}
-    except ValueError:  # not the main thread: nobody can send us signals here
+    except ValueError:  # not the main thread, which alone receives signals
         before = {}
     streams = sys.stdout, sys.stderr
-    watched = [stream and _Watched(stream, lambda: request(GONE, False)) for stream in streams]  # None: closed already
+    watched = [stream and _Watched(stream, lambda: request(GONE, False)) for stream in streams]  # None: already closed
     sys.stdout, sys.stderr = watched
     try:
         yield
@@ -46,19 +49,27 @@ def stop_requests(request: Callable[[str, bool], None]) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """In a new process: ask Linux for a SIGTERM when the parent dies, even of SIGKILL (prctl(2), PR_SET_PDEATHSIG = 1)."""
+    """In a new process: ask Linux for a SIGTERM when the parent dies, even by SIGKILL (prctl(2),
+    PR_SET_PDEATHSIG = 1).
+    """
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 class _Watched:
-    """An output that says when its reader has gone, and then swallows the rest. Whole lines go out at once, also into a pipe."""
+    """An output that reports when its reader has ended, and then discards the rest.
+
+    Complete lines are flushed at once, also into a pipe.
+    """
 
     def __init__(self, stream: TextIO, on_gone: Callable[[], None]) -> None:
         self._stream, self._on_gone, self._is_gone = stream, on_gone, False
 
     def forget(self) -> None:
-        """Tell nobody any more. A thread keeps the stderr it was started with: what `on_gone` holds would be freed where the last thread
-        ends, which may be while Python itself ends, and that aborts the process."""
+        """Do not report any more.
+
+        A thread keeps the stderr it was started with. What `on_gone` refers to would be freed when the last
+        thread ends; if Python itself is ending then, that aborts the process.
+        """
         self._on_gone = lambda: None
 
     def write(self, text: str) -> int:

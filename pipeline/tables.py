@@ -1,4 +1,6 @@
-"""CSV tables as text: every cell stays what was written (`007`, `1e5`, `NA`, `true`), and a broken file is reported with its rows."""
+"""CSV tables as text: every cell stays as written (`007`, `1e5`, `NA`, `true`). Errors are reported with
+their rows.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 @dataclass(frozen=True)
 class Table:
-    """One CSV file. `cells[i]` is a row, as wide as `columns`; `lines[i]` is its row number in the file (the header is row 1)."""
+    """One CSV file. `cells[i]` is a row, as wide as `columns`; `lines[i]` is its row number in the file
+    (the header is row 1).
+    """
 
     path: Path
     columns: tuple[str, ...]
@@ -33,23 +37,24 @@ class Table:
     lines: tuple[int, ...]
     delimiter: str
     has_byte_order_mark: bool
-    notes: tuple[str, ...] = ()  # what reading left out
+    notes: tuple[str, ...] = ()  # what was ignored
 
     def column(self, name: str) -> list[str]:
-        """The cells of the column called `name`, top to bottom."""
+        """Return the cells of the column called `name`, top to bottom."""
         index = self.columns.index(name)
         return [row[index] for row in self.cells]
 
 
 def load_table(path: Path) -> Table:
-    """The table in a CSV file: `,` `;` or tab between cells, quoted cells, any line ends, UTF-8 with or without a byte order mark.
+    """Return the table in a CSV file.
 
-    A first column without a name that only numbers the rows (a pandas index) is left out, with a note. A `.gz`, or a `.zip` with one file
-    in it, is read as the table that it holds.
+    Cells may be separated by `,` `;` or tabs and may be quoted; any line ends; UTF-8 with or without a byte
+    order mark. A first column without a name that only numbers the rows (a pandas index) is ignored, with a
+    note. A `.gz`, or a `.zip` with one file, is unpacked.
 
     Raises:
-        UserError: every problem at once, with row numbers: not UTF-8, NUL bytes, broken quotes, rows of another width than the header,
-            column names that are empty or occur twice.
+        UserError: lists every problem with row numbers: not UTF-8, NUL bytes, broken quotes, rows with
+            another number of cells than the header, column names that are empty or occur twice.
     """
     path = Path(path)
     text, problems = _decoded(path)
@@ -72,7 +77,9 @@ def load_table(path: Path) -> Table:
 
 
 def numbers_the_rows(cells: Sequence[str]) -> bool:
-    """True for `0, 1, 2, ...` or `1, 2, 3, ...`, two rows or more: the number of a row, which may name nothing."""
+    """Return True for `0, 1, 2, ...` or `1, 2, 3, ...` of at least two rows: these may be row numbers, not
+    ids.
+    """
     if len(cells) < 2 or cells[0] not in ("0", "1"):
         return False
     start = int(cells[0])
@@ -89,25 +96,28 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
 def is_formula(cell: str) -> bool:
-    """True for a cell that a spreadsheet would run, or whose apostrophes `restored` would mistake for ours."""
+    """Return True for a cell that a spreadsheet would run, or whose apostrophes `restored` would take for
+    ours.
+    """
     return _FORMULA.match(cell) is not None and not _NUMBER.fullmatch(cell)
 
 
 def guarded(cell: str) -> str:
-    """The cell with an apostrophe before what a spreadsheet would run as a formula."""
+    """Return the cell, with a leading apostrophe if a spreadsheet would run it as a formula."""
     return f"'{cell}" if is_formula(cell) else cell
 
 
 def restored(cell: str) -> str:
-    """The cell that `guarded` was given."""
+    """Return the cell that was given to `guarded`."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file atomically: UTF-8, `,` between cells, `\\n` after each row, quotes only where they are needed.
+    r"""Write a CSV file atomically: UTF-8, `,` between cells, `\n` after each row, quotes only where
+    needed.
 
     Raises:
-        ValueError: a row of another width than `columns`; the file is as it was.
+        ValueError: a row has another number of cells than `columns`; the file is unchanged.
     """
     lines = [_line(columns)]
     for number, row in enumerate(rows, start=2):
@@ -118,17 +128,18 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
 
 
 def _line(cells: Sequence[Any]) -> str:
-    # csv.writer of Python 3.11 leaves a lone \r unquoted when lines end in \n, and the row then reads back as two.
+    # csv.writer of Python 3.11 does not quote a single \r when lines end in \n; such a row would be read as
+    # two rows.
     texts = [str(cell) for cell in cells]
     quoted = ['"' + text.replace('"', '""') + '"' if re.search('[,"\r\n]', text) else text for text in texts]
     return (",".join(quoted) if quoted != [""] else '""') + "\n"
 
 
-MAX_UNPACKED = 4 << 30  # bytes: more is no table
+MAX_UNPACKED = 4 << 30  # bytes: a larger file is not a table
 
 
 def _bytes(path: Path) -> bytes:
-    """What is in the file, unpacked where its name ends in .gz or .zip."""
+    """Return the content of the file, unpacked if its name ends in .gz or .zip."""
     if path.suffix.lower() not in (".gz", ".zip"):
         return path.read_bytes()
     try:
@@ -137,7 +148,7 @@ def _bytes(path: Path) -> bytes:
     except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{path} cannot be unpacked: {error}: copy it again, or unpack it by hand") from None
     if len(data) > MAX_UNPACKED:
-        raise UserError(f"{path} is more than {MAX_UNPACKED >> 30} GB when it is unpacked: no table that can be read")
+        raise UserError(f"{path} is larger than {MAX_UNPACKED >> 30} GB when unpacked: too large for a table")
     return data
 
 
@@ -150,13 +161,13 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX")]
         if len(names) != 1:
-            raise UserError(f"{path} holds {counted(len(names), 'file')}, and one table is needed: unpack it")
+            raise UserError(f"{path} holds {counted(len(names), 'file')}, but one table is needed: unpack it")
         with archive.open(names[0]) as file:
             yield file
 
 
 def _decoded(path: Path) -> tuple[str, list[str]]:
-    """The text of the file with its line ends, and what is wrong with its bytes."""
+    """Return the text of the file with its line ends, and the problems of its bytes."""
     try:
         data = _bytes(path)
     except FileNotFoundError:
@@ -181,9 +192,11 @@ def _decoded(path: Path) -> tuple[str, list[str]]:
 
 
 def _parsed(text: str) -> tuple[str, list[list[str]], list[int], str | None]:
-    """Delimiter, rows (blank ones left out), their row numbers, and what is wrong with the quotes.
+    """Return delimiter, rows (without blank ones), their row numbers, and the problem of the quotes, if
+    any.
 
-    The comma is taken when it gives a whole table; otherwise the delimiter that leaves the fewest rows of another width.
+    The comma is used if it gives a consistent table; otherwise the delimiter with the fewest inconsistent
+    rows.
     """
     header = text.split("\n", 1)[0]
     best: tuple[tuple[bool, bool, int], tuple[str, list[list[str]], list[int], str | None]] | None = None
@@ -239,7 +252,7 @@ def _width_problems(rows: list[list[str]], lines: list[int], delimiter: str) -> 
 
 
 def rows_of(cells: Iterable[str], lines: Iterable[int]) -> dict[str, list[int]]:
-    """The row numbers of every different cell of a column."""
+    """Return the row numbers of every different cell of a column."""
     rows: dict[str, list[int]] = {}
     for cell, line in zip(cells, lines, strict=True):
         rows.setdefault(cell, []).append(line)
@@ -247,6 +260,8 @@ def rows_of(cells: Iterable[str], lines: Iterable[int]) -> dict[str, list[int]]:
 
 
 def repeated_ids(rows: dict[str, list[int]]) -> list[str]:
-    """What is wrong with a column of ids in which some occur several times; `rows` as from `rows_of`."""
+    """Return the problems of a column of ids in which some occur several times; `rows`: the result of
+    `rows_of`.
+    """
     found = [f"{numbered(lines)}: the id {image_id!r} occurs {len(lines)} times" for image_id, lines in rows.items() if len(lines) > 1]
     return capped(found, "ids occur several times")

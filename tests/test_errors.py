@@ -49,7 +49,7 @@ def test_raise_all_lists_every_problem_up_to_twenty() -> None:
     [
         ("ENOSPC", "the disk is full"),
         ("EDQUOT", "quota"),
-        ("EROFS", "can only be read"),
+        ("EROFS", "read-only"),
         ("EACCES", "permissions"),
         ("EIO", "input/output error"),
         ("ESTALE", "stale file handle"),

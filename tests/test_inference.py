@@ -68,7 +68,7 @@ def test_the_copy_of_an_epoch_predicts_with_the_base_and_the_record_of_its_run(
     score = json.loads((trained / "run/metrics.jsonl").read_text().splitlines()[0])["val_accuracy"]
     assert f"the weights of epoch 1 (val_accuracy {score:.4f})" in capsys.readouterr().out and output.exists()
     moved = shutil.copytree(copy, tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="elsewhere holds an adapter and no model_<type> folder"):
+    with pytest.raises(UserError, match="elsewhere holds an adapter but no model_<type> folder"):
         inference.main(["--model", str(moved), "--data", str(trained / "data"), "--output", str(tmp_path / "no.csv")])
 
 
@@ -200,7 +200,7 @@ def test_the_release_of_2023_gives_its_logits(tmp_path: Path) -> None:
     [
         (lambda run: shutil.rmtree(run), "does not exist"),
         (lambda run: shutil.rmtree(run / "model_beit"), "no model_<type> folder"),
-        (lambda run: ((run / "run.json").unlink(), (run / "state" / "kept.json").unlink(missing_ok=True)), "before any weights were kept"),
+        (lambda run: ((run / "run.json").unlink(), (run / "state" / "kept.json").unlink(missing_ok=True)), "before any weights were saved"),
         (lambda run: (run / "model_lora" / "adapter_model.safetensors").write_bytes(b"12345678"), "cannot be read"),
         (lambda run: (run / "model_beit" / "model.safetensors").unlink(), "cannot be loaded"),
     ],

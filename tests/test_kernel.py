@@ -829,5 +829,5 @@ def test_a_run_without_weights_yet_is_one_message(finished_run: Path, tmp_path: 
     shutil.copytree(finished_run / "run", tmp_path / "run")
     (tmp_path / "run/run.json").unlink()
     (tmp_path / "run/state/kept.json").unlink()
-    with pytest.raises(UserError, match="stopped before any weights were kept"):
+    with pytest.raises(UserError, match="before any weights were saved"):
         main(["--model", str(tmp_path / "run"), "--data", str(finished_run / "data"), "--competition", "glyphs"])

@@ -127,7 +127,7 @@ def test_without_locks_of_the_file_system_the_touch_decides(tmp_path: Path, monk
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(UserError, match="is no folder"), holding_folder(tmp_path / "run"):
+    with pytest.raises(UserError, match="is not a folder"), holding_folder(tmp_path / "run"):
         pass
     assert (tmp_path / "run").read_text() == "mine"
 

@@ -170,10 +170,10 @@ def test_the_folder_that_a_trainer_or_peft_wrote_is_told_how_to_be_arranged(fini
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished_run / "run" / "model_beit", "my checkpoint")
     shutil.copytree(finished_run / "run" / "model_lora", "adapter")
-    with pytest.raises(UserError, match="checkpoint as transformers saves it") as caught:
+    with pytest.raises(UserError, match="checkpoint saved by transformers") as caught:
         load_run(Path("my checkpoint"))
-    command, model = str(caught.value).partition("saves it: ")[2].split(", then --model ")
+    command, model = str(caught.value).partition("transformers: ")[2].split(", then --model ")
     subprocess.run(command, shell=True, check=True)
     assert load_run(Path(shlex.split(model)[0])).backbone_dir.name == "model_beit"
-    with pytest.raises(UserError, match=r"adapter as PEFT saves it: mkdir -p .* && cp -r adapter .*/model_lora"):
+    with pytest.raises(UserError, match=r"adapter saved by PEFT: mkdir -p .* && cp -r adapter .*/model_lora"):
         load_run(Path("adapter"))

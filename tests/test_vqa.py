@@ -316,9 +316,9 @@ def test_a_bad_test_picture_still_has_its_rows(learnt: Path, tmp_path: Path, cap
 
 
 def test_task_and_data_must_fit(learnt: Path, competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is for vqa, and the recipe .* for classification: use --recipe vqa-bert-vit-lora-r8"):
+    with pytest.raises(UserError, match=r"is for vqa, .* for classification: use --recipe vqa-bert-vit-lora-r8"):
         train.main(["--data", str(learnt / "data"), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "run")])
-    with pytest.raises(UserError, match="is for classification, and the recipe mine for vqa"):
+    with pytest.raises(UserError, match=r"is for classification, .* mine is for vqa"):
         train.main(["--recipe", str(learnt / "mine.yaml"), "--data", str(competition), "--output", str(tmp_path / "run")])
     with pytest.raises(UserError, match=r"is for classification, .* was trained for vqa"):
         inference.main(["--model", str(learnt / "run"), "--data", str(competition), "--output", str(tmp_path / "p.csv")])

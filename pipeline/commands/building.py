@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: not before t
 
 
 def read_data(args: argparse.Namespace, recipe: Recipe, resumed_run: ResumedRun | None = None) -> Competition:
-    """The training part of the competition, read as the recipe, competition.yaml or the resumed run asks.
+    """Return the training part of the competition, read as the recipe, competition.yaml or the resumed run
+    asks.
 
     Prints how the folder was understood.
 
@@ -41,14 +42,15 @@ def read_data(args: argparse.Namespace, recipe: Recipe, resumed_run: ResumedRun 
     if recipe.task != competition.task:
         fix = "--recipe vqa-bert-vit-lora-r8" if competition.task == "vqa" else "a recipe without task: vqa, such as the default"
         raise UserError(
-            f"{args.data} is for {competition.task}, and the recipe {recipe.name} for {recipe.task}: use {fix}, or another --data"
+            f"{args.data} is for {competition.task}, but the recipe {recipe.name} is for {recipe.task}: use {fix}, or another --data"
         )
     return competition
 
 
 def build_task(session: Session, competition: Competition | None = None) -> tuple[Build, Compute]:
-    """The built task on its device. The competition is read unless it is given. Prints how the folder was
-    understood.
+    """Return the built task on its device. The competition is read unless it is given.
+
+    Prints how the folder was understood.
 
     Raises:
         UserError: the data are missing, ambiguous or do not fit the recipe, or the backbone cannot be loaded.
@@ -103,7 +105,7 @@ def check_processes(session: Session, build: Build, compute: Compute) -> None:
             "flags or recipe": session.recipe.model_dump_json(),
             "images or labels": rows_digest(task.split_rows()),
             "weights": weights_digest(task.model),
-            "states to go on from": states[-1].read_text(encoding="utf-8") if states else "",
+            "saved states": states[-1].read_text(encoding="utf-8") if states else "",
             "precision": compute.precision,
         }
     )

@@ -1,4 +1,6 @@
-"""Train a built task: print the summary, train, then write run.json and the report page and print the next command."""
+"""Train a built task: print the summary, train, write run.json and the report page, and print the next
+command.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,13 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: not before t
 
 
 def train(session: Session, build: Build, compute: Compute) -> int:
-    """Train the built task, from the start or from the saved state in the output folder. Returns the exit
+    """Train the built task, from the start or from the saved state in the output folder. Return the exit
     code.
 
     Raises:
         UserError: it does not fit in memory or on the disk, `compile: true` fails, or the loss became NaN or
-        infinite. Interrupted: see `pipeline.training.engine.fit`.
+            infinite.
+        Interrupted: see `pipeline.training.engine.fit`.
     """
     import torch
 
@@ -126,7 +129,7 @@ def train(session: Session, build: Build, compute: Compute) -> int:
 def choose_step_together(
     session: Session, build: Build, compute: Compute, schedule: dict[str, Any], micro_batch_size: int, train_seconds: float
 ) -> dict[str, Any]:
-    """The choice of the first process (see `choose_step`), which the other processes follow.
+    """Return the choice of the first process (see `choose_step`), which the other processes follow.
 
     Raises:
         UserError: this process cannot do what the recipe asks for or what the first process chose.
@@ -152,8 +155,8 @@ def choose_step(
     train_seconds: float,
     before: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Choose and set how a training step is computed. Returns `attention` (fused or products) and `compiled`,
-    as in run.json.
+    """Choose and set how a training step is computed. Return `attention` (fused or products) and
+    `compiled`, as in run.json.
 
     A resumed run keeps its earlier choice (`before`), because another form of the computation rounds
     differently.
@@ -193,7 +196,7 @@ def choose_step(
 def begin(
     session: Session, build: Build, recorder: Recorder, schedule: dict[str, Any], step: dict[str, Any], facts: dict[str, Any]
 ) -> tuple[dict[str, Any], StateStore, dict[str, Any] | None]:
-    """Prepare the output folder. Returns (facts of the start, state store, saved state or None for a new
+    """Prepare the output folder. Return (facts of the start, state store, saved state or None for a new
     run).
 
     Raises:
@@ -228,7 +231,7 @@ def begin(
 
 
 def begin_beside(session: Session) -> tuple[dict[str, Any], StateStore, dict[str, Any] | None]:
-    """As `begin`, for a process that is not the first. It writes nothing."""
+    """Return the same as `begin`, for a process that is not the first. It writes nothing."""
     from pipeline.training.checkpoint import StateStore
 
     store = StateStore(session.output / "state")
@@ -236,7 +239,9 @@ def begin_beside(session: Session) -> tuple[dict[str, Any], StateStore, dict[str
 
 
 def recorder_with_page(recorder: Recorder, output: Path, watches: Sequence[Watch | FloorWatch]) -> Callable[[Any], None]:
-    """The function called after each epoch. It writes the epoch's files and the page, and prints warnings."""
+    """Return the function called after each epoch. It writes the epoch's files and the page, and prints
+    warnings.
+    """
     live_page = LivePage(output)
 
     def on_epoch(report: Any) -> None:
@@ -254,7 +259,7 @@ def leave_usable(session: Session, recorder: Recorder, schedule: dict[str, Any],
     them.
     """
     if not recorder.stopped(position, schedule):
-        print(f"no weights to predict with: nothing was learnt in {position.step} optimizer steps")
+        print(f"no weights for prediction: nothing was learnt in {position.step} optimizer steps")
         return
     page = session.output / PAGE
     if problem := LivePage(session.output).update(at_once=True):
@@ -263,8 +268,9 @@ def leave_usable(session: Session, recorder: Recorder, schedule: dict[str, Any],
 
 
 def and_next(session: Session) -> str:
-    """A line with the command that predicts with the run. Empty for a fold: prediction uses all folds
-    together.
+    """Return a line with the command that predicts with the run.
+
+    "" for a fold, because prediction uses all folds together.
     """
     if session.args.fold:
         return ""
@@ -317,7 +323,7 @@ def finish(
 
 
 def kept_words(keep: dict[str, Any], epoch: int) -> str:
-    """The weights that a finished run kept, as text."""
+    """Return the weights that a finished run kept, as text."""
     if soup := keep.get("soup"):
         return f"mean of the weights of epochs {listed(map(str, sorted(soup['epochs'])))}"
     if keep.get("rule") == "average":

@@ -1,4 +1,6 @@
-"""train.py --plan 9h: measure the speed here and write a recipe file that fits into the time, with its command."""
+"""train.py --plan 9h: measure the speed here and write a recipe file that fits into the time, with its
+command.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ DEFAULT_OUTPUT = "finetuned_model"
 
 
 def seconds_of(text: str) -> float:
-    """`9h`, `90m`, `2h30m` in seconds.
+    """Return `9h`, `90m` or `2h30m` in seconds.
 
     Raises:
         UserError: not a time, or zero.
@@ -43,7 +45,7 @@ def seconds_of(text: str) -> float:
 
 
 def plan(args: argparse.Namespace, read: Callable[[argparse.Namespace, Recipe], Competition]) -> int:
-    """Measure, decide, write the recipe file and print the command that runs it. Returns the exit code.
+    """Measure, decide, write the recipe file and print the command that runs it. Return the exit code.
 
     `read` reads the data folder.
 
@@ -62,7 +64,7 @@ def plan(args: argparse.Namespace, read: Callable[[argparse.Namespace, Recipe], 
     competition = read(args, recipe)
     rows = rows_of(recipe, competition)
     bench = Bench(recipe, competition, fixed_size=args.image_size, fixed_batch=args.batch_size)
-    may_fold = recipe.task == "classification" and not competition.split and not competition.folds  # else the data give split or folds
+    may_fold = recipe.task == "classification" and not competition.split and not competition.folds  # otherwise the data give split or folds
     limits = Limits(deadline, rows, args.epochs, args.folds, may_fold)
     found = propose(limits, bench.paces())
     if found is None:
@@ -82,7 +84,7 @@ def check_flags(args: argparse.Namespace) -> None:
     """Refuse flags that cannot be combined with --plan.
 
     Raises:
-        UserError: every problem at once.
+        UserError: lists every problem.
     """
     asked = {
         "--resume": args.resume,
@@ -98,7 +100,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
 
 def rows_of(recipe: Recipe, competition: Competition) -> Rows:
-    """The numbers of training and validation rows of one run."""
+    """Return the numbers of training and validation rows of one run."""
     from pipeline.training.deadline import Rows
 
     total = len(competition.train)
@@ -110,7 +112,7 @@ def rows_of(recipe: Recipe, competition: Competition) -> Rows:
 
 
 class Bench:
-    """Measures the recipe at several image sizes, each when it is first asked for."""
+    """Measures the recipe at several image sizes, each when it is first needed."""
 
     def __init__(self, recipe: Recipe, competition: Competition, fixed_size: int | None, fixed_batch: int | str | None) -> None:
         self.recipe, self.competition, self.fixed_size = recipe, competition, fixed_size
@@ -126,8 +128,8 @@ class Bench:
         return f"on {next(iter(self.costs.values())).compute.describe()}"
 
     def paces(self) -> Iterator[Pace]:
-        """The pace at each image size, from the backbone's own down; only at the size of --image-size if
-        given.
+        """Yield the pace at each image size, from the backbone's own down; with --image-size only at that
+        size.
         """
         from pipeline.training.deadline import smaller_sizes
 
@@ -144,7 +146,7 @@ class Bench:
                 return
 
     def measured(self, size: int | None) -> Pace:
-        """The pace at `size` (None: the backbone's own)."""
+        """Return the pace at `size` (None: the backbone's own)."""
         from pipeline.data.dataset import resolve_workers
         from pipeline.tasks.step_cost import measure_step
         from pipeline.training.deadline import Pace
@@ -168,8 +170,9 @@ class Bench:
         return self.known[side]
 
     def of_head(self) -> Bench | None:
-        """The bench for training only the head, at the measured sizes; None if features cannot be computed
-        once.
+        """Return the bench for training only the head, at the measured sizes.
+
+        None if features cannot be computed once.
         """
         from pipeline.training.features import Features
 
@@ -187,7 +190,7 @@ class Bench:
 
 
 def head_recipe(recipe: Recipe) -> Recipe:
-    """`recipe` for training only the head, without augmentation."""
+    """Return `recipe` changed to train only the head, without augmentation."""
     lora = recipe.lora.model_copy(update={"rank": 0, "also_train": ()})
     optimizer = recipe.optimizer.model_copy(update={"lr": HEAD_LR, "head_lr": None})
     still = Augmentation(random_resized_crop=False, horizontal_flip=False)  # the others are off by default
@@ -195,7 +198,7 @@ def head_recipe(recipe: Recipe) -> Recipe:
 
 
 def too_little(asked: str, bench: Bench, rows: Rows, folds: int | None) -> str:
-    """The error message when nothing fits into the time."""
+    """Return the error message when nothing fits into the time."""
     from pipeline.training.deadline import FEWEST_EPOCHS, FEWEST_STEPS, MARGIN
 
     size = min(bench.costs)
@@ -208,7 +211,7 @@ def too_little(asked: str, bench: Bench, rows: Rows, folds: int | None) -> str:
 
 
 def planned_recipe(bench: Bench, found: Proposal, name: str) -> Recipe:
-    """The complete recipe of the proposal."""
+    """Return the complete recipe of the proposal."""
     recipe, cost = bench.recipe, bench.costs[found.pace.image_size]
     batch = cost.batch_size if recipe.effective_batch_size % cost.batch_size == 0 else recipe.batch_size
     changed = {"name": name, "image_size": found.pace.image_size or None, "epochs": found.epochs}
@@ -218,18 +221,18 @@ def planned_recipe(bench: Bench, found: Proposal, name: str) -> Recipe:
 
 
 def write_plan(args: argparse.Namespace, bench: Bench, found: Proposal, rows: Rows) -> Path:
-    """Print the proposal and write it as a new recipe file. Returns the path."""
+    """Print the proposal and write it as a new recipe file. Return the path."""
     from pipeline.commands.announcing import kind_of
 
     folder = Path(os.path.abspath(args.data)).name or "data"
     path = versioned(Path(f"plan-{folder}.yaml"))
     recipe, cost, pace = planned_recipe(bench, found, path.stem), bench.costs[found.pace.image_size], found.pace
     why = "the backbone's own" if pace.image_size == bench.own_size else f"at {bench.own_size} px there is too little time"
-    why = "asked for" if args.image_size else why
+    why = "from --image-size" if args.image_size else why
     alone = "; there is no time to train more than the head" if found.head_alone else ""
     steps = f"{rows.steps(found.epochs, found.folds):,} optimizer steps of {recipe.effective_batch_size} {cost.build.task.rows_are}"
     one = cost.build.task.rows_are.removesuffix("s")
-    speed = f"{pace.train:.3g} s {'an' if one[0] in 'aeiou' else 'a'} {one} in training, {pace.predict:.3g} s in validation"
+    speed = f"{pace.train:.3g} s per {one} in training, {pace.predict:.3g} s in validation"
     lines = [
         f"{args.recipe}: {kind_of(recipe)} of {recipe.backbones}; images of {pace.image_size} px ({why}){alone}",
         f"{counted(found.epochs, 'epoch')}: {steps}, {recipe.batch_size} at a time; "
@@ -244,7 +247,7 @@ def write_plan(args: argparse.Namespace, bench: Bench, found: Proposal, rows: Ro
 
 
 def command_of(args: argparse.Namespace, path: Path, found: Proposal, deadline: float) -> str:
-    """The command that runs the plan, quoted for the shell."""
+    """Return the command that runs the plan, quoted for the shell."""
     output = str(versioned(Path("runs") / path.stem)) if args.output == DEFAULT_OUTPUT else args.output
     words = ["python", "train.py", "--recipe", str(path), "--data", args.data]
     words += ["--folds", str(found.folds)] if found.folds else []

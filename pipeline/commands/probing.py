@@ -1,4 +1,6 @@
-"""Uses of frozen features in a run: train only the head on them, score a linear probe (--floor), start from its head."""
+"""Frozen features in a run: train only the head on them, score a linear probe (--floor), start from its
+head.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,12 @@ if TYPE_CHECKING:
     from pipeline.training.features import Features
     from pipeline.training.probe import Probe
 
-MOST_BYTES = 4_000_000_000  # of features kept in memory, and never more than half of what is free
+MOST_BYTES = 4_000_000_000  # limit for features in memory; never more than half of the free memory
 
 
 def features_once(session: Session, build: Build, compute: Compute) -> tuple[Features | None, str]:
-    """(features, message): the features to train the head on, or None if each step runs the whole model.
+    """Return (features, message): the features to train the head on, or None if each step runs the whole
+    model.
 
     The features are not computed yet. The message gives the reason; it is empty if more than the head is
     trained. A resumed run keeps its earlier choice.
@@ -44,8 +47,8 @@ def features_once(session: Session, build: Build, compute: Compute) -> tuple[Fea
 
 
 def _forbidden(session: Session) -> str | None:
-    """The recipe setting that changes features between steps or needs the whole model, as text; None if there
-    is none.
+    """Return the recipe setting that changes features between steps or needs the whole model; None if
+    there is none.
     """
     recipe = session.recipe
     if recipe.lora.also_train:
@@ -53,7 +56,7 @@ def _forbidden(session: Session) -> str | None:
     if names := recipe.augmentation.in_use:
         return f"augmentation changes the images in every epoch ({', '.join(names)})"
     if recipe.compile is True:
-        return "compile: true asks for compiled steps"
+        return "compile: true compiles the steps of the whole model"
     return None
 
 
@@ -65,9 +68,7 @@ def _no_room(features: Features, compute: Compute) -> str | None:
 
     free = device_memory(torch.device("cpu"))
     room = min(MOST_BYTES, free // 2) if free else MOST_BYTES
-    return (
-        f"they take {human_size(features.num_bytes)}, and {human_size(room)} is what they may take" if features.num_bytes > room else None
-    )
+    return f"they need {human_size(features.num_bytes)}, and the limit is {human_size(room)}" if features.num_bytes > room else None
 
 
 def check_floor(session: Session, build: Build) -> None:
@@ -80,7 +81,7 @@ def check_floor(session: Session, build: Build) -> None:
     if not session.args.floor:
         return
     if recipe.task != "classification":
-        raise UserError(f"--floor: only for task classification, and the recipe {recipe.name} is for {recipe.task}; leave out --floor")
+        raise UserError(f"--floor: only for task classification, but the recipe {recipe.name} is for {recipe.task}; leave out --floor")
     if not task.num_val:
         raise UserError("--floor: there are no validation rows for its score; leave out --floor, or set data.val_fraction above 0")
     trains_backbone = not recipe.lora.rank and not recipe.head_only
@@ -91,8 +92,8 @@ def check_floor(session: Session, build: Build) -> None:
 
 
 def find_floor(session: Session, build: Build, compute: Compute, features: Features, batch_size: int) -> dict[str, Any] | None:
-    """The floor as run.json keeps it; None without --floor. It is printed. A resumed run keeps its earlier
-    floor.
+    """Return the floor entry of run.json, and print it; None without --floor. A resumed run keeps its
+    earlier floor.
 
     Raises:
         UserError: the features of this backbone cannot be used for a probe.
@@ -129,11 +130,11 @@ def start_from_probe(build: Build, compute: Compute, features: Features, batch_s
     with torch.no_grad():
         for weight, values in ((head.weight, probe.weight), (head.bias, probe.bias)):
             weight.copy_(compute.processes.gather(torch.from_numpy(values))[0])
-    print(f"  the head starts as a linear probe on frozen features, found in {time.perf_counter() - started:.1f} s")
+    print(f"  the head starts as a linear probe on frozen features, fitted in {time.perf_counter() - started:.1f} s")
 
 
 def _probe(build: Build, compute: Compute, features: Features, batch_size: int, asked: str) -> Probe:
-    """The probe of the training rows. Only the first process fits it; the others return zeros."""
+    """Return the probe of the training rows. Only the first process fits it; the others return zeros."""
     import numpy as np
 
     from pipeline.training.probe import Probe, fit_probe

@@ -57,7 +57,8 @@ def fill_in(args: argparse.Namespace) -> None:
 
 
 def open_session(args: argparse.Namespace, command: str, started: float, recipe: Recipe | None = None) -> Session | None:
-    """The session; None when the run is already complete. `recipe` replaces that of the command line.
+    """Return the session; None when the run is already complete. `recipe` replaces that of the command
+    line.
 
     Raises:
         UserError: the recipe is wrong, or the output folder holds an unfinished run.
@@ -70,7 +71,7 @@ def open_session(args: argparse.Namespace, command: str, started: float, recipe:
 
 
 def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None) -> Recipe:
-    """The recipe of the command line. With `stored`, the flags are applied to that recipe.
+    """Return the recipe of the command line. With `stored`, the flags are applied to that recipe.
 
     Raises:
         UserError: the recipe is wrong.
@@ -97,8 +98,8 @@ def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None)
 
 
 def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None = None) -> tuple[Recipe | None, ResumedRun | None]:
-    """(recipe, resumed run): the recipe is `given` or from the flags; (None, None) when the run is already
-    complete.
+    """Return (recipe, resumed run): the recipe is `given` or from the flags; (None, None) when the run is
+    already complete.
 
     Raises:
         UserError: the folder holds an unfinished run and --resume is not given, or the flags differ from the
@@ -109,7 +110,7 @@ def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None =
     from pipeline.training.resume import ResumedRun
 
     if read_start(output):
-        raise UserError(f"{output} holds unfinished folds: go on with `{resume_command(output)}`, or use another --output")
+        raise UserError(f"{output} holds unfinished folds: continue with `{resume_command(output)}`, or use another --output")
     if args.resume and (output / RECORD).exists():
         print(f"the run in {output} is complete: nothing to resume")
         if not (output / PAGE).exists() and is_first():  # killed in its last second
@@ -126,5 +127,5 @@ def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None =
     if args.resume:
         print(f"no state in {output}: starting from the beginning")
     elif resumed_run is not None and not args.dry_run:
-        raise UserError(f"{output} holds an unfinished run: go on with `{resume_command(output)}`, or use another --output")
+        raise UserError(f"{output} holds an unfinished run: continue with `{resume_command(output)}`, or use another --output")
     return given or asked_recipe(args), None

@@ -67,7 +67,9 @@ class Team:
 
     @property
     def prior(self) -> list[float] | None:
-        """Mean label of the training rows, one value per output; None where no member knows it."""
+        """The class frequencies that the probabilities assume, one value per output; None where no member
+        knows them.
+        """
         record = self.record or self.first.record
         return record.prior if record else None
 

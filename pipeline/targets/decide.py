@@ -34,8 +34,8 @@ FEW_NUMBERS = 20  # up to this many different whole numbers are read as classes 
 MANY_TEXTS = 20  # if this many rows or more all have different texts, the texts are not classes
 DEFAULT_METRIC = {"multiclass": "accuracy", "binary": "log_loss", "multilabel": "micro_f1", "ordinal": "qwk", "continuous": "rmse"}
 # The best threshold for F-beta is F / (1 + beta^2), where F is the best score itself (Lipton et al. 2014,
-# arXiv:1402.1892, for beta 1). For scores around 0.7 that is 0.35 for F1 and 0.14 for F2; F2 has a little more here,
-# because the probabilities of a model early in training are close together.
+# arXiv:1402.1892, for beta 1). For scores around 0.7 that is 0.35 for F1 and 0.14 for F2; F2 uses a little
+# more here, for models that are still uncertain.
 THRESHOLDS = {"micro_f1": 0.35, "macro_f1": 0.35, "weighted_f1": 0.35, "samples_f1": 0.35, "samples_f2": 0.2}
 MEANS = {
     "multiclass": "each a class",

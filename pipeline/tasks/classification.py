@@ -182,8 +182,8 @@ class ClassificationTask:
         self.model.to(compute.device)
 
     def attend_by_products(self, on: bool) -> int:
-        """Turn attention by batched matrix products in training on or off. Return the number of layers
-        changed, 0 if none can.
+        """Turn attention by batched matrix products in training on or off. Return 0 if the model cannot
+        compute it so.
         """
         return attend_by_products(self.model, on)
 
