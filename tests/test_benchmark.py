@@ -90,7 +90,7 @@ def test_timms_loop_trains_a_model_of_our_shape(work: Work) -> None:
 def test_footprints_are_what_train_py_counts(work: Work) -> None:
     found = {(line.trains, line.batch_size): line for line in footprints(work)}
     assert len(found) == 12 and all(line.measured is None for line in found.values())
-    lora, full, head = (found[trains, 16].counted - found[trains, 8].counted for trains in ("LoRA", "everything", "the head alone"))
+    lora, full, head = (found[trains, 16].counted - found[trains, 8].counted for trains in ("LoRA", "full fine-tuning", "the head alone"))
     assert full > lora > head >= 0
     assert "| LoRA | " in memory_table(list(found.values()), "fp32")
 
@@ -115,7 +115,7 @@ def test_the_matrix_rate_is_a_number() -> None:
 
 def test_the_command_prints_one_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setitem(baselines.SIZES, "tiny", TINY)
-    monkeypatch.setattr(throughput, "PICTURE_SIDES", (64, 96))
+    monkeypatch.setattr(throughput, "IMAGE_SIDES", (64, 96))
     monkeypatch.setattr(benchmark, "LOOP_STEPS", 20)
     monkeypatch.setattr(benchmark, "startup", lambda _: (0.1, 9.0))
     arguments = ["--size", "tiny", "--images", "4", "--batch-size", "4", "--rounds", "1", "--precision", "fp32"]
@@ -131,7 +131,7 @@ def test_the_command_prints_one_table(monkeypatch: pytest.MonkeyPatch, capsys: p
         "| inference | ours",
         "| the head alone | ",
         "training from files: ",
-        "25 epochs over 10,000 images at the rate of ours: ",
+        "25 epochs over 10,000 images at the speed of ours: ",
     ):
         assert expected in printed, expected
 

@@ -1,4 +1,4 @@
-"""What `benchmark` lets run side by side: the work that is given to every contender, and our own training and prediction."""
+"""The work that every contender of `benchmark` gets, and our own training and prediction as contenders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # --help answers at once
     from pipeline.training.position import EpochReport
     from pipeline.training.predict import Task
 
-SIZES: dict[str, dict[str, Any]] = {  # BEiT, random weights: speed does not depend on them
+SIZES: dict[str, dict[str, Any]] = {  # BEiT with random weights, which do not change the speed
     "small-224": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768, "image_size": 224},
     "beit-base-224": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "image_size": 224},
     "beit-large-384": {
@@ -28,13 +28,16 @@ SIZES: dict[str, dict[str, Any]] = {  # BEiT, random weights: speed does not dep
     },
 }
 NUM_CLASSES = 4
-DISTINCT = 32  # images; the others are copies of them
+DISTINCT = 32  # number of different images; the others are copies of them
 LR, RANK, TARGETS, MAX_GRAD_NORM = 1e-4, 16, ("query", "key"), 1.0
 
 
 @dataclass(frozen=True)
 class Work:
-    """What every contender is given. `pixels` (N, 3, H, W) uint8 and `labels` (N,) are the rows of training, in their order."""
+    """The input of every contender.
+
+    `pixels` (N, 3, H, W) uint8 and `labels` (N,) are the training rows, in their order.
+    """
 
     data_dir: Path  # train/<class>/*.jpg: the images of `paths`
     paths: Sequence[Path]
@@ -45,10 +48,10 @@ class Work:
     device: torch.device
     pixels: torch.Tensor
     labels: torch.Tensor
-    engine: str = "torch"  # of our own prediction
+    engine: str = "torch"  # for our own prediction
 
     def normalized(self) -> torch.Tensor:
-        """(N, 3, H, W) float32: `pixels` as the model takes them."""
+        """Return `pixels` as the model takes them: (N, 3, H, W) float32."""
         return self.pixels.float().div_(255).sub_(0.5).div_(0.5)
 
 
@@ -56,7 +59,7 @@ Contender = Callable[[Work], Callable[[], Any]]
 
 
 def titled(kind: str, title: str) -> Callable[[Contender], Contender]:
-    """A decorator: what a contender does (`KINDS`) and what the table calls it."""
+    """Return a decorator that sets a contender's kind of work (see `KINDS`) and its name in the table."""
 
     def mark(contender: Contender) -> Contender:
         contender.kind, contender.title = kind, title  # type: ignore[attr-defined]
@@ -67,13 +70,13 @@ def titled(kind: str, title: str) -> Callable[[Contender], Contender]:
 
 @titled("training", "ours")
 def our_training(work: Work) -> Callable[[], float]:
-    """LoRA through the engine's own loop, without its files."""
+    """Train LoRA with the engine's own loop, without writing files."""
     return _training(work, compiled=False)
 
 
 @titled("training", "ours, compiled")
 def our_compiled_training(work: Work) -> Callable[[], float]:
-    """The same with `compile: true`; compiling is not timed."""
+    """Do the same with `compile: true`; the time for compiling is not counted."""
     return _training(work, compiled=True)
 
 
@@ -99,7 +102,7 @@ def _training(work: Work, compiled: bool) -> Callable[[], float]:
 
 @titled("inference", "ours")
 def our_inference(work: Work) -> Callable[[], np.ndarray]:
-    """Files to logits, as inference.py does it."""
+    """Compute logits from image files, as inference.py does."""
     from pipeline.competition.rows import Row
     from pipeline.run import load_run
     from pipeline.tasks.apply import ready
@@ -118,7 +121,10 @@ def our_inference(work: Work) -> Callable[[], np.ndarray]:
 
 
 def make_pictures(folder: Path, count: int, side: int) -> list[Path]:
-    """JPEGs of `side` x 3/4 `side` pixels in class folders, with the spectrum of photographs (amplitude 1 / frequency)."""
+    """Write JPEGs of `side` x 3/4 `side` pixels into class folders, and return their paths.
+
+    They have the spectrum of photographs (amplitude 1 / frequency).
+    """
     import numpy as np
     from PIL import Image
 
@@ -141,7 +147,7 @@ def make_pictures(folder: Path, count: int, side: int) -> list[Path]:
 
 
 def prepare(folder: Path, size: str, images: int, batch_size: int, compute: Compute) -> Work:
-    """The images, the saved backbone and the rows of training that every contender works on."""
+    """Return the images, the saved backbone and the training rows for all contenders."""
     import torch
     from transformers import BeitConfig, BeitForImageClassification
 
@@ -165,7 +171,9 @@ def prepare(folder: Path, size: str, images: int, batch_size: int, compute: Comp
 def train(
     task: Task, optimizer: torch.optim.Optimizer, compute: Compute, batch_size: int, max_grad_norm: float, epochs: int = 1
 ) -> list[EpochReport]:
-    """Train by the engine's own loop at a constant rate, with no files; what each epoch gave."""
+    """Train with the engine's own loop at a constant learning rate, without files. Return the report of
+    each epoch.
+    """
     from pipeline.training.engine import fit
 
     schedule = {"name": "constant", "lr": LR, "end_lr": 0.0, "warmup_steps": 0, "effective_batch_size": batch_size}
@@ -177,7 +185,9 @@ def train(
 
 
 def plain_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that train.py builds over what is trained: AdamW, without weight decay and with one rate for adapter and head."""
+    """Return the optimizer that train.py would build: AdamW, without weight decay, one learning rate for
+    adapter and head.
+    """
     from pipeline.recipe import Optimizer, Recipe
     from pipeline.training.optim import build_optimizer
 
@@ -186,7 +196,9 @@ def plain_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def our_task(work: Work, **values: Any) -> Any:
-    """Our training task on the backbone of `work`: LoRA without dropout, unless recipe `values` say otherwise."""
+    """Return our training task on the backbone of `work`: LoRA without dropout, unless recipe `values`
+    differ.
+    """
     from pipeline.competition.layout import read_layout
     from pipeline.config import validate_recipe
     from pipeline.tasks.classification import build
@@ -201,7 +213,7 @@ def our_task(work: Work, **values: Any) -> Any:
 
 
 class NoStore:
-    """Stands for a run's state folder: the loop's files are no part of a step."""
+    """Replaces a run's state folder: the loop's files are not part of a step."""
 
     def save(self, *_: Any) -> None:
-        """Nothing is written."""
+        """Write nothing."""

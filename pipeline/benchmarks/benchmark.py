@@ -1,12 +1,14 @@
-"""One table of speed: this project beside its peers, on the same images, backbone, batch and machine.
+"""One table of speed: this project beside its peers, with the same images, backbone, batch size and
+machine.
 
-python -m pipeline.benchmarks.benchmark                                                   # ours alone, a small backbone
+python -m pipeline.benchmarks.benchmark                                                   # only ours, a small backbone
 python -m pipeline.benchmarks.benchmark --size beit-base-224 --peer tests.benchmarks.peers:trainer_documented
 make bench SIZE=beit-large-384                                                        # with every peer
 
-A peer is a function `(work: Work) -> run` called once, untimed; `run()` is timed in each round. What its first call returns must equal ours:
-the mean training loss, or the logits (N, C). Its attributes `kind` and `title` say what it does. Contenders take turns, so that a machine that
-slows down slows all; the first round warms up and does not count; medians of the others are shown.
+A peer is a function `(work: Work) -> run`. It is called once and not timed; `run()` is timed in each round.
+The result of its first call must equal ours: the mean training loss, or the logits (N, C). Its attributes
+`kind` and `title` name its work. Contenders take turns, so a machine that becomes slower affects all of them.
+The first round is a warm-up and does not count; the table shows medians of the others.
 """
 
 from __future__ import annotations
@@ -49,7 +51,10 @@ LOOP_STEPS = 500
 
 
 def loop_milliseconds(clock: Callable[[], float] = time.perf_counter) -> float:
-    """Milliseconds a step that the engine's loop adds to forward, backward and optimizer: the difference on a model of two weights."""
+    """Return the milliseconds per step that the engine's loop adds to forward, backward and optimizer.
+
+    It is the difference of two timings on a tiny model.
+    """
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -93,7 +98,9 @@ def loop_milliseconds(clock: Callable[[], float] = time.perf_counter) -> float:
 
 
 def startup(work: Work) -> tuple[float, float]:
-    """Seconds of `train.py --help` (the best of five), and seconds from the start of train.py until its first batch is there."""
+    """Return the seconds of `train.py --help` (best of five), and from the start of train.py to its first
+    batch.
+    """
     root = Path(__file__).resolve().parents[2]
     helps = []
     for _ in range(5):
@@ -108,10 +115,10 @@ def startup(work: Work) -> tuple[float, float]:
 
 
 def load_peer(name: str) -> Contender:
-    """The function `module:function`.
+    """Return the function `module:function`.
 
     Raises:
-        UserError: there is none, or a package that it needs is not installed.
+        UserError: it does not exist, or a package that it needs is not installed.
     """
     module, _, function = name.partition(":")
     try:
@@ -121,28 +128,34 @@ def load_peer(name: str) -> Contender:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; `peer` lists names still to be imported, `only` is None when every kind of work is measured."""
+    """Return the command line. `peer`: names to be imported later; `only`: None when every kind of work is
+    measured.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.benchmarks.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", choices=SIZES, default="small-224", help="the backbone (default: small-224)")
-    parser.add_argument("--peer", metavar="MODULE:FUNCTION", action="append", default=[], help="a contender; repeatable")
+    parser.add_argument("--peer", metavar="MODULE:FUNCTION", action="append", default=[], help="another contender; repeatable")
     parser.add_argument("--batch-size", metavar="N", type=int, default=8)
-    parser.add_argument("--images", metavar="N", type=int, default=16, help="of each round (default: 16)")
-    parser.add_argument("--rounds", metavar="N", type=int, default=3, help="that count, after one to warm up (default: 3)")
+    parser.add_argument("--images", metavar="N", type=int, default=16, help="images per round (default: 16)")
+    parser.add_argument("--rounds", metavar="N", type=int, default=3, help="rounds that count, after a warm-up round (default: 3)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
-    parser.add_argument("--compiled", action="store_true", help="also ours with compile: true (on a GPU: always)")
-    parser.add_argument("--trace", metavar="FILE", type=Path, help="write the steps of `overlap` there, for chrome://tracing")
-    parser.add_argument("--only", choices=KINDS, action="append", help="leave the other kinds of work out; repeatable")
+    parser.add_argument("--compiled", action="store_true", help="also measure ours with compile: true (on a GPU always)")
+    parser.add_argument("--trace", metavar="FILE", type=Path, help="write the steps of `overlap` to FILE, for chrome://tracing")
+    parser.add_argument("--only", choices=KINDS, action="append", help="measure only this kind of work; repeatable")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure and print the table."""
+    """Measure and print the table. Return the exit code.
+
+    Raises:
+        UserError: a peer cannot be imported, or there are fewer images than one batch.
+    """
     args = parse(argv)
     if args.images < args.batch_size:
         raise UserError(f"--images {args.images}: fewer than one batch of {args.batch_size}")
-    os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported: nobody's bars are timed
+    os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported, so that no progress bars are timed
     import torch
     from transformers.utils import logging
 
@@ -157,18 +170,18 @@ def main(argv: list[str] | None = None) -> int:
         work = prepare(Path(folder), args.size, args.images // args.batch_size * args.batch_size, args.batch_size, compute)
         for kind in KINDS:
             for text in show(kind, work, peers, args) if kind in kinds else ():
-                print(text, flush=True)  # each as soon as it is known: what is stopped later has its first tables
+                print(text, flush=True)  # each as soon as it is known, so a stopped benchmark has its first tables
         loop, (help_seconds, first_batch) = loop_milliseconds(), startup(work)
     rate = matrix_rate(compute.device, compute.precision)
     print(
-        f"\nmatrix rate {rate / 1e9:.0f} GFLOP/s in {compute.precision}; the loop's own cost {loop:.3f} ms a step; "
+        f"\nmatrix rate {rate / 1e9:.0f} GFLOP/s in {compute.precision}; the loop itself takes {loop:.3f} ms per step; "
         f"train.py --help {help_seconds:.2f} s; first batch after {first_batch:.1f} s"
     )
     return 0
 
 
 def show(kind: str, work: Work, peers: Sequence[Contender], args: argparse.Namespace) -> Iterator[str]:
-    """What is about to be measured, then what it gave."""
+    """Yield what is about to be measured, then the results."""
     if kind == "memory":
         yield f"\n{memory_table(footprints(work), work.precision)}"
     elif kind == "overlap":
@@ -180,17 +193,17 @@ def show(kind: str, work: Work, peers: Sequence[Contender], args: argparse.Names
         yield f"\n{table(lines, work.precision)}\n"
         for line in lines:
             if line.work == "training" and line.who.startswith("ours"):
-                yield f"25 epochs over 10,000 images at the rate of {line.who}: {human_time(250_000 / line.images_per_second)}"
+                yield f"25 epochs over 10,000 images at the speed of {line.who}: {human_time(250_000 / line.images_per_second)}"
 
 
 def rates_of(kind: str, work: Work, rivals: Sequence[Contender], args: argparse.Namespace) -> list[Line]:
-    """The lines of the table for input, training or inference: ours, then the rivals of that kind."""
+    """Return the table's lines for input, training or inference: ours, then the rivals of that kind."""
     if kind == "input":
         return measure_input(work, rivals, args.rounds, args.images)
     if kind == "inference":
         return measure(work, [our_inference, *rivals], args.rounds, forward_flops(work))
     compiled = [our_compiled_training] if args.compiled or work.device.type == "cuda" else []
-    passes = 2  # LoRA: forward and input gradients alone
+    passes = 2  # LoRA computes the forward pass and the gradients of inputs, not of weights
     return measure(work, [our_training, *compiled, *rivals], args.rounds, passes * forward_flops(work))
 
 

@@ -1,10 +1,12 @@
-"""What `make suspects` finds, and what it is worth: labels flipped at random, looked for, and left out of training.
+"""Measure `make suspects`: flip labels at random, search for them, and train with and without the
+suspects.
 
 python -m pipeline.benchmarks.flipped_labels --data data/digits --solution data/digits/solution.csv --output runs/flipped -- --recipe digits
 
-For each seed 5 % of the training labels become another class; five folds are trained on them; the suspects are compared with what was
-flipped; and a model is trained on all rows as they are, without the suspects, with what was suggested for them, and with the true labels.
-Without a solution three tenths of the labelled rows are held back as the test part. What was done is kept: the same command goes on.
+For each seed 5 % of the training labels become another class, and five folds are trained on them. The
+suspects are compared with the flipped labels. Then a model is trained on the labels as they are, without the
+suspects, with the suggested labels, and with the true labels. Without a solution three tenths of the labelled
+rows are held back as the test part. Finished work is kept, so the same command continues.
 """
 
 from __future__ import annotations
@@ -33,29 +35,33 @@ COUNTS = ("rows", "flipped", "suspects", "right of the first", "right of all", "
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run every seed that was not run yet, and print the table of all."""
+    """Run every seed that was not run yet, and print the table of all seeds. Return the exit code.
+
+    Raises:
+        UserError: the competition does not have one class per image, or a command failed.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.benchmarks.flipped_labels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a competition with one class an image")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a competition with one class per image")
     parser.add_argument("--solution", type=Path, metavar="FILE", help="the labels of its test images (id, label)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where everything is written")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder for all results")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument("--folds", type=int, default=5, metavar="K", help="default: %(default)s")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="seeds at a time (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="seeds at the same time (default: %(default)s)")
     parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="flags of train.py")
     args = parser.parse_args(argv)
     competition = read_layout(args.data)
     if competition.target is None or not competition.target.is_choice:
-        raise UserError(f"{args.data}: one class an image is needed to flip labels")
-    with ThreadPoolExecutor(args.workers) as pool:  # threads: each waits for processes of its own
+        raise UserError(f"{args.data}: one class per image is needed to flip labels")
+    with ThreadPoolExecutor(args.workers) as pool:  # threads: each waits for its own processes
         results = list(pool.map(partial(one_seed, args), range(args.seeds)))
     print("\n".join(table_of(results)))
     return 0
 
 
 def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Counts and test accuracies of one seed; taken from where they were kept if it was done before.
+    """Return counts and test accuracies of one seed; a finished seed is read from its result.json.
 
     Raises:
         UserError: a command failed.
@@ -94,16 +100,17 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         )
         _run("inference.py", "--model", str(run), "--data", str(folder / "data"), "--output", str(run / "predictions.csv"))
         table = load_table(run / "predictions.csv")
-        said = dict(zip(table.column(table.columns[0]), table.column(table.columns[1]), strict=True))
-        result[way] = sum(said[row_id] == label for row_id, label in test.items()) / len(test)
+        predicted = dict(zip(table.column(table.columns[0]), table.column(table.columns[1]), strict=True))
+        result[way] = sum(predicted[row_id] == label for row_id, label in test.items()) / len(test)
     write_json(folder / "result.json", result)
     return result
 
 
 def lay_out(data: Path, solution: Path | None, folder: Path, seed: int) -> tuple[dict[str, str], dict[str, str]]:
-    """Make `folder` a competition with images, a sample submission and no labels yet; the true labels of its training and test images.
+    """Make `folder` a competition without labels. Return the true labels of its training and of its test
+    images.
 
-    The training images get new names, for those of class folders tell the class.
+    The training images get new names, because those of class folders reveal the class.
     """
     competition = read_layout(data)
     rows = [(row.path, row.label) for row in competition.train]
@@ -127,7 +134,10 @@ def lay_out(data: Path, solution: Path | None, folder: Path, seed: int) -> tuple
 
 
 def flip(truth: dict[str, str], seed: int) -> dict[str, str]:
-    """The labels with a share of `FLIPPED` of them another class, which and what by `seed`; a class's last row keeps its label."""
+    """Return the labels with a share of `FLIPPED` changed to another class, drawn by `seed`.
+
+    The last row of a class keeps its label.
+    """
     chosen, given = random.Random(seed), dict(truth)
     names = sorted(set(truth.values()))
     wanted = round(FLIPPED * len(truth))
@@ -139,7 +149,10 @@ def flip(truth: dict[str, str], seed: int) -> dict[str, str]:
 
 
 def found_in(suspects: Path, truth: dict[str, str], given: dict[str, str]) -> dict[str, Any]:
-    """How many suspects are flipped rows: of the first (as many as were flipped) and of all; and the share of flipped rows among all."""
+    """Return how many suspects are flipped rows, and the share of flipped rows that were found.
+
+    The share of suspects is given for the first ones (as many as were flipped) and for all.
+    """
     flipped = {row_id for row_id, label in truth.items() if given[row_id] != label}
     ids = load_table(suspects).column("id")
     first = ids[: len(flipped)]
@@ -157,7 +170,9 @@ def write_labels(path: Path, labels: dict[str, str]) -> None:
 
 
 def table_of(results: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for each value: of every seed, their mean and deviation; then what each way gains over the labels as they are."""
+    """Return a line for each value: of every seed, mean and deviation; then what each way gains over the
+    labels as they are.
+    """
     lines = [f"{'':32}" + "".join(f"{f'seed {seed}':>9}" for seed in range(len(results))) + f"{'mean':>9}{'dev.':>8}"]
     for key in (*COUNTS, *WAYS):
         lines.append(_line(f"test, {key}" if key in WAYS else key, [row[key] for row in results]))

@@ -1,4 +1,4 @@
-"""Our own training step on this machine: the memory it takes at each batch size, and whether the input keeps up with it."""
+"""Measure our training step on this machine: memory at each batch size, and how long it waits for input."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ if TYPE_CHECKING:  # --help answers at once
 BATCH_SIZES = (1, 2, 8, 16)
 TRAINS: dict[str, dict[str, Any]] = {
     "LoRA": {},
-    "everything": {"lora": {"rank": 0}},
+    "full fine-tuning": {"lora": {"rank": 0}},
     "the head alone": {"lora": {"rank": 0}, "head_only": True},
 }
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a training step of `batch_size` images: counted as train.py does, and the peak measured (None: not on this device)."""
+    """Bytes of a training step of `batch_size` images: counted as train.py does, and the measured peak.
+
+    `measured` is None on devices where the peak cannot be measured.
+    """
 
     trains: str
     batch_size: int
@@ -34,8 +37,11 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Overlap:
-    """An epoch of training fed from files. `waiting` is the share of its time spent waiting for batches after the first, `busy` that in
-    which the device was computing (None where the profiler cannot tell)."""
+    """An epoch of training that reads image files.
+
+    `waiting`: share of the time spent waiting for batches, without the first batch. `busy`: share in which
+    the device was computing (None if the profiler cannot measure it).
+    """
 
     images_per_second: float
     workers: int
@@ -44,16 +50,16 @@ class Overlap:
     busy: float | None
 
     def describe(self) -> str:
-        """One line for a person."""
+        """Return one line for the user."""
         busy = "" if self.busy is None else f"; the device was computing {self.busy:.0%} of the time"
         return (
             f"training from files: {self.images_per_second:.1f} images/s with {self.workers} workers, waiting for batches {self.waiting:.1%} "
-            f"of the time, for an epoch's first {self.first_batch_seconds:.2f} s{busy}"
+            f"of the time, {self.first_batch_seconds:.2f} s for the first batch of an epoch{busy}"
         )
 
 
 def footprints(work: Work) -> list[Footprint]:
-    """A footprint for every entry of `TRAINS` and `BATCH_SIZES`."""
+    """Return a footprint for every entry of `TRAINS` and `BATCH_SIZES`."""
     import torch
 
     from pipeline.training.compute import Compute
@@ -73,7 +79,7 @@ def footprints(work: Work) -> list[Footprint]:
 
 
 def _peak_of_steps(task: Any, compute: Any, work: Work, batch_size: int) -> int:
-    """The most bytes allocated in two whole steps; the optimizer's state is made in the first."""
+    """Return the peak of allocated bytes in two whole steps; the first creates the optimizer's state."""
     import torch
 
     optimizer = plain_optimizer(task.model)
@@ -92,9 +98,10 @@ def _peak_of_steps(task: Any, compute: Any, work: Work, batch_size: int) -> int:
 
 
 def overlap(work: Work, trace: Path | None = None) -> Overlap:
-    """Train two epochs on the images of `work`, decoded and cropped as train.py does, and look at the second.
+    """Train two epochs on the image files of `work` as train.py does, and return the measurement of the
+    second.
 
-    With `trace` both are written there for chrome://tracing or Perfetto, waiting for a batch being a span of its own.
+    `trace`: file for both epochs, for chrome://tracing or Perfetto; waiting for a batch is a span of its own.
     """
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -123,7 +130,7 @@ def overlap(work: Work, trace: Path | None = None) -> Overlap:
 
 
 def _timed(batches: Iterable[dict[str, torch.Tensor]], waits: list[list[float]]) -> Iterator[dict[str, torch.Tensor]]:
-    """`batches`, with the seconds that each was waited for in a new list at the end of `waits`."""
+    """Yield `batches`; append a new list to `waits` with the seconds spent waiting for each batch."""
     from torch.profiler import record_function
 
     waits.append([])
@@ -146,7 +153,7 @@ def _kernel_seconds(profiler: Any) -> float:
 
 
 def memory_table(found: list[Footprint], precision: str) -> str:
-    """The footprints in GB as a Markdown table, counted / measured."""
+    """Return the footprints in GB as a Markdown table, counted / measured."""
     lines = [f"| training step in {precision}, GB counted / measured | " + " | ".join(f"batch {size}" for size in BATCH_SIZES) + " |"]
     lines.append("|---" * (len(BATCH_SIZES) + 1) + "|")
     for trains in TRAINS:

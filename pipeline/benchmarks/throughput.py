@@ -1,4 +1,6 @@
-"""Images a second of contenders that take turns at the same work, and whether they give the same answers."""
+"""Measure images per second of contenders that take turns at the same work, and check that their results
+agree.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,17 @@ from pipeline.benchmarks.baselines import Contender, Work, make_pictures
 if TYPE_CHECKING:  # --help answers at once
     import torch
 
-PICTURE_SIDES = (500, 1000, 2000)
-TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}  # of equal answers: a loss, or logits relative to the largest
+IMAGE_SIDES = (500, 1000, 2000)
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}  # for equal results: a loss, or logits relative to the largest
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table. `ratio` is ours over this peer's rate; `agrees` is None where there is nothing to compare."""
+    """A row of the table.
+
+    `ratio`: our speed divided by this peer's. `share`: part of the matrix rate. `agrees`: None if there is
+    nothing to compare.
+    """
 
     work: str
     who: str
@@ -36,10 +42,12 @@ class Line:
 
 
 def measure(work: Work, contenders: Sequence[Contender], rounds: int, flops: int) -> list[Line]:
-    """Lines for contenders of one kind, the first of which is ours: rounds in turn, medians, answers compared with ours.
+    """Return the lines for contenders of one kind, the first of which is ours.
 
-    Each is built once, for compiling takes minutes, so all their models are in memory together; the peak of each counts its own alone.
-    `flops` is what one image costs; its share of the matrix rate is that of the same round, as good or bad as the machine then was.
+    Rounds in turn, medians, results compared with ours. Each contender is built once, because compiling takes
+    minutes; so all their models are in memory together, but the peak of each counts only its own. `flops`:
+    operations per image. Its share of the matrix rate uses the rate measured in the same round, because the
+    machine's speed may vary.
     """
     matrix_rates: list[float] = []
     seconds: list[list[float]] = [[] for _ in contenders]
@@ -56,7 +64,7 @@ def measure(work: Work, contenders: Sequence[Contender], rounds: int, flops: int
             if number:
                 seconds[index].append(time.perf_counter() - started)
             else:
-                answers[index] = answer  # from the first weights: later rounds train on
+                answers[index] = answer  # from the initial weights: later rounds continue the training
             peaks[index] = max(peaks[index], _peak(work.device) - before + built[index])
         matrix_rates += [matrix_rate(work.device, work.precision)] if number else []
     kind = contenders[0].kind  # type: ignore[attr-defined]
@@ -73,7 +81,7 @@ def measure(work: Work, contenders: Sequence[Contender], rounds: int, flops: int
 
 
 def _build(work: Work, contenders: Sequence[Contender]) -> tuple[list[int], list[Callable[[], Any]]]:
-    """What each contender keeps in the device's memory, in bytes, and its `run`."""
+    """Return the bytes that each contender keeps in device memory, and its `run`."""
     built, runs = [], []
     for contender in contenders:
         before = _allocated(work.device)
@@ -85,19 +93,22 @@ def _build(work: Work, contenders: Sequence[Contender]) -> tuple[list[int], list
 
 
 def measure_input(work: Work, peers: Sequence[Contender], rounds: int, images: int) -> list[Line]:
-    """Images a second and core, file to float32 batch, one process and one thread: geometric means over `PICTURE_SIDES`."""
+    """Return images per second and core, from file to float32 batch, with one process and one thread.
+
+    They are geometric means over `IMAGE_SIDES`.
+    """
     import torch
 
     rates: dict[str, list[list[float]]] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for side in PICTURE_SIDES:
+        for side in IMAGE_SIDES:
             with tempfile.TemporaryDirectory() as folder:
                 paths = make_pictures(Path(folder) / "train", images, side)
                 for number in range(rounds + 1):
                     for name, rate in _input_round(work, peers, Path(folder), paths, number).items():
-                        rates.setdefault(name, [[] for _ in PICTURE_SIDES])[PICTURE_SIDES.index(side)] += [rate] if number else []
+                        rates.setdefault(name, [[] for _ in IMAGE_SIDES])[IMAGE_SIDES.index(side)] += [rate] if number else []
     finally:
         torch.set_num_threads(threads)
     medians = {name: [statistics.median(values) for values in by_side] for name, by_side in rates.items()}
@@ -149,7 +160,9 @@ def _input_round(work: Work, peers: Sequence[Contender], folder: Path, paths: Se
 
 
 def matrix_rate(device: torch.device, precision: str) -> float:
-    """FLOP a second of a large `linear` in `precision`: the machine's own rate, the best of several."""
+    """Return FLOP per second of a large `linear` in `precision`: the best of several runs, as the
+    machine's own rate.
+    """
     import torch
     from torch.nn import functional as F
 
@@ -168,12 +181,13 @@ def matrix_rate(device: torch.device, precision: str) -> float:
 
 
 def forward_flops(work: Work) -> int:
-    """Floating-point operations of one image's forward pass, counted by torch."""
+    """Return the floating-point operations of one image's forward pass, counted by torch."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModelForImageClassification
 
-    # Not on meta tensors: BEiT keeps its position index for every model of the process, and would keep one without values.
+    # Not on meta tensors: BEiT shares its position index between all models of the process, and would keep an
+    # empty one.
     model = AutoModelForImageClassification.from_pretrained(work.model_dir, attn_implementation="eager").eval().to(work.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, work.image_size, work.image_size, device=work.device))
@@ -181,7 +195,7 @@ def forward_flops(work: Work) -> int:
 
 
 def table(lines: Sequence[Line], precision: str) -> str:
-    """The lines as a Markdown table."""
+    """Return the lines as a Markdown table."""
     rows = [("work", "contender", "images/s", "ours is faster by", "of the matrix rate", "same answers", "peak memory", "precision")]
     for line in lines:
         rows.append(
@@ -228,4 +242,4 @@ def _allocated(device: torch.device) -> int:
 def _peak(device: torch.device) -> int:
     from pipeline.training.compute import peak_memory
 
-    return peak_memory(device) if device.type == "cuda" else 0  # a CPU process has no peak of its own for each contender
+    return peak_memory(device) if device.type == "cuda" else 0  # on a CPU the peak of a single contender cannot be measured

@@ -1,9 +1,11 @@
-"""`make ablation`: every row of a grid with every seed as a process of train.py, then inference.py and the test score; one table.
+"""`make ablation`: train every row of a grid with every seed, predict and score the test images, and write
+one table.
 
-python -m pipeline.experiments.ablation --grid lora-full-head --data data/birds          # a grid of pipeline/recipes/grids
-python -m pipeline.experiments.ablation --grid my-grid.yaml --data data/birds            # your own; the same command goes on after a stop
-python -m pipeline.experiments.ablation --grid ranks --data data/birds --parallel 2      # two trials at once, each on a card of its own
-python -m pipeline.experiments.ablation --grid ranks --data data/birds --backbone DIR --set epochs=5 --seeds 0,1,2       # for all rows
+python -m pipeline.experiments.ablation --grid lora-full-head --data data/birds     # a grid of pipeline/recipes/grids
+python -m pipeline.experiments.ablation --grid my-grid.yaml --data data/birds       # your own grid; the same command
+                                                                                    # continues after a stop
+python -m pipeline.experiments.ablation --grid ranks --data data/birds --parallel 2 # two trials at once, one per GPU
+python -m pipeline.experiments.ablation --grid ranks --data data/birds --backbone DIR --set epochs=5 --seeds 0,1,2
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from pipeline.experiments.trials import Bench, build_key, changes, dry_run, has_
 from pipeline.files import human_time, set_aside
 from pipeline.folds.parallel import places_for
 
-LOCK_SECONDS = 60  # a script whose parent was killed finishes its micro-batch and saves its state
+LOCK_SECONDS = 60  # time for a script whose parent was killed to finish its micro-batch and save its state
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line.
+    """Return the command line.
 
     Raises:
         UserError: --parallel is less than 1.
@@ -42,14 +44,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="DIR", default=Path("data"), help="the competition folder (default: data)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: runs/<grid>-<data folder>")
     parser.add_argument("--solution", type=Path, metavar="FILE", help="true labels of the test images (default: solution.csv in --data)")
-    parser.add_argument("--seeds", metavar="N,N", help="instead of the grid's")
-    parser.add_argument("--backbone", metavar="HUB_ID|DIR", help="for all rows; image size and preprocessing come with it")
+    parser.add_argument("--seeds", metavar="N,N", help="seeds, instead of those of the grid")
+    parser.add_argument("--backbone", metavar="HUB_ID|DIR", help="backbone for all rows; it also sets image size and preprocessing")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any recipe key, for all rows; repeatable")
     parser.add_argument(
-        "--parallel", type=int, default=1, metavar="P", help="trials at once, a card each (no card: the threads are shared)"
+        "--parallel",
+        type=int,
+        default=1,
+        metavar="P",
+        help="trials at once, each on its own GPU (without a GPU they share the CPU threads)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="check every row and stop before the first is trained")
-    parser.add_argument("--redo", action="store_true", help="train rows anew whose definition changed; what they gave is moved to earlier/")
+    parser.add_argument("--dry-run", action="store_true", help="check every row, train nothing")
+    parser.add_argument(
+        "--redo", action="store_true", help="train rows again whose definition changed; their earlier results are moved to earlier/"
+    )
     args = parser.parse_args(argv)
     if args.parallel < 1:
         raise UserError(f"--parallel {args.parallel}: at least 1")
@@ -57,11 +65,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train what is not finished yet and write the table; the exit code.
+    """Train the trials that are not finished and write the table. Return the exit code.
 
     Raises:
-        UserError: the grid or the data are not valid, rows changed, a dry run failed (nothing was trained), or trials failed (the rest was).
-        Interrupted: stopped; the same command goes on.
+        UserError: grid or data are not valid, rows changed, a dry run failed (then nothing was trained), or
+            trials failed (the others were run).
+        Interrupted: stopped; the same command continues.
     """
     args = parse(argv)
     if args.parallel > 1:
@@ -85,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_seeds(text: str | None) -> list[int] | None:
-    """`0,1,2` as numbers.
+    """Return `0,1,2` as numbers.
 
     Raises:
         UserError: it is something else.
@@ -97,10 +106,10 @@ def parse_seeds(text: str | None) -> list[int] | None:
 
 
 def open_bench(args: argparse.Namespace, grid: Grid, output: Path, lock: tuple[int, ...]) -> tuple[Bench, str]:
-    """Read the data folder once, as every trial will; where trials are trained, and what the competition is scored by.
+    """Read the data folder once. Return where trials are trained, and the competition's metric.
 
     Raises:
-        UserError: it is no competition folder, or --solution names no file.
+        UserError: it is not a competition folder, or --solution does not exist.
     """
     data = grid.trials[0].recipe.data
     competition = read_for_training(args.data, data, skip_bad_images=data.skip_bad_images)
@@ -117,23 +126,25 @@ def open_bench(args: argparse.Namespace, grid: Grid, output: Path, lock: tuple[i
 
 
 def settle_changes(grid: Grid, bench: Bench, redo: bool) -> None:
-    """Raises:
-    UserError: trials in the output folder were made with another definition, and `redo` does not say to move them to earlier/.
+    """Compare the grid with existing trials. With `redo`, move changed trials to earlier/.
+
+    Raises:
+        UserError: trials in the output folder have another definition, and `redo` is False.
     """
     changed = [(trial, found) for trial in grid.trials if (found := changes(trial, bench))]
     if changed and redo:
         moved = set_aside([bench.folder(trial) for trial, _ in changed], bench.output / "earlier")
-        print(f"{len(changed)} trials were defined otherwise and are trained anew; what they gave is kept in {moved}")
+        print(f"{len(changed)} trials had another definition and are trained again; their earlier results are kept in {moved}")
     elif changed:
         raise_all(
             [f"{trial.title}: {'; '.join(found)}" for trial, found in changed],
-            f"{bench.output} holds trials of these rows that were defined otherwise. Put the grid back, name another --output, "
-            "or add --redo to train them anew (what they gave is moved to earlier/):",
+            f"{bench.output} holds trials of these rows with another definition. Restore the grid, name another --output, "
+            "or add --redo to train them again (their earlier results are moved to earlier/):",
         )
 
 
 def check_builds(todo: Sequence[Trial], grid: Grid, bench: Bench) -> None:
-    """Dry-run one trial of every distinct model, but for models that an earlier call of the same grid has begun to train.
+    """Dry-run one trial of every different model, except models that an earlier call has started to train.
 
     Raises:
         UserError: some cannot be trained; nothing was started.
@@ -155,7 +166,9 @@ def check_builds(todo: Sequence[Trial], grid: Grid, bench: Bench) -> None:
 
 
 def run_all(todo: Sequence[Trial], grid: Grid, bench: Bench, at_once: int = 1) -> list[str]:
-    """Run the trials, `at_once` at a time, keeping the table up to date; one line for each that failed."""
+    """Run the trials, `at_once` at a time, and update the table after each. Return one line for each that
+    failed.
+    """
     failures, left = [], list(todo)
 
     def started(trial: Trial) -> None:
@@ -166,9 +179,9 @@ def run_all(todo: Sequence[Trial], grid: Grid, bench: Bench, at_once: int = 1) -
         left.remove(trial)
         write_tables(grid, bench, figures=False)
         failures.extend([f"{trial.title}: {failed}"] if failed else [])
-        said = f"FAILED: {failed}" if failed else summary(grid, bench, trial)
+        result = f"FAILED: {failed}" if failed else summary(grid, bench, trial)
         about = estimate(left, grid, bench, at_once)
-        print(f"  {f'{trial.title}: ' if at_once > 1 else ''}{said}" + (f"; {about}" if about else ""), flush=True)
+        print(f"  {f'{trial.title}: ' if at_once > 1 else ''}{result}" + (f"; {about}" if about else ""), flush=True)
 
     if at_once > 1 and len(todo) > 1:
         from pipeline.experiments.side_by_side import run_beside
@@ -182,7 +195,11 @@ def run_all(todo: Sequence[Trial], grid: Grid, bench: Bench, at_once: int = 1) -
 
 
 def estimate(left: Sequence[Trial], grid: Grid, bench: Bench, at_once: int = 1) -> str:
-    """What is left, in words: each trial takes as long as its row did with other seeds, or as the mean of all."""
+    """Return how much is left, as text. A trial is expected to take as long as its row did with other
+    seeds.
+
+    If its row was not trained yet, the mean of all is used.
+    """
     if not left:
         return ""
     took: dict[str, list[float]] = {}
@@ -197,14 +214,14 @@ def estimate(left: Sequence[Trial], grid: Grid, bench: Bench, at_once: int = 1) 
 
 @contextmanager
 def locked(output: Path) -> Iterator[tuple[int, ...]]:
-    """Hold `output` for this process and the processes it starts; the file descriptors that they must inherit.
+    """Hold `output` for this process and its children. Yield the file descriptors that they must inherit.
 
     Raises:
-        UserError: another process, perhaps one whose parent was killed, is at work there.
+        UserError: another process works there, perhaps one whose parent was killed.
     """
     try:
         import fcntl
-    except ImportError:  # Windows: nothing holds two commands apart
+    except ImportError:  # Windows: two commands are not kept apart
         yield ()
         return
     output.mkdir(parents=True, exist_ok=True)
@@ -216,9 +233,7 @@ def locked(output: Path) -> Iterator[tuple[int, ...]]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise UserError(
-                        f"{output}: another process is at work there; wait for it, or end it, or name another --output"
-                    ) from None
+                    raise UserError(f"{output}: another process works there; wait for it, end it, or name another --output") from None
                 time.sleep(0.5)
         yield (file.fileno(),)
 

@@ -1,4 +1,6 @@
-"""The table of a grid, from the run folders of its trials alone: trials.csv, table.csv, table.md and two figures."""
+"""Write the tables of a grid from the run folders of its trials: trials.csv, table.csv, table.md and two
+figures.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What the seeds of one row gave: name -> one value a finished trial, in the order of the seeds; `failed`: title -> message."""
+    """Results of one row: name -> one value per finished trial, in the order of the seeds; `failed`: title
+    -> message.
+    """
 
     row: GridRow
     values: dict[str, list[float]]
@@ -38,7 +42,7 @@ class Measured:
 
 
 def write_tables(grid: Grid, bench: Bench, figures: bool) -> list[Path]:
-    """Write what is known so far; the paths. The figures need matplotlib and a second, so they are drawn when asked for."""
+    """Write the results so far. Return the paths. `figures` need matplotlib and a second."""
     rows = [measure(row, grid, bench) for row in grid.rows]
     paths = [bench.output / name for name in ("trials.csv", "table.csv", "table.md")]
     write_text(paths[0], _csv(_trial_lines(grid, bench)))
@@ -51,10 +55,11 @@ def write_tables(grid: Grid, bench: Bench, figures: bool) -> list[Path]:
 
 
 def trial_values(trial: Trial, bench: Bench) -> dict[str, float]:
-    """What one trial measured, by name; empty while it is not trained.
+    """Return the measurements of one trial by name; {} if it is not trained yet.
 
-    `val_*` are of the best epoch. `memory_gb` is the most of any epoch (allocated on a GPU, resident on the CPU), `seconds` the time of all
-    epochs with their validation (without start-up), `images_per_second` the middle one of its epochs, `parameters` includes the adapter.
+    `val_*` are of the best epoch. `memory_gb` is the peak over all epochs (allocated on a GPU, resident on
+    the CPU), `seconds` the time of all epochs with validation but without start-up, `images_per_second` the
+    median over epochs. `parameters` includes the adapter.
     """
     folder = bench.folder(trial)
     if not is_trained(folder):
@@ -70,7 +75,7 @@ def trial_values(trial: Trial, bench: Bench) -> dict[str, float]:
 
 
 def measure(row: GridRow, grid: Grid, bench: Bench) -> Measured:
-    """The row's values over its finished trials."""
+    """Return the row's values over its finished trials."""
     trials = [trial for trial in grid.trials if trial.row == row.name]
     values: dict[str, list[float]] = {}
     for trial in trials:
@@ -81,13 +86,15 @@ def measure(row: GridRow, grid: Grid, bench: Bench) -> Measured:
 
 
 def score_name(rows: Sequence[Measured], grid: Grid) -> str:
-    """The column that rows are compared by: the grid's first metric on the test images where it is known, else on the validation rows."""
+    """Return the column for comparing rows: the grid's first metric on test images if known, else on
+    validation rows.
+    """
     test = f"test_{grid.metrics[0]}"
     return test if any(test in row.values for row in rows) else f"val_{grid.metrics[0]}"
 
 
 def summary(grid: Grid, bench: Bench, trial: Trial | None = None) -> str:
-    """One line for `trial`, or the table as aligned text."""
+    """Return one line for `trial`, or the table as aligned text."""
     rows = [measure(row, grid, bench) for row in grid.rows]
     score = score_name(rows, grid)
     if trial is not None:
@@ -100,7 +107,7 @@ def summary(grid: Grid, bench: Bench, trial: Trial | None = None) -> str:
 
 
 def markdown(rows: Sequence[Measured], grid: Grid, bench: Bench) -> str:
-    """The table for a README or a write-up, with the conditions under which it was measured."""
+    """Return the table for a README or a report, with the conditions of the measurement."""
     scores = [name for name in _score_columns(grid) if any(name in row.values for row in rows)]
     reported = any(_reported(row.row) for row in rows)
     head = [grid.name, *map(_title, scores), *(TITLES[name] for name in COSTS), *(["reported"] if reported else [])]
@@ -117,7 +124,7 @@ def markdown(rows: Sequence[Measured], grid: Grid, bench: Bench) -> str:
 def _conditions(grid: Grid, bench: Bench) -> list[str]:
     trained = [bench.folder(trial) for trial in grid.trials if is_trained(bench.folder(trial))]
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(trial.seed for trial in grid.trials))
-    lines = [f"Mean ± standard deviation (number of seeds); seeds {seeds}, each with a validation split of its own; val: best epoch."]
+    lines = [f"Mean ± standard deviation (number of seeds); seeds {seeds}, each with its own validation split; val: best epoch."]
     backbones = {Path(trial.recipe.backbone).name for trial in grid.trials}
     if trained:
         record = read_run_files(trained[0]).record
@@ -173,7 +180,7 @@ def _title(name: str) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """0.6523 ± 0.0121 (3); a dash for none."""
+    """Return `0.6523 ± 0.0121 (3)`; a dash for no values."""
     if not values:
         return "–"
     return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "") + f" ({len(values)})"
@@ -196,7 +203,7 @@ def _amount(name: str, value: float | str) -> str:
 
 
 def _reported(row: GridRow) -> str:
-    """What the source gave: score 0.915, 12h03m, 3.8 GB."""
+    """Return the reported values as text: score 0.915, 12h03m, 3.8 GB."""
     given = {name: value for name, value in row.reported.model_dump().items() if value is not None}
     words = {"seconds": "{}", "memory_gb": "{} GB", "trainable": "{} trainable", "parameters": "{} parameters", "f1": "F1 {}"}
     texts = {name: _amount("" if name == "memory_gb" else name, value) for name, value in given.items()}
@@ -204,7 +211,7 @@ def _reported(row: GridRow) -> str:
 
 
 def _figure(output: Path, rows: Sequence[Measured], score: str, cost: str) -> Path:
-    """Score over a cost, one point a row with bars of one standard deviation; its path."""
+    """Draw score over cost, one point per row with bars of one standard deviation. Return the path."""
     from matplotlib.ticker import PercentFormatter
 
     from pipeline.report.figures import INK, TRAINING, VALIDATION, new_axes

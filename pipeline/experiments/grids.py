@@ -1,4 +1,6 @@
-"""A grid file: rows of recipe overrides, each trained with several seeds, and what the source of a row reported."""
+"""Read a grid file: rows of recipe overrides, each trained with several seeds, and the reported results of
+each row.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,21 @@ from pipeline.recipe import Recipe, Section
 from pipeline.targets.metrics import find_metric
 
 GRIDS_DIR = RECIPES_DIR / "grids"
-BESIDE_METRICS = ("macro_precision", "macro_recall", "weighted_precision", "weighted_recall")  # of one class, beside the table of metrics
+BESIDE_METRICS = (
+    "macro_precision",
+    "macro_recall",
+    "weighted_precision",
+    "weighted_recall",
+)  # for one class per image; not in the table of metrics
 
 
 class Reported(Section):
-    """What the source of a row gave, on its own data and machine. Text where it says more than one number, or says what was counted."""
+    """Results from the source of a row, on its own data and machine.
 
-    score: float | str | None = Field(None, description="what the source ranks by, such as a public score")
+    Text where the source gives more than one number, or where it says what was counted.
+    """
+
+    score: float | str | None = Field(None, description="score that the source ranks by, such as a public score")
     accuracy: float | str | None = None
     precision: float | str | None = None
     recall: float | str | None = None
@@ -37,21 +47,23 @@ class Reported(Section):
 
 
 class GridRow(Section):
-    """Overrides of a recipe, by name; `set` is as `--set` of train.py."""
+    """Overrides of a recipe, with a name. `set` is as `--set` of train.py."""
 
     name: str = Field(min_length=1)
-    recipe: str | None = Field(None, description="null = the grid's")
+    recipe: str | None = Field(None, description="null = the grid's recipe")
     set: dict[str, Any] = Field({})
     reported: Reported = Reported()
 
 
 class GridFile(Section):
-    """The file as it is written. `set` holds overrides of every row; a row's own come after them."""
+    """The contents of the file. `set` holds overrides for every row; a row's own overrides come after
+    them.
+    """
 
     recipe: str | None = None
     seeds: tuple[int, ...] = Field((42,), min_length=1)
     metrics: tuple[str, ...] = Field(
-        ("accuracy",), min_length=1, description="columns of scores; the competition's own metric comes first, wherever it stands here"
+        ("accuracy",), min_length=1, description="columns of scores; the competition's metric always comes first"
     )
     set: dict[str, Any] = Field({})
     rows: tuple[GridRow, ...] = Field(min_length=1)
@@ -64,7 +76,7 @@ class GridFile(Section):
 
 @dataclass(frozen=True)
 class Trial:
-    """One row with one seed: what one process of train.py trains."""
+    """One row with one seed: one run of train.py."""
 
     row: str
     seed: int
@@ -72,18 +84,21 @@ class Trial:
 
     @property
     def title(self) -> str:
-        """What it is called in messages."""
+        """The name of the trial in messages."""
         return f"{self.row}, seed {self.seed}"
 
     @property
     def folder_name(self) -> str:
-        """Its run folder, inside the folder of the grid."""
+        """The name of its run folder, inside the folder of the grid."""
         return f"{slug(self.row)}_seed{self.seed}"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid with every recipe validated. `trials` are in the order to run them: all rows with the first seed, then with the next."""
+    """A grid with validated recipes.
+
+    `trials` are in the order to run them: all rows with the first seed, then with the next.
+    """
 
     name: str
     metrics: tuple[str, ...]  # the first one is the score
@@ -92,28 +107,30 @@ class Grid:
 
 
 def grid_names() -> list[str]:
-    """The names of the grids that come with the project, sorted."""
+    """Return the names of the grids that come with the project, sorted."""
     return sorted(path.stem for path in GRIDS_DIR.glob("*.yaml"))
 
 
 def load_grid(
     name_or_file: str, backbone: str | None = None, overrides: dict[str, Any] | None = None, seeds: Sequence[int] | None = None
 ) -> Grid:
-    """The grid called `name_or_file` (a name, or the path of a YAML file), every row of it as a validated recipe.
+    """Return the grid `name_or_file` (a name, or the path of a YAML file), with a validated recipe for
+    every row.
 
-    `backbone` and `overrides` (dotted keys) hold for all rows and come last; as with train.py, a backbone brings its own image size unless
-    the grid or `overrides` set one. `seeds` replace the grid's.
+    `backbone` and `overrides` (dotted keys) apply to all rows, after their own values. As in train.py, a
+    backbone sets its own image size unless the grid or `overrides` set one. `seeds` replace those of the
+    grid.
 
     Raises:
-        UserError: there is no such grid, or rows are no valid recipes; the problems of all rows in one message.
+        UserError: there is no such grid, or rows are not valid recipes; lists the problems of all rows.
     """
     path = Path(name_or_file) if name_or_file.endswith((".yaml", ".yml")) else GRIDS_DIR / f"{name_or_file}.yaml"
     file = _read(path, name_or_file)
     names = Counter(slug(row.name) for row in file.rows)
     problems = [f"row {row.name!r}: another row has this name" for row in file.rows if names[slug(row.name)] > 1]
-    problems += [f"row {row.name!r}: no recipe, and the grid names none" for row in file.rows if not (row.recipe or file.recipe)]
+    problems += [f"row {row.name!r}: no recipe, and the grid has none either" for row in file.rows if not (row.recipe or file.recipe)]
     if len(set(seeds or file.seeds)) != len(seeds or file.seeds):
-        problems.append(f"seeds: each once, found {', '.join(map(str, seeds or file.seeds))}")
+        problems.append(f"seeds: expected different numbers, found {', '.join(map(str, seeds or file.seeds))}")
     raise_all(problems, f"{path} is not a valid grid:")
     trials = []
     for seed in seeds or file.seeds:
@@ -126,12 +143,14 @@ def load_grid(
             except UserError as error:
                 lines = [line.strip(" -") for line in str(error).splitlines()]
                 problems.append(f"row {row.name!r}: {'; '.join(lines)}")
-    raise_all(dict.fromkeys(problems), f"{path}: rows that are no valid recipes:")
+    raise_all(dict.fromkeys(problems), f"{path}: rows that are not valid recipes:")
     return Grid(path.stem, file.metrics, file.rows, tuple(trials))
 
 
 def slug(name: str) -> str:
-    """A row's name as part of a folder name: lower case, one dash for whatever is no letter or digit."""
+    """Return a row's name for a folder: lower case, with one dash for other characters than letters and
+    digits.
+    """
     return re.sub(r"[^\w.+]+", "-", name.lower()).strip("-")
 
 
@@ -149,6 +168,6 @@ def _read(path: Path, given: str) -> GridFile:
 
 
 def _problem(item: dict[str, Any]) -> str:
-    """As of a recipe, with the number of the row in its key."""
+    """Return the problem as for a recipe, with the row number in the key."""
     names = tuple(map(str, item["loc"]))
     return f"{'.'.join(names)}: {item['ctx']['error']}" if item["type"] == "value_error" else problem_of(item | {"loc": names})

@@ -1,6 +1,8 @@
-"""`make ablation --parallel N`: trials of a grid at once, each in a process with a card of its own, or its share of the processor's threads.
+"""`make ablation --parallel N`: run several trials of a grid at once, each with its own GPU or its share
+of the CPU threads.
 
-The grid's process starts `python -m pipeline.experiments.side_by_side` for a trial; that one does what the grid does for a trial alone.
+The grid's process starts `python -m pipeline.experiments.side_by_side` for each trial, which does the same as
+for a single trial.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ from pipeline.folds.parallel import Child, run_children
 def run_beside(
     todo: Sequence[Trial], bench: Bench, at_once: int, started: Callable[[Trial], None], ended: Callable[[Trial, str | None], None]
 ) -> None:
-    """Run the trials, `at_once` at a time. `started(trial)` is called before each, `ended(trial, failed)` after it: what went wrong, or None.
+    """Run the trials, `at_once` at a time.
+
+    `started(trial)` is called before each, `ended(trial, failed)` after it; `failed` is an error message or
+    None.
 
     Raises:
-        Interrupted: stopped; the state of each is kept.
-        UserError: there are fewer cards than `at_once`, or a trial's own process was ended from outside.
+        Interrupted: stopped; the state of each trial is saved.
+        UserError: fewer GPUs than `at_once`, or a trial's process was killed from outside.
     """
     by_title = {trial.title: trial for trial in todo}
 
@@ -37,7 +42,7 @@ def run_beside(
         trial = by_title[title]
         folder = bench.folder(trial)
         if is_trained(folder):
-            tidy(folder, bench.output)  # two that ended together may have missed each other's base
+            tidy(folder, bench.output)  # two that ended at the same time may not have shared their backbone
         ended(trial, note(folder).get("failed"))
 
     try:
@@ -55,13 +60,15 @@ def _words(trial: Trial, bench: Bench) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train, predict and score one trial; the exit code, 0 also where trial.json says what went wrong."""
+    """Train, predict and score one trial. Return the exit code; it is 0 also for an error that is written
+    to trial.json.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.experiments.side_by_side", description=main.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--row", required=True, metavar="NAME", help="of the grid")
-    parser.add_argument("--seed", required=True, type=int, metavar="N", help="of the trial")
-    parser.add_argument("--recipe", required=True, metavar="FILE", help="of the trial, complete")
+    parser.add_argument("--row", required=True, metavar="NAME", help="row of the grid")
+    parser.add_argument("--seed", required=True, type=int, metavar="N", help="seed of the trial")
+    parser.add_argument("--recipe", required=True, metavar="FILE", help="complete recipe of the trial")
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="the competition folder")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder of the grid")
     parser.add_argument("--predicts", action="store_true", help="the data have test images")
@@ -73,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run_trial(Trial(args.row, args.seed, load_recipe(args.recipe)), bench)
     except Interrupted:
-        return EXIT_INTERRUPTED  # said once, by the process of the grid
+        return EXIT_INTERRUPTED  # the grid's process prints the message
     return EXIT_DONE
 
 

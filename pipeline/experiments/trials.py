@@ -1,7 +1,7 @@
-"""One trial of a grid, from its recipe to its score: what its folder holds, and the processes that fill it.
+"""One trial of a grid, from its recipe to its score: its folder, and the processes that fill it.
 
-A trial's folder is a run folder with three files more: recipe.yaml (what train.py is given), trial.json (data, seconds, what went wrong) and
-trial.log (everything its processes printed).
+A trial's folder is a run folder with three more files: recipe.yaml (the input of train.py), trial.json (data,
+seconds, error message) and trial.log (the output of its processes).
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ from pipeline.submission import score
 
 NOTE = {"data?": TEXT, "seconds?": NUMBER, "failed?": TEXT}
 ROOT = Path(__file__).resolve().parents[2]
-STOPPED = "stopped; finished trials and the state of those that were running are kept. Go on with the same command"
+STOPPED = "stopped; finished trials and the state of running ones are saved. Continue with the same command"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where the trials of a grid are trained, predicted and scored. `lock` is inherited by every process, and released with the last."""
+    """Where the trials of a grid are trained, predicted and scored.
+
+    `lock` is inherited by every process, and released when the last one ends.
+    """
 
     data: Path
     output: Path
@@ -47,12 +50,14 @@ class Bench:
     lock: tuple[int, ...] = ()
 
     def folder(self, trial: Trial) -> Path:
-        """The run folder of `trial`, there or not."""
+        """Return the run folder of `trial`; it may not exist yet."""
         return self.output / trial.folder_name
 
 
 def changes(trial: Trial, bench: Bench) -> list[str]:
-    """How the trial differs from what its folder was made with; empty when it does not, or when there is nothing yet."""
+    """Return how the trial differs from the definition stored in its folder; [] if it does not, or there
+    is no folder.
+    """
     folder = bench.folder(trial)
     if not (folder / "recipe.yaml").exists():
         return []
@@ -63,7 +68,8 @@ def changes(trial: Trial, bench: Bench) -> list[str]:
 
 
 def note(folder: Path) -> dict[str, Any]:
-    """The trial's own record: `data`, `seconds` of all its processes, and `failed` (a message) after one that ended badly; {} before any.
+    """Return the trial's record: `data`, `seconds` of all its processes, and `failed` (an error message);
+    {} before any.
 
     Raises:
         UserError: trial.json is damaged.
@@ -72,17 +78,17 @@ def note(folder: Path) -> dict[str, Any]:
 
 
 def is_trained(folder: Path) -> bool:
-    """True when the run in `folder` is complete: run.json is written last."""
+    """Return True when the run in `folder` is complete: run.json is written last."""
     return (folder / RECORD).exists()
 
 
 def has_begun(folder: Path) -> bool:
-    """True when a run was started in `folder`, complete or not."""
+    """Return True when a run was started in `folder`, complete or not."""
     return is_trained(folder) or (folder / "state").is_dir()
 
 
 def is_done(trial: Trial, bench: Bench) -> bool:
-    """True when nothing is left to do: trained, and predicted and scored where the data allow it."""
+    """Return True when the trial is trained, and predicted and scored where the data allow it."""
     folder = bench.folder(trial)
     wanted = [folder / RECORD]
     wanted += [folder / "predictions.csv"] if bench.predicts else []
@@ -91,7 +97,9 @@ def is_done(trial: Trial, bench: Bench) -> bool:
 
 
 def build_key(recipe: Recipe) -> str:
-    """The same text for recipes whose model, memory and loader are the same: one dry run stands for all of them."""
+    """Return a text that is equal for recipes with the same model, memory and loader: they need only one
+    dry run.
+    """
     values = recipe.model_dump(mode="json", exclude={"name", "seed", "epochs", "schedule", "augmentation", "checkpoint"})
     values["optimizer"] = recipe.optimizer.name
     for name in ("alpha", "dropout"):
@@ -100,7 +108,9 @@ def build_key(recipe: Recipe) -> str:
 
 
 def dry_run(trial: Trial, bench: Bench) -> tuple[str, str | None]:
-    """Run `train.py --dry-run` on the trial: the line that says what a run will need, and what went wrong (None: nothing)."""
+    """Run `train.py --dry-run` on the trial. Return the line with the needs of a run, and an error message
+    or None.
+    """
     folder = bench.output / ".dry_run"
     write_recipe(trial, folder)
     log = folder / "dry_run.log"
@@ -111,10 +121,10 @@ def dry_run(trial: Trial, bench: Bench) -> tuple[str, str | None]:
 
 
 def run_trial(trial: Trial, bench: Bench) -> str | None:
-    """Train, predict and score, each only where it is not done; what went wrong, or None.
+    """Train, predict and score, each only if it is not done yet. Return an error message or None.
 
     Raises:
-        Interrupted: a process was stopped; its state is kept.
+        Interrupted: a process was stopped; its state is saved.
     """
     folder = bench.folder(trial)
     write_recipe(trial, folder)
@@ -139,24 +149,26 @@ def run_trial(trial: Trial, bench: Bench) -> str | None:
 
 
 def write_recipe(trial: Trial, folder: Path) -> None:
-    """Write the trial's complete recipe into its folder, where train.py and a later look at the grid read it."""
+    """Write the trial's complete recipe into its folder, for train.py and for later calls of the grid."""
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(trial.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_text(folder / "recipe.yaml", text)
 
 
 def train_command(bench: Bench, folder: Path, flag: str) -> list[object]:
-    """What `run_logged` is given to train the recipe in `folder`, with `flag` (--resume or --dry-run)."""
+    """Return the command that trains the recipe in `folder`, with `flag` (--resume or --dry-run), for
+    `run_logged`.
+    """
     return ["train.py", "--recipe", folder / "recipe.yaml", "--data", bench.data, "--output", folder, flag]
 
 
 def run_logged(command: Sequence[object], log: Path, bench: Bench) -> int:
-    """The exit code of one of the project's scripts, run as a process; what it prints goes into `log`.
+    """Run one of the project's scripts as a process, with its output in `log`. Return its exit code.
 
     A SIGINT or SIGTERM to this process is passed on, so that the script saves its state.
 
     Raises:
-        Interrupted: there was one, and the script has ended.
+        Interrupted: there was such a signal, and the script has ended.
     """
     script, *words = map(str, command)
     with open(log, "a", encoding="utf-8") as file:
@@ -180,7 +192,7 @@ def _passing_on(process: subprocess.Popen) -> Iterator[None]:
 
     def pass_on(number: int, _frame: Any) -> None:
         stopped.append(number)
-        process.send_signal(signal.SIGTERM)  # also where the terminal sent Ctrl-C to both: the second request is the same as the first
+        process.send_signal(signal.SIGTERM)  # the terminal may have sent Ctrl-C to both; a second request changes nothing
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -193,20 +205,23 @@ def _passing_on(process: subprocess.Popen) -> Iterator[None]:
 
 
 def last_words(log: Path, code: int) -> str:
-    """Why a process ended: its last message (from "error:" on), or its last line."""
+    """Return why a process ended: its last message (from "error:" on), or its last line."""
     lines = [line.rstrip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     command = max(number for number, line in enumerate(lines) if line.startswith("$ python "))
-    said = lines[command + 1 :]
-    starts = [number for number, line in enumerate(said) if line.startswith("error: ")]
-    message = " ".join(line.strip() for line in said[starts[-1] :]) if starts else (said[-1].strip() if said else "it printed nothing")
+    output = lines[command + 1 :]
+    starts = [number for number, line in enumerate(output) if line.startswith("error: ")]
+    message = (
+        " ".join(line.strip() for line in output[starts[-1] :]) if starts else (output[-1].strip() if output else "it printed nothing")
+    )
     ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return f"{message.removeprefix('error: ')} ({ended})"
 
 
 def tidy(folder: Path, output: Path) -> None:
-    """Make a trained trial small: no resume state, and the frozen base beside an adapter hard-linked to an equal one of another trial.
+    """Make a trained trial smaller: delete its resume state and hard-link its frozen backbone to an equal
+    one of another trial.
 
-    Bases are equal where seed and class names are: a new head is drawn by the seed.
+    Backbones are equal if seed and class names are: a new head is drawn by the seed.
     """
     share_base(folder, sorted(path for path in output.glob("*") if path.is_dir() and path != folder))
 
