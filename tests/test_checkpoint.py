@@ -115,7 +115,7 @@ def test_a_damaged_newest_state_falls_back_with_a_sentence(tmp_path: Path, damag
     state, damaged = store.load()
     assert state["step"] == 2 and torch.equal(state["weights"]["w"], torch.full((3,), 2.0))
     assert len(damaged) == 1
-    assert re.search(rf"000003\.pt is damaged \(.*({reason}).*\): going back to the state before it", damaged[0]), damaged[0]
+    assert re.search(rf"000003\.pt is damaged \(.*({reason}).*\): using the state before it", damaged[0]), damaged[0]
 
 
 def test_all_damaged_is_an_error_that_names_each(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_what_fails_or_computes_something_else_is_not_used(step: object, problem
     compiled, note = try_compile(task, CPU, "auto", 4, 0.0, before=True)
     assert not compiled and note.startswith("torch.compile is not used: ") and problem in note and "many more" not in note
     assert not task.compiled and all(weight.grad is None for weight in task.model.parameters())
-    with pytest.raises(UserError, match=r"compile: true cannot be had here .*compile=auto"):
+    with pytest.raises(UserError, match=r"compile: true .*compile=auto"):
         try_compile(task, CPU, True, 4, 0.0)
 
 
@@ -131,7 +131,10 @@ def test_a_short_run_a_cpu_and_a_no_do_not_try() -> None:
     assert try_compile(task, CPU, "auto", 4, 10 * MIN_SECONDS) == (False, None)
     assert try_compile(task, CPU, False, 4, 10 * MIN_SECONDS) == (False, None)
     assert try_compile(task, CPU, "auto", 4, 10 * MIN_SECONDS, before=False) == (False, None)
-    assert try_compile(task, CPU, True, 16, 10 * MIN_SECONDS) == (False, "torch.compile is not used: 8 rows are no whole micro-batch of 16")
+    assert try_compile(task, CPU, True, 16, 10 * MIN_SECONDS) == (
+        False,
+        "torch.compile is not used: 8 rows do not fill a micro-batch of 16",
+    )
 
 
 def test_a_step_that_is_no_faster_is_used_only_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

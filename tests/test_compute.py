@@ -38,7 +38,7 @@ def test_a_gpu_that_imitates_bf16_gets_fp16(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_imitated_bf16_is_done_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    for has_bf16, ending in ((True, "CPU, bf16"), (False, "than with --precision auto)")):
+    for has_bf16, ending in ((True, "CPU, bf16"), (False, "--precision auto)")):
         monkeypatch.setattr(compute, "computes_bf16", lambda _, has_bf16=has_bf16: has_bf16)
         assert choose_compute("bf16").precision == "bf16" and choose_compute("bf16").describe().endswith(ending)
 

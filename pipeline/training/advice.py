@@ -1,4 +1,6 @@
-"""What the plan of a run says of itself before it is trained: too little for a new head, too few validation rows; and what did better here."""
+"""Warnings about the plan of a run, before and during training: too little for a new head, too few
+validation rows, low scores.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,23 @@ from pipeline.recipe import Recipe
 from pipeline.targets.baseline import Baseline
 from pipeline.training.optim import lr_at
 
-# A step of Adam moves a weight by about its rate, so the sum of the rates says how far a new head can go. On 24 kinds of fruit and vegetables
-# (README) 0.006 learnt nothing (the default recipe), 0.03 gave accuracy 0.44, 0.08 gave 0.63, 0.3 and more 0.61 to 0.82.
+# A step of Adam moves a weight by about the learning rate, so the sum of learning rates limits how far a new
+# head can move. On 24 kinds of fruit and vegetables (README) 0.006 learnt nothing (the default recipe), 0.03
+# gave accuracy 0.44, 0.08 gave 0.63, and 0.3 and more gave 0.61 to 0.82.
 LITTLE_WAY = 0.03
-MOST_STEPS = 20_000  # whose rates are summed
-FEW_ROWS = 100  # of validation: below, the standard error of a share of one half is more than 5 points
-HALF_WAY = 0.5  # of the steps: where a run that is no better than a constant says so again
-A_THIRD = 1 / 3  # of the steps: where a run that is below its floor says so
+MOST_STEPS = 20_000  # of a longer plan only a sample of learning rates is summed
+FEW_ROWS = 100  # validation rows: with fewer the standard error of an accuracy of one half is more than 5 points
+HALF_WAY = 0.5  # share of the steps after which a run that is no better than a constant is reported again
+A_THIRD = 1 / 3  # share of the steps after which a run below its floor is reported
 
 
 def advise(
     recipe: Recipe, schedule: dict[str, Any], num_train: int, num_val: int, num_classes: int, new_head: bool, kind: str
 ) -> list[str]:
-    """Lines on what is too little in this plan, each with what does better; none when all is well. `kind`: the target's."""
+    """Return lines on what is too little in this plan, each with a better setting; [] if there is nothing.
+
+    `kind`: the kind of the target.
+    """
     lines = []
     if new_head and recipe.head.init == "random" and recipe.optimizer.name != "sgd":
         lines += _head_lines(recipe, schedule, num_train, kind)
@@ -32,10 +38,12 @@ def advise(
 
 
 def way_of_head(recipe: Recipe, schedule: dict[str, Any]) -> float:
-    """About how far the schedule can move a weight of the head: the sum of its rates over all steps."""
+    """Return about how far the schedule can move a weight of the head: the sum of its learning rates over
+    all steps.
+    """
     scale = (recipe.optimizer.head_lr or recipe.optimizer.lr) / recipe.optimizer.lr
     total = schedule["total_steps"]
-    steps = range(0, total, max(total // MOST_STEPS, 1))  # of a long plan some, evenly
+    steps = range(0, total, max(total // MOST_STEPS, 1))  # of a long plan an even sample
     return scale * sum(lr_at(step, schedule) for step in steps) / len(steps) * total
 
 
@@ -45,23 +53,26 @@ def _head_lines(recipe: Recipe, schedule: dict[str, Any], num_train: int, kind: 
         return []
     rate = recipe.optimizer.head_lr or recipe.optimizer.lr
     lines = [
-        f"too little for a new head: {steps:,} optimizer steps at a rate of at most {rate:.0e} move its weights by about {way:.1g} in all; "
-        f"{LITTLE_WAY} is little"
+        f"too little training for a new head: {steps:,} optimizer steps with a learning rate of at most {rate:.0e} move its weights "
+        f"by about {way:.1g} in total; even {LITTLE_WAY} is little"
     ]
     if recipe.lora.rank and recipe.optimizer.head_lr is None:
-        lines.append("  the new head has the adapter's rate; it can take one that is 10 times higher")
-    lines.append("  did better here, on 580 photographs of 24 classes with a small backbone (pipeline/recipes/README.md; seeds 0, 1, 2):")
+        lines.append("  the new head has the adapter's learning rate; one that is 10 times higher is possible")
+    lines.append(
+        "  better in our tests, on 580 photographs of 24 classes with a small backbone (pipeline/recipes/README.md; seeds 0, 1, 2):"
+    )
     if recipe.lora.rank and recipe.optimizer.head_lr is None:
         lines.append("    --recipe beit-large-384-lora-ours                         0.44 -> 0.61, 5 epochs at 32 px")
     if recipe.lora.rank:
-        lines.append("    --lr 1e-3 --set optimizer.head_lr=1e-2                    0.63 -> 0.76 by the head's rate, 10 epochs")
+        lines.append("    --lr 1e-3 --set optimizer.head_lr=1e-2                    0.63 -> 0.76 by the head's learning rate, 10 epochs")
     if not recipe.head_only:
-        lines.append("    --lora-rank 0 --set head_only=true --lr 1e-2 --epochs 10  0.73: the head alone, minutes")
+        lines.append("    --lora-rank 0 --set head_only=true --lr 1e-2 --epochs 10  0.73: only the head, in minutes")
     if recipe.task == "classification" and recipe.lora.rank and kind in ("multiclass", "binary"):
         own = shlex.join(["--recipe", "lora-ours", "--backbone", recipe.backbone])
         lines.append(f"    {own}")
         lines.append(
-            "        0.79 -> 0.93 against query + key at 1e-3 for all: 348 of these, DINOv2 ViT-S at 112 px, 8 epochs, held-back images"
+            "        0.79 -> 0.93 compared with query + key and 1e-3 for all: 348 of the images, DINOv2 ViT-S at 112 px, 8 epochs, "
+            "on held-back images"
         )
     if recipe.accumulation_steps > 1:
         more = math.ceil(num_train / recipe.batch_size) * recipe.epochs
@@ -71,34 +82,35 @@ def _head_lines(recipe: Recipe, schedule: dict[str, Any], num_train: int, kind: 
 
 def _row_line(num_train: int, num_val: int, num_classes: int, kind: str) -> str:
     if kind == "continuous":
-        error = f"an error measured on them is known to about {1 / math.sqrt(2 * num_val):.0%} of itself"
+        error = f"an error measured on them has an uncertainty of about {1 / math.sqrt(2 * num_val):.0%}"
     else:
-        error = (
-            f"a share of right ones is known to {math.sqrt(0.25 / num_val):.2f} (binomial standard error), and one row is {1 / num_val:.3f}"
-        )
+        error = f"an accuracy has a standard error of up to {math.sqrt(0.25 / num_val):.2f} (binomial), and one row is {1 / num_val:.3f}"
     classes = f" for {num_classes:,} classes" if kind in ("multiclass", "ordinal") else ""
     share = 0.2
     rows = round(share * (num_train + num_val))
     more = f"; --set data.val_fraction={share} gives {rows:,}" if rows > num_val else ""
-    return f"{num_val:,} validation rows{classes} cannot tell epochs apart: {error}{more}"
+    return f"{num_val:,} validation rows{classes} are too few to compare epochs: {error}{more}"
 
 
 def no_better(baseline: Baseline, best: float, higher_is_better: bool, metric: str, num_val: int) -> bool:
-    """Whether the best score so far is no better than a constant guess; a share of right rows must be so by more than its standard error."""
+    """Return True if the best score so far is no better than a constant prediction.
+
+    An accuracy must be better by more than its standard error.
+    """
     gain = best - baseline.value if higher_is_better else baseline.value - best
     chance = math.sqrt(baseline.value * (1 - baseline.value) / num_val) if metric == "val_accuracy" else 0.0
     return gain <= chance
 
 
 class Watch:
-    """Says, once after the warm-up and once half-way, that a run is no better than a constant guess."""
+    """Warns, once after the warm-up and once half-way, when a run is no better than a constant prediction."""
 
     def __init__(self, baseline: Baseline | None, metric: str, higher_is_better: bool, num_val: int, schedule: dict[str, Any]) -> None:
         self.baseline, self.metric, self.higher_is_better, self.num_val = baseline, metric, higher_is_better, num_val
         self.due = [schedule["warmup_steps"], HALF_WAY * schedule["total_steps"]]
 
     def warning(self, history: list[dict[str, Any]]) -> str | None:
-        """What to say after the last of these epochs (lines of metrics.jsonl); None: nothing."""
+        """Return the warning after the last of these epochs (lines of metrics.jsonl), or None."""
         scores = [row[self.metric] for row in history if row.get(self.metric) is not None]
         step = history[-1]["step"]
         reached = [due for due in self.due if step > due]
@@ -109,20 +121,24 @@ class Watch:
         if not no_better(self.baseline, best, self.higher_is_better, self.metric, self.num_val):
             return None
         return (
-            f"WARNING: after {step:,} optimizer steps no better than knowing nothing: {self.metric} {best:.4f}, "
-            f"{self.baseline.words} {self.baseline.value:.4f}; higher rates or more steps may help (Ctrl-C stops and keeps the state)"
+            f"WARNING: after {step:,} optimizer steps no better than a constant prediction: {self.metric} {best:.4f}, "
+            f"{self.baseline.words} {self.baseline.value:.4f}; a higher learning rate or more steps may help "
+            "(Ctrl-C stops and saves the state)"
         )
 
 
 class FloorWatch:
-    """Says, at the first epoch's end after a third of the steps and again at the end, that a run is below its floor, and what to change."""
+    """Warns when a run is below its floor, with settings to change.
+
+    The warning comes at the end of the first epoch after a third of the steps, and again at the end.
+    """
 
     def __init__(self, floor: Baseline | None, metric: str, recipe: Recipe, schedule: dict[str, Any], keep_last: bool) -> None:
         self.floor, self.metric, self.recipe, self.keep_last = floor, metric, recipe, keep_last
         self.due = [A_THIRD * schedule["total_steps"], schedule["total_steps"]]
 
     def warning(self, history: list[dict[str, Any]]) -> str | None:
-        """What to say after the last of these epochs (lines of metrics.jsonl); None: nothing."""
+        """Return the warning after the last of these epochs (lines of metrics.jsonl), or None."""
         scores = [row[self.metric] for row in history if row.get(self.metric) is not None]
         step = history[-1]["step"]
         if self.floor is None or not scores or not self.due or step < self.due[0]:
@@ -133,8 +149,8 @@ class FloorWatch:
         if kept >= self.floor.value:
             return None
         lines = [
-            f"WARNING: after {step:,} optimizer steps below what the question alone gives: {self.metric} {kept:.4f}, "
-            f"{self.floor.words} {self.floor.value:.4f}. What to change:"
+            f"WARNING: after {step:,} optimizer steps below the score of the question alone: {self.metric} {kept:.4f}, "
+            f"{self.floor.words} {self.floor.value:.4f}. Try:"
         ]
         if best >= self.floor.value:
             lines.append(f"  --set checkpoint.keep=best             an earlier epoch was above it: {best:.4f}")
@@ -142,21 +158,24 @@ class FloorWatch:
 
 
 def below_floor(recipe: Recipe) -> list[str]:
-    """Flags for a new run on questions (vqa) that did worse than the questions alone; what fits small sets best comes first."""
+    """Return flags for a new run on questions (vqa) that was worse than the questions alone.
+
+    The best for small data sets come first.
+    """
     lines = []
     if not recipe.head_only and not recipe.freeze and recipe.text_architecture is None:
-        lines.append("  --recipe vqa-bert-vit-ours             for small sets, with --backbone and --set text_backbone= as here")
+        lines.append("  --recipe vqa-bert-vit-ours             for small sets, with the same --backbone and --set text_backbone=")
     if recipe.head.text_pooling != "mean":
-        lines.append("  --set head.text_pooling=mean           what a question says is in all of its words")
+        lines.append("  --set head.text_pooling=mean           uses all words of a question, not one token")
     if recipe.optimizer.head_lr is None and not recipe.head_only:
         lines.append(
-            f"  --set optimizer.head_lr={10 * recipe.optimizer.lr:.0e}            a new head takes a higher rate than its backbones"
+            f"  --set optimizer.head_lr={10 * recipe.optimizer.lr:.0e}            a new head needs a higher learning rate than its backbones"
         )
     if recipe.head.fusion == "concat" and recipe.head.activation == "none":
-        lines.append("  --set head.activation=gelu             else an image adds the same to every answer whatever is asked")
+        lines.append("  --set head.activation=gelu             without it an image adds the same to every answer for any question")
     if not recipe.head.dropout:
-        lines.append("  --set head.dropout=0.3                 fewer answers are learnt by heart")
+        lines.append("  --set head.dropout=0.3                 against overfitting")
     lines.append(
-        f"  --epochs {2 * recipe.epochs}                            if the validation loss still falls; if it rises, a higher weight decay"
+        f"  --epochs {2 * recipe.epochs}                            if the validation loss still falls; if it rises, use a higher weight decay"
     )
     return lines

@@ -1,7 +1,9 @@
-"""Which form of attention training steps compute: torch's fused kernel, or two batched products and a softmax. Tried on the machine at hand.
+"""Choose how training computes attention: torch's fused kernel, or two batched matrix products. Tried on
+this machine.
 
-On a CPU in half precision the backward pass of the fused kernel can take a fifth of a step for a twentieth of its arithmetic. How much
-depends on tokens, heads and batch, so it is measured with a micro-batch of the run. On a GPU, and in float32, the fused kernel stays.
+On a CPU in half precision the backward pass of the fused kernel can take a fifth of a step for a twentieth of
+its arithmetic. This depends on tokens, heads and batch size, so it is measured with a micro-batch of the run.
+On a GPU, and in float32, the fused kernel is always used.
 """
 
 from __future__ import annotations
@@ -16,15 +18,15 @@ from pipeline.training.compute import Compute
 from pipeline.training.predict import Task
 
 Attention = Literal["fused", "products"]
-MIN_SECONDS, MIN_MICRO_BATCHES = 20, 100  # of training: trying costs about a dozen passes over a micro-batch
+MIN_SECONDS, MIN_MICRO_BATCHES = 20, 100  # shortest training worth a trial, which costs about a dozen micro-batches
 TURNS = 3
-MIN_GAIN = 1.03  # less is noise
+MIN_GAIN = 1.03  # a smaller gain may be noise
 
 
 class AttendingTask(Task, Protocol):
-    """A task whose model can compute attention by products."""
+    """A task whose model can compute attention by matrix products."""
 
-    def attend_by_products(self, on: bool) -> int: ...  # 0 where nothing in the model can
+    def attend_by_products(self, on: bool) -> int: ...  # returns 0 if the model cannot
 
 
 def choose_attention(
@@ -37,25 +39,27 @@ def choose_attention(
     before: Attention | None,
     check_memory: Callable[[], None],
 ) -> tuple[Attention, str | None]:
-    """Set how `task` computes attention in training: what was chosen, and a line for people (None: nothing to say).
+    """Choose how `task` computes attention in training and set it. Return the choice and a message (or
+    None).
 
-    `choice` is the recipe's. `micro_batches` and `train_seconds` are what the run is expected to take. `before` is what the run that goes on
-    was doing, which decides over auto: another form rounds otherwise. `check_memory` raises UserError where a step no longer fits, for the
-    probabilities are kept for the backward pass.
+    `choice` is the recipe's. `micro_batches` and `train_seconds`: expected length of the run. `before`: the
+    choice of the resumed run, which is kept under "auto", because another form rounds differently.
+    `check_memory` raises UserError if a step no longer fits, because products store the probabilities for the
+    backward pass.
 
     Raises:
-        UserError: `choice` is products, and they cannot be had or do not fit.
+        UserError: `choice` is products, and the model does not support them or they do not fit.
     """
     wanted = before if choice == "auto" and before is not None else choice
     is_tried = wanted == "auto" and micro_batches >= MIN_MICRO_BATCHES and train_seconds >= MIN_SECONDS
     can = compute.device.type == "cpu" and compute.half is not None
     if wanted == "products" and not can:
-        raise UserError(f"attention: products is for half precision on a CPU, and this is {compute.describe()}: --set attention=auto")
+        raise UserError(f"attention: products is for half precision on a CPU, but this is {compute.describe()}: --set attention=auto")
     if wanted == "fused" or not can or not (is_tried or wanted == "products"):
         return "fused", None
     if not task.attend_by_products(True):
         if wanted == "products":
-            raise UserError("attention: products cannot be had for this backbone: --set attention=auto")
+            raise UserError("attention: products is not supported by this backbone: --set attention=auto")
         return "fused", None
     try:
         check_memory()
@@ -70,12 +74,14 @@ def choose_attention(
     by_products = problem is None and gain >= MIN_GAIN
     task.attend_by_products(by_products)
     if by_products:
-        return "products", f"attention by batched products: training steps are {gain:.2f} x as fast as with torch's fused kernel"
-    return "fused", problem and f"attention by batched products is not used: {problem}"
+        return "products", f"attention by matrix products: training steps are {gain:.2f} x as fast as with torch's fused kernel"
+    return "fused", problem and f"attention by matrix products is not used: {problem}"
 
 
 def _try(task: AttendingTask, compute: Compute, micro_batch_size: int) -> tuple[float, str | None]:
-    """How much faster a step by products is, and why it is not the same step (None: it is, up to rounding)."""
+    """Return how much faster a step with products is, and why its result differs (None: equal up to
+    rounding).
+    """
     rows = min(micro_batch_size, task.num_train)
     batch = compute.move(next(iter(task.train_batches(0, 0, rows, rows))))
     steps: dict[bool, list] = {False: [], True: []}

@@ -1,4 +1,6 @@
-"""The resume state of a run: written whole, verified when read, two generations kept, tensors and plain values only."""
+"""The resume state of a run: written completely or not at all, verified when read, two generations, only
+tensors and plain values.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,21 @@ NUMBERED = "[0-9]" * 6
 
 
 class StateStore:
-    """Numbered states `state/NNNNNN.pt`, each with a `.json` that holds its digest and is written last: without it a state does not count."""
+    """Numbered states `state/NNNNNN.pt`, each with a `.json` that holds its digest.
+
+    The `.json` is written last; a state without it is ignored.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
 
     def save(self, state: dict[str, Any], summary: dict[str, Any]) -> None:
-        """Write `state` as the newest; `summary` (plain values, for people) goes beside it. Older ones than two generations are removed."""
+        """Write `state` as the newest, with `summary` (plain values for people) beside it, and delete all
+        but two generations.
+        """
         number = 1 + max((int(path.stem) for path in self.folder.glob(f"{NUMBERED}.json")), default=0)
         path = self.folder / f"{number:06d}.pt"
-        with replacing(path) as temporary, temporary.open("wb") as file:  # torch hides "no space left" when it opens the file itself
+        with replacing(path) as temporary, temporary.open("wb") as file:  # if torch opens the file itself, it hides "no space left"
             torch.save(state, file)
         write_json(path.with_suffix(".json"), {**summary, "sha256": sha256(path)})
         kept = {f"{number - back:06d}" for back in range(GENERATIONS)}
@@ -39,7 +46,7 @@ class StateStore:
                 old.unlink(missing_ok=True)
 
     def load(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """The newest state that is intact (None when there is none), and a sentence for each damaged one that was passed over.
+        """Return the newest intact state (None when there is none), and a message for each damaged one.
 
         Raises:
             UserError: there are states and all of them are damaged.
@@ -53,10 +60,10 @@ class StateStore:
                 return torch.load(path, map_location="cpu", weights_only=True), damaged
             except (OSError, RuntimeError, LookupError, TypeError, EOFError, UnpicklingError, UserError) as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-                damaged.append(f"{path} is damaged ({reason}): going back to the state before it")
+                damaged.append(f"{path} is damaged ({reason}): using the state before it")
         if damaged:
             raise UserError(
-                f"every state in {self.folder} is damaged; start again without --resume into another --output:\n" + "\n".join(damaged)
+                f"every state in {self.folder} is damaged; start again without --resume and with another --output:\n" + "\n".join(damaged)
             )
         return None, damaged
 
@@ -64,28 +71,29 @@ class StateStore:
 def check_fits(
     state: dict[str, Any], trainable: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, others: Sequence[str] = ()
 ) -> None:
-    """Nothing, when the tensors of `state` are those of `trainable` and `optimizer`, shape by shape: torch would stretch others in silence.
+    """Check that the tensors of `state` have the shapes of `trainable` and `optimizer`; torch would
+    broadcast others silently.
 
     `others`: problems that were found elsewhere.
 
     Raises:
-        UserError: they are not; each is named.
+        UserError: they do not fit; lists each.
     """
     problems = [*(f"weight {problem}" for problem in tensor_problems(trainable, state["weights"])), *others]
     for name, gradient in state["gradients"].items():
         if name not in trainable or gradient.shape != trainable[name].shape:
-            problems.append(f"gradient {name}: shape {tuple(gradient.shape)} fits no weight of that name")
+            problems.append(f"gradient {name}: shape {tuple(gradient.shape)} does not fit a weight of that name")
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for number, moments in state["optimizer"]["state"].items():
         shape = weights[number].shape if number < len(weights) else None
         for name, value in moments.items():
             if isinstance(value, torch.Tensor) and value.ndim and value.shape != shape:
                 problems.append(f"optimizer's {name} of weight {number}: shape {tuple(value.shape)}, expected {shape and tuple(shape)}")
-    raise_all(problems, "the saved state is not one of this model; start anew without --resume into another --output:")
+    raise_all(problems, "the saved state does not fit this model; start again without --resume and with another --output:")
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """A digest of names, shapes and values of all weights, made in a moment also of a large model."""
+    """Return a digest of names, shapes and values of all weights; fast also for large models."""
     bits = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
     sums = {
         name: [*weight.shape, int(weight.detach().contiguous().view(bits[weight.dtype]).sum(dtype=torch.int64))]
@@ -103,14 +111,16 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_micro_batch(device: torch.device, seed: int, epoch: int, row: int) -> None:
-    """Seed what dropout, noise and the like of one micro-batch draw from; `row`: its first, counted in the epoch's order.
+    """Seed the generators for dropout, noise and so on of one micro-batch. `row`: its first row in the
+    epoch's order.
 
-    So its draws depend neither on what ran before nor on which process computes it, and a saved state needs no generator.
+    So its random draws depend neither on earlier computation nor on the process, and a saved state needs no
+    generator.
     """
     number = int(np.random.SeedSequence((seed, epoch, row, 1)).generate_state(1, np.uint64)[0]) >> 1
     random.seed(number)
     np.random.seed(number % 2**32)
-    torch.default_generator.manual_seed(number)  # torch.manual_seed also queues a seed for each device not in use: 1 ms
+    torch.default_generator.manual_seed(number)  # torch.manual_seed would also queue a seed for every unused device, which takes 1 ms
     if device.type == "cuda":
         torch.cuda.manual_seed(number)
     elif device.type == "mps":

@@ -1,6 +1,8 @@
-"""Whether the training step runs through torch.compile: tried on the machine at hand, kept where it computes the same and is faster.
+"""Decide whether training steps use torch.compile: tried on this machine, used if results are equal and
+steps are faster.
 
-Only whole micro-batches do, which all have one shape: one graph is compiled. Smaller ones, validation and prediction run as ever.
+Only full micro-batches use it. They all have one shape, so one graph is compiled. Smaller micro-batches,
+validation and prediction run without it.
 """
 
 from __future__ import annotations
@@ -17,21 +19,21 @@ from pipeline.files import human_time
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.predict import Task
 
-TRIED_ON = ("cuda",)  # by auto; on a CPU the gain is a few percent
-MIN_SECONDS = 600  # of training: compiling a large model takes a minute or two, and saves perhaps a fifth
-MIN_GAIN = 1.03  # less is noise
-TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}  # of the loss and of the gradients' norm, relative: rounding in another order
+TRIED_ON = ("cuda",)  # devices where auto tries it; on a CPU the gain is a few percent
+MIN_SECONDS = 600  # shortest training worth a trial: compiling a large model takes a minute or two and saves perhaps a fifth
+MIN_GAIN = 1.03  # a smaller gain may be noise
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}  # relative, of loss and gradient norm: another order of rounding
 
 
 class CompilableTask(Task, Protocol):
     """A task whose training step can be compiled."""
 
-    def compile(self, rows: int | None) -> None: ...  # micro-batches of `rows` through torch.compile; None: no longer
+    def compile(self, rows: int | None) -> None: ...  # use torch.compile for micro-batches of `rows`; None: turn it off
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one micro-batch gave, and the seconds it took; `seconds` is of the second pass, `first_seconds` of the one before it."""
+    """Result of one micro-batch. `first_seconds`: time of the first pass, `seconds` of the second."""
 
     loss: float
     grad_norm: float
@@ -47,10 +49,11 @@ def try_compile(
     train_seconds: float,
     before: bool | None = None,
 ) -> tuple[bool, str | None]:
-    """Decide whether to compile and apply it. Returns (compiled, message); the message is None where there is nothing to say.
+    """Decide whether to compile and apply it. Return (compiled, message); the message may be None.
 
-    `choice` is the recipe's: auto tries on a GPU where training is expected to take `train_seconds` of ten minutes or more. `before` is what
-    the run that goes on was doing, which decides over auto, because another graph rounds differently.
+    `choice` is the recipe's: auto tries it on a GPU if training is expected to take ten minutes or more
+    (`train_seconds`). `before`: the choice of the resumed run, which is kept under auto, because another
+    graph rounds differently.
 
     Raises:
         UserError: `choice` is true, and torch.compile fails or gives other results here.
@@ -61,7 +64,7 @@ def try_compile(
     if not wanted:
         return False, None
     if task.num_train < micro_batch_size:
-        return False, f"torch.compile is not used: {task.num_train} rows are no whole micro-batch of {micro_batch_size}"
+        return False, f"torch.compile is not used: {task.num_train} rows do not fill a micro-batch of {micro_batch_size}"
     batch = compute.move(next(iter(task.train_batches(0, 0, micro_batch_size, micro_batch_size))))
     print("  trying torch.compile, which takes a minute or two")
     try:
@@ -69,7 +72,7 @@ def try_compile(
         task.compile(micro_batch_size)
         compiled = run_step(task, compute, batch)
         problem = difference(plain, compiled, TOLERANCE[compute.precision])
-    except Exception as error:  # a missing compiler, an unsupported operation, no memory: it is not needed for anything
+    except Exception as error:  # a missing compiler, an unsupported operation, no memory: training works without it
         problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
     if problem is None:
         gain = plain.seconds / compiled.seconds
@@ -82,12 +85,15 @@ def try_compile(
     if compute.device.type == "cuda":
         torch.cuda.empty_cache()
     if choice is True:
-        raise UserError(f"compile: true cannot be had here ({problem}); leave it out, or --set compile=auto")
+        raise UserError(f"compile: true does not work here ({problem}); leave it out, or --set compile=auto")
     return False, f"torch.compile is not used: {problem}"
 
 
 def run_step(task: Task, compute: Compute, batch: Batch) -> Step:
-    """Forward and backward of `batch`, twice with the same draws of dropout. The generators and gradients stay as they were: none."""
+    """Run forward and backward pass of `batch` twice with the same dropout masks.
+
+    Random generators are restored; gradients are removed.
+    """
     seconds = []
     for _ in range(2):
         task.model.train()
@@ -97,7 +103,7 @@ def run_step(task: Task, compute: Compute, batch: Batch) -> Step:
             with compute.autocast():
                 loss, _ = task.loss(batch)
             loss.backward()
-            value = loss.item()  # which waits for the device
+            value = loss.item()  # waits for the device
             grads = [weight.grad.float().norm() for weight in task.model.parameters() if weight.grad is not None]
             norm = math.hypot(*(grad.item() for grad in grads))
             seconds.append(time.perf_counter() - started)
@@ -106,7 +112,7 @@ def run_step(task: Task, compute: Compute, batch: Batch) -> Step:
 
 
 def difference(plain: Step, compiled: Step, tolerance: float) -> str | None:
-    """Why two steps are not the same computation; None when they are, up to rounding."""
+    """Return how two steps differ; None if they are equal up to rounding."""
     for name in ("loss", "grad_norm"):
         expected, found = getattr(plain, name), getattr(compiled, name)
         if not abs(found - expected) <= tolerance * max(abs(expected), 1e-6):  # also NaN

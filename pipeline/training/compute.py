@@ -1,4 +1,4 @@
-"""Where and in which number format a model runs."""
+"""The device and precision of a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Batch = dict[str, torch.Tensor]  # by name; always holds `row` (B,) int64 and, w
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in which number format a model runs, and beside which other processes."""
+    """Device and precision of a model, and the processes that work together."""
 
     device: torch.device
     precision: str  # fp32 | bf16 | fp16
@@ -26,45 +26,49 @@ class Compute:
 
     @property
     def half(self) -> torch.dtype | None:
-        """The half precision that autocast computes in; None for float32."""
+        """The half precision of autocast; None for float32."""
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 
     def autocast(self) -> Any:
-        """A context that computes in `half`; for float32 one that changes nothing."""
+        """Return a context that computes in `half`; for float32 it changes nothing."""
         return nullcontext() if self.half is None else torch.autocast(self.device.type, self.half)
 
     def move(self, batch: Batch) -> Batch:
-        """The batch on `device`; a copy from pinned memory is not waited for."""
+        """Return the batch on `device`; a copy from pinned memory does not block."""
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     def device_name(self) -> str:
-        """The card's own name on CUDA, else `CPU` or `MPS`."""
+        """Return the GPU's name on CUDA, else `CPU` or `MPS`."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
 
     def describe(self) -> str:
-        """Device and precision in words: `CPU, fp32`; a warning with it where bf16 was asked for and is slow."""
+        """Return device and precision as text, such as `CPU, fp32`, with a warning if bf16 is slow here."""
         by = "" if self.engine == "torch" else f" by {self.engine}"
         words = f"{self.device_name()}, {self.precision}{by}{self.processes.describe()}"
         if self.precision != "bf16" or self.device.type == "mps" or computes_bf16(self.device):
             return words
-        return f"{words} (this hardware only imitates it: expect less speed than with --precision auto)"
+        return f"{words} (this hardware only emulates it: slower than --precision auto)"
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether `device` has instructions for bf16 matrix products: Ampere or later, AVX512-BF16 or AMX; torch imitates it everywhere."""
-    if device.type == "cuda":  # torch.cuda.is_bf16_supported() also says yes to imitation
+    """Return True if `device` has instructions for bf16 matrix products: Ampere or later, AVX512-BF16 or
+    AMX.
+
+    torch emulates them on other hardware.
+    """
+    if device.type == "cuda":  # torch.cuda.is_bf16_supported() is also True for emulation
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def choose_compute(precision: str, engine: str = "torch") -> Compute:
-    """The best device at hand, with `precision` (auto: bf16 where the hardware computes in it, else fp16 on CUDA and fp32 elsewhere).
-    The engine openvino takes the CPU.
+    """Return the best available device, with `precision`.
 
-    Of several processes each has a CUDA card of its own.
+    auto: bf16 if the hardware computes in it, else fp16 on CUDA and fp32 elsewhere. The engine openvino uses
+    the CPU. With several processes each has its own GPU.
 
     Raises:
-        UserError: fp16 is asked for and there is no CUDA device, or there are fewer cards than processes.
+        UserError: fp16 without a CUDA device, or fewer GPUs than processes.
     """
     kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind = "cpu" if engine == "openvino" else kind
@@ -80,7 +84,9 @@ def choose_compute(precision: str, engine: str = "torch") -> Compute:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory so far, in bytes: allocated on a CUDA device, resident on the CPU (0 where the system does not say)."""
+    """Return the peak memory so far in bytes: allocated on a CUDA device, resident on the CPU (0 if
+    unknown).
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

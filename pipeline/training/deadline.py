@@ -1,4 +1,6 @@
-"""What to train before a deadline: a fixed rule over measured seconds, no search. pipeline/recipes/PLAN.md says it in words."""
+"""Choose what to train before a deadline: a fixed rule over measured seconds, without a search. See
+pipeline/recipes/PLAN.md.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +8,18 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-MARGIN = 0.2  # of the time is kept back: for states, pages, and a machine that is slower later
-FEWEST_STEPS, FEWEST_EPOCHS = 150, 3  # where fewer fit, the images become smaller
-ENOUGH_STEPS, ENOUGH_EPOCHS = 1000, 10  # more are not planned: the time goes into folds
+MARGIN = 0.2  # share of the time in reserve: for states, pages, and a machine that becomes slower
+FEWEST_STEPS, FEWEST_EPOCHS = 150, 3  # if fewer fit into the time, images become smaller
+ENOUGH_STEPS, ENOUGH_EPOCHS = 1000, 10  # more are not planned: remaining time is used for folds
 FOLDS = 5
-HEAD_EPOCHS = 30  # of the head alone on features computed once, which cost next to nothing
+HEAD_EPOCHS = 30  # for training only the head on features computed once, which takes almost no time
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds an image in training and in validation at one image size, and until a run's first step."""
+    """Seconds per image in training and in prediction at one image size, and `start`: seconds until a
+    run's first step.
+    """
 
     image_size: int
     train: float
@@ -23,18 +27,20 @@ class Pace:
     start: float
 
     def seconds(self, rows: Rows, epochs: int, folds: int | None) -> float:
-        """What all runs take."""
+        """Return the seconds of all runs."""
         train, val = rows.of_one_run(folds)
         return (folds or 1) * (self.start + epochs * (train * self.train + val * self.predict))
 
     def seconds_once(self, rows: Rows, folds: int | None) -> float:
-        """What all runs take where every image goes through the backbone once and the head alone is trained."""
+        """Return the seconds of all runs if every image passes the backbone once and only the head is
+        trained.
+        """
         return (folds or 1) * (self.start + rows.total * self.predict)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """How many rows train and validate where there are no folds, and how many make a step."""
+    """Numbers of training and validation rows without folds, and of rows per optimizer step."""
 
     train: int
     val: int
@@ -42,25 +48,27 @@ class Rows:
 
     @property
     def total(self) -> int:
-        """All labelled rows."""
+        """Number of labelled rows."""
         return self.train + self.val
 
     def of_one_run(self, folds: int | None) -> tuple[int, int]:
-        """How many train and validate in one of the runs."""
+        """Return the numbers of training and validation rows of one run."""
         return (self.train, self.val) if folds is None else (self.total - self.total // folds, math.ceil(self.total / folds))
 
     def steps(self, epochs: int, folds: int | None) -> int:
-        """Optimizer steps of one run."""
+        """Return the optimizer steps of one run."""
         return epochs * math.ceil(self.of_one_run(folds)[0] / self.a_step)
 
     def epochs(self, steps: int, at_least: int, folds: int | None) -> int:
-        """Whole epochs with so many steps."""
+        """Return how many whole epochs have at least `steps` optimizer steps."""
         return max(math.ceil(steps / self.steps(1, folds)), at_least)
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What to run: `folds` None is one model; `head_alone`: the backbone frozen, features computed once. `seconds`: what is expected."""
+    """What to run. `folds` None: one model. `head_alone`: frozen backbone, features computed once.
+    `seconds`: expected.
+    """
 
     pace: Pace
     epochs: int
@@ -71,7 +79,9 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Limits:
-    """The deadline in `seconds`, the `rows` to train on, and what was asked for: `epochs` and `folds` are kept where they are given."""
+    """The deadline in `seconds`, the `rows`, and the user's `epochs` and `folds`, which are kept if they
+    are given.
+    """
 
     seconds: float
     rows: Rows
@@ -81,17 +91,20 @@ class Limits:
 
     @property
     def budget(self) -> float:
-        """The seconds that are planned."""
+        """Seconds to plan for."""
         return (1 - MARGIN) * self.seconds
 
     @property
     def chooses_folds(self) -> bool:
-        """Whether folds may be proposed."""
+        """True if folds may be proposed."""
         return self.folds is None and self.may_fold
 
 
 def propose(limits: Limits, paces: Iterable[Pace]) -> Proposal | None:
-    """The rule; `paces` from the largest images to the smallest, asked for one at a time. None: too little time."""
+    """Return the proposal by the rule; None if there is too little time.
+
+    `paces`: from the largest images to the smallest, measured one at a time.
+    """
     rows, epochs, folds = limits.rows, limits.epochs, limits.folds
     for pace in paces:
         fewest = epochs or rows.epochs(FEWEST_STEPS, FEWEST_EPOCHS, folds)
@@ -113,7 +126,11 @@ def propose(limits: Limits, paces: Iterable[Pace]) -> Proposal | None:
 
 
 def propose_head(limits: Limits, paces: Iterable[Pace]) -> Proposal | None:
-    """The head alone on features computed once, with the largest images that fit; None: not even the smallest do."""
+    """Return the proposal for training only the head on features computed once, with the largest images
+    that fit.
+
+    None: not even the smallest fit.
+    """
     rows, folds = limits.rows, limits.folds
     for pace in paces:
         if pace.seconds_once(rows, folds) > limits.budget:
@@ -125,6 +142,9 @@ def propose_head(limits: Limits, paces: Iterable[Pace]) -> Proposal | None:
 
 
 def smaller_sizes(own: int, patch: int) -> list[int]:
-    """`own` and, in falling order, three quarters, half, three eighths and a quarter of it, in whole patches; none below four patches."""
+    """Return `own` and three quarters, half, three eighths and a quarter of it, in whole patches.
+
+    Sizes below four patches are left out.
+    """
     sizes = [own] + [round(own * share / patch) * patch for share in (3 / 4, 1 / 2, 3 / 8, 1 / 4)]
     return [size for number, size in enumerate(sizes) if size >= 4 * patch and size not in sizes[:number]] or [own]

@@ -1,4 +1,4 @@
-"""What a run will need: memory, disk and time, said before it starts; the largest micro-batch that fits."""
+"""Estimate memory, disk space and time of a run before it starts, and the largest micro-batch that fits."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pipeline.training.compute import Compute
 from pipeline.training.memory import Memory
 from pipeline.training.predict import Task
 
-# What the allocator, the libraries and one layer's scratch space take on top of what is counted.
+# Memory of the allocator, the libraries and one layer's scratch space, in addition to the counted memory.
 OVERHEAD_BYTES = {"cuda": 700_000_000, "mps": 700_000_000, "cpu": 600_000_000}
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes that a process could use on `device`: free GPU memory, or the machine's available RAM (0 where the system does not say).
+    """Return the free bytes on `device`: GPU memory, or the machine's available RAM (0 if unknown).
 
     Several processes of this machine share its RAM.
     """
@@ -38,7 +38,9 @@ def device_memory(device: torch.device) -> int:
 
 
 def largest_micro_batch(memory: Memory, device: torch.device, effective_batch_size: int) -> int:
-    """The largest divisor of `effective_batch_size` whose step fits in the device's memory; 1 when none does."""
+    """Return the largest divisor of `effective_batch_size` whose step fits into the device's memory; 1 if
+    none does.
+    """
     room = device_memory(device) - OVERHEAD_BYTES[device.type]
     divisors = [size for size in range(1, effective_batch_size + 1) if effective_batch_size % size == 0]
     fitting = [size for size in divisors if memory.total(size) <= room]
@@ -46,14 +48,21 @@ def largest_micro_batch(memory: Memory, device: torch.device, effective_batch_si
 
 
 def idle_share(effective_batch_size: int, micro_batch_size: int, processes: int) -> float:
-    """The share of a step in which a process waits for others: 0 where its micro-batches are a multiple of `processes`."""
+    """Return the share of a step in which a process waits for others.
+
+    It is 0 if the number of micro-batches is a multiple of `processes`.
+    """
     parts = math.ceil(effective_batch_size / micro_batch_size)
     return 1 - parts / (math.ceil(parts / processes) * processes)
 
 
 def check_fits(memory: Memory, micro_batch_size: int, device: torch.device, checkpointed: Callable[[], Memory] | None = None) -> None:
-    """Raises:
-    UserError: a step will not fit in the device's memory; the message says what would, also with activation checkpointing (`checkpointed()`).
+    """Check that a step fits into the device's memory.
+
+    `checkpointed()` returns the memory with activation checkpointing.
+
+    Raises:
+        UserError: it does not fit; the message names settings that would, also with activation checkpointing.
     """
     room, needed = device_memory(device), memory.total(micro_batch_size) + OVERHEAD_BYTES[device.type]
     if room == 0 or needed <= room:
@@ -70,34 +79,36 @@ def check_fits(memory: Memory, micro_batch_size: int, device: torch.device, chec
         if memory.total(largest) + OVERHEAD_BYTES[device.type] <= room and (largest > smaller or not fits):
             advice += f". With --set activation_checkpointing=true batch {largest} fits"
     raise UserError(
-        f"a step of batch {micro_batch_size} needs about {human_size(needed)} on {device.type}, and {human_size(room)} is free there. {advice}"
+        f"a step of batch {micro_batch_size} needs about {human_size(needed)} on {device.type}, but only {human_size(room)} is free. {advice}"
     )
 
 
 def check_disk(output: Path, model: nn.Module, optimizer_states: int, whole_model_again: bool) -> int:
-    """Bytes the run will write: the model, its best copy, and two generations of resume state (a third while one is written).
+    """Return the bytes that the run will write: the model, its best copy, and two resume states (three
+    while one is written).
 
     Raises:
-        UserError: the disk has less.
+        UserError: the disk has less free space.
     """
-    everything = 4 * sum(weight.numel() for weight in model.parameters())  # files are float32, also where memory is not
+    everything = 4 * sum(weight.numel() for weight in model.parameters())  # files are float32, even if memory is not
     trainable = 4 * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     needed = everything * (2 if whole_model_again else 1) + trainable + 3 * trainable * (1 + optimizer_states) + 50_000_000
     folder = next(parent for parent in (output, *output.resolve().parents) if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{output}: the run will write up to {human_size(needed)} and the disk has {human_size(free)}; free some, or use another --output"
+            f"{output}: the run will write up to {human_size(needed)}, but the disk has only {human_size(free)}; free some, "
+            "or use another --output"
         )
     return needed
 
 
 def seconds_per_image(task: Task, compute: Compute, micro_batch_size: int) -> tuple[float, float, float]:
-    """Seconds of training and of prediction for one image, from a micro-batch of each, and when (`time.perf_counter`) that batch was there.
+    """Return seconds per image of training and of prediction, and the time (`time.perf_counter`) of the
+    first batch.
 
-    The model and the generators stay as they were.
-
-    A micro-batch that does not fit is halved: training will do the same, and say so.
+    They are measured with one micro-batch. Model and random generators are unchanged. A micro-batch that does
+    not fit is halved, as training will do.
     """
     batch = compute.move(next(iter(task.train_batches(0, 0, min(micro_batch_size, task.num_train), task.num_train))))
     arrived = time.perf_counter()
@@ -119,7 +130,9 @@ def seconds_per_image(task: Task, compute: Compute, micro_batch_size: int) -> tu
 
 
 def dry_run(task: Task, compute: Compute, micro_batch_size: int) -> list[str]:
-    """Two batches of training (without a step) and two of validation, as lines that say what came out."""
+    """Run two batches of training (without an optimizer step) and two of validation. Return the results as
+    lines.
+    """
     lines = []
     task.model.train()
     for batch in islice(task.train_batches(0, 0, micro_batch_size, micro_batch_size), 2):
@@ -151,7 +164,9 @@ def _predict_once(task: Task, compute: Compute, batch: dict[str, torch.Tensor]) 
 
 
 def _time(run: Callable[[], None], compute: Compute) -> float:
-    """Seconds of the second call, or of the first if that was long: it holds the warm-up."""
+    """Return the seconds of the second call, or of the first if that took long: the first includes the
+    warm-up.
+    """
     for _ in range(2):
         started = time.perf_counter()
         run()

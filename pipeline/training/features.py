@@ -1,7 +1,8 @@
-"""Features computed once: what a frozen backbone hands to its last layer, of images that are the same in every epoch.
+"""Compute the inputs of the last layer once, for a frozen backbone and images that are the same in every
+epoch.
 
-The head alone is then run in training. Each row's features are computed with the same others beside it whatever the epoch, the number of
-processes or the row that a run goes on from, so all of these give the same bits.
+Training then runs only the head. A row's features are always computed in a batch with the same other rows,
+for any epoch, number of processes or resumed position, so all of these give the same bits.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ FLOAT_BYTES = 4
 
 
 class Featured(Task, Protocol):
-    """A task whose logits are the head's, of the features of an image."""
+    """A task whose logits are the head's output for an image's features."""
 
     head: nn.Linear
-    train_labels: Sequence[Any]  # of each row, as batches hold them
+    train_labels: Sequence[Any]  # of each row, as in batches
     val_labels: Sequence[Any]
     loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-    def train_order(self, epoch: int) -> np.ndarray: ...  # the rows in the order in which an epoch passes them
+    def train_order(self, epoch: int) -> np.ndarray: ...  # order of the rows in an epoch
     def plain_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]: ...  # training rows in order, not augmented
 
 
 class Features:
-    """Float32 features of the training rows, `train` (num_train, D), and the validation rows, `val` (num_val, D); None: not there yet."""
+    """Float32 features: `train` (num_train, D) and `val` (num_val, D); None if not computed yet."""
 
     def __init__(self, task: Featured, compute: Compute) -> None:
         self.task, self.compute = task, compute
@@ -45,12 +46,14 @@ class Features:
 
     @property
     def num_bytes(self) -> int:
-        """What all of them take in memory."""
+        """Memory of all features in bytes."""
         return FLOAT_BYTES * self.width * (self.task.num_train + self.task.num_val)
 
     def ready(self, batch_size: int, go_on: Callable[[], bool] = lambda: True) -> bool:
-        """Compute what is missing, `batch_size` rows at a time (of validation twice as many, as it is validated); of several processes
-        each computes its share. False where `go_on`, asked before each batch, ended it.
+        """Compute missing features, `batch_size` rows at a time (twice as many in validation).
+
+        Several processes each compute their share. Returns False if `go_on`, called before each batch,
+        returned False.
         """
         share = self.compute.processes.share
         if self.train is None:
@@ -61,11 +64,15 @@ class Features:
         return self.train is not None and self.val is not None
 
     def of(self, batch: Batch) -> torch.Tensor:
-        """(B, D): what goes into the head for a batch of images."""
+        """Return the head's input for a batch of images, (B, D)."""
         return self._pass(batch)[0]
 
     def problem(self) -> str | None:
-        """Why the head cannot be trained on them as if the whole model were run, in words; None where it can. Two images are tried."""
+        """Return why training the head on features differs from running the whole model; None if it does
+        not.
+
+        It is tested with two images.
+        """
         model, device = self.task.model, self.compute.device
         was_training = model.training
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad(), self.compute.autocast():
@@ -77,13 +84,17 @@ class Features:
             features = self.of(batch)
         model.train(was_training)
         if drawn:
-            return "the backbone has dropout or drop path, so its features are others in every step"
+            return "the backbone has dropout or drop path, so its features differ in every step"
         if not torch.equal(trained, features):
-            return f"{type(model).__name__} computes others in training than in prediction"
+            return f"{type(model).__name__} computes different features in training and in prediction"
         return self.probe_problem()
 
     def probe_problem(self) -> str | None:
-        """Why no head can be found on them: it is not what alone makes the logits of them; None where it is. Two images are tried."""
+        """Return why no head can be fitted on the features: other layers also affect the logits; None if
+        not.
+
+        It is tested with two images.
+        """
         model = self.task.model
         was_training = model.training
         model.eval()
@@ -91,13 +102,13 @@ class Features:
             features, logits = self._pass(self._two_images())
             head_is_last = features.shape == (len(logits), self.width) and torch.equal(self.task.head(features), logits)
         model.train(was_training)
-        return None if head_is_last else f"the last layer of {type(model).__name__} is not what alone makes the logits of them"
+        return None if head_is_last else f"in {type(model).__name__} the logits are not only the output of the last layer"
 
     def _two_images(self) -> Batch:
         return self.compute.move(next(iter(self.task.plain_batches(min(2, self.task.num_train)))))
 
     def _pass(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """What goes into the head, and the logits."""
+        """Return the head's input, and the logits."""
         seen: list[torch.Tensor] = []
         hook = self.task.head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
         try:
@@ -123,12 +134,12 @@ class Features:
 
 
 def _generators(device: torch.device) -> list[torch.Tensor]:
-    """The states of the generators that a forward pass could draw from."""
+    """Return the states of the random generators that a forward pass could use."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 class HeadTask:
-    """A task whose head alone is run, on `Features`; all else is the task's. It may stand for the task wherever it is trained and judged."""
+    """A task that runs only the head, on `Features`. It replaces the task in training and validation."""
 
     def __init__(self, task: Featured, features: Features) -> None:
         self.task, self.features = task, features
@@ -141,33 +152,35 @@ class HeadTask:
     def train_batches(
         self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
     ) -> Iterable[Batch]:
-        """The batches of `epoch` from row `start` of its order on, with `features` (B, D) in the place of images."""
+        """Yield the batches of `epoch` from row `start` of its order on, with `features` (B, D) instead of
+        images.
+        """
         order = self.task.train_order(epoch)
         return _batches(cut(order, micro_batch_size, group_size, start, share), self.features.train, self.train_labels)
 
     def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """The validation rows in order."""
+        """Yield the validation rows in order."""
         return _batches(cut(range(self.num_val), batch_size, self.num_val, share=share), self.features.val, self.val_labels)
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The task's loss, a mean over the batch (scalar), and the logits (B, O)."""
+        """Return the task's loss, the mean over the batch (scalar), and the logits (B, O)."""
         logits = self.logits(batch)
         return self.task.loss_of(logits, batch["label"]), logits
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """(B, O)."""
+        """Return the logits (B, O)."""
         return self.task.head(batch["features"])
 
     def score(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """As the task's."""
+        """Return the task's score."""
         return self.task.score(logits, batch)
 
     def scores(self, logits: np.ndarray) -> dict[str, float]:
-        """As the task's."""
+        """Return the task's scores."""
         return self.task.scores(logits)
 
     def split_rows(self) -> list[SplitRow]:
-        """As the task's."""
+        """Return the task's rows."""
         return self.task.split_rows()
 
 

@@ -1,6 +1,6 @@
-"""Losses that let rows and labels count less the better they are predicted already: focal and asymmetric.
+"""Losses that give less weight to rows and labels that are already predicted well: focal and asymmetric.
 
-Both are linear in the label, so that a mixed or smoothed label has the mean of the losses of its parts.
+Both are linear in the label, so the loss of a mixed or smoothed label is the mean of the losses of its parts.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-TINY = 1e-8  # below every weight (1 - p) ** gamma: a gamma under 1 has no slope at 0
+TINY = 1e-8  # smallest base of (1 - p) ** gamma: for gamma below 1 the slope at 0 is infinite
 
 
 def focal_choice(gamma: float, smoothing: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """-(1 - p) ** gamma * log p of the right class by softmax, a mean over the batch (Lin et al. 2017, arXiv:1708.02002, without alpha).
+    """Return the focal loss of one class by softmax: -(1 - p) ** gamma * log p of the right class, mean
+    over the batch.
 
-    Logits (B, C); label (B,) int64, or (B, C) shares of each class.
+    Lin et al. 2017, arXiv:1708.02002, without alpha. Logits (B, C); label (B,) int64, or (B, C) shares of
+    each class.
     """
 
     def loss(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -28,7 +30,9 @@ def focal_choice(gamma: float, smoothing: float) -> Callable[[torch.Tensor, torc
 
 
 def focal_decisions(gamma: float, smoothing: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The same of (B, O) single decisions by sigmoid, a mean over rows and columns; labels (B, O) in 0..1."""
+    """Return the focal loss of (B, O) single decisions by sigmoid, mean over rows and columns; labels (B,
+    O) in 0..1.
+    """
 
     def loss(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         log_yes, log_no = F.logsigmoid(logits.float()), F.logsigmoid(-logits.float())
@@ -42,8 +46,10 @@ def focal_decisions(gamma: float, smoothing: float) -> Callable[[torch.Tensor, t
 def asymmetric(
     gamma_negative: float, gamma_positive: float, margin: float, smoothing: float
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Ridnik et al. 2021 (arXiv:2009.14119), a mean over rows and columns: a focal loss with a gamma of its own for the labels an image
-    has, and for those it lacks, whose probability is lowered by `margin` first. Labels (B, O) in 0..1.
+    """Return the asymmetric loss (Ridnik et al. 2021, arXiv:2009.14119), mean over rows and columns.
+
+    It is a focal loss with one gamma for labels that an image has and another for those it does not have. The
+    probability of the latter is first lowered by `margin`. Labels (B, O) in 0..1.
     """
 
     def loss(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -58,12 +64,14 @@ def asymmetric(
 
 
 def shares_of(label: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """(B, C) float32 shares of each class, for class numbers (B,) or shares already."""
+    """Return (B, C) float32 shares of each class, for class numbers (B,) or for shares."""
     if label.ndim == 2:
         return label
     return (label[:, None] == torch.arange(num_classes, device=label.device)).float()
 
 
 def smoothed(shares: torch.Tensor, smoothing: float, num_classes: int) -> torch.Tensor:
-    """`shares` of which a part is spread over all classes, as torch's cross-entropy does; yes and no are two classes."""
+    """Return `shares` with a part spread over all classes, as torch's cross-entropy does. Yes and no are
+    two classes.
+    """
     return shares * (1 - smoothing) + smoothing / num_classes if smoothing else shares

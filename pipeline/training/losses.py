@@ -1,4 +1,6 @@
-"""The loss of each kind of target, and the score that training shows beside it: logits and labels of one batch in, one number out."""
+"""The loss of each kind of target, and the score shown in training. Both map logits and labels of a batch
+to one number.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,11 @@ BatchFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (logits 
 
 
 def loss_function(target: Target, label_smoothing: float = 0.0) -> BatchFunction:
-    """The mean loss over a batch, and over its columns, computed in float32.
+    """Return the loss: the mean over a batch and its columns, computed in float32.
 
-    multiclass, ordinal: cross-entropy; label (B,) int64, or (B, O) shares of each class. binary, multilabel: binary cross-entropy of
-    (B, O) labels in 0..1. continuous: squared error of (B, O) scaled numbers, where `label_smoothing` means nothing.
+    multiclass, ordinal: cross-entropy; label (B,) int64, or (B, O) shares of each class. binary, multilabel:
+    binary cross-entropy of (B, O) labels in 0..1. continuous: squared error of (B, O) scaled numbers;
+    `label_smoothing` is ignored.
     """
     if target.is_choice:
         return lambda logits, label: F.cross_entropy(logits.float(), label, label_smoothing=label_smoothing)
@@ -34,10 +37,12 @@ def loss_function(target: Target, label_smoothing: float = 0.0) -> BatchFunction
 
 
 def training_loss(target: Target, config: Optimizer, num_rows: np.ndarray) -> BatchFunction:
-    """The mean loss over a batch that the recipe asks for; `num_rows` (O,): how many training rows each class has.
+    """Return the recipe's training loss, the mean over a batch. `num_rows` (O,): training rows of each
+    class.
 
-    Logit adjustment (Menon et al. 2021, arXiv:2007.07314, equation 10): the loss of logits + tau * log(share of the class). The model's
-    own logits then stand for equally frequent classes. A class without training rows counts as if it had one.
+    Logit adjustment (Menon et al. 2021, arXiv:2007.07314, equation 10): the loss uses logits + tau *
+    log(share of the class). The model's own logits then assume equally frequent classes. A class without
+    training rows counts as if it had one.
     """
     smoothing = config.label_smoothing
     if config.loss == "asymmetric":
@@ -55,13 +60,14 @@ def training_loss(target: Target, config: Optimizer, num_rows: np.ndarray) -> Ba
 
 
 def training_score(target: Target) -> tuple[str, BatchFunction]:
-    """The name of the score that training shows, and its sum over the rows of a batch; divided by the rows it is in the name's units.
+    """Return the name of the score shown in training, and the function of its sum over the rows of a
+    batch.
 
-    accuracy (one class or grade, and binary): rows that are right. label_accuracy (several labels): of each row the share of single
-    decisions that are right. mae (numbers, in the data's units): of each row the mean distance over the columns.
-    A row mixed of two, whose label is shares, is right in part: it counts by the share that is predicted, so that neither of the two is
-    passed over. Rows with one class or grade are counted in an int64, the others summed in float64 (float32 on Apple's GPUs, which have no
-    other).
+    Divided by the number of rows it is: accuracy (one class or grade, and binary): share of right rows.
+    label_accuracy (several labels): share of right single decisions. mae (numbers, in the data's units): mean
+    distance over rows and columns. A mixed row, whose label is shares, counts by the share of the predicted
+    class. Rows with one class or grade are counted in int64, the others summed in float64 (float32 on Apple's
+    GPUs, which have no float64).
     """
     if target.kind == "continuous":
         return "mae", _Distance(target)
@@ -85,21 +91,25 @@ def _right_decisions(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
 
 def _right_grades(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Rows whose nearest grade to the expected one is right, as `Target.chosen` decides."""
+    """Return how many rows have the right grade, the one nearest to the expected grade, as in
+    `Target.chosen`.
+    """
     grades = torch.arange(logits.shape[1], dtype=torch.float32, device=logits.device)
     expected = logits.float().softmax(dim=1) @ grades
     return (expected.add(0.5).floor().long() == _positions(label)).sum()
 
 
 class _Distance:
-    """Of each row the mean distance in the data's units, predictions kept within the range of training as in validation; summed."""
+    """Sum over rows of the mean distance in the data's units. Predictions are clipped to the range of
+    training, as in validation.
+    """
 
     def __init__(self, target: Target) -> None:
         self.columns = target.center, target.scale, target.low, target.high
         self.placed: tuple[torch.Tensor, ...] = ()
 
     def __call__(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        if not self.placed or self.placed[0].device != logits.device:  # once: copying them would make a GPU wait at every batch
+        if not self.placed or self.placed[0].device != logits.device:  # copied once: a copy per batch would make the GPU wait
             self.placed = tuple(_exact(torch.tensor(column, device=logits.device), logits) for column in self.columns)
         center, scale, low, high = self.placed
         predicted = (_exact(logits, logits) * scale + center).clamp(low, high)
@@ -107,7 +117,7 @@ class _Distance:
 
 
 def _positions(label: torch.Tensor) -> torch.Tensor:
-    """The class of each row; of shares the largest."""
+    """Return the class of each row; for shares the largest."""
     return label if label.ndim == 1 else label.argmax(dim=1)
 
 

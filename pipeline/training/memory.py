@@ -1,4 +1,6 @@
-"""What a training step holds in memory, counted without running it: fake tensors carry shapes and dtypes, and no data."""
+"""Count the memory of a training step without running it: fake tensors have shapes and dtypes, but no
+data.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,18 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 
-OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1}  # float32 numbers kept for each trainable one
+OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1}  # float32 values per trainable parameter
 Loss = Callable[[Callable[..., object], torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one training step. `saved` is what the forward pass keeps for the backward pass, with what is cached for all steps;
-    `recomputed` is what the largest block adds while the backward pass computes it again. Outputs and scratch space come on top."""
+    """Bytes of one training step.
+
+    `saved_*`: tensors that the forward pass stores for the backward pass, and caches for all steps.
+    `recomputed_per_image`: what the largest block adds while the backward pass computes it again. Outputs and
+    scratch space are not included.
+    """
 
     weights: int
     gradients: int
@@ -31,15 +37,19 @@ class Memory:
     recomputed_per_image: int = 0
 
     def total(self, micro_batch_size: int) -> int:
-        """Bytes where a training step is at its largest: between the forward and the backward pass, or in the block that is recomputed."""
+        """Return the bytes at the peak of a step: between forward and backward pass, or in a recomputed
+        block.
+        """
         per_image = self.saved_per_image + self.recomputed_per_image
         return self.weights + self.gradients + self.optimizer + self.saved_fixed + per_image * micro_batch_size
 
 
 def account(model: nn.Module, loss: Loss, pixels: torch.Tensor, optimizer_name: str) -> Memory:
-    """The memory of a training step of `model` on inputs shaped like `pixels` (1, 3, H, W), on their device; nothing is computed.
+    """Return the memory of a training step of `model` on inputs like `pixels` (1, 3, H, W), on their
+    device.
 
-    `loss(forward, pixels)` must run the forward pass through `forward` and return the scalar loss. The model may be on the meta device.
+    Nothing is computed. `loss(forward, pixels)` must run the forward pass through `forward` and return the
+    scalar loss. The model may be on the meta device.
     """
     trainable = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
@@ -61,7 +71,9 @@ def _saved_bytes(model: nn.Module, loss: Loss, pixels: torch.Tensor, size: int) 
 
 
 def _largest_block_bytes(model: nn.Module, blocks: list[nn.Module], loss: Loss, pixels: torch.Tensor, size: int) -> int:
-    """What the most expensive of the checkpointed `blocks` keeps when it is run as if it were not."""
+    """Return what the most expensive of the checkpointed `blocks` stores when it runs without
+    checkpointing.
+    """
     before: list[int] = []
     own: list[int] = []
     hooks = []
@@ -84,14 +96,18 @@ def _largest_block_bytes(model: nn.Module, blocks: list[nn.Module], loss: Loss, 
 
 @contextmanager
 def _watching(model: nn.Module, device: torch.device) -> Iterator[tuple[dict[int, int], Callable[..., object]]]:
-    """Storage -> bytes of every tensor saved for backward inside the block, except the model's own, and the fake model's forward pass."""
+    """Yield {storage: bytes} of the tensors saved for the backward pass within the block, and the fake
+    forward pass.
+
+    The model's own tensors are left out.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     named = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
     with mode:
         fakes = {name: torch.empty_like(tensor, device=device).requires_grad_(tensor.requires_grad) for name, tensor in named.items()}
     own = {_storage(tensor) for tensor in fakes.values()}
     held: dict[int, int] = {}
-    kept_alive = []  # a freed storage's address would be counted once for two tensors
+    kept_alive = []  # a freed storage's address could be used again, and two tensors would be counted as one
 
     def hold(tensor: torch.Tensor) -> torch.Tensor:
         if isinstance(tensor, FakeTensor) and _storage(tensor) not in own:
@@ -105,7 +121,7 @@ def _watching(model: nn.Module, device: torch.device) -> Iterator[tuple[dict[int
     def forward(*args: object, **kwargs: object) -> object:
         return functional_call(model, fakes, args, kwargs)
 
-    # A cached bias stays in memory whether or not the backward pass needs it.
+    # A cached bias stays in memory even if the backward pass does not need it.
     cached = [module for module in model.modules() if getattr(module, "is_cached", False)]
     hooks = [module.register_forward_hook(hold_output) for module in cached]
     try:
@@ -118,7 +134,10 @@ def _watching(model: nn.Module, device: torch.device) -> Iterator[tuple[dict[int
 
 @contextmanager
 def _fresh_position_index(model: nn.Module) -> Iterator[None]:
-    """Inside the block BEiT's position index is cached apart: transformers keeps the first one for good, and it would be a fake."""
+    """Cache BEiT's position index separately within the block.
+
+    transformers keeps the first one for ever, and it would be a fake tensor.
+    """
     name = "generate_relative_position_index"
     modules = [module for module in model.modules() if hasattr(getattr(module, name, None), "__wrapped__")]
     caches: dict[Callable[..., torch.Tensor], Callable[..., torch.Tensor]] = {}

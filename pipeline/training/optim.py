@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.recipe import Recipe
 
-if TYPE_CHECKING:  # lr_at is plain arithmetic, used where torch is not loaded
+if TYPE_CHECKING:  # lr_at is also used where torch is not loaded
     import torch
     from torch import nn
 
 
 def plan_schedule(recipe: Recipe, num_train: int) -> dict[str, Any]:
-    """The learning-rate plan of a run over `num_train` rows, as stored in run.json: everything `lr_at` needs.
+    """Return the learning-rate schedule of a run over `num_train` rows, as stored in run.json, for
+    `lr_at`.
 
-    `warmup_steps = ceil(warmup_ratio * total_steps)`, as transformers' Trainer rounds it; but a run of one step has none: its rate would be 0.
+    `warmup_steps = ceil(warmup_ratio * total_steps)`, as in transformers' Trainer; but a run of one step has
+    no warm-up, because its learning rate would be 0.
     """
     steps_per_epoch = math.ceil(num_train / recipe.effective_batch_size)
     total_steps = steps_per_epoch * max(recipe.epochs, math.ceil(recipe.schedule.min_steps / steps_per_epoch))
@@ -32,16 +34,17 @@ def plan_schedule(recipe: Recipe, num_train: int) -> dict[str, Any]:
 
 
 def epochs_of(schedule: dict[str, Any]) -> int:
-    """How many epochs a plan has: the recipe's, or more where `schedule.min_steps` asks for them."""
+    """Return the number of epochs of a schedule: the recipe's, or more because of `schedule.min_steps`."""
     return schedule["total_steps"] // schedule["steps_per_epoch"]
 
 
 def lr_at(step: int, schedule: dict[str, Any]) -> float:
-    """The learning rate of optimizer step `step` (the first is 0).
+    """Return the learning rate of optimizer step `step` (the first is 0).
 
-    `linear` and `cosine` rise from 0 over `warmup_steps` and fall to `end_lr`, as transformers' get_linear_schedule_with_warmup and
-    get_cosine_schedule_with_warmup do (to 0 there). `stepped_cosine` has one value per epoch, from `lr` in the first to `end_lr` in the last,
-    as torch's CosineAnnealingLR stepped once an epoch.
+    `linear` and `cosine` rise from 0 over `warmup_steps` and fall to `end_lr`, as transformers'
+    get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup do (to 0 there). `stepped_cosine` has
+    one value per epoch, from `lr` in the first to `end_lr` in the last, as torch's CosineAnnealingLR when
+    stepped once per epoch.
     """
     lr, end_lr, warmup, total = schedule["lr"], schedule["end_lr"], schedule["warmup_steps"], schedule["total_steps"]
     if step < warmup:
@@ -59,9 +62,11 @@ def lr_at(step: int, schedule: dict[str, Any]) -> float:
 
 
 def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], recipe: Recipe, head: str) -> torch.optim.Optimizer:
-    """The recipe's optimizer over what is trainable; each group's `lr_scale` is its rate as a multiple of the schedule's.
+    """Return the recipe's optimizer for the trainable parameters.
 
-    Weight decay is for matrices only: biases, norms and layer scales are vectors. `head` is the head's dotted name; it may have its own rate.
+    `lr_scale` of a group is its learning rate divided by the schedule's. Weight decay is only for matrices:
+    biases, norms and layer scales are vectors. `head`: the head's dotted name; it may have its own learning
+    rate.
     """
     import torch
 
@@ -69,7 +74,8 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], recipe
     scales = rate_scales([name for name, _ in named], recipe, head)
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, weight in named:
-        # A group for the head of its own, as states of earlier versions have it: their order is how moments find their weights.
+        # The head has its own group, as in states of earlier versions: saved moments are matched to weights
+        # by order.
         groups.setdefault((f".{head}." in f".{name}", scales[name], weight.ndim > 1), []).append(weight)
     options = [
         {"params": weights, "weight_decay": recipe.optimizer.weight_decay if is_matrix else 0.0, "lr_scale": scale}
@@ -83,15 +89,16 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], recipe
 
 
 def rate_scales(names: Sequence[str], recipe: Recipe, head: str) -> dict[str, float]:
-    """The rate of each parameter as a multiple of the schedule's; `names` in the order of the model, `head` the head's dotted name.
+    """Return the learning rate of each parameter divided by the schedule's.
 
-    The head has `optimizer.head_lr`, B matrices `lora.b_lr_scale`. With `optimizer.layer_decay` d a block that has n blocks above it gets
-    d ** (n + 1), what is before the blocks one factor more, what is behind them 1 (BEiT's fine-tuning, Bao et al. 2021, appendix;
-    unilm/beit/optim_factory.py).
+    `names`: in the order of the model; `head`: the head's dotted name. The head has `optimizer.head_lr`, B
+    matrices `lora.b_lr_scale`. With `optimizer.layer_decay` d, a block with n blocks above it gets d ** (n +
+    1), parameters before the blocks one factor more, parameters after them 1 (BEiT's fine-tuning, Bao et al.
+    2021, appendix; unilm/beit/optim_factory.py).
     """
     decay, head_scale = recipe.optimizer.layer_decay, (recipe.optimizer.head_lr or recipe.optimizer.lr) / recipe.optimizer.lr
     in_head = {name for name in names if f".{head}." in f".{name}"}
-    blocks: dict[str, list[tuple[str, ...]]] = {}  # of each tower (question answering has two), in the order of the model
+    blocks: dict[str, list[tuple[str, ...]]] = {}  # encoder (question answering has two) -> its blocks, in the order of the model
     for name in names:
         if name not in in_head and (block := block_of(name)) and block not in blocks.setdefault(block[0], []):
             blocks[block[0]].append(block)
@@ -109,13 +116,13 @@ def rate_scales(names: Sequence[str], recipe: Recipe, head: str) -> dict[str, fl
 
 
 def block_of(name: str) -> tuple[str, ...] | None:
-    """Which numbered block a parameter belongs to: its place up to the last number in its name; None outside of them."""
+    """Return the numbered block of a parameter: its name up to the last number; None outside of blocks."""
     parts = name.split(".")
     numbers = [place for place, part in enumerate(parts) if part.isdigit()]
     return tuple(parts[: numbers[-1] + 1]) if numbers else None
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group the schedule's rate times its own `lr_scale`."""
+    """Set the learning rate of every group to `lr` times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]

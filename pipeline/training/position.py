@@ -1,4 +1,4 @@
-"""How far a run is, and what one of its epochs gave."""
+"""The position of a run, and the report of an epoch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import torch
 
 @dataclass
 class Position:
-    """How far a run is. `row` counts the rows of this epoch already passed, the sums are over them; `group_*` is where the open group began."""
+    """The position of a run.
+
+    `row`: rows of this epoch that are done; the sums are over them. `group_*`: values at the start of the
+    open group (the rows of the current optimizer step).
+    """
 
     epoch: int = 0
     row: int = 0
@@ -23,7 +27,7 @@ class Position:
     group_loss_sum: float | torch.Tensor = 0.0
     group_score_sum: float | torch.Tensor = 0.0
     best_epoch: int = 0
-    best_value: float = 0.0  # of the epoch that is kept; `best_epoch` 0: none yet
+    best_value: float = 0.0  # of the kept epoch; `best_epoch` 0: none yet
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def start_epoch(self, epoch: int) -> None:
@@ -34,7 +38,9 @@ class Position:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch gave: the deterministic line, the timing line, the validation logits (None without validation rows), best so far?"""
+    """The result of one epoch: deterministic metrics, timing, validation logits (None without validation
+    rows), is it the best?
+    """
 
     metrics: dict[str, Any]
     timing: dict[str, Any]

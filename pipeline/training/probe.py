@@ -1,7 +1,8 @@
-"""A linear probe: the best head that scikit-learn's linear models find on frozen features, as the target asks.
+"""A linear probe: a head fitted by scikit-learn's linear models on frozen features.
 
-One label or grade: LogisticRegression over all classes; binary and several labels: one for each output; numbers: Ridge on the scaled
-numbers. Features are standardised by the training rows, penalties are scikit-learn's defaults (C = 1, alpha = 1): nothing is searched for.
+One class or grade: LogisticRegression over all classes. Binary and several labels: one LogisticRegression per
+output. Numbers: Ridge on the scaled numbers. Features are standardised with the training rows; penalties are
+scikit-learn's defaults (C = 1, alpha = 1), without a search.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from pipeline.targets.target import Target
 
-MAX_ITERATIONS = 1000  # of L-BFGS; tens to a few hundred are usual
+MAX_ITERATIONS = 1000  # of L-BFGS; usually it needs tens to a few hundred
 
 
 @dataclass(frozen=True)
@@ -26,27 +27,30 @@ class Probe:
     bias: np.ndarray
 
     def logits(self, features: np.ndarray) -> np.ndarray:
-        """(N, O) float64 for (N, D) features."""
+        """Return (N, O) float64 logits for (N, D) features."""
         return features.astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias
 
 
 @dataclass(frozen=True)
 class Floor:
-    """`value`: what a probe scores on the validation rows by the run's metric; `seconds`: what its features and its fit took."""
+    """`value`: the probe's score on the validation rows by the run's metric; `seconds`: for its features
+    and its fit.
+    """
 
     value: float
     seconds: float
     words: str = "linear probe on frozen features"
 
     def record(self) -> dict[str, Any]:
-        """As run.json keeps it."""
+        """Return the entry of run.json."""
         return asdict(self)
 
 
 def fit_probe(target: Target, features: np.ndarray, labels: Sequence[str]) -> Probe:
-    """The probe of (N, D) float32 training `features` and their label texts; the same bits for any number of threads.
+    """Return the probe of (N, D) float32 training `features` and their label texts.
 
-    A class that no row has gets the probability of half a row among N, and so has an output whose rows are all alike.
+    The bits are the same for any number of threads. A class without rows gets the probability of half a row
+    among N; so does the missing value of an output whose rows are all equal.
     """
     from threadpoolctl import threadpool_limits
 
@@ -56,7 +60,7 @@ def fit_probe(target: Target, features: np.ndarray, labels: Sequence[str]) -> Pr
     exact = (exact - mean) / deviation
     encoded = target.encode(labels)
     with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore")  # a fit that has not quite converged is a probe all the same
+        warnings.simplefilter("ignore")  # a fit that has not fully converged is good enough for a probe
         if target.is_choice:
             weight, bias = _choice(exact, encoded, target.num_outputs)
         elif target.kind == "continuous":
@@ -76,7 +80,7 @@ def _choice(features: np.ndarray, classes: np.ndarray, num_outputs: int) -> tupl
     if len(present) == 1:
         bias[present] = 0
         return weight, bias
-    if len(present) == 2:  # one set of weights, of the second against the first
+    if len(present) == 2:  # one set of weights: the second class against the first
         weight[present[1]], offset = _yes_or_no(features, classes == present[1])
         bias[present] = 0, offset
         return weight, bias

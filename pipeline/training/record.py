@@ -1,4 +1,4 @@
-"""The run folder while a run is under way: what is written when, and one calm line per epoch."""
+"""Write the files of a run during training, and print one line per epoch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from pipeline.training.optim import lr_at
 from pipeline.training.position import EpochReport, Position
 from pipeline.unfinished import write_kept
 
-LINE = 79  # columns: one more and some terminals wrap
+LINE = 79  # columns: some terminals wrap longer lines
 
 
 class Recorder:
-    """Writes a run's files. `save_model(folder)` and `write_validation(folder, logits)` are the task's."""
+    """Writes a run's files. `save_model(folder)` and `write_validation(folder, logits)` are methods of the
+    task.
+    """
 
     def __init__(
         self,
@@ -35,9 +37,10 @@ class Recorder:
         keep: dict[str, Any] | None = None,
         epochs: int | None = None,
     ) -> None:
-        """`shown`: what an epoch's line names of training and of validation, as keys of its metrics. `keep`: which epoch is kept, and why.
+        """`shown`: the training and the validation metric in an epoch's line. `keep`: the rule for the
+        kept epoch and its reason.
 
-        `epochs`: how many there will be, where they are more than the recipe's.
+        `epochs`: the number of epochs, if it differs from the recipe's.
         """
         self.keep = keep or {}
         self.output, self.recipe, self.shown = output, recipe, shown
@@ -48,14 +51,18 @@ class Recorder:
         self._tensorboard: Any = None
 
     def resume(self, history: list[dict[str, Any]]) -> None:
-        """Take the files back to where the state is: lines of later epochs will be written again, the same."""
+        """Cut the files back to the saved state. The lines of later epochs will be written again, with the
+        same values.
+        """
         self.history = list(history)
         self.timing = read_json_lines(self.output / TIMING)[: len(history)]
         write_json_lines(self.output / METRICS, self.history)
         write_json_lines(self.output / TIMING, self.timing)
 
     def epoch(self, report: EpochReport) -> None:
-        """Record one epoch: lines, TensorBoard, and the model and validation predictions if it is the best so far."""
+        """Record one epoch: lines, TensorBoard, and if it is the best so far the model and validation
+        predictions.
+        """
         self.history.append(report.metrics)
         self.timing.append(report.timing)
         if report.is_best:
@@ -63,7 +70,7 @@ class Recorder:
             if report.val_logits is not None:
                 self.write_validation(self.output, report.val_logits)
             best = self.shown[1] if report.val_logits is not None else ""
-            is_last = self.keep.get("rule") in NEWEST  # then the epoch is kept for being the last, and is not the best
+            is_last = self.keep.get("rule") in NEWEST  # then the epoch is kept because it is the last
             write_kept(self.output, report.metrics["epoch"], "" if is_last else best, report.metrics.get(best))
         if self.recipe.checkpoint.keep_every and report.metrics["epoch"] % self.recipe.checkpoint.keep_every == 0:
             self.save_model(self.output / COPIES / COPY_NAME.format(report.metrics["epoch"]))
@@ -73,16 +80,19 @@ class Recorder:
         tqdm.write(self._line(report))
 
     def soup(self, soup: Soup) -> None:
-        """Save the mean of epochs that the model holds instead of the best of them, with its validation predictions."""
+        """Save the mean of epochs that is in the model, with its validation predictions, instead of the
+        best epoch.
+        """
         self.save_model(self.output)
         self.write_validation(self.output, soup.logits)
         self.keep = {**self.keep, "soup": {"epochs": list(soup.epochs), "scores": soup.scores}}
         write_kept(self.output, soup.epochs[0], self.shown[1], soup.value)
 
     def stopped(self, position: Position, schedule: dict[str, Any]) -> bool:
-        """Leave weights that can be used: of the best epoch so far, and before the first has ended those of the moment.
+        """Make sure that usable weights are saved: of the best epoch so far, or the current ones before
+        the first epoch ends.
 
-        False: nothing was learnt yet, for no step had a rate above 0.
+        Returns False if nothing was learnt yet: no step had a learning rate above 0.
         """
         if position.best_epoch:
             return True
@@ -93,7 +103,7 @@ class Recorder:
         return True
 
     def finish(self, position: Position, facts: dict[str, Any]) -> None:
-        """Write run.json, whose presence means that the run is complete."""
+        """Write run.json; it marks the run as complete."""
         if self._tensorboard is not None:
             self._tensorboard.close()
         best = {"epoch": position.best_epoch, "metric": facts.pop("best_metric"), "value": position.best_value, **self.keep}
@@ -122,11 +132,14 @@ class Recorder:
         self._tensorboard.flush()
 
     def _mark(self, report: EpochReport) -> str:
-        """` *` for the best epoch so far, where that one is kept."""
+        """Return ` *` for the best epoch so far, if the best epoch is kept."""
         return " *" if report.is_best and self.keep.get("rule") not in NEWEST else "  "
 
     def _line(self, report: EpochReport) -> str:
-        """The epoch in at most `LINE` columns: what is less needed is left out where names are long (metrics.jsonl has everything)."""
+        """Return the epoch's line, at most `LINE` columns.
+
+        If names are long, less important parts are left out (metrics.jsonl has everything).
+        """
         metrics, timing, epochs = report.metrics, report.timing, self.epochs or self.recipe.epochs
         trained, validated = self.shown
         score, validation = f"{trained.removeprefix('train_')} {metrics[trained]:.4f}", ""
@@ -134,7 +147,7 @@ class Recorder:
             own = f" {validated.removeprefix('val_')} {metrics[validated]:.4f}" if validated != "val_loss" else ""
             validation = f"val loss {_short(metrics['val_loss'])}{own}{self._mark(report)}"
         left = np.median([line["seconds"] - line.get("preparing_seconds", 0) for line in self.timing]) * (epochs - metrics["epoch"])
-        time = f"{human_time(left)} left" if metrics["epoch"] < epochs else f"{human_time(timing['seconds'])} an epoch"
+        time = f"{human_time(left)} left" if metrics["epoch"] < epochs else f"{human_time(timing['seconds'])} per epoch"
         parts = {
             "epoch": f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}",
             "loss": f"loss {_short(metrics['train_loss'])}",
@@ -152,5 +165,5 @@ class Recorder:
 
 
 def _short(loss: float) -> str:
-    """A loss in about five characters: 3.134, 0.0071, 12.46, 1.2e+07."""
+    """Return a loss in about five characters: 3.134, 0.0071, 12.46, 1.2e+07."""
     return f"{loss:.3f}" if 0.01 <= abs(loss) < 10 else f"{loss:.4g}"

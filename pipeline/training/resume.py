@@ -1,7 +1,8 @@
-"""What a run was started with, what has changed since, and whether it may go on.
+"""Resume a run: what it was started with, what has changed since, and whether it may continue.
 
-`--resume` goes on exactly, or refuses with a list of what differs. `--resume changed` goes on with those differences, as far as the saved
-weights and optimizer fit them. A run keeps the rows it was started with and their split: a row that validated never trains.
+`--resume` continues exactly, or refuses with a list of differences. `--resume changed` continues with these
+differences if the saved weights and optimizer fit them. A run keeps its rows and their split: a validation
+row is never trained on.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from pipeline.wording import counted, listed, quoted
 START_FILE, ROWS_FILE, ROW_COLUMNS = "start.json", "rows.csv", ("id", "label", "split")
 NEEDED = ("recipe", "schedule", "class_names", "target", "metric")
 SplitRow = tuple[str, str, str]  # id, label, "train" or "val"
-# Any value of these gives the same weights.
+# The weights do not depend on these.
 DECIDE_NOTHING = ("activation_checkpointing", "data.workers", "checkpoint.every_minutes", "checkpoint.keep_every")
-# A saved weight, optimizer moment or split means nothing under another value of these.
+# With another value of these a saved weight, optimizer moment or split would not fit.
 FIXED = (
     *("task", "backbone", "text_backbone", "random_weights", "architecture", "text_architecture", "head_only", "image_size"),
     *("resize", "seed", "freeze"),
@@ -43,7 +44,9 @@ FIXED = (
 
 
 def write_rows(output: Path, rows: Sequence[SplitRow]) -> None:
-    """Write down the rows of a run, which makes its `state/` folder: from then on nobody takes `output` for a release."""
+    """Write the rows of a run. This creates its `state/` folder, so `output` is no longer taken for a
+    release.
+    """
     write_table(output / "state" / ROWS_FILE, ROW_COLUMNS, rows)
 
 
@@ -56,9 +59,10 @@ def write_start(
     command: str,
     step: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write down what a run is started with, which makes it one that can be resumed; the same values.
+    """Write state/start.json, which makes the run resumable. Return its values.
 
-    `facts`: what the task keeps of its target and metric. `step`: how a training step is computed, which a run that goes on keeps.
+    `facts`: target and metric, from the task. `step`: how a training step is computed, which a resumed run
+    keeps.
     """
     start = {
         "recipe": recipe.model_dump(mode="json"),
@@ -75,13 +79,15 @@ def write_start(
 
 
 def rows_digest(rows: Sequence[SplitRow]) -> str:
-    """A digest of rows, labels and split in their order: what a position inside an epoch refers to."""
+    """Return a digest of rows, labels and split in their order, to which a position inside an epoch
+    refers.
+    """
     return hashlib.sha256(repr(list(rows)).encode()).hexdigest()
 
 
 @dataclass
 class ResumedRun:
-    """The unfinished run in `output` that is about to go on. `changes` collects what differs now and was accepted."""
+    """The unfinished run in `output` that is to be continued. `changes`: accepted differences."""
 
     output: Path
     start: dict[str, Any]
@@ -91,36 +97,38 @@ class ResumedRun:
 
     @classmethod
     def read(cls, output: Path, accept_changes: bool) -> ResumedRun | None:
-        """The unfinished run in `output`; None when none was started there, or it is complete.
+        """Return the unfinished run in `output`; None when none was started there, or it is complete.
 
         Raises:
-            UserError: its files are broken.
+            UserError: its files are damaged.
         """
         path = output / "state" / START_FILE
         if not path.exists() or (output / RECORD).exists():
             return None
         table = load_table(output / "state" / ROWS_FILE)
         if missing := [name for name in ROW_COLUMNS if name not in table.columns]:
-            raise UserError(f"{table.path} has no column {', '.join(missing)}: it is damaged; start anew with another --output")
+            raise UserError(f"{table.path} has no column {', '.join(missing)}: it is damaged; start again with another --output")
         rows = list(zip(*(table.column(name) for name in ROW_COLUMNS), strict=True))
-        start, how = read_values(path), "start anew with another --output"
+        start, how = read_values(path), "start again with another --output"
         missing = [f"{key}: missing" for key in NEEDED if key not in start]
         raise_all(missing, f"{path} was changed by hand or is damaged; {how}:")
         return cls(output, start, rows, accept_changes)
 
     def asked(self) -> Asked:
-        """How the run reads its labels: as it did when it was started.
+        """Return the label settings that the run was started with.
 
         Raises:
-            UserError: what is written of its target is damaged.
+            UserError: the stored target is damaged.
         """
         target = Target.read(self.start["target"], str(self.output / "state" / START_FILE))
         separator = target.separator if target.kind == "multilabel" else None
         return Asked(self.start["metric"]["name"], target.kind, target.positive, separator)
 
     def check_recipe(self, stored: Recipe, wanted: Recipe) -> None:
-        """Raises:
-        UserError: the recipe asked for is another one and nobody accepted that, or the saved state does not fit it.
+        """Check the recipe against the stored one.
+
+        Raises:
+            UserError: it differs and differences are not accepted, or the saved state does not fit it.
         """
         changed = {key: values for key, values in differences(stored, wanted).items() if key not in DECIDE_NOTHING}
         heading = f"the run in {self.output} was started with another recipe"
@@ -128,23 +136,27 @@ class ResumedRun:
         raise_all(misfits, f"{heading}, and its weights do not fit this one; resume it without these flags, or use another --output:")
         self._accept(
             [f"{key}: {values}" for key, values in changed.items()],
-            f"{heading}; resume it without these flags (`{resume_command(self.output)}`), use another --output, or go on with them from the "
-            "weights reached so far (this command, with --resume changed):",
+            f"{heading}; resume it without these flags (`{resume_command(self.output)}`), use another --output, or continue with them from "
+            "the current weights (this command with --resume changed):",
         )
 
     def check_classes(self, class_names: Sequence[str]) -> None:
-        """Raises:
-        UserError: there are other classes than the head was made for.
+        """Check that the classes are those of the head.
+
+        Raises:
+            UserError: they are not.
         """
         before, after = self.start["class_names"], list(class_names)
         problems = [f"{name!r} is gone" for name in before if name not in after]
         problems += [f"{name!r} is new" for name in after if name not in before]
         heading = f"have changed since the run in {self.output} was started"
-        raise_all(problems, f"the classes {heading}; put them back, or start anew with another --output:")
+        raise_all(problems, f"the classes {heading}; restore them, or start again with another --output:")
 
     def check_rows(self, rows: Sequence[SplitRow]) -> None:
-        """Raises:
-        UserError: the rows or labels are others and nobody accepted that.
+        """Check that rows and labels are those of the run.
+
+        Raises:
+            UserError: they differ and differences are not accepted.
         """
         heading = f"have changed since the run in {self.output} was started"
         old, new = ({row_id: label for row_id, label, _ in side} for side in (self.rows, rows))
@@ -155,26 +167,27 @@ class ResumedRun:
         lines += [f"{counted(len(relabelled), 'label')} changed: {listed(relabelled)}"] if relabelled else []
         self._accept(
             lines,
-            f"the images or labels {heading}: it cannot go on exactly. Put the data back as it was, start anew with another --output, "
-            f"or go on from the weights reached so far (`{resume_command(self.output, 'changed')}`):",
+            f"the images or labels {heading}: it cannot continue exactly. Restore the data, start again with another --output, "
+            f"or continue from the current weights (`{resume_command(self.output, 'changed')}`):",
         )
 
     def go_on(self, recipe: Recipe, schedule: dict[str, Any], rows: Sequence[SplitRow], command: str, data: str) -> dict[str, Any]:
-        """Write down what was accepted, and say it; run.json will list every change and when it came. What the run was started with.
+        """Store and print the accepted changes; run.json will list each with its time. Return the values
+        of start.json.
 
-        `data`: the competition folder, which may have been moved: the next --resume finds it there.
+        `data`: the competition folder, which may have moved; the next --resume uses it.
         """
         if not self.changes:
             if self.start.get("data") != data:
                 self.start = self.start | {"data": data}
                 write_json(self.output / "state" / START_FILE, self.start)
             return self.start
-        print("going on with what was accepted to differ:\n" + "\n".join(f"  - {line}" for line in self.changes))
+        print("continuing with these accepted changes:\n" + "\n".join(f"  - {line}" for line in self.changes))
         change = {"time": now(), "command": command, "changed": self.changes}
         changes = [*self.start.get("changes", []), change]
         start = self.start | {"recipe": recipe.model_dump(mode="json"), "schedule": schedule, "changes": changes, "data": data}
         write_json(self.output / "state" / START_FILE, start)
-        write_rows(self.output, rows)  # last: until then new rows are asked about again
+        write_rows(self.output, rows)  # last: if this fails, the next start asks about the new rows again
         return start
 
     def _accept(self, lines: list[str], heading: str) -> None:
