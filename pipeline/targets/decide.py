@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pipeline.errors import UserError
+from pipeline.targets.decision_case import Case, Read, contradiction
 from pipeline.targets.evidence import Asked, Decision, LabelEvidence, SampleEvidence
-from pipeline.targets.metrics import Metric, find_metric
+from pipeline.targets.metrics import find_metric
 from pipeline.targets.readings import (
     SEPARATORS,
     are_flags,
@@ -27,8 +28,9 @@ from pipeline.targets.readings import (
     several_labels,
     split_parts,
 )
+from pipeline.targets.several_columns import of_columns
 from pipeline.targets.target import KINDS, Target
-from pipeline.wording import counted, listed, natural_key, nearest, quoted
+from pipeline.wording import natural_key, nearest, quoted
 
 FEW_NUMBERS = 20  # up to this many different whole numbers are read as classes if there is no other evidence
 MANY_TEXTS = 20  # if this many rows or more all have different texts, the texts are not classes
@@ -46,43 +48,6 @@ MEANS = {
 }
 
 
-@dataclass(frozen=True)
-class _Case:
-    """All evidence for the decision."""
-
-    labels: LabelEvidence
-    sample: SampleEvidence | None
-    asked: Asked
-    metric: Metric | None
-
-    @property
-    def one_column(self) -> bool:
-        """True where the sample submission has one value column (or there is none), and a row is about a
-        whole image.
-        """
-        return self.sample is None or (len(self.sample.columns) == 1 and not self.sample.labels)
-
-    @property
-    def sample_cells(self) -> list[str]:
-        """The filled cells of the one value column of the sample submission."""
-        if self.sample is None or len(self.sample.columns) != 1:
-            return []
-        return [row[0].strip() for row in self.sample.cells if row[0].strip()]
-
-    def needs(self, *what: str) -> bool:
-        """Return True where the metric is known and needs one of these."""
-        return self.metric is not None and self.metric.needs in what
-
-    def may_be(self, kind: str) -> bool:
-        """Return True where neither the flag nor the metric excludes this kind."""
-        return self.asked.kind in (None, kind) and (self.metric is None or kind in self.metric.kinds)
-
-    def ambiguous(self, what: str, *readings: str) -> UserError:
-        """Return the error that shows every reading with the flag for it."""
-        lines = [f"{self.labels.where}: {what}; choose one:", *(f"  - {reading}" for reading in readings)]
-        return UserError("\n".join(lines))
-
-
 def decide(labels: LabelEvidence, sample: SampleEvidence | None, asked: Asked = Asked()) -> Decision:  # noqa: B008 - frozen
     """Return the only reading of the labels that the evidence leaves.
 
@@ -92,8 +57,8 @@ def decide(labels: LabelEvidence, sample: SampleEvidence | None, asked: Asked = 
     """
     if asked.kind is not None and asked.kind not in KINDS:
         raise UserError(f"--target {asked.kind}: unknown kind of target{nearest(asked.kind, KINDS)}; expected one of {', '.join(KINDS)}")
-    case = _Case(labels, sample, asked, find_metric(asked.metric) if asked.metric else None)
-    target, texts, why, notes = _of_columns(case) if labels.columns else _of_texts(case)
+    case = Case(labels, sample, asked, find_metric(asked.metric) if asked.metric else None)
+    target, texts, why, notes = of_columns(case) if labels.columns else _of_texts(case)
     metric = asked.metric and find_metric(asked.metric).name
     if case.metric is not None and target.kind not in case.metric.kinds:
         kinds = " or ".join(MEANS[kind] for kind in case.metric.kinds)
@@ -107,7 +72,7 @@ def decide(labels: LabelEvidence, sample: SampleEvidence | None, asked: Asked = 
     return Decision(target, metric, tuple(texts), f"target: {target.describe()}, scored by {metric} ({evidence})", tuple(notes))
 
 
-def _default_metric(case: _Case, target: Target) -> str:
+def _default_metric(case: Case, target: Target) -> str:
     if target.kind == "multiclass" and case.sample is not None:
         guesses, _ = several_guesses(case.sample_cells, target.names)
         if guesses > 1:
@@ -117,83 +82,7 @@ def _default_metric(case: _Case, target: Target) -> str:
     return DEFAULT_METRIC[target.kind]
 
 
-_Read = tuple[Target, Sequence[str], str, list[str]]  # target, one label text a row, the evidence in words, notes
-
-
-# ---- several label columns ----
-
-
-def _of_columns(case: _Case) -> _Read:
-    """Read labels in several columns: zeros and ones, or numbers."""
-    labels = case.labels
-    cells = [cell for row in labels.cells for cell in row]
-    columns = counted(len(labels.columns), "column")
-    if not are_numbers(cells) and not are_flags(cells):
-        bad = next(cell for cell in cells if number(cell) is None)
-        raise UserError(
-            f"{labels.where}: {columns} ({listed(labels.columns)}) hold {bad!r} where 0, 1 or a number is expected; "
-            "if only one column is the label: --set data.label_column=NAME"
-        )
-    if not are_flags(cells) or not any(case.may_be(kind) for kind in ("multiclass", "multilabel", "ordinal", "binary")):
-        return _numbers_in_columns(case, cells)
-    chosen = [[name for name, cell in zip(labels.columns, row, strict=True) if is_true(cell)] for row in labels.cells]
-    one_each = all(len(names) == 1 for names in chosen)
-    if one_each and case.may_be("multiclass"):
-        return Target("multiclass", labels.columns), [names[0] for names in chosen], f"one of {columns} is 1 in every row", []
-    if not case.may_be("multilabel"):
-        raise UserError(
-            f"{labels.where}: {columns} of 0 and 1 where not every row has exactly one 1 are several labels per image; {_asked_for(case)}"
-        )
-    separator = _separator_for(labels.columns, case)
-    target = Target("multilabel", labels.columns, separator=separator, may_be_empty=any(not names for names in chosen))
-    return target, [separator.join(names) for names in chosen], f"{columns} of 0 and 1", []
-
-
-def _numbers_in_columns(case: _Case, cells: Sequence[str]) -> _Read:
-    labels = case.labels
-    shares = all(0 <= float(cell) <= 1 for cell in cells)
-    if shares and case.metric is None and case.asked.kind is None:
-        raise case.ambiguous(
-            f"{counted(len(labels.columns), 'column')} of numbers between 0 and 1",
-            "numbers, scored by their distance: --metric rmse (or mae, r2)",
-            "shares of labels: training on them is not supported; round them to 0 and 1 in the table, then --target multilabel",
-        )
-    whole = not has_fraction(cells) and not has_fraction(cell for row in (case.sample.cells if case.sample else ()) for cell in row)
-    if whole and case.metric is None and case.asked.kind is None:
-        raise case.ambiguous(
-            f"{counted(len(labels.columns), 'column')} of whole numbers ({listed(labels.columns)})",
-            "numbers (counts, sizes), scored by their distance: --metric rmse (or mae, r2)",
-            "the number of a class in each column: several classes per image are not supported; train one column at a time: "
-            "--set data.label_column=NAME and a sample submission with only that column",
-        )
-    if not case.may_be("continuous"):
-        found = next(cell for cell in cells if not are_flags([cell]))
-        raise UserError(f"{labels.where}: {found!r} where 0 or 1 is expected; {_asked_for(case)}")
-    separator = "|"
-    return (
-        Target("continuous", labels.columns, separator=separator),
-        [separator.join(row) for row in labels.cells],
-        f"{counted(len(labels.columns), 'column')} of numbers",
-        [],
-    )
-
-
-def _separator_for(names: Sequence[str], case: _Case) -> str:
-    """Return a separator that no name contains: the one that was set, else a space or another mark."""
-    if case.asked.separator is not None:
-        return case.asked.separator
-    return next(mark for mark in (*SEPARATORS, "/", "\t", "\n") if not any(mark in name for name in names))
-
-
-def _asked_for(case: _Case) -> str:
-    flags = [f"--metric {case.metric.name}" if case.metric else "", f"--target {case.asked.kind}" if case.asked.kind else ""]
-    return f"that contradicts {' and '.join(flag for flag in flags if flag)}: name another one"
-
-
-# ---- one label column, folders, file names ----
-
-
-def _of_texts(case: _Case) -> _Read:
+def _of_texts(case: Case) -> Read:
     """Read labels with one text per row."""
     texts = case.labels.texts
     names = tuple(sorted(set(texts), key=natural_key))
@@ -211,11 +100,11 @@ def _of_texts(case: _Case) -> _Read:
     return _words(case, names)
 
 
-def _columns_are_names(case: _Case, names: Sequence[str]) -> bool:
+def _columns_are_names(case: Case, names: Sequence[str]) -> bool:
     return case.sample is not None and len(set(case.sample.columns) & set(names)) > len(names) / 2
 
 
-def _flags(case: _Case, names: tuple[str, ...]) -> _Read:
+def _flags(case: Case, names: tuple[str, ...]) -> Read:
     """Read labels 0 and 1: a probability or the label itself may be scored."""
     if has_fraction(case.sample_cells) and case.may_be("binary") and not (case.metric and case.metric.needs == "labels"):
         return _binary(case, names, f"the sample's {case.sample.columns[0]!r} holds a fraction" if case.sample else "")
@@ -239,7 +128,7 @@ def _flags(case: _Case, names: tuple[str, ...]) -> _Read:
     )
 
 
-def _numbers(case: _Case, names: tuple[str, ...]) -> _Read:
+def _numbers(case: Case, names: tuple[str, ...]) -> Read:
     """Read more than two numbers, or numbers with fractions: classes, grades or a quantity."""
     kind, metric = case.asked.kind, case.metric
     fractions, whole = has_fraction(names), f"{len(names):,} different whole numbers"
@@ -271,12 +160,12 @@ def _numbers(case: _Case, names: tuple[str, ...]) -> _Read:
     )
 
 
-def _words(case: _Case, names: tuple[str, ...]) -> _Read:
+def _words(case: Case, names: tuple[str, ...]) -> Read:
     """Read texts: class names, or several labels in a cell."""
     labels, sample_cells = case.labels, case.sample_cells
     if case.asked.kind in ("ordinal", "continuous") or case.needs("numbers") or (case.metric is not None and case.metric.name == "qwk"):
         first = next(name for name in names if number(name) is None)
-        raise UserError(f"{labels.where}: {first!r} is not a number; {_asked_for(case)}")
+        raise UserError(f"{labels.where}: {first!r} is not a number; {contradiction(case)}")
     several, separator = ("no", " ")
     if labels.source in ("table", "json") or case.asked.kind == "multilabel":
         several, separator = several_labels(labels.texts, (case.asked.separator,) if case.asked.separator else SEPARATORS)
@@ -310,7 +199,7 @@ def _words(case: _Case, names: tuple[str, ...]) -> _Read:
     return _one_of(case, names, labels.where)
 
 
-def _sample_holds_sets(case: _Case, separator: str) -> bool:
+def _sample_holds_sets(case: Case, separator: str) -> bool:
     """Return True where a cell of the sample submission combines several parts of training cells in a new
     way.
     """
@@ -319,7 +208,7 @@ def _sample_holds_sets(case: _Case, separator: str) -> bool:
     return any(len(found := split_parts(cell, separator)) > 1 and set(found) <= parts and cell not in texts for cell in case.sample_cells)
 
 
-def _numbers_for_names(case: _Case, names: Sequence[str]) -> UserError:
+def _numbers_for_names(case: Case, names: Sequence[str]) -> UserError:
     """Return the error for class names with numbers in the sample submission: which number is which class is
     unknown.
     """
@@ -332,7 +221,7 @@ def _numbers_for_names(case: _Case, names: Sequence[str]) -> UserError:
     )
 
 
-def _one_of(case: _Case, names: tuple[str, ...], why: str) -> _Read:
+def _one_of(case: Case, names: tuple[str, ...], why: str) -> Read:
     """Read labels as one of several classes."""
     if case.needs("probabilities") and case.one_column and case.sample is not None:
         return _binary(case, names, "one column of probabilities")
@@ -343,12 +232,12 @@ def _one_of(case: _Case, names: tuple[str, ...], why: str) -> _Read:
     return target, case.labels.texts, why, []
 
 
-def _continuous(case: _Case, why: str) -> _Read:
+def _continuous(case: Case, why: str) -> Read:
     name = case.labels.column or (case.sample.columns[0] if case.sample and len(case.sample.columns) == 1 else "number")
     return Target("continuous", (name,)), case.labels.texts, why, []
 
 
-def _label_sets(case: _Case, separator: str, why: str) -> _Read:
+def _label_sets(case: Case, separator: str, why: str) -> Read:
     parts = [split_parts(text, separator) for text in case.labels.texts]
     names = tuple(sorted({part for found in parts for part in found}, key=natural_key))
     if len(names) < 2:
@@ -357,7 +246,7 @@ def _label_sets(case: _Case, separator: str, why: str) -> _Read:
     return target, [separator.join(found) for found in parts], why, []
 
 
-def _binary(case: _Case, names: tuple[str, ...], why: str) -> _Read:
+def _binary(case: Case, names: tuple[str, ...], why: str) -> Read:
     """Read labels as a binary target with a positive class.
 
     The positive class is the one that was set, else the true one of 0 and 1, else the one that the column is

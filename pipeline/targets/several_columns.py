@@ -1,0 +1,77 @@
+"""Read labels that stand in several columns: zeros and ones, or numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.errors import UserError
+from pipeline.targets.decision_case import Case, Read, contradiction
+from pipeline.targets.readings import SEPARATORS, are_flags, are_numbers, has_fraction, is_true, number
+from pipeline.targets.target import Target
+from pipeline.wording import counted, listed
+
+
+def of_columns(case: Case) -> Read:
+    """Read labels in several columns: zeros and ones, or numbers.
+
+    Raises:
+        UserError: a cell is not a number, two readings remain, or a flag contradicts the data.
+    """
+    labels = case.labels
+    cells = [cell for row in labels.cells for cell in row]
+    columns = counted(len(labels.columns), "column")
+    if not are_numbers(cells) and not are_flags(cells):
+        bad = next(cell for cell in cells if number(cell) is None)
+        raise UserError(
+            f"{labels.where}: {columns} ({listed(labels.columns)}) hold {bad!r} where 0, 1 or a number is expected; "
+            "if only one column is the label: --set data.label_column=NAME"
+        )
+    if not are_flags(cells) or not any(case.may_be(kind) for kind in ("multiclass", "multilabel", "ordinal", "binary")):
+        return _numbers_in_columns(case, cells)
+    chosen = [[name for name, cell in zip(labels.columns, row, strict=True) if is_true(cell)] for row in labels.cells]
+    one_each = all(len(names) == 1 for names in chosen)
+    if one_each and case.may_be("multiclass"):
+        return Target("multiclass", labels.columns), [names[0] for names in chosen], f"one of {columns} is 1 in every row", []
+    if not case.may_be("multilabel"):
+        raise UserError(
+            f"{labels.where}: {columns} of 0 and 1 where not every row has exactly one 1 are several labels per image; {contradiction(case)}"
+        )
+    separator = _separator_for(labels.columns, case)
+    target = Target("multilabel", labels.columns, separator=separator, may_be_empty=any(not names for names in chosen))
+    return target, [separator.join(names) for names in chosen], f"{columns} of 0 and 1", []
+
+
+def _numbers_in_columns(case: Case, cells: Sequence[str]) -> Read:
+    labels = case.labels
+    shares = all(0 <= float(cell) <= 1 for cell in cells)
+    if shares and case.metric is None and case.asked.kind is None:
+        raise case.ambiguous(
+            f"{counted(len(labels.columns), 'column')} of numbers between 0 and 1",
+            "numbers, scored by their distance: --metric rmse (or mae, r2)",
+            "shares of labels: training on them is not supported; round them to 0 and 1 in the table, then --target multilabel",
+        )
+    whole = not has_fraction(cells) and not has_fraction(cell for row in (case.sample.cells if case.sample else ()) for cell in row)
+    if whole and case.metric is None and case.asked.kind is None:
+        raise case.ambiguous(
+            f"{counted(len(labels.columns), 'column')} of whole numbers ({listed(labels.columns)})",
+            "numbers (counts, sizes), scored by their distance: --metric rmse (or mae, r2)",
+            "the number of a class in each column: several classes per image are not supported; train one column at a time: "
+            "--set data.label_column=NAME and a sample submission with only that column",
+        )
+    if not case.may_be("continuous"):
+        found = next(cell for cell in cells if not are_flags([cell]))
+        raise UserError(f"{labels.where}: {found!r} where 0 or 1 is expected; {contradiction(case)}")
+    separator = "|"
+    return (
+        Target("continuous", labels.columns, separator=separator),
+        [separator.join(row) for row in labels.cells],
+        f"{counted(len(labels.columns), 'column')} of numbers",
+        [],
+    )
+
+
+def _separator_for(names: Sequence[str], case: Case) -> str:
+    """Return a separator that no name contains: the one that was set, else a space or another mark."""
+    if case.asked.separator is not None:
+        return case.asked.separator
+    return next(mark for mark in (*SEPARATORS, "/", "\t", "\n") if not any(mark in name for name in names))
