@@ -1,11 +1,11 @@
-"""Image classification: `build` for training and `rebuild` for prediction, in one file so that they stay
-consistent.
+"""Image classification: the training task, and `build`. `rebuild` for prediction comes from
+`image_classifier.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +23,22 @@ from pipeline.data.sampling import balanced_order, trained_prior
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.models.backbones import (
-    Backbone,
     head_name,
     load_backbone,
-    native_image_size,
-    rebuild_backbone,
     save_backbone,
-    takes_interpolation,
 )
-from pipeline.models.half_weights import attend_by_products, cache_frozen_bias, exact_head, use_half_weights
+from pipeline.models.half_weights import attend_by_products, cache_frozen_bias, use_half_weights
 from pipeline.models.lora import (
     PeftModel,
     attach,
     count_parameters,
-    head_classes,
-    load_adapter,
-    merge,
     plain_state_dict,
     save_adapter,
 )
 from pipeline.models.roles import train_parts
 from pipeline.recipe import Recipe
-from pipeline.run import Run, backbone_dirs
+from pipeline.run import backbone_dirs
 from pipeline.run_names import ADAPTER_DIR, VAL_TABLE, VAL_VALUES
-from pipeline.shapes import read_object
 from pipeline.tables import guarded, write_table
 from pipeline.targets.baseline import Baseline, constant_baseline
 from pipeline.targets.measures import histograms
@@ -62,6 +54,7 @@ from pipeline.tasks.build import (
     with_noise,
     write_probs,
 )
+from pipeline.tasks.image_classifier import ImageClassifier, in_order, num_outputs_of, rebuild
 from pipeline.tasks.parting import part_rows
 from pipeline.tasks.suited import check_suits
 from pipeline.training.checkpoint import seed_everything
@@ -70,49 +63,7 @@ from pipeline.training.losses import training_loss, training_score
 from pipeline.training.memory import Memory
 from pipeline.training.resume import ResumedRun, SplitRow
 
-
-@dataclass
-class ImageClassifier:
-    """The model with its preprocessing: batches of uint8 pixels in, logits out.
-
-    Training, validation and prediction all use it.
-    """
-
-    model: nn.Module
-    rule: Preprocessing
-    extra: dict[str, Any]  # forward arguments beside pixel_values
-
-    @classmethod
-    def of(cls, model: nn.Module, backbone: Backbone) -> ImageClassifier:
-        """Return the classifier of `model` (the backbone's own model, or an adapter around it).
-
-        At an image size other than the pretrained one position embeddings are interpolated. From then on the
-        head is computed in float32, see `exact_head`.
-        """
-        exact_head(model, head_name(backbone.model))
-        other_size = native_image_size(backbone.model) != backbone.preprocessing.height
-        extra = {"interpolate_pos_encoding": True} if other_size and takes_interpolation(backbone.model) else {}
-        return cls(model, backbone.preprocessing, extra)
-
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """Return logits (B, C) for `batch["pixels"]` (B, 3, H, W) uint8."""
-        return self.forward(self.model, self.rule.normalize(batch["pixels"]))
-
-    def forward(self, model: Callable[..., Any], pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return logits (B, C) of `model` for normalised `pixel_values`."""
-        return model(pixel_values=pixel_values, **self.extra).logits
-
-    def describe(self) -> str:
-        """Return the input size as text."""
-        return f"{self.rule.width} x {self.rule.height} px"
-
-    def batches(self, rows: Sequence[Row], batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """Yield batches of the images of `rows`, in order, preprocessed as in validation.
-
-        `share`: the part of the batches that this process computes.
-        """
-        paths = [row.path for row in rows]
-        return _in_order(ImageDataset(paths, None, self.rule), batch_size, resolve_workers("auto", paths), share)
+__all__ = ["ClassificationTask", "ImageClassifier", "build", "num_outputs_of", "rebuild"]
 
 
 class ClassificationTask:
@@ -223,11 +174,11 @@ class ClassificationTask:
         them.
         """
         plain = ImageDataset(self.train_set.paths, self.train_labels, self.rule)
-        return readable(_in_order(plain, batch_size, self.workers, share), plain.paths)
+        return readable(in_order(plain, batch_size, self.workers, share), plain.paths)
 
     def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
         """Yield the validation rows in order. `share`: this process's part of them."""
-        return readable(_in_order(self.val_set, batch_size, self.val_workers, share), self.val_set.paths)
+        return readable(in_order(self.val_set, batch_size, self.val_workers, share), self.val_set.paths)
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the target's loss, the mean over the batch (scalar), and the logits (B, O)."""
@@ -404,41 +355,6 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
     return Build(task, count_parameters(model), head, summary, (*notes, *intensity_notes, how, *kept), backbone.new_head)
 
 
-def rebuild(run: Run, num_outputs: int) -> ImageClassifier:
-    """Return the classifier of a finished run or release: float32, adapter merged and checked, eval mode.
-
-    Raises:
-        UserError: weights that are missing, damaged or unsafe, or that do not belong together.
-    """
-    backbone = rebuild_backbone(run.backbone_dir, num_outputs)
-    cache_frozen_bias(backbone.model.requires_grad_(False))
-    if run.adapter_dir is None:
-        if backbone.new_head:
-            raise UserError(f"{run.backbone_dir} has no trained head for {num_outputs} outputs, and {run.path} has no adapter with one")
-        return ImageClassifier.of(backbone.model, backbone)
-    adapted = load_adapter(backbone.model, run.adapter_dir)
-    classifier = ImageClassifier.of(adapted, backbone)
-    probe = torch.randn(1, 3, backbone.preprocessing.height, backbone.preprocessing.width, generator=torch.Generator().manual_seed(0))
-    classifier.model = merge(adapted, lambda model: classifier.forward(model, probe)).eval()
-    return classifier
-
-
-def num_outputs_of(run: Run) -> int:
-    """Return the number of outputs of a run or release, from its weight files.
-
-    Raises:
-        UserError: the files are damaged, or the adapter holds no head.
-    """
-    if run.adapter_dir is not None:
-        return head_classes(run.adapter_dir)
-    if run.target is not None:
-        return run.target.num_outputs
-    if run.class_names is not None:
-        return len(run.class_names)
-    names = read_object(run.backbone_dir / "config.json").get("id2label")
-    return len(names) if isinstance(names, dict) else 0
-
-
 def _for_training(target: Target, encoded: np.ndarray) -> Sequence[Any]:
     """Return encoded labels as the loss takes them, one per row: an int for one class, else a float32
     tensor (O,).
@@ -450,7 +366,3 @@ def _for_training(target: Target, encoded: np.ndarray) -> Sequence[Any]:
 
 def _cache(recipe: Recipe, train: Sequence[Row], rule: Preprocessing) -> PictureCache | None:
     return open_cache(recipe.data.cache_gb, [row.path for row in train], recipe.augmentation, rule)
-
-
-def _in_order(dataset: ImageDataset, batch_size: int, workers: int, share: tuple[int, int]) -> Iterable[Batch]:
-    return make_loader(dataset, cut(range(len(dataset)), batch_size, len(dataset), share=share), 0, workers)

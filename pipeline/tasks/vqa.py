@@ -1,38 +1,37 @@
-"""Visual question answering as classification over the most frequent answers.
+"""Visual question answering as classification over the most frequent answers: the training task, and
+`build`.
 
-`build` for training and `rebuild` for prediction stand in one file so that they stay consistent.
+`rebuild` for prediction comes from `question_predictor.py`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch.nn import functional as F
 
 from pipeline.competition.questions import clean_answer, clean_question, prepare
 from pipeline.competition.rows import Competition, Row
-from pipeline.data.dataset import ALL, ImageDataset, cut, readable, resolve_workers
-from pipeline.data.question_batches import QuestionDataset, make_question_loader, picture_order, question_order
+from pipeline.data.dataset import ALL, cut, readable, resolve_workers
+from pipeline.data.question_batches import QuestionDataset, make_question_loader, question_order
 from pipeline.data.tokenizer import QuestionTokenizer, build_tokenizer, load_tokenizer
-from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.models.backbones import preprocessing_of
 from pipeline.models.encoders import load_encoder, new_encoder
-from pipeline.models.fusion import FusionModel, VqaModel, fuse, load_fused, save_fused
+from pipeline.models.fusion import fuse, save_fused
 from pipeline.models.half_weights import keep_less
 from pipeline.models.lora import count_parameters
 from pipeline.models.roles import train_parts
-from pipeline.recipe import Augmentation, Head, Recipe, Tower
-from pipeline.run import Run, backbone_dirs, load_run
+from pipeline.recipe import Recipe, Tower
+from pipeline.run import backbone_dirs, load_run
 from pipeline.run_names import FLOORS, VAL_TABLE, VAL_VALUES
 from pipeline.tables import guarded, write_table
 from pipeline.targets.baseline import Baseline
@@ -40,7 +39,6 @@ from pipeline.targets.metrics import classification_metrics, softmax, vqa_scores
 from pipeline.targets.target import multiclass
 from pipeline.tasks.build import (
     Build,
-    account_step,
     checkpoint_blocks,
     count_classes,
     decodable,
@@ -50,82 +48,19 @@ from pipeline.tasks.build import (
     write_probs,
 )
 from pipeline.tasks.frozen_features import changes_pictures, computed_once, picture_features, question_features
+from pipeline.tasks.question_predictor import VqaPredictor, account_vqa, max_tokens_of, num_outputs_of, rebuild
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Memory
 from pipeline.training.predict import predict_logits
 from pipeline.training.resume import ResumedRun, SplitRow
 
-# Memory is counted with tensors that have no values. Before version 5 transformers reads the values of a mask
-# (B, tokens), so there it gets a larger mask.
-SHAPES_ARE_ENOUGH = int(transformers.__version__.split(".")[0]) >= 5
+__all__ = ["VqaTask", "account_vqa", "build", "num_outputs_of", "rebuild"]
 
 PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence", "question", "answer_type")
 
 
 Labelled = tuple[Row, int]
-
-
-@dataclass
-class VqaPredictor:
-    """The model with its preprocessing and tokenizer: batches of questions and uint8 pixels in, logits
-    out.
-
-    Training and prediction both use it.
-    """
-
-    fused: VqaModel
-    workers: int | str = "auto"
-
-    @property
-    def model(self) -> FusionModel:
-        """Both encoders and the head."""
-        return self.fused.model
-
-    @property
-    def rule(self) -> Preprocessing:
-        """The preprocessing of an image."""
-        return self.fused.rule
-
-    def describe(self) -> str:
-        """Return the input as text."""
-        return f"{self.fused.rule.width} x {self.fused.rule.height} px and a question"
-
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """Return logits (B, K) for a batch of `QuestionDataset`."""
-        return self.forward(self.model, batch, self.rule.normalize(batch["pixels"]) if "pixels" in batch else None)
-
-    def forward(self, model: Callable[..., torch.Tensor], batch: Batch, pixel_values: torch.Tensor | None) -> torch.Tensor:
-        """Return logits (B, K) of `model` for `pixel_values` (I, 3, H, W) and the questions of `batch`.
-
-        `pixel_values` are normalised. `batch` may hold features of images or questions instead.
-        """
-        given = {name: batch[name] for name in ("input_ids", "attention_mask", "question", "picture") if name in batch}
-        return model(pixel_values, batch["image_index"], **given)
-
-    def dataset(
-        self, rows: Sequence[Row], labels: Sequence[int] | None = None, augmentation: Augmentation | None = None, seed: int = 0
-    ) -> QuestionDataset:
-        """Return the questions of `rows` with their images, each image once.
-
-        Questions are cleaned in the same way as in training.
-        """
-        paths = {path: number for number, path in enumerate(dict.fromkeys(row.path for row in rows))}
-        images = ImageDataset(list(paths), None, self.fused.rule, augmentation, seed)
-        token_ids = self.fused.tokenizer.encode([clean_question(row.question or "") for row in rows])
-        return QuestionDataset(images, [paths[row.path] for row in rows], token_ids, self.fused.tokenizer.pad_id, labels)
-
-    def batches(self, rows: Sequence[Row], batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """Yield batches of the questions of `rows`, grouped by image, preprocessed as in validation."""
-        return self.in_order(self.dataset(rows), batch_size, share)
-
-    def in_order(self, dataset: QuestionDataset, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """Yield batches of all questions of `dataset`, image by image. `share`: this process's part of
-        them.
-        """
-        batches = cut(picture_order(dataset.image_of_row), batch_size, len(dataset), share=share)
-        workers = resolve_workers(self.workers, dataset.images.paths) if dataset.picture_features is None else 0
-        return make_question_loader(dataset, batches, 0, workers)
 
 
 class VqaTask:
@@ -330,31 +265,6 @@ class VqaTask:
         return float(np.mean(self.val_labels == logits.argmax(axis=1)))
 
 
-def account_vqa(
-    predictor: VqaPredictor, num_tokens: int, compute: Compute, optimizer_name: str, recipe: Recipe, checkpointed: bool | None = None
-) -> Memory:
-    """Return the memory of a training step on questions of `num_tokens`, each with a separate image.
-
-    Questions that share images take less.
-    """
-    rule = predictor.fused.rule
-
-    def loss(forward: Callable[..., torch.Tensor], pixel_values: torch.Tensor) -> torch.Tensor:
-        count, device = len(pixel_values), pixel_values.device
-        ids = torch.zeros(count, num_tokens, dtype=torch.long, device=device)
-        batch = {
-            "image_index": torch.zeros(count, dtype=torch.long, device=device),
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids) if SHAPES_ARE_ENOUGH else torch.ones(count, num_tokens, num_tokens, device=device),
-        }
-        with compute.autocast():
-            logits = predictor.forward(forward, batch, pixel_values)
-            return F.cross_entropy(logits.float(), torch.zeros(count, dtype=torch.long, device=device))
-
-    pixels = torch.zeros(1, 3, rule.height, rule.width, device=compute.device)
-    return account_step(predictor.model, loss, pixels, optimizer_name, recipe, checkpointed)
-
-
 def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | None = None) -> Build:
     """Build the recipe's model for the competition's questions, which are prepared and split.
 
@@ -404,27 +314,6 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
     )
 
 
-def rebuild(run: Run, num_outputs: int) -> VqaPredictor:
-    """Return the predictor of a finished run: float32, adapters merged and checked, eval mode.
-
-    Raises:
-        UserError: weights that are missing, damaged or unsafe, or that do not belong together.
-    """
-    if run.text_dir is None or run.record is None:
-        raise UserError(f"{run.path}: a vqa run has a text backbone with its tokenizer and a run.json; this folder lacks one of them")
-    recipe = run.record.values["recipe"]
-    text, image = load_encoder(str(run.text_dir), "text_backbone"), load_encoder(str(run.backbone_dir), "--backbone")
-    tokenizer = load_tokenizer(str(run.text_dir), _max_tokens(text, recipe["data"]["max_question_tokens"]))
-    rule = preprocessing_of(str(run.backbone_dir), image.config, None)
-    frozen = [recipe["freeze"]] if recipe.get("freeze") else []
-    return VqaPredictor(load_fused(text, image, tokenizer, rule, num_outputs, Head(**recipe["head"]), run.path, frozen))
-
-
-def num_outputs_of(run: Run) -> int:
-    """Return the number of answers that a run names; loading checks that its head has as many outputs."""
-    return len(run.class_names or ())
-
-
 def _encoders(recipe: Recipe, questions: Sequence[str], resumed_run: ResumedRun | None) -> tuple[Any, QuestionTokenizer, Any, Any]:
     """Return text encoder, tokenizer, image encoder and preprocessing: of the resumed run, or as the
     recipe says.
@@ -436,10 +325,10 @@ def _encoders(recipe: Recipe, questions: Sequence[str], resumed_run: ResumedRun 
     if text_source is None:
         tokenizer = build_tokenizer(questions, wanted)
         text = new_encoder(recipe.text_architecture or {}, vocab_size=len(tokenizer.tokenizer), pad_token_id=tokenizer.pad_id)
-        tokenizer = replace(tokenizer, max_tokens=_max_tokens(text, wanted))
+        tokenizer = replace(tokenizer, max_tokens=max_tokens_of(text, wanted))
     else:
         text = load_encoder(text_source, "text_backbone", recipe.random_weights and not texts)
-        tokenizer = load_tokenizer(text_source, _max_tokens(text, wanted))
+        tokenizer = load_tokenizer(text_source, max_tokens_of(text, wanted))
     if len(tokenizer.tokenizer) > text.config.vocab_size:
         raise UserError(
             f"text_backbone {text_source}: its tokenizer has {len(tokenizer.tokenizer):,} tokens, "
@@ -450,7 +339,3 @@ def _encoders(recipe: Recipe, questions: Sequence[str], resumed_run: ResumedRun 
     else:
         image = load_encoder(image_source, "--backbone", recipe.random_weights and not images)
     return text, tokenizer, image, preprocessing_of(image_source, image.config, recipe.image_size).resized(recipe.resize)
-
-
-def _max_tokens(text: Any, wanted: int) -> int:
-    return min(wanted, getattr(text.config, "max_position_embeddings", wanted + 2) - 2)  # RoBERTa numbers its positions from 2

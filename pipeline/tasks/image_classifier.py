@@ -1,0 +1,115 @@
+"""An image model with its preprocessing, for training and prediction; rebuild it from a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.competition.rows import Row
+from pipeline.data.dataset import ALL, ImageDataset, cut, make_loader, resolve_workers
+from pipeline.data.transforms import Preprocessing
+from pipeline.errors import UserError
+from pipeline.models.backbones import (
+    Backbone,
+    head_name,
+    native_image_size,
+    rebuild_backbone,
+    takes_interpolation,
+)
+from pipeline.models.half_weights import cache_frozen_bias, exact_head
+from pipeline.models.lora import (
+    head_classes,
+    load_adapter,
+    merge,
+)
+from pipeline.run import Run
+from pipeline.shapes import read_object
+from pipeline.training.compute import Batch
+
+
+@dataclass
+class ImageClassifier:
+    """The model with its preprocessing: batches of uint8 pixels in, logits out.
+
+    Training, validation and prediction all use it.
+    """
+
+    model: nn.Module
+    rule: Preprocessing
+    extra: dict[str, Any]  # forward arguments beside pixel_values
+
+    @classmethod
+    def of(cls, model: nn.Module, backbone: Backbone) -> ImageClassifier:
+        """Return the classifier of `model` (the backbone's own model, or an adapter around it).
+
+        At an image size other than the pretrained one position embeddings are interpolated. From then on the
+        head is computed in float32, see `exact_head`.
+        """
+        exact_head(model, head_name(backbone.model))
+        other_size = native_image_size(backbone.model) != backbone.preprocessing.height
+        extra = {"interpolate_pos_encoding": True} if other_size and takes_interpolation(backbone.model) else {}
+        return cls(model, backbone.preprocessing, extra)
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Return logits (B, C) for `batch["pixels"]` (B, 3, H, W) uint8."""
+        return self.forward(self.model, self.rule.normalize(batch["pixels"]))
+
+    def forward(self, model: Callable[..., Any], pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, C) of `model` for normalised `pixel_values`."""
+        return model(pixel_values=pixel_values, **self.extra).logits
+
+    def describe(self) -> str:
+        """Return the input size as text."""
+        return f"{self.rule.width} x {self.rule.height} px"
+
+    def batches(self, rows: Sequence[Row], batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
+        """Yield batches of the images of `rows`, in order, preprocessed as in validation.
+
+        `share`: the part of the batches that this process computes.
+        """
+        paths = [row.path for row in rows]
+        return in_order(ImageDataset(paths, None, self.rule), batch_size, resolve_workers("auto", paths), share)
+
+
+def rebuild(run: Run, num_outputs: int) -> ImageClassifier:
+    """Return the classifier of a finished run or release: float32, adapter merged and checked, eval mode.
+
+    Raises:
+        UserError: weights that are missing, damaged or unsafe, or that do not belong together.
+    """
+    backbone = rebuild_backbone(run.backbone_dir, num_outputs)
+    cache_frozen_bias(backbone.model.requires_grad_(False))
+    if run.adapter_dir is None:
+        if backbone.new_head:
+            raise UserError(f"{run.backbone_dir} has no trained head for {num_outputs} outputs, and {run.path} has no adapter with one")
+        return ImageClassifier.of(backbone.model, backbone)
+    adapted = load_adapter(backbone.model, run.adapter_dir)
+    classifier = ImageClassifier.of(adapted, backbone)
+    probe = torch.randn(1, 3, backbone.preprocessing.height, backbone.preprocessing.width, generator=torch.Generator().manual_seed(0))
+    classifier.model = merge(adapted, lambda model: classifier.forward(model, probe)).eval()
+    return classifier
+
+
+def num_outputs_of(run: Run) -> int:
+    """Return the number of outputs of a run or release, from its weight files.
+
+    Raises:
+        UserError: the files are damaged, or the adapter holds no head.
+    """
+    if run.adapter_dir is not None:
+        return head_classes(run.adapter_dir)
+    if run.target is not None:
+        return run.target.num_outputs
+    if run.class_names is not None:
+        return len(run.class_names)
+    names = read_object(run.backbone_dir / "config.json").get("id2label")
+    return len(names) if isinstance(names, dict) else 0
+
+
+def in_order(dataset: ImageDataset, batch_size: int, workers: int, share: tuple[int, int]) -> Iterable[Batch]:
+    """Return the batches of all rows of `dataset`, in order. `share`: this process's part of them."""
+    return make_loader(dataset, cut(range(len(dataset)), batch_size, len(dataset), share=share), 0, workers)
