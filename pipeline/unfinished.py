@@ -88,7 +88,7 @@ def read_kept(path: Path, epochs: int | None) -> tuple[dict[str, Any], str]:
     if not isinstance(kept, dict) or type(kept.get("epoch")) is not int:
         raise UserError(f"{path / KEPT} was changed by hand or is damaged: continue with `{resume_command(path)}`")
     epoch = f"{kept['epoch']} of {epochs}" if epochs else str(kept["epoch"])
-    go_on = f"to continue: {resume_command(path)}"
+    go_on = f"continue with: {resume_command(path)}"
     if kept.get("row") is not None:
         where = f"epoch {epoch}, row {kept['row']}, after {kept.get('step')} optimizer steps"
         return {}, f"unfinished: no epoch was completed, these are the weights when it was stopped ({where}); {go_on}"

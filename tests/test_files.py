@@ -74,7 +74,7 @@ def test_a_folder_a_pipe_and_a_device_are_never_replaced(tmp_path: Path) -> None
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     (tmp_path / "loop").symlink_to("loop")
-    kinds = {"folder": "a folder", "pipe": "a pipe", "link": "a pipe", "loop": "no file"}
+    kinds = {"folder": "a folder", "pipe": "a pipe", "link": "a pipe", "loop": "not a file"}
     for path, kind in [*((tmp_path / name, kind) for name, kind in kinds.items()), (Path("/dev/null"), "a device")]:
         with pytest.raises(UserError, match=f"{path} is {kind}"):
             write_text(path, "x")

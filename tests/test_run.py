@@ -60,7 +60,7 @@ def test_names_that_name_nothing_are_none(tmp_path: Path, id2label: dict | None)
         (lambda folder: (make(folder), (folder / ".installing").touch()), r"`make weights` was interrupted"),
         (
             lambda folder: make(folder, record=RECORD | {"recipe": {"lora": {"rank": 16}}}, adapter=False),
-            r"trained with an adapter \(lora.rank 16\), and .*model_lora is missing",
+            r"trained with an adapter \(lora.rank 16\), .*model_lora is missing",
         ),
         (lambda folder: make(folder, record={"format": 2}), r"run\.json: format 2, expected 1"),
         (lambda folder: make(folder, record={"format": 1}), r"run\.json: names no classes"),
