@@ -14,12 +14,13 @@ from sklearn.dummy import DummyClassifier
 import train
 from pipeline import files
 from pipeline.commands import session
+from pipeline.commands.planning import PLAN_RECIPE
 from pipeline.config import load_recipe
 from pipeline.recipe import Recipe
 from pipeline.report.page import build_report
 from pipeline.targets.baseline import Baseline, constant_baseline
 from pipeline.targets.target import Target, multiclass
-from pipeline.training.advice import FloorWatch, Watch, advise, below_floor, no_better, way_of_head
+from pipeline.training.advice import LARGE_BACKBONE, LARGE_RECIPE, FloorWatch, Watch, advise, below_floor, no_better, way_of_head
 from pipeline.training.optim import plan_schedule
 
 NAMES = ["apple", "lemon", "lime"]
@@ -54,10 +55,22 @@ def test_a_plan_that_learns_says_nothing(plan: dict) -> None:
     assert lines(**plan) == ""
 
 
+def test_the_recipe_that_is_named_for_the_default_is_the_one_that_a_plan_takes() -> None:
+    """Its settings are those of lora-ours, by which the named accuracies were measured; another backbone is named with lora-ours itself."""
+    assert (
+        LARGE_RECIPE == PLAN_RECIPE and load_recipe(LARGE_RECIPE).backbone == load_recipe("beit-large-384-lora").backbone == LARGE_BACKBONE
+    )
+    large, small = load_recipe(LARGE_RECIPE), load_recipe("lora-ours")
+    for section in ("lora", "optimizer", "schedule", "augmentation", "effective_batch_size"):
+        assert getattr(large, section) == getattr(small, section), section
+    assert f"--recipe {LARGE_RECIPE}" in lines() and "lora-ours --backbone" not in lines()
+    assert "--recipe lora-ours --backbone some/other" in lines(backbone="some/other")
+
+
 def test_every_flag_that_is_named_is_one(tmp_path: Path) -> None:
     """What stands in the advice is accepted by the command line and the recipe."""
     flags = [line.strip().split("  ")[0].split() for line in lines().splitlines() if line.strip().startswith("--")]
-    assert len(flags) == 5
+    assert len(flags) == 4
     for words in flags:
         args = train.parse(words)
         load_recipe(args.recipe or "beit-large-384-lora", train_overrides(args))

@@ -116,7 +116,7 @@ def test_the_plan_is_a_file_and_a_command_that_runs(tmp_path: Path, competition:
     assert command[:4] == ["python", "train.py", "--recipe", "plan-bob's birds.yaml"]
     assert command[4:] == ["--data", str(data), "--folds", "5", "--max-minutes", "120", "--output", "runs/plan-bob's birds", "--floor"]
     recipe = load_recipe("plan-bob's birds.yaml")
-    assert (recipe.epochs, recipe.image_size, recipe.effective_batch_size, recipe.data.val_fraction) == (1, 32, 64, 0.25)
+    assert (recipe.epochs, recipe.image_size, recipe.effective_batch_size, recipe.data.val_fraction) == (1, 32, 32, 0.25)
     assert recipe.schedule.min_steps == 0  # which would be more epochs than were planned
     assert train.main([*command[2:], "--dry-run"]) == 0
     again = Path("plan-bob's birds.yaml").read_text()

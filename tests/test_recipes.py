@@ -56,7 +56,7 @@ HUB_CONFIGS: dict[str, Callable[..., Any]] = {
 EXPECTED = {
     "beit-large-384": (200, 304_178_888, 304_178_888),  # report 0
     "beit-large-384-lora": (200, 304_178_888, 1_777_864),  # report 0: 24 x 2 x 16 x (1024 + 1024) + 205,000
-    "beit-large-384-lora-ours": (200, 304_178_888, 1_777_864),  # as the report's: settings alone differ
+    "beit-large-384-lora-ours": (200, 304_178_888, 7_282_888),  # layers: 24 x (4 x 16 x 2,048 + 2 x 16 x 5,120) + 205,000
     "vit-base-224": (200, 85_952_456, 85_952_456),  # timm vit_base_patch16_224
     "vit-base-384": (200, 86_244_296, 86_244_296),  # timm vit_base_patch16_384
     "swin-base-224": (200, 86_948_224, 86_948_224),  # timm swin_base_patch4_window7_224
