@@ -5,6 +5,7 @@ pipeline/config.py reads recipes from files and flags.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -103,6 +104,20 @@ class Schedule(Section):
     min_steps: int = Field(
         0, ge=0, description="smallest number of optimizer steps; a small data set is trained for more epochs than `epochs`"
     )
+    image_sizes: tuple[int, ...] = Field(
+        (),
+        description="sizes of training images in pixels, such as [112, 168, 224]: each for an equal share of whole epochs; the last is "
+        "image_size, which validation and prediction use; [] = image_size in every epoch",
+    )
+
+    @field_validator("image_sizes")
+    @classmethod
+    def _rising(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if strange := [size for size in sizes if not 8 <= size <= 10_000]:
+            raise ValueError(f"expected sizes from 8 to 10000, found {strange}")
+        if len(sizes) == 1 or any(low >= high for low, high in itertools.pairwise(sizes)):
+            raise ValueError(f"expected two or more sizes, each larger than the one before, found {list(sizes)}")
+        return sizes
 
 
 class Augmentation(Section):
@@ -364,6 +379,16 @@ class Recipe(Section):
             values = values | {"augmentation": off | values.get("augmentation", {})}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _last_size_is_the_models(cls, values: Any) -> Any:
+        """Where only `schedule.image_sizes` is given, its last size is `image_size`."""
+        schedule = values.get("schedule") if isinstance(values, dict) else None
+        sizes = schedule.get("image_sizes") if isinstance(schedule, dict) else getattr(schedule, "image_sizes", None)
+        if isinstance(sizes, (list, tuple)) and sizes and values.get("image_size") is None:
+            values = values | {"image_size": sizes[-1]}
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.architecture is not None and not self.random_weights:
@@ -389,9 +414,19 @@ class Recipe(Section):
             raise ValueError(f"drop_path: not supported for vqa; expected null, found {self.drop_path}")
         if self.task == "vqa" and self.compile is True:
             raise ValueError("compile: expected auto or false for vqa: each length of question would be compiled again")
+        self._check_image_sizes()
         self._check_losses()
         self._check_text()
         return self
+
+    def _check_image_sizes(self) -> None:
+        sizes = self.schedule.image_sizes
+        if sizes and self.task == "vqa":
+            raise ValueError(f"schedule.image_sizes: not supported for vqa; expected [], found {list(sizes)}")
+        if sizes and sizes[-1] != self.image_size:
+            raise ValueError(f"schedule.image_sizes: the last must be image_size {self.image_size}, found {list(sizes)}")
+        if sizes and self.compile is True:
+            raise ValueError("compile: expected auto or false with schedule.image_sizes: each image size would be compiled again")
 
     def _check_losses(self) -> None:
         own, default = self.optimizer, Optimizer()

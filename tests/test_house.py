@@ -138,6 +138,7 @@ WINGS = {
     ],
     "training": [
         *(
+            "image_sizes",
             "optim",
             "memory",
             "checkpoint",

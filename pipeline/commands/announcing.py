@@ -39,6 +39,7 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
     from pipeline.training.advice import advise
     from pipeline.training.estimate import check_disk, check_fits, idle_share, largest_micro_batch, seconds_per_image
     from pipeline.training.gradients import is_exact
+    from pipeline.training.image_sizes import relative_cost
     from pipeline.training.means import Means
     from pipeline.training.memory import OPTIMIZER_STATES
     from pipeline.training.optim import epochs_of
@@ -79,6 +80,7 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
     if idle:
         print(f"  {idle:.0%} of the processes' time is idle: the micro-batches of a step are not a multiple of {processes.count}")
     train_seconds, predict_seconds = train_seconds / processes.count / (1 - idle), predict_seconds / processes.count
+    train_seconds *= relative_cost(epochs, recipe.schedule.image_sizes)
     total = epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
     if head_alone:
         total = (task.num_train + task.num_val) * predict_seconds

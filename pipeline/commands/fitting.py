@@ -188,7 +188,8 @@ def choose_step(
         before.get("attention"),
         check_memory,
     )
-    compiled, other = try_compile(task, compute, recipe.compile, micro_batch_size, train_seconds, before.get("compiled"))
+    compile = False if recipe.schedule.image_sizes else recipe.compile  # a graph is compiled for one size of image
+    compiled, other = try_compile(task, compute, compile, micro_batch_size, train_seconds, before.get("compiled"))
     print("".join(f"  {line}\n" for line in (note, other) if line), end="")
     return {"attention": attention, "compiled": compiled}
 

@@ -153,7 +153,7 @@ class Bench:
 
         if size in self.known:
             return self.known[size]
-        recipe = self.recipe.model_copy(update={"image_size": size})
+        recipe = at_size(self.recipe, size)
         rows = list(self.competition.train)
         cost = measure_step(recipe, self.competition, rows, self.batch_size, must_fit=True)
         side = cost.build.task.rule.height
@@ -166,7 +166,7 @@ class Bench:
         else:
             seconds = cost.train + read, cost.predict + read
         self.start_seconds = max(self.start_seconds, cost.build_seconds)
-        self.known[side] = Pace(side, *seconds, self.start_seconds)
+        self.known[side] = Pace(side, *seconds, self.start_seconds, recipe.schedule.image_sizes)
         return self.known[side]
 
     def of_head(self) -> Bench | None:
@@ -189,12 +189,23 @@ class Bench:
         return bench
 
 
+def at_size(recipe: Recipe, size: int | None) -> Recipe:
+    """`recipe` at another image size (None: the backbone's own); a schedule of image sizes is kept only for its
+    own last size.
+    """
+    if size == recipe.image_size:
+        return recipe
+    return recipe.model_copy(update={"image_size": size, "schedule": recipe.schedule.model_copy(update={"image_sizes": ()})})
+
+
 def head_recipe(recipe: Recipe) -> Recipe:
     """Return `recipe` changed to train only the head, without augmentation."""
     lora = recipe.lora.model_copy(update={"rank": 0, "also_train": ()})
     optimizer = recipe.optimizer.model_copy(update={"lr": HEAD_LR, "head_lr": None})
     still = Augmentation(random_resized_crop=False, horizontal_flip=False)  # the others are off by default
-    return recipe.model_copy(update={"lora": lora, "head_only": True, "optimizer": optimizer, "augmentation": still})
+    schedule = recipe.schedule.model_copy(update={"image_sizes": ()})
+    changed = {"lora": lora, "head_only": True, "optimizer": optimizer, "augmentation": still, "schedule": schedule}
+    return recipe.model_copy(update=changed)
 
 
 def too_little(asked: str, bench: Bench, rows: Rows, folds: int | None) -> str:
@@ -212,9 +223,10 @@ def too_little(asked: str, bench: Bench, rows: Rows, folds: int | None) -> str:
 
 def planned_recipe(bench: Bench, found: Proposal, name: str) -> Recipe:
     """Return the complete recipe of the proposal."""
-    recipe, cost = bench.recipe, bench.costs[found.pace.image_size]
+    cost = bench.costs[found.pace.image_size]
+    recipe = at_size(bench.recipe, found.pace.image_size or None)
     batch = cost.batch_size if recipe.effective_batch_size % cost.batch_size == 0 else recipe.batch_size
-    changed = {"name": name, "image_size": found.pace.image_size or None, "epochs": found.epochs}
+    changed = {"name": name, "epochs": found.epochs}
     changed |= {"batch_size": batch, "accumulation_steps": recipe.effective_batch_size // batch}
     changed["schedule"] = recipe.schedule.model_copy(update={"min_steps": 0})  # the epochs are what was planned
     return Recipe.model_validate(recipe.model_copy(update=changed).model_dump(mode="json"))

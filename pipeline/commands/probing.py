@@ -55,6 +55,8 @@ def _forbidden(session: Session) -> str | None:
         return f"lora.also_train: {', '.join(recipe.lora.also_train)} changes them in every step"
     if names := recipe.augmentation.in_use:
         return f"augmentation changes the images in every epoch ({', '.join(names)})"
+    if recipe.schedule.image_sizes:
+        return "schedule.image_sizes changes the size of the images"
     if recipe.compile is True:
         return "compile: true compiles the steps of the whole model"
     return None

@@ -77,12 +77,14 @@ def load_backbone(
     random_weights: bool = False,
     architecture: dict[str, Any] | None = None,
     drop_path: float | None = None,
+    other_sizes: Sequence[int] = (),
 ) -> Backbone:
     """Return the classifier at `source` (hub id or folder) in float32 with one output per class.
 
     The head is kept when the checkpoint's classes are exactly `class_names`; otherwise it is new (drawn from
     torch's generator). A checkpoint whose other weights do not all fit, key by key, is refused. `drop_path`
-    replaces the config's rate of stochastic depth (Huang et al. 2016, arXiv:1603.09382).
+    replaces the config's rate of stochastic depth (Huang et al. 2016, arXiv:1603.09382). `other_sizes`: image
+    sizes at which it must run too.
 
     Raises:
         UserError: no such checkpoint, hub unreachable, unsafe or damaged weights, missing or unexpected
@@ -98,7 +100,7 @@ def load_backbone(
     _relabel(config, class_names)
     rule = preprocessing_of(source if architecture is None else None, config, image_size)
     if config.model_type == timm_checkpoints.MODEL_TYPE:
-        _prepare_timm(source, config, rule)
+        _prepare_timm(source, config, [rule.height, *other_sizes])
     if random_weights:
         check_size(source, config)
         model = AutoModelForImageClassification.from_config(config)
@@ -264,13 +266,13 @@ def _leave_out_silent_hub() -> None:
         print(f"  {constants.ENDPOINT} does not answer ({type(error).__name__}): using the cached copy")
 
 
-def _prepare_timm(source: str, config: Any, rule: Preprocessing) -> None:
+def _prepare_timm(source: str, config: Any, image_sizes: Sequence[int]) -> None:
     try:
         requires_backends("this checkpoint", ["timm"])
     except ImportError as error:
         raise unloadable(source, error) from None
-    if rule.height != _native_size(config):
-        timm_checkpoints.take_size(config, rule.height)
+    if any(size != _native_size(config) for size in image_sizes):
+        timm_checkpoints.take_sizes(config, image_sizes)
 
 
 def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:

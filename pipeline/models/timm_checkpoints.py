@@ -5,6 +5,7 @@ optional.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,22 +43,26 @@ def rule_of(config: Any) -> Preprocessing:
     )
 
 
-def take_size(config: Any, image_size: int) -> None:
-    """Set up `config` for square inputs of `image_size` pixels; its position tables keep the checkpoint's
+def take_sizes(config: Any, image_sizes: Sequence[int]) -> None:
+    """Set up `config` for square inputs of each of `image_sizes` pixels; its position tables keep the checkpoint's
     size.
 
     Raises:
-        UserError: the architecture needs another size, or the size is not a multiple of its patches.
+        UserError: the architecture needs another size, or a size is not a multiple of its patches.
     """
     model_args = dict(config.model_args or {})
     tries = (model_args, model_args | {"dynamic_img_size": True})  # the second is a setting of timm's vision transformers
-    reasons = [_refusal(config.architecture, arguments, image_size) for arguments in tries]
-    if all(reasons):
-        why = reasons[0] if "dynamic_img_size" in reasons[1] else reasons[1]
+    reasons: list[str | None] = []
+    for image_size in image_sizes:
+        reasons = [_refusal(config.architecture, arguments, image_size) for arguments in tries]
+        if not all(reasons):
+            tries = tuple(arguments for arguments, reason in zip(tries, reasons, strict=True) if reason is None)
+            continue
+        why = reasons[0] if "dynamic_img_size" in reasons[-1] else reasons[-1]
         raise UserError(
             f"--image-size {image_size}: timm's {config.architecture}, made for {rule_of(config).height} px, does not run at this size: {why}"
         )
-    config.model_args = tries[reasons.index(None)]
+    config.model_args = tries[0]
 
 
 def _refusal(architecture: str, model_args: dict[str, Any], image_size: int) -> str | None:

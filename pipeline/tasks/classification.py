@@ -17,7 +17,7 @@ from pipeline.competition.corrections import corrected_score, describe_correctio
 from pipeline.competition.rows import Competition, Corrections, Row
 from pipeline.data.cache import PictureCache, open_cache
 from pipeline.data.dataset import ALL, ImageDataset, cut, epoch_order, make_loader, readable, resolve_workers
-from pipeline.data.mixing import mixing_of
+from pipeline.data.mixing import Mixing, mixing_of
 from pipeline.data.policies import erase
 from pipeline.data.sampling import balanced_order, trained_prior
 from pipeline.data.transforms import Preprocessing
@@ -59,8 +59,10 @@ from pipeline.tasks.parting import part_rows
 from pipeline.tasks.suited import check_suits
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
+from pipeline.training.image_sizes import describe_sizes, size_of_epoch
 from pipeline.training.losses import training_loss, training_score
 from pipeline.training.memory import Memory
+from pipeline.training.optim import epochs_of, plan_schedule
 from pipeline.training.resume import ResumedRun, SplitRow
 
 __all__ = ["ClassificationTask", "ImageClassifier", "build", "num_outputs_of", "rebuild"]
@@ -99,9 +101,13 @@ class ClassificationTask:
         paths = [row.path for row in train]
         labels = [row.label for row in train]
         self.encoded_labels = target.encode(labels)
-        mixing = mixing_of(recipe, self.rule, target.num_outputs, self.encoded_labels)
         self.train_labels = _for_training(target, self.encoded_labels)
-        self.train_set = ImageDataset(paths, self.train_labels, self.rule, recipe.augmentation, recipe.seed, cache, mixing)
+        self.epochs = epochs_of(plan_schedule(recipe, len(train))) if train else recipe.epochs
+        self.train_sets = {  # by image size
+            size: ImageDataset(paths, self.train_labels, rule, recipe.augmentation, recipe.seed, cache, self._mixing(rule))
+            for size, rule in self._rules().items()
+        }
+        self.train_set = self.train_sets[self.rule.height]
         val_paths, self.val_labels = [row.path for row in val], _for_training(target, self.val_truth)
         self.val_set = ImageDataset(val_paths, self.val_labels, self.rule)
         self.num_train, self.num_val, self.num_outputs = len(train), len(val), target.num_outputs
@@ -160,8 +166,17 @@ class ClassificationTask:
         """Yield the batches of `epoch` from row `start` of its order on. `share`: this process's part of
         them.
         """
-        loader = make_loader(self.train_set, cut(self.train_order(epoch), micro_batch_size, group_size, start, share), epoch, self.workers)
-        return readable(loader, self.train_set.paths)
+        sizes = self.recipe.schedule.image_sizes
+        dataset = self.train_sets[size_of_epoch(epoch, self.epochs, sizes)] if sizes else self.train_set
+        loader = make_loader(dataset, cut(self.train_order(epoch), micro_batch_size, group_size, start, share), epoch, self.workers)
+        return readable(loader, dataset.paths)
+
+    def _rules(self) -> dict[int, Preprocessing]:
+        """Return the preprocessing of each size of training images; the last one is that of validation."""
+        return {size: self.rule.at_size(size) for size in self.recipe.schedule.image_sizes[:-1]} | {self.rule.height: self.rule}
+
+    def _mixing(self, rule: Preprocessing) -> Mixing | None:
+        return mixing_of(self.recipe, rule, self.target.num_outputs, self.encoded_labels)
 
     def train_order(self, epoch: int) -> np.ndarray:
         """Return the order of the training rows in `epoch`: (num_train,) int64."""
@@ -310,12 +325,14 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
         resumed_run.check_classes(target.names)
         target = Target.read(resumed_run.start["target"], str(resumed_run.output))
     own_weights = backbone_dirs(resumed_run.output)[0] if resumed_run is not None else []
+    sizes = recipe.schedule.image_sizes
     if own_weights:
-        backbone = load_backbone(str(own_weights[0]), target.output_names, recipe.image_size, drop_path=recipe.drop_path)
-    else:
         backbone = load_backbone(
-            recipe.backbone, target.output_names, recipe.image_size, recipe.random_weights, recipe.architecture, recipe.drop_path
+            str(own_weights[0]), target.output_names, recipe.image_size, drop_path=recipe.drop_path, other_sizes=sizes[:-1]
         )
+    else:
+        source = recipe.backbone, target.output_names, recipe.image_size, recipe.random_weights, recipe.architecture
+        backbone = load_backbone(*source, recipe.drop_path, other_sizes=sizes[:-1])
     train, val, how = part_rows(recipe, competition, competition.train, resumed_run)
     rule, intensity_notes = with_intensity(backbone.preprocessing.resized(recipe.resize), train, resumed_run)
     backbone = replace(backbone, preprocessing=rule)
@@ -345,7 +362,10 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
     task = ClassificationTask(classifier, recipe, target, metric, train, val, cache, corrections)
     if not task.train_rows:
         raise UserError(f"data.exclude: all {len(train):,} training rows are excluded; nothing is left to train on")
-    kept = [] if cache is None else [cache.describe()]
+    if sizes:
+        classifier.check_sizes(sizes)
+    kept = [describe_sizes(task.epochs, sizes)] if sizes else []
+    kept += [] if cache is None else [cache.describe()]
     kept += [describe_corrections(task.corrected)] if task.corrected else []
     if task.undefined:
         kept.append(f"{metric} is not defined on the validation rows ({task.undefined}): the best epoch is the one with the lowest loss")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.competition.rows import Row
 from pipeline.data.dataset import ALL, ImageDataset, cut, make_loader, resolve_workers
 from pipeline.data.transforms import Preprocessing
-from pipeline.errors import UserError
+from pipeline.errors import UserError, raise_all
 from pipeline.models.backbones import (
     Backbone,
     head_name,
@@ -41,6 +41,7 @@ class ImageClassifier:
     model: nn.Module
     rule: Preprocessing
     extra: dict[str, Any]  # forward arguments beside pixel_values
+    extra_at_other_sizes: dict[str, Any] = field(default_factory=dict)  # the same for images of another size than the rule's
 
     @classmethod
     def of(cls, model: nn.Module, backbone: Backbone) -> ImageClassifier:
@@ -51,8 +52,8 @@ class ImageClassifier:
         """
         exact_head(model, head_name(backbone.model))
         other_size = native_image_size(backbone.model) != backbone.preprocessing.height
-        extra = {"interpolate_pos_encoding": True} if other_size and takes_interpolation(backbone.model) else {}
-        return cls(model, backbone.preprocessing, extra)
+        interpolating = {"interpolate_pos_encoding": True} if takes_interpolation(backbone.model) else {}
+        return cls(model, backbone.preprocessing, interpolating if other_size else {}, interpolating)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Return logits (B, C) for `batch["pixels"]` (B, 3, H, W) uint8."""
@@ -60,7 +61,35 @@ class ImageClassifier:
 
     def forward(self, model: Callable[..., Any], pixel_values: torch.Tensor) -> torch.Tensor:
         """Return logits (B, C) of `model` for normalised `pixel_values`."""
-        return model(pixel_values=pixel_values, **self.extra).logits
+        extra = self.extra if pixel_values.shape[-1] == self.rule.width else self.extra_at_other_sizes
+        return model(pixel_values=pixel_values, **extra).logits
+
+    def check_sizes(self, sizes: Sequence[int]) -> None:
+        """Check that the model takes images of each of `sizes` (the last is its own), and is the same model
+        afterwards.
+
+        One image of each size is computed.
+
+        Raises:
+            UserError: it needs one size, or computes its own size otherwise once it has seen another.
+        """
+        problems, was_training = [], self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            before = self.forward(self.model, torch.zeros(1, 3, sizes[-1], sizes[-1]))
+            for size in sizes[:-1]:
+                try:
+                    self.forward(self.model, torch.zeros(1, 3, size, size))
+                except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # each architecture has its own
+                    problems.append(f"{size} px: {(str(error).splitlines() or [type(error).__name__])[0]}")
+            if not problems and not torch.equal(before, self.forward(self.model, torch.zeros(1, 3, sizes[-1], sizes[-1]))):
+                problems.append(f"{sizes[-1]} px gives other logits after images of another size")
+        self.model.train(was_training)
+        raise_all(
+            problems,
+            f"schedule.image_sizes: {type(self.model).__name__} cannot be trained with images of several sizes; "
+            "leave it out (--set schedule.image_sizes=[]), or use a --backbone that interpolates its position embedding:",
+        )
 
     def describe(self) -> str:
         """Return the input size as text."""

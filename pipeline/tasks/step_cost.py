@@ -63,6 +63,7 @@ def measure_step(
     from pipeline.tasks.registry import task_module
     from pipeline.training.compute import choose_compute
     from pipeline.training.estimate import OVERHEAD_BYTES, check_fits, device_memory, largest_micro_batch, seconds_per_image
+    from pipeline.training.image_sizes import LARGEST
 
     compute = choose_compute(recipe.precision)
     data = recipe.data.model_copy(update={"cache_gb": 0, "workers": 0, "val_fraction": 0.25})
@@ -82,7 +83,7 @@ def measure_step(
     if size > 1 and train * size < PATIENCE_S and fits:
         train, predict, _ = seconds_per_image(task, compute, size)
     started = time.perf_counter()
-    passed = sum(len(batch["row"]) for batch in islice(task.train_batches(0, 0, 8, task.num_train), 4))
+    passed = sum(len(batch["row"]) for batch in islice(task.train_batches(LARGEST, 0, 8, task.num_train), 4))
     read = (time.perf_counter() - started) / passed
     return StepCost(build, compute, memory, size, train, predict, read, build_seconds, room)
 

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from pipeline.errors import UserError
 from pipeline.training.compilation import TOLERANCE, difference, run_step
 from pipeline.training.compute import Compute
+from pipeline.training.image_sizes import LARGEST
 from pipeline.training.predict import Task
 
 Attention = Literal["fused", "products"]
@@ -83,7 +84,7 @@ def _try(task: AttendingTask, compute: Compute, micro_batch_size: int) -> tuple[
     rounding).
     """
     rows = min(micro_batch_size, task.num_train)
-    batch = compute.move(next(iter(task.train_batches(0, 0, rows, rows))))
+    batch = compute.move(next(iter(task.train_batches(LARGEST, 0, rows, rows))))
     steps: dict[bool, list] = {False: [], True: []}
     for _ in range(TURNS):
         for by_products, done in steps.items():

@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pipeline.training.image_sizes import relative_cost
+
 MARGIN = 0.2  # share of the time in reserve: for states, pages, and a machine that becomes slower
 FEWEST_STEPS, FEWEST_EPOCHS = 150, 3  # if fewer fit into the time, images become smaller
 ENOUGH_STEPS, ENOUGH_EPOCHS = 1000, 10  # more are not planned: remaining time is used for folds
@@ -25,11 +27,13 @@ class Pace:
     train: float
     predict: float
     start: float
+    image_sizes: tuple[int, ...] = ()  # of training, where the first epochs have smaller images
 
     def seconds(self, rows: Rows, epochs: int, folds: int | None) -> float:
         """Return the seconds of all runs."""
         train, val = rows.of_one_run(folds)
-        return (folds or 1) * (self.start + epochs * (train * self.train + val * self.predict))
+        train_seconds = self.train * relative_cost(epochs, self.image_sizes)
+        return (folds or 1) * (self.start + epochs * (train * train_seconds + val * self.predict))
 
     def seconds_once(self, rows: Rows, folds: int | None) -> float:
         """Return the seconds of all runs if every image passes the backbone once and only the head is

@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.files import human_size
 from pipeline.ranks import local_world_size
 from pipeline.training.compute import Compute
+from pipeline.training.image_sizes import LARGEST
 from pipeline.training.memory import Memory
 from pipeline.training.predict import Task
 
@@ -107,10 +108,10 @@ def seconds_per_image(task: Task, compute: Compute, micro_batch_size: int) -> tu
     """Return seconds per image of training and of prediction, and the time (`time.perf_counter`) of the
     first batch.
 
-    They are measured with one micro-batch. Model and random generators are unchanged. A micro-batch that does
+    They are measured with one micro-batch of the largest size. Model and random generators are unchanged. A micro-batch that does
     not fit is halved, as training will do.
     """
-    batch = compute.move(next(iter(task.train_batches(0, 0, min(micro_batch_size, task.num_train), task.num_train))))
+    batch = compute.move(next(iter(task.train_batches(LARGEST, 0, min(micro_batch_size, task.num_train), task.num_train))))
     arrived = time.perf_counter()
     devices = [compute.device] if compute.device.type == "cuda" else []
     try:

@@ -27,6 +27,7 @@ from pipeline.config import parse_assignments
 from pipeline.errors import UserError
 from pipeline.experiments.grids import load_grid
 from pipeline.files import read_json, read_json_lines, write_text
+from pipeline.recipe import Recipe
 from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, lay_out, parser_of, run_train, side_by_side, with_error
 
 GRIDS = Path(__file__).with_name("grids")
@@ -88,10 +89,17 @@ def jobs(args: argparse.Namespace, table: Table) -> Iterator[Job]:
             if table.has(grid, name, seed, trial.row) or (args.rows is not None and number not in args.rows):
                 continue
             folder = args.work / f"{grid}-{name}-{seed}-{number}"
-            recipe = trial.recipe.model_copy(update={"image_size": trial.recipe.image_size // SMALLER.get(name, 1)})
+            recipe = smaller(trial.recipe, SMALLER.get(name, 1))
             write_text(folder.with_suffix(".yaml"), yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
             words = ("--recipe", str(folder.with_suffix(".yaml")), "--data", str(data))
             yield Job(grid, name, seed, trial.row, words, folder, data)
+
+
+def smaller(recipe: Recipe, divisor: int) -> Recipe:
+    """`recipe` with every image size divided."""
+    sizes = tuple(size // divisor for size in recipe.schedule.image_sizes)
+    schedule = recipe.schedule.model_copy(update={"image_sizes": sizes})
+    return recipe.model_copy(update={"image_size": recipe.image_size // divisor, "schedule": schedule})
 
 
 def measure(args: argparse.Namespace, table: Table) -> None:
