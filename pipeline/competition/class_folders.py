@@ -1,4 +1,4 @@
-"""Classes told by where an image lies or what it is called: one folder per class, `cat.0.jpg`."""
+"""Read classes from the folder of an image (one folder per class) or from its name (`cat.0.jpg`)."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Folders beside one another that are so called hold kinds of files, not classes.
+# Sibling folders with such names hold kinds of files, not classes.
 KINDS = _words(
     "image images img imgs mask masks label labels segmentation segmentations annotation annotations photo photos picture pictures data "
     "dataset jpg jpeg png tif tiff raw original originals crops cropped resized thumbnails train test val valid validation"
 )
-SHARES = _words("part parts chunk shard batch archive images imgs fold")  # with a number: pieces of a download
+# with a number: parts of one download
+SHARES = _words("part parts chunk shard batch archive images imgs fold")
 NO_CLASS = KINDS | _words("dsc dscn dscf dcim file frame screenshot wp pxl sample id unknown untitled")
 
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """The folders below `base` that hold images, and the images that lie in `base` itself. `trouble`: why they are no classes."""
+    """Sub-folders of `base` with their images, and images directly in `base`.
+
+    `trouble`: why they are not classes.
+    """
 
     base: str  # `train`, `imgs/train`, `train/train` when nested; empty: the data folder
     groups: dict[str, list[str]]
@@ -39,18 +43,21 @@ class ClassFolders:
 
     @property
     def where(self) -> str:
-        """The base in words."""
+        """The base folder, for messages."""
         return f"{self.base}/" if self.base else "the data folder"
 
     @property
     def plausible(self) -> bool:
-        """True where there are two or more folders and nothing else."""
+        """True if there are two class folders or more, no loose images and no trouble."""
         return len(self.groups) > 1 and not self.loose and not self.trouble
 
 
 def class_folders(folder: DataFolder) -> list[ClassFolders]:
-    """Every training folder that holds class folders; if none does, the first training folder, or an empty one. Without a training folder
-    the folders beside the test images."""
+    """Return every training folder with class folders; if there is none, the first training folder or an
+    empty entry.
+
+    Without a training folder, the folders beside the test images are taken.
+    """
     bases = folder.parts.named("train")
     grouped = []
     for base in bases:
@@ -73,7 +80,7 @@ def _grouped(base: str, images: Sequence[str]) -> ClassFolders:
                 groups.setdefault(head, []).append(image)
             else:
                 loose.append(image)
-        # A single folder that holds only folders is a wrapping (train/train/...), not a class.
+        # A single folder that holds only folders is a wrapper (train/train/...), not a class.
         inner = base.count("/") + 3 if base else 2
         if loose or len(groups) != 1 or any(image.count("/") < inner for image in images):
             break
@@ -85,7 +92,9 @@ def _grouped(base: str, images: Sequence[str]) -> ClassFolders:
 
 
 def _inner_classes(base: str, groups: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Groups by the innermost folder where the outer ones hold the same few: `train/<patient>/<class>/1.png`."""
+    """Group by the innermost folder if the outer folders hold the same few names:
+    `train/<patient>/<class>/1.png`.
+    """
     depth = base.count("/") + (1 if base else 0)
     if len(groups) < 3 or any(image.count("/") != depth + 2 for group in groups.values() for image in group):
         return {}
@@ -104,7 +113,7 @@ def _inner_classes(base: str, groups: dict[str, list[str]]) -> dict[str, list[st
 
 
 def _trouble(base: str, groups: dict[str, list[str]]) -> str:
-    """Why folders are no classes: they only share out files, or hold kinds of files."""
+    """Return why folders are not classes: they only distribute files, or hold kinds of files; else ""."""
     names = list(groups)
     begin = len(base) + 1 if base else 0
     shown = f"{base}/" if base else ""
@@ -116,20 +125,23 @@ def _trouble(base: str, groups: dict[str, list[str]]) -> str:
     if all(re.fullmatch(r"[0-9a-fA-F]{1,4}", name) for name in names):
         steps = [image[begin:].split("/") for image in images]
         if all(len(parts) > 2 and re.fullmatch(r"[0-9a-fA-F]{1,4}", parts[1]) for parts in steps):
-            return f"the folders such as {'/'.join([*filter(None, [base]), *steps[0][:2]])} only share out the files, they are no classes"
+            return f"the folders such as {'/'.join([*filter(None, [base]), *steps[0][:2]])} only distribute the files, they are no classes"
         if all(_begins_so(without_suffix(parts[-1]).lower(), parts[0].lower()) for parts in steps):
-            return f"the folders such as {shown}{names[0]} only share out the files by the beginning of their names, they are no classes"
+            return f"the folders such as {shown}{names[0]} only distribute the files by the beginning of their names, they are no classes"
     return ""
 
 
 def _begins_so(stem: str, folder: str) -> bool:
-    """True for a name of digits and letters a to f, as programs make them, that begins with its folder's: `0a/0a9f31.jpg`."""
+    """Return True for a hexadecimal file name that begins with its folder's name: `0a/0a9f31.jpg`."""
     return stem.startswith(folder) and len(stem) >= max(6, len(folder) + 2) and re.fullmatch(r"[0-9a-f]+", stem) is not None
 
 
 def classes_in_names(images: Iterable[str]) -> dict[str, list[str]]:
-    """class -> images, by what stands beside the number in file names: `cat.0.jpg`, `dog_12.png`, `7_frog.png`. Empty unless few classes have many
-    images each."""
+    """Return class -> images from the text beside the number in file names: `cat.0.jpg`, `dog_12.png`,
+    `7_frog.png`.
+
+    Empty unless there are few classes with many images each.
+    """
     groups: dict[str, list[str]] = {}
     count = 0
     for image in images:
@@ -154,10 +166,10 @@ def classes_in_names(images: Iterable[str]) -> dict[str, list[str]]:
 
 
 def from_folders(folder: DataFolder, classes: ClassFolders) -> Labelled:
-    """Every image in a class folder, labelled by the folder's name.
+    """Label every image by the name of its class folder.
 
     Raises:
-        UserError: archives in them are not unpacked, or links lead nowhere.
+        UserError: the folders hold archives that are not unpacked, or broken links.
     """
     base = classes.base
     tops = sorted({image.split("/")[0] for group in classes.groups.values() for image in group})
@@ -174,10 +186,10 @@ def from_folders(folder: DataFolder, classes: ClassFolders) -> Labelled:
 
 
 def from_names(folder: DataFolder, groups: dict[str, list[str]]) -> Labelled:
-    """Every image of `groups` (see `classes_in_names`), labelled by the beginning of its name.
+    """Label every image of `groups` (see `classes_in_names`) by the class in its name.
 
     Raises:
-        UserError: archives beside them are not unpacked, or links lead nowhere.
+        UserError: the folders hold archives that are not unpacked, or broken links.
     """
     images = [image for group in groups.values() for image in group]
     check_whole(folder, sorted({image.split("/")[0] for image in images if "/" in image}))

@@ -1,4 +1,7 @@
-"""competition.yaml in a data folder: what somebody knows of the competition. `make data` writes what it knows, a person may edit the rest."""
+"""Read and write competition.yaml, the file in a data folder that describes the competition.
+
+`make data` writes the slug; a person may add the rest.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from pipeline.wording import nearest
 
 FACTS_FILE, OLD_FILE = "competition.yaml", "competition.json"
 LEDGER_FILE = "submissions.csv"
-SET_RECORD, SET_SPLITS = "dataset.json", "splits.csv"  # of a public set: which one it is, and where its images were in it
+# of a public set: its name and source; the split of each image
+SET_RECORD, SET_SPLITS = "dataset.json", "splits.csv"
 NOTHING = ("", "null", "~")
 TEMPLATE = """# What is known of this competition. train.py, inference.py, make score and make submit read it; flags win over it.
 {slug}
@@ -31,7 +35,7 @@ TEMPLATE = """# What is known of this competition. train.py, inference.py, make 
 
 @dataclass(frozen=True)
 class CompetitionFacts:
-    """What competition.yaml says; None and empty: nothing."""
+    """The values of competition.yaml. None or empty: the key is not set."""
 
     slug: str | None = None
     metric: str | None = None
@@ -43,7 +47,7 @@ class CompetitionFacts:
     separator: str | None = None
 
     def asked(self, metric: str | None, kind: str | None, positive_class: tuple[str, ...]) -> Asked:
-        """What the flags say, and where they say nothing, this file."""
+        """Combine the flags with this file: a flag wins, the file fills the gaps."""
         return Asked(metric or self.metric, kind or self.target, positive_class or self.positive_class, self.separator)
 
 
@@ -51,10 +55,12 @@ KEYS = tuple(field.name for field in fields(CompetitionFacts))
 
 
 def read_facts(data_dir: Path) -> CompetitionFacts:
-    """What competition.yaml in `data_dir` says (competition.json of earlier versions: its slug); nothing where there is neither.
+    """Read competition.yaml in `data_dir`; without it, the slug in competition.json of earlier versions; else
+    empty facts.
 
     Raises:
-        UserError: it cannot be read, or holds a key or value that is not allowed; every problem at once.
+        UserError: the file cannot be read, or holds a key or value that is not allowed. All problems are
+            listed.
     """
     path, old = Path(data_dir) / FACTS_FILE, Path(data_dir) / OLD_FILE
     if path.is_file():
@@ -69,13 +75,15 @@ def read_facts(data_dir: Path) -> CompetitionFacts:
 
 
 def write_slug(data_dir: Path, slug: str) -> Path:
-    """Write down which competition `data_dir` holds; what competition.yaml says besides stays as it is. The file's path.
+    """Write the slug of the competition into competition.yaml and return its path. Other keys of the file are
+    kept.
 
     Raises:
-        UserError: there is a competition.yaml that cannot be read.
+        UserError: an existing competition.yaml cannot be read.
     """
     path = Path(data_dir) / FACTS_FILE
-    line = yaml.safe_dump({"slug": slug}).strip()  # quotes what YAML would read as a number or as yes and no
+    # quotes a slug that YAML would read as a number or a boolean
+    line = yaml.safe_dump({"slug": slug}).strip()
     if not path.is_file():
         write_text(path, TEMPLATE.format(slug=line))
         return path
@@ -86,11 +94,14 @@ def write_slug(data_dir: Path, slug: str) -> Path:
 
 
 def own_files(data_dir: Path) -> tuple[str, ...]:
-    """Names of the files that this project writes into `data_dir`: they tell nothing of images. Those of a public set only where it is one."""
+    """Return the names of files in `data_dir` that this project writes; they are not data.
+
+    The two files of a public set are listed only if dataset.json is really of a public set.
+    """
     path = Path(data_dir) / SET_RECORD
     try:
         value = read_json(path) if path.is_file() else None
-    except UserError:  # not ours; what it is shows where it is read as data
+    except UserError:  # another file of this name: whoever reads it as data reports the problem
         value = None
     of_set = isinstance(value, dict) and {"dataset", "archives"} <= value.keys()
     return (FACTS_FILE, OLD_FILE, LEDGER_FILE, *((SET_RECORD, SET_SPLITS) if of_set else ()))
@@ -100,7 +111,7 @@ def _checked(values: Any, path: Path) -> CompetitionFacts:
     if values in (None, ""):
         return CompetitionFacts()
     if not isinstance(values, dict):
-        raise UserError(f"{path}: keys and values are expected ({', '.join(KEYS)}), found {type(values).__name__}")
+        raise UserError(f"{path}: expected keys and values ({', '.join(KEYS)}), found {type(values).__name__}")
     problems, known = [], {}
     for key, value in values.items():
         if key not in KEYS:
@@ -108,8 +119,9 @@ def _checked(values: Any, path: Path) -> CompetitionFacts:
         elif key == "positive_class":
             known[key] = tuple(map(str, value)) if isinstance(value, list) else () if value in NOTHING else (value,)
         elif not isinstance(value, str):
-            problems.append(f"{key}: a text is expected, found {value!r}")
+            problems.append(f"{key}: expected a text, found {value!r}")
         else:
-            known[key] = None if value in NOTHING and (key != "slug" or not value) else value  # a slug is remembered as it is
+            # a slug may be "null"
+            known[key] = None if value in NOTHING and (key != "slug" or not value) else value
     raise_all(problems, f"{path}:")
     return CompetitionFacts(**known)

@@ -1,4 +1,4 @@
-"""What lies in a data folder: images, tables, archives; and the errors that show it when something is missing."""
+"""List the content of a data folder (images, tables, archives) and build the errors for missing files."""
 
 from __future__ import annotations
 
@@ -20,72 +20,79 @@ from pipeline.wording import counted, listed, natural_key
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".jpe"))
 UNREAD_SUFFIXES = frozenset((".heic", ".heif", ".avif", ".jp2", ".jxl", ".psd", ".svg", ".dcm", ".nii", ".npy", ".raw", ".tfrec"))
 ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"))
-TABLE_SUFFIXES = (".csv", ".tsv")  # also packed: train.csv.zip, train.csv.gz
+TABLE_SUFFIXES = (".csv", ".tsv")  # also compressed: train.csv.zip, train.csv.gz
 SEEN_SUFFIXES = (".xlsx", ".xls", ".ods", ".parquet", ".feather", ".pkl", ".mat", ".h5", ".hdf5", ".xml", ".yaml", ".yml")
-ARRIVING = "arriving.json"  # in a hidden folder of a data folder while `make data` moves a competition in
+ARRIVING = "arriving.json"  # exists in a hidden folder while `make data` moves a competition in
 JUNK_FOLDERS = ("__macosx", "@eadir", "lost+found", "__pycache__")
 
 
 @dataclass
 class Scan:
-    """What lies under one folder. Paths are relative to the data folder, `/` between the parts, sorted."""
+    """The content of one folder. Paths are sorted, relative to the data folder, with `/` as separator."""
 
     images: list[str] = field(default_factory=list)
     archives: list[str] = field(default_factory=list)
     without_images: list[str] = field(default_factory=list)  # innermost folders that hold no image
     broken_links: list[str] = field(default_factory=list)
-    repeated: list[str] = field(default_factory=list)  # links to a folder that was already read
-    unread: Counter[str] = field(default_factory=Counter)  # suffix -> files in an image format that is not read
-    others: Counter[str] = field(default_factory=Counter)  # suffix, or the name of a file without one -> files of no known kind
+    repeated: list[str] = field(default_factory=list)  # links to a folder that was read already
+    # suffix -> number of images in an unsupported format
+    unread: Counter[str] = field(default_factory=Counter)
+    # suffix, or name without suffix -> number of unknown files
+    others: Counter[str] = field(default_factory=Counter)
     tables: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)  # .txt files, which may be tables
     json_files: list[str] = field(default_factory=list)
-    seen: list[str] = field(default_factory=list)  # files in which labels may lie and which are not read: .xlsx, .parquet, ...
+    # unsupported files that may hold labels: .xlsx, .parquet, ...
+    seen: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class DataFolder:
-    """A data folder as it lies on disk."""
+    """The content of a data folder on disk."""
 
     root: Path
-    tables: tuple[str, ...]  # names of the files in the data folder itself
+    tables: tuple[str, ...]  # names of the tables directly in the data folder
     archives: tuple[str, ...]
     json_files: tuple[str, ...]
-    scans: dict[str, Scan]  # sub-folder -> what is in it; "" for what lies in the data folder itself
+    scans: dict[str, Scan]  # sub-folder -> its content; "" -> files directly in the data folder
     parts: Parts = field(default_factory=lambda: Parts({}, frozenset()))
 
     def images(self, names: Iterable[str]) -> list[str]:
-        """The images of several sub-folders."""
+        """Return the images of several sub-folders."""
         return [image for name in names for image in self.scans[name].images]
 
     def named(self, beginning: str) -> list[str]:
-        """Sub-folders that hold images and whose names begin so: `train` finds train/, train_images/, Training Set/."""
+        """Return sub-folders with images whose names begin so: `train` finds train/, train_images/, Training
+        Set/.
+        """
         return [name for name in self.scans if plain_name(name).startswith(beginning) and self.scans[name].images]
 
     def of_part(self, *parts: str) -> list[str]:
-        """The images of these parts: "train", "test", "val", and "" for those of which no folder tells."""
+        """Return the images of these parts: "train", "test", "val"; "" stands for images of no part."""
         return [image for found in self.scans.values() for image in found.images if self.parts.of(image) in parts]
 
     def files(self, kind: Literal["tables", "texts", "json_files", "seen"]) -> list[str]:
-        """The files of one kind at any depth, the upper ones first; those of other competitions are left out."""
+        """Return the files of one kind at any depth, upper folders first, without those of other
+        competitions.
+        """
         found = [path for scan in self.scans.values() for path in getattr(scan, kind) if self.parts.of(path) != FOREIGN]
         return sorted(found, key=lambda path: (path.count("/"), natural_key(path)))
 
     def tables_called(self, names: Sequence[str]) -> list[Path]:
-        """The tables with one of these names, whatever their case and separators."""
+        """Return the tables with one of these names, ignoring case and separators."""
         return [self.root / name for name in self.tables if plain_name(name) in names]
 
 
 def look(root: Path, with_images: bool = True) -> DataFolder:
-    """What lies in the data folder `root`; `with_images=False` leaves its sub-folders unread.
+    """List the content of the data folder `root`. `with_images=False` skips its sub-folders.
 
     Raises:
-        UserError: it is not a folder, or something in it cannot be read.
+        UserError: `root` is not a folder, or something in it cannot be read.
     """
     if not root.is_dir():
         if not root.exists():
-            raise UserError(f"{root} does not exist: unpack the competition's files there, or name another folder with --data DIR")
-        unpack = f"unpack it ({unpack_command(root)}) and name" if is_archive(root.name) else "name"
+            raise UserError(f"{root} does not exist: unpack the competition's files there, or set another folder with --data DIR")
+        unpack = f"unpack it ({unpack_command(root)}) and set" if is_archive(root.name) else "set"
         raise UserError(f"{root} is a file: {unpack} the competition's folder with --data DIR")
     _check_arrived(root)
     sub_folders, entries = list_folder(root)
@@ -101,17 +108,18 @@ def look(root: Path, with_images: bool = True) -> DataFolder:
 
 
 def _check_arrived(root: Path) -> None:
-    """Raise when `make data` was stopped while it moved a competition into `root`: half of it would look like all of it."""
+    """Raise if `make data` was interrupted while moving files into `root`: the folder would look complete."""
     for note in root.glob(f".*/{ARRIVING}"):
         value = read_json(note)
         command = value.get("command") if isinstance(value, dict) else "the same make data command"
-        raise UserError(
-            f"{root} holds only a part of its competition, `make data` was stopped while moving it in; finish it with: {command}"
-        )
+        raise UserError(f"{root} holds only a part of its competition: `make data` was interrupted; finish it with: {command}")
 
 
 def scan(root: Path, folder: str) -> Scan:
-    """Everything under `root/folder`, at any depth. A link to a folder that was already read is not followed again."""
+    """List everything under `root/folder`, at any depth.
+
+    A link to a folder that was read already is not followed.
+    """
     found = Scan()
     read: set[tuple[int, int]] = set()
     waiting = [folder]
@@ -135,7 +143,7 @@ def scan(root: Path, folder: str) -> Scan:
 
 
 def _without_twins(found: Scan) -> None:
-    """Leave out the packed form of a table that lies unpacked beside it."""
+    """Drop the compressed copy of a table that also lies there uncompressed."""
     plain = set(found.tables)
     found.tables = [path for path in found.tables if path.endswith(TABLE_SUFFIXES) or path.rpartition(".")[0] not in plain]
 
@@ -161,7 +169,8 @@ def _sort_in(found: Scan, entry: os.DirEntry[str], relative: str) -> None:
 
 
 def list_folder(root: Path, relative: str = "") -> tuple[list[str], list[os.DirEntry[str]]]:
-    """Names of the sub-folders, and the entries of everything else, in one folder; hidden ones are left out.
+    """Return the sorted names of the sub-folders of one folder, and its other entries. Hidden names are left
+    out.
 
     Raises:
         UserError: the folder cannot be read, or a name in it is not valid UTF-8.
@@ -187,7 +196,7 @@ def list_folder(root: Path, relative: str = "") -> tuple[list[str], list[os.DirE
 
 
 def _check_locale(root: Path, relative: str, name: str) -> None:
-    # Under another encoding Python reads the bytes of a name as other letters: ids and classes would be written wrong.
+    # With another encoding Python decodes file names wrongly, and ids and class names would be written wrong.
     encoding = sys.getfilesystemencoding()
     if encoding.lower().replace("-", "") != "utf8":
         where = os.fsencode(os.path.join(root, relative, name))
@@ -197,59 +206,63 @@ def _check_locale(root: Path, relative: str, name: str) -> None:
 def _leads_to(kind: Callable[[], bool]) -> bool:
     try:
         return kind()
-    except OSError:  # a link to itself, or to a place that may not be read
+    except OSError:  # a link to itself, or into a folder without permission
         return False
 
 
 def suffix_of(name: str) -> str:
-    """`.jpg` for `a.b.JPG`; empty without a dot."""
+    """Return the suffix in lower case, `.jpg` for `a.b.JPG`; empty without a dot."""
     return "." + name.rpartition(".")[2].lower() if "." in name else ""
 
 
 def is_table(name: str) -> bool:
-    """True for the name of a CSV file, packed or not."""
+    """Return True for the name of a CSV or TSV file, compressed or not."""
     return re.search(r"\.(csv|tsv)(\.(gz|zip))?$", name.lower()) is not None
 
 
 def is_hidden(name: str) -> bool:
-    """True for what is never data: `.DS_Store`, `._x.jpg`, `.git`, `__MACOSX`, ..."""
+    """Return True for names that are never data: `.DS_Store`, `._x.jpg`, `.git`, `__MACOSX`, ..."""
     return name.startswith(".") or name.lower() in JUNK_FOLDERS
 
 
 def is_archive(name: str) -> bool:
-    """True for the name of a zip, tar, ... file."""
+    """Return True for the name of an archive (zip, tar, ...)."""
     return suffix_of(name) in ARCHIVE_SUFFIXES
 
 
 def plain_name(name: str) -> str:
-    """A name without its case, separators and `.csv`: `sample_submission.csv` and `SampleSubmission.CSV` are one."""
+    """Return a name without case, separators and `.csv`: `sample_submission.csv` equals
+    `SampleSubmission.CSV`.
+    """
     return re.sub(r"[\s_.\-]+", "", re.sub(r"\.(csv|tsv)(\.(gz|zip))?$", "", name.casefold()))
 
 
 def hide_command(root: Path, names: Sequence[str]) -> str:
-    """What settles which of several files or folders is meant: hidden names are never read."""
+    """Return the advice for two files or folders with one meaning: hide one, because hidden names are never
+    read.
+    """
     return f"keep one and hide the other, for example: {mv_command(root / names[-1])}"
 
 
 def mv_command(path: Path) -> str:
-    """The command that hides a file or folder."""
+    """Return the shell command that hides a file or folder."""
     return f"mv {quote(str(path))} {quote(str(path.with_name('.' + path.name)))}"
 
 
 def unpack_command(root: Path) -> str:
-    """The command that makes a folder in which nothing is packed out of `root`, a folder or an archive; `root` stays as it is."""
+    """Return the command that unpacks `root`, a folder or an archive, into a new folder beside it."""
     root = root if root.name else root.resolve()
     into = root.with_name(f"{root.name.split('.')[0] or root.name}-unpacked")
-    if re.search(r"[^\w@%+=:,./ -]", f"{root}{into}"):  # make would take such letters for its own
+    if re.search(r"[^\w@%+=:,./ -]", f"{root}{into}"):  # make would interpret such characters
         return f"python -m pipeline.fetch.install --from {quote(str(root))} --data {quote(str(into))}"
     return f"make data FROM={quote(str(root))} DATA={quote(str(into))}"
 
 
 def check_whole(folder: DataFolder, names: Iterable[str]) -> None:
-    """Pass when the sub-folders `names` are as they should be.
+    """Check that the sub-folders `names` are complete.
 
     Raises:
-        UserError: they hold archives that were not unpacked, or links to nowhere.
+        UserError: they hold archives that were not unpacked, or broken links.
     """
     scans = [folder.scans[name] for name in names]
     packed = _packed(folder.root, [path for scan in scans for path in scan.archives])
@@ -263,10 +276,10 @@ def check_whole(folder: DataFolder, names: Iterable[str]) -> None:
 
 
 def named_file(key: str, file: str, root: Path, expected: str) -> Path:
-    """The file that recipe key `key` names: the path as it is given, or inside the data folder `root`.
+    """Return the file of recipe key `key`: the path as given, or else inside the data folder `root`.
 
     Raises:
-        UserError: it is in neither place; `expected` says what it should be.
+        UserError: neither path exists; `expected` describes the file in the message.
     """
     places = [Path(file), root / file]
     if found := [place for place in places if place.is_file()]:
@@ -276,7 +289,9 @@ def named_file(key: str, file: str, root: Path, expected: str) -> Path:
 
 
 def absent(folder: DataFolder, what: str, wanted: str) -> UserError:
-    """The error for something that is not there: what was looked for, what lies there instead, and what brings it."""
+    """Build the error for missing data: what was expected, what the folder holds instead, and the command
+    that helps.
+    """
     root = folder.root
     seen = [f"{name}/ ({counted(len(scan.images), 'image')})" for name, scan in folder.scans.items() if name]
     loose = len(folder.scans[""].images)
@@ -292,16 +307,16 @@ def absent(folder: DataFolder, what: str, wanted: str) -> UserError:
     if not_read := folder.files("seen"):
         lines.append(f"  not read: {listed(not_read)}; if the images or labels are in there, convert them to .jpg or .png and .csv")
     lines += [
-        f"  {counted(count, f'{suffix} file')} in a format that is not read as it is: {unpack_command(root)}"
+        f"  {counted(count, f'{suffix} file')} in a format that is not read directly: {unpack_command(root)}"
         for suffix, count in unread.items()
     ]
     others = sum((found.others for found in folder.scans.values()), Counter())
     if others and not any(found.images for found in folder.scans.values()):
         shown = listed(f"{counted(count, 'file')} {name}" if name.startswith(".") else name for name, count in others.most_common())
-        lines.append(f"  of no kind that is read: {shown}")
+        lines.append(f"  of unknown kind: {shown}")
     return UserError("\n".join(lines))
 
 
 def _packed(root: Path, archives: Iterable[str]) -> list[str]:
-    """The archives beside which no folder of the same name lies."""
+    """Return the archives without an unpacked folder of the same name beside them."""
     return [path for path in archives if not (root / path).with_suffix("").is_dir()]

@@ -1,4 +1,4 @@
-"""Which column of a table holds the ids of its images."""
+"""Find the column of a table that holds the image ids."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ ID_NAMES = _words(
     "id ids idcode image imageid imageids images img imgid imagename imgname imagefile imagefilename file filename filenames fileid fname "
     "name path filepath imagepath imgpath photo photoid picture"
 )
-ROW_NAMES = ("unnamed:0", "unnamed0", "row", "rownumber", "rownum", "index", "level0")  # what numbers the rows of a table, and no image
-NEARLY = 0.9  # of a column's cells that must find an image before the column may be preferred to one that finds more
-PROBED_ROWS = 500  # enough to tell an id column from another
+# names of row number columns
+ROW_NAMES = ("unnamed:0", "unnamed0", "row", "rownumber", "rownum", "index", "level0")
+NEARLY = 0.9  # share of a column's cells that must find an image before its name may decide
+PROBED_ROWS = 500  # enough rows to recognise an id column
 
 
 def find_ids(
     table: Table, index: ImageIndex, given: str | None = None, groups: bool = False, labels: Collection[str] = ()
 ) -> tuple[str, Match]:
-    """The id column of a table (`given`, or the one whose cells find the most images), and the images that its ids mean.
+    """Return the id column of a table and its match. `given` names the column; else the one that finds the
+    most images.
 
-    A column named like an id that finds nearly all wins over one that finds more, and a numbering of the rows never wins where another
-    column finds images. `groups`: where no column finds single images, ids may mean several images each. `labels`: columns that hold
-    labels and are no ids, whatever their numbers find.
+    A column with the name of an id column and nearly all images wins over one that finds more. A row number
+    column never wins if another column finds images. `groups`: an id may have several images where no column
+    finds single images. `labels`: label columns, which are not considered.
 
     Raises:
         UserError: there is no column `given`, or two columns find different images.
@@ -70,7 +72,10 @@ def _full(index: ImageIndex, cells: Sequence[str], groups: bool) -> Match:
 
 
 def _maybe_ids(table: Table) -> list[str]:
-    """The columns that may hold ids. Of a wide table those with three different values or more: hundreds of columns of 0 and 1 are slow."""
+    """Return the columns that may hold ids.
+
+    In a wide table only those with three values or more: 0/1 columns are slow.
+    """
     if len(table.columns) <= 20 or len(table.cells) < 20:
         return list(table.columns)
     sample = table.cells[:20]
@@ -85,7 +90,7 @@ def _best_columns(table: Table, probes: dict[str, Match]) -> list[str]:
     if most == (0, 0):
         best = list(probes)
         return ([name for name in best if is_id_name(name)] or best)[:1]
-    # One missing image of a small table is no reason to prefer another column.
+    # In a small table one missing image must not make another column win.
     needed = min(NEARLY * rows, rows - 1)
     near = [name for name in probes if ranks[name][1] >= needed and ranks[name][0] >= NEARLY * most[0] - 1 and ranks[name][0]]
     numbering = [name for name in probes if ranks[name][0] and _numbers_rows(table, name)]
@@ -100,7 +105,9 @@ def _best_columns(table: Table, probes: dict[str, Match]) -> list[str]:
 
 
 def _may_be_ids(table: Table, name: str, found: int, most: int) -> bool:
-    """True for a column that finds images enough, or is named like an id, finds some, and has different values in most rows."""
+    """Return True if a column finds half the images, or has an id name, finds some and is different in most
+    rows.
+    """
     return found * 2 >= most or (found > 0 and is_id_name(name) and len(set(table.column(name))) * 2 >= len(table.cells))
 
 
@@ -109,17 +116,18 @@ def _same(probes: dict[str, Match], name: str, others: Sequence[str]) -> bool:
 
 
 def _common(match: Match, others: Sequence[Match]) -> tuple[tuple[str, ...], ...]:
-    """The images of the rows in which `match` and all `others` find some."""
+    """Return the images of the rows in which `match` and all `others` find some."""
     return tuple(found for row, found in enumerate(match.images) if all(other.images[row] for other in (match, *others)))
 
 
 def without_numbering(table: Table, id_column: str) -> Table:
-    """The table without a column beside the ids that only numbers its rows (`Unnamed: 0`, `index`), with a note.
+    """Return the table without a row number column beside the ids (`Unnamed: 0`, `index`), with a note.
 
-    Such a column may begin anywhere and be in any order: pandas keeps the numbers that the rows of a part had in the whole.
+    The numbers may start anywhere and be in any order: pandas keeps the old index when it writes a part of a
+    table.
     """
     extra = [name for name in table.columns if name != id_column and plain_name(name) in ROW_NAMES and _are_row_numbers(table, name)]
-    if not extra or len(extra) + 1 == len(table.columns):  # what is graded stays, whatever it is called
+    if not extra or len(extra) + 1 == len(table.columns):  # the only value column is kept, whatever its name
         return table
     kept = [position for position, name in enumerate(table.columns) if name not in extra]
     return replace(
@@ -140,16 +148,16 @@ def _numbers_rows(table: Table, name: str) -> bool:
 
 
 def is_id_name(name: str) -> bool:
-    """True for a column's name that says what an image is called: `image_id`, `file_name`, `StudyInstanceUID`."""
+    """Return True for column names that mean an image id: `image_id`, `file_name`, `StudyInstanceUID`."""
     plain = plain_name(name)
     return plain in ID_NAMES or plain.endswith(("imageid", "filename", "instanceuid"))
 
 
 def column_called(table: Table, name: str, flag: str) -> str:
-    """The column `name` of a table; spaces around the names in the file do not matter.
+    """Return the column `name` of a table as the file writes it, ignoring spaces around it.
 
     Raises:
-        UserError: there is none; the message lists what there is.
+        UserError: there is no such column; the message lists the columns.
     """
     for column in table.columns:
         if name in (column, column.strip()):

@@ -1,4 +1,7 @@
-"""Which image file an id in a table means. Ids are text and are matched exactly, a whole column in one way of writing."""
+"""Find the image file of each id in a table.
+
+Ids are text and match exactly; one style of writing holds for a whole column.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,17 @@ from pipeline.wording import MAX_NAMED, capped, counted
 
 
 def file_name(image: str) -> str:
-    """`1.jpg` for `train/cat/1.jpg`."""
+    """Return the last part of the path, `1.jpg` for `train/cat/1.jpg`."""
     return image.rsplit("/", 1)[-1]
 
 
 def inside(image: str) -> str:
-    """The path below the first folder: `cat/1.jpg` for `train/cat/1.jpg`."""
+    """Return the path below the first folder: `cat/1.jpg` for `train/cat/1.jpg`."""
     return image.split("/", 1)[-1]
 
 
 def without_suffix(path: str) -> str:
-    """`cat/1` for `cat/1.jpg`; a path that does not end like an image file stays as it is."""
+    """Return `cat/1` for `cat/1.jpg`; a path without an image suffix is returned unchanged."""
     return path.rpartition(".")[0] if suffix_of(path) in IMAGE_SUFFIXES else path
 
 
@@ -32,12 +35,15 @@ def _stem(image: str) -> str:
 
 
 def _number_of(text: str) -> str:
-    """`7` for `0007`; what is no number stays as it is."""
+    """Return `7` for `0007`; text that is not a number is returned unchanged."""
     return (text.lstrip("0") or "0") if text.isascii() and text.isdigit() else text
 
 
 def _bare(path: str) -> str:
-    """What is left of a name without folder, extension and case: equal for whatever any style can match."""
+    """Reduce a path to its name without folder, extensions and case.
+
+    Ids that any style can match are equal in this form.
+    """
     name = file_name(path)
     while (shorter := without_suffix(name)) != name:
         name = shorter
@@ -45,14 +51,14 @@ def _bare(path: str) -> str:
 
 
 def composed(text: str) -> str:
-    """The text with accents as one code point each (NFC)."""
-    # macOS writes "é" as two code points, most tables as one: the same name to a person.
+    """Return the text in NFC: each accented letter is one code point."""
+    # macOS writes "é" as two code points, most tables as one; both are the same name.
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 @dataclass(frozen=True)
 class Style:
-    """One way to write the id of an image."""
+    """One way to write the id of an image. `says` describes it in messages."""
 
     says: str
     of_image: Callable[[str], str]
@@ -73,7 +79,8 @@ STYLES = (
     Style("paths in the data folder without extension", without_suffix),
     Style("file names with another extension", _stem, without_suffix),
 )
-FOLDERS, PREFIXES = Style("folders of images", str), Style("file names up to a separator", str)  # one id, several images
+# one id, several images
+FOLDERS, PREFIXES = Style("folders of images", str), Style("file names up to a separator", str)
 NUMBERS = Style("the numbers of files without leading zeros", lambda image: _number_of(_stem(image)), lambda text: _number_of(text.strip()))
 LINKED = Style("led to images by another table", str)
 SEVERAL_EACH = (FOLDERS, PREFIXES, LINKED)
@@ -82,28 +89,31 @@ LOOSE = Style("alike", lambda image: _bare(image), lambda text: _bare(text.strip
 
 @dataclass(frozen=True)
 class Match:
-    """For every id the images it may mean (none, one, or several: ambiguous), under one style."""
+    """For each id the images that it may mean under one style: none, one, or several (ambiguous)."""
 
     style: Style
     images: tuple[tuple[str, ...], ...]
 
     @property
     def num_unique(self) -> int:
-        """How many different images are meant by an id that means no other image."""
+        """Number of different images among the ids with exactly one image."""
         return len({found[0] for found in self.images if len(found) == 1})
 
     @property
     def num_single(self) -> int:
-        """How many ids mean one image."""
+        """Number of ids with exactly one image."""
         return sum(len(found) == 1 for found in self.images)
 
     @property
     def num_found(self) -> int:
-        """How many ids mean an image, or several."""
+        """Number of ids with at least one image."""
         return sum(bool(found) for found in self.images)
 
     def problems(self, ids: Sequence[str], lines: Sequence[int], index: ImageIndex, advice: str, groups: bool = False) -> list[str]:
-        """Which of the ids have no image, and (unless an id may have several: `groups`) which may be several; `lines` are their rows."""
+        """List the ids without an image and, unless `groups`, the ids with several.
+
+        `lines`: row numbers of the ids.
+        """
         missing = [row for row, images in enumerate(self.images) if not images]
         several = [row for row, images in enumerate(self.images) if len(images) > 1 and not groups]
         problems = []
@@ -129,9 +139,9 @@ class ImageIndex:
         self._keys: dict[str, dict[str, list[str]]] = {}
 
     def match(self, ids: Sequence[str]) -> Match:
-        """The reading of `ids` that finds the most images, each by its own id; the earlier style wins a tie."""
+        """Match `ids` in the style that finds the most unique images; the earlier style wins a tie."""
         best, best_rank = Match(NAME, ((),) * len(ids)), (0, 0)
-        # Most columns hold no ids at all; one look-up tells, seven would be slow.
+        # Most columns hold no ids. One look-up shows that, seven would be slow.
         loose = self._keys_of(LOOSE)
         if not any(composed(LOOSE.of_id(image_id)) in loose for image_id in ids):
             return best
@@ -146,11 +156,13 @@ class ImageIndex:
         return best
 
     def match_numbers(self, ids: Sequence[str]) -> Match:
-        """`ids` as numbers that lost their leading zeros (`7` for `0007.jpg`), as spreadsheets write them."""
+        """Match numbers that lost their leading zeros, as spreadsheets write them (`7` for `0007.jpg`)."""
         return self._read(ids, NUMBERS)
 
     def match_groups(self, ids: Sequence[str]) -> Match:
-        """The reading of `ids` as several images each, those in a folder of that name or whose names begin so (`<id>_red.png`)."""
+        """Match ids with several images each: a folder of that name, or file names that begin so
+        (`<id>_red.png`).
+        """
         best = Match(FOLDERS, ((),) * len(ids))
         for style, keys_of in ((FOLDERS, _folders_of), (PREFIXES, _prefixes_of)):
             if style.says not in self._keys:
@@ -165,7 +177,9 @@ class ImageIndex:
         return best
 
     def alike(self, image_id: str) -> str:
-        """` (nearest: 'x.jpg')` for an image whose name differs from the id only in folder, extension or case; else empty."""
+        """Return ` (nearest: 'x.jpg')` if an image differs from the id only in folder, extension or case;
+        else "".
+        """
         found = self._read([image_id], LOOSE).images[0]
         return f" (nearest: {found[0]!r})" if found else ""
 
@@ -187,10 +201,12 @@ class ImageIndex:
 
 
 def settled(match: Match, part_of: Callable[[str], str]) -> tuple[Match, str]:
-    """The match with one image for each id that was found in several folders, and what is to be said of it (empty: nothing was to settle).
+    """Choose one folder for ids that were found in several. Returns the match and a note (empty: nothing to
+    choose).
 
-    Training folders outrank folders of which nothing tells; then the folder whose name the others only add a word to (`train` beside
-    `trainResized`). Where that does not settle every id, the match stays as it was.
+    Training folders come before folders of no known part. Among them wins the plainest name, to which the
+    others only add a word (`train` beside `trainResized`). If that leaves an id with several images, the
+    match is returned unchanged.
     """
     several = {images for images in match.images if len(images) > 1}
     if not several or match.style in SEVERAL_EACH:
@@ -216,17 +232,21 @@ def _tops(groups: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _plain_top(name: str) -> str:
-    """The words of a folder's name that are not about images as such: `train` for `train_images`, `trainmasks` for `train_masks`."""
+    """Return the words of a folder's name without general image words: `train` for `train_images`,
+    `trainmasks` for `train_masks`.
+    """
     return "".join(word for word in words_of(name) if word not in BESIDE or word in ("resized", "small", "cropped", "crops", "additional"))
 
 
 def _adds_a_word(name: str, longer: str) -> bool:
-    """True where `longer` is `name` and a word: `trainresized`, and not `train2` or `trainb`."""
+    """Return True if `longer` is `name` plus a word of three letters or more: `trainresized`, but not
+    `train2` or `trainb`.
+    """
     return longer.startswith(name) and re.fullmatch(r"[^\W\d_]{3,}", longer[len(name) :]) is not None
 
 
 def _tails(depth: int) -> tuple[Style, Style]:
-    """Paths of which the first folders are not written: `images/1.jpg` for `imgs/train/images/1.jpg`."""
+    """Return styles for paths without their first folders: `images/1.jpg` for `imgs/train/images/1.jpg`."""
 
     def tail(image: str) -> str:
         return "/".join(image.split("/")[-depth - 1 :])
@@ -245,7 +265,9 @@ def _prefixes_of(image: str) -> list[str]:
 
 
 def short_ids(images: Sequence[str]) -> tuple[list[str], str]:
-    """One id for every image, and how it is written: stems, or file names where stems collide, or paths where names collide."""
+    """Return one unique id per image and their style: stems, else file names, else paths below the folder,
+    else full paths.
+    """
     for style in (STEM, NAME, INSIDE):
         ids = [style.of_image(image) for image in images]
         if len(set(ids)) == len(ids):

@@ -1,4 +1,6 @@
-"""JSON about images, read as a table: COCO's images, annotations and categories; a list of rows; a mapping from names to labels."""
+"""Read JSON about images as a table: COCO (images, annotations, categories), a list of rows, or a mapping
+name -> label.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,19 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.tables import Table
 
-SEVERAL = "\x1f"  # between the labels of one image in a cell: no label holds it
+SEVERAL = "\x1f"  # separates several labels of one image in a cell; no label contains it
 CATEGORY_ID, CATEGORY = "category_id", "category"
 MAX_BYTES = 4 << 30
 
 
 def load_json_table(path: Path) -> Table | None:
-    """The table in a JSON file; None where it holds none. Of COCO's form: one row an image, its fields and, where it is annotated,
-    `category_id` and `category` (the name); several labels of one image stand in one cell, `SEVERAL` between them.
+    """Read the table in a JSON file; None if it holds no table.
+
+    COCO: one row per image with its fields and, where annotated, `category_id` and `category` (the name).
+    Several labels of an image are joined with `SEVERAL` in one cell.
 
     Raises:
-        UserError: the file cannot be read, or is no JSON.
+        UserError: the file cannot be read, is too large, or is not valid JSON.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -29,7 +33,7 @@ def load_json_table(path: Path) -> Table | None:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON: {error}") from None
+        raise UserError(f"{path} is not valid JSON: {error}") from None
     if isinstance(content, dict) and _are_rows(content.get("images")):
         return _coco(path, content)
     if _are_rows(content):
@@ -70,7 +74,7 @@ def _mapping(path: Path, content: Mapping[str, Any]) -> Table | None:
 
 
 def _table(path: Path, rows: list[dict[str, Any]]) -> Table | None:
-    """The fields that every row can have as text, the first row's order first; `lines` are the entries, from 1."""
+    """Build a table of the fields that are text or numbers in every row; `lines` count the entries from 1."""
     fields = list(dict.fromkeys(name for row in rows for name in row))
     columns = [name for name in fields if name.strip() and all(_is_cell(row.get(name)) for row in rows)]
     if not columns:

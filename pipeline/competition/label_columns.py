@@ -1,4 +1,4 @@
-"""Which columns of a table hold the labels, and which one marks rows as test or validation."""
+"""Find the label columns of a table, and the column that marks rows as train, validation or test."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ LABEL_NAMES = _words(
     "classlabel tag tags"
 )
 LABEL_FLAG = "--set data.label_column=NAME"
-VALUE_WORDS = ("mean", "value", "avg", "average", "target", "label", "true", "y")  # before or behind a column's name: the value itself
-SURE, LIKELY, POSSIBLE = 3, 2, 1  # how much speaks for columns of labels
+# added to a column's name: its value
+VALUE_WORDS = ("mean", "value", "avg", "average", "target", "label", "true", "y")
+SURE, LIKELY, POSSIBLE = 3, 2, 1  # strength of a choice of label columns
 ZERO_ONE = frozenset(("0", "1", "0.0", "1.0"))
 SPLIT_NAMES = (
     "split",
@@ -52,21 +53,22 @@ YES, NO = ("true", "1", "yes", "1.0"), ("false", "0", "no", "0.0")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the sample submission says of labels; everything empty without one."""
+    """The labels that the sample submission asks for. All fields are empty without a sample submission."""
 
-    columns: tuple[str, ...] = ()  # beside the ids
+    columns: tuple[str, ...] = ()  # without the id column
     ids: tuple[str, ...] = ()  # the first few thousand
     values: frozenset[str] = frozenset()  # of the first rows
     may_be_empty: bool = False
-    row_labels: tuple[frozenset[str], ...] = ()  # what the rows of a long sample may be about, where another table says so
+    # possible labels of the rows of a long sample, from other tables
+    row_labels: tuple[frozenset[str], ...] = ()
 
     @property
     def numbers(self) -> bool:
-        """True where every value is a number."""
+        """True if every value is a number."""
         return bool(self.values) and all(is_number(value) for value in self.values)
 
     def suffixed(self, names: Sequence[str]) -> list[str]:
-        """Those of `names` that end ids of the sample, as in `<image>_<label>`, if there are two or more."""
+        """Return the `names` that end ids of the sample, as in `<image>_<label>`; empty if fewer than two do."""
         endings = tuple(self.ids)
         found = [name for name in names if any(text.endswith(("_" + name, "-" + name, " " + name)) for text in endings)]
         return found if len(found) > 1 else []
@@ -74,29 +76,32 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Choice:
-    """Columns of labels, one or several that belong together, and how much speaks for them. `names` empty: it cannot be told."""
+    """The chosen label columns and the strength of the choice. `names` empty: undecided."""
 
     names: tuple[str, ...]
     strength: int
-    candidates: tuple[str, ...] = ()  # where it cannot be told
-    called: tuple[str, ...] = ()  # what the sample submission calls them, where that is something else
+    candidates: tuple[str, ...] = ()  # the possible columns, if undecided
+    called: tuple[str, ...] = ()  # their names in the sample submission, if they differ
 
 
 def is_number(text: str) -> bool:
-    """True for a number as tables write it."""
+    """Return True for a number as tables write it."""
     return re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", text) is not None
 
 
 def fold_column(table: Table) -> str | None:
-    """The column that says which fold a row is in; None where there is none."""
+    """Return the column with the fold of each row; None if there is none."""
     return next((name for name in table.columns if re.fullmatch(FOLD_NAME, plain_name(name))), None)
 
 
 def split_column(table: Table) -> tuple[str | None, list[str]]:
-    """The column that says which rows train, and what it says of each row ("train", "val", "test"): by its name, or by what it holds.
+    """Return the column that splits the rows, and the part ("train", "val", "test") of each row; (None, [])
+    without one.
+
+    The column is found by its name, else by its values.
 
     Raises:
-        UserError: some of its values mark rows and others say nothing that is known.
+        UserError: a column mixes known part names with unknown values.
     """
     for name in table.columns:
         plain = plain_name(name)
@@ -125,7 +130,9 @@ def split_column(table: Table) -> tuple[str | None, list[str]]:
 
 
 def _holds_parts(table: Table, name: str) -> bool:
-    """True for a column of `Training` and `Testing`, and nothing else, whatever it is called (`dataset`), unless it is called a label."""
+    """Return True for a column of part names only (`Training`, `Testing`), unless its name says that it is a
+    label.
+    """
     position = table.columns.index(name)
     if plain_name(name) in LABEL_NAMES or not table.cells or table.cells[0][position].strip().lower() not in PART_OF_VALUE:
         return False
@@ -134,7 +141,7 @@ def _holds_parts(table: Table, name: str) -> bool:
 
 
 def choose_labels(table: Table, id_name: str, match: Match, index: ImageIndex, wanted: Wanted, given: str | None) -> Choice:
-    """The columns of labels of a table whose ids are `id_name`.
+    """Choose the label columns of a table with the id column `id_name`; `given`: the user's choice.
 
     Raises:
         UserError: there is no column `given`.
@@ -166,14 +173,14 @@ def choose_labels(table: Table, id_name: str, match: Match, index: ImageIndex, w
 
 
 def unclear(table: Table, choice: Choice, advice: str = "") -> UserError:
-    """The error for labels that may be in several columns, or in none."""
+    """Build the error for a label column that cannot be chosen: several candidates, or none."""
     what = "it has no label column" if not choice.candidates else "the label may be in "
     what += ", ".join(f"{name!r} ({counted(len(set(table.column(name))), 'value')})" for name in choice.candidates[:8])
     return UserError(f"{table.path}: {what}; its columns: {quoted(table.columns)}; {LABEL_FLAG} says which{advice}")
 
 
 def _asked_for(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]:
-    """The columns that the sample submission asks for, or that hold what it asks for."""
+    """Return the columns that the sample submission names, or that hold the values that it names."""
     if len(wanted.columns) > 1:
         if set(wanted.columns) <= set(others):
             return list(wanted.columns)
@@ -206,7 +213,7 @@ def _related(name: str, column: str) -> bool:
 
 
 def _holding(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]:
-    """The columns that hold what the sample submission holds: its values, or most of the several labels in its cells."""
+    """Return the columns that hold the sample submission's values, or most of the labels in its cells."""
     telling = {value for value in wanted.values if not is_number(value)}
     cells = {name: {cell.strip() for cell in table.column(name)} for name in others} if telling else {}
     if whole := [name for name in cells if telling <= cells[name]]:
@@ -216,8 +223,11 @@ def _holding(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]:
 
 
 def _alike_called(others: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """The columns that are called as the sample submission asks, with the same word before or behind each: `X4_mean` for `X4`, `X11_mean`
-    for `X11`. Where there are several such words the one that says it is the value itself; none where that does not tell."""
+    """Return the columns named like the sample submission's, with one word added to all: `X4_mean` for `X4`.
+
+    If several words are possible, the one that means the value itself is taken; without one, the result is
+    empty.
+    """
     found: dict[tuple[str, str], list[str]] = {}
     known = set(others) if len(wanted) > 1 else set()
     for name in others:
@@ -247,6 +257,9 @@ def _names_images(table: Table, name: str, match: Match, index: ImageIndex) -> b
 
 
 def _not_ids(table: Table, match: Match, index: ImageIndex, names: Sequence[str]) -> list[str]:
-    """Columns that may hold labels: they do not name the same images as the ids do, and where possible some value occurs twice."""
+    """Return possible label columns: they do not name the same images as the ids.
+
+    Columns with a repeated value are preferred.
+    """
     candidates = [name for name in names if index.match(table.column(name)[:50]).images != match.images[:50]]
     return [name for name in candidates if len(set(table.column(name))) < len(table.cells)] or candidates

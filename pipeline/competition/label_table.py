@@ -1,4 +1,4 @@
-"""The labels in one table: its rows with their images, every problem of a row at once."""
+"""Read the labels of one table: its rows and their images. All problems of the rows are reported at once."""
 
 from __future__ import annotations
 
@@ -22,25 +22,28 @@ Part = Literal["train", "val"]
 
 @dataclass
 class Labelled:
-    """Labelled rows. `ids`, `images` (for each row the paths in the data folder) and the evidence's rows belong together."""
+    """Labelled rows.
+
+    Entry i of `ids`, `images` (paths in the data folder) and the evidence belong to one row.
+    """
 
     ids: list[str] = field(default_factory=list)
     images: list[tuple[str, ...]] = field(default_factory=list)
     evidence: LabelEvidence | None = None
-    source: str = ""  # in words: `train.csv: image_id, label`
+    source: str = ""  # for messages: `train.csv: image_id, label`
     notes: list[str] = field(default_factory=list)
     split: dict[str, Part] | None = None
-    found: Found | None = None  # the table they come from
+    found: Found | None = None  # the table that the labels come from
 
     @property
     def taken(self) -> set[str]:
-        """Every image that has a label."""
+        """All images with a label."""
         return {image for images in self.images for image in images}
 
 
 @dataclass(frozen=True)
 class Found:
-    """A table whose ids were looked up. `table` may be `source.table` in another form (long rows made wide)."""
+    """A table with matched ids. `table` may be `source.table` in another form (long rows made wide)."""
 
     source: Source
     table: Table
@@ -49,12 +52,15 @@ class Found:
 
     @property
     def name(self) -> str:
-        """Its path in the data folder."""
+        """Path of the table in the data folder."""
         return self.source.name
 
 
 def without_test_rows(table: Table) -> tuple[Table, list[str], list[str]]:
-    """The table without the rows that its split column marks as test; the part of every row that is left; what is to be said."""
+    """Remove rows that the split column marks as test.
+
+    Returns the table, the part of each row left, and notes.
+    """
     name, parts = split_column(table)
     if name is None:
         return table, [], []
@@ -73,12 +79,14 @@ SKIP_FLAG = "--set data.skip_bad_images=true"
 def read_table(
     found: Found, names: Sequence[str], index: ImageIndex, parts: Sequence[str], empty_is_none: bool, skip_bad: bool = False
 ) -> Labelled:
-    """The rows of a table that have an image and a label; repeated rows once. `empty_is_none`: an empty cell means no label at all.
+    """Read the rows of a table that have an image and a label; repeated rows count once.
 
-    Rows with neither image nor label are left out with a note; with `skip_bad` those that lack one of both, too.
+    Rows with neither image nor label are left out with a note; with `skip_bad` also rows that lack one of
+    them. `empty_is_none`: an empty cell is a valid answer (no label), not a missing label.
 
     Raises:
-        UserError: every row problem at once: no image, two images, no label, one image with two labels.
+        UserError: rows without an image, with two images, or without a label; images with two labels. All are
+            listed.
     """
     found, parts, skipped = _without_bare_rows(found, names, parts, empty_is_none, skip_bad)
     table, match = found.table, found.match
@@ -105,7 +113,7 @@ def read_table(
         twice.append(f"{where}: {ids[first]!r} ({match.images[first][0]}) has different labels: {values}")
     problems += capped(twice, "images have different labels")
     what = names[0] if len(names) == 1 else f"{len(names)} columns of labels"
-    settle = "; if another column is the id: --set data.id_column=NAME" if twice else ""
+    settle = "; if another column is the id, set it: --set data.id_column=NAME" if twice else ""
     raise_all(problems, f"{table.path} ({found.id_column}, {what}{settle}):")
     chosen = list(rows.values())
     kind: Literal["json", "table"] = "json" if found.source.is_json else "table"
@@ -128,7 +136,10 @@ def read_table(
 def _without_bare_rows(
     found: Found, names: Sequence[str], parts: Sequence[str], empty_is_none: bool, skip_bad: bool
 ) -> tuple[Found, Sequence[str], list[str]]:
-    """The table without rows that have neither image nor label (with `skip_bad`: that lack one), their parts, and what is to be said."""
+    """Drop rows with neither image nor label (`skip_bad`: rows that lack one).
+
+    Returns table, parts of its rows, notes.
+    """
     columns = [found.table.column(name) for name in names]
     imageless = [not images for images in found.match.images]
     unlabelled = [not empty_is_none and any(not cell.strip() for cell in row) for row in zip(*columns, strict=True)]
@@ -166,7 +177,8 @@ def _evidence(
     if any(SEVERAL in text for text in texts):
         parts = [[part for part in text.split(SEVERAL) if part] for text in texts]
         every = sorted({part for found in parts for part in found})
-        if any(re.search(r"\s", part) for part in every):  # no separator would be safe: a column of 0 and 1 for each label
+        # labels contain spaces: one 0/1 column per label instead
+        if any(re.search(r"\s", part) for part in every):
             cells = tuple(tuple("1" if name in found else "0" for name in every) for found in map(set, parts))
             return LabelEvidence(kind, where, columns=tuple(every), cells=cells), []
         texts = [" ".join(found) for found in parts]
@@ -175,7 +187,10 @@ def _evidence(
 
 
 def _one_number_each(texts: list[str]) -> tuple[list[str], list[str]]:
-    """`1.0` written as `1` where both occur: one label, written in two ways."""
+    """Replace `1.0` by `1` if both occur: they are one label written in two ways.
+
+    Returns the texts and notes.
+    """
     known = set(texts)
     both = {text: short for text in known if (short := re.sub(r"(?<=\d)\.0+$", "", text)) != text and short in known}
     if not both:
@@ -185,8 +200,12 @@ def _one_number_each(texts: list[str]) -> tuple[list[str], list[str]]:
 
 
 def called_as_asked(evidence: LabelEvidence, columns: Sequence[str]) -> tuple[LabelEvidence, str]:
-    """Labels as the sample submission's columns call them (`0` where it has a column `class_0`), and a note; as they are where each label
-    has its column, or some label would have none."""
+    """Rename labels to the column names of the sample submission (`0` if it has a column `class_0`), with a
+    note.
+
+    The labels are unchanged (note "") if they equal the columns already, or if not every label gets its
+    column.
+    """
     names = sorted(set(evidence.texts))
     if len(columns) != len(names) or len(names) < 2 or set(columns) & set(names):
         return evidence, ""

@@ -1,4 +1,4 @@
-"""The labelled images of a data folder: which of class folders, a table, JSON or file names says what they show."""
+"""Read the labelled images of a data folder: from class folders, a table, JSON or file names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.competition.subjects import linked_images
 from pipeline.errors import UserError, raise_all
 from pipeline.wording import MAX_NAMED, counted, listed, quoted
 
-COVERS = 0.25  # of the training images that a table must name when its own name does not say what it is
+COVERS = 0.25  # share of the training images that a table must name if its own name has no role
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,13 @@ class _Candidate:
     choice: Choice
     parts: list[str]
     notes: list[str]
-    trouble: UserError | None  # why its rows cannot be told apart into training and test
+    trouble: UserError | None  # why its training and test rows cannot be separated
 
     @property
     def rank(self) -> tuple[int, bool, bool, bool]:
-        """How much speaks for it: its columns, its name, that its name says nothing else, and that it holds no boxes."""
+        """Sort key: strength of the columns, role "train", a usual name of a label table, and no columns of
+        boxes.
+        """
         source = self.found.source
         columns = {plain_name(name) for name in source.table.columns}
         boxes = bool(columns & {"bbox", "boundingbox", "xmin", "x1", "xcenter"}) or {"x", "y"} <= columns
@@ -48,11 +50,13 @@ def read_labelled(
     sample_name: str = "",
     skip_bad: bool = False,
 ) -> Labelled:
-    """The labelled images of `folder`. `wanted`: what the sample submission (the table `sample_name`) says of labels.
+    """Read the labelled images of `folder`. `wanted`: the labels that the sample submission (table
+    `sample_name`) asks for.
+
     `skip_bad`: rows without image or label are left out instead of refused.
 
     Raises:
-        UserError: there are none, or they contradict themselves, or can be read in two ways.
+        UserError: there are no labelled images, or they are contradictory or ambiguous.
     """
     index = ImageIndex(folder, folder.of_part("train", "val", ""))
     tables = [source for source in sources.of_role("train", "") if source.name != sample_name]
@@ -74,7 +78,7 @@ def read_labelled(
         except UserError as error:
             if source.role == "train":
                 raise
-            unclear_tables.append(error)  # of no account where something else says the labels
+            unclear_tables.append(error)  # reported only if nothing else holds the labels
     candidates = _candidates(looked_up, index, wanted, label_column, classes)
     best = _best(candidates, label_column)
     if best is None and len(bases) > 1:
@@ -91,7 +95,7 @@ def read_labelled(
         raise unclear_tables[0]
     else:
         raise _nothing_usable(folder, classes, named, looked_up, index)
-    linked = best is not None and best.found.match.style is LINKED  # by way of one of the others
+    linked = best is not None and best.found.match.style is LINKED  # through one of the other tables
     unused = [
         source.name for source in tables if best is None or (source is not best.found.source and (source.role == "train" or not linked))
     ]
@@ -105,12 +109,14 @@ def read_labelled(
 
 
 def has_training_data(folder: DataFolder, sources: Sources) -> bool:
-    """True when there is anything that looks like training data."""
+    """Return True if the folder holds anything that looks like training data."""
     return bool(folder.parts.named("train") or sources.of_role("train") or folder.of_part(""))
 
 
 def _refuse_weaker_folders(classes: ClassFolders, looked_up: Sequence[_LookedUp], index: ImageIndex, wanted: Wanted) -> None:
-    """Raise where folders outside a training folder might be classes and a table about their images might hold the labels."""
+    """Raise if the class folders are not in a training folder and a table about their images may hold the
+    labels.
+    """
     if classes.base or set(wanted.columns) >= set(classes.groups):
         return
     for entry in _about_images(looked_up, index):
@@ -121,7 +127,7 @@ def _refuse_weaker_folders(classes: ClassFolders, looked_up: Sequence[_LookedUp]
 
 
 def _about_images(looked_up: Sequence[_LookedUp], index: ImageIndex) -> list[Found]:
-    """The tables whose ids name most training images."""
+    """Return the tables whose ids name most training images."""
     return [entry.found for entry in looked_up if entry.found.match.num_unique * 2 > len(index.images)]
 
 
@@ -129,11 +135,13 @@ def _refuse_one_class(folder: DataFolder, labelled: Labelled) -> None:
     evidence = labelled.evidence
     if evidence and evidence.texts and len(set(evidence.texts)) == 1:
         images = counted(len(labelled.ids), "training image")
-        raise UserError(f"{folder.root}: all {images} have the label {evidence.texts[0]!r} ({labelled.source}): two classes are needed")
+        raise UserError(
+            f"{folder.root}: all {images} have the label {evidence.texts[0]!r} ({labelled.source}): at least two classes are needed"
+        )
 
 
 def _for_table(id_column: str | None, source: Source, tables: Sequence[Source]) -> str | None:
-    """`id_column` where it applies: in the tables that have it, or in all (to be refused there) when none has."""
+    """Return `id_column` for tables that have it; if none has it, for training tables, which then refuse it."""
     holders = [other for other in tables if id_column in other.table.columns]
     return id_column if source in holders or (not holders and source.role == "train") else None
 
@@ -143,7 +151,7 @@ def _for_table(id_column: str | None, source: Source, tables: Sequence[Source]) 
 
 @dataclass(frozen=True)
 class _LookedUp:
-    """A table with its ids looked up, without the rows that are marked as test."""
+    """A table with matched ids, without the rows marked as test."""
 
     found: Found
     parts: list[str]
@@ -152,14 +160,14 @@ class _LookedUp:
 
 
 def _looked_up(source: Source, index: ImageIndex, wanted: Wanted, id_column: str | None, links: Sequence[Source]) -> _LookedUp:
-    """`links`: tables that may lead from the ids of this one to images."""
+    """Match the ids of a table to images. `links`: other tables that may link its ids to images."""
     trouble = None
     try:
         table, parts, notes = without_test_rows(source.table)
-    except UserError as error:  # of no account unless the labels are taken from this table
+    except UserError as error:  # reported only if the labels are taken from this table
         table, parts, notes, trouble = source.table, [], [], error
     if source.is_json and not id_column and "file_name" in table.columns and index.match(table.column("file_name")).num_found:
-        id_column = "file_name"  # COCO: the id is a number of its own and may be another image's name
+        id_column = "file_name"  # COCO: `id` is a separate number and may equal another image's name
     name, match = find_ids(table, index, id_column, groups=True, labels=wanted.columns)
     if match.num_found and index.match([name]).num_found and not parts:
         table = headerless(table)
@@ -179,14 +187,14 @@ def _looked_up(source: Source, index: ImageIndex, wanted: Wanted, id_column: str
 def _candidates(
     looked_up: Sequence[_LookedUp], index: ImageIndex, wanted: Wanted, label_column: str | None, classes: ClassFolders
 ) -> list[_Candidate]:
-    """The tables that are about the training images and have, or may have, labels."""
+    """Return the tables about training images that have, or may have, label columns."""
     candidates = []
     holders = [entry for entry in looked_up if label_column in entry.found.table.columns]
     for entry in looked_up:
         found = entry.found
         trained = found.source.role == "train"
         several = found.match.style in SEVERAL_EACH
-        # Numbers in a table that is not about images may be the stems of many images; in class folders that means nothing.
+        # Numbers in an unrelated table may equal the stems of many images in class folders by chance.
         if not found.match.num_found or not (several or found.match.num_unique or len(classes.groups) < 2):
             continue
         reached = {image for images in found.match.images for image in images}
@@ -197,7 +205,7 @@ def _candidates(
         choice = choose_labels(found.table, found.id_column, found.match, index, wanted, given)
         if classes.plausible and found.match.style is FOLDERS and not _tells_folders_apart(found, choice):
             continue
-        # A table of another name says nothing of labels unless a column is called so, or it is all there is.
+        # A table without the role "train" counts only with a clear label column, or if there is nothing else.
         if not trained and choice.strength < LIKELY and (classes.plausible or not choice.strength):
             continue
         candidates.append(_Candidate(found, choice, entry.parts, entry.notes, entry.trouble))
@@ -205,7 +213,9 @@ def _candidates(
 
 
 def _tells_folders_apart(found: Found, choice: Choice) -> bool:
-    """False for a table that describes class folders (`labels.csv`: number, name) and gives the images in them no label of their own."""
+    """Return False for a table about the class folders themselves (`labels.csv`: number, name), not about
+    their images.
+    """
     if choice.strength >= SURE:
         return True
     values = found.table.column(choice.names[0]) if len(choice.names) == 1 else []
@@ -213,7 +223,7 @@ def _tells_folders_apart(found: Found, choice: Choice) -> bool:
 
 
 def _best(candidates: Sequence[_Candidate], label_column: str | None) -> _Candidate | None:
-    """The candidate for which most speaks."""
+    """Return the candidate with the best rank; None without candidates. Raises UserError on a tie."""
     if not candidates:
         return None
     top = max(entry.rank for entry in candidates)
@@ -233,10 +243,10 @@ def _root(found: Found):
 
 
 def _table_is_meant(folder: DataFolder, best: _Candidate, classes: ClassFolders, wanted: Wanted, label_column: str | None) -> bool:
-    """True where the table, not class folders about other images, holds the labels.
+    """Return True if the table holds the labels, False if the class folders (about other images) do.
 
     Raises:
-        UserError: it cannot be told.
+        UserError: both are equally likely.
     """
     if not classes.plausible or label_column:
         return True
@@ -276,7 +286,10 @@ def _from_table(
 
 
 def _check_agreement(found: Found, labelled: Labelled, classes: ClassFolders) -> None:
-    """Raise when class folders and table give an image different labels; folders that share no name with the labels are no classes."""
+    """Raise if class folders and table give an image different labels.
+
+    Folders without any label name are no classes.
+    """
     texts = labelled.evidence.texts if labelled.evidence else ()
     if not classes.plausible:
         return
@@ -292,7 +305,7 @@ def _check_agreement(found: Found, labelled: Labelled, classes: ClassFolders) ->
         if class_of.get(image, label) != label
     ]
     if differing:
-        settle = f"the table is taken with {LABEL_FLAG}, the folders after: {mv_command(found.source.table.path)}"
+        settle = f"to take the table, set {LABEL_FLAG}; to take the folders: {mv_command(found.source.table.path)}"
         heading = f"class folders and {found.name} disagree on {counted(len(differing), 'image')} ({settle}):"
         raise_all(differing[:MAX_NAMED], f"{found.source.table.path.parent}: {heading}")
     labelled.notes.append(f"class folders in {classes.where} agree")
@@ -317,7 +330,7 @@ def _nothing_usable(
     what = f"training images ({listed(empty)} has a header and no rows)" if empty else "training images with labels"
     trouble = f"; {classes.trouble}" if classes.trouble else ""
     for found in _about_images(looked_up, index):
-        trouble += f"; {found.name} is about these images, and none of its columns is called a label ({LABEL_FLAG} takes one): "
+        trouble += f"; {found.name} is about these images, but no column has the name of a label (choose one with {LABEL_FLAG}): "
         trouble += quoted(name for name in found.table.columns if name != found.id_column)
     return absent(
         folder,

@@ -1,4 +1,4 @@
-"""Tables with several rows an image, one for each label, in the form that everything else reads: one row an image."""
+"""Convert tables with one row per label of an image into one row per image."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from pipeline.tables import Table
 from pipeline.targets.readings import SEPARATORS, split_parts
 from pipeline.wording import counted
 
-MANY = 0.1  # of the images that must have several labels before they are taken for labels of one image, and not for mistakes
+MANY = 0.1  # share of the images that must have several labels; below that, repeated images are mistakes
 
 
 def made_wide(table: Table, index: ImageIndex) -> Table | None:
-    """Rows `<image>_<label>, value` as one row an image and one column a label; None where the table is not of that form."""
+    """Convert rows `<image>_<label>, value` into one row per image with a column per label; None for other
+    tables.
+    """
     for position, name in enumerate(table.columns):
         cells = table.column(name)
         split = [text.strip().rpartition("_") for text in cells]
@@ -39,8 +41,11 @@ def made_wide(table: Table, index: ImageIndex) -> Table | None:
 
 
 def one_row_each(table: Table, id_column: str, match: Match, wanted: Wanted) -> Table | None:
-    """A table with a row for each label of an image (`image, target_name, target`) as one row an image and one column a label; None where it
-    is not of that form: one column holds what the sample asks for, another tells the rows of an image apart by what the sample's rows are about.
+    """Convert rows `image, target_name, target` into one row per image with a column per label; None for
+    other tables.
+
+    One column must have the name of the sample submission's value column. Another column must hold the labels
+    that tell the rows of an image apart, and the sample's rows must be about these labels.
     """
     if len(wanted.columns) != 1 or wanted.columns[0] not in table.columns or match.num_unique * 2 > len(table.cells):
         return None
@@ -64,15 +69,18 @@ def one_row_each(table: Table, id_column: str, match: Match, wanted: Wanted) -> 
 
 
 def labels_together(found: Found, column: str, wanted: Wanted) -> Found:
-    """A table with a row for each label of an image as one row an image, its labels in one cell (`SEVERAL` between them), where the sample
-    submission holds several of these labels in a cell; else the table as it is."""
+    """Join the rows of an image into one row, with its labels in one cell (separated by `SEVERAL`).
+
+    This happens only if the sample submission has several of these labels in a cell; else the table is
+    unchanged.
+    """
     labels, images = [cell.strip() for cell in found.table.column(column)], found.match.images
     known = set(labels)
     cells = [split_parts(value, mark) for value in wanted.values for mark in SEPARATORS]
     if not any(len(parts) > 1 and set(parts) <= known for parts in cells):
         return found
     together: dict[tuple[str, ...], dict[str, None]] = {}
-    kept: list[int] = []  # the first row of each image, and every row without one, which is refused later
+    kept: list[int] = []  # the first row of each image; also rows without an image, which are refused later
     for row, (row_images, label) in enumerate(zip(images, labels, strict=True)):
         if not row_images or row_images not in together:
             kept.append(row)

@@ -1,4 +1,4 @@
-"""Which part of a competition a folder holds, by its name: training images, test images, images held out; or another competition."""
+"""Tell from a folder's name which part it holds: training, test or validation images, or another competition."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.competition.folders import Scan
 
-FOREIGN = "foreign"  # a folder that is a competition of its own, beside the one that is read
+FOREIGN = "foreign"  # part of a folder that is a competition of its own
 HOLD_OUT_FOLDERS = ("val", "valid", "validation", "dev")
 
 
@@ -18,7 +18,8 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Below the data folder's own folders only names made of such words alone count: `imgs/train`, and no class called "test tube".
+# A nested folder counts as a part only if its name consists of such words: `imgs/train` counts, a class "test
+# tube" does not.
 BESIDE = _words(
     "set sets data dataset image images img imgs jpg jpgs jpeg jpegs png pngs tif tiff photo photos picture pictures crops cropped "
     "additional full all stage resized small v"
@@ -26,12 +27,12 @@ BESIDE = _words(
 
 
 def words_of(name: str) -> list[str]:
-    """The words in a name, in lower case: `trainLabels_v2.csv` has train, labels, v, 2, csv."""
+    """Split a name into its words, in lower case: `trainLabels_v2.csv` gives train, labels, v, 2, csv."""
     return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_a-zA-Z]+|\d+", name)]
 
 
 def part_of_name(name: str, strict: bool = False) -> str:
-    """ "train", "test" or "val" for a folder's name, else empty; `strict`: only where every word of the name says so."""
+    """Return "train", "test", "val" or "" for a folder's name. `strict`: every word of the name must fit."""
     words = words_of(name)
     trains = any(word.startswith("train") for word in words)
     tests = any(re.fullmatch(r"test(s|ing|set|data|images?|imgs?)?", word) for word in words)
@@ -51,15 +52,15 @@ def part_of_name(name: str, strict: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a data folder. `folders`: folder -> part, each the uppermost one that says so."""
+    """The parts of a data folder. `folders` maps the uppermost folder of each part to the part."""
 
     folders: Mapping[str, str]
-    foreign: frozenset[str]  # folders directly in the data folder that are competitions of their own
+    foreign: frozenset[str]  # top-level folders that are competitions of their own
     _known: dict[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
     def read(cls, scans: Mapping[str, Scan]) -> Parts:
-        """The parts by the names of the folders in which images lie."""
+        """Find the parts from the names of all folders that hold images."""
         upper = {name: part for name in scans if name and scans[name].images and (part := part_of_name(name))}
         inner: dict[str, dict[str, str]] = {}
         for name in scans:
@@ -73,7 +74,7 @@ class Parts:
         return cls(upper | lower, frozenset(foreign))
 
     def of(self, path: str) -> str:
-        """The part in which a file of the data folder lies; empty where no folder tells."""
+        """Return the part of a file in the data folder; empty if no folder name determines it."""
         folder = path.rpartition("/")[0]
         if folder not in self._known:
             steps = folder.split("/")
@@ -83,7 +84,7 @@ class Parts:
         return self._known[folder]
 
     def named(self, part: str) -> list[str]:
-        """The folders that are this part."""
+        """Return the folders of one part."""
         return [folder for folder, found in self.folders.items() if found == part]
 
 

@@ -1,4 +1,4 @@
-"""What lies beside the images and may tell something: tables and JSON files, each read into a table and known by the words of its name."""
+"""Read the tables and JSON files beside the images; their names say what role each may have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.tables import Table, load_table
 
 TRAIN_TABLES = ("train", "labels", "label", "trainlabels", "trainlabel", "traininglabels", "training", "trainset", "traindata")
-MAX_TABLES, MAX_TEXTS, MAX_JSON = 60, 20, 20  # more files of a kind in one folder belong to single images
+MAX_TABLES, MAX_TEXTS, MAX_JSON = 60, 20, 20  # more files of one kind: each probably describes a single image
 MAX_TEXT_BYTES = 64 << 20
 
 
@@ -27,25 +27,27 @@ class Source:
 
     @property
     def role(self) -> str:
-        """What the name says: "train", "test", "sample", "answers" (solutions, predictions), or empty."""
+        """The role that the name suggests: "train", "test", "sample", "answers" (solutions, predictions), or
+        "".
+        """
         return role_of(self.name)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Every table that could be read; `broken`: name -> why another could not; `seen`: what is not read at all."""
+    """All tables that could be read. `broken`: name -> its error. `seen`: files that are not read at all."""
 
     found: tuple[Source, ...]
     broken: dict[str, UserError]
     seen: tuple[str, ...]
 
     def of_role(self, *roles: str) -> list[Source]:
-        """The tables whose names say one of these."""
+        """Return the tables with one of these roles."""
         return [source for source in self.found if source.role in roles]
 
 
 def role_of(name: str) -> str:
-    """What a file's name says that it is; see `Source.role`."""
+    """Return the role that a file's name suggests; see `Source.role`."""
     stem = Path(name).name
     words = words_of(stem)
     plain = plain_name(stem)
@@ -60,14 +62,18 @@ def role_of(name: str) -> str:
 
 
 def is_sample_name(name: str) -> bool:
-    """True for `sample_submission.csv` and its many other spellings: `kaggle_sample_submission_v2 (1).csv`, `SubmissionFormat.csv`."""
+    """Return True for the spellings of `sample_submission.csv`: `SubmissionFormat.csv`,
+    `kaggle_sample_submission_v2 (1).csv`.
+    """
     plain = plain_name(Path(name).name)
     about = any(word in plain for word in ("sample", "example", "format", "template"))
     return about and "sub" in plain.replace("subset", "").replace("subject", "")
 
 
 def read_sources(folder: DataFolder, skip: Sequence[str] = ()) -> Sources:
-    """Every table, JSON file and list of lines in the data folder, at any depth, that can be read as a table; not the names in `skip`."""
+    """Read every table, JSON file and list of lines in the data folder, at any depth, except the names in
+    `skip`.
+    """
     found: list[Source] = []
     broken: dict[str, UserError] = {}
     seen = [name for name in folder.files("seen") if name not in skip]
@@ -92,7 +98,7 @@ def read_sources(folder: DataFolder, skip: Sequence[str] = ()) -> Sources:
 
 
 def headerless(table: Table) -> Table:
-    """The table with its first line as a row: nothing of it was a header."""
+    """Return the table with its first line as a row, for a file without a header."""
     columns = tuple(f"column {number}" for number in range(1, len(table.columns) + 1))
     note = "no header: its first line is read as a row"
     return replace(table, columns=columns, cells=(table.columns, *table.cells), lines=(1, *table.lines), notes=(*table.notes, note))
@@ -105,7 +111,7 @@ def _load(path: Path, kind: str) -> Table | None:
 
 
 def _text_table(path: Path) -> Table | None:
-    """Lines such as `train/1.jpg 3`, or a table that is called .txt; None for anything else."""
+    """Read lines such as `train/1.jpg 3`, or a table in a .txt file; None for other text."""
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
             return None

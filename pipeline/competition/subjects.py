@@ -1,4 +1,6 @@
-"""What the rows of a sample submission are about: images by name, through another table, several images each, several rows each."""
+"""Find the images of each row of a sample submission: by name, through another table, several images or
+several rows each.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +12,33 @@ from pipeline.competition.ids import ImageIndex, Match, file_name, settled
 from pipeline.competition.sources import Source
 from pipeline.tables import Table, numbers_the_rows
 
-MOST = 0.5  # of the ids that a table must hold to lead to images; those that it lacks are then named
-MAX_LABELS = 200  # of long rows
+MOST = 0.5  # share of the ids that a table must hold to link them to images; missing ids are reported later
+MAX_LABELS = 200  # of rows `<id>_<label>`
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """The rows of a table, each about a subject. `images` belong to the row; `subjects` and `row_labels` are empty where every row is
-    a subject of its own."""
+    """The images of each row of a table.
+
+    `subjects` and `row_labels` are set only if a subject has several rows.
+    """
 
     id_column: str
     images: tuple[tuple[str, ...], ...]
     says: str
-    match: Match | None = None  # where the ids themselves name images, one each
+    match: Match | None = None  # set if the ids themselves name one image each
     subjects: tuple[str, ...] = ()
     row_labels: tuple[str, ...] = ()
 
     @property
     def num_found(self) -> int:
-        """How many rows lead to an image."""
+        """Number of rows with an image."""
         return sum(bool(found) for found in self.images)
 
 
 def resolve(table: Table, index: ImageIndex, sources: Sequence[Source], label_names: Sequence[str] | None = None) -> Resolved:
-    """The images that the rows of a sample submission are about. `label_names`: labels that may end its ids, as in `<image>_<label>`;
-    None: nobody knows the labels.
+    """Find the images of each row of a sample submission. `label_names`: labels that may end its ids
+    (`<image>_<label>`); None: unknown.
 
     Raises:
         UserError: two columns name different images.
@@ -44,8 +48,8 @@ def resolve(table: Table, index: ImageIndex, sources: Sequence[Source], label_na
     match, note = settled(match, index.part_of)
     direct = Resolved(name, match.images, f"ids are {match.style.says}{'; ' if note else ''}{note}", match)
     if match.num_single * 2 >= len(ids):
-        # Numbers are found by chance where images are numbered too: a table that says which image each is outranks that. One about
-        # training images does not say it: its ids are numbers too, and so are its labels.
+        # Where images are numbered too, row numbers match by chance: a table that links each number to an
+        # image is better. A table about training images is no such link: its ids and labels are numbers too.
         about_test = [source for source in sources if source.role not in ("train", "sample")]
         linked = _linked(ids, index, about_test) if numbers_the_rows(ids) else None
         if linked and linked.images != match.images and len(set(linked.images)) == len(set(ids)):
@@ -79,7 +83,7 @@ def _several(ids: Sequence[str], index: ImageIndex) -> _Lead | None:
 
 
 def _long(ids: Sequence[str], index: ImageIndex, sources: Sequence[Source], label_names: Sequence[str]) -> _Lead | None:
-    """Rows `<subject>_<label>`, the label one of `label_names` or one of a few endings."""
+    """Match rows `<subject>_<label>`; the label is one of `label_names`, or one of a few endings."""
     known = sorted(label_names, key=len, reverse=True) if 1 < len(label_names) <= MAX_LABELS else []
     pairs = [_split(text, known) for text in ids]
     if any(not subject for subject, _ in pairs):
@@ -108,13 +112,13 @@ def _split(text: str, known: Sequence[str]) -> tuple[str, str]:
 
 
 def linked_images(ids: Sequence[str], index: ImageIndex, sources: Sequence[Source]) -> tuple[tuple[str, ...], ...] | None:
-    """The images of each id, where one of `sources` has the ids in one column and names images in another; None where none has."""
+    """Return the images of each id through one of `sources` that links ids to images; None if none does."""
     lead = _linked([text.strip() for text in ids], index, sources)
     return lead.images if lead else None
 
 
 def _linked(ids: Sequence[str], index: ImageIndex, sources: Sequence[Source]) -> _Lead | None:
-    """Through a table that has the ids in one column and names images in another."""
+    """Match ids through a table that has them in one column and images in another."""
     wanted = set(ids)
     best: tuple[float, _Lead] | None = None
     for source in sources:
@@ -162,7 +166,7 @@ def _through(ids: Sequence[str], keys: Sequence[str], table: Table, name: str, r
 def _labels_of_rows(
     ids: Sequence[str], keys: Sequence[str], cells: Sequence[str], table: Table, used: set[str], rows: Sequence[int]
 ) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """The subject and the label of every id, where a subject has several ids that another column tells apart."""
+    """Return subject and label of every id, if a subject has several ids and another column tells them apart."""
     if len(set(keys)) < len(keys) or len(set(cells)) * 2 > len(cells):
         return None
     for name in table.columns:
