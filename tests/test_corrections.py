@@ -93,7 +93,7 @@ def test_every_problem_of_both_files_is_said_at_once(data: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     "cells, words",
     [
-        ([("id",), ("a9",), ("b9",)], "none of its 2 ids is a labelled id of .*made for another data set"),
+        ([("id",), ("a9",), ("b9",)], r"e\.csv: none of its 2 ids .*'a9'.*another data set"),
         ([("image",), ("x",)], r"no column id; expected a table with the column id, found 'image'"),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_file_that_is_not_there_names_both_places(data: Path) -> None:
 def test_a_class_that_would_keep_no_row_is_refused(data: Path, tmp_path: Path) -> None:
     rows = read(data).train
     mine = [row.id for row in rows if row.label == rows[0].label]
-    with pytest.raises(UserError, match=f"1 class would keep no row: {rows[0].label!r}"):
+    with pytest.raises(UserError, match=f"1 class would .*: {rows[0].label!r}"):
         read(data, write(tmp_path / "e.csv", ("id",), *((row_id,) for row_id in mine)))
     with pytest.raises(UserError, match="every labelled row is excluded"):
         read(data, write(tmp_path / "e.csv", ("id",), *((row.id,) for row in rows)))

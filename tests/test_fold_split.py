@@ -103,7 +103,7 @@ def test_no_group_is_ever_in_two_folds_and_no_fold_is_empty(groups: list[int], c
         where[group].add(fold)
     assert all(len(found) == 1 for found in where.values())
     assert set(folds) == set(range(1, count + 1))
-    assert len(place) == len(groups) or any(f"{len(place)} groups" in line and "points off" in line for line in lines)
+    assert len(place) == len(groups) or any(f"{len(place)} groups" in line and " points" in line for line in lines)
     train, val, how = grouped_split(target, texts, units, 0.3, seed)
     assert sorted(train + val) == list(range(len(groups)))
     assert not {groups[row] for row in train} & {groups[row] for row in val}
@@ -124,15 +124,15 @@ def test_a_class_with_fewer_rows_than_folds_is_said() -> None:
     labels = ["a"] * 30 + ["b"] * 27 + ["c", "c", "d"]
     folds, lines = make_folds(multiclass("abcd"), labels, ALONE, 5, 0)
     said = next(line for line in lines if "fewer rows than folds" in line)
-    assert said.startswith("2 classes") and f"'d' (1 row: validated in fold {folds[59]}, whose model never sees one)" in said
+    assert said.startswith("2 classes") and f"'d' (1 row: validated in fold {folds[59]}, " in said
     assert ", ".join(map(str, sorted({folds[57], folds[58]}))) in said
 
 
 def test_a_class_whose_rows_are_one_group_is_said() -> None:
     labels, groups = ["a"] * 30 + ["b"] * 21 + ["c"] * 9, (*range(51), *[51] * 9)
     folds, lines = make_folds(multiclass("abc"), labels, Units(groups, 52, ()), 5, 0)
-    (said,) = [line for line in lines if "never sees one" in line]
-    assert said.startswith("1 class with") and f"'c' (9 rows: validated in fold {folds[59]}, whose model never sees one)" in said
+    (said,) = [line for line in lines if "all rows in one" in line]
+    assert said.startswith("1 class with") and f"'c' (9 rows: validated in fold {folds[59]}, " in said
 
 
 def test_rows_with_the_same_bytes_stay_together(tmp_path: Path) -> None:
@@ -191,23 +191,13 @@ def test_folds_as_somebody_made_them(tmp_path: Path) -> None:
     ids = list(competition.folds)
     taken = take_folds(ids, competition.folds, competition.folds_from, 3)
     assert taken == [1, 2, 3] * 3  # -1, 9, 19 in the order of numbers
-    with pytest.raises(UserError, match=r"holds 3 folds.*--folds asks for 5: use --folds 3"):
+    with pytest.raises(UserError, match=r"holds 3 folds.*--folds .*\b5: use --folds 3"):
         take_folds(ids, competition.folds, competition.folds_from, 5)
     table(root / "folds.csv", "id,fold", [(f"i{number}", "ab"[number % 2]) for number in range(9)])
     competition = read_layout(root, need="train")
-    assert competition.folds_from.endswith("folds.csv") and take_folds(ids, competition.folds, "folds.csv", 2) == [
-        1,
-        2,
-        1,
-        2,
-        1,
-        2,
-        1,
-        2,
-        1,
-    ]
+    assert competition.folds_from.endswith("folds.csv") and take_folds(ids, competition.folds, "folds.csv", 2) == [1, 2] * 4 + [1]
     (said,) = plan_folds(tmp_path / "run", competition, load_recipe("digits"), 2).notes[1:]
-    assert "'a' (5 rows: validated in fold 1, whose model never sees one); 'b' (4 rows: validated in fold 2" in said
+    assert "'a' (5 rows: validated in fold 1, " in said and "'b' (4 rows: validated in fold 2, " in said
     table(root / "folds.csv", "id,fold", [("i0", 1)])
     competition = read_layout(root, need="train")
     with pytest.raises(UserError, match="8 of 9 labelled ids have no fold"):

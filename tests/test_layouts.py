@@ -128,12 +128,13 @@ def test_shard_folders_are_no_classes(tmp_path):
     root = competitions.shards_and_json(tmp_path / "data").root
     assert {row.label for row in read_layout(root).train} == {"0", "3", "105", "212"}
     (root / "plants/train/metadata.json").unlink()
-    assert "only share out the files, they are no classes" in refusal(root)
+    assert "the folders such as train/" in refusal(root)
 
 
 def test_shards_by_the_beginning_of_names_are_no_classes(tmp_path):
     touch(tmp_path, *(f"train/{head}/{head}{tail}.jpg" for head in ("0a", "0b", "1c") for tail in ("9f31", "77d2")))
-    assert "only share out the files by the beginning of their names" in refusal(tmp_path, need="train")
+    message = refusal(tmp_path, need="train")
+    assert "the folders such as train/0a" in message and "no classes" in message
 
 
 def test_numbered_class_folders_are_classes(tmp_path):
@@ -376,7 +377,7 @@ def test_rows_in_json(tmp_path):
     competition = read_layout(tmp_path)
     assert labels(competition) == {"1.jpg": "b", "2.jpg": "a", "3.jpg": "b", "4.jpg": "a"} and competition.split["4.jpg"] == "val"
     (tmp_path / "train.json").write_text("[{")
-    assert "train.json is no JSON" in refusal(tmp_path)
+    assert "train.json is not valid JSON" in refusal(tmp_path)
 
 
 def test_broken_json_that_is_not_needed_is_named(tmp_path):

@@ -1,7 +1,8 @@
-"""What a person decided about labels that look wrong: ids not to train on, and other labels to train on, each from a table.
+"""Read a person's corrections of wrong labels: ids to exclude from training and new labels, each from a
+table.
 
-They count for training rows alone. A row that validates stays, with the label that was given: else a score would rise
-because the hard rows left.
+Corrections apply to training rows only. A validation row keeps its given label; otherwise the score would
+rise just because hard rows are missing.
 """
 
 from __future__ import annotations
@@ -27,28 +28,31 @@ if TYPE_CHECKING:
 
 EXCLUDE, RELABEL = "exclude", "relabel"
 COLUMNS = {EXCLUDE: ("id",), RELABEL: ("id", "label")}
-OWN_NAMES = ("exclude.csv", "relabel.csv", "suspects.csv")  # in a data folder: no tables of labels
+OWN_NAMES = ("exclude.csv", "relabel.csv", "suspects.csv")  # in a data folder; these are not label tables
 
 
 @dataclass(frozen=True)
 class CorrectionFiles:
-    """Where they stand: a table with the column id, a table with the columns id and label; None: nowhere."""
+    """The correction tables: `exclude` with the column id, `relabel` with the columns id and label.
+
+    None: not given.
+    """
 
     exclude: str | None = None
     relabel: str | None = None
 
     @property
     def named(self) -> dict[str, str]:
-        """The files that are given, by what they do."""
+        """The files that are given: "exclude" or "relabel" -> path."""
         return {what: file for what, file in ((EXCLUDE, self.exclude), (RELABEL, self.relabel)) if file is not None}
 
 
 def read_corrections(folder: DataFolder, labelled: Labelled, labels: Sequence[str], target: Target, asked: CorrectionFiles) -> Corrections:
-    """The corrections of the labelled rows, whose `labels` are texts as `target` takes them.
+    """Read the corrections of the labelled rows. `labels`: the rows' labels as texts that `target` takes.
 
     Raises:
-        UserError: every problem at once: a file or column is missing, an id or class is unknown, an id has two new labels or is also
-            excluded, a class would keep no row.
+        UserError: a file or column is missing; an id or class is unknown; an id has two new labels or is also
+            excluded; a class would lose all rows. All problems are listed.
     """
     if not asked.named:
         return Corrections()
@@ -72,9 +76,11 @@ def read_corrections(folder: DataFolder, labelled: Labelled, labels: Sequence[st
 
 
 def corrected_score(corrections: Corrections, target: Target, metric: str, rows: Sequence[Row], values: np.ndarray) -> dict[str, float]:
-    """`corrected_<metric>` of (N, O) predictions of validation `rows`: without the excluded ones, the others by their corrected labels.
+    """Score (N, O) float predictions of validation `rows` by the corrected labels: {"corrected_<metric>":
+    score}.
 
-    It stands beside the score by the given labels and never in its place. Empty without corrections, and where it is undefined.
+    Excluded rows are left out. This score is reported beside the score by the given labels and never replaces
+    it. Empty without corrections, or if the metric is undefined on these rows.
     """
     if not corrections:
         return {}
@@ -87,15 +93,15 @@ def corrected_score(corrections: Corrections, target: Target, metric: str, rows:
 
 
 def describe_corrections(record: dict[str, Any]) -> str:
-    """One line on what a run's record says of its corrections."""
+    """Return one line that describes the corrections in a run's record."""
     train, val = record["train"], record["val"]
     line = f"labels corrected: {counted(train['excluded'], 'training row')} left out, {train['relabelled']:,} with another label"
     touched = val["excluded"] + val["relabelled"]
-    return f"{line}; {counted(touched, 'validation row')} that these files also name count as given" if touched else line
+    return f"{line}; {counted(touched, 'validation row')} in these files keep their given label" if touched else line
 
 
 def _load(root: Path, what: str, file: str) -> Table:
-    """The table, from the path as given or in the data folder."""
+    """Load one correction table; the path is as given or in the data folder."""
     expected = f"a table with the {'columns' if what == RELABEL else 'column'} {' and '.join(COLUMNS[what])}"
     path = named_file(f"data.{what}", file, root, expected)
     table = load_table(path)
@@ -105,7 +111,10 @@ def _load(root: Path, what: str, file: str) -> Table:
 
 
 def _rows_of(table: Table, labelled: Labelled, folder: DataFolder) -> tuple[list[tuple[str, ...]], list[str]]:
-    """The labelled ids that each row of a table means, and what is wrong. Also ids written in another way: with an extension, as a path."""
+    """Return the labelled ids of each row of a table, and the problems.
+
+    Ids may also be written in another form: with an extension, or as a path.
+    """
     known = set(labelled.ids)
     cells = [cell.strip() for cell in table.column("id")]
     texts = [cell if cell in known else restored(cell) for cell in cells]
@@ -120,14 +129,14 @@ def _rows_of(table: Table, labelled: Labelled, folder: DataFolder) -> tuple[list
     if lost and len(lost) == len(cells):
         return found, [
             f"{table.path}: none of its {counted(len(cells), 'id')} is a labelled id of {folder.root}, such as {texts[0]!r} "
-            f"(ids there: {quoted(labelled.ids[:3])}): it was made for another data set"
+            f"(ids there: {quoted(labelled.ids[:3])}): this file belongs to another data set"
         ]
     problems = [f"{table.path}: row {table.lines[row]}: no labelled id {texts[row]!r}{nearest(texts[row], known)}" for row in lost]
     return found, capped(problems, f"ids in {table.path} are unknown")
 
 
 def _new_labels(table: Table, ids: Sequence[tuple[str, ...]], labels: Sequence[str], target: Target) -> tuple[dict[str, str], list[str]]:
-    """id -> new label, and what is wrong."""
+    """Return id -> new label, and the problems."""
     chosen: dict[str, str] = {}
     lines: dict[str, int] = {}
     twice, unknown = [], []
@@ -146,7 +155,7 @@ def _new_labels(table: Table, ids: Sequence[tuple[str, ...]], labels: Sequence[s
 
 
 def _unknown(label: str, known: set[str], target: Target) -> str | None:
-    """Why a label cannot be trained on; None where it can."""
+    """Return why a label cannot be trained on; None if it can."""
     if target.kind == "binary":
         return None if label in known else f"no row has the label {label!r}; expected {quoted(sorted(known))}"
     if target.kind == "continuous":
@@ -164,10 +173,10 @@ def _unknown(label: str, known: set[str], target: Target) -> str | None:
 
 
 def _emptied(labelled: Labelled, labels: Sequence[str], target: Target, excluded: set[str], relabelled: dict[str, str]) -> list[str]:
-    """Classes that had rows and would have none."""
+    """Return a problem if classes that had rows would have none."""
     left = [relabelled.get(row_id, label) for row_id, label in zip(labelled.ids, labels, strict=True) if row_id not in excluded]
     if not left:
-        return ["every labelled row is excluded: nothing is left to train on"]
+        return ["every labelled row is excluded: no row is left for training"]
     before, after = target.counts(labels), target.counts(left)
     lost = [name for name, count in before.items() if count and not after[name]]
-    return [f"{counted(len(lost), 'class', 'classes')} would keep no row: {quoted(lost)}"] if lost else []
+    return [f"{counted(len(lost), 'class', 'classes')} would lose all rows: {quoted(lost)}"] if lost else []

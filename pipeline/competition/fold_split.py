@@ -1,8 +1,9 @@
-"""Which rows come into which part: folds, and a validation part of whole groups. Stratified as far as groups allow, no group ever parted.
+"""Assign labelled rows to folds, or to training and validation in whole groups. A group is never split.
 
-Rows with one label, and numbers by their tenths, go to folds by scikit-learn (StratifiedKFold, StratifiedGroupKFold); several labels an
-image, and what those two refuse, by iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011, "On the Stratification of Multi-Label
-Data", algorithm 1), here of whole groups.
+Both are stratified as well as the groups allow. Single labels, and numbers by their deciles, use scikit-learn
+(StratifiedKFold, StratifiedGroupKFold). Several labels per image, and cases that scikit-learn refuses, use
+iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011, "On the Stratification of Multi-Label Data",
+algorithm 1) on groups.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Units:
-    """What is shared out whole: `of` says of each row which unit it is in; `groups` of them were asked for (0: none), `alike` lines on rows
-    with the same file."""
+    """Sets of rows that are never split. `of[i]`: the unit of row i.
+
+    `groups`: number of requested groups (0: none).
+
+    `alike`: lines for the user on rows with equal files.
+    """
 
     of: tuple[int, ...]
     groups: int
@@ -35,22 +40,25 @@ class Units:
 
     @property
     def count(self) -> int:
-        """How many units there are."""
+        """Number of units."""
         return max(self.of, default=-1) + 1
 
     @property
     def bind(self) -> bool:
-        """True where some rows belong together."""
+        """True if some unit has several rows."""
         return self.count < len(self.of)
 
 
 def split_seed(recipe: Recipe) -> int:
-    """The seed of the split: its own, else the one of training."""
+    """Return `data.split_seed` if it is set, else the training seed."""
     return recipe.seed if recipe.data.split_seed is None else recipe.data.split_seed
 
 
 def find_units(ids: Sequence[str], paths: Mapping[str, Sequence[Path]], groups: Mapping[str, str] | None) -> Units:
-    """The units of `ids`: rows of one group, and rows with a file of the same bytes, are one. `paths`: the images of each id."""
+    """Find the units of `ids`: rows of one group, or with byte-identical files, form one.
+
+    `paths`: the images of each id.
+    """
     first: dict[str, int] = {}
     parent = list(range(len(ids)))
 
@@ -81,7 +89,7 @@ def find_units(ids: Sequence[str], paths: Mapping[str, Sequence[Path]], groups: 
 
 
 def _same_files(files: Sequence[tuple[Path, int]]) -> list[list[int]]:
-    """Rows, two or more, that hold the same bytes. Only files of one size are read."""
+    """Return lists of two or more rows with byte-identical files. Only files of equal size are read."""
     sizes: dict[int, list[tuple[Path, int]]] = {}
     for path, row in files:
         sizes.setdefault(path.stat().st_size, []).append((path, row))
@@ -95,7 +103,7 @@ def _same_files(files: Sequence[tuple[Path, int]]) -> list[list[int]]:
 
 
 def make_folds(target: Target, labels: Sequence[str], units: Units, count: int, seed: int) -> tuple[list[int], list[str]]:
-    """The fold of each row, from 1 to `count`, and lines on how they were made.
+    """Return the fold of each row, from 1 to `count`, and lines that describe the folds.
 
     Raises:
         UserError: fewer than 2 folds, or more than there are rows or groups.
@@ -104,7 +112,7 @@ def make_folds(target: Target, labels: Sequence[str], units: Units, count: int, 
 
     what = "group" if units.bind else "labelled row"
     if count < 2:
-        raise UserError(f"--folds {count}: at least 2 are needed (one model a fold, validated on what the others train on)")
+        raise UserError(f"--folds {count}: at least 2 are needed (each model is validated on one fold and trained on the others)")
     if count > units.count:
         raise UserError(f"--folds {count}: there are only {counted(units.count, what)}, and a fold needs one: use at most {units.count}")
     strata = target.strata(labels)
@@ -115,24 +123,26 @@ def make_folds(target: Target, labels: Sequence[str], units: Units, count: int, 
         alone = _shared_out(target, strata, counts, np.arange(len(labels)), False, count, seed)
         cost, free = (_unevenness(counts, found, count) for found in (folds, alone))
         lines.append(
-            f"{counted(units.groups, 'group')}, none in two folds: a fold's share of a label is at most {100 * cost:.1f} points off the whole "
-            f"(without groups {100 * free:.1f})"
+            f"{counted(units.groups, 'group')}, none in two folds: the share of a label in a fold differs by at most {100 * cost:.1f} "
+            f"points from its share in all rows (without groups {100 * free:.1f})"
         )
     lines += rare_labels(target, labels, folds, count)
     return folds.tolist(), lines
 
 
 def grouped_split(target: Target, labels: Sequence[str], units: Units, val_fraction: float, seed: int) -> tuple[list[int], list[int], str]:
-    """Sorted indices of the training rows, of the validation rows, and one sentence: a validation part of whole units.
+    """Split whole units.
 
-    Every class keeps a training row where it can.
+    Returns sorted indices of the training rows and of the validation rows, and a sentence.
+
+    Every class keeps at least one training row, where possible.
     """
     import numpy as np
 
     counts = _label_counts(target, labels, target.strata(labels))
     of = np.array(units.of)
     parts = _iteratively(counts, of, [1 - val_fraction, val_fraction], seed)
-    for column in range(counts.shape[1]):  # a label that lost its last training row gets the smallest of its groups back
+    for column in range(counts.shape[1]):  # a label without a training row gets its smallest unit back
         has = counts[:, column] > 0
         if has.any() and not (has & (parts == 0)).any():
             parts[of == min(set(of[has]), key=lambda unit: (int((of == unit).sum()), int(unit)))] = 0
@@ -142,7 +152,7 @@ def grouped_split(target: Target, labels: Sequence[str], units: Units, val_fract
         chosen = len(set(of[val].tolist()))
         off = _unevenness(counts, parts + 1, 2)
         says += (
-            f", {counted(chosen, 'whole group')} of {units.groups:,} (seed {seed}); a label's share is at most {100 * off:.1f} points off"
+            f", {counted(chosen, 'whole group')} of {units.groups:,} (seed {seed}); label shares differ by at most {100 * off:.1f} points"
         )
     else:
         says += f", stratified (seed {seed})"
@@ -159,7 +169,7 @@ def _sizes(folds: np.ndarray, count: int) -> str:
 
 
 def _label_counts(target: Target, labels: Sequence[str], strata: Sequence[str]) -> np.ndarray:
-    """(N, L) int64: which labels, or which stratum, each row counts for."""
+    """Return (N, L) int64: 1 where row n has label l, or is in stratum l."""
     import numpy as np
 
     if target.kind == "multilabel":
@@ -171,16 +181,17 @@ def _label_counts(target: Target, labels: Sequence[str], strata: Sequence[str]) 
 
 
 def _shared_out(target: Target, strata: Sequence[str], counts: np.ndarray, of: np.ndarray, bind: bool, count: int, seed: int) -> np.ndarray:
-    """(N,) int64 fold numbers from 1."""
+    """Return (N,) int64 fold numbers from 1."""
     import numpy as np
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    fits = target.kind != "multilabel" and max(Counter(strata).values()) >= count  # else scikit-learn refuses
+    # otherwise scikit-learn refuses
+    fits = target.kind != "multilabel" and max(Counter(strata).values()) >= count
     if fits:
         splitter = (StratifiedGroupKFold if bind else StratifiedKFold)(count, shuffle=True, random_state=seed % 2**32)
         folds = np.zeros(len(of), dtype=np.int64)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # classes with fewer rows than folds: said by `rare_labels`
+            warnings.simplefilter("ignore")  # classes with fewer rows than folds: reported by `rare_labels`
             for number, (_, rows) in enumerate(splitter.split(np.zeros(len(of)), np.array(strata), of if bind else None), start=1):
                 folds[rows] = number
         if all((folds == number).any() for number in range(1, count + 1)):
@@ -189,8 +200,12 @@ def _shared_out(target: Target, strata: Sequence[str], counts: np.ndarray, of: n
 
 
 def _iteratively(counts: np.ndarray, of: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
-    """(N,) int64: the part of each row, from 0. The label with the fewest rows left is shared out first, the largest units of it first, each
-    to the part that still wants most of that label, then most rows at all; ties by `seed`. A part that would stay empty gets a unit."""
+    """Return (N,) int64: the part of each row, from 0, by iterative stratification.
+
+    The label with the fewest rows left comes first, its largest units first. A unit goes to the part that
+    lacks most rows of that label, then most rows overall; ties are drawn with `seed`. A part that would stay
+    empty gets one unit.
+    """
     import numpy as np
 
     num_units, parts = int(of.max()) + 1, len(shares)
@@ -223,7 +238,7 @@ def _iteratively(counts: np.ndarray, of: np.ndarray, shares: Sequence[float], se
         units = [unit for unit in order.tolist() if chosen[unit] < 0 and held[unit, label]]
         for unit in sorted(units, key=lambda unit: -int(held[unit, label])):
             give(unit, best(wanted[:, label]))
-    for unit in order.tolist():  # without any label
+    for unit in order.tolist():  # units without any label
         if chosen[unit] < 0:
             give(unit, best(wanted_rows))
     for part in range(parts):
@@ -235,7 +250,7 @@ def _iteratively(counts: np.ndarray, of: np.ndarray, shares: Sequence[float], se
 
 
 def _unevenness(counts: np.ndarray, folds: np.ndarray, count: int) -> float:
-    """The largest difference between a label's share of a fold's rows and its share of all."""
+    """Return the largest difference between a label's share in a fold and its share in all rows, from 0 to 1."""
     import numpy as np
 
     whole = counts.mean(axis=0)
@@ -244,7 +259,7 @@ def _unevenness(counts: np.ndarray, folds: np.ndarray, count: int) -> float:
 
 
 def rare_labels(target: Target, labels: Sequence[str], folds: Sequence[int], count: int) -> list[str]:
-    """A line on labels with fewer rows than folds, or with all rows in one, and where these go; none for numbers."""
+    """Return a line on labels with fewer rows than folds, or with all rows in one fold; empty for numbers."""
     import numpy as np
 
     if target.kind == "continuous":
@@ -256,7 +271,7 @@ def rare_labels(target: Target, labels: Sequence[str], folds: Sequence[int], cou
     for name, rows in zip(target.names if target.is_choice else target.output_names, has, strict=True):
         where = sorted(set(folds[rows].tolist()))
         if 0 < rows.sum() < count or len(where) == 1:
-            alone = ", whose model never sees one" if len(where) == 1 else ""
+            alone = ", whose model is trained without it" if len(where) == 1 else ""
             rare.append(f"{name!r} ({counted(int(rows.sum()), 'row')}: validated in fold {listed(map(str, where))}{alone})")
     if not rare:
         return []
@@ -266,7 +281,7 @@ def rare_labels(target: Target, labels: Sequence[str], folds: Sequence[int], cou
 
 
 def both_sides(ids: Sequence[str], units: Units, parts: Sequence[object]) -> str | None:
-    """What a stated split does to groups: a warning where it parts some, else None."""
+    """Return a warning if a given split separates rows of one unit; else None."""
     seen: dict[int, set[object]] = {}
     for unit, part in zip(units.of, parts, strict=True):
         seen.setdefault(unit, set()).add(part)
@@ -275,4 +290,4 @@ def both_sides(ids: Sequence[str], units: Units, parts: Sequence[object]) -> str
         return None
     rows = [ids[row] for row, unit in enumerate(units.of) if unit in parted]
     what = "groups (or rows with the same file)" if units.groups else "sets of rows with the same file"
-    return f"WARNING: the split parts {len(parted):,} {what}, such as {quoted(rows[:2])}: validation is too good there"
+    return f"WARNING: the split separates {len(parted):,} {what}, such as {quoted(rows[:2])}: their validation score is too optimistic"

@@ -91,8 +91,8 @@ def look(root: Path, with_images: bool = True) -> DataFolder:
     """
     if not root.is_dir():
         if not root.exists():
-            raise UserError(f"{root} does not exist: unpack the competition's files there, or set another folder with --data DIR")
-        unpack = f"unpack it ({unpack_command(root)}) and set" if is_archive(root.name) else "set"
+            raise UserError(f"{root} does not exist: unpack the competition's files there, or name another folder with --data DIR")
+        unpack = f"unpack it ({unpack_command(root)}) and name" if is_archive(root.name) else "name"
         raise UserError(f"{root} is a file: {unpack} the competition's folder with --data DIR")
     _check_arrived(root)
     sub_folders, entries = list_folder(root)

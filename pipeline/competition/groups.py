@@ -1,4 +1,6 @@
-"""What rows of the training part belong together (groups), and which fold somebody has put them in: a column, or a file of ids."""
+"""Read which labelled rows belong together (groups) and which fold a row is in: from a column, or a file of
+ids.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +24,18 @@ COLUMN_FLAG, FILE_FLAG = "--set data.group_column=NAME", "--set data.groups=FILE
 
 @dataclass(frozen=True)
 class Grouping:
-    """Where groups are said to stand: a `column` of a table in the data folder, or a `file` with the columns id and group; or nowhere."""
+    """The source of the groups: a `column` of a table in the data folder, a `file` (columns id and group), or
+    none.
+    """
 
     column: str | None = None
     file: str | None = None
 
     def path(self, data_dir: Path) -> Path | None:
-        """The file, as given or in the data folder; None where none is asked for.
+        """Return the groups file, as given or in the data folder; None without one.
 
         Raises:
-            UserError: it is in neither place.
+            UserError: neither path exists.
         """
         if self.file is None:
             return None
@@ -39,10 +43,10 @@ class Grouping:
 
 
 def read_groups(folder: DataFolder, sources: Sources, labelled: Labelled, asked: Grouping) -> dict[str, str] | None:
-    """The group of every labelled id; None where nobody asks for groups.
+    """Return the group of every labelled id; None if no groups are requested.
 
     Raises:
-        UserError: there is no such column or file, or it leaves a labelled id without a group, or gives it two.
+        UserError: there is no such column or file, or a labelled id has no group or two groups.
     """
     if asked.file is not None:
         path = asked.path(folder.root)
@@ -57,11 +61,13 @@ def read_groups(folder: DataFolder, sources: Sources, labelled: Labelled, asked:
 
 
 def read_folds(folder: DataFolder, labelled: Labelled) -> tuple[dict[str, str], str] | None:
-    """The fold that folds.csv, or a column of the table of labels, gives each labelled id, and which of them it is; None where neither is
-    there. Ids that it does not name are left out.
+    """Return id -> fold and its source: folds.csv, else a column of the label table; None if there is
+    neither.
+
+    Ids without a fold are left out.
 
     Raises:
-        UserError: folds.csv cannot be read, or gives an id two folds.
+        UserError: folds.csv cannot be read, or an id has two folds.
     """
     path = folder.root / FOLDS_FILE
     if path.is_file():
@@ -76,21 +82,19 @@ def read_folds(folder: DataFolder, labelled: Labelled) -> tuple[dict[str, str], 
 
 
 def _with_column(sources: Sources, labelled: Labelled, name: str, root: Path) -> tuple[Source, str]:
-    """The table that has the column: that of the labels if it does, else the only other one."""
+    """Return the table with the column: the label table, else the only other table that has it."""
     own = [labelled.found.source] if labelled.found else []
     others = [source for source in sources.of_role("train", "") if source not in own]
     having = [source for source in own if _called(source.table, name)] or [source for source in others if _called(source.table, name)]
     if len(having) > 1:
-        raise UserError(
-            f"{root}: {listed([source.name for source in having])} all have a column {name!r}; {FILE_FLAG} says which groups count"
-        )
+        raise UserError(f"{root}: {listed([source.name for source in having])} all have a column {name!r}; set the groups with {FILE_FLAG}")
     if having:
         return having[0], _called(having[0].table, name)
     known = [column for source in (*own, *others) for column in source.table.columns]
     seen = "; ".join(f"{source.name}: {listed(source.table.columns)}" for source in (*own, *others)) or "no table"
     raise UserError(
         f"{root}: no table has a column {name!r}{nearest(name, known)} (data.group_column); found {seen}. "
-        f"{COLUMN_FLAG} names another, {FILE_FLAG} a table with the columns id and group"
+        f"Set another column with {COLUMN_FLAG}, or a table with the columns id and group with {FILE_FLAG}"
     )
 
 
@@ -99,7 +103,7 @@ def _called(table: Table, name: str) -> str:
 
 
 def _by_image(labelled: Labelled, folder: DataFolder, source: Source, column: str) -> dict[str, set[str]]:
-    """id -> the values of `column` in the rows about its images."""
+    """Return id -> the values of `column` in the rows of its images."""
     if labelled.found is not None and source is labelled.found.source and column in labelled.found.table.columns:
         table, match = labelled.found.table, labelled.found.match
     else:
@@ -113,7 +117,7 @@ def _by_image(labelled: Labelled, folder: DataFolder, source: Source, column: st
 
 
 def _by_id(labelled: Labelled, folder: DataFolder, table: Table, name: str) -> dict[str, set[str]]:
-    """id -> the one value of the column `name` in a table with the columns id and `name`."""
+    """Return id -> the value of column `name` (a set of one) in a table with the columns id and `name`."""
     if missing := [wanted for wanted in ("id", name) if not _called(table, wanted)]:
         raise UserError(f"{table.path}: no column {listed(missing)}; expected the columns id and {name}, found {quoted(table.columns)}")
     ids, cells = table.column(_called(table, "id")), [cell.strip() for cell in table.column(_called(table, name))]
@@ -123,7 +127,7 @@ def _by_id(labelled: Labelled, folder: DataFolder, table: Table, name: str) -> d
         for text, cell in zip(ids, cells, strict=True):
             values.setdefault(text.strip(), set()).add(cell)
         found = {row_id: values[row_id] for row_id in labelled.ids}
-    else:  # ids written in another way: with an extension, as a path
+    else:  # ids in another form: with an extension, or as a path
         match = ImageIndex(folder, folder.of_part("train", "val", "")).match(ids)
         for images, cell in zip(match.images, cells, strict=True):
             for image in images:
@@ -136,9 +140,9 @@ def _by_id(labelled: Labelled, folder: DataFolder, table: Table, name: str) -> d
 def _of_ids(labelled: Labelled, values: Mapping[str, set[str]]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for row_id, images in zip(labelled.ids, labelled.images, strict=True):
-        said = set().union(*(values.get(image, set()) for image in images))
-        if said:
-            found.setdefault(row_id, set()).update(said)
+        found_values = set().union(*(values.get(image, set()) for image in images))
+        if found_values:
+            found.setdefault(row_id, set()).update(found_values)
     return found
 
 
@@ -159,15 +163,16 @@ def _refuse_empty(table: Table, column: str) -> None:
     empty = [line for line, cell in zip(table.lines, table.column(column), strict=True) if not cell.strip()]
     if empty:
         raise UserError(
-            f"{table.path}: {numbered(empty)}: nothing in column {column!r}; give each row a value (a row alone: one of its own)"
+            f"{table.path}: {numbered(empty)}: column {column!r} is empty; give each row a value (a row without a group: a value of its own)"
         )
 
 
 def take_folds(ids: Sequence[str], stated: Mapping[str, str], where: str, count: int) -> list[int]:
-    """The stated fold of each of `ids`, as a number from 1: the sorted values (as numbers where they are) are folds 1 to `count`.
+    """Return the fold of each of `ids`, from 1 to `count`: the sorted values (numbers in numeric order) are
+    numbered.
 
     Raises:
-        UserError: an id has none, or there are more or fewer than `count` values.
+        UserError: an id has no fold, or the number of different folds is not `count`.
     """
     missing = [row_id for row_id in ids if row_id not in stated]
     if missing:
@@ -175,7 +180,7 @@ def take_folds(ids: Sequence[str], stated: Mapping[str, str], where: str, count:
     kinds = sorted({stated[row_id] for row_id in ids}, key=_sort_key)
     if len(kinds) != count:
         found = f"{where} holds {counted(len(kinds), 'fold')} ({quoted(kinds)})"
-        raise UserError(f"{found}, and --folds asks for {count}: use --folds {len(kinds)}, or take it away to have folds made")
+        raise UserError(f"{found}, but --folds is {count}: use --folds {len(kinds)}, or remove this fold assignment")
     number = {kind: place for place, kind in enumerate(kinds, start=1)}
     return [number[stated[row_id]] for row_id in ids]
 

@@ -1,4 +1,4 @@
-"""A competition folder as it lies on disk -> labelled rows, test rows in the order to predict, what labels mean, the form of predictions.csv."""
+"""Read a competition folder: labelled rows, test rows in order, the target, and the form of predictions.csv."""
 
 from __future__ import annotations
 
@@ -49,16 +49,23 @@ def read_layout(
     grouped: groups.Grouping = groups.Grouping(),  # noqa: B008 - frozen
     corrected: corrections.CorrectionFiles = corrections.CorrectionFiles(),  # noqa: B008 - frozen
 ) -> Competition:
-    """The competition in `data_dir`: class folders, a table or JSON of labels, test images, sample submission; or questions about images.
+    """Read the competition in `data_dir`: class folders, a table or JSON of labels, or questions about
+    images.
 
-    `id_column` (names the image) and `label_column` name columns of the table of labels. What `need` does not name may be absent,
-    and with `test_images=False` all images of the sample submission too. With `skip_bad_images` training rows without image or label, and
-    questions without an image, are left out instead of refused. `asked`: what the user says of target and metric. `known`: target and
-    metric of a run, which are then taken and not decided again. `grouped`: where groups stand. `corrected`: tables of rows not to train on,
-    and of other labels to train on.
+    Args:
+        id_column: column of the label table that names the image; label_column: its label column.
+        need: the part that must be complete; the other may be missing.
+        test_images: False if the images of the sample submission may be missing too.
+        skip_bad_images: leave out training rows without image or label and questions without an image, do not
+            refuse.
+        asked: the user's flags on target and metric.
+        known: target and metric of an existing run; they are used and not decided again.
+        grouped: source of the groups.
+        corrected: tables of rows to exclude from training, and of new labels.
 
     Raises:
-        UserError: what is needed is absent, contradicts itself, or can be read in two ways; the message says where, and what settles it.
+        UserError: needed data is missing, contradictory or ambiguous; the message says where and how to
+            resolve it.
     """
     folder = look(Path(data_dir))
     if is_vqa(folder):
@@ -87,7 +94,7 @@ def read_layout(
     test = find_test_images(folder, sources, sample, test_index, labelled.taken, names, required=need != "train" and test_images)
     decision, trouble = _decided(labelled, test, asked, known, need, trouble)
     target, metric = (decision.target, decision.metric) if decision else known or (None, None)
-    if target is None and test.resolved and test.resolved.row_labels:  # nothing else names the labels
+    if target is None and test.resolved and test.resolved.row_labels:  # no other source of label names
         target = Target("multilabel", tuple(dict.fromkeys(test.resolved.row_labels)))
     elif target is None and len(wanted.columns) > 1:
         target = multiclass(sorted(wanted.columns, key=natural_key))
@@ -114,9 +121,12 @@ def read_layout(
 def read_for_training(
     data_dir: Path, data: Data, *, asked: Asked | None = None, skip_bad_images: bool, with_corrections: bool = True
 ) -> Competition:
-    """The labelled part of a competition as the keys `data` of a recipe name its columns and groups, or else competition.yaml does.
+    """Read the labelled part of a competition.
 
-    `asked`: what a run that goes on was told of target and metric. Without corrections `data.exclude` and `data.relabel` are left out.
+    Columns and groups come from the recipe's `data` keys, else competition.yaml.
+
+    `asked`: target and metric flags of a run that is continued. `with_corrections=False` ignores
+    `data.exclude` and `data.relabel`.
 
     Raises:
         UserError: as `read_layout`.
@@ -135,7 +145,7 @@ def read_for_training(
 
 
 def _sample_id(sample: Source | None, test_index: ImageIndex, folder: DataFolder) -> str | None:
-    """The id column of the sample submission, as far as it can be told before labels are read."""
+    """Return the id column of the sample submission, found before the labels are read."""
     if sample is None:
         return None
     for index in (test_index, ImageIndex(folder, folder.of_part("train", "val", ""))):
@@ -155,7 +165,7 @@ def _labelled(
     need: str,
     skip_bad: bool,
 ) -> tuple[Labelled, str | None]:
-    """The labelled rows; where they are not needed, none and why they cannot be read."""
+    """Read the labelled rows; if they are not needed, return none and the reason why they cannot be read."""
     if need == "test" and not has_training_data(folder, sources):
         return Labelled(), None
     try:
@@ -169,7 +179,10 @@ def _labelled(
 def _decided(
     labelled: Labelled, test: TestImages, asked: Asked, known: tuple[Target, str] | None, need: str, trouble: str | None
 ) -> tuple[Decision | None, str | None]:
-    """What the labels mean, None where there are none; where it is not needed, why it cannot be told."""
+    """Decide the target; None without labels.
+
+    If it is not needed, return the reason why it cannot be decided.
+    """
     if labelled.evidence is None:
         return None, trouble
     if known:
@@ -183,7 +196,10 @@ def _decided(
 
 
 def _form(test: TestImages, target: Target | None, metric: str | None, known: tuple[Target, str] | None) -> SubmissionForm | None:
-    """The form of predictions.csv. A model that cannot fill it says what it knows."""
+    """Return the form of predictions.csv.
+
+    If a run's model cannot fill it, the error lists the model's classes.
+    """
     try:
         return form_of(test, target, metric)
     except UserError as error:
@@ -194,7 +210,7 @@ def _form(test: TestImages, target: Target | None, metric: str | None, known: tu
 
 
 def _label_names(evidence: LabelEvidence | None, known: tuple[Target, str] | None) -> Sequence[str] | None:
-    """Every label there is, which rows of a long sample submission may be about; None where nobody knows."""
+    """Return all labels, which rows of a long sample submission may be about; None if they are unknown."""
     if known:
         return known[0].names
     if evidence is None:
@@ -203,7 +219,7 @@ def _label_names(evidence: LabelEvidence | None, known: tuple[Target, str] | Non
 
 
 def _as_texts(evidence: LabelEvidence, target: Target) -> Sequence[str]:
-    """Labels as a target that is known already takes them."""
+    """Return the labels as texts that the known target takes."""
     if not evidence.columns:
         return evidence.texts
     if target.kind == "continuous":
@@ -217,7 +233,7 @@ def _short(error: UserError) -> str:
 
 
 def _train_rows(root: Path, labelled: Labelled, decision: Decision | None) -> tuple[Row, ...]:
-    """One row for each image of each labelled id."""
+    """Return one row per image of each labelled id."""
     if decision is None:
         return ()
     rows = zip(labelled.ids, labelled.images, decision.labels, strict=True)
@@ -225,12 +241,14 @@ def _train_rows(root: Path, labelled: Labelled, decision: Decision | None) -> tu
 
 
 def read_form(data_dir: Path | str, target: Target | None, metric: str | None) -> SubmissionForm | None:
-    """The form that the sample submission in `data_dir` asks for, whether or not its images are there; None when there is no sample.
+    """Return the form of the sample submission in `data_dir`, even without test images; None without a
+    sample.
 
-    Without a target its columns alone are known: one is taken for labels, several for probabilities.
+    Without a target the form follows from the columns: one value column means labels, several mean
+    probabilities.
 
     Raises:
-        UserError: there are several samples, it is broken, or the target cannot fill it.
+        UserError: there are several samples, the sample is broken, or the target cannot fill it.
     """
     folder = look(Path(data_dir))
     index = ImageIndex(folder, folder.of_part("test"))

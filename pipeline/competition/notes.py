@@ -1,4 +1,4 @@
-"""What was understood of a data folder, in at most six lines."""
+"""Describe for the user how a data folder was read, in at most six lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.wording import counted, listed, quoted
 def train_notes(
     folder: DataFolder, labelled: Labelled, test: TestImages, target: Target | None, decision: Decision | None, trouble: str | None
 ) -> list[str]:
-    """Up to three lines on the labelled rows: how many and from where, what they mean, what was left out."""
+    """Return up to three lines on the labelled rows: number and source, meaning, and rows left out."""
     if trouble:
         return [f"train: not used, and not needed here: {trouble}"]
     if not labelled.ids:
@@ -50,7 +50,7 @@ def train_notes(
 
 
 def test_notes(test: TestImages, more: Sequence[str]) -> list[str]:
-    """One or two lines on the images to predict."""
+    """Return one or two lines on the images to predict."""
     images = f"{counted(test.num_images, 'image')}" if test.images else ""
     num_ids = len(set(test.ids))
     if images and test.num_images != num_ids:
@@ -60,7 +60,7 @@ def test_notes(test: TestImages, more: Sequence[str]) -> list[str]:
 
 
 def other_notes(folder: DataFolder, labelled: Labelled, sources: Sources, test: TestImages) -> list[str]:
-    """At most one line on what else lies there and is not used."""
+    """Return at most one line on other content of the folder that is not used."""
     notes = []
     held_out = [name for name in folder.parts.named("val") if not any(image.startswith(name + "/") for image in labelled.taken)]
     if held_out:
@@ -73,9 +73,7 @@ def other_notes(folder: DataFolder, labelled: Labelled, sources: Sources, test: 
     if folder.parts.foreign:
         notes.append(f"{listed(sorted(folder.parts.foreign))}/ not read: a competition of its own")
     unread = sum((found.unread for found in folder.scans.values()), Counter())
-    notes += [
-        f"{counted(count, f'{suffix} file')} not read (`make data FROM=` makes images of what it can)" for suffix, count in unread.items()
-    ]
+    notes += [f"{counted(count, f'{suffix} file')} not read (`make data FROM=` converts what it can)" for suffix, count in unread.items()]
     if sources.seen:
         notes.append(f"seen and not read: {listed(sources.seen)}")
     if sources.broken:

@@ -1,5 +1,8 @@
-"""Competitions that ask for something else than what a whole image shows: masks, boxes, texts, images that are alike. They are refused by
-what their sample submission asks for; read as classes they would give a file that Kaggle accepts and scores with 0."""
+"""Refuse competitions of other tasks: segmentation, detection, free text, retrieval.
+
+They are recognised by their sample submission. Read as classes, they would give a file that Kaggle accepts
+and scores with 0.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,10 @@ ASKED_BY_NAME = {
 
 
 def refuse_other_tasks(sample: Source, id_column: str, wanted: Wanted) -> None:
-    """Pass for a sample submission that asks for classes, labels or numbers of whole images.
+    """Check that a sample submission asks for classes, labels or numbers of whole images.
 
     Raises:
-        UserError: it asks for masks, boxes, or images that are alike; the message says what it was told by.
+        UserError: it asks for masks, boxes or similar images; the message gives the evidence.
     """
     table = sample.table
     for column in wanted.columns:
@@ -46,28 +49,31 @@ def refuse_other_tasks(sample: Source, id_column: str, wanted: Wanted) -> None:
 
 
 def refuse_several_questions(sample: Source, wanted: Wanted, tables: Sequence[Source]) -> None:
-    """Pass unless the rows of a sample submission ask each for another column of classes: `<image>_<column>`.
+    """Check that the rows of a sample submission do not ask for different class columns: `<image>_<column>`.
 
     Raises:
-        UserError: they do.
+        UserError: they do; several targets per image are not supported.
     """
     for source in tables:
         names = wanted.suffixed(source.table.columns)
         several = [name for name in names if len({cell.strip() for cell in source.table.column(name)} - {"", "0", "1"}) > 0]
         if len(several) > 1 and not any(_is_fraction(cell) for name in several for cell in source.table.column(name)[:LOOKED_AT]):
-            asked = f"its ids end in {listed(several)}, the columns of {source.name} that hold one of several classes each"
+            asked = f"its ids end in {listed(several)}, columns of {source.name} with one of several classes each"
             raise _refusal(sample, "the answers to several questions about each image", asked)
 
 
-def _refusal(sample: Source, asked: str, told_by: str) -> UserError:
+def _refusal(sample: Source, asked: str, evidence: str) -> UserError:
     return UserError(
-        f"{sample.table.path} asks for {asked}: {told_by}. That is not done here: what is predicted is a class, a probability, labels or a "
-        "number for a whole image. If that is what is asked for after all: --target multiclass (or binary, multilabel, ordinal, continuous)"
+        f"{sample.table.path} asks for {asked}: {evidence}. This task is not supported: the pipeline predicts a class, a probability, "
+        "labels or a number for a whole image. If your competition does ask for that: --target multiclass (or binary, multilabel, "
+        "ordinal, continuous)"
     )
 
 
 def _numbers_beside(cell: str) -> bool:
-    """True for labels and numbers in one cell that no list of labels can be: a number occurs twice, or a fraction stands beside a word."""
+    """Return True if a cell holds labels with numbers: a number occurs twice, or a fraction stands beside a
+    word.
+    """
     parts = cell.split()
     numbers = [part for part in parts if re.fullmatch(r"-?\d+(\.\d*)?([eE]-?\d+)?", part)]
     if len(parts) < 2:
@@ -76,10 +82,11 @@ def _numbers_beside(cell: str) -> bool:
 
 
 def _names_rows(table: Table, id_column: str, cells: Sequence[str]) -> bool:
-    """True where cells repeat ids of the sample, each its own, or several in a cell."""
+    """Return True if the cells repeat ids of the sample: their own id, or several ids in one cell."""
     ids = [cell.strip() for cell in table.column(id_column)[:LOOKED_AT]]
     filled = [(own, cell) for own, cell in zip(ids, cells, strict=True) if cell]
-    if len(filled) < 2 or all(re.fullmatch(r"[\d.]+", cell) for _, cell in filled):  # numbers from 0 are classes as well as ids
+    # numbers may be classes and ids
+    if len(filled) < 2 or all(re.fullmatch(r"[\d.]+", cell) for _, cell in filled):
         return False
     known = set(ids)
     return all(set(cell.split()) <= known for _, cell in filled)

@@ -1,4 +1,6 @@
-"""What a question-answering run learns from: texts cleaned, images sampled, the answers that become classes, training and validation rows."""
+"""Prepare question answering: clean texts, sample images, choose the answers that become classes, and split
+the rows.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ _IS = _words(
     "anyone anybody anything nobody nothing"
 )
 _DID = _words("what where how why who when")
-# After these "the man's" is "the man is"; before anything else, as in "the man's shirt", it is whose shirt.
+# Before these words "the man's" means "the man is"; before others ("the man's shirt") it is a possessive.
 _AFTER_IS = _words(
     "a an the in on at by with under over near behind beside above below inside outside from of for to up down out off not going being "
     "about ready able likely also still just wearing"
@@ -49,10 +51,11 @@ _BARE = {
 
 @lru_cache(maxsize=200_000)
 def clean_question(text: str) -> str:
-    """The question as it is read: lower case, contractions in full ("what's", "the man's wearing"), no punctuation, single spaces.
+    """Return the question in lower case, with expanded contractions ("what is"), no punctuation and single
+    spaces.
 
-    A possessive keeps its apostrophe ("the man's shirt"), other scripts their letters and marks. Cleaning never empties a text: what is
-    punctuation alone stays.
+    Possessives keep the apostrophe ("the man's shirt"); letters and marks of other scripts are kept. The
+    result is never empty: a text of punctuation only is kept.
     """
     plain = unicodedata.normalize("NFC", text).replace("\u2019", "'").replace("\u02bc", "'").lower()
     words = _without_punctuation(_expanded(plain)).split()
@@ -60,7 +63,7 @@ def clean_question(text: str) -> str:
 
 
 def clean_answer(text: str) -> str:
-    """The answer as answers are compared and counted; cleaned as questions are."""
+    """Return the answer cleaned like a question; answers are compared and counted in this form."""
     return clean_question(text)
 
 
@@ -85,7 +88,9 @@ def _is_or_whose(found: re.Match[str]) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """Punctuation becomes space, except where it is part of a word or number: o'clock, 3.5, 1,000 (as 1000), 2:30, 1/2, -5, 50%, $, &."""
+    """Replace punctuation by spaces, except inside words and numbers: o'clock, 3.5, 1,000 (as 1000), 2:30,
+    1/2, -5, 50%, $, &.
+    """
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
     return re.sub(r"[^\w\s]|_", _kept_mark, text)
 
@@ -98,7 +103,7 @@ def _kept_mark(found: re.Match[str]) -> str:
         keep = before.isdigit() and after.isdigit()
     elif mark == "-":
         keep = after.isdigit() and not before.strip()
-    else:  # symbols, accents and vowel signs of other scripts, the joiners between their letters
+    else:  # symbols; accents, vowel signs and joiners of other scripts
         kind = unicodedata.category(mark)
         keep = mark in "%&#" or (kind[0] in "MS" and mark not in "`=<>+|~^") or kind == "Cf"
     return mark if keep else " "
@@ -109,16 +114,16 @@ def _kept_mark(found: re.Match[str]) -> str:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows to train on, rows to validate on, and the answers between which the model chooses."""
+    """Rows for training and validation, and the answer classes of the model."""
 
-    train: tuple[Row, ...]  # their answers are all among the classes
+    train: tuple[Row, ...]  # only rows whose answer is a class
     val: tuple[Row, ...]
-    class_names: tuple[str, ...]  # by frequency; each as it is written most often, which is how it is predicted
+    class_names: tuple[str, ...]  # by frequency, in the most frequent spelling; this is the predicted text
     indices: dict[str, int]  # cleaned answer -> class
     notes: tuple[str, ...]
 
     def label_of(self, answer: str) -> int:
-        """The class of a cleaned answer; -1 when it is none."""
+        """Return the class index of a cleaned answer; -1 if it is not a class."""
         return self.indices.get(answer, -1)
 
 
@@ -134,14 +139,17 @@ def prepare(
     former: Sequence[tuple[str, str, str]] | None = None,
     answers: Sequence[str] = (),
 ) -> Prepared:
-    """Sample the images, choose the answers that are classes, split; all drawn by `seed`, whatever the order of `rows`.
+    """Sample the images, choose the answer classes, and split the rows.
 
-    "wrong" counts answers on the training rows, and validation rows with another answer stay, as wrong ones. "drop" counts them before
-    the split and takes other rows out of both parts. A run that is resumed gives its `former` rows (id, label, train or val), which keep
-    their place, and its `answers`; rows it did not know are left out.
+    Draws depend on `seed`, not on the order of `rows`.
+
+    `other_answers="wrong"`: answers are counted on the training rows; validation rows with another answer
+    stay and count as wrong. "drop": answers are counted before the split, and rows with other answers are
+    removed from both parts. A resumed run passes `former` rows (id, label, train or val), which keep their
+    part, and its `answers`; new rows are left out.
 
     Raises:
-        UserError: nothing is left to train on, or fewer than two answers.
+        UserError: no rows are left for training, or there are fewer than two answers.
     """
     if former is not None:
         return _prepare_again(rows, former, answers)
@@ -198,7 +206,10 @@ def _sampled(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row]
 
 
 def _split(rows: Sequence[Row], val_fraction: float, by: str, seed: int) -> tuple[list[Row], list[Row], str]:
-    """Training rows, validation rows, and how they were chosen in words. At least one image (or question) trains."""
+    """Return training rows, validation rows and a description.
+
+    At least one image (or question) stays in training.
+    """
     units = sorted({_unit(row, by) for row in rows})
     num_val = min(round(val_fraction * len(units)), len(units) - 1)
     if val_fraction and not num_val and len(units) > 1:

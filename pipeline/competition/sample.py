@@ -1,4 +1,4 @@
-"""The sample submission: which table it is, by its name or by what it holds."""
+"""Find the sample submission among the tables, by its name or by its ids."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipeline.forms.form import SubmissionForm
 from pipeline.tables import Table, load_table, repeated_ids, rows_of
 from pipeline.wording import listed, numbered
 
-FITS = 0.9  # of the rows of a table that must be test images before it is taken for a sample submission whatever its name
+FITS = 0.9  # share of a table's rows that must be test images, for a table with another name
 MAX_ROW_LABELS = 200
-FIRST = 5000  # rows that are looked at for what the sample says of labels
+FIRST = 5000  # rows of the sample submission that are read for its labels
 
 
 def find_sample(folder: DataFolder, sources: Sources, index: ImageIndex) -> Source | None:
-    """The sample submission of `folder`; `index` finds its test images. None when there is none.
+    """Return the sample submission of `folder`; None without one. `index` finds the test images.
 
     Raises:
-        UserError: several may be it, something may be it and cannot be read, or it is broken.
+        UserError: several tables may be it, a table with its name cannot be read, or it is broken.
     """
     named = sources.of_role("sample")
     for name, error in sources.broken.items():
@@ -44,24 +44,24 @@ def find_sample(folder: DataFolder, sources: Sources, index: ImageIndex) -> Sour
 
 
 def check_sample(table: Table) -> None:
-    """Pass for a table that can be a sample submission.
+    """Check that a table can be a sample submission.
 
     Raises:
-        UserError: it has one column, or no rows.
+        UserError: it has one column only, or no rows.
     """
     problems = []
     if len(table.columns) < 2:
-        problems.append(f"it has the one column {table.columns[0]!r}: an id column and a label column (or one column per class) are needed")
+        problems.append(f"its only column is {table.columns[0]!r}: an id column and a label column (or one column per class) are needed")
     if not table.cells:
         problems.append("it has no rows: the ids to predict are needed")
     raise_all(problems, f"{table.path}:")
 
 
 def check_sample_ids(sample: Table, id_column: str) -> None:
-    """Pass when every row of the sample submission has an id of its own.
+    """Check that every row of the sample submission has its own id.
 
     Raises:
-        UserError: ids that are empty or occur several times; every problem at once.
+        UserError: ids are empty or repeated; all problems are listed.
     """
     rows = rows_of(sample.column(id_column), sample.lines)
     empty = [line for image_id, lines in rows.items() for line in lines if not image_id.strip()]
@@ -72,17 +72,17 @@ def check_sample_ids(sample: Table, id_column: str) -> None:
 
 
 def label_form(sample: Table, id_column: str) -> SubmissionForm:
-    """The form of a sample submission whose rows are answers: one cell of text each.
+    """Return the form of a sample submission with one answer text per row.
 
     Raises:
-        UserError: ids that are empty or occur several times.
+        UserError: ids are empty or repeated.
     """
     check_sample_ids(sample, id_column)
     return SubmissionForm("label", sample.columns, id_column, tuple(sample.column(id_column)), sample.path)
 
 
 def wanted_by(sample: Table | None, id_column: str | None) -> Wanted:
-    """What a sample submission says of labels."""
+    """Return the columns, ids and values that a sample submission asks for."""
     if sample is None or id_column is None:
         return Wanted()
     columns = tuple(name for name in sample.columns if name != id_column)
@@ -95,7 +95,11 @@ def wanted_by(sample: Table | None, id_column: str | None) -> Wanted:
 
 
 def with_row_labels(wanted: Wanted, sample: Table, id_column: str, sources: Sequence[Source]) -> Wanted:
-    """`wanted` with what the rows of the sample may be about: the values of a column beside the sample's ids in a table about the test."""
+    """Add the possible row labels to `wanted`, from tables about the test set that hold all ids of the
+    sample.
+
+    Possible labels are the values of another column beside these ids.
+    """
     ids = {cell.strip() for cell in sample.column(id_column)}
     found = []
     for source in sources:
@@ -107,7 +111,7 @@ def with_row_labels(wanted: Wanted, sample: Table, id_column: str, sources: Sequ
 
 
 def _fitting(named: Sequence[Source], index: ImageIndex) -> list[Source]:
-    """Those whose ids lead to test images; all where none or several do, one where they are equal."""
+    """Return the samples whose ids name test images, or all if none do. Equal samples count once."""
     different = {source.table.columns + source.table.cells: source for source in reversed(named)}
     named = [source for source in named if source in different.values()]
     found = [source for source in named if _share(source.table, index) >= FITS]
@@ -115,7 +119,7 @@ def _fitting(named: Sequence[Source], index: ImageIndex) -> list[Source]:
 
 
 def _share(table: Table, index: ImageIndex) -> float:
-    """How much of a table is about different test images."""
+    """Return the share of a table's rows with a test image."""
     if not index.images or not table.cells:
         return 0.0
     _, match = find_ids(table, index, groups=True)
@@ -123,7 +127,7 @@ def _share(table: Table, index: ImageIndex) -> float:
 
 
 def _one_folder_higher(folder: DataFolder, index: ImageIndex) -> list[Source]:
-    """Sample submissions beside the data folder, where they are about its test images."""
+    """Return sample submissions in the parent folder, if their ids are the test images."""
     above = folder.root.resolve().parent
     try:
         names = sorted(entry.name for entry in above.iterdir() if is_table(entry.name) and is_sample_name(entry.name) and entry.is_file())
@@ -141,20 +145,23 @@ def _one_folder_higher(folder: DataFolder, index: ImageIndex) -> list[Source]:
 
 
 def _by_content(sources: Sources, index: ImageIndex) -> list[Source]:
-    """Tables of names that say nothing, whose rows are the test images."""
+    """Return tables without a role whose rows are the test images."""
     return [source for source in sources.of_role("") if _is_about_test(source, index) and not source.is_json]
 
 
 def _one_of_alike(found: Sequence[Source], index: ImageIndex) -> list[Source]:
-    """One of several tables with the same columns and ids (`all_zeros_benchmark.csv`, `all_ones_benchmark.csv`): the one whose values tell
-    the most, with a note. Tables that differ in more stay as they are."""
+    """Choose one of several tables with equal columns and ids (`all_zeros_benchmark.csv`,
+    `all_ones_benchmark.csv`).
+
+    The one with the most different values is taken, with a note. Other tables are returned unchanged.
+    """
     ids = {(source.table.columns, tuple(source.table.column(find_ids(source.table, index)[0]))) for source in found}
     values = [cell for source in found for row in source.table.cells for cell in row[1:]]
     if len(found) < 2 or len(ids) > 1 or not all(is_number(cell) for cell in values[:FIRST]):
         return list(found)
     best = max(found, key=lambda source: len({cell for row in source.table.cells for cell in row}))
     others = listed(source.name for source in found if source is not best)
-    note = f"{others} has the same rows and columns; taken for the sample submission: {best.name}"
+    note = f"{others} has the same rows and columns; used as the sample submission: {best.name}"
     return [replace(best, table=replace(best.table, notes=(*best.table.notes, note)))]
 
 
@@ -170,7 +177,7 @@ def _is_about_test(source: Source, index: ImageIndex) -> bool:
 
 
 def _refuse_alike(folder: DataFolder, sources: Sources, index: ImageIndex) -> None:
-    """Raise where something looks like a sample submission: made-up columns would be a guess."""
+    """Raise if a file looks like a sample submission but is not usable: inventing columns would be a guess."""
     packed = [name for name in folder.archives if is_sample_name(name) and suffix_of(name) in ARCHIVE_SUFFIXES]
     if packed:
         raise UserError(f"{folder.root}: {packed[0]} is not unpacked: {unpack_command(folder.root)}")

@@ -1,4 +1,4 @@
-"""Which labelled images train and which validate."""
+"""Split the labelled images into training and validation."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from pipeline.wording import counted
 
 
 def train_val_split(labels: Sequence[str], val_fraction: float, seed: int) -> tuple[list[int], list[int], str]:
-    """Sorted indices of the training rows, of the validation rows, and one sentence on how they were chosen.
+    """Return sorted indices of the training rows and of the validation rows, and one sentence that describes
+    the split.
 
-    The split is stratified: each class gives its share. Every class keeps a training row, so a class with one row is never held
-    out. A hold-out smaller than the number of classes takes one row from each of as many classes, chosen by `seed`.
+    The split is stratified by class. Every class keeps a training row, so a class with one row is never held
+    out. If the hold-out is smaller than the number of classes, it takes one row from each of some classes,
+    drawn with `seed`.
 
     Raises:
         UserError: `val_fraction` is not in [0, 1).
     """
     if not 0 <= val_fraction < 1:
-        raise UserError(f"data.val_fraction is {val_fraction!r}: a number from 0 up to, but not including, 1 is needed")
+        raise UserError(f"data.val_fraction is {val_fraction!r}: expected a number from 0 (inclusive) to 1 (exclusive)")
     rows_of: dict[str, list[int]] = {}
     for row, label in enumerate(labels):
         rows_of.setdefault(label, []).append(row)
     several = {label: rows for label, rows in sorted(rows_of.items()) if len(rows) > 1}
     wanted = math.ceil(len(labels) * val_fraction - 1e-9)
-    # Beyond this some class would lose its last training row.
+    # With more validation rows some class would lose its last training row.
     num_val = min(wanted, sum(len(rows) - 1 for rows in several.values()))
     if num_val == 0:
         return (
@@ -47,8 +49,11 @@ def train_val_split(labels: Sequence[str], val_fraction: float, seed: int) -> tu
 
 
 def kept_split(ids: Sequence[str], former: Sequence[tuple[str, str, str]]) -> tuple[list[int], list[int], str]:
-    """The split of a run being resumed, as `train_val_split` gives it: `former` rows (id, label, train or val) where and in the order they
-    were, new ones behind the training rows."""
+    """Return the split of a resumed run, in the form of `train_val_split`.
+
+    `former`: rows (id, label, train or val) of the run, which keep part and order. New rows are appended to
+    training.
+    """
     row_of = {row_id: row for row, row_id in enumerate(ids)}
     train, val = ([row_of[row_id] for row_id, _, split in former if split == wanted and row_id in row_of] for wanted in ("train", "val"))
     known = {row_id for row_id, _, _ in former}
@@ -59,7 +64,10 @@ def kept_split(ids: Sequence[str], former: Sequence[tuple[str, str, str]]) -> tu
 def stated_split(
     ids: Sequence[str], stated: Mapping[str, str], where: str = "as the table of labels says"
 ) -> tuple[list[int], list[int], str]:
-    """The split that somebody states, as `train_val_split` gives it; `stated`: id -> train or val, `where`: who, in words."""
+    """Return a given split, in the form of `train_val_split`. `stated`: id -> train or val.
+
+    `where`: its source, in words.
+    """
     train = [number for number, name in enumerate(ids) if stated.get(name) != "val"]
     val = [number for number, name in enumerate(ids) if stated.get(name) == "val"]
     return train, val, f"validation: {len(val):,} of {counted(len(ids), 'labelled image')}, {where}"
@@ -71,7 +79,7 @@ def _stratified(rows_of: dict[str, list[int]], num_val: int, seed: int) -> list[
     rows = sorted(row for found in rows_of.values() for row in found)
     label_of = {row: label for label, found in rows_of.items() for row in found}
     train, val = train_test_split(rows, test_size=num_val, stratify=[label_of[row] for row in rows], random_state=seed)
-    # A large hold-out can take a small class whole: its first row goes back.
+    # A large hold-out may take all rows of a small class: return its first row to training.
     emptied = set(rows_of) - {label_of[row] for row in train}
     returned = {rows_of[label][0] for label in emptied}
     return [row for row in val if row not in returned]

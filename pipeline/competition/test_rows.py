@@ -1,4 +1,6 @@
-"""The images to predict, in the order of the sample submission or of their names, and what the sample says of classes."""
+"""Find the images to predict, in the order of the sample submission or of their names, and check the sample's
+classes.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,14 @@ from pipeline.wording import capped, counted, nearest, numbered, quoted
 
 @dataclass(frozen=True)
 class TestImages:
-    """The rows to predict: `ids[i]` (an id may occur for several rows of a sample) and the paths of its images in the data folder."""
+    """The rows to predict.
 
-    __test__ = False  # no test, whatever pytest thinks of its name
+    `ids[i]` (may repeat in a long sample) has the images `images[i]` (paths in the data folder).
+    """
 
-    ids: Sequence[str] = ()  # what is predicted, a row of the sample each
+    __test__ = False  # pytest must not collect this class
+
+    ids: Sequence[str] = ()  # one per row of the sample
     images: Sequence[tuple[str, ...]] = ()
     sample: Source | None = None
     resolved: Resolved | None = None
@@ -34,11 +39,11 @@ class TestImages:
 
     @property
     def num_images(self) -> int:
-        """How many different images are to be predicted."""
+        """Number of different images to predict."""
         return len({image for images in self.images for image in images})
 
     def subjects(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Every id once, in the order of the file, with its images."""
+        """Return every id once, in the order of the file, with its images."""
         return list(dict(zip(self.ids, self.images, strict=True)).items()) if self.images else []
 
 
@@ -51,10 +56,13 @@ def find_test_images(
     label_names: Sequence[str] | None,
     required: bool,
 ) -> TestImages:
-    """The images to predict; `index` finds those in test folders, `taken` are the labelled ones, `label_names` every label (None: nobody knows).
+    """Find the images to predict. `index`: finds images in test folders. `taken`: the labelled images.
+
+    `label_names`: all labels (None: unknown). `required`: raise if there are no test images.
 
     Raises:
-        UserError: ids without an image or with several, folders of which either may be the test, none at all where they are `required`.
+        UserError: an id has no image or several, several folders may hold the test images, or there are none
+            but they are `required`.
     """
     if sample:
         return _from_sample(folder, sources, sample, index, taken, label_names, required)
@@ -72,7 +80,7 @@ def find_test_images(
 
 
 def form_of(test: TestImages, target: Target | None, metric: str | None) -> SubmissionForm | None:
-    """The form of predictions.csv; None where there is nothing to predict and no sample submission."""
+    """Return the form of predictions.csv; None without a sample submission and test images."""
     target, metric = target or multiclass(()), metric or "accuracy"
     if test.sample and test.resolved:
         resolved = test.resolved
@@ -81,7 +89,7 @@ def form_of(test: TestImages, target: Target | None, metric: str | None) -> Subm
 
 
 def sample_evidence(test: TestImages) -> SampleEvidence | None:
-    """What the sample submission says of targets, without its ids."""
+    """Return the columns and values of the sample submission for choosing the target, without its ids."""
     if test.sample is None or test.resolved is None:
         return None
     table = test.sample.table
@@ -91,10 +99,12 @@ def sample_evidence(test: TestImages) -> SampleEvidence | None:
 
 
 def check_classes(test: TestImages, target: Target | None, form: SubmissionForm | None, asked: Asked) -> list[str]:
-    """Notes on labels of the sample submission that are no classes of the training data.
+    """Check the classes of the sample submission; returns notes on values that are no classes of the training
+    data.
 
     Raises:
-        UserError: a class that only the sample submission has: a column of probabilities, or a label among others that are known.
+        UserError: a class occurs only in the sample submission, as a column of probabilities or among known
+            labels.
     """
     sample = sample_evidence(test)
     if sample is None or target is None or not target.names or target.kind != "multiclass" or sample.labels or test.sample is None:
@@ -108,7 +118,7 @@ def check_classes(test: TestImages, target: Target | None, form: SubmissionForm 
     known = set(target.names)
     values = Counter(cells[0].strip() for cells in sample.cells)
     unknown = [value for value in values if value and value not in known]
-    if not unknown or all(set(value.split()) & known for value in unknown):  # several guesses in a cell
+    if not unknown or all(set(value.split()) & known for value in unknown):  # several guesses in one cell
         return []
     right = sum(count for value, count in values.items() if value in known)
     what = f"labels {quoted(unknown)} are no classes of the training data{nearest(unknown[0], target.names)}"
@@ -138,7 +148,9 @@ def _from_sample(
     label_names: Sequence[str] | None,
     required: bool,
 ) -> TestImages:
-    """The images that the ids of the sample submission mean: in the test folders, or among the unlabelled images of a shared folder."""
+    """Find the images of the sample's ids: in the test folders, or among the unlabelled images of a shared
+    folder.
+    """
     table = sample.table
     others = [source for source in sources.found if source.name != sample.name and source.role != "answers"]
     others.sort(key=lambda source: source.role != "test")

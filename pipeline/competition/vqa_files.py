@@ -1,4 +1,7 @@
-"""The JSON files of VQA v2 (visualqa.org/download.html gives their keys): questions, annotations, results. Every problem is named."""
+"""Read and write the JSON files of VQA v2: questions, annotations, results. All problems are reported.
+
+Format: visualqa.org/download.html
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,17 @@ from pipeline.wording import capped, nearest
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question. `place` is its entry in a JSON file or its row in a table, counted from 1 as a person would."""
+    """One question. `place`: its entry in a JSON file or its row in a table, counted from 1."""
 
     id: str
-    image: str  # as the file names it: a COCO number, or a file name
+    image: str  # as the file writes it: a COCO number, or a file name
     text: str
     place: int
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What one question was answered: the agreed answer, and that of every annotator where the file has them."""
+    """The answer to one question: the agreed answer, and those of all annotators where the file has them."""
 
     answer: str
     answers: tuple[str, ...] = ()
@@ -37,24 +40,28 @@ class Answered:
 
 @dataclass
 class Problems:
-    """What is wrong with the entries of one file, by kind: `entries 3, 9` rather than one line each."""
+    """The problems of one file's entries by kind, so that many entries share a line: `entries 3, 9`."""
 
     found: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, problem: str) -> None:
-        """Note one problem; `kind` says in the plural what the others of its kind would be: `entries have no question_id`."""
+        """Add one problem.
+
+        `kind`: a plural phrase for more problems of its kind: `entries have no question_id`.
+        """
         self.found.setdefault(kind, []).append(problem)
 
     def lines(self) -> list[str]:
-        """The first problems of each kind, and how many more there are."""
+        """Return the first problems of each kind, and the number of further ones."""
         return [line for kind, problems in self.found.items() for line in capped(problems, kind)]
 
 
 def load_questions(path: Path) -> dict[str, Question]:
-    """Question id -> question, in the order of the file.
+    """Load a questions file: question id -> question, in the order of the file.
 
     Raises:
-        UserError: not JSON of that form; or entries without id, image or question, or ids that occur twice: all of them at once.
+        UserError: the file is not JSON of that form; entries lack id, image or question, or repeat an id. All
+            are listed.
     """
     problems, questions = Problems(), {}
     for place, entry in _entries(path, "questions", problems):
@@ -73,10 +80,14 @@ def load_questions(path: Path) -> dict[str, Question]:
 
 
 def load_annotations(path: Path) -> dict[str, Answered]:
-    """Question id -> its answers. Without `multiple_choice_answer` the most frequent answer of the annotators is taken, as that key means.
+    """Load an annotations file: question id -> its answers.
+
+    Without `multiple_choice_answer`, the annotators' most frequent answer is taken; that is the meaning of
+    this key.
 
     Raises:
-        UserError: not JSON of that form; or entries without id or answer, or ids that occur twice: all of them at once.
+        UserError: the file is not JSON of that form; entries lack id or answer, or repeat an id. All are
+            listed.
     """
     problems: Problems = Problems()
     annotations: dict[str, Answered] = {}
@@ -103,10 +114,10 @@ def load_annotations(path: Path) -> dict[str, Answered]:
 
 
 def load_results(path: Path) -> dict[str, tuple[int, str]]:
-    """Question id -> (entry, answer) of an official results file, in its order.
+    """Load an official results file: question id -> (entry number, answer), in the order of the file.
 
     Raises:
-        UserError: not a list of `{"question_id": ..., "answer": ...}`, or an id occurs twice.
+        UserError: the file is not a list of `{"question_id": ..., "answer": ...}`, or repeats an id.
     """
     problems, results = Problems(), {}
     for place, entry in _entries(path, None, problems):
@@ -123,7 +134,10 @@ def load_results(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def write_results(path: Path, ids: Sequence[str], answers: Sequence[str]) -> None:
-    """Write the official results file, whole or not at all: `[{"question_id": 1, "answer": "yes"}, ...]`; ids that are numbers as numbers."""
+    """Write the official results file atomically: `[{"question_id": 1, "answer": "yes"}, ...]`.
+
+    Ids are written as numbers if all of them are numbers.
+    """
     numbers = all(_is_number(question_id) for question_id in ids)
     entries = [
         {"question_id": int(question_id) if numbers else question_id, "answer": answer}
@@ -133,10 +147,10 @@ def write_results(path: Path, ids: Sequence[str], answers: Sequence[str]) -> Non
 
 
 def load_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Load a JSON file.
 
     Raises:
-        UserError: it cannot be read; the message says in which line.
+        UserError: it cannot be read; the message gives the line.
     """
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
@@ -152,12 +166,14 @@ def load_json(path: Path) -> Any:
         what = "it is empty" if not text.strip() else f"line {error.lineno}, character {error.colno}: {error.msg}"
         cut = "; it ends too early, as an interrupted download does: download it again" if error.pos >= size - 1 else ""
         raise UserError(f"{path} is not valid JSON: {what}{cut}") from None
-    except (RecursionError, ValueError) as error:  # nested a thousand deep, or a number of thousands of digits
+    except (RecursionError, ValueError) as error:  # nested very deeply, or a number with thousands of digits
         raise UserError(f"{path} is not valid JSON: {str(error) or 'nested too deeply'}") from None
 
 
 def _entries(path: Path, key: str | None, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The entries of the list under `key` (None: of the file itself), numbered from 1; what is no entry goes to `problems`."""
+    """Yield the entries of the list under `key` (None: the file is the list), numbered from 1; others go to
+    `problems`.
+    """
     loaded = load_json(path)
     if key is not None:
         if not isinstance(loaded, dict) or not isinstance(loaded.get(key), list):
@@ -196,7 +212,7 @@ def _text_of(entry: dict[str, Any], key: str, place: int, problems: Problems) ->
 
 
 def _answers_of(entry: dict[str, Any], place: int, problems: Problems) -> tuple[str, ...]:
-    """The annotators' answers: `[{"answer": "yes"}, ...]`, or plain texts."""
+    """Return the annotators' answers; the file has `[{"answer": "yes"}, ...]` or plain texts."""
     given = entry.get("answers", [])
     answers = [item.get("answer") if isinstance(item, dict) else item for item in given] if isinstance(given, list) else [None]
     answers = [str(answer) if type(answer) in (int, float) else answer for answer in answers]
@@ -215,7 +231,7 @@ def _says(entry: dict[str, Any], key: str) -> str:
 
 
 def _is_text(value: str) -> bool:
-    """False for what no file can hold as text: half a surrogate pair, a NUL."""
+    """Return False for text that no file can hold: half a surrogate pair, or NUL."""
     return (value.isascii() and "\0" not in value) or _encodes(value)
 
 

@@ -1,4 +1,4 @@
-"""Questions about images as they lie on disk -> labelled rows and rows to predict: VQA v2's JSON files, or tables image, question, answer."""
+"""Read questions about images from disk: VQA v2's JSON files, or tables with image, question, answer."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from pipeline.forms.form import SubmissionForm
 from pipeline.tables import Table
 from pipeline.wording import MAX_NAMED, capped, counted, listed, nearest, quoted
 
-# What the official file names say beside the split: v2_OpenEnded_mscoco_train2014_questions.json.
+# Words of the official file names that do not name the split: v2_OpenEnded_mscoco_train2014_questions.json.
 NO_SPLIT = ("v1", "v2", "openended", "multiplechoice", "mscoco", "coco", "vqa", "vqav2")
 
 
 @dataclass(frozen=True)
 class _Source:
-    """The files of one split. Without `annotations` its questions are the ones to predict."""
+    """The files of one split. Without `annotations`, its questions are to be predicted."""
 
-    split: str  # train2014, test-dev2015; train, test for tables
+    split: str  # train2014, test-dev2015; for tables train, test
     questions: Path
     annotations: Path | None
 
@@ -38,7 +38,7 @@ class _Source:
 
     @property
     def place(self) -> str:
-        """What `Question.place` counts."""
+        """The noun for `Question.place`."""
         return "row" if self.is_table else "entry"
 
     @property
@@ -48,7 +48,7 @@ class _Source:
 
 @dataclass
 class _Part:
-    """The rows for training, or those to predict, and what a person should know of them."""
+    """The rows for training or for prediction, with notes for the user."""
 
     rows: list[Row] = field(default_factory=list)
     says: str = ""
@@ -60,7 +60,9 @@ class _Part:
 
 
 def is_vqa(folder: DataFolder) -> bool:
-    """True when the folder holds questions: a JSON file named so, or a table of training or test rows with a column of them."""
+    """Return True if the folder holds questions: a JSON file with that name, or a train or test table with a
+    question column.
+    """
     return bool(_json_files(folder, "question") or train_tables(folder) or test_tables(folder))
 
 
@@ -72,10 +74,12 @@ def read_vqa(
     need: Literal["train", "test", "both"],
     skip_bad_images: bool,
 ) -> Competition:
-    """The questions in `folder`; see `layout.read_layout`. What `need` does not name is not read, or may be in disorder.
+    """Read the questions in `folder`; for the parameters see `layout.read_layout`.
+
+    A part that `need` does not name is not read, or may have problems.
 
     Raises:
-        UserError: what is needed is absent, contradicts itself, or can be read in two ways.
+        UserError: needed files are missing, contradictory or ambiguous.
     """
     sources = _sources(folder, orphans=need == "test")
     train, test = _Part(), _Part()
@@ -98,7 +102,7 @@ def read_vqa(
 
 
 def _json_files(folder: DataFolder, word: str) -> list[str]:
-    """JSON files with `word` in their name: in the data folder itself, and in sub-folders without images, as they are unpacked."""
+    """Return JSON files with `word` in their name, in the data folder and in sub-folders without images."""
     inner = [name for name, found in folder.scans.items() if name and not found.images]
     nested = [f"{name}/{entry.name}" for name in inner for entry in list_folder(folder.root, name)[1] if suffix_of(entry.name) == ".json"]
     return [path for path in (*folder.json_files, *sorted(nested)) if word in file_name(path).lower()]
@@ -110,7 +114,7 @@ def _split_of(path: str) -> str:
 
 
 def _sources(folder: DataFolder, orphans: bool) -> list[_Source]:
-    """The splits on disk. `orphans`: annotations without questions may lie about."""
+    """Return the splits on disk. `orphans`: allow annotations without questions."""
     asked = _json_files(folder, "question")
     if not asked:
         trained = [_Source("train", path, path) for path in train_tables(folder)]
@@ -141,7 +145,7 @@ def _train_source(folder: DataFolder, sources: Sequence[_Source]) -> _Source:
     if not answered:
         names = listed(source.questions.name for source in sources)
         raise UserError(
-            f"{folder.root}: {names}, and no answers to train on: expected an annotations file such as v2_mscoco_train2014_annotations.json"
+            f"{folder.root}: {names}, but no answers to train on: expected an annotations file such as v2_mscoco_train2014_annotations.json"
             ", or train.csv with columns image, question, answer"
         )
     chosen = [source for source in answered if re.search(r"\btrain", source.split)] if len(answered) > 1 else answered
@@ -152,12 +156,12 @@ def _train_source(folder: DataFolder, sources: Sequence[_Source]) -> _Source:
 
 
 def _test_source(folder: DataFolder, sources: Sequence[_Source]) -> _Source:
-    """The one split whose questions have no answers."""
+    """Return the only split whose questions have no answers."""
     asked = [source for source in sources if not source.annotations]
     if len(asked) > 1:
         names = [source.questions.name for source in asked]
         raise UserError(
-            f"{folder.root}: {' and '.join(names)} have no annotations, either may be the test; {hide_command(folder.root, names)}"
+            f"{folder.root}: {' and '.join(names)} have no annotations, each may be the test; {hide_command(folder.root, names)}"
         )
     if asked:
         return asked[0]
@@ -185,7 +189,7 @@ def _read_train(folder: DataFolder, source: _Source, id_column: str | None, labe
         raise_all(_disagreements(questions, answers), f"{source.annotations} and {source.questions.name} do not fit:")
     empty = [question for question in questions.values() if not question.text.strip()]
     where = listed(f"entry {question.place} (question_id {question.id})" for question in empty)
-    raise_all([f"{where}: the question is empty; take it out"] if empty else [], f"{source.questions}:")
+    raise_all([f"{where}: the question is empty; remove the entry"] if empty else [], f"{source.questions}:")
     without = len(questions) - len(answers)
     if without:
         notes.append(f"{counted(without, 'question')} without an annotation, not used")
@@ -196,9 +200,9 @@ def _read_train(folder: DataFolder, source: _Source, id_column: str | None, labe
     raise_all(([] if skip else missing) + several, f"{source.questions}:")
     rows = [_row(folder.root, question, found[question.image][0], answers[question.id]) for question in asked if found[question.image]]
     if not rows:
-        raise UserError(f"{source.questions}: not one of {counted(len(asked), 'question')} has its image; {advice.split(',')[0]}")
+        raise UserError(f"{source.questions}: none of {counted(len(asked), 'question')} has its image; {advice.split(',')[0]}")
     if len(rows) < len(asked):
-        notes.append(f"{counted(len(asked) - len(rows), 'question')} left out: the image is not there (data.skip_bad_images)")
+        notes.append(f"{counted(len(asked) - len(rows), 'question')} left out: image missing (data.skip_bad_images)")
     num_answers = counted(len({row.label for row in rows}), "different answer")
     return _Part(rows, f"{_counts(rows)}, {num_answers} ({source.files})", notes)
 
@@ -246,7 +250,7 @@ def _counts(rows: Sequence[Row]) -> str:
 
 
 def _disagreements(questions: Mapping[str, Question], answers: Mapping[str, Answered]) -> list[str]:
-    """Annotations whose question is not there, or is about another image."""
+    """List annotations whose question is missing, or is about another image."""
     unasked = [question_id for question_id in answers if question_id not in questions]
     problems = []
     if unasked:
@@ -264,7 +268,7 @@ def _disagreements(questions: Mapping[str, Question], answers: Mapping[str, Answ
 
 
 def _form(questions: Mapping[str, Question], sample: Table | None, source: _Source) -> tuple[SubmissionForm, str]:
-    """The form of predictions.csv, and where it comes from in words."""
+    """Return the form of predictions.csv, and its source for messages."""
     if sample is None:
         form = SubmissionForm("label", ("question_id", "answer"), "question_id", tuple(questions), None)
         return form, "no sample submission: columns question_id,answer"

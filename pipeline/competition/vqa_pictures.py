@@ -1,4 +1,4 @@
-"""Which image file a question is about."""
+"""Find the image file of each question."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from pipeline.wording import MAX_NAMED, capped, counted, listed, quoted
 
 
 def images_of(folder: DataFolder, split: str) -> list[str]:
-    """The images of a split: of every folder named like it (`images/train2014/`), or else beginning so (`train_images/`), or else all.
+    """Return the images of a split.
+
+    These are the images of all folders with its name (`images/train2014/`), else of folders that begin so
+    (`train_images/`), else all images.
 
     Raises:
-        UserError: there are none, or they lie in archives.
+        UserError: there are no images, or they are in archives.
     """
     wanted = plain_name(split)
-    year = re.fullmatch(r"(train|val|test)[a-z]*(\d*)", wanted)  # test-dev2015 asks about the images of test2015
+    # test-dev2015 asks about the images of test2015
+    year = re.fullmatch(r"(train|val|test)[a-z]*(\d*)", wanted)
     names = {wanted, "".join(year.groups())} - {""} if year else {wanted} - {""}
     every = folder.images(folder.scans)
     if not every:
@@ -33,7 +37,10 @@ def images_of(folder: DataFolder, split: str) -> list[str]:
 
 
 def find_images(index: ImageIndex, questions: Iterable[Question]) -> dict[str, tuple[str, ...]]:
-    """For every image that is asked about the files it may be: by COCO number (the last digits of a file's name), or as tables name files."""
+    """Return the possible files of each image that a question is about.
+
+    Images are found by COCO number (the last digits of a file name), or by name as in tables.
+    """
     asked = list(dict.fromkeys(question.image for question in questions))
     if asked and all(image.isdecimal() for image in asked):
         by_number: dict[str, list[str]] = {}
@@ -49,7 +56,10 @@ def find_images(index: ImageIndex, questions: Iterable[Question]) -> dict[str, t
 def image_problems(
     questions: Sequence[Question], found: Mapping[str, Sequence[str]], place: str, index: ImageIndex, advice: str
 ) -> tuple[list[str], list[str]]:
-    """Which questions have no image, and which may be about several; `place` is what `Question.place` counts."""
+    """List questions without an image, and with several.
+
+    `place`: the noun for `Question.place` (entry or row).
+    """
     missing = [question for question in questions if not found[question.image]]
     several = [question for question in questions if len(found[question.image]) > 1]
     problems = []

@@ -1,4 +1,6 @@
-"""Questions about images in plain tables: image, question, answer in train.csv; image, question in test.csv; an id where there is one."""
+"""Read questions from tables: image, question, answer in train.csv; image, question in test.csv; optionally
+an id.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,17 @@ QUESTION_ID_NAMES = ("questionid", "questionids", "qid")
 
 
 def question_tables(folder: DataFolder, names: Sequence[str]) -> list[Path]:
-    """The tables with one of these names that have a column of questions; only their first line is read."""
+    """Return the tables with one of these names and a question column; only their first line is read."""
     return [path for path in folder.tables_called(names) if _asks(path)]
 
 
 def train_tables(folder: DataFolder) -> list[Path]:
-    """Tables of questions with answers."""
+    """Return the tables of questions with answers."""
     return question_tables(folder, TRAIN_TABLES)
 
 
 def test_tables(folder: DataFolder) -> list[Path]:
-    """Tables of questions to predict."""
+    """Return the tables of questions to predict."""
     return question_tables(folder, TEST_TABLES)
 
 
@@ -47,13 +49,14 @@ def load_question_table(
     with_answers: bool,
     sample: Table | None = None,
 ) -> tuple[dict[str, Question], dict[str, Answered], list[str]]:
-    """Question id -> question, question id -> answer (empty unless `with_answers`), and notes. Ids without a column are row numbers.
+    """Load a question table: id -> question, id -> answer (empty unless `with_answers`), and notes.
 
-    `id_column` names the column of images, `label_column` that of answers. Where a table to predict has no ids, its rows get those of
-    the sample submission, if both have as many.
+    `id_column`: the column of images. `label_column`: the column of answers. Without an id column, ids are
+    row numbers; a table to predict takes the ids of the sample submission if both have equally many rows.
 
     Raises:
-        UserError: a column is missing or can be meant twice; cells are empty, or ids occur twice: all of them at once.
+        UserError: a column is missing or ambiguous; cells are empty or ids repeated. All problems of the rows
+            are listed.
     """
     table = load_table(path)
     if not table.cells:
@@ -80,7 +83,7 @@ def _asks(path: Path) -> bool:
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             header = file.readline()
-    except OSError:  # said when the table is read
+    except OSError:  # reported when the table is read
         return False
     return any(plain_name(name.strip().strip('"')) in QUESTION_NAMES for name in re.split("[,;\t]", header))
 
@@ -107,7 +110,7 @@ def _answer_column(table: Table, given: str | None) -> str:
 
 
 def _question_id_column(names: Sequence[str], image_column: str | None) -> str | None:
-    """`question_id`, or `id` where something else names the image."""
+    """Return `question_id`, or `id` if another column names the image."""
     others = [name for name in names if name.strip() != image_column]
     found = [name for name in others if plain_name(name) in QUESTION_ID_NAMES]
     if not found and (image_column or any(plain_name(name) in ID_NAMES and plain_name(name) not in ("id", "ids") for name in names)):
@@ -136,5 +139,5 @@ def _ids(table: Table, id_name: str | None, sample: Table | None) -> tuple[list[
     if len(sample.cells) != len(table.cells):
         counts = f"{counted(len(table.cells), 'question')} and {counted(len(sample.cells), 'id')}"
         raise UserError(f"{table.path} has no column question_id, and {sample.path.name} cannot give the ids by its order: {counts}")
-    note = f"{table.path.name} has no ids: row by row those of {sample.path.name}"
+    note = f"{table.path.name} has no ids: it takes those of {sample.path.name} row by row"
     return [cell.strip() for cell in sample.column(sample.columns[0])], [note]
