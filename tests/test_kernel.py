@@ -794,8 +794,8 @@ def test_an_edited_script_that_predicts_otherwise_is_not_pushed(
         (["--hours", "13"], "at most 12"),
         (["--batch-size", "0"], "--batch-size 0: expected at least 1"),
         (["--name", "Bad Name"], "--name Bad Name: expected 6 to 43 small letters.*'bad-name'"),
-        (["--competition", "two words"], "is no competition name"),
-        (["--tta", "flipp"], "--tta flipp: 'flipp' .*\\(nearest: 'flip'\\)"),
+        (["--competition", "two words"], "'two words' is .*competitions/<name>"),
+        (["--tta", "flipp"], "--tta flipp: 'flipp' .* \\(nearest: 'flip'\\)"),
         (["--prior", "gone.csv"], "gone.csv"),
     ],
 )

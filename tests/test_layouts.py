@@ -128,7 +128,7 @@ def test_shard_folders_are_no_classes(tmp_path):
     root = competitions.shards_and_json(tmp_path / "data").root
     assert {row.label for row in read_layout(root).train} == {"0", "3", "105", "212"}
     (root / "plants/train/metadata.json").unlink()
-    assert "the folders such as train/" in refusal(root)
+    assert "the folders such as plants/train/" in refusal(root)
 
 
 def test_shards_by_the_beginning_of_names_are_no_classes(tmp_path):

@@ -93,7 +93,7 @@ def test_public_and_private_parts(tmp_path: Path) -> None:
 def test_ids_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)1 id missing: '6'"):
         score_answers(results(tmp_path / "p.json", SAID[:5]), annotations(tmp_path / "s.json"))
-    with pytest.raises(UserError, match=r"1 id that should not be there, row 6: '6'"):
+    with pytest.raises(UserError, match=r"1 \w+ id, row 6: '6'"):
         score_answers(results(tmp_path / "p.json"), annotations(tmp_path / "s.json", TRUTH[:5]))
 
 
@@ -122,7 +122,7 @@ def test_the_official_results_file(tmp_path: Path) -> None:
     predictions = Predictions(("12", "7"), probs, multiclass(["yes", "no"]))
     write_results_json(tmp_path / "r.json", competition(tmp_path), predictions)
     assert json.loads((tmp_path / "r.json").read_text()) == [{"question_id": 12, "answer": "no"}, {"question_id": 7, "answer": "yes"}]
-    with pytest.raises(UserError, match=r"asks none; name a \.csv file"):
+    with pytest.raises(UserError, match=r"q\.json: .*name a \.csv file: --output predictions\.csv"):
         write_results_json(tmp_path / "q.json", competition(tmp_path, "classification"), predictions)
     with pytest.raises(UserError, match="'7'"):
         write_results_json(tmp_path / "q.json", competition(tmp_path), Predictions(("12",), probs[:1], predictions.target))

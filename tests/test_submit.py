@@ -125,7 +125,7 @@ def test_scoring_error_gives_kaggles_reason(server, folder, sleeps):
 
 def test_refused_upload_that_exits_with_zero(server, folder):
     server.upload_status = 400
-    with pytest.raises(KaggleError, match=r"did not take the file .*nothing was submitted") as error:
+    with pytest.raises(KaggleError, match=r"Could not submit to competition.*nothing was submitted") as error:
         cli.upload("glyphs", Path("predictions.csv"), "m")
     assert server.asked("CreateSubmission") == [] and not error.value.sent
 
@@ -156,14 +156,14 @@ def test_timeout_keeps_a_pending_row_and_the_next_run_completes_it(server, folde
     assert submit.main(FLAGS, sleep=sleeps.append) == 0
     assert [(row["status"], row["public_score"]) for row in rows()] == [("complete", "0.77")]
     assert len(server.uploads) == 1
-    assert "nothing is sent again" in capfd.readouterr().out
+    assert "predictions.csv was sent at " in capfd.readouterr().out
 
 
 def test_answer_lost_after_the_upload_is_settled_by_the_list(server, folder, sleeps, capfd):
     server.refuse("CreateSubmission", 502)
     assert submit.main(FLAGS, sleep=sleeps.append) == 0
     assert len(server.uploads) == 1 and [row["public_score"] for row in rows()] == ["0.5"]
-    assert "Kaggle's list shows the submission" in capfd.readouterr().out
+    assert "its list shows the submission" in capfd.readouterr().out
 
 
 def test_rules_not_accepted_ends_with_exit_code_2(server, folder, sleeps, capfd):
@@ -180,8 +180,8 @@ def test_rules_not_accepted_ends_with_exit_code_2(server, folder, sleeps, capfd)
         ("StartSubmissionUpload", (404, "Not found"), r"finds no competition 'glyphs' \(404\).*rules.*or the name is wrong"),
         ("CreateSubmission", (400, "Submission must have 2 columns"), r"refused the request \(400\).*Submission must have 2 columns"),
         ("CreateSubmission", (400, "Your team has used its daily Submission allowance (5) today"), "daily submission limit.*midnight UTC"),
-        ("CreateSubmission", (403, "The submission deadline has passed"), "takes no more submissions"),
-        ("StartSubmissionUpload", (500, ""), r"problem of its own \(500\): try again"),
+        ("CreateSubmission", (403, "The submission deadline has passed"), "glyphs does not accept .*submissions: see https"),
+        ("StartSubmissionUpload", (500, ""), r"\(500\): try again"),
         ("StartSubmissionUpload", (429, ""), r"too many requests \(429\): wait 33 s"),
     ],
 )
@@ -269,10 +269,10 @@ def test_ctrl_c_while_sending_asks_the_list(plan, monkeypatch, after, kept):
     assert [row["status"] for row in rows()] == (kept or [])
 
 
-@pytest.mark.parametrize(("after", "told"), [([], "most likely not submitted"), (KaggleError("no network"), "is not known: look at https")])
+@pytest.mark.parametrize(("after", "told"), [([], "most likely not submitted"), (KaggleError("no network"), "unknown whether .* https")])
 def test_failed_upload_is_never_sent_again(plan, monkeypatch, after, told):
-    FakeKaggle(monkeypatch, [[listed("1")], after, after, after], upload=KaggleError("a problem of its own", sent=True))
-    with pytest.raises(UserError, match=f"(?s)a problem of its own.*{told}"):
+    FakeKaggle(monkeypatch, [[listed("1")], after, after, after], upload=KaggleError("lost", sent=True))
+    with pytest.raises(UserError, match=f"(?s)lost.*{told}"):
         submit.submit(plan, sleep=lambda _: None)
     assert rows() == []
 
@@ -315,7 +315,7 @@ def test_other_pending_rows_are_refreshed(plan, monkeypatch, capsys):
     FakeKaggle(monkeypatch, [before, [listed("10"), *before]])
     submit.submit(plan, sleep=lambda _: None)
     assert [(row["status"], row["public_score"]) for row in rows()] == [("complete", "0.6"), ("pending", ""), ("complete", "0.7")]
-    assert "scored since: 2026-03-01T10:00:00+00:00 earlier: 0.6" in capsys.readouterr().out
+    assert ": 2026-03-01T10:00:00+00:00 earlier: 0.6" in capsys.readouterr().out
 
 
 def reply(code: int = 1, status: int | None = None, retry_after: float | None = None, output: str = "", errors: str = "") -> Reply:
@@ -591,8 +591,8 @@ def test_a_right_key_in_a_wrong_form_is_mended_by_the_command_shown(monkeypatch,
     if content:
         (tmp_path / ".kaggle" / "kaggle.json").write_bytes(content)
     problem = token.find_credentials(environment).problem
-    assert "its form is not" in problem and KEY not in problem and "create one" not in problem
-    command = problem.partition("is not: ")[2].partition(": ")[2]
+    assert "wrong form" in problem and KEY not in problem and "create one" not in problem
+    command = problem.partition("form: ")[2].partition(": ")[2]
     shown = subprocess.run(
         ["bash", "-c", f'{command}; printf %s "$KAGGLE_KEY"'], env={**os.environ, **environment}, capture_output=True, text=True, check=True
     )
@@ -634,7 +634,7 @@ def test_slug_from_name_or_address(text):
 
 def test_slug_refuses_flags_and_sentences():
     for text in ("--help", "my competition", ""):
-        with pytest.raises(UserError, match="no competition name"):
+        with pytest.raises(UserError, match=f"{text!r} is not a competition name"):
             cli.clean_slug(text)
 
 

@@ -1,4 +1,4 @@
-"""Predictions -> the cells of a submission file, in the form that the competition asks for."""
+"""Convert predictions into the cells of a submission file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 def fill(form: SubmissionForm, predictions: Predictions) -> list[list[str]]:
-    """The rows of the file, each as wide as `form.columns`, in the order of `form.row_ids`.
+    """Return the rows of the file in the order of `form.row_ids`, each with one cell per entry of
+    `form.columns`.
 
     Raises:
-        UserError: an id has no prediction, a value is no number, or the form asks for what the target does not have.
+        UserError: an id has no prediction, a value is not finite, or the target cannot fill the form.
     """
     subjects = form.subjects or form.row_ids
     chosen = predictions.aligned(form.ids)
@@ -39,7 +40,7 @@ def _refuse_bad_values(predictions: Predictions) -> None:
 
 
 def _value_cells(form: SubmissionForm, predictions: Predictions, rows: list[int]) -> list[list[str]]:
-    """The cells beside the id, a list a row."""
+    """Return the cells beside the id, one list per row."""
     import numpy as np
 
     target, values = predictions.target, predictions.values
@@ -59,7 +60,7 @@ def _value_cells(form: SubmissionForm, predictions: Predictions, rows: list[int]
 
 
 def label_texts(form: SubmissionForm, predictions: Predictions) -> list[str]:
-    """One text for each id: the label, or all labels of an image, as the file writes them."""
+    """Return one text per id: the label, or all labels of an image, as the file writes them."""
     target = predictions.target
     if form.kind == "labels":
         return [
@@ -72,10 +73,10 @@ def label_texts(form: SubmissionForm, predictions: Predictions) -> list[str]:
 
 
 def columns_of(form: SubmissionForm, predictions: Predictions) -> np.ndarray:
-    """(N, columns) float64: what stands in the value columns, in their order.
+    """Return (N, columns) float64: the values of the value columns, in order.
 
     Raises:
-        UserError: a column is none of the target's outputs.
+        UserError: the target has no output for a column.
     """
     import numpy as np
 
@@ -88,7 +89,8 @@ def columns_of(form: SubmissionForm, predictions: Predictions) -> np.ndarray:
     if unknown := [name for name in form.value_columns if name not in names]:
         raise UserError(f"the model has no output for the columns {quoted(unknown)}; it has {quoted(names)}")
     if target.is_choice:
-        exact = exact / exact.sum(axis=1, keepdims=True)  # float32 sums differ from 1 by more than nine digits show
+        # float32 sums differ from 1 within the nine digits written
+        exact = exact / exact.sum(axis=1, keepdims=True)
     return exact[:, [names.index(name) for name in form.value_columns]]
 
 
@@ -97,4 +99,4 @@ def _probability(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.7g}"  # a float32 has no more digits
+    return f"{value:.7g}"  # float32 has about 7 significant digits

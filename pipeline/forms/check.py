@@ -1,4 +1,4 @@
-"""What keeps a predictions file from being sent, in words with row numbers; and reading a file back for scoring."""
+"""Check a predictions file before it is sent, and read one back for scoring. Problems name the rows."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from pipeline.wording import MAX_NAMED, capped, counted, nearest, numbered, quot
 if TYPE_CHECKING:
     import numpy as np
 
-SUM_TOLERANCE = 1e-3  # a file with probabilities rounded to a few digits is still one
-HARD_ROWS = 5  # so many probabilities of exactly 0 or 1, and no other, are labels
+SUM_TOLERANCE = 1e-3  # allows probabilities that were rounded to a few digits
+HARD_ROWS = 5  # from so many rows on, probabilities of only 0 and 1 are treated as labels
 
 
 @dataclass(frozen=True)
 class ReadBack:
-    """What a file holds, a row for each of its rows. `values` are probabilities or numbers, a column for each of `columns`; `guesses` label
-    texts, best first."""
+    """The content of a predictions file.
+
+    `values`: probabilities or numbers, one column per entry of `columns`.
+
+    `guesses`: label texts, best first.
+    """
 
     ids: tuple[str, ...]
     columns: tuple[str, ...]
@@ -33,9 +37,9 @@ class ReadBack:
 
 
 def check_predictions(path: Path, form: SubmissionForm, target: Target | None) -> list[str]:
-    """What keeps the file from being sent, in words with row numbers; an empty list when it is ready.
+    """Return the problems that prevent sending the file, with row numbers; empty if it is ready.
 
-    Without a `target` any label that is not empty will do.
+    Without a `target` every label that is not empty is accepted.
     """
     try:
         table = load_table(path)
@@ -43,9 +47,9 @@ def check_predictions(path: Path, form: SubmissionForm, target: Target | None) -
         return [str(error)]
     problems = []
     if table.delimiter != ",":
-        problems.append(f"cells are separated by {DELIMITER_NAMES[table.delimiter]}: commas are needed")
+        problems.append(f"cells are separated by {DELIMITER_NAMES[table.delimiter]}: expected commas")
     if table.has_byte_order_mark:
-        problems.append("it begins with a byte order mark (as Excel writes it): save it as plain UTF-8")
+        problems.append("it begins with a byte order mark (Excel writes it): save it as plain UTF-8")
     wrong_columns = _column_problems(table, form)
     problems += wrong_columns
     if form.id_column in table.columns:
@@ -56,7 +60,7 @@ def check_predictions(path: Path, form: SubmissionForm, target: Target | None) -
 
 
 def read_back(table: Table, form: SubmissionForm, target: Target | None) -> tuple[ReadBack, list[str]]:
-    """The predictions in a file of this form, and what is wrong with its cells."""
+    """Read the predictions in a table of this form; returns them and the problems of its cells."""
     ids = tuple(table.column(form.id_column)) if form.id_column in table.columns else ()
     if form.kind in ("label", "labels", "ranked"):
         column = form.value_columns[0]
@@ -78,7 +82,7 @@ def _column_problems(table: Table, form: SubmissionForm) -> list[str]:
     extra = [name for name in table.columns if name not in expected]
     problems = capped([f"the column {name!r} is missing{nearest(name, extra)}" for name in missing], "columns are missing")
     if extra:
-        problems.append(f"columns that do not belong there: {quoted(extra)}")
+        problems.append(f"unexpected columns: {quoted(extra)}")
     if not problems and table.columns != expected:
         problems.append(f"columns in another order: {quoted(table.columns)}, expected {quoted(expected)}")
     return problems
@@ -96,7 +100,7 @@ def _id_problems(table: Table, form: SubmissionForm) -> list[str]:
 
 
 def id_differences(table: Table, ids: Sequence[str], expected: Sequence[str]) -> list[str]:
-    """Which ids of a table are missing, not expected, or there several times, whatever their order."""
+    """List ids of a table that are missing, unexpected or repeated; the order does not matter."""
     rows = rows_of(ids, table.lines)
     known = set(expected)
     missing = [image_id for image_id in expected if image_id not in rows]
@@ -106,7 +110,7 @@ def id_differences(table: Table, ids: Sequence[str], expected: Sequence[str]) ->
         problems.append(f"{counted(len(missing), 'id')} missing: {quoted(missing)}{nearest(missing[0], extra)}")
     if extra:
         where = numbered(line for image_id in extra for line in rows[image_id])
-        problems.append(f"{counted(len(extra), 'id')} that should not be there, {where}: {quoted(extra)}")
+        problems.append(f"{counted(len(extra), 'unexpected id')}, {where}: {quoted(extra)}")
     return problems + repeated_ids(rows)
 
 
@@ -116,7 +120,11 @@ def id_differences(table: Table, ids: Sequence[str], expected: Sequence[str]) ->
 def _label_cells(
     table: Table, column: str, form: SubmissionForm, known: Sequence[str] | None
 ) -> tuple[tuple[tuple[str, ...], ...], list[str]]:
-    """The label texts of each row, and which rows are empty, hold too many or the same twice, or, where `known` are given, no class."""
+    """Return the label texts of each row, and the rows with problems.
+
+    Problems are empty cells, too many labels, the same label twice, and labels that are not `known` (if it is
+    given).
+    """
     cells = table.column(column)
     exact = set(known or ())
     guesses = tuple(
@@ -142,7 +150,7 @@ def _label_cells(
 
 
 def label_problems(table: Table, column: str, class_names: Sequence[str] | None) -> list[str]:
-    """Which rows of a label column are empty or, where `class_names` is known, hold no class."""
+    """List the rows of a label column that are empty, or not in `class_names` (if it is given)."""
     rows = rows_of(table.column(column), table.lines)
     empty = [line for label, lines in rows.items() if not label.strip() for line in lines]
     problems = [f"{numbered(empty)}: no label in column {column!r}"] if empty else []
@@ -154,7 +162,7 @@ def label_problems(table: Table, column: str, class_names: Sequence[str] | None)
 
 
 def read_numbers(table: Table, columns: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """(N, C) float64 in the order of `columns` (NaN where a cell is no number), and which cells are none."""
+    """Return (N, C) float64 in the order of `columns`, NaN for cells that are not numbers, and the problems."""
     import numpy as np
 
     positions = [table.columns.index(name) for name in columns]
@@ -172,7 +180,7 @@ def read_numbers(table: Table, columns: Sequence[str]) -> tuple[np.ndarray, list
 
 
 def _probability_problems(values: np.ndarray, all_lines: Sequence[int], form: SubmissionForm) -> list[str]:
-    """Where numbers are no probabilities: outside 0..1, labels in disguise, or rows that do not sum to 1 where they must."""
+    """List values outside 0..1, columns of labels (only 0 and 1), and rows that must sum to 1 but do not."""
     import numpy as np
 
     lines, problems = np.array(all_lines), []
@@ -182,12 +190,10 @@ def _probability_problems(values: np.ndarray, all_lines: Sequence[int], form: Su
         first = values[outside[0]]
         problems.append(f"{numbered(lines[outside].tolist())}: probabilities outside 0..1 ({first[(first < 0) | (first > 1)][0]:.6g})")
     elif whole.sum() >= HARD_ROWS and np.isin(values[whole], (0, 1)).all():
-        problems.append(
-            f"every probability in {quoted(form.value_columns)} is exactly 0 or 1: these are labels, and probabilities are graded"
-        )
+        problems.append(f"every value in {quoted(form.value_columns)} is exactly 0 or 1: these are labels, but probabilities are graded")
     off = np.flatnonzero(whole & (np.abs(values.sum(axis=1) - 1) > SUM_TOLERANCE)) if form.sums_to_one else []
     if len(off):
-        problems.append(f"{numbered(lines[off].tolist())}: probabilities sum to {values[off[0]].sum():.6g}, not to 1")
+        problems.append(f"{numbered(lines[off].tolist())}: probabilities sum to {values[off[0]].sum():.6g}, expected 1")
     return problems
 
 

@@ -1,4 +1,4 @@
-"""The form of a submission file: which rows and columns it has and what a cell holds. The only place that knows the file."""
+"""The form of a submission file: its rows, its columns, and the content of a cell."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ FormKind = Literal["label", "number", "probability", "probabilities", "ranked", 
 
 @dataclass(frozen=True)
 class SubmissionForm:
-    """What the file must look like. The id column comes first unless `columns` holds it elsewhere.
+    """The format of a predictions file. The id column comes first unless `columns` has it elsewhere.
 
     label          one class or grade in a cell
     number         one number in each of `value_columns`
     probability    one column: the probability of the positive class
-    probabilities  one column a class (rows sum to 1) or a label (each 0..1)
+    probabilities  one column per class (each row sums to 1) or per label (each value 0..1)
     ranked         up to `top_k` labels in one cell, best first, `separator` between them
-    labels         every label of an image in one cell, `separator` between them
-    rows           several rows an image, one for each of some labels: `<image>_<label>`
+    labels         all labels of an image in one cell, `separator` between them
+    rows           several rows per image, one for each of some labels: `<image>_<label>`
     """
 
     kind: FormKind
-    columns: tuple[str, ...]  # the header, in its order
+    columns: tuple[str, ...]  # the header, in order
     id_column: str
     row_ids: tuple[str, ...]  # the cells of the id column, in order
-    path: Path | None  # the sample submission; None when the form was made up from the test files
-    subjects: tuple[str, ...] = ()  # what each row is about, the id of `Row` and of predictions; empty: `row_ids` themselves
-    row_labels: tuple[str, ...] = ()  # rows: the label of each row
+    path: Path | None  # the sample submission; None if the form was made from the test files
+    # id of `Row` and of the predictions for each row of the file; empty: the same as `row_ids`
+    subjects: tuple[str, ...] = ()
+    row_labels: tuple[str, ...] = ()  # kind rows: the label of each row
     separator: str = " "
-    top_k: int = 0  # ranked: how many labels fit in a cell
-    of_numbers: bool = False  # rows: a number in each, no probability
-    written: tuple[str, ...] = ()  # label: what stands for each of the target's names, where the file writes them otherwise (1 for dog)
-    sums_to_one: bool = False  # probabilities: of exactly one right class, scored so that they must sum to 1 in every row
+    top_k: int = 0  # kind ranked: the maximum number of labels in a cell
+    of_numbers: bool = False  # kind rows: the values are numbers, not probabilities
+    # kind label: the text for each of the target's names, if the file writes them otherwise (1 for dog)
+    written: tuple[str, ...] = ()
+    sums_to_one: bool = False  # kind probabilities: the metric requires that each row sums to 1
 
     @property
     def value_columns(self) -> tuple[str, ...]:
@@ -41,7 +43,7 @@ class SubmissionForm:
         return tuple(name for name in self.columns if name != self.id_column)
 
     def describe(self) -> str:
-        """What a cell holds, in a competitor's words."""
+        """Describe the content of a cell, for messages."""
         columns = self.value_columns
         return {
             "label": f"one label in {columns[0]!r}",
@@ -55,5 +57,5 @@ class SubmissionForm:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """What is predicted, each once, in the order of the file."""
+        """The ids to predict, each once, in the order of the file."""
         return tuple(dict.fromkeys(self.subjects or self.row_ids))

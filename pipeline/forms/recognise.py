@@ -1,4 +1,4 @@
-"""Which form a sample submission asks for, given what the labels mean; and the form that is made up where there is no sample."""
+"""Recognise the form of a sample submission for a given target, or make a form without a sample submission."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ LABEL_WORDS = ("label", "labels", "class", "target", "category", "prediction", "
 def recognise(
     sample: Table, id_column: str, target: Target, metric: str, subjects: Sequence[str] = (), row_labels: Sequence[str] = ()
 ) -> SubmissionForm:
-    """The form that `sample` asks for. `subjects`: what each of its rows is about, where that is not the id itself; `row_labels`: the label
-    that each row is about, in a sample with several rows an image.
+    """Return the form that `sample` asks for.
+
+    `subjects`: the subject of each row, if it is not the id itself. `row_labels`: the label of each row, for
+    a sample with several rows per image.
 
     Raises:
-        UserError: ids that are empty or occur several times, or columns that the target cannot fill; every problem at once.
+        UserError: ids are empty or repeated, or the target cannot fill the columns; all problems are listed.
     """
     ids = sample.column(id_column)
     problems = _id_problems(ids, sample)
     columns = tuple(name for name in sample.columns if name == id_column or not is_index_column(name))
     values = [name for name in columns if name != id_column]
     if not values:
-        problems.append(f"it has the one column {id_column!r}: an id column and a column for predictions are needed")
+        problems.append(f"its only column is {id_column!r}: an id column and a column for predictions are needed")
         raise_all(problems, f"{sample.path}:")
     cells = [cell.strip() for cell in sample.column(values[0])]
     if row_labels:
@@ -67,7 +69,7 @@ def recognise(
 
 
 def made_up(target: Target, metric: str, ids: Sequence[str]) -> SubmissionForm:
-    """The form for a folder without a sample submission: columns `id` and `label`, or one for each probability or number."""
+    """Return the form without a sample submission: `id` and `label`, or one column per probability or number."""
     kind: FormKind = {"multiclass": "label", "ordinal": "label", "binary": "probability", "multilabel": "labels", "continuous": "number"}[
         target.kind
     ]
@@ -87,17 +89,19 @@ def made_up(target: Target, metric: str, ids: Sequence[str]) -> SubmissionForm:
 
 
 def is_index_column(name: str) -> bool:
-    """True for the column that pandas leaves where an index was written: it has no name, or `Unnamed: 0`."""
+    """Return True for a pandas index column: it has no name, or `Unnamed: 0`."""
     return not name.strip() or re.fullmatch(r"Unnamed: \d+", name.strip()) is not None
 
 
 def sums_matter(metric: str) -> bool:
-    """Whether the probabilities of a row must sum to 1: not where only their order within a column counts (AUC, average precision)."""
+    """Return False if the metric uses only the order within a column (AUC, average precision): rows need not
+    sum to 1.
+    """
     return metric not in ("roc_auc", "average_precision", "partial_auc_80tpr")
 
 
 def _k_of(metric: str) -> int:
-    """How many guesses a metric looks at: 5 for map_at_5 and top5_accuracy; 0 where it looks at one."""
+    """Return the number of guesses that a metric uses: 5 for map_at_5 and top5_accuracy; 0 for other metrics."""
     found = re.fullmatch(r"map_at_(\d+)|top(\d+)_accuracy", metric)
     return int(found[1] or found[2]) if found else 0
 
@@ -111,15 +115,15 @@ def _id_problems(ids: Sequence[str], sample: Table) -> list[str]:
 
 def _row_problems(row_labels: Sequence[str], values: Sequence[str], target: Target) -> list[str]:
     if len(values) > 1:
-        return [f"rows are about single labels, and there are {len(values)} columns beside the ids: {quoted(values)}"]
+        return [f"each row is about one label, but there are {len(values)} columns beside the ids: {quoted(values)}"]
     unknown = sorted(set(row_labels) - set(target.names))
     if not unknown:
         return []
-    return [f"rows ask for {quoted(unknown)}, which is no label of the training data{nearest(unknown[0], target.names)}"]
+    return [f"rows ask for {quoted(unknown)}, unknown in the training labels{nearest(unknown[0], target.names)}"]
 
 
 def _one_column(column: str, cells: Sequence[str], target: Target, metric: str) -> tuple[FormKind, list[str]]:
-    """The kind of a form with one column of values, and what keeps the target from filling it."""
+    """Return the kind of a form with one value column, and why the target cannot fill it."""
     needs = find_metric(metric).needs
     if target.kind == "binary":
         if needs == "labels":
@@ -129,37 +133,42 @@ def _one_column(column: str, cells: Sequence[str], target: Target, metric: str) 
         return "labels", []
     if target.kind == "continuous":
         several = target.num_outputs > 1
-        return "number", [f"{target.num_outputs} numbers cannot stand in the one column {column!r}"] if several else []
+        return "number", [f"{target.num_outputs} numbers do not fit into the one column {column!r}"] if several else []
     if needs == "ranks" or several_guesses(cells, target.names)[0] > 1:
         return "ranked", []
     named = named_after(column, target.names) if column.casefold() not in LABEL_WORDS else None
     if named is not None and len(target.names) > 2:
         return "label", [f"its only column beside the ids is named like the class {named!r}: one column for each class is needed"]
     if needs == "probabilities":
-        flag = "name the one whose probability is graded with --positive-class, or another --metric"
-        return "label", [f"{metric} grades probabilities of {len(target.names):,} classes, and {column!r} is one column; {flag}"]
+        flag = "set the graded class with --positive-class, or another --metric"
+        return "label", [f"{metric} needs probabilities of {len(target.names):,} classes, but {column!r} is one column; {flag}"]
     return "label", _fraction_problems(column, cells, target, metric)
 
 
 def _fraction_problems(column: str, cells: Sequence[str], target: Target, metric: str) -> list[str]:
-    """A sample that holds 0.5 asks for a probability or a number; a label there would be accepted, and scored badly."""
+    """Report a sample with fractions: it asks for probabilities or numbers; labels would be accepted and
+    score badly.
+    """
     fraction = next((cell for cell in cells if cell not in target.names and has_fraction([cell])), None)
     if fraction is None:
         return []
     return [
-        f"its {column!r} holds {fraction}, so a probability or a number is graded, and this predicts labels, scored by {metric}: train with "
-        "--metric roc_auc, log_loss or rmse (as the competition's page says); where labels are graded all the same, write one into the sample"
+        f"its {column!r} holds {fraction}, so probabilities or numbers are graded, but this run predicts labels ({metric}): train with "
+        "--metric roc_auc, log_loss or rmse (as the competition's page says); if labels are graded, write a label into the sample"
     ]
 
 
 def _column_problems(columns: Sequence[str], target: Target) -> list[str]:
-    """Where the columns and what a model predicts differ. Several labels or numbers: a sample may ask for some of them."""
+    """List differences between the columns and the model's outputs.
+
+    Of several labels or numbers a sample may ask for some only.
+    """
     names = target.names
     extra = [name for name in columns if name not in names]
     missing = [name for name in names if name not in columns] if target.kind not in ("multilabel", "continuous") else []
     if len(extra) == len(columns) and target.kind != "continuous":
-        one = f"; if {columns[0]!r} is the label, take the other columns out of the sample" if len(columns) < 4 else ""
-        return [f"its columns {quoted(columns)} are none of the classes {quoted(names)}: one column is needed, or one for each class{one}"]
+        one = f"; if {columns[0]!r} is the label, remove the other columns from the sample" if len(columns) < 4 else ""
+        return [f"its columns {quoted(columns)} are none of the classes {quoted(names)}: expected one column, or one for each class{one}"]
     problems = [f"the column {name!r} is no class of the training data{nearest(name, missing or names)}" for name in extra]
     if missing:
         problems.append(f"{counted(len(missing), 'class', 'classes')} of the training data without a column: {quoted(missing)}")
@@ -167,17 +176,17 @@ def _column_problems(columns: Sequence[str], target: Target) -> list[str]:
 
 
 def _written(target: Target, cells: Sequence[str]) -> tuple[str, ...]:
-    """What a label file writes for the names of a binary target: 0 and 1 where the sample holds numbers and the classes are texts."""
+    """Return ("0", "1") if the sample holds numbers but the binary classes are texts; else ()."""
     if target.kind != "binary" or not are_numbers(cells) or set(cells) <= set(target.names):
         return ()
     return ("0", "1")
 
 
 def form_without_target(sample: Table, id_column: str) -> SubmissionForm:
-    """The form of answers to questions: one label in a cell, whatever the answers will be.
+    """Return the form of answers to questions: one text per cell; the answers are not known yet.
 
     Raises:
-        UserError: ids that are empty or occur several times, or more than one column for the answers.
+        UserError: ids are empty or repeated, or there is not exactly one answer column.
     """
     ids = sample.column(id_column)
     problems = _id_problems(ids, sample)

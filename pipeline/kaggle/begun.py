@@ -1,4 +1,7 @@
-"""A submission that was begun: noted before the file is sent and taken away once its row is in the ledger, so that a kill between is seen."""
+"""Note a submission before the file is sent and remove the note once its row is in the ledger.
+
+If the process is killed in between, the next command finds the note and checks Kaggle's list.
+"""
 
 from __future__ import annotations
 
@@ -14,32 +17,33 @@ from pipeline.shapes import TEXT, read_shaped
 
 Find = Callable[[list[Submission]], Submission | None]
 
-LOST_LOOKS, LOST_PAUSE_S = 3, 5.0  # Kaggle's list shows a new submission after some seconds
+LOST_LOOKS, LOST_PAUSE_S = 3, 5.0  # Kaggle lists a new submission after some seconds
 _SHAPE = {"row": dict.fromkeys(COLUMNS, TEXT), "before": [TEXT]}
 
 
 def begin(ledger: Path, row: Row, before: Sequence[str]) -> None:
-    """Note that the submission of `row` is about to be sent; `before`: the numbers of those that Kaggle lists already."""
+    """Note that the submission of `row` is about to be sent. `before`: numbers that Kaggle lists already."""
     write_json(_path(ledger), {"row": row, "before": list(before)})
 
 
 def settle(ledger: Path) -> None:
-    """Forget it: its row is in the ledger, or the file was not sent."""
+    """Remove the note: the row is in the ledger, or the file was not sent."""
     _path(ledger).unlink(missing_ok=True)
 
 
 def settle_begun(ledger: Path, sleep: Callable[[float], None]) -> None:
-    """Find out what became of a submission whose command was killed while it sent: where Kaggle has it, it gets its row.
+    """Resolve a submission whose command was killed while sending: if Kaggle has it, its row is added to the
+    ledger.
 
     Raises:
-        UserError: Kaggle cannot be asked, or the note of it is damaged.
+        UserError: Kaggle cannot be reached, or the note is damaged.
     """
     found = _begun(ledger)
     if found is None:
         return
     row, before = found
     if not any(all(row[name] == other[name] for name in ("time", "file_sha256")) for other in read_ledger(ledger)[1]):
-        print(f"an earlier command was stopped while it sent {row['message']!r}: looking whether Kaggle has it ...", flush=True)
+        print(f"an earlier command was stopped while it sent {row['message']!r}: checking Kaggle's list ...", flush=True)
         for look in range(LOST_LOOKS):
             if look:
                 sleep(LOST_PAUSE_S)
@@ -54,7 +58,7 @@ def settle_begun(ledger: Path, sleep: Callable[[float], None]) -> None:
 
 
 def _begun(ledger: Path) -> tuple[Row, set[str]] | None:
-    """The row that was about to be sent when an earlier command ended, and the numbers that Kaggle listed before; None for none.
+    """Return the noted row and the numbers that Kaggle listed before; None without a note.
 
     Raises:
         UserError: the note is damaged.
@@ -62,18 +66,18 @@ def _begun(ledger: Path) -> tuple[Row, set[str]] | None:
     path = _path(ledger)
     if not path.is_file():
         return None
-    note = read_shaped(path, _SHAPE, "look at Kaggle's list whether the last file is there, then delete this note")
+    note = read_shaped(path, _SHAPE, "check in Kaggle's list whether the last file is there, then delete this note")
     return note["row"], set(note["before"])
 
 
 def finder(row: Row) -> Find:
-    """What finds a ledger row's submission: the same message, the nearest time within a day."""
+    """Return a function that finds a ledger row's submission: same message, nearest time within a day."""
 
     def distance(submission: Submission) -> float:
         try:
             return abs((submission.date - datetime.fromisoformat(row["time"])).total_seconds()) if submission.date else 0.0
         except (ValueError, TypeError):
-            # A spreadsheet may have rewritten the time; then the message alone has to tell.
+            # A spreadsheet may have rewritten the time; then only the message is compared.
             return 0.0
 
     def find(submissions: list[Submission]) -> Submission | None:
@@ -84,7 +88,7 @@ def finder(row: Row) -> Find:
 
 
 def same(one: str, other: str) -> bool:
-    """True where two messages are the same but for their spaces."""
+    """Return True if two messages are equal except for spaces."""
     return " ".join(one.split()) == " ".join(other.split())
 
 

@@ -1,6 +1,6 @@
 """The `kaggle` command as a subprocess: submit, list, download.
 
-The package is never imported: older ones authenticate on import and end the process when they cannot.
+The package is never imported: older versions log in on import and end the process if they cannot.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LISTING_ATTEMPTS = 4
 
 
 def find_command() -> Path | None:
-    """The `kaggle` command of this Python's environment, else the one on PATH, else None."""
+    """Return the `kaggle` command of this Python's environment, else the one on PATH, else None."""
     for name in ("kaggle", "kaggle.exe"):
         beside = Path(sys.executable).with_name(name)
         if beside.is_file():
@@ -42,20 +42,20 @@ def find_command() -> Path | None:
 
 
 def not_ready() -> list[str]:
-    """What is missing before Kaggle can be asked anything: a token, the command. Empty = ready."""
+    """Return what is missing before Kaggle can be called: a token, the command. Empty: ready."""
     problem = find_credentials().problem
     return ([problem] if problem else []) + ([] if find_command() else [INSTALL])
 
 
 def clean_slug(text: str) -> str:
-    """The competition's name in Kaggle's addresses, from that name or from a whole address.
+    """Return the competition's slug from that slug or from a Kaggle address.
 
     Raises:
         UserError: the text is neither.
     """
     slug = re.sub(r"^https?://(www\.)?kaggle\.com/(competitions|c)/", "", text.strip()).split("/")[0].split("?")[0]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", slug):
-        raise UserError(f"{text!r} is no competition name: it is the last part of its address, https://www.kaggle.com/competitions/<name>")
+        raise UserError(f"{text!r} is not a competition name: expected the last part of https://www.kaggle.com/competitions/<name>")
     return slug
 
 
@@ -67,11 +67,12 @@ def call(
 ) -> Reply:
     """Run `kaggle <arguments>`; `tick` is called every second while it runs.
 
-    `traffic` asks the command to show Kaggle's answers: its tables leave out why a scoring failed, the new submission's number and Retry-After.
+    `traffic` makes the command print Kaggle's HTTP answers. They hold what its tables leave out: why a
+    scoring failed, the number of the new submission, Retry-After.
 
     Raises:
         UserError: the command is not installed.
-        KaggleError: no end within `timeout_s` seconds.
+        KaggleError: the command did not end within `timeout_s` seconds.
     """
     command = find_command()
     if command is None:
@@ -99,12 +100,15 @@ def call(
             process.communicate()
 
 
-# What the project asks of Kaggle
+# Requests to Kaggle
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One row of Kaggle's list. `status`: pending, complete or error; scores are texts, empty until there; `date` is None when unreadable."""
+    """One row of Kaggle's list. `status`: pending, complete or error. Scores are texts, empty until known.
+
+    `date` is None if it cannot be read.
+    """
 
     ref: str
     file_name: str
@@ -118,17 +122,17 @@ class Submission:
 
 @dataclass(frozen=True)
 class Upload:
-    """An accepted upload: the new submission's number (empty when the command does not show it) and Kaggle's sentences."""
+    """An accepted upload: the number of the new submission (empty if not shown) and Kaggle's sentences."""
 
     ref: str
     said: str
 
 
 def list_submissions(competition: str, *, sleep: Callable[[float], None] = time.sleep) -> list[Submission]:
-    """This user's (and team's) newest submissions, newest first; passing failures are tried again a few times.
+    """Return the newest submissions of the user and the team, newest first. Temporary failures are retried.
 
     Raises:
-        KaggleError: Kaggle refused, or did not answer even then.
+        KaggleError: Kaggle refused, or did not answer after all retries.
     """
     for attempt in range(1, LISTING_ATTEMPTS + 1):
         try:
@@ -169,19 +173,19 @@ def _submission(row: dict[str, str], errors: dict[str, str]) -> Submission:
     except ValueError:
         date = None
     public, private = ("" if value == "None" else value for value in (row.get("publicScore", ""), row.get("privateScore", "")))
-    # An old command lists no number; file and moment name a submission as well.
+    # An old command lists no number; then file and time identify a submission.
     ref = row.get("ref") or f"{row['fileName']} {row['date']}"
     status = row["status"].rpartition(".")[2].lower()
     return Submission(ref, row["fileName"], date, row.get("description", ""), status, public, private, errors.get(ref, ""))
 
 
 def upload(competition: str, file: Path, message: str, *, tick: Callable[[], None] | None = None) -> Upload:
-    """Submit `file`, once: nothing here tries again, for a second try could spend one of the day's submissions.
+    """Submit `file` once. There is no retry: it could use up one of the day's submissions.
 
     Raises:
-        KaggleError: refused; with `sent` set Kaggle may have it nevertheless, and its list tells.
+        KaggleError: the upload was refused; with `sent` set, Kaggle may have the file anyway; check its list.
     """
-    # One word each: a message may begin with a dash.
+    # One argument each: a message may begin with a dash.
     arguments = ["competitions", "submit", "-c", competition, f"--file={file}", f"--message={message}"]
     reply = call(arguments, timeout_s=600 + file.stat().st_size / 50_000, tick=tick)
     return _sent(reply, competition)
@@ -190,20 +194,26 @@ def upload(competition: str, file: Path, message: str, *, tick: Callable[[], Non
 def upload_kernel(
     competition: str, kernel: str, version: int, file_name: str, message: str, *, tick: Callable[[], None] | None = None
 ) -> Upload:
-    """Submit the output `file_name` of a kernel's (owner/slug) run, once; nothing is uploaded, Kaggle runs the kernel on the hidden test set.
+    """Submit the output `file_name` of a kernel version (owner/slug) once.
+
+    Kaggle then runs it on the hidden test set.
 
     Raises:
-        KaggleError: refused; with `sent` set Kaggle may have it nevertheless, and its list tells.
+        KaggleError: it was refused; with `sent` set, Kaggle may have it anyway; check its list.
     """
     arguments = ["competitions", "submit", "-c", competition, f"--file={file_name}", f"--message={message}"]
     return _sent(call([*arguments, f"--kernel={kernel}", f"--version={version}"], tick=tick), competition)
 
 
 def _sent(reply: Reply, competition: str) -> Upload:
-    """What a submission was answered with. The command ends with 0 also when it was rejected: only a number or Kaggle's word counts."""
+    """Return the accepted upload, or raise.
+
+    The command exits with 0 even if Kaggle rejected the file, so only a number or Kaggle's sentence proves
+    success.
+    """
     if "Could not submit to competition" in reply.output:
         raise KaggleError(
-            "Kaggle did not take the file (Could not submit to competition), nothing was submitted: run the same command again"
+            "Kaggle did not accept the file (Could not submit to competition), nothing was submitted: run the same command again"
         )
     if reply.code != 0 or "Could not find competition" in reply.output:
         raise explain(reply, competition)
@@ -214,25 +224,26 @@ def _sent(reply: Reply, competition: str) -> Upload:
 
 
 def download(competition: str, folder: Path, *, tick: Callable[[], None] | None = None) -> None:
-    """Download all files of a competition into `folder`; a partial file there is resumed where the command can.
+    """Download all files of a competition into `folder`; a partial file is resumed if the command supports
+    it.
 
     Raises:
-        KaggleError: refused, or broken off.
+        KaggleError: the download was refused or interrupted.
     """
-    # Without traffic: the command would print the whole archive as text.
+    # Without traffic, because the command would print the whole archive as text.
     reply = call(["competitions", "download", "-c", competition, "-p", str(folder)], traffic=False, timeout_s=24 * 3600, tick=tick)
     if reply.code != 0:
         raise explain(reply, competition)
 
 
 class StatusLine:
-    """A line that says how far something is: rewritten in place on a terminal, else printed once a minute."""
+    """A progress line: rewritten in place on a terminal, else printed at most once a minute."""
 
     def __init__(self) -> None:
         self.in_place, self.last, self.width = sys.stdout.isatty(), -60.0, 0
 
     def show(self, text: str) -> None:
-        """Put `text` in the place of what the line said before; where it cannot be rewritten, not more often than once a minute."""
+        """Show `text` in place of the previous text; without a terminal print it at most once a minute."""
         if self.in_place:
             print(f"\r{text.ljust(self.width)}", end="", flush=True)
             self.width = len(text)
@@ -241,7 +252,7 @@ class StatusLine:
             self.last = time.monotonic()
 
     def close(self) -> None:
-        """End the line, so that what is printed next stands below it."""
+        """End the line, so that later output starts on a new one."""
         if self.in_place and self.width:
             print(flush=True)
             self.width = 0

@@ -1,4 +1,6 @@
-"""submissions.csv: one line for every file that Kaggle has, never lost, and harmless in a spreadsheet."""
+"""Read and write submissions.csv, the ledger: one row for every submission to Kaggle, safe to open in a
+spreadsheet.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,14 @@ from pipeline.tables import guarded, restored
 
 LEDGER = Path("submissions.csv")
 COLUMNS = ("time", "competition", "file_sha256", "message", "validation_score", "public_score", "private_score", "status")
-SPREAD = "validation_spread"  # the deviation of the validation score over folds; a column that the first such submission adds
+# deviation of the validation score over folds; the first such submission adds the column
+SPREAD = "validation_spread"
 
 Row = dict[str, str]
 
 
 def ledger_digests(path: Path = LEDGER) -> set[str]:
-    """The SHA-256 of every file that was submitted; empty when there is no ledger.
+    """Return the SHA-256 of every submitted file; empty without a ledger.
 
     Raises:
         UserError: the ledger cannot be read.
@@ -32,10 +35,10 @@ def ledger_digests(path: Path = LEDGER) -> set[str]:
 
 
 def read_ledger(path: Path) -> tuple[list[str], list[Row]]:
-    """The ledger's columns (columns added by hand are kept) and its rows.
+    """Return the ledger's columns (also those that the user added) and its rows.
 
     Raises:
-        UserError: it cannot be read as written, so it must not be written either.
+        UserError: it cannot be read exactly; then it must not be rewritten either.
     """
     if not path.exists():
         return list(COLUMNS), []
@@ -56,14 +59,14 @@ def read_ledger(path: Path) -> tuple[list[str], list[Row]]:
 
 
 def _unreadable(path: Path, reason: str) -> UserError:
-    return UserError(f"{path} is not a readable ledger of submissions ({reason}); it was left as it is: repair it or move it elsewhere")
+    return UserError(f"{path} is not a readable ledger of submissions ({reason}); it was not changed: repair it or move it elsewhere")
 
 
 def append_row(path: Path, row: Row) -> Row:
-    """Add a row to the ledger as it is now, and return it with the cells that it has there.
+    """Append a row to the ledger and return it with the cells that were written.
 
     Raises:
-        UserError: the ledger cannot be read, and stays as it is.
+        UserError: the ledger cannot be read; it is not changed.
     """
     with _writing(path):
         columns, rows = read_ledger(path)
@@ -76,10 +79,10 @@ def append_row(path: Path, row: Row) -> Row:
 
 
 def update_row(path: Path, row: Row, changes: Row) -> None:
-    """Change cells of `row`, which is added again when someone removed it in the meantime.
+    """Change cells of `row`; if the row was removed in the meantime, it is added again.
 
     Raises:
-        UserError: the ledger cannot be read, and stays as it is.
+        UserError: the ledger cannot be read; it is not changed.
     """
     with _writing(path):
         columns, rows = read_ledger(path)
@@ -90,26 +93,31 @@ def update_row(path: Path, row: Row, changes: Row) -> None:
 
 
 def sending(path: Path = LEDGER, wait: Callable[[], None] | None = None) -> AbstractContextManager[None]:
-    """Hold the right to send to Kaggle, from the look whether a file is in the ledger until its row is: `wait` is called while another has it.
+    """Lock sending to Kaggle, from the check of the ledger until the new row is written.
+
+    `wait` is called repeatedly while another process holds the lock.
 
     Raises:
-        UserError: another process has it, and there is no `wait`.
+        UserError: another process holds the lock, and `wait` is None.
     """
-    return holding_file(_beside(path, "sending"), "another `make submit` is at work here", wait=wait)
+    return holding_file(_beside(path, "sending"), "another `make submit` is running here", wait=wait)
 
 
 def _names(row: Row) -> tuple[str, ...]:
-    """What tells a row from others; its scores another process may have written since it was read."""
+    """Return the cells that identify a row.
+
+    Scores are not among them: another process may have written them since.
+    """
     return tuple(row.get(name, "") for name in ("time", "competition", "file_sha256", "message"))
 
 
 def _writing(path: Path) -> AbstractContextManager[None]:
-    """Between reading the ledger and writing it nobody else writes it."""
+    """Lock the ledger between reading and writing it."""
     return holding_file(_beside(path, "lock"), f"{path} is being written", wait=lambda: time.sleep(0.02))
 
 
 def _beside(path: Path, suffix: str) -> Path:
-    """The lock file of a ledger: beside the file itself, however many links lead to it."""
+    """Return the lock file of a ledger, beside the real file even if `path` is a link."""
     real = Path(os.path.realpath(path))
     return real.with_name(f".{real.name}.{suffix}")
 

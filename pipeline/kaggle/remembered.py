@@ -1,4 +1,4 @@
-"""Which competition a data folder holds, as `make data` wrote it down; and asking on the terminal."""
+"""Read which competition a data folder holds, as `make data` recorded it; ask the user on the terminal."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pipeline.competition.facts import FACTS_FILE, OLD_FILE, read_facts
 from pipeline.kaggle import cli
 
 REMEMBERED = FACTS_FILE
-MEMORIES = (REMEMBERED, OLD_FILE)  # what `make data` writes, and what its earlier versions wrote
+MEMORIES = (REMEMBERED, OLD_FILE)  # written by `make data`, and by its earlier versions
 
 
 def remembered_slug(data_dir: Path) -> str | None:
-    """The competition that competition.yaml in `data_dir` names; None when there is none.
+    """Return the competition in competition.yaml of `data_dir`; None without one.
 
     Raises:
-        UserError: what is remembered cannot be read.
+        UserError: the file cannot be read, or its slug is not a competition name.
     """
     slug = read_facts(Path(data_dir)).slug
     return cli.clean_slug(slug) if slug else None
 
 
 def agreed(question: str) -> bool:
-    """Whether the user says yes on the terminal; without a terminal nobody does."""
+    """Return True if the user answers yes on the terminal; False without a terminal."""
     try:
         return sys.stdin.isatty() and input(question).strip().lower() in ("y", "yes")
     except EOFError:

@@ -1,4 +1,6 @@
-"""What a `kaggle` command printed and what Kaggle answered to it; every failure as one sentence that says what to do."""
+"""Read the output of a `kaggle` command and Kaggle's answer; turn every failure into one sentence that says
+what to do.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from pipeline.kaggle.token import NEW_TOKEN, find_credentials, scrub
 
 
 class KaggleError(UserError):
-    """A failed command. `passing`: the same call may work a little later; `sent`: Kaggle may have acted on it all the same."""
+    """A failed command. `passing`: the same call may work later.
+
+    `sent`: Kaggle may have accepted the request anyway.
+    """
 
     def __init__(self, text: str, *, passing: bool = False, sent: bool = False, retry_after: float | None = None):
         super().__init__(text)
@@ -22,7 +27,9 @@ class KaggleError(UserError):
 
 @dataclass(frozen=True)
 class Reply:
-    """What one call printed (scrubbed, without traffic) and the HTTP failure that it met (None: none was shown)."""
+    """The output of one call (without tokens and traffic), and the HTTP error in it (`status` None: none was
+    shown).
+    """
 
     code: int
     output: str
@@ -33,31 +40,32 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """All that the call printed: its output, then its errors."""
+        """The output of the call, followed by its errors."""
         return f"{self.output}\n{self.errors}".strip()
 
     @property
     def said(self) -> str:
-        """Kaggle's own sentence about a failure, on one line; empty when it gave none."""
+        """Kaggle's own sentence about a failure, on one line; empty without one."""
         message = self.bodies[-1].get("message") if self.bodies else None
         lines = [line.strip() for line in self.text.splitlines() if line.strip()]
         sentence = message if isinstance(message, str) and message else lines[-1] if lines else ""
-        return scrub(" ".join(sentence.split()))[:400]  # in JSON a token can be written with escapes
+        return scrub(" ".join(sentence.split()))[:400]  # again: JSON may hold a token with escapes
 
 
 _TRAFFIC = re.compile(r"^-{10,}(Request|Response)-{10,}\n(.*?)\n-{50}$\n?", re.DOTALL | re.MULTILINE)
 
 
 def read_reply(code: int, output: str, errors: str) -> Reply:
-    """What a call that ended with `code` printed, with the traffic taken out of it and into `status`, `retry_after`, `bodies`.
+    """Read the output of a call that ended with `code`; HTTP traffic goes to `status`, `retry_after` and
+    `bodies`.
 
-    All of it is Kaggle's or a stranger's text: control characters are left out.
+    Control characters are removed, because the text comes from Kaggle or strangers.
     """
     output, errors = printable(output.replace("\r\n", "\n")), printable(errors.replace("\r\n", "\n"))
     status, retry_after, bodies = None, None, [{}]
     for kind, block in _TRAFFIC.findall(output):
         if kind == "Request":
-            # A request may stay without an answer; then the answer to an earlier one says nothing about it.
+            # If this request gets no answer, the answer to an earlier one must not count for it.
             status, retry_after = None, None
             bodies.append({})
             continue
@@ -68,9 +76,9 @@ def read_reply(code: int, output: str, errors: str) -> Reply:
         bodies[-1] = _json_object(body)
     output = _TRAFFIC.sub("", output)
     errors = "\n".join(line for line in errors.splitlines() if not re.match(r"(DEBUG|INFO|WARNING):", line))
-    told = re.search(r"\b([45]\d\d) (?:Client|Server) Error|^([45]\d\d) - ", f"{output}\n{errors}", re.MULTILINE)
-    if told and status is None and code != 0:
-        status = int(told[1] or told[2])
+    shown = re.search(r"\b([45]\d\d) (?:Client|Server) Error|^([45]\d\d) - ", f"{output}\n{errors}", re.MULTILINE)
+    if shown and status is None and code != 0:
+        status = int(shown[1] or shown[2])
     return Reply(code, output, errors, status, retry_after, tuple(bodies))
 
 
@@ -83,7 +91,9 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _without_controls(value: Any) -> Any:
-    """A value of JSON whose texts hold nothing that a terminal would obey: in JSON they can hide as \\u001b."""
+    """Remove terminal control characters from all texts in a JSON value, where they may be written as
+    \\u001b.
+    """
     if isinstance(value, dict):
         return {printable(name): _without_controls(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -92,7 +102,7 @@ def _without_controls(value: Any) -> Any:
 
 
 def _seconds(retry_after: str) -> float | None:
-    """Seconds from a Retry-After header: a number or an HTTP date."""
+    """Return the seconds of a Retry-After header, which holds a number or an HTTP date."""
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", retry_after.strip()):
         return float(retry_after)
     try:
@@ -104,7 +114,7 @@ def _seconds(retry_after: str) -> float | None:
 
 _LIMIT = re.compile(r"allowance|daily.{0,30}limit|submission limit|maximum number of submissions", re.IGNORECASE)
 _ENDED = re.compile(r"deadline|has ended|competition is over|not accepting|no longer accept|has closed", re.IGNORECASE)
-# A refused download shows only Kaggle's sentence.
+# A refused download shows only Kaggle's sentence, so the status follows from its words.
 _STATUS_WORDS = {
     401: "unauthori[sz]ed|unauthenticated",
     403: "accept.{0,40}rules|denied|forbidden|permission",
@@ -117,11 +127,13 @@ _NETWORK = re.compile(
 
 
 def explain(reply: Reply, competition: str) -> KaggleError:
-    """A failed call as one sentence that says what to do, with Kaggle's own words where it gave some."""
+    """Build the error of a failed call: one sentence that says what to do, with Kaggle's own words if there
+    are any.
+    """
     said = f' (Kaggle says: "{reply.said}")' if reply.said else ""
     page, text = f"https://www.kaggle.com/competitions/{competition}", reply.text
-    told = (number for number, words in _STATUS_WORDS.items() if re.search(words, reply.said, re.IGNORECASE))
-    status = reply.status or next(told, None)
+    guesses = (number for number, words in _STATUS_WORDS.items() if re.search(words, reply.said, re.IGNORECASE))
+    status = reply.status or next(guesses, None)
     if missing := re.search(r"No module named '([\w.]+)'", text):
         return KaggleError(f"the kaggle command does not start, its package {missing[1]!r} is missing: pip install kaggle six")
     if "Could not find kaggle.json" in text:
@@ -131,10 +143,10 @@ def explain(reply: Reply, competition: str) -> KaggleError:
         return KaggleError(f"Kaggle does not accept the token (401; {kind}): create a new one at {NEW_TOKEN} and put it in the same place")
     if _LIMIT.search(reply.said):
         return KaggleError(
-            f"the daily submission limit of {competition} is reached; it starts anew at midnight UTC: run the same command then{said}"
+            f"the daily submission limit of {competition} is reached; it resets at midnight UTC: run the same command then{said}"
         )
     if status and _ENDED.search(reply.said):
-        return KaggleError(f"{competition} takes no more submissions: see {page}{said}")
+        return KaggleError(f"{competition} does not accept submissions any more: see {page}{said}")
     if status in (403, 404):
         refused = "refuses access to" if status == 403 else "finds no"
         rules = f"its rules are not accepted yet (open {page}/rules, then Join or Accept)"
@@ -147,7 +159,7 @@ def explain(reply: Reply, competition: str) -> KaggleError:
             f"too many requests (429): wait {wait} and run the same command again{said}", passing=True, retry_after=reply.retry_after
         )
     if status and status >= 500:
-        return KaggleError(f"Kaggle has a problem of its own ({status}): try again in a few minutes{said}", passing=True, sent=True)
+        return KaggleError(f"Kaggle has a server error ({status}): try again in a few minutes{said}", passing=True, sent=True)
     if status:
         return KaggleError(f"Kaggle refused the request ({status}): compare it with what {page} asks for{said}")
     if _NETWORK.search(text):

@@ -1,4 +1,4 @@
-"""`make submit`: check predictions.csv, send it to Kaggle, wait for this very submission's score, keep the ledger."""
+"""`make submit`: check predictions.csv, send it to Kaggle, wait for its score, and keep the ledger."""
 
 from __future__ import annotations
 
@@ -37,24 +37,25 @@ FINAL = ("complete", "error")
 
 @dataclass(frozen=True)
 class Plan:
-    """A submission that passed every check."""
+    """A submission that passed all checks."""
 
     competition: str
     file: Path
     sha256: str
     message: str
     validation_score: str
-    origin: Origin | None = None  # the run that made the file; None: nobody knows
-    send: Callable[..., cli.Upload] | None = None  # instead of uploading the file: called with `tick`
-    again: str = "`make submit` again"  # what shows the score of what was sent
+    origin: Origin | None = None  # the run that made the file; None: unknown
+    send: Callable[..., cli.Upload] | None = None  # called with `tick` instead of uploading the file
+    again: str = "`make submit` again"  # command that shows the score later
 
 
 def main(argv: list[str] | None = None, *, sleep: Sleep = time.sleep) -> int:
-    """Check a predictions file, send it, wait for its score and print it; the exit code.
+    """Check a predictions file, send it, wait for its score and print it; returns the exit code.
 
     Raises:
-        UserError: something is missing or wrong and nothing was sent, or Kaggle refused the file or did not score it.
-        Interrupted: sent, but its score was not waited for to the end.
+        UserError: something is missing or wrong and nothing was sent, or Kaggle refused the file or did not
+            score it.
+        Interrupted: the file was sent, but waiting for its score was cut short.
     """
     args = _parser().parse_args(argv)
     plan = preflight(args)
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--message", metavar="TEXT", help="default: run name, validation score, commit")
     parser.add_argument("--yes", action="store_true", help="send without asking, also the same file again")
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition folder (default: %(default)s)")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="the run that made the file (default: as inference.py wrote it down)")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="the run that made the file (default: recorded by inference.py)")
     parser.add_argument("--poll-seconds", type=_not_negative, default=10.0, metavar="N", help="default: %(default)s")
     parser.add_argument("--timeout-minutes", type=_not_negative, default=30.0, metavar="N", help="default: %(default)s")
     return parser
@@ -86,7 +87,7 @@ def _not_negative(text: str) -> float:
 
 
 def preflight(args: argparse.Namespace) -> Plan:
-    """The submission that the flags ask for.
+    """Check everything that can be checked before sending, and print the plan.
 
     Raises:
         UserError: lists everything that is missing or wrong.
@@ -101,12 +102,12 @@ def preflight(args: argparse.Namespace) -> Plan:
     problems += _file_problems(args.predictions, args.data, Path(origin.models[0]) if origin else None, notes)
     _attempt(lambda: read_ledger(LEDGER), problems)
     if not os.access(LEDGER.resolve().parent, os.W_OK):
-        problems.append(f"{LEDGER} cannot be written in {Path.cwd()}: run this in a folder of yours")
+        problems.append(f"{LEDGER} cannot be written in {Path.cwd()}: run this in a folder where you can write")
     raise_all(problems, "nothing was sent to Kaggle:")
     message = " ".join(scrub(args.message or default_message(origin, args.predictions)).split())
     plan = Plan(slug, args.predictions, files.sha256(args.predictions), message, origin.score if origin else "", origin)
     if remembered and remembered != plan.competition:
-        notes.append(f"note: {args.data} holds {remembered!r}, and the file was checked against that")
+        notes.append(f"note: {args.data} holds {remembered!r}; the file was checked against that competition")
     _announce(plan, notes)
     return plan
 
@@ -120,19 +121,20 @@ def _attempt(step: Callable[[], Any], problems: list[str]) -> Any:
 
 
 def _origin(args: argparse.Namespace) -> Origin | None:
-    """The run that made the file: as inference.py wrote it down, else the one that --model names."""
+    """Return the run that made the file: as inference.py recorded it, else the run of --model."""
     written = find_origin(args.predictions)
     if args.model is None or not args.predictions.is_file():
         return written
     if written and args.model.resolve() not in [Path(model).resolve() for model in written.models]:
-        raise UserError(f"{args.predictions} was made by {written.describe()}, and not by --model {args.model}: leave --model out")
+        raise UserError(f"{args.predictions} was made by {written.describe()}, not by --model {args.model}: leave out --model")
     return written or origin_of_run(args.predictions, args.model)
 
 
 def _file_problems(path: Path, data_dir: Path, model_dir: Path | None, notes: list[str]) -> list[str]:
-    """What is wrong with the file; what could not be checked comes into `notes`.
+    """Return the problems of the file; checks that are not possible are added to `notes`.
 
-    `model_dir`: the run that made it; None where nobody knows, and then the data folder alone counts.
+    `model_dir`: the run that made the file; None if unknown, then only the data folder is used for the
+    checks.
     """
     if not path.is_file():
         return [f"{path} does not exist: python inference.py writes it (or name another file with --predictions)"]
@@ -147,17 +149,17 @@ def _file_problems(path: Path, data_dir: Path, model_dir: Path | None, notes: li
         competition = read_layout(data_dir, need="test", known=known, asked=asked, test_images=False)
         compared = check_belongs(known[0], competition, model_dir) if known else None
     except UserError as error:
-        told = str(error).replace("\n", "\n    ")
-        return [f"{path} does not fit the competition folder {data_dir} (--data): {told}"]
+        shown = str(error).replace("\n", "\n    ")
+        return [f"{path} does not fit the competition folder {data_dir} (--data): {shown}"]
     if known and compared is None:
-        notes.append(f"not checked: whether the model belongs to this competition; {data_dir} has no list of classes")
+        notes.append(f"not checked: whether the model belongs to this competition, because {data_dir} has no list of classes")
     if competition.form is None:
         return [f"{path} cannot be checked: {data_dir} has neither test images nor a sample submission"]
     return [f"{path}: {problem}" for problem in check_predictions(path, competition.form, run.target if run else competition.target)]
 
 
 def default_message(origin: Origin | None, path: Path) -> str:
-    """Run name, validation score and commit, as far as they are known."""
+    """Build the message from run name, validation score and commit, where they are known."""
     if origin is None:
         return path.name
     parts = [" + ".join(origin.names), *([f"{origin.metric} {origin.score}"] if origin.score else [])]
@@ -169,7 +171,7 @@ def _announce(plan: Plan, notes: list[str]) -> None:
     print(f"file         {plan.file} ({files.human_size(plan.file.stat().st_size)}, checked)")
     for note in notes:
         print(f"             {note}")
-    unknown = f"not known: inference.py wrote nothing down of {plan.file.name} as it is now (--model names the run)"
+    unknown = f"unknown: inference.py has no record of {plan.file.name} with this content (set the run with --model)"
     print(f"made by      {plan.origin.describe() if plan.origin else unknown}")
     print(f"message      {plan.message}")
     print(f"token        {find_credentials().kind}", flush=True)
@@ -179,13 +181,15 @@ def _announce(plan: Plan, notes: list[str]) -> None:
 
 
 def submit(plan: Plan, *, yes: bool = False, poll_seconds: float = 10.0, timeout_s: float = 1800.0, sleep: Sleep = time.sleep) -> None:
-    """Send the file and print its score; a file that Kaggle has and has not scored yet is only waited for.
+    """Send the file, wait for its score and print it.
+
+    A file that was sent and is not scored yet is not sent again.
 
     Raises:
-        UserError: not sent, or not scored.
-        Interrupted: sent, but its score was not waited for to the end.
+        UserError: the file was not sent, or not scored.
+        Interrupted: the file was sent, but waiting for its score was cut short.
     """
-    with sending(LEDGER, _waiting_for_another()):  # two at once must not both find that a file was not sent yet
+    with sending(LEDGER, _waiting_for_another()):  # two processes must not send the same file
         sent = _send_once(plan, yes, sleep)
     if sent is None:
         print("nothing was sent")
@@ -200,7 +204,12 @@ def submit(plan: Plan, *, yes: bool = False, poll_seconds: float = 10.0, timeout
 
 
 def _send_once(plan: Plan, yes: bool, sleep: Sleep) -> tuple[Find, Row, list[Submission] | None] | None:
-    """Send the file unless Kaggle has it; what finds the submission, its row, and a list taken just now. None: the user said no."""
+    """Send the file unless Kaggle has it.
+
+    Returns the finder of the submission, its row, and a fresh list or None.
+
+    Returns None if the user answered no.
+    """
     settle_begun(LEDGER, sleep)
     same_file = [row for row in read_ledger(LEDGER)[1] if (row["competition"], row["file_sha256"]) == (plan.competition, plan.sha256)]
     row = None if yes else next((row for row in reversed(same_file) if row["status"] == "pending"), None)
@@ -211,7 +220,7 @@ def _send_once(plan: Plan, yes: bool, sleep: Sleep) -> tuple[Find, Row, list[Sub
     before = cli.list_submissions(plan.competition, sleep=sleep)
     _refresh(plan.competition, before, skip=row)
     if row:
-        print(f"{plan.file} was sent at {row['time']}; its score is looked up, nothing is sent again")
+        print(f"{plan.file} was sent at {row['time']}; it is not sent again, only its score is looked up")
         return finder(row), row, before
     if files.sha256(plan.file) != plan.sha256:
         raise UserError(f"{plan.file} was changed after it was checked; nothing was sent: run the same command again")
@@ -222,13 +231,13 @@ def _send_once(plan: Plan, yes: bool, sleep: Sleep) -> tuple[Find, Row, list[Sub
 
 
 def _waiting_for_another() -> Callable[[], None]:
-    """What to do while another `make submit` sends: say so once, look again in a moment."""
-    told: list[bool] = []
+    """Return the `wait` for while another `make submit` sends: it prints once, and pauses 0.2 s per call."""
+    announced: list[bool] = []
 
     def wait() -> None:
-        if not told:
+        if not announced:
             print("another `make submit` is sending; waiting for it ...", flush=True)
-            told.append(True)
+            announced.append(True)
         time.sleep(0.2)
 
     return wait
@@ -236,14 +245,17 @@ def _waiting_for_another() -> Callable[[], None]:
 
 def _send_again(plan: Plan, row: Row) -> bool:
     score = f", public score {row['public_score']}" if row["public_score"] else ""
-    told = f"{plan.file} was already sent to {plan.competition} at {row['time']} ({row['message']}{score})"
+    sent = f"{plan.file} was already sent to {plan.competition} at {row['time']} ({row['message']}{score})"
     if not sys.stdin.isatty():
-        raise UserError(f"{told}: YES=1 (--yes) sends the same file again")
-    return agreed(f"{told}. Send it again? [y/N] ")
+        raise UserError(f"{sent}: YES=1 (--yes) sends the same file again")
+    return agreed(f"{sent}. Send it again? [y/N] ")
 
 
 def _send(plan: Plan, row: Row, before: list[Submission], sleep: Sleep) -> Find:
-    """Upload the file, once; returns what finds it in Kaggle's list, where older and strangers' submissions are too."""
+    """Upload the file once.
+
+    Returns a function that finds it in Kaggle's list, among older and team members' submissions.
+    """
     known = {submission.ref for submission in before}
 
     def find(submissions: list[Submission], ref: str = "") -> Submission | None:
@@ -260,7 +272,7 @@ def _send(plan: Plan, row: Row, before: list[Submission], sleep: Sleep) -> Find:
             settle(LEDGER)
             raise
         _look_for_lost(find, plan, UserError, str(error), sleep)
-        print("its answer got lost, but Kaggle's list shows the submission")
+        print("Kaggle's answer was lost, but its list shows the submission")
         return find
     except KeyboardInterrupt:
         _look_for_lost(find, plan, Interrupted, "interrupted", sleep)
@@ -274,20 +286,26 @@ def _send(plan: Plan, row: Row, before: list[Submission], sleep: Sleep) -> Find:
 
 
 def _look_for_lost(find: Find, plan: Plan, ending: type[Exception], problem: str, sleep: Sleep) -> None:
-    """Return when Kaggle's list shows an upload that ended without an answer, else raise `ending`: never send blindly again."""
-    print("looking whether Kaggle has the file ...", flush=True)
+    """Check Kaggle's list after an upload without an answer.
+
+    Raises `ending` if the file is not there: never resend blindly.
+    """
+    print("checking whether Kaggle has the file ...", flush=True)
     try:
         for _ in range(LOST_LOOKS):
             sleep(LOST_PAUSE_S)
             if find(cli.list_submissions(plan.competition, sleep=sleep)):
                 return
     except (KaggleError, KeyboardInterrupt):
-        raise ending(f"{problem}\nWhether Kaggle has the file is not known: look at {_page(plan)} before you send it again") from None
+        raise ending(f"{problem}\nIt is unknown whether Kaggle has the file: check {_page(plan)} before you send it again") from None
     raise ending(f"{problem}\nKaggle's list ({_page(plan)}) does not show the file, so it was most likely not submitted")
 
 
 def _wait(find: Find, plan: Plan, listed: list[Submission] | None, poll_seconds: float, timeout_s: float, sleep: Sleep) -> Submission:
-    """The submission that `find` finds, once it is scored or refused. `listed` is a list taken just now, if there is one."""
+    """Wait until the submission is scored or refused, and return it.
+
+    `listed`: a fresh list, if there is one.
+    """
     line, start = cli.StatusLine(), time.monotonic()
     later = f"{plan.again} shows its score, and so does: kaggle competitions submissions -c {plan.competition}"
     try:
@@ -317,14 +335,14 @@ def _print_scores(plan: Plan, found: Submission) -> None:
 
 
 def _refresh(competition: str, submissions: list[Submission], skip: Row | None) -> None:
-    """Write the scores that came since into the ledger's pending rows of `competition`."""
+    """Write new scores into the ledger's pending rows of `competition`, except the row `skip`."""
     for row in read_ledger(LEDGER)[1]:
         if row["competition"] != competition or row["status"] != "pending" or row == skip:
             continue
         found = finder(row)(submissions)
         if found and found.status in FINAL:
             update_row(LEDGER, row, _outcome(found))
-            print(f"scored since: {row['time']} {row['message']}: {found.public_score or found.status}")
+            print(f"new score: {row['time']} {row['message']}: {found.public_score or found.status}")
 
 
 def _outcome(found: Submission) -> Row:
@@ -332,7 +350,7 @@ def _outcome(found: Submission) -> Row:
 
 
 def _row_of(plan: Plan) -> Row:
-    """The ledger row of a submission that Kaggle has not scored yet."""
+    """Build the ledger row of a submission without a score."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "competition": plan.competition,
@@ -347,14 +365,14 @@ def _row_of(plan: Plan) -> Row:
 
 
 def _add_row(row: Row) -> Row:
-    """Put the row of a submission that Kaggle has into the ledger; the row as it stands there."""
+    """Append the row of a sent submission to the ledger; returns the row as written."""
     try:
         added = append_row(LEDGER, row)
         settle(LEDGER)
         return added
     except (UserError, OSError) as error:
-        told = ", ".join(f"{name}={value}" for name, value in row.items() if value)
-        raise UserError(f"the file was submitted, but {LEDGER} could not be written: {error}\nIts line would be: {told}") from None
+        cells = ", ".join(f"{name}={value}" for name, value in row.items() if value)
+        raise UserError(f"the file was submitted, but {LEDGER} could not be written: {error}\nIts line would be: {cells}") from None
 
 
 def _page(plan: Plan) -> str:

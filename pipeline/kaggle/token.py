@@ -1,4 +1,4 @@
-"""Which token the `kaggle` command will use, told without showing it, and texts with every token taken out."""
+"""Find the token that the `kaggle` command will use, without showing it, and remove tokens from texts."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ NEW_TOKEN = "https://www.kaggle.com/settings/api"
 
 @dataclass(frozen=True)
 class Credentials:
-    """`kind` names the token in words, empty when there is none; `problem` says why. `secrets` are never shown."""
+    """A token. `kind` describes its source; empty without one, and then `problem` says why.
+
+    `secrets` are never shown.
+    """
 
     kind: str
     problem: str
     secrets: tuple[str, ...] = field(repr=False)
 
 
-AROUND = "'\" \t\r\n"  # what is no part of a user name or key
+AROUND = "'\" \t\r\n"  # never part of a user name or key
 
 
 def find_credentials(environment: Mapping[str, str] | None = None) -> Credentials:
-    """The token that the command will use: its own places, in its own order."""
+    """Find the token as the `kaggle` command does: in the same places, in the same order."""
     environment = os.environ if environment is None else environment
     home = Path.home() / ".kaggle"
     problems: list[str] = []
@@ -64,8 +67,8 @@ def find_credentials(environment: Mapping[str, str] | None = None) -> Credential
     old_key = not found or found[0][0].startswith("user name")
     misplaced = old_key and (_misplaced(environment, key_path, key) or _quoted(environment, key_path, user, key))
     if misplaced := misplaced or _malformed(environment, home, key_path if old_key and not environment.get("KAGGLE_KEY") else None):
-        told = tuple(secret for _, secrets in found for secret in secrets)
-        return Credentials("", f"the Kaggle token is there, and its form is not: {misplaced}", (*told, *((key,) if key else ())))
+        secrets = tuple(secret for _, values in found for secret in values)
+        return Credentials("", f"the Kaggle token has a wrong form: {misplaced}", (*secrets, *((key,) if key else ())))
     if found:
         return Credentials(found[0][0], "", tuple(secret for _, secrets in found for secret in secrets))
     reason = "; ".join(problems) or "none in KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, ~/.kaggle/access_token or kaggle.json"
@@ -74,18 +77,20 @@ def find_credentials(environment: Mapping[str, str] | None = None) -> Credential
 
 
 def _misplaced(environment: Mapping[str, str], key_path: Path, key: str | None) -> str:
-    """What is wrong where a new token (KGAT_...) stands in the place of an old key, and what mends it; empty where nothing is."""
+    """Return the problem and the command that fixes it if a new token (KGAT_...) is stored as an old key;
+    else "".
+    """
     if not (key or "").strip("'\" ").startswith("KGAT_"):
         return ""
     if environment.get("KAGGLE_KEY"):
-        return 'KAGGLE_KEY holds an API token, which belongs into KAGGLE_API_TOKEN: export KAGGLE_API_TOKEN="$KAGGLE_KEY"; unset KAGGLE_KEY'
+        return 'KAGGLE_KEY holds an API token; it belongs in KAGGLE_API_TOKEN: export KAGGLE_API_TOKEN="$KAGGLE_KEY"; unset KAGGLE_KEY'
     path, target = quote(str(key_path)), quote(str(Path.home() / ".kaggle" / "access_token"))
     take = f"{quote(sys.executable)} -c 'import json,sys; print(json.load(open(sys.argv[1]))[\"key\"])'"
-    return f"{key_path} holds an API token as its key; it belongs into a file of its own: {take} {path} > {target} && rm {path}"
+    return f"{key_path} holds an API token as its key; it belongs in its own file: {take} {path} > {target} && rm {path}"
 
 
 def _quoted(environment: Mapping[str, str], key_path: Path, user: str | None, key: str | None) -> str:
-    """What is wrong where quotes or spaces are a part of user name or key, and what mends it; empty where nothing is."""
+    """Return the problem and the command that fixes it if user name or key contain quotes or spaces; else ""."""
     parts = {"KAGGLE_USERNAME": user or "", "KAGGLE_KEY": key or ""}
     wrong = [name for name, value in parts.items() if value != value.strip(AROUND)]
     for name in wrong:
@@ -99,9 +104,9 @@ def _quoted(environment: Mapping[str, str], key_path: Path, user: str | None, ke
 
 
 def _malformed(environment: Mapping[str, str], home: Path, key_path: Path | None) -> str:
-    """What is wrong with the way a token is written down, and the command that mends it; empty where nothing is.
+    """Return the problem and the command that fixes it if a token is stored in a wrong form; else "".
 
-    `key_path`: kaggle.json, where it is what counts.
+    `key_path`: kaggle.json, if its key is the one used.
     """
     value = environment.get("KAGGLE_API_TOKEN", "")
     if len(value.split()) > 1:
@@ -134,7 +139,7 @@ def _malformed(environment: Mapping[str, str], home: Path, key_path: Path | None
 
 
 def _config_dir(environment: Mapping[str, str]) -> Path:
-    """Where the command looks for kaggle.json."""
+    """Return the folder where the command looks for kaggle.json."""
     if environment.get("KAGGLE_CONFIG_DIR"):
         return Path(environment["KAGGLE_CONFIG_DIR"])
     home = Path.home() / ".kaggle"
@@ -152,7 +157,9 @@ def _token_file(path: str | Path | None) -> str:
 
 
 def _stored_key(path: Path) -> tuple[dict[str, str], str]:
-    """The text fields of a JSON file of the command, and what is wrong with it (nothing when it does not exist)."""
+    """Return the text fields of a JSON file of the command, and its problem ("" if it is fine or does not
+    exist).
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -162,12 +169,12 @@ def _stored_key(path: Path) -> tuple[dict[str, str], str]:
         reason = error.strerror if isinstance(error, OSError) else "not valid JSON"
         return {}, f"{path} cannot be read ({reason})"
     if not isinstance(values, dict):
-        return {}, f"{path} is not what Kaggle's settings page gives (a JSON object)"
+        return {}, f"{path} is not a JSON object as Kaggle's settings page gives it"
     return {name: value for name, value in values.items() if isinstance(value, str)}, ""
 
 
 def scrub(text: str) -> str:
-    """`text` with every known token, and whatever looks like one, replaced by ***."""
+    """Replace all known tokens in `text`, and everything that looks like one, by ***."""
     named = [value for name, value in os.environ.items() if name.startswith("KAGGLE_") and name.endswith(("KEY", "TOKEN"))]
     secrets = [part for secret in (*find_credentials().secrets, *named) for part in (secret, *secret.split())]
     for secret in sorted(secrets, key=len, reverse=True):
@@ -175,4 +182,4 @@ def scrub(text: str) -> str:
             text = text.replace(secret, "***")
     text = re.sub(r"(?i)(authorization\W{1,4}(?:basic|bearer)?\s*)[^\s'\",]+", r"\1***", text)
     text = re.sub(r"(?<=://)[^\s/@:]+:[^\s/@]+@", "***@", text)
-    return re.sub(r"KGAT_\w+", "***", text)  # wherever: an escaped line break may stand before it
+    return re.sub(r"KGAT_\w+", "***", text)  # without \b: an escaped line break may stand before it

@@ -1,4 +1,6 @@
-"""Answers to questions against a solution: a table question_id,answer, the official results file, VQA annotations."""
+"""Score answers to questions against a solution: a table question_id,answer, a results file, or VQA
+annotations.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from pipeline.wording import counted, natural_key, quoted
 
 
 def are_answers(predictions_path: Path, solution_path: Path) -> bool:
-    """True for answers to questions: one of the files is JSON, or the predictions have a column of answers.
+    """Return True for answers to questions: a file is JSON, or the predictions have a column of answers.
 
     Raises:
         UserError: the predictions cannot be read as a table.
@@ -30,10 +32,12 @@ def are_answers(predictions_path: Path, solution_path: Path) -> bool:
 def score_answers(
     predictions_path: Path, solution_path: Path, *, class_names: Sequence[str] | None = None, id_column: str | None = None
 ) -> dict[str, Any]:
-    """As `score_predictions`, for a table question_id,answer or the official results file, against such a table or VQA annotations.
+    """Score answers; the result is that of `score_predictions`.
 
-    Answers are compared as they were cleaned for training. `metrics` are accuracy, weighted precision, recall and F1, and where the solution
-    has the answers of several annotators the official VQA accuracy, also by answer type.
+    Both files are tables question_id,answer, or official JSON (results and annotations). Answers are compared
+    after the cleaning that training uses. `metrics`: accuracy, weighted precision, recall and F1; if the
+    solution has the answers of several annotators, also the official VQA accuracy, in total and by answer
+    type.
 
     Raises:
         UserError: as `score_predictions`.
@@ -49,7 +53,7 @@ def score_answers(
     columns = [name for name in predictions.columns if name != id_column]
     if len(columns) != 1 or not predictions.cells:
         has = f"{counted(len(predictions.cells), 'row')}, columns {quoted(predictions.columns)}"
-        raise UserError(f"{predictions.path}: question ids and one column of answers are needed; it has {has}")
+        raise UserError(f"{predictions.path}: expected question ids and one column of answers; it has {has}")
     found = read_solution(solution, predictions.column(id_column), id_column, columns)
     ids, truth, usage = found.ids, found.texts(), found.usage
     problems = id_differences(predictions, predictions.column(id_column), ids) + label_problems(predictions, columns[0], None)
@@ -80,7 +84,8 @@ def _answer_metrics(predicted: Sequence[str], truth: Sequence[str], given: Seque
     from pipeline.targets.metrics import classification_metrics, vqa_scores
 
     names = {answer: index for index, answer in enumerate(sorted({clean_answer(answer) for answer in predicted}))}
-    # What is never predicted counts alike in accuracy and in weighted averages: one class for all of it.
+    # Answers that are never predicted share one class: accuracy and weighted averages are the same as with
+    # separate classes.
     labels = [names.get(clean_answer(answer), len(names)) for answer in truth]
     scores = classification_metrics(labels, [names[clean_answer(answer)] for answer in predicted], len(names) + 1)
     kept = {name: value for name, value in scores.items() if not name.startswith("macro_")}
@@ -88,7 +93,7 @@ def _answer_metrics(predicted: Sequence[str], truth: Sequence[str], given: Seque
 
 
 def _answer_table(path: Path, answers: Sequence[tuple[str, str]]) -> Table:
-    """A JSON file of answers as the table it would be; `lines` are its entries."""
+    """Return the answers of a JSON file as a table; `lines` are the entry numbers."""
     return Table(path, ("question_id", "answer"), tuple(answers), tuple(range(1, len(answers) + 1)), ",", False)
 
 

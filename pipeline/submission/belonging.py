@@ -1,4 +1,4 @@
-"""Whether a model is one for this competition: what the data folder says of classes, beside what the model knows."""
+"""Check that a model belongs to a competition: compare the model's classes with those of the data folder."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from pipeline.wording import counted, natural_key, nearest, quoted
 
 
 def check_belongs(target: Target | None, competition: Competition, model: Path | str) -> str | None:
-    """What was compared, in words; None where the data folder says nothing of classes. `target`: what the model predicts.
+    """Return what was compared, for messages; None if the data folder does not tell its classes.
 
-    Labels of training images and class columns of the sample submission count, and where the training images are not there the label
-    column of their table. Values of a label column in a sample are placeholders.
+    Compared are the labels of training images, class columns of the sample submission and, without training
+    images, the label column of their table. Label values in a sample are placeholders and not compared.
+    `target`: the model's target.
 
     Raises:
-        UserError: the data folder holds labels that the model does not know, or asks for columns that it lacks; both sides are shown.
+        UserError: the data has labels or columns that the model does not know; the message lists both sides.
     """
-    if target is None or competition.task == "vqa":  # of answers only the most frequent are classes: others prove nothing
+    # only frequent answers are classes: other answers prove nothing
+    if target is None or competition.task == "vqa":
         return None
     labels = sorted({row.label for row in competition.train if row.label}, key=natural_key)
     if not labels and target.kind != "continuous":
         labels = _labels_of_table(competition)
-        if len(unknown_labels(target, labels)) * 2 <= len(labels):  # rows of few labels may have been left out of training
+        # training may have left out rows with rare labels
+        if len(unknown_labels(target, labels)) * 2 <= len(labels):
             labels = [label for label in labels if not unknown_labels(target, [label])]
     unknown = unknown_labels(target, labels)
     if unknown:
@@ -40,12 +43,12 @@ def check_belongs(target: Target | None, competition: Competition, model: Path |
         if len(unknown) == 1:
             shown = f"a label of {competition.root} is none of them: {unknown[0]!r}{nearest(unknown[0], target.names)}"
         raise UserError(
-            f"{model} is a model for other labels than those of {competition.root}:\n"
+            f"{model} is a model for other labels than {competition.root} has:\n"
             f"  - it knows {counted(len(target.names), 'class', 'classes')}: {quoted(target.names)}\n"
             f"  - {shown}\n"
-            "name the model of this competition (--model), its data folder (--data), or train one: python train.py"
+            "set the model of this competition (--model), set its data folder (--data), or train a model: python train.py"
         )
-    if labels and target.kind != "continuous":  # every number is known to a model of numbers
+    if labels and target.kind != "continuous":  # a regression model knows every number
         return "its labels are the model's"
     form = competition.form
     if form is not None and form.path is not None:
@@ -57,7 +60,7 @@ def check_belongs(target: Target | None, competition: Competition, model: Path |
 
 
 def _labels_of_table(competition: Competition) -> list[str]:
-    """The different labels of a table of training images that are not there, written as labels are; none where it cannot be told."""
+    """Return the labels in the table of missing training images; empty if its label column is unclear."""
     sources = read_sources(look(competition.root), skip=own_files(competition.root)).of_role("train")
     found = [source.table.column(name) for source in sources for name in source.table.columns if plain_name(name) in LABEL_NAMES]
     if len(found) != 1:
@@ -66,14 +69,14 @@ def _labels_of_table(competition: Competition) -> list[str]:
 
 
 def unknown_labels(target: Target, labels: list[str]) -> list[str]:
-    """Those of `labels`, texts as the data write them, that the target does not know."""
+    """Return the `labels` that the target does not know."""
     if target.kind == "continuous":
         cells = [(label, label.split(target.separator) if target.num_outputs > 1 else [label]) for label in labels]
         return [label for label, parts in cells if len(parts) != target.num_outputs or not are_numbers(parts)]
     if target.kind == "multilabel":
         known = set(target.names)
         return list(dict.fromkeys(part for label in labels for part in target.parts(label) if part not in known))
-    if target.kind == "binary":  # its negative side is written as one text
+    if target.kind == "binary":  # the names of all negative classes are one text, joined by ", "
         return [label for label in labels if label not in target.positive and f", {label}, " not in f", {target.names[0]}, "]
     known = set(target.names)
     return [label for label in labels if label not in known]

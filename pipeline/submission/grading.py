@@ -1,4 +1,4 @@
-"""A predictions file against a solution: every metric that its form allows, in all rows and in the solution's parts."""
+"""Score a predictions file against a solution, with every metric that fits, over all rows and per part."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Arrays:
-    """What is scored, a row for each id of the solution: truth as `target.encode`, and one of the others."""
+    """The arrays to score, one row per id of the solution: `truth` as `target.encode` gives it, and one of
+    the others.
+    """
 
     target: Target
     truth: np.ndarray
     values: np.ndarray | None = None  # (N, O) probabilities or numbers
-    ranks: np.ndarray | None = None  # (N, k) positions, best first, -1: none
-    chosen: np.ndarray | None = None  # decided labels
+    ranks: np.ndarray | None = None  # (N, k) class indices, best first, -1: none
+    chosen: np.ndarray | None = None  # (N,) class indices, or (N, O) bool for several labels
 
 
 def score_predictions(
@@ -40,13 +42,16 @@ def score_predictions(
     metric: str | None = None,
     id_column: str | None = None,
 ) -> dict[str, Any]:
-    """Scores of a predictions file: `rows`, `class_names`, `metrics` over all rows, `parts` by the solution's Usage column.
+    """Score a predictions file: `rows`, `class_names`, `metrics` over all rows, `parts` by the solution's
+    Usage column.
 
-    Rows are joined by id, in any order. `form` and `target` say how the file is read; without them it holds labels, or a probability
-    column a class. `unseen` lists labels of the solution that the target does not know, `foreign` those of the predictions.
+    Rows are joined by id, in any order. `form` and `target` describe the file; without them it holds labels,
+    or one probability column per class. `unseen`: labels of the solution that the target does not know;
+    `foreign`: those of the predictions.
 
     Raises:
-        UserError: the files do not hold the same ids once each, or a cell cannot be read; all problems of both files at once.
+        UserError: the ids of both files differ or repeat, or a cell cannot be read; all problems of both
+            files are listed.
     """
     predictions, solution_table = load_table(predictions_path), load_table(solution_path)
     form = _form_of(predictions, form, id_column)
@@ -72,7 +77,7 @@ def score_predictions(
 
 
 def _form_of(predictions: Table, form: SubmissionForm | None, id_column: str | None) -> SubmissionForm:
-    """`form` for the columns that the file has, or the plain form that its columns look like."""
+    """Return `form` if its columns are in the file; without a form, guess a simple one from the columns."""
     if form is not None and set(form.columns) <= set(predictions.columns):
         return form
     if len(predictions.columns) < 2 or not predictions.cells:
@@ -104,12 +109,14 @@ def _solution_problems(form: SubmissionForm, target: Target, solution: Solution)
 def _arrays(
     form: SubmissionForm, target: Target, read: ReadBack, solution: Solution, order: Sequence[int]
 ) -> tuple[_Arrays, list[str], list[str]]:
-    """Truth and predictions in the solution's order, and the labels that the target does not know: of the solution, of the predictions."""
+    """Return truth and predictions in the solution's order, and unknown labels of the solution and of the
+    predictions.
+    """
     import numpy as np
 
     if form.kind in ("number", "probability", "probabilities", "rows"):
         values = read.values[list(order)].astype(np.float64)
-        if form.kind == "rows":  # each row is one decision: yes or no, or one number
+        if form.kind == "rows":  # each row is a separate value: yes or no, or a number
             kind = target.kind if target.kind == "continuous" else "binary"
             row_target = Target(kind, (form.value_columns[0],) if kind == "continuous" else ("0", "1"), positive=("1", "1.0"))
             texts = solution.texts()
@@ -143,20 +150,20 @@ def _arrays(
 
 
 def _truth_texts(target: Target, solution: Solution, written: Sequence[str] = ()) -> list[str]:
-    """The solution's labels as the target writes them."""
+    """Return the solution's labels as the target writes them."""
     if len(solution.columns) > 1:
         if target.kind == "continuous":
             return [target.separator.join(row) for row in solution.cells]
         chosen = [[name for name, cell in zip(solution.columns, row, strict=True) if is_true(cell)] for row in solution.cells]
         if target.is_choice and (bad := [line for line, row in zip(solution.table.lines, chosen, strict=True) if len(row) != 1]):
-            raise UserError(f"{solution.table.path}, row {bad[0]}: one class column must hold 1 and the others 0")
+            raise UserError(f"{solution.table.path}, row {bad[0]}: exactly one class column must hold 1, the others 0")
         return [target.separator.join(row) for row in chosen]
     if target.kind == "multilabel" and target.may_be_empty:
         return [row[0].strip() for row in solution.cells]
     texts = solution.texts()
     if target.kind == "binary" and are_flags(texts):
         return [target.positive[0] if is_true(text) else "" for text in texts]
-    if target.kind == "ordinal":  # 2.0 is the grade 2
+    if target.kind == "ordinal":  # 2.0 means grade 2
         by_value = {number(name): name for name in target.names}
         return [by_value.get(number(text), text) for text in texts]
     return [_as_named(target, written, text) for text in texts] if written else texts
@@ -167,7 +174,7 @@ def _as_named(target: Target, written: Sequence[str], text: str) -> str:
 
 
 def _known(target: Target, texts: list[str]) -> tuple[list[str], list[str]]:
-    """The texts, and which labels in them the target does not know."""
+    """Return the texts, and the labels in them that the target does not know."""
     if target.kind in ("binary", "continuous"):
         return texts, []
     labels = {label for text in texts for label in (target.parts(text) if target.kind == "multilabel" else [text])}
@@ -175,7 +182,7 @@ def _known(target: Target, texts: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _metrics(form: SubmissionForm, arrays: _Arrays, solution: Solution, rows: Sequence[int], metric: str | None) -> dict[str, float]:
-    """Every metric of some rows, the competition's first."""
+    """Return every metric of some rows, the competition's metric first."""
     from pipeline.targets.metrics import METRICS, all_metrics, classification_metrics, evaluate_labels, evaluate_ranks, find_metric
 
     target, truth, rows = arrays.target, arrays.truth[list(rows)], list(rows)

@@ -1,4 +1,6 @@
-"""`make score`: every metric of a predictions file against labels that somebody holds, kept beside the run that made it."""
+"""`make score`: score a predictions file against known labels; the scores are kept beside the run that made
+the file.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from pipeline.wording import counted, nearest, quoted
 
 
 def _table_text(scores: dict[str, Any]) -> str:
-    """The scores as lines of equal columns: one row per metric, one column per part of the solution."""
+    """Format the scores as a table: one row per metric, one column per part of the solution."""
     parts = {"all": scores["metrics"], **scores["parts"]}
     width = max(len(name) for name in scores["metrics"])
     lines = [" " * width + "".join(f"{part:>10}" for part in parts)] if scores["parts"] else []
@@ -33,7 +35,9 @@ def _table_text(scores: dict[str, Any]) -> str:
 
 
 def _form(run: RunRecord | None, data_dir: Path) -> tuple[SubmissionForm | None, str | None]:
-    """The form of the file, from the sample submission and what the run predicts, and its id column; None where nothing tells them."""
+    """Return the form of the file and its id column, from the sample submission and the run; None where
+    unknown.
+    """
     if not data_dir.is_dir():
         return None, None
     target, metric = (run.target, run.metric) if run and run.task != "vqa" else (None, None)
@@ -42,7 +46,7 @@ def _form(run: RunRecord | None, data_dir: Path) -> tuple[SubmissionForm | None,
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Score a predictions file, print the scores, and keep them beside the run that made it."""
+    """Score a predictions file, print the scores, and store them beside the run that made it."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.submission.score", description=main.__doc__)
     parser.add_argument(
         "--solution",
@@ -56,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         "--model",
         type=Path,
         metavar="DIR",
-        help="the run that made the predictions; default: as inference.py wrote it down, else finetuned_model",
+        help="the run that made the predictions; default: the run that inference.py recorded, else finetuned_model",
     )
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition's folder; default: %(default)s")
     options = parser.parse_args(argv)
@@ -77,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"note: labels of {options.solution} that the model does not know: {quoted(scores['unseen'])}{near}")
     if run is None or scores["foreign"]:
         why = f"did not make these predictions (labels {quoted(scores['foreign'])})" if run else "holds no finished run"
-        print(f"the scores are not kept: {options.model} {why}; --model names the run")
+        print(f"the scores are not stored: {options.model} {why}; set the run with --model")
         return 0
     kept = {
         "predictions": str(options.predictions),
@@ -90,9 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         write_json(check_place(options.model / SCORES), kept | ({"parts": scores["parts"]} if scores["parts"] else {}))
     except (UserError, OSError) as error:
-        print(f"the scores are not kept: {error}\ncopy the run to a folder of yours and name that with --model")
+        print(f"the scores are not stored: {error}\ncopy the run to a folder where you can write, and set it with --model")
         return 0
-    print(f"kept in {options.model / 'scores.json'}")
+    print(f"stored in {options.model / 'scores.json'}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A solution that somebody holds: the true labels of the rows to predict, whichever way they are written."""
+"""Read a solution file: the true labels of the test rows, in any of several forms."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pipeline.tables import Table, repeated_ids, rows_of
 from pipeline.wording import counted, numbered, quoted
 
 LABEL_COLUMNS = ("label", "labels", "class", "classes", "target", "category", "y", "answer", "predicted")
-IGNORED_USAGE = "ignored"  # Kaggle's name for rows of a solution that do not count
+IGNORED_USAGE = "ignored"  # Kaggle's word for solution rows that are not scored
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Ids, and for each of them the cells of the label columns; `usage` is empty texts where the solution has no such column."""
+    """Ids and the cells of their label columns. `usage` holds empty texts if there is no Usage column."""
 
     table: Table
     ids: list[str]
@@ -25,7 +25,7 @@ class Solution:
     usage: list[str]
 
     def texts(self) -> list[str]:
-        """The cells of the one label column.
+        """Return the cells of the only label column.
 
         Raises:
             UserError: a cell is empty.
@@ -37,10 +37,10 @@ class Solution:
         return labels
 
     def counted_rows(self) -> list[int]:
-        """The rows that count: all but those marked as ignored.
+        """Return the indices of the scored rows: all rows that are not ignored.
 
         Raises:
-            UserError: every row is.
+            UserError: all rows are ignored.
         """
         rows = [row for row, part in enumerate(self.usage) if part.casefold() != IGNORED_USAGE]
         if not rows:
@@ -48,16 +48,16 @@ class Solution:
         return rows
 
     def parts(self) -> dict[str, list[int]]:
-        """The rows of each part (Public, Private) that the Usage column names."""
+        """Return part name (Public, Private) -> row indices, from the Usage column."""
         names = [part for part in sorted(set(self.usage), reverse=True) if part and part.casefold() != IGNORED_USAGE]
         return {part: [row for row, value in enumerate(self.usage) if value == part] for part in names}
 
 
 def read_solution(solution: Table, wanted_ids: Sequence[str], id_column: str, columns: Sequence[str]) -> Solution:
-    """The solution for predictions with these ids and value columns.
+    """Read the solution for predictions with these ids and value columns.
 
     Raises:
-        UserError: it has no rows, an id twice, or no column (or several) that can be the label.
+        UserError: it has no rows, a repeated id, or no clear label column.
     """
     if not solution.cells:
         raise UserError(f"{solution.path} has no rows: ids and labels are needed")

@@ -1,4 +1,4 @@
-"""predictions.csv: written in the form the competition asks for, and checked before it takes its place."""
+"""Write predictions.csv in the form of the competition, and check it before it replaces an older file."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from pipeline.tables import write_table
 
 
 def write_predictions(path: Path, form: SubmissionForm, predictions: Predictions) -> None:
-    """Write predictions.csv, whole or not at all: ids, order and columns of the sample submission, checked before it takes its place.
+    """Write predictions.csv atomically, with the ids, order and columns of the sample submission, after a
+    check.
 
     Raises:
-        UserError: the predictions do not fit the form, are not finite, or the written file did not pass `check_predictions`.
+        UserError: the predictions do not fit the form or are not finite, or the new file fails
+            `check_predictions`.
     """
     path = Path(path)
     rows = fill(form, predictions)
     with replacing(path) as temporary:
         write_table(temporary, form.columns, rows)
         problems = check_predictions(temporary, form, predictions.target)
-        raise_all(problems, f"{path} was not written, its content is not ready to send:")
+        raise_all(problems, f"{path} was not written because its content is not valid:")
 
 
 def write_results_json(path: Path, competition: Competition, predictions: Predictions) -> None:
-    """Write the official VQA results file, `[{"question_id": 1, "answer": "yes"}, ...]`, whole or not at all.
+    """Write the official VQA results file atomically: `[{"question_id": 1, "answer": "yes"}, ...]`.
 
     Raises:
-        UserError: the competition asks no questions, or the predictions do not fit it.
+        UserError: the competition has no questions, or the predictions do not fit it.
     """
     if competition.task != "vqa" or competition.form is None:
         raise UserError(
-            f"{path}: results in JSON are for questions, and {competition.root} asks none; name a .csv file: --output predictions.csv"
+            f"{path}: JSON results are for questions, but {competition.root} has none; name a .csv file: --output predictions.csv"
         )
     ids = competition.form.ids
     write_results(path, ids, label_texts(competition.form, predictions.aligned(ids)))
