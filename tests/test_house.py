@@ -82,7 +82,7 @@ WINGS = {
         ),
     ],
     "submission": ["write", "belonging", "origin", "solution", "grading", "answer_grading", "score"],
-    "kaggle": ["token", "reply", "cli", "remembered", "ledger", "begun", "submit"],
+    "kaggle": ["token", "reply", "cli", "remembered", "ledger", "begun", "preflight", "submit"],
     "fetch": [
         *(
             "addresses",

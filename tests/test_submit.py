@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline import files
 from pipeline.competition.facts import write_slug
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError, run_command
-from pipeline.kaggle import cli, ledger, submit, token
+from pipeline.kaggle import cli, ledger, preflight, submit, token
 from pipeline.kaggle.begun import begin
 from pipeline.kaggle.reply import KaggleError, Reply, explain, read_reply
 from pipeline.submission.origin import Origin
@@ -499,8 +499,8 @@ def test_record_that_is_not_ours_is_one_problem_among_others(folder, monkeypatch
 
 
 def test_default_message_without_a_run() -> None:
-    assert submit.default_message(None, Path("predictions.csv")) == "predictions.csv"
-    assert submit.default_message(Origin("", "2026-03-01T10:00:00", ("runs/a",), ("glyphs",)), Path("p.csv")) == "glyphs"
+    assert preflight.default_message(None, Path("predictions.csv")) == "predictions.csv"
+    assert preflight.default_message(Origin("", "2026-03-01T10:00:00", ("runs/a",), ("glyphs",)), Path("p.csv")) == "glyphs"
 
 
 # Tokens

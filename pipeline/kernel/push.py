@@ -14,8 +14,9 @@ from pipeline.files import human_time, sha256, write_text
 from pipeline.folds.team import Team
 from pipeline.kaggle import cli
 from pipeline.kaggle.ledger import LEDGER, read_ledger
+from pipeline.kaggle.preflight import Plan, default_message
 from pipeline.kaggle.reply import KaggleError
-from pipeline.kaggle.submit import Plan, default_message, submit
+from pipeline.kaggle.submit import submit
 from pipeline.kaggle.token import scrub
 from pipeline.kernel import remote
 from pipeline.kernel.bundle import Bundle
