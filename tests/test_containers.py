@@ -246,7 +246,7 @@ def test_an_archive_is_taken_as_its_content_without_the_folder_around_it(tmp_pat
     packed = zipped(files) if suffix == ".zip" else seven_zip(files) if suffix == ".7z" else tarred(files, modes[suffix])
     output = take(put(tmp_path / f"download{suffix}", packed))
     assert names(tmp_path / "data") == sorted(name.removeprefix("competition-v2/") for name in files)
-    assert "everything lay in competition-v2/" in output
+    assert "in competition-v2/, which is left out" in output
     assert len(read_layout(tmp_path / "data").test) == 4
 
 
@@ -260,7 +260,7 @@ def test_class_folders_alone_are_not_unwrapped(tmp_path, take):
 def test_an_archive_beside_its_folder_is_left_where_it_is(tmp_path, take):
     files = folder_competition(tmp_path / "kaggle")
     put(tmp_path / "kaggle/train.zip", zipped({name: content for name, content in files.items() if name.startswith("train/")}))
-    assert "train.zip left where it is: train is there already" in take(tmp_path / "kaggle")
+    assert "train.zip not unpacked: train is there already" in take(tmp_path / "kaggle")
     assert names(tmp_path / "data") == sorted(files)
 
 
@@ -491,7 +491,7 @@ def test_pixel_columns_become_images_named_by_row(tmp_path, take):
     output = take(tmp_path / "kaggle")
     assert (pixels_of(tmp_path / "data/train/1.png") == grey(0)).all() and (pixels_of(tmp_path / "data/test/5.png") == grey(54)).all()
     assert load_table(tmp_path / "data/train.csv").columns == ("ImageId", "label")
-    assert "28 x 28 pixels, grey" in output and "row number, from 1" in output and "stay as they are" in output
+    assert "28 x 28 pixels, grey" in output and "row number, from 1" in output and "grey levels from 0 to 255" in output
     competition = read_layout(tmp_path / "data")
     assert [row.id for row in competition.test] == ["1", "2", "3", "4", "5"] and len(competition.train) == 12
     assert containers.read_converted(tmp_path / "data") == "1 .csv (such as test.csv)"  # what `make kernel` must know
@@ -525,7 +525,8 @@ def test_a_height_and_width_that_the_count_does_not_tell_is_found_or_named(tmp_p
     write_table(
         tmp_path / "kaggle/train.csv", ["label", *(f"pixel{number}" for number in range(800))], [[0, *row] for row in noise.tolist()]
     )
-    assert "train.csv: no images were made of it: 800 numbers a row" in take(tmp_path / "kaggle")
+    output = take(tmp_path / "kaggle")
+    assert "train.csv: not turned into images: " in output and "800 numbers a row" in output
 
 
 def test_pixels_in_one_cell(tmp_path, take):
@@ -738,7 +739,8 @@ def test_arrays_that_cannot_be_read_are_named_and_never_unpickled(tmp_path, take
 def test_a_stack_without_labels_is_refused(tmp_path, take):
     put(tmp_path / "kaggle/x.txt", "")
     np.save(tmp_path / "kaggle/x_train.npy", np.stack([grey(number) for number in range(10)]))
-    assert "nothing beside it has 10 labels" in refused(take, tmp_path / "kaggle")
+    message = refused(take, tmp_path / "kaggle")
+    assert "x_train.npy holds 10 images" in message and "has 10 labels" in message
 
 
 # ---- TFRecord ----
@@ -780,7 +782,7 @@ def test_records_whose_images_are_there_are_left_aside(tmp_path, take):
     files = folder_competition(tmp_path / "kaggle")
     rows = [{"image": files[f"train/{name}.png"], "image_name": f"{name}.png".encode(), "target": 0} for name in TRAIN_IDS]
     put(tmp_path / "kaggle/train_tfrecords/ld_train00-8.tfrec", b"".join(map(record, rows)))
-    assert "left aside: the images are there as files" in take(tmp_path / "kaggle")
+    assert "train_tfrecords/ld_train00-8.tfrec not used: " in take(tmp_path / "kaggle")
     assert names(tmp_path / "data") == sorted(files)
 
 
@@ -925,7 +927,7 @@ def test_parquet_pixels(tmp_path, take):
 @pytest.mark.parametrize(
     ("values", "words", "expected"),
     [
-        ([[0, 255], [7, 9]], "stay as they are", [0, 255, 7, 9]),
+        ([[0, 255], [7, 9]], "from 0 to 255", [0, 255, 7, 9]),
         ([[0.0, 1.0], [0.5, 0.2]], "1 white", [0, 255, 128, 51]),
         ([[0, 65535], [0, 32768]], "one range", [0, 255, 0, 128]),
         ([[-40.0, 0.0], [float("nan"), -20.0]], "one range", [0, 255, 0, 128]),

@@ -102,7 +102,7 @@ def test_a_local_file_is_checked_and_used_where_it_is(tmp_path):
     local = tmp_path / "mine.zip"
     local.write_bytes(BODY)
     assert fetch(str(local), tmp_path / "w.zip", sha256=DIGEST) == local
-    with pytest.raises(UserError, match=f"mine.zip is not the file.*\n.*its sha256 is {DIGEST}, not {'0' * 64}"):
+    with pytest.raises(UserError, match=f"mine.zip is not the expected file.*\n.*sha256 is {DIGEST}, expected {'0' * 64}"):
         fetch(str(local), tmp_path / "w.zip", sha256="0" * 64)
     assert local.read_bytes() == BODY
 
@@ -120,7 +120,7 @@ def test_a_cut_connection_is_continued_from_where_it_stopped(server, tmp_path, n
 
 def test_a_later_call_continues_what_an_earlier_one_left(server, tmp_path, naps):
     server.replies["/w.zip"] = [Reply(BODY, cut_at=200_000), Reply(b"", 503)]
-    with pytest.raises(UserError, match=r"503.*given up after 4 more tries.*are kept: the same command continues"):
+    with pytest.raises(UserError, match=r"503.* after 4 .*are kept: the same command continues"):
         fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
     server.replies["/w.zip"] = [Reply(BODY)]
     fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
@@ -148,7 +148,7 @@ def test_a_continued_file_with_the_wrong_digest_is_fetched_once_more(server, tmp
     server.replies["/w.zip"] = [Reply(other, cut_at=200_000), Reply(BODY)]
     fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
     assert (tmp_path / "w.zip").read_bytes() == BODY
-    assert "starting over" in capsys.readouterr().err
+    assert f"expected {DIGEST}); starting again" in capsys.readouterr().err
 
 
 def test_a_part_that_is_whole_already_is_used(server, tmp_path, naps):
@@ -184,13 +184,13 @@ def test_a_server_that_asks_for_an_hour_ends_it(server, tmp_path, naps):
 
 def test_tries_are_bounded(server, tmp_path, naps):
     server.replies["/w.zip"] = [Reply(b"", 503)]
-    with pytest.raises(UserError, match=r"503 Service Unavailable; given up after 4 more tries"):
+    with pytest.raises(UserError, match=r"503 Service Unavailable; .* after 4 "):
         fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sleep=naps.append)
     assert naps == [1.0, 2.0, 4.0, 8.0]
 
 
 def test_a_missing_file_is_not_tried_again_and_the_ways_out_are_named(server, tmp_path, naps):
-    with pytest.raises(UserError, match=r"answers 404: there is no such file\nWhat helps:\n.*in a browser.*\n  - make weights WEIGHTS=x"):
+    with pytest.raises(UserError, match=r"answers 404: .*\nWhat helps:\n.*in a browser.*\n  - make weights WEIGHTS=x"):
         fetch(f"{server.url}/none.zip", tmp_path / "w.zip", otherwise=["make weights WEIGHTS=x"], sleep=naps.append)
     assert naps == [] and parts_in(tmp_path) == []
 
@@ -207,10 +207,10 @@ def test_a_web_page_is_recognised_whatever_it_calls_itself(headers, server, tmp_
 @pytest.mark.parametrize(
     ("body", "options", "message"),
     [
-        (BODY, {"sha256": "0" * 64}, f"its sha256 is {DIGEST}, not {'0' * 64}"),
-        (BODY, {"size": len(BODY) + 1}, f"has {len(BODY)} bytes, not the {len(BODY) + 1}"),
-        (BODY[:-100], {}, "a zip file whose end is missing"),
-        (b"Rar!" + BODY, {}, r"no .zip file: it starts with b'Rar!"),
+        (BODY, {"sha256": "0" * 64}, f"its sha256 is {DIGEST}, expected {'0' * 64}"),
+        (BODY, {"size": len(BODY) + 1}, f"has {len(BODY)} bytes, expected {len(BODY) + 1}"),
+        (BODY[:-100], {}, "a zip file without its end"),
+        (b"Rar!" + BODY, {}, r"not a .zip file: it starts with b'Rar!"),
     ],
 )
 def test_a_wrong_file_is_discarded_and_told_apart(body, options, message, server, tmp_path, naps):
@@ -236,7 +236,7 @@ def test_plain_http_needs_a_digest(tmp_path, monkeypatch):
 def test_a_connection_that_cannot_be_made_is_an_error_without_credentials(server, tmp_path, naps):
     with serving() as gone:
         url = gone.url
-    with pytest.raises(UserError, match=r"the connection failed: Connection refused; given up") as caught:
+    with pytest.raises(UserError, match=r"the connection failed: Connection refused; .* after 4 ") as caught:
         fetch(f"{url}/w.zip?token=secret", tmp_path / "w.zip", sleep=naps.append)
     assert "secret" not in str(caught.value)
     assert len(naps) == download.MAX_RETRIES
@@ -301,7 +301,7 @@ def test_drive_that_ignores_the_range_starts_over(drive, tmp_path, naps):
 
 def test_drive_with_the_wrong_file_is_told(drive, tmp_path, naps):
     drive.replies["/uc"] = [Reply(zip_bytes(other="1"), headers=SAVED)]
-    with pytest.raises(UserError, match=f"Google Drive file {DRIVE_ID} is not the file.*\n.*its sha256 is"):
+    with pytest.raises(UserError, match=f"Google Drive file {DRIVE_ID} .*\n.*its sha256 is"):
         fetch(DRIVE_ID, tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
     assert parts_in(tmp_path) == []
 

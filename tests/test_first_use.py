@@ -155,7 +155,7 @@ def test_of_a_read_only_run_the_scores_are_printed_and_pages_say_where_else(
     flags = ["--solution", str(finished_run / "solution.csv"), "--predictions", str(file), "--data", str(finished_run / "data")]
     assert score.main(flags) == 0  # and --model is what inference wrote down
     told = capsys.readouterr().out
-    assert "accuracy" in told and "the scores are not kept" in told and str(run) in told
+    assert "accuracy" in told and "the scores are not stored" in told and str(run) in told
     assert page.main(["--if-present", "--of", str(file)]) == 0
     assert "no page" in capsys.readouterr().out
     with pytest.raises(UserError) as error:

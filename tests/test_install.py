@@ -92,8 +92,8 @@ def test_download_unpacks_everything_and_is_remembered(server, data_dir, capfd):
     assert installed(data_dir) == sorted([*UNPACKED, "extra.7z", "extra.rar"])
     assert install.remembered_slug(data_dir) == "glyphs"
     output = "".join(capfd.readouterr())
-    assert "stays packed, unpack it with a tool for its kind: extra.rar" in output and "extra.7z stays packed: " in output
-    assert "train: 4 images, 2 classes" in output and "not understood" not in output
+    assert re.search("stays packed, .*: extra.rar", output) and "extra.7z stays packed: " in output
+    assert "train: 4 images, 2 classes" in output and "cannot be read" not in output
     assert not [secret for secret in SECRETS if secret in output]
 
     (data_dir.parent / "predictions.csv").write_text("id,label\n5,cat\n6,dog\n")
@@ -163,7 +163,7 @@ def test_what_a_person_wrote_of_the_competition_stays(archive, data_dir):
 def test_not_understood_is_said_and_kept(archive, data_dir, capsys):
     archive(zipped({"sounds.bin": b"\0", "competition.yaml": "theirs: 1\n"}))
     assert install.main(FLAGS) == 0
-    assert "not understood as an image classification competition yet" in capsys.readouterr().out
+    assert "cannot be read as an image classification competition yet" in capsys.readouterr().out
     assert installed(data_dir) == ["README.md", "competition-2.yaml", "competition.yaml", "sounds.bin"]
     assert (data_dir / "competition-2.yaml").read_text() == "theirs: 1\n" and install.remembered_slug(data_dir) == "glyphs"
 
@@ -179,7 +179,7 @@ def test_damaged_nested_archive_stays_packed(archive, data_dir, capsys):
 @pytest.mark.parametrize("content", [b"<html>sign in</html>", zipped({"../outside.txt": "x"})])
 def test_damaged_or_unsafe_download_is_kept_out(archive, data_dir, content):
     archive(content)
-    with pytest.raises(UserError, match=r"delete data/\.glyphs\.download/archive/glyphs\.zip to download it anew"):
+    with pytest.raises(UserError, match=r"delete data/\.glyphs\.download/archive/glyphs\.zip"):
         install.main(FLAGS)
     assert sorted(path.name for path in data_dir.iterdir()) == [".glyphs.download", "README.md"]
     assert not list(Path().rglob("outside.txt"))

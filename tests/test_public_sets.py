@@ -249,8 +249,8 @@ def test_another_file_than_the_published_one_is_discarded(server, publish, capsy
     server.replies["/cifar-10-binary.tar.gz"] = [Reply(wrong)]
     assert fetch("cifar10") == EXIT_USER
     said = capsys.readouterr().err
-    assert ("its sha256 is" if change == "content" else f"not the {len(body)} that were announced") in said
-    assert "put a copy that you have from elsewhere at data/.cifar10.download/cifar-10-binary.tar.gz" in said
+    assert ("its sha256 is" if change == "content" else f"expected {len(body)}") in said
+    assert "copy at data/.cifar10.download/cifar-10-binary.tar.gz" in said
     assert list(Path("data").iterdir()) == []
 
 
@@ -260,7 +260,7 @@ def test_a_copy_from_elsewhere_is_checked_and_used(server, publish, capsys):
     copy.parent.mkdir(parents=True)
     copy.write_bytes(body[:-1])
     assert fetch("cifar10") == EXIT_USER
-    assert "is not the file that was asked for" in capsys.readouterr().err and copy.exists()
+    assert f"{copy} is not the expected file" in capsys.readouterr().err and copy.exists()
     copy.write_bytes(body)
     assert fetch("cifar10") == 0
     assert server.seen == []
@@ -287,7 +287,7 @@ def test_an_archive_of_another_form_is_refused_in_words(publish, capsys, name, m
     members = {key: data for key, data in FORMS[name][0].items() if key != member}
     publish(name, members if content is None else members | {member: content})
     assert fetch(name) == EXIT_USER
-    assert f"are not laid out as {name} is" in capsys.readouterr().err
+    assert f"do not have the layout of {name}: " in capsys.readouterr().err
     assert not (Path("data") / "train").exists()
 
 

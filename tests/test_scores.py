@@ -109,7 +109,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads((model / "scores.json").read_text())["metrics"]["vqa_accuracy"] == pytest.approx(2 / 6)
     other = run_folder(tmp_path / "other", ["yes", "no"])
     assert main([*arguments, "--model", str(other), "--data", str(tmp_path / "none")]) == 0
-    assert "the scores are not kept" in capsys.readouterr().out and not (other / "scores.json").exists()
+    assert "the scores are not stored" in capsys.readouterr().out and not (other / "scores.json").exists()
 
 
 def competition(root: Path, task: Any = "vqa") -> Competition:

@@ -150,7 +150,7 @@ def test_label_problems(tmp_path, text, problems):
         ("id,dog,cat\na,,0.9\nb,1,0\nc,x,1\n", "rows 2, 4: no number in column 'dog': ''"),
         ("id,dog,cat\na,0.1,inf\nb,1,0\nc,0,1\n", "row 2: no number in column 'cat': 'inf'"),
         ("id,dog,cat\na,-0.5,1.5\nb,1,0\nc,0,1\n", "row 2: probabilities outside 0..1 (-0.5)"),
-        ("id,dog,cat\na,0.5,0.4\nb,1,0\nc,0,1\n", "row 2: probabilities sum to 0.9, not to 1"),
+        ("id,dog,cat\na,0.5,0.4\nb,1,0\nc,0,1\n", "row 2: probabilities sum to 0.9, expected 1"),
         ("id,cat,dog\na,0.5,0.5\nb,1,0\nc,0,1\n", "columns in another order: 'id', 'cat', 'dog', expected 'id', 'dog', 'cat'"),
         ("id,dog,Cat\na,0.5,0.5\nb,1,0\nc,0,1\n", "the column 'cat' is missing (nearest: 'Cat')"),
     ],

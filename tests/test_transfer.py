@@ -78,7 +78,7 @@ def test_a_byte_at_a_time_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.
     started = time.monotonic()
     with (
         raw(b"HTTP/1.1 200 OK\r\n\r\n", endless(b"P", 0.02)) as url,
-        pytest.raises(UserError, match="too slow to wait for; what came is kept"),
+        pytest.raises(UserError, match=r"too slow; .*is kept"),
     ):
         get(url, tmp_path)
     assert time.monotonic() - started < 10 and len(parts(tmp_path)) == 1
@@ -105,7 +105,7 @@ NOTHING = gzip.compress(b"")[:10] + b"\x00\x00\x00\xff\xff" * 4000  # the head o
 
 def test_a_packed_body_that_becomes_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "SLOW_WINDOW_S", 0.3)
-    with raw(GZIP + NOTHING, endless(NOTHING[10:])) as url, pytest.raises(UserError, match="too slow to wait for"):
+    with raw(GZIP + NOTHING, endless(NOTHING[10:])) as url, pytest.raises(UserError, match="too slow"):
         get(url, tmp_path)
 
 
@@ -116,7 +116,7 @@ def test_a_packed_body_is_unpacked_to_its_last_part(tmp_path: Path) -> None:
         assert get(url, tmp_path).read_bytes() == empty_zip
     with raw(GZIP, lambda: iter([body[:-12]])) as url, pytest.raises(UserError, match="the connection was cut"):
         get(url, tmp_path / "cut")
-    with raw(GZIP.replace(b"gzip", b"br"), lambda: iter([body])) as url, pytest.raises(UserError, match="packed as 'br'"):
+    with raw(GZIP.replace(b"gzip", b"br"), lambda: iter([body])) as url, pytest.raises(UserError, match="'br'"):
         get(url, tmp_path / "other")
 
 
@@ -135,7 +135,7 @@ def test_a_disk_that_fills_up_gets_its_room_back(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(transfer, "CHECK_BYTES", 10**6)
     with (
         raw(b"HTTP/1.1 200 OK\r\n\r\n", endless(MEGABYTE)) as url,
-        pytest.raises(UserError, match=r"the disk is full; what had come .* was removed"),
+        pytest.raises(UserError, match=r"the disk is full; .* was removed"),
     ):
         get(url, tmp_path)
     assert parts(tmp_path) == []
@@ -148,7 +148,7 @@ def test_a_redirect_into_this_machine_is_never_asked(tmp_path: Path, monkeypatch
         port = server.url.rpartition(":")[2]
         server.replies["/w.zip"] = [Reply(b"", 302, {"Location": f"http://localhost:{port}/secret"})]
         server.replies["/secret"] = [Reply(b"PK\x05\x06" + bytes(18))]
-        with pytest.raises(UserError, match="an address inside this machine or its network; not asked"):
+        with pytest.raises(UserError, match=r"localhost:\d+/secret, inside this machine"):
             get(server.url, tmp_path)
         assert [path for path, _ in server.seen] == ["/w.zip"]
         monkeypatch.setattr(transfer, "_is_inside", lambda url: True)  # who names an address inside may be sent on inside

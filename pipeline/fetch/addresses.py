@@ -1,4 +1,4 @@
-"""Where a file comes from: a path, a Google Drive id or link, an https address; shown without what may be secret."""
+"""Parse the source of a file (path, Google Drive id or link, https address), and show it without secrets."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.
 
 @dataclass(frozen=True)
 class Source:
-    """Where a file comes from: kind "drive" (text: the file's id), "url" or "file" (text: the path)."""
+    """The source of a file. `kind`: "drive" (text: the file's id), "url", or "file" (text: the path)."""
 
     kind: str
     text: str
 
     @property
     def shown(self) -> str:
-        """The source for a message, without a user name, password or signed query."""
+        """The source for messages, without user name, password or signed query."""
         if self.kind == "drive":
             return f"Google Drive file {self.text}"
         return without_secrets(self.text) if self.kind == "url" else self.text
 
     @property
     def key(self) -> str:
-        """A digest of the source: an address may hold a signature, which is kept nowhere."""
+        """A digest that identifies the source. The address itself is not stored: it may hold a signature."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 def parse_source(text: str, folder: Path = Path()) -> Source:
-    """What `text` names: a file (relative to `folder`), a Google Drive id or link, or an http(s) address.
+    """Parse `text`: a file (relative to `folder`), a Google Drive id or link, or an http(s) address.
 
     Raises:
         UserError: it is none of these, a Drive folder, or a file that does not exist.
@@ -53,19 +53,19 @@ def parse_source(text: str, folder: Path = Path()) -> Source:
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f" (is it {path.parent / near[0]}?)" if near else ""
-    raise UserError(f"{text!r} is no file{hint}; give a path, a Google Drive id or link, or an https address")
+    raise UserError(f"{text!r} is not a file{hint}; give a path, a Google Drive id or link, or an https address")
 
 
 def _parse_url(url: str) -> Source:
     shown = without_secrets(url)
     try:
         parts = urlsplit(url)
-    except ValueError:  # its text may hold the password
-        raise UserError(f"{shown} is no address; give a full one such as https://host/file.zip") from None
+    except ValueError:  # its message may hold the password
+        raise UserError(f"{shown} is not a valid address; give a full one such as https://host/file.zip") from None
     if parts.scheme not in ("http", "https"):
         raise UserError(f"{shown}: {parts.scheme}:// is not supported; give an https address, a Google Drive id or a path")
     if not parts.hostname:
-        raise UserError(f"{shown} names no host; give a full address such as https://host/file.zip")
+        raise UserError(f"{shown} has no host; give a full address such as https://host/file.zip")
     if parts.hostname not in DRIVE_HOSTS:
         return Source("url", url)
     if "/folders/" in parts.path:
@@ -73,11 +73,11 @@ def _parse_url(url: str) -> Source:
     in_path = re.search(r"/d/([-\w]+)", parts.path)
     file_id = in_path[1] if in_path else parse_qs(parts.query).get("id", [""])[0]
     if not re.fullmatch(r"[-\w]+", file_id):
-        raise UserError(f"{shown} holds no Google Drive file id; it should look like https://drive.google.com/file/d/FILE_ID/view")
+        raise UserError(f"{shown} has no Google Drive file id; expected https://drive.google.com/file/d/FILE_ID/view")
     return Source("drive", file_id)
 
 
 def without_secrets(text: str) -> str:
-    """`text` with the user names and queries of its addresses left out; both may be credentials."""
+    """Remove user names and queries from the addresses in `text`; both may be credentials."""
     text = re.sub(r"(://)[^/\s@]+@", r"\1", text)
     return re.sub(r"\?[^\s'\")]+", "?...", text)

@@ -1,4 +1,4 @@
-"""An archive after it is fetched: whether a file is the one announced, and unpacking inside one folder."""
+"""Check a fetched file against its announced size and digest, and unpack archives safely into one folder."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ CHUNK_BYTES = 64 * 1024  # read and written at a time
 MAGIC = {".zip": (b"PK\x03\x04", b"PK\x05\x06"), ".tgz": (b"\x1f\x8b",), ".gz": (b"\x1f\x8b",)}
 PAGE_STARTS = (b"<!doctype html", b"<html", b"<head", b"<!--")
 
-MAX_TAR_HEADER = 10**6  # bytes of a long name or of other words about one member; tarfile reads them into memory whole
+# bytes of a long name or other header of one member; tarfile reads headers whole into memory
+MAX_TAR_HEADER = 10**6
 
 
-# Whether a file is the one that was announced
+# Checking a fetched file
 
 
 def file_problems(path: Path, name: str, sha256: str | None, size: int | None) -> list[str]:
-    """Why the bytes at `path` are not the wanted file, which is to be called `name`; empty when they are."""
+    """Return why the file at `path` is not the wanted file `name`; empty if it is."""
     with open(path, "rb") as file:
         head = file.read(CHUNK_BYTES)
     suffix = Path(name).suffix.lower()
@@ -46,18 +47,18 @@ def file_problems(path: Path, name: str, sha256: str | None, size: int | None) -
     problems = []
     found_size = path.stat().st_size
     if size is not None and found_size != size:
-        problems.append(f"it has {found_size} bytes, not {size}")
+        problems.append(f"it has {found_size} bytes, expected {size}")
     if not head.startswith(MAGIC.get(suffix, b"")):
-        problems.append(f"it is no {suffix} file: it starts with {head[:8]!r}")
+        problems.append(f"it is not a {suffix} file: it starts with {head[:8]!r}")
     elif suffix == ".zip" and not zipfile.is_zipfile(path):
-        problems.append("it is a zip file whose end is missing: it was cut short, or it is one piece of several")
+        problems.append("it is a zip file without its end: it was cut short, or it is one of several pieces")
     if sha256 is not None and (found := files.sha256(path)) != sha256.lower():
-        problems.append(f"its sha256 is {found}, not {sha256.lower()}")
+        problems.append(f"its sha256 is {found}, expected {sha256.lower()}")
     return problems
 
 
 def page_in_words(html: bytes) -> str:
-    """A web page in words: its title, and what it means where that is known."""
+    """Describe a web page: its title, and its meaning where that is known."""
     text = html.decode("utf-8", "replace")
     title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
     name = f"a web page ({' '.join(title[1].split())!r})" if title else "a web page"
@@ -67,14 +68,14 @@ def page_in_words(html: bytes) -> str:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Nothing, when the disk of `folder` has `needed` bytes free.
+    """Check that the disk of `folder` has `needed` bytes free.
 
     Raises:
         UserError: it has fewer.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise UserError(f"{folder} has {files.human_size(free)} free, and {files.human_size(needed)} are needed")
+        raise UserError(f"{folder} has {files.human_size(free)} free, but {files.human_size(needed)} are needed")
 
 
 # Unpacking
@@ -82,12 +83,12 @@ def check_room(folder: Path, needed: int) -> None:
 
 @dataclass(frozen=True)
 class Member:
-    """One file or folder of an archive, as its header says."""
+    """One file or folder of an archive, as its header describes it."""
 
     name: str
-    kind: str  # "file", "folder", or in words what else it is
-    size: int  # unpacked bytes, as its header says
-    open: Callable[[], IO[bytes]] | None = None  # None where the archive is only read as a whole (7z)
+    kind: str  # "file", "folder", or a description of another kind
+    size: int  # unpacked bytes according to the header
+    open: Callable[[], IO[bytes]] | None = None  # None if the archive can only be read as a whole (7z)
 
 
 def unpack_zip(
@@ -98,19 +99,22 @@ def unpack_zip(
     max_members: int = MAX_MEMBERS,
     budget: Budget | None = None,
 ) -> list[Path]:
-    """The files of a zip (or tar, tar.gz) written under `target_dir`, relative to it; the folder must be empty or absent.
+    """Unpack a zip (or tar, tar.gz) into `target_dir`, which must be empty or absent.
 
-    Every name is checked before the first byte is written, and bytes are counted as they come. Whatever fails, nothing is left
-    in `target_dir`. Permissions are not taken over; what macOS adds to its zips (`__MACOSX/`, `.DS_Store`) is left out.
-    A `budget`, shared with the archives around this one, takes the place of the limits.
+    Returns paths relative to it.
+
+    All names are checked before anything is written, and bytes are counted while writing. After a failure
+    `target_dir` is removed. Permissions are not kept; `__MACOSX/` and `.DS_Store` are left out. A `budget`,
+    shared with the archives around this one, replaces the limits.
 
     Raises:
-        UserError: the archive is damaged, or holds what it must not: a name outside the folder, a link, a device, an encrypted
-            member, the same name twice, more than `max_members`, more than `max_bytes` or MAX_RATIO times its own size unpacked.
+        UserError: the archive is damaged, or it has a forbidden member: a name outside the folder, a link, a
+            device, an encrypted member, a repeated name; or it has more than `max_members`, or more than
+            `max_bytes` or MAX_RATIO times its own size.
     """
     zip_path, target_dir = Path(zip_path), Path(target_dir)
     if target_dir.exists() and any(target_dir.iterdir()):
-        raise UserError(f"{target_dir} is not empty; {zip_path.name} is only unpacked into a new folder")
+        raise UserError(f"{target_dir} is not empty; {zip_path.name} is unpacked only into a new folder")
     limit = budget.bytes_left if budget else min(max_bytes, allowed_bytes(zip_path.stat().st_size))
     with cleared_on_failure(zip_path, target_dir), _opened(zip_path) as archive:
         members = list(_members(archive, budget.members_left if budget else max_members, limit))
@@ -121,10 +125,11 @@ def unpack_zip(
 
 
 def check_members(path: Path, members: list[Member], limit: int, max_members: int, budget: Budget | None) -> None:
-    """Pass when all `members` of the archive at `path` may be written; they are taken from the `budget` where there is one.
+    """Check that all `members` of the archive at `path` may be written, and count them in `budget` if there
+    is one.
 
     Raises:
-        UserError: a name or a kind of member must not be (all such are named), or they are too much.
+        UserError: names or kinds are forbidden (all are listed), or the members are too many or too large.
     """
     if budget:
         budget.spend(sum(member.size for member in members), len(members))
@@ -133,7 +138,8 @@ def check_members(path: Path, members: list[Member], limit: int, max_members: in
 
 @contextmanager
 def cleared_on_failure(path: Path, target_dir: Path, damage: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Whatever fails in the block leaves nothing in `target_dir`; what readers raise on damage (and `damage`) becomes one sentence.
+    """Remove `target_dir` if the block fails; turn errors that mean a damaged archive (and `damage`) into a
+    UserError.
 
     Raises:
         UserError: the archive at `path` is damaged.
@@ -161,9 +167,10 @@ _DAMAGE = (
 
 
 def _is_damage(error: BaseException) -> bool:
-    """True for what Python's readers raise on a damaged archive, as opposed to a disk that fails.
+    """Return True for errors of Python's readers on a damaged archive, False for errors of the disk.
 
-    An OSError is theirs when it has no number (bzip2, gzip) or comes of a jump to before the file's start (EINVAL).
+    An OSError means damage if it has no number (bzip2, gzip) or comes from a seek before the file's start
+    (EINVAL).
     """
     return isinstance(error, _DAMAGE) or (isinstance(error, OSError) and error.errno in (None, errno.EINVAL))
 
@@ -173,7 +180,7 @@ def _opened(path: Path) -> zipfile.ZipFile | tarfile.TarFile:
 
 
 class _BoundedTarInfo(tarfile.TarInfo):
-    """A member whose own words (long names, pax headers) are bounded before they are read."""
+    """A tar member whose headers (long names, pax) are checked for size before they are read."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         about = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
@@ -183,9 +190,10 @@ class _BoundedTarInfo(tarfile.TarInfo):
 
 
 def _members(archive: zipfile.ZipFile | tarfile.TarFile, max_members: int, max_bytes: int) -> Iterator[Member]:
-    """The members in the archive's order, to the first that is more than `max_members` or goes beyond `max_bytes`.
+    """Yield the members in order; stop after the first one beyond `max_members` or `max_bytes`.
 
-    To see a tar's next member its present one is decompressed: a bomb is not to be walked through to its end.
+    Reading a tar's next member decompresses the current one, so a decompression bomb must not be read to its
+    end.
     """
     total = 0
     for number, entry in enumerate(archive.infolist() if isinstance(archive, zipfile.ZipFile) else archive):
@@ -220,7 +228,7 @@ def _member_problems(members: list[Member], limit: int, max_members: int) -> lis
         elif member.kind not in ("file", "folder"):
             problems.append(f"{member.name!r} is {member.kind}; only plain files and folders are unpacked")
         elif member.kind == "file" and path in seen:
-            problems.append(f"{member.name!r} is there twice")
+            problems.append(f"{member.name!r} occurs twice")
         seen.add(path)
     total = sum(member.size for member in members)
     if total > limit:
@@ -231,7 +239,7 @@ def _member_problems(members: list[Member], limit: int, max_members: int) -> lis
 
 
 def name_problem(name: str) -> str | None:
-    """Why a member's name cannot be trusted, or None. Names must mean the same on every system."""
+    """Return why a member's name is not safe, or None. A name must mean the same on every system."""
     if "\\" in name:
         return "a backslash in the name"
     if any(unicodedata.category(letter) == "Cc" for letter in name):
@@ -251,11 +259,12 @@ def _write_members(members: list[Member], target_dir: Path, limit: int) -> list[
                 (path if member.kind == "folder" else path.parent).mkdir(parents=True, exist_ok=True)
                 if member.kind == "folder":
                     continue
-                with member.open() as packed, open(path, "xb") as file:  # x: a name that this disk takes for an earlier one is an error
+                # x: if this disk treats two names as one, that is an error
+                with member.open() as packed, open(path, "xb") as file:
                     while chunk := packed.read(CHUNK_BYTES):
                         written += len(chunk)
                         if written > limit:
-                            raise UserError(f"{member.name!r} unpacks to more than it announced; nothing was kept")
+                            raise UserError(f"{member.name!r} unpacks to more than its header says; nothing was kept")
                         file.write(chunk)
                         bar.update(len(chunk))
             except OSError as error:

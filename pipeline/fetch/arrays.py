@@ -1,4 +1,6 @@
-"""Images in NumPy files: .npy and .npz, one image a file, or a stack of images with their ids and labels beside it."""
+"""Convert images in NumPy files (.npy, .npz): one image per file, or a stack of images with arrays of ids and
+labels.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,12 @@ _DAMAGE = (
     tokenize.TokenError,
     MemoryError,
 )
-SURVEYED_FILES = 2000  # of files with one image each, spread over the set
+SURVEYED_FILES = 2000  # files with one image each that are read for the grey range
 
 
 @dataclass(frozen=True)
 class _Array:
-    """One array of a file: `key` is its name in an .npz, empty for an .npy."""
+    """One array of a file. `key`: its name in an .npz; empty for an .npy."""
 
     path: Path
     key: str
@@ -47,10 +49,10 @@ class _Array:
     kind: str  # NumPy's: u i f b U S
 
     def load(self) -> np.ndarray:
-        """The array; an .npy stays on disk and is read where it is used.
+        """Return the array; an .npy is memory-mapped.
 
         Raises:
-            UserError: it is damaged behind its header.
+            UserError: the data after its header is damaged.
         """
         try:
             if self.key:
@@ -62,12 +64,13 @@ class _Array:
 
 
 def convert(stage: Staged) -> None:
-    """Write an image for each image in .npy and .npz files below `stage.root`; a stack gets a table of its labels where it has some.
+    """Write the images in .npy and .npz files below `stage.root` as PNG; a stack with labels also gets a
+    table.
 
-    Files with pickled objects are never loaded. What holds no image is left as it is and named.
+    Files with pickled objects are never loaded. Files without images are kept and noted.
 
     Raises:
-        UserError: a stack's labels do not fit it.
+        UserError: a training stack has no labels of its length.
     """
     arrays, unread = [], []
     for path in stage.files((".npy", ".npz")):
@@ -75,13 +78,13 @@ def convert(stage: Staged) -> None:
             arrays += _headers(path)
         except _DAMAGE as error:
             pickled = any(words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects"))
-            reason = "it holds pickled Python objects, which run what they hold" if pickled else f"it is damaged ({error})"
+            reason = "it holds pickled Python objects, which may run code" if pickled else f"it is damaged ({error})"
             unread.append(f"{stage.shown(path)} was not turned into images: {reason}")
     stage.notes += unread[:5] + ([f"{counted(len(unread) - 5, 'more file')} of NumPy could not be read"] if len(unread) > 5 else [])
     stacks = [array for array in arrays if _is_stack(array, arrays)]
     single = [array for array in arrays if array not in stacks and not array.key and _planes_shape(array.shape)]
     if single and stage.has_images([array.path.stem for array in single]):
-        stage.notes.append(f"{counted(len(single), 'NumPy file')} left as they are: images of the same names are there (masks, features?)")
+        stage.notes.append(f"{counted(len(single), 'NumPy file')} kept: images of the same names exist (masks, features?)")
         arrays, single = [array for array in arrays if array not in single], []
     if single:
         _write_files(stage, single)
@@ -89,14 +92,14 @@ def convert(stage: Staged) -> None:
         _write_stacks(stage, stacks, [array for array in arrays if len(array.shape) == 1 or (len(array.shape) == 2 and 1 in array.shape)])
     rest = sorted({stage.shown(array.path) for array in arrays if array.path.exists()} if stacks or single or arrays else set())
     if rest:
-        stage.notes.append(f"NumPy files that hold no images, left as they are: {listed(rest)}")
+        stage.notes.append(f"NumPy files without images, kept: {listed(rest)}")
 
 
 def _headers(path: Path) -> list[_Array]:
-    """What arrays a file holds, from their headers alone.
+    """Return the arrays of a file, from their headers only.
 
     Raises:
-        ValueError: it is damaged, or an array holds objects.
+        ValueError: the file is damaged, or an array holds objects.
     """
     if path.suffix.lower() == ".npy":
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -117,12 +120,14 @@ def _headers(path: Path) -> list[_Array]:
 
 
 def _planes_shape(shape: tuple[int, ...]) -> bool:
-    """True for the shape of one image: (H, W), (H, W, C) or (C, H, W)."""
+    """Return True for the shape of one image: (H, W), (H, W, C) or (C, H, W)."""
     return (len(shape) == 2 and min(shape) >= SMALLEST_SIDE) or (len(shape) == 3 and sorted(shape)[1] >= SMALLEST_SIDE)
 
 
 def _is_stack(array: _Array, arrays: list[_Array]) -> bool:
-    """Whether an array holds many images: four dimensions, or three where it is not one of many files of that many."""
+    """Return True if an array holds many images: it has four dimensions, or three and few other files have
+    three.
+    """
     if array.kind not in "uifb" or min(array.shape, default=0) == 0:
         return False
     if len(array.shape) == 4:
@@ -134,7 +139,9 @@ def _is_stack(array: _Array, arrays: list[_Array]) -> bool:
 
 
 def _planes(image: np.ndarray) -> np.ndarray:
-    """(C, H, W) of one image of shape (H, W), (H, W, C) or (C, H, W); the last side is that of the channels where it is the smallest."""
+    """Return (C, H, W) of one image (H, W), (H, W, C) or (C, H, W); the last axis is the channels if it is
+    the shortest.
+    """
     image = np.asarray(image).astype(np.uint8) if image.dtype.kind == "b" else np.asarray(image)
     if image.ndim == 2:
         return image[None]
@@ -151,9 +158,9 @@ def _write_files(stage: Staged, arrays: list[_Array]) -> None:
         save(rule.apply(planes), array.path.with_suffix(".png"))
         array.path.unlink()
     colours = {channels_rule(len(_planes(np.empty(array.shape)))) for array in arrays[:1]} - {""}
-    stage.notes.append("; ".join([f"{counted(len(arrays), 'NumPy file')} became images in their places: {rule.says}", *colours]))
+    stage.notes.append("; ".join([f"{counted(len(arrays), 'NumPy file')} converted to images in place: {rule.says}", *colours]))
     if survey.num_without:
-        stage.notes.append("NumPy files: values that are no number (NaN, infinite) count as no data and are black")
+        stage.notes.append("NumPy files: NaN and infinite values count as missing and are black")
 
 
 # ---- stacks ----
@@ -171,7 +178,7 @@ def _write_stacks(stage: Staged, stacks: list[_Array], vectors: list[_Array]) ->
     colours = channels_rule(len(_planes(np.empty(stacks[0].shape[1:]))))
     stage.notes.append("; ".join(filter(None, [f"stacks of images: {rule.says}", colours])))
     if survey.num_without:
-        stage.notes.append("stacks of images: values that are no number (NaN, infinite) count as no data and are black")
+        stage.notes.append("stacks of images: NaN and infinite values count as missing and are black")
     for path in {array.path for array in stacks} | {vector.path for vector in vectors if vector in used}:
         path.unlink(missing_ok=True)
 
@@ -186,7 +193,7 @@ def _part(stage: Staged, array: _Array) -> str:
 
 
 def _write_stack(stage: Staged, array: _Array, vectors: list[_Array], rule: Rule) -> set[_Array]:
-    """Write the images of one stack and their table; the arrays with its ids and labels."""
+    """Write the images of one stack and their table; returns the arrays with its ids and labels."""
     count, part, original = array.shape[0], _part(stage, array), "/".join(filter(None, [stage.shown(array.path), array.key]))
     beside = [vector for vector in vectors if max(vector.shape) == count and _part(stage, vector) == part]
     texts = {vector: [_text(value) for value in np.asarray(vector.load()).ravel()] for vector in beside}
@@ -203,8 +210,8 @@ def _write_stack(stage: Staged, array: _Array, vectors: list[_Array], rule: Rule
         names, how = row_ids(stage, part, count)
     if part == "train" and not labels and not table_ids:
         raise UserError(
-            f"{original} holds {counted(count, 'image')}, and nothing beside it has {count:,} labels: "
-            "a table or an array with a row for each is needed"
+            f"{original} holds {counted(count, 'image')}, but no table or array beside it has {count:,} labels: "
+            "one label for each image is needed"
         )
     check_names(names, original)
     folder = part or array.path.stem
@@ -230,7 +237,7 @@ def _text(value: object) -> str:
 
 
 def _table_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
-    """The ids of the table of a part with as many rows as the stack has images, and its name."""
+    """Return the ids of a part's table with as many rows as the stack has images, and the table's name."""
     for path in stage.files(TABLES):
         if path == stage.sample or part_of(stage.shown(path)) != part or not part:
             continue

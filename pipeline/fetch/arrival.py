@@ -1,4 +1,6 @@
-"""A finished folder moves into the data folder: all of it or nothing, and when killed halfway the same command goes on."""
+"""Move a finished folder into the data folder, completely or not at all; after a kill the same command
+continues.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +16,28 @@ from pipeline.errors import UserError, raise_all
 from pipeline.shapes import TEXT, read_shaped
 
 _NOTE = {"source": {"path?": TEXT, "slug?": TEXT}, "command": TEXT}
-READY = "unpacked"  # in the work folder: what is to be moved in, complete
+READY = "unpacked"  # in the work folder: the complete content to move
 
 
 def arriving(work_dir: Path) -> dict[str, Any] | None:
-    """What was noted when moving `work_dir/unpacked` into its data folder began; None when it did not, or has ended."""
+    """Return the note written when moving `work_dir/unpacked` began; None if no move is in progress."""
     path = work_dir / ARRIVING
     if not path.is_file():
         with suppress(OSError):
-            work_dir.rmdir()  # empty: an earlier command was killed in its last moment
+            work_dir.rmdir()  # empty: an earlier command was killed just before its end
         return None
-    return read_shaped(path, _NOTE, f"look at what is in {work_dir.parent}, then delete {work_dir}")
+    return read_shaped(path, _NOTE, f"check the content of {work_dir.parent}, then delete {work_dir}")
 
 
 def move_in(work_dir: Path, data_dir: Path, note: dict[str, Any]) -> None:
-    """Move everything in `work_dir/unpacked` into `data_dir`, or nothing when a name is taken; go on where an earlier call was stopped.
+    """Move everything in `work_dir/unpacked` into `data_dir`, or nothing if a name is taken; continue an
+    interrupted move.
 
-    `note` (with the `command` that goes on) lies in `work_dir` from the first move to the last; `done` takes it away.
+    `note` (with the `command` that continues) is in `work_dir` from the first move to the last; `done`
+    removes it.
 
     Raises:
-        UserError: a name is there already.
+        UserError: a name exists already.
     """
     ready = work_dir / READY
     entries = sorted(ready.iterdir()) if ready.is_dir() else []
@@ -41,7 +45,7 @@ def move_in(work_dir: Path, data_dir: Path, note: dict[str, Any]) -> None:
     for entry, goal in goals.items():
         if entry.name.upper().startswith("README") and os.path.lexists(goal):
             goals[entry] = files.versioned(goal)
-    taken = [f"{goal} is there already" for goal in goals.values() if os.path.lexists(goal)]
+    taken = [f"{goal} exists already" for goal in goals.values() if os.path.lexists(goal)]
     raise_all(taken, f"the download stays in {ready}; move these away or name another folder with --data:")
     if not (work_dir / ARRIVING).exists():
         files.write_json(work_dir / ARRIVING, note)
@@ -50,7 +54,7 @@ def move_in(work_dir: Path, data_dir: Path, note: dict[str, Any]) -> None:
 
 
 def done(work_dir: Path) -> None:
-    """Take the work folder away; the note that it was being moved goes last."""
+    """Remove the work folder; the note of the move is removed last."""
     for entry in list(work_dir.iterdir()):
         if entry.name != ARRIVING:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -59,7 +63,8 @@ def done(work_dir: Path) -> None:
 
 
 def fingerprint(source: Path) -> dict[str, Any]:
-    """What tells whether `source` is still what it was: its path, and the number, bytes and newest time of its files.
+    """Return what identifies the state of `source`: its path, and the number, bytes and newest time of its
+    files.
 
     Raises:
         UserError: it cannot be read.
@@ -72,7 +77,7 @@ def fingerprint(source: Path) -> dict[str, Any]:
         try:
             status = path.stat()
         except FileNotFoundError:
-            continue  # a link to nowhere
+            continue  # a broken link
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
         count, size, newest = count + 1, size + status.st_size, max(newest, status.st_mtime_ns)

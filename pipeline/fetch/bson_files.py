@@ -1,4 +1,6 @@
-"""Images in BSON files (Cdiscount): documents with an id, a class and one or several encoded images; read by the bson of pymongo."""
+"""Convert images in BSON files (Cdiscount): documents with an id, a class and encoded images, read by
+pymongo's bson.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ INSTALL = "python -m pip install pymongo"
 
 
 def convert(stage: Staged) -> None:
-    """Write the images of each BSON file below `stage.root` as they are, and a table of the other values with a row for each image.
+    """Write the images of each BSON file below `stage.root` unchanged, and a table of the other values, one
+    row per image.
 
     Raises:
         UserError: pymongo is not installed, or a file is damaged or holds no images.
@@ -38,7 +41,7 @@ def convert(stage: Staged) -> None:
 
 def _documents(stage: Staged, path: Path) -> Iterator[dict[str, Any]]:
     try:
-        from bson import InvalidBSON, decode_file_iter  # another package is called bson too, and lacks these
+        from bson import InvalidBSON, decode_file_iter  # another package is also called bson, but lacks these
     except ImportError:
         raise UserError(f"{stage.shown(path)}: BSON files need one more package: {INSTALL}; then run the command again") from None
     with open(path, "rb") as file:
@@ -48,8 +51,8 @@ def _documents(stage: Staged, path: Path) -> Iterator[dict[str, Any]]:
             raise UserError(f"{stage.shown(path)} is damaged or cut short ({error}); download it again") from None
 
 
-def _pictures(document: dict[str, Any]) -> list[bytes]:
-    """The encoded images of a document: values, and those in lists of values or of documents, in their order."""
+def _images_of(document: dict[str, Any]) -> list[bytes]:
+    """Return the encoded images of a document, also from lists of values or of documents, in order."""
     found: list[bytes] = []
     for value in document.values():
         for entry in value if isinstance(value, list) else [value]:
@@ -60,9 +63,9 @@ def _pictures(document: dict[str, Any]) -> list[bytes]:
 
 
 def _key(stage: Staged, path: Path) -> str:
-    """The name of the documents' id; empty when they have none."""
+    """Return the key of the documents' id; empty if they have none."""
     first = next(_documents(stage, path), None)
-    if first is None or not _pictures(first):
+    if first is None or not _images_of(first):
         raise UserError(f"{stage.shown(path)}: its documents hold no encoded image; its keys: {', '.join(first or ['none'])}")
     return next((name for name in (stage.id_column, "_id", "id") if name in first), "")
 
@@ -90,10 +93,10 @@ def _write(stage: Staged, path: Path, part: str, key: str) -> set[str]:
         ids.add(name)
         values = {column: str(value) for column, value in document.items() if column != key and isinstance(value, (str, int, float))}
         columns += [column for column in values if column not in columns]
-        pictures = _pictures(document)
-        several = several or len(pictures) > 1
-        for index, data in enumerate(pictures):
-            file = f"{name}_{index}" if len(pictures) > 1 else name
+        images = _images_of(document)
+        several = several or len(images) > 1
+        for index, data in enumerate(images):
+            file = f"{name}_{index}" if len(images) > 1 else name
             target = stage.root / folder / (file + encoded_suffix(data))
             with new_file(target) as written:
                 written.write(data)
@@ -105,6 +108,6 @@ def _write(stage: Staged, path: Path, part: str, key: str) -> set[str]:
         table = write_rows(stage, part, path.stem, header, cells if several else [row[1:] for row in cells])
     else:
         table = "none"
-    also = ", several for some ids: column 'image' of the table says which" if several else ""
+    also = ", several for some ids: see column 'image' of the table" if several else ""
     stage.notes.append(f"{original}: {counted(len(rows), 'image')} written into {folder}/ (names: {id_name!r}{also}); table: {table}")
     return ids

@@ -1,4 +1,4 @@
-"""How much an archive, with all archives in it, may become: bytes, files and levels, counted together."""
+"""Limit what an archive may unpack to, with all archives in it: bytes, files and levels, counted together."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ from pipeline.errors import UserError
 
 MAX_UNPACKED_BYTES = 500 * 10**9
 MAX_MEMBERS = 5_000_000
-MAX_RATIO = 100  # unpacked bytes for each byte of the archive, beyond the first SMALL_BYTES; photos are at 1, CSV at 10
+MAX_RATIO = 100  # unpacked bytes per byte of the archive, above SMALL_BYTES; photos have 1, CSV has 10
 SMALL_BYTES = 64 * 10**6
-BYTES_A_MEMBER = 16  # packed bytes that a member takes at least, beyond the first SMALL_MEMBERS; a header in a tar.gz takes about 30
+# minimum of packed bytes per member, above SMALL_MEMBERS; a header in a tar.gz takes about 30
+BYTES_A_MEMBER = 16
 SMALL_MEMBERS = 10_000
-MAX_DEPTH = 8  # archives in archives; real ones have two or three levels
+MAX_DEPTH = 8  # levels of archives in archives; real ones have two or three
 
 
 class TooMuch(UserError):
-    """An archive and those in it would become more than they may: all of it is refused, not one of them left packed."""
+    """The limits for an archive and those inside it are exceeded.
+
+    The whole archive is refused, not only an inner one.
+    """
 
 
 def allowed_bytes(packed_bytes: int) -> int:
-    """Bytes that an archive of `packed_bytes` may unpack to."""
+    """Return how many bytes an archive of `packed_bytes` may unpack to."""
     return min(MAX_UNPACKED_BYTES, max(SMALL_BYTES, MAX_RATIO * packed_bytes))
 
 
 @dataclass
 class Budget:
-    """What is left for one outermost archive, called `name`: bytes to write and members to make, all levels together."""
+    """The remaining bytes and members of one outermost archive `name`, for all levels together."""
 
     name: str
     packed_bytes: int
@@ -41,31 +45,31 @@ class Budget:
 
     @property
     def members_left(self) -> int:
-        """Members that may still be made."""
+        """Number of members that may still be written."""
         return min(MAX_MEMBERS, max(SMALL_MEMBERS, self.packed_bytes // BYTES_A_MEMBER)) - self.used_members
 
     def spend(self, num_bytes: int, num_members: int) -> None:
-        """Count what one archive becomes, before it is written.
+        """Count the content of one archive before it is written.
 
         Raises:
-            TooMuch: it is more than is left.
+            TooMuch: it exceeds the remaining budget.
         """
         if num_bytes > self.bytes_left or num_members > self.members_left:
             size = files.human_size(self.packed_bytes)
             raise TooMuch(
-                f"{self.name} was not unpacked: with the archives in it it becomes more than "
+                f"{self.name} was not unpacked: with the archives in it, it would become more than "
                 f"{files.human_size(allowed_bytes(self.packed_bytes))} or {self.members_left + self.used_members:,} files, "
-                f"which no archive of {size} of images does; it is not what it seems to be (a decompression bomb). "
+                f"more than an archive of {size} with images can hold; it may be a decompression bomb. "
                 "If you trust it, unpack it yourself and give the folder"
             )
         self.used_bytes += num_bytes
         self.used_members += num_members
 
     def descend(self, depth: int) -> None:
-        """Pass while archives lie at most MAX_DEPTH levels deep.
+        """Check that archives are nested at most MAX_DEPTH levels deep.
 
         Raises:
-            TooMuch: they lie deeper.
+            TooMuch: they are nested deeper.
         """
         if depth > MAX_DEPTH:
-            raise TooMuch(f"{self.name} was not unpacked: it holds archives in archives, more than {MAX_DEPTH} levels deep")
+            raise TooMuch(f"{self.name} was not unpacked: archives in it are nested more than {MAX_DEPTH} levels deep")

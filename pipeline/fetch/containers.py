@@ -1,4 +1,4 @@
-"""What is no image file becomes images: every reader in its turn, and what none of them can read is named."""
+"""Convert containers to image files with every reader in turn, and report what none of them can read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pipeline.files import write_json
 from pipeline.shapes import COUNT, TEXT, Each, read_shaped
 from pipeline.wording import listed
 
-CONVERTED = ".converted.json"  # in a data folder: what `make data` turned into images, and Kaggle keeps otherwise
+# in a data folder: which files `make data` converted; on Kaggle they are still containers
+CONVERTED = ".converted.json"
 EXTRAS = {".dcm": ("pydicom", "python -m pip install pydicom"), ".bson": ("bson", "python -m pip install pymongo")}
 UNREAD = {
     ".nii": "NIfTI volumes are not read",
@@ -25,24 +26,25 @@ UNREAD = {
     ".mat": "MATLAB files are not read",
     ".h5": "HDF5 files are not read",
     ".hdf5": "HDF5 files are not read",
-    ".pkl": "pickles run what they hold and are not read",
-    ".pickle": "pickles run what they hold and are not read",
+    ".pkl": "pickles may run code and are not read",
+    ".pickle": "pickles may run code and are not read",
     ".rec": "MXNet records are not read",
     ".lmdb": "LMDB files are not read",
     ".heic": "not read: convert them to .jpg or .png",
     ".avif": "not read: convert them to .jpg or .png",
     ".jp2": "not read: convert them to .jpg or .png",
     ".svs": "slides are not read: cut them into tiles first",
-    ".mp4": "films are not read: write their frames as images first",
-    ".avi": "films are not read: write their frames as images first",
+    ".mp4": "videos are not read: write their frames as images first",
+    ".avi": "videos are not read: write their frames as images first",
 }
 
 
 def check_extras(source: Path) -> None:
-    """Pass unless `source` (a folder or a zip) visibly holds what needs a package that is not installed: said before hours of unpacking.
+    """Check that no package is missing for files seen in `source` (a folder or a zip), before hours of
+    unpacking.
 
     Raises:
-        UserError: the package is missing; the message names its command.
+        UserError: a package is missing; the message gives the command that installs it.
     """
     names: Iterable[str] = ()
     if source.is_dir():
@@ -51,7 +53,7 @@ def check_extras(source: Path) -> None:
         try:
             with zipfile.ZipFile(source) as archive:
                 names = archive.namelist()
-        except zipfile.BadZipFile:  # unpacking says so
+        except zipfile.BadZipFile:  # reported by unpacking
             return
     missing = {suffix: (package, command) for suffix, (package, command) in EXTRAS.items() if importlib.util.find_spec(package) is None}
     for name in names if missing else ():
@@ -63,9 +65,11 @@ def check_extras(source: Path) -> None:
 
 
 def convert(root: Path) -> list[str]:
-    """Turn what holds images without being an image file, anywhere below `root`, into image files and tables; a line on each rule used.
+    """Convert everything below `root` that holds images but is not an image file.
 
-    A container is taken away once its images are written, so `root` must be a copy.
+    Returns a line for each rule used.
+
+    A container is deleted once its images are written, so `root` must be a copy.
 
     Raises:
         UserError: a container is damaged or cut short, or an optional package is missing.
@@ -81,15 +85,18 @@ def convert(root: Path) -> list[str]:
 
 
 def stand(root: Path) -> dict[str, tuple[int, int]]:
-    """Every file below `root` that is no image, by its path from there: its bytes and time of change."""
+    """Return the state of every file below `root` that is not an image: relative path -> (bytes, time of
+    change in ns).
+    """
     paths = (path for path in root.rglob("*") if path.is_file() and suffix_of(path.name) not in IMAGE_SUFFIXES)
     return {path.relative_to(root).as_posix(): (status.st_size, status.st_mtime_ns) for path in paths for status in [path.stat()]}
 
 
 def write_converted(root: Path, before: dict[str, tuple[int, int]]) -> None:
-    """Write down in `root` which of its files, as they stood `before`, became images: they are the form in which Kaggle keeps them.
+    """Record in `root` which of its files (state `before`) were converted: on Kaggle they are still
+    containers.
 
-    Those of the training part are left out, and nothing is written where there are no others.
+    Files of the training part are left out. Without other files nothing is written.
     """
     after = stand(root)
     gone = [name for name, stood in sorted(before.items()) if after.get(name) != stood and part_of(name) != "train"]
@@ -100,21 +107,22 @@ def write_converted(root: Path, before: dict[str, tuple[int, int]]) -> None:
 
 
 def read_converted(data_dir: Path) -> str:
-    """In words, which files of `data_dir` other than training ones `make data` turned into images; empty where it did not.
+    """Describe which files of `data_dir`, except training ones, `make data` converted; empty if there are
+    none.
 
     Raises:
-        UserError: the note of it is damaged.
+        UserError: the record is damaged.
     """
     path = data_dir / CONVERTED
     if not path.is_file():
         return ""
-    noted = read_shaped(path, {"files": Each(COUNT), "examples": [TEXT]}, "delete it, if Kaggle has these images as image files")
+    noted = read_shaped(path, {"files": Each(COUNT), "examples": [TEXT]}, "delete it if Kaggle has these images as image files")
     counts = listed(f"{count:,} {suffix}" for suffix, count in noted["files"].items())
     return f"{counts} (such as {listed(noted['examples'][:1])})"
 
 
 def _sweep(folder: Path, root: Path) -> None:
-    """Take away a folder that held nothing but containers, and those around it."""
+    """Remove a folder that held only containers, and its parents if they are empty too."""
     while folder != root and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent

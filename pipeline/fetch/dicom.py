@@ -1,4 +1,6 @@
-"""DICOM files as grey images, by pydicom: the modality's and the window's rule where all files have one, else one range for the set."""
+"""Convert DICOM files to grey images with pydicom: by each file's own window if all have one, else one range
+for the set.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,13 @@ from pipeline.fetch.staged_rows import Staged
 from pipeline.wording import counted
 
 SUFFIXES = (".dcm", ".dicom", ".dic")
-SURVEYED = 200  # files, spread over the set
+SURVEYED = 200  # files that are read for the grey range, spread over the set
 INSTALL = "python -m pip install pydicom"
 MORE = "python -m pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 
 
 def is_dicom(path: Path) -> bool:
-    """True for a DICOM file, by its suffix, or without one by its first bytes."""
+    """Return True for a DICOM file, by its suffix, or without a suffix by its first bytes."""
     if path.suffix.lower() in SUFFIXES:
         return True
     if "." in path.name:
@@ -35,9 +37,10 @@ def _stem(path: Path) -> str:
 
 
 def convert(stage: Staged) -> None:
-    """Write a PNG in the place of each DICOM file below `stage.root`, under its name (each frame of several: `name_0.png`, ...).
+    """Write a PNG in place of each DICOM file below `stage.root`, with its name (several frames:
+    `name_0.png`, ...).
 
-    Files that cannot be read are named with their reason and left out.
+    Files that cannot be read are kept and noted with the reason.
 
     Raises:
         UserError: pydicom is not installed, or no file can be read.
@@ -45,7 +48,7 @@ def convert(stage: Staged) -> None:
     found = [path for path in stage.files(("",)) if is_dicom(path)]
     paths = [path for path in found if not path.with_name(f"{_stem(path)}.png").exists()]
     if len(paths) < len(found):
-        stage.notes.append(f"{counted(len(found) - len(paths), 'DICOM file')} left as they are: a .png of the same name lies beside each")
+        stage.notes.append(f"{counted(len(found) - len(paths), 'DICOM file')} kept: a .png of the same name lies beside each")
     if not paths:
         return
     pydicom = _pydicom(len(paths))
@@ -58,14 +61,14 @@ def convert(stage: Staged) -> None:
             for frame in _frames(data):
                 if frame.shape[0] == 1:
                     survey.add(frame)
-        except Exception:  # named below, where every file is read
+        except Exception:  # reported below, where every file is read
             continue
     if not windowed:
         rule = survey.rule()
     for path in tqdm(paths, unit="image", desc="DICOM", disable=None):
         try:
             images = _images(pydicom.dcmread(path), rule, windowed)
-        except Exception as error:  # pydicom and its decoders raise what they like on damage
+        except Exception as error:  # pydicom and its decoders raise many types on damaged files
             failed[path] = " ".join(str(error).split()) or type(error).__name__
             continue
         for number, planes in enumerate(images):
@@ -78,13 +81,13 @@ def convert(stage: Staged) -> None:
 def _report(stage: Staged, paths: list[Path], failed: dict[Path, str], says: str) -> None:
     reasons = [f"{stage.shown(path)}: {reason[:300]}" for path, reason in list(failed.items())[:3]]
     plugin = any("plugin" in reason or "decode" in reason or "handler" in reason for reason in failed.values())
-    more = f"; compressed ones may need: {MORE}" if plugin else ""
+    more = f"; compressed files may need: {MORE}" if plugin else ""
     if len(failed) == len(paths):
         raise UserError(f"none of {counted(len(paths), 'DICOM file')} can be read{more}\n  - " + "\n  - ".join(reasons))
     if failed:
         stage.notes.append(f"{counted(len(failed), 'DICOM file')} cannot be turned into images{more}: {'; '.join(reasons)}")
     stage.notes.append(
-        f"{counted(len(paths) - len(failed), 'DICOM file')} became images in their places; grey levels: {says}; MONOCHROME1 is inverted"
+        f"{counted(len(paths) - len(failed), 'DICOM file')} converted to images in place; grey levels: {says}; MONOCHROME1 is inverted"
     )
 
 
@@ -105,7 +108,7 @@ def _is_colour(data: Any) -> bool:
 
 
 def _frames(data: Any) -> list[np.ndarray]:
-    """(C, H, W) of each frame, in the modality's units (Hounsfield, ...)."""
+    """Return (C, H, W) of each frame, in the modality's units (Hounsfield, ...)."""
     from pydicom.pixels import apply_modality_lut
 
     pixels = data.pixel_array
@@ -128,7 +131,9 @@ def _images(data: Any, rule: Rule, windowed: bool) -> list[np.ndarray]:
 
 
 def _window(data: Any) -> Rule | None:
-    """The file's first window as a rule: DICOM PS3.3 C.11.2.1.2, linear; None where a table takes its place."""
+    """Return the file's first window as a rule (DICOM PS3.3 C.11.2.1.2, linear); None if it has a VOI look-up
+    table.
+    """
     if "VOILUTSequence" in data:
         return None
     centre, width = (float(np.ravel(data[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))

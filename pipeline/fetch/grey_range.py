@@ -1,4 +1,4 @@
-"""One rule for a whole set of numbers that become grey levels: found from all images, never one an image."""
+"""Find one range for a whole set of numbers that become grey levels; images are never scaled one by one."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from dataclasses import dataclass
 import numpy as np
 
 PERCENTILES = (0.5, 99.5)
-VALUES_AN_IMAGE = 512  # how many values of an image the sample takes
-SAMPLED_IMAGES = 4096  # beyond it every second one of the sample is dropped, and every second image not taken
+VALUES_AN_IMAGE = 512  # values of an image in the sample
+SAMPLED_IMAGES = 4096  # above this, half of the sample is dropped and only every second image is added
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`low[c]` becomes 0 and `high[c]` 255 in channel c (or in all, when there is one); what lies outside is cut."""
+    """Linear scaling: in channel c `low[c]` becomes 0 and `high[c]` 255; values outside are clipped.
+
+    One entry: all channels.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     says: str
 
     def apply(self, planes: np.ndarray) -> np.ndarray:
-        """Grey levels, (C, H, W) uint8, of numbers (C, H, W); no number becomes 0, and infinity is cut as every other number."""
+        """Return grey levels (C, H, W) uint8 of numbers (C, H, W). NaN becomes 0; infinity is clipped."""
         count = planes.shape[0]
         low, high = (
             np.asarray(ends if len(ends) == count else ends[:1] * count, np.float64)[:, None, None] for ends in (self.low, self.high)
@@ -30,7 +33,7 @@ class Rule:
 
 
 class Survey:
-    """What the numbers of a set of images are: their range, and a sample of them, for each channel."""
+    """Collects the range of the numbers in a set of images, and a sample of them, per channel."""
 
     def __init__(self) -> None:
         self._low: np.ndarray | None = None
@@ -38,10 +41,13 @@ class Survey:
         self._whole = True
         self._samples: list[np.ndarray] = []
         self._seen, self._step = 0, 1
-        self.num_without = 0  # images with values that are no numbers
+        self.num_without = 0  # images with NaN or infinite values
 
     def add(self, planes: np.ndarray) -> None:
-        """Count one image, (C, H, W); all images have as many channels as the first, or are counted as one channel."""
+        """Add one image (C, H, W).
+
+        If the numbers of channels differ between images, all channels are treated as one.
+        """
         flat = planes.reshape(planes.shape[0], -1)
         if self._low is not None and len(self._low) != len(flat):
             flat = flat.reshape(1, -1)
@@ -66,14 +72,14 @@ class Survey:
         self._seen += 1
 
     def rule(self, by_channel: bool = True) -> Rule:
-        """The rule for the set. Whole numbers from 0 to 255 are grey levels as they are."""
+        """Return the scaling rule of the set. Whole numbers from 0 to 255 are grey levels already."""
         if self._low is None or self._high is None:
             return Rule((0,), (255,), "no numbers were found")
         low, high = float(self._low.min()), float(self._high.max())
         if low >= 0 and high <= 1:
             return Rule((0,), (1,), "0 becomes black and 1 white")
         if low >= 0 and high <= 255 and (self._whole or high > 200):
-            return Rule((0,), (255,), "values are grey levels from 0 to 255 and stay as they are")
+            return Rule((0,), (255,), "values are grey levels from 0 to 255 and are not changed")
         width = min(sample.shape[1] for sample in self._samples)
         values = np.concatenate([sample[:, :width] for sample in self._samples], axis=1)
         values = values if by_channel else values.reshape(1, -1)

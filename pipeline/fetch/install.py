@@ -1,4 +1,6 @@
-"""`make data`: a competition from Kaggle or downloaded by hand, or a public data set laid out as one, into the data folder as images."""
+"""`make data`: put a competition (from Kaggle, or downloaded by hand) or a public data set into the data
+folder, as images.
+"""
 
 from __future__ import annotations
 
@@ -21,25 +23,28 @@ from pipeline.kaggle.remembered import MEMORIES, REMEMBERED, agreed, remembered_
 from pipeline.shapes import TEXT, read_object, read_shaped
 from pipeline.wording import nearest
 
-READY_RECORD = "ready.json"  # in a work folder: what was made ready, out of what, and the lines to print
-FROM_DIR = ".from.download"  # in the data folder: where what was downloaded by hand is made ready
+READY_RECORD = "ready.json"  # in a work folder: the source of the prepared content, and lines to print
+FROM_DIR = ".from.download"  # in the data folder: work folder for a download made by hand
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Fetch a competition or a public set into the data folder and say what was understood of it; the exit code.
+    """Fetch a competition or a public set into the data folder and print how it is read.
+
+    Returns the exit code.
 
     Raises:
-        UserError: no token or no such competition or set, the server refused, or the folder holds a competition already.
+        UserError: there is no token, or no such competition or set; the server refused; or the folder is in
+            use.
     """
     parser = argparse.ArgumentParser(prog="python -m pipeline.fetch.install", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--competition", metavar="SLUG", help="the last part of the competition's address on Kaggle")
     source.add_argument(
-        "--from", dest="source", type=Path, metavar="PATH", help="a folder or archive that you downloaded; it stays as it is"
+        "--from", dest="source", type=Path, metavar="PATH", help="a folder or archive that you downloaded; it is not changed"
     )
     source.add_argument("--dataset", metavar="NAME", help=f"a public set: {', '.join(public_sets.SETS)}")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="where it goes (default: data, for a public set data/NAME)")
-    parser.add_argument("--yes", action="store_true", help="also into a folder that holds other files")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="target folder (default: data, for a public set data/NAME)")
+    parser.add_argument("--yes", action="store_true", help="allow a folder that holds other files")
     args = parser.parse_args(argv)
     if args.dataset is not None:
         install_set(args.dataset, args.data or Path("data") / args.dataset, yes=args.yes)
@@ -56,12 +61,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def take(source: Path, data_dir: Path, yes: bool = False) -> None:
-    """Make `data_dir` a competition folder of images out of what somebody downloaded: a folder, an archive or a file, which stays as it is.
+    """Make `data_dir` a competition folder from a download (a folder, an archive or a file), which is not
+    changed.
 
-    What an earlier call had made ready, or had begun to move in, is used when `source` has not changed since.
+    Content that an earlier call prepared or began to move is used if `source` has not changed since.
 
     Raises:
-        UserError: there is no such file, it is damaged, unsafe or not whole, or the folder holds something else; nothing was moved then.
+        UserError: `source` does not exist, is damaged, unsafe or incomplete, or the folder is in use; nothing
+            was moved.
         Interrupted: Ctrl-C.
     """
     _check_source(source, data_dir)
@@ -74,19 +81,19 @@ def take(source: Path, data_dir: Path, yes: bool = False) -> None:
         if not _is_ready(work_dir, record):
             _make_ready(source, work_dir, record)
     _arrive(work_dir, data_dir, {"source": record, "command": _command("from", str(source), data_dir)})
-    print(f"{source} is in {data_dir}; {source} is as it was")
+    print(f"{source} is in {data_dir}; {source} was not changed")
     _tell(data_dir, work_dir)
 
 
 def _check_source(source: Path, data_dir: Path) -> None:
     if not source.exists():
         siblings = [entry.name for entry in source.parent.iterdir()] if source.parent.is_dir() else []
-        raise UserError(f"{source} does not exist{nearest(source.name, siblings)}; FROM= (--from) is a folder or an archive that you have")
+        raise UserError(f"{source} does not exist{nearest(source.name, siblings)}; FROM= (--from) must be an existing folder or archive")
     if not source.is_dir() and not source.is_file():
-        raise UserError(f"{source} is a device or a pipe; FROM= (--from) is a folder or an archive that you have")
+        raise UserError(f"{source} is a device or a pipe; FROM= (--from) must be an existing folder or archive")
     folder, into = source.resolve(), data_dir.resolve()
     if folder == into or folder in into.parents:
-        raise UserError(f"{source} cannot be made ready inside itself; name another folder, for example: {unpack_command(source)}")
+        raise UserError(f"{source} cannot be prepared inside itself; name another folder, for example: {unpack_command(source)}")
 
 
 def _command(kind: str, value: str, data_dir: Path) -> str:
@@ -99,7 +106,9 @@ def _is_ready(work_dir: Path, record: dict[str, Any]) -> bool:
 
 
 def _make_ready(source: Path, work_dir: Path, record: dict[str, Any]) -> None:
-    """Leave in `work_dir` what is to be moved in, complete, with its record; nothing when it fails or is interrupted."""
+    """Prepare the complete content in `work_dir`, with its record; after a failure or an interruption nothing
+    is left.
+    """
     made = [folder for folder in (work_dir, work_dir.parent) if not folder.exists()]
     unfinished, ready = work_dir / "unfinished", work_dir / arrival.READY
     for folder in (unfinished, ready):
@@ -122,7 +131,7 @@ def _make_ready(source: Path, work_dir: Path, record: dict[str, Any]) -> None:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted("interrupted, nothing was moved in; the same command starts again") from None
+            raise Interrupted("interrupted, nothing was moved; the same command starts again") from None
         raise
 
 
@@ -130,11 +139,11 @@ def _arrive(work_dir: Path, data_dir: Path, note: dict[str, Any]) -> None:
     try:
         arrival.move_in(work_dir, data_dir, note)
     except KeyboardInterrupt:
-        raise Interrupted("interrupted while files were moved in; the same command goes on from there") from None
+        raise Interrupted("interrupted while moving files; the same command continues") from None
 
 
 def _tell(data_dir: Path, work_dir: Path) -> None:
-    """Print what was done on the way and what is understood now; the work folder is gone then."""
+    """Print the notes of the preparation and how the folder is read now; removes the work folder."""
     record = work_dir / READY_RECORD
     notes = read_shaped(record, {"notes?": [TEXT]}, "move its folder away").get("notes", []) if record.is_file() else []
     arrival.done(work_dir)
@@ -142,16 +151,17 @@ def _tell(data_dir: Path, work_dir: Path) -> None:
     for note in [*notes, *summary]:
         print(f"  {note}")
     if problem:
-        print(f"Its files are not understood as an image classification competition yet: {problem}")
+        print(f"Its files cannot be read as an image classification competition yet: {problem}")
 
 
 def install_set(name: str, data_dir: Path, yes: bool = False) -> None:
-    """Make `data_dir` the competition folder of a public set, and print what was understood of it and what to do next.
+    """Make `data_dir` the competition folder of a public set, and print how it is read and what to do next.
 
-    Nothing is changed when it is that already. What an interrupted call left in a hidden folder of `data_dir` is used by the next one.
+    Nothing is changed if it is that set already. Partial downloads in a hidden folder of `data_dir` are
+    resumed.
 
     Raises:
-        UserError: there is no such set, the folder holds something else, or the download failed; nothing was moved then.
+        UserError: there is no such set, the folder is in use, or the download failed; nothing was moved.
         Interrupted: Ctrl-C.
     """
     public_set = public_sets.find(name)
@@ -166,13 +176,13 @@ def install_set(name: str, data_dir: Path, yes: bool = False) -> None:
             public_sets.lay_out(name, work_dir, laid_out)
             _move_set_in(laid_out, data_dir)
             print(f"{name} is in {data_dir}")
-        elif laid_out.exists():  # stopped while it was moved in; the record is the first file to be moved
+        elif laid_out.exists():  # the move was interrupted; the record is the first file to be moved
             _move_set_in(laid_out, data_dir)
             print(f"{name} is in {data_dir}")
         else:
             print(f"{name} is in {data_dir} already")
     except KeyboardInterrupt:
-        raise Interrupted("interrupted; the same command goes on from there") from None
+        raise Interrupted("interrupted; the same command continues") from None
     finally:
         if work_dir.is_dir() and not any(work_dir.iterdir()):
             work_dir.rmdir()
@@ -185,20 +195,20 @@ def install_set(name: str, data_dir: Path, yes: bool = False) -> None:
 
 
 def _set_there(data_dir: Path) -> str | None:
-    """The public set that `data_dir` holds; None when it holds none."""
+    """Return the public set in `data_dir`; None if it holds none."""
     path = data_dir / public_sets.RECORD
     value = files.read_json(path) if path.is_file() else None
     return value.get("dataset") if isinstance(value, dict) else None
 
 
 def install(slug: str, data_dir: Path) -> None:
-    """Download a competition, unpack it, move it into `data_dir` and print what was understood of it.
+    """Download a competition, unpack it, move it into `data_dir`, and print how it is read.
 
-    An unfinished download stays in a hidden folder of `data_dir`, where the next call resumes it.
+    A partial download stays in a hidden folder of `data_dir`; the next call resumes it.
 
     Raises:
-        UserError: Kaggle refused, or an archive or a name in it is in the way; nothing was moved then.
-        Interrupted: Ctrl-C while downloading.
+        UserError: Kaggle refused, an archive is broken, or a name is taken; nothing was moved.
+        Interrupted: Ctrl-C.
     """
     work_dir = _work_dir(data_dir, slug)
     if not arrival.arriving(work_dir) and not _is_ready(work_dir, {"slug": slug}):
@@ -207,7 +217,7 @@ def install(slug: str, data_dir: Path) -> None:
         try:
             _make_ready(archive, work_dir, {"slug": slug})
         except UserError as error:
-            raise UserError(f"{error}\nThe download stays there; delete {archive} to download it anew") from None
+            raise UserError(f"{error}\nThe download stays there; delete {archive} to download it again") from None
     if (work_dir / arrival.READY / REMEMBERED).exists() and not arrival.arriving(work_dir):
         theirs = work_dir / arrival.READY / REMEMBERED
         theirs.rename(files.versioned(theirs))
@@ -244,7 +254,10 @@ def _download(slug: str, folder: Path) -> None:
 
 
 def _no_room(data_dir: Path, slug: str, yes: bool, besides: Path | None = None) -> list[str]:
-    """Why nothing may be put into `data_dir`; empty when there is room. The archive `besides` may lie in it."""
+    """Return why nothing may be put into `data_dir`; empty if it is free.
+
+    The archive `besides` may be in it.
+    """
     elsewhere = f"name another folder: --data {quote('data_' + slug)}"
     if data_dir.exists() and not data_dir.is_dir():
         return [f"{data_dir} is a file; {elsewhere}"]
@@ -267,7 +280,9 @@ def _no_room(data_dir: Path, slug: str, yes: bool, besides: Path | None = None) 
 
 
 def _visible(data_dir: Path) -> list[str]:
-    """Names in the folder that are not hidden, not about the folder itself, and no public set in a folder of its own."""
+    """Return names in the folder that count as content: not hidden, no README, and not a public set in its
+    own folder.
+    """
     if not data_dir.is_dir():
         return []
     names = sorted(name for name in os.listdir(data_dir) if not name.startswith(".") and not name.upper().startswith("README"))
@@ -287,18 +302,18 @@ def _received(folder: Path) -> int:
 
 
 def _move_set_in(unpacked: Path, data_dir: Path) -> None:
-    """Move everything in `unpacked` into `data_dir`, or nothing when a name is taken."""
+    """Move everything in `unpacked` into `data_dir`, or nothing if a name is taken."""
     if (unpacked / REMEMBERED).exists():
         (unpacked / REMEMBERED).rename(files.versioned(unpacked / REMEMBERED))
     entries = sorted(unpacked.iterdir())
-    taken = [f"{data_dir / entry.name} is there already" for entry in entries if os.path.lexists(data_dir / entry.name)]
+    taken = [f"{data_dir / entry.name} exists already" for entry in entries if os.path.lexists(data_dir / entry.name)]
     raise_all(taken, f"the download stays in {unpacked}; move these away or name another folder with --data:")
     for entry in entries:
         entry.rename(data_dir / entry.name)
 
 
 def _understood(data_dir: Path) -> tuple[tuple[str, ...], str]:
-    """The layout's summary of `data_dir`, or no lines and the reason why it is not understood."""
+    """Return the layout's notes on `data_dir`; or no notes and the reason why it cannot be read."""
     problem = ""
     for need in ("both", "train", "test"):
         try:

@@ -1,4 +1,6 @@
-"""Images as lists of numbers in JSON: rows such as {"id": ..., "band_1": [5625 numbers], "band_2": [...], "is_iceberg": 0}."""
+"""Convert images in JSON lists of numbers: rows such as {"id": ..., "band_1": [5625 numbers], "band_2":
+[...], "is_iceberg": 0}.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,14 @@ from pipeline.fetch.staged_rows import Staged, check_names, id_column, part_of, 
 from pipeline.wording import capped, counted, listed
 
 FEWEST = 64
-PIECE = 1 << 20  # characters read at a time
+PIECE = 1 << 20  # characters read at once
 MAX_ROW = 256 << 20  # characters of one row in a list
-MAX_FIRST = 16 << 20  # ... of one that stands alone: a larger one is no row but the whole file
+MAX_FIRST = 16 << 20  # characters of a row outside a list; a larger one is the whole file
 
 
 @dataclass(frozen=True)
 class _Bands:
-    """A JSON file whose rows hold images: the keys of their bands, and how the numbers of a band lie."""
+    """A JSON file whose rows hold images: the keys of their bands, and the shape of a band."""
 
     path: Path
     keys: list[str]
@@ -34,10 +36,12 @@ class _Bands:
 
 
 def convert(stage: Staged) -> None:
-    """Write an image for each row of each JSON file below `stage.root` whose rows hold bands of numbers, and a table of the other keys.
+    """Write an image for each row of each JSON file below `stage.root` with bands of numbers, and a table of
+    the other keys.
 
     Raises:
-        UserError: the JSON is cut short or broken, or bands hold what is no number or differ in length; every such row is named.
+        UserError: the JSON is cut short or broken, or bands differ in length or hold values that are not
+            numbers; every such row is listed.
     """
     found = [bands for path in stage.files((".json", ".jsonl")) if (bands := _recognised(stage, path))]
     if not found:
@@ -52,7 +56,7 @@ def convert(stage: Staged) -> None:
                 survey.add(_planes(row, bands))
             except ValueError as error:
                 problems.append(f"row {number} ({row.get('id', 'no id')}): {error}")
-        raise_all(capped(problems, "rows are not whole"), f"{stage.shown(bands.path)} holds rows that are no images:")
+        raise_all(capped(problems, "rows are incomplete"), f"{stage.shown(bands.path)} holds rows that are not images:")
     rule = survey.rule()
     for bands in found:
         _write(stage, bands, others[bands.path], rule)
@@ -94,7 +98,7 @@ def _recognised(stage: Staged, path: Path) -> _Bands | None:
             rows.append(row)
             if len(rows) == 16:
                 break
-    except UserError as error:  # no list of rows: other JSON stays as it is
+    except UserError as error:  # not a list of rows: other JSON is kept
         if any(_size(value) >= FEWEST for row in rows for value in row.values()):
             raise
         if "cut short" in str(error):
@@ -105,11 +109,11 @@ def _recognised(stage: Staged, path: Path) -> _Bands | None:
     columns = [key for key, value in rows[0].items() if isinstance(value, (str, int))]
     column = id_column(stage, columns, [[_text(row.get(key)) for key in columns] for row in rows])
     if column is not None and stage.has_images([_text(row.get(columns[column])) for row in rows]):
-        return None  # the images themselves are there; these numbers are about them
+        return None  # these images exist as files
     keys = [key for key, value in rows[0].items() if _size(value) >= FEWEST]
     sizes = {_size(row.get(key)) for row in rows for key in keys}
     usual = max(sizes, key=lambda size: sum(_size(row.get(key)) == size for row in rows for key in keys)) if sizes else 0
-    # Boxes and outlines have as many numbers as they need; bands of images have equally many, nearly everywhere.
+    # Boxes and outlines vary in length; bands of images nearly always have the same length.
     whole = [row for row in rows if all(_size(row.get(key)) == usual for key in keys)]
     if not keys or usual < FEWEST or len(whole) < 0.5 * len(rows):
         return None
@@ -119,13 +123,13 @@ def _recognised(stage: Staged, path: Path) -> _Bands | None:
     else:
         shape = shape_of(usual, np.stack([np.nan_to_num(values.ravel()) for values in first]))
     if shape is None:
-        stage.notes.append(f"{stage.shown(path)}: no images were made of it: {usual:,} numbers a band do not tell their height and width")
+        stage.notes.append(f"{stage.shown(path)}: not turned into images: height and width of {usual:,} numbers a band are unclear")
         return None
     return _Bands(path, keys, shape, part_of(stage.shown(path)))
 
 
 def _size(value: Any) -> int:
-    """How many numbers a list (or a list of lists) holds; 0 when it is none of numbers."""
+    """Return how many numbers a list (or list of lists) holds; 0 for other values."""
     if not isinstance(value, list) or not value:
         return 0
     if isinstance(value[0], list):
@@ -134,10 +138,10 @@ def _size(value: Any) -> int:
 
 
 def _planes(row: dict[str, Any], bands: _Bands) -> np.ndarray:
-    """(C, H, W) float64 of a row.
+    """Return (C, H, W) float64 of a row.
 
     Raises:
-        ValueError: a band is missing, of another length, or holds what is no number.
+        ValueError: a band is missing, has another length, or holds a value that is not a number.
     """
     planes = []
     for key in bands.keys:
@@ -146,21 +150,21 @@ def _planes(row: dict[str, Any], bands: _Bands) -> np.ndarray:
         try:
             values = np.asarray(row[key], np.float64).ravel()
         except (ValueError, TypeError):
-            raise ValueError(f"{key!r} holds what is no number") from None
+            raise ValueError(f"a value in {key!r} is not a number") from None
         count = bands.shape.height * bands.shape.width * (1 if bands.shape.order == "grey" else 3)
         if values.size != count:
-            raise ValueError(f"{values.size:,} numbers in {key!r}, not {count:,}")
+            raise ValueError(f"{values.size:,} numbers in {key!r}, expected {count:,}")
         if not np.isfinite(values).all():
-            raise ValueError(f"{counted(int((~np.isfinite(values)).sum()), 'value')} in {key!r} no number (NaN or infinite)")
+            raise ValueError(f"{counted(int((~np.isfinite(values)).sum()), 'value')} in {key!r} not finite (NaN or infinite)")
         planes.append(bands.shape.planes(values))
     return np.concatenate(planes)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON list (or of JSON lines), one at a time: such files have gigabytes.
+    """Yield the objects of a JSON list (or of JSON lines) one at a time, because such files have gigabytes.
 
     Raises:
-        UserError: it is no list of objects, or it is cut short.
+        UserError: it is not a list of objects, or it is cut short.
     """
     decoder, buffer, position, started, is_list = json.JSONDecoder(), "", 0, False, False
     with open(path, encoding="utf-8-sig") as file:
@@ -187,12 +191,12 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 if buffer[position] == "]":
                     return
                 if buffer[position] != "{":
-                    raise UserError(f"{path.name} is no list of objects")
+                    raise UserError(f"{path.name} is not a list of objects")
                 try:
                     value, position = decoder.raw_decode(buffer, position)
                 except (json.JSONDecodeError, RecursionError) as error:
                     if not ended and not is_list and len(buffer) > longest:
-                        raise UserError(f"{path.name} is one large object, no list") from None
+                        raise UserError(f"{path.name} is one large object, not a list") from None
                     if ended or len(buffer) > longest or isinstance(error, RecursionError):
                         raise UserError(f"{path.name} is cut short or broken: {error}; download it again") from None
                     break

@@ -1,4 +1,6 @@
-"""What else is packed: 7z archives, and single files packed by gzip, bzip2 or xz (`train.csv.gz`); one call for every kind."""
+"""Unpack every kind of archive: zip and tar, 7z, and single files packed by gzip, bzip2 or xz
+(`train.csv.gz`).
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,13 @@ ZIP_OR_TAR = (".tar.gz", ".tar.bz2", ".tar.xz", ".zip", ".tar", ".tgz", ".tbz2",
 SEVEN_ZIP = (".7z",)
 SINGLE = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".lzma": lzma.open}
 NOT_UNPACKED = (".rar", ".zst", ".lz4", ".z", ".lz")
-LEFT_PACKED = (".nii.gz", ".mgz")  # volumes whose readers want them so
+LEFT_PACKED = (".nii.gz", ".mgz")  # volumes; their readers expect them packed
 
 
 def packed_suffix(name: str) -> str:
-    """The suffix that makes a file name one of something that is unpacked here (`.tar.gz` of `a.tar.gz`); empty for others."""
+    """Return the suffix of a file that can be unpacked here (`.tar.gz` for `a.tar.gz`); empty for other
+    files.
+    """
     folded = name.lower()
     if folded.endswith(LEFT_PACKED):
         return ""
@@ -32,10 +36,11 @@ def packed_suffix(name: str) -> str:
 
 
 def unpack(path: Path, target_dir: Path, budget: Budget) -> None:
-    """Write what is packed in `path` under the new folder `target_dir`; nothing is left there when it fails.
+    """Unpack `path` into the new folder `target_dir`; after a failure nothing is left there.
 
     Raises:
-        UserError: it is damaged, unsafe (links, devices, names outside the folder), encrypted, or more than `budget` allows.
+        UserError: it is damaged, unsafe (links, devices, names outside the folder), encrypted, or exceeds
+            `budget`.
     """
     suffix = packed_suffix(path.name)
     if suffix in SEVEN_ZIP:
@@ -47,7 +52,7 @@ def unpack(path: Path, target_dir: Path, budget: Budget) -> None:
 
 
 def unpack_7z(path: Path, target_dir: Path, budget: Budget) -> None:
-    """The files of a 7z archive written under `target_dir`, as `unpack_zip` does; py7zr alone decides nothing about names or sizes.
+    """Unpack a 7z archive into `target_dir`, with the checks of `unpack_zip` on names and sizes.
 
     Raises:
         UserError: py7zr is not installed, or the archive is damaged, encrypted, unsafe or too large.
@@ -58,8 +63,8 @@ def unpack_7z(path: Path, target_dir: Path, budget: Budget) -> None:
     except ImportError:
         raise UserError(f"{path}: 7z archives need one more package: python -m pip install -c constraints.txt py7zr") from None
     damage = (ArchiveError, PasswordRequired, AttributeError, KeyError, TypeError, IndexError, AssertionError, RuntimeError, MemoryError)
-    damage += (FileExistsError, NotADirectoryError)  # two names that this disk takes for one
-    # An open file is read by one thread; a path would be read by several.
+    damage += (FileExistsError, NotADirectoryError)  # two names that are one on this disk
+    # py7zr reads an open file with one thread, but a path with several.
     with open(path, "rb") as file, cleared_on_failure(path, target_dir, damage), py7zr.SevenZipFile(file) as archive:
         members = [Member(entry.filename, _kind(entry), entry.uncompressed or 0) for entry in archive.files]
         if archive.needs_password():
@@ -79,7 +84,9 @@ def _kind(entry: Any) -> str:
 
 
 def _writers(bar: tqdm) -> Any:
-    """Files for py7zr to write into, which count what they are given. It never writes a file by itself, so it makes no link either."""
+    """Return the files that py7zr writes into; they count bytes. py7zr writes nothing itself, so it creates
+    no links.
+    """
     from py7zr.io import Py7zIO, WriterFactory
 
     class Writer(Py7zIO):
@@ -115,7 +122,7 @@ def _writers(bar: tqdm) -> Any:
 
 
 def unpack_single(path: Path, target_dir: Path, budget: Budget) -> None:
-    """The one file in a .gz, .bz2 or .xz file, under its name without that suffix.
+    """Unpack the one file in a .gz, .bz2 or .xz file; its name is that of `path` without the suffix.
 
     Raises:
         UserError: it is damaged, or unpacks to more than `budget` allows.
@@ -132,7 +139,7 @@ def unpack_single(path: Path, target_dir: Path, budget: Budget) -> None:
                 written += len(chunk)
                 if written > limit:
                     size = human_size(limit)
-                    raise TooMuch(f"{path.name} was not unpacked: it becomes more than the {size} that it may become, or that are free")
+                    raise TooMuch(f"{path.name} was not unpacked: it becomes more than {size}, the limit or the free disk space")
                 file.write(chunk)
                 bar.update(len(chunk))
     budget.spend(written, 0)

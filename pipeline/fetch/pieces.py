@@ -1,4 +1,4 @@
-"""An archive that was cut into numbered pieces (`train.zip.001`, `train.zip.002`, ...) put together again."""
+"""Join an archive that was split into numbered pieces (`train.zip.001`, `train.zip.002`, ...)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ NUMBERED = re.compile(r"(.+)\.(\d{2,3})")
 
 
 def whole_runs(paths: Iterable[Path]) -> dict[Path, list[Path]]:
-    """The archive that each run of pieces makes -> its pieces in order. Only runs from 1 without a gap; whether the last one is there only
-    the archive itself tells."""
+    """Return archive -> its pieces in order, for runs from 1 without a gap.
+
+    Only unpacking the joined archive shows whether the last piece is missing.
+    """
     runs: dict[Path, dict[int, Path]] = {}
     for path in paths:
         if (found := NUMBERED.fullmatch(path.name)) and packed_suffix(found[1]):
@@ -30,7 +32,7 @@ def whole_runs(paths: Iterable[Path]) -> dict[Path, list[Path]]:
 
 
 def join(whole: Path, pieces: list[Path]) -> None:
-    """Write the archive `whole` out of its pieces; each piece is removed as soon as it is in.
+    """Write the archive `whole` from its pieces; each piece is removed once it is copied.
 
     Raises:
         UserError: the disk is too small.

@@ -1,4 +1,6 @@
-"""Images whose pixels stand in a table: a column for each pixel (MNIST), or one column with all of them (FER2013); CSV or parquet."""
+"""Convert images in tables: one column per pixel (MNIST), or one column with all pixels (FER2013); CSV or
+parquet.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from pipeline.fetch.pixels import Shape, save, shape_of
 from pipeline.fetch.staged_rows import Staged, check_names, id_column, part_of, row_ids, write_rows
 from pipeline.wording import capped, counted, listed, numbered
 
-FEWEST = 64  # numbers that may be an image: 8 x 8
+FEWEST = 64  # fewest numbers of an image: 8 x 8
 HEAD_ROWS = 64
 CHUNK_ROWS = 1000
 PIXEL_NAME = re.compile(r"(pixel|pix|px|p|x)?[_\- ]*\d+$|\d+x\d+$|r\d+c\d+$|pixel.*", re.IGNORECASE)
@@ -28,7 +30,7 @@ PIXEL_NAME = re.compile(r"(pixel|pix|px|p|x)?[_\- ]*\d+$|\d+x\d+$|r\d+c\d+$|pixe
 
 @dataclass(frozen=True)
 class _Table:
-    """A table with pixels: the columns that hold them (`cell`: one column holds all), and the others."""
+    """A table with pixels: its pixel columns (`cell`: one column with all pixels), and its other columns."""
 
     path: Path
     pixels: list[str]
@@ -39,12 +41,14 @@ class _Table:
 
 
 def convert(stage: Staged) -> None:
-    """Write an image for each row of each table below `stage.root` that holds pixels, and the table again without them.
+    """Write an image for each row of each pixel table below `stage.root`, and the table again without the
+    pixels.
 
-    Images go to the folder named after the part (train/, test/), their names are the ids. One rule for grey levels holds for all tables.
+    Images go to the folder of their part (train/, test/); their names are the ids. All tables share one grey
+    range.
 
     Raises:
-        UserError: rows are cut short, or hold what is no number; every such row is named.
+        UserError: rows are cut short or hold values that are not numbers; every such row is listed.
     """
     paths = [path for path in stage.files((".csv", ".tsv", ".parquet")) if path != stage.sample]
     paths.sort(key=lambda path: (len(path.parts), path))
@@ -59,7 +63,8 @@ def convert(stage: Staged) -> None:
             tables.append(table)
     if not tables:
         return
-    if len(tables) == 1 and not tables[0].part and not stage.image_names:  # all there is must be what is to be learned from
+    # the only data must be the training data
+    if len(tables) == 1 and not tables[0].part and not stage.image_names:
         tables = [replace(tables[0], part="train")]
     survey, rows = Survey(), {table.path: [] for table in tables}
     for table in tables:
@@ -86,7 +91,8 @@ def _write(stage: Staged, table: _Table, rows: list[list[str]], rule: Rule) -> N
         columns, cells = table.others, rows
     check_names(names, stage.shown(table.path))
     folder, original = table.part or table.path.stem, stage.shown(table.path)
-    if column is None and (stage.root / folder).exists():  # rows of another table may have the same numbers
+    # rows of another table may have the same row numbers
+    if column is None and (stage.root / folder).exists():
         folder = table.path.stem
     waiting = iter(names)
     with tqdm(total=len(names), unit="image", desc=original, disable=None) as bar:
@@ -103,7 +109,7 @@ def _write(stage: Staged, table: _Table, rows: list[list[str]], rule: Rule) -> N
 
 
 def _recognised(stage: Staged, path: Path) -> _Table | None:
-    """The table at `path` if it holds pixels; what looks so and cannot be used is noted."""
+    """Return the table at `path` if it holds pixels; a pixel table that cannot be used is noted."""
     try:
         head = next(_frames(path, HEAD_ROWS, text=True), None)
     except UserError as error:  # a package is missing
@@ -111,10 +117,11 @@ def _recognised(stage: Staged, path: Path) -> _Table | None:
             raise
         stage.notes.append(str(error))
         return None
-    except (ValueError, OSError) as error:  # no table: the layout says what is wrong with it, unless it is one of pixels
+    # not a table: reported with the layout, unless it is a pixel table
+    except (ValueError, OSError) as error:
         if isinstance(error, pd.errors.ParserError) and _pixel_columns(_header(path)[1])[0]:
-            raise UserError(f"{stage.shown(path)}: rows are no whole rows of pixels: {' '.join(str(error).split())}") from None
-        if suffix_of(path.name) == ".parquet":  # no other reader looks at it
+            raise UserError(f"{stage.shown(path)}: rows of pixels are not complete: {' '.join(str(error).split())}") from None
+        if suffix_of(path.name) == ".parquet":  # only read here
             stage.notes.append(f"{stage.shown(path)} was not read: it is damaged ({' '.join(str(error).split())})")
         return None
     if head is None or not len(head):
@@ -133,20 +140,22 @@ def _recognised(stage: Staged, path: Path) -> _Table | None:
         return None
     shape = Shape(*size) if size else shape_of(count, values)
     if shape is None:
-        stage.notes.append(f"{stage.shown(path)}: no images were made of it: {count:,} numbers a row do not tell their height and width")
+        stage.notes.append(f"{stage.shown(path)}: not turned into images: height and width of {count:,} numbers a row are unclear")
         return None
     return _Table(path, pixels, cell, others, shape, part_of(stage.shown(path)))
 
 
 def _pixel_columns(names: Sequence[str]) -> tuple[list[str], tuple[int, int] | None]:
-    """The columns that are numbered through and called alike, and their height and width where the names tell (`28x28`, `r27c27`)."""
+    """Return the columns with one name and consecutive numbers; also height and width if the names tell
+    (`28x28`, `r27c27`).
+    """
     groups: dict[str, list[tuple[tuple[int, ...], str]]] = {}
     for name in names:
         numbers = tuple(int(number) for number in re.findall(r"\d+", name)[-2:] if len(number) < 9)
         if numbers:
             groups.setdefault(re.sub(r"\d+", "#", name), []).append((numbers, name))
     large = [members for members in groups.values() if len(members) >= FEWEST]
-    if len(large) != 1:  # several such groups are measurements of several kinds
+    if len(large) != 1:  # several such groups are probably measurements
         return [], None
     members = large[0]
     if all(len(numbers) == 2 for numbers, _ in members):
@@ -161,7 +170,7 @@ def _pixel_columns(names: Sequence[str]) -> tuple[list[str], tuple[int, int] | N
 
 
 def _is_cell(column: pd.Series) -> bool:
-    """True for a column in which every row has equally many numbers, as many as an image's pixels."""
+    """Return True for a column where nearly every row has the same number of values, enough for an image."""
     usual = _usual(column)
     alike = [value for value in column if _length(value) == usual]
     if usual < FEWEST or len(alike) < 0.9 * len(column):
@@ -171,12 +180,14 @@ def _is_cell(column: pd.Series) -> bool:
 
 
 def _usual(column: pd.Series) -> int:
-    """How many words most cells of a column have."""
+    """Return the most frequent number of values in a cell."""
     return int(pd.Series([_length(value) for value in column]).mode()[0])
 
 
 def _whole_rows(head: pd.DataFrame, pixels: Sequence[str], cell: bool, count: int) -> np.ndarray:
-    """(N, count) of the rows of `head` that have all their numbers; a row of zeros when none has."""
+    """Return (N, count) float32: the rows of `head` with all their numbers; one row of zeros if there is
+    none.
+    """
     rows = []
     for number in range(len(head)):
         try:
@@ -196,11 +207,15 @@ def _length(value: Any) -> int:
 
 
 def _are_pixels(stage: Staged, pixels: Sequence[str], cell: bool, values: np.ndarray, head: pd.DataFrame, others: Sequence[str]) -> bool:
-    """Whether numbers in a table are pixels rather than measurements: by their name, or as whole numbers from 0 to 255 without images."""
+    """Decide whether numbers are pixels and not measurements.
+
+    They are if the columns are named so, or if all are whole numbers from 0 to 255 and there are no other
+    images.
+    """
     rows = [[str(value) for value in row] for row in head[list(others)].itertuples(index=False)]
     column = id_column(stage, others, rows)
     if column is not None and stage.has_images([row[column] for row in rows]):
-        return False  # the images themselves are there
+        return False  # these images exist as files
     if all("pix" in plain_name(name) for name in pixels):
         return True
     grey = values.size > 0 and bool(np.isin(values, np.arange(256)).mean() > 0.99) and float(np.nanmax(values)) > 1
@@ -211,7 +226,7 @@ def _are_pixels(stage: Staged, pixels: Sequence[str], cell: bool, values: np.nda
 
 
 def _header(path: Path) -> tuple[str, list[str]]:
-    """What stands between the cells of a CSV file, and the names in its first row."""
+    """Return the delimiter of a CSV file, and the column names in its first row."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         header = file.readline()
     delimiter = max((",", ";", "\t"), key=header.count)
@@ -236,16 +251,16 @@ def _frames(path: Path, rows: int, text: bool = False, pixels: Sequence[str] = (
         path, sep=delimiter, chunksize=rows, dtype=types, keep_default_na=False, low_memory=False, encoding="utf-8-sig"
     ) as reader:
         for frame in reader:
-            if not isinstance(frame.index, pd.RangeIndex):  # pandas takes what is too much for an index
-                raise pd.errors.ParserError(f"rows hold more cells than the header has names ({len(frame.columns)})")
+            if not isinstance(frame.index, pd.RangeIndex):  # pandas makes surplus cells the index
+                raise pd.errors.ParserError(f"rows have more cells than the header ({len(frame.columns)})")
             yield frame
 
 
 def _numbers(frame: pd.DataFrame, pixels: Sequence[str], cell: bool) -> np.ndarray:
-    """(N, count) of the pixels in some rows.
+    """Return (N, count) float32: the pixels of some rows.
 
     Raises:
-        ValueError: a value is no number, or rows differ in length.
+        ValueError: a value is not a number, or rows differ in length.
     """
     if not cell:
         return frame[list(pixels)].to_numpy(np.float32)
@@ -254,7 +269,7 @@ def _numbers(frame: pd.DataFrame, pixels: Sequence[str], cell: bool) -> np.ndarr
 
 
 def _chunks(stage: Staged, table: _Table) -> Iterator[tuple[list[list[str]], np.ndarray]]:
-    """The other cells, as text, and the pixels (n, count), of some rows at a time."""
+    """Yield the other cells as text and the pixels (n, count) float32, some rows at a time."""
     shape, first = table.shape, 2
     count = shape.height * shape.width * (1 if shape.order == "grey" else 3)
     problems: list[str] = []
@@ -273,13 +288,11 @@ def _chunks(stage: Staged, table: _Table) -> Iterator[tuple[list[list[str]], np.
             first += len(frame)
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise UserError(f"{stage.shown(table.path)} cannot be read as a table of pixels: {' '.join(str(error).split())}") from None
-    raise_all(
-        capped(problems, "rows are not whole"), f"{stage.shown(table.path)}: pixels are missing or are no numbers, download it again:"
-    )
+    raise_all(capped(problems, "rows are incomplete"), f"{stage.shown(table.path)}: pixels are missing or not numbers, download it again:")
 
 
 def _problems(frame: pd.DataFrame, table: _Table, first: int, count: int) -> list[str]:
-    """One line for each row whose pixels are not `count` numbers."""
+    """Return one line for each row whose pixels are not `count` numbers."""
     found = []
     for line, (_, row) in enumerate(frame[table.pixels].iterrows(), start=first):
         cells = (
@@ -288,11 +301,11 @@ def _problems(frame: pd.DataFrame, table: _Table, first: int, count: int) -> lis
         numbers = pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce").to_numpy(np.float64)
         bad = np.flatnonzero(~np.isfinite(numbers))
         if table.cell and len(cells) != count:
-            found.append(f"{numbered([line])}: {len(cells):,} pixels in column {table.pixels[0]!r}, not {count:,}")
+            found.append(f"{numbered([line])}: {len(cells):,} pixels in column {table.pixels[0]!r}, expected {count:,}")
         elif len(bad):
             where = table.pixels[0] if table.cell else listed([table.pixels[position] for position in bad[:3]])
             empty = isinstance(cells[bad[0]], float) or cells[bad[0]] == ""
             found.append(
-                f"{numbered([line])}: {counted(len(bad), 'value')} ({where}) {'missing' if empty else f'no number: {cells[bad[0]]!r}'}"
+                f"{numbered([line])}: {counted(len(bad), 'value')} ({where}) {'missing' if empty else f'not a number: {cells[bad[0]]!r}'}"
             )
     return found

@@ -1,4 +1,6 @@
-"""Numbers as images: which height, width and order a row of numbers has, how channels become red, green and blue, and the file."""
+"""Turn rows of numbers into images: find height, width and order, map channels to red, green and blue, and
+save.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,16 @@ from PIL import Image
 from pipeline.errors import UserError
 
 SMALLEST_SIDE = 8
-CLEARLY = 0.75  # an arrangement is taken when neighbours differ at most so much, compared with the next best
+CLEARLY = 0.75  # the best arrangement must have at most this share of the next best one's roughness
 ENCODED = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"GIF8": ".gif", b"BM": ".bmp", b"II*\0": ".tif", b"MM\0*": ".tif"}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How a row of numbers lies in an image. `order`: "grey", "planes" (all red, all green, all blue) or "pixels" (red, green, blue)."""
+    """The layout of a row of numbers.
+
+    `order`: "grey", "planes" (all red, all green, all blue) or "pixels" (r, g, b, r, ...).
+    """
 
     height: int
     width: int
@@ -27,22 +32,24 @@ class Shape:
 
     @property
     def says(self) -> str:
-        """The shape in words."""
+        """The shape, for messages."""
         colours = {"grey": "grey", "planes": "colour, one channel after the other", "pixels": "colour, pixel by pixel"}
         return f"{self.height} x {self.width} pixels, {colours[self.order]}"
 
     def planes(self, row: np.ndarray) -> np.ndarray:
-        """(C, height, width) of one row of numbers."""
+        """Return (C, height, width) of one row of numbers."""
         if self.order == "pixels":
             return row.reshape(self.height, self.width, 3).transpose(2, 0, 1)
         return row.reshape(1 if self.order == "grey" else 3, self.height, self.width)
 
 
 def shape_of(count: int, rows: np.ndarray) -> Shape | None:
-    """The shape of images of `count` numbers; None when it cannot be told. `rows`: some of them, (N, count).
+    """Return the shape of images with `count` numbers; None if it is unclear.
 
-    A square number is a grey square, three times one a square in colour. For others the arrangement counts in which neighbours differ
-    clearly less than in any other.
+    `rows`: some images, (N, count).
+
+    A square number is a square grey image, three times a square number a square colour image. Otherwise the
+    arrangement is taken in which neighbouring pixels differ clearly less than in any other.
     """
     side, colour_side = math.isqrt(count), math.isqrt(count // 3)
     if side * side == count and side >= SMALLEST_SIDE:
@@ -59,20 +66,22 @@ def shape_of(count: int, rows: np.ndarray) -> Shape | None:
 
 
 def _roughness(shape: Shape, rows: np.ndarray) -> float:
-    """How much pixels differ from the one below, on average over some images; the right arrangement has the least."""
+    """Return the mean difference of neighbouring pixels over some images; it is least for the right
+    arrangement.
+    """
     planes = np.stack([shape.planes(row) for row in rows[:64]]).astype(np.float64)
     return float(np.abs(np.diff(planes, axis=2)).mean() + (np.abs(np.diff(planes, axis=3)).mean() if shape.order != "grey" else 0))
 
 
 def channels_rule(count: int) -> str:
-    """What `as_rgb` makes of `count` channels, in words; empty for one and three."""
+    """Describe what `as_rgb` makes of `count` channels; empty for one and three."""
     if count == 2:
         return "two channels become red and green, their mean blue"
     return f"{count} channels lie one below the other in one grey image" if count > 3 else ""
 
 
 def as_rgb(planes: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8 of grey levels (C, H, W) uint8."""
+    """Return (H, W) or (H, W, 3) uint8 from grey levels (C, H, W) uint8."""
     if len(planes) == 1:
         return planes[0]
     if len(planes) == 2:
@@ -83,30 +92,30 @@ def as_rgb(planes: np.ndarray) -> np.ndarray:
 
 
 def save(planes: np.ndarray, path: Path) -> None:
-    """Write grey levels (C, H, W) uint8 as a new PNG file at `path`.
+    """Write grey levels (C, H, W) uint8 to a new PNG file.
 
     Raises:
-        UserError: there is a file; it may be linked to somebody's original.
+        UserError: the file exists; it may be a hard link to an original.
     """
     with new_file(path) as file:
         Image.fromarray(as_rgb(planes)).save(file, "PNG", compress_level=3)
 
 
 def new_file(path: Path) -> IO[bytes]:
-    """`path`, which must not exist yet, open for writing; its folder is made.
+    """Open the new file `path` for writing, and make its folder.
 
     Raises:
-        UserError: there is a file; it may be linked to somebody's original.
+        UserError: the file exists; it may be a hard link to an original.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         return open(path, "xb")
     except FileExistsError:
-        raise UserError(f"{path.parent.name}/{path.name} would be two images: there is a file of that name already") from None
+        raise UserError(f"{path.parent.name}/{path.name} would be two images: a file of that name exists already") from None
 
 
 def encoded_suffix(data: bytes) -> str:
-    """`.jpg`, `.png`, ... when `data` is an encoded image, by its first bytes; else empty."""
+    """Return `.jpg`, `.png`, ... if `data` is an encoded image, by its first bytes; else empty."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return ".webp"
     return next((suffix for start, suffix in ENCODED.items() if data.startswith(start)), "") if len(data) > 24 else ""

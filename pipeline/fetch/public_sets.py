@@ -1,4 +1,6 @@
-"""Public data sets by name: where their archives lie, what digest they have, and how one becomes a competition folder."""
+"""Public data sets by name: download their archives, check their digests, and lay them out as a competition
+folder.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from pipeline.fetch.download import fetch
 from pipeline.tables import write_table
 from pipeline.wording import natural_key, nearest
 
-RECORD = SET_RECORD  # in the data folder: which set it is, and from which bytes it was made
+RECORD = SET_RECORD  # in the data folder: the name of the set and its archives
 SOLUTION = "solution.csv"
 SPLITS = SET_SPLITS
 CIFAR_PX = 32
@@ -28,7 +30,7 @@ CIFAR_PX = 32
 
 @dataclass(frozen=True)
 class Archive:
-    """One file of a set; `size` in bytes and `sha256` as published."""
+    """One file of a set, with its published `size` in bytes and `sha256`."""
 
     url: str
     size: int
@@ -41,8 +43,8 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image of a set. `split` is the set's own name for its part; `original` is what the image is called in the archive."""
+class SetImage:
+    """One image of a set. `split`: the set's own name of its part. `original`: its name in the archive."""
 
     split: str
     label: str
@@ -53,32 +55,38 @@ class Picture:
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A set, the folder that it unpacks to, and the images in that folder. The images of `test_split` are the ones to predict."""
+    """A set: its archives and how to read the unpacked images.
+
+    The images of `test_split` are the test images.
+    """
 
     about: str
     archives: tuple[Archive, ...]
-    read: Callable[[Path], Iterator[Picture]]
+    read: Callable[[Path], Iterator[SetImage]]
     test_split: str
-    disk_factor: float  # bytes on disk while it is laid out, for each byte of its archives
+    disk_factor: float  # bytes on disk during the layout, per byte of its archives
     recipes: tuple[str, ...] = ()
 
 
 def find(name: str) -> PublicSet:
-    """The set of that name.
+    """Return the set with this name.
 
     Raises:
         UserError: there is none.
     """
     if name not in SETS:
-        raise UserError(f"--dataset {name!r} is not known{nearest(name, SETS)}; known are {', '.join(SETS)}")
+        raise UserError(f"--dataset {name!r} is not known{nearest(name, SETS)}; known: {', '.join(SETS)}")
     return SETS[name]
 
 
 def download(public_set: PublicSet, folder: Path) -> None:
-    """The set's archives, whole and checked, in `folder`; what is there already is checked and kept, what was cut is continued.
+    """Download the set's archives into `folder`.
+
+    Existing files are checked and kept, partial ones are resumed.
 
     Raises:
-        UserError: the disk is too small, a server does not give an archive, or an archive is not the published one.
+        UserError: the disk is too small, a server does not give an archive, or an archive is not the
+            published one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     total = sum(archive.size for archive in public_set.archives)
@@ -86,18 +94,21 @@ def download(public_set: PublicSet, folder: Path) -> None:
     check_room(folder, round(total * public_set.disk_factor) - there)
     for archive in public_set.archives:
         target = folder / archive.name
-        otherwise = [f"put a copy that you have from elsewhere at {target}: it is checked and used"]
+        otherwise = [f"put your own copy at {target}: it is checked and used"]
         fetch(archive.url, target, sha256=archive.sha256, size=archive.size, otherwise=otherwise)
 
 
 def lay_out(name: str, archive_dir: Path, target: Path) -> None:
-    """Make `target` a competition folder of the set, from its archives in `archive_dir`. The record is written last.
+    """Make `target` a competition folder of the set, from its archives in `archive_dir`.
 
-    `train/<class>/`, `test/` under ids that say nothing of the class, `sample_submission.csv`, `solution.csv` with the true labels of the
-    test images, and `splits.csv` with every id's part and name in the set itself. The same archives give the same folder, byte for byte.
+    The record is written last.
+
+    It has `train/<class>/`, `test/` with ids that do not tell the class, `sample_submission.csv`,
+    `solution.csv` with the true labels of the test images, and `splits.csv` with the original split and name
+    of every id. The same archives give the same folder, byte for byte.
 
     Raises:
-        UserError: an archive is damaged, unsafe, or not laid out as the set is.
+        UserError: an archive is damaged or unsafe, or has another layout than the set.
     """
     public_set = SETS[name]
     unpacked = archive_dir / "unpacked"
@@ -105,46 +116,49 @@ def lay_out(name: str, archive_dir: Path, target: Path) -> None:
     for number, archive in enumerate(public_set.archives):
         unpack_zip(archive_dir / archive.name, unpacked / str(number))
     try:
-        pictures = list(public_set.read(unpacked))
+        images = list(public_set.read(unpacked))
     except (FileNotFoundError, IndexError, KeyError, ValueError) as error:
-        raise UserError(f"the archives in {archive_dir} are not laid out as {name} is: {type(error).__name__}: {error}") from None
-    train = [picture for picture in pictures if picture.split != public_set.test_split]
-    # Official lists go class by class. The order of digests says nothing of the class and is the same everywhere.
-    test = sorted((picture for picture in pictures if picture.split == public_set.test_split), key=_digest)
+        raise UserError(f"the archives in {archive_dir} do not have the layout of {name}: {type(error).__name__}: {error}") from None
+    train = [image for image in images if image.split != public_set.test_split]
+    # Official lists go class by class. Sorted by digest, the order does not tell the class and is the same
+    # everywhere.
+    test = sorted((image for image in images if image.split == public_set.test_split), key=_digest)
     train_ids, test_ids = _numbered("train", len(train)), _numbered("test", len(test))
-    with tqdm(total=len(pictures), unit="image", desc="laying out", disable=None) as bar:
+    with tqdm(total=len(images), unit="image", desc="laying out", disable=None) as bar:
         for folder, ids, part in (("train", train_ids, train), ("test", test_ids, test)):
-            for image_id, picture in zip(ids, part, strict=True):
-                parent = target / folder / picture.label if folder == "train" else target / folder
+            for image_id, image in zip(ids, part, strict=True):
+                parent = target / folder / image.label if folder == "train" else target / folder
                 parent.mkdir(parents=True, exist_ok=True)
-                picture.save(parent / f"{image_id}{picture.suffix}")
+                image.save(parent / f"{image_id}{image.suffix}")
                 bar.update()
-    placeholder = min({picture.label for picture in train}, key=natural_key)
+    placeholder = min({image.label for image in train}, key=natural_key)
     write_table(target / "sample_submission.csv", ("id", "label"), [(image_id, placeholder) for image_id in test_ids])
-    write_table(target / SOLUTION, ("id", "label"), [(image_id, picture.label) for image_id, picture in zip(test_ids, test, strict=True)])
+    write_table(target / SOLUTION, ("id", "label"), [(image_id, image.label) for image_id, image in zip(test_ids, test, strict=True)])
     rows = zip([*train_ids, *test_ids], [*train, *test], strict=True)
-    write_table(target / SPLITS, ("id", "split", "original"), [(image_id, picture.split, picture.original) for image_id, picture in rows])
+    write_table(target / SPLITS, ("id", "split", "original"), [(image_id, image.split, image.original) for image_id, image in rows])
     shutil.rmtree(unpacked)
     sources = [{"url": archive.url, "size": archive.size, "sha256": archive.sha256} for archive in public_set.archives]
     counts = {"train": len(train), "test": len(test)}
     files.write_json(target / RECORD, {"dataset": name, "about": public_set.about, "archives": sources, "images": counts})
 
 
-def _digest(picture: Picture) -> str:
-    return hashlib.sha256(picture.original.encode()).hexdigest()
+def _digest(image: SetImage) -> str:
+    return hashlib.sha256(image.original.encode()).hexdigest()
 
 
 def _numbered(word: str, count: int) -> list[str]:
     return [f"{word}_{number:05d}" for number in range(1, count + 1)]
 
 
-# ---- how the sets lie in their archives; `unpacked/0` is the first archive, `unpacked/1` the second ----
+# ---- the layout of the archives; `unpacked/0` is the first archive, `unpacked/1` the second ----
 
 
-def _cifar(unpacked: Path, folder: str, names: str, batches: Sequence[tuple[str, str]], label_bytes: int) -> Iterator[Picture]:
-    """CIFAR's binary version, plain bytes: a record is its labels (the last one counts), then 1,024 bytes each of red, green and blue.
+def _cifar(unpacked: Path, folder: str, names: str, batches: Sequence[tuple[str, str]], label_bytes: int) -> Iterator[SetImage]:
+    """Read CIFAR's binary version: a record has its labels (the last one is used), then 1,024 bytes each of
+    red, green, blue.
 
-    Source: https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version". The Python version holds pickles, which run what they hold.
+    Source: https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version". The Python version uses pickles,
+    which may run code.
     """
     import numpy as np
 
@@ -154,7 +168,7 @@ def _cifar(unpacked: Path, folder: str, names: str, batches: Sequence[tuple[str,
         records = np.fromfile(root / batch, np.uint8).reshape(-1, label_bytes + 3 * CIFAR_PX**2)
         for number, record in enumerate(records):
             label = class_names[record[label_bytes - 1]]
-            yield Picture(split, label, f"{batch}#{number}", ".png", partial(_save_pixels, record[label_bytes:]))
+            yield SetImage(split, label, f"{batch}#{number}", ".png", partial(_save_pixels, record[label_bytes:]))
 
 
 def _save_pixels(planes: Sequence[int], path: Path) -> None:
@@ -163,8 +177,8 @@ def _save_pixels(planes: Sequence[int], path: Path) -> None:
     Image.fromarray(planes.reshape(3, CIFAR_PX, CIFAR_PX).transpose(1, 2, 0)).save(path)
 
 
-def _class_folders(unpacked: Path, folder: str, class_names: dict[str, str]) -> Iterator[Picture]:
-    """fast.ai's layout: train/ and val/, in each one folder per WordNet id."""
+def _class_folders(unpacked: Path, folder: str, class_names: dict[str, str]) -> Iterator[SetImage]:
+    """Read fast.ai's layout: train/ and val/, each with one folder per WordNet id."""
     for split in ("train", "val"):
         for wordnet_id, label in class_names.items():
             class_dir = unpacked / "0" / folder / split / wordnet_id
@@ -172,15 +186,17 @@ def _class_folders(unpacked: Path, folder: str, class_names: dict[str, str]) -> 
                 yield _moved(split, label, path, f"{split}/{wordnet_id}/{path.name}")
 
 
-def _pets(unpacked: Path) -> Iterator[Picture]:
-    """Oxford-IIIT Pet: images named after their breed, and lists `<image> <class> <species> <breed>` of its two parts."""
+def _pets(unpacked: Path) -> Iterator[SetImage]:
+    """Read Oxford-IIIT Pet: images named after their breed, and lists `<image> <class> <species> <breed>` of
+    both parts.
+    """
     for split in ("trainval", "test"):
         for image, *_ in _columns(unpacked / "1" / "annotations" / f"{split}.txt"):
             yield _moved(split, image.rpartition("_")[0], unpacked / "0" / "images" / f"{image}.jpg", f"{image}.jpg")
 
 
-def _birds(unpacked: Path) -> Iterator[Picture]:
-    """CUB-200-2011: images in folders such as 001.Black_footed_Albatross, and lists keyed by an image's number."""
+def _birds(unpacked: Path) -> Iterator[SetImage]:
+    """Read CUB-200-2011: images in folders such as 001.Black_footed_Albatross, and lists by image number."""
     root = unpacked / "0" / "CUB_200_2011"
     is_train = dict(_columns(root / "train_test_split.txt"))
     for number, image in _columns(root / "images.txt"):
@@ -192,16 +208,16 @@ def _columns(path: Path) -> list[list[str]]:
     return [line.split() for line in path.read_text().splitlines() if line.strip()]
 
 
-def _moved(split: str, label: str, path: Path, original: str) -> Picture:
-    """An image that is a file already: its bytes stay as they are."""
+def _moved(split: str, label: str, path: Path, original: str) -> SetImage:
+    """Return an image that is a file already; its bytes are not changed."""
     if not path.is_file():
         raise FileNotFoundError(f"no {original}")
-    return Picture(split, label, original, path.suffix.lower(), path.rename)
+    return SetImage(split, label, original, path.suffix.lower(), path.rename)
 
 
 # ---- the sets ----
 
-# The first names of these synsets in WordNet, as in ImageNet's own list.
+# The first name of each synset in WordNet, as in ImageNet's own list.
 WOOF = {
     "n02086240": "Shih-Tzu",
     "n02087394": "Rhodesian_ridgeback",
@@ -240,7 +256,8 @@ def _fastai(about: str, folder: str, size: int, sha256: str, class_names: dict[s
 _woof = partial(_fastai, class_names=WOOF, recipes=("vit-tiny-imagewoof",))
 _nette = partial(_fastai, class_names=NETTE)
 
-# Sizes and digests: TensorFlow Datasets, tensorflow_datasets/url_checksums/*.txt (there CUB comes from a copy of the same file).
+# Sizes and digests: TensorFlow Datasets, tensorflow_datasets/url_checksums/*.txt (it has CUB from a copy of
+# the same file).
 SETS: dict[str, PublicSet] = {
     "cifar10": PublicSet(
         "CIFAR-10: 60,000 images of 32 px in 10 classes (A. Krizhevsky, 2009)",

@@ -1,4 +1,6 @@
-"""`make weights`: the released weights, fetched, checked and moved into the model folder, with nothing lost that was there."""
+"""`make weights`: fetch and check the released weights, and install them in the model folder without losing
+anything there.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +32,18 @@ MODEL_DIR = Path("finetuned_model")
 RELEASE_FILE, WORK_DIR = "release.yaml", ".download"
 
 RUN_FILES = ("run.json", "head.safetensors", "metrics.jsonl", "timing.jsonl", "val_predictions.csv", "val_probs.npy")
-RUN_FILES += ("figures",)  # the page is not taken from others, it could run scripts: `make report` builds it
-# What a model, its run files and a small competition consist of. Anything else in a release, code above all, is left out.
+RUN_FILES += ("figures",)  # not the report page, it could run scripts: `make report` builds it
+# The file types of a model, its run files and a small competition. Other files, above all code, are left out.
 SUFFIXES = {".safetensors", ".bin", ".npy", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".txt", ".model", ".md"}
-SUFFIXES |= {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}  # no .svg and .html: both can hold scripts
+# not .svg and .html: both can hold scripts
+SUFFIXES |= {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
 class Release:
-    """What `release.yaml` or the command line names: where the archive is, and what it must be."""
+    """A release from `release.yaml` or the command line: the source of its archive, and its expected digest
+    and size.
+    """
 
     source: Source
     sha256: str | None = None
@@ -48,15 +53,16 @@ class Release:
 
 
 def read_release(path: Path) -> Release:
-    """The release that the YAML file at `path` names; relative paths in it start at its folder.
+    """Read the release from the YAML file at `path`; relative paths in it start at its folder.
 
     Raises:
-        UserError: the file is missing, is no mapping, or has unknown keys or impossible values; all of them at once.
+        UserError: the file is missing or not a mapping, or has unknown keys or wrong values; all problems are
+            listed.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(
-            f"no release is named: {path} does not exist. Give one: `make weights WEIGHTS=FILE.zip` (or a Google Drive link, or an https "
+            f"there is no release: {path} does not exist. Give one: `make weights WEIGHTS=FILE.zip` (or a Google Drive link, or an https "
             f"address); or write {path} with the line `source: ...`; or train a model: `python train.py`"
         )
     values = files.read_yaml(path)
@@ -95,12 +101,14 @@ def _release_problems(values: dict[Any, Any]) -> list[str]:
 
 
 def install(release: Release, model_dir: Path, data_dir: Path, *, cookies: Path | None = None, **fetch_options: Any) -> bool:
-    """True when the release was installed in `model_dir`; False when it was there already. Says what it does as it goes.
+    """Install the release in `model_dir`, printing each step. Returns False if it was installed already.
 
-    What was in `model_dir` is kept under `earlier/`; a `data/` in the release goes to `data_dir` where that holds no competition.
+    Earlier content of `model_dir` moves to `earlier/`. A `data/` in the release goes to `data_dir` unless
+    that already holds a competition.
 
     Raises:
-        UserError: `model_dir` holds an unfinished run, or the release cannot be had or holds no model. Nothing is changed then.
+        UserError: `model_dir` holds an unfinished run, or the release cannot be fetched or holds no model.
+            Nothing is changed then.
     """
     model_dir, data_dir = Path(model_dir), Path(data_dir)
     with holding_folder(model_dir, "use another --model"):
@@ -127,12 +135,12 @@ def _install(release: Release, model_dir: Path, data_dir: Path, **fetch_options:
         archive = _fetch_any(release, work_dir, **fetch_options)
         record = {"format": 1, "name": release.name, "source": release.source.shown, "source_key": release.source.key}
         record |= {"sha256": digest or files.sha256(archive), "size": archive.stat().st_size, "installed": now()}
-        checked = "as announced" if release.sha256 else f"not checked: `sha256:` in {RELEASE_FILE} would pin it"
+        checked = "as announced" if release.sha256 else f"not checked: set `sha256:` in {RELEASE_FILE} to check it"
         print(f"archive    {files.human_size(record['size'])}, sha256 {record['sha256']} ({checked})")
         _install_archive(archive, work_dir / "unpacked", model_dir, data_dir, record)
         shutil.rmtree(work_dir, ignore_errors=True)
     finally:
-        if work_dir.is_dir() and not any(work_dir.iterdir()):  # parts of a cut download stay for the next call
+        if work_dir.is_dir() and not any(work_dir.iterdir()):  # a partial download stays for the next call
             work_dir.rmdir()
     return True
 
@@ -146,7 +154,7 @@ def _install_archive(archive: Path, unpacked_dir: Path, model_dir: Path, data_di
         _install_model(contents, model_dir, record)
     except UserError:
         if archive.parent == unpacked_dir.parent:
-            archive.unlink()  # the next call fetches it anew: it may have been mended
+            archive.unlink()  # the next call fetches it again, perhaps repaired
         raise
     finally:
         shutil.rmtree(unpacked_dir, ignore_errors=True)
@@ -156,10 +164,10 @@ def _install_archive(archive: Path, unpacked_dir: Path, model_dir: Path, data_di
 
 
 def _fetch_any(release: Release, work_dir: Path, **options: Any) -> Path:
-    """The release's archive, checked, from its source or the first mirror that gives it."""
+    """Return the release's checked archive, from its source or the first mirror that has it."""
     ways_out = (
         "then install that file: `make weights WEIGHTS=/path/to/file.zip`",
-        f"or name another place for the same archive in {RELEASE_FILE}: `mirrors: [https://...]`",
+        f"or add another source of the same archive to {RELEASE_FILE}: `mirrors: [https://...]`",
     )
     target_path = work_dir / f"{(release.sha256 or release.source.key)[:12]}.zip"
     failures = []
@@ -174,7 +182,7 @@ def _fetch_any(release: Release, work_dir: Path, **options: Any) -> Path:
 
 @dataclass(frozen=True)
 class Contents:
-    """An unpacked release, sorted: the entries of the model folder, the competition, and what is not installed."""
+    """A sorted release: files for the model folder, its competition, and files that are not installed."""
 
     entries: tuple[Path, ...]
     data_dir: Path | None
@@ -182,10 +190,13 @@ class Contents:
 
 
 def sort_contents(archive: Path, members: list[Path], unpacked_dir: Path) -> Contents:
-    """What the unpacked release holds, with or without a folder around it. Files that are not installed are removed.
+    """Sort the unpacked release, with or without a folder around it.
+
+    Files that are not installed are removed.
 
     Raises:
-        UserError: there is no `model_<type>/config.json` or it is no JSON, there are several models side by side, or the model is not whole.
+        UserError: there is no `model_<type>/config.json` or it is not JSON, there are several models, or the
+            model is incomplete.
     """
     is_model = [path for path in members if path.match("model_*/config.json") and path.parent.name != ADAPTER_DIR and len(path.parts) <= 4]
     roots = sorted({path.parent.parent for path in is_model}, key=lambda root: (len(root.parts), root))
@@ -209,24 +220,25 @@ def sort_contents(archive: Path, members: list[Path], unpacked_dir: Path) -> Con
     for path in is_model:
         if path.parent.parent == root:
             files.read_json(unpacked_dir / path)
-    heading = f"{archive} holds no whole model, and nothing was installed; ask its author, or download it again:"
+    heading = f"{archive} holds no complete model, so nothing was installed; ask its author, or download it again:"
     raise_all(model_problems(unpacked_dir / root), heading)
     kept = tuple(unpacked_dir / entry for entry in sorted(entries, key=lambda entry: (entry.name == RECORD, entry)))
     return Contents(kept, unpacked_dir / data_dir if data_dir else None, tuple(left_out))
 
 
 def _install_model(contents: Contents, model_dir: Path, record: dict[str, Any]) -> None:
-    """Set the former model aside, then move the new one in.
+    """Move the earlier model away, then move the new one in.
 
-    Killed in between, the marker stays: nobody takes a backbone without its adapter for a model, and the next call installs anew.
+    A marker file exists in between. If the process is killed then, nobody uses a model with missing parts,
+    and the next call installs again.
     """
     of_former_release = [model_dir / name for name in (*_installed(model_dir).get("entries", ()), INSTALLED)]
     entries = [entry for entry in contents.entries if not _is_own_readme(model_dir / entry.name, of_former_release)]
     former = dict.fromkeys([*run_entries(model_dir), *of_former_release, *(model_dir / entry.name for entry in entries)])
     former.pop(model_dir / INSTALLING, None)
-    files.write_text(model_dir / INSTALLING, "make weights is at work here, or was interrupted: run it again\n")
+    files.write_text(model_dir / INSTALLING, "make weights is running here, or was interrupted: run it again\n")
     if earlier := files.set_aside(former, model_dir / "earlier"):
-        print(f"kept       what was there is in {earlier}: {', '.join(sorted(path.name for path in earlier.iterdir()))}")
+        print(f"kept       the earlier content in {earlier}: {', '.join(sorted(path.name for path in earlier.iterdir()))}")
     for entry in entries:
         entry.rename(model_dir / entry.name)
     names = [entry.name for entry in entries]
@@ -236,7 +248,7 @@ def _install_model(contents: Contents, model_dir: Path, record: dict[str, Any]) 
 
 
 def _is_own_readme(path: Path, of_former_release: Sequence[Path] = ()) -> bool:
-    """True for a README that no release brought: it stays, and the release's own is dropped."""
+    """Return True for a README that no release installed: it is kept, and the release's README is dropped."""
     return path.name.startswith("README") and path.exists() and path not in of_former_release
 
 
@@ -245,12 +257,13 @@ def _install_data(source_dir: Path, data_dir: Path) -> None:
     with_files = (path for path in source_dir.iterdir() if any(inner.is_file() for inner in [path, *path.rglob("*")]))
     entries = sorted(path for path in with_files if not _is_own_readme(data_dir / path.name))
     if in_the_way := competition_entries(data_dir, [entry.name for entry in entries]):
-        print(f"data       left alone: {data_dir} holds {', '.join(in_the_way[:5])}; the release's own data/ was not installed")
+        print(f"data       not changed: {data_dir} holds {', '.join(in_the_way[:5])}; the release's own data/ was not installed")
         return
     if not entries:
         return
     data_dir.mkdir(parents=True, exist_ok=True)
-    # The two folders may be on different disks: copied under a hidden name first, so that an interruption leaves no half competition.
+    # The folders may be on different disks: copy under a hidden name first, so that an interruption leaves no
+    # partial competition.
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=data_dir) as incoming:
         for entry in entries:
             shutil.move(entry, incoming)
@@ -260,9 +273,11 @@ def _install_data(source_dir: Path, data_dir: Path) -> None:
 
 
 def competition_entries(data_dir: Path, wanted: list[str]) -> list[str]:
-    """The names in `data_dir` that make it a competition, or that are among `wanted`; empty where one may be installed.
+    """Return names in `data_dir` that belong to a competition or are in `wanted`; empty if a competition may
+    be installed.
 
-    Dot-files, READMEs and empty folders do not count, nor do folders that are competitions of their own (such as `digits/`).
+    Dot-files, READMEs, empty folders and sub-folders with their own competition (such as `digits/`) do not
+    count.
     """
     entries = sorted(data_dir.iterdir()) if data_dir.is_dir() else []
     return [path.name for path in entries if path.name in wanted or not _is_harmless(path)]
@@ -280,7 +295,7 @@ def _is_harmless(path: Path) -> bool:
 
 
 def _installed(model_dir: Path) -> dict[str, Any]:
-    """What `make weights` wrote down last time; empty when there is nothing, or nothing that can be read."""
+    """Return the record of the last `make weights`; empty if there is none, or if it cannot be read."""
     try:
         record = json.loads((model_dir / INSTALLED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -289,25 +304,26 @@ def _installed(model_dir: Path) -> dict[str, Any]:
 
 
 def _weights(model_dir: Path) -> dict[str, str]:
-    """The digests of what predictions are made from: everything in `model_*/`, the head, run.json."""
+    """Return the SHA-256 of every file that predictions depend on: all in `model_*/`, the head, run.json."""
     paths = [model_dir / RECORD, model_dir / HEAD_FILE]
     paths += [path for folder in model_dirs(model_dir) for path in folder.rglob("*")]
     return {path.relative_to(model_dir).as_posix(): files.sha256(path) for path in paths if path.is_file() and path.name[0] != "."}
 
 
 def choose_release(weights: str | None, sha256: str | None, model_dir: Path) -> Release:
-    """The release that the command line names, else the one of `release.yaml`.
+    """Return the release of the command line, else that of `release.yaml`.
 
-    The archive of `release.yaml`, named again by `weights`, keeps the digest that is written there.
+    If `weights` is the archive of `release.yaml`, the digest written there applies.
 
     Raises:
-        UserError: `sha256` without `weights`, `weights` that names no archive, or a release.yaml that is needed and broken.
+        UserError: `sha256` without `weights`, `weights` is not an archive, or release.yaml is needed but
+            broken.
     """
     own_file = model_dir / RELEASE_FILE
     release_file = own_file if own_file.exists() else MODEL_DIR / RELEASE_FILE
     if not weights:
         if sha256:
-            raise UserError(f"--sha256 belongs to --weights SOURCE; the digest of the release in {release_file} is written there")
+            raise UserError(f"--sha256 needs --weights SOURCE; the digest of the release in {release_file} is written there")
         return read_release(release_file)
     given = Release(parse_source(weights), sha256=sha256.lower() if sha256 else None)
     if sha256 or not release_file.exists():
@@ -322,18 +338,18 @@ def choose_release(weights: str | None, sha256: str | None, model_dir: Path) -> 
     if given.source.kind == "file" and named.sha256:
         if files.sha256(Path(given.source.text)) == named.sha256:
             return replace(given, sha256=named.sha256, name=named.name)
-        print(f"note       {given.source.shown} is not the archive that {release_file} names")
+        print(f"note       {given.source.shown} is not the archive of {release_file}")
     return given
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Install a release. Returns 0, also when it was installed already."""
+    """Install a release. Returns 0, also if it was installed already."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.fetch.releases", description=__doc__, allow_abbrev=False)
     parser.add_argument("--weights", metavar="SOURCE", help=f"zip, Google Drive id or link, or https address (default: {RELEASE_FILE})")
-    parser.add_argument("--sha256", metavar="HEX", help="what the archive given by --weights must be")
-    parser.add_argument("--model", type=Path, default=MODEL_DIR, metavar="DIR", help="where the model goes (default: %(default)s)")
+    parser.add_argument("--sha256", metavar="HEX", help="expected digest of the archive of --weights")
+    parser.add_argument("--model", type=Path, default=MODEL_DIR, metavar="DIR", help="folder for the model (default: %(default)s)")
     parser.add_argument(
-        "--data", type=Path, default=Path("data"), metavar="DIR", help="where a data/ in the release goes (default: %(default)s)"
+        "--data", type=Path, default=Path("data"), metavar="DIR", help="folder for a data/ in the release (default: %(default)s)"
     )
     parser.add_argument("--cookies", type=Path, metavar="FILE", help="cookies.txt (Netscape format) of a browser signed in to Google")
     args = parser.parse_args(argv)

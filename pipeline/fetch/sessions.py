@@ -1,4 +1,4 @@
-"""A session of requests for servers that may misbehave before the body of an answer begins."""
+"""Make a requests session for servers that may misbehave before the body of an answer begins."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-HEAD_S = 60.0  # until the head of an answer is there, however many bytes of it come meanwhile
+HEAD_S = 60.0  # time limit for the head of an answer, even if its bytes keep coming
 
 
 def new_session() -> Any:
-    """A session of requests that leaves the bodies of redirects unread, which may have no end, and waits for the head of an answer so long."""
+    """Return a requests session that ignores the bodies of redirects (they may be endless) and limits the
+    head to HEAD_S.
+    """
     import requests
     from requests.adapters import HTTPAdapter
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
@@ -49,10 +51,11 @@ def new_session() -> Any:
 
 @contextmanager
 def _ended_after(seconds: float, connection: socket.socket) -> Iterator[None]:
-    """Close `connection` where the block takes longer: its own timeout begins anew with each byte that comes.
+    """Close `connection` if the block takes longer than `seconds`: a socket's own timeout restarts with every
+    byte.
 
     Raises:
-        TimeoutError: it took longer; what was read may look whole.
+        TimeoutError: it took longer; the data read may look complete.
     """
     ended = threading.Event()
 
@@ -69,4 +72,4 @@ def _ended_after(seconds: float, connection: socket.socket) -> Iterator[None]:
     finally:
         timer.cancel()
     if ended.is_set():
-        raise TimeoutError(f"no whole answer within {seconds:g} s")
+        raise TimeoutError(f"no complete answer within {seconds:g} s")

@@ -1,4 +1,4 @@
-"""Which part of a competition something belongs to, what its rows are called, and the tables that say so."""
+"""Find the part (train, test, val) of converted files, name their rows, and write their tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PARTS = re.compile(r"(?<![a-z])(?:(train(?:ing)?)|(test(?:ing)?)|(val(?:id(?:ati
 
 
 def part_of(path: str) -> str:
-    """`train`, `test` or `val` as the innermost part of a path that says so does; empty when none does."""
+    """Return `train`, `test` or `val` from the innermost part of a path that names one; else empty."""
     for piece in reversed(re.sub(r"([a-z])([A-Z])", r"\1_\2", path).lower().split("/")):
         found = [match.lastindex for match in PARTS.finditer(piece)]
         if found:
@@ -29,19 +29,26 @@ def part_of(path: str) -> str:
 
 @dataclass
 class Staged:
-    """A folder of files of which some are turned into images. `ids` of the sample submission in its order; `sample` its path."""
+    """A folder whose containers are turned into images.
+
+    `sample`: the sample submission; `ids`: its ids, in order.
+    """
 
     root: Path
     sample: Path | None = None
     id_column: str = "id"
     ids: list[str] = field(default_factory=list)
-    image_names: set[str] = field(default_factory=set)  # names and stems of the image files that are there
-    notes: list[str] = field(default_factory=list)  # rules used, and what could not be turned into images
-    written: dict[Path, tuple[list[str], list[list[str]]]] = field(default_factory=dict)  # tables of ours: columns and rows
+    image_names: set[str] = field(default_factory=set)  # names and stems of the existing image files
+    # for the user: rules used, and files not turned into images
+    notes: list[str] = field(default_factory=list)
+    # tables that this code wrote: columns and rows
+    written: dict[Path, tuple[list[str], list[list[str]]]] = field(default_factory=dict)
     _listing: list[Path] = field(default_factory=list)
 
     def files(self, suffixes: Sequence[str], gone: bool = False) -> list[Path]:
-        """The files that were below `root` at first and still are (`gone`: are no more), with one of these suffixes; sorted."""
+        """Return sorted files with one of these suffixes from the first listing that still exist (`gone`: no
+        longer exist).
+        """
         if not self._listing:
             for path in sorted(self.root.rglob("*")):
                 if path.is_file() and not any(is_hidden(part) for part in path.relative_to(self.root).parts):
@@ -50,17 +57,17 @@ class Staged:
         return [path for path in self._listing if path.name.lower().endswith(endings) and path.is_file() != gone]
 
     def shown(self, path: Path) -> str:
-        """The path of a file as messages name it."""
+        """Return the path of a file for messages."""
         return path.relative_to(self.root).as_posix()
 
     def has_images(self, names: Sequence[str]) -> bool:
-        """True when nearly all of `names` are image files already."""
+        """Return True if nearly all of `names` are image files already."""
         there = sum(name in self.image_names for name in names)
         return bool(names) and there >= 0.9 * len(names)
 
 
 def staged(root: Path) -> Staged:
-    """What is known of the folder `root` before anything in it is turned into images."""
+    """Read the state of the folder `root` before anything in it is turned into images."""
     found = Staged(root)
     for path in found.files(tuple(IMAGE_SUFFIXES)):
         found.image_names |= {path.name, path.stem}
@@ -69,14 +76,16 @@ def staged(root: Path) -> Staged:
         try:
             table = load_table(path)
         except UserError:
-            continue  # the layout says what is wrong with it
+            continue  # reported when the layout is read
         found.sample, found.id_column, found.ids = path, table.columns[0], table.column(table.columns[0])
         break
     return found
 
 
 def row_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
-    """Names for `count` rows that have none, and the rule in words: those of the sample submission, or numbers that begin as its do."""
+    """Return names for `count` rows without ids, and how they were made: the sample's ids, or numbers that
+    start as its do.
+    """
     numbers = {int(text) for text in stage.ids if text.isascii() and text.isdigit()}
     first = min(numbers, default=0)
     consecutive = len(numbers) == len(stage.ids) > 0 and first in (0, 1) and numbers == set(range(first, first + len(numbers)))
@@ -88,7 +97,9 @@ def row_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
 
 
 def id_column(stage: Staged, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> int | None:
-    """The position of the column that names the rows: as in the sample submission, or called like an id; different in every row."""
+    """Return the position of the column that names the rows: it has the sample's id name or an id name, and
+    unique values.
+    """
     for position, name in enumerate(columns):
         values = [row[position] for row in cells]
         if (name == stage.id_column or plain_name(name) in ID_NAMES) and len(set(values)) == len(values) and all(values):
@@ -97,10 +108,10 @@ def id_column(stage: Staged, columns: Sequence[str], cells: Sequence[Sequence[st
 
 
 def check_names(names: Sequence[str], where: str) -> None:
-    """Pass when every name can be one of a file of its own.
+    """Check that every name can be a file name of its own.
 
     Raises:
-        UserError: some occur twice or cannot be the name of a file.
+        UserError: names are repeated, or cannot be file names.
     """
     bad = [
         repr(name) for name in names if not name or "/" in name or "\\" in name or name.startswith(".") or len(name) > 200 or "\0" in name
@@ -114,9 +125,10 @@ def check_names(names: Sequence[str], where: str) -> None:
 
 
 def write_rows(stage: Staged, part: str, stem: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write the table of a part (`train.csv`, `test.csv`; `stem` when no part is known); its name, or what holds the ids already.
+    """Write the table of a part (`train.csv`, `test.csv`; else `<stem>.csv`). Returns its name.
 
-    Rows of several containers of a part stand in one table where they have the same columns and other ids.
+    If a table with these ids exists already, nothing is written. Rows of several containers of a part share
+    one table if their columns are equal and their ids differ.
     """
     name = f"{part or stem}.csv"
     path = stage.root / name
@@ -131,7 +143,7 @@ def write_rows(stage: Staged, part: str, stem: str, columns: Sequence[str], rows
         try:
             table = load_table(path)
             if any(len(ids & set(table.column(column))) >= 0.9 * len(ids) for column in table.columns):
-                return f"{name}, which was there"
+                return f"{name}, which exists already"
         except UserError:
             pass
         path = versioned(path)

@@ -1,4 +1,6 @@
-"""What somebody downloaded (a folder, an archive, a file) as one folder of plain files, unpacked at any depth; the originals stay."""
+"""Turn a download (a folder, an archive, a file) into one folder of plain files, unpacked at any depth;
+originals are kept.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from pipeline.fetch.pieces import join, whole_runs
 from pipeline.wording import counted, listed
 
 PIECE = re.compile(r"\.(7z|zip|rar|tar)\.\d{2,3}$|\.z\d\d$|\.part\d+\.rar$", re.IGNORECASE)
-# Small files that people open and save again are copied: a saved link would change the original too.
+# People edit and save these small files, so they are copied: saving a hard link would change the original
+# too.
 COPIED = frozenset(
     (".csv", ".tsv", ".json", ".jsonl", ".txt", ".md", ".yaml", ".yml", ".xml", ".xls", ".xlsx", ".parquet", ".py", ".ipynb")
 )
@@ -27,12 +30,16 @@ TELLING = frozenset((".csv", ".tsv", ".json", ".parquet", ".npy", ".npz", ".bson
 
 
 def stage(source: Path, target: Path) -> list[str]:
-    """Make the new folder `target` hold what `source` holds, with nothing packed in it; a line about each thing that stays packed.
+    """Fill the new folder `target` with the content of `source`, unpacked.
 
-    Files are linked where the file system allows it (tables are copied at the end: see `own_tables`), else copied.
+    Returns a line for each thing left packed.
+
+    Files are hard-linked where the file system allows it, else copied; at the end `own_tables` makes copies
+    of tables.
 
     Raises:
-        UserError: an archive is damaged, unsafe or too large, something cannot be read, or the disk is too small.
+        UserError: an archive is damaged, unsafe or too large, something cannot be read, or the disk is too
+            small.
     """
     target.mkdir(parents=True)
     budget = None
@@ -50,14 +57,17 @@ def stage(source: Path, target: Path) -> list[str]:
     foreign = [_shown(path, target) for path in _files(target) if path.name.lower().endswith(NOT_UNPACKED)]
     pieces = [_shown(path, target) for path in _files(target) if PIECE.search(path.name)]
     if foreign:
-        notes.append(f"stays packed, unpack it with a tool for its kind: {listed(foreign)}")
+        notes.append(f"stays packed, unpack it with another tool: {listed(foreign)}")
     if pieces:
-        notes.append(f"pieces of an archive stay as they are, join them first (7z x does it): {listed(pieces)}")
+        notes.append(f"pieces of an archive are left as they are, join them first (7z x does it): {listed(pieces)}")
     return notes
 
 
 def _join_pieces(target: Path, budget: Budget | None) -> list[str]:
-    """Put numbered pieces of archives together and unpack them in their places; a line about each. `budget`: of the archive around them."""
+    """Join numbered pieces of archives and unpack them in place; returns a line for each.
+
+    `budget`: of the archive around them.
+    """
     notes: list[str] = []
     for whole, pieces in whole_runs(_files(target)).items():
         shown = _shown(whole, target)
@@ -93,19 +103,20 @@ def _stage_folder(source: Path, target: Path) -> list[str]:
             continue
         if missing:
             problems.append(
-                f"{shown} holds {counted(len(missing), 'file')} that lie not in the folder {problem.split(' ')[0]} beside it "
-                f"({listed(missing)}): was it only unpacked in part? Move one of the two away"
+                f"{shown} holds {counted(len(missing), 'file')} that are missing in the folder {problem.split(' ')[0]} beside it "
+                f"({listed(missing)}): was it unpacked only partly? Move one of the two away"
             )
         elif problem:
-            notes.append(
-                f"{shown} left where it is: {problem}, with all that is in it" if "already" in problem else f"{shown} left out: {problem}"
-            )
-    raise_all(problems, f"{source} is not whole; mend this, or move it out of the folder, and run the command again:")
+            notes.append(f"{shown} not unpacked: {problem}, with all its files" if "already" in problem else f"{shown} left out: {problem}")
+    raise_all(problems, f"{source} is not complete; fix this, or move it out of the folder, and run the command again:")
     return notes
 
 
 def _walked(source: Path) -> tuple[list[Path], list[Path], list[str]]:
-    """Plain files and archives below `source`, sorted, and lines about what is neither. Links are followed, hidden names left out."""
+    """Return sorted plain files and archives below `source`, and notes on the rest.
+
+    Links are followed, hidden names skipped.
+    """
     plain: list[Path] = []
     archives: list[Path] = []
     odd: list[str] = []
@@ -116,7 +127,7 @@ def _walked(source: Path) -> tuple[list[Path], list[Path], list[str]]:
 
     for folder, folders, names in os.walk(source, followlinks=True, onerror=stop):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was already read
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was read already
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -129,7 +140,7 @@ def _walked(source: Path) -> tuple[list[Path], list[Path], list[str]]:
                 odd.append(_shown(path, source))
             else:
                 (archives if packed_suffix(name) else plain).append(path)
-    return plain, archives, [f"left out, no file that can be read: {listed(odd)}"] if odd else []
+    return plain, archives, [f"left out, not readable as a file: {listed(odd)}"] if odd else []
 
 
 def _can_link(source: Path, target: Path) -> bool:
@@ -139,12 +150,14 @@ def _can_link(source: Path, target: Path) -> bool:
 def _place(path: Path, place: Path) -> None:
     try:
         os.link(os.path.realpath(path), place)
-    except OSError:  # another disk, or one without links
+    except OSError:  # another disk, or a file system without hard links
         shutil.copy2(path, place)
 
 
 def _unpack_below(folder: Path, prefix: str, budget: Budget, depth: int) -> list[str]:
-    """Unpack the archives below `folder`, and those in them, in their places; a line about each that stays packed."""
+    """Unpack the archives below `folder` in place, and those inside them; returns a line for each that stays
+    packed.
+    """
     notes: list[str] = []
     for path in [path for path in _files(folder) if packed_suffix(path.name)]:
         budget.descend(depth)
@@ -163,9 +176,10 @@ def _unpack_below(folder: Path, prefix: str, budget: Budget, depth: int) -> list
 
 
 def _unpack_beside(path: Path, place: Path, shown: str, budget: Budget, depth: int, notes: list[str]) -> tuple[str, list[str]]:
-    """Put what is in an archive into the folder `place`: train.zip becomes train/, train.csv.zip becomes train.csv.
+    """Unpack an archive into the folder `place`: train.zip becomes train/, train.csv.zip becomes train.csv.
 
-    Returns why it was not put there (empty when it was), and the files in it that the folder in its way lacks.
+    Returns why it was not unpacked ("" if it was), and the files in it that the existing folder of that name
+    lacks.
     """
     stem = path.name[: -len(packed_suffix(path.name))]
     fresh = place / f".{path.name}.new"
@@ -173,7 +187,8 @@ def _unpack_beside(path: Path, place: Path, shown: str, budget: Budget, depth: i
         unpack(path, fresh, budget)
         inner = _unpack_below(fresh, f"{shown}/", budget, depth + 1)
         inside = list(fresh.iterdir()) if fresh.exists() else []
-        # An archive that brings its own folder, or a single table, must not be wrapped into a second one.
+        # If the archive has its own folder of this name, or a single table, do not add a second folder around
+        # it.
         alone = inside[0] if len(inside) == 1 and (inside[0].name == stem or inside[0].is_file()) else None
         content, goal = (alone, place / alone.name) if alone else (fresh, place / stem)
         if not inside or goal.exists():
@@ -199,9 +214,10 @@ def _shown(path: Path, folder: Path) -> str:
 
 
 def unwrap(root: Path) -> str:
-    """Take a folder that wraps the whole competition away; the line that says so, empty when there was none.
+    """Remove a folder that wraps the whole competition. Returns a line that says so, empty if there was none.
 
-    Only what lies in it tells: a table, or folders for training and test. Class folders alone may be what `root` is meant to hold.
+    A wrapper is recognised by its content: a table, or folders for training and test. Class folders alone are
+    kept: they may be the intended content of `root`.
     """
     line = ""
     while True:
@@ -209,11 +225,11 @@ def unwrap(root: Path) -> str:
         if len(entries) != 1 or not entries[0].is_dir() or not _wraps(entries[0]):
             return line
         place = root.with_name(f"{root.name}.wrapping")
-        shutil.rmtree(place, ignore_errors=True)  # of a command that was killed here
+        shutil.rmtree(place, ignore_errors=True)  # left by a killed command
         wrapping = entries[0].rename(place)
         shutil.rmtree(root)
         wrapping.rename(root)
-        line = f"everything lay in {entries[0].name}/, which is left out"
+        line = f"everything was in {entries[0].name}/, which is left out"
 
 
 def _wraps(folder: Path) -> bool:
@@ -225,7 +241,9 @@ def _wraps(folder: Path) -> bool:
 
 
 def own_tables(root: Path) -> None:
-    """Make every table and text below `root` a file of its own, so that saving it again leaves the original as it is."""
+    """Replace hard-linked tables and texts below `root` by copies, so that saving them does not change the
+    originals.
+    """
     for path in _files(root):
         if suffix_of(path.name) in COPIED and suffix_of(path.name) not in IMAGE_SUFFIXES and path.stat().st_nlink > 1:
             copy = path.with_name(f".{path.name}.own")

@@ -1,4 +1,4 @@
-"""The framing of TFRecord files and the wire format of tf.train.Example, as their documentation gives them; no TensorFlow is needed."""
+"""Read TFRecord files and tf.train.Example messages by their documented formats, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Features = dict[str, list[Any]]  # name -> values: bytes, int or float
 
 
 def examples(path: Path, where: str) -> Iterator[Features]:
-    """The examples of a file, in order; records packed by gzip too. `where` names the file in messages.
+    """Yield the examples of a file in order, also from a gzip file. `where`: the file's name in messages.
 
     Raises:
-        UserError: it is cut short, or not a TFRecord file of tf.train.Example messages.
+        UserError: it is cut short, or is not a TFRecord file of tf.train.Example messages.
     """
     with open(path, "rb") as plain:
         packed = plain.read(2) == b"\x1f\x8b"
@@ -39,15 +39,15 @@ def examples(path: Path, where: str) -> Iterator[Features]:
         except (IndexError, KeyError, TypeError, AttributeError, struct.error, EOFError, OSError, zlib.error, ValueError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{where}, record {number}: it is no tf.train.Example ({error}); download the file again") from None
+            raise UserError(f"{where}, record {number}: not a tf.train.Example ({error}); download the file again") from None
     raise_all([f"{where} holds no record"] if number == 0 else [], "empty:")
 
 
 def features(data: bytes) -> Features:
-    """The features of one tf.train.Example message.
+    """Decode the features of one tf.train.Example message.
 
     Raises:
-        ValueError: it is no such message.
+        ValueError: it is not such a message.
     """
     found: Features = {}
     for field_number, _, content in _fields(data):
@@ -82,7 +82,7 @@ def _signed(number: int) -> int:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int, Any]]:
-    """(field number, wire type, value) of a protobuf message; value is an int, a float, or bytes."""
+    """Yield (field number, wire type, value) of a protobuf message; value is an int, a float, or bytes."""
     position = 0
     while position < len(data):
         tag, position = _varint(data, position)
@@ -128,7 +128,10 @@ _CRC = _crc_table()
 
 
 def masked_crc32c(data: bytes) -> int:
-    """TFRecord's checksum. Only lengths are checked with it: in Python the images would take longer than everything else."""
+    """Return TFRecord's checksum of `data`.
+
+    Only record lengths are checked: in Python, checking images would be too slow.
+    """
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _CRC[(crc ^ byte) & 255] ^ (crc >> 8)

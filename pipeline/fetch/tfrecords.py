@@ -1,4 +1,6 @@
-"""Images in TFRecord files: which records belong together, what they are called, and the tables of their other features."""
+"""Convert images in TFRecord files: group the records, name the images, and write tables of the other
+features.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +25,22 @@ SUFFIXES = (".tfrec", ".tfrecord", ".tfrecords")
 
 @dataclass
 class _Set:
-    """TFRecord files that belong together: `name` is their path without the part (train, test, val) and the number of the file."""
+    """TFRecord files that belong together.
+
+    `name`: their path without the part (train, test, val) and the file number.
+    """
 
     name: str
     files: dict[str, list[Path]] = field(default_factory=dict)  # part -> files
-    side: int = 0  # pixels of the first image, or the size that the name says
+    side: int = 0  # sort key for the image size: from the first image, then from the name
 
 
 def convert(stage: Staged) -> None:
-    """Write the encoded images of TFRecord files below `stage.root` as they are, and tables of the other features.
+    """Write the encoded images of TFRecord files below `stage.root` unchanged, and tables of the other
+    features.
 
-    Of several sizes of the same images the largest is taken. Rows of a validation part are labelled rows too and lie in train/.
-    Where the images are there as files already, the records are left aside.
+    If the same images come in several sizes, the largest is taken. Rows of a validation part have labels and
+    go to train/. If the images exist as files already, the records are not used.
 
     Raises:
         UserError: a file is cut short or damaged, or holds no image.
@@ -51,12 +57,12 @@ def convert(stage: Staged) -> None:
     done: list[Path] = []
     for records in chosen:
         done += _write(stage, records)
-    for path in files:  # what was taken, and other sizes of the same
+    for path in files:  # those that were converted, and other sizes of the same images
         path.unlink()
 
 
 def _largest(stage: Staged, sets: list[_Set]) -> list[_Set]:
-    """The sets without those that hold the images of another in a smaller size."""
+    """Return the sets without those that hold another set's images in a smaller size."""
     groups: dict[frozenset[str], list[_Set]] = {}
     for records in sets:
         part, paths = max(records.files.items())
@@ -66,7 +72,7 @@ def _largest(stage: Staged, sets: list[_Set]) -> list[_Set]:
         width, height = _size(data)
         in_name = max([int(number) for number in re.findall(r"(\d{2,4})x\d{2,4}", records.name)], default=0)
         records.side = max(width, height) * 100_000 + in_name
-        # Sets whose rows have no name are never taken for one another.
+        # Sets without row names are never treated as equal.
         ids = frozenset(_texts(example, name)[0] for example in head) if name else frozenset([records.name])
         groups.setdefault(ids, []).append(records)
     kept = []
@@ -76,7 +82,7 @@ def _largest(stage: Staged, sets: list[_Set]) -> list[_Set]:
         others = [records.name.strip("/") or "." for records in group if records is not best]
         if others:
             stage.notes.append(
-                f"the same images in several sizes: the largest, {best.name.strip('/') or '.'}, is taken, not {listed(others)}"
+                f"the same images in several sizes: the largest is used, {best.name.strip('/') or '.'}, not {listed(others)}"
             )
     return kept
 
@@ -100,7 +106,7 @@ def _write(stage: Staged, records: _Set) -> list[Path]:
             first = [example for _, example in zip(range(64), _of(stage, paths[0]), strict=False)]
             image, name = _keys(stage, first, paths[0], part)
             if name and stage.has_images(_named(stage, paths, name)):
-                stage.notes.append(f"{listed([stage.shown(path) for path in paths])} left aside: the images are there as files")
+                stage.notes.append(f"{listed([stage.shown(path) for path in paths])} not used: the images exist as files")
                 bar.update(len(paths))
                 continue
             columns = [key for key in sorted({key for example in first for key in example}) if key not in (image, name)]
@@ -125,12 +131,12 @@ def _write(stage: Staged, records: _Set) -> list[Path]:
                 bar.update()
             header, _ = rows.setdefault(into, ([name or stage.id_column, *columns], []))
             rows[into][1].extend(_aligned(header, [name or stage.id_column, *columns], cells))
-            also = "; rows of the validation part are labelled rows too" if part == "val" else ""
+            also = "; rows of the validation part are labelled too" if part == "val" else ""
             stage.notes.append(f"{counted(len(written), 'image')} of TFRecords written into {into}/ (names: {how}){also}")
     for into, (header, cells) in rows.items():
         if len(header) > 1:
             table = write_rows(stage, into, into, header, cells)
-            stage.notes.append(f"{into}/: {listed(header[1:])} stand in {table}")
+            stage.notes.append(f"{into}/: {listed(header[1:])} are in {table}")
     return [path for paths in records.files.values() for path in paths]
 
 
@@ -143,7 +149,7 @@ def _named(stage: Staged, paths: list[Path], name: str) -> list[str]:
 
 
 def _keys(stage: Staged, head: list[Features], path: Path, part: str) -> tuple[str, str]:
-    """The feature with the encoded image, and the one with its name (empty when there is none)."""
+    """Return the feature with the encoded image, and the one with its name (empty if there is none)."""
     if not head:
         raise UserError(f"{stage.shown(path)} holds no record")
     images = [key for key, values in head[0].items() if values and isinstance(values[0], bytes) and encoded_suffix(values[0])]

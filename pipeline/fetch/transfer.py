@@ -1,4 +1,6 @@
-"""One file over https, onto this disk: continued where it was cut, bounded in bytes and time, never from inside this machine's network."""
+"""Download one file over https: resume it where it stopped, limit its size and time, and never follow a
+redirect into the local network.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +30,17 @@ from pipeline.fetch.budget import allowed_bytes
 from pipeline.fetch.sessions import new_session
 
 TIMEOUT_S = 60.0  # without a byte from the server
-SLOW_WINDOW_S, SLOW_BYTES = 20.0, 20_000  # a server that sends less in such a time is not waited for
+SLOW_WINDOW_S, SLOW_BYTES = 20.0, 20_000  # a server that sends less in this time is too slow
 MAX_DOWNLOAD_S = 24 * 3600.0
-MAX_DOWNLOAD_BYTES = 500 * 10**9  # of a file whose size nobody announced
-RESERVE_BYTES = 200 * 10**6  # of the disk that a download leaves free
-CHECK_BYTES = 64 * 10**6  # how often the disk is looked at
+MAX_DOWNLOAD_BYTES = 500 * 10**9  # for a file of unknown size
+RESERVE_BYTES = 200 * 10**6  # disk space that a download leaves free
+CHECK_BYTES = 64 * 10**6  # the free space is checked after so many bytes
 MAX_HOPS = 10  # redirects
 PACKED = ("gzip", "x-gzip", "deflate")
 
 
 class TryAgain(Exception):
-    """A failure that may pass. `wait_s` is the pause that the server asked for, or None."""
+    """A temporary failure. `wait_s`: the pause in seconds that the server asked for, or None."""
 
     def __init__(self, reason: str, wait_s: float | None = None):
         super().__init__(reason)
@@ -47,7 +49,7 @@ class TryAgain(Exception):
 
 @dataclass(frozen=True)
 class Download:
-    """One file on its way: where it comes from, where it goes, and what it must be."""
+    """A download in progress: its source, its target, and the expected digest and size in bytes."""
 
     source: Source
     target_path: Path
@@ -57,33 +59,33 @@ class Download:
 
     @property
     def part(self) -> Path:
-        """Where the bytes gather. Each source has its own, so bytes of two mirrors never mix."""
+        """The file that collects the bytes. Each source has its own, so bytes of two mirrors never mix."""
         return self.target_path.with_name(f".{self.target_path.name}.{self.source.key[:8]}.part")
 
     def partials(self) -> list[Path]:
-        """The part and what belongs to it: gdown's own temporary file, the note of the file's version."""
+        """Return the part and its companions: gdown's temporary file, and the file's version."""
         return [path for path in self.part.parent.iterdir() if path.name.startswith(self.part.name)]
 
     def received(self) -> int:
-        """Bytes so far."""
+        """Return the number of bytes so far."""
         return sum(path.stat().st_size for path in self.partials() if path.suffix == ".part")
 
     def discard(self) -> None:
-        """Forget what has come so far."""
+        """Delete everything downloaded so far."""
         for path in self.partials():
             path.unlink()
 
     def problems(self) -> list[str]:
-        """What is wrong with the whole part; empty when it is the file that was asked for."""
+        """Return what is wrong with the complete part; empty if it is the requested file."""
         return file_problems(self.part, self.target_path.name, self.sha256, self.size)
 
 
 def get_url(download: Download) -> None:
-    """Bring the part over http(s), continuing it where the server can and has the same version of the file.
+    """Download the part over http(s); resume it if the server supports that and still has the same version.
 
     Raises:
-        UserError: the server does not give the file, or not in bounds.
-        TryAgain: it may a little later.
+        UserError: the server does not give the file, or a limit is exceeded.
+        TryAgain: a temporary failure.
     """
     import requests
 
@@ -98,13 +100,14 @@ def get_url(download: Download) -> None:
         with new_session() as session, _answer(session, source.text, headers, download.sha256) as response:
             sent_range = response.headers.get("Content-Range", "")
             if offset and response.status_code == 416 and sent_range == f"bytes */{offset}":
-                return  # whole already
+                return  # complete already
             if response.status_code == 416 or (response.status_code == 206 and not sent_range.startswith(f"bytes {offset}-")):
                 download.discard()
-                raise TryAgain("the server has no such part of the file")
+                raise TryAgain("the server cannot resume this file")
             response.raise_for_status()
             if download.target_path.suffix in (".gz", ".tgz"):
-                # Some servers announce an archive's own gzip as the transfer's; undone, it would not be the file any more.
+                # Some servers declare an archive's own gzip as transfer encoding; decoded, it would be
+                # another file.
                 for headers in (response.headers, response.raw.headers):
                     headers.pop("Content-Encoding", None)
             if response.headers.get("Content-Type", "").startswith("text/html") and download.target_path.suffix != ".html":
@@ -120,10 +123,11 @@ def get_url(download: Download) -> None:
 
 
 def _answer(session: Any, url: str, headers: dict[str, str], sha256: str | None) -> Any:
-    """The response to `url` after its redirects, each looked at before it is asked for.
+    """Return the response to `url` after its redirects; each address is checked before it is requested.
 
     Raises:
-        UserError: a redirect from the internet into this machine or its own network, over plain http, or in a circle.
+        UserError: a redirect leads from the internet into this machine or its network, to plain http, or in
+            circles.
     """
     import requests
 
@@ -138,40 +142,41 @@ def _answer(session: Any, url: str, headers: dict[str, str], sha256: str | None)
                 return response
             url = urljoin(url, target)
             urlsplit(url)
-        except ValueError:  # brackets that do not close, bytes that are no text
-            raise UserError(f"{without_secrets(former)} sends on to what is no address") from None
+        except ValueError:  # unclosed brackets, or bytes that are not text
+            raise UserError(f"{without_secrets(former)} redirects to an invalid address") from None
         response.close()
         if not from_inside and _is_inside(url):
-            raise UserError(
-                f"{without_secrets(former)} sends on to {without_secrets(url)}, an address inside this machine or its network; not asked"
-            )
+            raise UserError(f"{without_secrets(former)} redirects to {without_secrets(url)}, inside this machine or its network; refused")
     raise UserError(f"{without_secrets(url)}: redirected more than {MAX_HOPS} times")
 
 
 def _is_inside(url: str) -> bool:
-    """True when the address leads to this machine or to its own network: loopback, private, link-local and reserved addresses."""
+    """Return True if the address is this machine or its network: loopback, private, link-local and reserved
+    addresses.
+    """
     try:
         found = socket.getaddrinfo(urlsplit(url).hostname or "", None)
-    except (OSError, ValueError):  # only a proxy may know it
+    except (OSError, ValueError):  # perhaps only a proxy can resolve it
         return False
     addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     return not all((getattr(address, "ipv4_mapped", None) or address).is_global for address in addresses)
 
 
 def _chunks(response: Any) -> Iterator[bytes]:
-    """The body as it arrives, without waiting for a whole chunk: so a server that sends a byte a second is noticed.
+    """Yield the body as it arrives, without waiting for full chunks, so that a very slow server is noticed.
 
-    What is packed is unpacked here: a chunk is empty where it became nothing, so that a body which never becomes anything is noticed too.
+    Compressed bodies are decompressed here. A chunk may be empty, so that a body that never yields data is
+    noticed too.
 
     Raises:
-        UserError: packed in a way that is not known here.
+        UserError: the encoding is unknown.
     """
     import requests.exceptions as failures
     import urllib3.exceptions
 
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "", *PACKED):
-        raise UserError(f"{without_secrets(response.url)} sends the file packed as {one_line(encoding)!r}, which was not asked for")
+        raise UserError(f"{without_secrets(response.url)} sends the file in the encoding {one_line(encoding)!r}, which was not requested")
     unpack = _unpacking() if encoding in PACKED else None
     read = getattr(response.raw, "read1", response.raw.read)  # urllib3 before 2.1 has no read1
     try:
@@ -179,13 +184,14 @@ def _chunks(response: Any) -> Iterator[bytes]:
             while unpack and chunk:
                 yield unpack.decompress(chunk, CHUNK_BYTES)
                 chunk = unpack.unconsumed_tail or unpack.unused_data
-                unpack = _unpacking() if unpack.eof and chunk else unpack  # one packed part may follow another
+                # one compressed stream may follow another
+                unpack = _unpacking() if unpack.eof and chunk else unpack
             if not unpack:
                 yield chunk
         if unpack:
             yield unpack.flush()
         if unpack and not unpack.eof:
-            raise failures.ChunkedEncodingError("the packed body ends too early")
+            raise failures.ChunkedEncodingError("the compressed body ends too early")
     except zlib.error as error:
         raise failures.ContentDecodingError(error) from None
     except urllib3.exceptions.ReadTimeoutError as error:
@@ -197,7 +203,7 @@ def _chunks(response: Any) -> Iterator[bytes]:
 
 
 def _unpacking() -> Any:
-    return zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, as its first bytes say
+    return zlib.decompressobj(zlib.MAX_WBITS | 32)  # detects gzip or zlib by the first bytes
 
 
 def _write_body(response: Any, download: Download, offset: int) -> None:
@@ -205,7 +211,7 @@ def _write_body(response: Any, download: Download, offset: int) -> None:
     encoded = "Content-Encoding" in response.headers
     total = offset + int(announced) if re.fullmatch(r"[0-9]{1,15}", announced) and not encoded else None
     if total and download.size and total != download.size:
-        raise UserError(f"{download.source.shown} has {total} bytes, not the {download.size} that were announced")
+        raise UserError(f"{download.source.shown} has {total} bytes, expected {download.size}")
     check_room(download.part.parent, (total or download.size or 0) - offset)
     limit = download.size or total or MAX_DOWNLOAD_BYTES
     with open(download.part, "ab" if offset else "wb") as file:
@@ -214,11 +220,11 @@ def _write_body(response: Any, download: Download, offset: int) -> None:
             for chunk in _chunks(response):
                 size = file.tell() + len(chunk)
                 if size > limit:
-                    raise UserError(f"{download.source.shown} sends more than the {limit} bytes that {_who_said(download, total)}")
+                    raise UserError(f"{download.source.shown} sends more than the {limit} bytes that {_limit_source(download, total)}")
                 if encoded and size > allowed_bytes(response.raw.tell()):
                     download.discard()
                     raise UserError(
-                        f"{download.source.shown} sends a file packed so densely that no images are in it (a decompression bomb)"
+                        f"{download.source.shown} sends a file that is compressed too strongly to hold images (a decompression bomb)"
                     )
                 watch.look(size)
                 file.write(chunk)
@@ -227,12 +233,12 @@ def _write_body(response: Any, download: Download, offset: int) -> None:
             raise TryAgain(f"the connection ended after {file.tell()} of {total} bytes")
 
 
-def _who_said(download: Download, total: int | None) -> str:
-    return "were announced" if download.size or total else "are taken of a file of unknown size"
+def _limit_source(download: Download, total: int | None) -> str:
+    return "were announced" if download.size or total else "are allowed for a file of unknown size"
 
 
 class _Watch:
-    """Whether a download gets on: enough bytes in a while, an end within a day, room on the disk."""
+    """Monitors a download: its speed, its total time, and the free disk space."""
 
     def __init__(self, download: Download, size: int) -> None:
         self.download = download
@@ -240,22 +246,21 @@ class _Watch:
         self.window_size = self.checked_size = size
 
     def look(self, size: int) -> None:
-        """Pass while all is well; `size`: bytes so far.
+        """Check the limits; `size`: bytes so far.
 
         Raises:
-            UserError: the server is too slow, or the disk is nearly full.
+            UserError: the server is too slow, or the download takes longer than a day.
+            OSError: the disk is nearly full (ENOSPC).
         """
         now, shown = time.monotonic(), self.download.source.shown
-        kept = "what came is kept: the same command continues from there"
+        kept = "the part so far is kept: the same command continues from there"
         if now - self.window_started > SLOW_WINDOW_S:
             if size - self.window_size < SLOW_BYTES:
                 seconds = now - self.window_started
-                raise UserError(
-                    f"{shown}: the server sent {size - self.window_size} bytes in {seconds:.0f} s, too slow to wait for; {kept}"
-                )
+                raise UserError(f"{shown}: the server sent {size - self.window_size} bytes in {seconds:.0f} s, which is too slow; {kept}")
             self.window_started, self.window_size = now, size
         if now - self.started > MAX_DOWNLOAD_S:
-            raise UserError(f"{shown}: not there after {files.human_time(now - self.started)}; {kept}")
+            raise UserError(f"{shown}: not complete after {files.human_time(now - self.started)}; {kept}")
         if size - self.checked_size > CHECK_BYTES:
             self.checked_size = size
             if shutil.disk_usage(self.download.part.parent).free < RESERVE_BYTES:
@@ -263,7 +268,9 @@ class _Watch:
 
 
 def _check_transport(url: str, sha256: str | None) -> None:
-    """Refuse plain http, where anybody on the way may change the bytes, unless a digest or this very machine vouches for them."""
+    """Refuse plain http, where the bytes may be changed on the way, unless a digest is given or the host is
+    this machine.
+    """
     parts = urlsplit(url)
     host = parts.hostname or ""
     if parts.scheme == "http" and sha256 is None and host not in ("localhost", "127.0.0.1", "::1"):
@@ -271,7 +278,9 @@ def _check_transport(url: str, sha256: str | None) -> None:
 
 
 def failure_of(error: Exception, shown: str) -> Exception:
-    """What to raise for a failed request: another try where the server is busy or the connection was lost, else the end."""
+    """Return the error for a failed request: TryAgain if the server is busy or the connection was lost, else
+    UserError.
+    """
     import requests.exceptions as failures
 
     if isinstance(error, failures.HTTPError):
@@ -280,9 +289,9 @@ def failure_of(error: Exception, shown: str) -> Exception:
             wait_s = _retry_after(response.headers.get("Retry-After", ""))
             return TryAgain(f"the server answers {response.status_code} {one_line(response.reason or '')}", wait_s)
         meaning = {
-            401: "it wants a sign-in",
-            403: "it refuses access; a link with a signature may have expired",
-            404: "there is no such file",
+            401: "sign-in required",
+            403: "access denied; a link with a signature may have expired",
+            404: "no such file",
         }
         return UserError(f"{shown} answers {response.status_code}: {meaning.get(response.status_code, one_line(response.reason or ''))}")
     if isinstance(error, failures.ChunkedEncodingError):
@@ -295,7 +304,7 @@ def failure_of(error: Exception, shown: str) -> Exception:
 
 
 def _retry_after(value: str) -> float | None:
-    """Seconds of a Retry-After header (a number or a date); None when it says nothing."""
+    """Return the seconds of a Retry-After header (a number or a date); None if it cannot be read."""
     if re.fullmatch(r"[0-9]{1,9}", value.strip()):
         return float(value)
     try:

@@ -1,4 +1,6 @@
-"""Whether a release is a whole model, seen from its files alone: weights that are there and not cut short, nothing they need missing."""
+"""Check that a release holds a complete model: its weights are there, not cut short, and nothing they need is
+missing.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,13 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def model_problems(folder: Path) -> list[str]:
-    """What keeps the model folder of a release from being a whole model, each with its place in it; empty when nothing does."""
+    """Return why a release's folder is not a complete model, each with its path; empty if it is complete."""
     folder, problems = Path(folder), []
     backbones = [path for path in model_dirs(folder) if path.name != ADAPTER_DIR]
     for backbone in backbones:
         problems += _weight_problems(backbone, WEIGHTS)
     adapter_dir = folder / ADAPTER_DIR
-    # The adapters of a model with two backbones are in folders of their own.
+    # A model with two backbones has one folder per adapter.
     adapters = [adapter_dir, *sorted(path for path in adapter_dir.glob("*") if path.is_dir())] if adapter_dir.is_dir() else []
     adapters = [path for path in adapters if path != adapter_dir or not adapters[1:] or any(inner.is_file() for inner in path.iterdir())]
     for adapter in adapters:
@@ -37,20 +39,20 @@ def model_problems(folder: Path) -> list[str]:
         return [*problems, str(error)]
     recipe = record.get("recipe") or {}
     if ((recipe.get("lora") or {}).get("rank") or 0) > 0 and not adapters:
-        problems.append(f"{ADAPTER_DIR}: missing, and run.json says that the model was trained with an adapter")
+        problems.append(f"{ADAPTER_DIR}: missing, but run.json says that the model was trained with an adapter")
     if recipe.get("task") == "vqa" and not (folder / HEAD_FILE).exists():
-        problems.append(f"{HEAD_FILE}: missing, and run.json says that the model answers questions")
+        problems.append(f"{HEAD_FILE}: missing, but run.json says that the model answers questions")
     return problems + (_file_problems(folder / HEAD_FILE) if (folder / HEAD_FILE).exists() else [])
 
 
 def _weight_problems(folder: Path, names: tuple[str, str]) -> list[str]:
-    """What is wrong with the weights in `folder`, which are in one file of `names` or in several that an index lists."""
+    """Return what is wrong with the weights in `folder`: one file of `names`, or several files with an index."""
     for name in names:
         index = folder / f"{name}.index.json"
         if index.is_file():
             parts = _parts(index)
             if not parts:
-                return [f"{folder.name}/{index.name}: names no files of weights"]
+                return [f"{folder.name}/{index.name}: lists no weight files"]
             missing = [f"{folder.name}/{part}: missing; {index.name} names it" for part in parts if not (folder / part).is_file()]
             return missing or [problem for part in parts for problem in _file_problems(folder / part)]
         if (folder / name).is_file():
@@ -71,8 +73,8 @@ def _file_problems(path: Path) -> list[str]:
     name = f"{path.parent.name}/{path.name}"
     if path.suffix != ".safetensors":
         with open(path, "rb") as file:
-            is_pickle = file.read(2) == b"\x80\x02"  # as torch wrote before its version 1.6
-        return [] if is_pickle or zipfile.is_zipfile(path) else [f"{name}: is cut short, or no file of torch"]
+            is_pickle = file.read(2) == b"\x80\x02"  # the format of torch before version 1.6
+        return [] if is_pickle or zipfile.is_zipfile(path) else [f"{name}: is cut short, or not a torch file"]
     try:
         with safe_open(path, framework="numpy") as weights:
             return [] if weights.keys() else [f"{name}: holds no weights"]
