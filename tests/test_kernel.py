@@ -128,7 +128,7 @@ def test_a_bundle_with_a_file_of_yours_is_set_aside(bundled: Path, finished_run:
         (lambda folder: shutil.rmtree(folder / "members"), "the folders members are missing.*-r zip"),
         (lambda folder: (folder / "members/1/run.json").unlink(), "members/1/run.json: missing"),
         (lambda folder: (folder / "pipeline/files.py").write_text("pass"), r"pipeline/files.py: 4 bytes, expected [\d,]+"),
-        (lambda folder: _flip(folder / "members/1/model_beit/model.safetensors"), "model.safetensors: other content"),
+        (lambda folder: _flip(folder / "members/1/model_beit/model.safetensors"), "model.safetensors: .*content"),
         (lambda folder: (folder / "bundle.json").write_text("[]"), "expected a list of files"),
     ],
 )
@@ -146,7 +146,7 @@ def _flip(path: Path) -> None:
 
 
 def test_a_bundle_beyond_kaggles_limit_is_not_made(finished_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"would have about .* and Kaggle takes 1.0 kB"):
+    with pytest.raises(UserError, match=r"run would have about .* Kaggle allows 1.0 kB"):
         make_bundle(gather([finished_run / "run"]), tmp_path / "dataset", CompetitionFacts(), limit=1000)
     assert not list(tmp_path.iterdir())
 
@@ -383,13 +383,13 @@ def test_slugs_are_made_as_kaggle_makes_them() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda values: values.pop("enable_internet"), "enable_internet: expected false, found nothing, which means true"),
+        (lambda values: values.pop("enable_internet"), "enable_internet: expected false, found no value"),
         (lambda values: values.update(enable_internet="true"), "enable_internet: expected false, found 'true'"),
         (lambda values: values.update(is_private=False), "is_private: expected true"),
-        (lambda values: values.update(title="Other"), "title 'Other' resolves to 'other'"),
+        (lambda values: values.update(title="Other"), "title 'Other' .*'other'"),
         (lambda values: values.update(id="stranger/glyphs-digits"), "id: expected 'someone/glyphs-digits', found 'stranger/glyphs-digits'"),
-        (lambda values: values.update(dataset_sources=[]), "dataset_sources: .* there would be no model"),
-        (lambda values: values.update(competition_sources=["other"]), "competition_sources: .* there would be no images"),
+        (lambda values: values.update(dataset_sources=[]), r"dataset_sources: 'someone/glyphs-digits-bundle' is not in \[\]"),
+        (lambda values: values.update(competition_sources=["other"]), r"competition_sources: 'glyphs' is not in \['other'\]"),
         (lambda values: values.update(kernel_type="notebook"), "kernel_type: expected 'script'"),
         (lambda values: values.update(code_file="gone.py"), "code_file: 'gone.py' is not in"),
     ],
@@ -407,7 +407,7 @@ def test_what_would_go_wrong_in_silence_is_refused(change, message: str, tmp_pat
 def test_a_second_code_file_would_be_left_behind(tmp_path: Path) -> None:
     write_kernel(tmp_path, NAMES, SETTINGS, False, "none", Stages(tmp_path))
     (tmp_path / "kernel/helpers.py").write_text("")
-    with pytest.raises(UserError, match=r"only kernel.py is pushed, and 'helpers.py' would be left behind"):
+    with pytest.raises(UserError, match=r"only kernel.py is pushed, without 'helpers.py'"):
         check_kernel(tmp_path / "kernel", NAMES, "glyphs")
 
 
@@ -476,7 +476,7 @@ def test_a_rehearsed_kernel_writes_what_inference_writes(
     assert made.read_bytes() == (tmp_path / "kernel/rehearsal/reference.csv").read_bytes()
     assert len((tmp_path / "kernel/rehearsal/placeholder/work/submission.csv").read_text().splitlines()) == 4
     assert main(flags) == 0
-    assert "done before with these files" in capsys.readouterr().out
+    assert "already done with these files" in capsys.readouterr().out
 
 
 RUN_CELLS = """
@@ -582,7 +582,7 @@ def test_processes_that_fail_leave_it_to_one(
     competition = read_for(carried.team.first, finished_run / "data")
     made = predict_carried(carried, competition, 2, "fp32", float("inf"), 2).predictions
     np.testing.assert_array_equal(made.values, predict(load_run(finished_run / "run"), competition, 2, "fp32")[0].values)
-    assert "out of memory\nWARNING: 2 processes did not do it; going on with one" in capsys.readouterr().out
+    assert "out of memory\nWARNING: predicting in 2 processes failed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("num_rows", "batch_size", "parts"), [(7, 2, 2), (64, 32, 2), (33, 32, 2), (100, 7, 3)])
@@ -746,7 +746,7 @@ def test_rehearsal_with_views_that_are_chosen_once(decided_folds: Path, tmp_path
         and "prior (estimate)" in (tmp_path / "kernel/rehearsal/log.txt").read_text()
     )
     rehearsed([decided_folds / "folds"], decided_folds / "data", tmp_path / "kernel", *flags)
-    assert "done before with these files" in capsys.readouterr().out
+    assert "already done with these files" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -811,12 +811,12 @@ def test_images_that_make_data_had_to_make_are_refused(finished_run: Path, tmp_p
     before |= {"train/9.dcm": (1, 1), "test/a.dcm": (1, 1), "test/b.dcm": (1, 1), "test.csv": (1, 1)}
     containers.write_converted(data, before)
     given = ["--model", str(finished_run / "run"), "--data", str(data), "--output", str(tmp_path / "kernel")]
-    with pytest.raises(UserError, match=r"images out of 1 .csv, 2 .dcm \(such as test.csv\)[\s\S]*TEST_IMAGES=1"):
+    with pytest.raises(UserError, match=r"1 .csv, 2 .dcm \(such as test.csv\)[\s\S]*TEST_IMAGES=1"):
         main([*given, "--competition", "glyphs"])
     assert not (tmp_path / "kernel").exists()
     with pytest.raises(UserError, match="the competition is not known"):  # the next thing that is missing
         main([*given, "--test-images"])
-    assert "note: images here were made out of 1 .csv, 2 .dcm" in capsys.readouterr().out
+    assert "converted from 1 .csv, 2 .dcm" in capsys.readouterr().out
 
 
 def test_a_competition_that_nobody_named_is_asked_for(finished_run: Path, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_left_while_it_runs_and_continued(server: CodeServer, pushing: Pushing, 
         return ask(kernel)
 
     monkeypatch.setattr(remote, "kernel_status", interrupted)
-    with pytest.raises(Interrupted, match="goes on running at Kaggle"):
+    with pytest.raises(Interrupted, match="someone/glyphs-digits still runs on Kaggle"):
         pushing()
     monkeypatch.setattr(remote, "kernel_status", ask)
     pushing()
@@ -168,7 +168,7 @@ def test_a_changed_bundle_becomes_a_new_version(server: CodeServer, pushing: Pus
 
 def test_a_dataset_refused_with_exit_code_0(server: CodeServer, pushing: Pushing) -> None:
     server.dataset_answer = {"status": "error", "error": "Private dataset quota exceeded", "url": ""}
-    with pytest.raises(UserError, match='did not take the dataset someone/glyphs-digits-bundle: "Private dataset quota exceeded"'):
+    with pytest.raises(UserError, match='someone/glyphs-digits-bundle: "Private dataset quota exceeded"'):
         pushing()
     server.dataset_answer = {}
     pushing()
@@ -179,7 +179,9 @@ def test_a_dataset_that_is_said_to_be_made_and_never_comes(server: CodeServer, p
     """Beyond the quota of private datasets: Kaggle/kaggle-cli#284."""
     server.dataset_answer = {"status": "ok", "url": "https://www.kaggle.com/x"}
     monkeypatch.setattr(push_module, "ABSENT_LOOKS", 2)
-    with pytest.raises(UserError, match="there is none: most often the account's space for private datasets is used up"):
+    with pytest.raises(
+        UserError, match=r"dataset someone/glyphs-digits-bundle, .*space for private datasets.*https://www\.kaggle\.com/settings"
+    ):
         pushing()
     server.dataset_answer = {}
     pushing()
@@ -195,7 +197,7 @@ def test_folders_that_were_skipped_are_named(server: CodeServer, folder: Path, m
 
 def test_a_kernel_refused_with_exit_code_0(server: CodeServer, pushing: Pushing) -> None:
     server.save_answer = {"error": "Maximum weekly GPU quota of 30.00 hours reached."}
-    with pytest.raises(UserError, match=r"did not take the kernel.*Maximum weekly GPU quota"):
+    with pytest.raises(UserError, match=r"the kernel someone/glyphs-digits: .*Maximum weekly GPU quota"):
         pushing()
     assert not server.asked("CreateCodeSubmission")
     server.save_answer = {}
@@ -241,9 +243,7 @@ def test_a_failed_run_shows_the_end_of_its_log(server: CodeServer, pushing: Push
 def test_a_run_cancelled_by_its_time_limit_has_a_log_that_is_cut(server: CodeServer, pushing: Pushing) -> None:
     server.runs, server.outputs = [[{"status": "CANCEL_ACKNOWLEDGED"}]], [[]]
     server.logs = ['[{"stream_name":"stdout","time":1.5,"data":"320 of 9,000 images\\n"},{"stream_name":"stdo']
-    with pytest.raises(
-        UserError, match=r"320 of 9,000 images\n  \[it was cancelled \(cancel_acknowledged\): most often because its time was up"
-    ):
+    with pytest.raises(UserError, match=r"320 of 9,000 images\n  \[it was cancelled \(cancel_acknowledged\), .*time was up"):
         pushing()
 
 
@@ -283,7 +283,7 @@ def test_what_you_have_under_these_names_is_left_as_it_is(server: CodeServer, pu
 def test_a_push_that_was_cut_off_is_not_repeated_blindly(server: CodeServer, pushing: Pushing, folder: Path) -> None:
     code = sha256(folder / "kernel/kernel.py")
     Stages(folder).note("kernel", ref=NAMES.kernel, of=code, state="sending", time="then")
-    with pytest.raises(UserError, match="whether someone/glyphs-digits was pushed is not known"):
+    with pytest.raises(UserError, match=r"someone/glyphs-digits was pushed.*remove \"kernel\" from .*stages\.json"):
         pushing()
     assert not server.kernels
 
@@ -309,7 +309,7 @@ def test_kaggle_that_does_not_answer_for_a_while_is_asked_again(
 
 def test_the_account_is_the_tokens(server: CodeServer) -> None:
     assert signed_in_owner(None) == "someone"
-    with pytest.raises(UserError, match="--owner stranger: the token is someone's, and another account's kernels are not touched"):
+    with pytest.raises(UserError, match="--owner stranger: the token belongs to someone"):
         signed_in_owner("stranger")
 
 
@@ -337,7 +337,7 @@ def test_without_a_token_nothing_is_sent(server: CodeServer, monkeypatch: pytest
 
 def test_a_damaged_memory_of_what_was_pushed_is_one_message(folder: Path) -> None:
     (folder / "stages.json").write_text("[1]")
-    with pytest.raises(UserError, match="is damaged; see on Kaggle what was pushed"):
+    with pytest.raises(UserError, match=r"stages\.json is damaged"):
         Stages(folder)
 
 

@@ -1,4 +1,4 @@
-"""What a kernel does over there with its bundle: predict, average, decide. kernel.py calls it."""
+"""Predict with a bundle on Kaggle: apply the models, average them, decide. kernel.py calls this."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from pipeline.wording import counted
 
 @dataclass(frozen=True)
 class Answer:
-    """Predictions of every id; `rates`: rows a second of each model; `memory`: peak, in bytes, of the largest process."""
+    """Predictions of every id.
+
+    `rates`: rows per second of each model; `memory`: peak bytes of the largest process.
+    """
 
     predictions: Predictions
     rates: list[float]
@@ -35,10 +38,11 @@ def predict_carried(
     cards: int | str = AUTO,
     clock: Clock = time.monotonic,
 ) -> Answer:
-    """What inference.py predicts with the same models, views, prior and decision, in the order of the form.
+    """Predict as inference.py does with the same models, views, prior and decision, in the order of the form.
 
-    No batch is begun after `until` (of `clock`). Each model gets an equal share of the time that is left; an id is averaged over the
-    models that reached it, and holds the class frequencies of training where none did. `cards`: see `apply_models`.
+    No batch starts after `until` (on `clock`). Each model gets an equal share of the remaining time. An id is
+    averaged over the models that predicted it; if none did, it gets the class frequencies of training.
+    `cards`: see `apply_models`.
 
     Raises:
         UserError: a model cannot be rebuilt, or no test image can be decoded.
@@ -50,8 +54,8 @@ def predict_carried(
     predictions, unreached = average_reached(members, [leaf.weight for leaf in leaves], carried.team.rule)
     if unreached:
         print(
-            f"WARNING: {counted(len(unreached), 'id')} of {len(predictions.ids):,} were NOT PREDICTED, there was no time left: "
-            "their rows hold the class frequencies of training. A larger batch, fewer members or a smaller model would reach them.",
+            f"WARNING: {counted(len(unreached), 'id')} of {len(predictions.ids):,} were NOT PREDICTED because time was up: "
+            "their rows hold the class frequencies of training. Use a larger batch, fewer members or a smaller model.",
             flush=True,
         )
     predictions, _ = finished(carried.team, predictions, carried.prior, carried.decision)
@@ -61,10 +65,13 @@ def predict_carried(
 def average_reached(
     found: Sequence[tuple[Predictions, frozenset[str]]], weights: Sequence[float], rule: str
 ) -> tuple[Predictions, frozenset[str]]:
-    """The weighted average of predictions, each with the ids it did not reach; and the ids that no model reached.
+    """Average predictions with `weights`, each with the ids it did not reach.
 
-    An id is averaged over the models that reached it, each with its weight; ranks are those among the ids that a model reached. An id that
-    none reached gets the average of what the models put there, which of ranks is the middle one.
+    Returns them and the ids that none reached.
+
+    An id is averaged over the models that reached it. Ranks are computed among the ids that a model reached.
+    An id that no model reached gets the average of the models' fallback values; for ranks this is the middle
+    rank, 0.5.
 
     Raises:
         UserError: the models predict different ids or outputs.

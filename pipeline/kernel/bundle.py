@@ -1,4 +1,4 @@
-"""The bundle: a folder with what prediction needs: this project's code, the runs' merged weights, what is known of the competition."""
+"""Make the bundle: a folder with everything that prediction needs (code, merged weights, competition facts)."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ from pipeline.run_record import FORMAT as RUN_FORMAT
 from pipeline.wording import listed
 
 PACKAGE = Path(__file__).resolve().parents[1]  # pipeline/
-CODE_SUFFIX = ".py"  # all of it: under 2 MB, where weights have hundreds; recipes and page templates predict nothing
-DATASET_METADATA = "dataset-metadata.json"  # read by the kaggle command, not sent
+CODE_SUFFIX = ".py"  # only code, under 2 MB; recipes and page templates are not needed for prediction
+DATASET_METADATA = "dataset-metadata.json"  # for the kaggle command; not part of the dataset
 WHEELS = "wheels"
-# All private datasets of an account together (second-hand: "over 100 GB" in Developing Kaggle Notebooks, Packt 2023; Kaggle's own page was not read).
+# For all private datasets of an account (second-hand: "over 100 GB" in Developing Kaggle Notebooks, Packt
+# 2023; not checked on Kaggle's page).
 LIMIT_BYTES = 100_000_000_000
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is done besides, as the flags of inference.py say it: `views`, `prior` (a file, `estimate`, or None), `decision` (auto, off),
-    `engine` (torch, openvino)."""
+    """Options of prediction, as flags of inference.py: `views`, `prior` (a file, `estimate` or None),
+    `decision`, `engine`.
+    """
 
     views: tuple[str, ...] = ()
     prior: str | None = None
@@ -47,7 +49,7 @@ class Options:
     engine: str = "torch"
 
     def flags(self) -> list[str]:
-        """The flags of inference.py."""
+        """Return these options as flags of inference.py."""
         flags = ["--tta", ",".join(self.views)] if self.views else []
         flags += ["--prior", self.prior if self.prior == ESTIMATE else str(Path(self.prior).resolve())] if self.prior else []
         engine = [] if self.engine == "torch" else ["--engine", self.engine]
@@ -56,25 +58,25 @@ class Options:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A whole bundle. `digest`: of its bundle.json, which holds the digest of every other file."""
+    """A complete bundle. `digest`: SHA-256 of its bundle.json, which holds the digest of every other file."""
 
     folder: Path
     digest: str
     manifest: dict[str, Any]
-    is_new: bool  # False: what lay there was made of the same files, and was taken
+    is_new: bool  # False: the existing bundle was made from the same files and is used
 
     @property
     def num_bytes(self) -> int:
-        """What it weighs."""
+        """Total size of the files in bytes."""
         return sum(known["bytes"] for known in self.manifest["files"].values())
 
     def describe(self) -> str:
-        """Size and content in words."""
+        """Describe size and content in one line."""
         members = self.manifest["members"]
         what = [f"{len(members)} members" if len(members) > 1 else "one model", "float32", "adapters merged"]
         what += [f"views {'+'.join(self.manifest['views'])}"] if self.manifest["views"] else []
         what += ["another prior"] if self.manifest["prior"] else []
-        return f"{human_size(self.num_bytes)}: the code, {', '.join(what)}{'' if self.is_new else ' (as it was)'}"
+        return f"{human_size(self.num_bytes)}: the code, {', '.join(what)}{'' if self.is_new else ' (unchanged)'}"
 
 
 def make_bundle(
@@ -86,13 +88,13 @@ def make_bundle(
     options: Options = Options(),
     limit: int = LIMIT_BYTES,
 ) -> Bundle:
-    """Write the bundle of a team into `folder`; one that was made of the same files is left as it is.
+    """Write the bundle of a team into `folder`. An existing bundle made from the same files is kept.
 
-    `wheels`: requirements that are shipped with it, for that version of `python` ("3.11").
+    `wheels`: packages to ship, for that version of `python` ("3.11").
 
     Raises:
-        UserError: models that name no classes, weights that are damaged, views or a prior that do not fit the models, a bundle beyond
-            `limit` bytes, wheels that are not to be had.
+        UserError: a model has no class names; weights are damaged; views or prior do not fit the models; the
+            bundle exceeds `limit` bytes; wheels cannot be downloaded.
     """
     runs = [leaf.run for leaf in team.leaves]
     _check_named(runs)
@@ -102,8 +104,8 @@ def make_bundle(
     expected = sum(path.stat().st_size for path in sources)
     if expected > limit:
         raise UserError(
-            f"a bundle of {listed([str(run.path) for run in runs])} would have about {human_size(expected)}, and Kaggle takes {human_size(limit)}: "
-            "fewer members, or a smaller model"
+            f"a bundle of {listed([str(run.path) for run in runs])} would have about {human_size(expected)}, but Kaggle allows {human_size(limit)}: "
+            "use fewer members, or a smaller model"
         )
     together = _together(team, options)
     key = _key(runs, sources, facts, wheels, python, together)
@@ -138,18 +140,20 @@ def make_bundle(
         if former:
             shutil.rmtree(folder)
         elif moved := set_aside([folder], folder.parent / "earlier"):
-            print(f"what was in {folder} was changed since it was made; it is kept in {moved}")
+            print(f"{folder} was changed after it was made; the old content is kept in {moved}")
         os.replace(made, folder)
     bundle = Bundle(folder, sha256(folder / MANIFEST), manifest, is_new=True)
     if bundle.num_bytes > limit:
         raise UserError(
-            f"{folder} has {human_size(bundle.num_bytes)}, and Kaggle takes {human_size(limit)}: fewer members, or a smaller model"
+            f"{folder} has {human_size(bundle.num_bytes)}, but Kaggle allows {human_size(limit)}: use fewer members, or a smaller model"
         )
     return bundle
 
 
 def _former(folder: Path) -> dict[str, Any] | None:
-    """What the bundle in `folder` says of itself; None where there is none, or somebody changed a file of it or put one beside."""
+    """Return the manifest of the bundle in `folder`; None if there is none, or if files were changed or
+    added.
+    """
     if not folder.is_dir():
         return None
     try:
@@ -163,15 +167,16 @@ def _former(folder: Path) -> dict[str, Any] | None:
 
 def _check_named(runs: Sequence[Run]) -> None:
     lacking = [run.path for run in runs if run.target is None]
-    problems = [f"{path} names no classes, and a kernel has nobody to ask: write them into id2label of its config.json" for path in lacking]
+    problems = [f"{path} has no class names, which a kernel needs: write them into id2label of its config.json" for path in lacking]
     raise_all(problems, "no kernel was made:")
 
 
 def _together(team: Team, options: Options) -> dict[str, Any]:
-    """How the models predict together: weights, what is averaged, views, prior, and what the one folder that was named says of itself.
+    """Return how the models predict together: weights, averaging rule, views, prior, and the record of the
+    named folder.
 
     Raises:
-        UserError: the decisions were changed by hand or are damaged.
+        UserError: the stored decisions were edited or are damaged.
     """
     record = None
     if team.record:
@@ -194,12 +199,12 @@ def _together(team: Team, options: Options) -> dict[str, Any]:
 
 
 def weights_digest(runs: Sequence[Run]) -> str:
-    """One digest of the files of the runs that predictions depend on."""
+    """Return one digest of all files of the runs that predictions depend on."""
     return hashlib.sha256("\n".join(sha256(path) for path in _sources(runs)).encode()).hexdigest()
 
 
 def _sources(runs: Sequence[Run]) -> list[Path]:
-    """The files of the runs that a bundle depends on."""
+    """Return the files of the runs that a bundle depends on."""
     found = []
     for run in runs:
         for folder in (run.backbone_dir, run.adapter_dir, run.text_dir):
@@ -212,7 +217,7 @@ def _sources(runs: Sequence[Run]) -> list[Path]:
 def _key(
     runs: Sequence[Run], sources: Sequence[Path], facts: CompetitionFacts, wheels: Sequence[str], python: str, together: dict[str, Any]
 ) -> str:
-    """One digest of all that a bundle is made of."""
+    """Return one digest of everything that the bundle is made from."""
     parts = [f"{path.name} {sha256(path)}" for path in (*sources, *_code())]
     parts += [json.dumps([asdict(facts), together], sort_keys=True), *(run.task for run in runs), *wheels, python if wheels else ""]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -230,7 +235,7 @@ def _copy_code(target: Path) -> None:
 
 
 def _save_member(run: Run, folder: Path) -> None:
-    """Write a run as a run without adapter: float32 weights, merged, with the run.json that prediction reads."""
+    """Write a run as a run without adapter: merged float32 weights, and the run.json that prediction reads."""
     from pipeline.models.backbones import save_backbone
     from pipeline.models.fusion import save_fused
     from pipeline.tasks.registry import task_module
@@ -238,7 +243,7 @@ def _save_member(run: Run, folder: Path) -> None:
     task = task_module(run.task)
     outputs = task.num_outputs_of(run)
     if run.target is None or run.target.num_outputs != outputs:
-        raise UserError(f"{run.path}: its weights have {outputs} outputs, and it names {len(run.class_names or ())} classes: train again")
+        raise UserError(f"{run.path}: its weights have {outputs} outputs, but it has {len(run.class_names or ())} class names: train again")
     predictor = task.rebuild(run, outputs)
     folder.mkdir(parents=True)
     if run.task == "vqa":
@@ -249,7 +254,7 @@ def _save_member(run: Run, folder: Path) -> None:
 
 
 def _record(run: Run) -> dict[str, Any]:
-    """run.json of a member: what the run says of itself, without where it lay and without an adapter."""
+    """Return run.json of a member: the run's record without its path and its adapter."""
     values = dict(run.record.values) if run.record else {}
     kept = ("task", "name", "class_names", "target", "metric", "best", "counts", "commit", "versions", "recipe", "prior", "seed")
     record = {"format": RUN_FORMAT, **{name: values[name] for name in kept if values.get(name) is not None}}
@@ -266,10 +271,11 @@ def _record(run: Run) -> dict[str, Any]:
 
 
 def _download_wheels(wheels: Sequence[str], python: str, folder: Path) -> None:
-    """Fetch the wheels of some packages, without what they depend on, for Kaggle's Linux and that Python.
+    """Download the wheels of some packages for Kaggle's Linux and the given Python, without their
+    dependencies.
 
     Raises:
-        UserError: pip cannot get one of them.
+        UserError: pip cannot download one of them.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
     for platform in ("manylinux2014_x86_64", "manylinux_2_28_x86_64", "linux_x86_64", "any"):
@@ -277,15 +283,15 @@ def _download_wheels(wheels: Sequence[str], python: str, folder: Path) -> None:
     command += ["--python-version", python, "--dest", str(folder), *wheels]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
-        raise UserError(f"--wheels {' '.join(wheels)}: pip could not download them for Python {python}: {' '.join(said)[:400]}")
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
+        raise UserError(f"--wheels {' '.join(wheels)}: pip could not download them for Python {python}: {' '.join(errors)[:400]}")
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """The bundle in `folder`, checked.
+    """Return the checked bundle in `folder`.
 
     Raises:
-        UserError: there is none, or it is not whole.
+        UserError: there is none, or it is not complete.
     """
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} holds no bundle ({MANIFEST} is missing): make it, `make kernel`")

@@ -1,6 +1,7 @@
-"""The models of a bundle applied to test rows: here, or in a process for each GPU, each with its share of the batches.
+"""Apply the models of a bundle to test rows, in this process or in one process per GPU.
 
-The shares hold whole batches, the same ones as in a single process: so that the predictions have the same bits.
+Each process gets whole batches, the same ones as a single process would compute, so the predictions are
+bit-identical.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ from pipeline.tasks.apply import Computed, compute_rows, read_for
 from pipeline.training.compute import choose_compute, peak_memory
 
 Clock = Callable[[], float]
-AUTO = "auto"  # as many processes as GPUs
-DONE = "done.json"  # in a process's folder, written last: rates, memory
+AUTO = "auto"  # one process per GPU
+DONE = "done.json"  # in a process's folder, written last: rows per second, peak memory
 
 
 @dataclass(frozen=True)
 class Output:
-    """What all models gave for the test rows. `rates`: rows a second of each model; `memory`: peak, in bytes, of the largest process."""
+    """The outputs of all models.
+
+    `rates`: rows per second of each model; `memory`: peak bytes of the largest process.
+    """
 
     computed: list[Computed]
     rates: list[float]
@@ -48,9 +52,9 @@ def apply_models(
     cards: int | str = AUTO,
     clock: Clock = time.monotonic,
 ) -> Output:
-    """What each model of the bundle gives for the test rows; no batch is begun after `until` (of `clock`).
+    """Apply each model of the bundle to the test rows. No batch starts after `until` (on `clock`).
 
-    `cards`: so many processes, each with a GPU of its own or, where there is none, its share of the processor's threads.
+    `cards`: number of processes. Each has its own GPU or, without GPUs, a share of the CPU threads.
 
     Raises:
         UserError: a model cannot be rebuilt.
@@ -62,7 +66,7 @@ def apply_models(
         try:
             return _apply_apart(carried, competition, batch_size, precision, until - clock(), processes)
         except UserError as error:
-            print(f"WARNING: {error}\nWARNING: {processes} processes did not do it; going on with one", flush=True)
+            print(f"WARNING: {error}\nWARNING: predicting in {processes} processes failed; continuing with one", flush=True)
     return _apply_here(carried, rows, batch_size, precision, until, clock)
 
 
@@ -75,7 +79,9 @@ def _number_of_gpus() -> int:
 def _apply_here(
     carried: Carried, rows: Sequence[Row], batch_size: int, precision: str, until: float, clock: Clock, share: tuple[int, int] = ALL
 ) -> Output:
-    """One model after the other, each with an equal share of the time that is left; of the batches the `share`, see `dataset.cut`."""
+    """Apply one model after the other, each with an equal share of the remaining time, to a `share` of the
+    batches (`dataset.cut`).
+    """
     computed, rates, leaves = [], [], carried.team.leaves
     num_own = sum(map(len, cut(range(len(rows)), batch_size, len(rows), share=share)))
     title = "questions" if carried.team.first.task == "vqa" else "images"
@@ -91,22 +97,22 @@ def _apply_here(
 
 
 def _apply_apart(carried: Carried, competition: Competition, batch_size: int, precision: str, seconds: float, processes: int) -> Output:
-    """The same in several processes, whose results are put together."""
+    """Apply the models in several processes and combine the results."""
     import numpy as np
 
     rows = list(competition.test)
-    stop_at = time.time() + seconds  # of the clock that all processes share
+    stop_at = time.time() + seconds  # wall clock, shared by all processes
     with tempfile.TemporaryDirectory() as temporary:
-        words = ["-m", "pipeline.kernel.cards", "--bundle", str(carried.folder.resolve()), "--data", str(competition.root.resolve())]
-        words += ["--batch-size", str(batch_size), "--precision", precision, "--stop-at", repr(stop_at), "--parts", str(processes)]
+        command = ["-m", "pipeline.kernel.cards", "--bundle", str(carried.folder.resolve()), "--data", str(competition.root.resolve())]
+        command += ["--batch-size", str(batch_size), "--precision", precision, "--stop-at", repr(stop_at), "--parts", str(processes)]
         places = [Path(temporary) / str(part) for part in range(processes)]
-        given = [[*words, "--part", str(part), "--output", str(place)] for part, place in enumerate(places)]
+        given = [[*command, "--part", str(part), "--output", str(place)] for part, place in enumerate(places)]
         children = [partial(Child, f"part {part + 1} of {processes}", one) for part, one in enumerate(given)]
         try:
             run_children(children, processes)
         except Interrupted:
             raise Interrupted("stopped while predicting; nothing was written") from None
-        told = [json.loads((place / DONE).read_text(encoding="utf-8")) for place in places]
+        reports = [json.loads((place / DONE).read_text(encoding="utf-8")) for place in places]
         computed = []
         for number, leaf in enumerate(carried.team.leaves):
             whole = Computed(
@@ -119,12 +125,14 @@ def _apply_apart(carried: Carried, competition: Competition, batch_size: int, pr
                     its = found["reached"]
                     whole.logits[its], whole.reached[its], whole.bad[its] = found["logits"][its], True, found["bad"][its]
             computed.append(whole)
-    rates = [sum(one["rates"][number] for one in told) for number in range(len(carried.team.leaves))]
-    return Output(computed, rates, max(one["memory"] for one in told))
+    rates = [sum(one["rates"][number] for one in reports) for number in range(len(carried.team.leaves))]
+    return Output(computed, rates, max(one["memory"] for one in reports))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """One process: apply the models of a bundle to its share of the test rows, and leave what they gave in a folder; the exit code.
+    """Run one process: apply the models of a bundle to a share of the test rows and save the outputs.
+
+    Returns the exit code.
 
     Raises:
         UserError: the bundle or the competition cannot be read.
@@ -135,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("batch-size", "part", "parts"):
         parser.add_argument(f"--{name}", type=int, required=True, metavar="N")
     parser.add_argument("--precision", required=True, metavar="NAME")
-    parser.add_argument("--stop-at", type=float, required=True, metavar="SECONDS", help="since 1970, when no batch is begun any more")
+    parser.add_argument("--stop-at", type=float, required=True, metavar="SECONDS", help="since 1970; no batch starts after it")
     args = parser.parse_args(argv)
 
     import numpy as np

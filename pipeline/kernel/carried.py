@@ -1,4 +1,4 @@
-"""What a bundle carries, read over there: its files checked, its models, and how they predict together."""
+"""Read a bundle on Kaggle: check its files, load its models, and read how they predict together."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from pipeline.folds.team import Leaf, Named, Team
 from pipeline.run import load_run
 from pipeline.run_record import RunRecord
 
-MANIFEST = "bundle.json"  # in the bundle: its members, what is known of the competition, size and digest of every other file
+MANIFEST = "bundle.json"  # in the bundle: members, competition facts, and size and digest of every other file
 FORMAT = 2
 MEMBERS = "members"
 
 
 @dataclass(frozen=True)
 class Carried:
-    """The content of the bundle in `folder`. `prior`: a file, `estimate`, or None; `decision`: auto or off; `engine`: torch or openvino."""
+    """The content of the bundle in `folder`.
+
+    `prior`: a file, `estimate` or None; `decision`: auto or off; `engine`: torch or openvino.
+    """
 
     folder: Path
     team: Team
@@ -32,10 +35,10 @@ class Carried:
 
 
 def check_bundle(bundle: Path) -> dict:
-    """What bundle.json says, after every file that it lists was compared with it.
+    """Check every file that bundle.json lists, and return its content.
 
     Raises:
-        UserError: files are missing, damaged or of another size; folders that were left out are named.
+        UserError: files are missing or damaged or have another size; missing folders are listed.
     """
     manifest = _manifest(bundle)
     problems, missing = [], []
@@ -46,26 +49,26 @@ def check_bundle(bundle: Path) -> dict:
         elif path.stat().st_size != known["bytes"]:
             problems.append(f"{name}: {path.stat().st_size:,} bytes, expected {known['bytes']:,}")
         elif sha256(path) != known["sha256"]:
-            problems.append(f"{name}: other content than when the bundle was made")
+            problems.append(f"{name}: its content has changed since the bundle was made")
     folders = sorted({name.split("/")[0] for name in missing if "/" in name})
     lost = [folder for folder in folders if not (bundle / folder).is_dir()]
     if lost:
-        problems.insert(0, f"the folders {', '.join(lost)} are missing: the dataset was made without `-r zip`, which leaves folders out")
+        problems.insert(0, f"the folders {', '.join(lost)} are missing: the dataset was made without `-r zip`, which skips folders")
     problems += [f"{name}: missing" for name in missing if name.split("/")[0] not in lost]
-    raise_all(problems, f"the bundle in {bundle} is not whole; make it again (`make kernel`), push it again:")
+    raise_all(problems, f"the bundle in {bundle} is not complete; make it again (`make kernel`), push it again:")
     return manifest
 
 
 def open_bundle(bundle: Path) -> Carried:
-    """What the bundle carries; its files are taken as they are, see `check_bundle`.
+    """Load the models of the bundle, without checking its files; see `check_bundle`.
 
     Raises:
-        UserError: bundle.json is of another format, or a model cannot be loaded.
+        UserError: bundle.json has another format, or a model cannot be loaded.
     """
     manifest = _manifest(bundle)
     runs = [load_run(bundle / name) for name in manifest["members"]]
     leaves = tuple(Leaf(run, weight) for run, weight in zip(runs, manifest["weights"], strict=True))
-    record = manifest["record"]  # of the one folder that was named: a run, folds or a blend
+    record = manifest["record"]  # of the single named folder (a run, folds or a blend); None for several
     named = tuple(Named(run.path, run.name, run.record) for run in runs)
     if record is not None:
         named = (Named(bundle, manifest["runs"][0], RunRecord(bundle / MANIFEST, record)),)

@@ -1,6 +1,7 @@
-"""`make kernel`: a run, folds or a blend as an offline Kaggle notebook for code competitions. Bundle, script, rehearsal; --push: the rest.
+"""`make kernel`: make an offline Kaggle notebook from a run, folds or a blend: bundle, script, rehearsal;
+with --push also the rest.
 
-python -m pipeline.kernel.make --model runs/a --data data            # stops after the rehearsal, says how to go on by hand
+python -m pipeline.kernel.make --model runs/a --data data            # stops after the rehearsal and prints the next commands
 python -m pipeline.kernel.make --model runs/a --data data --push     # ... dataset, kernel, submission, score
 """
 
@@ -45,16 +46,18 @@ from pipeline.submission.belonging import check_belongs
 from pipeline.tasks.apply import read_for
 
 SUBMISSION = "submission.csv"
-KAGGLE_PYTHON = "3.12"  # of its image: Kaggle/docker-python#1546, March 2026
-OPENVINO_WHEELS = ("openvino>=2026.0", "openvino-telemetry")  # Kaggle has neither
+KAGGLE_PYTHON = "3.12"  # version in Kaggle's image: Kaggle/docker-python#1546, March 2026
+OPENVINO_WHEELS = ("openvino>=2026.0", "openvino-telemetry")  # not in Kaggle's image
 
 
 def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time.sleep) -> int:
-    """Make and rehearse a kernel, and with --push send it, submit it and wait for its score; the exit code.
+    """Make and rehearse a kernel; with --push send it, submit it and wait for its score.
+
+    Returns the exit code.
 
     Raises:
-        UserError: something is missing or wrong; what was done so far stays and is not done again.
-        Interrupted: the run on Kaggle or its score was not waited for to the end.
+        UserError: something is missing or wrong; finished stages are kept and not repeated.
+        Interrupted: waiting for the run on Kaggle or its score was cut short.
     """
     args = _parse(argv)
     team = gather(args.model)
@@ -67,7 +70,7 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
         raise UserError("the competition is not known: COMPETITION=<name> (--competition), the last part of its address on Kaggle")
     folder = args.output or team.named[0].path / "kernel"
     folder.mkdir(parents=True, exist_ok=True)
-    with holding_file(folder / ".lock", f"another `make kernel` is at work in {folder}"):
+    with holding_file(folder / ".lock", f"another `make kernel` is running in {folder}"):
         stages = Stages(folder)
         names = _names(args, slug, team, stages)
         print(f"model      {team.describe()}")
@@ -103,34 +106,34 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition folder (default: %(default)s)")
     parser.add_argument("--competition", metavar="SLUG", help="default: the one that `make data` installed")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where all of it is made (default: kernel/ in the first run's folder)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for all results (default: kernel/ in the first run's folder)")
     parser.add_argument("--push", action="store_true", help="send it to Kaggle, run it there, submit it, wait for its score")
     parser.add_argument("--notebook", action="store_true", help="kernel.ipynb instead of kernel.py")
     parser.add_argument("--hours", type=float, default=9.0, metavar="N", help="the competition's time limit (default: %(default)g)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at once (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images per batch (default: %(default)s)")
     parser.add_argument("--tta", metavar="VIEWS|auto", help="average views of each image, as inference.py does: flip, crops, scale")
-    parser.add_argument("--prior", metavar="FILE|estimate", help="shares of the classes in the test set, or estimated from it over there")
+    parser.add_argument("--prior", metavar="FILE|estimate", help="class shares of the test set: from a file, or estimated on Kaggle")
     parser.add_argument("--decision", choices=DECISIONS, default="auto", help="as for inference.py (default: auto)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="number format (default: auto)")
     parser.add_argument(
-        "--engine", choices=["torch", "openvino"], default="torch", help="openvino: for competitions without a GPU; its package is shipped"
+        "--engine", choices=["torch", "openvino"], default="torch", help="openvino: for competitions without a GPU; ships its package"
     )
     parser.add_argument(
-        "--accelerator", choices=ACCELERATORS, help="what it runs on (default: NvidiaTeslaT4, which is two T4; none for --engine openvino)"
+        "--accelerator", choices=ACCELERATORS, help="hardware (default: NvidiaTeslaT4, which means two T4; none for --engine openvino)"
     )
     parser.add_argument(
-        "--images", type=int, default=10_000, metavar="N", help="hidden images to estimate the time for (default: %(default)s)"
+        "--images", type=int, default=10_000, metavar="N", help="number of hidden images for the time estimate (default: %(default)s)"
     )
     parser.add_argument("--wheels", nargs="+", default=[], metavar="PACKAGE", help="packages to ship, such as 'timm>=1.0.22'")
     parser.add_argument("--python", default=KAGGLE_PYTHON, metavar="VERSION", help="Kaggle's Python, for --wheels (default: %(default)s)")
     parser.add_argument(
-        "--test-images", action="store_true", help="the hidden test set holds image files, though `make data` had to make those here"
+        "--test-images", action="store_true", help="the hidden test set holds image files, though `make data` converted the ones here"
     )
     parser.add_argument("--name", metavar="NAME", help="the kernel's name on Kaggle (default: made from competition and run)")
     parser.add_argument("--owner", metavar="NAME", help="your name on Kaggle (default: as signed in)")
     parser.add_argument("--message", metavar="TEXT", help="of the submission (default: run name, validation score, commit)")
     parser.add_argument("--yes", action="store_true", help="submit without asking")
-    parser.add_argument("--poll-seconds", type=float, default=20.0, metavar="N", help="between two looks at Kaggle (default: %(default)g)")
+    parser.add_argument("--poll-seconds", type=float, default=20.0, metavar="N", help="between two status requests (default: %(default)g)")
     args = parser.parse_args(argv)
     args.model = args.model or [Path("finetuned_model")]
     by_openvino = args.engine == "openvino"
@@ -141,31 +144,34 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
     if not 0 < args.hours <= 12 or math.isnan(args.hours):
-        raise UserError(f"--hours {args.hours:g}: expected more than 0 and at most 12, the longest session Kaggle gives")
+        raise UserError(f"--hours {args.hours:g}: expected more than 0 and at most 12, Kaggle's longest session")
     if not 0 <= args.poll_seconds < math.inf:
         raise UserError(f"--poll-seconds {args.poll_seconds:g}: expected a number from 0 upwards")
     return args
 
 
 def check_readable(data_dir: Path, as_images: bool) -> None:
-    """Pass where the hidden test set comes in the form of the one in `data_dir`; `as_images`: the user says that it holds image files.
+    """Check that a kernel can read the hidden test set. `as_images`: the user says that it holds image files.
 
     Raises:
-        UserError: `make data` made the images here out of something else.
+        UserError: `make data` converted the images here from other files.
     """
     converted = read_converted(data_dir)
     if converted and not as_images:
         raise UserError(
-            f"{data_dir}: `make data` made images out of {converted}. Kaggle has them in that form, the hidden ones too, and a kernel converts "
-            "nothing: it would end there without a submission. Where the competition's hidden test set holds image files all the same: "
+            f"{data_dir}: `make data` converted {converted} to images. On Kaggle the hidden test set has the original form, and a kernel "
+            "does not convert: it would end without a submission. If the hidden test set does hold image files: "
             "TEST_IMAGES=1 (--test-images)"
         )
     if converted:
-        print(f"           note: images here were made out of {converted}; that Kaggle has image files is what --test-images says")
+        print(f"           note: images here were converted from {converted}; --test-images says that Kaggle has image files")
 
 
 def _names(args: argparse.Namespace, slug: str, team: Team, stages: Stages) -> Names:
-    """Owner and names: as they were pushed, else as the flags say, else as signed in."""
+    """Return the names.
+
+    Owner: the signed-in account with --push; else the flag, KAGGLE_USERNAME, or the last one.
+    """
     owner = args.owner or os.environ.get("KAGGLE_USERNAME") or stages.get("names").get("owner")
     if args.push:
         from pipeline.kernel.push import signed_in_owner
@@ -178,10 +184,10 @@ def _names(args: argparse.Namespace, slug: str, team: Team, stages: Stages) -> N
 
 
 def _views(args: argparse.Namespace, team: Team, competition: Competition, stages: Stages) -> tuple[str, ...]:
-    """The views that --tta asks for; what `auto` chose is remembered as long as the weights are the same.
+    """Return the views of --tta. The choice of `auto` is stored until the weights change.
 
     Raises:
-        UserError: there is no such view, or a model must not see it.
+        UserError: there is no such view, or a model must not use it.
     """
     asked = parse_views(args.tta)
     if asked != (AUTO,):
@@ -209,10 +215,12 @@ def _settings(args: argparse.Namespace, slug: str, names: Names, team: Team, bun
 
 
 def write_kernel(folder: Path, names: Names, settings: Settings, notebook: bool, accelerator: str, stages: Stages) -> Path:
-    """Write kernel/ in `folder`: the code file, whose path is returned, and kernel-metadata.json. A code file that was edited is kept.
+    """Write kernel/ in `folder`: the code file (returned) and kernel-metadata.json.
+
+    An edited code file is kept.
 
     Raises:
-        UserError: --notebook without nbformat, or an edited code file that was made for another bundle.
+        UserError: --notebook without nbformat, or an edited code file for another bundle.
     """
     kernel_dir = folder / "kernel"
     path, other = kernel_dir / "kernel.py", kernel_dir / "kernel.ipynb"
@@ -224,11 +232,11 @@ def write_kernel(folder: Path, names: Names, settings: Settings, notebook: bool,
         edited = file.exists() and sha256(file) != written.get(file.name)
         if edited and file == path:
             check_edited(path, settings)
-            print(f"           {path} was edited and is kept as it is; delete it and `make kernel` writes a new one")
+            print(f"           {path} was edited and is kept; delete it and `make kernel` writes a new one")
             write_json(kernel_dir / KERNEL_METADATA, kernel_metadata(names, settings.competition, path.name, accelerator))
             return path
         if file == other and file.exists() and not edited:
-            other.unlink()  # ours; an edited one stays, and check_kernel says that it would be left behind
+            other.unlink()  # not edited; an edited one is kept, and check_kernel reports it
     write_text(path, text)
     stages.note("script", **{path.name: sha256(path)})
     write_json(kernel_dir / KERNEL_METADATA, kernel_metadata(names, settings.competition, path.name, accelerator))
@@ -252,7 +260,7 @@ def _rehearse(
     made = folder / "rehearsal" / SUBMISSION
     known = stages.get("rehearsal")
     if known.get("of") == key and made.is_file() and sha256(made) == known.get("file"):
-        print(f"rehearsal  done before with these files: {known['notes'][-1]}")
+        print(f"rehearsal  already done with these files: {known['notes'][-1]}")
     else:
         stages.forget("rehearsal")
         print("rehearsal  running ...", flush=True)
@@ -269,7 +277,7 @@ def _rehearse(
 
 
 def by_hand(folder: Path, names: Names, slug: str) -> str:
-    """The three commands that go on from the rehearsal, to be pasted."""
+    """Return the three shell commands that continue after the rehearsal."""
     commands = [
         ["kaggle", "datasets", "create", "-p", str(folder / "dataset"), "-r", "zip", "-t"],
         ["kaggle", "kernels", "push", "-p", str(folder / "kernel")],
@@ -277,9 +285,9 @@ def by_hand(folder: Path, names: Names, slug: str) -> str:
     ]
     notes = ("   # later: kaggle datasets version -p ... -m ... -r zip -t", "   # prints the version N", "   # -v N")
     lines = [shlex.join(command) + note for command, note in zip(commands, notes, strict=True)]
-    first = "Nothing was pushed. PUSH=1 (--push) goes on; or by hand, each when the one before is complete:"
+    first = "Nothing was pushed. Continue with PUSH=1 (--push), or by hand; wait for each command to complete:"
     if names.owner == UNKNOWN_OWNER:
-        lines.append(f"{UNKNOWN_OWNER} stands for your name on Kaggle: --owner NAME writes it into the files")
+        lines.append(f"replace {UNKNOWN_OWNER} by your Kaggle name: --owner NAME writes it into the files")
     return "\n".join([first, *(f"  {line}" for line in lines)])
 
 

@@ -1,4 +1,6 @@
-"""How far a kernel is: progress lines, a forecast, and when it has to stop so that its file is written before Kaggle's limit."""
+"""Track a kernel's progress: progress lines, a forecast, and the moment to stop so that the file is written
+in time.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,18 @@ from collections.abc import Callable
 
 from pipeline.files import human_time
 
-SPARE_S = 120.0  # kept back for the last batch and for writing the file
-FIRST_S, EVERY_S = 5.0, 30.0  # before the first line, for the first batches are slow; between two lines
+SPARE_S = 120.0  # seconds kept for the last batch and for writing the file
+# seconds before the first line (the first batches are slow), and between two lines
+FIRST_S, EVERY_S = 5.0, 30.0
 
 
 class Pace:
-    """What `compute_rows` asks before each batch. `total` rows; `until`: the time of `clock` that no batch may run beyond.
+    """Decides before each batch whether there is time for it.
 
-    A batch is begun where the longest one so far would end in time; the first one may be begun as long as there is time at all.
+    `total`: rows; `until`: the deadline on `clock`.
+
+    A batch starts only if the longest batch so far would end in time. The first batch starts if there is any
+    time left.
     """
 
     def __init__(
@@ -26,13 +32,13 @@ class Pace:
         say: Callable[[str], None] = lambda text: print(text, flush=True),
     ) -> None:
         self.total, self.until, self.title, self.clock, self.say = total, until, title, clock, say
-        self.begun: float | None = None  # when the first batch was ready
+        self.begun: float | None = None  # time when the first batch was ready
         self.reported = self.asked = self.longest = 0.0
         self.done = 0
         self.forecast_given = False
 
     def __call__(self, done: int) -> bool:
-        """Whether another batch may be begun after `done` rows; says how far it is now and then."""
+        """Return whether another batch may start after `done` rows; print the progress from time to time."""
         now = self.clock()
         self.done = done
         if self.begun is None:
@@ -46,7 +52,7 @@ class Pace:
         return True
 
     def rate(self) -> float:
-        """Rows a second so far; 0 before the second batch."""
+        """Return rows per second so far; 0 before the second batch."""
         return self._rate(self.clock())
 
     def _rate(self, now: float) -> float:
@@ -62,11 +68,11 @@ class Pace:
         line += f", {human_time(left)} left" if left < float("inf") else ""
         if needed > left:
             reach = min(self.done + int(rate * left), self.total)
-            line += f"; WARNING: about {reach:,} will be reached, the others get the class frequencies of training"
+            line += f"; WARNING: about {reach:,} will be predicted, the others get the class frequencies of training"
         self.say(line)
 
 
 def last_moment(started: float, hours: float) -> float:
-    """When the last batch has to be done, of a kernel that `started` and may run for `hours`."""
+    """Return the time when the last batch must be done, for a kernel that `started` and may run for `hours`."""
     seconds = hours * 3600
     return started + seconds - min(SPARE_S, seconds / 20)

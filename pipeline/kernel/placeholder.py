@@ -1,4 +1,6 @@
-"""A competition as Kaggle shows it when a kernel is committed: the same files, but a test set of three."""
+"""Make a copy of a competition as Kaggle shows it when a kernel is committed: the same files, but only three
+test rows.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,10 @@ ROWS = 3
 
 
 def make_placeholder(competition: Competition, folder: Path, rows: int = ROWS) -> None:
-    """Lay out `competition` in `folder` with links to its files, all but those of test ids after the first `rows`.
+    """Lay out `competition` in `folder` with links to its files, without the images of test ids after the
+    first `rows`.
 
-    The sample submission and tables or JSON files of the test part are written anew with what is left of them.
+    The sample submission, and tables or JSON files of the test part, are rewritten with the remaining rows.
     """
     root = competition.root
     kept = list(dict.fromkeys(row.id for row in competition.test))[:rows]
@@ -41,7 +44,7 @@ def make_placeholder(competition: Competition, folder: Path, rows: int = ROWS) -
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Every file below `root` that is not hidden; a folder that several links lead to is entered once."""
+    """Yield every file below `root` that is not hidden; a folder with several links to it is entered once."""
     seen = set()
     for place, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(place)
@@ -52,7 +55,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _cut_table(path: Path, target: Path, competition: Competition, kept: set[str]) -> None:
-    """The rows of a table that are about `kept` ids."""
+    """Write the rows of a table with an id in `kept`."""
     form = competition.form
     table = load_table(path)
     rows = table.cells
@@ -65,7 +68,9 @@ def _cut_table(path: Path, target: Path, competition: Competition, kept: set[str
 
 
 def _is_test_part(path: Path, competition: Competition) -> bool:
-    """Whether a JSON file holds the questions to predict: the folder of their images is in its name."""
+    """Return True if a JSON file holds the questions to predict: its name contains the folder of their
+    images.
+    """
     return "question" in path.name.lower() and any(row.path.parent.name.lower() in path.name.lower() for row in competition.test[:1])
 
 

@@ -1,4 +1,6 @@
-"""The rehearsal: the very script that would be pushed runs here as on Kaggle, and its file must be the one that inference.py writes."""
+"""Rehearse: run the exact script that would be pushed under Kaggle's conditions; its file must equal that of
+inference.py.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +25,20 @@ from pipeline.kernel.slugs import Names
 from pipeline.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
-# Rates of dense matrix products that a batch of a vision transformer reaches: assumptions, from published figures of other machines.
+# Achieved speed of vision transformers in operations per second: assumptions, from published figures of other
+# machines.
 MACHINES = {
     "one T4": 26e12,  # 40 % of its nominal 65e12 in fp16
-    "two T4": 52e12,  # each with its share of the images
+    "two T4": 52e12,  # each computes half of the images
     "4 CPU cores": 0.1e12,  # two physical cores of about 2 GHz with AVX-512, fp32
 }
 _RATES = re.compile(r"^took .*, peak memory (.+), rows a second ([\d.e+ -]+)$", re.MULTILINE)
-_SHOWN = 15  # last lines of a log
+_SHOWN = 15  # number of last log lines in a message
 
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What the rehearsal showed. `rate`: rows a second over all members, 0 where none was measured."""
+    """The result of the rehearsal. `rate`: rows per second over all members; 0 if not measured."""
 
     file: Path  # submission.csv of the whole test set
     rate: float
@@ -53,10 +56,14 @@ def rehearse(
     competition: Competition,
     options: Options,
 ) -> Rehearsed:
-    """Run `code_file` on three placeholder images, then on the whole test set, in both layouts that Kaggle has; what lies in `folder` is replaced.
+    """Run `code_file` on three placeholder rows, then on the whole test set, once in each of Kaggle's two
+    folder layouts.
+
+    The content of `folder` is replaced.
 
     Raises:
-        UserError: the script fails, changes its inputs, or writes another file than inference.py; the log's last lines are shown.
+        UserError: the script fails, changes its inputs, or writes another file than inference.py; the message
+            shows the end of the log.
     """
     shutil.rmtree(folder, ignore_errors=True)
     script = folder / "kernel.py"
@@ -101,10 +108,10 @@ def rehearse(
 
 
 def forecast(cost: float, num_rows: int, hours: float) -> list[str]:
-    """Lines that estimate the time for `num_rows` at `cost` floating-point operations a row, all members together."""
-    lines = [
-        f"ESTIMATE for {num_rows:,} hidden rows at {cost / 1e9:,.3g} GFLOP each; decoding comes on top, rates are assumed, not measured:"
-    ]
+    """Return lines that estimate the time for `num_rows` rows at `cost` floating-point operations a row (all
+    members).
+    """
+    lines = [f"ESTIMATE for {num_rows:,} hidden rows at {cost / 1e9:,.3g} GFLOP each, without decoding; speeds are assumed, not measured:"]
     for machine, rate in MACHINES.items():
         seconds = num_rows * cost / rate
         beyond = f", beyond the limit of {hours:g} h: the rest would get class frequencies" if seconds > hours * 3600 else ""
@@ -114,7 +121,8 @@ def forecast(cost: float, num_rows: int, hours: float) -> list[str]:
 
 
 def cost_of(runs: Sequence[Run], competition: Competition, views: Sequence[str] = ()) -> float:
-    """Floating-point operations for one test row, all members and views together, counted while a row is computed.
+    """Return the floating-point operations for one test row, counted while one is computed (all members and
+    views).
 
     Raises:
         UserError: a run cannot be rebuilt.
@@ -151,7 +159,7 @@ def _run(script: Path, place: Path, competition: Competition, bundle: Bundle) ->
 
 
 def _reference(team: Team, competition: Competition, output: Path, settings: Settings, options: Options) -> None:
-    """The file that inference.py writes here for the folders as they are, adapters and all."""
+    """Write the file of inference.py for the same folders, with their adapters."""
     command = [
         sys.executable,
         str(ROOT / "inference.py"),
@@ -184,6 +192,6 @@ def _difference(one: Path, other: Path) -> str:
 
 
 def _snapshot(*folders: Path) -> set[tuple[Path, int, int]]:
-    """Every file with its size and time of change."""
+    """Return every file with its size in bytes and time of change in ns."""
     paths = (path for folder in folders for path in folder.rglob("*") if path.is_file())
     return {(path, status.st_size, status.st_mtime_ns) for path in paths for status in [path.stat()]}

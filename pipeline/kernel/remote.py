@@ -1,4 +1,7 @@
-"""What `make kernel` asks of Kaggle through the kaggle command: datasets, kernels. Most refusals come with exit code 0: what is printed decides."""
+"""Call Kaggle for `make kernel`: datasets and kernels.
+
+Many refusals exit with code 0, so the printed text decides.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,17 @@ from pipeline.errors import UserError, printable
 from pipeline.kaggle import cli
 from pipeline.kaggle.reply import KaggleError, Reply, explain
 
-OLDEST = (1, 8, 4)  # the first kaggle whose `kernels push` takes --accelerator; submissions of kernels came in 1.7.4
+OLDEST = (1, 8, 4)  # first version whose `kernels push` has --accelerator; 1.7.4 added submissions of kernels
 UPLOAD_TIMEOUT_S = 12 * 3600.0
 ENDED = ("complete", "error", "cancel_acknowledged", "cancel_requested")
 Tick = Callable[[], None]
 
 
 def check_version() -> None:
-    """Nothing, when the kaggle command can do what is needed.
+    """Check that the kaggle command is new enough.
 
     Raises:
-        UserError: it is older.
+        UserError: it is older than OLDEST.
     """
     reply = cli.call(["--version"], traffic=False)
     found = re.search(r"\d+(?:\.\d+)+", reply.text)
@@ -35,15 +38,15 @@ def check_version() -> None:
 
 
 def signed_in_as() -> str:
-    """The name of the account that the kaggle command acts for.
+    """Return the account name of the kaggle command's token.
 
     Raises:
-        UserError: it does not say.
+        UserError: the command does not tell it.
     """
     reply = cli.call(["config", "view"], traffic=False)
     found = re.search(r"^- username: (\S+)$", reply.output, re.MULTILINE)
     if reply.code != 0 or found is None or found[1] == "None":
-        raise UserError(f"the kaggle command does not say whose token this is ({reply.said}): create a new one, see `make submit`")
+        raise UserError(f"the kaggle command does not tell the account of this token ({reply.said}): create a new one, see `make submit`")
     return found[1]
 
 
@@ -51,7 +54,7 @@ def signed_in_as() -> str:
 
 
 def dataset_status(dataset: str) -> str | None:
-    """`ready`, or another word of Kaggle's; None where this account has no such dataset.
+    """Return Kaggle's status word, such as `ready`; None if this account has no such dataset.
 
     Raises:
         KaggleError: Kaggle did not answer, or refused the token.
@@ -66,12 +69,14 @@ def dataset_status(dataset: str) -> str | None:
 
 
 def send_dataset(folder: Path, dataset: str, message: str | None, tick: Tick | None = None) -> None:
-    """Create the private dataset in `folder`, or with a `message` its next version; folders travel as zip files, which Kaggle unpacks.
+    """Create the private dataset in `folder` or, with a `message`, its next version.
 
-    Tables stay as they are (-t): by default Kaggle makes csv files of them.
+    Folders are sent as zip files.
+
+    Tables are sent unchanged (-t); by default Kaggle converts them to csv.
 
     Raises:
-        KaggleError: it was refused, or parts of it were left out.
+        KaggleError: the dataset was refused, or parts of it were not sent.
     """
     verb = ["create"] if message is None else ["version", f"--message={message}"]
     reply = cli.call(["datasets", *verb, "-p", str(folder), "-r", "zip", "-t"], timeout_s=UPLOAD_TIMEOUT_S, tick=tick)
@@ -81,7 +86,7 @@ def send_dataset(folder: Path, dataset: str, message: str | None, tick: Tick | N
             f"the dataset {dataset} lacks {', '.join(left_out)}, which the kaggle command did not send: run it again", sent=True
         )
     if error := re.search(r"^Dataset (?:version )?creation error: (.*)$", reply.output, re.MULTILINE):
-        raise KaggleError(f'Kaggle did not take the dataset {dataset}: "{error[1]}"')
+        raise KaggleError(f'Kaggle did not accept the dataset {dataset}: "{error[1]}"')
     if reply.code != 0:
         raise _refused(reply, f"dataset {dataset}")
     if "is being created" not in reply.output:
@@ -93,14 +98,16 @@ def send_dataset(folder: Path, dataset: str, message: str | None, tick: Tick | N
 
 @dataclass(frozen=True)
 class Status:
-    """Of a kernel's newest run: `queued`, `running`, or one of `ENDED`; Kaggle's own words on a failure."""
+    """Status of a kernel's newest run: `queued`, `running`, or one of `ENDED`; and Kaggle's message on a
+    failure.
+    """
 
     word: str
     failure: str = ""
 
 
 def kernel_status(kernel: str) -> Status | None:
-    """The newest run of a kernel (owner/slug); None where this account has no such kernel.
+    """Return the status of a kernel's (owner/slug) newest run; None if this account has no such kernel.
 
     Raises:
         KaggleError: Kaggle did not answer, or refused the token.
@@ -112,21 +119,21 @@ def kernel_status(kernel: str) -> Status | None:
         raise _refused(reply, f"kernel {kernel}")
     found = re.search(r'has status "(?:\w+\.)?(\w+)"', reply.output)
     if found is None:
-        raise KaggleError(f'the kaggle command says no status of {kernel} (it printed: "{reply.said}")')
+        raise KaggleError(f'the kaggle command printed no status of {kernel} (it printed: "{reply.said}")')
     failure = re.search(r'^Failure message: "(.*)"$', reply.output, re.MULTILINE | re.DOTALL)
     return Status(found[1].lower(), failure[1] if failure else "")
 
 
 def push_kernel(folder: Path, kernel: str, seconds: int, accelerator: str, tick: Tick | None = None) -> int:
-    """Push the kernel in `folder`, once; the number of its new version.
+    """Push the kernel in `folder` once. Returns the number of its new version.
 
     Raises:
-        KaggleError: refused; with `sent` set there may be a new version nevertheless.
+        KaggleError: it was refused; with `sent` set, there may be a new version anyway.
     """
     more = [] if accelerator == "none" else ["--accelerator", accelerator]
     reply = cli.call(["kernels", "push", "-p", str(folder), "--timeout", str(seconds), *more], tick=tick)
     if error := re.search(r"^Kernel push error: (.*)$", reply.output, re.MULTILINE):
-        raise KaggleError(f'Kaggle did not take the kernel {kernel}: "{error[1]}"')
+        raise KaggleError(f'Kaggle did not accept the kernel {kernel}: "{error[1]}"')
     if reply.code != 0:
         raise _refused(reply, f"kernel {kernel}")
     version = re.search(r"Kernel version (\d+) successfully pushed", reply.output)
@@ -143,10 +150,12 @@ def push_kernel(folder: Path, kernel: str, seconds: int, accelerator: str, tick:
 
 
 def fetch_output(kernel: str, folder: Path) -> tuple[list[str], str]:
-    """Fetch what a kernel's newest run wrote into `folder`: the files' names without the log, and the log as plain text.
+    """Download the output of a kernel's newest run into `folder`.
+
+    Returns the file names without the log, and the log's text.
 
     Raises:
-        KaggleError: it cannot be had.
+        KaggleError: it cannot be downloaded.
     """
     folder.mkdir(parents=True, exist_ok=True)
     reply = cli.call(["kernels", "output", kernel, "-p", str(folder), "--force"], traffic=False, timeout_s=3600)
@@ -158,7 +167,10 @@ def fetch_output(kernel: str, folder: Path) -> tuple[list[str], str]:
 
 
 def plain_log(text: str) -> str:
-    """A kernel's log as it was printed. Kaggle keeps a JSON list of pieces, cut off anywhere when the run was cancelled."""
+    """Return a kernel's log as printed.
+
+    Kaggle stores a JSON list of pieces, which may be cut off if the run was cancelled.
+    """
     pieces = re.findall(r'"data"\s*:\s*("(?:[^"\\]|\\.)*")', text)
     return printable("".join(json.loads(piece, strict=False) for piece in pieces)) if pieces else printable(text)
 
@@ -167,14 +179,17 @@ def plain_log(text: str) -> str:
 
 
 def _absent(reply: Reply) -> bool:
-    """Kaggle does not say whether something is not there or is somebody else's: 403 and 404 are the same."""
+    """Return True for a missing kernel or dataset.
+
+    For Kaggle, 403 and 404 both mean missing or of another account.
+    """
     return reply.status in (403, 404) or "Cannot access kernel" in reply.text
 
 
 def _refused(reply: Reply, what: str) -> KaggleError:
     said = f' (Kaggle says: "{reply.said}")' if reply.said else ""
     if _absent(reply):
-        return KaggleError(f"Kaggle refuses access to {what} ({reply.status or 403}): it is not there, or not yours{said}")
+        return KaggleError(f"Kaggle refuses access to {what} ({reply.status or 403}): it does not exist, or is not yours{said}")
     if reply.status in (401, 429) or (reply.status or 0) >= 500 or reply.status is None:
         return explain(reply, "")
     return KaggleError(f"Kaggle refused the {what} ({reply.status}){said}")

@@ -1,4 +1,6 @@
-"""kernel.py or kernel.ipynb: the one code file that Kaggle runs, from one template whose parts are the notebook's cells."""
+"""Write kernel.py or kernel.ipynb, the one code file that Kaggle runs, from a template; its parts are the
+notebook's cells.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from pipeline.files import read_json
 
 TEMPLATE = Path(__file__).with_name("kernel.py.txt")
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
-# What prediction imports. The oldest versions are those of requirements.txt.
+# Packages that prediction imports. Their oldest versions are in requirements.txt.
 NEEDED = ("torch", "torchvision", "transformers", "safetensors", "pandas", "numpy", "pillow", "tqdm", "pyyaml", "pydantic")
 TIMM = ("timm", "1.0.22")
 _CELL = re.compile(r"^# %%(\+?) (.+)\n", re.MULTILINE)
@@ -20,7 +22,7 @@ _CELL = re.compile(r"^# %%(\+?) (.+)\n", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Settings:
-    """What kernel.py is made for."""
+    """The values for the template."""
 
     competition: str
     dataset: str  # owner/slug
@@ -30,16 +32,17 @@ class Settings:
     batch_size: int = 32
     precision: str = "auto"
     needs_timm: bool = False
-    wheels: tuple[str, ...] = ()  # requirements that the bundle ships
+    wheels: tuple[str, ...] = ()  # requirements shipped in the bundle
 
 
 def script_text(settings: Settings) -> str:
-    """The text of kernel.py."""
+    """Return the text of kernel.py."""
     return _filled("".join(f"# %% {title}\n{code}" if title else code for title, code in _parts(notebook=False)), settings)
 
 
 def notebook_text(settings: Settings) -> str:
-    """The text of kernel.ipynb (format 4): a heading and a code cell for each part, two of them only here: look at data and predictions.
+    """Return the text of kernel.ipynb (format 4): a heading and a code cell per part, and two more cells to
+    look at data and predictions.
 
     Raises:
         UserError: nbformat is not installed.
@@ -57,7 +60,7 @@ def notebook_text(settings: Settings) -> str:
             continue
         cells += [new_markdown_cell(f"## {title}"), new_code_cell(text)]
     for number, cell in enumerate(cells):
-        cell["id"] = f"cell-{number}"  # nbformat draws one; the same settings shall give the same file
+        cell["id"] = f"cell-{number}"  # nbformat draws random ids; equal settings must give an equal file
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, "language_info": {"name": "python"}}
     notebook = new_notebook(cells=cells, metadata=kernel)
     nbformat.validate(notebook)
@@ -65,7 +68,7 @@ def notebook_text(settings: Settings) -> str:
 
 
 def code_of(path: Path) -> str:
-    """The Python code of kernel.py, or of all code cells of kernel.ipynb in their order.
+    """Return the Python code of kernel.py, or of all code cells of kernel.ipynb in order.
 
     Raises:
         UserError: the notebook is damaged.
@@ -77,32 +80,32 @@ def code_of(path: Path) -> str:
         cells = [cell["source"] for cell in value["cells"] if cell["cell_type"] == "code"]
         return "\n\n".join(cell if isinstance(cell, str) else "".join(cell) for cell in cells) + "\n"
     except (KeyError, TypeError):
-        raise UserError(f"{path} is no notebook (format 4 with cells is expected): delete it, `make kernel` writes a new one") from None
+        raise UserError(f"{path} is not a notebook of format 4 with cells: delete it, `make kernel` writes a new one") from None
 
 
 def oldest_versions(needs_timm: bool) -> dict[str, str]:
-    """Package -> oldest version, of what prediction imports."""
+    """Return package -> oldest version, for the packages that prediction imports."""
     lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
     known = dict(found.groups() for line in lines if (found := re.match(r"([a-z0-9_-]+)>=([\d.]+)", line)))
     return {name: known[name] for name in NEEDED} | (dict([TIMM]) if needs_timm else {})
 
 
 def check_edited(path: Path, settings: Settings) -> None:
-    """Pass where a code file that somebody edited looks for the bundle that `settings` name, or for none by its digest.
+    """Check that an edited code file uses the bundle of `settings`, or checks no digest.
 
     Raises:
-        UserError: it looks for an earlier one, and would end over there with NOT MOUNTED or ANOTHER VERSION.
+        UserError: it names an earlier bundle, and would stop on Kaggle with NOT MOUNTED or ANOTHER VERSION.
     """
     found = re.search(r'^BUNDLE = "(\w*)"', code_of(path), re.MULTILINE)
     if found and found[1] != settings.digest:
         raise UserError(
-            f"{path} was edited and is kept, and it was made for an earlier bundle: write this line into it, or delete the file and "
+            f"{path} was edited and is kept, but it was made for an earlier bundle: write this line into it, or delete the file and "
             f'`make kernel` writes a new one:\n  BUNDLE = "{settings.digest}"'
         )
 
 
 def _parts(notebook: bool) -> list[tuple[str, str]]:
-    """(title, code) of the template's parts; the first has no title and is the comment at its head."""
+    """Return (title, code) of the template's parts; the first has no title and is the comment at the top."""
     pieces = _CELL.split(TEMPLATE.read_text(encoding="utf-8"))
     found = [("", pieces[0])]
     for mark, title, code in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
@@ -122,18 +125,18 @@ def _filled(text: str, settings: Settings) -> str:
     }
     for mark, value in values.items():
         text = text.replace(mark, repr(value).replace("'", '"'))
-    words = {"@COMPETITION_TEXT@": settings.competition, "@RUNS@": _one_line(settings.runs), "@DATASET@": settings.dataset}
-    for mark, word in words.items():
-        text = text.replace(mark, word)
+    texts = {"@COMPETITION_TEXT@": settings.competition, "@RUNS@": _one_line(settings.runs), "@DATASET@": settings.dataset}
+    for mark, value in texts.items():
+        text = text.replace(mark, value)
     return text
 
 
 def _shipped(wheels: Sequence[str]) -> dict[str, str]:
-    """Package -> oldest version of requirements such as `timm>=1.0.22`; 0 where they name none."""
+    """Return package -> oldest version of requirements such as `timm>=1.0.22`; "0" without a version."""
     found = (re.match(r"([\w.-]+)(?:\[.*\])?\s*(?:[=~>]=\s*([\d.]+))?", wheel) for wheel in wheels)
     return {match[1]: match[2] or "0" for match in found if match}
 
 
 def _one_line(runs: Sequence[str]) -> str:
-    """The runs' names in a comment, whatever is in them."""
+    """Return the runs' names on one line for a comment; unsafe characters become "?"."""
     return " + ".join(re.sub(r"[^\w .()+-]", "?", run) for run in runs)[:100]

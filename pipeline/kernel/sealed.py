@@ -1,4 +1,4 @@
-"""A fresh Python process as Kaggle has it: no network, no home folder, inputs that can only be read."""
+"""Run a new Python process under Kaggle's conditions: no network, no home folder, read-only inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-# Of the caller's environment these do not go along: where tokens, caches and this project's own modules are found.
+# Environment variables that are not passed on: they lead to tokens, caches and this project's own modules.
 _LEFT_OUT = ("HOME", "USERPROFILE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TORCH_HOME", "KAGGLE_", "HF_", "HUGGING", "TRANSFORMERS_CACHE")
 _ISOLATED = """
 for place in "$@"; do
@@ -39,14 +39,17 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @dataclass(frozen=True)
 class Ended:
-    """How the process ended, and all that it printed."""
+    """Exit code and complete output of the process."""
 
     code: int
     output: str
 
 
 def run_sealed(script: Path, work: Path, input_dir: Path, read_only: Sequence[Path]) -> Ended:
-    """Run a Python script in the folder `work`, with KERNEL_INPUT = `input_dir` and `read_only` folders mounted so where the system allows it."""
+    """Run a Python script in the folder `work` with KERNEL_INPUT = `input_dir`.
+
+    The `read_only` folders are mounted read-only if the system allows it.
+    """
     command = [sys.executable, str(script)]
     environment = {
         name: value for name, value in os.environ.items() if not name.upper().startswith(_LEFT_OUT) and "PROXY" not in name.upper()
@@ -65,13 +68,15 @@ def run_sealed(script: Path, work: Path, input_dir: Path, read_only: Sequence[Pa
 
 @functools.cache
 def isolates() -> tuple[str, ...]:
-    """The command that starts another without network and with mounts of its own; empty where the system does not allow it."""
+    """Return the command that starts another one without network and with private mounts; empty if not
+    possible here.
+    """
     unshare = shutil.which("unshare")
     if unshare is None or not sys.platform.startswith("linux"):
         return ()
     for flags in (("--net", "--mount"), ("--map-root-user", "--net", "--mount")):
         command = (unshare, *flags)
-        # Also whether a folder can be bound read-only: some containers allow the one and not the other.
+        # Also test a read-only bind mount: some containers allow the one and not the other.
         probe = [*command, "sh", "-c", _ISOLATED, "sealed", str(PACKAGE_ROOT), "--", "true"]
         try:
             if subprocess.run(probe, capture_output=True, timeout=20).returncode == 0:
@@ -82,5 +87,5 @@ def isolates() -> tuple[str, ...]:
 
 
 def describe() -> str:
-    """What keeps the process from the network, in words."""
+    """Describe how the process is kept from the network."""
     return "no network, inputs read-only (namespaces)" if isolates() else "every socket refused; inputs compared before and after"

@@ -1,4 +1,4 @@
-"""The two metadata files that the kaggle command reads, and what would go wrong with them in silence."""
+"""Write and check the two metadata files of the kaggle command; some mistakes in them fail without a message."""
 
 from __future__ import annotations
 
@@ -13,44 +13,46 @@ from pipeline.files import read_json
 from pipeline.wording import quoted
 
 KERNEL_METADATA = "kernel-metadata.json"
-UNKNOWN_OWNER = "your-kaggle-name"  # where nobody is signed in: to be replaced by hand
+UNKNOWN_OWNER = "your-kaggle-name"  # placeholder without a signed-in account
 CODE_SUFFIXES = (".py", ".ipynb", ".r", ".rmd")
-SHORTEST, LONGEST = 6, 50  # characters of a dataset's title and slug, as the kaggle command checks them; a kernel's title has 5 at least
-# Names that `kaggle kernels push --accelerator` takes (docs/kernels.md of Kaggle/kaggle-cli, September 2026); some need a competition
-# that gives them. NvidiaTeslaT4 is two T4 (Kaggle/kaggle-cli#1198, 2026-09-17).
+# Length limits of a dataset's title and slug, as the kaggle command checks them; a kernel's title needs 5 at
+# least.
+SHORTEST, LONGEST = 6, 50
+# Values of `kaggle kernels push --accelerator` (docs/kernels.md of Kaggle/kaggle-cli, September 2026); some
+# are only available in certain competitions. NvidiaTeslaT4 means two T4 (Kaggle/kaggle-cli#1198, 2026-09-17).
 GPUS = ("NvidiaTeslaT4", "NvidiaTeslaA100", "NvidiaL4", "NvidiaL4X1", "NvidiaH100", "NvidiaRtxPro6000")
 ACCELERATORS = ("none", *GPUS)
 
 
 @dataclass(frozen=True)
 class Names:
-    """What the dataset and the kernel are called on Kaggle."""
+    """Names of the dataset and the kernel on Kaggle."""
 
     owner: str
     base: str
 
     @property
     def dataset(self) -> str:
-        """owner/slug of the bundle."""
+        """The bundle's reference, owner/slug."""
         return f"{self.owner}/{self.base}-bundle"
 
     @property
     def kernel(self) -> str:
-        """owner/slug of the kernel."""
+        """The kernel's reference, owner/slug."""
         return f"{self.owner}/{self.base}"
 
 
 def slug_of(text: str) -> str:
-    """`text` as Kaggle makes a slug of a title: small letters and digits, single dashes between them."""
+    """Return the slug that Kaggle makes from a title: small letters and digits, with single dashes between."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
 
 
 def make_names(owner: str, competition: str, run_name: str, wanted: str | None = None) -> Names:
-    """Names for a run's kernel; `wanted` instead of the one made from competition and run.
+    """Make the names for a run's kernel, from `wanted` or else from competition and run.
 
     Raises:
-        UserError: the wanted name cannot be one.
+        UserError: `wanted` is not a valid name.
     """
     longest = LONGEST - len("-bundle")
     if wanted is None:
@@ -64,17 +66,22 @@ def make_names(owner: str, competition: str, run_name: str, wanted: str | None =
 
 
 def title_of(reference: str) -> str:
-    """The title that resolves to the slug of `reference`: with another title Kaggle makes another kernel."""
+    """Return the title whose slug is that of `reference`; with another title Kaggle would make another
+    kernel.
+    """
     return reference.partition("/")[2].replace("-", " ")
 
 
 def dataset_metadata(names: Names) -> dict[str, Any]:
-    """The content of dataset-metadata.json."""
+    """Return the content of dataset-metadata.json."""
     return {"title": title_of(names.dataset), "id": names.dataset, "licenses": [{"name": "other"}]}
 
 
 def kernel_metadata(names: Names, competition: str, code_file: str, accelerator: str) -> dict[str, Any]:
-    """The content of kernel-metadata.json. Everything that has a default at Kaggle is written out."""
+    """Return the content of kernel-metadata.json.
+
+    All settings are explicit, so Kaggle's defaults do not matter.
+    """
     values: dict[str, Any] = {
         "id": names.kernel,
         "title": title_of(names.kernel),
@@ -94,24 +101,26 @@ def kernel_metadata(names: Names, competition: str, code_file: str, accelerator:
 
 
 def check_kernel(folder: Path, names: Names, competition: str) -> dict[str, Any]:
-    """What kernel-metadata.json in `folder` says, once nothing in the folder would go wrong without a word.
+    """Check the kernel folder and return its kernel-metadata.json.
+
+    The checks find mistakes that Kaggle does not report.
 
     Raises:
-        UserError: lists everything that would.
+        UserError: lists all mistakes.
     """
     path = folder / KERNEL_METADATA
     values = read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a JSON object; delete it, `make kernel` writes a new one")
     problems = [*_setting_problems(values, names, competition), *_file_problems(folder, values)]
-    raise_all(problems, f"{folder} would not run as it should, nothing was pushed:")
+    raise_all(problems, f"{folder} would not run correctly, so nothing was pushed:")
     return values
 
 
 def _setting_problems(values: dict[str, Any], names: Names, competition: str) -> list[str]:
     problems = []
     if _switch(values, "enable_internet") is not False:
-        found = repr(values["enable_internet"]) if "enable_internet" in values else "nothing, which means true"
+        found = repr(values["enable_internet"]) if "enable_internet" in values else "no value, which means true"
         problems.append(f"enable_internet: expected false, found {found}: a version with internet cannot be submitted")
     if _switch(values, "is_private") is not True:
         problems.append(f"is_private: expected true, found {values.get('is_private')!r}: everybody would see the kernel")
@@ -119,12 +128,12 @@ def _setting_problems(values: dict[str, Any], names: Names, competition: str) ->
         problems.append(f"id: expected {names.kernel!r}, found {values.get('id')!r}: another kernel, or another account's")
     title = str(values.get("title") or "")
     if slug_of(title) != str(values.get("id")).rpartition("/")[2]:
-        problems.append(f"title {title!r} resolves to {slug_of(title)!r}, and the id to another: Kaggle would make another kernel")
+        problems.append(f"title {title!r} has the slug {slug_of(title)!r}, but the id has another: Kaggle would make another kernel")
     if names.dataset not in (values.get("dataset_sources") or []):
-        problems.append(f"dataset_sources: {names.dataset!r} is not among {values.get('dataset_sources')!r}: there would be no model")
+        problems.append(f"dataset_sources: {names.dataset!r} is not in {values.get('dataset_sources')!r}: the model would be missing")
     if competition not in (values.get("competition_sources") or []):
         problems.append(
-            f"competition_sources: {competition!r} is not among {values.get('competition_sources')!r}: there would be no images"
+            f"competition_sources: {competition!r} is not in {values.get('competition_sources')!r}: the images would be missing"
         )
     return problems
 
@@ -139,7 +148,7 @@ def _file_problems(folder: Path, values: dict[str, Any]) -> list[str]:
         problems.append(f"kernel_type: expected {kind!r} for {code_file}, found {values.get('kernel_type')!r}")
     others = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in CODE_SUFFIXES and path.name != code_file)
     if others:
-        problems.append(f"only {code_file} is pushed, and {quoted(others)} would be left behind: put what it needs into {code_file}")
+        problems.append(f"only {code_file} is pushed, without {quoted(others)}: copy the needed code into {code_file}")
     return problems
 
 

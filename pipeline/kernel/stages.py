@@ -1,4 +1,6 @@
-"""What is done of a kernel, in stages.json beside the bundle: so that each stage can be left and continued, and nothing is pushed twice."""
+"""Record the stages of a kernel in stages.json beside the bundle, so that a stopped command continues and
+nothing is pushed twice.
+"""
 
 from __future__ import annotations
 
@@ -22,27 +24,27 @@ _SHAPE = {
 
 
 class Stages:
-    """The stages of the kernel in `folder`: name -> what is known of it. Each `note` is on disk when it returns."""
+    """The stages of the kernel in `folder`: name -> facts. Each `note` is on disk when it returns."""
 
     def __init__(self, folder: Path) -> None:
         """Raises:
-        UserError: stages.json is damaged: what was pushed would not be known.
+        UserError: stages.json is damaged, so it is unknown what was pushed.
         """
         self.path = folder / STAGES
         self.values: dict[str, dict[str, Any]] = {}
         if self.path.exists():
-            self.values = read_shaped(self.path, _SHAPE, "see on Kaggle what was pushed, then delete it")
+            self.values = read_shaped(self.path, _SHAPE, "check on Kaggle what was pushed, then delete it")
 
     def get(self, stage: str) -> dict[str, Any]:
-        """What is known of a stage; empty where it was not begun."""
+        """Return the facts of a stage; empty if it has not begun."""
         return dict(self.values.get(stage) or {})
 
     def note(self, stage: str, **facts: Any) -> None:
-        """Write down `facts` in the place of what was known of a stage."""
+        """Replace the facts of a stage."""
         self.values[stage] = facts
         write_json(self.path, self.values)
 
     def forget(self, stage: str) -> None:
-        """Take a stage as not begun."""
+        """Mark a stage as not begun."""
         if self.values.pop(stage, None) is not None:
             write_json(self.path, self.values)
