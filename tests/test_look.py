@@ -144,7 +144,7 @@ def test_another_source_of_test_is_told(tmp_path: Path) -> None:
         if path.suffix in (".png", ".jpg") and "test" in path.parent.name:
             pixels = np.asarray(Image.open(path).convert("RGB")).astype(np.float32)
             Image.fromarray((pixels * 0.4).astype(np.uint8)).save(path)
-    assert "expect the validation score to lie" in " ".join(look(made.root, tmp_path / "out").split())
+    assert "do not trust the validation score" in " ".join(look(made.root, tmp_path / "out").split())
 
 
 def test_what_cannot_be_looked_at_is_one_message(photos: Path, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_likely_groups_are_named_and_not_used(photos: Path, tmp_path: Path) -> N
     table["PatientID"] = [f"p{row // 4}" for row in range(len(table))]
     table.to_csv(photos / "train.csv", index=False)
     text = " ".join(look(photos, tmp_path / "out").split())
-    assert "--set data.group_column=PatientID" in text and "none stated" in text
+    assert "--set data.group_column=PatientID" in text and "none given" in text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium to open the page in")

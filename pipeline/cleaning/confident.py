@@ -1,8 +1,9 @@
-"""Which given labels look wrong, from predictions by models that did not see the rows: confident learning, by cleanlab.
+"""Find given labels that look wrong, from out-of-fold predictions, by confident learning (cleanlab).
 
-Northcutt, Jiang, Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels" (JAIR 70). Several labels an image:
-Thyagarajan et al. 2022 (arXiv:2211.13895). Of numbers cleanlab only ranks; a residual counts as odd from a modified z-score of
-3.5 on (Iglewicz, Hoaglin 1993, "How to Detect and Handle Outliers").
+Northcutt, Jiang, Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels" (JAIR 70).
+Several labels per image: Thyagarajan et al. 2022 (arXiv:2211.13895). For numbers cleanlab gives only a
+ranking; here a residual is odd from a modified z-score of 3.5 (Iglewicz, Hoaglin 1993, "How to Detect and
+Handle Outliers").
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ if TYPE_CHECKING:
     import numpy as np
 
 ODD_Z = 3.5
-TO_DEVIATION = 1.4826  # of a normal distribution: standard deviation / median absolute deviation
+TO_DEVIATION = 1.4826  # standard deviation / median absolute deviation of a normal distribution
 FEWEST_ROWS = 10
 HOW_TO_INSTALL = "python -m pip install -c constraints.txt cleanlab"
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A row whose label looks wrong. `score`: 1 minus cleanlab's quality of the label; the nearer to 1, the less it can be right."""
+    """A row whose label looks wrong.
+
+    `score`: 1 - cleanlab's label quality; near 1, the label is hardly correct.
+    """
 
     row: int
     given: str
@@ -35,29 +39,30 @@ class Suspect:
 
 
 def need_cleanlab() -> Any:
-    """The package cleanlab.
+    """Import and return cleanlab.
 
     Raises:
-        UserError: it is not installed; the message says how it is.
+        UserError: it is not installed; the message gives the command.
     """
     try:
         import cleanlab
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "cleanlab":
             raise
-        raise UserError(f"labels that look wrong are found by cleanlab, which is not installed: {HOW_TO_INSTALL}") from None
+        raise UserError(f"finding wrong labels needs cleanlab, which is not installed: {HOW_TO_INSTALL}") from None
     return cleanlab
 
 
 def find_suspects(target: Target, labels: Sequence[str], values: np.ndarray) -> list[Suspect]:
-    """The suspects among N rows with given `labels` and out-of-fold predictions `values` (N, O), the least credible label first.
+    """Return the suspects among N rows with `labels` and out-of-fold `values` (N, O), the least credible
+    label first.
 
     Raises:
         UserError: cleanlab is not installed, there are too few rows, or only one class.
     """
     need_cleanlab()
     if len(labels) < FEWEST_ROWS:
-        raise UserError(f"{len(labels)} labelled rows are too few to tell which labels look wrong: at least {FEWEST_ROWS} are needed")
+        raise UserError(f"{len(labels)} labelled rows are too few to find wrong labels: at least {FEWEST_ROWS} are needed")
     found = _FINDERS[target.kind](target, list(labels), values)
     return sorted((one for one in found if one.suggested != one.given), key=lambda one: (-one.score, one.row))
 
@@ -76,7 +81,7 @@ def _yes_or_no(target: Target, labels: list[str], values: np.ndarray) -> list[Su
 
     given = target.encode(labels)[:, 0].astype(np.int64)
     positive = np.asarray(values[:, 0], dtype=np.float64)
-    # As the data write the two classes; each may have several texts.
+    # The texts of the two classes in the data; each class may have several.
     texts = [Counter(label for label, own in zip(labels, given, strict=True) if own == number) for number in (0, 1)]
     word = [texts[number].most_common(1)[0][0] if texts[number] else target.names[number] for number in (0, 1)]
     return _of_classes(labels, given, np.stack([1 - positive, positive], axis=1), [word[int(value >= 0.5)] for value in positive])
@@ -89,10 +94,10 @@ def _of_classes(labels: list[str], given: np.ndarray, probs: np.ndarray, suggest
 
     present = np.unique(given)
     if len(present) < 2:
-        raise UserError(f"every labelled row is {labels[0]!r}: with one class no label can be told to be another's")
+        raise UserError(f"every labelled row is {labels[0]!r}: with one class wrong labels cannot be found")
     number = {int(one): place for place, one in enumerate(present)}
     own = np.array([number[int(one)] for one in given])
-    probs = probs[:, present] + 1e-12  # a class without rows is none that cleanlab knows
+    probs = probs[:, present] + 1e-12  # cleanlab must not see classes without rows
     probs /= probs.sum(axis=1, keepdims=True)
     flagged = find_label_issues(own, probs, n_jobs=1)
     quality = get_label_quality_scores(own, probs)
@@ -104,14 +109,16 @@ def _several_labels(target: Target, labels: list[str], values: np.ndarray) -> li
     from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
 
     truth = target.encode(labels) > 0.5
-    varied = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))  # a label that all rows have, or none, tells nothing of itself
+    # cleanlab needs rows with and without a label
+    varied = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
     if not len(varied):
-        raise UserError("no label is given to some rows and not to others: nothing can be told of them")
+        raise UserError("every label is on all rows or on none: wrong labels cannot be found")
     probs = np.clip(np.asarray(values, dtype=np.float64), 1e-6, 1 - 1e-6)[:, varied]
     lists = [np.flatnonzero(row).tolist() for row in truth[:, varied]]
     wrong = np.zeros(truth.shape, dtype=bool)
     wrong[:, varied] = find_multilabel_issues_per_class(lists, probs, n_jobs=1)
-    quality = np.where(truth[:, varied], probs, 1 - probs).min(axis=1)  # cleanlab's quality of a label, the worst of the image
+    # cleanlab's quality of a label; of an image the lowest
+    quality = np.where(truth[:, varied], probs, 1 - probs).min(axis=1)
     right = truth ^ wrong
     suggested = [target.separator.join(target.names[number] for number in np.flatnonzero(row)) for row in right]
     usable = wrong.any(axis=1) & (right.any(axis=1) | target.may_be_empty)
@@ -122,12 +129,12 @@ def _numbers(target: Target, labels: list[str], values: np.ndarray) -> list[Susp
     import numpy as np
     from cleanlab.regression.rank import get_label_quality_scores
 
-    truth, said = target.encode(labels).astype(np.float64), np.asarray(values, dtype=np.float64)
-    errors = truth - said
+    truth, predicted = target.encode(labels).astype(np.float64), np.asarray(values, dtype=np.float64)
+    errors = truth - predicted
     off = np.abs(errors - np.median(errors, axis=0))
     spread = TO_DEVIATION * np.median(off, axis=0)
     odd = (off > ODD_Z * np.where(spread > 0, spread, np.inf)).any(axis=1)
-    quality = np.min([get_label_quality_scores(truth[:, column], said[:, column]) for column in range(truth.shape[1])], axis=0)
+    quality = np.min([get_label_quality_scores(truth[:, column], predicted[:, column]) for column in range(truth.shape[1])], axis=0)
     suggested = target.decode(values)
     return [Suspect(int(row), labels[row], suggested[row], float(1 - quality[row])) for row in np.flatnonzero(odd)]
 

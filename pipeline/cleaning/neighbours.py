@@ -1,7 +1,8 @@
-"""Every image through every model of the folds: the training images nearest to a suspect, and how far apart the models are.
+"""Find the training images nearest to each suspect, and how much the models of the folds disagree on every
+image.
 
-Near is what the model that did not see the suspect takes for alike: the cosine of what goes into its last layer, over the images
-that it was trained on.
+Near means: a high cosine of the inputs of the last layer, in the model that did not train on the suspect,
+among the images that it did train on.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ class Neighbour:
 
 
 def look_around(oof: OutOfFold, suspects: Sequence[int], count: int) -> tuple[Mapping[int, list[Neighbour]], np.ndarray]:
-    """The `count` nearest training images of each of the rows `suspects`, and (N,) float64 disagreement of the folds' models.
+    """Return the `count` nearest training images of each row in `suspects`, and (N,) float64 disagreement of
+    the models.
 
-    Disagreement is the standard deviation over the models of what they say of an image, all outputs together (the square root of
-    the summed variances): 0 where all say the same. Of numbers it is in units of their training deviation.
+    Disagreement is the standard deviation of the models' predictions for an image, over all outputs (the
+    square root of the summed variances): 0 if all models agree. Numbers are in units of their training
+    standard deviation.
 
     Raises:
-        UserError: a model cannot be rebuilt, or an image cannot be read any more.
+        UserError: a model cannot be rebuilt, or an image can no longer be read.
     """
     import numpy as np
 
@@ -53,9 +56,9 @@ def look_around(oof: OutOfFold, suspects: Sequence[int], count: int) -> tuple[Ma
     total, squares = np.zeros(oof.values.shape), np.zeros(oof.values.shape)
     for fold in range(1, oof.num_folds + 1):
         logits, features = _through(oof, fold, rows)
-        said = Predictions.of_images([row.id for row in rows], logits, target).aligned(oof.ids).values / scale
-        total += said
-        squares += said.astype(np.float64) ** 2
+        predicted = Predictions.of_images([row.id for row in rows], logits, target).aligned(oof.ids).values / scale
+        total += predicted
+        squares += predicted.astype(np.float64) ** 2
         mine = [number for number in suspects if oof.folds[number] == fold]
         found |= _nearest(features, [first[oof.ids[number]] for number in mine], np.flatnonzero(fold_of != fold), mine, rows, count)
     variance = np.maximum(squares / oof.num_folds - (total / oof.num_folds) ** 2, 0)
@@ -63,13 +66,13 @@ def look_around(oof: OutOfFold, suspects: Sequence[int], count: int) -> tuple[Ma
 
 
 def write_disagreement(oof: OutOfFold, disagreement: np.ndarray) -> None:
-    """Write disagreement.csv (id, disagreement) into the run's folder, where its page finds it."""
+    """Write disagreement.csv (id, disagreement) into the run's folder; the run's page reads it there."""
     cells = [(guarded(row_id), f"{value:.6f}") for row_id, value in zip(oof.ids, disagreement.tolist(), strict=True)]
     write_table(oof.path / DISAGREEMENT, ("id", "disagreement"), cells)
 
 
 def _through(oof: OutOfFold, fold: int, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    """(M, O) logits of the model of a fold, and (M, D) float32 features of length 1."""
+    """Return (M, O) logits of a fold's model, and (M, D) float32 features of length 1."""
     import numpy as np
     import torch
 

@@ -1,4 +1,6 @@
-"""A run of folds with the data that it was made from: for every labelled row its label, its fold and what was said of it."""
+"""Read a run of folds with its data: for every labelled row its label, its fold and its out-of-fold
+prediction.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """What oof.csv and oof.npy say, row by row: `labels` are the given ones, `folds` from 1, `values` (N, O) float32."""
+    """The rows of oof.csv and oof.npy: given `labels`, `folds` from 1, `values` (N, O) float32 predictions."""
 
     path: Path
     record: RunRecord
@@ -39,20 +41,21 @@ class OutOfFold:
 
     @property
     def target(self) -> Target:
-        """What the labels mean."""
+        """The target of the labels."""
         return self.record.target
 
     @property
     def num_folds(self) -> int:
-        """How many models there are."""
+        """Number of folds, and of models."""
         return int(self.record.values["folds"]["count"])
 
 
 def read_out_of_fold(path: Path, data_dir: Path | None = None) -> OutOfFold:
-    """The out-of-fold predictions of the run in folder `path`, checked against its data (`data_dir`, else where they were).
+    """Read the out-of-fold predictions of the run in `path` and check them against the data (`data_dir`, else
+    the run's).
 
     Raises:
-        UserError: it is no run of folds, its files are damaged, or they are about other rows or labels than the data hold.
+        UserError: it is not a run of folds, its files are damaged, or the data have other rows or labels now.
     """
     record = read_record(path) if path.is_dir() else None
     if record is None or record.kind != "folds":
@@ -70,7 +73,7 @@ def read_out_of_fold(path: Path, data_dir: Path | None = None) -> OutOfFold:
 def _no_folds(path: Path, record: RunRecord | None) -> str:
     what = f"{path} holds no finished run" if record is None else f"{path} is a {record.kind}, not folds"
     return (
-        f"{what}: a label is judged by a model that did not see it, so every row needs to be validated once: "
+        f"{what}: a label must be judged by a model that did not train on it, so every row must be validated once: "
         f"python train.py --folds 5 --output runs/folds, then --model runs/folds"
     )
 
@@ -101,4 +104,4 @@ def _check_same(path: Path, data_dir: Path, label_of: dict[str, str], images: Ma
     ]
     problems = [f"{counted(len(foreign), 'row')} of {len(label_of):,} are not in {data_dir}: {quoted(foreign)}"] if foreign else []
     problems += [f"{counted(len(changed), 'label')} changed since: {listed(changed)}"] if changed else []
-    raise_all(problems, f"{path} is not about the data in {data_dir}; --data DIR names the right ones, or train the folds again:")
+    raise_all(problems, f"{path} is not about the data in {data_dir}; set the right ones with --data DIR, or train the folds again:")

@@ -1,6 +1,7 @@
-"""suspects.html: each suspect beside the training images nearest to it, to be kept, left out or given another label.
+"""Write suspects.html: each suspect beside its nearest training images, with buttons to keep, exclude or
+relabel it.
 
-A person decides; the page's two downloads are what train.py takes.
+A person decides. The page's two downloads are files for train.py.
 """
 
 from __future__ import annotations
@@ -25,18 +26,21 @@ if TYPE_CHECKING:
     from pipeline.cleaning.neighbours import Neighbour
     from pipeline.data.intensity import Intensity
 
-MAX_SHOWN, MAX_BYTES = 400, 8_000_000  # suspects in a page, and bytes of images; all suspects are in suspects.csv
-DROPPED = ("--output", "--fold", "--parallel", "--max-minutes")  # of the command that the folds were trained by
-MAX_OPTIONS = 2000  # labels that are offered while one is typed
+MAX_SHOWN, MAX_BYTES = 400, 8_000_000  # suspects and bytes of images on a page; suspects.csv has all suspects
+DROPPED = ("--output", "--fold", "--parallel", "--max-minutes")  # flags that the new command must not repeat
+MAX_OPTIONS = 2000  # labels offered for completion
 
 
 def build_page(
     oof: OutOfFold, suspects: Sequence[Suspect], near: Mapping[int, list[Neighbour]], page: Path, images: bool, data_named: bool
 ) -> Path:
-    """Write the page; its path. `images`: with images; `data_named`: the person named the data folder, so its images may be shown."""
+    """Write the page and return its path.
+
+    `images`: show images; `data_named`: the user named the data folder.
+    """
     shown = list(suspects[:MAX_SHOWN])
-    pictures = Pictures(oof, images and (data_named or _own(oof)))
-    cards = [_card(oof, suspect, near.get(suspect.row, []), pictures) for suspect in shown]
+    page_images = PageImages(oof, images and (data_named or _own(oof)))
+    cards = [_card(oof, suspect, near.get(suspect.row, []), page_images) for suspect in shown]
     target = oof.target
     options = sorted(set(oof.labels)) if target.kind == "binary" else list(target.names)
     html = render(
@@ -45,10 +49,10 @@ def build_page(
         total=len(oof.ids),
         count=len(suspects),
         cards=cards,
-        size=human_size(pictures.size),
+        size=human_size(page_images.size),
         limit=human_size(MAX_BYTES),
-        images=pictures.allowed,
-        pictures_left=pictures.full,
+        images=page_images.allowed,
+        images_left=page_images.full,
         near=any(card["near"] for card in cards),
         options=[] if target.kind == "continuous" else options[:MAX_OPTIONS],
         strict=target.kind not in ("continuous", "multilabel") and len(options) <= MAX_OPTIONS,
@@ -64,11 +68,11 @@ def build_page(
 
 
 def next_command(oof: OutOfFold) -> str:
-    """The command that trains the folds again on corrected labels, into another folder."""
-    words = shlex.split(str(oof.record.values.get("command") or ""))
-    if words[:2] != ["python", "train.py"]:
-        words = ["python", "train.py", "--folds", str(oof.num_folds)]
-    kept, rest = words[:2], words[2:]
+    """Return the command that trains the folds again with corrected labels, into another folder."""
+    command = shlex.split(str(oof.record.values.get("command") or ""))
+    if command[:2] != ["python", "train.py"]:
+        command = ["python", "train.py", "--folds", str(oof.num_folds)]
+    kept, rest = command[:2], command[2:]
     while rest:
         word, rest = rest[0], rest[1:]
         flag, sign, value = word.partition("=")
@@ -82,8 +86,8 @@ def next_command(oof: OutOfFold) -> str:
     return shlex.join([*kept, "--output", f"{oof.path}-corrected", *files])
 
 
-class Pictures:
-    """Images for the page until their bytes are used up: `size` of them, `full` once one found no room."""
+class PageImages:
+    """Images for the page up to MAX_BYTES. `size`: bytes used; `full`: an image was left out."""
 
     def __init__(self, oof: OutOfFold, allowed: bool) -> None:
         self.allowed, self.size, self.full = allowed, 0, False
@@ -91,17 +95,17 @@ class Pictures:
         self._made: dict[tuple[Path, int], str | None] = {}
 
     def of(self, path: Path, side_px: int) -> str | None:
-        """A JPEG in base64; None where no image is to be shown, or none can be."""
+        """Return a JPEG in base64; None if images are off, the page is full, or the image cannot be decoded."""
         if not self.allowed or self.full:
             return None
         if (path, side_px) not in self._made:
             self._made[path, side_px] = thumbnail(path, side_px, self._intensity)
-        picture = self._made[path, side_px] or ""
-        if self.size + len(picture) > MAX_BYTES:
+        jpeg = self._made[path, side_px] or ""
+        if self.size + len(jpeg) > MAX_BYTES:
             self.full = True
             return None
-        self.size += len(picture)
-        return picture or None
+        self.size += len(jpeg)
+        return jpeg or None
 
 
 def _intensity(oof: OutOfFold) -> Intensity | None:
@@ -116,7 +120,7 @@ def _own(oof: OutOfFold) -> bool:
     return is_own(read_run_files(oof.path))
 
 
-def _card(oof: OutOfFold, suspect: Suspect, near: Sequence[Neighbour], pictures: Pictures) -> dict[str, Any]:
+def _card(oof: OutOfFold, suspect: Suspect, near: Sequence[Neighbour], page_images: PageImages) -> dict[str, Any]:
     row_id = oof.ids[suspect.row]
     image = oof.images[row_id][0]
     return {
@@ -128,19 +132,19 @@ def _card(oof: OutOfFold, suspect: Suspect, near: Sequence[Neighbour], pictures:
         "fold": oof.folds[suspect.row],
         "says": _says(oof, suspect),
         "file": image.path.name,
-        "picture": pictures.of(image.path, SMALL_PX),
-        "near": [{"label": one.row.label, "likeness": one.likeness, "picture": pictures.of(one.row.path, MARGIN_PX)} for one in near],
+        "image": page_images.of(image.path, SMALL_PX),
+        "near": [{"label": one.row.label, "likeness": one.likeness, "image": page_images.of(one.row.path, MARGIN_PX)} for one in near],
     }
 
 
 def csv_cell(text: str) -> str:
-    """A cell as the tables of this project are written: guarded from spreadsheets, and in quotes where it needs them."""
+    """Return a cell as this project writes tables: guarded from spreadsheets, and in quotes if needed."""
     cell = guarded(text)
     return '"' + cell.replace('"', '""') + '"' if re.search('[,"\r\n]', cell) else cell
 
 
 def _says(oof: OutOfFold, suspect: Suspect) -> str:
-    """What the model that did not see the row says of the given and of the suggested label."""
+    """Describe the out-of-fold prediction for the given and the suggested label."""
     target, values = oof.target, oof.values[suspect.row]
     if target.kind == "continuous":
         return f"predicted {', '.join(brief(float(value)) for value in values)}"

@@ -1,4 +1,6 @@
-"""The sections as text, for a terminal and look.txt: the same facts as on the page, long tables cut."""
+"""Format the sections as text for the terminal and look.txt: the same facts as on the page, with long tables
+cut.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ WIDTH, ROWS, CELL = 110, 10, 48
 
 
 def as_text(name: str, sections: Sequence[Section]) -> str:
-    """All sections under the name of the data, with a line end at the end."""
+    """Return all sections as text under the name of the data; the text ends with a newline."""
     lines = [name, "=" * len(name)]
     for section in sections:
         lines += ["", section.title, "-" * len(section.title)]
@@ -25,7 +27,7 @@ def as_text(name: str, sections: Sequence[Section]) -> str:
 
 def _table(grid: Grid) -> list[str]:
     rows = [[_cell(value) for value in row] for row in grid.rows]
-    whole = grid.texts == len(grid.heads) or len(rows) <= 2 * ROWS  # facts, not a list
+    whole = grid.texts == len(grid.heads) or len(rows) <= 2 * ROWS  # a table of facts, not a long list
     shown = rows if len(rows) <= 2 * ROWS and whole else rows[:ROWS]
     heads = [*grid.heads]
     widths = [max(len(line[column]) for line in (heads, *shown)) for column in range(len(heads))]

@@ -1,4 +1,6 @@
-"""What duplicates mean here: other labels for the same image, rows that folds must keep together, test images that stand in training."""
+"""Report duplicates: images with two labels, rows that folds must keep together, and test images that are
+also in training.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,21 @@ from pathlib import Path
 
 from pipeline.competition.rows import Row
 from pipeline.look.duplicates import Twins
-from pipeline.look.section import Grid, Picture, Section, Sheet, Strip
+from pipeline.look.section import Grid, Section, Sheet, SmallImage, Strip
 from pipeline.look.selection import Looked
 from pipeline.targets.target import Target
 from pipeline.wording import counted, listed
 
 SHOWN_SETS, SHOWN_EACH = 12, 6
-FAR = 0.1  # of the standard deviation of a number: from where two labels are said to differ
+FAR = 0.1  # of a number's standard deviation: labels that differ more are different
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Sets of rows about the same image: `train` and `test` rows of each, whether their files are equal byte for byte."""
+    """One set of rows with the same image, in `train` and in `test`.
+
+    `equal`: their files have the same bytes.
+    """
 
     train: tuple[Row, ...]
     test: tuple[Row, ...]
@@ -28,12 +33,14 @@ class Copies:
 
     @property
     def how(self) -> str:
-        """In words."""
+        """The kind of equality, for messages."""
         return "equal bytes" if self.equal else "nearly equal"
 
 
 def copies_of(looked: Looked, places: Sequence[Path], found: Sequence[Twins]) -> list[Copies]:
-    """The sets of duplicates with their rows; `places`: the images that were searched, in the order that `found` counts them."""
+    """Return the sets of duplicates with their rows; `places`: the searched images, to which `found` refers
+    by position.
+    """
     rows: dict[str, dict[Path, Row]] = {part: {row.path: row for row in looked.part(part)} for part in ("train", "test")}
     sets = []
     for twins in found:
@@ -44,7 +51,9 @@ def copies_of(looked: Looked, places: Sequence[Path], found: Sequence[Twins]) ->
 
 
 def copies_section(looked: Looked, sets: Sequence[Copies], groups_file: str) -> Section:
-    """The section on duplicates; `groups_file`: where the groups of training rows were written, empty where they were not."""
+    """Return the section on duplicates; `groups_file`: the file with the groups of training rows, empty if
+    none was written.
+    """
     section = Section("Duplicates")
     inside = [copies for copies in sets if len({row.id for row in copies.train}) > 1]
     differing = [copies for copies in inside if _labels_differ(copies.train, looked.competition.target)]
@@ -56,18 +65,18 @@ def copies_section(looked: Looked, sets: Sequence[Copies], groups_file: str) -> 
         images = sum(len(copies.train) for copies in differing)
         section.says.append(
             f"The same image with different labels: {counted(len(differing), 'set')}, {counted(images, 'training image')}. "
-            "One of the labels is wrong, or the image has several; somebody should decide."
+            "One of the labels is wrong, or the image has several; a person should decide."
         )
         _show(section, "The same image with different labels", differing, looked, "train")
     if inside:
         images = sum(len(copies.train) for copies in inside)
         exact = sum(copies.equal for copies in inside)
         section.says.append(
-            f"Duplicates inside train: {counted(len(inside), 'set')} of {counted(images, 'image')} in all, {exact:,} with equal bytes."
+            f"Duplicates inside train: {counted(len(inside), 'set')} with {counted(images, 'image')}, {exact:,} of the sets with equal bytes."
         )
         if groups_file:
             section.says.append(
-                "Validation is too good where one copy trains and another validates. Files of equal bytes are kept together anyway; "
+                "Validation is too optimistic if one copy trains and another validates. Files with equal bytes are always kept together; "
                 f"nearly equal ones are with: --set data.groups={shlex.quote(groups_file)}"
                 + (" (copies outside the sample are not known there)" if looked.sampled else "")
             )
@@ -75,14 +84,14 @@ def copies_section(looked: Looked, sets: Sequence[Copies], groups_file: str) -> 
     if leaks:
         tests = sum(len(copies.test) for copies in leaks)
         section.says.append(
-            f"Test images that also stand in train: {tests:,} of {counted(len(looked.test), 'test image')}. Their labels are known, "
-            "so a score on the test set is partly memory; nothing here makes use of it."
+            f"Test images that are also in train: {tests:,} of {counted(len(looked.test), 'test image')}. Their labels are known, "
+            "so a score on the test set is partly memory. This project does not use that."
         )
         _show(section, "Between train and test", leaks, looked, "both")
     if in_test:
         section.says.append(f"Duplicates inside test: {counted(len(in_test), 'set')}.")
         _show(section, "Duplicates inside test", in_test, looked, "test")
-    section.says.append("Copies that are cropped, mirrored or turned are not found.")
+    section.says.append("Cropped, mirrored or rotated copies are not found.")
     return section
 
 
@@ -118,13 +127,13 @@ def _show(section: Section, title: str, sets: Sequence[Copies], looked: Looked, 
     for number, copies in enumerate(sets[:SHOWN_SETS], start=1):
         chosen = [("train", row) for row in copies.train if part in ("train", "both")]
         chosen += [("test", row) for row in copies.test if part in ("test", "both")]
-        if part == "both":  # one of each at least
+        if part == "both":  # show at least one of each
             chosen = [
                 *chosen[:1],
                 *[pair for pair in chosen[1:] if pair[0] == "test"],
                 *[pair for pair in chosen[1:] if pair[0] == "train"],
             ]
-        pictures = tuple(Picture(row.path, f"{name}: {row.label or row.path.name}") for name, row in chosen[:SHOWN_EACH])
+        images = tuple(SmallImage(row.path, f"{name}: {row.label or row.path.name}") for name, row in chosen[:SHOWN_EACH])
         labels = listed(dict.fromkeys(row.label or "" for row in copies.train)) if copies.train else "test"
-        strips.append(Strip(f"{number}. {labels}", pictures, quiet=f"{copies.how}, {len(chosen)} images"))
+        strips.append(Strip(f"{number}. {labels}", images, quiet=f"{copies.how}, {len(chosen)} images"))
     section.sheets.append(Sheet(title, tuple(strips), captions=True))

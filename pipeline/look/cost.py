@@ -1,4 +1,6 @@
-"""What training would take here: seconds an epoch, memory and disk of a recipe, measured on a step with a few images of the set."""
+"""Estimate what training takes here: seconds per epoch, memory and disk of a recipe, measured on one step
+with a few images.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,13 @@ if TYPE_CHECKING:
     from pipeline.tasks.step_cost import StepCost
     from pipeline.training.deadline import Rows
 
-SESSION_HOURS = 9  # of a notebook on Kaggle with a GPU
+SESSION_HOURS = 9  # of a GPU notebook on Kaggle
 
 
 def backbone_here(recipe: Recipe) -> bool:
-    """Whether the recipe's backbones need no download: described in the recipe, a folder, or in the hub's cache on this machine."""
+    """Return True if the recipe's backbones need no download: described in the recipe, in a folder, or in the
+    hub's cache.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     sources = [] if recipe.architecture else [recipe.backbone]
@@ -34,7 +38,9 @@ def backbone_here(recipe: Recipe) -> bool:
 
 
 def input_rule(recipe: Recipe) -> tuple[Preprocessing, str]:
-    """How the recipe's model reads an image; and, where its backbone is not here, that this is a guess."""
+    """Return the preprocessing of the recipe's model, and a sentence if it is a guess because the backbone is
+    not here.
+    """
     if backbone_here(recipe):
         from pipeline.models.backbones import load_config, preprocessing_of
 
@@ -45,7 +51,7 @@ def input_rule(recipe: Recipe) -> tuple[Preprocessing, str]:
         except UserError as error:
             return _square(recipe), f"{str(error).splitlines()[0]}: a square is assumed."
         return _square(recipe), ""
-    return _square(recipe), f"{recipe.backbone} is not on this machine; that it reads the whole image as a square is assumed."
+    return _square(recipe), f"{recipe.backbone} is not on this machine; assumed: it reads the whole image, resized to a square."
 
 
 def _square(recipe: Recipe) -> Preprocessing:
@@ -54,19 +60,19 @@ def _square(recipe: Recipe) -> Preprocessing:
 
 
 def cost_section(looked: Looked, recipe: Recipe, output: Path) -> Section:
-    """The section on what `recipe` takes here; `output`: the folder that a run would write to."""
+    """Return the section on what `recipe` takes here; `output`: the folder that a run would write to."""
     section = Section(f"What it would take: {recipe.name or recipe.backbone}")
     competition = looked.competition
     if recipe.task != competition.task:
         section.says.append(
-            f"The recipe {recipe.name} is for {recipe.task}, this competition is {competition.task}: --recipe names another."
+            f"The recipe {recipe.name} is for {recipe.task}, this competition is {competition.task}: set another with --recipe."
         )
         return section
     if not backbone_here(recipe):
         section.says.append(
             f"{recipe.backbones} is not on this machine, so nothing is measured. "
-            f"`{shlex.join(['python', 'train.py', '--dry-run', '--data', str(competition.root)])}` fetches it "
-            "and says the same; --recipe NAME or --backbone DIR here measures another."
+            f"`{shlex.join(['python', 'train.py', '--dry-run', '--data', str(competition.root)])}` downloads it "
+            "and prints the same; --recipe NAME or --backbone DIR here measures another."
         )
         return section
     try:
@@ -115,23 +121,23 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
     if len(looked.test):
         rows.append(("predicting the test images", f"about {human_time(len(looked.competition.test) * predict_s)}"))
     section.grids.append(Grid("Estimated here", ("", "value"), rows, texts=2))
-    section.says.append("Measured on a few images while this page was made; reading and decoding images is not counted, but in the plan.")
+    section.says.append("Measured on a few images while this page was made. Only the plan includes reading and decoding images.")
     kind = competition.target.kind if competition.target else "multiclass"
     section.says += problems + advise(recipe, schedule, num_train, num_val, len(task.class_names), build.new_head, kind)
 
 
 def _planned(cost: StepCost, recipe: Recipe, rows: Rows) -> str:
-    """What `train.py --plan` would run with so much time, at this image size."""
+    """Return what `train.py --plan` would run in this time, at this image size."""
     from pipeline.training.deadline import FEWEST_STEPS, Limits, Pace, propose
 
     pace = Pace(cost.build.task.rule.height, cost.train + cost.read, cost.predict + cost.read, cost.build_seconds)
     found = propose(Limits(SESSION_HOURS * 3600, rows, may_fold=recipe.task == "classification"), [pace])
     if found is None:
-        return f"fewer than {FEWEST_STEPS} optimizer steps fit: smaller images, or the head alone"
+        return f"fewer than {FEWEST_STEPS} optimizer steps fit: use smaller images, or train only the head"
     runs = f"{found.folds} folds" if found.folds else "one model"
     return f"{counted(found.epochs, 'epoch')} of this, {runs}: about {human_time(found.seconds)}, reading images included"
 
 
 def _usable(looked: Looked) -> list[Row]:
-    """The training rows whose images are known to be in order."""
+    """Return the training rows whose images were measured and can be decoded."""
     return [row for row in looked.competition.train if (one := looked.facts.get(row.path)) is not None and not one.problem]

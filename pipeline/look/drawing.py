@@ -1,4 +1,4 @@
-"""The figures of the first look that no run's page has: which labels come together, how large images are."""
+"""Draw figures that only the first look has: labels that occur together, image sizes, distributions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from pipeline.report.figures import ABOVE, GRID, INK, QUIET, TRAINING, VALIDATION, drawable_names, new_axes
 
-SMALLEST_AREA, LARGEST_AREA = 14, 130  # of a point, in square points of print
+SMALLEST_AREA, LARGEST_AREA = 14, 130  # of a point, in points squared
 COLOURS = {"train": TRAINING, "test": VALIDATION}
 
 
 def together_figure(path: Path, share: np.ndarray, names: Sequence[str]) -> None:
-    """(L, L) shares of the images of the row's label that also have the column's; the diagonal stays empty."""
+    """Draw (L, L) shares: of the images with the row's label, those that also have the column's.
+
+    The diagonal is empty.
+    """
     names = drawable_names(names)
     side = min(9.0, max(0.34 * len(names), 2.1) + 1.0 + 0.085 * max(map(len, names)))
     shown = np.where(np.eye(len(names), dtype=bool) | (share == 0), np.nan, share)
@@ -35,7 +38,11 @@ def together_figure(path: Path, share: np.ndarray, names: Sequence[str]) -> None
 
 
 def sizes_figure(path: Path, sizes: Mapping[str, Sequence[tuple[int, int]]], model_px: int | None) -> None:
-    """(width, height) in pixels of the images of train and test, larger points for sizes of more images; the model's square where it is known."""
+    """Draw the image sizes (width, height) in pixels of train and test, and the model's input square if
+    `model_px` is given.
+
+    Larger points stand for sizes of more images.
+    """
     both = [size for part in sizes.values() for size in part]
     sides = np.array(both, dtype=float)
     low, high = float(sides.min()), float(sides.max())
@@ -78,7 +85,7 @@ def sizes_figure(path: Path, sizes: Mapping[str, Sequence[tuple[int, int]]], mod
 
 
 def shares_figure(path: Path, values: Mapping[str, Sequence[float]], across: str) -> None:
-    """How `values` of train and test lie, as shares of each part, on one scale of bins."""
+    """Draw the distributions of `values` in train and test as shares of each part, with common bins."""
     both = np.concatenate([np.asarray(part, dtype=float) for part in values.values() if len(part)])
     edges = np.histogram_bin_edges(both, bins=min(40, max(8, round(2 * math.sqrt(len(both))))))
     with new_axes(path) as axes:

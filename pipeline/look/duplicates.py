@@ -1,9 +1,10 @@
-"""Images that are the same: files of equal bytes, and copies in another size, quality or brightness.
+"""Find equal images: files with equal bytes, and copies in another size, quality or brightness.
 
-Copies are proposed by a perceptual hash and confirmed on pixels. Tried on 500 photographs of clothing and groceries, each saved anew in
-four ways (200 x 260 pixels at JPEG quality 60; 0.7 times the size at 70; 1.6 times at 80; half the size at 50): all 2,000 copies are found
-and no set holds two photographs. Among 1,322 and 820 photographs without copies none is taken for one. A crop, a mirrored or a turned copy is
-not found.
+Copies are proposed by a perceptual hash and confirmed on pixels. Tested on 500 photographs of clothing and
+groceries, each saved again in four ways (200 x 260 pixels at JPEG quality 60; 0.7 times the size at 70; 1.6
+times at 80; half the size at 50): all 2,000 copies are found, and no set holds two different photographs.
+Among 1,322 and 820 photographs without copies none is reported. Cropped, mirrored and rotated copies are not
+found.
 """
 
 from __future__ import annotations
@@ -20,23 +21,26 @@ from pipeline.files import sha256
 from pipeline.look.fact_store import FactStore
 from pipeline.look.image_facts import COLOUR_PX, ImageFacts
 
-MAX_BITS = 10  # of 64 that may differ
-LEAST_GREY = 0.985  # correlation of two images at 64 x 64 pixels in grey
+MAX_BITS = 10  # maximum of differing hash bits, of 64
+LEAST_GREY = 0.985  # minimum correlation of two images at 64 x 64 pixels in grey
 LEAST_COLOUR = 0.98  # and at 16 x 16 in colour: the same shoe in another colour is another image
-LEAST_SPREAD = 4.0  # standard deviation of the grey copy: below, there is nothing to compare
-BLOCK, PAIRS = 1024, 2048  # rows and pairs at once
+LEAST_SPREAD = 4.0  # minimum standard deviation of the grey copy: a flatter image cannot be compared
+BLOCK, PAIRS = 1024, 2048  # rows and pairs per step
 
 
 @dataclass(frozen=True)
 class Twins:
-    """Images that show the same, two or more, as positions in the list that was searched. `equal`: all files have the same bytes."""
+    """Two or more equal images, as positions in the searched list. `equal`: all files have the same bytes."""
 
     places: tuple[int, ...]
     equal: bool
 
 
 def find_duplicates(facts: Sequence[ImageFacts], store: FactStore) -> list[Twins]:
-    """Every set of images that are the same, in the order of their first ones. A copy of a copy belongs to the set."""
+    """Return every set of equal images, ordered by their first ones.
+
+    A copy of a copy belongs to the same set.
+    """
     joined = _Joined(len(facts))
     for places in _same_bytes(facts, store):
         for place in places[1:]:
@@ -52,7 +56,7 @@ def find_duplicates(facts: Sequence[ImageFacts], store: FactStore) -> list[Twins
 
 
 class _Joined:
-    """Sets that grow together (union and find)."""
+    """Disjoint sets that are merged (union-find)."""
 
     def __init__(self, count: int) -> None:
         self._parent = list(range(count))
@@ -69,7 +73,7 @@ class _Joined:
 
 
 def _same_bytes(facts: Sequence[ImageFacts], store: FactStore) -> list[list[int]]:
-    """Positions of files with the same bytes; only files of one size are read."""
+    """Return positions of files with the same bytes. Only files of equal size are read."""
     sizes: dict[int, list[int]] = {}
     for place, one in enumerate(facts):
         sizes.setdefault(one.num_bytes, []).append(place)
@@ -96,7 +100,10 @@ def _digest(path: str) -> str:
 
 
 def _near_pairs(facts: Sequence[ImageFacts], store: FactStore, joined: _Joined) -> Iterator[tuple[int, int]]:
-    """Pairs of copies that are not yet in one set of `joined`, which the caller joins before the next is asked for."""
+    """Yield pairs of copies that are not in one set of `joined` yet.
+
+    The caller joins each pair before the next.
+    """
     places = np.array([place for place, one in enumerate(facts) if one.hash and joined.top(place) == place], dtype=np.int64)
     for first, second in _alike_hashes(facts, places):
         for start in range(0, len(first), PAIRS):
@@ -108,11 +115,13 @@ def _near_pairs(facts: Sequence[ImageFacts], store: FactStore, joined: _Joined) 
 
 
 def _alike_hashes(facts: Sequence[ImageFacts], places: np.ndarray) -> Iterator[tuple[list[int], list[int]]]:
-    """Pairs of positions, each once, whose hashes differ in MAX_BITS at most; a block of rows at a time."""
+    """Yield pairs of positions whose hashes differ in at most MAX_BITS, each pair once, one block of rows at
+    a time.
+    """
     if not len(places):
         return
     bits = np.unpackbits(np.frombuffer(b"".join(facts[place].hash for place in places), np.uint8).reshape(len(places), -1), axis=1)
-    signs = bits.astype(np.float32) * 2 - 1  # of two rows the product is 64 minus twice the bits that differ
+    signs = bits.astype(np.float32) * 2 - 1  # the product of two rows is 64 - 2 * (number of differing bits)
     least = signs.shape[1] - 2 * MAX_BITS
     for start in range(0, len(places), BLOCK):
         alike = signs[start : start + BLOCK] @ signs[start:].T >= least
@@ -121,7 +130,7 @@ def _alike_hashes(facts: Sequence[ImageFacts], places: np.ndarray) -> Iterator[t
 
 
 def _same_pixels(first: Sequence[ImageFacts], second: Sequence[ImageFacts], store: FactStore) -> np.ndarray:
-    """(P,) bool: which pairs are copies, by their small copies in grey and in colour."""
+    """Return (P,) bool: which pairs are copies, by their grey and colour copies."""
     greys = [store.greys([one.path for one in side]).reshape(len(side), -1).astype(np.float32) for side in (first, second)]
     shape = len(first), 3 * COLOUR_PX**2
     colours = [np.frombuffer(b"".join(one.colour for one in side), np.uint8).reshape(shape).astype(np.float32) for side in (first, second)]
@@ -130,7 +139,7 @@ def _same_pixels(first: Sequence[ImageFacts], second: Sequence[ImageFacts], stor
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(P,) Pearson correlations of the rows of two (P, F) arrays; 0 where a row is constant."""
+    """Return (P,) float32 Pearson correlations of the rows of two (P, F) arrays; 0 for constant rows."""
     first, second = first - first.mean(axis=1, keepdims=True), second - second.mean(axis=1, keepdims=True)
     size = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
     return np.divide((first * second).sum(axis=1), size, out=np.zeros(len(first), np.float32), where=size > 0)

@@ -1,4 +1,7 @@
-"""groups.csv: which training rows belong together because their images are the same; `--set data.groups=FILE` takes it."""
+"""Write groups.csv: training rows with equal images belong together.
+
+It is used with `--set data.groups=FILE`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ FILE = "groups.csv"
 
 
 def grouped_ids(competition: Competition, sets: Sequence[Copies]) -> dict[str, str]:
-    """The group of every labelled id, named after the first id in it: what is stated already, and copies of one image, stay together."""
+    """Return the group of every labelled id, named after its first id.
+
+    Given groups and copies of one image stay together.
+    """
     top: dict[str, str] = {row.id: row.id for row in competition.train}
 
     def find(row_id: str) -> str:
@@ -42,7 +48,10 @@ def grouped_ids(competition: Competition, sets: Sequence[Copies]) -> dict[str, s
 
 
 def write_groups(folder: Path, groups: Mapping[str, str], written: str) -> tuple[Path, str]:
-    """Write groups.csv (id, group) into `folder`; its path and digest. One that was changed since its digest was `written` is kept beside it."""
+    """Write groups.csv (id, group) into `folder`; returns its path and digest.
+
+    An existing file is kept under another name if it was changed since it had the digest `written`.
+    """
     path = folder / FILE
     if path.is_file() and sha256(replaceable(path)) != written:
         path.rename(versioned(path))

@@ -1,4 +1,7 @@
-"""What a look at one image file gives: its size and kind, how bright it is, a small copy, a perceptual hash. Nothing here knows of labels."""
+"""Measure one image file: size and format, brightness, a small copy, a perceptual hash.
+
+Labels play no role here.
+"""
 
 from __future__ import annotations
 
@@ -14,43 +17,51 @@ from pipeline.data.images import TURNS, load, orientation, seen_size
 from pipeline.data.intensity import Intensity, is_deep
 from pipeline.data.opening import BadImage, opened
 
-DECODED_PX = 128  # a JPEG is decoded at the smallest scale that keeps both sides this long: at 64 fine textures made copies differ
+# A JPEG is decoded at the smallest scale with both sides at least this long; at 64, fine textures made copies
+# differ.
+DECODED_PX = 128
 GREY_PX, COLOUR_PX, HASH_PX, HASH_SIDE = 64, 16, 32, 8
-FLAT_LEVELS = 3  # of 255: pixels so near the most frequent grey count as the same
+FLAT_LEVELS = 3  # of 255: pixels within this distance of the most frequent grey count as equal to it
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """One image. Without `problem` it can be decoded; with it only `path`, `num_bytes` and what its header told are known."""
+    """Facts of one image.
+
+    With `problem` it cannot be decoded, and only `path`, `num_bytes` and header values are set.
+    """
 
     path: str
     num_bytes: int
-    width: int = 0  # as a person sees it
+    width: int = 0  # after its EXIF orientation
     height: int = 0
     format: str = ""
     mode: str = ""
-    turned: bool = False  # its EXIF data turn or mirror it
+    turned: bool = False  # its EXIF orientation rotates or mirrors it
     problem: str = ""
     low: int = 0  # grey levels, 0 to 255
     high: int = 0
     flat: float = 0.0  # the share of pixels within FLAT_LEVELS of the most frequent grey
     hash: bytes = b""  # 64 bits, see `perceptual_hash`
-    colour: bytes = b""  # (COLOUR_PX, COLOUR_PX, 3) uint8, squashed
-    grey: bytes = b""  # (GREY_PX, GREY_PX) uint8, squashed; kept in the store alone
+    colour: bytes = b""  # (COLOUR_PX, COLOUR_PX, 3) uint8, without keeping the aspect ratio
+    grey: bytes = b""  # (GREY_PX, GREY_PX) uint8, without keeping the aspect ratio; only in the store
 
     @property
     def aspect(self) -> float:
-        """Width by height; 0 where the header could not be read."""
+        """Width / height; 0 if the header could not be read."""
         return self.width / self.height if self.height else 0.0
 
     @property
     def deep(self) -> bool:
-        """Whether it is grey of more than 8 bits."""
+        """True for grey images of more than 8 bits."""
         return is_deep(self.mode)
 
 
 def image_facts(path: Path, intensity: Intensity | None = None) -> ImageFacts:
-    """The facts of the file `path`; grey of more than 8 bits by the rule `intensity`. What cannot be decoded says why in `problem`."""
+    """Measure the file `path`; `intensity` scales grey of more than 8 bits.
+
+    A decoding error is returned in `problem`.
+    """
     header: dict[str, object] = {}
     try:
         num_bytes = os.stat(path).st_size
@@ -79,16 +90,19 @@ def image_facts(path: Path, intensity: Intensity | None = None) -> ImageFacts:
 
 
 def small_grey(image: Image.Image) -> np.ndarray:
-    """(GREY_PX, GREY_PX) uint8: the RGB `image` in grey, squashed, by a filter that smooths: with plain means, copies of another size differ."""
+    """Return (GREY_PX, GREY_PX) uint8: `image` in grey, by a smoothing filter; with plain means, resized
+    copies differ.
+    """
     return np.asarray(image.convert("L").resize((GREY_PX, GREY_PX), Image.Resampling.BILINEAR))
 
 
 def perceptual_hash(grey: np.ndarray) -> bytes:
-    """64 bits of a (GREY_PX, GREY_PX) grey image: which of its 8 x 8 lowest cosine frequencies, at 32 x 32 pixels, are above their median.
+    """Return a 64-bit hash of a (GREY_PX, GREY_PX) grey image.
 
-    The pHash of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010), as the library imagehash
-    computes it. Copies in another size, quality or brightness differ in few bits; so do other images now and then, so equal hashes alone
-    say nothing.
+    Bit i is set if the i-th of the 8 x 8 lowest DCT frequencies at 32 x 32 pixels is above their median. This
+    is the pHash of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010), as
+    the library imagehash computes it. Copies in another size, quality or brightness differ in few bits. Some
+    different images do too, so equal hashes alone prove nothing.
     """
     small = grey.reshape(HASH_PX, 2, HASH_PX, 2).mean(axis=(1, 3))
     waves = _cosines()
@@ -98,7 +112,7 @@ def perceptual_hash(grey: np.ndarray) -> bytes:
 
 @cache
 def _cosines() -> np.ndarray:
-    """(HASH_SIDE, HASH_PX): the first cosines of the DCT of type II."""
+    """Return (HASH_SIDE, HASH_PX): the first basis functions of the DCT of type II."""
     place = np.arange(HASH_PX) + 0.5
     return np.cos(np.pi / HASH_PX * np.outer(np.arange(HASH_SIDE), place))
 

@@ -1,4 +1,6 @@
-"""How many images each class, grade or label has, which labels come together, how numbers lie; of questions, what is asked and answered."""
+"""Count images per class, grade or label, and labels that occur together; describe numbers, and questions and
+answers.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,15 @@ from pipeline.targets.measures import histograms
 from pipeline.targets.target import Target
 from pipeline.wording import counted
 
-MAX_NUMBERS = 4  # columns of numbers with a histogram
-MAX_TOGETHER = 24  # labels in the figure of what comes together: the most frequent ones
+MAX_NUMBERS = 4  # number columns with a histogram
+MAX_TOGETHER = 24  # labels in the figure of co-occurrence: the most frequent ones
 MAX_PAIRS = 30
-LOG_RATIO = 30  # times as many images in the largest class as in the smallest, from where the scale is logarithmic
+LOG_RATIO = 30  # ratio of the largest to the smallest class from which the scale is logarithmic
 NOUNS = {"multilabel": ("label", "labels"), "ordinal": ("grade", "grades")}
 
 
 def label_section(competition: Competition, figures: Path) -> Section:
-    """The section on labels, over all rows; figures are drawn into the folder `figures`."""
+    """Return the section on labels, over all rows; figures are drawn into the folder `figures`."""
     if competition.task == "vqa":
         return _questions(competition.train)
     target, rows = competition.target, _one_an_id(competition.train)
@@ -37,7 +39,7 @@ def label_section(competition: Competition, figures: Path) -> Section:
 
 
 def _one_an_id(rows: Sequence[Row]) -> list[Row]:
-    """Labels belong to ids, of which some have several images."""
+    """Return one row per id: a label belongs to an id, which may have several images."""
     return list({row.id: row for row in rows}.values())
 
 
@@ -66,7 +68,7 @@ def _classes(target: Target, rows: Sequence[Row], figures: Path) -> Section:
         caption += f" The scale is logarithmic: the largest {noun[0]} has {held[-1] / held[0]:.0f} times as many as the smallest."
     section.figures.append(Figure(path, f"Bars: {caption}", caption))
     shares = [(name, counts[name], f"{counts[name] / len(rows):.2%}") for name in order]
-    named = len(counts) <= MAX_BARS  # then the figure says the same
+    named = len(counts) <= MAX_BARS  # then the figure shows the same
     section.grids.append(Grid(f"Every {noun[0]}", (noun[0], "images", "share"), shares, open=0 if named else 20))
     if target.kind == "multilabel":
         _together(target, labels, section, figures)
@@ -74,7 +76,7 @@ def _classes(target: Target, rows: Sequence[Row], figures: Path) -> Section:
 
 
 def _together(target: Target, labels: Sequence[str], section: Section, figures: Path) -> None:
-    """What labels come together: how many an image has, pairs, and a figure of the most frequent ones."""
+    """Describe co-occurrence: labels per image, pairs of labels, and a figure of the most frequent labels."""
     encoded = target.encode(labels)
     held = encoded.sum(axis=1).astype(int)
     section.says.append(
@@ -97,12 +99,10 @@ def _together(target: Target, labels: Sequence[str], section: Section, figures: 
         if together[first[at], second[at]]
     ]
     if rows:
-        section.grids.append(
-            Grid("Labels that come together", ("label", "with", "images", "times what chance gives"), rows, open=12, texts=2)
-        )
+        section.grids.append(Grid("Labels that occur together", ("label", "with", "images", "times chance"), rows, open=12, texts=2))
     never = int(((together[first, second] == 0) & (chance >= 5)).sum())
     if never:
-        section.says.append(f"{counted(never, 'pair')} of labels never come together, though chance alone would give five images or more.")
+        section.says.append(f"{counted(never, 'pair')} of labels never occur together, though chance alone would give five images or more.")
     shown = np.argsort(-totals, kind="stable")[:MAX_TOGETHER]
     shown = shown[totals[shown] > 0]
     if len(shown) > 2:
@@ -118,7 +118,7 @@ def _ratio(count: int, chance: float) -> str:
 
 
 def _numbers(target: Target, rows: Sequence[Row], figures: Path) -> Section:
-    section = Section("The numbers" if len(target.names) > 1 else f"How {target.names[0]} lies")
+    section = Section("The numbers" if len(target.names) > 1 else f"Distribution of {target.names[0]}")
     values = target.encode([row.label or "" for row in rows]).astype(np.float64)
     quantiles = np.percentile(values, [0, 5, 50, 95, 100], axis=0)
     grid: list[tuple[Any, ...]] = []
@@ -133,7 +133,7 @@ def _numbers(target: Target, rows: Sequence[Row], figures: Path) -> Section:
     for name, histogram in list(histograms(target.names, values).items())[:MAX_NUMBERS]:
         path = figures / f"numbers_{target.names.index(name)}.png"
         number_counts_figure(path, histogram["edges"], histogram["counts"], name)
-        says = f"How often {name} is how large among the training images."
+        says = f"Distribution of {name} in the training images."
         section.figures.append(Figure(path, f"Histogram: {says}", says))
     return section
 
@@ -147,12 +147,15 @@ def _listed_deviations(target: Target, values: np.ndarray) -> str:
 
 
 def _questions(rows: Sequence[Row]) -> Section:
-    """Questions have no classes yet: the most frequent answers become them (`data.top_answers`)."""
+    """Return the section on questions.
+
+    They have no classes yet: the most frequent answers become classes (`data.top_answers`).
+    """
     section = Section("Questions and answers")
     answers = Counter(row.label or "" for row in rows)
-    pictures = Counter(row.path for row in rows)
+    images = Counter(row.path for row in rows)
     section.says.append(
-        f"{counted(len(rows), 'question')} about {counted(len(pictures), 'image')} ({len(rows) / max(len(pictures), 1):.1f} an image), "
+        f"{counted(len(rows), 'question')} about {counted(len(images), 'image')} ({len(rows) / max(len(images), 1):.1f} an image), "
         f"{counted(len(answers), 'different answer')}; always answering {answers.most_common(1)[0][0]!r} is right for "
         f"{answers.most_common(1)[0][1] / max(len(rows), 1):.1%}."
     )

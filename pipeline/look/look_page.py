@@ -1,4 +1,4 @@
-"""The page of a first look: sections, figures and small images in one file, of a size that is kept to."""
+"""Write the page of a first look: sections, figures and small images in one file of limited size."""
 
 from __future__ import annotations
 
@@ -12,57 +12,59 @@ from typing import Any
 from pipeline.data.intensity import Intensity
 from pipeline.errors import UserError
 from pipeline.files import human_size, write_text
-from pipeline.look.section import Grid, Picture, Section, Sheet
+from pipeline.look.section import Grid, Section, Sheet, SmallImage
 from pipeline.report.rendering import embedded, render
 from pipeline.report.thumbnails import thumbnail
 
 FILE = "look.html"
-ROWS_ON_PAGE = 2_000  # of one table; the text and the files beside the page hold the rest
+ROWS_ON_PAGE = 2_000  # maximum rows of one table; files beside the page may hold more
 
 
 class Thumbnails:
-    """Small JPEGs of images, in base64, each made once."""
+    """Small JPEGs of images, in base64; each is made once."""
 
     def __init__(self, intensity: Intensity | None) -> None:
         self._intensity = intensity
         self._made: dict[tuple[Path, int], str | None] = {}
 
-    def make(self, pictures: Sequence[Picture]) -> None:
-        """Make those that are not there yet, on all cores."""
-        wanted = [key for key in dict.fromkeys((one.path, one.side_px) for one in pictures) if key not in self._made]
+    def make(self, images: Sequence[SmallImage]) -> None:
+        """Make the missing ones, on all cores."""
+        wanted = [key for key in dict.fromkeys((one.path, one.side_px) for one in images) if key not in self._made]
         with ThreadPoolExecutor() as pool:
             self._made.update(zip(wanted, pool.map(lambda key: thumbnail(*key, self._intensity), wanted), strict=True))
 
-    def of(self, picture: Picture) -> str | None:
-        """One of them; None where the image cannot be decoded, or was not made."""
-        return self._made.get((picture.path, picture.side_px))
+    def of(self, image: SmallImage) -> str | None:
+        """Return one of them; None if the image cannot be decoded, or was not made."""
+        return self._made.get((image.path, image.side_px))
 
 
 def write_page(
     folder: Path, name: str, sections: Sequence[Section], thumbnails: Thumbnails, most_bytes: int, images: bool
 ) -> tuple[Path, str]:
-    """Write look.html into `folder`: its path, and what was left out to keep it below `most_bytes`, empty when nothing was.
+    """Write look.html into `folder`.
 
-    First the images that stand for others become fewer, then all are left out.
+    Returns its path, and a note on images left out to stay below `most_bytes` ("": none).
+
+    First the sample images become fewer, then all images are left out.
 
     Raises:
-        UserError: it is larger even without images.
+        UserError: the page is too large even without images.
     """
     levels = [1, 2, 4, 8, 0] if images else [0]
     for step in levels:
         shown = [_thinned(section, step) for section in sections]
-        thumbnails.make([one for section in shown for sheet in section.sheets for strip in sheet.strips for one in strip.pictures])
+        thumbnails.make([one for section in shown for sheet in section.sheets for strip in sheet.strips for one in strip.images])
         left = "" if step == levels[0] else "all images" if step == 0 else f"{step - 1} of {step} images of the sheet of classes"
-        note = f"Left out, to keep this page below {human_size(most_bytes)}: {left}." if left else ""
+        note = f"Left out to keep this page below {human_size(most_bytes)}: {left}." if left else ""
         html = _html(name, shown, thumbnails, note)
         if len(html.encode("utf-8")) <= most_bytes:
             write_text(folder / FILE, html)
             return folder / FILE, note
-    raise UserError(f"the page would take {human_size(len(html))} without any image, and --max-mb allows {human_size(most_bytes)}")
+    raise UserError(f"the page would take {human_size(len(html))} without any image, but --max-mb allows {human_size(most_bytes)}")
 
 
 def _thinned(section: Section, step: int) -> Section:
-    """The section with every `step`-th strip of sheets that are a sample; 0: without sheets."""
+    """Return the section with every `step`-th strip of sample sheets; 0: without sheets."""
     if step == 1:
         return section
     sheets = [replace(sheet, strips=sheet.strips[::step]) if sheet.sample else sheet for sheet in section.sheets] if step else []
@@ -110,11 +112,11 @@ def _sheet(sheet: Sheet, thumbnails: Thumbnails) -> dict[str, Any]:
         {
             "words": strip.words,
             "quiet": strip.quiet,
-            "pictures": [{"jpeg": jpeg, "words": one.words} for one in strip.pictures if (jpeg := thumbnails.of(one))],
+            "images": [{"jpeg": jpeg, "words": one.words} for one in strip.images if (jpeg := thumbnails.of(one))],
         }
         for strip in sheet.strips
     ]
-    strips = [strip for strip in strips if strip["pictures"]]
+    strips = [strip for strip in strips if strip["images"]]
     return {
         "title": sheet.title,
         "tiles": sheet.tiles,

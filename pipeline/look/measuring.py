@@ -1,4 +1,7 @@
-"""The facts of many images: as they are kept, else measured on all cores, with a progress bar. Stopped at any time, they stay measured."""
+"""Measure many images on all cores with a progress bar, except those in the store.
+
+Results survive an interruption.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ from pipeline.errors import Interrupted
 from pipeline.look.fact_store import FactStore
 from pipeline.look.image_facts import ImageFacts, image_facts
 
-AT_ONCE = 256  # images between two writes: what a stop can cost
+AT_ONCE = 256  # images between two writes; an interruption loses at most these
 
 
 def measure(paths: Sequence[Path], store: FactStore, intensity: Intensity | None) -> dict[Path, ImageFacts]:
-    """The facts of every one of `paths`, without their small grey copies, which stay in the store.
+    """Return the facts of all `paths`, without their grey copies, which stay in the store.
 
     Raises:
-        Interrupted: Ctrl-C; what was measured so far is kept.
+        Interrupted: Ctrl-C; facts measured so far are stored.
     """
     paths = list(dict.fromkeys(paths))
     known = store.known(paths)
@@ -30,12 +33,13 @@ def measure(paths: Sequence[Path], store: FactStore, intensity: Intensity | None
         with ThreadPoolExecutor() as pool, tqdm(total=len(new), desc="looking at images", unit="img", leave=False, disable=not new) as bar:
             for start in range(0, len(new), AT_ONCE):
                 part = new[start : start + AT_ONCE]
-                facts = list(pool.map(lambda path: image_facts(path, intensity), part))  # threads: decoders let others run meanwhile
+                # decoders release the GIL
+                facts = list(pool.map(lambda path: image_facts(path, intensity), part))
                 store.add(facts)
                 done += len(part)
                 bar.update(len(part))
     except KeyboardInterrupt:
         raise Interrupted(
-            f"stopped after {len(known) + done:,} of {len(paths):,} images; they are kept in {store.path}, and the same command goes on from there"
+            f"stopped after {len(known) + done:,} of {len(paths):,} images; they are stored in {store.path}, and the same command continues"
         ) from None
     return known | store.known(new)

@@ -1,4 +1,6 @@
-"""What the recipe's crop and resolution make of an image, drawn: the usual image of the set, and the longest one, before and after."""
+"""Draw what the recipe's crop and resolution make of an image: the typical image of the set, and the longest
+one.
+"""
 
 from __future__ import annotations
 
@@ -28,25 +30,29 @@ from pipeline.recipe import Augmentation, Recipe
 from pipeline.report.figures import DPI, STYLE, fonts, save
 
 CROPS = 3
-SHOWN_PX = 800  # of an image in the figure
+SHOWN_PX = 800  # longest side of an image in the figure
 BOX_COLOURS = ("#D55E00", "#0072B2", "#009E73")
-LONG = 1.5  # the longer side by the shorter: from where the longest image is drawn too
+LONG = 1.5  # longer side / shorter side from which the longest image is drawn too
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Views:
-    """One image as the model sees it: `whole` as it is, `read` as validation and prediction read it, `drawn` three draws of training."""
+    """One image: `whole` as in the file, `read` by validation and prediction, `drawn` in three random draws
+    of training.
+    """
 
     whole: Image.Image
     size: tuple[int, int]
     read: Image.Image
     drawn: tuple[Image.Image, ...]
-    crops: tuple[Crop, ...]  # of the draws, in pixels of `size`; empty where the augmentation crops nothing
+    crops: tuple[Crop, ...]  # of the draws, in pixels of `size`; empty without random crops
 
 
 def input_section(looked: Looked, recipe: Recipe, rule: Preprocessing, assumed: str, figures: Path, intensity: Intensity | None) -> Section:
-    """The section on the model's input; `assumed`: why the rule is a guess, empty where it came with the backbone."""
+    """Return the section on the model's input; `assumed`: why the preprocessing is a guess, empty if it came
+    with the backbone.
+    """
     section = Section("What the model will see")
     rows = looked.sound(looked.train) or looked.sound(looked.test)
     if not rows:
@@ -60,20 +66,20 @@ def input_section(looked: Looked, recipe: Recipe, rule: Preprocessing, assumed: 
     section.says.append(_in_words(usual.size, rule, recipe))
     if assumed:
         section.says.append(assumed)
-    words = "The usual image of this set" + (" and the longest one" if len(views) > 1 else "")
+    words = "The typical image of this set" + (" and the longest one" if len(views) > 1 else "")
     crops = (
         " The coloured boxes are the three crops at the right, drawn at random as in training."
         if usual.crops
-        else " At the right three draws of training."
+        else " At the right: three random draws of training."
     )
-    caption = f"{words}: as it is, as validation and prediction read it, and as training does.{crops}"
+    caption = f"{words}: as in the file, as validation and prediction read it, and as training does.{crops}"
     section.figures.append(Figure(path, caption, caption, "wide large photo"))
-    section.says += [f"{name}: {looked.shown(row.path)}." for name, row in zip(("The usual image", "The longest"), chosen, strict=False)]
+    section.says += [f"{name}: {looked.shown(row.path)}." for name, row in zip(("The typical image", "The longest"), chosen, strict=False)]
     return section
 
 
 def views_of(path: Path, rule: Preprocessing, augmentation: Augmentation, intensity: Intensity | None) -> Views:
-    """The image at `path` as the model sees it.
+    """Return the image at `path` as the model sees it.
 
     Raises:
         BadImage: it cannot be decoded.
@@ -93,7 +99,9 @@ def views_of(path: Path, rule: Preprocessing, augmentation: Augmentation, intens
 
 
 def _usual_and_longest(looked: Looked, rows: Sequence[Row]) -> list[Row]:
-    """The row whose image has the size nearest to the medians; and the longest image, where it is long."""
+    """Return the row whose image size is nearest to the medians; and the row of the longest image, if it is
+    long.
+    """
     facts = looked.facts_of(rows)
     logs = np.log([[one.width, one.height] for one in facts])
     usual = int(np.abs(logs - np.median(logs, axis=0)).sum(axis=1).argmin())
@@ -110,12 +118,12 @@ def _in_words(size: tuple[int, int], rule: Preprocessing, recipe: Recipe) -> str
         read = f"resized to {rule.width} x {rule.height}" + (f", which stretches one side {ratio:.2f} times" if ratio > 1.02 else "")
     else:
         shorter = rule.resize_to if isinstance(rule.resize_to, int) else min(rule.resize_to)
-        read = f"resized to a shorter side of {shorter}, of which the middle {rule.width} x {rule.height} is kept"
+        read = f"resized to a shorter side of {shorter} and cropped to the central {rule.width} x {rule.height}"
     factor = np.sqrt(across * down)
     scale = (
         f"to {factor:.0%} of its resolution"
         if factor < 0.98
-        else f"{factor:.1f} times enlarged"
+        else f"enlarged {factor:.1f} times"
         if factor > 1.02
         else "at its own resolution"
     )
@@ -126,13 +134,13 @@ def _in_words(size: tuple[int, int], rule: Preprocessing, recipe: Recipe) -> str
         training = f"a random part of {low:.0%} to {high:.0%} of its area, resized to {rule.width} x {rule.height}"
     flip = ", mirrored in half of the draws" if config.horizontal_flip else ""
     flip += f", then changed by {config.policy}" if config.policy != "none" else ""
-    return f"The usual image has {width} x {height} pixels. Validation and prediction read it {read}: {scale}. Training takes {training}{flip}."
+    return f"The typical image has {width} x {height} pixels. Validation and prediction read it {read}: {scale}. Training takes {training}{flip}."
 
 
 def draw_views(path: Path, views: Sequence[Views]) -> None:
-    """A row an image: whole, as it is read, draws of training."""
+    """Draw one row per image: the whole image, as it is read, and draws of training."""
     columns = 2 + CROPS
-    titles = ("as it is", "validation, prediction", *("training",) * CROPS)
+    titles = ("file", "validation, prediction", *("training",) * CROPS)
     with matplotlib.rc_context({**STYLE, "font.family": fonts()[0], "axes.grid": False}):
         figure = Canvas(figsize=(1.9 * columns, 2.2 * len(views) + 0.2), dpi=DPI, facecolor="white", layout="constrained")
         canvas = FigureCanvasAgg(figure)
@@ -140,7 +148,7 @@ def draw_views(path: Path, views: Sequence[Views]) -> None:
         for row, view in enumerate(views):
             for column, image in enumerate((view.whole, view.read, *view.drawn)):
                 axes = all_axes[row, column]
-                _picture(axes, image, view.size if column == 0 else image.size)
+                _draw_image(axes, image, view.size if column == 0 else image.size)
                 axes.set_title(titles[column] if row == 0 else "", fontsize=10)
             for crop, colour, axes in zip(view.crops, BOX_COLOURS, all_axes[row, 2:], strict=False):
                 place: dict[str, Any] = {"xy": (crop.left, crop.top), "width": crop.width, "height": crop.height, "fill": False}
@@ -150,8 +158,8 @@ def draw_views(path: Path, views: Sequence[Views]) -> None:
         save(canvas, path)
 
 
-def _picture(axes: Axes, image: Image.Image, size: tuple[int, int]) -> None:
-    """`image` on axes that count in pixels of `size`."""
+def _draw_image(axes: Axes, image: Image.Image, size: tuple[int, int]) -> None:
+    """Draw `image` on axes in pixels of `size`."""
     shown = image.copy()
     shown.thumbnail((SHOWN_PX, SHOWN_PX))
     few = max(image.size) < 100

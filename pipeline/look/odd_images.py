@@ -1,4 +1,6 @@
-"""Images that are worth a look: damaged, black, of one colour, nearly empty, tiny, extremely long, of many bits, named as another kind."""
+"""List images that need a look: damaged, black, of one colour, nearly empty, tiny, very long, or with a wrong
+suffix.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,15 @@ import numpy as np
 from pipeline.competition.rows import Row
 from pipeline.data.intensity import FLOAT_MODES, Intensity, rule_in_words
 from pipeline.look.image_facts import ImageFacts
-from pipeline.look.section import Grid, Picture, Section, Sheet, Strip
+from pipeline.look.section import Grid, Section, Sheet, SmallImage, Strip
 from pipeline.look.selection import Looked
 from pipeline.wording import counted
 
-BLACK, WHITE = 12, 243  # of 255: an image whose brightest (darkest) grey is beyond is black (white)
-ONE_COLOUR = 2  # grey levels between the darkest and the brightest pixel
-NEARLY_EMPTY = 0.99  # the share of pixels with one grey
-TINY_PX, TINY_SHARE = 32, 0.5  # the shorter side; and less than this share of the usual one
-LONG = 4.0  # the longer side by the shorter, where the usual image is not so
+BLACK, WHITE = 12, 243  # of 255: brightest grey of a black image, darkest grey of a white one
+ONE_COLOUR = 2  # maximum difference of the darkest and the brightest grey level
+NEARLY_EMPTY = 0.99  # minimum share of pixels with one grey
+TINY_PX, TINY_SHARE = 32, 0.5  # shorter side in pixels, and relative to the median; both must be undercut
+LONG = 4.0  # longer side / shorter side, if the median image is less elongated
 SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "MPO": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -29,7 +31,9 @@ SHOWN = 6
 
 
 def odd_section(looked: Looked, intensity: Intensity | None, deep_notes: list[str]) -> Section:
-    """The section on odd images; `intensity`: the rule for images of many bits, `deep_notes`: how it was found."""
+    """Return the section on odd images; `intensity`: the rule for images of many bits, `deep_notes`: how it
+    was found.
+    """
     section = Section("Odd images")
     rows = {row.path: (part, row) for part in ("test", "train") for row in looked.part(part)}
     facts = {path: looked.facts[path] for path in looked.paths}
@@ -38,8 +42,8 @@ def odd_section(looked: Looked, intensity: Intensity | None, deep_notes: list[st
         lines = [(rows[path][0], looked.shown(path), facts[path].problem) for path in damaged]
         section.grids.append(Grid("Damaged: cannot be decoded", ("part", "image", "why"), lines, open=12, texts=3))
         section.says.append(
-            f"{counted(len(damaged), 'image')} cannot be decoded; training stops at them, or leaves them out with --set data.skip_bad_images=true. "
-            "A damaged test image is predicted by the class frequencies."
+            f"{counted(len(damaged), 'image')} cannot be decoded; training stops there, or skips them with --set data.skip_bad_images=true. "
+            "A damaged test image gets the class frequencies as its prediction."
         )
     kinds = _kinds([one for one in facts.values() if not one.problem])
     strips = []
@@ -50,7 +54,7 @@ def odd_section(looked: Looked, intensity: Intensity | None, deep_notes: list[st
     if strips:
         section.sheets.append(Sheet("The first ones of each kind", tuple(strips), captions=True, whole=True))
     if not damaged and not strips:
-        section.says.append("None: no image is damaged, black, white, of one colour, nearly empty, tiny or extremely long for this set.")
+        section.says.append("None: no image is damaged, black, white, of one colour, nearly empty, tiny or very long for this set.")
     deep = [one for one in facts.values() if one.deep and not one.problem]
     if deep:
         ranges = ["floating" if one.mode in FLOAT_MODES else "integer" for one in deep]
@@ -63,7 +67,10 @@ def odd_section(looked: Looked, intensity: Intensity | None, deep_notes: list[st
 
 
 def _kinds(sound: list[ImageFacts]) -> dict[str, Callable[[ImageFacts], bool]]:
-    """What may be odd about an image, each with what tells it; an image is counted under the first alone where one implies the other."""
+    """Return kind -> test for odd images.
+
+    An image is counted only under the first kind if one implies the other.
+    """
     usual_side = float(np.median([min(one.width, one.height) for one in sound])) if sound else 0.0
     usual_shape = float(np.median([_elongation(one) for one in sound])) if sound else 1.0
     return {
@@ -74,8 +81,8 @@ def _kinds(sound: list[ImageFacts]) -> dict[str, Callable[[ImageFacts], bool]]:
             one.flat >= NEARLY_EMPTY and one.high - one.low > ONE_COLOUR and not _is_black(one) and not _is_white(one)
         ),
         "Tiny": lambda one: min(one.width, one.height) < min(TINY_PX, TINY_SHARE * usual_side),
-        "Extremely long": lambda one: _elongation(one) >= LONG > usual_shape,
-        "Named as another kind of file": _misnamed,
+        "Very long": lambda one: _elongation(one) >= LONG > usual_shape,
+        "Suffix of another format": _misnamed,
     }
 
 
@@ -96,7 +103,7 @@ def _misnamed(one: ImageFacts) -> bool:
 
 
 def _show(section: Section, looked: Looked, name: str, found: list[Path], rows: dict[Path, tuple[str, Row]]) -> Strip:
-    """Add a kind of odd images to the section; its first ones as a strip."""
+    """Add a kind of odd images to the section; returns its first images as a strip."""
     lines = []
     for path in found:
         one = looked.facts[path]
@@ -106,5 +113,5 @@ def _show(section: Section, looked: Looked, name: str, found: list[Path], rows: 
     share = len(found) / max(len(looked.facts), 1)
     section.says.append(f"{name}: {counted(len(found), 'image')} ({share:.1%}), such as {looked.shown(found[0])}.")
     section.grids.append(Grid(name, ("part", "image", "label", "pixels", "file", "grey"), lines, open=0, texts=6))
-    pictures = tuple(Picture(path, f"{rows[path][0]}: {path.name}") for path in found[:SHOWN])
-    return Strip(name, pictures, quiet=f"{len(found):,}")
+    images = tuple(SmallImage(path, f"{rows[path][0]}: {path.name}") for path in found[:SHOWN])
+    return Strip(name, images, quiet=f"{len(found):,}")

@@ -1,7 +1,9 @@
-"""Does test come from the same place as train? A classifier that tells train from test images by cheap features, judged out of fold.
+"""Does test come from the same source as train? Train a classifier to distinguish them, and judge it out of
+fold.
 
-Known as adversarial validation. What tells them apart need not matter for the labels, and another mix of classes in test also shows; so
-the numbers say how far a validation score may be trusted, not why.
+This is known as adversarial validation. The differences that it finds may be unimportant for the labels, and
+another class mix in test shows too. So the numbers say how far a validation score can be trusted, but not
+why.
 """
 
 from __future__ import annotations
@@ -14,28 +16,33 @@ import numpy as np
 from pipeline.competition.rows import Row
 from pipeline.look.copies import Copies
 from pipeline.look.image_facts import COLOUR_PX, ImageFacts
-from pipeline.look.section import Grid, Picture, Section, Sheet, Strip
+from pipeline.look.section import Grid, Section, Sheet, SmallImage, Strip
 from pipeline.look.selection import Looked
 from pipeline.wording import counted
 
-FEWEST, FOLDS = 20, 5  # images of each part; below, an AUC says nothing
-MOST = 4_000  # images of each part that it is fitted on
+FEWEST, FOLDS = 20, 5  # minimum of images of each part: with fewer an AUC means nothing; number of folds
+MOST = 4_000  # maximum of images of each part for the classifier
 SMALL_PX, SHOWN = 4, 12
-CHANCE = 2.0  # standard errors from 0.5 that count as chance
+CHANCE = 2.0  # standard errors around 0.5 that count as chance
 
 
 @dataclass(frozen=True)
 class Told:
-    """How well train and test are told apart: out-of-fold AUC by each kind of feature, and how test-like each training image looks."""
+    """How well train and test are distinguished: out-of-fold AUC per kind of feature, and the test-likeness
+    of train images.
+    """
 
     aucs: dict[str, float]  # all, images, files
-    error: float  # standard error of an AUC of 0.5 with so many images
+    error: float  # standard error of an AUC of 0.5 with this number of images
     train: tuple[Row, ...]
-    likeness: np.ndarray  # (T,) of the training rows: the out-of-fold probability of being a test image
+    likeness: np.ndarray  # (T,) out-of-fold probability of each training row to be a test image
 
 
 def tell_apart(looked: Looked, sets: Sequence[Copies], seed: int = 0) -> Told | None:
-    """Fit and judge the classifier; None where a part has fewer than `FEWEST` images. Copies and images of one id share a fold."""
+    """Fit and judge the classifier; None if a part has fewer than `FEWEST` images.
+
+    Copies and images of one id share a fold.
+    """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
@@ -51,75 +58,79 @@ def tell_apart(looked: Looked, sets: Sequence[Copies], seed: int = 0) -> Told | 
     groups = _groups(rows, sets, len(train))
     if min(len(set(groups[is_test == part])) for part in (0, 1)) < FOLDS:
         return None
-    features = {"pictures": np.stack([_of_pixels(one) for one in looked.facts_of(rows)]), "files": _of_files(looked.facts_of(rows))}
+    features = {"images": np.stack([_of_pixels(one) for one in looked.facts_of(rows)]), "files": _of_files(looked.facts_of(rows))}
     features["all"] = np.concatenate(list(features.values()), axis=1)
     folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(rows, is_test, groups))
     aucs, likeness = {}, np.zeros(len(rows))
-    for name in ("all", "pictures", "files"):
+    for name in ("all", "images", "files"):
         model = HistGradientBoostingClassifier(max_iter=60, learning_rate=0.1, max_leaf_nodes=15, random_state=seed)
-        with threadpool_limits(1):  # on a busy machine threads wait for each other: 0.8 s became 30
+        # on a busy machine several threads wait for each other: 30 s instead of 0.8 s
+        with threadpool_limits(1):
             found = cross_val_predict(model, features[name], is_test, cv=folds, method="predict_proba")[:, 1]
         aucs[name] = float(roc_auc_score(is_test, found))
         likeness = found if name == "all" else likeness
-    error = float(np.sqrt((len(train) + len(test) + 1) / (12 * len(train) * len(test))))  # of the Mann-Whitney statistic under chance
+    # of the Mann-Whitney statistic under chance
+    error = float(np.sqrt((len(train) + len(test) + 1) / (12 * len(train) * len(test))))
     return Told(aucs, error, tuple(train), likeness[: len(train)])
 
 
 def source_section(looked: Looked, told: Told | None) -> Section:
-    """The section on where test comes from."""
-    section = Section("Does test come from the same place as train?")
+    """Return the section on the source of the test images."""
+    section = Section("Does test come from the same source as train?")
     if not looked.test:
         section.says.append("There are no test images.")
         return section
     if told is None:
-        section.says.append(f"Too few images to tell: {FEWEST} of each part are needed, and {FOLDS} ids.")
+        section.says.append(f"Too few images: {FEWEST} of each part are needed, and {FOLDS} ids.")
         return section
     auc = told.aucs["all"]
     section.says.append(
-        f"A classifier tells train from test images with an out-of-fold AUC of {auc:.3f} (0.5 is a coin, 1 without fail): "
+        f"A classifier distinguishes train from test images with an out-of-fold AUC of {auc:.3f} (0.5 is guessing, 1 is perfect): "
         f"{in_words(auc, told.error)}."
     )
     rows = [
         ("colours and a 4 x 4 image, size, bytes, format", f"{told.aucs['all']:.3f}"),
-        ("colours and a 4 x 4 image alone", f"{told.aucs['pictures']:.3f}"),
+        ("colours and a 4 x 4 image alone", f"{told.aucs['images']:.3f}"),
         ("size, bytes, format alone", f"{told.aucs['files']:.3f}"),
     ]
-    section.grids.append(Grid("Out-of-fold AUC by what is looked at", ("features", "AUC"), rows))
+    section.grids.append(Grid("Out-of-fold AUC by features", ("features", "AUC"), rows))
     if auc > 0.5 + CHANCE * told.error:
-        by_file = told.aucs["files"] > told.aucs["pictures"] + 0.05
+        by_file = told.aucs["files"] > told.aucs["images"] + 0.05
         section.says.append(
-            "The files give them away more than the images: see sizes, bytes and formats above."
+            "The files differ more than the images: see sizes, bytes and formats above."
             if by_file
-            else "The images themselves differ; another mix of classes in test shows here too."
+            else "The images themselves differ; another class mix in test shows here too."
         )
         order = np.argsort(-told.likeness, kind="stable")[:SHOWN]
-        pictures = [Picture(told.train[at].path, f"{looked.shown(told.train[at].path)}, {told.likeness[at]:.2f}") for at in order.tolist()]
+        images = [SmallImage(told.train[at].path, f"{looked.shown(told.train[at].path)}, {told.likeness[at]:.2f}") for at in order.tolist()]
         strips = tuple(
-            Strip(f"{told.likeness[at]:.2f}", (shown,), quiet=told.train[at].label or "") for at, shown in zip(order, pictures, strict=True)
+            Strip(f"{told.likeness[at]:.2f}", (shown,), quiet=told.train[at].label or "") for at, shown in zip(order, images, strict=True)
         )
         section.sheets.append(Sheet("Training images that look most like test", strips, tiles=True))
         section.says.append(
-            "test_like.csv beside this page holds this number for each training image; a validation part of the most test-like ones is a choice."
+            "test_like.csv beside this page holds this number for each training image; you could validate on the most test-like ones."
         )
     section.says.append(f"By chance alone it is 0.5 ± {told.error:.3f} ({counted(len(told.train), 'training image')} were used).")
     return section
 
 
 def in_words(auc: float, error: float) -> str:
-    """What an AUC means for a validation score; `error`: its standard error under chance."""
+    """Return what an AUC means for a validation score; `error`: its standard error under chance."""
     if auc <= 0.5 + CHANCE * error:
-        return "no more than chance; test looks like train, and a random validation part stands for it"
+        return "no better than chance; test looks like train, and a random validation part represents it"
     if auc < 0.6:
-        return "nearly the same; a random validation part should stand for test"
+        return "nearly the same; a random validation part should represent test"
     if auc < 0.75:
-        return "somewhat different; expect the validation score to be a little too good"
+        return "somewhat different; expect the validation score to be a little too optimistic"
     if auc < 0.9:
-        return "different; the validation score will be too good, and models should be compared with care"
-    return "another place; expect the validation score to lie"
+        return "different; the validation score will be too optimistic, and models should be compared with care"
+    return "another source; do not trust the validation score"
 
 
 def _groups(rows: Sequence[Row], sets: Sequence[Copies], num_train: int) -> np.ndarray:
-    """(N,) int64: rows of one id (of one part), and training copies of one image, have one number."""
+    """Return (N,) int64 group numbers: rows of one id (in one part), and training copies of one image, share
+    a number.
+    """
     copy_of = {row.id: copies.train[0].id for copies in sets if copies.train for row in copies.train}
     names = [("train", copy_of.get(row.id, row.id)) if place < num_train else ("test", row.id) for place, row in enumerate(rows)]
     numbers: dict[tuple[str, str], int] = {}
@@ -127,7 +138,9 @@ def _groups(rows: Sequence[Row], sets: Sequence[Copies], num_train: int) -> np.n
 
 
 def _of_pixels(one: ImageFacts) -> np.ndarray:
-    """Moments of each colour (mean, deviation, skewness), darkest and brightest grey, flatness, and a 4 x 4 image."""
+    """Return moments of each colour (mean, deviation, skewness), darkest and brightest grey, flatness, and a
+    4 x 4 image.
+    """
     colour = np.frombuffer(one.colour, np.uint8).reshape(COLOUR_PX, COLOUR_PX, 3).astype(np.float32) / 255
     flat = colour.reshape(-1, 3)
     mean, deviation = flat.mean(axis=0), flat.std(axis=0)
@@ -138,7 +151,9 @@ def _of_pixels(one: ImageFacts) -> np.ndarray:
 
 
 def _of_files(facts: Sequence[ImageFacts]) -> np.ndarray:
-    """(N, F): width, height, shape, bytes, bytes a pixel; format and mode as numbers."""
+    """Return (N, F) float32: width, height, aspect, bytes, bytes per pixel, format and mode as one number,
+    EXIF rotation.
+    """
     kinds = sorted({(one.format, one.mode) for one in facts})
     rows = []
     for one in facts:

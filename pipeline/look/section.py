@@ -1,4 +1,7 @@
-"""What one question about the data comes to: sentences, tables, figures and images. The page and the text are both made of these alone."""
+"""The parts of a section of the first look: sentences, tables, figures and images.
+
+The page and the text are built from them.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image of the data folder that a page shows small, and the words below it."""
+class SmallImage:
+    """An image of the data folder, shown small on the page, with `words` below it."""
 
     path: Path
     words: str
@@ -19,40 +22,49 @@ class Picture:
 
 @dataclass(frozen=True)
 class Strip:
-    """Images that belong together: some of one class, one set of duplicates. `words` stand above them, `quiet` behind in grey."""
+    """Images that belong together: of one class, or one set of duplicates.
+
+    `words`: heading; `quiet`: grey text behind it.
+    """
 
     words: str
-    pictures: tuple[Picture, ...]
+    images: tuple[SmallImage, ...]
     quiet: str = ""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Strips under one heading. `tiles`: one image a strip, close together. More strips than `open` are folded."""
+    """Strips under one heading. `tiles`: one image per strip, close together.
+
+    Strips beyond `open` are collapsed.
+    """
 
     title: str
     strips: tuple[Strip, ...]
     tiles: bool = False
     open: int = 24
-    captions: bool = False  # the words of each image are shown below it
-    whole: bool = False  # images are shown uncut: where their shape matters
-    sample: bool = False  # images that stand for others: the first to go where the page would be too large
+    captions: bool = False  # show the words of each image below it
+    whole: bool = False  # show images uncut, where their shape matters
+    sample: bool = False  # images are examples of more: the first to be dropped if the page is too large
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table. Rows beyond `open` are folded on the page; the text shows the first ten and says how many more there are."""
+    """A table.
+
+    Rows beyond `open` are collapsed on the page; the text shows the first ten and the number of the others.
+    """
 
     title: str
     heads: tuple[str, ...]
     rows: Sequence[Sequence[Any]]
     open: int = 20
-    texts: int = 1  # how many columns, from the left, hold text
+    texts: int = 1  # number of text columns, from the left
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn figure: its file, words for who cannot see it, and what stands below it."""
+    """A drawn figure: its file, a text for people who cannot see it, and its caption."""
 
     path: Path
     alt: str
@@ -62,7 +74,7 @@ class Figure:
 
 @dataclass
 class Section:
-    """The answer to one question, under `title`."""
+    """The answer to one question about the data, under `title`."""
 
     title: str
     says: list[str] = field(default_factory=list)

@@ -1,4 +1,5 @@
-"""`make look DATA=data`: one page about a competition's data before anything is trained, and the same facts as text.
+"""`make look DATA=data`: write a page about a competition's data before any training, and the same facts as
+text.
 
 python -m pipeline.look.show --data data                      # look/data/look.html, look.txt, groups.csv, ...
 python -m pipeline.look.show --data data --recipe digits --backbone finetuned_model/model_beit
@@ -26,36 +27,37 @@ MOST_MB = 15.0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.look.show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition folder (default: data)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the page goes (default: look/<name of the data folder>)")
-    parser.add_argument("--recipe", metavar="NAME|FILE", help="whose input and cost are shown (default: beit-large-384-lora)")
-    parser.add_argument("--backbone", metavar="HUB_ID|DIR", help="instead of the recipe's")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the page (default: look/<name of the data folder>)")
+    parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe whose model input and cost are shown (default: beit-large-384-lora)")
+    parser.add_argument("--backbone", metavar="HUB_ID|DIR", help="backbone instead of the recipe's")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any recipe key, as for train.py; repeatable")
     parser.add_argument("--metric", metavar="NAME", help="as for train.py")
     parser.add_argument("--target", metavar="KIND", help="as for train.py")
     parser.add_argument("--positive-class", metavar="NAME", help="as for train.py")
-    parser.add_argument("--images", type=int, metavar="N", help="how many images are looked at, of more a sample (default: 30000)")
-    parser.add_argument("--max-mb", type=float, default=MOST_MB, metavar="MB", help="the page's largest size (default: %(default)g)")
-    parser.add_argument("--no-images", action="store_true", help="a page without images of the data, for sending")
-    parser.add_argument("--no-cost", action="store_true", help="leave out what training would take")
+    parser.add_argument("--images", type=int, metavar="N", help="maximum number of images; a sample if there are more (default: 30000)")
+    parser.add_argument("--max-mb", type=float, default=MOST_MB, metavar="MB", help="maximum size of the page (default: %(default)g)")
+    parser.add_argument("--no-images", action="store_true", help="write a page without images of the data, for sending")
+    parser.add_argument("--no-cost", action="store_true", help="do not measure the cost of training")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Look at the data and write the page; the exit code."""
+    """Look at the data and write the page; returns the exit code."""
     args = parse(argv)
     if args.images is not None and args.images < 2:
-        raise UserError(f"--images {args.images}: at least 2 are needed")
+        raise UserError(f"--images {args.images}: expected at least 2")
     if not args.max_mb > 0:
-        raise UserError(f"--max-mb {args.max_mb:g}: a size above 0 is needed")
+        raise UserError(f"--max-mb {args.max_mb:g}: expected more than 0")
     from pipeline.competition.layout import read_for_training
 
     recipe = _recipe(args)
-    # Rows without an image or label are left out, and nothing is corrected: the page shows what lies there.
+    # Rows without an image or label are skipped and corrections are not applied: the page shows the data as
+    # they are.
     competition = read_for_training(args.data, recipe.data, skip_bad_images=True, with_corrections=False)
     folder = _folder(args)
     check_place(folder / RECORD, "name another --output")
@@ -70,20 +72,21 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     flags = {"backbone": args.backbone, "data.metric": args.metric, "data.target": args.target, "data.positive_class": args.positive_class}
     overrides: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     if args.backbone:
-        overrides["image_size"] = None  # the backbone's own
+        overrides["image_size"] = None  # use the backbone's own
     return load_recipe(args.recipe or DEFAULT_RECIPE, overrides | parse_assignments(args.set))
 
 
 def _folder(args: argparse.Namespace) -> Path:
-    """Where the page goes: look/NAME, or the first of look/NAME-2, ... that holds no look at other data.
+    """Return the folder for the page: look/NAME, or the first of look/NAME-2, ... that is not about other
+    data.
 
     Raises:
-        UserError: --output names a folder with other files, or the data itself.
+        UserError: --output names a folder with other files, or a folder in the data.
     """
     data = args.data.resolve()
     folder = args.output or FOLDER / (data.name or "data")
     if folder.resolve() == data or data in folder.resolve().parents:
-        raise UserError(f"{folder} lies in the data, into which nothing is written: name another --output")
+        raise UserError(f"{folder} is inside the data folder, where nothing is written: name another --output")
     if args.output:
         if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).is_file():
             raise UserError(f"{folder} holds other files: name a new folder with --output")
@@ -95,7 +98,7 @@ def _folder(args: argparse.Namespace) -> Path:
 
 
 def _about(folder: Path) -> str | None:
-    """The data that a folder is a look at; None where it is empty, or nothing says so yet."""
+    """Return the data that a look folder is about; None if it is empty or unfinished, "" if it is unclear."""
     try:
         record = read_json(folder / RECORD)
     except (UserError, OSError):
@@ -137,13 +140,13 @@ def _look(args: argparse.Namespace, recipe: Recipe, competition: Competition, fo
             print(note, file=sys.stderr)
         return page
 
-    page = write()  # before the cost, which takes longer: it is there when somebody stops that
+    page = write()  # before the cost, which takes longer: the page exists if the user stops that
     if not args.no_cost:
-        print(f"measuring what {recipe.name or recipe.backbone} takes here (Ctrl-C: {page} is there without it)", file=sys.stderr)
+        print(f"measuring what {recipe.name or recipe.backbone} takes here (Ctrl-C: {page} exists without it)", file=sys.stderr)
         sections.append(cost_section(looked, recipe, Path("finetuned_model")))
         page = write()
     print((folder / TEXT).read_text(encoding="utf-8"))
-    print(f"{page}: {human_size(page.stat().st_size)}, one file that can be sent as it is; the same as text in {folder / TEXT}")
+    print(f"{page}: {human_size(page.stat().st_size)}, a single file that can be sent; the same as text in {folder / TEXT}")
     return 0
 
 
@@ -157,7 +160,7 @@ def _sections(
     deep_notes: list[str],
     record: dict[str, str],
 ) -> list[Section]:
-    """Every section but the cost."""
+    """Return every section except the cost."""
     from pipeline.competition.facts import read_facts
     from pipeline.look.contact_sheet import contact_section
     from pipeline.look.copies import copies_of, copies_section

@@ -1,4 +1,4 @@
-"""Sizes, shapes, modes, file formats and bytes of the images, of train and of test."""
+"""Describe sizes, shapes, modes, file formats and bytes of the images of train and test."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipeline.look.section import Figure, Grid, Section
 from pipeline.look.selection import Looked
 from pipeline.wording import counted
 
-DIFFERENT = 1.25  # times: from where medians of train and test are said to differ
-RARE = 0.01  # of the images: a format or mode of fewer is odd
+DIFFERENT = 1.25  # ratio of the medians of train and test from which a difference is reported
+RARE = 0.01  # a format or mode with a smaller share of the images is odd
 
 
 def size_section(looked: Looked, figures: Path, model_px: int | None) -> Section:
-    """The section on sizes; `model_px`: the side of the model's input, where it is known."""
+    """Return the section on sizes; `model_px`: the side of the model's input in pixels, if known."""
     section = Section("Sizes and files")
     parts = {name: [one for one in looked.facts_of(looked.part(name)) if one.width and not one.problem] for name in ("train", "test")}
     parts = {name: found for name, found in parts.items() if found}
@@ -32,13 +32,13 @@ def size_section(looked: Looked, figures: Path, model_px: int | None) -> Section
     path = figures / "sizes.png"
     sizes = {name: [(one.width, one.height) for one in found] for name, found in parts.items()}
     sizes_figure(path, sizes, model_px)
-    words = "Width and height of the images, larger points for sizes that more images have" + (
+    words = "Width and height of the images; larger points stand for more images" + (
         f"; the cross is the model's input, {model_px} pixels" if model_px else ""
     )
-    section.figures.append(Figure(path, f"{words}.", f"{words}. On the dashed line they are square.", ""))
+    section.figures.append(Figure(path, f"{words}.", f"{words}. Images on the dashed line are square.", ""))
     path = figures / "brightness.png"
     shares_figure(path, {name: [_brightness(one) for one in found] for name, found in parts.items()}, "mean brightness, 0 to 255")
-    section.figures.append(Figure(path, "Histogram of mean brightness.", "How bright images are: the mean of their grey levels.", ""))
+    section.figures.append(Figure(path, "Histogram of mean brightness.", "Brightness: the mean grey level of an image.", ""))
     return section
 
 
@@ -87,7 +87,7 @@ def _percent(share: float) -> str:
 
 
 def _differences(parts: dict[str, list[ImageFacts]]) -> list[str]:
-    """Sentences on what differs between train and test; none where nothing does."""
+    """Return sentences on differences between train and test; empty without differences."""
     if len(parts) < 2:
         return []
     lines = []
@@ -103,7 +103,7 @@ def _differences(parts: dict[str, list[ImageFacts]]) -> list[str]:
     for name, values in (("format", "format"), ("mode", "mode")):
         kinds = [{getattr(one, values) for one in parts[part]} for part in ("train", "test")]
         if only := kinds[1] - kinds[0]:
-            lines.append(f"Test has images of a {name} that train has not: {', '.join(sorted(only))}.")
+            lines.append(f"Test has images of a {name} that train does not have: {', '.join(sorted(only))}.")
     return lines
 
 

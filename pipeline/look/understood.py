@@ -1,4 +1,4 @@
-"""What was recognised in the data folder and from which evidence, and what is odd about it."""
+"""Describe how the data folder was read, from which evidence, and what looks odd about it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from pipeline.tables import Table
 from pipeline.targets.metrics import find_metric
 from pipeline.wording import MAX_NAMED, counted, listed
 
-# Columns that competitions call so name what must not be split; a guess for a person to judge, never used by itself.
+# Column names that often mean groups which must not be split. They are only suggested to the user, never
+# applied.
 GROUP_WORDS = (
     *("patient", "subject", "person", "driver", "rider", "user", "owner", "family", "individual", "animal", "donor", "study", "session"),
     *("series", "video", "clip", "sequence", "scene", "site", "location", "hospital", "camera", "slide", "plot", "field", "well", "batch"),
 )
-IMBALANCE = 20  # times as many images in the largest class as in the smallest, from where it is worth a sentence
+IMBALANCE = 20  # ratio of the largest to the smallest class from which a sentence is shown
 
 
 def recognised(looked: Looked, facts: CompetitionFacts) -> Section:
-    """The section on what the folder was read as; `facts`: what competition.yaml says."""
+    """Return the section on how the folder was read; `facts`: the content of competition.yaml."""
     competition = looked.competition
     section = Section("What was recognised", says=[_sentence(note) for note in competition.notes])
     section.grids.append(Grid("In short", ("", "value"), _in_short(competition), open=20, texts=2))
@@ -53,9 +54,9 @@ def _in_short(competition: Competition) -> list[tuple[str, str]]:
     form = competition.form
     rows.append(("submission", f"{form.describe()}{f', as {form.path.name}' if form.path else ''}" if form else "no sample submission"))
     groups = competition.groups
-    rows.append(("groups", f"{counted(len(set(groups.values())), 'group')} of {counted(len(groups), 'id')}" if groups else "none stated"))
+    rows.append(("groups", f"{counted(len(set(groups.values())), 'group')} of {counted(len(groups), 'id')}" if groups else "none given"))
     if competition.folds:
-        rows.append(("folds", f"{len(set(competition.folds.values())):,}, from {competition.folds_from}; --folds takes them"))
+        rows.append(("folds", f"{len(set(competition.folds.values())):,}, from {competition.folds_from}; used by --folds"))
     if competition.split:
         rows.append(("validation rows", f"{sum(part == 'val' for part in competition.split.values()):,}, {competition.split_from}"))
     return rows
@@ -65,7 +66,7 @@ def _odd(competition: Competition) -> list[str]:
     target = competition.target
     lines = []
     if competition.form is not None and not competition.test:
-        lines.append(f"the images that {competition.form.path or 'the sample submission'} asks for are not there; nothing can be predicted")
+        lines.append(f"the images of {competition.form.path or 'the sample submission'} are missing; nothing can be predicted")
     if target is None or target.kind == "continuous" or not competition.train:
         return lines
     noun = {"multilabel": ("label", "labels"), "ordinal": ("grade", "grades")}.get(target.kind, ("class", "classes"))
@@ -73,7 +74,7 @@ def _odd(competition: Competition) -> list[str]:
     single = [name for name, count in counts.items() if count == 1]
     empty = [name for name, count in counts.items() if count == 0]
     if single:
-        lines.append(f"{counted(len(single), *noun)} with a single image, which a validation part never holds: {listed(single)}")
+        lines.append(f"{counted(len(single), *noun)} with a single image, which is never in validation: {listed(single)}")
     if empty:
         lines.append(f"{counted(len(empty), *noun)} without any image: {listed(empty)}")
     held = [count for count in counts.values() if count]
@@ -84,7 +85,7 @@ def _odd(competition: Competition) -> list[str]:
 
 
 def _likely_groups(competition: Competition, facts: CompetitionFacts) -> list[str]:
-    """Columns whose name and values look like what must not be split, where no groups are stated."""
+    """Return sentences on columns whose name and values look like groups, if no groups are given."""
     if competition.groups or facts.group_column or competition.task == "vqa":
         return []
     lines = []
@@ -93,13 +94,15 @@ def _likely_groups(competition: Competition, facts: CompetitionFacts) -> list[st
             if (size := _group_size(source.table, name, competition.class_names)) is not None:
                 lines.append(
                     f"{source.name} has a column {name!r} with {size:,} different values for {counted(len(source.table.cells), 'row')}; where rows "
-                    f"of one value are alike, validation is too good unless they stay together: --set data.group_column={name}"
+                    f"of one value are alike, validation is too optimistic unless they stay together: --set data.group_column={name}"
                 )
     return lines[:MAX_NAMED]
 
 
 def _group_size(table: Table, name: str, labels: Collection[str]) -> int | None:
-    """How many values a column has that may name groups; None for another column, such as that of the `labels`."""
+    """Return the number of values of a column that may name groups; None for other columns, such as the
+    `labels`.
+    """
     if not any(word.startswith(GROUP_WORDS) for word in words_of(name)):
         return None
     counts = Counter(cell.strip() for cell in table.column(name))
