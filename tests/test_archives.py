@@ -112,7 +112,7 @@ def test_a_tar_gz_is_unpacked(tmp_path):
         ("a\nb.txt", "a control character in the name"),
         (special("m/link", stat.S_IFLNK | 0o777), "'m/link' is a link"),
         (special("m/device", stat.S_IFCHR | 0o666), "'m/device' is a device"),
-        ("good.txt", "'good.txt' is there twice"),
+        ("good.txt", "'good.txt' occurs twice"),
     ],
 )
 def test_a_hostile_member_is_named_and_nothing_is_written(name, message, tmp_path):

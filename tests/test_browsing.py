@@ -270,7 +270,7 @@ def test_a_cell_of_the_matrix_shows_its_images_sorted_by_loss(browser: Browser, 
     wrong = [row for row in range(200) if NAMES[said[row]] != labels[row]]
     assert len(browser.run(SHOWN)) == min(60, len(wrong)) and browser.complaints == []
     for true, name in ((1, 2), (0, 0), (3, 1)):
-        words = f"{NAMES[true]}, {'right' if true == name else 'taken for ' + NAMES[name]}"
+        words = f"{NAMES[true]}, {'right' if true == name else 'predicted as ' + NAMES[name]}"
         rows = [row for row in range(200) if labels[row] == NAMES[true] and said[row] == name]
         found = json.dumps(f"{len(rows)}: {words}")
         browser.run(f"[...document.querySelectorAll('.matrix button')].find(one => one.getAttribute('aria-label') === {found}).click()")

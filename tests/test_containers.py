@@ -442,7 +442,7 @@ def test_what_was_made_ready_is_used_when_a_taken_name_is_gone(tmp_path, take, m
     put(tmp_path / "kaggle/notes.txt", "theirs")
     put(tmp_path / "data/notes.txt", "mine")
     command = ["--from", str(tmp_path / "kaggle"), "--data", str(tmp_path / "data"), "--yes"]
-    with pytest.raises(UserError, match=r"notes\.txt is there already"):
+    with pytest.raises(UserError, match=r"notes\.txt exists already"):
         install.main(command)
     assert names(tmp_path / "data" / ".from.download" / arrival.READY)
     (tmp_path / "data/notes.txt").unlink()
@@ -574,7 +574,7 @@ def test_arrays_named_like_images_are_left_as_they_are(tmp_path, take):
     for name in TRAIN_IDS:
         put(tmp_path / f"kaggle/masks/{name}.npy", "")
         np.save(tmp_path / f"kaggle/masks/{name}.npy", grey(0) > 100)
-    assert "8 NumPy files left as they are" in take(tmp_path / "kaggle")
+    assert "8 NumPy files kept" in take(tmp_path / "kaggle")
     assert names(tmp_path / "data") == sorted([*files, *(f"masks/{name}.npy" for name in TRAIN_IDS)])
 
 
@@ -774,7 +774,7 @@ def test_records_of_the_largest_size_become_images_and_a_table(tmp_path, take):
     assert pixels_of(tmp_path / "data/train/val2.png").shape == (32, 32)
     table = load_table(tmp_path / "data/train.csv")
     assert sorted(table.columns) == ["class", "id", "weight"] and table.column("class") == ["0", "1", "0", "1", "0", "1", "0", "1", "0"]
-    assert "tfrecords-jpeg-32x32, is taken, not tfrecords-jpeg-16x16" in output and "validation part" in output
+    assert "tfrecords-jpeg-32x32, not tfrecords-jpeg-16x16" in output and "validation part" in output
     assert len(read_layout(tmp_path / "data", asked=Asked(metric="accuracy")).train) == 9
 
 

@@ -163,7 +163,7 @@ def test_of_a_read_only_run_the_scores_are_printed_and_pages_say_where_else(
     copy, _, report = re.search(r"first: (.*)", str(error.value))[1].partition(" && ")
     assert subprocess.run(copy, shell=True, cwd=tmp_path).returncode == 0
     assert page.main(report.split()[3:]) == 0 and (tmp_path / "run" / "report.html").exists()
-    with pytest.raises(UserError, match="--output where the figures go"):
+    with pytest.raises(UserError, match="figures with --output"):
         attention.main(["--runs", str(run)])
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 

@@ -132,7 +132,7 @@ def test_other_files_are_asked_about(archive, data_dir):
 def test_a_taken_name_moves_nothing_and_keeps_the_download(archive, data_dir):
     archive(zipped(PLAIN | {"notes.txt": "theirs"}))
     (data_dir / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"(?s)the download stays in .*unpacked; move these away.*notes.txt is there already"):
+    with pytest.raises(UserError, match=r"(?s)the download stays in .*unpacked; move these away.*notes.txt exists already"):
         install.main([*FLAGS, "--yes"])
     assert (data_dir / "notes.txt").read_text() == "mine" and not (data_dir / "train").exists()
     (data_dir / "notes.txt").unlink()

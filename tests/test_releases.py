@@ -109,7 +109,7 @@ def test_without_release_yaml_one_message_names_every_way_on(place):
 
 
 def test_the_digest_belongs_to_a_source(place):
-    with pytest.raises(UserError, match=r"--sha256 belongs to --weights"):
+    with pytest.raises(UserError, match=r"--sha256 needs --weights"):
         main(["--sha256", "0" * 64])
 
 
@@ -196,7 +196,7 @@ def test_code_and_strangers_are_left_out_and_said(place, capsys):
         ),
         (
             {"model_beit/config.json": CONFIG, "model_beit/model.safetensors": weights("weights"), "run.json": json.dumps(WITH_ADAPTER)},
-            "model_lora: missing, and run.json says that the model was trained with an adapter",
+            "model_lora: missing, but run.json says that the model was trained with an adapter",
         ),
         (RUN | {"run.json": json.dumps({"recipe": {"task": "vqa"}})}, "head.safetensors: missing"),
         (RUN | {"run.json": '{"class_names": 7}'}, "class_names: expected a list, found 7"),
@@ -216,7 +216,7 @@ def test_a_zip_that_is_no_release_changes_nothing(members, message, place):
 
 def test_a_wrong_digest_changes_nothing(place):
     write_zip(place / "r.zip", RUN)
-    with pytest.raises(UserError, match=f"its sha256 is {digest(place / 'r.zip')}, not {'0' * 64}"):
+    with pytest.raises(UserError, match=f"its sha256 is {digest(place / 'r.zip')}, expected {'0' * 64}"):
         main(["--weights", "r.zip", "--sha256", "0" * 64])
     assert not (place / "finetuned_model/model_beit").exists()
 

@@ -60,7 +60,7 @@ def test_the_page_has_every_section(tmp_path: Path) -> None:
         "Validation at the best epoch (3) accuracy 0.7500 macro F1 0.7000 loss 1.5000",
         "9 of 12 validation images are right (75.0%)",
         "Avocado Banana 1 25.0%",
-        "Cabbage taken for Avocado , 76.7% sure 2_0.jpg",
+        "Cabbage predicted as Avocado , 76.7% sure 2_0.jpg",
         "In the model, without adapter 304,178,888 99.49% Trainable 1,777,864 0.58% Adapter (LoRA) 1,572,864 0.51% Head 205,000 0.07%",
         "Learning rate 5e-5",
         "LoRA targets query, key",
@@ -121,9 +121,9 @@ def test_a_run_of_one_epoch_shows_points(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_run_without_validation(tmp_path: Path) -> None:
     page = Page(build_report(make_run(tmp_path / "run", validation=False)))
     assert "50.0% training accuracy epoch 4 on its own training images" in page.text
-    assert "No validation predictions (val_predictions.csv): this run kept no image back (data.val_fraction)." in page.text
+    assert "No validation predictions (val_predictions.csv): this run held out no image (data.val_fraction)." in page.text
     assert "best epoch" not in page.html
-    assert "Not scored yet: with the true labels at hand, make score SOLUTION=solution.csv adds the test metrics." in page.text
+    assert "make score SOLUTION=solution.csv adds the test metrics" in page.text
     assert len(page.all("img")) == 4
 
 
@@ -146,7 +146,7 @@ def test_what_training_counts_otherwise_stands_below_its_curves(tmp_path: Path) 
     record["recipe"]["optimizer"] |= {"loss": "focal", "logit_adjustment": 1}
     (run_dir / "run.json").write_text(json.dumps(record))
     text = Page(build_report(run_dir)).text
-    assert "each counts by the share of its label that is predicted right" in text
+    assert "Training mixes pairs of images" in text
     assert "the focal loss, with logits adjusted by the shares of the classes, over mixed images." in text
 
 
@@ -164,7 +164,7 @@ def test_an_unfinished_run_has_figures_and_a_page(tmp_path: Path) -> None:
     assert "This run is not finished" in page.text and "75.0% validation accuracy epoch 2 of 4" in page.text
     assert "there are none yet" in page.text
     assert "Learning rate recorded at the end of each epoch." in page.text
-    assert "How it was made The rest comes with run.json, at the end of training." in page.text
+    assert "How it was made More is shown once run.json exists" in page.text
 
 
 def test_an_unfinished_run_shows_the_whole_schedule_it_was_started_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +183,7 @@ def test_an_unfinished_run_shows_the_whole_schedule_it_was_started_with(tmp_path
     assert ends == {1: 8, 2: 17} and [step for step, _ in dots] == [8, 17]
     monkeypatch.undo()
     page = Page(build_report(run_dir))
-    assert "Learning rate at each optimizer step, from the recipe; the dots are what training recorded" in page.text
+    assert "Learning rate at each optimizer step, from the recipe; the dots were recorded" in page.text
     assert "epoch 2 of 10" in page.text
     assert "Learning rate over 90 optimizer steps, at most 5e-5." in [image["alt"] for image in page.all("img")]
 
@@ -191,7 +191,7 @@ def test_an_unfinished_run_shows_the_whole_schedule_it_was_started_with(tmp_path
 def test_two_classes(tmp_path: Path) -> None:
     page = Page(build_report(make_run(tmp_path / "run", names=["cat", "dog"])))
     assert "Each class No. class training images validation images precision recall F1 0 cat 20 4 0.750 0.750 0.750 1 dog 21 4" in page.text
-    assert "Confusion matrix of 2 classes: 2 of 8 validation images are mistaken; most often cat was taken for dog." in page.html
+    assert "Confusion matrix of 2 classes: 2 of 8 validation images are wrong; most often cat was predicted as dog." in page.html
 
 
 def test_a_thousand_classes(tmp_path: Path) -> None:
@@ -202,8 +202,8 @@ def test_a_thousand_classes(tmp_path: Path) -> None:
     assert "Each cell shows the largest share among 4 x 4 classes." in page.text
     assert "999 bird 999 1,019 2" in page.text
     mistakes, browsed = page.text.split("Browse the images")
-    assert mistakes.count("taken for bird") == 18
-    assert "This page holds 1,200 of 2,000 validation images" in browsed and browsed.count("taken for bird") == 900
+    assert mistakes.count("predicted as bird") == 18
+    assert "This page holds 1,200 of 2,000 validation images" in browsed and browsed.count("predicted as bird") == 900
     assert "Choose by true and predicted class" not in browsed, "a thousand columns are no table to click into"
     assert path.stat().st_size < 3e6
 
@@ -225,8 +225,8 @@ def test_mistakes_show_their_image_where_it_can_be_read(tmp_path: Path, monkeypa
     page = Page(build_report(make_run(tmp_path / "run", paths=[str(good), str(broken), "data/gone.jpg"])))
     thumbnails = [image for image in page.all("img") if (image["src"] or "").startswith("data:image/jpeg")]
     mistake, strip, *browsed = [image["alt"] for image in thumbnails]
-    assert (mistake, strip) == ("Avocado, taken for Banana", "Avocado, taken for Banana, 1")
-    assert browsed == ["Avocado: taken for Banana, 50.0% sure", *["Avocado: right, 50.0% sure"] * 3], "the images of that path"
+    assert (mistake, strip) == ("Avocado, predicted as Banana", "Avocado, predicted as Banana, 1")
+    assert browsed == ["Avocado: predicted as Banana, 50.0% sure", *["Avocado: right, 50.0% sure"] * 3], "the images of that path"
     assert len(thumbnails[0]["src"] or "") < 20_000
     assert "gone.jpg" in page.text and "broken.jpg" in page.text and str(tmp_path) not in page.text
 
@@ -419,7 +419,7 @@ def test_training_images_stay_on_the_page_when_the_data_is_gone(tmp_path: Path) 
     alts = [image["alt"] for image in page.all("img")]
     assert [alts.count(f"Avocado, training image {number}") for number in (1, 5, 6)] == [1, 1, 0], "one of six is damaged"
     assert sum("Cabbage, training image" in alt for alt in alts) == 6
-    assert {"Banana, taken for Cabbage", "Cabbage, taken for Avocado"} <= set(alts)
+    assert {"Banana, predicted as Cabbage", "Cabbage, predicted as Avocado"} <= set(alts)
     kept = [json.loads(line) for line in (run_dir / "thumbnails.jsonl").read_text().splitlines()]
     kept = [line for line in kept if line["use"] != "browse"]
     assert [Path(line["path"]).name for line in kept if line["label"] == "Banana"] == [
@@ -454,7 +454,7 @@ def test_attention_figures_have_a_section(tmp_path: Path) -> None:
     assert "Attention" not in Page(build_report(run_dir)).text
     Image.new("RGB", (40, 20)).save(run_dir / "figures" / "attention.png")
     page = Page(build_report(run_dir))
-    assert "Attention Where the model looks: maps over the images." in page.text and len(page.all("img")) == 6
+    assert "Attention Attention maps over the images." in page.text and len(page.all("img")) == 6
 
 
 def write_ledger(path: Path, *lines: str) -> Path:
@@ -560,4 +560,4 @@ def test_a_page_that_fails_does_not_end_a_training_run(tmp_path: Path, monkeypat
     monkeypatch.setattr("pipeline.report.live_page.time.monotonic", lambda: clock[0])
     live = LivePage(tmp_path / "gone")
     clock[0] = 100.0
-    assert "training goes on" in (live.update() or "")
+    assert "training continues" in (live.update() or "")

@@ -127,7 +127,7 @@ def test_grades_stand_in_their_order_and_far_mistakes_come_first(tmp_path: Path)
     chosen, truth = words.chosen(made.values), made.truth
     far = np.abs(chosen - truth)
     assert f"{int((far <= 1).sum())} are at most one grade off" in page.text
-    first = re.search(r"Mistakes that are furthest off (\w+) taken for (\w+)", page.text)
+    first = re.search(r"Mistakes by the most grades (\w+) predicted as (\w+)", page.text)
     assert abs(words.names.index(first[1]) - words.names.index(first[2])) == far.max() > 1
     assert re.search("Each grade No. grade .*" + ".*".join(f"{number} {name} " for number, name in enumerate(words.names)), page.text)
     assert "Training images of each grade, in the order of the grades." in page.text
@@ -145,7 +145,7 @@ def test_several_labels_have_a_row_each_and_no_confusion_matrix(tmp_path: Path) 
         auc = f"{skm.roc_auc_score(truth[:, number], made.values[:, number]):.3f}"
         assert f"{number} {name} {counts[name]} {truth[:, number].sum()} {' '.join(scores)} {auc}" in page.text
     whole = int((truth == chosen).all(axis=1).sum())
-    right = f"{100 * (truth == chosen).mean():.1f}% of the decisions label by label are right; {whole} of 160 validation images"
+    right = f"{100 * (truth == chosen).mean():.1f}% of all single decisions (image and label) are right; {whole} of 160 validation images"
     assert right in page.text
     assert "onfusion matrix" not in page.text and not (made.path / "figures" / "confusion.png").exists()
     assert f"from {min(counts.values())} ( rare ) to {max(counts.values())}" in page.text
@@ -161,9 +161,9 @@ def test_the_surest_wrong_decisions_say_which_label_was_missed_or_said(tmp_path:
     ]
     sure, label, row = max(wrong)
     said = made.values[row, LABELS.names.index(label)]
-    verdict = "is not there, said" if said >= 0.5 else "is there, missed"
+    verdict = "wrongly predicted" if said >= 0.5 else "true, but missed"
     assert shown.strip().startswith(f"{label} {verdict} ({100 * said:.1f}%) {row:04d}.png") and sure > 0.5
-    alts = [image["alt"] for image in page.all("img") if (image["alt"] or "").endswith((", missed", ", wrongly said"))]
+    alts = [image["alt"] for image in page.all("img") if (image["alt"] or "").endswith((", missed", ", wrongly predicted"))]
     assert len(alts) > 3 and max(Counter(alt.rsplit(",", 1)[0] for alt in alts).values()) <= 3
 
 
@@ -186,7 +186,7 @@ def test_numbers_against_the_truth_and_against_the_training_mean(tmp_path: Path)
     assert largest.strip().startswith(f"{said[worst]:.4g} , true {truth[worst]:.4g} {worst:04d}.png")
     names = {path.name for path in (made.path / "figures").iterdir()}
     assert {"predicted_0.png", "residuals_0.png", "numbers_0.png"} <= names and not {"confusion.png", "calibration.png"} & names
-    assert "Regression · a number" in page.text and "among the training images" in page.text
+    assert "Regression · a number" in page.text and "in the training images" in page.text
     assert sum((image["alt"] or "").startswith("true ") for image in page.all("img")) == 18
 
 
@@ -204,7 +204,7 @@ def test_numbers_of_training_that_were_not_kept_are_those_of_validation(tmp_path
     record = json.loads((made.path / "run.json").read_text())
     del record["counts"]["train_histograms"]
     (made.path / "run.json").write_text(json.dumps(record))
-    assert "How often Pawpularity is how large among the validation images" in page_of(made).text
+    assert "Distribution of Pawpularity in the validation images" in page_of(made).text
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -270,7 +270,7 @@ def test_a_comparison_of_several_labels_has_their_f1(tmp_path: Path) -> None:
     made = [make_target_run(tmp_path / name, LABELS, "samples_f2", epochs=epochs) for name, epochs in (("one", 6), ("two", 3))]
     page = Page(build_comparison([run.path for run in made], tmp_path / "both"))
     scores = [skm.f1_score(run.truth > 0.5, run.values >= 0.5, average=None, zero_division=0) for run in made]
-    assert "F1 of each label Validation F1, the labels that differ most first." in page.text
+    assert "F1 of each label Validation F1, labels with the largest difference first." in page.text
     for number, name in enumerate(LABELS.names):
         assert f"{name} {scores[0][number]:.3f} {scores[1][number]:.3f}" in page.text
 

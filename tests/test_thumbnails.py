@@ -10,7 +10,7 @@ import pytest
 from conftest import picture
 
 from pipeline.report.run_files import read_run_files
-from pipeline.report.thumbnails import kept_pictures
+from pipeline.report.thumbnails import kept_images
 from pipeline.run_names import INSTALLED
 
 
@@ -35,7 +35,7 @@ def write(folder: Path, **values: object) -> None:
 def shown(run: Path, path: str | Path) -> bool:
     row = {"path": str(path), "label": "cat"}
     (run / "thumbnails.jsonl").unlink(missing_ok=True)
-    (found,) = kept_pictures(read_run_files(run), [row], "mistake")
+    (found,) = kept_images(read_run_files(run), [row], "mistake")
     assert "jpeg" in (run / "thumbnails.jsonl").read_text() if found else not (run / "thumbnails.jsonl").exists()
     return found is not None
 

@@ -135,7 +135,7 @@ def test_a_run_leaves_the_files_of_the_design(learnt: Path) -> None:
     assert [record["class_names"][best] for best in probs.argmax(axis=1)] == list(table["predicted"])
     assert set(record["counts"]["train_per_class"]) == {"blue", "green", "red", "1", "yes", "no"}
     page = (run / "report.html").read_text()
-    assert "30 validation questions" in page and "Answered as the annotators did" in page and "is it" in page.lower()
+    assert "30 validation questions" in page and "Right answers" in page and "is it" in page.lower()
     assert (run / "figures" / "answers.png").exists()
 
 

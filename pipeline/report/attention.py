@@ -1,4 +1,4 @@
-"""`make attention`: where models look, as figures: the same images through a pretrained model and runs, side by side.
+"""`make attention`: draw attention maps: the same images through a pretrained model and runs, side by side.
 
 python -m pipeline.report.attention                                              # images of the validation set, the run in finetuned_model/
 python -m pipeline.report.attention --images a.jpg b.jpg --runs microsoft/beit-base-patch16-224 runs/full runs/lora
@@ -25,50 +25,51 @@ if TYPE_CHECKING:
 
     from pipeline.models.attention_maps import AttentionMaps
 
-PICTURES = 6  # of the validation set: half of them the surest right answers, half the surest mistakes
-WRONG = "wrong: "  # before a predicted class that is another than the known one
+# of the validation set: half are the most confident right predictions, half the most confident mistakes
+NUM_IMAGES = 6
+WRONG = "wrong: "  # marks a wrongly predicted class
 CELL_INCHES, WIDTH_INCHES, TITLE_INCHES = 1.75, 20, 0.8
 
 
 @dataclass(frozen=True)
 class Looked:
-    """One model on one image: the prepared input, its maps, and the predicted class with its probability as words."""
+    """One model on one image: the prepared input, its attention maps, and the predicted class with
+    probability as text.
+    """
 
-    picture: Image.Image
+    image: Image.Image
     maps: AttentionMaps
     words: str
     predicted: str = ""  # the class itself
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.report.attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", metavar="FILE", nargs="+", type=Path, help="pictures (default: six of the run's validation set)")
+    parser.add_argument("--images", metavar="FILE", nargs="+", type=Path, help="images (default: six of the run's validation set)")
     parser.add_argument(
         "--runs", metavar="RUN", nargs="+", default=["finetuned_model"], help="run folders, or pretrained models (hub id or folder)"
     )
-    parser.add_argument(
-        "--format", action="append", choices=["svg", "pdf"], default=[], help="also write the figures as svg or pdf, for a write-up"
-    )
-    parser.add_argument("--output", metavar="DIR", type=Path, help="where the figures go (default: figures/ of the first run)")
+    parser.add_argument("--format", action="append", choices=["svg", "pdf"], default=[], help="also write the figures as svg or pdf")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the figures (default: figures/ of the first run)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write attention.png and attention_heads.png; the exit code.
+    """Write attention.png and attention_heads.png; returns the exit code.
 
     Raises:
-        UserError: no such run or image, or an architecture that has no such map.
+        UserError: there is no such run or image, or the architecture has no attention map.
     """
     args = parse(argv)
     first_run = next((Path(run) for run in args.runs if has_run(Path(run))), None)
     output = args.output or (first_run / "figures" if first_run else None)
     if output is None:
-        raise UserError(f"none of {', '.join(args.runs)} is a run folder: say with --output where the figures go")
-    check_place(output / "attention.png", "say with --output where the figures go")
-    images = args.images or validation_pictures(first_run)
+        raise UserError(f"none of {', '.join(args.runs)} is a run folder: set a folder for the figures with --output")
+    check_place(output / "attention.png", "set a folder for the figures with --output")
+    images = args.images or validation_images(first_run)
     raise_all([f"{path}: no such file" for path in images if not path.is_file()], "these images cannot be shown:")
     looked = {run: look(run, images) for run in args.runs}
     titles = short_names(args.runs)
@@ -88,25 +89,26 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def validation_pictures(run: Path | None) -> list[Path]:
-    """Images worth a look: the surest right answers and the surest mistakes on the run's validation set, one of a class.
+def validation_images(run: Path | None) -> list[Path]:
+    """Return validation images of the run: the most confident right predictions and mistakes, one per class.
 
     Raises:
-        UserError: the run kept no validation predictions, or its images are gone.
+        UserError: the run stored no validation predictions.
     """
     rows = read_run_files(run).predictions if run else []
     if not rows:
-        raise UserError(f"{run or 'no run folder'}: no validation images to choose from; name some with --images (IMAGES='a.jpg b.jpg')")
+        raise UserError(f"{run or 'no run folder'}: no validation images to choose from; set images with --images (IMAGES='a.jpg b.jpg')")
     rows.sort(key=lambda row: -float(row["confidence"]))
     surest: dict[bool, dict[str, Path]] = {True: {}, False: {}}  # right or wrong -> one image of each class
     for row in rows:
         surest[row["label"] == row["predicted"]].setdefault(row["label"], Path(row["path"]))
-    mistakes = list(surest[False].values())[: PICTURES // 2]
-    return list(surest[True].values())[: PICTURES - len(mistakes)] + mistakes
+    mistakes = list(surest[False].values())[: NUM_IMAGES // 2]
+    return list(surest[True].values())[: NUM_IMAGES - len(mistakes)] + mistakes
 
 
 def known_labels(run: Path | None) -> dict[Path, str]:
-    """The label of every validation image of the run, by its place; empty without a run, or where an image may have several labels.
+    """Return path -> label of the run's validation images; empty without a run, or for several labels or
+    numbers.
 
     Raises:
         UserError: its validation predictions are damaged.
@@ -118,7 +120,7 @@ def known_labels(run: Path | None) -> dict[Path, str]:
 
 
 def caption(name: str, label: str | None) -> str:
-    """What stands below an image: its file name and its class, where that is known and can be written."""
+    """Return the text below an image: its file name, and its class if that is known and can be drawn."""
     from pipeline.report.figures import drawable
 
     shown = None if label is None else drawable(label, -1)
@@ -126,15 +128,16 @@ def caption(name: str, label: str | None) -> str:
 
 
 def marked_mistake(cell: Looked, label: str | None) -> Looked:
-    """The same, its words with a mark where the class is another than the known `label`."""
+    """Return the cell, with a mark in its text if the prediction differs from the known `label`."""
     return cell if label is None or cell.predicted == label else replace(cell, words=f"{WRONG}{cell.words}")
 
 
 def look(run: str, images: Sequence[Path]) -> list[Looked]:
-    """What the model of `run` sees in each image.
+    """Compute attention maps and predictions of the model of `run` for each image.
 
     Raises:
-        UserError: it cannot be loaded, an image cannot be decoded, or its architecture has no such map.
+        UserError: the model cannot be loaded, an image cannot be decoded, or the architecture has no
+            attention map.
     """
     import torch
     from tqdm import tqdm
@@ -148,21 +151,21 @@ def look(run: str, images: Sequence[Path]) -> list[Looked]:
     forward = partial(classifier.model, **classifier.extra)
     for path in tqdm(images, desc=f"attention of {run}", unit="img", leave=False):
         try:
-            picture = rule.resize(decode(path, intensity=rule.intensity))
+            image = rule.resize(decode(path, intensity=rule.intensity))
         except BadImage as error:
             raise UserError(f"{path}: {error}") from None
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         maps = attention_maps(classifier.model, forward, rule.normalize(pixels))
         name = class_names[maps.predicted]
-        results.append(Looked(picture, maps, f"{drawable(name, maps.predicted)} {maps.probability:.0%}", name))
+        results.append(Looked(image, maps, f"{drawable(name, maps.predicted)} {maps.probability:.0%}", name))
     return results
 
 
 def load(run: str) -> tuple[Any, Sequence[str]]:
-    """The classifier of a run folder or of a pretrained model, and its class names.
+    """Load the classifier of a run folder or of a pretrained model, and its class names.
 
     Raises:
-        UserError: it cannot be loaded, or is the run of another task than image classification.
+        UserError: it cannot be loaded, or the run has another task than image classification.
     """
     from pipeline.models.backbones import load_pretrained
     from pipeline.run import load_run, model_dirs
@@ -173,7 +176,7 @@ def load(run: str) -> tuple[Any, Sequence[str]]:
         backbone = load_pretrained(run)
         names = [str(name) for _, name in sorted(backbone.model.config.id2label.items())]
         return classification.ImageClassifier.of(backbone.model.eval().requires_grad_(False), backbone), names
-    found = load_run(Path(run))  # folds and blends are refused: they are no single model
+    found = load_run(Path(run))  # folds and blends are refused: they are several models
     if (task := found.task) != "classification":
         raise UserError(f"{run}: attention maps are for image classification, this run's task is {task}")
     num_outputs = classification.num_outputs_of(found)
@@ -182,8 +185,10 @@ def load(run: str) -> tuple[Any, Sequence[str]]:
 
 
 def draw(looked: dict[str, list[Looked]], names: Sequence[str], output: Path) -> list[Path]:
-    """Draw the figures into folder `output`: maps of every model beside each image, and the heads of the last layer; their paths."""
-    inputs = ("input", [(cell.picture, None, name) for cell, name in zip(next(iter(looked.values())), names, strict=True)])
+    """Draw the maps of every model beside each image, and the heads of the last layer, into `output`; returns
+    the paths.
+    """
+    inputs = ("input", [(cell.image, None, name) for cell, name in zip(next(iter(looked.values())), names, strict=True)])
     columns, paths = [inputs], [output / "attention.png"]
     for number, (title, cells) in enumerate(looked.items(), start=1):
         maps = cells[0].maps
@@ -192,23 +197,25 @@ def draw(looked: dict[str, list[Looked]], names: Sequence[str], output: Path) ->
         else:
             token = "class token" if maps.reads_class_token else "class token (not\nread by the head)"
             kinds = {token: "mean", "rollout": "rollout", "attention × gradient": "gradient"}
-            heads = [(f"head {head + 1}", [(cell.picture, cell.maps.heads[head], "") for cell in cells]) for head in range(len(maps.heads))]
+            heads = [(f"head {head + 1}", [(cell.image, cell.maps.heads[head], "") for cell in cells]) for head in range(len(maps.heads))]
             paths.append(output / f"attention_heads{f'_{number}' if len(looked) > 1 else ''}.png")
             _grid(paths[-1], [inputs, *heads], f"{title}: what the class token attends to in the last layer, by head")
         for kind, attribute in kinds.items():
-            columns.append((f"{title}\n{kind}", [(cell.picture, getattr(cell.maps, attribute), cell.words) for cell in cells]))
+            columns.append((f"{title}\n{kind}", [(cell.image, getattr(cell.maps, attribute), cell.words) for cell in cells]))
     _grid(paths[0], columns)
     return paths
 
 
 def short_names(runs: Sequence[str]) -> dict[str, str]:
-    """A title for each run: its last name, with as much before it as tells them apart."""
+    """Return a unique title for each run: its last path component, or the whole path if that is not unique."""
     names = {run: Path(run).parent.name if Path(run).name.startswith("model_") else Path(run).name or run for run in runs}
     return {run: name if list(names.values()).count(name) == 1 else run for run, name in names.items()}
 
 
 def _grid(path: Path, columns: Sequence[tuple[str, list[tuple[Image.Image, np.ndarray | None, str]]]], title: str = "") -> None:
-    """An image a row, a kind of map a column; each map is scaled to its own largest value and laid over the image."""
+    """Draw one row per image, one column per kind of map; each map is scaled to its own maximum and laid over
+    the image.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -228,11 +235,11 @@ def _grid(path: Path, columns: Sequence[tuple[str, list[tuple[Image.Image, np.nd
         all_axes = figure.subplots(rows, len(columns), squeeze=False)
         for column, (heading, cells) in enumerate(columns):
             all_axes[0, column].set_title(heading, fontsize=10)
-            for row, (picture, weights, words) in enumerate(cells):
+            for row, (image, weights, words) in enumerate(cells):
                 axes = all_axes[row, column]
-                axes.imshow(picture)
+                axes.imshow(image)
                 if weights is not None:
-                    extent = (-0.5, picture.width - 0.5, picture.height - 0.5, -0.5)
+                    extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
                     axes.imshow(weights, cmap="inferno", alpha=0.65, interpolation="bilinear", extent=extent, vmin=0)
                 axes.set_xlabel(words, fontsize=9.5, **({"color": VALIDATION} if words.startswith(WRONG) else {}))
                 axes.set(xticks=[], yticks=[])

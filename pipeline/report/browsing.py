@@ -1,7 +1,7 @@
-"""Validation images to browse in a page: which of them it holds, what each can be chosen and sorted by.
+"""Choose validation images to browse in a page, and what they can be filtered and sorted by.
 
-An image has tokens, by which it is chosen (`true`: its class), and numbers, by which it is sorted (`loss`). The page's script knows no more
-of them than that; without it the images lie in one folded list.
+An image has tokens to filter by (`true`: its class) and numbers to sort by (`loss`). The page's script uses
+only these. Without JavaScript the images are in one collapsed list.
 """
 
 from __future__ import annotations
@@ -19,23 +19,28 @@ import numpy as np
 from pipeline.files import human_size
 from pipeline.report.confusion import MAX_LABELLED_CLASSES
 from pipeline.report.run_files import RunFiles
-from pipeline.report.thumbnails import kept_pictures
+from pipeline.report.thumbnails import kept_images
 from pipeline.report.validation import confusions, decided
 from pipeline.report.words import brief, percent
 from pipeline.wording import counted
 
-MAX_ITEMS, MAX_BYTES = 1200, 6_000_000  # in a page: what a browser shows at once, and what a mail takes
-RIGHT_SHARE = 0.25  # of the items, where there are mistakes enough for the others
-STRIPS, STRIP_PICTURES = 10, 8
-RANGE_PARTS = 6  # of a number: parts with about as many images each
-MAX_COLUMNS = 8  # of numbers that can be chosen
+# per page: what a browser can show at once, and what an e-mail can hold
+MAX_ITEMS, MAX_BYTES = 1200, 6_000_000
+RIGHT_SHARE = 0.25  # share of correct images, if there are enough mistakes
+STRIPS, STRIP_IMAGES = 10, 8
+RANGE_PARTS = 6  # ranges of a number, with about equal counts
+MAX_COLUMNS = 8  # number columns that can be chosen
 TINY = 1e-12
 
 
 @dataclass
 class Item:
-    """One image. `tokens`: by name, separated by spaces; `numbers`: by name, a number, or `key:number` for each key; `title` and `text`:
-    what stands below it."""
+    """One image. `tokens`: by name, separated by spaces.
+
+    `numbers`: by name, a number, or `key:number` for each key.
+
+    `title` and `text` are shown below it.
+    """
 
     row: int
     title: str
@@ -43,21 +48,21 @@ class Item:
     tokens: dict[str, str]
     numbers: dict[str, str] = field(default_factory=dict)
     wrong: bool = False
-    order: float = 0.0  # the worst first
-    groups: tuple[str, ...] = ("",)  # kinds of mistake: each has its worst in the page before any has many
+    order: float = 0.0  # sort key, highest (worst) first
+    groups: tuple[str, ...] = ("",)  # kinds of mistake; the page takes the worst of each kind first
     file: str = ""
     question: str = ""
     thumbnail: str | None = None
 
 
 def read_browse(files: RunFiles, budget: int = MAX_BYTES) -> dict[str, Any] | None:
-    """What the page's section of images holds; None for a run that is not finished, or has no validation rows.
+    """Return the section of images to browse; None for an unfinished run, or without validation rows.
 
-    `budget`: bytes of images, at most; 0: the images are named and not shown. Images that are furthest off come first,
-    of every kind of mistake some.
+    `budget`: maximum bytes of images; 0: images are listed but not shown. The worst mistakes of every kind
+    come first.
 
     Raises:
-        UserError: val_predictions.csv holds labels that are none of the run's target.
+        UserError: val_predictions.csv holds labels that are not of the run's target.
     """
     if not files.record or not files.predictions:
         return None
@@ -70,10 +75,10 @@ def read_browse(files: RunFiles, budget: int = MAX_BYTES) -> dict[str, Any] | No
             item.numbers["apart"] = _number(files.disagreement.get(row["id"]))
     chosen = _chosen(items)
     if budget:
-        pictures = kept_pictures(files, [files.predictions[item.row] for item in chosen], "browse", budget)
-        chosen = chosen[: len(pictures)]
-        for item, picture in zip(chosen, pictures, strict=True):
-            item.thumbnail = picture
+        images = kept_images(files, [files.predictions[item.row] for item in chosen], "browse", budget)
+        chosen = chosen[: len(images)]
+        for item, image in zip(chosen, images, strict=True):
+            item.thumbnail = image
     size = sum(len(item.thumbnail or "") for item in chosen)
     if files.disagreement:
         section["sorts"].append(("apart", "disagreement of the folds, most first"))
@@ -88,7 +93,7 @@ def read_browse(files: RunFiles, budget: int = MAX_BYTES) -> dict[str, Any] | No
 
 
 def _chosen(items: Sequence[Item]) -> list[Item]:
-    """At most `MAX_ITEMS`: the wrong ones, a kind of mistake after the other, each its worst; then of each kind the right ones."""
+    """Return at most `MAX_ITEMS`: the worst mistakes of each kind in turn, then correct ones of each kind."""
     wrong, right = ([item for item in items if item.wrong is kind] for kind in (True, False))
     room = max(MAX_ITEMS - len(right), round(MAX_ITEMS * (1 - RIGHT_SHARE)))
     taken = _in_turn(wrong)[:room]
@@ -96,7 +101,9 @@ def _chosen(items: Sequence[Item]) -> list[Item]:
 
 
 def _in_turn(items: Sequence[Item]) -> list[Item]:
-    """The worst of each group, then the second of each, and so on; an item of several groups once."""
+    """Return the worst item of each group, then the second of each, and so on; an item of several groups
+    once.
+    """
     groups: dict[str, list[Item]] = {}
     for item in sorted(items, key=lambda item: -item.order):
         for name in item.groups:
@@ -117,15 +124,17 @@ def _classes(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
     noun = "grade" if graded else "class"
     items = []
     for number, row in enumerate(rows):
-        true, said, sure = place[row["label"]], place[row["predicted"]], float(row["confidence"])
-        wrong = true != said
-        item = Item(number, row["label"], _verdict(row, wrong), {"true": str(true), "said": str(said), "is": "wrong" if wrong else "right"})
-        item.wrong, item.groups = wrong, (f"{true} {said}",)
+        true, predicted, sure = place[row["label"]], place[row["predicted"]], float(row["confidence"])
+        wrong = true != predicted
+        item = Item(
+            number, row["label"], _verdict(row, wrong), {"true": str(true), "said": str(predicted), "is": "wrong" if wrong else "right"}
+        )
+        item.wrong, item.groups = wrong, (f"{true} {predicted}",)
         item.order = loss[number] if loss is not None else (sure if wrong else 1 - sure)
         item.numbers = {"sure": _number(sure)} | ({"loss": _number(loss[number])} if loss is not None else {})
         if graded:
-            item.numbers["off"] = str(abs(true - said))
-            item.order += len(names) * abs(true - said)
+            item.numbers["off"] = str(abs(true - predicted))
+            item.order += len(names) * abs(true - predicted)
         items.append(item)
     sorts = [("loss", "loss, highest first")] if loss is not None else []
     sorts += [("sure", "confidence, highest first"), ("-sure", "confidence, lowest first")]
@@ -157,7 +166,7 @@ def _classes(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
 
 
 def _class_losses(files: RunFiles, rows: Sequence[dict[str, str]]) -> np.ndarray | None:
-    """(N,) minus the logarithm of the probability that the true class was given; None where probabilities are not kept."""
+    """Return (N,) float64: -log of the probability of the true class; None if probabilities are not stored."""
     if files.values is None:
         return None
     if files.target.kind == "binary":
@@ -171,11 +180,14 @@ def _class_losses(files: RunFiles, rows: Sequence[dict[str, str]]) -> np.ndarray
 
 def _verdict(row: dict[str, str], wrong: bool) -> str:
     sure = percent(float(row["confidence"]))
-    return f"taken for {row['predicted']}, {sure} sure" if wrong else f"right, {sure} sure"
+    return f"predicted as {row['predicted']}, {sure} sure" if wrong else f"right, {sure} sure"
 
 
 def _matrix(files: RunFiles, noun: str) -> dict[str, Any]:
-    """Counts as a table whose cells choose: `rows` of (class, cells), a cell with its `count`, its share of the row and what it `set`s."""
+    """Return the confusion matrix as a table whose cells filter: `rows` of (class, cells).
+
+    A cell has its `count`, its `share` of the row and the filter that it `set`s.
+    """
     names, counts = confusions(files)
     lines = []
     for true, name in enumerate(names):
@@ -189,12 +201,12 @@ def _matrix(files: RunFiles, noun: str) -> dict[str, Any]:
 
 
 def _strips(pairs: Sequence[dict[str, Any]], items: Sequence[Item]) -> list[dict[str, Any]]:
-    """The most confused pairs, each with the images that the page holds of it."""
+    """Return the most confused pairs, each with its images on the page."""
     found = []
     for pair in pairs:
         true, said = (part.split("=")[1] for part in pair["set"].split())
         shown = [item for item in items if item.thumbnail and item.tokens["true"] == true and item.tokens["said"] == said]
-        found.append(pair | {"items": shown[:STRIP_PICTURES]})
+        found.append(pair | {"items": shown[:STRIP_IMAGES]})
     return [pair for pair in found if pair["items"]]
 
 
@@ -229,7 +241,7 @@ def _labels(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
             item.numbers["chance"] = " ".join(f"{label}:{values[number, label]:.4f}" for label in labels)
         items.append(item)
     support = Counter({name: int(truth[:, number].sum()) for number, name in enumerate(target.names)})
-    both = ("m", "missed: it is there"), ("s", "said: it is not there"), ("f", "found")
+    both = ("m", "missed"), ("s", "predicted wrongly"), ("f", "found")
     sorts = [("loss", "loss, highest first")] if values is not None else []
     sorts += (
         [("chance", "probability of that label, highest first"), ("-chance", "probability of that label, lowest first")]
@@ -249,7 +261,7 @@ def _labels(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
 def _missed_and_said(names: Sequence[str], outcomes: dict[str, np.ndarray]) -> str:
     parts = [
         f"{word} {', '.join(names[label] for label in outcomes[mark])}"
-        for mark, word in (("m", "missed"), ("s", "also said"))
+        for mark, word in (("m", "missed"), ("s", "wrongly predicted"))
         if len(outcomes[mark])
     ]
     return "; ".join(parts) or "every label right"
@@ -266,8 +278,8 @@ def _numbers(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
     target, rows = files.target, files.predictions
     names = target.names[:MAX_COLUMNS]
     truth = target.encode([row["label"] for row in rows]).astype(np.float64)[:, : len(names)]
-    said = (files.values if files.values is not None else target.encode([row["predicted"] for row in rows]))[:, : len(names)]
-    errors = np.asarray(said, dtype=np.float64) - truth
+    predicted_values = (files.values if files.values is not None else target.encode([row["predicted"] for row in rows]))[:, : len(names)]
+    errors = np.asarray(predicted_values, dtype=np.float64) - truth
     scale = np.array((target.scale or (1.0,) * len(target.names))[: len(names)])
     scale = np.where(scale > 0, scale, 1.0)
     cuts = [np.unique(np.quantile(column, np.linspace(0, 1, RANGE_PARTS + 1)[1:-1])) for column in truth.T]
@@ -287,15 +299,15 @@ def _numbers(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
     part = {"name": "marks", "label": "its true value", "options": [("", "any"), *_ranges(truth[:, 0], parts[:, 0], several)]}
     sorts = [
         ("|error", "error, largest first"),
-        ("error", "said too much, most first"),
-        ("-error", "said too little, most first"),
+        ("error", "predicted too high, most first"),
+        ("-error", "predicted too low, most first"),
         ("-|error", "error, smallest first"),
     ]
     return items, {"noun": "number", "filters": [column, part], "sorts": sorts, "matrix": None}
 
 
 def _ranges(truth: np.ndarray, parts: np.ndarray, several: bool) -> list[tuple[str, str]]:
-    """The parts of the range of a number; of several numbers only their rank, for each has its own range."""
+    """Return the ranges of a number; for several numbers only their rank, because each has its own range."""
     found = []
     for part in np.unique(parts).tolist():
         inside = truth[parts == part]
@@ -304,7 +316,7 @@ def _ranges(truth: np.ndarray, parts: np.ndarray, several: bool) -> list[tuple[s
     return found
 
 
-# ---- what can be chosen ----
+# ---- filters ----
 
 
 def _filter(name: str, label: str, names: Sequence[str], counts: Counter[str]) -> dict[str, Any]:

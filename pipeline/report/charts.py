@@ -1,4 +1,4 @@
-"""Calibration, ROC, numbers against the truth, images a class, and what Kaggle made of the submissions."""
+"""Draw calibration, ROC, predicted against true numbers, images per class, and scores of submissions."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from pipeline.report.figures import ABOVE, CURVE_SIZE, INK, QUIET, TRAINING, VALIDATION, drawable, drawable_names, new_axes
 from pipeline.report.words import short_number
 
-MAX_BARS = 30  # named bars; above, names would make an image taller than a page
+MAX_BARS = 30  # maximum of named bars; more would make a figure taller than a page
 MAX_NUMBERED = 25
-SMALLEST_BAR = 0.7  # where a logarithmic scale begins: one image is still seen
-EVEN: dict[str, Any] = {"color": QUIET, "linewidth": 1.2, "linestyle": (0, (4, 3))}  # what is neither better nor worse
+SMALLEST_BAR = 0.7  # start of a logarithmic scale, so that a bar of one image is visible
+# line style of the neutral diagonal
+EVEN: dict[str, Any] = {"color": QUIET, "linewidth": 1.2, "linestyle": (0, (4, 3))}
 
 
 def calibration_figure(
     path: Path,
     bins: Sequence[tuple[float, float, int]],
-    said: str = "confidence of the prediction",
-    found: str = "share that is right",
+    predicted_words: str = "confidence of the prediction",
+    true_words: str = "share that is right",
 ) -> None:
-    """What was found against what was said, one point a bin: (mean said, share found, count); a point's area grows with the count."""
+    """Draw calibration, one point per bin: (mean predicted, observed share, count).
+
+    A point's area grows with the count.
+    """
     with new_axes(path) as axes:
         confidence, right, counts = (np.array(column, dtype=float) for column in zip(*bins, strict=True))
         axes.plot([0, 1], [0, 1], label="perfectly calibrated", **EVEN)
         axes.plot(confidence, right, color=VALIDATION, linewidth=1.2)
         look: dict[str, Any] = {"color": VALIDATION, "alpha": 0.85, "linewidths": 0, "zorder": 3, "clip_on": False}
         axes.scatter(confidence, right, s=25 + 200 * counts / counts.max(), label="predictions (larger = more)", **look)
-        axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel=said, ylabel=found)
+        axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel=predicted_words, ylabel=true_words)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.figure.subplots_adjust(left=0.165)  # room for 100%
@@ -43,7 +47,9 @@ def calibration_figure(
 
 
 def roc_figure(path: Path, truth: np.ndarray, probabilities: np.ndarray, threshold: float = 0.5) -> None:
-    """The ROC curve of (N,) bool truth and probabilities, which holds both; the point of `threshold` is ringed."""
+    """Draw the ROC curve of (N,) bool truth, with both values, and probabilities; the point of `threshold` is
+    marked.
+    """
     from sklearn.metrics import roc_curve
 
     false_rate, true_rate, _ = roc_curve(truth, probabilities)
@@ -53,7 +59,7 @@ def roc_figure(path: Path, truth: np.ndarray, probabilities: np.ndarray, thresho
         axes.plot(false_rate, true_rate, color=VALIDATION, clip_on=False)
         look: dict[str, Any] = {"color": VALIDATION, "markersize": 11, "fillstyle": "none", "markeredgewidth": 1.6, "clip_on": False}
         axes.plot(positive[~truth].mean(), positive[truth].mean(), "o", label=f"threshold {threshold:g}", **look)
-        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="share of the others that is taken for it", ylabel="share of it that is found")
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="false positive rate", ylabel="true positive rate (recall)")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.figure.subplots_adjust(left=0.165)
@@ -61,12 +67,14 @@ def roc_figure(path: Path, truth: np.ndarray, probabilities: np.ndarray, thresho
 
 
 def scatter_figure(path: Path, truth: np.ndarray, predicted: np.ndarray, name: str) -> None:
-    """Predicted against true numbers of the column `name`, (N,) each, a point an image, on one scale."""
+    """Draw predicted against true numbers of the column `name`, (N,) each, one point per image, with one
+    scale.
+    """
     with new_axes(path) as axes:
         low, high = float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max()))
         margin = 0.04 * (high - low) or 0.5
-        axes.axline((low, low), slope=1, label="as it is", **EVEN)
-        alpha = min(0.8, max(0.08, 120 / len(truth)))  # many points lie over each other: where it is dark there are more
+        axes.axline((low, low), slope=1, label="predicted = true", **EVEN)
+        alpha = min(0.8, max(0.08, 120 / len(truth)))  # where many points overlap it is darker
         axes.plot(truth, predicted, "o", color=VALIDATION, markersize=4.5, alpha=alpha, markeredgewidth=0)
         shown = drawable(name, 0)
         axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin))
@@ -77,7 +85,7 @@ def scatter_figure(path: Path, truth: np.ndarray, predicted: np.ndarray, name: s
 
 
 def residuals_figure(path: Path, errors: np.ndarray, name: str) -> None:
-    """How often predicted minus true, (N,) of the column `name`, is how large."""
+    """Draw a histogram of (N,) errors, predicted minus true, of the column `name`."""
     with new_axes(path) as axes:
         axes.hist(errors, bins=min(40, max(8, round(2 * math.sqrt(len(errors))))), color=VALIDATION, alpha=0.85)
         axes.axvline(0, **EVEN)
@@ -87,7 +95,7 @@ def residuals_figure(path: Path, errors: np.ndarray, name: str) -> None:
 
 
 def number_counts_figure(path: Path, edges: Sequence[float], counts: Sequence[int], name: str, of: str = "training images") -> None:
-    """A histogram of the column `name` from its B + 1 `edges` and B `counts`."""
+    """Draw a histogram of the column `name` from its B + 1 `edges` and B `counts`."""
     with new_axes(path) as axes:
         axes.stairs(counts, edges, fill=True, color=TRAINING, alpha=0.85)
         axes.set(xlim=(edges[0], edges[-1]), ylim=(0, max(counts) * 1.06 or 1), ylabel=of)
@@ -99,7 +107,8 @@ def _number_axes(axes: Axes) -> None:
     axes.figure.subplots_adjust(left=0.2, right=0.955)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
-    for axis in (axes.xaxis, axes.yaxis):  # matplotlib would write a common factor over the axes, into the legend
+    # matplotlib would write a common factor above the axes, into the legend
+    for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value).replace("e+0", "e")))
 
 
@@ -111,9 +120,10 @@ def class_counts_figure(
     ordered: bool = False,
     logarithmic: bool = False,
 ) -> None:
-    """Training images of each class, most first: a named bar each up to `MAX_BARS` classes, else one falling outline.
+    """Draw the training images per class, largest first: one named bar each up to `MAX_BARS` classes, else an
+    outline.
 
-    `ordered`: as they are given, which is an order of its own (grades). `logarithmic`: for a tail that would else vanish.
+    `ordered`: keep the given order (grades). `logarithmic`: for a tail that would be invisible otherwise.
     """
     order = list(range(len(counts)))
     if not ordered:
@@ -121,7 +131,7 @@ def class_counts_figure(
     heights = [counts[number] for number in order]
     if len(counts) > MAX_BARS:
         with new_axes(path) as axes:
-            axes.figure.subplots_adjust(right=0.95)  # room for half of the last number
+            axes.figure.subplots_adjust(right=0.95)  # room for the right half of the last number
             axes.fill_between(np.arange(len(heights) + 1), [*heights, heights[-1]], step="post", color=TRAINING, alpha=0.85, linewidth=0)
             across = f"{noun}, in order" if ordered else f"{noun}, most images first"
             axes.set(xlim=(0, len(heights)), ylim=(0, max(heights) * 1.06), xlabel=across, ylabel="training images")
@@ -150,14 +160,15 @@ def class_counts_figure(
 def submissions_figure(
     path: Path, points: Sequence[tuple[int, float, float]], own: Sequence[int] = (), metric: str = "", better: str = ""
 ) -> None:
-    """Public score against validation score, a point a submission: (number, validation, public). `own` numbers are this run's.
+    """Draw public against validation scores, one point per submission: (number, validation, public).
 
-    `metric` is what validation was scored by, and `better` says which way that is better.
+    `own`: numbers of this run. `metric`: the name of the validation score; `better`: its direction.
     """
     with new_axes(path) as axes:
         validation, public = [point[1] for point in points], [point[2] for point in points]
         low, high = min(*validation, *public), max(*validation, *public)
-        if high - low < 4 * max(max(validation) - min(validation), max(public) - min(public), 0.01):  # on one scale, and near each other
+        # the diagonal is only useful if both scores are on one scale and near each other
+        if high - low < 4 * max(max(validation) - min(validation), max(public) - min(public), 0.01):
             axes.axline((low, low), slope=1, label="same score", **EVEN)
         for chosen, colour, label in ((True, VALIDATION, "this run"), (False, TRAINING, "others")):
             group = [point for point in points if (point[0] in own) == chosen]

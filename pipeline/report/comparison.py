@@ -1,4 +1,6 @@
-"""`make report RUNS='a b'`: several runs in one self-contained page, their curves in common plots and their tables side by side."""
+"""`make report RUNS='a b'`: compare several runs in one self-contained page, with common plots and tables
+side by side.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +27,20 @@ from pipeline.report.words import direction, higher_is_better, measured, metric_
 from pipeline.targets.classes import per_class
 
 PAGE = "comparison.html"
-MARK = '<meta name="comparison"'  # in the head of a page that was written here
-SHOWN_CLASSES = 12  # of the classes whose F1 differs most
-Runs = dict[str, RunFiles]  # by the name they have on the page
+MARK = '<meta name="comparison"'  # in the head of every comparison page
+SHOWN_CLASSES = 12  # classes with the largest differences of F1
+Runs = dict[str, RunFiles]  # by their name on the page
 
 
 def build_comparison(run_dirs: Sequence[Path], output: Path, images: bool = True) -> Path:
-    """Write comparison.html and figures/*.png in folder `output`; the page's path.
+    """Write comparison.html and figures/*.png into `output`; returns the page's path.
 
-    Without `images` it shows none of the data. A comparison of the same runs is replaced, one of other runs is moved to
-    `output-2` (and so on); where `output` holds anything else, that is where the page is written.
+    Without `images` it shows none of the data. A comparison of the same runs is replaced; one of other runs
+    is moved to `output-2` (and so on). If `output` holds anything else, the page is written to `output-2`
+    instead.
 
     Raises:
-        UserError: a folder holds no run, is named twice, or there are more runs than colours that can be told apart.
+        UserError: a folder holds no run or is given twice, or there are more runs than distinct colours.
     """
     runs = _read(run_dirs, images)
     signature = hashlib.sha256("\n".join(sorted(str(path.resolve()) for path in run_dirs)).encode()).hexdigest()
@@ -71,37 +74,41 @@ def build_comparison(run_dirs: Sequence[Path], output: Path, images: bool = True
 
 
 def _apart(runs: Runs) -> list[str]:
-    """What keeps scores of these runs from being compared: other labels, other validation rows; each as a sentence."""
-    said = []
+    """Return sentences on why scores of these runs cannot be compared: other labels, other validation rows or
+    solutions.
+    """
+    reasons = []
     if len({files.target.names for files in runs.values()}) > 1:
         counts = ", ".join(f"{name}: {len(files.target.names):,}" for name, files in runs.items())
-        said.append(f"The runs are about different labels ({counts}), so none of their scores can be compared.")
+        reasons.append(f"The runs are about different labels ({counts}), so none of their scores can be compared.")
     rows = {name: frozenset((row["id"], row["label"]) for row in files.predictions) for name, files in runs.items()}
     known = {name: ids for name, ids in rows.items() if ids}
     if len(set(known.values())) > 1:
         shared = len(frozenset.intersection(*known.values()))
         counts = ", ".join(f"{name}: {len(ids):,}" for name, ids in known.items())
-        said.append(
-            f"The validation rows differ ({counts}; {shared:,} in all of them): a difference between validation scores may be one of the rows."
+        reasons.append(
+            f"The validation rows differ ({counts}; {shared:,} are in all of them): validation scores may differ because of the rows."
         )
     graded = {name: files.scores.get("solution") for name, files in runs.items() if files.scores}
     if len({(files.scores.get("solution"), files.scores.get("rows")) for files in runs.values() if files.scores}) > 1:
-        said.append(f"The test scores are against different solutions: {', '.join(f'{name}: {path}' for name, path in graded.items())}.")
-    return said
+        reasons.append(f"The test scores use different solutions: {', '.join(f'{name}: {path}' for name, path in graded.items())}.")
+    return reasons
 
 
 def _read(run_dirs: Sequence[Path], images: bool) -> Runs:
     places = [path.resolve() for path in run_dirs]
     if twice := sorted({str(path) for path, place in zip(run_dirs, places, strict=True) if places.count(place) > 1}):
-        raise UserError(f"{', '.join(twice)}: named twice; a comparison needs different runs")
+        raise UserError(f"{', '.join(twice)}: given twice; a comparison needs different runs")
     if len(run_dirs) > len(RUN_LOOKS):
-        raise UserError(f"{len(run_dirs)} runs to compare, at most {len(RUN_LOOKS)} can be told apart in one plot: name fewer")
+        raise UserError(f"{len(run_dirs)} runs to compare, but one plot has at most {len(RUN_LOOKS)} distinct colours: compare fewer")
     names = [place.name for place in places]
     return {name if names.count(name) == 1 else str(path): read_run_files(path, images) for path, name in zip(run_dirs, names, strict=True)}
 
 
 def _made_free(output: Path, signature: str) -> Path:
-    """`output`, from where a comparison of other runs was moved aside; where somebody's own files lie there, `output-2` (and so on)."""
+    """Return `output`, after moving a comparison of other runs away; if it holds other files, `output-2` (and
+    so on).
+    """
     if not output.exists() or (output.is_dir() and _replaceable(output, signature)):
         return output
     numbered = (output.with_name(f"{output.name}-{number}") for number in count(2))
@@ -111,8 +118,8 @@ def _made_free(output: Path, signature: str) -> Path:
     aside = output.with_name(f"{output.name}-{len(beside) + 2}")
     same = next((place for place in beside if place.is_dir() and signature in _page_text(place)), None)
     output.rename(aside)
-    print(f"the comparison of other runs that was in {output} is in {same or aside} now", flush=True)
-    if same:  # the two change places
+    print(f"the comparison of other runs in {output} was moved to {same or aside}", flush=True)
+    if same:  # swap the two folders
         same.rename(output)
         aside.rename(same)
     return output
@@ -128,7 +135,7 @@ def _page_text(folder: Path) -> str:
 
 
 def _curves(runs: Runs, folder: Path) -> Drawn:
-    """What training counts, the loss, the competition's metric and the learning rate of all runs."""
+    """Draw the training score, the loss, the competition's metric and the learning rate of all runs."""
     drawn: Drawn = {}
     for name in curve_names(list(runs.values())):
         curves = []
@@ -158,7 +165,9 @@ def _listed(runs: Runs) -> str:
 
 
 def _confusions(runs: Runs, folder: Path, drawn: Drawn) -> dict[str, tuple[list[str], np.ndarray]]:
-    """Class names and (C, C) counts of each run with validation predictions; adds their figures to `drawn`."""
+    """Return class names and (C, C) counts of each run with validation predictions; adds their figures to
+    `drawn`.
+    """
     matrices = {}
     for number, (run, files) in enumerate(runs.items(), start=1):
         names, counts = confusions(files)
@@ -175,7 +184,7 @@ def _confusions(runs: Runs, folder: Path, drawn: Drawn) -> dict[str, tuple[list[
 
 
 def _f1_of_classes(runs: Runs, matrices: dict[str, tuple[list[str], np.ndarray]]) -> dict[str, dict[str, float]]:
-    """F1 of each class or label by run, as far as runs have validation predictions of them."""
+    """Return the F1 of each class or label by run, for runs with validation predictions."""
     scores = {run: dict(zip(names, map(float, per_class(counts)["f1"]), strict=True)) for run, (names, counts) in matrices.items()}
     for run, files in runs.items():
         if files.target.kind == "multilabel" and files.predictions:
@@ -184,7 +193,9 @@ def _f1_of_classes(runs: Runs, matrices: dict[str, tuple[list[str], np.ndarray]]
 
 
 def _class_f1(scores: dict[str, dict[str, float]]) -> dict[str, Any] | None:
-    """F1 of each class in each run, those that differ most first; None where the runs' classes are not the same."""
+    """Return the F1 of each class in each run, largest differences first; None if the runs have different
+    classes.
+    """
     columns = list(scores.values())
     if len(columns) < 2 or any(set(column) != set(columns[0]) for column in columns):
         return None
@@ -193,7 +204,10 @@ def _class_f1(scores: dict[str, dict[str, float]]) -> dict[str, Any] | None:
 
 
 def _results(files: RunFiles) -> dict[str, Any]:
-    """Rows of the table of results; those of metrics have their key (val_loss, test_accuracy) for a label, and numbers."""
+    """Return the rows of the results table.
+
+    Rows of metrics have their key (val_loss, test_accuracy) as label, and numbers.
+    """
     best = files.best
     rows: dict[str, Any] = {"kept epoch": f"{files.kept_epoch['epoch']} of {len(files.metrics)}"} if files.kept_epoch else {}
     metrics = {key: value for key, value in files.kept_epoch.items() if key.startswith("val_")} if best else {}
@@ -214,7 +228,7 @@ def _is_metric(label: str) -> bool:
 
 
 def _result_words(label: str) -> str:
-    """A row's name; of a metric also which way is better where that is down."""
+    """Return a row's name; for a metric where lower is better, with its direction."""
     if not _is_metric(label):
         return label
     part = "validation" if label.startswith("val_") else "test"
@@ -222,7 +236,10 @@ def _result_words(label: str) -> str:
 
 
 def _best_cells(label: str, cells: Sequence[Any], mixed: bool) -> list[bool]:
-    """Which runs are the best by a metric; none where all are alike, or there is no choice. Losses of `mixed` targets are different things."""
+    """Return which runs are best by a metric; none if all are equal.
+
+    Losses of `mixed` targets cannot be compared.
+    """
     if mixed and label.endswith("_loss"):
         return [False] * len(cells)
     known = [cell for cell in cells if isinstance(cell, int | float)] if _is_metric(label) else []
@@ -233,7 +250,7 @@ def _best_cells(label: str, cells: Sequence[Any], mixed: bool) -> list[bool]:
 
 
 def _captions(runs: Runs, drawn: Drawn) -> list[tuple[str, str]]:
-    """The figures over epochs and what stands below each."""
+    """Return the figures over epochs and their captions."""
     losses = {run_facts.LOSSES.get(files.target.kind, "mean cross-entropy in nats") for files in runs.values()}
     what = {"loss": f"Loss over the epochs: {', '.join(sorted(losses))}; validation solid, training dashed."}
     what["learning_rate"] = "Learning rate over the epochs, from the recipes."
@@ -260,12 +277,12 @@ def _parameters(files: RunFiles) -> dict[str, str]:
 
 
 def _side_by_side(runs: Runs, rows_of: Callable[[RunFiles], dict[str, Any]]) -> list[tuple[str, list[Any]]]:
-    """Rows of one table, a column a run; None where a run lacks a row."""
+    """Return the rows of one table, one column per run; None if a run lacks a row."""
     columns = [rows_of(files) for files in runs.values()]
     return [(label, [column.get(label) for column in columns]) for label in dict.fromkeys(key for column in columns for key in column)]
 
 
 def _recipe(runs: Runs, same: bool) -> list[tuple[str, list[Any]]]:
-    """The settings that are the same in all runs, or those that differ."""
+    """Return the settings that are equal in all runs, or those that differ."""
     rows = _side_by_side(runs, lambda files: dict(run_facts.flat(files.told.get("recipe", {}))))
     return [(key, values) for key, values in rows if all(value == values[0] for value in values) == same]

@@ -1,4 +1,4 @@
-"""The confusion matrix: names and percentages as long as they can be read, else a heat map."""
+"""Draw the confusion matrix: with names and percentages while they are readable, else as a heat map."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pipeline.report.figures import GRID, INK, drawable_names, new_axes
 
-MAX_LABELLED_CLASSES = 30  # above this, class names on a confusion matrix would be too small to read
-MAX_CELLS = 250  # cells on a side of a heat map; smaller ones would vanish at page width
+MAX_LABELLED_CLASSES = 30  # with more classes, names on a confusion matrix would be too small to read
+MAX_CELLS = 250  # cells per side of a heat map; smaller cells would be invisible at page width
 
 
 def confusion_figure(path: Path, counts: np.ndarray, class_names: Sequence[str], noun: str = "class") -> None:
-    """(C, C) counts, row = true class, as shares of each row: names and percentages up to 30 classes, else a heat map."""
+    """Draw (C, C) counts, row = true class, as shares of each row: with names up to 30 classes, else as a
+    heat map.
+    """
     num_classes = len(class_names)
     support = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
@@ -46,7 +48,7 @@ def confusion_figure(path: Path, counts: np.ndarray, class_names: Sequence[str],
 
 
 def cell_classes(num_classes: int) -> int:
-    """How many classes share a row of the heat map."""
+    """Return how many classes share a row of the heat map."""
     return math.ceil(num_classes / MAX_CELLS)
 
 
@@ -55,7 +57,7 @@ def _heat_map(path: Path, shares: np.ndarray) -> None:
     padded = np.pad(shares, (0, -num_classes % block))
     cells = padded.reshape(len(padded) // block, block, len(padded) // block, block).max(axis=(1, 3))
     with new_axes(path, (7.0, 6.2)) as axes:
-        # The square root keeps single confusions visible beside a full diagonal.
+        # The square root makes single confusions visible beside a full diagonal.
         norm, edge = PowerNorm(0.5, vmin=0, vmax=1), len(padded) - 0.5
         image = axes.imshow(
             np.where(cells > 0, cells, np.nan), cmap="Blues", norm=norm, interpolation="nearest", extent=(-0.5, edge, edge, -0.5)

@@ -1,4 +1,4 @@
-"""Curves over epochs and optimizer steps."""
+"""Draw curves over epochs and optimizer steps."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from pipeline.report.words import direction, higher_is_better, is_share, metric_
 from pipeline.run_record import NEWEST
 from pipeline.training.optim import lr_at
 
-# Okabe and Ito's colours again, yellow left out on white paper.
+# Okabe and Ito's colours, without yellow, which is hard to see on white.
 RUN_LOOKS = tuple(zip((TRAINING, VALIDATION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C564B"), "os^Dv<>P", strict=True))
 COLOURS = {"training": (TRAINING, "o"), "validation": (VALIDATION, "s")}
 
 
 def draw_curves(files: RunFiles) -> Drawn:
-    """Draw the training score, the loss, the competition's metric and the learning rate, as far as they are recorded.
+    """Draw the training score, the loss, the competition's metric and the learning rate, where they are
+    recorded.
 
-    Each by its name: (path, words for who cannot see it).
+    Returns figure name -> (path, alternative text).
     """
     drawn = {}
     for name in curve_names([files]):
@@ -38,7 +39,8 @@ def draw_curves(files: RunFiles) -> Drawn:
             path = files.path / "figures" / f"{name}.png"
             epoch_curves(path, [row["epoch"] for row in files.metrics], curves, name, _best_words(files, name))
             drawn[name] = path, _alt(name, curves)
-    # Line `step` counts the steps done; the rate beside it is that of the last of them, whose number is one less.
+    # `step` counts finished steps from 1; the learning rate beside it is that of the last one, with index
+    # step - 1.
     ends = {row["epoch"]: row["step"] - 1 for row in files.metrics if row.get("step")}
     recorded = [(ends[row["epoch"]], row["lr"]) for row in files.metrics if row.get("step") and row.get("lr") is not None]
     steps, rates = scheduled(files.schedule)
@@ -51,19 +53,21 @@ def draw_curves(files: RunFiles) -> Drawn:
 
 
 def curve_names(runs: Sequence[RunFiles]) -> list[str]:
-    """What is drawn over the epochs of these runs: what training counts, the loss, and their competition's metric."""
+    """Return the curves over epochs of these runs: the training score, the loss, and the competition's
+    metric.
+    """
     scores, metrics = [files.training_score for files in runs], [files.metric.name for files in runs]
     return list(dict.fromkeys([*scores, "loss", *metrics]))
 
 
 def axis_words(name: str) -> str:
-    """What stands at the axis of a metric: its name, and which way is better where a reader may not know."""
+    """Return the axis label of a metric: its name, and its direction if that is not obvious."""
     words = metric_name(name)
     return words if name == "loss" or "accuracy" in name else f"{words}\n({direction(name)})"
 
 
 def axis_limits(name: str, values: np.ndarray) -> tuple[float, float]:
-    """Where the axis of a metric begins and ends: shares within 0..1, errors from 0, others around their values."""
+    """Return the axis limits of a metric: shares within 0..1, errors from 0, others around their values."""
     if is_share(name):
         return _share_limits(values)
     return _free_limits(values) if higher_is_better(name) else _loss_limits(values)
@@ -72,9 +76,11 @@ def axis_limits(name: str, values: np.ndarray) -> tuple[float, float]:
 def epoch_curves(
     path: Path, epochs: Sequence[int], curves: dict[str, Sequence[float | None]], name: str, best: tuple[int, str] | None = None
 ) -> None:
-    """One line a curve of the metric `name` over epochs; `best` = (epoch, words) is ringed. Shares are shown in percent.
+    """Draw one line per curve of the metric `name`; `best` = (epoch, text) is marked.
 
-    A curve's name is "training" or "validation"; None or NaN leaves a gap; a single epoch shows as a point.
+    Shares are shown in percent.
+
+    Curves are named "training" or "validation". None or NaN leaves a gap; a single epoch is a point.
     """
     with new_axes(path) as axes:
         for label, values in curves.items():
@@ -95,14 +101,15 @@ def epoch_curves(
         bottom, top = axis_limits(name, np.concatenate([_floats(values) for values in curves.values()]))
         axes.set_ylim(bottom, top)
         if "\n" in axis_words(name):
-            axes.figure.subplots_adjust(left=0.185 if top < 1000 else 0.225)  # room for two lines, and for long numbers
+            # room for two lines, and for long numbers
+            axes.figure.subplots_adjust(left=0.185 if top < 1000 else 0.225)
         if is_share(name):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 @dataclass(frozen=True)
 class RunCurve:
-    """A line of a comparison: `run` names its colour, `dashed` stands for training."""
+    """One line of a comparison. `run` decides its colour; `dashed` means training."""
 
     run: str
     x: Sequence[float]
@@ -111,8 +118,10 @@ class RunCurve:
 
 
 def compared_curves(path: Path, curves: Sequence[RunCurve], name: str) -> None:
-    """The curves of a metric, a loss or the learning rate (`lr`) of several runs over epochs, a colour and a marker a run;
-    training, where it is there, is dashed and thin."""
+    """Draw the curves of a metric, a loss or the learning rate (`lr`) of several runs over epochs.
+
+    Each run has a colour and a marker; training is dashed and thin.
+    """
     look = dict(zip(dict.fromkeys(curve.run for curve in curves), RUN_LOOKS, strict=False))
     columns = 2 if max(map(len, look)) <= 20 else 1
     with new_axes(path, (CURVE_SIZE[0], CURVE_SIZE[1] + 0.19 * math.ceil((len(look) + 1) / columns))) as axes:
@@ -143,22 +152,26 @@ def learning_rate_curve(
     epoch_ends: dict[int, int],
     recorded: Sequence[tuple[int, float]] = (),
 ) -> None:
-    """The learning rate over optimizer steps. `epoch_ends`: epoch -> its last step, marked above; `recorded`: (step, rate) as dots."""
+    """Draw the learning rate over optimizer steps.
+
+    `epoch_ends`: epoch -> its last step, marked above; `recorded`: (step, learning rate) as dots.
+    """
     with new_axes(path) as axes:
         if len(steps):
             axes.plot(steps, rates, color=TRAINING, label="schedule")
         if recorded:
-            sparse = recorded[:: math.ceil(len(recorded) / 30)]  # so that the line stays visible between the dots
+            sparse = recorded[:: math.ceil(len(recorded) / 30)]  # few dots, so that the line stays visible
             axes.plot(*zip(*sparse, strict=True), "o", color=VALIDATION, markersize=4.5, label="recorded during training")
         last_step = max([*steps, *(step for step, _ in recorded)])
         shown = {epoch: step for epoch, step in epoch_ends.items() if epoch % max(1, math.ceil(len(epoch_ends) / 12)) == 0}
-        axes.figure.subplots_adjust(top=0.85, left=0.165)  # room for the epochs above and for rates such as 2.5e-4
+        # room for the epochs above and for numbers such as 2.5e-4
+        axes.figure.subplots_adjust(top=0.85, left=0.165)
         above = axes.secondary_xaxis("top")
         above.set_xticks(list(shown.values()), [str(epoch) for epoch in shown])
         above.set_xlabel("end of epoch", color=QUIET, fontsize=10)
         above.tick_params(length=3, labelsize=9, labelcolor=QUIET)
         above.spines["top"].set_color(GRID)
-        # Not axvline: the legend would look for a place clear of these lines too, and end up on the curve.
+        # Not axvline: the legend would avoid these lines too, and end up on the curve.
         axes.vlines(list(shown.values()), 0, 1, transform=axes.get_xaxis_transform(), color=GRID, linewidth=0.8, zorder=0)
         axes.grid(axis="x", visible=False)
         axes.set_xlim(0, max(last_step * 1.02, 1))
@@ -171,7 +184,7 @@ def learning_rate_curve(
 
 
 def _best_words(files: RunFiles, name: str) -> tuple[int, str] | None:
-    """The best epoch, and what a figure of `name` says of it; None without validation."""
+    """Return the best epoch and its text for the figure of `name`; None without validation."""
     if not files.best or files.best["epoch"] is None:
         return None
     epoch, value = files.best["epoch"], files.kept_epoch.get(f"val_{name}")
@@ -183,7 +196,9 @@ def _best_words(files: RunFiles, name: str) -> tuple[int, str] | None:
 
 
 def scheduled(schedule: dict[str, Any] | None) -> tuple[list[int], list[float]]:
-    """Steps (all, or about 1,500 of them with both sides of each epoch's end) and the schedule's rate at each."""
+    """Return steps (all, or about 1,500 including both sides of each epoch's end) and the learning rate at
+    each.
+    """
     if not schedule:
         return [], []
     total, per_epoch = schedule["total_steps"], max(1, schedule["steps_per_epoch"])

@@ -1,4 +1,6 @@
-"""What the page says of decisions: each that was tried on rows that the models did not see, what it gained there, and which is used."""
+"""Page section for decisions: each decision rule that was tried, its gain on rows that the models did not
+train on, and which is used.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +10,19 @@ from pipeline.report.run_files import RunFiles
 from pipeline.report.words import metric_name, metric_value
 
 SETS = {
-    "thresholds": "from which probability a label is written",
-    "offsets": "what is added to the logarithm of each class's probability",
-    "cuts": "where the expected grade passes from one grade to the next",
-    "temperature": "what logarithms of probabilities are divided by",
-    "count": "how many labels an image is given at least",
+    "thresholds": "the probability from which a label is predicted",
+    "offsets": "a number added to the log-probability of each class",
+    "cuts": "the limits between grades for the expected grade",
+    "temperature": "a divisor of the log-probabilities",
+    "count": "the minimum number of labels per image",
 }
 
 
 def read_decisions(files: RunFiles) -> dict[str, Any] | None:
-    """`rows` of the decisions that run.json holds, `numbers` of the one that is used, by name, and the `metric` in words.
+    """Return `rows` of the decisions in run.json, the `numbers` of the one that is used, and the name of the
+    `metric`.
 
-    None where the run judged none: an ordinary run, or one of an earlier version.
+    None if the run judged none: a single run, or one of an earlier version.
     """
     judged = files.record.get("decisions")
     if judged is None:
@@ -51,7 +54,7 @@ def read_decisions(files: RunFiles) -> dict[str, Any] | None:
 
 
 def _named(line: dict[str, Any], files: RunFiles) -> list[tuple[str, float]]:
-    """The numbers of a decision with what each is for."""
+    """Return the numbers of a decision, each with its name."""
     kind, numbers, names = line["kind"], line["numbers"], files.target.output_names
     if kind == "cuts":
         return [(f"{low} | {high}", number) for low, high, number in zip(names, names[1:], numbers, strict=False)]

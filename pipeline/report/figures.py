@@ -1,4 +1,4 @@
-"""The look of every figure: axes that become a PNG, colours, and names in letters that a font has."""
+"""The style of every figure: axes saved as PNG, colours, and names in letters that an installed font has."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from pipeline.files import replacing
 DPI = 200
 FORMATS = ("svg", "pdf")
 _FORMATS: ContextVar[tuple[str, ...]] = ContextVar("formats", default=())
-CURVE_SIZE = (5.2, 3.5)  # inches: text of 11 pt stays readable two to a page row, on a phone, and in one column of a write-up
+# inches; text of 11 pt stays readable with two figures in a row, on a phone, and in a column of a paper
+CURVE_SIZE = (5.2, 3.5)
 
-# Okabe and Ito's colours stay distinct in the common kinds of colour blindness; the two curves also differ in marker and lightness.
+# Okabe and Ito's colours are distinct for common colour blindness; the two curves also differ in marker and
+# lightness.
 TRAINING, VALIDATION, INK, QUIET, GRID = "#0072B2", "#D55E00", "#222222", "#666666", "#E4E4E4"
 STYLE = {
     "font.size": 11,
@@ -45,9 +47,9 @@ STYLE = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
 }
-# A legend over the axes, where no curve can run through its words.
+# Legend above the axes, where no curve crosses its text.
 ABOVE = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.985), "ncols": 2, "borderpad": 0.2, "handlelength": 1.6, "columnspacing": 1.2}
-# Tried in this order for letters that matplotlib's own font lacks; only the installed ones count.
+# Tried in this order for letters that matplotlib's own font lacks; fonts that are not installed are skipped.
 WIDER_FONTS = (
     *("Noto Sans", "Noto Sans CJK TC", "Noto Sans CJK SC", "Noto Sans CJK JP"),
     *("Microsoft JhengHei", "Microsoft YaHei", "PingFang TC", "Arial Unicode MS"),
@@ -56,10 +58,13 @@ WIDER_FONTS = (
 
 @contextmanager
 def new_axes(path: Path, size: tuple[float, float] = CURVE_SIZE) -> Iterator[Axes]:
-    """Empty axes of `size` inches in the house look; what is drawn in the block becomes the PNG at `path`, whole or not at all."""
+    """Yield empty axes of `size` inches in the common style; after the block the figure is saved at `path`
+    atomically.
+    """
     with matplotlib.rc_context({**STYLE, "font.family": fonts()[0]}):
         figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout=None if size == CURVE_SIZE else "constrained")
-        if size == CURVE_SIZE:  # fixed margins halve the time of a figure that is drawn after each epoch
+        # fixed margins halve the drawing time of figures that are updated after each epoch
+        if size == CURVE_SIZE:
             figure.subplots_adjust(left=0.145, right=0.975, bottom=0.15, top=0.89)
         canvas = FigureCanvasAgg(figure)
         yield figure.add_subplot()
@@ -68,7 +73,7 @@ def new_axes(path: Path, size: tuple[float, float] = CURVE_SIZE) -> Iterator[Axe
 
 @contextmanager
 def also_as(formats: Sequence[str]) -> Iterator[None]:
-    """In the block every figure is also written as `formats` (svg, pdf) beside its PNG, for a write-up."""
+    """In the block, also write every figure in `formats` (svg, pdf) beside its PNG."""
     token = _FORMATS.set(tuple(formats))
     try:
         yield
@@ -77,16 +82,16 @@ def also_as(formats: Sequence[str]) -> Iterator[None]:
 
 
 def save(canvas: FigureCanvasAgg, path: Path) -> None:
-    """Write a figure as the PNG at `path`, and as what `also_as` asks for; each whole or not at all."""
+    """Write a figure as PNG to `path`, and in the formats of `also_as`; each file atomically."""
     with replacing(path) as temporary:
         canvas.print_png(temporary)
-    for form in _FORMATS.get():  # after the PNG, whose resolution a vector format would take over
+    for form in _FORMATS.get():  # after the PNG: a vector format changes the canvas resolution
         with replacing(path.with_suffix(f".{form}")) as temporary:
             canvas.figure.savefig(temporary, format=form)
 
 
 def drawable(name: str, number: int) -> str:
-    """`name`, cut to 24 characters; "class 3" where no installed font has its letters (boxes would say less than the number)."""
+    """Return `name` cut to 24 characters; "class 3" if no installed font has its letters."""
     name = " ".join(name.split())
     if not all(any(has(ord(letter)) for has in fonts()[1]) for letter in name):
         return f"class {number}"
@@ -94,20 +99,20 @@ def drawable(name: str, number: int) -> str:
 
 
 def drawable_names(names: Sequence[str]) -> list[str]:
-    """Class names as axes show them; those that are the same once shortened end with their numbers."""
+    """Return class names for axes; names that are equal after shortening end with their number."""
     shown = [drawable(name, number) for number, name in enumerate(names)]
     times = Counter(shown)
     return [name if times[name] == 1 else f"{name[:16].rstrip('…')}… ({number})" for number, name in enumerate(shown)]
 
 
 def shortened(text: str, length: int) -> str:
-    """`text`, its end left out where it is longer than `length` characters."""
+    """Return `text` cut to `length` characters."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 @cache
 def fonts() -> tuple[list[str], list[Callable[[int], int]]]:
-    """The font families to draw with, and for each what says whether it has a letter."""
+    """Return the font families to draw with, and for each a function that returns 0 for letters it lacks."""
     installed = {font.name: font.fname for font in font_manager.fontManager.ttflist}
     families = ["DejaVu Sans", *(family for family in WIDER_FONTS if family in installed)]
     return families, [FT2Font(installed[family]).get_char_index for family in families]

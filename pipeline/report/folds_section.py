@@ -1,4 +1,6 @@
-"""What the page says of a run of several folds: a row a fold, all out-of-fold rows together, and the curves of every fold in one figure."""
+"""Page section for a run of folds: one row per fold, the scores of all out-of-fold rows, and the curves of
+all folds.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,10 @@ from pipeline.run_record import read_metrics
 
 
 def read_folds(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
-    """`rows` of folds, `mean` and `deviation` of the metric over them, its value on `all` rows, `scores` in words; adds the figure `folds`.
+    """Return `rows` of the folds, `mean` and `deviation` of the metric, its value over `all` rows, and
+    `scores`.
 
-    None where the run is no team of folds.
+    The figure `folds` is added to `drawn`. None for a run without folds.
 
     Raises:
         UserError: a fold's metrics.jsonl is damaged.

@@ -1,4 +1,6 @@
-"""What the page says where an image may have several labels: each label's scores, and the surest wrong decisions with their images."""
+"""Page section for several labels per image: scores of each label, and the most confident wrong decisions
+with images.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,20 @@ import numpy as np
 from pipeline.report.calibration import read_calibration
 from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
-from pipeline.report.thumbnails import kept_pictures
+from pipeline.report.thumbnails import kept_images
 from pipeline.targets.measures import has_both
 
-MAX_NAMED_LABELS = 40  # rows of a table that is shown unfolded
-MAX_RANKED_LABELS = 1000  # an AUC each: a second
+MAX_NAMED_LABELS = 40  # rows of a table that is not collapsed
+MAX_RANKED_LABELS = 1000  # labels with an AUC; more would take over a second
 SHOWN_WEAKEST, SHOWN_WRONG, SHOWN_A_LABEL = 10, 18, 3
 
 
 def read_labels(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
-    """Decisions in numbers, `per_label` rows and the surest `wrong` decisions; adds the figure of the calibration to `drawn`.
+    """Return scores, rows `per_class` and the most confident `wrong` decisions; adds the calibration figure
+    to `drawn`.
 
     Raises:
-        UserError: val_predictions.csv holds a label that the run does not know.
+        UserError: val_predictions.csv holds an unknown label.
     """
     target, rows, values = files.target, files.predictions, files.values
     truth, chosen = _decisions(files)
@@ -40,7 +43,7 @@ def read_labels(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
         "weakest": sorted((row for row in per_label if row["support"]), key=lambda row: row["f1"])[:SHOWN_WEAKEST],
         "wrong": _wrong(files, truth, chosen) if values is not None else [],
         "calibration": read_calibration(
-            files, drawn, values.ravel(), truth.ravel(), "probability of a label", "share of images that have it"
+            files, drawn, values.ravel(), truth.ravel(), "probability of a label", "share of images with the label"
         )
         if values is not None
         else None,
@@ -48,7 +51,7 @@ def read_labels(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
 
 
 def label_scores(files: RunFiles) -> list[dict[str, Any]]:
-    """A row a label: number, name, train, support, precision, recall, f1, auc.
+    """Return a row per label: number, name, train, support, precision, recall, f1, auc.
 
     Raises:
         UserError: as `read_labels`.
@@ -58,50 +61,52 @@ def label_scores(files: RunFiles) -> list[dict[str, Any]]:
 
 
 def _decisions(files: RunFiles) -> tuple[np.ndarray, np.ndarray]:
-    """(N, O) bool: what is true, and what was decided."""
+    """Return (N, O) bool: the truth, and the decisions."""
     truth, chosen = (files.target.encode([row[key] for row in files.predictions]) > 0.5 for key in ("label", "predicted"))
     return truth, chosen
 
 
 def _label(files: RunFiles, number: int, truth: np.ndarray, chosen: np.ndarray) -> dict[str, Any]:
-    """The row of one label; a value that is undefined (no image has it, or it is never said) is None."""
+    """Return the row of one label; undefined values (no image has the label, or it is never predicted) are
+    None.
+    """
     from sklearn.metrics import roc_auc_score
 
     name, values = files.target.names[number], files.values
-    hits, support, said = int((truth & chosen).sum()), int(truth.sum()), int(chosen.sum())
+    hits, support, predicted = int((truth & chosen).sum()), int(truth.sum()), int(chosen.sum())
     ranked = values is not None and has_both(truth) and len(files.target.names) <= MAX_RANKED_LABELS
     return {
         "number": number,
         "name": name,
         "train": files.record.get("counts", {}).get("train_per_class", {}).get(name),
         "support": support,
-        "precision": hits / said if said else None,
+        "precision": hits / predicted if predicted else None,
         "recall": hits / support if support else None,
-        "f1": 2 * hits / (said + support) if said + support else None,
+        "f1": 2 * hits / (predicted + support) if predicted + support else None,
         "auc": float(roc_auc_score(truth, values[:, number])) if ranked else None,
     }
 
 
 def _wrong(files: RunFiles, truth: np.ndarray, chosen: np.ndarray) -> list[dict[str, Any]]:
-    """The surest wrong decisions, at most a few of a label."""
+    """Return the most confident wrong decisions, a few per label at most."""
     at, labels = np.nonzero(truth != chosen)
-    said = files.values[at, labels]
-    sure = np.where(chosen[at, labels], said, 1 - said)
+    predicted = files.values[at, labels]
+    sure = np.where(chosen[at, labels], predicted, 1 - predicted)
     shown, times = [], Counter()
     for place in np.argsort(-sure, kind="stable").tolist():
         label = int(labels[place])
         if times[label] < SHOWN_A_LABEL and len(shown) < SHOWN_WRONG:
             times[label] += 1
-            shown.append((int(at[place]), label, float(said[place])))
+            shown.append((int(at[place]), label, float(predicted[place])))
     images = list(dict.fromkeys(row for row, _, _ in shown))
-    pictures = dict(zip(images, kept_pictures(files, [files.predictions[row] for row in images], "mistake"), strict=True))
+    jpegs = dict(zip(images, kept_images(files, [files.predictions[row] for row in images], "mistake"), strict=True))
     return [
         {
             "label": files.target.names[label],
             "missed": bool(truth[row, label]),
             "probability": probability,
             "file": Path(files.predictions[row]["path"]).name,
-            "thumbnail": pictures[row],
+            "thumbnail": jpegs[row],
         }
         for row, label, probability in shown
     ]

@@ -1,4 +1,4 @@
-"""The ledger of submissions as a figure: what Kaggle gave against what validation had promised."""
+"""Draw the ledger of submissions: public scores against validation scores."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
 from pipeline.report.words import direction
 
-MIN_POINTS = 2  # one point is no relation
+MIN_POINTS = 2  # a single point shows no relation
 
 
 def read_submissions(files: RunFiles, ledger: Path, drawn: Drawn) -> dict[str, Any] | None:
-    """The submissions to the run's competition, numbered; None when there are none.
+    """Return the numbered submissions to the run's competition; None if there are none.
 
-    The competition is the one that `make data` installed, else that of the latest submission with the run's validation score.
-    Adds their figure to `drawn` where two or more have both scores. A ledger that cannot be read is a `problem`, not the end of the page.
+    The competition is the one that `make data` installed, else that of the latest submission with this run's
+    validation score. If two or more have both scores, their figure is added to `drawn`. An unreadable ledger
+    gives a `problem` text, because the page must still be written.
     """
     try:
         rows = read_ledger(ledger)[1]
         competition = remembered_slug(Path(files.told.get("data") or "data"))
     except UserError as error:
         return {"problem": str(error)}
-    own = f"{files.best['value']:.6g}" if files.best else None  # as `make submit` writes it
+    own = f"{files.best['value']:.6g}" if files.best else None  # in the format of `make submit`
     competition = competition or next((row["competition"] for row in reversed(rows) if row["validation_score"] == own), None)
     rows = [row | {"number": number} for number, row in enumerate((row for row in rows if row["competition"] == competition), start=1)]
     if not rows:
         return None
     scored = [(row["number"], _number(row["validation_score"]), _number(row["public_score"])) for row in rows]
     points = [point for point in scored if None not in point]
-    # Only where a metric was named is it known to be the competition's, and so which way the public score is better.
+    # Only a metric that was set is surely the competition's; only then is the direction of the public score
+    # known.
     better = direction(files.metric.name) if files.told.get("metric") else ""
     if len(points) >= MIN_POINTS:
         path = files.path / "figures" / "submissions.png"
@@ -49,7 +51,9 @@ def read_submissions(files: RunFiles, ledger: Path, drawn: Drawn) -> dict[str, A
 
 
 def _best(files: RunFiles, rows: list[dict[str, Any]]) -> int | None:
-    """The number of the submission with the best public score; None where the run does not say which way is better, or there is no choice."""
+    """Return the number of the submission with the best public score; None if the direction is unknown or all
+    are equal.
+    """
     scored = {row["number"]: score for row in rows if (score := _number(row["public_score"])) is not None}
     if not files.told.get("metric") or len(set(scored.values())) < 2:
         return None

@@ -1,4 +1,6 @@
-"""What the page says of predicted numbers: against the true ones, how the errors lie, and the largest with their images."""
+"""Page section for numbers: predicted against true, the distribution of errors, and the largest errors with
+images.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import numpy as np
 from pipeline.report.charts import number_counts_figure, residuals_figure, scatter_figure
 from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
-from pipeline.report.thumbnails import kept_pictures
+from pipeline.report.thumbnails import kept_images
 from pipeline.targets.metrics import evaluate
 
 MAX_DRAWN_COLUMNS = 4
@@ -19,10 +21,12 @@ BINS = 30
 
 
 def read_numbers(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
-    """`columns` with their errors and what the training mean would give, and the `largest` errors; adds figures to `drawn`.
+    """Return `columns` with their errors and the error of the training mean, and the `largest` errors.
+
+    Figures are added to `drawn`.
 
     Raises:
-        UserError: val_predictions.csv holds a label that is no number.
+        UserError: val_predictions.csv holds a label that is not a number.
     """
     target, rows = files.target, files.predictions
     truth = target.encode([row["label"] for row in rows]).astype(np.float64)
@@ -48,9 +52,11 @@ def read_numbers(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
 
 
 def read_number_counts(files: RunFiles, drawn: Drawn) -> list[dict[str, Any]]:
-    """`name`, `figure` and `of` (which images are counted) of each column's histogram, which is added to `drawn`.
+    """Return `name`, `figure` and `of` (the counted images) of each column's histogram; figures are added to
+    `drawn`.
 
-    The training images' is in run.json (`counts.train_histograms`, see `measures.histograms`); without it the validation images'.
+    The histogram of the training images is in run.json (`counts.train_histograms`, see
+    `measures.histograms`); without it, the validation images are counted.
     """
     stored, of = files.record.get("counts", {}).get("train_histograms"), "training images"
     if not stored and files.truth is not None:
@@ -83,7 +89,7 @@ def _column(files: RunFiles, number: int, truth: np.ndarray, errors: np.ndarray)
 
 
 def _largest(files: RunFiles, truth: np.ndarray, errors: np.ndarray) -> list[dict[str, Any]]:
-    """The images with the largest errors; of several numbers the mean error, each on its own scale."""
+    """Return the images with the largest errors; for several numbers, by the mean of the scaled errors."""
     scale = np.array(files.target.scale or truth.std(axis=0)) if len(files.target.names) > 1 else np.ones(1)
     size = np.abs(errors / np.where(scale > 0, scale, 1)).mean(axis=1)
     shown = [int(row) for row in np.argsort(-size, kind="stable")[:SHOWN_ERRORS] if size[row] > 0]
@@ -95,7 +101,7 @@ def _largest(files: RunFiles, truth: np.ndarray, errors: np.ndarray) -> list[dic
                 for number, name in enumerate(files.target.names[:MAX_DRAWN_COLUMNS])
             ],
             "file": Path(row["path"]).name,
-            "thumbnail": picture,
+            "thumbnail": jpeg,
         }
-        for at, row, picture in zip(shown, rows, kept_pictures(files, rows, "mistake"), strict=True)
+        for at, row, jpeg in zip(shown, rows, kept_images(files, rows, "mistake"), strict=True)
     ]

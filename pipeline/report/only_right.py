@@ -1,4 +1,6 @@
-"""Compared runs, image by image: those that only one of them gets right; of numbers those to which one is nearer than every other."""
+"""Compare runs image by image: images that only one run gets right; for numbers, images where one run is
+nearest.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,20 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.report.run_files import RunFiles
-from pipeline.report.thumbnails import found_pictures
+from pipeline.report.thumbnails import found_images
 from pipeline.report.validation import decided
 from pipeline.report.words import brief, percent
 
 SHOWN_EACH = 24
-Key = tuple[str, str, str]  # id, file, label: an image that two runs mean alike
+Key = tuple[str, str, str]  # id, file, label: identifies an image in several runs
 
 
 def read_only_right(runs: Mapping[str, RunFiles]) -> dict[str, Any] | None:
-    """For each run the images that it alone gets right: `each` with `count` and `items`; `both`, `none` and, of two runs, the `chance`.
+    """Return for each run the images that only it gets right: `each` with `count` and `items`; `both`,
+    `none`, `chance`.
 
-    None where fewer than two runs have validation predictions of one kind, or they share no row.
+    `chance` is for two runs only. None if the runs differ in target, share no row, or one has no validation
+    predictions.
     """
     kinds = {files.target.kind for files in runs.values()}
     if len(kinds) > 1 or len({files.target.names for files in runs.values()}) > 1 or not all(files.predictions for files in runs.values()):
@@ -35,7 +39,7 @@ def read_only_right(runs: Mapping[str, RunFiles]) -> dict[str, Any] | None:
         if kinds == {"continuous"}:
             return _nearer(runs, rows, shared)
         right = {name: _right(files) for name, files in runs.items()}
-    except UserError:  # labels of another target: the pages of the runs say so
+    except UserError:  # labels of another target: reported on the pages of the runs
         return None
     table = np.array([[right[name][rows[name][key]] for name in runs] for key in shared])
     alone = {
@@ -53,9 +57,10 @@ def read_only_right(runs: Mapping[str, RunFiles]) -> dict[str, Any] | None:
 
 
 def sign_test(one: int, other: int) -> float:
-    """How often two equally good models would differ at least so unevenly, on the images that one of them alone gets right.
+    """Return the p-value for the number of images that only one of two models gets right.
 
-    McNemar's test, exact: two-sided binomial with a probability of one half.
+    It is the probability that two equally good models differ at least this much: McNemar's exact test, a
+    two-sided binomial test with probability 0.5.
     """
     total, most = one + other, max(one, other)
     tail = sum(math.comb(total, count) for count in range(most, total + 1)) / 2**total
@@ -63,7 +68,7 @@ def sign_test(one: int, other: int) -> float:
 
 
 def _share(value: float) -> str:
-    return percent(value) if value >= 0.0005 else "fewer than 0.1%"
+    return percent(value) if value >= 0.0005 else "less than 0.1%"
 
 
 def _keyed(files: RunFiles) -> dict[Key, int]:
@@ -78,29 +83,29 @@ def _right(files: RunFiles) -> list[bool]:
 
 
 def _items(own: str, runs: Mapping[str, RunFiles], rows: Mapping[str, dict[Key, int]], keys: list[Key]) -> list[dict[str, Any]]:
-    """The images of `keys`, those first of which the other runs are surest that they are something else."""
+    """Return the images of `keys`, those first on which the other runs are most confident (and wrong)."""
     others = [name for name in runs if name != own]
-    said = {name: decided(runs[name]) for name in runs}
+    predicted = {name: decided(runs[name]) for name in runs}
 
     def sureness(key: Key) -> float:
-        return sum(float(said[name][rows[name][key]]["confidence"] or 0) for name in others)
+        return sum(float(predicted[name][rows[name][key]]["confidence"] or 0) for name in others)
 
     shown = sorted(keys, key=sureness, reverse=True)[:SHOWN_EACH]
-    pictures = _pictures(own, runs, rows, shown)
+    images = _images(own, runs, rows, shown)
     return [
         {
-            "title": said[own][rows[own][key]]["label"] or "no label",
-            "text": "; ".join(_said(name, said[name][rows[name][key]], len(others) > 1) for name in others),
+            "title": predicted[own][rows[own][key]]["label"] or "no label",
+            "text": "; ".join(_prediction(name, predicted[name][rows[name][key]], len(others) > 1) for name in others),
             "file": key[1],
-            "thumbnail": picture,
+            "thumbnail": image,
         }
-        for key, picture in zip(shown, pictures, strict=True)
+        for key, image in zip(shown, images, strict=True)
     ]
 
 
-def _said(name: str, row: dict[str, str], several: bool) -> str:
+def _prediction(name: str, row: dict[str, str], several: bool) -> str:
     sure = f", {percent(float(row['confidence']))} sure" if row["confidence"] else ""
-    return f"{name if several else 'the other'} says {row['predicted'] or 'no label'}{sure}"
+    return f"{name if several else 'the other'}: {row['predicted'] or 'no label'}{sure}"
 
 
 def _nearer(runs: Mapping[str, RunFiles], rows: Mapping[str, dict[Key, int]], shared: list[Key]) -> dict[str, Any]:
@@ -108,9 +113,9 @@ def _nearer(runs: Mapping[str, RunFiles], rows: Mapping[str, dict[Key, int]], sh
     for name, files in runs.items():
         order = [rows[name][key] for key in shared]
         truth = files.target.encode([files.predictions[row]["label"] for row in order]).astype(np.float64)
-        told = files.target.encode([files.predictions[row]["predicted"] for row in order])
+        predicted = files.target.encode([files.predictions[row]["predicted"] for row in order])
         scale = np.array(next(iter(runs.values())).target.scale or 1.0)
-        errors[name] = np.abs((told - truth) / np.where(scale > 0, scale, 1)).mean(axis=1)
+        errors[name] = np.abs((predicted - truth) / np.where(scale > 0, scale, 1)).mean(axis=1)
     each = []
     for name in runs:
         gain = np.min([errors[other] for other in runs if other != name], axis=0) - errors[name]
@@ -124,18 +129,18 @@ def _number_items(own: str, runs: Mapping[str, RunFiles], rows: Mapping[str, dic
         return ", ".join(brief(float(value)) for value in files.target.encode([text])[0])
 
     found = []
-    for key, picture in zip(keys, _pictures(own, runs, rows, keys), strict=True):
-        said = "; ".join(f"{name} says {words(files, files.predictions[rows[name][key]]['predicted'])}" for name, files in runs.items())
-        found.append({"title": words(runs[own], key[2]), "text": said, "file": key[1], "thumbnail": picture})
+    for key, image in zip(keys, _images(own, runs, rows, keys), strict=True):
+        text = "; ".join(f"{name}: {words(files, files.predictions[rows[name][key]]['predicted'])}" for name, files in runs.items())
+        found.append({"title": words(runs[own], key[2]), "text": text, "file": key[1], "thumbnail": image})
     return found
 
 
-def _pictures(own: str, runs: Mapping[str, RunFiles], rows: Mapping[str, dict[Key, int]], keys: list[Key]) -> list[str | None]:
-    """The images as one of the runs can show them: each only those of its own data folder."""
+def _images(own: str, runs: Mapping[str, RunFiles], rows: Mapping[str, dict[Key, int]], keys: list[Key]) -> list[str | None]:
+    """Return the images; each run can only show images of its own data folder, so all runs are tried."""
     found: list[str | None] = [None] * len(keys)
     for name in (own, *(other for other in runs if other != own)):
-        lost = [place for place, picture in enumerate(found) if picture is None]
+        lost = [place for place, image in enumerate(found) if image is None]
         wanted = [runs[name].predictions[rows[name][keys[place]]] for place in lost]
-        for place, picture in zip(lost, found_pictures(runs[name], wanted, "browse"), strict=True):
-            found[place] = picture
+        for place, image in zip(lost, found_images(runs[name], wanted, "browse"), strict=True):
+            found[place] = image
     return found

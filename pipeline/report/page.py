@@ -1,4 +1,5 @@
-"""`make report`: one self-contained HTML page and its figures, from the files of a run folder alone; no model, no network.
+"""`make report`: write one self-contained HTML page and its figures from the files of a run folder, without
+model and network.
 
 python -m pipeline.report.page                              # finetuned_model/report.html
 python -m pipeline.report.page --run runs/a --run runs/b    # several runs in one page: comparison/comparison.html
@@ -34,12 +35,12 @@ from pipeline.report.validation import read_validation
 from pipeline.run_names import PAGE
 from pipeline.submission.origin import find_origin
 
-MAX_PAGE_BYTES = 16_000_000  # beyond it the images to browse are left out
-OPEN_STRIPS, OPEN_TILES = 24, 60  # classes whose images are shown at once, the others folded
+MAX_PAGE_BYTES = 16_000_000  # a larger page is written without the images to browse
+OPEN_STRIPS, OPEN_TILES = 24, 60  # classes whose images are shown at once; others are collapsed
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the page of one run into its folder, or one page that compares several."""
+    """Write the page of one run into its folder, or a page that compares several runs."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.report.page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,16 +48,12 @@ def main(argv: list[str] | None = None) -> int:
         "--run", type=Path, action="append", metavar="DIR", help="run folder (default: finetuned_model); several are compared in one page"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("comparison"), metavar="DIR", help="folder of a comparison (default: %(default)s)"
+        "--output", type=Path, default=Path("comparison"), metavar="DIR", help="folder for a comparison (default: %(default)s)"
     )
-    parser.add_argument("--if-present", action="store_true", help="do nothing where that folder holds no run, or takes no files")
-    parser.add_argument(
-        "--of", type=Path, metavar="FILE", help="the run that made this predictions file, where inference.py wrote that down"
-    )
-    parser.add_argument(
-        "--format", action="append", choices=FORMATS, default=[], help="also write the figures as svg or pdf, for a write-up"
-    )
-    parser.add_argument("--no-images", action="store_true", help="leave every image of the data out of the page, for sending")
+    parser.add_argument("--if-present", action="store_true", help="do nothing if that folder holds no run or cannot be written")
+    parser.add_argument("--of", type=Path, metavar="FILE", help="the run that made this predictions file, as inference.py recorded it")
+    parser.add_argument("--format", action="append", choices=FORMATS, default=[], help="also write the figures as svg or pdf")
+    parser.add_argument("--no-images", action="store_true", help="write the page without images of the data, for sending")
     args = parser.parse_args(argv)
     origin = find_origin(args.of) if args.of and not args.run else None
     runs = args.run or [Path(origin.models[0] if origin else "finetuned_model")]
@@ -72,14 +69,14 @@ def main(argv: list[str] | None = None) -> int:
         images = not args.no_images
         page = build_report(runs[0], images=images) if len(runs) == 1 else build_comparison(runs, args.output, images)
     size = page.stat().st_size
-    print(f"{page}: {human_size(size)}, one file that can be sent as it is{'' if images else '; no image of the data is in it'}")
+    print(f"{page}: {human_size(size)}, a single file that can be sent{'' if images else '; it holds no image of the data'}")
     if size > MAX_PAGE_BYTES and images:
         print(f"that is more than {human_size(MAX_PAGE_BYTES)}; --no-images makes it smaller")
     return 0
 
 
 def _read_only(run_dir: Path) -> str | None:
-    """Why the page of a run cannot be written into its folder, and where else it can; None when it can."""
+    """Return why a run's page cannot be written into its folder, and the command that helps; None if it can."""
     try:
         check_place(run_dir / "figures" / "loss.png")
         check_place(run_dir / PAGE)
@@ -91,9 +88,11 @@ def _read_only(run_dir: Path) -> str | None:
 
 
 def build_report(run_dir: Path, ledger: Path = LEDGER, images: bool = True) -> Path:
-    """Write `figures/*.png` and `report.html` in `run_dir`; the page's path. What a run did not record is left out of the page.
+    """Write `figures/*.png` and `report.html` in `run_dir`; returns the page's path.
 
-    Without `images` the page holds none of the data; a page above `MAX_PAGE_BYTES` none to browse.
+    Missing records are left out.
+
+    Without `images` the page shows none of the data. A page above `MAX_PAGE_BYTES` has no images to browse.
 
     Raises:
         UserError: the folder is missing, holds no run, or a file in it is damaged.
@@ -104,7 +103,7 @@ def build_report(run_dir: Path, ledger: Path = LEDGER, images: bool = True) -> P
     validation = read_validation(files, drawn)
     questions = read_questions(files, drawn)
     classes = run_facts.class_counts(files)
-    if classes and not questions:  # the most frequent answers have a figure of their own
+    if classes and not questions:  # answers have their own figure
         _draw_class_counts(files, classes["by_class"], drawn)
     numbers = read_number_counts(files, drawn) if files.target.kind == "continuous" else []
     submissions = read_submissions(files, ledger, drawn)
@@ -164,20 +163,21 @@ def _draw_class_counts(files: RunFiles, counts: dict[str, int], drawn: Drawn) ->
 
 
 def _samples(files: RunFiles) -> dict[str, Any]:
-    """Training images by class: in strips of several images a class, or in tiles where there is one of each."""
+    """Return training images by class: strips of several images per class, or tiles of one image each."""
     counts = files.record.get("counts", {}).get("train_per_class", {})
     rows = [row | {"count": counts.get(row["name"])} for row in samples(files)]
-    strips = any(len(row["pictures"]) > 1 for row in rows)
+    strips = any(len(row["images"]) > 1 for row in rows)
     return {"rows": rows, "strips": strips, "open": OPEN_STRIPS if strips else OPEN_TILES}
 
 
 def _attention(files: RunFiles, drawn: Drawn) -> list[str]:
-    """The names of the attention figures in the run's folder, which are added to `drawn`."""
-    paths = sorted((files.path / "figures").glob("attention*.png")) if files.images else []  # they lie over images of the data
+    """Return the names of the attention figures in the run's folder; they are added to `drawn`."""
+    # they show images of the data
+    paths = sorted((files.path / "figures").glob("attention*.png")) if files.images else []
     for path in paths:
         drawn[path.stem] = (
             path,
-            "Heads of the last layer, each over the image." if "heads" in path.stem else "Where the model looks: maps over the images.",
+            "Heads of the last layer, each over the image." if "heads" in path.stem else "Attention maps over the images.",
         )
     return [path.stem for path in paths]
 

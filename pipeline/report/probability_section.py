@@ -1,4 +1,4 @@
-"""What the page says of a probability of one class: how well it orders, what each threshold gives, and whether it can be believed."""
+"""Page section for the probability of one class: ROC, thresholds, calibration."""
 
 from __future__ import annotations
 
@@ -16,25 +16,33 @@ THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def read_probabilities(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
-    """`auc`, `thresholds` and `calibration` of the validation rows' probabilities; adds figures to `drawn`. None where they are not kept."""
+    """Return `auc`, `thresholds` and `calibration` of the validation probabilities; None if they are not
+    stored.
+
+    Figures are added to `drawn`.
+    """
     if files.values is None or files.truth is None:
         return None
-    truth, said = files.truth[:, 0] > 0.5, np.asarray(files.values[:, 0])
-    found: dict[str, Any] = {"positive": files.target.names[1], "auc": None, "thresholds": [_at(truth, said, at) for at in THRESHOLDS]}
+    truth, probabilities = files.truth[:, 0] > 0.5, np.asarray(files.values[:, 0])
+    found: dict[str, Any] = {
+        "positive": files.target.names[1],
+        "auc": None,
+        "thresholds": [_at(truth, probabilities, at) for at in THRESHOLDS],
+    }
     if has_both(truth):
         from sklearn.metrics import roc_auc_score
 
-        found["auc"] = float(roc_auc_score(truth, said))
+        found["auc"] = float(roc_auc_score(truth, probabilities))
         path = files.path / "figures" / "roc.png"
-        roc_figure(path, truth, said)
+        roc_figure(path, truth, probabilities)
         drawn["roc"] = path, f"ROC curve of {files.target.names[1]} on {len(truth):,} {files.checked} images: area {found['auc']:.4f}."
-    words = "probability of the positive class", "share of images that are of it"
-    return found | {"calibration": read_calibration(files, drawn, said, truth, *words)}
+    words = "probability of the positive class", "share of positive images"
+    return found | {"calibration": read_calibration(files, drawn, probabilities, truth, *words)}
 
 
-def _at(truth: np.ndarray, said: np.ndarray, threshold: float) -> dict[str, Any]:
-    """What counting probabilities from `threshold` on as positive gives; None where it divides by nothing."""
-    positive = said >= threshold
+def _at(truth: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, Any]:
+    """Return the scores if probabilities from `threshold` on count as positive; undefined scores are None."""
+    positive = probabilities >= threshold
     hits, count, support = int((positive & truth).sum()), int(positive.sum()), int(truth.sum())
     return {
         "threshold": threshold,

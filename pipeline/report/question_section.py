@@ -1,4 +1,4 @@
-"""What the page says of a run that answers questions: examples with their images, what less knowledge gives, the most frequent answers."""
+"""Page section for question answering: examples with images, baselines, and the most frequent answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.report.figures import TRAINING, drawable, new_axes
 from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
-from pipeline.report.thumbnails import kept_pictures
+from pipeline.report.thumbnails import kept_images
 from pipeline.run_names import FLOORS
 from pipeline.shapes import NUMBER, Each, read_shaped
 
@@ -19,7 +19,10 @@ SHOWN_EACH, SHOWN_ANSWERS, SHOWN_BARS = 9, 3, 20
 
 
 def read_questions(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
-    """`right` and `wrong` examples and `floors`; adds the figure of the answers to `drawn`. None for a run without questions."""
+    """Return `right` and `wrong` examples and baselines (`floors`); None for a run without questions.
+
+    The figure of the answers is added to `drawn`.
+    """
     rows = files.predictions
     if not rows or "question" not in rows[0]:
         return None
@@ -38,16 +41,16 @@ def read_questions(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
     probs = files.values if names else None
     chosen = {"right": _surest(rows, True), "wrong": _surest(rows, False)}
     shown = [number for numbers in chosen.values() for number in numbers]
-    pictures = dict(zip(shown, kept_pictures(files, [rows[number] for number in shown], "question"), strict=True))
+    images = dict(zip(shown, kept_images(files, [rows[number] for number in shown], "question"), strict=True))
     examples = {
-        name: [_example(rows[number], probs[number] if probs is not None else None, names, pictures[number]) for number in numbers]
+        name: [_example(rows[number], probs[number] if probs is not None else None, names, images[number]) for number in numbers]
         for name, numbers in chosen.items()
     }
     return {"floors": read_shaped(floors, Each(NUMBER), "remove it, then try again") if floors.exists() else {}, **examples}
 
 
 def answers_figure(path: Path, counts: Sequence[tuple[str, int]]) -> None:
-    """Bars of how many training questions have each answer, in the given order."""
+    """Draw bars with the number of training questions per answer, in the given order."""
     with new_axes(path, (6.4, 0.6 + 0.24 * len(counts))) as axes:
         places = range(len(counts))
         axes.barh(places, [count for _, count in counts], color=TRAINING, height=0.72)
@@ -58,7 +61,9 @@ def answers_figure(path: Path, counts: Sequence[tuple[str, int]]) -> None:
 
 
 def _surest(rows: Sequence[dict[str, str]], right: bool) -> list[int]:
-    """Numbers of the surest right or wrong rows, one for each true answer before any answer gets a second."""
+    """Return indices of the most confident right or wrong rows; each true answer comes once before any comes
+    twice.
+    """
     chosen = [number for number, row in enumerate(rows) if (row["label"] == row["predicted"]) is right]
     chosen.sort(key=lambda number: -float(rows[number]["confidence"]))
     seen: dict[str, int] = {}
@@ -69,8 +74,8 @@ def _surest(rows: Sequence[dict[str, str]], right: bool) -> list[int]:
     return sorted(chosen, key=lambda number: rounds[number])[:SHOWN_EACH]
 
 
-def _example(row: dict[str, str], probs: np.ndarray | None, names: Sequence[str], picture: str | None) -> dict[str, Any]:
+def _example(row: dict[str, str], probs: np.ndarray | None, names: Sequence[str], image: str | None) -> dict[str, Any]:
     answers = [(row["predicted"], float(row["confidence"]))]
     if probs is not None:
         answers = [(names[index], float(probs[index])) for index in np.argsort(-probs, kind="stable")[:SHOWN_ANSWERS]]
-    return {"question": row["question"], "label": row["label"], "answers": answers, "thumbnail": picture}
+    return {"question": row["question"], "label": row["label"], "answers": answers, "thumbnail": image}

@@ -1,4 +1,4 @@
-"""A template and values to a page: every value escaped, every image inside the page."""
+"""Render a page from a template and values: every value is escaped, every image is embedded."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from PIL import Image
 from pipeline.report import figures
 from pipeline.report.words import brief, measured, percent, setting, to_the_minute
 
-SIZE_MARK = "\ue000size\ue000"  # in a page until it is known how large it is
+SIZE_MARK = "\ue000size\ue000"  # placeholder in a page until its size is known
 TEMPLATES = Path(__file__).parent / "templates"
-Drawn = dict[str, tuple[Path, str]]  # a figure's name -> its file, and words for who cannot see it
+Drawn = dict[str, tuple[Path, str]]  # figure name -> its file, and its alternative text
 
 
 @dataclass(frozen=True)
 class Script:
-    """A script of ours for a page: its text, and its digest as a Content-Security-Policy names it."""
+    """A script of this project: its text, and its digest for the Content-Security-Policy."""
 
     text: Markup
     digest: str
@@ -31,19 +31,19 @@ class Script:
 
 @cache
 def script(name: str) -> Script:
-    """The script in a file of this folder's templates."""
+    """Load a script from the templates folder."""
     text = (TEMPLATES / name).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
     return Script(Markup(text), f"sha256-{digest}")
 
 
 def render(template: str, **values: Any) -> str:
-    """The HTML of a template in this folder."""
+    """Return the HTML of a template."""
     return _environment().get_template(template).render(**values)
 
 
 def embedded(drawn: Drawn) -> dict[str, dict[str, Any]]:
-    """Figures for a page, at the size they were drawn for (96 CSS pixels an inch)."""
+    """Return figures for a page, at the size they were drawn for (96 CSS pixels per inch)."""
     return {name: _image(path, alt) for name, (path, alt) in drawn.items()}
 
 

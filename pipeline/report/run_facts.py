@@ -1,4 +1,4 @@
-"""What a run's files say, in words and rows: headlines, metrics, settings, parameters, speed."""
+"""Format the facts of a run for the page: headlines, metrics, settings, parameters, speed."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ ORIGIN = {
 
 
 def headlines(files: RunFiles) -> list[dict[str, str]]:
-    """What the page opens with: the best validation metric and, after scoring, the test score."""
+    """Return the headlines of the page: the best validation metric and, after scoring, the test score."""
     shown, best = [], files.best
     if best:
         what = f"{files.checked} {metric_name(best['metric'])}"
         value = metric_value(best["metric"], best["value"])
         shown.append({"value": value, "what": what, "when": _when(files, best), "note": _best_note(files, best)})
     elif files.kept_epoch.get(key := f"train_{files.training_score}") is not None:
-        note = "on its own training images: none was kept back for validation"
+        note = "on its own training images: none was held out for validation"
         value, what = metric_value(key, files.kept_epoch[key]), f"training {metric_name(key)}"
         shown.append({"value": value, "what": what, "when": f"epoch {files.kept_epoch['epoch']}", "note": note})
     metrics = files.scores.get("metrics") or {}
@@ -71,7 +71,7 @@ def headlines(files: RunFiles) -> list[dict[str, str]]:
 
 
 def _when(files: RunFiles, best: dict[str, Any]) -> str:
-    """Which epoch, or of folds how far they are apart."""
+    """Return the epoch of the best metric; for folds, their mean and deviation."""
     if files.record.get("kind") == "blend":
         return f"a blend of {len(files.record['members'])}"
     if folds := files.record.get("folds"):
@@ -82,7 +82,7 @@ def _when(files: RunFiles, best: dict[str, Any]) -> str:
 
 
 def kind(files: RunFiles) -> str:
-    """What stands over the page's title: the task, what is asked of an image, the backbone."""
+    """Return the line above the page's title: task, target and backbone."""
     told, target = files.told, files.target
     task = "regression" if target.kind == "continuous" else str(told.get("task", "training run"))
     asked = [target.describe()] if told.get("target") and target.kind != "multiclass" else []
@@ -91,7 +91,7 @@ def kind(files: RunFiles) -> str:
 
 
 def curve_captions(files: RunFiles, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Of each curve its figure and what stands below it."""
+    """Return the figure name and caption of each curve."""
     best = files.best
     rule = "last" if best and best.get("rule") in NEWEST else "best"
     why = f" ({best['why']})" if best and best.get("why") else ""
@@ -111,7 +111,9 @@ def curve_captions(files: RunFiles, names: Sequence[str]) -> list[tuple[str, str
 
 
 def _trained_on(files: RunFiles, name: str) -> str:
-    """What the values of training are, where the recipe makes them something else than those of validation."""
+    """Explain training values that the recipe makes different from validation values (another loss, mixed
+    images).
+    """
     recipe = files.told.get("recipe") or {}
     optimizer, augmentation = (recipe.get(section) or {} for section in ("optimizer", "augmentation"))
     mixed = augmentation.get("mixup") or augmentation.get("cutmix")
@@ -120,17 +122,20 @@ def _trained_on(files: RunFiles, name: str) -> str:
         other = [f"the {loss} loss"] if loss != "auto" else []
         other += ["with logits adjusted by the shares of the classes"] if optimizer.get("logit_adjustment") else []
         other += ["over mixed images"] if mixed else []
-        return f" That of training is another: {', '.join(other)}." if other else ""
+        return f" The training loss is different: {', '.join(other)}." if other else ""
     if name != files.training_score or not mixed:
         return ""
-    return " In training images are mixed of two: each counts by the share of its label that is predicted right."
+    return " Training mixes pairs of images: a pair counts by the share of the correctly predicted label."
 
 
 def _best_note(files: RunFiles, best: dict[str, Any]) -> str:
-    """On how many images, and how sure that is; which way is better where that is no matter of course."""
+    """Return the note below the best metric: number of rows, interval, direction if not obvious, and
+    baselines.
+    """
     total, key = len(files.predictions) or files.record.get("counts", {}).get("val"), best["metric"]
     parts = [f"{total:,} {files.rows_are}"] if total else []
-    if total and key in ("val_accuracy", "val_top5_accuracy") and files.target.kind != "multilabel":  # shares of independent images
+    # shares of independent images
+    if total and key in ("val_accuracy", "val_top5_accuracy") and files.target.kind != "multilabel":
         low, high = interval(best["value"], total)
         parts.append(f"95% interval {100 * low:.0f} to {100 * high:.0f}%")
     if not higher_is_better(key):
@@ -146,7 +151,7 @@ def _best_note(files: RunFiles, best: dict[str, Any]) -> str:
 
 
 def _baseline(files: RunFiles, key: str = "baseline", words: str = "a constant guess") -> tuple[float, str] | None:
-    """What a constant guess (the `floor`: a linear probe) scores by the metric of the best epoch, and which one; None: not recorded."""
+    """Return the score and name of a constant guess (`floor`: a linear probe); None if not recorded."""
     found = files.told.get(key)
     if not isinstance(found, dict) or not isinstance(found.get("value"), int | float):
         return None
@@ -154,7 +159,7 @@ def _baseline(files: RunFiles, key: str = "baseline", words: str = "a constant g
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share observed on `count` images."""
+    """Return Wilson's 95 % interval of a share observed on `count` images."""
     z = 1.96
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
@@ -162,7 +167,7 @@ def interval(share: float, count: int) -> tuple[float, float]:
 
 
 def summary(files: RunFiles) -> str:
-    """One line: on how much was trained, for how long, where."""
+    """Return one line: the amount of training data, the training time, and the device."""
     record, counts = files.told, files.record.get("counts", {})
     parts = [_what_is_asked(files)] if record.get("class_names") or record.get("target") else []
     parts += [
@@ -175,19 +180,21 @@ def summary(files: RunFiles) -> str:
 
 
 def _what_is_asked(files: RunFiles) -> str:
-    """`10 classes`, `5 grades, 0 to 4`, and by which metric it is scored where that was said."""
+    """Describe the target, `10 classes` or `5 grades, 0 to 4`, and the metric if it was set."""
     target = files.target
     asked = f"{len(target.names):,} classes" if target.kind == "multiclass" else target.describe()
     return f"{asked}, scored by {files.metric.words}" if files.told.get("metric") else asked
 
 
 def metrics(values: dict[str, float], files: RunFiles) -> list[tuple[str, float]]:
-    """Metrics with their names in words, as `ordered`."""
+    """Return metrics with their names, in the order of `ordered`."""
     return [(metric_name(key), value) for key, value in ordered(values, files)]
 
 
 def ordered(values: dict[str, float], files: RunFiles) -> list[tuple[str, float]]:
-    """Metrics by their keys: the competition's first where it was named, losses last, and none that says the same as another."""
+    """Return metrics by key: the competition's first if it was set, losses last, without duplicates such as
+    log_loss.
+    """
     own, target = files.metric.name if files.told.get("metric") else None, files.target
     bare = {key: key.removeprefix("val_").removeprefix("test_") for key in values}
     twins = {"log_loss": "loss"} | ({"accuracy": "label_accuracy"} if target.kind == "multilabel" else {"micro_f1": "accuracy"})
@@ -197,7 +204,9 @@ def ordered(values: dict[str, float], files: RunFiles) -> list[tuple[str, float]
 
 
 def epoch_table(files: RunFiles) -> dict[str, Any]:
-    """metrics.jsonl as a table: `heads` in words, `rows` of values, one for each epoch (None: the epoch has no such metric)."""
+    """Return metrics.jsonl as a table: `heads` and `rows`, one per epoch (None: the epoch has no such
+    metric).
+    """
     keys = list(dict.fromkeys(key for row in files.metrics for key in row))
     prefix = {"train": "training ", "val": "validation "}
     return {
@@ -207,9 +216,10 @@ def epoch_table(files: RunFiles) -> dict[str, Any]:
 
 
 def class_counts(files: RunFiles) -> dict[str, Any] | None:
-    """Training images of each class or label, most first, their sum and median; None when run.json has no counts.
+    """Return the training images of each class or label, largest first, with sum and median; None without
+    counts.
 
-    Grades stand in their order, in `by_class` and in `rows`; `least` and `most` are (name, count).
+    Grades keep their order in `by_class` and `rows`. `least` and `most` are (name, count).
     """
     counts = files.record.get("counts", {}).get("train_per_class")
     if not counts:
@@ -222,8 +232,10 @@ def class_counts(files: RunFiles) -> dict[str, Any] | None:
 
 
 def corrections(files: RunFiles) -> dict[str, Any] | None:
-    """Rows of `train` and `val` that were excluded or relabelled, by which `files`, and the `score` by the corrected labels in words; None
-    for a run that trained on every label as it was given.
+    """Return the corrections of a run: counts of excluded and relabelled rows in `train` and `val`, `files`,
+    and `score`.
+
+    `score` is the text of the score by the corrected labels. None for a run without corrections.
     """
     found = files.told.get("corrections")
     if not isinstance(found, dict):
@@ -235,14 +247,14 @@ def corrections(files: RunFiles) -> dict[str, Any] | None:
 
 
 def parameters(files: RunFiles) -> list[dict[str, Any]]:
-    """Rows of the parameter table; shares are of the model with its adapter, as PEFT prints them."""
+    """Return the rows of the parameter table; shares are of the model with its adapter, as PEFT prints them."""
     counts = files.record.get("counts", {}).get("parameters") or {}
     total = counts.get("model", 0) + counts.get("adapter", 0)
     return [{"label": label, "count": counts[key], "share": counts[key] / total} for key, label in PARAMETERS.items() if counts.get(key)]
 
 
 def settings(files: RunFiles) -> list[tuple[str, Any]]:
-    """The recipe's main settings in words; those of the adapter only where there is one."""
+    """Return the recipe's main settings with their labels; LoRA settings only if there is an adapter."""
     values = dict(flat(files.told.get("recipe", {})))
     if values.get("lora.rank") == 0:
         values = {key: value for key, value in values.items() if not key.startswith("lora.")}
@@ -252,7 +264,7 @@ def settings(files: RunFiles) -> list[tuple[str, Any]]:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested recipe keys as (dotted key, value), in their order."""
+    """Return nested recipe keys as (dotted key, value), in order."""
     rows = []
     for key, value in values.items():
         rows += flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(prefix + key, value)]
@@ -260,12 +272,12 @@ def flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def origin(files: RunFiles) -> list[tuple[str, Any]]:
-    """When, where and on what the run was made."""
+    """Return when, where and on what device the run was made."""
     return [(label, files.told[key]) for key, label in ORIGIN.items() if files.told.get(key) is not None]
 
 
 def speed(files: RunFiles) -> list[tuple[str, str]]:
-    """Training time of all epochs, median images a second and peak memory, each in words, as far as timing.jsonl has them."""
+    """Return training time, median images per second and peak memory as text, where timing.jsonl has them."""
     rows = [("Training time", human_time(sum(row.get("seconds") or 0 for row in files.timing)))] if files.timing else []
     rates = [row["images_per_second"] for row in files.timing if row.get("images_per_second")]
     rows += [("Training images per second", f"{median(rates):,.1f}")] if rates else []

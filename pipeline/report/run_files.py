@@ -1,4 +1,4 @@
-"""The files of a run folder, finished or not, read once."""
+"""Read the files of a run folder, finished or not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from pipeline.wording import numbered
 if TYPE_CHECKING:
     import numpy as np
 
-TRAINING_SCORES = {"multilabel": "label_accuracy", "continuous": "mae"}  # what is counted while training; of other targets the accuracy
+# score counted during training; others: accuracy
+TRAINING_SCORES = {"multilabel": "label_accuracy", "continuous": "mae"}
 JPEG = Kind("a JPEG in base64", lambda value: isinstance(value, str) and re.fullmatch("[A-Za-z0-9+/=]+", value) is not None)
 THUMBNAIL = {"use": TEXT, "label": TEXT, "path": TEXT, "jpeg": JPEG}
 PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence")
@@ -29,45 +30,49 @@ PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence")
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run folder says; empty where a file is missing."""
+    """The content of a run folder; empty where a file is missing."""
 
     path: Path
     record: dict[str, Any]  # run.json
-    metrics: list[dict[str, Any]]  # metrics.jsonl, one an epoch
+    metrics: list[dict[str, Any]]  # metrics.jsonl, one entry per epoch
     timing: list[dict[str, Any]]
     scores: dict[str, Any]
-    start: dict[str, Any]  # state/start.json, there before run.json is
-    images: bool = True  # whether a page of it shows images of the data
+    start: dict[str, Any]  # state/start.json, which exists before run.json
+    images: bool = True  # whether its page shows images of the data
 
     @property
     def rows_are(self) -> str:
-        """What is counted: images, or questions about them."""
+        """The noun for rows: "images" or "questions"."""
         return "questions" if self.told.get("recipe", {}).get("task") == "vqa" else "images"
 
     @property
     def checked(self) -> str:
-        """What the rows are that no weights were trained on and that are scored here: validation, or out-of-fold where each was one fold's."""
+        """The kind of the scored rows: "out-of-fold" for a run of folds, else "validation"."""
         return "out-of-fold" if self.record.get("kind") == "folds" else "validation"
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """`epoch`, `metric`, `value` of the best epoch; from metrics.jsonl while run.json is still to come; None without validation."""
+        """`epoch`, `metric` and `value` of the best epoch; None without validation.
+
+        Before run.json exists, they are computed from metrics.jsonl.
+        """
         if self.record:
             best = {"epoch": None, **(self.record.get("best") or {})}
             return best if str(best.get("metric")).startswith("val_") else None
-        # As the engine decides: by the competition's metric, or by the loss where that is undefined on the validation rows.
+        # The rule of the engine: the competition's metric, or the loss if that is undefined on the validation
+        # rows.
         for key, sign in ((f"val_{self.metric.name}", 1 if self.metric.higher_is_better else -1), ("val_loss", -1)):
             scored = [row for row in self.metrics if row.get(key) is not None]
             if scored and (self.told.get("keep") or {}).get("rule") in NEWEST:
                 return {"epoch": scored[-1]["epoch"], "metric": key, "value": scored[-1][key], **self.told["keep"]}
             if scored:
-                best = max(scored, key=lambda row: sign * row[key])  # the first of equals
+                best = max(scored, key=lambda row: sign * row[key])  # the first of equal values
                 return {"epoch": best["epoch"], "metric": key, "value": best[key]}
         return None
 
     @property
     def told(self) -> dict[str, Any]:
-        """What the run says of itself: run.json, or before it is written what the run was started with."""
+        """The run's record: run.json, or until that exists the settings in state/start.json."""
         if self.record or not self.start:
             return self.record
         recipe = self.start.get("recipe", {})
@@ -75,10 +80,10 @@ class RunFiles:
 
     @cached_property
     def target(self) -> Target:
-        """What the labels mean; one of several classes where the run does not say.
+        """The target of the labels; multiclass if the run does not store one.
 
         Raises:
-            UserError: what run.json holds of it is damaged.
+            UserError: the target in run.json is damaged.
         """
         record = self.told.get("target")
         if record is None:
@@ -87,28 +92,31 @@ class RunFiles:
 
     @cached_property
     def metric(self) -> Metric:
-        """The competition's metric; accuracy where the run does not say."""
+        """The competition's metric; accuracy if the run does not store one."""
         record = self.told.get("metric") or {"name": "accuracy"}
         try:
             return find_metric(record["name"])
-        except UserError:  # of another version of this project: its name and direction are all that is needed here
+        except UserError:  # from another version of this project: only name and direction are needed here
             name = str(record["name"])
             words, higher = name.replace("_", " "), bool(record.get("higher_is_better", True))
             return Metric(name, higher, "labels", (self.target.kind,), words, lambda *_: lambda *_: None)
 
     @property
     def training_score(self) -> str:
-        """The name of what is counted while training, and of validation too: accuracy, label_accuracy or mae."""
+        """The name of the score counted during training: accuracy, label_accuracy or mae."""
         return TRAINING_SCORES.get(self.target.kind, "accuracy")
 
     @property
     def schedule(self) -> dict[str, Any] | None:
-        """The schedule of the learning rate; from state/start.json while run.json is still to come; None where it is not recorded."""
+        """The learning rate schedule, from run.json or state/start.json; None if it is not recorded."""
         return self.told.get("schedule")
 
     @property
     def kept_epoch(self) -> dict[str, Any]:
-        """The metrics of the epoch whose weights are kept: the best one, else the last; empty when there are none. Of a soup its own scores."""
+        """The metrics of the epoch whose weights are kept: the best, else the last; empty without epochs.
+
+        For a soup (a mean of several epochs' weights) its own scores are used.
+        """
         best = self.best
         chosen = [row for row in self.metrics if best and row["epoch"] == best["epoch"]] or self.metrics[-1:]
         soup = (best or {}).get("soup") or {}
@@ -125,7 +133,7 @@ class RunFiles:
 
     @cached_property
     def predictions(self) -> list[dict[str, str]]:
-        """The rows of val_predictions.csv as text.
+        """The rows of val_predictions.csv as text; empty without the file.
 
         Raises:
             UserError: the file is broken, or a column is missing.
@@ -139,12 +147,13 @@ class RunFiles:
         rows = [dict(zip(table.columns, map(restored, row), strict=True)) for row in table.cells]
         bad = [line for line, row in zip(table.lines, rows, strict=True) if not _is_share(row["confidence"])]
         if bad:
-            raise UserError(f"{path}: {numbered(bad)}: confidence: expected a number from 0 to 1, or nothing; it is damaged")
+            raise UserError(f"{path}: {numbered(bad)}: confidence: expected a number from 0 to 1, or an empty cell; it is damaged")
         return rows
 
     @cached_property
     def values(self) -> np.ndarray | None:
-        """(num_val, O) float32 predictions of the validation rows, as val_predictions.csv orders them; None where they do not fit it.
+        """(num_val, O) float32 predictions in the order of val_predictions.csv; None if missing or of another
+        shape.
 
         Raises:
             UserError: val_probs.npy is damaged.
@@ -157,7 +166,8 @@ class RunFiles:
 
     @cached_property
     def disagreement(self) -> dict[str, float]:
-        """Of an id how far apart the models of several folds are on it (disagreement.csv, by `make suspects`); empty without that file.
+        """Id -> disagreement of the folds' models (disagreement.csv, from `make suspects`); empty without
+        that file.
 
         Raises:
             UserError: the file is damaged.
@@ -169,16 +179,16 @@ class RunFiles:
         try:
             return {restored(row_id): float(value) for row_id, value in zip(table.column("id"), table.column("disagreement"), strict=True)}
         except ValueError as error:
-            expected = "expected the columns id and disagreement, a number in each row of it"
-            raise UserError(f"{path} is damaged ({error}): {expected}; `make suspects` writes it anew") from None
+            expected = "expected the columns id and disagreement, with a number in each row"
+            raise UserError(f"{path} is damaged ({error}): {expected}; `make suspects` writes it again") from None
 
     @cached_property
     def truth(self) -> np.ndarray | None:
-        """The labels of the validation rows as `target.encode` gives them; None for none, or where one is no label of the target."""
+        """The validation labels as `target.encode` gives them; None without rows, or if a label is unknown."""
         labels = [row["label"] for row in self.predictions]
         try:
             return self.target.encode(labels) if labels else None
-        except UserError:  # an answer outside the known ones
+        except UserError:  # an answer that is not a class
             return None
 
 
@@ -194,12 +204,13 @@ def _is_share(cell: str) -> bool:
 
 
 def has_run(run_dir: Path) -> bool:
-    """True when the folder holds files that can be reported."""
+    """Return True if the folder holds files of a run."""
     return any((Path(run_dir) / name).exists() for name in (RECORD, METRICS, START))
 
 
 def read_run_files(run_dir: Path, images: bool = True) -> RunFiles:
-    """The files of the run in `run_dir`, finished or not; with or without `images` of its data.
+    """Read the files of the run in `run_dir`, finished or not; `images`: the page may show images of its
+    data.
 
     Raises:
         UserError: there is no run in that folder, or a file is damaged.
@@ -209,22 +220,22 @@ def read_run_files(run_dir: Path, images: bool = True) -> RunFiles:
         what = "holds neither run.json nor metrics.jsonl" if run_dir.is_dir() else "does not exist"
         near = sorted(str(found.parent) for found in run_dir.parent.glob("*/run.json"))[:5]
         beside = f" (beside it: {', '.join(near)})" if near else ""
-        how = "train one with `python train.py`, or name its folder: `python -m pipeline.report.page --run DIR`"
+        how = "train a run with `python train.py`, or set its folder: `python -m pipeline.report.page --run DIR`"
         raise UserError(f"{run_dir} {what}, so there is no run to report{beside}; {how}")
     record, start = (read_values(run_dir / name) if (run_dir / name).exists() else {} for name in (RECORD, START))
-    how = "remove it, `make score` writes it anew"
+    how = "remove it, `make score` writes it again"
     scores = read_shaped(run_dir / SCORES, SCORES_SHAPE, how) if (run_dir / SCORES).exists() else {}
-    if scores:  # without metrics that are undefined on these rows
+    if scores:  # drop metrics that are undefined on these rows
         parts = {part: _defined(values) for part, values in scores.get("parts", {}).items()}
         scores |= {"metrics": _defined(scores["metrics"]), "parts": parts}
     return RunFiles(run_dir, record, read_metrics(run_dir / METRICS), read_metrics(run_dir / TIMING), scores, start, images)
 
 
 def read_thumbnails(run_dir: Path) -> list[dict[str, str]]:
-    """The lines of thumbnails.jsonl in a run folder; empty when there is no such file.
+    """Read the lines of thumbnails.jsonl in a run folder; empty without the file.
 
     Raises:
-        UserError: a line is not JSON, or not as `THUMBNAIL`; all such lines are named.
+        UserError: lines are not JSON, or not as `THUMBNAIL`; all of them are listed.
     """
     path = run_dir / THUMBNAILS
     lines = read_json_lines(path)

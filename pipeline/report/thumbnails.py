@@ -1,4 +1,6 @@
-"""Small images kept in the run folder, thumbnails.jsonl, so that its page can be rebuilt when the data is gone."""
+"""Store small images in the run folder (thumbnails.jsonl), so that its page can be rebuilt when the data is
+gone.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +27,20 @@ from pipeline.targets.target import Target, multiclass
 if TYPE_CHECKING:
     from pipeline.competition.rows import Row
 
-# A line is about 5 kB (measured on photographs): at most 2 MB. Beyond 60 classes one image each, beyond 360 of every second class.
+# A line has about 5 kB (measured on photographs): at most 2 MB. With more than 60 classes one image each;
+# with more than 360 not every class.
 MAX_SAMPLES, SAMPLES_PER_CLASS = 360, 6
 SMALL_PX, LARGE_PX, MARGIN_PX = 112, 224, 72
-LARGE_USES = ("mistake", "question")  # few in a page
+LARGE_USES = ("mistake", "question")  # few per page
 NUMBER_GROUPS = 6
 
 
 def store_samples(run_dir: Path, rows: Sequence[Row], target: Target | Sequence[str]) -> None:
-    """Keep thumbnails of training images, some of each class: always the same ones, evenly spaced over the class's rows.
+    """Store thumbnails of training images for each class, evenly spaced over its rows, so that they are
+    always the same.
 
-    `target` is what the labels mean (or names of classes): an image is shown under each of its labels, under its grade, under the part of
-    the range in which its number lies.
+    `target`: the target of the labels, or class names. An image is stored under each of its labels, under its
+    grade, or under the range that its number is in.
     """
     by_class = rows_by_label(rows, target if isinstance(target, Target) else multiclass(target))
     names = list(by_class)
@@ -53,7 +57,9 @@ def store_samples(run_dir: Path, rows: Sequence[Row], target: Target | Sequence[
 
 
 def rows_by_label(rows: Sequence[Row], target: Target) -> dict[str, list[Row]]:
-    """The rows under each class, grade or label in order; numbers in `NUMBER_GROUPS` parts of about as many rows each."""
+    """Return the rows of each class, grade or label, in order; numbers in `NUMBER_GROUPS` ranges with about
+    equal counts.
+    """
     if target.kind == "continuous":
         numbers = target.encode([row.label for row in rows])[:, 0].tolist()
         ordered = [rows[number] for number in sorted(range(len(rows)), key=numbers.__getitem__)]
@@ -76,36 +82,40 @@ def rows_by_label(rows: Sequence[Row], target: Target) -> dict[str, list[Row]]:
 
 
 def samples(files: RunFiles) -> list[dict[str, Any]]:
-    """For each class with samples, in the order they were stored: `name` and `pictures` (JPEG in base64)."""
+    """Return `name` and `images` (JPEG in base64) for each class with samples, in stored order."""
     by_class: dict[str, list[str]] = {}
     for line in files.thumbnails if files.images else []:
         if line["use"] == "sample":
             by_class.setdefault(line["label"], []).append(line["jpeg"])
-    return [{"name": name, "pictures": pictures} for name, pictures in by_class.items()]
+    return [{"name": name, "images": images} for name, images in by_class.items()]
 
 
-def kept_pictures(files: RunFiles, rows: Sequence[dict[str, str]], use: str, budget: int | None = None) -> list[str | None]:
-    """A JPEG in base64 for each row of predictions: as kept for this `use`, else from the file, and then kept.
+def kept_images(files: RunFiles, rows: Sequence[dict[str, str]], use: str, budget: int | None = None) -> list[str | None]:
+    """Return a JPEG in base64 for each row of predictions: a stored one for this `use`, else from the file,
+    then stored.
 
-    None when the file is gone, and where the page shows no images. With a `budget` in bytes only the first rows, as many as fit.
+    None if the file is gone, or if the page shows no images. With a `budget` in bytes, only the first rows
+    that fit.
     """
     if not files.images:
         return [None] * len(rows)
     stored = read_thumbnails(files.path)
-    pictures = _within(found_pictures(files, rows, use, stored), budget)
+    images = _within(found_images(files, rows, use, stored), budget)
     lines = [line for line in stored if line["use"] != use]
     lines += [
-        {"use": use, "label": row["label"], "path": row["path"], "jpeg": jpeg} for row, jpeg in zip(rows, pictures, strict=False) if jpeg
+        {"use": use, "label": row["label"], "path": row["path"], "jpeg": jpeg} for row, jpeg in zip(rows, images, strict=False) if jpeg
     ]
     if lines != stored:
         write_json_lines(files.path / THUMBNAILS, lines)
-    return pictures
+    return images
 
 
-def found_pictures(
+def found_images(
     files: RunFiles, rows: Sequence[dict[str, str]], use: str, stored: Sequence[dict[str, str]] | None = None
 ) -> list[str | None]:
-    """As `kept_pictures`, and nothing is written; `stored`: the lines of thumbnails.jsonl, if they were read already."""
+    """Return the images as `kept_images` does, without storing; `stored`: the lines of thumbnails.jsonl, if
+    already read.
+    """
     if not files.images:
         return [None] * len(rows)
     kept = {line["path"]: line["jpeg"] for line in (files.thumbnails if stored is None else stored) if line["use"] == use}
@@ -114,18 +124,18 @@ def found_pictures(
         return list(pool.map(lambda row: kept.get(row["path"]) or _from_data(files, row["path"], intensity, side), rows))
 
 
-def _within(pictures: Sequence[str | None], budget: int | None) -> list[str | None]:
-    """The first images, as many as fit into `budget` bytes."""
+def _within(images: Sequence[str | None], budget: int | None) -> list[str | None]:
+    """Return the first images that fit into `budget` bytes."""
     room = math.inf if budget is None else budget
-    for count, picture in enumerate(pictures):
-        room -= len(picture or "")
+    for count, image in enumerate(images):
+        room -= len(image or "")
         if room < 0:
-            return list(pictures[:count])
-    return list(pictures)
+            return list(images[:count])
+    return list(images)
 
 
 def thumbnail(path: Path, side_px: int, intensity: Intensity | None = None) -> str | None:
-    """A small JPEG of an image, in base64; None when it cannot be decoded."""
+    """Return a small JPEG of an image in base64; None if it cannot be decoded."""
     try:
         with opened(path) as file:
             image = load(file, side_px, intensity)
@@ -138,23 +148,29 @@ def thumbnail(path: Path, side_px: int, intensity: Intensity | None = None) -> s
 
 
 def _from_data(files: RunFiles, written_path: str, intensity: Intensity | None, side_px: int) -> str | None:
-    """The image from the data folder the run was made with, and from nowhere else: a page is sent to others, and tables can be forged."""
+    """Return an image from the run's own data folder only: pages are sent to others, and tables may be
+    forged.
+    """
     base = files.path.resolve().parent
     roots = [os.path.abspath(place / files.told["data"]) for place in (Path(), base)] if is_own(files) else []
     candidates = [Path(written_path), *(Path(root) / written_path for root in roots), base / written_path]
-    for candidate in map(os.path.abspath, candidates):  # without following links: those inside the data folder are the user's own
+    # links are not followed: links in the data folder are the user's own
+    for candidate in map(os.path.abspath, candidates):
         if any(Path(candidate).is_relative_to(root) for root in roots) and os.path.isfile(candidate):
             return thumbnail(Path(candidate), side_px, intensity)
     return None
 
 
 def is_own(files: RunFiles) -> bool:
-    """True for a run that was made here, in a data folder that is not the whole disk or home: what a release says of paths counts nothing."""
+    """Return True for a run made on this machine with a data folder that is not the whole disk or home.
+
+    Paths in a downloaded release are not trusted.
+    """
     if (files.path / INSTALLED).exists() or not files.told.get("data"):
         return False
     return Path(files.told["data"]).resolve() not in (Path.home().resolve(), *Path.home().resolve().parents)
 
 
 def _spread(rows: Sequence[Row], count: int) -> list[Row]:
-    """`count` rows (or all, where there are fewer), evenly spaced."""
+    """Return `count` evenly spaced rows, or all if there are fewer."""
     return [rows[len(rows) * number // count] for number in range(count)] if len(rows) > count else list(rows)

@@ -1,4 +1,6 @@
-"""What the page says of the validation predictions, by target; of one class an image: confusions, mistakes with their images, classes."""
+"""Page section for validation predictions, by target; for one class per image: confusions, mistakes with
+images, classes.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,17 @@ from pipeline.report.number_section import read_numbers
 from pipeline.report.probability_section import read_probabilities
 from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
-from pipeline.report.thumbnails import kept_pictures
+from pipeline.report.thumbnails import kept_images
 from pipeline.targets.classes import confusion_matrix, per_class
 
-MAX_MATRIX_CLASSES = 2000  # a (C, C) table of counts beyond this says nothing on a page and costs hundreds of megabytes
+MAX_MATRIX_CLASSES = 2000  # a larger (C, C) table is unreadable and takes hundreds of megabytes
 SHOWN_PAIRS, SHOWN_MISTAKES, SHOWN_WEAKEST = 15, 18, 10
 
 
 def decided(files: RunFiles) -> list[dict[str, str]]:
-    """The rows of val_predictions.csv with `label` and `predicted` as classes: of a binary target the one of its two that is meant."""
+    """Return the rows of val_predictions.csv with `label` and `predicted` as classes; binary labels become
+    class names.
+    """
     target = files.target
     if target.kind != "binary":
         return files.predictions
@@ -34,10 +38,10 @@ def decided(files: RunFiles) -> list[dict[str, str]]:
 
 
 def confusions(files: RunFiles) -> tuple[list[str], np.ndarray | None]:
-    """Class names, and (C, C) counts of the validation predictions, row = true class; None for none, or for too many classes.
+    """Return class names and (C, C) counts of the validation predictions, row = true class.
 
-    Also None where a label is no class: several labels an image, numbers. A question may be answered outside the answers a model knows:
-    such a label comes after the classes, and counts as a mistake.
+    The counts are None without predictions, with too many classes, or if labels are not classes (several
+    labels, numbers). Answers that are not classes of the model come after the classes and count as mistakes.
     """
     known = list(files.target.names)
     if files.target.kind in ("multilabel", "continuous"):
@@ -51,10 +55,10 @@ def confusions(files: RunFiles) -> tuple[list[str], np.ndarray | None]:
 
 
 def read_validation(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
-    """What the page says of the validation predictions; adds their figures to `drawn`. None when there are no predictions.
+    """Return the section on the validation predictions; adds figures to `drawn`. None without predictions.
 
     Raises:
-        UserError: val_predictions.csv holds labels that are none of the run's target.
+        UserError: val_predictions.csv holds labels that are not of the run's target.
     """
     if not files.predictions:
         return None
@@ -78,11 +82,11 @@ def _read_classes(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
     if counts is not None:
         path = files.path / "figures" / "confusion.png"
         confusion_figure(path, counts, names, noun)
-        most = f"; most often {pairs[0][0][0]} was taken for {pairs[0][0][1]}" if pairs else ""
+        most = f"; most often {pairs[0][0][0]} was predicted as {pairs[0][0][1]}" if pairs else ""
         several = "grades" if noun == "grade" else "classes"
         drawn["confusion"] = (
             path,
-            f"Confusion matrix of {len(names)} {several}: {len(mistakes):,} of {len(rows):,} {files.checked} {files.rows_are} are mistaken{most}.",
+            f"Confusion matrix of {len(names)} {several}: {len(mistakes):,} of {len(rows):,} {files.checked} {files.rows_are} are wrong{most}.",
         )
         classes = _per_class(names, counts, files)
     probabilities = read_probabilities(files, drawn) if kind == "binary" else None
@@ -101,8 +105,8 @@ def _read_classes(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
             {"label": label, "predicted": predicted, "count": count, "share": count / support[label]} for (label, predicted), count in pairs
         ],
         "mistakes": [
-            {**row, "confidence": float(row["confidence"]), "file": Path(row["path"]).name, "thumbnail": picture}
-            for row, picture in zip(surest, kept_pictures(files, surest, "mistake"), strict=True)
+            {**row, "confidence": float(row["confidence"]), "file": Path(row["path"]).name, "thumbnail": jpeg}
+            for row, jpeg in zip(surest, kept_images(files, surest, "mistake"), strict=True)
         ],
         "probabilities": probabilities,
         "calibration": probabilities["calibration"] if probabilities else _calibration(files, rows, drawn),
@@ -110,7 +114,7 @@ def _read_classes(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
 
 
 def _distances(files: RunFiles) -> Any:
-    """What says how many grades a row is off; 0 where classes have no order."""
+    """Return a function: row -> distance between true and predicted grade; always 0 if classes have no order."""
     place = {name: number for number, name in enumerate(files.target.names)}
     if files.target.kind != "ordinal":
         return lambda _row: 0
@@ -118,7 +122,9 @@ def _distances(files: RunFiles) -> Any:
 
 
 def _per_class(names: Sequence[str], counts: np.ndarray, files: RunFiles) -> list[dict[str, Any]]:
-    """One row a class, in class order; a value that is undefined (no image of it, or never predicted) is None."""
+    """Return one row per class, in class order; undefined values (no image of it, or never predicted) are
+    None.
+    """
     scores, predicted = per_class(counts), counts.sum(axis=0)
     train = files.record.get("counts", {}).get("train_per_class", {})
     rows = []
@@ -133,4 +139,4 @@ def _per_class(names: Sequence[str], counts: np.ndarray, files: RunFiles) -> lis
 def _calibration(files: RunFiles, rows: Sequence[dict[str, str]], drawn: Drawn) -> dict[str, float] | None:
     confidence = np.array([float(row["confidence"]) for row in rows])
     right = np.array([row["label"] == row["predicted"] for row in rows])
-    return read_calibration(files, drawn, confidence, right, "confidence of the prediction", "share that is right")
+    return read_calibration(files, drawn, confidence, right, "confidence of the prediction", "share of correct predictions")

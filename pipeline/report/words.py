@@ -1,4 +1,4 @@
-"""Numbers, times and names of metrics as people write them."""
+"""Format numbers, times and names of metrics for people."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from pipeline.targets.metrics import METRICS, Metric, find_metric
 
-CORRECTED = "corrected_"  # begins the key of a score by corrected labels (data.exclude, data.relabel)
+CORRECTED = "corrected_"  # prefix of scores by corrected labels (data.exclude, data.relabel)
 
 
 def short_number(value: float) -> str:
-    """A number as people write it in a recipe: 5e-5, 2.5e-4, 0.01, 16."""
+    """Format a number as in a recipe: 5e-5, 2.5e-4, 0.01, 16."""
     if value == 0 or abs(value) >= 0.01:
         return f"{value:.6g}"
     mantissa, exponent = f"{value:.2e}".split("e")
@@ -19,12 +19,14 @@ def short_number(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A share of 1 as 94.1%."""
+    """Format a share (0 to 1) as 94.1%."""
     return f"{100 * value:.1f}%"
 
 
 def metric_name(key: str) -> str:
-    """A metric's key in words: val_top5_accuracy -> top-5 accuracy, val_qwk -> quadratic weighted kappa."""
+    """Return the name of a metric's key: val_top5_accuracy -> top-5 accuracy, val_qwk -> quadratic weighted
+    kappa.
+    """
     name = _bare(key)
     if name.startswith(CORRECTED):
         return f"corrected {metric_name(name.removeprefix(CORRECTED))}"
@@ -35,7 +37,9 @@ def metric_name(key: str) -> str:
 
 
 def metric_value(key: str, value: float) -> str:
-    """A metric's value by its key: shares in percent, errors in the data's units with four digits, others with four decimals."""
+    """Format a metric's value: shares in percent, errors with four digits in the data's units, others with
+    four decimals.
+    """
     name = _bare(key).removeprefix(CORRECTED)
     if is_share(key):
         return percent(value)
@@ -45,25 +49,25 @@ def metric_value(key: str, value: float) -> str:
 
 
 def is_share(key: str) -> bool:
-    """True where a metric counts right decisions, so that people read it in percent."""
+    """Return True if a metric is a share of correct decisions, which people read in percent."""
     name = _bare(key)
     return "accuracy" in name or name.endswith(("_f1", "_f2", "recall")) or (name.endswith("precision") and name != "average_precision")
 
 
 def higher_is_better(key: str) -> bool:
-    """Which way a metric's key, or a loss, is better."""
+    """Return True if higher values of a metric's key are better; False for a loss."""
     name = _bare(key).removeprefix(CORRECTED)
     known = _known(name)
     return known.higher_is_better if known else not name.endswith("loss")
 
 
 def direction(key: str) -> str:
-    """`higher is better`, or lower."""
+    """Return `higher is better` or `lower is better`."""
     return "higher is better" if higher_is_better(key) else "lower is better"
 
 
 def sentence(words: str) -> str:
-    """`words` with a large first letter; the others stay, as in ROC AUC."""
+    """Return `words` with a capital first letter; others are unchanged, as in ROC AUC."""
     return words[:1].upper() + words[1:]
 
 
@@ -72,26 +76,29 @@ def _bare(key: str) -> str:
 
 
 def _known(name: str) -> Metric | None:
-    """The metric of exactly this name: a key is no spelling of a person."""
+    """Return the metric of exactly this name; None if there is none.
+
+    Other spellings are not accepted for keys.
+    """
     if name in METRICS:
         return METRICS[name]
     return find_metric(name) if name.startswith("map_at_") and name.removeprefix("map_at_").isdigit() else None
 
 
 def measured(value: float | None, decimals: int = 4) -> str:
-    """A measured value: 304,178,888 / 0.9412 / 4.8e-5; a dash for none."""
+    """Format a measured value: 304,178,888 / 0.9412 / 4.8e-5; a dash for None."""
     if value is None or isinstance(value, int):
         return "–" if value is None else f"{value:,}"
     return short_number(value) if 0 < abs(value) < 1e-3 else f"{value:.{decimals}f}"
 
 
 def brief(value: float) -> str:
-    """A number of the data in four digits: 21.98 / 0.5 / 12,346."""
+    """Format a number of the data with four digits: 21.98 / 0.5 / 12,346."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value + 0.0:.4g}"  # -0.0 is 0
 
 
 def setting(value: Any) -> str:
-    """A chosen value: 64 / 5e-5 / yes / query, key; a dash for none."""
+    """Format a setting: 64 / 5e-5 / yes / query, key; a dash for None."""
     if value is None or isinstance(value, bool):
         return {None: "–", True: "yes", False: "no"}[value]
     if isinstance(value, (list, tuple)):
@@ -100,5 +107,5 @@ def setting(value: Any) -> str:
 
 
 def to_the_minute(text: str) -> str:
-    """An ISO time as 2026-01-31 09:15."""
+    """Format an ISO time as 2026-01-31 09:15."""
     return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M")
