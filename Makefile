@@ -18,7 +18,7 @@ INSTALL = $(PYTHON) -m pip install --disable-pip-version-check --constraint cons
 PEERS := image_folder_documented image_folder_best trainer_documented trainer_best trainer_compiled timm_loop pipeline_documented pipeline_best
 export PYTHONUNBUFFERED := 1
 
-# The variables that each target takes. Any other is refused, because make would silently ignore it.
+# The variables of each target. Any other is an error, because make would silently ignore it.
 TAKES_weights := WEIGHTS MODEL DATA
 TAKES_data := FROM DATA COMPETITION DATASET YES
 TAKES_look := DATA OUTPUT RECIPE BACKBONE METRIC TARGET POSITIVE_CLASS NO_IMAGES
@@ -37,11 +37,11 @@ TAKEN := $(sort $(foreach goal,$(GOALS),$(TAKES_$(goal))))
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 UNKNOWN := $(filter-out PYTHON BASE_PYTHON SHELL MAKE% $(TAKEN),$(GIVEN))
 ifneq ($(UNKNOWN),)
-$(error make $(GOALS) knows no $(addsuffix =,$(UNKNOWN)); it takes: $(or $(addsuffix =,$(TAKEN)),nothing))
+$(error make $(GOALS) does not take $(addsuffix =,$(UNKNOWN)); it takes: $(or $(addsuffix =,$(TAKEN)),nothing))
 endif
 
 ifneq ($(and $(value MODEL),$(value RUN)),)
-$(error MODEL= and RUN= name the same thing: give one of them)
+$(error MODEL= and RUN= mean the same: give only one of them)
 endif
 
 check_python = $(1) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(1) is %d.%d: $(2)" % v[:2])'
@@ -50,13 +50,13 @@ check_python = $(1) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.ex
 shell_word = '$(subst ','\'',$(value $(1)))'
 flag = $(if $(value $(1)),$(2) $(call shell_word,$(1)))
 model = $(call flag,$(if $(value RUN),RUN,MODEL),$(1))
-# Lists are split at spaces: a name with a space needs the command itself. $(1): a variable, $(2): the command
-check_list = $(foreach path,$($(1)),$(if $(wildcard $(path)),,$(error $(1): there is no $(path) here. Where a name has spaces: $(2))))
+# Lists are split at spaces, so a name with spaces needs the python command. $(1): a variable, $(2): the command
+check_list = $(foreach path,$($(1)),$(if $(wildcard $(path)),,$(error $(1): $(path) does not exist. If a name has spaces, use: $(2))))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-base weights data look submit kernel score report suspects blend attention ablation bench test test-slow test-gpu fuzz lint
 
-help:  ## this list
+help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(SETUP)  ## install the packages, into .venv unless an environment is active
@@ -91,7 +91,7 @@ weights: $(SETUP)  ## install released weights (WEIGHTS=drive id, link or zip; d
 data: $(SETUP)  ## fill data/ (DATA=) with a Kaggle competition (COMPETITION=slug), your download (FROM=folder or archive) or a public set (DATASET=cifar10 ...)
 	$(PYTHON) -m pipeline.fetch.install $(call flag,FROM,--from) $(call flag,DATA,--data) $(call flag,COMPETITION,--competition) $(call flag,DATASET,--dataset) $(if $(YES),--yes)
 
-look: $(SETUP)  ## one page about the data before training, in look/NAME/ (DATA= METRIC= TARGET= POSITIVE_CLASS= RECIPE= BACKBONE= OUTPUT= NO_IMAGES=1)
+look: $(SETUP)  ## make a page about the data before training, in look/NAME/ (DATA= METRIC= TARGET= POSITIVE_CLASS= RECIPE= BACKBONE= OUTPUT= NO_IMAGES=1)
 	$(PYTHON) -m pipeline.look.show $(call flag,DATA,--data) $(call flag,METRIC,--metric) $(call flag,TARGET,--target) $(call flag,POSITIVE_CLASS,--positive-class) $(call flag,RECIPE,--recipe) $(call flag,BACKBONE,--backbone) $(call flag,OUTPUT,--output) $(if $(NO_IMAGES),--no-images)
 
 submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the score (COMPETITION= MESSAGE= YES=1 PREDICTIONS= DATA= MODEL=)
@@ -126,10 +126,10 @@ test: $(TESTS)  ## set up and run every quick test (under ten minutes on two cor
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
-test-slow: $(TESTS)  ## the tests that take minutes
+test-slow: $(TESTS)  ## run the tests that take minutes
 	$(PYTHON) -m pytest -m slow
 
-test-gpu: $(TESTS)  ## the tests that need a GPU; without one they are skipped
+test-gpu: $(TESTS)  ## run the tests that need a GPU; without one they are skipped
 	$(PYTHON) -m pytest -m gpu
 
 fuzz: $(TESTS)  ## read randomly damaged files (FUZZ=number of each kind), kill and resume runs (KILLED_RUNS=), kill commands and let disks fail (STRIKES=)
