@@ -215,5 +215,5 @@ def test_a_folder_with_something_in_it_is_not_unpacked_into(tmp_path):
 def test_a_disk_without_room_is_said_before_the_first_byte(tmp_path, monkeypatch):
     path = write_zip(tmp_path / "a.zip", [("a", bytes(5000))])
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 100}))
-    with pytest.raises(UserError, match=r"100 B free, and 5.0 kB|100 B free, and 5 kB"):
+    with pytest.raises(UserError, match=r"100 B free.* 5(\.0)? kB"):
         unpack_zip(path, tmp_path / "out")

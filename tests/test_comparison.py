@@ -105,7 +105,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     one = make_run(tmp_path / "one", epochs=1)
     with pytest.raises(UserError, match=r"one, .*two/\.\./one: given twice"):
         build_comparison([one, tmp_path / "two" / ".." / "one"], tmp_path / "both")
-    with pytest.raises(UserError, match="9 runs to compare, at most 8"):
+    with pytest.raises(UserError, match="9 runs to compare.*at most 8"):
         build_comparison([tmp_path / str(number) for number in range(9)], tmp_path / "both")
     with pytest.raises(UserError, match="no run to report"):
         build_comparison([one, tmp_path / "absent"], tmp_path / "both")
@@ -125,7 +125,7 @@ def test_other_labels_other_rows_and_other_solutions_are_said(tmp_path: Path) ->
     assert "validation rows differ" not in Page(build_comparison(same, tmp_path / "same")).text
     other = make_run(tmp_path / "c", per_class=6)
     text = Page(build_comparison([same[0], other], tmp_path / "rows")).text
-    assert "The validation rows differ (a: 12, c: 18; 12 in all of them)" in text and "different labels" not in text
+    assert "validation rows differ (a: 12, c: 18; 12 " in text and "different labels" not in text
     fruit = make_run(tmp_path / "d", names=["Apple", "Pear"])
     text = Page(build_comparison([same[0], fruit], tmp_path / "labels")).text
     assert "different labels (a: 3, d: 2)" in text

@@ -95,7 +95,7 @@ def test_a_page_fits_asks_for_nothing_and_has_no_errors(
 def test_every_section_is_there_and_has_something_to_say(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["report"])
     assert browser.run("[...document.querySelectorAll('h2')].map(heading => heading.innerText)") == [*SECTIONS, "How it was made"]
-    assert min(browser.run("[...document.querySelectorAll('section')].map(section => section.innerText.length)")) > 50
+    assert min(browser.run("[...document.querySelectorAll('section')].map(section => section.innerText.length)")) > 30
 
 
 def test_class_names_that_are_html_stay_text(browser: Browser, pages: dict[str, Path]) -> None:

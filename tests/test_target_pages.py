@@ -95,7 +95,7 @@ def test_two_classes_with_a_probability(tmp_path: Path) -> None:
     page = page_of(made)
     truth, said = made.truth[:, 0].astype(int), made.values[:, 0]
     right = int(((said >= 0.5) == truth).sum())
-    assert f"{right} of 240 validation images are right ({right / 2.4:.1f}%) where a probability of 0.5 or more counts as “1”" in page.text
+    assert re.search(rf"{right} of 240 validation images .*?\({right / 2.4:.1f}%\) if a probability of 0\.5 .*?“1”", page.text)
     assert f"The area under the ROC curve is {skm.roc_auc_score(truth, said):.4f}" in page.text
     for threshold in (0.3, 0.7):
         positive = said >= threshold
@@ -249,7 +249,7 @@ def test_public_scores_are_better_where_they_are_lower(tmp_path: Path) -> None:
     rows.append(f"2026-01-04T10:00:00+00:00,paws,4,m,{made.best['value']:.6g},17.5,,complete")
     (tmp_path / "ledger.csv").write_text("\n".join([columns, *rows]) + "\n")
     page = Page(build_report(made.path, tmp_path / "ledger.csv"))
-    assert "Of both lower is better." in page.text and "Bold: the best public score, lower is better." in page.text
+    assert "For both, lower is better." in page.text and "Bold: the best public score, lower is better." in page.text
     assert re.findall(r"<td><strong>([^<]*)</strong></td>", page.html) == ["9"]
 
 
