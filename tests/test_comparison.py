@@ -105,7 +105,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     one = make_run(tmp_path / "one", epochs=1)
     with pytest.raises(UserError, match=r"one, .*two/\.\./one: given twice"):
         build_comparison([one, tmp_path / "two" / ".." / "one"], tmp_path / "both")
-    with pytest.raises(UserError, match="9 runs to compare.*at most 8"):
+    with pytest.raises(UserError, match=r"9 runs to compare.*at most 8"):
         build_comparison([tmp_path / str(number) for number in range(9)], tmp_path / "both")
     with pytest.raises(UserError, match="no run to report"):
         build_comparison([one, tmp_path / "absent"], tmp_path / "both")
