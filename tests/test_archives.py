@@ -153,7 +153,7 @@ def test_an_encrypted_member_is_refused(tmp_path):
 
 def test_a_bomb_is_refused_by_its_ratio(tmp_path):
     path = write_zip(tmp_path / "a.zip", [("zeros", bytes(65 * 10**6))])
-    with pytest.raises(UserError, match=r"it would unpack to 65 MB; at most 64 MB are allowed for an archive of its size"):
+    with pytest.raises(UserError, match=r"65 MB.* 64 MB"):
         unpack_zip(path, tmp_path / "out")
 
 
@@ -199,7 +199,7 @@ def test_a_damaged_archive_leaves_nothing(kind, tmp_path):
         with tarfile.open(path, "w:gz") as archive:
             archive.add(tmp_path / "a.bin", "a.bin")
         path.write_bytes(path.read_bytes()[:-50_000])
-    with pytest.raises(UserError, match=r"is damaged or of an unknown kind"):
+    with pytest.raises(UserError, match=r"damaged"):
         unpack_zip(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -168,7 +168,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(folder: Path, tmp_p
     trap.unlink()
     (folder / "model.safetensors").unlink()
     torch.save({"classifier.weight": Malicious(trap)}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"the \.bin file holds more than tensors and was not loaded \(unsafe pickle\)"):
+    with pytest.raises(UserError, match=r"\.bin .*unsafe pickle"):
         load_backbone(str(folder), NAMES)
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"classifier.weight": Malicious(trap)}, protocol=2))
     with pytest.raises(UserError):

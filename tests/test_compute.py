@@ -44,7 +44,7 @@ def test_imitated_bf16_is_done_and_said(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_fp16_is_for_cuda() -> None:
-    with pytest.raises(UserError, match="--precision fp16 needs a CUDA device, found cpu; use auto, bf16 or fp32"):
+    with pytest.raises(UserError, match=r"--precision fp16 .*found cpu.*bf16"):
         choose_compute("fp16")
 
 

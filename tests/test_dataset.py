@@ -96,7 +96,7 @@ def test_readable_stops_at_the_first_image_that_is_gone_and_names_it(paths: list
     dataset = ImageDataset([paths[0], paths[1], tmp_path / "gone.jpg", tmp_path / "too.jpg"], None, RULE)
     batches = iter(readable(make_loader(dataset, [[1, 0], [3, 0, 2], [1]], workers=workers), dataset.paths))
     assert next(batches)["row"].tolist() == [1, 0]
-    with pytest.raises(LostImage, match=r"too\.jpg cannot be decoded any more \(and 1 more of its batch\): no such file.*--resume"):
+    with pytest.raises(LostImage, match=r"too\.jpg .*1 more.*no such file.*--resume"):
         next(batches)
 
 

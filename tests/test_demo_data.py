@@ -131,7 +131,7 @@ def test_a_folder_of_the_users_is_refused_and_kept(tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("mine")
-    with pytest.raises(UserError, match="is a file: move it away, or name another folder"):
+    with pytest.raises(UserError, match=r"is a file"):
         demo_data.lay_out_digits(tmp_path / "data")
     assert (tmp_path / "data").read_text() == "mine"
 
@@ -190,9 +190,9 @@ def test_glyphs_of_another_size_are_refused(tmp_path: Path, quick_glyphs: None) 
     demo_data.lay_out_glyphs(tmp_path / "glyphs", per_class=1)
     before = contents(tmp_path)
     demo_data.lay_out_glyphs(tmp_path / "glyphs", per_class=1)
-    with pytest.raises(UserError, match=r"was made by the demo with per_class 1 instead of 2"):
+    with pytest.raises(UserError, match=r"per_class 1 .*2"):
         demo_data.lay_out_glyphs(tmp_path / "glyphs", per_class=2)
-    with pytest.raises(UserError, match="was made by the demo with made glyphs instead of digits"):
+    with pytest.raises(UserError, match=r"glyphs .*digits"):
         demo_data.lay_out_digits(tmp_path / "glyphs")
     assert contents(tmp_path) == before
 

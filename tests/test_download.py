@@ -229,7 +229,7 @@ def test_more_bytes_than_announced_are_not_taken(server, tmp_path):
 
 def test_plain_http_needs_a_digest(tmp_path, monkeypatch):
     monkeypatch.setattr("requests.Session.get", lambda *args, **options: pytest.fail("nothing may be asked for"))
-    with pytest.raises(UserError, match=r"plain http; use https, or give the file's sha256"):
+    with pytest.raises(UserError, match=r"plain http.*https.*sha256"):
         fetch("http://host.invalid/w.zip", tmp_path / "w.zip")
 
 
@@ -284,7 +284,7 @@ def test_drive_cut_in_the_middle_is_continued(drive, tmp_path, naps):
 
 def test_drive_cut_again_and_again_is_continued_by_the_next_call(drive, tmp_path, naps):
     drive.replies["/uc"] = [Reply(BODY, headers=SAVED, cut_at=200_000)]
-    with pytest.raises(UserError, match=r"are kept: the same command continues from there"):
+    with pytest.raises(UserError, match=r"are kept"):
         fetch(DRIVE_ID, tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
     drive.replies["/uc"] = [Reply(BODY, headers=SAVED)]
     drive.seen.clear()

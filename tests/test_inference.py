@@ -68,7 +68,7 @@ def test_the_copy_of_an_epoch_predicts_with_the_base_and_the_record_of_its_run(
     score = json.loads((trained / "run/metrics.jsonl").read_text().splitlines()[0])["val_accuracy"]
     assert f"the weights of epoch 1 (val_accuracy {score:.4f})" in capsys.readouterr().out and output.exists()
     moved = shutil.copytree(copy, tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="elsewhere holds an adapter but no model_<type> folder"):
+    with pytest.raises(UserError, match=r"elsewhere .*model_<type>"):
         inference.main(["--model", str(moved), "--data", str(trained / "data"), "--output", str(tmp_path / "no.csv")])
 
 

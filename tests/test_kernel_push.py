@@ -191,7 +191,7 @@ def test_a_dataset_that_is_said_to_be_made_and_never_comes(server: CodeServer, p
 def test_folders_that_were_skipped_are_named(server: CodeServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call = cli.call
     monkeypatch.setattr(cli, "call", lambda arguments, **more: call([word for word in arguments if word not in ("-r", "zip")], **more))
-    with pytest.raises(UserError, match=r"lacks .*(members|pipeline).*, which the kaggle command did not send"):
+    with pytest.raises(UserError, match=r"lacks .*(members|pipeline)"):
         remote.send_dataset(folder / "dataset", NAMES.dataset, None)
 
 
@@ -263,14 +263,14 @@ def test_a_submission_rejected_with_exit_code_0(server: CodeServer, pushing: Pus
 
 def test_a_scoring_error_gives_kaggles_reason(server: CodeServer, pushing: Pushing) -> None:
     server.scoring = [{"status": "ERROR", "errorDescription": "Notebook Timeout"}]
-    with pytest.raises(UserError, match="could not score the file: Notebook Timeout"):
+    with pytest.raises(UserError, match=r": Notebook Timeout"):
         pushing()
     assert [row["status"] for row in rows()] == ["error"]
 
 
 def test_what_you_have_under_these_names_is_left_as_it_is(server: CodeServer, pushing: Pushing) -> None:
     server.kernels[owned("glyphs-digits")] = [{}]
-    with pytest.raises(UserError, match="you have a kernel someone/glyphs-digits that this run did not make"):
+    with pytest.raises(UserError, match=r"someone/glyphs-digits .*this run"):
         pushing()
     assert len(server.kernels[owned("glyphs-digits")]) == 1
     server.datasets[owned("glyphs-digits-bundle")] = [{}]
@@ -309,7 +309,7 @@ def test_kaggle_that_does_not_answer_for_a_while_is_asked_again(
 
 def test_the_account_is_the_tokens(server: CodeServer) -> None:
     assert signed_in_owner(None) == "someone"
-    with pytest.raises(UserError, match="--owner stranger: the token belongs to someone"):
+    with pytest.raises(UserError, match=r"--owner stranger: .*someone"):
         signed_in_owner("stranger")
 
 
@@ -317,7 +317,7 @@ def test_a_kaggle_command_that_is_too_old_is_one_message(server: CodeServer, mon
     call = cli.call
     old = "Kaggle API 1.8.3"
     monkeypatch.setattr(cli, "call", lambda arguments, **more: call(arguments, **more) if arguments != ["--version"] else _printed(old))
-    with pytest.raises(UserError, match=r"need the kaggle command in version 1\.8\.4 or later, found 1\.8\.3: pip install --upgrade"):
+    with pytest.raises(UserError, match=r"1\.8\.4 .*found 1\.8\.3.*pip install --upgrade"):
         signed_in_owner(None)
     assert server.calls == []
 

@@ -398,7 +398,7 @@ def test_a_head_of_another_class_count_is_named(folder: Path) -> None:
     assert "base_model.model.classifier.weight: shape (7, 16), expected (3, 16)" in refusal(folder)
     change(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if "classifier" in name])
     assert "base_model.model.classifier.weight: missing" in refusal(folder)
-    with pytest.raises(UserError, match="expected one classification head beside the adapter"):
+    with pytest.raises(UserError, match=r"classification head"):
         head_classes(folder)
 
 
@@ -499,7 +499,7 @@ def test_merged_is_unmerged_and_not_the_base(kind: str, folder: Path) -> None:
 
 def test_an_adapter_that_changes_nothing_is_refused(folder: Path) -> None:
     change(folder, lambda tensors: [tensor.zero_() for name, tensor in tensors.items() if "lora_B" in name])
-    with pytest.raises(UserError, match="the adapter changes nothing: all its B matrices are zero"):
+    with pytest.raises(UserError, match=r"adapter .*B matrices"):
         merge(load_adapter(tiny("vit"), folder), logits)
 
 

@@ -90,7 +90,7 @@ def test_weights_of_a_blend_that_are_none(finished_run: Path, tmp_path: Path, me
     record = json.loads((finished_run / "run" / "run.json").read_text())
     (tmp_path / "blend").mkdir()
     (tmp_path / "blend" / "run.json").write_text(json.dumps(record | {"kind": "blend", "members": members}))
-    with pytest.raises(UserError, match=r"run\.json: members should name folders with weights from 0"):
+    with pytest.raises(UserError, match=r"run\.json: members .*weights"):
         gather([tmp_path / "blend"])
 
 
@@ -104,7 +104,7 @@ def changed(finished_run: Path, tmp_path: Path) -> Path:
 def test_a_prior_of_other_outputs(changed: Path) -> None:
     record = json.loads((changed / "run.json").read_text())
     (changed / "run.json").write_text(json.dumps(record | {"prior": [1.0]}))
-    with pytest.raises(UserError, match=r"run\.json: prior: expected 3 numbers, one for each output, found 1"):
+    with pytest.raises(UserError, match=r"run\.json: prior: expected 3 .*found 1"):
         gather([changed])
 
 

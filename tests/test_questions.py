@@ -147,7 +147,7 @@ def test_a_resumed_run_keeps_its_rows_and_answers() -> None:
 
 
 def test_too_little_to_train_on() -> None:
-    with pytest.raises(UserError, match="all with the answer 'yes': two answers are needed"):
+    with pytest.raises(UserError, match=r"all .*'yes'"):
         prepared(asked(["yes"] * 9))
     with pytest.raises(UserError, match="no questions are left"):
         prepared([])

@@ -213,7 +213,7 @@ def assert_same_but_paths(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize("argument", ["--lora-rank=4", "--seed=1", "--image-size=64", "--set=lora.targets=[value]"])
 def test_what_the_weights_do_not_fit_is_refused_even_so(interrupted: Path, argument: str) -> None:
-    with pytest.raises(UserError, match="its weights do not fit this one"):
+    with pytest.raises(UserError, match=r"weights do not fit"):
         go_on(interrupted, "changed", argument)
 
 
@@ -314,7 +314,7 @@ def test_resuming_a_complete_run_changes_nothing_but_a_missing_page(whole: Path,
 
 
 def test_a_loss_that_is_not_a_number_stops_with_the_step_range(whole: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"NaN or infinite somewhere within steps \[\d+, \d+\] at learning rate (?s:.*)--lr"):
+    with pytest.raises(UserError, match=r"NaN .*steps \[\d+, \d+\] .*learning rate (?s:.*)--lr"):
         train.main([*flags(whole / "data", tiny_backbone, tmp_path / "run"), "--lr", "1e30", "--set", "optimizer.name=sgd"])
 
 
@@ -388,7 +388,7 @@ def test_a_run_that_will_not_fit_on_the_disk_does_not_start(whole: Path, tiny_ba
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("pipeline.training.estimate.shutil.disk_usage", lambda _: usage(10**9, 10**9, 10**6))
-    with pytest.raises(UserError, match=r"the run will write up to .* 1\.0 MB"):
+    with pytest.raises(UserError, match=r"write .* 1\.0 MB"):
         train.main(flags(whole / "data", tiny_backbone, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

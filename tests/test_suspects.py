@@ -113,7 +113,7 @@ def test_a_label_that_every_row_has_is_never_flagged() -> None:
     labels = ["sea|sky" if row[0] else "sky" for row in truth]
     labels[0] = "sky"
     assert [(one.row, one.suggested) for one in find_suspects(target, labels, values)] == [(0, "sea|sky")]
-    with pytest.raises(UserError, match="every label is on all rows or on none"):
+    with pytest.raises(UserError, match=r"every label "):
         find_suspects(target, ["sky"] * 60, values)
 
 
