@@ -233,6 +233,15 @@ class Data(Section):
         min_length=1,
         description="CSV file with the columns id and label: new labels for training (validation keeps the old ones)",
     )
+    pseudo_labels: str | None = Field(
+        None,
+        min_length=1,
+        description="a finished run, or folds, whose predictions of test images (by inference.py) give more training rows; it must "
+        "have the same split or folds, so that no validation row is known; or a CSV file with the columns id and label",
+    )
+    pseudo_threshold: float = Field(
+        0.9, gt=0, le=1, description="smallest probability of a test image's class for pseudo_labels (not for a CSV file)"
+    )
     sampling: Literal["rows", "classes"] = Field(
         "rows",
         description="rows: each training row once an epoch; classes: the same number of rows, drawn equally often from each class",
@@ -468,7 +477,8 @@ def _for_classification(recipe: Recipe) -> list[str]:
         "augmentation.mixup": recipe.augmentation.mixup,
         "augmentation.cutmix": recipe.augmentation.cutmix,
         "data.sampling": recipe.data.sampling,
+        "data.pseudo_labels": recipe.data.pseudo_labels,
         "optimizer.loss": recipe.optimizer.loss,
         "optimizer.logit_adjustment": recipe.optimizer.logit_adjustment,
     }
-    return [f"{key} {value}" for key, value in values.items() if value not in (0, "rows", "auto")]
+    return [f"{key} {value}" for key, value in values.items() if value not in (0, None, "rows", "auto")]

@@ -102,6 +102,7 @@ RUN_SHAPE = {
             "used": FLAG,
         }
     ],
+    "pseudo_labels?": Each(ANYTHING),
     "corrections?": {"files": Each({"file": TEXT}), "train": _CORRECTED, "val": _CORRECTED, "scores?": _SCORES},
 }
 SCORES_SHAPE = {

@@ -65,6 +65,7 @@ WINGS = {
             "labels",
             "groups",
             "corrections",
+            "pseudo_labels",
             "fold_split",
         ),
         *(

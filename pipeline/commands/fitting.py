@@ -227,7 +227,7 @@ def begin(
         else:
             recorder.resume(state["position"]["history"])
     if task.rows_are == "images":
-        store_samples(output, task.train_rows, task.target)
+        store_samples(output, task.labelled_rows, task.target)
     return {name: start[name] for name in ("command", "changes", "started")}, store, state
 
 

@@ -60,6 +60,8 @@ def plan(args: argparse.Namespace, read: Callable[[argparse.Namespace, Recipe], 
     if args.recipe is None:
         args.recipe = PLAN_RECIPE
     recipe = asked_recipe(args)
+    if recipe.data.pseudo_labels:
+        raise UserError("data.pseudo_labels: cannot be combined with --plan; plan without it, then add it to the command that is printed")
     check_recipe(recipe)
     competition = read(args, recipe)
     rows = rows_of(recipe, competition)

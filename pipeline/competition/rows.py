@@ -4,11 +4,13 @@ predictions.csv.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.files import sha256
 from pipeline.forms.form import SubmissionForm
 from pipeline.targets.target import Target
 
@@ -83,3 +85,18 @@ class Competition:
     def class_names(self) -> tuple[str, ...]:
         """Names of the target: classes, grades, labels or number columns. Empty without a target."""
         return self.target.names if self.target else ()
+
+
+def images_digest(rows: Sequence[Row]) -> str:
+    """Return a digest of the ids of `rows` and the bytes of their images.
+
+    A file that cannot be read counts as absent.
+    """
+    files: dict[Path, str] = {}
+    for row in rows:
+        if row.path not in files:
+            try:
+                files[row.path] = sha256(row.path)
+            except OSError:
+                files[row.path] = ""
+    return hashlib.sha256(repr([(row.id, files[row.path]) for row in rows]).encode()).hexdigest()

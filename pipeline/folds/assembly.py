@@ -148,6 +148,7 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
         "seed": recipe.seed,
         "folds": folds_record(target, metric, truth, oof.values, folds, plan, held),
         **_corrected(competition, target, metric, oof),
+        **_pseudo(held),
         **_floor(held),
         **environment(),
         "finished": now(),
@@ -182,6 +183,18 @@ def _floor(held: Mapping[int, Held]) -> dict[str, Any]:
         return {}
     values, seconds = [one["value"] for one in floors], sum(one["seconds"] for one in floors)
     return {"floor": {"value": mean(values), "seconds": seconds, "words": f"{floors[0]['words']}, mean of the folds"}}
+
+
+def _pseudo(held: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the `pseudo_labels` entry of run.json: the number of test images that trained, in each fold; {}
+    where there are none.
+    """
+    found = [one.record.values.get("pseudo_labels") or {} for one in held.values()]
+    if not any(found):
+        return {}
+    first = next(filter(None, found))
+    shared = {key: first[key] for key in ("source", "threshold", "of") if key in first}
+    return {"pseudo_labels": shared | {"rows": ", ".join(str(one.get("rows", 0)) for one in found)}}
 
 
 def _corrected(competition: Competition, target: Target, metric: str, oof: Predictions) -> dict[str, Any]:

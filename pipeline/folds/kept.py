@@ -9,10 +9,9 @@ import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from pipeline.competition.rows import Row
+from pipeline.competition.rows import Row, images_digest
 from pipeline.errors import UserError
 from pipeline.files import sha256, write_json
 from pipeline.predictions import Predictions
@@ -23,21 +22,6 @@ from pipeline.targets.target import Target
 
 STEM = "test"
 DECIDING = ("torch", "transformers", "pillow", "simplejpeg")  # another version of these may change pixels or logits
-
-
-def images_digest(rows: Sequence[Row]) -> str:
-    """Return a digest of the ids of `rows` and the bytes of their images.
-
-    A file that cannot be read counts as absent.
-    """
-    files: dict[Path, str] = {}
-    for row in rows:
-        if row.path not in files:
-            try:
-                files[row.path] = sha256(row.path)
-            except OSError:
-                files[row.path] = ""
-    return hashlib.sha256(repr([(row.id, files[row.path]) for row in rows]).encode()).hexdigest()
 
 
 class Kept:

@@ -260,7 +260,9 @@ def settings(files: RunFiles) -> list[tuple[str, Any]]:
         values = {key: value for key, value in values.items() if not key.startswith("lora.")}
     rows = [(label, values[key]) for key, label in MAIN_SETTINGS.items() if values.get(key) is not None]
     effective = (files.schedule or {}).get("effective_batch_size")
-    return rows + ([("Images per optimizer step", effective)] if effective else [])
+    rows += [("Images per optimizer step", effective)] if effective else []
+    pseudo = files.told.get("pseudo_labels") or {}
+    return rows + ([("Test images that also trained (pseudo labels)", pseudo["rows"])] if pseudo.get("rows") else [])
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

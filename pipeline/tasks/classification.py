@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pipeline.competition.corrections import corrected_score, describe_corrections
+from pipeline.competition.pseudo_labels import PseudoLabels, read_pseudo_labels
 from pipeline.competition.rows import Competition, Corrections, Row
 from pipeline.data.cache import PictureCache, open_cache
 from pipeline.data.dataset import ALL, ImageDataset, cut, epoch_order, make_loader, readable, resolve_workers
@@ -63,7 +64,7 @@ from pipeline.training.image_sizes import describe_sizes, size_of_epoch
 from pipeline.training.losses import training_loss, training_score
 from pipeline.training.memory import Memory
 from pipeline.training.optim import epochs_of, plan_schedule
-from pipeline.training.resume import ResumedRun, SplitRow
+from pipeline.training.resume import PSEUDO, ResumedRun, SplitRow
 
 __all__ = ["ClassificationTask", "ImageClassifier", "build", "num_outputs_of", "rebuild"]
 
@@ -87,6 +88,7 @@ class ClassificationTask:
         val: list[Row],
         cache: PictureCache | None = None,
         corrections: Corrections = Corrections(),  # noqa: B008 - frozen
+        pseudo: PseudoLabels = PseudoLabels(),  # noqa: B008 - frozen
     ) -> None:
         """`train`: rows with their original labels; `corrections` are applied here. Validation rows keep
         their labels.
@@ -96,6 +98,11 @@ class ClassificationTask:
         train = corrections.applied(train)
         self.class_names = target.names
         self.model, self.rule = classifier.model, classifier.rule
+        # What is known of the classes (prior, counts, baseline) comes from labelled rows: test images with the most probable class of a
+        # model do not change the shares of the classes that its probabilities stand for.
+        self.pseudo, self.labelled_rows = pseudo, train
+        labelled = [row.label for row in train]
+        train = [*train, *pseudo.rows]
         self.train_rows, self.val_rows = train, val
         self.val_truth = target.encode([row.label for row in val])
         paths = [row.path for row in train]
@@ -111,7 +118,7 @@ class ClassificationTask:
         val_paths, self.val_labels = [row.path for row in val], _for_training(target, self.val_truth)
         self.val_set = ImageDataset(val_paths, self.val_labels, self.rule)
         self.num_train, self.num_val, self.num_outputs = len(train), len(val), target.num_outputs
-        self.loss_of = training_loss(target, recipe.optimizer, np.array(list(target.counts(labels).values())))
+        self.loss_of = training_loss(target, recipe.optimizer, np.array(list(target.counts(labelled).values())))
         self.train_score, self.score_of = training_score(target)
         self.undefined = why_undefined(metric, target, self.val_truth) if val else None
         self.best_metric = "val_loss" if self.undefined else f"val_{metric}"
@@ -276,16 +283,17 @@ class ClassificationTask:
         """Return the target, metric and prior for run.json, so that inference, score and submit need no
         flags.
         """
-        prior = trained_prior(self.target.prior([row.label for row in self.train_rows]), self.recipe)
+        prior = trained_prior(self.target.prior([row.label for row in self.labelled_rows]), self.recipe)
         metric = {"name": self.metric, "higher_is_better": find_metric(self.metric).higher_is_better}
         facts = {"target": self.target.record(), "metric": metric, "prior": [float(value) for value in prior]}
-        return facts | ({"corrections": self.corrected} if self.corrected else {})
+        facts |= {"corrections": self.corrected} if self.corrected else {}
+        return facts | ({"pseudo_labels": self.pseudo.record} if self.pseudo.rows else {})
 
     def counts(self) -> dict[str, Any]:
         """Return the number of training and validation rows, and rows of each class or histograms of
         numbers.
         """
-        labels = [row.label for row in self.train_rows]
+        labels = [row.label for row in self.labelled_rows]
         counts: dict[str, Any] = {"train": self.num_train, "val": self.num_val, "train_per_class": self.target.counts(labels)}
         if self.target.kind == "continuous":
             counts["train_histograms"] = histograms(self.target.names, self.target.encode(labels))
@@ -294,7 +302,7 @@ class ClassificationTask:
     def baseline(self) -> Baseline | None:
         """Return the validation score of a constant prediction, by `best_metric`."""
         name = self.best_metric.removeprefix("val_")
-        return constant_baseline(name, self.target, [row.label for row in self.train_rows], self.val_truth)
+        return constant_baseline(name, self.target, [row.label for row in self.labelled_rows], self.val_truth)
 
     def floor(self) -> Baseline | None:
         """Return None: there is no better baseline without the image."""
@@ -306,7 +314,8 @@ class ClassificationTask:
 
     def split_rows(self) -> list[SplitRow]:
         """Return every row of both parts in order, which a resumed run must find again."""
-        return labelled_split(self.train_rows, self.val_rows)
+        pseudo = [(f"test image {row.id}", row.label, PSEUDO) for row in self.pseudo.rows]  # its id may be that of a labelled row too
+        return [*labelled_split(self.labelled_rows, self.val_rows), *pseudo]
 
 
 def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | None = None) -> Build:
@@ -334,16 +343,21 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
         source = recipe.backbone, target.output_names, recipe.image_size, recipe.random_weights, recipe.architecture
         backbone = load_backbone(*source, recipe.drop_path, other_sizes=sizes[:-1])
     train, val, how = part_rows(recipe, competition, competition.train, resumed_run)
+    pseudo = read_pseudo_labels(recipe.data.pseudo_labels, recipe.data.pseudo_threshold, competition, {row.id for row in val})
     rule, intensity_notes = with_intensity(backbone.preprocessing.resized(recipe.resize), train, resumed_run)
     backbone = replace(backbone, preprocessing=rule)
-    cache = _cache(recipe, train, rule)
+    cache = _cache(recipe, [*train, *pseudo.rows], rule)
     rows, notes = decodable(competition.train, recipe.data.skip_bad_images, cache)
+    readable_rows, more = decodable(pseudo.rows, recipe.data.skip_bad_images, cache) if pseudo.rows else ([], [])
+    if more:
+        pseudo = replace(pseudo, rows=tuple(readable_rows), record=pseudo.record | {"rows": len(readable_rows)})
+        notes = [*notes, *more]
     left = target.counts([row.label for row in rows])
     if lost := [name for name, count in target.counts([row.label for row in competition.train]).items() if count and not left[name]]:
         raise UserError(f"these classes have no image that can be decoded: {', '.join(sorted(lost))}")
     if len(rows) < len(competition.train):
         train, val, how = part_rows(recipe, competition, rows, resumed_run)
-        cache = _cache(recipe, train, rule)
+        cache = _cache(recipe, [*train, *pseudo.rows], rule)
     head = head_name(backbone.model)
     model: nn.Module = backbone.model
     if recipe.lora.rank:
@@ -359,14 +373,15 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
     classifier = ImageClassifier.of(model, backbone)
     corrections = competition.corrections
     target = target if resumed_run else target.fitted([row.label for row in corrections.applied(train)])
-    task = ClassificationTask(classifier, recipe, target, metric, train, val, cache, corrections)
-    if not task.train_rows:
+    task = ClassificationTask(classifier, recipe, target, metric, train, val, cache, corrections, pseudo)
+    if not task.labelled_rows:
         raise UserError(f"data.exclude: all {len(train):,} training rows are excluded; nothing is left to train on")
     if sizes:
         classifier.check_sizes(sizes)
     kept = [describe_sizes(task.epochs, sizes)] if sizes else []
     kept += [] if cache is None else [cache.describe()]
     kept += [describe_corrections(task.corrected)] if task.corrected else []
+    kept += [pseudo.describe()] if pseudo.rows else []
     if task.undefined:
         kept.append(f"{metric} is not defined on the validation rows ({task.undefined}): the best epoch is the one with the lowest loss")
     if task.train_set.mixing is not None:

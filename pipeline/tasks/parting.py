@@ -9,7 +9,7 @@ from pipeline.competition.fold_split import both_sides, find_units, grouped_spli
 from pipeline.competition.rows import Competition, Row
 from pipeline.competition.splits import kept_split, stated_split, train_val_split
 from pipeline.recipe import Recipe
-from pipeline.training.resume import ResumedRun
+from pipeline.training.resume import PSEUDO, ResumedRun
 
 
 def part_rows(
@@ -21,7 +21,7 @@ def part_rows(
     label_of = {row.id: row.label for row in rows}
     ids = list(label_of)
     if resumed_run is not None:
-        train, val, how = kept_split(ids, list({row[0]: row for row in resumed_run.rows}.values()))
+        train, val, how = kept_split(ids, list({row[0]: row for row in resumed_run.rows if row[2] != PSEUDO}.values()))
     else:
         train, val, how = _new_split(recipe, competition, label_of, rows)
     rows_of: dict[str, list[Row]] = {}

@@ -66,7 +66,7 @@ def measure_step(
     from pipeline.training.image_sizes import LARGEST
 
     compute = choose_compute(recipe.precision)
-    data = recipe.data.model_copy(update={"cache_gb": 0, "workers": 0, "val_fraction": 0.25})
+    data = recipe.data.model_copy(update={"cache_gb": 0, "workers": 0, "val_fraction": 0.25, "pseudo_labels": None})
     ids = {row.id for row in few_of(rows)}
     part = replace(competition, train=tuple(row for row in rows if row.id in ids), split=None, groups=None, folds=None)
     build = task_module(recipe.task).build(recipe.model_copy(update={"data": data}), part, None)

@@ -13,6 +13,7 @@ SUITS = {
     ("augmentation", "mixup"): (0, *MIXED),
     ("augmentation", "cutmix"): (0, *MIXED),
     ("data", "sampling"): ("rows", *CLASSES),
+    ("data", "pseudo_labels"): (None, *CLASSES),
     ("optimizer", "logit_adjustment"): (0, *CLASSES),
 }
 LOSSES = {"auto": None, "focal": MIXED, "asymmetric": (("multilabel",), "several labels per image")}
@@ -36,4 +37,4 @@ def check_suits(recipe: Recipe, target: Target) -> None:
 
 
 def _problem(key: str, value: object, words: str, off: object) -> str:
-    return f"{key} {value}: it is for {words}; leave it out (--set {key}={off})"
+    return f"{key} {value}: it is for {words}; leave it out (--set {key}={'null' if off is None else off})"

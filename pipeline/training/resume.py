@@ -28,6 +28,7 @@ from pipeline.wording import counted, listed, quoted
 
 START_FILE, ROWS_FILE, ROW_COLUMNS = "start.json", "rows.csv", ("id", "label", "split")
 NEEDED = ("recipe", "schedule", "class_names", "target", "metric")
+PSEUDO = "pseudo"  # third cell of a test image that is also trained on
 SplitRow = tuple[str, str, str]  # id, label, "train" or "val"
 # The weights do not depend on these.
 DECIDE_NOTHING = ("activation_checkpointing", "data.workers", "checkpoint.every_minutes", "checkpoint.keep_every")

@@ -35,6 +35,7 @@ TAILED = ", long tail"  # the end of a set's name: the first class keeps its tra
 ROWS = {"produce": (348, 232), "clothing": (348, 400), DIGITS: (348, 400), f"produce{TAILED}": (348, 232)}  # for training, held back
 SMALLER = {DIGITS: 2}  # by how much the side is divided: digits are images of 32 pixels
 OWN = {DIGITS: {"augmentation.horizontal_flip": False}}  # a mirrored digit is another symbol
+FIRST_ROW = "FIRST ROW"  # data.pseudo_labels: the run of the grid's first row, same set and seed, and so the same split
 COLUMNS = ("grid", "data", "seed", "row", "val_accuracy", "accuracy", "seconds", "trainable")
 
 
@@ -90,6 +91,9 @@ def jobs(args: argparse.Namespace, table: Table) -> Iterator[Job]:
                 continue
             folder = args.work / f"{grid}-{name}-{seed}-{number}"
             recipe = smaller(trial.recipe, SMALLER.get(name, 1))
+            if recipe.data.pseudo_labels == FIRST_ROW:
+                own = recipe.data.model_copy(update={"pseudo_labels": str(args.work / f"{grid}-{name}-{seed}-0")})
+                recipe = recipe.model_copy(update={"data": own})
             write_text(folder.with_suffix(".yaml"), yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
             words = ("--recipe", str(folder.with_suffix(".yaml")), "--data", str(data))
             yield Job(grid, name, seed, trial.row, words, folder, data)
