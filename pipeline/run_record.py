@@ -55,6 +55,7 @@ RUN_SHAPE = {
     "metric?": {"name": TEXT, "higher_is_better?": FLAG},
     "prior?": [NUMBER],
     "temperature?": NUMBER,
+    "mean_probabilities?": [NUMBER],
     "baseline?": {"value": NUMBER, "words": TEXT},
     "keep?": Each(TEXT),
     "schedule?": _SCHEDULE,

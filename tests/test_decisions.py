@@ -11,7 +11,7 @@ from sklearn.metrics import cohen_kappa_score, f1_score, log_loss
 
 from pipeline.errors import UserError
 from pipeline.folds.decisions import Decision, judge, read_decision, serving
-from pipeline.folds.prior import estimate, read_prior, reweighted, shift
+from pipeline.folds.prior import estimate, mean_probabilities, read_prior, reweighted, shift
 from pipeline.predictions import Predictions
 from pipeline.targets.metrics import METRICS, evaluate
 from pipeline.targets.target import KINDS, Target, multiclass
@@ -169,6 +169,32 @@ def test_few_images_of_many_classes_gain_where_it_is_known_how_sure_the_model_is
     mean = {key: np.mean(values) for key, values in gains.items()}
     assert mean["skewed", True] >= 0.02 and mean["even", True] >= -0.002
     assert mean["even", False] >= -0.002 and mean["skewed", False] < mean["skewed", True]
+
+
+def test_a_model_that_prefers_some_classes_is_no_other_test_set() -> None:
+    """Its mean probabilities of out-of-fold rows are what other frequencies are compared with."""
+    target, even = multiclass([f"class {number:02d}" for number in range(24)]), [1 / 24] * 24
+    gains: dict[str, list[float]] = {"with": [], "without": [], "skewed": []}
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        bias = rng.normal(0, 0.7, 24)
+
+        def draw(label: np.ndarray, rng=rng, bias=bias) -> np.ndarray:
+            return target.activate(2.0 * (2.0 * np.eye(24)[label] + rng.normal(0, 1, (len(label), 24))) + bias)
+
+        mean = mean_probabilities(target, draw(rng.integers(0, 24, 290)), 1.0)
+        assert sum(mean) == pytest.approx(1)
+        for kind, label in (("even", rng.integers(0, 24, 290)), ("skewed", rng.choice(24, 290, p=np.repeat([0.7 / 4, 0.3 / 20], [4, 20])))):
+            plain = Predictions(tuple(map(str, range(290))), draw(label), target)
+
+            def gain(mean: list[float] | None, plain=plain, label=label) -> float:
+                after, _ = shift(plain, even, "estimate", 1.0, mean)
+                return float((after.values.argmax(1) == label).mean() - (plain.values.argmax(1) == label).mean())
+
+            for name, given in (("with", mean), ("without", None)) if kind == "even" else (("skewed", mean),):
+                gains[name].append(gain(given))
+    found = {name: np.mean(values) for name, values in gains.items()}
+    assert found["with"] >= -0.006 and found["without"] < found["with"] - 0.005 and found["skewed"] >= 0.02
 
 
 def test_known_shares_are_bayes_rule() -> None:

@@ -49,7 +49,7 @@ def finished(team: Team, predictions: Predictions, prior: str | None, decision: 
     done: dict[str, Any] = {}
     if prior:
         check_prior(team, prior)
-        predictions, line = shift(predictions, team.prior, prior, team.temperature)
+        predictions, line = shift(predictions, team.prior, prior, team.temperature, team.mean_probabilities)
         print(f"  {line}")
         done["prior"] = prior
     found = read_decision(team.record.values if team.record else None, predictions.target) if decision == "auto" else None

@@ -127,14 +127,42 @@ def is_shifted(values: np.ndarray, trained: np.ndarray, shares: np.ndarray) -> b
     return gain > float(chi2.ppf(0.95, len(trained) - 1))
 
 
+def mean_probabilities(target: Target, values: np.ndarray, temperature: float | None) -> list[float] | None:
+    """Return the mean over (N, num_outputs) out-of-fold probabilities at `temperature`, one number per class.
+
+    A model predicts some classes more often than they occur. Against the training frequencies, this would look
+    like another test set (Alexandari et al. 2020, arXiv:1901.06852: calibrate with a bias for each class).
+    None for targets without class frequencies.
+    """
+    if target.kind not in ("multiclass", "binary"):
+        return None
+    return _calibrated(target, values, temperature).mean(axis=0).tolist()
+
+
+def _calibrated(target: Target, values: np.ndarray, temperature: float | None) -> np.ndarray:
+    """Return (N, C) float64 probabilities of all classes (of both, for a binary target) at `temperature`."""
+    import numpy as np
+
+    probabilities = values.astype(np.float64)
+    if target.kind == "binary":
+        probabilities = np.hstack([1 - probabilities, probabilities])
+    probabilities = np.clip(probabilities, 1e-12, None) ** (1 / (temperature or 1.0))
+    return probabilities / probabilities.sum(axis=1, keepdims=True)
+
+
 def shift(
-    predictions: Predictions, trained: Sequence[float] | None, asked: str, temperature: float | None = None
+    predictions: Predictions,
+    trained: Sequence[float] | None,
+    asked: str,
+    temperature: float | None = None,
+    mean: Sequence[float] | None = None,
 ) -> tuple[Predictions, str]:
     """Return the predictions corrected for other class frequencies, and a message on what changed.
 
     `asked`: a file, or `estimate`. `temperature`: calibrates the probabilities before frequencies are
     estimated, from out-of-fold rows; without calibration the estimate would be biased. None: not known, so
-    the training frequencies get more weight. Estimated frequencies that do not differ significantly from
+    the training frequencies get more weight. `mean`: the `mean_probabilities` of these rows. The new
+    frequencies are compared with them instead of with those of training. Estimated frequencies that do not differ significantly from
     those of training change nothing.
 
     Raises:
@@ -148,13 +176,10 @@ def shift(
     if trained is None:
         raise UserError("--prior: the class frequencies in training are not known (a release has none): leave --prior out")
     known = np.array(trained, dtype=np.float64)
-    probabilities = predictions.values.astype(np.float64)
     if target.kind == "binary":
         known = np.array([1 - known[0], known[0]])
-        probabilities = np.hstack([1 - probabilities, probabilities])
-    probabilities = np.clip(probabilities, 1e-12, None) ** (1 / (temperature or 1.0))
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    known = np.clip(known, 1e-6, None)
+    probabilities = _calibrated(target, predictions.values, temperature)
+    known = np.clip(known if mean is None else np.array(mean, dtype=np.float64), 1e-6, None)
     known /= known.sum()
     shares = (
         estimate(probabilities, known, STRENGTH if temperature else STRENGTH_UNSURE)

@@ -81,6 +81,11 @@ class Team:
         found = self.record.values.get("temperature") if self.record else None
         return float(found) if found else None
 
+    @property
+    def mean_probabilities(self) -> list[float] | None:
+        """Mean of the out-of-fold probabilities, one number per class; None where there is none."""
+        return self.record.values.get("mean_probabilities") if self.record else None
+
     def describe(self) -> str:
         """Return one line: which models predict, and how they are combined."""
         names = " + ".join(f"{one.name} from {one.path}" for one in self.named)

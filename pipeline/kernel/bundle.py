@@ -181,7 +181,8 @@ def _together(team: Team, options: Options) -> dict[str, Any]:
     record = None
     if team.record:
         values = team.record.values
-        record = {"kind": team.record.kind, "prior": team.record.prior, "temperature": values.get("temperature")}
+        record = {"kind": team.record.kind, "prior": team.record.prior}
+        record |= {name: values.get(name) for name in ("temperature", "mean_probabilities")}
         record["decisions"] = [line for line in values.get("decisions") or [] if line.get("used")]
         read_decision(record, team.first.target)
         record = {name: value for name, value in record.items() if value is not None}
