@@ -1,7 +1,8 @@
-"""Which of several processes this is, as torchrun says it in the environment; a process without torchrun is the first of one.
+"""The rank of this process, as torchrun sets it in the environment. Without torchrun there is one process.
 
-Several processes are one command: the first alone prints and writes. Another one that fails says nothing for a while, since the first
-most often fails for the same reason, says so, and torchrun then ends all of them.
+Several processes run one command: only the first prints and writes. If another one fails, it waits a while
+before it prints, because the first usually fails for the same reason and prints it, and torchrun then ends
+all processes.
 """
 
 from __future__ import annotations
@@ -13,65 +14,70 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
-SAME_REASON_SECONDS = 20.0  # how long the first may take to fail for the same reason
-TOLD_SECONDS = 600.0  # ... where it was told why this one failed, and says that
-AFTER_FIRST_SECONDS = 2.0  # ... where it was waited for, and has but to print a line
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
+SAME_REASON_SECONDS = 20.0  # time for the first process to fail for the same reason
+TOLD_SECONDS = 600.0  # time for the first process to print the error that was sent to it
+AFTER_FIRST_SECONDS = 2.0  # time for the first process to print a line after an interruption
 
-tell_first: Callable[[str], bool] | None = None  # set once processes can talk: hands over why this one failed; False: that failed too
+tell_first: Callable[[str], bool] | None = None  # sends this process's error to the first; False if that fails; None: not connected
 
 
 def world_size() -> int:
-    """How many processes run this command."""
+    """Return the number of processes that run this command."""
     return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in NAMES) else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
-    """Its number among those of this machine, from 0."""
+    """Return the number of this process among those of this machine, from 0."""
     return int(os.environ["LOCAL_RANK"]) if world_size() > 1 else 0
 
 
 def local_world_size() -> int:
-    """How many processes of this command this machine runs."""
+    """Return the number of processes of this command on this machine."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if world_size() > 1 else 1
 
 
 def is_first() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """Return True for the process that prints and writes."""
     return rank() == 0
 
 
 def place() -> str:
-    """This process, in words for another one."""
+    """Return rank and machine of this process as text."""
     return f"process {rank()} on {platform.node()}"
 
 
 def launcher() -> list[str]:
-    """The words before the script in a command that does the same again. Of several machines only a person knows how they find each other."""
+    """Return the words before the script in a command that starts the same again.
+
+    For several machines it is only `python`, because how they find each other is not known here.
+    """
     if world_size() == 1 or world_size() != local_world_size():
         return ["python"]
     return ["torchrun", "--standalone", "--nproc-per-node", str(world_size())]
 
 
 def hush() -> None:
-    """Let what this process prints go nowhere, unless it is the first."""
+    """Discard what this process prints, unless it is the first."""
     if not is_first():
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process lives
 
 
 def speak() -> None:
-    """Take `hush` back: for a traceback, which nobody else has."""
+    """Undo `hush`, for a traceback that only this process has."""
     if not is_first():
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
 
 def end_after_first(words: str) -> None:
-    """Wait, in a process that is not the first and has failed, until torchrun ends it. If it does not, say why this one failed."""
+    """Wait until torchrun ends this failed process, which is not the first. If it does not, print the
+    error.
+    """
     told = tell_first is not None and tell_first(words)
     time.sleep(TOLD_SECONDS if told else SAME_REASON_SECONDS)
     with suppress(OSError, ValueError, AttributeError):

@@ -108,5 +108,5 @@ def test_out_of_memory_halves_the_micro_batch(
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     printed = capsys.readouterr()
-    assert "out of memory: going on with 9 images at a time" in printed.out + printed.err
+    assert "out of memory: continuing with 9 images at a time" in printed.out + printed.err
     assert history(tmp_path / "run")[-1]["step"] == 2

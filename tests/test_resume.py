@@ -348,7 +348,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(
     monkeypatch.setattr(ClassificationTask, "train_batches", train_batches)
     np.testing.assert_allclose(losses("b"), undisturbed, rtol=1e-5)
     assert micro_batch_sizes[-3:] == [2, 1, 1]  # the epoch that failed, its rest, and the one after
-    assert "out of memory: going on with 1 images at a time" in capsys.readouterr().out
+    assert "out of memory: continuing with 1 images at a time" in capsys.readouterr().out
 
 
 def test_a_full_disk_keeps_the_last_good_state_and_says_so(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -184,7 +184,7 @@ def test_what_is_printed_before_training(competition: Path, tiny_backbone: Path,
     assert "24 images" in printed and "3 classes" in printed
     # 2 layers x (query, key) x rank 4 x (32 + 32), and a head of 32 x 3 + 3
     assert "adapter 1,024, head 99" in printed and "1,123 trainable" in printed
-    assert "6 optimizer steps (3 an epoch) of 8 images (4 at a time)" in printed
+    assert "6 optimizer steps (3 per epoch) of 8 images (4 at a time)" in printed
     assert re.search(r"about \d+.*, .*B of memory counted, up to .*B on disk", printed)
 
 

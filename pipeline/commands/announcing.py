@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: not before t
 
 
 def kind_of(recipe: Recipe) -> str:
-    """The training method as text, such as `LoRA rank 16 on query + key`."""
+    """Return the training method as text, such as `LoRA rank 16 on query + key`."""
     lora = recipe.lora
     name = "DoRA" if lora.variant == "dora" else "rsLoRA" if lora.use_rslora else "LoRA"
     kind = f"{name} rank {lora.rank} on {' + '.join(lora.targets)}" if lora.rank else "full fine-tuning"
@@ -28,7 +28,7 @@ def kind_of(recipe: Recipe) -> str:
 
 
 def announce(session: Session, build: Build, compute: Compute, schedule: dict[str, Any], head_alone: bool = False) -> tuple[int, float]:
-    """Print the summary. Returns (micro-batch size, expected seconds of training over all epochs).
+    """Print the summary. Return (micro-batch size, expected seconds of training over all epochs).
 
     `head_alone`: only the head is trained on features computed once, so each image passes the backbone once.
 
@@ -66,7 +66,7 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
     checkpointed = None if recipe.activation_checkpointing else partial(task.account, compute, recipe.optimizer.name, checkpointed=True)
     check_fits(memory, micro_batch_size, compute.device, checkpointed)
     print(
-        f"  {schedule['total_steps']} optimizer steps ({schedule['steps_per_epoch']} an epoch) of {recipe.effective_batch_size} {task.rows_are} "
+        f"  {schedule['total_steps']} optimizer steps ({schedule['steps_per_epoch']} per epoch) of {recipe.effective_batch_size} {task.rows_are} "
         f"({micro_batch_size} at a time); {schedule['name']} learning rate {schedule['lr']:.1e}, warm-up {schedule['warmup_steps']} steps"
     )
     classes = len(task.class_names)

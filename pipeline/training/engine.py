@@ -1,11 +1,12 @@
-"""fit: one loop for every task, exactly resumable at any micro-batch.
+"""fit: one training loop for every task, exactly resumable at any micro-batch.
 
-An optimizer step is the mean over one group of `effective_batch_size` rows of the epoch's order, however the group is cut into
-micro-batches (the last group of an epoch may be smaller and is averaged over its own rows). What a micro-batch draws depends on (seed,
-epoch, its first row) alone; position, sums and gradients of an open group are in the state: a resumed run computes what the
-uninterrupted one would have.
+An optimizer step is the mean over one group of `effective_batch_size` rows of the epoch's order, however the
+group is cut into micro-batches. (The last group of an epoch may be smaller and is averaged over its own
+rows.) The random draws of a micro-batch depend only on (seed, epoch, its first row). Position, sums and
+gradients of an open group are in the state. So a resumed run computes the same as an uninterrupted one.
 
-Rows are passed in turns. One process computes a micro-batch in each, several compute one each, of the same group; see `gradients.py`.
+Rows are processed in turns. In each turn one process computes one micro-batch; several processes compute one
+each, of the same group; see `gradients.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from pipeline.training.resume import rows_digest
 from pipeline.unfinished import resume_command
 
 NONE = Means()
-REFRESH_SECONDS = 0.5  # how often the loss is read back from the device: shown, and checked for NaN
+REFRESH_SECONDS = 0.5  # how often the loss is read from the device, to show it and to check for NaN
 
 
 def fit(
@@ -63,23 +64,26 @@ def fit(
     on_stop: Callable[[Position], None] = lambda position: None,
     prepare: Callable[[int, Callable[[], bool]], bool] | None = None,
 ) -> Position:
-    """Train to the end of `epochs` from `state` (or from the start), calling `on_epoch` after each; the final position.
+    """Train to the end of `epochs` from `state` (or from the start). Return the final position.
 
-    `on_stop` is called once the state of an interrupted run is saved. `sums`: how several processes add up their gradients.
-    `prepare(micro_batch_size, go_on)` computes what epochs need, and gives False where `go_on()` ended it.
-    `means`: of weights, which are in the model whenever `on_epoch`, `on_stop` and, at the end, `on_soup` are called.
+    `on_epoch` is called after each epoch, `on_stop` once the state of an interrupted run is saved. `sums`:
+    how several processes add up their gradients. `prepare(micro_batch_size, go_on)` computes what epochs
+    need, and returns False if `go_on()` returned False. `means`: means of weights; they are in the model when
+    `on_epoch`, `on_stop` and, at the end, `on_soup` are called.
 
     Raises:
-        Interrupted: Ctrl-C, SIGTERM, SIGHUP, a closed output or `max_minutes`; the micro-batch was finished and the state saved.
-        UserError: the loss became NaN or infinite, an image was lost, or another process has ended; the last good state is kept.
+        Interrupted: Ctrl-C, SIGTERM, SIGHUP, a closed output or `max_minutes`; the micro-batch was finished
+            and the state saved.
+        UserError: the loss became NaN or infinite, an image was lost, or another process has ended; the last
+            good state is kept.
     """
     loop = _Loop(
         task, optimizer, schedule, compute, store, micro_batch_size, seed, sums, max_grad_norm, save_minutes, max_minutes, keep_last, means
     )
     position = loop.position
-    with stop_requests(loop.request_stop):  # before the first state is there: who sees one may stop the run
+    with stop_requests(loop.request_stop):  # before the first state is saved: another program may stop the run once it sees one
         if state is None:
-            loop.save()  # so that a resumed run never depends on what an epoch already wrote
+            loop.save()  # so a resumed run never depends on files of a first, unfinished epoch
         else:
             loop.restore(state)
             print(loop.greeting())
@@ -90,9 +94,9 @@ def fit(
                     loop.prepare(prepare)
                 loop.train_epoch(epochs)
                 report = loop.finish_epoch()
-            except LostImage:  # between two micro-batches, or in validation: a good place to go on from
+            except LostImage:  # between two micro-batches or in validation, so the state is consistent
                 if compute.processes.count > 1:
-                    loop.rewind()  # others have computed a micro-batch of this turn
+                    loop.rewind()  # other processes have computed a micro-batch of this turn
                 loop.read_sums()
                 loop.save()
                 raise
@@ -102,11 +106,11 @@ def fit(
                 compute.processes.wait_for_all()
                 raise
             except OtherEnded as error:
-                raise UserError(f"{error}; the state before is kept. Go on with: {resume_command(store.folder.parent)}") from None
+                raise UserError(f"{error}; the last state is saved. Continue with: {resume_command(store.folder.parent)}") from None
             with loop.means.in_place():
                 on_epoch(report)
             loop.save()
-        if prepare is not None and means.soup and not loop.is_prepared:  # resumed behind the last epoch
+        if prepare is not None and means.soup and not loop.is_prepared:  # resumed after the last epoch
             loop.prepare(prepare)
         loop.cook(on_soup)
     return position
@@ -141,7 +145,8 @@ class _Loop:
         self.position = Position()
         self.stop_reason: str | None = None
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
-        # What a position inside an epoch refers to: the rows in their order, and how many make a step.
+        # A position inside an epoch is only valid for the same rows in the same order, and the same step
+        # size.
         self.order = {"rows": rows_digest(task.split_rows()), "effective_batch_size": schedule["effective_batch_size"]}
         self.trainable = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
         self.means = WeightMeans(means, self.trainable)
@@ -151,18 +156,20 @@ class _Loop:
         self.is_prepared, self.preparing_seconds = False, 0.0
 
     def begin_epoch(self) -> None:
-        """Take up the clock and the sums of this epoch."""
+        """Set the clock and the sums for this epoch."""
         position = self.position
         self.epoch_started = time.perf_counter() - position.seconds
-        # Kept on the device and never reset within an epoch: however often they are read, the additions are the same.
+        # On the device, and not reset within an epoch: so reading them does not change the order of
+        # additions.
         exact = torch.float32 if self.compute.device.type == "mps" else torch.float64
         self.sums = torch.tensor([position.loss_sum, position.score_sum], dtype=exact, device=self.compute.device)
 
     def prepare(self, work: Callable[[int, Callable[[], bool]], bool]) -> None:
-        """Let `work` compute what epochs need, with smaller micro-batches if memory runs out; a stop does not wait for its end.
+        """Let `work` compute what epochs need, with smaller micro-batches if memory runs out. A stop ends
+        it early.
 
         Raises:
-            Interrupted: it was ended.
+            Interrupted: it was stopped.
         """
         started, done = time.perf_counter(), None
         while done is None:
@@ -176,13 +183,13 @@ class _Loop:
             raise self.interrupted()
 
     def goes_on(self) -> bool:
-        """Whether nothing asks for a stop, nor the clock."""
+        """Return False if a stop was requested or the time is over."""
         if time.monotonic() > self.deadline:
             self.stop_reason = self.stop_reason or "--max-minutes reached"
         return self.stop_reason is None
 
     def train_epoch(self, epochs: int) -> None:
-        """Pass the rest of this epoch's rows, with smaller micro-batches if memory runs out."""
+        """Train on the rest of this epoch's rows, with smaller micro-batches if memory runs out."""
         position = self.position
         self.task.model.train()
         title = f"epoch {position.epoch + 1}/{epochs}"
@@ -195,7 +202,7 @@ class _Loop:
                     bar.n = position.row
 
     def pass_rows(self, bar: tqdm) -> None:
-        """The loop over turns, to the end of the epoch."""
+        """Run the loop over turns, to the end of the epoch."""
         position, task, processes, group_size = self.position, self.task, self.processes, self.schedule["effective_batch_size"]
         cutting = self.micro_batch_size, group_size
         batches = iter(task.train_batches(position.epoch, position.row, *cutting, processes.share))
@@ -210,9 +217,10 @@ class _Loop:
             except Exception as error:
                 failure = error
             now = time.monotonic()
-            # Reading a sum back makes the host wait for the device. Twice a second is often enough to show it, and to find a NaN.
+            # Reading a sum makes the CPU wait for the device. Twice per second is enough to show it, and to
+            # find a NaN.
             wishes = not self.goes_on(), now - self.last_save > self.save_seconds, now - refreshed > REFRESH_SECONDS
-            stop, due, refresh = processes.agree(failure, wishes)  # which raises a failure
+            stop, due, refresh = processes.agree(failure, wishes)  # raises a failure in all processes
             self.gradients.finish(len(turn))
             for part in processes.gather(sums)[: len(turn)]:
                 self.sums += part
@@ -233,23 +241,26 @@ class _Loop:
                 self.save()
 
     def pass_micro_batch(self, batch: Batch, first: int, group_end: int) -> torch.Tensor:
-        """Forward and backward pass of rows `first`, ... of the epoch; (2,) the sums of their losses and scores."""
+        """Run forward and backward pass of the rows from `first` on. Return the sums of losses and scores,
+        (2,).
+        """
         group_size, task = self.schedule["effective_batch_size"], self.task
         batch = self.compute.move(batch)
         rows, group_rows = len(batch["row"]), group_end - first // group_size * group_size
         seed_micro_batch(self.compute.device, self.seed, self.position.epoch, first)
         with self.compute.autocast():
             loss, logits = task.loss(batch)
-        # `loss` is a mean over these rows, a step a mean over the group: each micro-batch counts by its share of the group, so that
-        # neither its size nor a smaller last group changes what a row weighs.
+        # `loss` is the mean over these rows, a step the mean over the group. So each micro-batch is weighted
+        # by its share of the group: every row has the same weight, for any micro-batch size and also in a
+        # smaller last group.
         self.scaler.scale(loss * (rows / group_rows)).backward()
         return torch.stack([(loss.detach().float() * rows).to(self.sums), task.score(logits.detach(), batch).to(self.sums)])
 
     def read_sums(self) -> None:
-        """Bring the sums to the position.
+        """Copy the sums from the device to the position.
 
         Raises:
-            UserError: the loss is not a number.
+            UserError: the loss is NaN or infinite.
         """
         position = self.position
         position.loss_sum, position.score_sum = self.sums.tolist()
@@ -259,16 +270,17 @@ class _Loop:
             return
         rate = lr_at(max(position.step - 1, 0), self.schedule)
         raise UserError(
-            f"the loss became NaN or infinite somewhere within steps [{self.checked_step}, {position.step}] at learning rate {rate:.2e}; "
-            f"the state before is kept. Likely causes: a rate too high, or half precision. Go on with one of\n"
+            f"the loss became NaN or infinite within steps [{self.checked_step}, {position.step}] at learning rate {rate:.2e}; "
+            f"the last state is saved. Likely causes: the learning rate is too high, or half precision. Continue with one of\n"
             f"  {self.go_on_changed('--lr', f'{rate / 3:.0e}')}\n  {self.go_on_changed('--precision', 'fp32')}"
         )
 
     def halve_micro_batch(self, error: torch.OutOfMemoryError) -> None:
-        """After running out of memory: half the micro-batch, the same effective batch, and the open group once more from its first row.
+        """Halve the micro-batch after running out of memory, and compute the open group again. The
+        effective batch stays.
 
         Raises:
-            UserError: one image at a time is too much already.
+            UserError: even one image at a time needs too much memory.
         """
         device = self.compute.device
         if self.micro_batch_size == 1:
@@ -278,10 +290,10 @@ class _Loop:
         self.rewind()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        tqdm.write(f"out of memory: going on with {self.micro_batch_size} images at a time; the effective batch stays as it is")
+        tqdm.write(f"out of memory: continuing with {self.micro_batch_size} images at a time; the effective batch size does not change")
 
     def rewind(self) -> None:
-        """Stand before the open group again, without its gradients."""
+        """Go back to the start of the open group and drop its gradients."""
         position = self.position
         self.gradients.give_up()
         self.optimizer.zero_grad(set_to_none=True)
@@ -289,7 +301,10 @@ class _Loop:
         self.sums.copy_(torch.tensor([position.loss_sum, position.score_sum], dtype=self.sums.dtype))
 
     def optimizer_step(self) -> None:
-        """One step of the optimizer at the schedule's rate; under fp16 a step with overflowing gradients is skipped, and so is the schedule's."""
+        """Do one optimizer step with the schedule's learning rate.
+
+        In fp16 a step with overflowing gradients is skipped, and does not count for the schedule.
+        """
         set_lr(self.optimizer, lr_at(self.position.step, self.schedule))
         if self.max_grad_norm:
             self.scaler.unscale_(self.optimizer)
@@ -306,7 +321,7 @@ class _Loop:
         position.group_loss_sum, position.group_score_sum = self.sums.clone()
 
     def finish_epoch(self) -> EpochReport:
-        """Validate, write this epoch into the history, and move to the next one."""
+        """Validate, add this epoch to the history, and move to the next one."""
         position, task = self.position, self.task
         train_seconds = time.perf_counter() - self.epoch_started - self.preparing_seconds
         metrics: dict[str, Any] = {
@@ -322,11 +337,11 @@ class _Loop:
         if logits is not None:
             if not np.isfinite(logits).all():
                 raise UserError(
-                    f"validation after step {position.step} gave NaN or infinite logits; the state before is kept "
-                    f"(half precision?). Go on with: {self.go_on_changed('--precision', 'fp32')}"
+                    f"validation after step {position.step} gave NaN or infinite logits; the last state is saved "
+                    f"(half precision?). Continue with: {self.go_on_changed('--precision', 'fp32')}"
                 )
             metrics |= {f"val_{name}": value for name, value in task.scores(logits).items()}
-        if logits is None:  # the last epoch is the best
+        if logits is None:  # without validation the last epoch counts as the best
             value, is_best = float(metrics["epoch"]), True
         else:
             value = metrics[task.best_metric]
@@ -340,17 +355,18 @@ class _Loop:
             "images_per_second": round(task.num_train / train_seconds, 2),
             "peak_memory_bytes": peak_memory(self.compute.device),
         }
-        if self.preparing_seconds:  # a part of `seconds`, of one epoch alone
+        if self.preparing_seconds:  # a part of `seconds`, only in one epoch
             timing["preparing_seconds"], self.preparing_seconds = round(self.preparing_seconds, 3), 0.0
         position.history.append(metrics)
         position.start_epoch(position.epoch + 1)
         return EpochReport(metrics, timing, logits, is_best)
 
     def cook(self, on_soup: Callable[[Soup], None]) -> None:
-        """Make the soup, where one is asked for, and put it into the model for `on_soup`, if it is more than the best epoch.
+        """Make the soup if the recipe asks for it. If it is more than the best epoch, put it into the
+        model for `on_soup`.
 
         Raises:
-            Interrupted: a request to stop; the state of the last epoch is saved.
+            Interrupted: a stop was requested; the state of the last epoch is saved.
         """
         task, position = self.task, self.position
         if not self.means.means.soup or not task.num_val:
@@ -370,7 +386,9 @@ class _Loop:
                 on_soup(soup)
 
     def is_better(self, value: float, loss: float) -> bool:
-        """True where an epoch with this value of the metric beats the kept one; equal ones are told apart by their loss."""
+        """Return True if an epoch with this metric value beats the kept one; for equal values the lower
+        loss wins.
+        """
         position = self.position
         if value == position.best_value:
             kept = next((line for line in position.history if line["epoch"] == position.best_epoch), {})
@@ -378,13 +396,13 @@ class _Loop:
         return value > position.best_value if self.task.higher_is_better else value < position.best_value
 
     def save(self) -> None:
-        """Write everything that the rest of the run depends on; all processes hold the same, and the first one writes."""
+        """Save the state. All processes hold the same one, and the first process writes it."""
         if self.processes.rank == 0:
             self.store.save(self.state(), {name: getattr(self.position, name) for name in ("epoch", "row", "step")})
         self.last_save = time.monotonic()
 
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
+        """Return everything that the rest of the run depends on."""
         position = self.position
         position.group_loss_sum, position.group_score_sum = float(position.group_loss_sum), float(position.group_score_sum)
         gradients = {name: weight.grad for name, weight in self.trainable.items() if weight.grad is not None}
@@ -400,10 +418,11 @@ class _Loop:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was saved; where other rows or groups were agreed on since, with the first row of that epoch.
+        """Continue where `state` was saved. If other rows or groups were accepted since, start that epoch
+        again.
 
         Raises:
-            UserError: the state is not one of this model.
+            UserError: the state does not fit this model.
         """
         check_fits(state, self.trainable, self.optimizer, self.means.problems(state.get("means")))
         put_starts(self.task.model, state.get("starts", {}))
@@ -413,42 +432,42 @@ class _Loop:
         settings = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(setting)  # the recipe's: a change of weight decay that was agreed on counts
+            group.update(setting)  # from the recipe, because a change of weight decay may have been accepted
         self.means.restore(state.get("means"))
-        if state["scaler"]:  # empty where the run was not in fp16 until now
+        if state["scaler"]:  # empty if the run was not in fp16
             self.scaler.load_state_dict(state["scaler"])
         vars(self.position).update(state["position"])
         if state["order"] == self.order:
             if not self.gradients.whole and self.processes.rank > 0:
-                return  # each process adds up its own: the first goes on with what was saved
+                return  # each process has its own sum: only the first gets the saved gradients
             for name, gradient in state["gradients"].items():
                 self.trainable[name].grad = gradient.to(self.trainable[name].device)
             return
         self.position.start_epoch(self.position.epoch)
         self.position.step = self.position.epoch * self.schedule["steps_per_epoch"]
-        if state["order"]["rows"] != self.order["rows"]:  # a best value of other validation rows cannot be compared
+        if state["order"]["rows"] != self.order["rows"]:  # the best value of other validation rows cannot be compared
             self.position.best_epoch = 0
             self.means.forget()
 
     def go_on_changed(self, *flags: str) -> str:
-        """The command that goes on with other `flags`."""
+        """Return the command that continues with other `flags`."""
         return resume_command(self.store.folder.parent, "changed", *flags)
 
     def greeting(self) -> str:
-        """Where a resumed run goes on."""
+        """Return where a resumed run continues."""
         position = self.position
         return f"resuming in epoch {position.epoch + 1} at row {position.row}, after {position.step} optimizer steps"
 
     def interrupted(self) -> Interrupted:
-        """What is raised once all processes have agreed to stop: why, where, and how the run goes on."""
+        """Return the exception once all processes have agreed to stop: why, where, and how to continue."""
         self.stop_reason = next(filter(None, self.processes.texts(self.stop_reason)))
         position = self.position
         where = f"epoch {position.epoch + 1}, row {position.row} of {self.task.num_train}, step {position.step}"
         again = resume_command(self.store.folder.parent)
-        return Interrupted(f"stopped ({self.stop_reason}) in {where}; the state is saved. Go on with: {again}")
+        return Interrupted(f"stopped ({self.stop_reason}) in {where}; the state is saved. Continue with: {again}")
 
     def request_stop(self, reason: str, at_once_if_again: bool) -> None:
-        """Finish the micro-batch first, then save and stop; a second Ctrl-C stops at once."""
+        """Ask to stop after this micro-batch and save; a second Ctrl-C stops at once."""
         if self.stop_reason is not None and at_once_if_again:
             raise KeyboardInterrupt
         self.stop_reason = self.stop_reason or reason

@@ -1,4 +1,6 @@
-"""What the engine asks of a task, and the one road from batches to logits: validation and test predictions both take it."""
+"""The engine's interface of a task, and the function from batches to logits for validation and test
+predictions.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from pipeline.training.resume import SplitRow
 
 
 class Task(Protocol):
-    """What the loop needs to know of a problem. `best_metric` is `val_` and a key of `scores()`; `train_score` names what training counts."""
+    """A task as the training loop uses it.
+
+    `best_metric`: `val_` and a key of `scores()`. `train_score`: the name of the score shown in training.
+    """
 
     model: nn.Module
     num_train: int
@@ -39,7 +44,7 @@ class Task(Protocol):
 
 
 def evaluate(task: Task, compute: Compute, batch_size: int) -> np.ndarray:
-    """(num_val, O) float32 logits of the validation rows."""
+    """Return (num_val, O) float32 logits of the validation rows."""
     batches = task.val_batches(batch_size, compute.processes.share)
     return predict_logits(task.model, task.logits, batches, task.num_val, task.num_outputs, compute, "validating", leave=False)
 
@@ -55,10 +60,12 @@ def predict_logits(
     leave: bool = True,
     reached: np.ndarray | None = None,
 ) -> np.ndarray:
-    """(num_rows, num_outputs) float32, each batch's logits placed at its `row`s, whatever order they come in.
+    """Return (num_rows, num_outputs) float32 logits; each batch's logits are placed at its `row`s, in any
+    order.
 
-    Of several processes each brings its share of the batches, and all have the result.
-    `reached` (num_rows,) bool says, when `batches` are at their end, which rows they brought; the others stay NaN. None: every row.
+    With several processes each computes its share of the batches, and all get the result. `reached`
+    (num_rows,) bool: must be True, once `batches` end, for the rows in them; the other rows stay NaN. None:
+    every row must be in a batch.
 
     Raises:
         RuntimeError: a row was filled twice or not at all.
@@ -71,9 +78,9 @@ def predict_logits(
         _fill(result, times_filled, logits, batches, compute, title, leave)
     except Exception as error:
         failure = error
-    compute.processes.agree(failure)  # which raises it
+    compute.processes.agree(failure)  # raises it in all processes
     result[times_filled == 0] = 0
-    compute.processes.add_up(result.view(np.int32))  # of each row the bits of one process, and of the others none
+    compute.processes.add_up(result.view(np.int32))  # each row has the bits of one process and zeros of the others
     compute.processes.add_up(times_filled)
     if reached is not None:
         compute.processes.add_up(reached.view(np.uint8))
@@ -94,10 +101,10 @@ def _fill(
     title: str,
     leave: bool,
 ) -> None:
-    """Put the logits of each batch where they belong."""
+    """Put the logits of each batch at their rows."""
     computing: deque[tuple[np.ndarray, torch.Tensor]] = deque()
     num_own = len(result) // compute.processes.count
-    # no_grad, not inference_mode: what BEiT caches inside could not be used in training afterwards
+    # no_grad, not inference_mode: training could not use tensors that BEiT caches inside
     with torch.no_grad(), tqdm(total=num_own, desc=title, unit="img", leave=leave, dynamic_ncols=True) as bar:
 
         def read_back(as_many_as: int) -> None:
@@ -110,5 +117,5 @@ def _fill(
         for batch in batches:
             with compute.autocast():
                 computing.append((batch["row"].numpy(), logits(compute.move(batch))))
-            read_back(1)  # all but the newest: a GPU has a batch to compute while this one is waited for
+            read_back(1)  # all but the newest: the GPU computes it while older ones are copied
         read_back(0)

@@ -1,7 +1,9 @@
-"""Several processes as one: they meet, compare what they see, agree at every turn, and add up what each has computed.
+"""Several processes that work together: they connect, compare their inputs, agree at every turn, and add
+up results.
 
-torchrun starts them and gives them a store of names and texts, which is all they share until they meet: so one that fails before can say why.
-Afterwards they are a group of `torch.distributed`: small agreements and predictions go over gloo on the CPU, gradients of CUDA cards over NCCL.
+torchrun starts them and gives them a store of names and texts. It is all they share until they connect
+(`meet`); through it a failed process can report its error. Afterwards they are a group of
+`torch.distributed`: small messages and predictions use gloo on the CPU, gradients of CUDA GPUs use NCCL.
 """
 
 from __future__ import annotations
@@ -25,36 +27,42 @@ from pipeline.data.images import LostImage
 from pipeline.errors import UserError, raise_all, system_refusal
 from pipeline.stopping import end_with_parent
 
-LOOK = timedelta(seconds=1)  # how often a wait looks up, for a signal and for a process that failed
-PATIENCE = timedelta(days=7)  # a process that ended is noticed at once, by its closed connection; one that computes is waited for
-SHARE_CARDS = "SHARE_CARDS"  # in the environment, for tests: more processes than cards, tensors through the CPU
-# What one process meets and all of them end with, by the name it is told under.
+LOOK = timedelta(seconds=1)  # how often a waiting process checks for signals and failed processes
+PATIENCE = timedelta(days=7)  # an ended process is noticed at once by its closed connection; a computing one is waited for
+SHARE_CARDS = "SHARE_CARDS"  # environment variable for tests: more processes than GPUs, tensors are sent through the CPU
+# Errors of one process that all processes then raise, with the name used in messages between them.
 TOLD: dict[str, type[Exception]] = {"memory": torch.OutOfMemoryError, "lost": LostImage, "user": UserError}
 
 
 class OtherEnded(UserError):
-    """Another process has ended, and this one cannot go on without it."""
+    """Another process has ended, so this one cannot continue."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train or predict together; `Processes()` is one alone, for which everything here is nothing to do."""
+    """This process and the number of processes that train or predict together.
+
+    `Processes()` is a single process, for which the methods here do nothing.
+    """
 
     rank: int = 0
     count: int = 1
 
     @property
     def share(self) -> tuple[int, int]:
-        """What of the micro-batches is this process's own, see `pipeline.data.dataset.cut`."""
+        """This process's part of the micro-batches, see `pipeline.data.dataset.cut`."""
         return self.rank, self.count
 
     def describe(self) -> str:
-        """In words, what a result's bits depend on: empty for one process."""
+        """Return processes and threads as text, because the bits of a result depend on them; "" for one
+        process.
+        """
         threads = torch.get_num_threads()
         return f", {self.count} processes of {threads} thread{'s' if threads > 1 else ''} each" if self.count > 1 else ""
 
     def agree(self, failure: Exception | None, wishes: Sequence[bool] = ()) -> list[bool]:
-        """Which of `wishes` some process has. After a `failure` of one all raise it, each for itself.
+        """Return for each of `wishes` whether any process has it. If one process has a `failure`, all
+        raise it.
 
         Raises:
             Exception: `failure`, of this process or of another one.
@@ -63,15 +71,15 @@ class Processes:
             if failure is not None:
                 raise failure
             return list(wishes)
-        said = torch.tensor([failure is not None, *wishes], dtype=torch.int32)
+        flags = torch.tensor([failure is not None, *wishes], dtype=torch.int32)
         with together():
-            dist.all_reduce(said, dist.ReduceOp.MAX)
-        if said[0]:
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        if flags[0]:
             self._fail(failure)
-        return [bool(wish) for wish in said[1:].tolist()]
+        return [bool(wish) for wish in flags[1:].tolist()]
 
     def texts(self, own: str | None) -> list[str | None]:
-        """What each process says, in their order."""
+        """Return the text of each process, in their order."""
         if self.count == 1:
             return [own]
         all_own: list[str | None] = [None] * self.count
@@ -80,7 +88,7 @@ class Processes:
         return all_own
 
     def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
-        """`values` of each process, all of one shape, in their order."""
+        """Return `values` of each process, all of one shape, in their order."""
         if self.count == 1:
             return [values]
         sent = exchangeable(values)
@@ -90,13 +98,13 @@ class Processes:
         return [one.to(values.device) for one in received]
 
     def add_up(self, numbers: np.ndarray) -> None:
-        """Let whole `numbers` become their sum over all processes, in place."""
+        """Replace integer `numbers` by their sum over all processes, in place."""
         if self.count > 1:
             with together():
                 dist.all_reduce(torch.from_numpy(numbers))
 
     def least(self, number: int) -> int:
-        """The smallest `number` of any process."""
+        """Return the smallest `number` of all processes."""
         if self.count == 1:
             return number
         found = torch.tensor(number)
@@ -105,11 +113,11 @@ class Processes:
         return int(found)
 
     def first_says(self, number: float) -> float:
-        """The first process's `number`."""
+        """Return the first process's `number`."""
         return float(self.gather(torch.tensor(number, dtype=torch.float64))[0])
 
     def wait_for_all(self) -> None:
-        """Go on when every process has come here."""
+        """Wait until every process has reached this call."""
         self.agree(None)
 
     def _fail(self, failure: Exception | None) -> None:
@@ -119,7 +127,7 @@ class Processes:
         text = "" if failure is None else str(failure) if kinds else system_refusal(failure) or f"{type(failure).__name__}: {failure}"
         told = self.texts(None if failure is None else json.dumps([words, text]))
         if failure is not None and not kinds and system_refusal(failure) is None:
-            raise failure  # which nobody foresaw: with its own traceback
+            raise failure  # an unexpected error: show its own traceback
         number, (kind, text) = next((number, json.loads(one)) for number, one in enumerate(told) if one is not None)
         raise TOLD.get(kind, UserError)(text if kind in ("lost", "memory") or number == 0 else f"process {number}: {text}")
 
@@ -129,7 +137,10 @@ ALONE = Processes()
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A step that needs all processes: where one has ended, its connections are closed, and `torch.distributed` raises in the others."""
+    """Run a step that needs all processes; raise `OtherEnded` if another process has ended.
+
+    Its connections are then closed, and `torch.distributed` raises in the others.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
@@ -139,24 +150,29 @@ def together() -> Iterator[None]:
 
 
 def current() -> Processes:
-    """This process among those that torchrun started; alone where there is one."""
+    """Return this process's rank and the number of processes that torchrun started; `ALONE` without
+    torchrun.
+    """
     return Processes(ranks.rank(), ranks.world_size()) if ranks.world_size() > 1 else ALONE
 
 
 def card() -> int:
-    """The number of this process's CUDA card.
+    """Return the number of this process's CUDA GPU.
 
     Raises:
-        UserError: the machine has fewer cards than processes.
+        UserError: the machine has fewer GPUs than processes.
     """
     cards, wanted = torch.cuda.device_count(), ranks.local_world_size()
     if wanted > cards and not os.environ.get(SHARE_CARDS):
-        raise UserError(f"{wanted} processes, and this machine has {cards} card{'s' if cards > 1 else ''}: --nproc-per-node {cards}")
+        raise UserError(f"{wanted} processes, but this machine has {cards} GPU{'s' if cards > 1 else ''}: --nproc-per-node {cards}")
     return ranks.local_rank() % cards
 
 
 def first_does(work: Callable[[], Any]) -> Any:
-    """What `work` gives in the first process, for all of them; a value that JSON can hold. For the time before they have met."""
+    """Run `work` in the first process and return its result, a JSON value, in all of them.
+
+    It may be used before the processes have connected.
+    """
     if ranks.world_size() == 1:
         return work()
     name = f"done/{len(_done)}"
@@ -168,20 +184,24 @@ def first_does(work: Callable[[], Any]) -> Any:
 
 
 def get_in_touch() -> None:
-    """From here on a process that fails can tell the first one why, and all of them say it. Of one process there is nothing to do."""
+    """Connect to torchrun's store, so that a failed process can report its error to the first. One
+    process: does nothing.
+    """
     first_does(lambda: None)
 
 
-_done: list[str] = []  # names of what the first process did for all
-_met: list[bool] = []  # holds something once the processes have met
-_parted: list[bool] = []  # as often as they have parted
+_done: list[str] = []  # names of the calls of `first_does`
+_met: list[bool] = []  # not empty while the processes are connected
+_parted: list[bool] = []  # one item for each call of `part`
 
 
 def meet(seen: Mapping[str, str]) -> None:
-    """Wait for all processes and become a group with them. `seen`: digests of what must be the same everywhere, by what they are of.
+    """Wait for all processes, compare their inputs, and connect them as a group.
+
+    `seen`: name -> digest of everything that must be equal in all processes.
 
     Raises:
-        UserError: they see different things, or one has failed; it says why.
+        UserError: the digests differ, or a process has failed; the message has its error.
     """
     if ranks.world_size() == 1 or _met:
         return
@@ -192,7 +212,7 @@ def meet(seen: Mapping[str, str]) -> None:
         store.set("verdict", json.dumps(problems))
     else:
         problems = json.loads(_wait_for("verdict"))
-    raise_all(problems, "the processes do not see the same, so they cannot work together:")
+    raise_all(problems, "the processes have different inputs, so they cannot work together:")
     _met.append(True)
     backend = "cpu:gloo,cuda:nccl" if _tensors_on() == "cuda" else "gloo"
     group = dist.PrefixStore("group", store)
@@ -201,7 +221,7 @@ def meet(seen: Mapping[str, str]) -> None:
 
 
 def part() -> None:
-    """Close the connections to the other processes; they may meet again."""
+    """Close the connections to the other processes; they may connect again."""
     if dist.is_initialized():
         dist.destroy_process_group()
         _met.clear()
@@ -210,20 +230,20 @@ def part() -> None:
 
 
 def _compare(seen: Mapping[str, str]) -> list[str]:
-    """What other processes see otherwise than the first, in words."""
+    """Return how the inputs of other processes differ from those of the first, as messages."""
     problems = []
     for number in range(1, ranks.world_size()):
         place, other = json.loads(_wait_for(f"seen/{number}", f"failed/{number}"))
         differing = [name for name, digest in seen.items() if other.get(name) != digest]
-        problems += [f"{place} sees other {' and '.join(differing)} than the first"] if differing else []
+        problems += [f"{place} has other {' and '.join(differing)} than the first"] if differing else []
     return problems
 
 
 def _wait_for(name: str, failed: str | None = None) -> str:
-    """The text that another process stores under `name`.
+    """Return the text that another process stores under `name`.
 
     Raises:
-        UserError: the process that would has stored under `failed` why it cannot, or the store is gone.
+        UserError: that process has stored its error under `failed`, or the store is gone.
     """
     store = _store()
     while True:
@@ -235,22 +255,22 @@ def _wait_for(name: str, failed: str | None = None) -> str:
 
 
 def _store() -> dist.Store:
-    """The store of names and texts, as long as these processes are together."""
+    """Return the store of names and texts for the current connection."""
     return dist.PrefixStore(f"pipeline/{len(_parted)}", _whole_store())
 
 
 @cache
 def _whole_store() -> dist.Store:
-    """What torchrun gives to its processes."""
+    """Return the store that torchrun gives to its processes."""
     store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
     ranks.tell_first = _tell_first
     if sys.platform == "linux":
-        end_with_parent()  # torchrun, which may be killed
+        end_with_parent()  # the parent is torchrun, which may be killed
     return store
 
 
 def _tell_first(words: str) -> bool:
-    """Store why this process fails, and close its connections, which the others notice."""
+    """Store this process's error, and close its connections, which the others notice."""
     with suppress(RuntimeError):
         _store().set(f"failed/{ranks.rank()}", f"{ranks.place()}: {words.removeprefix('error: ')}")
         part()
@@ -259,19 +279,21 @@ def _tell_first(words: str) -> bool:
 
 
 def _why_ended() -> str:
-    """What to say after another process has ended."""
+    """Return the message after another process has ended."""
     with suppress(RuntimeError):
         names = [f"failed/{number}" for number in range(1, ranks.world_size())]
         if told := [_store().get(name).decode() for name in names if _store().check([name])]:
             return told[0]
-    return "another process of this command has ended (killed, or out of memory?); torchrun's report below says which"
+    return "another process of this command has ended (killed, or out of memory?); torchrun's report below names it"
 
 
 def exchangeable(values: torch.Tensor) -> torch.Tensor:
-    """`values` where processes exchange tensors from: on the card over NCCL, else on the CPU."""
+    """Return `values` on the device from which processes exchange tensors: the GPU with NCCL, otherwise
+    the CPU.
+    """
     return values if values.device.type == _tensors_on() else values.cpu()
 
 
 def _tensors_on() -> str:
-    """The kind of device that tensors are exchanged on."""
+    """Return the kind of device for exchanged tensors."""
     return "cuda" if torch.cuda.is_available() and not os.environ.get(SHARE_CARDS) else "cpu"
