@@ -1,20 +1,20 @@
-"""Every file name of a run folder, once. Paths are relative to the run's folder."""
+"""The names of all files in a run folder, relative to it."""
 
 from __future__ import annotations
 
-RECORD = "run.json"  # what the run says of itself; written last: its presence means that the run is complete
-METRICS, TIMING = "metrics.jsonl", "timing.jsonl"  # a line an epoch: what is deterministic, what is not
+RECORD = "run.json"  # the run's record; written last, so it marks the run as complete
+METRICS, TIMING = "metrics.jsonl", "timing.jsonl"  # one line per epoch: deterministic values; times and memory
 VAL_TABLE, VAL_VALUES = "val_predictions.csv", "val_probs.npy"  # validation rows: texts; probabilities or numbers
-OOF_TABLE, OOF_VALUES = "oof.csv", "oof.npy"  # the same of every training row, by the fold that did not see it
-DISAGREEMENT = "disagreement.csv"  # of each row how far apart the models of the folds are (make suspects)
-SCORES = "scores.json"  # of the last make score
-FLOORS = "floors.json"  # questions: what less knowledge gives
+OOF_TABLE, OOF_VALUES = "oof.csv", "oof.npy"  # the same for every training row, predicted by the fold not trained on it
+DISAGREEMENT = "disagreement.csv"  # for each row how much the models of the folds differ (make suspects)
+SCORES = "scores.json"  # result of the last make score
+FLOORS = "floors.json"  # vqa: baselines (majority answer, question only, shuffled images)
 PAGE, THUMBNAILS = "report.html", "thumbnails.jsonl"
 ADAPTER_DIR = "model_lora"
-HEAD_FILE = "head.safetensors"  # of a model with two backbones; otherwise the head is in the backbone's or the adapter's file
-STATE_DIR = "state"  # what a run needs to go on; never shipped
-COPIES, COPY_NAME = "checkpoints", "epoch_{:04d}"  # models of single epochs (checkpoint.keep_every): what training changes of them
-START, KEPT = "state/start.json", "state/kept.json"  # what a run was started with; which weights lie in its folder until it is complete
-FOLDS_FILE, FOLDS_START = "folds.csv", "state/folds.json"  # who is in which fold; what a run of several folds was started with
-INSTALLING = ".installing"  # lies in a run folder while a release is moved in: until it is gone, nothing there counts
-INSTALLED = "release.installed.json"  # what `make weights` installed there, and from where
+HEAD_FILE = "head.safetensors"  # head of a model with two backbones; otherwise it is in the backbone's or the adapter's file
+STATE_DIR = "state"  # everything that --resume needs; never uploaded
+COPIES, COPY_NAME = "checkpoints", "epoch_{:04d}"  # trained weights of single epochs (checkpoint.keep_every)
+START, KEPT = "state/start.json", "state/kept.json"  # settings at the start; which weights an unfinished run's folder holds
+FOLDS_FILE, FOLDS_START = "folds.csv", "state/folds.json"  # fold of each row; settings at the start of a run of folds
+INSTALLING = ".installing"  # exists while a release is moved into a run folder, which is not valid until then
+INSTALLED = "release.installed.json"  # what `make weights` installed, and from where

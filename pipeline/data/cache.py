@@ -189,7 +189,7 @@ class PictureCache:
             try:
                 self.used.value -= os.stat(name).st_size
                 os.unlink(name)
-            except FileNotFoundError:  # another loader process was first
+            except FileNotFoundError:  # another loader process has already deleted it
                 pass
 
     def _make_room(self) -> int:

@@ -42,7 +42,7 @@ MAX_FILE_BYTES = 1_100_000_000  # 128 megapixels of four 16-bit channels
 MAX_READ_BYTES = 256_000_000  # largest file in SMALL_FILES
 MAX_DECODED_BYTES = 1_500_000_000  # memory for decoding one image, see `decoded_bytes`
 LARGE_BYTES = 256_000_000  # only one image above this is decoded at a time on this machine, over all processes
-MAX_SCANS = 100  # of a progressive JPEG; cameras and editors write about ten
+MAX_SCANS = 100  # limit for a progressive JPEG; cameras and editors write about ten
 START_OF_SCAN = b"\xff\xda"
 SCANNED_PIXELS = 2_000_000_000  # scans x pixels: about ten seconds
 # The highest compression of a format: deflate 1,032 bytes per byte; a JPEG needs one bit for each block of 64

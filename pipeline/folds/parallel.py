@@ -129,7 +129,7 @@ def _start(child: Child, slot: int, place: dict[str, str]) -> _Running:
         errors="replace",
         env=os.environ | place | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": found_first, IS_CHILD: "1"},
         pass_fds=child.keeps,
-        start_new_session=True,  # Ctrl-C goes to this process alone, which passes it on once
+        start_new_session=True,  # Ctrl-C reaches only this process, which passes it on once
         preexec_fn=end_with_parent if sys.platform == "linux" else None,
     )
     output: list[str] = []

@@ -282,7 +282,7 @@ def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
         model, info = AutoModelForImageClassification.from_pretrained(
             source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False
         )
-    except Exception as error:  # transformers, safetensors and torch each have their own kinds; all mean these weights cannot be used
+    except Exception as error:  # transformers, safetensors and torch raise different kinds; the weights cannot be used
         raise unloadable(source, error) from error
     head = head_name(model) + "."
     names = {

@@ -272,7 +272,7 @@ def _load_head(head: AnswerHead, path: Path) -> None:
         raise UserError(f"{path} is missing: it holds the head of the model; train again, or install the release again")
     try:
         tensors = load_file(path)
-    except Exception as error:  # damage has many types; all mean the same to the user
+    except Exception as error:  # damaged files raise many kinds of errors
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     raise_all(tensor_problems(head.state_dict(), tensors), f"the head in {path} does not fit:")
     head.load_state_dict(tensors)

@@ -56,13 +56,15 @@ def openvino_version() -> str:
 
 
 def to_openvino(model: nn.Module, extra: dict[str, Any], size: tuple[int, int], precision: str) -> OpenVinoModel:
-    """`model` (float32, on the CPU), converted for images of `size` (height, width) and any batch, and compiled with as many threads as torch
-    uses. `extra`: its other arguments, which are fixed.
+    """Convert `model` (float32, on the CPU) for images of `size` (height, width) and any batch size, and
+    compile it.
 
-    In bf16 the output of the last layer stays float32, so that logits do not tie.
+    It uses as many threads as torch. `extra`: its other arguments, which are fixed. In bf16 the output of the
+    last layer stays float32, so that logits do not tie.
 
     Raises:
-        UserError: the package is missing, the precision is none of `PRECISIONS`, or the model cannot be converted.
+        UserError: the package is missing, the precision is not in `PRECISIONS`, or the model cannot be
+            converted.
     """
     openvino_version()
     import openvino
@@ -72,12 +74,12 @@ def to_openvino(model: nn.Module, extra: dict[str, Any], size: tuple[int, int], 
     example = torch.zeros(2, 3, *size)
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer's, about shapes that are fixed
+            warnings.simplefilter("ignore")  # warnings of the tracer about fixed shapes
             converted = openvino.convert_model(_Logits(model.eval(), extra), example_input=example)
         converted.reshape([-1, 3, *size])
         hints = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
         compiled = openvino.Core().compile_model(converted, "CPU", {**hints, "INFERENCE_PRECISION_HINT": PRECISIONS[precision]})
-    except Exception as error:  # OpenVINO raises RuntimeError and classes of its own
+    except Exception as error:  # OpenVINO raises RuntimeError and its own classes
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(f"--engine openvino cannot convert this model ({reason}); to predict with torch, leave --engine out") from error
     return OpenVinoModel(compiled)

@@ -78,7 +78,7 @@ def _default_metric(case: Case, target: Target) -> str:
         if guesses > 1:
             return f"map_at_{guesses}"
     if target.kind in ("multiclass", "multilabel") and not case.one_column:
-        return "log_loss"  # a proper score of every probability, defined on any rows
+        return "log_loss"  # it scores every probability and is defined for any rows
     return DEFAULT_METRIC[target.kind]
 
 

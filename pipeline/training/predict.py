@@ -39,7 +39,7 @@ class Task(Protocol):
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]: ...  # scalar mean over the batch, logits (B, O)
     def score(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor: ...  # scalar: the sum of `train_score` over the batch
     def logits(self, batch: Batch) -> torch.Tensor: ...  # (B, O)
-    def scores(self, logits: np.ndarray) -> dict[str, float]: ...  # of the validation rows
+    def scores(self, logits: np.ndarray) -> dict[str, float]: ...  # metrics of the validation rows
     def split_rows(self) -> list[SplitRow]: ...  # (id, label, train or val) of every row
 
 
