@@ -378,7 +378,7 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _pictures_as_they_are(cls, values: Any) -> Any:
+    def _unchanged_images(cls, values: Any) -> Any:
         """Turn crop and flip off for vqa unless the recipe asks for them.
 
         A mirrored or cropped image can have another answer (left or right? how many?).

@@ -40,12 +40,12 @@ class CrossAttention(nn.Module):
     as the query.
     """
 
-    def __init__(self, question_size: int, picture_size: int, hidden_size: int) -> None:
+    def __init__(self, question_dim: int, image_dim: int, hidden_size: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(picture_size)  # the last states of BEiT are not normalised
-        self.query = nn.Linear(question_size, hidden_size)
-        self.key = nn.Linear(picture_size, hidden_size)
-        self.value = nn.Linear(picture_size, hidden_size)
+        self.norm = nn.LayerNorm(image_dim)  # the last states of BEiT are not normalised
+        self.query = nn.Linear(question_dim, hidden_size)
+        self.key = nn.Linear(image_dim, hidden_size)
+        self.value = nn.Linear(image_dim, hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, question: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -73,17 +73,17 @@ class AnswerHead(nn.Module):
     image tokens.
     """
 
-    def __init__(self, question_size: int, picture_size: int, num_answers: int, config: Head) -> None:
+    def __init__(self, question_dim: int, image_dim: int, num_answers: int, config: Head) -> None:
         super().__init__()
-        self.config, self.picture_size, hidden = config, picture_size, config.hidden_size
+        self.config, self.image_dim, hidden = config, image_dim, config.hidden_size
         if config.fusion == "concat":
-            self.joint = nn.Linear(question_size + picture_size, hidden)
+            self.joint = nn.Linear(question_dim + image_dim, hidden)
         elif config.fusion == "product":
-            self.question = nn.Linear(question_size, hidden)
-            self.picture = nn.Linear(picture_size, hidden)
+            self.question = nn.Linear(question_dim, hidden)
+            self.picture = nn.Linear(image_dim, hidden)
         else:
-            self.attention = CrossAttention(question_size, picture_size, hidden)
-            self.question = nn.Linear(question_size, hidden)
+            self.attention = CrossAttention(question_dim, image_dim, hidden)
+            self.question = nn.Linear(question_dim, hidden)
             self.joint = nn.Linear(3 * hidden, hidden)
         self.activation = ACTIVATIONS[config.activation]()
         self.dropout = nn.Dropout(config.dropout)
@@ -106,11 +106,11 @@ class FusionModel(nn.Module):
     In training these questions share the image's dropout mask.
     """
 
-    def __init__(self, text: nn.Module, image: nn.Module, head: AnswerHead, picture_size: int) -> None:
+    def __init__(self, text: nn.Module, image: nn.Module, head: AnswerHead, image_pixels: int) -> None:
         super().__init__()
         self.text, self.image, self.head = text, image, head
         self.frozen: tuple[Tower, ...] = ()
-        other_size = native_image_size(_base(image)) != picture_size
+        other_size = native_image_size(_base(image)) != image_pixels
         exact_head(self, "head")
         self.image_options = {"interpolate_pos_encoding": True} if other_size and takes_interpolation(_base(image)) else {}
 
@@ -137,7 +137,7 @@ class FusionModel(nn.Module):
     def see(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return (I, Dv) vectors of I images (I, 3, H, W); for cross-attention (I, P, Dv) tokens."""
         output = self.image(pixel_values=pixel_values, **self.image_options)
-        return picture_tokens(output, self.head.picture_size) if self.head.config.fusion == "cross_attention" else pooled(output)
+        return picture_tokens(output, self.head.image_dim) if self.head.config.fusion == "cross_attention" else pooled(output)
 
     def join(self, question: torch.Tensor, picture: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
         """Return (B, K) logits from the results of `read` and `see`; image_index (B,) is the image of each

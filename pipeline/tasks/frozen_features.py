@@ -21,7 +21,7 @@ FEATURE_BYTES = 2_000_000_000  # limit for each backbone and part (train, val): 
 IMAGES_AT_ONCE, QUESTIONS_AT_ONCE = 32, 256
 
 
-def changes_pictures(augmentation: Augmentation) -> bool:
+def changes_images(augmentation: Augmentation) -> bool:
     """Return True where training images are changed at random (noise does not count)."""
     return any(name != "noise" for name in augmentation.in_use)
 
@@ -57,7 +57,7 @@ def question_features(model: FusionModel, dataset: QuestionDataset, compute: Com
     return None if features is None else features[[place[tuple(ids)] for ids in dataset.token_ids]]
 
 
-def picture_features(
+def image_features(
     model: FusionModel, normalize: Callable[[torch.Tensor], torch.Tensor], dataset: QuestionDataset, workers: int | str, compute: Compute
 ) -> torch.Tensor | None:
     """Return the result of `FusionModel.see` for each image, (num_images, ...) float32.

@@ -47,7 +47,7 @@ from pipeline.tasks.build import (
     with_noise,
     write_probs,
 )
-from pipeline.tasks.frozen_features import changes_pictures, computed_once, picture_features, question_features
+from pipeline.tasks.frozen_features import changes_images, computed_once, image_features, question_features
 from pipeline.tasks.question_predictor import VqaPredictor, account_vqa, max_tokens_of, num_outputs_of, rebuild
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
@@ -82,7 +82,7 @@ class VqaTask:
         self.model, self.rule = predictor.model, predictor.rule
         self.train_rows, self.val_rows = [row for row, _ in train], [row for row, _ in val]
         self.train_labels, self.val_labels = (np.array([label for _, label in rows], dtype=np.int64) for rows in (train, val))
-        augmentation = recipe.augmentation if changes_pictures(recipe.augmentation) else None
+        augmentation = recipe.augmentation if changes_images(recipe.augmentation) else None
         self.train_set = predictor.dataset(self.train_rows, self.train_labels.tolist(), augmentation, recipe.seed)
         self.val_set = predictor.dataset(self.val_rows, self.val_labels.tolist())
         self.num_train, self.num_val, self.num_outputs = len(self.train_rows), len(self.val_rows), len(self.class_names)
@@ -164,7 +164,7 @@ class VqaTask:
             dataset.question_features = question_features(model, dataset, self.compute)
         if "image" in towers:
             normalize, workers = self.rule.normalize, self.recipe.data.workers
-            dataset.picture_features = picture_features(model, normalize, dataset, workers, self.compute)
+            dataset.picture_features = image_features(model, normalize, dataset, workers, self.compute)
         return dataset
 
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:

@@ -64,10 +64,10 @@ def simple_heads(recipe_file: Path, laid_out: Path, solution: Mapping[str, str])
 
 def _features(task: object, dataset: object, compute: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(N, Dq) of every question, (N, Dv) of its image's class token, and of the mean of its patches; float32."""
-    from pipeline.tasks.frozen_features import picture_features, question_features
+    from pipeline.tasks.frozen_features import image_features, question_features
 
     question = question_features(task.model, dataset, compute)
-    tokens = picture_features(task.model, task.rule.normalize, dataset, 0, compute)
+    tokens = image_features(task.model, task.rule.normalize, dataset, 0, compute)
     if question is None or tokens is None:
         raise MemoryError("too many images: their tokens do not fit into what a run keeps")
     pictures = tokens[:, 0], tokens[:, 1:].mean(dim=1)
