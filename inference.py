@@ -138,8 +138,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def what_was_checked(competition: Competition, compared: str | None) -> str:
-    """Return the end of the last line: which checks the file passed. `compared`: the result of
-    `check_belongs`.
+    """Return the end of the last line: which checks the file passed.
+
+    `compared`: the result of `check_belongs`.
     """
     if competition.form.path is None:
         checked = "checked: an id for each test image (there is no sample submission to compare with)"

@@ -55,8 +55,9 @@ def load_recipe(name_or_file: str, overrides: dict[str, Any] | None = None) -> R
 
 
 def validate_recipe(values: dict[str, Any], overrides: dict[str, Any], where: str) -> Recipe:
-    """Return `values` (nested) with dotted-key `overrides` applied, as a `Recipe`; `where` names the
-    source in messages.
+    """Return `values` (nested) with dotted-key `overrides` applied, as a `Recipe`.
+
+    `where` names the source in messages.
 
     Raises:
         UserError: lists every unknown key (with the nearest valid one) and every value that is not allowed.
@@ -177,8 +178,9 @@ def _allowed(annotation: Any) -> str:
 
 
 def _hint(dotted: str) -> str:
-    """Return `; did you mean KEY?`: the same name in another section, else the nearest spelling; "" if
-    none is near.
+    """Return `; did you mean KEY?`: the same name in another section, else the nearest spelling.
+
+    "" if none is near.
     """
     keys, name = list(known_keys()), dotted.rsplit(".", 1)[-1]
     near = [key for key in keys if key.rsplit(".", 1)[-1] == name] or difflib.get_close_matches(dotted, keys, n=1, cutoff=0.5)

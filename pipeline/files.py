@@ -28,11 +28,11 @@ PART_DIR = ".part-"  # prefix of folders of temporary files
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`. When the block ends without an error, the file there replaces
-    `path`.
+    """Yield a temporary path beside `path`.
 
-    The file is flushed to disk before `os.replace`, so after a power cut `path` holds the old or the new
-    bytes, never a part. If `path` is a link, the file it points to is replaced, and the link stays.
+    When the block ends without an error, the file there replaces `path`. The file is flushed to disk before
+    `os.replace`, so after a power cut `path` holds the old or the new bytes, never a part. If `path` is a
+    link, the file it points to is replaced, and the link stays.
 
     Raises:
         UserError: `path` is a folder, a device or a pipe.
@@ -96,10 +96,10 @@ def check_place(path: Path, how_else: str = "name another place") -> Path:
 
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder inside `folder`. When the block ends, its files are flushed and moved into
-    `folder`.
+    """Yield a temporary folder inside `folder`.
 
-    Each file appears completely or not at all, in the order of their names: configs before weights.
+    When the block ends, its files are flushed and moved into `folder`. Each file appears completely or not at
+    all, in the order of their names: configs before weights.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -270,8 +270,9 @@ def sha256(path: Path) -> str:
 
 
 def set_aside(paths: Iterable[Path], earlier_dir: Path) -> Path | None:
-    """Move the existing ones of `paths` into a new folder `earlier_dir/<time>/` and return it; None when
-    none exists.
+    """Move the existing ones of `paths` into a new folder `earlier_dir/<time>/` and return it.
+
+    None when none exists.
     """
     existing = [Path(path) for path in paths if os.path.lexists(path)]
     if not existing:

@@ -1,9 +1,8 @@
-"""Locks between processes: one training in a run folder, one writer of a ledger. A lock ends with its
-process.
+"""Locks between processes: one training in a run folder, one writer of a ledger.
 
-It is a lock of the system on a small file that names the holder. Machines that share a folder may not share
-the system's locks. So the holder also touches the file every few seconds: a lock of another machine counts as
-abandoned when the file was not touched for `SILENT_SECONDS`.
+A lock ends with its process. It is a lock of the system on a small file that names the holder. Machines that
+share a folder may not share the system's locks. So the holder also touches the file every few seconds: a lock
+of another machine counts as abandoned when the file was not touched for `SILENT_SECONDS`.
 """
 
 from __future__ import annotations

@@ -24,8 +24,9 @@ def run_name(base: Recipe, recipe: Recipe, data: str) -> str:
 
 
 def method(recipe: Recipe) -> str:
-    """Return how a recipe trains: `LoRA r=16`, `the head alone`, `full fine-tuning`; with random weights
-    it says so.
+    """Return how a recipe trains: `LoRA r=16`, `the head alone`, `full fine-tuning`.
+
+    With random weights it says so.
     """
     kind = f"LoRA r={recipe.lora.rank}" if recipe.lora.rank else "the head alone" if recipe.head_only else "full fine-tuning"
     kind += f", frozen {recipe.freeze}" if recipe.freeze else ""

@@ -1,5 +1,6 @@
-"""The limit of open files, for loader processes: raise it where possible; otherwise report it before
-anything is loaded.
+"""The limit of open files, for loader processes: raise it where possible.
+
+Otherwise report it before anything is loaded.
 """
 
 from __future__ import annotations

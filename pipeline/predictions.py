@@ -22,8 +22,9 @@ TEXT = {"dtype": str, "keep_default_na": False}  # options for pandas: the id 00
 
 @dataclass(frozen=True)
 class Predictions:
-    """`values[i]` (num_outputs float32: probabilities, or numbers) belongs to `ids[i]`; every id occurs
-    once.
+    """`values[i]` (num_outputs float32: probabilities, or numbers) belongs to `ids[i]`.
+
+    Every id occurs once.
     """
 
     ids: tuple[str, ...]

@@ -75,8 +75,9 @@ def speak() -> None:
 
 
 def end_after_first(words: str) -> None:
-    """Wait until torchrun ends this failed process, which is not the first. If it does not, print the
-    error.
+    """Wait until torchrun ends this failed process, which is not the first.
+
+    If it does not, print the error.
     """
     told = tell_first is not None and tell_first(words)
     time.sleep(TOLD_SECONDS if told else SAME_REASON_SECONDS)

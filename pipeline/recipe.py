@@ -49,8 +49,10 @@ class Lora(Section):
 
 
 class Optimizer(Section):
-    """Optimizer and training loss. Settings without a key are torch's defaults (Adam and AdamW: betas 0.9,
-    0.999); sgd has momentum 0.9."""
+    """Optimizer and training loss.
+
+    Settings without a key are torch's defaults (Adam and AdamW: betas 0.9, 0.999); sgd has momentum 0.9.
+    """
 
     name: Literal["adamw", "adam", "sgd"] = Field("adamw", description="sgd: with momentum 0.9")
     lr: float = Field(5e-5, gt=0, description="peak learning rate")
@@ -295,8 +297,9 @@ class Checkpoint(Section):
 
 
 class Recipe(Section):
-    """All settings that decide what a run computes. Recipes are written and shown in the order of these
-    fields.
+    """All settings that decide what a run computes.
+
+    Recipes are written and shown in the order of these fields.
     """
 
     name: str = Field("", description="name of the run on pages and in tables")

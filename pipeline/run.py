@@ -152,8 +152,9 @@ def load_run(path: Path) -> Run:
 
 
 def _run_of_copy(path: Path) -> Path | None:
-    """Return the run that keeps a copy of one epoch in `path`; None where `path` is not such a copy, or
-    the run is missing.
+    """Return the run that keeps a copy of one epoch in `path`.
+
+    None where `path` is not such a copy, or the run is missing.
     """
     folder = path.absolute().parent
     return folder.parent if folder.name == COPIES and ((folder.parent / RECORD).is_file() or is_unfinished(folder.parent)) else None
@@ -173,8 +174,9 @@ def _read_copy(path: Path, whole: Path) -> tuple[RunRecord, str]:
 
 
 def _how_to_arrange(path: Path) -> str:
-    """Return the commands that turn a folder of transformers' Trainer or PEFT into a run folder; "" for
-    other folders.
+    """Return the commands that turn a folder of transformers' Trainer or PEFT into a run folder.
+
+    "" for other folders.
     """
     goal, name = f"runs/{path.resolve().name}-arranged", shlex.quote(str(path))
     where = f"mkdir -p {shlex.quote(goal)} && cp -r {name} {shlex.quote(goal)}"

@@ -166,10 +166,10 @@ class RunRecord:
 
     @property
     def prior(self) -> list[float] | None:
-        """The class frequencies that the model's probabilities assume, one value per output; None if not
-        known.
+        """The class frequencies that the model's probabilities assume, one value per output.
 
-        --prior starts from them, and an image that cannot be read gets them as its prediction.
+        None if not known. --prior starts from them, and an image that cannot be read gets them as its
+        prediction.
         """
         if "prior" in self.values:
             return [float(value) for value in self.values["prior"]]
@@ -218,8 +218,9 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl (or timing.jsonl): `epoch`, and numbers by name; [] when there
-    is no such file.
+    """Return the lines of a metrics.jsonl (or timing.jsonl): `epoch`, and numbers by name.
+
+    [] when there is no such file.
 
     Raises:
         UserError: a line is not JSON, has no epoch, or a value is not a number.

@@ -1,5 +1,6 @@
-"""Check the structure of JSON values: types, keys, items of lists. Every difference is reported with its
-place.
+"""Check the structure of JSON values: types, keys, items of lists.
+
+Every difference is reported with its place.
 """
 
 from __future__ import annotations
@@ -95,8 +96,9 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_shaped(path: Path, shape: Each | dict[str, Any], how: str) -> dict[str, Any]:
-    """Return the JSON object in a file, without keys that hold null. `how`: how to fix an object of
-    another shape.
+    """Return the JSON object in a file, without keys that hold null.
+
+    `how`: how to fix an object of another shape.
 
     Raises:
         UserError: it is missing, not a JSON object, or has other values; each difference is listed.

@@ -1,5 +1,6 @@
-"""Requests to stop: signals, and a reader of our output that has ended. The command can first finish its
-step.
+"""Requests to stop: signals, and a reader of our output that has ended.
+
+The command can first finish its step.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""CSV tables as text: every cell stays as written (`007`, `1e5`, `NA`, `true`). Errors are reported with
-their rows.
+"""CSV tables as text: every cell stays as written (`007`, `1e5`, `NA`, `true`).
+
+Errors are reported with their rows.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 @dataclass(frozen=True)
 class Table:
-    """One CSV file. `cells[i]` is a row, as wide as `columns`; `lines[i]` is its row number in the file
-    (the header is row 1).
+    """One CSV file. `cells[i]` is a row, as wide as `columns`.
+
+    `lines[i]` is its row number in the file (the header is row 1).
     """
 
     path: Path
@@ -260,8 +262,9 @@ def rows_of(cells: Iterable[str], lines: Iterable[int]) -> dict[str, list[int]]:
 
 
 def repeated_ids(rows: dict[str, list[int]]) -> list[str]:
-    """Return the problems of a column of ids in which some occur several times; `rows`: the result of
-    `rows_of`.
+    """Return the problems of a column of ids in which some occur several times.
+
+    `rows`: the result of `rows_of`.
     """
     found = [f"{numbered(lines)}: the id {image_id!r} occurs {len(lines)} times" for image_id, lines in rows.items() if len(lines) > 1]
     return capped(found, "ids occur several times")

@@ -43,8 +43,9 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:
-    """Return ` (nearest: 'x')` for the name in `allowed` that is most similar to `value`; "" when none is
-    similar.
+    """Return ` (nearest: 'x')` for the name in `allowed` that is most similar to `value`.
+
+    "" when none is similar.
     """
     allowed = list(allowed)
     same = [name for name in allowed if name.strip().casefold() == value.strip().casefold()]

@@ -171,8 +171,9 @@ def prepare(folder: Path, size: str, images: int, batch_size: int, compute: Comp
 def train(
     task: Task, optimizer: torch.optim.Optimizer, compute: Compute, batch_size: int, max_grad_norm: float, epochs: int = 1
 ) -> list[EpochReport]:
-    """Train with the engine's own loop at a constant learning rate, without files. Return the report of
-    each epoch.
+    """Train with the engine's own loop at a constant learning rate, without files.
+
+    Return the report of each epoch.
     """
     from pipeline.training.engine import fit
 

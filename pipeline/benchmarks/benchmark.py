@@ -128,8 +128,9 @@ def load_peer(name: str) -> Contender:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Return the command line. `peer`: names to be imported later; `only`: None when every kind of work is
-    measured.
+    """Return the command line.
+
+    `peer`: names to be imported later; `only`: None when every kind of work is measured.
     """
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.benchmarks.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -107,10 +107,10 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def lay_out(data: Path, solution: Path | None, folder: Path, seed: int) -> tuple[dict[str, str], dict[str, str]]:
-    """Make `folder` a competition without labels. Return the true labels of its training and of its test
-    images.
+    """Make `folder` a competition without labels.
 
-    The training images get new names, because those of class folders reveal the class.
+    Return the true labels of its training and of its test images. The training images get new names, because
+    those of class folders reveal the class.
     """
     competition = read_layout(data)
     rows = [(row.path, row.label) for row in competition.train]
@@ -170,8 +170,9 @@ def write_labels(path: Path, labels: dict[str, str]) -> None:
 
 
 def table_of(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a line for each value: of every seed, mean and deviation; then what each way gains over the
-    labels as they are.
+    """Return a line for each value: of every seed, mean and deviation.
+
+    Then what each way gains over the labels as they are.
     """
     lines = [f"{'':32}" + "".join(f"{f'seed {seed}':>9}" for seed in range(len(results))) + f"{'mean':>9}{'dev.':>8}"]
     for key in (*COUNTS, *WAYS):

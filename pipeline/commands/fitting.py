@@ -34,8 +34,9 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: not before t
 
 
 def train(session: Session, build: Build, compute: Compute) -> int:
-    """Train the built task, from the start or from the saved state in the output folder. Return the exit
-    code.
+    """Train the built task, from the start or from the saved state in the output folder.
+
+    Return the exit code.
 
     Raises:
         UserError: it does not fit in memory or on the disk, `compile: true` fails, or the loss became NaN or
@@ -155,11 +156,10 @@ def choose_step(
     train_seconds: float,
     before: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Choose and set how a training step is computed. Return `attention` (fused or products) and
-    `compiled`, as in run.json.
+    """Choose and set how a training step is computed.
 
-    A resumed run keeps its earlier choice (`before`), because another form of the computation rounds
-    differently.
+    Return `attention` (fused or products) and `compiled`, as in run.json. A resumed run keeps its earlier
+    choice (`before`), because another form of the computation rounds differently.
 
     Raises:
         UserError: the recipe asks for a form that does not work here.
@@ -197,8 +197,9 @@ def choose_step(
 def begin(
     session: Session, build: Build, recorder: Recorder, schedule: dict[str, Any], step: dict[str, Any], facts: dict[str, Any]
 ) -> tuple[dict[str, Any], StateStore, dict[str, Any] | None]:
-    """Prepare the output folder. Return (facts of the start, state store, saved state or None for a new
-    run).
+    """Prepare the output folder.
+
+    Return (facts of the start, state store, saved state or None for a new run).
 
     Raises:
         UserError: no saved state can be read.
@@ -240,8 +241,9 @@ def begin_beside(session: Session) -> tuple[dict[str, Any], StateStore, dict[str
 
 
 def recorder_with_page(recorder: Recorder, output: Path, watches: Sequence[Watch | FloorWatch]) -> Callable[[Any], None]:
-    """Return the function called after each epoch. It writes the epoch's files and the page, and prints
-    warnings.
+    """Return the function called after each epoch.
+
+    It writes the epoch's files and the page, and prints warnings.
     """
     live_page = LivePage(output)
 

@@ -130,8 +130,9 @@ class Bench:
         return f"on {next(iter(self.costs.values())).compute.describe()}"
 
     def paces(self) -> Iterator[Pace]:
-        """Yield the pace at each image size, from the backbone's own down; with --image-size only at that
-        size.
+        """Yield the pace at each image size, from the backbone's own down.
+
+        With --image-size only at that size.
         """
         from pipeline.training.deadline import smaller_sizes
 
@@ -192,8 +193,9 @@ class Bench:
 
 
 def at_size(recipe: Recipe, size: int | None) -> Recipe:
-    """`recipe` at another image size (None: the backbone's own); a schedule of image sizes is kept only for its
-    own last size.
+    """`recipe` at another image size (None: the backbone's own).
+
+    A schedule of image sizes is kept only for its own last size.
     """
     if size == recipe.image_size:
         return recipe

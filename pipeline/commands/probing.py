@@ -47,8 +47,9 @@ def features_once(session: Session, build: Build, compute: Compute) -> tuple[Fea
 
 
 def _forbidden(session: Session) -> str | None:
-    """Return the recipe setting that changes features between steps or needs the whole model; None if
-    there is none.
+    """Return the recipe setting that changes features between steps or needs the whole model.
+
+    None if there is none.
     """
     recipe = session.recipe
     if recipe.lora.also_train:
@@ -94,8 +95,9 @@ def check_floor(session: Session, build: Build) -> None:
 
 
 def find_floor(session: Session, build: Build, compute: Compute, features: Features, batch_size: int) -> dict[str, Any] | None:
-    """Return the floor entry of run.json, and print it; None without --floor. A resumed run keeps its
-    earlier floor.
+    """Return the floor entry of run.json, and print it; None without --floor.
+
+    A resumed run keeps its earlier floor.
 
     Raises:
         UserError: the features of this backbone cannot be used for a probe.

@@ -47,8 +47,9 @@ class Session:
 
 
 def fill_in(args: argparse.Namespace) -> None:
-    """Fill in flags that are not given. With --resume, --data and --batch-size auto are those of the first
-    start.
+    """Fill in flags that are not given.
+
+    With --resume, --data and --batch-size auto are those of the first start.
     """
     stored = started_with(Path(args.output)) if args.resume else {}
     args.data = args.data or stored.get("data") or "data"
@@ -57,8 +58,9 @@ def fill_in(args: argparse.Namespace) -> None:
 
 
 def open_session(args: argparse.Namespace, command: str, started: float, recipe: Recipe | None = None) -> Session | None:
-    """Return the session; None when the run is already complete. `recipe` replaces that of the command
-    line.
+    """Return the session; None when the run is already complete.
+
+    `recipe` replaces that of the command line.
 
     Raises:
         UserError: the recipe is wrong, or the output folder holds an unfinished run.
@@ -98,8 +100,9 @@ def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None)
 
 
 def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None = None) -> tuple[Recipe | None, ResumedRun | None]:
-    """Return (recipe, resumed run): the recipe is `given` or from the flags; (None, None) when the run is
-    already complete.
+    """Return (recipe, resumed run): the recipe is `given` or from the flags.
+
+    (None, None) when the run is already complete.
 
     Raises:
         UserError: the folder holds an unfinished run and --resume is not given, or the flags differ from the

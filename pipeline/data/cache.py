@@ -170,8 +170,9 @@ class PictureCache:
         return place is not None and self.checked[place].item() == _mark(key, level)
 
     def _key(self, path: str | Path) -> str | None:
-        """Return hex digits that identify the bytes of file `path` and how they are decoded; None if there
-        is no such file.
+        """Return hex digits that identify the bytes of file `path` and how they are decoded.
+
+        None if there is no such file.
         """
         path = os.path.abspath(path)
         try:

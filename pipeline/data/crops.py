@@ -1,5 +1,6 @@
-"""The random crop of training. It is drawn before the image is decoded, so that only what the crop needs
-is decoded and resized.
+"""The random crop of training.
+
+It is drawn before the image is decoded, so that only what the crop needs is decoded and resized.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ class Picture(NamedTuple):
 
 
 def decoded(pixels: np.ndarray, size: tuple[int, int] | None = None) -> Picture:
-    """Return the image with `pixels` (H, W, 3) uint8 in memory; `size`: its full size, if they are
-    reduced.
+    """Return the image with `pixels` (H, W, 3) uint8 in memory.
+
+    `size`: its full size, if they are reduced.
     """
     return Picture(size or pixels.shape[1::-1], pixels.shape[:2], lambda top, bottom: pixels[top:bottom])
 

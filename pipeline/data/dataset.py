@@ -37,15 +37,14 @@ SMALL_SET = 10_000_000  # bytes of all files: below this, starting processes (a 
 
 
 class ImageDataset(Dataset):
-    """`dataset[epoch, number]` -> `pixels` (3, H, W) uint8, `label` int, `row` int, `bad` bool; with
-    erasing `erased` (4,) int64.
+    """`dataset[epoch, number]` -> `pixels` (3, H, W) uint8, `label` int, `row` int, `bad` bool.
 
-    If an epoch uses a row again, its number is row + len(dataset), then row + 2 len(dataset): each time the
-    draws differ. With `augmentation`, the generators of random changes are seeded by (seed, epoch, number).
-    With a `cache`, large JPEGs are decoded at one level that serves every crop, and stored; the pixels are
-    the same whether or not they come from the cache. With `mixing`, another row is mixed in, and `label` is
-    (O,) float32. For an image that cannot be decoded, pixels are zeros and `bad` is set, so that prediction
-    can still fill its row; see `readable` for training.
+    With erasing `erased` (4,) int64. If an epoch uses a row again, its number is row + len(dataset), then row
+    + 2 len(dataset): each time the draws differ. With `augmentation`, the generators of random changes are
+    seeded by (seed, epoch, number). With a `cache`, large JPEGs are decoded at one level that serves every
+    crop, and stored; the pixels are the same whether or not they come from the cache. With `mixing`, another
+    row is mixed in, and `label` is (O,) float32. For an image that cannot be decoded, pixels are zeros and
+    `bad` is set, so that prediction can still fill its row; see `readable` for training.
     """
 
     def __init__(

@@ -78,8 +78,9 @@ def load(image: Image.Image, smallest: int | None = None, intensity: Intensity |
 
 
 def load_pixels(image: Image.Image, level: int = 0, intensity: Intensity | None = None) -> np.ndarray:
-    """Return the pixels of an opened image, (H, W, 3) uint8; a large JPEG is reduced to 1 / 2 ** `level`
-    of its size.
+    """Return the pixels of an opened image, (H, W, 3) uint8.
+
+    A large JPEG is reduced to 1 / 2 ** `level` of its size.
     """
     smallest = min(image.size) >> level if level else None
     pixels = _jpeg_pixels(image, smallest)
@@ -194,8 +195,9 @@ def _to_rgb(image: Image.Image, intensity: Intensity) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image, intensity: Intensity) -> Image.Image:
-    """Convert grey of more than 8 bits with `intensity`. A value that the file declares transparent
-    becomes white.
+    """Convert grey of more than 8 bits with `intensity`.
+
+    A value that the file declares transparent becomes white.
     """
     grey, clear = intensity.to_8_bit(image), image.info.get("transparency")
     if isinstance(clear, int):

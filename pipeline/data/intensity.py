@@ -139,8 +139,9 @@ def _is_data(values: np.ndarray) -> np.ndarray:
 
 
 def _kind(path: Path) -> str:
-    """Return `integer` or `floating` for grey deeper than 8 bits, `colour` for 16-bit colour, else "";
-    from the header.
+    """Return `integer` or `floating` for grey deeper than 8 bits, `colour` for 16-bit colour, else "".
+
+    From the header.
     """
     try:
         with opened(path) as image:
@@ -152,8 +153,9 @@ def _kind(path: Path) -> str:
 
 
 def _ends(path: Path) -> tuple[float, float] | None:
-    """Return the lowest and highest value of an image, without `TAILS` and fill values; None if it has no
-    values.
+    """Return the lowest and highest value of an image, without `TAILS` and fill values.
+
+    None if it has no values.
     """
     try:
         with opened(path) as image:

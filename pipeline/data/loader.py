@@ -19,8 +19,9 @@ warnings.filterwarnings("ignore", message="This DataLoader will create")  # the 
 
 
 class Loader(DataLoader):
-    """A DataLoader with `workers` processes, for batches of `tensors` tensors; `settings` go to torch's
-    DataLoader.
+    """A DataLoader with `workers` processes, for batches of `tensors` tensors.
+
+    `settings` go to torch's DataLoader.
     """
 
     def __init__(self, dataset: Any, workers: int, tensors: int, **settings: Any) -> None:

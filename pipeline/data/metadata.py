@@ -56,8 +56,9 @@ TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4
 
 
 def without_metadata(content: bytes) -> bytes | None:
-    """Return the PNG, WebP or TIFF in `content` without its metadata; None for other formats or if that
-    fails.
+    """Return the PNG, WebP or TIFF in `content` without its metadata.
+
+    None for other formats or if that fails.
     """
     for kind in (_png, _webp, _tiff):
         if (found := kind(content)) is not None:

@@ -89,10 +89,9 @@ class Mixing:
 
 
 def mixing_of(recipe: Recipe, rule: Preprocessing, num_outputs: int, labels: np.ndarray) -> Mixing | None:
-    """Return the `Mixing` of a recipe for training rows with these encoded `labels`; None if the recipe
-    has none.
+    """Return the `Mixing` of a recipe for training rows with these encoded `labels`.
 
-    In class-balanced epochs partners are balanced too.
+    None if the recipe has none. In class-balanced epochs partners are balanced too.
     """
     config = recipe.augmentation
     if not config.mixup and not config.cutmix:

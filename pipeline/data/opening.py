@@ -109,8 +109,9 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
 
 
 def reopened(image: Image.Image) -> Image.Image | None:
-    """Open an image again without its metadata; None where its format has none that matters, or it cannot
-    be read.
+    """Open an image again without its metadata.
+
+    None where its format has none that matters, or it cannot be read.
     """
     return _without_metadata(image.filename) if getattr(image, "filename", "") else None
 

@@ -30,10 +30,10 @@ def policy(config: Augmentation) -> Callable[[Image.Image], Image.Image] | None:
 
 
 def erased_box(probability: float, height: int, width: int) -> torch.Tensor:
-    """Return top, left, height and width of the box to erase, (4,) int64; a height of 0 if nothing is
-    erased.
+    """Return top, left, height and width of the box to erase, (4,) int64.
 
-    Scale and ratio of the box are torchvision's: 0.02 to 0.33 of the area, 0.3 to 3.3.
+    A height of 0 if nothing is erased. Scale and ratio of the box are torchvision's: 0.02 to 0.33 of the
+    area, 0.3 to 3.3.
     """
     if torch.rand(1) >= probability:
         return torch.zeros(4, dtype=torch.int64)

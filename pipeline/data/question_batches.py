@@ -104,8 +104,9 @@ def picture_order(image_of_row: Sequence[int]) -> np.ndarray:
 
 
 def make_question_loader(dataset: QuestionDataset, batches: Iterable[list[int]], epoch: int = 0, workers: int = 0) -> Loader:
-    """Return a loader of exactly `batches` (lists of rows), in that order; see `QuestionDataset` for the
-    contents.
+    """Return a loader of exactly `batches` (lists of rows), in that order.
+
+    See `QuestionDataset` for the contents.
     """
     keys = [(epoch, rows) for rows in batches]
     return Loader(dataset, min(workers, len(keys)), QUESTION_TENSORS, batch_size=None, sampler=keys)

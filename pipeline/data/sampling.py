@@ -36,11 +36,10 @@ def balanced_order(labels: Sequence[int] | np.ndarray, seed: int, epoch: int) ->
 
 
 def trained_prior(shares: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Return the class frequencies that the model's probabilities assume, (O,) float32. `shares`: of its
-    training rows.
+    """Return the class frequencies that the model's probabilities assume, (O,) float32.
 
-    Class-balanced epochs: equal frequencies. Logit adjustment: shares ** (1 - tau), which are equal at tau 1
-    (Menon et al. 2021, section 4).
+    `shares`: of its training rows. Class-balanced epochs: equal frequencies. Logit adjustment: shares ** (1 -
+    tau), which are equal at tau 1 (Menon et al. 2021, section 4).
     """
     if recipe.data.sampling == "classes":
         known = shares > 0

@@ -166,8 +166,9 @@ def check_builds(todo: Sequence[Trial], grid: Grid, bench: Bench) -> None:
 
 
 def run_all(todo: Sequence[Trial], grid: Grid, bench: Bench, at_once: int = 1) -> list[str]:
-    """Run the trials, `at_once` at a time, and update the table after each. Return one line for each that
-    failed.
+    """Run the trials, `at_once` at a time, and update the table after each.
+
+    Return one line for each that failed.
     """
     failures, left = [], list(todo)
 
@@ -195,10 +196,10 @@ def run_all(todo: Sequence[Trial], grid: Grid, bench: Bench, at_once: int = 1) -
 
 
 def estimate(left: Sequence[Trial], grid: Grid, bench: Bench, at_once: int = 1) -> str:
-    """Return how much is left, as text. A trial is expected to take as long as its row did with other
-    seeds.
+    """Return how much is left, as text.
 
-    If its row was not trained yet, the mean of all is used.
+    A trial is expected to take as long as its row did with other seeds. If its row was not trained yet, the
+    mean of all is used.
     """
     if not left:
         return ""

@@ -31,8 +31,9 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Measured:
-    """Results of one row: name -> one value per finished trial, in the order of the seeds; `failed`: title
-    -> message.
+    """Results of one row: name -> one value per finished trial, in the order of the seeds.
+
+    `failed`: title -> message.
     """
 
     row: GridRow

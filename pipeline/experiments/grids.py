@@ -56,8 +56,9 @@ class GridRow(Section):
 
 
 class GridFile(Section):
-    """The contents of the file. `set` holds overrides for every row; a row's own overrides come after
-    them.
+    """The contents of the file.
+
+    `set` holds overrides for every row; a row's own overrides come after them.
     """
 
     recipe: str | None = None

@@ -60,8 +60,9 @@ def _words(trial: Trial, bench: Bench) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train, predict and score one trial. Return the exit code; it is 0 also for an error that is written
-    to trial.json.
+    """Train, predict and score one trial.
+
+    Return the exit code; it is 0 also for an error that is written to trial.json.
     """
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.experiments.side_by_side", description=main.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

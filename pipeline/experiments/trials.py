@@ -55,8 +55,9 @@ class Bench:
 
 
 def changes(trial: Trial, bench: Bench) -> list[str]:
-    """Return how the trial differs from the definition stored in its folder; [] if it does not, or there
-    is no folder.
+    """Return how the trial differs from the definition stored in its folder.
+
+    [] if it does not, or there is no folder.
     """
     folder = bench.folder(trial)
     if not (folder / "recipe.yaml").exists():
@@ -68,7 +69,8 @@ def changes(trial: Trial, bench: Bench) -> list[str]:
 
 
 def note(folder: Path) -> dict[str, Any]:
-    """Return the trial's record: `data`, `seconds` of all its processes, and `failed` (an error message);
+    """Return the trial's record: `data`, `seconds` of all its processes, and `failed` (an error message).
+
     {} before any.
 
     Raises:
@@ -108,8 +110,9 @@ def build_key(recipe: Recipe) -> str:
 
 
 def dry_run(trial: Trial, bench: Bench) -> tuple[str, str | None]:
-    """Run `train.py --dry-run` on the trial. Return the line with the needs of a run, and an error message
-    or None.
+    """Run `train.py --dry-run` on the trial.
+
+    Return the line with the needs of a run, and an error message or None.
     """
     folder = bench.output / ".dry_run"
     write_recipe(trial, folder)

@@ -30,8 +30,9 @@ def by_ranks(target: Target | None, metric: str) -> str:
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Return the ranks in each column as shares between 0 and 1: (N, O) float64. Equal values get their mean
-    rank.
+    """Return the ranks in each column as shares between 0 and 1: (N, O) float64.
+
+    Equal values get their mean rank.
     """
     import numpy as np
     from scipy.stats import rankdata

@@ -2,10 +2,10 @@
 
     thresholds    write a label from this probability on; one for each label, or one for all labels
                   (F1, balanced accuracy, MCC; for labels and for two classes)
-    offsets       are added to the logarithms of class probabilities (macro F1, balanced accuracy, MCC; one
-    class)
-    cuts          between one grade and the next, on the expected grade (quadratic weighted kappa and other
-    metrics of grades)
+    offsets       are added to the logarithms of class probabilities
+                  (macro F1, balanced accuracy, MCC; for one of several classes)
+    cuts          between one grade and the next, on the expected grade
+                  (quadratic weighted kappa and other metrics of grades)
     temperature   divides the logarithms of probabilities (log loss)
     count         the smallest number of labels for an image, the most probable first (F1 of an image)
 

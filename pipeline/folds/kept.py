@@ -51,8 +51,9 @@ class Kept:
         return None
 
     def save(self, run: Run, predictions: Predictions) -> str | None:
-        """Keep predictions in the run's folder. Return a message if that fails; a release or unfinished run
-        keeps none.
+        """Keep predictions in the run's folder.
+
+        Return a message if that fails; a release or unfinished run keeps none.
         """
         if run.record is None or run.unfinished:
             return None

@@ -46,8 +46,9 @@ class _Running:
 
 
 def is_child() -> bool:
-    """Return True in a process that `run_children` started. Only the parent prints what to do next: it sees
-    all children.
+    """Return True in a process that `run_children` started.
+
+    Only the parent prints what to do next: it sees all children.
     """
     return IS_CHILD in os.environ
 

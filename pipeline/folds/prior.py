@@ -103,8 +103,9 @@ def estimate(values: np.ndarray, trained: np.ndarray, strength: float = STRENGTH
 
 
 def reweighted(values: np.ndarray, trained: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Return (N, C) float32 probabilities for the class frequencies `shares`; the model was `trained` with
-    others.
+    """Return (N, C) float32 probabilities for the class frequencies `shares`.
+
+    The model was `trained` with others.
     """
     import numpy as np
 

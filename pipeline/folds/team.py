@@ -67,16 +67,18 @@ class Team:
 
     @property
     def prior(self) -> list[float] | None:
-        """The class frequencies that the probabilities assume, one value per output; None where no member
-        knows them.
+        """The class frequencies that the probabilities assume, one value per output.
+
+        None where no member knows them.
         """
         record = self.record or self.first.record
         return record.prior if record else None
 
     @property
     def temperature(self) -> float | None:
-        """Temperature fitted on out-of-fold rows, which calibrates the probabilities; None where there is
-        none.
+        """Temperature fitted on out-of-fold rows, which calibrates the probabilities.
+
+        None where there is none.
         """
         found = self.record.values.get("temperature") if self.record else None
         return float(found) if found else None
@@ -100,8 +102,9 @@ class Team:
 
 
 def gather(paths: Sequence[Path]) -> Team:
-    """Open the models in the folders `paths`. Each folder has the same weight; a blend has its own weights
-    inside.
+    """Open the models in the folders `paths`.
+
+    Each folder has the same weight; a blend has its own weights inside.
 
     Raises:
         UserError: a folder holds no model, a fold or member is missing, or the models predict different

@@ -118,8 +118,9 @@ def predict_views(
     given: Sequence[Row] | None = None,
     engine: str = "torch",
 ) -> tuple[Predictions, list[Path]]:
-    """Predict the test ids (or the rows `given`), averaged over views. Return also the images that could not
-    be decoded.
+    """Predict the test ids (or the rows `given`), averaged over views.
+
+    Return also the images that could not be decoded.
 
     Raises:
         UserError: the model cannot be rebuilt, or no test image can be decoded.

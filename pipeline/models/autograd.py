@@ -50,8 +50,9 @@ class Norm(Function):
 
 
 class Gelu(Function):
-    """Exact GELU. Its input is stored, as torch does; layers that can compute its output again do not
-    store it.
+    """Exact GELU. Its input is stored, as torch does.
+
+    Layers that can compute its output again do not store it.
     """
 
     @staticmethod
@@ -181,11 +182,11 @@ class BiasedAttention(Function):
 
 
 class ProductAttention(Function):
-    """softmax(q k.T * scale + bias) v by two batched matrix products, in half precision; `bias` may be
-    None.
+    """softmax(q k.T * scale + bias) v by two batched matrix products, in half precision.
 
-    q, k, v: (B, heads, tokens, width). The probabilities (B, heads, tokens, tokens) are stored for the
-    backward pass, which is three products and one pass over them: dS = P * (dO v.T - rowsum(P * dO v.T)).
+    `bias` may be None. q, k, v: (B, heads, tokens, width). The probabilities (B, heads, tokens, tokens) are
+    stored for the backward pass, which is three products and one pass over them: dS = P * (dO v.T - rowsum(P
+    * dO v.T)).
     """
 
     @staticmethod

@@ -139,10 +139,9 @@ def rebuild_backbone(folder: Path, num_classes: int) -> Backbone:
 
 
 def save_backbone(model: PreTrainedModel, state_dict: dict[str, torch.Tensor], rule: Saved, folder: Path) -> None:
-    """Write config.json, model.safetensors and the files of `rule` into `folder`; plain from_pretrained
-    loads them.
+    """Write config.json, model.safetensors and the files of `rule` into `folder`.
 
-    Each file is written completely or not at all.
+    Plain from_pretrained loads them. Each file is written completely or not at all.
     """
     with filling(folder) as temporary:
         dtype = next(iter(state_dict.values())).dtype  # save_pretrained may empty the dictionary
@@ -225,8 +224,9 @@ def takes_interpolation(model: nn.Module) -> bool:
 
 
 def native_image_size(model: PreTrainedModel) -> int | None:
-    """Return the image size in pixels that the checkpoint was trained on; None when its config does not
-    say.
+    """Return the image size in pixels that the checkpoint was trained on.
+
+    None when its config does not say.
     """
     return _native_size(model.config)
 

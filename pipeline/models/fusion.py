@@ -1,10 +1,9 @@
-"""Question answering: join the vectors of a text encoder and an image encoder, and predict an answer. Save
-and load both.
+"""Question answering: join the vectors of a text encoder and an image encoder, and predict an answer.
 
-`concat` without activation is Linear(Dq + Dv, hidden) and Linear(hidden, K), so one linear map of question
-and image side by side. There an image adds the same to every answer for any question, so "is it a circle?"
-and "is it a square?" cannot both be right on a circle and on a square. `product` can do that: its hidden unit
-h is (a_h . question) * (b_h . image).
+Save and load both. `concat` without activation is Linear(Dq + Dv, hidden) and Linear(hidden, K), so one
+linear map of question and image side by side. There an image adds the same to every answer for any question,
+so "is it a circle?" and "is it a square?" cannot both be right on a circle and on a square. `product` can do
+that: its hidden unit h is (a_h . question) * (b_h . image).
 """
 
 from __future__ import annotations
@@ -69,8 +68,9 @@ class CrossAttention(nn.Module):
 
 
 class AnswerHead(nn.Module):
-    """The head: (B, Dq) questions and (B, Dv) images to (B, K) logits; for cross-attention (B, P, Dv)
-    image tokens.
+    """The head: (B, Dq) questions and (B, Dv) images to (B, K) logits.
+
+    For cross-attention (B, P, Dv) image tokens.
     """
 
     def __init__(self, question_dim: int, image_dim: int, num_answers: int, config: Head) -> None:
@@ -140,8 +140,9 @@ class FusionModel(nn.Module):
         return picture_tokens(output, self.head.image_dim) if self.head.config.fusion == "cross_attention" else pooled(output)
 
     def join(self, question: torch.Tensor, picture: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
-        """Return (B, K) logits from the results of `read` and `see`; image_index (B,) is the image of each
-        question.
+        """Return (B, K) logits from the results of `read` and `see`.
+
+        image_index (B,) is the image of each question.
         """
         # The same as index_select. But CUDA sums its gradient in varying order, and an embedding's in a fixed
         # order.

@@ -1,9 +1,9 @@
-"""Rewrites of layers that need less time or memory. Results stay the same, up to rounding in half
-precision.
+"""Rewrites of layers that need less time or memory.
 
-In half precision (autocast) a frozen weight need not be float32 (`hold_frozen`), and the backward pass needs
-less than torch stores (`keep_less`). BEiT's position bias is computed once (`cache_frozen_bias`).
-`checkpoint_layers` saves memory and needs more time, in any precision.
+Results stay the same, up to rounding in half precision. In half precision (autocast) a frozen weight need not
+be float32 (`hold_frozen`), and the backward pass needs less than torch stores (`keep_less`). BEiT's position
+bias is computed once (`cache_frozen_bias`). `checkpoint_layers` saves memory and needs more time, in any
+precision.
 
 Under torch.compile the layers are torch's own: there the compiler's partitioner chooses what is stored for
 the backward pass.
@@ -81,12 +81,11 @@ def keep_less(model: nn.Module) -> None:
 
 
 def attend_by_products(model: nn.Module, on: bool = True) -> int:
-    """Turn attention by two batched matrix products (`ProductAttention`) on or off; return the number of
-    configs changed.
+    """Turn attention by two batched matrix products (`ProductAttention`) on or off.
 
-    It is used only in training under autocast, with results equal up to rounding; prediction and float32 keep
-    torch's fused kernel. 0 if the model cannot use it. Not for text models: transformers makes no padding
-    mask for an attention function that it does not know.
+    Return the number of configs changed. It is used only in training under autocast, with results equal up to
+    rounding; prediction and float32 keep torch's fused kernel. 0 if the model cannot use it. Not for text
+    models: transformers makes no padding mask for an attention function that it does not know.
     """
     for name in BY_PRODUCTS.values():
         AttentionInterface.register(name, _attend_by_products)

@@ -275,10 +275,9 @@ def rename_tensors(
 
 @torch.no_grad()
 def merge(model: PeftModel, logits: Callable[[nn.Module], torch.Tensor]) -> nn.Module:
-    """Return the model without an adapter, whose update is added to the weights. The result is checked on
-    one input.
+    """Return the model without an adapter, whose update is added to the weights.
 
-    `logits(model)` runs the input through a model.
+    The result is checked on one input. `logits(model)` runs the input through a model.
 
     Raises:
         UserError: the adapter's update is zero everywhere, or merging changes a logit by more than

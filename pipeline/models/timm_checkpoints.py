@@ -1,5 +1,6 @@
-"""What is special about the configs of timm's checkpoints, which transformers wraps. timm itself is
-optional.
+"""What is special about the configs of timm's checkpoints, which transformers wraps.
+
+Timm itself is optional.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ def rule_of(config: Any) -> Preprocessing:
 
 
 def take_sizes(config: Any, image_sizes: Sequence[int]) -> None:
-    """Set up `config` for square inputs of each of `image_sizes` pixels; its position tables keep the checkpoint's
-    size.
+    """Set up `config` for square inputs of each of `image_sizes` pixels.
+
+    Its position tables keep the checkpoint's size.
 
     Raises:
         UserError: the architecture needs another size, or a size is not a multiple of its patches.

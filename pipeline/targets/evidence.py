@@ -1,5 +1,6 @@
-"""The evidence about labels, from the data folder and the user. `pipeline.targets.decide` decides what it
-means.
+"""The evidence about labels, from the data folder and the user.
+
+`pipeline.targets.decide` decides what it means.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The formulas of the metrics: arrays in, one float out. They are scikit-learn's where it has one that is
-fast for many classes.
+"""The formulas of the metrics: arrays in, one float out.
 
-Labels of one class or grade are (N,) positions; several labels per image are (N, O) of 0 and 1. None is
-returned where a metric is undefined.
+They are scikit-learn's where it has one that is fast for many classes. Labels of one class or grade are (N,)
+positions; several labels per image are (N, O) of 0 and 1. None is returned where a metric is undefined.
 """
 
 from __future__ import annotations
@@ -156,7 +155,10 @@ def _area_above_80(truth: np.ndarray, values: np.ndarray) -> float:
 
 
 def probabilistic_f1(truth: np.ndarray, values: np.ndarray) -> float | None:
-    """Return F1 with sums of probabilities as counts (RSNA breast cancer); the mean over labels that occur."""
+    """Return F1 with sums of probabilities as counts (RSNA breast cancer).
+
+    The mean over labels that occur.
+    """
     exact = values.astype(np.float64)
     hits, said, occurs = (exact * truth).sum(axis=0), exact.sum(axis=0), truth.sum(axis=0, dtype=np.float64)
     counted = occurs > 0
@@ -220,8 +222,9 @@ def number_error(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 def quietly(function: Callable[..., float | None], *arrays: np.ndarray) -> float | None:
-    """Return `function(*arrays)` without scikit-learn's warnings; None for a result that is not a finite
-    number.
+    """Return `function(*arrays)` without scikit-learn's warnings.
+
+    None for a result that is not a finite number.
     """
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore")

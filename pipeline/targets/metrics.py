@@ -41,8 +41,9 @@ SORTED_METRICS, SORTED_OUTPUTS, SORTED_CELLS = ("roc_auc", "average_precision"),
 
 
 def evaluate(name: str, target: Target, truth: np.ndarray, values: np.ndarray) -> float | None:
-    """Return the metric of (N, O) predictions; None where it is undefined on these rows (see
-    `why_undefined`).
+    """Return the metric of (N, O) predictions.
+
+    None where it is undefined on these rows (see `why_undefined`).
 
     Raises:
         UserError: the metric is not known, or does not score such a target.
@@ -122,8 +123,9 @@ def all_metrics(target: Target, truth: np.ndarray, values: np.ndarray, metric: s
 
 
 def why_undefined(name: str, target: Target, truth: np.ndarray) -> str | None:
-    """Return the reason why `evaluate` returns None on rows with this `truth`; None where it returns a
-    number.
+    """Return the reason why `evaluate` returns None on rows with this `truth`.
+
+    None where it returns a number.
 
     Raises:
         UserError: the metric is not known, or does not score such a target.

@@ -98,10 +98,10 @@ def _as_written(cells: Sequence[str], separators: Sequence[str]) -> list[str]:
 
 
 def several_guesses(sample_cells: Sequence[str], class_names: Sequence[str]) -> tuple[int, str]:
-    """Return how many labels a cell of the sample submission holds, and the separator; 1 where each holds
-    one.
+    """Return how many labels a cell of the sample submission holds, and the separator.
 
-    Guesses differ from names with spaces: no class name contains the separator, and a part is a known class.
+    1 where each holds one. Guesses differ from names with spaces: no class name contains the separator, and a
+    part is a known class.
     """
     known = set(class_names)
     for separator in _as_written(sample_cells, SEPARATORS):
@@ -114,7 +114,10 @@ def several_guesses(sample_cells: Sequence[str], class_names: Sequence[str]) -> 
 
 
 def named_after(column: str, class_names: Sequence[str]) -> str | None:
-    """Return the class that a column is named after (`dog`, `is_dog`, `has_cactus`); None if there is none."""
+    """Return the class that a column is named after (`dog`, `is_dog`, `has_cactus`).
+
+    None if there is none.
+    """
     plain = _plain(column)
     wanted = {plain, *(plain.removeprefix(_plain(word)) for word in NAMING_WORDS if column.lower().startswith(word))}
     found = [name for name in class_names if _plain(name) in wanted]

@@ -124,8 +124,9 @@ class Target:
         return ((numbers - np.array(self.center)) / np.array(self.scale)).astype(np.float32)
 
     def fitted(self, labels: Sequence[str]) -> Target:
-        """Return this target with scale and range of the training numbers. Other kinds are returned
-        unchanged.
+        """Return this target with scale and range of the training numbers.
+
+        Other kinds are returned unchanged.
         """
         import numpy as np
 
@@ -239,7 +240,10 @@ class Target:
         return list(labels)
 
     def counts(self, labels: Sequence[str]) -> dict[str, int]:
-        """Return the number of rows of each class, grade or label, in the order of `names`; {} for numbers."""
+        """Return the number of rows of each class, grade or label, in the order of `names`.
+
+        {} for numbers.
+        """
         if self.kind == "continuous":
             return {}
         encoded = self.encode(labels)

@@ -1,5 +1,6 @@
-"""Predict the test images of a competition with a finished run. inference.py and a Kaggle kernel both use
-it.
+"""Predict the test images of a competition with a finished run.
+
+inference.py and a Kaggle kernel both use it.
 """
 
 from __future__ import annotations
@@ -206,8 +207,9 @@ def assemble(run: Run, target: Target, rows: Sequence[Row], computed: Computed) 
 
 
 def _other_precision(run: Run, asked: str, used: str) -> str:
-    """Return why a run is predicted in another precision than it was trained in; "" if not, or if the user
-    chose it.
+    """Return why a run is predicted in another precision than it was trained in.
+
+    "" if not, or if the user chose it.
     """
     trained = run.record.values.get("precision") if run.record else None
     if asked != "auto" or trained in (None, used):
@@ -216,8 +218,9 @@ def _other_precision(run: Run, asked: str, used: str) -> str:
 
 
 def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:
-    """Return the run's target. For a release without class names: the competition's classes, if their
-    number fits.
+    """Return the run's target.
+
+    For a release without class names: the competition's classes, if their number fits.
 
     Raises:
         UserError: the names cannot be known; a file of names like LABEL_7 would score 0.

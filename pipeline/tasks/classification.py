@@ -1,5 +1,6 @@
-"""Image classification: the training task, and `build`. `rebuild` for prediction comes from
-`image_classifier.py`.
+"""Image classification: the training task, and `build`.
+
+`rebuild` for prediction comes from `image_classifier.py`.
 """
 
 from __future__ import annotations
@@ -90,8 +91,9 @@ class ClassificationTask:
         corrections: Corrections = Corrections(),  # noqa: B008 - frozen
         pseudo: PseudoLabels = PseudoLabels(),  # noqa: B008 - frozen
     ) -> None:
-        """`train`: rows with their original labels; `corrections` are applied here. Validation rows keep
-        their labels.
+        """`train`: rows with their original labels; `corrections` are applied here.
+
+        Validation rows keep their labels.
         """
         self.classifier, self.recipe, self.target, self.metric = classifier, recipe, target, metric
         self.corrections, self.corrected = corrections, corrections.record(train, val) if corrections else None
@@ -146,8 +148,9 @@ class ClassificationTask:
         self.model.to(compute.device)
 
     def attend_by_products(self, on: bool) -> int:
-        """Turn attention by batched matrix products in training on or off. Return 0 if the model cannot
-        compute it so.
+        """Turn attention by batched matrix products in training on or off.
+
+        Return 0 if the model cannot compute it so.
         """
         return attend_by_products(self.model, on)
 
@@ -159,8 +162,9 @@ class ClassificationTask:
         return head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
 
     def compile(self, rows: int | None) -> None:
-        """Use torch.compile for training micro-batches of `rows`, with the same dropout masks; None turns
-        it off.
+        """Use torch.compile for training micro-batches of `rows`, with the same dropout masks.
+
+        None turns it off.
         """
         if rows is None:
             self.compiled = None
@@ -170,8 +174,9 @@ class ClassificationTask:
     def train_batches(
         self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
     ) -> Iterable[Batch]:
-        """Yield the batches of `epoch` from row `start` of its order on. `share`: this process's part of
-        them.
+        """Yield the batches of `epoch` from row `start` of its order on.
+
+        `share`: this process's part of them.
         """
         sizes = self.recipe.schedule.image_sizes
         dataset = self.train_sets[size_of_epoch(epoch, self.epochs, sizes)] if sizes else self.train_set
@@ -192,8 +197,9 @@ class ClassificationTask:
         return epoch_order(self.num_train, self.recipe.seed, epoch)
 
     def plain_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """Yield the training rows in order, preprocessed as in validation. `share`: this process's part of
-        them.
+        """Yield the training rows in order, preprocessed as in validation.
+
+        `share`: this process's part of them.
         """
         plain = ImageDataset(self.train_set.paths, self.train_labels, self.rule)
         return readable(in_order(plain, batch_size, self.workers, share), plain.paths)

@@ -76,8 +76,9 @@ def image_features(
 
 
 def _together(results: Iterator[torch.Tensor], count: int, title: str, compute: Compute) -> torch.Tensor | None:
-    """Return the (B, ...) `results` as one CPU tensor of `count` rows; None as soon as it would be too
-    large.
+    """Return the (B, ...) `results` as one CPU tensor of `count` rows.
+
+    None as soon as it would be too large.
     """
     features = None
     done = 0

@@ -15,8 +15,9 @@ from pipeline.training.resume import PSEUDO, ResumedRun
 def part_rows(
     recipe: Recipe, competition: Competition, rows: Sequence[Row], resumed_run: ResumedRun | None
 ) -> tuple[list[Row], list[Row], str]:
-    """Return the training rows, the validation rows, and how they were split. Images of one id stay
-    together.
+    """Return the training rows, the validation rows, and how they were split.
+
+    Images of one id stay together.
     """
     label_of = {row.id: row.label for row in rows}
     ids = list(label_of)

@@ -87,8 +87,9 @@ class VqaPredictor:
         return self.in_order(self.dataset(rows), batch_size, share)
 
     def in_order(self, dataset: QuestionDataset, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """Yield batches of all questions of `dataset`, image by image. `share`: this process's part of
-        them.
+        """Yield batches of all questions of `dataset`, image by image.
+
+        `share`: this process's part of them.
         """
         batches = cut(picture_order(dataset.image_of_row), batch_size, len(dataset), share=share)
         workers = resolve_workers(self.workers, dataset.images.paths) if dataset.picture_features is None else 0

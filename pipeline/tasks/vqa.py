@@ -93,8 +93,9 @@ class VqaTask:
     def train_batches(
         self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
     ) -> Iterable[Batch]:
-        """Yield the batches of `epoch` from row `start` of its order on. `share`: this process's part of
-        them.
+        """Yield the batches of `epoch` from row `start` of its order on.
+
+        `share`: this process's part of them.
         """
         dataset, recipe = self._with_features("train"), self.recipe
         order = question_order(dataset.image_of_row, recipe.seed, epoch, recipe.data.group_by_image)
@@ -138,10 +139,10 @@ class VqaTask:
         return scores | vqa_scores([self.class_names[index] for index in predicted], answers, types)
 
     def to_device(self, compute: Compute, fresh: bool) -> None:
-        """Move the model to its device. In half precision fewer activations are kept for the backward
-        pass.
+        """Move the model to its device.
 
-        The weights stay float32, because they are saved so.
+        In half precision fewer activations are kept for the backward pass. The weights stay float32, because
+        they are saved so.
 
         Raises:
             UserError: activation checkpointing is set and the encoders have no blocks for it.
@@ -153,8 +154,9 @@ class VqaTask:
         self.compute = compute
 
     def _with_features(self, part: str) -> QuestionDataset:
-        """Return the questions of `part` (train, val). The first call computes the features of frozen
-        backbones.
+        """Return the questions of `part` (train, val).
+
+        The first call computes the features of frozen backbones.
         """
         dataset, model = self.train_set if part == "train" else self.val_set, self.model
         if self.compute is None:
@@ -223,8 +225,9 @@ class VqaTask:
         return Baseline(self._question_floor, "the most frequent answer to the same question") if self.num_val else None
 
     def analyze(self, output: Path, compute: Compute) -> list[str]:
-        """Return three baselines as lines (majority answer, question only, shuffled images); write them to
-        floors.json.
+        """Return three baselines as lines (majority answer, question only, shuffled images).
+
+        Write them to floors.json.
         """
         if not self.num_val:
             return []
@@ -238,8 +241,9 @@ class VqaTask:
 
     @cached_property
     def _question_floor(self) -> float:
-        """Accuracy of the most frequent training answer to the same wording; new wordings get the majority
-        answer.
+        """Accuracy of the most frequent training answer to the same wording.
+
+        New wordings get the majority answer.
         """
         train, val = ([clean_question(row.question or "") for row in rows] for rows in (self.train_rows, self.val_rows))
         counts_of: dict[str, Counter[int]] = {}

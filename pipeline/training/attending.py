@@ -1,9 +1,8 @@
-"""Choose how training computes attention: torch's fused kernel, or two batched matrix products. Tried on
-this machine.
+"""Choose how training computes attention: torch's fused kernel, or two batched matrix products.
 
-On a CPU in half precision the backward pass of the fused kernel can take a fifth of a step for a twentieth of
-its arithmetic. This depends on tokens, heads and batch size, so it is measured with a micro-batch of the run.
-On a GPU, and in float32, the fused kernel is always used.
+Tried on this machine. On a CPU in half precision the backward pass of the fused kernel can take a fifth of a
+step for a twentieth of its arithmetic. This depends on tokens, heads and batch size, so it is measured with a
+micro-batch of the run. On a GPU, and in float32, the fused kernel is always used.
 """
 
 from __future__ import annotations
@@ -40,13 +39,12 @@ def choose_attention(
     before: Attention | None,
     check_memory: Callable[[], None],
 ) -> tuple[Attention, str | None]:
-    """Choose how `task` computes attention in training and set it. Return the choice and a message (or
-    None).
+    """Choose how `task` computes attention in training and set it.
 
-    `choice` is the recipe's. `micro_batches` and `train_seconds`: expected length of the run. `before`: the
-    choice of the resumed run, which is kept under "auto", because another form rounds differently.
-    `check_memory` raises UserError if a step no longer fits, because products store the probabilities for the
-    backward pass.
+    Return the choice and a message (or None). `choice` is the recipe's. `micro_batches` and `train_seconds`:
+    expected length of the run. `before`: the choice of the resumed run, which is kept under "auto", because
+    another form rounds differently. `check_memory` raises UserError if a step no longer fits, because
+    products store the probabilities for the backward pass.
 
     Raises:
         UserError: `choice` is products, and the model does not support them or they do not fit.

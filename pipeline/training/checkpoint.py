@@ -71,10 +71,9 @@ class StateStore:
 def check_fits(
     state: dict[str, Any], trainable: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, others: Sequence[str] = ()
 ) -> None:
-    """Check that the tensors of `state` have the shapes of `trainable` and `optimizer`; torch would
-    broadcast others silently.
+    """Check that the tensors of `state` have the shapes of `trainable` and `optimizer`.
 
-    `others`: problems that were found elsewhere.
+    Torch would broadcast others silently. `others`: problems that were found elsewhere.
 
     Raises:
         UserError: they do not fit; lists each.
@@ -111,11 +110,10 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_micro_batch(device: torch.device, seed: int, epoch: int, row: int) -> None:
-    """Seed the generators for dropout, noise and so on of one micro-batch. `row`: its first row in the
-    epoch's order.
+    """Seed the generators for dropout, noise and so on of one micro-batch.
 
-    So its random draws depend neither on earlier computation nor on the process, and a saved state needs no
-    generator.
+    `row`: its first row in the epoch's order. So its random draws depend neither on earlier computation nor
+    on the process, and a saved state needs no generator.
     """
     number = int(np.random.SeedSequence((seed, epoch, row, 1)).generate_state(1, np.uint64)[0]) >> 1
     random.seed(number)

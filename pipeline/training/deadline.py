@@ -1,5 +1,6 @@
-"""Choose what to train before a deadline: a fixed rule over measured seconds, without a search. See
-pipeline/recipes/PLAN.md.
+"""Choose what to train before a deadline: a fixed rule over measured seconds, without a search.
+
+See pipeline/recipes/PLAN.md.
 """
 
 from __future__ import annotations
@@ -70,8 +71,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What to run. `folds` None: one model. `head_alone`: frozen backbone, features computed once.
-    `seconds`: expected.
+    """What to run. `folds` None: one model.
+
+    `head_alone`: frozen backbone, features computed once. `seconds`: expected.
     """
 
     pace: Pace

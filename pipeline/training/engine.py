@@ -165,8 +165,9 @@ class _Loop:
         self.sums = torch.tensor([position.loss_sum, position.score_sum], dtype=exact, device=self.compute.device)
 
     def prepare(self, work: Callable[[int, Callable[[], bool]], bool]) -> None:
-        """Let `work` compute what epochs need, with smaller micro-batches if memory runs out. A stop ends
-        it early.
+        """Let `work` compute what epochs need, with smaller micro-batches if memory runs out.
+
+        A stop ends it early.
 
         Raises:
             Interrupted: it was stopped.
@@ -241,8 +242,9 @@ class _Loop:
                 self.save()
 
     def pass_micro_batch(self, batch: Batch, first: int, group_end: int) -> torch.Tensor:
-        """Run forward and backward pass of the rows from `first` on. Return the sums of losses and scores,
-        (2,).
+        """Run forward and backward pass of the rows from `first` on.
+
+        Return the sums of losses and scores, (2,).
         """
         group_size, task = self.schedule["effective_batch_size"], self.task
         batch = self.compute.move(batch)
@@ -276,8 +278,9 @@ class _Loop:
         )
 
     def halve_micro_batch(self, error: torch.OutOfMemoryError) -> None:
-        """Halve the micro-batch after running out of memory, and compute the open group again. The
-        effective batch stays.
+        """Halve the micro-batch after running out of memory, and compute the open group again.
+
+        The effective batch stays.
 
         Raises:
             UserError: even one image at a time needs too much memory.
@@ -362,8 +365,9 @@ class _Loop:
         return EpochReport(metrics, timing, logits, is_best)
 
     def cook(self, on_soup: Callable[[Soup], None]) -> None:
-        """Make the soup if the recipe asks for it. If it is more than the best epoch, put it into the
-        model for `on_soup`.
+        """Make the soup if the recipe asks for it.
+
+        If it is more than the best epoch, put it into the model for `on_soup`.
 
         Raises:
             Interrupted: a stop was requested; the state of the last epoch is saved.
@@ -386,8 +390,9 @@ class _Loop:
                 on_soup(soup)
 
     def is_better(self, value: float, loss: float) -> bool:
-        """Return True if an epoch with this metric value beats the kept one; for equal values the lower
-        loss wins.
+        """Return True if an epoch with this metric value beats the kept one.
+
+        For equal values the lower loss wins.
         """
         position = self.position
         if value == position.best_value:
@@ -418,8 +423,9 @@ class _Loop:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was saved. If other rows or groups were accepted since, start that epoch
-        again.
+        """Continue where `state` was saved.
+
+        If other rows or groups were accepted since, start that epoch again.
 
         Raises:
             UserError: the state does not fit this model.

@@ -39,8 +39,9 @@ def device_memory(device: torch.device) -> int:
 
 
 def largest_micro_batch(memory: Memory, device: torch.device, effective_batch_size: int) -> int:
-    """Return the largest divisor of `effective_batch_size` whose step fits into the device's memory; 1 if
-    none does.
+    """Return the largest divisor of `effective_batch_size` whose step fits into the device's memory.
+
+    1 if none does.
     """
     room = device_memory(device) - OVERHEAD_BYTES[device.type]
     divisors = [size for size in range(1, effective_batch_size + 1) if effective_batch_size % size == 0]
@@ -131,8 +132,9 @@ def seconds_per_image(task: Task, compute: Compute, micro_batch_size: int) -> tu
 
 
 def dry_run(task: Task, compute: Compute, micro_batch_size: int) -> list[str]:
-    """Run two batches of training (without an optimizer step) and two of validation. Return the results as
-    lines.
+    """Run two batches of training (without an optimizer step) and two of validation.
+
+    Return the results as lines.
     """
     lines = []
     task.model.train()

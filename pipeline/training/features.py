@@ -68,10 +68,9 @@ class Features:
         return self._pass(batch)[0]
 
     def problem(self) -> str | None:
-        """Return why training the head on features differs from running the whole model; None if it does
-        not.
+        """Return why training the head on features differs from running the whole model.
 
-        It is tested with two images.
+        None if it does not. It is tested with two images.
         """
         model, device = self.task.model, self.compute.device
         was_training = model.training
@@ -90,10 +89,9 @@ class Features:
         return self.probe_problem()
 
     def probe_problem(self) -> str | None:
-        """Return why no head can be fitted on the features: other layers also affect the logits; None if
-        not.
+        """Return why no head can be fitted on the features: other layers also affect the logits.
 
-        It is tested with two images.
+        None if not. It is tested with two images.
         """
         model = self.task.model
         was_training = model.training

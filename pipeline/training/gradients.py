@@ -1,5 +1,6 @@
-"""Add up gradients over several processes. In each turn every process computes one micro-batch of the open
-group (step).
+"""Add up gradients over several processes.
+
+In each turn every process computes one micro-batch of the open group (step).
 
 exact     The gradients of each process are sent to all, and added to `.grad` in the order of the micro-batches, as one
           process does: bit-identical for any number of processes. Each turn sends all gradients, so it is for few

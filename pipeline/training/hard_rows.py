@@ -30,8 +30,9 @@ def focal_choice(gamma: float, smoothing: float) -> Callable[[torch.Tensor, torc
 
 
 def focal_decisions(gamma: float, smoothing: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Return the focal loss of (B, O) single decisions by sigmoid, mean over rows and columns; labels (B,
-    O) in 0..1.
+    """Return the focal loss of (B, O) single decisions by sigmoid, mean over rows and columns.
+
+    Labels (B, O) in 0..1.
     """
 
     def loss(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -71,7 +72,8 @@ def shares_of(label: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def smoothed(shares: torch.Tensor, smoothing: float, num_classes: int) -> torch.Tensor:
-    """Return `shares` with a part spread over all classes, as torch's cross-entropy does. Yes and no are
-    two classes.
+    """Return `shares` with a part spread over all classes, as torch's cross-entropy does.
+
+    Yes and no are two classes.
     """
     return shares * (1 - smoothing) + smoothing / num_classes if smoothing else shares

@@ -18,9 +18,10 @@ def size_of_epoch(epoch: int, epochs: int, sizes: Sequence[int]) -> int:
 
 
 def relative_cost(epochs: int, sizes: Sequence[int]) -> float:
-    """Return the cost of all epochs as a share of what they cost at the last size. Cost is taken as proportional to the pixels of an image.
+    """Return the cost of all epochs as a share of what they cost at the last size.
 
-    Attention costs more than that, and a GPU is used less well by small images. Without sizes: 1.
+    Cost is taken as proportional to the pixels of an image. Attention costs more than that, and a GPU is used
+    less well by small images. Without sizes: 1.
     """
     if not sizes:
         return 1.0

@@ -16,9 +16,9 @@ TELLING_ROWS = 400  # a standard error of 2.5 points
 @dataclass(frozen=True)
 class Keeping:
     """`last`: keep the newest epoch, otherwise the best (of equal ones the one with the lower loss).
-    `why`: the reason as text.
 
-    `mean`: what is kept is a mean of weights: `average` (of the last epochs) or `soup` (of the best epochs).
+    `why`: the reason as text. `mean`: what is kept is a mean of weights: `average` (of the last epochs) or
+    `soup` (of the best epochs).
     """
 
     last: bool

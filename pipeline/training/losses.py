@@ -1,5 +1,6 @@
-"""The loss of each kind of target, and the score shown in training. Both map logits and labels of a batch
-to one number.
+"""The loss of each kind of target, and the score shown in training.
+
+Both map logits and labels of a batch to one number.
 """
 
 from __future__ import annotations
@@ -37,12 +38,11 @@ def loss_function(target: Target, label_smoothing: float = 0.0) -> BatchFunction
 
 
 def training_loss(target: Target, config: Optimizer, num_rows: np.ndarray) -> BatchFunction:
-    """Return the recipe's training loss, the mean over a batch. `num_rows` (O,): training rows of each
-    class.
+    """Return the recipe's training loss, the mean over a batch.
 
-    Logit adjustment (Menon et al. 2021, arXiv:2007.07314, equation 10): the loss uses logits + tau *
-    log(share of the class). The model's own logits then assume equally frequent classes. A class without
-    training rows counts as if it had one.
+    `num_rows` (O,): training rows of each class. Logit adjustment (Menon et al. 2021, arXiv:2007.07314,
+    equation 10): the loss uses logits + tau * log(share of the class). The model's own logits then assume
+    equally frequent classes. A class without training rows counts as if it had one.
     """
     smoothing = config.label_smoothing
     if config.loss == "asymmetric":
@@ -100,8 +100,9 @@ def _right_grades(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
 
 class _Distance:
-    """Sum over rows of the mean distance in the data's units. Predictions are clipped to the range of
-    training, as in validation.
+    """Sum over rows of the mean distance in the data's units.
+
+    Predictions are clipped to the range of training, as in validation.
     """
 
     def __init__(self, target: Target) -> None:

@@ -47,8 +47,9 @@ class Means:
 
 @dataclass(frozen=True)
 class Soup:
-    """The `epochs` whose mean is kept, best first; its `value` by the best metric, its `scores` and
-    `logits` (num_val, O).
+    """The `epochs` whose mean is kept, best first.
+
+    Its `value` by the best metric, its `scores` and `logits` (num_val, O).
     """
 
     epochs: tuple[int, ...]
@@ -86,8 +87,9 @@ class WeightMeans:
             self.epochs = {number: self.epochs[number] for number in sorted(self.epochs)[-self.means.last :]}
 
     def after_validation(self, epoch: int, value: float, loss: float, higher_is_better: bool) -> None:
-        """Keep the weights of `epoch` for the soup if it is among the best so far; of equal ones the lower
-        loss is better.
+        """Keep the weights of `epoch` for the soup if it is among the best so far.
+
+        Of equal ones the lower loss is better.
         """
         if self.means.soup and math.isfinite(value):
             self.epochs[epoch] = {"weights": self._now(), "value": value, "loss": loss}
@@ -100,10 +102,9 @@ class WeightMeans:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Put the means into the model within the block, for validation and saving; afterwards restore the
-        trained weights.
+        """Put the means into the model within the block, for validation and saving.
 
-        They are restored bit for bit.
+        Afterwards restore the trained weights. They are restored bit for bit.
         """
         if self.means.last and self.epochs:
             with exchanged(self.trainable, self.mean(list(self.epochs))):
@@ -122,8 +123,9 @@ class WeightMeans:
         return {"ema": self.ema, "epochs": self.epochs}
 
     def restore(self, state: dict[str, Any] | None) -> None:
-        """Continue from `state`. Means that it lacks (added by `--resume changed`) start with the current
-        weights.
+        """Continue from `state`.
+
+        Means that it lacks (added by `--resume changed`) start with the current weights.
         """
         state = state or {"ema": {}, "epochs": {}}
         for name, weight in self.ema.items():

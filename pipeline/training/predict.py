@@ -60,12 +60,11 @@ def predict_logits(
     leave: bool = True,
     reached: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return (num_rows, num_outputs) float32 logits; each batch's logits are placed at its `row`s, in any
-    order.
+    """Return (num_rows, num_outputs) float32 logits.
 
-    With several processes each computes its share of the batches, and all get the result. `reached`
-    (num_rows,) bool: must be True, once `batches` end, for the rows in them; the other rows stay NaN. None:
-    every row must be in a batch.
+    Each batch's logits are placed at its `row`s, in any order. With several processes each computes its share
+    of the batches, and all get the result. `reached` (num_rows,) bool: must be True, once `batches` end, for
+    the rows in them; the other rows stay NaN. None: every row must be in a batch.
 
     Raises:
         RuntimeError: a row was filled twice or not at all.

@@ -33,8 +33,9 @@ class Probe:
 
 @dataclass(frozen=True)
 class Floor:
-    """`value`: the probe's score on the validation rows by the run's metric; `seconds`: for its features
-    and its fit.
+    """`value`: the probe's score on the validation rows by the run's metric.
+
+    `seconds`: for its features and its fit.
     """
 
     value: float

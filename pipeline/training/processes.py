@@ -54,15 +54,17 @@ class Processes:
         return self.rank, self.count
 
     def describe(self) -> str:
-        """Return processes and threads as text, because the bits of a result depend on them; "" for one
-        process.
+        """Return processes and threads as text, because the bits of a result depend on them.
+
+        "" for one process.
         """
         threads = torch.get_num_threads()
         return f", {self.count} processes of {threads} thread{'s' if threads > 1 else ''} each" if self.count > 1 else ""
 
     def agree(self, failure: Exception | None, wishes: Sequence[bool] = ()) -> list[bool]:
-        """Return for each of `wishes` whether any process has it. If one process has a `failure`, all
-        raise it.
+        """Return for each of `wishes` whether any process has it.
+
+        If one process has a `failure`, all raise it.
 
         Raises:
             Exception: `failure`, of this process or of another one.
@@ -184,8 +186,9 @@ def first_does(work: Callable[[], Any]) -> Any:
 
 
 def get_in_touch() -> None:
-    """Connect to torchrun's store, so that a failed process can report its error to the first. One
-    process: does nothing.
+    """Connect to torchrun's store, so that a failed process can report its error to the first.
+
+    One process: does nothing.
     """
     first_does(lambda: None)
 

@@ -37,10 +37,10 @@ class Recorder:
         keep: dict[str, Any] | None = None,
         epochs: int | None = None,
     ) -> None:
-        """`shown`: the training and the validation metric in an epoch's line. `keep`: the rule for the
-        kept epoch and its reason.
+        """`shown`: the training and the validation metric in an epoch's line.
 
-        `epochs`: the number of epochs, if it differs from the recipe's.
+        `keep`: the rule for the kept epoch and its reason. `epochs`: the number of epochs, if it differs from
+        the recipe's.
         """
         self.keep = keep or {}
         self.output, self.recipe, self.shown = output, recipe, shown
@@ -51,8 +51,9 @@ class Recorder:
         self._tensorboard: Any = None
 
     def resume(self, history: list[dict[str, Any]]) -> None:
-        """Cut the files back to the saved state. The lines of later epochs will be written again, with the
-        same values.
+        """Cut the files back to the saved state.
+
+        The lines of later epochs will be written again, with the same values.
         """
         self.history = list(history)
         self.timing = read_json_lines(self.output / TIMING)[: len(history)]

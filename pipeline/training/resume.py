@@ -45,8 +45,9 @@ FIXED = (
 
 
 def write_rows(output: Path, rows: Sequence[SplitRow]) -> None:
-    """Write the rows of a run. This creates its `state/` folder, so `output` is no longer taken for a
-    release.
+    """Write the rows of a run.
+
+    This creates its `state/` folder, so `output` is no longer taken for a release.
     """
     write_table(output / "state" / ROWS_FILE, ROW_COLUMNS, rows)
 
@@ -173,10 +174,10 @@ class ResumedRun:
         )
 
     def go_on(self, recipe: Recipe, schedule: dict[str, Any], rows: Sequence[SplitRow], command: str, data: str) -> dict[str, Any]:
-        """Store and print the accepted changes; run.json will list each with its time. Return the values
-        of start.json.
+        """Store and print the accepted changes; run.json will list each with its time.
 
-        `data`: the competition folder, which may have moved; the next --resume uses it.
+        Return the values of start.json. `data`: the competition folder, which may have moved; the next
+        --resume uses it.
         """
         if not self.changes:
             if self.start.get("data") != data:
