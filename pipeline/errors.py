@@ -92,6 +92,8 @@ def _end(words: str, code: int) -> int:
     """Print why the command ends. With several processes the first prints, and the others wait for it."""
     if ranks.is_first():
         _say(words)
+        if ranks.world_size() > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun may end it now: all is said
     elif code == EXIT_INTERRUPTED:
         time.sleep(ranks.AFTER_FIRST_SECONDS)
     else:

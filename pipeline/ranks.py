@@ -19,7 +19,8 @@ SAME_REASON_SECONDS = 20.0  # time for the first process to fail for the same re
 TOLD_SECONDS = 600.0  # time for the first process to print the error that was sent to it
 AFTER_FIRST_SECONDS = 2.0  # time for the first process to print a line after an interruption
 
-tell_first: Callable[[str], bool] | None = None  # sends this process's error to the first; False if that fails; None: not connected
+# Sends this process's error to the first. Returns seconds to wait; 0: the error is printed. None: not connected.
+tell_first: Callable[[str], float] | None = None
 
 
 def world_size() -> int:
@@ -79,7 +80,9 @@ def end_after_first(words: str) -> None:
 
     If it does not, print the error.
     """
-    told = tell_first is not None and tell_first(words)
-    time.sleep(TOLD_SECONDS if told else SAME_REASON_SECONDS)
+    seconds = SAME_REASON_SECONDS if tell_first is None else tell_first(words)
+    if not seconds:
+        return
+    time.sleep(seconds)
     with suppress(OSError, ValueError, AttributeError):
         print(f"{place()}: {words}", file=sys.__stderr__, flush=True)

@@ -339,6 +339,11 @@ class Recipe(Section):
         description="sum of gradients over several processes; exact: bit-identical to one process; "
         "reduced: equal up to rounding, faster for many trained parameters",
     )
+    shard: bool = Field(
+        False,
+        description="full fine-tuning with torchrun: each process holds only a part of weights, gradients and optimizer state (FSDP2); "
+        "equal up to rounding",
+    )
     attention: Literal["auto", "fused", "products"] = Field(
         "auto", description="how training computes attention; auto: on a CPU in bf16 the faster one, else fused"
     )
@@ -429,6 +434,10 @@ class Recipe(Section):
         self._check_image_sizes()
         self._check_losses()
         self._check_text()
+        if self.shard and (found := _beside_shard(self)):
+            keys, fix = ", ".join(key for key, _, _ in found), " ".join(f"--set {key}={wanted}" for key, _, wanted in found)
+            values = "; ".join(f"{key}: expected {wanted}, found {value}" for key, value, wanted in found)
+            raise ValueError(f"shard: not supported with these values of {keys} ({values}): {fix}, or --set shard=false")
         return self
 
     def _check_image_sizes(self) -> None:
@@ -471,6 +480,25 @@ class Recipe(Section):
                 "lora.rank, head_only, freeze: expected 0, false and none or image with text_architecture: "
                 "its random word vectors must be trained"
             )
+
+
+def _beside_shard(recipe: Recipe) -> list[tuple[str, Any, str]]:
+    """(key, its value, the value that is needed) for each key that stands in the way of shard."""
+    keep, sizes = recipe.checkpoint.keep, list(recipe.schedule.image_sizes)
+    rows = (
+        ("task", recipe.task, "classification", recipe.task == "classification"),
+        ("lora.rank", recipe.lora.rank, "0", not recipe.lora.rank),
+        ("head_only", "true", "false", not recipe.head_only),
+        ("precision", recipe.precision, "fp32", recipe.precision != "fp16"),
+        ("gradient_sum", recipe.gradient_sum, "auto", recipe.gradient_sum != "exact"),
+        ("attention", recipe.attention, "auto", recipe.attention != "products"),
+        ("compile", "true", "false", recipe.compile is not True),
+        ("head.init", recipe.head.init, "random", recipe.head.init == "random"),
+        ("optimizer.ema", recipe.optimizer.ema, "0", not recipe.optimizer.ema),
+        ("checkpoint.keep", keep, "auto", keep not in ("average", "soup")),
+        ("schedule.image_sizes", sizes, "[]", not sizes),
+    )
+    return [(key, value, wanted) for key, value, wanted, fits in rows if not fits]
 
 
 def _for_classification(recipe: Recipe) -> list[str]:

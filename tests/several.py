@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,6 +44,14 @@ def fail(kind: str) -> None:
         raise ZeroDivisionError("nobody foresaw this")
     elif kind == "slow":
         time.sleep(1)
+    elif kind == "unreadable":  # what this process reads from now on
+        ClassificationTask.train_batches = lambda *_: lost()
+
+
+def lost() -> Iterator[dict]:
+    """Batches of which the first cannot be read."""
+    raise LostImage("red_3.png cannot be decoded any more")
+    yield {}
 
 
 def arm(kind: str, rank: int, call: int) -> None:
@@ -52,7 +61,10 @@ def arm(kind: str, rank: int, call: int) -> None:
     def loss(self: ClassificationTask, batch: dict) -> tuple:
         nonlocal left
         left -= 1
-        if left == 0 and ranks.rank() == rank:
+        if left == 0 and kind == "parts":
+            held = sum(getattr(weight, "_local_tensor", weight).numel() for weight in self.model.parameters())
+            print(f"process {ranks.rank()} holds {held}", file=sys.__stdout__, flush=True)
+        elif left == 0 and ranks.rank() == rank:
             fail(kind)
         return original(self, batch)
 

@@ -149,6 +149,7 @@ WINGS = {
             "hard_rows",
             "losses",
             "predict",
+            "sharding",
             "features",
             "probe",
             "keeping",

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from test_vqa import SAME as OF_QUESTIONS
 from test_vqa import make_questions
 from test_vqa import recipe as question_recipe
+from transformers import BeitForImageClassification
 
 import inference
 import train
@@ -84,12 +85,15 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Itera
     """What one process and two processes make of the same commands.
 
     one/ two/ the same run; stopped/ stopped by two; half/ stopped by one inside a group, then finished by two; full-one/ full-two/ everything
-    trained, with gradients reduced; one.csv two.csv what they predict.
+    trained, with gradients reduced; whole/ parts/ everything trained, in two processes with the weights shared out; one.csv two.csv what
+    they predict.
     """
     root = make_competition(tmp_path_factory.mktemp("several") / "data").parent
     in_one_thread(train.main, flags(root, tiny_backbone, "one"))
     full = ["--lora-rank", "0", "--lr", "0.001", "--set", "gradient_sum=reduced"]
     in_one_thread(train.main, flags(root, tiny_backbone, "full-one", *full))
+    shared = [*full, "--set", "optimizer.ema=0"]
+    in_one_thread(train.main, flags(root, tiny_backbone, "whole", *shared))
     predict = ["--model", str(root / "one"), "--data", str(root / "data"), "--batch-size", "2", "--precision", "fp32"]
     in_one_thread(inference.main, [*predict, "--output", str(root / "one.csv")])
     for path in (root / "one").glob("test.*"):
@@ -102,6 +106,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Itera
         ["train", "--output", str(root / "half"), "--resume"],
         ["train", *flags(root, tiny_backbone, "full-two", *full)],
         ["inference", *predict, "--output", str(root / "two.csv")],
+        ["train", *flags(root, tiny_backbone, "parts", *shared, "--set", "shard=true")],
     ]
     code, out, err = together(2, commands)
     (root / "out.txt").write_text(out)
@@ -136,13 +141,26 @@ def test_reduced_gradients_are_equal_to_rounding(root: Path) -> None:
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
+def test_shared_out_weights_are_equal_to_rounding_and_saved_as_ordinary_ones(root: Path) -> None:
+    one, two = (load_file(root / name / "model_beit" / "model.safetensors") for name in ("whole", "parts"))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+    assert (root / "parts/model_beit/config.json").read_bytes() == (root / "whole/model_beit/config.json").read_bytes()
+    model, info = BeitForImageClassification.from_pretrained(root / "parts" / "model_beit", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    torch.testing.assert_close(model.classifier.weight.detach(), one["classifier.weight"], rtol=1e-4, atol=1e-5)
+    predictions = [np.load(root / name / "val_probs.npy") for name in ("whole", "parts")]
+    np.testing.assert_allclose(predictions[1], predictions[0], atol=1e-5)
+
+
 def test_one_file_with_the_same_bytes(root: Path) -> None:
     assert (root / "one.csv").read_bytes() == (root / "two.csv").read_bytes()
 
 
 def test_only_the_first_prints(root: Path) -> None:
     printed = (root / "out.txt").read_text()
-    assert printed.count("epoch 2/2  loss") == 3 and printed.count(f"{root / 'two.csv'}: 5 rows") == 1
+    assert printed.count("epoch 2/2  loss") == 4 and printed.count(f"{root / 'two.csv'}: 5 rows") == 1
     assert printed.count("2 processes of 1 thread each") >= 4 and "idle" not in printed
 
 

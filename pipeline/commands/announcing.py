@@ -30,6 +30,8 @@ def kind_of(recipe: Recipe) -> str:
 def announce(session: Session, build: Build, compute: Compute, schedule: dict[str, Any], head_alone: bool = False) -> tuple[int, float]:
     """Print the summary. Return (micro-batch size, expected seconds of training over all epochs).
 
+    The seconds are 0 if the weights are sharded, because then nothing is timed.
+
     `head_alone`: only the head is trained on features computed once, so each image passes the backbone once.
 
     Raises:
@@ -43,6 +45,7 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
     from pipeline.training.means import Means
     from pipeline.training.memory import OPTIMIZER_STATES
     from pipeline.training.optim import epochs_of
+    from pipeline.training.sharding import is_shared_out
 
     args, recipe, output = session.args, session.recipe, session.output
     task, counts = build.task, build.counts
@@ -52,9 +55,9 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
         f"  parameters: {counts.model:,} in the model, {counts.trainable:,} trainable ({counts.trainable / counts.model:.2%}): "
         f"adapter {counts.adapter:,}{saved}, head {counts.head:,}"
     )
-    processes = compute.processes
+    processes, shared_out = compute.processes, is_shared_out(recipe, compute.processes)
     memory = task.account(compute, recipe.optimizer.name)
-    if processes.count > 1 and is_exact(recipe.gradient_sum, counts.trainable):
+    if processes.count > 1 and not shared_out and is_exact(recipe.gradient_sum, counts.trainable):
         memory = replace(memory, gradients=memory.gradients * (processes.count + 2))  # one copy to send and one from each process
     micro_batch_size = recipe.batch_size
     if args.batch_size == "auto":
@@ -74,16 +77,19 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
         print("\n".join(f"  {line}" for line in lines))
     copies = OPTIMIZER_STATES[recipe.optimizer.name] + Means.of(recipe).copies
     disk = check_disk(output, task.model, copies, whole_model_again=not recipe.lora.rank)
-    train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
-    epochs = epochs_of(schedule)
+    sizes = f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
     idle = idle_share(recipe.effective_batch_size, micro_batch_size, processes.count)
     if idle:
         print(f"  {idle:.0%} of the processes' time is idle: the micro-batches of a step are not a multiple of {processes.count}")
+    if shared_out:  # the model is not on the device yet, where it may not fit: nothing is timed
+        print(f"  on {compute.describe()}: each holds 1/{processes.count} of weights, gradients and optimizer state (FSDP2); {sizes}")
+        return micro_batch_size, 0.0
+    train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
+    epochs = epochs_of(schedule)
     train_seconds, predict_seconds = train_seconds / processes.count / (1 - idle), predict_seconds / processes.count
     train_seconds *= relative_cost(epochs, recipe.schedule.image_sizes)
     total = epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
     if head_alone:
         total = (task.num_train + task.num_val) * predict_seconds
-    sizes = f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
     print(f"  on {compute.describe()}: about {human_time(total)}, {sizes}; first batch after {arrived - session.started:.1f} s")
     return micro_batch_size, processes.first_says(epochs * task.num_train * train_seconds)

@@ -72,11 +72,16 @@ def build_task(session: Session, competition: Competition | None = None) -> tupl
 
     from pipeline.tasks.registry import task_module  # imports torch (seconds), so after all other checks
     from pipeline.training.compute import choose_compute
+    from pipeline.training.sharding import check_sharding
 
     if args.dry_run:  # a dry run writes nothing, so it has no cache
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache_gb": 0})})
     compute = choose_compute(recipe.precision)
     build = task_module(recipe.task).build(recipe, competition, resumed_run)
+    if recipe.shard and compute.processes.count == 1:
+        print("  note: shard is for several processes (torchrun); one process holds all weights")
+    elif recipe.shard:
+        check_sharding(build.task.model, compute, args.floor)
     if resumed_run is not None:
         resumed_run.check_rows(build.task.split_rows())
     print("\n".join(f"  {note}" for note in build.notes))

@@ -54,22 +54,27 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     from pipeline.training.optim import build_optimizer, epochs_of, plan_schedule
     from pipeline.training.processes import ALONE, part
     from pipeline.training.record import Recorder
+    from pipeline.training.sharding import Turns, is_shared_out, shard
 
     args, recipe, task = session.args, session.recipe, build.task
     check_floor(session, build)
     schedule = plan_schedule(recipe, task.num_train)
     is_first, count = compute.processes.rank == 0, compute.processes.count
-    optimizer = build_optimizer(task.model.named_parameters(), recipe, build.head)
     features, why = features_once(session, build, compute)
     micro_batch_size, expected_seconds = announce(session, build, compute, schedule, head_alone=features is not None)
     print(f"  {why}\n" if why else "", end="")
     keep = keeping(recipe.checkpoint.keep, task.num_val, recipe.checkpoint.average_last)
     print(f"  {keep.words}: {keep.why}")
-    if features is None:
-        step = choose_step_together(session, build, compute, schedule, micro_batch_size, expected_seconds)
-    else:
+    shared_out = is_shared_out(recipe, compute.processes)
+    if features is not None:
         step = {"attention": "fused", "compiled": False, "features": True}
+    elif shared_out:
+        step = {"attention": "fused", "compiled": False}
+    else:
+        step = choose_step_together(session, build, compute, schedule, micro_batch_size, expected_seconds)
     if args.dry_run:
+        if shared_out:
+            compute = shard(task.model, compute)
         print("\n".join(dry_run(task, compute, micro_batch_size)))
         return 0
 
@@ -92,13 +97,16 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     compute.processes.wait_for_all()  # before the first process writes a state
     if recipe.head.init == "probe" and state is None:
         start_from_probe(build, compute, frozen, micro_batch_size)
+    if shared_out:  # after the first process has saved the weights the run begins with
+        compute = shard(task.model, compute)
+    optimizer = build_optimizer(task.model.named_parameters(), recipe, build.head)
     spent = (time.perf_counter() - probing) / 60
     watches = (
         Watch(baseline, task.best_metric, task.higher_is_better, task.num_val, schedule),
         FloorWatch(task.floor(), task.best_metric, recipe, schedule, keep.last),
     )
     last = fit(
-        HeadTask(task, features) if features else task,
+        HeadTask(task, features) if features else Turns(task, compute.processes) if shared_out else task,
         optimizer,
         schedule,
         compute,

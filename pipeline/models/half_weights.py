@@ -115,12 +115,17 @@ def checkpoint_layers(model: nn.Module, on: bool = True) -> int:
     Only the input of each block is stored for the backward pass, which computes the block again, with the
     same dropout (Chen et al. 2016, arXiv:1604.06174). Results are bit-identical.
     """
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    inner = [block for block in blocks if not any(isinstance(part, GradientCheckpointingLayer) for part in list(block.modules())[1:])]
-    for block in inner:
+    blocks = blocks_of(model)
+    for block in blocks:
         block.gradient_checkpointing = on
         block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-    return len(inner)
+    return len(blocks)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks of `model` that transformers can compute again, the innermost ones."""
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    return [block for block in blocks if not any(isinstance(part, GradientCheckpointingLayer) for part in list(block.modules())[1:])]
 
 
 def cache_frozen_bias(model: nn.Module) -> int:

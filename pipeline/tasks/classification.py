@@ -66,6 +66,7 @@ from pipeline.training.losses import training_loss, training_score
 from pipeline.training.memory import Memory
 from pipeline.training.optim import epochs_of, plan_schedule
 from pipeline.training.resume import PSEUDO, ResumedRun, SplitRow
+from pipeline.training.sharding import is_shared_out, memory_of_a_part
 
 __all__ = ["ClassificationTask", "ImageClassifier", "build", "num_outputs_of", "rebuild"]
 
@@ -145,7 +146,8 @@ class ClassificationTask:
                 self.originals = {
                     name: loaded[name] for name, weight in plain_state_dict(self.model).items() if weight.dtype != loaded[name].dtype
                 }
-        self.model.to(compute.device)
+        if not is_shared_out(self.recipe, compute.processes):  # else it may be larger than the device's memory
+            self.model.to(compute.device)
 
     def attend_by_products(self, on: bool) -> int:
         """Turn attention by batched matrix products in training on or off.
@@ -234,7 +236,7 @@ class ClassificationTask:
         return scores | corrected_score(self.corrections, self.target, self.metric, self.val_rows, values)
 
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:
-        """Return the memory of a training step, computed from shapes only.
+        """Return the memory of a training step in one process, computed from shapes only.
 
         `checkpointed`: activation checkpointing on or off; None: as in the recipe.
         """
@@ -247,7 +249,9 @@ class ClassificationTask:
                 return self.loss_of(logits, torch.as_tensor(label, device=logits.device).expand(len(pixel_values), *np.shape(label)))
 
         pixels = torch.zeros(1, 3, rule.height, rule.width, device=compute.device)
-        return account_step(self.model, loss, pixels, optimizer_name, self.recipe, checkpointed)
+        memory = account_step(self.model, loss, pixels, optimizer_name, self.recipe, checkpointed)
+        shared_out = is_shared_out(self.recipe, compute.processes)
+        return memory_of_a_part(memory, self.model, compute.processes.count) if shared_out else memory
 
     def save(self, output: Path, initial: bool = False) -> None:
         """Write the weights into run folder `output`: the adapter, or the whole model after full

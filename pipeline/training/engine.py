@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ from pipeline.training.position import EpochReport, Position
 from pipeline.training.predict import Task, evaluate
 from pipeline.training.processes import OtherEnded
 from pipeline.training.resume import rows_digest
+from pipeline.training.sharding import part_of, parted_state, whole, whole_in_place, whole_state
 from pipeline.unfinished import resume_command
 
 NONE = Means()
@@ -101,13 +103,14 @@ def fit(
                 loop.save()
                 raise
             except Interrupted:
-                with loop.means.in_place():
+                with loop.in_place():
                     on_stop(position)
                 compute.processes.wait_for_all()
                 raise
             except OtherEnded as error:
-                raise UserError(f"{error}; the last state is saved. Continue with: {resume_command(store.folder.parent)}") from None
-            with loop.means.in_place():
+                go_on = f"; the last state is saved. Continue with: {resume_command(store.folder.parent)}"
+                raise UserError(f"{error}{'' if 'ontinue with: ' in str(error) else go_on}") from None
+            with loop.in_place():
                 on_epoch(report)
             loop.save()
         if prepare is not None and means.soup and not loop.is_prepared:  # resumed after the last epoch
@@ -213,8 +216,9 @@ class _Loop:
             completes, failure, sums = turn[-1].stop == group_end, None, torch.zeros_like(self.sums)
             self.gradients.begin(completes)
             try:
-                if processes.rank < len(turn):
-                    sums = self.pass_micro_batch(next(batches), turn[processes.rank].start, group_end)
+                if processes.rank < len(turn) or processes.shares_out:
+                    own = turn[min(processes.rank, len(turn) - 1)]
+                    sums = self.pass_micro_batch(next(batches), own.start, group_end)
             except Exception as error:
                 failure = error
             now = time.monotonic()
@@ -286,6 +290,8 @@ class _Loop:
             UserError: even one image at a time needs too much memory.
         """
         device = self.compute.device
+        if self.processes.shares_out and self.micro_batch_size > 1:
+            raise UserError(self.smaller_micro_batch()) from None
         if self.micro_batch_size == 1:
             advice = "use --set activation_checkpointing=true, LoRA (--lora-rank 16), a smaller --image-size or a smaller --backbone"
             raise UserError(f"out of memory on {device} with one image at a time; {advice}: {str(error).splitlines()[0]}") from None
@@ -294,6 +300,19 @@ class _Loop:
         if device.type == "cuda":
             torch.cuda.empty_cache()
         tqdm.write(f"out of memory: continuing with {self.micro_batch_size} images at a time; the effective batch size does not change")
+
+    def smaller_micro_batch(self) -> str:
+        """What to do where processes that have shared out the weights cannot go on by themselves."""
+        rows, group = self.micro_batch_size, self.schedule["effective_batch_size"]
+        smaller = max(size for size in range(1, rows // 2 + 1) if group % size == 0)
+        changed = self.go_on_changed("--batch-size", str(smaller), "--accumulation-steps", str(group // smaller))
+        return f"out of memory on {self.compute.device} with {rows} images at a time; the last state is saved. Continue with: {changed}"
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside the block the model has the weights that are validated and saved, the first process all of them."""
+        with self.means.in_place(), whole_in_place(self.task.model, self.processes):
+            yield
 
     def rewind(self) -> None:
         """Go back to the start of the open group and drop its gradients."""
@@ -401,22 +420,23 @@ class _Loop:
         return value > position.best_value if self.task.higher_is_better else value < position.best_value
 
     def save(self) -> None:
-        """Save the state. All processes hold the same one, and the first process writes it."""
+        """Save the state. All processes have the same one, or bring their parts of it, and the first process writes it."""
+        state = self.state()
         if self.processes.rank == 0:
-            self.store.save(self.state(), {name: getattr(self.position, name) for name in ("epoch", "row", "step")})
+            self.store.save(state, {name: getattr(self.position, name) for name in ("epoch", "row", "step")})
         self.last_save = time.monotonic()
 
     def state(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on."""
         position = self.position
         position.group_loss_sum, position.group_score_sum = float(position.group_loss_sum), float(position.group_score_sum)
-        gradients = {name: weight.grad for name, weight in self.trainable.items() if weight.grad is not None}
+        gradients = {name: whole(weight.grad) for name, weight in self.trainable.items() if weight.grad is not None}
         return {
             "position": asdict(position),
             "order": self.order,
-            "weights": {name: weight.detach() for name, weight in self.trainable.items()},
+            "weights": {name: whole(weight.detach()) for name, weight in self.trainable.items()},
             "gradients": gradients,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole_state(self.optimizer),
             "scaler": self.scaler.state_dict(),
             "means": self.means.state(),
             "starts": starts_of(self.task.model),
@@ -434,9 +454,9 @@ class _Loop:
         put_starts(self.task.model, state.get("starts", {}))
         with torch.no_grad():
             for name, weight in self.trainable.items():
-                weight.copy_(state["weights"][name])
+                weight.copy_(part_of(state["weights"][name], weight))
         settings = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(parted_state(state["optimizer"], self.optimizer))
         for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(setting)  # from the recipe, because a change of weight decay may have been accepted
         self.means.restore(state.get("means"))
@@ -447,7 +467,7 @@ class _Loop:
             if not self.gradients.whole and self.processes.rank > 0:
                 return  # each process has its own sum: only the first gets the saved gradients
             for name, gradient in state["gradients"].items():
-                self.trainable[name].grad = gradient.to(self.trainable[name].device)
+                self.trainable[name].grad = part_of(gradient, self.trainable[name]).to(self.trainable[name].device)
             return
         self.position.start_epoch(self.position.epoch)
         self.position.step = self.position.epoch * self.schedule["steps_per_epoch"]

@@ -36,7 +36,7 @@ class GradientSum(Protocol):
 
 def gradient_sum(choice: Literal["auto", "exact", "reduced"], processes: Processes, weights: Sequence[torch.Tensor]) -> GradientSum:
     """Return the sum for a recipe's `gradient_sum`."""
-    if processes.count == 1:
+    if processes.count == 1 or processes.shares_out:
         return Alone()
     return ExactSum(processes, weights) if is_exact(choice, sum(map(torch.Tensor.numel, weights))) else ReducedSum(processes, weights)
 
@@ -47,7 +47,7 @@ def is_exact(choice: Literal["auto", "exact", "reduced"], num_trained: int) -> b
 
 
 class Alone:
-    """One process: the backward pass itself adds up gradients."""
+    """One process, or several with sharded weights: the backward pass itself adds up gradients."""
 
     whole = True
 

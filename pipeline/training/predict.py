@@ -109,7 +109,7 @@ def _fill(
         def read_back(as_many_as: int) -> None:
             while len(computing) > as_many_as:
                 rows, output = computing.popleft()
-                result[rows] = output.float().cpu().numpy()
+                result[rows] = output[: len(rows)].float().cpu().numpy()  # fewer where weights are shared out: a batch of no rows
                 np.add.at(times_filled, rows, 1)
                 bar.update(len(rows))
 

@@ -8,12 +8,13 @@ torchrun starts them and gives them a store of names and texts. It is all they s
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -47,6 +48,7 @@ class Processes:
 
     rank: int = 0
     count: int = 1
+    shares_out: bool = False  # each holds a part of the weights, see `pipeline.training.sharding`: every pass needs all of them
 
     @property
     def share(self) -> tuple[int, int]:
@@ -66,9 +68,13 @@ class Processes:
 
         If one process has a `failure`, all raise it.
 
+        Where weights are shared out, a process that fails in a pass raises at once: the others wait for it in that pass, and see it end.
+
         Raises:
             Exception: `failure`, of this process or of another one.
         """
+        if failure is not None and self.shares_out and not isinstance(failure, LostImage):  # which is found before the pass
+            raise OtherEnded(_why_ended()) if _is_closed(failure) else failure
         if self.count == 1:
             if failure is not None:
                 raise failure
@@ -151,6 +157,14 @@ def together() -> Iterator[None]:
         raise OtherEnded(_why_ended()) from error
 
 
+def share_out(processes: Processes) -> Processes:
+    """`processes` from when on each holds a part of the weights. Their connections stay open as long as a model has such weights."""
+    if not _shared_out:
+        atexit.register(part)  # an end without it may wait for ever
+    _shared_out.append(True)
+    return replace(processes, shares_out=True)
+
+
 def current() -> Processes:
     """Return this process's rank and the number of processes that torchrun started; `ALONE` without
     torchrun.
@@ -196,6 +210,7 @@ def get_in_touch() -> None:
 _done: list[str] = []  # names of the calls of `first_does`
 _met: list[bool] = []  # not empty while the processes are connected
 _parted: list[bool] = []  # one item for each call of `part`
+_shared_out: list[bool] = []  # not empty once weights were sharded
 
 
 def meet(seen: Mapping[str, str]) -> None:
@@ -272,13 +287,18 @@ def _whole_store() -> dist.Store:
     return store
 
 
-def _tell_first(words: str) -> bool:
-    """Store this process's error, and close its connections, which the others notice."""
+def _tell_first(words: str) -> float:
+    """Store this process's error, and close its connections, which the others notice. Return the seconds to wait."""
     with suppress(RuntimeError):
         _store().set(f"failed/{ranks.rank()}", f"{ranks.place()}: {words.removeprefix('error: ')}")
         part()
-        return True
-    return False
+        return 0.0 if _shared_out else ranks.TOLD_SECONDS  # weights that are shared out keep them open until this process ends
+    return ranks.SAME_REASON_SECONDS
+
+
+def _is_closed(error: Exception) -> bool:
+    """Whether `error` is what `torch.distributed` raises where a connection was closed."""
+    return isinstance(error, RuntimeError) and "gloo" in str(error)
 
 
 def _why_ended() -> str:
