@@ -216,7 +216,7 @@ class _Loop:
             completes, failure, sums = turn[-1].stop == group_end, None, torch.zeros_like(self.sums)
             self.gradients.begin(completes)
             try:
-                if processes.rank < len(turn) or processes.shares_out:
+                if processes.rank < len(turn) or processes.shares_out:  # then the batch may have no rows
                     own = turn[min(processes.rank, len(turn) - 1)]
                     sums = self.pass_micro_batch(next(batches), own.start, group_end)
             except Exception as error:
@@ -302,7 +302,7 @@ class _Loop:
         tqdm.write(f"out of memory: continuing with {self.micro_batch_size} images at a time; the effective batch size does not change")
 
     def smaller_micro_batch(self) -> str:
-        """What to do where processes that have shared out the weights cannot go on by themselves."""
+        """Return the error message for processes that share out the weights, which cannot halve it themselves."""
         rows, group = self.micro_batch_size, self.schedule["effective_batch_size"]
         smaller = max(size for size in range(1, rows // 2 + 1) if group % size == 0)
         changed = self.go_on_changed("--batch-size", str(smaller), "--accumulation-steps", str(group // smaller))

@@ -158,7 +158,10 @@ def together() -> Iterator[None]:
 
 
 def share_out(processes: Processes) -> Processes:
-    """`processes` from when on each holds a part of the weights. Their connections stay open as long as a model has such weights."""
+    """Return `processes` that each hold a part of the weights.
+
+    Their connections stay open as long as a model has such weights.
+    """
     if not _shared_out:
         atexit.register(part)  # an end without it may wait for ever
     _shared_out.append(True)
