@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.engines import add_flags
 from pipeline.errors import UserError, run_command
 from pipeline.ranks import is_first
 
@@ -60,13 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="FILE|estimate",
         help="correct for the class shares of the test set: a CSV file (columns class, share), or estimate them from the predictions",
     )
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="number format (default: auto)")
-    parser.add_argument(
-        "--engine",
-        choices=["torch", "openvino"],
-        default="torch",
-        help="openvino: faster on CPUs, equal up to rounding (python -m pip install openvino)",
-    )
+    add_flags(parser)
     return parser.parse_args(argv)
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline.competition.rows import Row, images_digest
+from pipeline.engines import TORCH
 from pipeline.errors import UserError
 from pipeline.files import sha256, write_json
 from pipeline.predictions import Predictions
@@ -31,7 +32,7 @@ class Kept:
     differ in their last digits.
     """
 
-    def __init__(self, rows: Sequence[Row], precision: str, batch_size: int, views: Sequence[str] = (), engine: str = "torch") -> None:
+    def __init__(self, rows: Sequence[Row], precision: str, batch_size: int, views: Sequence[str] = (), engine: str = TORCH) -> None:
         self.images, self.precision, self.batch_size, self.views = images_digest(rows), precision, batch_size, list(views)
         self.engine = engine
         self.stem = "-".join([STEM, *views])
@@ -68,7 +69,7 @@ class Kept:
 
     def _by(self) -> dict[str, str]:
         """Return name and version of the engine, if it is not torch."""
-        if self.engine == "torch":
+        if self.engine == TORCH:
             return {}
         from pipeline.models.openvino_model import openvino_version
 

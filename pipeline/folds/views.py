@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.competition.rows import Competition, Row
+from pipeline.engines import TORCH
 from pipeline.errors import UserError
 from pipeline.folds.assembly import read_held
 from pipeline.folds.team import Team
@@ -116,7 +117,7 @@ def predict_views(
     precision: str,
     views: Sequence[str],
     given: Sequence[Row] | None = None,
-    engine: str = "torch",
+    engine: str = TORCH,
 ) -> tuple[Predictions, list[Path]]:
     """Predict the test ids (or the rows `given`), averaged over views.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.competition.facts import CompetitionFacts
+from pipeline.engines import TORCH
 from pipeline.errors import UserError, raise_all
 from pipeline.files import human_size, read_json, set_aside, sha256, write_json
 from pipeline.folds.decisions import read_decision
@@ -46,13 +47,13 @@ class Options:
     views: tuple[str, ...] = ()
     prior: str | None = None
     decision: str = "auto"
-    engine: str = "torch"
+    engine: str = TORCH
 
     def flags(self) -> list[str]:
         """Return these options as flags of inference.py."""
         flags = ["--tta", ",".join(self.views)] if self.views else []
         flags += ["--prior", self.prior if self.prior == ESTIMATE else str(Path(self.prior).resolve())] if self.prior else []
-        engine = [] if self.engine == "torch" else ["--engine", self.engine]
+        engine = [] if self.engine == TORCH else ["--engine", self.engine]
         return [*flags, "--decision", self.decision, *engine]
 
 

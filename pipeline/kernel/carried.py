@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.competition.facts import CompetitionFacts
+from pipeline.engines import TORCH
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json, sha256
 from pipeline.folds.prior import ESTIMATE
@@ -22,7 +23,7 @@ MEMBERS = "members"
 class Carried:
     """The content of the bundle in `folder`.
 
-    `prior`: a file, `estimate` or None; `decision`: auto or off; `engine`: torch or openvino.
+    `prior`: a file, `estimate` or None; `decision`: auto or off; `engine`: one of `pipeline.engines`.
     """
 
     folder: Path
@@ -31,7 +32,7 @@ class Carried:
     views: tuple[str, ...]
     prior: str | None
     decision: str
-    engine: str = "torch"
+    engine: str = TORCH
 
 
 def check_bundle(bundle: Path) -> dict:
@@ -83,7 +84,7 @@ def open_bundle(bundle: Path) -> Carried:
         tuple(manifest["views"]),
         prior,
         manifest["decision"],
-        manifest.get("engine", "torch"),
+        manifest.get("engine", TORCH),
     )
 
 

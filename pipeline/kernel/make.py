@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipeline.competition.facts import read_facts
 from pipeline.competition.rows import Competition
+from pipeline.engines import ON_CPU, add_flags
 from pipeline.errors import UserError, run_command
 from pipeline.fetch.containers import read_converted
 from pipeline.files import sha256, write_json, write_text
@@ -114,10 +115,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tta", metavar="VIEWS|auto", help="average views of each image, as inference.py does: flip, crops, scale")
     parser.add_argument("--prior", metavar="FILE|estimate", help="class shares of the test set: from a file, or estimated on Kaggle")
     parser.add_argument("--decision", choices=DECISIONS, default="auto", help="as for inference.py (default: auto)")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="number format (default: auto)")
-    parser.add_argument(
-        "--engine", choices=["torch", "openvino"], default="torch", help="openvino: for competitions without a GPU; ships its package"
-    )
+    add_flags(parser)  # the package of an engine is shipped
     parser.add_argument(
         "--accelerator", choices=ACCELERATORS, help="hardware (default: NvidiaTeslaT4, which means two T4; none for --engine openvino)"
     )
@@ -136,7 +134,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--poll-seconds", type=float, default=20.0, metavar="N", help="between two status requests (default: %(default)g)")
     args = parser.parse_args(argv)
     args.model = args.model or [Path("finetuned_model")]
-    by_openvino = args.engine == "openvino"
+    by_openvino = args.engine in ON_CPU
     args.accelerator = args.accelerator or ("none" if by_openvino else "NvidiaTeslaT4")
     if by_openvino and not any(wheel.startswith("openvino") for wheel in args.wheels):
         args.wheels = [*args.wheels, *OPENVINO_WHEELS]

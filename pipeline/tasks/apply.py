@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.engines import ON_CPU, TORCH
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,12 +61,12 @@ def predict(
     precision: str,
     wrap: Wrap | None = None,
     given: Sequence[Row] | None = None,
-    engine: str = "torch",
+    engine: str = TORCH,
 ) -> tuple[Predictions, list[Path]]:
     """Predict the test ids in the order of the submission form (or the rows `given`).
 
     Returns also the images that could not be decoded. `wrap` replaces the model's logits function, for
-    example by a mean over views. `engine`: torch or openvino.
+    example by a mean over views. `engine`: one of `pipeline.engines`.
 
     Raises:
         UserError: the model cannot be rebuilt, or no test image can be decoded.
@@ -112,7 +113,7 @@ def compute_rows(
     go_on: Callable[[int], bool] = lambda _: True,
     wrap: Wrap | None = None,
     share: tuple[int, int] | None = None,
-    engine: str = "torch",
+    engine: str = TORCH,
 ) -> Computed:
     """Return the logits of `rows`, computed on the best available device.
 
@@ -166,10 +167,10 @@ def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
     from pipeline.models.half_weights import use_half_weights
     from pipeline.tasks.registry import task_module
 
-    if compute.engine == "openvino" and run.task != "classification":
-        raise UserError(f"--engine openvino is for images, but {run.path} answers questions: leave --engine out")
+    if compute.engine in ON_CPU and run.task != "classification":
+        raise UserError(f"--engine {compute.engine} is for images, but {run.path} answers questions: leave --engine out")
     predictor: Predictor = task_module(run.task).rebuild(run, num_outputs)
-    if compute.engine == "openvino":
+    if compute.engine in ON_CPU:
         from pipeline.models.openvino_model import to_openvino
 
         size = predictor.rule.height, predictor.rule.width

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pipeline import ranks
+from pipeline.engines import ON_CPU, TORCH
 from pipeline.errors import UserError
 from pipeline.training.processes import ALONE, Processes, card, current
 
@@ -22,7 +23,7 @@ class Compute:
     device: torch.device
     precision: str  # fp32 | bf16 | fp16
     processes: Processes = ALONE
-    engine: str = "torch"  # or openvino, in prediction: see `pipeline.models.openvino_model`
+    engine: str = TORCH  # or another of `pipeline.engines`, in prediction: see `pipeline.models.openvino_model`
 
     @property
     def half(self) -> torch.dtype | None:
@@ -43,7 +44,7 @@ class Compute:
 
     def describe(self) -> str:
         """Return device and precision as text, such as `CPU, fp32`, with a warning if bf16 is slow here."""
-        by = "" if self.engine == "torch" else f" by {self.engine}"
+        by = "" if self.engine == TORCH else f" by {self.engine}"
         words = f"{self.device_name()}, {self.precision}{by}{self.processes.describe()}"
         if self.precision != "bf16" or self.device.type == "mps" or computes_bf16(self.device):
             return words
@@ -61,7 +62,7 @@ def computes_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def choose_compute(precision: str, engine: str = "torch") -> Compute:
+def choose_compute(precision: str, engine: str = TORCH) -> Compute:
     """Return the best available device, with `precision`.
 
     auto: bf16 if the hardware computes in it, else fp16 on CUDA and fp32 elsewhere. The engine openvino uses
@@ -71,7 +72,7 @@ def choose_compute(precision: str, engine: str = "torch") -> Compute:
         UserError: fp16 without a CUDA device, or fewer GPUs than processes.
     """
     kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    kind = "cpu" if engine == "openvino" else kind
+    kind = "cpu" if engine in ON_CPU else kind
     device = torch.device(kind)
     if ranks.world_size() > 1 and kind == "cuda":
         device = torch.device(kind, card())
