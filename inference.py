@@ -3,8 +3,9 @@
 python inference.py                                           # finetuned_model/ + data/ -> predictions.csv
 python inference.py --model finetuned_model/digits --data data/digits --output data/digits/predictions.csv
 python inference.py --model runs/folds                        # the mean of its models
-python inference.py --model runs/a runs/b runs/folds          # the mean of several runs, also of different backbones
-torchrun --standalone --nproc-per-node 2 inference.py --model runs/a    # images divided between two GPUs, same result
+python inference.py --model runs/a runs/b runs/folds  # the mean of several runs, also of different backbones
+# images divided between two GPUs, same result
+torchrun --standalone --nproc-per-node 2 inference.py --model runs/a
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def main(argv: list[str] | None = None) -> int:
     team = gather([Path(model) for model in args.model])
     check_prior(team, args.prior)
     competition = read_for(team.first, Path(args.data))
-    compared = check_belongs(team.first.target, competition, team.first.path)  # all models have the same labels
+    # All models have the same labels
+    compared = check_belongs(team.first.target, competition, team.first.path)
     notes = [*(leaf.run.unfinished for leaf in team.leaves if leaf.run.unfinished), *competition.notes]
     print("\n".join([team.describe(), *(f"  {note}" for note in notes)]))
     meet_over(team, competition)

@@ -2,7 +2,7 @@
 
 All problems are reported at once, each unknown key with the nearest valid one.
 
-python -m pipeline.config                       # every key: value in the default recipe, meaning, allowed values
+python -m pipeline.config  # every key: value in the default recipe, meaning, allowed values
 python -m pipeline.config vit-tiny-imagewoof    # the same for another recipe or a .yaml file
 """
 

@@ -2,9 +2,10 @@
 
 python -m pipeline.demo                   # make demo: train, predict, check, score, page (writes only to
                                           # data/digits and finetuned_model/digits)
-python -m pipeline.demo --rebuild-base    # make demo-base: pretrain the tiny base from random weights, on rendered
+# make demo-base: pretrain the tiny base from random weights, on rendered
+python -m pipeline.demo --rebuild-base
                                           # letters and digits
-python -m pipeline.demo --pack            # make the release zip from the demo's run, and name it in release.yaml
+python -m pipeline.demo --pack  # make the release zip from the demo's run, and name it in release.yaml
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 # Written last into the folder: how it was made. Hidden, and without a suffix that competition readers look
 # for.
 MARKER = ".made_by_demo"
-IMAGE_PX, COARSE_PX = 32, 8  # scikit-learn's digits are 8 x 8 counts of ink in a 32 x 32 bitmap; they are enlarged to 32 x 32
+# scikit-learn's digits are 8 x 8 counts of ink in a 32 x 32 bitmap; they are enlarged to 32 x 32
+IMAGE_PX, COARSE_PX = 32, 8
 
 NUM_TEST_DIGITS = 360
 GLYPHS_PER_CLASS = 500
@@ -166,7 +167,8 @@ def draw(fields: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     # Squeezing a glyph makes its depth steeper across the squeezed strokes. Dividing by the slope keeps all
     # strokes equally thick.
     slope = np.hypot(*np.gradient(depth, axis=(1, 2)))
-    stroke = np.array([2 * np.median(field[field > 0]) for field in fields]) / per_px  # about half a stroke's width
+    # About half a stroke's width
+    stroke = np.array([2 * np.median(field[field > 0]) for field in fields]) / per_px
     thicker = np.maximum(rng.uniform(1.8, 4.2, num) - stroke, -0.2 * stroke)
     softness = rng.uniform(0.8, 2.0, num)
     ink = (depth / np.clip(slope, 0.7, 2.0) + thicker[:, None, None]) / softness[:, None, None] + 0.5

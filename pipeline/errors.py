@@ -68,7 +68,8 @@ def _run(main: Callable[[], int | None], by_several: bool) -> int:
         return code
     except UserError as error:
         return _end(f"error: {error}", EXIT_USER)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has ended; what was not printed was not done
+    # The reader of our output, such as `head`, has ended; what was not printed was not done
+    except BrokenPipeError:
         return EXIT_INTERRUPTED
     except Interrupted as interruption:
         return _end(str(interruption), EXIT_INTERRUPTED)
@@ -142,8 +143,10 @@ _REFUSALS = {
     "ENOTDIR": "there is a file where a folder is needed; use another place",
     "EISDIR": "there is a folder where a file is needed; use another place",
 }
-_NUMBERS = {getattr(errno, name): text for name, text in _REFUSALS.items() if hasattr(errno, name)}  # Windows lacks some
-_NO_FILE_CAME = re.compile(r"received \d+ items of ancdata")  # a tensor from a loader process did not arrive: too many open files
+# Windows lacks some
+_NUMBERS = {getattr(errno, name): text for name, text in _REFUSALS.items() if hasattr(errno, name)}
+# A tensor from a loader process did not arrive: too many open files
+_NO_FILE_CAME = re.compile(r"received \d+ items of ancdata")
 _PATH = re.compile(r"\[Errno \d+\] .*: '(.*)'$", re.MULTILINE)
 _LOADER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal)")
 

@@ -67,7 +67,8 @@ def replaceable(path: Path) -> Path:
     path = Path(path)
     real = Path(os.path.realpath(path)) if path.is_symlink() else path
     try:
-        found = path.stat() if path.exists() else real.lstat()  # /dev/stdout may point to `pipe:[123]`, which is not a path
+        # /dev/stdout may point to `pipe:[123]`, which is not a path
+        found = path.stat() if path.exists() else real.lstat()
         mode = found.st_mode
     except (FileNotFoundError, NotADirectoryError):
         return real
@@ -122,7 +123,8 @@ def sweep(folder: Path) -> None:
         for name in folders:
             if name.startswith(PART_DIR):
                 shutil.rmtree(Path(place) / name, ignore_errors=True)
-        folders[:] = [name for name in folders if not name.startswith(".")]  # such as downloads, which may be resumed
+        # Such as downloads, which may be resumed
+        folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if name.startswith(".") and name.endswith(".part"):
                 (Path(place) / name).unlink(missing_ok=True)
@@ -224,7 +226,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):  # splitlines() would also split a text at U+2028
+    # splitlines() would also split a text at U+2028
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         try:
             if line.strip():
                 rows.append(json.loads(line))
@@ -247,7 +250,8 @@ def read_array(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
         with open(path, "rb") as file:
             if file.read(6) != b"\x93NUMPY":
                 raise ValueError("not an .npy file")
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)  # memory-mapped: a damaged header may state more than fits into memory
+        # memory-mapped: a damaged header may state more than fits into memory
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
         fits = stored.ndim == 2 and stored.dtype.kind == "f" and shape in (None, stored.shape)
         values = np.array(stored, dtype=np.float32) if fits else None
     except FileNotFoundError:

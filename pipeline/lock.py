@@ -31,7 +31,8 @@ except ImportError:  # Windows
 
 LOCK_FILE = ".lock"  # in a locked folder
 TOUCH_SECONDS, SILENT_SECONDS = 20.0, 600.0
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # some network and user-space file systems
+# Some network and user-space file systems
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _FAR = 1 << 30  # position of the locked byte on Windows, which also blocks reading: far behind the text
 
 
@@ -81,7 +82,8 @@ def holding_file(path: Path, busy: str, how_else: str = "", wait: Callable[[], N
     finally:
         over.set()
         touching.join()
-        with suppress(OSError):  # Windows cannot delete open files; a file that stays is recognised as abandoned
+        # Windows cannot delete open files; a file that stays is recognised as abandoned
+        with suppress(OSError):
             path.unlink()
         os.close(handle)
 
@@ -118,7 +120,8 @@ def _try_lock(handle: int) -> bool | None:
     """
     try:
         if fcntl is not None:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf, not flock: loader processes must not inherit it
+            # lockf, not flock: loader processes must not inherit it
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
             os.lseek(handle, _FAR, os.SEEK_SET)
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ID_COLUMN = "id"
-TEXT = {"dtype": str, "keep_default_na": False}  # options for pandas: the id 0012 and a class called NA stay unchanged
+# Options for pandas: the id 0012 and a class called NA stay unchanged
+TEXT = {"dtype": str, "keep_default_na": False}
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
+# Set by torchrun
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SAME_REASON_SECONDS = 20.0  # time for the first process to fail for the same reason
 TOLD_SECONDS = 600.0  # time for the first process to print the error that was sent to it
 AFTER_FIRST_SECONDS = 2.0  # time for the first process to print a line after an interruption
 
-# Sends this process's error to the first. Returns seconds to wait; 0: the error is printed. None: not connected.
+# Sends this process's error to the first. Returns seconds to wait; 0: the error is printed. None: not
+# connected.
 tell_first: Callable[[str], float] | None = None
 
 

@@ -179,7 +179,8 @@ class Head(Section):
 
     `concat` joins both vectors; without an activation this is one linear map. `product` multiplies their
     projections element by element: low-rank bilinear pooling (Kim et al. 2016, arXiv:1610.04325, with tanh).
-    `cross_attention`: the question attends to the image's tokens, see `pipeline.models.fusion.CrossAttention`.
+    `cross_attention`: the question attends to the image's tokens, see
+    `pipeline.models.fusion.CrossAttention`.
     """
 
     fusion: Literal["concat", "product", "cross_attention"] = Field(

@@ -69,7 +69,8 @@ class Run:
     class_names: tuple[str, ...] | None  # None when a legacy release has only LABEL_0..N
     record: RunRecord | None  # None for a legacy release
     text_dir: Path | None = None  # folder of the text backbone with its tokenizer, if there is one
-    unfinished: str | None = None  # which weights these are, as text, for an interrupted run or for one epoch of a run
+    # Which weights these are, as text, for an interrupted run or for one epoch of a run
+    unfinished: str | None = None
 
     @property
     def name(self) -> str:

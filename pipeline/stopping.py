@@ -37,7 +37,8 @@ def stop_requests(request: Callable[[str, bool], None]) -> Iterator[None]:
     except ValueError:  # not the main thread, which alone receives signals
         before = {}
     streams = sys.stdout, sys.stderr
-    watched = [stream and _Watched(stream, lambda: request(GONE, False)) for stream in streams]  # None: already closed
+    # None: already closed
+    watched = [stream and _Watched(stream, lambda: request(GONE, False)) for stream in streams]
     sys.stdout, sys.stderr = watched
     try:
         yield
@@ -92,7 +93,8 @@ class _Watched:
         try:
             yield
         except OSError as error:
-            if not isinstance(error, BrokenPipeError) and error.errno != errno.EIO:  # EIO: the terminal was closed
+            # EIO: the terminal was closed
+            if not isinstance(error, BrokenPipeError) and error.errno != errno.EIO:
                 raise
             silence(self._stream)
             if not self._is_gone:

@@ -1,4 +1,6 @@
-"""A headless Chromium, spoken to in its DevTools protocol over two pipes: JSON messages that each end with a zero byte."""
+"""A headless Chromium, spoken to in its DevTools protocol over two pipes: JSON messages that each end with a
+zero byte.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,11 @@ FLAGS = (
 
 
 class Browser:
-    """One page in a Chromium of its own. `requests` and `complaints` hold the addresses asked for and what the console said since `open`.
+    """One page in a Chromium of its own. `requests` and `complaints` hold the addresses asked for and what
+    the console said since `open`.
 
-    Chromium reads commands from file descriptor 3 and answers on 4 (`--remote-debugging-pipe`); methods are named in
-    https://chromedevtools.github.io/devtools-protocol/.
+    Chromium reads commands from file descriptor 3 and answers on 4 (`--remote-debugging-pipe`); methods are
+    named in https://chromedevtools.github.io/devtools-protocol/.
     """
 
     def __init__(self, profile: Path, timeout_s: float = 60.0) -> None:
@@ -79,7 +82,9 @@ class Browser:
             time.sleep(0.02)
 
     def run(self, expression: str) -> Any:
-        """The value of a JavaScript expression (a promise is waited for) in the page, whatever policy the page has."""
+        """The value of a JavaScript expression (a promise is waited for) in the page, whatever policy the
+        page has.
+        """
         reply = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in reply:
             raise RuntimeError(reply["exceptionDetails"])

@@ -1,6 +1,8 @@
-"""Small competitions of every kind, as they lie on disk: images whose colour tells the class, tables, JSON, a sample submission.
+"""Small competitions of every kind, as they lie on disk: images whose colour tells the class, tables, JSON, a
+sample submission.
 
-Each function writes one into a folder and returns what a grader would hold. Tests of reading use them, and tests from `make data` to a grade.
+Each function writes one into a folder and returns what a grader would hold. Tests of reading use them, and
+tests from `make data` to a grade.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ SIZE = 24
 
 @dataclass(frozen=True)
 class Made:
-    """A competition in `root`. `answers`: row id of the sample -> its true cells; `flags`: what the competition's page says, for train.py."""
+    """A competition in `root`. `answers`: row id of the sample -> its true cells; `flags`: what the
+    competition's page says, for train.py.
+    """
 
     root: Path
     columns: tuple[str, ...]  # of the sample submission, the id first
@@ -76,7 +80,9 @@ def label_table(root: Path, train: int = 24, test: int = 9) -> Made:
 
 
 def coco_json(root: Path, train: int = 24, test: int = 8) -> Made:
-    """Labels only in COCO-like JSON; category numbers are asked for; flat train/ and test/; detections in another JSON."""
+    """Labels only in COCO-like JSON; category numbers are asked for; flat train/ and test/; detections in
+    another JSON.
+    """
     categories = [{"id": number, "name": f"animal {number}"} for number in (0, 2, 24, 96)]
     images, marks, answers, test_images = [], [], {}, []
     for number, kind in enumerate(_kinds(train, 4)):
@@ -96,7 +102,9 @@ def coco_json(root: Path, train: int = 24, test: int = 8) -> Made:
 
 
 def shards_and_json(root: Path, train: int = 24, test: int = 8) -> Made:
-    """All below one folder; images in shard folders; labels and the names of test images in metadata.json of each part."""
+    """All below one folder; images in shard folders; labels and the names of test images in metadata.json of
+    each part.
+    """
     numbers, images, marks, test_images, answers = (0, 3, 105, 212), [], [], [], {}
     for number, kind in enumerate(_kinds(train, 4)):
         category = numbers[kind]
@@ -131,7 +139,9 @@ def names_tell(root: Path, train: int = 24, test: int = 8) -> Made:
 
 
 def several_roots(root: Path, train: int = 24, test: int = 8) -> Made:
-    """Folders Cover, JMiPOD, UERD beside Test/ hold the same file names; one probability, of anything hidden."""
+    """Folders Cover, JMiPOD, UERD beside Test/ hold the same file names; one probability, of anything
+    hidden.
+    """
     folders = ("Cover", "JMiPOD", "UERD")
     for number in range(train // 3):
         for kind, name in enumerate(folders):
@@ -145,7 +155,9 @@ def several_roots(root: Path, train: int = 24, test: int = 8) -> Made:
 
 
 def nested_root(root: Path, train: int = 24, test: int = 9) -> Made:
-    """Class folders below imgs/train, a table one level higher that names the driver; a probability a class."""
+    """Class folders below imgs/train, a table one level higher that names the driver; a probability a
+    class.
+    """
     rows, answers = [], {}
     for number, kind in enumerate(_kinds(train, 3)):
         image(root / f"imgs/train/c{kind}/img_{number}.jpg", kind, 3)
@@ -172,7 +184,9 @@ def one_hot(root: Path, train: int = 24, test: int = 9) -> Made:
 
 
 def views_by_table(root: Path, patients: int = 8, test: int = 4) -> Made:
-    """Two views of each side of a patient; prediction ids lead to images through test.csv; train.csv has other 0/1 columns."""
+    """Two views of each side of a patient; prediction ids lead to images through test.csv; train.csv has
+    other 0/1 columns.
+    """
     rows, test_rows, answers = [], [], {}
     for patient in range(100, 100 + patients + test):
         for side in "LR":
@@ -248,7 +262,9 @@ def _sets(count: int) -> list[list[int]]:
 
 
 def tags(root: Path, train: int = 32, test: int = 10) -> Made:
-    """Tags in one cell; train_v2.csv, sample_submission_v2.csv; two test folders that the sample needs both."""
+    """Tags in one cell; train_v2.csv, sample_submission_v2.csv; two test folders that the sample needs
+    both.
+    """
     names, rows, answers = ("clear", "haze", "road", "water"), [], {}
     for number, kinds in enumerate(_sets(train)):
         image(root / f"train-jpg/train_{number}.jpg", kinds, 4)
@@ -263,7 +279,9 @@ def tags(root: Path, train: int = 32, test: int = 10) -> Made:
 
 
 def label_columns(root: Path, train: int = 32, test: int = 10) -> Made:
-    """Labels in 0/1 columns of which the sample asks for some; ids with dots; another table marks single images."""
+    """Labels in 0/1 columns of which the sample asks for some; ids with dots; another table marks single
+    images.
+    """
     names, rows, answers = ("ETT - Normal", "NGT - Normal", "CVC - Normal", "Swan Present"), [], {}
     for number, kinds in enumerate(_sets(train + test)):
         part, study = ("train" if number < train else "test"), f"1.2.826.0.{10000 + number}"
@@ -279,7 +297,9 @@ def label_columns(root: Path, train: int = 32, test: int = 10) -> Made:
 
 
 def long_rows(root: Path, train: int = 16, test: int = 5, with_table: bool = True) -> Made:
-    """Three slices a study in a folder of its own; labels wide in train.csv, rows <study>_<label> in the sample."""
+    """Three slices a study in a folder of its own; labels wide in train.csv, rows <study>_<label> in the
+    sample.
+    """
     names, rows, answers, test_rows = ("patient_overall", "C1", "C2", "C3"), [], {}, []
     studies = [f"1.2.826.{1000 + number}" for number in range(train + test)]
     marks = {study: [int(kind in kinds) for kind in range(4)] for study, kinds in zip(studies, _sets(train + test), strict=True)}
@@ -300,7 +320,9 @@ def long_rows(root: Path, train: int = 16, test: int = 5, with_table: bool = Tru
 
 
 def channels(root: Path, train: int = 16, test: int = 6) -> Made:
-    """Each id is three files, one a channel; several numbers in a cell under `Target`, asked for as `Predicted`."""
+    """Each id is three files, one a channel; several numbers in a cell under `Target`, asked for as
+    `Predicted`.
+    """
     rows, answers = [], {}
     for number, kinds in enumerate(_sets(train + test)):
         part, name = ("train" if number < train else "test"), f"bbba-{number:03d}"

@@ -27,7 +27,9 @@ def picture(path: Path, colour: tuple[int, int, int], seed: int, size: tuple[int
 
 
 def make_competition(root: Path, per_class: int = 8, test: int = 5, sample: bool = True) -> Path:
-    """train/<colour>/*.png, test/*.png, sample_submission.csv and the held-back solution.csv (beside the folder)."""
+    """train/<colour>/*.png, test/*.png, sample_submission.csv and the held-back solution.csv (beside the
+    folder).
+    """
     for number, (name, colour) in enumerate(COLOURS.items()):
         for index in range(per_class):
             picture(root / "train" / name / f"{name}_{index}.png", colour, 1000 * number + index)
@@ -76,7 +78,9 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
-    """A folder with a competition in data/ and a LoRA run of one epoch on it in run/. Many tests read it: whoever writes takes a copy."""
+    """A folder with a competition in data/ and a LoRA run of one epoch on it in run/. Many tests read it:
+    whoever writes takes a copy.
+    """
     import train
 
     root = tmp_path_factory.mktemp("finished")

@@ -1,4 +1,6 @@
-"""The part of Kaggle's API that code competitions need: datasets, kernels that run, submissions of a kernel's version."""
+"""The part of Kaggle's API that code competitions need: datasets, kernels that run, submissions of a kernel's
+version.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,10 @@ COMPLETE: Step = {"status": "COMPLETE"}
 
 
 class CodeServer(KaggleServer):
-    """What Kaggle knows: `datasets` and `kernels` by owner/slug, each a list of its versions. What happens to a run: `runs`, a list of steps
-    for each version pushed, one step a look; the last one stays. `logs`, `outputs`: of each version."""
+    """What Kaggle knows: `datasets` and `kernels` by owner/slug, each a list of its versions. What happens to
+    a run: `runs`, a list of steps for each version pushed, one step a look; the last one stays. `logs`,
+    `outputs`: of each version.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -22,7 +22,9 @@ Answer = tuple[int, dict[str, Any], dict[str, str]]
 
 
 class KaggleServer(ThreadingHTTPServer):
-    """What Kaggle knows (`submissions`, newest first; `archive`), what it shall answer, and what it was asked (`calls`, `uploads`)."""
+    """What Kaggle knows (`submissions`, newest first; `archive`), what it shall answer, and what it was asked
+    (`calls`, `uploads`).
+    """
 
     daemon_threads = True
 
@@ -30,7 +32,8 @@ class KaggleServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.submissions: list[dict[str, Any]] = []
         self.archive: bytes | None = None
-        # What happens to a new submission, one step for every list taken after it was sent; None = not listed yet.
+        # What happens to a new submission, one step for every list taken after it was sent; None = not listed
+        # yet.
         self.scoring: list[dict[str, Any] | None] = [{"status": "COMPLETE", "publicScore": "0.5"}]
         self.refusals: dict[str, Answer] = {}
         self.calls: list[tuple[str, dict[str, Any]]] = []

@@ -2,7 +2,8 @@
 
 python tests/killed.py DATA BACKBONE OUTPUT FIRST COUNT
 
-The libraries are imported once and every run is a fork of this process, so a kill hits training and not seconds of start-up.
+The libraries are imported once and every run is a fork of this process, so a kill hits training and not
+seconds of start-up.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from pipeline.training import compute, engine, record  # noqa: E402, F401
 
 FLAGS = ["--epochs", "3", "--batch-size", "2", "--accumulation-steps", "3", "--lr", "0.01", "--precision", "fp32"]
 FLAGS += ["--set", "data.val_fraction=0.25", "--set", "augmentation.noise=0.05", "--set", "data.workers=2"]
-FLAGS += ["--set", "checkpoint.every_minutes=0.00001"]  # a state after every micro-batch: most moments are inside a write
+# A state after every micro-batch: most moments are inside a write
+FLAGS += ["--set", "checkpoint.every_minutes=0.00001"]
 MOMENTS = ("any time", "micro-batch", "half a state", "before a rename", "after a rename", "validation", "after the end")
 
 
@@ -42,7 +44,8 @@ def arm(moment: str, draw: random.Random, seconds: float) -> None:
     """Let this process be killed at `moment`; an undisturbed run takes `seconds`."""
     if moment == "any time":
         signal.setitimer(signal.ITIMER_REAL, draw.uniform(0.001, seconds))
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process as SIGKILL does: at once, nothing runs after it
+        # Ends the process as SIGKILL does: at once, nothing runs after it
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
     elif moment == "micro-batch":
         at_call(compute.Compute, "move", draw.randrange(35), before=True)
     elif moment == "half a state":

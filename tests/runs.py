@@ -1,4 +1,6 @@
-"""Run folders as training leaves them, written here without any model, and what a browser would read in a page."""
+"""Run folders as training leaves them, written here without any model, and what a browser would read in a
+page.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def make_run(
     best: int | None = None,
     paths: list[str] = (),
 ) -> Path:
-    """A finished run of `epochs` epochs. Of each class the first validation image is mistaken for the next class, with rising confidence."""
+    """A finished run of `epochs` epochs. Of each class the first validation image is mistaken for the next
+    class, with rising confidence.
+    """
     run_dir.mkdir(parents=True)
     best = best or epochs
     schedule = {"name": "linear", "lr": 5e-5, "end_lr": 0.0, "warmup_steps": 2, "total_steps": PER_EPOCH * epochs}

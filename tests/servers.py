@@ -15,7 +15,9 @@ import requests
 
 @dataclass
 class Reply:
-    """One answer. `cut_at`: the connection ends after that many bytes of the body; `ranges`: whether Range is honoured."""
+    """One answer. `cut_at`: the connection ends after that many bytes of the body; `ranges`: whether Range is
+    honoured.
+    """
 
     body: bytes = b""
     status: int = 200
@@ -25,7 +27,9 @@ class Reply:
 
 
 class Server:
-    """`replies[path]` are given in order, the last one again and again; `seen` holds each request's path with query, and headers."""
+    """`replies[path]` are given in order, the last one again and again; `seen` holds each request's path with
+    query, and headers.
+    """
 
     def __init__(self, port: int):
         self.url = f"http://127.0.0.1:{port}"
@@ -77,7 +81,9 @@ def serving() -> Iterator[Server]:
 
 
 def play_drive(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send what the real gdown asks of Google Drive to `server` (paths /uc and /download), and nothing else anywhere else."""
+    """Send what the real gdown asks of Google Drive to `server` (paths /uc and /download), and nothing else
+    anywhere else.
+    """
     send = requests.adapters.HTTPAdapter.send
 
     def redirected(self, request, **options):

@@ -1,8 +1,12 @@
-"""What torchrun starts in tests: commands one after the other in the same processes, so that libraries are imported once.
+"""What torchrun starts in tests: commands one after the other in the same processes, so that libraries are
+imported once.
 
-python -m torch.distributed.run --standalone --nproc-per-node 2 tests/several.py '[["train", "--data", ...], ["inference", ...]]' [FAULT]
+python -m torch.distributed.run --standalone --nproc-per-node 2 tests/several.py COMMANDS [FAULT]
 
-A word that is a list is for each process its own. FAULT is `kind:rank:call`: what happens in that process at that call of the task's loss.
+COMMANDS is JSON, such as '[["train", "--data", ...], ["inference", ...]]'.
+
+A word that is a list is for each process its own. FAULT is `kind:rank:call`: what happens in that process at
+that call of the task's loss.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Strike commands at random moments (a kill, a failing or full disk, too many open files), run them again, compare with an undisturbed one.
+"""Strike commands at random moments (a kill, a failing or full disk, too many open files), run them again,
+compare with an undisturbed one.
 
 python tests/struck.py SCENE FIRST COUNT FOLDER
 
-SCENE is a name of `SCENES`, or `all`. One line of JSON for each try. A command that is struck ends killed, done, or with one message;
-the same command again (training: with --resume) ends with what it would have given, and nothing of the user's is changed.
+SCENE is a name of `SCENES`, or `all`. One line of JSON for each try. A command that is struck ends killed,
+done, or with one message; the same command again (training: with --resume) ends with what it would have
+given, and nothing of the user's is changed.
 """
 
 from __future__ import annotations
@@ -91,7 +93,9 @@ def _places() -> list[tuple[object, str]]:
 
 @contextmanager
 def strike(kind: str, touches: int, seconds: float, draw: random.Random) -> Iterator[None]:
-    """`kind` comes once, at a random one of the `touches` that an undisturbed command makes, or within its `seconds`."""
+    """`kind` comes once, at a random one of the `touches` that an undisturbed command makes, or within its
+    `seconds`.
+    """
     chosen = draw.randrange(max(touches, 1))
 
     def work(number: int, touch: Callable[[], object]) -> object:
@@ -118,7 +122,9 @@ def strike(kind: str, touches: int, seconds: float, draw: random.Random) -> Iter
 
 
 def in_a_fork(work: Callable[[], int]) -> tuple[int, str]:
-    """The wait status of a fork that runs `work`, and what it printed (through a pipe: a limit of file sizes does not cut it)."""
+    """The wait status of a fork that runs `work`, and what it printed (through a pipe: a limit of file sizes
+    does not cut it).
+    """
     sys.stdout.flush()
     reading, writing = os.pipe()
     child = os.fork()
@@ -151,7 +157,9 @@ def in_a_fork(work: Callable[[], int]) -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class Scene:
-    """A command in the present folder, the same once more, and what it leaves that must be the same whatever happened before."""
+    """A command in the present folder, the same once more, and what it leaves that must be the same whatever
+    happened before.
+    """
 
     prepare: Callable[[], None]
     command: Callable[[], int]
@@ -308,7 +316,8 @@ def ledger_left() -> dict[str, object]:
     return {"lost": sorted(told - kept), "again": sum(name.startswith("again") for name in kept)}
 
 
-# A Kaggle of its own: how many files it was sent, in memory that forks share, for each of them would have another copy of a list.
+# A Kaggle of its own: how many files it was sent, in memory that forks share, for each of them would have
+# another copy of a list.
 SENT = RawValue("i", 0)
 
 

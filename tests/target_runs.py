@@ -1,4 +1,6 @@
-"""Run folders of every kind of target as training leaves them, written here without any model; their images too."""
+"""Run folders of every kind of target as training leaves them, written here without any model; their images
+too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""make ablation: grids are checked as a whole, trials run once, what goes wrong costs one trial, and the table says what the runs say."""
+"""make ablation: grids are checked as a whole, trials run once, what goes wrong costs one trial, and the
+table says what the runs say.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def write_grid(path: Path, rows: list[dict], **more: object) -> Path:
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Every command of a trial, run in this process instead of one of its own: the libraries take ten seconds to import."""
+    """Every command of a trial, run in this process instead of one of its own: the libraries take ten seconds
+    to import.
+    """
     import inference
     import train
 
@@ -131,7 +135,8 @@ def test_a_grid_from_the_first_dry_run_to_the_table(competition: Path, tiny_back
     call = ["--grid", str(grid), "--data", str(competition), "--output", str(output), "--backbone", str(tiny_backbone), *solution]
     with pytest.raises(UserError, match=r"(?s)2 of 6 trials failed.*diverges, seed 3: the loss became NaN.*diverges, seed 4"):
         ablation.main(call)
-    assert [words[0] for words in commands if "--dry-run" in words] == ["train.py"]  # one model, so one dry run
+    # One model, so one dry run
+    assert [words[0] for words in commands if "--dry-run" in words] == ["train.py"]
     names = ["lora-r-2", "lora-r-2-flip-off", "diverges"]
     assert trained(commands) == [f"{name}_seed{seed}" for seed in (3, 4) for name in names]
     printed = capsys.readouterr().out
@@ -196,7 +201,8 @@ def test_a_stopped_grid_goes_on_inside_the_trial(competition: Path, tiny_backbon
     from test_resume import interrupt_after
 
     grid = write_grid(tmp_path / "g.yaml", ROWS[:2], seeds=[3])
-    for name in ("test", "sample_submission.csv"):  # nothing to predict: the rows are compared by validation score
+    # Nothing to predict: the rows are compared by validation score
+    for name in ("test", "sample_submission.csv"):
         path = competition / name
         path.rename(tmp_path / name)
     call = ["--grid", str(grid), "--data", str(competition), "--output", str(tmp_path / "out"), "--backbone", str(tiny_backbone)]
@@ -283,7 +289,9 @@ def test_every_architecture_of_the_first_grid_goes_through(competition: Path, tm
 
 @pytest.mark.slow
 def test_a_killed_grid_takes_its_process_along_and_goes_on(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    """In real processes: SIGKILL to the grid alone ends train.py too, and the same command goes on from its state."""
+    """In real processes: SIGKILL to the grid alone ends train.py too, and the same command goes on from its
+    state.
+    """
     row = {"name": "long", "set": {"epochs": 40, "checkpoint.every_minutes": 0.001}}
     grid, output = write_grid(tmp_path / "g.yaml", [row], seeds=[3]), tmp_path / "out"
     command = [

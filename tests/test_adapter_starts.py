@@ -1,4 +1,6 @@
-"""PiSSA and OLoRA: what is saved is an adapter of the unchanged backbone that plain PEFT loads, also after a resume."""
+"""PiSSA and OLoRA: what is saved is an adapter of the unchanged backbone that plain PEFT loads, also after a
+resume.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def train_a_little(model: torch.nn.Module) -> None:
 
 
 def test_a_state_of_another_machine_brings_its_own_beginning() -> None:
-    """Another SVD may have other signs: the frozen weights follow what the state says, and the model computes the same."""
+    """Another SVD may have other signs: the frozen weights follow what the state says, and the model computes
+    the same.
+    """
     model = attach(tiny("vit"), 4, 8, 0.0, ("query",), init="pissa").eval()
     train_a_little(model)
     expected, starts = logits(model), starts_of(model)

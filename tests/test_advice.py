@@ -1,4 +1,6 @@
-"""What a plan says of itself before training, what a constant guess scores, and the warning of a run that is no better."""
+"""What a plan says of itself before training, what a constant guess scores, and the warning of a run that is
+no better.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def test_a_plan_that_learns_says_nothing(plan: dict) -> None:
 
 
 def test_the_recipe_that_is_named_for_the_default_is_the_one_that_a_plan_takes() -> None:
-    """Its settings are those of lora-ours, by which the named accuracies were measured; another backbone is named with lora-ours itself."""
+    """Its settings are those of lora-ours, by which the named accuracies were measured; another backbone is
+    named with lora-ours itself.
+    """
     assert (
         LARGE_RECIPE == PLAN_RECIPE and load_recipe(LARGE_RECIPE).backbone == load_recipe("beit-large-384-lora").backbone == LARGE_BACKBONE
     )
@@ -113,7 +117,8 @@ def test_constant_guesses_of_other_targets() -> None:
     assert found == Baseline(pytest.approx(math.sqrt((1 + 1) / 2)), "always the mean")
     grades = Target("ordinal", ("0", "1", "2"))
     assert constant_baseline("qwk", grades, ["0", "0", "2", "2"], grades.encode(["0", "1", "2"])).value == pytest.approx(0)
-    assert constant_baseline("accuracy", grades, ["0", "0", "0", "2", "2"], grades.encode(["0", "1", "2", "0"])).value == 0.5  # not grade 1
+    # Not grade 1
+    assert constant_baseline("accuracy", grades, ["0", "0", "0", "2", "2"], grades.encode(["0", "1", "2", "0"])).value == 0.5
 
 
 # ---- while it trains, and at the end ----

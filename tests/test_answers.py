@@ -38,7 +38,9 @@ def test_normalized_as_officially(text: str, expected: str) -> None:
 
 @pytest.mark.parametrize(("agreeing", "accuracy"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0), (10, 1.0)])
 def test_ten_annotators(agreeing: int, accuracy: float) -> None:
-    """min(n / 3, 1), averaged over the ten choices of nine annotators: one who agrees is left out in n of the ten."""
+    """min(n / 3, 1), averaged over the ten choices of nine annotators: one who agrees is left out in n of the
+    ten.
+    """
     assert answer_accuracy("yes", ["yes"] * agreeing + ["no"] * (10 - agreeing)) == pytest.approx(accuracy)
 
 

@@ -1,4 +1,6 @@
-"""How attention is computed in training: tried, kept where it is the same and faster, stored with the run, and kept on resume."""
+"""How attention is computed in training: tried, kept where it is the same and faster, stored with the run,
+and kept on resume.
+"""
 
 from __future__ import annotations
 

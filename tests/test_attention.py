@@ -1,4 +1,6 @@
-"""Attention maps: right where the attention is known by construction, refused or replaced in words where there is none."""
+"""Attention maps: right where the attention is known by construction, refused or replaced in words where
+there is none.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ SHARPNESS = 3.0
 
 
 def vit_that_looks_at(bright: bool) -> transformers.ViTForImageClassification:
-    """A ViT whose every token, in every layer, attends by brightness: key = +1 or -1 for a white or black patch, 0 for the class token.
+    """A ViT whose every token, in every layer, attends by brightness: key = +1 or -1 for a white or black
+    patch, 0 for the class token.
 
-    Patches become +e0 (white) or -e0 (black), values and MLPs are switched off, so the tokens stay what they are through the layers.
+    Patches become +e0 (white) or -e0 (black), values and MLPs are switched off, so the tokens stay what they
+    are through the layers.
     """
     torch.manual_seed(0)
     model = transformers.ViTForImageClassification(transformers.ViTConfig(**SMALL, image_size=32, patch_size=8)).eval()
@@ -35,7 +39,8 @@ def vit_that_looks_at(bright: bool) -> transformers.ViTForImageClassification:
             if "layernorm" not in name.lower() and "norm" not in name.lower():
                 weight.zero_()
         projection = model.vit.embeddings.patch_embeddings.projection
-        projection.weight[0], projection.weight[1] = 1 / 192, -1 / 192  # a mean of zero survives the layer norms
+        # A mean of zero survives the layer norms
+        projection.weight[0], projection.weight[1] = 1 / 192, -1 / 192
         for name, module in model.named_modules():
             role = next((role for role, ends in roles.items() if name.endswith(ends)), None)
             if role == "query":
@@ -55,7 +60,9 @@ def board() -> torch.Tensor:
 
 
 def expected_heads() -> np.ndarray:
-    """Softmax over the class token (0) and 16 patches (+-a), by hand: layer norm makes +-1 in 2 of 16 numbers +-sqrt(8), heads are 8 wide."""
+    """Softmax over the class token (0) and 16 patches (+-a), by hand: layer norm makes +-1 in 2 of 16 numbers
+    +-sqrt(8), heads are 8 wide.
+    """
     white = np.zeros((4, 4), dtype=bool)
     white[1, 2] = white[3, 0] = True
     scores = np.where(white, 1.0, -1.0) * SHARPNESS * np.sqrt(8) / np.sqrt(8)
@@ -77,7 +84,9 @@ def test_attention_known_by_construction() -> None:
 
 
 def test_rollout_of_that_attention_by_hand() -> None:
-    """Every token attends alike, so with A = 1 a^T each layer keeps half of what is there: row 0 of (A/2 + I/2)^2."""
+    """Every token attends alike, so with A = 1 a^T each layer keeps half of what is there: row 0 of (A/2 +
+    I/2)^2.
+    """
     model = vit_that_looks_at(bright=True)
     patches = expected_heads().mean(axis=0).ravel()
     row = np.append(1 - patches.sum(), patches)
@@ -89,11 +98,14 @@ def test_rollout_and_relevance_of_small_matrices() -> None:
     first, second = torch.tensor([[[0.5, 0.5], [0.2, 0.8]]]), torch.tensor([[[1.0, 0.0], [0.4, 0.6]]])
     torch.testing.assert_close(rollout([first, second]), torch.tensor([[0.75, 0.25], [0.23, 0.77]]))
     relevance = gradient_rollout([torch.tensor([[[0.0, 1.0], [-2.0, 0.0]]]), torch.tensor([[[0.0, 0.0], [3.0, 0.0]]])])
-    torch.testing.assert_close(relevance, torch.tensor([[0.0, 1.0], [3.0, 3.0]]))  # the -2 lowered the logit and does not count
+    # The -2 lowered the logit and does not count
+    torch.testing.assert_close(relevance, torch.tensor([[0.0, 1.0], [3.0, 3.0]]))
 
 
 def test_gradient_shows_what_a_mean_pooled_model_reads() -> None:
-    """Values switched on for white patches: only attention to them raises logit 2, although no class token is read."""
+    """Values switched on for white patches: only attention to them raises logit 2, although no class token is
+    read.
+    """
     torch.manual_seed(0)
     config = transformers.BeitConfig(**SMALL, image_size=32, patch_size=8, use_mean_pooling=True, layer_scale_init_value=1.0)
     model = transformers.BeitForImageClassification(config).eval()

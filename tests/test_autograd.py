@@ -1,4 +1,6 @@
-"""The functions that keep less, against torch's own; and whole models that keep less, against plain autocast and against float32."""
+"""The functions that keep less, against torch's own; and whole models that keep less, against plain autocast
+and against float32.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ FROZEN = draw((8, 8), (8,), (8,))[:2]  # weight and bias of the layer with an ad
 
 
 def lean_block(dropout: float, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor, *rest: torch.Tensor):
-    """Norm, a layer beside a frozen one with an adapter of rank 2, GELU, a layer without a bias: each reads what the one before can make again."""
+    """Norm, a layer beside a frozen one with an adapter of rank 2, GELU, a layer without a bias: each reads
+    what the one before can make again.
+    """
     w2, a = rest
     kind = torch.float32
     x = Norm.apply(x, w, b, 1e-5, kind)
@@ -165,7 +169,8 @@ KINDS = [(kind, lora) for kind in ("beit", "vit", "dinov2", "swin", "swinv2") fo
 def test_a_lean_step_is_autocasts_and_as_near_to_float32(kind: str, lora: bool) -> None:
     """Logits and gradients are as far from float32's as autocast's own are, give or take a fifth.
 
-    Logits within two steps of bfloat16 (2^-7) of the largest of autocast's; four with adapters, which round once where autocast rounds thrice.
+    Logits within two steps of bfloat16 (2^-7) of the largest of autocast's; four with adapters, which round
+    once where autocast rounds thrice.
     """
     exact, autocast = step(build(kind, lora), None), step(build(kind, lora))
     model = build(kind, lora)
@@ -180,7 +185,8 @@ def test_a_lean_step_is_autocasts_and_as_near_to_float32(kind: str, lora: bool) 
     assert distance(grads, autocast[1]) < 0.03
 
 
-@pytest.mark.parametrize(("kind", "lora"), [case for case in KINDS if case[0] != "swinv2"])  # whose attention is of another form
+# Whose attention is of another form
+@pytest.mark.parametrize(("kind", "lora"), [case for case in KINDS if case[0] != "swinv2"])
 def test_a_step_by_products_is_as_near_to_float32_and_prediction_stays(kind: str, lora: bool) -> None:
     exact, autocast, model = step(build(kind, lora), None), step(build(kind, lora)), build(kind, lora)
     use_half_weights(model, torch.bfloat16)
@@ -206,7 +212,9 @@ def step_logits(model: nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["beit", "dinov2"])
 @pytest.mark.parametrize("options", [{"also_train": ("norms", "biases")}, {"variant": "dora"}], ids=["norms and biases", "dora"])
 def test_a_lean_step_of_other_adapters_is_autocasts(kind: str, options: dict) -> None:
-    """As above; norms and biases that are trained have gradients, and DoRA's layers keep the exact weights that lengths are taken of."""
+    """As above; norms and biases that are trained have gradients, and DoRA's layers keep the exact weights
+    that lengths are taken of.
+    """
 
     def adapted() -> nn.Module:
         model = attach(build(kind, lora=False), 4, 8, 0.0, ("query", "key", "fc2"), **options)
@@ -250,7 +258,8 @@ def test_checkpointed_and_plain_are_equal_bits(kind: str, lora: bool, dtype: tor
     assert same_bits(*steps)
     model = build(kind, lora, dropout=0.1)
     torch.manual_seed(4)
-    assert not lora or not torch.equal(model(pixel_values=PIXELS).logits, steps[0][0])  # the dropout does something
+    # The dropout does something
+    assert not lora or not torch.equal(model(pixel_values=PIXELS).logits, steps[0][0])
 
 
 @pytest.mark.parametrize(("kind", "lora"), KINDS)
@@ -265,7 +274,8 @@ def test_the_head_is_computed_in_float32(lora: bool) -> None:
     model = build("beit", lora)
     exact_head(model, "classifier")
     if not lora:
-        model.requires_grad_(False)  # as in prediction, where everything that autocast casts is held in half precision
+        # As in prediction, where everything that autocast casts is held in half precision
+        model.requires_grad_(False)
     use_half_weights(model, torch.bfloat16)
     head = model.get_base_model().classifier.modules_to_save["default"] if lora else model.classifier
     inputs = []
@@ -289,7 +299,9 @@ def test_two_backward_passes_of_one_graph() -> None:
 
 
 def test_bfloat16_predicts_what_float32_does() -> None:
-    """Logits of a deeper random model within 1 % of the largest; equal labels wherever the two best are further apart than that."""
+    """Logits of a deeper random model within 1 % of the largest; equal labels wherever the two best are
+    further apart than that.
+    """
     torch.manual_seed(0)
     config = BeitConfig(**(FLAT | {"hidden_size": 192, "num_hidden_layers": 12}), num_labels=50, use_relative_position_bias=True)
     model = BeitForImageClassification(config).eval().requires_grad_(False)

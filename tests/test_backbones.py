@@ -1,4 +1,6 @@
-"""Loading pretrained classifiers: what fits is loaded exactly, what does not is named, nothing from a file is executed."""
+"""Loading pretrained classifiers: what fits is loaded exactly, what does not is named, nothing from a file is
+executed.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,9 @@ def test_other_classes_get_a_seeded_new_head_and_keep_the_rest(tiny_backbone: Pa
 
 
 def test_weights_do_not_stay_at_the_addresses_their_file_gives_them(folder: Path) -> None:
-    """Matrix products round by alignment, and a resumed run loads the same weights from another file than the run did."""
+    """Matrix products round by alignment, and a resumed run loads the same weights from another file than the
+    run did.
+    """
     tensors = weights_of(folder)
     for padding in range(0, 64, 8):
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "padding": "." * padding})

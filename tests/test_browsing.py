@@ -1,4 +1,6 @@
-"""Images to browse in a run's page: which are in it, what a click shows, keyboard, screen reader, no script, no images."""
+"""Images to browse in a run's page: which are in it, what a click shows, keyboard, screen reader, no script,
+no images.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The cache of decoded images: never stale, never trusted when damaged, never larger than allowed, and never of influence."""
+"""The cache of decoded images: never stale, never trusted when damaged, never larger than allowed, and never
+of influence.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ def test_cold_warm_full_and_shared_by_workers_give_the_same_pixels(tmp_path: Pat
     no_room = [rows(opened(tmp_path, paths, 100, config), epoch) for epoch in (0, 1)]
     assert not files(tmp_path)
     dataset = opened(tmp_path, paths, config=config)
-    assert torch.equal(rows(dataset, 0, workers=2), no_room[0]) and len(files(tmp_path)) == 4  # cold, by two processes
+    # cold, by two processes
+    assert torch.equal(rows(dataset, 0, workers=2), no_room[0]) and len(files(tmp_path)) == 4
     assert all(torch.equal(rows(dataset, epoch, workers), no_room[epoch]) for epoch in (0, 1) for workers in (0, 2))
     assert torch.equal(rows(opened(tmp_path, paths, config=config), 1), no_room[1])
     assert not list((tmp_path / "cache").glob("*.part"))
@@ -74,7 +77,9 @@ def test_a_crop_reads_its_own_rows(tmp_path: Path, paths: list[Path]) -> None:
 
 
 def test_what_the_check_decodes_is_kept_for_the_first_epoch(tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One decoding for both, on several threads; none in the next run; and the pixels are those of a run that found nothing kept."""
+    """One decoding for both, on several threads; none in the next run; and the pixels are those of a run that
+    found nothing kept.
+    """
     expected = rows(opened(tmp_path / "elsewhere", paths))
     loaded, load_pixels = [], cache_module.load_pixels
     monkeypatch.setattr(cache_module, "load_pixels", lambda image, *how: loaded.append(image.filename) or load_pixels(image, *how))
@@ -105,7 +110,9 @@ def test_the_check_finds_the_same_files_bad_with_a_cache(tmp_path: Path, paths: 
 
 
 def test_a_picture_kept_for_other_crops_is_another_one(tmp_path: Path) -> None:
-    """Two recipes share the folder: each finds its own level, and the pixels it would have without the other."""
+    """Two recipes share the folder: each finds its own level, and the pixels it would have without the
+    other.
+    """
     path = tmp_path / "a.jpg"
     photo((900, 700)).save(path)
     small = Preprocessing(32, 32, resample=2)

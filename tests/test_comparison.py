@@ -68,7 +68,8 @@ def test_nothing_but_the_same_comparison_is_replaced(tmp_path: Path) -> None:
     assert build_comparison([one, two], tmp_path / "both") == tmp_path / "both" / "comparison.html"
     assert build_comparison([two, one], tmp_path / "both") == tmp_path / "both" / "comparison.html"
     (tmp_path / "both" / "notes.txt").write_text("mine")
-    pages = {"both": "three", "both-2": "two"}  # which run stands beside `one` in which folder: the newest has the plain name
+    # Which run stands beside `one` in which folder: the newest has the plain name
+    pages = {"both": "three", "both-2": "two"}
     for others in (pages, {"both": "two", "both-2": "three"}, pages):
         newest = tmp_path / others["both"]
         assert build_comparison([one, newest], tmp_path / "both") == tmp_path / "both" / "comparison.html"

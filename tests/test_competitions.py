@@ -1,4 +1,6 @@
-"""Small competitions of every kind, from what somebody downloaded to a grade: make data FROM=, train, inference, scikit-learn."""
+"""Small competitions of every kind, from what somebody downloaded to a grade: make data FROM=, train,
+inference, scikit-learn.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ PLAIN = ("augmentation.random_resized_crop=false", "data.workers=0", "data.val_f
 
 
 def grade(metric: str, made: Made, path: Path) -> tuple[float, float]:
-    """The score of a predictions file and that of a constant one, both turned so that higher is better; computed by scikit-learn."""
+    """The score of a predictions file and that of a constant one, both turned so that higher is better;
+    computed by scikit-learn.
+    """
     found = pd.read_csv(path, dtype=str, keep_default_na=False)
     assert tuple(found.columns) == made.columns
     assert list(found[made.columns[0]]) == list(made.answers)

@@ -1,4 +1,6 @@
-"""torch.compile: the same step as without it, in every architecture with rewrites; and when it is used at all."""
+"""torch.compile: the same step as without it, in every architecture with rewrites; and when it is used at
+all.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("cl
     ],
 )
 def test_a_whole_step_is_one_graph_and_the_same_step(name: str, lora: bool, half: torch.dtype | None) -> None:
-    """Traced without a break, and differentiated by the compiler's own tools; only its code generator is left out."""
+    """Traced without a break, and differentiated by the compiler's own tools; only its code generator is left
+    out.
+    """
     model = build(name, lora, dropout=0.1)
     if half is not None:
         use_half_weights(model, half)

@@ -20,7 +20,8 @@ from pipeline.training.compute import Compute, choose_compute
 def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(compute, "computes_bf16", inspect.unwrap(compute.computes_bf16))  # not what TEST_PRECISION made of it
+    # Not what TEST_PRECISION made of it
+    monkeypatch.setattr(compute, "computes_bf16", inspect.unwrap(compute.computes_bf16))
 
 
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp32")])

@@ -1,4 +1,6 @@
-"""`make data FROM=`: archives at any depth, and images out of what is no image file; each kind with its broken twin."""
+"""`make data FROM=`: archives at any depth, and images out of what is no image file; each kind with its
+broken twin.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def tarred(members: dict[str, bytes], mode: str = "w") -> bytes:
 
 
 def seven_zip(members: dict[str, bytes], attributes: Sequence[int] = ()) -> bytes:
-    """A 7z archive with stored members, as the format's description has it: names are not checked by any writer."""
+    """A 7z archive with stored members, as the format's description has it: names are not checked by any
+    writer.
+    """
     body = b"".join(members.values())
     names = b"\0" + b"".join(name.encode("utf-16-le") + b"\0\0" for name in members)
 
@@ -494,7 +498,8 @@ def test_pixel_columns_become_images_named_by_row(tmp_path, take):
     assert "28 x 28 pixels, grey" in output and "row number, from 1" in output and "grey levels from 0 to 255" in output
     competition = read_layout(tmp_path / "data")
     assert [row.id for row in competition.test] == ["1", "2", "3", "4", "5"] and len(competition.train) == 12
-    assert containers.read_converted(tmp_path / "data") == "1 .csv (such as test.csv)"  # what `make kernel` must know
+    # What `make kernel` must know
+    assert containers.read_converted(tmp_path / "data") == "1 .csv (such as test.csv)"
 
 
 def test_rows_are_numbered_from_0_as_the_sample_does(tmp_path, take):
@@ -833,7 +838,8 @@ def test_dicom_by_its_window_and_inverted_where_it_says_so(tmp_path, take):
     dicom(tmp_path / "kaggle/train/1/b.dcm", values, PhotometricInterpretation="MONOCHROME1", **window)
     output = take(tmp_path / "kaggle")
     a, b = pixels_of(tmp_path / "data/train/1/a.png").ravel(), pixels_of(tmp_path / "data/train/1/b.png").ravel()
-    # PS3.3 C.11.2.1.2.1: black up to c - 0.5 - (w - 1) / 2, white from c - 0.5 + (w - 1) / 2 on, in Hounsfield units (value - 1024).
+    # PS3.3 C.11.2.1.2.1: black up to c - 0.5 - (w - 1) / 2, white from c - 0.5 + (w - 1) / 2 on, in
+    # Hounsfield units (value - 1024).
     assert a[: 1024 + 40 - 200].max() == 0 and a[1024 + 40 + 199 :].min() == 255 and abs(int(a[1024 + 40]) - 128) <= 1
     assert (b == 255 - a).all() and "window" in output
     assert containers.read_converted(tmp_path / "data") == ""  # no image of a test part

@@ -1,4 +1,6 @@
-"""data.exclude and data.relabel: training rows alone change; validation and out-of-fold scores stay over all rows and given labels."""
+"""data.exclude and data.relabel: training rows alone change; validation and out-of-fold scores stay over all
+rows and given labels.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The random crop, drawn before decoding: torchvision's own draws, and nearly its pixels at every level of decoding."""
+"""The random crop, drawn before decoding: torchvision's own draws, and nearly its pixels at every level of
+decoding.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def reference(dataset: ImageDataset, epoch: int, row: int) -> torch.Tensor:
 
 
 def by_pillow(dataset: ImageDataset, epoch: int, row: int) -> torch.Tensor:
-    """The same pixels and crops from Pillow's decoder and torchvision's draws alone, as this project made them before it had others."""
+    """The same pixels and crops from Pillow's decoder and torchvision's draws alone, as this project made
+    them before it had others.
+    """
     rule, config = dataset.rule, dataset.crop.config
     with Image.open(dataset.paths[row]) as image:
         sideways = image.getexif().get(ORIENTATION, 1) >= 5
@@ -99,7 +103,9 @@ def test_every_pixel_and_every_crop_is_what_pillow_and_torchvision_make(
 
 
 def test_the_draws_are_torchvisions() -> None:
-    """Not only the same distribution: the same numbers, which torchvision v2 would have drawn for the image itself."""
+    """Not only the same distribution: the same numbers, which torchvision v2 would have drawn for the image
+    itself.
+    """
     mirrored = 0
     sizes = ((1000, 750), (300, 900), (50, 2000), (7, 5), (1, 1), (1, 300), (4000, 3000))
     for config in (Augmentation(crop_scale=(0.1, 0.9), crop_ratio=(0.5, 3.0)), Augmentation(), Augmentation(crop_ratio=(2.0, 2.5))):
@@ -141,9 +147,11 @@ def test_a_kept_picture_serves_its_smallest_crop() -> None:
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_crops_of_reduced_photos_are_close_to_those_of_the_full_decode(tmp_path: Path, cached: bool, orientation: int) -> None:
-    """Tolerance: a mean of 8 of 255 over all crops, and less than moving the crops by half a pixel of the result would make.
+    """Tolerance: a mean of 8 of 255 over all crops, and less than moving the crops by half a pixel of the
+    result would make.
 
-    These colours are harsh: on 400 px photographs of clothing it is 3.5, where bicubic instead of bilinear makes 1.9 and half a pixel 6.
+    These colours are harsh: on 400 px photographs of clothing it is 3.5, where bicubic instead of bilinear
+    makes 1.9 and half a pixel 6.
     """
     exif = Image.Exif()
     exif[ORIENTATION] = orientation

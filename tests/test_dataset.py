@@ -114,7 +114,9 @@ def test_epoch_order_is_a_permutation_of_its_own_for_each_seed_and_epoch() -> No
 
 
 def test_epoch_order_is_fixed_for_good() -> None:
-    """A stored run can only be resumed if its order never changes: numpy promises PCG64's stream, not permutation's."""
+    """A stored run can only be resumed if its order never changes: numpy promises PCG64's stream, not
+    permutation's.
+    """
     assert epoch_order(10, 42, 1).tolist() == [0, 8, 7, 4, 3, 1, 2, 9, 6, 5]
 
 

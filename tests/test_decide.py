@@ -1,4 +1,6 @@
-"""What labels mean: each kind of evidence alone, two readings refused with the flag for each, and flags that contradict the data."""
+"""What labels mean: each kind of evidence alone, two readings refused with the flag for each, and flags that
+contradict the data.
+"""
 
 from __future__ import annotations
 

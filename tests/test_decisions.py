@@ -1,4 +1,6 @@
-"""Thresholds, offsets, cut points, temperature, priors: what they gain on rows that they were not fitted on, and that chance is not used."""
+"""Thresholds, offsets, cut points, temperature, priors: what they gain on rows that they were not fitted on,
+and that chance is not used.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def test_thresholds_gain_where_a_model_is_too_shy() -> None:
     judged = judge(target, "macro_f1", truth, values, PARTS)
     assert [one.decision.kind for one in judged] == ["thresholds"] and judged[0].used
     assert judged[0].before == pytest.approx(f1_score(truth, values >= 0.5, average="macro"))
-    fresh, more, unseen = labels_with_shy_model(np.random.default_rng(1))  # other rows: what was promised comes true
+    # Other rows: what was promised comes true
+    fresh, more, unseen = labels_with_shy_model(np.random.default_rng(1))
     after = f1_score(more, judged[0].decision.apply(fresh, unseen) >= 0.5, average="macro")
     assert after == pytest.approx(judged[0].after, abs=0.05) and after > f1_score(more, unseen >= 0.5, average="macro") + 0.1
 
@@ -134,7 +137,8 @@ def skewed(rng: np.random.Generator, shares: list[float], rows: int = 400) -> tu
     """A model trained on equal shares, and test rows with others."""
     target = multiclass("abcd")
     truth = rng.choice(4, rows, p=shares)
-    return target, truth, target.activate(1.6 * (1.6 * np.eye(4)[truth] + rng.normal(0, 1, (rows, 4))))  # Bayes: calibrated
+    # Bayes: calibrated
+    return target, truth, target.activate(1.6 * (1.6 * np.eye(4)[truth] + rng.normal(0, 1, (rows, 4))))
 
 
 def test_a_skewed_test_set_gains_and_an_even_one_loses_nothing() -> None:
@@ -143,7 +147,8 @@ def test_a_skewed_test_set_gains_and_an_even_one_loses_nothing() -> None:
         for shares, kept in (([0.7, 0.2, 0.07, 0.03], gains), ([0.25] * 4, costs)):
             target, truth, values = skewed(np.random.default_rng(seed), shares)
             before = Predictions(tuple(map(str, range(len(truth)))), values, target)
-            shy = replace(before, values=target.activate(np.log(values) / 2))  # half as sure: mended by its temperature
+            # Half as sure: mended by its temperature
+            shy = replace(before, values=target.activate(np.log(values) / 2))
             after, _ = shift(before, even.tolist(), "estimate", 1.0)
             assert (shift(shy, even.tolist(), "estimate", 0.5)[0].values.argmax(1) == after.values.argmax(1)).all()
             kept.append(float((after.values.argmax(1) == truth).mean() - (values.argmax(1) == truth).mean()))
@@ -151,7 +156,9 @@ def test_a_skewed_test_set_gains_and_an_even_one_loses_nothing() -> None:
 
 
 def test_few_images_of_many_classes_gain_where_it_is_known_how_sure_the_model_is() -> None:
-    """The cuts of tests/benchmarks/shift_and_views.py, by a model of known truth: about 70 images, most of them of 4 of 24 classes."""
+    """The cuts of tests/benchmarks/shift_and_views.py, by a model of known truth: about 70 images, most of
+    them of 4 of 24 classes.
+    """
     target, even = multiclass([f"class {number:02d}" for number in range(24)]), [1 / 24] * 24
     gains: dict[tuple[str, bool], list[float]] = {}
     for seed in range(40):

@@ -1,4 +1,6 @@
-"""The embedded example: the released weights predict the digits, and (slow) the whole `make demo` from a fresh checkout."""
+"""The embedded example: the released weights predict the digits, and (slow) the whole `make demo` from a
+fresh checkout.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_make_weights_then_inference_on_a_fresh_checkout(checkout: Path, tmp_path_factory, monkeypatch, capsys) -> None:
-    """The user's first command: the embedded release and its images are installed, and predicted as well as the README says."""
+    """The user's first command: the embedded release and its images are installed, and predicted as well as
+    the README says.
+    """
     monkeypatch.chdir(checkout)
     assert releases.main([]) == 0
     assert inference.main([]) == 0

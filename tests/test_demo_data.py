@@ -1,4 +1,6 @@
-"""The demo's two competitions: what they hold, that they come out the same each time, and that nothing of a user's is touched."""
+"""The demo's two competitions: what they hold, that they come out the same each time, and that nothing of a
+user's is touched.
+"""
 
 from __future__ import annotations
 

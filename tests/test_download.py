@@ -59,7 +59,8 @@ def drive(server, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "home", str(tmp_path / "home"))
     monkeypatch.setattr(module, "DEFAULT_COOKIES_FILE", str(tmp_path / "home/.cache/gdown/cookies.txt"), raising=False)
     (tmp_path / "home/.cache/gdown").mkdir(parents=True)
-    monkeypatch.setattr(module, "CHUNK_SIZE", 64 * 1024)  # less than the file, so that a part of it can arrive
+    # Less than the file, so that a part of it can arrive
+    monkeypatch.setattr(module, "CHUNK_SIZE", 64 * 1024)
     play_drive(server, monkeypatch)
     return server
 

@@ -81,7 +81,9 @@ def test_a_loader_process_that_was_killed_says_how_to_go_on(capsys: pytest.Captu
 
 
 def ends(code: str, reader: str = "", **options: object) -> subprocess.CompletedProcess:
-    """A process that runs `code` as a command, its output read by the shell command `reader`; its code is that of the process."""
+    """A process that runs `code` as a command, its output read by the shell command `reader`; its code is
+    that of the process.
+    """
     start = f"import sys\nfrom pipeline.errors import *\ndef main():\n    {code}\nsys.exit(run_command(main))"
     line = f'"{sys.executable}" -c "$CODE" {reader}; exit ${{PIPESTATUS[0]}}'
     return subprocess.run(["bash", "-c", line], env=os.environ | {"CODE": start}, cwd=ROOT, capture_output=True, text=True, **options)

@@ -1,4 +1,6 @@
-"""The head alone: its features are computed once where that gives what training without it gives, and one line says where it does not."""
+"""The head alone: its features are computed once where that gives what training without it gives, and one
+line says where it does not.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ def record(run: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, steady_backbone: Path) -> Path:
-    """A competition in data/, the run on features computed once in once/, and the one that runs the whole model in whole/.
+    """A competition in data/, the run on features computed once in once/, and the one that runs the whole
+    model in whole/.
 
     seen.json: how many images each call of the first run's backbone had.
     """
@@ -80,13 +83,16 @@ def test_the_head_on_features_computed_once_is_the_head_of_the_whole_model(train
 
 
 def test_the_backbone_is_run_once_for_each_image(trained: Path) -> None:
-    """24 images in 2 epochs; beside them micro-batches that are timed (twice, of training and of prediction) and two images tried thrice."""
+    """24 images in 2 epochs; beside them micro-batches that are timed (twice, of training and of prediction)
+    and two images tried thrice.
+    """
     assert sum(json.loads((trained / "seen.json").read_text())) <= 24 + 4 * 2 + 3 * 2
 
 
 @pytest.mark.parametrize("micro_batch", [pytest.param(2, marks=pytest.mark.slow), 11, pytest.param(15, marks=pytest.mark.slow)])
 def test_interrupted_and_resumed_is_bit_identical(trained: Path, steady_backbone: Path, tmp_path: Path, monkeypatch, micro_batch) -> None:
-    interrupt_after(monkeypatch, 14 + micro_batch)  # 9 micro-batches of features and 2 of validation, beside what is tried before
+    # 9 micro-batches of features and 2 of validation, beside what is tried before
+    interrupt_after(monkeypatch, 14 + micro_batch)
     with pytest.raises(Interrupted):
         train.main(flags(trained / "data", steady_backbone, tmp_path / "run"))
     monkeypatch.undo()

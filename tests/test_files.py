@@ -123,7 +123,9 @@ def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
 
 
 def test_a_filled_folder_gets_whole_files_that_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every file is flushed before the first takes its place, and one that cannot be written leaves all as they were."""
+    """Every file is flushed before the first takes its place, and one that cannot be written leaves all as
+    they were.
+    """
     done: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda handle: done.append("flush"))
     original = os.replace

@@ -1,4 +1,6 @@
-"""What somebody meets before anything works: no environment, an old Python, a mistyped make variable, places that take no files."""
+"""What somebody meets before anything works: no environment, an old Python, a mistyped make variable, places
+that take no files.
+"""
 
 from __future__ import annotations
 

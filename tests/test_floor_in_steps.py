@@ -1,4 +1,6 @@
-"""A floor in optimizer steps: few rows get more epochs than the recipe says, and the whole run counts them so."""
+"""A floor in optimizer steps: few rows get more epochs than the recipe says, and the whole run counts them
+so.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Folds and grouped validation parts: who comes where, whatever a label is; groups and folds as somebody wrote them down."""
+"""Folds and grouped validation parts: who comes where, whatever a label is; groups and folds as somebody
+wrote them down.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,8 @@ def test_several_labels_an_image_are_each_stratified() -> None:
     folds, _ = make_folds(target, labels, units, 5, 0)
     for column in range(4):
         counts = np.bincount(np.array(folds)[encoded[:, column]], minlength=6)[1:]
-        assert counts.max() - counts.min() <= 2, target.names[column]  # KFold leaves 5 and more on the rare ones
+        # KFold leaves 5 and more on the rare ones
+        assert counts.max() - counts.min() <= 2, target.names[column]
     assert set(np.bincount(folds)[1:]) <= set(range(97, 104))
 
 

@@ -1,4 +1,6 @@
-"""train.py --folds: five ordinary runs and what they say of rows they did not see; stopped, resumed, put together from pieces."""
+"""train.py --folds: five ordinary runs and what they say of rows they did not see; stopped, resumed, put
+together from pieces.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def arguments(data: Path, backbone: Path, output: Path, *more: str) -> list[str]
 
 @pytest.fixture(scope="session")
 def folds_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
-    """A folder with a competition in data/ and a run of three folds in folds/. Whoever writes takes a copy."""
+    """A folder with a competition in data/ and a run of three folds in folds/. Whoever writes takes a
+    copy.
+    """
     root = tmp_path_factory.mktemp("folds")
     make_competition(root / "data", per_class=7)
     assert train.main(arguments(root / "data", tiny_backbone, root / "folds", "--folds", "3")) == 0
@@ -122,7 +126,8 @@ def test_pieces_from_several_machines_are_put_together(
     assert (output / "oof.npy").read_bytes() == (folds_run / "folds/oof.npy").read_bytes()
     assert train.main(arguments(data, tiny_backbone, output, "--folds", "3", "--resume")) == 0
     assert "are complete: nothing to resume" in capsys.readouterr().out
-    # A fold that is lost later is trained, and all put together, from the folder's own recipe; so is what came from elsewhere.
+    # A fold that is lost later is trained, and all put together, from the folder's own recipe; so is what
+    # came from elsewhere.
     (output / "oof.npy").unlink()
     shutil.rmtree(output / "fold-3")
     assert train.main(["--data", str(data), "--output", str(output), "--folds", "3", "--resume"]) == 0
@@ -180,7 +185,8 @@ def test_two_at_once_give_what_they_would_in_turn_with_as_many_threads(folds_run
     lines = done.stdout.splitlines()
     assert all(any(line.startswith(f"fold {fold} | epoch 2/2") for line in lines) for fold in (1, 2, 3))
     assert done.stdout.count("next: ") == 1 and lines[-1].startswith(f"next: python inference.py --model {tmp_path / 'beside'} --data ")
-    assert "--resume" not in done.stdout and "no state in" not in done.stdout  # said by a child, as if its fold were all there is
+    # Said by a child, as if its fold were all there is
+    assert "--resume" not in done.stdout and "no state in" not in done.stdout
     values = np.load(tmp_path / "beside/oof.npy")
     np.testing.assert_allclose(values, np.load(folds_run / "folds/oof.npy"), atol=0.02)
 
@@ -188,7 +194,9 @@ def test_two_at_once_give_what_they_would_in_turn_with_as_many_threads(folds_run
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_beside_one_another_and_resumed_gives_the_same_bits(folds_run: Path, tiny_backbone: Path, tmp_path: Path, seed: int) -> None:
-    """First all processes are killed, then one fold alone, each at a moment that `seed` draws; what goes on has no flags but the folder's."""
+    """First all processes are killed, then one fold alone, each at a moment that `seed` draws; what goes on
+    has no flags but the folder's.
+    """
     draw = np.random.default_rng(seed)
     often = ["--epochs", "20", "--set", "checkpoint.every_minutes=0.00001"]
 
@@ -267,7 +275,8 @@ def test_a_dry_run_writes_nothing(folds_run: Path, tiny_backbone: Path, tmp_path
 def test_what_was_in_the_folder_is_kept(folds_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     output = shutil.copytree(folds_run / "folds", tmp_path / "folds")
     (output / "notes.txt").write_text("mine")
-    assert train.main(arguments(folds_run / "data", tiny_backbone, output, "--epochs", "1")) == 0  # one model where folds were
+    # One model where folds were
+    assert train.main(arguments(folds_run / "data", tiny_backbone, output, "--epochs", "1")) == 0
     earlier = next((output / "earlier").iterdir())
     assert {"fold-1", "fold-3", "oof.npy", "folds.csv", "run.json"} <= {path.name for path in earlier.iterdir()}
     assert (output / "notes.txt").exists() and not (output / "oof.npy").exists() and not list(output.glob("fold-*"))

@@ -1,4 +1,6 @@
-"""Every form of a submission file: recognised in a sample, filled, checked, read back; and what each refuses."""
+"""Every form of a submission file: recognised in a sample, filled, checked, read back; and what each
+refuses.
+"""
 
 from __future__ import annotations
 

@@ -67,7 +67,9 @@ def pictures(count: int) -> torch.Tensor:
 
 
 def test_the_reports_counts() -> None:
-    """196,197,224 for 1,000 answers; with rank 64, 2,359,296 in each encoder: 111,841,536 and 88,748,544 (without: 109,482,240, 86,389,248)."""
+    """196,197,224 for 1,000 answers; with rank 64, 2,359,296 in each encoder: 111,841,536 and 88,748,544
+    (without: 109,482,240, 86,389,248).
+    """
 
     def counted(name: str) -> tuple[nn.Module, list[int]]:
         recipe = load_recipe(name)
@@ -83,7 +85,8 @@ def test_the_reports_counts() -> None:
     assert encoders == [111_841_536, 88_748_544]
     counts = count_parameters(model, head="head")
     assert (counts.model, counts.adapter, counts.head) == (196_197_224, 2 * 2_359_296, 325_736)
-    assert counts.trainable == counts.adapter + counts.head == 5_044_328  # the report's own 2.4050 % leaves the head out
+    # The report's own 2.4050 % leaves the head out
+    assert counts.trainable == counts.adapter + counts.head == 5_044_328
     model, _ = counted("vqa-bert-vit-lora-r8")
     counts = count_parameters(model, head="head")
     assert (counts.adapter, counts.trainable) == (2 * 294_912, 915_560)
@@ -138,7 +141,9 @@ def test_a_question_is_one_vector_whatever_it_is_padded_to(pooling: str) -> None
 
 
 def test_one_backbone_may_stay_while_the_other_is_adapted(tmp_path: Path) -> None:
-    """The frozen one has no adapter, no gradient and no dropout; loaded again, with attention to the patches, it answers the same."""
+    """The frozen one has no adapter, no gradient and no dropout; loaded again, with attention to the patches,
+    it answers the same.
+    """
     head = Head(hidden_size=8, fusion="cross_attention", text_pooling="mean", activation="gelu")
     fused = small(LORA, head, frozen=["image"])
     fused.model.train()
@@ -243,7 +248,9 @@ def test_what_does_not_belong_together_is_one_message(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_a_pooler_gives_its_first_token(tmp_path: Path) -> None:
-    """As google/vit-base-patch16-224, fine-tuned on classes: a pooler drawn at random and frozen under LoRA would be noise."""
+    """As google/vit-base-patch16-224, fine-tuned on classes: a pooler drawn at random and frozen under LoRA
+    would be noise.
+    """
     torch.manual_seed(0)
     classifier = ViTForImageClassification(ViTConfig(**VIT, num_labels=3)).eval()
     classifier.save_pretrained(tmp_path)
@@ -266,7 +273,9 @@ def test_the_vocabulary_is_the_training_questions_and_survives_the_disk(tmp_path
 
 
 def test_a_vocabulary_that_knows_no_word_is_said() -> None:
-    """transformers 5.23 reads `BertTokenizerFast(vocab_file=...)` as the five special tokens, without an error."""
+    """transformers 5.23 reads `BertTokenizerFast(vocab_file=...)` as the five special tokens, without an
+    error.
+    """
     special = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
     empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordPiece(special, unk_token="[UNK]")), unk_token="[UNK]", pad_token="[PAD]")
     tokenizer = QuestionTokenizer(empty, 30)

@@ -1,6 +1,8 @@
-"""Damage at random: whatever a file holds, a command does its work or says one clear thing; no other error ever comes out.
+"""Damage at random: whatever a file holds, a command does its work or says one clear thing; no other error
+ever comes out.
 
-A short share runs with the other tests. `make fuzz FUZZ=20000` runs that many cases of each kind and prints what came of them.
+A short share runs with the other tests. `make fuzz FUZZ=20000` runs that many cases of each kind and prints
+what came of them.
 """
 
 from __future__ import annotations
@@ -83,7 +85,9 @@ def damaged(data: bytes, draw: random.Random) -> bytes:
 def survive(
     kind: str, count: int, original: bytes, place: Path, work: Callable[[], object], others: tuple[type[Exception], ...] = ()
 ) -> None:
-    """Run `work` with `place` damaged in `count` ways; it must return or raise `UserError` (or one of `others`) with a message."""
+    """Run `work` with `place` damaged in `count` ways; it must return or raise `UserError` (or one of
+    `others`) with a message.
+    """
     survive_all(kind, count, lambda draw: damaged(original, draw), place, work, others)
 
 
@@ -97,7 +101,8 @@ def survive_all(
     always_refused: bool = False,
     at_most: int = 10**9,
 ) -> None:
-    """Run `work` with `count` contents of `place` that `make` gives; it must return or raise `UserError` (or one of `others`) with a message.
+    """Run `work` with `count` contents of `place` that `make` gives; it must return or raise `UserError` (or
+    one of `others`) with a message.
 
     `at_most`: cases where FUZZ asks for more, of what takes a second each.
     """

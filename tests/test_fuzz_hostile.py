@@ -1,6 +1,8 @@
-"""What somebody might send on purpose: values of other types, absurd sizes, bombs, servers that misbehave, texts that steer a terminal.
+"""What somebody might send on purpose: values of other types, absurd sizes, bombs, servers that misbehave,
+texts that steer a terminal.
 
-As in test_fuzz.py: a command does its work or says one clear thing. `make fuzz FUZZ=20000` runs that many cases of each kind.
+As in test_fuzz.py: a command does its work or says one clear thing. `make fuzz FUZZ=20000` runs that many
+cases of each kind.
 """
 
 from __future__ import annotations
@@ -195,7 +197,9 @@ def test_types_and_absurd_sizes_in_the_config_of_a_backbone(finished_run: Path, 
 
 
 def alias_bomb(draw: random.Random) -> bytes:
-    """Levels of lists (or mappings) that each name the level before several times: a kilobyte that means billions of values."""
+    """Levels of lists (or mappings) that each name the level before several times: a kilobyte that means
+    billions of values.
+    """
     key = draw.choice(["lora", "data", "rows", "weights", "slug", "name", "grid", "x"])
     levels, times = draw.randint(2, 30), draw.randint(2, 12)
     lines = ["a0: &a0 [x, x]"]
@@ -336,7 +340,8 @@ def misbehaving(draw: random.Random, body: bytes) -> Reply:
     if draw.random() < 0.3:
         headers["Content-Encoding"] = draw.choice(["gzip", "deflate", "br", "x"])
         if draw.random() < 0.5:
-            body = gzip.compress(draw.choice([body, bytes(80_000_000)]), 1)  # a body that has no end, or nearly none
+            # A body that has no end, or nearly none
+            body = gzip.compress(draw.choice([body, bytes(80_000_000)]), 1)
             headers.pop("Content-Length", None)
     if draw.random() < 0.2:
         headers["Content-Range"] = draw.choice(["bytes 5-9/3", "x", "bytes */0"])
@@ -373,7 +378,9 @@ def test_servers_that_misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def slow_or_endless(draw: random.Random) -> tuple[bytes, Callable[[], Iterator[bytes]]]:
-    """The head of an answer, and what follows it without end: a byte now and then, or as fast as it goes, packed in some way or not."""
+    """The head of an answer, and what follows it without end: a byte now and then, or as fast as it goes,
+    packed in some way or not.
+    """
     packer = zlib.compressobj(9, wbits=31)
     start = packer.compress(bytes(200_000)) + packer.flush(zlib.Z_SYNC_FLUSH)
     bodies = {
@@ -421,7 +428,9 @@ def test_servers_that_are_slow_or_never_end(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_foreign_names_steer_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Names of classes, files and columns, and cells, as a downloaded competition brings them: through `train.py --dry-run` and `make look`."""
+    """Names of classes, files and columns, and cells, as a downloaded competition brings them: through
+    `train.py --dry-run` and `make look`.
+    """
     import train
     from pipeline.look import show
 

@@ -1,4 +1,6 @@
-"""What only a GPU can tell, by `make test-gpu`: half precision, compiled steps, measured memory, running out of it, and resuming there."""
+"""What only a GPU can tell, by `make test-gpu`: half precision, compiled steps, measured memory, running out
+of it, and resuming there.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def history(run: Path) -> list[dict]:
 
 @pytest.mark.parametrize("precision", ["fp32", "auto", "fp16"])
 def test_train_resume_predict(competition: Path, tiny_backbone: Path, tmp_path: Path, precision: str) -> None:
-    """A run, the same one stopped and resumed (equal up to the order of CUDA's sums), and its predictions, on the GPU throughout."""
+    """A run, the same one stopped and resumed (equal up to the order of CUDA's sums), and its predictions, on
+    the GPU throughout.
+    """
     flags = ["--precision", precision, "--set", "augmentation.crop_scale=[0.5, 1]", "--epochs", "6"]
     assert train.main(arguments(competition, tiny_backbone, tmp_path / "whole", *flags)) == 0
     with pytest.raises(Interrupted):
@@ -70,7 +74,9 @@ def test_a_compiled_run_is_a_plain_one(competition: Path, tiny_backbone: Path, t
 
 @pytest.mark.parametrize("lora", [True, False])
 def test_the_count_is_what_a_step_takes(device: torch.device, lora: bool) -> None:
-    """BEiT-base of six layers at batch 8 in half precision; the count leaves out outputs and scratch space, a tenth at most."""
+    """BEiT-base of six layers at batch 8 in half precision; the count leaves out outputs and scratch space, a
+    tenth at most.
+    """
     compute = choose_compute("auto")
     torch.manual_seed(0)
     model: nn.Module = BeitForImageClassification(BeitConfig(**BASE, num_hidden_layers=6))
@@ -98,7 +104,9 @@ def test_the_count_is_what_a_step_takes(device: torch.device, lora: bool) -> Non
 def test_out_of_memory_halves_the_micro_batch(
     competition: Path, tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody knows beforehand what the device has, and it has less than the 4,096 tokens of 18 images take."""
+    """Nobody knows beforehand what the device has, and it has less than the 4,096 tokens of 18 images
+    take.
+    """
     monkeypatch.setattr("pipeline.training.estimate.device_memory", lambda _: 0)
     flags = ["--batch-size", "18", "--accumulation-steps", "1", "--image-size", "512", "--lora-rank", "0", "--precision", "fp32"]
     torch.cuda.empty_cache()

@@ -1,4 +1,6 @@
-"""BEiT against timm's own implementation, and the cached position bias against the one that is rebuilt every time."""
+"""BEiT against timm's own implementation, and the cached position bias against the one that is rebuilt every
+time.
+"""
 
 from __future__ import annotations
 

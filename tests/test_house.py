@@ -1,4 +1,6 @@
-"""The house rules that a machine can hold: who may import whom, what stays light, and that the README's commands exist."""
+"""The house rules that a machine can hold: who may import whom, what stays light, and that the README's
+commands exist.
+"""
 
 from __future__ import annotations
 
@@ -237,7 +239,9 @@ def path_of(room: str) -> Path:
 
 
 def imports(path: Path) -> list[tuple[str, int]]:
-    """(pipeline room, line) of everything a file imports, also inside functions; imports for type checkers alone do not count."""
+    """(pipeline room, line) of everything a file imports, also inside functions; imports for type checkers
+    alone do not count.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing_only = {
         id(inner)
@@ -295,7 +299,8 @@ def test_the_floors_without_torch_load_without_torch() -> None:
 def public(tree: ast.Module | ast.ClassDef) -> list[tuple[str, ast.FunctionDef | ast.ClassDef]]:
     """(dotted name, definition) of every class, function and method that a reader meets from outside.
 
-    Members of a `Protocol` and what torch calls of its own subclasses (`forward`, `backward`) are left to the docstring of their class.
+    Members of a `Protocol` and what torch calls of its own subclasses (`forward`, `backward`) are left to the
+    docstring of their class.
     """
     found = []
     for node in tree.body:
@@ -319,7 +324,8 @@ def test_what_is_public_says_what_it_gives_and_what_it_refuses(path: Path) -> No
     for name, node in public(tree):
         text = ast.get_docstring(node) or ""
         assert text, f"{path}: {name} has no docstring"
-        if isinstance(node, ast.FunctionDef) and node.name != "main" and raises_user_error(node):  # of a command's main everyone knows
+        # Of a command's main everyone knows
+        if isinstance(node, ast.FunctionDef) and node.name != "main" and raises_user_error(node):
             assert "UserError" in text.partition("Raises:")[2], f"{path}: {name} does not say when it raises UserError"
 
 
@@ -371,7 +377,9 @@ def test_every_make_target_in_the_readme_exists() -> None:
 
 
 def test_every_flag_in_the_readme_is_known() -> None:
-    """Each python command of the README is parsed by its own parser; --set keys and recipe names are checked too."""
+    """Each python command of the README is parsed by its own parser; --set keys and recipe names are checked
+    too.
+    """
     import inference
     import train
     from pipeline.config import known_keys, recipe_names
@@ -407,7 +415,9 @@ def test_the_flags_of_train_are_frozen() -> None:
 
 
 def test_commands_of_help_texts_and_items_of_lists_begin_their_lines() -> None:
-    """A text that was wrapped anew must not run a command or an item of a numbered list into the sentence before it."""
+    """A text that was wrapped anew must not run a command or an item of a numbered list into the sentence
+    before it.
+    """
     command = re.compile(r"\S\s+(python (-m |\w+\.py)|torchrun -)")
     wrong = []
     for path in [*(ROOT / "pipeline").rglob("*.py"), ROOT / "train.py", ROOT / "inference.py"]:

@@ -1,4 +1,6 @@
-"""Loading from the Hugging Face hub, against a server on loopback that plays it; and what is said when there is none."""
+"""Loading from the Hugging Face hub, against a server on loopback that plays it; and what is said when there
+is none.
+"""
 
 from __future__ import annotations
 

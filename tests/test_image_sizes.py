@@ -1,4 +1,6 @@
-"""Small images first, large ones last: which size in which epoch, resumed exactly, and refused where a backbone takes one size."""
+"""Small images first, large ones last: which size in which epoch, resumed exactly, and refused where a
+backbone takes one size.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,8 @@ def test_epochs_have_their_sizes_and_validation_the_last(whole_run: tuple[Path, 
     _, output, seen = whole_run
     sizes = [size for number, size in enumerate(seen) if number == 0 or size != seen[number - 1]]
     assert sizes[-3:] == [16, 24, 32] and set(sizes[:-3]) == {32}  # before: memory and speed, of the largest
-    assert [seen[-27:].count(size) for size in (16, 24, 32)] == [9, 9, 9]  # 2 of 18 images at a time, three epochs
+    # 2 of 18 images at a time, three epochs
+    assert [seen[-27:].count(size) for size in (16, 24, 32)] == [9, 9, 9]
     lines = read_json_lines(output / "metrics.jsonl")
     assert len(lines) == 3 and all("val_accuracy" in line for line in lines)
     model = next(output.glob("model_beit"))

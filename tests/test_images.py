@@ -119,7 +119,8 @@ def test_a_palette_without_transparency_keeps_its_colours(tmp_path: Path) -> Non
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 def test_orientation_of_the_camera_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
-    upright = Image.new("RGB", (48, 32), WHITE)  # a corner each: red top left, green top right, blue bottom left
+    # A corner each: red top left, green top right, blue bottom left
+    upright = Image.new("RGB", (48, 32), WHITE)
     for colour, corner in ((RED, (0, 0)), (GREEN, (32, 0)), (BLUE, (0, 16))):
         upright.paste(colour, (*corner, corner[0] + 16, corner[1] + 16))
     flip = Image.Transpose  # how a camera would have stored it: the inverse of what the tag asks for

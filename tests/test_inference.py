@@ -73,7 +73,9 @@ def test_the_copy_of_an_epoch_predicts_with_the_base_and_the_record_of_its_run(
 
 
 def test_half_precision_keeps_the_head_exact(trained: Path) -> None:
-    """What stands between a label and its neighbour is not rounded to bfloat16, in training and prediction alike."""
+    """What stands between a label and its neighbour is not rounded to bfloat16, in training and prediction
+    alike.
+    """
     from pipeline.models.half_weights import use_half_weights
     from pipeline.run import load_run
     from pipeline.tasks.classification import rebuild
@@ -177,7 +179,9 @@ def test_a_release_without_class_names_takes_them_from_the_data_or_stops(trained
 
 
 def test_the_release_of_2023_gives_its_logits(tmp_path: Path) -> None:
-    """transformers 4.36, peft 0.7, pickled weights, old preprocessor keys: the file it leads to, and its probabilities to 1e-5."""
+    """transformers 4.36, peft 0.7, pickled weights, old preprocessor keys: the file it leads to, and its
+    probabilities to 1e-5.
+    """
     fixture = Path(__file__).parent / "fixtures" / "legacy_beit"
     expected = json.loads((fixture / "expected_logits.json").read_text())
     names = expected["class_names"]

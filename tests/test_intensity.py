@@ -1,4 +1,6 @@
-"""Images of more than 8 bits: one rule for a set, saved with the weights; which scan is brighter stays so, whatever the bit depth."""
+"""Images of more than 8 bits: one rule for a set, saved with the weights; which scan is brighter stays so,
+whatever the bit depth.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,9 @@ def test_dark_and_bright_scans_keep_their_order_and_their_distances(tmp_path: Pa
 
 
 def test_a_value_more_or_less_at_the_top_changes_nothing(tmp_path: Path) -> None:
-    """Scaled each by its own maximum, the first of these was white and the second black; 1.02 made a float image black."""
+    """Scaled each by its own maximum, the first of these was white and the second black; 1.02 made a float
+    image black.
+    """
     pair = [write(tmp_path / f"{top}.png", np.full((8, 8), top, np.uint16)) for top in (255, 256)]
     rest = [write(tmp_path / "dark.png", np.full((8, 8), 10, np.uint16)), write(tmp_path / "bright.png", np.full((8, 8), 4000, np.uint16))]
     rule, _ = find_intensity([*pair, *rest])
@@ -214,7 +218,9 @@ def test_training_validation_cache_and_thumbnails_use_the_same_rule(tmp_path: Pa
 
 
 def test_a_run_on_deep_scans_learns_their_brightness_and_predicts_by_its_own_rule(tmp_path: Path, tiny_backbone: Path, capsys) -> None:
-    """Scans of 12 bits that differ in nothing but brightness: scaled each by its own maximum they were all the same."""
+    """Scans of 12 bits that differ in nothing but brightness: scaled each by its own maximum they were all
+    the same.
+    """
     data, rng = tmp_path / "data", np.random.default_rng(0)
 
     def deep(path: Path, bright: bool) -> None:

@@ -1,4 +1,6 @@
-"""A run that was interrupted: weights that can be used, its page, and commands that can be pasted whatever the folders are called."""
+"""A run that was interrupted: weights that can be used, its page, and commands that can be pasted whatever
+the folders are called.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +163,8 @@ def test_resume_alone_takes_the_data_of_the_run(place: Path, tiny_backbone: Path
     path = output / "state" / "start.json"
     stored = files.read_json(path)
     files.write_json(path, {key: value for key, value in stored.items() if key not in ("data", "batch_size")})
-    assert started_with(output)["data"] == str(place / "my data")  # earlier versions wrote down the command alone
+    # Earlier versions wrote down the command alone
+    assert started_with(output)["data"] == str(place / "my data")
     (place / "my data").rename(place / "moved")
     assert train.main(["--output", str(output), "--resume", "--data", str(place / "moved")]) == 0
     assert started_with(output)["data"] == str(place / "moved")

@@ -1,4 +1,6 @@
-"""Which epoch is kept: the best, the lower loss of equal ones, or the last where the validation rows are too few to tell."""
+"""Which epoch is kept: the best, the lower loss of equal ones, or the last where the validation rows are too
+few to tell.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,8 @@ def test_few_rows_cannot_tell_epochs_apart(asked: str, rows: int, last: bool) ->
 
 
 def test_the_reason_names_the_error_of_a_share() -> None:
-    assert "29 validation rows" in keeping("auto", 29).why and "9.3 points" in keeping("auto", 29).why  # 50 / sqrt(29)
+    # 50 / sqrt(29)
+    assert "29 validation rows" in keeping("auto", 29).why and "9.3 points" in keeping("auto", 29).why
     assert "2.5 points" in keeping("auto", 400).why
 
 

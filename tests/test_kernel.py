@@ -1,4 +1,6 @@
-"""`make kernel` without Kaggle: the bundle, the script, its metadata, the process it is rehearsed in, and whole rehearsals."""
+"""`make kernel` without Kaggle: the bundle, the script, its metadata, the process it is rehearsed in, and
+whole rehearsals.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def bundled(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def decided_folds(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
-    """A folder with a competition in data/ and a run of two folds in folds/, whose record says that offsets are used."""
+    """A folder with a competition in data/ and a run of two folds in folds/, whose record says that offsets
+    are used.
+    """
     root = tmp_path_factory.mktemp("decided")
     make_competition(root / "data", per_class=6)
     flags = ["--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "folds"), "--folds", "2", *FEW]
@@ -107,7 +111,8 @@ def test_every_file_of_a_bundle_is_listed_with_its_digest(bundled: Path) -> None
 def test_a_bundle_of_the_same_files_is_taken_and_another_is_made_anew(bundled: Path, finished_run: Path, tmp_path: Path) -> None:
     shutil.copytree(bundled / "dataset", tmp_path / "dataset")
     team, facts = gather([finished_run / "run"]), CompetitionFacts(slug="glyphs", metric="accuracy")
-    (tmp_path / "dataset/dataset-metadata.json").write_text("{}")  # what the kaggle command reads is no change
+    # What the kaggle command reads is no change
+    (tmp_path / "dataset/dataset-metadata.json").write_text("{}")
     again = make_bundle(team, tmp_path / "dataset", facts)
     assert not again.is_new and again.digest == sha256(bundled / "dataset/bundle.json")
     other = make_bundle(team, tmp_path / "dataset", replace(facts, metric="macro_f1"))
@@ -168,7 +173,9 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_wheels_are_shipped_and_found_by_the_script(finished_run: Path, tmp_path: Path, shelf: Path) -> None:
-    """The script installs what is lacking beside the image's packages: here it then stops at the next thing that is missing."""
+    """The script installs what is lacking beside the image's packages: here it then stops at the next thing
+    that is missing.
+    """
     team, wheels = gather([finished_run / "run"]), ("shipped-here>=1.2",)
     bundle = make_bundle(team, tmp_path / "input/bundle", CompetitionFacts(), wheels, "3.11")
     assert [name for name in bundle.manifest["files"] if name.startswith("wheels/")] == ["wheels/shipped_here-1.4-py3-none-any.whl"]
@@ -179,7 +186,8 @@ def test_wheels_are_shipped_and_found_by_the_script(finished_run: Path, tmp_path
         place.mkdir()
     ended = sealed.run_sealed(tmp_path / "kernel.py", tmp_path / "work", tmp_path / "input", [])
     assert ended.code == 1 and "PACKAGES: other-package>=0 (missing)." in ended.output, ended.output
-    assert not {path.name for path in (tmp_path / "work").iterdir()} - {"no-home"}  # nothing there becomes an output of the kernel
+    # Nothing there becomes an output of the kernel
+    assert not {path.name for path in (tmp_path / "work").iterdir()} - {"no-home"}
 
 
 def test_a_wheel_that_is_not_to_be_had_is_one_message(finished_run: Path, tmp_path: Path, shelf: Path) -> None:
@@ -221,7 +229,8 @@ def test_no_batch_is_begun_that_would_end_too_late() -> None:
     """A batch of minutes, as on a CPU, would run beyond Kaggle's limit."""
     times = iter([0.0, 40.0, 100.0, 130.0])
     pace = Pace(1000, until=180.0, clock=lambda: next(times), say=lambda _: None)
-    assert [pace(done) for done in (0, 32, 64, 96)] == [True, True, True, False]  # 130 + 60, the longest so far
+    # 130 + 60, the longest so far
+    assert [pace(done) for done in (0, 32, 64, 96)] == [True, True, True, False]
 
 
 def test_time_that_is_up_leaves_a_whole_file_with_class_frequencies(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -492,7 +501,9 @@ print("titles", [axis.get_title() for axis in names["axes"]])
 def test_the_notebooks_cells_predict_another_test_set_without_peft(
     bundled: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One by one in a fresh process, on a hidden test set: other ids, another number, one image damaged; in the newer of the two layouts."""
+    """One by one in a fresh process, on a hidden test set: other ids, another number, one image damaged; in
+    the newer of the two layouts.
+    """
     pytest.importorskip("nbformat")
     hidden, work = tmp_path / "input/competitions/glyphs", tmp_path / "work"
     make_competition(hidden, per_class=1, test=7)
@@ -531,7 +542,8 @@ def test_options_of_inference_travel(decided_folds: Path, tmp_path: Path, capsys
     bundle = make_bundle(team, tmp_path / "dataset", CompetitionFacts(), options=options)
     assert "prior.prior.csv" in bundle.manifest["files"] and "views flip+scale, another prior" in bundle.describe()
     prior.write_text("class,share\nblue,1\ngreen,1\nred,1\n")
-    assert make_bundle(team, tmp_path / "dataset", CompetitionFacts(), options=options).is_new  # the file is another one now
+    # The file is another one now
+    assert make_bundle(team, tmp_path / "dataset", CompetitionFacts(), options=options).is_new
     prior.write_text("class,share\nblue,0.001\ngreen,0.001\nred,0.998\n")
     make_bundle(team, tmp_path / "dataset", CompetitionFacts(), options=options)
     prior.unlink()
@@ -734,7 +746,9 @@ def test_rehearsal_of_folds(decided_folds: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_rehearsal_with_views_that_are_chosen_once(decided_folds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`--tta auto` finds views that gain; a second call takes them as they were found, and the rehearsal as it was."""
+    """`--tta auto` finds views that gain; a second call takes them as they were found, and the rehearsal as
+    it was.
+    """
     flags = ("--tta", "auto", "--prior", "estimate", "--decision", "off")
     rehearsed([decided_folds / "folds"], decided_folds / "data", tmp_path / "kernel", *flags)
     first = capsys.readouterr().out

@@ -1,4 +1,6 @@
-"""`make kernel PUSH=1` with the real `kaggle` command against a server on loopback: the stages, each silent trap, left and continued."""
+"""`make kernel PUSH=1` with the real `kaggle` command against a server on loopback: the stages, each silent
+trap, left and continued.
+"""
 
 from __future__ import annotations
 

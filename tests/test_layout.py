@@ -17,7 +17,9 @@ LEGACY = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "legacy_b
 
 
 def make(root, *files, **tables):
-    """Empty files, and tables: `train="id,label\\n..."` writes train.csv; a name with a dot is passed through a dict."""
+    """Empty files, and tables: `train="id,label\\n..."` writes train.csv; a name with a dot is passed through
+    a dict.
+    """
     for name in files:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

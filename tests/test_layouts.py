@@ -254,7 +254,8 @@ def test_a_numbering_is_no_id_where_the_ids_find_few_images(tmp_path, name):
     write(tmp_path, train=f"{name},id,label\n" + "".join(f"{n},{n if n < 2 else n + 90},{'ab'[n % 2]}\n" for n in range(12)))
     assert "train.csv (id, label)" in refusal(tmp_path) and "10 of 12 ids without an image: '92' in row 4" in refusal(tmp_path)
     write(tmp_path, train=f"{name},name,label\n" + "".join(f"{n},{n % 2},{'ab'[n % 2]}\n" for n in range(12)))
-    assert read_layout(tmp_path).train[3].id == "3"  # a few numbers again and again are no ids, whatever they are called
+    # A few numbers again and again are no ids, whatever they are called
+    assert read_layout(tmp_path).train[3].id == "3"
 
 
 @pytest.mark.parametrize("numbers", [(100, 101), (7, 3)])

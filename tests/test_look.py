@@ -1,4 +1,6 @@
-"""`make look`: what the page and the text say of a data folder, by the public command; planted copies, odd images and labels are found."""
+"""`make look`: what the page and the text say of a data folder, by the public command; planted copies, odd
+images and labels are found.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def photo(path: Path, seed: int, size: int = 96) -> Image.Image:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Sixteen photos of two classes; 3 is a smaller copy of 1 with another label, 5 has the bytes of 4, test 20 shows photo 2; 7 is black."""
+    """Sixteen photos of two classes; 3 is a smaller copy of 1 with another label, 5 has the bytes of 4, test
+    20 shows photo 2; 7 is black.
+    """
     root = tmp_path / "a set"
     shown = [photo(root / f"train/{number}.png", number) for number in range(1, 17)]
     shown[0].resize((64, 64)).save(root / "train/3.png")
@@ -175,7 +179,9 @@ def test_the_cost_is_measured_with_a_backbone_here(photos: Path, tmp_path: Path,
 
 
 def test_a_copy_of_a_fine_texture_is_found_in_another_size(tmp_path: Path) -> None:
-    """Decoded at a lower scale, a fine texture aliases in another way in each size: copies then looked like different images."""
+    """Decoded at a lower scale, a fine texture aliases in another way in each size: copies then looked like
+    different images.
+    """
     root = tmp_path / "data"
     for number in range(6):
         coarse = photo(tmp_path / "coarse.png", number).resize((400, 533), Image.Resampling.BICUBIC)

@@ -1,4 +1,6 @@
-"""Adapters: attached by role, saved for plain PEFT, loaded across library versions, merged; parameter counts of the reports."""
+"""Adapters: attached by role, saved for plain PEFT, loaded across library versions, merged; parameter counts
+of the reports.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def tiny(kind: str, seed: int = 0) -> nn.Module:
 
 
 def adapted(kind: str, roles: tuple[str, ...] = ("query", "key"), trained: bool = True, **options: Any) -> PeftModel:
-    """A tiny model with an adapter; `trained`: its matrices are drawn, as training would have changed them."""
+    """A tiny model with an adapter; `trained`: its matrices are drawn, as training would have changed
+    them.
+    """
     model = attach(tiny(kind), **({"rank": 4, "alpha": 8, "dropout": 0.1} | options), roles=roles)
     if trained:
         for weight in model.parameters():
@@ -152,7 +156,8 @@ def test_attach_hits_the_roles_and_nothing_else(kind: str, roles: tuple[str, ...
     assert len(hit) == len(roles) * (3 if kind.startswith("swin") else 2)
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert all(".lora_" in name or "classifier.modules_to_save" in name for name in trainable)
-    assert_close(logits(model), logits(tiny(kind)), 1e-6)  # B is zero: training starts from the pretrained model
+    # B is zero: training starts from the pretrained model
+    assert_close(logits(model), logits(tiny(kind)), 1e-6)
 
 
 def test_layers_that_are_no_target_keep_their_names() -> None:
@@ -599,7 +604,8 @@ def test_trained_norms_and_biases_are_saved_loaded_and_merged(kind: str, also_tr
     assert not [name for name in saved if "original_module" in name or "modules_to_save" in name]
     assert head_classes(tmp_path) == 3
     plain = tiny(kind)
-    plain.load_state_dict(tiny(kind).state_dict())  # what the run's own folder holds: it is saved before training
+    # What the run's own folder holds: it is saved before training
+    plain.load_state_dict(tiny(kind).state_dict())
     expected = logits(model)
     assert_close(logits(PeftModel.from_pretrained(plain, tmp_path).eval()), expected, 1e-6)
     loaded = load_adapter(tiny(kind), tmp_path)

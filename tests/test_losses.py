@@ -155,7 +155,8 @@ def test_the_asymmetric_loss_is_timms() -> None:
     timm = pytest.importorskip("timm.loss")
     logits, label = draw(6, 3), torch.arange(18).reshape(6, 3).remainder(2).float()
     loss = training_loss(LABELS, Optimizer(loss="asymmetric", asymmetric_gamma_positive=1), np.ones(3))
-    theirs = timm.AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=1, clip=0.05)(logits, label)  # a sum over labels
+    # A sum over labels
+    theirs = timm.AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=1, clip=0.05)(logits, label)
     assert loss(logits, label).item() * label.shape[1] == pytest.approx(theirs.item(), rel=1e-4)
 
 
@@ -174,7 +175,8 @@ def test_hard_rows_have_finite_slopes_where_a_model_is_sure(config: dict) -> Non
 def test_logit_adjustment_adds_tau_times_the_log_of_the_share() -> None:
     logits, target, rows = draw(5, 3), multiclass("abc"), np.array([90, 10, 0])
     loss = training_loss(target, Optimizer(logit_adjustment=0.7), rows)
-    added = torch.tensor([0.7 * math.log(share / 101) for share in (90, 10, 1)])  # no training row counts as one
+    # No training row counts as one
+    added = torch.tensor([0.7 * math.log(share / 101) for share in (90, 10, 1)])
     assert loss(logits, CHOICE).item() == pytest.approx(F.cross_entropy(logits + added, CHOICE).item(), rel=1e-6)
     same = training_loss(target, Optimizer(), rows)
     assert torch.equal(same(logits, CHOICE), F.cross_entropy(logits, CHOICE))

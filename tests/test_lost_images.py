@@ -1,4 +1,6 @@
-"""Images that vanish while a run trains (a drive unmounted): it stops with its state kept, and goes on bit for bit when they are back."""
+"""Images that vanish while a run trains (a drive unmounted): it stops with its state kept, and goes on bit
+for bit when they are back.
+"""
 
 from __future__ import annotations
 

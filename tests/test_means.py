@@ -1,4 +1,6 @@
-"""Means of weights: over steps, over the last epochs, over the best: what is validated is what is saved, and a resumed run is the same."""
+"""Means of weights: over steps, over the last epochs, over the best: what is validated is what is saved, and
+a resumed run is the same.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def test_the_last_epochs_by_hand() -> None:
 
 @pytest.mark.parametrize(("higher", "sign"), [(True, 1), (False, -1)])
 def test_a_greedy_soup_by_hand(higher: bool, sign: int) -> None:
-    """Values 3, 2, 2 and 1 of weights 0, 8, 4, 100; a mean scores 3 below 5, else 0: 0 and 4 are kept, 8 would lead to 4, 100 is not asked."""
+    """Values 3, 2, 2 and 1 of weights 0, 8, 4, 100; a mean scores 3 below 5, else 0: 0 and 4 are kept, 8
+    would lead to 4, 100 is not asked.
+    """
     weight = torch.zeros(1)
     means = WeightMeans(Means(soup=3), {"w": weight})
     for epoch, (value, at, loss) in enumerate([(2, 8.0, 0.9), (1, 100.0, 0.1), (2, 4.0, 0.8), (3, 0.0, 0.7)], start=1):
@@ -96,7 +100,9 @@ def test_a_resumed_run_is_the_same_and_what_is_scored_is_saved(data: Path, tiny_
 
 
 def scored_as_saved(data: Path, run: Path) -> None:
-    """The saved weights, read back by the public road, give the validation values that were written; so does the number in run.json."""
+    """The saved weights, read back by the public road, give the validation values that were written; so does
+    the number in run.json.
+    """
     classifier = rebuild(load_run(run), 3)
     lines = (run / "val_predictions.csv").read_text().splitlines()
     rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]

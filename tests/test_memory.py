@@ -143,7 +143,9 @@ class Living(TorchDispatchMode):
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_real_step_has_its_peak_where_the_account_says(checkpointed: bool) -> None:
-    """What is alive at once in a forward and backward pass: what is counted, and the scratch space of one layer of six."""
+    """What is alive at once in a forward and backward pass: what is counted, and the scratch space of one
+    layer of six.
+    """
     torch.manual_seed(0)
     config = ViTConfig(**(TINY | {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6, "patch_size": 4}), num_labels=4)
     model = attach(ViTForImageClassification(config), 4, 4, 0.1, ("query", "key")).train()
@@ -160,7 +162,9 @@ def test_a_real_step_has_its_peak_where_the_account_says(checkpointed: bool) -> 
 
 
 def test_beit_large_at_384_px_in_bfloat16() -> None:
-    """LoRA: batch 8 in 3.8 GB and 32 in 12 GB, checkpointed 8 in 1.6 GB. Everything trained: batch 2 in 6.5 GB. `ours`: 32 in 12 GB."""
+    """LoRA: batch 8 in 3.8 GB and 32 in 12 GB, checkpointed 8 in 1.6 GB. Everything trained: batch 2 in 6.5
+    GB. `ours`: 32 in 12 GB.
+    """
     from test_lora import beit_large
 
     counted = {}
@@ -213,7 +217,8 @@ def test_nothing_fake_stays_behind_and_training_goes_on_as_if_nothing_had_been(l
             assert torch.equal(torch.get_rng_state(), state)
             from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 
-            index = BeitRelativePositionBias.generate_relative_position_index((4, 4))  # kept by a cache of its own
+            # Kept by a cache of its own
+            index = BeitRelativePositionBias.generate_relative_position_index((4, 4))
             assert not isinstance(index, FakeTensor) and index[0, 0] == index.max()
             assert "generate_relative_position_index" not in {key for module in model.modules() for key in vars(module)}
         torch.manual_seed(1)
@@ -242,7 +247,9 @@ def test_batch_norm_does_not_learn_from_the_account() -> None:
 
 @pytest.mark.slow
 def test_report_0_at_batch_two() -> None:
-    """BEiT-large-384 in float32 took 3.8 GB with LoRA and 8.2 GB without on an RTX 3060; CUDA itself and scratch space come on top of ours."""
+    """BEiT-large-384 in float32 took 3.8 GB with LoRA and 8.2 GB without on an RTX 3060; CUDA itself and
+    scratch space come on top of ours.
+    """
     from test_lora import beit_large
 
     for lora, measured in ((True, 3.8e9), (False, 8.2e9)):

@@ -74,7 +74,8 @@ def test_loss_and_top5_are_scikit_learns(seed: int, num_classes: int, rows: int,
     labels, logits = rng.integers(0, num_classes, rows), rng.normal(0, spread, (rows, num_classes))
     probs = softmax(logits)
     metrics = classification_metrics(labels, logits.argmax(axis=1), num_classes, probs)
-    clipped = np.clip(probs, np.finfo(float).eps, 1)  # scikit-learn clips there; rows where that matters are left to the next test
+    # scikit-learn clips there; rows where that matters are left to the next test
+    clipped = np.clip(probs, np.finfo(float).eps, 1)
     if (probs[np.arange(rows), labels] > np.finfo(float).eps).all():
         assert metrics["loss"] == pytest.approx(log_loss(labels, clipped, labels=range(num_classes)), rel=1e-9, abs=1e-9)
     if num_classes > 5:
@@ -211,7 +212,9 @@ def test_binary_is_scikit_learns() -> None:
 
 
 def isic_2024(truth: np.ndarray, scores: np.ndarray) -> float:
-    """The area of the ROC curve that lies above a true positive rate of 0.8, by integrating the curve itself."""
+    """The area of the ROC curve that lies above a true positive rate of 0.8, by integrating the curve
+    itself.
+    """
     false_rate, true_rate, _ = skm.roc_curve(truth, scores, drop_intermediate=False)
     return sum(
         (x1 - x0) * (max(y0, 0.8) + max(y1, 0.8) - 1.6) / 2 if (y0 - 0.8) * (y1 - 0.8) >= 0 else (x1 - x0) * (y1 - 0.8) ** 2 / (y1 - y0) / 2
@@ -248,7 +251,8 @@ def test_several_labels_are_scikit_learns_and_means_over_columns() -> None:
     map_at_5 = scores.pop("map_at_5")
     assert scores == pytest.approx(golden, abs=1e-9)
     precision_at_hits = [skm.average_precision_score(true, p) for true, p in zip(truth, exact, strict=True) if true.any()]
-    assert map_at_5 == pytest.approx(sum(precision_at_hits) / 300, abs=0.02)  # equal predictions are one step there, two places here
+    # Equal predictions are one step there, two places here
+    assert map_at_5 == pytest.approx(sum(precision_at_hits) / 300, abs=0.02)
 
 
 def test_numbers_are_scikit_learns() -> None:

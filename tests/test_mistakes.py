@@ -1,4 +1,6 @@
-"""Mistakes that a first user makes, and files that a run left and somebody changed: each is one message that names the place."""
+"""Mistakes that a first user makes, and files that a run left and somebody changed: each is one message that
+names the place.
+"""
 
 from __future__ import annotations
 
@@ -151,7 +153,9 @@ def test_a_note_of_what_was_pushed_that_was_changed(tmp_path: Path) -> None:
     ],
 )
 def test_a_config_of_a_few_bytes_that_asks_for_gigabytes(changed: Path, change: dict[str, int], said: str) -> None:
-    """Each size alone is one that some model has; together, or beside so small a file of weights, they are none."""
+    """Each size alone is one that some model has; together, or beside so small a file of weights, they are
+    none.
+    """
     path = changed / "model_beit" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=said):

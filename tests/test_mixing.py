@@ -1,4 +1,6 @@
-"""Policies, erasing, mixup, CutMix and balanced epochs: torchvision's results, drawn for each row by itself."""
+"""Policies, erasing, mixup, CutMix and balanced epochs: torchvision's results, drawn for each row by
+itself.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,8 @@ def test_mixup_and_cutmix_make_of_two_rows_what_torchvision_does() -> None:
     generator = np.random.default_rng(0)
     own, partner = (torch.from_numpy(generator.integers(0, 256, (3, 24, 20), dtype=np.uint8)) for _ in range(2))
     mixing = Mixing(ALL, 24, 20, 3, [np.arange(8)])
-    labels, batch = torch.tensor([1, 2]), torch.stack([own, partner])  # torchvision mixes a row with the one before it in the batch
+    # Torchvision mixes a row with the one before it in the batch
+    labels, batch = torch.tensor([1, 2]), torch.stack([own, partner])
     box, kept = (3, 11, 5, 17), 1 - 8 * 12 / (24 * 20)
     cases = [
         (v2.CutMix(num_classes=3), Mix(1, kept, box), {"box": (5, 3, 17, 11), "lam_adjusted": kept}),

@@ -1,4 +1,6 @@
-"""Too many open files, drives that fail, images that vanish: one message in time, and never an image that counts as a black one."""
+"""Too many open files, drives that fail, images that vanish: one message in time, and never an image that
+counts as a black one.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,9 @@ sys.exit(2)
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, number: int, name: str, after: int = 0, in_worker: bool = False) -> None:
-    """The system fails with `number` whenever an image called `name` is opened, from the batch `after` on, or in loader processes alone."""
+    """The system fails with `number` whenever an image called `name` is opened, from the batch `after` on, or
+    in loader processes alone.
+    """
     original, move, batches = opening._open, compute.Compute.move, []
 
     def count(self: compute.Compute, batch: dict) -> dict:

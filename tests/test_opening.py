@@ -1,4 +1,6 @@
-"""What is let in: good images with damaged metadata are; what would take gigabytes, minutes or another program is not."""
+"""What is let in: good images with damaged metadata are; what would take gigabytes, minutes or another
+program is not.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,8 @@ DAMAGED_PNG = {
     "rendering": chunk(b"sRGB", b""),
     "frames": chunk(b"acTL", b"\0"),
     "one colour transparent, cut": chunk(b"tRNS", b"\0"),
-    "one colour transparent, with a wrong checksum": chunk(b"tRNS", b"\0\1\0\2\0\3", wrong=1),  # libpng leaves it out too
+    # Libpng leaves it out too
+    "one colour transparent, with a wrong checksum": chunk(b"tRNS", b"\0\1\0\2\0\3", wrong=1),
 }
 
 
@@ -92,7 +95,9 @@ def test_damage_to_what_holds_the_pixels_is_still_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
 def test_a_tiff_whose_comments_cannot_be_read_is_the_picture_without_them(tmp_path: Path, kind: str, compression: str | None) -> None:
-    """Pillow stops at the first tag that it cannot read: without its later ones a float image was read as whole numbers."""
+    """Pillow stops at the first tag that it cannot read: without its later ones a float image was read as
+    whole numbers.
+    """
     rng = np.random.default_rng(1)
     values = {
         "uint8": np.asarray(PHOTO),
@@ -209,7 +214,9 @@ def test_modes_and_formats_that_would_take_too_much_are_refused(tmp_path: Path, 
 
 
 def test_large_images_are_decoded_one_at_a_time_also_by_several_processes(tmp_path: Path) -> None:
-    """Four processes, each with a block of 0.4 s in which the image is open: one after the other, or at once when it is small."""
+    """Four processes, each with a block of 0.4 s in which the image is open: one after the other, or at once
+    when it is small.
+    """
     PHOTO.save(tmp_path / "a.png")
     code = """
 import sys, time
@@ -286,7 +293,8 @@ def test_postscript_and_its_like_are_no_images_whatever_their_name(tmp_path: Pat
         "a.png": saved("EPS"),
         "a.tif": b"%PDF-1.4\n",
         "a.gif": bitmap,
-        "a.jpeg": saved("JPEG2000") if "JPEG2000" in Image.SAVE else bitmap,  # openjpeg aborts the process on some damaged files
+        # Openjpeg aborts the process on some damaged files
+        "a.jpeg": saved("JPEG2000") if "JPEG2000" in Image.SAVE else bitmap,
         "a.bmp": b"SIMPLE  =                    T" + b" " * 2850,
     }.items():
         (tmp_path / name).write_bytes(content)

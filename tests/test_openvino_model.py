@@ -29,7 +29,8 @@ def test_it_predicts_as_torch_does_and_the_record_says_by_what(finished_run: Pat
     shutil.copytree(finished_run / "run", run)
     by_torch = predict(run, data, tmp_path / "torch.csv")
     capsys.readouterr()
-    found = predict(run, data, tmp_path / "openvino.csv", "--engine", "openvino")  # the last batch is smaller than the others
+    # The last batch is smaller than the others
+    found = predict(run, data, tmp_path / "openvino.csv", "--engine", "openvino")
     printed = capsys.readouterr().out
     assert "by openvino" in printed and "same images, weights and packages" not in printed, (
         "torch's predictions are not taken for OpenVINO's"

@@ -81,12 +81,14 @@ def test_the_plan_counts_optimizer_steps() -> None:
     }
     assert plan_schedule(recipe(batch_size=64, accumulation_steps=1), 551) == plan  # however the group is cut
     one_step = plan_schedule(recipe(epochs=1), 20)
-    assert one_step["total_steps"] == 1 and lr_at(0, one_step) == 5e-5  # warmed up, the only step would change nothing
+    # Warmed up, the only step would change nothing
+    assert one_step["total_steps"] == 1 and lr_at(0, one_step) == 5e-5
 
 
 def test_few_rows_get_the_epochs_that_the_floor_in_steps_asks_for() -> None:
     floor = {"schedule.min_steps": 300, "epochs": 8, "batch_size": 32, "accumulation_steps": 1}
-    few, many = (plan_schedule(recipe(**floor), rows) for rows in (460, 50_000))  # 15 and 1,563 steps an epoch
+    # 15 and 1,563 steps an epoch
+    few, many = (plan_schedule(recipe(**floor), rows) for rows in (460, 50_000))
     assert (few["total_steps"], epochs_of(few)) == (300, 20)
     assert (many["total_steps"], epochs_of(many)) == (8 * 1563, 8)
 
@@ -142,7 +144,9 @@ def names_of(kind: str) -> list[str]:
 
 
 def test_each_block_has_a_share_of_the_next_ones_rate_as_beit_was_fine_tuned() -> None:
-    """unilm/beit/optim_factory.py: layer ids 0 for embeddings, i + 1 for block i, n + 1 for the rest; scale decay ** (n + 1 - id)."""
+    """unilm/beit/optim_factory.py: layer ids 0 for embeddings, i + 1 for block i, n + 1 for the rest; scale
+    decay ** (n + 1 - id).
+    """
     names = names_of("beit")
     scales = rate_scales(names, recipe(**{"optimizer.layer_decay": 0.8, "optimizer.lr": 1e-4, "optimizer.head_lr": 1e-3}), "classifier")
     for name in names:

@@ -87,7 +87,8 @@ def test_the_labels_of_a_table_count_where_its_images_are_not_there(finished_run
     (data / "train.csv").write_text("id,label\n90,apple\n91,plum\n92,red\n")
     with pytest.raises(UserError, match=r"is a model for other labels(?s:.*)'apple', 'plum'"):
         predict(finished_run / "run", data, tmp_path / "p.csv")
-    (data / "train.csv").write_text("id,label\n90,blue\n91,green\n92,red\n93,rare\n")  # which was left out of training
+    # Which was left out of training
+    (data / "train.csv").write_text("id,label\n90,blue\n91,green\n92,red\n93,rare\n")
     predict(finished_run / "run", data, tmp_path / "p.csv")
     assert "its labels are the model's" in capsys.readouterr().out
 
@@ -134,7 +135,8 @@ def test_a_renamed_file_is_known_and_a_changed_one_is_not(project: Path) -> None
     with Path("mine.csv").open("a") as file:
         file.write("\n")
     assert find_origin(Path("mine.csv")) is None
-    assert plan("--predictions", "mine.csv").validation_score == ""  # no score of a run that may have made another file
+    # No score of a run that may have made another file
+    assert plan("--predictions", "mine.csv").validation_score == ""
     (project / MADE_BY).write_bytes(b"\xff not json\n[]\n{}\n")
     assert find_origin(Path("mine.csv")) is None
 

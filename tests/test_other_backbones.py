@@ -1,4 +1,6 @@
-"""Backbones beside the reports': DINOv2, ConvNeXt-V2, and timm's checkpoints. Tiny random ones, trained and used by the public commands."""
+"""Backbones beside the reports': DINOv2, ConvNeXt-V2, and timm's checkpoints. Tiny random ones, trained and
+used by the public commands.
+"""
 
 from __future__ import annotations
 
@@ -139,7 +141,8 @@ def test_train_then_predict(saved: Path, flags: list[str], tmp_path: Path) -> No
     pixels = processor([Image.open(data / "test" / f"{name}.png") for name in table.index], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         probs = model.eval()(pixel_values=pixels).logits.softmax(dim=1)
-    np.testing.assert_allclose(table.to_numpy(), probs.numpy(), atol=5e-3)  # its resizing may be torchvision's
+    # Its resizing may be torchvision's
+    np.testing.assert_allclose(table.to_numpy(), probs.numpy(), atol=5e-3)
 
 
 # ---- loading and saving
@@ -166,7 +169,9 @@ def test_loaded_saved_and_loaded_again(saved: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov2-giant"])
 def test_dinov2_as_it_lies_on_the_hub(kind: str, tmp_path: Path) -> None:
-    """The encoder alone, its weights without a prefix and under the names of 2023; the giant's gate and fc1 are one matrix there."""
+    """The encoder alone, its weights without a prefix and under the names of 2023; the giant's gate and fc1
+    are one matrix there.
+    """
     model = tiny(kind)
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -204,7 +209,8 @@ def test_an_adapter_on_every_role_learns_and_merges(kind: str, tmp_path: Path) -
     adapted = attach(model, 2, 4, 0.0, roles)
     adapted(pixel_values=torch.randn(2, 3, size, size)).logits.square().sum().backward()
     idle = [name for name, weight in adapted.named_parameters() if ".lora_B." in name and not weight.grad.any()]
-    assert not idle  # an adapter on a layer that the forward pass goes around would learn nothing, and nobody would know
+    # An adapter on a layer that the forward pass goes around would learn nothing, and nobody would know
+    assert not idle
     for weight in adapted.parameters():
         if weight.requires_grad:
             nn.init.normal_(weight, std=0.3)
@@ -243,7 +249,9 @@ def test_roles_an_architecture_does_not_have(kind: str, roles: tuple[str, ...], 
 
 
 def test_a_checkpoint_as_timm_puts_it_on_the_hub(tmp_path: Path) -> None:
-    """No model_type, weights under timm's own names, the rule in pretrained_cfg: compared with timm's model and timm's transform."""
+    """No model_type, weights under timm's own names, the rule in pretrained_cfg: compared with timm's model
+    and timm's transform.
+    """
     timm = pytest.importorskip("timm")
     model_args = {"img_size": 48, "patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 3}
     torch.manual_seed(0)
@@ -331,7 +339,8 @@ def test_batch_norms_keep_the_checkpoints_statistics(saved: Path) -> None:
     pictures = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     together = model(pixel_values=pictures).logits
     alone = torch.cat([model(pixel_values=one[None]).logits for one in pictures])
-    assert torch.allclose(together, alone, atol=1e-5)  # what an image yields does not depend on its micro-batch
+    # What an image yields does not depend on its micro-batch
+    assert torch.allclose(together, alone, atol=1e-5)
     assert before and all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     together.sum().backward()
     assert all(weight.grad is not None for weight in model.parameters())

@@ -65,7 +65,8 @@ def test_many_rows_have_epochs_and_few_have_steps() -> None:
 def test_what_was_asked_for_is_kept() -> None:
     found = propose(Limits(90_000, ROWS, epochs=3), [OWN])
     assert (found.epochs, found.folds, found.seconds) == (3, 5, pytest.approx(5 * (10 + 3 * 84)))
-    found = propose(Limits(5000, ROWS, folds=3), [OWN, HALF])  # 3 runs of 667 and 333 rows, 17 steps an epoch: 9 epochs at least
+    # 3 runs of 667 and 333 rows, 17 steps an epoch: 9 epochs at least
+    found = propose(Limits(5000, ROWS, folds=3), [OWN, HALF])
     assert (found.pace.image_size, found.folds) == (224, 3) and found.seconds <= 4000
     assert propose(Limits(90_000, ROWS, may_fold=False), [OWN]).folds is None
 
@@ -134,7 +135,9 @@ def test_a_plan_with_folds_is_trained(tmp_path: Path, competition: Path, tiny_ba
 
 
 def test_too_little_time_says_how_much_is_needed(competition: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch) -> None:
-    """The tiny backbone has drop path: its features cannot be computed once, so the head alone is no way out."""
+    """The tiny backbone has drop path: its features cannot be computed once, so the head alone is no way
+    out.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(planning, "seconds_of", lambda text: 1e-6)
     with pytest.raises(UserError, match=r"--plan 2h: too little for 24 rows .* need --plan \d+m"):
@@ -148,7 +151,8 @@ def test_the_head_alone_where_more_does_not_fit(competition: Path, tiny_backbone
     config = json.loads((steady / "config.json").read_text())
     (steady / "config.json").write_text(json.dumps(config | {"drop_path_rate": 0.0}))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(deadline, "propose", lambda limits, paces: list(paces) and None)  # as where no steps fit
+    # As where no steps fit
+    monkeypatch.setattr(deadline, "propose", lambda limits, paces: list(paces) and None)
     assert plan(competition, steady) == 0
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
     recipe = load_recipe("plan-data.yaml")

@@ -1,4 +1,6 @@
-"""The linear probe: scikit-learn's own models by target, what it scores beside a run, and a head that starts from it."""
+"""The linear probe: scikit-learn's own models by target, what it scores beside a run, and a head that starts
+from it.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ def record(run: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
-    """A competition in data/; run/ has a floor, starts from the probe and hardly moves from it. seen.npz: what the probe was found on."""
+    """A competition in data/; run/ has a floor, starts from the probe and hardly moves from it. seen.npz:
+    what the probe was found on.
+    """
     from conftest import make_competition
 
     root = make_competition(tmp_path_factory.mktemp("probe") / "data").parent

@@ -1,4 +1,6 @@
-"""Several processes, started by torchrun: the bits of one process, one message, and nothing lost when one of them ends."""
+"""Several processes, started by torchrun: the bits of one process, one message, and nothing lost when one of
+them ends.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,9 @@ SAME = ("metrics.jsonl", "val_predictions.csv", "val_probs.npy", ADAPTER)
 
 
 def flags(root: Path, backbone: Path, output: str, *more: str) -> list[str]:
-    """Augmentation of every kind, noise, dropout, stochastic depth; groups of four micro-batches, the last of an epoch of two and a
-    smaller one."""
+    """Augmentation of every kind, noise, dropout, stochastic depth; groups of four micro-batches, the last of
+    an epoch of two and a smaller one.
+    """
     recipe = ["--epochs", "2", "--batch-size", "2", "--accumulation-steps", "4", "--lr", "0.01", "--precision", "fp32"]
     recipe += ["--set", "data.val_fraction=0.25", "--set", "augmentation.noise=0.05", "--set", "optimizer.max_grad_norm=1"]
     every = ("augmentation.policy=rand_augment", "augmentation.erasing=0.5", "augmentation.mixup=0.4", "augmentation.cutmix=1")
@@ -84,9 +87,9 @@ def assert_same(a: Path, b: Path, names: tuple[str, ...] = SAME) -> None:
 def root(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Iterator[Path]:
     """What one process and two processes make of the same commands.
 
-    one/ two/ the same run; stopped/ stopped by two; half/ stopped by one inside a group, then finished by two; full-one/ full-two/ everything
-    trained, with gradients reduced; whole/ parts/ everything trained, in two processes with the weights shared out; one.csv two.csv what
-    they predict.
+    one/ two/ the same run; stopped/ stopped by two; half/ stopped by one inside a group, then finished by
+    two; full-one/ full-two/ everything trained, with gradients reduced; whole/ parts/ everything trained, in
+    two processes with the weights shared out; one.csv two.csv what they predict.
     """
     root = make_competition(tmp_path_factory.mktemp("several") / "data").parent
     in_one_thread(train.main, flags(root, tiny_backbone, "one"))
@@ -224,9 +227,11 @@ def test_memory_and_the_largest_micro_batch_are_counted_for_each_process(
         assert train.main(flags(root, tiny_backbone, "unused", "--dry-run", "--batch-size", "auto")) == 0
         said.append(capsys.readouterr().out)
     alone, several = counted
-    assert several == replace(alone, gradients=5 * alone.gradients)  # its own, what is sent, what comes from three
+    # Its own, what is sent, what comes from three
+    assert several == replace(alone, gradients=5 * alone.gradients)
     assert "of 32 images (32 at a time)" in said[0] and "idle" not in said[0]
-    # A step is 32 images whatever the number of processes: 4 micro-batches of 10 at most, so the second turn leaves two of three idle.
+    # A step is 32 images whatever the number of processes: 4 micro-batches of 10 at most, so the second turn
+    # leaves two of three idle.
     assert "of 32 images (10 at a time)" in said[1] and "33% of the processes' time is idle" in said[1]
 
 
@@ -336,7 +341,8 @@ def test_out_of_memory_in_one_process_halves_the_micro_batch_of_all(root: Path, 
 def test_a_process_told_to_stop_stops_all(root: Path, tiny_backbone: Path, rank: int) -> None:
     output = f"told-{rank}"
     code, _, err = together(2, [["train", *flags(root, tiny_backbone, output)]], f"stopped:{rank}:5")
-    assert code == 0 and err.count("stopped (SIGTERM) in epoch") == 1 and "--resume" in err  # several.py takes 130 for done
+    # several.py takes 130 for done
+    assert code == 0 and err.count("stopped (SIGTERM) in epoch") == 1 and "--resume" in err
     resume(root, output)
     assert_same(root / output, root / "one")
 

@@ -1,4 +1,6 @@
-"""Pseudo labels: test images of a first round also train; no validation row is known through them; the same rows after a stop."""
+"""Pseudo labels: test images of a first round also train; no validation row is known through them; the same
+rows after a stop.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +135,9 @@ def test_a_table_names_every_problem_at_once(first: tuple[Path, Path], tmp_path:
 
 
 def test_the_second_round_trains_on_them_and_validates_on_labelled_rows(first, tmp_path: Path, tiny_backbone: Path, monkeypatch) -> None:
-    """A fold, then the same one stopped in its epoch; its rows, what is known of the classes, and the page."""
+    """A fold, then the same one stopped in its epoch; its rows, what is known of the classes, and the
+    page.
+    """
     data, folder = first
     keys = ["--set", f"data.pseudo_labels={folder}", "--set", "data.pseudo_threshold=0.1", "--folds", "2", "--fold", "2"]
     flags = ["--data", str(data), "--backbone", str(tiny_backbone), *FLAGS, *keys]

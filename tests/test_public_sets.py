@@ -146,7 +146,8 @@ def test_a_set_becomes_a_competition_whose_solution_scores_one(publish, capsys, 
     data_dir = Path("data")
     competition = read_layout(data_dir)
     record = json.loads((data_dir / "dataset.json").read_text())
-    assert not any("splits.csv" in note or "dataset.json" in note for note in competition.notes)  # ours, and no data
+    # ours, and no data
+    assert not any("splits.csv" in note or "dataset.json" in note for note in competition.notes)
     assert record["dataset"] == name and record["images"] == {"train": len(competition.train), "test": len(competition.test)}
     assert sorted(path.name for path in data_dir.iterdir()) == sorted(
         ["dataset.json", "sample_submission.csv", "solution.csv", "splits.csv", "test", "train"]
@@ -175,7 +176,8 @@ def test_cifar_pixels_and_labels_are_the_records_own(publish):
         assert labels[row["id"]] == CIFAR_10[record[0]]
         path = Path("data/test" if row["split"] == "test" else f"data/train/{labels[row['id']]}") / f"{row['id']}.png"
         pixels = np.asarray(Image.open(path))
-        # Row y, column x: its red value is byte 32 y + x of the record's pixels, green and blue follow 1,024 and 2,048 later.
+        # Row y, column x: its red value is byte 32 y + x of the record's pixels, green and blue follow 1,024
+        # and 2,048 later.
         assert list(pixels[3, 5]) == [record[1 + plane * 1024 + 32 * 3 + 5] for plane in range(3)]
         assert pixels.transpose(2, 0, 1).tobytes() == record[1:]
 

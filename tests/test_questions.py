@@ -108,7 +108,8 @@ def test_drawn_by_seed_whatever_the_order_of_the_rows() -> None:
 
 
 def test_a_quarter_of_the_images_with_all_their_questions() -> None:
-    rows = asked(["yes", "no"] * 82, per_image=2)  # 82 images, a quarter: 20.5, rounded as pandas' sample(frac=0.25) does
+    # 82 images, a quarter: 20.5, rounded as pandas' sample(frac=0.25) does
+    rows = asked(["yes", "no"] * 82, per_image=2)
     result = prepared(rows, image_fraction=0.25)
     used = {row.path for row in (*result.train, *result.val)}
     assert len(used) == 20 and len(result.train) + len(result.val) == 40
@@ -151,4 +152,5 @@ def test_too_little_to_train_on() -> None:
         prepared(asked(["yes"] * 9))
     with pytest.raises(UserError, match="no questions are left"):
         prepared([])
-    assert len(prepared(asked(["yes", "no", "yes"], per_image=3), val_fraction=0.5).val) == 0  # one image: it trains
+    # One image: it trains
+    assert len(prepared(asked(["yes", "no", "yes"], per_image=3), val_fraction=0.5).val) == 0

@@ -1,4 +1,6 @@
-"""Every recipe that names a hub model has exactly the parameters it should have, counted on tensors without data: a recipe cannot drift."""
+"""Every recipe that names a hub model has exactly the parameters it should have, counted on tensors without
+data: a recipe cannot drift.
+"""
 
 from __future__ import annotations
 
@@ -51,12 +53,14 @@ HUB_CONFIGS: dict[str, Callable[..., Any]] = {
     ),
     "timm/eva02_large_patch14_448.mim_m38m_ft_in22k_in1k": lambda **k: TimmWrapperConfig(architecture="eva02_large_patch14_448", **k),
 }
-# Recipe: classes, parameters of the model, trainable ones. "report": printed there, or its number with the head exchanged. "timm": the sum over
-# timm's own implementation of the same architecture, num_classes as here. "layers": added up from the paper's layer sizes.
+# Recipe: classes, parameters of the model, trainable ones. "report": printed there, or its number with the
+# head exchanged. "timm": the sum over timm's own implementation of the same architecture, num_classes as
+# here. "layers": added up from the paper's layer sizes.
 EXPECTED = {
     "beit-large-384": (200, 304_178_888, 304_178_888),  # report 0
     "beit-large-384-lora": (200, 304_178_888, 1_777_864),  # report 0: 24 x 2 x 16 x (1024 + 1024) + 205,000
-    "beit-large-384-lora-ours": (200, 304_178_888, 7_282_888),  # layers: 24 x (4 x 16 x 2,048 + 2 x 16 x 5,120) + 205,000
+    # layers: 24 x (4 x 16 x 2,048 + 2 x 16 x 5,120) + 205,000
+    "beit-large-384-lora-ours": (200, 304_178_888, 7_282_888),
     "vit-base-224": (200, 85_952_456, 85_952_456),  # timm vit_base_patch16_224
     "vit-base-384": (200, 86_244_296, 86_244_296),  # timm vit_base_patch16_384
     "swin-base-224": (200, 86_948_224, 86_948_224),  # timm swin_base_patch4_window7_224
@@ -69,11 +73,14 @@ EXPECTED = {
     "beit-base-cifar10-baseline": (10, 85_769_674, 85_769_674),
     "beit-base-cifar100": (100, 85_838_884, 85_838_884),  # timm beit_base_patch16_224
     "beit-base-cifar100-baseline": (100, 85_838_884, 85_838_884),
-    "vit-base-128": (2, 85_800_194, 85_800_194),  # timm vit_base_patch16_224: the position table is that of 224 px
+    # Timm vit_base_patch16_224: the position table is that of 224 px
+    "vit-base-128": (2, 85_800_194, 85_800_194),
     "vit-base-128-lora-r8": (2, 85_800_194, 443_906),  # report 3
     "vit-base-128-lora-r24": (2, 85_800_194, 1_328_642),  # report 3
-    "lora-ours": (200, 86_887_880, 2_961_608),  # timm vit_base_patch14_dinov2 (86,579,712) + mask token 768 + head 307,400; layers
-    "dinov2-large": (200, 304_778_440, 304_778_440),  # timm vit_large_patch14_dinov2 (304,367,616) + mask token 1,024 + head 409,800
+    # Timm vit_base_patch14_dinov2 (86,579,712) + mask token 768 + head 307,400; layers
+    "lora-ours": (200, 86_887_880, 2_961_608),
+    # Timm vit_large_patch14_dinov2 (304,367,616) + mask token 1,024 + head 409,800
+    "dinov2-large": (200, 304_778_440, 304_778_440),
     "dinov2-large-lora": (200, 304_778_440, 1_982_664),  # layers: 24 x 2 x 16 x (1024 + 1024) + 409,800
     "convnextv2-base-384": (200, 87_897_800, 87_897_800),  # timm convnextv2_base; layers
     "eva02-large-448-lora": (200, 304_260_232, 1_777_864),  # layers: 24 x 2 x 16 x (1024 + 1024) + 205,000

@@ -444,7 +444,9 @@ releases.main(["--weights", "2.zip"])
 
 
 def test_killed_between_any_two_renames_nothing_half_installed_is_taken_for_a_model(place):
-    """The old model, or a refusal that says what to do; the same command then installs the whole of the new one."""
+    """The old model, or a refusal that says what to do; the same command then installs the whole of the new
+    one.
+    """
     second = {"model_vit/config.json": CONFIG, "model_vit/model.safetensors": weights("second."), "metrics.jsonl": "{}\n"}
     second |= {name: content for name, content in MODEL.items() if name.startswith("model_lora")}
     main(["--weights", str(write_zip(place / "1.zip", MODEL))])

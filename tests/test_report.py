@@ -32,7 +32,9 @@ from pipeline.training.optim import lr_at
 
 @pytest.fixture(autouse=True)
 def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quarter of the resolution: most of the time of these tests is spent on pixels that nobody looks at."""
+    """A quarter of the resolution: most of the time of these tests is spent on pixels that nobody looks
+    at.
+    """
     monkeypatch.setattr(figures, "DPI", 50)
 
 
@@ -156,7 +158,8 @@ def test_an_unfinished_run_has_figures_and_a_page(tmp_path: Path) -> None:
     (run_dir / "val_predictions.csv").unlink()
     begun = time.process_time()
     written = [path for path, _ in draw(run_dir)]
-    assert time.process_time() - begun < 3  # it is called after every epoch; well under a second on a machine that is not shared
+    # It is called after every epoch; well under a second on a machine that is not shared
+    assert time.process_time() - begun < 3
     assert [path.name for path in written] == ["accuracy.png", "loss.png", "learning_rate.png"]
     assert all(Image.open(path).size == (260, 175) for path in written)
     assert not (run_dir / "report.html").exists()

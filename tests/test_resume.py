@@ -72,7 +72,9 @@ def test_interrupted_anywhere_and_resumed_is_bit_identical(
 
 
 def test_interrupted_twice_with_other_workers_is_bit_identical(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch) -> None:
-    """Workers only decode: what a row yields depends on (seed, epoch, row) alone, so their number may differ between the parts of a run."""
+    """Workers only decode: what a row yields depends on (seed, epoch, row) alone, so their number may differ
+    between the parts of a run.
+    """
     from pipeline.tasks import classification
 
     output = tmp_path / "run"
@@ -162,7 +164,8 @@ def test_a_changed_recipe_is_refused_with_the_differences_unless_accepted(interr
     record = go_on(interrupted, "changed", "--lr", "0.002", "--set", "optimizer.weight_decay=0.2")
     printed = capsys.readouterr().out
     assert "  - optimizer.lr: 0.01 -> 0.002\n  - optimizer.weight_decay: 0.01 -> 0.2" in printed
-    assert "resuming in epoch 2 at row 10, after 4 optimizer steps" in printed  # inside a group, as saved: no row is done twice
+    # Inside a group, as saved: no row is done twice
+    assert "resuming in epoch 2 at row 10, after 4 optimizer steps" in printed
     assert record["recipe"]["optimizer"]["lr"] == 0.002 and record["last"]["lr"] < 0.002
     assert record["changes"][0]["changed"] == ["optimizer.lr: 0.01 -> 0.002", "optimizer.weight_decay: 0.01 -> 0.2"]
 
@@ -192,7 +195,8 @@ def test_more_epochs_accepted_are_the_run_that_had_them_from_the_start(
 
 def test_other_groups_begin_the_epoch_again(interrupted: Path, capsys) -> None:
     record = go_on(interrupted, "changed", "--accumulation-steps", "2")
-    assert "resuming in epoch 2 at row 0, after 5 optimizer steps" in capsys.readouterr().out  # 18 rows: 3 steps of 6 were 5 of 4
+    # 18 rows: 3 steps of 6 were 5 of 4
+    assert "resuming in epoch 2 at row 0, after 5 optimizer steps" in capsys.readouterr().out
     assert [line["step"] for line in metrics(interrupted / "run")] == [3, 10, 15] and record["schedule"]["total_steps"] == 15
 
 
@@ -231,9 +235,11 @@ def test_changed_data_is_refused_row_by_row_unless_accepted(interrupted: Path, c
     assert [line.strip(" -") for line in str(caught.value).splitlines()[1:]] == lines
     record = go_on(interrupted, "changed")
     assert "resuming in epoch 2 at row 0, after 3 optimizer steps" in capsys.readouterr().out
-    assert record["changes"][0]["changed"] == lines and record["best"]["epoch"] > 1  # epoch 1 was measured on other labels
+    # Epoch 1 was measured on other labels
+    assert record["changes"][0]["changed"] == lines and record["best"]["epoch"] > 1
     after = {row["id"]: row["split"] for row in rows_of(interrupted / "run" / "val_predictions.csv", split="val")}
-    assert set(after) == {name for name, split in split_of.items() if split == "val"}  # nothing that trained validates
+    # Nothing that trained validates
+    assert set(after) == {name for name, split in split_of.items() if split == "val"}
 
 
 def rows_of(path: Path, **more: str) -> list[dict]:
@@ -321,7 +327,9 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step_range(whole: Path, tiny
 def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(
     whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    """The second micro-batch of a group fails: the group is done again in smaller pieces and its mean is the same."""
+    """The second micro-batch of a group fails: the group is done again in smaller pieces and its mean is the
+    same.
+    """
     from pipeline.tasks.classification import ClassificationTask
 
     backbone = shutil.copytree(tiny_backbone, tmp_path / "backbone")
@@ -352,7 +360,9 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(
 
 
 def test_a_full_disk_keeps_the_last_good_state_and_says_so(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    """The third state does not fit: half of it is written, then comes what torch.save raises on a file system without space."""
+    """The third state does not fit: half of it is written, then comes what torch.save raises on a file system
+    without space.
+    """
     original, saved = torch.save, []
 
     def save(state: dict, file: io.BufferedWriter) -> None:
@@ -425,7 +435,9 @@ def wait_for_state(output: Path, process: subprocess.Popen, newer_than: Path | N
 
 
 def kill_runs(whole: Path, backbone: Path, folder: Path, first: int, count: int) -> list[dict]:
-    """What `tests/killed.py` says of runs that were killed and resumed; it compares each with the run that was left alone."""
+    """What `tests/killed.py` says of runs that were killed and resumed; it compares each with the run that
+    was left alone.
+    """
     command = [sys.executable, "tests/killed.py", str(whole / "data"), str(backbone), str(folder), str(first), str(count)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60 * count + 60)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -441,7 +453,9 @@ def test_killed_inside_a_micro_batch_and_inside_a_state_is_bit_identical(whole: 
 
 @pytest.mark.slow
 def test_killed_at_random_moments_is_bit_identical(whole: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    """SIGKILL at start-up, inside epochs, state writes, renames and validation, and after the end; up to three times a run (KILLED_RUNS=20)."""
+    """SIGKILL at start-up, inside epochs, state writes, renames and validation, and after the end; up to
+    three times a run (KILLED_RUNS=20).
+    """
     runs = kill_runs(whole, tiny_backbone, tmp_path / "runs", 0, int(os.environ.get("KILLED_RUNS", "20")))
     kills = sum(len(run["kills"]) for run in runs)
     print(f"{len(runs)} runs, {kills} kills, all bit-identical")

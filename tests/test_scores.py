@@ -58,7 +58,9 @@ def run_folder(root: Path, class_names: Sequence[str]) -> Path:
 
 
 def test_weighted_averages_are_those_of_every_answer(tmp_path: Path) -> None:
-    """Answers that are never predicted are one class here; scikit-learn, with a class for each, gives the same."""
+    """Answers that are never predicted are one class here; scikit-learn, with a class for each, gives the
+    same.
+    """
     scores = score_answers(table(tmp_path / "p.csv", SAID), table(tmp_path / "s.csv", [answer for _, answer, _ in TRUTH]))
     truth, said = [clean_answer(answer) for _, answer, _ in TRUTH], [clean_answer(answer) for answer in SAID]
     precision, recall, f1, _ = precision_recall_fscore_support(truth, said, average="weighted", zero_division=0)

@@ -1,4 +1,6 @@
-"""Weights shared out to several processes (`shard`): what one process computes, to rounding; any number goes on; one that fails ends all."""
+"""Weights shared out to several processes (`shard`): what one process computes, to rounding; any number goes
+on; one that fails ends all.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Itera
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_uneven_groups_at_any_number_of_processes(root: Path, tiny_backbone: Path, count: int) -> None:
-    """Groups of four micro-batches, the last of an epoch of one: with three and four processes some have none. Each holds a part."""
+    """Groups of four micro-batches, the last of an epoch of one: with three and four processes some have
+    none. Each holds a part.
+    """
     name = f"by-{count}"
     code, out, err = together(count, [["train", *flags(root, tiny_backbone, name, *SHARD)]], "parts:0:1")
     assert code == 0, out + err

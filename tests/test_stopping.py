@@ -1,4 +1,6 @@
-"""A closed pipe and a closed terminal stop a training as SIGTERM does: after the micro-batch, with the state saved, exit code 130."""
+"""A closed pipe and a closed terminal stop a training as SIGTERM does: after the micro-batch, with the state
+saved, exit code 130.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Commands struck at random moments, by kills and by a disk that fails, and run again: they end with what they would have given.
+"""Commands struck at random moments, by kills and by a disk that fails, and run again: they end with what
+they would have given.
 
 `make fuzz STRIKES=100` strikes each so often and prints what came of it.
 """

@@ -132,7 +132,8 @@ def test_refused_upload_that_exits_with_zero(server, folder):
 
 @pytest.mark.parametrize("taken", [True, False])
 def test_a_command_that_was_killed_while_it_sent_sends_nothing_twice(server, folder, sleeps, capfd, taken):
-    server.submissions = [OLDER | {"date": datetime.now(UTC).isoformat()}]  # the same message, but not this submission
+    # The same message, but not this submission
+    server.submissions = [OLDER | {"date": datetime.now(UTC).isoformat()}]
     row = a_row(time=datetime.now(UTC).isoformat(timespec="seconds"), message=MESSAGE, status="pending")
     row["file_sha256"] = files.sha256(folder / "predictions.csv")
     begin(ledger.LEDGER, row, ["11"])  # and then SIGKILL, in the upload
@@ -379,7 +380,9 @@ OBEYED = set("\x1b\x07\x9b\r\u202e")
 
 
 def test_what_kaggle_says_moves_no_cursor_anywhere(server, folder, sleeps, capfd):
-    """Escape sequences in the scores, in the reason of a failed scoring and in a refusal: neither on the terminal nor in the ledger."""
+    """Escape sequences in the scores, in the reason of a failed scoring and in a refusal: neither on the
+    terminal nor in the ledger.
+    """
     server.scoring = [{"status": "COMPLETE", "publicScore": f"0.5{HOSTILE}", "privateScore": HOSTILE}]
     assert submit.main(FLAGS, sleep=sleeps.append) == 0
     server.scoring = [{"status": "ERROR", "errorDescription": f"column {HOSTILE}"}]
@@ -653,7 +656,9 @@ def test_no_ledger_has_no_digests(tmp_path):
 
 
 def test_two_at_once_send_a_file_once(server, folder):
-    """Both are told to send the same file; the second waits, and then only waits for the score of what the first sent."""
+    """Both are told to send the same file; the second waits, and then only waits for the score of what the
+    first sent.
+    """
     now = {"date": datetime.now(UTC).isoformat()}
     server.scoring = [{"status": "PENDING"} | now] * 3 + [{"status": "COMPLETE", "publicScore": "0.5"} | now]
     root = Path(__file__).resolve().parents[1]
@@ -666,7 +671,8 @@ def test_two_at_once_send_a_file_once(server, folder):
     said = [process.communicate(timeout=120)[0] for process in both]
     assert len(server.uploads) == 1, said
     assert len(rows()) == 1 and rows()[0]["status"] == "complete"
-    assert sorted(process.returncode for process in both) in ([0, 0], [0, 2]), said  # 2: scored before the second looked
+    # 2: scored before the second looked
+    assert sorted(process.returncode for process in both) in ([0, 0], [0, 2]), said
     assert sum("sent to Kaggle" in text for text in said) == 1
 
 

@@ -95,7 +95,9 @@ def test_all_that_does_not_suit_is_one_message(tiny_backbone: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_rare_classes_come_again_also_in_a_run_that_was_stopped(tiny_backbone: Path, tmp_path: Path, monkeypatch) -> None:
-    """`tests/test_processes.py` stops runs whose classes have equal rows, `tests/test_mixing.py` reads part of an epoch of unequal ones."""
+    """`tests/test_processes.py` stops runs whose classes have equal rows, `tests/test_mixing.py` reads part
+    of an epoch of unequal ones.
+    """
     data = make_competition(tmp_path / "data")
     for number in range(3, 8):
         (data / "train" / "red" / f"red_{number}.png").unlink()

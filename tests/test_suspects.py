@@ -1,4 +1,6 @@
-"""make suspects: what confident learning flags, the table, the page and its downloads, nearest images, and what is refused."""
+"""make suspects: what confident learning flags, the table, the page and its downloads, nearest images, and
+what is refused.
+"""
 
 from __future__ import annotations
 

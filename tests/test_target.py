@@ -1,4 +1,6 @@
-"""What a label means: texts to arrays, logits to predictions, predictions to texts, and back through run.json."""
+"""What a label means: texts to arrays, logits to predictions, predictions to texts, and back through
+run.json.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The page of every kind of target, from run folders written here: what it says is computed again by scikit-learn and by hand."""
+"""The page of every kind of target, from run folders written here: what it says is computed again by
+scikit-learn and by hand.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""inference.py with folds and several models: the mean of probabilities or of ranks, one model at a time; kept test predictions."""
+"""inference.py with folds and several models: the mean of probabilities or of ranks, one model at a time;
+kept test predictions.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ FLAGS = [
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, swin: Path) -> Path:
-    """data/ with a sample of probabilities, and runs of it: folds/ (two), other/ (another backbone and image size)."""
+    """data/ with a sample of probabilities, and runs of it: folds/ (two), other/ (another backbone and image
+    size).
+    """
     root = tmp_path_factory.mktemp("team")
     data = make_competition(root / "data", per_class=8, test=7)
     ids = [path.stem for path in sorted((data / "test").glob("*.png"))]
@@ -166,7 +170,8 @@ def test_other_classes_are_listed(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         gather([runs / "folds", other])
     assert "lacks 'red'" in str(caught.value) and "has also 'violet'" in str(caught.value)
-    record["class_names"] = record["target"]["names"] = ["red", "blue", "green"]  # the same in another order is no other
+    # The same in another order is no other
+    record["class_names"] = record["target"]["names"] = ["red", "blue", "green"]
     write_json(other / "run.json", record)
     team = gather([runs / "folds", other])
     from pipeline.folds.team import in_order
@@ -181,7 +186,8 @@ def test_a_missing_fold_is_named_with_what_makes_it(runs: Path, tiny_backbone: P
     shutil.rmtree(folds / "fold-2")
     with pytest.raises(UserError) as caught:
         gather([folds])
-    again = shlex.split(str(caught.value).splitlines()[-1])  # into this copy, not into where the folds lay when they were trained
+    # Into this copy, not into where the folds lay when they were trained
+    again = shlex.split(str(caught.value).splitlines()[-1])
     assert "lacks 1 member: 'fold-2'" in str(caught.value) and again[-4:] == ["--fold", "2", "--output", str(folds)]
     assert again.count("--output") == 1 and again[again.index("--folds") + 1] == "2"
     words = ["--data", str(runs / "data"), *FLAGS, "--backbone", str(tiny_backbone), "--output", str(folds), "--folds", "2", "--fold", "2"]

@@ -1,4 +1,6 @@
-"""Which images may come into a page that is meant to be sent: those of the data folder the run was made with."""
+"""Which images may come into a page that is meant to be sent: those of the data folder the run was made
+with.
+"""
 
 from __future__ import annotations
 

@@ -122,7 +122,9 @@ def test_the_same_command_gives_the_same_bytes(competition: Path, tiny_backbone:
 
 
 def test_micro_batches_do_not_change_the_steps(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    """Batch 8 at once and 2 x 4 are the same optimizer steps, whatever the last group's size: without dropout only rounding differs."""
+    """Batch 8 at once and 2 x 4 are the same optimizer steps, whatever the last group's size: without dropout
+    only rounding differs.
+    """
     backbone = shutil.copytree(tiny_backbone, tmp_path / "backbone")
     config = json.loads((backbone / "config.json").read_text())
     (backbone / "config.json").write_text(json.dumps(config | {"drop_path_rate": 0.0}))
@@ -130,7 +132,8 @@ def test_micro_batches_do_not_change_the_steps(competition: Path, tiny_backbone:
     for batch, steps in ((8, 1), (4, 2), (3, 1)):
         output = tmp_path / f"{batch}x{steps}"
         more = ["--batch-size", str(batch), "--accumulation-steps", str(steps), "--precision", "fp32"]
-        more += ["--set", "lora.dropout=0", "--set", "optimizer.name=sgd"]  # Adam would magnify rounding to a whole step
+        # Adam would magnify rounding to a whole step
+        more += ["--set", "lora.dropout=0", "--set", "optimizer.name=sgd"]
         train.main(arguments(competition, backbone, output, *more))
         losses.append([json.loads(line)["val_loss"] for line in (output / "metrics.jsonl").read_text().splitlines()])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
@@ -211,7 +214,9 @@ def test_batch_size_auto_keeps_the_effective_batch(competition: Path, tiny_backb
 
 @pytest.fixture
 def swin_backbone(tmp_path: Path) -> Path:
-    """A Swin whose first weight, which decides what transformers takes for the model's dtype, belongs to a layer that is held in bfloat16."""
+    """A Swin whose first weight, which decides what transformers takes for the model's dtype, belongs to a
+    layer that is held in bfloat16.
+    """
     from transformers import SwinConfig, SwinForImageClassification
 
     torch.manual_seed(0)

@@ -1,4 +1,6 @@
-"""A download from a server that means harm or is broken: bounded in bytes and time, and asked for nothing inside this network."""
+"""A download from a server that means harm or is broken: bounded in bytes and time, and asked for nothing
+inside this network.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def raw(head: bytes, body: Callable[[], Iterator[bytes]] = lambda: iter(())) -> Iterator[str]:
-    """The address of a server that answers every request with exactly these bytes, however long they go on."""
+    """The address of a server that answers every request with exactly these bytes, however long they go
+    on.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     over = threading.Event()
 
@@ -100,7 +104,8 @@ def test_a_compressed_body_that_becomes_a_thousand_times_larger_is_a_bomb(tmp_pa
 
 
 GZIP = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
-NOTHING = gzip.compress(b"")[:10] + b"\x00\x00\x00\xff\xff" * 4000  # the head of a gzip file, then blocks of no bytes
+# The head of a gzip file, then blocks of no bytes
+NOTHING = gzip.compress(b"")[:10] + b"\x00\x00\x00\xff\xff" * 4000
 
 
 def test_a_packed_body_that_becomes_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +156,8 @@ def test_a_redirect_into_this_machine_is_never_asked(tmp_path: Path, monkeypatch
         with pytest.raises(UserError, match=r"localhost:\d+/secret, inside this machine"):
             get(server.url, tmp_path)
         assert [path for path, _ in server.seen] == ["/w.zip"]
-        monkeypatch.setattr(transfer, "_is_inside", lambda url: True)  # who names an address inside may be sent on inside
+        # Who names an address inside may be sent on inside
+        monkeypatch.setattr(transfer, "_is_inside", lambda url: True)
         assert get(server.url, tmp_path).exists()
 
 

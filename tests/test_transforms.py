@@ -1,4 +1,6 @@
-"""The preprocessing rule against transformers' own image processors (Pillow backend), and the statistics of augmentation."""
+"""The preprocessing rule against transformers' own image processors (Pillow backend), and the statistics of
+augmentation.
+"""
 
 from __future__ import annotations
 
@@ -245,7 +247,8 @@ def test_crops_cover_the_area_and_shapes_of_the_recipe() -> None:
         lefts.append(pixels[..., 0].min())
         flips.append(pixels[0, 0, 0] > pixels[0, -1, 0])
     assert augment(image).size == (24, 24)
-    assert 0.2 < min(areas) < 0.27 and 0.44 < max(areas) < 0.52  # the resized edge pixels are means: a little inside
+    # The resized edge pixels are means: a little inside
+    assert 0.2 < min(areas) < 0.27 and 0.44 < max(areas) < 0.52
     assert 0.33 < np.mean(areas) < 0.39  # uniform in area
     assert 0.7 < min(ratios) < 0.8 and 1.25 < max(ratios) < 1.4
     assert 0.4 < np.mean(flips) < 0.6
@@ -262,7 +265,8 @@ def test_augmentation_can_be_switched_off_part_by_part() -> None:
     mirrored = rule.resize(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     assert seen == {np.asarray(rule.resize(image)).tobytes(), np.asarray(mirrored).tobytes()}
     turned = augmenter(Augmentation(random_resized_crop=False, horizontal_flip=False, rotation_degrees=45), rule)
-    assert turned(Image.new("RGB", (40, 40), (255, 255, 255))).getpixel((0, 0)) != (255, 255, 255)  # a corner came in
+    # A corner came in
+    assert turned(Image.new("RGB", (40, 40), (255, 255, 255))).getpixel((0, 0)) != (255, 255, 255)
 
 
 @pytest.mark.parametrize("resample", range(6))

@@ -1,6 +1,8 @@
-"""Runs travel across transformers 5.9, which renamed the modules of BEiT, ViT and Swin: trained on one side, they predict the same on the other.
+"""Runs travel across transformers 5.9, which renamed the modules of BEiT, ViT and Swin: trained on one side,
+they predict the same on the other.
 
-The oldest supported versions are installed by pip into a folder of the test's own, in front of the installed ones on PYTHONPATH.
+The oldest supported versions are installed by pip into a folder of the test's own, in front of the installed
+ones on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ for script, *arguments in json.loads(sys.argv[1]):
 
 
 def run_scripts(commands: list[list[str]], overlay: Path | None, seconds: float, folder: Path) -> None:
-    """Run `[script, argument, ...]` one after the other in a process of its own, with `overlay` before the installed packages."""
+    """Run `[script, argument, ...]` one after the other in a process of its own, with `overlay` before the
+    installed packages.
+    """
     paths = [str(path) for path in (overlay, ROOT, os.environ.get("PYTHONPATH")) if path]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", DRIVER, json.dumps(commands)]

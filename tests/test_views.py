@@ -1,4 +1,6 @@
-"""Views of test images: what they show, their mean, and that a run which was never mirrored is not mirrored."""
+"""Views of test images: what they show, their mean, and that a run which was never mirrored is not
+mirrored.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def test_views_show_what_they_are_called() -> None:
     plain, mirrored = make_views(pixels, ["flip"])
     assert torch.equal(plain, pixels) and torch.equal(mirrored, pixels.flip(-1))
     corners = make_views(pixels, ["crops"])[1:]
-    shares = [(view > 100).float().mean().item() for view in corners]  # the corner that is bright shows more of it, the opposite one less
+    # The corner that is bright shows more of it, the opposite one less
+    shares = [(view > 100).float().mean().item() for view in corners]
     assert len(corners) == 4 and shares[0] > 0.3 > 0.25 > shares[3] > 0.1 and shares[1] == pytest.approx(shares[2], abs=0.02)
     assert all(view.shape == pixels.shape and view.dtype == torch.uint8 for view in make_views(pixels, ["flip", "crops", "scale"]))
     assert len(make_views(pixels, ["flip", "crops", "scale"])) == 12

@@ -1,4 +1,6 @@
-"""Question answering through train.py and inference.py: what it learns, what it writes, interrupted and resumed, bad images."""
+"""Question answering through train.py and inference.py: what it learns, what it writes, interrupted and
+resumed, bad images.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from pipeline.errors import Interrupted, UserError
 from pipeline.files import write_json
 
 TEXT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-TEXT |= {"initializer_range": 0.2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # few steps must do
+# Few steps must do
+TEXT |= {"initializer_range": 0.2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SAME = (
     "metrics.jsonl",
     "val_predictions.csv",
@@ -155,7 +158,9 @@ def test_predictions_are_answers_in_the_order_of_the_competition(learnt: Path, t
 
 @pytest.fixture(scope="module")
 def undisturbed(learnt: Path, tiny_backbone: Path) -> Path:
-    """A run of two epochs with dropout everywhere, accumulation and questions that share images; its recipe is mine.yaml beside it."""
+    """A run of two epochs with dropout everywhere, accumulation and questions that share images; its recipe
+    is mine.yaml beside it.
+    """
     root = learnt / "undisturbed"
     root.mkdir()
     text = json.dumps(TEXT | {"hidden_dropout_prob": 0.1})
@@ -190,13 +195,16 @@ def test_another_answer_set_is_another_run(learnt: Path, undisturbed: Path, tmp_
 
 
 def test_lora_on_both_encoders_from_folders(learnt: Path, tmp_path: Path, capsys) -> None:
-    """What `--set text_backbone` and `--backbone` name may be runs of one's own; adapters for both, inference merges them."""
+    """What `--set text_backbone` and `--backbone` name may be runs of one's own; adapters for both, inference
+    merges them.
+    """
     encoders = {"backbone": learnt / "run" / "model_beit", "text_backbone": learnt / "run" / "model_bert"}
     path = recipe(tmp_path, encoders["backbone"], text_architecture="null", lora="{rank: 2, targets: [query, value]}", epochs="1")
     output = tmp_path / "run"
     assert train.main(arguments(learnt, path, output, "--set", f"text_backbone={encoders['text_backbone']}")) == 0
     assert {path.name for path in (output / "model_lora").iterdir()} == {"bert", "beit"}
-    # rank 2 x (in + out) on query and value: one layer of 16 and two of 32; a head of 16 -> 32, 32 -> 32, 32 -> 6
+    # rank 2 x (in + out) on query and value: one layer of 16 and two of 32; a head of 16 -> 32, 32 -> 32, 32
+    # -> 6
     assert "adapter 640, head 1,798" in capsys.readouterr().out
     assert inference.main(["--model", str(output), "--data", str(learnt / "data"), "--output", str(tmp_path / "predictions.csv")]) == 0
 
@@ -208,7 +216,9 @@ FROZEN = "{fusion: cross_attention, text_pooling: mean, activation: gelu, hidden
 def test_frozen_backbones_are_computed_once_and_a_resumed_run_is_bit_identical(
     learnt: Path, tmp_path: Path, monkeypatch, changes: dict[str, str]
 ) -> None:
-    """An image is decoded once in training and validation together; after an interruption the same bits come out."""
+    """An image is decoded once in training and validation together; after an interruption the same bits come
+    out.
+    """
     from test_resume import interrupt_after
 
     from pipeline.models.fusion import FusionModel
@@ -229,7 +239,8 @@ def test_frozen_backbones_are_computed_once_and_a_resumed_run_is_bit_identical(
     assert train.main(["--data", str(learnt / "data"), "--output", str(tmp_path / "run"), "--resume"]) == 0
     for name in SAME:
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    probs = np.load(tmp_path / "whole" / "val_probs.npy")  # computed from kept features; inference computes from pixels
+    # Computed from kept features; inference computes from pixels
+    probs = np.load(tmp_path / "whole" / "val_probs.npy")
     from pipeline.run import load_run
     from pipeline.tasks.vqa import rebuild
 
@@ -255,7 +266,8 @@ def test_an_answer_outside_the_kept_ones_is_wrong_and_said(learnt: Path, tiny_ba
     assert (table["label"] == table["predicted"]).mean() == pytest.approx(record["best"]["value"])
     floor = json.loads((tmp_path / "run" / "floors.json").read_text())["the question alone: its most frequent training answer"]
     below = f"val_accuracy {record['best']['value']:.4f}, the most frequent answer to the same question {floor:.4f}"
-    assert below in told.err and "--set head.text_pooling=mean" in told.err  # nothing was learnt at this rate, and it is said
+    # Nothing was learnt at this rate, and it is said
+    assert below in told.err and "--set head.text_pooling=mean" in told.err
 
 
 def test_a_picture_is_decoded_once_for_its_questions_and_padding_is_per_batch(learnt: Path, tiny_backbone: Path, monkeypatch) -> None:
@@ -275,7 +287,8 @@ def test_a_picture_is_decoded_once_for_its_questions_and_padding_is_per_batch(le
     assert not torch.equal(batches[0][0]["row"], batches[1][0]["row"])
     assert sorted(torch.cat([batch["row"] for batch in batches[0]]).tolist()) == list(range(60))
     rest = list(built.task.train_batches(0, 30, 10, 20))
-    assert all(torch.equal(rest[0][name], batches[0][3][name]) for name in rest[0])  # a resumed epoch sees the same batches
+    # A resumed epoch sees the same batches
+    assert all(torch.equal(rest[0][name], batches[0][3][name]) for name in rest[0])
     assert {batch["input_ids"].shape[1] for batch in built.task.val_batches(1)} == {5, 7, 9}
 
 

@@ -48,7 +48,9 @@ def split(root: Path, name: str, rows: Sequence[tuple], answered: bool, images: 
 
 @pytest.fixture
 def vqa(tmp_path: Path) -> Path:
-    """train2014 answered, val2014 to predict; its ids and image numbers are those of train2014 again, as in easy_vqa."""
+    """train2014 answered, val2014 to predict; its ids and image numbers are those of train2014 again, as in
+    easy_vqa.
+    """
     split(tmp_path, "train2014", ASKED, answered=True)
     split(tmp_path, "val2014", [(11, 1, "Is it blue?"), (12, 3, "")], answered=False)
     return tmp_path
@@ -172,7 +174,9 @@ def test_other_names_and_folders(tmp_path: Path) -> None:
 
 
 def test_files_in_folders_of_their_own(tmp_path: Path) -> None:
-    """As the official zips unpack, and as the official tools want them: Questions/, Annotations/, Images/mscoco/train2014/."""
+    """As the official zips unpack, and as the official tools want them: Questions/, Annotations/,
+    Images/mscoco/train2014/.
+    """
     split(tmp_path, "train2014", ASKED, answered=True)
     for template, folder in ((QUESTIONS, "Questions"), (ANNOTATIONS, "Annotations")):
         (tmp_path / folder).mkdir()

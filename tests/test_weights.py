@@ -1,4 +1,6 @@
-"""Weights of a blend: what forward selection finds, what it refuses, and that its numbers hold on rows it did not see."""
+"""Weights of a blend: what forward selection finds, what it refuses, and that its numbers hold on rows it did
+not see.
+"""
 
 from __future__ import annotations
 
@@ -90,13 +92,15 @@ def test_ranks_are_tried_only_where_they_say_something() -> None:
     binary = Target("binary", ("n", "y"), positive=("y",))
     truth = (rng.random((300, 1)) < 0.3).astype(np.float32)
     logits = [1.5 * truth + rng.normal(0, 1, truth.shape) for _ in range(2)]
-    members = np.stack([binary.activate(8 * logits[0]), binary.activate(0.05 * logits[1])])  # one shouts, one whispers
+    # One shouts, one whispers
+    members = np.stack([binary.activate(8 * logits[0]), binary.activate(0.05 * logits[1])])
     scale = Scale(binary, "roc_auc", truth)
     found = unseen(scale, members, np.arange(300), np.arange(300) % 5)
     assert found["rank mean"][0] > found["plain mean"][0]
     choice, _ = select(scale, members, np.arange(300), 0)
     assert evaluate("roc_auc", binary, truth, choice.blend(members)) >= evaluate("roc_auc", binary, truth, members[0])
-    for metric in ("log_loss", "pf1", "accuracy"):  # of probabilities, and of what lies above one half: ranks are spread evenly
+    # Of probabilities, and of what lies above one half: ranks are spread evenly
+    for metric in ("log_loss", "pf1", "accuracy"):
         assert "rank mean" not in [choice.way for choice in ways(Scale(binary, metric, truth), members, np.arange(300))]
     scale, members = team(0, [1.0, 1.0])
     assert "rank mean" not in [choice.way for choice in ways(scale, members, np.arange(400))]

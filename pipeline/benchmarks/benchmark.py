@@ -1,7 +1,7 @@
 """One table of speed: this project beside its peers, with the same images, backbone, batch size and
 machine.
 
-python -m pipeline.benchmarks.benchmark                                                   # only ours, a small backbone
+python -m pipeline.benchmarks.benchmark  # only ours, a small backbone
 python -m pipeline.benchmarks.benchmark --size beit-base-224 --peer tests.benchmarks.peers:trainer_documented
 make bench SIZE=beit-large-384                                                        # with every peer
 
@@ -171,7 +171,8 @@ def main(argv: list[str] | None = None) -> int:
         work = prepare(Path(folder), args.size, args.images // args.batch_size * args.batch_size, args.batch_size, compute)
         for kind in KINDS:
             for text in show(kind, work, peers, args) if kind in kinds else ():
-                print(text, flush=True)  # each as soon as it is known, so a stopped benchmark has its first tables
+                # Each as soon as it is known, so a stopped benchmark has its first tables
+                print(text, flush=True)
         loop, (help_seconds, first_batch) = loop_milliseconds(), startup(work)
     rate = matrix_rate(compute.device, compute.precision)
     print(

@@ -1,7 +1,7 @@
 """Measure `make suspects`: flip labels at random, search for them, and train with and without the
 suspects.
 
-python -m pipeline.benchmarks.flipped_labels --data data/digits --solution data/digits/solution.csv --output runs/flipped -- --recipe digits
+python -m pipeline.benchmarks.flipped_labels --data data/digits --output runs/flipped -- --recipe digits
 
 For each seed 5 % of the training labels become another class, and five folds are trained on them. The
 suspects are compared with the flipped labels. Then a model is trained on the labels as they are, without the

@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # --help answers at once
     import torch
 
 IMAGE_SIDES = (500, 1000, 2000)
-TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}  # for equal results: a loss, or logits relative to the largest
+# For equal results: a loss, or logits relative to the largest
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -242,4 +243,5 @@ def _allocated(device: torch.device) -> int:
 def _peak(device: torch.device) -> int:
     from pipeline.training.compute import peak_memory
 
-    return peak_memory(device) if device.type == "cuda" else 0  # on a CPU the peak of a single contender cannot be measured
+    # On a CPU the peak of a single contender cannot be measured
+    return peak_memory(device) if device.type == "cuda" else 0

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """The rows of oof.csv and oof.npy: given `labels`, `folds` from 1, `values` (N, O) float32 predictions."""
+    """The rows of oof.csv and oof.npy: given `labels`, `folds` from 1, `values` (N, O) float32
+    predictions.
+    """
 
     path: Path
     record: RunRecord

@@ -1,8 +1,9 @@
 """`make suspects`: find labels that look wrong, from a run of folds; write suspects.csv and a page to decide
 about each.
 
-python -m pipeline.cleaning.suspects --model runs/folds                      # runs/folds/suspects/suspects.csv and suspects.html
-python -m pipeline.cleaning.suspects --model runs/folds --neighbours 0       # without nearest images: loads no model
+python -m pipeline.cleaning.suspects --model runs/folds  # runs/folds/suspects/suspects.csv and suspects.html
+# without nearest images: loads no model
+python -m pipeline.cleaning.suspects --model runs/folds --neighbours 0
 """
 
 from __future__ import annotations

@@ -95,7 +95,9 @@ class PageImages:
         self._made: dict[tuple[Path, int], str | None] = {}
 
     def of(self, path: Path, side_px: int) -> str | None:
-        """Return a JPEG in base64; None if images are off, the page is full, or the image cannot be decoded."""
+        """Return a JPEG in base64; None if images are off, the page is full, or the image cannot be
+        decoded.
+        """
         if not self.allowed or self.full:
             return None
         if (path, side_px) not in self._made:

@@ -58,7 +58,8 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
     processes, shared_out = compute.processes, is_shared_out(recipe, compute.processes)
     memory = task.account(compute, recipe.optimizer.name)
     if processes.count > 1 and not shared_out and is_exact(recipe.gradient_sum, counts.trainable):
-        memory = replace(memory, gradients=memory.gradients * (processes.count + 2))  # one copy to send and one from each process
+        # One copy to send and one from each process
+        memory = replace(memory, gradients=memory.gradients * (processes.count + 2))
     micro_batch_size = recipe.batch_size
     if args.batch_size == "auto":
         before = (

@@ -196,7 +196,8 @@ def choose_step(
         before.get("attention"),
         check_memory,
     )
-    compile = False if recipe.schedule.image_sizes else recipe.compile  # a graph is compiled for one size of image
+    # A graph is compiled for one size of image
+    compile = False if recipe.schedule.image_sizes else recipe.compile
     compiled, other = try_compile(task, compute, compile, micro_batch_size, train_seconds, before.get("compiled"))
     print("".join(f"  {line}\n" for line in (note, other) if line), end="")
     return {"attention": attention, "compiled": compiled}

@@ -66,7 +66,8 @@ def plan(args: argparse.Namespace, read: Callable[[argparse.Namespace, Recipe], 
     competition = read(args, recipe)
     rows = rows_of(recipe, competition)
     bench = Bench(recipe, competition, fixed_size=args.image_size, fixed_batch=args.batch_size)
-    may_fold = recipe.task == "classification" and not competition.split and not competition.folds  # otherwise the data give split or folds
+    # Otherwise the data give split or folds
+    may_fold = recipe.task == "classification" and not competition.split and not competition.folds
     limits = Limits(deadline, rows, args.epochs, args.folds, may_fold)
     found = propose(limits, bench.paces())
     if found is None:
@@ -164,7 +165,8 @@ class Bench:
         self.costs[side] = cost
         workers = resolve_workers(recipe.data.workers, [row.path for row in rows])
         read = cost.read / max(workers, 1)
-        if cost.compute.device.type == "cuda" and workers:  # loader processes read images while the GPU computes
+        # Loader processes read images while the GPU computes
+        if cost.compute.device.type == "cuda" and workers:
             seconds = max(cost.train, read), max(cost.predict, read)
         else:
             seconds = cost.train + read, cost.predict + read
@@ -232,7 +234,8 @@ def planned_recipe(bench: Bench, found: Proposal, name: str) -> Recipe:
     batch = cost.batch_size if recipe.effective_batch_size % cost.batch_size == 0 else recipe.batch_size
     changed = {"name": name, "epochs": found.epochs}
     changed |= {"batch_size": batch, "accumulation_steps": recipe.effective_batch_size // batch}
-    changed["schedule"] = recipe.schedule.model_copy(update={"min_steps": 0})  # the epochs are what was planned
+    # The epochs are what was planned
+    changed["schedule"] = recipe.schedule.model_copy(update={"min_steps": 0})
     return Recipe.model_validate(recipe.model_copy(update=changed).model_dump(mode="json"))
 
 

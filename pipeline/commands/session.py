@@ -84,7 +84,8 @@ def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None)
     overrides = {key: getattr(args, flag) for flag, key in RECIPE_FLAGS.items() if getattr(args, flag) is not None}
     if args.backbone and args.image_size is None:
         overrides["image_size"] = None  # the backbone's own
-    if args.batch_size == "auto":  # the recipe's step, cut into parts as large as fit in memory (see `announce`)
+    # The recipe's step, cut into parts as large as fit in memory (see `announce`)
+    if args.batch_size == "auto":
         del overrides["batch_size"]
     overrides |= parse_assignments(args.set)
     if stored is not None:

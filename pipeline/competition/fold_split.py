@@ -250,7 +250,9 @@ def _iteratively(counts: np.ndarray, of: np.ndarray, shares: Sequence[float], se
 
 
 def _unevenness(counts: np.ndarray, folds: np.ndarray, count: int) -> float:
-    """Return the largest difference between a label's share in a fold and its share in all rows, from 0 to 1."""
+    """Return the largest difference between a label's share in a fold and its share in all rows, from 0 to
+    1.
+    """
     import numpy as np
 
     whole = counts.mean(axis=0)

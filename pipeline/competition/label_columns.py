@@ -68,7 +68,9 @@ class Wanted:
         return bool(self.values) and all(is_number(value) for value in self.values)
 
     def suffixed(self, names: Sequence[str]) -> list[str]:
-        """Return the `names` that end ids of the sample, as in `<image>_<label>`; empty if fewer than two do."""
+        """Return the `names` that end ids of the sample, as in `<image>_<label>`; empty if fewer than two
+        do.
+        """
         endings = tuple(self.ids)
         found = [name for name in names if any(text.endswith(("_" + name, "-" + name, " " + name)) for text in endings)]
         return found if len(found) > 1 else []

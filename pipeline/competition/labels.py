@@ -141,7 +141,9 @@ def _refuse_one_class(folder: DataFolder, labelled: Labelled) -> None:
 
 
 def _for_table(id_column: str | None, source: Source, tables: Sequence[Source]) -> str | None:
-    """Return `id_column` for tables that have it; if none has it, for training tables, which then refuse it."""
+    """Return `id_column` for tables that have it; if none has it, for training tables, which then refuse
+    it.
+    """
     holders = [other for other in tables if id_column in other.table.columns]
     return id_column if source in holders or (not holders and source.role == "train") else None
 

@@ -1,4 +1,6 @@
-"""Read a competition folder: labelled rows, test rows in order, the target, and the form of predictions.csv."""
+"""Read a competition folder: labelled rows, test rows in order, the target, and the form of
+predictions.csv.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Tell from a folder's name which part it holds: training, test or validation images, or another competition."""
+"""Tell from a folder's name which part it holds: training, test or validation images, or another
+competition.
+"""
 
 from __future__ import annotations
 

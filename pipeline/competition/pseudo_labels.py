@@ -1,10 +1,10 @@
 """`data.pseudo_labels`: test images that a first round of models is sure of become training rows.
 
-They are training rows only. Validation rows stay labelled ones. A first-round model may label test images for a
-run only if it did not train on any validation row of that run: otherwise its labels would carry what it learnt
-from these rows, and the validation score would be too good. So fold k takes its labels from fold k of a first
-round with the same folds, and a single run from a run with the same split. A run without validation rows may
-take the mean of all models.
+They are training rows only. Validation rows stay labelled ones. A first-round model may label test images for
+a run only if it did not train on any validation row of that run: otherwise its labels would carry what it
+learnt from these rows, and the validation score would be too good. So fold k takes its labels from fold k of
+a first round with the same folds, and a single run from a run with the same split. A run without validation
+rows may take the mean of all models.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from pipeline.wording import capped, counted, listed, nearest, quoted
 if TYPE_CHECKING:
     import numpy as np
 
-KEY, STEM = "data.pseudo_labels", "test"  # STEM: of the files in which inference.py keeps predictions of test images
+# STEM: of the files in which inference.py keeps predictions of test images
+KEY, STEM = "data.pseudo_labels", "test"
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class PseudoLabels:
 def read_pseudo_labels(source: str | None, threshold: float, competition: Competition, val_ids: Collection[str]) -> PseudoLabels:
     """Return the test images that are also trained on.
 
-    `source`: the folder of a finished run or of folds, or a CSV file with the columns id and label. `val_ids`:
-    validation rows of the run that is about to train.
+    `source`: the folder of a finished run or of folds, or a CSV file with the columns id and label.
+    `val_ids`: validation rows of the run that is about to train.
 
     Raises:
         UserError: another competition, other classes, test images missing or changed, predictions not there,
@@ -76,7 +77,9 @@ def read_pseudo_labels(source: str | None, threshold: float, competition: Compet
 
 
 def _by_models(folder: Path, threshold: float, competition: Competition, val_ids: Collection[str]) -> tuple[dict[str, str], dict[str, Any]]:
-    """Return id -> label of the test images with a probability of at least `threshold`, and facts for run.json."""
+    """Return id -> label of the test images with a probability of at least `threshold`, and facts for
+    run.json.
+    """
     members = _members(folder)
     unseen = [member for member in members if set(val_ids) <= _validated(member)]
     if not unseen:

@@ -58,7 +58,9 @@ class Corrections:
         }
 
     def record(self, train: Sequence[Row], val: Sequence[Row]) -> dict[str, Any]:
-        """Return the entry of run.json: the files, and the counts for the uncorrected `train` and `val` rows."""
+        """Return the entry of run.json: the files, and the counts for the uncorrected `train` and `val`
+        rows.
+        """
         return {"files": dict(self.files), "train": self.touched(train), "val": self.touched(val)}
 
 

@@ -177,7 +177,9 @@ def _is_about_test(source: Source, index: ImageIndex) -> bool:
 
 
 def _refuse_alike(folder: DataFolder, sources: Sources, index: ImageIndex) -> None:
-    """Raise if a file looks like a sample submission but is not usable: inventing columns would be a guess."""
+    """Raise if a file looks like a sample submission but is not usable: inventing columns would be a
+    guess.
+    """
     packed = [name for name in folder.archives if is_sample_name(name) and suffix_of(name) in ARCHIVE_SUFFIXES]
     if packed:
         raise UserError(f"{folder.root}: {packed[0]} is not unpacked: {unpack_command(folder.root)}")

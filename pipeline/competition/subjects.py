@@ -166,7 +166,9 @@ def _through(ids: Sequence[str], keys: Sequence[str], table: Table, name: str, r
 def _labels_of_rows(
     ids: Sequence[str], keys: Sequence[str], cells: Sequence[str], table: Table, used: set[str], rows: Sequence[int]
 ) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """Return subject and label of every id, if a subject has several ids and another column tells them apart."""
+    """Return subject and label of every id, if a subject has several ids and another column tells them
+    apart.
+    """
     if len(set(keys)) < len(keys) or len(set(cells)) * 2 > len(cells):
         return None
     for name in table.columns:

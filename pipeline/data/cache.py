@@ -36,7 +36,9 @@ from pipeline.recipe import Augmentation
 
 FACTS = struct.Struct(
     "<8s5I"
-)  # magic; width and height of the stored pixels; width and height of the full image; 1 if its format is REDUCIBLE
+    # magic; width and height of the stored pixels; width and height of the full image; 1 if its format is
+    # REDUCIBLE
+)
 CRC = struct.Struct("<I")  # CRC-32 of the facts and the pixels
 HEADER_BYTES = FACTS.size + CRC.size
 MAGIC, SUFFIX, PART = b"pixels 3", ".rgb", ".part"
@@ -57,7 +59,8 @@ class PictureCache:
         self.crop, self.intensity = random_crop(augmentation, rule), rule.intensity
         self.folder.mkdir(parents=True, exist_ok=True)
         self.used = Value("q", self._make_room())
-        self.checked = torch.zeros(len(self.paths), dtype=torch.int64).share_memory_()  # mark of the checked file of each path
+        # Mark of the checked file of each path
+        self.checked = torch.zeros(len(self.paths), dtype=torch.int64).share_memory_()
 
     def describe(self) -> str:
         """Return one line: where the cache is, its limit, and how to turn it off."""
@@ -231,7 +234,8 @@ def _files_in(folder: Path) -> Iterator[tuple[float, int, str]]:
 
 
 def _mark(key: str, level: int) -> int:
-    return int(key[:14], 16) * LEVELS + level  # identifies the file: a changed image has another one, which is checked again
+    # Identifies the file: a changed image has another one, which is checked again
+    return int(key[:14], 16) * LEVELS + level
 
 
 def _read_rows(file: FileIO, width: int, top: int, bottom: int) -> np.ndarray:

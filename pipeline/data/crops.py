@@ -31,7 +31,8 @@ class Picture(NamedTuple):
 
     size: tuple[int, int]
     shape: tuple[int, int]
-    rows: Callable[[int, int], np.ndarray]  # (top, bottom) -> (bottom - top, W, 3) uint8; may be called once, because it closes the file
+    # (top, bottom) -> (bottom - top, W, 3) uint8; may be called once, because it closes the file
+    rows: Callable[[int, int], np.ndarray]
 
 
 def decoded(pixels: np.ndarray, size: tuple[int, int] | None = None) -> Picture:
@@ -82,7 +83,8 @@ class RandomCrop:
             if 0 < wide <= width and 0 < high <= height:
                 top = torch.randint(0, height - high + 1, (1,), generator=generator).item()
                 return torch.randint(0, width - wide + 1, (1,), generator=generator).item(), top, wide, high
-        lowest, highest = self.config.crop_ratio  # none fits: the largest part in the middle that the ratios allow
+        # None fits: the largest part in the middle that the ratios allow
+        lowest, highest = self.config.crop_ratio
         wide, high = width, height
         if width / height < lowest:
             high = round(width / lowest)
@@ -115,7 +117,8 @@ class RandomCrop:
         patch = picture.rows(top, bottom)[:, left:right]
         rule = self.rule
         if max(size) > max(rule.width, rule.height) and rule.resample in TORCH_FILTERS:
-            pixels = torch.from_numpy(np.array(patch)[None]).permute(0, 3, 1, 2)  # numpy copies several times faster than torch's resize
+            # Numpy copies several times faster than torch's resize
+            pixels = torch.from_numpy(np.array(patch)[None]).permute(0, 3, 1, 2)
             pixels = F.interpolate(pixels, (rule.height, rule.width), mode=TORCH_FILTERS[rule.resample], antialias=True)[0]
         else:  # a small image: Pillow's filter, as in evaluation
             pixels = to_tensor(Image.fromarray(np.ascontiguousarray(patch)).resize((rule.width, rule.height), rule.resample))

@@ -30,10 +30,12 @@ from pipeline.ranks import local_world_size
 from pipeline.recipe import Augmentation
 
 Key = tuple[int, int]  # (epoch, number): of a row, see ImageDataset
-MIXING, POLICY, ERASING = 2, 3, 4  # last number of the seed (seed, epoch, row, ...); 1: draws of a micro-batch; none: the crop
+# Last number of the seed (seed, epoch, row, ...); 1: draws of a micro-batch; none: the crop
+MIXING, POLICY, ERASING = 2, 3, 4
 ALL = 0, 1  # the share of a single process: everything
 SMALL_FILE = 8_000  # bytes: below this, sending pixels between processes takes longer than decoding
-SMALL_SET = 10_000_000  # bytes of all files: below this, starting processes (a quarter of a second) takes longer than decoding
+# Bytes of all files: below this, starting processes (a quarter of a second) takes longer than decoding
+SMALL_SET = 10_000_000
 
 
 class ImageDataset(Dataset):
@@ -84,7 +86,9 @@ class ImageDataset(Dataset):
             item["label"] = self.mixing.label(item["label"], self.labels[mix.partner], mix)
         try:
             item["pixels"] = self._pixels(epoch, number)
-            if mix is not None:  # the partner with its own augmentation in this epoch; `row` names the image that is read, for errors
+            # The partner with its own augmentation in this epoch; `row` names the image that is read, for
+            # errors
+            if mix is not None:
                 item["row"] = mix.partner
                 item["pixels"] = self.mixing.pixels(item["pixels"], self._pixels(epoch, mix.partner), mix)
                 item["row"] = row

@@ -28,7 +28,8 @@ LEVELS = 4  # full size, a half, a quarter, an eighth: levels 0 to 3
 # too.
 FAST_JPEG = simplejpeg is not None and features.check("libjpeg_turbo")
 DECODERS = f"Pillow {PIL.__version__}" + (f", simplejpeg {simplejpeg.__version__}" if FAST_JPEG else "")
-SMALLEST_FAST = 16  # pixels: for smaller images the size does not determine the scale at which simplejpeg decodes
+# pixels: for smaller images the size does not determine the scale at which simplejpeg decodes
+SMALLEST_FAST = 16
 LARGEST_FAST = 64_000_000  # bytes: simplejpeg needs the whole file in memory
 BAND_PIXELS = 4_000_000  # pixels that are blended over white at once
 TURNS = {

@@ -23,7 +23,8 @@ from pipeline.data.opening import BadImage, opened
 FILE_NAME = "preprocessor_config.json"
 KEY = "intensity"  # key in that file; transformers' processors ignore it
 INTEGER_MODES, FLOAT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I"), ("F",)
-HEADERS, DECODED = 512, 48  # images used to find the range: read the header of so many, the values of so many of each kind
+# Images used to find the range: read the header of so many, the values of so many of each kind
+HEADERS, DECODED = 512, 48
 VALUES = 250_000  # values read from one image, at most
 TAILS = (0.01, 99.99)  # percentiles of an image's values: dead or hot pixels are ignored
 NO_DATA = 1e30  # larger floats are fill values, like NaN and infinity

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from pipeline.open_files import PREFETCHED, allow_workers
 
-warnings.filterwarnings("ignore", message="This DataLoader will create")  # the user may ask for more processes than cores
+# The user may ask for more processes than cores
+warnings.filterwarnings("ignore", message="This DataLoader will create")
 
 
 class Loader(DataLoader):
@@ -37,7 +38,8 @@ class Loader(DataLoader):
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=PREFETCHED if workers else None,
             worker_init_fn=prepare_worker,
-            generator=torch.Generator(),  # otherwise it draws a seed from the global generator, which differs in a resumed run
+            # Otherwise it draws a seed from the global generator, which differs in a resumed run
+            generator=torch.Generator(),
             **settings,
         )
 
@@ -50,7 +52,8 @@ class Loader(DataLoader):
             _forget_half_made(error)
             raise
         _processes.update(set(active_children()) - before)
-        atexit.unregister(end_processes)  # the last registered is called first, so before torch and multiprocessing wait for the processes
+        # The last registered is called first, so before torch and multiprocessing wait for the processes
+        atexit.unregister(end_processes)
         atexit.register(end_processes)
         return iterator
 

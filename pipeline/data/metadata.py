@@ -13,8 +13,10 @@ from typing import BinaryIO
 MAX_BYTES = 256_000_000  # larger files are not copied into memory for this
 PNG, RIFF, TIFF_ORDERS = b"\x89PNG\r\n\x1a\n", b"RIFF", {b"II*\0": "<", b"MM\0*": ">"}
 PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-PNG_SEEN = (b"tRNS", b"eXIf")  # change what is seen; removed only if checksum or length is wrong, as libpng does with tRNS
-PNG_TRANSPARENT_BYTES = {0: (2, 2), 2: (6, 6), 3: (1, 256)}  # smallest and largest tRNS by colour type; others have none
+# Change what is seen; removed only if checksum or length is wrong, as libpng does with tRNS
+PNG_SEEN = (b"tRNS", b"eXIf")
+# Smallest and largest tRNS by colour type; others have none
+PNG_TRANSPARENT_BYTES = {0: (2, 2), 2: (6, 6), 3: (1, 256)}
 PNG_COLOUR_AT = 25  # position of the colour type, in IHDR
 EXIF_BYTES = 64_000  # an orientation never needs more
 WEBP_ALPHA = 0x10  # in the flags of VP8X; the other flags stand for a profile, EXIF, XMP and frames
@@ -52,7 +54,8 @@ TIFF_DECODING = {
         532,
     ),
 }
-TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}  # bytes of a value, by type
+# Bytes of a value, by type
+TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 
 
 def without_metadata(content: bytes) -> bytes | None:

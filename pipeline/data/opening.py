@@ -26,9 +26,12 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-Image.MAX_IMAGE_PIXELS = 128_000_000  # larger images are refused: a decompression bomb, or a scan that must be shrunk first
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # set once: changing warning filters in threads is not safe
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # about damaged metadata, which counts as absent
+# Larger images are refused: a decompression bomb, or a scan that must be shrunk first
+Image.MAX_IMAGE_PIXELS = 128_000_000
+# Set once: changing warning filters in threads is not safe
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+# About damaged metadata, which counts as absent
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 REDUCIBLE = ("JPEG", "MPO")  # formats that decode faster at a half, a quarter or an eighth of their size
 # Left out are formats that start another program (PostScript) or use other libraries, films, and JPEG 2000,
@@ -41,14 +44,16 @@ SMALL_FILES = (*READ_WHOLE, *REDUCIBLE)  # formats that are small on disk: accep
 MAX_FILE_BYTES = 1_100_000_000  # 128 megapixels of four 16-bit channels
 MAX_READ_BYTES = 256_000_000  # largest file in SMALL_FILES
 MAX_DECODED_BYTES = 1_500_000_000  # memory for decoding one image, see `decoded_bytes`
-LARGE_BYTES = 256_000_000  # only one image above this is decoded at a time on this machine, over all processes
+# Only one image above this is decoded at a time on this machine, over all processes
+LARGE_BYTES = 256_000_000
 MAX_SCANS = 100  # limit for a progressive JPEG; cameras and editors write about ten
 START_OF_SCAN = b"\xff\xda"
 SCANNED_PIXELS = 2_000_000_000  # scans x pixels: about ten seconds
 # The highest compression of a format: deflate 1,032 bytes per byte; a JPEG needs one bit for each block of 64
 # pixels.
 MAX_RATIO = {"PNG": 1_032, "JPEG": 1_032, "MPO": 1_032, "BMP": 256, "DIB": 256, "PPM": 256, "TGA": 256, "PCX": 256, "SGI": 256, "DDS": 256}
-STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # bytes per pixel in Pillow; 4 in other modes
+# Bytes per pixel in Pillow; 4 in other modes
+STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 FILE_BITS = {
     "1": 1,
     "L": 1,
@@ -67,7 +72,8 @@ FILE_BITS = {
 DAMAGE = (ValueError, SyntaxError, EOFError, LookupError, TypeError, RuntimeError, ArithmeticError, struct.error)
 # Errors that do not come from the image: too many open files, a failing or missing drive.
 OF_THE_SYSTEM = ("EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE", "ENOTCONN", "EREMOTEIO", "ENODEV")
-_SYSTEM_NUMBERS = {getattr(errno, name) for name in OF_THE_SYSTEM if hasattr(errno, name)}  # Windows lacks some
+# Windows lacks some
+_SYSTEM_NUMBERS = {getattr(errno, name) for name in OF_THE_SYSTEM if hasattr(errno, name)}
 _TURN = threading.Lock()
 
 
@@ -161,7 +167,8 @@ def _formats(small: bool) -> tuple[str, ...]:
 def _open(path: str | Path) -> Image.Image:
     """Open the image at `path`; if only its metadata is damaged, without them."""
     found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # reading a pipe could wait for ever
+    # Reading a pipe could wait for ever
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
         raise BadImage("not a file")
     if found.st_size > MAX_FILE_BYTES:
         raise BadImage(f"a file of {human_size(found.st_size)}; the limit is {human_size(MAX_FILE_BYTES)}")
@@ -218,7 +225,8 @@ def _turn() -> Iterator[None]:
         if fcntl is None:
             stack.enter_context(_TURN)
         else:
-            file = stack.enter_context(open(__file__, "rb"))  # every caller opens it: a lock belongs to the open file
+            # Every caller opens it: a lock belongs to the open file
+            file = stack.enter_context(open(__file__, "rb"))
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield

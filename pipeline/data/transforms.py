@@ -42,12 +42,14 @@ class Preprocessing:
     height: int
     width: int
     resample: int = Image.Resampling.BICUBIC
-    resize_to: int | tuple[int, int] | None = None  # shorter side, or (height, width), before a centre crop; None: no crop
+    # Shorter side, or (height, width), before a centre crop; None: no crop
+    resize_to: int | tuple[int, int] | None = None
     scale: float = 1 / 255
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     processor_type: str = "BeitImageProcessor"
-    intensity: Intensity | None = None  # black and white of images of more than 8 bits; None: the range of their type
+    # Black and white of images of more than 8 bits; None: the range of their type
+    intensity: Intensity | None = None
 
     def resize(self, image: Image.Image) -> Image.Image:
         """Return the RGB image at (height, width), as in evaluation."""
@@ -183,7 +185,8 @@ def _interpolation(resample: int) -> InterpolationMode:
 
 def _impossible_values(values: dict[str, Any]) -> list[str]:
     def is_number(value: Any) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e9 < value < 1e9  # NaN is not
+        # NaN is not
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e9 < value < 1e9
 
     def is_size(value: Any, named: tuple[set[str], ...]) -> bool:
         sides = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list) else [value]

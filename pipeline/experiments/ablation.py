@@ -1,11 +1,14 @@
 """`make ablation`: train every row of a grid with every seed, predict and score the test images, and write
 one table.
 
-python -m pipeline.experiments.ablation --grid lora-full-head --data data/birds     # a grid of pipeline/recipes/grids
-python -m pipeline.experiments.ablation --grid my-grid.yaml --data data/birds       # your own grid; the same command
-                                                                                    # continues after a stop
-python -m pipeline.experiments.ablation --grid ranks --data data/birds --parallel 2 # two trials at once, one per GPU
-python -m pipeline.experiments.ablation --grid ranks --data data/birds --backbone DIR --set epochs=5 --seeds 0,1,2
+# a grid of pipeline/recipes/grids
+python -m pipeline.experiments.ablation --grid lora-full-head --data data/birds
+# your own grid; the same command continues after a stop
+python -m pipeline.experiments.ablation --grid my-grid.yaml --data data/birds
+# two trials at once, one per GPU
+python -m pipeline.experiments.ablation --grid ranks --data data/birds --parallel 2
+# the same changes in every row
+python -m pipeline.experiments.ablation --grid ranks --data data/birds --set epochs=5 --seeds 0,1,2
 """
 
 from __future__ import annotations

@@ -195,7 +195,8 @@ def _passing_on(process: subprocess.Popen) -> Iterator[None]:
 
     def pass_on(number: int, _frame: Any) -> None:
         stopped.append(number)
-        process.send_signal(signal.SIGTERM)  # the terminal may have sent Ctrl-C to both; a second request changes nothing
+        # The terminal may have sent Ctrl-C to both; a second request changes nothing
+        process.send_signal(signal.SIGTERM)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -46,7 +46,9 @@ def model_problems(folder: Path) -> list[str]:
 
 
 def _weight_problems(folder: Path, names: tuple[str, str]) -> list[str]:
-    """Return what is wrong with the weights in `folder`: one file of `names`, or several files with an index."""
+    """Return what is wrong with the weights in `folder`: one file of `names`, or several files with an
+    index.
+    """
     for name in names:
         index = folder / f"{name}.index.json"
         if index.is_file():

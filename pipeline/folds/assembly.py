@@ -126,7 +126,8 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
     parts = [Predictions.of_values(one.ids, one.values, target, recipe.data.views) for one in held.values()]
     label_of = {row.id: row.label for row in competition.train}
     predicted = {name for part in parts for name in part.ids}
-    ids = [row_id for row_id in plan.fold_of if row_id in predicted]  # without images that skip_bad_images left out
+    # Without images that skip_bad_images left out
+    ids = [row_id for row_id in plan.fold_of if row_id in predicted]
     oof = Predictions(tuple(name for part in parts for name in part.ids), np.concatenate([part.values for part in parts]), target).aligned(
         ids
     )

@@ -22,7 +22,8 @@ from pipeline.shapes import read_object
 from pipeline.targets.target import Target
 
 STEM = "test"
-DECIDING = ("torch", "transformers", "pillow", "simplejpeg")  # another version of these may change pixels or logits
+# Another version of these may change pixels or logits
+DECIDING = ("torch", "transformers", "pillow", "simplejpeg")
 
 
 class Kept:
@@ -36,7 +37,8 @@ class Kept:
         self.images, self.precision, self.batch_size, self.views = images_digest(rows), precision, batch_size, list(views)
         self.engine = engine
         self.stem = "-".join([STEM, *views])
-        self._weights: dict[tuple[int, int, int], str] = {}  # a backbone file that several folds share is read once
+        # A backbone file that several folds share is read once
+        self._weights: dict[tuple[int, int, int], str] = {}
 
     def load(self, run: Run, target: Target) -> Predictions | None:
         """Return the run's earlier predictions of these images.

@@ -30,7 +30,9 @@ START_SHAPE = {"folds": COUNT, "parallel?": COUNT, "recipe": Each(ANYTHING), "co
 
 @dataclass(frozen=True)
 class Plan:
-    """The folds of a run. `fold_of` maps each labelled id, in the table's order, to its fold (1 to `count`)."""
+    """The folds of a run. `fold_of` maps each labelled id, in the table's order, to its fold (1 to
+    `count`).
+    """
 
     output: Path
     count: int
@@ -131,7 +133,9 @@ def read_start(output: Path) -> dict[str, Any] | None:
 
 
 def fold_command(command: str, number: int, output: Path) -> str:
-    """Return the command that trains only fold `number` into `output`, made from the `command` for all folds."""
+    """Return the command that trains only fold `number` into `output`, made from the `command` for all
+    folds.
+    """
     kept, skip = [], False
     for word in words_of(command) or ["python", "train.py"]:
         flag, _, value = word.partition("=")

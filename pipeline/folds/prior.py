@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 ESTIMATE = "estimate"
-# Strength of the Dirichlet prior, alpha - 1: as many images of each class, on average, are added with the training
-# frequencies. Sulc and Matas use 2, for calibrated probabilities. Without out-of-fold rows the calibration is not
-# known, so it is 8: with 2 the predictions of an uncertain model became worse (tests/benchmarks/README.md).
+# Strength of the Dirichlet prior, alpha - 1: as many images of each class, on average, are added with the
+# training frequencies. Sulc and Matas use 2, for calibrated probabilities. Without out-of-fold rows the
+# calibration is not known, so it is 8: with 2 the predictions of an uncertain model became worse
+# (tests/benchmarks/README.md).
 STRENGTH, STRENGTH_UNSURE = 2.0, 8.0
 ROUNDS, STILL = 2000, 1e-8
 SHARE_NAMES = ("share", "count", "frequency", "prior", "probability")
@@ -131,9 +132,9 @@ def is_shifted(values: np.ndarray, trained: np.ndarray, shares: np.ndarray) -> b
 def mean_probabilities(target: Target, values: np.ndarray, temperature: float | None) -> list[float] | None:
     """Return the mean over (N, num_outputs) out-of-fold probabilities at `temperature`, one number per class.
 
-    A model predicts some classes more often than they occur. Against the training frequencies, this would look
-    like another test set (Alexandari et al. 2020, arXiv:1901.06852: calibrate with a bias for each class).
-    None for targets without class frequencies.
+    A model predicts some classes more often than they occur. Against the training frequencies, this would
+    look like another test set (Alexandari et al. 2020, arXiv:1901.06852: calibrate with a bias for each
+    class). None for targets without class frequencies.
     """
     if target.kind not in ("multiclass", "binary"):
         return None
@@ -163,8 +164,8 @@ def shift(
     `asked`: a file, or `estimate`. `temperature`: calibrates the probabilities before frequencies are
     estimated, from out-of-fold rows; without calibration the estimate would be biased. None: not known, so
     the training frequencies get more weight. `mean`: the `mean_probabilities` of these rows. The new
-    frequencies are compared with them instead of with those of training. Estimated frequencies that do not differ significantly from
-    those of training change nothing.
+    frequencies are compared with them instead of with those of training. Estimated frequencies that do not
+    differ significantly from those of training change nothing.
 
     Raises:
         UserError: the target has no class frequencies, the run does not know those of its training, or the

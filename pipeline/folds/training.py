@@ -62,7 +62,8 @@ def train_folds(args: argparse.Namespace, words: list[str], started: float, step
             if is_put_together(output, record):
                 print(f"the folds in {output} are complete: nothing to resume")
                 return 0
-            start = {"folds": len(record.values["members"]), "recipe": record.values["recipe"]}  # one fold is missing or was trained again
+            # One fold is missing or was trained again
+            start = {"folds": len(record.values["members"]), "recipe": record.values["recipe"]}
         _check_before(args, output, start)
         if start and args.resume and not args.fold and args.parallel is None:
             args.parallel = start.get("parallel")  # another number changes the threads and so the rounding

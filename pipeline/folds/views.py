@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import torch
 
 VIEWS, AUTO = ("flip", "crops", "scale"), "auto"
-ZOOM, CROP = 1.15, 0.875  # scale: the middle, enlarged by this; crops: side of a corner crop as a share of the image
+# scale: the middle, enlarged by this; crops: side of a corner crop as a share of the image
+ZOOM, CROP = 1.15, 0.875
 
 
 def parse_views(text: str | None) -> tuple[str, ...]:

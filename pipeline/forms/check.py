@@ -162,7 +162,9 @@ def label_problems(table: Table, column: str, class_names: Sequence[str] | None)
 
 
 def read_numbers(table: Table, columns: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Return (N, C) float64 in the order of `columns`, NaN for cells that are not numbers, and the problems."""
+    """Return (N, C) float64 in the order of `columns`, NaN for cells that are not numbers, and the
+    problems.
+    """
     import numpy as np
 
     positions = [table.columns.index(name) for name in columns]

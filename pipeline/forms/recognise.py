@@ -1,4 +1,6 @@
-"""Recognise the form of a sample submission for a given target, or make a form without a sample submission."""
+"""Recognise the form of a sample submission for a given target, or make a form without a sample
+submission.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ def recognise(
 
 
 def made_up(target: Target, metric: str, ids: Sequence[str]) -> SubmissionForm:
-    """Return the form without a sample submission: `id` and `label`, or one column per probability or number."""
+    """Return the form without a sample submission: `id` and `label`, or one column per probability or
+    number.
+    """
     kind: FormKind = {"multiclass": "label", "ordinal": "label", "binary": "probability", "multilabel": "labels", "continuous": "number"}[
         target.kind
     ]
@@ -101,7 +105,9 @@ def sums_matter(metric: str) -> bool:
 
 
 def _k_of(metric: str) -> int:
-    """Return the number of guesses that a metric uses: 5 for map_at_5 and top5_accuracy; 0 for other metrics."""
+    """Return the number of guesses that a metric uses: 5 for map_at_5 and top5_accuracy; 0 for other
+    metrics.
+    """
     found = re.fullmatch(r"map_at_(\d+)|top(\d+)_accuracy", metric)
     return int(found[1] or found[2]) if found else 0
 

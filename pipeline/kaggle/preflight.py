@@ -1,4 +1,6 @@
-"""Check a submission before anything is sent to Kaggle: token, competition, predictions file, and the run that made it."""
+"""Check a submission before anything is sent to Kaggle: token, competition, predictions file, and the run
+that made it.
+"""
 
 from __future__ import annotations
 

@@ -90,7 +90,9 @@ def _misplaced(environment: Mapping[str, str], key_path: Path, key: str | None) 
 
 
 def _quoted(environment: Mapping[str, str], key_path: Path, user: str | None, key: str | None) -> str:
-    """Return the problem and the command that fixes it if user name or key contain quotes or spaces; else ""."""
+    """Return the problem and the command that fixes it if user name or key contain quotes or spaces; else
+    "".
+    """
     parts = {"KAGGLE_USERNAME": user or "", "KAGGLE_KEY": key or ""}
     wrong = [name for name, value in parts.items() if value != value.strip(AROUND)]
     for name in wrong:

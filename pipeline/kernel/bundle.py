@@ -1,4 +1,6 @@
-"""Make the bundle: a folder with everything that prediction needs (code, merged weights, competition facts)."""
+"""Make the bundle: a folder with everything that prediction needs (code, merged weights, competition
+facts).
+"""
 
 from __future__ import annotations
 
@@ -237,7 +239,9 @@ def _copy_code(target: Path) -> None:
 
 
 def _save_member(run: Run, folder: Path) -> None:
-    """Write a run as a run without adapter: merged float32 weights, and the run.json that prediction reads."""
+    """Write a run as a run without adapter: merged float32 weights, and the run.json that prediction
+    reads.
+    """
     from pipeline.models.backbones import save_backbone
     from pipeline.models.fusion import save_fused
     from pipeline.tasks.registry import task_module

@@ -1,7 +1,8 @@
 """`make kernel`: make an offline Kaggle notebook from a run, folds or a blend: bundle, script, rehearsal;
 with --push also the rest.
 
-python -m pipeline.kernel.make --model runs/a --data data            # stops after the rehearsal and prints the next commands
+# stops after the rehearsal and prints the next commands
+python -m pipeline.kernel.make --model runs/a --data data
 python -m pipeline.kernel.make --model runs/a --data data --push     # ... dataset, kernel, submission, score
 """
 

@@ -73,6 +73,8 @@ class Pace:
 
 
 def last_moment(started: float, hours: float) -> float:
-    """Return the time when the last batch must be done, for a kernel that `started` and may run for `hours`."""
+    """Return the time when the last batch must be done, for a kernel that `started` and may run for
+    `hours`.
+    """
     seconds = hours * 3600
     return started + seconds - min(SPARE_S, seconds / 20)

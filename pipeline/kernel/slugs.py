@@ -1,4 +1,6 @@
-"""Write and check the two metadata files of the kaggle command; some mistakes in them fail without a message."""
+"""Write and check the two metadata files of the kaggle command; some mistakes in them fail without a
+message.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Names:
 
 
 def slug_of(text: str) -> str:
-    """Return the slug that Kaggle makes from a title: small letters and digits, with single dashes between."""
+    """Return the slug that Kaggle makes from a title: small letters and digits, with single dashes
+    between.
+    """
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
 

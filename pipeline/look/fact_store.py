@@ -57,7 +57,9 @@ class FactStore:
         self._database.commit()
 
     def known(self, paths: Sequence[Path]) -> dict[Path, ImageFacts]:
-        """Return the facts (without `grey`) of those `paths` that were measured and have not changed since."""
+        """Return the facts (without `grey`) of those `paths` that were measured and have not changed
+        since.
+        """
         wanted = {str(path): path for path in paths}
         found = {}
         for row in self._rows(f"select modified, {', '.join(READ)} from images", list(wanted)):
@@ -74,7 +76,9 @@ class FactStore:
         self._database.commit()
 
     def greys(self, paths: Sequence[str]) -> np.ndarray:
-        """Return (N, GREY_PX, GREY_PX) uint8: the grey copies of decodable images, in the order of `paths`."""
+        """Return (N, GREY_PX, GREY_PX) uint8: the grey copies of decodable images, in the order of
+        `paths`.
+        """
         found = {path: np.frombuffer(grey, np.uint8) for path, grey in self._rows("select path, grey from images", list(set(paths)))}
         return np.stack([found[path] for path in paths]).reshape(-1, GREY_PX, GREY_PX)
 

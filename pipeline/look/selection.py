@@ -1,4 +1,6 @@
-"""Choose the images to look at: all, or a sample in which every class keeps its share; and hold their facts."""
+"""Choose the images to look at: all, or a sample in which every class keeps its share; and hold their
+facts.
+"""
 
 from __future__ import annotations
 

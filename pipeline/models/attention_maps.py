@@ -55,7 +55,8 @@ def attention_maps(model: nn.Module, forward: Callable[..., Any], pixel_values: 
     model.eval()
     pixel_values = pixel_values.detach().requires_grad_(True)  # builds a graph even if all weights are frozen
     with torch.enable_grad(), _eager(model):
-        attends = any("Attention" in type(module).__name__ for module in model.modules())  # older ConvNeXts do not accept output_attentions
+        # Older ConvNeXts do not accept output_attentions
+        attends = any("Attention" in type(module).__name__ for module in model.modules())
         flags = {"output_attentions": True} if attends else {}
         output = forward(pixel_values=pixel_values, output_hidden_states=True, **flags)
         probs = output.logits[0].detach().float().softmax(dim=0)

@@ -45,7 +45,8 @@ class Norm(Function):
         wanted = ctx.needs_input_grad[:3]
         grads = aten.native_layer_norm_backward(grad.float(), x.float(), weight.shape, mean, rstd, weight, bias, wanted)
         _close(ctx)
-        of_input = grads[0] if grads[0] is None else grads[0].to(ctx.input_dtype)  # None: the first norm, if only norms are trained
+        # None: the first norm, if only norms are trained
+        of_input = grads[0] if grads[0] is None else grads[0].to(ctx.input_dtype)
         return (of_input, *grads[1:], None, None)
 
 

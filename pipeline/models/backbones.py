@@ -282,7 +282,8 @@ def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
         model, info = AutoModelForImageClassification.from_pretrained(
             source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False
         )
-    except Exception as error:  # transformers, safetensors and torch raise different kinds; the weights cannot be used
+    # transformers, safetensors and torch raise different kinds; the weights cannot be used
+    except Exception as error:
         raise unloadable(source, error) from error
     head = head_name(model) + "."
     names = {
@@ -357,7 +358,8 @@ def preprocessing_of(source: str | None, config: Any, image_size: int | None) ->
 def _native_size(config: Any) -> int | None:
     if config.model_type == timm_checkpoints.MODEL_TYPE:
         return timm_checkpoints.rule_of(config).height
-    size = getattr(getattr(config, "vision_config", config), "image_size", None)  # CLIP and SigLIP have two encoders
+    # CLIP and SigLIP have two encoders
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
     return int(size[0] if isinstance(size, (list, tuple)) else size) if size else None
 
 

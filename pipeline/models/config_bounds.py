@@ -14,7 +14,8 @@ LIMITS = {
     **dict.fromkeys(("image_size", "max_position_embeddings", "num_channels"), 100_000),
     **dict.fromkeys(("vocab_size", "num_labels"), 2_000_000),
 }
-OWN_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")  # part of transformers
+# Part of transformers
+OWN_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
 ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 
 

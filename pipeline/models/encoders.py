@@ -31,7 +31,8 @@ def load_encoder(source: str, key: str, random_weights: bool = False) -> PreTrai
         return AutoModel.from_config(config).float()
     try:
         model, info = AutoModel.from_pretrained(source, config=config, output_loading_info=True, trust_remote_code=False)
-    except Exception as error:  # transformers, safetensors and torch raise different kinds; the weights cannot be used
+    # transformers, safetensors and torch raise different kinds; the weights cannot be used
+    except Exception as error:
         raise unloadable(source, error, key) from error
     if any(name.startswith("pooler.") for name in info["missing_keys"]):
         model.pooler = None

@@ -59,7 +59,8 @@ class CrossAttention(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             tokens = F.layer_norm(tokens.to(norm.weight.dtype), norm.normalized_shape, eps=norm.eps)
             query = self.query(question.to(tokens.dtype)).unflatten(-1, heads)  # (B, heads, hidden / heads)
-            to_key, to_value = (layer.weight.unflatten(0, heads) for layer in (self.key, self.value))  # (heads, hidden / heads, Dv)
+            # (heads, hidden / heads, Dv)
+            to_key, to_value = (layer.weight.unflatten(0, heads) for layer in (self.key, self.value))
             token_query = torch.einsum("bhc,hcd->bhd", query, to_key) * norm.weight
             scores = token_query @ tokens.transpose(1, 2) + (query * self.key.bias.unflatten(0, heads)).sum(dim=-1, keepdim=True)
             share = (scores / query.shape[-1] ** 0.5).softmax(dim=-1)  # (B, heads, P)

@@ -48,7 +48,8 @@ def hold_frozen(model: nn.Module, dtype: torch.dtype) -> int:
     held = 0
     for name, module in model.named_modules():
         frozen = (
-            isinstance(module, HELD) and not hasattr(module, "is_exact") and not module.weight.requires_grad  # its bias may be trained
+            # Its bias may be trained
+            isinstance(module, HELD) and not hasattr(module, "is_exact") and not module.weight.requires_grad
         )
         if frozen and ".modules_to_save." not in name:
             for weight in module.parameters(recurse=False):
@@ -66,7 +67,8 @@ def keep_less(model: nn.Module) -> None:
     for module in model.modules():
         if type(module).__name__ in PRE_NORM:
             for part in module.children():
-                norm = part.modules_to_save["default"] if hasattr(part, "modules_to_save") else part  # the copy that an adapter trains
+                # The copy that an adapter trains
+                norm = part.modules_to_save["default"] if hasattr(part, "modules_to_save") else part
                 if isinstance(norm, nn.LayerNorm):
                     norm.forward = MethodType(_norm, norm)
         elif hasattr(module, "lora_A"):
@@ -104,7 +106,8 @@ def exact_head(model: nn.Module, head: str) -> None:
     would decide.
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and f".{head}." in f".{name}.":  # also the copies that an adapter makes of a head
+        # Also the copies that an adapter makes of a head
+        if isinstance(module, nn.Linear) and f".{head}." in f".{name}.":
             module.forward = MethodType(_exact, module)
             module.is_exact = True
 
@@ -151,8 +154,10 @@ def _remember(module: nn.Module, forward: Callable[..., torch.Tensor], config: A
     def remembered(*args: Any, **kwargs: Any) -> torch.Tensor:
         if torch.compiler.is_compiling():  # for one size of input: see `pipeline.training.compilation`
             return forward(*args, **kwargs) if module.remembered_bias is None else module.remembered_bias
-        table = module.relative_position_bias_table  # read each time: it may have been moved, reloaded, or replaced by functional_call
-        is_cast = _autocast_dtype(table) is not None and config._attn_implementation != "eager"  # fused kernels cast it
+        # Read each time: it may have been moved, reloaded, or replaced by functional_call
+        table = module.relative_position_bias_table
+        # Fused kernels cast it
+        is_cast = _autocast_dtype(table) is not None and config._attn_implementation != "eager"
         dtype = _autocast_dtype(table) if is_cast else table.dtype
         key = (args, tuple(sorted(kwargs.items())), id(table), table._version, table.device, table.dtype, dtype)
         if key not in results:

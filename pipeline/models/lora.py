@@ -30,7 +30,8 @@ try:
 except (
     ImportError,
     RuntimeError,
-) as _error:  # missing, or of a version that does not fit transformers; merged weights (as in a kernel) do not need it
+    # missing, or of a version that does not fit transformers; merged weights (as in a kernel) do not need it
+) as _error:
     _WITHOUT_PEFT: Exception | None = _error
 
     class PeftModel(nn.Module):
@@ -39,7 +40,8 @@ else:
     _WITHOUT_PEFT = None
 
 SAFE = "adapter_model.safetensors"
-OF_A_LAYER = r"lora_[AB]\.weight|lora_magnitude_vector|base_layer\.bias"  # an adapter's tensors for one linear layer
+# An adapter's tensors for one linear layer
+OF_A_LAYER = r"lora_[AB]\.weight|lora_magnitude_vector|base_layer\.bias"
 MERGE_TOLERANCE = 1e-3  # largest difference of logits by float32 rounding, relative to the largest logit
 
 
@@ -150,7 +152,8 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     """
     with filling(folder) as temporary:
         base_name = model.peft_config["default"].base_model_name_or_path
-        model.peft_config["default"].base_model_name_or_path = ""  # a path of this machine is useless on another one
+        # A path of this machine is useless on another one
+        model.peft_config["default"].base_model_name_or_path = ""
         try:
             model.save_pretrained(temporary, save_embedding_layers=False)
         finally:
@@ -307,7 +310,8 @@ def _need_peft() -> None:
 
 def _adapted(model: nn.Module, config: LoraConfig) -> PeftModel:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that version 6 of transformers will remove
+        # Peft uses a name that version 6 of transformers will remove
+        warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, config)
 
 

@@ -39,7 +39,8 @@ class OpenVinoModel(nn.Module):
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> SimpleNamespace:
         """Return the logits. Other arguments were fixed by the conversion and are ignored."""
         found = self.compiled([pixel_values.contiguous().numpy()])[0]
-        return SimpleNamespace(logits=torch.from_numpy(found.copy()))  # OpenVINO writes the next batch into the same memory
+        # OpenVINO writes the next batch into the same memory
+        return SimpleNamespace(logits=torch.from_numpy(found.copy()))
 
 
 def openvino_version() -> str:

@@ -24,7 +24,8 @@ def check_folder(source: str, key: str = "--backbone") -> None:
     local = Path(source)
     if not looks_local(source) or (local / "config.json").is_file():
         return
-    inside = sorted(file.parent.name for file in local.glob("model_*/config.json")) if local.is_dir() else []  # model_lora/ has none
+    # model_lora/ has none
+    inside = sorted(file.parent.name for file in local.glob("model_*/config.json")) if local.is_dir() else []
     hint = "expected a folder that `from_pretrained` can load, or a hub id such as owner/name"
     if inside:
         hint = f"did you mean {local / inside[0]}?"

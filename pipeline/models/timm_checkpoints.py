@@ -53,7 +53,8 @@ def take_sizes(config: Any, image_sizes: Sequence[int]) -> None:
         UserError: the architecture needs another size, or a size is not a multiple of its patches.
     """
     model_args = dict(config.model_args or {})
-    tries = (model_args, model_args | {"dynamic_img_size": True})  # the second is a setting of timm's vision transformers
+    # The second is a setting of timm's vision transformers
+    tries = (model_args, model_args | {"dynamic_img_size": True})
     reasons: list[str | None] = []
     for image_size in image_sizes:
         reasons = [_refusal(config.architecture, arguments, image_size) for arguments in tries]

@@ -1,7 +1,7 @@
 """`make attention`: draw attention maps: the same images through a pretrained model and runs, side by side.
 
-python -m pipeline.report.attention                                              # images of the validation set, the run in finetuned_model/
-python -m pipeline.report.attention --images a.jpg b.jpg --runs microsoft/beit-base-patch16-224 runs/full runs/lora
+python -m pipeline.report.attention  # images of the validation set, the run in finetuned_model/
+python -m pipeline.report.attention --images a.jpg b.jpg --runs microsoft/beit-base-patch16-224 runs/a
 """
 
 from __future__ import annotations
@@ -207,7 +207,9 @@ def draw(looked: dict[str, list[Looked]], names: Sequence[str], output: Path) ->
 
 
 def short_names(runs: Sequence[str]) -> dict[str, str]:
-    """Return a unique title for each run: its last path component, or the whole path if that is not unique."""
+    """Return a unique title for each run: its last path component, or the whole path if that is not
+    unique.
+    """
     names = {run: Path(run).parent.name if Path(run).name.startswith("model_") else Path(run).name or run for run in runs}
     return {run: name if list(names.values()).count(name) == 1 else run for run, name in names.items()}
 

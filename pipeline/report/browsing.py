@@ -166,7 +166,9 @@ def _classes(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
 
 
 def _class_losses(files: RunFiles, rows: Sequence[dict[str, str]]) -> np.ndarray | None:
-    """Return (N,) float64: -log of the probability of the true class; None if probabilities are not stored."""
+    """Return (N,) float64: -log of the probability of the true class; None if probabilities are not
+    stored.
+    """
     if files.values is None:
         return None
     if files.target.kind == "binary":

@@ -2,7 +2,8 @@
 model and network.
 
 python -m pipeline.report.page                              # finetuned_model/report.html
-python -m pipeline.report.page --run runs/a --run runs/b    # several runs in one page: comparison/comparison.html
+# several runs in one page: comparison/comparison.html
+python -m pipeline.report.page --run runs/a --run runs/b
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _read_only(run_dir: Path) -> str | None:
-    """Return why a run's page cannot be written into its folder, and the command that helps; None if it can."""
+    """Return why a run's page cannot be written into its folder, and the command that helps; None if it
+    can.
+    """
     try:
         check_place(run_dir / "figures" / "loss.png")
         check_place(run_dir / PAGE)

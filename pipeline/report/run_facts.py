@@ -247,7 +247,9 @@ def corrections(files: RunFiles) -> dict[str, Any] | None:
 
 
 def parameters(files: RunFiles) -> list[dict[str, Any]]:
-    """Return the rows of the parameter table; shares are of the model with its adapter, as PEFT prints them."""
+    """Return the rows of the parameter table; shares are of the model with its adapter, as PEFT prints
+    them.
+    """
     counts = files.record.get("counts", {}).get("parameters") or {}
     total = counts.get("model", 0) + counts.get("adapter", 0)
     return [{"label": label, "count": counts[key], "share": counts[key] / total} for key, label in PARAMETERS.items() if counts.get(key)]

@@ -184,7 +184,9 @@ class RunFiles:
 
     @cached_property
     def truth(self) -> np.ndarray | None:
-        """The validation labels as `target.encode` gives them; None without rows, or if a label is unknown."""
+        """The validation labels as `target.encode` gives them; None without rows, or if a label is
+        unknown.
+        """
         labels = [row["label"] for row in self.predictions]
         try:
             return self.target.encode(labels) if labels else None

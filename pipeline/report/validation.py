@@ -114,7 +114,9 @@ def _read_classes(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
 
 
 def _distances(files: RunFiles) -> Any:
-    """Return a function: row -> distance between true and predicted grade; always 0 if classes have no order."""
+    """Return a function: row -> distance between true and predicted grade; always 0 if classes have no
+    order.
+    """
     place = {name: number for number, name in enumerate(files.target.names)}
     if files.target.kind != "ordinal":
         return lambda _row: 0

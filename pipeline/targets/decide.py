@@ -148,7 +148,8 @@ def _numbers(case: Case, names: tuple[str, ...]) -> Read:
         return _continuous(case, f"{whole}, and the sample holds a fraction")
     if case.sample is not None and not case.one_column:
         return Target("multiclass", names), case.labels.texts, f"{whole}, and a column for each in the sample", []
-    one_guess = case.labels.source == "table" and several_guesses(case.sample_cells, names)[0] == 1  # in JSON numbers stand for categories
+    # In JSON numbers stand for categories
+    one_guess = case.labels.source == "table" and several_guesses(case.sample_cells, names)[0] == 1
     strange = [cell for cell in case.sample_cells if cell not in names] if one_guess else []
     if len(names) <= FEW_NUMBERS and not strange:
         note = f"{whole} are read as classes; grades in order: --metric qwk; a number: --metric rmse"

@@ -19,7 +19,8 @@ class LabelEvidence:
     Either `texts`, one per row, or `columns` with their `cells`, one tuple per row.
     """
 
-    source: Literal["folders", "names", "table", "json"]  # class folders; file names such as cat.0.jpg; a table; JSON
+    # Class folders; file names such as cat.0.jpg; a table; JSON
+    source: Literal["folders", "names", "table", "json"]
     where: str  # for messages: `train.csv, column 'labels'`
     texts: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-BLOCK_CELLS = 10_000_000  # predictions ranked at once: 5,000 classes of 100,000 rows together would need gigabytes
+# Predictions ranked at once: 5,000 classes of 100,000 rows together would need gigabytes
+BLOCK_CELLS = 10_000_000
 
 
 def has_both(column: np.ndarray) -> bool:
@@ -148,7 +149,8 @@ def _area_above_80(truth: np.ndarray, values: np.ndarray) -> float:
     from sklearn.metrics import roc_auc_score
 
     # With classes swapped, the area above a true positive rate of 0.8 is the area left of a false positive
-    # rate of 0.2. scikit-learn scales that area so that chance is 0.5; this undoes it, as the competition does.
+    # rate of 0.2. scikit-learn scales that area so that chance is 0.5; this undoes it, as the competition
+    # does.
     left, chance = 0.2, 0.5 * 0.2**2
     scaled = roc_auc_score(~truth, -values.astype(np.float64), max_fpr=left)
     return float(chance + (left - chance) * (scaled - 0.5) / 0.5)

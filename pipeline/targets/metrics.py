@@ -169,7 +169,8 @@ def left_out(name: str, target: Target, truth: np.ndarray) -> tuple[str, ...]:
     return tuple(label for number, label in enumerate(target.output_names) if number not in counted)
 
 
-_COMPARING = ("roc_auc", "average_precision", "partial_auc_80tpr", "mcc", "qwk")  # undefined where all rows have the same label
+# Undefined where all rows have the same label
+_COMPARING = ("roc_auc", "average_precision", "partial_auc_80tpr", "mcc", "qwk")
 
 
 def _scoring(name: str, target: Target) -> Metric:

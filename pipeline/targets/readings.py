@@ -13,8 +13,8 @@ from typing import Literal
 
 SEPARATORS = (" ", ",", ";", "|")
 TRUE_TEXTS, FALSE_TEXTS = ("1", "1.0", "true"), ("0", "0.0", "false")
-# Share of the parts that also occur in another cell. From the first value on, parts are labels; below the second
-# value they are words of a name.
+# Share of the parts that also occur in another cell. From the first value on, parts are labels; below the
+# second value they are words of a name.
 CLEAR_SHARE, DOUBTFUL_SHARE = 0.8, 0.5
 NAMING_WORDS = ("is_", "has_", "is", "has")  # before a class in a column name: has_cactus, is_iceberg
 

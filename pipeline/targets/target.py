@@ -7,7 +7,7 @@ and `ordinal`:
     multiclass   one of several classes            one output per class, softmax
     binary       the positive class, or not        one output, sigmoid
     multilabel   any number of labels              one output per label, sigmoid
-    ordinal      one of several grades in order    one output per grade, softmax; written: the grade nearest to the expected one
+    ordinal      one of several grades in order    one output per grade, softmax; the expected grade, rounded
     continuous   one or several numbers            one output per number, trained on scaled numbers
 """
 
@@ -39,11 +39,13 @@ class Target:
     """
 
     kind: Kind
-    names: tuple[str, ...]  # classes; grades, lowest first; labels; columns of numbers; binary: (negative, positive)
+    # classes; grades, lowest first; labels; columns of numbers; binary: (negative, positive)
+    names: tuple[str, ...]
     positive: tuple[str, ...] = ()  # binary: the label texts that count as positive
     separator: str = " "  # multilabel and several numbers: between the parts of one label text
     threshold: float = 0.5  # multilabel: the probability from which a label is written
-    may_be_empty: bool = False  # multilabel: an image may have no label; if not, the most probable one is always written
+    # multilabel: an image may have no label; if not, the most probable one is always written
+    may_be_empty: bool = False
     center: tuple[float, ...] = ()  # continuous: mean of each column; number = scaled number * scale + center
     scale: tuple[float, ...] = ()  # continuous: standard deviation of each column
     low: tuple[float, ...] = ()  # continuous: smallest training number; predictions are clipped to low..high

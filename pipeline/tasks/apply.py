@@ -230,7 +230,8 @@ def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:
 
     if run.target is not None and run.target.num_outputs == num_outputs:
         return run.target
-    names = tuple(sorted(competition.class_names))  # the order of torchvision's ImageFolder and datasets' imagefolder
+    # The order of torchvision's ImageFolder and datasets' imagefolder
+    names = tuple(sorted(competition.class_names))
     if len(names) == num_outputs:
         print(f"  the release names no classes: using the {num_outputs} of {competition.root}, in sorted order")
         return multiclass(names)

@@ -40,7 +40,8 @@ class TrainingTask(Task, Protocol):
     class_names: tuple[str, ...]
     rows_are: str  # word for rows in messages: "images", "questions"
     names_are: str  # word for class_names in messages: "classes", "labels"
-    one_shape: bool  # all full micro-batches have one shape: then the task has `compile`, see `pipeline.training.compilation`
+    # All full micro-batches have one shape: then the task has `compile`, see `pipeline.training.compilation`
+    one_shape: bool
 
     def counts(self) -> dict[str, Any]: ...  # for run.json: `train` and `val` rows, `train_per_class`
     def facts(self) -> dict[str, Any]: ...  # for run.json: `target`, `metric`, `prior`
@@ -50,7 +51,8 @@ class TrainingTask(Task, Protocol):
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory: ...
     def save(self, output: Path, initial: bool = False) -> None: ...
     def write_validation(self, output: Path, logits: np.ndarray) -> None: ...
-    def analyze(self, output: Path, compute: Compute) -> list[str]: ...  # lines to print for the finished run; may write files
+    # Lines to print for the finished run; may write files
+    def analyze(self, output: Path, compute: Compute) -> list[str]: ...
 
 
 class Predictor(Protocol):

@@ -101,8 +101,9 @@ class ClassificationTask:
         train = corrections.applied(train)
         self.class_names = target.names
         self.model, self.rule = classifier.model, classifier.rule
-        # What is known of the classes (prior, counts, baseline) comes from labelled rows: test images with the most probable class of a
-        # model do not change the shares of the classes that its probabilities stand for.
+        # What is known of the classes (prior, counts, baseline) comes from labelled rows: test images with
+        # the most probable class of a model do not change the shares of the classes that its probabilities
+        # stand for.
         self.pseudo, self.labelled_rows = pseudo, train
         labelled = [row.label for row in train]
         train = [*train, *pseudo.rows]
@@ -127,8 +128,10 @@ class ClassificationTask:
         self.best_metric = "val_loss" if self.undefined else f"val_{metric}"
         self.higher_is_better = not self.undefined and find_metric(metric).higher_is_better
         self.workers, self.val_workers = (resolve_workers(recipe.data.workers, files) for files in (paths, val_paths))
-        self.compiled: tuple[int, Callable[..., Any]] | None = None  # (rows, compiled model): used for micro-batches of this many rows
-        self.originals: dict[str, torch.Tensor] = {}  # original weights of those in half precision, until they are saved
+        # (rows, compiled model): used for micro-batches of this many rows
+        self.compiled: tuple[int, Callable[..., Any]] | None = None
+        # Original weights of those in half precision, until they are saved
+        self.originals: dict[str, torch.Tensor] = {}
 
     def to_device(self, compute: Compute, fresh: bool) -> None:
         """Move the model to its device; store frozen weights in half precision where that is allowed.
@@ -146,7 +149,8 @@ class ClassificationTask:
                 self.originals = {
                     name: loaded[name] for name, weight in plain_state_dict(self.model).items() if weight.dtype != loaded[name].dtype
                 }
-        if not is_shared_out(self.recipe, compute.processes):  # else it may be larger than the device's memory
+        # Else it may be larger than the device's memory
+        if not is_shared_out(self.recipe, compute.processes):
             self.model.to(compute.device)
 
     def attend_by_products(self, on: bool) -> int:
@@ -324,7 +328,8 @@ class ClassificationTask:
 
     def split_rows(self) -> list[SplitRow]:
         """Return every row of both parts in order, which a resumed run must find again."""
-        pseudo = [(f"test image {row.id}", row.label, PSEUDO) for row in self.pseudo.rows]  # its id may be that of a labelled row too
+        # Its id may be that of a labelled row too
+        pseudo = [(f"test image {row.id}", row.label, PSEUDO) for row in self.pseudo.rows]
         return [*labelled_split(self.labelled_rows, self.val_rows), *pseudo]
 
 
@@ -371,7 +376,8 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
     head = head_name(backbone.model)
     model: nn.Module = backbone.model
     if recipe.lora.rank:
-        seed_everything(recipe.seed + 1)  # so the adapter's random weights are the same with and without a new head
+        # So the adapter's random weights are the same with and without a new head
+        seed_everything(recipe.seed + 1)
         lora = recipe.lora
         options = {"use_rslora": lora.use_rslora, "variant": lora.variant, "init": lora.init}
         model = attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train, **options)

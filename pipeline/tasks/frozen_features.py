@@ -17,7 +17,8 @@ from pipeline.models.fusion import FusionModel
 from pipeline.recipe import Augmentation, Recipe, Tower
 from pipeline.training.compute import Compute
 
-FEATURE_BYTES = 2_000_000_000  # limit for each backbone and part (train, val): 1,100 images of 577 tokens of 768 numbers
+# Limit for each backbone and part (train, val): 1,100 images of 577 tokens of 768 numbers
+FEATURE_BYTES = 2_000_000_000
 IMAGES_AT_ONCE, QUESTIONS_AT_ONCE = 32, 256
 
 
@@ -43,7 +44,8 @@ def question_features(model: FusionModel, dataset: QuestionDataset, compute: Com
 
     None if they would take more than `FEATURE_BYTES`.
     """
-    unique = sorted({tuple(ids) for ids in dataset.token_ids}, key=lambda ids: (len(ids), ids))  # sorted by length: little padding
+    # Sorted by length: little padding
+    unique = sorted({tuple(ids) for ids in dataset.token_ids}, key=lambda ids: (len(ids), ids))
     first_row = {tuple(ids): row for row, ids in reversed(list(enumerate(dataset.token_ids)))}
 
     def results() -> Iterator[torch.Tensor]:

@@ -41,7 +41,8 @@ class ImageClassifier:
     model: nn.Module
     rule: Preprocessing
     extra: dict[str, Any]  # forward arguments beside pixel_values
-    extra_at_other_sizes: dict[str, Any] = field(default_factory=dict)  # the same for images of another size than the rule's
+    # The same for images of another size than the rule's
+    extra_at_other_sizes: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, backbone: Backbone) -> ImageClassifier:
@@ -80,7 +81,8 @@ class ImageClassifier:
             for size in sizes[:-1]:
                 try:
                     self.forward(self.model, torch.zeros(1, 3, size, size))
-                except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # each architecture has its own
+                # Each architecture has its own
+                except (AssertionError, RuntimeError, TypeError, ValueError) as error:
                     problems.append(f"{size} px: {(str(error).splitlines() or [type(error).__name__])[0]}")
             if not problems and not torch.equal(before, self.forward(self.model, torch.zeros(1, 3, sizes[-1], sizes[-1]))):
                 problems.append(f"{sizes[-1]} px gives other logits after images of another size")

@@ -144,4 +144,5 @@ def num_outputs_of(run: Run) -> int:
 
 def max_tokens_of(text: Any, wanted: int) -> int:
     """Return `wanted`, or the largest number of tokens that the text encoder can take."""
-    return min(wanted, getattr(text.config, "max_position_embeddings", wanted + 2) - 2)  # RoBERTa numbers its positions from 2
+    # RoBERTa numbers its positions from 2
+    return min(wanted, getattr(text.config, "max_position_embeddings", wanted + 2) - 2)

@@ -130,7 +130,8 @@ class VqaTask:
         A question whose answer is outside the K counts as wrong; the loss is over the other questions.
         """
         predicted, known = logits.argmax(axis=1), self.val_labels >= 0
-        labels = np.where(known, self.val_labels, self.num_outputs)  # an additional class that is never predicted
+        # An additional class that is never predicted
+        labels = np.where(known, self.val_labels, self.num_outputs)
         scores = classification_metrics(labels, predicted, self.num_outputs + 1)
         if known.any():
             own = classification_metrics(self.val_labels[known], predicted[known], self.num_outputs, softmax(logits[known]))

@@ -19,7 +19,8 @@ LITTLE_WAY = 0.03
 LARGE_BACKBONE = "microsoft/beit-large-patch16-384"
 LARGE_RECIPE = "beit-large-384-lora-ours"  # the settings of lora-ours for this backbone
 MOST_STEPS = 20_000  # of a longer plan only a sample of learning rates is summed
-FEW_ROWS = 100  # validation rows: with fewer the standard error of an accuracy of one half is more than 5 points
+# Validation rows: with fewer the standard error of an accuracy of one half is more than 5 points
+FEW_ROWS = 100
 HALF_WAY = 0.5  # share of the steps after which a run that is no better than a constant is reported again
 A_THIRD = 1 / 3  # share of the steps after which a run below its floor is reported
 

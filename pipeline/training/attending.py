@@ -18,7 +18,8 @@ from pipeline.training.image_sizes import LARGEST
 from pipeline.training.predict import Task
 
 Attention = Literal["fused", "products"]
-MIN_SECONDS, MIN_MICRO_BATCHES = 20, 100  # shortest training worth a trial, which costs about a dozen micro-batches
+# Shortest training worth a trial, which costs about a dozen micro-batches
+MIN_SECONDS, MIN_MICRO_BATCHES = 20, 100
 TURNS = 3
 MIN_GAIN = 1.03  # a smaller gain may be noise
 

@@ -37,7 +37,8 @@ class StateStore:
         """
         number = 1 + max((int(path.stem) for path in self.folder.glob(f"{NUMBERED}.json")), default=0)
         path = self.folder / f"{number:06d}.pt"
-        with replacing(path) as temporary, temporary.open("wb") as file:  # if torch opens the file itself, it hides "no space left"
+        # If torch opens the file itself, it hides "no space left"
+        with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
         write_json(path.with_suffix(".json"), {**summary, "sha256": sha256(path)})
         kept = {f"{number - back:06d}" for back in range(GENERATIONS)}
@@ -118,7 +119,8 @@ def seed_micro_batch(device: torch.device, seed: int, epoch: int, row: int) -> N
     number = int(np.random.SeedSequence((seed, epoch, row, 1)).generate_state(1, np.uint64)[0]) >> 1
     random.seed(number)
     np.random.seed(number % 2**32)
-    torch.default_generator.manual_seed(number)  # torch.manual_seed would also queue a seed for every unused device, which takes 1 ms
+    # torch.manual_seed would also queue a seed for every unused device, which takes 1 ms
+    torch.default_generator.manual_seed(number)
     if device.type == "cuda":
         torch.cuda.manual_seed(number)
     elif device.type == "mps":

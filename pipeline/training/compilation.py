@@ -20,15 +20,18 @@ from pipeline.training.compute import Batch, Compute
 from pipeline.training.predict import Task
 
 TRIED_ON = ("cuda",)  # devices where auto tries it; on a CPU the gain is a few percent
-MIN_SECONDS = 600  # shortest training worth a trial: compiling a large model takes a minute or two and saves perhaps a fifth
+# Shortest training worth a trial: compiling a large model takes a minute or two and saves perhaps a fifth
+MIN_SECONDS = 600
 MIN_GAIN = 1.03  # a smaller gain may be noise
-TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}  # relative, of loss and gradient norm: another order of rounding
+# relative, of loss and gradient norm: another order of rounding
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}
 
 
 class CompilableTask(Task, Protocol):
     """A task whose training step can be compiled."""
 
-    def compile(self, rows: int | None) -> None: ...  # use torch.compile for micro-batches of `rows`; None: turn it off
+    # Use torch.compile for micro-batches of `rows`; None: turn it off
+    def compile(self, rows: int | None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def try_compile(
         task.compile(micro_batch_size)
         compiled = run_step(task, compute, batch)
         problem = difference(plain, compiled, TOLERANCE[compute.precision])
-    except Exception as error:  # a missing compiler, an unsupported operation, no memory: training works without it
+    # A missing compiler, an unsupported operation, no memory: training works without it
+    except Exception as error:
         problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
     if problem is None:
         gain = plain.seconds / compiled.seconds

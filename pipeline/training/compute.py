@@ -23,7 +23,8 @@ class Compute:
     device: torch.device
     precision: str  # fp32 | bf16 | fp16
     processes: Processes = ALONE
-    engine: str = TORCH  # or another of `pipeline.engines`, in prediction: see `pipeline.models.openvino_model`
+    # Or another of `pipeline.engines`, in prediction: see `pipeline.models.openvino_model`
+    engine: str = TORCH
 
     @property
     def half(self) -> torch.dtype | None:

@@ -83,7 +83,8 @@ def fit(
         task, optimizer, schedule, compute, store, micro_batch_size, seed, sums, max_grad_norm, save_minutes, max_minutes, keep_last, means
     )
     position = loop.position
-    with stop_requests(loop.request_stop):  # before the first state is saved: another program may stop the run once it sees one
+    # Before the first state is saved: another program may stop the run once it sees one
+    with stop_requests(loop.request_stop):
         if state is None:
             loop.save()  # so a resumed run never depends on files of a first, unfinished epoch
         else:
@@ -302,7 +303,9 @@ class _Loop:
         tqdm.write(f"out of memory: continuing with {self.micro_batch_size} images at a time; the effective batch size does not change")
 
     def smaller_micro_batch(self) -> str:
-        """Return the error message for processes that share out the weights, which cannot halve it themselves."""
+        """Return the error message for processes that share out the weights, which cannot halve it
+        themselves.
+        """
         rows, group = self.micro_batch_size, self.schedule["effective_batch_size"]
         smaller = max(size for size in range(1, rows // 2 + 1) if group % size == 0)
         changed = self.go_on_changed("--batch-size", str(smaller), "--accumulation-steps", str(group // smaller))
@@ -310,7 +313,9 @@ class _Loop:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside the block the model has the weights that are validated and saved, the first process all of them."""
+        """Inside the block the model has the weights that are validated and saved, the first process all of
+        them.
+        """
         with self.means.in_place(), whole_in_place(self.task.model, self.processes):
             yield
 
@@ -420,7 +425,9 @@ class _Loop:
         return value > position.best_value if self.task.higher_is_better else value < position.best_value
 
     def save(self) -> None:
-        """Save the state. All processes have the same one, or bring their parts of it, and the first process writes it."""
+        """Save the state. All processes have the same one, or bring their parts of it, and the first process
+        writes it.
+        """
         state = self.state()
         if self.processes.rank == 0:
             self.store.save(state, {name: getattr(self.position, name) for name in ("epoch", "row", "step")})
@@ -471,7 +478,8 @@ class _Loop:
             return
         self.position.start_epoch(self.position.epoch)
         self.position.step = self.position.epoch * self.schedule["steps_per_epoch"]
-        if state["order"]["rows"] != self.order["rows"]:  # the best value of other validation rows cannot be compared
+        # The best value of other validation rows cannot be compared
+        if state["order"]["rows"] != self.order["rows"]:
             self.position.best_epoch = 0
             self.means.forget()
 

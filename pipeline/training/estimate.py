@@ -92,7 +92,8 @@ def check_disk(output: Path, model: nn.Module, optimizer_states: int, whole_mode
     Raises:
         UserError: the disk has less free space.
     """
-    everything = 4 * sum(weight.numel() for weight in model.parameters())  # files are float32, even if memory is not
+    # Files are float32, even if memory is not
+    everything = 4 * sum(weight.numel() for weight in model.parameters())
     trainable = 4 * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     needed = everything * (2 if whole_model_again else 1) + trainable + 3 * trainable * (1 + optimizer_states) + 50_000_000
     folder = next(parent for parent in (output, *output.resolve().parents) if parent.exists())
@@ -109,8 +110,8 @@ def seconds_per_image(task: Task, compute: Compute, micro_batch_size: int) -> tu
     """Return seconds per image of training and of prediction, and the time (`time.perf_counter`) of the
     first batch.
 
-    They are measured with one micro-batch of the largest size. Model and random generators are unchanged. A micro-batch that does
-    not fit is halved, as training will do.
+    They are measured with one micro-batch of the largest size. Model and random generators are unchanged. A
+    micro-batch that does not fit is halved, as training will do.
     """
     batch = compute.move(next(iter(task.train_batches(LARGEST, 0, min(micro_batch_size, task.num_train), task.num_train))))
     arrived = time.perf_counter()

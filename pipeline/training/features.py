@@ -32,7 +32,8 @@ class Featured(Task, Protocol):
     loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
     def train_order(self, epoch: int) -> np.ndarray: ...  # order of the rows in an epoch
-    def plain_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]: ...  # training rows in order, not augmented
+    # Training rows in order, not augmented
+    def plain_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]: ...
 
 
 class Features:

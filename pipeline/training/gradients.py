@@ -2,11 +2,11 @@
 
 In each turn every process computes one micro-batch of the open group (step).
 
-exact     The gradients of each process are sent to all, and added to `.grad` in the order of the micro-batches, as one
-          process does: bit-identical for any number of processes. Each turn sends all gradients, so it is for few
-          trained parameters.
-reduced   Each process adds up its own gradients. They are added when the group is complete, in buckets that are sent
-          while the backward pass still computes others: equal up to rounding.
+exact     The gradients of each process are sent to all, and added to `.grad` in the order of the
+          micro-batches, as one process does: bit-identical for any number of processes. Each turn sends all
+          gradients, so it is for few trained parameters.
+reduced   Each process adds up its own gradients. They are added when the group is complete, in buckets that
+          are sent while the backward pass still computes others: equal up to rounding.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ class GradientSum(Protocol):
 
     whole: bool  # True: `.grad` is the sum after every turn; False: only when a group is complete
 
-    def begin(self, completes: bool) -> None: ...  # before a turn's micro-batch; `completes`: the group's last turn
-    def finish(self, num_computed: int) -> None: ...  # after it; how many processes, from the first on, had a micro-batch
+    # Before a turn's micro-batch; `completes`: the group's last turn
+    def begin(self, completes: bool) -> None: ...
+    # After it; how many processes, from the first on, had a micro-batch
+    def finish(self, num_computed: int) -> None: ...
     def give_up(self) -> None: ...  # instead of `finish`, if a process failed
 
 
@@ -111,7 +113,8 @@ class ReducedSum:
 
     def __init__(self, processes: Processes, weights: Sequence[torch.Tensor]) -> None:
         self.processes, self.weights = processes, list(weights)
-        self.group = dist.new_group()  # a separate group: processes without a micro-batch send later, after `agree`
+        # A separate group: processes without a micro-batch send later, after `agree`
+        self.group = dist.new_group()
         self.buckets = _in_buckets(self.weights)
         self.completes = False
         self.waiting: list[set[int]] = []  # for each bucket: weights whose gradients are missing

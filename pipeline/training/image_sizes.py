@@ -8,10 +8,11 @@ LARGEST = 1_000_000  # a number that no epoch of a run has: images of the last s
 
 
 def size_of_epoch(epoch: int, epochs: int, sizes: Sequence[int]) -> int:
-    """Return the image size of `epoch`, the first being 0: each of `sizes` has an equal share of whole epochs.
+    """Return the image size of `epoch`, the first being 0: each of `sizes` has an equal share of whole
+    epochs.
 
-    What is left over goes to the later sizes. With fewer epochs than sizes the first sizes are not used. Behind the last epoch it is the
-    last size.
+    What is left over goes to the later sizes. With fewer epochs than sizes the first sizes are not used.
+    Behind the last epoch it is the last size.
     """
     left = max(epochs - 1 - epoch, 0)
     return sizes[len(sizes) - 1 - left * len(sizes) // epochs]

@@ -31,7 +31,8 @@ def loss_function(target: Target, label_smoothing: float = 0.0) -> BatchFunction
         return lambda logits, label: F.mse_loss(logits.float(), label.float())
 
     def binary_loss(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        smooth = label.float() * (1 - label_smoothing) + label_smoothing / 2  # yes and no are two classes: each gets half
+        # Yes and no are two classes: each gets half
+        smooth = label.float() * (1 - label_smoothing) + label_smoothing / 2
         return F.binary_cross_entropy_with_logits(logits.float(), smooth)
 
     return binary_loss
@@ -110,7 +111,8 @@ class _Distance:
         self.placed: tuple[torch.Tensor, ...] = ()
 
     def __call__(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        if not self.placed or self.placed[0].device != logits.device:  # copied once: a copy per batch would make the GPU wait
+        # Copied once: a copy per batch would make the GPU wait
+        if not self.placed or self.placed[0].device != logits.device:
             self.placed = tuple(_exact(torch.tensor(column, device=logits.device), logits) for column in self.columns)
         center, scale, low, high = self.placed
         predicted = (_exact(logits, logits) * scale + center).clamp(low, high)

@@ -98,7 +98,8 @@ def rate_scales(names: Sequence[str], recipe: Recipe, head: str) -> dict[str, fl
     """
     decay, head_scale = recipe.optimizer.layer_decay, (recipe.optimizer.head_lr or recipe.optimizer.lr) / recipe.optimizer.lr
     in_head = {name for name in names if f".{head}." in f".{name}"}
-    blocks: dict[str, list[tuple[str, ...]]] = {}  # encoder (question answering has two) -> its blocks, in the order of the model
+    # Encoder (question answering has two) -> its blocks, in the order of the model
+    blocks: dict[str, list[tuple[str, ...]]] = {}
     for name in names:
         if name not in in_head and (block := block_of(name)) and block not in blocks.setdefault(block[0], []):
             blocks[block[0]].append(block)

@@ -36,8 +36,10 @@ class Task(Protocol):
         self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
     ) -> Iterable[Batch]: ...
     def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]: ...
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]: ...  # scalar mean over the batch, logits (B, O)
-    def score(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor: ...  # scalar: the sum of `train_score` over the batch
+    # Scalar mean over the batch, logits (B, O)
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]: ...
+    # scalar: the sum of `train_score` over the batch
+    def score(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor: ...
     def logits(self, batch: Batch) -> torch.Tensor: ...  # (B, O)
     def scores(self, logits: np.ndarray) -> dict[str, float]: ...  # metrics of the validation rows
     def split_rows(self) -> list[SplitRow]: ...  # (id, label, train or val) of every row
@@ -79,7 +81,8 @@ def predict_logits(
         failure = error
     compute.processes.agree(failure)  # raises it in all processes
     result[times_filled == 0] = 0
-    compute.processes.add_up(result.view(np.int32))  # each row has the bits of one process and zeros of the others
+    # Each row has the bits of one process and zeros of the others
+    compute.processes.add_up(result.view(np.int32))
     compute.processes.add_up(times_filled)
     if reached is not None:
         compute.processes.add_up(reached.view(np.uint8))
@@ -109,7 +112,8 @@ def _fill(
         def read_back(as_many_as: int) -> None:
             while len(computing) > as_many_as:
                 rows, output = computing.popleft()
-                result[rows] = output[: len(rows)].float().cpu().numpy()  # fewer where weights are shared out: a batch of no rows
+                # Fewer where weights are shared out: a batch of no rows
+                result[rows] = output[: len(rows)].float().cpu().numpy()
                 np.add.at(times_filled, rows, 1)
                 bar.update(len(rows))
 

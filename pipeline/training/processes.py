@@ -29,8 +29,10 @@ from pipeline.errors import UserError, raise_all, system_refusal
 from pipeline.stopping import end_with_parent
 
 LOOK = timedelta(seconds=1)  # how often a waiting process checks for signals and failed processes
-PATIENCE = timedelta(days=7)  # an ended process is noticed at once by its closed connection; a computing one is waited for
-SHARE_CARDS = "SHARE_CARDS"  # environment variable for tests: more processes than GPUs, tensors are sent through the CPU
+# An ended process is noticed at once by its closed connection; a computing one is waited for
+PATIENCE = timedelta(days=7)
+# Environment variable for tests: more processes than GPUs, tensors are sent through the CPU
+SHARE_CARDS = "SHARE_CARDS"
 # Errors of one process that all processes then raise, with the name used in messages between them.
 TOLD: dict[str, type[Exception]] = {"memory": torch.OutOfMemoryError, "lost": LostImage, "user": UserError}
 
@@ -48,7 +50,8 @@ class Processes:
 
     rank: int = 0
     count: int = 1
-    shares_out: bool = False  # each holds a part of the weights, see `pipeline.training.sharding`: every pass needs all of them
+    # Each holds a part of the weights, see `pipeline.training.sharding`: every pass needs all of them
+    shares_out: bool = False
 
     @property
     def share(self) -> tuple[int, int]:
@@ -68,12 +71,14 @@ class Processes:
 
         If one process has a `failure`, all raise it.
 
-        Where weights are shared out, a process that fails in a pass raises at once: the others wait for it in that pass, and see it end.
+        Where weights are shared out, a process that fails in a pass raises at once: the others wait for it in
+        that pass, and see it end.
 
         Raises:
             Exception: `failure`, of this process or of another one.
         """
-        if failure is not None and self.shares_out and not isinstance(failure, LostImage):  # which is found before the pass
+        # Which is found before the pass
+        if failure is not None and self.shares_out and not isinstance(failure, LostImage):
             raise OtherEnded(_why_ended()) if _is_closed(failure) else failure
         if self.count == 1:
             if failure is not None:
@@ -291,11 +296,14 @@ def _whole_store() -> dist.Store:
 
 
 def _tell_first(words: str) -> float:
-    """Store this process's error, and close its connections, which the others notice. Return the seconds to wait."""
+    """Store this process's error, and close its connections, which the others notice. Return the seconds to
+    wait.
+    """
     with suppress(RuntimeError):
         _store().set(f"failed/{ranks.rank()}", f"{ranks.place()}: {words.removeprefix('error: ')}")
         part()
-        return 0.0 if _shared_out else ranks.TOLD_SECONDS  # weights that are shared out keep them open until this process ends
+        # Weights that are shared out keep them open until this process ends
+        return 0.0 if _shared_out else ranks.TOLD_SECONDS
     return ranks.SAME_REASON_SECONDS
 
 

@@ -124,7 +124,8 @@ class Recorder:
 
     def _log(self, report: EpochReport) -> None:
         if self._tensorboard is None:
-            from torch.utils.tensorboard import SummaryWriter  # a second to import, and not needed by --dry-run
+            # A second to import, and not needed by --dry-run
+            from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(self.output / "tensorboard", purge_step=report.metrics["epoch"])
         for name, value in {**report.metrics, **report.timing}.items():

@@ -1,8 +1,10 @@
-"""Weights, gradients and optimizer states shared out to several processes, each holding a part: FSDP2, `torch.distributed.fsdp.fully_shard`.
+"""Weights, gradients and optimizer states shared out to several processes, each holding a part: FSDP2,
+`torch.distributed.fsdp.fully_shard`.
 
-Before a block is computed its weights come together in every process, and afterwards each keeps its part again; gradients are added up, and
-each process keeps its part of the sum. So every process takes part in every pass. One without a micro-batch in a turn passes a batch of
-no rows (`Turns`), which weighs nothing. What is saved are whole tensors: a run goes on at any number of processes, shared out or not.
+Before a block is computed its weights come together in every process, and afterwards each keeps its part
+again; gradients are added up, and each process keeps its part of the sum. So every process takes part in
+every pass. One without a micro-batch in a turn passes a batch of no rows (`Turns`), which weighs nothing.
+What is saved are whole tensors: a run goes on at any number of processes, shared out or not.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ def check_sharding(model: nn.Module, compute: Compute, floor: bool) -> None:
 
 
 def shard(model: nn.Module, compute: Compute) -> Compute:
-    """Let each process hold its part of `model`, on its device; `compute` from now on. All processes take part."""
+    """Let each process hold its part of `model`, on its device; `compute` from now on. All processes take
+    part.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -70,7 +74,8 @@ def shard(model: nn.Module, compute: Compute) -> Compute:
 def memory_of_a_part(memory: Memory, model: nn.Module, count: int) -> Memory:
     """What one of `count` processes holds, of the `memory` of a process that holds all of `model`.
 
-    Besides its part there are the weights and gradients that have come together: what is outside of the blocks, a block and the next.
+    Besides its part there are the weights and gradients that have come together: what is outside of the
+    blocks, a block and the next.
     """
     blocks = [sum(weight.nbytes for weight in block.parameters()) for block in blocks_of(model)]
     together = sum(weight.nbytes for weight in model.parameters()) - sum(blocks) + 2 * max(blocks)
@@ -79,12 +84,15 @@ def memory_of_a_part(memory: Memory, model: nn.Module, count: int) -> Memory:
 
 
 class Turns:
-    """A task whose weights are shared out: each turn has a batch for every process. All else is the task's."""
+    """A task whose weights are shared out: each turn has a batch for every process. All else is the
+    task's.
+    """
 
     def __init__(self, task: Task, processes: Processes) -> None:
         self.task, self.processes = task, processes
         first = next(iter(task.train_batches(0, 0, 1, task.num_train)))
-        self.no_rows = {**first, "row": first["row"][:0]}  # one image, so that there is something to compute, and no row that it is of
+        # One image, so that there is something to compute, and no row that it is of
+        self.no_rows = {**first, "row": first["row"][:0]}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)
@@ -111,14 +119,16 @@ class Turns:
             except Exception as error:
                 failure = error
             if share != ALL:
-                self.processes.agree(failure)  # before the pass, in which nobody can say that it has nothing to pass
+                # Before the pass, in which nobody can say that it has nothing to pass
+                self.processes.agree(failure)
             elif failure is not None:
                 raise failure
             yield batch
 
 
 def whole(value: Any) -> Any:
-    """The whole of a tensor of which this process holds a part, in the host's memory, for the first process; for the others nothing (0,).
+    """The whole of a tensor of which this process holds a part, in the host's memory, for the first process;
+    for the others nothing (0,).
 
     All processes take part. What is no part of a tensor stays as it is.
     """
@@ -155,7 +165,9 @@ def parted_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dic
 
 @contextmanager
 def whole_in_place(model: nn.Module, processes: Processes) -> Iterator[None]:
-    """Inside the block `model.state_dict()` of the first process has the whole weights. All processes take part."""
+    """Inside the block `model.state_dict()` of the first process has the whole weights. All processes take
+    part.
+    """
     if not processes.shares_out:
         yield
         return

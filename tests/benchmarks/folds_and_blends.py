@@ -1,11 +1,13 @@
-"""One run, five folds averaged, five folds with a mirrored view, a blend of two backbones: accuracy on held-back images, over seeds.
+"""One run, five folds averaged, five folds with a mirrored view, a blend of two backbones: accuracy on
+held-back images, over seeds.
 
-    python -m tests.benchmarks.folds_and_blends --competitions COMPETITIONS --backbones BACKBONES     # measures what is missing, then the table
-    python -m tests.benchmarks.folds_and_blends --table                                               # the table alone
+    # measures what is missing, then the table
+    python -m tests.benchmarks.folds_and_blends --competitions COMPETITIONS --backbones BACKBONES
+    python -m tests.benchmarks.folds_and_blends --table  # the table alone
 
-COMPETITIONS holds produce/, BACKBONES beit-tiny-64/ and dinov2-small/. Seed s draws ROWS of the labelled rows for training and for a held-back
-part, both stratified, and is the seed of the folds and of training. The recipe is folds.yaml beside this
-file; digits are neither mirrored nor cut small.
+COMPETITIONS holds produce/, BACKBONES beit-tiny-64/ and dinov2-small/. Seed s draws ROWS of the labelled rows
+for training and for a held-back part, both stratified, and is the seed of the folds and of training. The
+recipe is folds.yaml beside this file; digits are neither mirrored nor cut small.
 """
 
 from __future__ import annotations

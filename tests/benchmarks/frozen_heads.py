@@ -1,4 +1,6 @@
-"""What small_questions compares with: the question alone, and logistic regression on frozen features, both on the training rows of a run."""
+"""What small_questions compares with: the question alone, and logistic regression on frozen features, both on
+the training rows of a run.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,14 @@ HEADS = tuple(f"logistic regression, {way}, {picture}" for picture in PICTURES f
 PENALTIES = (0.01, 0.1, 1, 10)  # C of scikit-learn; chosen on the validation rows
 MAX_ITERATIONS = 300
 
-Found = tuple[str, float, float, float, int]  # name, accuracy on validation and held-back rows, seconds, trained parameters
+# name, accuracy on validation and held-back rows, seconds, trained parameters
+Found = tuple[str, float, float, float, int]
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # of training, validation and held-back rows
 
 
 def simple_heads(recipe_file: Path, laid_out: Path, solution: Mapping[str, str]) -> list[Found]:
-    """Each of `QUESTION_ALONE` and `HEADS` on the competition `laid_out`; rows, split and frozen features are those of a run of the recipe.
+    """Each of `QUESTION_ALONE` and `HEADS` on the competition `laid_out`; rows, split and frozen features are
+    those of a run of the recipe.
 
     Without scikit-learn only the count of answers is left, and a line says so.
     """
@@ -63,7 +67,9 @@ def simple_heads(recipe_file: Path, laid_out: Path, solution: Mapping[str, str])
 
 
 def _features(task: object, dataset: object, compute: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(N, Dq) of every question, (N, Dv) of its image's class token, and of the mean of its patches; float32."""
+    """(N, Dq) of every question, (N, Dv) of its image's class token, and of the mean of its patches;
+    float32.
+    """
     from pipeline.tasks.frozen_features import image_features, question_features
 
     question = question_features(task.model, dataset, compute)
@@ -94,7 +100,9 @@ def _scaled(features: np.ndarray) -> np.ndarray:
 
 
 def _by_count(asked: tuple[list[str], ...], labels: Parts) -> tuple[float, float]:
-    """Validation and held-back accuracy of the most frequent training answer to the same words; of new words of all answers."""
+    """Validation and held-back accuracy of the most frequent training answer to the same words; of new words
+    of all answers.
+    """
     counts: dict[str, np.ndarray] = {}
     for question, label in zip(asked[0], labels[0].tolist(), strict=True):
         counts.setdefault(question, np.zeros(labels[0].max() + 1))[label] += 1

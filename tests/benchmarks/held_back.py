@@ -1,7 +1,9 @@
-"""What the accuracy benchmarks share: competitions with a held-back part, this project's commands on them, a table that goes on after a stop.
+"""What the accuracy benchmarks share: competitions with a held-back part, this project's commands on them, a
+table that goes on after a stop.
 
-A competition's own test images have no labels here, so a part of its labelled rows is held back: the folder that train.py gets has the
-others under train/<class>/, the held-back images under test/ (by neutral names, in random order), and solution.csv. No model sees a held-back label.
+A competition's own test images have no labels here, so a part of its labelled rows is held back: the folder
+that train.py gets has the others under train/<class>/, the held-back images under test/ (by neutral names, in
+random order), and solution.csv. No model sees a held-back label.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def parser_of(words: str | None, name: str, data: Sequence[str], seeds: Sequence
 
 
 def labelled(name: str, competitions: Path, work: Path) -> tuple[list[Path], list[str]]:
-    """Image and label of every labelled row of the competition `name`, a folder in `competitions`; `digits` is made in `work`."""
+    """Image and label of every labelled row of the competition `name`, a folder in `competitions`; `digits`
+    is made in `work`.
+    """
     from pipeline.competition.layout import read_layout
     from pipeline.demo_data import lay_out_digits
 
@@ -53,11 +57,12 @@ def labelled(name: str, competitions: Path, work: Path) -> tuple[list[Path], lis
 
 
 def lay_out(name: str, competitions: Path, work: Path, rows: tuple[int, int], seed: int, tail: float = 1) -> Path:
-    """The competition `name` with so many training `rows`, and so many held back as its test part: both stratified and drawn by `seed`.
+    """The competition `name` with so many training `rows`, and so many held back as its test part: both
+    stratified and drawn by `seed`.
 
-    `tail` above 1 cuts the training part to a long tail: of the classes, in an order drawn by `seed`, the first keeps all of its rows
-    and the last one in `tail`, by the same factor from each to the next (at least two: one may validate).
-    Nothing is done where the folder is there.
+    `tail` above 1 cuts the training part to a long tail: of the classes, in an order drawn by `seed`, the
+    first keeps all of its rows and the last one in `tail`, by the same factor from each to the next (at least
+    two: one may validate). Nothing is done where the folder is there.
     """
     from sklearn.model_selection import train_test_split
 
@@ -137,7 +142,9 @@ def read_split(data: Path, seed: int) -> list[Path]:
 
 
 def run_train(log: Path, *words: str | Path) -> None:
-    """`python train.py` in this process; what was trained before is not trained again. The last --output is the run's folder."""
+    """`python train.py` in this process; what was trained before is not trained again. The last --output is
+    the run's folder.
+    """
     words = [str(word) for word in words]
     output = Path(words[words.index("--output") + 1])
     begun = output.exists() and any(output.iterdir())
@@ -186,7 +193,9 @@ class Table:
 
 
 def side_by_side(run: Callable[[Any], Any], jobs: Sequence[Any], workers: int, add: Callable[[Any], None]) -> None:
-    """`run` every job, so many at a time, each in a process of its own; `add` is given what came out, as soon as it is known."""
+    """`run` every job, so many at a time, each in a process of its own; `add` is given what came out, as soon
+    as it is known.
+    """
     print(f"{len(jobs)} runs, {workers} at a time", file=sys.stderr)
     if workers == 1:
         for job in jobs:

@@ -1,11 +1,14 @@
-"""Which epoch is kept, clipping, weight decay, precision: held-back accuracy over seeds, beside Hugging Face Trainer + PEFT with the same settings.
+"""Which epoch is kept, clipping, weight decay, precision: held-back accuracy over seeds, beside Hugging Face
+Trainer + PEFT with the same settings.
 
-    python -m tests.benchmarks.kept_epoch --competitions COMPETITIONS --backbone BACKBONE     # measures what is missing, then the table
-    python -m tests.benchmarks.kept_epoch --table                                             # the table alone
+    # measures what is missing, then the table
+    python -m tests.benchmarks.kept_epoch --competitions COMPETITIONS --backbone BACKBONE
+    python -m tests.benchmarks.kept_epoch --table  # the table alone
 
-Seed s draws ROWS of the labelled rows for training and for a held-back part, both stratified; 5 % of the former validate, and Trainer leaves
-them out too.
-LoRA of rank 16 on query and key, learning rate 1e-3, batch 32, 10 epochs, linear with 5 % warm-up, the size of the backbone.
+Seed s draws ROWS of the labelled rows for training and for a held-back part, both stratified; 5 % of the
+former validate, and Trainer leaves them out too.
+LoRA of rank 16 on query and key, learning rate 1e-3, batch 32, 10 epochs, linear with 5 % warm-up, the size
+of the backbone.
 """
 
 from __future__ import annotations
@@ -54,7 +57,9 @@ def main() -> int:
 
 
 def measure(args: argparse.Namespace, table: Table, name: str, seed: int, arm: str) -> None:
-    """Train one arm, and add its rows: the accuracy of the last epoch, of the best by validation, and of the last three averaged."""
+    """Train one arm, and add its rows: the accuracy of the last epoch, of the best by validation, and of the
+    last three averaged.
+    """
     data = lay_out(name, args.competitions, args.work, ROWS, seed)
     folder = args.work / f"run-{name}-{seed}-{list(ARMS).index(arm)}"
     log = folder.with_suffix(".log")
@@ -96,7 +101,9 @@ def flags(
 
 
 def best_epoch(folder: Path) -> int:
-    """The epoch that `checkpoint.keep=best` keeps: the highest validation accuracy, of equal ones the lowest loss, then the first."""
+    """The epoch that `checkpoint.keep=best` keeps: the highest validation accuracy, of equal ones the lowest
+    loss, then the first.
+    """
     from pipeline.files import read_json_lines
 
     lines = read_json_lines(folder / "metrics.jsonl")
@@ -104,8 +111,10 @@ def best_epoch(folder: Path) -> int:
 
 
 def peer(args: argparse.Namespace, data: Path, split: list[Path], seed: int, clip: float, decay: float) -> dict[str, float]:
-    """Held-back accuracy of Trainer + PEFT after the last epoch, with test images made as PEFT's example makes them (shorter side, then the
-    middle) and as the image processor does (the whole image). https://huggingface.co/docs/peft/task_guides/image_classification_lora"""
+    """Held-back accuracy of Trainer + PEFT after the last epoch, with test images made as PEFT's example
+    makes them (shorter side, then the middle) and as the image processor does (the whole image).
+    https://huggingface.co/docs/peft/task_guides/image_classification_lora
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from PIL import Image

@@ -1,4 +1,6 @@
-"""The peers of `make bench`: each as its documentation shows it, and at the best settings found. See pipeline/benchmarks/benchmark.py."""
+"""The peers of `make bench`: each as its documentation shows it, and at the best settings found. See
+pipeline/benchmarks/benchmark.py.
+"""
 
 from __future__ import annotations
 
@@ -40,19 +42,25 @@ def image_folder_best(work: Work) -> Callable[[], None]:
 
 @titled("training", "Trainer + PEFT, documented")
 def trainer_documented(work: Work) -> Callable[[], float]:
-    """https://huggingface.co/docs/peft, image classification with LoRA, in Trainer's own precision: float32."""
+    """https://huggingface.co/docs/peft, image classification with LoRA, in Trainer's own precision:
+    float32.
+    """
     return _trainer(work)
 
 
 @titled("training", "Trainer + PEFT, best")
 def trainer_best(work: Work) -> Callable[[], float]:
-    """The same in half precision where the machine has it, with pinned memory left to Trainer and SDPA attention."""
+    """The same in half precision where the machine has it, with pinned memory left to Trainer and SDPA
+    attention.
+    """
     return _trainer(work, bf16=work.precision == "bf16", fp16=work.precision == "fp16")
 
 
 @titled("training", "Trainer + PEFT, best, torch_compile")
 def trainer_compiled(work: Work) -> Callable[[], float]:
-    """The same with `torch_compile=True`. Compiling is not timed: it trains once before, and begins again from the first weights."""
+    """The same with `torch_compile=True`. Compiling is not timed: it trains once before, and begins again
+    from the first weights.
+    """
     return _trainer(work, torch_compile=True, bf16=work.precision == "bf16", fp16=work.precision == "fp16")
 
 
@@ -60,7 +68,8 @@ def trainer_compiled(work: Work) -> Callable[[], float]:
 def timm_loop(work: Work) -> Callable[[], None]:
     """timm's BEiT with PEFT: a neighbour, not the same function, so its loss is not compared.
 
-    On attn.proj, because timm's BEiT reads the weight of its fused qkv without calling it: an adapter there would do nothing.
+    On attn.proj, because timm's BEiT reads the weight of its fused qkv without calling it: an adapter there
+    would do nothing.
     """
     import timm
     from peft import LoraConfig, get_peft_model

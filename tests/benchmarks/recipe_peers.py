@@ -1,11 +1,14 @@
-"""Peers on the sets of recipe_tables: Hugging Face Trainer + PEFT and timm's training, as documented and at the best settings found.
+"""Peers on the sets of recipe_tables: Hugging Face Trainer + PEFT and timm's training, as documented and at
+the best settings found.
 
-    python -m tests.benchmarks.recipe_tables --grid peft --rows 0 --competitions COMPETITIONS --backbone BACKBONE    # ours
-    python -m tests.benchmarks.recipe_peers --competitions COMPETITIONS --backbone BACKBONE                          # the peers, into the same table
+    # ours
+    python -m tests.benchmarks.recipe_tables --grid peft --rows 0 --competitions DIR --backbone BACKBONE
+    # the peers, into the same table
+    python -m tests.benchmarks.recipe_peers --competitions DIR --backbone BACKBONE
     python -m tests.benchmarks.recipe_tables --grid peft --table
 
-The same backbone, training rows, epochs, batch and held-back images; half precision where the machine multiplies in it, as ours.
-Images are decoded once and kept in memory; seconds are those of training.
+The same backbone, training rows, epochs, batch and held-back images; half precision where the machine
+multiplies in it, as ours. Images are decoded once and kept in memory; seconds are those of training.
 """
 
 from __future__ import annotations
@@ -78,7 +81,8 @@ def by_trainer(peer: Peer, model: Any, rows: Any, seed: int, device: str) -> Non
 
 
 def by_timm(peer: Peer, model: Any, rows: Any, seed: int, device: str) -> None:
-    """Train by the optimizer, schedule and loss of timm's train.py: one epoch of warm-up in place of five, for there are eight.
+    """Train by the optimizer, schedule and loss of timm's train.py: one epoch of warm-up in place of five,
+    for there are eight.
 
     https://github.com/huggingface/pytorch-image-models/blob/main/train.py
     """
@@ -107,7 +111,8 @@ def by_timm(peer: Peer, model: Any, rows: Any, seed: int, device: str) -> None:
 
 
 PEERS = {
-    # https://huggingface.co/docs/peft/task_guides/image_classification_lora; its batch of 128 and five epochs are replaced by ours
+    # https://huggingface.co/docs/peft/task_guides/image_classification_lora; its batch of 128 and five epochs
+    # are replaced by ours
     "Trainer + PEFT, documented": Peer(by_trainer, 5e-3, ("query", "value"), schedule="linear", dropout=0.1),
     "Trainer + PEFT, best found": Peer(by_trainer, 1e-3, SIX_ROLES, crop=0.35),
     # Liu et al. 2022, arXiv:2205.05638: keys, values and the hidden layer are scaled
@@ -196,7 +201,9 @@ def adapted(job: Job, names: Sequence[str]) -> tuple[Any, Any]:
 
 
 def transforms(peer: Peer, processor: Any, size: int, flips: bool) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """Of training and of testing: image -> (3, size, size) float32. timm's own for timm, for Trainer those of PEFT's example."""
+    """Of training and of testing: image -> (3, size, size) float32. timm's own for timm, for Trainer those of
+    PEFT's example.
+    """
     import torch
     from torchvision.transforms import v2
 

@@ -1,13 +1,16 @@
-"""Rows of settings beside each other on several sets and seeds: accuracy on held-back images, the difference from the first row, seconds.
+"""Rows of settings beside each other on several sets and seeds: accuracy on held-back images, the difference
+from the first row, seconds.
 
-    python -m tests.benchmarks.recipe_tables --grid peft tricks --competitions COMPETITIONS --backbone BACKBONE    # measures what is missing
-    python -m tests.benchmarks.recipe_tables --grid peft --table                                             # the table alone
+    # measures what is missing
+    python -m tests.benchmarks.recipe_tables --grid peft tricks --competitions DIR --backbone BACKBONE
+    python -m tests.benchmarks.recipe_tables --grid peft --table  # the table alone
 
-A grid is a file of `tests/benchmarks/grids/`, in the form of those of `make ablation`. COMPETITIONS holds produce/ and clothing/; digits are
-made, and "produce, long tail" is cut from produce.
-Seed s draws ROWS of the labelled rows for training and for a held-back part, both stratified, and is the seed of training. `--judge val` shows
-the accuracy of the run's own validation rows (of the last epoch) instead: by it settings are searched, so that held-back images stay unseen.
-`--workers 8` trains eight runs at a time, each in a process of its own.
+A grid is a file of `tests/benchmarks/grids/`, in the form of those of `make ablation`. DIR holds
+produce/ and clothing/; digits are made, and "produce, long tail" is cut from produce.
+Seed s draws ROWS of the labelled rows for training and for a held-back part, both stratified, and is the seed
+of training. `--judge val` shows the accuracy of the run's own validation rows (of the last epoch) instead: by
+it settings are searched, so that held-back images stay unseen. `--workers 8` trains eight runs at a time,
+each in a process of its own.
 """
 
 from __future__ import annotations
@@ -31,11 +34,14 @@ from pipeline.recipe import Recipe
 from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, lay_out, parser_of, run_train, side_by_side, with_error
 
 GRIDS = Path(__file__).with_name("grids")
-TAILED = ", long tail"  # the end of a set's name: the first class keeps its training rows, the last one in ten
-ROWS = {"produce": (348, 232), "clothing": (348, 400), DIGITS: (348, 400), f"produce{TAILED}": (348, 232)}  # for training, held back
+# The end of a set's name: the first class keeps its training rows, the last one in ten
+TAILED = ", long tail"
+# For training, held back
+ROWS = {"produce": (348, 232), "clothing": (348, 400), DIGITS: (348, 400), f"produce{TAILED}": (348, 232)}
 SMALLER = {DIGITS: 2}  # by how much the side is divided: digits are images of 32 pixels
 OWN = {DIGITS: {"augmentation.horizontal_flip": False}}  # a mirrored digit is another symbol
-FIRST_ROW = "FIRST ROW"  # data.pseudo_labels: the run of the grid's first row, same set and seed, and so the same split
+# data.pseudo_labels: the run of the grid's first row, same set and seed, and so the same split
+FIRST_ROW = "FIRST ROW"
 COLUMNS = ("grid", "data", "seed", "row", "val_accuracy", "accuracy", "seconds", "trainable")
 
 
@@ -128,13 +134,16 @@ def run(job: Job) -> tuple[Any, ...]:
 
 
 def show(table: Table, grid: str, args: argparse.Namespace) -> None:
-    """Means over seeds; paired differences from the first row with their standard errors; seconds as a multiple of the first row's."""
+    """Means over seeds; paired differences from the first row with their standard errors; seconds as a
+    multiple of the first row's.
+    """
     column = "accuracy" if args.judge == "held-back" else "val_accuracy"
     found = [row for row in table.rows() if row["grid"] == grid and row["data"] in args.data and int(row["seed"]) in args.seeds]
     score = {(row["row"], row["data"], row["seed"]): float(row[column]) for row in found}
     seconds = {(row["row"], row["data"], row["seed"]): float(row["seconds"]) for row in found}
     data = [name for name in args.data if any(row["data"] == name for row in found)]
-    names = [row.name for row in load_grid(grid_file(grid)).rows] + [one["row"] for one in found]  # peers are in no grid
+    # Peers are in no grid
+    names = [row.name for row in load_grid(grid_file(grid)).rows] + [one["row"] for one in found]
     names = [name for name in dict.fromkeys(names) if any(one["row"] == name for one in found)]
     print("| settings | trained | " + " | ".join(f"{name} | less the first" for name in data) + " | all sets, less the first | time |")
     print("|---" * (4 + 2 * len(data)) + "|")

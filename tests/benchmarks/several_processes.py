@@ -1,9 +1,11 @@
-"""Training by two processes of one thread each, with exact and with reduced sums of gradients, beside one process of two threads.
+"""Training by two processes of one thread each, with exact and with reduced sums of gradients, beside one
+process of two threads.
 
     python -m tests.benchmarks.several_processes --data DATA --backbone BACKBONE
 
-The ways take turns. What counts is images a second of training in the last epoch (timing.jsonl), so start-up is left out; the table shows
-medians over rounds, and the median of each round's ratio to the first way. The adapter is LoRA of rank 16 on query and key.
+The ways take turns. What counts is images a second of training in the last epoch (timing.jsonl), so start-up
+is left out; the table shows medians over rounds, and the median of each round's ratio to the first way. The
+adapter is LoRA of rank 16 on query and key.
 """
 
 from __future__ import annotations

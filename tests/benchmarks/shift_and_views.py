@@ -1,11 +1,15 @@
-"""Prior shift and mirrored views, on runs that other benchmarks left, on one set with several seeds: nothing is trained.
+"""Prior shift and mirrored views, on runs that other benchmarks left, on one set with several seeds: nothing
+is trained.
 
-    python -m tests.benchmarks.shift_and_views --work runs/kept-epoch                    # single runs of kept_epoch.py; also mirrored views
-    python -m tests.benchmarks.shift_and_views --work runs/folds-and-blends --folds dinov2-small    # five folds of folds_and_blends.py
+    # single runs of kept_epoch.py; also mirrored views
+    python -m tests.benchmarks.shift_and_views --work runs/kept-epoch
+    # five folds of folds_and_blends.py
+    python -m tests.benchmarks.shift_and_views --work runs/folds-and-blends --folds dinov2-small
 
-The held-back images of each seed are cut CUTS times. `skewed` keeps every image of 4 classes drawn at random and one of each other class,
-`even` a random half. `--prior FILE` gets the true shares of the cut. Predictions of an image do not depend on the others, so each cut is
-arithmetic on test.npy. Folds know from their out-of-fold rows how sure the models are (a temperature), single runs do not.
+The held-back images of each seed are cut CUTS times. `skewed` keeps every image of 4 classes drawn at random
+and one of each other class, `even` a random half. `--prior FILE` gets the true shares of the cut. Predictions
+of an image do not depend on the others, so each cut is arithmetic on test.npy. Folds know from their
+out-of-fold rows how sure the models are (a temperature), single runs do not.
 """
 
 from __future__ import annotations
@@ -46,7 +50,9 @@ def main() -> int:
 
 
 def shifts(pairs: list[tuple[Path, Path]]) -> None:
-    """What `--prior FILE` and `--prior estimate` add to the accuracy of skewed and of even cuts: a mean over cuts for each seed."""
+    """What `--prior FILE` and `--prior estimate` add to the accuracy of skewed and of even cuts: a mean over
+    cuts for each seed.
+    """
     from pipeline.folds.prior import shift
     from pipeline.folds.team import gather, predict_together
     from pipeline.predictions import Predictions
@@ -78,7 +84,9 @@ def shifts(pairs: list[tuple[Path, Path]]) -> None:
 
 
 def means(team: Any, folder: Path) -> list[float] | None:
-    """The mean out-of-fold probabilities: from run.json, or from oof.npy for runs made before it held them."""
+    """The mean out-of-fold probabilities: from run.json, or from oof.npy for runs made before it held
+    them.
+    """
     from pipeline.folds.prior import mean_probabilities
     from pipeline.predictions import Predictions
 
@@ -118,7 +126,9 @@ def share_right(predictions: object, truth: dict[str, str]) -> float:
 
 
 def views(pairs: list[tuple[Path, Path]]) -> None:
-    """Accuracy and log loss of a mirrored view averaged in probabilities and in logits, less those of the plain images."""
+    """Accuracy and log loss of a mirrored view averaged in probabilities and in logits, less those of the
+    plain images.
+    """
     from pipeline.competition.layout import read_layout
     from pipeline.folds.views import make_views
     from pipeline.run import load_run

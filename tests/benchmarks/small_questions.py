@@ -1,15 +1,19 @@
-"""Questions about images with few training questions: rows of settings beside the question alone and simple heads on frozen features.
+"""Questions about images with few training questions: rows of settings beside the question alone and simple
+heads on frozen features.
 
-    python -m tests.benchmarks.small_questions --competitions COMPETITIONS --backbone BACKBONE --text-backbone TEXT    # measures what is missing
-    python -m tests.benchmarks.small_questions --table                                                                # the table alone
+    # measures what is missing
+    python -m tests.benchmarks.small_questions --competitions DIR --backbone BACKBONE --text-backbone TEXT
+    python -m tests.benchmarks.small_questions --table  # the table alone
 
-COMPETITIONS holds easy_vqa/. Of its labelled images 160 are held back with all their questions, the same for every seed, so that settings can
-be searched on the others. Seed s draws the images whose questions train (1,000, 4,000 or all questions of the others), the
-run's own validation rows among them (a fifth, by image), and is the seed of training. `--workers 8` trains eight runs at a time.
+DIR holds easy_vqa/. Of its labelled images 160 are held back with all their questions, the same for
+every seed, so that settings can be searched on the others. Seed s draws the images whose questions train
+(1,000, 4,000 or all questions of the others), the run's own validation rows among them (a fifth, by image),
+and is the seed of training. `--workers 8` trains eight runs at a time.
 
-The question alone: the most frequent training answer to the same words, or logistic regression on a bag of words. Simple heads: logistic
-regression on features of the frozen backbones as a run computes them, side by side, multiplied, or both; of an image the class token, or
-that and the mean of the patches. Penalties are chosen on the run's validation rows; all see the training rows that a run sees.
+The question alone: the most frequent training answer to the same words, or logistic regression on a bag of
+words. Simple heads: logistic regression on features of the frozen backbones as a run computes them, side by
+side, multiplied, or both; of an image the class token, or that and the mean of the patches. Penalties are
+chosen on the run's validation rows; all see the training rows that a run sees.
 """
 
 from __future__ import annotations
@@ -96,9 +100,11 @@ def main() -> int:
 
 
 def lay_out_questions(name: str, competitions: Path, work: Path, size: str, seed: int, exchanged: bool = False) -> Path:
-    """The competition `name` cut to `size` training questions drawn by `seed`, with the held-back images as its test part.
+    """The competition `name` cut to `size` training questions drawn by `seed`, with the held-back images as
+    its test part.
 
-    Nothing is done where the folder is there. `exchanged`: each question of either part gets the image of another, drawn by `seed`.
+    Nothing is done where the folder is there. `exchanged`: each question of either part gets the image of
+    another, drawn by `seed`.
     """
     folder = work / f"data-{name}{EXCHANGED if exchanged else ''}-{size}-{seed}"
     if folder.exists():
@@ -196,7 +202,9 @@ def _add(table: Table, rows: Sequence[Cells]) -> None:
 
 
 def run(job: Job) -> list[Cells]:
-    """The cells of one row of the table, or of each simple head. Seconds are those of all epochs, without start and page."""
+    """The cells of one row of the table, or of each simple head. Seconds are those of all epochs, without
+    start and page.
+    """
     try:
         if job.heads:
             found = simple_heads(job.recipe, job.laid_out, solution_of(job.laid_out))
@@ -229,8 +237,8 @@ def held_back_accuracy(log: Path, model: Path, laid_out: Path) -> float:
 
 
 def show(table: Table, args: argparse.Namespace) -> None:
-    """For each size: accuracy on held-back questions, its paired difference from the question alone, and on the run's validation rows
-    the differences from its own two floors.
+    """For each size: accuracy on held-back questions, its paired difference from the question alone, and on
+    the run's validation rows the differences from its own two floors.
     """
     wanted = [row for row in table.rows() if int(row["seed"]) in args.seeds]
     names = [name + (EXCHANGED if args.exchanged else "") for name in args.data]
@@ -259,7 +267,9 @@ def _order(row: str) -> tuple[int, str]:
 
 
 def _best(rows: Sequence[dict[str, str]], names: Sequence[str]) -> str | None:
-    """Of these rows the one with the highest mean accuracy on the held-back questions, which is in its favour."""
+    """Of these rows the one with the highest mean accuracy on the held-back questions, which is in its
+    favour.
+    """
     there = [name for name in names if any(row["row"] == name for row in rows)]
     return max(there, key=lambda name: _mean([row for row in rows if row["row"] == name], "accuracy"), default=None)
 

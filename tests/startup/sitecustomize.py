@@ -1,6 +1,8 @@
-"""The test suite's switch TEST_PRECISION=fp32|bf16: what `precision: auto` means on the CPU, whatever this machine computes in.
+"""The test suite's switch TEST_PRECISION=fp32|bf16: what `precision: auto` means on the CPU, whatever this
+machine computes in.
 
-Python runs this file when it starts (conftest.py puts its folder on PYTHONPATH), so it also holds in every process that a test starts.
+Python runs this file when it starts (conftest.py puts its folder on PYTHONPATH), so it also holds in every
+process that a test starts.
 """
 
 from __future__ import annotations
