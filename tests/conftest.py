@@ -16,6 +16,8 @@ if os.environ.get("TEST_PRECISION"):  # here, and in every process that a test s
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(STARTUP), os.environ.get("PYTHONPATH"))))
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+# Flags of a tiny run: one batch of six images a step, the same on every machine
+TINY_RUN = ["--batch-size", "6", "--accumulation-steps", "1", "--lr", "0.01", "--precision", "fp32", "--set", "data.workers=0"]
 COLOURS = {"blue": (40, 60, 200), "green": (30, 160, 60), "red": (200, 50, 40)}
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import COLOURS, make_competition, picture
+from conftest import COLOURS, TINY_RUN, make_competition, picture
 from sklearn.metrics import accuracy_score
 
 import train
@@ -30,20 +30,7 @@ from pipeline.unfinished import resume_command
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = {"dtype": str, "keep_default_na": False}
-FLAGS = [
-    "--epochs",
-    "2",
-    "--batch-size",
-    "6",
-    "--accumulation-steps",
-    "1",
-    "--lr",
-    "0.01",
-    "--precision",
-    "fp32",
-    "--set",
-    "data.workers=0",
-]
+FLAGS = ["--epochs", "2", *TINY_RUN]
 
 
 def arguments(data: Path, backbone: Path, output: Path, *more: str) -> list[str]:

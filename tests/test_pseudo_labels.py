@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_competition, picture
+from conftest import TINY_RUN, make_competition, picture
 from test_resume import interrupt_after, resume
 
 import inference
@@ -23,20 +23,7 @@ from pipeline.files import read_json
 from pipeline.folds.plan import read_folds
 from pipeline.report.page import build_report
 
-FLAGS = [
-    "--epochs",
-    "1",
-    "--batch-size",
-    "6",
-    "--accumulation-steps",
-    "1",
-    "--lr",
-    "0.01",
-    "--precision",
-    "fp32",
-    "--set",
-    "data.workers=0",
-]
+FLAGS = ["--epochs", "1", *TINY_RUN]
 
 
 @pytest.fixture(scope="module")

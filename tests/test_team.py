@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import COLOURS, make_competition, picture
+from conftest import COLOURS, TINY_RUN, make_competition, picture
 from sklearn.metrics import log_loss
 
 import inference
@@ -28,20 +28,7 @@ from pipeline.tables import load_table, write_table
 from pipeline.targets.target import Target, multiclass
 
 TEXT = {"dtype": str, "keep_default_na": False}
-FLAGS = [
-    "--epochs",
-    "2",
-    "--batch-size",
-    "6",
-    "--accumulation-steps",
-    "1",
-    "--lr",
-    "0.01",
-    "--precision",
-    "fp32",
-    "--set",
-    "data.workers=0",
-]
+FLAGS = ["--epochs", "2", *TINY_RUN]
 
 
 @pytest.fixture(scope="session")
