@@ -9,6 +9,7 @@ METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 VAL_TABLE, VAL_VALUES = "val_predictions.csv", "val_probs.npy"
 # The same for every training row, predicted by the fold not trained on it
 OOF_TABLE, OOF_VALUES = "oof.csv", "oof.npy"
+TEST_STEM = "test"  # test.npy, test.json: kept predictions of the test images
 DISAGREEMENT = "disagreement.csv"  # for each row how much the models of the folds differ (make suspects)
 SCORES = "scores.json"  # result of the last make score
 FLOORS = "floors.json"  # vqa: baselines (majority answer, question only, shuffled images)

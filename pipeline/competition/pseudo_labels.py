@@ -20,7 +20,7 @@ from pipeline.competition.rows import Competition, Row, images_digest
 from pipeline.errors import UserError, raise_all
 from pipeline.files import sha256
 from pipeline.predictions import Predictions
-from pipeline.run_names import VAL_TABLE
+from pipeline.run_names import TEST_STEM, VAL_TABLE
 from pipeline.run_record import RunRecord, read_record
 from pipeline.shapes import read_object
 from pipeline.tables import load_table, restored
@@ -30,8 +30,7 @@ from pipeline.wording import capped, counted, listed, nearest, quoted
 if TYPE_CHECKING:
     import numpy as np
 
-# STEM: of the files in which inference.py keeps predictions of test images
-KEY, STEM = "data.pseudo_labels", "test"
+KEY = "data.pseudo_labels"
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _kept(member: Path, target: Target, digest: str, folder: Path, root: Path) -
         raise UserError(f"{KEY} {folder}: {member} holds no finished run")
     _check_target(record, target, member)
     again = shlex.join(["python", "inference.py", "--model", str(folder), "--data", str(root)])
-    path = member / f"{STEM}.json"
+    path = member / f"{TEST_STEM}.json"
     if not path.exists():
         raise UserError(f"{KEY} {folder}: {member} has no predictions of the test images; make them with: {again}")
     if (read_object(path).get("made_with") or {}).get("images") != digest:
@@ -135,7 +134,7 @@ def _kept(member: Path, target: Target, digest: str, folder: Path, root: Path) -
             f"{KEY} {folder}: {member} predicted other test images than those of {root}: another competition, or images that were "
             f"changed, added or removed since; predict again with: {again}"
         )
-    predictions = Predictions.load(member / STEM, record.target)
+    predictions = Predictions.load(member / TEST_STEM, record.target)
     return predictions.values[:, [record.target.names.index(name) for name in target.names]]
 
 

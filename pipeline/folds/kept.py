@@ -17,11 +17,10 @@ from pipeline.errors import UserError
 from pipeline.files import sha256, write_json
 from pipeline.predictions import Predictions
 from pipeline.run import Run, environment, model_dirs, now
-from pipeline.run_names import HEAD_FILE
+from pipeline.run_names import HEAD_FILE, TEST_STEM
 from pipeline.shapes import read_object
 from pipeline.targets.target import Target
 
-STEM = "test"
 # Another version of these may change pixels or logits
 DECIDING = ("torch", "transformers", "pillow", "simplejpeg")
 
@@ -36,7 +35,7 @@ class Kept:
     def __init__(self, rows: Sequence[Row], precision: str, batch_size: int, views: Sequence[str] = (), engine: str = TORCH) -> None:
         self.images, self.precision, self.batch_size, self.views = images_digest(rows), precision, batch_size, list(views)
         self.engine = engine
-        self.stem = "-".join([STEM, *views])
+        self.stem = "-".join([TEST_STEM, *views])
         # A backbone file that several folds share is read once
         self._weights: dict[tuple[int, int, int], str] = {}
 
