@@ -15,9 +15,9 @@ from pipeline.competition.corrections import corrected_score
 from pipeline.competition.rows import Competition
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_array, replacing, write_json
-from pipeline.folds.decisions import judge, temperature_of
+from pipeline.folds.decisions import judge
 from pipeline.folds.plan import Plan, fold_command, read_start
-from pipeline.folds.prior import mean_probabilities
+from pipeline.folds.prior import calibration
 from pipeline.predictions import Predictions
 from pipeline.recipe import Recipe
 from pipeline.run import environment, now
@@ -160,8 +160,7 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
     if target.kind == "continuous":
         record["counts"]["train_histograms"] = histograms(target.names, target.encode(labels))
     scores = record["folds"]["scores"]
-    record["temperature"] = temperature_of(target, truth, oof.values)
-    record["mean_probabilities"] = mean_probabilities(target, oof.values, record["temperature"])
+    record |= calibration(target, truth, oof.values)
     record["decisions"] = decide(target, metric, truth, oof.values, folds)
     own = f"val_{metric}" if metric in scores else "val_loss"
     record["best"] = {"epoch": None, "metric": own, "value": scores[own.removeprefix("val_")]}

@@ -22,11 +22,10 @@ from pipeline.folds.assembly import (
     decide,
     read_held,
     read_oof_table,
-    temperature_of,
     write_oof,
     write_probabilities,
 )
-from pipeline.folds.prior import mean_probabilities
+from pipeline.folds.prior import calibration
 from pipeline.folds.team import in_order
 from pipeline.folds.weights import WAYS, Choice, Scale, nested, select, unseen
 from pipeline.lock import holding_folder
@@ -259,8 +258,7 @@ def _write(
         },
         "counts": {"val": len(labels)},
         "best": {"epoch": None, "metric": f"val_{first.metric}", "value": scores[first.metric]},
-        "temperature": (temperature := temperature_of(target, truth, blended.values)),
-        "mean_probabilities": mean_probabilities(target, blended.values, temperature),
+        **calibration(target, truth, blended.values),
         "decisions": decide(target, first.metric, truth, blended.values, parts) if choice.rule != "ranks" else [],
         "command": " ".join(["python -m pipeline.folds.blend --runs", *map(str, args.runs), "--output", str(output)]),
         "data": first.values.get("data"),

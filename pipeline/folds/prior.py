@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, raise_all
+from pipeline.folds.decisions import temperature_of
 from pipeline.predictions import Predictions
 from pipeline.tables import load_table
 from pipeline.targets.target import Target
@@ -139,6 +140,14 @@ def mean_probabilities(target: Target, values: np.ndarray, temperature: float | 
     if target.kind not in ("multiclass", "binary"):
         return None
     return _calibrated(target, values, temperature).mean(axis=0).tolist()
+
+
+def calibration(target: Target, truth: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    """Return what run.json keeps of out-of-fold probabilities, for `shift`: `temperature` and
+    `mean_probabilities`.
+    """
+    temperature = temperature_of(target, truth, values)
+    return {"temperature": temperature, "mean_probabilities": mean_probabilities(target, values, temperature)}
 
 
 def _calibrated(target: Target, values: np.ndarray, temperature: float | None) -> np.ndarray:

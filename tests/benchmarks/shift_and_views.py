@@ -19,7 +19,6 @@ import csv
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -74,26 +73,13 @@ def shifts(pairs: list[tuple[Path, Path]]) -> None:
                     write_shares(path, target.names, [truth[name] for name in cut.ids])
                     found["plain"].append(share_right(cut, truth))
                     for way, asked in (("file", str(path)), ("estimate", "estimate")):
-                        found[way].append(share_right(shift(cut, team.prior, asked, team.temperature, means(team, folder))[0], truth))
+                        found[way].append(share_right(shift(cut, team.prior, asked, team.temperature, team.mean_probabilities)[0], truth))
             before.setdefault(kind, []).append(float(np.mean(found["plain"])))
             for way in ("file", "estimate"):
                 gains.setdefault((kind, way), []).append(float(np.mean(found[way]) - np.mean(found["plain"])))
     print("| held-back part | accuracy as it is | `--prior FILE` | `--prior estimate` |\n|---|---|---|---|")
     for kind, values in before.items():
         print(f"| {kind} | {np.mean(values):.4f} | {with_error(gains[kind, 'file'])} | {with_error(gains[kind, 'estimate'])} |")
-
-
-def means(team: Any, folder: Path) -> list[float] | None:
-    """The mean out-of-fold probabilities: from run.json, or from oof.npy for runs made before it held
-    them.
-    """
-    from pipeline.folds.prior import mean_probabilities
-    from pipeline.predictions import Predictions
-
-    if team.mean_probabilities or not (folder / "oof.npy").exists():
-        return team.mean_probabilities
-    values = Predictions.load(folder / "oof", team.first.target).values
-    return mean_probabilities(team.first.target, values, team.temperature)
 
 
 def skewed(ids: tuple[str, ...], truth: dict[str, str], draw: np.random.Generator) -> list[str]:
