@@ -29,27 +29,37 @@ if TYPE_CHECKING:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line."""
     parser = argparse.ArgumentParser(
-        prog="inference.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="inference.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--model",
         metavar="DIR",
         nargs="+",
         default=["finetuned_model"],
-        help="run, folds, blend or release folder; several are averaged with equal weights (default: finetuned_model)",
+        help="run, folds, blend or release folder; several are averaged with equal weights (default: "
+        "finetuned_model)",
     )
-    parser.add_argument("--data", metavar="DIR", default="data", help="the competition folder (default: data)")
+    parser.add_argument(
+        "--data", metavar="DIR", default="data", help="the competition folder (default: data)"
+    )
     parser.add_argument(
         "--output",
         metavar="FILE",
         default="predictions.csv",
-        help="the file to write (default: predictions.csv; vqa: a name ending in .json writes the results file of the VQA challenge)",
+        help="the file to write (default: predictions.csv; vqa: a name ending in .json writes the results "
+        "file of the VQA challenge)",
     )
-    parser.add_argument("--batch-size", metavar="N", type=int, default=32, help="images at once (default: 32)")
+    parser.add_argument(
+        "--batch-size", metavar="N", type=int, default=32, help="images at once (default: 32)"
+    )
     parser.add_argument(
         "--tta",
         metavar="VIEWS|auto",
-        help="average the predictions of several views of each image: flip, crops, scale, or several as flip,scale",
+        help="average the predictions of several views of each image: flip, crops, scale, or several as "
+        "flip,scale",
     )
     parser.add_argument(
         "--decision",
@@ -60,7 +70,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--prior",
         metavar="FILE|estimate",
-        help="correct for the class shares of the test set: a CSV file (columns class, share), or estimate them from the predictions",
+        help="correct for the class shares of the test set: a CSV file (columns class, share), or estimate "
+        "them from the predictions",
     )
     add_flags(parser)
     return parser.parse_args(argv)
@@ -104,12 +115,22 @@ def main(argv: list[str] | None = None) -> int:
     views, lines = choose_views(
         parse_views(args.tta),
         team,
-        lambda run, rows, views: predict_views(run, competition, args.batch_size, args.precision, views, rows, args.engine)[0],
+        lambda run, rows, views: predict_views(
+            run, competition, args.batch_size, args.precision, views, rows, args.engine
+        )[0],
     )
     print("".join(f"  {line}\n" for line in lines), end="")
-    kept_before = Kept(competition.test, choose_compute(args.precision, args.engine).precision, args.batch_size, views, args.engine)
+    kept_before = Kept(
+        competition.test,
+        choose_compute(args.precision, args.engine).precision,
+        args.batch_size,
+        views,
+        args.engine,
+    )
     predictions = predict_together(
-        team, team.first.target, lambda run: predict_once(run, competition, args.batch_size, args.precision, kept_before)
+        team,
+        team.first.target,
+        lambda run: predict_once(run, competition, args.batch_size, args.precision, kept_before),
     )
     part()
     if not is_first():
@@ -122,10 +143,15 @@ def main(argv: list[str] | None = None) -> int:
         write_predictions(output, competition.form, predictions)
         rows = counted(len(competition.form.row_ids), "row")
         print(f"{output}: {rows}, {competition.form.describe()}; {what_was_checked(competition, compared)}")
-    record_origin(output, team.named, args.data, made_by(team, views=list(views), engine=args.engine, **decided))
-    if formulas := [text for text in (*competition.form.row_ids, *predictions.target.names) if is_formula(text)]:
+    record_origin(
+        output, team.named, args.data, made_by(team, views=list(views), engine=args.engine, **decided)
+    )
+    if formulas := [
+        text for text in (*competition.form.row_ids, *predictions.target.names) if is_formula(text)
+    ]:
         print(
-            f"  note: a spreadsheet would run {quoted(formulas)} as a formula; do not open the file in one, because Kaggle needs the text unchanged"
+            f"  note: a spreadsheet would run {quoted(formulas)} as a formula; do not open the file in one, "
+            "because Kaggle needs the text unchanged"
         )
     if kept and sha256(kept) == sha256(output):
         kept.unlink()
@@ -144,11 +170,16 @@ def what_was_checked(competition: Competition, compared: str | None) -> str:
     else:
         checked = "checked: ids, order and columns are the competition's"
     if compared is None:
-        return f"{checked}\n  not checked: whether the model belongs to this competition; {competition.root} has no list of classes"
+        return (
+            f"{checked}\n  not checked: whether the model belongs to this competition; {competition.root} "
+            "has no list of classes"
+        )
     return f"{checked}, {compared}"
 
 
-def predict_once(run: Run, competition: Competition, batch_size: int, precision: str, kept: Kept) -> Predictions:
+def predict_once(
+    run: Run, competition: Competition, batch_size: int, precision: str, kept: Kept
+) -> Predictions:
     """Return the run's predictions, read from its folder if it predicted these images before.
 
     Otherwise they are computed and kept there.

@@ -36,11 +36,16 @@ if TYPE_CHECKING:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Return the command line; flags that are not given are None."""
     parser = argparse.ArgumentParser(
-        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="train.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     run = parser.add_argument_group("the run")
     run.add_argument(
-        "--recipe", metavar="NAME|FILE", help="what to train: a name from pipeline/recipes, or a .yaml file (default: beit-large-384-lora)"
+        "--recipe",
+        metavar="NAME|FILE",
+        help="what to train: a name from pipeline/recipes, or a .yaml file (default: beit-large-384-lora)",
     )
     run.add_argument(
         "--data",
@@ -49,47 +54,78 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="the competition folder (default: data; with --resume the folder of the first start)",
     )
     run.add_argument(
-        "--output", metavar="DIR", type=folder_name, default="finetuned_model", help="the run folder (default: finetuned_model)"
+        "--output",
+        metavar="DIR",
+        type=folder_name,
+        default="finetuned_model",
+        help="the run folder (default: finetuned_model)",
     )
     run.add_argument(
         "--resume",
         nargs="?",
         const="exact",
         choices=["exact", "changed"],
-        help="continue the run in --output where it stopped; changed: with another recipe or other data, if the saved weights fit",
+        help="continue the run in --output where it stopped; changed: with another recipe or other data, if "
+        "the saved weights fit",
     )
-    run.add_argument("--metric", metavar="NAME", help="metric of the competition: accuracy, roc_auc, log_loss, qwk, rmse, map_at_5 ...")
+    run.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="metric of the competition: accuracy, roc_auc, log_loss, qwk, rmse, map_at_5 ...",
+    )
     run.add_argument(
         "--target",
         metavar="KIND",
         help="kind of label: multiclass, binary, multilabel, ordinal or continuous (default: from the data)",
     )
-    run.add_argument("--positive-class", metavar="NAME", help="binary: class whose probability is predicted and scored; several as A,B")
     run.add_argument(
-        "--folds", metavar="K", type=int, help="cross-validation: train K models, each validated on a different part of the rows"
+        "--positive-class",
+        metavar="NAME",
+        help="binary: class whose probability is predicted and scored; several as A,B",
+    )
+    run.add_argument(
+        "--folds",
+        metavar="K",
+        type=int,
+        help="cross-validation: train K models, each validated on a different part of the rows",
     )
     run.add_argument(
         "--fold",
         metavar="I",
         type=int,
-        help="with --folds K: train only fold I; train the others on other machines, then join them with --resume",
+        help="with --folds K: train only fold I; train the others on other machines, then join them with "
+        "--resume",
     )
     run.add_argument(
         "--parallel",
         metavar="P",
         type=int,
-        help="with --folds K: train P folds at the same time, each on its own GPU (without a GPU they share the CPU threads)",
+        help="with --folds K: train P folds at the same time, each on its own GPU (without a GPU they share "
+        "the CPU threads)",
     )
     run.add_argument(
         "--plan",
         metavar="TIME",
-        help="do not train; write a recipe file for what can be trained in TIME (9h, 90m, 2h30m) and print its command",
+        help="do not train; write a recipe file for what can be trained in TIME (9h, 90m, 2h30m) and print "
+        "its command",
     )
-    run.add_argument("--max-minutes", metavar="N", type=minutes, help="stop and save after N minutes (exit code 130)")
-    run.add_argument("--floor", action="store_true", help="also print the score of a linear probe on the features of the frozen backbone")
-    run.add_argument("--dry-run", action="store_true", help="build the model, run two batches of training and of validation, write nothing")
+    run.add_argument(
+        "--max-minutes", metavar="N", type=minutes, help="stop and save after N minutes (exit code 130)"
+    )
+    run.add_argument(
+        "--floor",
+        action="store_true",
+        help="also print the score of a linear probe on the features of the frozen backbone",
+    )
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build the model, run two batches of training and of validation, write nothing",
+    )
     recipe = parser.add_argument_group("recipe keys that have a flag")
-    recipe.add_argument("--backbone", metavar="HUB_ID|DIR", help="pretrained model; it also sets image size and preprocessing")
+    recipe.add_argument(
+        "--backbone", metavar="HUB_ID|DIR", help="pretrained model; it also sets image size and preprocessing"
+    )
     recipe.add_argument("--epochs", metavar="N", type=int)
     recipe.add_argument(
         "--batch-size",
@@ -102,7 +138,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     recipe.add_argument("--lora-rank", metavar="N", type=int, help="0 = full fine-tuning")
     recipe.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"])
     recipe.add_argument("--seed", metavar="N", type=int)
-    recipe.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any recipe key, such as lora.alpha=32; repeatable")
+    recipe.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="any recipe key, such as lora.alpha=32; repeatable",
+    )
     return parser.parse_args(argv)
 
 
@@ -120,7 +162,9 @@ def folder_name(text: str) -> str:
     An unset shell variable gives an empty path, which would mean the current folder.
     """
     if not text.strip():
-        raise argparse.ArgumentTypeError("expected a folder, found an empty text (is a shell variable unset?)")
+        raise argparse.ArgumentTypeError(
+            "expected a folder, found an empty text (is a shell variable unset?)"
+        )
     return text
 
 
@@ -136,7 +180,8 @@ def main(argv: list[str] | None = None) -> int:
     fill_in(args)
     if args.data and Path(args.output).resolve() == Path(args.data).resolve():
         raise UserError(
-            f"--output {args.output} is the competition folder, and files of a run there would be read as data: use another --output"
+            f"--output {args.output} is the competition folder, and files of a run there would be read as "
+            "data: use another --output"
         )
     command = shlex.join([*launcher(), "train.py", *(sys.argv[1:] if argv is None else argv)])
     if args.plan is not None:
@@ -152,7 +197,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train_one(
-    args: argparse.Namespace, command: str, started: float, recipe: Recipe | None = None, competition: Competition | None = None
+    args: argparse.Namespace,
+    command: str,
+    started: float,
+    recipe: Recipe | None = None,
+    competition: Competition | None = None,
 ) -> int:
     """Train one run, from flags to report page. Return the exit code.
 

@@ -28,7 +28,11 @@ def _one_line(kind, error, trace):
 
 if sys.version_info < (3, 11):  # noqa: UP036 - this is the first check
     found = sys.version.split()[0] + " (" + sys.executable + ")"
-    sys.stderr.write("error: Python 3.11 or newer is needed, this is " + found + "; `make setup`, then: source .venv/bin/activate\n")
+    sys.stderr.write(
+        "error: Python 3.11 or newer is needed, this is "
+        + found
+        + "; `make setup`, then: source .venv/bin/activate\n"
+    )
     sys.exit(2)
 if sys.excepthook is sys.__excepthook__:
     sys.excepthook = _one_line

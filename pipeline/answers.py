@@ -15,12 +15,14 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 # If one apostrophe of these words is missing, it is added. Words that would then be another word (its, well,
 # ill, were) are not in the list.
 CONTRACTED = (
-    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd how'll "
-    "how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't "
-    "she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd "
-    "something'd've something'll that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've "
-    "we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's "
-    "won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've"
+    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't "
+    "he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've "
+    "mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't "
+    "shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's "
+    "something'd something'd've something'll that's there'd there'd've there're there's they'd they'd've "
+    "they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's "
+    "where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've "
+    "wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've"
 )
 
 
@@ -31,7 +33,9 @@ def _without_one(text: str) -> list[str]:
 
 _WORDS = {number: str(value) for value, number in enumerate(NUMBERS)} | {"none": "0"}
 # The last one is an error in the official table; it is kept so that scores agree.
-_CONTRACTIONS = {variant: word for word in CONTRACTED.split() for variant in _without_one(word)} | {"somebody'd": "somebodyd"}
+_CONTRACTIONS = {variant: word for word in CONTRACTED.split() for variant in _without_one(word)} | {
+    "somebody'd": "somebodyd"
+}
 
 
 @lru_cache(maxsize=100_000)  # few answers occur very often

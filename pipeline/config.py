@@ -46,7 +46,10 @@ def load_recipe(name_or_file: str, overrides: dict[str, Any] | None = None) -> R
         near = difflib.get_close_matches(path.stem, recipe_names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         what = f"no such file in {Path.cwd()}" if is_file_name else "no such recipe"
-        raise UserError(f"--recipe {name_or_file}: {what}{hint}\nrecipes: {', '.join(recipe_names())} (or the path of a .yaml file)")
+        raise UserError(
+            f"--recipe {name_or_file}: {what}{hint}\nrecipes: {', '.join(recipe_names())} (or the path of a "
+            ".yaml file)"
+        )
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
@@ -75,12 +78,15 @@ def validate_recipe(values: dict[str, Any], overrides: dict[str, Any], where: st
         items = [
             item
             for item in items
-            if item["type"] != "too_short" or not any(loc[: len(item["loc"])] == item["loc"] != loc for loc in known_bad)
+            if item["type"] != "too_short"
+            or not any(loc[: len(item["loc"])] == item["loc"] != loc for loc in known_bad)
         ]
         own = [problem_of(item) for item in items if not _from_flags(item, overrides)]
         flags = [problem_of(item) for item in items if _from_flags(item, overrides)]
         heading = (
-            f"{where} is not a valid recipe:" if own else f"the command line has values that are not allowed ({where} itself is valid):"
+            f"{where} is not a valid recipe:"
+            if own
+            else f"the command line has values that are not allowed ({where} itself is valid):"
         )
         raise_all([*own, *flags], heading)
         raise  # raise_all raises: pydantic reports at least one problem
@@ -113,7 +119,9 @@ def differences(old: Recipe, new: Recipe) -> dict[str, str]:
     result.
     """
     before, after = (_flat(recipe.model_dump(mode="json", exclude={"name"})) for recipe in (old, new))
-    return {key: f"{before.get(key)} -> {after.get(key)}" for key in after if before.get(key) != after.get(key)}
+    return {
+        key: f"{before.get(key)} -> {after.get(key)}" for key in after if before.get(key) != after.get(key)
+    }
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> list[str]:
@@ -149,12 +157,18 @@ def describe_keys(recipe: Recipe, width: int = 100) -> str:
     column = max(len(key) for key in fields) + 2
     lines = []
     for key, field in fields.items():
-        words = f"{field.description}; {_allowed(field.annotation)}" if field.description else _allowed(field.annotation)
+        words = (
+            f"{field.description}; {_allowed(field.annotation)}"
+            if field.description
+            else _allowed(field.annotation)
+        )
         room = {"width": width, "initial_indent": " " * column, "subsequent_indent": " " * column}
         value = textwrap.wrap(_as_yaml(values[key]), **room, break_on_hyphens=False) or [""]
         lines += [key.ljust(column) + value[0][column:], *value[1:]]
         lines += textwrap.wrap(
-            words, **{name: text if name == "width" else text + "  " for name, text in room.items()}, break_on_hyphens=False
+            words,
+            **{name: text if name == "width" else text + "  " for name, text in room.items()},
+            break_on_hyphens=False,
         )
     return "\n".join(lines)
 
@@ -174,7 +188,9 @@ def _allowed(annotation: Any) -> str:
         return "keys of a transformers config"
     if parts := get_args(annotation):
         return " | ".join(map(_allowed, parts))
-    return {"NoneType": "null", "str": "text", "float": "number", "bool": "true | false"}.get(annotation.__name__, annotation.__name__)
+    return {"NoneType": "null", "str": "text", "float": "number", "bool": "true | false"}.get(
+        annotation.__name__, annotation.__name__
+    )
 
 
 def _hint(dotted: str) -> str:
@@ -183,18 +199,25 @@ def _hint(dotted: str) -> str:
     "" if none is near.
     """
     keys, name = list(known_keys()), dotted.rsplit(".", 1)[-1]
-    near = [key for key in keys if key.rsplit(".", 1)[-1] == name] or difflib.get_close_matches(dotted, keys, n=1, cutoff=0.5)
+    near = [key for key in keys if key.rsplit(".", 1)[-1] == name] or difflib.get_close_matches(
+        dotted, keys, n=1, cutoff=0.5
+    )
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def _dotted(item: dict[str, Any]) -> str:
-    return ".".join(str(part) for part in item["loc"] if isinstance(part, str) and part not in ("int", "literal['auto']"))
+    return ".".join(
+        str(part) for part in item["loc"] if isinstance(part, str) and part not in ("int", "literal['auto']")
+    )
 
 
 def _from_flags(item: dict[str, Any], overrides: dict[str, Any]) -> bool:
     """Return True if the problem is about a value from the command line."""
     about = _dotted(item) or str(item.get("ctx", {}).get("error", ""))
-    return any(about == key or about.startswith((f"{key}.", f"{key}:")) or key.startswith(f"{about}.") for key in overrides)
+    return any(
+        about == key or about.startswith((f"{key}.", f"{key}:")) or key.startswith(f"{about}.")
+        for key in overrides
+    )
 
 
 def problem_of(item: dict[str, Any]) -> str:
@@ -210,7 +233,9 @@ def problem_of(item: dict[str, Any]) -> str:
     if item["type"] == "tuple_type":
         return f"{dotted}: expected a list such as [{item['input']}], found {item['input']!r}"
     found = f"{item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"
-    return f"{dotted}: {found}{nearest(str(item['input']), get_args(Role)) if item['type'] == 'literal_error' and dotted == 'lora.targets' else ''}"
+    if item["type"] == "literal_error" and dotted == "lora.targets":
+        found += nearest(str(item["input"]), get_args(Role))
+    return f"{dotted}: {found}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -226,9 +251,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Print the keys of a recipe."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.config", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipeline.config",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", metavar="NAME|FILE", nargs="?", default=DEFAULT_RECIPE, help=f"default: {DEFAULT_RECIPE}")
+    parser.add_argument(
+        "recipe", metavar="NAME|FILE", nargs="?", default=DEFAULT_RECIPE, help=f"default: {DEFAULT_RECIPE}"
+    )
     print(describe_keys(load_recipe(parser.parse_args(argv).recipe)))
     return 0
 

@@ -45,11 +45,15 @@ def main(argv: list[str] | None = None) -> int:
         Interrupted: a step was stopped; the same command continues.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipeline.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--rebuild-base", action="store_true", help="pretrain the demo's base from random weights (about twelve minutes on two cores)"
+        "--rebuild-base",
+        action="store_true",
+        help="pretrain the demo's base from random weights (about twelve minutes on two cores)",
     )
     what.add_argument("--pack", action="store_true", help="pack the demo's run into the release zip")
     args = parser.parse_args(argv)
@@ -69,21 +73,63 @@ def demo() -> int:
     )
     lay_out_digits(data)
     unpack_base()
-    step("fine-tune a LoRA adapter", "train.py", "--recipe", "digits", "--data", data, "--output", run, "--resume")
+    step(
+        "fine-tune a LoRA adapter",
+        "train.py",
+        "--recipe",
+        "digits",
+        "--data",
+        data,
+        "--output",
+        run,
+        "--resume",
+    )
     step("predict", "inference.py", "--model", run, "--data", data, "--output", data / "predictions.csv")
-    scoring = ("--solution", data / "solution.csv", "--predictions", data / "predictions.csv", "--model", run, "--data", data)
+    scoring = (
+        "--solution",
+        data / "solution.csv",
+        "--predictions",
+        data / "predictions.csv",
+        "--model",
+        run,
+        "--data",
+        data,
+    )
     step("score against the held-back labels", "-m", "pipeline.submission.score", *scoring)
-    step("show where the base and the fine-tuned model look, and write the page", "-m", "pipeline.report.attention", "--runs", BASE, run)
+    step(
+        "show where the base and the fine-tuned model look, and write the page",
+        "-m",
+        "pipeline.report.attention",
+        "--runs",
+        BASE,
+        run,
+    )
     accuracy = read_json(run / SCORES)["metrics"]["accuracy"]
-    print(f"\ntest accuracy {accuracy:.4f} in {human_time(time.monotonic() - started)}; the page: {run / 'report.html'}")
+    print(
+        f"\ntest accuracy {accuracy:.4f} in {human_time(time.monotonic() - started)}; the page: "
+        f"{run / 'report.html'}"
+    )
     return EXIT_DONE
 
 
 def rebuild_base() -> int:
     """Pretrain the base from random weights: draw the glyphs, then run the project's own train.py on them."""
     lay_out_glyphs(DATA / "glyphs")
-    step("pretrain on letters and digits", "train.py", "--recipe", "glyphs", "--data", DATA / "glyphs", "--output", BASE.parent, "--resume")
-    print(f"\nthe base is in {BASE}; `make demo` uses it from now on (remove {BASE.parent} to use the released one again)")
+    step(
+        "pretrain on letters and digits",
+        "train.py",
+        "--recipe",
+        "glyphs",
+        "--data",
+        DATA / "glyphs",
+        "--output",
+        BASE.parent,
+        "--resume",
+    )
+    print(
+        f"\nthe base is in {BASE}; `make demo` uses it from now on (remove {BASE.parent} to use the released "
+        "one again)"
+    )
     return EXIT_DONE
 
 
@@ -97,7 +143,9 @@ def unpack_base() -> None:
         return
     named = read_yaml(MODELS / "release.yaml")
     if named["source"] == RELEASE.name and sha256(RELEASE) != named["sha256"]:
-        raise UserError(f"{RELEASE} is damaged (its digest is not the one in release.yaml): git checkout -- {RELEASE}")
+        raise UserError(
+            f"{RELEASE} is damaged (its digest is not the one in release.yaml): git checkout -- {RELEASE}"
+        )
     BASE.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=MODELS) as temporary:
         unpack_zip(RELEASE, Path(temporary) / "release")
@@ -113,21 +161,27 @@ def pack() -> int:
     Raises:
         UserError: the demo was not run yet; the message lists the missing files.
     """
-    sources = [(MODELS / "digits" / name, name) for name in RELEASED] + [(DATA / "digits" / name, f"data/{name}") for name in RELEASED_DATA]
+    sources = [(MODELS / "digits" / name, name) for name in RELEASED] + [
+        (DATA / "digits" / name, f"data/{name}") for name in RELEASED_DATA
+    ]
     missing = [str(path) for path, _ in sources if not path.exists()]
     if missing:
         raise UserError(f"nothing to pack: {', '.join(missing)} missing; `make demo` makes it")
     with replacing(RELEASE) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for source, name in sources:
-            files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+            files = (
+                sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+            )
             for path in files:
                 inside = f"{name}/{path.relative_to(source).as_posix()}" if source.is_dir() else name
                 member = zipfile.ZipInfo(inside, date_time=(2026, 1, 1, 0, 0, 0))
                 # Weights and PNGs hardly shrink, but there are 1,797 tiny files.
                 archive.writestr(member, path.read_bytes(), zipfile.ZIP_DEFLATED)
     lines = [
-        "# The release that `make weights` installs: a Google Drive id or link, an https address, or a zip beside this file.",
-        f"name: handwritten digits\nsource: {RELEASE.name}\nsha256: {sha256(RELEASE)}\nsize: {RELEASE.stat().st_size}",
+        "# The release that `make weights` installs: a Google Drive id or link, an https address, or a zip "
+        "beside this file.",
+        f"name: handwritten digits\nsource: {RELEASE.name}\nsha256: {sha256(RELEASE)}\nsize: "
+        f"{RELEASE.stat().st_size}",
     ]
     write_text(MODELS / "release.yaml", "\n".join(lines) + "\n")
     print(f"{RELEASE}: {RELEASE.stat().st_size:,} bytes; named in {MODELS / 'release.yaml'}")

@@ -55,7 +55,8 @@ def lay_out_digits(data_dir: Path) -> None:
 
     made = {
         "made": "digits",
-        "source": "sklearn.datasets.load_digits: the test part of UCI's Optical Recognition of Handwritten Digits (E. Alpaydin, C. Kaynak)",
+        "source": "sklearn.datasets.load_digits: the test part of UCI's Optical Recognition of Handwritten "
+        "Digits (E. Alpaydin, C. Kaynak)",
         "images": 1797,
     }
     data_dir = Path(data_dir)
@@ -63,7 +64,9 @@ def lay_out_digits(data_dir: Path) -> None:
         return
     digits = load_digits()
     images, labels = enlarge(digits.images / 16), [str(label) for label in digits.target]
-    train, test = train_test_split(range(len(labels)), test_size=NUM_TEST_DIGITS, stratify=labels, random_state=0)
+    train, test = train_test_split(
+        range(len(labels)), test_size=NUM_TEST_DIGITS, stratify=labels, random_state=0
+    )
     with tempfile.TemporaryDirectory(prefix=f".{data_dir.name}.", dir=_parent(data_dir)) as temporary:
         folder = Path(temporary) / data_dir.name
         _save_classes(folder / "train", ((labels[index], images[index]) for index in train))
@@ -90,7 +93,13 @@ def lay_out_glyphs(data_dir: Path, per_class: int = GLYPHS_PER_CLASS, seed: int 
     import numpy as np
 
     classes = glyph_classes()
-    made = {"made": "glyphs", "source": "fonts of matplotlib", "per_class": per_class, "seed": seed, "images": per_class * len(classes)}
+    made = {
+        "made": "glyphs",
+        "source": "fonts of matplotlib",
+        "per_class": per_class,
+        "seed": seed,
+        "images": per_class * len(classes),
+    }
     data_dir = Path(data_dir)
     if _is_laid_out(data_dir, made):
         return
@@ -133,7 +142,9 @@ def distance_fields(chars: Sequence[str]) -> np.ndarray:
     font_dir = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     missing = [name for name in FONTS if not (font_dir / f"{name}.ttf").is_file()]
     if missing:
-        raise UserError(f"{font_dir} has no {', '.join(missing)}: install the version of matplotlib in constraints.txt")
+        raise UserError(
+            f"{font_dir} has no {', '.join(missing)}: install the version of matplotlib in constraints.txt"
+        )
     fields = np.empty((len(FONTS), len(chars), CELL_PX, CELL_PX), np.float32)
     fine = 2  # drawn and measured at twice the size, then averaged
     for i, name in enumerate(FONTS):
@@ -143,7 +154,9 @@ def distance_fields(chars: Sequence[str]) -> np.ndarray:
             ImageDraw.Draw(glyph).text((128, 96), char, fill=255, font=font)
             glyph = glyph.crop(glyph.getbbox())
             scale = GLYPH_PX * fine / max(glyph.size)
-            glyph = glyph.resize([max(1, round(side * scale)) for side in glyph.size], Image.Resampling.BILINEAR)
+            glyph = glyph.resize(
+                [max(1, round(side * scale)) for side in glyph.size], Image.Resampling.BILINEAR
+            )
             cell = Image.new("L", (CELL_PX * fine, CELL_PX * fine))
             cell.paste(glyph, tuple((CELL_PX * fine - side) // 2 for side in glyph.size))
             inside = np.asarray(cell) > 127
@@ -214,7 +227,9 @@ def _enlarging(size: int) -> np.ndarray:
     import numpy as np
     from PIL import Image
 
-    return np.asarray(Image.fromarray(np.eye(size, dtype=np.float32)).resize((size, IMAGE_PX), Image.Resampling.BICUBIC))
+    return np.asarray(
+        Image.fromarray(np.eye(size, dtype=np.float32)).resize((size, IMAGE_PX), Image.Resampling.BICUBIC)
+    )
 
 
 def _sample(fields: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -240,14 +255,23 @@ def _is_laid_out(data_dir: Path, made: dict[str, Any]) -> bool:
         return False
     marker = data_dir / MARKER
     if not marker.is_file():
-        raise UserError(f"{data_dir} holds files that the demo did not make: move it away, or name another folder")
+        raise UserError(
+            f"{data_dir} holds files that the demo did not make: move it away, or name another folder"
+        )
     found = read_object(marker)
     if found != made:
-        what = ", ".join(f"{key} {found.get(key)} instead of {value}" for key, value in made.items() if found.get(key) != value)
+        what = ", ".join(
+            f"{key} {found.get(key)} instead of {value}"
+            for key, value in made.items()
+            if found.get(key) != value
+        )
         raise UserError(f"{data_dir} was made by the demo with {what}: move it away, or name another folder")
     num_images = sum(1 for _ in data_dir.glob("train/*/*.png")) + sum(1 for _ in data_dir.glob("test/*.png"))
     if num_images != made["images"]:
-        raise UserError(f"{data_dir} has {num_images} images where the demo made {made['images']}: move it away, then run this again")
+        raise UserError(
+            f"{data_dir} has {num_images} images where the demo made {made['images']}: move it away, then "
+            "run this again"
+        )
     return True
 
 

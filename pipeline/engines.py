@@ -15,7 +15,9 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 def add_flags(parser: ArgumentParser) -> None:
     """Add --precision and --engine to the command line of a program that predicts."""
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="number format (default: auto)")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="auto", help="number format (default: auto)"
+    )
     parser.add_argument(
         "--engine",
         choices=ENGINES,

@@ -114,7 +114,9 @@ def _among_several(main: Callable[[], int | None], by_several: bool) -> Callable
 
     def on_signal(_number: int, _frame: Any) -> None:
         if sys.exc_info()[1] is None:  # otherwise it is already printing its own error
-            raise Interrupted("stopped (SIGTERM): torchrun ends all processes when one has ended; its report names it")
+            raise Interrupted(
+                "stopped (SIGTERM): torchrun ends all processes when one has ended; its report names it"
+            )
 
     if ranks.is_first():
         signal.signal(signal.SIGTERM, on_signal)
@@ -132,13 +134,18 @@ _REFUSALS = {
     "EACCES": _NOT_YOURS,
     "EPERM": _NOT_YOURS,
     "EIO": "the disk or network drive failed (input/output error); " + _AGAIN.format("Check the drive"),
-    "ESTALE": "the network drive has lost this file (stale file handle); " + _AGAIN.format("Connect the drive again"),
+    "ESTALE": "the network drive has lost this file (stale file handle); "
+    + _AGAIN.format("Connect the drive again"),
     "ENOTCONN": "the network drive is not connected; " + _AGAIN.format("Connect it"),
-    "EFBIG": "the file would be larger than the limit (`ulimit -f`, or of the disk); " + _AGAIN.format("Raise the limit"),
-    "EMFILE": "too many files are open; " + _AGAIN.format("Raise the limit (`ulimit -n 4096`), or use --set data.workers=1"),
+    "EFBIG": "the file would be larger than the limit (`ulimit -f`, or of the disk); "
+    + _AGAIN.format("Raise the limit"),
+    "EMFILE": "too many files are open; "
+    + _AGAIN.format("Raise the limit (`ulimit -n 4096`), or use --set data.workers=1"),
     "ENFILE": "too many files are open on this machine; " + _AGAIN.format("Close other programs"),
-    "EAGAIN": "the system starts no more processes for you (`ulimit -u`); use --set data.workers=0, or end some",
-    "ENOMEM": "there is no free memory; close other programs, or use --set data.workers=0 and a smaller --batch-size",
+    "EAGAIN": "the system starts no more processes for you (`ulimit -u`); use --set data.workers=0, or end "
+    "some",
+    "ENOMEM": "there is no free memory; close other programs, or use --set data.workers=0 and a smaller "
+    "--batch-size",
     "ENAMETOOLONG": "the name is too long for this disk; use a shorter one",
     "ENOTDIR": "there is a file where a folder is needed; use another place",
     "EISDIR": "there is a folder where a file is needed; use another place",
@@ -161,8 +168,9 @@ def system_refusal(error: BaseException | None) -> str | None:
         text = str(error)
         if isinstance(error, RuntimeError) and _LOADER_DIED.search(text):
             return (
-                "a loader process was killed, usually because there was no free memory; the last state is saved. "
-                "Continue with the same command and --resume, with fewer processes: --set data.workers=1"
+                "a loader process was killed, usually because there was no free memory; the last state is "
+                "saved. Continue with the same command and --resume, with fewer processes: --set "
+                "data.workers=1"
             )
         if isinstance(error, RuntimeError) and _NO_FILE_CAME.search(text):
             return _REFUSALS["EMFILE"]
@@ -183,8 +191,15 @@ def outside_the_environment(error: BaseException) -> str | None:
     root = Path(__file__).resolve().parents[1]
     activate = r".venv\Scripts\activate" if os.name == "nt" else "source .venv/bin/activate"
     unused = (root / ".venv").is_dir() and not Path(sys.prefix).is_relative_to(root / ".venv")
-    how = f"activate the environment first: {activate}" if unused else f"`make setup` installs what is needed, then: {activate}"
-    return f"the package {name!r} is not installed in {sys.executable} (Python {sys.version.split()[0]}; 3.11 or newer is needed): {how}"
+    how = (
+        f"activate the environment first: {activate}"
+        if unused
+        else f"`make setup` installs what is needed, then: {activate}"
+    )
+    return (
+        f"the package {name!r} is not installed in {sys.executable} (Python {sys.version.split()[0]}; "
+        f"3.11 or newer is needed): {how}"
+    )
 
 
 def printable(text: str) -> str:
@@ -193,7 +208,11 @@ def printable(text: str) -> str:
     These are control characters, except line ends and tabs, and marks that change the direction of text. It
     is for texts from elsewhere: a server's messages, names in an archive, the scores in an answer.
     """
-    return "".join(letter for letter in text if letter in "\n\t" or not (unicodedata.category(letter) == "Cc" or letter in _REVERSING))
+    return "".join(
+        letter
+        for letter in text
+        if letter in "\n\t" or not (unicodedata.category(letter) == "Cc" or letter in _REVERSING)
+    )
 
 
 def one_line(text: str) -> str:

@@ -73,7 +73,12 @@ def replaceable(path: Path) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         return real
     if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+        kinds = {
+            stat.S_IFDIR: "a folder",
+            stat.S_IFIFO: "a pipe",
+            stat.S_IFCHR: "a device",
+            stat.S_IFBLK: "a device",
+        }
         kind = kinds.get(stat.S_IFMT(mode), "not a file")
         raise UserError(f"{path} is {kind} and is not replaced: name a file")
     return real
@@ -91,7 +96,10 @@ def check_place(path: Path, how_else: str = "name another place") -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder} is a file, but {path} needs a folder there: {how_else}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{path} cannot be written: you may not write to {folder} (read-only, or another user's): {how_else}")
+        raise UserError(
+            f"{path} cannot be written: you may not write to {folder} (read-only, or another user's): "
+            f"{how_else}"
+        )
     return path
 
 
@@ -199,7 +207,9 @@ def read_yaml(path: Path, *, as_texts: bool = False) -> Any:
     path = Path(path)
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
-            raise UserError(f"{path}: {human_size(path.stat().st_size)}, the limit is {human_size(MAX_YAML_BYTES)}")
+            raise UserError(
+                f"{path}: {human_size(path.stat().st_size)}, the limit is {human_size(MAX_YAML_BYTES)}"
+            )
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise UserError(f"{path}: YAML aliases (*name) are not supported: write the value instead")
@@ -234,7 +244,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
                 if not isinstance(rows[-1], dict):
                     raise ValueError(f"expected an object, found {type(rows[-1]).__name__}")
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is damaged: line {number} is not valid JSON ({error}); remove the line, then try again") from None
+            raise UserError(
+                f"{path} is damaged: line {number} is not valid JSON ({error}); remove the line, then try "
+                "again"
+            ) from None
     return rows
 
 
@@ -256,14 +269,29 @@ def read_array(path: Path, shape: tuple[int, int] | None) -> np.ndarray:
         values = np.array(stored, dtype=np.float32) if fits else None
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, LookupError, OverflowError, MemoryError) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        SyntaxError,
+        TypeError,
+        LookupError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if values is None:
         found = f"{stored.dtype} of shape {stored.shape}"
-        raise UserError(f"{path} holds {found}, expected floats of shape {shape or '(rows, outputs)'}: not of this run, or damaged")
+        raise UserError(
+            f"{path} holds {found}, expected floats of shape {shape or '(rows, outputs)'}: not of this run, "
+            "or damaged"
+        )
     if bad := int((~np.isfinite(values)).sum()):
         row = int(np.argwhere(~np.isfinite(values))[0, 0]) + 1
-        raise UserError(f"{path} holds {bad} values that are not finite (nan or inf), the first in row {row}: it is damaged")
+        raise UserError(
+            f"{path} holds {bad} values that are not finite (nan or inf), the first in row {row}: it is "
+            "damaged"
+        )
     return values
 
 

@@ -59,7 +59,9 @@ def holding_folder(folder: Path, how_else: str = "use another --output") -> Iter
 
 
 @contextmanager
-def holding_file(path: Path, busy: str, how_else: str = "", wait: Callable[[], None] | None = None) -> Iterator[None]:
+def holding_file(
+    path: Path, busy: str, how_else: str = "", wait: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Hold the lock file `path` for this process only.
 
     If another process holds it, `wait` is called until it is free.
@@ -106,8 +108,15 @@ def _take(path: Path) -> int | str:
             os.close(handle)
             if not holder:
                 return "another process has just taken it"
-            text = f"process {holder.get('process')} on {holder.get('host')} has used it since {holder.get('started')}"
-            return text if ours is False else f"{text} and touched it {silent:.0f} s ago (if it has ended: rm {quote(str(path))})"
+            text = (
+                f"process {holder.get('process')} on {holder.get('host')} has used it since "
+                f"{holder.get('started')}"
+            )
+            return (
+                text
+                if ours is False
+                else f"{text} and touched it {silent:.0f} s ago (if it has ended: rm {quote(str(path))})"
+            )
         except BaseException:
             with suppress(OSError):
                 os.close(handle)

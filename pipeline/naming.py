@@ -28,7 +28,13 @@ def method(recipe: Recipe) -> str:
 
     With random weights it says so.
     """
-    kind = f"LoRA r={recipe.lora.rank}" if recipe.lora.rank else "the head alone" if recipe.head_only else "full fine-tuning"
+    kind = (
+        f"LoRA r={recipe.lora.rank}"
+        if recipe.lora.rank
+        else "the head alone"
+        if recipe.head_only
+        else "full fine-tuning"
+    )
     kind += f", frozen {recipe.freeze}" if recipe.freeze else ""
     return f"{kind} from random weights" if recipe.random_weights else kind
 

@@ -39,8 +39,9 @@ def allow_workers(workers: int, tensors: int = IMAGE_TENSORS) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
             return
     raise UserError(
-        f"data.workers: {workers} loader processes need up to {needed} open files, but this shell allows {_number(soft)}: "
-        f"raise the limit (`ulimit -n {needed}`), or use --set data.workers={workers_that_fit(workers, tensors)}"
+        f"data.workers: {workers} loader processes need up to {needed} open files, but this shell allows "
+        f"{_number(soft)}: raise the limit (`ulimit -n {needed}`), or use --set "
+        f"data.workers={workers_that_fit(workers, tensors)}"
     )
 
 
@@ -49,7 +50,9 @@ def workers_that_fit(workers: int, tensors: int = IMAGE_TENSORS) -> int:
     if resource is None:
         return workers
     room = _number(resource.getrlimit(resource.RLIMIT_NOFILE)[1]) - _files_open()
-    return next(count for count in range(workers, -1, -1) if count == 0 or files_needed(count, tensors) <= room)
+    return next(
+        count for count in range(workers, -1, -1) if count == 0 or files_needed(count, tensors) <= room
+    )
 
 
 def files_needed(workers: int, tensors: int) -> int:

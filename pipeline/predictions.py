@@ -40,12 +40,17 @@ class Predictions:
             ValueError: ids and values do not fit each other, or an id occurs twice.
         """
         if self.values.shape != (len(self.ids), self.target.num_outputs):
-            raise ValueError(f"values of shape {self.values.shape} for {len(self.ids)} ids and {self.target.num_outputs} outputs")
+            raise ValueError(
+                f"values of shape {self.values.shape} for {len(self.ids)} ids and {self.target.num_outputs} "
+                "outputs"
+            )
         if len(set(self.ids)) != len(self.ids):
             raise ValueError("an id occurs twice")
 
     @classmethod
-    def of_images(cls, ids: Sequence[str], logits: np.ndarray, target: Target, views: str = "mean") -> Predictions:
+    def of_images(
+        cls, ids: Sequence[str], logits: np.ndarray, target: Target, views: str = "mean"
+    ) -> Predictions:
         """Return predictions from (M, O) `logits`, one row per image, of M `ids`.
 
         Several images of one id are merged as in `of_values`.
@@ -60,7 +65,12 @@ class Predictions:
 
     @classmethod
     def of_values(
-        cls, ids: Sequence[str], values: np.ndarray, target: Target, views: str = "mean", trusted: np.ndarray | None = None
+        cls,
+        ids: Sequence[str],
+        values: np.ndarray,
+        target: Target,
+        views: str = "mean",
+        trusted: np.ndarray | None = None,
     ) -> Predictions:
         """Return predictions from (M, O) predictions, one row per image, of M `ids`.
 
@@ -101,7 +111,12 @@ class Predictions:
         if missing := [name for name in ids if name not in row_of]:
             raise UserError(f"no prediction for {counted(len(missing), 'id')}: {quoted(missing)}")
         rows = [row_of[name] for name in ids]
-        return replace(self, ids=tuple(ids), values=self.values[rows], logits=None if self.logits is None else self.logits[rows])
+        return replace(
+            self,
+            ids=tuple(ids),
+            values=self.values[rows],
+            logits=None if self.logits is None else self.logits[rows],
+        )
 
     def frame(self) -> pd.DataFrame:
         """Return a table with the ids and one float32 column per output."""
@@ -136,6 +151,8 @@ class Predictions:
         except UserError:
             raise
         except FileNotFoundError as error:
-            raise UserError(f"{error.filename} does not exist: predictions are the two files {path}.csv and {path}.npy") from None
+            raise UserError(
+                f"{error.filename} does not exist: predictions are the two files {path}.csv and {path}.npy"
+            ) from None
         except (ValueError, KeyError, OSError, EOFError) as error:
             raise UserError(f"{path}.csv and {path}.npy hold no predictions of this run: {error}") from None

@@ -56,7 +56,18 @@ _FILES = (
     HEAD_FILE,
 )
 _FOLDERS = ("figures", "tensorboard", "state", COPIES)
-_PACKAGES = ("torch", "torchvision", "transformers", "peft", "timm", "accelerate", "safetensors", "numpy", "pillow", "simplejpeg")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "peft",
+    "timm",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+)
 
 
 @dataclass(frozen=True)
@@ -115,8 +126,8 @@ def load_run(path: Path) -> Run:
         raise UserError(f"{path} does not exist: no model to load; {how}")
     if (path / INSTALLING).exists():
         raise UserError(
-            f"{path} holds a release that was not completely installed: `make weights` was interrupted. Run it again; "
-            f"the earlier files are kept in {path / 'earlier'}"
+            f"{path} holds a release that was not completely installed: `make weights` was interrupted. Run "
+            f"it again; the earlier files are kept in {path / 'earlier'}"
         )
     whole = _run_of_copy(path)
     folders, text_dirs = backbone_dirs(path)
@@ -124,17 +135,25 @@ def load_run(path: Path) -> Run:
         folders, text_dirs = backbone_dirs(whole)
     if not folders and (record := read_record(path)) and record.kind != "run":
         members = list(record.values.get("members", {}))
-        raise UserError(f"{path} is not a single model but {record.kind} of {len(members)}: name one of them: {', '.join(members[:5])}")
+        raise UserError(
+            f"{path} is not a single model but {record.kind} of {len(members)}: name one of them: "
+            f"{', '.join(members[:5])}"
+        )
     if not folders and (path / ADAPTER_DIR).is_dir():
         raise UserError(
-            f"{path} holds an adapter but no model_<type> folder (its backbone), which is in the folder of its run: "
-            "leave the adapter where training wrote it, or copy model_<type>/ and run.json beside it"
+            f"{path} holds an adapter but no model_<type> folder (its backbone), which is in the folder of "
+            "its run: leave the adapter where training wrote it, or copy model_<type>/ and run.json beside "
+            "it"
         )
     if not folders:
-        raise UserError(f"{path} holds no model_<type> folder: no model to load; {_how_to_arrange(path) or how}")
+        raise UserError(
+            f"{path} holds no model_<type> folder: no model to load; {_how_to_arrange(path) or how}"
+        )
     if len(folders) > 1 or len(text_dirs) > 1:
         names = ", ".join(folder.name for folder in (*folders, *text_dirs))
-        raise UserError(f"{path} holds more than one backbone ({names}): keep one, or name another folder with --model")
+        raise UserError(
+            f"{path} holds more than one backbone ({names}): keep one, or name another folder with --model"
+        )
     config = read_object(folders[0] / "config.json")
     if whole is not None:
         record, unfinished = _read_copy(path, whole)
@@ -149,7 +168,15 @@ def load_run(path: Path) -> Run:
         )
     class_names = record.class_names if record else _names_from(config)
     text_dir = text_dirs[0] if text_dirs else None
-    return Run(path, folders[0], adapter_dir if adapter_dir.is_dir() else None, class_names, record, text_dir, unfinished)
+    return Run(
+        path,
+        folders[0],
+        adapter_dir if adapter_dir.is_dir() else None,
+        class_names,
+        record,
+        text_dir,
+        unfinished,
+    )
 
 
 def _run_of_copy(path: Path) -> Path | None:
@@ -158,7 +185,11 @@ def _run_of_copy(path: Path) -> Path | None:
     None where `path` is not such a copy, or the run is missing.
     """
     folder = path.absolute().parent
-    return folder.parent if folder.name == COPIES and ((folder.parent / RECORD).is_file() or is_unfinished(folder.parent)) else None
+    return (
+        folder.parent
+        if folder.name == COPIES and ((folder.parent / RECORD).is_file() or is_unfinished(folder.parent))
+        else None
+    )
 
 
 def _read_copy(path: Path, whole: Path) -> tuple[RunRecord, str]:
@@ -167,10 +198,17 @@ def _read_copy(path: Path, whole: Path) -> tuple[RunRecord, str]:
     """
     record = known_record(whole)
     metric = str(record.best.get("metric") or "epoch")
-    line = next((line for line in read_metrics(whole / METRICS) if COPY_NAME.format(line["epoch"]) == path.name), {})
-    score = {"epoch": line["epoch"], "metric": metric, "value": line.get(metric, line["epoch"])} if line else {}
+    line = next(
+        (line for line in read_metrics(whole / METRICS) if COPY_NAME.format(line["epoch"]) == path.name), {}
+    )
+    score = (
+        {"epoch": line["epoch"], "metric": metric, "value": line.get(metric, line["epoch"])} if line else {}
+    )
     shown = f" ({metric} {line[metric]:.4f})" if isinstance(line.get(metric), float) else ""
-    words = f"the weights of epoch {line.get('epoch', path.name)}{shown} of the run in {whole}; they need its backbone"
+    words = (
+        f"the weights of epoch {line.get('epoch', path.name)}{shown} of the run in {whole}; they need "
+        "its backbone"
+    )
     return RunRecord(record.path, record.values | {"best": score}), words
 
 
@@ -183,12 +221,15 @@ def _how_to_arrange(path: Path) -> str:
     where = f"mkdir -p {shlex.quote(goal)} && cp -r {name} {shlex.quote(goal)}"
     if (path / "adapter_config.json").is_file():
         return (
-            f"it is an adapter saved by PEFT: {where}/{ADAPTER_DIR}, then put the model that it was trained on beside it, as model_<type>/, "
-            f"then --model {shlex.quote(goal)}"
+            f"it is an adapter saved by PEFT: {where}/{ADAPTER_DIR}, then put the model that it was trained "
+            f"on beside it, as model_<type>/, then --model {shlex.quote(goal)}"
         )
     if (path / "config.json").is_file():
         kind = str(read_object(path / "config.json").get("model_type") or "<type>")
-        return f"it is a checkpoint saved by transformers: {where}/model_{kind}, then --model {shlex.quote(goal)}"
+        return (
+            f"it is a checkpoint saved by transformers: {where}/model_{kind}, then --model "
+            f"{shlex.quote(goal)}"
+        )
     return ""
 
 
@@ -204,11 +245,17 @@ def known_record(path: Path) -> RunRecord | None:
 def _read_unfinished(path: Path) -> tuple[RunRecord, str]:
     """Return the record of an interrupted run, and which weights are in its folder."""
     if not (path / START).is_file():
-        raise UserError(f"{path} holds an unfinished run that was stopped before it began: continue with `{resume_command(path)}`")
+        raise UserError(
+            f"{path} holds an unfinished run that was stopped before it began: continue with "
+            f"`{resume_command(path)}`"
+        )
     values = read_values(path / START)
     recipe = values.get("recipe") or {}
     best, words = read_kept(path, planned_epochs(values))
-    return RunRecord(path / START, values | {key: recipe[key] for key in ("task", "name", "seed") if key in recipe} | {"best": best}), words
+    return RunRecord(
+        path / START,
+        values | {key: recipe[key] for key in ("task", "name", "seed") if key in recipe} | {"best": best},
+    ), words
 
 
 def model_dirs(path: Path) -> list[Path]:
@@ -232,9 +279,21 @@ def run_entries(path: Path) -> list[Path]:
     put there.
     """
     path = Path(path)
-    kept = [file for ending in ("csv", "npy", "json") for file in sorted(path.glob(f"test*.{ending}")) if _is_kept(file)]
-    folds = sorted(folder for folder in path.glob("fold-*") if (folder / RECORD).exists() or (folder / "state").is_dir())
-    return [*model_dirs(path), *folds, *kept, *(path / name for name in (*_FILES, *_FOLDERS) if (path / name).exists())]
+    kept = [
+        file
+        for ending in ("csv", "npy", "json")
+        for file in sorted(path.glob(f"test*.{ending}"))
+        if _is_kept(file)
+    ]
+    folds = sorted(
+        folder for folder in path.glob("fold-*") if (folder / RECORD).exists() or (folder / "state").is_dir()
+    )
+    return [
+        *model_dirs(path),
+        *folds,
+        *kept,
+        *(path / name for name in (*_FILES, *_FOLDERS) if (path / name).exists()),
+    ]
 
 
 def _is_kept(file: Path) -> bool:

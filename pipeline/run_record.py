@@ -45,7 +45,10 @@ _CORRECTED = {"excluded": COUNT, "relabelled": COUNT}
 # The structure of run.json: its readers rely on it. state/start.json holds a part of it, before run.json is
 # written.
 RUN_SHAPE = {
-    **dict.fromkeys(("task?", "name?", "kind?", "precision?", "device?", "data?", "command?", "commit?", "attention?"), TEXT),
+    **dict.fromkeys(
+        ("task?", "name?", "kind?", "precision?", "device?", "data?", "command?", "commit?", "attention?"),
+        TEXT,
+    ),
     **dict.fromkeys(("started?", "finished?"), MOMENT),
     **dict.fromkeys(("format?", "seed?", "processes?", "threads?"), WHOLE),
     "batch_size?": ANYTHING,
@@ -104,7 +107,12 @@ RUN_SHAPE = {
         }
     ],
     "pseudo_labels?": Each(ANYTHING),
-    "corrections?": {"files": Each({"file": TEXT}), "train": _CORRECTED, "val": _CORRECTED, "scores?": _SCORES},
+    "corrections?": {
+        "files": Each({"file": TEXT}),
+        "train": _CORRECTED,
+        "val": _CORRECTED,
+        "scores?": _SCORES,
+    },
 }
 SCORES_SHAPE = {
     "metrics": _SCORES,
@@ -194,13 +202,22 @@ def read_record(path: Path) -> RunRecord | None:
         return None
     values = read_values(file)
     if values.get("format") != FORMAT:
-        raise UserError(f"{file}: format {values.get('format')!r}, expected {FORMAT}: written by another version of this project")
+        raise UserError(
+            f"{file}: format {values.get('format')!r}, expected {FORMAT}: written by another version of this "
+            "project"
+        )
     if not isinstance(values.get("class_names"), list) or not values["class_names"]:
-        raise UserError(f"{file}: names no classes (class_names): it was changed by hand or is damaged; `make weights` or train again")
+        raise UserError(
+            f"{file}: names no classes (class_names): it was changed by hand or is damaged; `make weights` "
+            "or train again"
+        )
     record = RunRecord(file, values)
     prior, outputs = values.get("prior"), record.target.num_outputs
     if prior is not None and len(prior) != outputs:
-        raise UserError(f"{file}: prior: expected {outputs} numbers, one for each output, found {len(prior)}: changed by hand, or damaged")
+        raise UserError(
+            f"{file}: prior: expected {outputs} numbers, one for each output, found {len(prior)}: changed by "
+            "hand, or damaged"
+        )
     return record
 
 

@@ -68,11 +68,19 @@ def differences_from(shape: Shape, value: Any, place: str = "") -> list[str]:
     if isinstance(shape, list):
         if not isinstance(value, list):
             return [_expected(place, "a list", value)]
-        return [line for number, item in enumerate(value) for line in differences_from(shape[0], item, f"{place}[{number}]")]
+        return [
+            line
+            for number, item in enumerate(value)
+            for line in differences_from(shape[0], item, f"{place}[{number}]")
+        ]
     if not isinstance(value, dict):
         return [_expected(place, "an object", value)]
     if isinstance(shape, Each):
-        return [line for name, item in value.items() for line in differences_from(shape.of, item, _inside(place, name))]
+        return [
+            line
+            for name, item in value.items()
+            for line in differences_from(shape.of, item, _inside(place, name))
+        ]
     lines = []
     for key, inner in shape.items():
         name = key.removesuffix("?")

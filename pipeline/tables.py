@@ -69,7 +69,10 @@ def load_table(path: Path) -> Table:
     else:
         problems += _width_problems(rows, lines, delimiter)
         if not problems and not broken_quote and _has_index(rows):
-            rows, notes = [row[1:] for row in rows], ("an unnamed column that numbers the rows (a pandas index) ignored",)
+            rows, notes = (
+                [row[1:] for row in rows],
+                ("an unnamed column that numbers the rows (a pandas index) ignored",),
+            )
         problems += _header_problems(rows[0])
     if broken_quote:
         problems.append(broken_quote)
@@ -147,7 +150,14 @@ def _bytes(path: Path) -> bytes:
     try:
         with _unpacked(path) as file:
             data = file.read(MAX_UNPACKED + 1)
-    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        gzip.BadGzipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
         raise UserError(f"{path} cannot be unpacked: {error}: copy it again, or unpack it by hand") from None
     if len(data) > MAX_UNPACKED:
         raise UserError(f"{path} is larger than {MAX_UNPACKED >> 30} GB when unpacked: too large for a table")
@@ -161,7 +171,9 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
             yield file
         return
     with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX")]
+        names = [
+            name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX")
+        ]
         if len(names) != 1:
             raise UserError(f"{path} holds {counted(len(names), 'file')}, but one table is needed: unpack it")
         with archive.open(names[0]) as file:
@@ -186,10 +198,17 @@ def _decoded(path: Path) -> tuple[str, list[str]]:
         return data.replace(b"\x00", b"").decode("utf-8"), problems
     except UnicodeDecodeError:
         text = data.replace(b"\x00", b"").decode("utf-8", errors="surrogateescape")
-        bad = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if re.search("[\udc80-\udcff]", line)]
+        bad = [
+            (number, line)
+            for number, line in enumerate(text.split("\n"), start=1)
+            if re.search("[\udc80-\udcff]", line)
+        ]
         line = bad[0][1].rstrip("\r").encode("utf-8", errors="surrogateescape").decode("latin-1")
         rows = numbered([number for number, _ in bad])
-        problems.append(f"not UTF-8 in {rows} ({line!r} if it is Latin-1): save it as UTF-8, for example with: iconv -f LATIN1 -t UTF-8")
+        problems.append(
+            f"not UTF-8 in {rows} ({line!r} if it is Latin-1): save it as UTF-8, for example with: iconv -f "
+            "LATIN1 -t UTF-8"
+        )
         return text, problems
 
 
@@ -236,7 +255,9 @@ def _header_problems(header: list[str]) -> list[str]:
     empty = [number for number, name in enumerate(header, start=1) if not name.strip()]
     if empty:
         which = f"column {empty[0]} has" if len(empty) == 1 else f"columns {', '.join(map(str, empty))} have"
-        problems.append(f"row 1: {which} no name (a pandas index? write the file with index=False, or name the column)")
+        problems.append(
+            f"row 1: {which} no name (a pandas index? write the file with index=False, or name the column)"
+        )
     for name, count in Counter(header).items():
         if count > 1 and name.strip():
             problems.append(f"row 1: the column name {name!r} occurs {count} times")
@@ -250,7 +271,10 @@ def _width_problems(rows: list[list[str]], lines: list[int], delimiter: str) -> 
         if len(row) != width:
             by_width.setdefault(len(row), []).append(line)
     separated = f"(cells are separated by {DELIMITER_NAMES[delimiter]})"
-    return [f"{numbered(found)}: {counted(count, 'cell')} for {width} columns {separated}" for count, found in sorted(by_width.items())]
+    return [
+        f"{numbered(found)}: {counted(count, 'cell')} for {width} columns {separated}"
+        for count, found in sorted(by_width.items())
+    ]
 
 
 def rows_of(cells: Iterable[str], lines: Iterable[int]) -> dict[str, list[int]]:
@@ -266,5 +290,9 @@ def repeated_ids(rows: dict[str, list[int]]) -> list[str]:
 
     `rows`: the result of `rows_of`.
     """
-    found = [f"{numbered(lines)}: the id {image_id!r} occurs {len(lines)} times" for image_id, lines in rows.items() if len(lines) > 1]
+    found = [
+        f"{numbered(lines)}: the id {image_id!r} occurs {len(lines)} times"
+        for image_id, lines in rows.items()
+        if len(lines) > 1
+    ]
     return capped(found, "ids occur several times")

@@ -25,7 +25,17 @@ def resume_command(path: Path | str, *flags: str) -> str:
     start = read_object(path / FOLDS_START) if (path / FOLDS_START).is_file() else {}
     several = ["--folds", str(start.get("folds"))] if start else []
     several += ["--parallel", str(start["parallel"])] if start.get("parallel", 1) != 1 else []
-    return shlex.join([*(["python"] if several else launcher()), "train.py", "--output", str(path), *several, "--resume", *flags])
+    return shlex.join(
+        [
+            *(["python"] if several else launcher()),
+            "train.py",
+            "--output",
+            str(path),
+            *several,
+            "--resume",
+            *flags,
+        ]
+    )
 
 
 def started_with(path: Path) -> dict[str, Any]:
@@ -39,8 +49,18 @@ def started_with(path: Path) -> dict[str, Any]:
         return {}
     values = read_object(start)
     words = words_of(str(values.get("command") or ""))  # runs of earlier versions stored only the command
-    given = {name: words[place + 1] for name, flag in _FLAGS.items() for place, word in enumerate(words[:-1]) if word == flag}
-    given |= {name: word.partition("=")[2] for name, flag in _FLAGS.items() for word in words if word.startswith(f"{flag}=")}
+    given = {
+        name: words[place + 1]
+        for name, flag in _FLAGS.items()
+        for place, word in enumerate(words[:-1])
+        if word == flag
+    }
+    given |= {
+        name: word.partition("=")[2]
+        for name, flag in _FLAGS.items()
+        for word in words
+        if word.startswith(f"{flag}=")
+    }
     return given | {name: values[name] for name in _FLAGS if isinstance(values.get(name), str | int)}
 
 
@@ -53,7 +73,12 @@ def words_of(command: str) -> list[str]:
 
 
 def write_kept(
-    path: Path, epoch: int, metric: str = "", value: float | None = None, row: int | None = None, step: int | None = None
+    path: Path,
+    epoch: int,
+    metric: str = "",
+    value: float | None = None,
+    row: int | None = None,
+    step: int | None = None,
 ) -> None:
     """Store which weights are in the folder of run `path`: of a whole `epoch`, or of a position in it
     (`row`, `step`).
@@ -82,18 +107,29 @@ def read_kept(path: Path, epochs: int | None) -> tuple[dict[str, Any], str]:
     """
     if not (path / KEPT).is_file():
         raise UserError(
-            f"{path} holds an unfinished run that was stopped before any weights were saved: continue with `{resume_command(path)}`"
+            f"{path} holds an unfinished run that was stopped before any weights were saved: continue with "
+            f"`{resume_command(path)}`"
         )
     kept = read_json(path / KEPT)
     if not isinstance(kept, dict) or type(kept.get("epoch")) is not int:
-        raise UserError(f"{path / KEPT} was changed by hand or is damaged: continue with `{resume_command(path)}`")
+        raise UserError(
+            f"{path / KEPT} was changed by hand or is damaged: continue with `{resume_command(path)}`"
+        )
     epoch = f"{kept['epoch']} of {epochs}" if epochs else str(kept["epoch"])
     go_on = f"continue with: {resume_command(path)}"
     if kept.get("row") is not None:
         where = f"epoch {epoch}, row {kept['row']}, after {kept.get('step')} optimizer steps"
-        return {}, f"unfinished: no epoch was completed, these are the weights when it was stopped ({where}); {go_on}"
+        return (
+            {},
+            f"unfinished: no epoch was completed, these are the weights when it was stopped ({where}); "
+            f"{go_on}",
+        )
     value, metric = kept.get("value"), str(kept.get("metric") or "")
     if isinstance(value, int | float) and metric:
         best = {"epoch": kept["epoch"], "metric": metric, "value": value}
-        return best, f"unfinished: these are the weights of its best epoch so far, {epoch} ({metric} {value:.4f}); {go_on}"
+        return (
+            best,
+            f"unfinished: these are the weights of its best epoch so far, {epoch} ({metric} {value:.4f}); "
+            f"{go_on}",
+        )
     return {}, f"unfinished: these are the weights of its last completed epoch, {epoch}; {go_on}"

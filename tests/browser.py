@@ -14,10 +14,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
+    None,
+)
 FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync", "--disable-component-update"),
-    *("--no-first-run", "--disable-background-networking", "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-sync",
+        "--disable-component-update",
+    ),
+    *(
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+        "--remote-debugging-pipe",
+    ),
 )
 
 
@@ -36,9 +52,20 @@ class Browser:
         their_commands, self._commands = os.pipe()
         self._answers, their_answers = os.pipe()
         redirected = f'exec "$@" 3<&{their_commands} 4>&{their_answers}'
-        words = ["bash", "-c", redirected, "bash", str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        words = [
+            "bash",
+            "-c",
+            redirected,
+            "bash",
+            str(CHROMIUM),
+            *FLAGS,
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ]
         passed = (their_commands, their_answers)
-        self._process = subprocess.Popen(words, pass_fds=passed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            words, pass_fds=passed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         for descriptor in passed:
             os.close(descriptor)
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
@@ -92,7 +119,13 @@ class Browser:
 
     def pdf(self, path: Path) -> None:
         """The page as printed on A4."""
-        path.write_bytes(base64.b64decode(self.send("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, preferCSSPageSize=True)["data"]))
+        path.write_bytes(
+            base64.b64decode(
+                self.send("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, preferCSSPageSize=True)[
+                    "data"
+                ]
+            )
+        )
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The result of one command; events that arrive before it are kept."""

@@ -56,7 +56,10 @@ def table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def _kinds(count: int, num_kinds: int) -> list[int]:
-    return [(number * 7 + number // num_kinds) % num_kinds if num_kinds % 7 else number % num_kinds for number in range(count)]
+    return [
+        (number * 7 + number // num_kinds) % num_kinds if num_kinds % 7 else number % num_kinds
+        for number in range(count)
+    ]
 
 
 def _sample(root: Path, made: Made, fill: Sequence[object], name: str = "sample_submission.csv") -> Made:
@@ -75,7 +78,11 @@ def label_table(root: Path, train: int = 24, test: int = 9) -> Made:
     for number, kind in enumerate(_kinds(test, 3)):
         image(root / f"test_images/{number + 900}.png", kind, 3)
         answers[f"{number + 900}.png"] = (str(kind),)
-    table(root / "train.csv", ("image_id", "label"), [(f"{number + 100}.png", kind) for number, kind in enumerate(kinds)])
+    table(
+        root / "train.csv",
+        ("image_id", "label"),
+        [(f"{number + 100}.png", kind) for number, kind in enumerate(kinds)],
+    )
     return _sample(root, Made(root, ("image_id", "label"), answers, ("--metric", "accuracy")), [2])
 
 
@@ -88,15 +95,22 @@ def coco_json(root: Path, train: int = 24, test: int = 8) -> Made:
     for number, kind in enumerate(_kinds(train, 4)):
         image(root / f"train/a-{number}.jpg", kind, 4)
         images.append({"id": f"a-{number}", "file_name": f"a-{number}.jpg", "location": number % 3})
-        marks.append({"id": f"m{number}", "image_id": f"a-{number}", "category_id": categories[kind]["id"], "count": 1})
+        marks.append(
+            {"id": f"m{number}", "image_id": f"a-{number}", "category_id": categories[kind]["id"], "count": 1}
+        )
     for number, kind in enumerate(_kinds(test, 4)):
         image(root / f"test/t-{number}.jpg", kind, 4)
         test_images.append({"id": f"t-{number}", "file_name": f"t-{number}.jpg", "location": 9})
         answers[f"t-{number}"] = (str(categories[kind]["id"]),)
     written = {"images": images, "annotations": marks, "categories": categories, "info": {}}
     (root / "wild_train_annotations.json").write_text(json.dumps(written))
-    (root / "wild_test_information.json").write_text(json.dumps({"images": test_images, "categories": categories}))
-    found = [{"id": entry["id"], "detections": [{"bbox": [0, 0, 1, 1], "conf": 0.9}]} for entry in (*images, *test_images)]
+    (root / "wild_test_information.json").write_text(
+        json.dumps({"images": test_images, "categories": categories})
+    )
+    found = [
+        {"id": entry["id"], "detections": [{"bbox": [0, 0, 1, 1], "conf": 0.9}]}
+        for entry in (*images, *test_images)
+    ]
     (root / "wild_detections.json").write_text(json.dumps({"images": found}))
     return _sample(root, Made(root, ("Id", "Category"), answers, ("--metric", "accuracy")), [442])
 
@@ -118,7 +132,9 @@ def shards_and_json(root: Path, train: int = 24, test: int = 8) -> Made:
         test_images.append({"id": str(number), "file_name": file})
         answers[str(number)] = (str(numbers[kind]),)
     categories = [{"id": number, "name": f"species {number}", "family": "f"} for number in numbers]
-    (root / "plants/train/metadata.json").write_text(json.dumps({"images": images, "annotations": marks, "categories": categories}))
+    (root / "plants/train/metadata.json").write_text(
+        json.dumps({"images": images, "annotations": marks, "categories": categories})
+    )
     (root / "plants/test/metadata.json").write_text(json.dumps({"images": test_images}))
     return _sample(root, Made(root, ("Id", "Predicted"), answers, ("--metric", "macro_f1")), [0])
 
@@ -135,7 +151,9 @@ def names_tell(root: Path, train: int = 24, test: int = 8) -> Made:
     for number, kind in enumerate(_kinds(test, 2), start=1):
         image(root / f"test/{number}.jpg", kind, 2)
         answers[str(number)] = (str(kind),)
-    return _sample(root, Made(root, ("id", "label"), answers, ("--metric", "log_loss", "--positive-class", "dog")), [0.5])
+    return _sample(
+        root, Made(root, ("id", "label"), answers, ("--metric", "log_loss", "--positive-class", "dog")), [0.5]
+    )
 
 
 def several_roots(root: Path, train: int = 24, test: int = 8) -> Made:
@@ -236,7 +254,11 @@ def numbers(root: Path, train: int = 30, test: int = 10) -> Made:
     table(root / "train.csv", ("Id", "Eyes", "Blur", "Score"), rows[:train])
     table(root / "test.csv", ("Id", "Eyes", "Blur"), [row[:3] for row in rows[train:]])
     made = Made(root, ("Id", "Score"), answers, ("--metric", "rmse"))
-    table(root / "sample_submission.csv", made.columns, [(name, 20.5 + number) for number, name in enumerate(answers)])
+    table(
+        root / "sample_submission.csv",
+        made.columns,
+        [(name, 20.5 + number) for number, name in enumerate(answers)],
+    )
     return made
 
 
@@ -251,14 +273,18 @@ def best_five(root: Path, train: int = 30, test: int = 10) -> Made:
         image(root / f"test/{number + 999:04x}.jpg", kind, 8)
         answers[f"{number + 999:04x}.jpg"] = (whales[kind],)
     table(root / "train.csv", ("Image", "Id"), rows)
-    return _sample(root, Made(root, ("Image", "Id"), answers, ("--metric", "map_at_5")), [" ".join(whales[:5])])
+    return _sample(
+        root, Made(root, ("Image", "Id"), answers, ("--metric", "map_at_5")), [" ".join(whales[:5])]
+    )
 
 
 # ---- several labels an image ----
 
 
 def _sets(count: int) -> list[list[int]]:
-    return [[kind for kind in range(4) if (number * 5 + 3) >> kind & 1] or [number % 4] for number in range(count)]
+    return [
+        [kind for kind in range(4) if (number * 5 + 3) >> kind & 1] or [number % 4] for number in range(count)
+    ]
 
 
 def tags(root: Path, train: int = 32, test: int = 10) -> Made:
@@ -270,7 +296,9 @@ def tags(root: Path, train: int = 32, test: int = 10) -> Made:
         image(root / f"train-jpg/train_{number}.jpg", kinds, 4)
         rows.append((f"train_{number}", " ".join(names[kind] for kind in kinds)))
     for number, kinds in enumerate(_sets(test)):
-        folder, name = ("test-jpg", f"test_{number}") if number < test - 3 else ("test-jpg-additional", f"file_{number}")
+        folder, name = (
+            ("test-jpg", f"test_{number}") if number < test - 3 else ("test-jpg-additional", f"file_{number}")
+        )
         image(root / folder / f"{name}.jpg", kinds, 4)
         answers[name] = (" ".join(names[kind] for kind in kinds),)
     table(root / "train_v2.csv", ("image_name", "tags"), rows)
@@ -292,8 +320,14 @@ def label_columns(root: Path, train: int = 32, test: int = 10) -> Made:
         else:
             answers[study] = tuple(map(str, marks[:3]))
     table(root / "train.csv", ("StudyInstanceUID", *names, "PatientID"), rows)
-    table(root / "train_annotations.csv", ("StudyInstanceUID", "label", "data"), [(row[0], names[0], "[]") for row in rows[:4]])
-    return _sample(root, Made(root, ("StudyInstanceUID", *names[:3]), answers, ("--metric", "roc_auc")), [0] * 3)
+    table(
+        root / "train_annotations.csv",
+        ("StudyInstanceUID", "label", "data"),
+        [(row[0], names[0], "[]") for row in rows[:4]],
+    )
+    return _sample(
+        root, Made(root, ("StudyInstanceUID", *names[:3]), answers, ("--metric", "roc_auc")), [0] * 3
+    )
 
 
 def long_rows(root: Path, train: int = 16, test: int = 5, with_table: bool = True) -> Made:
@@ -302,18 +336,29 @@ def long_rows(root: Path, train: int = 16, test: int = 5, with_table: bool = Tru
     """
     names, rows, answers, test_rows = ("patient_overall", "C1", "C2", "C3"), [], {}, []
     studies = [f"1.2.826.{1000 + number}" for number in range(train + test)]
-    marks = {study: [int(kind in kinds) for kind in range(4)] for study, kinds in zip(studies, _sets(train + test), strict=True)}
+    marks = {
+        study: [int(kind in kinds) for kind in range(4)]
+        for study, kinds in zip(studies, _sets(train + test), strict=True)
+    }
     for number, study in enumerate(studies):
         part = "train" if number < train else "test"
         for piece in range(1, 4):
-            image(root / f"{part}_images/{study}/{piece}.png", [kind for kind in range(4) if marks[study][kind]], 4)
+            image(
+                root / f"{part}_images/{study}/{piece}.png",
+                [kind for kind in range(4) if marks[study][kind]],
+                4,
+            )
     rows = [(study, *marks[study]) for study in studies[:train]]
     for position, name in enumerate(names):
         for study in studies[train:]:
             answers[f"{study}_{name}"] = (str(marks[study][position]),)
             test_rows.append((study, name, f"{study}_{name}"))
     table(root / "train.csv", ("StudyInstanceUID", *names), rows)
-    table(root / "train_bounding_boxes.csv", ("StudyInstanceUID", "x", "y", "slice_number"), [(studies[0], 1.0, 2.0, 1)])
+    table(
+        root / "train_bounding_boxes.csv",
+        ("StudyInstanceUID", "x", "y", "slice_number"),
+        [(studies[0], 1.0, 2.0, 1)],
+    )
     if with_table:
         table(root / "test.csv", ("StudyInstanceUID", "prediction_type", "row_id"), test_rows)
     return _sample(root, Made(root, ("row_id", "fractured"), answers, ("--metric", "log_loss")), [0.5])
@@ -340,7 +385,16 @@ def channels(root: Path, train: int = 16, test: int = 6) -> Made:
 KINDS = {
     function.__name__: function
     for function in (
-        *(label_table, coco_json, shards_and_json, names_tell, several_roots, nested_root, one_hot, views_by_table),
+        *(
+            label_table,
+            coco_json,
+            shards_and_json,
+            names_tell,
+            several_roots,
+            nested_root,
+            one_hot,
+            views_by_table,
+        ),
         *(grades, numbers, best_five, tags, label_columns, long_rows, channels),
     )
 }

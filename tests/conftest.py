@@ -17,7 +17,18 @@ if os.environ.get("TEST_PRECISION"):  # here, and in every process that a test s
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Flags of a tiny run: one batch of six images a step, the same on every machine
-TINY_RUN = ["--batch-size", "6", "--accumulation-steps", "1", "--lr", "0.01", "--precision", "fp32", "--set", "data.workers=0"]
+TINY_RUN = [
+    "--batch-size",
+    "6",
+    "--accumulation-steps",
+    "1",
+    "--lr",
+    "0.01",
+    "--precision",
+    "fp32",
+    "--set",
+    "data.workers=0",
+]
 COLOURS = {"blue": (40, 60, 200), "green": (30, 160, 60), "red": (200, 50, 40)}
 
 
@@ -42,8 +53,12 @@ def make_competition(root: Path, per_class: int = 8, test: int = 5, sample: bool
         rows.append((f"t{index:03d}", label))
     if sample:
         order = sorted(rows, key=lambda row: row[0][::-1])  # not the order of the file names
-        (root / "sample_submission.csv").write_text("id,label\n" + "".join(f"{name},{names[0]}\n" for name, _ in order))
-    (root.parent / "solution.csv").write_text("id,label\n" + "".join(f"{name},{label}\n" for name, label in rows))
+        (root / "sample_submission.csv").write_text(
+            "id,label\n" + "".join(f"{name},{names[0]}\n" for name, _ in order)
+        )
+    (root.parent / "solution.csv").write_text(
+        "id,label\n" + "".join(f"{name},{label}\n" for name, label in rows)
+    )
     return root
 
 
@@ -87,8 +102,29 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) 
 
     root = tmp_path_factory.mktemp("finished")
     make_competition(root / "data")
-    flags = ["--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "run"), "--precision", "fp32"]
-    train.main([*flags, "--epochs", "1", "--batch-size", "6", "--accumulation-steps", "1", "--set", "data.val_fraction=0.25"])
+    flags = [
+        "--data",
+        str(root / "data"),
+        "--backbone",
+        str(tiny_backbone),
+        "--output",
+        str(root / "run"),
+        "--precision",
+        "fp32",
+    ]
+    train.main(
+        [
+            *flags,
+            "--epochs",
+            "1",
+            "--batch-size",
+            "6",
+            "--accumulation-steps",
+            "1",
+            "--set",
+            "data.val_fraction=0.25",
+        ]
+    )
     return root
 
 

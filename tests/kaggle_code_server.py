@@ -38,7 +38,9 @@ class CodeServer(KaggleServer):
         known = {
             "StartBlobUpload": self._start_blob,
             "CreateDataset": lambda body: self._dataset(f"{body['ownerSlug']}/{body['slug']}", body),
-            "CreateDatasetVersion": lambda body: self._dataset(f"{body['ownerSlug']}/{body['datasetSlug']}", body["body"]),
+            "CreateDatasetVersion": lambda body: self._dataset(
+                f"{body['ownerSlug']}/{body['datasetSlug']}", body["body"]
+            ),
             "SaveKernel": self._save,
             "CreateCodeSubmission": self._submit,
         }
@@ -46,7 +48,11 @@ class CodeServer(KaggleServer):
             return 200, known[method](body), {}
         if method == "GetDatasetStatus":
             ref = f"{body['ownerSlug']}/{body['datasetSlug']}"
-            return (200, {"status": self._next(self.dataset_steps)}, {}) if ref in self.datasets else self._denied("datasets.get")
+            return (
+                (200, {"status": self._next(self.dataset_steps)}, {})
+                if ref in self.datasets
+                else self._denied("datasets.get")
+            )
         if method in ("GetKernelSessionStatus", "ListKernelSessionOutput"):
             ref = f"{body['userName']}/{body['kernelSlug']}"
             if ref not in self.kernels:
@@ -54,7 +60,9 @@ class CodeServer(KaggleServer):
             number = min(len(self.kernels[ref]), len(self.runs)) - 1
             return (
                 200,
-                self._next(self.runs[number]) if method == "GetKernelSessionStatus" else self._output(len(self.kernels[ref]) - 1),
+                self._next(self.runs[number])
+                if method == "GetKernelSessionStatus"
+                else self._output(len(self.kernels[ref]) - 1),
                 {},
             )
         return super().other(method, body)
@@ -75,18 +83,25 @@ class CodeServer(KaggleServer):
         if self.dataset_answer:
             return self.dataset_answer
         names = [self.blobs[item["token"]] for item in body["files"]]
-        self.datasets.setdefault(ref, []).append({"files": names, "private": body.get("isPrivate"), "title": body.get("title")})
+        self.datasets.setdefault(ref, []).append(
+            {"files": names, "private": body.get("isPrivate"), "title": body.get("title")}
+        )
         return {"status": "ok", "url": f"https://www.kaggle.com/datasets/{ref}", "ref": ref}
 
     def _save(self, body: dict[str, Any]) -> Step:
         if "error" in self.save_answer:
             return self.save_answer
         self.kernels.setdefault(body["slug"], []).append(body)
-        return {"url": "https://www.kaggle.com/code/x", "versionNumber": len(self.kernels[body["slug"]])} | self.save_answer
+        return {
+            "url": "https://www.kaggle.com/code/x",
+            "versionNumber": len(self.kernels[body["slug"]]),
+        } | self.save_answer
 
     def _output(self, version: int) -> Step:
         names, log = (values[min(version, len(values) - 1)] for values in (self.outputs, self.logs))
-        pieces = [{"stream_name": "stdout", "time": 1.5, "data": line} for line in log.splitlines(keepends=True)]
+        pieces = [
+            {"stream_name": "stdout", "time": 1.5, "data": line} for line in log.splitlines(keepends=True)
+        ]
         files = [{"url": f"{self.address}/output/{name}", "fileName": name} for name in names]
         return {"files": files, "log": json.dumps(pieces) if not log.startswith("[{") else log}
 

@@ -51,7 +51,11 @@ class KaggleServer(ThreadingHTTPServer):
     def refuse(self, method: str, status: int, message: str = "", **headers: str) -> None:
         """Answer `method` with a failure from now on."""
         body = {"code": status, "message": message} if message else {}
-        self.refusals[method] = (status, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        self.refusals[method] = (
+            status,
+            body,
+            {name.replace("_", "-"): value for name, value in headers.items()},
+        )
 
     def answer(self, method: str, body: dict[str, Any]) -> Answer:
         self.calls.append((method, body))
@@ -114,7 +118,11 @@ class _Handler(BaseHTTPRequestHandler):
         allowed = (f"Basic {SECRETS[2]}", f"Bearer {API_TOKEN}")
         if method != "IntrospectToken" and self.headers.get("Authorization") not in allowed:
             self._send_json(401, {"code": 401, "message": "Unauthorized"}, {})
-        elif method == "DownloadDataFiles" and method not in self.server.refusals and self.server.archive is not None:
+        elif (
+            method == "DownloadDataFiles"
+            and method not in self.server.refusals
+            and self.server.archive is not None
+        ):
             self.server.calls.append((method, body))
             self._send(302, b"", {"Location": "http://localhost/bundle/archive.zip?signed=1"})
         else:
@@ -133,15 +141,30 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def kaggle(monkeypatch: pytest.MonkeyPatch, home: Path, make: type[KaggleServer] = KaggleServer) -> Iterator[KaggleServer]:
+def kaggle(
+    monkeypatch: pytest.MonkeyPatch, home: Path, make: type[KaggleServer] = KaggleServer
+) -> Iterator[KaggleServer]:
     """A running server that every `kaggle` command started inside talks to, as USER with KEY."""
     server = make()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     (home / ".kaggle").mkdir(parents=True)
-    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "KAGGLE_API_TOKEN", "KAGGLE_CONFIG_DIR", "KAGGLE_KERNEL_RUN_TYPE"):
+    for name in (
+        "NO_PROXY",
+        "no_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+        "KAGGLE_API_TOKEN",
+        "KAGGLE_CONFIG_DIR",
+        "KAGGLE_KERNEL_RUN_TYPE",
+    ):
         monkeypatch.delenv(name, raising=False)
-    settings = {"HOME": str(home), "KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY, "KAGGLE_API_ENVIRONMENT": "LOCALHOST"}
+    settings = {
+        "HOME": str(home),
+        "KAGGLE_USERNAME": USER,
+        "KAGGLE_KEY": KEY,
+        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+    }
     for name, value in (settings | {"HTTP_PROXY": server.address, "http_proxy": server.address}).items():
         monkeypatch.setenv(name, value)
     try:

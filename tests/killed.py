@@ -29,11 +29,30 @@ from pipeline.report import page  # noqa: E402
 from pipeline.tasks import registry  # noqa: E402, F401
 from pipeline.training import compute, engine, record  # noqa: E402, F401
 
-FLAGS = ["--epochs", "3", "--batch-size", "2", "--accumulation-steps", "3", "--lr", "0.01", "--precision", "fp32"]
+FLAGS = [
+    "--epochs",
+    "3",
+    "--batch-size",
+    "2",
+    "--accumulation-steps",
+    "3",
+    "--lr",
+    "0.01",
+    "--precision",
+    "fp32",
+]
 FLAGS += ["--set", "data.val_fraction=0.25", "--set", "augmentation.noise=0.05", "--set", "data.workers=2"]
 # A state after every micro-batch: most moments are inside a write
 FLAGS += ["--set", "checkpoint.every_minutes=0.00001"]
-MOMENTS = ("any time", "micro-batch", "half a state", "before a rename", "after a rename", "validation", "after the end")
+MOMENTS = (
+    "any time",
+    "micro-batch",
+    "half a state",
+    "before a rename",
+    "after a rename",
+    "validation",
+    "after the end",
+)
 
 
 def die(*_: object) -> None:
@@ -128,7 +147,9 @@ def one_run(arguments: list[str], output: Path, moment: str, draw: random.Random
         began = (output / "state" / "start.json").exists() or (output / "run.json").exists()
         states = sorted((output / "state").glob("[0-9]*.json"))
         position = json.loads(states[-1].read_text()) if states else {}
-        kills.append({"signal": os.WTERMSIG(status), "step": position.get("step"), "row": position.get("row")})
+        kills.append(
+            {"signal": os.WTERMSIG(status), "step": position.get("step"), "row": position.get("row")}
+        )
     return {"moment": moment, "kills": kills, "exit": None, "log": str(log)}
 
 
@@ -146,8 +167,13 @@ def main() -> None:
     seconds = time.monotonic() - started
     for number in range(first, first + count):
         started = time.monotonic()
-        result = one_run(arguments, root / str(number), MOMENTS[number % len(MOMENTS)], random.Random(number), seconds)
-        print(json.dumps({"number": number, **result, "seconds": round(time.monotonic() - started, 1)}), flush=True)
+        result = one_run(
+            arguments, root / str(number), MOMENTS[number % len(MOMENTS)], random.Random(number), seconds
+        )
+        print(
+            json.dumps({"number": number, **result, "seconds": round(time.monotonic() - started, 1)}),
+            flush=True,
+        )
         names = (
             "metrics.jsonl",
             "val_predictions.csv",
@@ -155,9 +181,16 @@ def main() -> None:
             "model_lora/adapter_model.safetensors",
             "model_beit/model.safetensors",
         )
-        differing = [name for name in names if (root / str(number) / name).read_bytes() != (whole / name).read_bytes()]
+        differing = [
+            name for name in names if (root / str(number) / name).read_bytes() != (whole / name).read_bytes()
+        ]
         assert (root / str(number) / "report.html").exists()
-        assert result["exit"] == 0 and not differing, (number, result, differing, Path(result["log"]).read_text()[-3000:])
+        assert result["exit"] == 0 and not differing, (
+            number,
+            result,
+            differing,
+            Path(result["log"]).read_text()[-3000:],
+        )
         shutil.rmtree(root / str(number))
 
 

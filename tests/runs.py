@@ -30,16 +30,37 @@ def make_run(
     """
     run_dir.mkdir(parents=True)
     best = best or epochs
-    schedule = {"name": "linear", "lr": 5e-5, "end_lr": 0.0, "warmup_steps": 2, "total_steps": PER_EPOCH * epochs}
+    schedule = {
+        "name": "linear",
+        "lr": 5e-5,
+        "end_lr": 0.0,
+        "warmup_steps": 2,
+        "total_steps": PER_EPOCH * epochs,
+    }
     schedule |= {"steps_per_epoch": PER_EPOCH, "effective_batch_size": 64}
     rows = []
     for epoch in range(1, epochs + 1):
         step = PER_EPOCH * epoch
-        rows.append({"epoch": epoch, "step": step, "lr": lr_at(step - 1, schedule), "train_loss": 2 / epoch, "train_accuracy": 0.5})
+        rows.append(
+            {
+                "epoch": epoch,
+                "step": step,
+                "lr": lr_at(step - 1, schedule),
+                "train_loss": 2 / epoch,
+                "train_accuracy": 0.5,
+            }
+        )
         if validation:
-            rows[-1] |= {"val_loss": 1.5, "val_accuracy": 0.75 if epoch == best else 0.25, "val_macro_f1": 0.7}
+            rows[-1] |= {
+                "val_loss": 1.5,
+                "val_accuracy": 0.75 if epoch == best else 0.25,
+                "val_macro_f1": 0.7,
+            }
     write_lines(run_dir / "metrics.jsonl", rows)
-    timing = [{"epoch": row["epoch"], "seconds": 61.0, "images_per_second": 45.2, "peak_memory_bytes": 812_000_000} for row in rows]
+    timing = [
+        {"epoch": row["epoch"], "seconds": 61.0, "images_per_second": 45.2, "peak_memory_bytes": 812_000_000}
+        for row in rows
+    ]
     write_lines(run_dir / "timing.jsonl", timing)
     if validation:
         with open(run_dir / "val_predictions.csv", "w", newline="", encoding="utf-8") as file:
@@ -49,7 +70,9 @@ def make_run(
                 for image in range(per_class):
                     predicted = names[(number + 1) % len(names)] if image == 0 else name
                     path = paths[number] if number < len(paths) else f"data/train/{number}_{image}.jpg"
-                    writer.writerow([f"{number}_{image}", path, name, predicted, 0.5 + 0.4 * number / len(names)])
+                    writer.writerow(
+                        [f"{number}_{image}", path, name, predicted, 0.5 + 0.4 * number / len(names)]
+                    )
     record = {
         "format": 1,
         "task": "classification",
@@ -97,7 +120,9 @@ def score(run_dir: Path) -> None:
         "time": "2026-01-31T11:00:00+00:00",
         "rows": 240,
     }
-    (run_dir / "scores.json").write_text(json.dumps(scores | {"metrics": {"macro_f1": 0.8612, "accuracy": 0.915}}))
+    (run_dir / "scores.json").write_text(
+        json.dumps(scores | {"metrics": {"macro_f1": 0.8612, "accuracy": 0.915}})
+    )
 
 
 class Page(HTMLParser):

@@ -63,7 +63,9 @@ def serving() -> Iterator[Server]:
                 self.send_header(name, value)
             self.end_headers()
             with suppress(OSError):  # the client may have had enough
-                self.wfile.write(body if reply.cut_at is None else reply.body[start : max(start, reply.cut_at)])
+                self.wfile.write(
+                    body if reply.cut_at is None else reply.body[start : max(start, reply.cut_at)]
+                )
 
         def log_message(self, *args: object) -> None:
             pass

@@ -52,7 +52,20 @@ from pipeline.run import load_run  # noqa: E402
 from pipeline.tasks import classification  # noqa: E402, F401
 from pipeline.training import engine  # noqa: E402, F401
 
-FLAGS = ["--data", "data", "--backbone", "backbone", "--batch-size", "6", "--accumulation-steps", "1", "--lr", "0.01", "--epochs", "2"]
+FLAGS = [
+    "--data",
+    "data",
+    "--backbone",
+    "backbone",
+    "--batch-size",
+    "6",
+    "--accumulation-steps",
+    "1",
+    "--lr",
+    "0.01",
+    "--epochs",
+    "2",
+]
 FLAGS += ["--precision", "fp32", "--set", "data.workers=0"]
 POINTS = ("replace", "rename", "mkdir", "fsync", "link", "open")  # where a command touches the disk
 ERRORS = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE")
@@ -191,12 +204,19 @@ def colours() -> None:
         "image_size": 32,
         "patch_size": 8,
     }
-    BeitForImageClassification(BeitConfig(**sizes, use_mean_pooling=True, num_labels=5)).save_pretrained("backbone")
+    BeitForImageClassification(BeitConfig(**sizes, use_mean_pooling=True, num_labels=5)).save_pretrained(
+        "backbone"
+    )
 
 
 def trained(name: str, seed: int = 0) -> None:
     colours()
-    assert train.main([*FLAGS, "--epochs", "1", "--set", "data.val_fraction=0.4", "--output", name, "--seed", str(seed)]) == 0
+    assert (
+        train.main(
+            [*FLAGS, "--epochs", "1", "--set", "data.val_fraction=0.4", "--output", name, "--seed", str(seed)]
+        )
+        == 0
+    )
 
 
 def archives() -> None:
@@ -220,7 +240,9 @@ def one_of_two_releases() -> None:
         assert "`make weights`" in str(error) or "make weights" in str(error), error
         return
     size = json.loads((run.backbone_dir / "config.json").read_text())["hidden_size"]
-    assert (run.adapter_dir is not None) and (run.path / "run.json").exists() == (size != 32), "parts of two releases"
+    assert (run.adapter_dir is not None) and (run.path / "run.json").exists() == (size != 32), (
+        "parts of two releases"
+    )
 
 
 def downloaded() -> None:
@@ -235,7 +257,10 @@ def downloaded() -> None:
         archive.writestr("train.zip", inner.getvalue())
         pixels = np.random.default_rng(0).integers(0, 256, (6, 64))
         lines = ["id," + ",".join(f"pixel{number}" for number in range(64))]
-        archive.writestr("test.csv", "\n".join([*lines, *(f"t{row}," + ",".join(map(str, line)) for row, line in enumerate(pixels))]))
+        archive.writestr(
+            "test.csv",
+            "\n".join([*lines, *(f"t{row}," + ",".join(map(str, line)) for row, line in enumerate(pixels))]),
+        )
         archive.writestr("sample_submission.csv", "id,label\n" + "".join(f"t{row},red\n" for row in range(6)))
     Path("taken").mkdir()
     Path("taken/README.md").write_text("mine\n")
@@ -247,7 +272,13 @@ def take() -> int:
 
 def take_again() -> int:
     code = take()
-    return 0 if code == 2 and (Path("taken") / "sample_submission.csv").exists() and not list(Path("taken").glob(".from*")) else code
+    return (
+        0
+        if code == 2
+        and (Path("taken") / "sample_submission.csv").exists()
+        and not list(Path("taken").glob(".from*"))
+        else code
+    )
 
 
 def two_members() -> None:
@@ -262,9 +293,14 @@ def two_members() -> None:
         logits = 1.2 * np.eye(len(names))[truth] + np.random.default_rng(seed).normal(0, 1, (60, len(names)))
         values = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).astype(np.float32)
         np.save(f"{name}/val_probs.npy", values)
-        lines = [f"r{row},,{names[label]},{names[values[row].argmax()]},{values[row].max():.6f}" for row, label in enumerate(truth)]
+        lines = [
+            f"r{row},,{names[label]},{names[values[row].argmax()]},{values[row].max():.6f}"
+            for row, label in enumerate(truth)
+        ]
         Path(name, "val_predictions.csv").write_text("\n".join([rows[0], *lines]) + "\n")
-        Path(name, "run.json").write_text(json.dumps(record | {"metric": {"name": "log_loss", "higher_is_better": False}}))
+        Path(name, "run.json").write_text(
+            json.dumps(record | {"metric": {"name": "log_loss", "higher_is_better": False}})
+        )
 
 
 def facts_of(path: str, *names: str) -> dict[str, object]:
@@ -284,7 +320,11 @@ def with_former() -> None:
 
 def predictions_left() -> dict[str, object]:
     formers = [path.read_text() for path in Path().glob("predictions-former*.csv")]
-    return {**digests("predictions.csv"), "made by hand": "made by hand\n" in formers, "former": len(set(formers))}
+    return {
+        **digests("predictions.csv"),
+        "made by hand": "made by hand\n" in formers,
+        "former": len(set(formers)),
+    }
 
 
 def make_kernel() -> int:
@@ -294,7 +334,9 @@ def make_kernel() -> int:
 
 
 def kernel_left() -> dict[str, object]:
-    return digests("run/kernel/kernel", "run/kernel/dataset") | {"earlier": Path("run/kernel/earlier").exists()}
+    return digests("run/kernel/kernel", "run/kernel/dataset") | {
+        "earlier": Path("run/kernel/earlier").exists()
+    }
 
 
 def append(name: str, count: int) -> int:
@@ -335,7 +377,10 @@ def kaggle_takes(*_: object, **__: object) -> cli.Upload:
 
 def kaggle_lists(*_: object, **__: object) -> list[cli.Submission]:
     moment = datetime.now(UTC)
-    return [cli.Submission(str(ref), "predictions.csv", moment, "m", "complete", "0.5", "", "") for ref in range(1, SENT.value + 1)]
+    return [
+        cli.Submission(str(ref), "predictions.csv", moment, "m", "complete", "0.5", "", "")
+        for ref in range(1, SENT.value + 1)
+    ]
 
 
 def send() -> int:
@@ -377,14 +422,23 @@ FOLD_FILES = (
 SCENES = {
     "weights": Scene(
         archives,
-        lambda: run_command(lambda: releases.main(["--weights", "2.zip", "--model", "models", "--data", "installed"])),
-        lambda: run_command(lambda: releases.main(["--weights", "2.zip", "--model", "models", "--data", "installed"])),
-        lambda: digests("installed", *(f"models/{name}" for name in ("model_beit", "model_lora", "run.json", "README.md"))),
+        lambda: run_command(
+            lambda: releases.main(["--weights", "2.zip", "--model", "models", "--data", "installed"])
+        ),
+        lambda: run_command(
+            lambda: releases.main(["--weights", "2.zip", "--model", "models", "--data", "installed"])
+        ),
+        lambda: digests(
+            "installed", *(f"models/{name}" for name in ("model_beit", "model_lora", "run.json", "README.md"))
+        ),
         one_of_two_releases,
     ),
     "data": Scene(downloaded, take, take_again, lambda: digests("taken", "kaggle")),
     "train": Scene(
-        colours, training_of("run"), training_of("run", "--resume"), lambda: digests(*(f"run/{name}" for name in RUN_FILES), "data")
+        colours,
+        training_of("run"),
+        training_of("run", "--resume"),
+        lambda: digests(*(f"run/{name}" for name in RUN_FILES), "data"),
     ),
     "folds": Scene(
         colours,
@@ -396,13 +450,27 @@ SCENES = {
         two_members,
         lambda: run_command(lambda: blend.main(["--runs", "a", "b", "--output", "blend"])),
         lambda: run_command(lambda: blend.main(["--runs", "a", "b", "--output", "blend"])),
-        lambda: digests("blend/oof.npy", "blend/val_probs.npy", "a", "b") | facts_of("blend", "members", "blend", "best"),
+        lambda: (
+            digests("blend/oof.npy", "blend/val_probs.npy", "a", "b")
+            | facts_of("blend", "members", "blend", "best")
+        ),
     ),
     "kernel": Scene(lambda: trained("run"), make_kernel, make_kernel, kernel_left),
     "inference": Scene(with_former, predict, predict, predictions_left),
-    "ledger": Scene(lambda: append("before", 2) and None, append_struck, lambda: run_command(lambda: append("again", 2)), ledger_left),
+    "ledger": Scene(
+        lambda: append("before", 2) and None,
+        append_struck,
+        lambda: run_command(lambda: append("again", 2)),
+        ledger_left,
+    ),
     "submit": Scene(ready_to_submit, send, send_again, sent_once),
-    "page": Scene(lambda: trained("run"), build_page, build_page, lambda: digests("run/model_lora", "run/metrics.jsonl"), whole_page),
+    "page": Scene(
+        lambda: trained("run"),
+        build_page,
+        build_page,
+        lambda: digests("run/model_lora", "run/metrics.jsonl"),
+        whole_page,
+    ),
 }
 
 
@@ -451,8 +519,17 @@ def tries(scene: Scene, name: str, root: Path, first: int, count: int) -> Iterat
         _do(place, lambda: scene.meanwhile() or 0, told)
         once_more = _do(place, scene.again, told)
         left = _left(place, scene)
-        assert left == expected, (told, once_more, {key: (left.get(key), expected.get(key)) for key in {*left, *expected}})
-        yield {"scene": name, "number": number, "strike": kind, "came": "killed" if killed else os.WEXITSTATUS(status)}
+        assert left == expected, (
+            told,
+            once_more,
+            {key: (left.get(key), expected.get(key)) for key in {*left, *expected}},
+        )
+        yield {
+            "scene": name,
+            "number": number,
+            "strike": kind,
+            "came": "killed" if killed else os.WEXITSTATUS(status),
+        }
         shutil.rmtree(place)
     shutil.rmtree(root)
 
@@ -477,7 +554,9 @@ def _at(place: Path, work: Callable[[], int]) -> tuple[int, str]:
 def _do(place: Path, work: Callable[[], int], before: str = "") -> str:
     """What `work`, which must succeed, printed."""
     status, printed = _at(place, work)
-    assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0 and "Traceback" not in printed, f"{before}\n--- then:\n{printed}"
+    assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0 and "Traceback" not in printed, (
+        f"{before}\n--- then:\n{printed}"
+    )
     return printed
 
 
@@ -488,7 +567,11 @@ def main() -> None:
         for line in tries(SCENES[scene], scene, folder / scene, first, count):
             came[{0: "done", 2: "refused", 130: "interrupted"}.get(line["came"], "killed")] += 1
             print(json.dumps(line), flush=True)
-        print(f"{scene}: {sum(came.values())} tries, " + ", ".join(f"{number} {what}" for what, number in sorted(came.items())), flush=True)
+        print(
+            f"{scene}: {sum(came.values())} tries, "
+            + ", ".join(f"{number} {what}" for what, number in sorted(came.items())),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

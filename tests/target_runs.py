@@ -20,10 +20,28 @@ from pipeline.training.losses import training_score
 
 BINARY = Target("binary", ("0", "1"), positive=("1",))
 GRADES = Target("ordinal", ("0", "1", "2", "3", "4"))
-LABELS = Target("multilabel", ("clear", "cloudy", "primary forest", "river", "road", "rare"), separator=" + ", may_be_empty=True)
+LABELS = Target(
+    "multilabel",
+    ("clear", "cloudy", "primary forest", "river", "road", "rare"),
+    separator=" + ",
+    may_be_empty=True,
+)
 NUMBER = Target("continuous", ("Pawpularity",), center=(38.0,), scale=(20.0,), low=(1.0,), high=(100.0,))
-NUMBERS = Target("continuous", ("x", "y"), separator=" ", center=(0.0, 500.0), scale=(2.0, 90.0), low=(-9.0, 100.0), high=(9.0, 900.0))
-KINDS = {"binary": (BINARY, "roc_auc"), "ordinal": (GRADES, "qwk"), "multilabel": (LABELS, "samples_f2"), "number": (NUMBER, "rmse")}
+NUMBERS = Target(
+    "continuous",
+    ("x", "y"),
+    separator=" ",
+    center=(0.0, 500.0),
+    scale=(2.0, 90.0),
+    low=(-9.0, 100.0),
+    high=(9.0, 900.0),
+)
+KINDS = {
+    "binary": (BINARY, "roc_auc"),
+    "ordinal": (GRADES, "qwk"),
+    "multilabel": (LABELS, "samples_f2"),
+    "number": (NUMBER, "rmse"),
+}
 KINDS["numbers"] = (NUMBERS, "mae")
 
 
@@ -41,7 +59,13 @@ class Made:
 
 
 def make_target_run(
-    run_dir: Path, target: Target, metric: str, rows: int = 160, epochs: int = 6, images: bool = False, finished: bool = True
+    run_dir: Path,
+    target: Target,
+    metric: str,
+    rows: int = 160,
+    epochs: int = 6,
+    images: bool = False,
+    finished: bool = True,
 ) -> Made:
     """A run of `epochs` epochs whose predictions get better until the last but one."""
     make_run(run_dir, names=["a", "b"], epochs=epochs, per_class=1)
@@ -54,7 +78,15 @@ def make_target_run(
     for epoch in range(1, epochs + 1):
         values = target.activate(_logits(target, truth, noise, 0.5 * min(epoch, 2 * epochs - 2 - epoch)))
         scores = all_metrics(target, truth, values, metric)
-        lines.append({"epoch": epoch, "step": 9 * epoch, "lr": 1e-5, "train_loss": 1 / epoch, f"train_{training_score(target)[0]}": 0.5})
+        lines.append(
+            {
+                "epoch": epoch,
+                "step": 9 * epoch,
+                "lr": 1e-5,
+                "train_loss": 1 / epoch,
+                f"train_{training_score(target)[0]}": 0.5,
+            }
+        )
         lines[-1] |= {f"val_{name}": value for name, value in scores.items()}
         key = f"val_{known.name}" if known.name in scores else "val_loss"
         sign = 1 if known.higher_is_better and key != "val_loss" else -1
@@ -65,7 +97,11 @@ def make_target_run(
     _write_predictions(run_dir, target, labels, kept, images)
     record = json.loads((run_dir / "run.json").read_text())
     train = _labels(target, 5 * rows, rng)
-    record |= {"target": target.record(), "metric": {"name": known.name, "higher_is_better": known.higher_is_better}, "best": best}
+    record |= {
+        "target": target.record(),
+        "metric": {"name": known.name, "higher_is_better": known.higher_is_better},
+        "best": best,
+    }
     record["class_names"] = list(target.output_names)
     record["data"] = str(run_dir.parent / "images")
     record["counts"] |= {"train": len(train), "val": rows, "train_per_class": target.counts(train)}
@@ -84,7 +120,9 @@ def make_target_run(
 def _labels(target: Target, rows: int, rng: np.random.Generator) -> list[str]:
     if target.kind == "ordinal":
         weights = np.arange(len(target.names), 0, -1)
-        return [target.names[grade] for grade in rng.choice(len(target.names), rows, p=weights / weights.sum())]
+        return [
+            target.names[grade] for grade in rng.choice(len(target.names), rows, p=weights / weights.sum())
+        ]
     if target.kind == "binary":
         return ["1" if positive else "0" for positive in rng.random(rows) < 0.25]
     if target.kind == "multilabel":
@@ -102,7 +140,9 @@ def _logits(target: Target, truth: np.ndarray, noise: np.ndarray, skill: float) 
     return noise + skill * (2 * truth - 1) - 0.5
 
 
-def _write_predictions(run_dir: Path, target: Target, labels: list[str], values: np.ndarray, images: bool) -> None:
+def _write_predictions(
+    run_dir: Path, target: Target, labels: list[str], values: np.ndarray, images: bool
+) -> None:
     """val_predictions.csv: predicted as a label text; confidence as the contract of each target has it."""
     predicted, chosen = target.decode(values), target.chosen(values)
     with open(run_dir / "val_predictions.csv", "w", newline="", encoding="utf-8") as file:
@@ -117,7 +157,9 @@ def _write_predictions(run_dir: Path, target: Target, labels: list[str], values:
                 "multilabel": lambda row=row: np.maximum(values[row], 1 - values[row]).mean(),
                 "continuous": lambda: None,
             }.get(target.kind, lambda row=row: values[row, chosen[row]])()
-            writer.writerow([f"{row:04d}", path, label, predicted[row], "" if sure is None else f"{sure:.6f}"])
+            writer.writerow(
+                [f"{row:04d}", path, label, predicted[row], "" if sure is None else f"{sure:.6f}"]
+            )
 
 
 def _draw(path: Path, label: str) -> None:

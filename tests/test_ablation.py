@@ -24,16 +24,33 @@ from pipeline.experiments import ablation, side_by_side, trials
 from pipeline.experiments.grids import GRIDS_DIR, grid_names, load_grid
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = {"epochs": 1, "batch_size": 6, "accumulation_steps": 1, "data.val_fraction": 0.25, "precision": "fp32", "optimizer.name": "sgd"}
+QUICK = {
+    "epochs": 1,
+    "batch_size": 6,
+    "accumulation_steps": 1,
+    "data.val_fraction": 0.25,
+    "precision": "fp32",
+    "optimizer.name": "sgd",
+}
 ROWS = [
-    {"name": "LoRA r=2", "set": {"lora.rank": 2}, "reported": {"score": 0.915, "seconds": 43380, "memory_gb": 3.8}},
+    {
+        "name": "LoRA r=2",
+        "set": {"lora.rank": 2},
+        "reported": {"score": 0.915, "seconds": 43380, "memory_gb": 3.8},
+    },
     {"name": "LoRA r=2, flip off", "set": {"lora.rank": 2, "augmentation.horizontal_flip": False}},
     {"name": "diverges", "set": {"lora.rank": 2, "optimizer.lr": 1e30}},
 ]
 
 
 def write_grid(path: Path, rows: list[dict], **more: object) -> Path:
-    grid = {"recipe": "beit-large-384-lora", "seeds": [3, 4], "set": {**QUICK, "optimizer.lr": 0.003}, "rows": rows, **more}
+    grid = {
+        "recipe": "beit-large-384-lora",
+        "seeds": [3, 4],
+        "set": {**QUICK, "optimizer.lr": 0.003},
+        "rows": rows,
+        **more,
+    }
     path.write_text(yaml.safe_dump(grid), encoding="utf-8")
     return path
 
@@ -66,7 +83,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def trained(commands: list[list[str]]) -> list[str]:
     """The folders of the trials that train.py was started for."""
-    return [Path(words[words.index("--output") + 1]).name for words in commands if words[0] == "train.py" and "--dry-run" not in words]
+    return [
+        Path(words[words.index("--output") + 1]).name
+        for words in commands
+        if words[0] == "train.py" and "--dry-run" not in words
+    ]
 
 
 @pytest.mark.parametrize("name", grid_names())
@@ -79,13 +100,15 @@ def test_every_shipped_grid_is_valid_and_says_where_it_comes_from(name: str) -> 
 
 
 def test_rows_are_the_recipe_then_the_grid_then_the_row_then_the_command_line(tmp_path: Path) -> None:
-    path = write_grid(tmp_path / "g.yaml", [{"name": "a", "set": {"epochs": 7}}, {"name": "b", "recipe": "beit-large-384"}])
+    path = write_grid(
+        tmp_path / "g.yaml", [{"name": "a", "set": {"epochs": 7}}, {"name": "b", "recipe": "beit-large-384"}]
+    )
     grid = load_grid(str(path), backbone="b/c", overrides={"optimizer.weight_decay": 0.5}, seeds=[9])
     a, b = (trial.recipe for trial in grid.trials)
     assert (a.epochs, b.epochs, a.lora.rank, b.lora.rank, a.optimizer.lr) == (7, 1, 16, 0, 0.003)
-    assert {(recipe.backbone, recipe.image_size, recipe.seed, recipe.optimizer.weight_decay) for recipe in (a, b)} == {
-        ("b/c", None, 9, 0.5)
-    }
+    assert {
+        (recipe.backbone, recipe.image_size, recipe.seed, recipe.optimizer.weight_decay) for recipe in (a, b)
+    } == {("b/c", None, 9, 0.5)}
 
 
 def test_the_problems_of_all_rows_come_in_one_message(tmp_path: Path) -> None:
@@ -128,38 +151,75 @@ def test_an_unknown_grid_is_answered_with_the_nearest_one() -> None:
         load_grid("rank")
 
 
-def test_a_grid_from_the_first_dry_run_to_the_table(competition: Path, tiny_backbone: Path, tmp_path: Path, commands, capsys) -> None:
+def test_a_grid_from_the_first_dry_run_to_the_table(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, commands, capsys
+) -> None:
     """Two rows succeed, one diverges in training; a second call tries that one again and nothing else."""
     grid, output = write_grid(tmp_path / "mine.yaml", ROWS), tmp_path / "out"
     solution = ["--solution", str(competition.parent / "solution.csv")]
-    call = ["--grid", str(grid), "--data", str(competition), "--output", str(output), "--backbone", str(tiny_backbone), *solution]
-    with pytest.raises(UserError, match=r"(?s)2 of 6 trials failed.*diverges, seed 3: the loss became NaN.*diverges, seed 4"):
+    call = [
+        "--grid",
+        str(grid),
+        "--data",
+        str(competition),
+        "--output",
+        str(output),
+        "--backbone",
+        str(tiny_backbone),
+        *solution,
+    ]
+    with pytest.raises(
+        UserError, match=r"(?s)2 of 6 trials failed.*diverges, seed 3: the loss became NaN.*diverges, seed 4"
+    ):
         ablation.main(call)
     # One model, so one dry run
     assert [words[0] for words in commands if "--dry-run" in words] == ["train.py"]
     names = ["lora-r-2", "lora-r-2-flip-off", "diverges"]
     assert trained(commands) == [f"{name}_seed{seed}" for seed in (3, 4) for name in names]
     printed = capsys.readouterr().out
-    assert "on CPU, fp32: about" in printed and "[2/6] LoRA r=2, flip off, seed 3" in printed and "4 left, about" in printed
+    assert (
+        "on CPU, fp32: about" in printed
+        and "[2/6] LoRA r=2, flip off, seed 3" in printed
+        and "4 left, about" in printed
+    )
 
-    scores = [json.loads((output / f"lora-r-2_seed{seed}" / "scores.json").read_text())["metrics"]["accuracy"] for seed in (3, 4)]
-    best = [json.loads((output / f"lora-r-2_seed{seed}" / "run.json").read_text())["best"]["value"] for seed in (3, 4)]
+    scores = [
+        json.loads((output / f"lora-r-2_seed{seed}" / "scores.json").read_text())["metrics"]["accuracy"]
+        for seed in (3, 4)
+    ]
+    best = [
+        json.loads((output / f"lora-r-2_seed{seed}" / "run.json").read_text())["best"]["value"]
+        for seed in (3, 4)
+    ]
     first, _, failed = read_csv(output / "table.csv")
     assert (first["row"], first["finished"], first["reported_score"]) == ("LoRA r=2", "2", "0.915")
-    assert float(first["test_accuracy"]) == mean(scores) and float(first["test_accuracy_sd"]) == pytest.approx(stdev(scores))
-    assert float(first["val_accuracy"]) == mean(best) and float(first["val_accuracy_sd"]) == pytest.approx(stdev(best))
+    assert float(first["test_accuracy"]) == mean(scores) and float(
+        first["test_accuracy_sd"]
+    ) == pytest.approx(stdev(scores))
+    assert float(first["val_accuracy"]) == mean(best) and float(first["val_accuracy_sd"]) == pytest.approx(
+        stdev(best)
+    )
     assert (
         float(first["trainable"]) == 2 * 2 * 2 * (32 + 32) + 3 * 33
     )  # two layers, query and key, A and B of rank 2; the head of 3 classes
-    assert failed["finished"] == "0" and "the loss became NaN" in failed["failed"] and "exit code 2" in failed["failed"]
+    assert (
+        failed["finished"] == "0"
+        and "the loss became NaN" in failed["failed"]
+        and "exit code 2" in failed["failed"]
+    )
     assert [line["seed"] for line in read_csv(output / "trials.csv")] == ["3", "3", "3", "4", "4", "4"]
     text = (output / "table.md").read_text(encoding="utf-8")
-    assert f"| {mean(scores):.4f} ± {stdev(scores):.4f} (2) |" in text and "| score 0.915, 3.8 GB, 12h03m |" in text
+    assert (
+        f"| {mean(scores):.4f} ± {stdev(scores):.4f} (2) |" in text
+        and "| score 0.915, 3.8 GB, 12h03m |" in text
+    )
     assert (
         "- diverges, seed 3: the loss became NaN" in text
         and "error: the loss became NaN" in (output / "diverges_seed3" / "trial.log").read_text()
     )
-    assert (output / "score_memory.png").stat().st_size > 5000 and (output / "score_time.png").stat().st_size > 5000
+    assert (output / "score_memory.png").stat().st_size > 5000 and (
+        output / "score_time.png"
+    ).stat().st_size > 5000
     base = "model_beit/model.safetensors"
     assert (output / "lora-r-2_seed3" / base).samefile(output / "lora-r-2-flip-off_seed3" / base)
     assert not (output / "lora-r-2_seed3" / base).samefile(output / "lora-r-2_seed4" / base)
@@ -168,11 +228,17 @@ def test_a_grid_from_the_first_dry_run_to_the_table(competition: Path, tiny_back
     commands.clear()
     with pytest.raises(UserError, match="2 of 6 trials failed"):
         ablation.main(call)
-    assert trained(commands) == ["diverges_seed3", "diverges_seed4"] and "--resume" in commands[0] and len(commands) == 2
+    assert (
+        trained(commands) == ["diverges_seed3", "diverges_seed4"]
+        and "--resume" in commands[0]
+        and len(commands) == 2
+    )
 
     write_grid(grid, [{**ROWS[0], "set": {"lora.rank": 4}}, ROWS[1]])
     commands.clear()
-    with pytest.raises(UserError, match=r"(?s)--redo.*LoRA r=2, seed 3: lora\.rank: 2 -> 4.*LoRA r=2, seed 4"):
+    with pytest.raises(
+        UserError, match=r"(?s)--redo.*LoRA r=2, seed 3: lora\.rank: 2 -> 4.*LoRA r=2, seed 4"
+    ):
         ablation.main(call)
     assert not commands
     assert ablation.main([*call, "--redo"]) == 0
@@ -191,13 +257,24 @@ def test_a_row_that_cannot_be_built_stops_the_grid_before_the_first_starts(
         {"name": "worse", "set": {"backbone": "./no"}},
     ]
     rows[0]["set"] = {"backbone": str(tiny_backbone), "image_size": None}
-    call = ["--grid", str(write_grid(tmp_path / "g.yaml", rows)), "--data", str(competition), "--output", str(tmp_path / "out")]
-    with pytest.raises(UserError, match=r"(?s)nothing was started.*bad: --backbone .*no such folder.*worse: --backbone \./no") as caught:
+    call = [
+        "--grid",
+        str(write_grid(tmp_path / "g.yaml", rows)),
+        "--data",
+        str(competition),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    with pytest.raises(
+        UserError, match=r"(?s)nothing was started.*bad: --backbone .*no such folder.*worse: --backbone \./no"
+    ) as caught:
         ablation.main(call)
     assert "good" not in str(caught.value) and not trained(commands)
 
 
-def test_a_stopped_grid_goes_on_inside_the_trial(competition: Path, tiny_backbone: Path, tmp_path: Path, commands, monkeypatch) -> None:
+def test_a_stopped_grid_goes_on_inside_the_trial(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, commands, monkeypatch
+) -> None:
     from test_resume import interrupt_after
 
     grid = write_grid(tmp_path / "g.yaml", ROWS[:2], seeds=[3])
@@ -205,7 +282,16 @@ def test_a_stopped_grid_goes_on_inside_the_trial(competition: Path, tiny_backbon
     for name in ("test", "sample_submission.csv"):
         path = competition / name
         path.rename(tmp_path / name)
-    call = ["--grid", str(grid), "--data", str(competition), "--output", str(tmp_path / "out"), "--backbone", str(tiny_backbone)]
+    call = [
+        "--grid",
+        str(grid),
+        "--data",
+        str(competition),
+        "--output",
+        str(tmp_path / "out"),
+        "--backbone",
+        str(tiny_backbone),
+    ]
     call += ["--set", "epochs=2"]
     assert ablation.main([*call, "--dry-run"]) == 0 and not trained(commands)
     with monkeypatch.context() as patched:
@@ -217,7 +303,10 @@ def test_a_stopped_grid_goes_on_inside_the_trial(competition: Path, tiny_backbon
     unfinished = trained(commands)[0]
     assert "resuming in epoch" in (tmp_path / "out" / unfinished / "trial.log").read_text()
     first, second = read_csv(tmp_path / "out" / "table.csv")
-    assert first["finished"] == second["finished"] == "1" and first["val_accuracy_sd"] == first["test_accuracy"] == ""
+    assert (
+        first["finished"] == second["finished"] == "1"
+        and first["val_accuracy_sd"] == first["test_accuracy"] == ""
+    )
 
 
 def test_trials_side_by_side_make_the_same_table(
@@ -236,7 +325,18 @@ def test_trials_side_by_side_make_the_same_table(
 
     monkeypatch.setattr(side_by_side, "run_children", run_here)
     grid, output = write_grid(tmp_path / "g.yaml", [ROWS[0], ROWS[2]], seeds=[3]), tmp_path / "out"
-    call = ["--grid", str(grid), "--data", str(competition), "--output", str(output), "--backbone", str(tiny_backbone), "--parallel", "9"]
+    call = [
+        "--grid",
+        str(grid),
+        "--data",
+        str(competition),
+        "--output",
+        str(output),
+        "--backbone",
+        str(tiny_backbone),
+        "--parallel",
+        "9",
+    ]
     with pytest.raises(UserError, match=r"(?s)1 of 2 trials failed.*diverges, seed 3: the loss became NaN"):
         ablation.main([*call, "--solution", str(competition.parent / "solution.csv")])
     assert trained(commands) == ["lora-r-2_seed3", "diverges_seed3"]
@@ -247,7 +347,9 @@ def test_trials_side_by_side_make_the_same_table(
     assert not (output / "lora-r-2_seed3" / "state").exists()
 
 
-def test_side_by_side_needs_a_number_and_a_card_each(competition: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_side_by_side_needs_a_number_and_a_card_each(
+    competition: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     with pytest.raises(UserError, match="--parallel 0: at least 1"):
@@ -258,14 +360,26 @@ def test_side_by_side_needs_a_number_and_a_card_each(competition: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_side_by_side_in_real_processes_stopped_and_continued(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_side_by_side_in_real_processes_stopped_and_continued(
+    competition: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     rows = [{"name": name, "set": {"epochs": 30, "checkpoint.every_minutes": 0.001}} for name in "ab"]
     grid, output = write_grid(tmp_path / "g.yaml", rows, seeds=[3]), tmp_path / "out"
-    command = [sys.executable, "-m", "pipeline.experiments.ablation", "--grid", str(grid), "--data", str(competition)]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.experiments.ablation",
+        "--grid",
+        str(grid),
+        "--data",
+        str(competition),
+    ]
     command += ["--output", str(output), "--backbone", str(tiny_backbone), "--parallel", "2"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     folders = [output / "a_seed3", output / "b_seed3"]
-    while not all(list((folder / "state").glob("[0-9]*.json")) for folder in folders) and process.poll() is None:
+    while (
+        not all(list((folder / "state").glob("[0-9]*.json")) for folder in folders) and process.poll() is None
+    ):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate()
@@ -273,22 +387,37 @@ def test_side_by_side_in_real_processes_stopped_and_continued(competition: Path,
     assert not any((folder / "run.json").exists() for folder in folders)
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert all("resuming in epoch" in (folder / "trial.log").read_text(encoding="utf-8") for folder in folders)
+    assert all(
+        "resuming in epoch" in (folder / "trial.log").read_text(encoding="utf-8") for folder in folders
+    )
     assert [line["finished"] for line in read_csv(output / "table.csv")] == ["1", "1"]
     base = "model_beit/model.safetensors"
     assert (folders[0] / base).samefile(folders[1] / base)
 
 
 @pytest.mark.slow
-def test_every_architecture_of_the_first_grid_goes_through(competition: Path, tmp_path: Path, commands) -> None:
-    call = ["--grid", "backbones-here", "--data", str(competition), "--output", str(tmp_path / "out"), "--set", "data.val_fraction=0.25"]
+def test_every_architecture_of_the_first_grid_goes_through(
+    competition: Path, tmp_path: Path, commands
+) -> None:
+    call = [
+        "--grid",
+        "backbones-here",
+        "--data",
+        str(competition),
+        "--output",
+        str(tmp_path / "out"),
+        "--set",
+        "data.val_fraction=0.25",
+    ]
     assert ablation.main(call) == 0
     assert [line["finished"] for line in read_csv(tmp_path / "out" / "table.csv")] == ["1"] * 4
     assert ablation.main(call) == 0 and len(trained(commands)) == 4
 
 
 @pytest.mark.slow
-def test_a_killed_grid_takes_its_process_along_and_goes_on(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_a_killed_grid_takes_its_process_along_and_goes_on(
+    competition: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     """In real processes: SIGKILL to the grid alone ends train.py too, and the same command goes on from its
     state.
     """
@@ -308,12 +437,23 @@ def test_a_killed_grid_takes_its_process_along_and_goes_on(competition: Path, ti
     command += ["--backbone", str(tiny_backbone)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     end = time.monotonic() + 180
-    while not list((output / "long_seed3" / "state").glob("[0-9]*.json")) and time.monotonic() < end and process.poll() is None:
+    while (
+        not list((output / "long_seed3" / "state").glob("[0-9]*.json"))
+        and time.monotonic() < end
+        and process.poll() is None
+    ):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (output / "long_seed3" / "run.json").exists()
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    again = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
     assert again.returncode == 0, again.stdout + again.stderr
     log = (output / "long_seed3" / "trial.log").read_text(encoding="utf-8")
     assert log.count("$ python train.py") == 2 and "resuming in epoch" in log
@@ -326,7 +466,9 @@ def test_rows_are_compared_by_the_competition_s_metric(tmp_path: Path) -> None:
 
     data = make_competition(tmp_path / "data")
     ids = [line.split(",")[0] for line in (data / "sample_submission.csv").read_text().splitlines()[1:]]
-    (data / "sample_submission.csv").write_text("id,blue,green,red\n" + "".join(f"{name},0.3,0.3,0.4\n" for name in ids))
+    (data / "sample_submission.csv").write_text(
+        "id,blue,green,red\n" + "".join(f"{name},0.3,0.3,0.4\n" for name in ids)
+    )
     args = ablation.parse(["--grid", "ranks-here", "--data", str(data)])
     _, metric = ablation.open_bench(args, load_grid("ranks-here"), tmp_path / "out", ())
     assert metric == "log_loss"

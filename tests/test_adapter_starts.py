@@ -12,7 +12,17 @@ import torch
 from conftest import make_competition
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_lora import EVERYWHERE, assert_close, attach, load_adapter, logits, merge, plain_state_dict, save_adapter, tiny
+from test_lora import (
+    EVERYWHERE,
+    assert_close,
+    attach,
+    load_adapter,
+    logits,
+    merge,
+    plain_state_dict,
+    save_adapter,
+    tiny,
+)
 from test_resume import assert_same, flags, interrupt_after, resume
 
 import train
@@ -28,10 +38,13 @@ def test_saved_on_the_unchanged_backbone(init: str, use_rslora: bool, tmp_path: 
     model = attach(tiny("vit"), 4, 6, 0.1, EVERYWHERE, init=init, use_rslora=use_rslora).eval()
     assert_close(logits(model), before)  # training starts from the pretrained model
     assert not torch.equal(
-        model.get_base_model().vit.layers[0].attention.q_proj.base_layer.weight, tiny("vit").vit.layers[0].attention.q_proj.weight
+        model.get_base_model().vit.layers[0].attention.q_proj.base_layer.weight,
+        tiny("vit").vit.layers[0].attention.q_proj.weight,
     )
     plain, original = plain_state_dict(model), tiny("vit").state_dict()
-    assert plain.keys() == original.keys() and all(torch.equal(plain[name], weight) for name, weight in original.items())
+    assert plain.keys() == original.keys() and all(
+        torch.equal(plain[name], weight) for name, weight in original.items()
+    )
     train_a_little(model)
     save_adapter(model, tmp_path)
     expected = logits(model)
@@ -58,7 +71,9 @@ def test_a_state_of_another_machine_brings_its_own_beginning() -> None:
     model = attach(tiny("vit"), 4, 8, 0.0, ("query",), init="pissa").eval()
     train_a_little(model)
     expected, starts = logits(model), starts_of(model)
-    trained = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    trained = {
+        name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad
+    }
     other = attach(tiny("vit"), 4, 8, 0.0, ("query",), init="olora").eval()
     put_starts(other, starts)
     other.load_state_dict(trained, strict=False)
@@ -87,5 +102,9 @@ def test_a_run_resumed_is_the_same(tiny_backbone: Path, tmp_path: Path, monkeypa
             train.main([*flags(data, tiny_backbone, tmp_path / "b"), *keys])
     assert resume(data, tmp_path / "b") == 0
     assert_same(tmp_path / "a", tmp_path / "b")
-    saved, original = (load_file(path / "model.safetensors") for path in (tmp_path / "a" / "model_beit", tiny_backbone))
-    assert all(torch.equal(saved[name], weight) for name, weight in original.items() if "classifier" not in name)
+    saved, original = (
+        load_file(path / "model.safetensors") for path in (tmp_path / "a" / "model_beit", tiny_backbone)
+    )
+    assert all(
+        torch.equal(saved[name], weight) for name, weight in original.items() if "classifier" not in name
+    )

@@ -22,7 +22,16 @@ from pipeline.recipe import Recipe
 from pipeline.report.page import build_report
 from pipeline.targets.baseline import Baseline, constant_baseline
 from pipeline.targets.target import Target, multiclass
-from pipeline.training.advice import LARGE_BACKBONE, LARGE_RECIPE, FloorWatch, Watch, advise, below_floor, no_better, way_of_head
+from pipeline.training.advice import (
+    LARGE_BACKBONE,
+    LARGE_RECIPE,
+    FloorWatch,
+    Watch,
+    advise,
+    below_floor,
+    no_better,
+    way_of_head,
+)
 from pipeline.training.optim import plan_schedule
 
 NAMES = ["apple", "lemon", "lime"]
@@ -31,17 +40,30 @@ VAL = ["apple", "lemon", "apple", "lime", "lemon"]
 
 
 def lines(
-    name: str = "beit-large-384-lora", num_train: int = 551, num_val: int = 29, num_classes: int = 24, new_head: bool = True, **keys
+    name: str = "beit-large-384-lora",
+    num_train: int = 551,
+    num_val: int = 29,
+    num_classes: int = 24,
+    new_head: bool = True,
+    **keys,
 ) -> str:
     recipe = load_recipe(name, keys)
-    return "\n".join(advise(recipe, plan_schedule(recipe, num_train), num_train, num_val, num_classes, new_head, "multiclass"))
+    return "\n".join(
+        advise(
+            recipe, plan_schedule(recipe, num_train), num_train, num_val, num_classes, new_head, "multiclass"
+        )
+    )
 
 
 def test_the_default_on_580_photographs_says_what_is_too_little_and_what_did_better() -> None:
     text = lines()
     assert "225 optimizer steps" in text and "29 validation rows for 24 classes" in text
     assert f"{math.sqrt(0.25 / 29):.2f}" in text and "data.val_fraction=0.2 gives 116" in text
-    assert "--recipe beit-large-384-lora-ours" in text and "optimizer.head_lr=1e-2" in text and "head_only=true" in text
+    assert (
+        "--recipe beit-large-384-lora-ours" in text
+        and "optimizer.head_lr=1e-2" in text
+        and "head_only=true" in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +84,10 @@ def test_the_recipe_that_is_named_for_the_default_is_the_one_that_a_plan_takes()
     named with lora-ours itself.
     """
     assert (
-        LARGE_RECIPE == PLAN_RECIPE and load_recipe(LARGE_RECIPE).backbone == load_recipe("beit-large-384-lora").backbone == LARGE_BACKBONE
+        LARGE_RECIPE == PLAN_RECIPE
+        and load_recipe(LARGE_RECIPE).backbone
+        == load_recipe("beit-large-384-lora").backbone
+        == LARGE_BACKBONE
     )
     large, small = load_recipe(LARGE_RECIPE), load_recipe("lora-ours")
     for section in ("lora", "optimizer", "schedule", "augmentation", "effective_batch_size"):
@@ -73,7 +98,9 @@ def test_the_recipe_that_is_named_for_the_default_is_the_one_that_a_plan_takes()
 
 def test_every_flag_that_is_named_is_one(tmp_path: Path) -> None:
     """What stands in the advice is accepted by the command line and the recipe."""
-    flags = [line.strip().split("  ")[0].split() for line in lines().splitlines() if line.strip().startswith("--")]
+    flags = [
+        line.strip().split("  ")[0].split() for line in lines().splitlines() if line.strip().startswith("--")
+    ]
     assert len(flags) == 4
     for words in flags:
         args = train.parse(words)
@@ -83,12 +110,19 @@ def test_every_flag_that_is_named_is_one(tmp_path: Path) -> None:
 def train_overrides(args) -> dict:
     from pipeline.config import parse_assignments
 
-    given = {key: getattr(args, flag) for flag, key in session.RECIPE_FLAGS.items() if getattr(args, flag) is not None}
+    given = {
+        key: getattr(args, flag)
+        for flag, key in session.RECIPE_FLAGS.items()
+        if getattr(args, flag) is not None
+    }
     return given | parse_assignments(args.set)
 
 
 def test_the_way_of_the_head_is_the_sum_of_its_rates() -> None:
-    recipe = load_recipe("beit-large-384-lora", {"optimizer.head_lr": 5e-4, "schedule.name": "constant", "schedule.warmup_ratio": 0})
+    recipe = load_recipe(
+        "beit-large-384-lora",
+        {"optimizer.head_lr": 5e-4, "schedule.name": "constant", "schedule.warmup_ratio": 0},
+    )
     assert way_of_head(recipe, plan_schedule(recipe, 640)) == pytest.approx(10 * 25 * 5e-4)
 
 
@@ -101,10 +135,18 @@ def test_constant_guesses_are_scikit_learns() -> None:
     dummy = DummyClassifier(strategy="prior").fit(np.zeros((len(TRAIN), 1)), TRAIN)
     probs = dummy.predict_proba(np.zeros((len(VAL), 1)))
     most = dummy.predict(np.zeros((len(VAL), 1)))
-    assert constant_baseline("accuracy", target, TRAIN, truth) == Baseline(metrics.accuracy_score(VAL, most), "always 'apple'")
-    assert constant_baseline("log_loss", target, TRAIN, truth).value == pytest.approx(metrics.log_loss(VAL, probs), abs=1e-6)
-    assert constant_baseline("loss", target, TRAIN, truth).value == pytest.approx(metrics.log_loss(VAL, probs), abs=1e-6)
-    assert constant_baseline("macro_f1", target, TRAIN, truth).value == pytest.approx(metrics.f1_score(VAL, most, average="macro"))
+    assert constant_baseline("accuracy", target, TRAIN, truth) == Baseline(
+        metrics.accuracy_score(VAL, most), "always 'apple'"
+    )
+    assert constant_baseline("log_loss", target, TRAIN, truth).value == pytest.approx(
+        metrics.log_loss(VAL, probs), abs=1e-6
+    )
+    assert constant_baseline("loss", target, TRAIN, truth).value == pytest.approx(
+        metrics.log_loss(VAL, probs), abs=1e-6
+    )
+    assert constant_baseline("macro_f1", target, TRAIN, truth).value == pytest.approx(
+        metrics.f1_score(VAL, most, average="macro")
+    )
     assert constant_baseline("accuracy", target, TRAIN, truth[:0]) is None
 
 
@@ -116,16 +158,25 @@ def test_constant_guesses_of_other_targets() -> None:
     found = constant_baseline("rmse", numbers, ["1", "2", "6"], numbers.encode(["2", "4"]))
     assert found == Baseline(pytest.approx(math.sqrt((1 + 1) / 2)), "always the mean")
     grades = Target("ordinal", ("0", "1", "2"))
-    assert constant_baseline("qwk", grades, ["0", "0", "2", "2"], grades.encode(["0", "1", "2"])).value == pytest.approx(0)
+    assert constant_baseline(
+        "qwk", grades, ["0", "0", "2", "2"], grades.encode(["0", "1", "2"])
+    ).value == pytest.approx(0)
     # Not grade 1
-    assert constant_baseline("accuracy", grades, ["0", "0", "0", "2", "2"], grades.encode(["0", "1", "2", "0"])).value == 0.5
+    assert (
+        constant_baseline(
+            "accuracy", grades, ["0", "0", "0", "2", "2"], grades.encode(["0", "1", "2", "0"])
+        ).value
+        == 0.5
+    )
 
 
 # ---- while it trains, and at the end ----
 
 
 def test_the_watch_speaks_after_the_warm_up_and_half_way() -> None:
-    watch = Watch(Baseline(0.1, "always 'apple'"), "val_accuracy", True, 100, {"warmup_steps": 10, "total_steps": 100})
+    watch = Watch(
+        Baseline(0.1, "always 'apple'"), "val_accuracy", True, 100, {"warmup_steps": 10, "total_steps": 100}
+    )
     history: list[dict] = []
     said = []
     for epoch in range(1, 11):
@@ -142,7 +193,11 @@ def test_questions_below_their_floor_are_told_after_a_third_and_at_the_end_what_
     history = [{"epoch": epoch, "step": 10 * epoch, "val_accuracy": 0.4} for epoch in range(1, 10)]
     said = [watch.warning(history[: epoch + 1]) for epoch in range(9)]
     assert [number for number, text in enumerate(said, start=1) if text] == [3, 9]
-    assert "vqa-bert-vit-ours" in said[2] and "head.text_pooling=mean" in said[2] and "val_accuracy 0.4000" in said[2]
+    assert (
+        "vqa-bert-vit-ours" in said[2]
+        and "head.text_pooling=mean" in said[2]
+        and "val_accuracy 0.4000" in said[2]
+    )
     good = FloorWatch(floor, "val_accuracy", recipe, {"total_steps": 90}, keep_last=False)
     assert not any(good.warning([*history[:2], {"step": step, "val_accuracy": 0.5}]) for step in (30, 90))
     falling = [*history[:2], {"step": 30, "val_accuracy": 0.6}, {"step": 90, "val_accuracy": 0.4}]
@@ -151,7 +206,11 @@ def test_questions_below_their_floor_are_told_after_a_third_and_at_the_end_what_
         watch = FloorWatch(floor, "val_accuracy", recipe, {"total_steps": 90}, keep_last=last)
         told[last] = [watch.warning(falling[:epochs]) for epochs in (3, 4)]
     assert told[False] == [None, None] and told[True][0] is None  # the epoch that is kept is above
-    assert "val_accuracy 0.4000" in told[True][1] and "checkpoint.keep=best" in told[True][1] and "0.6000" in told[True][1]
+    assert (
+        "val_accuracy 0.4000" in told[True][1]
+        and "checkpoint.keep=best" in told[True][1]
+        and "0.6000" in told[True][1]
+    )
     ours = load_recipe("vqa-bert-vit-ours")  # which follows all of this
     assert [line.split()[0] for line in below_floor(ours)] == ["--epochs"]
 
@@ -170,10 +229,32 @@ def test_no_better(best: float, higher: bool, metric: str, expected: bool) -> No
     assert no_better(Baseline(0.5 if "auc" in metric else 0.1, ""), best, higher, metric, 100) is expected
 
 
-def test_a_run_that_learns_nothing_says_so_and_the_baseline_stands_beside_the_score(tmp_path: Path, tiny_backbone: Path, capsys) -> None:
+def test_a_run_that_learns_nothing_says_so_and_the_baseline_stands_beside_the_score(
+    tmp_path: Path, tiny_backbone: Path, capsys
+) -> None:
     make_competition(tmp_path / "data", per_class=12)
-    flags = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "run"), "--backbone", str(tiny_backbone), "--precision", "fp32"]
-    flags += ["--epochs", "2", "--batch-size", "4", "--accumulation-steps", "1", "--set", "data.val_fraction=0.25", "--lr", "1e-9"]
+    flags = [
+        "--data",
+        str(tmp_path / "data"),
+        "--output",
+        str(tmp_path / "run"),
+        "--backbone",
+        str(tiny_backbone),
+        "--precision",
+        "fp32",
+    ]
+    flags += [
+        "--epochs",
+        "2",
+        "--batch-size",
+        "4",
+        "--accumulation-steps",
+        "1",
+        "--set",
+        "data.val_fraction=0.25",
+        "--lr",
+        "1e-9",
+    ]
     assert train.main(flags) == 0
     told = capsys.readouterr()
     record = files.read_json(tmp_path / "run" / "run.json")

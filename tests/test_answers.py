@@ -36,7 +36,9 @@ def test_normalized_as_officially(text: str, expected: str) -> None:
     assert normalize_answer(text) == expected
 
 
-@pytest.mark.parametrize(("agreeing", "accuracy"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0), (10, 1.0)])
+@pytest.mark.parametrize(
+    ("agreeing", "accuracy"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0), (10, 1.0)]
+)
 def test_ten_annotators(agreeing: int, accuracy: float) -> None:
     """min(n / 3, 1), averaged over the ten choices of nine annotators: one who agrees is left out in n of the
     ten.
@@ -44,12 +46,19 @@ def test_ten_annotators(agreeing: int, accuracy: float) -> None:
     assert answer_accuracy("yes", ["yes"] * agreeing + ["no"] * (10 - agreeing)) == pytest.approx(accuracy)
 
 
-@given(st.lists(st.sampled_from(["red", "a red", "blue", "2", "two"]), min_size=2, max_size=10), st.sampled_from(["red", "two"]))
+@given(
+    st.lists(st.sampled_from(["red", "a red", "blue", "2", "two"]), min_size=2, max_size=10),
+    st.sampled_from(["red", "two"]),
+)
 def test_the_definition_spelled_out(answers: list[str], predicted: str) -> None:
     texts = [normalize_answer(answer) for answer in answers] if len(set(answers)) > 1 else answers
     own = normalize_answer(predicted) if len(set(answers)) > 1 else predicted
-    subsets = [[text for place, text in enumerate(texts) if place != left_out] for left_out in range(len(texts))]
-    assert answer_accuracy(predicted, answers) == pytest.approx(np.mean([min(subset.count(own) / 3, 1) for subset in subsets]))
+    subsets = [
+        [text for place, text in enumerate(texts) if place != left_out] for left_out in range(len(texts))
+    ]
+    assert answer_accuracy(predicted, answers) == pytest.approx(
+        np.mean([min(subset.count(own) / 3, 1) for subset in subsets])
+    )
 
 
 def test_texts_are_normalised_only_where_annotators_differ() -> None:
@@ -61,7 +70,12 @@ def test_scores_by_type() -> None:
     answers = [["yes"] * 10, ["2"] * 2 + ["3"] * 8, ["red"] * 10]
     assert vqa_accuracy(["yes", "2", "blue"], answers) == pytest.approx([1.0, 0.6, 0.0])
     assert vqa_scores(["yes", "2", "blue"], answers, ["yes/no", "number", "other"]) == pytest.approx(
-        {"vqa_accuracy": 1.6 / 3, "vqa_accuracy_yes_no": 1.0, "vqa_accuracy_number": 0.6, "vqa_accuracy_other": 0.0}
+        {
+            "vqa_accuracy": 1.6 / 3,
+            "vqa_accuracy_yes_no": 1.0,
+            "vqa_accuracy_number": 0.6,
+            "vqa_accuracy_other": 0.0,
+        }
     )
 
 

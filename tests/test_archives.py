@@ -39,12 +39,18 @@ def test_a_file_on_this_disk_wins_over_everything_else(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("https://drive.google.com/drive/folders/1AbCdEfGhIjKlMnOpQrStUvWxYz012345", "Google Drive folder; give the link of one file"),
+        (
+            "https://drive.google.com/drive/folders/1AbCdEfGhIjKlMnOpQrStUvWxYz012345",
+            "Google Drive folder; give the link of one file",
+        ),
         ("https://drive.google.com/file/", "https://drive.google.com/file/ has no .*file/d/FILE_ID/view"),
         ("ftp://host/file.zip", "ftp:// is not supported; give an https address"),
         ("https:///file.zip", "https:///file.zip has no host"),
         ("https://[host/file.zip", r"https://\[host/file.zip is not .*; give a full one"),
-        ("wieghts.zip", r"'wieghts.zip' is not a file \(is it .*weights.zip\?\); give a path, a Google Drive id"),
+        (
+            "wieghts.zip",
+            r"'wieghts.zip' is not a file \(is it .*weights.zip\?\); give a path, a Google Drive id",
+        ),
         (".", "is a folder; give the archive file itself"),
     ],
 )
@@ -59,7 +65,13 @@ def test_a_shown_address_holds_no_credentials():
 
 
 @pytest.mark.parametrize(
-    "text", ["https://me:secret@/a.zip", "https://me:secret@[host/a.zip", "https://me:secret@a\u2100b/a.zip", "ftp://me:secret@host/a.zip"]
+    "text",
+    [
+        "https://me:secret@/a.zip",
+        "https://me:secret@[host/a.zip",
+        "https://me:secret@a\u2100b/a.zip",
+        "ftp://me:secret@host/a.zip",
+    ],
 )
 def test_a_refused_address_is_shown_without_credentials(text, tmp_path):
     with pytest.raises(UserError) as caught:
@@ -85,7 +97,9 @@ def special(name, mode):
 
 
 def test_a_zip_is_unpacked_without_what_macos_adds(tmp_path):
-    path = write_zip(tmp_path / "a.zip", [("m/", ""), ("m/a.txt", "1"), ("__MACOSX/m/._a.txt", "x"), ("m/.DS_Store", "x")])
+    path = write_zip(
+        tmp_path / "a.zip", [("m/", ""), ("m/a.txt", "1"), ("__MACOSX/m/._a.txt", "x"), ("m/.DS_Store", "x")]
+    )
     assert [str(found) for found in unpack_zip(path, tmp_path / "new/out")] == ["m/a.txt"]
     assert (tmp_path / "new/out/m/a.txt").read_text() == "1"
     assert [found.name for found in (tmp_path / "new/out/m").iterdir()] == ["a.txt"]

@@ -46,7 +46,12 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> dict[bool, Step]:
 
 
 def choose(
-    task: Attending, choice: str = "auto", compute: Compute = BF16, before: str | None = None, batches: int = 1000, check=lambda: None
+    task: Attending,
+    choice: str = "auto",
+    compute: Compute = BF16,
+    before: str | None = None,
+    batches: int = 1000,
+    check=lambda: None,
 ):
     return choose_attention(task, compute, choice, 4, batches, 1e4, before, check)
 
@@ -89,18 +94,25 @@ def test_a_run_that_goes_on_keeps_its_form(steps: dict[bool, Step]) -> None:
         (Attending(), BF16, no_room, "9 GB"),
     ],
 )
-def test_what_was_asked_for_and_cannot_be_had_is_an_error(task: Attending, compute: Compute, check: object, named: str) -> None:
+def test_what_was_asked_for_and_cannot_be_had_is_an_error(
+    task: Attending, compute: Compute, check: object, named: str
+) -> None:
     with pytest.raises(UserError, match=named):
         choose(task, "products", compute, check=check)
 
 
-def test_a_run_by_products_trains_and_resumes_bit_for_bit(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_a_run_by_products_trains_and_resumes_bit_for_bit(
+    competition: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     def run(name: str, *more: str) -> Path:
         train.main(arguments(competition, tiny_backbone, tmp_path / name, "--precision", "bf16", *more))
         return tmp_path / name
 
     whole, fused = run("whole", "--set", "attention=products"), run("fused")
-    assert [json.loads((folder / "run.json").read_text())["attention"] for folder in (whole, fused)] == ["products", "fused"]
+    assert [json.loads((folder / "run.json").read_text())["attention"] for folder in (whole, fused)] == [
+        "products",
+        "fused",
+    ]
     adapter = "model_lora/adapter_model.safetensors"
     assert (whole / adapter).read_bytes() != (fused / adapter).read_bytes()
     with pytest.raises(Interrupted):

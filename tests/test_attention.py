@@ -20,7 +20,13 @@ from pipeline.errors import UserError
 from pipeline.models.attention_maps import attention_maps, gradient_rollout, rollout
 from pipeline.report import attention
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": 3}
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "num_labels": 3,
+}
 SHARPNESS = 3.0
 
 
@@ -32,7 +38,9 @@ def vit_that_looks_at(bright: bool) -> transformers.ViTForImageClassification:
     are through the layers.
     """
     torch.manual_seed(0)
-    model = transformers.ViTForImageClassification(transformers.ViTConfig(**SMALL, image_size=32, patch_size=8)).eval()
+    model = transformers.ViTForImageClassification(
+        transformers.ViTConfig(**SMALL, image_size=32, patch_size=8)
+    ).eval()
     roles = {"query": ("q_proj", "query"), "key": ("k_proj", "key"), "value": ("v_proj", "value")}
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -91,13 +99,17 @@ def test_rollout_of_that_attention_by_hand() -> None:
     patches = expected_heads().mean(axis=0).ravel()
     row = np.append(1 - patches.sum(), patches)
     once = 0.5 * np.outer(np.ones(17), row) + 0.5 * np.eye(17)
-    np.testing.assert_allclose(attention_maps(model, model, board()).rollout.ravel(), (once @ once)[0, 1:], rtol=1e-3)
+    np.testing.assert_allclose(
+        attention_maps(model, model, board()).rollout.ravel(), (once @ once)[0, 1:], rtol=1e-3
+    )
 
 
 def test_rollout_and_relevance_of_small_matrices() -> None:
     first, second = torch.tensor([[[0.5, 0.5], [0.2, 0.8]]]), torch.tensor([[[1.0, 0.0], [0.4, 0.6]]])
     torch.testing.assert_close(rollout([first, second]), torch.tensor([[0.75, 0.25], [0.23, 0.77]]))
-    relevance = gradient_rollout([torch.tensor([[[0.0, 1.0], [-2.0, 0.0]]]), torch.tensor([[[0.0, 0.0], [3.0, 0.0]]])])
+    relevance = gradient_rollout(
+        [torch.tensor([[[0.0, 1.0], [-2.0, 0.0]]]), torch.tensor([[[0.0, 0.0], [3.0, 0.0]]])]
+    )
     # The -2 lowered the logit and does not count
     torch.testing.assert_close(relevance, torch.tensor([[0.0, 1.0], [3.0, 3.0]]))
 
@@ -107,7 +119,9 @@ def test_gradient_shows_what_a_mean_pooled_model_reads() -> None:
     read.
     """
     torch.manual_seed(0)
-    config = transformers.BeitConfig(**SMALL, image_size=32, patch_size=8, use_mean_pooling=True, layer_scale_init_value=1.0)
+    config = transformers.BeitConfig(
+        **SMALL, image_size=32, patch_size=8, use_mean_pooling=True, layer_scale_init_value=1.0
+    )
     model = transformers.BeitForImageClassification(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -132,16 +146,30 @@ def test_gradient_shows_what_a_mean_pooled_model_reads() -> None:
 
 def tiny(kind: str) -> transformers.PreTrainedModel:
     torch.manual_seed(0)
-    swin = {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4, "num_labels": 3}
+    swin = {
+        "image_size": 32,
+        "patch_size": 2,
+        "embed_dim": 8,
+        "depths": [1, 1],
+        "num_heads": [1, 2],
+        "window_size": 4,
+        "num_labels": 3,
+    }
     configs = {
-        "beit": lambda: transformers.BeitConfig(**SMALL, image_size=32, patch_size=8, use_relative_position_bias=True),
+        "beit": lambda: transformers.BeitConfig(
+            **SMALL, image_size=32, patch_size=8, use_relative_position_bias=True
+        ),
         "vit": lambda: transformers.ViTConfig(**SMALL, image_size=32, patch_size=8),
         "dinov2": lambda: transformers.Dinov2Config(**SMALL, image_size=32, patch_size=8),
         "swin": lambda: transformers.SwinConfig(**swin),
         "swinv2": lambda: transformers.Swinv2Config(**swin),
-        "convnextv2": lambda: transformers.ConvNextV2Config(hidden_sizes=[4, 8, 8, 8], depths=[1, 1, 1, 1], patch_size=2, num_labels=3),
+        "convnextv2": lambda: transformers.ConvNextV2Config(
+            hidden_sizes=[4, 8, 8, 8], depths=[1, 1, 1, 1], patch_size=2, num_labels=3
+        ),
     }
-    return transformers.AutoModelForImageClassification.from_config(configs[kind]()).eval().requires_grad_(False)
+    return (
+        transformers.AutoModelForImageClassification.from_config(configs[kind]()).eval().requires_grad_(False)
+    )
 
 
 @pytest.mark.parametrize("kind", ["beit", "vit", "dinov2"])
@@ -151,7 +179,9 @@ def test_maps_of_frozen_models_leave_them_as_they_were(kind: str) -> None:
         before = model(pixels).logits
     maps = attention_maps(model, model, pixels)
     assert maps.heads.shape == (2, 4, 4) and maps.gradient.shape == (4, 4) and maps.gradient.max() > 0
-    assert model.config._attn_implementation == "sdpa" and all(weight.grad is None for weight in model.parameters())
+    assert model.config._attn_implementation == "sdpa" and all(
+        weight.grad is None for weight in model.parameters()
+    )
     with torch.no_grad():
         assert torch.equal(model(pixels).logits, before)
 
@@ -172,12 +202,18 @@ def test_a_model_that_shows_nothing_is_refused_in_words() -> None:
         attention_maps(model, model, torch.zeros(1, 3, 32, 32))
 
 
-def test_the_command_draws_validation_pictures_and_shows_them_on_the_page(finished_run: Path, tmp_path: Path, capsys) -> None:
+def test_the_command_draws_validation_pictures_and_shows_them_on_the_page(
+    finished_run: Path, tmp_path: Path, capsys
+) -> None:
     run = shutil.copytree(finished_run / "run", tmp_path / "run")
     assert attention.main(["--runs", str(run)]) == 0
     figures = run / "figures"
     printed = capsys.readouterr().out.split()
-    assert printed == [str(figures / "attention.png"), str(figures / "attention_heads.png"), str(run / "report.html")]
+    assert printed == [
+        str(figures / "attention.png"),
+        str(figures / "attention_heads.png"),
+        str(run / "report.html"),
+    ]
     for name in ("attention.png", "attention_heads.png"):
         with Image.open(figures / name) as picture:
             assert np.array(picture.convert("L")).std() > 10
@@ -185,13 +221,32 @@ def test_the_command_draws_validation_pictures_and_shows_them_on_the_page(finish
 
 def test_several_models_side_by_side(finished_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     pictures = [str(path) for path in sorted((finished_run / "data" / "test").iterdir())[:2]]
-    assert attention.main(["--images", *pictures, "--runs", str(tiny_backbone), str(finished_run / "run"), "--output", str(tmp_path)]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["attention.png", "attention_heads_1.png", "attention_heads_2.png"]
+    assert (
+        attention.main(
+            [
+                "--images",
+                *pictures,
+                "--runs",
+                str(tiny_backbone),
+                str(finished_run / "run"),
+                "--output",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "attention.png",
+        "attention_heads_1.png",
+        "attention_heads_2.png",
+    ]
     with Image.open(tmp_path / "attention.png") as picture:
         assert picture.width > 2 * picture.height  # 1 + 2 x 3 columns, 2 rows
 
 
-def test_captions_name_the_true_class_and_mark_mistakes(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_name_the_true_class_and_mark_mistakes(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What stands in the figure, read back from its SVG."""
     run = shutil.copytree(finished_run / "run", tmp_path / "run")
     rows = pd.read_csv(run / "val_predictions.csv", dtype=str)
@@ -205,7 +260,9 @@ def test_captions_name_the_true_class_and_mark_mistakes(finished_run: Path, tmp_
     assert svg.count(">wrong: ") == 3 * wrong  # in each of the three maps
     unknown = tmp_path / "unknown.png"
     shutil.copy(next((finished_run / "data" / "test").iterdir()), unknown)
-    attention.main(["--runs", str(run), "--images", str(unknown), "--output", str(tmp_path / "out"), "--format", "svg"])
+    attention.main(
+        ["--runs", str(run), "--images", str(unknown), "--output", str(tmp_path / "out"), "--format", "svg"]
+    )
     svg = (tmp_path / "out" / "attention.svg").read_text()
     assert "unknown.png" in svg and ">is " not in svg and "wrong: " not in svg
 

@@ -26,7 +26,15 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from pipeline.models.autograd import AdaptedLinear, BiasedAttention, Gelu, Linear, Norm, ProductAttention, source_of
+from pipeline.models.autograd import (
+    AdaptedLinear,
+    BiasedAttention,
+    Gelu,
+    Linear,
+    Norm,
+    ProductAttention,
+    source_of,
+)
 from pipeline.models.half_weights import (
     attend_by_products,
     cache_frozen_bias,
@@ -38,8 +46,22 @@ from pipeline.models.half_weights import (
 )
 from pipeline.models.lora import attach
 
-FLAT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "image_size": 32, "patch_size": 8}
-WINDOWS = {"image_size": 32, "patch_size": 2, "embed_dim": 32, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4}
+FLAT = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "image_size": 32,
+    "patch_size": 8,
+}
+WINDOWS = {
+    "image_size": 32,
+    "patch_size": 2,
+    "embed_dim": 32,
+    "depths": [1, 1],
+    "num_heads": [2, 4],
+    "window_size": 4,
+}
 PIXELS = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(6) % 5
 
@@ -61,7 +83,15 @@ def draw(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
 FROZEN = draw((8, 8), (8,), (8,))[:2]  # weight and bias of the layer with an adapter
 
 
-def lean_block(dropout: float, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor, *rest: torch.Tensor):
+def lean_block(
+    dropout: float,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    b: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    *rest: torch.Tensor,
+):
     """Norm, a layer beside a frozen one with an adapter of rank 2, GELU, a layer without a bias: each reads
     what the one before can make again.
     """
@@ -73,7 +103,15 @@ def lean_block(dropout: float, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor
     return Linear.apply(hidden, w2, None, kind, source_of(hidden))
 
 
-def plain_block(dropout: float, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor, *rest: torch.Tensor):
+def plain_block(
+    dropout: float,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    b: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    *rest: torch.Tensor,
+):
     w2, a = rest
     x = F.layer_norm(x, (8,), w, b, 1e-5)
     adapted = F.linear(x, *FROZEN) + F.linear(F.linear(F.dropout(x, dropout), a[:2]), a[2:].T) * 0.5
@@ -90,8 +128,13 @@ def test_in_float32_the_gradients_are_torchs(dropout: float) -> None:
 
 def test_a_trained_bias_under_an_adapter_has_its_gradient() -> None:
     inputs = draw((3, 5, 8), (8,), (4, 8))
-    own = gradients(lambda x, b, a: AdaptedLinear.apply(x, FROZEN[0], b, a[:2], a[2:].T, 0.5, 0.0, torch.float32, None), inputs)
-    plain = gradients(lambda x, b, a: F.linear(x, FROZEN[0], b) + F.linear(F.linear(x, a[:2]), a[2:].T) * 0.5, inputs)
+    own = gradients(
+        lambda x, b, a: AdaptedLinear.apply(x, FROZEN[0], b, a[:2], a[2:].T, 0.5, 0.0, torch.float32, None),
+        inputs,
+    )
+    plain = gradients(
+        lambda x, b, a: F.linear(x, FROZEN[0], b) + F.linear(F.linear(x, a[:2]), a[2:].T) * 0.5, inputs
+    )
     for found, expected in zip(own, plain, strict=True):
         assert torch.allclose(found, expected, atol=1e-5) and expected.abs().max() > 0.1
 
@@ -99,7 +142,9 @@ def test_a_trained_bias_under_an_adapter_has_its_gradient() -> None:
 def test_attention_with_a_trained_bias() -> None:
     inputs = draw((3, 2, 7, 4), (3, 2, 7, 4), (3, 2, 7, 4), (1, 2, 7, 7))
     own = gradients(lambda q, k, v, bias: BiasedAttention.apply(q, k, v, bias, 0.3), inputs)
-    torchs = gradients(lambda q, k, v, bias: F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=0.3), inputs)
+    torchs = gradients(
+        lambda q, k, v, bias: F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=0.3), inputs
+    )
     for found, expected in zip(own, torchs, strict=True):
         assert torch.allclose(found, expected, atol=1e-5) and expected.abs().max() > 0.1
 
@@ -108,7 +153,9 @@ def test_attention_with_a_trained_bias() -> None:
 def test_attention_by_products(bias_shape: tuple[int, ...] | None) -> None:
     inputs = draw((3, 2, 7, 4), (3, 2, 7, 4), (3, 2, 7, 4), *([bias_shape] if bias_shape else []))
     own = gradients(lambda q, k, v, bias=None: ProductAttention.apply(q, k, v, bias, 0.3), inputs)
-    torchs = gradients(lambda q, k, v, bias=None: F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=0.3), inputs)
+    torchs = gradients(
+        lambda q, k, v, bias=None: F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=0.3), inputs
+    )
     for found, expected in zip(own, torchs, strict=True):
         assert torch.allclose(found, expected, atol=1e-5) and expected.abs().max() > 0.1
 
@@ -124,7 +171,9 @@ def build(kind: str, lora: bool, dropout: float = 0.0) -> nn.Module:
         sizes = {name: value for name, value in FLAT.items() if name != "intermediate_size"}
         model = Dinov2ForImageClassification(Dinov2Config(**sizes, num_labels=5))
     elif kind == "convnext":
-        model = ConvNextV2ForImageClassification(ConvNextV2Config(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, num_labels=5))
+        model = ConvNextV2ForImageClassification(
+            ConvNextV2Config(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, num_labels=5)
+        )
     elif kind == "swin":
         model = SwinForImageClassification(SwinConfig(**WINDOWS, num_labels=5))
     else:
@@ -141,18 +190,24 @@ def build(kind: str, lora: bool, dropout: float = 0.0) -> nn.Module:
     return model.train()
 
 
-def step(model: nn.Module, dtype: torch.dtype | None = torch.bfloat16) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def step(
+    model: nn.Module, dtype: torch.dtype | None = torch.bfloat16
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Logits and gradients of one training step."""
     torch.manual_seed(3)
     model.zero_grad(set_to_none=True)
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         logits = model(pixel_values=PIXELS).logits
     F.cross_entropy(logits.float(), LABELS).backward()
-    return logits.detach().float(), {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    return logits.detach().float(), {
+        name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None
+    }
 
 
 def same_bits(one: tuple, other: tuple) -> bool:
-    return torch.equal(one[0], other[0]) and all(torch.equal(one[1][name], other[1][name]) for name in one[1] | other[1])
+    return torch.equal(one[0], other[0]) and all(
+        torch.equal(one[1][name], other[1][name]) for name in one[1] | other[1]
+    )
 
 
 def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
@@ -210,7 +265,9 @@ def step_logits(model: nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["beit", "dinov2"])
-@pytest.mark.parametrize("options", [{"also_train": ("norms", "biases")}, {"variant": "dora"}], ids=["norms and biases", "dora"])
+@pytest.mark.parametrize(
+    "options", [{"also_train": ("norms", "biases")}, {"variant": "dora"}], ids=["norms and biases", "dora"]
+)
 def test_a_lean_step_of_other_adapters_is_autocasts(kind: str, options: dict) -> None:
     """As above; norms and biases that are trained have gradients, and DoRA's layers keep the exact weights
     that lengths are taken of.
@@ -227,20 +284,33 @@ def test_a_lean_step_of_other_adapters_is_autocasts(kind: str, options: dict) ->
     exact, autocast, model = step(adapted(), None), step(adapted()), adapted()
     use_half_weights(model, torch.bfloat16)
     logits, grads = step(model)
-    assert (logits - exact[0]).abs().max() <= 1.2 * (autocast[0] - exact[0]).abs().max() + 2**-8 * exact[0].abs().max()
+    assert (logits - exact[0]).abs().max() <= 1.2 * (autocast[0] - exact[0]).abs().max() + 2**-8 * exact[
+        0
+    ].abs().max()
     assert distance(grads, exact[1]) <= 1.2 * distance(autocast[1], exact[1]) + 1e-3
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    assert grads.keys() == trained and (len([name for name in trained if "norm" in name]) > 3) == ("also_train" in options)
+    assert grads.keys() == trained and (len([name for name in trained if "norm" in name]) > 3) == (
+        "also_train" in options
+    )
 
 
 def test_where_norms_alone_are_trained_the_first_one_has_no_gradient_of_its_input() -> None:
     model = build("dinov2", lora=False).requires_grad_(False).train()
-    norms = [weight for module in model.modules() if isinstance(module, nn.LayerNorm) for weight in module.parameters()]
+    norms = [
+        weight
+        for module in model.modules()
+        if isinstance(module, nn.LayerNorm)
+        for weight in module.parameters()
+    ]
     for weight in norms:
         weight.requires_grad_(True)
     use_half_weights(model, torch.bfloat16)
     logits, grads = step(model)
-    assert logits.isfinite().all() and len(grads) == len(norms) and all(grad.abs().sum() > 0 for grad in grads.values())
+    assert (
+        logits.isfinite().all()
+        and len(grads) == len(norms)
+        and all(grad.abs().sum() > 0 for grad in grads.values())
+    )
 
 
 @pytest.mark.parametrize(("kind", "lora"), KINDS)
@@ -295,7 +365,11 @@ def test_two_backward_passes_of_one_graph() -> None:
     loss.backward(retain_graph=True)
     once = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     loss.backward()
-    assert all(torch.equal(weight.grad, 2 * once[name]) for name, weight in model.named_parameters() if weight.grad is not None)
+    assert all(
+        torch.equal(weight.grad, 2 * once[name])
+        for name, weight in model.named_parameters()
+        if weight.grad is not None
+    )
 
 
 def test_bfloat16_predicts_what_float32_does() -> None:
@@ -303,7 +377,11 @@ def test_bfloat16_predicts_what_float32_does() -> None:
     further apart than that.
     """
     torch.manual_seed(0)
-    config = BeitConfig(**(FLAT | {"hidden_size": 192, "num_hidden_layers": 12}), num_labels=50, use_relative_position_bias=True)
+    config = BeitConfig(
+        **(FLAT | {"hidden_size": 192, "num_hidden_layers": 12}),
+        num_labels=50,
+        use_relative_position_bias=True,
+    )
     model = BeitForImageClassification(config).eval().requires_grad_(False)
     for weight in model.parameters():
         nn.init.normal_(weight, mean=1.0 if weight.ndim == 1 else 0.0, std=0.05)

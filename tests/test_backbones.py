@@ -17,7 +17,13 @@ import pytest
 import torch
 from conftest import Malicious
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageClassification, SwinConfig, SwinForImageClassification, Swinv2Config, ViTConfig
+from transformers import (
+    AutoModelForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+    Swinv2Config,
+    ViTConfig,
+)
 
 from pipeline.data.transforms import FILE_NAME, Preprocessing
 from pipeline.errors import UserError
@@ -79,11 +85,16 @@ def test_other_classes_get_a_seeded_new_head_and_keep_the_rest(tiny_backbone: Pa
         assert backbone.new_head and backbone.model.classifier.bias.tolist() == [0, 0, 0]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
     assert heads[0].shape == (3, 32) and 0.015 < heads[0].std() < 0.025
-    assert backbone.model.config.id2label == {0: "blue", 1: "green", 2: "red"} and backbone.model.config.label2id["red"] == 2
+    assert (
+        backbone.model.config.id2label == {0: "blue", 1: "green", 2: "red"}
+        and backbone.model.config.label2id["red"] == 2
+    )
     stored = AutoModelForImageClassification.from_pretrained(tiny_backbone).state_dict()
     loaded = backbone.model.state_dict()
     assert loaded.keys() == stored.keys()
-    assert all(torch.equal(loaded[name], stored[name]) for name in stored if not name.startswith("classifier."))
+    assert all(
+        torch.equal(loaded[name], stored[name]) for name in stored if not name.startswith("classifier.")
+    )
     assert all(weight.dtype == torch.float32 for weight in backbone.model.parameters())
 
 
@@ -108,7 +119,10 @@ def test_the_same_number_of_other_classes_is_a_new_head_too(tiny_backbone: Path)
 
 
 def test_a_checkpoint_without_a_head_gets_a_new_one_and_says_so(folder: Path) -> None:
-    change_weights(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("classifier.")])
+    change_weights(
+        folder,
+        lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("classifier.")],
+    )
     assert load_backbone(str(folder), OWN_NAMES).new_head
     assert load_backbone(str(folder), NAMES).new_head
 
@@ -124,7 +138,9 @@ def test_rebuild_says_when_the_head_is_not_the_saved_one(folder: Path) -> None:
 
 
 def test_half_precision_checkpoints_become_float32(folder: Path) -> None:
-    change_weights(folder, lambda tensors: tensors.update({name: tensor.half() for name, tensor in tensors.items()}))
+    change_weights(
+        folder, lambda tensors: tensors.update({name: tensor.half() for name, tensor in tensors.items()})
+    )
     change_config(folder, dtype="float16")
     model = load_backbone(str(folder), OWN_NAMES).model
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
@@ -147,11 +163,18 @@ def test_missing_unexpected_misshapen_and_nan_weights_are_all_named(folder: Path
         text = str(caught.value)
         assert text.startswith(f"the weights in {folder} do not fit BeitForImageClassification:")
         assert "q_proj.weight: missing" in text and "something.else: unexpected" in text
-        assert "k_proj.weight: another shape" in text and "layernorm_after.weight: holds NaN or infinity" in text
+        assert (
+            "k_proj.weight: another shape" in text and "layernorm_after.weight: holds NaN or infinity" in text
+        )
 
 
 def test_weights_that_classifiers_do_not_use_are_no_problem(folder: Path) -> None:
-    change_weights(folder, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(8, 32), "lm_head.bias": torch.zeros(8)}))
+    change_weights(
+        folder,
+        lambda tensors: tensors.update(
+            {"lm_head.weight": torch.zeros(8, 32), "lm_head.bias": torch.zeros(8)}
+        ),
+    )
     assert load_backbone(str(folder), NAMES).new_head
 
 
@@ -174,7 +197,9 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(folder: Path, tmp_p
     torch.save({"classifier.weight": Malicious(trap)}, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"\.bin .*unsafe pickle"):
         load_backbone(str(folder), NAMES)
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"classifier.weight": Malicious(trap)}, protocol=2))
+    (folder / "pytorch_model.bin").write_bytes(
+        pickle.dumps({"classifier.weight": Malicious(trap)}, protocol=2)
+    )
     with pytest.raises(UserError):
         load_backbone(str(folder), NAMES)
     assert not trap.exists()
@@ -183,14 +208,25 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(folder: Path, tmp_p
 def test_a_plain_pickled_checkpoint_loads(folder: Path, tiny_backbone: Path) -> None:
     torch.save(weights_of(folder), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert torch.equal(logits(load_backbone(str(folder), OWN_NAMES).model), logits(load_backbone(str(tiny_backbone), OWN_NAMES).model))
+    assert torch.equal(
+        logits(load_backbone(str(folder), OWN_NAMES).model),
+        logits(load_backbone(str(tiny_backbone), OWN_NAMES).model),
+    )
 
 
 @pytest.mark.parametrize("model_type", ["beit", "home-made"])
-def test_code_that_comes_with_a_model_is_never_executed(folder: Path, tmp_path: Path, model_type: str) -> None:
+def test_code_that_comes_with_a_model_is_never_executed(
+    folder: Path, tmp_path: Path, model_type: str
+) -> None:
     trap = tmp_path / "executed"
-    (folder / "evil.py").write_text(f"from pathlib import Path\nPath({str(trap)!r}).touch()\nclass C: pass\nclass M: pass\n")
-    auto_map = {"AutoConfig": "evil.C", "AutoModelForImageClassification": "evil.M", "AutoImageProcessor": "evil.C"}
+    (folder / "evil.py").write_text(
+        f"from pathlib import Path\nPath({str(trap)!r}).touch()\nclass C: pass\nclass M: pass\n"
+    )
+    auto_map = {
+        "AutoConfig": "evil.C",
+        "AutoModelForImageClassification": "evil.M",
+        "AutoImageProcessor": "evil.C",
+    }
     change_config(folder, auto_map=auto_map, model_type=model_type)
     if model_type == "beit":
         assert not load_backbone(str(folder), OWN_NAMES).new_head
@@ -233,11 +269,16 @@ def test_a_hub_id_out_of_reach_is_one_message_at_once(offline: Path) -> None:
         load_backbone("nobody/no-such-model", NAMES)
     assert time.monotonic() - started < 20  # retries with pauses would take longer
     text = str(caught.value)
-    assert text.startswith("--backbone nobody/no-such-model: not in this machine's cache") and "use a folder on disk" in text
+    assert (
+        text.startswith("--backbone nobody/no-such-model: not in this machine's cache")
+        and "use a folder on disk" in text
+    )
     assert len(text.splitlines()) == 2
 
 
-def test_a_hub_id_in_the_cache_needs_no_network_and_brings_its_rule(offline: Path, tiny_backbone: Path) -> None:
+def test_a_hub_id_in_the_cache_needs_no_network_and_brings_its_rule(
+    offline: Path, tiny_backbone: Path
+) -> None:
     commit = "0123456789012345678901234567890123456789"
     entry = offline / "models--someone--tiny"
     shutil.copytree(tiny_backbone, entry / "snapshots" / commit)
@@ -252,16 +293,26 @@ def test_a_hub_id_in_the_cache_needs_no_network_and_brings_its_rule(offline: Pat
 
 def test_the_rule_without_a_file_is_the_architectures(tiny_backbone: Path) -> None:
     assert load_backbone(str(tiny_backbone), NAMES).preprocessing == Preprocessing(32, 32, resample=2)
-    assert load_backbone(str(tiny_backbone), NAMES, image_size=64).preprocessing == Preprocessing(64, 64, resample=2)
+    assert load_backbone(str(tiny_backbone), NAMES, image_size=64).preprocessing == Preprocessing(
+        64, 64, resample=2
+    )
     assert set(DEFAULT_RULES) >= {"beit", "vit", "swin", "swinv2"}
 
 
 def test_save_and_load_again_with_plain_transformers(tiny_backbone: Path, tmp_path: Path) -> None:
     backbone = load_backbone(str(tiny_backbone), NAMES)
     for _ in range(2):  # over an older one too
-        save_backbone(backbone.model, backbone.model.state_dict(), backbone.preprocessing, tmp_path / "model_beit")
-    assert {path.name for path in (tmp_path / "model_beit").iterdir()} == {"config.json", "model.safetensors", FILE_NAME}
-    plain, info = AutoModelForImageClassification.from_pretrained(tmp_path / "model_beit", output_loading_info=True)
+        save_backbone(
+            backbone.model, backbone.model.state_dict(), backbone.preprocessing, tmp_path / "model_beit"
+        )
+    assert {path.name for path in (tmp_path / "model_beit").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        FILE_NAME,
+    }
+    plain, info = AutoModelForImageClassification.from_pretrained(
+        tmp_path / "model_beit", output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert plain.config.id2label == dict(enumerate(NAMES))
     assert torch.equal(logits(plain), logits(backbone.model))
@@ -280,7 +331,13 @@ def test_random_weights_use_only_the_architecture(tiny_backbone: Path) -> None:
 
 
 def test_a_model_from_an_architecture_in_the_recipe() -> None:
-    architecture = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    architecture = {
+        "model_type": "vit",
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     backbone = load_backbone("none", NAMES, None, True, architecture | {"image_size": 24, "patch_size": 8})
     assert type(backbone.model).__name__ == "ViTForImageClassification"
     assert backbone.preprocessing == Preprocessing(24, 24, resample=2, processor_type="ViTImageProcessor")
@@ -288,8 +345,22 @@ def test_a_model_from_an_architecture_in_the_recipe() -> None:
 
 
 def test_names_of_heads_and_interpolation() -> None:
-    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 32, "patch_size": 8}
-    swin = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
+    tiny = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    swin = {
+        "image_size": 32,
+        "patch_size": 4,
+        "embed_dim": 8,
+        "depths": [1, 1],
+        "num_heads": [1, 2],
+        "window_size": 4,
+    }
     models = [
         AutoModelForImageClassification.from_config(ViTConfig(**tiny, num_labels=3)),
         SwinForImageClassification(SwinConfig(**swin, num_labels=3)),
@@ -333,12 +404,20 @@ def test_a_config_that_asks_for_too_much_is_refused_before_it_is_built(
     assert str(folder) in str(caught.value)
 
 
-def test_drop_path_replaces_the_configs_rate_and_counts_in_training_alone(tiny_backbone: Path, tmp_path: Path) -> None:
+def test_drop_path_replaces_the_configs_rate_and_counts_in_training_alone(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
     pixels = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    plain, dropping = (load_backbone(str(tiny_backbone), OWN_NAMES, drop_path=rate).model for rate in (0.0, 0.9))
+    plain, dropping = (
+        load_backbone(str(tiny_backbone), OWN_NAMES, drop_path=rate).model for rate in (0.0, 0.9)
+    )
     with torch.no_grad():
-        torch.testing.assert_close(dropping.eval()(pixels).logits, plain.eval()(pixels).logits, rtol=0, atol=0)
+        torch.testing.assert_close(
+            dropping.eval()(pixels).logits, plain.eval()(pixels).logits, rtol=0, atol=0
+        )
         assert not torch.equal(dropping.train()(pixels).logits, plain.train()(pixels).logits)
-    ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32).save_pretrained(tmp_path)
+    ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32
+    ).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="drop_path: vit"):
         load_backbone(str(tmp_path), NAMES, random_weights=True, drop_path=0.1)

@@ -14,13 +14,27 @@ import pytest
 import torch
 
 from pipeline.benchmarks import baselines, benchmark, throughput
-from pipeline.benchmarks.baselines import NUM_CLASSES, RANK, Work, our_inference, our_training, prepare, titled
+from pipeline.benchmarks.baselines import (
+    NUM_CLASSES,
+    RANK,
+    Work,
+    our_inference,
+    our_training,
+    prepare,
+    titled,
+)
 from pipeline.benchmarks.benchmark import load_peer, main
 from pipeline.benchmarks.step_memory import footprints, memory_table, overlap
 from pipeline.benchmarks.throughput import Line, matrix_rate, measure, table
 from pipeline.training.compute import Compute
 
-TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32}
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+}
 CPU = Compute(torch.device("cpu"), "fp32")
 
 
@@ -57,11 +71,15 @@ def test_peers_are_timed_beside_ours_and_their_answers_compared(work: Work) -> N
 
 def test_losses_are_compared_from_the_first_weights_though_later_rounds_train_on(work: Work) -> None:
     pytest.importorskip("accelerate")
-    ours, trainer = measure(work, [our_training, load_peer("tests.benchmarks.peers:trainer_documented")], rounds=2, flops=10**6)
+    ours, trainer = measure(
+        work, [our_training, load_peer("tests.benchmarks.peers:trainer_documented")], rounds=2, flops=10**6
+    )
     assert trainer.agrees is True and trainer.ratio > 0 and ours.images_per_second > 0
 
 
-@pytest.mark.parametrize("name", ["trainer_documented", "pipeline_documented", "pipeline_best", "ours_by_openvino"])
+@pytest.mark.parametrize(
+    "name", ["trainer_documented", "pipeline_documented", "pipeline_best", "ours_by_openvino"]
+)
 def test_the_peers_give_our_answers(work: Work, name: str) -> None:
     pytest.importorskip({"t": "accelerate", "o": "openvino"}.get(name[0], "transformers"))
     peer = load_peer(f"tests.benchmarks.peers:{name}")
@@ -90,20 +108,34 @@ def test_timms_loop_trains_a_model_of_our_shape(work: Work) -> None:
 def test_footprints_are_what_train_py_counts(work: Work) -> None:
     found = {(line.trains, line.batch_size): line for line in footprints(work)}
     assert len(found) == 12 and all(line.measured is None for line in found.values())
-    lora, full, head = (found[trains, 16].counted - found[trains, 8].counted for trains in ("LoRA", "full fine-tuning", "the head alone"))
+    lora, full, head = (
+        found[trains, 16].counted - found[trains, 8].counted
+        for trains in ("LoRA", "full fine-tuning", "the head alone")
+    )
     assert full > lora > head >= 0
     assert "| LoRA | " in memory_table(list(found.values()), "fp32")
 
 
 def test_training_from_files_is_watched_and_traced(work: Work, tmp_path: Path) -> None:
     watched = overlap(work, tmp_path / "trace.json")
-    assert 0 <= watched.waiting < 1 and watched.first_batch_seconds > 0 and watched.images_per_second > 0 and watched.busy is None
+    assert (
+        0 <= watched.waiting < 1
+        and watched.first_batch_seconds > 0
+        and watched.images_per_second > 0
+        and watched.busy is None
+    )
     names = [event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
     assert names.count("waiting for a batch") == 2 * 2  # two epochs of two batches
 
 
 def test_the_table_has_a_row_for_each_line_and_says_what_disagrees() -> None:
-    printed = table([Line("training", "ours", 12.34, share=0.5), Line("training", "them", 6.0, 2.0566, 0.25, False, 2_000_000_000)], "fp32")
+    printed = table(
+        [
+            Line("training", "ours", 12.34, share=0.5),
+            Line("training", "them", 6.0, 2.0566, 0.25, False, 2_000_000_000),
+        ],
+        "fp32",
+    )
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()]
     assert rows[2] == ["training", "ours", "12.3", "", "50%", "", "", "fp32"]
     assert rows[3] == ["training", "them", "6.0", "2.06 x", "25%", "NO", "2.00 GB", "fp32"]
@@ -118,8 +150,21 @@ def test_the_command_prints_one_table(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(throughput, "IMAGE_SIDES", (64, 96))
     monkeypatch.setattr(benchmark, "LOOP_STEPS", 20)
     monkeypatch.setattr(benchmark, "startup", lambda _: (0.1, 9.0))
-    arguments = ["--size", "tiny", "--images", "4", "--batch-size", "4", "--rounds", "1", "--precision", "fp32"]
-    peers = [f"--peer=tests.benchmarks.peers:{name}" for name in ("image_folder_documented", "image_folder_best")]
+    arguments = [
+        "--size",
+        "tiny",
+        "--images",
+        "4",
+        "--batch-size",
+        "4",
+        "--rounds",
+        "1",
+        "--precision",
+        "fp32",
+    ]
+    peers = [
+        f"--peer=tests.benchmarks.peers:{name}" for name in ("image_folder_documented", "image_folder_best")
+    ]
     assert main([*arguments, *peers]) == 0
     printed = capsys.readouterr().out
     for expected in (

@@ -39,7 +39,9 @@ def quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def make_class_run(run_dir: Path, rows: int = 120, seed: int = 0, skill: float = 1.0) -> tuple[Path, list[str], np.ndarray]:
+def make_class_run(
+    run_dir: Path, rows: int = 120, seed: int = 0, skill: float = 1.0
+) -> tuple[Path, list[str], np.ndarray]:
     """A run of four classes with images; its labels and its probabilities."""
     rng = np.random.default_rng(seed)
     make_run(run_dir, names=NAMES, epochs=2, per_class=1)
@@ -54,7 +56,15 @@ def make_class_run(run_dir: Path, rows: int = 120, seed: int = 0, skill: float =
         for row in range(rows):
             Image.new("RGB", (40, 30), (int(60 * truth[row]), row % 250, 90)).save(images / f"{row:03d}.png")
             sure = f"{values[row].max():.6f}"
-            writer.writerow([f"{row:03d}", images / f"{row:03d}.png", NAMES[truth[row]], NAMES[values[row].argmax()], sure])
+            writer.writerow(
+                [
+                    f"{row:03d}",
+                    images / f"{row:03d}.png",
+                    NAMES[truth[row]],
+                    NAMES[values[row].argmax()],
+                    sure,
+                ]
+            )
     record = json.loads((run_dir / "run.json").read_text())
     (run_dir / "run.json").write_text(json.dumps(record | {"data": str(images)}))
     return run_dir, [NAMES[number] for number in truth], values
@@ -71,7 +81,9 @@ def row_numbers(items: list[browsing.Item]) -> list[int]:
 # ---- what the page holds ----
 
 
-def test_a_page_holds_every_kind_of_mistake_before_much_of_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_holds_every_kind_of_mistake_before_much_of_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_dir, labels, values = make_class_run(tmp_path / "run", rows=400)
     monkeypatch.setattr(browsing, "MAX_ITEMS", 40)
     found = browse_of(run_dir)
@@ -79,12 +91,18 @@ def test_a_page_holds_every_kind_of_mistake_before_much_of_any(tmp_path: Path, m
     pairs = {(label, name) for label, name in zip(labels, said, strict=True) if label != name}
     shown = row_numbers(found["items"])
     assert len(shown) == len(set(shown)) == 40 and found["total"] == 400
-    assert len(pairs) == 12 and {(labels[row], said[row]) for row in shown if labels[row] != said[row]} == pairs
+    assert (
+        len(pairs) == 12 and {(labels[row], said[row]) for row in shown if labels[row] != said[row]} == pairs
+    )
     assert sum(labels[row] == said[row] for row in shown) == 10, "a quarter of them is right"
     given = values[np.arange(400), [NAMES.index(label) for label in labels]]
     for pair in pairs:  # of each the ones with the least probability for the true class
-        rows = sorted((row for row in range(400) if (labels[row], said[row]) == pair), key=lambda row: given[row])
-        assert {row for row in shown if (labels[row], said[row]) == pair} == set(rows[: sum((labels[r], said[r]) == pair for r in shown)])
+        rows = sorted(
+            (row for row in range(400) if (labels[row], said[row]) == pair), key=lambda row: given[row]
+        )
+        assert {row for row in shown if (labels[row], said[row]) == pair} == set(
+            rows[: sum((labels[r], said[r]) == pair for r in shown)]
+        )
 
 
 def test_pictures_end_where_their_budget_ends(tmp_path: Path) -> None:
@@ -98,7 +116,9 @@ def test_pictures_end_where_their_budget_ends(tmp_path: Path) -> None:
     assert len(kept) == len(found["items"])
 
 
-def test_a_page_above_its_limit_names_the_images_and_shows_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_above_its_limit_names_the_images_and_shows_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_dir, _, _ = make_class_run(tmp_path / "run")
     whole = build_report(run_dir).stat().st_size
     monkeypatch.setattr(page, "MAX_PAGE_BYTES", whole // 2)
@@ -113,7 +133,11 @@ def test_tokens_and_numbers_of_classes(tmp_path: Path) -> None:
     found = browse_of(run_dir)
     for item in found["items"]:
         true, said = NAMES.index(labels[item.row]), int(values[item.row].argmax())
-        assert item.tokens == {"true": str(true), "said": str(said), "is": "wrong" if true != said else "right"}
+        assert item.tokens == {
+            "true": str(true),
+            "said": str(said),
+            "is": "wrong" if true != said else "right",
+        }
         assert float(item.numbers["loss"]) == pytest.approx(-math.log(values[item.row, true]), rel=1e-4)
         assert float(item.numbers["sure"]) == pytest.approx(values[item.row, said], rel=1e-4)
     cells = [[cell["count"] for cell in cells] for _, cells in found["matrix"]["rows"]]
@@ -128,12 +152,16 @@ def test_losses_of_a_probability_and_of_grades(tmp_path: Path) -> None:
     made = make_target_run(tmp_path / "binary" / "run", BINARY, "roc_auc", images=True)
     for item in browse_of(made.path)["items"]:
         said = made.values[item.row, 0]
-        assert float(item.numbers["loss"]) == pytest.approx(-math.log(said if made.truth[item.row, 0] else 1 - said), rel=1e-4)
+        assert float(item.numbers["loss"]) == pytest.approx(
+            -math.log(said if made.truth[item.row, 0] else 1 - said), rel=1e-4
+        )
     made = make_target_run(tmp_path / "grades" / "run", GRADES, "qwk", images=True)
     found = browse_of(made.path)
     assert found["sorts"][0][0] == "off"
     for item in found["items"]:
-        assert int(item.numbers["off"]) == abs(int(made.labels[item.row]) - int(GRADES.decode(made.values[[item.row]])[0]))
+        assert int(item.numbers["off"]) == abs(
+            int(made.labels[item.row]) - int(GRADES.decode(made.values[[item.row]])[0])
+        )
 
 
 def test_labels_are_missed_said_or_found(tmp_path: Path) -> None:
@@ -170,9 +198,14 @@ def test_numbers_have_errors_and_parts_of_their_range(tmp_path: Path) -> None:
 def test_disagreement_can_be_sorted_by_where_it_is_known(tmp_path: Path) -> None:
     run_dir, _, _ = make_class_run(tmp_path / "run", rows=30)
     assert "apart" not in dict(browse_of(run_dir)["sorts"])
-    (run_dir / "disagreement.csv").write_text("id,disagreement\n" + "".join(f"{row:03d},{row / 100}\n" for row in range(30)))
+    (run_dir / "disagreement.csv").write_text(
+        "id,disagreement\n" + "".join(f"{row:03d},{row / 100}\n" for row in range(30))
+    )
     found = browse_of(run_dir)
-    assert "apart" in dict(found["sorts"]) and {item.row: float(item.numbers["apart"]) for item in found["items"]}[7] == 0.07
+    assert (
+        "apart" in dict(found["sorts"])
+        and {item.row: float(item.numbers["apart"]) for item in found["items"]}[7] == 0.07
+    )
 
 
 def test_an_unfinished_run_has_none_and_a_run_without_its_array_has(tmp_path: Path) -> None:
@@ -184,7 +217,9 @@ def test_an_unfinished_run_has_none_and_a_run_without_its_array_has(tmp_path: Pa
     assert "loss" not in dict(found["sorts"]) and len(found["items"]) == 120
 
 
-@pytest.mark.parametrize("target, metric", [(BINARY, "roc_auc"), (LABELS, "samples_f2"), (NUMBERS, "mae"), (CLASSES, "accuracy")])
+@pytest.mark.parametrize(
+    "target, metric", [(BINARY, "roc_auc"), (LABELS, "samples_f2"), (NUMBERS, "mae"), (CLASSES, "accuracy")]
+)
 def test_no_images_means_none_of_the_data(tmp_path: Path, target: Target, metric: str) -> None:
     made = make_target_run(tmp_path / "run", target, metric, images=True) if target is not CLASSES else None
     run_dir = made.path if isinstance(made, Made) else make_class_run(tmp_path / "run")[0]
@@ -212,25 +247,44 @@ def test_images_that_only_one_of_two_runs_gets_right(tmp_path: Path) -> None:
     one, labels, first = make_class_run(tmp_path / "one", seed=1)
     other, _, second = make_class_run(tmp_path / "other", seed=2, skill=2.0)
     found = read_only_right({"one": read_run_files(one), "other": read_run_files(other)})
-    right = np.array([[NAMES[p] == label for p, label in zip(values.argmax(axis=1), labels, strict=True)] for values in (first, second)])
+    right = np.array(
+        [
+            [NAMES[p] == label for p, label in zip(values.argmax(axis=1), labels, strict=True)]
+            for values in (first, second)
+        ]
+    )
     counts = [int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())]
     assert [part["count"] for part in found["each"]] == counts and min(counts) > 3
     assert (found["both"], found["none"]) == (int(right.all(axis=0).sum()), int((~right.any(axis=0)).sum()))
     alone = [f"{row:03d}.png" for row in np.flatnonzero(right[0] & ~right[1])]
     surest = max(alone, key=lambda name: second[int(name[:3])].max())
     items = found["each"][0]["items"]
-    assert items[0]["file"] == surest and {item["file"] for item in items} <= set(alone) and all(item["thumbnail"] for item in items)
+    assert (
+        items[0]["file"] == surest
+        and {item["file"] for item in items} <= set(alone)
+        and all(item["thumbnail"] for item in items)
+    )
     html = build_comparison([one, other], tmp_path / "both").read_text(encoding="utf-8")
     assert f"Only in <bdi>one</bdi>: {counts[0]}" in html and "data:image/jpeg" in html
-    assert "data:image/jpeg" not in build_comparison([one, other], tmp_path / "both", images=False).read_text(encoding="utf-8")
+    assert "data:image/jpeg" not in build_comparison([one, other], tmp_path / "both", images=False).read_text(
+        encoding="utf-8"
+    )
     assert not (one / "thumbnails.jsonl").exists(), "a comparison writes into no run"
 
 
 def test_numbers_are_nearer_in_one_run(tmp_path: Path) -> None:
-    one, two = (make_target_run(tmp_path / name / "run", NUMBERS, "mae", epochs=epochs) for name, epochs in (("one", 6), ("two", 3)))
+    one, two = (
+        make_target_run(tmp_path / name / "run", NUMBERS, "mae", epochs=epochs)
+        for name, epochs in (("one", 6), ("two", 3))
+    )
     found = read_only_right({"one": read_run_files(one.path), "two": read_run_files(two.path)})
-    errors = [np.abs((made.values - made.truth) / np.array(NUMBERS.scale)).mean(axis=1) for made in (one, two)]
-    assert [part["count"] for part in found["each"]] == [int((errors[0] < errors[1]).sum()), int((errors[1] < errors[0]).sum())]
+    errors = [
+        np.abs((made.values - made.truth) / np.array(NUMBERS.scale)).mean(axis=1) for made in (one, two)
+    ]
+    assert [part["count"] for part in found["each"]] == [
+        int((errors[0] < errors[1]).sum()),
+        int((errors[1] < errors[0]).sum()),
+    ]
     assert found["each"][0]["items"][0]["file"] == f"{int((errors[1] - errors[0]).argmax()):04d}.png"
 
 
@@ -261,7 +315,9 @@ SHOWN = """[...document.querySelectorAll('[data-items] li')].filter(item => item
 def press(browser: Browser, key: str, code: int, text: str = "") -> None:
     for kind in ("keyDown", "keyUp"):
         more = {"text": text} if text and kind == "keyDown" else {}
-        browser.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
+        browser.send(
+            "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more
+        )
 
 
 @needs_browser
@@ -275,7 +331,10 @@ def test_a_cell_of_the_matrix_shows_its_images_sorted_by_loss(browser: Browser, 
         words = f"{NAMES[true]}, {'right' if true == name else 'predicted as ' + NAMES[name]}"
         rows = [row for row in range(200) if labels[row] == NAMES[true] and said[row] == name]
         found = json.dumps(f"{len(rows)}: {words}")
-        browser.run(f"[...document.querySelectorAll('.matrix button')].find(one => one.getAttribute('aria-label') === {found}).click()")
+        browser.run(
+            "[...document.querySelectorAll('.matrix button')].find(one => one.getAttribute('aria-label') "
+            f"=== {found}).click()"
+        )
         rows.sort(key=lambda row: values[row, true])
         assert browser.run(SHOWN) == [f"{row:03d}.png" for row in rows] and rows
         assert browser.run("document.activeElement.getAttribute('role')") == "status"
@@ -285,16 +344,28 @@ def test_a_cell_of_the_matrix_shows_its_images_sorted_by_loss(browser: Browser, 
 @needs_browser
 def test_images_are_sorted_as_asked_and_more_can_be_shown(browser: Browser, tmp_path: Path) -> None:
     run_dir, _, values = make_class_run(tmp_path / "run", rows=200)
-    (run_dir / "disagreement.csv").write_text("id,disagreement\n" + "".join(f"{row:03d},{(row * 37) % 200}\n" for row in range(200)))
+    (run_dir / "disagreement.csv").write_text(
+        "id,disagreement\n" + "".join(f"{row:03d},{(row * 37) % 200}\n" for row in range(200))
+    )
     browser.open(build_report(run_dir))
-    choose = "(() => {{ const select = document.querySelector({!r}); select.value = {!r}; select.dispatchEvent(new Event('change')) }})()"
+    choose = (
+        "(() => {{ const select = document.querySelector({!r}); select.value = {!r}; "
+        "select.dispatchEvent(new Event('change')) }})()"
+    )
     browser.run(choose.format('[data-filter="is"]', ""))
-    for order, key in (("-sure", values.max(axis=1)), ("sure", -values.max(axis=1)), ("apart", -((np.arange(200) * 37) % 200))):
+    for order, key in (
+        ("-sure", values.max(axis=1)),
+        ("sure", -values.max(axis=1)),
+        ("apart", -((np.arange(200) * 37) % 200)),
+    ):
         browser.run(choose.format("[data-sort]", order))
         expected = [f"{row:03d}.png" for row in np.argsort(key, kind="stable")]
         assert browser.run(SHOWN)[:5] == expected[:5] and len(browser.run(SHOWN)) == 60
     browser.run("document.querySelector('[data-more]').click()")
-    assert browser.run(SHOWN) == expected[:120] and browser.run("document.activeElement.querySelector('.file').textContent") == expected[60]
+    assert (
+        browser.run(SHOWN) == expected[:120]
+        and browser.run("document.activeElement.querySelector('.file').textContent") == expected[60]
+    )
 
 
 @needs_browser
@@ -322,7 +393,10 @@ def test_the_keyboard_alone_reaches_a_cell_and_its_images(browser: Browser, tmp_
     browser.open(build_report(run_dir))
     for _ in range(60):
         press(browser, "Tab", 9)
-        if browser.run("document.activeElement.closest('.matrix') !== null && document.activeElement.tagName === 'BUTTON'"):
+        if browser.run(
+            "document.activeElement.closest('.matrix') !== null && document.activeElement.tagName === "
+            "'BUTTON'"
+        ):
             break
     words = browser.run("document.activeElement.getAttribute('aria-label')")
     outline = browser.run("getComputedStyle(document.activeElement).outlineStyle")
@@ -341,11 +415,20 @@ def test_a_screen_reader_finds_names_for_all_that_can_be_used(browser: Browser, 
     browser.send("Accessibility.enable")
     nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
     named = {
-        role: [node.get("name", {}).get("value", "") for node in nodes if node.get("role", {}).get("value") == role and not node["ignored"]]
+        role: [
+            node.get("name", {}).get("value", "")
+            for node in nodes
+            if node.get("role", {}).get("value") == role and not node["ignored"]
+        ]
         for role in ("combobox", "button", "image", "status", "table")
     }
     assert {name.split(" ")[0] for name in named["combobox"]} == {"True", "Predicted", "Show", "Sorted"}
-    assert len(named["button"]) > 4 and all(named["button"]) and all(named["image"]) and len(named["status"]) == 1
+    assert (
+        len(named["button"]) > 4
+        and all(named["button"])
+        and all(named["image"])
+        and len(named["status"]) == 1
+    )
     assert any(": Avocado, right" in name for name in named["button"])
 
 
@@ -358,7 +441,9 @@ def test_without_javascript_the_page_is_whole(browser: Browser, tmp_path: Path) 
         browser.open(found)
         assert not browser.run("document.querySelector('[data-controls]').checkVisibility()")
         assert browser.run("document.querySelectorAll('.matrix button').length") == 0
-        assert browser.run(SHOWN) == [] and browser.run("document.querySelectorAll('.confused img').length") > 3
+        assert (
+            browser.run(SHOWN) == [] and browser.run("document.querySelectorAll('.confused img').length") > 3
+        )
         browser.run("document.querySelector('[data-folded]').open = true")
         assert len(browser.run(SHOWN)) == 40
     finally:
@@ -370,7 +455,11 @@ def test_no_script_but_ours_runs_in_the_page(browser: Browser, tmp_path: Path) -
     run_dir, _, _ = make_class_run(tmp_path / "run", rows=20)
     found = build_report(run_dir)
     forged = tmp_path / "forged.html"
-    forged.write_text(found.read_text(encoding="utf-8").replace("</main>", "<script>document.title = 'forged'</script></main>"))
+    forged.write_text(
+        found.read_text(encoding="utf-8").replace(
+            "</main>", "<script>document.title = 'forged'</script></main>"
+        )
+    )
     browser.open(forged)
     assert browser.run("document.title") != "forged" and "Content Security Policy" in str(browser.complaints)
 

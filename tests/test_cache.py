@@ -29,16 +29,22 @@ from pipeline.tasks.classification import build
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
     made = []
-    for number, (name, size) in enumerate([("a.jpg", (320, 240)), ("b.jpg", (200, 300)), ("c.png", (90, 100)), ("d.jpg", (40, 40))]):
+    for number, (name, size) in enumerate(
+        [("a.jpg", (320, 240)), ("b.jpg", (200, 300)), ("c.png", (90, 100)), ("d.jpg", (40, 40))]
+    ):
         made.append(tmp_path / name)
         photo(size, number).save(made[-1])
     return made
 
 
-def opened(tmp_path: Path, paths: list[Path], limit: int = 10**9, config: Augmentation | None = None) -> ImageDataset:
+def opened(
+    tmp_path: Path, paths: list[Path], limit: int = 10**9, config: Augmentation | None = None
+) -> ImageDataset:
     """A dataset with a cache of its own session: what an earlier one has checked is not known."""
     config = config or Augmentation()
-    return ImageDataset(paths, None, RULE, config, seed=1, cache=PictureCache(tmp_path / "cache", limit, paths, config, RULE))
+    return ImageDataset(
+        paths, None, RULE, config, seed=1, cache=PictureCache(tmp_path / "cache", limit, paths, config, RULE)
+    )
 
 
 def rows(dataset: ImageDataset, epoch: int = 0, workers: int = 0) -> torch.Tensor:
@@ -50,22 +56,33 @@ def files(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache").glob(f"*{SUFFIX}"))
 
 
-@pytest.mark.parametrize("config", [Augmentation(), Augmentation(rotation_degrees=8), Augmentation(random_resized_crop=False)])
-def test_cold_warm_full_and_shared_by_workers_give_the_same_pixels(tmp_path: Path, paths: list[Path], config: Augmentation) -> None:
+@pytest.mark.parametrize(
+    "config", [Augmentation(), Augmentation(rotation_degrees=8), Augmentation(random_resized_crop=False)]
+)
+def test_cold_warm_full_and_shared_by_workers_give_the_same_pixels(
+    tmp_path: Path, paths: list[Path], config: Augmentation
+) -> None:
     no_room = [rows(opened(tmp_path, paths, 100, config), epoch) for epoch in (0, 1)]
     assert not files(tmp_path)
     dataset = opened(tmp_path, paths, config=config)
     # cold, by two processes
     assert torch.equal(rows(dataset, 0, workers=2), no_room[0]) and len(files(tmp_path)) == 4
-    assert all(torch.equal(rows(dataset, epoch, workers), no_room[epoch]) for epoch in (0, 1) for workers in (0, 2))
+    assert all(
+        torch.equal(rows(dataset, epoch, workers), no_room[epoch]) for epoch in (0, 1) for workers in (0, 2)
+    )
     assert torch.equal(rows(opened(tmp_path, paths, config=config), 1), no_room[1])
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
-def test_the_file_of_a_kept_picture_is_not_opened_again(tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_of_a_kept_picture_is_not_opened_again(
+    tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = [rows(opened(tmp_path, paths), epoch) for epoch in (0, 3)]
     monkeypatch.setattr("pipeline.data.cache.opened", lambda *_: pytest.fail("opened again"))
-    assert all(torch.equal(rows(opened(tmp_path, paths), epoch), pixels) for epoch, pixels in zip((0, 3), expected, strict=True))
+    assert all(
+        torch.equal(rows(opened(tmp_path, paths), epoch), pixels)
+        for epoch, pixels in zip((0, 3), expected, strict=True)
+    )
 
 
 def test_a_crop_reads_its_own_rows(tmp_path: Path, paths: list[Path]) -> None:
@@ -76,13 +93,19 @@ def test_a_crop_reads_its_own_rows(tmp_path: Path, paths: list[Path]) -> None:
     assert (kept.rows(31, 77) == whole[31:77]).all()
 
 
-def test_what_the_check_decodes_is_kept_for_the_first_epoch(tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_check_decodes_is_kept_for_the_first_epoch(
+    tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One decoding for both, on several threads; none in the next run; and the pixels are those of a run that
     found nothing kept.
     """
     expected = rows(opened(tmp_path / "elsewhere", paths))
     loaded, load_pixels = [], cache_module.load_pixels
-    monkeypatch.setattr(cache_module, "load_pixels", lambda image, *how: loaded.append(image.filename) or load_pixels(image, *how))
+    monkeypatch.setattr(
+        cache_module,
+        "load_pixels",
+        lambda image, *how: loaded.append(image.filename) or load_pixels(image, *how),
+    )
     monkeypatch.setattr(cache_module, "load", lambda *_, **__: pytest.fail("decoded, and not kept"))
     for run in range(2):
         dataset = opened(tmp_path, paths)
@@ -91,14 +114,21 @@ def test_what_the_check_decodes_is_kept_for_the_first_epoch(tmp_path: Path, path
     assert dataset.cache.used.value == sum(path.stat().st_size for path in files(tmp_path))
 
 
-def test_the_check_keeps_the_pictures_of_the_run_alone_and_what_there_is_room_for(tmp_path: Path, paths: list[Path]) -> None:
+def test_the_check_keeps_the_pictures_of_the_run_alone_and_what_there_is_room_for(
+    tmp_path: Path, paths: list[Path]
+) -> None:
     cache = opened(tmp_path, paths[1:], limit=3 * (90 * 100 + 40 * 40) + 100).cache  # not for b.jpg
     assert find_bad(paths, cache.check) == {}
-    assert sorted(path.stat().st_size for path in files(tmp_path)) == [HEADER_BYTES + 3 * 40 * 40, HEADER_BYTES + 3 * 90 * 100]
+    assert sorted(path.stat().st_size for path in files(tmp_path)) == [
+        HEADER_BYTES + 3 * 40 * 40,
+        HEADER_BYTES + 3 * 90 * 100,
+    ]
 
 
 @pytest.mark.parametrize("room", [0, 10**9])
-def test_the_check_finds_the_same_files_bad_with_a_cache(tmp_path: Path, paths: list[Path], room: int) -> None:
+def test_the_check_finds_the_same_files_bad_with_a_cache(
+    tmp_path: Path, paths: list[Path], room: int
+) -> None:
     for number, path in enumerate(paths):
         data = path.read_bytes()
         (tmp_path / f"cut{number}{path.suffix}").write_bytes(data[: len(data) * 2 // 3])
@@ -118,11 +148,20 @@ def test_a_picture_kept_for_other_crops_is_another_one(tmp_path: Path) -> None:
     small = Preprocessing(32, 32, resample=2)
 
     def dataset(folder: str, rule: Preprocessing) -> ImageDataset:
-        return ImageDataset([path], None, rule, Augmentation(), cache=PictureCache(tmp_path / folder, 10**9, [path], Augmentation(), rule))
+        return ImageDataset(
+            [path],
+            None,
+            rule,
+            Augmentation(),
+            cache=PictureCache(tmp_path / folder, 10**9, [path], Augmentation(), rule),
+        )
 
     alone = [rows(dataset(name, rule)) for name, rule in (("one", RULE), ("other", small))]
     for _ in range(2):
-        assert all(torch.equal(rows(dataset("cache", rule)), pixels) for rule, pixels in zip((RULE, small), alone, strict=True))
+        assert all(
+            torch.equal(rows(dataset("cache", rule)), pixels)
+            for rule, pixels in zip((RULE, small), alone, strict=True)
+        )
     assert [path.name.split(".")[1] for path in files(tmp_path)] == ["1", "2"]
 
 
@@ -163,14 +202,18 @@ def test_a_changed_picture_is_never_served_stale(tmp_path: Path, paths: list[Pat
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "zeros", "longer", "gone", "folder gone"])
-def test_a_damaged_cache_is_rebuilt(tmp_path: Path, paths: list[Path], damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_cache_is_rebuilt(
+    tmp_path: Path, paths: list[Path], damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = rows(opened(tmp_path, paths))
     for path in files(tmp_path):
         data = bytearray(path.read_bytes())
         if damage == "flip":
             data[HEADER_BYTES + len(data) // 2] ^= 1
         path.write_bytes(
-            {"cut": data[:-7], "empty": b"", "zeros": bytes(len(data)), "longer": data + b"x"}.get(damage, bytes(data))  # type: ignore[arg-type]
+            {"cut": data[:-7], "empty": b"", "zeros": bytes(len(data)), "longer": data + b"x"}.get(
+                damage, bytes(data)
+            )  # type: ignore[arg-type]
         )
         if "gone" in damage:
             path.unlink()
@@ -230,7 +273,9 @@ def test_what_killed_runs_left_is_removed_after_a_day(tmp_path: Path, paths: lis
     assert [path.name for path in folder.iterdir()] == ["new.part"]
 
 
-def test_a_full_disk_is_a_run_without_more_cache(tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_run_without_more_cache(
+    tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = rows(opened(tmp_path / "elsewhere", paths))
 
     def full(*_: object) -> None:
@@ -244,7 +289,9 @@ def test_a_full_disk_is_a_run_without_more_cache(tmp_path: Path, paths: list[Pat
 def test_an_unusable_folder_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"data.cache_gb=2.*cannot be used .* set XDG_CACHE_HOME, or cache_gb to 0"):
+    with pytest.raises(
+        UserError, match=r"data.cache_gb=2.*cannot be used .* set XDG_CACHE_HOME, or cache_gb to 0"
+    ):
         open_cache(2, [], Augmentation(), RULE)
     assert open_cache(0, [], Augmentation(), RULE) is None
 
@@ -254,21 +301,43 @@ def test_a_run_that_leaves_bad_pictures_out_keeps_those_it_trains_on(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     (competition / "train" / "red" / "bad.png").write_text("not an image")
-    changes = {"backbone": str(tiny_backbone), "image_size": None, "data.val_fraction": 0.25, "data.cache_gb": 0.1}
+    changes = {
+        "backbone": str(tiny_backbone),
+        "image_size": None,
+        "data.val_fraction": 0.25,
+        "data.cache_gb": 0.1,
+    }
     recipe = load_recipe("beit-large-384-lora", changes | {"data.skip_bad_images": True})
     built = build(recipe, read_layout(competition, need="train"))
     assert built.task.num_train == 18 and any("skipped 1 images" in note for note in built.notes)
-    assert set(built.task.train_set.cache.paths) == {str(path.absolute()) for path in map(Path, built.task.train_set.paths)}
+    assert set(built.task.train_set.cache.paths) == {
+        str(path.absolute()) for path in map(Path, built.task.train_set.paths)
+    }
 
 
 def test_a_run_computes_the_same_with_a_cold_and_a_warm_cache(
-    competition: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    competition: Path,
+    tiny_backbone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    flags = ["--data", str(competition), "--backbone", str(tiny_backbone), "--epochs", "2", "--batch-size", "8"]
+    flags = [
+        "--data",
+        str(competition),
+        "--backbone",
+        str(tiny_backbone),
+        "--epochs",
+        "2",
+        "--batch-size",
+        "8",
+    ]
     flags += ["--accumulation-steps", "1", "--set", "data.cache_gb=0.1", "--set", "data.val_fraction=0.25"]
     decoded, load_pixels = [], cache_module.load_pixels
-    monkeypatch.setattr(cache_module, "load_pixels", lambda image, *how: decoded.append(how[0]) or load_pixels(image, *how))
+    monkeypatch.setattr(
+        cache_module, "load_pixels", lambda image, *how: decoded.append(how[0]) or load_pixels(image, *how)
+    )
     assert train.main([*flags, "--output", str(tmp_path / "dry"), "--dry-run"]) == 0
     assert not (tmp_path / "home" / "kaggle-image-pipeline").exists()
     for name in ("cold", "warm"):
@@ -277,7 +346,9 @@ def test_a_run_computes_the_same_with_a_cold_and_a_warm_cache(
     printed = capsys.readouterr().out
     assert f"decoded images are cached in {tmp_path / 'home'}" in printed and "first batch after" in printed
     assert len(list((tmp_path / "home").rglob(f"*{SUFFIX}"))) == 18
-    assert (tmp_path / "cold" / "metrics.jsonl").read_bytes() == (tmp_path / "warm" / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "cold" / "metrics.jsonl").read_bytes() == (
+        tmp_path / "warm" / "metrics.jsonl"
+    ).read_bytes()
 
 
 def test_a_file_that_another_run_renames_meanwhile_is_not_counted(

@@ -19,7 +19,14 @@ from pipeline.training.checkpoint import StateStore, check_fits, seed_everything
 
 
 def draws() -> list[float]:
-    return [random.random(), random.gauss(0, 1), np.random.random(), np.random.normal(), torch.rand(1).item(), torch.randn(1).item()]
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        np.random.random(),
+        np.random.normal(),
+        torch.rand(1).item(),
+        torch.randn(1).item(),
+    ]
 
 
 def names(folder: Path) -> list[str]:
@@ -52,11 +59,19 @@ def test_seeds_repeat_and_differ() -> None:
 
 
 def test_what_is_saved_comes_back_exactly(tmp_path: Path) -> None:
-    state = {"a": torch.arange(5), "b": {"c": [1, 2.5, None, "text", True], "d": (1, 2)}, "half": torch.ones(2, dtype=torch.bfloat16)}
+    state = {
+        "a": torch.arange(5),
+        "b": {"c": [1, 2.5, None, "text", True], "d": (1, 2)},
+        "half": torch.ones(2, dtype=torch.bfloat16),
+    }
     store = StateStore(tmp_path / "state")
     store.save(state, {"epoch": 3})
     loaded, _ = store.load()
-    assert torch.equal(loaded["a"], state["a"]) and loaded["b"] == state["b"] and loaded["half"].dtype == torch.bfloat16
+    assert (
+        torch.equal(loaded["a"], state["a"])
+        and loaded["b"] == state["b"]
+        and loaded["half"].dtype == torch.bfloat16
+    )
     note = json.loads((tmp_path / "state" / "000001.json").read_text())
     assert note == {"epoch": 3, "sha256": sha256(tmp_path / "state" / "000001.pt")}
 
@@ -74,7 +89,9 @@ def test_two_generations_are_kept(tmp_path: Path) -> None:
     assert store.load()[0]["step"] == 5
 
 
-def test_a_state_is_not_counted_until_its_note_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_is_not_counted_until_its_note_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = filled(tmp_path, 2)
 
     def power_cut(*_args: object) -> None:
@@ -105,8 +122,17 @@ def flip_a_byte(path: Path) -> None:
         (lambda pt, note: note.write_text("{"), "is not valid JSON"),
         (lambda pt, note: note.write_text("{}"), "sha256"),
         (lambda pt, note: note.write_text("[]"), "list indices"),
-        (lambda pt, note: (pt.write_bytes(b""), note.write_text(json.dumps({"sha256": sha256(pt)}))), "0 bytes|EOF|Ran out of input"),
-        (lambda pt, note: (pt.write_bytes(b"PK broken"), note.write_text(json.dumps({"sha256": sha256(pt)}))), "."),
+        (
+            lambda pt, note: (pt.write_bytes(b""), note.write_text(json.dumps({"sha256": sha256(pt)}))),
+            "0 bytes|EOF|Ran out of input",
+        ),
+        (
+            lambda pt, note: (
+                pt.write_bytes(b"PK broken"),
+                note.write_text(json.dumps({"sha256": sha256(pt)})),
+            ),
+            ".",
+        ),
     ],
 )
 def test_a_damaged_newest_state_falls_back_with_a_sentence(tmp_path: Path, damage, reason: str) -> None:
@@ -115,7 +141,9 @@ def test_a_damaged_newest_state_falls_back_with_a_sentence(tmp_path: Path, damag
     state, damaged = store.load()
     assert state["step"] == 2 and torch.equal(state["weights"]["w"], torch.full((3,), 2.0))
     assert len(damaged) == 1
-    assert re.search(rf"000003\.pt is damaged \(.*({reason}).*\): using the state before it", damaged[0]), damaged[0]
+    assert re.search(rf"000003\.pt is damaged \(.*({reason}).*\): using the state before it", damaged[0]), (
+        damaged[0]
+    )
 
 
 def test_all_damaged_is_an_error_that_names_each(tmp_path: Path) -> None:
@@ -178,8 +206,14 @@ def damaged_state(change) -> tuple[dict, dict[str, torch.nn.Parameter], torch.op
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state["weights"].update(weight=torch.zeros(1, 3)), r"weight weight: shape \(1, 3\), expected \(2, 3\)"),
-        (lambda state: state["weights"].update(bias=torch.zeros(())), r"weight bias: shape \(\), expected \(2,\)"),
+        (
+            lambda state: state["weights"].update(weight=torch.zeros(1, 3)),
+            r"weight weight: shape \(1, 3\), expected \(2, 3\)",
+        ),
+        (
+            lambda state: state["weights"].update(bias=torch.zeros(())),
+            r"weight bias: shape \(\), expected \(2,\)",
+        ),
         (lambda state: state["weights"].pop("bias"), "weight bias: missing"),
         (lambda state: state["weights"].update(more=torch.zeros(1)), "weight more: unexpected"),
         (lambda state: state["gradients"].update(bias=torch.zeros(1)), r"gradient bias: shape \(1,\)"),

@@ -40,7 +40,10 @@ def change_recipe(run_dir: Path, **recipe: object) -> Path:
 
 
 def test_curves_share_a_plot_and_tables_stand_side_by_side(tmp_path: Path, curves: dict[str, list]) -> None:
-    one, two = make_run(tmp_path / "one", epochs=4, best=3), change_recipe(make_run(tmp_path / "two", epochs=2), image_size=224)
+    one, two = (
+        make_run(tmp_path / "one", epochs=4, best=3),
+        change_recipe(make_run(tmp_path / "two", epochs=2), image_size=224),
+    )
     score(two)
     page = Page(build_comparison([one, two], tmp_path / "both"))
     for expected in (
@@ -54,7 +57,12 @@ def test_curves_share_a_plot_and_tables_stand_side_by_side(tmp_path: Path, curve
     ):
         assert expected in page.text
     assert [(curve.run, list(curve.x), curve.dashed) for curve in curves["accuracy"]] == [
-        *(("one", [1, 2, 3, 4], True), ("one", [1, 2, 3, 4], False), ("two", [1, 2], True), ("two", [1, 2], False))
+        *(
+            ("one", [1, 2, 3, 4], True),
+            ("one", [1, 2, 3, 4], False),
+            ("two", [1, 2], True),
+            ("two", [1, 2], False),
+        )
     ]
     assert curves["loss"][3].y == [1.5, 1.5]
     assert curves["learning_rate"][0].x[-1] == 4.0 and curves["learning_rate"][1].x[PER_EPOCH - 1] == 1.0
@@ -76,7 +84,9 @@ def test_nothing_but_the_same_comparison_is_replaced(tmp_path: Path) -> None:
         for folder, name in others.items():
             title = Page(tmp_path / folder / "comparison.html").text.partition(":")[0]
             assert sorted(title.split(", ")) == ["one", name]
-        assert (tmp_path / ("both" if others["both"] == "two" else "both-2") / "notes.txt").read_text() == "mine"
+        assert (
+            tmp_path / ("both" if others["both"] == "two" else "both-2") / "notes.txt"
+        ).read_text() == "mine"
     assert sorted(path.name for path in tmp_path.glob("both*")) == ["both", "both-2"]
     build_comparison([two, three], tmp_path / "both")
     assert sorted(path.name for path in tmp_path.glob("both*")) == ["both", "both-2", "both-3"]
@@ -84,7 +94,10 @@ def test_nothing_but_the_same_comparison_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine" / "comparison.html").write_text("my notes")
     assert build_comparison([one, two], tmp_path / "mine").parent == tmp_path / "mine-2"
     assert (tmp_path / "mine" / "comparison.html").read_text() == "my notes"
-    assert build_comparison([one, two], tmp_path / "mine" / "comparison.html").parent == tmp_path / "mine" / "comparison.html-2"
+    assert (
+        build_comparison([one, two], tmp_path / "mine" / "comparison.html").parent
+        == tmp_path / "mine" / "comparison.html-2"
+    )
 
 
 def test_runs_of_other_classes_or_without_validation(tmp_path: Path) -> None:
@@ -94,7 +107,9 @@ def test_runs_of_other_classes_or_without_validation(tmp_path: Path) -> None:
     assert len(page.all("img")) == 4, "three plots and one matrix"
 
 
-def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_the_same_name_are_told_apart_by_their_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     make_run(Path("monday/run"), epochs=1)
     make_run(Path("tuesday/run"), epochs=1)
@@ -114,9 +129,17 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
 
 
 def test_f1_of_classes_in_another_order(tmp_path: Path) -> None:
-    runs = {run: make_run(tmp_path / run, names=names) for run, names in (("a", ["cat", "dog"]), ("b", ["dog", "cat"]))}
-    lines = [f"{number},x.jpg,{label},{predicted},0.9" for number, (label, predicted) in enumerate([("cat", "dog"), ("dog", "dog")])]
-    (runs["b"] / "val_predictions.csv").write_text("id,path,label,predicted,confidence\n" + "\n".join(lines) + "\n")
+    runs = {
+        run: make_run(tmp_path / run, names=names)
+        for run, names in (("a", ["cat", "dog"]), ("b", ["dog", "cat"]))
+    }
+    lines = [
+        f"{number},x.jpg,{label},{predicted},0.9"
+        for number, (label, predicted) in enumerate([("cat", "dog"), ("dog", "dog")])
+    ]
+    (runs["b"] / "val_predictions.csv").write_text(
+        "id,path,label,predicted,confidence\n" + "\n".join(lines) + "\n"
+    )
     page = Page(build_comparison(list(runs.values()), tmp_path / "both"))
     assert "class a b cat 0.750 0.000 dog 0.750 0.667" in page.text
 
@@ -134,7 +157,10 @@ def test_other_labels_other_rows_and_other_solutions_are_said(tmp_path: Path) ->
         score(run)
     scores = json.loads((same[1] / "scores.json").read_text())
     (same[1] / "scores.json").write_text(json.dumps(scores | {"solution": "other.csv"}))
-    assert "different solutions: a: solution.csv, b: other.csv" in Page(build_comparison(same, tmp_path / "tests")).text
+    assert (
+        "different solutions: a: solution.csv, b: other.csv"
+        in Page(build_comparison(same, tmp_path / "tests")).text
+    )
 
 
 def test_figures_also_as_vectors_for_a_write_up(tmp_path: Path) -> None:
@@ -143,4 +169,8 @@ def test_figures_also_as_vectors_for_a_write_up(tmp_path: Path) -> None:
     pngs = sorted(path.stem for path in (run / "figures").glob("*.png"))
     for ending, start in (("svg", b"<?xml"), ("pdf", b"%PDF")):
         files = sorted((run / "figures").glob(f"*.{ending}"))
-        assert pngs and [path.stem for path in files] == pngs and all(path.read_bytes().startswith(start) for path in files)
+        assert (
+            pngs
+            and [path.stem for path in files] == pngs
+            and all(path.read_bytes().startswith(start) for path in files)
+        )

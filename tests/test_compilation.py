@@ -21,7 +21,9 @@ from pipeline.training.compilation import MIN_SECONDS, try_compile
 from pipeline.training.compute import Compute
 
 CPU = Compute(torch.device("cpu"), "fp32")
-needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler"
+)
 
 
 @pytest.mark.parametrize(
@@ -45,13 +47,17 @@ def test_a_whole_step_is_one_graph_and_the_same_step(name: str, lora: bool, half
     torch.compiler.reset()
     logits, grads = step(torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False), half)
     grads = {name.removeprefix("_orig_mod."): grad for name, grad in grads.items()}
-    expected_loss, loss = (nn.functional.cross_entropy(found, LABELS).item() for found in (expected_logits, logits))
+    expected_loss, loss = (
+        nn.functional.cross_entropy(found, LABELS).item() for found in (expected_logits, logits)
+    )
     tolerance = 1e-5 if half is None else 2e-2
     assert loss == pytest.approx(expected_loss, rel=tolerance)
     assert grads.keys() == expected.keys() and grads
     largest = max(grad.abs().max() for grad in expected.values())
     for parameter, grad in grads.items():
-        torch.testing.assert_close(grad, expected[parameter], rtol=0, atol=tolerance * largest.item(), msg=parameter)
+        torch.testing.assert_close(
+            grad, expected[parameter], rtol=0, atol=tolerance * largest.item(), msg=parameter
+        )
 
 
 @pytest.mark.slow  # half a minute of compiling
@@ -68,8 +74,13 @@ def test_a_compiled_run_trains_as_a_plain_one_and_resumes_bit_for_bit(
     plain = run("plain")
     assert json.loads((compiled / "run.json").read_text())["compiled"] is True
     assert json.loads((plain / "run.json").read_text())["compiled"] is False
-    ours, theirs = ([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (compiled, plain))
-    assert [line["train_loss"] for line in ours] == pytest.approx([line["train_loss"] for line in theirs], rel=1e-4)
+    ours, theirs = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (compiled, plain)
+    )
+    assert [line["train_loss"] for line in ours] == pytest.approx(
+        [line["train_loss"] for line in theirs], rel=1e-4
+    )
 
     with pytest.raises(Interrupted):
         run("stopped", "--set", "compile=true", "--max-minutes", "0")
@@ -115,15 +126,24 @@ def refuse(_: torch.Tensor) -> torch.Tensor:
 def test_what_fails_or_computes_something_else_is_not_used(step: object, problem: str) -> None:
     task = Steps(step)
     compiled, note = try_compile(task, CPU, "auto", 4, 0.0, before=True)
-    assert not compiled and note.startswith("torch.compile is not used: ") and problem in note and "many more" not in note
+    assert (
+        not compiled
+        and note.startswith("torch.compile is not used: ")
+        and problem in note
+        and "many more" not in note
+    )
     assert not task.compiled and all(weight.grad is None for weight in task.model.parameters())
     with pytest.raises(UserError, match=r"compile: true .*compile=auto"):
         try_compile(task, CPU, True, 4, 0.0)
 
 
-def test_a_micro_batch_that_does_not_fit_is_left_to_the_loop_which_halves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_micro_batch_that_does_not_fit_is_left_to_the_loop_which_halves_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     task = Steps()
-    monkeypatch.setattr(task, "loss", lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(
+        task, "loss", lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
+    )
     assert try_compile(task, CPU, "auto", 4, 0.0, before=True) == (
         False,
         "torch.compile is not used: OutOfMemoryError: CUDA out of memory",
@@ -141,7 +161,9 @@ def test_a_short_run_a_cpu_and_a_no_do_not_try() -> None:
     )
 
 
-def test_a_step_that_is_no_faster_is_used_only_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_is_no_faster_is_used_only_where_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from pipeline.training import compilation
 
     task = Steps(lambda loss: loss)

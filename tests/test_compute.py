@@ -25,7 +25,9 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_auto_takes_what_the_hardware_computes_in(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: str) -> None:
+def test_auto_takes_what_the_hardware_computes_in(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: str
+) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert choose_compute("auto") == Compute(torch.device("cpu"), expected)
@@ -41,7 +43,9 @@ def test_a_gpu_that_imitates_bf16_gets_fp16(monkeypatch: pytest.MonkeyPatch) -> 
 def test_imitated_bf16_is_done_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     for has_bf16, ending in ((True, "CPU, bf16"), (False, "--precision auto)")):
         monkeypatch.setattr(compute, "computes_bf16", lambda _, has_bf16=has_bf16: has_bf16)
-        assert choose_compute("bf16").precision == "bf16" and choose_compute("bf16").describe().endswith(ending)
+        assert choose_compute("bf16").precision == "bf16" and choose_compute("bf16").describe().endswith(
+            ending
+        )
 
 
 def test_fp16_is_for_cuda() -> None:
@@ -51,8 +55,14 @@ def test_fp16_is_for_cuda() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_switch_of_the_test_suite_decides_what_auto_is_on_any_machine(precision: str) -> None:
-    code = "from pipeline.training import compute; import torch; print(compute.choose_compute('auto').precision)"
+    code = (
+        "from pipeline.training import compute; import torch; print(compute.choose_compute('auto').precision)"
+    )
     paths = [str(Path(__file__).parent / "startup"), str(Path(__file__).parents[1])]
-    environment = os.environ | {"TEST_PRECISION": precision, "PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {
+        "TEST_PRECISION": precision,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (done.stdout.strip(), done.returncode) == (precision, 0), done.stderr

@@ -27,7 +27,8 @@ from pipeline.recipe import Recipe
 STABLE_KEYS = """
 backbone image_size epochs batch_size accumulation_steps precision seed
 lora.rank lora.alpha lora.dropout lora.targets optimizer.name optimizer.lr optimizer.weight_decay
-schedule.name schedule.warmup_ratio schedule.end_lr augmentation.random_resized_crop augmentation.horizontal_flip augmentation.noise
+schedule.name schedule.warmup_ratio schedule.end_lr
+augmentation.random_resized_crop augmentation.horizontal_flip augmentation.noise
 data.id_column data.label_column data.val_fraction data.skip_bad_images
 """
 
@@ -48,9 +49,18 @@ def test_every_shipped_recipe_loads_and_says_where_it_comes_from(name: str) -> N
 
 def test_the_default_recipe_is_the_report() -> None:
     recipe = load_recipe(DEFAULT_RECIPE)
-    assert (recipe.backbone, recipe.image_size, recipe.epochs) == ("microsoft/beit-large-patch16-384", 384, 25)
+    assert (recipe.backbone, recipe.image_size, recipe.epochs) == (
+        "microsoft/beit-large-patch16-384",
+        384,
+        25,
+    )
     assert (recipe.batch_size, recipe.accumulation_steps, recipe.effective_batch_size) == (8, 8, 64)
-    assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.schedule.name, recipe.schedule.warmup_ratio) == (
+    assert (
+        recipe.optimizer.name,
+        recipe.optimizer.lr,
+        recipe.schedule.name,
+        recipe.schedule.warmup_ratio,
+    ) == (
         "adamw",
         5e-5,
         "linear",
@@ -67,7 +77,10 @@ def test_numbers_as_yaml_writes_them(tmp_path: Path) -> None:
     assert yaml.safe_load("5e-5") == "5e-5"  # YAML 1.1 reads it as text: people write it all the same
     recipe = load_recipe(write(tmp_path, "backbone: b\noptimizer: {lr: 5e-5}\n"))
     assert recipe.optimizer.lr == 5e-5
-    assert load_recipe(write(tmp_path, "backbone: b\n"), parse_assignments(["optimizer.lr=2e-4"])).optimizer.lr == 2e-4
+    assert (
+        load_recipe(write(tmp_path, "backbone: b\n"), parse_assignments(["optimizer.lr=2e-4"])).optimizer.lr
+        == 2e-4
+    )
 
 
 def test_overrides_reach_into_sections_and_leave_the_rest(tmp_path: Path) -> None:
@@ -78,8 +91,15 @@ def test_overrides_reach_into_sections_and_leave_the_rest(tmp_path: Path) -> Non
 
 
 def test_assignments_are_read_as_yaml() -> None:
-    parsed = parse_assignments(["lora.targets=[query, value]", "data.id_column=a=b", "image_size=null", "augmentation.noise=0.1"])
-    assert parsed == {"lora.targets": ["query", "value"], "data.id_column": "a=b", "image_size": None, "augmentation.noise": 0.1}
+    parsed = parse_assignments(
+        ["lora.targets=[query, value]", "data.id_column=a=b", "image_size=null", "augmentation.noise=0.1"]
+    )
+    assert parsed == {
+        "lora.targets": ["query", "value"],
+        "data.id_column": "a=b",
+        "image_size": None,
+        "augmentation.noise": 0.1,
+    }
     with pytest.raises(UserError) as caught:
         parse_assignments(["lora.rank", "=3", "epochs=[1"])
     assert all(f"--set {text}:" in str(caught.value) for text in ("lora.rank", "=3", "epochs=[1"))
@@ -97,7 +117,9 @@ def test_every_key_is_explained_with_its_value(capsys: pytest.CaptureFixture) ->
     assert shown["schedule.name"][0] == "stepped_cosine" and shown["schedule.name"][1].endswith(
         "linear | cosine | stepped_cosine | constant"
     )
-    assert shown["data.workers"][1].endswith("; int | auto") and shown["image_size"][1].endswith("; int | null")
+    assert shown["data.workers"][1].endswith("; int | auto") and shown["image_size"][1].endswith(
+        "; int | null"
+    )
 
 
 def test_unknown_keys_are_named_with_the_nearest_one(tmp_path: Path) -> None:
@@ -143,8 +165,14 @@ def test_all_problems_come_in_one_message(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("augmentation: {crop_scale: [0.5, 0.1]}", "augmentation.crop_scale: expected 0 < low <= high, found 0.5, 0.1"),
-        ("augmentation: {crop_scale: [0.5, 1.5]}", "crop_scale: a crop cannot be larger than the image, found 1.5"),
+        (
+            "augmentation: {crop_scale: [0.5, 0.1]}",
+            "augmentation.crop_scale: expected 0 < low <= high, found 0.5, 0.1",
+        ),
+        (
+            "augmentation: {crop_scale: [0.5, 1.5]}",
+            "crop_scale: a crop cannot be larger than the image, found 1.5",
+        ),
         ("augmentation: {crop_ratio: [0, 1]}", "augmentation.crop_ratio: expected 0 < low <= high"),
         ("architecture: {model_type: beit}", "architecture: needs random_weights: true"),
         ("schedule: {end_lr: 1}", "schedule.end_lr: 1.0 is above optimizer.lr 5e-05"),
@@ -167,8 +195,13 @@ def test_values_that_cannot_be(tmp_path: Path, text: str, message: str) -> None:
 def test_no_such_recipe_lists_those_there_are() -> None:
     with pytest.raises(UserError) as caught:
         load_recipe("beit-large-384-lorra")
-    assert "did you mean beit-large-384-lora?" in str(caught.value) and f"recipes: {recipe_names()[0]}" in str(caught.value)
-    with pytest.raises(UserError, match=r"recipes/vit-tiny-imagewof\.yaml: no such file in .*; did you mean vit-tiny-imagewoof\?"):
+    assert "did you mean beit-large-384-lora?" in str(
+        caught.value
+    ) and f"recipes: {recipe_names()[0]}" in str(caught.value)
+    with pytest.raises(
+        UserError,
+        match=r"recipes/vit-tiny-imagewof\.yaml: no such file in .*; did you mean vit-tiny-imagewoof\?",
+    ):
         load_recipe("recipes/vit-tiny-imagewof.yaml")
 
 
@@ -184,10 +217,18 @@ def test_a_recipe_never_changes_and_survives_json() -> None:
 
 def test_differences_name_key_old_and_new() -> None:
     old = Recipe(backbone="b", random_weights=True, architecture={"model_type": "beit", "hidden_size": 32})
-    new = validate_recipe(old.model_dump(mode="json"), {"lora.rank": 4, "epochs": 3, "lora.targets": ["value"]}, "here")
+    new = validate_recipe(
+        old.model_dump(mode="json"), {"lora.rank": 4, "epochs": 3, "lora.targets": ["value"]}, "here"
+    )
     assert differences(old, old) == {}
-    assert differences(old, new) == {"epochs": "25 -> 3", "lora.rank": "16 -> 4", "lora.targets": "['query', 'key'] -> ['value']"}
-    wider = validate_recipe(old.model_dump(mode="json"), {"architecture": {"model_type": "beit", "hidden_size": 64}}, "here")
+    assert differences(old, new) == {
+        "epochs": "25 -> 3",
+        "lora.rank": "16 -> 4",
+        "lora.targets": "['query', 'key'] -> ['value']",
+    }
+    wider = validate_recipe(
+        old.model_dump(mode="json"), {"architecture": {"model_type": "beit", "hidden_size": 64}}, "here"
+    )
     assert list(differences(old, wider)) == ["architecture"]
 
 
@@ -208,7 +249,9 @@ def test_a_wrong_flag_does_not_blame_the_recipe_file(assignment: str, shown: str
 
 
 def test_a_recipe_that_names_billions_of_values_is_refused_at_once(tmp_path: Path) -> None:
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 8)}]" for n in range(1, 30)]
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x]"] + [
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 8)}]" for n in range(1, 30)
+    ]
     (tmp_path / "bomb.yaml").write_text("\n".join(lines))
     with pytest.raises(UserError, match=r"bomb\.yaml.*aliases"):
         load_recipe(str(tmp_path / "bomb.yaml"), {})

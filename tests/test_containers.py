@@ -84,7 +84,11 @@ def seven_zip(members: dict[str, bytes], attributes: Sequence[int] = ()) -> byte
         assert value < 1 << 14
         return bytes([value]) if value < 128 else bytes([0x80 | value >> 8, value & 255])
 
-    sizes = b"\x09" + b"".join(number(len(content)) for content in list(members.values())[:-1]) if len(members) > 1 else b""
+    sizes = (
+        b"\x09" + b"".join(number(len(content)) for content in list(members.values())[:-1])
+        if len(members) > 1
+        else b""
+    )
     crcs = b"".join(struct.pack("<I", zlib.crc32(content)) for content in members.values())
     pack = b"\x06\0\x01\x09" + number(len(body)) + b"\0"
     folder = b"\x07\x0b\x01\0\x01\x01\0\x0c" + number(len(body)) + b"\0"
@@ -132,7 +136,8 @@ def folder_competition(root: Path) -> dict[str, bytes]:
     files = {f"train/{name}.png": png(grey(number)) for number, name in enumerate(TRAIN_IDS)}
     files |= {f"test/{name}.png": png(grey(number + 20)) for number, name in enumerate(TEST_IDS)}
     files["train.csv"] = (
-        "id,label\n" + "".join(f"{name},{'cat' if number % 2 else 'dog'}\n" for number, name in enumerate(TRAIN_IDS))
+        "id,label\n"
+        + "".join(f"{name},{'cat' if number % 2 else 'dog'}\n" for number, name in enumerate(TRAIN_IDS))
     ).encode()
     files["sample_submission.csv"] = ("id,label\n" + "".join(f"{name},cat\n" for name in TEST_IDS)).encode()
     for name, content in files.items():
@@ -170,7 +175,9 @@ def take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., st
         try:
             install.main(["--from", str(source), "--data", str(tmp_path / "data")])
         finally:
-            assert (digest(source) if source.is_dir() else source.read_bytes()) == before, "the original was changed"
+            assert (digest(source) if source.is_dir() else source.read_bytes()) == before, (
+                "the original was changed"
+            )
         hidden = {path.name for path in (tmp_path / "data").glob(".*")}
         assert hidden <= {containers.CONVERTED}, "something hidden was left"
         return capsys.readouterr().out
@@ -212,7 +219,9 @@ def test_images_are_copied_where_they_cannot_be_linked(tmp_path, take, monkeypat
 def test_everything_packed_is_unpacked_at_any_depth(tmp_path, take):
     files = folder_competition(tmp_path / "plain")
     train = {name: content for name, content in files.items() if name.startswith("train/")}
-    test = {name.removeprefix("test/"): content for name, content in files.items() if name.startswith("test/")}
+    test = {
+        name.removeprefix("test/"): content for name, content in files.items() if name.startswith("test/")
+    }
     put(
         tmp_path / "kaggle/train.7z",
         seven_zip(train),
@@ -220,7 +229,10 @@ def test_everything_packed_is_unpacked_at_any_depth(tmp_path, take):
     inner = zipped({"test.tar.gz": tarred(test, "w:gz")})
     put(tmp_path / "kaggle/more.zip", zipped({"test.zip": inner}))
     put(tmp_path / "kaggle/train.csv.gz", gzip.compress(files["train.csv"]))
-    put(tmp_path / "kaggle/sample_submission.csv.zip", zipped({"sample_submission.csv": files["sample_submission.csv"]}))
+    put(
+        tmp_path / "kaggle/sample_submission.csv.zip",
+        zipped({"sample_submission.csv": files["sample_submission.csv"]}),
+    )
     take(tmp_path / "kaggle")
     found = names(tmp_path / "data")
     assert {name for name in files if not name.startswith("test/")} <= set(found)
@@ -238,16 +250,26 @@ def test_numbered_pieces_of_an_archive_are_joined(tmp_path, take):
     put(tmp_path / "kaggle/other.zip.002", b"a piece without the first")
     said = take(tmp_path / "kaggle")
     assert {name for name in files if name.startswith("train/")} <= set(names(tmp_path / "data"))
-    assert "train.zip joined from 3 pieces and unpacked" in said and not (tmp_path / "data/train.zip").exists()
+    assert (
+        "train.zip joined from 3 pieces and unpacked" in said and not (tmp_path / "data/train.zip").exists()
+    )
     assert "join them first" in said and (tmp_path / "data/other.zip.002").exists()
     assert (tmp_path / "kaggle/train.zip.001").stat().st_size == third  # the originals stay
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tgz", ".tar.bz2", ".tar.xz", ".7z"])
 def test_an_archive_is_taken_as_its_content_without_the_folder_around_it(tmp_path, take, suffix):
-    files = {f"competition-v2/{name}": content for name, content in folder_competition(tmp_path / "plain").items()}
+    files = {
+        f"competition-v2/{name}": content for name, content in folder_competition(tmp_path / "plain").items()
+    }
     modes = {".tar": "w", ".tgz": "w:gz", ".tar.bz2": "w:bz2", ".tar.xz": "w:xz"}
-    packed = zipped(files) if suffix == ".zip" else seven_zip(files) if suffix == ".7z" else tarred(files, modes[suffix])
+    packed = (
+        zipped(files)
+        if suffix == ".zip"
+        else seven_zip(files)
+        if suffix == ".7z"
+        else tarred(files, modes[suffix])
+    )
     output = take(put(tmp_path / f"download{suffix}", packed))
     assert names(tmp_path / "data") == sorted(name.removeprefix("competition-v2/") for name in files)
     assert "in competition-v2/, which is left out" in output
@@ -263,14 +285,20 @@ def test_class_folders_alone_are_not_unwrapped(tmp_path, take):
 
 def test_an_archive_beside_its_folder_is_left_where_it_is(tmp_path, take):
     files = folder_competition(tmp_path / "kaggle")
-    put(tmp_path / "kaggle/train.zip", zipped({name: content for name, content in files.items() if name.startswith("train/")}))
+    put(
+        tmp_path / "kaggle/train.zip",
+        zipped({name: content for name, content in files.items() if name.startswith("train/")}),
+    )
     assert "train.zip not unpacked: train is there already" in take(tmp_path / "kaggle")
     assert names(tmp_path / "data") == sorted(files)
 
 
 def test_a_folder_that_lacks_what_its_archive_holds_is_said(tmp_path, take):
     files = folder_competition(tmp_path / "kaggle")
-    put(tmp_path / "kaggle/train.zip", zipped({name: content for name, content in files.items() if name.startswith("train/")}))
+    put(
+        tmp_path / "kaggle/train.zip",
+        zipped({name: content for name, content in files.items() if name.startswith("train/")}),
+    )
     (tmp_path / "kaggle/train/a3.png").unlink()
     message = refused(take, tmp_path / "kaggle")
     assert "train.zip" in message and "1 file" in message and "a3.png" in message
@@ -329,7 +357,13 @@ def nested(levels: int) -> bytes:
         ("a.csv.gz", gzip.compress(bytes(65 * 10**6)), "64 MB"),
         ("a.tar.gz", tarred({"zeros": bytes(65 * 10**6)}, "w:gz"), "64 MB"),
         ("a.zip", nested(12), "more than 8 levels"),
-        ("a.zip", zipped({f"{number}.zip": zipped({str(entry): "" for entry in range(600)}) for number in range(20)}), "10,000 files"),
+        (
+            "a.zip",
+            zipped(
+                {f"{number}.zip": zipped({str(entry): "" for entry in range(600)}) for number in range(20)}
+            ),
+            "10,000 files",
+        ),
     ],
     ids=["zips in zips", "gzip", "tar.gz", "levels", "files"],
 )
@@ -342,7 +376,9 @@ def test_one_budget_for_an_archive_and_all_in_it(tmp_path, take, name, packed, w
 def test_a_header_of_a_tar_is_bounded_before_it_is_read(tmp_path, take):
     name = tarfile.TarInfo("././@LongLink")
     name.type, name.size = tarfile.GNUTYPE_LONGNAME, 10**9
-    assert "a name or header in it has 1.0 GB" in refused(take, put(tmp_path / "a.tar", name.tobuf(tarfile.GNU_FORMAT) + bytes(10_000)))
+    assert "a name or header in it has 1.0 GB" in refused(
+        take, put(tmp_path / "a.tar", name.tobuf(tarfile.GNU_FORMAT) + bytes(10_000))
+    )
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, take, monkeypatch):
@@ -383,13 +419,21 @@ def test_a_source_that_cannot_be_is_named(tmp_path, source, monkeypatch):
 def test_an_archive_that_lies_in_the_data_folder(tmp_path):
     files = folder_competition(tmp_path / "plain")
     put(tmp_path / "data/the-slug.zip", zipped(files))
-    assert install.main(["--from", str(tmp_path / "data/the-slug.zip"), "--data", str(tmp_path / "data")]) == 0
+    assert (
+        install.main(["--from", str(tmp_path / "data/the-slug.zip"), "--data", str(tmp_path / "data")]) == 0
+    )
     assert names(tmp_path / "data") == sorted([*files, "the-slug.zip"])
 
 
 def test_make_takes_a_path_with_spaces(tmp_path):
     folder_competition(tmp_path / "my downloads")
-    command = ["make", f"PYTHON={sys.executable}", "data", f"FROM={tmp_path}/my downloads", f"DATA={tmp_path}/my data"]
+    command = [
+        "make",
+        f"PYTHON={sys.executable}",
+        "data",
+        f"FROM={tmp_path}/my downloads",
+        f"DATA={tmp_path}/my data",
+    ]
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
     assert len(read_layout(tmp_path / "my data").train) == 8
 
@@ -399,7 +443,9 @@ def test_a_readme_of_theirs_comes_beside_ours(tmp_path, take):
     put(tmp_path / "kaggle/README.md", "theirs")
     put(tmp_path / "data/README.md", "ours")
     take(tmp_path / "kaggle")
-    assert (tmp_path / "data/README.md").read_text() == "ours" and (tmp_path / "data/README-2.md").read_text() == "theirs"
+    assert (tmp_path / "data/README.md").read_text() == "ours" and (
+        tmp_path / "data/README-2.md"
+    ).read_text() == "theirs"
 
 
 def test_killed_between_two_moves_the_same_command_goes_on(tmp_path, take, monkeypatch):
@@ -460,9 +506,20 @@ def test_killed_at_any_time_the_same_command_finishes(tmp_path):
         put(tmp_path / f"kaggle/train/{number}.png", png(grey(number)))
     for number in range(20):
         put(tmp_path / f"kaggle/{number:02d}.txt", "x")
-    put(tmp_path / "kaggle/train.csv", "id,label\n" + "".join(f"{number},{number % 2}\n" for number in range(300)))
+    put(
+        tmp_path / "kaggle/train.csv",
+        "id,label\n" + "".join(f"{number},{number % 2}\n" for number in range(300)),
+    )
     before = digest(tmp_path / "kaggle")
-    command = [sys.executable, "-m", "pipeline.fetch.install", "--from", str(tmp_path / "kaggle"), "--data", str(tmp_path / "data")]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.fetch.install",
+        "--from",
+        str(tmp_path / "kaggle"),
+        "--data",
+        str(tmp_path / "data"),
+    ]
     begun = time.monotonic()
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
     whole, takes = names(tmp_path / "data"), time.monotonic() - begun
@@ -485,17 +542,30 @@ def test_killed_at_any_time_the_same_command_finishes(tmp_path):
 
 def digits(root: Path, *, train: int = 12, test: int = 5, images: Callable[[int], np.ndarray] = grey) -> None:
     columns = [f"pixel{number}" for number in range(images(0).size)]
-    write_table(root / "train.csv", ["label", *columns], [[number % 3, *images(number).ravel()] for number in range(train)])
+    write_table(
+        root / "train.csv",
+        ["label", *columns],
+        [[number % 3, *images(number).ravel()] for number in range(train)],
+    )
     write_table(root / "test.csv", columns, [images(number + 50).ravel().tolist() for number in range(test)])
 
 
 def test_pixel_columns_become_images_named_by_row(tmp_path, take):
     digits(tmp_path / "kaggle")
-    put(tmp_path / "kaggle/sample_submission.csv", "ImageId,Label\n" + "".join(f"{number},0\n" for number in range(1, 6)))
+    put(
+        tmp_path / "kaggle/sample_submission.csv",
+        "ImageId,Label\n" + "".join(f"{number},0\n" for number in range(1, 6)),
+    )
     output = take(tmp_path / "kaggle")
-    assert (pixels_of(tmp_path / "data/train/1.png") == grey(0)).all() and (pixels_of(tmp_path / "data/test/5.png") == grey(54)).all()
+    assert (pixels_of(tmp_path / "data/train/1.png") == grey(0)).all() and (
+        pixels_of(tmp_path / "data/test/5.png") == grey(54)
+    ).all()
     assert load_table(tmp_path / "data/train.csv").columns == ("ImageId", "label")
-    assert "28 x 28 pixels, grey" in output and "row number, from 1" in output and "grey levels from 0 to 255" in output
+    assert (
+        "28 x 28 pixels, grey" in output
+        and "row number, from 1" in output
+        and "grey levels from 0 to 255" in output
+    )
     competition = read_layout(tmp_path / "data")
     assert [row.id for row in competition.test] == ["1", "2", "3", "4", "5"] and len(competition.train) == 12
     # What `make kernel` must know
@@ -517,9 +587,9 @@ def test_colour_pixels_are_told_by_their_count_and_their_order_by_neighbours(tmp
     sample(tmp_path / "kaggle", range(5))
     take(tmp_path / "kaggle")
     assert (pixels_of(tmp_path / "data/train/3.png") == colour(3).transpose(1, 2, 0)).all()
-    assert pixels.shape_of(768, np.stack([colour(number).transpose(1, 2, 0).ravel() for number in range(5)])) == pixels.Shape(
-        16, 16, "pixels"
-    )
+    assert pixels.shape_of(
+        768, np.stack([colour(number).transpose(1, 2, 0).ravel() for number in range(5)])
+    ) == pixels.Shape(16, 16, "pixels")
 
 
 def test_a_height_and_width_that_the_count_does_not_tell_is_found_or_named(tmp_path, take):
@@ -528,7 +598,9 @@ def test_a_height_and_width_that_the_count_does_not_tell_is_found_or_named(tmp_p
     noise = np.random.default_rng(0).integers(0, 256, (10, 800))
     assert pixels.shape_of(800, noise) is None
     write_table(
-        tmp_path / "kaggle/train.csv", ["label", *(f"pixel{number}" for number in range(800))], [[0, *row] for row in noise.tolist()]
+        tmp_path / "kaggle/train.csv",
+        ["label", *(f"pixel{number}" for number in range(800))],
+        [[0, *row] for row in noise.tolist()],
     )
     output = take(tmp_path / "kaggle")
     assert "train.csv: not turned into images: " in output and "800 numbers a row" in output
@@ -541,13 +613,18 @@ def test_pixels_in_one_cell(tmp_path, take):
     sample(tmp_path / "kaggle", [7, 8, 9])
     output = take(tmp_path / "kaggle")
     assert (pixels_of(tmp_path / "data/train/5.png") == grey(5, 48)).all()
-    assert "row by row the ids of sample_submission.csv" in output and (pixels_of(tmp_path / "data/test/9.png") == grey(2, 48)).all()
+    assert (
+        "row by row the ids of sample_submission.csv" in output
+        and (pixels_of(tmp_path / "data/test/9.png") == grey(2, 48)).all()
+    )
 
 
 def test_ids_of_a_table_name_the_images_as_they_are_written(tmp_path, take):
     columns = [f"{row}x{column}" for row in range(1, 29) for column in range(1, 29)]
     write_table(
-        tmp_path / "kaggle/train.csv", ["id", "label", *columns], [[f"00{number}", "NA", *grey(number).ravel()] for number in range(4)]
+        tmp_path / "kaggle/train.csv",
+        ["id", "label", *columns],
+        [[f"00{number}", "NA", *grey(number).ravel()] for number in range(4)],
     )
     sample(tmp_path / "kaggle", ["x"])
     take(tmp_path / "kaggle")
@@ -558,7 +635,11 @@ def test_ids_of_a_table_name_the_images_as_they_are_written(tmp_path, take):
 def test_two_tables_of_a_part_keep_the_labels_of_both(tmp_path, take):
     digits(tmp_path / "kaggle")
     columns = [f"pixel{number}" for number in range(784)]
-    write_table(tmp_path / "kaggle/train_extra.csv", ["label", *columns], [[9, *grey(number + 30).ravel()] for number in range(12)])
+    write_table(
+        tmp_path / "kaggle/train_extra.csv",
+        ["label", *columns],
+        [[9, *grey(number + 30).ravel()] for number in range(12)],
+    )
     take(tmp_path / "kaggle")
     assert load_table(tmp_path / "data/train.csv").column("label")[:3] == ["0", "1", "2"]
     assert set(load_table(tmp_path / "data/train_extra.csv").column("label")) == {"9"}
@@ -570,7 +651,11 @@ def test_two_tables_of_a_part_keep_the_labels_of_both(tmp_path, take):
 def test_an_image_that_is_there_is_never_written_over(tmp_path, take):
     put(tmp_path / "kaggle/train/a1.png", png(grey(1)))
     columns = [f"pixel{number}" for number in range(784)]
-    write_table(tmp_path / "kaggle/train.csv", ["id", *columns], [[name, *grey(number).ravel()] for number, name in enumerate(TRAIN_IDS)])
+    write_table(
+        tmp_path / "kaggle/train.csv",
+        ["id", *columns],
+        [[name, *grey(number).ravel()] for number, name in enumerate(TRAIN_IDS)],
+    )
     assert "train/a1.png" in refused(take, tmp_path / "kaggle")
 
 
@@ -602,7 +687,10 @@ def test_features_in_a_table_beside_images_are_no_pixels(tmp_path, take):
     rows = [[name, number % 2, *[0.1] * 128] for number, name in enumerate(TRAIN_IDS)]
     write_table(tmp_path / "kaggle/train.csv", ["id", "label", *columns], rows)
     take(tmp_path / "kaggle")
-    assert names(tmp_path / "data") == sorted(files) and len(load_table(tmp_path / "data/train.csv").columns) == 130
+    assert (
+        names(tmp_path / "data") == sorted(files)
+        and len(load_table(tmp_path / "data/train.csv").columns) == 130
+    )
 
 
 @pytest.mark.parametrize("cut", ["missing", "word", "too many"])
@@ -610,7 +698,9 @@ def test_ragged_rows_are_named(tmp_path, take, cut):
     digits(tmp_path / "kaggle")
     lines = (tmp_path / "kaggle/train.csv").read_text().splitlines()
     cells = lines[4].split(",")
-    lines[4] = ",".join(cells[:-3] if cut == "missing" else [*cells[:-1], "dark"] if cut == "word" else [*cells, "1"])
+    lines[4] = ",".join(
+        cells[:-3] if cut == "missing" else [*cells[:-1], "dark"] if cut == "word" else [*cells, "1"]
+    )
     put(tmp_path / "kaggle/train.csv", "\n".join(lines) + "\n")
     message = refused(take, tmp_path / "kaggle")
     assert "train.csv" in message and ("row 5" in message or "line 5" in message)
@@ -647,14 +737,21 @@ def test_bands_become_channels_by_one_rule_for_the_set(tmp_path, take):
     put(tmp_path / "kaggle/train.json", json.dumps(bands(9)))
     put(
         tmp_path / "kaggle/test.json",
-        json.dumps([{key: value for key, value in row.items() if key != "is_iceberg"} for row in bands(4, 50)]),
+        json.dumps(
+            [{key: value for key, value in row.items() if key != "is_iceberg"} for row in bands(4, 50)]
+        ),
     )
-    put(tmp_path / "kaggle/sample_submission.csv", "id,is_iceberg\n" + "".join(f"50_{number},0.5\n" for number in range(4)))
+    put(
+        tmp_path / "kaggle/sample_submission.csv",
+        "id,is_iceberg\n" + "".join(f"50_{number},0.5\n" for number in range(4)),
+    )
     put(tmp_path / "kaggle/notes.json", json.dumps({"annotations": [{"bbox": [1, 2, 3, 4]}]}))
     output = take(tmp_path / "kaggle")
     image = pixels_of(tmp_path / "data/train/0_3.png").astype(int)
     assert (
-        image.shape == (75, 75, 3) and (abs(image[..., 0] - image[..., 1]) <= 1).all() and (abs(image[..., 2] - image[..., 0]) <= 1).all()
+        image.shape == (75, 75, 3)
+        and (abs(image[..., 0] - image[..., 1]) <= 1).all()
+        and (abs(image[..., 2] - image[..., 0]) <= 1).all()
     )
     everything = np.concatenate([np.ravel(row["band_1"]) for row in bands(9) + bands(4, 50)])
     low, high = np.percentile(everything, [0.5, 99.5])
@@ -662,7 +759,11 @@ def test_bands_become_channels_by_one_rule_for_the_set(tmp_path, take):
     assert abs(expected - image[..., 0]).max() < 3  # the range is that of a sample of the values
     assert "two channels become red and green, their mean blue" in output and "0.5 to 99.5 %" in output
     table = load_table(tmp_path / "data/train.csv")
-    assert table.columns == ("id", "inc_angle", "is_iceberg") and table.cells[0][1] == "na" and table.cells[1][1] == "40.25"
+    assert (
+        table.columns == ("id", "inc_angle", "is_iceberg")
+        and table.cells[0][1] == "na"
+        and table.cells[1][1] == "40.25"
+    )
     assert (tmp_path / "data/notes.json").exists() and len(read_layout(tmp_path / "data").test) == 4
 
 
@@ -698,28 +799,45 @@ def test_a_stack_with_labels(tmp_path, take):
     )
     sample(tmp_path / "kaggle", range(4))
     take(tmp_path / "kaggle")
-    assert (pixels_of(tmp_path / "data/train/7.png") == grey(7)).all() and (pixels_of(tmp_path / "data/test/3.png") == grey(43)).all()
+    assert (pixels_of(tmp_path / "data/train/7.png") == grey(7)).all() and (
+        pixels_of(tmp_path / "data/test/3.png") == grey(43)
+    ).all()
     assert load_table(tmp_path / "data/train.csv").cells[3] == ("3", "1")
 
 
 def test_a_stack_whose_ids_stand_in_a_table(tmp_path, take):
-    put(tmp_path / "kaggle/train.csv", "id,label\n" + "".join(f"{name},{number % 2}\n" for number, name in enumerate(TRAIN_IDS)))
-    np.save(tmp_path / "kaggle/train.npy", np.stack([np.stack([grey(number, 20)] * 3, axis=-1) for number in range(8)]))
-    np.save(tmp_path / "kaggle/test.npy", np.stack([np.stack([grey(number, 20)] * 3, axis=-1) for number in range(4)]))
+    put(
+        tmp_path / "kaggle/train.csv",
+        "id,label\n" + "".join(f"{name},{number % 2}\n" for number, name in enumerate(TRAIN_IDS)),
+    )
+    np.save(
+        tmp_path / "kaggle/train.npy",
+        np.stack([np.stack([grey(number, 20)] * 3, axis=-1) for number in range(8)]),
+    )
+    np.save(
+        tmp_path / "kaggle/test.npy",
+        np.stack([np.stack([grey(number, 20)] * 3, axis=-1) for number in range(4)]),
+    )
     sample(tmp_path / "kaggle", TEST_IDS)
     take(tmp_path / "kaggle")
-    assert names(tmp_path / "data/train") == [f"{name}.png" for name in TRAIN_IDS] and names(tmp_path / "data/test") == [
-        f"{name}.png" for name in TEST_IDS
-    ]
+    assert names(tmp_path / "data/train") == [f"{name}.png" for name in TRAIN_IDS] and names(
+        tmp_path / "data/test"
+    ) == [f"{name}.png" for name in TEST_IDS]
     assert len(read_layout(tmp_path / "data", asked=Asked(metric="accuracy")).train) == 8
 
 
 def test_one_array_an_image_stays_in_its_place(tmp_path, take):
-    put(tmp_path / "kaggle/train.csv", "id,label\n" + "".join(f"{name},{number % 2}\n" for number, name in enumerate(TRAIN_IDS)))
+    put(
+        tmp_path / "kaggle/train.csv",
+        "id,label\n" + "".join(f"{name},{number % 2}\n" for number, name in enumerate(TRAIN_IDS)),
+    )
     for folder, ids in (("train", TRAIN_IDS), ("test", TEST_IDS)):
         for number, name in enumerate(ids):
             put(tmp_path / f"kaggle/{folder}/{name[0]}/{name}.npy", "")
-            np.save(tmp_path / f"kaggle/{folder}/{name[0]}/{name}.npy", np.stack([grey(number, 30)[:20].astype(np.float16) - 100.5] * 6))
+            np.save(
+                tmp_path / f"kaggle/{folder}/{name[0]}/{name}.npy",
+                np.stack([grey(number, 30)[:20].astype(np.float16) - 100.5] * 6),
+            )
     sample(tmp_path / "kaggle", TEST_IDS)
     output = take(tmp_path / "kaggle")
     assert pixels_of(tmp_path / "data/train/a/a0.png").shape == (120, 30)
@@ -754,7 +872,12 @@ def test_a_stack_without_labels_is_refused(tmp_path, take):
 def flowers(root: Path, size: int, folder: str = "tfrecords-jpeg-{0}x{0}") -> None:
     for part, count in (("train", 6), ("val", 3), ("test", 4)):
         rows = [
-            {"id": f"{part}{number}".encode(), "image": png(grey(number, size)), "class": number % 2, "weight": 0.5}
+            {
+                "id": f"{part}{number}".encode(),
+                "image": png(grey(number, size)),
+                "class": number % 2,
+                "weight": 0.5,
+            }
             for number in range(count)
         ]
         rows = [row if part != "test" else {"id": row["id"], "image": row["image"]} for row in rows]
@@ -778,14 +901,27 @@ def test_records_of_the_largest_size_become_images_and_a_table(tmp_path, take):
     )
     assert pixels_of(tmp_path / "data/train/val2.png").shape == (32, 32)
     table = load_table(tmp_path / "data/train.csv")
-    assert sorted(table.columns) == ["class", "id", "weight"] and table.column("class") == ["0", "1", "0", "1", "0", "1", "0", "1", "0"]
+    assert sorted(table.columns) == ["class", "id", "weight"] and table.column("class") == [
+        "0",
+        "1",
+        "0",
+        "1",
+        "0",
+        "1",
+        "0",
+        "1",
+        "0",
+    ]
     assert "tfrecords-jpeg-32x32, not tfrecords-jpeg-16x16" in output and "validation part" in output
     assert len(read_layout(tmp_path / "data", asked=Asked(metric="accuracy")).train) == 9
 
 
 def test_records_whose_images_are_there_are_left_aside(tmp_path, take):
     files = folder_competition(tmp_path / "kaggle")
-    rows = [{"image": files[f"train/{name}.png"], "image_name": f"{name}.png".encode(), "target": 0} for name in TRAIN_IDS]
+    rows = [
+        {"image": files[f"train/{name}.png"], "image_name": f"{name}.png".encode(), "target": 0}
+        for name in TRAIN_IDS
+    ]
     put(tmp_path / "kaggle/train_tfrecords/ld_train00-8.tfrec", b"".join(map(record, rows)))
     assert "train_tfrecords/ld_train00-8.tfrec not used: " in take(tmp_path / "kaggle")
     assert names(tmp_path / "data") == sorted(files)
@@ -819,7 +955,10 @@ def dicom(path: Path, values: np.ndarray, **tags: object) -> None:
     data = pydicom.dataset.Dataset()
     data.file_meta = pydicom.dataset.FileMetaDataset()
     data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", "1.2.3"
+    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = (
+        "1.2.840.10008.5.1.4.1.1.2",
+        "1.2.3",
+    )
     data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", "1.2.3"
     data.Rows, data.Columns = values.shape
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
@@ -837,19 +976,33 @@ def test_dicom_by_its_window_and_inverted_where_it_says_so(tmp_path, take):
     dicom(tmp_path / "kaggle/train/1/a.dcm", values, **window)
     dicom(tmp_path / "kaggle/train/1/b.dcm", values, PhotometricInterpretation="MONOCHROME1", **window)
     output = take(tmp_path / "kaggle")
-    a, b = pixels_of(tmp_path / "data/train/1/a.png").ravel(), pixels_of(tmp_path / "data/train/1/b.png").ravel()
+    a, b = (
+        pixels_of(tmp_path / "data/train/1/a.png").ravel(),
+        pixels_of(tmp_path / "data/train/1/b.png").ravel(),
+    )
     # PS3.3 C.11.2.1.2.1: black up to c - 0.5 - (w - 1) / 2, white from c - 0.5 + (w - 1) / 2 on, in
     # Hounsfield units (value - 1024).
-    assert a[: 1024 + 40 - 200].max() == 0 and a[1024 + 40 + 199 :].min() == 255 and abs(int(a[1024 + 40]) - 128) <= 1
+    assert (
+        a[: 1024 + 40 - 200].max() == 0
+        and a[1024 + 40 + 199 :].min() == 255
+        and abs(int(a[1024 + 40]) - 128) <= 1
+    )
     assert (b == 255 - a).all() and "window" in output
     assert containers.read_converted(tmp_path / "data") == ""  # no image of a test part
 
 
 def test_dicom_without_windows_has_one_range_for_the_set(tmp_path, take):
-    dicom(tmp_path / "kaggle/train/dark.dcm", np.full((32, 32), 500, np.uint16) + np.arange(32, dtype=np.uint16))
-    dicom(tmp_path / "kaggle/train/bright", np.full((32, 32), 2000, np.uint16) + np.arange(32, dtype=np.uint16))
+    dicom(
+        tmp_path / "kaggle/train/dark.dcm", np.full((32, 32), 500, np.uint16) + np.arange(32, dtype=np.uint16)
+    )
+    dicom(
+        tmp_path / "kaggle/train/bright", np.full((32, 32), 2000, np.uint16) + np.arange(32, dtype=np.uint16)
+    )
     output = take(tmp_path / "kaggle")
-    assert pixels_of(tmp_path / "data/train/dark.png").max() < 20 and pixels_of(tmp_path / "data/train/bright.png").min() > 230
+    assert (
+        pixels_of(tmp_path / "data/train/dark.png").max() < 20
+        and pixels_of(tmp_path / "data/train/bright.png").min() > 230
+    )
     assert "one range for the whole set" in output
 
 
@@ -859,7 +1012,11 @@ def test_damaged_dicom_is_named_and_all_damaged_is_refused(tmp_path, take):
     put(tmp_path / "bad/train/b.dcm", b"no dicom")
     assert "none of 1 DICOM file can be read" in refused(take, tmp_path / "bad")
     output = take(tmp_path / "kaggle")
-    assert "1 DICOM file cannot be turned into images" in output and "train/b.dcm" in output and (tmp_path / "data/train/a.png").exists()
+    assert (
+        "1 DICOM file cannot be turned into images" in output
+        and "train/b.dcm" in output
+        and (tmp_path / "data/train/a.png").exists()
+    )
 
 
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
@@ -901,7 +1058,12 @@ def test_a_missing_package_is_named_before_anything_is_unpacked(tmp_path, take, 
 def test_bson_with_several_images_a_document(tmp_path, take):
     bson = pytest.importorskip("bson")
     documents = [
-        {"_id": number, "category_id": 10 + number % 2, "imgs": [{"picture": png(grey(number))}] * (1 + number % 2)} for number in range(6)
+        {
+            "_id": number,
+            "category_id": 10 + number % 2,
+            "imgs": [{"picture": png(grey(number))}] * (1 + number % 2),
+        }
+        for number in range(6)
     ]
     put(tmp_path / "kaggle/train.bson", b"".join(map(bson.encode, documents)))
     put(tmp_path / "kaggle/train_example.bson", b"".join(map(bson.encode, documents[:2])))
@@ -919,7 +1081,10 @@ def test_parquet_pixels(tmp_path, take):
     pytest.importorskip("pyarrow")
     import pandas as pd
 
-    frame = pd.DataFrame(np.stack([grey(number, 40)[:20].ravel() for number in range(6)]), columns=[str(number) for number in range(800)])
+    frame = pd.DataFrame(
+        np.stack([grey(number, 40)[:20].ravel() for number in range(6)]),
+        columns=[str(number) for number in range(800)],
+    )
     frame.insert(0, "image_id", [f"Train_{number}" for number in range(6)])
     (tmp_path / "kaggle").mkdir()
     frame.to_parquet(tmp_path / "kaggle/train_image_data_0.parquet")

@@ -22,7 +22,18 @@ from pipeline.files import read_json, read_json_lines, sha256
 from pipeline.report.page import build_report
 from pipeline.targets.evidence import Asked
 
-FLAGS = ["--epochs", "2", "--batch-size", "6", "--accumulation-steps", "1", "--lr", "0.01", "--precision", "fp32"]
+FLAGS = [
+    "--epochs",
+    "2",
+    "--batch-size",
+    "6",
+    "--accumulation-steps",
+    "1",
+    "--lr",
+    "0.01",
+    "--precision",
+    "fp32",
+]
 NOTHING_ASKED, TAGS = Asked(), Asked("macro_f1", "multilabel")
 TEXT = {"dtype": str, "keep_default_na": False}
 
@@ -44,7 +55,9 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def read(data: Path, exclude: Path | None = None, relabel: Path | None = None, asked: Asked = NOTHING_ASKED) -> Competition:
+def read(
+    data: Path, exclude: Path | None = None, relabel: Path | None = None, asked: Asked = NOTHING_ASKED
+) -> Competition:
     files = CorrectionFiles(*(None if path is None else str(path) for path in (exclude, relabel)))
     return read_layout(data, need="train", corrected=files, asked=asked)
 
@@ -57,7 +70,9 @@ def test_ids_may_be_written_as_the_data_or_as_files_are_named(data: Path, tmp_pa
     ids = [row.id for row in rows]
     paths = write(tmp_path / "p.csv", ("id",), *((str(row.path.relative_to(data)),) for row in rows[:3]))
     assert read(data, paths).corrections.excluded == set(ids[:3])
-    exclude = write(tmp_path / "e.csv", ("id", "more"), (ids[0], "x"), (rows[1].path.name, ""), (rows[2].path.name, ""))
+    exclude = write(
+        tmp_path / "e.csv", ("id", "more"), (ids[0], "x"), (rows[1].path.name, ""), (rows[2].path.name, "")
+    )
     relabel = write(tmp_path / "r.csv", ("id", "label"), (ids[3], rows[-1].label))
     found = read(data, exclude, relabel).corrections
     assert found.excluded == set(ids[:3]) and found.relabelled == {ids[3]: rows[-1].label}
@@ -65,7 +80,9 @@ def test_ids_may_be_written_as_the_data_or_as_files_are_named(data: Path, tmp_pa
         "exclude": {"file": str(exclude), "sha256": sha256(exclude)},
         "relabel": {"file": str(relabel), "sha256": sha256(relabel)},
     }
-    assert [row.id for row in found.applied(rows)] == ids[3:] and found.applied(rows)[0].label == rows[-1].label
+    assert [row.id for row in found.applied(rows)] == ids[3:] and found.applied(rows)[0].label == rows[
+        -1
+    ].label
     assert found.touched(rows) == {"excluded": 3, "relabelled": 1}
 
 
@@ -82,7 +99,14 @@ def test_every_problem_of_both_files_is_said_at_once(data: Path, tmp_path: Path)
     rows = read(data).train
     one, two, label, other = rows[0].id, rows[1].id, rows[0].label, rows[-1].label
     exclude = write(tmp_path / "e.csv", ("id",), (one,), ("nobody",))
-    relabel = write(tmp_path / "r.csv", ("id", "label"), (one, other), (two, label[:-1]), (rows[2].id, other), (rows[2].id, label))
+    relabel = write(
+        tmp_path / "r.csv",
+        ("id", "label"),
+        (one, other),
+        (two, label[:-1]),
+        (rows[2].id, other),
+        (rows[2].id, label),
+    )
     with pytest.raises(UserError) as caught:
         read(data, exclude, relabel)
     text = str(caught.value)
@@ -99,7 +123,9 @@ def test_every_problem_of_both_files_is_said_at_once(data: Path, tmp_path: Path)
         ([("image",), ("x",)], r"no column id; expected a table with the column id, found 'image'"),
     ],
 )
-def test_a_file_of_another_data_set_or_without_its_column(data: Path, tmp_path: Path, cells: list, words: str) -> None:
+def test_a_file_of_another_data_set_or_without_its_column(
+    data: Path, tmp_path: Path, cells: list, words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         read(data, write(tmp_path / "e.csv", *cells))
 
@@ -123,15 +149,24 @@ def test_several_labels_and_numbers_are_checked_part_by_part(tmp_path: Path) -> 
 
     for number in range(12):
         picture(tmp_path / f"data/train/{number}.png", (20 * number, 90, 30), number)
-    table = [("id", "tags"), *((str(number), "red blue" if number % 2 else "blue green") for number in range(12))]
+    table = [
+        ("id", "tags"),
+        *((str(number), "red blue" if number % 2 else "blue green") for number in range(12)),
+    ]
     write(tmp_path / "data/train.csv", *table)
     good = write(tmp_path / "r.csv", ("id", "label"), ("3", "green red"))
     assert read(tmp_path / "data", None, good, TAGS).corrections.relabelled == {"3": "green red"}
     with pytest.raises(UserError, match=r"no label 'grene' \(nearest: 'green'\)"):
         read(tmp_path / "data", None, write(tmp_path / "r.csv", ("id", "label"), ("3", "grene red")), TAGS)
-    write(tmp_path / "data/train.csv", ("id", "weight"), *((str(number), f"{number + 0.25}") for number in range(12)))
+    write(
+        tmp_path / "data/train.csv",
+        ("id", "weight"),
+        *((str(number), f"{number + 0.25}") for number in range(12)),
+    )
     number = write(tmp_path / "r.csv", ("id", "label"), ("3", "1.5"))
-    assert read(tmp_path / "data", None, number, Asked("rmse", "continuous")).corrections.relabelled == {"3": "1.5"}
+    assert read(tmp_path / "data", None, number, Asked("rmse", "continuous")).corrections.relabelled == {
+        "3": "1.5"
+    }
     with pytest.raises(UserError, match="row 2: 'heavy'"):
         heavy = write(tmp_path / "r.csv", ("id", "label"), ("3", "heavy"))
         read(tmp_path / "data", None, heavy, Asked("rmse", "continuous"))
@@ -147,12 +182,16 @@ def corrected(data: Path, tmp_path: Path) -> tuple[Path, Path, list]:
     by_class: dict[str, list[str]] = {}
     for row in rows:
         by_class.setdefault(row.label, []).append(row.id)
-    exclude = write(tmp_path / "exclude.csv", ("id",), *((row_id,) for ids in by_class.values() for row_id in ids[:2]))
+    exclude = write(
+        tmp_path / "exclude.csv", ("id",), *((row_id,) for ids in by_class.values() for row_id in ids[:2])
+    )
     relabel = write(tmp_path / "relabel.csv", ("id", "label"), (by_class[rows[0].label][2], rows[-1].label))
     return exclude, relabel, rows
 
 
-def test_training_rows_change_and_validation_rows_stay(data: Path, tiny_backbone: Path, tmp_path: Path, corrected: tuple) -> None:
+def test_training_rows_change_and_validation_rows_stay(
+    data: Path, tiny_backbone: Path, tmp_path: Path, corrected: tuple
+) -> None:
     exclude, relabel, rows = corrected
     split = ["--set", "data.val_fraction=0.4"]
     assert train.main(arguments(data, tiny_backbone, tmp_path / "plain", *split)) == 0
@@ -161,12 +200,22 @@ def test_training_rows_change_and_validation_rows_stay(data: Path, tiny_backbone
     plain, run = (pd.read_csv(tmp_path / name / "val_predictions.csv", **TEXT) for name in ("plain", "run"))
     assert list(run.id) == list(plain.id) and list(run.label) == list(plain.label)
     record, before = read_json(tmp_path / "run/run.json"), read_json(tmp_path / "plain/run.json")
-    out, other = set(pd.read_csv(exclude, **TEXT).id), dict(pd.read_csv(relabel, **TEXT).itertuples(index=False))
+    out, other = (
+        set(pd.read_csv(exclude, **TEXT).id),
+        dict(pd.read_csv(relabel, **TEXT).itertuples(index=False)),
+    )
     held = set(run.id)
-    assert record["corrections"]["train"] == {"excluded": len(out - held), "relabelled": len(set(other) - held)}
+    assert record["corrections"]["train"] == {
+        "excluded": len(out - held),
+        "relabelled": len(set(other) - held),
+    }
     assert record["corrections"]["val"] == {"excluded": len(out & held), "relabelled": len(set(other) & held)}
     assert record["corrections"]["files"]["exclude"] == {"file": str(exclude), "sha256": sha256(exclude)}
-    assert record["counts"]["train"] == before["counts"]["train"] - len(out - held) and len(out & held) and len(out - held)
+    assert (
+        record["counts"]["train"] == before["counts"]["train"] - len(out - held)
+        and len(out & held)
+        and len(out - held)
+    )
     expected = dict.fromkeys(record["class_names"], 0)
     for row in rows:
         if row.id not in held and row.id not in out:
@@ -181,17 +230,24 @@ def test_training_rows_change_and_validation_rows_stay(data: Path, tiny_backbone
     assert f"{len(out - held)} training images left out" in text and "corrected accuracy" in text
 
 
-def test_folds_score_every_row_and_say_the_corrected_score(data: Path, tiny_backbone: Path, tmp_path: Path, corrected: tuple) -> None:
+def test_folds_score_every_row_and_say_the_corrected_score(
+    data: Path, tiny_backbone: Path, tmp_path: Path, corrected: tuple
+) -> None:
     exclude, relabel, rows = corrected
     keys = ["--set", f"data.exclude={exclude}", "--set", f"data.relabel={relabel}", "--folds", "2"]
     assert train.main(arguments(data, tiny_backbone, tmp_path / "run", *keys)) == 0
     oof, record = pd.read_csv(tmp_path / "run/oof.csv", **TEXT), read_json(tmp_path / "run/run.json")
     assert list(oof.id) == [row.id for row in rows] and list(oof.label) == [row.label for row in rows]
     assert record["folds"]["scores"]["accuracy"] == pytest.approx(np.mean(oof.label == oof.predicted))
-    out, other = set(pd.read_csv(exclude, **TEXT).id), dict(pd.read_csv(relabel, **TEXT).itertuples(index=False))
+    out, other = (
+        set(pd.read_csv(exclude, **TEXT).id),
+        dict(pd.read_csv(relabel, **TEXT).itertuples(index=False)),
+    )
     kept = oof[~oof.id.isin(out)]
     truth = [other.get(row_id, label) for row_id, label in zip(kept.id, kept.label, strict=True)]
-    assert record["corrections"]["scores"]["corrected_accuracy"] == pytest.approx(np.mean(np.array(truth) == kept.predicted))
+    assert record["corrections"]["scores"]["corrected_accuracy"] == pytest.approx(
+        np.mean(np.array(truth) == kept.predicted)
+    )
     assert record["corrections"]["train"] == {"excluded": len(out), "relabelled": 1}
     for fold in (1, 2):
         found = read_json(tmp_path / f"run/fold-{fold}/run.json")["corrections"]
@@ -200,24 +256,47 @@ def test_folds_score_every_row_and_say_the_corrected_score(data: Path, tiny_back
     assert f"{len(out)} images left out" in text and "corrected accuracy" in text
 
 
-def test_a_stopped_run_goes_on_with_the_same_rows(data: Path, tiny_backbone: Path, tmp_path: Path, corrected: tuple) -> None:
+def test_a_stopped_run_goes_on_with_the_same_rows(
+    data: Path, tiny_backbone: Path, tmp_path: Path, corrected: tuple
+) -> None:
     from pipeline.errors import Interrupted
 
     exclude, _, _ = corrected
-    words = arguments(data, tiny_backbone, tmp_path / "run", "--set", "data.val_fraction=0.4", "--set", f"data.exclude={exclude}")
+    words = arguments(
+        data,
+        tiny_backbone,
+        tmp_path / "run",
+        "--set",
+        "data.val_fraction=0.4",
+        "--set",
+        f"data.exclude={exclude}",
+    )
     with pytest.raises(Interrupted):
         train.main([*words, "--max-minutes", "0"])
     assert train.main([*words, "--resume"]) == 0
-    assert train.main(arguments(data, tiny_backbone, tmp_path / "whole", *words[words.index("--set", 20) :])) == 0
+    assert (
+        train.main(arguments(data, tiny_backbone, tmp_path / "whole", *words[words.index("--set", 20) :]))
+        == 0
+    )
     for name in ("val_probs.npy", "metrics.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_file_that_changed_is_noticed_on_resume(data: Path, tiny_backbone: Path, tmp_path: Path, corrected: tuple) -> None:
+def test_a_file_that_changed_is_noticed_on_resume(
+    data: Path, tiny_backbone: Path, tmp_path: Path, corrected: tuple
+) -> None:
     from pipeline.errors import Interrupted
 
     exclude, _, rows = corrected
-    words = arguments(data, tiny_backbone, tmp_path / "run", "--set", "data.val_fraction=0", "--set", f"data.exclude={exclude}")
+    words = arguments(
+        data,
+        tiny_backbone,
+        tmp_path / "run",
+        "--set",
+        "data.val_fraction=0",
+        "--set",
+        f"data.exclude={exclude}",
+    )
     with pytest.raises(Interrupted):
         train.main([*words, "--max-minutes", "0"])
     write(exclude, ("id",), (rows[0].id,))

@@ -53,10 +53,16 @@ def by_pillow(dataset: ImageDataset, epoch: int, row: int) -> torch.Tensor:
         size = image.size[::-1] if sideways else image.size
         torch.manual_seed(dataset._seed(epoch, row))
         shape = torch.empty((3, size[1], size[0]), device="meta")
-        top, left, high, wide = RandomResizedCrop.get_params(shape, list(config.crop_scale), list(config.crop_ratio))
+        top, left, high, wide = RandomResizedCrop.get_params(
+            shape, list(config.crop_scale), list(config.crop_ratio)
+        )
         mirrored = config.horizontal_flip and bool(torch.rand(1) < 0.5)
         if image.format in ("JPEG", "MPO"):
-            sides = (wide, high) if dataset.cache is None else [(config.crop_scale[0] * size[0] * size[1]) ** 0.5] * 2
+            sides = (
+                (wide, high)
+                if dataset.cache is None
+                else [(config.crop_scale[0] * size[0] * size[1]) ** 0.5] * 2
+            )
             least = max(rule.width, rule.height) if dataset.cache is not None else None
             spare = min(sides[0] / (least or rule.width), sides[1] / (least or rule.height))
             halvings = 3 if spare >= 8 else 2 if spare >= 4 else 1 if spare >= 2 else 0
@@ -68,7 +74,9 @@ def by_pillow(dataset: ImageDataset, epoch: int, row: int) -> torch.Tensor:
     top, bottom = (round(edge * picture.height / size[1]) for edge in (top, top + high))
     patch = picture.crop((left, top, right, bottom))
     if max(size) > max(rule.width, rule.height):
-        pixels = F.interpolate(to_tensor(patch)[None], (rule.height, rule.width), mode="bilinear", antialias=True)[0]
+        pixels = F.interpolate(
+            to_tensor(patch)[None], (rule.height, rule.width), mode="bilinear", antialias=True
+        )[0]
     else:
         pixels = to_tensor(patch.resize((rule.width, rule.height), rule.resample))
     return pixels.flip(-1) if mirrored else pixels
@@ -85,7 +93,10 @@ def test_every_pixel_and_every_crop_is_what_pillow_and_torchvision_make(
     monkeypatch.setattr(images, "FAST_JPEG", fast)
     sideways = Image.Exif()
     sideways[ORIENTATION] = 6
-    paths = [tmp_path / name for name in ("a.jpg", "progressive.jpg", "grey.jpg", "cmyk.jpg", "sideways.jpg", "small.jpg", "a.png")]
+    paths = [
+        tmp_path / name
+        for name in ("a.jpg", "progressive.jpg", "grey.jpg", "cmyk.jpg", "sideways.jpg", "small.jpg", "a.png")
+    ]
     big = photo((611, 400), 1)
     big.save(paths[0], quality=90)
     big.save(paths[1], progressive=True, subsampling=0)
@@ -94,12 +105,18 @@ def test_every_pixel_and_every_crop_is_what_pillow_and_torchvision_make(
     big.save(paths[4], exif=sideways)
     photo((61, 40), 2).save(paths[5])
     big.save(paths[6])
-    for config in (Augmentation(), Augmentation(crop_scale=(0.3, 0.5), crop_ratio=(0.3, 4), horizontal_flip=False)):
+    for config in (
+        Augmentation(),
+        Augmentation(crop_scale=(0.3, 0.5), crop_ratio=(0.3, 4), horizontal_flip=False),
+    ):
         cache = PictureCache(tmp_path / "cache", 10**9, paths, config, RULE) if cached else None
         dataset = ImageDataset(paths, None, RULE, config, seed=3, cache=cache)
         for epoch in range(4):
             for row in range(len(paths)):
-                assert torch.equal(dataset[epoch, row]["pixels"], by_pillow(dataset, epoch, row)), (paths[row].name, epoch)
+                assert torch.equal(dataset[epoch, row]["pixels"], by_pillow(dataset, epoch, row)), (
+                    paths[row].name,
+                    epoch,
+                )
 
 
 def test_the_draws_are_torchvisions() -> None:
@@ -108,18 +125,31 @@ def test_the_draws_are_torchvisions() -> None:
     """
     mirrored = 0
     sizes = ((1000, 750), (300, 900), (50, 2000), (7, 5), (1, 1), (1, 300), (4000, 3000))
-    for config in (Augmentation(crop_scale=(0.1, 0.9), crop_ratio=(0.5, 3.0)), Augmentation(), Augmentation(crop_ratio=(2.0, 2.5))):
-        theirs, ours = v2.RandomResizedCrop(64, config.crop_scale, config.crop_ratio), RandomCrop(config, RULE)
+    for config in (
+        Augmentation(crop_scale=(0.1, 0.9), crop_ratio=(0.5, 3.0)),
+        Augmentation(),
+        Augmentation(crop_ratio=(2.0, 2.5)),
+    ):
+        theirs, ours = (
+            v2.RandomResizedCrop(64, config.crop_scale, config.crop_ratio),
+            RandomCrop(config, RULE),
+        )
         for seed, size in [(seed, size) for size in sizes for seed in range(100)]:
             torch.manual_seed(seed)
             expected = theirs.make_params([torch.empty(3, size[1], size[0], device="meta")])
             flip = bool(torch.rand(1) < 0.5)
             found = ours.draw(size, torch.Generator().manual_seed(seed))
-            assert (found.left, found.top, found.width, found.height) == tuple(expected[key] for key in ("left", "top", "width", "height"))
+            assert (found.left, found.top, found.width, found.height) == tuple(
+                expected[key] for key in ("left", "top", "width", "height")
+            )
             assert found.mirrored is flip
             mirrored += flip
     assert 850 < mirrored < 1250
-    assert not RandomCrop(Augmentation(horizontal_flip=False), RULE).draw((9, 9), torch.Generator().manual_seed(0)).mirrored
+    assert (
+        not RandomCrop(Augmentation(horizontal_flip=False), RULE)
+        .draw((9, 9), torch.Generator().manual_seed(0))
+        .mirrored
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,7 +176,9 @@ def test_a_kept_picture_serves_its_smallest_crop() -> None:
 
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_crops_of_reduced_photos_are_close_to_those_of_the_full_decode(tmp_path: Path, cached: bool, orientation: int) -> None:
+def test_crops_of_reduced_photos_are_close_to_those_of_the_full_decode(
+    tmp_path: Path, cached: bool, orientation: int
+) -> None:
     """Tolerance: a mean of 8 of 255 over all crops, and less than moving the crops by half a pixel of the
     result would make.
 
@@ -170,7 +202,9 @@ def test_crops_of_reduced_photos_are_close_to_those_of_the_full_decode(tmp_path:
         left = crop.left + crop.width / RULE.width / 2
         box = (left, crop.top, min(left + crop.width, full.width), crop.top + crop.height)
         shifted = to_tensor(full.resize((RULE.width, RULE.height), RULE.resample, box=box)).int()
-        moved.append(((shifted.flip(-1) if crop.mirrored else shifted) - expected).abs().float().mean().item())
+        moved.append(
+            ((shifted.flip(-1) if crop.mirrored else shifted) - expected).abs().float().mean().item()
+        )
     assert levels >= {1, 2, 3}
     assert np.mean(found) < min(8, np.mean(moved)), (np.mean(found), np.mean(moved))
 
@@ -178,13 +212,19 @@ def test_crops_of_reduced_photos_are_close_to_those_of_the_full_decode(tmp_path:
 def test_pictures_decoded_in_full_differ_by_one_at_most(tmp_path: Path) -> None:
     photo((300, 200)).save(tmp_path / "a.png")
     for resample in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC):
-        dataset = ImageDataset([tmp_path / "a.png"] * 8, None, Preprocessing(64, 48, resample=resample), Augmentation())
+        dataset = ImageDataset(
+            [tmp_path / "a.png"] * 8, None, Preprocessing(64, 48, resample=resample), Augmentation()
+        )
         for row in range(8):
             assert (dataset[0, row]["pixels"].int() - reference(dataset, 0, row).int()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("config", [Augmentation(), Augmentation(rotation_degrees=9), Augmentation(random_resized_crop=False)])
-def test_small_pictures_are_bit_for_bit_as_torchvision_makes_them(tmp_path: Path, config: Augmentation) -> None:
+@pytest.mark.parametrize(
+    "config", [Augmentation(), Augmentation(rotation_degrees=9), Augmentation(random_resized_crop=False)]
+)
+def test_small_pictures_are_bit_for_bit_as_torchvision_makes_them(
+    tmp_path: Path, config: Augmentation
+) -> None:
     """The demo's numbers hang on this."""
     photo((64, 50)).save(tmp_path / "a.png")
     photo((60, 64)).save(tmp_path / "b.jpg")
@@ -207,4 +247,6 @@ def test_without_the_crop_the_general_road_is_taken(tmp_path: Path) -> None:
     photo((90, 70)).save(tmp_path / "a.jpg")
     config = Augmentation(random_resized_crop=False, horizontal_flip=False)
     dataset = ImageDataset([tmp_path / "a.jpg"], None, RULE, config)
-    assert torch.equal(dataset[0, 0]["pixels"], to_tensor(augmenter(config, RULE)(Image.open(tmp_path / "a.jpg"))))
+    assert torch.equal(
+        dataset[0, 0]["pixels"], to_tensor(augmenter(config, RULE)(Image.open(tmp_path / "a.jpg")))
+    )

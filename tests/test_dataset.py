@@ -29,7 +29,11 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def rows_of(loader) -> dict[int, torch.Tensor]:
-    return {int(row): pixels for batch in loader for row, pixels in zip(batch["row"], batch["pixels"], strict=True)}
+    return {
+        int(row): pixels
+        for batch in loader
+        for row, pixels in zip(batch["row"], batch["pixels"], strict=True)
+    }
 
 
 def test_items_and_batches_have_the_promised_types(paths: list[Path]) -> None:
@@ -58,7 +62,10 @@ def test_a_row_does_not_depend_on_workers_order_batches_or_global_generators(pat
     dataset = ImageDataset(paths, None, RULE, Augmentation(rotation_degrees=10), seed=3)
     torch.manual_seed(0)
     expected = rows_of(make_loader(dataset, [[0, 1, 2, 3, 4, 5, 6]], epoch=2))
-    for seed, batches, workers in ((1, [[6, 5], [4, 3, 2], [1, 0]], 0), (2, [[3], [1, 0], [2, 6], [5, 4]], 2)):
+    for seed, batches, workers in (
+        (1, [[6, 5], [4, 3, 2], [1, 0]], 0),
+        (2, [[3], [1, 0], [2, 6], [5, 4]], 2),
+    ):
         torch.manual_seed(seed)
         np.random.seed(seed)
         found = rows_of(make_loader(dataset, batches, epoch=2, workers=workers))
@@ -68,7 +75,12 @@ def test_a_row_does_not_depend_on_workers_order_batches_or_global_generators(pat
 def test_the_draw_differs_by_row_epoch_and_seed(paths: list[Path]) -> None:
     same = [paths[0], paths[0]]
     dataset = ImageDataset(same, None, RULE, Augmentation(), seed=3)
-    views = [dataset[0, 0], dataset[0, 1], dataset[1, 0], ImageDataset(same, None, RULE, Augmentation(), seed=4)[0, 0]]
+    views = [
+        dataset[0, 0],
+        dataset[0, 1],
+        dataset[1, 0],
+        ImageDataset(same, None, RULE, Augmentation(), seed=4)[0, 0],
+    ]
     assert len({view["pixels"].numpy().tobytes() for view in views}) == 4
 
 
@@ -85,14 +97,18 @@ def test_loading_leaves_torchs_generator_untouched(paths: list[Path], workers: i
 
 def test_undecodable_images_are_flagged_and_black(paths: list[Path], tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("not an image")
-    dataset = ImageDataset([paths[0], tmp_path / "text.jpg", tmp_path / "gone.jpg"], [0, 1, 2], RULE, Augmentation())
+    dataset = ImageDataset(
+        [paths[0], tmp_path / "text.jpg", tmp_path / "gone.jpg"], [0, 1, 2], RULE, Augmentation()
+    )
     (batch,) = make_loader(dataset, [[0, 1, 2]])
     assert batch["bad"].tolist() == [False, True, True] and batch["label"].tolist() == [0, 1, 2]
     assert batch["pixels"][0].any() and not batch["pixels"][1:].any()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_readable_stops_at_the_first_image_that_is_gone_and_names_it(paths: list[Path], tmp_path: Path, workers: int) -> None:
+def test_readable_stops_at_the_first_image_that_is_gone_and_names_it(
+    paths: list[Path], tmp_path: Path, workers: int
+) -> None:
     dataset = ImageDataset([paths[0], paths[1], tmp_path / "gone.jpg", tmp_path / "too.jpg"], None, RULE)
     batches = iter(readable(make_loader(dataset, [[1, 0], [3, 0, 2], [1]], workers=workers), dataset.paths))
     assert next(batches)["row"].tolist() == [1, 0]
@@ -135,7 +151,14 @@ def test_cut_never_crosses_a_group_and_keeps_the_order(rows: int, micro: int, gr
 
 def test_cut_resumed_inside_an_epoch_goes_on_as_it_was() -> None:
     whole = cut(range(23), 4, 8)
-    assert whole == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15], [16, 17, 18, 19], [20, 21, 22]]
+    assert whole == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10, 11],
+        [12, 13, 14, 15],
+        [16, 17, 18, 19],
+        [20, 21, 22],
+    ]
     assert cut(range(23), 4, 8, 12) == whole[3:]
     assert cut(np.array([5, 3, 1]), 2, 8) == [[5, 3], [1]]
     assert all(type(row) is int for batch in cut(np.array([5, 3, 1]), 2, 8) for row in batch)
@@ -149,5 +172,8 @@ def test_workers(paths: list[Path], tmp_path: Path) -> None:
     (tmp_path / "large.jpg").write_bytes(bytes(100_000))
     assert resolve_workers("auto", [tmp_path / "small.jpg"]) == 0
     assert 1 <= resolve_workers("auto", [tmp_path / "large.jpg"] * 100) <= min(os.cpu_count() or 1, 8)
-    assert resolve_workers("auto", [tmp_path / "large.jpg"] * 99) == 0 and resolve_workers("auto", [tmp_path / "small.jpg"] * 200_000) == 0
+    assert (
+        resolve_workers("auto", [tmp_path / "large.jpg"] * 99) == 0
+        and resolve_workers("auto", [tmp_path / "small.jpg"] * 200_000) == 0
+    )
     assert resolve_workers("auto", []) == 0 and resolve_workers("auto", [tmp_path / "gone.jpg"]) == 0

@@ -17,7 +17,14 @@ GRADES = ["0", "1", "2", "3", "4"] * 6
 PETS = ["cat", "dog"] * 8
 STEGO = ["Cover", "JMiPOD", "UERD"] * 4
 RUST = ["rust", "scab", "rust scab", "healthy", "scab frog", "frog"] * 4
-TAGS = ["clear", "clear primary", "cloudy", "primary agriculture clear", "water primary", "agriculture water"] * 3
+TAGS = [
+    "clear",
+    "clear primary",
+    "cloudy",
+    "primary agriculture clear",
+    "water primary",
+    "agriculture water",
+] * 3
 APPLES = ["Granny Smith", "Golden Delicious", "Red Delicious", "Fuji"] * 4
 DRESSES = ["black dress", "black shirt", "blue dress", "blue shirt", "red dress", "red shirt"] * 3
 
@@ -31,7 +38,9 @@ def read(
     **asked: object,
 ) -> Decision:
     evidence = LabelEvidence(source, "train.csv", tuple(texts), column="label")
-    cells = None if sample is None else SampleEvidence("sample.csv", (column,), tuple((cell,) for cell in sample))
+    cells = (
+        None if sample is None else SampleEvidence("sample.csv", (column,), tuple((cell,) for cell in sample))
+    )
     return decide(evidence, cells, Asked(**asked))
 
 
@@ -39,7 +48,9 @@ def read_columns(cells: Sequence[str], sample: str = "0", **asked: object) -> De
     """Three label columns a, b, c; a row as the text `100`."""
     rows = tuple(tuple(row.split()) if " " in row else tuple(row) for row in cells)
     sample_rows = SampleEvidence("sample.csv", ("a", "b", "c"), ((sample,) * 3,))
-    return decide(LabelEvidence("table", "train.csv", columns=("a", "b", "c"), cells=rows), sample_rows, Asked(**asked))
+    return decide(
+        LabelEvidence("table", "train.csv", columns=("a", "b", "c"), cells=rows), sample_rows, Asked(**asked)
+    )
 
 
 def refused(*arguments: object, **more: object) -> str:
@@ -59,22 +70,85 @@ def refused(*arguments: object, **more: object) -> str:
         (["False", "True"] * 5, ["0.3"], {}, "binary", "log_loss", ("False", "True")),
         (PETS, ["0.5"], {"column": "is_dog"}, "binary", "log_loss", ("cat", "dog")),
         (PETS, ["0.5"], {"positive_class": ("dog",)}, "binary", "log_loss", ("cat", "dog")),
-        (STEGO, ["0"], {"metric": "auc", "positive_class": ("JMiPOD", "UERD")}, "binary", "roc_auc", ("Cover", "JMiPOD, UERD")),
-        (["new_whale", "w_1", "w_2"] * 3, ["new_whale w_7 w_8"], {}, "multiclass", "map_at_3", ("new_whale", "w_1", "w_2")),
-        (["w_1", "w_2", "w_3"] * 3, ["w_1"], {"metric": "map@5"}, "multiclass", "map_at_5", ("w_1", "w_2", "w_3")),
+        (
+            STEGO,
+            ["0"],
+            {"metric": "auc", "positive_class": ("JMiPOD", "UERD")},
+            "binary",
+            "roc_auc",
+            ("Cover", "JMiPOD, UERD"),
+        ),
+        (
+            ["new_whale", "w_1", "w_2"] * 3,
+            ["new_whale w_7 w_8"],
+            {},
+            "multiclass",
+            "map_at_3",
+            ("new_whale", "w_1", "w_2"),
+        ),
+        (
+            ["w_1", "w_2", "w_3"] * 3,
+            ["w_1"],
+            {"metric": "map@5"},
+            "multiclass",
+            "map_at_5",
+            ("w_1", "w_2", "w_3"),
+        ),
         (RUST, ["healthy"], {}, "multilabel", "micro_f1", ("frog", "healthy", "rust", "scab")),
-        (TAGS, ["primary cloudy"], {}, "multilabel", "micro_f1", ("agriculture", "clear", "cloudy", "primary", "water")),
-        (["16 0", "7", "0", "0 7", "16", "7 16"] * 3, ["0"], {"metric": "macro_f1"}, "multilabel", "macro_f1", ("0", "7", "16")),
-        (APPLES, ["Fuji"], {}, "multiclass", "accuracy", ("Fuji", "Golden Delicious", "Granny Smith", "Red Delicious")),
-        (DRESSES, ["red shirt"], {"kind": "multilabel"}, "multilabel", "micro_f1", ("black", "blue", "dress", "red", "shirt")),
+        (
+            TAGS,
+            ["primary cloudy"],
+            {},
+            "multilabel",
+            "micro_f1",
+            ("agriculture", "clear", "cloudy", "primary", "water"),
+        ),
+        (
+            ["16 0", "7", "0", "0 7", "16", "7 16"] * 3,
+            ["0"],
+            {"metric": "macro_f1"},
+            "multilabel",
+            "macro_f1",
+            ("0", "7", "16"),
+        ),
+        (
+            APPLES,
+            ["Fuji"],
+            {},
+            "multiclass",
+            "accuracy",
+            ("Fuji", "Golden Delicious", "Granny Smith", "Red Delicious"),
+        ),
+        (
+            DRESSES,
+            ["red shirt"],
+            {"kind": "multilabel"},
+            "multilabel",
+            "micro_f1",
+            ("black", "blue", "dress", "red", "shirt"),
+        ),
         (GRADES, ["0"], {}, "multiclass", "accuracy", ("0", "1", "2", "3", "4")),
         (GRADES, ["0"], {"metric": "qwk"}, "ordinal", "qwk", ("0", "1", "2", "3", "4")),
         (["10", "9", "1"] * 3, ["1"], {"kind": "ordinal"}, "ordinal", "qwk", ("1", "9", "10")),
         ([str(number) for number in range(1, 101)], ["12.5"], {}, "continuous", "rmse", ("label",)),
         (["1.5", "2", "3.25"], ["0"], {}, "continuous", "rmse", ("label",)),
         (GRADES, ["0"], {"metric": "mae"}, "continuous", "mae", ("label",)),
-        ([str(number) for number in range(60)], ["0"], {"metric": "macro_f1"}, "multiclass", "macro_f1", tuple(map(str, range(60)))),
-        ([str(number) for number in range(60)], ["0"], {"source": "folders"}, "multiclass", "accuracy", tuple(map(str, range(60)))),
+        (
+            [str(number) for number in range(60)],
+            ["0"],
+            {"metric": "macro_f1"},
+            "multiclass",
+            "macro_f1",
+            tuple(map(str, range(60))),
+        ),
+        (
+            [str(number) for number in range(60)],
+            ["0"],
+            {"source": "folders"},
+            "multiclass",
+            "accuracy",
+            tuple(map(str, range(60))),
+        ),
     ],
 )
 def test_one_reading(texts, sample, more, kind, metric, names) -> None:
@@ -100,7 +174,12 @@ def test_the_positive_class_is_what_is_encoded_as_one() -> None:
         (STEGO, ["0"], {"metric": "roc_auc"}, ["--positive-class Cover", "--positive-class A,B"]),
         (PETS, ["0"], {"source": "folders"}, ["--positive-class", "--target multiclass"]),
         (DRESSES, ["red shirt"], {}, ["--target multiclass", "--target multilabel"]),
-        ([str(number) for number in range(60)], ["0"], {}, ["--metric accuracy", "--metric rmse", "--metric qwk"]),
+        (
+            [str(number) for number in range(60)],
+            ["0"],
+            {},
+            ["--metric accuracy", "--metric rmse", "--metric qwk"],
+        ),
     ],
 )
 def test_two_readings_are_an_error_that_shows_both(texts, sample, more, flags) -> None:
@@ -146,7 +225,9 @@ def test_labels_in_columns(cells, more, kind, metric) -> None:
 
 def test_spaces_behind_commas_belong_to_the_commas() -> None:
     cells = ["clear sky", "haze, road", "clear sky, road", "haze", "clear sky, haze, road"]
-    decision = decide(LabelEvidence("table", "train.csv, column 'tags'", texts=tuple(cells), column="tags"), None)
+    decision = decide(
+        LabelEvidence("table", "train.csv, column 'tags'", texts=tuple(cells), column="tags"), None
+    )
     assert decision.target.names == ("clear sky", "haze", "road") and decision.labels[2] == "clear sky, road"
 
 

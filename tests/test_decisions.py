@@ -40,7 +40,10 @@ def test_thresholds_gain_where_a_model_is_too_shy() -> None:
     # Other rows: what was promised comes true
     fresh, more, unseen = labels_with_shy_model(np.random.default_rng(1))
     after = f1_score(more, judged[0].decision.apply(fresh, unseen) >= 0.5, average="macro")
-    assert after == pytest.approx(judged[0].after, abs=0.05) and after > f1_score(more, unseen >= 0.5, average="macro") + 0.1
+    assert (
+        after == pytest.approx(judged[0].after, abs=0.05)
+        and after > f1_score(more, unseen >= 0.5, average="macro") + 0.1
+    )
 
 
 def test_a_threshold_decides_exactly_at_its_value() -> None:
@@ -49,7 +52,9 @@ def test_a_threshold_decides_exactly_at_its_value() -> None:
     moved = Decision("thresholds", (float(np.float32(0.2)), float(np.float32(0.7)))).apply(target, values)
     assert target.chosen(moved).tolist() == [[True, True], [False, True]]
     binary = Target("binary", ("no", "yes"), positive=("yes",))
-    assert binary.chosen(Decision("thresholds", (0.3,)).apply(binary, np.array([[0.31], [0.29]]))).tolist() == [1, 0]
+    assert binary.chosen(
+        Decision("thresholds", (0.3,)).apply(binary, np.array([[0.31], [0.29]]))
+    ).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -82,7 +87,11 @@ def test_cut_points_raise_kappa() -> None:
     level = truth * 0.5 + rng.normal(0, 0.3, 600)  # everything is taken for a low grade
     values = target.activate(-3 * np.abs(np.arange(4) - level[:, None]))
     judged = judge(target, "qwk", truth, values, PARTS)
-    assert judged[0].decision.kind == "cuts" and judged[0].used and list(judged[0].decision.numbers) == sorted(judged[0].decision.numbers)
+    assert (
+        judged[0].decision.kind == "cuts"
+        and judged[0].used
+        and list(judged[0].decision.numbers) == sorted(judged[0].decision.numbers)
+    )
     grades = target.chosen(judged[0].decision.apply(target, values))
     assert cohen_kappa_score(truth, grades, weights="quadratic") > judged[0].before + 0.1
 
@@ -95,9 +104,9 @@ def test_temperature_mends_a_model_that_is_too_sure() -> None:
     truth = np.array([rng.choice(3, p=row) for row in exact])
     judged = judge(target, "log_loss", truth, target.activate(3 * logits), PARTS)
     assert judged[0].used and judged[0].decision.numbers[0] == pytest.approx(3, rel=0.15)
-    assert judged[0].gain == pytest.approx(judged[0].before - judged[0].after) and judged[0].before > log_loss(
-        truth, target.activate(logits)
-    )
+    assert judged[0].gain == pytest.approx(judged[0].before - judged[0].after) and judged[
+        0
+    ].before > log_loss(truth, target.activate(logits))
 
 
 def test_a_model_without_a_mistake_on_few_rows_is_not_made_certain() -> None:
@@ -121,7 +130,10 @@ def test_every_metric_of_every_target_has_a_decision_that_fits_or_none() -> None
 def test_what_a_run_stores_is_read_back_or_refused() -> None:
     target = Target("multilabel", ("a", "b"))
     stored = {
-        "decisions": [{"kind": "count", "numbers": [2.0], "used": False}, {"kind": "thresholds", "numbers": [0.2, 0.7], "used": True}]
+        "decisions": [
+            {"kind": "count", "numbers": [2.0], "used": False},
+            {"kind": "thresholds", "numbers": [0.2, 0.7], "used": True},
+        ]
     }
     assert read_decision(stored, target) == Decision("thresholds", (0.2, 0.7))
     assert read_decision({}, target) is None
@@ -133,7 +145,9 @@ def test_what_a_run_stores_is_read_back_or_refused() -> None:
 # ---- priors ----
 
 
-def skewed(rng: np.random.Generator, shares: list[float], rows: int = 400) -> tuple[Target, np.ndarray, np.ndarray]:
+def skewed(
+    rng: np.random.Generator, shares: list[float], rows: int = 400
+) -> tuple[Target, np.ndarray, np.ndarray]:
     """A model trained on equal shares, and test rows with others."""
     target = multiclass("abcd")
     truth = rng.choice(4, rows, p=shares)
@@ -150,7 +164,9 @@ def test_a_skewed_test_set_gains_and_an_even_one_loses_nothing() -> None:
             # Half as sure: mended by its temperature
             shy = replace(before, values=target.activate(np.log(values) / 2))
             after, _ = shift(before, even.tolist(), "estimate", 1.0)
-            assert (shift(shy, even.tolist(), "estimate", 0.5)[0].values.argmax(1) == after.values.argmax(1)).all()
+            assert (
+                shift(shy, even.tolist(), "estimate", 0.5)[0].values.argmax(1) == after.values.argmax(1)
+            ).all()
             kept.append(float((after.values.argmax(1) == truth).mean() - (values.argmax(1) == truth).mean()))
     assert np.mean(gains) >= 0.02 and np.mean(costs) >= -0.002
 
@@ -165,7 +181,10 @@ def test_few_images_of_many_classes_gain_where_it_is_known_how_sure_the_model_is
         rng = np.random.default_rng(seed)
         truth = rng.integers(0, 24, 290)
         full, first = rng.choice(24, 4, replace=False), np.unique(truth, return_index=True)[1]
-        for kind, rows in (("skewed", np.union1d(first, np.flatnonzero(np.isin(truth, full)))), ("even", np.arange(145))):
+        for kind, rows in (
+            ("skewed", np.union1d(first, np.flatnonzero(np.isin(truth, full)))),
+            ("even", np.arange(145)),
+        ):
             label = truth[rows]
             logits = 2.0 * (2.0 * np.eye(24)[label] + rng.normal(0, 1, (len(label), 24)))  # Bayes: calibrated
             plain = Predictions(tuple(map(str, rows)), target.activate(logits), target)
@@ -187,16 +206,23 @@ def test_a_model_that_prefers_some_classes_is_no_other_test_set() -> None:
         bias = rng.normal(0, 0.7, 24)
 
         def draw(label: np.ndarray, rng=rng, bias=bias) -> np.ndarray:
-            return target.activate(2.0 * (2.0 * np.eye(24)[label] + rng.normal(0, 1, (len(label), 24))) + bias)
+            return target.activate(
+                2.0 * (2.0 * np.eye(24)[label] + rng.normal(0, 1, (len(label), 24))) + bias
+            )
 
         mean = mean_probabilities(target, draw(rng.integers(0, 24, 290)), 1.0)
         assert sum(mean) == pytest.approx(1)
-        for kind, label in (("even", rng.integers(0, 24, 290)), ("skewed", rng.choice(24, 290, p=np.repeat([0.7 / 4, 0.3 / 20], [4, 20])))):
+        for kind, label in (
+            ("even", rng.integers(0, 24, 290)),
+            ("skewed", rng.choice(24, 290, p=np.repeat([0.7 / 4, 0.3 / 20], [4, 20]))),
+        ):
             plain = Predictions(tuple(map(str, range(290))), draw(label), target)
 
             def gain(mean: list[float] | None, plain=plain, label=label) -> float:
                 after, _ = shift(plain, even, "estimate", 1.0, mean)
-                return float((after.values.argmax(1) == label).mean() - (plain.values.argmax(1) == label).mean())
+                return float(
+                    (after.values.argmax(1) == label).mean() - (plain.values.argmax(1) == label).mean()
+                )
 
             for name, given in (("with", mean), ("without", None)) if kind == "even" else (("skewed", mean),):
                 gains[name].append(gain(given))
@@ -228,7 +254,9 @@ def test_shares_from_a_file(tmp_path: Path) -> None:
 def test_two_classes_and_refusals(tmp_path: Path) -> None:
     binary = Target("binary", ("no", "yes"), positive=("yes",))
     (tmp_path / "prior.csv").write_text("class,share\nno,0.9\nyes,0.1\n")
-    found, _ = shift(Predictions(("a",), np.array([[0.5]], dtype=np.float32), binary), [0.5], str(tmp_path / "prior.csv"))
+    found, _ = shift(
+        Predictions(("a",), np.array([[0.5]], dtype=np.float32), binary), [0.5], str(tmp_path / "prior.csv")
+    )
     assert found.values[0, 0] == pytest.approx(0.1)
     labels = Target("multilabel", ("a", "b"))
     with pytest.raises(UserError, match=r"--prior.*any of 2 labels"):

@@ -26,14 +26,20 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The tracked files, as a clone has them."""
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    names = (
+        subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+        .stdout.decode()
+        .split("\0")
+    )
     for name in filter(None, names):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
-def test_make_weights_then_inference_on_a_fresh_checkout(checkout: Path, tmp_path_factory, monkeypatch, capsys) -> None:
+def test_make_weights_then_inference_on_a_fresh_checkout(
+    checkout: Path, tmp_path_factory, monkeypatch, capsys
+) -> None:
     """The user's first command: the embedded release and its images are installed, and predicted as well as
     the README says.
     """
@@ -66,20 +72,28 @@ def test_the_base_of_a_damaged_release_is_not_unpacked(checkout: Path, monkeypat
         demo.unpack_base()
     demo.RELEASE.write_bytes(whole)
     demo.unpack_base()
-    assert sorted(path.name for path in demo.BASE.iterdir()) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    assert sorted(path.name for path in demo.BASE.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
 
 
 @pytest.mark.slow
 def test_the_whole_demo_reaches_the_score_and_touches_nothing_else(checkout: Path) -> None:
     (checkout / "predictions.csv").write_text("mine\n")
     before = {path.relative_to(checkout) for path in checkout.rglob("*")}
-    result = subprocess.run([sys.executable, "-m", "pipeline.demo"], cwd=checkout, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline.demo"], cwd=checkout, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     accuracy = float(re.search(r"^test accuracy ([\d.]+) in", result.stdout, re.MULTILINE)[1])
     assert accuracy >= 0.97
     made = {path.relative_to(checkout) for path in checkout.rglob("*")} - before
     homes = ("data/digits", "finetuned_model/digits", "finetuned_model/glyphs")
-    assert not {path for path in made if "__pycache__" not in path.parts and not path.as_posix().startswith(homes)}
+    assert not {
+        path for path in made if "__pycache__" not in path.parts and not path.as_posix().startswith(homes)
+    }
     assert (checkout / "predictions.csv").read_text() == "mine\n"
     scores = json.loads((checkout / "finetuned_model" / "digits" / "scores.json").read_text())
     assert scores["metrics"]["accuracy"] == pytest.approx(accuracy, abs=1e-4)

@@ -21,7 +21,11 @@ from pipeline.errors import UserError
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -69,14 +73,19 @@ def test_digits_are_split_alike_and_none_is_lost(digits: Path) -> None:
             assert (image.mode, image.size) == ("L", (32, 32)), path
             found[np.asarray(image).tobytes()] += 1
     for label in "0123456789":
-        shares[label] = held_back[label] / (held_back[label] + len(list((digits / "train" / label).iterdir())))
+        shares[label] = held_back[label] / (
+            held_back[label] + len(list((digits / "train" / label).iterdir()))
+        )
     assert found == expected
     assert all(0.18 < share < 0.22 for share in shares.values()), shares
 
 
 def test_solution_names_the_digit_that_is_in_the_picture(digits: Path) -> None:
     whole = load_digits()
-    label_of = {picture.tobytes(): str(label) for picture, label in zip(demo_data.enlarge(whole.images / 16), whole.target, strict=True)}
+    label_of = {
+        picture.tobytes(): str(label)
+        for picture, label in zip(demo_data.enlarge(whole.images / 16), whole.target, strict=True)
+    }
     rows = read_csv(digits / "solution.csv")
     assert len(rows) == 360
     for row in rows:
@@ -101,7 +110,9 @@ def test_digits_come_out_the_same(digits: Path, tmp_path: Path) -> None:
 def test_enlarging_is_pillows_bicubic() -> None:
     coarse = np.random.default_rng(0).random((3, 8, 8)).astype(np.float32)
     for picture, small in zip(demo_data.enlarge(coarse), coarse, strict=True):
-        pillow = np.asarray(Image.fromarray(small * 255).resize((32, 32), Image.Resampling.BICUBIC)).clip(0, 255)
+        pillow = np.asarray(Image.fromarray(small * 255).resize((32, 32), Image.Resampling.BICUBIC)).clip(
+            0, 255
+        )
         assert np.abs(picture - pillow).max() < 0.51
     assert set(np.unique(demo_data.enlarge(np.full((1, 8, 8), 0.2)))) == {51}
 
@@ -145,7 +156,9 @@ def test_a_folder_with_images_missing_is_refused(tmp_path: Path) -> None:
         demo_data.lay_out_digits(tmp_path / "digits")
 
 
-def test_an_interruption_leaves_nothing_behind(tmp_path: Path, quick_glyphs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_leaves_nothing_behind(
+    tmp_path: Path, quick_glyphs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
     def interrupted(path: Path, picture: np.ndarray) -> None:
@@ -183,7 +196,10 @@ def test_class_folders_are_safe_where_case_does_not_count() -> None:
 def test_glyphs_follow_the_seed(tmp_path: Path, quick_glyphs: None) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         demo_data.lay_out_glyphs(tmp_path / name, per_class=2, seed=seed)
-    pictures = {name: [data for path, data in contents(tmp_path / name).items() if path.endswith(".png")] for name in "abc"}
+    pictures = {
+        name: [data for path, data in contents(tmp_path / name).items() if path.endswith(".png")]
+        for name in "abc"
+    }
     assert pictures["a"] == pictures["b"]
     assert sum(a != c for a, c in zip(pictures["a"], pictures["c"], strict=True)) > 0.95 * len(pictures["a"])
 
@@ -227,7 +243,9 @@ def test_pictures_differ_and_are_mostly_as_coarse_as_digits(measured: np.ndarray
 
 def _is_enlarged(picture: np.ndarray) -> bool:
     """True when 8 x 8 values explain the image, which no sharply drawn letter allows."""
-    weights = np.asarray(Image.fromarray(np.eye(8, dtype=np.float32)).resize((8, 32), Image.Resampling.BICUBIC))
+    weights = np.asarray(
+        Image.fromarray(np.eye(8, dtype=np.float32)).resize((8, 32), Image.Resampling.BICUBIC)
+    )
     inverse = np.linalg.pinv(weights)
     again = weights @ (inverse @ picture @ inverse.T) @ weights.T
     return float(np.abs(again - picture).mean()) < 3

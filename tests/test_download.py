@@ -18,17 +18,22 @@ from pipeline.fetch.download import fetch
 from pipeline.fetch.transfer import Download
 
 DRIVE_ID = "1AbCdEfGhIjKlMnOpQrStUvWxYz012345"
-SAVED = {"Content-Disposition": 'attachment; filename="weights.zip"', "Content-Type": "application/octet-stream"}
+SAVED = {
+    "Content-Disposition": 'attachment; filename="weights.zip"',
+    "Content-Type": "application/octet-stream",
+}
 PAGE = {"Content-Type": "text/html; charset=utf-8"}
 QUOTA_PAGE = (
     b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body>\n"
     b'<p class="uc-error-caption">Sorry, you can&#39;t view or download this file at this time.</p>\n'
-    b'<p class="uc-error-subcaption">Too many users have viewed or downloaded this file recently. Please try later.</p>\n</body></html>'
+    b'<p class="uc-error-subcaption">Too many users have viewed or downloaded this file recently. '
+    b"Please try later.</p>\n</body></html>"
 )
 SCAN_PAGE = (
     "<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head><body>\n"
     '<form id="download-form" action="https://drive.usercontent.google.com/download" method="get">'
-    f'<input type="hidden" name="id" value="{DRIVE_ID}"><input type="hidden" name="confirm" value="t"></form>\n</body></html>'
+    f'<input type="hidden" name="id" value="{DRIVE_ID}"><input type="hidden" name="confirm" value="t">'
+    "</form>\n</body></html>"
 ).encode()
 
 
@@ -57,7 +62,9 @@ def drive(server, monkeypatch, tmp_path):
 
     module = sys.modules["gdown.download"]  # `gdown.download` is the function of that name
     monkeypatch.setattr(module, "home", str(tmp_path / "home"))
-    monkeypatch.setattr(module, "DEFAULT_COOKIES_FILE", str(tmp_path / "home/.cache/gdown/cookies.txt"), raising=False)
+    monkeypatch.setattr(
+        module, "DEFAULT_COOKIES_FILE", str(tmp_path / "home/.cache/gdown/cookies.txt"), raising=False
+    )
     (tmp_path / "home/.cache/gdown").mkdir(parents=True)
     # Less than the file, so that a part of it can arrive
     monkeypatch.setattr(module, "CHUNK_SIZE", 64 * 1024)
@@ -80,7 +87,10 @@ def parts_in(folder):
 def test_a_file_arrives_whole_and_nothing_else_stays(server, tmp_path, naps):
     server.replies["/w.zip"] = [Reply(BODY)]
     target = tmp_path / "new" / "w.zip"
-    assert fetch(f"{server.url}/w.zip", target, sha256=DIGEST.upper(), size=len(BODY), sleep=naps.append) == target
+    assert (
+        fetch(f"{server.url}/w.zip", target, sha256=DIGEST.upper(), size=len(BODY), sleep=naps.append)
+        == target
+    )
     assert target.read_bytes() == BODY
     assert parts_in(target.parent) == ["w.zip"]
     assert naps == []
@@ -103,13 +113,18 @@ def test_a_local_file_is_checked_and_used_where_it_is(tmp_path):
     local = tmp_path / "mine.zip"
     local.write_bytes(BODY)
     assert fetch(str(local), tmp_path / "w.zip", sha256=DIGEST) == local
-    with pytest.raises(UserError, match=f"mine.zip is not the expected file.*\n.*sha256 is {DIGEST}, expected {'0' * 64}"):
+    with pytest.raises(
+        UserError, match=f"mine.zip is not the expected file.*\n.*sha256 is {DIGEST}, expected {'0' * 64}"
+    ):
         fetch(str(local), tmp_path / "w.zip", sha256="0" * 64)
     assert local.read_bytes() == BODY
 
 
 def test_a_cut_connection_is_continued_from_where_it_stopped(server, tmp_path, naps, capsys):
-    server.replies["/w.zip"] = [Reply(BODY, headers={"ETag": '"1"'}, cut_at=200_000), Reply(BODY, headers={"ETag": '"1"'})]
+    server.replies["/w.zip"] = [
+        Reply(BODY, headers={"ETag": '"1"'}, cut_at=200_000),
+        Reply(BODY, headers={"ETag": '"1"'}),
+    ]
     fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sleep=naps.append)
     assert (tmp_path / "w.zip").read_bytes() == BODY
     asked = server.seen[1][1]
@@ -132,7 +147,10 @@ def test_a_later_call_continues_what_an_earlier_one_left(server, tmp_path, naps)
 
 def test_another_version_of_the_file_is_fetched_from_the_start(server, tmp_path, naps):
     newer = zip_bytes(weights=random.Random(1).randbytes(300_000))
-    server.replies["/w.zip"] = [Reply(BODY, headers={"ETag": '"1"'}, cut_at=200_000), Reply(newer, headers={"ETag": '"2"'})]
+    server.replies["/w.zip"] = [
+        Reply(BODY, headers={"ETag": '"1"'}, cut_at=200_000),
+        Reply(newer, headers={"ETag": '"2"'}),
+    ]
     fetch(f"{server.url}/w.zip", tmp_path / "w.zip", sleep=naps.append)
     assert (tmp_path / "w.zip").read_bytes() == newer
 
@@ -153,7 +171,10 @@ def test_a_continued_file_with_the_wrong_digest_is_fetched_once_more(server, tmp
 
 
 def test_a_part_that_is_whole_already_is_used(server, tmp_path, naps):
-    server.replies["/w.zip"] = [Reply(BODY, headers={"ETag": '"1"'}, cut_at=200_000), Reply(BODY, headers={"ETag": '"1"'})]
+    server.replies["/w.zip"] = [
+        Reply(BODY, headers={"ETag": '"1"'}, cut_at=200_000),
+        Reply(BODY, headers={"ETag": '"1"'}),
+    ]
     source = Source("url", f"{server.url}/w.zip")
     job = Download(source, tmp_path / "w.zip", DIGEST, None, None)
     job.part.write_bytes(BODY)
@@ -191,8 +212,15 @@ def test_tries_are_bounded(server, tmp_path, naps):
 
 
 def test_a_missing_file_is_not_tried_again_and_the_ways_out_are_named(server, tmp_path, naps):
-    with pytest.raises(UserError, match=r"answers 404: .*\nWhat helps:\n.*in a browser.*\n  - make weights WEIGHTS=x"):
-        fetch(f"{server.url}/none.zip", tmp_path / "w.zip", otherwise=["make weights WEIGHTS=x"], sleep=naps.append)
+    with pytest.raises(
+        UserError, match=r"answers 404: .*\nWhat helps:\n.*in a browser.*\n  - make weights WEIGHTS=x"
+    ):
+        fetch(
+            f"{server.url}/none.zip",
+            tmp_path / "w.zip",
+            otherwise=["make weights WEIGHTS=x"],
+            sleep=naps.append,
+        )
     assert naps == [] and parts_in(tmp_path) == []
 
 
@@ -229,7 +257,9 @@ def test_more_bytes_than_announced_are_not_taken(server, tmp_path):
 
 
 def test_plain_http_needs_a_digest(tmp_path, monkeypatch):
-    monkeypatch.setattr("requests.Session.get", lambda *args, **options: pytest.fail("nothing may be asked for"))
+    monkeypatch.setattr(
+        "requests.Session.get", lambda *args, **options: pytest.fail("nothing may be asked for")
+    )
     with pytest.raises(UserError, match=r"plain http.*https.*sha256"):
         fetch("http://host.invalid/w.zip", tmp_path / "w.zip")
 
@@ -257,7 +287,12 @@ def test_drive_gives_the_file(drive, tmp_path, naps):
 def test_drive_is_told_that_no_virus_scan_is_needed(drive, tmp_path, naps):
     drive.replies["/uc"] = [Reply(SCAN_PAGE, headers=PAGE)]
     drive.replies["/download"] = [Reply(BODY, headers=SAVED)]
-    fetch(f"https://drive.google.com/file/d/{DRIVE_ID}/view", tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
+    fetch(
+        f"https://drive.google.com/file/d/{DRIVE_ID}/view",
+        tmp_path / "w.zip",
+        sha256=DIGEST,
+        sleep=naps.append,
+    )
     assert (tmp_path / "w.zip").read_bytes() == BODY
     assert "confirm=t" in drive.seen[-1][0]
 
@@ -265,7 +300,12 @@ def test_drive_is_told_that_no_virus_scan_is_needed(drive, tmp_path, naps):
 def test_drive_over_its_quota_says_what_helps(drive, tmp_path, naps):
     drive.replies["/uc"] = [Reply(QUOTA_PAGE, headers=PAGE)]
     with pytest.raises(UserError) as caught:
-        fetch(DRIVE_ID, tmp_path / "w.zip", otherwise=["make weights WEIGHTS=/path/to/file.zip"], sleep=naps.append)
+        fetch(
+            DRIVE_ID,
+            tmp_path / "w.zip",
+            otherwise=["make weights WEIGHTS=/path/to/file.zip"],
+            sleep=naps.append,
+        )
     text = str(caught.value)
     assert "Too many users have viewed or downloaded this file recently" in text
     assert f"open https://drive.google.com/file/d/{DRIVE_ID}/view in a browser" in text
@@ -295,7 +335,10 @@ def test_drive_cut_again_and_again_is_continued_by_the_next_call(drive, tmp_path
 
 
 def test_drive_that_ignores_the_range_starts_over(drive, tmp_path, naps):
-    drive.replies["/uc"] = [Reply(BODY, headers=SAVED, cut_at=200_000), Reply(BODY, headers=SAVED, ranges=False)]
+    drive.replies["/uc"] = [
+        Reply(BODY, headers=SAVED, cut_at=200_000),
+        Reply(BODY, headers=SAVED, ranges=False),
+    ]
     fetch(DRIVE_ID, tmp_path / "w.zip", sha256=DIGEST, sleep=naps.append)
     assert (tmp_path / "w.zip").read_bytes() == BODY
 
@@ -323,7 +366,9 @@ def test_the_users_cookies_are_sent_and_not_rewritten(drive, tmp_path, naps):
         fetch(DRIVE_ID, tmp_path / "v.zip", cookies=tmp_path / "none.txt", sleep=naps.append)
 
 
-@pytest.mark.parametrize("location", ["http://[::1", "\xff\xfe", "http://a\u2100b/".encode().decode("latin-1")])
+@pytest.mark.parametrize(
+    "location", ["http://[::1", "\xff\xfe", "http://a\u2100b/".encode().decode("latin-1")]
+)
 def test_a_redirect_to_what_is_no_address_is_one_message(server, tmp_path, location):
     server.replies["/a.zip"] = [Reply(status=302, headers={"Location": location})]
     with pytest.raises(UserError):
@@ -332,7 +377,11 @@ def test_a_redirect_to_what_is_no_address_is_one_message(server, tmp_path, locat
 
 def test_the_body_of_a_redirect_is_not_read(server, tmp_path):
     bomb = gzip.compress(bytes(50_000_000), 9)
-    server.replies["/a.zip"] = [Reply(bomb, 302, {"Location": f"{server.url}/b.zip", "Content-Encoding": "gzip"}, cut_at=len(bomb) - 9)]
+    server.replies["/a.zip"] = [
+        Reply(
+            bomb, 302, {"Location": f"{server.url}/b.zip", "Content-Encoding": "gzip"}, cut_at=len(bomb) - 9
+        )
+    ]
     server.replies["/b.zip"] = [Reply(BODY)]
     assert fetch(f"{server.url}/a.zip", tmp_path / "a.zip").read_bytes() == BODY
 

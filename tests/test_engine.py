@@ -14,7 +14,14 @@ from pipeline.training.compute import Compute
 from pipeline.training.engine import fit
 
 STEPS = 400
-SCHEDULE = {"name": "constant", "lr": 1e-3, "end_lr": 0, "warmup_steps": 0, "total_steps": STEPS, "steps_per_epoch": STEPS}
+SCHEDULE = {
+    "name": "constant",
+    "lr": 1e-3,
+    "end_lr": 0,
+    "warmup_steps": 0,
+    "total_steps": STEPS,
+    "steps_per_epoch": STEPS,
+}
 
 
 class NoTask:
@@ -25,7 +32,9 @@ class NoTask:
 
     def __init__(self) -> None:
         self.model = nn.ParameterDict({"weight": nn.Parameter(torch.zeros(1, 2))})
-        self.optimizer = torch.optim.AdamW([{"params": list(self.model.parameters()), "lr_scale": 1.0}], fused=True)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": list(self.model.parameters()), "lr_scale": 1.0}], fused=True
+        )
         self.batch = {name: torch.zeros(8, dtype=torch.long) for name in ("row", "label", "pixels")}
 
     def train_batches(self, *_position: int) -> Iterator[dict[str, torch.Tensor]]:

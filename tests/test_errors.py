@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError, one_line, printable, raise_all, run_command
+from pipeline.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_USER,
+    Interrupted,
+    UserError,
+    one_line,
+    printable,
+    raise_all,
+    run_command,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,7 +51,12 @@ def test_raise_all_lists_every_problem_up_to_twenty() -> None:
     with pytest.raises(UserError) as caught:
         raise_all((f"row {number}" for number in range(25)), "bad rows:")
     lines = str(caught.value).splitlines()
-    assert lines[0] == "bad rows:" and lines[1] == "  - row 0" and lines[-1] == "  ... and 5 more" and len(lines) == 22
+    assert (
+        lines[0] == "bad rows:"
+        and lines[1] == "  - row 0"
+        and lines[-1] == "  ... and 5 more"
+        and len(lines) == 22
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,13 +73,22 @@ def test_raise_all_lists_every_problem_up_to_twenty() -> None:
         ("ENAMETOOLONG", "too long"),
     ],
 )
-def test_what_the_system_refuses_is_one_line_with_the_path(name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_system_refuses_is_one_line_with_the_path(
+    name: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     number = getattr(errno, name)
     assert run_command(raising(OSError(number, os.strerror(number), "/data/run/run.json"))) == EXIT_USER
     text = capsys.readouterr().err
     assert text.startswith("error: /data/run/run.json: ") and said in text and text.count("\n") == 1
     # As safetensors and torch say it: another type, the system's words in the text.
-    assert run_command(raising(RuntimeError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"))) == EXIT_USER
+    assert (
+        run_command(
+            raising(
+                RuntimeError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+            )
+        )
+        == EXIT_USER
+    )
     assert said in capsys.readouterr().err
 
 
@@ -74,9 +98,14 @@ def test_an_error_of_another_kind_keeps_its_traceback() -> None:
 
 
 def test_a_loader_process_that_was_killed_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(raising(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))) == EXIT_USER
+    assert (
+        run_command(raising(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")))
+        == EXIT_USER
+    )
     assert "--resume" in capsys.readouterr().err
-    assert run_command(raising(RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"))) == EXIT_USER
+    assert (
+        run_command(raising(RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"))) == EXIT_USER
+    )
     assert "loader process" in capsys.readouterr().err
 
 
@@ -86,10 +115,17 @@ def ends(code: str, reader: str = "", **options: object) -> subprocess.Completed
     """
     start = f"import sys\nfrom pipeline.errors import *\ndef main():\n    {code}\nsys.exit(run_command(main))"
     line = f'"{sys.executable}" -c "$CODE" {reader}; exit ${{PIPESTATUS[0]}}'
-    return subprocess.run(["bash", "-c", line], env=os.environ | {"CODE": start}, cwd=ROOT, capture_output=True, text=True, **options)
+    return subprocess.run(
+        ["bash", "-c", line],
+        env=os.environ | {"CODE": start},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        **options,
+    )
 
 
-def test_a_full_disk_in_a_thread_is_said_once_where_it_is_waited_for_and_a_mistake_of_ours_keeps_its_traceback() -> None:
+def test_a_full_disk_in_a_thread_is_said_once_and_a_mistake_of_ours_keeps_its_traceback() -> None:
     code = "import threading, errno\n    t = threading.Thread(target=lambda: {})\n    t.start()\n    t.join()"
     full = ends(code.format("exec('raise OSError(errno.ENOSPC, str())', {'errno': errno})"))
     assert (full.returncode, full.stderr) == (0, "")
@@ -97,7 +133,10 @@ def test_a_full_disk_in_a_thread_is_said_once_where_it_is_waited_for_and_a_mista
 
 
 def test_a_closed_pipe_is_an_interruption_and_never_success() -> None:
-    for code in ("[print('a' * 99) for _ in range(99999)]", "print('a' * 99)\n    import time\n    time.sleep(1)"):
+    for code in (
+        "[print('a' * 99) for _ in range(99999)]",
+        "print('a' * 99)\n    import time\n    time.sleep(1)",
+    ):
         result = ends(code, "| head -c 0")
         assert (result.returncode, result.stderr) == (EXIT_INTERRUPTED, "")
     assert ends("print('done')", "| cat").returncode == 0
@@ -117,7 +156,9 @@ def test_foreign_text_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> Non
     assert set("\x1b\x07\x9b\r\x08\x00\u202e").isdisjoint(capsys.readouterr().err)
 
 
-def test_whatever_a_command_prints_moves_no_cursor_and_progress_still_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_whatever_a_command_prints_moves_no_cursor_and_progress_still_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def main() -> None:
         print("class \x1b[2J\x9b31m\x07red\u202e", "\x1b]0;title")
         print("\rwaiting\x1b[A", file=sys.stderr, end="")
@@ -128,5 +169,7 @@ def test_whatever_a_command_prints_moves_no_cursor_and_progress_still_does(capsy
 
 
 def test_a_name_that_is_no_text_is_printed_with_its_bytes() -> None:
-    assert ends("sys.stdout.reconfigure(errors='strict')\n    print(chr(0xdcff) + ' x')").stdout == "\\udcff x\n"
+    assert (
+        ends("sys.stdout.reconfigure(errors='strict')\n    print(chr(0xdcff) + ' x')").stdout == "\\udcff x\n"
+    )
     assert ends("raise UserError(chr(0xdcff))").stderr == "error: \\udcff\n"

@@ -16,8 +16,16 @@ def read(tmp_path: Path, text: str) -> CompetitionFacts:
 
 
 def test_values_are_the_texts_that_stand_there(tmp_path: Path) -> None:
-    facts = read(tmp_path, "slug: pets\nmetric: roc_auc\npositive_class: yes\nid_column: 0012\nseparator: ' '\ntarget: null\n")
-    assert (facts.slug, facts.metric, facts.positive_class, facts.id_column) == ("pets", "roc_auc", ("yes",), "0012")
+    facts = read(
+        tmp_path,
+        "slug: pets\nmetric: roc_auc\npositive_class: yes\nid_column: 0012\nseparator: ' '\ntarget: null\n",
+    )
+    assert (facts.slug, facts.metric, facts.positive_class, facts.id_column) == (
+        "pets",
+        "roc_auc",
+        ("yes",),
+        "0012",
+    )
     assert (facts.separator, facts.target, facts.label_column) == (" ", None, None)
     assert read(tmp_path, "positive_class: [JMiPOD, 1]\n").positive_class == ("JMiPOD", "1")
     assert read(tmp_path, "# nothing yet\n") == CompetitionFacts()
@@ -32,7 +40,11 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
 def test_every_mistake_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read(tmp_path, "metrik: auc\nid_column: [a, b]\n")
-    assert "'metrik'" in str(caught.value) and "'metric'" in str(caught.value) and "id_column" in str(caught.value)
+    assert (
+        "'metrik'" in str(caught.value)
+        and "'metric'" in str(caught.value)
+        and "id_column" in str(caught.value)
+    )
     for text in ("- a\n- b\n", "metric: [", "a: &x 1\nb: *x\n"):
         with pytest.raises(UserError, match=r"competition\.yaml"):
             read(tmp_path, text)

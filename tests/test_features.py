@@ -37,7 +37,18 @@ def steady_backbone(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Pat
 
 def flags(root: Path, backbone: Path, output: Path, *more: str, precision: str = "fp32") -> list[str]:
     """18 rows train in groups of 4 micro-batches of 2, the last group smaller."""
-    recipe = ["--lora-rank", "0", "--set", "head_only=true", "--lr", "0.01", "--precision", precision, "--set", "data.val_fraction=0.25"]
+    recipe = [
+        "--lora-rank",
+        "0",
+        "--set",
+        "head_only=true",
+        "--lr",
+        "0.01",
+        "--precision",
+        precision,
+        "--set",
+        "data.val_fraction=0.25",
+    ]
     recipe += ["--epochs", "2", "--batch-size", "2", "--accumulation-steps", "4", *STILL]
     return ["--data", str(root), "--backbone", str(backbone), "--output", str(output), *recipe, *more]
 
@@ -89,8 +100,12 @@ def test_the_backbone_is_run_once_for_each_image(trained: Path) -> None:
     assert sum(json.loads((trained / "seen.json").read_text())) <= 24 + 4 * 2 + 3 * 2
 
 
-@pytest.mark.parametrize("micro_batch", [pytest.param(2, marks=pytest.mark.slow), 11, pytest.param(15, marks=pytest.mark.slow)])
-def test_interrupted_and_resumed_is_bit_identical(trained: Path, steady_backbone: Path, tmp_path: Path, monkeypatch, micro_batch) -> None:
+@pytest.mark.parametrize(
+    "micro_batch", [pytest.param(2, marks=pytest.mark.slow), 11, pytest.param(15, marks=pytest.mark.slow)]
+)
+def test_interrupted_and_resumed_is_bit_identical(
+    trained: Path, steady_backbone: Path, tmp_path: Path, monkeypatch, micro_batch
+) -> None:
     # 9 micro-batches of features and 2 of validation, beside what is tried before
     interrupt_after(monkeypatch, 14 + micro_batch)
     with pytest.raises(Interrupted):
@@ -102,7 +117,9 @@ def test_interrupted_and_resumed_is_bit_identical(trained: Path, steady_backbone
         assert (tmp_path / "run" / name).read_bytes() == (trained / "once" / name).read_bytes(), name
 
 
-def test_stopped_while_features_are_computed(trained: Path, steady_backbone: Path, tmp_path: Path, capsys) -> None:
+def test_stopped_while_features_are_computed(
+    trained: Path, steady_backbone: Path, tmp_path: Path, capsys
+) -> None:
     with pytest.raises(Interrupted, match="row 0 of 18, step 0"):
         train.main(flags(trained / "data", steady_backbone, tmp_path / "run", "--max-minutes", "0"))
     assert train.main(["--data", str(trained / "data"), "--output", str(tmp_path / "run"), "--resume"]) == 0
@@ -110,7 +127,9 @@ def test_stopped_while_features_are_computed(trained: Path, steady_backbone: Pat
 
 
 @pytest.mark.slow
-def test_half_precision_is_equal_to_rounding(trained: Path, steady_backbone: Path, tmp_path: Path, monkeypatch) -> None:
+def test_half_precision_is_equal_to_rounding(
+    trained: Path, steady_backbone: Path, tmp_path: Path, monkeypatch
+) -> None:
     words = flags(trained / "data", steady_backbone, tmp_path / "once", precision="bf16")
     train.main(words)
     monkeypatch.setattr(fitting, "features_once", lambda *_: (None, ""))
@@ -130,7 +149,13 @@ def test_half_precision_is_equal_to_rounding(trained: Path, steady_backbone: Pat
     ],
 )
 def test_where_features_change_the_whole_model_is_run_and_one_line_says_why(
-    trained: Path, steady_backbone: Path, tiny_backbone: Path, tmp_path: Path, capsys, more: list[str], reason: str
+    trained: Path,
+    steady_backbone: Path,
+    tiny_backbone: Path,
+    tmp_path: Path,
+    capsys,
+    more: list[str],
+    reason: str,
 ) -> None:
     more = [str(tiny_backbone) if word == "TINY" else word for word in more]
     train.main([*flags(trained / "data", steady_backbone, tmp_path / "run"), *more, "--dry-run"])
@@ -138,7 +163,9 @@ def test_where_features_change_the_whole_model_is_run_and_one_line_says_why(
     assert reason in line and "each step runs the whole model" in line
 
 
-def test_too_many_features_for_the_memory(trained: Path, steady_backbone: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_too_many_features_for_the_memory(
+    trained: Path, steady_backbone: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
     """24 images of 32 numbers are 3,072 bytes."""
     monkeypatch.setattr(probing, "MOST_BYTES", 3071)
     train.main([*flags(trained / "data", steady_backbone, tmp_path / "run"), "--dry-run"])
@@ -149,9 +176,20 @@ def test_too_many_features_for_the_memory(trained: Path, steady_backbone: Path, 
     assert "24 images" in said(capsys)[0]
 
 
-def test_where_an_adapter_is_trained_nothing_is_said(trained: Path, steady_backbone: Path, tmp_path: Path, capsys) -> None:
+def test_where_an_adapter_is_trained_nothing_is_said(
+    trained: Path, steady_backbone: Path, tmp_path: Path, capsys
+) -> None:
     train.main(
-        ["--data", str(trained / "data"), "--backbone", str(steady_backbone), "--output", str(tmp_path / "run"), *STILL, "--dry-run"]
+        [
+            "--data",
+            str(trained / "data"),
+            "--backbone",
+            str(steady_backbone),
+            "--output",
+            str(tmp_path / "run"),
+            *STILL,
+            "--dry-run",
+        ]
     )
     assert said(capsys) == []
 
@@ -172,5 +210,7 @@ def test_memory_that_runs_out_while_features_are_computed(
     monkeypatch.setattr(Features, "ready", ready)
     train.main(flags(trained / "data", steady_backbone, tmp_path / "run"))
     assert sizes == [2, 1] and record(tmp_path / "run")["schedule"] == record(trained / "once")["schedule"]
-    once, halved = (load_file(run / WEIGHTS)["classifier.weight"] for run in (trained / "once", tmp_path / "run"))
+    once, halved = (
+        load_file(run / WEIGHTS)["classifier.weight"] for run in (trained / "once", tmp_path / "run")
+    )
     torch.testing.assert_close(once, halved, rtol=1e-4, atol=1e-6)

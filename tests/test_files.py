@@ -46,7 +46,9 @@ def test_replacing_shows_the_new_file_only_when_it_is_whole(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("error", [RuntimeError("disk full"), KeyboardInterrupt()])
-def test_replacing_keeps_the_old_bytes_on_failure_and_leaves_nothing_behind(tmp_path: Path, error: BaseException) -> None:
+def test_replacing_keeps_the_old_bytes_on_failure_and_leaves_nothing_behind(
+    tmp_path: Path, error: BaseException
+) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"old")
 
@@ -75,7 +77,10 @@ def test_a_folder_a_pipe_and_a_device_are_never_replaced(tmp_path: Path) -> None
     (tmp_path / "link").symlink_to("pipe")
     (tmp_path / "loop").symlink_to("loop")
     kinds = {"folder": "a folder", "pipe": "a pipe", "link": "a pipe", "loop": "not a file"}
-    for path, kind in [*((tmp_path / name, kind) for name, kind in kinds.items()), (Path("/dev/null"), "a device")]:
+    for path, kind in [
+        *((tmp_path / name, kind) for name, kind in kinds.items()),
+        (Path("/dev/null"), "a device"),
+    ]:
         with pytest.raises(UserError, match=f"{path} is {kind}"):
             write_text(path, "x")
     assert names(tmp_path) == ["folder", "link", "loop", "pipe"]
@@ -84,7 +89,9 @@ def test_a_folder_a_pipe_and_a_device_are_never_replaced(tmp_path: Path) -> None
         replaceable(Path(f"/dev/fd/{ends[1]}"))  # as /dev/stdout is: a link that leads to no path
     for end in ends:
         os.close(end)
-    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and stat.S_ISCHR(
+        Path("/dev/null").stat().st_mode
+    )
 
 
 def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
@@ -95,7 +102,10 @@ def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "new")
     write_text(tmp_path / "new.txt", "new")
     assert (tmp_path / "a.txt").is_symlink() and (tmp_path / "new.txt").is_symlink()
-    assert names(tmp_path / "real") == ["a.txt", "new.txt"] and (tmp_path / "real" / "a.txt").read_text() == "new"
+    assert (
+        names(tmp_path / "real") == ["a.txt", "new.txt"]
+        and (tmp_path / "real" / "a.txt").read_text() == "new"
+    )
 
 
 @pytest.mark.parametrize("name", ["n" * 254, "é" * 127])
@@ -106,7 +116,12 @@ def test_a_name_as_long_as_the_disk_allows_is_written(tmp_path: Path, name: str)
 
 def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    for path in (".a.txt.12345678.part", ".b.txt.12345678.part", "state/.000001.pt.abc.part", "model_beit/.part-x/model.safetensors"):
+    for path in (
+        ".a.txt.12345678.part",
+        ".b.txt.12345678.part",
+        "state/.000001.pt.abc.part",
+        "model_beit/.part-x/model.safetensors",
+    ):
         (run / path).parent.mkdir(parents=True, exist_ok=True)
         (run / path).write_bytes(b"half")
     (run / ".download").mkdir()
@@ -122,7 +137,9 @@ def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
     assert left == {"a.txt", "mine.part", ".download/.w.zip.12345678.part"}
 
 
-def test_a_filled_folder_gets_whole_files_that_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_filled_folder_gets_whole_files_that_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every file is flushed before the first takes its place, and one that cannot be written leaves all as
     they were.
     """
@@ -139,7 +156,10 @@ def test_a_filled_folder_gets_whole_files_that_are_on_the_disk(tmp_path: Path, m
     with pytest.raises(ZeroDivisionError), filling(tmp_path / "m") as temporary:
         (temporary / "b.bin").write_text("half")
         1 / 0  # noqa: B018
-    assert {path.name: path.read_text() for path in (tmp_path / "m").iterdir()} == {"a.json": "new", "b.bin": "new"}
+    assert {path.name: path.read_text() for path in (tmp_path / "m").iterdir()} == {
+        "a.json": "new",
+        "b.bin": "new",
+    }
 
 
 def test_nested_too_deep_is_a_message(tmp_path: Path) -> None:
@@ -216,7 +236,12 @@ def test_set_aside_moves_files_and_folders_and_loses_none(tmp_path: Path) -> Non
     (tmp_path / "model_beit" / "config.json").write_text("2")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "run.json").write_text("3")  # the same name from another folder
-    paths = [tmp_path / "run.json", tmp_path / "model_beit", tmp_path / "gone", tmp_path / "other" / "run.json"]
+    paths = [
+        tmp_path / "run.json",
+        tmp_path / "model_beit",
+        tmp_path / "gone",
+        tmp_path / "other" / "run.json",
+    ]
     target = set_aside(paths, tmp_path / "earlier")
     assert target is not None and target.parent == tmp_path / "earlier"
     assert names(target) == ["model_beit", "run-2.json", "run.json"]
@@ -256,12 +281,21 @@ def test_versioned_finds_the_first_free_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (9_400, "9.4 kB"), (94_000, "94 kB"), (612_000_000, "612 MB"), (3_800_000_000, "3.8 GB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (9_400, "9.4 kB"),
+        (94_000, "94 kB"),
+        (612_000_000, "612 MB"),
+        (3_800_000_000, "3.8 GB"),
+    ],
 )
 def test_human_size(size: int, text: str) -> None:
     assert human_size(size) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (9, "9 s"), (59.6, "1m00s"), (250, "4m10s"), (43_380, "12h03m")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (9, "9 s"), (59.6, "1m00s"), (250, "4m10s"), (43_380, "12h03m")]
+)
 def test_human_time(seconds: float, text: str) -> None:
     assert human_time(seconds) == text

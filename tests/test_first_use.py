@@ -32,15 +32,27 @@ ROOT = Path(__file__).resolve().parents[1]
     [
         ("train.py", "--dry-run"),
         ("inference.py",),
-        *(("-m", f"pipeline.{name}") for name in ("config", "demo", "fetch.releases", "fetch.install", "kaggle.submit")),
-        *(("-m", f"pipeline.{name}") for name in ("report.page", "report.attention", "experiments.ablation", "benchmarks.benchmark")),
+        *(
+            ("-m", f"pipeline.{name}")
+            for name in ("config", "demo", "fetch.releases", "fetch.install", "kaggle.submit")
+        ),
+        *(
+            ("-m", f"pipeline.{name}")
+            for name in ("report.page", "report.attention", "experiments.ablation", "benchmarks.benchmark")
+        ),
         ("-m", "pipeline.submission.score", "--solution", "x.csv"),
     ],
     ids=" ".join,
 )
 def test_without_the_packages_every_command_is_one_line(words: tuple[str, ...]) -> None:
     """`-S`: a Python that sees no installed package."""
-    result = subprocess.run([sys.executable, "-S", *words], cwd=ROOT, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    result = subprocess.run(
+        [sys.executable, "-S", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"]},
+    )
     lines = result.stderr.splitlines()
     assert result.returncode == 2 and len(lines) == 1, result.stderr
     if "is not installed" in lines[0]:
@@ -58,7 +70,11 @@ def test_an_error_of_our_own_keeps_its_traceback() -> None:
 def test_an_old_python_is_one_line() -> None:
     code = "import sys\nsys.version_info = (3, 9, 1)\nimport pipeline"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "Python 3.11 or newer" in result.stderr
+    assert (
+        result.returncode == 2
+        and len(result.stderr.splitlines()) == 1
+        and "Python 3.11 or newer" in result.stderr
+    )
 
 
 # ---- make ----
@@ -67,21 +83,34 @@ def test_an_old_python_is_one_line() -> None:
 def make(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     if shutil.which("make") is None:
         pytest.skip("no make")
-    environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL")
+    }
     return subprocess.run(["make", *words], cwd=cwd, capture_output=True, text=True, env=environment)
 
 
 def test_an_unknown_variable_is_an_error_that_lists_the_known_ones() -> None:
-    for words, named in ((("score", "RUNN=a"), "RUNN="), (("submit", "SOLUTION=a"), "SOLUTION="), (("help", "DATA=x"), "DATA=")):
+    for words, named in (
+        (("score", "RUNN=a"), "RUNN="),
+        (("submit", "SOLUTION=a"), "SOLUTION="),
+        (("help", "DATA=x"), "DATA="),
+    ):
         result = make(*words)
-        assert result.returncode == 2 and named in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+        assert result.returncode == 2 and named in result.stderr and len(result.stderr.splitlines()) == 1, (
+            result.stderr
+        )
     assert "SOLUTION=" in make("score", "X=1").stderr and "MODEL=" in make("score", "X=1").stderr
     assert make("help").returncode == 0
 
 
 def test_every_variable_that_a_target_uses_is_one_that_it_takes() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    takes = {name: set(names.split()) for name, names in re.findall(r"^TAKES_([a-z-]+) := (.*)$", text, re.MULTILINE)}
+    takes = {
+        name: set(names.split())
+        for name, names in re.findall(r"^TAKES_([a-z-]+) := (.*)$", text, re.MULTILINE)
+    }
     own = {"PYTHON", "SETUP", "TESTS", "BENCH", "MAKEFILE_LIST"}
     for name, recipe in re.findall(r"^([a-z-]+):.*?##.*\n((?:\t.*\n)*)", text, re.MULTILINE):
         used = set(re.findall(r"\b([A-Z][A-Z_]+)\b(?=[,)])", re.sub(r"'[^']*'", "", recipe))) - own
@@ -98,7 +127,13 @@ def test_model_and_run_are_the_same_and_any_path_is_one_word(target: str, name: 
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "show").write_text("#!/bin/sh\nfor word; do printf '%s\\n' \"$word\"; done\n")
     (tmp_path / "show").chmod(0o755)
-    result = make("PYTHON=./show", target, f"{name}={path}", *(["SOLUTION=s s.csv"] if target == "score" else []), cwd=tmp_path)
+    result = make(
+        "PYTHON=./show",
+        target,
+        f"{name}={path}",
+        *(["SOLUTION=s s.csv"] if target == "score" else []),
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     flag = {"submit": "--model", "score": "--model", "report": "--run", "attention": "--runs"}[target]
@@ -139,9 +174,20 @@ def test_a_place_that_takes_no_file_is_said_first(tmp_path: Path, monkeypatch: p
         check_place(tmp_path / "p.csv")
 
 
-def test_inference_looks_at_its_output_before_it_predicts(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inference_looks_at_its_output_before_it_predicts(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UserError, match="is a folder"):
-        inference.main(["--model", str(finished_run / "run"), "--data", str(finished_run / "data"), "--output", str(tmp_path)])
+        inference.main(
+            [
+                "--model",
+                str(finished_run / "run"),
+                "--data",
+                str(finished_run / "data"),
+                "--output",
+                str(tmp_path),
+            ]
+        )
     assert "predicting" not in capsys.readouterr().err
 
 
@@ -151,10 +197,19 @@ def test_of_a_read_only_run_the_scores_are_printed_and_pages_say_where_else(
     run, file = finished_run / "run", tmp_path / "p.csv"
     inference.main(["--model", str(run), "--data", str(finished_run / "data"), "--output", str(file)])
     before, access = {path: path.stat().st_mtime_ns for path in run.rglob("*")}, os.access
-    monkeypatch.setattr(os, "access", lambda place, mode: not str(place).startswith(str(run)) and access(place, mode))
+    monkeypatch.setattr(
+        os, "access", lambda place, mode: not str(place).startswith(str(run)) and access(place, mode)
+    )
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
-    flags = ["--solution", str(finished_run / "solution.csv"), "--predictions", str(file), "--data", str(finished_run / "data")]
+    flags = [
+        "--solution",
+        str(finished_run / "solution.csv"),
+        "--predictions",
+        str(file),
+        "--data",
+        str(finished_run / "data"),
+    ]
     assert score.main(flags) == 0  # and --model is what inference wrote down
     told = capsys.readouterr().out
     assert "accuracy" in told and "the scores are not stored" in told and str(run) in told
@@ -181,14 +236,23 @@ def test_of_a_read_only_run_the_scores_are_printed_and_pages_say_where_else(
         ({"backbone": "../x/beit-tiny-64", "lora.rank": 0}, "../data/", "beit-tiny-64, full fine-tuning"),
         ({"backbone": "../x/../x/beit-tiny-64/"}, "/a/b/birds", "beit-tiny-64, LoRA r=16 on birds"),
         ({"lora.rank": 0, "head_only": True}, "data", "beit-large-patch16-384, the head alone"),
-        ({"backbone": "runs/glyphs/model_beit", "random_weights": True}, "data", "glyphs/model_beit, LoRA r=16 from random weights"),
+        (
+            {"backbone": "runs/glyphs/model_beit", "random_weights": True},
+            "data",
+            "glyphs/model_beit, LoRA r=16 from random weights",
+        ),
     ],
 )
 def test_a_run_is_called_what_was_trained(overrides: dict, data: str, name: str) -> None:
-    assert run_name(load_recipe("beit-large-384-lora"), load_recipe("beit-large-384-lora", overrides), data) == name
+    assert (
+        run_name(load_recipe("beit-large-384-lora"), load_recipe("beit-large-384-lora", overrides), data)
+        == name
+    )
 
 
-def test_a_backbone_in_the_present_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backbone_in_the_present_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path / "mine")
     assert backbone_name(".") == "mine" and backbone_name("microsoft/beit-base") == "beit-base"
@@ -197,24 +261,35 @@ def test_a_backbone_in_the_present_folder_has_its_name(tmp_path: Path, monkeypat
 # ---- said before anything that takes long ----
 
 
-def test_a_backbone_that_is_not_there_is_said_before_torch_is_loaded(tmp_path: Path, competition: Path) -> None:
+def test_a_backbone_that_is_not_there_is_said_before_torch_is_loaded(
+    tmp_path: Path, competition: Path
+) -> None:
     (tmp_path / "model").mkdir()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "model" / name).write_text("{}")
-    code = "import sys, train\nfrom pipeline.errors import run_command\ncode = run_command(train.main)\nprint('torch' in sys.modules)\nsys.exit(code)"
+    code = (
+        "import sys, train\nfrom pipeline.errors import run_command\ncode = "
+        "run_command(train.main)\nprint('torch' in sys.modules)\nsys.exit(code)"
+    )
     for backbone, said in (
         (tmp_path / "nonsuch", "no such folder"),
         (tmp_path / "model" / "model.safetensors", f"its folder, {tmp_path}/model?"),
     ):
         words = ["--data", str(competition), "--output", str(tmp_path / "run"), "--backbone", str(backbone)]
-        result = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
-        assert result.returncode == 2 and said in result.stderr and result.stdout.endswith("False\n"), result.stderr
+        result = subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True
+        )
+        assert result.returncode == 2 and said in result.stderr and result.stdout.endswith("False\n"), (
+            result.stderr
+        )
     words = ["--data", str(tmp_path / "no data"), "--output", str(tmp_path / "run")]
     result = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and result.stdout.endswith("False\n")
 
 
-def test_test_images_that_are_missing_are_a_warning_before_training(competition: Path, tmp_path: Path, tiny_backbone: Path, capsys) -> None:
+def test_test_images_that_are_missing_are_a_warning_before_training(
+    competition: Path, tmp_path: Path, tiny_backbone: Path, capsys
+) -> None:
     import train
 
     shutil.rmtree(competition / "test")
@@ -234,7 +309,9 @@ def test_test_images_that_are_missing_are_a_warning_before_training(competition:
     assert "WARNING" in told and "sample_submission.csv" in told
 
 
-def test_one_image_missing_of_a_table_is_left_out_when_asked(tmp_path: Path, competition: Path, tiny_backbone: Path, capsys) -> None:
+def test_one_image_missing_of_a_table_is_left_out_when_asked(
+    tmp_path: Path, competition: Path, tiny_backbone: Path, capsys
+) -> None:
     import train
 
     images = sorted((competition / "train").glob("*/*.png"))

@@ -48,11 +48,16 @@ def refusal(root: Path, **options) -> str:
 def test_one_class_an_image_is_stratified() -> None:
     labels = ["a"] * 40 + ["b"] * 20
     folds, lines = make_folds(multiclass("ab"), labels, ALONE, 5, 1)
-    assert [Counter(label for label, fold in zip(labels, folds, strict=True) if fold == number) for number in range(1, 6)] == [
-        {"a": 8, "b": 4}
-    ] * 5
+    assert [
+        Counter(label for label, fold in zip(labels, folds, strict=True) if fold == number)
+        for number in range(1, 6)
+    ] == [{"a": 8, "b": 4}] * 5
     assert len(lines) == 1 and "12" in lines[0]
-    assert make_folds(multiclass("ab"), labels, ALONE, 5, 1)[0] == folds != make_folds(multiclass("ab"), labels, ALONE, 5, 2)[0]
+    assert (
+        make_folds(multiclass("ab"), labels, ALONE, 5, 1)[0]
+        == folds
+        != make_folds(multiclass("ab"), labels, ALONE, 5, 2)[0]
+    )
 
 
 def test_several_labels_an_image_are_each_stratified() -> None:
@@ -71,7 +76,13 @@ def test_several_labels_an_image_are_each_stratified() -> None:
 
 def test_numbers_go_by_their_tenths() -> None:
     numbers = np.random.default_rng(0).permutation(100)
-    folds, _ = make_folds(Target("continuous", ("score",)), [str(number) for number in numbers], Units(tuple(range(100)), 0, ()), 5, 0)
+    folds, _ = make_folds(
+        Target("continuous", ("score",)),
+        [str(number) for number in numbers],
+        Units(tuple(range(100)), 0, ()),
+        5,
+        0,
+    )
     for fold in range(1, 6):
         assert sorted(numbers[np.array(folds) == fold] // 10) == sorted([*range(10), *range(10)])
 
@@ -83,7 +94,9 @@ def test_numbers_go_by_their_tenths() -> None:
     kind=st.sampled_from(["multiclass", "multilabel", "continuous", "binary"]),
     seed=st.integers(0, 3),
 )
-def test_no_group_is_ever_in_two_folds_and_no_fold_is_empty(groups: list[int], count: int, kind: str, seed: int) -> None:
+def test_no_group_is_ever_in_two_folds_and_no_fold_is_empty(
+    groups: list[int], count: int, kind: str, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     names = {"continuous": ("x",), "binary": ("no", "yes")}.get(kind, ("a", "b", "c"))
     target = Target(kind, names, positive=("yes",) if kind == "binary" else (), may_be_empty=True)
@@ -106,7 +119,9 @@ def test_no_group_is_ever_in_two_folds_and_no_fold_is_empty(groups: list[int], c
         where[group].add(fold)
     assert all(len(found) == 1 for found in where.values())
     assert set(folds) == set(range(1, count + 1))
-    assert len(place) == len(groups) or any(f"{len(place)} groups" in line and " points" in line for line in lines)
+    assert len(place) == len(groups) or any(
+        f"{len(place)} groups" in line and " points" in line for line in lines
+    )
     train, val, how = grouped_split(target, texts, units, 0.3, seed)
     assert sorted(train + val) == list(range(len(groups)))
     assert not {groups[row] for row in train} & {groups[row] for row in val}
@@ -152,11 +167,18 @@ def test_rows_with_the_same_bytes_stay_together(tmp_path: Path) -> None:
 
 
 def test_a_group_column_of_the_table_of_labels(tmp_path: Path) -> None:
-    root = flat(tmp_path, "id,label,patient", [(f"i{number}", "ab"[number % 2], f"p{number // 4}") for number in range(12)])
+    root = flat(
+        tmp_path,
+        "id,label,patient",
+        [(f"i{number}", "ab"[number % 2], f"p{number // 4}") for number in range(12)],
+    )
     competition = read_layout(root, need="train", grouped=Grouping(column="patient"))
     assert competition.groups == {f"i{number}": f"p{number // 4}" for number in range(12)}
     assert read_layout(root, need="train").groups is None
-    assert "'patients'" in (text := refusal(root, grouped=Grouping(column="patients"))) and "nearest: 'patient'" in text
+    assert (
+        "'patients'" in (text := refusal(root, grouped=Grouping(column="patients")))
+        and "nearest: 'patient'" in text
+    )
 
 
 def test_a_group_column_of_another_table(tmp_path: Path) -> None:
@@ -166,7 +188,9 @@ def test_a_group_column_of_another_table(tmp_path: Path) -> None:
         [(f"i{number}", "ab"[number % 2]) for number in range(8)],
         scans=("file,site", [(f"i{number}.jpg", number % 3) for number in range(8)]),
     )
-    assert read_layout(root, need="train", grouped=Grouping(column="site")).groups == {f"i{number}": str(number % 3) for number in range(8)}
+    assert read_layout(root, need="train", grouped=Grouping(column="site")).groups == {
+        f"i{number}": str(number % 3) for number in range(8)
+    }
     table(root / "scans.csv", "file,site", [(f"i{number}.jpg", number % 3) for number in range(6)])
     text = refusal(root, grouped=Grouping(column="site"))
     assert "2 of 8 labelled ids have no group: 'i6', 'i7'" in text and "scans.csv" in text
@@ -176,12 +200,18 @@ def test_groups_of_a_file(tmp_path: Path) -> None:
     root = flat(tmp_path / "data", "id,label", [(f"i{number}", "ab"[number % 2]) for number in range(8)])
     table(tmp_path / "mine.csv", "id,group", [(f"i{number}", number // 2) for number in range(8)])
     grouped = Grouping(file=str(tmp_path / "mine.csv"))
-    assert read_layout(root, need="train", grouped=grouped).groups == {f"i{number}": str(number // 2) for number in range(8)}
+    assert read_layout(root, need="train", grouped=grouped).groups == {
+        f"i{number}": str(number // 2) for number in range(8)
+    }
     table(tmp_path / "mine.csv", "id,group", [(f"i{number}.jpg", number // 2) for number in range(8)])
     assert read_layout(root, need="train", grouped=grouped).groups["i5"] == "2"
     table(tmp_path / "mine.csv", "id,group", [*((f"i{number}", 0) for number in range(8)), ("i3", 1)])
     assert "'i3': '0', '1'" in refusal(root, grouped=grouped)
-    table(tmp_path / "mine.csv", "id,group", [(f"i{number}", "" if number in (1, 4) else 0) for number in range(8)])
+    table(
+        tmp_path / "mine.csv",
+        "id,group",
+        [(f"i{number}", "" if number in (1, 4) else 0) for number in range(8)],
+    )
     assert "rows 3, 6" in refusal(root, grouped=grouped)
     table(tmp_path / "mine.csv", "id,patient", [("i0", 0)])
     assert "no column group" in refusal(root, grouped=grouped)
@@ -189,7 +219,11 @@ def test_groups_of_a_file(tmp_path: Path) -> None:
 
 
 def test_folds_as_somebody_made_them(tmp_path: Path) -> None:
-    root = flat(tmp_path, "id,label,fold", [(f"i{number}", "ab"[number % 2], number % 3 * 10 - 1) for number in range(9)])
+    root = flat(
+        tmp_path,
+        "id,label,fold",
+        [(f"i{number}", "ab"[number % 2], number % 3 * 10 - 1) for number in range(9)],
+    )
     competition = read_layout(root, need="train")
     ids = list(competition.folds)
     taken = take_folds(ids, competition.folds, competition.folds_from, 3)
@@ -198,7 +232,9 @@ def test_folds_as_somebody_made_them(tmp_path: Path) -> None:
         take_folds(ids, competition.folds, competition.folds_from, 5)
     table(root / "folds.csv", "id,fold", [(f"i{number}", "ab"[number % 2]) for number in range(9)])
     competition = read_layout(root, need="train")
-    assert competition.folds_from.endswith("folds.csv") and take_folds(ids, competition.folds, "folds.csv", 2) == [1, 2] * 4 + [1]
+    assert competition.folds_from.endswith("folds.csv") and take_folds(
+        ids, competition.folds, "folds.csv", 2
+    ) == [1, 2] * 4 + [1]
     (said,) = plan_folds(tmp_path / "run", competition, load_recipe("digits"), 2).notes[1:]
     assert "'a' (5 rows: validated in fold 1, " in said and "'b' (4 rows: validated in fold 2, " in said
     table(root / "folds.csv", "id,fold", [("i0", 1)])

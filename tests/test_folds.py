@@ -56,12 +56,16 @@ def test_every_training_row_is_predicted_once_by_a_model_that_did_not_see_it(fol
     assert list(oof.id) == expected and values.shape == (21, 3) and values.dtype == np.float32
     assert list(oof.label) == [name.split("_")[0] for name in expected]
     assert list(oof.predicted) == [sorted(COLOURS)[index] for index in values.argmax(axis=1)]
-    assert dict(pd.read_csv(output / "folds.csv", **TEXT).itertuples(index=False)) == dict(zip(oof.id, oof.fold, strict=True))
+    assert dict(pd.read_csv(output / "folds.csv", **TEXT).itertuples(index=False)) == dict(
+        zip(oof.id, oof.fold, strict=True)
+    )
     for fold in "123":
         member = output / f"fold-{fold}"
         held = pd.read_csv(member / "val_predictions.csv", **TEXT)
         assert set(held.id) == set(oof.id[oof.fold == fold])
-        np.testing.assert_array_equal(np.load(member / "val_probs.npy"), values[[expected.index(name) for name in held.id]])
+        np.testing.assert_array_equal(
+            np.load(member / "val_probs.npy"), values[[expected.index(name) for name in held.id]]
+        )
         assert (member / "report.html").exists() and read_json(member / "run.json")["counts"]["train"] == 14
         assert not (member / "state").exists()
 
@@ -74,7 +78,9 @@ def test_the_record_and_the_page_hold_the_score_of_all_rows_and_its_spread(folds
     assert record["best"]["value"] == pytest.approx(accuracy_score(oof.label, oof.predicted))
     each = [accuracy_score(part.label, part.predicted) for _, part in oof.groupby("fold")]
     assert [line["value"] for line in record["folds"]["each"]] == pytest.approx(each)
-    assert record["folds"]["mean"] == pytest.approx(np.mean(each)) and record["folds"]["deviation"] == pytest.approx(np.std(each, ddof=1))
+    assert record["folds"]["mean"] == pytest.approx(np.mean(each)) and record["folds"][
+        "deviation"
+    ] == pytest.approx(np.std(each, ddof=1))
     page = (output / "report.html").read_text(encoding="utf-8")
     assert f"{(oof.label == oof.predicted).sum()} of 21 out-of-fold images are right" in page
     assert "validation images" not in page and "<h2>Out-of-fold rows</h2>" in page
@@ -87,23 +93,30 @@ def test_the_frozen_base_is_stored_once(folds_run: Path) -> None:
     assert len({base.stat().st_ino for base in bases}) == 1
 
 
-def test_a_fold_is_the_ordinary_run_with_that_split(folds_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_a_fold_is_the_ordinary_run_with_that_split(
+    folds_run: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     folds = pd.read_csv(folds_run / "folds/folds.csv", **TEXT)
     table = "id,label,split\n" + "".join(
-        f"{row.id},{row.id.split('_')[0]},{'val' if row.fold == '2' else 'train'}\n" for row in folds.itertuples()
+        f"{row.id},{row.id.split('_')[0]},{'val' if row.fold == '2' else 'train'}\n"
+        for row in folds.itertuples()
     )
     data = shutil.copytree(folds_run / "data", tmp_path / "data")
     (data / "train.csv").write_text(table)
     assert train.main(arguments(data, tiny_backbone, tmp_path / "run")) == 0
     for name in ("val_probs.npy", "model_lora/adapter_model.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "run" / name).read_bytes() == (folds_run / "folds/fold-2" / name).read_bytes(), name
+        assert (tmp_path / "run" / name).read_bytes() == (folds_run / "folds/fold-2" / name).read_bytes(), (
+            name
+        )
 
 
 def test_pieces_from_several_machines_are_put_together(
     folds_run: Path, tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     data, output = folds_run / "data", tmp_path / "together"
-    assert train.main(arguments(data, tiny_backbone, tmp_path / "elsewhere", "--folds", "3", "--fold", "3")) == 0
+    assert (
+        train.main(arguments(data, tiny_backbone, tmp_path / "elsewhere", "--folds", "3", "--fold", "3")) == 0
+    )
     assert not (tmp_path / "elsewhere/oof.npy").exists() and "missing: 1, 2" in capsys.readouterr().out
     shutil.copytree(tmp_path / "elsewhere/fold-3", output / "fold-3")
     with pytest.raises(UserError, match=r"holds fold-3: .*--resume"):
@@ -126,7 +139,9 @@ def test_pieces_from_several_machines_are_put_together(
     assert (output / "oof.npy").read_bytes() != (folds_run / "folds/oof.npy").read_bytes()
 
 
-def test_stopped_in_a_fold_and_resumed_gives_the_same_bits(folds_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_stopped_in_a_fold_and_resumed_gives_the_same_bits(
+    folds_run: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     from pipeline.training import engine
 
     data, output, steps = folds_run / "data", tmp_path / "stopped", []
@@ -155,23 +170,34 @@ def test_stopped_in_a_fold_and_resumed_gives_the_same_bits(folds_run: Path, tiny
         assert (output / name).read_bytes() == (folds_run / "folds" / name).read_bytes()
 
 
-def test_max_minutes_counts_for_the_whole_command(folds_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_max_minutes_counts_for_the_whole_command(
+    folds_run: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "short"
     with pytest.raises(Interrupted):
         train.main(arguments(folds_run / "data", tiny_backbone, output, "--folds", "3", "--max-minutes", "0"))
     assert sorted(path.name for path in output.glob("fold-*")) == ["fold-1"]
     # no flags but the folder's: the recipe is the one it was started with
-    assert train.main(["--data", str(folds_run / "data"), "--output", str(output), "--folds", "3", "--resume"]) == 0
+    assert (
+        train.main(["--data", str(folds_run / "data"), "--output", str(output), "--folds", "3", "--resume"])
+        == 0
+    )
     assert (output / "oof.npy").read_bytes() == (folds_run / "folds/oof.npy").read_bytes()
 
 
-def test_two_at_once_give_what_they_would_in_turn_with_as_many_threads(folds_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    words = arguments(folds_run / "data", tiny_backbone, tmp_path / "beside", "--folds", "3", "--parallel", "2")
+def test_two_at_once_give_what_they_would_in_turn_with_as_many_threads(
+    folds_run: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    words = arguments(
+        folds_run / "data", tiny_backbone, tmp_path / "beside", "--folds", "3", "--parallel", "2"
+    )
     done = subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert all(any(line.startswith(f"fold {fold} | epoch 2/2") for line in lines) for fold in (1, 2, 3))
-    assert done.stdout.count("next: ") == 1 and lines[-1].startswith(f"next: python inference.py --model {tmp_path / 'beside'} --data ")
+    assert done.stdout.count("next: ") == 1 and lines[-1].startswith(
+        f"next: python inference.py --model {tmp_path / 'beside'} --data "
+    )
     # Said by a child, as if its fold were all there is
     assert "--resume" not in done.stdout and "no state in" not in done.stdout
     values = np.load(tmp_path / "beside/oof.npy")
@@ -180,7 +206,9 @@ def test_two_at_once_give_what_they_would_in_turn_with_as_many_threads(folds_run
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_killed_beside_one_another_and_resumed_gives_the_same_bits(folds_run: Path, tiny_backbone: Path, tmp_path: Path, seed: int) -> None:
+def test_killed_beside_one_another_and_resumed_gives_the_same_bits(
+    folds_run: Path, tiny_backbone: Path, tmp_path: Path, seed: int
+) -> None:
     """First all processes are killed, then one fold alone, each at a moment that `seed` draws; what goes on
     has no flags but the folder's.
     """
@@ -190,7 +218,11 @@ def test_killed_beside_one_another_and_resumed_gives_the_same_bits(folds_run: Pa
     def start(output: Path, *more: str) -> subprocess.Popen:
         words = arguments(folds_run / "data", tiny_backbone, output, "--folds", "3", *often, *more)
         return subprocess.Popen(
-            [sys.executable, "train.py", *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [sys.executable, "train.py", *words],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def children_when(process: subprocess.Popen, fold: int, step: int) -> list[int]:
@@ -220,10 +252,15 @@ def test_killed_beside_one_another_and_resumed_gives_the_same_bits(folds_run: Pa
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def test_a_fold_that_fails_is_named_with_its_message(folds_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_a_fold_that_fails_is_named_with_its_message(
+    folds_run: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     from pipeline.folds.parallel import Child, run_children
 
-    words = ["train.py", *arguments(folds_run / "data", tiny_backbone, tmp_path / "bad", "--recipe", "no-such-recipe")]
+    words = [
+        "train.py",
+        *arguments(folds_run / "data", tiny_backbone, tmp_path / "bad", "--recipe", "no-such-recipe"),
+    ]
     with pytest.raises(UserError, match="fold 7 ended with exit code 2: --recipe no-such-recipe"):
         run_children([lambda: Child("fold 7", words)], 1)
 
@@ -241,21 +278,32 @@ def test_a_fold_that_fails_is_named_with_its_message(folds_run: Path, tiny_backb
         (["--folds", "0"], "--folds 0: at least 2"),
     ],
 )
-def test_flags_that_make_no_sense(folds_run: Path, tiny_backbone: Path, tmp_path: Path, flags: list[str], says: str) -> None:
+def test_flags_that_make_no_sense(
+    folds_run: Path, tiny_backbone: Path, tmp_path: Path, flags: list[str], says: str
+) -> None:
     with pytest.raises(UserError) as caught:
         train.main(arguments(folds_run / "data", tiny_backbone, tmp_path / "run", *flags))
     assert says in str(caught.value) and not (tmp_path / "run").exists()
 
 
-def test_torchrun_is_refused(folds_run: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_is_refused(
+    folds_run: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in NAMES:
         monkeypatch.setenv(name, "2" if name.endswith("SIZE") else "0")
     with pytest.raises(UserError, match=r"--folds .*--parallel 2: "):
         train.main(arguments(folds_run / "data", tiny_backbone, tmp_path / "run", "--folds", "3"))
 
 
-def test_a_dry_run_writes_nothing(folds_run: Path, tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert train.main(arguments(folds_run / "data", tiny_backbone, tmp_path / "run", "--folds", "3", "--dry-run")) == 0
+def test_a_dry_run_writes_nothing(
+    folds_run: Path, tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert (
+        train.main(
+            arguments(folds_run / "data", tiny_backbone, tmp_path / "run", "--folds", "3", "--dry-run")
+        )
+        == 0
+    )
     assert not (tmp_path / "run").exists() and "3 folds take 3 times as long" in capsys.readouterr().out
 
 
@@ -265,17 +313,29 @@ def test_what_was_in_the_folder_is_kept(folds_run: Path, tiny_backbone: Path, tm
     # One model where folds were
     assert train.main(arguments(folds_run / "data", tiny_backbone, output, "--epochs", "1")) == 0
     earlier = next((output / "earlier").iterdir())
-    assert {"fold-1", "fold-3", "oof.npy", "folds.csv", "run.json"} <= {path.name for path in earlier.iterdir()}
-    assert (output / "notes.txt").exists() and not (output / "oof.npy").exists() and not list(output.glob("fold-*"))
+    assert {"fold-1", "fold-3", "oof.npy", "folds.csv", "run.json"} <= {
+        path.name for path in earlier.iterdir()
+    }
+    assert (
+        (output / "notes.txt").exists()
+        and not (output / "oof.npy").exists()
+        and not list(output.glob("fold-*"))
+    )
 
 
-def test_folds_of_other_data_or_another_recipe_are_refused(folds_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_folds_of_other_data_or_another_recipe_are_refused(
+    folds_run: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     output = shutil.copytree(folds_run / "folds", tmp_path / "folds")
     (output / "run.json").unlink()
     with pytest.raises(UserError, match="fold 1: epochs: 2 -> 3"):
-        train.main(arguments(folds_run / "data", tiny_backbone, output, "--epochs", "3", "--folds", "3", "--resume"))
+        train.main(
+            arguments(folds_run / "data", tiny_backbone, output, "--epochs", "3", "--folds", "3", "--resume")
+        )
     table = (output / "folds.csv").read_text().splitlines()
-    (output / "folds.csv").write_text("\n".join([*table[:-1], f"{table[-1].split(',')[0]},{int(table[-1][-1]) % 3 + 1}"]) + "\n")
+    (output / "folds.csv").write_text(
+        "\n".join([*table[:-1], f"{table[-1].split(',')[0]},{int(table[-1][-1]) % 3 + 1}"]) + "\n"
+    )
     with pytest.raises(UserError, match="do not agree on 1 row: 'red_6'"):
         train.main(arguments(folds_run / "data", tiny_backbone, output, "--folds", "3", "--resume"))
     (output / "folds.csv").unlink()
@@ -286,18 +346,32 @@ def test_folds_of_other_data_or_another_recipe_are_refused(folds_run: Path, tiny
         train.main(arguments(data, tiny_backbone, output, "--folds", "3", "--resume"))
 
 
-def test_groups_are_in_one_fold_each(tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_groups_are_in_one_fold_each(
+    tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     data = make_competition(tmp_path / "data", per_class=6)
     rows = [(f"{name}_{number}", name, f"patient {number}") for name in COLOURS for number in range(6)]
     (data / "train.csv").write_text("id,label,patient\n" + "".join(",".join(row) + "\n" for row in rows))
     (data / "competition.yaml").write_text("group_column: patient\n")
-    assert train.main(arguments(data, tiny_backbone, tmp_path / "folds", "--folds", "3", "--epochs", "1")) == 0
+    assert (
+        train.main(arguments(data, tiny_backbone, tmp_path / "folds", "--folds", "3", "--epochs", "1")) == 0
+    )
     folds = pd.read_csv(tmp_path / "folds/folds.csv", **TEXT)
     assert (folds.groupby(folds.id.str[-1]).fold.nunique() == 1).all()
     assert "6 groups, none in two folds" in capsys.readouterr().out
     with pytest.raises(UserError, match="only 6 groups"):
         train.main(arguments(data, tiny_backbone, tmp_path / "more", "--folds", "7"))
     # the ordinary split honours them too
-    assert train.main(arguments(data, tiny_backbone, tmp_path / "run", "--epochs", "1", "--set", "data.val_fraction=0.3")) == 0
+    assert (
+        train.main(
+            arguments(
+                data, tiny_backbone, tmp_path / "run", "--epochs", "1", "--set", "data.val_fraction=0.3"
+            )
+        )
+        == 0
+    )
     held = pd.read_csv(tmp_path / "run/val_predictions.csv", **TEXT).id.str[-1]
-    assert set(held.value_counts()) == {3} and json.loads((tmp_path / "run/run.json").read_text())["counts"]["val"] == 6
+    assert (
+        set(held.value_counts()) == {3}
+        and json.loads((tmp_path / "run/run.json").read_text())["counts"]["val"] == 6
+    )

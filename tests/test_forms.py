@@ -25,7 +25,15 @@ BANDS = Target("multilabel", ("a b", "c", "d"), separator=",")
 TAGS = Target("multilabel", ("clear", "road", "water"), threshold=0.2)
 GRADES = Target("ordinal", ("0", "1", "2"))
 NUMBER = Target("continuous", ("age",), center=(50.0,), scale=(10.0,), low=(1.0,), high=(100.0,))
-POINTS = Target("continuous", ("x", "y"), separator="|", center=(0.0, 0.0), scale=(1.0, 1.0), low=(-9.0, -9.0), high=(9.0, 9.0))
+POINTS = Target(
+    "continuous",
+    ("x", "y"),
+    separator="|",
+    center=(0.0, 0.0),
+    scale=(1.0, 1.0),
+    low=(-9.0, -9.0),
+    high=(9.0, 9.0),
+)
 
 
 def sample(path: Path, text: str, target: Target, metric: str, **more: tuple[str, ...]) -> SubmissionForm:
@@ -34,7 +42,11 @@ def sample(path: Path, text: str, target: Target, metric: str, **more: tuple[str
 
 
 def written(
-    tmp_path: Path, form: SubmissionForm, target: Target, values: list[list[float]], ids: tuple[str, ...] = ("p", "q")
+    tmp_path: Path,
+    form: SubmissionForm,
+    target: Target,
+    values: list[list[float]],
+    ids: tuple[str, ...] = ("p", "q"),
 ) -> list[str]:
     """The lines of the written file, which is also checked and read back."""
     path = tmp_path / "predictions.csv"
@@ -46,7 +58,14 @@ def written(
 @pytest.mark.parametrize(
     ("text", "target", "metric", "kind", "values", "lines"),
     [
-        ("id,label\nq,new\np,new\n", WHALES, "accuracy", "label", [[0.1, 0.6, 0.2, 0.1], [0.7, 0.1, 0.1, 0.1]], ["q,new", "p,w1"]),
+        (
+            "id,label\nq,new\np,new\n",
+            WHALES,
+            "accuracy",
+            "label",
+            [[0.1, 0.6, 0.2, 0.1], [0.7, 0.1, 0.1, 0.1]],
+            ["q,new", "p,w1"],
+        ),
         (
             "Image,Id\np,new w1 w2\nq,new w1 w2\n",
             WHALES,
@@ -58,15 +77,43 @@ def written(
         ("id,label\np,0.5\nq,0.5\n", PETS, "log_loss", "probability", [[0.25], [0.75]], ["p,0.25", "q,0.75"]),
         ("id,label\np,0\nq,0\n", PETS, "accuracy", "label", [[0.25], [0.75]], ["p,0", "q,1"]),
         ("id,label\np,cat\nq,cat\n", PETS, "accuracy", "label", [[0.25], [0.75]], ["p,cat", "q,dog"]),
-        ("id,dog,cat\np,0,0\nq,0,0\n", PETS, "roc_auc", "probabilities", [[0.25], [0.75]], ["p,0.25,0.75", "q,0.75,0.25"]),
+        (
+            "id,dog,cat\np,0,0\nq,0,0\n",
+            PETS,
+            "roc_auc",
+            "probabilities",
+            [[0.25], [0.75]],
+            ["p,0.25,0.75", "q,0.75,0.25"],
+        ),
         ("id,cancer\np,0\nq,0\n", SICK, "pf1", "probability", [[0.125], [0.5]], ["p,0.125", "q,0.5"]),
-        ("id,diagnosis\np,0\nq,0\n", GRADES, "qwk", "label", [[0.4, 0.2, 0.4], [0.1, 0.1, 0.8]], ["p,1", "q,2"]),
+        (
+            "id,diagnosis\np,0\nq,0\n",
+            GRADES,
+            "qwk",
+            "label",
+            [[0.4, 0.2, 0.4], [0.1, 0.1, 0.8]],
+            ["p,1", "q,2"],
+        ),
         ("id,age\np,0\nq,0\n", NUMBER, "rmse", "number", [[12.5], [99.0]], ["p,12.5", "q,99"]),
         ("id,y,x\np,0,0\nq,0,0\n", POINTS, "rmse", "number", [[1, 2], [3, 4.5]], ["p,2,1", "q,4.5,3"]),
-        ("id,tags\np,clear road\nq,clear\n", TAGS, "samples_f2", "labels", [[0.3, 0.1, 0.9], [0.1, 0.15, 0.1]], ["p,clear water", "q,road"]),
-        ("id,c,a b\np,0,0\nq,0,0\n", BANDS, "roc_auc", "probabilities", [[0.25, 0.5, 0], [0.125, 0.75, 0]], ["p,0.5,0.25", "q,0.75,0.125"]),
+        (
+            "id,tags\np,clear road\nq,clear\n",
+            TAGS,
+            "samples_f2",
+            "labels",
+            [[0.3, 0.1, 0.9], [0.1, 0.15, 0.1]],
+            ["p,clear water", "q,road"],
+        ),
+        (
+            "id,c,a b\np,0,0\nq,0,0\n",
+            BANDS,
+            "roc_auc",
+            "probabilities",
+            [[0.25, 0.5, 0], [0.125, 0.75, 0]],
+            ["p,0.5,0.25", "q,0.75,0.125"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_recognised_filled_checked(tmp_path, text, target, metric, kind, values, lines) -> None:
     form = sample(tmp_path / "sample.csv", text, target, metric)
     assert form.kind == kind
@@ -75,7 +122,14 @@ def test_recognised_filled_checked(tmp_path, text, target, metric, kind, values,
 
 def test_rows_of_numbers_are_no_probabilities(tmp_path: Path) -> None:
     text = "id,target\np_x,0\np_y,0\nq_x,0\nq_y,0\n"
-    form = sample(tmp_path / "sample.csv", text, POINTS, "r2", subjects=("p", "p", "q", "q"), row_labels=("x", "y", "x", "y"))
+    form = sample(
+        tmp_path / "sample.csv",
+        text,
+        POINTS,
+        "r2",
+        subjects=("p", "p", "q", "q"),
+        row_labels=("x", "y", "x", "y"),
+    )
     assert form.kind == "rows" and form.of_numbers
     lines = written(tmp_path, form, POINTS, [[5.5, -2], [0, 8.25]])
     assert lines[1:] == ["p_x,5.5", "p_y,-2", "q_x,0", "q_y,8.25"]
@@ -91,9 +145,15 @@ def test_true_and_false_are_written_as_the_numbers_of_the_sample(tmp_path: Path)
 
 def test_rows_of_an_image_take_their_own_labels(tmp_path: Path) -> None:
     text = "row_id,fractured\np_c,0.5\np_d,0.5\nq_d,0.5\n"
-    form = sample(tmp_path / "s.csv", text, BANDS, "log_loss", subjects=("p", "p", "q"), row_labels=("c", "d", "d"))
+    form = sample(
+        tmp_path / "s.csv", text, BANDS, "log_loss", subjects=("p", "p", "q"), row_labels=("c", "d", "d")
+    )
     assert (form.kind, form.ids) == ("rows", ("p", "q"))
-    assert written(tmp_path, form, BANDS, [[0.5, 0.25, 0.75], [0.5, 0.5, 0.125]])[1:] == ["p_c,0.25", "p_d,0.75", "q_d,0.125"]
+    assert written(tmp_path, form, BANDS, [[0.5, 0.25, 0.75], [0.5, 0.5, 0.125]])[1:] == [
+        "p_c,0.25",
+        "p_d,0.75",
+        "q_d,0.125",
+    ]
 
 
 def test_probabilities_of_one_class_sum_to_one_where_that_counts(tmp_path: Path) -> None:
@@ -120,7 +180,7 @@ def test_probabilities_of_one_class_sum_to_one_where_that_counts(tmp_path: Path)
         ("id,tags\n", TAGS, "samples_f2", ["a,clear sea"], "'sea' is no class"),
         ("id,label\n", PETS, "accuracy", ["a,2"], "'2' is no class"),
     ],
-)  # fmt: skip
+)
 def test_a_file_of_another_kind_is_not_ready(tmp_path, text, target, metric, content, shown) -> None:
     fill = "0\n" if metric != "map_at_2" else "w1 w2\n"
     ids = [line.split(",")[0] for line in content]

@@ -34,8 +34,21 @@ from pipeline.recipe import Head, Lora
 
 QUESTIONS = ["is it a red circle?", "what colour is the small shape in the image?", "is it blue?"]
 RULE = Preprocessing(32, 32)
-VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 32, "patch_size": 8}
-BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 40}
+VIT = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "image_size": 32,
+    "patch_size": 8,
+}
+BERT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 40,
+}
 SMALL_HEAD = Head(hidden_size=8)
 LORA = Lora(rank=2, alpha=4, dropout=0.0, targets=("query", "value"))
 
@@ -57,7 +70,9 @@ def padded(fused: VqaModel, questions: list[str]) -> dict[str, torch.Tensor]:
     token_ids = fused.tokenizer.encode(questions)
     longest = max(map(len, token_ids))
     return {
-        "input_ids": torch.tensor([ids + [fused.tokenizer.pad_id] * (longest - len(ids)) for ids in token_ids]),
+        "input_ids": torch.tensor(
+            [ids + [fused.tokenizer.pad_id] * (longest - len(ids)) for ids in token_ids]
+        ),
         "attention_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in token_ids]),
     }
 
@@ -75,8 +90,18 @@ def test_the_reports_counts() -> None:
         recipe = load_recipe(name)
         lora = recipe.lora if recipe.lora.rank else None
         with torch.device("meta"):
-            model = fuse(BertModel(BertConfig()), ViTModel(ViTConfig()), None, Preprocessing(224, 224), 1000, recipe.head, lora).model
-        return model, [sum(weight.numel() for weight in encoder.parameters()) for encoder in (model.text, model.image)]
+            model = fuse(
+                BertModel(BertConfig()),
+                ViTModel(ViTConfig()),
+                None,
+                Preprocessing(224, 224),
+                1000,
+                recipe.head,
+                lora,
+            ).model
+        return model, [
+            sum(weight.numel() for weight in encoder.parameters()) for encoder in (model.text, model.image)
+        ]
 
     model, encoders = counted("vqa-bert-vit")
     assert encoders == [109_482_240, 86_389_248]
@@ -93,14 +118,17 @@ def test_the_reports_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "meets"), [(Head(), False), (Head(fusion="product", activation="tanh"), True), (Head(activation="gelu"), True)]
+    ("head", "meets"),
+    [(Head(), False), (Head(fusion="product", activation="tanh"), True), (Head(activation="gelu"), True)],
 )
 def test_the_plain_head_adds_and_the_product_lets_question_and_picture_meet(head: Head, meets: bool) -> None:
     """What a change of image does to the logits depends on the question, or not at all."""
     torch.manual_seed(0)
     model = AnswerHead(6, 7, 4, head).double()
     questions, looks = torch.randn(2, 6, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
-    effect = [model(questions[i : i + 1], looks[:1]) - model(questions[i : i + 1], looks[1:]) for i in range(2)]
+    effect = [
+        model(questions[i : i + 1], looks[:1]) - model(questions[i : i + 1], looks[1:]) for i in range(2)
+    ]
     assert torch.allclose(*effect, atol=1e-12) is not meets
 
 
@@ -126,7 +154,9 @@ def test_cross_attention_takes_of_each_picture_what_its_question_asks_for() -> N
     torch.testing.assert_close(own(questions, tokens), expected.squeeze(1))
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(own(questions, tokens), expected.squeeze(1))
-    effect = [head(questions[i : i + 1], tokens[:1]) - head(questions[i : i + 1], tokens[1:2]) for i in range(2)]
+    effect = [
+        head(questions[i : i + 1], tokens[:1]) - head(questions[i : i + 1], tokens[1:2]) for i in range(2)
+    ]
     assert not torch.allclose(*effect, atol=1e-3)
 
 
@@ -154,7 +184,10 @@ def test_one_backbone_may_stay_while_the_other_is_adapted(tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "model_lora").iterdir()] == ["bert"]
     loaded, batch = load(tmp_path, head, ["image"]), (pictures(3), torch.arange(3))
     torch.testing.assert_close(
-        loaded.model(*batch, **padded(loaded, QUESTIONS)), fused.model(*batch, **padded(fused, QUESTIONS)), rtol=1e-4, atol=1e-5
+        loaded.model(*batch, **padded(loaded, QUESTIONS)),
+        fused.model(*batch, **padded(fused, QUESTIONS)),
+        rtol=1e-4,
+        atol=1e-5,
     )
     with pytest.raises(UserError, match=r"model_lora.vit"):
         load(tmp_path, head)
@@ -165,17 +198,25 @@ def test_a_shared_picture_is_computed_once_and_nothing_else_changes(lora: Lora |
     fused = small(lora)
     inputs, looks, index = padded(fused, QUESTIONS), pictures(2), torch.tensor([1, 0, 1])
 
-    def passed(pixel_values: torch.Tensor, image_index: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def passed(
+        pixel_values: torch.Tensor, image_index: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         fused.model.zero_grad()
         logits = fused.model(pixel_values, image_index, **inputs)
         logits.square().sum().backward()
-        return logits.detach(), [weight.grad.clone() for weight in fused.model.parameters() if weight.grad is not None]
+        return logits.detach(), [
+            weight.grad.clone() for weight in fused.model.parameters() if weight.grad is not None
+        ]
 
     once, again = passed(looks, index), passed(looks[index], torch.arange(3))
     torch.testing.assert_close(once[0], again[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(once[1], again[1], rtol=1e-4, atol=1e-5)
     seen, original = [], fused.model.image.forward
-    monkeypatch.setattr(fused.model.image, "forward", lambda **named: seen.append(len(named["pixel_values"])) or original(**named))
+    monkeypatch.setattr(
+        fused.model.image,
+        "forward",
+        lambda **named: seen.append(len(named["pixel_values"])) or original(**named),
+    )
     fused.model(looks, index, **inputs)
     assert seen == [2]
 
@@ -183,13 +224,21 @@ def test_a_shared_picture_is_computed_once_and_nothing_else_changes(lora: Lora |
 def test_padding_does_not_change_an_answer() -> None:
     fused = small()
     together = fused.model(pictures(1), torch.zeros(3, dtype=torch.long), **padded(fused, QUESTIONS))
-    alone = [fused.model(pictures(1), torch.zeros(1, dtype=torch.long), **padded(fused, [question])) for question in QUESTIONS]
+    alone = [
+        fused.model(pictures(1), torch.zeros(1, dtype=torch.long), **padded(fused, [question]))
+        for question in QUESTIONS
+    ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
 
 
 def load(folder: Path, head: Head = SMALL_HEAD, frozen: Sequence[str] = ()) -> VqaModel:
-    text, image = load_encoder(str(folder / "model_bert"), "text_backbone"), load_encoder(str(folder / "model_vit"), "--backbone")
-    return load_fused(text, image, load_tokenizer(str(folder / "model_bert"), 30), RULE, 5, head, folder, frozen)
+    text, image = (
+        load_encoder(str(folder / "model_bert"), "text_backbone"),
+        load_encoder(str(folder / "model_vit"), "--backbone"),
+    )
+    return load_fused(
+        text, image, load_tokenizer(str(folder / "model_bert"), 30), RULE, 5, head, folder, frozen
+    )
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
@@ -202,7 +251,10 @@ def test_saved_and_loaded_it_answers_the_same(lora: Lora | None, tmp_path: Path)
     assert loaded.tokenizer.encode(QUESTIONS) == fused.tokenizer.encode(QUESTIONS)
     batch = (pictures(3), torch.arange(3))
     torch.testing.assert_close(
-        loaded.model(*batch, **padded(loaded, QUESTIONS)), fused.model(*batch, **padded(fused, QUESTIONS)), rtol=1e-4, atol=1e-5
+        loaded.model(*batch, **padded(loaded, QUESTIONS)),
+        fused.model(*batch, **padded(fused, QUESTIONS)),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -211,13 +263,22 @@ def test_plain_transformers_and_plain_peft_load_each_encoder(tmp_path: Path) -> 
 
     fused = small(LORA)
     save_fused(fused, tmp_path, base=True, trained=True)
-    text = PeftModel.from_pretrained(AutoModel.from_pretrained(tmp_path / "model_bert"), tmp_path / "model_lora" / "bert").eval()
-    image = PeftModel.from_pretrained(AutoModel.from_pretrained(tmp_path / "model_vit"), tmp_path / "model_lora" / "vit").eval()
-    inputs = AutoTokenizer.from_pretrained(tmp_path / "model_bert")(QUESTIONS, padding=True, return_tensors="pt")
+    text = PeftModel.from_pretrained(
+        AutoModel.from_pretrained(tmp_path / "model_bert"), tmp_path / "model_lora" / "bert"
+    ).eval()
+    image = PeftModel.from_pretrained(
+        AutoModel.from_pretrained(tmp_path / "model_vit"), tmp_path / "model_lora" / "vit"
+    ).eval()
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "model_bert")(
+        QUESTIONS, padding=True, return_tensors="pt"
+    )
     own = padded(fused, QUESTIONS)
     assert torch.equal(inputs["input_ids"], own["input_ids"])
     torch.testing.assert_close(text(**own).pooler_output, fused.model.text(**own).pooler_output)
-    torch.testing.assert_close(image(pixel_values=pictures(2)).pooler_output, fused.model.image(pixel_values=pictures(2)).pooler_output)
+    torch.testing.assert_close(
+        image(pixel_values=pictures(2)).pooler_output,
+        fused.model.image(pixel_values=pictures(2)).pooler_output,
+    )
 
 
 def test_what_does_not_belong_together_is_one_message(tmp_path: Path) -> None:
@@ -265,7 +326,21 @@ def test_the_vocabulary_is_the_training_questions_and_survives_the_disk(tmp_path
     ids = tokenizer.encode([*QUESTIONS, "is it a zebra, 漢?"])
     assert all(tokenizer.tokenizer.unk_token_id not in question for question in ids[:3])
     words = tokenizer.tokenizer.convert_ids_to_tokens(ids[3])
-    assert words == ["[CLS]", "is", "it", "a", "z", "##e", "##b", "##r", "##a", "[UNK]", "[UNK]", "?", "[SEP]"]
+    assert words == [
+        "[CLS]",
+        "is",
+        "it",
+        "a",
+        "z",
+        "##e",
+        "##b",
+        "##r",
+        "##a",
+        "[UNK]",
+        "[UNK]",
+        "?",
+        "[SEP]",
+    ]
     tokenizer.save(tmp_path)
     assert load_tokenizer(str(tmp_path), 30).encode(QUESTIONS) == ids[:3]
     assert build_tokenizer(QUESTIONS[::-1], 30).tokenizer.get_vocab() == tokenizer.tokenizer.get_vocab()
@@ -277,7 +352,11 @@ def test_a_vocabulary_that_knows_no_word_is_said() -> None:
     error.
     """
     special = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
-    empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordPiece(special, unk_token="[UNK]")), unk_token="[UNK]", pad_token="[PAD]")
+    empty = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordPiece(special, unk_token="[UNK]")),
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+    )
     tokenizer = QuestionTokenizer(empty, 30)
     assert "100% of the questions' tokens are unknown" in tokenizer.notes(tokenizer.encode(QUESTIONS))[-1]
 

@@ -58,7 +58,17 @@ TOKENS = [
     b"NaN",
     b"1e999",
 ]
-TOKENS += [b"-1", b"../", b"=1+1", b"!!python/object/apply:os.system", b"&a [*a]", "é".encode(), b"\\u0000", b"true", b"9" * 400]
+TOKENS += [
+    b"-1",
+    b"../",
+    b"=1+1",
+    b"!!python/object/apply:os.system",
+    b"&a [*a]",
+    "é".encode(),
+    b"\\u0000",
+    b"true",
+    b"9" * 400,
+]
 
 
 def damaged(data: bytes, draw: random.Random) -> bytes:
@@ -83,7 +93,12 @@ def damaged(data: bytes, draw: random.Random) -> bytes:
 
 
 def survive(
-    kind: str, count: int, original: bytes, place: Path, work: Callable[[], object], others: tuple[type[Exception], ...] = ()
+    kind: str,
+    count: int,
+    original: bytes,
+    place: Path,
+    work: Callable[[], object],
+    others: tuple[type[Exception], ...] = (),
 ) -> None:
     """Run `work` with `place` damaged in `count` ways; it must return or raise `UserError` (or one of
     `others`) with a message.
@@ -117,10 +132,17 @@ def survive_all(
             assert str(error).strip(), f"{kind}, case {number}: an empty message"
             came["refused"] += 1
         except Exception as error:
-            raise AssertionError(f"{kind}, case {number}: {type(error).__name__}: {error}\n{data[:2000]!r}") from error
-    assert came["refused"], f"{kind}: not one of {count} damaged files was refused: the damage reaches nothing"
+            raise AssertionError(
+                f"{kind}, case {number}: {type(error).__name__}: {error}\n{data[:2000]!r}"
+            ) from error
+    assert came["refused"], (
+        f"{kind}: not one of {count} damaged files was refused: the damage reaches nothing"
+    )
     assert not (always_refused and came["understood"]), f"{kind}: {came['understood']} were understood"
-    print(f"{kind}: {sum(came.values()):,} cases, {came['understood']:,} understood, {came['refused']:,} refused")
+    print(
+        f"{kind}: {sum(came.values()):,} cases, {came['understood']:,} understood, {came['refused']:,} "
+        "refused"
+    )
 
 
 def test_tables_of_a_competition(tmp_path: Path) -> None:
@@ -170,7 +192,11 @@ def test_release_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_archives(tmp_path: Path, kind: str) -> None:
     whole, place, target = io.BytesIO(), tmp_path / f"a.{kind}", tmp_path / "inside" / "out"
-    members = {"model_beit/config.json": b"{}" * 50, "data/train/a/1.png": os.urandom(300), "run.json": b'{"format": 1}'}
+    members = {
+        "model_beit/config.json": b"{}" * 50,
+        "data/train/a/1.png": os.urandom(300),
+        "run.json": b'{"format": 1}',
+    }
     if kind == "zip":
         with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, content in members.items():
@@ -188,7 +214,9 @@ def test_archives(tmp_path: Path, kind: str) -> None:
             unpack_zip(place, target)
         finally:
             shutil.rmtree(target, ignore_errors=True)
-            assert {path.name for path in tmp_path.iterdir()} <= {place.name, "inside"}, "something was written outside"
+            assert {path.name for path in tmp_path.iterdir()} <= {place.name, "inside"}, (
+                "something was written outside"
+            )
             assert not list(target.parent.iterdir()), "something was left behind"
 
     survive(kind, 150, whole.getvalue(), place, work)
@@ -206,7 +234,9 @@ def test_images(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "timing.jsonl", "val_predictions.csv"])
 def test_files_of_a_run(finished_run: Path, tmp_path: Path, name: str) -> None:
     run = shutil.copytree(
-        finished_run / "run", tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard", "state", "model.safetensors")
+        finished_run / "run",
+        tmp_path / "run",
+        ignore=shutil.ignore_patterns("tensorboard", "state", "model.safetensors"),
     )
 
     def work() -> None:
@@ -217,7 +247,9 @@ def test_files_of_a_run(finished_run: Path, tmp_path: Path, name: str) -> None:
     survive(name, 60, (run / name).read_bytes(), run / name, work)
 
 
-@pytest.mark.parametrize("name", ["model_beit/config.json", "model_beit/preprocessor_config.json", "model_beit/model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["model_beit/config.json", "model_beit/preprocessor_config.json", "model_beit/model.safetensors"]
+)
 def test_weights_of_a_backbone(finished_run: Path, tmp_path: Path, name: str) -> None:
     folder = shutil.copytree(finished_run / "run" / "model_beit", tmp_path / "model_beit")
     place = folder / Path(name).name
@@ -241,14 +273,21 @@ def test_resume_states(tmp_path: Path, name: str) -> None:
     """A digest is beside each state: all but the rarest damage is noticed, and none of it runs or crashes."""
     store = StateStore(tmp_path / "state")
     store.save({"weights": {"a": torch.arange(50.0)}, "step": 3, "nested": [1, 2.0, "x"]}, {"step": 3})
-    survive(f"state/{name}", 100, (tmp_path / "state" / name).read_bytes(), tmp_path / "state" / name, store.load)
+    survive(
+        f"state/{name}", 100, (tmp_path / "state" / name).read_bytes(), tmp_path / "state" / name, store.load
+    )
 
 
 def test_what_the_kaggle_command_prints(tmp_path: Path) -> None:
     dashes = "-" * 15
-    traffic = f"{dashes}Request{dashes}\nPOST /x\n{'-' * 50}\n{dashes}Response{dashes}\n200 OK\nretry-after: 3\n\n"
+    traffic = (
+        f"{dashes}Request{dashes}\nPOST /x\n{'-' * 50}\n{dashes}Response{dashes}\n200 OK\nretry-after: 3\n\n"
+    )
     traffic += '{"submissions": [{"ref": 7, "errorDescription": "no"}]}' + f"\n{'-' * 50}\n"
-    table = "ref,fileName,date,description,status,publicScore,privateScore\n7,predictions.csv,2026-01-01 10:00:00,hi,SubmissionStatus.ERROR,0.9,\n"
+    table = (
+        "ref,fileName,date,description,status,publicScore,privateScore\n7,predictions.csv,2026-01-01 "
+        "10:00:00,hi,SubmissionStatus.ERROR,0.9,\n"
+    )
     path = tmp_path / "answer"
 
     def work() -> None:

@@ -48,8 +48,38 @@ from pipeline.models.lora import load_adapter
 from pipeline.report.page import build_report
 from pipeline.run import known_record
 
-FOREIGN = (None, "", "x", "8", True, -1, 0, 1, 2**70, 1e308, 0.5, [], {}, [[]], ["x", 1], {"x": [1]}, {"x": None}, "\x1b[2J", "../../x")
-HOSTILE = ("\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\x1b[1A", "\u202e", "\x08", "\x1bc", "a\x1b[8mb", "\x00")
+FOREIGN = (
+    None,
+    "",
+    "x",
+    "8",
+    True,
+    -1,
+    0,
+    1,
+    2**70,
+    1e308,
+    0.5,
+    [],
+    {},
+    [[]],
+    ["x", 1],
+    {"x": [1]},
+    {"x": None},
+    "\x1b[2J",
+    "../../x",
+)
+HOSTILE = (
+    "\x1b[2J",
+    "\x1b]0;title\x07",
+    "\x9b31m",
+    "\x1b[1A",
+    "\u202e",
+    "\x08",
+    "\x1bc",
+    "a\x1b[8mb",
+    "\x00",
+)
 
 
 # ---- values of other types ----
@@ -85,7 +115,9 @@ def typed(original: Any) -> Callable[[random.Random], bytes]:
 
 
 def without_weights(source: Path, target: Path) -> Path:
-    return shutil.copytree(source, target, ignore=shutil.ignore_patterns("tensorboard", "model.safetensors", "*.pt"))
+    return shutil.copytree(
+        source, target, ignore=shutil.ignore_patterns("tensorboard", "model.safetensors", "*.pt")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +129,12 @@ def fold_files(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> 
     record = json.loads((finished_run / "run" / "run.json").read_text())
     names, scores = record["class_names"], {"accuracy": 1.0, "loss": 0.5}
     each = [{"fold": fold, "rows": 12, "value": 1.0, "epoch": 1, "scores": scores} for fold in (1, 2)]
-    more = {"kind": "folds", "members": {"fold-1": 0.5, "fold-2": 0.5}, "temperature": 1.0, "data": str(finished_run / "data")}
+    more = {
+        "kind": "folds",
+        "members": {"fold-1": 0.5, "fold-2": 0.5},
+        "temperature": 1.0,
+        "data": str(finished_run / "data"),
+    }
     more["folds"] = {
         "count": 2,
         "rows": 24,
@@ -108,12 +145,23 @@ def fold_files(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> 
         "each": each,
         "notes": [],
     }
-    more["decisions"] = [{"kind": "offsets", "numbers": [0.0] * 3, "before": 0.5, "after": 0.6, "gain": 0.1, "error": 0.01, "used": True}]
+    more["decisions"] = [
+        {
+            "kind": "offsets",
+            "numbers": [0.0] * 3,
+            "before": 0.5,
+            "after": 0.6,
+            "gain": 0.1,
+            "error": 0.01,
+            "used": True,
+        }
+    ]
     for fold in (1, 2):
         without_weights(finished_run / "run", root / f"fold-{fold}")
     rows = [(f"{name}_{index}", name) for name in names for index in range(8)]
     (root / "oof.csv").write_text(
-        "id,fold,label,predicted\n" + "".join(f"{row_id},{1 + number % 2},{name},{name}\n" for number, (row_id, name) in enumerate(rows))
+        "id,fold,label,predicted\n"
+        + "".join(f"{row_id},{1 + number % 2},{name},{name}\n" for number, (row_id, name) in enumerate(rows))
     )
     np.save(root / "oof.npy", np.full((24, 3), 1 / 3, dtype=np.float32))
     (root / "run.json").write_text(json.dumps(record | more))
@@ -133,20 +181,39 @@ def test_types_in_run_json(finished_run: Path, fold_files: Path, tmp_path: Path,
             and (team.prior is None or len(team.prior))
         )
         for one in team.named:
-            assert one.record is None or (one.record.target.describe() and one.record.metric and one.record.task)
+            assert one.record is None or (
+                one.record.target.describe() and one.record.metric and one.record.task
+            )
         if of == "folds":
             read_out_of_fold(run)
 
-    survive_all(f"types in run.json of {of}", 60, typed(json.loads((run / "run.json").read_text())), run / "run.json", work)
+    survive_all(
+        f"types in run.json of {of}",
+        60,
+        typed(json.loads((run / "run.json").read_text())),
+        run / "run.json",
+        work,
+    )
 
 
-@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "timing.jsonl", "thumbnails.jsonl", "scores.json"])
+@pytest.mark.parametrize(
+    "name", ["run.json", "metrics.jsonl", "timing.jsonl", "thumbnails.jsonl", "scores.json"]
+)
 def test_types_in_what_a_page_reads(finished_run: Path, tmp_path: Path, name: str) -> None:
     run = without_weights(finished_run / "run", tmp_path / "run")
-    (run / "scores.json").write_text(json.dumps({"metrics": {"accuracy": 0.5}, "rows": 3, "parts": {"private": {"accuracy": 0.5}}}))
+    (run / "scores.json").write_text(
+        json.dumps({"metrics": {"accuracy": 0.5}, "rows": 3, "parts": {"private": {"accuracy": 0.5}}})
+    )
     lines = [json.loads(line) for line in (run / name).read_text().splitlines()] if name.endswith("l") else []
     make = typed(lines[0]) if lines else typed(json.loads((run / name).read_text()))
-    survive_all(f"types in {name}, its page", 3, lambda draw: make(draw) + b"\n", run / name, lambda: build_report(run), at_most=150)
+    survive_all(
+        f"types in {name}, its page",
+        3,
+        lambda draw: make(draw) + b"\n",
+        run / name,
+        lambda: build_report(run),
+        at_most=150,
+    )
 
 
 @pytest.mark.parametrize("name", ["start.json", "kept.json"])
@@ -164,7 +231,13 @@ def test_types_in_the_state_of_an_unfinished_run(finished_run: Path, tmp_path: P
         former.asked()
         former.check_classes(["blue", "green", "red"])
 
-    survive_all(f"types in state/{name}", 60, typed(json.loads((run / "state" / name).read_text())), run / "state" / name, work)
+    survive_all(
+        f"types in state/{name}",
+        60,
+        typed(json.loads((run / "state" / name).read_text())),
+        run / "state" / name,
+        work,
+    )
 
 
 def test_types_in_the_settings_of_an_adapter(finished_run: Path, tmp_path: Path) -> None:
@@ -172,12 +245,18 @@ def test_types_in_the_settings_of_an_adapter(finished_run: Path, tmp_path: Path)
     place = folder / "adapter_config.json"
     model = rebuild_backbone(finished_run / "run" / "model_beit", 3).model
     survive_all(
-        "types in adapter_config.json", 40, typed(json.loads(place.read_text())), place, lambda: load_adapter(copy.deepcopy(model), folder)
+        "types in adapter_config.json",
+        40,
+        typed(json.loads(place.read_text())),
+        place,
+        lambda: load_adapter(copy.deepcopy(model), folder),
     )
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
-def test_types_and_absurd_sizes_in_the_config_of_a_backbone(finished_run: Path, tmp_path: Path, name: str) -> None:
+def test_types_and_absurd_sizes_in_the_config_of_a_backbone(
+    finished_run: Path, tmp_path: Path, name: str
+) -> None:
     folder = shutil.copytree(finished_run / "run" / "model_beit", tmp_path / "model_beit")
     original = json.loads((folder / name).read_text())
     numbers = [path for path in places(original) if path and isinstance(original.get(path[0]), int)]
@@ -245,11 +324,20 @@ def test_nested_archives_keep_to_one_budget(tmp_path: Path) -> None:
             stage(place, target)
         finally:
             written = sum(path.stat().st_size for path in target.parent.rglob("*") if path.is_file())
-            assert written <= allowed_bytes(place.stat().st_size) + place.stat().st_size, f"{written:,} bytes were written"
+            assert written <= allowed_bytes(place.stat().st_size) + place.stat().st_size, (
+                f"{written:,} bytes were written"
+            )
             shutil.rmtree(target.parent)
             assert {path.name for path in tmp_path.iterdir()} == {"all.zip"}, "something was written outside"
 
-    survive_all("archives in archives", 2, lambda draw: archive_in_archive(draw, draw.randint(1, 3)), place, work, at_most=60)
+    survive_all(
+        "archives in archives",
+        2,
+        lambda draw: archive_in_archive(draw, draw.randint(1, 3)),
+        place,
+        work,
+        at_most=60,
+    )
 
 
 def png(width: int, height: int, depth: int, colour: int, content: bytes) -> bytes:
@@ -257,7 +345,12 @@ def png(width: int, height: int, depth: int, colour: int, content: bytes) -> byt
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(content)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(content))
+        + chunk(b"IEND", b"")
+    )
 
 
 def absurd_header(draw: random.Random) -> bytes:
@@ -265,12 +358,29 @@ def absurd_header(draw: random.Random) -> bytes:
     width, height = (draw.choice([0, 1, 7, 5000, 11_000, 65_535, 2**31 - 1]) for _ in range(2))
     kind = draw.choice(["png", "bmp", "gif", "ppm", "qoi", "jpg", "tiff"])
     if kind == "png":
-        return png(width, height, draw.choice([1, 2, 8, 16]), draw.choice([0, 2, 3, 4, 6]), bytes(draw.randint(0, 5000)))
+        return png(
+            width,
+            height,
+            draw.choice([1, 2, 8, 16]),
+            draw.choice([0, 2, 3, 4, 6]),
+            bytes(draw.randint(0, 5000)),
+        )
     if kind == "bmp":
         bits = draw.choice([1, 8, 24, 32])
-        return b"BM" + struct.pack("<IHHIIiiHHIIIIII", 200, 0, 0, 54, 40, width, height, 1, bits, 0, 0, 0, 0, 0, 0) + bytes(200)
+        return (
+            b"BM"
+            + struct.pack("<IHHIIiiHHIIIIII", 200, 0, 0, 54, 40, width, height, 1, bits, 0, 0, 0, 0, 0, 0)
+            + bytes(200)
+        )
     if kind == "gif":
-        return b"GIF89a" + struct.pack("<HHBBB", width & 65_535, height & 65_535, 0x80, 0, 0) + bytes(6) + b"," + bytes(40) + b";"
+        return (
+            b"GIF89a"
+            + struct.pack("<HHBBB", width & 65_535, height & 65_535, 0x80, 0, 0)
+            + bytes(6)
+            + b","
+            + bytes(40)
+            + b";"
+        )
     if kind == "ppm":
         return b"P6 %d %d 255\n" % (width, height) + bytes(50)
     if kind == "qoi":
@@ -330,9 +440,13 @@ def misbehaving(draw: random.Random, body: bytes) -> Reply:
     if draw.random() < 0.6:
         headers["Content-Length"] = draw.choice(odd)
     if draw.random() < 0.4:
-        headers["Retry-After"] = draw.choice([*odd, "Wed, 99 Foo 2026", "Thu, 01 Jan 1970 00:00:00 GMT", "1.5"])
+        headers["Retry-After"] = draw.choice(
+            [*odd, "Wed, 99 Foo 2026", "Thu, 01 Jan 1970 00:00:00 GMT", "1.5"]
+        )
     if draw.random() < 0.3:
-        headers["Content-Type"] = draw.choice(["text/html", "application/zip", "\x1b[2J", "application/json; charset=\x9b"])
+        headers["Content-Type"] = draw.choice(
+            ["text/html", "application/zip", "\x1b[2J", "application/json; charset=\x9b"]
+        )
     if draw.random() < 0.2:
         headers["Content-Disposition"] = draw.choice(
             ['attachment; filename="../../x.zip"', "attachment; filename*=UTF-8''%1b%5b2J.zip", ";;;"]
@@ -347,12 +461,16 @@ def misbehaving(draw: random.Random, body: bytes) -> Reply:
         headers["Content-Range"] = draw.choice(["bytes 5-9/3", "x", "bytes */0"])
     status = draw.choice([200] * 6 + [206, 302, 404, 416, 429, 500, 503])
     if status == 302:
-        headers["Location"] = draw.choice(["http://169.254.169.254/x", "file:///etc/passwd", "//", "http://[::1]:1/", "\x1b[2J"])
+        headers["Location"] = draw.choice(
+            ["http://169.254.169.254/x", "file:///etc/passwd", "//", "http://[::1]:1/", "\x1b[2J"]
+        )
     cut = draw.choice([None, None, 0, 10, len(body) // 2])
     return Reply(body, status, headers, cut, draw.random() < 0.7)
 
 
-def test_servers_that_misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_servers_that_misbehave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(transfer, "TIMEOUT_S", 0.5)  # a length that is never reached is waited for so long
     whole = io.BytesIO()
@@ -362,19 +480,30 @@ def test_servers_that_misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     with serving() as server:
         for number in range(min(CASES, 500) or 25):
             target = tmp_path / str(number) / "a.zip"
-            server.replies["/a.zip"] = [misbehaving(draw, body) for _ in range(draw.randint(1, 3))] + [Reply(body)] * draw.randint(0, 1)
+            server.replies["/a.zip"] = [misbehaving(draw, body) for _ in range(draw.randint(1, 3))] + [
+                Reply(body)
+            ] * draw.randint(0, 1)
             try:
-                assert fetch(f"{server.url}/a.zip", target, sleep=lambda _: None).read_bytes() == body, f"case {number}: another file"
+                assert fetch(f"{server.url}/a.zip", target, sleep=lambda _: None).read_bytes() == body, (
+                    f"case {number}: another file"
+                )
                 came["fetched"] += 1
             except UserError as error:
                 assert str(error).strip() and not target.exists(), f"case {number}"
                 came["refused"] += 1
-            held = sum(path.stat().st_size for path in target.parent.rglob("*") if path.is_file()) if target.parent.exists() else 0
+            held = (
+                sum(path.stat().st_size for path in target.parent.rglob("*") if path.is_file())
+                if target.parent.exists()
+                else 0
+            )
             assert held <= allowed_bytes(0), f"case {number}: {held:,} bytes were left"
     printed = capsys.readouterr()
     assert not {"\x1b", "\x9b"} & set(printed.out + printed.err)
     assert came["fetched"] and came["refused"]
-    print(f"servers that misbehave: {sum(came.values()):,} cases, {came['fetched']:,} fetched whole, {came['refused']:,} refused")
+    print(
+        f"servers that misbehave: {sum(came.values()):,} cases, {came['fetched']:,} fetched whole, "
+        f"{came['refused']:,} refused"
+    )
 
 
 def slow_or_endless(draw: random.Random) -> tuple[bytes, Callable[[], Iterator[bytes]]]:
@@ -389,16 +518,33 @@ def slow_or_endless(draw: random.Random) -> tuple[bytes, Callable[[], Iterator[b
         "packed zeros": (start, packer.compress(bytes(3_000_000)) + packer.flush(zlib.Z_SYNC_FLUSH)),
         "packed nothing": (start, b"\0\0\0\xff\xff" * draw.choice([1, 5000])),
         "packed drip": (start, start[10:11]),
-        "pieces": (b"", draw.choice([b"1\r\nP\r\n", b"1;x=" + b"y" * 2000 + b"\r\nP\r\n", b"40000\r\n" + bytes(0x40000) + b"\r\n"])),
+        "pieces": (
+            b"",
+            draw.choice(
+                [b"1\r\nP\r\n", b"1;x=" + b"y" * 2000 + b"\r\nP\r\n", b"40000\r\n" + bytes(0x40000) + b"\r\n"]
+            ),
+        ),
         "head": (b"", draw.choice([b"x", b"x\r\nY: y", b"\r"])),
     }
     kind = draw.choice(list(bodies))
     first, piece = bodies[kind]
-    status = draw.choice([b"200 OK"] * 5 + [b"206 Partial Content", b"302 Found", b"404 Not Found", b"503 Busy"])
+    status = draw.choice(
+        [b"200 OK"] * 5 + [b"206 Partial Content", b"302 Found", b"404 Not Found", b"503 Busy"]
+    )
     headers = [b"HTTP/1.1 " + status]
-    headers += [b"Content-Encoding: gzip"] if "packed" in kind else [b"Transfer-Encoding: chunked"] if kind == "pieces" else []
+    headers += (
+        [b"Content-Encoding: gzip"]
+        if "packed" in kind
+        else [b"Transfer-Encoding: chunked"]
+        if kind == "pieces"
+        else []
+    )
     headers += [b"Location: /b.zip"] if draw.random() < 0.3 else []
-    headers += [draw.choice([b"Content-Type: text/html", b"Content-Type: application/zip"])] if draw.random() < 0.3 else []
+    headers += (
+        [draw.choice([b"Content-Type: text/html", b"Content-Type: application/zip"])]
+        if draw.random() < 0.3
+        else []
+    )
     head = b"\r\n".join(headers) + (b"\r\nX: " if kind == "head" else b"\r\n\r\n") + first
     return head, endless(piece, 0.01 if len(piece) < 5000 else 0.0)
 
@@ -419,9 +565,15 @@ def test_servers_that_are_slow_or_never_end(tmp_path: Path, monkeypatch: pytest.
             fetch(f"{url}/a.zip", target, sleep=lambda _: None)
         assert str(refused.value).strip() and not target.exists(), f"case {number}: {head[:200]!r}"
         longest = max(longest, time.monotonic() - began)
-        held = sum(path.stat().st_size for path in target.parent.rglob("*") if path.is_file()) if target.parent.exists() else 0
+        held = (
+            sum(path.stat().st_size for path in target.parent.rglob("*") if path.is_file())
+            if target.parent.exists()
+            else 0
+        )
         assert held <= 3 * 10**6 + 10**6, f"case {number}: {held:,} bytes were left"
-    print(f"servers that are slow or never end: {count:,} cases, all refused, the longest after {longest:.1f} s")
+    print(
+        f"servers that are slow or never end: {count:,} cases, all refused, the longest after {longest:.1f} s"
+    )
 
 
 # ---- texts that steer a terminal ----
@@ -444,7 +596,9 @@ def test_foreign_names_steer_no_terminal(tmp_path: Path, capsys: pytest.CaptureF
         image.rename(image.with_name(f"{text}.png"))
         table = (data / "sample_submission.csv").read_text()
         if draw.random() < 0.5:
-            (data / "sample_submission.csv").write_text(table.replace(draw.choice(["label", "id", "red", "t001"]), text))
+            (data / "sample_submission.csv").write_text(
+                table.replace(draw.choice(["label", "id", "red", "t001"]), text)
+            )
         if draw.random() < 0.3:
             (data / f"{text}.csv").write_text(f"{text},x\n1,2\n")
         for command, words in (
@@ -453,16 +607,28 @@ def test_foreign_names_steer_no_terminal(tmp_path: Path, capsys: pytest.CaptureF
         ):
             flags = ["--backbone", str(tmp_path / f"none{text}")] if command is train else []
             with suppress(SystemExit):
-                came[run_command(lambda command=command, words=words, flags=flags: command.main([*words, *flags]))] += 1
+                came[
+                    run_command(
+                        lambda command=command, words=words, flags=flags: command.main([*words, *flags])
+                    )
+                ] += 1
             printed = capsys.readouterr()
             found = (
-                set(printed.out + printed.err) & set("".join(HOSTILE).replace("[", "").replace("]", "")) & set("\x1b\x07\x9b\u202e\x08\x00")
+                set(printed.out + printed.err)
+                & set("".join(HOSTILE).replace("[", "").replace("]", ""))
+                & set("\x1b\x07\x9b\u202e\x08\x00")
             )
-            assert not found - {"\x1b"} and printed.err.count("\x1b") == printed.err.count("\x1b[A") and "\x1b" not in printed.out, found
+            assert (
+                not found - {"\x1b"}
+                and printed.err.count("\x1b") == printed.err.count("\x1b[A")
+                and "\x1b" not in printed.out
+            ), found
             assert "Traceback" not in printed.err
         shutil.rmtree(data)
         shutil.rmtree(tmp_path / "look", ignore_errors=True)
-    print(f"names that steer a terminal: {sum(came.values()):,} commands, {came[0]:,} done, {came[2]:,} refused")
+    print(
+        f"names that steer a terminal: {sum(came.values()):,} commands, {came[0]:,} done, {came[2]:,} refused"
+    )
     assert set(came) <= {0, 2}
 
 

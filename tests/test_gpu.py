@@ -23,7 +23,12 @@ from pipeline.training.compute import choose_compute
 from pipeline.training.memory import account
 
 pytestmark = pytest.mark.gpu
-BASE = {"use_relative_position_bias": True, "use_mean_pooling": True, "layer_scale_init_value": 0.1, "drop_path_rate": 0.0}
+BASE = {
+    "use_relative_position_bias": True,
+    "use_mean_pooling": True,
+    "layer_scale_init_value": 0.1,
+    "drop_path_rate": 0.0,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -48,25 +53,57 @@ def test_train_resume_predict(competition: Path, tiny_backbone: Path, tmp_path: 
         train.main(arguments(competition, tiny_backbone, tmp_path / "stopped", *flags, "--max-minutes", "0"))
     assert train.main(arguments(competition, tiny_backbone, tmp_path / "stopped", *flags, "--resume")) == 0
     whole, stopped = history(tmp_path / "whole"), history(tmp_path / "stopped")
-    np.testing.assert_allclose([line["train_loss"] for line in stopped], [line["train_loss"] for line in whole], rtol=2e-2)
+    np.testing.assert_allclose(
+        [line["train_loss"] for line in stopped], [line["train_loss"] for line in whole], rtol=2e-2
+    )
     record = json.loads((tmp_path / "whole" / "run.json").read_text())
-    assert record["device"] == torch.cuda.get_device_name() and record["precision"] == choose_compute(precision).precision
+    assert (
+        record["device"] == torch.cuda.get_device_name()
+        and record["precision"] == choose_compute(precision).precision
+    )
     output = tmp_path / "predictions.csv"
-    inference.main(["--model", str(tmp_path / "whole"), "--data", str(competition), "--output", str(output), "--precision", precision])
+    inference.main(
+        [
+            "--model",
+            str(tmp_path / "whole"),
+            "--data",
+            str(competition),
+            "--output",
+            str(output),
+            "--precision",
+            precision,
+        ]
+    )
     assert len(output.read_text().splitlines()) == 1 + 5
 
 
 def test_a_run_with_every_trick(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     keys = ("policy=rand_augment", "erasing=0.5", "mixup=0.4", "cutmix=1")
-    tricks = [*(f"augmentation.{key}" for key in keys), "optimizer.loss=focal", "optimizer.logit_adjustment=1"]
+    tricks = [
+        *(f"augmentation.{key}" for key in keys),
+        "optimizer.loss=focal",
+        "optimizer.logit_adjustment=1",
+    ]
     words = [word for trick in tricks for word in ("--set", trick)]
     assert train.main(arguments(competition, tiny_backbone, tmp_path / "run", *words)) == 0
-    assert all(line["train_loss"] > 0 and 0 < line["train_accuracy"] < 1 for line in history(tmp_path / "run"))
+    assert all(
+        line["train_loss"] > 0 and 0 < line["train_accuracy"] < 1 for line in history(tmp_path / "run")
+    )
 
 
 def test_a_compiled_run_is_a_plain_one(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     for name, choice in (("plain", "false"), ("compiled", "true")):
-        train.main(arguments(competition, tiny_backbone, tmp_path / name, "--precision", "fp32", "--set", f"compile={choice}"))
+        train.main(
+            arguments(
+                competition,
+                tiny_backbone,
+                tmp_path / name,
+                "--precision",
+                "fp32",
+                "--set",
+                f"compile={choice}",
+            )
+        )
     assert json.loads((tmp_path / "compiled" / "run.json").read_text())["compiled"] is True
     losses = [[line["train_loss"] for line in history(tmp_path / name)] for name in ("plain", "compiled")]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
@@ -102,13 +139,28 @@ def test_the_count_is_what_a_step_takes(device: torch.device, lora: bool) -> Non
 
 
 def test_out_of_memory_halves_the_micro_batch(
-    competition: Path, tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    competition: Path,
+    tiny_backbone: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nobody knows beforehand what the device has, and it has less than the 4,096 tokens of 18 images
     take.
     """
     monkeypatch.setattr("pipeline.training.estimate.device_memory", lambda _: 0)
-    flags = ["--batch-size", "18", "--accumulation-steps", "1", "--image-size", "512", "--lora-rank", "0", "--precision", "fp32"]
+    flags = [
+        "--batch-size",
+        "18",
+        "--accumulation-steps",
+        "1",
+        "--image-size",
+        "512",
+        "--lora-rank",
+        "0",
+        "--precision",
+        "fp32",
+    ]
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(3e9 / torch.cuda.mem_get_info()[1])
     try:

@@ -63,11 +63,18 @@ def timm_state(model: BeitForImageClassification) -> dict[str, torch.Tensor]:
             named[f"{there}.attn.proj.{ending}"] = own[f"{here}.attention.o_proj.{ending}"]
             named[f"{there}.mlp.fc1.{ending}"] = own[f"{here}.mlp.fc1.{ending}"]
             named[f"{there}.mlp.fc2.{ending}"] = own[f"{here}.mlp.fc2.{ending}"]
-        named[f"{there}.attn.qkv.weight"] = torch.cat([own[f"{here}.attention.{part}_proj.weight"] for part in "qkv"])
+        named[f"{there}.attn.qkv.weight"] = torch.cat(
+            [own[f"{here}.attention.{part}_proj.weight"] for part in "qkv"]
+        )
         named[f"{there}.attn.q_bias"] = own[f"{here}.attention.q_proj.bias"]
         named[f"{there}.attn.v_bias"] = own[f"{here}.attention.v_proj.bias"]
-        named[f"{there}.gamma_1"], named[f"{there}.gamma_2"] = own[f"{here}.lambda_1"], own[f"{here}.lambda_2"]
-        table = next(name for name in own if name.startswith(here) and name.endswith("relative_position_bias_table"))
+        named[f"{there}.gamma_1"], named[f"{there}.gamma_2"] = (
+            own[f"{here}.lambda_1"],
+            own[f"{here}.lambda_2"],
+        )
+        table = next(
+            name for name in own if name.startswith(here) and name.endswith("relative_position_bias_table")
+        )
         named[f"{there}.attn.relative_position_bias_table"] = own[table]
     return named
 
@@ -104,7 +111,11 @@ def test_logits_are_timms(cached: bool) -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_cached_and_rebuilt_bias_give_equal_bits(attention: str, shared: bool) -> None:
-    where = {"use_relative_position_bias": not shared, "use_shared_relative_position_bias": shared, "attn_implementation": attention}
+    where = {
+        "use_relative_position_bias": not shared,
+        "use_shared_relative_position_bias": shared,
+        "attn_implementation": attention,
+    }
     plain, cached = tiny(**where), tiny(**where)
     assert cache_frozen_bias(cached.requires_grad_(False)) == (1 if shared else DEPTH)
     for size in (32, 32, 48, 32):  # another input size makes the bias anew, and back
@@ -120,7 +131,9 @@ def test_the_bias_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     forward = BeitRelativePositionBias.forward
     monkeypatch.setattr(
-        BeitRelativePositionBias, "forward", lambda self, *args, **kwargs: calls.append(1) or forward(self, *args, **kwargs)
+        BeitRelativePositionBias,
+        "forward",
+        lambda self, *args, **kwargs: calls.append(1) or forward(self, *args, **kwargs),
     )
     model = tiny()
     cache_frozen_bias(model.requires_grad_(False))
@@ -134,7 +147,9 @@ def test_a_table_that_is_trained_is_left_alone() -> None:
     assert cache_frozen_bias(model) == 0
     before = logits(model, pixels())
     model(pixel_values=pixels()).logits.sum().backward()
-    table = next(weight for name, weight in model.named_parameters() if name.endswith("relative_position_bias_table"))
+    table = next(
+        weight for name, weight in model.named_parameters() if name.endswith("relative_position_bias_table")
+    )
     with torch.no_grad():
         table -= 10 * table.grad
     assert not torch.equal(logits(model, pixels()), before)
@@ -145,18 +160,26 @@ def test_new_weights_in_a_frozen_table_are_seen() -> None:
     cache_frozen_bias(model.requires_grad_(False))
     before = logits(model, pixels())
     state = model.state_dict()
-    tables = {name: torch.zeros_like(tensor) for name, tensor in state.items() if name.endswith("relative_position_bias_table")}
+    tables = {
+        name: torch.zeros_like(tensor)
+        for name, tensor in state.items()
+        if name.endswith("relative_position_bias_table")
+    }
     model.load_state_dict(state | tables)
     plain = tiny()
     plain.load_state_dict(state | tables)
-    assert torch.equal(logits(model, pixels()), logits(plain, pixels())) and not torch.equal(logits(model, pixels()), before)
+    assert torch.equal(logits(model, pixels()), logits(plain, pixels())) and not torch.equal(
+        logits(model, pixels()), before
+    )
 
 
 def test_number_formats_do_not_mix() -> None:
     model, plain = tiny(), tiny()
     cache_frozen_bias(model.requires_grad_(False))
     logits(model, pixels())
-    assert torch.equal(logits(model.bfloat16(), pixels().bfloat16()), logits(plain.bfloat16(), pixels().bfloat16()))
+    assert torch.equal(
+        logits(model.bfloat16(), pixels().bfloat16()), logits(plain.bfloat16(), pixels().bfloat16())
+    )
 
 
 def test_training_with_lora_has_the_same_gradients() -> None:
@@ -172,7 +195,9 @@ def test_training_with_lora_has_the_same_gradients() -> None:
             assert cache_frozen_bias(model) == DEPTH
         logits(model.eval(), pixels())
         model(pixel_values=pixels()).logits.square().sum().backward()
-        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad})
+        gradients.append(
+            {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+        )
     assert len(gradients[0]) == 4 * DEPTH + 2
     for name, gradient in gradients[0].items():
         assert gradient.abs().max() > 0 and torch.equal(gradient, gradients[1][name]), name

@@ -103,7 +103,18 @@ WINGS = {
             "staging",
             "arrival",
         ),
-        *("grey_range", "pixels", "staged_rows", "pixel_tables", "json_bands", "arrays", "tf_examples", "tfrecords", "bson_files", "dicom"),
+        *(
+            "grey_range",
+            "pixels",
+            "staged_rows",
+            "pixel_tables",
+            "json_bands",
+            "arrays",
+            "tf_examples",
+            "tfrecords",
+            "bson_files",
+            "dicom",
+        ),
         *("containers", "install"),
     ],
     "data": [
@@ -182,9 +193,36 @@ WINGS = {
         "step_cost",
     ],
     "report": [
-        *("run_files", "words", "figures", "rendering", "curves", "confusion", "charts", "thumbnails", "calibration"),
-        *("probability_section", "label_section", "number_section", "validation", "browsing", "question_section", "ledger_figure"),
-        *("run_facts", "folds_section", "decisions_section", "only_right", "comparison", "page", "live_page", "attention"),
+        *(
+            "run_files",
+            "words",
+            "figures",
+            "rendering",
+            "curves",
+            "confusion",
+            "charts",
+            "thumbnails",
+            "calibration",
+        ),
+        *(
+            "probability_section",
+            "label_section",
+            "number_section",
+            "validation",
+            "browsing",
+            "question_section",
+            "ledger_figure",
+        ),
+        *(
+            "run_facts",
+            "folds_section",
+            "decisions_section",
+            "only_right",
+            "comparison",
+            "page",
+            "live_page",
+            "attention",
+        ),
     ],
     "folds": [
         "bases",
@@ -204,7 +242,17 @@ WINGS = {
     ],
     "cleaning": ["confident", "out_of_fold", "neighbours", "suspects_page", "suspects"],
     "look": [
-        *("section", "image_facts", "fact_store", "measuring", "selection", "understood", "drawing", "label_counts", "contact_sheet"),
+        *(
+            "section",
+            "image_facts",
+            "fact_store",
+            "measuring",
+            "selection",
+            "understood",
+            "drawing",
+            "label_counts",
+            "contact_sheet",
+        ),
         *(
             "sizes",
             "duplicates",
@@ -220,7 +268,20 @@ WINGS = {
         ),
     ],
     "kernel": [
-        *("pace", "carried", "cards", "answer", "bundle", "slugs", "script", "placeholder", "sealed", "rehearsal", "stages", "remote"),
+        *(
+            "pace",
+            "carried",
+            "cards",
+            "answer",
+            "bundle",
+            "slugs",
+            "script",
+            "placeholder",
+            "sealed",
+            "rehearsal",
+            "stages",
+            "remote",
+        ),
         *("push", "make"),
     ],
     "commands": ["session", "building", "probing", "announcing", "fitting", "planning"],
@@ -228,9 +289,16 @@ WINGS = {
     "benchmarks": ["baselines", "throughput", "step_memory", "benchmark", "flipped_labels"],
     "last": ["demo_data", "demo"],
 }
-ROOMS = [f"{wing}.{room}" if wing not in ("", "what a run holds", "last") else room for wing, rooms in WINGS.items() for room in rooms]
+ROOMS = [
+    f"{wing}.{room}" if wing not in ("", "what a run holds", "last") else room
+    for wing, rooms in WINGS.items()
+    for room in rooms
+]
 TORCH_FREE = [
-    room for room in ROOMS if room.startswith(("targets.", "forms.", "competition.", "submission.", "kaggle.", "fetch.")) or "." not in room
+    room
+    for room in ROOMS
+    if room.startswith(("targets.", "forms.", "competition.", "submission.", "kaggle.", "fetch."))
+    or "." not in room
 ]
 
 
@@ -255,15 +323,26 @@ def imports(path: Path) -> list[tuple[str, int]]:
             continue
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pipeline"):
             inside = node.module.removeprefix("pipeline").removeprefix(".")
-            names = [inside] if inside in ROOMS else [f"{inside}.{alias.name}".removeprefix(".") for alias in node.names]
+            names = (
+                [inside]
+                if inside in ROOMS
+                else [f"{inside}.{alias.name}".removeprefix(".") for alias in node.names]
+            )
             found += [(name, node.lineno) for name in names]
         elif isinstance(node, ast.Import):
-            found += [(alias.name.removeprefix("pipeline."), node.lineno) for alias in node.names if alias.name.startswith("pipeline")]
+            found += [
+                (alias.name.removeprefix("pipeline."), node.lineno)
+                for alias in node.names
+                if alias.name.startswith("pipeline")
+            ]
     return found
 
 
 def test_the_list_of_rooms_is_the_house() -> None:
-    on_disk = {".".join(path.relative_to(ROOT / "pipeline").with_suffix("").parts) for path in (ROOT / "pipeline").rglob("*.py")}
+    on_disk = {
+        ".".join(path.relative_to(ROOT / "pipeline").with_suffix("").parts)
+        for path in (ROOT / "pipeline").rglob("*.py")
+    }
     assert {name for name in on_disk if not name.endswith("__init__")} == set(ROOMS)
 
 
@@ -280,19 +359,28 @@ def test_imports_go_one_way(room: str) -> None:
 
 def test_nothing_imports_the_scripts() -> None:
     for room in ROOMS:
-        assert not re.search(r"^\s*(import|from) (train|inference)\b", path_of(room).read_text(encoding="utf-8"), re.MULTILINE), room
+        assert not re.search(
+            r"^\s*(import|from) (train|inference)\b", path_of(room).read_text(encoding="utf-8"), re.MULTILINE
+        ), room
 
 
 def test_only_one_file_imports_peft() -> None:
-    assert [room for room in ROOMS if re.search(r"^\s*(import|from) peft", path_of(room).read_text("utf-8"), re.MULTILINE)] == [
-        "models.lora"
-    ]
+    assert [
+        room
+        for room in ROOMS
+        if re.search(r"^\s*(import|from) peft", path_of(room).read_text("utf-8"), re.MULTILINE)
+    ] == ["models.lora"]
 
 
 def test_the_floors_without_torch_load_without_torch() -> None:
     modules = [f"pipeline.{room}" for room in TORCH_FREE] + ["train", "inference"]
-    code = f"import sys\nfor name in {modules!r}: __import__(name)\nprint(sorted({{'torch', 'transformers', 'peft', 'kaggle'}} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    code = (
+        f"import sys\nfor name in {modules!r}: __import__(name)\nprint(sorted({{'torch', 'transformers', "
+        "'peft', 'kaggle'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 
@@ -306,18 +394,28 @@ def public(tree: ast.Module | ast.ClassDef) -> list[tuple[str, ast.FunctionDef |
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             found.append((node.name, node))
-            if isinstance(node, ast.ClassDef) and not {"Protocol", "Function", "nn.Module"} & set(map(ast.unparse, node.bases)):
+            if isinstance(node, ast.ClassDef) and not {"Protocol", "Function", "nn.Module"} & set(
+                map(ast.unparse, node.bases)
+            ):
                 found += [(f"{node.name}.{name}", member) for name, member in public(node)]
     return found
 
 
 def raises_user_error(function: ast.FunctionDef) -> bool:
     calls = [node.exc for node in ast.walk(function) if isinstance(node, ast.Raise)]
-    calls += [node for node in ast.walk(function) if isinstance(node, ast.Call) and ast.unparse(node.func) == "raise_all"]
-    return any(isinstance(call, ast.Call) and ast.unparse(call.func) in ("UserError", "raise_all") for call in calls)
+    calls += [
+        node
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "raise_all"
+    ]
+    return any(
+        isinstance(call, ast.Call) and ast.unparse(call.func) in ("UserError", "raise_all") for call in calls
+    )
 
 
-@pytest.mark.parametrize("path", [*map(path_of, ROOMS), ROOT / "train.py", ROOT / "inference.py"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [*map(path_of, ROOMS), ROOT / "train.py", ROOT / "inference.py"], ids=lambda path: path.stem
+)
 def test_what_is_public_says_what_it_gives_and_what_it_refuses(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree), f"{path} does not say what is in it"
@@ -326,7 +424,9 @@ def test_what_is_public_says_what_it_gives_and_what_it_refuses(path: Path) -> No
         assert text, f"{path}: {name} has no docstring"
         # Of a command's main everyone knows
         if isinstance(node, ast.FunctionDef) and node.name != "main" and raises_user_error(node):
-            assert "UserError" in text.partition("Raises:")[2], f"{path}: {name} does not say when it raises UserError"
+            assert "UserError" in text.partition("Raises:")[2], (
+                f"{path}: {name} does not say when it raises UserError"
+            )
 
 
 PAGES = [
@@ -351,28 +451,48 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 
 
 def test_the_map_names_every_module() -> None:
-    text = (ROOT / "pipeline/README.md").read_text(encoding="utf-8").partition("## The map")[2].partition("\n## ")[0]
+    text = (
+        (ROOT / "pipeline/README.md")
+        .read_text(encoding="utf-8")
+        .partition("## The map")[2]
+        .partition("\n## ")[0]
+    )
     named = {name for name in re.findall(r"([\w*]+)\.py\b(?!\.txt)", text) if "*" not in name}
     for prefix in re.findall(r"(\w+)\*\.py\b", text):
         named |= {path.stem for path in ROOT.glob(f"pipeline/**/{prefix}*.py")}
-    present = {path.stem for path in ROOT.glob("pipeline/**/*.py") if path.stem != "__init__"} | {"train", "inference"}
+    present = {path.stem for path in ROOT.glob("pipeline/**/*.py") if path.stem != "__init__"} | {
+        "train",
+        "inference",
+    }
     assert named == present
 
 
 def test_a_file_imports_only_from_files_above_it_on_the_map() -> None:
-    text = (ROOT / "pipeline/README.md").read_text(encoding="utf-8").partition("## The map")[2].partition("\n## ")[0]
+    text = (
+        (ROOT / "pipeline/README.md")
+        .read_text(encoding="utf-8")
+        .partition("## The map")[2]
+        .partition("\n## ")[0]
+    )
     place: dict[str, int] = {}
     for number, name in enumerate(re.findall(r"([\w*]+)\.py\b(?!\.txt)", text)):
         rooms = [room.rpartition(".")[2] for room in ROOMS] if "*" in name else [name]
         place |= {room: number for room in rooms if fnmatch(room, name) and room not in place}
     short = {room: room.rpartition(".")[2] for room in ROOMS}
-    late = [(room, name) for room in ROOMS for name, _ in imports(path_of(room)) if place[short[name]] > place[short[room]]]
+    late = [
+        (room, name)
+        for room in ROOMS
+        for name, _ in imports(path_of(room))
+        if place[short[name]] > place[short[room]]
+    ]
     assert not late, f"import from a file below them on the map: {late}"
 
 
 def test_every_make_target_in_the_readme_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    used = {word for words in readme_commands() if words[0] == "make" for word in words[1:] if "=" not in word}
+    used = {
+        word for words in readme_commands() if words[0] == "make" for word in words[1:] if "=" not in word
+    }
     assert used and used <= targets
 
 
@@ -384,7 +504,11 @@ def test_every_flag_in_the_readme_is_known() -> None:
     import train
     from pipeline.config import known_keys, recipe_names
 
-    commands = [words[1:] for words in readme_commands() if words[0] == "python" and words[1] in ("train.py", "inference.py")]
+    commands = [
+        words[1:]
+        for words in readme_commands()
+        if words[0] == "python" and words[1] in ("train.py", "inference.py")
+    ]
     assert len(commands) >= 4
     for script, *arguments in commands:
         parsed = (train if script == "train.py" else inference).parse(arguments)
@@ -395,10 +519,16 @@ def test_every_flag_in_the_readme_is_known() -> None:
 
 
 def test_every_module_run_in_the_readme_answers_to_help() -> None:
-    modules = {words[2] for words in readme_commands() if words[:2] == ["python", "-m"] and words[2].startswith("pipeline")}
+    modules = {
+        words[2]
+        for words in readme_commands()
+        if words[:2] == ["python", "-m"] and words[2].startswith("pipeline")
+    }
     assert modules
     for module in sorted(modules):
-        result = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
+        result = subprocess.run(
+            [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
+        )
         assert result.returncode == 0 and "usage:" in result.stdout, module
 
 
@@ -408,8 +538,29 @@ def test_the_flags_of_train_are_frozen() -> None:
 
     known = set(vars(train.parse([])))
     assert known == {
-        *("recipe", "data", "output", "backbone", "epochs", "batch_size", "accumulation_steps", "lr", "image_size", "lora_rank"),
-        *("precision", "seed", "resume", "max_minutes", "dry_run", "set", "metric", "target", "positive_class"),
+        *(
+            "recipe",
+            "data",
+            "output",
+            "backbone",
+            "epochs",
+            "batch_size",
+            "accumulation_steps",
+            "lr",
+            "image_size",
+            "lora_rank",
+        ),
+        *(
+            "precision",
+            "seed",
+            "resume",
+            "max_minutes",
+            "dry_run",
+            "set",
+            "metric",
+            "target",
+            "positive_class",
+        ),
         *("folds", "fold", "parallel", "floor", "plan"),
     }
 
@@ -425,5 +576,9 @@ def test_commands_of_help_texts_and_items_of_lists_begin_their_lines() -> None:
         shown = [re.sub(r"`[^`]*`", "", line.split(" # ")[0]) for line in lines]
         wrong += [f"{path.name}: {line}" for line in shown if command.search(line)]
     for page in [*PAGES, ROOT / "pipeline/recipes/PLAN.md"]:
-        wrong += [f"{page}: {line}" for line in page.read_text(encoding="utf-8").splitlines() if re.search(r"[a-z`)]\. \d+\. [`*]", line)]
+        wrong += [
+            f"{page}: {line}"
+            for line in page.read_text(encoding="utf-8").splitlines()
+            if re.search(r"[a-z`)]\. \d+\. [`*]", line)
+        ]
     assert not wrong

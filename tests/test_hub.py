@@ -27,7 +27,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def hub(tiny_backbone: Path, tmp_path: Path) -> Iterator[str]:
     """The address of a hub that has one model, someone/tiny-beit, with a preprocessing rule of its own."""
     Preprocessing(40, 40, mean=(0.1, 0.2, 0.3)).save(tmp_path / "rule")
-    files = {path.name: path.read_bytes() for path in [*tiny_backbone.iterdir(), tmp_path / "rule" / "preprocessor_config.json"]}
+    files = {
+        path.name: path.read_bytes()
+        for path in [*tiny_backbone.iterdir(), tmp_path / "rule" / "preprocessor_config.json"]
+    }
 
     class Hub(BaseHTTPRequestHandler):
         def answer(self, with_body: bool) -> None:
@@ -35,7 +38,9 @@ def hub(tiny_backbone: Path, tmp_path: Path) -> Iterator[str]:
             body = files.get(name.partition("/")[2]) if prefix == "/someone/tiny-beit" else None
             self.send_response(404 if body is None else 200)
             if body is None:
-                self.send_header("X-Error-Code", "EntryNotFound" if prefix == "/someone/tiny-beit" else "RepoNotFound")
+                self.send_header(
+                    "X-Error-Code", "EntryNotFound" if prefix == "/someone/tiny-beit" else "RepoNotFound"
+                )
                 body = b""
             else:
                 self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
@@ -61,8 +66,16 @@ def hub(tiny_backbone: Path, tmp_path: Path) -> Iterator[str]:
 
 
 def dry_run(competition: Path, tmp_path: Path, endpoint: str, backbone: str) -> subprocess.CompletedProcess:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub_cache"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("HF_") and "proxy" not in key.lower()
+    }
+    environment |= {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "hub_cache"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
     command = [
         sys.executable,
         "train.py",
@@ -77,7 +90,9 @@ def dry_run(competition: Path, tmp_path: Path, endpoint: str, backbone: str) -> 
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
 
 
-def test_a_hub_id_is_fetched_with_its_preprocessing_and_cached(hub: str, competition: Path, tmp_path: Path) -> None:
+def test_a_hub_id_is_fetched_with_its_preprocessing_and_cached(
+    hub: str, competition: Path, tmp_path: Path
+) -> None:
     result = dry_run(competition, tmp_path, hub, "someone/tiny-beit")
     assert result.returncode == 0, result.stderr
     assert "input 40 x 40 px; new head for 3 classes" in result.stdout
@@ -89,7 +104,8 @@ def test_an_unknown_hub_id_is_one_message(hub: str, competition: Path, tmp_path:
     result = dry_run(competition, tmp_path, hub, "someone/else")
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert (
-        "--backbone someone/else: not in this machine's cache" in result.stderr and "--backbone finetuned_model/model_beit" in result.stderr
+        "--backbone someone/else: not in this machine's cache" in result.stderr
+        and "--backbone finetuned_model/model_beit" in result.stderr
     )
 
 
@@ -109,5 +125,9 @@ def test_a_silent_hub_is_asked_once_and_is_one_message(competition: Path, tmp_pa
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
         result = dry_run(competition, tmp_path, endpoint, "microsoft/beit-large-patch16-384")
     errors = [line for line in result.stderr.splitlines() if "img/s" not in line and line.strip()]
-    assert result.returncode == 2 and errors[0].startswith("error: --backbone microsoft/beit-large-patch16-384") and len(errors) == 2
+    assert (
+        result.returncode == 2
+        and errors[0].startswith("error: --backbone microsoft/beit-large-patch16-384")
+        and len(errors) == 2
+    )
     assert f"{endpoint} does not answer" in result.stdout and len(asked) == 1

@@ -21,7 +21,14 @@ from pipeline.training.deadline import Pace, Rows
 from pipeline.training.image_sizes import LARGEST, describe_sizes, relative_cost, size_of_epoch
 
 SIZES = (112, 168, 224)
-KEYS = ["--set", "schedule.image_sizes=[16,24,32]", "--set", "augmentation.mixup=0.2", "--set", "augmentation.cutmix=1"]
+KEYS = [
+    "--set",
+    "schedule.image_sizes=[16,24,32]",
+    "--set",
+    "augmentation.mixup=0.2",
+    "--set",
+    "augmentation.cutmix=1",
+]
 KEYS += ["--set", "augmentation.erasing=0.5", "--set", "data.cache_gb=0.1"]
 
 
@@ -39,13 +46,17 @@ def test_each_size_has_its_share_of_whole_epochs(epochs: int, expected: list[int
     found = [size_of_epoch(epoch, epochs, SIZES) for epoch in range(epochs)]
     assert sorted(found) == found and found == expected
     assert size_of_epoch(LARGEST, epochs, SIZES) == 224
-    assert relative_cost(epochs, SIZES) == pytest.approx(sum(size * size for size in expected) / epochs / 224**2)
+    assert relative_cost(epochs, SIZES) == pytest.approx(
+        sum(size * size for size in expected) / epochs / 224**2
+    )
     assert relative_cost(epochs, ()) == 1
 
 
 def test_a_line_says_which_size_comes_when() -> None:
     line = describe_sizes(4, SIZES)
-    assert all(part in line for part in ("112 px in epoch 1,", "168 px in epoch 2,", "224 px in epochs 3 to 4"))
+    assert all(
+        part in line for part in ("112 px in epoch 1,", "168 px in epoch 2,", "224 px in epochs 3 to 4")
+    )
 
 
 def test_a_plan_counts_small_images_as_cheaper() -> None:
@@ -74,7 +85,9 @@ def test_the_last_size_is_the_models() -> None:
 
 
 @pytest.fixture(scope="module")
-def whole_run(whole: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[int]]:
+def whole_run(
+    whole: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, list[int]]:
     """Data, a run of three epochs at three sizes, and the size of each training batch."""
     output, seen = tmp_path_factory.mktemp("sizes") / "run", []
     with pytest.MonkeyPatch.context() as patch:
@@ -91,7 +104,9 @@ def whole_run(whole: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPat
     return whole / "data", output, seen
 
 
-def test_epochs_have_their_sizes_and_validation_the_last(whole_run: tuple[Path, Path, list[int]], capsys) -> None:
+def test_epochs_have_their_sizes_and_validation_the_last(
+    whole_run: tuple[Path, Path, list[int]], capsys
+) -> None:
     _, output, seen = whole_run
     sizes = [size for number, size in enumerate(seen) if number == 0 or size != seen[number - 1]]
     assert sizes[-3:] == [16, 24, 32] and set(sizes[:-3]) == {32}  # before: memory and speed, of the largest

@@ -18,26 +18,42 @@ from PIL import Image
 from pipeline.data import images
 from pipeline.data.images import LEVELS, BadImage, bad_images_error, decode, find_bad, load_pixels, opened
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore:Image size:PIL.Image.DecompressionBombWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning:PIL", "ignore:Image size:PIL.Image.DecompressionBombWarning"
+)
 RED, GREEN, BLUE, WHITE = (220, 40, 30), (30, 170, 60), (40, 60, 210), (255, 255, 255)
 
 
-def halves(left: tuple[int, ...] = RED, right: tuple[int, ...] = BLUE, size: tuple[int, int] = (32, 16), mode: str = "RGB") -> Image.Image:
+def halves(
+    left: tuple[int, ...] = RED,
+    right: tuple[int, ...] = BLUE,
+    size: tuple[int, int] = (32, 16),
+    mode: str = "RGB",
+) -> Image.Image:
     """An image whose left half has one colour and whose right half another."""
     picture = Image.new(mode, size, left)
     picture.paste(right, (size[0] // 2, 0, *size))
     return picture
 
 
-def close(image: Image.Image, position: tuple[int, int], colour: tuple[int, int, int], tolerance: int = 12) -> bool:
+def close(
+    image: Image.Image, position: tuple[int, int], colour: tuple[int, int, int], tolerance: int = 12
+) -> bool:
     return all(abs(a - b) <= tolerance for a, b in zip(image.getpixel(position), colour, strict=True))
 
 
-def assert_halves(image: Image.Image, left: tuple[int, int, int] = RED, right: tuple[int, int, int] = BLUE, tolerance: int = 12) -> None:
+def assert_halves(
+    image: Image.Image,
+    left: tuple[int, int, int] = RED,
+    right: tuple[int, int, int] = BLUE,
+    tolerance: int = 12,
+) -> None:
     assert image.mode == "RGB"
     width, height = image.size
     assert close(image, (width // 8, height // 2), left, tolerance), image.getpixel((width // 8, height // 2))
-    assert close(image, (width * 7 // 8, height // 2), right, tolerance), image.getpixel((width * 7 // 8, height // 2))
+    assert close(image, (width * 7 // 8, height // 2), right, tolerance), image.getpixel(
+        (width * 7 // 8, height // 2)
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,7 +69,9 @@ def assert_halves(image: Image.Image, left: tuple[int, int, int] = RED, right: t
         ("gif", {}, 12),
     ],
 )
-def test_common_formats_keep_their_colours(tmp_path: Path, suffix: str, options: dict, tolerance: int) -> None:
+def test_common_formats_keep_their_colours(
+    tmp_path: Path, suffix: str, options: dict, tolerance: int
+) -> None:
     halves().save(tmp_path / f"a.{suffix}", **options)
     image = decode(tmp_path / f"a.{suffix}")
     assert image.size == (32, 16)
@@ -211,17 +229,26 @@ def test_find_bad_finds_exactly_the_bad_ones(tmp_path: Path) -> None:
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     for side in (12_000, 60_000):  # Pillow warns of the first and refuses the second
         head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-        content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+        content = (
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", head)
+            + chunk(b"IDAT", zlib.compress(bytes(1000)))
+            + chunk(b"IEND", b"")
+        )
         (tmp_path / f"{side}.png").write_bytes(content)
         with pytest.raises(BadImage, match="more than 128,000,000 pixels"):
             decode(tmp_path / f"{side}.png")
 
 
-def test_bombs_among_many_images_are_all_found_and_warnings_stay_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bombs_among_many_images_are_all_found_and_warnings_stay_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     for number in range(60):
         side = 50 if number % 2 else 20
@@ -241,12 +268,16 @@ def test_random_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
     for suffix in ("jpg", "png", "gif", "webp", "bmp", "avif", "dds", "ico", "tga"):
         if suffix == "avif" and ".avif" not in Image.registered_extensions():
             continue
-        photo.save(tmp_path / f"a.{suffix}", **({"exif": exif} if suffix in ("jpg", "png", "webp", "avif") else {}))
+        photo.save(
+            tmp_path / f"a.{suffix}", **({"exif": exif} if suffix in ("jpg", "png", "webp", "avif") else {})
+        )
         whole = (tmp_path / f"a.{suffix}").read_bytes()
         for _ in range(60):
             content = bytearray(whole[: rng.randrange(len(whole))] if rng.random() < 0.3 else whole)
             for _ in range(rng.choice([1, 3, 10]) if content else 0):
-                content[rng.randrange(min(len(content), rng.choice([100, len(content)])))] = rng.randrange(256)
+                content[rng.randrange(min(len(content), rng.choice([100, len(content)])))] = rng.randrange(
+                    256
+                )
             path.write_bytes(content)
             try:
                 assert decode(path).mode == "RGB"
@@ -258,8 +289,14 @@ def test_random_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
 
 def test_the_error_lists_twenty_and_says_how_to_go_on() -> None:
     text = str(bad_images_error({Path(f"train/{number}.jpg"): "empty file" for number in range(23)}))
-    assert text.startswith("23 training images cannot be decoded") and "--set data.skip_bad_images=true" in text
-    assert f"  - {Path('train/19.jpg')}: empty file" in text and "20.jpg" not in text and text.endswith("... and 3 more")
+    assert (
+        text.startswith("23 training images cannot be decoded") and "--set data.skip_bad_images=true" in text
+    )
+    assert (
+        f"  - {Path('train/19.jpg')}: empty file" in text
+        and "20.jpg" not in text
+        and text.endswith("... and 3 more")
+    )
     assert str(bad_images_error({Path("a.jpg"): "empty file"})).startswith("1 training image cannot")
 
 
@@ -321,9 +358,15 @@ needs_simplejpeg = pytest.mark.skipif(not images.FAST_JPEG, reason="simplejpeg i
 
 @needs_simplejpeg
 @pytest.mark.parametrize("level", range(LEVELS))
-def test_both_decoders_give_the_same_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int) -> None:
+def test_both_decoders_give_the_same_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int
+) -> None:
     fast, decode_jpeg = [], images.simplejpeg.decode_jpeg
-    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", lambda *args, **options: fast.append(args) or decode_jpeg(*args, **options))
+    monkeypatch.setattr(
+        images.simplejpeg,
+        "decode_jpeg",
+        lambda *args, **options: fast.append(args) or decode_jpeg(*args, **options),
+    )
     for name, content in jpegs().items():
         (tmp_path / "a.jpg").write_bytes(content)
         before = len(fast)
@@ -353,20 +396,29 @@ def test_both_decoders_find_the_same_files_damaged(tmp_path: Path, monkeypatch: 
 
 def test_decoding_small_and_whole_pictures_keeps_what_the_file_says_of_its_colours(tmp_path: Path) -> None:
     halves(size=(64, 64)).save(tmp_path / "a.jpg", icc_profile=b"a profile")
-    assert decode(tmp_path / "a.jpg").info["icc_profile"] == decode(tmp_path / "a.jpg", smallest=20).info["icc_profile"] == b"a profile"
+    assert (
+        decode(tmp_path / "a.jpg").info["icc_profile"]
+        == decode(tmp_path / "a.jpg", smallest=20).info["icc_profile"]
+        == b"a profile"
+    )
 
 
 def test_it_works_without_simplejpeg(tmp_path: Path) -> None:
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 64, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 64, 3), dtype=np.uint8)).save(
+        tmp_path / "a.jpg"
+    )
     code = """
 import sys, zlib
 sys.modules["simplejpeg"] = None
 from pathlib import Path
 from pipeline.data import images
-print(images.FAST_JPEG, images.DECODERS, zlib.crc32(images.decode(Path(sys.argv[1]), int(sys.argv[2])).tobytes()))
+pixels = images.decode(Path(sys.argv[1]), int(sys.argv[2]))
+print(images.FAST_JPEG, images.DECODERS, zlib.crc32(pixels.tobytes()))
 """
     for smallest in (0, 30):
         command = [sys.executable, "-c", code, str(tmp_path / "a.jpg"), str(smallest)]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout.split()
+        printed = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+        ).stdout.split()
         assert printed[:2] == ["False", "Pillow"] and "simplejpeg" not in printed
         assert int(printed[-1]) == zlib.crc32(decode(tmp_path / "a.jpg", smallest).tobytes())

@@ -25,8 +25,28 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Pa
 
     root = tmp_path_factory.mktemp("trained")
     make_competition(root / "data")
-    flags = ["--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "run"), "--precision", "fp32"]
-    flags += ["--epochs", "8", "--batch-size", "6", "--accumulation-steps", "1", "--lr", "0.02", "--set", "data.val_fraction=0.25"]
+    flags = [
+        "--data",
+        str(root / "data"),
+        "--backbone",
+        str(tiny_backbone),
+        "--output",
+        str(root / "run"),
+        "--precision",
+        "fp32",
+    ]
+    flags += [
+        "--epochs",
+        "8",
+        "--batch-size",
+        "6",
+        "--accumulation-steps",
+        "1",
+        "--lr",
+        "0.02",
+        "--set",
+        "data.val_fraction=0.25",
+    ]
     train.main([*flags, "--set", "augmentation.crop_scale=[0.5, 1]", "--set", "checkpoint.keep_every=1"])
     return root
 
@@ -35,7 +55,12 @@ def predict(root: Path, *more: str) -> pd.DataFrame:
     output = root / "out" / "predictions.csv"
     shutil.rmtree(output.parent, ignore_errors=True)
     output.parent.mkdir()
-    assert inference.main(["--model", str(root / "run"), "--data", str(root / "data"), "--output", str(output), *more]) == 0
+    assert (
+        inference.main(
+            ["--model", str(root / "run"), "--data", str(root / "data"), "--output", str(output), *more]
+        )
+        == 0
+    )
     return pd.read_csv(output, dtype=str, keep_default_na=False)
 
 
@@ -60,16 +85,22 @@ def test_the_copy_of_an_epoch_predicts_with_the_base_and_the_record_of_its_run(
     copy, by_hand = trained / "run/checkpoints/epoch_0001", shutil.copytree(trained / "run", tmp_path / "run")
     shutil.rmtree(by_hand / "model_lora")
     shutil.copytree(copy / "model_lora", by_hand / "model_lora")
-    kept, composed, last = (rebuild(load_run(folder), 3).model.state_dict() for folder in (copy, by_hand, trained / "run"))
+    kept, composed, last = (
+        rebuild(load_run(folder), 3).model.state_dict() for folder in (copy, by_hand, trained / "run")
+    )
     assert all(torch.equal(weight, composed[name]) for name, weight in kept.items())
     assert not all(torch.equal(weight, last[name]) for name, weight in kept.items())
     output = tmp_path / "predictions.csv"
-    assert inference.main(["--model", str(copy), "--data", str(trained / "data"), "--output", str(output)]) == 0
+    assert (
+        inference.main(["--model", str(copy), "--data", str(trained / "data"), "--output", str(output)]) == 0
+    )
     score = json.loads((trained / "run/metrics.jsonl").read_text().splitlines()[0])["val_accuracy"]
     assert f"the weights of epoch 1 (val_accuracy {score:.4f})" in capsys.readouterr().out and output.exists()
     moved = shutil.copytree(copy, tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"elsewhere .*model_<type>"):
-        inference.main(["--model", str(moved), "--data", str(trained / "data"), "--output", str(tmp_path / "no.csv")])
+        inference.main(
+            ["--model", str(moved), "--data", str(trained / "data"), "--output", str(tmp_path / "no.csv")]
+        )
 
 
 def test_half_precision_keeps_the_head_exact(trained: Path) -> None:
@@ -98,7 +129,9 @@ def test_probability_columns_in_the_samples_own_order(trained: Path) -> None:
         table = predict(trained)
     finally:
         sample.write_text(before)
-    assert list(table.columns) == ["image", "red", "blue", "green"] and list(table["image"]) == [f"{name}.png" for name in ids]
+    assert list(table.columns) == ["image", "red", "blue", "green"] and list(table["image"]) == [
+        f"{name}.png" for name in ids
+    ]
     probs = table[["red", "blue", "green"]].astype(float)
     np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-6)
     solution = pd.read_csv(trained / "solution.csv", dtype=str).set_index("id")["label"]
@@ -126,7 +159,9 @@ def test_a_bad_test_image_still_has_its_row_and_is_counted(trained: Path, tmp_pa
         predict(tmp_path)
 
 
-def test_the_former_file_is_kept_until_it_was_submitted(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_the_former_file_is_kept_until_it_was_submitted(
+    trained: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["--model", str(trained / "run"), "--data", str(trained / "data")]
     (tmp_path / "predictions.csv").write_text("made by hand\n")
@@ -149,18 +184,29 @@ def test_the_former_file_is_kept_until_it_was_submitted(trained: Path, tmp_path:
     assert not (tmp_path / "predictions-former-3.csv").exists()  # it is in the ledger
 
 
-def test_score_computes_every_metric_and_writes_it_into_the_run(trained: Path, tmp_path: Path, capsys) -> None:
+def test_score_computes_every_metric_and_writes_it_into_the_run(
+    trained: Path, tmp_path: Path, capsys
+) -> None:
     for name in ("data", "run"):
         shutil.copytree(trained / name, tmp_path / name)
     predict(tmp_path)
-    flags = ["--solution", str(trained / "solution.csv"), "--predictions", str(tmp_path / "out" / "predictions.csv")]
+    flags = [
+        "--solution",
+        str(trained / "solution.csv"),
+        "--predictions",
+        str(tmp_path / "out" / "predictions.csv"),
+    ]
     score.main([*flags, "--model", str(tmp_path / "run"), "--data", str(tmp_path / "data")])
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
-    assert scores["rows"] == 5 and scores["metrics"]["accuracy"] == 1.0 and scores["metrics"]["macro_f1"] == 1.0
+    assert (
+        scores["rows"] == 5 and scores["metrics"]["accuracy"] == 1.0 and scores["metrics"]["macro_f1"] == 1.0
+    )
     assert "accuracy" in capsys.readouterr().out
 
 
-def test_a_release_without_class_names_takes_them_from_the_data_or_stops(trained: Path, tmp_path: Path, capsys) -> None:
+def test_a_release_without_class_names_takes_them_from_the_data_or_stops(
+    trained: Path, tmp_path: Path, capsys
+) -> None:
     for name in ("data", "run"):
         shutil.copytree(trained / name, tmp_path / name)
     (tmp_path / "run" / "run.json").unlink()
@@ -171,7 +217,9 @@ def test_a_release_without_class_names_takes_them_from_the_data_or_stops(trained
     config["label2id"] = {f"LABEL_{index}": index for index in range(3)}
     config_path.write_text(json.dumps(config))
     with_names = predict(tmp_path)
-    assert set(with_names["label"]) <= {"blue", "green", "red"} and "names no classes" in capsys.readouterr().out
+    assert (
+        set(with_names["label"]) <= {"blue", "green", "red"} and "names no classes" in capsys.readouterr().out
+    )
     assert with_names.equals(predict(trained))
     shutil.rmtree(tmp_path / "data" / "train")
     with pytest.raises(UserError, match=r"LABEL_0\.\.LABEL_2(?s:.*)id2label"):
@@ -189,9 +237,22 @@ def test_the_release_of_2023_gives_its_logits(tmp_path: Path) -> None:
     shutil.copytree(fixture / "data", data)
     ids = sorted(expected["logits"], reverse=True)
     row = ",".join(["0.1"] * len(names))
-    (data / "sample_submission.csv").write_text(f"id,{','.join(names)}\n" + "".join(f"{name},{row}\n" for name in ids))
+    (data / "sample_submission.csv").write_text(
+        f"id,{','.join(names)}\n" + "".join(f"{name},{row}\n" for name in ids)
+    )
     output = tmp_path / "predictions.csv"
-    inference.main(["--model", str(fixture / "finetuned_model"), "--data", str(data), "--output", str(output), "--precision", "fp32"])
+    inference.main(
+        [
+            "--model",
+            str(fixture / "finetuned_model"),
+            "--data",
+            str(data),
+            "--output",
+            str(output),
+            "--precision",
+            "fp32",
+        ]
+    )
     table = pd.read_csv(output, dtype={"id": str})
     logits = np.array([expected["logits"][name] for name in ids])
     probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -204,8 +265,14 @@ def test_the_release_of_2023_gives_its_logits(tmp_path: Path) -> None:
     [
         (lambda run: shutil.rmtree(run), "does not exist"),
         (lambda run: shutil.rmtree(run / "model_beit"), "no model_<type> folder"),
-        (lambda run: ((run / "run.json").unlink(), (run / "state" / "kept.json").unlink(missing_ok=True)), "before any weights were saved"),
-        (lambda run: (run / "model_lora" / "adapter_model.safetensors").write_bytes(b"12345678"), "cannot be read"),
+        (
+            lambda run: ((run / "run.json").unlink(), (run / "state" / "kept.json").unlink(missing_ok=True)),
+            "before any weights were saved",
+        ),
+        (
+            lambda run: (run / "model_lora" / "adapter_model.safetensors").write_bytes(b"12345678"),
+            "cannot be read",
+        ),
         (lambda run: (run / "model_beit" / "model.safetensors").unlink(), "cannot be loaded"),
     ],
 )
@@ -232,7 +299,9 @@ def test_a_head_of_another_size_is_never_drawn_at_random(trained: Path, tmp_path
         predict(tmp_path)
 
 
-def test_formulas_are_harmless_in_the_run_and_exact_in_the_submission(tmp_path: Path, tiny_backbone: Path, capsys) -> None:
+def test_formulas_are_harmless_in_the_run_and_exact_in_the_submission(
+    tmp_path: Path, tiny_backbone: Path, capsys
+) -> None:
     from conftest import COLOURS, picture
 
     data, output = tmp_path / "data", tmp_path / "predictions.csv"
@@ -252,7 +321,19 @@ def test_formulas_are_harmless_in_the_run_and_exact_in_the_submission(tmp_path: 
         "--lr",
         "0.02",
     ]
-    train.main([*flags, "--epochs", "8", "--batch-size", "4", "--accumulation-steps", "1", "--set", "data.val_fraction=0.25"])
+    train.main(
+        [
+            *flags,
+            "--epochs",
+            "8",
+            "--batch-size",
+            "4",
+            "--accumulation-steps",
+            "1",
+            "--set",
+            "data.val_fraction=0.25",
+        ]
+    )
     table = pd.read_csv(tmp_path / "run" / "val_predictions.csv", dtype=str)
     assert set(table["label"]) == {"'=1+1", "-0.5"} and any(name.startswith("'@") for name in table["id"])
     page = (tmp_path / "run" / "report.html").read_text()

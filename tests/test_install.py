@@ -82,7 +82,14 @@ def installed(folder: Path) -> list[str]:
 
 
 FLAGS = ["--competition", "glyphs"]
-UNPACKED = ["README.md", "competition.yaml", "sample_submission.csv", "test/5.png", "test/6.png", *(f"train/{name}" for name in TRAIN)]
+UNPACKED = [
+    "README.md",
+    "competition.yaml",
+    "sample_submission.csv",
+    "test/5.png",
+    "test/6.png",
+    *(f"train/{name}" for name in TRAIN),
+]
 
 
 def test_download_unpacks_everything_and_is_remembered(server, data_dir, capfd):
@@ -123,7 +130,9 @@ def test_another_competition_is_never_touched(archive, data_dir):
 def test_other_files_are_asked_about(archive, data_dir):
     archive(zipped(PLAIN))
     (data_dir / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"data holds other files \(notes.txt\): YES=1 \(--yes\) puts glyphs beside them"):
+    with pytest.raises(
+        UserError, match=r"data holds other files \(notes.txt\): YES=1 \(--yes\) puts glyphs beside them"
+    ):
         install.main(FLAGS)
     assert install.main([*FLAGS, "--yes"]) == 0
     assert (data_dir / "notes.txt").read_text() == "mine" and (data_dir / "train").is_dir()
@@ -132,7 +141,9 @@ def test_other_files_are_asked_about(archive, data_dir):
 def test_a_taken_name_moves_nothing_and_keeps_the_download(archive, data_dir):
     archive(zipped(PLAIN | {"notes.txt": "theirs"}))
     (data_dir / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"(?s)the download stays in .*unpacked; move these away.*notes.txt exists already"):
+    with pytest.raises(
+        UserError, match=r"(?s)the download stays in .*unpacked; move these away.*notes.txt exists already"
+    ):
         install.main([*FLAGS, "--yes"])
     assert (data_dir / "notes.txt").read_text() == "mine" and not (data_dir / "train").exists()
     (data_dir / "notes.txt").unlink()
@@ -140,7 +151,10 @@ def test_a_taken_name_moves_nothing_and_keeps_the_download(archive, data_dir):
     assert (data_dir / "notes.txt").read_text() == "theirs"
 
 
-@pytest.mark.parametrize(("name", "text"), [("competition.yaml", "slug: {}\nmetric: roc_auc\n"), ("competition.json", '{{"slug": "{}"}}')])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("competition.yaml", "slug: {}\nmetric: roc_auc\n"), ("competition.json", '{{"slug": "{}"}}')],
+)
 def test_name_remembered_by_hand_is_no_competition(archive, data_dir, name, text):
     archive(zipped(PLAIN))
     (data_dir / name).write_text(text.format("digits"))
@@ -148,7 +162,9 @@ def test_name_remembered_by_hand_is_no_competition(archive, data_dir, name, text
         install.main(FLAGS)
     (data_dir / name).write_text(text.format("glyphs"))
     assert install.main(FLAGS) == 0
-    assert (data_dir / name).read_text() == text.format("glyphs") and install.remembered_slug(data_dir) == "glyphs"
+    assert (data_dir / name).read_text() == text.format("glyphs") and install.remembered_slug(
+        data_dir
+    ) == "glyphs"
 
 
 def test_what_a_person_wrote_of_the_competition_stays(archive, data_dir):
@@ -165,7 +181,9 @@ def test_not_understood_is_said_and_kept(archive, data_dir, capsys):
     assert install.main(FLAGS) == 0
     assert "cannot be read as an image classification competition yet" in capsys.readouterr().out
     assert installed(data_dir) == ["README.md", "competition-2.yaml", "competition.yaml", "sounds.bin"]
-    assert (data_dir / "competition-2.yaml").read_text() == "theirs: 1\n" and install.remembered_slug(data_dir) == "glyphs"
+    assert (data_dir / "competition-2.yaml").read_text() == "theirs: 1\n" and install.remembered_slug(
+        data_dir
+    ) == "glyphs"
 
 
 def test_damaged_nested_archive_stays_packed(archive, data_dir, capsys):
@@ -208,7 +226,10 @@ def test_ctrl_c_keeps_the_part_for_the_next_time(monkeypatch, archive, data_dir,
 @pytest.mark.parametrize(
     ("name", "text"),
     [("competition.json", text) for text in ("{}", "[]", "no json", '{"slug": ""}')]
-    + [("competition.yaml", text) for text in ("[]", "slug: [a]", "slug: {", "slugg: glyphs", "slug: &a glyphs\nmetric: *a")],
+    + [
+        ("competition.yaml", text)
+        for text in ("[]", "slug: [a]", "slug: {", "slugg: glyphs", "slug: &a glyphs\nmetric: *a")
+    ],
 )
 def test_broken_memory_is_named(data_dir, name, text):
     (data_dir / name).write_text(text)
@@ -228,7 +249,9 @@ def test_any_name_is_remembered_as_it_is(data_dir, slug):
 def test_everything_missing_is_listed_at_once(monkeypatch, data_dir):
     monkeypatch.setattr(cli, "not_ready", lambda: ["no Kaggle token: here is how"])
     (data_dir / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"(?s)glyphs cannot be downloaded yet:.*no Kaggle token.*other files \(notes\.txt\)"):
+    with pytest.raises(
+        UserError, match=r"(?s)glyphs cannot be downloaded yet:.*no Kaggle token.*other files \(notes\.txt\)"
+    ):
         install.main(FLAGS)
 
 
@@ -242,4 +265,6 @@ def test_what_a_killed_command_left_while_it_unwrapped_is_in_nobodys_way(tmp_pat
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
     assert "all/" in staging.unwrap(tmp_path / "unfinished")
-    assert [path.name for path in (tmp_path / "unfinished").iterdir()] == ["train"] and not (tmp_path / "unfinished.wrapping").exists()
+    assert [path.name for path in (tmp_path / "unfinished").iterdir()] == ["train"] and not (
+        tmp_path / "unfinished.wrapping"
+    ).exists()

@@ -17,7 +17,15 @@ import train
 from pipeline.data.cache import PictureCache
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.images import BadImage, decode
-from pipeline.data.intensity import FILE_NAME, KEY, OWN_RANGES, Intensity, deep_images_without_rule, find_intensity, stored_intensity
+from pipeline.data.intensity import (
+    FILE_NAME,
+    KEY,
+    OWN_RANGES,
+    Intensity,
+    deep_images_without_rule,
+    find_intensity,
+    stored_intensity,
+)
 from pipeline.data.transforms import Preprocessing, read_preprocessing
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
@@ -48,14 +56,25 @@ def write_tiff(path: Path, values: np.ndarray) -> None:
     """A TIFF of one strip, written here: Pillow does not write int16 nor float64."""
     kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
     high, wide = values.shape
-    entries = [(256, 3, wide), (257, 3, high), (258, 3, 8 * values.itemsize), (259, 3, 1), (262, 3, 1), (273, 4, 0), (277, 3, 1)]
+    entries = [
+        (256, 3, wide),
+        (257, 3, high),
+        (258, 3, 8 * values.itemsize),
+        (259, 3, 1),
+        (262, 3, 1),
+        (273, 4, 0),
+        (277, 3, 1),
+    ]
     entries += [(278, 3, high), (279, 4, values.nbytes), (339, 3, kind)]
     start = 8 + 2 + 12 * len(entries) + 4
     table = b"".join(
-        np.array([tag, kind], "<u2").tobytes() + np.array([1, start if tag == 273 else value], "<u4").tobytes()
+        np.array([tag, kind], "<u2").tobytes()
+        + np.array([1, start if tag == 273 else value], "<u4").tobytes()
         for tag, kind, value in entries
     )
-    path.write_bytes(b"II*\0\x08\0\0\0" + np.array(len(entries), "<u2").tobytes() + table + bytes(4) + values.tobytes())
+    path.write_bytes(
+        b"II*\0\x08\0\0\0" + np.array(len(entries), "<u2").tobytes() + table + bytes(4) + values.tobytes()
+    )
 
 
 def write(path: Path, values: np.ndarray) -> Path:
@@ -84,7 +103,10 @@ def test_a_value_more_or_less_at_the_top_changes_nothing(tmp_path: Path) -> None
     image black.
     """
     pair = [write(tmp_path / f"{top}.png", np.full((8, 8), top, np.uint16)) for top in (255, 256)]
-    rest = [write(tmp_path / "dark.png", np.full((8, 8), 10, np.uint16)), write(tmp_path / "bright.png", np.full((8, 8), 4000, np.uint16))]
+    rest = [
+        write(tmp_path / "dark.png", np.full((8, 8), 10, np.uint16)),
+        write(tmp_path / "bright.png", np.full((8, 8), 4000, np.uint16)),
+    ]
     rule, _ = find_intensity([*pair, *rest])
     assert rule == Intensity(integer=(10.0, 4000.0))
     assert abs(means(pair, rule)[0] - means(pair, rule)[1]) <= 1
@@ -150,19 +172,28 @@ def png16(path: Path, values: np.ndarray) -> Path:
     import zlib
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     high, wide, channels = values.shape
     head = struct.pack(">IIBBBBB", wide, high, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
     return path
 
 
 def test_colour_and_alpha_of_16_bits_are_read_by_the_types_range(tmp_path: Path) -> None:
     colour = png16(tmp_path / "rgb.png", np.full((4, 4, 3), (65535, 32768, 300), np.uint16))
     assert decode(colour).getpixel((1, 1)) == (255, 128, 1)
-    assert decode(png16(tmp_path / "rgba.png", np.full((4, 4, 4), (65535, 0, 0, 0), np.uint16))).getpixel((0, 0)) == (255, 255, 255)
+    assert decode(png16(tmp_path / "rgba.png", np.full((4, 4, 4), (65535, 0, 0, 0), np.uint16))).getpixel(
+        (0, 0)
+    ) == (255, 255, 255)
     grey = np.full((4, 4, 2), (1000, 65535), np.uint16)
     grey[0, 0, 1] = 0  # transparent: white
     picture = decode(png16(tmp_path / "la.png", grey))
@@ -182,7 +213,10 @@ def test_the_rule_is_saved_with_the_weights_and_checked_when_read(tmp_path: Path
     folder = tmp_path / "run" / "model_beit"
     folder.mkdir(parents=True)
     rule.save(folder)
-    assert read_preprocessing(folder / FILE_NAME, 1) == rule and stored_intensity(tmp_path / "run") == rule.intensity
+    assert (
+        read_preprocessing(folder / FILE_NAME, 1) == rule
+        and stored_intensity(tmp_path / "run") == rule.intensity
+    )
     values = read_json(folder / FILE_NAME)
     for wrong in (
         {},
@@ -202,9 +236,17 @@ def test_the_rule_is_saved_with_the_weights_and_checked_when_read(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "augmentation", [None, Augmentation(), Augmentation(rotation_degrees=5), Augmentation(random_resized_crop=False, horizontal_flip=False)]
+    "augmentation",
+    [
+        None,
+        Augmentation(),
+        Augmentation(rotation_degrees=5),
+        Augmentation(random_resized_crop=False, horizontal_flip=False),
+    ],
 )
-def test_training_validation_cache_and_thumbnails_use_the_same_rule(tmp_path: Path, augmentation: Augmentation | None) -> None:
+def test_training_validation_cache_and_thumbnails_use_the_same_rule(
+    tmp_path: Path, augmentation: Augmentation | None
+) -> None:
     path = write(tmp_path / "a.png", np.full((40, 40), 1000, np.uint16))
     for intensity, white in ((Intensity((0, 1000)), True), (Intensity((0, 2000)), False), (None, False)):
         rule = Preprocessing(16, 16, intensity=intensity)
@@ -217,7 +259,9 @@ def test_training_validation_cache_and_thumbnails_use_the_same_rule(tmp_path: Pa
     assert thumbnail(path, 8, Intensity((0, 1000))) != thumbnail(path, 8, Intensity((0, 2000)))
 
 
-def test_a_run_on_deep_scans_learns_their_brightness_and_predicts_by_its_own_rule(tmp_path: Path, tiny_backbone: Path, capsys) -> None:
+def test_a_run_on_deep_scans_learns_their_brightness_and_predicts_by_its_own_rule(
+    tmp_path: Path, tiny_backbone: Path, capsys
+) -> None:
     """Scans of 12 bits that differ in nothing but brightness: scaled each by its own maximum they were all
     the same.
     """
@@ -231,8 +275,28 @@ def test_a_run_on_deep_scans_learns_their_brightness_and_predicts_by_its_own_rul
         deep(data / "train" / ("bright" if number % 2 else "dark") / f"{number}.png", bool(number % 2))
     for number in range(6):
         deep(data / "test" / f"t{number}.png", bool(number % 2))
-    flags = ["--data", str(data), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "run"), "--epochs", "8", "--batch-size", "4"]
-    flags += ["--accumulation-steps", "1", "--lora-rank", "0", "--lr", "0.003", "--set", "data.val_fraction=0.25"]
+    flags = [
+        "--data",
+        str(data),
+        "--backbone",
+        str(tiny_backbone),
+        "--output",
+        str(tmp_path / "run"),
+        "--epochs",
+        "8",
+        "--batch-size",
+        "4",
+    ]
+    flags += [
+        "--accumulation-steps",
+        "1",
+        "--lora-rank",
+        "0",
+        "--lr",
+        "0.003",
+        "--set",
+        "data.val_fraction=0.25",
+    ]
     assert train.main(flags) == 0
     assert "grey of more than 8 bits: " in capsys.readouterr().out
     stored = stored_intensity(tmp_path / "run")
@@ -250,7 +314,10 @@ def test_a_model_without_a_rule_says_what_it_does_with_deep_images(tmp_path: Pat
     deep, plain = write(tmp_path / "a.png", np.full((8, 8), 999, np.uint16)), tmp_path / "b.png"
     Image.new("RGB", (8, 8)).save(plain)
     assert "0 is black and 65,535 white" in deep_images_without_rule([plain, deep], None)
-    assert deep_images_without_rule([plain], None) is None and deep_images_without_rule([deep], OWN_RANGES) is None
+    assert (
+        deep_images_without_rule([plain], None) is None
+        and deep_images_without_rule([deep], OWN_RANGES) is None
+    )
 
 
 def test_transformers_reads_the_file_with_the_rule_in_it(tmp_path: Path) -> None:
@@ -258,9 +325,14 @@ def test_transformers_reads_the_file_with_the_rule_in_it(tmp_path: Path) -> None
 
     Preprocessing(32, 32, intensity=Intensity()).save(tmp_path)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
-    found = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")(picture, return_tensors="np")["pixel_values"]
+    found = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")(picture, return_tensors="np")[
+        "pixel_values"
+    ]
     (tmp_path / "plain").mkdir()
     Preprocessing(32, 32).save(tmp_path / "plain")
     assert np.array_equal(
-        found, AutoImageProcessor.from_pretrained(tmp_path / "plain", backend="pil")(picture, return_tensors="np")["pixel_values"]
+        found,
+        AutoImageProcessor.from_pretrained(tmp_path / "plain", backend="pil")(picture, return_tensors="np")[
+            "pixel_values"
+        ],
     )

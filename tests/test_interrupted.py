@@ -23,7 +23,18 @@ from pipeline.run import load_run
 from pipeline.unfinished import started_with
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = ("--precision", "fp32", "--batch-size", "6", "--accumulation-steps", "1", "--lr", "0.01", "--set", "data.val_fraction=0.25")
+QUICK = (
+    "--precision",
+    "fp32",
+    "--batch-size",
+    "6",
+    "--accumulation-steps",
+    "1",
+    "--lr",
+    "0.01",
+    "--set",
+    "data.val_fraction=0.25",
+)
 LEARNS = ("--set", "schedule.warmup_ratio=0")  # already in its first step
 
 
@@ -38,21 +49,40 @@ def start(place: Path, backbone: Path, *flags: str, minutes: str = "0") -> Path:
     """A run that was stopped at the first micro-batch after so many minutes."""
     output = place / "the run"
     with pytest.raises(Interrupted):
-        train.main(["--data", str(place / "my data"), "--output", str(output), "--backbone", str(backbone), *QUICK, *LEARNS, *flags,
-                    "--max-minutes", minutes])  # fmt: skip
+        train.main(
+            [
+                "--data",
+                str(place / "my data"),
+                "--output",
+                str(output),
+                "--backbone",
+                str(backbone),
+                *QUICK,
+                *LEARNS,
+                *flags,
+                "--max-minutes",
+                minutes,
+            ]
+        )
     return output
 
 
 def printed(text: str) -> list[str]:
     """The commands in an output: after `next:` or `with:`, or between backticks."""
-    return [*re.findall(r"(?:next:|with:) (python .*)$", text, re.MULTILINE), *re.findall(r"`(python [^`]*)`", text)]
+    return [
+        *re.findall(r"(?:next:|with:) (python .*)$", text, re.MULTILINE),
+        *re.findall(r"`(python [^`]*)`", text),
+    ]
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:
     """What a person gets who pastes the command into a shell."""
     assert command.startswith("python ")
     return subprocess.run(
-        ["bash", "-c", f"{shlex.quote(sys.executable)} {command.removeprefix('python ')}"], cwd=ROOT, capture_output=True, text=True
+        ["bash", "-c", f"{shlex.quote(sys.executable)} {command.removeprefix('python ')}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -65,7 +95,11 @@ def test_before_the_first_epoch_has_ended_the_weights_of_the_moment_predict(
 
     output = start(place, tiny_backbone, *flags)
     told = capsys.readouterr().out
-    assert "next: python inference.py" in told and (output / "report.html").exists() and not (output / "run.json").exists()
+    assert (
+        "next: python inference.py" in told
+        and (output / "report.html").exists()
+        and not (output / "run.json").exists()
+    )
     run = load_run(output)
     assert "row 6" in run.unfinished and run.record.best == {}
     # the weights are those of the state
@@ -75,13 +109,30 @@ def test_before_the_first_epoch_has_ended_the_weights_of_the_moment_predict(
     heads = [name for name in state if "classifier" in name and name.endswith("weight")]
     kept = next(value for name, value in saved.items() if name.endswith("classifier.weight"))
     np.testing.assert_array_equal(kept.numpy(), state[heads[-1]].float().numpy())
-    assert inference.main(["--model", str(output), "--data", str(place / "my data"), "--output", str(place / "p.csv")]) == 0
+    assert (
+        inference.main(
+            ["--model", str(output), "--data", str(place / "my data"), "--output", str(place / "p.csv")]
+        )
+        == 0
+    )
     assert "row 6" in capsys.readouterr().out
     # and going on gives what a run without interruption gives
     assert train.main(["--output", str(output), "--resume"]) == 0
     whole = place / "whole"
     assert (
-        train.main(["--data", str(place / "my data"), "--output", str(whole), "--backbone", str(tiny_backbone), *QUICK, *LEARNS, *flags])
+        train.main(
+            [
+                "--data",
+                str(place / "my data"),
+                "--output",
+                str(whole),
+                "--backbone",
+                str(tiny_backbone),
+                *QUICK,
+                *LEARNS,
+                *flags,
+            ]
+        )
         == 0
     )
     assert (output / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
@@ -101,7 +152,12 @@ def test_later_the_best_epoch_so_far_predicts(
     assert len(lines) == 1 and "best epoch so far, 1 of 3" in run.unfinished
     assert run.record.best == {"epoch": 1, "metric": "val_accuracy", "value": lines[0]["val_accuracy"]}
     capsys.readouterr()
-    assert inference.main(["--model", str(output), "--data", str(place / "my data"), "--output", str(place / "p.csv")]) == 0
+    assert (
+        inference.main(
+            ["--model", str(output), "--data", str(place / "my data"), "--output", str(place / "p.csv")]
+        )
+        == 0
+    )
     assert "best epoch so far" in capsys.readouterr().out
 
 
@@ -129,13 +185,28 @@ def test_killed_before_anything_was_kept_is_said_with_the_command(place: Path, t
     (output / "state" / "kept.json").unlink()
     with pytest.raises(UserError, match="before any weights were saved") as error:
         load_run(output)
-    assert printed(str(error.value)) == [shlex.join(["python", "train.py", "--output", str(output), "--resume"])]
+    assert printed(str(error.value)) == [
+        shlex.join(["python", "train.py", "--output", str(output), "--resume"])
+    ]
 
 
-def test_every_printed_command_can_be_pasted(place: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_printed_command_can_be_pasted(
+    place: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Folders with spaces, a quote, a dollar and an ampersand; whatever was printed runs as it stands."""
     output = place / "the run"
-    flags = ["--data", str(place / "my data"), "--output", str(output), "--backbone", str(tiny_backbone), *QUICK, *LEARNS, "--epochs", "1"]
+    flags = [
+        "--data",
+        str(place / "my data"),
+        "--output",
+        str(output),
+        "--backbone",
+        str(tiny_backbone),
+        *QUICK,
+        *LEARNS,
+        "--epochs",
+        "1",
+    ]
     with pytest.raises(Interrupted) as stopped:
         train.main([*flags, "--max-minutes", "0"])
     told = capsys.readouterr().out

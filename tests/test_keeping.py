@@ -67,7 +67,17 @@ def kept(tmp_path: Path, script: list[tuple[float, float]], last: bool) -> tuple
     optimizer = torch.optim.SGD([{"params": list(task.model.parameters()), "lr_scale": 1.0}], lr=0.1)
     where = StateStore(tmp_path / str(len(list(tmp_path.iterdir()))))
     compute = Compute(torch.device("cpu"), "fp32")
-    done = fit(task, optimizer, SCHEDULE, compute, where, lambda report: None, epochs=len(script), micro_batch_size=2, keep_last=last)
+    done = fit(
+        task,
+        optimizer,
+        SCHEDULE,
+        compute,
+        where,
+        lambda report: None,
+        epochs=len(script),
+        micro_batch_size=2,
+        keep_last=last,
+    )
     return done.best_epoch, done.best_value
 
 
@@ -77,7 +87,10 @@ def test_the_best_epoch_and_of_equal_ones_the_lower_loss(tmp_path: Path) -> None
     assert kept(tmp_path, script, last=True) == (5, 0.6)
 
 
-@pytest.mark.parametrize(("asked", "rows", "last"), [("auto", 399, True), ("auto", 400, False), ("best", 5, False), ("last", 9999, True)])
+@pytest.mark.parametrize(
+    ("asked", "rows", "last"),
+    [("auto", 399, True), ("auto", 400, False), ("best", 5, False), ("last", 9999, True)],
+)
 def test_few_rows_cannot_tell_epochs_apart(asked: str, rows: int, last: bool) -> None:
     assert keeping(asked, rows).last is last
 
@@ -90,8 +103,28 @@ def test_the_reason_names_the_error_of_a_share() -> None:
 
 def test_the_run_and_its_page_say_which_epoch_is_kept(tmp_path: Path, tiny_backbone: Path) -> None:
     data = make_competition(tmp_path / "data")
-    flags = ["--data", str(data), "--backbone", str(tiny_backbone), "--precision", "fp32", "--epochs", "3", "--batch-size", "6"]
-    flags += ["--accumulation-steps", "1", "--set", "data.val_fraction=0.25", "--lr", "0.01", "--set", "data.workers=0"]
+    flags = [
+        "--data",
+        str(data),
+        "--backbone",
+        str(tiny_backbone),
+        "--precision",
+        "fp32",
+        "--epochs",
+        "3",
+        "--batch-size",
+        "6",
+    ]
+    flags += [
+        "--accumulation-steps",
+        "1",
+        "--set",
+        "data.val_fraction=0.25",
+        "--lr",
+        "0.01",
+        "--set",
+        "data.workers=0",
+    ]
     for name, more, rule in (("auto", [], "last"), ("best", ["--set", "checkpoint.keep=best"], "best")):
         output = tmp_path / name
         assert train.main([*flags, "--output", str(output), *more]) == 0

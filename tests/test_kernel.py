@@ -59,7 +59,9 @@ FEW = ["--epochs", "1", "--batch-size", "6", "--accumulation-steps", "1"]
 def bundled(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the bundle of the finished run in dataset/."""
     folder = tmp_path_factory.mktemp("bundled")
-    make_bundle(gather([finished_run / "run"]), folder / "dataset", CompetitionFacts(slug="glyphs", metric="accuracy"))
+    make_bundle(
+        gather([finished_run / "run"]), folder / "dataset", CompetitionFacts(slug="glyphs", metric="accuracy")
+    )
     return folder
 
 
@@ -70,7 +72,17 @@ def decided_folds(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path)
     """
     root = tmp_path_factory.mktemp("decided")
     make_competition(root / "data", per_class=6)
-    flags = ["--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "folds"), "--folds", "2", *FEW]
+    flags = [
+        "--data",
+        str(root / "data"),
+        "--backbone",
+        str(tiny_backbone),
+        "--output",
+        str(root / "folds"),
+        "--folds",
+        "2",
+        *FEW,
+    ]
     assert train.main([*flags, "--precision", "fp32", "--set", "data.workers=0"]) == 0
     record = json.loads((root / "folds/run.json").read_text())
     gained = {"before": 0.5, "after": 0.6, "gain": 0.1, "error": 0.01}
@@ -88,7 +100,9 @@ def test_a_bundle_holds_merged_float32_weights_and_predicts_alike(bundled: Path,
     member = carried.team.first
     run = load_run(finished_run / "run")
     assert run.adapter_dir and member.adapter_dir is None
-    assert {weight.dtype for weight in load_file(member.backbone_dir / "model.safetensors").values()} == {torch.float32}
+    assert {weight.dtype for weight in load_file(member.backbone_dir / "model.safetensors").values()} == {
+        torch.float32
+    }
     assert (member.target, member.metric, member.record.prior) == (run.target, run.metric, run.record.prior)
     competition = read_for(run, finished_run / "data")
     theirs, ours = (predict(one, competition, 2, "fp32")[0] for one in (member, run))
@@ -100,15 +114,21 @@ def test_a_bundle_holds_merged_float32_weights_and_predicts_alike(bundled: Path,
 def test_every_file_of_a_bundle_is_listed_with_its_digest(bundled: Path) -> None:
     folder = bundled / "dataset"
     files = check_bundle(folder)["files"]
-    assert set(files) == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"bundle.json"}
+    assert set(files) == {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    } - {"bundle.json"}
     assert files["members/1/run.json"] == {
         "bytes": (folder / "members/1/run.json").stat().st_size,
         "sha256": sha256(folder / "members/1/run.json"),
     }
-    assert "pipeline/tasks/apply.py" in files and not [name for name in files if "__pycache__" in name or name.endswith((".yaml", ".j2"))]
+    assert "pipeline/tasks/apply.py" in files and not [
+        name for name in files if "__pycache__" in name or name.endswith((".yaml", ".j2"))
+    ]
 
 
-def test_a_bundle_of_the_same_files_is_taken_and_another_is_made_anew(bundled: Path, finished_run: Path, tmp_path: Path) -> None:
+def test_a_bundle_of_the_same_files_is_taken_and_another_is_made_anew(
+    bundled: Path, finished_run: Path, tmp_path: Path
+) -> None:
     shutil.copytree(bundled / "dataset", tmp_path / "dataset")
     team, facts = gather([finished_run / "run"]), CompetitionFacts(slug="glyphs", metric="accuracy")
     # What the kaggle command reads is no change
@@ -120,10 +140,14 @@ def test_a_bundle_of_the_same_files_is_taken_and_another_is_made_anew(bundled: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
 
 
-def test_a_bundle_with_a_file_of_yours_is_set_aside(bundled: Path, finished_run: Path, tmp_path: Path) -> None:
+def test_a_bundle_with_a_file_of_yours_is_set_aside(
+    bundled: Path, finished_run: Path, tmp_path: Path
+) -> None:
     shutil.copytree(bundled / "dataset", tmp_path / "dataset")
     (tmp_path / "dataset/mine.txt").write_text("kept")
-    made = make_bundle(gather([finished_run / "run"]), tmp_path / "dataset", CompetitionFacts(metric="accuracy"))
+    made = make_bundle(
+        gather([finished_run / "run"]), tmp_path / "dataset", CompetitionFacts(metric="accuracy")
+    )
     assert made.is_new and [path.read_text() for path in (tmp_path / "earlier").rglob("mine.txt")] == ["kept"]
 
 
@@ -132,8 +156,14 @@ def test_a_bundle_with_a_file_of_yours_is_set_aside(bundled: Path, finished_run:
     [
         (lambda folder: shutil.rmtree(folder / "members"), "the folders members are missing.*-r zip"),
         (lambda folder: (folder / "members/1/run.json").unlink(), "members/1/run.json: missing"),
-        (lambda folder: (folder / "pipeline/files.py").write_text("pass"), r"pipeline/files.py: 4 bytes, expected [\d,]+"),
-        (lambda folder: _flip(folder / "members/1/model_beit/model.safetensors"), "model.safetensors: .*content"),
+        (
+            lambda folder: (folder / "pipeline/files.py").write_text("pass"),
+            r"pipeline/files.py: 4 bytes, expected [\d,]+",
+        ),
+        (
+            lambda folder: _flip(folder / "members/1/model_beit/model.safetensors"),
+            "model.safetensors: .*content",
+        ),
         (lambda folder: (folder / "bundle.json").write_text("[]"), "expected a list of files"),
     ],
 )
@@ -165,8 +195,12 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         info = "shipped_here-1.4.dist-info"
         wheel.writestr("shipped_here.py", "")
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: shipped-here\nVersion: 1.4\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", f"shipped_here.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(
+            f"{info}/RECORD", f"shipped_here.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n"
+        )
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     return folder
@@ -178,7 +212,9 @@ def test_wheels_are_shipped_and_found_by_the_script(finished_run: Path, tmp_path
     """
     team, wheels = gather([finished_run / "run"]), ("shipped-here>=1.2",)
     bundle = make_bundle(team, tmp_path / "input/bundle", CompetitionFacts(), wheels, "3.11")
-    assert [name for name in bundle.manifest["files"] if name.startswith("wheels/")] == ["wheels/shipped_here-1.4-py3-none-any.whl"]
+    assert [name for name in bundle.manifest["files"] if name.startswith("wheels/")] == [
+        "wheels/shipped_here-1.4-py3-none-any.whl"
+    ]
     text = script_text(replace(SETTINGS, digest=bundle.digest, wheels=(*wheels, "other-package")))
     assert '"shipped-here": "1.2"' in text and '"other-package": "0"' in text
     (tmp_path / "kernel.py").write_text(text)
@@ -190,9 +226,17 @@ def test_wheels_are_shipped_and_found_by_the_script(finished_run: Path, tmp_path
     assert not {path.name for path in (tmp_path / "work").iterdir()} - {"no-home"}
 
 
-def test_a_wheel_that_is_not_to_be_had_is_one_message(finished_run: Path, tmp_path: Path, shelf: Path) -> None:
+def test_a_wheel_that_is_not_to_be_had_is_one_message(
+    finished_run: Path, tmp_path: Path, shelf: Path
+) -> None:
     with pytest.raises(UserError, match=r"--wheels no-such-thing: .*Python 3\.11: ERROR"):
-        make_bundle(gather([finished_run / "run"]), tmp_path / "dataset", CompetitionFacts(), ("no-such-thing",), "3.11")
+        make_bundle(
+            gather([finished_run / "run"]),
+            tmp_path / "dataset",
+            CompetitionFacts(),
+            ("no-such-thing",),
+            "3.11",
+        )
     assert not (tmp_path / "dataset").exists()
 
 
@@ -220,7 +264,9 @@ def test_the_pace_forecasts_and_stops() -> None:
     pace = Pace(1000, until=100.0, clock=Clock(10.0), say=said.append)
     answers = [pace(done) for done in range(0, 320, 32)]
     assert answers == [True] * 9 + [False]
-    assert "32 of 1,000 images, 3.2 a second, 5m02s more needed, 1m20s left" in said[0] and "WARNING" in said[0]
+    assert (
+        "32 of 1,000 images, 3.2 a second, 5m02s more needed, 1m20s left" in said[0] and "WARNING" in said[0]
+    )
     assert said[-1].startswith("STOPPED: time is up after 288 of 1,000 images")
     assert last_moment(5.0, 9.0) == 5.0 + 9 * 3600 - 120 and last_moment(0.0, 0.01) == 36 - 1.8
 
@@ -233,7 +279,9 @@ def test_no_batch_is_begun_that_would_end_too_late() -> None:
     assert [pace(done) for done in (0, 32, 64, 96)] == [True, True, True, False]
 
 
-def test_time_that_is_up_leaves_a_whole_file_with_class_frequencies(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_time_that_is_up_leaves_a_whole_file_with_class_frequencies(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = load_run(finished_run / "run")
     competition = read_for(run, finished_run / "data")
     whole, _ = predict(run, competition, 2, "fp32")
@@ -242,7 +290,10 @@ def test_time_that_is_up_leaves_a_whole_file_with_class_frequencies(finished_run
     assert made.ids == whole.ids and reached.tolist() == [True, True, True, True, False]
     np.testing.assert_allclose(made.values[~reached], [run.record.prior])
     printed = capsys.readouterr().out
-    assert "STOPPED: time is up after 4 of 5 images" in printed and "WARNING: 1 id of 5 were NOT PREDICTED" in printed
+    assert (
+        "STOPPED: time is up after 4 of 5 images" in printed
+        and "WARNING: 1 id of 5 were NOT PREDICTED" in printed
+    )
 
 
 def test_no_time_at_all_still_gives_every_id(finished_run: Path) -> None:
@@ -254,7 +305,9 @@ def test_no_time_at_all_still_gives_every_id(finished_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_images_without_time_still_make_a_whole_file(bundled: Path, tmp_path: Path) -> None:
+def test_a_hundred_thousand_images_without_time_still_make_a_whole_file(
+    bundled: Path, tmp_path: Path
+) -> None:
     """The sample and the folder are read, no batch is begun, every row is written and checked."""
     data = make_competition(tmp_path / "data", per_class=1, test=1)
     names = [f"h{number:06d}" for number in range(100_000)]
@@ -276,18 +329,30 @@ def test_members_are_averaged_over_those_that_reached_an_id() -> None:
     target = multiclass(("a", "b"))
     one = Predictions(("x", "y", "z"), np.array([[1, 0], [0.5, 0.5], [0.5, 0.5]], dtype=np.float32), target)
     two = Predictions(("x", "y", "z"), np.array([[0, 1], [0.2, 0.8], [0.5, 0.5]], dtype=np.float32), target)
-    mean, nobody = average_reached([(one, frozenset({"y", "z"})), (two, frozenset({"z"}))], [0.5, 0.5], "probabilities")
+    mean, nobody = average_reached(
+        [(one, frozenset({"y", "z"})), (two, frozenset({"z"}))], [0.5, 0.5], "probabilities"
+    )
     np.testing.assert_allclose(mean.values, [[0.5, 0.5], [0.2, 0.8], [0.5, 0.5]])
     assert nobody == {"z"}
 
 
 def test_weights_and_ranks_hold_for_members_that_were_stopped() -> None:
     target = multiclass(("a", "b"))
-    one = Predictions(("w", "x", "y", "z"), np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5], [0.5, 0.5]], dtype=np.float32), target)
-    two = Predictions(("w", "x", "y", "z"), np.array([[0.1, 0.9], [0.3, 0.7], [0.2, 0.8], [0.4, 0.6]], dtype=np.float32), target)
+    one = Predictions(
+        ("w", "x", "y", "z"),
+        np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5], [0.5, 0.5]], dtype=np.float32),
+        target,
+    )
+    two = Predictions(
+        ("w", "x", "y", "z"),
+        np.array([[0.1, 0.9], [0.3, 0.7], [0.2, 0.8], [0.4, 0.6]], dtype=np.float32),
+        target,
+    )
     found = [(one, frozenset({"y", "z"})), (two, frozenset({"z"}))]
     mean, _ = average_reached(found, [0.25, 0.75], "probabilities")
-    np.testing.assert_allclose(mean.values[:, 0], [0.25 * 0.9 + 0.75 * 0.1, 0.25 * 0.2 + 0.75 * 0.3, 0.2, 0.25 * 0.5 + 0.75 * 0.4])
+    np.testing.assert_allclose(
+        mean.values[:, 0], [0.25 * 0.9 + 0.75 * 0.1, 0.25 * 0.2 + 0.75 * 0.3, 0.2, 0.25 * 0.5 + 0.75 * 0.4]
+    )
     by_rank, nobody = average_reached(found, [0.25, 0.75], "ranks")
     places = [0.25 * 1.5 / 2 + 0.75 * 0.5 / 3, 0.25 * 0.5 / 2 + 0.75 * 2.5 / 3, 1.5 / 3, 0.5]
     np.testing.assert_allclose(by_rank.values[:, 0], places, rtol=1e-6)
@@ -303,14 +368,18 @@ def test_two_cards_are_estimated_to_take_half_the_time() -> None:
     assert "ESTIMATE for 3,600,000 hidden rows at 26 GFLOP each" in lines[0]
     assert lines[1].startswith("  one T4 (26 TFLOP/s): 1h00m, beyond the limit of 0.75 h")
     assert forecast(1e9, 10, 9.0)[1] == "  one T4 (26 TFLOP/s): under 1 s"
-    assert lines[2] == "  two T4 (52 TFLOP/s): 30m00s" and lines[3].startswith("  4 CPU cores (0.1 TFLOP/s): ")
+    assert lines[2] == "  two T4 (52 TFLOP/s): 30m00s" and lines[3].startswith(
+        "  4 CPU cores (0.1 TFLOP/s): "
+    )
 
 
 def test_views_count_in_the_cost(finished_run: Path) -> None:
     run = load_run(finished_run / "run")
     competition = read_for(run, finished_run / "data")
     one = cost_of([run], competition)
-    assert one > 0 and cost_of([run, run], competition, ("flip", "crops")) == pytest.approx(20 * one, rel=0.05)
+    assert one > 0 and cost_of([run, run], competition, ("flip", "crops")) == pytest.approx(
+        20 * one, rel=0.05
+    )
 
 
 def test_the_script_is_python_that_names_what_it_was_made_for() -> None:
@@ -318,15 +387,25 @@ def test_the_script_is_python_that_names_what_it_was_made_for() -> None:
     values = {
         node.targets[0].id: ast.literal_eval(node.value)
         for node in ast.parse(text).body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper() and node.lineno < 16
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id.isupper()
+        and node.lineno < 16
     }
-    assert values["HOURS"] == 7.5 and values["BATCH_SIZE"] == 8 and values["COMPETITION"] == "glyphs" and values["BUNDLE"] == "0" * 64
+    assert (
+        values["HOURS"] == 7.5
+        and values["BATCH_SIZE"] == 8
+        and values["COMPETITION"] == "glyphs"
+        and values["BUNDLE"] == "0" * 64
+    )
     assert values["NEEDS"]["torch"] == "2.6" and "peft" not in values["NEEDS"]
     assert "@" not in text.replace("@@", "") and "plt" not in text
 
 
 def test_needs_are_those_of_requirements_txt() -> None:
-    assert oldest_versions(needs_timm=True)["timm"] == "1.0.22" and "timm" not in oldest_versions(needs_timm=False)
+    assert oldest_versions(needs_timm=True)["timm"] == "1.0.22" and "timm" not in oldest_versions(
+        needs_timm=False
+    )
 
 
 def test_the_notebook_holds_the_same_code_and_two_cells_to_look(tmp_path: Path) -> None:
@@ -338,7 +417,11 @@ def test_the_notebook_holds_the_same_code_and_two_cells_to_look(tmp_path: Path) 
     code = code_of(tmp_path / "kernel.ipynb")
     assert "plt.subplots" in code and "predictions.frame().head" in code
     lines = set(code.splitlines())
-    assert not [line for line in script_text(SETTINGS).splitlines()[4:] if line and not line.startswith("# %%") and line not in lines]
+    assert not [
+        line
+        for line in script_text(SETTINGS).splitlines()[4:]
+        if line and not line.startswith("# %%") and line not in lines
+    ]
 
 
 def test_an_edited_script_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -358,7 +441,10 @@ def test_an_edited_script_of_an_earlier_bundle_says_which_line_to_change(tmp_pat
     with pytest.raises(UserError, match=r"kernel\.py was edited .* earlier bundle(.|\n)*BUNDLE = \"1{64}\""):
         write_kernel(tmp_path, NAMES, newer, False, "none", stages)
     path.write_text(path.read_text().replace("0" * 64, "1" * 64))
-    assert write_kernel(tmp_path, NAMES, newer, False, "none", stages) == path and "BATCH_SIZE = 8" in path.read_text()
+    assert (
+        write_kernel(tmp_path, NAMES, newer, False, "none", stages) == path
+        and "BATCH_SIZE = 8" in path.read_text()
+    )
 
 
 def test_another_form_takes_the_place_of_ours(tmp_path: Path) -> None:
@@ -375,12 +461,21 @@ def test_another_form_takes_the_place_of_ours(tmp_path: Path) -> None:
 
 def test_what_is_pushed_is_private_without_internet_and_titles_resolve_to_slugs() -> None:
     values = kernel_metadata(NAMES, "glyphs", "kernel.py", "NvidiaTeslaT4")
-    assert (values["enable_internet"], values["is_private"], values["machine_shape"]) == (False, True, "NvidiaTeslaT4")
-    assert values["dataset_sources"] == ["someone/glyphs-digits-bundle"] and values["competition_sources"] == ["glyphs"]
+    assert (values["enable_internet"], values["is_private"], values["machine_shape"]) == (
+        False,
+        True,
+        "NvidiaTeslaT4",
+    )
+    assert values["dataset_sources"] == ["someone/glyphs-digits-bundle"] and values[
+        "competition_sources"
+    ] == ["glyphs"]
     slugify = pytest.importorskip("slugify").slugify  # what the kaggle command itself compares with
     long = make_names("someone", "a-competition-with-a-very-long-name-2026", "Größe: beit_large/384 lora")
     for reference in (NAMES.kernel, NAMES.dataset, long.kernel, long.dataset):
-        assert slugify(title_of(reference)) == reference.partition("/")[2] and 6 <= len(title_of(reference)) <= 50
+        assert (
+            slugify(title_of(reference)) == reference.partition("/")[2]
+            and 6 <= len(title_of(reference)) <= 50
+        )
 
 
 def test_slugs_are_made_as_kaggle_makes_them() -> None:
@@ -393,12 +488,24 @@ def test_slugs_are_made_as_kaggle_makes_them() -> None:
     ("change", "message"),
     [
         (lambda values: values.pop("enable_internet"), "enable_internet: expected false, found no value"),
-        (lambda values: values.update(enable_internet="true"), "enable_internet: expected false, found 'true'"),
+        (
+            lambda values: values.update(enable_internet="true"),
+            "enable_internet: expected false, found 'true'",
+        ),
         (lambda values: values.update(is_private=False), "is_private: expected true"),
         (lambda values: values.update(title="Other"), "title 'Other' .*'other'"),
-        (lambda values: values.update(id="stranger/glyphs-digits"), "id: expected 'someone/glyphs-digits', found 'stranger/glyphs-digits'"),
-        (lambda values: values.update(dataset_sources=[]), r"dataset_sources: 'someone/glyphs-digits-bundle' is not in \[\]"),
-        (lambda values: values.update(competition_sources=["other"]), r"competition_sources: 'glyphs' is not in \['other'\]"),
+        (
+            lambda values: values.update(id="stranger/glyphs-digits"),
+            "id: expected 'someone/glyphs-digits', found 'stranger/glyphs-digits'",
+        ),
+        (
+            lambda values: values.update(dataset_sources=[]),
+            r"dataset_sources: 'someone/glyphs-digits-bundle' is not in \[\]",
+        ),
+        (
+            lambda values: values.update(competition_sources=["other"]),
+            r"competition_sources: 'glyphs' is not in \['other'\]",
+        ),
         (lambda values: values.update(kernel_type="notebook"), "kernel_type: expected 'script'"),
         (lambda values: values.update(code_file="gone.py"), "code_file: 'gone.py' is not in"),
     ],
@@ -424,7 +531,9 @@ def test_a_second_code_file_would_be_left_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("namespaces", [True, False])
-def test_a_sealed_process_has_no_network_no_home_and_no_tokens(namespaces: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sealed_process_has_no_network_no_home_and_no_tokens(
+    namespaces: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if namespaces and not sealed.isolates():
         pytest.skip("this system does not allow namespaces")
     if not namespaces:
@@ -439,8 +548,10 @@ def test_a_sealed_process_has_no_network_no_home_and_no_tokens(namespaces: bool,
         "port = {}\n"
         "port = int(os.environ['PORT'])\n"
         "print(json.dumps({'connect': tried(lambda: socket.create_connection(('127.0.0.1', port), 2)),\n"
-        "  'home': pathlib.Path.home().exists(), 'key': os.environ.get('KAGGLE_KEY'), 'input': os.environ['KERNEL_INPUT'],\n"
-        "  'write': tried(lambda: (pathlib.Path(os.environ['KERNEL_INPUT']) / 'x').touch()), 'cwd': os.getcwd()}))\n"
+        "  'home': pathlib.Path.home().exists(), 'key': os.environ.get('KAGGLE_KEY'), 'input': "
+        "os.environ['KERNEL_INPUT'],\n"
+        "  'write': tried(lambda: (pathlib.Path(os.environ['KERNEL_INPUT']) / 'x').touch()), 'cwd': "
+        "os.getcwd()}))\n"
     )
     (tmp_path / "input").mkdir()
     (tmp_path / "work").mkdir()
@@ -463,7 +574,11 @@ def test_a_placeholder_competition_is_read_as_three_ids(kind: str, tmp_path: Pat
     make_placeholder(competition, tmp_path / "few")
     few = read_layout(tmp_path / "few", need="test", known=(competition.target, competition.metric))
     assert few.form.ids == competition.form.ids[:3]
-    wanted = [(row.id, row.path.relative_to(tmp_path / "data")) for row in competition.test if row.id in set(few.form.ids)]
+    wanted = [
+        (row.id, row.path.relative_to(tmp_path / "data"))
+        for row in competition.test
+        if row.id in set(few.form.ids)
+    ]
     assert [(row.id, row.path.relative_to(tmp_path / "few")) for row in few.test] == wanted
 
 
@@ -474,7 +589,14 @@ def test_a_rehearsed_kernel_writes_what_inference_writes(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KAGGLE_USERNAME", raising=False)
-    flags = ["--model", str(finished_run / "run"), "--data", str(finished_run / "data"), "--output", str(tmp_path / "kernel")]
+    flags = [
+        "--model",
+        str(finished_run / "run"),
+        "--data",
+        str(finished_run / "data"),
+        "--output",
+        str(tmp_path / "kernel"),
+    ]
     flags += ["--competition", "glyphs", "--batch-size", "2", "--precision", "fp32"]
     assert main(flags) == 0
     printed = capsys.readouterr().out
@@ -510,13 +632,17 @@ def test_the_notebooks_cells_predict_another_test_set_without_peft(
     for number, path in enumerate(sorted((hidden / "test").iterdir())):
         path.rename(path.with_name(f"hidden_{number}.png"))
     (hidden / "test/hidden_0.png").write_bytes(b"no image")
-    (hidden / "sample_submission.csv").write_text("id,label\n" + "".join(f"hidden_{number},blue\n" for number in range(7)))
+    (hidden / "sample_submission.csv").write_text(
+        "id,label\n" + "".join(f"hidden_{number},blue\n" for number in range(7))
+    )
     place = tmp_path / "input/datasets/someone"
     place.mkdir(parents=True)
     (place / "glyphs-digits-bundle").symlink_to(bundled / "dataset")
     work.mkdir()
     digest = sha256(bundled / "dataset/bundle.json")
-    (work / "kernel.ipynb").write_text(notebook_text(replace(SETTINGS, digest=digest, batch_size=2, precision="fp32")))
+    (work / "kernel.ipynb").write_text(
+        notebook_text(replace(SETTINGS, digest=digest, batch_size=2, precision="fp32"))
+    )
     (tmp_path / "run_cells.py").write_text(RUN_CELLS)
     (tmp_path / "without").mkdir()
     (tmp_path / "without/peft.py").write_text("raise ImportError('no peft here')")
@@ -525,22 +651,41 @@ def test_the_notebooks_cells_predict_another_test_set_without_peft(
     assert ended.code == 0, ended.output
     assert "'hidden_0: BadImage', 'hidden_1'" in ended.output.splitlines()[-1]
     monkeypatch.undo()
-    flags = ["--model", str(finished_run / "run"), "--data", str(hidden), "--output", str(tmp_path / "predictions.csv")]
+    flags = [
+        "--model",
+        str(finished_run / "run"),
+        "--data",
+        str(hidden),
+        "--output",
+        str(tmp_path / "predictions.csv"),
+    ]
     assert inference.main([*flags, "--batch-size", "2", "--precision", "fp32"]) == 0
     assert (work / "submission.csv").read_bytes() == (tmp_path / "predictions.csv").read_bytes()
 
 
-def test_options_of_inference_travel(decided_folds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_inference_travel(
+    decided_folds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, prior = decided_folds / "data", tmp_path / "my.prior.csv"
     prior.write_text("class,share\nblue,0.001\ngreen,0.001\nred,0.998\n")
-    given = ["--model", str(decided_folds / "folds"), "--data", str(data), "--output", str(tmp_path / "predictions.csv")]
+    given = [
+        "--model",
+        str(decided_folds / "folds"),
+        "--data",
+        str(data),
+        "--output",
+        str(tmp_path / "predictions.csv"),
+    ]
     flags = ["--tta", "flip,scale", "--prior", str(prior), "--decision", "off"]
     assert inference.main([*given, *flags, "--batch-size", "2", "--precision", "fp32"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "prior (" in line)
     team, options = gather([decided_folds / "folds"]), Options(("flip", "scale"), str(prior), "off")
     assert options.flags() == flags
     bundle = make_bundle(team, tmp_path / "dataset", CompetitionFacts(), options=options)
-    assert "prior.prior.csv" in bundle.manifest["files"] and "views flip+scale, another prior" in bundle.describe()
+    assert (
+        "prior.prior.csv" in bundle.manifest["files"]
+        and "views flip+scale, another prior" in bundle.describe()
+    )
     prior.write_text("class,share\nblue,1\ngreen,1\nred,1\n")
     # The file is another one now
     assert make_bundle(team, tmp_path / "dataset", CompetitionFacts(), options=options).is_new
@@ -549,7 +694,9 @@ def test_options_of_inference_travel(decided_folds: Path, tmp_path: Path, capsys
     prior.unlink()
     carried, competition = open_bundle(tmp_path / "dataset"), read_for(team.first, data)
     write_predictions(
-        tmp_path / "submission.csv", competition.form, predict_carried(carried, competition, 2, "fp32", float("inf")).predictions
+        tmp_path / "submission.csv",
+        competition.form,
+        predict_carried(carried, competition, 2, "fp32", float("inf")).predictions,
     )
     assert (tmp_path / "submission.csv").read_bytes() == (tmp_path / "predictions.csv").read_bytes()
     assert line.partition("): ")[2] in capsys.readouterr().out
@@ -570,7 +717,12 @@ def test_two_processes_give_the_same_bits(
     decided_folds: Path, tmp_path: Path, one_thread: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two processes of one thread each stand for two cards."""
-    bundle = make_bundle(gather([decided_folds / "folds"]), tmp_path / "dataset", CompetitionFacts(), options=Options(("flip",)))
+    bundle = make_bundle(
+        gather([decided_folds / "folds"]),
+        tmp_path / "dataset",
+        CompetitionFacts(),
+        options=Options(("flip",)),
+    )
     carried = open_bundle(bundle.folder)
     competition = read_for(carried.team.first, decided_folds / "data")
     alone = predict_carried(carried, competition, 2, "fp32", float("inf"), 1)
@@ -593,17 +745,23 @@ def test_processes_that_fail_leave_it_to_one(
     carried = open_bundle(bundled / "dataset")
     competition = read_for(carried.team.first, finished_run / "data")
     made = predict_carried(carried, competition, 2, "fp32", float("inf"), 2).predictions
-    np.testing.assert_array_equal(made.values, predict(load_run(finished_run / "run"), competition, 2, "fp32")[0].values)
+    np.testing.assert_array_equal(
+        made.values, predict(load_run(finished_run / "run"), competition, 2, "fp32")[0].values
+    )
     assert "out of memory\nWARNING: predicting in 2 processes failed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("num_rows", "batch_size", "parts"), [(7, 2, 2), (64, 32, 2), (33, 32, 2), (100, 7, 3)])
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size", "parts"), [(7, 2, 2), (64, 32, 2), (33, 32, 2), (100, 7, 3)]
+)
 def test_shares_hold_the_batches_of_a_single_process(num_rows: int, batch_size: int, parts: int) -> None:
     paths = [f"{number * 5 % 9}.jpg" for number in range(num_rows)]
     by_picture = picture_order([paths.index(path) for path in paths]).tolist()
     for order in (list(range(num_rows)), by_picture):  # of images with labels, of questions
         whole = [order[start : start + batch_size] for start in range(0, num_rows, batch_size)]
-        found = [batch for part in range(parts) for batch in cut(order, batch_size, num_rows, share=(part, parts))]
+        found = [
+            batch for part in range(parts) for batch in cut(order, batch_size, num_rows, share=(part, parts))
+        ]
         assert sorted(found) == sorted(whole)
     assert [paths[number] for number in by_picture] == sorted(paths, key=paths.index)
 
@@ -641,25 +799,50 @@ def rehearsed(models: list[Path], data: Path, output: Path, *more: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["one_hot", "names_tell", "channels", "long_rows", "numbers", "best_five", "tags"])
+@pytest.mark.parametrize(
+    "kind", ["one_hot", "names_tell", "channels", "long_rows", "numbers", "best_five", "tags"]
+)
 def test_rehearsal_of_many_kinds(kind: str, tmp_path: Path, tiny_backbone: Path) -> None:
     made = competitions.KINDS[kind](tmp_path / "data")
-    flags = ["--data", str(tmp_path / "data"), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "run"), *FEW, *made.flags]
+    flags = [
+        "--data",
+        str(tmp_path / "data"),
+        "--backbone",
+        str(tiny_backbone),
+        "--output",
+        str(tmp_path / "run"),
+        *FEW,
+        *made.flags,
+    ]
     assert train.main(flags) == 0
     file = rehearsed([tmp_path / "run"], tmp_path / "data", tmp_path / "kernel")
     assert len(file.read_text().splitlines()) == len(made.answers) + 1
 
 
 @pytest.mark.slow
-def test_rehearsal_of_several_members_as_a_notebook(finished_run: Path, tmp_path: Path, tiny_backbone: Path) -> None:
+def test_rehearsal_of_several_members_as_a_notebook(
+    finished_run: Path, tmp_path: Path, tiny_backbone: Path
+) -> None:
     pytest.importorskip("nbformat")
-    flags = ["--data", str(finished_run / "data"), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "other"), *FEW]
+    flags = [
+        "--data",
+        str(finished_run / "data"),
+        "--backbone",
+        str(tiny_backbone),
+        "--output",
+        str(tmp_path / "other"),
+        *FEW,
+    ]
     assert train.main([*flags, "--seed", "7", "--lora-rank", "0"]) == 0
-    file = rehearsed([finished_run / "run", tmp_path / "other"], finished_run / "data", tmp_path / "kernel", "--notebook")
+    file = rehearsed(
+        [finished_run / "run", tmp_path / "other"], finished_run / "data", tmp_path / "kernel", "--notebook"
+    )
     assert len(file.read_text().splitlines()) == 6
 
 
-def test_a_kernel_of_folds_averages_and_decides_as_inference_does(decided_folds: Path, tmp_path: Path) -> None:
+def test_a_kernel_of_folds_averages_and_decides_as_inference_does(
+    decided_folds: Path, tmp_path: Path
+) -> None:
     team = gather([decided_folds / "folds"])
     bundle = make_bundle(team, tmp_path / "dataset", CompetitionFacts())
     assert (bundle.manifest["weights"], bundle.manifest["rule"]) == ([0.5, 0.5], "probabilities")
@@ -668,11 +851,20 @@ def test_a_kernel_of_folds_averages_and_decides_as_inference_does(decided_folds:
     answer = predict_carried(carried, competition, 2, "fp32", float("inf"))
     assert len(answer.rates) == 2 and set(answer.predictions.values.argmax(axis=1)) == {0}
     output = tmp_path / "predictions.csv"
-    flags = ["--model", str(decided_folds / "folds"), "--data", str(decided_folds / "data"), "--output", str(output)]
+    flags = [
+        "--model",
+        str(decided_folds / "folds"),
+        "--data",
+        str(decided_folds / "data"),
+        "--output",
+        str(output),
+    ]
     assert inference.main([*flags, "--batch-size", "2", "--precision", "fp32"]) == 0
     write_predictions(tmp_path / "submission.csv", competition.form, answer.predictions)
     assert (tmp_path / "submission.csv").read_bytes() == output.read_bytes()
-    plain = predict_carried(replace(carried, decision="off"), competition, 2, "fp32", float("inf")).predictions
+    plain = predict_carried(
+        replace(carried, decision="off"), competition, 2, "fp32", float("inf")
+    ).predictions
     each = [predict(leaf.run, competition, 2, "fp32")[0].values for leaf in team.leaves]
     np.testing.assert_allclose(plain.values, np.mean(each, axis=0), rtol=1e-6)
 
@@ -690,16 +882,36 @@ WAYS = {  # of training, and the views to predict with
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_of_training_predicts_alike_over_there(way: str, tmp_path: Path, tiny_backbone: Path) -> None:
+def test_every_way_of_training_predicts_alike_over_there(
+    way: str, tmp_path: Path, tiny_backbone: Path
+) -> None:
     """Probabilities, digit for digit."""
     made, (keys, views) = competitions.KINDS["one_hot"](tmp_path / "data"), WAYS[way]
-    flags = ["--data", str(tmp_path / "data"), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "run"), "--precision", "fp32"]
+    flags = [
+        "--data",
+        str(tmp_path / "data"),
+        "--backbone",
+        str(tiny_backbone),
+        "--output",
+        str(tmp_path / "run"),
+        "--precision",
+        "fp32",
+    ]
     few = ["--epochs", "3", "--batch-size", "6", "--accumulation-steps", "1", "--lr", "1e-2"]
     assert train.main([*flags, *few, *made.flags, *(word for key in keys for word in ("--set", key))]) == 0
     options = Options(views)
-    given = ["--model", str(tmp_path / "run"), "--data", str(tmp_path / "data"), "--output", str(tmp_path / "predictions.csv")]
+    given = [
+        "--model",
+        str(tmp_path / "run"),
+        "--data",
+        str(tmp_path / "data"),
+        "--output",
+        str(tmp_path / "predictions.csv"),
+    ]
     assert inference.main([*given, "--batch-size", "2", "--precision", "fp32", *options.flags()]) == 0
-    bundle = make_bundle(gather([tmp_path / "run"]), tmp_path / "dataset", read_facts(tmp_path / "data"), options=options)
+    bundle = make_bundle(
+        gather([tmp_path / "run"]), tmp_path / "dataset", read_facts(tmp_path / "data"), options=options
+    )
     carried = open_bundle(bundle.folder)
     competition = read_for(carried.team.first, tmp_path / "data", carried.facts)
     answer = predict_carried(carried, competition, 2, "fp32", float("inf"))
@@ -709,16 +921,36 @@ def test_every_way_of_training_predicts_alike_over_there(way: str, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "head", ["{fusion: cross_attention, text_pooling: mean}", "{fusion: product, text_pooling: class_token}", "{fusion: concat}"]
+    "head",
+    [
+        "{fusion: cross_attention, text_pooling: mean}",
+        "{fusion: product, text_pooling: class_token}",
+        "{fusion: concat}",
+    ],
 )
-def test_every_head_for_questions_predicts_alike_over_there(head: str, tmp_path: Path, tiny_backbone: Path) -> None:
+def test_every_head_for_questions_predicts_alike_over_there(
+    head: str, tmp_path: Path, tiny_backbone: Path
+) -> None:
     """On frozen backbones, whose features training kept: probabilities to the bit."""
     make_questions(tmp_path / "data")
-    frozen = {"lora": "{rank: 0}", "head_only": "true", "epochs": "2", "head": head, "checkpoint": "{keep: average}"}
-    assert train.main(arguments(tmp_path, recipe(tmp_path, tiny_backbone, epochs="1"), tmp_path / "words")) == 0
+    frozen = {
+        "lora": "{rank: 0}",
+        "head_only": "true",
+        "epochs": "2",
+        "head": head,
+        "checkpoint": "{keep: average}",
+    }
+    assert (
+        train.main(arguments(tmp_path, recipe(tmp_path, tiny_backbone, epochs="1"), tmp_path / "words")) == 0
+    )
     words = {"text_architecture": "null", "text_backbone": str(tmp_path / "words/model_bert")}
-    assert train.main(arguments(tmp_path, recipe(tmp_path, tiny_backbone, **words, **frozen), tmp_path / "run")) == 0
-    carried = open_bundle(make_bundle(gather([tmp_path / "run"]), tmp_path / "dataset", CompetitionFacts()).folder)
+    assert (
+        train.main(arguments(tmp_path, recipe(tmp_path, tiny_backbone, **words, **frozen), tmp_path / "run"))
+        == 0
+    )
+    carried = open_bundle(
+        make_bundle(gather([tmp_path / "run"]), tmp_path / "dataset", CompetitionFacts()).folder
+    )
     competition = read_for(carried.team.first, tmp_path / "data", carried.facts)
     there = predict_carried(carried, competition, 2, "fp32", float("inf")).predictions
     here = predict(load_run(tmp_path / "run"), competition, 2, "fp32")[0]
@@ -732,7 +964,16 @@ def test_a_kernel_computes_by_openvino_what_inference_does(finished_run: Path, t
     bundle = make_bundle(team, tmp_path / "dataset", CompetitionFacts(), options=Options(engine="openvino"))
     answer = predict_carried(open_bundle(bundle.folder), read_for(team.first, data), 2, "fp32", float("inf"))
     shutil.copytree(finished_run / "run", tmp_path / "run")
-    flags = ["--model", str(tmp_path / "run"), "--data", str(data), "--output", str(tmp_path / "p.csv"), "--batch-size", "2"]
+    flags = [
+        "--model",
+        str(tmp_path / "run"),
+        "--data",
+        str(data),
+        "--output",
+        str(tmp_path / "p.csv"),
+        "--batch-size",
+        "2",
+    ]
     assert inference.main([*flags, "--precision", "fp32", "--engine", "openvino"]) == 0
     kept = Predictions.load(tmp_path / "run" / "test", team.first.target)
     assert np.array_equal(kept.values, answer.predictions.values)
@@ -745,7 +986,9 @@ def test_rehearsal_of_folds(decided_folds: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_rehearsal_with_views_that_are_chosen_once(decided_folds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rehearsal_with_views_that_are_chosen_once(
+    decided_folds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`--tta auto` finds views that gain; a second call takes them as they were found, and the rehearsal as
     it was.
     """
@@ -754,7 +997,11 @@ def test_rehearsal_with_views_that_are_chosen_once(decided_folds: Path, tmp_path
     first = capsys.readouterr().out
     chosen = json.loads((tmp_path / "kernel/stages.json").read_text())["views"]
     manifest = json.loads((tmp_path / "kernel/dataset/bundle.json").read_text())
-    assert (manifest["views"], manifest["prior"], manifest["decision"]) == (chosen["views"], "estimate", "off")
+    assert (manifest["views"], manifest["prior"], manifest["decision"]) == (
+        chosen["views"],
+        "estimate",
+        "off",
+    )
     assert (
         f"views used: {', '.join(chosen['views']) or 'none'}" in first
         and "prior (estimate)" in (tmp_path / "kernel/rehearsal/log.txt").read_text()
@@ -766,21 +1013,34 @@ def test_rehearsal_with_views_that_are_chosen_once(decided_folds: Path, tmp_path
 @pytest.mark.slow
 def test_rehearsal_of_questions(tmp_path: Path, tiny_backbone: Path) -> None:
     make_questions(tmp_path / "data")
-    assert train.main(arguments(tmp_path, recipe(tmp_path, tiny_backbone, epochs="1"), tmp_path / "words")) == 0
-    known_words = {"text_architecture": "null", "text_backbone": str(tmp_path / "words/model_bert"), "lora": "{rank: 2}", "epochs": "1"}
-    assert train.main(arguments(tmp_path, recipe(tmp_path, tiny_backbone, **known_words), tmp_path / "run")) == 0
+    assert (
+        train.main(arguments(tmp_path, recipe(tmp_path, tiny_backbone, epochs="1"), tmp_path / "words")) == 0
+    )
+    known_words = {
+        "text_architecture": "null",
+        "text_backbone": str(tmp_path / "words/model_bert"),
+        "lora": "{rank: 2}",
+        "epochs": "1",
+    }
+    assert (
+        train.main(arguments(tmp_path, recipe(tmp_path, tiny_backbone, **known_words), tmp_path / "run")) == 0
+    )
     file = rehearsed([tmp_path / "run"], tmp_path / "data", tmp_path / "kernel")
     assert len(file.read_text().splitlines()) == 16
     assert len((tmp_path / "kernel/rehearsal/placeholder/work/submission.csv").read_text().splitlines()) == 4
 
 
 @pytest.mark.slow
-def test_rehearsal_of_an_unfinished_run_says_so(tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rehearsal_of_an_unfinished_run_says_so(
+    tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(finished_run / "run", tmp_path / "run")
     (tmp_path / "run/run.json").unlink()
     (tmp_path / "run/state/kept.json").write_text('{"epoch": 1, "metric": "val_accuracy", "value": 0.5}')
     rehearsed([tmp_path / "run"], finished_run / "data", tmp_path / "kernel")
-    assert "note: unfinished: these are the weights of its best epoch so far, 1 of 1" in capsys.readouterr().out
+    assert (
+        "note: unfinished: these are the weights of its best epoch so far, 1 of 1" in capsys.readouterr().out
+    )
 
 
 def test_an_edited_script_that_predicts_otherwise_is_not_pushed(
@@ -794,9 +1054,22 @@ def test_an_edited_script_that_predicts_otherwise_is_not_pushed(
         return sealed.Ended(0, "took 1 s, peak memory 5 MB, rows a second 3\n")
 
     monkeypatch.setattr(rehearsal, "run_sealed", run)
-    monkeypatch.setattr(rehearsal, "_reference", lambda runs, competition, output, *_: output.write_text("id,label\nt000,blue\n"))
-    flags = ["--model", str(finished_run / "run"), "--data", str(finished_run / "data"), "--output", str(tmp_path / "kernel")]
-    with pytest.raises(UserError, match=r"differs from inference.py's.*1 lines, first line 2: 't000,red' and 't000,blue'"):
+    monkeypatch.setattr(
+        rehearsal,
+        "_reference",
+        lambda runs, competition, output, *_: output.write_text("id,label\nt000,blue\n"),
+    )
+    flags = [
+        "--model",
+        str(finished_run / "run"),
+        "--data",
+        str(finished_run / "data"),
+        "--output",
+        str(tmp_path / "kernel"),
+    ]
+    with pytest.raises(
+        UserError, match=r"differs from inference.py's.*1 lines, first line 2: 't000,red' and 't000,blue'"
+    ):
         main([*flags, "--competition", "glyphs"])
 
 
@@ -813,15 +1086,29 @@ def test_an_edited_script_that_predicts_otherwise_is_not_pushed(
         (["--prior", "gone.csv"], "gone.csv"),
     ],
 )
-def test_bad_flags_are_one_message(flags: list[str], message: str, finished_run: Path, tmp_path: Path) -> None:
-    given = ["--model", str(finished_run / "run"), "--data", str(finished_run / "data"), "--output", str(tmp_path / "kernel")]
+def test_bad_flags_are_one_message(
+    flags: list[str], message: str, finished_run: Path, tmp_path: Path
+) -> None:
+    given = [
+        "--model",
+        str(finished_run / "run"),
+        "--data",
+        str(finished_run / "data"),
+        "--output",
+        str(tmp_path / "kernel"),
+    ]
     competition = [] if "--competition" in flags else ["--competition", "glyphs"]
     with pytest.raises(UserError, match=message):
         main([*given, *competition, *flags])
 
 
-def test_images_that_make_data_had_to_make_are_refused(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data, before = shutil.copytree(finished_run / "data", tmp_path / "data"), containers.stand(finished_run / "data")
+def test_images_that_make_data_had_to_make_are_refused(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, before = (
+        shutil.copytree(finished_run / "data", tmp_path / "data"),
+        containers.stand(finished_run / "data"),
+    )
     before |= {"train/9.dcm": (1, 1), "test/a.dcm": (1, 1), "test/b.dcm": (1, 1), "test.csv": (1, 1)}
     containers.write_converted(data, before)
     given = ["--model", str(finished_run / "run"), "--data", str(data), "--output", str(tmp_path / "kernel")]
@@ -834,7 +1121,14 @@ def test_images_that_make_data_had_to_make_are_refused(finished_run: Path, tmp_p
 
 
 def test_a_competition_that_nobody_named_is_asked_for(finished_run: Path, tmp_path: Path) -> None:
-    given = ["--model", str(finished_run / "run"), "--data", str(finished_run / "data"), "--output", str(tmp_path / "kernel")]
+    given = [
+        "--model",
+        str(finished_run / "run"),
+        "--data",
+        str(finished_run / "data"),
+        "--output",
+        str(tmp_path / "kernel"),
+    ]
     with pytest.raises(UserError, match="the competition is not known: COMPETITION=<name>"):
         main(given)
 
@@ -844,4 +1138,13 @@ def test_a_run_without_weights_yet_is_one_message(finished_run: Path, tmp_path: 
     (tmp_path / "run/run.json").unlink()
     (tmp_path / "run/state/kept.json").unlink()
     with pytest.raises(UserError, match="before any weights were saved"):
-        main(["--model", str(tmp_path / "run"), "--data", str(finished_run / "data"), "--competition", "glyphs"])
+        main(
+            [
+                "--model",
+                str(tmp_path / "run"),
+                "--data",
+                str(finished_run / "data"),
+                "--competition",
+                "glyphs",
+            ]
+        )

@@ -62,12 +62,16 @@ class Pushing:
 
     def __init__(self, folder: Path, finished_run: Path) -> None:
         self.folder, self.team = folder, gather([finished_run / "run"])
-        self.args = SimpleNamespace(hours=9.0, accelerator="NvidiaTeslaT4", poll_seconds=3.0, message="a message", yes=True)
+        self.args = SimpleNamespace(
+            hours=9.0, accelerator="NvidiaTeslaT4", poll_seconds=3.0, message="a message", yes=True
+        )
         self.sleeps: list[float] = []
 
     def __call__(self) -> None:
         manifest = json.loads((self.folder / "dataset/bundle.json").read_text())
-        bundle = Bundle(self.folder / "dataset", sha256(self.folder / "dataset/bundle.json"), manifest, is_new=False)
+        bundle = Bundle(
+            self.folder / "dataset", sha256(self.folder / "dataset/bundle.json"), manifest, is_new=False
+        )
         code, stages = self.folder / "kernel/kernel.py", Stages(self.folder)
         push(self.folder, bundle, code, NAMES, "glyphs", self.team, stages, self.args, self.sleeps.append)
 
@@ -81,21 +85,28 @@ def rows() -> list[dict[str, str]]:
     return ledger.read_ledger(ledger.LEDGER)[1]
 
 
-def test_from_the_bundle_to_the_score(server: CodeServer, pushing: Pushing, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_from_the_bundle_to_the_score(
+    server: CodeServer, pushing: Pushing, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     server.dataset_steps = ["BLOBS_RECEIVED", "READY"]
     server.runs = [[{"status": "QUEUED"}, {"status": "RUNNING"}, {"status": "COMPLETE"}]]
     server.scoring = [None, {"status": "PENDING"}, {"status": "COMPLETE", "publicScore": "0.91"}]
     pushing()
 
     ((dataset,),) = server.datasets.values()
-    assert sorted(dataset["files"]) == ["bundle.json", "members.zip", "pipeline.zip"] and dataset["private"] is True
+    assert (
+        sorted(dataset["files"]) == ["bundle.json", "members.zip", "pipeline.zip"]
+        and dataset["private"] is True
+    )
     sent = server.unpacked()
     files = json.loads((folder / "dataset/bundle.json").read_text())["files"]
     assert {name.partition("/")[2] for name in files} == set(sent)  # folders travel, with everything in them
     (kernel,) = server.kernels[owned("glyphs-digits")]
     assert kernel["enableInternet"] is False and kernel["isPrivate"] is True and kernel["enableGpu"] is True
     assert (kernel["machineShape"], kernel["sessionTimeoutSeconds"]) == ("NvidiaTeslaT4", 9 * 3600)
-    assert kernel["datasetDataSources"] == [owned("glyphs-digits-bundle")] and kernel["competitionDataSources"] == ["glyphs"]
+    assert kernel["datasetDataSources"] == [owned("glyphs-digits-bundle")] and kernel[
+        "competitionDataSources"
+    ] == ["glyphs"]
     assert kernel["text"] == (folder / "kernel/kernel.py").read_text()
     (submitted,) = server.asked("CreateCodeSubmission")
     assert submitted == {
@@ -107,10 +118,16 @@ def test_from_the_bundle_to_the_score(server: CodeServer, pushing: Pushing, fold
         "submissionDescription": "a message",
     }
     (row,) = rows()
-    assert (row["public_score"], row["status"], row["file_sha256"]) == ("0.91", "complete", sha256(folder / "kernel/kernel.py"))
+    assert (row["public_score"], row["status"], row["file_sha256"]) == (
+        "0.91",
+        "complete",
+        sha256(folder / "kernel/kernel.py"),
+    )
     printed = "".join(capfd.readouterr())
     assert "public score      0.91" in printed
-    kept = printed + "".join(path.read_text(errors="replace") for path in folder.parent.rglob("*") if path.is_file())
+    kept = printed + "".join(
+        path.read_text(errors="replace") for path in folder.parent.rglob("*") if path.is_file()
+    )
     assert not [secret for secret in SECRETS if secret in kept]
 
 
@@ -123,7 +140,9 @@ def test_nothing_is_pushed_twice(server: CodeServer, pushing: Pushing) -> None:
     assert len(server.asked("CreateCodeSubmission")) == 1
 
 
-def test_left_while_it_is_scored_and_continued_with_yes(server: CodeServer, pushing: Pushing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_left_while_it_is_scored_and_continued_with_yes(
+    server: CodeServer, pushing: Pushing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.scoring = [{"status": "PENDING"}]
     pushing.args.hours = -2.0  # no patience at all
     monkeypatch.setattr(remote, "push_kernel", lambda *_, **__: _saved(server))
@@ -131,7 +150,9 @@ def test_left_while_it_is_scored_and_continued_with_yes(server: CodeServer, push
         pushing()
     server.scoring, pushing.args.hours = [{"status": "COMPLETE", "publicScore": "0.7"}], 9.0
     pushing()
-    assert len(server.asked("CreateCodeSubmission")) == 1 and [row["public_score"] for row in rows()] == ["0.7"]
+    assert len(server.asked("CreateCodeSubmission")) == 1 and [row["public_score"] for row in rows()] == [
+        "0.7"
+    ]
 
 
 def _saved(server: CodeServer) -> int:
@@ -139,7 +160,9 @@ def _saved(server: CodeServer) -> int:
     return 1
 
 
-def test_left_while_it_runs_and_continued(server: CodeServer, pushing: Pushing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_left_while_it_runs_and_continued(
+    server: CodeServer, pushing: Pushing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ask = remote.kernel_status
 
     def interrupted(kernel: str) -> remote.Status | None:
@@ -161,7 +184,10 @@ def test_a_changed_bundle_becomes_a_new_version(server: CodeServer, pushing: Pus
     (folder / "dataset/bundle.json").write_text(json.dumps(manifest | {"facts": {"metric": "macro_f1"}}))
     (folder / "kernel/kernel.py").write_text("# another script\n")
     pushing()
-    assert len(server.datasets[owned("glyphs-digits-bundle")]) == 2 and len(server.kernels[owned("glyphs-digits")]) == 2
+    assert (
+        len(server.datasets[owned("glyphs-digits-bundle")]) == 2
+        and len(server.kernels[owned("glyphs-digits")]) == 2
+    )
     assert [body["kernelVersion"] for body in server.asked("CreateCodeSubmission")] == [1, 2]
 
 
@@ -177,12 +203,16 @@ def test_a_dataset_refused_with_exit_code_0(server: CodeServer, pushing: Pushing
     assert len(server.datasets[owned("glyphs-digits-bundle")]) == 1
 
 
-def test_a_dataset_that_is_said_to_be_made_and_never_comes(server: CodeServer, pushing: Pushing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_that_is_said_to_be_made_and_never_comes(
+    server: CodeServer, pushing: Pushing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Beyond the quota of private datasets: Kaggle/kaggle-cli#284."""
     server.dataset_answer = {"status": "ok", "url": "https://www.kaggle.com/x"}
     monkeypatch.setattr(push_module, "ABSENT_LOOKS", 2)
     with pytest.raises(
-        UserError, match=r"dataset someone/glyphs-digits-bundle, .*space for private datasets.*https://www\.kaggle\.com/settings"
+        UserError,
+        match=r"dataset someone/glyphs-digits-bundle, .*space for private "
+        r"datasets.*https://www\.kaggle\.com/settings",
     ):
         pushing()
     server.dataset_answer = {}
@@ -190,9 +220,15 @@ def test_a_dataset_that_is_said_to_be_made_and_never_comes(server: CodeServer, p
     assert len(server.datasets[owned("glyphs-digits-bundle")]) == 1
 
 
-def test_folders_that_were_skipped_are_named(server: CodeServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_that_were_skipped_are_named(
+    server: CodeServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     call = cli.call
-    monkeypatch.setattr(cli, "call", lambda arguments, **more: call([word for word in arguments if word not in ("-r", "zip")], **more))
+    monkeypatch.setattr(
+        cli,
+        "call",
+        lambda arguments, **more: call([word for word in arguments if word not in ("-r", "zip")], **more),
+    )
     with pytest.raises(UserError, match=r"lacks .*(members|pipeline)"):
         remote.send_dataset(folder / "dataset", NAMES.dataset, None)
 
@@ -207,10 +243,14 @@ def test_a_kernel_refused_with_exit_code_0(server: CodeServer, pushing: Pushing)
     assert len(server.asked("CreateCodeSubmission")) == 1
 
 
-@pytest.mark.parametrize(("key", "kind"), [("invalidDatasetSources", "dataset"), ("invalidCompetitionSources", "competition")])
+@pytest.mark.parametrize(
+    ("key", "kind"), [("invalidDatasetSources", "dataset"), ("invalidCompetitionSources", "competition")]
+)
 def test_data_that_were_not_attached(key: str, kind: str, server: CodeServer, pushing: Pushing) -> None:
     server.save_answer = {key: ["gone"]}
-    with pytest.raises(UserError, match=rf"without what it needs \({kind} \['gone'\]\). Version 1 runs without it"):
+    with pytest.raises(
+        UserError, match=rf"without what it needs \({kind} \['gone'\]\). Version 1 runs without it"
+    ):
         pushing()
     assert not server.asked("CreateCodeSubmission")
     server.save_answer = {}
@@ -218,16 +258,23 @@ def test_data_that_were_not_attached(key: str, kind: str, server: CodeServer, pu
     assert server.asked("CreateCodeSubmission")[0]["kernelVersion"] == 2
 
 
-def test_a_first_run_that_began_before_its_data_were_there_is_pushed_once_more(server: CodeServer, pushing: Pushing) -> None:
+def test_a_first_run_that_began_before_its_data_were_there_is_pushed_once_more(
+    server: CodeServer, pushing: Pushing
+) -> None:
     server.runs = [[{"status": "ERROR"}], [{"status": "COMPLETE"}]]
     server.logs, server.outputs = ["NOT MOUNTED: the dataset\n", "well\n"], [[], ["submission.csv"]]
     pushing()
-    assert len(server.kernels[owned("glyphs-digits")]) == 2 and server.asked("CreateCodeSubmission")[0]["kernelVersion"] == 2
+    assert (
+        len(server.kernels[owned("glyphs-digits")]) == 2
+        and server.asked("CreateCodeSubmission")[0]["kernelVersion"] == 2
+    )
 
 
 def test_data_that_never_come_are_pushed_for_no_third_time(server: CodeServer, pushing: Pushing) -> None:
     server.runs, server.logs, server.outputs = [[{"status": "ERROR"}]], ["NOT MOUNTED: the dataset\n"], [[]]
-    with pytest.raises(UserError, match=r"version 2 of someone/glyphs-digits failed on Kaggle(.|\n)*NOT MOUNTED"):
+    with pytest.raises(
+        UserError, match=r"version 2 of someone/glyphs-digits failed on Kaggle(.|\n)*NOT MOUNTED"
+    ):
         pushing()
     assert len(server.kernels[owned("glyphs-digits")]) == 2 and not server.asked("CreateCodeSubmission")
 
@@ -235,17 +282,25 @@ def test_data_that_never_come_are_pushed_for_no_third_time(server: CodeServer, p
 def test_a_failed_run_shows_the_end_of_its_log(server: CodeServer, pushing: Pushing, folder: Path) -> None:
     server.runs, server.outputs = [[{"status": "ERROR", "failureMessage": "exit code 1"}]], [[]]
     server.logs = ["".join(f"line {number}\n" for number in range(50)) + "PACKAGES: timm>=1.0.22 (missing)\n"]
-    with pytest.raises(UserError, match=r"line 49\n  PACKAGES: timm>=1.0.22 \(missing\)\n  \[exit code 1\]") as error:
+    with pytest.raises(
+        UserError, match=r"line 49\n  PACKAGES: timm>=1.0.22 \(missing\)\n  \[exit code 1\]"
+    ) as error:
         pushing()
     assert "line 20" not in str(error.value)
     assert (folder / "output/version-1.log").read_text().startswith("line 0\n")
     assert len(server.kernels[owned("glyphs-digits")]) == 1
 
 
-def test_a_run_cancelled_by_its_time_limit_has_a_log_that_is_cut(server: CodeServer, pushing: Pushing) -> None:
+def test_a_run_cancelled_by_its_time_limit_has_a_log_that_is_cut(
+    server: CodeServer, pushing: Pushing
+) -> None:
     server.runs, server.outputs = [[{"status": "CANCEL_ACKNOWLEDGED"}]], [[]]
-    server.logs = ['[{"stream_name":"stdout","time":1.5,"data":"320 of 9,000 images\\n"},{"stream_name":"stdo']
-    with pytest.raises(UserError, match=r"320 of 9,000 images\n  \[it was cancelled \(cancel_acknowledged\), .*time was up"):
+    server.logs = [
+        '[{"stream_name":"stdout","time":1.5,"data":"320 of 9,000 images\\n"},{"stream_name":"stdo'
+    ]
+    with pytest.raises(
+        UserError, match=r"320 of 9,000 images\n  \[it was cancelled \(cancel_acknowledged\), .*time was up"
+    ):
         pushing()
 
 
@@ -257,8 +312,14 @@ def test_a_run_that_wrote_no_file_is_not_submitted(server: CodeServer, pushing: 
 
 
 def test_a_submission_rejected_with_exit_code_0(server: CodeServer, pushing: Pushing) -> None:
-    server._submit = lambda body: {"message": "Your Notebook cannot use internet access in this competition.", "ref": 0}
-    with pytest.raises(UserError, match=r"did not confirm the submission.*cannot use internet access(.|\n)*most likely not submitted"):
+    server._submit = lambda body: {
+        "message": "Your Notebook cannot use internet access in this competition.",
+        "ref": 0,
+    }
+    with pytest.raises(
+        UserError,
+        match=r"did not confirm the submission.*cannot use internet access(.|\n)*most likely not submitted",
+    ):
         pushing()
     assert rows() == []
 
@@ -277,15 +338,21 @@ def test_what_you_have_under_these_names_is_left_as_it_is(server: CodeServer, pu
     assert len(server.kernels[owned("glyphs-digits")]) == 1
     server.datasets[owned("glyphs-digits-bundle")] = [{}]
     Stages(pushing.folder).forget("dataset")
-    with pytest.raises(UserError, match="you have a dataset someone/glyphs-digits-bundle that was not made from"):
+    with pytest.raises(
+        UserError, match="you have a dataset someone/glyphs-digits-bundle that was not made from"
+    ):
         pushing()
     assert server.datasets[owned("glyphs-digits-bundle")] == [{}]
 
 
-def test_a_push_that_was_cut_off_is_not_repeated_blindly(server: CodeServer, pushing: Pushing, folder: Path) -> None:
+def test_a_push_that_was_cut_off_is_not_repeated_blindly(
+    server: CodeServer, pushing: Pushing, folder: Path
+) -> None:
     code = sha256(folder / "kernel/kernel.py")
     Stages(folder).note("kernel", ref=NAMES.kernel, of=code, state="sending", time="then")
-    with pytest.raises(UserError, match=r"someone/glyphs-digits was pushed.*remove \"kernel\" from .*stages\.json"):
+    with pytest.raises(
+        UserError, match=r"someone/glyphs-digits was pushed.*remove \"kernel\" from .*stages\.json"
+    ):
         pushing()
     assert not server.kernels
 
@@ -293,7 +360,10 @@ def test_a_push_that_was_cut_off_is_not_repeated_blindly(server: CodeServer, pus
 def test_kaggle_that_does_not_answer_for_a_while_is_asked_again(
     server: CodeServer, pushing: Pushing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = [remote.KaggleError("busy", passing=True), remote.KaggleError("busy", passing=True, retry_after=77.0)]
+    answers = [
+        remote.KaggleError("busy", passing=True),
+        remote.KaggleError("busy", passing=True, retry_after=77.0),
+    ]
     ask = remote.kernel_status
 
     def status(kernel: str) -> remote.Status | None:
@@ -315,10 +385,16 @@ def test_the_account_is_the_tokens(server: CodeServer) -> None:
         signed_in_owner("stranger")
 
 
-def test_a_kaggle_command_that_is_too_old_is_one_message(server: CodeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kaggle_command_that_is_too_old_is_one_message(
+    server: CodeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     call = cli.call
     old = "Kaggle API 1.8.3"
-    monkeypatch.setattr(cli, "call", lambda arguments, **more: call(arguments, **more) if arguments != ["--version"] else _printed(old))
+    monkeypatch.setattr(
+        cli,
+        "call",
+        lambda arguments, **more: call(arguments, **more) if arguments != ["--version"] else _printed(old),
+    )
     with pytest.raises(UserError, match=r"1\.8\.4 .*found 1\.8\.3.*pip install --upgrade"):
         signed_in_owner(None)
     assert server.calls == []
@@ -344,7 +420,11 @@ def test_a_damaged_memory_of_what_was_pushed_is_one_message(folder: Path) -> Non
 
 
 def test_one_command_from_a_run_to_a_score(
-    server: CodeServer, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: CodeServer,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The whole command; only the rehearsal, which tests/test_kernel.py holds, is played."""
 
@@ -355,9 +435,18 @@ def test_one_command_from_a_run_to_a_score(
 
     monkeypatch.setattr(make, "rehearse", rehearsed)
     monkeypatch.chdir(tmp_path)
-    flags = ["--model", str(finished_run / "run"), "--data", str(finished_run / "data"), "--output", str(tmp_path / "kernel")]
+    flags = [
+        "--model",
+        str(finished_run / "run"),
+        "--data",
+        str(finished_run / "data"),
+        "--output",
+        str(tmp_path / "kernel"),
+    ]
     flags += ["--competition", "glyphs", "--push", "--yes", "--accelerator", "none"]
     assert make.main(flags, sleep=lambda _: None) == 0
     assert "public score      0.5" in capsys.readouterr().out
     (kernel,) = next(iter(server.kernels.values()))
-    assert kernel["enableGpu"] is False and not kernel.get("machineShape") and kernel["enableInternet"] is False
+    assert (
+        kernel["enableGpu"] is False and not kernel.get("machineShape") and kernel["enableInternet"] is False
+    )

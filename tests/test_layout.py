@@ -30,7 +30,15 @@ def make(root, *files, **tables):
 
 
 def class_folders(root):
-    return make(root, "train/cat/1.jpg", "train/cat/2.jpg", "train/dog/3.jpg", "train/dog/4.jpg", "test/8.jpg", "test/9.jpg")
+    return make(
+        root,
+        "train/cat/1.jpg",
+        "train/cat/2.jpg",
+        "train/dog/3.jpg",
+        "train/dog/4.jpg",
+        "test/8.jpg",
+        "test/9.jpg",
+    )
 
 
 def table_kind(root, train="id,label\n1,cat\n2,dog\n", folder="train_images", test="test_images"):
@@ -67,11 +75,18 @@ def test_class_folders(tmp_path):
     ]
     assert competition.form == SubmissionForm("label", ("id", "label"), "id", ("8", "9"), None)
     assert competition.notes[0] == "train: 4 images, 2 classes (one folder per class in train/)"
-    assert competition.notes[2:] == ("test: 2 images, test/; no sample submission: columns id,label, ids are file names without extension",)
+    assert competition.notes[2:] == (
+        "test: 2 images, test/; no sample submission: columns id,label, ids are file names without extension",
+    )
 
 
 def test_classes_and_test_files_are_in_natural_order(tmp_path):
-    make(tmp_path, *(f"train/class {n}/{n}.jpg" for n in (1, 2, 10)), "train/Apple/a.jpg", *(f"test/img{n}.jpg" for n in (1, 2, 10)))
+    make(
+        tmp_path,
+        *(f"train/class {n}/{n}.jpg" for n in (1, 2, 10)),
+        "train/Apple/a.jpg",
+        *(f"test/img{n}.jpg" for n in (1, 2, 10)),
+    )
     competition = read_layout(tmp_path)
     assert competition.class_names == ("Apple", "class 1", "class 2", "class 10")
     assert competition.form.ids == ("img1", "img2", "img10")
@@ -86,7 +101,9 @@ def test_natural_key_orders_numbers_by_value_and_ties_by_text():
 
 
 def test_order_does_not_depend_on_the_order_of_creation(tmp_path):
-    names = [f"train/{label}/{n}.jpg" for label in "ab" for n in range(5)] + [f"test/{n}.jpg" for n in range(5)]
+    names = [f"train/{label}/{n}.jpg" for label in "ab" for n in range(5)] + [
+        f"test/{n}.jpg" for n in range(5)
+    ]
     make(tmp_path / "one", *names)
     make(tmp_path / "two", *reversed(names))
     one, two = read_layout(tmp_path / "one"), read_layout(tmp_path / "two")
@@ -110,8 +127,22 @@ def test_test_unknown(tmp_path):
 def test_real_world_clutter_is_ignored(tmp_path):
     make(
         class_folders(tmp_path),
-        *("README.md", ".DS_Store", "SOURCE.md", "competition.json", "train/.DS_Store", "train/cat/._1.jpg", "train/cat/Thumbs.db"),
-        *("train/cat/README", "train/.ipynb_checkpoints/5.jpg", "__MACOSX/train/cat/._1.jpg", ".cache/test/6.jpg", "test/desktop.ini"),
+        *(
+            "README.md",
+            ".DS_Store",
+            "SOURCE.md",
+            "competition.json",
+            "train/.DS_Store",
+            "train/cat/._1.jpg",
+            "train/cat/Thumbs.db",
+        ),
+        *(
+            "train/cat/README",
+            "train/.ipynb_checkpoints/5.jpg",
+            "__MACOSX/train/cat/._1.jpg",
+            ".cache/test/6.jpg",
+            "test/desktop.ini",
+        ),
         solution="id,label\n8,cat\n9,dog\n",
         predictions="id,label\n8,cat\n9,dog\n",
     )
@@ -185,7 +216,9 @@ def test_a_validation_folder_is_noted(tmp_path):
     make(class_folders(tmp_path), "val/cat/5.jpg", "val/dog/6.jpg")
     competition = read_layout(tmp_path)
     assert len(competition.train) == 4
-    assert "val/ not used: validation rows are taken from the training images (data.val_fraction)" in said(competition)
+    assert "val/ not used: validation rows are taken from the training images (data.val_fraction)" in said(
+        competition
+    )
 
 
 def test_a_single_class(tmp_path):
@@ -195,7 +228,10 @@ def test_a_single_class(tmp_path):
 
 def test_images_beside_class_folders(tmp_path):
     message = refusal(make(class_folders(tmp_path), "train/5.jpg"))
-    assert "holds 1 image beside its 2 class folders: train/5.jpg; move them into the folder of their class" in message
+    assert (
+        "holds 1 image beside its 2 class folders: train/5.jpg; move them into the folder of their class"
+        in message
+    )
 
 
 def test_two_folders_of_class_folders(tmp_path):
@@ -225,12 +261,17 @@ def test_a_file_name_that_is_not_utf8(tmp_path):
 
 
 def test_no_such_folder(tmp_path):
-    assert "does not exist: unpack the competition's files there, or name another folder with --data DIR" in refusal(tmp_path / "data")
+    assert (
+        "does not exist: unpack the competition's files there, or name another folder with --data DIR"
+        in refusal(tmp_path / "data")
+    )
 
 
 def test_a_zip_in_place_of_the_folder(tmp_path):
     make(tmp_path, "data.zip")
-    assert f"make data FROM={tmp_path}/data.zip DATA={tmp_path}/data-unpacked" in refusal(tmp_path / "data.zip")
+    assert f"make data FROM={tmp_path}/data.zip DATA={tmp_path}/data-unpacked" in refusal(
+        tmp_path / "data.zip"
+    )
 
 
 def test_an_empty_folder(tmp_path):
@@ -248,7 +289,9 @@ def test_archives_that_are_not_unpacked(tmp_path):
 
 
 def test_an_archive_beside_its_folder_is_no_problem(tmp_path):
-    assert len(read_layout(make(class_folders(tmp_path), "train.zip", "train/cat.zip", "test.zip")).train) == 4
+    assert (
+        len(read_layout(make(class_folders(tmp_path), "train.zip", "train/cat.zip", "test.zip")).train) == 4
+    )
 
 
 def test_a_class_that_is_still_packed(tmp_path):
@@ -263,13 +306,21 @@ def test_a_competition_one_level_down(tmp_path):
     assert competition.form.ids == ("8", "9")
     class_folders(tmp_path / "another")
     message = refusal(tmp_path)
-    assert f"my-competition/ looks like a competition folder itself: --data {tmp_path}/my-competition" in message
+    assert (
+        f"my-competition/ looks like a competition folder itself: --data {tmp_path}/my-competition" in message
+    )
     assert f"another/ looks like a competition folder itself: --data {tmp_path}/another" in message
 
 
 def test_another_competition_beside_this_one_is_left_alone(tmp_path):
     class_folders(tmp_path)
-    make(tmp_path / "pets", "train/bird/1.jpg", "train/fish/2.jpg", "test/3.jpg", sample_submission="id,label\n3,bird\n")
+    make(
+        tmp_path / "pets",
+        "train/bird/1.jpg",
+        "train/fish/2.jpg",
+        "test/3.jpg",
+        sample_submission="id,label\n3,bird\n",
+    )
     competition = read_layout(tmp_path)
     assert competition.class_names == ("cat", "dog")
     assert competition.form.ids == ("8", "9")
@@ -277,8 +328,12 @@ def test_another_competition_beside_this_one_is_left_alone(tmp_path):
 
 
 def test_a_vqa_folder(tmp_path):
-    make(tmp_path, "train2014/COCO_train2014_000000000001.jpg", "v2_OpenEnded_mscoco_train2014_questions.json")
-    assert "expected an annotations file such as v2_mscoco_train2014_annotations.json" in refusal(tmp_path, need="train")
+    make(
+        tmp_path, "train2014/COCO_train2014_000000000001.jpg", "v2_OpenEnded_mscoco_train2014_questions.json"
+    )
+    assert "expected an annotations file such as v2_mscoco_train2014_annotations.json" in refusal(
+        tmp_path, need="train"
+    )
 
 
 def test_training_needs_no_test_folder_and_no_sample(tmp_path):
@@ -301,7 +356,9 @@ def test_training_with_a_sample_and_no_test_images(tmp_path):
 
 
 def test_inference_needs_no_training_data(tmp_path):
-    competition = read_layout(make(tmp_path, "test/8.jpg", sample_submission="id,label\n8,cat\n"), need="test")
+    competition = read_layout(
+        make(tmp_path, "test/8.jpg", sample_submission="id,label\n8,cat\n"), need="test"
+    )
     assert (competition.train, competition.class_names) == ((), ())
     assert competition.form.ids == ("8",)
 
@@ -368,17 +425,25 @@ def test_accents_stored_in_two_ways_are_one_name(tmp_path):
 
 
 def test_other_columns_are_ignored_when_the_label_is_plain(tmp_path):
-    competition = read_layout(table_kind(tmp_path, train="width,file_name,label,height\n10,1.jpg,cat,5\n20,2.jpg,dog,5\n"))
+    competition = read_layout(
+        table_kind(tmp_path, train="width,file_name,label,height\n10,1.jpg,cat,5\n20,2.jpg,dog,5\n")
+    )
     assert labels(competition) == {"1.jpg": "cat", "2.jpg": "dog"}
     assert "(train.csv: file_name, label)" in said(competition)
 
 
 def test_the_only_other_column_is_the_label(tmp_path):
-    assert labels(read_layout(table_kind(tmp_path, train="id,breed\n1,cat\n2,dog\n"))) == {"1": "cat", "2": "dog"}
+    assert labels(read_layout(table_kind(tmp_path, train="id,breed\n1,cat\n2,dog\n"))) == {
+        "1": "cat",
+        "2": "dog",
+    }
 
 
 def test_id_column_under_another_name(tmp_path):
-    assert labels(read_layout(table_kind(tmp_path, train="label,what\ncat,1\ndog,2\n"))) == {"1": "cat", "2": "dog"}
+    assert labels(read_layout(table_kind(tmp_path, train="label,what\ncat,1\ndog,2\n"))) == {
+        "1": "cat",
+        "2": "dog",
+    }
 
 
 def test_stem_and_file_name_columns_are_one_id(tmp_path):
@@ -389,7 +454,10 @@ def test_stem_and_file_name_columns_are_one_id(tmp_path):
 def test_columns_that_name_different_images(tmp_path):
     table_kind(tmp_path, train="id,image,label\n1,2.jpg,cat\n2,1.jpg,dog\n")
     message = refusal(tmp_path)
-    assert "the columns 'id', 'image' name different images; say which is the id with --set data.id_column=NAME" in message
+    assert (
+        "the columns 'id', 'image' name different images; say which is the id with --set data.id_column=NAME"
+        in message
+    )
     assert labels(read_layout(tmp_path, id_column="image")) == {"2.jpg": "cat", "1.jpg": "dog"}
 
 
@@ -402,7 +470,10 @@ def test_two_value_columns(tmp_path):
 
 
 def test_no_obvious_label_column(tmp_path):
-    make(table_kind(tmp_path, train="id,colour,size,url\n1,red,2,u\n2,blue,2,v\n3,red,1,w\n"), "train_images/3.jpg")
+    make(
+        table_kind(tmp_path, train="id,colour,size,url\n1,red,2,u\n2,blue,2,v\n3,red,1,w\n"),
+        "train_images/3.jpg",
+    )
     assert "the label may be in 'colour' (2 values), 'size' (2 values); its columns" in refusal(tmp_path)
 
 
@@ -424,13 +495,18 @@ def test_a_column_that_is_not_there(tmp_path):
 
 
 def test_a_column_without_a_table(tmp_path):
-    assert "no table of labels, though data.label_column is set" in refusal(class_folders(tmp_path), label_column="label")
+    assert "no table of labels, though data.label_column is set" in refusal(
+        class_folders(tmp_path), label_column="label"
+    )
 
 
 def test_rows_without_image(tmp_path):
     message = refusal(table_kind(tmp_path, train="id,label\n1,cat\n2,dog\n3,dog\n4,cat\n"))
     assert "train.csv (id, label):" in message
-    assert "2 of 4 ids without an image: '3' in row 4, '4' in row 5; add the images, take these rows out, or train" in message
+    assert (
+        "2 of 4 ids without an image: '3' in row 4, '4' in row 5; add the images, take these rows out, or "
+        "train" in message
+    )
 
 
 def test_a_missing_image_that_differs_in_case_is_pointed_out(tmp_path):
@@ -471,7 +547,10 @@ def test_rows_without_image_or_label_are_left_out_where_asked(tmp_path):
     root = table_kind(tmp_path, train="id,label\n1,cat\n2,dog\n5,cat\n1,\n")
     assert "without an image: '5' in row 4" in refusal(root) and "row 5: no label" in refusal(root)
     competition = read_layout(root, skip_bad_images=True)
-    assert labels(competition) == {"1": "cat", "2": "dog"} and "2 rows left out: 1 without an image, 1 without a label" in said(competition)
+    assert labels(competition) == {
+        "1": "cat",
+        "2": "dog",
+    } and "2 rows left out: 1 without an image, 1 without a label" in said(competition)
 
 
 def test_spaces_around_labels_are_removed_and_noted(tmp_path):
@@ -482,7 +561,9 @@ def test_spaces_around_labels_are_removed_and_noted(tmp_path):
 
 def test_classes_that_look_alike_are_noted(tmp_path):
     make(table_kind(tmp_path, train="id,label\n1,cat\n2,Cat\n"))
-    assert "classes that look alike (case, or the way accents are stored): 'Cat', 'cat'" in said(read_layout(tmp_path))
+    assert "classes that look alike (case, or the way accents are stored): 'Cat', 'cat'" in said(
+        read_layout(tmp_path)
+    )
 
 
 def test_a_single_label(tmp_path):
@@ -502,7 +583,10 @@ def test_a_broken_table_names_file_and_row(tmp_path):
 
 def test_an_id_that_means_two_files(tmp_path):
     message = refusal(make(table_kind(tmp_path), "train_images/1.png"))
-    assert "row 2: '1' may be train_images/1.jpg or train_images/1.png: keep one, or write ids as paths" in message
+    assert (
+        "row 2: '1' may be train_images/1.jpg or train_images/1.png: keep one, or write ids as paths"
+        in message
+    )
 
 
 def test_two_image_folders_with_the_same_names(tmp_path):
@@ -571,7 +655,12 @@ def test_a_table_that_is_not_about_images_beside_class_folders(tmp_path):
 
 
 def test_solution_and_test_tables_are_never_training_labels(tmp_path):
-    make(class_folders(tmp_path), solution="id,label\n8,cat\n9,dog\n", test="id,label\n8,cat\n9,dog\n", test_labels="id,label\n8,cat\n")
+    make(
+        class_folders(tmp_path),
+        solution="id,label\n8,cat\n9,dog\n",
+        test="id,label\n8,cat\n9,dog\n",
+        test_labels="id,label\n8,cat\n",
+    )
     assert {row.id for row in read_layout(tmp_path).train} == {"1", "2", "3", "4"}
 
 
@@ -583,12 +672,17 @@ def test_images_in_the_data_folder_itself(tmp_path):
 # ---- kind 3: sample submission ----
 
 
-@pytest.mark.parametrize("name", ["sample_submission", "sampleSubmission", "SampleSubmission", "SAMPLE_SUBMISSION", "sample-submission"])
+@pytest.mark.parametrize(
+    "name",
+    ["sample_submission", "sampleSubmission", "SampleSubmission", "SAMPLE_SUBMISSION", "sample-submission"],
+)
 def test_the_sample_gives_ids_and_order(tmp_path, name):
     make(class_folders(tmp_path), **{name: "image_id,target\n9.jpg,cat\n8.jpg,cat\n"})
     competition = read_layout(tmp_path)
     assert [(row.id, row.path.name) for row in competition.test] == [("9.jpg", "9.jpg"), ("8.jpg", "8.jpg")]
-    assert competition.form == SubmissionForm("label", ("image_id", "target"), "image_id", ("9.jpg", "8.jpg"), tmp_path / f"{name}.csv")
+    assert competition.form == SubmissionForm(
+        "label", ("image_id", "target"), "image_id", ("9.jpg", "8.jpg"), tmp_path / f"{name}.csv"
+    )
     assert f"test: 2 images, ids and order from {name}.csv (image_id -> target)" in competition.notes
     assert "test: images in test/, ids are file names" in competition.notes
     form = read_form(tmp_path, None, None)
@@ -624,11 +718,16 @@ def test_probability_columns_that_are_no_classes(tmp_path):
 def test_sample_ids_without_image(tmp_path):
     message = refusal(make(class_folders(tmp_path), sample_submission="id,label\n8,cat\n7,cat\n10,cat\n"))
     assert "sample_submission.csv and the test images do not fit:" in message
-    assert "2 of 3 ids without an image: '7' in row 3, '10' in row 4; images look like 'test/8.jpg', 'test/9.jpg'" in message
+    assert (
+        "2 of 3 ids without an image: '7' in row 3, '10' in row 4; images look like 'test/8.jpg', "
+        "'test/9.jpg'" in message
+    )
 
 
 def test_no_sample_id_has_an_image(tmp_path):
-    assert "2 of 2 ids without an image" in refusal(make(class_folders(tmp_path), sample_submission="id,label\nx,cat\ny,cat\n"))
+    assert "2 of 2 ids without an image" in refusal(
+        make(class_folders(tmp_path), sample_submission="id,label\nx,cat\ny,cat\n")
+    )
 
 
 def test_test_images_that_the_sample_does_not_name(tmp_path):
@@ -638,7 +737,9 @@ def test_test_images_that_the_sample_does_not_name(tmp_path):
 
 
 def test_repeated_and_empty_sample_ids(tmp_path):
-    message = refusal(make(class_folders(tmp_path), sample_submission="id,label\n8,cat\n9,cat\n8,cat\n,cat\n"))
+    message = refusal(
+        make(class_folders(tmp_path), sample_submission="id,label\n8,cat\n9,cat\n8,cat\n,cat\n")
+    )
     assert "rows 2, 4: the id '8' occurs 2 times" in message
     assert "row 5: no id in column 'id'" in message
 
@@ -649,7 +750,9 @@ def test_two_ids_for_one_image(tmp_path):
 
 
 def test_a_sample_id_that_means_two_files(tmp_path):
-    message = refusal(make(class_folders(tmp_path), "test/8.png", sample_submission="id,label\n8,cat\n9,cat\n"))
+    message = refusal(
+        make(class_folders(tmp_path), "test/8.png", sample_submission="id,label\n8,cat\n9,cat\n")
+    )
     assert "row 2: '8' may be test/8.jpg or test/8.png" in message
 
 
@@ -728,7 +831,11 @@ def test_a_hundred_thousand_files(tmp_path):
     for number, name in enumerate(names):
         open(f"{tmp_path}/{'test' if number % 10 == 0 else 'train'}_images/{name}.jpg", "wb").close()
     train = "".join(f"{name},c{number % 37}\n" for number, name in enumerate(names) if number % 10)
-    make(tmp_path, train="id,label\n" + train, sample_submission="id,label\n" + "".join(f"{name},c1\n" for name in names[::10]))
+    make(
+        tmp_path,
+        train="id,label\n" + train,
+        sample_submission="id,label\n" + "".join(f"{name},c1\n" for name in names[::10]),
+    )
     started = time.process_time()
     competition = read_layout(tmp_path)
     assert (len(competition.train), len(competition.test)) == (90_000, 10_000)
@@ -742,7 +849,9 @@ def test_real_competitions():
     assert clothing.form.id_column == "id"
     assert (len(produce.train), len(produce.class_names), len(produce.test)) == (580, 24, 240)
     assert produce.notes[0] == "train: 580 images, 24 classes (train.csv: image_id, label)"
-    assert produce.notes[3] == "test: 240 images, ids and order from sample_submission.csv (image_id -> label)"
+    assert (
+        produce.notes[3] == "test: 240 images, ids and order from sample_submission.csv (image_id -> label)"
+    )
     assert all(row.path.is_file() for row in (*clothing.train, *clothing.test, *produce.train, *produce.test))
 
 

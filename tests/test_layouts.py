@@ -37,12 +37,21 @@ def write(root, **tables):
 def two_classes(root, **tables):
     """Class folders cat and dog, test images 8 and 9, and tables."""
     return write(
-        touch(root, *(f"train/{name}/{name}-{n}.jpg" for name in ("cat", "dog") for n in "ab"), "test/8.jpg", "test/9.jpg"), **tables
+        touch(
+            root,
+            *(f"train/{name}/{name}-{n}.jpg" for name in ("cat", "dog") for n in "ab"),
+            "test/8.jpg",
+            "test/9.jpg",
+        ),
+        **tables,
     )
 
 
 def flat(root, names=("1", "2", "3", "4"), tests=("8", "9"), **tables):
-    return write(touch(root, *(f"train/{name}.jpg" for name in names), *(f"test/{name}.jpg" for name in tests)), **tables)
+    return write(
+        touch(root, *(f"train/{name}.jpg" for name in names), *(f"test/{name}.jpg" for name in tests)),
+        **tables,
+    )
 
 
 def refusal(root, **options):
@@ -68,7 +77,9 @@ def evidence(monkeypatch):
     def decide(labels, sample, asked=None):
         given.update(labels=labels, sample=sample, asked=asked)
         if labels.columns:
-            return Decision(Target("multilabel", labels.columns), "roc_auc", [""] * len(labels.cells), "decided")
+            return Decision(
+                Target("multilabel", labels.columns), "roc_auc", [""] * len(labels.cells), "decided"
+            )
         return Decision(multiclass(sorted(set(labels.texts))), "accuracy", labels.texts, "decided")
 
     monkeypatch.setattr("pipeline.competition.layout.decide", decide)
@@ -114,8 +125,12 @@ def test_json_gives_category_numbers_where_numbers_are_asked_for(tmp_path, evide
 
 
 def test_several_roots_keep_files_of_one_name_apart(tmp_path):
-    competition = read_layout(competitions.several_roots(tmp_path / "data").root, asked=Asked(positive_class=("JMiPOD", "UERD")))
-    assert labels(competition)["Cover/00001.jpg"] == "Cover" and labels(competition)["UERD/00001.jpg"] == "UERD"
+    competition = read_layout(
+        competitions.several_roots(tmp_path / "data").root, asked=Asked(positive_class=("JMiPOD", "UERD"))
+    )
+    assert (
+        labels(competition)["Cover/00001.jpg"] == "Cover" and labels(competition)["UERD/00001.jpg"] == "UERD"
+    )
     assert len(competition.train) == len(labels(competition)) == 24
 
 
@@ -132,7 +147,10 @@ def test_shard_folders_are_no_classes(tmp_path):
 
 
 def test_shards_by_the_beginning_of_names_are_no_classes(tmp_path):
-    touch(tmp_path, *(f"train/{head}/{head}{tail}.jpg" for head in ("0a", "0b", "1c") for tail in ("9f31", "77d2")))
+    touch(
+        tmp_path,
+        *(f"train/{head}/{head}{tail}.jpg" for head in ("0a", "0b", "1c") for tail in ("9f31", "77d2")),
+    )
     message = refusal(tmp_path, need="train")
     assert "the folders such as train/0a" in message and "no classes" in message
 
@@ -143,8 +161,14 @@ def test_numbered_class_folders_are_classes(tmp_path):
 
 
 def test_a_class_folder_in_each_patients_folder(tmp_path):
-    names = [f"train/{patient}/{kind}/{patient}-{kind}.png" for patient in (8863, 8864, 8865, 8867) for kind in (0, 1)]
-    assert {row.path.parent.name: row.label for row in read_layout(touch(tmp_path, *names), need="train").train} == {"0": "0", "1": "1"}
+    names = [
+        f"train/{patient}/{kind}/{patient}-{kind}.png"
+        for patient in (8863, 8864, 8865, 8867)
+        for kind in (0, 1)
+    ]
+    assert {
+        row.path.parent.name: row.label for row in read_layout(touch(tmp_path, *names), need="train").train
+    } == {"0": "0", "1": "1"}
 
 
 def test_a_table_about_other_images_than_the_class_folders(tmp_path):
@@ -164,17 +188,29 @@ def test_a_table_about_other_images_than_the_class_folders(tmp_path):
 
 
 def test_a_class_in_the_file_name(tmp_path):
-    competition = read_layout(competitions.names_tell(tmp_path / "data").root, asked=Asked(positive_class=("dog",)))
-    assert labels(competition)["cat.3"] == "cat" and labels(competition)["dog.3"] == "dog" and len(competition.train) == 24
+    competition = read_layout(
+        competitions.names_tell(tmp_path / "data").root, asked=Asked(positive_class=("dog",))
+    )
+    assert (
+        labels(competition)["cat.3"] == "cat"
+        and labels(competition)["dog.3"] == "dog"
+        and len(competition.train) == 24
+    )
 
 
 def test_names_do_not_tell_where_a_table_does(tmp_path):
     names = [f"{kind}_{n}" for kind in ("left", "right") for n in range(6)]
-    flat(tmp_path, names, train="id,label\n" + "".join(f"{name},{'ab'[n % 2]}\n" for n, name in enumerate(names)))
+    flat(
+        tmp_path,
+        names,
+        train="id,label\n" + "".join(f"{name},{'ab'[n % 2]}\n" for n, name in enumerate(names)),
+    )
     assert set(labels(read_layout(tmp_path)).values()) == {"a", "b"}
 
 
-@pytest.mark.parametrize("names", [[f"img_{n}" for n in range(12)], ["Train_0", "Test_1"] * 6, [f"IMG_{n}_{n}" for n in range(12)]])
+@pytest.mark.parametrize(
+    "names", [[f"img_{n}" for n in range(12)], ["Train_0", "Test_1"] * 6, [f"IMG_{n}_{n}" for n in range(12)]]
+)
 def test_names_that_only_number_images_are_no_classes(tmp_path, names):
     touch(tmp_path, *(f"images/{name}{n}.jpg" for n, name in enumerate(names)))
     assert "no training images with labels" in refusal(tmp_path, need="train")
@@ -184,7 +220,12 @@ def test_names_that_only_number_images_are_no_classes(tmp_path, names):
 
 
 def test_a_table_of_attributes_is_no_table_of_labels(tmp_path):
-    flat(tmp_path, ("aa", "bb"), train="id,attribute_ids\naa,0 1\nbb,1\n", labels="attribute_id,attribute_name\n0,red\n1,blue\n")
+    flat(
+        tmp_path,
+        ("aa", "bb"),
+        train="id,attribute_ids\naa,0 1\nbb,1\n",
+        labels="attribute_id,attribute_name\n0,red\n1,blue\n",
+    )
     assert labels(read_layout(tmp_path, asked=Asked(kind="multilabel"))) == {"aa": "0 1", "bb": "1"}
 
 
@@ -202,7 +243,12 @@ def test_a_list_of_lines_is_a_table_without_a_header(tmp_path):
     flat(tmp_path)
     (tmp_path / "train.txt").write_text("train/1.jpg 0\ntrain/2.jpg 1\ntrain/3.jpg 0\ntrain/4.jpg 1\n")
     competition = read_layout(tmp_path)
-    assert {row.path.name: row.label for row in competition.train} == {"1.jpg": "0", "2.jpg": "1", "3.jpg": "0", "4.jpg": "1"}
+    assert {row.path.name: row.label for row in competition.train} == {
+        "1.jpg": "0",
+        "2.jpg": "1",
+        "3.jpg": "0",
+        "4.jpg": "1",
+    }
 
 
 def test_a_table_without_a_header_keeps_its_first_row(tmp_path):
@@ -241,7 +287,11 @@ def test_a_pandas_index_and_a_missing_image(tmp_path):
 def test_a_numbering_is_no_id_where_another_column_finds_images(tmp_path, name):
     touch(tmp_path, *(f"train/{n}.jpg" for n in range(12)), "test/1.jpg", "test/2.jpg")
     order = [n * 5 % 12 for n in range(12)]
-    write(tmp_path, train=f"{name},photo,label\n" + "".join(f"{row},{n}.jpg,{'ab'[n % 2]}\n" for row, n in enumerate(order)))
+    write(
+        tmp_path,
+        train=f"{name},photo,label\n"
+        + "".join(f"{row},{n}.jpg,{'ab'[n % 2]}\n" for row, n in enumerate(order)),
+    )
     write(tmp_path, sample_submission=f"{name},photo,label\n1,2.jpg,a\n2,1.jpg,a\n")
     competition = read_layout(tmp_path)
     assert all(row.label == "ab"[int(row.path.stem) % 2] for row in competition.train)
@@ -251,8 +301,14 @@ def test_a_numbering_is_no_id_where_another_column_finds_images(tmp_path, name):
 @pytest.mark.parametrize("name", ["row", "Unnamed: 0"])
 def test_a_numbering_is_no_id_where_the_ids_find_few_images(tmp_path, name):
     touch(tmp_path, *(f"train/{n}.jpg" for n in range(12)), "test/20.jpg")
-    write(tmp_path, train=f"{name},id,label\n" + "".join(f"{n},{n if n < 2 else n + 90},{'ab'[n % 2]}\n" for n in range(12)))
-    assert "train.csv (id, label)" in refusal(tmp_path) and "10 of 12 ids without an image: '92' in row 4" in refusal(tmp_path)
+    write(
+        tmp_path,
+        train=f"{name},id,label\n"
+        + "".join(f"{n},{n if n < 2 else n + 90},{'ab'[n % 2]}\n" for n in range(12)),
+    )
+    assert "train.csv (id, label)" in refusal(
+        tmp_path
+    ) and "10 of 12 ids without an image: '92' in row 4" in refusal(tmp_path)
     write(tmp_path, train=f"{name},name,label\n" + "".join(f"{n},{n % 2},{'ab'[n % 2]}\n" for n in range(12)))
     # A few numbers again and again are no ids, whatever they are called
     assert read_layout(tmp_path).train[3].id == "3"
@@ -276,19 +332,31 @@ def test_a_split_column_is_the_split(tmp_path):
     assert "by the column 'split' 1 validate and 1 are test rows and do not train" in said(competition)
     assert competition.folds == {"1": "0", "2": "1", "4": "1"} and "'fold'" in competition.folds_from
     write(tmp_path, train="id,label,split\n1,cat,train\n2,dog,valid\n3,dog,7\n4,dog,train\n")
-    assert "marks rows as 'train', 'valid' and as '7'" in refusal(tmp_path).replace("'train', 'val'", "'train', 'valid'")
+    assert "marks rows as 'train', 'valid' and as '7'" in refusal(tmp_path).replace(
+        "'train', 'val'", "'train', 'valid'"
+    )
 
 
 def test_the_split_column_of_a_table_without_labels_refuses_nothing(tmp_path):
-    lines = "".join(f"{name}-{n},{part}\n" for name in ("cat", "dog") for n, part in (("a", "train"), ("b", "extra")))
+    lines = "".join(
+        f"{name}-{n},{part}\n" for name in ("cat", "dog") for n, part in (("a", "train"), ("b", "extra"))
+    )
     competition = read_layout(two_classes(tmp_path, origin=f"id,split\n{lines}"))
     assert labels(competition) == {"cat-a": "cat", "cat-b": "cat", "dog-a": "dog", "dog-b": "dog"}
-    lines = "".join(f"{name}-{n},{part},{name}\n" for name in ("cat", "dog") for n, part in (("a", "train"), ("b", "extra")))
-    assert "marks rows as 'train' and as 'extra'" in refusal(write(tmp_path, train=f"id,split,label\n{lines}"))
+    lines = "".join(
+        f"{name}-{n},{part},{name}\n"
+        for name in ("cat", "dog")
+        for n, part in (("a", "train"), ("b", "extra"))
+    )
+    assert "marks rows as 'train' and as 'extra'" in refusal(
+        write(tmp_path, train=f"id,split,label\n{lines}")
+    )
 
 
 def test_a_column_that_holds_parts_is_the_split_whatever_it_is_called(tmp_path):
-    flat(tmp_path, train="id,label,dataset\n1,cat,Training\n2,dog,Training\n3,dog,Testing\n4,cat,Validation\n")
+    flat(
+        tmp_path, train="id,label,dataset\n1,cat,Training\n2,dog,Training\n3,dog,Testing\n4,cat,Validation\n"
+    )
     competition = read_layout(tmp_path)
     assert competition.split == {"1": "train", "2": "train", "4": "val"}
     assert "by the column 'dataset' 1 validate and 1 are test rows and do not train" in said(competition)
@@ -332,7 +400,9 @@ def test_one_number_written_in_two_ways(tmp_path):
 def test_a_study_of_several_images(tmp_path):
     competition = read_layout(competitions.long_rows(tmp_path / "data").root)
     study = [row for row in competition.train if row.id == "1.2.826.1000"]
-    assert [row.path.name for row in study] == ["1.png", "2.png", "3.png"] and len({row.label for row in study}) == 1
+    assert [row.path.name for row in study] == ["1.png", "2.png", "3.png"] and len(
+        {row.label for row in study}
+    ) == 1
 
 
 def test_a_study_without_images_is_named(tmp_path):
@@ -343,14 +413,26 @@ def test_a_study_without_images_is_named(tmp_path):
 
 
 def test_long_training_rows_become_columns(tmp_path, evidence):
-    rows = [(f"ID_{n}_{kind}", (n + position) % 2) for n in range(6) for position, kind in enumerate(("epidural", "any"))]
-    touch(tmp_path, *(f"stage_2_train/ID_{n}.png" for n in range(6)), "stage_2_test/ID_90.png", "stage_2_test/ID_91.png")
+    rows = [
+        (f"ID_{n}_{kind}", (n + position) % 2)
+        for n in range(6)
+        for position, kind in enumerate(("epidural", "any"))
+    ]
+    touch(
+        tmp_path,
+        *(f"stage_2_train/ID_{n}.png" for n in range(6)),
+        "stage_2_test/ID_90.png",
+        "stage_2_test/ID_91.png",
+    )
     competitions.table(tmp_path / "stage_2_train.csv", ("ID", "Label"), rows)
     sample = [(f"ID_{n}_{kind}", 0.5) for n in (91, 90) for kind in ("epidural", "any")]
     competitions.table(tmp_path / "stage_2_sample_submission.csv", ("ID", "Label"), sample)
     competition = read_layout(tmp_path)
     assert evidence["labels"].columns == ("epidural", "any") and evidence["labels"].cells[1] == ("1", "0")
-    assert (competition.form.ids, competition.form.row_labels) == (("ID_91", "ID_90"), ("epidural", "any") * 2)
+    assert (competition.form.ids, competition.form.row_labels) == (
+        ("ID_91", "ID_90"),
+        ("epidural", "any") * 2,
+    )
     assert [row.path.name for row in competition.test] == ["ID_91.png", "ID_90.png"]
 
 
@@ -360,23 +442,39 @@ def test_long_training_rows_become_columns(tmp_path, evidence):
 def test_an_image_with_several_annotations(tmp_path, evidence):
     flat(tmp_path, ("1", "2"))
     images = [{"id": n, "file_name": f"{n}.jpg"} for n in (1, 2)]
-    marks = [{"id": n, "image_id": image, "category_id": kind} for n, (image, kind) in enumerate([(1, 5), (1, 6), (1, 5), (2, 6)])]
-    written = {"images": images, "annotations": marks, "categories": [{"id": 5, "name": "cat"}, {"id": 6, "name": "dog"}]}
+    marks = [
+        {"id": n, "image_id": image, "category_id": kind}
+        for n, (image, kind) in enumerate([(1, 5), (1, 6), (1, 5), (2, 6)])
+    ]
+    written = {
+        "images": images,
+        "annotations": marks,
+        "categories": [{"id": 5, "name": "cat"}, {"id": 6, "name": "dog"}],
+    }
     (tmp_path / "annotations.json").write_text(json.dumps(written))
     read_layout(tmp_path)
     assert evidence["labels"].texts == ("cat dog", "dog")
     written["categories"][0]["name"] = "wild cat"
     (tmp_path / "annotations.json").write_text(json.dumps(written))
     read_layout(tmp_path)
-    assert evidence["labels"].columns == ("dog", "wild cat") and evidence["labels"].cells == (("1", "1"), ("1", "0"))
+    assert evidence["labels"].columns == ("dog", "wild cat") and evidence["labels"].cells == (
+        ("1", "1"),
+        ("1", "0"),
+    )
 
 
 def test_rows_in_json(tmp_path):
     flat(tmp_path)
-    rows = [{"file": f"{n}.jpg", "label": "ab"[n % 2], "split": "valid" if n == 4 else "train"} for n in range(1, 5)]
+    rows = [
+        {"file": f"{n}.jpg", "label": "ab"[n % 2], "split": "valid" if n == 4 else "train"}
+        for n in range(1, 5)
+    ]
     (tmp_path / "train.json").write_text(json.dumps(rows))
     competition = read_layout(tmp_path)
-    assert labels(competition) == {"1.jpg": "b", "2.jpg": "a", "3.jpg": "b", "4.jpg": "a"} and competition.split["4.jpg"] == "val"
+    assert (
+        labels(competition) == {"1.jpg": "b", "2.jpg": "a", "3.jpg": "b", "4.jpg": "a"}
+        and competition.split["4.jpg"] == "val"
+    )
     (tmp_path / "train.json").write_text("[{")
     assert "train.json is not valid JSON" in refusal(tmp_path)
 
@@ -392,8 +490,18 @@ def test_broken_json_that_is_not_needed_is_named(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        *("kaggle_sample_submission.csv", "sample_submission_v2.csv", "sample_submission (1).csv", "stage_2_sample_submission.csv"),
-        *("submission_format.csv", "nested/sample_submission.csv", "../sample_submission.csv", "for_kaggle.csv"),
+        *(
+            "kaggle_sample_submission.csv",
+            "sample_submission_v2.csv",
+            "sample_submission (1).csv",
+            "stage_2_sample_submission.csv",
+        ),
+        *(
+            "submission_format.csv",
+            "nested/sample_submission.csv",
+            "../sample_submission.csv",
+            "for_kaggle.csv",
+        ),
     ],
 )
 def test_a_sample_of_another_name_or_place(tmp_path, name):
@@ -420,7 +528,9 @@ def test_a_sample_that_cannot_be_read_is_no_reason_to_make_columns_up(tmp_path):
     assert "sample_submission.csv.7z is not unpacked" in refusal(root)
     root = write(two_classes(tmp_path / "two"), my_submission="id,label\n8,cat\n9,dog\n")
     assert "my_submission.csv looks like the sample submission" in refusal(root)
-    root = write(two_classes(tmp_path / "three"), zeros="id,label\n8,cat\n9,cat\n", ones="id,label\n8,dog\n9,dog\n")
+    root = write(
+        two_classes(tmp_path / "three"), zeros="id,label\n8,cat\n9,cat\n", ones="id,label\n8,dog\n9,dog\n"
+    )
     message = refusal(root)
     assert "zeros.csv" in message and "ones.csv" in message and "may all be the sample submission" in message
 
@@ -432,7 +542,11 @@ def test_a_sample_beside_the_data_folder_about_other_images_is_left_alone(tmp_pa
 
 
 def test_the_sample_whose_images_are_there_is_taken(tmp_path):
-    root = two_classes(tmp_path, sample_submission="id,label\n70,cat\n71,cat\n", sample_submission_v2="id,label\n8,cat\n9,cat\n")
+    root = two_classes(
+        tmp_path,
+        sample_submission="id,label\n70,cat\n71,cat\n",
+        sample_submission_v2="id,label\n8,cat\n9,cat\n",
+    )
     assert read_layout(root).form.path.name == "sample_submission_v2.csv"
 
 
@@ -458,7 +572,10 @@ def test_ids_that_lead_to_several_images_through_a_table(tmp_path):
 
 def test_ids_that_lead_to_images_through_json(tmp_path):
     root = competitions.shards_and_json(tmp_path / "data").root
-    assert [(row.id, row.path.name) for row in read_layout(root).test][:2] == [("0", "scan-8.jpg"), ("1", "scan-7.jpg")]
+    assert [(row.id, row.path.name) for row in read_layout(root).test][:2] == [
+        ("0", "scan-8.jpg"),
+        ("1", "scan-7.jpg"),
+    ]
     (root / "plants/test/metadata.json").unlink()
     assert "8 of 8 ids without an image" in refusal(root)
 
@@ -468,7 +585,10 @@ def test_several_rows_an_image(tmp_path, with_table):
     root = competitions.long_rows(tmp_path / "data", with_table=with_table).root
     form = read_layout(root).form
     assert form.ids == tuple(f"1.2.826.{1016 + n}" for n in range(5))
-    assert form.subjects[:2] == ("1.2.826.1016", "1.2.826.1017") and form.row_labels[4:6] == ("patient_overall", "C1")
+    assert form.subjects[:2] == ("1.2.826.1016", "1.2.826.1017") and form.row_labels[4:6] == (
+        "patient_overall",
+        "C1",
+    )
     # without training data the table says which row is what, or the last part of the ids
     for name in ("train.csv", "train_bounding_boxes.csv"):
         (root / name).unlink()
@@ -503,13 +623,22 @@ def test_a_known_target_is_not_decided_again(tmp_path, monkeypatch):
 def test_other_locales_read_right_or_say_what_to_set(tmp_path, locale, utf8):
     touch(tmp_path, "train/Café/1.jpg", "train/Kühe/2.jpg")
     code = (
-        "import sys; from pipeline.competition.layout import read_layout; from pipeline.errors import UserError\n"
+        "import sys; from pipeline.competition.layout import read_layout; from pipeline.errors import "
+        "UserError\n"
         "try: print(ascii(read_layout(sys.argv[1], need='train').class_names))\n"
         "except UserError as error: print(ascii(str(error)))"
     )
-    environment = {**os.environ, "LC_ALL": locale, "PYTHONPATH": str(Path(__file__).parents[1])} | ({"PYTHONUTF8": utf8} if utf8 else {})
+    environment = {**os.environ, "LC_ALL": locale, "PYTHONPATH": str(Path(__file__).parents[1])} | (
+        {"PYTHONUTF8": utf8} if utf8 else {}
+    )
     environment |= {"PYTHONCOERCECLOCALE": "0"} if utf8 else {}
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert run.stdout.strip() == ascii(("Café", "Kühe")) or "export PYTHONUTF8=1" in run.stdout
 
 
@@ -517,11 +646,33 @@ def test_other_locales_read_right_or_say_what_to_set(tmp_path, locale, utf8):
 @pytest.mark.skipif(not ZOO.is_file(), reason="the stand-in competitions are not here")
 def test_the_stand_ins_that_are_images_and_tables(tmp_path, evidence):
     ids = (
-        *("alaska2-image-steganalysis", "aptos2019-blindness-detection", "cassava-leaf-disease-classification"),
-        *("dog-breed-identification", "dogs-vs-cats-redux-kernels-edition", "herbarium-2020-fgvc7", "herbarium-2021-fgvc8"),
-        *("histopathologic-cancer-detection", "humpback-whale-identification", "iwildcam-2020-fgvc7", "petfinder-pawpularity-score"),
-        *("planet-understanding-the-amazon-from-space", "plant-pathology-2020-fgvc7", "plant-pathology-2021-fgvc8"),
-        *("ranzcr-clip-catheter-line-classification", "state-farm-distracted-driver-detection", "whale-categorization-playground"),
+        *(
+            "alaska2-image-steganalysis",
+            "aptos2019-blindness-detection",
+            "cassava-leaf-disease-classification",
+        ),
+        *(
+            "dog-breed-identification",
+            "dogs-vs-cats-redux-kernels-edition",
+            "herbarium-2020-fgvc7",
+            "herbarium-2021-fgvc8",
+        ),
+        *(
+            "histopathologic-cancer-detection",
+            "humpback-whale-identification",
+            "iwildcam-2020-fgvc7",
+            "petfinder-pawpularity-score",
+        ),
+        *(
+            "planet-understanding-the-amazon-from-space",
+            "plant-pathology-2020-fgvc7",
+            "plant-pathology-2021-fgvc8",
+        ),
+        *(
+            "ranzcr-clip-catheter-line-classification",
+            "state-farm-distracted-driver-detection",
+            "whale-categorization-playground",
+        ),
     )
     subprocess.run([sys.executable, ZOO, tmp_path, *ids], check=True, capture_output=True)
     for name in ids:
@@ -542,22 +693,44 @@ def test_images_in_pieces_of_a_download_are_no_classes(tmp_path):
 
 
 def test_a_table_of_names_that_finds_a_few_images_by_chance(tmp_path):
-    flat(tmp_path, [str(n) for n in range(12)], train="id,breed,colour\n" + "".join(f"{n},{n % 2},{n % 3}\n" for n in range(12)))
+    flat(
+        tmp_path,
+        [str(n) for n in range(12)],
+        train="id,breed,colour\n" + "".join(f"{n},{n % 2},{n % 3}\n" for n in range(12)),
+    )
     write(tmp_path, breed_labels="BreedID,BreedName\n0,x\n1,y\n")
     assert "train.csv: the label may be in 'breed' (2 values), 'colour' (3 values)" in refusal(tmp_path)
 
 
 def test_boxes_beside_labels(tmp_path):
-    flat(tmp_path, train="id,label\n1,a\n2,b\n3,a\n4,b\n", train_boxes="id,x,y,label\n1,0,0,car\n2,1,1,car\n3,1,1,car\n4,2,2,bus\n")
+    flat(
+        tmp_path,
+        train="id,label\n1,a\n2,b\n3,a\n4,b\n",
+        train_boxes="id,x,y,label\n1,0,0,car\n2,1,1,car\n3,1,1,car\n4,2,2,bus\n",
+    )
     competition = read_layout(tmp_path)
-    assert set(labels(competition).values()) == {"a", "b"} and "train_boxes.csv not used for labels" in said(competition)
+    assert set(labels(competition).values()) == {"a", "b"} and "train_boxes.csv not used for labels" in said(
+        competition
+    )
 
 
 def test_everything_one_folder_down(tmp_path):
-    touch(tmp_path, *(f"set/{part}/{name}/{n}.jpg" for part in ("train", "valid", "test") for name in ("cat", "dog") for n in "12"))
+    touch(
+        tmp_path,
+        *(
+            f"set/{part}/{name}/{n}.jpg"
+            for part in ("train", "valid", "test")
+            for name in ("cat", "dog")
+            for n in "12"
+        ),
+    )
     competition = read_layout(tmp_path)
     assert competition.form.ids == ("cat/1.jpg", "dog/1.jpg", "cat/2.jpg", "dog/2.jpg")
-    assert len(competition.train) == 4 and "without a label" not in said(competition) and "set/valid/ not used" in said(competition)
+    assert (
+        len(competition.train) == 4
+        and "without a label" not in said(competition)
+        and "set/valid/ not used" in said(competition)
+    )
 
 
 # ---- what other real competitions look like ----
@@ -580,7 +753,9 @@ def sampled(root, column, value, ids=("8", "9")):
         ("landmarks", "8815 0.5", "a number beside each"),
     ],
 )
-def test_masks_boxes_and_confidences_are_refused_by_what_the_sample_asks_for(tmp_path, column, value, asked_for):
+def test_masks_boxes_and_confidences_are_refused_by_what_the_sample_asks_for(
+    tmp_path, column, value, asked_for
+):
     message = refusal(sampled(tmp_path, column, value))
     assert asked_for in message and repr(column) in message and "sample_submission.csv" in message
 
@@ -592,30 +767,51 @@ def test_labels_and_guesses_are_no_masks(tmp_path, value):
 
 
 def test_ids_of_the_rows_as_values_ask_for_images_that_are_alike(tmp_path):
-    flat(tmp_path, train="id,label\n1,a\n2,b\n3,a\n4,b\n", sample_submission="id,matches\n8.jpg,8.jpg\n9.jpg,9.jpg 8.jpg\n")
+    flat(
+        tmp_path,
+        train="id,label\n1,a\n2,b\n3,a\n4,b\n",
+        sample_submission="id,matches\n8.jpg,8.jpg\n9.jpg,9.jpg 8.jpg\n",
+    )
     assert "retrieval" in refusal(tmp_path)
 
 
 def test_a_table_of_labels_never_leads_from_test_ids_to_images(tmp_path):
     names = [str(number) for number in range(6)]
     rows = "".join(f"{name},{(int(name) + 1) % 3}\n" for name in names)
-    flat(tmp_path, names, names, train=f"id,label\n{rows}", sample_submission="id,label\n" + "".join(f"{name},0\n" for name in names))
+    flat(
+        tmp_path,
+        names,
+        names,
+        train=f"id,label\n{rows}",
+        sample_submission="id,label\n" + "".join(f"{name},0\n" for name in names),
+    )
     assert [row.path.name for row in read_layout(tmp_path).test] == [f"{name}.jpg" for name in names]
 
 
 def test_the_sample_tells_which_of_two_columns_holds_the_labels(tmp_path):
     table = "image,species,individual\n1.jpg,whale,aa\n2.jpg,whale,bb\n3.jpg,dolphin,cc\n4.jpg,dolphin,cc\n"
-    flat(tmp_path, train=table, sample_submission="image,predictions\n8.jpg,aa cc new_one\n9.jpg,aa cc new_one\n")
+    flat(
+        tmp_path,
+        train=table,
+        sample_submission="image,predictions\n8.jpg,aa cc new_one\n9.jpg,aa cc new_one\n",
+    )
     competition = read_layout(tmp_path)
     assert set(competition.class_names) == {"aa", "bb", "cc"} and competition.form.kind == "ranked"
 
 
 def test_the_same_names_in_a_resized_folder(tmp_path):
-    touch(tmp_path, *(f"{part}Resized/{name}.jpg" for part, names in (("train", "1234"), ("test", "89")) for name in names))
+    touch(
+        tmp_path,
+        *(
+            f"{part}Resized/{name}.jpg"
+            for part, names in (("train", "1234"), ("test", "89"))
+            for name in names
+        ),
+    )
     competition = read_layout(sampled(tmp_path, "label", "a"))
-    assert {row.path.parent.name for row in competition.train} == {"train"} and {row.path.parent.name for row in competition.test} == {
-        "test"
-    }
+    assert {row.path.parent.name for row in competition.train} == {"train"} and {
+        row.path.parent.name for row in competition.test
+    } == {"test"}
     assert "trainResized/ holds the same names as train/" in said(competition)
 
 
@@ -639,58 +835,120 @@ def test_columns_that_the_sample_calls_by_shorter_names(tmp_path):
     flat(tmp_path, train=table, sample_submission="id,X4,X11\n8,1,1\n9,1,1\n")
     competition = read_layout(tmp_path, asked=Asked(metric="r2"))
     assert competition.target.names == ("X4", "X11") and labels(competition)["3"] == "0.3|1.3"
-    assert competition.form.kind == "number" and "X4_mean, X11_mean are what the sample calls X4, X11" in said(competition)
+    assert (
+        competition.form.kind == "number"
+        and "X4_mean, X11_mean are what the sample calls X4, X11" in said(competition)
+    )
 
 
 def test_ids_that_lost_their_leading_zeros(tmp_path):
     flat(tmp_path, ("0001", "0002", "0003", "0004"), ("0008", "0009"), train="id,label\n1,a\n2,b\n3,a\n4,b\n")
     write(tmp_path, sample_submission="id,label\n8,a\n9,a\n")
     competition = read_layout(tmp_path)
-    assert [row.path.name for row in competition.test] == ["0008.jpg", "0009.jpg"] and "without leading zeros" in said(competition)
+    assert [row.path.name for row in competition.test] == [
+        "0008.jpg",
+        "0009.jpg",
+    ] and "without leading zeros" in said(competition)
 
 
 def test_a_row_for_each_number_of_an_image(tmp_path):
     names = ("dry_g", "green_g")
-    train = "".join(f"{n}__{name},train/{n}.jpg,{name},{n}.{place}\n" for n in "1234" for place, name in enumerate(names))
+    train = "".join(
+        f"{n}__{name},train/{n}.jpg,{name},{n}.{place}\n" for n in "1234" for place, name in enumerate(names)
+    )
     test = [(f"{n}__{name}", f"test/{n}.jpg", name) for n in "89" for name in names]
     flat(tmp_path, train=f"sample_id,image_path,target_name,target\n{train}")
     write(tmp_path, test="sample_id,image_path,target_name\n" + "".join(",".join(row) + "\n" for row in test))
     write(tmp_path, sample_submission="sample_id,target\n" + "".join(f"{row[0]},0.0\n" for row in test))
     competition = read_layout(tmp_path, asked=Asked(metric="r2"))
-    assert competition.target.names == names and [row.label for row in competition.train] == ["1.0|1.1", "2.0|2.1", "3.0|3.1", "4.0|4.1"]
-    assert competition.form.kind == "rows" and competition.form.of_numbers and competition.form.row_labels == names * 2
+    assert competition.target.names == names and [row.label for row in competition.train] == [
+        "1.0|1.1",
+        "2.0|2.1",
+        "3.0|3.1",
+        "4.0|4.1",
+    ]
+    assert (
+        competition.form.kind == "rows"
+        and competition.form.of_numbers
+        and competition.form.row_labels == names * 2
+    )
     assert [row.path.name for row in competition.test] == ["8.jpg", "9.jpg"]
 
 
 def test_a_table_tells_which_number_of_which_image_a_row_asks_for(tmp_path):
     flat(tmp_path, train="id,left_x,left_y\n1,5.5,6\n2,7,8\n3,9,1.5\n4,,\n")
     rows = [("1", "8", "left_x"), ("2", "8", "left_y"), ("3", "9", "left_x"), ("4", "9", "left_y")]
-    write(tmp_path, lookup="RowId,ImageId,Feature,Location\n" + "".join(",".join(row) + ",\n" for row in rows))
+    write(
+        tmp_path, lookup="RowId,ImageId,Feature,Location\n" + "".join(",".join(row) + ",\n" for row in rows)
+    )
     write(tmp_path, sample_submission="RowId,Location\n" + "".join(f"{row[0]},0\n" for row in rows))
     assert "row 5: no label in column 'left_x'" in refusal(tmp_path, asked=Asked(metric="rmse"))
     competition = read_layout(tmp_path, asked=Asked(metric="rmse"), skip_bad_images=True)
-    assert competition.target.names == ("left_x", "left_y") and labels(competition) == {"1": "5.5|6", "2": "7|8", "3": "9|1.5"}
-    assert competition.form.row_labels == ("left_x", "left_y") * 2 and competition.form.subjects == ("8", "8", "9", "9")
+    assert competition.target.names == ("left_x", "left_y") and labels(competition) == {
+        "1": "5.5|6",
+        "2": "7|8",
+        "3": "9|1.5",
+    }
+    assert competition.form.row_labels == ("left_x", "left_y") * 2 and competition.form.subjects == (
+        "8",
+        "8",
+        "9",
+        "9",
+    )
 
 
 def test_wells_and_plates_are_no_labels_of_one_image(tmp_path):
-    touch(tmp_path, *(f"train/Plate{plate}/B0{well}_s{site}.png" for plate in "12" for well in "1234" for site in "12"))
+    touch(
+        tmp_path,
+        *(f"train/Plate{plate}/B0{well}_s{site}.png" for plate in "12" for well in "1234" for site in "12"),
+    )
     touch(tmp_path, *(f"test/Plate{plate}/B0{well}_s1.png" for plate in "12" for well in "12"))
-    rows = "".join(f"x_{plate}_B0{well},{plate},B0{well},{(int(well) + int(plate)) % 3}\n" for plate in "12" for well in "1234")
+    rows = "".join(
+        f"x_{plate}_B0{well},{plate},B0{well},{(int(well) + int(plate)) % 3}\n"
+        for plate in "12"
+        for well in "1234"
+    )
     write(tmp_path, train=f"id_code,plate,well,sirna\n{rows}")
-    write(tmp_path, test="id_code,plate,well\n" + "".join(f"y_{plate}_B0{well},{plate},B0{well}\n" for plate in "12" for well in "12"))
-    write(tmp_path, sample_submission="id_code,sirna\n" + "".join(f"y_{plate}_B0{well},0\n" for plate in "12" for well in "12"))
+    write(
+        tmp_path,
+        test="id_code,plate,well\n"
+        + "".join(f"y_{plate}_B0{well},{plate},B0{well}\n" for plate in "12" for well in "12"),
+    )
+    write(
+        tmp_path,
+        sample_submission="id_code,sirna\n"
+        + "".join(f"y_{plate}_B0{well},0\n" for plate in "12" for well in "12"),
+    )
     assert "data.id_column" in refusal(tmp_path)
 
 
 def test_labels_of_what_another_table_leads_to_images(tmp_path):
     photos = [(f"{100 + number}", f"b{number // 3}") for number in range(18)]
-    touch(tmp_path, *(f"{'train' if number < 12 else 'test'}_photos/{photo}.jpg" for number, (photo, _) in enumerate(photos)))
+    touch(
+        tmp_path,
+        *(
+            f"{'train' if number < 12 else 'test'}_photos/{photo}.jpg"
+            for number, (photo, _) in enumerate(photos)
+        ),
+    )
     for part, rows in (("train", photos[:12]), ("test", photos[12:])):
-        write(tmp_path, **{f"{part}_photo_to_biz": "photo_id,business_id\n" + "".join(f"{photo},{name}\n" for photo, name in rows)})
-    write(tmp_path, train="business_id,labels\nb0,1 2\nb1,2\nb2,1\nb3,2 3\n", sample_submission="business_id,labels\nb4,1 2\nb5,1 2\n")
+        write(
+            tmp_path,
+            **{
+                f"{part}_photo_to_biz": "photo_id,business_id\n"
+                + "".join(f"{photo},{name}\n" for photo, name in rows)
+            },
+        )
+    write(
+        tmp_path,
+        train="business_id,labels\nb0,1 2\nb1,2\nb2,1\nb3,2 3\n",
+        sample_submission="business_id,labels\nb4,1 2\nb5,1 2\n",
+    )
     competition = read_layout(tmp_path, asked=Asked(metric="samples_f1"))
-    assert competition.class_names == ("1", "2", "3") and [row.label for row in competition.train if row.id == "b3"] == ["2 3"] * 3
+    assert (
+        competition.class_names == ("1", "2", "3")
+        and [row.label for row in competition.train if row.id == "b3"] == ["2 3"] * 3
+    )
     assert competition.form.ids == ("b4", "b5") and len(competition.test) == 6
 
 
@@ -698,7 +956,12 @@ def test_a_row_for_each_label_of_an_image(tmp_path):
     table = "id,source,label\n1,x,a\n1,x,b\n2,x,b\n3,x,a\n3,x,c\n4,x,c\n"
     flat(tmp_path, train=table, sample_submission="id,labels\n8,a b\n9,a b\n")
     competition = read_layout(tmp_path)
-    assert competition.target.kind == "multilabel" and labels(competition) == {"1": "a b", "2": "b", "3": "a c", "4": "c"}
+    assert competition.target.kind == "multilabel" and labels(competition) == {
+        "1": "a b",
+        "2": "b",
+        "3": "a c",
+        "4": "c",
+    }
     write(tmp_path, sample_submission="id,labels\n8,a\n9,a\n")
     assert "has different labels: 'a', 'b'" in refusal(tmp_path)
 
@@ -707,7 +970,11 @@ def test_several_questions_about_each_image_are_refused(tmp_path):
     flat(tmp_path, train="id,root,vowel\n1,5,2\n2,7,0\n3,5,1\n4,6,2\n")
     write(tmp_path, sample_submission="row_id,target\n8_root,0\n8_vowel,0\n9_root,0\n9_vowel,0\n")
     assert "several questions" in refusal(tmp_path) and "root, vowel" in refusal(tmp_path)
-    flat(tmp_path / "two", train="id,root,vowel\n1,5,2\n2,7,0\n3,5,1\n4,6,2\n", sample_submission="id,root,vowel\n8,0,0\n9,0,0\n")
+    flat(
+        tmp_path / "two",
+        train="id,root,vowel\n1,5,2\n2,7,0\n3,5,1\n4,6,2\n",
+        sample_submission="id,root,vowel\n8,0,0\n9,0,0\n",
+    )
     assert "--metric rmse" in refusal(tmp_path / "two")
     assert read_layout(tmp_path / "two", asked=Asked(metric="rmse")).target.kind == "continuous"
 
@@ -722,20 +989,35 @@ def test_texts_without_two_that_are_alike_are_no_classes(tmp_path):
 
 def test_benchmarks_of_one_form_are_one_sample(tmp_path):
     flat(tmp_path, train="id,A,B\n1,0.5,0.1\n2,0.2,0.3\n3,0.1,0.9\n4,0.3,0.3\n")
-    write(tmp_path, zeros_benchmark="id,A,B\n8,0,0\n9,0,0\n", pixel_benchmark="id,A,B\n8,0.1,0.2\n9,0.3,0.4\n")
+    write(
+        tmp_path, zeros_benchmark="id,A,B\n8,0,0\n9,0,0\n", pixel_benchmark="id,A,B\n8,0.1,0.2\n9,0.3,0.4\n"
+    )
     competition = read_layout(tmp_path, asked=Asked(metric="rmse"))
-    assert competition.form.path.name == "pixel_benchmark.csv" and "zeros_benchmark.csv has the same rows" in said(competition)
+    assert (
+        competition.form.path.name == "pixel_benchmark.csv"
+        and "zeros_benchmark.csv has the same rows" in said(competition)
+    )
 
 
 def test_columns_that_are_called_after_the_labels(tmp_path):
-    flat(tmp_path, train="id,label\n1,0\n2,1\n3,2\n4,0\n", sample_submission="id,class_0,class_1,class_2\n8,0.3,0.3,0.4\n9,0.3,0.3,0.4\n")
+    flat(
+        tmp_path,
+        train="id,label\n1,0\n2,1\n3,2\n4,0\n",
+        sample_submission="id,class_0,class_1,class_2\n8,0.3,0.3,0.4\n9,0.3,0.3,0.4\n",
+    )
     competition = read_layout(tmp_path)
-    assert competition.class_names == ("class_0", "class_1", "class_2") and labels(competition)["3"] == "class_2"
+    assert (
+        competition.class_names == ("class_0", "class_1", "class_2") and labels(competition)["3"] == "class_2"
+    )
     assert "'0' is 'class_0'" in said(competition) and competition.form.kind == "probabilities"
 
 
 def test_true_and_false_where_the_sample_holds_numbers(tmp_path):
-    flat(tmp_path, train="id,label\n1,True\n2,False\n3,True\n4,False\n", sample_submission="id,label\n8,0\n9,0\n")
+    flat(
+        tmp_path,
+        train="id,label\n1,True\n2,False\n3,True\n4,False\n",
+        sample_submission="id,label\n8,0\n9,0\n",
+    )
     assert "'label' of the sample submission ('0')" in refusal(tmp_path)
     competition = read_layout(tmp_path, asked=Asked(metric="accuracy"))
     assert competition.form.written == ("0", "1") and competition.target.names == ("False", "True")
@@ -747,21 +1029,32 @@ def test_a_number_of_the_sample_that_is_no_class(tmp_path):
 
 
 def test_a_class_behind_the_number(tmp_path):
-    touch(tmp_path, *(f"train/{number}_{('cat', 'frog')[number % 2]}.png" for number in range(12)), "test/1.png")
+    touch(
+        tmp_path, *(f"train/{number}_{('cat', 'frog')[number % 2]}.png" for number in range(12)), "test/1.png"
+    )
     assert read_layout(tmp_path).class_names == ("cat", "frog")
 
 
 def test_class_folders_called_like_the_beginning_of_their_files(tmp_path):
-    touch(tmp_path, *(f"train/{name}/{name}_{number:04d}.png" for name in "01" for number in range(4)), "test/1.png")
+    touch(
+        tmp_path,
+        *(f"train/{name}/{name}_{number:04d}.png" for name in "01" for number in range(4)),
+        "test/1.png",
+    )
     assert read_layout(tmp_path).class_names == ("0", "1")
 
 
 def test_what_cannot_be_read_is_named_where_nothing_is_found(tmp_path):
     touch(tmp_path, "train-image/1.jpg", "train-image/2.jpg", "test-image.hdf5")
-    write(tmp_path, **{"train-metadata": "id,target\n1,0\n2,1\n", "sample_submission": "id,target\n8,0.3\n9,0.3\n"})
+    write(
+        tmp_path,
+        **{"train-metadata": "id,target\n1,0\n2,1\n", "sample_submission": "id,target\n8,0.3\n9,0.3\n"},
+    )
     assert "not read: test-image.hdf5" in refusal(tmp_path)
     touch(tmp_path / "other", "train_audio/a/1.ogg", "train_audio/a/2.ogg", "train-images-idx3-ubyte")
-    assert "2 files .ogg" in refusal(tmp_path / "other") and "train-images-idx3-ubyte" in refusal(tmp_path / "other")
+    assert "2 files .ogg" in refusal(tmp_path / "other") and "train-images-idx3-ubyte" in refusal(
+        tmp_path / "other"
+    )
 
 
 def test_folders_that_nothing_names_are_said(tmp_path):

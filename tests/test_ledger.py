@@ -18,14 +18,20 @@ def test_four_processes_that_append_keep_all_rows(tmp_path):
     code = (
         "import sys; from pathlib import Path; from pipeline.kaggle.ledger import append_row, update_row\n"
         "for number in range(25):\n"
-        "    row = append_row(Path(sys.argv[1]), {'message': f'{sys.argv[2]}-{number}', 'status': 'pending'})\n"
+        "    row = append_row(Path(sys.argv[1]), {'message': f'{sys.argv[2]}-{number}', 'status': "
+        "'pending'})\n"
         "    update_row(Path(sys.argv[1]), row, {'status': 'complete'})"
     )
     root = Path(__file__).resolve().parents[1]
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(path), str(number)], cwd=root) for number in range(4)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(path), str(number)], cwd=root)
+        for number in range(4)
+    ]
     assert [process.wait(timeout=120) for process in processes] == [0] * 4
     rows = ledger.read_ledger(path)[1]
-    assert {row["message"] for row in rows} == {f"{a}-{b}" for a in range(4) for b in range(25)} and len(rows) == 100
+    assert {row["message"] for row in rows} == {f"{a}-{b}" for a in range(4) for b in range(25)} and len(
+        rows
+    ) == 100
     assert {row["status"] for row in rows} == {"complete"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["submissions.csv"]
 
@@ -45,7 +51,11 @@ def test_nothing_in_the_ledger_moves_a_cursor(tmp_path):
     ledger.update_row(path, row, {"public_score": "0.5\x1b]0;title\x07", "status": "complete"})
     assert set("\x1b\x07\r").isdisjoint(path.read_text())
     (kept,) = ledger.read_ledger(path)[1]
-    assert (kept["message"], kept["public_score"], kept["status"]) == ("[2Jmine and yours", "0.5]0;title", "complete")
+    assert (kept["message"], kept["public_score"], kept["status"]) == (
+        "[2Jmine and yours",
+        "0.5]0;title",
+        "complete",
+    )
 
 
 def test_the_spread_over_folds_is_a_column_once_it_is_known(tmp_path):

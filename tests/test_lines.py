@@ -25,10 +25,23 @@ LONG = "partial_auc_80tpr"
     ],
 )
 def test_no_epoch_line_wraps_at_80_columns(
-    tmp_path: Path, capsys, trained: str, validated: str | None, epochs: int, loss: float, speed: float, seconds: float
+    tmp_path: Path,
+    capsys,
+    trained: str,
+    validated: str | None,
+    epochs: int,
+    loss: float,
+    speed: float,
+    seconds: float,
 ) -> None:
     recipe = load_recipe("beit-large-384-lora", {"epochs": epochs})
-    recorder = Recorder(tmp_path, recipe, lambda folder: None, lambda folder, logits: None, (f"train_{trained}", f"val_{validated}"))
+    recorder = Recorder(
+        tmp_path,
+        recipe,
+        lambda folder: None,
+        lambda folder, logits: None,
+        (f"train_{trained}", f"val_{validated}"),
+    )
     for epoch in (1, epochs):
         metrics = {"epoch": epoch, "step": epoch, "lr": 5e-5, "train_loss": loss, f"train_{trained}": 0.4321}
         metrics |= {"val_loss": loss / 2, f"val_{validated}": 0.1234} if validated else {}

@@ -23,7 +23,8 @@ HOLD = """
 import signal, sys, time
 from pathlib import Path
 from pipeline.lock import holding_folder
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background with it ignored
+# A shell ignores SIGINT in what it starts in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with holding_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -32,7 +33,9 @@ with holding_folder(Path(sys.argv[1])):
 
 def holder(folder: Path) -> subprocess.Popen:
     """A process that holds `folder`."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "held\n"
     return process
 
@@ -49,7 +52,11 @@ def test_a_living_holder_is_named_and_a_killed_one_is_not_in_the_way(tmp_path: P
         with pytest.raises(UserError) as caught, holding_folder(folder):
             pass
         text = str(caught.value)
-        assert str(folder) in text and f"process {process.pid} on {platform.node()}" in text and "--output" in text
+        assert (
+            str(folder) in text
+            and f"process {process.pid} on {platform.node()}" in text
+            and "--output" in text
+        )
         assert json.loads((folder / LOCK_FILE).read_text())["process"] == process.pid
     finally:
         end(process)
@@ -72,8 +79,13 @@ def test_what_was_put_into_a_new_folder_stays(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_that_outlives_a_killed_holder_does_not_hold(tmp_path: Path) -> None:
-    code = HOLD.replace("    print(", "    import os\n    if os.fork() == 0:\n        time.sleep(30)\n        os._exit(0)\n    print(")
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    code = HOLD.replace(
+        "    print(",
+        "    import os\n    if os.fork() == 0:\n        time.sleep(30)\n        os._exit(0)\n    print(",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "held\n"
     process.kill()
     process.wait()
@@ -119,9 +131,15 @@ def test_a_damaged_lock_that_nobody_holds_is_taken(tmp_path: Path, content: str)
         assert json.loads(path.read_text())["process"] == os.getpid()
 
 
-def test_without_locks_of_the_file_system_the_touch_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_of_the_file_system_the_touch_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock, "_try_lock", lambda handle: None)
-    with holding_folder(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()}"), holding_folder(tmp_path):
+    with (
+        holding_folder(tmp_path),
+        pytest.raises(UserError, match=f"process {os.getpid()}"),
+        holding_folder(tmp_path),
+    ):
         pass
 
 
@@ -154,7 +172,10 @@ for _ in range(50):
 def test_a_busy_file_without_waiting_is_refused(tmp_path: Path) -> None:
     process = holder(tmp_path)
     try:
-        with pytest.raises(UserError, match="the ledger is busy: process"), holding_file(tmp_path / LOCK_FILE, "the ledger is busy"):
+        with (
+            pytest.raises(UserError, match="the ledger is busy: process"),
+            holding_file(tmp_path / LOCK_FILE, "the ledger is busy"),
+        ):
             pass
     finally:
         end(process)
@@ -166,7 +187,16 @@ def test_two_trainings_into_one_folder_are_one_training_and_one_refusal(
     """The others start, as a new run and with --resume, while the first is inside its first micro-batch."""
     from pipeline.training.compute import Compute
 
-    flags = ["--data", str(competition), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "run"), "--epochs", "1"]
+    flags = [
+        "--data",
+        str(competition),
+        "--backbone",
+        str(tiny_backbone),
+        "--output",
+        str(tmp_path / "run"),
+        "--epochs",
+        "1",
+    ]
     refusals = []
 
     def others_start(self: Compute, batch: dict) -> dict:
@@ -181,6 +211,8 @@ def test_two_trainings_into_one_folder_are_one_training_and_one_refusal(
     assert train.main(flags) == 0
     for refusal in refusals:
         assert refusal.returncode == 2, refusal.stderr
-        assert refusal.stderr.startswith(f"error: {tmp_path / 'run'} is in use: process {os.getpid()}"), refusal.stderr
+        assert refusal.stderr.startswith(f"error: {tmp_path / 'run'} is in use: process {os.getpid()}"), (
+            refusal.stderr
+        )
     assert len(refusals) == 2
     assert (tmp_path / "run" / "run.json").exists() and not (tmp_path / "run" / LOCK_FILE).exists()

@@ -73,7 +73,12 @@ def test_planted_copies_and_odd_images_are_found(photos: Path, tmp_path: Path) -
     assert "The same image with different labels: 1 set, 2 training images" in text
     assert "1 of 4 test images" in text and "7.png" in text
     groups = pd.read_csv(tmp_path / "out/groups.csv", dtype=str).set_index("id")["group"]
-    assert len(groups) == 16 and groups["1"] == groups["3"] and groups["4"] == groups["5"] and groups.nunique() == 14
+    assert (
+        len(groups) == 16
+        and groups["1"] == groups["3"]
+        and groups["4"] == groups["5"]
+        and groups.nunique() == 14
+    )
     assert sorted(photos.rglob("*")) == before  # nothing is written into the data
     assert f"--set data.groups={tmp_path}/out/groups.csv" in text
 
@@ -83,7 +88,16 @@ def test_training_takes_the_groups(photos: Path, tmp_path: Path, tiny_backbone: 
     (photos / "train/7.png").unlink()
     photo(photos / "train/7.png", 7)
     groups = tmp_path / "out/groups.csv"
-    flags = ["--backbone", str(tiny_backbone), "--epochs", "1", "--batch-size", "4", "--accumulation-steps", "1"]
+    flags = [
+        "--backbone",
+        str(tiny_backbone),
+        "--epochs",
+        "1",
+        "--batch-size",
+        "4",
+        "--accumulation-steps",
+        "1",
+    ]
     settings = ["--set", f"data.groups={groups}", "--set", "data.val_fraction=0.4"]
     assert train.main(["--data", str(photos), "--output", str(tmp_path / "run"), *flags, *settings]) == 0
     held = set(pd.read_csv(tmp_path / "run/val_predictions.csv", dtype=str)["id"])
@@ -95,17 +109,23 @@ def test_a_changed_group_file_is_kept(photos: Path, tmp_path: Path) -> None:
     mine = "id,group\n1,mine\n"
     (tmp_path / "out/groups.csv").write_text(mine)
     look(photos, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").glob("groups*.csv") if path.read_text() == mine] != ["groups.csv"]
+    assert [path.name for path in (tmp_path / "out").glob("groups*.csv") if path.read_text() == mine] != [
+        "groups.csv"
+    ]
     assert any(path.read_text() == mine for path in (tmp_path / "out").glob("groups*"))
 
 
-def test_a_second_look_measures_no_image_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_look_measures_no_image_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = look(photos, tmp_path / "out")
     from pipeline.look import measuring
 
     measured: list[Path] = []
     original = measuring.image_facts
-    monkeypatch.setattr(measuring, "image_facts", lambda path, rule: measured.append(path) or original(path, rule))
+    monkeypatch.setattr(
+        measuring, "image_facts", lambda path, rule: measured.append(path) or original(path, rule)
+    )
     assert look(photos, tmp_path / "out") == first and not measured
     photo(photos / "train/9.png", 99)
     look(photos, tmp_path / "out")
@@ -137,7 +157,9 @@ def test_a_page_keeps_below_its_limit(photos: Path, tmp_path: Path) -> None:
         look(photos, tmp_path / "small", "--max-mb", "0.01")
 
 
-@pytest.mark.parametrize(("auc", "word"), [(0.5, "chance"), (0.57, "nearly the same"), (0.7, "somewhat"), (0.95, "do not trust")])
+@pytest.mark.parametrize(
+    ("auc", "word"), [(0.5, "chance"), (0.57, "nearly the same"), (0.7, "somewhat"), (0.95, "do not trust")]
+)
 def test_an_auc_is_said_in_words(auc: float, word: str) -> None:
     assert word in in_words(auc, 0.02)
 
@@ -172,7 +194,10 @@ def test_a_damaged_image_is_named_and_a_sample_says_so(photos: Path, tmp_path: P
 
 
 def test_the_cost_is_measured_with_a_backbone_here(photos: Path, tmp_path: Path, tiny_backbone: Path) -> None:
-    assert main(["--data", str(photos), "--output", str(tmp_path / "out"), "--backbone", str(tiny_backbone)]) == 0
+    assert (
+        main(["--data", str(photos), "--output", str(tmp_path / "out"), "--backbone", str(tiny_backbone)])
+        == 0
+    )
     text = (tmp_path / "out/look.txt").read_text(encoding="utf-8")
     assert "an epoch" in text and "optimizer steps" in text
     assert json.loads((tmp_path / "out/look.json").read_text())["data"] == str(photos.resolve())
@@ -193,10 +218,14 @@ def test_a_copy_of_a_fine_texture_is_found_in_another_size(tmp_path: Path) -> No
         image.resize((280, 373)).save(root / f"train/{number % 2}/{number}-small.jpg", quality=70)
     look(root, tmp_path / "out")
     groups = pd.read_csv(tmp_path / "out/groups.csv", dtype=str)
-    assert sorted(groups.groupby("group")["id"].apply(sorted)) == [[f"{number}", f"{number}-small"] for number in range(6)]
+    assert sorted(groups.groupby("group")["id"].apply(sorted)) == [
+        [f"{number}", f"{number}-small"] for number in range(6)
+    ]
 
 
-def test_stopped_by_ctrl_c_the_same_command_goes_on(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_by_ctrl_c_the_same_command_goes_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipeline.look import measuring
 
     original, measured = measuring.image_facts, []
@@ -212,7 +241,9 @@ def test_stopped_by_ctrl_c_the_same_command_goes_on(photos: Path, tmp_path: Path
     with pytest.raises(Interrupted, match="6 of 20 images"):
         look(photos, tmp_path / "out")
     again: list[Path] = []
-    monkeypatch.setattr(measuring, "image_facts", lambda path, rule: again.append(path) or original(path, rule))
+    monkeypatch.setattr(
+        measuring, "image_facts", lambda path, rule: again.append(path) or original(path, rule)
+    )
     look(photos, tmp_path / "out")
     assert len(again) == 14 and not set(again) & set(measured[:6])
 
@@ -237,8 +268,16 @@ def test_the_page_fits_and_asks_for_nothing(photos: Path, tmp_path: Path, width:
         browser.open(page, width=width, dark=dark)
         browser.run("document.querySelectorAll('details').forEach(details => { details.open = true })")
         assert browser.run("document.documentElement.scrollWidth") <= width
-        assert browser.run("[...document.images].filter(image => !image.complete || !image.naturalWidth).length") == 0
+        assert (
+            browser.run("[...document.images].filter(image => !image.complete || !image.naturalWidth).length")
+            == 0
+        )
         assert browser.run("document.images.length") > 20
-        assert browser.run("document.scripts.length") == 0 and browser.run("document.querySelectorAll('main b').length") == 0
-        assert [address for address in browser.requests if not address.startswith("data:")] == [page.resolve().as_uri()]
+        assert (
+            browser.run("document.scripts.length") == 0
+            and browser.run("document.querySelectorAll('main b').length") == 0
+        )
+        assert [address for address in browser.requests if not address.startswith("data:")] == [
+            page.resolve().as_uri()
+        ]
         assert browser.complaints == []

@@ -44,8 +44,22 @@ from pipeline.models.lora import (
 from pipeline.models.roles import modules_of, role_of
 
 LEGACY = Path(__file__).parent / "fixtures" / "legacy_beit"
-VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 32, "patch_size": 8}
-SWIN = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
+VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "image_size": 32,
+    "patch_size": 8,
+}
+SWIN = {
+    "image_size": 32,
+    "patch_size": 4,
+    "embed_dim": 8,
+    "depths": [1, 2],
+    "num_heads": [1, 2],
+    "window_size": 4,
+}
 CONFIGS: dict[str, Callable[[], Any]] = {
     "beit": lambda: BeitConfig(**VIT, use_relative_position_bias=True, num_labels=3),
     "vit": lambda: ViTConfig(**VIT, num_labels=3),
@@ -54,9 +68,17 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 EVERYWHERE = ("query", "key", "value", "output", "fc1", "fc2")  # what a plain transformer has
 # transformers < 5.9: module path before its role, and the role's own names. SwinV2 still has them.
-VIT_2023 = {"query": "attention.attention.query", "key": "attention.attention.key", "value": "attention.attention.value"}
+VIT_2023 = {
+    "query": "attention.attention.query",
+    "key": "attention.attention.key",
+    "value": "attention.attention.value",
+}
 VIT_2023 |= {"output": "attention.output.dense", "fc1": "intermediate.dense", "fc2": "output.dense"}
-SWIN_2023 = VIT_2023 | {"query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value"}
+SWIN_2023 = VIT_2023 | {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+}
 
 
 def tiny(kind: str, seed: int = 0) -> nn.Module:
@@ -68,7 +90,9 @@ def tiny(kind: str, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def adapted(kind: str, roles: tuple[str, ...] = ("query", "key"), trained: bool = True, **options: Any) -> PeftModel:
+def adapted(
+    kind: str, roles: tuple[str, ...] = ("query", "key"), trained: bool = True, **options: Any
+) -> PeftModel:
     """A tiny model with an adapter; `trained`: its matrices are drawn, as training would have changed
     them.
     """
@@ -115,7 +139,12 @@ def test_report_0_beit_large_with_and_without_lora() -> None:
         model = beit_large(200)
         full = count_parameters(model)
         counts = count_parameters(attach(model, 16, 16, 0.1, ("query", "key")))
-    assert vars(counts) == {"model": 304_178_888, "trainable": 1_777_864, "adapter": 1_572_864, "head": 205_000}
+    assert vars(counts) == {
+        "model": 304_178_888,
+        "trainable": 1_777_864,
+        "adapter": 1_572_864,
+        "head": 205_000,
+    }
     assert vars(full) == {"model": 304_178_888, "trainable": 304_178_888, "adapter": 0, "head": 205_000}
 
 
@@ -151,7 +180,11 @@ def test_every_role_is_one_layer_of_each_block(kind: str) -> None:
 @pytest.mark.parametrize("roles", [("query", "key"), ("value",), ("output",), ("fc2",), EVERYWHERE])
 def test_attach_hits_the_roles_and_nothing_else(kind: str, roles: tuple[str, ...]) -> None:
     model = adapted(kind, roles, trained=False)
-    hit = [name.removeprefix("base_model.model.").removesuffix(".lora_A") for name, _ in model.named_modules() if name.endswith(".lora_A")]
+    hit = [
+        name.removeprefix("base_model.model.").removesuffix(".lora_A")
+        for name, _ in model.named_modules()
+        if name.endswith(".lora_A")
+    ]
     assert {role_of(name) for name in hit} == set(roles)
     assert len(hit) == len(roles) * (3 if kind.startswith("swin") else 2)
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
@@ -161,14 +194,25 @@ def test_attach_hits_the_roles_and_nothing_else(kind: str, roles: tuple[str, ...
 
 
 def test_layers_that_are_no_target_keep_their_names() -> None:
-    assert role_of("beit.layers.0.attention.q_proj") == role_of("beit.encoder.layer.0.attention.attention.query") == "query"
-    assert role_of("vit.encoder.layer.3.output.dense") == "fc2" and role_of("vit.encoder.layer.3.attention.output.dense") == "output"
+    assert (
+        role_of("beit.layers.0.attention.q_proj")
+        == role_of("beit.encoder.layer.0.attention.attention.query")
+        == "query"
+    )
+    assert (
+        role_of("vit.encoder.layer.3.output.dense") == "fc2"
+        and role_of("vit.encoder.layer.3.attention.output.dense") == "output"
+    )
     assert role_of("classifier") is None and role_of("swin.encoder.layers.0.downsample.reduction") is None
-    assert role_of("vit.pooler.dense") is None and role_of("beit.embeddings.patch_embeddings.projection") is None
+    assert (
+        role_of("vit.pooler.dense") is None and role_of("beit.embeddings.patch_embeddings.projection") is None
+    )
 
 
 def test_an_architecture_without_the_role_lists_its_layers() -> None:
-    model = AutoModelForImageClassification.from_config(ConvNextConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1]))
+    model = AutoModelForImageClassification.from_config(
+        ConvNextConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])
+    )
     with pytest.raises(UserError) as caught:
         modules_of(model, ("query", "key"))
     assert "ConvNextForImageClassification has no query, key layer" in str(caught.value)
@@ -178,7 +222,12 @@ def test_an_architecture_without_the_role_lists_its_layers() -> None:
 def test_counts_of_a_tiny_model_by_hand() -> None:
     model = tiny("vit")
     total = sum(weight.numel() for weight in model.parameters())
-    assert vars(count_parameters(model)) == {"model": total, "trainable": total, "adapter": 0, "head": 16 * 3 + 3}
+    assert vars(count_parameters(model)) == {
+        "model": total,
+        "trainable": total,
+        "adapter": 0,
+        "head": 16 * 3 + 3,
+    }
     counts = count_parameters(attach(model, 4, 8, 0.0, ("query", "fc1")))
     adapter = 2 * (4 * (16 + 16) + 4 * (16 + 24))
     assert vars(counts) == {"model": total, "trainable": adapter + 51, "adapter": adapter, "head": 51}
@@ -193,7 +242,10 @@ def test_plain_transformers_and_plain_peft_load_what_was_saved(kind: str, tmp_pa
     base = model.get_base_model()
     base.save_pretrained(tmp_path / "base", state_dict=plain_state_dict(model))
     save_adapter(model, tmp_path / "model_lora")
-    assert {path.name for path in (tmp_path / "model_lora").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in (tmp_path / "model_lora").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     plain, info = AutoModelForImageClassification.from_pretrained(tmp_path / "base", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert_close(logits(plain), logits(tiny(kind)), 1e-6)  # the base is the untrained original
@@ -235,9 +287,14 @@ PARTS = ("patch_projection", "class_token")
 @pytest.mark.parametrize("kind", ["vit", "beit"])
 def test_parts_trained_whole_are_trained_saved_loaded_and_merged(kind: str, tmp_path: Path) -> None:
     model = adapted(kind, ("query", "value"), also_train=PARTS)
-    trained = {name for name, weight in model.named_parameters() if weight.requires_grad and ".lora_" not in name}
+    trained = {
+        name for name, weight in model.named_parameters() if weight.requires_grad and ".lora_" not in name
+    }
     prefix = f"base_model.model.{kind}.embeddings.modules_to_save.default."
-    parts = {f"{prefix}{name}" for name in ("cls_token", "patch_embeddings.projection.weight", "patch_embeddings.projection.bias")}
+    parts = {
+        f"{prefix}{name}"
+        for name in ("cls_token", "patch_embeddings.projection.weight", "patch_embeddings.projection.bias")
+    }
     head = {f"base_model.model.classifier.modules_to_save.default.{name}" for name in ("weight", "bias")}
     assert trained == parts | head
     counts, by_hand = count_parameters(model), 2 * 2 * 4 * (16 + 16) + (3 * 8 * 8 * 16 + 16) + 16 + 51
@@ -296,7 +353,9 @@ def as_of_2023(kind: str, folder: Path, pickled: bool) -> None:
         module, dot, rest = name.removeprefix(prefix).partition(".lora_")
         tensors[prefix + (old_name(kind, module) if dot else module) + dot + rest] = tensor
     config = json.loads((folder / "adapter_config.json").read_text())
-    config["target_modules"] = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensors if ".lora_" in name})
+    config["target_modules"] = sorted(
+        {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensors if ".lora_" in name}
+    )
     (folder / "adapter_config.json").write_text(json.dumps(config))
     (folder / "adapter_model.safetensors").unlink()
     if pickled:
@@ -307,7 +366,9 @@ def as_of_2023(kind: str, folder: Path, pickled: bool) -> None:
 
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("roles", [("query", "value"), EVERYWHERE])
-def test_an_adapter_under_the_names_of_2023_gives_the_same_logits(kind: str, roles: tuple[str, ...], tmp_path: Path) -> None:
+def test_an_adapter_under_the_names_of_2023_gives_the_same_logits(
+    kind: str, roles: tuple[str, ...], tmp_path: Path
+) -> None:
     model = adapted(kind, roles)
     save_adapter(model, tmp_path)
     as_of_2023(kind, tmp_path, pickled=kind != "swin")
@@ -326,7 +387,9 @@ def test_todays_adapter_under_old_names_has_exactly_the_keys_of_the_2023_file(tm
     stored = torch.load(LEGACY / "finetuned_model" / "model_lora" / "adapter_model.bin", weights_only=True)
     renamed = rename_tensors(today, [old_name("beit", name) for name in linear if role_of(name)])
     assert renamed.keys() == stored.keys() and today.keys() != stored.keys()
-    assert {name: tensor.shape for name, tensor in renamed.items()} == {name: tensor.shape for name, tensor in stored.items()}
+    assert {name: tensor.shape for name, tensor in renamed.items()} == {
+        name: tensor.shape for name, tensor in stored.items()
+    }
 
 
 def test_the_release_of_2023_gives_the_logits_it_gave_then() -> None:
@@ -335,8 +398,12 @@ def test_the_release_of_2023_gives_the_logits_it_gave_then() -> None:
     backbone = rebuild_backbone(LEGACY / "finetuned_model" / "model_beit", 10)
     model = load_adapter(backbone.model, LEGACY / "finetuned_model" / "model_lora")
     assert head_classes(LEGACY / "finetuned_model" / "model_lora") == 10
-    dataset = ImageDataset([LEGACY / "data" / "test" / f"{name}.png" for name in expected], None, backbone.preprocessing)
-    pixels = backbone.preprocessing.normalize(torch.stack([dataset[0, row]["pixels"] for row in range(len(expected))]))
+    dataset = ImageDataset(
+        [LEGACY / "data" / "test" / f"{name}.png" for name in expected], None, backbone.preprocessing
+    )
+    pixels = backbone.preprocessing.normalize(
+        torch.stack([dataset[0, row]["pixels"] for row in range(len(expected))])
+    )
     with torch.no_grad():
         found = model(pixel_values=pixels).logits
     golden = torch.tensor(list(expected.values()))
@@ -358,7 +425,9 @@ def folder(tmp_path: Path) -> Path:
 def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     tensors = load_file(folder / "adapter_model.safetensors")
     edit(tensors)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors"
+    )
 
 
 def change_config(folder: Path, **values: Any) -> None:
@@ -410,7 +479,10 @@ def test_a_head_of_another_class_count_is_named(folder: Path) -> None:
 def test_layers_of_a_larger_model_are_named(folder: Path) -> None:
     change(folder, lambda tensors: tensors.update({Q0.replace("layers.0", "layers.7"): torch.zeros(4, 16)}))
     text = refusal(folder)
-    assert "was made for another architecture:" in text and "vit.layers.7.attention.q_proj: no such layer" in text
+    assert (
+        "was made for another architecture:" in text
+        and "vit.layers.7.attention.q_proj: no such layer" in text
+    )
 
 
 @pytest.mark.parametrize("keep", [0, 5, 200, -50])
@@ -468,7 +540,9 @@ def test_an_adapter_folder_without_tensors(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_that_runs_code_is_refused_and_does_not_run(folder: Path, tmp_path: Path, zipped: bool) -> None:
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(
+    folder: Path, tmp_path: Path, zipped: bool
+) -> None:
     trap = tmp_path / "executed"
     (folder / "adapter_model.safetensors").unlink()
     bad = {"base_model.model.classifier.bias": Malicious(trap)}
@@ -476,7 +550,9 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(folder: Path, tmp_p
         torch.save(bad, folder / "adapter_model.bin")
     else:
         (folder / "adapter_model.bin").write_bytes(pickle.dumps(bad, protocol=2))
-    assert "adapter_model.bin: it holds more than tensors and was not loaded (unsafe pickle)" in refusal(folder)
+    assert "adapter_model.bin: it holds more than tensors and was not loaded (unsafe pickle)" in refusal(
+        folder
+    )
     with pytest.raises(UserError, match="unsafe pickle"):
         head_classes(folder)
     assert not trap.exists()
@@ -521,7 +597,10 @@ def test_rslora_scales_as_it_was_saved(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(
-        tiny("vit"), LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj"], modules_to_save=["classifier"])
+        tiny("vit"),
+        LoraConfig(
+            r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj"], modules_to_save=["classifier"]
+        ),
     )
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -543,7 +622,13 @@ def made_by_peft(folder: Path, start: Any) -> PeftModel:
     """An adapter that PEFT alone attached, "trained" and saved."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"], init_lora_weights=start)
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=["q_proj", "v_proj"],
+        modules_to_save=["classifier"],
+        init_lora_weights=start,
+    )
     model = get_peft_model(tiny("vit"), config)
     for weight in model.parameters():
         if weight.requires_grad:
@@ -556,7 +641,9 @@ def made_by_peft(folder: Path, start: Any) -> PeftModel:
 def test_whatever_an_adapter_started_from_its_logits_are_plain_pefts(start: Any, tmp_path: Path) -> None:
     trained = logits(made_by_peft(tmp_path / "adapter", start))
     golden = logits(PeftModel.from_pretrained(tiny("vit"), tmp_path / "adapter").eval())
-    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["init_lora_weights"] == start
+    assert (
+        json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["init_lora_weights"] == start
+    )
     assert_close(golden, trained)
     ours = load_adapter(tiny("vit"), tmp_path / "adapter")
     assert_close(logits(ours), golden)
@@ -564,11 +651,16 @@ def test_whatever_an_adapter_started_from_its_logits_are_plain_pefts(start: Any,
     assert (golden - logits(tiny("vit"))).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("start", ["pissa_niter_4", "corda", "loftq", "lora_ga", "mica", "of_a_later_peft", 7, ["pissa"]])
+@pytest.mark.parametrize(
+    "start", ["pissa_niter_4", "corda", "loftq", "lora_ga", "mica", "of_a_later_peft", 7, ["pissa"]]
+)
 def test_a_start_that_cannot_be_repeated_is_refused_with_what_settles_it(start: Any, folder: Path) -> None:
     change_config(folder, init_lora_weights=start)
     text = refusal(folder)
-    assert f"init_lora_weights: {start!r}" in text and "model.merge_and_unload().save_pretrained('model_TYPE')" in text
+    assert (
+        f"init_lora_weights: {start!r}" in text
+        and "model.merge_and_unload().save_pretrained('model_TYPE')" in text
+    )
 
 
 def test_what_settles_it_gives_the_same_logits(tmp_path: Path) -> None:
@@ -588,14 +680,21 @@ BESIDES = [("norms",), ("biases",), ("norms", "biases"), ("norms", "biases", "cl
 
 @pytest.mark.parametrize("also_train", BESIDES, ids="+".join)
 @pytest.mark.parametrize("kind", ["vit", "beit"])
-def test_trained_norms_and_biases_are_saved_loaded_and_merged(kind: str, also_train: tuple[str, ...], tmp_path: Path) -> None:
+def test_trained_norms_and_biases_are_saved_loaded_and_merged(
+    kind: str, also_train: tuple[str, ...], tmp_path: Path
+) -> None:
     model = adapted(kind, EVERYWHERE, also_train=also_train)
-    plain_names = {re.sub(r"^base_model\.model\.|\.base_layer|\.modules_to_save\.default", "", name): weight
-                   for name, weight in model.named_parameters() if weight.requires_grad and ".lora_" not in name}  # fmt: skip
+    plain_names = {
+        re.sub(r"^base_model\.model\.|\.base_layer|\.modules_to_save\.default", "", name): weight
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and ".lora_" not in name
+    }
     wanted = {name for name, _ in tiny(kind).named_parameters() if name.startswith("classifier.")}
     for name, module in tiny(kind).named_modules():
         for inner, _ in module.named_parameters(recurse=False):
-            is_wanted = ("norms" in also_train and isinstance(module, nn.LayerNorm)) or ("biases" in also_train and inner == "bias")
+            is_wanted = ("norms" in also_train and isinstance(module, nn.LayerNorm)) or (
+                "biases" in also_train and inner == "bias"
+            )
             wanted |= {f"{name}.{inner}"} if is_wanted else set()
     wanted |= {f"{kind}.embeddings.cls_token"} if "class_token" in also_train else set()
     assert plain_names.keys() == wanted
@@ -619,7 +718,12 @@ def test_an_adapter_with_biases_made_by_peft_alone(bias: str, tmp_path: Path) ->
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(3)
-    config = LoraConfig(r=4, bias=bias, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier", "layernorm_before"])
+    config = LoraConfig(
+        r=4,
+        bias=bias,
+        target_modules=["q_proj", "v_proj"],
+        modules_to_save=["classifier", "layernorm_before"],
+    )
     model = get_peft_model(tiny("vit"), config)
     for weight in model.parameters():
         if weight.requires_grad:
@@ -630,7 +734,10 @@ def test_an_adapter_with_biases_made_by_peft_alone(bias: str, tmp_path: Path) ->
     assert_close(logits(load_adapter(tiny("vit"), tmp_path)), expected, 1e-6)
 
 
-@pytest.mark.parametrize("options", [{"use_rslora": True}, {"variant": "dora"}, {"variant": "dora", "also_train": ("norms", "biases")}])
+@pytest.mark.parametrize(
+    "options",
+    [{"use_rslora": True}, {"variant": "dora"}, {"variant": "dora", "also_train": ("norms", "biases")}],
+)
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_other_kinds_of_lora_load_everywhere(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
     model = adapted(kind, EVERYWHERE, **options)
@@ -642,5 +749,9 @@ def test_other_kinds_of_lora_load_everywhere(kind: str, options: dict[str, Any],
 
 
 def test_rslora_scales_by_the_root_of_the_rank() -> None:
-    layers = [module for module in adapted("vit", use_rslora=True).modules() if hasattr(module, "lora_A") and module.lora_A]
+    layers = [
+        module
+        for module in adapted("vit", use_rslora=True).modules()
+        if hasattr(module, "lora_A") and module.lora_A
+    ]
     assert {module.scaling["default"] for module in layers} == {8 / 4**0.5}

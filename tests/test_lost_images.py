@@ -54,17 +54,35 @@ def test_training_stops_with_its_state_and_goes_on_when_the_images_are_back(
     finally:
         os.rename(data / "away", data / "train")
     told = capsys.readouterr().err
-    assert f"{data / 'train'}{os.sep}" in told and "no such file" in told and "--resume" in told and "Traceback" not in told
+    assert (
+        f"{data / 'train'}{os.sep}" in told
+        and "no such file" in told
+        and "--resume" in told
+        and "Traceback" not in told
+    )
     assert not (output / "run.json").exists()
     assert resume(data, output) == 0
     assert "resuming in epoch" in capsys.readouterr().out
     assert_same(output, whole / "run")
 
 
-def test_an_image_that_was_agreed_to_be_bad_is_no_lost_one(whole: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
+def test_an_image_that_was_agreed_to_be_bad_is_no_lost_one(
+    whole: Path, tiny_backbone: Path, tmp_path: Path, capsys
+) -> None:
     data = make_competition(tmp_path / "data")
     (data / "train" / "red" / "red_1.png").write_text("no image")
-    assert train.main([*flags(data, tiny_backbone, tmp_path / "run"), "--set", "data.skip_bad_images=true", "--epochs", "1"]) == 0
+    assert (
+        train.main(
+            [
+                *flags(data, tiny_backbone, tmp_path / "run"),
+                "--set",
+                "data.skip_bad_images=true",
+                "--epochs",
+                "1",
+            ]
+        )
+        == 0
+    )
     assert "skipped 1 images" in capsys.readouterr().out
 
 

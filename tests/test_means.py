@@ -57,7 +57,9 @@ def test_a_greedy_soup_by_hand(higher: bool, sign: int) -> None:
     """
     weight = torch.zeros(1)
     means = WeightMeans(Means(soup=3), {"w": weight})
-    for epoch, (value, at, loss) in enumerate([(2, 8.0, 0.9), (1, 100.0, 0.1), (2, 4.0, 0.8), (3, 0.0, 0.7)], start=1):
+    for epoch, (value, at, loss) in enumerate(
+        [(2, 8.0, 0.9), (1, 100.0, 0.1), (2, 4.0, 0.8), (3, 0.0, 0.7)], start=1
+    ):
         weight.fill_(at)
         means.after_validation(epoch, sign * value, loss, higher)
     assert means.best_first(higher) == [4, 3, 1]
@@ -85,9 +87,13 @@ def told(data: Path, backbone: Path, output: Path, *keys: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "keys", [(EMA,), (EMA, AVERAGE, "checkpoint.average_last=2"), ("checkpoint.keep=soup",)], ids=["ema", "average", "soup"]
+    "keys",
+    [(EMA,), (EMA, AVERAGE, "checkpoint.average_last=2"), ("checkpoint.keep=soup",)],
+    ids=["ema", "average", "soup"],
 )
-def test_a_resumed_run_is_the_same_and_what_is_scored_is_saved(data: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, keys) -> None:
+def test_a_resumed_run_is_the_same_and_what_is_scored_is_saved(
+    data: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, keys
+) -> None:
     assert train.main(told(data, tiny_backbone, tmp_path / "whole", *keys)) == 0
     for place in (5, 17):
         with monkeypatch.context() as patched:

@@ -29,14 +29,30 @@ from pipeline.models.lora import attach
 from pipeline.training import estimate
 from pipeline.training.memory import Memory, account
 
-TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32, "patch_size": 8}
-SWIN = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+SWIN = {
+    "image_size": 32,
+    "patch_size": 4,
+    "embed_dim": 16,
+    "depths": [1, 1],
+    "num_heads": [1, 2],
+    "window_size": 4,
+}
 
 
 def build(kind: str, lora: bool) -> nn.Module:
     torch.manual_seed(0)
     if kind == "beit":
-        model: nn.Module = BeitForImageClassification(BeitConfig(**TINY, use_relative_position_bias=True, drop_path_rate=0.1, num_labels=4))
+        model: nn.Module = BeitForImageClassification(
+            BeitConfig(**TINY, use_relative_position_bias=True, drop_path_rate=0.1, num_labels=4)
+        )
     elif kind == "vit":
         model = ViTForImageClassification(ViTConfig(**TINY, num_labels=4))
     else:
@@ -81,7 +97,9 @@ def test_weights_gradients_and_optimizer_are_exact(kind: str, lora: bool) -> Non
     loss_with(model)(model, torch.zeros(2, 3, 32, 32)).backward()
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     assert memory.gradients == sum(gradient.numel() * 4 for gradient in gradients) > 0
-    assert memory.weights == sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
+    assert memory.weights == sum(
+        tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()]
+    )
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad])
     optimizer.step()
     states = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
@@ -100,14 +118,23 @@ def test_weights_gradients_and_optimizer_are_exact(kind: str, lora: bool) -> Non
         ("swinv2", True, True, 0.02),  # a real forward pass keeps the norms of query and key once more
     ],
 )
-def test_what_the_forward_pass_keeps_is_what_a_real_one_keeps(kind: str, lora: bool, bf16: bool, tolerance: float) -> None:
+def test_what_the_forward_pass_keeps_is_what_a_real_one_keeps(
+    kind: str, lora: bool, bf16: bool, tolerance: float
+) -> None:
     model = build(kind, lora)
     loss = loss_with(model, bf16)
     memory = account(model, loss, torch.zeros(1, 3, 32, 32), "adamw")
     for count in (1, 2, 5):
         counted = memory.saved_fixed + count * memory.saved_per_image
         assert counted == pytest.approx(really_saved(model, loss, count), rel=tolerance, abs=0), count
-    assert memory.total(5) == memory.weights + memory.gradients + memory.optimizer + memory.saved_fixed + 5 * memory.saved_per_image
+    assert (
+        memory.total(5)
+        == memory.weights
+        + memory.gradients
+        + memory.optimizer
+        + memory.saved_fixed
+        + 5 * memory.saved_per_image
+    )
 
 
 @pytest.mark.parametrize(("kind", "lora"), [("beit", True), ("beit", False), ("vit", True), ("vit", False)])
@@ -115,9 +142,13 @@ def test_what_a_lean_forward_pass_keeps_is_what_a_real_one_keeps(kind: str, lora
     plain = build(kind, lora)
     lean = build(kind, lora)
     use_half_weights(lean, torch.bfloat16)
-    before, after = (account(model, loss_with(model, True), torch.zeros(1, 3, 32, 32), "adamw") for model in (plain, lean))
+    before, after = (
+        account(model, loss_with(model, True), torch.zeros(1, 3, 32, 32), "adamw") for model in (plain, lean)
+    )
     for count in (1, 2, 5):
-        assert after.saved_fixed + count * after.saved_per_image == really_saved(lean, loss_with(lean, True), count), count
+        assert after.saved_fixed + count * after.saved_per_image == really_saved(
+            lean, loss_with(lean, True), count
+        ), count
     assert after.weights < 0.7 * before.weights if lora else after.weights == before.weights
     assert after.saved_per_image < 0.75 * before.saved_per_image
 
@@ -147,7 +178,10 @@ def test_a_real_step_has_its_peak_where_the_account_says(checkpointed: bool) -> 
     layer of six.
     """
     torch.manual_seed(0)
-    config = ViTConfig(**(TINY | {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6, "patch_size": 4}), num_labels=4)
+    config = ViTConfig(
+        **(TINY | {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6, "patch_size": 4}),
+        num_labels=4,
+    )
     model = attach(ViTForImageClassification(config), 4, 4, 0.1, ("query", "key")).train()
     use_half_weights(model, torch.bfloat16)
     if checkpointed:
@@ -173,11 +207,18 @@ def test_beit_large_at_384_px_in_bfloat16() -> None:
         with torch.device("meta"):
             model: nn.Module = beit_large(200).train()
             if lora:
-                model = attach(model, 16, 16, *((ours.dropout, ours.targets) if lora == "ours" else (0.1, ("query", "key"))))
+                model = attach(
+                    model,
+                    16,
+                    16,
+                    *((ours.dropout, ours.targets) if lora == "ours" else (0.1, ("query", "key"))),
+                )
                 cache_frozen_bias(model)
             use_half_weights(model, torch.bfloat16)
         checkpoint_layers(model, checkpointed)
-        counted[lora, checkpointed] = account(model, loss_with(model, True), torch.zeros(1, 3, 384, 384), "adamw")
+        counted[lora, checkpointed] = account(
+            model, loss_with(model, True), torch.zeros(1, 3, 384, 384), "adamw"
+        )
     assert counted[True, False].total(8) < 3.5e9 and counted[True, False].total(32) < 11e9
     assert counted[True, True].total(8) < 1.5e9
     assert counted[False, False].total(2) < 5.9e9
@@ -186,7 +227,10 @@ def test_beit_large_at_384_px_in_bfloat16() -> None:
 
 
 def test_lora_keeps_far_less_than_full_fine_tuning() -> None:
-    full, lora = (account(model := build("vit", lora), loss_with(model), torch.zeros(1, 3, 32, 32), "adamw") for lora in (False, True))
+    full, lora = (
+        account(model := build("vit", lora), loss_with(model), torch.zeros(1, 3, 32, 32), "adamw")
+        for lora in (False, True)
+    )
     assert lora.gradients + lora.optimizer < 0.15 * (full.gradients + full.optimizer)
     assert lora.saved_per_image < 0.85 * full.saved_per_image  # frozen layers need not keep their inputs
     assert lora.total(2) < 0.5 * full.total(2)
@@ -220,12 +264,16 @@ def test_nothing_fake_stays_behind_and_training_goes_on_as_if_nothing_had_been(l
             # Kept by a cache of its own
             index = BeitRelativePositionBias.generate_relative_position_index((4, 4))
             assert not isinstance(index, FakeTensor) and index[0, 0] == index.max()
-            assert "generate_relative_position_index" not in {key for module in model.modules() for key in vars(module)}
+            assert "generate_relative_position_index" not in {
+                key for module in model.modules() for key in vars(module)
+            }
         torch.manual_seed(1)
         pixels = torch.randn(2, 3, 32, 32)
         loss = loss_with(model)(model, pixels)
         loss.backward()
-        outcomes.append([loss.detach(), *(weight.grad for weight in model.parameters() if weight.grad is not None)])
+        outcomes.append(
+            [loss.detach(), *(weight.grad for weight in model.parameters() if weight.grad is not None)]
+        )
     assert len(outcomes[0]) == len(outcomes[1])
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
 
@@ -234,13 +282,17 @@ def test_batch_norm_does_not_learn_from_the_account() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 30 * 30, 2))
+            self.body = nn.Sequential(
+                nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 30 * 30, 2)
+            )
 
         def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
             return self.body(pixel_values)
 
     model = Net().train()
-    memory = account(model, lambda forward, pixels: forward(pixel_values=pixels).sum(), torch.zeros(1, 3, 32, 32), "adamw")
+    memory = account(
+        model, lambda forward, pixels: forward(pixel_values=pixels).sum(), torch.zeros(1, 3, 32, 32), "adamw"
+    )
     assert model.body[1].num_batches_tracked == 0 and not model.body[1].running_mean.any()
     assert memory.saved_per_image >= 4 * 4 * 30 * 30  # what the norm keeps
 

@@ -52,7 +52,10 @@ def test_averages_are_scikit_learns(case: tuple[np.ndarray, np.ndarray, int]) ->
         expected = precision_recall_fscore_support(labels, predicted, average=average, zero_division=0)
         found = [metrics[f"{average}_{name}"] for name in ("precision", "recall", "f1")]
         assert found == pytest.approx(expected[:3], abs=1e-12)
-    assert set(metrics) == {"accuracy", *(f"{a}_{n}" for a in ("macro", "weighted") for n in ("precision", "recall", "f1"))}
+    assert set(metrics) == {
+        "accuracy",
+        *(f"{a}_{n}" for a in ("macro", "weighted") for n in ("precision", "recall", "f1")),
+    }
 
 
 @settings(max_examples=50, deadline=None)
@@ -61,7 +64,9 @@ def test_confusion_and_classes_are_scikit_learns(case: tuple[np.ndarray, np.ndar
     labels, predicted, num_classes = case
     confusion = confusion_matrix(labels, predicted, num_classes)
     np.testing.assert_array_equal(confusion, sklearn_confusion(labels, predicted, labels=range(num_classes)))
-    expected = precision_recall_fscore_support(labels, predicted, labels=range(num_classes), average=None, zero_division=0)
+    expected = precision_recall_fscore_support(
+        labels, predicted, labels=range(num_classes), average=None, zero_division=0
+    )
     scores = per_class(confusion)
     for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
         np.testing.assert_allclose(scores[name], values, atol=1e-12)
@@ -77,9 +82,13 @@ def test_loss_and_top5_are_scikit_learns(seed: int, num_classes: int, rows: int,
     # scikit-learn clips there; rows where that matters are left to the next test
     clipped = np.clip(probs, np.finfo(float).eps, 1)
     if (probs[np.arange(rows), labels] > np.finfo(float).eps).all():
-        assert metrics["loss"] == pytest.approx(log_loss(labels, clipped, labels=range(num_classes)), rel=1e-9, abs=1e-9)
+        assert metrics["loss"] == pytest.approx(
+            log_loss(labels, clipped, labels=range(num_classes)), rel=1e-9, abs=1e-9
+        )
     if num_classes > 5:
-        assert metrics["top5_accuracy"] == pytest.approx(top_k_accuracy_score(labels, probs, k=5, labels=range(num_classes)))
+        assert metrics["top5_accuracy"] == pytest.approx(
+            top_k_accuracy_score(labels, probs, k=5, labels=range(num_classes))
+        )
     else:
         assert "top5_accuracy" not in metrics  # always 1
 
@@ -114,7 +123,9 @@ CLASSES = multiclass([f"c{number}" for number in range(7)])
 GRADES = Target("ordinal", ("0", "1", "2", "3", "4"))
 BINARY = Target("binary", ("benign", "malignant"), positive=("malignant",))
 LABELS = Target("multilabel", ("a", "b", "c", "d"), may_be_empty=True)
-NUMBERS = Target("continuous", ("x", "y"), center=(3.0, 50.0), scale=(2.0, 10.0), low=(-10.0, 0.0), high=(20.0, 100.0))
+NUMBERS = Target(
+    "continuous", ("x", "y"), center=(3.0, 50.0), scale=(2.0, 10.0), low=(-10.0, 0.0), high=(20.0, 100.0)
+)
 
 
 def case(target: Target, rows: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +143,9 @@ def case(target: Target, rows: int = 300, seed: int = 0) -> tuple[np.ndarray, np
     return truth, target.activate(logits.round(1))
 
 
-def over_columns(function: Callable[[np.ndarray, np.ndarray], float], truth: np.ndarray, values: np.ndarray) -> float:
+def over_columns(
+    function: Callable[[np.ndarray, np.ndarray], float], truth: np.ndarray, values: np.ndarray
+) -> float:
     return float(np.mean([function(truth[:, number], values[:, number]) for number in range(truth.shape[1])]))
 
 
@@ -148,7 +161,9 @@ def one_class_golden(truth: np.ndarray, values: np.ndarray, chosen: np.ndarray) 
         "weighted_recall": skm.recall_score(truth, chosen, average="weighted"),
         "mcc": skm.matthews_corrcoef(truth, chosen),
         "log_loss": skm.log_loss(truth, exact),
-        "roc_auc": skm.roc_auc_score(truth, exact / exact.sum(axis=1, keepdims=True), multi_class="ovr", average="macro"),
+        "roc_auc": skm.roc_auc_score(
+            truth, exact / exact.sum(axis=1, keepdims=True), multi_class="ovr", average="macro"
+        ),
         "average_precision": skm.average_precision_score(one_hot, exact, average="macro"),
     }
 
@@ -158,7 +173,9 @@ def test_one_class_is_scikit_learns() -> None:
     scores = all_metrics(CLASSES, truth, values)
     golden = one_class_golden(truth, values, values.argmax(axis=1))
     assert {name: scores[name] for name in golden} == pytest.approx(golden, abs=1e-9)
-    place = np.array([list(np.argsort(-row, kind="stable")).index(label) for row, label in zip(values, truth, strict=True)])
+    place = np.array(
+        [list(np.argsort(-row, kind="stable")).index(label) for row, label in zip(values, truth, strict=True)]
+    )
     assert scores["map_at_5"] == pytest.approx(np.where(place < 5, 1 / (place + 1), 0).mean(), abs=1e-12)
     assert scores["top5_accuracy"] == pytest.approx((place < 5).mean(), abs=1e-12)
     own = values[np.arange(300), truth].astype(np.float64)
@@ -176,15 +193,21 @@ def test_grades_are_decided_by_the_expected_grade() -> None:
     assert (chosen != values.argmax(axis=1)).any()
     golden = one_class_golden(truth, values, chosen)
     assert {name: scores[name] for name in golden} == pytest.approx(golden, abs=1e-9)
-    assert scores["qwk"] == pytest.approx(skm.cohen_kappa_score(truth, chosen, weights="quadratic"), abs=1e-12)
-    assert "top5_accuracy" not in scores and evaluate("top5_accuracy", GRADES, truth, values) is None, "always 1 with five grades"
+    assert scores["qwk"] == pytest.approx(
+        skm.cohen_kappa_score(truth, chosen, weights="quadratic"), abs=1e-12
+    )
+    assert "top5_accuracy" not in scores and evaluate("top5_accuracy", GRADES, truth, values) is None, (
+        "always 1 with five grades"
+    )
 
 
 def test_kappa_keeps_the_distance_over_a_grade_that_does_not_occur() -> None:
     truth, chosen = np.array([0, 0, 4, 4]), np.array([0, 4, 4, 3])
     expected = skm.cohen_kappa_score(truth, chosen, weights="quadratic", labels=range(5))
     assert evaluate_labels("qwk", GRADES, truth, chosen) == pytest.approx(expected, abs=1e-12)
-    assert expected != pytest.approx(skm.cohen_kappa_score(truth, chosen, weights="quadratic"), abs=0.05), "as if 3 were next to 0"
+    assert expected != pytest.approx(skm.cohen_kappa_score(truth, chosen, weights="quadratic"), abs=0.05), (
+        "as if 3 were next to 0"
+    )
 
 
 def test_binary_is_scikit_learns() -> None:
@@ -217,7 +240,9 @@ def isic_2024(truth: np.ndarray, scores: np.ndarray) -> float:
     """
     false_rate, true_rate, _ = skm.roc_curve(truth, scores, drop_intermediate=False)
     return sum(
-        (x1 - x0) * (max(y0, 0.8) + max(y1, 0.8) - 1.6) / 2 if (y0 - 0.8) * (y1 - 0.8) >= 0 else (x1 - x0) * (y1 - 0.8) ** 2 / (y1 - y0) / 2
+        (x1 - x0) * (max(y0, 0.8) + max(y1, 0.8) - 1.6) / 2
+        if (y0 - 0.8) * (y1 - 0.8) >= 0
+        else (x1 - x0) * (y1 - 0.8) ** 2 / (y1 - y0) / 2
         for x0, x1, y0, y1 in zip(false_rate, false_rate[1:], true_rate, true_rate[1:], strict=False)
     )
 
@@ -236,7 +261,10 @@ def test_several_labels_are_scikit_learns_and_means_over_columns() -> None:
         "accuracy": over_columns(skm.accuracy_score, truth, chosen),
         "label_accuracy": over_columns(skm.accuracy_score, truth, chosen),
         "balanced_accuracy": over_columns(skm.balanced_accuracy_score, truth, chosen),
-        **{f"{average}_f1": skm.f1_score(truth, chosen, average=average, zero_division=0) for average in ("macro", "micro", "weighted")},
+        **{
+            f"{average}_f1": skm.f1_score(truth, chosen, average=average, zero_division=0)
+            for average in ("macro", "micro", "weighted")
+        },
         "samples_f1": skm.f1_score(truth, chosen, average="samples", zero_division=0),
         "samples_f2": skm.fbeta_score(truth, chosen, beta=2, average="samples", zero_division=0),
         "mcc": over_columns(skm.matthews_corrcoef, truth, chosen),
@@ -250,7 +278,9 @@ def test_several_labels_are_scikit_learns_and_means_over_columns() -> None:
     scores = all_metrics(LABELS, truth, values)
     map_at_5 = scores.pop("map_at_5")
     assert scores == pytest.approx(golden, abs=1e-9)
-    precision_at_hits = [skm.average_precision_score(true, p) for true, p in zip(truth, exact, strict=True) if true.any()]
+    precision_at_hits = [
+        skm.average_precision_score(true, p) for true, p in zip(truth, exact, strict=True) if true.any()
+    ]
     # Equal predictions are one step there, two places here
     assert map_at_5 == pytest.approx(sum(precision_at_hits) / 300, abs=0.02)
 
@@ -298,7 +328,9 @@ def test_equal_predictions_are_ranked_by_position() -> None:
 
 def test_the_competitions_metric_is_among_all_even_where_it_is_no_row_of_the_table() -> None:
     truth, values = case(CLASSES)
-    assert all_metrics(CLASSES, truth, values, "map@3")["map_at_3"] == evaluate("map_at_3", CLASSES, truth, values)
+    assert all_metrics(CLASSES, truth, values, "map@3")["map_at_3"] == evaluate(
+        "map_at_3", CLASSES, truth, values
+    )
     many = multiclass([str(number) for number in range(300)])
     truth, values = case(many, rows=40)
     assert "roc_auc" not in all_metrics(many, truth, values)
@@ -306,8 +338,12 @@ def test_the_competitions_metric_is_among_all_even_where_it_is_no_row_of_the_tab
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from([CLASSES, GRADES, BINARY, LABELS, NUMBERS]), st.integers(1, 6), st.integers(0, 2**32 - 1))
-def test_few_rows_never_crash_and_what_is_undefined_has_a_reason(target: Target, rows: int, seed: int) -> None:
+@given(
+    st.sampled_from([CLASSES, GRADES, BINARY, LABELS, NUMBERS]), st.integers(1, 6), st.integers(0, 2**32 - 1)
+)
+def test_few_rows_never_crash_and_what_is_undefined_has_a_reason(
+    target: Target, rows: int, seed: int
+) -> None:
     truth, values = case(target, rows, seed)
     scores = all_metrics(target, truth, values)
     for name, metric in METRICS.items():
@@ -343,7 +379,9 @@ def test_a_label_that_all_rows_have_is_left_out_and_named() -> None:
 
 def test_why_a_metric_is_undefined_names_the_class() -> None:
     truth = np.ones((5, 1), dtype=np.float32)
-    assert "'malignant'" in why_undefined("roc_auc", BINARY, truth) and "'benign'" in why_undefined("mcc", BINARY, 0 * truth)
+    assert "'malignant'" in why_undefined("roc_auc", BINARY, truth) and "'benign'" in why_undefined(
+        "mcc", BINARY, 0 * truth
+    )
     assert "no row is positive" in why_undefined("pf1", BINARY, 0 * truth)
     assert "'2'" in why_undefined("qwk", GRADES, np.full(5, 2))
     assert "single row" in why_undefined("r2", NUMBERS, np.zeros((1, 2)))
@@ -352,10 +390,16 @@ def test_why_a_metric_is_undefined_names_the_class() -> None:
 
 def test_decided_labels_alone_can_be_scored() -> None:
     truth = BINARY.encode(["malignant", "benign", "malignant"])
-    assert evaluate_labels("accuracy", BINARY, truth, BINARY.encode(["malignant", "malignant", "malignant"])) == pytest.approx(2 / 3)
+    assert evaluate_labels(
+        "accuracy", BINARY, truth, BINARY.encode(["malignant", "malignant", "malignant"])
+    ) == pytest.approx(2 / 3)
     labels = LABELS.encode(["a b", "c", ""])
-    assert evaluate_labels("samples_f1", LABELS, labels, LABELS.encode(["a", "c d", ""])) == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
-    assert evaluate_labels("accuracy", CLASSES, np.array([1, 2]), np.array([1, -1])) == 0.5, "-1 is a label that the target does not know"
+    assert evaluate_labels("samples_f1", LABELS, labels, LABELS.encode(["a", "c d", ""])) == pytest.approx(
+        (2 / 3 + 2 / 3 + 0) / 3
+    )
+    assert evaluate_labels("accuracy", CLASSES, np.array([1, 2]), np.array([1, -1])) == 0.5, (
+        "-1 is a label that the target does not know"
+    )
     with pytest.raises(UserError, match=r"roc_auc needs probabilities"):
         evaluate_labels("roc_auc", BINARY, truth, truth)
     with pytest.raises(UserError, match=r"accuracy needs labels"):
@@ -367,16 +411,35 @@ def test_a_certain_mistake_costs_much_and_not_everything() -> None:
     for dtype, most in ((np.float32, (87 + 16.6) / 2), (np.float64, (708 + 36.7) / 2)):
         wrong = 1 - truth.astype(dtype)
         assert all_metrics(BINARY, truth, wrong)["loss"] == pytest.approx(most, rel=0.01)
-        assert evaluate("log_loss", BINARY, truth, wrong) == pytest.approx(skm.log_loss([1, 0], [0.0, 1.0]), abs=1e-9)
+        assert evaluate("log_loss", BINARY, truth, wrong) == pytest.approx(
+            skm.log_loss([1, 0], [0.0, 1.0]), abs=1e-9
+        )
 
 
 @pytest.mark.parametrize(
     "spelling, name",
     [
         *((name, name) for name in METRICS),
-        *(("AUC", "roc_auc"), ("ROC-AUC", "roc_auc"), ("f1_macro", "macro_f1"), ("F1 macro", "macro_f1"), ("kappa", "qwk")),
-        *(("Quadratic Weighted Kappa", "qwk"), ("map@5", "map_at_5"), ("MAP@12", "map_at_12"), ("map_at_1", "map_at_1")),
-        *(("logloss", "log_loss"), ("R²", "r2"), ("top-5", "top5_accuracy"), (" RMSE ", "rmse"), ("pAUC", "partial_auc_80tpr")),
+        *(
+            ("AUC", "roc_auc"),
+            ("ROC-AUC", "roc_auc"),
+            ("f1_macro", "macro_f1"),
+            ("F1 macro", "macro_f1"),
+            ("kappa", "qwk"),
+        ),
+        *(
+            ("Quadratic Weighted Kappa", "qwk"),
+            ("map@5", "map_at_5"),
+            ("MAP@12", "map_at_12"),
+            ("map_at_1", "map_at_1"),
+        ),
+        *(
+            ("logloss", "log_loss"),
+            ("R²", "r2"),
+            ("top-5", "top5_accuracy"),
+            (" RMSE ", "rmse"),
+            ("pAUC", "partial_auc_80tpr"),
+        ),
     ],
 )
 def test_a_metric_is_found_by_its_common_spellings(spelling: str, name: str) -> None:
@@ -384,13 +447,20 @@ def test_a_metric_is_found_by_its_common_spellings(spelling: str, name: str) -> 
 
 
 def test_ranked_metrics_of_any_length() -> None:
-    assert find_metric("map@17").k == 17 and find_metric("map@17").words == "MAP@17" and find_metric("map@17").higher_is_better
+    assert (
+        find_metric("map@17").k == 17
+        and find_metric("map@17").words == "MAP@17"
+        and find_metric("map@17").higher_is_better
+    )
     for wrong in ("map@0", "map_at_", "map"):
         with pytest.raises(UserError):
             find_metric(wrong)
 
 
-@pytest.mark.parametrize("wrong, near", [("roc_acu", "roc_auc"), ("macro_f2", "macro_f1"), ("f1_macr", "macro_f1"), ("rsme", "rmse")])
+@pytest.mark.parametrize(
+    "wrong, near",
+    [("roc_acu", "roc_auc"), ("macro_f2", "macro_f1"), ("f1_macr", "macro_f1"), ("rsme", "rmse")],
+)
 def test_an_unknown_metric_names_the_nearest(wrong: str, near: str) -> None:
     with pytest.raises(UserError, match=rf"'{wrong}'.*nearest: '{near}'.*accuracy, balanced_accuracy"):
         find_metric(wrong)
@@ -398,12 +468,18 @@ def test_an_unknown_metric_names_the_nearest(wrong: str, near: str) -> None:
 
 def test_a_metric_of_another_kind_of_target_names_those_that_fit() -> None:
     truth, values = case(NUMBERS)
-    with pytest.raises(UserError, match=r"roc_auc scores multiclass or binary or multilabel or ordinal .* rmse, mae, r2"):
+    with pytest.raises(
+        UserError, match=r"roc_auc scores multiclass or binary or multilabel or ordinal .* rmse, mae, r2"
+    ):
         evaluate("auc", NUMBERS, truth, values)
 
 
 def test_lower_is_better_where_errors_are_counted() -> None:
-    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"log_loss", "rmse", "mae"}
+    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {
+        "log_loss",
+        "rmse",
+        "mae",
+    }
     assert {metric.needs for metric in METRICS.values()} == {"labels", "probabilities", "ranks", "numbers"}
 
 
@@ -414,4 +490,6 @@ def test_five_thousand_classes_are_scored_at_once() -> None:
     begun = time.process_time()
     scores = all_metrics(target, truth, values / values.sum(axis=1, keepdims=True))
     assert time.process_time() - begun < 10  # about 1.5 s on a machine that is not shared
-    assert scores["macro_f1"] == pytest.approx(skm.f1_score(truth, values.argmax(axis=1), average="macro"), abs=1e-12)
+    assert scores["macro_f1"] == pytest.approx(
+        skm.f1_score(truth, values.argmax(axis=1), average="macro"), abs=1e-12
+    )

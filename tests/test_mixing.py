@@ -40,7 +40,9 @@ def dataset(paths: list[Path], config: Augmentation = ALL, sampling: str = "clas
     return ImageDataset(paths, LABELS, RULE, config, 3, None, mixing_of(recipe, RULE, 3, np.array(LABELS)))
 
 
-def epoch_of(data: ImageDataset, order: np.ndarray, micro: int, start: int, workers: int) -> dict[str, torch.Tensor]:
+def epoch_of(
+    data: ImageDataset, order: np.ndarray, micro: int, start: int, workers: int
+) -> dict[str, torch.Tensor]:
     batches = list(make_loader(data, cut(order, micro, 6, start), 2, workers))
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
@@ -48,7 +50,9 @@ def epoch_of(data: ImageDataset, order: np.ndarray, micro: int, start: int, work
 def test_what_an_epoch_passes_depends_on_no_micro_batch_start_or_worker(paths: list[Path]) -> None:
     order = balanced_order(LABELS, 3, 2)
     whole = epoch_of(dataset(paths), order, 6, 0, 0)
-    assert whole["row"].tolist() == [number % 8 for number in order.tolist()] and order.max() >= 8, "rare rows come again"
+    assert whole["row"].tolist() == [number % 8 for number in order.tolist()] and order.max() >= 8, (
+        "rare rows come again"
+    )
     assert whole["label"].shape == (8, 3) and torch.allclose(whole["label"].sum(dim=1), torch.ones(8))
     for micro, start, workers in ((1, 0, 0), (4, 3, 2)):
         part = epoch_of(dataset(paths), order, micro, start, workers)
@@ -59,16 +63,24 @@ def test_what_an_epoch_passes_depends_on_no_micro_batch_start_or_worker(paths: l
 def test_a_row_that_comes_again_has_other_draws(paths: list[Path]) -> None:
     data = dataset(paths, Augmentation())
     once, again = data[0, 5], data[0, 13]
-    assert once["row"] == again["row"] == 5 and once["label"] == again["label"] and not torch.equal(once["pixels"], again["pixels"])
+    assert (
+        once["row"] == again["row"] == 5
+        and once["label"] == again["label"]
+        and not torch.equal(once["pixels"], again["pixels"])
+    )
 
 
-@pytest.mark.parametrize("name, own", [("rand_augment", v2.RandAugment), ("trivial_augment", v2.TrivialAugmentWide)])
+@pytest.mark.parametrize(
+    "name, own", [("rand_augment", v2.RandAugment), ("trivial_augment", v2.TrivialAugmentWide)]
+)
 def test_a_policy_is_torchvisions_seeded_by_the_row(paths: list[Path], name: str, own: type) -> None:
     plain = ImageDataset(paths, LABELS, RULE, Augmentation(), 3)
     data = ImageDataset(paths, LABELS, RULE, Augmentation(policy=name), 3)
     before, changed = torch.get_rng_state(), 0
     for row in range(8):
-        torch.manual_seed(int(np.random.SeedSequence((3, 1, row, POLICY)).generate_state(1, np.uint64)[0]) >> 1)
+        torch.manual_seed(
+            int(np.random.SeedSequence((3, 1, row, POLICY)).generate_state(1, np.uint64)[0]) >> 1
+        )
         cropped = Image.fromarray(plain[1, row]["pixels"].permute(1, 2, 0).numpy())
         expected = to_tensor(own(interpolation=InterpolationMode.BILINEAR)(cropped))
         state = torch.get_rng_state()
@@ -85,15 +97,22 @@ def test_erasing_is_torchvisions_on_the_normalised_image(paths: list[Path]) -> N
     values = RULE.normalize(torch.stack([row["pixels"] for row in rows]))
     found = erase(values, torch.stack([row["erased"] for row in rows]))
     for row in range(8):
-        torch.manual_seed(int(np.random.SeedSequence((3, 0, row, ERASING)).generate_state(1, np.uint64)[0]) >> 1)
+        torch.manual_seed(
+            int(np.random.SeedSequence((3, 0, row, ERASING)).generate_state(1, np.uint64)[0]) >> 1
+        )
         assert torch.equal(found[row], v2.RandomErasing(p=0.7)(values[row])), row
     assert 0 < (found == values).flatten(1).all(dim=1).sum() < 8
-    assert erased_box(0.0, 24, 20).tolist() == [0, 0, 0, 0] and "erased" not in dataset(paths, Augmentation())[0, 0]
+    assert (
+        erased_box(0.0, 24, 20).tolist() == [0, 0, 0, 0]
+        and "erased" not in dataset(paths, Augmentation())[0, 0]
+    )
 
 
 def test_mixup_and_cutmix_make_of_two_rows_what_torchvision_does() -> None:
     generator = np.random.default_rng(0)
-    own, partner = (torch.from_numpy(generator.integers(0, 256, (3, 24, 20), dtype=np.uint8)) for _ in range(2))
+    own, partner = (
+        torch.from_numpy(generator.integers(0, 256, (3, 24, 20), dtype=np.uint8)) for _ in range(2)
+    )
     mixing = Mixing(ALL, 24, 20, 3, [np.arange(8)])
     # Torchvision mixes a row with the one before it in the batch
     labels, batch = torch.tensor([1, 2]), torch.stack([own, partner])
@@ -121,7 +140,9 @@ def test_weights_partners_and_boxes_follow_their_laws() -> None:
     drawn = v2.CutMix(alpha=1.0, num_classes=3)
     torch.manual_seed(0)
     theirs = [drawn.make_params([torch.empty(2, 3, 224, 224)])["lam_adjusted"] for _ in range(2000)]
-    assert np.mean(cuts) == pytest.approx(np.mean(theirs), abs=0.03) and np.std(cuts) == pytest.approx(np.std(theirs), abs=0.03)
+    assert np.mean(cuts) == pytest.approx(np.mean(theirs), abs=0.03) and np.std(cuts) == pytest.approx(
+        np.std(theirs), abs=0.03
+    )
     partners = Counter(mix.partner for mix in mixes)
     assert sorted(partners) == list(range(8)) and partners[5] == pytest.approx(4000 / 3, abs=120)
     for mix in mixes:
@@ -136,7 +157,9 @@ def test_a_partner_that_is_lost_is_the_one_named(paths: list[Path], tmp_path: Pa
     items = [lost[0, row] for row in range(8)]
     partners = [lost.mixing.draw(np.random.default_rng((3, 0, row, 2))).partner for row in range(8)]
     assert [item["bad"] for item in items] == [6 in (row, partner) for row, partner in enumerate(partners)]
-    assert {item["row"] for item in items if item["bad"]} == {6} and len({item["label"].shape for item in items}) == 1
+    assert {item["row"] for item in items if item["bad"]} == {6} and len(
+        {item["label"].shape for item in items}
+    ) == 1
     assert partners.count(6) == 2 and all(item["row"] in (row, 6) for row, item in enumerate(items))
 
 
@@ -154,7 +177,9 @@ def test_balanced_epochs_pass_every_class_as_often(counts: tuple[int, ...]) -> N
         for label, count in enumerate(counts):
             own = [times[row] for row in np.flatnonzero(labels == label).tolist()]
             assert not count or max(own) - min(own) <= 1, "each of its rows as often as the others"
-    assert not np.array_equal(orders[0], orders[1]) and np.array_equal(orders[2], balanced_order(labels, 7, 2))
+    assert not np.array_equal(orders[0], orders[1]) and np.array_equal(
+        orders[2], balanced_order(labels, 7, 2)
+    )
 
 
 def test_a_balanced_order_is_fixed_for_good() -> None:

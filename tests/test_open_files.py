@@ -31,14 +31,31 @@ ROOT = Path(__file__).resolve().parents[1]
 resource = pytest.importorskip("resource", reason="Windows has no such limit")
 
 
-def test_forty_open_files_and_eight_workers_are_refused_before_anything_is_loaded(tiny_backbone: Path, competition: Path) -> None:
-    command = ["train.py", *flags(competition, tiny_backbone, competition.parent / "run"), "--set", "data.workers=8"]
-    code = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); sys.argv = sys.argv[1:]; "
+def test_forty_open_files_and_eight_workers_are_refused_before_anything_is_loaded(
+    tiny_backbone: Path, competition: Path
+) -> None:
+    command = [
+        "train.py",
+        *flags(competition, tiny_backbone, competition.parent / "run"),
+        "--set",
+        "data.workers=8",
+    ]
+    code = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); sys.argv = "
+        "sys.argv[1:]; "
+    )
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
-    result = subprocess.run([sys.executable, "-X", "importtime", "-c", code, *command], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code, *command], cwd=ROOT, capture_output=True, text=True
+    )
     said = [line for line in result.stderr.splitlines() if not line.startswith("import time:")]
     assert result.returncode == EXIT_USER and len(said) == 1
-    assert "8 loader processes" in said[0] and "allows 40" in said[0] and "ulimit -n" in said[0] and "data.workers=0" in said[0]
+    assert (
+        "8 loader processes" in said[0]
+        and "allows 40" in said[0]
+        and "ulimit -n" in said[0]
+        and "data.workers=0" in said[0]
+    )
     assert not [line for line in result.stderr.splitlines() if line.endswith(" torch")]
     assert not (competition.parent / "run").exists()
 
@@ -67,7 +84,9 @@ def test_the_limit_is_raised_where_it_may_be(monkeypatch: pytest.MonkeyPatch) ->
     open_files.allow_workers(2)
 
 
-def test_where_not_every_process_can_be_started_those_that_were_are_ended(tmp_path: Path, monkeypatch) -> None:
+def test_where_not_every_process_can_be_started_those_that_were_are_ended(
+    tmp_path: Path, monkeypatch
+) -> None:
     picture(tmp_path / "a.png", (9, 9, 9), 1)
     original, started = BaseProcess.start, []
 
@@ -80,10 +99,18 @@ def test_where_not_every_process_can_be_started_those_that_were_are_ended(tmp_pa
     dropped = []
     monkeypatch.setattr(sys, "unraisablehook", dropped.append)
     monkeypatch.setattr(BaseProcess, "start", start)
-    loader = make_loader(ImageDataset([tmp_path / "a.png"] * 9, None, Preprocessing(16, 16)), [[row] for row in range(9)], workers=4)
+    loader = make_loader(
+        ImageDataset([tmp_path / "a.png"] * 9, None, Preprocessing(16, 16)),
+        [[row] for row in range(9)],
+        workers=4,
+    )
     assert isinstance(loader, Loader)
     assert run_command(lambda: list(loader)) == EXIT_USER
-    assert len(started) == 2 and not any(process.is_alive() for process in started) and not multiprocessing.active_children()
+    assert (
+        len(started) == 2
+        and not any(process.is_alive() for process in started)
+        and not multiprocessing.active_children()
+    )
     assert not dropped  # torch drops the half-made iterator without a traceback
 
 
@@ -93,16 +120,21 @@ def test_a_program_ends_although_an_error_still_holds_its_loader_processes(tmp_p
 import sys
 from pipeline.data.dataset import ImageDataset, make_loader
 from pipeline.data.transforms import Preprocessing
-held = iter(make_loader(ImageDataset([sys.argv[1]] * 90, None, Preprocessing(16, 16)), [[row] for row in range(90)], workers=2))
+images = ImageDataset([sys.argv[1]] * 90, None, Preprocessing(16, 16))
+held = iter(make_loader(images, [[row] for row in range(90)], workers=2))
 next(held)
 sys.modules["held"] = held  # never collected before the end
 sys.exit(2)
 """
-    result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], cwd=ROOT, timeout=120, capture_output=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.png")], cwd=ROOT, timeout=120, capture_output=True
+    )
     assert result.returncode == 2
 
 
-def fail_at(monkeypatch: pytest.MonkeyPatch, number: int, name: str, after: int = 0, in_worker: bool = False) -> None:
+def fail_at(
+    monkeypatch: pytest.MonkeyPatch, number: int, name: str, after: int = 0, in_worker: bool = False
+) -> None:
     """The system fails with `number` whenever an image called `name` is opened, from the batch `after` on, or
     in loader processes alone.
     """
@@ -121,15 +153,27 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, number: int, name: str, after: int 
     monkeypatch.setattr(compute.Compute, "move", count)
 
 
-@pytest.mark.parametrize(("number", "workers", "said"), [(errno.EMFILE, 0, "ulimit -n"), (errno.EIO, 2, "input/output error")])
+@pytest.mark.parametrize(
+    ("number", "workers", "said"), [(errno.EMFILE, 0, "ulimit -n"), (errno.EIO, 2, "input/output error")]
+)
 def test_training_stops_with_its_state_where_the_system_fails(
-    whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, capsys, number: int, workers: int, said: str
+    whole: Path,
+    tiny_backbone: Path,
+    tmp_path: Path,
+    monkeypatch,
+    capsys,
+    number: int,
+    workers: int,
+    said: str,
 ) -> None:
     """Found in a process of its own, too, of whose errors torch passes on the text alone."""
     more = ["--set", f"data.workers={workers}", "--set", "data.cache_gb=0"]
     with monkeypatch.context() as patched:
         fail_at(patched, number, "red_1.png", 0 if workers else 3, in_worker=bool(workers))
-        assert run_command(lambda: train.main([*flags(whole / "data", tiny_backbone, tmp_path / "run"), *more])) == EXIT_USER
+        assert (
+            run_command(lambda: train.main([*flags(whole / "data", tiny_backbone, tmp_path / "run"), *more]))
+            == EXIT_USER
+        )
     told = capsys.readouterr().err
     assert f"red{os.sep}red_1.png: " in told and said in told and "Traceback" not in told
     assert not (tmp_path / "run" / "run.json").exists()
@@ -137,8 +181,12 @@ def test_training_stops_with_its_state_where_the_system_fails(
     assert_same(tmp_path / "run", whole / "run")
 
 
-@pytest.mark.parametrize(("number", "said"), [(errno.EMFILE, "ulimit -n"), (errno.ESTALE, "stale file handle")])
-def test_prediction_writes_nothing_where_the_system_fails(whole: Path, tmp_path: Path, monkeypatch, capsys, number: int, said: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "said"), [(errno.EMFILE, "ulimit -n"), (errno.ESTALE, "stale file handle")]
+)
+def test_prediction_writes_nothing_where_the_system_fails(
+    whole: Path, tmp_path: Path, monkeypatch, capsys, number: int, said: str
+) -> None:
     fail_at(monkeypatch, number, "t001.png")
     output = tmp_path / "predictions.csv"
     command = ["--model", str(whole / "run"), "--data", str(whole / "data"), "--output", str(output)]
@@ -158,7 +206,16 @@ def test_prediction_stops_where_test_images_vanish(whole: Path, tmp_path: Path, 
         return original(self, batch)
 
     monkeypatch.setattr(compute.Compute, "move", move)
-    command = ["--model", str(whole / "run"), "--data", str(data), "--output", str(output), "--batch-size", "2"]
+    command = [
+        "--model",
+        str(whole / "run"),
+        "--data",
+        str(data),
+        "--output",
+        str(output),
+        "--batch-size",
+        "2",
+    ]
     assert run_command(lambda: inference.main(command)) == EXIT_USER
     told = capsys.readouterr().err
     assert f"error: {data / 'test'}{os.sep}" in told and not output.exists()

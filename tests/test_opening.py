@@ -35,7 +35,12 @@ def saved(format: str, picture: Image.Image = PHOTO, **options: object) -> bytes
 
 def chunk(kind: bytes, content: bytes, wrong: int = 0) -> bytes:
     """A chunk of a PNG; `wrong` is added to its checksum."""
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", (zlib.crc32(kind + content) + wrong) & 0xFFFFFFFF)
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", (zlib.crc32(kind + content) + wrong) & 0xFFFFFFFF)
+    )
 
 
 def png_claiming(width: int, height: int, content: bytes = b"", colour: int = 2) -> bytes:
@@ -47,12 +52,16 @@ DAMAGED_PNG = {
     "comment with a wrong checksum": chunk(b"tEXt", b"Comment\0hello", wrong=1),
     "unknown with a wrong checksum": chunk(b"quXx", b"abc", wrong=1),
     "comment of 3 MB": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(3_000_000))),
-    "comments of 80 MB": b"".join(chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1_000_000))) for _ in range(80)),
+    "comments of 80 MB": b"".join(
+        chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1_000_000))) for _ in range(80)
+    ),
     "international text": chunk(b"iTXt", b"k\0\1\0\0\0garbage"),
     "EXIF that is none": chunk(b"eXIf", b"garbage of no kind"),
     "EXIF cut": chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff"),
     "EXIF with a wrong checksum": chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0", wrong=1),
-    "EXIF as text": chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 10\nzz not hexadecimal")),
+    "EXIF as text": chunk(
+        b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 10\nzz not hexadecimal")
+    ),
     "colour profile": chunk(b"iCCP", b"p"),
     "resolution": chunk(b"pHYs", b"\0"),
     "gamma": chunk(b"gAMA", b""),
@@ -94,7 +103,9 @@ def test_damage_to_what_holds_the_pixels_is_still_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
-def test_a_tiff_whose_comments_cannot_be_read_is_the_picture_without_them(tmp_path: Path, kind: str, compression: str | None) -> None:
+def test_a_tiff_whose_comments_cannot_be_read_is_the_picture_without_them(
+    tmp_path: Path, kind: str, compression: str | None
+) -> None:
     """Pillow stops at the first tag that it cannot read: without its later ones a float image was read as
     whole numbers.
     """
@@ -105,7 +116,12 @@ def test_a_tiff_whose_comments_cannot_be_read_is_the_picture_without_them(tmp_pa
         "float32": rng.random((40, 50)).astype(np.float32),
     }[kind]
     tags = TiffImagePlugin.ImageFileDirectory_v2()
-    tags[270], tags[305], tags[700], tags[34675] = "a long description of it", "some software", b"x" * 100, b"profile" * 9
+    tags[270], tags[305], tags[700], tags[34675] = (
+        "a long description of it",
+        "some software",
+        b"x" * 100,
+        b"profile" * 9,
+    )
     if compression and kind != "float32":
         tags[317] = 2  # differences to the left neighbour
     whole = saved("TIFF", Image.fromarray(values), compression=compression, tiffinfo=tags)
@@ -117,8 +133,15 @@ def test_a_tiff_whose_comments_cannot_be_read_is_the_picture_without_them(tmp_pa
         tag, type_, count, offset = struct.unpack_from("<HHLL", whole, place)
         if tag in metadata.TIFF_DECODING:
             continue
-        for entry in ((tag, type_, count, 10**9), (tag, type_, 2 * 10**9, offset), (tag, 99, count, offset), (tag, 5, count, offset)):
-            (tmp_path / "b.tif").write_bytes(whole[:place] + struct.pack("<HHLL", *entry) + whole[place + 12 :])
+        for entry in (
+            (tag, type_, count, 10**9),
+            (tag, type_, 2 * 10**9, offset),
+            (tag, 99, count, offset),
+            (tag, 5, count, offset),
+        ):
+            (tmp_path / "b.tif").write_bytes(
+                whole[:place] + struct.pack("<HHLL", *entry) + whole[place + 12 :]
+            )
             assert np.array_equal(np.asarray(decode(tmp_path / "b.tif")), expected), entry
             tried += 1
     assert tried == 16
@@ -126,17 +149,28 @@ def test_a_tiff_whose_comments_cannot_be_read_is_the_picture_without_them(tmp_pa
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("lossless", [True, False])
-def test_a_webp_with_a_damaged_chunk_of_metadata_is_the_picture_without_it(tmp_path: Path, mode: str, lossless: bool) -> None:
+def test_a_webp_with_a_damaged_chunk_of_metadata_is_the_picture_without_it(
+    tmp_path: Path, mode: str, lossless: bool
+) -> None:
     picture = PHOTO.convert(mode)
     if mode == "RGBA":
         picture.putalpha(Image.linear_gradient("L").resize(picture.size))
-    whole = saved("WEBP", picture, lossless=lossless, exif=b"Exif\0\0garbage of no kind", xmp=b"<x>" * 5, icc_profile=b"abc" * 20)
+    whole = saved(
+        "WEBP",
+        picture,
+        lossless=lossless,
+        exif=b"Exif\0\0garbage of no kind",
+        xmp=b"<x>" * 5,
+        icc_profile=b"abc" * 20,
+    )
     (tmp_path / "a.webp").write_bytes(whole)
     expected, place, tried = np.asarray(decode(tmp_path / "a.webp")), 12, 0
     while place < len(whole):
         name, length = whole[place : place + 4], struct.unpack_from("<L", whole, place + 4)[0]
         for wrong in (1, 3 * length, 2**31) if name in (b"ICCP", b"EXIF", b"XMP ") else ():
-            (tmp_path / "b.webp").write_bytes(whole[: place + 4] + struct.pack("<L", wrong) + whole[place + 8 :])
+            (tmp_path / "b.webp").write_bytes(
+                whole[: place + 4] + struct.pack("<L", wrong) + whole[place + 8 :]
+            )
             assert np.array_equal(np.asarray(decode(tmp_path / "b.webp")), expected), (name, wrong)
             tried += 1
         place += 8 + length + length % 2
@@ -164,7 +198,9 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize("colour", [0, 2, 4, 6])
-def test_a_small_file_that_claims_128_megapixels_is_refused_before_any_memory_is_taken(tmp_path: Path, colour: int) -> None:
+def test_a_small_file_that_claims_128_megapixels_is_refused_before_any_memory_is_taken(
+    tmp_path: Path, colour: int
+) -> None:
     (tmp_path / "a.png").write_bytes(png_claiming(11_300, 11_300, colour=colour))
     assert (tmp_path / "a.png").stat().st_size < 80
     assert refusal(tmp_path / "a.png").endswith("bytes cannot hold 11,300 x 11,300 pixels")
@@ -203,7 +239,9 @@ def test_what_decoding_takes_depends_on_the_mode_and_the_format(tmp_path: Path) 
     assert found == [7, 13, 15]
 
 
-def test_modes_and_formats_that_would_take_too_much_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modes_and_formats_that_would_take_too_much_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(opening, "MAX_DECODED_BYTES", 10 * 40 * 50)
     (tmp_path / "rgb.png").write_bytes(saved("PNG"))
     (tmp_path / "rgba.png").write_bytes(saved("PNG", PHOTO.convert("RGBA")))
@@ -231,7 +269,12 @@ with opening.opened(sys.argv[1]):
 """
     for large, alone in ((0, True), (10**9, False)):
         command = [sys.executable, "-c", code, str(tmp_path / "a.png"), str(large)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[1]}
+        pipes = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "text": True,
+            "cwd": Path(__file__).parents[1],
+        }
         processes = [subprocess.Popen(command, **pipes) for _ in range(4)]
         assert [process.stdout.readline() for process in processes] == ["ready\n"] * 4
         for process in processes:
@@ -243,13 +286,19 @@ with opening.opened(sys.argv[1]):
 
 
 @pytest.mark.parametrize(("scans", "side", "let_in"), [(40, 60, True), (300, 60, False), (60, 6000, False)])
-def test_progressive_jpegs_of_hundreds_of_scans_are_refused(tmp_path: Path, scans: int, side: int, let_in: bool) -> None:
+def test_progressive_jpegs_of_hundreds_of_scans_are_refused(
+    tmp_path: Path, scans: int, side: int, let_in: bool
+) -> None:
     whole = saved("JPEG", Image.new("RGB", (side, side), (90, 20, 200)), progressive=True)
     again = whole[whole.rindex(b"\xff\xda") : -2]
     for name, rest in (("a.jpg", b""), ("turned.jpg", b"x")):  # the second goes through Pillow
         exif = Image.Exif()
         exif[0x0112] = 6
-        start = saved("JPEG", Image.new("RGB", (side, side), (90, 20, 200)), progressive=True, exif=exif) if rest else whole
+        start = (
+            saved("JPEG", Image.new("RGB", (side, side), (90, 20, 200)), progressive=True, exif=exif)
+            if rest
+            else whole
+        )
         (tmp_path / name).write_bytes(start[:-2] + again * scans + b"\xff\xd9")
         if let_in:
             decode(tmp_path / name)
@@ -285,7 +334,9 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     assert refusal(tmp_path / "a.jpg") == "not a file"
 
 
-def test_postscript_and_its_like_are_no_images_whatever_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postscript_and_its_like_are_no_images_whatever_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("started"))
     bitmap = b"#define a_width 8\n#define a_height 1\nstatic unsigned char a_bits[] = {0x01};\n"
     for name, content in {
@@ -301,7 +352,9 @@ def test_postscript_and_its_like_are_no_images_whatever_their_name(tmp_path: Pat
         assert refusal(tmp_path / name) == "not an image", name
 
 
-def test_transparency_is_put_over_white_in_bands_as_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transparency_is_put_over_white_in_bands_as_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(2)
     rgba = Image.fromarray(rng.integers(0, 255, (70, 30, 4), dtype=np.uint8))
     palette = PHOTO.quantize(8)
@@ -311,7 +364,11 @@ def test_transparency_is_put_over_white_in_bands_as_at_once(tmp_path: Path, monk
         ("palette.png", palette, {"transparency": 3}),
         ("palette2.png", palette, {"transparency": bytes(range(0, 256, 32))}),
         ("key.png", PHOTO, {"transparency": PHOTO.getpixel((3, 3))}),
-        ("deep.png", Image.fromarray(rng.integers(0, 60_000, (70, 30)).astype(np.uint16)), {"transparency": 7}),
+        (
+            "deep.png",
+            Image.fromarray(rng.integers(0, 60_000, (70, 30)).astype(np.uint16)),
+            {"transparency": 7},
+        ),
     ):
         picture.save(tmp_path / name, **options)
         monkeypatch.setattr("pipeline.data.images.BAND_PIXELS", 4_000_000)

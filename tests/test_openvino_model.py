@@ -20,11 +20,27 @@ pytest.importorskip("openvino")
 
 def predict(run: Path, data: Path, output: Path, *flags: str) -> np.ndarray:
     """(N, C) probabilities of the test images, as kept in the run."""
-    inference.main(["--model", str(run), "--data", str(data), "--output", str(output), "--batch-size", "4", "--precision", "fp32", *flags])
+    inference.main(
+        [
+            "--model",
+            str(run),
+            "--data",
+            str(data),
+            "--output",
+            str(output),
+            "--batch-size",
+            "4",
+            "--precision",
+            "fp32",
+            *flags,
+        ]
+    )
     return Predictions.load(run / "test", load_run(run).target).values
 
 
-def test_it_predicts_as_torch_does_and_the_record_says_by_what(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_it_predicts_as_torch_does_and_the_record_says_by_what(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     run, data = tmp_path / "run", finished_run / "data"
     shutil.copytree(finished_run / "run", run)
     by_torch = predict(run, data, tmp_path / "torch.csv")
@@ -51,7 +67,9 @@ def test_in_half_precision_logits_do_not_tie(finished_run: Path, tmp_path: Path)
     assert len(np.unique(rounded)) == rounded.size
 
 
-def test_what_it_cannot_do_is_one_message(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_cannot_do_is_one_message(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = [
         "--model",
         str(finished_run / "run"),

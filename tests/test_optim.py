@@ -37,10 +37,17 @@ def stepped(make, steps: int, lr: float) -> list[float]:
     return rates
 
 
-@pytest.mark.parametrize(("name", "reference"), [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)])
-@pytest.mark.parametrize(("ratio", "rows", "epochs"), [(0.05, 551, 25), (0.0, 100, 3), (0.3, 64, 7), (0.5, 1, 2)])
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)],
+)
+@pytest.mark.parametrize(
+    ("ratio", "rows", "epochs"), [(0.05, 551, 25), (0.0, 100, 3), (0.3, 64, 7), (0.5, 1, 2)]
+)
 def test_rates_are_transformers(name: str, reference, ratio: float, rows: int, epochs: int) -> None:
-    plan = plan_schedule(recipe(**{"schedule.name": name, "schedule.warmup_ratio": ratio, "epochs": epochs}), rows)
+    plan = plan_schedule(
+        recipe(**{"schedule.name": name, "schedule.warmup_ratio": ratio, "epochs": epochs}), rows
+    )
     steps = plan["total_steps"]
     expected = stepped(lambda optimizer: reference(optimizer, math.ceil(ratio * steps), steps), steps, 5e-5)
     assert [lr_at(step, plan) for step in range(steps)] == pytest.approx(expected, rel=1e-9, abs=1e-18)
@@ -51,7 +58,10 @@ def test_stepped_cosine_is_torchs_stepped_once_an_epoch(epochs: int, end_lr: flo
     settings = {"schedule.name": "stepped_cosine", "schedule.warmup_ratio": 0, "schedule.end_lr": end_lr}
     plan = plan_schedule(recipe(**settings, epochs=epochs, **{"optimizer.lr": 2e-5}), 1000)
     per_epoch = plan["steps_per_epoch"]
-    reference = lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs - 1, 1), eta_min=end_lr)  # noqa: E731
+
+    def reference(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs - 1, 1), eta_min=end_lr)
+
     expected = stepped(reference, epochs, 2e-5)
     found = [lr_at(step, plan) for step in range(plan["total_steps"])]
     assert found == pytest.approx([rate for rate in expected for _ in range(per_epoch)], rel=1e-9)
@@ -61,9 +71,15 @@ def test_stepped_cosine_is_torchs_stepped_once_an_epoch(epochs: int, end_lr: flo
 def test_a_rate_to_end_at_and_a_constant_one() -> None:
     plan = plan_schedule(recipe(**{"schedule.end_lr": 1e-5, "schedule.warmup_ratio": 0}), 6400)
     last = plan["total_steps"]
-    assert lr_at(0, plan) == 5e-5 and lr_at(last, plan) == pytest.approx(1e-5) and lr_at(last + 99, plan) == pytest.approx(1e-5)
+    assert (
+        lr_at(0, plan) == 5e-5
+        and lr_at(last, plan) == pytest.approx(1e-5)
+        and lr_at(last + 99, plan) == pytest.approx(1e-5)
+    )
     assert lr_at(last // 2, plan) == pytest.approx(3e-5)
-    constant = plan_schedule(recipe(**{"schedule.name": "constant", "schedule.warmup_ratio": 0.1, "epochs": 10}), 640)
+    constant = plan_schedule(
+        recipe(**{"schedule.name": "constant", "schedule.warmup_ratio": 0.1, "epochs": 10}), 640
+    )
     rates = [lr_at(step, constant) for step in range(100)]
     assert rates[:10] == pytest.approx([5e-6 * step for step in range(10)]) and set(rates[10:]) == {5e-5}
 
@@ -111,7 +127,9 @@ def test_groups_by_decay_and_head() -> None:
     optimizer = build_optimizer(net.named_parameters(), recipe(**settings), "head")
     names = {id(weight): name for name, weight in net.named_parameters()}
     found = {
-        names[id(weight)]: (group["weight_decay"], group["lr_scale"]) for group in optimizer.param_groups for weight in group["params"]
+        names[id(weight)]: (group["weight_decay"], group["lr_scale"])
+        for group in optimizer.param_groups
+        for weight in group["params"]
     }
     assert found == {
         "body.0.bias": (0.0, 1.0),
@@ -137,7 +155,9 @@ def names_of(kind: str) -> list[str]:
         "patch_size": 8,
     }
     config = (
-        BeitConfig(**small) if kind == "beit" else SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 2], num_heads=[1, 2])
+        BeitConfig(**small)
+        if kind == "beit"
+        else SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 2], num_heads=[1, 2])
     )
     with torch.device("meta"):
         return [name for name, _ in AutoModelForImageClassification.from_config(config).named_parameters()]
@@ -148,7 +168,11 @@ def test_each_block_has_a_share_of_the_next_ones_rate_as_beit_was_fine_tuned() -
     decay ** (n + 1 - id).
     """
     names = names_of("beit")
-    scales = rate_scales(names, recipe(**{"optimizer.layer_decay": 0.8, "optimizer.lr": 1e-4, "optimizer.head_lr": 1e-3}), "classifier")
+    scales = rate_scales(
+        names,
+        recipe(**{"optimizer.layer_decay": 0.8, "optimizer.lr": 1e-4, "optimizer.head_lr": 1e-3}),
+        "classifier",
+    )
     for name in names:
         block = re.match(r"beit\.layers\.(\d)", name)
         layer_id = int(block[1]) + 1 if block else 0 if "embeddings" in name else 4
@@ -160,18 +184,38 @@ def test_each_block_has_a_share_of_the_next_ones_rate_as_beit_was_fine_tuned() -
 def test_stages_and_towers_count_their_own_blocks() -> None:
     swin = names_of("swin")
     scales = rate_scales(swin, recipe(**{"optimizer.layer_decay": 0.5}), "classifier")
-    stages = [f"swin.encoder.layers.{part}" for part in ("0.blocks.0.", "0.downsample", "1.blocks.0.", "1.blocks.1.")]
-    found = [{scales[name] for name in swin if name.startswith(start)} for start in ("swin.embeddings", *stages, "swin.layernorm")]
+    stages = [
+        f"swin.encoder.layers.{part}"
+        for part in ("0.blocks.0.", "0.downsample", "1.blocks.0.", "1.blocks.1.")
+    ]
+    found = [
+        {scales[name] for name in swin if name.startswith(start)}
+        for start in ("swin.embeddings", *stages, "swin.layernorm")
+    ]
     assert found == [{0.5**5}, {0.5**4}, {0.5**3}, {0.5**2}, {0.5}, {1.0}]
-    two = [f"{tower}.{name}" for tower in ("text", "image") for name in ("embeddings.w", "layers.0.w", "layers.1.w", "pooler.w")]
-    scales = rate_scales([*two, "head.answer.w"], recipe(**{"optimizer.layer_decay": 0.5, "optimizer.head_lr": 5e-5}), "head")
+    two = [
+        f"{tower}.{name}"
+        for tower in ("text", "image")
+        for name in ("embeddings.w", "layers.0.w", "layers.1.w", "pooler.w")
+    ]
+    scales = rate_scales(
+        [*two, "head.answer.w"], recipe(**{"optimizer.layer_decay": 0.5, "optimizer.head_lr": 5e-5}), "head"
+    )
     assert [scales[name] for name in two] == [0.125, 0.25, 0.5, 1.0] * 2 and scales["head.answer.w"] == 1.0
 
 
 def test_lora_plus_gives_b_its_own_rate() -> None:
     """Hayou et al. 2024 (arXiv:2402.12354): the rate of B is a multiple of A's; nothing else changes."""
-    names = ["m.layers.0.q.lora_A.default.weight", "m.layers.0.q.lora_B.default.weight", "m.classifier.weight"]
-    assert list(rate_scales(names, recipe(**{"lora.b_lr_scale": 16}), "classifier").values()) == [1.0, 16.0, 1.0]
+    names = [
+        "m.layers.0.q.lora_A.default.weight",
+        "m.layers.0.q.lora_B.default.weight",
+        "m.classifier.weight",
+    ]
+    assert list(rate_scales(names, recipe(**{"lora.b_lr_scale": 16}), "classifier").values()) == [
+        1.0,
+        16.0,
+        1.0,
+    ]
 
 
 def test_the_head_of_an_adapted_model_is_found(tiny_backbone) -> None:
@@ -185,7 +229,9 @@ def test_the_head_of_an_adapted_model_is_found(tiny_backbone) -> None:
     assert sizes == {20: 32 * 5 + 5, 1: 2 * 2 * (2 * 32)}
 
 
-@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)]
+)
 def test_a_step_is_the_plain_optimizers(name: str, kind: type) -> None:
     torch.manual_seed(0)
     ours, plain = model(), model()
@@ -196,7 +242,11 @@ def test_a_step_is_the_plain_optimizers(name: str, kind: type) -> None:
     matrices = [weight for weight in plain.parameters() if weight.ndim > 1]
     vectors = [weight for weight in plain.parameters() if weight.ndim == 1]
     options = {"momentum": 0.9} if name == "sgd" else {}
-    reference = kind([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=0.01, **options)
+    reference = kind(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=0.01,
+        **options,
+    )
     for _ in range(3):
         for net, steps in ((ours, optimizer), (plain, reference)):
             x = torch.ones(2, 4)

@@ -36,7 +36,9 @@ def predict(run: Path, data: Path, output: Path) -> Path:
     return output
 
 
-def test_labels_that_the_model_does_not_know_are_an_error_that_shows_both(finished_run: Path, tmp_path: Path) -> None:
+def test_labels_that_the_model_does_not_know_are_an_error_that_shows_both(
+    finished_run: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError) as error:
         predict(finished_run / "run", fruit(tmp_path / "fruit"), tmp_path / "p.csv")
     for name in ("'blue'", "'green'", "'red'", "'apple'", "'lemon'", "'lime'"):
@@ -59,7 +61,9 @@ def test_columns_of_the_sample_that_the_model_lacks_show_both(finished_run: Path
         assert name in str(error.value)
 
 
-def test_where_nothing_can_be_compared_that_is_said(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_nothing_can_be_compared_that_is_said(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     predict(finished_run / "run", fruit(tmp_path / "fruit", train=False), tmp_path / "p.csv")
     assert "not checked: whether the model belongs to this competition" in capsys.readouterr().out
     predict(finished_run / "run", finished_run / "data", tmp_path / "q.csv")
@@ -82,7 +86,9 @@ def test_unknown_labels_by_target(target: Target, labels: list[str], unknown: li
     assert unknown_labels(target, labels) == unknown
 
 
-def test_the_labels_of_a_table_count_where_its_images_are_not_there(finished_run: Path, tmp_path: Path, capsys) -> None:
+def test_the_labels_of_a_table_count_where_its_images_are_not_there(
+    finished_run: Path, tmp_path: Path, capsys
+) -> None:
     data = fruit(tmp_path / "fruit", train=False)
     (data / "train.csv").write_text("id,label\n90,apple\n91,plum\n92,red\n")
     with pytest.raises(UserError, match=r"is a model for other labels(?s:.*)'apple', 'plum'"):
@@ -119,14 +125,21 @@ def plan(*flags: str) -> submit.Plan:
     return submit.preflight(submit._parser().parse_args(["--competition", "colours", *flags]))
 
 
-def test_submit_says_which_run_made_the_file_when_and_how_good_it_is(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_submit_says_which_run_made_the_file_when_and_how_good_it_is(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     record = files.read_json(project / "runs/a/run.json")
     capsys.readouterr()
     made = plan()
     told = capsys.readouterr().out
     assert made.validation_score == f"{record['best']['value']:.6g}"
     assert record["name"] in made.message and f"val_accuracy {made.validation_score}" in made.message
-    assert "runs/a" in told and record["name"] in told and f"val_accuracy {made.validation_score}" in told and made.origin.time[:10] in told
+    assert (
+        "runs/a" in told
+        and record["name"] in told
+        and f"val_accuracy {made.validation_score}" in told
+        and made.origin.time[:10] in told
+    )
 
 
 def test_a_renamed_file_is_known_and_a_changed_one_is_not(project: Path) -> None:
@@ -164,7 +177,9 @@ def test_a_file_for_other_classes_is_not_sent(project: Path) -> None:
         plan()
 
 
-def test_a_terminal_is_asked_before_anything_is_sent(project: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_terminal_is_asked_before_anything_is_sent(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     made, asked = plan(), []
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")

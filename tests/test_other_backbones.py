@@ -29,12 +29,24 @@ from transformers import (
 import inference
 import train
 from pipeline.errors import UserError
-from pipeline.models.backbones import head_name, load_backbone, native_image_size, rebuild_backbone, save_backbone
+from pipeline.models.backbones import (
+    head_name,
+    load_backbone,
+    native_image_size,
+    rebuild_backbone,
+    save_backbone,
+)
 from pipeline.models.lora import attach, load_adapter, merge, save_adapter
 from pipeline.models.roles import modules_of
 
 NAMES = ("blue", "green", "red")
-DINOV2 = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
+DINOV2 = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "patch_size": 14,
+}
 CONVNEXTV2 = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 2, 1], "image_size": 32}
 TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
@@ -43,7 +55,9 @@ def timm_config(architecture: str, **model_args: Any) -> TimmWrapperConfig:
     """A tiny architecture of timm, with the rule of EVA-02's checkpoints."""
     pytest.importorskip("timm")
     rule = {"input_size": [3, 32, 32], "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"}
-    return TimmWrapperConfig(architecture=architecture, model_args=model_args, num_labels=5, pretrained_cfg=rule)
+    return TimmWrapperConfig(
+        architecture=architecture, model_args=model_args, num_labels=5, pretrained_cfg=rule
+    )
 
 
 CONFIGS = {
@@ -51,7 +65,12 @@ CONFIGS = {
     "dinov2-giant": lambda: Dinov2Config(**DINOV2, use_swiglu_ffn=True, num_labels=5),
     "convnextv2": lambda: ConvNextV2Config(**CONVNEXTV2, num_labels=5),
     "siglip": lambda: SiglipConfig(
-        vision_config={"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        }
         | {"image_size": 32, "patch_size": 8},
         num_labels=5,
     ),
@@ -61,14 +80,22 @@ CONFIGS = {
     "timm-eva02-fused": lambda: timm_config("eva02_tiny_patch14_224", **TIMM_VIT),
     "timm-convnextv2": lambda: timm_config("convnextv2_base", dims=[8, 8, 16, 16], depths=[1, 1, 1, 1]),
     "timm-swin": lambda: timm_config(
-        "swin_tiny_patch4_window7_224", img_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4
+        "swin_tiny_patch4_window7_224",
+        img_size=32,
+        embed_dim=8,
+        depths=[1, 1],
+        num_heads=[1, 2],
+        window_size=4,
     ),
     "timm-relpos": lambda: timm_config("vit_relpos_small_patch16_224", **TIMM_VIT),
     "timm-resnet": lambda: timm_config("resnet18", layers=[1, 1, 1, 1], channels=[8, 8, 16, 16]),
 }
 
 
-OF_2023 = {f"attention.{new}_proj": f"attention.attention.{old}" for new, old in (("q", "query"), ("k", "key"), ("v", "value"))}
+OF_2023 = {
+    f"attention.{new}_proj": f"attention.attention.{old}"
+    for new, old in (("q", "query"), ("k", "key"), ("v", "value"))
+}
 OF_2023 |= {"attention.o_proj": "attention.output.dense", "mlp.down_proj": "mlp.weights_out"}
 
 
@@ -90,7 +117,9 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @torch.no_grad()
 def logits(model: nn.Module, size: int = 32) -> torch.Tensor:
-    return model.eval()(pixel_values=torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))).logits
+    return model.eval()(
+        pixel_values=torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    ).logits
 
 
 def small_competition(root: Path) -> Path:
@@ -107,21 +136,52 @@ def small_competition(root: Path) -> Path:
 # ---- the whole road
 
 
-TRAIN = ["--epochs", "1", "--batch-size", "4", "--accumulation-steps", "1", "--lr", "0.01", "--precision", "fp32"]
+TRAIN = [
+    "--epochs",
+    "1",
+    "--batch-size",
+    "4",
+    "--accumulation-steps",
+    "1",
+    "--lr",
+    "0.01",
+    "--precision",
+    "fp32",
+]
 TRAIN += ["--set", "data.workers=0", "--set", "data.val_fraction=0.25", "--set", "optimizer.weight_decay=0"]
 ROADS = {
-    "dinov2-other-size": ("dinov2", ["--lora-rank", "2", "--image-size", "84", "--set", "lora.also_train=[patch_projection,class_token]"]),
+    "dinov2-other-size": (
+        "dinov2",
+        ["--lora-rank", "2", "--image-size", "84", "--set", "lora.also_train=[patch_projection,class_token]"],
+    ),
     "convnextv2-whole": ("convnextv2", ["--lora-rank", "0"]),
-    "timm-vit-other-size": ("timm-vit", ["--lora-rank", "2", "--image-size", "48", "--set", "lora.targets=[qkv,fc2]"]),
+    "timm-vit-other-size": (
+        "timm-vit",
+        ["--lora-rank", "2", "--image-size", "48", "--set", "lora.targets=[qkv,fc2]"],
+    ),
 }
 
 
-@pytest.mark.parametrize(("saved", "flags"), [pytest.param(*road, id=name) for name, road in ROADS.items()], indirect=["saved"])
+@pytest.mark.parametrize(
+    ("saved", "flags"), [pytest.param(*road, id=name) for name, road in ROADS.items()], indirect=["saved"]
+)
 def test_train_then_predict(saved: Path, flags: list[str], tmp_path: Path) -> None:
     data, output = small_competition(tmp_path / "data"), tmp_path / "run"
-    assert train.main(["--data", str(data), "--backbone", str(saved), "--output", str(output), *TRAIN, *flags]) == 0
+    assert (
+        train.main(["--data", str(data), "--backbone", str(saved), "--output", str(output), *TRAIN, *flags])
+        == 0
+    )
     predictions = tmp_path / "predictions.csv"
-    command = ["--model", str(output), "--data", str(data), "--output", str(predictions), "--precision", "fp32"]
+    command = [
+        "--model",
+        str(output),
+        "--data",
+        str(data),
+        "--output",
+        str(predictions),
+        "--precision",
+        "fp32",
+    ]
     assert inference.main(command) == 0
     table = pd.read_csv(predictions).set_index("id")
     assert list(table.columns) == ["blue", "red"] and np.allclose(table.sum(axis=1), 1, atol=1e-4)
@@ -138,7 +198,9 @@ def test_train_then_predict(saved: Path, flags: list[str], tmp_path: Path) -> No
 
         model = PeftModel.from_pretrained(model, output / "model_lora")
     processor = AutoImageProcessor.from_pretrained(base, use_fast=False)
-    pixels = processor([Image.open(data / "test" / f"{name}.png") for name in table.index], return_tensors="pt")["pixel_values"]
+    pixels = processor(
+        [Image.open(data / "test" / f"{name}.png") for name in table.index], return_tensors="pt"
+    )["pixel_values"]
     with torch.no_grad():
         probs = model.eval()(pixel_values=pixels).logits.softmax(dim=1)
     # Its resizing may be torchvision's
@@ -158,8 +220,14 @@ def test_loaded_saved_and_loaded_again(saved: Path, tmp_path: Path) -> None:
     backbone = load_backbone(str(saved), NAMES)
     assert backbone.new_head and backbone.model.get_submodule(head_name(backbone.model)).out_features == 3
     save_backbone(backbone.model, backbone.model.state_dict(), backbone.preprocessing, tmp_path / "again")
-    plain, info = AutoModelForImageClassification.from_pretrained(tmp_path / "again", output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and list(plain.config.id2label.values()) == list(NAMES)
+    plain, info = AutoModelForImageClassification.from_pretrained(
+        tmp_path / "again", output_loading_info=True
+    )
+    assert (
+        not info["missing_keys"]
+        and not info["unexpected_keys"]
+        and list(plain.config.id2label.values()) == list(NAMES)
+    )
     assert torch.equal(logits(plain, size), logits(backbone.model, size))
     rebuilt = rebuild_backbone(tmp_path / "again", 3)
     assert not rebuilt.new_head and torch.equal(logits(rebuilt.model, size), logits(backbone.model, size))
@@ -175,16 +243,24 @@ def test_dinov2_as_it_lies_on_the_hub(kind: str, tmp_path: Path) -> None:
     model = tiny(kind)
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    hub = {name.removeprefix("dinov2."): tensor for name, tensor in tensors.items() if name.startswith("dinov2.")}
+    hub = {
+        name.removeprefix("dinov2."): tensor for name, tensor in tensors.items() if name.startswith("dinov2.")
+    }
     for new, old in OF_2023.items():
         hub = {name.replace(new, old): tensor for name, tensor in hub.items()}
     for name in [name for name in hub if ".mlp.gate_proj." in name]:
-        hub[name.replace("gate_proj", "weights_in")] = torch.cat([hub.pop(name), hub.pop(name.replace("gate_proj", "up_proj"))])
+        hub[name.replace("gate_proj", "weights_in")] = torch.cat(
+            [hub.pop(name), hub.pop(name.replace("gate_proj", "up_proj"))]
+        )
     save_file(hub, tmp_path / "model.safetensors", metadata={"format": "pt"})
     loaded = load_backbone(str(tmp_path), NAMES)
     assert loaded.new_head
     expected = model.state_dict()
-    assert all(torch.equal(weight, expected[name]) for name, weight in loaded.model.state_dict().items() if "classifier" not in name)
+    assert all(
+        torch.equal(weight, expected[name])
+        for name, weight in loaded.model.state_dict().items()
+        if "classifier" not in name
+    )
 
 
 ROLES_OF = {
@@ -208,7 +284,9 @@ def test_an_adapter_on_every_role_learns_and_merges(kind: str, tmp_path: Path) -
     assert len(layers) == len(roles) * {"convnextv2": 5, "timm-convnextv2": 4}.get(kind, 2)
     adapted = attach(model, 2, 4, 0.0, roles)
     adapted(pixel_values=torch.randn(2, 3, size, size)).logits.square().sum().backward()
-    idle = [name for name, weight in adapted.named_parameters() if ".lora_B." in name and not weight.grad.any()]
+    idle = [
+        name for name, weight in adapted.named_parameters() if ".lora_B." in name and not weight.grad.any()
+    ]
     # An adapter on a layer that the forward pass goes around would learn nothing, and nobody would know
     assert not idle
     for weight in adapted.parameters():
@@ -228,15 +306,25 @@ def test_an_adapter_on_every_role_learns_and_merges(kind: str, tmp_path: Path) -
         (
             "convnextv2",
             ("query",),
-            "ConvNextV2ForImageClassification has no query layer; it has fc1, fc2 (--set lora.targets=[fc1,fc2])",
+            "ConvNextV2ForImageClassification has no query layer; it has fc1, fc2 (--set "
+            "lora.targets=[fc1,fc2])",
         ),
-        ("timm-vit", ("query", "value"), "VisionTransformer has no query, value layer; it has qkv, output, fc1, fc2 (--set"),
+        (
+            "timm-vit",
+            ("query", "value"),
+            "VisionTransformer has no query, value layer; it has qkv, output, fc1, fc2 (--set",
+        ),
         (
             "timm-eva02-fused",
             ("qkv",),
-            "Eva uses only the weight of qkv, so an adapter would have no effect; it has output, fc1, fc2 (--set",
+            "Eva uses only the weight of qkv, so an adapter would have no effect; it has output, fc1, fc2 "
+            "(--set",
         ),
-        ("resnet", ("fc1",), "has no fc1 layer; use full fine-tuning (--lora-rank 0); its linear layers end in: classifier.1"),
+        (
+            "resnet",
+            ("fc1",),
+            "has no fc1 layer; use full fine-tuning (--lora-rank 0); its linear layers end in: classifier.1",
+        ),
     ],
 )
 def test_roles_an_architecture_does_not_have(kind: str, roles: tuple[str, ...], message: str) -> None:
@@ -256,7 +344,13 @@ def test_a_checkpoint_as_timm_puts_it_on_the_hub(tmp_path: Path) -> None:
     model_args = {"img_size": 48, "patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 3}
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=4, **model_args).eval()
-    rule = {"input_size": [3, 48, 48], "interpolation": "bilinear", "crop_pct": 0.9, "crop_mode": "center", "classifier": "head"}
+    rule = {
+        "input_size": [3, 48, 48],
+        "interpolation": "bilinear",
+        "crop_pct": 0.9,
+        "crop_mode": "center",
+        "classifier": "head",
+    }
     rule |= {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.4, 0.3], "num_classes": 4}
     config = {
         "architecture": "vit_tiny_patch16_224",
@@ -270,8 +364,12 @@ def test_a_checkpoint_as_timm_puts_it_on_the_hub(tmp_path: Path) -> None:
     backbone = load_backbone(str(tmp_path), ("a", "b", "c", "d"))
     assert not backbone.new_head and native_image_size(backbone.model) == 48
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
-    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, pretrained_cfg=rule), is_training=False)
-    ours = backbone.preprocessing.normalize(torch.from_numpy(np.array(backbone.preprocessing.resize(image))).permute(2, 0, 1)[None])
+    transform = timm.data.create_transform(
+        **timm.data.resolve_data_config({}, pretrained_cfg=rule), is_training=False
+    )
+    ours = backbone.preprocessing.normalize(
+        torch.from_numpy(np.array(backbone.preprocessing.resize(image))).permute(2, 0, 1)[None]
+    )
     theirs = transform(image)[None]
     assert (ours - theirs).abs().max() < 1e-5
     with torch.no_grad():
@@ -282,7 +380,12 @@ def test_a_timm_checkpoint_without_a_head(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **TIMM_VIT)
     rule = {"input_size": [3, 32, 32], "crop_pct": 1.0, "num_classes": 0}
-    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": TIMM_VIT, "pretrained_cfg": rule}
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 0,
+        "model_args": TIMM_VIT,
+        "pretrained_cfg": rule,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file(model.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
     backbone = load_backbone(str(tmp_path), NAMES)
@@ -295,7 +398,11 @@ def test_timm_at_another_size_keeps_its_table(saved: Path) -> None:
     native, wider = load_backbone(str(saved), NAMES), load_backbone(str(saved), NAMES, image_size=48)
     assert wider.preprocessing.height == 48 and logits(wider.model, 48).shape == (2, 3)
     weights = wider.model.state_dict()
-    assert all(torch.equal(weights[name], weight) for name, weight in native.model.state_dict().items() if ".head." not in name)
+    assert all(
+        torch.equal(weights[name], weight)
+        for name, weight in native.model.state_dict().items()
+        if ".head." not in name
+    )
 
 
 @pytest.mark.parametrize(
@@ -304,7 +411,10 @@ def test_timm_at_another_size_keeps_its_table(saved: Path) -> None:
     indirect=["saved"],
 )
 def test_a_size_that_a_timm_model_does_not_take(saved: Path, size: int, reason: str) -> None:
-    with pytest.raises(UserError, match=f"--image-size {size}: timm's .*, made for 32 px, does not run at this size: .*{reason}"):
+    with pytest.raises(
+        UserError,
+        match=f"--image-size {size}: timm's .*, made for 32 px, does not run at this size: .*{reason}",
+    ):
         load_backbone(str(saved), NAMES, image_size=size)
 
 
@@ -325,7 +435,13 @@ def test_timm_keeps_its_class_token_where_no_adapter_can_save_it() -> None:
     with pytest.raises(UserError, match=r"VisionTransformer .*class_token.*PEFT"):
         attach(tiny("timm-vit"), 2, 4, 0.0, ("qkv",), ("class_token",))
     adapted = attach(tiny("timm-vit"), 2, 4, 0.0, ("qkv",), ("patch_projection",))
-    assert sum(".modules_to_save." in name and "patch_embed.proj" in name for name, _ in adapted.named_parameters()) == 2
+    assert (
+        sum(
+            ".modules_to_save." in name and "patch_embed.proj" in name
+            for name, _ in adapted.named_parameters()
+        )
+        == 2
+    )
 
 
 # ---- batch norms

@@ -26,7 +26,8 @@ HALF = Pace(112, train=0.025, predict=0.005, start=10)  # 21 s
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("9h", 32400), ("90m", 5400), ("2h30m", 9000), ("1.5h", 5400), ("45min", 2700), (" 9H ", 32400)]
+    ("text", "seconds"),
+    [("9h", 32400), ("90m", 5400), ("2h30m", 9000), ("1.5h", 5400), ("45min", 2700), (" 9H ", 32400)],
 )
 def test_times(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds
@@ -52,7 +53,12 @@ def test_what_is_no_time(text: str) -> None:
 )
 def test_the_rule(seconds: float, size: int, epochs: int, folds: int | None, expected: float) -> None:
     found = propose(Limits(seconds, ROWS), [OWN, HALF])
-    assert (found.pace.image_size, found.epochs, found.folds, found.seconds) == (size, epochs, folds, pytest.approx(expected))
+    assert (found.pace.image_size, found.epochs, found.folds, found.seconds) == (
+        size,
+        epochs,
+        folds,
+        pytest.approx(expected),
+    )
 
 
 def test_many_rows_have_epochs_and_few_have_steps() -> None:
@@ -103,7 +109,9 @@ def plan(competition: Path, backbone: Path, *more: str) -> int:
     return train.main([*words, *more])
 
 
-def test_the_plan_is_a_file_and_a_command_that_runs(tmp_path: Path, competition: Path, tiny_backbone: Path, capsys, monkeypatch) -> None:
+def test_the_plan_is_a_file_and_a_command_that_runs(
+    tmp_path: Path, competition: Path, tiny_backbone: Path, capsys, monkeypatch
+) -> None:
     """In a folder with a space and a quote in its name."""
     data = tmp_path / "bob's birds"
     competition.rename(data)
@@ -115,9 +123,24 @@ def test_the_plan_is_a_file_and_a_command_that_runs(tmp_path: Path, competition:
     assert len(lines) - start == 6  # five lines, and the command
     command = shlex.split(lines[-1])
     assert command[:4] == ["python", "train.py", "--recipe", "plan-bob's birds.yaml"]
-    assert command[4:] == ["--data", str(data), "--folds", "5", "--max-minutes", "120", "--output", "runs/plan-bob's birds", "--floor"]
+    assert command[4:] == [
+        "--data",
+        str(data),
+        "--folds",
+        "5",
+        "--max-minutes",
+        "120",
+        "--output",
+        "runs/plan-bob's birds",
+        "--floor",
+    ]
     recipe = load_recipe("plan-bob's birds.yaml")
-    assert (recipe.epochs, recipe.image_size, recipe.effective_batch_size, recipe.data.val_fraction) == (1, 32, 32, 0.25)
+    assert (recipe.epochs, recipe.image_size, recipe.effective_batch_size, recipe.data.val_fraction) == (
+        1,
+        32,
+        32,
+        0.25,
+    )
     assert recipe.schedule.min_steps == 0  # which would be more epochs than were planned
     assert train.main([*command[2:], "--dry-run"]) == 0
     again = Path("plan-bob's birds.yaml").read_text()
@@ -126,7 +149,9 @@ def test_the_plan_is_a_file_and_a_command_that_runs(tmp_path: Path, competition:
 
 
 @pytest.mark.slow
-def test_a_plan_with_folds_is_trained(tmp_path: Path, competition: Path, tiny_backbone: Path, capsys, monkeypatch) -> None:
+def test_a_plan_with_folds_is_trained(
+    tmp_path: Path, competition: Path, tiny_backbone: Path, capsys, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert plan(competition, tiny_backbone, "--epochs", "1", "--folds", "2") == 0
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
@@ -134,7 +159,9 @@ def test_a_plan_with_folds_is_trained(tmp_path: Path, competition: Path, tiny_ba
     assert read_json(tmp_path / "runs/plan-data/run.json")["folds"]["count"] == 2
 
 
-def test_too_little_time_says_how_much_is_needed(competition: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch) -> None:
+def test_too_little_time_says_how_much_is_needed(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch
+) -> None:
     """The tiny backbone has drop path: its features cannot be computed once, so the head alone is no way
     out.
     """
@@ -145,7 +172,9 @@ def test_too_little_time_says_how_much_is_needed(competition: Path, tiny_backbon
     assert [path for path in os.listdir() if path.endswith(".yaml")] == []
 
 
-def test_the_head_alone_where_more_does_not_fit(competition: Path, tiny_backbone: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_the_head_alone_where_more_does_not_fit(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
     steady = tmp_path / "steady"
     shutil.copytree(tiny_backbone, steady)
     config = json.loads((steady / "config.json").read_text())
@@ -156,7 +185,12 @@ def test_the_head_alone_where_more_does_not_fit(competition: Path, tiny_backbone
     assert plan(competition, steady) == 0
     command = shlex.split(capsys.readouterr().out.splitlines()[-1])
     recipe = load_recipe("plan-data.yaml")
-    assert (recipe.head_only, recipe.lora.rank, recipe.augmentation.in_use, recipe.epochs) == (True, 0, [], 30)
+    assert (recipe.head_only, recipe.lora.rank, recipe.augmentation.in_use, recipe.epochs) == (
+        True,
+        0,
+        [],
+        30,
+    )
     train.main([*command[2:], "--dry-run"])
     assert "computed once" in capsys.readouterr().out
 
@@ -164,4 +198,8 @@ def test_the_head_alone_where_more_does_not_fit(competition: Path, tiny_backbone
 def test_flags_that_make_no_sense_beside_a_plan(competition: Path, tiny_backbone: Path) -> None:
     with pytest.raises(UserError) as caught:
         plan(competition, tiny_backbone, "--resume", "--dry-run", "--folds", "1")
-    assert re.findall(r"--resume|--dry-run|--folds 1", str(caught.value)) == ["--resume", "--dry-run", "--folds 1"]
+    assert re.findall(r"--resume|--dry-run|--folds 1", str(caught.value)) == [
+        "--resume",
+        "--dry-run",
+        "--folds 1",
+    ]

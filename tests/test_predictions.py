@@ -45,7 +45,9 @@ def test_aligned_by_id_and_refused_where_one_is_missing() -> None:
 
 
 def test_saved_and_loaded_keeps_ids_as_text(tmp_path: Path) -> None:
-    saved = Predictions(("0012", "NA", "1e5"), np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]], dtype=np.float32), CLASSES)
+    saved = Predictions(
+        ("0012", "NA", "1e5"), np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]], dtype=np.float32), CLASSES
+    )
     saved.save(tmp_path / "test")
     loaded = Predictions.load(tmp_path / "test", CLASSES)
     assert loaded.ids == saved.ids and (loaded.values == saved.values).all()
@@ -70,4 +72,7 @@ def test_the_mean_joins_by_id_and_refuses_other_outputs() -> None:
     second = Predictions(("y", "x"), np.array([[0.5, 0.5], [0.5, 0.5]], dtype=np.float32), CLASSES)
     assert average([first, second], [1, 1]).values == pytest.approx(np.array([[0.75, 0.25], [0.25, 0.75]]))
     with pytest.raises(UserError, match="'c'"):
-        average([first, Predictions(("x", "y"), np.ones((2, 2), dtype=np.float32) / 2, multiclass(["a", "c"]))], [1, 1])
+        average(
+            [first, Predictions(("x", "y"), np.ones((2, 2), dtype=np.float32) / 2, multiclass(["a", "c"]))],
+            [1, 1],
+        )

@@ -44,13 +44,20 @@ def test_choices_are_logistic_regression(target) -> None:
 
 def test_yes_or_no_and_several_labels_are_one_regression_each() -> None:
     truth = np.stack([points > np.quantile(points, share) for share in (0.3, 0.5, 0.7)], axis=1)
-    expected = of_pipeline(MultiOutputClassifier(LogisticRegression(max_iter=1000)), truth).predict_proba(NEW.astype(float))
+    expected = of_pipeline(MultiOutputClassifier(LogisticRegression(max_iter=1000)), truth).predict_proba(
+        NEW.astype(float)
+    )
     one = fit_probe(BINARY, FEATURES, ["1" if row else "0" for row in truth[:, 0]])
     np.testing.assert_allclose(BINARY.activate(one.logits(NEW))[:, 0], expected[0][:, 1], atol=1e-4)
-    labels = [LABELS.separator.join(name for name, here in zip(LABELS.names, row, strict=False) if here) for row in truth]
+    labels = [
+        LABELS.separator.join(name for name, here in zip(LABELS.names, row, strict=False) if here)
+        for row in truth
+    ]
     several = fit_probe(LABELS, FEATURES, labels)
     values = LABELS.activate(several.logits(NEW))
-    np.testing.assert_allclose(values[:, :3], np.stack([column[:, 1] for column in expected], axis=1), atol=1e-4)
+    np.testing.assert_allclose(
+        values[:, :3], np.stack([column[:, 1] for column in expected], axis=1), atol=1e-4
+    )
     np.testing.assert_allclose(values[:, 3:], 0.5 / 121, atol=1e-6)  # labels that no row has
 
 
@@ -65,7 +72,9 @@ def test_numbers_are_ridge_regression() -> None:
 def test_a_class_without_rows_and_classes_of_two() -> None:
     target = multiclass(["a", "b", "c"])
     truth = (points > np.median(points)).astype(int)
-    values = target.activate(fit_probe(target, FEATURES, [target.names[2 * one] for one in truth]).logits(NEW))
+    values = target.activate(
+        fit_probe(target, FEATURES, [target.names[2 * one] for one in truth]).logits(NEW)
+    )
     expected = of_pipeline(LogisticRegression(max_iter=1000), truth).predict_proba(NEW.astype(float))
     assert values[:, 1].max() < 0.01
     np.testing.assert_allclose(values[:, 2] / (values[:, 0] + values[:, 2]), expected[:, 1], atol=1e-4)
@@ -73,7 +82,18 @@ def test_a_class_without_rows_and_classes_of_two() -> None:
 
 
 def flags(data: Path, backbone: Path, output: Path, *more: str) -> list[str]:
-    recipe = ["--epochs", "2", "--batch-size", "6", "--accumulation-steps", "1", "--precision", "fp32", "--set", "data.val_fraction=0.25"]
+    recipe = [
+        "--epochs",
+        "2",
+        "--batch-size",
+        "6",
+        "--accumulation-steps",
+        "1",
+        "--precision",
+        "fp32",
+        "--set",
+        "data.val_fraction=0.25",
+    ]
     return ["--data", str(data), "--backbone", str(backbone), "--output", str(output), *recipe, *more]
 
 
@@ -97,7 +117,18 @@ def begun(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probe, "fit_probe", fit)
-        train.main(flags(root / "data", tiny_backbone, root / "run", "--floor", "--set", "head.init=probe", "--lr", "1e-9"))
+        train.main(
+            flags(
+                root / "data",
+                tiny_backbone,
+                root / "run",
+                "--floor",
+                "--set",
+                "head.init=probe",
+                "--lr",
+                "1e-9",
+            )
+        )
     return root
 
 
@@ -105,7 +136,10 @@ def test_a_floor_stands_beside_the_score(begun: Path) -> None:
     """A run that starts from the probe and does not move scores what the probe does; the page says both."""
     floor, best = record(begun / "run")["floor"], record(begun / "run")["best"]
     assert floor["value"] == best["value"] and floor["seconds"] >= 0
-    assert f"linear probe on frozen features: {100 * floor['value']:.1f}%" in Page(begun / "run" / "report.html").text
+    assert (
+        f"linear probe on frozen features: {100 * floor['value']:.1f}%"
+        in Page(begun / "run" / "report.html").text
+    )
 
 
 def test_the_head_starts_as_the_probe_and_is_saved_plainly(begun: Path) -> None:
@@ -115,14 +149,20 @@ def test_the_head_starts_as_the_probe_and_is_saved_plainly(begun: Path) -> None:
     target = multiclass(sorted(set(seen["labels"])))
     expected = fit_probe(target, seen["features"], list(seen["labels"]))
     saved = load_file(begun / "run/model_lora/adapter_model.safetensors")
-    np.testing.assert_allclose(saved["base_model.model.classifier.weight"].numpy(), expected.weight, atol=1e-6)
+    np.testing.assert_allclose(
+        saved["base_model.model.classifier.weight"].numpy(), expected.weight, atol=1e-6
+    )
     np.testing.assert_allclose(saved["base_model.model.classifier.bias"].numpy(), expected.bias, atol=1e-6)
     assert seen["features"].shape == (18, 32)
 
 
-def test_a_run_from_a_probe_that_was_stopped_goes_on_bit_for_bit(begun: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
+def test_a_run_from_a_probe_that_was_stopped_goes_on_bit_for_bit(
+    begun: Path, tiny_backbone: Path, tmp_path: Path, capsys
+) -> None:
     """The floor and the head are in what the run was started with: neither is computed again."""
-    words = flags(begun / "data", tiny_backbone, tmp_path / "run", "--floor", "--set", "head.init=probe", "--lr", "1e-9")
+    words = flags(
+        begun / "data", tiny_backbone, tmp_path / "run", "--floor", "--set", "head.init=probe", "--lr", "1e-9"
+    )
     with pytest.raises(Interrupted):
         train.main([*words, "--max-minutes", "0"])
     capsys.readouterr()
@@ -135,24 +175,41 @@ def test_a_run_from_a_probe_that_was_stopped_goes_on_bit_for_bit(begun: Path, ti
 
 def test_what_has_no_floor_says_so(begun: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no validation rows"):
-        train.main([*flags(begun / "data", tiny_backbone, tmp_path / "a", "--floor"), "--set", "data.val_fraction=0"])
+        train.main(
+            [*flags(begun / "data", tiny_backbone, tmp_path / "a", "--floor"), "--set", "data.val_fraction=0"]
+        )
     with pytest.raises(UserError, match="expected random for vqa"):
         train.main(["--recipe", "easy-vqa", "--set", "head.init=probe", "--output", str(tmp_path / "b")])
     with pytest.raises(Interrupted):
-        train.main(flags(begun / "data", tiny_backbone, tmp_path / "c", "--lora-rank", "0", "--max-minutes", "0"))
+        train.main(
+            flags(begun / "data", tiny_backbone, tmp_path / "c", "--lora-rank", "0", "--max-minutes", "0")
+        )
     with pytest.raises(UserError, match="its backbone was trained"):
         train.main(["--data", str(begun / "data"), "--output", str(tmp_path / "c"), "--resume", "--floor"])
 
 
 @pytest.mark.slow
-def test_two_processes_start_from_the_same_probe_and_train_the_head_on_features(begun: Path, tiny_backbone: Path) -> None:
+def test_two_processes_start_from_the_same_probe_and_train_the_head_on_features(
+    begun: Path, tiny_backbone: Path
+) -> None:
     from test_processes import in_one_thread, together
 
     steady = begun / "steady" / "model_beit"
     shutil.copytree(tiny_backbone, steady)
     config = json.loads((steady / "config.json").read_text())
     (steady / "config.json").write_text(json.dumps(config | {"drop_path_rate": 0.0}))
-    more = ["--lora-rank", "0", "--set", "head_only=true", "--set", "head.init=probe", "--floor", *PLAIN, "--batch-size", "2"]
+    more = [
+        "--lora-rank",
+        "0",
+        "--set",
+        "head_only=true",
+        "--set",
+        "head.init=probe",
+        "--floor",
+        *PLAIN,
+        "--batch-size",
+        "2",
+    ]
     words = [flags(begun / "data", steady, begun / name, *more) for name in ("one", "two")]
     in_one_thread(train.main, words[0])
     code, out, err = together(2, [["train", *words[1]]])

@@ -44,17 +44,60 @@ def flags(root: Path, backbone: Path, output: str, *more: str) -> list[str]:
     """Augmentation of every kind, noise, dropout, stochastic depth; groups of four micro-batches, the last of
     an epoch of two and a smaller one.
     """
-    recipe = ["--epochs", "2", "--batch-size", "2", "--accumulation-steps", "4", "--lr", "0.01", "--precision", "fp32"]
-    recipe += ["--set", "data.val_fraction=0.25", "--set", "augmentation.noise=0.05", "--set", "optimizer.max_grad_norm=1"]
-    every = ("augmentation.policy=rand_augment", "augmentation.erasing=0.5", "augmentation.mixup=0.4", "augmentation.cutmix=1")
-    recipe += [word for key in (*every, "data.sampling=classes", "optimizer.loss=focal", "optimizer.ema=0.9") for word in ("--set", key)]
-    return ["--data", str(root / "data"), "--backbone", str(backbone), "--output", str(root / output), *recipe, *more]
+    recipe = [
+        "--epochs",
+        "2",
+        "--batch-size",
+        "2",
+        "--accumulation-steps",
+        "4",
+        "--lr",
+        "0.01",
+        "--precision",
+        "fp32",
+    ]
+    recipe += [
+        "--set",
+        "data.val_fraction=0.25",
+        "--set",
+        "augmentation.noise=0.05",
+        "--set",
+        "optimizer.max_grad_norm=1",
+    ]
+    every = (
+        "augmentation.policy=rand_augment",
+        "augmentation.erasing=0.5",
+        "augmentation.mixup=0.4",
+        "augmentation.cutmix=1",
+    )
+    recipe += [
+        word
+        for key in (*every, "data.sampling=classes", "optimizer.loss=focal", "optimizer.ema=0.9")
+        for word in ("--set", key)
+    ]
+    return [
+        "--data",
+        str(root / "data"),
+        "--backbone",
+        str(backbone),
+        "--output",
+        str(root / output),
+        *recipe,
+        *more,
+    ]
 
 
 def torchrun(count: int, *words: str, **env: str) -> subprocess.Popen:
     command = [*TORCHRUN, str(count), *words]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | env)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+    )
 
 
 def together(count: int, commands: list[list], fault: str = "") -> tuple[int, str, str]:
@@ -75,7 +118,12 @@ def in_one_thread(main, words: list[str]) -> int:
 
 
 def resume(root: Path, output: str, *more: str) -> None:
-    assert in_one_thread(train.main, ["--data", str(root / "data"), "--output", str(root / output), "--resume", *more]) == 0
+    assert (
+        in_one_thread(
+            train.main, ["--data", str(root / "data"), "--output", str(root / output), "--resume", *more]
+        )
+        == 0
+    )
 
 
 def assert_same(a: Path, b: Path, names: tuple[str, ...] = SAME) -> None:
@@ -97,7 +145,16 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Itera
     in_one_thread(train.main, flags(root, tiny_backbone, "full-one", *full))
     shared = [*full, "--set", "optimizer.ema=0"]
     in_one_thread(train.main, flags(root, tiny_backbone, "whole", *shared))
-    predict = ["--model", str(root / "one"), "--data", str(root / "data"), "--batch-size", "2", "--precision", "fp32"]
+    predict = [
+        "--model",
+        str(root / "one"),
+        "--data",
+        str(root / "data"),
+        "--batch-size",
+        "2",
+        "--precision",
+        "fp32",
+    ]
     in_one_thread(inference.main, [*predict, "--output", str(root / "one.csv")])
     for path in (root / "one").glob("test.*"):
         path.unlink()
@@ -120,7 +177,9 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Itera
 def test_two_processes_give_the_bits_of_one(root: Path) -> None:
     assert_same(root / "one", root / "two")
     record = json.loads((root / "two" / "run.json").read_text())
-    assert (record["processes"], record["threads"]) == (2, 1) and record["command"].startswith("torchrun --standalone --nproc-per-node 2 ")
+    assert (record["processes"], record["threads"]) == (2, 1) and record["command"].startswith(
+        "torchrun --standalone --nproc-per-node 2 "
+    )
     assert json.loads((root / "one" / "run.json").read_text())["processes"] == 1
 
 
@@ -136,11 +195,16 @@ def test_stopped_by_one_and_finished_by_two(root: Path) -> None:
 
 
 def test_reduced_gradients_are_equal_to_rounding(root: Path) -> None:
-    one, two = (load_file(root / name / "model_beit" / "model.safetensors") for name in ("full-one", "full-two"))
+    one, two = (
+        load_file(root / name / "model_beit" / "model.safetensors") for name in ("full-one", "full-two")
+    )
     assert one.keys() == two.keys()
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4, msg=name)
-    losses = [[json.loads(line)["train_loss"] for line in (root / name / "metrics.jsonl").open()] for name in ("full-one", "full-two")]
+    losses = [
+        [json.loads(line)["train_loss"] for line in (root / name / "metrics.jsonl").open()]
+        for name in ("full-one", "full-two")
+    ]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
@@ -149,10 +213,16 @@ def test_shared_out_weights_are_equal_to_rounding_and_saved_as_ordinary_ones(roo
     assert one.keys() == two.keys()
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5, msg=name)
-    assert (root / "parts/model_beit/config.json").read_bytes() == (root / "whole/model_beit/config.json").read_bytes()
-    model, info = BeitForImageClassification.from_pretrained(root / "parts" / "model_beit", output_loading_info=True)
+    assert (root / "parts/model_beit/config.json").read_bytes() == (
+        root / "whole/model_beit/config.json"
+    ).read_bytes()
+    model, info = BeitForImageClassification.from_pretrained(
+        root / "parts" / "model_beit", output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    torch.testing.assert_close(model.classifier.weight.detach(), one["classifier.weight"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model.classifier.weight.detach(), one["classifier.weight"], rtol=1e-4, atol=1e-5
+    )
     predictions = [np.load(root / name / "val_probs.npy") for name in ("whole", "parts")]
     np.testing.assert_allclose(predictions[1], predictions[0], atol=1e-5)
 
@@ -170,7 +240,9 @@ def test_only_the_first_prints(root: Path) -> None:
 def test_a_killed_process_ends_the_other_with_one_message(root: Path, tiny_backbone: Path) -> None:
     words = flags(root, tiny_backbone, "killed", "--set", "checkpoint.every_minutes=0.00001")
     code, _, err = together(2, [["train", *words]], "killed:1:9")
-    assert code == 1 and err.count("error: ") == 1 and "error: another process of this command has ended" in err
+    assert (
+        code == 1 and err.count("error: ") == 1 and "error: another process of this command has ended" in err
+    )
     assert f"torchrun --standalone --nproc-per-node 2 train.py --output {root / 'killed'} --resume\n" in err
     resume(root, "killed")
     assert_same(root / "killed", root / "one")
@@ -184,7 +256,11 @@ def test_processes_that_see_different_data_say_which(root: Path, tiny_backbone: 
     words[words.index("0.01")] = ["0.01", "0.02"]
     code, _, err = together(2, [["train", *words]])
     (message,) = [line for line in err.splitlines() if line.startswith("  - ")]
-    assert code == 1 and message.startswith("  - process 1 on ") and "other flags or recipe and images or labels" in message
+    assert (
+        code == 1
+        and message.startswith("  - process 1 on ")
+        and "other flags or recipe and images or labels" in message
+    )
     assert err.count("error: ") == 1 and not (root / "differing").exists()
 
 
@@ -240,21 +316,37 @@ def test_more_processes_than_rows(root: Path, tiny_backbone: Path, monkeypatch: 
     with pytest.raises(UserError, match="19 processes for 18 training rows: --nproc-per-node 18 at most"):
         train.main(flags(root, tiny_backbone, "unused", "--dry-run"))
     with pytest.raises(UserError, match="19 processes for 5 test images: --nproc-per-node 5 at most"):
-        inference.main(["--model", str(root / "one"), "--data", str(root / "data"), "--output", str(root / "unused.csv")])
+        inference.main(
+            ["--model", str(root / "one"), "--data", str(root / "data"), "--output", str(root / "unused.csv")]
+        )
     assert not (root / "unused").exists() and not (root / "unused.csv").exists()
 
 
 @pytest.mark.slow
 def test_questions_are_answered_with_the_bits_of_one_process(tmp_path: Path, tiny_backbone: Path) -> None:
     make_questions(tmp_path / "data")
-    recipe = question_recipe(tmp_path, tiny_backbone, epochs="2", accumulation_steps="3", augmentation="{noise: 0.05}")
-    words = {name: ["--recipe", str(recipe), "--data", str(tmp_path / "data"), "--output", str(tmp_path / name)] for name in ("one", "two")}
-    predict = {name: ["--model", str(tmp_path / "one"), *words[name][2:4], "--output", str(tmp_path / f"{name}.csv")] for name in words}
+    recipe = question_recipe(
+        tmp_path, tiny_backbone, epochs="2", accumulation_steps="3", augmentation="{noise: 0.05}"
+    )
+    words = {
+        name: ["--recipe", str(recipe), "--data", str(tmp_path / "data"), "--output", str(tmp_path / name)]
+        for name in ("one", "two")
+    }
+    predict = {
+        name: ["--model", str(tmp_path / "one"), *words[name][2:4], "--output", str(tmp_path / f"{name}.csv")]
+        for name in words
+    }
     in_one_thread(train.main, words["one"])
     in_one_thread(inference.main, [*predict["one"], "--batch-size", "4", "--precision", "fp32"])
     for path in (tmp_path / "one").glob("test.*"):
         path.unlink()
-    code, out, err = together(2, [["train", *words["two"]], ["inference", *predict["two"], "--batch-size", "4", "--precision", "fp32"]])
+    code, out, err = together(
+        2,
+        [
+            ["train", *words["two"]],
+            ["inference", *predict["two"], "--batch-size", "4", "--precision", "fp32"],
+        ],
+    )
     assert code == 0, out + err
     assert_same(tmp_path / "one", tmp_path / "two", OF_QUESTIONS)
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
@@ -274,10 +366,22 @@ def test_more_processes_than_cards(monkeypatch: pytest.MonkeyPatch) -> None:
 WAYS = {  # of training that the run of all tests above has not
     "average": ["checkpoint.keep=average", "checkpoint.average_last=2"],
     "soup": ["checkpoint.keep=soup"],
-    "start": ["lora.init=olora", "lora.use_rslora=true", "optimizer.logit_adjustment=1", "optimizer.loss=auto", "data.sampling=rows"],
+    "start": [
+        "lora.init=olora",
+        "lora.use_rslora=true",
+        "optimizer.logit_adjustment=1",
+        "optimizer.loss=auto",
+        "data.sampling=rows",
+    ],
     "probe": ["head.init=probe", "lora.variant=dora", "lora.also_train=[norms]"],
     "head": ["lora.rank=0", "head_only=true", "augmentation.random_resized_crop=false"],
-    "everything": ["lora.rank=0", "optimizer.lr=1e-3", "drop_path=0.1", "optimizer.layer_decay=0.8", "gradient_sum=exact"],
+    "everything": [
+        "lora.rank=0",
+        "optimizer.lr=1e-3",
+        "drop_path=0.1",
+        "optimizer.layer_decay=0.8",
+        "gradient_sum=exact",
+    ],
     "half": ["activation_checkpointing=true", "data.workers=2"],
 }
 
@@ -287,7 +391,12 @@ def test_every_way_of_training_has_the_bits_of_one_process(tmp_path: Path, tiny_
     make_competition(tmp_path / "data")
 
     def words(name: str, count: int) -> list[str]:
-        given = flags(tmp_path, tiny_backbone, f"{name}-{count}", *(word for key in WAYS[name] for word in ("--set", key)))
+        given = flags(
+            tmp_path,
+            tiny_backbone,
+            f"{name}-{count}",
+            *(word for key in WAYS[name] for word in ("--set", key)),
+        )
         return ["train", *given, "--epochs", "3", *(["--precision", "bf16"] if name == "half" else [])]
 
     for name in WAYS:
@@ -305,14 +414,18 @@ def test_every_way_of_training_has_the_bits_of_one_process(tmp_path: Path, tiny_
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_killed_at_any_moment_and_resumed_by_another_number(root: Path, tiny_backbone: Path, tmp_path: Path, count: int, seed: int) -> None:
+def test_killed_at_any_moment_and_resumed_by_another_number(
+    root: Path, tiny_backbone: Path, tmp_path: Path, count: int, seed: int
+) -> None:
     draw = np.random.default_rng((seed, count))
     words = ["--set", "checkpoint.every_minutes=0.00001"]
     before, rank = int(draw.integers(2, 5)), int(draw.integers(0, 2))
     output = tmp_path / "run"
     train_words = [*flags(root, tiny_backbone, "unused", *words)]
     train_words[train_words.index("--output") + 1] = str(output)
-    code, _, _ = together(before, [["train", *train_words]], f"killed:{min(rank, before - 1)}:{draw.integers(3, 7)}")
+    code, _, _ = together(
+        before, [["train", *train_words]], f"killed:{min(rank, before - 1)}:{draw.integers(3, 7)}"
+    )
     assert code == 1 and not (output / "run.json").exists()
     code, out, err = together(count, [["train", *train_words, "--resume"]])
     assert code == 0, out + err
@@ -349,10 +462,18 @@ def test_a_process_told_to_stop_stops_all(root: Path, tiny_backbone: Path, rank:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_torchrun_told_to_stop_keeps_the_state(root: Path, tiny_backbone: Path, number: signal.Signals) -> None:
+def test_torchrun_told_to_stop_keeps_the_state(
+    root: Path, tiny_backbone: Path, number: signal.Signals
+) -> None:
     output = root / f"ended-{number.name}"
     process = torchrun(
-        2, "train.py", *flags(root, tiny_backbone, output.name), "--epochs", "10000", "--set", "checkpoint.every_minutes=0.001"
+        2,
+        "train.py",
+        *flags(root, tiny_backbone, output.name),
+        "--epochs",
+        "10000",
+        "--set",
+        "checkpoint.every_minutes=0.001",
     )
     while len(list((output / "state").glob("[0-9]*.json"))) < 2 and process.poll() is None:
         time.sleep(0.2)
@@ -387,7 +508,9 @@ def test_what_nobody_foresaw_has_its_traceback(root: Path, tiny_backbone: Path) 
     ],
 )
 def test_bad_input_is_one_message(root: Path, tiny_backbone: Path, words: list[str], says: str) -> None:
-    code, _, err = together(20 if says.count("20") else 2, [["train", *flags(root, tiny_backbone, "bad", *words)]])
+    code, _, err = together(
+        20 if says.count("20") else 2, [["train", *flags(root, tiny_backbone, "bad", *words)]]
+    )
     assert code == 1 and err.count(says) == 1 and err.count("error: ") == 1 and not (root / "bad").exists()
 
 
@@ -403,7 +526,13 @@ def test_without_torchrun_its_processes_end(root: Path, tiny_backbone: Path) -> 
     """torchrun was killed, and nobody is left who could end them."""
     output = root / "orphans"
     process = torchrun(
-        2, "train.py", *flags(root, tiny_backbone, output.name), "--epochs", "10000", "--set", "checkpoint.every_minutes=0.001"
+        2,
+        "train.py",
+        *flags(root, tiny_backbone, output.name),
+        "--epochs",
+        "10000",
+        "--set",
+        "checkpoint.every_minutes=0.001",
     )
     while len(list((output / "state").glob("[0-9]*.json"))) < 2 and process.poll() is None:
         time.sleep(0.2)

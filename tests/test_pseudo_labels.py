@@ -31,13 +31,36 @@ def first(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> tupl
     """Data with five test images, and two folds that predicted them."""
     root = tmp_path_factory.mktemp("pseudo")
     data = make_competition(root / "data")
-    train.main(["--data", str(data), "--backbone", str(tiny_backbone), "--output", str(root / "first"), "--folds", "2", *FLAGS])
+    train.main(
+        [
+            "--data",
+            str(data),
+            "--backbone",
+            str(tiny_backbone),
+            "--output",
+            str(root / "first"),
+            "--folds",
+            "2",
+            *FLAGS,
+        ]
+    )
     predict(data, root / "first", root)
     return data, root / "first"
 
 
 def predict(data: Path, model: Path, folder: Path) -> None:
-    inference.main(["--model", str(model), "--data", str(data), "--output", str(folder / "predictions.csv"), "--precision", "fp32"])
+    inference.main(
+        [
+            "--model",
+            str(model),
+            "--data",
+            str(data),
+            "--output",
+            str(folder / "predictions.csv"),
+            "--precision",
+            "fp32",
+        ]
+    )
 
 
 def read(data: Path) -> Competition:
@@ -61,7 +84,9 @@ def test_the_labels_are_those_of_the_models_that_saw_no_validation_row(first: tu
         found = taken(first, fold, threshold)
         sure = mean.max(axis=1) >= threshold
         assert [row.label for row in found.rows] == [names[number] for number in mean.argmax(axis=1)[sure]]
-        assert found.record["rows"] == 3 and found.record["of"] == 5 and found.record["threshold"] == threshold
+        assert (
+            found.record["rows"] == 3 and found.record["of"] == 5 and found.record["threshold"] == threshold
+        )
         members = (1, 2) if fold is None else (fold,)
         assert found.record["models"] == [str(folder / f"fold-{number}") for number in members]
     assert all(row.path.parent.name == "test" for row in found.rows)
@@ -71,18 +96,24 @@ def test_models_that_have_all_seen_validation_rows_are_refused(first: tuple[Path
     data, folder = first
     of = read_folds(folder / "folds.csv")
     both = [next(row_id for row_id, number in of.items() if number == fold) for fold in (1, 2)]
-    with pytest.raises(UserError, match=r"every model there has trained on validation rows.*data.val_fraction=0"):
+    with pytest.raises(
+        UserError, match=r"every model there has trained on validation rows.*data.val_fraction=0"
+    ):
         read_pseudo_labels(str(folder), 0.1, read(data), both)
 
 
 def test_what_does_not_fit_is_refused(first: tuple[Path, Path], tmp_path: Path) -> None:
     data, folder = first
-    with pytest.raises(UserError, match=r"no test image has a probability of at least 1; the largest is 0\.\d+"):
+    with pytest.raises(
+        UserError, match=r"no test image has a probability of at least 1; the largest is 0\.\d+"
+    ):
         taken(first, threshold=1)
     changed = tmp_path / "data"
     shutil.copytree(data, changed)
     picture(next(iter(sorted((changed / "test").iterdir()))), (1, 2, 3), 9)
-    with pytest.raises(UserError, match=r"predicted other test images than those of .*python inference.py --model"):
+    with pytest.raises(
+        UserError, match=r"predicted other test images than those of .*python inference.py --model"
+    ):
         taken((changed, folder))
     shutil.rmtree(changed / "test")
     with pytest.raises(UserError, match="has no test images"):
@@ -95,10 +126,14 @@ def test_what_does_not_fit_is_refused(first: tuple[Path, Path], tmp_path: Path) 
     copy = tmp_path / "first"
     shutil.copytree(folder, copy)
     (copy / "fold-1/test.json").unlink()
-    with pytest.raises(UserError, match=r"fold-1 has no predictions of the test images; make them with: python inference.py"):
+    with pytest.raises(
+        UserError, match=r"fold-1 has no predictions of the test images; make them with: python inference.py"
+    ):
         taken((data, copy), 1)
     assert taken((data, copy), 2).rows  # the other fold is not asked
-    with pytest.raises(UserError, match="does not exist; expected the folder of a finished run, or a CSV file"):
+    with pytest.raises(
+        UserError, match="does not exist; expected the folder of a finished run, or a CSV file"
+    ):
         read_pseudo_labels(str(tmp_path / "gone"), 0.9, read(data), [])
 
 
@@ -116,25 +151,53 @@ def test_a_table_names_every_problem_at_once(first: tuple[Path, Path], tmp_path:
     assert [(row.id, row.label) for row in found.rows] == [(ids[0], "red"), (ids[3], "blue")]
     assert found.record["per_class"] == {"blue": 1, "red": 1} and found.record["source"] == str(path)
     with pytest.raises(UserError) as caught:
-        read_pseudo_labels(str(write(("nobody", "red"), (ids[0], "rde"), (ids[1], "red"), (ids[1], "blue"))), 0.9, competition, [])
+        read_pseudo_labels(
+            str(write(("nobody", "red"), (ids[0], "rde"), (ids[1], "red"), (ids[1], "blue"))),
+            0.9,
+            competition,
+            [],
+        )
     text = str(caught.value)
-    assert "row 2: no test image has the id 'nobody'" in text and "row 3: no class 'rde'" in text and "row 5: " in text
+    assert (
+        "row 2: no test image has the id 'nobody'" in text
+        and "row 3: no class 'rde'" in text
+        and "row 5: " in text
+    )
 
 
-def test_the_second_round_trains_on_them_and_validates_on_labelled_rows(first, tmp_path: Path, tiny_backbone: Path, monkeypatch) -> None:
+def test_the_second_round_trains_on_them_and_validates_on_labelled_rows(
+    first, tmp_path: Path, tiny_backbone: Path, monkeypatch
+) -> None:
     """A fold, then the same one stopped in its epoch; its rows, what is known of the classes, and the
     page.
     """
     data, folder = first
-    keys = ["--set", f"data.pseudo_labels={folder}", "--set", "data.pseudo_threshold=0.1", "--folds", "2", "--fold", "2"]
+    keys = [
+        "--set",
+        f"data.pseudo_labels={folder}",
+        "--set",
+        "data.pseudo_threshold=0.1",
+        "--folds",
+        "2",
+        "--fold",
+        "2",
+    ]
     flags = ["--data", str(data), "--backbone", str(tiny_backbone), *FLAGS, *keys]
     train.main([*flags, "--output", str(tmp_path / "whole")])
     run = tmp_path / "whole/fold-2"
     record = read_json(run / "run.json")
     plain = read_json(folder / "fold-2/run.json")
-    assert record["counts"]["train"] == plain["counts"]["train"] + 5 and record["counts"]["val"] == plain["counts"]["val"]
-    assert record["prior"] == plain["prior"] and record["counts"]["train_per_class"] == plain["counts"]["train_per_class"]
-    assert record["pseudo_labels"]["rows"] == 5 and record["pseudo_labels"]["models"] == [str(folder / "fold-2")]
+    assert (
+        record["counts"]["train"] == plain["counts"]["train"] + 5
+        and record["counts"]["val"] == plain["counts"]["val"]
+    )
+    assert (
+        record["prior"] == plain["prior"]
+        and record["counts"]["train_per_class"] == plain["counts"]["train_per_class"]
+    )
+    assert record["pseudo_labels"]["rows"] == 5 and record["pseudo_labels"]["models"] == [
+        str(folder / "fold-2")
+    ]
     with open(run / "val_predictions.csv", newline="", encoding="utf-8") as file:
         validated = [row["id"] for row in csv.DictReader(file)]
     with open(folder / "fold-2/val_predictions.csv", newline="", encoding="utf-8") as file:
@@ -149,12 +212,22 @@ def test_the_second_round_trains_on_them_and_validates_on_labelled_rows(first, t
         assert (run / name).read_bytes() == (tmp_path / "stopped/fold-2" / name).read_bytes(), name
 
 
-def test_a_resumed_run_takes_the_same_rows_or_refuses(first, tmp_path: Path, tiny_backbone: Path, monkeypatch) -> None:
+def test_a_resumed_run_takes_the_same_rows_or_refuses(
+    first, tmp_path: Path, tiny_backbone: Path, monkeypatch
+) -> None:
     data, _ = first
     ids = [row.id for row in read(data).test]
     path = tmp_path / "labels.csv"
     path.write_text(f"id,label\n{ids[0]},red\n{ids[1]},blue\n")
-    flags = ["--data", str(data), "--backbone", str(tiny_backbone), *FLAGS, "--set", f"data.pseudo_labels={path}"]
+    flags = [
+        "--data",
+        str(data),
+        "--backbone",
+        str(tiny_backbone),
+        *FLAGS,
+        "--set",
+        f"data.pseudo_labels={path}",
+    ]
     with monkeypatch.context() as patched:
         interrupt_after(patched, 1)
         with pytest.raises(Interrupted):

@@ -53,20 +53,32 @@ def records(count: int, num_classes: int, label_bytes: int, seed: int) -> bytes:
 
 def cifar10() -> dict[str, bytes]:
     names = "\n".join(CIFAR_10) + "\n\n"
-    batches = {f"data_batch_{number}.bin": records(20, 10, 1, number) for number in range(1, 6)} | {"test_batch.bin": records(20, 10, 1, 6)}
-    return {f"cifar-10-batches-bin/{name}": data for name, data in ({"batches.meta.txt": names.encode()} | batches).items()}
+    batches = {f"data_batch_{number}.bin": records(20, 10, 1, number) for number in range(1, 6)} | {
+        "test_batch.bin": records(20, 10, 1, 6)
+    }
+    return {
+        f"cifar-10-batches-bin/{name}": data
+        for name, data in ({"batches.meta.txt": names.encode()} | batches).items()
+    }
 
 
 def cifar100() -> dict[str, bytes]:
     names = "\n".join(f"class_{number}" for number in range(100)) + "\n"
-    members = {"fine_label_names.txt": names.encode(), "train.bin": records(200, 100, 2, 1), "test.bin": records(100, 100, 2, 2)}
+    members = {
+        "fine_label_names.txt": names.encode(),
+        "train.bin": records(200, 100, 2, 1),
+        "test.bin": records(100, 100, 2, 2),
+    }
     return {f"cifar-100-binary/{name}": data for name, data in members.items()}
 
 
 def fastai(folder: str, class_names: dict[str, str]) -> dict[str, bytes]:
     members = {f"{folder}/noisy.csv": b"path\n"}
     for seed, wordnet_id in enumerate(class_names):
-        members |= {f"{folder}/train/{wordnet_id}/{wordnet_id}_{number}.JPEG": jpeg(10 * seed + number) for number in range(2)}
+        members |= {
+            f"{folder}/train/{wordnet_id}/{wordnet_id}_{number}.JPEG": jpeg(10 * seed + number)
+            for number in range(2)
+        }
         members[f"{folder}/val/{wordnet_id}/ILSVRC2012_val_{seed:08d}.JPEG"] = jpeg(1000 + seed)
     return members
 
@@ -118,7 +130,9 @@ def publish(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
         bodies, archives = [tgz(part) for part in members or FORMS[name]], []
         for archive, body in zip(SETS[name].archives, bodies, strict=True):
             server.replies[f"/{archive.name}"] = [Reply(body)]
-            archives.append(Archive(f"{server.url}/{archive.name}", len(body), hashlib.sha256(body).hexdigest()))
+            archives.append(
+                Archive(f"{server.url}/{archive.name}", len(body), hashlib.sha256(body).hexdigest())
+            )
         monkeypatch.setitem(SETS, name, replace(SETS[name], archives=tuple(archives)))
         return bodies
 
@@ -136,7 +150,9 @@ def rows(path: str | Path) -> list[dict[str, str]]:
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -148,19 +164,28 @@ def test_a_set_becomes_a_competition_whose_solution_scores_one(publish, capsys, 
     record = json.loads((data_dir / "dataset.json").read_text())
     # ours, and no data
     assert not any("splits.csv" in note or "dataset.json" in note for note in competition.notes)
-    assert record["dataset"] == name and record["images"] == {"train": len(competition.train), "test": len(competition.test)}
+    assert record["dataset"] == name and record["images"] == {
+        "train": len(competition.train),
+        "test": len(competition.test),
+    }
     assert sorted(path.name for path in data_dir.iterdir()) == sorted(
         ["dataset.json", "sample_submission.csv", "solution.csv", "splits.csv", "test", "train"]
     )
     solution = {row["id"]: row["label"] for row in rows("data/solution.csv")}
-    assert list(competition.form.ids) == list(solution) and set(solution.values()) <= set(competition.class_names)
-    assert {row.id for row in (*competition.train, *competition.test)} == {row["id"] for row in rows("data/splits.csv")}
+    assert list(competition.form.ids) == list(solution) and set(solution.values()) <= set(
+        competition.class_names
+    )
+    assert {row.id for row in (*competition.train, *competition.test)} == {
+        row["id"] for row in rows("data/splits.csv")
+    }
 
     Path("predictions.csv").write_bytes(Path("data/solution.csv").read_bytes())
     capsys.readouterr()
     assert score.main(["--solution", "data/solution.csv"]) == 0
     assert "accuracy" in (printed := capsys.readouterr().out)
-    assert all(line.endswith("1.0000") for line in printed.splitlines() if line.startswith(("accuracy", "f1")))
+    assert all(
+        line.endswith("1.0000") for line in printed.splitlines() if line.startswith(("accuracy", "f1"))
+    )
 
 
 def test_cifar_pixels_and_labels_are_the_records_own(publish):
@@ -174,7 +199,10 @@ def test_cifar_pixels_and_labels_are_the_records_own(publish):
         batch, _, number = row["original"].partition("#")
         record = members[batch][3073 * int(number) : 3073 * (int(number) + 1)]
         assert labels[row["id"]] == CIFAR_10[record[0]]
-        path = Path("data/test" if row["split"] == "test" else f"data/train/{labels[row['id']]}") / f"{row['id']}.png"
+        path = (
+            Path("data/test" if row["split"] == "test" else f"data/train/{labels[row['id']]}")
+            / f"{row['id']}.png"
+        )
         pixels = np.asarray(Image.open(path))
         # Row y, column x: its red value is byte 32 y + x of the record's pixels, green and blue follow 1,024
         # and 2,048 later.
@@ -198,7 +226,10 @@ def test_photographs_stay_as_they_are_and_their_ids_say_nothing(publish):
     assert {row["split"] for row in splits} == {"train", "val"}
     of_test = [row for row in splits if row["split"] == "val"]
     for row in of_test:
-        assert Path(f"data/test/{row['id']}.jpeg").read_bytes() == FORMS["imagewoof"][0][f"imagewoof2/{row['original']}"]
+        assert (
+            Path(f"data/test/{row['id']}.jpeg").read_bytes()
+            == FORMS["imagewoof"][0][f"imagewoof2/{row['original']}"]
+        )
     assert [row["id"] for row in of_test] == [f"test_{number:05d}" for number in range(1, 11)]
     assert [row["original"] for row in of_test] != sorted(row["original"] for row in of_test)
 
@@ -221,7 +252,10 @@ def test_the_same_archives_give_the_same_folder_and_a_second_call_changes_nothin
     capsys.readouterr()
     assert fetch("imagewoof") == 0
     printed = capsys.readouterr().out
-    assert "imagewoof is in data already" in printed and "python train.py --recipe vit-tiny-imagewoof --data data\n" in printed
+    assert (
+        "imagewoof is in data already" in printed
+        and "python train.py --recipe vit-tiny-imagewoof --data data\n" in printed
+    )
     assert everything(Path("data")) == before and len(server.seen) == requests
 
 
@@ -238,7 +272,9 @@ def test_a_cut_download_is_continued_by_the_next_call(server, publish):
 
 def test_an_archive_announced_as_gzip_transfer_stays_an_archive(server, publish):
     (body,) = publish("cifar10")
-    server.replies["/cifar-10-binary.tar.gz"] = [Reply(body, headers={"Content-Encoding": "x-gzip"}, cut_at=100_000)]
+    server.replies["/cifar-10-binary.tar.gz"] = [
+        Reply(body, headers={"Content-Encoding": "x-gzip"}, cut_at=100_000)
+    ]
     server.replies["/cifar-10-binary.tar.gz"] += [Reply(body, headers={"Content-Encoding": "x-gzip"})]
     assert fetch("cifar10") == 0
     assert "range" in server.seen[-1][1]
@@ -299,7 +335,10 @@ def test_what_the_folder_holds_is_never_touched(server, publish, capsys):
     fetch("pets")
     before = everything(Path("data"))
     assert fetch("cub200", "--yes") == EXIT_USER
-    assert "data already holds the set 'pets'; name another folder: --data data_cub200" in capsys.readouterr().err
+    assert (
+        "data already holds the set 'pets'; name another folder: --data data_cub200"
+        in capsys.readouterr().err
+    )
     assert everything(Path("data")) == before
 
     Path("other").mkdir()
@@ -314,7 +353,10 @@ def test_a_set_has_a_folder_of_its_own_beside_a_competition(publish, monkeypatch
     publish("pets")
     publish("cub200")
     assert install.main(["--dataset", "pets"]) == 0
-    assert "python inference.py --data data/pets && make score SOLUTION=data/pets/solution.csv" in capsys.readouterr().out
+    assert (
+        "python inference.py --data data/pets && make score SOLUTION=data/pets/solution.csv"
+        in capsys.readouterr().out
+    )
     make_competition(Path("unpacked/data"))
     monkeypatch.setattr(install.cli, "not_ready", list)
     monkeypatch.setattr(install, "_download", lambda slug, folder: None)
@@ -348,14 +390,18 @@ def test_an_interrupted_move_is_finished_by_the_next_call(publish, monkeypatch, 
 
 def test_the_disk_is_looked_at_before_the_first_byte(server, publish, monkeypatch, capsys):
     publish("pets")
-    monkeypatch.setattr("pipeline.fetch.archives.shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(
+        "pipeline.fetch.archives.shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000})
+    )
     assert fetch("pets") == EXIT_USER
     assert "data/.pets.download has 1.0 kB free" in capsys.readouterr().err
     assert server.seen == []
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(UserError, match=r"'cifar-10' is not known \(nearest: 'cifar10'\); .*: cifar10, cifar100, imagewoof"):
+    with pytest.raises(
+        UserError, match=r"'cifar-10' is not known \(nearest: 'cifar10'\); .*: cifar10, cifar100, imagewoof"
+    ):
         install.main(["--dataset", "cifar-10"])
     with pytest.raises(SystemExit):
         install.main(["--dataset", "pets", "--competition", "dogs"])

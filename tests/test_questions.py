@@ -61,7 +61,13 @@ def test_cleaning_never_empties_a_text_and_settles(text: str) -> None:
 def asked(answers: Sequence[str], per_image: int = 2) -> list[Row]:
     """One row for each answer, so many in a row about one image."""
     return [
-        Row(str(number), Path(f"{number // per_image}.jpg"), answer, f"what is number {number}?", image_id=str(number // per_image))
+        Row(
+            str(number),
+            Path(f"{number // per_image}.jpg"),
+            answer,
+            f"what is number {number}?",
+            image_id=str(number // per_image),
+        )
         for number, answer in enumerate(answers)
     ]
 
@@ -102,7 +108,9 @@ def test_by_question_a_line_says_that_it_leaks() -> None:
 
 def test_drawn_by_seed_whatever_the_order_of_the_rows() -> None:
     first, again = prepared(MANY, image_fraction=0.5), prepared(MANY[::-1], image_fraction=0.5)
-    assert sorted(ids(first.val)) == sorted(ids(again.val)) and sorted(ids(first.train)) == sorted(ids(again.train))
+    assert sorted(ids(first.val)) == sorted(ids(again.val)) and sorted(ids(first.train)) == sorted(
+        ids(again.train)
+    )
     other = prepared(MANY, image_fraction=0.5, seed=2)
     assert sorted(ids(first.val)) != sorted(ids(other.val))
 
@@ -133,16 +141,28 @@ def test_other_answers_count_as_wrong_or_are_dropped() -> None:
 
 def test_answers_are_counted_on_training_rows_alone() -> None:
     result = prepared(MANY, top_answers=3)
-    lonely = [*MANY, *(Row(f"x{number}", result.val[0].path, "only in validation", "?") for number in range(9))]
+    lonely = [
+        *MANY,
+        *(Row(f"x{number}", result.val[0].path, "only in validation", "?") for number in range(9)),
+    ]
     assert "only in validation" not in prepared(lonely, top_answers=1000).class_names
 
 
 def test_a_resumed_run_keeps_its_rows_and_answers() -> None:
     first = prepared(MANY, image_fraction=0.5, top_answers=2)
-    former = [(row.id, row.label or "", part) for part, rows in (("train", first.train), ("val", first.val)) for row in rows]
+    former = [
+        (row.id, row.label or "", part)
+        for part, rows in (("train", first.train), ("val", first.val))
+        for row in rows
+    ]
     more = [*MANY[::-1], *asked(["green"] * 300)[200:]]
     again = prepared(more, image_fraction=0.5, top_answers=2, former=former, answers=first.class_names)
-    assert (again.train, again.val, again.class_names, again.indices) == (first.train, first.val, first.class_names, first.indices)
+    assert (again.train, again.val, again.class_names, again.indices) == (
+        first.train,
+        first.val,
+        first.class_names,
+        first.indices,
+    )
     fewer = prepared(MANY[50:], former=former, answers=first.class_names)
     assert ids(fewer.train) == [row.id for row in first.train if int(row.id) >= 50]
 

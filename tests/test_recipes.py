@@ -34,15 +34,23 @@ VIT_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads"
 BEIT = {"use_relative_position_bias": True, "use_mean_pooling": True, "layer_scale_init_value": 0.1}
 # What the config.json of each hub model says beyond the defaults of its class.
 HUB_CONFIGS: dict[str, Callable[..., Any]] = {
-    "microsoft/beit-large-patch16-384": lambda **k: BeitConfig(**VIT_LARGE, **BEIT, intermediate_size=4096, image_size=384, **k),
+    "microsoft/beit-large-patch16-384": lambda **k: BeitConfig(
+        **VIT_LARGE, **BEIT, intermediate_size=4096, image_size=384, **k
+    ),
     "microsoft/beit-base-patch16-224": lambda **k: BeitConfig(**BEIT, **k),
     "google/vit-base-patch16-224": lambda **k: ViTConfig(**k),
     "google/vit-base-patch16-224-in21k": lambda **k: ViTConfig(**k),
     "google/vit-base-patch16-384": lambda **k: ViTConfig(image_size=384, **k),
-    "WinKawaks/vit-tiny-patch16-224": lambda **k: ViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768, **k),
+    "WinKawaks/vit-tiny-patch16-224": lambda **k: ViTConfig(
+        hidden_size=192, num_attention_heads=3, intermediate_size=768, **k
+    ),
     "microsoft/swin-base-patch4-window7-224": lambda **k: SwinConfig(**BASE, **k),
-    "microsoft/swin-large-patch4-window12-384": lambda **k: SwinConfig(**LARGE, window_size=12, image_size=384, **k),
-    "microsoft/swinv2-base-patch4-window12-192-22k": lambda **k: Swinv2Config(**BASE, window_size=12, image_size=192, **k),
+    "microsoft/swin-large-patch4-window12-384": lambda **k: SwinConfig(
+        **LARGE, window_size=12, image_size=384, **k
+    ),
+    "microsoft/swinv2-base-patch4-window12-192-22k": lambda **k: Swinv2Config(
+        **BASE, window_size=12, image_size=192, **k
+    ),
     "microsoft/swinv2-large-patch4-window12to24-192to384-22kto1k-ft": lambda **k: Swinv2Config(
         **LARGE, window_size=24, image_size=384, pretrained_window_sizes=[12, 12, 12, 6], **k
     ),
@@ -51,7 +59,9 @@ HUB_CONFIGS: dict[str, Callable[..., Any]] = {
     "facebook/convnextv2-base-22k-384": lambda **k: ConvNextV2Config(
         depths=[3, 3, 27, 3], hidden_sizes=[128, 256, 512, 1024], image_size=384, **k
     ),
-    "timm/eva02_large_patch14_448.mim_m38m_ft_in22k_in1k": lambda **k: TimmWrapperConfig(architecture="eva02_large_patch14_448", **k),
+    "timm/eva02_large_patch14_448.mim_m38m_ft_in22k_in1k": lambda **k: TimmWrapperConfig(
+        architecture="eva02_large_patch14_448", **k
+    ),
 }
 # Recipe: classes, parameters of the model, trainable ones. "report": printed there, or its number with the
 # head exchanged. "timm": the sum over timm's own implementation of the same architecture, num_classes as
@@ -90,7 +100,11 @@ EXPECTED = {
 def hub_recipes() -> list[str]:
     """Recipes of this task whose backbone is a hub id: owner/name."""
     recipes = {name: load_recipe(name) for name in recipe_names()}
-    return [name for name, recipe in recipes.items() if recipe.task == "classification" and recipe.backbone.count("/") == 1]
+    return [
+        name
+        for name, recipe in recipes.items()
+        if recipe.task == "classification" and recipe.backbone.count("/") == 1
+    ]
 
 
 def count(recipe: Recipe, num_classes: int) -> tuple[int, int]:
@@ -98,7 +112,9 @@ def count(recipe: Recipe, num_classes: int) -> tuple[int, int]:
     if recipe.backbone.startswith("timm/"):
         pytest.importorskip("timm")
     with torch.device("meta"):
-        model = AutoModelForImageClassification.from_config(HUB_CONFIGS[recipe.backbone](num_labels=num_classes))
+        model = AutoModelForImageClassification.from_config(
+            HUB_CONFIGS[recipe.backbone](num_labels=num_classes)
+        )
         if recipe.lora.rank:
             lora = recipe.lora
             model = attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train)
@@ -122,7 +138,10 @@ def test_the_head_comment_names_a_source_and_quotes_these_numbers(name: str) -> 
     lines = (RECIPES_DIR / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
     assert "Source: " in comment and ("It gave: " in comment or "not run here" in comment)
-    counts = {int(number.replace(",", "")) for number in re.findall(r"([\d,]{7,}) (?:trainable )?(?:parameters|trainable)", comment)}
+    counts = {
+        int(number.replace(",", ""))
+        for number in re.findall(r"([\d,]{7,}) (?:trainable )?(?:parameters|trainable)", comment)
+    }
     assert counts <= set(EXPECTED[name][1:]), counts
 
 
@@ -132,8 +151,12 @@ def test_numbers_that_the_reports_contradict_themselves_on_are_quoted_both() -> 
         assert all(number in text for number in ("91.65", "91.45", "88.78", "90.12"))
 
 
-@pytest.mark.parametrize("grid", sorted(path.stem for path in GRIDS.glob("*.yaml") if "rows:" in path.read_text(encoding="utf-8")))
+@pytest.mark.parametrize(
+    "grid", sorted(path.stem for path in GRIDS.glob("*.yaml") if "rows:" in path.read_text(encoding="utf-8"))
+)
 def test_every_row_of_a_benchmarks_grid_is_a_recipe(grid: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])  # where the benchmarks are started
     loaded = load_grid(grid_file(grid))
-    assert len(loaded.trials) == len(loaded.rows) > 1 and {trial.recipe.image_size for trial in loaded.trials} <= {112, 168, 224}
+    assert len(loaded.trials) == len(loaded.rows) > 1 and {
+        trial.recipe.image_size for trial in loaded.trials
+    } <= {112, 168, 224}

@@ -28,7 +28,11 @@ def weights(content):
 
 MODEL = {"model_beit/config.json": CONFIG, "model_beit/model.safetensors": weights("weights")}
 MODEL |= {"model_lora/adapter_config.json": "{}", "model_lora/adapter_model.safetensors": weights("adapter")}
-RUN = MODEL | {"run.json": json.dumps({"format": 1, "class_names": ["cat", "dog"]}), "metrics.jsonl": "{}\n", "figures/loss.png": "png"}
+RUN = MODEL | {
+    "run.json": json.dumps({"format": 1, "class_names": ["cat", "dog"]}),
+    "metrics.jsonl": "{}\n",
+    "figures/loss.png": "png",
+}
 DATA = {"data/train.csv": "id,label\n1,cat\n", "data/train/1.jpg": "jpg"}
 
 
@@ -53,7 +57,11 @@ def digest(path):
 
 def tree(folder):
     """Every file under `folder` with its content."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def texts(folder, *without):
@@ -68,7 +76,8 @@ def test_release_yaml_names_everything_and_is_relative_to_its_folder(place):
     folder.mkdir()
     write_zip(folder / "r.zip", MODEL)
     (folder / "release.yaml").write_text(
-        f"source: r.zip\nsha256: {digest(folder / 'r.zip').upper()}\nsize: {(folder / 'r.zip').stat().st_size}\nname: v1\n"
+        f"source: r.zip\nsha256: {digest(folder / 'r.zip').upper()}\nsize: "
+        f"{(folder / 'r.zip').stat().st_size}\nname: v1\n"
         "mirrors: [https://host/r.zip, 1AbCdEfGhIjKlMnOpQrStUvWxYz012345]\n"
     )
     release = read_release(folder / "release.yaml")
@@ -80,7 +89,9 @@ def test_release_yaml_names_everything_and_is_relative_to_its_folder(place):
 
 
 def test_every_mistake_in_release_yaml_is_named_at_once(place):
-    (place / "release.yaml").write_text("sorce: a.zip\nsha256: 12ab\nsize: 1 GB\nmirrors: https://host/r.zip\ncolour: red\n")
+    (place / "release.yaml").write_text(
+        "sorce: a.zip\nsha256: 12ab\nsize: 1 GB\nmirrors: https://host/r.zip\ncolour: red\n"
+    )
     with pytest.raises(UserError) as caught:
         read_release(place / "release.yaml")
     text = str(caught.value)
@@ -95,7 +106,9 @@ def test_every_mistake_in_release_yaml_is_named_at_once(place):
         assert part in text
 
 
-@pytest.mark.parametrize(("text", "message"), [("just words", "must hold keys and values"), ("a: [", "is not valid YAML")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("just words", "must hold keys and values"), ("a: [", "is not valid YAML")]
+)
 def test_a_release_yaml_that_is_no_mapping_is_refused(text, message, place):
     (place / "release.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
@@ -103,7 +116,10 @@ def test_a_release_yaml_that_is_no_mapping_is_refused(text, message, place):
 
 
 def test_without_release_yaml_one_message_names_every_way_on(place):
-    with pytest.raises(UserError, match=r"finetuned_model/release.yaml does not exist.*make weights WEIGHTS=.*python train.py"):
+    with pytest.raises(
+        UserError,
+        match=r"finetuned_model/release.yaml does not exist.*make weights WEIGHTS=.*python train.py",
+    ):
         main([])
     assert list(place.iterdir()) == []
 
@@ -182,20 +198,37 @@ def test_code_and_strangers_are_left_out_and_said(place, capsys):
         ({"model_beit/config.json": "not json"}, "config.json is not valid JSON"),
         ({"a/model_beit/config.json": "{}", "b/model_beit/config.json": "{}"}, "more than one model: a, b"),
         ({"../model_beit/config.json": "{}"}, "a path that leaves the folder"),
-        ({"model_beit/config.json": CONFIG}, r"no complete model(.|\n)*model_beit: no weights \(model.safetensors or pytorch_model.bin\)"),
+        (
+            {"model_beit/config.json": CONFIG},
+            r"no complete model(.|\n)*model_beit: no weights \(model.safetensors or pytorch_model.bin\)",
+        ),
         (without("model_beit/model.safetensors"), "model_beit: no weights"),
         (without("model_lora/adapter_config.json"), "model_lora: no adapter_config.json"),
         (without("model_lora/adapter_model.safetensors"), "model_lora: no weights"),
-        (MODEL | {"model_beit/model.safetensors": weights("weights")[:-2]}, "model_beit/model.safetensors: is cut short or damaged"),
-        (MODEL | {"model_beit/model.safetensors": ""}, "model_beit/model.safetensors: is cut short or damaged"),
-        (MODEL | {"model_beit/model.safetensors": EMPTY}, "model_beit/model.safetensors: holds no weights"),
-        (without("model_beit/model.safetensors") | {"model_beit/pytorch_model.bin": "PK\3\4 half"}, "pytorch_model.bin: is cut short"),
         (
-            without("model_beit/model.safetensors") | {"model_beit/model.safetensors.index.json": json.dumps(INDEX)},
+            MODEL | {"model_beit/model.safetensors": weights("weights")[:-2]},
+            "model_beit/model.safetensors: is cut short or damaged",
+        ),
+        (
+            MODEL | {"model_beit/model.safetensors": ""},
+            "model_beit/model.safetensors: is cut short or damaged",
+        ),
+        (MODEL | {"model_beit/model.safetensors": EMPTY}, "model_beit/model.safetensors: holds no weights"),
+        (
+            without("model_beit/model.safetensors") | {"model_beit/pytorch_model.bin": "PK\3\4 half"},
+            "pytorch_model.bin: is cut short",
+        ),
+        (
+            without("model_beit/model.safetensors")
+            | {"model_beit/model.safetensors.index.json": json.dumps(INDEX)},
             "model_beit/part-2.safetensors: missing; model.safetensors.index.json names it",
         ),
         (
-            {"model_beit/config.json": CONFIG, "model_beit/model.safetensors": weights("weights"), "run.json": json.dumps(WITH_ADAPTER)},
+            {
+                "model_beit/config.json": CONFIG,
+                "model_beit/model.safetensors": weights("weights"),
+                "run.json": json.dumps(WITH_ADAPTER),
+            },
             "model_lora: missing, but run.json says that the model was trained with an adapter",
         ),
         (RUN | {"run.json": json.dumps({"recipe": {"task": "vqa"}})}, "head.safetensors: missing"),
@@ -234,7 +267,12 @@ def test_a_finished_run_is_kept_under_earlier_and_the_rest_is_not_touched(place,
         "tensorboard/e": "x",
         "state/s": "x",
     }
-    others = {"README.md": "ours", "release.yaml": "source: none.zip\n", "kept.zip": "zip", "digits/model_beit/config.json": "{}"}
+    others = {
+        "README.md": "ours",
+        "release.yaml": "source: none.zip\n",
+        "kept.zip": "zip",
+        "digits/model_beit/config.json": "{}",
+    }
     for name, content in (mine | others).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
@@ -243,14 +281,20 @@ def test_a_finished_run_is_kept_under_earlier_and_the_rest_is_not_touched(place,
     assert texts(folder, "release.installed", "earlier/") == RUN | others
     (earlier,) = (folder / "earlier").iterdir()
     assert texts(earlier) == mine
-    assert f" in finetuned_model/earlier/{earlier.name}: metrics.jsonl, model_vit, run.json" in capsys.readouterr().out
+    assert (
+        f" in finetuned_model/earlier/{earlier.name}: metrics.jsonl, model_vit, run.json"
+        in capsys.readouterr().out
+    )
 
 
 def test_an_unfinished_run_is_refused_before_anything_is_fetched(place, monkeypatch):
     (place / "finetuned_model/state").mkdir(parents=True)
     write_zip(place / "r.zip", RUN)
     monkeypatch.setattr(releases, "fetch", lambda *args, **options: pytest.fail("nothing may be fetched"))
-    with pytest.raises(UserError, match=r"unfinished run.*`python train.py --output finetuned_model --resume`.*--model OTHER_FOLDER"):
+    with pytest.raises(
+        UserError,
+        match=r"unfinished run.*`python train.py --output finetuned_model --resume`.*--model OTHER_FOLDER",
+    ):
         main(["--weights", "r.zip"])
     (place / "other/state").mkdir(parents=True)
     with pytest.raises(UserError, match=r"`python train.py --output other --resume`"):
@@ -284,7 +328,9 @@ def test_the_next_release_takes_the_place_of_the_former_one_readme_included(plac
     first = RUN | {"README.md": "first", "head.safetensors": weights("the 1st")}
     main(["--weights", str(write_zip(place / "1.zip", first))])
     main(["--weights", str(write_zip(place / "2.zip", MODEL | {"README.md": "second"}))])
-    assert texts(place / "finetuned_model", "release.installed", "earlier/") == MODEL | {"README.md": "second"}
+    assert texts(place / "finetuned_model", "release.installed", "earlier/") == MODEL | {
+        "README.md": "second"
+    }
     (earlier,) = (place / "finetuned_model/earlier").iterdir()
     assert texts(earlier, "release.installed") == first
     assert json.loads((earlier / "release.installed.json").read_text())["sha256"] == digest(place / "1.zip")
@@ -301,7 +347,10 @@ def test_a_data_folder_is_installed_where_there_is_no_competition(prefix, place)
     (place / "data/.gitignore").write_text("*")
     write_zip(place / "r.zip", RUN | DATA | {"data/evil.py": "x", "data/README.md": "theirs"}, prefix)
     main(["--weights", "r.zip"])
-    assert texts(place / "data", "digits", "README", ".gitignore") == {"train.csv": "id,label\n1,cat\n", "train/1.jpg": "jpg"}
+    assert texts(place / "data", "digits", "README", ".gitignore") == {
+        "train.csv": "id,label\n1,cat\n",
+        "train/1.jpg": "jpg",
+    }
     assert (place / "data/digits/train/0/a.png").exists() and (place / "data/README.md").read_text() == "ours"
 
 
@@ -312,7 +361,9 @@ def test_a_data_folder_beside_the_model_folder_is_found(place):
     assert texts(place / "finetuned_model", "release.installed") == MODEL
 
 
-@pytest.mark.parametrize("mine", ["train/cat/1.jpg", "labels.csv", "photos/1.jpg", "TRAIN/train/1.jpg", "train.csv"])
+@pytest.mark.parametrize(
+    "mine", ["train/cat/1.jpg", "labels.csv", "photos/1.jpg", "TRAIN/train/1.jpg", "train.csv"]
+)
 def test_a_data_folder_is_not_installed_over_a_competition(mine, place, capsys):
     (place / "data" / mine).parent.mkdir(parents=True)
     (place / "data" / mine).write_text("mine")
@@ -337,12 +388,20 @@ def test_a_name_that_would_be_replaced_counts_even_in_a_folder_of_its_own(place)
 def test_a_release_from_drive_is_installed_and_not_fetched_twice(place, monkeypatch, capsys):
     import gdown  # noqa: F401
 
-    monkeypatch.setattr(sys.modules["gdown.download"], "DEFAULT_COOKIES_FILE", str(place / "cookies.txt"), raising=False)
+    monkeypatch.setattr(
+        sys.modules["gdown.download"], "DEFAULT_COOKIES_FILE", str(place / "cookies.txt"), raising=False
+    )
     body = write_zip(place / "r.zip", RUN).read_bytes()
     with serving() as server:
         play_drive(server, monkeypatch)
         server.replies["/uc"] = [
-            Reply(body, headers={"Content-Disposition": 'attachment; filename="r.zip"', "Content-Type": "application/zip"})
+            Reply(
+                body,
+                headers={
+                    "Content-Disposition": 'attachment; filename="r.zip"',
+                    "Content-Type": "application/zip",
+                },
+            )
         ]
         link = "https://drive.google.com/file/d/1AbCdEfGhIjKlMnOpQrStUvWxYz012345/view?usp=sharing"
         main(["--weights", link])
@@ -354,14 +413,21 @@ def test_a_release_from_drive_is_installed_and_not_fetched_twice(place, monkeypa
 
 
 def test_a_mirror_is_asked_when_the_source_fails_and_no_part_of_the_other_stays(place, capsys):
-    members = RUN | {"model_beit/model.safetensors": weights("".join(random.Random(0).choices("0123456789abcdef", k=300_000)))}
+    members = RUN | {
+        "model_beit/model.safetensors": weights(
+            "".join(random.Random(0).choices("0123456789abcdef", k=300_000))
+        )
+    }
     body = write_zip(place / "r.zip", members).read_bytes()
     folder, naps = place / "finetuned_model", []
     folder.mkdir()
     with serving() as server:
         server.replies["/cut.zip"] = [Reply(body, cut_at=200_000), Reply(b"", 404)]
         server.replies["/r.zip"] = [Reply(body)]
-        text = f"source: {server.url}/cut.zip\nsha256: {digest(place / 'r.zip')}\nmirrors: ['{server.url}/r.zip']\n"
+        text = (
+            f"source: {server.url}/cut.zip\nsha256: {digest(place / 'r.zip')}\nmirrors: "
+            f"['{server.url}/r.zip']\n"
+        )
         (folder / "release.yaml").write_text(text)
         releases.install(read_release(folder / "release.yaml"), folder, place / "data", sleep=naps.append)
     out = capsys.readouterr().out
@@ -379,13 +445,18 @@ def test_when_nothing_gives_the_file_every_failure_and_the_way_by_hand_are_named
         with pytest.raises(UserError) as caught:
             main([])
     text = str(caught.value)
-    assert "/gone.zip?... answers 404" in text and "/also_gone.zip answers 404" in text and "secret" not in text
+    assert (
+        "/gone.zip?... answers 404" in text and "/also_gone.zip answers 404" in text and "secret" not in text
+    )
     assert "make weights WEIGHTS=/path/to/file.zip" in text and "mirrors: [https://...]" in text
 
 
 def test_a_bad_download_is_fetched_anew_next_time(place):
     (place / "finetuned_model").mkdir()
-    bad, good = write_zip(place / "bad.zip", {"notes.txt": "x"}).read_bytes(), write_zip(place / "r.zip", RUN).read_bytes()
+    bad, good = (
+        write_zip(place / "bad.zip", {"notes.txt": "x"}).read_bytes(),
+        write_zip(place / "r.zip", RUN).read_bytes(),
+    )
     with serving() as server:
         server.replies["/r.zip"] = [Reply(bad), Reply(good)]
         with pytest.raises(UserError, match=r"holds no model"):
@@ -447,7 +518,11 @@ def test_killed_between_any_two_renames_nothing_half_installed_is_taken_for_a_mo
     """The old model, or a refusal that says what to do; the same command then installs the whole of the new
     one.
     """
-    second = {"model_vit/config.json": CONFIG, "model_vit/model.safetensors": weights("second."), "metrics.jsonl": "{}\n"}
+    second = {
+        "model_vit/config.json": CONFIG,
+        "model_vit/model.safetensors": weights("second."),
+        "metrics.jsonl": "{}\n",
+    }
     second |= {name: content for name, content in MODEL.items() if name.startswith("model_lora")}
     main(["--weights", str(write_zip(place / "1.zip", MODEL))])
     write_zip(place / "2.zip", second)
@@ -458,13 +533,19 @@ def test_killed_between_any_two_renames_nothing_half_installed_is_taken_for_a_mo
         shutil.rmtree(place / "finetuned_model")
         shutil.copytree(place / "kept", place / "finetuned_model")
         command = [sys.executable, "-c", KILLED, str(step)]
-        code = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL).returncode
+        code = subprocess.run(
+            command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
+        ).returncode
         if code == 0:
             break
         assert code == 9
         try:
             load_run(place / "finetuned_model")
-            left = {name: content for name, content in tree(place / "finetuned_model").items() if not name.startswith(".")}
+            left = {
+                name: content
+                for name, content in tree(place / "finetuned_model").items()
+                if not name.startswith(".")
+            }
             assert left == before or load_run(place / "finetuned_model").backbone_dir.name == "model_vit"
         except UserError as error:
             refused += 1

@@ -63,7 +63,8 @@ def test_the_page_has_every_section(tmp_path: Path) -> None:
         "9 of 12 validation images are right (75.0%)",
         "Avocado Banana 1 25.0%",
         "Cabbage predicted as Avocado , 76.7% sure 2_0.jpg",
-        "In the model, without adapter 304,178,888 99.49% Trainable 1,777,864 0.58% Adapter (LoRA) 1,572,864 0.51% Head 205,000 0.07%",
+        "In the model, without adapter 304,178,888 99.49% Trainable 1,777,864 0.58% Adapter (LoRA) "
+        "1,572,864 0.51% Head 205,000 0.07%",
         "Learning rate 5e-5",
         "LoRA targets query, key",
         "optimizer.head_lr –",
@@ -91,7 +92,9 @@ def test_the_page_needs_no_network_and_every_image_has_words(tmp_path: Path) -> 
     assert not re.search(r"@import|url\(", page.html)
     assert not {"link", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert page.all("script") == [{}], "one script of ours, in the page"
-    assert "default-src 'none'" in next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in next(
+        meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"
+    )
     assert all(len(image["alt"] or "") > 20 for image in page.all("img"))
     assert "Accuracy over 4 epochs: training from 50.0% to 50.0%, validation from 25.0% to 75.0%." in [
         image["alt"] for image in page.all("img")
@@ -112,7 +115,9 @@ def test_a_run_of_one_epoch_shows_points(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(figures, "DPI", 200)
     run_dir = make_run(tmp_path / "run", epochs=1)
     page = Page(build_report(run_dir))
-    assert "Accuracy over 1 epoch: training 50.0%, validation 75.0%." in [image["alt"] for image in page.all("img")]
+    assert "Accuracy over 1 epoch: training 50.0%, validation 75.0%." in [
+        image["alt"] for image in page.all("img")
+    ]
     pixels = np.asarray(Image.open(run_dir / "figures" / "accuracy.png").convert("RGB")).reshape(-1, 3)
     for colour in (figures.TRAINING, figures.VALIDATION):
         rgb = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
@@ -123,7 +128,10 @@ def test_a_run_of_one_epoch_shows_points(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_run_without_validation(tmp_path: Path) -> None:
     page = Page(build_report(make_run(tmp_path / "run", validation=False)))
     assert "50.0% training accuracy epoch 4 on its own training images" in page.text
-    assert "No validation predictions (val_predictions.csv): this run held out no image (data.val_fraction)." in page.text
+    assert (
+        "No validation predictions (val_predictions.csv): this run held out no image (data.val_fraction)."
+        in page.text
+    )
     assert "best epoch" not in page.html
     assert "make score SOLUTION=solution.csv adds the test metrics" in page.text
     assert len(page.all("img")) == 4
@@ -170,11 +178,15 @@ def test_an_unfinished_run_has_figures_and_a_page(tmp_path: Path) -> None:
     assert "How it was made More is shown once run.json exists" in page.text
 
 
-def test_an_unfinished_run_shows_the_whole_schedule_it_was_started_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_run_shows_the_whole_schedule_it_was_started_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_dir = make_run(tmp_path / "run", epochs=2)
     schedule = json.loads((run_dir / "run.json").read_text())["schedule"] | {"total_steps": 10 * PER_EPOCH}
     (run_dir / "state").mkdir()
-    (run_dir / "state" / "start.json").write_text(json.dumps({"recipe": {"epochs": 10}, "schedule": schedule}))
+    (run_dir / "state" / "start.json").write_text(
+        json.dumps({"recipe": {"epochs": 10}, "schedule": schedule})
+    )
     drawn = []
     monkeypatch.setattr(curves, "learning_rate_curve", lambda _path, *values: drawn.append(values))
     draw(run_dir)  # run.json, where it is, has the last word
@@ -188,13 +200,21 @@ def test_an_unfinished_run_shows_the_whole_schedule_it_was_started_with(tmp_path
     page = Page(build_report(run_dir))
     assert "Learning rate at each optimizer step, from the recipe; the dots were recorded" in page.text
     assert "epoch 2 of 10" in page.text
-    assert "Learning rate over 90 optimizer steps, at most 5e-5." in [image["alt"] for image in page.all("img")]
+    assert "Learning rate over 90 optimizer steps, at most 5e-5." in [
+        image["alt"] for image in page.all("img")
+    ]
 
 
 def test_two_classes(tmp_path: Path) -> None:
     page = Page(build_report(make_run(tmp_path / "run", names=["cat", "dog"])))
-    assert "Each class No. class training images validation images precision recall F1 0 cat 20 4 0.750 0.750 0.750 1 dog 21 4" in page.text
-    assert "Confusion matrix of 2 classes: 2 of 8 validation images are wrong; most often cat was predicted as dog." in page.html
+    assert (
+        "Each class No. class training images validation images precision recall F1 0 cat 20 4 0.750 0.750 "
+        "0.750 1 dog 21 4" in page.text
+    )
+    assert (
+        "Confusion matrix of 2 classes: 2 of 8 validation images are wrong; most often cat was predicted as "
+        "dog." in page.html
+    )
 
 
 def test_a_thousand_classes(tmp_path: Path) -> None:
@@ -206,8 +226,13 @@ def test_a_thousand_classes(tmp_path: Path) -> None:
     assert "999 bird 999 1,019 2" in page.text
     mistakes, browsed = page.text.split("Browse the images")
     assert mistakes.count("predicted as bird") == 18
-    assert "This page holds 1,200 of 2,000 validation images" in browsed and browsed.count("predicted as bird") == 900
-    assert "Choose by true and predicted class" not in browsed, "a thousand columns are no table to click into"
+    assert (
+        "This page holds 1,200 of 2,000 validation images" in browsed
+        and browsed.count("predicted as bird") == 900
+    )
+    assert "Choose by true and predicted class" not in browsed, (
+        "a thousand columns are no table to click into"
+    )
     assert path.stat().st_size < 3e6
 
 
@@ -215,11 +240,16 @@ def test_calibration_over_enough_predictions(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", names=["cat", "dog"], per_class=50)
     page = Page(build_report(run_dir))
     # 50 at 0.5 and 50 at 0.7, of each 49 right: ECE is (|0.98 - 0.5| + |0.98 - 0.7|) / 2
-    assert "On average the model is 60.0% sure and 98.0% right; the expected calibration error is 0.3800." in page.text
+    assert (
+        "On average the model is 60.0% sure and 98.0% right; the expected calibration error is 0.3800."
+        in page.text
+    )
     assert (run_dir / "figures" / "calibration.png").exists()
 
 
-def test_mistakes_show_their_image_where_it_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_show_their_image_where_it_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     good, broken = Path("data/a b.png"), Path("data/broken.jpg")
     Path("data").mkdir()
@@ -229,7 +259,9 @@ def test_mistakes_show_their_image_where_it_can_be_read(tmp_path: Path, monkeypa
     thumbnails = [image for image in page.all("img") if (image["src"] or "").startswith("data:image/jpeg")]
     mistake, strip, *browsed = [image["alt"] for image in thumbnails]
     assert (mistake, strip) == ("Avocado, predicted as Banana", "Avocado, predicted as Banana, 1")
-    assert browsed == ["Avocado: predicted as Banana, 50.0% sure", *["Avocado: right, 50.0% sure"] * 3], "the images of that path"
+    assert browsed == ["Avocado: predicted as Banana, 50.0% sure", *["Avocado: right, 50.0% sure"] * 3], (
+        "the images of that path"
+    )
     assert len(thumbnails[0]["src"] or "") < 20_000
     assert "gone.jpg" in page.text and "broken.jpg" in page.text and str(tmp_path) not in page.text
 
@@ -296,7 +328,10 @@ def test_public_and_private_scores_stand_side_by_side(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", validation=False)
     score(run_dir)
     scores = json.loads((run_dir / "scores.json").read_text())
-    scores["parts"] = {"Public": {"macro_f1": 0.9, "accuracy": 0.93}, "Private": {"macro_f1": 0.8, "accuracy": 0.9}}
+    scores["parts"] = {
+        "Public": {"macro_f1": 0.9, "accuracy": 0.93},
+        "Private": {"macro_f1": 0.8, "accuracy": 0.9},
+    }
     (run_dir / "scores.json").write_text(json.dumps(scores))
     page = Page(build_report(run_dir))
     assert "all rows Public Private macro F1 0.8612 0.9000 0.8000 accuracy 0.9150 0.9300 0.9000" in page.text
@@ -309,31 +344,47 @@ def test_the_command_prints_the_page(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "stepped_cosine", "constant"])
-def test_the_learning_rate_is_followed_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_learning_rate_is_followed_step_by_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     run_dir = make_run(tmp_path / "run")
     record = json.loads((run_dir / "run.json").read_text())
     record["schedule"]["name"] = name
     (run_dir / "run.json").write_text(json.dumps(record))
     seen = {}
     monkeypatch.setattr(
-        curves, "learning_rate_curve", lambda _path, steps, rates, ends, dots: seen.update(steps=steps, rates=rates, ends=ends, dots=dots)
+        curves,
+        "learning_rate_curve",
+        lambda _path, steps, rates, ends, dots: seen.update(steps=steps, rates=rates, ends=ends, dots=dots),
     )
     draw(run_dir)
     assert seen["steps"] == list(range(4 * PER_EPOCH))
     assert seen["rates"] == [lr_at(step, record["schedule"]) for step in range(4 * PER_EPOCH)]
     assert seen["ends"] == {1: 8, 2: 17, 3: 26, 4: 35}
     if name == "linear":  # what the run recorded lies on the line
-        assert all(rate == pytest.approx(dict(zip(seen["steps"], seen["rates"], strict=True))[step]) for step, rate in seen["dots"])
+        assert all(
+            rate == pytest.approx(dict(zip(seen["steps"], seen["rates"], strict=True))[step])
+            for step, rate in seen["dots"]
+        )
 
 
 def test_a_long_schedule_is_sampled_with_both_sides_of_every_epoch() -> None:
-    schedule = {"name": "stepped_cosine", "lr": 1e-4, "end_lr": 1e-6, "warmup_steps": 0, "total_steps": 23_430, "steps_per_epoch": 1562}
+    schedule = {
+        "name": "stepped_cosine",
+        "lr": 1e-4,
+        "end_lr": 1e-6,
+        "warmup_steps": 0,
+        "total_steps": 23_430,
+        "steps_per_epoch": 1562,
+    }
     steps, _ = curves.scheduled(schedule)
     assert len(steps) < 2000 and steps[0] == 0 and steps[-1] == 23_429
     assert {1561, 1562, 3123, 3124} <= set(steps)
 
 
-def test_confusion_cells_of_a_heat_map_keep_single_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_confusion_cells_of_a_heat_map_keep_single_mistakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counts = np.diag(np.full(1000, 10))
     counts[3, 998] = 1
     drawn = []
@@ -356,7 +407,11 @@ def test_names_on_a_figure_are_short_and_drawable() -> None:
     assert figures.drawable("a  very long name of a rare bird", 4) == "a very long name of a r…"
     assert figures.drawable("\U000f0000", 4) == "class 4"  # a private letter that no font has
     long = "a very long name of a rare bird"
-    assert figures.drawable_names([f"{long} A", "bird", f"{long} B"]) == ["a very long name… (0)", "bird", "a very long name… (2)"]
+    assert figures.drawable_names([f"{long} A", "bird", f"{long} B"]) == [
+        "a very long name… (0)",
+        "bird",
+        "a very long name… (2)",
+    ]
 
 
 def test_axes_start_where_a_reader_expects() -> None:
@@ -367,7 +422,13 @@ def test_axes_start_where_a_reader_expects() -> None:
 
 
 def test_numbers_as_people_write_them() -> None:
-    assert [measured(value) for value in (304178888, 0.94123, 4.8e-5, 0.0, None)] == ["304,178,888", "0.9412", "4.8e-5", "0.0000", "–"]
+    assert [measured(value) for value in (304178888, 0.94123, 4.8e-5, 0.0, None)] == [
+        "304,178,888",
+        "0.9412",
+        "4.8e-5",
+        "0.0000",
+        "–",
+    ]
     assert [setting(value) for value in (5e-5, 16.0, True, None, [0.08, 1.0], "adamw", 2048)] == [
         "5e-5",
         "16",
@@ -377,11 +438,24 @@ def test_numbers_as_people_write_them() -> None:
         "adamw",
         "2048",
     ]
-    assert flat({"lora": {"rank": 8}, "architecture": {}, "seed": 1}) == [("lora.rank", 8), ("architecture", {}), ("seed", 1)]
+    assert flat({"lora": {"rank": 8}, "architecture": {}, "seed": 1}) == [
+        ("lora.rank", 8),
+        ("architecture", {}),
+        ("seed", 1),
+    ]
 
 
 @pytest.mark.parametrize(
-    "value, text", [(5e-5, "5e-5"), (2.5e-4, "2.5e-4"), (0.0008, "8e-4"), (0.05, "0.05"), (0.0, "0"), (1.3333333, "1.33333"), (16.0, "16")]
+    "value, text",
+    [
+        (5e-5, "5e-5"),
+        (2.5e-4, "2.5e-4"),
+        (0.0008, "8e-4"),
+        (0.05, "0.05"),
+        (0.0, "0"),
+        (1.3333333, "1.33333"),
+        (16.0, "16"),
+    ],
 )
 def test_short_numbers(value: float, text: str) -> None:
     assert short_number(value) == text
@@ -395,7 +469,10 @@ def test_the_interval_is_wilsons() -> None:
 def test_the_best_epoch_is_the_first_of_equals(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run")
     (run_dir / "run.json").unlink()
-    write_lines(run_dir / "metrics.jsonl", [{"epoch": epoch, "step": epoch, "lr": 1e-4, "val_accuracy": 0.5} for epoch in (1, 2, 3)])
+    write_lines(
+        run_dir / "metrics.jsonl",
+        [{"epoch": epoch, "step": epoch, "lr": 1e-4, "val_accuracy": 0.5} for epoch in (1, 2, 3)],
+    )
     assert read_run_files(run_dir).best == {"epoch": 1, "metric": "val_accuracy", "value": 0.5}
 
 
@@ -420,7 +497,9 @@ def test_training_images_stay_on_the_page_when_the_data_is_gone(tmp_path: Path) 
     shutil.rmtree(tmp_path / "train")
     page = Page(build_report(run_dir))
     alts = [image["alt"] for image in page.all("img")]
-    assert [alts.count(f"Avocado, training image {number}") for number in (1, 5, 6)] == [1, 1, 0], "one of six is damaged"
+    assert [alts.count(f"Avocado, training image {number}") for number in (1, 5, 6)] == [1, 1, 0], (
+        "one of six is damaged"
+    )
     assert sum("Cabbage, training image" in alt for alt in alts) == 6
     assert {"Banana, predicted as Cabbage", "Cabbage, predicted as Avocado"} <= set(alts)
     kept = [json.loads(line) for line in (run_dir / "thumbnails.jsonl").read_text().splitlines()]
@@ -438,7 +517,11 @@ def test_many_classes_have_few_pictures_each(
 ) -> None:
     monkeypatch.setattr(thumbnails, "thumbnail", lambda path, *_: path.name)
     names = [f"bird {number}" for number in range(num_classes)]
-    store_samples(tmp_path, [Row(f"{name} {image}", Path(f"{name} {image}"), name) for image in range(8) for name in names], names)
+    store_samples(
+        tmp_path,
+        [Row(f"{name} {image}", Path(f"{name} {image}"), name) for image in range(8) for name in names],
+        names,
+    )
     kept = [json.loads(line)["label"] for line in (tmp_path / "thumbnails.jsonl").read_text().splitlines()]
     assert len(set(kept)) == shown and set(Counter(kept).values()) == {each}
 
@@ -466,7 +549,9 @@ def write_ledger(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_submissions_stand_against_their_validation_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submissions_stand_against_their_validation_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_dir = make_run(tmp_path / "run")
     ledger = write_ledger(
         tmp_path / "ledger.csv",
@@ -476,12 +561,14 @@ def test_submissions_stand_against_their_validation_scores(tmp_path: Path, monke
         "2026-01-04T10:00:00+00:00,birds,d,third,0.8,,,pending",
     )
     drawn = []
-    monkeypatch.setattr(ledger_figure, "submissions_figure", spy_figure(drawn, ledger_figure.submissions_figure))
+    monkeypatch.setattr(
+        ledger_figure, "submissions_figure", spy_figure(drawn, ledger_figure.submissions_figure)
+    )
     page = Page(build_report(run_dir, ledger))
     assert drawn == [([(1, 0.7, 0.69), (2, 0.75, 0.71)], [2])], "the run's own validation score is 0.75"
     assert (
-        "1 2026-01-02 10:00 first 0.7 0.69 0.68 2 2026-01-03 10:00 <b>second</b> 0.75 0.71 – 3 2026-01-04 10:00 third 0.8 pending –"
-        in page.text
+        "1 2026-01-02 10:00 first 0.7 0.69 0.68 2 2026-01-03 10:00 <b>second</b> 0.75 0.71 – 3 2026-01-04 "
+        "10:00 third 0.8 pending –" in page.text
     )
     assert "another competition" not in page.text
     assert (run_dir / "figures" / "submissions.png").exists()
@@ -497,7 +584,9 @@ def spy_figure(seen: list, original):
 
 def test_one_submission_is_a_table_and_a_damaged_ledger_a_line(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run")
-    ledger = write_ledger(tmp_path / "ledger.csv", "2026-01-02T10:00:00+00:00,birds,b,first,0.75,0.69,,complete")
+    ledger = write_ledger(
+        tmp_path / "ledger.csv", "2026-01-02T10:00:00+00:00,birds,b,first,0.75,0.69,,complete"
+    )
     assert "first 0.75 0.69 –" in Page(build_report(run_dir, ledger)).text
     assert not (run_dir / "figures" / "submissions.png").exists()
     ledger.write_text("time\n1\n")
@@ -506,7 +595,9 @@ def test_one_submission_is_a_table_and_a_damaged_ledger_a_line(tmp_path: Path) -
 
 def test_submissions_of_other_runs_show_where_their_competition_is_in_the_data_folder(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run")
-    ledger = write_ledger(tmp_path / "ledger.csv", "2026-01-02T10:00:00+00:00,birds,b,first,0.7,0.69,,complete")
+    ledger = write_ledger(
+        tmp_path / "ledger.csv", "2026-01-02T10:00:00+00:00,birds,b,first,0.7,0.69,,complete"
+    )
     assert "Submissions" not in Page(build_report(run_dir, ledger)).text
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / REMEMBERED).write_text('{"slug": "birds"}')
@@ -529,7 +620,9 @@ def test_a_mistaken_answer_shows_its_question(tmp_path: Path) -> None:
     assert not (run_dir / "figures" / "class_counts.png").exists(), "the answers have their own figure"
 
 
-def test_curves_follow_every_epoch_and_the_page_in_a_twentieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_follow_every_epoch_and_the_page_in_a_twentieth_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = [0.0]
     written, drawn = [], []
 
@@ -558,7 +651,9 @@ def test_curves_follow_every_epoch_and_the_page_in_a_twentieth_of_the_time(tmp_p
     assert len(written) == 5, "epochs of minutes have their page at once"
 
 
-def test_a_page_that_fails_does_not_end_a_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_fails_does_not_end_a_training_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = [0.0]
     monkeypatch.setattr("pipeline.report.live_page.time.monotonic", lambda: clock[0])
     live = LivePage(tmp_path / "gone")

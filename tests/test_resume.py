@@ -24,12 +24,29 @@ from pipeline.training import compute
 from pipeline.training.checkpoint import StateStore
 
 ROOT = Path(__file__).resolve().parents[1]
-SAME = ("metrics.jsonl", "val_predictions.csv", "val_probs.npy", "model_lora/adapter_model.safetensors", "model_beit/model.safetensors")
+SAME = (
+    "metrics.jsonl",
+    "val_predictions.csv",
+    "val_probs.npy",
+    "model_lora/adapter_model.safetensors",
+    "model_beit/model.safetensors",
+)
 
 
 def flags(competition: Path, backbone: Path, output: Path) -> list[str]:
     """Augmentation, accumulation, dropout and stochastic depth all on."""
-    recipe = ["--epochs", "3", "--batch-size", "2", "--accumulation-steps", "3", "--lr", "0.01", "--precision", "fp32"]
+    recipe = [
+        "--epochs",
+        "3",
+        "--batch-size",
+        "2",
+        "--accumulation-steps",
+        "3",
+        "--lr",
+        "0.01",
+        "--precision",
+        "fp32",
+    ]
     recipe += ["--set", "data.val_fraction=0.25", "--set", "augmentation.noise=0.05"]
     return ["--data", str(competition), "--backbone", str(backbone), "--output", str(output), *recipe]
 
@@ -71,7 +88,9 @@ def test_interrupted_anywhere_and_resumed_is_bit_identical(
     assert_same(output, whole / "run")
 
 
-def test_interrupted_twice_with_other_workers_is_bit_identical(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch) -> None:
+def test_interrupted_twice_with_other_workers_is_bit_identical(
+    whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch
+) -> None:
     """Workers only decode: what a row yields depends on (seed, epoch, row) alone, so their number may differ
     between the parts of a run.
     """
@@ -91,7 +110,9 @@ def test_interrupted_twice_with_other_workers_is_bit_identical(whole: Path, tiny
     assert_same(output, whole / "run")
 
 
-def test_half_precision_and_checkpointing_resume_bit_for_bit(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch) -> None:
+def test_half_precision_and_checkpointing_resume_bit_for_bit(
+    whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch
+) -> None:
     more = ["--precision", "bf16", "--epochs", "2", "--set", "activation_checkpointing=true"]
     train.main([*flags(whole / "data", tiny_backbone, tmp_path / "a"), *more])
     with monkeypatch.context() as patch:
@@ -112,7 +133,9 @@ def test_max_minutes_saves_and_exits_130(whole: Path, tiny_backbone: Path, tmp_p
     assert_same(output, whole / "run")
 
 
-def test_the_same_command_with_resume_goes_on(whole: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
+def test_the_same_command_with_resume_goes_on(
+    whole: Path, tiny_backbone: Path, tmp_path: Path, capsys
+) -> None:
     """As the farewell says; a recipe and a backbone named again are the run's own."""
     command = [*flags(whole / "data", tiny_backbone, tmp_path / "run"), "--recipe", "beit-large-384-lora"]
     with pytest.raises(Interrupted, match="--resume"):
@@ -122,7 +145,9 @@ def test_the_same_command_with_resume_goes_on(whole: Path, tiny_backbone: Path, 
     assert_same(tmp_path / "run", whole / "run")
 
 
-def test_a_damaged_newest_state_falls_back_to_the_one_before(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_damaged_newest_state_falls_back_to_the_one_before(
+    whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     output = tmp_path / "run"
     with monkeypatch.context() as patched:
         interrupt_after(patched, 22)
@@ -153,7 +178,10 @@ def interrupted(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch) -
 
 def go_on(folder: Path, *arguments: str) -> dict:
     """The record of the run after `--resume`."""
-    assert train.main(["--data", str(folder / "data"), "--output", str(folder / "run"), "--resume", *arguments]) == 0
+    assert (
+        train.main(["--data", str(folder / "data"), "--output", str(folder / "run"), "--resume", *arguments])
+        == 0
+    )
     return json.loads((folder / "run" / "run.json").read_text())
 
 
@@ -167,7 +195,10 @@ def test_a_changed_recipe_is_refused_with_the_differences_unless_accepted(interr
     # Inside a group, as saved: no row is done twice
     assert "resuming in epoch 2 at row 10, after 4 optimizer steps" in printed
     assert record["recipe"]["optimizer"]["lr"] == 0.002 and record["last"]["lr"] < 0.002
-    assert record["changes"][0]["changed"] == ["optimizer.lr: 0.01 -> 0.002", "optimizer.weight_decay: 0.01 -> 0.2"]
+    assert record["changes"][0]["changed"] == [
+        "optimizer.lr: 0.01 -> 0.002",
+        "optimizer.weight_decay: 0.01 -> 0.2",
+    ]
 
 
 def test_an_accepted_weight_decay_reaches_the_optimizer(interrupted: Path) -> None:
@@ -189,7 +220,18 @@ def test_more_epochs_accepted_are_the_run_that_had_them_from_the_start(
         interrupt_after(patched, 17)
         with pytest.raises(Interrupted):
             train.main([*flags(whole / "data", tiny_backbone, tmp_path / "run"), *constant])
-    train.main(["--data", str(whole / "data"), "--output", str(tmp_path / "run"), "--resume", "changed", "--epochs", "4"])
+    train.main(
+        [
+            "--data",
+            str(whole / "data"),
+            "--output",
+            str(tmp_path / "run"),
+            "--resume",
+            "changed",
+            "--epochs",
+            "4",
+        ]
+    )
     assert_same(tmp_path / "run", tmp_path / "four")
 
 
@@ -197,7 +239,9 @@ def test_other_groups_begin_the_epoch_again(interrupted: Path, capsys) -> None:
     record = go_on(interrupted, "changed", "--accumulation-steps", "2")
     # 18 rows: 3 steps of 6 were 5 of 4
     assert "resuming in epoch 2 at row 0, after 5 optimizer steps" in capsys.readouterr().out
-    assert [line["step"] for line in metrics(interrupted / "run")] == [3, 10, 15] and record["schedule"]["total_steps"] == 15
+    assert [line["step"] for line in metrics(interrupted / "run")] == [3, 10, 15] and record["schedule"][
+        "total_steps"
+    ] == 15
 
 
 def metrics(run: Path) -> list[dict]:
@@ -215,7 +259,9 @@ def assert_same_but_paths(a: Path, b: Path) -> None:
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("argument", ["--lora-rank=4", "--seed=1", "--image-size=64", "--set=lora.targets=[value]"])
+@pytest.mark.parametrize(
+    "argument", ["--lora-rank=4", "--seed=1", "--image-size=64", "--set=lora.targets=[value]"]
+)
 def test_what_the_weights_do_not_fit_is_refused_even_so(interrupted: Path, argument: str) -> None:
     with pytest.raises(UserError, match=r"weights do not fit"):
         go_on(interrupted, "changed", argument)
@@ -231,13 +277,19 @@ def test_changed_data_is_refused_row_by_row_unless_accepted(interrupted: Path, c
     shutil.copy(next((train_dir / "green").glob("*.png")), train_dir / "green" / "later.png")
     with pytest.raises(UserError) as caught:
         go_on(interrupted)
-    lines = [f"1 row gone: '{gone}'", "1 row new, for training: 'later'", f"1 label changed: '{moved}' from 'blue' to 'green'"]
+    lines = [
+        f"1 row gone: '{gone}'",
+        "1 row new, for training: 'later'",
+        f"1 label changed: '{moved}' from 'blue' to 'green'",
+    ]
     assert [line.strip(" -") for line in str(caught.value).splitlines()[1:]] == lines
     record = go_on(interrupted, "changed")
     assert "resuming in epoch 2 at row 0, after 3 optimizer steps" in capsys.readouterr().out
     # Epoch 1 was measured on other labels
     assert record["changes"][0]["changed"] == lines and record["best"]["epoch"] > 1
-    after = {row["id"]: row["split"] for row in rows_of(interrupted / "run" / "val_predictions.csv", split="val")}
+    after = {
+        row["id"]: row["split"] for row in rows_of(interrupted / "run" / "val_predictions.csv", split="val")
+    }
     # Nothing that trained validates
     assert set(after) == {name for name, split in split_of.items() if split == "val"}
 
@@ -255,7 +307,9 @@ def test_other_classes_are_refused_even_so(interrupted: Path) -> None:
         go_on(interrupted, "changed")
 
 
-def test_labels_in_another_order_of_lines_go_on_exactly(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch) -> None:
+def test_labels_in_another_order_of_lines_go_on_exactly(
+    whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch
+) -> None:
     """A run keeps its own order and split of rows."""
     pictures = sorted((whole / "data" / "train").glob("*/*.png"))
     (tmp_path / "data" / "images").mkdir(parents=True)
@@ -274,7 +328,9 @@ def test_labels_in_another_order_of_lines_go_on_exactly(whole: Path, tiny_backbo
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_resume_without_a_state_starts_and_says_so(whole: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
+def test_resume_without_a_state_starts_and_says_so(
+    whole: Path, tiny_backbone: Path, tmp_path: Path, capsys
+) -> None:
     assert train.main([*flags(whole / "data", tiny_backbone, tmp_path / "run"), "--resume"]) == 0
     assert "no state in" in capsys.readouterr().out
     assert_same(tmp_path / "run", whole / "run")
@@ -308,7 +364,9 @@ def test_killed_before_the_first_state_nothing_looks_like_a_release(
     assert_same(output, whole / "run")
 
 
-def test_resuming_a_complete_run_changes_nothing_but_a_missing_page(whole: Path, tmp_path: Path, capsys) -> None:
+def test_resuming_a_complete_run_changes_nothing_but_a_missing_page(
+    whole: Path, tmp_path: Path, capsys
+) -> None:
     output = shutil.copytree(whole / "run", tmp_path / "run")
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     assert resume(whole / "data", output) == 0
@@ -319,9 +377,19 @@ def test_resuming_a_complete_run_changes_nothing_but_a_missing_page(whole: Path,
     assert (output / "report.html").exists()
 
 
-def test_a_loss_that_is_not_a_number_stops_with_the_step_range(whole: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_stops_with_the_step_range(
+    whole: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"NaN .*steps \[\d+, \d+\] .*learning rate (?s:.*)--lr"):
-        train.main([*flags(whole / "data", tiny_backbone, tmp_path / "run"), "--lr", "1e30", "--set", "optimizer.name=sgd"])
+        train.main(
+            [
+                *flags(whole / "data", tiny_backbone, tmp_path / "run"),
+                "--lr",
+                "1e30",
+                "--set",
+                "optimizer.name=sgd",
+            ]
+        )
 
 
 def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(
@@ -337,15 +405,29 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(
     (backbone / "config.json").write_text(json.dumps(config | {"drop_path_rate": 0.0}))
 
     def losses(name: str) -> list[float]:
-        arguments = [*flags(whole / "data", backbone, tmp_path / name), "--set", "optimizer.name=sgd", "--set", "lora.dropout=0"]
+        arguments = [
+            *flags(whole / "data", backbone, tmp_path / name),
+            "--set",
+            "optimizer.name=sgd",
+            "--set",
+            "lora.dropout=0",
+        ]
         train.main([*arguments, "--set", "augmentation.noise=0"])
-        return [json.loads(line)["train_loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line)["train_loss"]
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
 
     undisturbed = losses("a")
     original, micro_batch_sizes = ClassificationTask.train_batches, []
 
     def train_batches(
-        self: ClassificationTask, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = (0, 1)
+        self: ClassificationTask,
+        epoch: int,
+        start: int,
+        micro_batch_size: int,
+        group_size: int,
+        share: tuple[int, int] = (0, 1),
     ):
         micro_batch_sizes.append(micro_batch_size)
         for number, batch in enumerate(original(self, epoch, start, micro_batch_size, group_size, share)):
@@ -359,7 +441,9 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(
     assert "out of memory: continuing with 1 images at a time" in capsys.readouterr().out
 
 
-def test_a_full_disk_keeps_the_last_good_state_and_says_so(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_full_disk_keeps_the_last_good_state_and_says_so(
+    whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     """The third state does not fit: half of it is written, then comes what torch.save raises on a file system
     without space.
     """
@@ -393,7 +477,9 @@ def test_a_full_disk_keeps_the_last_good_state_and_says_so(whole: Path, tiny_bac
     assert_same(output, whole / "run")
 
 
-def test_a_run_that_will_not_fit_on_the_disk_does_not_start(whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_that_will_not_fit_on_the_disk_does_not_start(
+    whole: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch
+) -> None:
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
@@ -404,12 +490,26 @@ def test_a_run_that_will_not_fit_on_the_disk_does_not_start(whole: Path, tiny_ba
 
 
 def run_in_a_process(arguments: list[str]) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "train.py", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
-def test_sigint_in_a_process_exits_130_and_sigkill_loses_nothing_saved(whole: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_sigint_in_a_process_exits_130_and_sigkill_loses_nothing_saved(
+    whole: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
-    long_run = [*flags(whole / "data", tiny_backbone, output), "--epochs", "100000", "--set", "checkpoint.every_minutes=0.001"]
+    long_run = [
+        *flags(whole / "data", tiny_backbone, output),
+        "--epochs",
+        "100000",
+        "--set",
+        "checkpoint.every_minutes=0.001",
+    ]
     process = run_in_a_process(long_run)
     wait_for_state(output, process)
     process.send_signal(signal.SIGINT)
@@ -423,7 +523,9 @@ def test_sigint_in_a_process_exits_130_and_sigkill_loses_nothing_saved(whole: Pa
     assert state is not None and not list(output.glob("run.json"))
 
 
-def wait_for_state(output: Path, process: subprocess.Popen, newer_than: Path | None = None, seconds: float = 120) -> None:
+def wait_for_state(
+    output: Path, process: subprocess.Popen, newer_than: Path | None = None, seconds: float = 120
+) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         states = sorted((output / "state").glob("[0-9]*.json"))
@@ -431,14 +533,24 @@ def wait_for_state(output: Path, process: subprocess.Popen, newer_than: Path | N
             return
         time.sleep(0.05)
     process.kill()
-    raise AssertionError(f"no state after {seconds} s; exit code {process.poll()}; printed:\n{process.communicate()[0]}")
+    raise AssertionError(
+        f"no state after {seconds} s; exit code {process.poll()}; printed:\n{process.communicate()[0]}"
+    )
 
 
 def kill_runs(whole: Path, backbone: Path, folder: Path, first: int, count: int) -> list[dict]:
     """What `tests/killed.py` says of runs that were killed and resumed; it compares each with the run that
     was left alone.
     """
-    command = [sys.executable, "tests/killed.py", str(whole / "data"), str(backbone), str(folder), str(first), str(count)]
+    command = [
+        sys.executable,
+        "tests/killed.py",
+        str(whole / "data"),
+        str(backbone),
+        str(folder),
+        str(first),
+        str(count),
+    ]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60 * count + 60)
     assert result.returncode == 0, result.stdout + result.stderr
     runs = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
@@ -446,9 +558,13 @@ def kill_runs(whole: Path, backbone: Path, folder: Path, first: int, count: int)
     return runs
 
 
-def test_killed_inside_a_micro_batch_and_inside_a_state_is_bit_identical(whole: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_killed_inside_a_micro_batch_and_inside_a_state_is_bit_identical(
+    whole: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     runs = kill_runs(whole, tiny_backbone, tmp_path / "runs", 1, 2)
-    assert [run["moment"] for run in runs] == ["micro-batch", "half a state"] and all(run["kills"] for run in runs)
+    assert [run["moment"] for run in runs] == ["micro-batch", "half a state"] and all(
+        run["kills"] for run in runs
+    )
 
 
 @pytest.mark.slow

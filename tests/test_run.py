@@ -16,7 +16,13 @@ from pipeline.run_record import read_metrics
 RECORD = {"format": 1, "name": "mine", "class_names": ["cat", "dog"]}
 
 
-def make(folder: Path, id2label: dict | None = None, record: dict | None = None, adapter: bool = True, model: str = "beit") -> Path:
+def make(
+    folder: Path,
+    id2label: dict | None = None,
+    record: dict | None = None,
+    adapter: bool = True,
+    model: str = "beit",
+) -> Path:
     (folder / f"model_{model}").mkdir(parents=True)
     config = {"model_type": model, **({} if id2label is None else {"id2label": id2label})}
     (folder / f"model_{model}" / "config.json").write_text(json.dumps(config))
@@ -29,7 +35,10 @@ def make(folder: Path, id2label: dict | None = None, record: dict | None = None,
 
 def test_a_finished_run(tmp_path: Path) -> None:
     loaded = load_run(make(tmp_path / "run", {"0": "x", "1": "y"}, RECORD, model="swinv2"))
-    assert loaded.backbone_dir == tmp_path / "run" / "model_swinv2" and loaded.adapter_dir == tmp_path / "run" / "model_lora"
+    assert (
+        loaded.backbone_dir == tmp_path / "run" / "model_swinv2"
+        and loaded.adapter_dir == tmp_path / "run" / "model_lora"
+    )
     assert loaded.class_names == ("cat", "dog") and loaded.name == "mine" and loaded.record.values == RECORD
     assert load_run(make(tmp_path / "full", record=RECORD, adapter=False)).adapter_dir is None
 
@@ -41,7 +50,9 @@ def test_a_legacy_release_takes_its_names_from_the_config_in_index_order(tmp_pat
     assert loaded.name == "legacy release"
 
 
-@pytest.mark.parametrize("id2label", [None, {}, {"0": "LABEL_0", "1": "LABEL_1"}, {"0": "a", "2": "b"}, {"cat": "a"}])
+@pytest.mark.parametrize(
+    "id2label", [None, {}, {"0": "LABEL_0", "1": "LABEL_1"}, {"0": "a", "2": "b"}, {"cat": "a"}]
+)
 def test_names_that_name_nothing_are_none(tmp_path: Path, id2label: dict | None) -> None:
     assert load_run(make(tmp_path / "run", id2label)).class_names is None
 
@@ -52,7 +63,10 @@ def test_names_that_name_nothing_are_none(tmp_path: Path, id2label: dict | None)
         (lambda folder: None, r"run does not exist: no model to load; `make weights` installs"),
         (lambda folder: folder.mkdir(), r"no model_<type> folder"),
         (lambda folder: (folder / "model_lora").mkdir(parents=True), r"no model_<type> folder"),
-        (lambda folder: (make(folder), (folder / "model_vit").mkdir()), r"more than one backbone \(model_beit, model_vit\)"),
+        (
+            lambda folder: (make(folder), (folder / "model_vit").mkdir()),
+            r"more than one backbone \(model_beit, model_vit\)",
+        ),
         (
             lambda folder: (make(folder), (folder / "state").mkdir()),
             r"stopped before it began: .*`python train.py --output .*run --resume`",
@@ -68,9 +82,18 @@ def test_names_that_name_nothing_are_none(tmp_path: Path, id2label: dict | None)
             lambda folder: (make(folder), (folder / "run.json").write_text("[]")),
             r"run\.json was changed by hand or is damaged;.*\n.*expected an object, found \[\]",
         ),
-        (lambda folder: (make(folder), (folder / "run.json").write_text("{")), r"run\.json is not valid JSON"),
-        (lambda folder: (make(folder) / "model_beit" / "config.json").unlink(), r"config\.json does not exist"),
-        (lambda folder: (make(folder) / "model_beit" / "config.json").write_text("{,"), r"config\.json is not valid JSON"),
+        (
+            lambda folder: (make(folder), (folder / "run.json").write_text("{")),
+            r"run\.json is not valid JSON",
+        ),
+        (
+            lambda folder: (make(folder) / "model_beit" / "config.json").unlink(),
+            r"config\.json does not exist",
+        ),
+        (
+            lambda folder: (make(folder) / "model_beit" / "config.json").write_text("{,"),
+            r"config\.json is not valid JSON",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_says_why(tmp_path: Path, prepare, message: str) -> None:
@@ -93,7 +116,14 @@ def test_entries_of_a_run_leave_out_what_a_user_put_there(tmp_path: Path) -> Non
         (folder / name).touch()
     for name in ("figures", "earlier", "state"):
         (folder / name).mkdir()
-    assert {path.name for path in run_entries(folder)} == {"model_beit", "model_lora", "run.json", "metrics.jsonl", "figures", "state"}
+    assert {path.name for path in run_entries(folder)} == {
+        "model_beit",
+        "model_lora",
+        "run.json",
+        "metrics.jsonl",
+        "figures",
+        "state",
+    }
     assert [path.name for path in model_dirs(folder)] == ["model_beit", "model_lora"]
 
 
@@ -138,7 +168,11 @@ def test_now_has_an_offset() -> None:
         ("members", ["fold-1"], "members: expected an object"),
         ("prior", [0.5, None], r"prior\[1\]: expected a number, found None"),
         ("decisions", [{"kind": "cuts"}], r"decisions\[0\].numbers: missing"),
-        ("blend", {"way": "greedy", "rule": "ranks", "rows": 3, "scores": {}, "refused": [1]}, "blend.refused: expected an object"),
+        (
+            "blend",
+            {"way": "greedy", "rule": "ranks", "rows": 3, "scores": {}, "refused": [1]},
+            "blend.refused: expected an object",
+        ),
         ("counts", {"parameters": {"model": "many"}}, "counts.parameters.model: expected a whole number"),
     ],
 )
@@ -178,7 +212,10 @@ def test_metrics_of_other_types_are_named(tmp_path: Path, line: str, message: st
         ({"kind": "multiclass", "names": ["cat", "cat"]}, "target.names: expected different names"),
         ({"kind": "binary", "names": ["no", "yes", "perhaps"]}, "found 3 names"),
         ({"kind": "binary", "names": ["no", "yes"], "positive": "yes"}, "target.positive: expected a list"),
-        ({"kind": "continuous", "names": ["x"], "center": [0, 1]}, "target.center: expected 1 numbers, found 2"),
+        (
+            {"kind": "continuous", "names": ["x"], "center": [0, 1]},
+            "target.center: expected 1 numbers, found 2",
+        ),
         ({"kind": "continuous", "names": ["x"], "scale": [0]}, "target.scale: expected numbers above 0"),
     ],
 )

@@ -21,7 +21,14 @@ from pipeline.submission.score import main
 from pipeline.submission.write import write_results_json
 from pipeline.targets.target import multiclass
 
-TRUTH = [(1, "yes", "yes/no"), (2, "T-shirt", "other"), (3, "red", "other"), (4, "2", "number"), (5, "green", "other"), (6, "no", "yes/no")]
+TRUTH = [
+    (1, "yes", "yes/no"),
+    (2, "T-shirt", "other"),
+    (3, "red", "other"),
+    (4, "2", "number"),
+    (5, "green", "other"),
+    (6, "no", "yes/no"),
+]
 SAID = ["yes", "t shirt", "blue", "2", "red", "yes"]
 
 
@@ -31,7 +38,9 @@ def annotations(path: Path, truth: Sequence[tuple[int, str, str]] = TRUTH, agree
         {
             "question_id": number,
             "multiple_choice_answer": answer,
-            "answers": [{"answer": answer if who < agreeing else "else", "answer_id": who} for who in range(10)],
+            "answers": [
+                {"answer": answer if who < agreeing else "else", "answer_id": who} for who in range(10)
+            ],
             "answer_type": kind,
         }
         for number, answer, kind in truth
@@ -41,12 +50,17 @@ def annotations(path: Path, truth: Sequence[tuple[int, str, str]] = TRUTH, agree
 
 
 def results(path: Path, said: Sequence[str] = SAID) -> Path:
-    path.write_text(json.dumps([{"question_id": number, "answer": answer} for number, answer in enumerate(said, start=1)]))
+    path.write_text(
+        json.dumps([{"question_id": number, "answer": answer} for number, answer in enumerate(said, start=1)])
+    )
     return path
 
 
 def table(path: Path, answers: Sequence[str], usage: Sequence[str] = ()) -> Path:
-    rows = [f"{number},{answer}" + (f",{usage[number - 1]}" if usage else "") for number, answer in enumerate(answers, start=1)]
+    rows = [
+        f"{number},{answer}" + (f",{usage[number - 1]}" if usage else "")
+        for number, answer in enumerate(answers, start=1)
+    ]
     path.write_text("\n".join(["question_id,answer" + (",Usage" if usage else ""), *rows]) + "\n")
     return path
 
@@ -61,9 +75,13 @@ def test_weighted_averages_are_those_of_every_answer(tmp_path: Path) -> None:
     """Answers that are never predicted are one class here; scikit-learn, with a class for each, gives the
     same.
     """
-    scores = score_answers(table(tmp_path / "p.csv", SAID), table(tmp_path / "s.csv", [answer for _, answer, _ in TRUTH]))
+    scores = score_answers(
+        table(tmp_path / "p.csv", SAID), table(tmp_path / "s.csv", [answer for _, answer, _ in TRUTH])
+    )
     truth, said = [clean_answer(answer) for _, answer, _ in TRUTH], [clean_answer(answer) for answer in SAID]
-    precision, recall, f1, _ = precision_recall_fscore_support(truth, said, average="weighted", zero_division=0)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        truth, said, average="weighted", zero_division=0
+    )
     assert scores["rows"] == 6
     assert scores["metrics"] == pytest.approx(
         {"accuracy": 3 / 6, "weighted_precision": precision, "weighted_recall": recall, "weighted_f1": f1}
@@ -71,25 +89,38 @@ def test_weighted_averages_are_those_of_every_answer(tmp_path: Path) -> None:
 
 
 def test_the_official_accuracy_by_type(tmp_path: Path) -> None:
-    given = score_answers(results(tmp_path / "p.json"), annotations(tmp_path / "s.json", agreeing=3))["metrics"]
+    given = score_answers(results(tmp_path / "p.json"), annotations(tmp_path / "s.json", agreeing=3))[
+        "metrics"
+    ]
     # Three of ten agree: 0.9. "t shirt" is "T-shirt" in both comparisons.
     assert given["accuracy"] == 3 / 6
     assert given["vqa_accuracy"] == pytest.approx(0.9 * 3 / 6)
-    assert (given["vqa_accuracy_yes_no"], given["vqa_accuracy_number"], given["vqa_accuracy_other"]) == pytest.approx((0.45, 0.9, 0.3))
+    assert (
+        given["vqa_accuracy_yes_no"],
+        given["vqa_accuracy_number"],
+        given["vqa_accuracy_other"],
+    ) == pytest.approx((0.45, 0.9, 0.3))
 
 
 def test_both_forms_of_predictions_score_alike(tmp_path: Path) -> None:
     solution = annotations(tmp_path / "s.json")
-    assert score_answers(results(tmp_path / "p.json"), solution) == score_answers(table(tmp_path / "p.csv", SAID), solution)
+    assert score_answers(results(tmp_path / "p.json"), solution) == score_answers(
+        table(tmp_path / "p.csv", SAID), solution
+    )
 
 
 def test_public_and_private_parts(tmp_path: Path) -> None:
     solution = table(
-        tmp_path / "s.csv", [answer for _, answer, _ in TRUTH], ["Public", "Public", "Private", "Private", "Ignored", "Ignored"]
+        tmp_path / "s.csv",
+        [answer for _, answer, _ in TRUTH],
+        ["Public", "Public", "Private", "Private", "Ignored", "Ignored"],
     )
     scores = score_answers(table(tmp_path / "p.csv", SAID), solution)
     assert (scores["rows"], scores["metrics"]["accuracy"]) == (4, 0.75)
-    assert {part: metrics["accuracy"] for part, metrics in scores["parts"].items()} == {"Public": 1.0, "Private": 0.5}
+    assert {part: metrics["accuracy"] for part, metrics in scores["parts"].items()} == {
+        "Public": 1.0,
+        "Private": 0.5,
+    }
 
 
 def test_ids_that_do_not_fit(tmp_path: Path) -> None:
@@ -101,7 +132,12 @@ def test_ids_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = run_folder(tmp_path / "model", ["yes", "no", "t shirt", "blue", "2", "red"])
-    arguments = ["--predictions", str(results(tmp_path / "p.json")), "--solution", str(annotations(tmp_path / "s.json"))]
+    arguments = [
+        "--predictions",
+        str(results(tmp_path / "p.json")),
+        "--solution",
+        str(annotations(tmp_path / "s.json")),
+    ]
     assert main([*arguments, "--model", str(model), "--data", str(tmp_path / "none")]) == 0
     printed = capsys.readouterr().out
     lines = [line.split() for line in printed.splitlines()]
@@ -123,9 +159,14 @@ def test_the_official_results_file(tmp_path: Path) -> None:
     probs = np.array([[0.2, 0.8], [0.9, 0.1]], dtype=np.float32)
     predictions = Predictions(("12", "7"), probs, multiclass(["yes", "no"]))
     write_results_json(tmp_path / "r.json", competition(tmp_path), predictions)
-    assert json.loads((tmp_path / "r.json").read_text()) == [{"question_id": 12, "answer": "no"}, {"question_id": 7, "answer": "yes"}]
+    assert json.loads((tmp_path / "r.json").read_text()) == [
+        {"question_id": 12, "answer": "no"},
+        {"question_id": 7, "answer": "yes"},
+    ]
     with pytest.raises(UserError, match=r"q\.json: .*name a \.csv file: --output predictions\.csv"):
         write_results_json(tmp_path / "q.json", competition(tmp_path, "classification"), predictions)
     with pytest.raises(UserError, match="'7'"):
-        write_results_json(tmp_path / "q.json", competition(tmp_path), Predictions(("12",), probs[:1], predictions.target))
+        write_results_json(
+            tmp_path / "q.json", competition(tmp_path), Predictions(("12",), probs[:1], predictions.target)
+        )
     assert not (tmp_path / "q.json").exists()

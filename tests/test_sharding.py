@@ -34,8 +34,17 @@ def assert_close(a: Path, b: Path) -> None:
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
-def test_every_key_that_stands_in_the_way_is_named_with_what_mends_it(tmp_path: Path, tiny_backbone: Path) -> None:
-    words = flags(tmp_path, tiny_backbone, "unused", "--precision", "fp16", *(word for key in SHARD[-1:] for word in ("--set", key)))
+def test_every_key_that_stands_in_the_way_is_named_with_what_mends_it(
+    tmp_path: Path, tiny_backbone: Path
+) -> None:
+    words = flags(
+        tmp_path,
+        tiny_backbone,
+        "unused",
+        "--precision",
+        "fp16",
+        *(word for key in SHARD[-1:] for word in ("--set", key)),
+    )
     with pytest.raises(UserError) as refused:
         train.main([*words, "--set", "checkpoint.keep=soup"])
     for fix in ("lora.rank=0", "optimizer.ema=0", "precision=fp32", "checkpoint.keep=auto"):
@@ -63,7 +72,14 @@ def test_uneven_groups_at_any_number_of_processes(root: Path, tiny_backbone: Pat
     held = [int(line.split()[-1]) for line in out.splitlines() if line.startswith("process ")]
     num_weights = sum(weight.numel() for weight in load_file(root / "one" / WEIGHTS).values())
     assert len(held) == count and sum(held) == num_weights and max(held) < 1.2 * num_weights / count
-    predict = ["--model", str(root / name), "--data", str(root / "data"), "--output", str(root / f"{name}.csv")]
+    predict = [
+        "--model",
+        str(root / name),
+        "--data",
+        str(root / "data"),
+        "--output",
+        str(root / f"{name}.csv"),
+    ]
     assert inference.main(predict) == 0
 
 
@@ -81,11 +97,14 @@ def test_killed_and_finished_by_another_number(root: Path, tiny_backbone: Path) 
     """The last state is inside a group, with the gradients of a part of it."""
     words = flags(root, tiny_backbone, "killed", *SHARD, "--set", "checkpoint.every_minutes=0.00001")
     code, _, err = together(2, [["train", *words]], "killed:1:7")
-    assert code == 1 and err.count("error: ") == 1 and "error: another process of this command has ended" in err
+    assert (
+        code == 1 and err.count("error: ") == 1 and "error: another process of this command has ended" in err
+    )
     state, _ = StateStore(root / "killed" / "state").load()
     assert state["gradients"] and state["position"]["row"] % 8
     whole = [
-        sorted(tuple(weight.shape) for weight in weights.values()) for weights in (load_file(root / "one" / WEIGHTS), state["weights"])
+        sorted(tuple(weight.shape) for weight in weights.values())
+        for weights in (load_file(root / "one" / WEIGHTS), state["weights"])
     ]
     assert whole[0] == whole[1]
     stopped = [*words, "--resume", "--max-minutes", "0"]
@@ -105,9 +124,16 @@ def test_killed_and_finished_by_another_number(root: Path, tiny_backbone: Path) 
         ("broken:1:6", "another process of this command has ended"),
     ],
 )
-def test_a_process_that_fails_alone_ends_all_with_one_message(root: Path, tiny_backbone: Path, fault: str, says: str) -> None:
+def test_a_process_that_fails_alone_ends_all_with_one_message(
+    root: Path, tiny_backbone: Path, fault: str, says: str
+) -> None:
     name = fault.replace(":", "-")
     code, _, err = together(2, [["train", *flags(root, tiny_backbone, name, *SHARD)]], fault)
-    assert code == 1 and err.count("error: ") == 1 and says in err and err.count("ontinue with: ") == (not fault.startswith("unreadable"))
+    assert (
+        code == 1
+        and err.count("error: ") == 1
+        and says in err
+        and err.count("ontinue with: ") == (not fault.startswith("unreadable"))
+    )
     resume(root, name)
     assert_close(root / "one", root / name)

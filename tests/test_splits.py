@@ -32,7 +32,10 @@ def test_a_hold_out_smaller_than_the_classes_takes_one_row_of_some():
     assert len(val) == 12
     assert set(Counter(labels[row] for row in val).values()) == {1}
     assert len({labels[row] for row in train}) == 24
-    assert how == "validation: 12 of 240 labelled images, fewer than the 24 classes, so one row from each of 12 classes (seed 42)"
+    assert (
+        how == "validation: 12 of 240 labelled images, fewer than the 24 classes, so one row from each of 12 "
+        "classes (seed 42)"
+    )
     assert train_val_split(labels, 0.05, 43)[1] != val
 
 
@@ -45,8 +48,16 @@ def test_classes_with_one_row_are_never_held_out():
 
 
 def test_nothing_to_hold_out():
-    assert train_val_split(["a", "b", "a"], 0, 1) == ([0, 1, 2], [], "validation: 0 of 3 labelled images, all rows train")
-    assert train_val_split(["a", "b"], 0.5, 1) == ([0, 1], [], "validation: 0 of 2 labelled images, no class has a row to spare")
+    assert train_val_split(["a", "b", "a"], 0, 1) == (
+        [0, 1, 2],
+        [],
+        "validation: 0 of 3 labelled images, all rows train",
+    )
+    assert train_val_split(["a", "b"], 0.5, 1) == (
+        [0, 1],
+        [],
+        "validation: 0 of 2 labelled images, no class has a row to spare",
+    )
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1, 1.5, float("nan")])

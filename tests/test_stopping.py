@@ -34,10 +34,18 @@ def long_run(competition: Path, backbone: Path, output: Path) -> list[str]:
     return [sys.executable, "train.py", *flags(competition, backbone, output), *more]
 
 
-def test_a_reader_that_has_seen_enough_stops_the_training_with_its_state(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_a_reader_that_has_seen_enough_stops_the_training_with_its_state(
+    competition: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
     with open(tmp_path / "errors", "w+") as errors:
-        process = subprocess.Popen(long_run(competition, tiny_backbone, output), cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(
+            long_run(competition, tiny_backbone, output),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
         wait_for_state(output, process)
         process.stdout.close()  # as head does after its tenth line
         assert process.wait(timeout=60) == 130
@@ -48,7 +56,9 @@ def test_a_reader_that_has_seen_enough_stops_the_training_with_its_state(competi
     assert state is not None and not (output / "run.json").exists() and not (output / ".lock").exists()
 
 
-def test_a_closed_terminal_stops_the_whole_group_with_the_state(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_a_closed_terminal_stops_the_whole_group_with_the_state(
+    competition: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
     process = subprocess.Popen(
         long_run(competition, tiny_backbone, output),
@@ -61,7 +71,12 @@ def test_a_closed_terminal_stops_the_whole_group_with_the_state(competition: Pat
     wait_for_state(output, process)
     os.killpg(process.pid, signal.SIGHUP)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "SIGHUP" in said and "the state is saved" in said and "Traceback" not in said, said
+    assert (
+        process.returncode == 130
+        and "SIGHUP" in said
+        and "the state is saved" in said
+        and "Traceback" not in said
+    ), said
 
 
 def test_under_nohup_a_closed_terminal_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,8 @@ from pipeline.lock import holding_file
 folder, me = Path(sys.argv[1]), sys.argv[2]
 
 def is_inside(path):
-    # A killed one leaves its file for a moment; a living one that is inside beside us is the fault looked for.
+    # A killed one leaves its file for a moment.
+    # A living one that is inside beside us is the fault looked for.
     with suppress(FileNotFoundError, ValueError):
         process = int(path.read_text())
         for _ in range(500):

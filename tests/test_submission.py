@@ -72,7 +72,11 @@ def test_columns_that_are_not_the_model_s_classes(tmp_path):
 
 
 name = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8).filter(str.strip)
-names = st.lists(name | st.sampled_from(["007", "1e5", "nan", "NA", "=1+1", "a,b", 'say "x"', " x ", "a;b", "é"]), unique=True, max_size=6)
+names = st.lists(
+    name | st.sampled_from(["007", "1e5", "nan", "NA", "=1+1", "a,b", 'say "x"', " x ", "a;b", "é"]),
+    unique=True,
+    max_size=6,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,7 +93,9 @@ def test_written_checked_read(tmp_path_factory, ids, classes, order, kind, seed)
     columns = classes[:] if kind == "probabilities" else ["the label"]
     order.shuffle(columns)
     id_column = "the id" if "the id" not in classes else "another id"
-    form = SubmissionForm(kind, (id_column, *columns), id_column, tuple(ids), None, sums_to_one=kind != "label")
+    form = SubmissionForm(
+        kind, (id_column, *columns), id_column, tuple(ids), None, sums_to_one=kind != "label"
+    )
     logits = np.random.default_rng(seed).normal(scale=8, size=(len(ids), len(classes))).astype(np.float32)
     probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     path = tmp_path_factory.mktemp("written") / "predictions.csv"
@@ -118,20 +124,38 @@ def test_a_file_that_is_ready(tmp_path):
 @pytest.mark.parametrize(
     ("text", "problems"),
     [
-        ("Id,label\na,cat\nb,dog\nc,cat\n", ["the column 'id' is missing (nearest: 'Id')", "unexpected columns: 'Id'"]),
-        ("label,id\ncat,a\ndog,b\ncat,c\n", ["columns in another order: 'label', 'id', expected 'id', 'label'"]),
+        (
+            "Id,label\na,cat\nb,dog\nc,cat\n",
+            ["the column 'id' is missing (nearest: 'Id')", "unexpected columns: 'Id'"],
+        ),
+        (
+            "label,id\ncat,a\ndog,b\ncat,c\n",
+            ["columns in another order: 'label', 'id', expected 'id', 'label'"],
+        ),
         ("id,label,x\na,cat,1\nb,dog,1\nc,cat,1\n", ["unexpected columns: 'x'"]),
         ("id,label\na,cat\nb,dog\n", ["2 rows for 3 ids", "1 id missing: 'c'"]),
         (
             "id,label\na,cat\nb,dog\nc.jpg,cat\nd,cat\n",
             ["4 rows for 3 ids", "1 id missing: 'c'", "2 unexpected ids, rows 4, 5: 'c.jpg', 'd'"],
         ),
-        ("id,label\na,cat\nb,dog\nc,cat\nb,dog\n", ["4 rows for 3 ids", "rows 3, 5: the id 'b' occurs 2 times"]),
-        ("id,label\nb,cat\na,dog\nc,cat\n", ["ids in another order than expected, first in row 2: 'b' instead of 'a'"]),
+        (
+            "id,label\na,cat\nb,dog\nc,cat\nb,dog\n",
+            ["4 rows for 3 ids", "rows 3, 5: the id 'b' occurs 2 times"],
+        ),
+        (
+            "id,label\nb,cat\na,dog\nc,cat\n",
+            ["ids in another order than expected, first in row 2: 'b' instead of 'a'"],
+        ),
         ("id,label\na,\nb,dog\nc, \n", ["rows 2, 4: no label in column 'label'"]),
-        ("id,label\na,Cat\nb,dog\nc,nan\n", ["row 2: 'Cat' is no class (nearest: 'cat')", "row 4: 'nan' is no class"]),
+        (
+            "id,label\na,Cat\nb,dog\nc,nan\n",
+            ["row 2: 'Cat' is no class (nearest: 'cat')", "row 4: 'nan' is no class"],
+        ),
         ("id;label\na;cat\nb;dog\nc;cat\n", ["cells are separated by semicolons: expected commas"]),
-        ("\ufeffid,label\na,cat\nb,dog\nc,cat\n", ["it begins with a byte order mark (Excel writes it): save it as plain UTF-8"]),
+        (
+            "\ufeffid,label\na,cat\nb,dog\nc,cat\n",
+            ["it begins with a byte order mark (Excel writes it): save it as plain UTF-8"],
+        ),
         ("", ["it is empty"]),
         (b"id,label\na,caf\xe9\nb,dog\nc,cat\n", ["not UTF-8 in row 2"]),
     ],
@@ -151,7 +175,10 @@ def test_label_problems(tmp_path, text, problems):
         ("id,dog,cat\na,0.1,inf\nb,1,0\nc,0,1\n", "row 2: no number in column 'cat': 'inf'"),
         ("id,dog,cat\na,-0.5,1.5\nb,1,0\nc,0,1\n", "row 2: probabilities outside 0..1 (-0.5)"),
         ("id,dog,cat\na,0.5,0.4\nb,1,0\nc,0,1\n", "row 2: probabilities sum to 0.9, expected 1"),
-        ("id,cat,dog\na,0.5,0.5\nb,1,0\nc,0,1\n", "columns in another order: 'id', 'cat', 'dog', expected 'id', 'dog', 'cat'"),
+        (
+            "id,cat,dog\na,0.5,0.5\nb,1,0\nc,0,1\n",
+            "columns in another order: 'id', 'cat', 'dog', expected 'id', 'dog', 'cat'",
+        ),
         ("id,dog,Cat\na,0.5,0.5\nb,1,0\nc,0,1\n", "the column 'cat' is missing (nearest: 'Cat')"),
     ],
 )
@@ -171,7 +198,9 @@ def test_long_lists_are_capped(tmp_path):
     found = check(tmp_path, "id,label\n" + rows, SubmissionForm("label", ("id", "label"), "id", ids, None))
     assert len(found) == 6
     assert found[-1] == "95 more labels are no classes"
-    assert check(tmp_path, "id,label\n0,cat\n", SubmissionForm("label", ("id", "label"), "id", ids, None)) == [
+    assert check(
+        tmp_path, "id,label\n0,cat\n", SubmissionForm("label", ("id", "label"), "id", ids, None)
+    ) == [
         "1 row for 100 ids",
         "99 ids missing: '1', '2', '3', '4', '5' and 94 more",
     ]
@@ -232,7 +261,9 @@ def test_other_column_names_in_the_solution(tmp_path):
 
 
 def test_classes_of_the_model_and_labels_it_does_not_know(tmp_path):
-    scores = score_predictions(*files(tmp_path, FOUR, "id,label\na,Cat\nb,dog\nc,cat\nd,dog\n"), target=multiclass(["cat", "bird"]))
+    scores = score_predictions(
+        *files(tmp_path, FOUR, "id,label\na,Cat\nb,dog\nc,cat\nd,dog\n"), target=multiclass(["cat", "bird"])
+    )
     assert set(scores["class_names"]) == {"bird", "Cat", "cat", "dog"}
     assert (scores["unseen"], scores["foreign"]) == (["Cat", "dog"], ["dog"])
 
@@ -246,7 +277,9 @@ def test_ids_that_do_not_match(tmp_path):
 
 def test_other_broken_solutions(tmp_path):
     assert "rows 2, 3: the id 'a' occurs 2 times" in refused(tmp_path, FOUR, "id,label\na,cat\na,dog\n")
-    assert "solution.csv, row 3: no label in column 'label'" in refused(tmp_path, FOUR, "id,label\na,cat\nb,\n")
+    assert "solution.csv, row 3: no label in column 'label'" in refused(
+        tmp_path, FOUR, "id,label\na,cat\nb,\n"
+    )
     assert "the label may be in 'x', 'z'" in refused(tmp_path, FOUR, "id,x,z\na,1,2\n")
     assert "there is no label column" in refused(tmp_path, FOUR, "id,Usage\na,Public\n")
     assert "has no rows: ids and labels are needed" in refused(tmp_path, FOUR, "id,label\n")
@@ -266,7 +299,19 @@ def test_other_broken_predictions(tmp_path):
 def command(tmp_path, *more):
     predictions, solution = tmp_path / "predictions.csv", tmp_path / "solution.csv"
     model, data = tmp_path / "model", tmp_path / "data"
-    return main(["--solution", f"{solution}", "--predictions", f"{predictions}", "--model", f"{model}", "--data", f"{data}", *more])
+    return main(
+        [
+            "--solution",
+            f"{solution}",
+            "--predictions",
+            f"{predictions}",
+            "--model",
+            f"{model}",
+            "--data",
+            f"{data}",
+            *more,
+        ]
+    )
 
 
 def test_the_command_prints_scores_and_keeps_them(tmp_path, capsys):

@@ -34,7 +34,13 @@ OLDER = {
     "status": "COMPLETE",
     "publicScore": "0.1",
 }
-STRANGER = {"ref": 6000, "fileName": "predictions.csv", "date": "2026-02-28T09:00:00Z", "description": "b", "status": "PENDING"}
+STRANGER = {
+    "ref": 6000,
+    "fileName": "predictions.csv",
+    "date": "2026-02-28T09:00:00Z",
+    "description": "b",
+    "status": "PENDING",
+}
 
 
 @pytest.fixture
@@ -90,7 +96,10 @@ def test_waits_for_this_submission_among_others(server, folder, sleeps, capfd):
     assert sleeps == [3, 3]
     (row,) = rows()
     assert row["file_sha256"] == files.sha256(folder / "predictions.csv")
-    assert {name: row[name] for name in ("competition", "message", "validation_score", "public_score", "private_score", "status")} == {
+    assert {
+        name: row[name]
+        for name in ("competition", "message", "validation_score", "public_score", "private_score", "status")
+    } == {
         "competition": "glyphs",
         "message": MESSAGE,
         "validation_score": "0.9375",
@@ -99,7 +108,11 @@ def test_waits_for_this_submission_among_others(server, folder, sleeps, capfd):
         "status": "complete",
     }
     output = "".join(capfd.readouterr())
-    assert "public score      0.91234" in output and "private score     0.88" in output and "4 submissions remaining today" in output
+    assert (
+        "public score      0.91234" in output
+        and "private score     0.88" in output
+        and "4 submissions remaining today" in output
+    )
     assert "user name and key from KAGGLE_USERNAME and KAGGLE_KEY" in output
     kept = output + "".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
     assert not [secret for secret in SECRETS if secret in kept]
@@ -107,8 +120,13 @@ def test_waits_for_this_submission_among_others(server, folder, sleeps, capfd):
 
 def test_same_file_is_refused_without_terminal_and_sent_with_yes(server, folder, sleeps):
     digest = files.sha256(folder / "predictions.csv")
-    ledger.append_row(ledger.LEDGER, a_row(file_sha256=digest, message="first", public_score="0.4", time="2026-01-01T00:00:00+00:00"))
-    with pytest.raises(UserError, match=r"already sent to glyphs at 2026-01-01.*first, public score 0\.4.*YES=1"):
+    ledger.append_row(
+        ledger.LEDGER,
+        a_row(file_sha256=digest, message="first", public_score="0.4", time="2026-01-01T00:00:00+00:00"),
+    )
+    with pytest.raises(
+        UserError, match=r"already sent to glyphs at 2026-01-01.*first, public score 0\.4.*YES=1"
+    ):
         submit.main(FLAGS, sleep=sleeps.append)
     assert server.calls == []
     submit.main([*FLAGS, "--yes", "--message", "-second try"], sleep=sleeps.append)
@@ -117,7 +135,12 @@ def test_same_file_is_refused_without_terminal_and_sent_with_yes(server, folder,
 
 
 def test_scoring_error_gives_kaggles_reason(server, folder, sleeps):
-    server.scoring = [{"status": "ERROR", "errorDescription": "ERROR: Unable to find 2 required key values in the 'id' column"}]
+    server.scoring = [
+        {
+            "status": "ERROR",
+            "errorDescription": "ERROR: Unable to find 2 required key values in the 'id' column",
+        }
+    ]
     with pytest.raises(UserError, match=r": ERROR: Unable to find 2 "):
         submit.main(FLAGS, sleep=sleeps.append)
     assert [row["status"] for row in rows()] == ["error"]
@@ -148,8 +171,14 @@ def test_a_command_that_was_killed_while_it_sent_sends_nothing_twice(server, fol
 
 def test_timeout_keeps_a_pending_row_and_the_next_run_completes_it(server, folder, sleeps, capfd):
     server.scoring = [{"status": "PENDING"}]
-    assert run_command(lambda: submit.main([*FLAGS, "--timeout-minutes", "0"], sleep=sleeps.append)) == EXIT_INTERRUPTED
-    assert "`make submit` again shows its score, and so does: kaggle competitions submissions -c glyphs" in capfd.readouterr().err
+    assert (
+        run_command(lambda: submit.main([*FLAGS, "--timeout-minutes", "0"], sleep=sleeps.append))
+        == EXIT_INTERRUPTED
+    )
+    assert (
+        "`make submit` again shows its score, and so does: kaggle competitions submissions -c glyphs"
+        in capfd.readouterr().err
+    )
     assert [row["status"] for row in rows()] == ["pending"]
 
     server.created["date"] = rows()[0]["time"]
@@ -171,17 +200,37 @@ def test_rules_not_accepted_ends_with_exit_code_2(server, folder, sleeps, capfd)
     server.refuse("ListSubmissions", 403, "You must accept this competition's rules before you can continue")
     assert run_command(lambda: submit.main(FLAGS, sleep=sleeps.append)) == EXIT_USER
     told = capfd.readouterr().err
-    assert "https://www.kaggle.com/competitions/glyphs/rules" in told and "or the name is wrong" in told and "You must accept" in told
+    assert (
+        "https://www.kaggle.com/competitions/glyphs/rules" in told
+        and "or the name is wrong" in told
+        and "You must accept" in told
+    )
     assert server.uploads == [] and not ledger.LEDGER.exists()
 
 
 @pytest.mark.parametrize(
     ("method", "refusal", "told"),
     [
-        ("StartSubmissionUpload", (404, "Not found"), r"finds no competition 'glyphs' \(404\).*rules.*or the name is wrong"),
-        ("CreateSubmission", (400, "Submission must have 2 columns"), r"refused the request \(400\).*Submission must have 2 columns"),
-        ("CreateSubmission", (400, "Your team has used its daily Submission allowance (5) today"), "daily submission limit.*midnight UTC"),
-        ("CreateSubmission", (403, "The submission deadline has passed"), "glyphs does not accept submissions .*see https"),
+        (
+            "StartSubmissionUpload",
+            (404, "Not found"),
+            r"finds no competition 'glyphs' \(404\).*rules.*or the name is wrong",
+        ),
+        (
+            "CreateSubmission",
+            (400, "Submission must have 2 columns"),
+            r"refused the request \(400\).*Submission must have 2 columns",
+        ),
+        (
+            "CreateSubmission",
+            (400, "Your team has used its daily Submission allowance (5) today"),
+            "daily submission limit.*midnight UTC",
+        ),
+        (
+            "CreateSubmission",
+            (403, "The submission deadline has passed"),
+            "glyphs does not accept submissions .*see https",
+        ),
         ("StartSubmissionUpload", (500, ""), r"\(500\): try again"),
         ("StartSubmissionUpload", (429, ""), r"too many requests \(429\): wait 33 s"),
     ],
@@ -196,7 +245,8 @@ def test_refusals_become_sentences(server, folder, method, refusal, told):
 def test_wrong_key_is_named_with_its_place(server, monkeypatch):
     monkeypatch.setenv("KAGGLE_KEY", "a-wrong-key-0123456789")
     with pytest.raises(
-        UserError, match=r"does not accept the token \(401; user name and key from KAGGLE_USERNAME and KAGGLE_KEY\)"
+        UserError,
+        match=r"does not accept the token \(401; user name and key from KAGGLE_USERNAME and KAGGLE_KEY\)",
     ) as error:
         cli.list_submissions("glyphs")
     assert "a-wrong-key" not in str(error.value)
@@ -247,7 +297,9 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> submit.Plan:
     return submit.Plan("glyphs", Path("p.csv"), files.sha256(Path("p.csv")), "mine", "0.9")
 
 
-def listed(ref: str, message: str = "mine", status: str = "complete", score: str = "0.7", date=None) -> cli.Submission:
+def listed(
+    ref: str, message: str = "mine", status: str = "complete", score: str = "0.7", date=None
+) -> cli.Submission:
     return cli.Submission(ref, "p.csv", date, message, status, score, "", "")
 
 
@@ -270,7 +322,10 @@ def test_ctrl_c_while_sending_asks_the_list(plan, monkeypatch, after, kept):
     assert [row["status"] for row in rows()] == (kept or [])
 
 
-@pytest.mark.parametrize(("after", "told"), [([], "most likely not submitted"), (KaggleError("no network"), "unknown whether .* https")])
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [([], "most likely not submitted"), (KaggleError("no network"), "unknown whether .* https")],
+)
 def test_failed_upload_is_never_sent_again(plan, monkeypatch, after, told):
     FakeKaggle(monkeypatch, [[listed("1")], after, after, after], upload=KaggleError("lost", sent=True))
     with pytest.raises(UserError, match=f"(?s)lost.*{told}"):
@@ -280,7 +335,11 @@ def test_failed_upload_is_never_sent_again(plan, monkeypatch, after, told):
 
 def test_without_a_number_the_new_row_with_this_message_counts(plan, monkeypatch, capsys):
     FakeKaggle(
-        monkeypatch, [[listed("1", score="0.1")], [listed("3", message="theirs", score="0.2"), listed("2", score="0.8"), listed("1")]]
+        monkeypatch,
+        [
+            [listed("1", score="0.1")],
+            [listed("3", message="theirs", score="0.2"), listed("2", score="0.8"), listed("1")],
+        ],
     )
     submit.submit(plan, sleep=lambda _: None)
     assert [row["public_score"] for row in rows()] == ["0.8"]
@@ -308,23 +367,41 @@ def test_terminal_is_asked_before_the_same_file_goes_again(plan, monkeypatch, ca
 
 def test_other_pending_rows_are_refreshed(plan, monkeypatch, capsys):
     then = "2026-03-01T10:00:00+00:00"
-    ledger.append_row(ledger.LEDGER, a_row(file_sha256="0" * 64, message="earlier", status="pending", time=then))
-    ledger.append_row(ledger.LEDGER, a_row(competition="other", message="earlier", status="pending", time=then))
+    ledger.append_row(
+        ledger.LEDGER, a_row(file_sha256="0" * 64, message="earlier", status="pending", time=then)
+    )
+    ledger.append_row(
+        ledger.LEDGER, a_row(competition="other", message="earlier", status="pending", time=then)
+    )
     moment = submit.datetime.fromisoformat("2026-03-01T10:00:02+00:00")
     twin = listed("8", message="earlier", score="0.2", date=moment.replace(hour=15))
     before = [twin, listed("9", message="earlier", score="0.6", date=moment)]
     FakeKaggle(monkeypatch, [before, [listed("10"), *before]])
     submit.submit(plan, sleep=lambda _: None)
-    assert [(row["status"], row["public_score"]) for row in rows()] == [("complete", "0.6"), ("pending", ""), ("complete", "0.7")]
+    assert [(row["status"], row["public_score"]) for row in rows()] == [
+        ("complete", "0.6"),
+        ("pending", ""),
+        ("complete", "0.7"),
+    ]
     assert ": 2026-03-01T10:00:00+00:00 earlier: 0.6" in capsys.readouterr().out
 
 
-def reply(code: int = 1, status: int | None = None, retry_after: float | None = None, output: str = "", errors: str = "") -> Reply:
+def reply(
+    code: int = 1,
+    status: int | None = None,
+    retry_after: float | None = None,
+    output: str = "",
+    errors: str = "",
+) -> Reply:
     return Reply(code, output, errors, status, retry_after, ())
 
 
 def test_listing_is_tried_again_a_few_times_and_waits_as_told(monkeypatch):
-    answers = [reply(status=429, retry_after=33.0), reply(status=503), reply(0, output="No submissions found\n")]
+    answers = [
+        reply(status=429, retry_after=33.0),
+        reply(status=503),
+        reply(0, output="No submissions found\n"),
+    ]
     monkeypatch.setattr(cli, "call", lambda arguments: answers.pop(0))
     pauses: list[float] = []
     assert cli.list_submissions("glyphs", sleep=pauses.append) == []
@@ -332,7 +409,12 @@ def test_listing_is_tried_again_a_few_times_and_waits_as_told(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("answer", "tries"), [(reply(status=503), cli.LISTING_ATTEMPTS), (reply(status=403), 1), (reply(status=429, retry_after=900), 1)]
+    ("answer", "tries"),
+    [
+        (reply(status=503), cli.LISTING_ATTEMPTS),
+        (reply(status=403), 1),
+        (reply(status=429, retry_after=900), 1),
+    ],
 )
 def test_listing_gives_up(monkeypatch, answer, tries):
     calls: list[list[str]] = []
@@ -344,7 +426,10 @@ def test_listing_gives_up(monkeypatch, answer, tries):
 
 def test_list_of_an_old_command_is_read(monkeypatch):
     warning = "Warning: Looks like you're using an outdated API Version\n"
-    table = 'fileName,date,description,status,publicScore,privateScore\np.csv,2024-01-01 10:00:00,"two\nlines",complete,0.5,None\n'
+    table = (
+        "fileName,date,description,status,publicScore,privateScore\np.csv,2024-01-01 "
+        '10:00:00,"two\nlines",complete,0.5,None\n'
+    )
     monkeypatch.setattr(cli, "call", lambda arguments: reply(0, output=warning + table))
     (submission,) = cli.list_submissions("glyphs")
     assert (submission.status, submission.public_score, submission.private_score) == ("complete", "0.5", "")
@@ -354,8 +439,14 @@ def test_list_of_an_old_command_is_read(monkeypatch):
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        (reply(errors="ModuleNotFoundError: No module named 'six'"), "'six' is missing: pip install kaggle six"),
-        (reply(errors="OSError: Could not find kaggle.json. Make sure"), "too old for .*pip install --upgrade kaggle"),
+        (
+            reply(errors="ModuleNotFoundError: No module named 'six'"),
+            "'six' is missing: pip install kaggle six",
+        ),
+        (
+            reply(errors="OSError: Could not find kaggle.json. Make sure"),
+            "too old for .*pip install --upgrade kaggle",
+        ),
         (reply(errors="something new"), r'exit code 1\) \(Kaggle says: "something new"\)'),
     ],
 )
@@ -370,7 +461,11 @@ def test_answer_belongs_to_the_last_request():
         "-----------Request-----------\nPOST\n" + "-" * 50,
         '-----------Response-----------\n200\nA: b\n\n{"token": "x"}\n' + "-" * 50,
     )
-    lost = read_reply(1, f"{request}\n{answer}\n{request}\n", "DEBUG:urllib3:x\n('Connection aborted.', RemoteDisconnected())\n")
+    lost = read_reply(
+        1,
+        f"{request}\n{answer}\n{request}\n",
+        "DEBUG:urllib3:x\n('Connection aborted.', RemoteDisconnected())\n",
+    )
     assert (lost.status, lost.output) == (None, "") and "could not be reached" in str(explain(lost, "glyphs"))
     assert read_reply(0, f"{request}\n{answer}\nsent\n", "").bodies[-1] == {"token": "x"}
 
@@ -409,7 +504,10 @@ def test_a_token_hidden_by_control_characters_or_escapes_is_not_shown(monkeypatc
 
 @pytest.mark.parametrize("header", ["soon", "²", "nan", "inf", "-5", "1e9999", "9" * 400, "\x1b[2J"])
 def test_a_retry_after_that_is_no_number_says_nothing(header):
-    text = f"{'-' * 20}Request{'-' * 20}\nx\n{'-' * 50}\n{'-' * 20}Response{'-' * 20}\n429 x\nRetry-After: {header}\n\n{{}}\n{'-' * 50}\n"
+    text = (
+        f"{'-' * 20}Request{'-' * 20}\nx\n{'-' * 50}\n{'-' * 20}Response{'-' * 20}\n429 x\nRetry-After: "
+        f"{header}\n\n{{}}\n{'-' * 50}\n"
+    )
     answer = read_reply(1, text, "")
     assert (answer.status, answer.retry_after) == (429, None)
 
@@ -467,7 +565,12 @@ def test_preflight_checks_the_file_and_remembers_the_competition(folder, monkeyp
 def test_the_sample_suffices_and_what_it_cannot_show_is_said(folder, monkeypatch, capsys):
     monkeypatch.setattr(cli, "not_ready", list)
     shutil.rmtree(folder / "data" / "test")
-    assert submit.preflight(submit._parser().parse_args(["--competition", "pets", "--model", "finetuned_model"])).competition == "pets"
+    assert (
+        submit.preflight(
+            submit._parser().parse_args(["--competition", "pets", "--model", "finetuned_model"])
+        ).competition
+        == "pets"
+    )
     assert "not checked" not in capsys.readouterr().out  # the labels of the training images were compared
     shutil.rmtree(folder / "data" / "train")
     submit.preflight(submit._parser().parse_args(["--competition", "pets", "--model", "finetuned_model"]))
@@ -498,12 +601,19 @@ def test_record_that_is_not_ours_is_one_problem_among_others(folder, monkeypatch
     with pytest.raises(UserError) as error:
         submit.preflight(submit._parser().parse_args(FLAGS))
     lines = str(error.value).splitlines()
-    assert lines[1] == "  - no Kaggle token" and "finetuned_model/run.json" in lines[2] and told in " ".join(lines[2:])
+    assert (
+        lines[1] == "  - no Kaggle token"
+        and "finetuned_model/run.json" in lines[2]
+        and told in " ".join(lines[2:])
+    )
 
 
 def test_default_message_without_a_run() -> None:
     assert preflight.default_message(None, Path("predictions.csv")) == "predictions.csv"
-    assert preflight.default_message(Origin("", "2026-03-01T10:00:00", ("runs/a",), ("glyphs",)), Path("p.csv")) == "glyphs"
+    assert (
+        preflight.default_message(Origin("", "2026-03-01T10:00:00", ("runs/a",), ("glyphs",)), Path("p.csv"))
+        == "glyphs"
+    )
 
 
 # Tokens
@@ -513,8 +623,16 @@ def test_default_message_without_a_run() -> None:
     ("environment", "home_files", "kind"),
     [
         ({}, {}, ""),
-        ({"KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY}, {}, "user name and key from KAGGLE_USERNAME and KAGGLE_KEY"),
-        ({}, {".kaggle/kaggle.json": json.dumps({"username": USER, "key": KEY})}, "user name and key from .*kaggle.json"),
+        (
+            {"KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY},
+            {},
+            "user name and key from KAGGLE_USERNAME and KAGGLE_KEY",
+        ),
+        (
+            {},
+            {".kaggle/kaggle.json": json.dumps({"username": USER, "key": KEY})},
+            "user name and key from .*kaggle.json",
+        ),
         (
             {},
             {".config/kaggle/kaggle.json": json.dumps({"username": USER, "key": KEY})},
@@ -525,7 +643,11 @@ def test_default_message_without_a_run() -> None:
             {"x/kaggle.json": json.dumps({"username": USER, "key": KEY})},
             "user name and key from .*x/kaggle.json",
         ),
-        ({"KAGGLE_API_TOKEN": API_TOKEN}, {".kaggle/access_token": "other"}, "API token from KAGGLE_API_TOKEN"),
+        (
+            {"KAGGLE_API_TOKEN": API_TOKEN},
+            {".kaggle/access_token": "other"},
+            "API token from KAGGLE_API_TOKEN",
+        ),
         ({"KAGGLE_KEY": KEY}, {".kaggle/access_token": API_TOKEN + "\n"}, "API token from .*access_token"),
         ({}, {".kaggle/credentials.json": json.dumps({"refresh_token": "r" * 20})}, "`kaggle auth login`"),
     ],
@@ -559,7 +681,9 @@ def test_token_kinds(monkeypatch, tmp_path, environment, home_files, kind):
         ({}, "kaggle.json", json.dumps({"username": USER, "key": f"'{KEY}' "}).encode(), KEY),
     ],
 )
-def test_a_right_token_in_a_wrong_form_is_fixed_by_the_command_shown(monkeypatch, tmp_path, environment, name, content, secret):
+def test_a_right_token_in_a_wrong_form_is_fixed_by_the_command_shown(
+    monkeypatch, tmp_path, environment, name, content, secret
+):
     for variable in ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_USERNAME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -569,11 +693,21 @@ def test_a_right_token_in_a_wrong_form_is_fixed_by_the_command_shown(monkeypatch
     problem = token.find_credentials(environment).problem
     assert problem and secret not in problem and "create one" not in problem
     command = problem.partition("form: ")[2].partition(": ")[2]
-    variable, kind = ("KAGGLE_API_TOKEN", "API token") if secret == API_TOKEN else ("KAGGLE_KEY", "user name and key")
-    shown = subprocess.run(
-        ["bash", "-c", f'{command}; printf %s "${variable}"'], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    variable, kind = (
+        ("KAGGLE_API_TOKEN", "API token") if secret == API_TOKEN else ("KAGGLE_KEY", "user name and key")
     )
-    after = {variable: shown.stdout, **({"KAGGLE_USERNAME": USER} if secret == KEY else {})} if shown.stdout else {}
+    shown = subprocess.run(
+        ["bash", "-c", f'{command}; printf %s "${variable}"'],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    after = (
+        {variable: shown.stdout, **({"KAGGLE_USERNAME": USER} if secret == KEY else {})}
+        if shown.stdout
+        else {}
+    )
     found = token.find_credentials(after)
     assert (found.kind.startswith(kind), found.problem, found.secrets[0]) == (True, "", secret)
 
@@ -584,7 +718,11 @@ def test_a_token_behind_an_escaped_line_break_is_not_shown():
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [(f'{{"username": "x", "key": "{KEY}"', "not valid JSON"), ('{"username": "x"}', "KAGGLE_KEY is missing"), ("[]", "a JSON object")],
+    [
+        (f'{{"username": "x", "key": "{KEY}"', "not valid JSON"),
+        ('{"username": "x"}', "KAGGLE_KEY is missing"),
+        ("[]", "a JSON object"),
+    ],
 )
 def test_broken_kaggle_json_is_named_but_not_quoted(monkeypatch, tmp_path, text, told):
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -598,13 +736,23 @@ def test_scrub_takes_out_every_form_of_a_token(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("KAGGLE_USERNAME", USER)
     monkeypatch.setenv("KAGGLE_KEY", KEY)
-    text = f"key {KEY}; Authorization: Basic {SECRETS[2]}; Authorization: Bearer someoneelses; {API_TOKEN}; http://me:pass@proxy:8080/"
+    text = (
+        f"key {KEY}; Authorization: Basic {SECRETS[2]}; Authorization: Bearer someoneelses; {API_TOKEN}; "
+        "http://me:pass@proxy:8080/"
+    )
     cleaned = token.scrub(text)
     assert not [secret for secret in (*SECRETS, "someoneelses", "pass") if secret in cleaned]
     assert cleaned.startswith("key ***; ") and cleaned.endswith("http://***@proxy:8080/")
 
 
-@pytest.mark.parametrize("text", ["glyphs-2", "https://www.kaggle.com/competitions/glyphs-2/overview", "https://kaggle.com/c/glyphs-2?x=1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "glyphs-2",
+        "https://www.kaggle.com/competitions/glyphs-2/overview",
+        "https://kaggle.com/c/glyphs-2?x=1",
+    ],
+)
 def test_slug_from_name_or_address(text):
     assert cli.clean_slug(text) == "glyphs-2"
 
@@ -618,7 +766,9 @@ def test_slug_refuses_flags_and_sentences():
 # The ledger
 
 
-@pytest.mark.parametrize("message", ["=1+1", "+a", "-b, c", "@sum", "'=quoted", "''=twice", "'plain", "-0.5", 'with "quotes"', ""])
+@pytest.mark.parametrize(
+    "message", ["=1+1", "+a", "-b, c", "@sum", "'=quoted", "''=twice", "'plain", "-0.5", 'with "quotes"', ""]
+)
 def test_ledger_keeps_messages_and_is_safe_in_a_spreadsheet(tmp_path, message):
     path = tmp_path / "submissions.csv"
     row = a_row(message=message, public_score="-0.25", time="t")
@@ -631,7 +781,10 @@ def test_ledger_keeps_messages_and_is_safe_in_a_spreadsheet(tmp_path, message):
 
 def test_ledger_keeps_columns_and_rows_of_others(tmp_path):
     path = tmp_path / "submissions.csv"
-    path.write_text("\ufeff" + ",".join([*ledger.COLUMNS, "note"]) + "\r\n" + "t,glyphs,abc,m,,,,pending,mine\r\n", encoding="utf-8")
+    path.write_text(
+        "\ufeff" + ",".join([*ledger.COLUMNS, "note"]) + "\r\n" + "t,glyphs,abc,m,,,,pending,mine\r\n",
+        encoding="utf-8",
+    )
     row = ledger.append_row(path, a_row(file_sha256="def"))
     ledger.update_row(path, row, {"public_score": "0.5"})
     columns, (first, second) = ledger.read_ledger(path)
@@ -641,7 +794,9 @@ def test_ledger_keeps_columns_and_rows_of_others(tmp_path):
     assert [row["status"] for row in ledger.read_ledger(path)[1]] == ["pending", "complete", "error"]
 
 
-@pytest.mark.parametrize("data", [b"a,b\n1,2\n", (",".join(ledger.COLUMNS) + "\nt,glyphs\n").encode(), b"\xff\xfe\x00"])
+@pytest.mark.parametrize(
+    "data", [b"a,b\n1,2\n", (",".join(ledger.COLUMNS) + "\nt,glyphs\n").encode(), b"\xff\xfe\x00"]
+)
 def test_unreadable_ledger_is_never_written(tmp_path, data):
     path = tmp_path / "submissions.csv"
     path.write_bytes(data)
@@ -662,10 +817,20 @@ def test_two_at_once_send_a_file_once(server, folder):
     now = {"date": datetime.now(UTC).isoformat()}
     server.scoring = [{"status": "PENDING"} | now] * 3 + [{"status": "COMPLETE", "publicScore": "0.5"} | now]
     root = Path(__file__).resolve().parents[1]
-    command = [sys.executable, "-m", "pipeline.kaggle.submit", "--competition", "glyphs", "--poll-seconds", "0.1"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.kaggle.submit",
+        "--competition",
+        "glyphs",
+        "--poll-seconds",
+        "0.1",
+    ]
     environment = os.environ | {"PYTHONPATH": str(root)}
     both = [
-        subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         for _ in range(2)
     ]
     said = [process.communicate(timeout=120)[0] for process in both]

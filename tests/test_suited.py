@@ -53,7 +53,9 @@ def test_each_trick_is_for_some_labels(key: str) -> None:
         if kind in SUITS[key]:
             check_suits(with_key(key), target)
         else:
-            with pytest.raises(UserError, match=rf"  - {name} {value}.*leave it out \(--set {name}=(0|rows|auto)\)"):
+            with pytest.raises(
+                UserError, match=rf"  - {name} {value}.*leave it out \(--set {name}=(0|rows|auto)\)"
+            ):
                 check_suits(with_key(key), target)
 
 
@@ -69,11 +71,20 @@ def test_questions_about_images_refuse_what_is_not_theirs(key: str) -> None:
     "changes, named",
     [
         ({"optimizer.focal_gamma": 1}, "optimizer.focal_gamma: needs optimizer.loss focal, found auto"),
-        ({"optimizer.loss": "focal", "optimizer.asymmetric_margin": 0}, "optimizer.asymmetric_margin: needs optimizer.loss asymmetric, found focal"),
-        ({"data.sampling": "classes", "optimizer.logit_adjustment": 1}, "optimizer.logit_adjustment: expected 0, or data.sampling rows"),
-        ({"augmentation.erasing": 1.5}, "augmentation.erasing: input should be less than or equal to 1, found 1.5"),
+        (
+            {"optimizer.loss": "focal", "optimizer.asymmetric_margin": 0},
+            "optimizer.asymmetric_margin: needs optimizer.loss asymmetric, found focal",
+        ),
+        (
+            {"data.sampling": "classes", "optimizer.logit_adjustment": 1},
+            "optimizer.logit_adjustment: expected 0, or data.sampling rows",
+        ),
+        (
+            {"augmentation.erasing": 1.5},
+            "augmentation.erasing: input should be less than or equal to 1, found 1.5",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_means_nothing_together_is_refused(changes: dict, named: str) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe("beit-large-384-lora", changes)
@@ -84,7 +95,9 @@ def test_all_that_does_not_suit_is_one_message(tiny_backbone: Path, tmp_path: Pa
     competitions.grades(tmp_path / "data")
     arguments = [*flags(tmp_path / "data", tiny_backbone, tmp_path / "run"), "--metric", "qwk"]
     with pytest.raises(UserError) as caught:
-        train.main([*arguments, *words("augmentation.mixup=0.2", "data.sampling=classes", "optimizer.loss=focal")])
+        train.main(
+            [*arguments, *words("augmentation.mixup=0.2", "data.sampling=classes", "optimizer.loss=focal")]
+        )
     assert [line.split(":")[0] for line in str(caught.value).splitlines()[1:]] == [
         "  - augmentation.mixup 0.2",
         "  - data.sampling classes",
@@ -94,14 +107,21 @@ def test_all_that_does_not_suit_is_one_message(tiny_backbone: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_rare_classes_come_again_also_in_a_run_that_was_stopped(tiny_backbone: Path, tmp_path: Path, monkeypatch) -> None:
+def test_rare_classes_come_again_also_in_a_run_that_was_stopped(
+    tiny_backbone: Path, tmp_path: Path, monkeypatch
+) -> None:
     """`tests/test_processes.py` stops runs whose classes have equal rows, `tests/test_mixing.py` reads part
     of an epoch of unequal ones.
     """
     data = make_competition(tmp_path / "data")
     for number in range(3, 8):
         (data / "train" / "red" / f"red_{number}.png").unlink()
-    every = words("augmentation.policy=trivial_augment", "augmentation.erasing=0.5", "augmentation.mixup=0.4", "data.sampling=classes")
+    every = words(
+        "augmentation.policy=trivial_augment",
+        "augmentation.erasing=0.5",
+        "augmentation.mixup=0.4",
+        "data.sampling=classes",
+    )
     train.main([*flags(data, tiny_backbone, tmp_path / "whole"), *every])
     with monkeypatch.context() as patched:
         interrupt_after(patched, 9)
@@ -114,10 +134,19 @@ def test_rare_classes_come_again_also_in_a_run_that_was_stopped(tiny_backbone: P
     assert record["prior"] == pytest.approx([1 / 3, 1 / 3, 1 / 3])
 
 
-def test_several_labels_an_image_with_all_that_suits_them(tiny_backbone: Path, tmp_path: Path, capsys) -> None:
+def test_several_labels_an_image_with_all_that_suits_them(
+    tiny_backbone: Path, tmp_path: Path, capsys
+) -> None:
     competitions.tags(tmp_path / "data", train=16, test=4)
-    every = words("augmentation.erasing=0.5", "augmentation.mixup=0.4", "augmentation.cutmix=1", "optimizer.loss=asymmetric")
-    assert train.main([*flags(tmp_path / "data", tiny_backbone, tmp_path / "run"), *every, "--epochs", "1"]) == 0
+    every = words(
+        "augmentation.erasing=0.5",
+        "augmentation.mixup=0.4",
+        "augmentation.cutmix=1",
+        "optimizer.loss=asymmetric",
+    )
+    assert (
+        train.main([*flags(tmp_path / "data", tiny_backbone, tmp_path / "run"), *every, "--epochs", "1"]) == 0
+    )
     assert "train_label_accuracy of a mixed image" in capsys.readouterr().out
     (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert 0 < line["train_label_accuracy"] < 1 and 0 < line["train_loss"] < 1

@@ -33,7 +33,18 @@ from pipeline.tables import load_table, write_table
 from pipeline.targets.target import Target, multiclass
 
 TEXT = {"dtype": str, "keep_default_na": False}
-FLAGS = ["--epochs", "1", "--batch-size", "6", "--accumulation-steps", "1", "--lr", "0.01", "--precision", "fp32"]
+FLAGS = [
+    "--epochs",
+    "1",
+    "--batch-size",
+    "6",
+    "--accumulation-steps",
+    "1",
+    "--lr",
+    "0.01",
+    "--precision",
+    "fp32",
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +52,16 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> 
     """A folder with a competition in data/ and a run of two folds in folds/. Whoever writes takes a copy."""
     root = tmp_path_factory.mktemp("suspects")
     make_competition(root / "data", per_class=6)
-    words = ["--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "folds"), "--folds", "2"]
+    words = [
+        "--data",
+        str(root / "data"),
+        "--backbone",
+        str(tiny_backbone),
+        "--output",
+        str(root / "folds"),
+        "--folds",
+        "2",
+    ]
     assert train.main([*words, *FLAGS, "--set", "data.workers=0"]) == 0
     return root
 
@@ -60,7 +80,10 @@ def run(whole_run: Path, tmp_path: Path) -> Path:
 
 def sure_predictions(labels: np.ndarray, num_classes: int, seed: int = 0) -> np.ndarray:
     """(N, C) probabilities of a model that is nearly always right."""
-    logits = np.random.default_rng(seed).normal(0, 0.7, (len(labels), num_classes)) + 4 * np.eye(num_classes)[labels]
+    logits = (
+        np.random.default_rng(seed).normal(0, 0.7, (len(labels), num_classes))
+        + 4 * np.eye(num_classes)[labels]
+    )
     return multiclass([str(number) for number in range(num_classes)]).activate(logits)
 
 
@@ -75,9 +98,14 @@ def test_flipped_classes_come_first_and_the_right_one_is_suggested(kind: str) ->
     for row in flipped:
         labels[row] = target.names[(truth[row] + 1) % 4]
     found = find_suspects(target, labels, values)
-    assert {one.row for one in found} <= set(flipped) and len(found) >= 4, "it prunes as many as it estimates to be wrong"
+    assert {one.row for one in found} <= set(flipped) and len(found) >= 4, (
+        "it prunes as many as it estimates to be wrong"
+    )
     for one in found:
-        assert (one.given, one.suggested) == (labels[one.row], target.names[truth[one.row]]) and 0.9 < one.score <= 1
+        assert (one.given, one.suggested) == (
+            labels[one.row],
+            target.names[truth[one.row]],
+        ) and 0.9 < one.score <= 1
     assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
 
 
@@ -123,10 +151,17 @@ def test_of_numbers_those_far_from_what_was_predicted() -> None:
     pytest.importorskip("cleanlab")
     target = Target("continuous", ("weight",), center=(50.0,), scale=(10.0,), low=(0.0,), high=(100.0,))
     values = np.random.default_rng(0).normal(50, 10, (200, 1)).astype(np.float32)
-    labels = [f"{value + error:.3f}" for value, error in zip(values[:, 0], np.random.default_rng(1).normal(0, 1, 200), strict=True)]
+    labels = [
+        f"{value + error:.3f}"
+        for value, error in zip(values[:, 0], np.random.default_rng(1).normal(0, 1, 200), strict=True)
+    ]
     labels[42] = f"{values[42, 0] + 30:.3f}"
     found = find_suspects(target, labels, values)
-    assert found[0].row == 42 and float(found[0].suggested) == pytest.approx(values[42, 0], rel=1e-5) and len(found) < 5
+    assert (
+        found[0].row == 42
+        and float(found[0].suggested) == pytest.approx(values[42, 0], rel=1e-5)
+        and len(found) < 5
+    )
 
 
 def test_a_class_without_rows_is_no_obstacle_and_one_class_alone_is_refused() -> None:
@@ -145,7 +180,9 @@ def test_a_class_without_rows_is_no_obstacle_and_one_class_alone_is_refused() ->
 # ---- the command ----
 
 
-def test_without_cleanlab_the_message_says_how_it_is_installed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cleanlab_the_message_says_how_it_is_installed(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "cleanlab", None)
     with pytest.raises(UserError, match=r"not installed: python -m pip install -c constraints\.txt cleanlab"):
         suspects.main(["--model", str(run / "folds")])
@@ -155,23 +192,39 @@ def test_without_cleanlab_the_message_says_how_it_is_installed(run: Path, monkey
 def fake_suspects(run: Path) -> list[Suspect]:
     oof = pd.read_csv(run / "folds/oof.csv", **TEXT)
     names = sorted(set(oof.label))
-    return [Suspect(row, oof.label[row], names[(names.index(oof.label[row]) + 1) % len(names)], 1 - row / 100) for row in (4, 9, 0)]
+    return [
+        Suspect(row, oof.label[row], names[(names.index(oof.label[row]) + 1) % len(names)], 1 - row / 100)
+        for row in (4, 9, 0)
+    ]
 
 
-def test_the_command_writes_table_page_and_disagreement(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_writes_table_page_and_disagreement(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setattr(suspects, "need_cleanlab", lambda: None)
     monkeypatch.setattr(suspects, "find_suspects", lambda *_: fake_suspects(run))
     assert suspects.main(["--model", str(run / "folds"), "--neighbours", "2"]) == 0
     table, oof = load_table(run / "folds/suspects/suspects.csv"), pd.read_csv(run / "folds/oof.csv", **TEXT)
-    assert table.columns == ("id", "given", "suggested", "score") and list(table.column("id")) == [oof.id[row] for row in (4, 9, 0)]
+    assert table.columns == ("id", "given", "suggested", "score") and list(table.column("id")) == [
+        oof.id[row] for row in (4, 9, 0)
+    ]
     assert table.column("score") == ["0.960000", "0.910000", "1.000000"]
     page = Page(run / "folds/suspects/suspects.html")
-    assert len(page.all("fieldset")) == 3 and sum("nearest training image" in (image["alt"] or "") for image in page.all("img")) == 6
+    assert (
+        len(page.all("fieldset")) == 3
+        and sum("nearest training image" in (image["alt"] or "") for image in page.all("img")) == 6
+    )
     apart = read_run_files(run / "folds").disagreement
-    assert list(apart) == list(oof.id) and all(value >= 0 for value in apart.values()) and max(apart.values()) > 0
+    assert (
+        list(apart) == list(oof.id)
+        and all(value >= 0 for value in apart.values())
+        and max(apart.values()) > 0
+    )
     assert f"--output {run / 'folds'}-corrected --set data.exclude=exclude.csv" in capsys.readouterr().out
     # suspects.csv itself names the rows to leave out, and is taken as such
-    found = read_layout(run / "data", need="train", corrected=CorrectionFiles(str(run / "folds/suspects/suspects.csv")))
+    found = read_layout(
+        run / "data", need="train", corrected=CorrectionFiles(str(run / "folds/suspects/suspects.csv"))
+    )
     assert found.corrections.excluded == set(table.column("id"))
 
 
@@ -191,7 +244,11 @@ def test_neighbours_are_training_images_of_the_model_that_did_not_see_the_suspec
         fold_of = dict(zip(oof.ids, oof.folds, strict=True))
         assert len(near) == 4 and all(fold_of[one.row.id] != oof.folds[row] for one in near)
         likeness = [one.likeness for one in near]
-        assert likeness == sorted(likeness, reverse=True) and min(likeness) >= -1.0001 and max(likeness) <= 1.0001
+        assert (
+            likeness == sorted(likeness, reverse=True)
+            and min(likeness) >= -1.0001
+            and max(likeness) <= 1.0001
+        )
     # what each model says of all images, through inference's own road
     from pipeline.competition.facts import read_facts
     from pipeline.run import load_run
@@ -202,13 +259,18 @@ def test_neighbours_are_training_images_of_the_model_that_did_not_see_the_suspec
         model = load_run(run / f"folds/fold-{fold}")
         competition = read_for(model, run / "data", read_facts(run / "data"))
         rows = [image for row_id in oof.ids for image in oof.images[row_id]]
-        said.append(predict(model, competition, 8, "auto", given=rows)[0].aligned(oof.ids).values.astype(np.float64))
+        said.append(
+            predict(model, competition, 8, "auto", given=rows)[0].aligned(oof.ids).values.astype(np.float64)
+        )
     np.testing.assert_allclose(disagreement, np.sqrt(np.var(said, axis=0).sum(axis=1)), atol=1e-3)
     write_disagreement(oof, disagreement)
     assert list(read_run_files(run / "folds").disagreement.values()) == pytest.approx(disagreement, abs=1e-6)
 
 
-@pytest.mark.parametrize("damage, words", [("run", "holds no finished run.*python train.py --folds 5"), ("single", "is a run, not folds")])
+@pytest.mark.parametrize(
+    "damage, words",
+    [("run", "holds no finished run.*python train.py --folds 5"), ("single", "is a run, not folds")],
+)
 def test_only_folds_can_be_judged(run: Path, damage: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         read_out_of_fold(run / "nothing" if damage == "run" else run / "folds/fold-1")
@@ -241,8 +303,13 @@ def test_damaged_out_of_fold_files(run: Path) -> None:
         read_out_of_fold(run / "folds")
 
 
-@pytest.mark.parametrize(("bad", "said"), [("x", "row 2: fold: expected a number, found 'x'"), ("", "row 2: fold"), ("-1", "row 2: fold")])
-def test_a_bad_fold_and_an_id_that_occurs_twice_are_named_with_their_rows(run: Path, bad: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [("x", "row 2: fold: expected a number, found 'x'"), ("", "row 2: fold"), ("-1", "row 2: fold")],
+)
+def test_a_bad_fold_and_an_id_that_occurs_twice_are_named_with_their_rows(
+    run: Path, bad: str, said: str
+) -> None:
     lines = (run / "folds/oof.csv").read_text().splitlines()
     row_id, _, rest = lines[1].partition(",")
     lines[1] = f"{row_id},{bad},{rest.partition(',')[2]}"
@@ -254,10 +321,15 @@ def test_a_bad_fold_and_an_id_that_occurs_twice_are_named_with_their_rows(run: P
 
 def test_the_command_that_goes_on_drops_what_belongs_to_the_former_run(run: Path) -> None:
     oof = read_out_of_fold(run / "folds")
-    words = "python train.py --data d --output old --folds 2 --parallel 2 --resume changed --set data.exclude=e.csv --set seed=3 --fold=1"
+    words = (
+        "python train.py --data d --output old --folds 2 --parallel 2 --resume changed --set "
+        "data.exclude=e.csv --set seed=3 --fold=1"
+    )
     oof.record.values["command"] = words
     expected = "python train.py --data d --folds 2 --set seed=3"
-    assert next_command(oof).startswith(f"{expected} --output {run / 'folds'}-corrected --set data.exclude=exclude.csv")
+    assert next_command(oof).startswith(
+        f"{expected} --output {run / 'folds'}-corrected --set data.exclude=exclude.csv"
+    )
 
 
 # ---- the page ----
@@ -305,18 +377,26 @@ def test_marks_become_the_tables_that_training_takes(browser: Browser, run: Path
     page = build_page(oof, found, {}, run / "suspects.html", images=True, data_named=True)
     browser.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(run))
     browser.open(page)
-    assert browser.run("[...document.querySelectorAll('[data-download]')].map(button => button.disabled)") == [True, True]
+    assert browser.run(
+        "[...document.querySelectorAll('[data-download]')].map(button => button.disabled)"
+    ) == [True, True]
     browser.run("document.querySelectorAll('input[value=exclude]')[0].click()")
     browser.run("document.querySelectorAll('input[value=relabel]')[2].click()")
     exclude, relabel = downloaded(browser, run, "exclude"), downloaded(browser, run, "relabel")
     assert exclude.read_text() == f"id\n{oof.ids[found[0].row]}\n"
     assert relabel.read_text() == f"id,label\n{oof.ids[found[2].row]},{found[2].suggested}\n"
-    competition = read_layout(run / "data", need="train", corrected=CorrectionFiles(str(exclude), str(relabel)))
+    competition = read_layout(
+        run / "data", need="train", corrected=CorrectionFiles(str(exclude), str(relabel))
+    )
     assert competition.corrections.relabelled == {oof.ids[found[2].row]: found[2].suggested}
-    assert "1 to leave out, 1 with another label, 1 kept" in browser.run("document.querySelector('[role=status]').textContent")
+    assert "1 to leave out, 1 with another label, 1 kept" in browser.run(
+        "document.querySelector('[role=status]').textContent"
+    )
     for _ in range(20):  # marks outlast a reload, once the browser has passed them on from the page's process
         browser.open(page)
-        if "1 to leave out, 1 with another label, 1 kept" in (status := browser.run("document.querySelector('[role=status]').textContent")):
+        if "1 to leave out, 1 with another label, 1 kept" in (
+            status := browser.run("document.querySelector('[role=status]').textContent")
+        ):
             break
         time.sleep(0.2)
     assert "1 to leave out, 1 with another label, 1 kept" in status
@@ -327,24 +407,42 @@ def test_marks_become_the_tables_that_training_takes(browser: Browser, run: Path
             input.dispatchEvent(new Event('input'));
         })()"""
     )
-    assert "1 with a label that no row has" in browser.run("document.querySelector('[role=status]').textContent")
-    assert browser.run("document.querySelector('[data-download=relabel]').disabled") and browser.complaints == []
+    assert "1 with a label that no row has" in browser.run(
+        "document.querySelector('[role=status]').textContent"
+    )
+    assert (
+        browser.run("document.querySelector('[data-download=relabel]').disabled") and browser.complaints == []
+    )
     browser.run("document.querySelector('[data-all=keep]').click()")
-    assert "0 to leave out, 0 with another label, 3 kept" in browser.run("document.querySelector('[role=status]').textContent")
+    assert "0 to leave out, 0 with another label, 3 kept" in browser.run(
+        "document.querySelector('[role=status]').textContent"
+    )
 
 
 @pytest.mark.parametrize("width, dark", [(390, False), (1280, True)])
-def test_the_page_fits_asks_for_nothing_and_every_control_has_a_name(browser: Browser, run: Path, width: int, dark: bool) -> None:
+def test_the_page_fits_asks_for_nothing_and_every_control_has_a_name(
+    browser: Browser, run: Path, width: int, dark: bool
+) -> None:
     oof = read_out_of_fold(run / "folds")
     near, _ = look_around(oof, [one.row for one in fake_suspects(run)], 5)
     page = build_page(oof, fake_suspects(run), near, run / "suspects.html", images=True, data_named=True)
     browser.open(page, width=width, dark=dark)
     assert browser.run("document.documentElement.scrollWidth") <= width
-    assert [address for address in browser.requests if not address.startswith("data:")] == [page.resolve().as_uri()]
+    assert [address for address in browser.requests if not address.startswith("data:")] == [
+        page.resolve().as_uri()
+    ]
     browser.send("Accessibility.enable")
     nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
-    used = [node for node in nodes if node.get("role", {}).get("value") in ("radio", "button", "combobox", "textbox", "image", "group")]
-    assert len(used) > 20 and all(node.get("name", {}).get("value") for node in used if not node["ignored"]) and browser.complaints == []
+    used = [
+        node
+        for node in nodes
+        if node.get("role", {}).get("value") in ("radio", "button", "combobox", "textbox", "image", "group")
+    ]
+    assert (
+        len(used) > 20
+        and all(node.get("name", {}).get("value") for node in used if not node["ignored"])
+        and browser.complaints == []
+    )
 
 
 # ---- the benchmark ----

@@ -21,7 +21,22 @@ def refusal(tmp_path, data):
 
 
 def test_every_cell_stays_the_text_it_was(tmp_path):
-    cells = ["007", "1e5", "1.0", "nan", "NA", "None", "null", "true", "1", "", " x ", "2020-01-01", "inf", "=1+1"]
+    cells = [
+        "007",
+        "1e5",
+        "1.0",
+        "nan",
+        "NA",
+        "None",
+        "null",
+        "true",
+        "1",
+        "",
+        " x ",
+        "2020-01-01",
+        "inf",
+        "=1+1",
+    ]
     table = load_table(save(tmp_path, "id,label\n" + "".join(f"{cell},{cell}\n" for cell in cells)))
     assert table.column("id") == cells
     assert table.column("label") == cells
@@ -161,7 +176,11 @@ cell = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00
 @settings(max_examples=80, deadline=None)
 @given(columns=st.lists(cell.filter(str.strip), min_size=1, max_size=4, unique=True), data=st.data())
 def test_what_is_written_is_read_back(tmp_path_factory, columns, data):
-    columns = ["id", *columns] if "id" not in columns else ["id", *(name for name in columns if name != "id"), "other"]
+    columns = (
+        ["id", *columns]
+        if "id" not in columns
+        else ["id", *(name for name in columns if name != "id"), "other"]
+    )
     if len(set(columns)) != len(columns):
         return
     rows = data.draw(st.lists(st.tuples(*[cell] * len(columns)), max_size=5))

@@ -25,7 +25,12 @@ NUMBER = Target("continuous", ("Pawpularity",)).fitted(["10", "20", "60"])
 NUMBERS = Target("continuous", ("x", "y"), separator=" ").fitted(["1 10", "3 10", "5 10"])
 ALL = (CLASSES, GRADES, BINARY, LABELS, NUMBER, NUMBERS)
 
-names = st.lists(st.text("abcdefg 0123.é鳥", min_size=1, max_size=6).map(str.strip).filter(bool), min_size=2, max_size=8, unique=True)
+names = st.lists(
+    st.text("abcdefg 0123.é鳥", min_size=1, max_size=6).map(str.strip).filter(bool),
+    min_size=2,
+    max_size=8,
+    unique=True,
+)
 finite = st.floats(-1e4, 1e4, allow_nan=False, width=32)
 
 
@@ -62,7 +67,9 @@ def test_a_target_survives_run_json(target: Target) -> None:
     assert Target.read(json.loads(json.dumps(target.record())), "run.json") == target
 
 
-@pytest.mark.parametrize("record", [None, [], {}, {"kind": "fuzzy", "names": ["a"]}, CLASSES.record() | {"colour": "red"}])
+@pytest.mark.parametrize(
+    "record", [None, [], {}, {"kind": "fuzzy", "names": ["a"]}, CLASSES.record() | {"colour": "red"}]
+)
 def test_a_damaged_record_names_its_file(record: object) -> None:
     with pytest.raises(UserError, match=r"runs/a/run\.json"):
         Target.read(record, "runs/a/run.json")
@@ -81,14 +88,30 @@ def test_labels_become_arrays_of_the_shapes_that_losses_take() -> None:
     assert BINARY.encode(["UERD", "Cover", "JMiPOD"]).tolist() == [[1], [0], [1]]
     assert LABELS.encode(["c | a b", "", "d|"]).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
     assert NUMBERS.encode(["1 2.5", "-3 4e1"]).tolist() == [[1, 2.5], [-3, 40]]
-    assert {target.encode(texts).dtype for target, texts in ((BINARY, ["a"]), (LABELS, ["c"]), (NUMBER, ["1"]))} == {np.dtype("float32")}
+    assert {
+        target.encode(texts).dtype for target, texts in ((BINARY, ["a"]), (LABELS, ["c"]), (NUMBER, ["1"]))
+    } == {np.dtype("float32")}
 
 
 @pytest.mark.parametrize(
-    "target, label", [(CLASSES, "bird"), (GRADES, "5"), (LABELS, "c|e"), (NUMBER, "ten"), (NUMBER, ""), (NUMBERS, "1"), (NUMBERS, "1 2 3")]
+    "target, label",
+    [
+        (CLASSES, "bird"),
+        (GRADES, "5"),
+        (LABELS, "c|e"),
+        (NUMBER, "ten"),
+        (NUMBER, ""),
+        (NUMBERS, "1"),
+        (NUMBERS, "1 2 3"),
+    ],
 )
 def test_a_label_that_cannot_be_is_refused_and_shown(target: Target, label: str) -> None:
-    good = {"multiclass": "cat", "ordinal": "1", "multilabel": "c", "continuous": " ".join(["1"] * target.num_outputs)}[target.kind]
+    good = {
+        "multiclass": "cat",
+        "ordinal": "1",
+        "multilabel": "c",
+        "continuous": " ".join(["1"] * target.num_outputs),
+    }[target.kind]
     with pytest.raises(UserError) as caught:
         target.encode([good, label])
     assert repr(label.split("|")[-1]) in str(caught.value)
@@ -108,12 +131,16 @@ def test_activations_are_scipys_and_never_overflow(seed: int, spread: float) -> 
 
 def test_numbers_stay_within_the_range_of_training() -> None:
     assert NUMBER.activate(np.array([[1e6], [-1e6], [0.0]]))[:, 0].tolist() == [60, 10, 30]
-    assert NUMBERS.activate(np.array([[0.0, 5.0]])).tolist() == [[3, 10]], "a column that never varies stays what it was"
+    assert NUMBERS.activate(np.array([[0.0, 5.0]])).tolist() == [[3, 10]], (
+        "a column that never varies stays what it was"
+    )
     assert NUMBERS.scale[1] == 1.0
 
 
 def test_the_grade_is_the_nearest_to_the_expected_one() -> None:
-    probabilities = np.array([[0.45, 0.0, 0.0, 0.15, 0.4], [0.0, 0.5, 0.5, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]])
+    probabilities = np.array(
+        [[0.45, 0.0, 0.0, 0.15, 0.4], [0.0, 0.5, 0.5, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
+    )
     assert GRADES.chosen(probabilities).tolist() == [2, 2, 0, 4]
     assert GRADES.decode(probabilities) == ["2", "2", "0", "4"]
 
@@ -133,15 +160,21 @@ def test_priors_are_the_frequencies_of_training() -> None:
     assert LABELS.prior(["a b|c", "c"]).tolist() == [0.5, 1, 0]
     assert NUMBERS.prior(["1 2", "3 4"]).tolist() == [2, 3]
     for target, labels in ((CLASSES, ["cat"]), (LABELS, ["c"])):
-        assert target.prior(labels).dtype == np.float32 and target.prior(labels).shape == (target.num_outputs,)
+        assert target.prior(labels).dtype == np.float32 and target.prior(labels).shape == (
+            target.num_outputs,
+        )
 
 
 def test_strata_of_a_split() -> None:
     assert CLASSES.strata(["cat", "NA"]) == ["cat", "NA"]
     assert BINARY.strata(["UERD", "JMiPOD", "Cover"]) == ["stego", "stego", "Cover"]
-    assert LABELS.strata(["a b|c", "c", "c|d", "", "a b"]) == ["a b", "c", "d", "", "a b"], "the rarest label of a row"
+    assert LABELS.strata(["a b|c", "c", "c|d", "", "a b"]) == ["a b", "c", "d", "", "a b"], (
+        "the rarest label of a row"
+    )
     tenths = NUMBER.strata([str(value) for value in reversed(range(200))])
-    assert Counter(tenths) == {str(place): 20 for place in range(10)} and tenths[0] == "9" and tenths[-1] == "0"
+    assert (
+        Counter(tenths) == {str(place): 20 for place in range(10)} and tenths[0] == "9" and tenths[-1] == "0"
+    )
 
 
 def test_counts_stand_in_the_order_of_names() -> None:

@@ -39,11 +39,36 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, swin: Pa
     root = tmp_path_factory.mktemp("team")
     data = make_competition(root / "data", per_class=8, test=7)
     ids = [path.stem for path in sorted((data / "test").glob("*.png"))]
-    (data / "sample_submission.csv").write_text("id,blue,green,red\n" + "".join(f"{name},0.3,0.3,0.4\n" for name in ids))
+    (data / "sample_submission.csv").write_text(
+        "id,blue,green,red\n" + "".join(f"{name},0.3,0.3,0.4\n" for name in ids)
+    )
     flags = ["--data", str(data), *FLAGS]
-    assert train.main([*flags, "--backbone", str(tiny_backbone), "--output", str(root / "folds"), "--folds", "2"]) == 0
-    assert train.main([*flags, "--backbone", str(swin), "--output", str(root / "other"), "--set", "data.val_fraction=0.3"]) == 0
-    assert train.main([*flags, "--backbone", str(swin), "--output", str(root / "swin"), "--folds", "3", "--seed", "7"]) == 0
+    assert (
+        train.main(
+            [*flags, "--backbone", str(tiny_backbone), "--output", str(root / "folds"), "--folds", "2"]
+        )
+        == 0
+    )
+    assert (
+        train.main(
+            [
+                *flags,
+                "--backbone",
+                str(swin),
+                "--output",
+                str(root / "other"),
+                "--set",
+                "data.val_fraction=0.3",
+            ]
+        )
+        == 0
+    )
+    assert (
+        train.main(
+            [*flags, "--backbone", str(swin), "--output", str(root / "swin"), "--folds", "3", "--seed", "7"]
+        )
+        == 0
+    )
     return root
 
 
@@ -53,7 +78,15 @@ def swin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import SwinConfig, SwinForImageClassification
 
     torch.manual_seed(1)
-    config = SwinConfig(image_size=48, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=3, num_labels=3)
+    config = SwinConfig(
+        image_size=48,
+        patch_size=4,
+        embed_dim=16,
+        depths=[1, 1],
+        num_heads=[2, 2],
+        window_size=3,
+        num_labels=3,
+    )
     folder = tmp_path_factory.mktemp("swin") / "model_swin"
     SwinForImageClassification(config).save_pretrained(folder)
     return folder
@@ -94,7 +127,21 @@ def test_the_decision_that_the_folds_found_is_used_and_recorded(runs: Path, tmp_
     record["decisions"][0] |= {"used": True, "numbers": [0.5]}
     write_json(folds / "run.json", record)
     plain = predict(runs, tmp_path / "plain.csv", folds)
-    assert inference.main(["--data", str(runs / "data"), "--output", str(output), "--precision", "fp32", "--model", str(folds)]) == 0
+    assert (
+        inference.main(
+            [
+                "--data",
+                str(runs / "data"),
+                "--output",
+                str(output),
+                "--precision",
+                "fp32",
+                "--model",
+                str(folds),
+            ]
+        )
+        == 0
+    )
     decided = pd.read_csv(output, index_col="id")
     squared = plain**2
     np.testing.assert_allclose(decided, squared.div(squared.sum(axis=1), axis=0), atol=1e-5)
@@ -112,7 +159,10 @@ def test_several_models_count_alike_whatever_their_backbones(runs: Path, tmp_pat
 def test_test_predictions_are_kept_and_used_only_for_the_same_images_and_weights(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, data = shutil.copytree(runs / "other", tmp_path / "run"), shutil.copytree(runs / "data", tmp_path / "data")
+    run, data = (
+        shutil.copytree(runs / "other", tmp_path / "run"),
+        shutil.copytree(runs / "data", tmp_path / "data"),
+    )
     for file in run.glob("test*"):
         file.unlink()
     first = predict(runs, tmp_path / "1.csv", run, data=data)
@@ -123,7 +173,9 @@ def test_test_predictions_are_kept_and_used_only_for_the_same_images_and_weights
     assert "same images, weights and packages" in capsys.readouterr().out
     picture(data / "test/t000.png", COLOURS["red"], 5)  # another image
     changed = predict(runs, tmp_path / "3.csv", run, data=data)
-    assert "same images, weights and packages" not in capsys.readouterr().out and not np.allclose(changed.loc["t000"], first.loc["t000"])
+    assert "same images, weights and packages" not in capsys.readouterr().out and not np.allclose(
+        changed.loc["t000"], first.loc["t000"]
+    )
     weights = run / "model_lora/adapter_model.safetensors"
     shutil.copy2(weights, tmp_path / "kept")
     shutil.rmtree(run)
@@ -131,7 +183,9 @@ def test_test_predictions_are_kept_and_used_only_for_the_same_images_and_weights
     shutil.copy2(run / "test.npy", tmp_path / "test.npy")
     from safetensors.torch import load_file, save_file
 
-    save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    save_file(
+        {name: 2 * tensor for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"}
+    )
     predict(runs, tmp_path / "4.csv", run)
     assert "same images, weights and packages" not in capsys.readouterr().out
     (run / "test.npy").write_bytes(b"damaged")
@@ -175,9 +229,26 @@ def test_a_missing_fold_is_named_with_what_makes_it(runs: Path, tiny_backbone: P
         gather([folds])
     # Into this copy, not into where the folds lay when they were trained
     again = shlex.split(str(caught.value).splitlines()[-1])
-    assert "lacks 1 member: 'fold-2'" in str(caught.value) and again[-4:] == ["--fold", "2", "--output", str(folds)]
+    assert "lacks 1 member: 'fold-2'" in str(caught.value) and again[-4:] == [
+        "--fold",
+        "2",
+        "--output",
+        str(folds),
+    ]
     assert again.count("--output") == 1 and again[again.index("--folds") + 1] == "2"
-    words = ["--data", str(runs / "data"), *FLAGS, "--backbone", str(tiny_backbone), "--output", str(folds), "--folds", "2", "--fold", "2"]
+    words = [
+        "--data",
+        str(runs / "data"),
+        *FLAGS,
+        "--backbone",
+        str(tiny_backbone),
+        "--output",
+        str(folds),
+        "--folds",
+        "2",
+        "--fold",
+        "2",
+    ]
     assert train.main(words) == 0
     assert len(gather([folds]).leaves) == 2
     (folds / "run.json").unlink()
@@ -190,19 +261,30 @@ def test_a_missing_fold_is_named_with_what_makes_it(runs: Path, tiny_backbone: P
 def test_ranks_where_order_alone_counts_and_each_output_stands_for_itself() -> None:
     binary, labels = Target("binary", ("no", "yes"), positive=("yes",)), Target("multilabel", ("a", "b"))
     assert by_ranks(binary, "roc_auc") == by_ranks(labels, "average_precision") == RANKS
-    assert by_ranks(binary, "log_loss") == by_ranks(multiclass("abc"), "roc_auc") == by_ranks(labels, "macro_f1") == "probabilities"
-    np.testing.assert_allclose(ranks(np.array([[0.9], [0.1], [0.1], [0.2]]))[:, 0], [0.875, 0.25, 0.25, 0.625])
+    assert (
+        by_ranks(binary, "log_loss")
+        == by_ranks(multiclass("abc"), "roc_auc")
+        == by_ranks(labels, "macro_f1")
+        == "probabilities"
+    )
+    np.testing.assert_allclose(
+        ranks(np.array([[0.9], [0.1], [0.1], [0.2]]))[:, 0], [0.875, 0.25, 0.25, 0.625]
+    )
     # a member a thousand times as sure as the other does not outweigh it
     sure, shy = np.array([[0.9], [0.001], [0.5], [0.7]]), np.array([[0.0001], [0.0004], [0.0002], [0.0003]])
     ids = tuple("abcd")
     both = [Predictions(ids, values.astype(np.float32), binary) for values in (sure, shy)]
     assert average(both, [1, 1]).values[:, 0].argsort().tolist() == sure[:, 0].argsort().tolist()
     ranked = average(both, [1, 1], RANKS).values[:, 0]
-    np.testing.assert_allclose(ranked, [(0.875 + 0.125) / 2, (0.125 + 0.875) / 2, (0.375 + 0.375) / 2, (0.625 + 0.625) / 2])
+    np.testing.assert_allclose(
+        ranked, [(0.875 + 0.125) / 2, (0.125 + 0.875) / 2, (0.375 + 0.375) / 2, (0.625 + 0.625) / 2]
+    )
     np.testing.assert_allclose(average(both, [3, 1]).values, (3 * sure + shy) / 4, rtol=1e-6)
 
 
-def test_two_models_are_never_in_memory_at_once(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_models_are_never_in_memory_at_once(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import gc
     import weakref
 
@@ -226,12 +308,16 @@ def test_two_models_are_never_in_memory_at_once(runs: Path, tmp_path: Path, monk
     assert json.loads((folds / "fold-1/test.json").read_text())["made_with"]["precision"] == "fp32"
 
 
-def test_a_blend_predicts_like_any_run(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_blend_predicts_like_any_run(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output, rng = tmp_path / "blend", np.random.default_rng(0)
     for name in ("folds", "swin"):  # with errors of their own on the held-out rows, as larger models have
         copy = shutil.copytree(runs / name, tmp_path / name)
         truth = pd.read_csv(copy / "oof.csv", **TEXT).label
-        logits = 3 * np.eye(3)[[sorted(COLOURS).index(label) for label in truth]] + rng.normal(0, 2.5, (24, 3))
+        logits = 3 * np.eye(3)[[sorted(COLOURS).index(label) for label in truth]] + rng.normal(
+            0, 2.5, (24, 3)
+        )
         np.save(copy / "oof.npy", multiclass(sorted(COLOURS)).activate(logits))
     words = ["--runs", str(tmp_path / "folds"), str(tmp_path / "swin"), "--output", str(output)]
     assert blend.main(words) == 0
@@ -242,7 +328,9 @@ def test_a_blend_predicts_like_any_run(runs: Path, tmp_path: Path, capsys: pytes
     assert (output / "report.html").exists()
     oof = pd.read_csv(output / "oof.csv", **TEXT)
     values, labels = np.load(output / "oof.npy"), sorted(COLOURS)
-    assert record["best"]["value"] == pytest.approx(log_loss(oof.label, values.astype(np.float64), labels=labels), abs=1e-6)
+    assert record["best"]["value"] == pytest.approx(
+        log_loss(oof.label, values.astype(np.float64), labels=labels), abs=1e-6
+    )
     single = {name: predict(runs, tmp_path / f"{name}.csv", tmp_path / name) for name in ("folds", "swin")}
     weights = {Path(path).name: weight for path, weight in record["members"].items()}
     found = predict(runs, tmp_path / "blend.csv", output)
@@ -258,7 +346,9 @@ def test_members_of_other_competitions_are_refused(runs: Path, tmp_path: Path) -
     with pytest.raises(UserError, match="was trained for accuracy"):
         blend.main(["--runs", str(runs / "folds"), str(other), "--output", str(tmp_path / "out")])
     names = ["blue", "green", "violet"]
-    write_json(other / "run.json", record | {"class_names": names, "target": record["target"] | {"names": names}})
+    write_json(
+        other / "run.json", record | {"class_names": names, "target": record["target"] | {"names": names}}
+    )
     with pytest.raises(UserError, match="classes differ: 'red', 'violet'"):
         blend.main(["--runs", str(runs / "folds"), str(other), "--output", str(tmp_path / "out")])
     with pytest.raises(UserError, match="two different runs"):

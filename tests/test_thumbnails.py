@@ -38,13 +38,21 @@ def shown(run: Path, path: str | Path) -> bool:
     row = {"path": str(path), "label": "cat"}
     (run / "thumbnails.jsonl").unlink(missing_ok=True)
     (found,) = kept_images(read_run_files(run), [row], "mistake")
-    assert "jpeg" in (run / "thumbnails.jsonl").read_text() if found else not (run / "thumbnails.jsonl").exists()
+    assert (
+        "jpeg" in (run / "thumbnails.jsonl").read_text() if found else not (run / "thumbnails.jsonl").exists()
+    )
     return found is not None
 
 
 def test_images_of_the_data_folder_are_shown_however_they_are_named(run: Path) -> None:
     data = run.parent / "data"
-    for path in ("data/train/cat/1.png", "train/cat/1.png", data / "train/cat/1.png", "data/linked/2.png", "data/x/../train/cat/1.png"):
+    for path in (
+        "data/train/cat/1.png",
+        "train/cat/1.png",
+        data / "train/cat/1.png",
+        "data/linked/2.png",
+        "data/x/../train/cat/1.png",
+    ):
         assert shown(run, path), path
 
 
@@ -55,7 +63,9 @@ def test_no_other_image_on_the_disk_gets_into_the_page(run: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("data", ["/", "~", "..", None, ""])
-def test_a_data_folder_that_is_everything_counts_as_none(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str) -> None:
+def test_a_data_folder_that_is_everything_counts_as_none(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write(run, data=str(tmp_path) if data == "~" else data)
     assert not shown(run, tmp_path / "private/letter.png")

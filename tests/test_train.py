@@ -15,7 +15,18 @@ import torch
 import train
 from pipeline.errors import UserError
 
-QUICK = ["--epochs", "2", "--batch-size", "4", "--accumulation-steps", "2", "--lr", "0.01", "--set", "data.val_fraction=0.25"]
+QUICK = [
+    "--epochs",
+    "2",
+    "--batch-size",
+    "4",
+    "--accumulation-steps",
+    "2",
+    "--lr",
+    "0.01",
+    "--set",
+    "data.val_fraction=0.25",
+]
 
 
 def arguments(competition: Path, backbone: Path, output: Path, *more: str) -> list[str]:
@@ -36,11 +47,26 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> P
 def test_a_run_leaves_exactly_the_files_of_the_design(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {
-        *("model_beit", "model_lora", "run.json", "metrics.jsonl", "timing.jsonl", "val_predictions.csv", "val_probs.npy"),
+        *(
+            "model_beit",
+            "model_lora",
+            "run.json",
+            "metrics.jsonl",
+            "timing.jsonl",
+            "val_predictions.csv",
+            "val_probs.npy",
+        ),
         *("report.html", "thumbnails.jsonl", "figures", "tensorboard", "state"),
     }
-    assert {path.name for path in (finished / "model_beit").iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}
-    assert {path.name for path in (finished / "model_lora").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in (finished / "model_beit").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+    assert {path.name for path in (finished / "model_lora").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     assert not [path for path in finished.rglob("*") if path.suffix in (".bin", ".pkl")]
     assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
 
@@ -55,7 +81,14 @@ def test_run_json_says_what_was_done(finished: Path) -> None:
     assert [line["epoch"] for line in metrics] == [1, 2] and [line["step"] for line in metrics] == [3, 6]
     assert record["best"]["value"] == max(line["val_accuracy"] for line in metrics)
     assert record["last"] == metrics[-1]
-    assert {"train_loss", "train_accuracy", "lr", "val_loss", "val_macro_f1", "val_weighted_precision"} <= metrics[0].keys()
+    assert {
+        "train_loss",
+        "train_accuracy",
+        "lr",
+        "val_loss",
+        "val_macro_f1",
+        "val_weighted_precision",
+    } <= metrics[0].keys()
 
 
 def test_validation_predictions_and_probabilities_agree_with_the_metrics(finished: Path) -> None:
@@ -97,15 +130,37 @@ def test_plain_transformers_and_plain_peft_load_the_run(finished: Path) -> None:
 def test_a_run_that_sees_the_middle_of_its_images_says_so_in_its_preprocessing(
     competition: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
-    assert train.main(arguments(competition, tiny_backbone, tmp_path / "run", "--epochs", "1", "--set", "resize=crop")) == 0
+    assert (
+        train.main(
+            arguments(competition, tiny_backbone, tmp_path / "run", "--epochs", "1", "--set", "resize=crop")
+        )
+        == 0
+    )
     rule = json.loads((tmp_path / "run/model_beit/preprocessor_config.json").read_text())
-    assert rule["size"] == {"shortest_edge": 32} and rule["crop_size"] == {"height": 32, "width": 32} and rule["do_center_crop"] is True
+    assert (
+        rule["size"] == {"shortest_edge": 32}
+        and rule["crop_size"] == {"height": 32, "width": 32}
+        and rule["do_center_crop"] is True
+    )
     check_against_plain_transformers(tmp_path / "run")
 
 
-def test_full_fine_tuning_learns_the_colours_and_has_no_adapter(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_full_fine_tuning_learns_the_colours_and_has_no_adapter(
+    competition: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
-    more = ("--lora-rank", "0", "--epochs", "6", "--lr", "0.003", "--precision", "fp32", "--set", "augmentation.random_resized_crop=false")
+    more = (
+        "--lora-rank",
+        "0",
+        "--epochs",
+        "6",
+        "--lr",
+        "0.003",
+        "--precision",
+        "fp32",
+        "--set",
+        "augmentation.random_resized_crop=false",
+    )
     assert train.main(arguments(competition, tiny_backbone, output, *more)) == 0
     record = json.loads((output / "run.json").read_text())
     assert not (output / "model_lora").exists()
@@ -113,15 +168,24 @@ def test_full_fine_tuning_learns_the_colours_and_has_no_adapter(competition: Pat
     assert record["best"]["value"] == 1.0
 
 
-def test_the_same_command_gives_the_same_bytes(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_the_same_command_gives_the_same_bytes(
+    competition: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     for name in ("a", "b"):
         train.main(arguments(competition, tiny_backbone, tmp_path / name, "--precision", "fp32"))
         torch.rand(7)  # what else a process draws is no business of a run
-    for file in ("metrics.jsonl", "val_predictions.csv", "val_probs.npy", "model_lora/adapter_model.safetensors"):
+    for file in (
+        "metrics.jsonl",
+        "val_predictions.csv",
+        "val_probs.npy",
+        "model_lora/adapter_model.safetensors",
+    ):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
 
-def test_micro_batches_do_not_change_the_steps(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_micro_batches_do_not_change_the_steps(
+    competition: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     """Batch 8 at once and 2 x 4 are the same optimizer steps, whatever the last group's size: without dropout
     only rounding differs.
     """
@@ -135,12 +199,16 @@ def test_micro_batches_do_not_change_the_steps(competition: Path, tiny_backbone:
         # Adam would magnify rounding to a whole step
         more += ["--set", "lora.dropout=0", "--set", "optimizer.name=sgd"]
         train.main(arguments(competition, backbone, output, *more))
-        losses.append([json.loads(line)["val_loss"] for line in (output / "metrics.jsonl").read_text().splitlines()])
+        losses.append(
+            [json.loads(line)["val_loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+        )
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     assert not np.allclose(losses[0], losses[2], rtol=1e-4)  # another effective batch is another run
 
 
-def test_a_finished_run_is_kept_when_another_starts(competition: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
+def test_a_finished_run_is_kept_when_another_starts(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, capsys
+) -> None:
     output = tmp_path / "run"
     train.main(arguments(competition, tiny_backbone, output))
     first = (output / "run.json").read_bytes()
@@ -152,7 +220,9 @@ def test_a_finished_run_is_kept_when_another_starts(competition: Path, tiny_back
     assert json.loads((output / "run.json").read_text())["seed"] == 7
 
 
-def test_the_backbone_may_lie_in_the_folder_that_is_trained_into(competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_the_backbone_may_lie_in_the_folder_that_is_trained_into(
+    competition: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
     train.main(arguments(competition, tiny_backbone, output))
     assert train.main(arguments(competition, output / "model_beit", output)) == 0
@@ -173,7 +243,9 @@ def test_an_unfinished_run_is_refused_and_resume_of_a_finished_one_changes_nothi
         train.main(arguments(competition, tiny_backbone, output))
 
 
-def test_dry_run_runs_two_batches_of_each_and_writes_nothing(competition: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
+def test_dry_run_runs_two_batches_of_each_and_writes_nothing(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, capsys
+) -> None:
     output = tmp_path / "run"
     assert train.main(arguments(competition, tiny_backbone, output, "--dry-run")) == 0
     printed = capsys.readouterr().out
@@ -181,7 +253,9 @@ def test_dry_run_runs_two_batches_of_each_and_writes_nothing(competition: Path, 
     assert not output.exists()
 
 
-def test_what_is_printed_before_training(competition: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
+def test_what_is_printed_before_training(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, capsys
+) -> None:
     train.main(arguments(competition, tiny_backbone, tmp_path / "run", "--dry-run", "--lora-rank", "4"))
     printed = capsys.readouterr().out
     assert "24 images" in printed and "3 classes" in printed
@@ -201,12 +275,20 @@ def test_training_needs_no_test_folder_and_no_validation_rows(tmp_path: Path, ti
     assert not (tmp_path / "run" / "val_predictions.csv").exists()
 
 
-def test_a_hold_out_smaller_than_the_class_count_is_spread_and_said(competition: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
-    train.main(arguments(competition, tiny_backbone, tmp_path / "run", "--dry-run", "--set", "data.val_fraction=0.05"))
+def test_a_hold_out_smaller_than_the_class_count_is_spread_and_said(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, capsys
+) -> None:
+    train.main(
+        arguments(
+            competition, tiny_backbone, tmp_path / "run", "--dry-run", "--set", "data.val_fraction=0.05"
+        )
+    )
     assert "fewer than the 3 classes, so one row from each of 2 classes" in capsys.readouterr().out
 
 
-def test_batch_size_auto_keeps_the_effective_batch(competition: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
+def test_batch_size_auto_keeps_the_effective_batch(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, capsys
+) -> None:
     more = ["--dry-run", "--batch-size", "auto", "--accumulation-steps", "2", "--set", "batch_size=4"]
     train.main(arguments(competition, tiny_backbone, tmp_path / "run", *more))
     assert "of 8 images (8 at a time)" in capsys.readouterr().out
@@ -220,7 +302,14 @@ def swin_backbone(tmp_path: Path) -> Path:
     from transformers import SwinConfig, SwinForImageClassification
 
     torch.manual_seed(0)
-    sizes = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
+    sizes = {
+        "image_size": 32,
+        "patch_size": 4,
+        "embed_dim": 16,
+        "depths": [1, 1],
+        "num_heads": [1, 2],
+        "window_size": 4,
+    }
     SwinForImageClassification(SwinConfig(**sizes, num_labels=5)).save_pretrained(tmp_path / "swin")
     return tmp_path / "swin"
 
@@ -235,7 +324,10 @@ def test_in_bfloat16_the_frozen_weights_are_saved_as_they_were_loaded(
 
     more = ["--lora-rank", "0", "--set", "head_only=true"] if head_only else []
     train.main(arguments(competition, swin_backbone, tmp_path / "run", "--precision", "bf16", *more))
-    loaded, saved = load_file(swin_backbone / "model.safetensors"), load_file(tmp_path / "run" / "model_swin" / "model.safetensors")
+    loaded, saved = (
+        load_file(swin_backbone / "model.safetensors"),
+        load_file(tmp_path / "run" / "model_swin" / "model.safetensors"),
+    )
     assert loaded.keys() == saved.keys()
     assert all(torch.equal(saved[name], loaded[name]) for name in saved if not name.startswith("classifier"))
     assert json.loads((tmp_path / "run" / "model_swin" / "config.json").read_text())["dtype"] == "float32"
@@ -244,14 +336,35 @@ def test_in_bfloat16_the_frozen_weights_are_saved_as_they_were_loaded(
     probs = []
     for precision in ("fp32", "bf16"):
         output = tmp_path / f"{precision}.csv"
-        inference.main(["--model", str(tmp_path / "run"), "--data", str(competition), "--output", str(output), "--precision", precision])
+        inference.main(
+            [
+                "--model",
+                str(tmp_path / "run"),
+                "--data",
+                str(competition),
+                "--output",
+                str(output),
+                "--precision",
+                precision,
+            ]
+        )
         probs.append(output.read_text())
     assert probs[0] == probs[1]  # labels
 
 
-def test_activation_checkpointing_changes_no_bit(competition: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
+def test_activation_checkpointing_changes_no_bit(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, capsys
+) -> None:
     for name in ("plain", "checkpointed"):
-        train.main(arguments(competition, tiny_backbone, tmp_path / name, "--set", f"activation_checkpointing={name == 'checkpointed'}"))
+        train.main(
+            arguments(
+                competition,
+                tiny_backbone,
+                tmp_path / name,
+                "--set",
+                f"activation_checkpointing={name == 'checkpointed'}",
+            )
+        )
     for file in ("metrics.jsonl", "model_lora/adapter_model.safetensors", "val_probs.npy"):
         assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "checkpointed" / file).read_bytes()
     counted = re.findall(r"([\d.]+) kB of memory counted", capsys.readouterr().out)
@@ -269,13 +382,22 @@ def test_a_step_that_cannot_fit_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_undecodable_training_images_stop_or_are_skipped_when_told(competition: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
+def test_undecodable_training_images_stop_or_are_skipped_when_told(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, capsys
+) -> None:
     bad = competition / "train" / "red" / "red_1.png"
     bad.write_bytes(bad.read_bytes()[:100])
     (competition / "train" / "blue" / "text.jpg").write_text("not an image")
-    with pytest.raises(UserError, match=r"2 training images cannot be decoded.*skip_bad_images(?s:.*)text\.jpg(?s:.*)red_1\.png"):
+    with pytest.raises(
+        UserError,
+        match=r"2 training images cannot be decoded.*skip_bad_images(?s:.*)text\.jpg(?s:.*)red_1\.png",
+    ):
         train.main(arguments(competition, tiny_backbone, tmp_path / "run"))
-    train.main(arguments(competition, tiny_backbone, tmp_path / "run", "--dry-run", "--set", "data.skip_bad_images=true"))
+    train.main(
+        arguments(
+            competition, tiny_backbone, tmp_path / "run", "--dry-run", "--set", "data.skip_bad_images=true"
+        )
+    )
     assert "skipped 2 images" in capsys.readouterr().out
 
 
@@ -292,7 +414,9 @@ def test_undecodable_training_images_stop_or_are_skipped_when_told(competition: 
         (["--batch-size", "many"], "batch_size"),
     ],
 )
-def test_mistakes_are_one_message(competition: Path, tiny_backbone: Path, tmp_path: Path, flags: list[str], message: str) -> None:
+def test_mistakes_are_one_message(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, flags: list[str], message: str
+) -> None:
     if flags == ["--precision", "fp16"] and torch.cuda.is_available():
         pytest.skip("fp16 is fine here")
     with pytest.raises(UserError, match=message):
@@ -306,14 +430,27 @@ def test_unknown_flags_are_refused() -> None:
     assert stopped.value.code == 2
 
 
-def test_the_head_alone_is_trained_and_the_backbone_stays_as_it_is(competition: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
+def test_the_head_alone_is_trained_and_the_backbone_stays_as_it_is(
+    competition: Path, tiny_backbone: Path, tmp_path: Path, capsys
+) -> None:
     from safetensors.torch import load_file
 
     output = tmp_path / "run"
-    assert train.main(arguments(competition, tiny_backbone, output, "--lora-rank", "0", "--set", "head_only=true")) == 0
+    assert (
+        train.main(
+            arguments(competition, tiny_backbone, output, "--lora-rank", "0", "--set", "head_only=true")
+        )
+        == 0
+    )
     assert "the head alone" in capsys.readouterr().out
-    before, after = (load_file(folder / "model.safetensors") for folder in (tiny_backbone, output / "model_beit"))
-    changed = {name for name in after if before[name].shape != after[name].shape or not torch.equal(before[name], after[name])}
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (tiny_backbone, output / "model_beit")
+    )
+    changed = {
+        name
+        for name in after
+        if before[name].shape != after[name].shape or not torch.equal(before[name], after[name])
+    }
     assert changed == {"classifier.weight", "classifier.bias"}
     counts = json.loads((output / "run.json").read_text())["counts"]["parameters"]
     assert counts["trainable"] == counts["head"] == 3 * 33 and counts["adapter"] == 0

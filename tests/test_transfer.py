@@ -88,13 +88,20 @@ def test_a_byte_at_a_time_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.
     assert time.monotonic() - started < 10 and len(parts(tmp_path)) == 1
 
 
-def test_a_body_without_end_is_cut_off_at_what_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_without_end_is_cut_off_at_what_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transfer, "MAX_DOWNLOAD_BYTES", 5 * 10**6)
-    with raw(b"HTTP/1.1 200 OK\r\n\r\n", endless(MEGABYTE)) as url, pytest.raises(UserError, match="sends more than the 5000000 bytes"):
+    with (
+        raw(b"HTTP/1.1 200 OK\r\n\r\n", endless(MEGABYTE)) as url,
+        pytest.raises(UserError, match="sends more than the 5000000 bytes"),
+    ):
         get(url, tmp_path)
 
 
-def test_a_compressed_body_that_becomes_a_thousand_times_larger_is_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compressed_body_that_becomes_a_thousand_times_larger_is_a_bomb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transfer, "allowed_bytes", lambda received: max(10**6, 100 * received))
     bomb = gzip.compress(bytes(50 * 10**6))
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n".encode()
@@ -108,7 +115,9 @@ GZIP = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
 NOTHING = gzip.compress(b"")[:10] + b"\x00\x00\x00\xff\xff" * 4000
 
 
-def test_a_packed_body_that_becomes_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_packed_body_that_becomes_nothing_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transfer, "SLOW_WINDOW_S", 0.3)
     with raw(GZIP + NOTHING, endless(NOTHING[10:])) as url, pytest.raises(UserError, match="too slow"):
         get(url, tmp_path)
@@ -119,16 +128,27 @@ def test_a_packed_body_is_unpacked_to_its_last_part(tmp_path: Path) -> None:
     body = gzip.compress(empty_zip[:9]) + gzip.compress(empty_zip[9:])
     with raw(GZIP, lambda: iter([body[:15], body[15:]])) as url:
         assert get(url, tmp_path).read_bytes() == empty_zip
-    with raw(GZIP, lambda: iter([body[:-12]])) as url, pytest.raises(UserError, match="the connection was cut"):
+    with (
+        raw(GZIP, lambda: iter([body[:-12]])) as url,
+        pytest.raises(UserError, match="the connection was cut"),
+    ):
         get(url, tmp_path / "cut")
-    with raw(GZIP.replace(b"gzip", b"br"), lambda: iter([body])) as url, pytest.raises(UserError, match="'br'"):
+    with (
+        raw(GZIP.replace(b"gzip", b"br"), lambda: iter([body])) as url,
+        pytest.raises(UserError, match="'br'"),
+    ):
         get(url, tmp_path / "other")
 
 
-def test_the_head_of_an_answer_is_not_waited_for_byte_by_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_of_an_answer_is_not_waited_for_byte_by_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sessions, "HEAD_S", 0.1)
     started = time.monotonic()
-    with raw(b"HTTP/1.1 200 OK\r\nX: ", endless(b"x", 0.02)) as url, pytest.raises(UserError, match="the connection failed"):
+    with (
+        raw(b"HTTP/1.1 200 OK\r\nX: ", endless(b"x", 0.02)) as url,
+        pytest.raises(UserError, match="the connection failed"),
+    ):
         get(url, tmp_path)
     assert time.monotonic() - started < 10
 
@@ -175,7 +195,18 @@ def test_a_redirect_to_plain_http_or_in_a_circle_is_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "localhost", "10.1.2.3", "192.168.0.9", "169.254.169.254", "0.0.0.0", "[::1]", "[fd00::1]", "[::ffff:10.0.0.1]"]
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "10.1.2.3",
+        "192.168.0.9",
+        "169.254.169.254",
+        "0.0.0.0",
+        "[::1]",
+        "[fd00::1]",
+        "[::ffff:10.0.0.1]",
+    ],
 )
 def test_addresses_inside(host: str) -> None:
     assert _is_inside(f"https://name@{host}:8080/x")
@@ -194,10 +225,16 @@ def test_a_content_length_that_is_no_number_is_no_traceback(tmp_path: Path, leng
         try:
             assert get(url, tmp_path).read_bytes() == empty_zip
         except UserError as error:  # a number too large to be one
-            assert (length[:1] == "9" and "needed" in str(error)) or "Length" in str(error) or "ended" in str(error)
+            assert (
+                (length[:1] == "9" and "needed" in str(error))
+                or "Length" in str(error)
+                or "ended" in str(error)
+            )
 
 
-@pytest.mark.parametrize("value", ["soon", "\u00b2", "nan", "-5", "1e999", "9" * 40, "", "Fri, 31 Dec 99999 23:59:59 GMT"])
+@pytest.mark.parametrize(
+    "value", ["soon", "\u00b2", "nan", "-5", "1e999", "9" * 40, "", "Fri, 31 Dec 99999 23:59:59 GMT"]
+)
 def test_a_retry_after_that_is_no_number_says_nothing(value: str) -> None:
     assert _retry_after(value) is None
 

@@ -49,10 +49,27 @@ FILES: dict[str, dict[str, Any]] = {
         "rescale_factor": 0.00392156862745098,
         "size": {"height": 32, "width": 32},
     },
-    "beit, size and resample left out": {"image_processor_type": "BeitImageProcessor", "do_center_crop": False},
-    "vit 2022": {"do_normalize": True, "do_resize": True, "feature_extractor_type": "ViTFeatureExtractor", "size": 32, "resample": 2},
-    "vit fast": {"image_processor_type": "ViTImageProcessorFast", "size": {"height": 24, "width": 40}, "resample": 3, **IMAGENET},
-    "vit, resample left out": {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}},
+    "beit, size and resample left out": {
+        "image_processor_type": "BeitImageProcessor",
+        "do_center_crop": False,
+    },
+    "vit 2022": {
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "ViTFeatureExtractor",
+        "size": 32,
+        "resample": 2,
+    },
+    "vit fast": {
+        "image_processor_type": "ViTImageProcessorFast",
+        "size": {"height": 24, "width": 40},
+        "resample": 3,
+        **IMAGENET,
+    },
+    "vit, resample left out": {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": 32, "width": 32},
+    },
     "swin 2022": {
         "do_normalize": True,
         "do_resize": True,
@@ -93,7 +110,13 @@ FILES: dict[str, dict[str, Any]] = {
         "size": {"shortest_edge": 24},
         **IMAGENET,
     },
-    "convnext 2022": {"crop_pct": 0.875, "feature_extractor_type": "ConvNextFeatureExtractor", "resample": 3, "size": 28, **IMAGENET},
+    "convnext 2022": {
+        "crop_pct": 0.875,
+        "feature_extractor_type": "ConvNextFeatureExtractor",
+        "resample": 3,
+        "size": 28,
+        **IMAGENET,
+    },
     "convnext, crop_pct left out": {
         "image_processor_type": "ConvNextImageProcessor",
         "resample": 3,
@@ -113,7 +136,12 @@ FILES: dict[str, dict[str, Any]] = {
         "do_normalize": False,
         "resample": 0,
     },
-    "not rescaled": {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}, "do_rescale": False, "resample": 1},
+    "not rescaled": {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": 16, "width": 16},
+        "do_rescale": False,
+        "resample": 1,
+    },
 }
 
 
@@ -143,7 +171,9 @@ def test_pixel_values_are_transformers_own(tmp_path: Path, name: str) -> None:
         expected = processor(picture(size), return_tensors="np")["pixel_values"][0]
         found = ours(rule, picture(size))
         assert found.shape == expected.shape and found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, atol=2e-6 * max(1, abs(expected).max()), err_msg=f"{name} {size}")
+        np.testing.assert_allclose(
+            found, expected, atol=2e-6 * max(1, abs(expected).max()), err_msg=f"{name} {size}"
+        )
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -154,7 +184,9 @@ def test_a_saved_rule_means_the_same_to_transformers_and_to_us(tmp_path: Path, n
     assert read_preprocessing(tmp_path / "saved" / FILE_NAME, default_size=1) == rule
     processor = AutoImageProcessor.from_pretrained(tmp_path / "saved", backend="pil")
     expected = processor(picture((60, 40)), return_tensors="np")["pixel_values"][0]
-    np.testing.assert_allclose(ours(rule, picture((60, 40))), expected, atol=2e-6 * max(1, abs(expected).max()))
+    np.testing.assert_allclose(
+        ours(rule, picture((60, 40))), expected, atol=2e-6 * max(1, abs(expected).max())
+    )
 
 
 def test_the_ordinary_auto_class_loads_what_we_save(tmp_path: Path) -> None:
@@ -200,11 +232,19 @@ def test_another_image_size_keeps_the_share_that_is_cut_off() -> None:
 
 @pytest.mark.parametrize(
     ("name", "shorter"),
-    [("beit 2023", 32), ("vit fast", 40), ("deit: stretched, then cropped", 32), ("dinov2: shorter side, then cropped", 33)],
+    [
+        ("beit 2023", 32),
+        ("vit fast", 40),
+        ("deit: stretched, then cropped", 32),
+        ("dinov2: shorter side, then cropped", 33),
+    ],
 )
 def test_a_recipe_can_ask_for_the_middle_or_the_whole_image(tmp_path: Path, name: str, shorter: int) -> None:
     rule = read_preprocessing(write(tmp_path, FILES[name]), default_size=224)
-    assert rule.resized(None) == rule and (rule.height, rule.width) == (rule.resized("crop").height, rule.resized("crop").width)
+    assert rule.resized(None) == rule and (rule.height, rule.width) == (
+        rule.resized("crop").height,
+        rule.resized("crop").width,
+    )
     for how in ("crop", "square"):  # what is saved means the same to transformers
         changed = rule.resized(how)
         (tmp_path / how).mkdir()
@@ -212,7 +252,9 @@ def test_a_recipe_can_ask_for_the_middle_or_the_whole_image(tmp_path: Path, name
         processor = AutoImageProcessor.from_pretrained(tmp_path / how, backend="pil")
         for size in SIZES[:3]:
             expected = processor(picture(size), return_tensors="np")["pixel_values"][0]
-            np.testing.assert_allclose(ours(changed, picture(size)), expected, atol=2e-6 * max(1, abs(expected).max()))
+            np.testing.assert_allclose(
+                ours(changed, picture(size)), expected, atol=2e-6 * max(1, abs(expected).max())
+            )
     assert rule.resized("square").resize_to is None and rule.resized("crop").resize_to == shorter
 
 
@@ -264,7 +306,9 @@ def test_augmentation_can_be_switched_off_part_by_part() -> None:
     seen = {np.asarray(flips(image)).tobytes() for _ in range(20)}
     mirrored = rule.resize(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     assert seen == {np.asarray(rule.resize(image)).tobytes(), np.asarray(mirrored).tobytes()}
-    turned = augmenter(Augmentation(random_resized_crop=False, horizontal_flip=False, rotation_degrees=45), rule)
+    turned = augmenter(
+        Augmentation(random_resized_crop=False, horizontal_flip=False, rotation_degrees=45), rule
+    )
     # A corner came in
     assert turned(Image.new("RGB", (40, 40), (255, 255, 255))).getpixel((0, 0)) != (255, 255, 255)
 

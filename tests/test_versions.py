@@ -25,15 +25,53 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 OLD_VERSIONS = {"transformers": "4.57.*", "peft": "0.17.*"}
-OLD_PACKAGES = [*(f"{name}=={number}" for name, number in OLD_VERSIONS.items()), "tokenizers>=0.22,<=0.23.0", "huggingface_hub>=0.34,<1.0"]
+OLD_PACKAGES = [
+    *(f"{name}=={number}" for name, number in OLD_VERSIONS.items()),
+    "tokenizers>=0.22,<=0.23.0",
+    "huggingface_hub>=0.34,<1.0",
+]
 SECONDS = 300  # for everything after pip's 40
 TOLERANCE = 1e-5
 
-VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 32, "patch_size": 8}
-SWIN = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
+VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "image_size": 32,
+    "patch_size": 8,
+}
+SWIN = {
+    "image_size": 32,
+    "patch_size": 4,
+    "embed_dim": 8,
+    "depths": [1, 2],
+    "num_heads": [1, 2],
+    "window_size": 4,
+}
 ARCHITECTURES = {"beit": VIT | {"use_relative_position_bias": True}, "vit": VIT, "swin": SWIN}
-TRAIN = ["--epochs", "3", "--batch-size", "6", "--accumulation-steps", "1", "--lr", "0.02", "--lora-rank", "4", "--precision", "fp32"]
-TRAIN += ["--set", "lora.targets=[query,key,value,output,fc1,fc2]", "--set", "data.workers=0", "--set", "data.val_fraction=0.25"]
+TRAIN = [
+    "--epochs",
+    "3",
+    "--batch-size",
+    "6",
+    "--accumulation-steps",
+    "1",
+    "--lr",
+    "0.02",
+    "--lora-rank",
+    "4",
+    "--precision",
+    "fp32",
+]
+TRAIN += [
+    "--set",
+    "lora.targets=[query,key,value,output,fc1,fc2]",
+    "--set",
+    "data.workers=0",
+    "--set",
+    "data.val_fraction=0.25",
+]
 
 # One process for many commands: importing the libraries takes longer than any of them.
 DRIVER = """
@@ -49,9 +87,15 @@ def run_scripts(commands: list[list[str]], overlay: Path | None, seconds: float,
     installed packages.
     """
     paths = [str(path) for path in (overlay, ROOT, os.environ.get("PYTHONPATH")) if path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-c", DRIVER, json.dumps(commands)]
-    done = subprocess.run(command, env=environment, cwd=folder, timeout=seconds, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=environment, cwd=folder, timeout=seconds, capture_output=True, text=True
+    )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
@@ -61,9 +105,21 @@ def overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if tuple(int(number) for number in version("transformers").split(".")[:2]) < (5, 9):
         pytest.skip(f"transformers {version('transformers')} is itself from before the renaming")
     folder = tmp_path_factory.mktemp("overlay")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+    ]
     try:
-        done = subprocess.run([*pip, "--target", str(folder), *OLD_PACKAGES], timeout=40, capture_output=True, text=True)
+        done = subprocess.run(
+            [*pip, "--target", str(folder), *OLD_PACKAGES], timeout=40, capture_output=True, text=True
+        )
     except subprocess.TimeoutExpired:
         pytest.skip("pip took longer than 40 s over the old versions")
     if done.returncode != 0:
@@ -90,12 +146,19 @@ def runs(overlay: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def train(age: str) -> list[list[str]]:
         where = [(str(folder / f"{kind}-base"), str(folder / f"{kind}-{age}")) for kind in ARCHITECTURES]
-        return [["train", "--data", str(folder / "data"), "--backbone", base, "--output", output, *TRAIN] for base, output in where]
+        return [
+            ["train", "--data", str(folder / "data"), "--backbone", base, "--output", output, *TRAIN]
+            for base, output in where
+        ]
 
     def predict(age: str, by: str) -> list[list[str]]:
         names = [f"{kind}-{age}" for kind in ARCHITECTURES]
-        where = [("--model", str(folder / name), "--output", str(folder / f"{name}-by-{by}.csv")) for name in names]
-        return [["inference", "--data", str(folder / "data"), "--precision", "fp32", *flags] for flags in where]
+        where = [
+            ("--model", str(folder / name), "--output", str(folder / f"{name}-by-{by}.csv")) for name in names
+        ]
+        return [
+            ["inference", "--data", str(folder / "data"), "--precision", "fp32", *flags] for flags in where
+        ]
 
     def left() -> float:
         return SECONDS - (time.monotonic() - started)
@@ -116,14 +179,20 @@ def logits_in(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 @pytest.mark.parametrize(("trained", "other"), [("old", "new"), ("new", "old")])
-def test_a_run_predicts_the_same_logits_on_the_other_side(runs: Path, kind: str, trained: str, other: str) -> None:
+def test_a_run_predicts_the_same_logits_on_the_other_side(
+    runs: Path, kind: str, trained: str, other: str
+) -> None:
     own = logits_in(runs / f"{kind}-{trained}-by-{trained}.csv")
     assert np.ptp(own, axis=0).max() > 0.1  # images are told apart
-    np.testing.assert_allclose(logits_in(runs / f"{kind}-{trained}-by-{other}.csv"), own, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(
+        logits_in(runs / f"{kind}-{trained}-by-{other}.csv"), own, rtol=0, atol=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_the_sides_are_what_they_say_and_name_their_adapters_layers_differently(runs: Path, kind: str) -> None:
+def test_the_sides_are_what_they_say_and_name_their_adapters_layers_differently(
+    runs: Path, kind: str
+) -> None:
     written, names = {}, {}
     for age in ("old", "new"):
         written[age] = json.loads((runs / f"{kind}-{age}" / "run.json").read_text())["versions"]

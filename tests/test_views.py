@@ -22,7 +22,11 @@ from pipeline.targets.target import Target, multiclass
 
 
 def test_what_is_asked_for() -> None:
-    assert parse_views(None) == () and parse_views("scale,flip") == ("flip", "scale") and parse_views("auto") == ("auto",)
+    assert (
+        parse_views(None) == ()
+        and parse_views("scale,flip") == ("flip", "scale")
+        and parse_views("auto") == ("auto",)
+    )
     with pytest.raises(UserError, match=r"'flipp'.*'flip'"):
         parse_views("flipp")
 
@@ -35,23 +39,37 @@ def test_views_show_what_they_are_called() -> None:
     corners = make_views(pixels, ["crops"])[1:]
     # The corner that is bright shows more of it, the opposite one less
     shares = [(view > 100).float().mean().item() for view in corners]
-    assert len(corners) == 4 and shares[0] > 0.3 > 0.25 > shares[3] > 0.1 and shares[1] == pytest.approx(shares[2], abs=0.02)
-    assert all(view.shape == pixels.shape and view.dtype == torch.uint8 for view in make_views(pixels, ["flip", "crops", "scale"]))
+    assert (
+        len(corners) == 4
+        and shares[0] > 0.3 > 0.25 > shares[3] > 0.1
+        and shares[1] == pytest.approx(shares[2], abs=0.02)
+    )
+    assert all(
+        view.shape == pixels.shape and view.dtype == torch.uint8
+        for view in make_views(pixels, ["flip", "crops", "scale"])
+    )
     assert len(make_views(pixels, ["flip", "crops", "scale"])) == 12
 
 
-@pytest.mark.parametrize("target", [multiclass("abc"), Target("multilabel", ("a", "b", "c")), Target("continuous", ("a", "b", "c"))])
+@pytest.mark.parametrize(
+    "target",
+    [multiclass("abc"), Target("multilabel", ("a", "b", "c")), Target("continuous", ("a", "b", "c"))],
+)
 def test_probabilities_are_averaged(target: Target) -> None:
     def logits(batch: dict) -> torch.Tensor:
         return batch["pixels"][:, :, 0, 0].float() / 40
 
-    pixels = torch.randint(0, 255, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 255, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     found = averaged_logits(logits, target, ["flip"])({"pixels": pixels})
     each = [logits({"pixels": pixels}).numpy(), logits({"pixels": pixels.flip(-1)}).numpy()]
     if target.kind == "continuous":
         np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-6)
     else:
-        np.testing.assert_allclose(target.activate(found.numpy()), np.mean([target.activate(one) for one in each], axis=0), atol=1e-6)
+        np.testing.assert_allclose(
+            target.activate(found.numpy()), np.mean([target.activate(one) for one in each], axis=0), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +84,9 @@ def test_probabilities_are_averaged(target: Target) -> None:
 def test_views_that_gain_alone_are_used_together_only_where_that_gains_too(
     gain: dict[str, float], used: tuple[str, ...], finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def looked_up(_team: object, candidates: list[tuple[str, ...]], _predict: object) -> dict[tuple[str, ...], float]:
+    def looked_up(
+        _team: object, candidates: list[tuple[str, ...]], _predict: object
+    ) -> dict[tuple[str, ...], float]:
         return {views: gain["+".join(views)] for views in candidates}
 
     monkeypatch.setattr("pipeline.folds.views.gains", looked_up)
@@ -75,13 +95,27 @@ def test_views_that_gain_alone_are_used_together_only_where_that_gains_too(
     assert lines[-1] == f"views used: {', '.join(used) or 'none'}"
 
 
-def test_from_the_command_line(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_the_command_line(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, output = shutil.copytree(finished_run / "run", tmp_path / "run"), tmp_path / "predictions.csv"
     for kept in run.glob("test*.*"):  # another test may have predicted with the shared run
         kept.unlink()
-    words = ["--data", str(finished_run / "data"), "--model", str(run), "--output", str(output), "--precision", "fp32"]
+    words = [
+        "--data",
+        str(finished_run / "data"),
+        "--model",
+        str(run),
+        "--output",
+        str(output),
+        "--precision",
+        "fp32",
+    ]
     assert inference.main([*words, "--tta", "flip,scale"]) == 0
-    assert "gain on validation rows" in capsys.readouterr().out and find_origin(output).made["views"] == ["flip", "scale"]
+    assert "gain on validation rows" in capsys.readouterr().out and find_origin(output).made["views"] == [
+        "flip",
+        "scale",
+    ]
     assert (run / "test-flip-scale.npy").exists() and not (run / "test.npy").exists()
     assert inference.main([*words, "--tta", "auto"]) == 0
     said = capsys.readouterr().out

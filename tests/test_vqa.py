@@ -19,7 +19,13 @@ from pipeline.config import load_recipe
 from pipeline.errors import Interrupted, UserError
 from pipeline.files import write_json
 
-TEXT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+TEXT = {
+    "model_type": "bert",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 # Few steps must do
 TEXT |= {"initializer_range": 0.2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SAME = (
@@ -34,7 +40,10 @@ SAME = (
 
 def ask(colour: str, names: list[str]) -> list[tuple[str, str, str]]:
     """(question, answer, answer type) about an image of one colour."""
-    asked = [("What's the colour of this image?", colour, "other"), ("how many images are there", "1", "number")]
+    asked = [
+        ("What's the colour of this image?", colour, "other"),
+        ("how many images are there", "1", "number"),
+    ]
     return asked + [(f"Is it {name}?", "yes" if name == colour else "no", "yes/no") for name in names]
 
 
@@ -47,17 +56,35 @@ def make_questions(root: Path, per_colour: int = 6, test: int = 3) -> Path:
         questions, annotations = [], []
         for image in range(count * 3):
             colour = names[image % 3]
-            picture(root / split / f"COCO_{split}_{image:012d}.jpg", COLOURS[colour], image + 1000 * (split == "val2014"))
+            picture(
+                root / split / f"COCO_{split}_{image:012d}.jpg",
+                COLOURS[colour],
+                image + 1000 * (split == "val2014"),
+            )
             for question, answer, kind in ask(colour, names):
                 number = len(questions)
                 questions.append({"image_id": image, "question": question, "question_id": number})
-                answers = [{"answer_id": i + 1, "answer": answer, "answer_confidence": "yes"} for i in range(10)]
+                answers = [
+                    {"answer_id": i + 1, "answer": answer, "answer_confidence": "yes"} for i in range(10)
+                ]
                 annotations.append(
-                    {"question_id": number, "image_id": image, "multiple_choice_answer": answer, "answer_type": kind, "answers": answers}
+                    {
+                        "question_id": number,
+                        "image_id": image,
+                        "multiple_choice_answer": answer,
+                        "answer_type": kind,
+                        "answers": answers,
+                    }
                 )
-        write_json(root / f"v2_OpenEnded_mscoco_{split}_questions.json", {"data_subtype": split, "questions": questions})
+        write_json(
+            root / f"v2_OpenEnded_mscoco_{split}_questions.json",
+            {"data_subtype": split, "questions": questions},
+        )
         if split == "train2014":
-            write_json(root / f"v2_mscoco_{split}_annotations.json", {"data_subtype": split, "annotations": annotations})
+            write_json(
+                root / f"v2_mscoco_{split}_annotations.json",
+                {"data_subtype": split, "annotations": annotations},
+            )
     return root
 
 
@@ -103,7 +130,13 @@ def test_it_learns_what_neither_picture_nor_question_alone_tells(learnt: Path) -
     assert majority < question < 0.85  # "no" is right for two colours of three, "1" always
     assert shuffled < question
     metrics = json.loads((learnt / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert {"val_weighted_f1", "val_weighted_recall", "val_weighted_precision", "val_loss", "val_vqa_accuracy"} <= metrics.keys()
+    assert {
+        "val_weighted_f1",
+        "val_weighted_recall",
+        "val_weighted_precision",
+        "val_loss",
+        "val_vqa_accuracy",
+    } <= metrics.keys()
     assert {"val_vqa_accuracy_yes_no", "val_vqa_accuracy_number", "val_vqa_accuracy_other"} <= metrics.keys()
 
 
@@ -111,7 +144,10 @@ def test_a_plan_for_questions_is_made_and_says_the_size_of_their_images(
     learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert train.main(["--plan", "9h", "--recipe", str(learnt / "mine.yaml"), "--data", str(learnt / "data")]) == 0
+    assert (
+        train.main(["--plan", "9h", "--recipe", str(learnt / "mine.yaml"), "--data", str(learnt / "data")])
+        == 0
+    )
     assert "images of 32 px" in capsys.readouterr().out
     planned = load_recipe(str(tmp_path / "plan-data.yaml"))
     assert (planned.task, planned.image_size) == ("vqa", 32) and planned.epochs >= 10
@@ -132,9 +168,20 @@ def test_a_run_leaves_the_files_of_the_design(learnt: Path) -> None:
         ),
         *("floors.json", "thumbnails.jsonl", "report.html", "figures", "tensorboard", "state"),
     }
-    table, probs = pd.read_csv(run / "val_predictions.csv", dtype=str, keep_default_na=False), np.load(run / "val_probs.npy")
+    table, probs = (
+        pd.read_csv(run / "val_predictions.csv", dtype=str, keep_default_na=False),
+        np.load(run / "val_probs.npy"),
+    )
     record = json.loads((run / "run.json").read_text())
-    assert list(table.columns) == ["id", "path", "label", "predicted", "confidence", "question", "answer_type"]
+    assert list(table.columns) == [
+        "id",
+        "path",
+        "label",
+        "predicted",
+        "confidence",
+        "question",
+        "answer_type",
+    ]
     assert [record["class_names"][best] for best in probs.argmax(axis=1)] == list(table["predicted"])
     assert set(record["counts"]["train_per_class"]) == {"blue", "green", "red", "1", "yes", "no"}
     page = (run / "report.html").read_text()
@@ -147,13 +194,24 @@ def test_predictions_are_answers_in_the_order_of_the_competition(learnt: Path, t
     flags = ["--model", str(learnt / "run"), "--data", str(learnt / "data"), "--output"]
     assert inference.main([*flags, str(output)]) == 0
     table = pd.read_csv(output, dtype=str, keep_default_na=False)
-    questions = json.loads((learnt / "data" / "v2_OpenEnded_mscoco_val2014_questions.json").read_text())["questions"]
-    assert list(table.columns) == ["question_id", "answer"] and list(table["question_id"]) == [str(row["question_id"]) for row in questions]
-    expected = [answer for image in range(3) for _, answer, _ in ask(["blue", "green", "red"][image], ["blue", "green", "red"])]
+    questions = json.loads((learnt / "data" / "v2_OpenEnded_mscoco_val2014_questions.json").read_text())[
+        "questions"
+    ]
+    assert list(table.columns) == ["question_id", "answer"] and list(table["question_id"]) == [
+        str(row["question_id"]) for row in questions
+    ]
+    expected = [
+        answer
+        for image in range(3)
+        for _, answer, _ in ask(["blue", "green", "red"][image], ["blue", "green", "red"])
+    ]
     assert list(table["answer"]) == expected
     assert inference.main([*flags, str(tmp_path / "results.json"), "--batch-size", "2"]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results == [{"question_id": row["question_id"], "answer": answer} for row, answer in zip(questions, expected, strict=True)]
+    assert results == [
+        {"question_id": row["question_id"], "answer": answer}
+        for row, answer in zip(questions, expected, strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -164,13 +222,17 @@ def undisturbed(learnt: Path, tiny_backbone: Path) -> Path:
     root = learnt / "undisturbed"
     root.mkdir()
     text = json.dumps(TEXT | {"hidden_dropout_prob": 0.1})
-    path = recipe(root, tiny_backbone, epochs="2", batch_size="8", accumulation_steps="2", text_architecture=text)
+    path = recipe(
+        root, tiny_backbone, epochs="2", batch_size="8", accumulation_steps="2", text_architecture=text
+    )
     train.main(arguments(learnt, path, root / "run"))
     return root
 
 
 @pytest.mark.parametrize("micro_batch", [1, 8])  # inside a group, in the next epoch
-def test_interrupted_and_resumed_is_bit_identical(learnt: Path, undisturbed: Path, tmp_path: Path, monkeypatch, micro_batch: int) -> None:
+def test_interrupted_and_resumed_is_bit_identical(
+    learnt: Path, undisturbed: Path, tmp_path: Path, monkeypatch, micro_batch: int
+) -> None:
     from test_resume import interrupt_after
 
     with monkeypatch.context() as patched:
@@ -182,14 +244,18 @@ def test_interrupted_and_resumed_is_bit_identical(learnt: Path, undisturbed: Pat
         assert (tmp_path / "run" / name).read_bytes() == (undisturbed / "run" / name).read_bytes(), name
 
 
-def test_another_answer_set_is_another_run(learnt: Path, undisturbed: Path, tmp_path: Path, monkeypatch) -> None:
+def test_another_answer_set_is_another_run(
+    learnt: Path, undisturbed: Path, tmp_path: Path, monkeypatch
+) -> None:
     from test_resume import interrupt_after
 
     with monkeypatch.context() as patched:
         interrupt_after(patched, 1)
         with pytest.raises(Interrupted):
             train.main(arguments(learnt, undisturbed / "mine.yaml", tmp_path / "run"))
-    with pytest.raises(UserError, match=r"head\.fusion: product -> concat(?s:.*)data\.top_answers: 1000 -> 3"):
+    with pytest.raises(
+        UserError, match=r"head\.fusion: product -> concat(?s:.*)data\.top_answers: 1000 -> 3"
+    ):
         flags = ["--resume", "changed", "--set", "data.top_answers=3", "--set", "head.fusion=concat"]
         train.main(["--data", str(learnt / "data"), "--output", str(tmp_path / "run"), *flags])
 
@@ -199,20 +265,43 @@ def test_lora_on_both_encoders_from_folders(learnt: Path, tmp_path: Path, capsys
     merges them.
     """
     encoders = {"backbone": learnt / "run" / "model_beit", "text_backbone": learnt / "run" / "model_bert"}
-    path = recipe(tmp_path, encoders["backbone"], text_architecture="null", lora="{rank: 2, targets: [query, value]}", epochs="1")
+    path = recipe(
+        tmp_path,
+        encoders["backbone"],
+        text_architecture="null",
+        lora="{rank: 2, targets: [query, value]}",
+        epochs="1",
+    )
     output = tmp_path / "run"
-    assert train.main(arguments(learnt, path, output, "--set", f"text_backbone={encoders['text_backbone']}")) == 0
+    assert (
+        train.main(arguments(learnt, path, output, "--set", f"text_backbone={encoders['text_backbone']}"))
+        == 0
+    )
     assert {path.name for path in (output / "model_lora").iterdir()} == {"bert", "beit"}
     # rank 2 x (in + out) on query and value: one layer of 16 and two of 32; a head of 16 -> 32, 32 -> 32, 32
     # -> 6
     assert "adapter 640, head 1,798" in capsys.readouterr().out
-    assert inference.main(["--model", str(output), "--data", str(learnt / "data"), "--output", str(tmp_path / "predictions.csv")]) == 0
+    assert (
+        inference.main(
+            [
+                "--model",
+                str(output),
+                "--data",
+                str(learnt / "data"),
+                "--output",
+                str(tmp_path / "predictions.csv"),
+            ]
+        )
+        == 0
+    )
 
 
 FROZEN = "{fusion: cross_attention, text_pooling: mean, activation: gelu, hidden_size: 16, dropout: 0.1}"
 
 
-@pytest.mark.parametrize("changes", [{"head_only": "true"}, {"freeze": "image"}], ids=["both frozen", "image frozen"])
+@pytest.mark.parametrize(
+    "changes", [{"head_only": "true"}, {"freeze": "image"}], ids=["both frozen", "image frozen"]
+)
 def test_frozen_backbones_are_computed_once_and_a_resumed_run_is_bit_identical(
     learnt: Path, tmp_path: Path, monkeypatch, changes: dict[str, str]
 ) -> None:
@@ -224,11 +313,19 @@ def test_frozen_backbones_are_computed_once_and_a_resumed_run_is_bit_identical(
     from pipeline.models.fusion import FusionModel
 
     path = recipe(
-        tmp_path, learnt / "run" / "model_beit", text_architecture="null", text_backbone=str(learnt / "run" / "model_bert"), head=FROZEN,
-        epochs="2", batch_size="8", **changes,
-    )  # fmt: skip
+        tmp_path,
+        learnt / "run" / "model_beit",
+        text_architecture="null",
+        text_backbone=str(learnt / "run" / "model_bert"),
+        head=FROZEN,
+        epochs="2",
+        batch_size="8",
+        **changes,
+    )
     seen, original = [], FusionModel.see
-    monkeypatch.setattr(FusionModel, "see", lambda model, pixels: seen.append(pixels.shape[0]) or original(model, pixels))
+    monkeypatch.setattr(
+        FusionModel, "see", lambda model, pixels: seen.append(pixels.shape[0]) or original(model, pixels)
+    )
     assert train.main(arguments(learnt, path, tmp_path / "whole")) == 0
     assert (seen.count(12), seen.count(6)) == (1, 1)  # the training images together, and those of validation
     monkeypatch.setattr(FusionModel, "see", original)
@@ -244,7 +341,10 @@ def test_frozen_backbones_are_computed_once_and_a_resumed_run_is_bit_identical(
     from pipeline.run import load_run
     from pipeline.tasks.vqa import rebuild
 
-    answerer, table = rebuild(load_run(tmp_path / "whole"), 6), pd.read_csv(tmp_path / "whole" / "val_predictions.csv", dtype=str)
+    answerer, table = (
+        rebuild(load_run(tmp_path / "whole"), 6),
+        pd.read_csv(tmp_path / "whole" / "val_predictions.csv", dtype=str),
+    )
     rows = [
         Row(str(i), Path(path), None, question=question)
         for i, (path, question) in enumerate(zip(table["path"], table["question"], strict=True))
@@ -255,29 +355,53 @@ def test_frozen_backbones_are_computed_once_and_a_resumed_run_is_bit_identical(
     np.testing.assert_allclose(probs, again.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_an_answer_outside_the_kept_ones_is_wrong_and_said(learnt: Path, tiny_backbone: Path, tmp_path: Path, capsys) -> None:
-    path = recipe(tmp_path, tiny_backbone, epochs="1", optimizer="{lr: 1.0e-9}", data="{val_fraction: 0.34, top_answers: 2}")
+def test_an_answer_outside_the_kept_ones_is_wrong_and_said(
+    learnt: Path, tiny_backbone: Path, tmp_path: Path, capsys
+) -> None:
+    path = recipe(
+        tmp_path,
+        tiny_backbone,
+        epochs="1",
+        optimizer="{lr: 1.0e-9}",
+        data="{val_fraction: 0.34, top_answers: 2}",
+    )
     assert train.main(arguments(learnt, path, tmp_path / "run")) == 0
     told = capsys.readouterr()
     assert "count as wrong" in told.out
     table = pd.read_csv(tmp_path / "run" / "val_predictions.csv", dtype=str)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert len(record["class_names"]) == 2 and set(table["label"]) == {"blue", "green", "red", "1", "yes", "no"}
+    assert len(record["class_names"]) == 2 and set(table["label"]) == {
+        "blue",
+        "green",
+        "red",
+        "1",
+        "yes",
+        "no",
+    }
     assert (table["label"] == table["predicted"]).mean() == pytest.approx(record["best"]["value"])
-    floor = json.loads((tmp_path / "run" / "floors.json").read_text())["the question alone: its most frequent training answer"]
-    below = f"val_accuracy {record['best']['value']:.4f}, the most frequent answer to the same question {floor:.4f}"
+    floor = json.loads((tmp_path / "run" / "floors.json").read_text())[
+        "the question alone: its most frequent training answer"
+    ]
+    below = (
+        f"val_accuracy {record['best']['value']:.4f}, the most frequent answer to the same question "
+        f"{floor:.4f}"
+    )
     # Nothing was learnt at this rate, and it is said
     assert below in told.err and "--set head.text_pooling=mean" in told.err
 
 
-def test_a_picture_is_decoded_once_for_its_questions_and_padding_is_per_batch(learnt: Path, tiny_backbone: Path, monkeypatch) -> None:
+def test_a_picture_is_decoded_once_for_its_questions_and_padding_is_per_batch(
+    learnt: Path, tiny_backbone: Path, monkeypatch
+) -> None:
     from pipeline.competition.layout import read_layout
     from pipeline.config import load_recipe
     from pipeline.data import dataset
     from pipeline.tasks import vqa
 
     (learnt / "once").mkdir()
-    built = vqa.build(load_recipe(str(recipe(learnt / "once", tiny_backbone))), read_layout(learnt / "data", need="train"))
+    built = vqa.build(
+        load_recipe(str(recipe(learnt / "once", tiny_backbone))), read_layout(learnt / "data", need="train")
+    )
     decoded, original = [], dataset.opened
     monkeypatch.setattr(dataset, "opened", lambda path: decoded.append(path) or original(path))
     batches = [list(built.task.train_batches(epoch, 0, 10, 20)) for epoch in (0, 1)]
@@ -323,18 +447,45 @@ def test_a_bad_test_picture_still_has_its_rows(learnt: Path, tmp_path: Path, cap
     shutil.copytree(learnt / "data", tmp_path / "data")
     (tmp_path / "data" / "val2014" / "COCO_val2014_000000000001.jpg").write_bytes(b"broken")
     output = tmp_path / "predictions.csv"
-    assert inference.main(["--model", str(learnt / "run"), "--data", str(tmp_path / "data"), "--output", str(output)]) == 0
+    assert (
+        inference.main(
+            ["--model", str(learnt / "run"), "--data", str(tmp_path / "data"), "--output", str(output)]
+        )
+        == 0
+    )
     assert "1 of 3 test images cannot be decoded" in capsys.readouterr().err
     assert len(pd.read_csv(output)) == 15
 
 
 def test_task_and_data_must_fit(learnt: Path, competition: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is for vqa, .* for classification: use --recipe vqa-bert-vit-lora-r8"):
-        train.main(["--data", str(learnt / "data"), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "run")])
+    with pytest.raises(
+        UserError, match=r"is for vqa, .* for classification: use --recipe vqa-bert-vit-lora-r8"
+    ):
+        train.main(
+            [
+                "--data",
+                str(learnt / "data"),
+                "--backbone",
+                str(tiny_backbone),
+                "--output",
+                str(tmp_path / "run"),
+            ]
+        )
     with pytest.raises(UserError, match=r"is for classification, .* mine is for vqa"):
-        train.main(["--recipe", str(learnt / "mine.yaml"), "--data", str(competition), "--output", str(tmp_path / "run")])
+        train.main(
+            [
+                "--recipe",
+                str(learnt / "mine.yaml"),
+                "--data",
+                str(competition),
+                "--output",
+                str(tmp_path / "run"),
+            ]
+        )
     with pytest.raises(UserError, match=r"is for classification, .* was trained for vqa"):
-        inference.main(["--model", str(learnt / "run"), "--data", str(competition), "--output", str(tmp_path / "p.csv")])
+        inference.main(
+            ["--model", str(learnt / "run"), "--data", str(competition), "--output", str(tmp_path / "p.csv")]
+        )
 
 
 @pytest.mark.parametrize(
@@ -353,7 +504,9 @@ def test_task_and_data_must_fit(learnt: Path, competition: Path, tiny_backbone: 
         ({"data": "{other_answers: ignore}"}, r"data\.other_answers"),
     ],
 )
-def test_recipes_that_cannot_work_are_refused(tiny_backbone: Path, tmp_path: Path, changes: dict[str, str], message: str) -> None:
+def test_recipes_that_cannot_work_are_refused(
+    tiny_backbone: Path, tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
     from pipeline.config import load_recipe
 
     with pytest.raises(UserError, match=message):
@@ -365,5 +518,8 @@ def test_pictures_are_left_as_they_are_unless_a_recipe_asks(tiny_backbone: Path,
     from pipeline.config import load_recipe
 
     path = str(recipe(tmp_path, tiny_backbone))
-    assert not load_recipe(path).augmentation.horizontal_flip and not load_recipe(path).augmentation.random_resized_crop
+    assert (
+        not load_recipe(path).augmentation.horizontal_flip
+        and not load_recipe(path).augmentation.random_resized_crop
+    )
     assert load_recipe(path, {"augmentation.horizontal_flip": True}).augmentation.horizontal_flip

@@ -20,7 +20,11 @@ from pipeline.competition.vqa_layout import is_vqa
 from pipeline.errors import UserError
 
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_{}_questions.json", "v2_mscoco_{}_annotations.json"
-ASKED = [(11, 1, "Is it red?", "yes", "yes/no"), (12, 1, "How many?", "2", "number"), (21, 2, "Is it red?", "no", "yes/no")]
+ASKED = [
+    (11, 1, "Is it red?", "yes", "yes/no"),
+    (12, 1, "How many?", "2", "number"),
+    (21, 2, "Is it red?", "no", "yes/no"),
+]
 
 
 def save(path: Path, content: Any) -> Path:
@@ -34,14 +38,25 @@ def entry(question_id: Any, image_id: Any, question: Any) -> dict[str, Any]:
 
 def annotation(question_id: Any, image_id: Any, answer: Any, kind: str = "other") -> dict[str, Any]:
     answers = [{"answer": answer, "answer_confidence": "yes", "answer_id": number} for number in range(1, 11)]
-    return {"question_id": question_id, "image_id": image_id, "multiple_choice_answer": answer, "answers": answers, "answer_type": kind}
+    return {
+        "question_id": question_id,
+        "image_id": image_id,
+        "multiple_choice_answer": answer,
+        "answers": answers,
+        "answer_type": kind,
+    }
 
 
 def split(root: Path, name: str, rows: Sequence[tuple], answered: bool, images: bool = True) -> None:
     """One split as VQA v2 names its files, with tiny JPEGs."""
-    save(root / QUESTIONS.format(name), {"data_subtype": name, "questions": [entry(*row[:3]) for row in rows]})
+    save(
+        root / QUESTIONS.format(name), {"data_subtype": name, "questions": [entry(*row[:3]) for row in rows]}
+    )
     if answered:
-        save(root / ANNOTATIONS.format(name), {"annotations": [annotation(row[0], row[1], *row[3:]) for row in rows]})
+        save(
+            root / ANNOTATIONS.format(name),
+            {"annotations": [annotation(row[0], row[1], *row[3:]) for row in rows]},
+        )
     for image in {row[1] for row in rows} if images else ():
         picture(root / name / f"COCO_{name}_{image:012d}.jpg", (200, 50, 40), image, (8, 8))
 
@@ -81,7 +96,9 @@ def said(competition: Competition) -> str:
 def test_vqa_v2(vqa: Path) -> None:
     competition = read_layout(vqa)
     assert (competition.task, competition.class_names) == ("vqa", ())
-    assert [(row.id, row.label, row.question, row.answer_type, row.image_id) for row in competition.train] == [
+    assert [
+        (row.id, row.label, row.question, row.answer_type, row.image_id) for row in competition.train
+    ] == [
         ("11", "yes", "Is it red?", "yes/no", "1"),
         ("12", "2", "How many?", "number", "1"),
         ("21", "no", "Is it red?", "yes/no", "2"),
@@ -96,10 +113,13 @@ def test_vqa_v2(vqa: Path) -> None:
     assert (competition.form.id_column, competition.form.value_columns) == ("question_id", ("answer",))
     assert competition.form.ids == ("11", "12")
     notes = said(competition)
-    assert "train: 3 questions on 2 images, 3 different answers (v2_OpenEnded_mscoco_train2014_questions.json + v2_" in notes
     assert (
-        "test: 2 questions on 2 images (v2_OpenEnded_mscoco_val2014_questions.json); no sample submission: columns question_id,answer"
-        in notes
+        "train: 3 questions on 2 images, 3 different answers (v2_OpenEnded_mscoco_train2014_questions.json "
+        "+ v2_" in notes
+    )
+    assert (
+        "test: 2 questions on 2 images (v2_OpenEnded_mscoco_val2014_questions.json); no sample submission: "
+        "columns question_id,answer" in notes
     )
     assert "1 empty question, answered from the image alone: question_id 12" in notes
 
@@ -117,7 +137,10 @@ def test_the_sample_submission_gives_ids_and_order(vqa: Path) -> None:
 
 def test_a_sample_submission_of_other_questions(vqa: Path) -> None:
     (vqa / "sample_submission.csv").write_text("question_id,answer\n12,yes\n77,yes\n")
-    assert "1 of 2 ids without a question in v2_OpenEnded_mscoco_val2014_questions.json: '77' in row 3" in refusal(vqa)
+    assert (
+        "1 of 2 ids without a question in v2_OpenEnded_mscoco_val2014_questions.json: '77' in row 3"
+        in refusal(vqa)
+    )
     (vqa / "sample_submission.csv").write_text("question_id,yes,no\n11,0,1\n12,0,1\n")
     assert "one column for the answer is needed beside 'question_id', it has 'yes', 'no'" in refusal(vqa)
 
@@ -139,7 +162,9 @@ def test_several_splits_that_may_be_the_test(vqa: Path) -> None:
     """As VQA v2 comes: test2015 and test-dev2015 ask about the same images; val2014 is answered too."""
     split(vqa, "test2015", [(31, 5, "What?"), (32, 6, "Who?")], answered=False)
     message = refusal(vqa, need="test")
-    assert "test2015_questions.json and " in message and "val2014_questions.json have no annotations" in message
+    assert (
+        "test2015_questions.json and " in message and "val2014_questions.json have no annotations" in message
+    )
     assert "keep one and hide the other" in message
     competition = read_layout(vqa, need="train")
     assert len(competition.train) == 3 and "test: not used, and not needed here" in said(competition)
@@ -154,7 +179,10 @@ def test_several_answered_splits_train_on_the_one_called_train(vqa: Path) -> Non
     split(vqa, "val2014", [(91, 1, "Is it?", "no")], answered=True)
     competition = read_layout(vqa, need="train")
     assert [row.id for row in competition.train] == ["11", "12", "21"]
-    assert "v2_OpenEnded_mscoco_val2014_questions.json not used: validation rows are taken from the training images" in said(competition)
+    assert (
+        "v2_OpenEnded_mscoco_val2014_questions.json not used: validation rows are taken from the training "
+        "images" in said(competition)
+    )
     for template in (QUESTIONS, ANNOTATIONS):
         (vqa / template.format("train2014")).rename(vqa / template.format("abstract"))
     assert "may all be the training answers; keep one and hide the other" in refusal(vqa, need="train")
@@ -162,14 +190,23 @@ def test_several_answered_splits_train_on_the_one_called_train(vqa: Path) -> Non
 
 def test_other_names_and_folders(tmp_path: Path) -> None:
     """Image ids that are file names, plain file names, images one folder deeper."""
-    save(tmp_path / "train_questions.json", {"questions": [entry("q1", "cat.jpg", "Is it?"), entry("q2", "dog.jpg", "Is it?")]})
-    answers = [{"question_id": "q1", "answers": ["yes", "no", "yes"]}, {"question_id": "q2", "multiple_choice_answer": 2}]
+    save(
+        tmp_path / "train_questions.json",
+        {"questions": [entry("q1", "cat.jpg", "Is it?"), entry("q2", "dog.jpg", "Is it?")]},
+    )
+    answers = [
+        {"question_id": "q1", "answers": ["yes", "no", "yes"]},
+        {"question_id": "q2", "multiple_choice_answer": 2},
+    ]
     save(tmp_path / "train_annotations.json", {"annotations": answers})
     for name in ("cat", "dog"):
         picture(tmp_path / "images" / "train" / f"{name}.jpg", (0, 0, 0), 1, (8, 8))
         picture(tmp_path / "images" / "test" / f"{name}.jpg", (0, 0, 0), 1, (8, 8))
     competition = read_layout(tmp_path, need="train")
-    assert [(row.id, row.label, row.answers) for row in competition.train] == [("q1", "yes", ("yes", "no", "yes")), ("q2", "2", ())]
+    assert [(row.id, row.label, row.answers) for row in competition.train] == [
+        ("q1", "yes", ("yes", "no", "yes")),
+        ("q2", "2", ()),
+    ]
     assert competition.train[0].path == tmp_path / "images/train/cat.jpg"
 
 
@@ -193,7 +230,10 @@ def test_files_in_folders_of_their_own(tmp_path: Path) -> None:
 def test_easy_vqa(shared: Path) -> None:
     competition = read_layout(shared / "competitions" / "easy_vqa")
     assert (len(competition.train), len(competition.test)) == (7754, 1957)
-    assert len({row.path for row in competition.train}) == 800 and len({row.label for row in competition.train}) == 13
+    assert (
+        len({row.path for row in competition.train}) == 800
+        and len({row.label for row in competition.train}) == 13
+    )
     assert all(row.path.parent.name == "val2014" for row in competition.test)
 
 
@@ -208,31 +248,45 @@ def test_a_number_of_thousands_of_digits_is_no_image(vqa: Path) -> None:
 def test_questions_without_their_image(vqa: Path) -> None:
     (vqa / "train2014/COCO_train2014_000000000001.jpg").unlink()
     message = refusal(vqa, need="train")
-    assert "2 of 3 questions without an image: '1' of question_id 11 (entry 1), '1' of question_id 12 (entry 2)" in message
+    assert (
+        "2 of 3 questions without an image: '1' of question_id 11 (entry 1), '1' of question_id 12 (entry 2)"
+        in message
+    )
     assert "--set data.skip_bad_images=true" in message
     competition = read_layout(vqa, need="train", skip_bad_images=True)
     assert [row.id for row in competition.train] == ["21"]
     assert "2 questions left out: " in said(competition)
     (vqa / "val2014/COCO_val2014_000000000003.jpg").unlink()
-    assert "1 of 2 questions without an image: '3' of question_id 12 (entry 2)" in refusal(vqa, need="test", skip_bad_images=True)
+    assert "1 of 2 questions without an image: '3' of question_id 12 (entry 2)" in refusal(
+        vqa, need="test", skip_bad_images=True
+    )
 
 
 def test_images_that_are_absent_packed_or_ambiguous(vqa: Path) -> None:
     picture(vqa / "train2014" / "copy_1.jpg", (0, 0, 0), 1, (8, 8))
-    assert "entry 1: '1' may be train2014/COCO_train2014_000000000001.jpg or train2014/copy_1.jpg: keep one" in refusal(vqa)
+    assert (
+        "entry 1: '1' may be train2014/COCO_train2014_000000000001.jpg or train2014/copy_1.jpg: keep one"
+        in refusal(vqa)
+    )
     for image in vqa.rglob("*.jpg"):
         image.unlink()
     (vqa / "train2014.zip").touch()
     (vqa / "train2014").rmdir()
     message = refusal(vqa, need="train")
-    assert "no images for the questions of train2014: expected train2014/COCO_train2014_000000000001.jpg" in message
+    assert (
+        "no images for the questions of train2014: expected train2014/COCO_train2014_000000000001.jpg"
+        in message
+    )
     assert f"train2014.zip is not unpacked: make data FROM={vqa} DATA={vqa}-unpacked" in message
 
 
 def test_annotations_and_questions_that_do_not_fit(vqa: Path) -> None:
     name = ANNOTATIONS.format("train2014")
     damage(vqa, name, "annotations", lambda rows: rows.append(annotation(99, 1, "yes")))
-    assert "1 of 4 annotations without a question: question_id 99; take them out, or add the questions" in refusal(vqa)
+    assert (
+        "1 of 4 annotations without a question: question_id 99; take them out, or add the questions"
+        in refusal(vqa)
+    )
     damage(vqa, name, "annotations", lambda rows: rows.pop() and rows[0].update(image_id=7))
     assert "question_id 11: about image_id 1 (entry 1), annotated for 7" in refusal(vqa)
     damage(vqa, name, "annotations", lambda rows: rows.pop(0))
@@ -247,7 +301,13 @@ def test_annotations_and_questions_that_do_not_fit(vqa: Path) -> None:
 
 def test_every_broken_entry_is_named_at_once(vqa: Path) -> None:
     def change(rows: list) -> None:
-        rows += [entry(11, 2, "again"), entry(None, 2, "x"), {"question_id": 5, "image": 2, "question": "x"}, entry(6, 2, ["x"]), "text"]
+        rows += [
+            entry(11, 2, "again"),
+            entry(None, 2, "x"),
+            {"question_id": 5, "image": 2, "question": "x"},
+            entry(6, 2, ["x"]),
+            "text",
+        ]
         rows.append(entry(7, 2, "half \ud83d"))
 
     content = json.loads((vqa / QUESTIONS.format("train2014")).read_text())
@@ -321,7 +381,11 @@ def table_kind(root: Path, train: str, test: str = "image,question\nc.jpg,Is it?
 
 def test_tables(tmp_path: Path) -> None:
     competition = read_layout(
-        table_kind(tmp_path, 'image,question,answer\na.jpg,"Is it red, or blue?",red\na.jpg,何色ですか？,赤\nb.jpg,Is it?,No\n')
+        table_kind(
+            tmp_path,
+            'image,question,answer\na.jpg,"Is it red, or blue?",red\n'
+            "a.jpg,何色ですか？,赤\nb.jpg,Is it?,No\n",
+        )
     )
     assert competition.task == "vqa"
     assert [(row.id, row.path.name, row.question, row.label) for row in competition.train] == [
@@ -329,7 +393,9 @@ def test_tables(tmp_path: Path) -> None:
         ("2", "a.jpg", "何色ですか？", "赤"),
         ("3", "b.jpg", "Is it?", "No"),
     ]
-    assert [(row.id, row.path.name, row.question, row.label) for row in competition.test] == [("1", "c.jpg", "Is it?", None)]
+    assert [(row.id, row.path.name, row.question, row.label) for row in competition.test] == [
+        ("1", "c.jpg", "Is it?", None)
+    ]
     assert "train: 3 questions on 2 images, 3 different answers (train.csv)" in said(competition)
 
 
@@ -343,7 +409,9 @@ def test_tables_with_ids_and_a_sample_submission(tmp_path: Path) -> None:
 
 
 def test_a_test_table_without_ids_takes_those_of_the_sample_submission(tmp_path: Path) -> None:
-    root = table_kind(tmp_path, "image,question,answer\na,Is it?,yes\nb,Is it?,no\n", "image,question\nc,Is it?\na,Is it?\n")
+    root = table_kind(
+        tmp_path, "image,question,answer\na,Is it?,yes\nb,Is it?,no\n", "image,question\nc,Is it?\na,Is it?\n"
+    )
     (root / "sample_submission.csv").write_text("question_id,answer\n70,x\n60,x\n")
     competition = read_layout(root, need="test")
     assert [(row.id, row.path.name) for row in competition.test] == [("70", "c.jpg"), ("60", "a.jpg")]
@@ -353,15 +421,29 @@ def test_a_test_table_without_ids_takes_those_of_the_sample_submission(tmp_path:
 
 
 def test_columns_named_by_the_user(tmp_path: Path) -> None:
-    root = table_kind(tmp_path, "pic,question,short,long\na,Is it?,yes,yes it is\nb,Is it?,no,it is not\n", "pic,question\nc,Is it?\n")
-    assert "there is no answer column; its columns: 'pic', 'question', 'short', 'long'; --set data.label_column=NAME" in refusal(root)
+    root = table_kind(
+        tmp_path,
+        "pic,question,short,long\na,Is it?,yes,yes it is\nb,Is it?,no,it is not\n",
+        "pic,question\nc,Is it?\n",
+    )
+    assert (
+        "there is no answer column; its columns: 'pic', 'question', 'short', 'long'; --set "
+        "data.label_column=NAME" in refusal(root)
+    )
     competition = read_layout(root, id_column="pic", label_column="short")
     assert [row.label for row in competition.train] == ["yes", "no"]
 
 
 def test_broken_tables(tmp_path: Path) -> None:
-    message = refusal(table_kind(tmp_path, "id,image,question,answer\n1,a,,yes\n1,b,Is it?, \n2,,Is it?,no\n"))
-    for line in ("rows 2, 3: the id '1' occurs 2 times", "row 2: no question in", "row 3: no answer in", "row 4: no image in"):
+    message = refusal(
+        table_kind(tmp_path, "id,image,question,answer\n1,a,,yes\n1,b,Is it?, \n2,,Is it?,no\n")
+    )
+    for line in (
+        "rows 2, 3: the id '1' occurs 2 times",
+        "row 2: no question in",
+        "row 3: no answer in",
+        "row 4: no image in",
+    ):
         assert line in message
     (tmp_path / "train.csv").write_text("image,question,answer\nz.jpg,Is it?,yes\nb,Is it?,no\n")
     assert "1 of 2 questions without an image: 'z.jpg' of question_id 1 (row 2)" in refusal(tmp_path)
@@ -387,8 +469,13 @@ def test_results_are_written_and_read_back(tmp_path: Path) -> None:
     assert load_results(tmp_path / "r.json") == {"12": (1, "yes"), "7": (2, '赤 "x"')}
     write_results(tmp_path / "r.json", ["012", "7"], ["yes", "no"])
     assert [item["question_id"] for item in json.loads((tmp_path / "r.json").read_text())] == ["012", "7"]
-    save(tmp_path / "r.json", [{"question_id": 1, "answer": "a"}, {"question_id": 1, "answer": "b"}, {"answer": "c"}])
-    with pytest.raises(UserError, match=r"(?s)entries 1 and 2: the question_id 1 occurs twice.*entry 3: no question_id"):
+    save(
+        tmp_path / "r.json",
+        [{"question_id": 1, "answer": "a"}, {"question_id": 1, "answer": "b"}, {"answer": "c"}],
+    )
+    with pytest.raises(
+        UserError, match=r"(?s)entries 1 and 2: the question_id 1 occurs twice.*entry 3: no question_id"
+    ):
         load_results(tmp_path / "r.json")
 
 
@@ -396,10 +483,15 @@ def test_results_are_written_and_read_back(tmp_path: Path) -> None:
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 JSON = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=5
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
 )
 KEYS = ("question_id", "image_id", "question", "multiple_choice_answer", "answers", "answer_type")
-ENTRIES = st.lists(st.dictionaries(st.sampled_from(KEYS), st.sampled_from([1, "1", "Is it?", "yes"]) | JSON) | JSON, max_size=3)
+ENTRIES = st.lists(
+    st.dictionaries(st.sampled_from(KEYS), st.sampled_from([1, "1", "Is it?", "yes"]) | JSON) | JSON,
+    max_size=3,
+)
 
 
 def understood_or_refused(root: Path) -> None:
@@ -413,7 +505,9 @@ def understood_or_refused(root: Path) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(questions=ENTRIES, annotations=ENTRIES)
-def test_any_entries_are_understood_or_refused_in_words(tmp_path_factory: Any, questions: list, annotations: list) -> None:
+def test_any_entries_are_understood_or_refused_in_words(
+    tmp_path_factory: Any, questions: list, annotations: list
+) -> None:
     root = tmp_path_factory.mktemp("vqa")
     picture(root / "train2014" / "COCO_train2014_000000000001.jpg", (0, 0, 0), 1, (4, 4))
     (root / QUESTIONS.format("train2014")).write_text(json.dumps({"questions": questions}))
@@ -428,7 +522,9 @@ def test_any_entries_are_understood_or_refused_in_words(tmp_path_factory: Any, q
     removed=st.integers(0, 40),
     which=st.sampled_from([QUESTIONS, ANNOTATIONS]),
 )
-def test_any_damage_is_understood_or_refused_in_words(tmp_path_factory: Any, place: int, inserted: bytes, removed: int, which: str) -> None:
+def test_any_damage_is_understood_or_refused_in_words(
+    tmp_path_factory: Any, place: int, inserted: bytes, removed: int, which: str
+) -> None:
     root = tmp_path_factory.mktemp("vqa")
     split(root, "train2014", ASKED, answered=True)
     split(root, "val2014", [(11, 1, "Is it blue?")], answered=False)

@@ -20,7 +20,10 @@ def team(seed: int, skills: list[float], rows: int = 400, classes: int = 4) -> t
     rng = np.random.default_rng(seed)
     target = multiclass([f"c{number}" for number in range(classes)])
     truth = rng.integers(0, classes, rows)
-    members = [target.activate(skill * np.eye(classes)[truth] + rng.normal(0, 1, (rows, classes))) for skill in skills]
+    members = [
+        target.activate(skill * np.eye(classes)[truth] + rng.normal(0, 1, (rows, classes)))
+        for skill in skills
+    ]
     return Scale(target, "accuracy", truth), np.stack(members)
 
 
@@ -28,7 +31,9 @@ def test_members_of_equal_skill_share_and_the_blend_beats_each() -> None:
     scale, members = team(0, [1.2, 1.2, 1.2])
     choice, refused = select(scale, members, np.arange(400), 0)
     assert not refused and min(choice.weights) > 0.1
-    assert scale(nested(scale, members, np.arange(400) % 5, 0)) > max(scale(member) for member in members) + 0.03
+    assert (
+        scale(nested(scale, members, np.arange(400) % 5, 0)) > max(scale(member) for member in members) + 0.03
+    )
 
 
 def test_a_member_that_knows_nothing_is_refused_and_said() -> None:
@@ -72,7 +77,11 @@ def test_numbers_are_of_rows_that_the_choice_did_not_see() -> None:
     truth = rng.integers(0, 2, 100)
     members = np.stack([target.activate(rng.normal(0, 1, (100, 2))) for _ in range(25)])
     scale, parts = Scale(target, "accuracy", truth), np.arange(100) % 5
-    seen = scale(next(choice for choice in ways(scale, members, np.arange(100)) if choice.way == "greedy").blend(members))
+    seen = scale(
+        next(choice for choice in ways(scale, members, np.arange(100)) if choice.way == "greedy").blend(
+            members
+        )
+    )
     assert seen > 0.6 and unseen(scale, members, np.arange(100), parts)["greedy"][0] < seen - 0.08
 
 
@@ -98,9 +107,13 @@ def test_ranks_are_tried_only_where_they_say_something() -> None:
     found = unseen(scale, members, np.arange(300), np.arange(300) % 5)
     assert found["rank mean"][0] > found["plain mean"][0]
     choice, _ = select(scale, members, np.arange(300), 0)
-    assert evaluate("roc_auc", binary, truth, choice.blend(members)) >= evaluate("roc_auc", binary, truth, members[0])
+    assert evaluate("roc_auc", binary, truth, choice.blend(members)) >= evaluate(
+        "roc_auc", binary, truth, members[0]
+    )
     # Of probabilities, and of what lies above one half: ranks are spread evenly
     for metric in ("log_loss", "pf1", "accuracy"):
-        assert "rank mean" not in [choice.way for choice in ways(Scale(binary, metric, truth), members, np.arange(300))]
+        assert "rank mean" not in [
+            choice.way for choice in ways(Scale(binary, metric, truth), members, np.arange(300))
+        ]
     scale, members = team(0, [1.0, 1.0])
     assert "rank mean" not in [choice.way for choice in ways(scale, members, np.arange(400))]

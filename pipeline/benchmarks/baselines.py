@@ -17,8 +17,20 @@ if TYPE_CHECKING:  # --help answers at once
     from pipeline.training.predict import Task
 
 SIZES: dict[str, dict[str, Any]] = {  # BEiT with random weights, which do not change the speed
-    "small-224": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768, "image_size": 224},
-    "beit-base-224": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "image_size": 224},
+    "small-224": {
+        "hidden_size": 192,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+        "image_size": 224,
+    },
+    "beit-base-224": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "image_size": 224,
+    },
     "beit-large-384": {
         "hidden_size": 1024,
         "num_hidden_layers": 24,
@@ -87,7 +99,11 @@ def _training(work: Work, compiled: bool) -> Callable[[], float]:
     task = our_task(work)
     size, rows = work.batch_size, len(work.labels)
     batches = [
-        {"pixels": work.pixels[start : start + size], "label": work.labels[start : start + size], "row": work.labels[start : start + size]}
+        {
+            "pixels": work.pixels[start : start + size],
+            "label": work.labels[start : start + size],
+            "row": work.labels[start : start + size],
+        }
         for start in range(0, rows, size)
     ]
     task.train_batches = lambda *_: batches
@@ -115,7 +131,9 @@ def our_inference(work: Work) -> Callable[[], np.ndarray]:
 
     def run() -> np.ndarray:
         batches = classifier.batches(rows, work.batch_size)
-        return predict_logits(classifier.model, classifier.logits, batches, len(rows), NUM_CLASSES, compute, "ours", leave=False)
+        return predict_logits(
+            classifier.model, classifier.logits, batches, len(rows), NUM_CLASSES, compute, "ours", leave=False
+        )
 
     return run
 
@@ -140,9 +158,14 @@ def make_pictures(folder: Path, count: int, side: int) -> list[Path]:
             shutil.copyfile(paths[number % DISTINCT], path)
             continue
         rng = np.random.default_rng((side, number))
-        common, *planes = (np.fft.ifft2(np.fft.fft2(rng.normal(size=(height, width))) / frequency**1.4).real for _ in range(4))
+        common, *planes = (
+            np.fft.ifft2(np.fft.fft2(rng.normal(size=(height, width))) / frequency**1.4).real
+            for _ in range(4)
+        )
         values = np.stack([common + 0.3 * plane for plane in planes], axis=2)
-        Image.fromarray(np.clip(128 + 50 * values / values.std(), 0, 255).astype(np.uint8)).save(path, quality=85)
+        Image.fromarray(np.clip(128 + 50 * values / values.std(), 0, 255).astype(np.uint8)).save(
+            path, quality=85
+        )
     return sorted(paths)
 
 
@@ -155,21 +178,43 @@ def prepare(folder: Path, size: str, images: int, batch_size: int, compute: Comp
     from pipeline.data.transforms import Preprocessing
 
     torch.manual_seed(0)
-    shape = {"patch_size": 16, "use_relative_position_bias": True, "use_mean_pooling": True, "layer_scale_init_value": 0.1}
+    shape = {
+        "patch_size": 16,
+        "use_relative_position_bias": True,
+        "use_mean_pooling": True,
+        "layer_scale_init_value": 0.1,
+    }
     names = {"id2label": {number: f"class_{number}" for number in range(NUM_CLASSES)}}
     model_dir = folder / "model_beit"
-    BeitForImageClassification(BeitConfig(**SIZES[size], **shape, **names, drop_path_rate=0.0)).save_pretrained(model_dir)
+    BeitForImageClassification(
+        BeitConfig(**SIZES[size], **shape, **names, drop_path_rate=0.0)
+    ).save_pretrained(model_dir)
     image_size = SIZES[size]["image_size"]
     rule = Preprocessing(image_size, image_size, resample=2)
     rule.save(model_dir)
     paths = make_pictures(folder / "train", images, 500)
     rows = [ImageDataset(paths, None, rule)[0, row]["pixels"] for row in range(images)]
     labels = torch.tensor([int(path.parent.name.removeprefix("class_")) for path in paths])
-    return Work(folder, paths, model_dir, image_size, batch_size, compute.precision, compute.device, torch.stack(rows), labels)
+    return Work(
+        folder,
+        paths,
+        model_dir,
+        image_size,
+        batch_size,
+        compute.precision,
+        compute.device,
+        torch.stack(rows),
+        labels,
+    )
 
 
 def train(
-    task: Task, optimizer: torch.optim.Optimizer, compute: Compute, batch_size: int, max_grad_norm: float, epochs: int = 1
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    compute: Compute,
+    batch_size: int,
+    max_grad_norm: float,
+    epochs: int = 1,
 ) -> list[EpochReport]:
     """Train with the engine's own loop at a constant learning rate, without files.
 
@@ -177,7 +222,13 @@ def train(
     """
     from pipeline.training.engine import fit
 
-    schedule = {"name": "constant", "lr": LR, "end_lr": 0.0, "warmup_steps": 0, "effective_batch_size": batch_size}
+    schedule = {
+        "name": "constant",
+        "lr": LR,
+        "end_lr": 0.0,
+        "warmup_steps": 0,
+        "effective_batch_size": batch_size,
+    }
     schedule["total_steps"] = epochs * -(-task.num_train // batch_size)
     reports: list[EpochReport] = []
     options = {"epochs": epochs, "micro_batch_size": batch_size, "max_grad_norm": max_grad_norm}
@@ -206,7 +257,12 @@ def our_task(work: Work, **values: Any) -> Any:
     from pipeline.training.compute import Compute
 
     lora = {"rank": RANK, "alpha": RANK, "dropout": 0.0, "targets": list(TARGETS)}
-    usual = {"backbone": str(work.model_dir), "lora": lora, "data": {"val_fraction": 0, "workers": 0}, "precision": work.precision}
+    usual = {
+        "backbone": str(work.model_dir),
+        "lora": lora,
+        "data": {"val_fraction": 0, "workers": 0},
+        "precision": work.precision,
+    }
     recipe = validate_recipe(usual | values, {}, where="benchmark")
     task = build(recipe, read_layout(work.data_dir, need="train")).task
     task.to_device(Compute(work.device, work.precision), fresh=False)

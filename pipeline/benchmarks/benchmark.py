@@ -63,7 +63,13 @@ def loop_milliseconds(clock: Callable[[], float] = time.perf_counter) -> float:
 
     class Tiny:
         def __init__(self) -> None:
-            self.model, self.num_train, self.num_val, self.num_outputs, self.best_metric = nn.Linear(2, 2), 8 * LOOP_STEPS, 0, 2, "epoch"
+            self.model, self.num_train, self.num_val, self.num_outputs, self.best_metric = (
+                nn.Linear(2, 2),
+                8 * LOOP_STEPS,
+                0,
+                2,
+                "epoch",
+            )
             self.higher_is_better, self.train_score = True, "accuracy"
 
         def train_batches(self, *_: Any) -> list[dict[str, torch.Tensor]]:
@@ -107,8 +113,18 @@ def startup(work: Work) -> tuple[float, float]:
         started = time.perf_counter()
         subprocess.run([sys.executable, "train.py", "--help"], cwd=root, check=True, capture_output=True)
         helps.append(time.perf_counter() - started)
-    command = [sys.executable, "train.py", "--dry-run", "--data", str(work.data_dir), "--backbone", str(work.model_dir)]
-    printed = subprocess.run([*command, "--batch-size", str(work.batch_size)], cwd=root, check=True, capture_output=True, text=True).stdout
+    command = [
+        sys.executable,
+        "train.py",
+        "--dry-run",
+        "--data",
+        str(work.data_dir),
+        "--backbone",
+        str(work.model_dir),
+    ]
+    printed = subprocess.run(
+        [*command, "--batch-size", str(work.batch_size)], cwd=root, check=True, capture_output=True, text=True
+    ).stdout
     found = re.search(r"first batch after ([\d.]+) s", printed)
     assert found is not None
     return min(helps), float(found[1])
@@ -133,17 +149,38 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     `peer`: names to be imported later; `only`: None when every kind of work is measured.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.benchmarks.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipeline.benchmarks.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--size", choices=SIZES, default="small-224", help="the backbone (default: small-224)")
-    parser.add_argument("--peer", metavar="MODULE:FUNCTION", action="append", default=[], help="another contender; repeatable")
+    parser.add_argument(
+        "--size", choices=SIZES, default="small-224", help="the backbone (default: small-224)"
+    )
+    parser.add_argument(
+        "--peer", metavar="MODULE:FUNCTION", action="append", default=[], help="another contender; repeatable"
+    )
     parser.add_argument("--batch-size", metavar="N", type=int, default=8)
     parser.add_argument("--images", metavar="N", type=int, default=16, help="images per round (default: 16)")
-    parser.add_argument("--rounds", metavar="N", type=int, default=3, help="rounds that count, after a warm-up round (default: 3)")
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=int,
+        default=3,
+        help="rounds that count, after a warm-up round (default: 3)",
+    )
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
-    parser.add_argument("--compiled", action="store_true", help="also measure ours with compile: true (on a GPU always)")
-    parser.add_argument("--trace", metavar="FILE", type=Path, help="write the steps of `overlap` to FILE, for chrome://tracing")
-    parser.add_argument("--only", choices=KINDS, action="append", help="measure only this kind of work; repeatable")
+    parser.add_argument(
+        "--compiled", action="store_true", help="also measure ours with compile: true (on a GPU always)"
+    )
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        type=Path,
+        help="write the steps of `overlap` to FILE, for chrome://tracing",
+    )
+    parser.add_argument(
+        "--only", choices=KINDS, action="append", help="measure only this kind of work; repeatable"
+    )
     return parser.parse_args(argv)
 
 
@@ -166,9 +203,18 @@ def main(argv: list[str] | None = None) -> int:
     logging.disable_progress_bar()
     compute, kinds = choose_compute(args.precision), args.only or KINDS
     peers = [load_peer(name) for name in args.peer]
-    print(f"{args.size}, batch {args.batch_size}, {compute.describe()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(
+        f"{args.size}, batch {args.batch_size}, {compute.describe()}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads"
+    )
     with tempfile.TemporaryDirectory() as folder:
-        work = prepare(Path(folder), args.size, args.images // args.batch_size * args.batch_size, args.batch_size, compute)
+        work = prepare(
+            Path(folder),
+            args.size,
+            args.images // args.batch_size * args.batch_size,
+            args.batch_size,
+            compute,
+        )
         for kind in KINDS:
             for text in show(kind, work, peers, args) if kind in kinds else ():
                 # Each as soon as it is known, so a stopped benchmark has its first tables
@@ -176,8 +222,8 @@ def main(argv: list[str] | None = None) -> int:
         loop, (help_seconds, first_batch) = loop_milliseconds(), startup(work)
     rate = matrix_rate(compute.device, compute.precision)
     print(
-        f"\nmatrix rate {rate / 1e9:.0f} GFLOP/s in {compute.precision}; the loop itself takes {loop:.3f} ms per step; "
-        f"train.py --help {help_seconds:.2f} s; first batch after {first_batch:.1f} s"
+        f"\nmatrix rate {rate / 1e9:.0f} GFLOP/s in {compute.precision}; the loop itself takes {loop:.3f} ms "
+        f"per step; train.py --help {help_seconds:.2f} s; first batch after {first_batch:.1f} s"
     )
     return 0
 
@@ -195,7 +241,10 @@ def show(kind: str, work: Work, peers: Sequence[Contender], args: argparse.Names
         yield f"\n{table(lines, work.precision)}\n"
         for line in lines:
             if line.work == "training" and line.who.startswith("ours"):
-                yield f"25 epochs over 10,000 images at the speed of {line.who}: {human_time(250_000 / line.images_per_second)}"
+                yield (
+                    f"25 epochs over 10,000 images at the speed of {line.who}: "
+                    f"{human_time(250_000 / line.images_per_second)}"
+                )
 
 
 def rates_of(kind: str, work: Work, rivals: Sequence[Contender], args: argparse.Namespace) -> list[Line]:

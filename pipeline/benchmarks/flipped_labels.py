@@ -41,14 +41,24 @@ def main(argv: list[str] | None = None) -> int:
         UserError: the competition does not have one class per image, or a command failed.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.benchmarks.flipped_labels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipeline.benchmarks.flipped_labels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a competition with one class per image")
-    parser.add_argument("--solution", type=Path, metavar="FILE", help="the labels of its test images (id, label)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder for all results")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="a competition with one class per image"
+    )
+    parser.add_argument(
+        "--solution", type=Path, metavar="FILE", help="the labels of its test images (id, label)"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="the folder for all results"
+    )
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument("--folds", type=int, default=5, metavar="K", help="default: %(default)s")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="seeds at the same time (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="seeds at the same time (default: %(default)s)"
+    )
     parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="flags of train.py")
     args = parser.parse_args(argv)
     competition = read_layout(args.data)
@@ -78,11 +88,19 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     _run("-m", "pipeline.cleaning.suspects", "--model", str(folder / "folds"), "--neighbours", "0")
     suspects = folder / "folds" / "suspects" / "suspects.csv"
     result = found_in(suspects, truth, given)
-    write_labels(folder / "relabel.csv", dict(zip(*(load_table(suspects).column(name) for name in ("id", "suggested")), strict=True)))
+    write_labels(
+        folder / "relabel.csv",
+        dict(zip(*(load_table(suspects).column(name) for name in ("id", "suggested")), strict=True)),
+    )
     more = dict(
         zip(
             WAYS,
-            ([], [f"data.exclude={suspects}"], [f"data.relabel={folder / 'relabel.csv'}"], [f"data.relabel={folder / 'true.csv'}"]),
+            (
+                [],
+                [f"data.exclude={suspects}"],
+                [f"data.relabel={folder / 'relabel.csv'}"],
+                [f"data.relabel={folder / 'true.csv'}"],
+            ),
             strict=True,
         )
     )
@@ -98,7 +116,15 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
             str(run),
             "--resume",
         )
-        _run("inference.py", "--model", str(run), "--data", str(folder / "data"), "--output", str(run / "predictions.csv"))
+        _run(
+            "inference.py",
+            "--model",
+            str(run),
+            "--data",
+            str(folder / "data"),
+            "--output",
+            str(run / "predictions.csv"),
+        )
         table = load_table(run / "predictions.csv")
         predicted = dict(zip(table.column(table.columns[0]), table.column(table.columns[1]), strict=True))
         result[way] = sum(predicted[row_id] == label for row_id, label in test.items()) / len(test)
@@ -106,7 +132,9 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     return result
 
 
-def lay_out(data: Path, solution: Path | None, folder: Path, seed: int) -> tuple[dict[str, str], dict[str, str]]:
+def lay_out(
+    data: Path, solution: Path | None, folder: Path, seed: int
+) -> tuple[dict[str, str], dict[str, str]]:
     """Make `folder` a competition without labels.
 
     Return the true labels of its training and of its test images. The training images get new names, because
@@ -161,7 +189,9 @@ def found_in(suspects: Path, truth: dict[str, str], given: dict[str, str]) -> di
         return sum(row_id in flipped for row_id in found) / len(found) if found else None
 
     found = len(flipped & set(ids)) / len(flipped)
-    return dict(zip(COUNTS, (len(truth), len(flipped), len(ids), share(first), share(ids), found), strict=True))
+    return dict(
+        zip(COUNTS, (len(truth), len(flipped), len(ids), share(first), share(ids), found), strict=True)
+    )
 
 
 def write_labels(path: Path, labels: dict[str, str]) -> None:
@@ -174,7 +204,11 @@ def table_of(results: Sequence[dict[str, Any]]) -> list[str]:
 
     Then what each way gains over the labels as they are.
     """
-    lines = [f"{'':32}" + "".join(f"{f'seed {seed}':>9}" for seed in range(len(results))) + f"{'mean':>9}{'dev.':>8}"]
+    lines = [
+        f"{'':32}"
+        + "".join(f"{f'seed {seed}':>9}" for seed in range(len(results)))
+        + f"{'mean':>9}{'dev.':>8}"
+    ]
     for key in (*COUNTS, *WAYS):
         lines.append(_line(f"test, {key}" if key in WAYS else key, [row[key] for row in results]))
     lines += [_line(f"gain {way}"[:32], [row[way] - row[WAYS[0]] for row in results]) for way in WAYS[1:]]
@@ -188,14 +222,20 @@ def _line(name: str, values: Sequence[float | None]) -> str:
         return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
     cells = "".join(f"{word(value):>9}" for value in values)
-    return f"{name:32}{cells}{word(float(mean(known))) if known else '-':>9}{word(stdev(known)) if len(known) > 1 else '-':>8}"
+    middle = word(float(mean(known))) if known else "-"
+    spread = word(stdev(known)) if len(known) > 1 else "-"
+    return f"{name:32}{cells}{middle:>9}{spread:>8}"
 
 
 def _run(*words: str) -> None:
     print(f"$ python {' '.join(words)}", flush=True)
-    result = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    result = subprocess.run(
+        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if result.returncode:
-        raise UserError(f"`python {' '.join(words)}` ended with {result.returncode}:\n{result.stdout[-2000:]}")
+        raise UserError(
+            f"`python {' '.join(words)}` ended with {result.returncode}:\n{result.stdout[-2000:]}"
+        )
 
 
 if __name__ == "__main__":

@@ -53,8 +53,9 @@ class Overlap:
         """Return one line for the user."""
         busy = "" if self.busy is None else f"; the device was computing {self.busy:.0%} of the time"
         return (
-            f"training from files: {self.images_per_second:.1f} images/s with {self.workers} workers, waiting for batches {self.waiting:.1%} "
-            f"of the time, {self.first_batch_seconds:.2f} s for the first batch of an epoch{busy}"
+            f"training from files: {self.images_per_second:.1f} images/s with {self.workers} workers, "
+            f"waiting for batches {self.waiting:.1%} of the time, {self.first_batch_seconds:.2f} s for the "
+            f"first batch of an epoch{busy}"
         )
 
 
@@ -129,7 +130,9 @@ def overlap(work: Work, trace: Path | None = None) -> Overlap:
     return Overlap(task.num_train / spent, task.workers, first, sum(later) / spent, busy)
 
 
-def _timed(batches: Iterable[dict[str, torch.Tensor]], waits: list[list[float]]) -> Iterator[dict[str, torch.Tensor]]:
+def _timed(
+    batches: Iterable[dict[str, torch.Tensor]], waits: list[list[float]]
+) -> Iterator[dict[str, torch.Tensor]]:
     """Yield `batches`; append a new list to `waits` with the seconds spent waiting for each batch."""
     from torch.profiler import record_function
 
@@ -149,15 +152,29 @@ def _kernel_seconds(profiler: Any) -> float:
     from torch.autograd import DeviceType
 
     kernels = [event for event in profiler.key_averages() if event.device_type == DeviceType.CUDA]
-    return sum(event.self_device_time_total for event in kernels if not getattr(event, "is_user_annotation", False)) / 1e6
+    return (
+        sum(
+            event.self_device_time_total
+            for event in kernels
+            if not getattr(event, "is_user_annotation", False)
+        )
+        / 1e6
+    )
 
 
 def memory_table(found: list[Footprint], precision: str) -> str:
     """Return the footprints in GB as a Markdown table, counted / measured."""
-    lines = [f"| training step in {precision}, GB counted / measured | " + " | ".join(f"batch {size}" for size in BATCH_SIZES) + " |"]
+    lines = [
+        f"| training step in {precision}, GB counted / measured | "
+        + " | ".join(f"batch {size}" for size in BATCH_SIZES)
+        + " |"
+    ]
     lines.append("|---" * (len(BATCH_SIZES) + 1) + "|")
     for trains in TRAINS:
         row = [line for line in found if line.trains == trains]
-        cells = [f"{line.counted / 1e9:.2f} / " + ("-" if line.measured is None else f"{line.measured / 1e9:.2f}") for line in row]
+        cells = [
+            f"{line.counted / 1e9:.2f} / " + ("-" if line.measured is None else f"{line.measured / 1e9:.2f}")
+            for line in row
+        ]
         lines.append(f"| {trains} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

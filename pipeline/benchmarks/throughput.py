@@ -76,7 +76,9 @@ def measure(work: Work, contenders: Sequence[Contender], rounds: int, flops: int
         ratio = statistics.median(theirs / ours for theirs, ours in pairs) if index else None
         agrees = _agree(answers[index], answers[0], TOLERANCE[work.precision]) if index else None
         rate = images / statistics.median(seconds[index])
-        share = statistics.median(images * flops / spent / most for spent, most in zip(seconds[index], matrix_rates, strict=True))
+        share = statistics.median(
+            images * flops / spent / most for spent, most in zip(seconds[index], matrix_rates, strict=True)
+        )
         lines.append(Line(kind, contender.title, rate, ratio, share, agrees, peaks[index]))  # type: ignore[attr-defined]
     return lines
 
@@ -109,12 +111,16 @@ def measure_input(work: Work, peers: Sequence[Contender], rounds: int, images: i
                 paths = make_pictures(Path(folder) / "train", images, side)
                 for number in range(rounds + 1):
                     for name, rate in _input_round(work, peers, Path(folder), paths, number).items():
-                        rates.setdefault(name, [[] for _ in IMAGE_SIDES])[IMAGE_SIDES.index(side)] += [rate] if number else []
+                        rates.setdefault(name, [[] for _ in IMAGE_SIDES])[IMAGE_SIDES.index(side)] += (
+                            [rate] if number else []
+                        )
     finally:
         torch.set_num_threads(threads)
     medians = {name: [statistics.median(values) for values in by_side] for name, by_side in rates.items()}
     means = {name: math.exp(statistics.fmean(map(math.log, values))) for name, values in medians.items()}
-    first, filling, later = (means.pop(name) for name in ("ours, first epoch", "ours, check and first epoch", "ours, kept images"))
+    first, filling, later = (
+        means.pop(name) for name in ("ours, first epoch", "ours, check and first epoch", "ours, kept images")
+    )
     lines = [
         Line("input", "ours, first epoch", first),
         Line("input", "ours, check and first epoch (data.cache_gb)", filling),
@@ -126,7 +132,9 @@ def measure_input(work: Work, peers: Sequence[Contender], rounds: int, images: i
     return lines
 
 
-def _input_round(work: Work, peers: Sequence[Contender], folder: Path, paths: Sequence[Path], number: int) -> dict[str, float]:
+def _input_round(
+    work: Work, peers: Sequence[Contender], folder: Path, paths: Sequence[Path], number: int
+) -> dict[str, float]:
     from pipeline.data.cache import PictureCache
     from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader
     from pipeline.data.images import find_bad
@@ -138,7 +146,9 @@ def _input_round(work: Work, peers: Sequence[Contender], folder: Path, paths: Se
     plain, kept = (ImageDataset(paths, None, rule, Augmentation(), cache=where) for where in (None, cache))
 
     def ours(dataset: ImageDataset, epoch: int) -> None:
-        for batch in make_loader(dataset, cut(epoch_order(len(paths), 0, epoch), work.batch_size, work.batch_size), epoch):
+        for batch in make_loader(
+            dataset, cut(epoch_order(len(paths), 0, epoch), work.batch_size, work.batch_size), epoch
+        ):
             rule.normalize(batch["pixels"])
 
     def check_and_first_epoch() -> None:
@@ -189,7 +199,11 @@ def forward_flops(work: Work) -> int:
 
     # Not on meta tensors: BEiT shares its position index between all models of the process, and would keep an
     # empty one.
-    model = AutoModelForImageClassification.from_pretrained(work.model_dir, attn_implementation="eager").eval().to(work.device)
+    model = (
+        AutoModelForImageClassification.from_pretrained(work.model_dir, attn_implementation="eager")
+        .eval()
+        .to(work.device)
+    )
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, work.image_size, work.image_size, device=work.device))
     return counter.get_total_flops()
@@ -197,7 +211,18 @@ def forward_flops(work: Work) -> int:
 
 def table(lines: Sequence[Line], precision: str) -> str:
     """Return the lines as a Markdown table."""
-    rows = [("work", "contender", "images/s", "ours is faster by", "of the matrix rate", "same answers", "peak memory", "precision")]
+    rows = [
+        (
+            "work",
+            "contender",
+            "images/s",
+            "ours is faster by",
+            "of the matrix rate",
+            "same answers",
+            "peak memory",
+            "precision",
+        )
+    ]
     for line in lines:
         rows.append(
             (
@@ -212,7 +237,10 @@ def table(lines: Sequence[Line], precision: str) -> str:
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    text = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
 
 

@@ -49,7 +49,9 @@ def need_cleanlab() -> Any:
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "cleanlab":
             raise
-        raise UserError(f"finding wrong labels needs cleanlab, which is not installed: {HOW_TO_INSTALL}") from None
+        raise UserError(
+            f"finding wrong labels needs cleanlab, which is not installed: {HOW_TO_INSTALL}"
+        ) from None
     return cleanlab
 
 
@@ -62,7 +64,9 @@ def find_suspects(target: Target, labels: Sequence[str], values: np.ndarray) -> 
     """
     need_cleanlab()
     if len(labels) < FEWEST_ROWS:
-        raise UserError(f"{len(labels)} labelled rows are too few to find wrong labels: at least {FEWEST_ROWS} are needed")
+        raise UserError(
+            f"{len(labels)} labelled rows are too few to find wrong labels: at least {FEWEST_ROWS} are needed"
+        )
     found = _FINDERS[target.kind](target, list(labels), values)
     return sorted((one for one in found if one.suggested != one.given), key=lambda one: (-one.score, one.row))
 
@@ -82,12 +86,23 @@ def _yes_or_no(target: Target, labels: list[str], values: np.ndarray) -> list[Su
     given = target.encode(labels)[:, 0].astype(np.int64)
     positive = np.asarray(values[:, 0], dtype=np.float64)
     # The texts of the two classes in the data; each class may have several.
-    texts = [Counter(label for label, own in zip(labels, given, strict=True) if own == number) for number in (0, 1)]
-    word = [texts[number].most_common(1)[0][0] if texts[number] else target.names[number] for number in (0, 1)]
-    return _of_classes(labels, given, np.stack([1 - positive, positive], axis=1), [word[int(value >= 0.5)] for value in positive])
+    texts = [
+        Counter(label for label, own in zip(labels, given, strict=True) if own == number) for number in (0, 1)
+    ]
+    word = [
+        texts[number].most_common(1)[0][0] if texts[number] else target.names[number] for number in (0, 1)
+    ]
+    return _of_classes(
+        labels,
+        given,
+        np.stack([1 - positive, positive], axis=1),
+        [word[int(value >= 0.5)] for value in positive],
+    )
 
 
-def _of_classes(labels: list[str], given: np.ndarray, probs: np.ndarray, suggested: list[str]) -> list[Suspect]:
+def _of_classes(
+    labels: list[str], given: np.ndarray, probs: np.ndarray, suggested: list[str]
+) -> list[Suspect]:
     import numpy as np
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
@@ -101,7 +116,10 @@ def _of_classes(labels: list[str], given: np.ndarray, probs: np.ndarray, suggest
     probs /= probs.sum(axis=1, keepdims=True)
     flagged = find_label_issues(own, probs, n_jobs=1)
     quality = get_label_quality_scores(own, probs)
-    return [Suspect(int(row), labels[row], suggested[row], float(1 - quality[row])) for row in np.flatnonzero(flagged)]
+    return [
+        Suspect(int(row), labels[row], suggested[row], float(1 - quality[row]))
+        for row in np.flatnonzero(flagged)
+    ]
 
 
 def _several_labels(target: Target, labels: list[str], values: np.ndarray) -> list[Suspect]:
@@ -120,9 +138,14 @@ def _several_labels(target: Target, labels: list[str], values: np.ndarray) -> li
     # cleanlab's quality of a label; of an image the lowest
     quality = np.where(truth[:, varied], probs, 1 - probs).min(axis=1)
     right = truth ^ wrong
-    suggested = [target.separator.join(target.names[number] for number in np.flatnonzero(row)) for row in right]
+    suggested = [
+        target.separator.join(target.names[number] for number in np.flatnonzero(row)) for row in right
+    ]
     usable = wrong.any(axis=1) & (right.any(axis=1) | target.may_be_empty)
-    return [Suspect(int(row), labels[row], suggested[row], float(1 - quality[row])) for row in np.flatnonzero(usable)]
+    return [
+        Suspect(int(row), labels[row], suggested[row], float(1 - quality[row]))
+        for row in np.flatnonzero(usable)
+    ]
 
 
 def _numbers(target: Target, labels: list[str], values: np.ndarray) -> list[Suspect]:
@@ -134,9 +157,17 @@ def _numbers(target: Target, labels: list[str], values: np.ndarray) -> list[Susp
     off = np.abs(errors - np.median(errors, axis=0))
     spread = TO_DEVIATION * np.median(off, axis=0)
     odd = (off > ODD_Z * np.where(spread > 0, spread, np.inf)).any(axis=1)
-    quality = np.min([get_label_quality_scores(truth[:, column], predicted[:, column]) for column in range(truth.shape[1])], axis=0)
+    quality = np.min(
+        [
+            get_label_quality_scores(truth[:, column], predicted[:, column])
+            for column in range(truth.shape[1])
+        ],
+        axis=0,
+    )
     suggested = target.decode(values)
-    return [Suspect(int(row), labels[row], suggested[row], float(1 - quality[row])) for row in np.flatnonzero(odd)]
+    return [
+        Suspect(int(row), labels[row], suggested[row], float(1 - quality[row])) for row in np.flatnonzero(odd)
+    ]
 
 
 _FINDERS = {

@@ -31,7 +31,9 @@ class Neighbour:
     likeness: float
 
 
-def look_around(oof: OutOfFold, suspects: Sequence[int], count: int) -> tuple[Mapping[int, list[Neighbour]], np.ndarray]:
+def look_around(
+    oof: OutOfFold, suspects: Sequence[int], count: int
+) -> tuple[Mapping[int, list[Neighbour]], np.ndarray]:
     """Return the `count` nearest training images of each row in `suspects`, and (N,) float64 disagreement of
     the models.
 
@@ -51,23 +53,39 @@ def look_around(oof: OutOfFold, suspects: Sequence[int], count: int) -> tuple[Ma
     place = {row_id: number for number, row_id in enumerate(oof.ids)}
     fold_of = np.array([oof.folds[place[row.id]] for row in rows])
     first = {row_id: number for number, row_id in reversed(list(enumerate(row.id for row in rows)))}
-    scale = np.array(target.scale) if target.kind == "continuous" and target.scale else np.ones(target.num_outputs)
+    scale = (
+        np.array(target.scale)
+        if target.kind == "continuous" and target.scale
+        else np.ones(target.num_outputs)
+    )
     found: dict[int, list[Neighbour]] = {}
     total, squares = np.zeros(oof.values.shape), np.zeros(oof.values.shape)
     for fold in range(1, oof.num_folds + 1):
         logits, features = _through(oof, fold, rows)
-        predicted = Predictions.of_images([row.id for row in rows], logits, target).aligned(oof.ids).values / scale
+        predicted = (
+            Predictions.of_images([row.id for row in rows], logits, target).aligned(oof.ids).values / scale
+        )
         total += predicted
         squares += predicted.astype(np.float64) ** 2
         mine = [number for number in suspects if oof.folds[number] == fold]
-        found |= _nearest(features, [first[oof.ids[number]] for number in mine], np.flatnonzero(fold_of != fold), mine, rows, count)
+        found |= _nearest(
+            features,
+            [first[oof.ids[number]] for number in mine],
+            np.flatnonzero(fold_of != fold),
+            mine,
+            rows,
+            count,
+        )
     variance = np.maximum(squares / oof.num_folds - (total / oof.num_folds) ** 2, 0)
     return found, np.sqrt(variance.sum(axis=1))
 
 
 def write_disagreement(oof: OutOfFold, disagreement: np.ndarray) -> None:
     """Write disagreement.csv (id, disagreement) into the run's folder; the run's page reads it there."""
-    cells = [(guarded(row_id), f"{value:.6f}") for row_id, value in zip(oof.ids, disagreement.tolist(), strict=True)]
+    cells = [
+        (guarded(row_id), f"{value:.6f}")
+        for row_id, value in zip(oof.ids, disagreement.tolist(), strict=True)
+    ]
     write_table(oof.path / DISAGREEMENT, ("id", "disagreement"), cells)
 
 
@@ -93,11 +111,15 @@ def _through(oof: OutOfFold, fold: int, rows: Sequence[Row]) -> tuple[np.ndarray
         seen.clear()
         logits = predictor.logits(batch)
         features = seen[-1]
-        return torch.cat([logits.float(), features.reshape(len(logits), -1, features.shape[-1]).mean(dim=1).float()], dim=1)
+        return torch.cat(
+            [logits.float(), features.reshape(len(logits), -1, features.shape[-1]).mean(dim=1).float()], dim=1
+        )
 
     width = oof.target.num_outputs + head.in_features
     batches = readable(predictor.batches(rows, BATCH_SIZE), [row.path for row in rows])
-    values = predict_logits(predictor.model, both, batches, len(rows), width, compute, f"fold {fold} of {oof.num_folds}")
+    values = predict_logits(
+        predictor.model, both, batches, len(rows), width, compute, f"fold {fold} of {oof.num_folds}"
+    )
     hook.remove()
     features = values[:, oof.target.num_outputs :]
     length = np.linalg.norm(features, axis=1, keepdims=True)
@@ -105,7 +127,12 @@ def _through(oof: OutOfFold, fold: int, rows: Sequence[Row]) -> tuple[np.ndarray
 
 
 def _nearest(
-    features: np.ndarray, asked: Sequence[int], trained: np.ndarray, numbers: Sequence[int], rows: Sequence[Row], count: int
+    features: np.ndarray,
+    asked: Sequence[int],
+    trained: np.ndarray,
+    numbers: Sequence[int],
+    rows: Sequence[Row],
+    count: int,
 ) -> dict[int, list[Neighbour]]:
     import numpy as np
 

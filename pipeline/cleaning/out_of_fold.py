@@ -75,8 +75,8 @@ def read_out_of_fold(path: Path, data_dir: Path | None = None) -> OutOfFold:
 def _no_folds(path: Path, record: RunRecord | None) -> str:
     what = f"{path} holds no finished run" if record is None else f"{path} is a {record.kind}, not folds"
     return (
-        f"{what}: a label must be judged by a model that did not train on it, so every row must be validated once: "
-        f"python train.py --folds 5 --output runs/folds, then --model runs/folds"
+        f"{what}: a label must be judged by a model that did not train on it, so every row must be validated "
+        "once: python train.py --folds 5 --output runs/folds, then --model runs/folds"
     )
 
 
@@ -97,13 +97,23 @@ def _images(record: RunRecord, data_dir: Path) -> dict[str, tuple[Row, ...]]:
     return {row_id: tuple(found) for row_id, found in rows.items()}
 
 
-def _check_same(path: Path, data_dir: Path, label_of: dict[str, str], images: Mapping[str, tuple[Row, ...]]) -> None:
+def _check_same(
+    path: Path, data_dir: Path, label_of: dict[str, str], images: Mapping[str, tuple[Row, ...]]
+) -> None:
     foreign = [row_id for row_id in label_of if row_id not in images]
     changed = [
         f"{row_id!r} from {label!r} to {images[row_id][0].label!r}"
         for row_id, label in label_of.items()
         if row_id in images and images[row_id][0].label != label
     ]
-    problems = [f"{counted(len(foreign), 'row')} of {len(label_of):,} are not in {data_dir}: {quoted(foreign)}"] if foreign else []
+    problems = (
+        [f"{counted(len(foreign), 'row')} of {len(label_of):,} are not in {data_dir}: {quoted(foreign)}"]
+        if foreign
+        else []
+    )
     problems += [f"{counted(len(changed), 'label')} changed since: {listed(changed)}"] if changed else []
-    raise_all(problems, f"{path} is not about the data in {data_dir}; set the right ones with --data DIR, or train the folds again:")
+    raise_all(
+        problems,
+        f"{path} is not about the data in {data_dir}; set the right ones with --data DIR, or train the folds "
+        "again:",
+    )

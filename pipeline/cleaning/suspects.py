@@ -30,14 +30,30 @@ COLUMNS = ("id", "given", "suggested", "score")
 def main(argv: list[str] | None = None) -> int:
     """Write the table and the page of suspects into the run's folder; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.cleaning.suspects", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipeline.cleaning.suspects",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", type=Path, default=Path("runs/folds"), metavar="DIR", help="a run of folds (default: %(default)s)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="its competition folder (default: where it was trained)")
     parser.add_argument(
-        "--neighbours", type=int, default=5, metavar="N", help="nearest training images beside each suspect (default: %(default)s)"
+        "--model",
+        type=Path,
+        default=Path("runs/folds"),
+        metavar="DIR",
+        help="a run of folds (default: %(default)s)",
     )
-    parser.add_argument("--no-images", action="store_true", help="write the page without images of the data, for sending")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="its competition folder (default: where it was trained)"
+    )
+    parser.add_argument(
+        "--neighbours",
+        type=int,
+        default=5,
+        metavar="N",
+        help="nearest training images beside each suspect (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-images", action="store_true", help="write the page without images of the data, for sending"
+    )
     args = parser.parse_args(argv)
     need_cleanlab()
     check_place(args.model / FOLDER / TABLE)
@@ -51,18 +67,28 @@ def main(argv: list[str] | None = None) -> int:
 
         near, disagreement = look_around(oof, [one.row for one in suspects[:MAX_SHOWN]], args.neighbours)
         write_disagreement(oof, disagreement)
-    page = build_page(oof, suspects, near, args.model / FOLDER / SUSPECTS_PAGE, not args.no_images, args.data is not None)
-    print(f"page: {page}, {human_size(page.stat().st_size)}: mark rows to exclude or relabel, download, then\nnext: {next_command(oof)}")
+    page = build_page(
+        oof, suspects, near, args.model / FOLDER / SUSPECTS_PAGE, not args.no_images, args.data is not None
+    )
+    print(
+        f"page: {page}, {human_size(page.stat().st_size)}: mark rows to exclude or relabel, download, "
+        f"then\nnext: {next_command(oof)}"
+    )
     if args.neighbours > 0:
         report = shlex.join(["python", "-m", "pipeline.report.page", "--run", str(args.model)])
-        print(f"the disagreement of the folds on each image is in {args.model / DISAGREEMENT}; to sort the run's page by it: {report}")
+        print(
+            f"the disagreement of the folds on each image is in {args.model / DISAGREEMENT}; to sort the "
+            f"run's page by it: {report}"
+        )
     return 0
 
 
 def write_suspects(oof: OutOfFold, suspects: Sequence[Suspect]) -> Path:
     """Write suspects.csv (id, given, suggested, score), the most suspicious first; returns its path."""
     path = oof.path / FOLDER / TABLE
-    rows = [(*map(guarded, (oof.ids[one.row], one.given, one.suggested)), f"{one.score:.6f}") for one in suspects]
+    rows = [
+        (*map(guarded, (oof.ids[one.row], one.given, one.suggested)), f"{one.score:.6f}") for one in suspects
+    ]
     write_table(path, COLUMNS, rows)
     return path
 

@@ -32,7 +32,12 @@ MAX_OPTIONS = 2000  # labels offered for completion
 
 
 def build_page(
-    oof: OutOfFold, suspects: Sequence[Suspect], near: Mapping[int, list[Neighbour]], page: Path, images: bool, data_named: bool
+    oof: OutOfFold,
+    suspects: Sequence[Suspect],
+    near: Mapping[int, list[Neighbour]],
+    page: Path,
+    images: bool,
+    data_named: bool,
 ) -> Path:
     """Write the page and return its path.
 
@@ -57,7 +62,9 @@ def build_page(
         options=[] if target.kind == "continuous" else options[:MAX_OPTIONS],
         strict=target.kind not in ("continuous", "multilabel") and len(options) <= MAX_OPTIONS,
         noun={"ordinal": "grade", "continuous": "number", "multilabel": "labels"}.get(target.kind, "label"),
-        signature=hashlib.sha256(repr([(oof.ids[one.row], one.given, one.suggested) for one in suspects]).encode()).hexdigest()[:16],
+        signature=hashlib.sha256(
+            repr([(oof.ids[one.row], one.given, one.suggested) for one in suspects]).encode()
+        ).hexdigest()[:16],
         command=next_command(oof),
         script=script("suspects.js"),
         written=datetime.now().astimezone().isoformat(),
@@ -76,7 +83,9 @@ def next_command(oof: OutOfFold) -> str:
     while rest:
         word, rest = rest[0], rest[1:]
         flag, sign, value = word.partition("=")
-        if flag in DROPPED or (flag == "--set" and (value or "".join(rest[:1])).startswith(("data.exclude=", "data.relabel="))):
+        if flag in DROPPED or (
+            flag == "--set" and (value or "".join(rest[:1])).startswith(("data.exclude=", "data.relabel="))
+        ):
             rest = rest if sign else rest[1:]
         elif flag == "--resume":
             rest = rest[1:] if rest[:1] in (["exact"], ["changed"]) else rest
@@ -122,7 +131,9 @@ def _own(oof: OutOfFold) -> bool:
     return is_own(read_run_files(oof.path))
 
 
-def _card(oof: OutOfFold, suspect: Suspect, near: Sequence[Neighbour], page_images: PageImages) -> dict[str, Any]:
+def _card(
+    oof: OutOfFold, suspect: Suspect, near: Sequence[Neighbour], page_images: PageImages
+) -> dict[str, Any]:
     row_id = oof.ids[suspect.row]
     image = oof.images[row_id][0]
     return {
@@ -135,7 +146,14 @@ def _card(oof: OutOfFold, suspect: Suspect, near: Sequence[Neighbour], page_imag
         "says": _says(oof, suspect),
         "file": image.path.name,
         "image": page_images.of(image.path, SMALL_PX),
-        "near": [{"label": one.row.label, "likeness": one.likeness, "image": page_images.of(one.row.path, MARGIN_PX)} for one in near],
+        "near": [
+            {
+                "label": one.row.label,
+                "likeness": one.likeness,
+                "image": page_images.of(one.row.path, MARGIN_PX),
+            }
+            for one in near
+        ],
     }
 
 
@@ -154,6 +172,12 @@ def _says(oof: OutOfFold, suspect: Suspect) -> str:
         return f"probability of {target.names[1]}: {percent(float(values[0]))}"
     place = {name: number for number, name in enumerate(target.names)}
     if target.kind == "multilabel":
-        differ = sorted(set(target.parts(suspect.given)) ^ set(target.parts(suspect.suggested)), key=place.__getitem__)
+        differ = sorted(
+            set(target.parts(suspect.given)) ^ set(target.parts(suspect.suggested)), key=place.__getitem__
+        )
         return ", ".join(f"{name}: {percent(float(values[place[name]]))}" for name in differ)
-    return ", ".join(f"{name}: {percent(float(values[place[name]]))}" for name in (suspect.given, suspect.suggested) if name in place)
+    return ", ".join(
+        f"{name}: {percent(float(values[place[name]]))}"
+        for name in (suspect.given, suspect.suggested)
+        if name in place
+    )

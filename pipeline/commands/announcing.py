@@ -24,10 +24,16 @@ def kind_of(recipe: Recipe) -> str:
         kind += f", initialised by {lora.init} and saved with rank {2 * lora.rank} for the unchanged backbone"
     kind += f", {recipe.freeze} backbone frozen" if recipe.freeze else ""
     kind += f", also {' + '.join(lora.also_train)}" if lora.also_train else ""
-    return kind + (f", moving mean of the weights (decay {recipe.optimizer.ema:g} per step)" if recipe.optimizer.ema else "")
+    return kind + (
+        f", moving mean of the weights (decay {recipe.optimizer.ema:g} per step)"
+        if recipe.optimizer.ema
+        else ""
+    )
 
 
-def announce(session: Session, build: Build, compute: Compute, schedule: dict[str, Any], head_alone: bool = False) -> tuple[int, float]:
+def announce(
+    session: Session, build: Build, compute: Compute, schedule: dict[str, Any], head_alone: bool = False
+) -> tuple[int, float]:
     """Print the summary. Return (micro-batch size, expected seconds of training over all epochs).
 
     The seconds are 0 if the weights are sharded, because then nothing is timed.
@@ -39,7 +45,13 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
     """
     from pipeline.files import human_size, human_time
     from pipeline.training.advice import advise
-    from pipeline.training.estimate import check_disk, check_fits, idle_share, largest_micro_batch, seconds_per_image
+    from pipeline.training.estimate import (
+        check_disk,
+        check_fits,
+        idle_share,
+        largest_micro_batch,
+        seconds_per_image,
+    )
     from pipeline.training.gradients import is_exact
     from pipeline.training.image_sizes import relative_cost
     from pipeline.training.means import Means
@@ -52,8 +64,8 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
     print(f"  {build.summary} for {len(task.class_names):,} {task.names_are}; {kind_of(recipe)}")
     saved = f" (saved: {2 * counts.adapter:,})" if recipe.lora.init != "default" else ""
     print(
-        f"  parameters: {counts.model:,} in the model, {counts.trainable:,} trainable ({counts.trainable / counts.model:.2%}): "
-        f"adapter {counts.adapter:,}{saved}, head {counts.head:,}"
+        f"  parameters: {counts.model:,} in the model, {counts.trainable:,} trainable "
+        f"({counts.trainable / counts.model:.2%}): adapter {counts.adapter:,}{saved}, head {counts.head:,}"
     )
     processes, shared_out = compute.processes, is_shared_out(recipe, compute.processes)
     memory = task.account(compute, recipe.optimizer.name)
@@ -67,30 +79,57 @@ def announce(session: Session, build: Build, compute: Compute, schedule: dict[st
         )  # a resumed run keeps its size if it fits
         wanted = before or max(recipe.effective_batch_size // processes.count, 1)
         micro_batch_size = processes.least(largest_micro_batch(memory, compute.device, wanted))
-    checkpointed = None if recipe.activation_checkpointing else partial(task.account, compute, recipe.optimizer.name, checkpointed=True)
+    checkpointed = (
+        None
+        if recipe.activation_checkpointing
+        else partial(task.account, compute, recipe.optimizer.name, checkpointed=True)
+    )
     check_fits(memory, micro_batch_size, compute.device, checkpointed)
     print(
-        f"  {schedule['total_steps']} optimizer steps ({schedule['steps_per_epoch']} per epoch) of {recipe.effective_batch_size} {task.rows_are} "
-        f"({micro_batch_size} at a time); {schedule['name']} learning rate {schedule['lr']:.1e}, warm-up {schedule['warmup_steps']} steps"
+        f"  {schedule['total_steps']} optimizer steps ({schedule['steps_per_epoch']} per epoch) of "
+        f"{recipe.effective_batch_size} {task.rows_are} ({micro_batch_size} at a time); {schedule['name']} "
+        f"learning rate {schedule['lr']:.1e}, warm-up {schedule['warmup_steps']} steps"
     )
     classes = len(task.class_names)
-    if lines := advise(recipe, schedule, task.num_train, task.num_val, classes, build.new_head, task.facts()["target"]["kind"]):
+    if lines := advise(
+        recipe,
+        schedule,
+        task.num_train,
+        task.num_val,
+        classes,
+        build.new_head,
+        task.facts()["target"]["kind"],
+    ):
         print("\n".join(f"  {line}" for line in lines))
     copies = OPTIMIZER_STATES[recipe.optimizer.name] + Means.of(recipe).copies
     disk = check_disk(output, task.model, copies, whole_model_again=not recipe.lora.rank)
-    sizes = f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
+    sizes = (
+        f"{human_size(memory.total(micro_batch_size))} of memory counted, up to {human_size(disk)} on disk"
+    )
     idle = idle_share(recipe.effective_batch_size, micro_batch_size, processes.count)
     if idle:
-        print(f"  {idle:.0%} of the processes' time is idle: the micro-batches of a step are not a multiple of {processes.count}")
+        print(
+            f"  {idle:.0%} of the processes' time is idle: the micro-batches of a step are not a multiple of "
+            f"{processes.count}"
+        )
     if shared_out:  # the model is not on the device yet, where it may not fit: nothing is timed
-        print(f"  on {compute.describe()}: each holds 1/{processes.count} of weights, gradients and optimizer state (FSDP2); {sizes}")
+        print(
+            f"  on {compute.describe()}: each holds 1/{processes.count} of weights, gradients and optimizer "
+            f"state (FSDP2); {sizes}"
+        )
         return micro_batch_size, 0.0
     train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
     epochs = epochs_of(schedule)
-    train_seconds, predict_seconds = train_seconds / processes.count / (1 - idle), predict_seconds / processes.count
+    train_seconds, predict_seconds = (
+        train_seconds / processes.count / (1 - idle),
+        predict_seconds / processes.count,
+    )
     train_seconds *= relative_cost(epochs, recipe.schedule.image_sizes)
     total = epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
     if head_alone:
         total = (task.num_train + task.num_val) * predict_seconds
-    print(f"  on {compute.describe()}: about {human_time(total)}, {sizes}; first batch after {arrived - session.started:.1f} s")
+    print(
+        f"  on {compute.describe()}: about {human_time(total)}, {sizes}; first batch after "
+        f"{arrived - session.started:.1f} s"
+    )
     return micro_batch_size, processes.first_says(epochs * task.num_train * train_seconds)

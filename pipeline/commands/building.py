@@ -32,7 +32,9 @@ def read_data(args: argparse.Namespace, recipe: Recipe, resumed_run: ResumedRun 
     from pipeline.competition.layout import read_for_training
 
     asked = resumed_run.asked() if resumed_run else None
-    competition = read_for_training(Path(args.data), recipe.data, asked=asked, skip_bad_images=recipe.data.skip_bad_images)
+    competition = read_for_training(
+        Path(args.data), recipe.data, asked=asked, skip_bad_images=recipe.data.skip_bad_images
+    )
     print("\n".join(f"  {note}" for note in competition.notes))
     if competition.form is not None and not competition.test:
         where = competition.form.path or args.data
@@ -40,9 +42,14 @@ def read_data(args: argparse.Namespace, recipe: Recipe, resumed_run: ResumedRun 
     if competition.folds and not args.folds:
         print(f"  note: {competition.folds_from} names folds; they are used only with --folds")
     if recipe.task != competition.task:
-        fix = "--recipe vqa-bert-vit-lora-r8" if competition.task == "vqa" else "a recipe without task: vqa, such as the default"
+        fix = (
+            "--recipe vqa-bert-vit-lora-r8"
+            if competition.task == "vqa"
+            else "a recipe without task: vqa, such as the default"
+        )
         raise UserError(
-            f"{args.data} is for {competition.task}, but the recipe {recipe.name} is for {recipe.task}: use {fix}, or another --data"
+            f"{args.data} is for {competition.task}, but the recipe {recipe.name} is for {recipe.task}: use "
+            f"{fix}, or another --data"
         )
     return competition
 
@@ -103,7 +110,9 @@ def check_processes(session: Session, build: Build, compute: Compute) -> None:
 
     task, count = build.task, compute.processes.count
     if count > task.num_train:
-        raise UserError(f"{count} processes for {task.num_train} training rows: --nproc-per-node {task.num_train} at most")
+        raise UserError(
+            f"{count} processes for {task.num_train} training rows: --nproc-per-node {task.num_train} at most"
+        )
     states = sorted((session.output / "state").glob("[0-9]*.json")) if session.resumed_run else []
     meet(
         {

@@ -61,7 +61,9 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     schedule = plan_schedule(recipe, task.num_train)
     is_first, count = compute.processes.rank == 0, compute.processes.count
     features, why = features_once(session, build, compute)
-    micro_batch_size, expected_seconds = announce(session, build, compute, schedule, head_alone=features is not None)
+    micro_batch_size, expected_seconds = announce(
+        session, build, compute, schedule, head_alone=features is not None
+    )
     print(f"  {why}\n" if why else "", end="")
     keep = keeping(recipe.checkpoint.keep, task.num_val, recipe.checkpoint.average_last)
     print(f"  {keep.words}: {keep.why}")
@@ -93,7 +95,9 @@ def train(session: Session, build: Build, compute: Compute) -> int:
     frozen = features or (Features(task, compute) if recipe.task == "classification" else None)
     if frozen and (floor := find_floor(session, build, compute, frozen, micro_batch_size)):
         facts["floor"] = floor
-    start, store, state = begin(session, build, recorder, schedule, step, facts) if is_first else begin_beside(session)
+    start, store, state = (
+        begin(session, build, recorder, schedule, step, facts) if is_first else begin_beside(session)
+    )
     compute.processes.wait_for_all()  # before the first process writes a state
     if recipe.head.init == "probe" and state is None:
         start_from_probe(build, compute, frozen, micro_batch_size)
@@ -136,7 +140,12 @@ def train(session: Session, build: Build, compute: Compute) -> int:
 
 
 def choose_step_together(
-    session: Session, build: Build, compute: Compute, schedule: dict[str, Any], micro_batch_size: int, train_seconds: float
+    session: Session,
+    build: Build,
+    compute: Compute,
+    schedule: dict[str, Any],
+    micro_batch_size: int,
+    train_seconds: float,
 ) -> dict[str, Any]:
     """Return the choice of the first process (see `choose_step`), which the other processes follow.
 
@@ -146,11 +155,19 @@ def choose_step_together(
     processes, before = compute.processes, None if session.resumed_run is None else session.resumed_run.start
     if processes.count == 1:
         return choose_step(session, build, compute, schedule, micro_batch_size, train_seconds, before)
-    step = choose_step(session, build, compute, schedule, micro_batch_size, train_seconds, before) if processes.rank == 0 else None
+    step = (
+        choose_step(session, build, compute, schedule, micro_batch_size, train_seconds, before)
+        if processes.rank == 0
+        else None
+    )
     wanted = json.loads(processes.texts(json.dumps(step))[0])
     if step is None:
         step = choose_step(session, build, compute, schedule, micro_batch_size, train_seconds, wanted)
-    other = None if step == wanted else UserError("training steps cannot be compiled in every process: --set compile=false")
+    other = (
+        None
+        if step == wanted
+        else UserError("training steps cannot be compiled in every process: --set compile=false")
+    )
     processes.agree(other)
     return step
 
@@ -198,13 +215,20 @@ def choose_step(
     )
     # A graph is compiled for one size of image
     compile = False if recipe.schedule.image_sizes else recipe.compile
-    compiled, other = try_compile(task, compute, compile, micro_batch_size, train_seconds, before.get("compiled"))
+    compiled, other = try_compile(
+        task, compute, compile, micro_batch_size, train_seconds, before.get("compiled")
+    )
     print("".join(f"  {line}\n" for line in (note, other) if line), end="")
     return {"attention": attention, "compiled": compiled}
 
 
 def begin(
-    session: Session, build: Build, recorder: Recorder, schedule: dict[str, Any], step: dict[str, Any], facts: dict[str, Any]
+    session: Session,
+    build: Build,
+    recorder: Recorder,
+    schedule: dict[str, Any],
+    step: dict[str, Any],
+    facts: dict[str, Any],
 ) -> tuple[dict[str, Any], StateStore, dict[str, Any] | None]:
     """Prepare the output folder.
 
@@ -229,7 +253,9 @@ def begin(
         facts = facts | {"data": session.args.data, "batch_size": session.args.batch_size}
         start = write_start(output, session.recipe, schedule, task.class_names, facts, session.command, step)
     else:
-        start = resumed_run.go_on(session.recipe, schedule, task.split_rows(), session.command, session.args.data)
+        start = resumed_run.go_on(
+            session.recipe, schedule, task.split_rows(), session.command, session.args.data
+        )
         state, damaged = store.load()
         print("\n".join(damaged), end="\n" if damaged else "")
         if state is None:
@@ -249,7 +275,9 @@ def begin_beside(session: Session) -> tuple[dict[str, Any], StateStore, dict[str
     return {}, store, None if session.resumed_run is None else store.load()[0]
 
 
-def recorder_with_page(recorder: Recorder, output: Path, watches: Sequence[Watch | FloorWatch]) -> Callable[[Any], None]:
+def recorder_with_page(
+    recorder: Recorder, output: Path, watches: Sequence[Watch | FloorWatch]
+) -> Callable[[Any], None]:
     """Return the function called after each epoch.
 
     It writes the epoch's files and the page, and prints warnings.
@@ -286,7 +314,9 @@ def and_next(session: Session) -> str:
     """
     if session.args.fold:
         return ""
-    return "\nnext: " + shlex.join(["python", "inference.py", "--model", str(session.output), "--data", session.args.data])
+    return "\nnext: " + shlex.join(
+        ["python", "inference.py", "--model", str(session.output), "--data", session.args.data]
+    )
 
 
 def finish(

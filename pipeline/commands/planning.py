@@ -61,7 +61,10 @@ def plan(args: argparse.Namespace, read: Callable[[argparse.Namespace, Recipe], 
         args.recipe = PLAN_RECIPE
     recipe = asked_recipe(args)
     if recipe.data.pseudo_labels:
-        raise UserError("data.pseudo_labels: cannot be combined with --plan; plan without it, then add it to the command that is printed")
+        raise UserError(
+            "data.pseudo_labels: cannot be combined with --plan; plan without it, then add it to the "
+            "command that is printed"
+        )
     check_recipe(recipe)
     competition = read(args, recipe)
     rows = rows_of(recipe, competition)
@@ -96,8 +99,14 @@ def check_flags(args: argparse.Namespace) -> None:
         "--parallel": args.parallel,
         "--max-minutes": args.max_minutes,
     }
-    problems = [f"{flag}: cannot be combined with --plan, which does not train" for flag, value in asked.items() if value]
-    problems += [f"--folds {args.folds}: expected 2 or more"] if args.folds is not None and args.folds < 2 else []
+    problems = [
+        f"{flag}: cannot be combined with --plan, which does not train"
+        for flag, value in asked.items()
+        if value
+    ]
+    problems += (
+        [f"--folds {args.folds}: expected 2 or more"] if args.folds is not None and args.folds < 2 else []
+    )
     problems += ["torchrun: start --plan with python, in one process"] if world_size() > 1 else []
     raise_all(problems, "no plan can be made:")
 
@@ -117,7 +126,9 @@ def rows_of(recipe: Recipe, competition: Competition) -> Rows:
 class Bench:
     """Measures the recipe at several image sizes, each when it is first needed."""
 
-    def __init__(self, recipe: Recipe, competition: Competition, fixed_size: int | None, fixed_batch: int | str | None) -> None:
+    def __init__(
+        self, recipe: Recipe, competition: Competition, fixed_size: int | None, fixed_batch: int | str | None
+    ) -> None:
         self.recipe, self.competition, self.fixed_size = recipe, competition, fixed_size
         self.batch_size = int(fixed_batch) if fixed_batch and fixed_batch != "auto" else None
         self.costs: dict[int, StepCost] = {}  # by image size
@@ -201,7 +212,9 @@ def at_size(recipe: Recipe, size: int | None) -> Recipe:
     """
     if size == recipe.image_size:
         return recipe
-    return recipe.model_copy(update={"image_size": size, "schedule": recipe.schedule.model_copy(update={"image_sizes": ()})})
+    return recipe.model_copy(
+        update={"image_size": size, "schedule": recipe.schedule.model_copy(update={"image_sizes": ()})}
+    )
 
 
 def head_recipe(recipe: Recipe) -> Recipe:
@@ -210,7 +223,13 @@ def head_recipe(recipe: Recipe) -> Recipe:
     optimizer = recipe.optimizer.model_copy(update={"lr": HEAD_LR, "head_lr": None})
     still = Augmentation(random_resized_crop=False, horizontal_flip=False)  # the others are off by default
     schedule = recipe.schedule.model_copy(update={"image_sizes": ()})
-    changed = {"lora": lora, "head_only": True, "optimizer": optimizer, "augmentation": still, "schedule": schedule}
+    changed = {
+        "lora": lora,
+        "head_only": True,
+        "optimizer": optimizer,
+        "augmentation": still,
+        "schedule": schedule,
+    }
     return recipe.model_copy(update=changed)
 
 
@@ -222,8 +241,9 @@ def too_little(asked: str, bench: Bench, rows: Rows, folds: int | None) -> str:
     pace = bench.measured(size)
     needed = pace.seconds(rows, rows.epochs(FEWEST_STEPS, FEWEST_EPOCHS, folds), folds) / (1 - MARGIN)
     return (
-        f"--plan {asked}: too little for {counted(rows.total, 'row')} with {bench.recipe.backbones}: {FEWEST_STEPS} optimizer steps at "
-        f"{size} px need --plan {int(needed // 60) + 1}m; a smaller --backbone or --image-size is faster"
+        f"--plan {asked}: too little for {counted(rows.total, 'row')} with {bench.recipe.backbones}: "
+        f"{FEWEST_STEPS} optimizer steps at {size} px need --plan {int(needed // 60) + 1}m; a smaller "
+        "--backbone or --image-size is faster"
     )
 
 
@@ -245,15 +265,27 @@ def write_plan(args: argparse.Namespace, bench: Bench, found: Proposal, rows: Ro
 
     folder = Path(os.path.abspath(args.data)).name or "data"
     path = versioned(Path(f"plan-{folder}.yaml"))
-    recipe, cost, pace = planned_recipe(bench, found, path.stem), bench.costs[found.pace.image_size], found.pace
-    why = "the backbone's own" if pace.image_size == bench.own_size else f"at {bench.own_size} px there is too little time"
+    recipe, cost, pace = (
+        planned_recipe(bench, found, path.stem),
+        bench.costs[found.pace.image_size],
+        found.pace,
+    )
+    why = (
+        "the backbone's own"
+        if pace.image_size == bench.own_size
+        else f"at {bench.own_size} px there is too little time"
+    )
     why = "from --image-size" if args.image_size else why
     alone = "; there is no time to train more than the head" if found.head_alone else ""
-    steps = f"{rows.steps(found.epochs, found.folds):,} optimizer steps of {recipe.effective_batch_size} {cost.build.task.rows_are}"
+    steps = (
+        f"{rows.steps(found.epochs, found.folds):,} optimizer steps of {recipe.effective_batch_size} "
+        f"{cost.build.task.rows_are}"
+    )
     one = cost.build.task.rows_are.removesuffix("s")
     speed = f"{pace.train:.3g} s per {one} in training, {pace.predict:.3g} s in validation"
     lines = [
-        f"{args.recipe}: {kind_of(recipe)} of {recipe.backbones}; images of {pace.image_size} px ({why}){alone}",
+        f"{args.recipe}: {kind_of(recipe)} of {recipe.backbones}; images of {pace.image_size} px "
+        f"({why}){alone}",
         f"{counted(found.epochs, 'epoch')}: {steps}, {recipe.batch_size} at a time; "
         + (f"{found.folds} folds" if found.folds else "one model, no folds"),
         f"expected: {human_time(found.seconds)} ({speed}), {human_size(cost.needed)} of memory counted",

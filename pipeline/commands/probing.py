@@ -41,9 +41,17 @@ def features_once(session: Session, build: Build, compute: Compute) -> tuple[Fea
         features = Features(build.task, compute)
         reason = _no_room(features, compute) or features.problem()
     if compute.processes.least(int(reason is None)) == 0:
-        return None, f"each step runs the whole model; features cannot be computed once: {reason or 'another process cannot'}"
+        return (
+            None,
+            "each step runs the whole model; features cannot be computed once: "
+            f"{reason or 'another process cannot'}",
+        )
     rows = counted(build.task.num_train + build.task.num_val, "image")
-    return features, f"the features of {rows} are computed once ({features.width} numbers each), and the head is trained on them"
+    return (
+        features,
+        f"the features of {rows} are computed once ({features.width} numbers each), and the head is trained "
+        "on them",
+    )
 
 
 def _forbidden(session: Session) -> str | None:
@@ -71,7 +79,11 @@ def _no_room(features: Features, compute: Compute) -> str | None:
 
     free = device_memory(torch.device("cpu"))
     room = min(MOST_BYTES, free // 2) if free else MOST_BYTES
-    return f"they need {human_size(features.num_bytes)}, and the limit is {human_size(room)}" if features.num_bytes > room else None
+    return (
+        f"they need {human_size(features.num_bytes)}, and the limit is {human_size(room)}"
+        if features.num_bytes > room
+        else None
+    )
 
 
 def check_floor(session: Session, build: Build) -> None:
@@ -84,17 +96,26 @@ def check_floor(session: Session, build: Build) -> None:
     if not session.args.floor:
         return
     if recipe.task != "classification":
-        raise UserError(f"--floor: only for task classification, but the recipe {recipe.name} is for {recipe.task}; leave out --floor")
+        raise UserError(
+            f"--floor: only for task classification, but the recipe {recipe.name} is for {recipe.task}; "
+            "leave out --floor"
+        )
     if not task.num_val:
-        raise UserError("--floor: there are no validation rows for its score; leave out --floor, or set data.val_fraction above 0")
+        raise UserError(
+            "--floor: there are no validation rows for its score; leave out --floor, or set "
+            "data.val_fraction above 0"
+        )
     trains_backbone = not recipe.lora.rank and not recipe.head_only
     if resumed_run is not None and trains_backbone and resumed_run.start.get("floor") is None:
         raise UserError(
-            f"--floor: the run in {session.output} was started without it, and its backbone was trained since; leave out --floor"
+            f"--floor: the run in {session.output} was started without it, and its backbone was trained "
+            "since; leave out --floor"
         )
 
 
-def find_floor(session: Session, build: Build, compute: Compute, features: Features, batch_size: int) -> dict[str, Any] | None:
+def find_floor(
+    session: Session, build: Build, compute: Compute, features: Features, batch_size: int
+) -> dict[str, Any] | None:
     """Return the floor entry of run.json, and print it; None without --floor.
 
     A resumed run keeps its earlier floor.
@@ -113,7 +134,9 @@ def find_floor(session: Session, build: Build, compute: Compute, features: Featu
     started = time.perf_counter()
     probe = _probe(build, compute, features, batch_size, "--floor")
     scores = task.scores(probe.logits(features.val.numpy()))
-    floor = Floor(float(scores[task.best_metric.removeprefix("val_")]), round(time.perf_counter() - started, 1))
+    floor = Floor(
+        float(scores[task.best_metric.removeprefix("val_")]), round(time.perf_counter() - started, 1)
+    )
     print(f"  floor: {task.best_metric} {floor.value:.4f}, a {floor.words} ({human_time(floor.seconds)})")
     return floor.record()
 
@@ -134,7 +157,10 @@ def start_from_probe(build: Build, compute: Compute, features: Features, batch_s
     with torch.no_grad():
         for weight, values in ((head.weight, probe.weight), (head.bias, probe.bias)):
             weight.copy_(compute.processes.gather(torch.from_numpy(values))[0])
-    print(f"  the head starts as a linear probe on frozen features, fitted in {time.perf_counter() - started:.1f} s")
+    print(
+        "  the head starts as a linear probe on frozen features, fitted in "
+        f"{time.perf_counter() - started:.1f} s"
+    )
 
 
 def _probe(build: Build, compute: Compute, features: Features, batch_size: int, asked: str) -> Probe:
@@ -145,8 +171,12 @@ def _probe(build: Build, compute: Compute, features: Features, batch_size: int, 
 
     task = build.task
     if reason := _no_room(features, compute) or features.probe_problem():
-        raise UserError(f"{asked}: a linear probe cannot use the features of this backbone: {reason}; leave out {asked}")
+        raise UserError(
+            f"{asked}: a linear probe cannot use the features of this backbone: {reason}; leave out {asked}"
+        )
     features.ready(batch_size)
     if compute.processes.rank:
-        return Probe(np.zeros((task.num_outputs, features.width), np.float32), np.zeros(task.num_outputs, np.float32))
+        return Probe(
+            np.zeros((task.num_outputs, features.width), np.float32), np.zeros(task.num_outputs, np.float32)
+        )
     return fit_probe(task.target, features.train.numpy(), [row.label for row in task.train_rows])

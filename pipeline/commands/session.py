@@ -57,7 +57,9 @@ def fill_in(args: argparse.Namespace) -> None:
         args.batch_size = "auto"
 
 
-def open_session(args: argparse.Namespace, command: str, started: float, recipe: Recipe | None = None) -> Session | None:
+def open_session(
+    args: argparse.Namespace, command: str, started: float, recipe: Recipe | None = None
+) -> Session | None:
     """Return the session; None when the run is already complete.
 
     `recipe` replaces that of the command line.
@@ -81,7 +83,9 @@ def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None)
     from pipeline.config import DEFAULT_RECIPE, load_recipe, parse_assignments, validate_recipe
     from pipeline.naming import run_name
 
-    overrides = {key: getattr(args, flag) for flag, key in RECIPE_FLAGS.items() if getattr(args, flag) is not None}
+    overrides = {
+        key: getattr(args, flag) for flag, key in RECIPE_FLAGS.items() if getattr(args, flag) is not None
+    }
     if args.backbone and args.image_size is None:
         overrides["image_size"] = None  # the backbone's own
     # The recipe's step, cut into parts as large as fit in memory (see `announce`)
@@ -100,7 +104,9 @@ def asked_recipe(args: argparse.Namespace, stored: dict[str, Any] | None = None)
     return recipe.model_copy(update={"name": run_name(written, recipe, args.data)})
 
 
-def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None = None) -> tuple[Recipe | None, ResumedRun | None]:
+def choose_recipe(
+    args: argparse.Namespace, output: Path, given: Recipe | None = None
+) -> tuple[Recipe | None, ResumedRun | None]:
     """Return (recipe, resumed run): the recipe is `given` or from the flags.
 
     (None, None) when the run is already complete.
@@ -114,7 +120,10 @@ def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None =
     from pipeline.training.resume import ResumedRun
 
     if read_start(output):
-        raise UserError(f"{output} holds unfinished folds: continue with `{resume_command(output)}`, or use another --output")
+        raise UserError(
+            f"{output} holds unfinished folds: continue with `{resume_command(output)}`, or use another "
+            "--output"
+        )
     if args.resume and (output / RECORD).exists():
         print(f"the run in {output} is complete: nothing to resume")
         if not (output / PAGE).exists() and is_first():  # killed in its last second
@@ -131,5 +140,8 @@ def choose_recipe(args: argparse.Namespace, output: Path, given: Recipe | None =
     if args.resume:
         print(f"no state in {output}: starting from the beginning")
     elif resumed_run is not None and not args.dry_run:
-        raise UserError(f"{output} holds an unfinished run: continue with `{resume_command(output)}`, or use another --output")
+        raise UserError(
+            f"{output} holds an unfinished run: continue with `{resume_command(output)}`, or use another "
+            "--output"
+        )
     return given or asked_recipe(args), None

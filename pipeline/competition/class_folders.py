@@ -21,8 +21,9 @@ def _words(text: str) -> frozenset[str]:
 
 # Sibling folders with such names hold kinds of files, not classes.
 KINDS = _words(
-    "image images img imgs mask masks label labels segmentation segmentations annotation annotations photo photos picture pictures data "
-    "dataset jpg jpeg png tif tiff raw original originals crops cropped resized thumbnails train test val valid validation"
+    "image images img imgs mask masks label labels segmentation segmentations annotation annotations photo "
+    "photos picture pictures data dataset jpg jpeg png tif tiff raw original originals crops cropped "
+    "resized thumbnails train test val valid validation"
 )
 # with a number: parts of one download
 SHARES = _words("part parts chunk shard batch archive images imgs fold")
@@ -62,7 +63,9 @@ def class_folders(folder: DataFolder) -> list[ClassFolders]:
     grouped = []
     for base in bases:
         top = base.split("/")[0]
-        grouped.append(_grouped(base, [image for image in folder.scans[top].images if image.startswith(base + "/")]))
+        grouped.append(
+            _grouped(base, [image for image in folder.scans[top].images if image.startswith(base + "/")])
+        )
     if not bases:
         grouped = [_grouped("", folder.of_part(""))]
     several = [entry for entry in grouped if len(entry.groups) > 1]
@@ -125,15 +128,25 @@ def _trouble(base: str, groups: dict[str, list[str]]) -> str:
     if all(re.fullmatch(r"[0-9a-fA-F]{1,4}", name) for name in names):
         steps = [image[begin:].split("/") for image in images]
         if all(len(parts) > 2 and re.fullmatch(r"[0-9a-fA-F]{1,4}", parts[1]) for parts in steps):
-            return f"the folders such as {'/'.join([*filter(None, [base]), *steps[0][:2]])} only distribute the files, they are no classes"
+            return (
+                f"the folders such as {'/'.join([*filter(None, [base]), *steps[0][:2]])} only distribute "
+                "the files, they are no classes"
+            )
         if all(_begins_so(without_suffix(parts[-1]).lower(), parts[0].lower()) for parts in steps):
-            return f"the folders such as {shown}{names[0]} only distribute the files by the beginning of their names, they are no classes"
+            return (
+                f"the folders such as {shown}{names[0]} only distribute the files by the beginning of "
+                "their names, they are no classes"
+            )
     return ""
 
 
 def _begins_so(stem: str, folder: str) -> bool:
     """Return True for a hexadecimal file name that begins with its folder's name: `0a/0a9f31.jpg`."""
-    return stem.startswith(folder) and len(stem) >= max(6, len(folder) + 2) and re.fullmatch(r"[0-9a-f]+", stem) is not None
+    return (
+        stem.startswith(folder)
+        and len(stem) >= max(6, len(folder) + 2)
+        and re.fullmatch(r"[0-9a-f]+", stem) is not None
+    )
 
 
 def classes_in_names(images: Iterable[str]) -> dict[str, list[str]]:
@@ -178,7 +191,9 @@ def from_folders(folder: DataFolder, classes: ClassFolders) -> Labelled:
     top = f"{base.split('/')[0]}/" if base else ""
     ids, _ = short_ids([top + image[len(base) + 1 :] if base else image for image in images])
     labels = tuple(name for name, group in classes.groups.items() for _ in group)
-    without = [path for name in tops for path in folder.scans[name].without_images if path.rpartition("/")[0] == base]
+    without = [
+        path for name in tops for path in folder.scans[name].without_images if path.rpartition("/")[0] == base
+    ]
     notes = [f"no images in {listed(without)}: not a class"] if without else []
     where = f"one folder per class in {classes.where}"
     evidence = LabelEvidence("folders", f"class folders in {classes.where}", texts=labels)
@@ -196,4 +211,6 @@ def from_names(folder: DataFolder, groups: dict[str, list[str]]) -> Labelled:
     ids, _ = short_ids(images)
     labels = tuple(name for name, group in groups.items() for _ in group)
     evidence = LabelEvidence("names", f"file names such as {images[0]}", texts=labels)
-    return Labelled(ids, [(image,) for image in images], evidence, f"the beginning of file names, such as {images[0]}")
+    return Labelled(
+        ids, [(image,) for image in images], evidence, f"the beginning of file names, such as {images[0]}"
+    )

@@ -44,10 +44,16 @@ class CorrectionFiles:
     @property
     def named(self) -> dict[str, str]:
         """The files that are given: "exclude" or "relabel" -> path."""
-        return {what: file for what, file in ((EXCLUDE, self.exclude), (RELABEL, self.relabel)) if file is not None}
+        return {
+            what: file
+            for what, file in ((EXCLUDE, self.exclude), (RELABEL, self.relabel))
+            if file is not None
+        }
 
 
-def read_corrections(folder: DataFolder, labelled: Labelled, labels: Sequence[str], target: Target, asked: CorrectionFiles) -> Corrections:
+def read_corrections(
+    folder: DataFolder, labelled: Labelled, labels: Sequence[str], target: Target, asked: CorrectionFiles
+) -> Corrections:
     """Read the corrections of the labelled rows. `labels`: the rows' labels as texts that `target` takes.
 
     Raises:
@@ -68,14 +74,21 @@ def read_corrections(folder: DataFolder, labelled: Labelled, labels: Sequence[st
         problems += wrong
         both = sorted(excluded & set(relabelled))
         if both:
-            problems.append(f"{counted(len(both), 'id')} in both files: {quoted(both)}; an id is excluded or gets another label, not both")
+            problems.append(
+                f"{counted(len(both), 'id')} in both files: {quoted(both)}; an id is excluded or gets "
+                "another label, not both"
+            )
     problems += [] if problems else _emptied(labelled, labels, target, excluded, relabelled)
     raise_all(problems, "the corrections do not fit these data:")
-    files = {what: {"file": asked.named[what], "sha256": sha256(table.path)} for what, table in tables.items()}
+    files = {
+        what: {"file": asked.named[what], "sha256": sha256(table.path)} for what, table in tables.items()
+    }
     return Corrections(frozenset(excluded), relabelled, files)
 
 
-def corrected_score(corrections: Corrections, target: Target, metric: str, rows: Sequence[Row], values: np.ndarray) -> dict[str, float]:
+def corrected_score(
+    corrections: Corrections, target: Target, metric: str, rows: Sequence[Row], values: np.ndarray
+) -> dict[str, float]:
     """Score (N, O) float predictions of validation `rows` by the corrected labels: {"corrected_<metric>":
     score}.
 
@@ -95,9 +108,16 @@ def corrected_score(corrections: Corrections, target: Target, metric: str, rows:
 def describe_corrections(record: dict[str, Any]) -> str:
     """Return one line that describes the corrections in a run's record."""
     train, val = record["train"], record["val"]
-    line = f"labels corrected: {counted(train['excluded'], 'training row')} left out, {train['relabelled']:,} with another label"
+    line = (
+        f"labels corrected: {counted(train['excluded'], 'training row')} left out, "
+        f"{train['relabelled']:,} with another label"
+    )
     touched = val["excluded"] + val["relabelled"]
-    return f"{line}; {counted(touched, 'validation row')} in these files keep their given label" if touched else line
+    return (
+        f"{line}; {counted(touched, 'validation row')} in these files keep their given label"
+        if touched
+        else line
+    )
 
 
 def _load(root: Path, what: str, file: str) -> Table:
@@ -106,7 +126,10 @@ def _load(root: Path, what: str, file: str) -> Table:
     path = named_file(f"data.{what}", file, root, expected)
     table = load_table(path)
     if missing := [name for name in COLUMNS[what] if name not in table.columns]:
-        raise UserError(f"{path} (data.{what}): no column {listed(missing)}; expected {expected}, found {quoted(table.columns)}")
+        raise UserError(
+            f"{path} (data.{what}): no column {listed(missing)}; expected {expected}, found "
+            f"{quoted(table.columns)}"
+        )
     return table
 
 
@@ -121,21 +144,33 @@ def _rows_of(table: Table, labelled: Labelled, folder: DataFolder) -> tuple[list
     found = [(text,) if text in known else () for text in texts]
     strange = [text for text, ids in zip(texts, found, strict=True) if not ids]
     if strange:
-        id_of = {image: row_id for row_id, images in zip(labelled.ids, labelled.images, strict=True) for image in images}
+        id_of = {
+            image: row_id
+            for row_id, images in zip(labelled.ids, labelled.images, strict=True)
+            for image in images
+        }
         match = ImageIndex(folder, folder.of_part("train", "val", "")).match(strange)
-        meant = iter(tuple(dict.fromkeys(id_of[image] for image in images if image in id_of)) for images in match.images)
+        meant = iter(
+            tuple(dict.fromkeys(id_of[image] for image in images if image in id_of))
+            for images in match.images
+        )
         found = [ids or next(meant) for ids in found]
     lost = [number for number, ids in enumerate(found) if not ids]
     if lost and len(lost) == len(cells):
         return found, [
-            f"{table.path}: none of its {counted(len(cells), 'id')} is a labelled id of {folder.root}, such as {texts[0]!r} "
-            f"(ids there: {quoted(labelled.ids[:3])}): this file belongs to another data set"
+            f"{table.path}: none of its {counted(len(cells), 'id')} is a labelled id of {folder.root}, such "
+            f"as {texts[0]!r} (ids there: {quoted(labelled.ids[:3])}): this file belongs to another data set"
         ]
-    problems = [f"{table.path}: row {table.lines[row]}: no labelled id {texts[row]!r}{nearest(texts[row], known)}" for row in lost]
+    problems = [
+        f"{table.path}: row {table.lines[row]}: no labelled id {texts[row]!r}{nearest(texts[row], known)}"
+        for row in lost
+    ]
     return found, capped(problems, f"ids in {table.path} are unknown")
 
 
-def _new_labels(table: Table, ids: Sequence[tuple[str, ...]], labels: Sequence[str], target: Target) -> tuple[dict[str, str], list[str]]:
+def _new_labels(
+    table: Table, ids: Sequence[tuple[str, ...]], labels: Sequence[str], target: Target
+) -> tuple[dict[str, str], list[str]]:
     """Return id -> new label, and the problems."""
     chosen: dict[str, str] = {}
     lines: dict[str, int] = {}
@@ -149,7 +184,10 @@ def _new_labels(table: Table, ids: Sequence[tuple[str, ...]], labels: Sequence[s
         for row_id in row_ids:
             if chosen.get(row_id, label) != label:
                 rows = numbered([lines[row_id], line])
-                twice.append(f"{table.path}: {rows}: {row_id!r} gets the label {chosen[row_id]!r} and the label {label!r}")
+                twice.append(
+                    f"{table.path}: {rows}: {row_id!r} gets the label {chosen[row_id]!r} and the label "
+                    f"{label!r}"
+                )
             chosen[row_id], lines[row_id] = label, line
     return chosen, [*capped(unknown, "labels are unknown"), *capped(twice, "ids get two labels")]
 
@@ -172,9 +210,15 @@ def _unknown(label: str, known: set[str], target: Target) -> str | None:
     return f"no {noun} {strange[0]!r}{nearest(strange[0], target.names)}; there are {listed(target.names)}"
 
 
-def _emptied(labelled: Labelled, labels: Sequence[str], target: Target, excluded: set[str], relabelled: dict[str, str]) -> list[str]:
+def _emptied(
+    labelled: Labelled, labels: Sequence[str], target: Target, excluded: set[str], relabelled: dict[str, str]
+) -> list[str]:
     """Return a problem if classes that had rows would have none."""
-    left = [relabelled.get(row_id, label) for row_id, label in zip(labelled.ids, labels, strict=True) if row_id not in excluded]
+    left = [
+        relabelled.get(row_id, label)
+        for row_id, label in zip(labelled.ids, labels, strict=True)
+        if row_id not in excluded
+    ]
     if not left:
         return ["every labelled row is excluded: no row is left for training"]
     before, after = target.counts(labels), target.counts(left)

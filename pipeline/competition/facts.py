@@ -21,7 +21,8 @@ LEDGER_FILE = "submissions.csv"
 # of a public set: its name and source; the split of each image
 SET_RECORD, SET_SPLITS = "dataset.json", "splits.csv"
 NOTHING = ("", "null", "~")
-TEMPLATE = """# What is known of this competition. train.py, inference.py, make score and make submit read it; flags win over it.
+TEMPLATE = """# What is known of this competition. train.py, inference.py, make score and make submit read it;
+# flags win over it.
 {slug}
 # metric: roc_auc              # how the competition's page says it is scored
 # target: binary               # multiclass, binary, multilabel, ordinal or continuous
@@ -48,7 +49,9 @@ class CompetitionFacts:
 
     def asked(self, metric: str | None, kind: str | None, positive_class: tuple[str, ...]) -> Asked:
         """Combine the flags with this file: a flag wins, the file fills the gaps."""
-        return Asked(metric or self.metric, kind or self.target, positive_class or self.positive_class, self.separator)
+        return Asked(
+            metric or self.metric, kind or self.target, positive_class or self.positive_class, self.separator
+        )
 
 
 KEYS = tuple(field.name for field in fields(CompetitionFacts))
@@ -88,7 +91,9 @@ def write_slug(data_dir: Path, slug: str) -> Path:
         write_text(path, TEMPLATE.format(slug=line))
         return path
     if read_facts(data_dir).slug != slug:
-        lines = [text for text in path.read_text(encoding="utf-8").splitlines() if not text.startswith("slug:")]
+        lines = [
+            text for text in path.read_text(encoding="utf-8").splitlines() if not text.startswith("slug:")
+        ]
         write_text(path, "\n".join([line, *lines]) + "\n")
     return path
 
@@ -111,13 +116,17 @@ def _checked(values: Any, path: Path) -> CompetitionFacts:
     if values in (None, ""):
         return CompetitionFacts()
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected keys and values ({', '.join(KEYS)}), found {type(values).__name__}")
+        raise UserError(
+            f"{path}: expected keys and values ({', '.join(KEYS)}), found {type(values).__name__}"
+        )
     problems, known = [], {}
     for key, value in values.items():
         if key not in KEYS:
             problems.append(f"unknown key {key!r}{nearest(str(key), KEYS)}; allowed: {', '.join(KEYS)}")
         elif key == "positive_class":
-            known[key] = tuple(map(str, value)) if isinstance(value, list) else () if value in NOTHING else (value,)
+            known[key] = (
+                tuple(map(str, value)) if isinstance(value, list) else () if value in NOTHING else (value,)
+            )
         elif not isinstance(value, str):
             problems.append(f"{key}: expected a text, found {value!r}")
         else:

@@ -54,7 +54,9 @@ def split_seed(recipe: Recipe) -> int:
     return recipe.seed if recipe.data.split_seed is None else recipe.data.split_seed
 
 
-def find_units(ids: Sequence[str], paths: Mapping[str, Sequence[Path]], groups: Mapping[str, str] | None) -> Units:
+def find_units(
+    ids: Sequence[str], paths: Mapping[str, Sequence[Path]], groups: Mapping[str, str] | None
+) -> Units:
     """Find the units of `ids`: rows of one group, or with byte-identical files, form one.
 
     `paths`: the images of each id.
@@ -102,7 +104,9 @@ def _same_files(files: Sequence[tuple[Path, int]]) -> list[list[int]]:
     return [several for several in rows if len(several) > 1]
 
 
-def make_folds(target: Target, labels: Sequence[str], units: Units, count: int, seed: int) -> tuple[list[int], list[str]]:
+def make_folds(
+    target: Target, labels: Sequence[str], units: Units, count: int, seed: int
+) -> tuple[list[int], list[str]]:
     """Return the fold of each row, from 1 to `count`, and lines that describe the folds.
 
     Raises:
@@ -112,25 +116,36 @@ def make_folds(target: Target, labels: Sequence[str], units: Units, count: int, 
 
     what = "group" if units.bind else "labelled row"
     if count < 2:
-        raise UserError(f"--folds {count}: at least 2 are needed (each model is validated on one fold and trained on the others)")
+        raise UserError(
+            f"--folds {count}: at least 2 are needed (each model is validated on one fold and trained on the "
+            "others)"
+        )
     if count > units.count:
-        raise UserError(f"--folds {count}: there are only {counted(units.count, what)}, and a fold needs one: use at most {units.count}")
+        raise UserError(
+            f"--folds {count}: there are only {counted(units.count, what)}, and a fold needs one: use at "
+            f"most {units.count}"
+        )
     strata = target.strata(labels)
     counts = _label_counts(target, labels, strata)
     folds = _shared_out(target, strata, counts, np.array(units.of), units.bind, count, seed)
-    lines = [f"{count} folds of {_sizes(folds, count)} rows, {_how(target)} (split seed {seed})", *units.alike]
+    lines = [
+        f"{count} folds of {_sizes(folds, count)} rows, {_how(target)} (split seed {seed})",
+        *units.alike,
+    ]
     if units.groups:
         alone = _shared_out(target, strata, counts, np.arange(len(labels)), False, count, seed)
         cost, free = (_unevenness(counts, found, count) for found in (folds, alone))
         lines.append(
-            f"{counted(units.groups, 'group')}, none in two folds: the share of a label in a fold differs by at most {100 * cost:.1f} "
-            f"points from its share in all rows (without groups {100 * free:.1f})"
+            f"{counted(units.groups, 'group')}, none in two folds: the share of a label in a fold differs by "
+            f"at most {100 * cost:.1f} points from its share in all rows (without groups {100 * free:.1f})"
         )
     lines += rare_labels(target, labels, folds, count)
     return folds.tolist(), lines
 
 
-def grouped_split(target: Target, labels: Sequence[str], units: Units, val_fraction: float, seed: int) -> tuple[list[int], list[int], str]:
+def grouped_split(
+    target: Target, labels: Sequence[str], units: Units, val_fraction: float, seed: int
+) -> tuple[list[int], list[int], str]:
     """Split whole units.
 
     Returns sorted indices of the training rows and of the validation rows, and a sentence.
@@ -152,7 +167,8 @@ def grouped_split(target: Target, labels: Sequence[str], units: Units, val_fract
         chosen = len(set(of[val].tolist()))
         off = _unevenness(counts, parts + 1, 2)
         says += (
-            f", {counted(chosen, 'whole group')} of {units.groups:,} (seed {seed}); label shares differ by at most {100 * off:.1f} points"
+            f", {counted(chosen, 'whole group')} of {units.groups:,} (seed {seed}); label shares differ "
+            f"by at most {100 * off:.1f} points"
         )
     else:
         says += f", stratified (seed {seed})"
@@ -160,7 +176,9 @@ def grouped_split(target: Target, labels: Sequence[str], units: Units, val_fract
 
 
 def _how(target: Target) -> str:
-    return {"multilabel": "stratified by every label", "continuous": "by tenths of the number"}.get(target.kind, "stratified by class")
+    return {"multilabel": "stratified by every label", "continuous": "by tenths of the number"}.get(
+        target.kind, "stratified by class"
+    )
 
 
 def _sizes(folds: np.ndarray, count: int) -> str:
@@ -180,7 +198,15 @@ def _label_counts(target: Target, labels: Sequence[str], strata: Sequence[str]) 
     return counts
 
 
-def _shared_out(target: Target, strata: Sequence[str], counts: np.ndarray, of: np.ndarray, bind: bool, count: int, seed: int) -> np.ndarray:
+def _shared_out(
+    target: Target,
+    strata: Sequence[str],
+    counts: np.ndarray,
+    of: np.ndarray,
+    bind: bool,
+    count: int,
+    seed: int,
+) -> np.ndarray:
     """Return (N,) int64 fold numbers from 1."""
     import numpy as np
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
@@ -188,11 +214,15 @@ def _shared_out(target: Target, strata: Sequence[str], counts: np.ndarray, of: n
     # otherwise scikit-learn refuses
     fits = target.kind != "multilabel" and max(Counter(strata).values()) >= count
     if fits:
-        splitter = (StratifiedGroupKFold if bind else StratifiedKFold)(count, shuffle=True, random_state=seed % 2**32)
+        splitter = (StratifiedGroupKFold if bind else StratifiedKFold)(
+            count, shuffle=True, random_state=seed % 2**32
+        )
         folds = np.zeros(len(of), dtype=np.int64)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # classes with fewer rows than folds: reported by `rare_labels`
-            for number, (_, rows) in enumerate(splitter.split(np.zeros(len(of)), np.array(strata), of if bind else None), start=1):
+            for number, (_, rows) in enumerate(
+                splitter.split(np.zeros(len(of)), np.array(strata), of if bind else None), start=1
+            ):
                 folds[rows] = number
         if all((folds == number).any() for number in range(1, count + 1)):
             return folds
@@ -274,12 +304,20 @@ def rare_labels(target: Target, labels: Sequence[str], folds: Sequence[int], cou
         where = sorted(set(folds[rows].tolist()))
         if 0 < rows.sum() < count or len(where) == 1:
             alone = ", whose model is trained without it" if len(where) == 1 else ""
-            rare.append(f"{name!r} ({counted(int(rows.sum()), 'row')}: validated in fold {listed(map(str, where))}{alone})")
+            rare.append(
+                f"{name!r} ({counted(int(rows.sum()), 'row')}: validated in fold "
+                f"{listed(map(str, where))}{alone})"
+            )
     if not rare:
         return []
-    noun = {"ordinal": ("grade", "grades"), "multilabel": ("label", "labels")}.get(target.kind, ("class", "classes"))
+    noun = {"ordinal": ("grade", "grades"), "multilabel": ("label", "labels")}.get(
+        target.kind, ("class", "classes")
+    )
     more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
-    return [f"{counted(len(rare), *noun)} with fewer rows than folds or all rows in one: {'; '.join(rare[:5])}{more}"]
+    return [
+        f"{counted(len(rare), *noun)} with fewer rows than folds or all rows in one: "
+        f"{'; '.join(rare[:5])}{more}"
+    ]
 
 
 def both_sides(ids: Sequence[str], units: Units, parts: Sequence[object]) -> str | None:
@@ -292,4 +330,7 @@ def both_sides(ids: Sequence[str], units: Units, parts: Sequence[object]) -> str
         return None
     rows = [ids[row] for row, unit in enumerate(units.of) if unit in parted]
     what = "groups (or rows with the same file)" if units.groups else "sets of rows with the same file"
-    return f"WARNING: the split separates {len(parted):,} {what}, such as {quoted(rows[:2])}: their validation score is too optimistic"
+    return (
+        f"WARNING: the split separates {len(parted):,} {what}, such as {quoted(rows[:2])}: their "
+        "validation score is too optimistic"
+    )

@@ -17,11 +17,28 @@ from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json
 from pipeline.wording import counted, listed, natural_key
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".jpe"))
-UNREAD_SUFFIXES = frozenset((".heic", ".heif", ".avif", ".jp2", ".jxl", ".psd", ".svg", ".dcm", ".nii", ".npy", ".raw", ".tfrec"))
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".jpe")
+)
+UNREAD_SUFFIXES = frozenset(
+    (".heic", ".heif", ".avif", ".jp2", ".jxl", ".psd", ".svg", ".dcm", ".nii", ".npy", ".raw", ".tfrec")
+)
 ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"))
 TABLE_SUFFIXES = (".csv", ".tsv")  # also compressed: train.csv.zip, train.csv.gz
-SEEN_SUFFIXES = (".xlsx", ".xls", ".ods", ".parquet", ".feather", ".pkl", ".mat", ".h5", ".hdf5", ".xml", ".yaml", ".yml")
+SEEN_SUFFIXES = (
+    ".xlsx",
+    ".xls",
+    ".ods",
+    ".parquet",
+    ".feather",
+    ".pkl",
+    ".mat",
+    ".h5",
+    ".hdf5",
+    ".xml",
+    ".yaml",
+    ".yml",
+)
 ARRIVING = "arriving.json"  # exists in a hidden folder while `make data` moves a competition in
 JUNK_FOLDERS = ("__macosx", "@eadir", "lost+found", "__pycache__")
 
@@ -65,17 +82,26 @@ class DataFolder:
         """Return sub-folders with images whose names begin so: `train` finds train/, train_images/, Training
         Set/.
         """
-        return [name for name in self.scans if plain_name(name).startswith(beginning) and self.scans[name].images]
+        return [
+            name for name in self.scans if plain_name(name).startswith(beginning) and self.scans[name].images
+        ]
 
     def of_part(self, *parts: str) -> list[str]:
         """Return the images of these parts: "train", "test", "val"; "" stands for images of no part."""
-        return [image for found in self.scans.values() for image in found.images if self.parts.of(image) in parts]
+        return [
+            image for found in self.scans.values() for image in found.images if self.parts.of(image) in parts
+        ]
 
     def files(self, kind: Literal["tables", "texts", "json_files", "seen"]) -> list[str]:
         """Return the files of one kind at any depth, upper folders first, without those of other
         competitions.
         """
-        found = [path for scan in self.scans.values() for path in getattr(scan, kind) if self.parts.of(path) != FOREIGN]
+        found = [
+            path
+            for scan in self.scans.values()
+            for path in getattr(scan, kind)
+            if self.parts.of(path) != FOREIGN
+        ]
         return sorted(found, key=lambda path: (path.count("/"), natural_key(path)))
 
     def tables_called(self, names: Sequence[str]) -> list[Path]:
@@ -91,7 +117,10 @@ def look(root: Path, with_images: bool = True) -> DataFolder:
     """
     if not root.is_dir():
         if not root.exists():
-            raise UserError(f"{root} does not exist: unpack the competition's files there, or name another folder with --data DIR")
+            raise UserError(
+                f"{root} does not exist: unpack the competition's files there, or name another folder with "
+                "--data DIR"
+            )
         unpack = f"unpack it ({unpack_command(root)}) and name" if is_archive(root.name) else "name"
         raise UserError(f"{root} is a file: {unpack} the competition's folder with --data DIR")
     _check_arrived(root)
@@ -104,7 +133,9 @@ def look(root: Path, with_images: bool = True) -> DataFolder:
         paths.sort(key=natural_key)
     for found in scans.values():
         _without_twins(found)
-    return DataFolder(root, tuple(own.tables), tuple(own.archives), tuple(own.json_files), scans, Parts.read(scans))
+    return DataFolder(
+        root, tuple(own.tables), tuple(own.archives), tuple(own.json_files), scans, Parts.read(scans)
+    )
 
 
 def _check_arrived(root: Path) -> None:
@@ -112,7 +143,10 @@ def _check_arrived(root: Path) -> None:
     for note in root.glob(f".*/{ARRIVING}"):
         value = read_json(note)
         command = value.get("command") if isinstance(value, dict) else "the same make data command"
-        raise UserError(f"{root} holds only a part of its competition: `make data` was interrupted; finish it with: {command}")
+        raise UserError(
+            f"{root} holds only a part of its competition: `make data` was interrupted; finish it with: "
+            f"{command}"
+        )
 
 
 def scan(root: Path, folder: str) -> Scan:
@@ -137,7 +171,15 @@ def scan(root: Path, folder: str) -> Scan:
             _sort_in(found, entry, f"{relative}/{entry.name}")
         if not names and len(found.images) == num_before:
             found.without_images.append(relative)
-    for paths in (found.images, found.archives, found.broken_links, found.tables, found.texts, found.json_files, found.seen):
+    for paths in (
+        found.images,
+        found.archives,
+        found.broken_links,
+        found.tables,
+        found.texts,
+        found.json_files,
+        found.seen,
+    ):
         paths.sort()
     return found
 
@@ -145,7 +187,9 @@ def scan(root: Path, folder: str) -> Scan:
 def _without_twins(found: Scan) -> None:
     """Drop the compressed copy of a table that also lies there uncompressed."""
     plain = set(found.tables)
-    found.tables = [path for path in found.tables if path.endswith(TABLE_SUFFIXES) or path.rpartition(".")[0] not in plain]
+    found.tables = [
+        path for path in found.tables if path.endswith(TABLE_SUFFIXES) or path.rpartition(".")[0] not in plain
+    ]
 
 
 def _sort_in(found: Scan, entry: os.DirEntry[str], relative: str) -> None:
@@ -189,7 +233,10 @@ def list_folder(root: Path, relative: str = "") -> tuple[list[str], list[os.DirE
                 else:
                     others.append(entry)
     except UnicodeEncodeError as error:
-        raise UserError(f"{root / relative}: the file name {os.fsencode(error.object)!r} is not valid UTF-8: rename that file") from None
+        raise UserError(
+            f"{root / relative}: the file name {os.fsencode(error.object)!r} is not valid UTF-8: rename that "
+            "file"
+        ) from None
     except OSError as error:
         raise UserError(f"{root / relative} cannot be read: {error.strerror}") from None
     return sorted(folders, key=natural_key), others
@@ -200,7 +247,10 @@ def _check_locale(root: Path, relative: str, name: str) -> None:
     encoding = sys.getfilesystemencoding()
     if encoding.lower().replace("-", "") != "utf8":
         where = os.fsencode(os.path.join(root, relative, name))
-        raise UserError(f"file names are not ASCII ({where!r}) and this terminal's locale is {encoding}: export PYTHONUTF8=1")
+        raise UserError(
+            f"file names are not ASCII ({where!r}) and this terminal's locale is {encoding}: export "
+            "PYTHONUTF8=1"
+        )
 
 
 def _leads_to(kind: Callable[[], bool]) -> bool:
@@ -295,24 +345,39 @@ def absent(folder: DataFolder, what: str, wanted: str) -> UserError:
     root = folder.root
     seen = [f"{name}/ ({counted(len(scan.images), 'image')})" for name, scan in folder.scans.items() if name]
     loose = len(folder.scans[""].images)
-    seen += [*folder.tables, *folder.archives, *folder.json_files, *([counted(loose, "loose image")] if loose else [])]
+    seen += [
+        *folder.tables,
+        *folder.archives,
+        *folder.json_files,
+        *([counted(loose, "loose image")] if loose else []),
+    ]
     lines = [f"{root}: no {what}: {wanted}", f"  found there: {', '.join(seen) or 'nothing'}"]
     packed = _packed(root, [path for scan in reversed(folder.scans.values()) for path in scan.archives])
     lines += [f"  {path} is not unpacked: {unpack_command(root)}" for path in packed[:5]]
     for name, found in folder.scans.items():
         inner = {image.split("/")[1] for image in found.images if image.count("/") > 1}
-        if not plain_name(name).startswith(("train", "test")) and any(plain_name(part).startswith(("train", "test")) for part in inner):
-            lines.append(f"  {name}/ looks like a competition folder itself: --data {quote(str(root / name))}")
+        if not plain_name(name).startswith(("train", "test")) and any(
+            plain_name(part).startswith(("train", "test")) for part in inner
+        ):
+            lines.append(
+                f"  {name}/ looks like a competition folder itself: --data {quote(str(root / name))}"
+            )
     unread = sum((found.unread for found in folder.scans.values()), Counter())
     if not_read := folder.files("seen"):
-        lines.append(f"  not read: {listed(not_read)}; if the images or labels are in there, convert them to .jpg or .png and .csv")
+        lines.append(
+            f"  not read: {listed(not_read)}; if the images or labels are in there, convert them to .jpg or "
+            ".png and .csv"
+        )
     lines += [
         f"  {counted(count, f'{suffix} file')} in a format that is not read directly: {unpack_command(root)}"
         for suffix, count in unread.items()
     ]
     others = sum((found.others for found in folder.scans.values()), Counter())
     if others and not any(found.images for found in folder.scans.values()):
-        shown = listed(f"{counted(count, 'file')} {name}" if name.startswith(".") else name for name, count in others.most_common())
+        shown = listed(
+            f"{counted(count, 'file')} {name}" if name.startswith(".") else name
+            for name, count in others.most_common()
+        )
         lines.append(f"  of unknown kind: {shown}")
     return UserError("\n".join(lines))
 

@@ -42,7 +42,9 @@ class Grouping:
         return named_file("data.groups", self.file, data_dir, "a table with the columns id and group")
 
 
-def read_groups(folder: DataFolder, sources: Sources, labelled: Labelled, asked: Grouping) -> dict[str, str] | None:
+def read_groups(
+    folder: DataFolder, sources: Sources, labelled: Labelled, asked: Grouping
+) -> dict[str, str] | None:
     """Return the group of every labelled id; None if no groups are requested.
 
     Raises:
@@ -57,7 +59,9 @@ def read_groups(folder: DataFolder, sources: Sources, labelled: Labelled, asked:
     source, column = _with_column(sources, labelled, asked.column, folder.root)
     table = source.table
     _refuse_empty(table, column)
-    return _complete(labelled, _by_image(labelled, folder, source, column), f"{table.path}, column {column!r}")
+    return _complete(
+        labelled, _by_image(labelled, folder, source, column), f"{table.path}, column {column!r}"
+    )
 
 
 def read_folds(folder: DataFolder, labelled: Labelled) -> tuple[dict[str, str], str] | None:
@@ -85,13 +89,21 @@ def _with_column(sources: Sources, labelled: Labelled, name: str, root: Path) ->
     """Return the table with the column: the label table, else the only other table that has it."""
     own = [labelled.found.source] if labelled.found else []
     others = [source for source in sources.of_role("train", "") if source not in own]
-    having = [source for source in own if _called(source.table, name)] or [source for source in others if _called(source.table, name)]
+    having = [source for source in own if _called(source.table, name)] or [
+        source for source in others if _called(source.table, name)
+    ]
     if len(having) > 1:
-        raise UserError(f"{root}: {listed([source.name for source in having])} all have a column {name!r}; set the groups with {FILE_FLAG}")
+        raise UserError(
+            f"{root}: {listed([source.name for source in having])} all have a column {name!r}; set the "
+            f"groups with {FILE_FLAG}"
+        )
     if having:
         return having[0], _called(having[0].table, name)
     known = [column for source in (*own, *others) for column in source.table.columns]
-    seen = "; ".join(f"{source.name}: {listed(source.table.columns)}" for source in (*own, *others)) or "no table"
+    seen = (
+        "; ".join(f"{source.name}: {listed(source.table.columns)}" for source in (*own, *others))
+        or "no table"
+    )
     raise UserError(
         f"{root}: no table has a column {name!r}{nearest(name, known)} (data.group_column); found {seen}. "
         f"Set another column with {COLUMN_FLAG}, or a table with the columns id and group with {FILE_FLAG}"
@@ -104,7 +116,11 @@ def _called(table: Table, name: str) -> str:
 
 def _by_image(labelled: Labelled, folder: DataFolder, source: Source, column: str) -> dict[str, set[str]]:
     """Return id -> the values of `column` in the rows of its images."""
-    if labelled.found is not None and source is labelled.found.source and column in labelled.found.table.columns:
+    if (
+        labelled.found is not None
+        and source is labelled.found.source
+        and column in labelled.found.table.columns
+    ):
         table, match = labelled.found.table, labelled.found.match
     else:
         table = source.table
@@ -119,8 +135,14 @@ def _by_image(labelled: Labelled, folder: DataFolder, source: Source, column: st
 def _by_id(labelled: Labelled, folder: DataFolder, table: Table, name: str) -> dict[str, set[str]]:
     """Return id -> the value of column `name` (a set of one) in a table with the columns id and `name`."""
     if missing := [wanted for wanted in ("id", name) if not _called(table, wanted)]:
-        raise UserError(f"{table.path}: no column {listed(missing)}; expected the columns id and {name}, found {quoted(table.columns)}")
-    ids, cells = table.column(_called(table, "id")), [cell.strip() for cell in table.column(_called(table, name))]
+        raise UserError(
+            f"{table.path}: no column {listed(missing)}; expected the columns id and {name}, found "
+            f"{quoted(table.columns)}"
+        )
+    ids, cells = (
+        table.column(_called(table, "id")),
+        [cell.strip() for cell in table.column(_called(table, name))],
+    )
     _refuse_empty(table, _called(table, name))
     values: dict[str, set[str]] = {}
     if set(labelled.ids) <= {text.strip() for text in ids}:
@@ -149,21 +171,28 @@ def _of_ids(labelled: Labelled, values: Mapping[str, set[str]]) -> dict[str, set
 def _complete(labelled: Labelled, found: dict[str, set[str]], where: str) -> dict[str, str]:
     missing = [row_id for row_id in dict.fromkeys(labelled.ids) if row_id not in found]
     if missing:
-        raise UserError(f"{where}: {len(missing):,} of {counted(len(set(labelled.ids)), 'labelled id')} have no group: {quoted(missing)}")
+        raise UserError(
+            f"{where}: {len(missing):,} of {counted(len(set(labelled.ids)), 'labelled id')} have no group: "
+            f"{quoted(missing)}"
+        )
     _refuse_two(found, where, "group")
     return {row_id: next(iter(values)) for row_id, values in found.items()}
 
 
 def _refuse_two(found: Mapping[str, set[str]], where: str, what: str) -> None:
     twice = [f"{row_id!r}: {quoted(sorted(values))}" for row_id, values in found.items() if len(values) > 1]
-    raise_all(capped(twice, f"ids with several {what}s"), f"{where}: an id has more than one {what}; keep one of its rows:")
+    raise_all(
+        capped(twice, f"ids with several {what}s"),
+        f"{where}: an id has more than one {what}; keep one of its rows:",
+    )
 
 
 def _refuse_empty(table: Table, column: str) -> None:
     empty = [line for line, cell in zip(table.lines, table.column(column), strict=True) if not cell.strip()]
     if empty:
         raise UserError(
-            f"{table.path}: {numbered(empty)}: column {column!r} is empty; give each row a value (a row without a group: a value of its own)"
+            f"{table.path}: {numbered(empty)}: column {column!r} is empty; give each row a value (a row "
+            "without a group: a value of its own)"
         )
 
 
@@ -176,11 +205,15 @@ def take_folds(ids: Sequence[str], stated: Mapping[str, str], where: str, count:
     """
     missing = [row_id for row_id in ids if row_id not in stated]
     if missing:
-        raise UserError(f"{where}: {len(missing):,} of {counted(len(ids), 'labelled id')} have no fold: {quoted(missing)}")
+        raise UserError(
+            f"{where}: {len(missing):,} of {counted(len(ids), 'labelled id')} have no fold: {quoted(missing)}"
+        )
     kinds = sorted({stated[row_id] for row_id in ids}, key=_sort_key)
     if len(kinds) != count:
         found = f"{where} holds {counted(len(kinds), 'fold')} ({quoted(kinds)})"
-        raise UserError(f"{found}, but --folds is {count}: use --folds {len(kinds)}, or remove this fold assignment")
+        raise UserError(
+            f"{found}, but --folds is {count}: use --folds {len(kinds)}, or remove this fold assignment"
+        )
     number = {kind: place for place, kind in enumerate(kinds, start=1)}
     return [number[stated[row_id]] for row_id in ids]
 

@@ -17,8 +17,8 @@ def _words(text: str) -> frozenset[str]:
 
 
 ID_NAMES = _words(
-    "id ids idcode image imageid imageids images img imgid imagename imgname imagefile imagefilename file filename filenames fileid fname "
-    "name path filepath imagepath imgpath photo photoid picture"
+    "id ids idcode image imageid imageids images img imgid imagename imgname imagefile imagefilename file "
+    "filename filenames fileid fname name path filepath imagepath imgpath photo photoid picture"
 )
 # names of row number columns
 ROW_NAMES = ("unnamed:0", "unnamed0", "row", "rownumber", "rownum", "index", "level0")
@@ -27,7 +27,11 @@ PROBED_ROWS = 500  # enough rows to recognise an id column
 
 
 def find_ids(
-    table: Table, index: ImageIndex, given: str | None = None, groups: bool = False, labels: Collection[str] = ()
+    table: Table,
+    index: ImageIndex,
+    given: str | None = None,
+    groups: bool = False,
+    labels: Collection[str] = (),
 ) -> tuple[str, Match]:
     """Return the id column of a table and its match. `given` names the column; else the one that finds the
     most images.
@@ -47,7 +51,9 @@ def find_ids(
     probes = {name: index.match(table.column(name)[:PROBED_ROWS]) for name in maybe}
     best = _best_columns(table, probes)
     if len({_common(probes[name], [probes[other] for other in best]) for name in best}) > 1:
-        raise UserError(f"{table.path}: the columns {quoted(best)} name different images; say which is the id with {flag}")
+        raise UserError(
+            f"{table.path}: the columns {quoted(best)} name different images; say which is the id with {flag}"
+        )
     match = index.match(table.column(best[0]))
     if groups and match.num_single < len(match.images) / 2:
         for name in maybe:
@@ -66,7 +72,11 @@ def find_ids(
 
 def _full(index: ImageIndex, cells: Sequence[str], groups: bool) -> Match:
     match = index.match(cells)
-    if groups and match.num_single < len(cells) / 2 and (found := index.match_groups(cells)).num_found > match.num_found:
+    if (
+        groups
+        and match.num_single < len(cells) / 2
+        and (found := index.match_groups(cells)).num_found > match.num_found
+    ):
         return found
     return match
 
@@ -92,7 +102,11 @@ def _best_columns(table: Table, probes: dict[str, Match]) -> list[str]:
         return ([name for name in best if is_id_name(name)] or best)[:1]
     # In a small table one missing image must not make another column win.
     needed = min(NEARLY * rows, rows - 1)
-    near = [name for name in probes if ranks[name][1] >= needed and ranks[name][0] >= NEARLY * most[0] - 1 and ranks[name][0]]
+    near = [
+        name
+        for name in probes
+        if ranks[name][1] >= needed and ranks[name][0] >= NEARLY * most[0] - 1 and ranks[name][0]
+    ]
     numbering = [name for name in probes if ranks[name][0] and _numbers_rows(table, name)]
     if any(name not in numbering and _may_be_ids(table, name, ranks[name][0], most[0]) for name in probes):
         weak = [name for name in numbering if not is_id_name(name) or ranks[name] != most]
@@ -108,16 +122,25 @@ def _may_be_ids(table: Table, name: str, found: int, most: int) -> bool:
     """Return True if a column finds half the images, or has an id name, finds some and is different in most
     rows.
     """
-    return found * 2 >= most or (found > 0 and is_id_name(name) and len(set(table.column(name))) * 2 >= len(table.cells))
+    return found * 2 >= most or (
+        found > 0 and is_id_name(name) and len(set(table.column(name))) * 2 >= len(table.cells)
+    )
 
 
 def _same(probes: dict[str, Match], name: str, others: Sequence[str]) -> bool:
-    return any(other != name and _common(probes[name], [probes[other]]) == _common(probes[other], [probes[name]]) for other in others)
+    return any(
+        other != name and _common(probes[name], [probes[other]]) == _common(probes[other], [probes[name]])
+        for other in others
+    )
 
 
 def _common(match: Match, others: Sequence[Match]) -> tuple[tuple[str, ...], ...]:
     """Return the images of the rows in which `match` and all `others` find some."""
-    return tuple(found for row, found in enumerate(match.images) if all(other.images[row] for other in (match, *others)))
+    return tuple(
+        found
+        for row, found in enumerate(match.images)
+        if all(other.images[row] for other in (match, *others))
+    )
 
 
 def without_numbering(table: Table, id_column: str) -> Table:
@@ -126,7 +149,11 @@ def without_numbering(table: Table, id_column: str) -> Table:
     The numbers may start anywhere and be in any order: pandas keeps the old index when it writes a part of a
     table.
     """
-    extra = [name for name in table.columns if name != id_column and plain_name(name) in ROW_NAMES and _are_row_numbers(table, name)]
+    extra = [
+        name
+        for name in table.columns
+        if name != id_column and plain_name(name) in ROW_NAMES and _are_row_numbers(table, name)
+    ]
     if not extra or len(extra) + 1 == len(table.columns):  # the only value column is kept, whatever its name
         return table
     kept = [position for position, name in enumerate(table.columns) if name not in extra]
@@ -163,5 +190,6 @@ def column_called(table: Table, name: str, flag: str) -> str:
         if name in (column, column.strip()):
             return column
     raise UserError(
-        f"{table.path} has no column {name!r}{nearest(name, table.columns)}; its columns: {quoted(table.columns)}; {flag} names one"
+        f"{table.path} has no column {name!r}{nearest(name, table.columns)}; its columns: "
+        f"{quoted(table.columns)}; {flag} names one"
     )

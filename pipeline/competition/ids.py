@@ -81,7 +81,11 @@ STYLES = (
 )
 # one id, several images
 FOLDERS, PREFIXES = Style("folders of images", str), Style("file names up to a separator", str)
-NUMBERS = Style("the numbers of files without leading zeros", lambda image: _number_of(_stem(image)), lambda text: _number_of(text.strip()))
+NUMBERS = Style(
+    "the numbers of files without leading zeros",
+    lambda image: _number_of(_stem(image)),
+    lambda text: _number_of(text.strip()),
+)
 LINKED = Style("led to images by another table", str)
 SEVERAL_EACH = (FOLDERS, PREFIXES, LINKED)
 LOOSE = Style("alike", lambda image: _bare(image), lambda text: _bare(text.strip().replace("\\", "/")))
@@ -109,7 +113,9 @@ class Match:
         """Number of ids with at least one image."""
         return sum(bool(found) for found in self.images)
 
-    def problems(self, ids: Sequence[str], lines: Sequence[int], index: ImageIndex, advice: str, groups: bool = False) -> list[str]:
+    def problems(
+        self, ids: Sequence[str], lines: Sequence[int], index: ImageIndex, advice: str, groups: bool = False
+    ) -> list[str]:
         """List the ids without an image and, unless `groups`, the ids with several.
 
         `lines`: row numbers of the ids.
@@ -118,15 +124,25 @@ class Match:
         several = [row for row, images in enumerate(self.images) if len(images) > 1 and not groups]
         problems = []
         if missing:
-            shown = [f"{ids[row]!r} in row {lines[row]}{index.alike(ids[row])}" for row in missing[:MAX_NAMED]]
+            shown = [
+                f"{ids[row]!r} in row {lines[row]}{index.alike(ids[row])}" for row in missing[:MAX_NAMED]
+            ]
             more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
-            problems.append(f"{len(missing):,} of {counted(len(ids), 'id')} without an image: {', '.join(shown)}{more}; {advice}")
+            problems.append(
+                f"{len(missing):,} of {counted(len(ids), 'id')} without an image: {', '.join(shown)}{more}; "
+                f"{advice}"
+            )
         tops = sorted({image.split("/")[0] for row in several for image in self.images[row] if "/" in image})
         if len(tops) > 1:
             both = " and ".join(f"{name}/" for name in tops)
-            return [*problems, f"{counted(len(several), 'id')} found in {both}; {hide_command(index.root, tops)}"]
+            return [
+                *problems,
+                f"{counted(len(several), 'id')} found in {both}; {hide_command(index.root, tops)}",
+            ]
         twice = [
-            f"row {lines[row]}: {ids[row]!r} may be {' or '.join(self.images[row])}: keep one, or write ids as paths" for row in several
+            f"row {lines[row]}: {ids[row]!r} may be {' or '.join(self.images[row])}: keep one, or write ids "
+            "as paths"
+            for row in several
         ]
         return problems + capped(twice, "ids may be several images")
 
@@ -211,9 +227,16 @@ def settled(match: Match, part_of: Callable[[str], str]) -> tuple[Match, str]:
     several = {images for images in match.images if len(images) > 1}
     if not several or match.style in SEVERAL_EACH:
         return match, ""
-    named = {top: part_of(next(image for images in several for image in images if _top(image) == top)) for top in _tops(several)}
+    named = {
+        top: part_of(next(image for images in several for image in images if _top(image) == top))
+        for top in _tops(several)
+    }
     trained = [top for top in named if named[top] in ("train", "test")]
-    plainest = [top for top in trained if all(other == top or _adds_a_word(_plain_top(top), _plain_top(other)) for other in trained)]
+    plainest = [
+        top
+        for top in trained
+        if all(other == top or _adds_a_word(_plain_top(top), _plain_top(other)) for other in trained)
+    ]
     chosen = plainest[0] if plainest else ""
     kept = {images: tuple(image for image in images if _top(image) == chosen) for images in several}
     if not chosen or any(len(images) != 1 for images in kept.values()):
@@ -235,7 +258,11 @@ def _plain_top(name: str) -> str:
     """Return the words of a folder's name without general image words: `train` for `train_images`,
     `trainmasks` for `train_masks`.
     """
-    return "".join(word for word in words_of(name) if word not in BESIDE or word in ("resized", "small", "cropped", "crops", "additional"))
+    return "".join(
+        word
+        for word in words_of(name)
+        if word not in BESIDE or word in ("resized", "small", "cropped", "crops", "additional")
+    )
 
 
 def _adds_a_word(name: str, longer: str) -> bool:

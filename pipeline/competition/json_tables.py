@@ -62,7 +62,9 @@ def _coco(path: Path, content: Mapping[str, Any]) -> Table:
 def _labels(found: Iterable[str], names: Mapping[str, str]) -> dict[str, str]:
     numbers = list(found)
     labels = {CATEGORY_ID: SEVERAL.join(numbers)}
-    return labels | ({CATEGORY: SEVERAL.join(names.get(number, number) for number in numbers)} if names else {})
+    return labels | (
+        {CATEGORY: SEVERAL.join(names.get(number, number) for number in numbers)} if names else {}
+    )
 
 
 def _mapping(path: Path, content: Mapping[str, Any]) -> Table | None:

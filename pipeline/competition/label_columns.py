@@ -20,8 +20,8 @@ def _words(text: str) -> frozenset[str]:
 
 
 LABEL_NAMES = _words(
-    "label labels class classes target targets category y labelname classname categoryname labelid classid categoryid labelgroup "
-    "classlabel tag tags"
+    "label labels class classes target targets category y labelname classname categoryname labelid classid "
+    "categoryid labelgroup classlabel tag tags"
 )
 LABEL_FLAG = "--set data.label_column=NAME"
 # added to a column's name: its value
@@ -46,7 +46,9 @@ FOLD_NAME = r"k?folds?(id|no|number|k)?\d*"
 PART_OF_VALUE = {
     **dict.fromkeys(("train", "training", "trainval", "trn", "tr"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
-    **dict.fromkeys(("test", "testing", "tst", "te", "publictest", "privatetest", "public", "private"), "test"),
+    **dict.fromkeys(
+        ("test", "testing", "tst", "te", "publictest", "privatetest", "public", "private"), "test"
+    ),
 }
 YES, NO = ("true", "1", "yes", "1.0"), ("false", "0", "no", "0.0")
 
@@ -72,7 +74,11 @@ class Wanted:
         do.
         """
         endings = tuple(self.ids)
-        found = [name for name in names if any(text.endswith(("_" + name, "-" + name, " " + name)) for text in endings)]
+        found = [
+            name
+            for name in names
+            if any(text.endswith(("_" + name, "-" + name, " " + name)) for text in endings)
+        ]
         return found if len(found) > 1 else []
 
 
@@ -122,8 +128,8 @@ def split_column(table: Table) -> tuple[str | None, list[str]]:
         if known:
             other = sorted(kinds - known)
             raise UserError(
-                f"{table.path}: the column {name!r} marks rows as {quoted(sorted(known))} and as {quoted(other)}; write train, valid or "
-                "test there, or rename the column"
+                f"{table.path}: the column {name!r} marks rows as {quoted(sorted(known))} and as "
+                f"{quoted(other)}; write train, valid or test there, or rename the column"
             )
     for name in table.columns:
         if _holds_parts(table, name):
@@ -136,13 +142,23 @@ def _holds_parts(table: Table, name: str) -> bool:
     label.
     """
     position = table.columns.index(name)
-    if plain_name(name) in LABEL_NAMES or not table.cells or table.cells[0][position].strip().lower() not in PART_OF_VALUE:
+    if (
+        plain_name(name) in LABEL_NAMES
+        or not table.cells
+        or table.cells[0][position].strip().lower() not in PART_OF_VALUE
+    ):
         return False
     kinds = {row[position].strip().lower() for row in table.cells}
-    return kinds <= PART_OF_VALUE.keys() and "train" in (parts := {PART_OF_VALUE[kind] for kind in kinds}) and len(parts) > 1
+    return (
+        kinds <= PART_OF_VALUE.keys()
+        and "train" in (parts := {PART_OF_VALUE[kind] for kind in kinds})
+        and len(parts) > 1
+    )
 
 
-def choose_labels(table: Table, id_name: str, match: Match, index: ImageIndex, wanted: Wanted, given: str | None) -> Choice:
+def choose_labels(
+    table: Table, id_name: str, match: Match, index: ImageIndex, wanted: Wanted, given: str | None
+) -> Choice:
     """Choose the label columns of a table with the id column `id_name`; `given`: the user's choice.
 
     Raises:
@@ -163,7 +179,9 @@ def choose_labels(table: Table, id_name: str, match: Match, index: ImageIndex, w
         return Choice((named[0],), LIKELY)
     if not named:
         binary = [name for name in others if _is_zero_one(table, name)]
-        rest = [name for name in others if name not in binary and not _names_images(table, name, match, index)]
+        rest = [
+            name for name in others if name not in binary and not _names_images(table, name, match, index)
+        ]
         if len(binary) > 1 and not rest:
             return Choice(tuple(binary), LIKELY)
         related = [name for name in others if any(_related(name, column) for column in wanted.columns)]
@@ -177,8 +195,12 @@ def choose_labels(table: Table, id_name: str, match: Match, index: ImageIndex, w
 def unclear(table: Table, choice: Choice, advice: str = "") -> UserError:
     """Build the error for a label column that cannot be chosen: several candidates, or none."""
     what = "it has no label column" if not choice.candidates else "the label may be in "
-    what += ", ".join(f"{name!r} ({counted(len(set(table.column(name))), 'value')})" for name in choice.candidates[:8])
-    return UserError(f"{table.path}: {what}; its columns: {quoted(table.columns)}; {LABEL_FLAG} says which{advice}")
+    what += ", ".join(
+        f"{name!r} ({counted(len(set(table.column(name))), 'value')})" for name in choice.candidates[:8]
+    )
+    return UserError(
+        f"{table.path}: {what}; its columns: {quoted(table.columns)}; {LABEL_FLAG} says which{advice}"
+    )
 
 
 def _asked_for(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]:
@@ -189,8 +211,16 @@ def _asked_for(table: Table, others: Sequence[str], wanted: Wanted) -> list[str]
         names = set(wanted.columns)
         positions = {name: table.columns.index(name) for name in others}
         sample = table.cells[:200]
-        maybe = [name for name, position in positions.items() if all(row[position].strip() in names for row in sample)]
-        held = [name for name in maybe if len(set(table.column(name))) > 1 and {cell.strip() for cell in table.column(name)} <= names]
+        maybe = [
+            name
+            for name, position in positions.items()
+            if all(row[position].strip() in names for row in sample)
+        ]
+        held = [
+            name
+            for name in maybe
+            if len(set(table.column(name))) > 1 and {cell.strip() for cell in table.column(name)} <= names
+        ]
         return held[:1]
     if about := next((names for names in wanted.row_labels if names <= set(others)), None):
         return [name for name in others if name in about]

@@ -70,14 +70,27 @@ def without_test_rows(table: Table) -> tuple[Table, list[str], list[str]]:
     says = [f"{counts['val']:,} validate"] if counts["val"] else []
     says += [f"{counts['test']:,} are test rows and do not train"] if counts["test"] else []
     notes = [f"by the column {name!r} {' and '.join(says)}"] if says else []
-    return replace(table, cells=tuple(table.cells[row] for row in keep), lines=tuple(table.lines[row] for row in keep)), left, notes
+    return (
+        replace(
+            table,
+            cells=tuple(table.cells[row] for row in keep),
+            lines=tuple(table.lines[row] for row in keep),
+        ),
+        left,
+        notes,
+    )
 
 
 SKIP_FLAG = "--set data.skip_bad_images=true"
 
 
 def read_table(
-    found: Found, names: Sequence[str], index: ImageIndex, parts: Sequence[str], empty_is_none: bool, skip_bad: bool = False
+    found: Found,
+    names: Sequence[str],
+    index: ImageIndex,
+    parts: Sequence[str],
+    empty_is_none: bool,
+    skip_bad: bool = False,
 ) -> Labelled:
     """Read the rows of a table that have an image and a label; repeated rows count once.
 
@@ -95,7 +108,9 @@ def read_table(
     labels = list(zip(*([cell.strip() for cell in column] for column in columns), strict=True))
     many = match.style in SEVERAL_EACH
     advice = f"add the images, take these rows out, or train without them: {SKIP_FLAG}"
-    problems = match.problems(ids, table.lines, index, advice, many) + ([] if empty_is_none else _no_label(table, names, labels))
+    problems = match.problems(ids, table.lines, index, advice, many) + (
+        [] if empty_is_none else _no_label(table, names, labels)
+    )
     rows: dict[tuple[str, ...], int] = {}
     repeated = 0
     conflicts: dict[int, list[int]] = {}
@@ -109,7 +124,10 @@ def read_table(
             conflicts.setdefault(first, [first]).append(row)
     twice = []
     for first, which in conflicts.items():
-        where, values = numbered(table.lines[row] for row in which), quoted(", ".join(labels[row]) for row in which)
+        where, values = (
+            numbered(table.lines[row] for row in which),
+            quoted(", ".join(labels[row]) for row in which),
+        )
         twice.append(f"{where}: {ids[first]!r} ({match.images[first][0]}) has different labels: {values}")
     problems += capped(twice, "images have different labels")
     what = names[0] if len(names) == 1 else f"{len(names)} columns of labels"
@@ -125,9 +143,13 @@ def read_table(
     if repeated:
         notes.append(f"{counted(repeated, 'repeated row')} with the same label counted once")
     labelled = Labelled(
-        [ids[row] for row in chosen], [match.images[row] for row in chosen], evidence, f"{found.name}: {found.id_column}, {what}",
-        [f"ids are {match.style.says}", *table.notes, *skipped, *notes], found=found,
-    )  # fmt: skip
+        [ids[row] for row in chosen],
+        [match.images[row] for row in chosen],
+        evidence,
+        f"{found.name}: {found.id_column}, {what}",
+        [f"ids are {match.style.says}", *table.notes, *skipped, *notes],
+        found=found,
+    )
     if "val" in parts:
         labelled.split = {ids[row]: "val" if parts[row] == "val" else "train" for row in chosen}
     return labelled
@@ -142,7 +164,9 @@ def _without_bare_rows(
     """
     columns = [found.table.column(name) for name in names]
     imageless = [not images for images in found.match.images]
-    unlabelled = [not empty_is_none and any(not cell.strip() for cell in row) for row in zip(*columns, strict=True)]
+    unlabelled = [
+        not empty_is_none and any(not cell.strip() for cell in row) for row in zip(*columns, strict=True)
+    ]
     bad = [any(lacks) if skip_bad else all(lacks) for lacks in zip(imageless, unlabelled, strict=True)]
     keep = [row for row, is_bad in enumerate(bad) if not is_bad]
     if len(keep) == len(bad) or not keep:
@@ -152,7 +176,9 @@ def _without_bare_rows(
     why = [f"{lost:,} without an image"] if lost else []
     why += [f"{len(bad) - len(keep) - lost:,} without a label"] if lost < len(bad) - len(keep) else []
     note = f"{counted(len(bad) - len(keep), 'row')} left out: {', '.join(why)}"
-    table = replace(table, cells=tuple(table.cells[row] for row in keep), lines=tuple(table.lines[row] for row in keep))
+    table = replace(
+        table, cells=tuple(table.cells[row] for row in keep), lines=tuple(table.lines[row] for row in keep)
+    )
     left = replace(found, table=table, match=replace(match, images=tuple(match.images[row] for row in keep)))
     return left, [parts[row] for row in keep] if parts else parts, [note]
 
@@ -163,7 +189,8 @@ def _no_label(table: Table, names: Sequence[str], labels: Sequence[tuple[str, ..
         empty = [line for line, row in zip(table.lines, labels, strict=True) if not row[position]]
         if empty:
             problems.append(
-                f"{numbered(empty)}: no label in column {name!r} (fill it in, take the row out, or train without it: {SKIP_FLAG})"
+                f"{numbered(empty)}: no label in column {name!r} (fill it in, take the row out, or train "
+                f"without it: {SKIP_FLAG})"
             )
     return capped(problems, "columns have empty cells")
 
@@ -192,11 +219,17 @@ def _one_number_each(texts: list[str]) -> tuple[list[str], list[str]]:
     Returns the texts and notes.
     """
     known = set(texts)
-    both = {text: short for text in known if (short := re.sub(r"(?<=\d)\.0+$", "", text)) != text and short in known}
+    both = {
+        text: short
+        for text in known
+        if (short := re.sub(r"(?<=\d)\.0+$", "", text)) != text and short in known
+    }
     if not both:
         return texts, []
     shown = quoted(sorted(both))
-    return [both.get(text, text) for text in texts], [f"{shown} taken as {quoted(sorted(both.values()))}: one label, written in two ways"]
+    return [both.get(text, text) for text in texts], [
+        f"{shown} taken as {quoted(sorted(both.values()))}: one label, written in two ways"
+    ]
 
 
 def called_as_asked(evidence: LabelEvidence, columns: Sequence[str]) -> tuple[LabelEvidence, str]:

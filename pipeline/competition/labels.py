@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.competition.class_folders import ClassFolders, class_folders, classes_in_names, from_folders, from_names
+from pipeline.competition.class_folders import (
+    ClassFolders,
+    class_folders,
+    classes_in_names,
+    from_folders,
+    from_names,
+)
 from pipeline.competition.folders import DataFolder, absent, hide_command, mv_command, plain_name
 from pipeline.competition.id_columns import find_ids
 from pipeline.competition.ids import FOLDERS, LINKED, SEVERAL_EACH, ImageIndex, Match, file_name, settled
-from pipeline.competition.label_columns import LABEL_FLAG, LIKELY, SURE, Choice, Wanted, choose_labels, unclear
+from pipeline.competition.label_columns import (
+    LABEL_FLAG,
+    LIKELY,
+    SURE,
+    Choice,
+    Wanted,
+    choose_labels,
+    unclear,
+)
 from pipeline.competition.label_table import Found, Labelled, called_as_asked, read_table, without_test_rows
 from pipeline.competition.long_tables import labels_together, made_wide, one_row_each
 from pipeline.competition.sources import TRAIN_TABLES, Source, Sources, headerless
@@ -38,7 +52,12 @@ class _Candidate:
         source = self.found.source
         columns = {plain_name(name) for name in source.table.columns}
         boxes = bool(columns & {"bbox", "boundingbox", "xmin", "x1", "xcenter"}) or {"x", "y"} <= columns
-        return self.choice.strength, source.role == "train", plain_name(file_name(source.name)) in TRAIN_TABLES, not boxes
+        return (
+            self.choice.strength,
+            source.role == "train",
+            plain_name(file_name(source.name)) in TRAIN_TABLES,
+            not boxes,
+        )
 
 
 def read_labelled(
@@ -66,7 +85,11 @@ def read_labelled(
         raise broken[0]
     if (id_column or label_column) and not tables:
         key = "data.id_column" if id_column else "data.label_column"
-        raise absent(folder, f"table of labels, though {key} is set", "expected train.csv or labels.csv, or the recipe without that key")
+        raise absent(
+            folder,
+            f"table of labels, though {key} is set",
+            "expected train.csv or labels.csv, or the recipe without that key",
+        )
     bases = class_folders(folder)
     classes = bases[0]
     links = [source for source in sources.of_role("train", "") if source.name != sample_name]
@@ -74,7 +97,9 @@ def read_labelled(
     for source in tables:
         try:
             if source.table.cells:
-                looked_up.append(_looked_up(source, index, wanted, _for_table(id_column, source, tables), links))
+                looked_up.append(
+                    _looked_up(source, index, wanted, _for_table(id_column, source, tables), links)
+                )
         except UserError as error:
             if source.role == "train":
                 raise
@@ -83,7 +108,9 @@ def read_labelled(
     best = _best(candidates, label_column)
     if best is None and len(bases) > 1:
         names = [entry.base for entry in bases]
-        raise UserError(f"{folder.root}: {' and '.join(names)} all hold class folders; {hide_command(folder.root, names)}")
+        raise UserError(
+            f"{folder.root}: {' and '.join(names)} all hold class folders; {hide_command(folder.root, names)}"
+        )
     if best is not None and _table_is_meant(folder, best, classes, wanted, label_column):
         labelled = _from_table(best, index, wanted, classes, label_column, skip_bad)
     elif classes.plausible:
@@ -97,7 +124,9 @@ def read_labelled(
         raise _nothing_usable(folder, classes, named, looked_up, index)
     linked = best is not None and best.found.match.style is LINKED  # through one of the other tables
     unused = [
-        source.name for source in tables if best is None or (source is not best.found.source and (source.role == "train" or not linked))
+        source.name
+        for source in tables
+        if best is None or (source is not best.found.source and (source.role == "train" or not linked))
     ]
     if unused:
         labelled.notes.append(f"{listed(unused)} not used for labels")
@@ -113,7 +142,9 @@ def has_training_data(folder: DataFolder, sources: Sources) -> bool:
     return bool(folder.parts.named("train") or sources.of_role("train") or folder.of_part(""))
 
 
-def _refuse_weaker_folders(classes: ClassFolders, looked_up: Sequence[_LookedUp], index: ImageIndex, wanted: Wanted) -> None:
+def _refuse_weaker_folders(
+    classes: ClassFolders, looked_up: Sequence[_LookedUp], index: ImageIndex, wanted: Wanted
+) -> None:
     """Raise if the class folders are not in a training folder and a table about their images may hold the
     labels.
     """
@@ -122,7 +153,9 @@ def _refuse_weaker_folders(classes: ClassFolders, looked_up: Sequence[_LookedUp]
     for entry in _about_images(looked_up, index):
         choice = choose_labels(entry.table, entry.id_column, entry.match, index, wanted, None)
         if choice.candidates or choice.names:
-            advice = f"; to take the folders in {classes.where} as classes: {mv_command(entry.source.table.path)}"
+            advice = (
+                f"; to take the folders in {classes.where} as classes: {mv_command(entry.source.table.path)}"
+            )
             raise unclear(entry.table, Choice((), 0, choice.candidates or choice.names), advice)
 
 
@@ -136,7 +169,8 @@ def _refuse_one_class(folder: DataFolder, labelled: Labelled) -> None:
     if evidence and evidence.texts and len(set(evidence.texts)) == 1:
         images = counted(len(labelled.ids), "training image")
         raise UserError(
-            f"{folder.root}: all {images} have the label {evidence.texts[0]!r} ({labelled.source}): at least two classes are needed"
+            f"{folder.root}: all {images} have the label {evidence.texts[0]!r} ({labelled.source}): at least "
+            "two classes are needed"
         )
 
 
@@ -161,14 +195,21 @@ class _LookedUp:
     trouble: UserError | None
 
 
-def _looked_up(source: Source, index: ImageIndex, wanted: Wanted, id_column: str | None, links: Sequence[Source]) -> _LookedUp:
+def _looked_up(
+    source: Source, index: ImageIndex, wanted: Wanted, id_column: str | None, links: Sequence[Source]
+) -> _LookedUp:
     """Match the ids of a table to images. `links`: other tables that may link its ids to images."""
     trouble = None
     try:
         table, parts, notes = without_test_rows(source.table)
     except UserError as error:  # reported only if the labels are taken from this table
         table, parts, notes, trouble = source.table, [], [], error
-    if source.is_json and not id_column and "file_name" in table.columns and index.match(table.column("file_name")).num_found:
+    if (
+        source.is_json
+        and not id_column
+        and "file_name" in table.columns
+        and index.match(table.column("file_name")).num_found
+    ):
         id_column = "file_name"  # COCO: `id` is a separate number and may equal another image's name
     name, match = find_ids(table, index, id_column, groups=True, labels=wanted.columns)
     if match.num_found and index.match([name]).num_found and not parts:
@@ -187,7 +228,11 @@ def _looked_up(source: Source, index: ImageIndex, wanted: Wanted, id_column: str
 
 
 def _candidates(
-    looked_up: Sequence[_LookedUp], index: ImageIndex, wanted: Wanted, label_column: str | None, classes: ClassFolders
+    looked_up: Sequence[_LookedUp],
+    index: ImageIndex,
+    wanted: Wanted,
+    label_column: str | None,
+    classes: ClassFolders,
 ) -> list[_Candidate]:
     """Return the tables about training images that have, or may have, label columns."""
     candidates = []
@@ -221,7 +266,9 @@ def _tells_folders_apart(found: Found, choice: Choice) -> bool:
     if choice.strength >= SURE:
         return True
     values = found.table.column(choice.names[0]) if len(choice.names) == 1 else []
-    return "train" in found.name.lower() and len(choice.names) > 0 and len(set(values)) != len(found.table.cells)
+    return (
+        "train" in found.name.lower() and len(choice.names) > 0 and len(set(values)) != len(found.table.cells)
+    )
 
 
 def _best(candidates: Sequence[_Candidate], label_column: str | None) -> _Candidate | None:
@@ -244,7 +291,9 @@ def _root(found: Found):
     return found.source.table.path.parents[found.name.count("/")]
 
 
-def _table_is_meant(folder: DataFolder, best: _Candidate, classes: ClassFolders, wanted: Wanted, label_column: str | None) -> bool:
+def _table_is_meant(
+    folder: DataFolder, best: _Candidate, classes: ClassFolders, wanted: Wanted, label_column: str | None
+) -> bool:
     """Return True if the table holds the labels, False if the class folders (about other images) do.
 
     Raises:
@@ -255,32 +304,51 @@ def _table_is_meant(folder: DataFolder, best: _Candidate, classes: ClassFolders,
     in_folders = {image for group in classes.groups.values() for image in group}
     if any(image in in_folders for images in best.found.match.images for image in images):
         return True
-    names = set(best.found.table.column(best.choice.names[0])) if len(best.choice.names) == 1 else set(best.choice.names)
+    names = (
+        set(best.found.table.column(best.choice.names[0]))
+        if len(best.choice.names) == 1
+        else set(best.choice.names)
+    )
     asked = set(wanted.columns) if len(wanted.columns) > 1 else set(wanted.values)
     by_table, by_folders = len(asked & names), len(asked & set(classes.groups))
     if by_table != by_folders:
         return by_table > by_folders
     raise UserError(
-        f"{folder.root}: {best.found.name} holds labels of other images than the class folders in {classes.where} "
-        f"({quoted(list(classes.groups)[:3])}), and either may be meant; to take the folders: {mv_command(best.found.source.table.path)}; "
-        f"to take the table: {LABEL_FLAG}"
+        f"{folder.root}: {best.found.name} holds labels of other images than the class folders in "
+        f"{classes.where} ({quoted(list(classes.groups)[:3])}), and either may be meant; to take the "
+        f"folders: {mv_command(best.found.source.table.path)}; to take the table: {LABEL_FLAG}"
     )
 
 
 def _from_table(
-    best: _Candidate, index: ImageIndex, wanted: Wanted, classes: ClassFolders, label_column: str | None, skip_bad: bool
+    best: _Candidate,
+    index: ImageIndex,
+    wanted: Wanted,
+    classes: ClassFolders,
+    label_column: str | None,
+    skip_bad: bool,
 ) -> Labelled:
     if best.trouble:
         raise best.trouble
     if not best.choice.names:
         table = best.found.table
-        advice = f"; to take the folders in {classes.where} as classes: {mv_command(table.path)}" if classes.plausible else ""
+        advice = (
+            f"; to take the folders in {classes.where} as classes: {mv_command(table.path)}"
+            if classes.plausible
+            else ""
+        )
         raise unclear(table, best.choice, advice)
-    found = best.found if len(best.choice.names) > 1 or best.parts else labels_together(best.found, best.choice.names[0], wanted)
+    found = (
+        best.found
+        if len(best.choice.names) > 1 or best.parts
+        else labels_together(best.found, best.choice.names[0], wanted)
+    )
     labelled = read_table(found, best.choice.names, index, best.parts, wanted.may_be_empty, skip_bad)
     if best.choice.called and labelled.evidence:
         labelled.evidence = replace(labelled.evidence, columns=best.choice.called)
-        labelled.notes.append(f"{listed(best.choice.names)} are what the sample calls {listed(best.choice.called)}")
+        labelled.notes.append(
+            f"{listed(best.choice.names)} are what the sample calls {listed(best.choice.called)}"
+        )
     labelled.notes += best.notes
     if not label_column:
         _check_agreement(best.found, labelled, classes)
@@ -307,14 +375,20 @@ def _check_agreement(found: Found, labelled: Labelled, classes: ClassFolders) ->
         if class_of.get(image, label) != label
     ]
     if differing:
-        settle = f"to take the table, set {LABEL_FLAG}; to take the folders: {mv_command(found.source.table.path)}"
+        settle = (
+            f"to take the table, set {LABEL_FLAG}; to take the folders: {mv_command(found.source.table.path)}"
+        )
         heading = f"class folders and {found.name} disagree on {counted(len(differing), 'image')} ({settle}):"
         raise_all(differing[:MAX_NAMED], f"{found.source.table.path.parent}: {heading}")
     labelled.notes.append(f"class folders in {classes.where} agree")
 
 
 def _nothing_usable(
-    folder: DataFolder, classes: ClassFolders, tables: Sequence[Source], looked_up: Sequence[_LookedUp], index: ImageIndex
+    folder: DataFolder,
+    classes: ClassFolders,
+    tables: Sequence[Source],
+    looked_up: Sequence[_LookedUp],
+    index: ImageIndex,
 ) -> UserError:
     groups, loose = classes.groups, classes.loose
     about = [entry.found for entry in looked_up if entry.found.source.role == "train"]
@@ -326,16 +400,25 @@ def _nothing_usable(
     if len(groups) > 1 and classes.base and loose:
         base, beside = folder.root / classes.base, counted(len(loose), "image")
         return UserError(
-            f"{base} holds {beside} beside its {len(groups)} class folders: {listed(loose)}; move them into the folder of their class"
+            f"{base} holds {beside} beside its {len(groups)} class folders: {listed(loose)}; move them into "
+            "the folder of their class"
         )
     empty = [source.name for source in tables if not source.table.cells]
-    what = f"training images ({listed(empty)} has a header and no rows)" if empty else "training images with labels"
+    what = (
+        f"training images ({listed(empty)} has a header and no rows)"
+        if empty
+        else "training images with labels"
+    )
     trouble = f"; {classes.trouble}" if classes.trouble else ""
     for found in _about_images(looked_up, index):
-        trouble += f"; {found.name} is about these images, but no column has the name of a label (choose one with {LABEL_FLAG}): "
+        trouble += (
+            f"; {found.name} is about these images, but no column has the name of a label (choose one "
+            f"with {LABEL_FLAG}): "
+        )
         trouble += quoted(name for name in found.table.columns if name != found.id_column)
     return absent(
         folder,
         what,
-        f"expected train/<class>/*.jpg (two classes or more), or train.csv or labels.csv (id, label) with a folder of images{trouble}",
+        "expected train/<class>/*.jpg (two classes or more), or train.csv or labels.csv (id, label) with a "
+        f"folder of images{trouble}",
     )

@@ -23,7 +23,13 @@ from pipeline.competition.rows import Competition, Row
 from pipeline.competition.sample import check_sample, find_sample, wanted_by, with_row_labels
 from pipeline.competition.sources import Source, Sources, read_sources
 from pipeline.competition.subjects import resolve
-from pipeline.competition.test_rows import TestImages, check_classes, find_test_images, form_of, sample_evidence
+from pipeline.competition.test_rows import (
+    TestImages,
+    check_classes,
+    find_test_images,
+    form_of,
+    sample_evidence,
+)
 from pipeline.competition.vqa_layout import is_vqa, read_vqa
 from pipeline.errors import UserError
 from pipeline.forms.form import FormKind, SubmissionForm
@@ -72,10 +78,15 @@ def read_layout(
     folder = look(Path(data_dir))
     if is_vqa(folder):
         if corrected.named:
-            raise UserError(f"data.{next(iter(corrected.named))}: for images with labels, and {folder.root} holds questions about images")
+            raise UserError(
+                f"data.{next(iter(corrected.named))}: for images with labels, and {folder.root} holds "
+                "questions about images"
+            )
         sources = read_sources(folder, skip=(*own_files(folder.root), *folder.files("json_files")))
         sample = find_sample(folder, sources, ImageIndex(folder, ()))
-        return read_vqa(folder, sample.table if sample else None, id_column, label_column, need, skip_bad_images)
+        return read_vqa(
+            folder, sample.table if sample else None, id_column, label_column, need, skip_bad_images
+        )
     named = [file for file in (grouped.file, *corrected.named.values()) if file]
     own = (*own_files(folder.root), groups.FOLDS_FILE, *corrections.OWN_NAMES, *named)
     sources = read_sources(folder, skip=own)
@@ -91,9 +102,13 @@ def read_layout(
             refuse_several_questions(sample, wanted, sources.of_role("train", ""))
     if sample and sample_id:
         wanted = with_row_labels(wanted, sample.table, sample_id, sources.of_role("test", ""))
-    labelled, trouble = _labelled(folder, sources, sample, wanted, id_column, label_column, need, skip_bad_images)
+    labelled, trouble = _labelled(
+        folder, sources, sample, wanted, id_column, label_column, need, skip_bad_images
+    )
     names = _label_names(labelled.evidence, known)
-    test = find_test_images(folder, sources, sample, test_index, labelled.taken, names, required=need != "train" and test_images)
+    test = find_test_images(
+        folder, sources, sample, test_index, labelled.taken, names, required=need != "train" and test_images
+    )
     decision, trouble = _decided(labelled, test, asked, known, need, trouble)
     target, metric = (decision.target, decision.metric) if decision else known or (None, None)
     if target is None and test.resolved and test.resolved.row_labels:  # no other source of label names
@@ -104,24 +119,41 @@ def read_layout(
     more = check_classes(test, target, form, asked)
     root = folder.root
     train_rows = _train_rows(root, labelled, decision)
-    test_rows = tuple(Row(subject, root / image, None) for subject, images in test.subjects() for image in images)
+    test_rows = tuple(
+        Row(subject, root / image, None) for subject, images in test.subjects() for image in images
+    )
     lines = [
         *train_notes(folder, labelled, test, target, decision, trouble),
         *test_notes(test, more),
         *other_notes(folder, labelled, sources, test),
     ]
-    competition = Competition(root, train_rows, test_rows, target, metric, form, tuple(lines), split=labelled.split)
+    competition = Competition(
+        root, train_rows, test_rows, target, metric, form, tuple(lines), split=labelled.split
+    )
     if need == "test":
         return competition
     folds, where = groups.read_folds(folder, labelled) or (None, "")
-    competition = replace(competition, groups=groups.read_groups(folder, sources, labelled, grouped), folds=folds, folds_from=where)
+    competition = replace(
+        competition,
+        groups=groups.read_groups(folder, sources, labelled, grouped),
+        folds=folds,
+        folds_from=where,
+    )
     if decision is None:
         return competition
-    return replace(competition, corrections=corrections.read_corrections(folder, labelled, decision.labels, target, corrected))
+    return replace(
+        competition,
+        corrections=corrections.read_corrections(folder, labelled, decision.labels, target, corrected),
+    )
 
 
 def read_for_training(
-    data_dir: Path, data: Data, *, asked: Asked | None = None, skip_bad_images: bool, with_corrections: bool = True
+    data_dir: Path,
+    data: Data,
+    *,
+    asked: Asked | None = None,
+    skip_bad_images: bool,
+    with_corrections: bool = True,
 ) -> Competition:
     """Read the labelled part of a competition.
 
@@ -141,7 +173,9 @@ def read_for_training(
         need="train",
         skip_bad_images=skip_bad_images,
         asked=asked or facts.asked(data.metric, data.target, data.positive_class),
-        grouped=groups.Grouping(None if data.groups else data.group_column or facts.group_column, data.groups),
+        grouped=groups.Grouping(
+            None if data.groups else data.group_column or facts.group_column, data.groups
+        ),
         corrected=corrections.CorrectionFiles(*((data.exclude, data.relabel) if with_corrections else ())),
     )
 
@@ -171,7 +205,9 @@ def _labelled(
     if need == "test" and not has_training_data(folder, sources):
         return Labelled(), None
     try:
-        return read_labelled(folder, sources, wanted, id_column, label_column, sample.name if sample else "", skip_bad), None
+        return read_labelled(
+            folder, sources, wanted, id_column, label_column, sample.name if sample else "", skip_bad
+        ), None
     except UserError as error:
         if need != "test":
             raise
@@ -179,7 +215,12 @@ def _labelled(
 
 
 def _decided(
-    labelled: Labelled, test: TestImages, asked: Asked, known: tuple[Target, str] | None, need: str, trouble: str | None
+    labelled: Labelled,
+    test: TestImages,
+    asked: Asked,
+    known: tuple[Target, str] | None,
+    need: str,
+    trouble: str | None,
 ) -> tuple[Decision | None, str | None]:
     """Decide the target; None without labels.
 
@@ -197,7 +238,9 @@ def _decided(
         return None, _short(error)
 
 
-def _form(test: TestImages, target: Target | None, metric: str | None, known: tuple[Target, str] | None) -> SubmissionForm | None:
+def _form(
+    test: TestImages, target: Target | None, metric: str | None, known: tuple[Target, str] | None
+) -> SubmissionForm | None:
     """Return the form of predictions.csv.
 
     If a run's model cannot fill it, the error lists the model's classes.
@@ -208,7 +251,9 @@ def _form(test: TestImages, target: Target | None, metric: str | None, known: tu
         if known is None:
             raise
         names = known[0].names
-        raise UserError(f"{error}\n(the model knows {counted(len(names), 'class', 'classes')}: {quoted(names)})") from None
+        raise UserError(
+            f"{error}\n(the model knows {counted(len(names), 'class', 'classes')}: {quoted(names)})"
+        ) from None
 
 
 def _label_names(evidence: LabelEvidence | None, known: tuple[Target, str] | None) -> Sequence[str] | None:
@@ -217,7 +262,9 @@ def _label_names(evidence: LabelEvidence | None, known: tuple[Target, str] | Non
         return known[0].names
     if evidence is None:
         return None
-    return evidence.columns or tuple(dict.fromkeys(part for text in set(evidence.texts) for part in (text, *text.split())))
+    return evidence.columns or tuple(
+        dict.fromkeys(part for text in set(evidence.texts) for part in (text, *text.split()))
+    )
 
 
 def _as_texts(evidence: LabelEvidence, target: Target) -> Sequence[str]:
@@ -227,7 +274,10 @@ def _as_texts(evidence: LabelEvidence, target: Target) -> Sequence[str]:
     if target.kind == "continuous":
         return [target.separator.join(row) for row in evidence.cells]
     names = evidence.columns
-    return [target.separator.join(name for name, cell in zip(names, row, strict=True) if cell in ("1", "1.0")) for row in evidence.cells]
+    return [
+        target.separator.join(name for name, cell in zip(names, row, strict=True) if cell in ("1", "1.0"))
+        for row in evidence.cells
+    ]
 
 
 def _short(error: UserError) -> str:
@@ -262,7 +312,11 @@ def read_form(data_dir: Path | str, target: Target | None, metric: str | None) -
     if target is None or metric is None:
         id_column = _sample_id(sample, index, folder) or sample.table.columns[0]
         kind: FormKind = "label" if len(sample.table.columns) == 2 else "probabilities"
-        return SubmissionForm(kind, sample.table.columns, id_column, tuple(sample.table.column(id_column)), sample.table.path)
+        return SubmissionForm(
+            kind, sample.table.columns, id_column, tuple(sample.table.column(id_column)), sample.table.path
+        )
     others = [source for source in sources.found if source is not sample and source.role != "answers"]
-    resolved = resolve(sample.table, index, sorted(others, key=lambda source: source.role != "test"), target.names)
+    resolved = resolve(
+        sample.table, index, sorted(others, key=lambda source: source.role != "test"), target.names
+    )
     return recognise(sample.table, resolved.id_column, target, metric, resolved.subjects, resolved.row_labels)

@@ -28,7 +28,9 @@ def made_wide(table: Table, index: ImageIndex) -> Table | None:
         heads = list(dict.fromkeys(head for head, _, _ in split))
         if len(table.columns) != 2 or not 1 < len(labels) <= 200 or len(heads) * 2 > len(cells):
             continue
-        if index.match(heads[:500]).num_found * 2 < len(heads[:500]) and index.match_groups(heads[:500]).num_found * 2 < len(heads[:500]):
+        if index.match(heads[:500]).num_found * 2 < len(heads[:500]) and index.match_groups(
+            heads[:500]
+        ).num_found * 2 < len(heads[:500]):
             continue
         rows: dict[str, dict[str, str]] = {}
         lines: dict[str, int] = {}
@@ -47,15 +49,25 @@ def one_row_each(table: Table, id_column: str, match: Match, wanted: Wanted) -> 
     One column must have the name of the sample submission's value column. Another column must hold the labels
     that tell the rows of an image apart, and the sample's rows must be about these labels.
     """
-    if len(wanted.columns) != 1 or wanted.columns[0] not in table.columns or match.num_unique * 2 > len(table.cells):
+    if (
+        len(wanted.columns) != 1
+        or wanted.columns[0] not in table.columns
+        or match.num_unique * 2 > len(table.cells)
+    ):
         return None
     value, ids = wanted.columns[0], [cell.strip() for cell in table.column(id_column)]
     for name in table.columns:
         labels = [cell.strip() for cell in table.column(name)] if name not in (value, id_column) else []
         names = list(dict.fromkeys(labels))
-        if not 1 < len(names) <= 200 or any(is_number(label) for label in names) or len(set(zip(ids, labels, strict=True))) < len(ids):
+        if (
+            not 1 < len(names) <= 200
+            or any(is_number(label) for label in names)
+            or len(set(zip(ids, labels, strict=True))) < len(ids)
+        ):
             continue
-        if not any(set(names) <= about for about in wanted.row_labels) and len(wanted.suffixed(names)) < len(names):
+        if not any(set(names) <= about for about in wanted.row_labels) and len(wanted.suffixed(names)) < len(
+            names
+        ):
             continue
         rows: dict[str, dict[str, str]] = {}
         lines: dict[str, int] = {}
@@ -64,7 +76,13 @@ def one_row_each(table: Table, id_column: str, match: Match, wanted: Wanted) -> 
             lines.setdefault(row_id, line)
         wide = tuple((row_id, *(found.get(label, "") for label in names)) for row_id, found in rows.items())
         note = f"its rows are one for each of {len(names)} values of {name!r}"
-        return replace(table, columns=(id_column, *names), cells=wide, lines=tuple(lines.values()), notes=(*table.notes, note))
+        return replace(
+            table,
+            columns=(id_column, *names),
+            cells=wide,
+            lines=tuple(lines.values()),
+            notes=(*table.notes, note),
+        )
     return None
 
 
@@ -95,5 +113,7 @@ def labels_together(found: Found, column: str, wanted: Wanted) -> Found:
         row_cells[place] = SEVERAL.join(together.get(images[row], {labels[row]: None}))
     note = f"{counted(several, 'image')} with a row for each label"
     lines = tuple(found.table.lines[row] for row in kept)
-    table = replace(found.table, cells=tuple(map(tuple, cells_of.values())), lines=lines, notes=(*found.table.notes, note))
+    table = replace(
+        found.table, cells=tuple(map(tuple, cells_of.values())), lines=lines, notes=(*found.table.notes, note)
+    )
     return replace(found, table=table, match=replace(found.match, images=tuple(images[row] for row in kept)))

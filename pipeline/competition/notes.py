@@ -16,7 +16,12 @@ from pipeline.wording import counted, listed, quoted
 
 
 def train_notes(
-    folder: DataFolder, labelled: Labelled, test: TestImages, target: Target | None, decision: Decision | None, trouble: str | None
+    folder: DataFolder,
+    labelled: Labelled,
+    test: TestImages,
+    target: Target | None,
+    decision: Decision | None,
+    trouble: str | None,
 ) -> list[str]:
     """Return up to three lines on the labelled rows: number and source, meaning, and rows left out."""
     if trouble:
@@ -30,7 +35,11 @@ def train_notes(
     if target is None:
         meaning = ""
     else:
-        meaning = counted(len(target.names), "class", "classes") if target.kind == "multiclass" else target.describe()
+        meaning = (
+            counted(len(target.names), "class", "classes")
+            if target.kind == "multiclass"
+            else target.describe()
+        )
     lines = [f"train: {images}, {meaning} ({labelled.source})"]
     if decision and decision.says:
         lines.append(decision.says)
@@ -56,24 +65,44 @@ def test_notes(test: TestImages, more: Sequence[str]) -> list[str]:
     if images and test.num_images != num_ids:
         images += f" of {counted(num_ids, 'id')}"
     notes = [*test.notes, *more]
-    return [f"test: {images + ', ' if images else ''}{test.source}"] + (["test: " + "; ".join(notes)] if notes else [])
+    return [f"test: {images + ', ' if images else ''}{test.source}"] + (
+        ["test: " + "; ".join(notes)] if notes else []
+    )
 
 
 def other_notes(folder: DataFolder, labelled: Labelled, sources: Sources, test: TestImages) -> list[str]:
     """Return at most one line on other content of the folder that is not used."""
     notes = []
-    held_out = [name for name in folder.parts.named("val") if not any(image.startswith(name + "/") for image in labelled.taken)]
+    held_out = [
+        name
+        for name in folder.parts.named("val")
+        if not any(image.startswith(name + "/") for image in labelled.taken)
+    ]
     if held_out:
-        notes.append(f"{listed(held_out)}/ not used: validation rows are taken from the training images (data.val_fraction)")
-    used = {_top(image) for image in labelled.taken} | {_top(image) for images in test.images for image in images}
+        notes.append(
+            f"{listed(held_out)}/ not used: validation rows are taken from the training images "
+            "(data.val_fraction)"
+        )
+    used = {_top(image) for image in labelled.taken} | {
+        _top(image) for images in test.images for image in images
+    }
     known = {name.split("/")[0] for name in (*held_out, *folder.parts.folders, *folder.parts.foreign)}
-    left = [name for name, found in folder.scans.items() if name and found.images and name not in used | known] if test.images else []
+    left = (
+        [name for name, found in folder.scans.items() if name and found.images and name not in used | known]
+        if test.images
+        else []
+    )
     if left:
-        notes.append(f"{listed(f'{name}/ ({len(folder.scans[name].images):,} images)' for name in left)} not used")
+        notes.append(
+            f"{listed(f'{name}/ ({len(folder.scans[name].images):,} images)' for name in left)} not used"
+        )
     if folder.parts.foreign:
         notes.append(f"{listed(sorted(folder.parts.foreign))}/ not read: a competition of its own")
     unread = sum((found.unread for found in folder.scans.values()), Counter())
-    notes += [f"{counted(count, f'{suffix} file')} not read (`make data FROM=` converts what it can)" for suffix, count in unread.items()]
+    notes += [
+        f"{counted(count, f'{suffix} file')} not read (`make data FROM=` converts what it can)"
+        for suffix, count in unread.items()
+    ]
     if sources.seen:
         notes.append(f"seen and not read: {listed(sources.seen)}")
     if sources.broken:

@@ -22,7 +22,9 @@ BOXES = "boxes or other places in an image (detection)"
 RANKED_WITH_CONFIDENCE = "labels with a number beside each (a confidence, a box or a mask)"
 ALIKE = "other images of the competition (which are alike, or of the same thing: retrieval)"
 ASKED_BY_NAME = {
-    **dict.fromkeys(("encodedpixels", "rlemask", "rle", "maskrle", "encodedmask", "segmentation", "mask"), MASKS),
+    **dict.fromkeys(
+        ("encodedpixels", "rlemask", "rle", "maskrle", "encodedmask", "segmentation", "mask"), MASKS
+    ),
     **dict.fromkeys(("predictionstring", "bbox", "bboxes", "boxes", "boundingbox", "boundingboxes"), BOXES),
     **dict.fromkeys(("multipolygonwkt", "polygonwkt", "polygon", "polygons"), BOXES),
 }
@@ -56,17 +58,25 @@ def refuse_several_questions(sample: Source, wanted: Wanted, tables: Sequence[So
     """
     for source in tables:
         names = wanted.suffixed(source.table.columns)
-        several = [name for name in names if len({cell.strip() for cell in source.table.column(name)} - {"", "0", "1"}) > 0]
-        if len(several) > 1 and not any(_is_fraction(cell) for name in several for cell in source.table.column(name)[:LOOKED_AT]):
-            asked = f"its ids end in {listed(several)}, columns of {source.name} with one of several classes each"
+        several = [
+            name
+            for name in names
+            if len({cell.strip() for cell in source.table.column(name)} - {"", "0", "1"}) > 0
+        ]
+        if len(several) > 1 and not any(
+            _is_fraction(cell) for name in several for cell in source.table.column(name)[:LOOKED_AT]
+        ):
+            asked = (
+                f"its ids end in {listed(several)}, columns of {source.name} with one of several classes each"
+            )
             raise _refusal(sample, "the answers to several questions about each image", asked)
 
 
 def _refusal(sample: Source, asked: str, evidence: str) -> UserError:
     return UserError(
-        f"{sample.table.path} asks for {asked}: {evidence}. This task is not supported: the pipeline predicts a class, a probability, "
-        "labels or a number for a whole image. If your competition does ask for that: --target multiclass (or binary, multilabel, "
-        "ordinal, continuous)"
+        f"{sample.table.path} asks for {asked}: {evidence}. This task is not supported: the pipeline "
+        "predicts a class, a probability, labels or a number for a whole image. If your competition does "
+        "ask for that: --target multiclass (or binary, multilabel, ordinal, continuous)"
     )
 
 
@@ -78,7 +88,9 @@ def _numbers_beside(cell: str) -> bool:
     numbers = [part for part in parts if re.fullmatch(r"-?\d+(\.\d*)?([eE]-?\d+)?", part)]
     if len(parts) < 2:
         return False
-    return len(set(numbers)) < len(numbers) or (any("." in part for part in numbers) and any("." not in part for part in parts))
+    return len(set(numbers)) < len(numbers) or (
+        any("." in part for part in numbers) and any("." not in part for part in parts)
+    )
 
 
 def _names_rows(table: Table, id_column: str, cells: Sequence[str]) -> bool:

@@ -23,8 +23,8 @@ def _words(text: str) -> frozenset[str]:
 # A nested folder counts as a part only if its name consists of such words: `imgs/train` counts, a class "test
 # tube" does not.
 BESIDE = _words(
-    "set sets data dataset image images img imgs jpg jpgs jpeg jpegs png pngs tif tiff photo photos picture pictures crops cropped "
-    "additional full all stage resized small v"
+    "set sets data dataset image images img imgs jpg jpgs jpeg jpegs png pngs tif tiff photo photos picture "
+    "pictures crops cropped additional full all stage resized small v"
 )
 
 
@@ -40,7 +40,10 @@ def part_of_name(name: str, strict: bool = False) -> str:
     tests = any(re.fullmatch(r"test(s|ing|set|data|images?|imgs?)?", word) for word in words)
     held_out = "".join(words) in HOLD_OUT_FOLDERS
     if strict and not all(
-        word in BESIDE or word.isdigit() or word in HOLD_OUT_FOLDERS or re.fullmatch(r"(train|test)(s|ing|set|images|imgs)?", word)
+        word in BESIDE
+        or word.isdigit()
+        or word in HOLD_OUT_FOLDERS
+        or re.fullmatch(r"(train|test)(s|ing|set|images|imgs)?", word)
         for word in words
     ):
         return ""
@@ -72,7 +75,12 @@ class Parts:
         foreign = {name for name, found in inner.items() if own & set(found.values())}
         several = [name for name, found in inner.items() if "train" in found.values() and name not in foreign]
         foreign |= set(several) if len(several) > 1 else set()
-        lower = {folder: part for name, found in inner.items() if name not in foreign for folder, part in found.items()}
+        lower = {
+            folder: part
+            for name, found in inner.items()
+            if name not in foreign
+            for folder, part in found.items()
+        }
         return cls(upper | lower, frozenset(foreign))
 
     def of(self, path: str) -> str:

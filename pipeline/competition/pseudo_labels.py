@@ -43,11 +43,17 @@ class PseudoLabels:
     def describe(self) -> str:
         """Return one line on where the rows come from."""
         found = self.record
-        by = f"predicted by {listed(found['models'])} with at least {found['threshold']:g}" if "models" in found else found["source"]
+        by = (
+            f"predicted by {listed(found['models'])} with at least {found['threshold']:g}"
+            if "models" in found
+            else found["source"]
+        )
         return f"pseudo labels: {counted(found['rows'], 'test image')} of {found['of']:,} also train, {by}"
 
 
-def read_pseudo_labels(source: str | None, threshold: float, competition: Competition, val_ids: Collection[str]) -> PseudoLabels:
+def read_pseudo_labels(
+    source: str | None, threshold: float, competition: Competition, val_ids: Collection[str]
+) -> PseudoLabels:
     """Return the test images that are also trained on.
 
     `source`: the folder of a finished run or of folds, or a CSV file with the columns id and label.
@@ -60,7 +66,9 @@ def read_pseudo_labels(source: str | None, threshold: float, competition: Compet
     if source is None:
         return PseudoLabels()
     if competition.target is None or not competition.test:
-        raise UserError(f"{KEY} {source}: {competition.root} has no test images, which would get the labels; leave it out")
+        raise UserError(
+            f"{KEY} {source}: {competition.root} has no test images, which would get the labels; leave it out"
+        )
     ids = list(dict.fromkeys(row.id for row in competition.test))
     if Path(source).is_dir():
         chosen, more = _by_models(Path(source), threshold, competition, val_ids)
@@ -68,14 +76,20 @@ def read_pseudo_labels(source: str | None, threshold: float, competition: Compet
         chosen, more = _of_table(Path(source), competition.target, ids), {"sha256": sha256(Path(source))}
     else:
         raise UserError(
-            f"{KEY}: {source} does not exist; expected the folder of a finished run, or a CSV file with the columns id and label"
+            f"{KEY}: {source} does not exist; expected the folder of a finished run, or a CSV file with the "
+            "columns id and label"
         )
     rows = tuple(replace(row, label=chosen[row.id]) for row in competition.test if row.id in chosen)
     per_class = dict(sorted(Counter(chosen.values()).items()))
-    return PseudoLabels(rows, {"source": source, "rows": len(rows), "of": len(competition.test), "per_class": per_class, **more})
+    return PseudoLabels(
+        rows,
+        {"source": source, "rows": len(rows), "of": len(competition.test), "per_class": per_class, **more},
+    )
 
 
-def _by_models(folder: Path, threshold: float, competition: Competition, val_ids: Collection[str]) -> tuple[dict[str, str], dict[str, Any]]:
+def _by_models(
+    folder: Path, threshold: float, competition: Competition, val_ids: Collection[str]
+) -> tuple[dict[str, str], dict[str, Any]]:
     """Return id -> label of the test images with a probability of at least `threshold`, and facts for
     run.json.
     """
@@ -83,9 +97,9 @@ def _by_models(folder: Path, threshold: float, competition: Competition, val_ids
     unseen = [member for member in members if set(val_ids) <= _validated(member)]
     if not unseen:
         raise UserError(
-            f"{KEY} {folder}: every model there has trained on validation rows of this run, whose score would be too good. "
-            "Use the same split or folds as in the first round (data.val_fraction, data.split_seed or seed, --folds), or train "
-            "on all rows with --set data.val_fraction=0"
+            f"{KEY} {folder}: every model there has trained on validation rows of this run, whose score "
+            "would be too good. Use the same split or folds as in the first round (data.val_fraction, "
+            "data.split_seed or seed, --folds), or train on all rows with --set data.val_fraction=0"
         )
     target, digest = competition.target, images_digest(competition.test)
     found = [_kept(member, target, digest, folder, competition.root) for member in unseen]
@@ -95,8 +109,8 @@ def _by_models(folder: Path, threshold: float, competition: Competition, val_ids
     chosen = {row_id: target.names[best[row]] for row, row_id in enumerate(ids) if sure[row] >= threshold}
     if not chosen:
         raise UserError(
-            f"{KEY} {folder}: no test image has a probability of at least {threshold:g}; the largest is {sure.max():.4f}: "
-            "lower data.pseudo_threshold, or leave both out"
+            f"{KEY} {folder}: no test image has a probability of at least {threshold:g}; the largest is "
+            f"{sure.max():.4f}: lower data.pseudo_threshold, or leave both out"
         )
     return chosen, {"threshold": threshold, "models": [str(member) for member in unseen]}
 
@@ -109,7 +123,9 @@ def _members(folder: Path) -> list[Path]:
     if record.kind == "run":
         return [folder]
     if record.kind != "folds":
-        raise UserError(f"{KEY} {folder}: a {record.kind} is not supported; name one run, or one run of folds")
+        raise UserError(
+            f"{KEY} {folder}: a {record.kind} is not supported; name one run, or one run of folds"
+        )
     return [folder / name for name in record.values["members"]]
 
 
@@ -128,11 +144,13 @@ def _kept(member: Path, target: Target, digest: str, folder: Path, root: Path) -
     again = shlex.join(["python", "inference.py", "--model", str(folder), "--data", str(root)])
     path = member / f"{TEST_STEM}.json"
     if not path.exists():
-        raise UserError(f"{KEY} {folder}: {member} has no predictions of the test images; make them with: {again}")
+        raise UserError(
+            f"{KEY} {folder}: {member} has no predictions of the test images; make them with: {again}"
+        )
     if (read_object(path).get("made_with") or {}).get("images") != digest:
         raise UserError(
-            f"{KEY} {folder}: {member} predicted other test images than those of {root}: another competition, or images that were "
-            f"changed, added or removed since; predict again with: {again}"
+            f"{KEY} {folder}: {member} predicted other test images than those of {root}: another "
+            f"competition, or images that were changed, added or removed since; predict again with: {again}"
         )
     predictions = Predictions.load(member / TEST_STEM, record.target)
     return predictions.values[:, [record.target.names.index(name) for name in target.names]]
@@ -141,7 +159,9 @@ def _kept(member: Path, target: Target, digest: str, folder: Path, root: Path) -
 def _check_target(record: RunRecord, target: Target, member: Path) -> None:
     found = record.target
     if found.kind != target.kind:
-        raise UserError(f"{KEY}: {member} predicts {found.describe()}, and this competition has {target.describe()}")
+        raise UserError(
+            f"{KEY}: {member} predicts {found.describe()}, and this competition has {target.describe()}"
+        )
     lacks, more = sorted(set(target.names) - set(found.names)), sorted(set(found.names) - set(target.names))
     problems = [f"it lacks {quoted(lacks)}"] if lacks else []
     problems += [f"it has also {quoted(more)}"] if more else []
@@ -152,19 +172,29 @@ def _of_table(path: Path, target: Target, ids: Collection[str]) -> dict[str, str
     """Return id -> label from a CSV file. Every problem is reported at once."""
     table = load_table(path)
     if missing := [name for name in ("id", "label") if name not in table.columns]:
-        raise UserError(f"{path} ({KEY}): no column {listed(missing)}; expected the columns id and label, found {quoted(table.columns)}")
+        raise UserError(
+            f"{path} ({KEY}): no column {listed(missing)}; expected the columns id and label, found "
+            f"{quoted(table.columns)}"
+        )
     known, chosen, problems = set(ids), {}, []
     for line, cell, label in zip(table.lines, table.column("id"), table.column("label"), strict=True):
         row_id = cell if cell in known else restored(cell.strip())
         name = label if label in target.names else restored(label.strip())
         if row_id not in known:
-            problems.append(f"{path}: row {line}: no test image has the id {row_id!r}{nearest(row_id, known)}")
+            problems.append(
+                f"{path}: row {line}: no test image has the id {row_id!r}{nearest(row_id, known)}"
+            )
         elif name not in target.names:
             problems.append(f"{path}: row {line}: no class {name!r}{nearest(name, target.names)}")
         elif chosen.get(row_id, name) != name:
-            problems.append(f"{path}: row {line}: {row_id!r} has the label {chosen[row_id]!r} in an earlier row, and {name!r} here")
+            problems.append(
+                f"{path}: row {line}: {row_id!r} has the label {chosen[row_id]!r} in an earlier row, and "
+                f"{name!r} here"
+            )
         else:
             chosen[row_id] = name
     problems += [] if chosen or problems else [f"{path}: no rows"]
-    raise_all(capped(problems, f"rows of {path} are wrong"), f"{KEY}: the labels do not fit these test images:")
+    raise_all(
+        capped(problems, f"rows of {path} are wrong"), f"{KEY}: the labels do not fit these test images:"
+    )
     return chosen

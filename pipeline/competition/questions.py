@@ -28,22 +28,39 @@ def _words(text: str) -> frozenset[str]:
 _NEGATIONS = {"can't": "cannot", "won't": "will not", "shan't": "shall not", "ain't": "is not"}
 _ENDINGS = {"re": "are", "ve": "have", "ll": "will", "d": "would", "m": "am"}
 _IS = _words(
-    "what it he she that this there here where who how when why which one everyone everybody everything someone somebody something "
-    "anyone anybody anything nobody nothing"
+    "what it he she that this there here where who how when why which one everyone everybody everything "
+    "someone somebody something anyone anybody anything nobody nothing"
 )
 _DID = _words("what where how why who when")
 # Before these words "the man's" means "the man is"; before others ("the man's shirt") it is a possessive.
 _AFTER_IS = _words(
-    "a an the in on at by with under over near behind beside above below inside outside from of for to up down out off not going being "
-    "about ready able likely also still just wearing"
+    "a an the in on at by with under over near behind beside above below inside outside from of for to up "
+    "down out off not going being about ready able likely also still just wearing"
 )
 _NOUNS_IN_ING = _words(
-    "clothing ring earring ceiling building wing string thing wedding painting king evening morning railing awning swing spring icing "
-    "topping lighting bedding parking drawing writing stocking lettering serving feeling meeting landing"
+    "clothing ring earring ceiling building wing string thing wedding painting king evening morning railing "
+    "awning swing spring icing topping lighting bedding parking drawing writing stocking lettering serving "
+    "feeling meeting landing"
 )
 _BARE = {
     **{word: f"{word[:-1]} is" for word in ("whats", "wheres", "thats", "theres", "whos", "hows")},
-    **{f"{word}nt": f"{word} not" for word in ("is", "are", "does", "do", "did", "has", "have", "was", "were", "could", "should", "would")},
+    **{
+        f"{word}nt": f"{word} not"
+        for word in (
+            "is",
+            "are",
+            "does",
+            "do",
+            "did",
+            "has",
+            "have",
+            "was",
+            "were",
+            "could",
+            "should",
+            "would",
+        )
+    },
     "theyre": "they are",
     "youre": "you are",
 }
@@ -70,7 +87,9 @@ def clean_answer(text: str) -> str:
 def _expanded(text: str) -> str:
     text = re.sub(r"\blet's\b", "let us", text)
     text = re.sub(r"\by'all\b", "you all", text)
-    text = re.sub(r"\b[a-z]+n't\b", lambda found: _NEGATIONS.get(found.group(), f"{found.group()[:-3]} not"), text)
+    text = re.sub(
+        r"\b[a-z]+n't\b", lambda found: _NEGATIONS.get(found.group(), f"{found.group()[:-3]} not"), text
+    )
     text = re.sub(r"'d've\b", " would have", text)
     text = re.sub(r"\b([a-z]+)'(re|ve|ll|d|m)\b", _verb, text)
     return re.sub(r"\b([^\W\d_]+)'s\b(?=(?:\s+([^\W\d_]+))?)", _is_or_whose, text)
@@ -83,7 +102,9 @@ def _verb(found: re.Match[str]) -> str:
 
 def _is_or_whose(found: re.Match[str]) -> str:
     word, following = found.groups()
-    acts = following is not None and (following in _AFTER_IS or (following.endswith("ing") and following not in _NOUNS_IN_ING))
+    acts = following is not None and (
+        following in _AFTER_IS or (following.endswith("ing") and following not in _NOUNS_IN_ING)
+    )
     return f"{word} is" if word in _IS or acts else found.group()
 
 
@@ -96,7 +117,11 @@ def _without_punctuation(text: str) -> str:
 
 
 def _kept_mark(found: re.Match[str]) -> str:
-    mark, before, after = found.group(), found.string[found.start() - 1 : found.start()], found.string[found.end() : found.end() + 1]
+    mark, before, after = (
+        found.group(),
+        found.string[found.start() - 1 : found.start()],
+        found.string[found.end() : found.end() + 1],
+    )
     if mark == "'":
         keep = before.isalpha() and after.isalpha()
     elif mark in ".:/":
@@ -164,14 +189,22 @@ def prepare(
     kept = [row for row in train if classes.knows(row)]
     covered = (len(kept) if other_answers == "wrong" else len(rows)) / max(total, 1)
     if len(classes.names) < 2:
-        raise UserError(f"{counted(len(train), 'training question')}, all with the answer {classes.names[0]!r}: two answers are needed")
-    of = "training questions" if other_answers == "wrong" else "questions; the others are dropped before the split"
+        raise UserError(
+            f"{counted(len(train), 'training question')}, all with the answer {classes.names[0]!r}: two "
+            "answers are needed"
+        )
+    of = (
+        "training questions"
+        if other_answers == "wrong"
+        else "questions; the others are dropped before the split"
+    )
     notes.append(f"answers: {classes.says}, {covered:.2%} of {total:,} {of}")
     notes.append(how)
     outside = sum(not classes.knows(row) for row in val)
     if outside:
         notes.append(
-            f"{outside:,} of {counted(len(val), 'validation answer')} are none of these and count as wrong (data.other_answers=wrong)"
+            f"{outside:,} of {counted(len(val), 'validation answer')} are none of these and count as wrong "
+            "(data.other_answers=wrong)"
         )
     return Prepared(tuple(kept), tuple(val), classes.names, classes.indices, tuple(notes))
 
@@ -181,15 +214,22 @@ class _Classes:
 
     def __init__(self, rows: Sequence[Row], top_answers: int) -> None:
         if not rows:
-            raise UserError("no questions are left to train on: raise data.image_fraction, or lower data.val_fraction")
+            raise UserError(
+                "no questions are left to train on: raise data.image_fraction, or lower data.val_fraction"
+            )
         written: dict[str, Counter[str]] = {}
         for row in rows:
             written.setdefault(clean_answer(row.label or ""), Counter())[row.label or ""] += 1
         ranked = sorted(written, key=lambda answer: (-written[answer].total(), answer))[:top_answers]
         self.indices = {answer: index for index, answer in enumerate(ranked)}
-        self.names = tuple(min(written[answer], key=lambda form, forms=written[answer]: (-forms[form], form)) for answer in ranked)
+        self.names = tuple(
+            min(written[answer], key=lambda form, forms=written[answer]: (-forms[form], form))
+            for answer in ranked
+        )
         every = counted(len(written), "different answer")
-        self.says = f"all {every}" if len(ranked) == len(written) else f"the {len(ranked):,} most frequent of {every}"
+        self.says = (
+            f"all {every}" if len(ranked) == len(written) else f"the {len(ranked):,} most frequent of {every}"
+        )
 
     def knows(self, row: Row) -> bool:
         return clean_answer(row.label or "") in self.indices
@@ -202,7 +242,10 @@ def _sampled(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row]
     count = min(len(images), max(2, round(fraction * len(images))))
     chosen = set(random.Random(f"images {seed}").sample(images, count))
     kept = [row for row in rows if row.path in chosen]
-    return kept, [f"sampled {count:,} of {counted(len(images), 'image')} (seed {seed}): {len(kept):,} of {counted(len(rows), 'question')}"]
+    return kept, [
+        f"sampled {count:,} of {counted(len(images), 'image')} (seed {seed}): {len(kept):,} of "
+        f"{counted(len(rows), 'question')}"
+    ]
 
 
 def _split(rows: Sequence[Row], val_fraction: float, by: str, seed: int) -> tuple[list[Row], list[Row], str]:
@@ -221,7 +264,11 @@ def _split(rows: Sequence[Row], val_fraction: float, by: str, seed: int) -> tupl
         return train, val, f"validation: none of {counted(len(rows), 'question')}, all train"
     how = f"validation: {len(val):,} of {counted(len(rows), 'question')}, "
     if by == "image":
-        return train, val, how + f"all those about {counted(num_val, 'image')} (seed {seed}): no image is in both parts"
+        return (
+            train,
+            val,
+            how + f"all those about {counted(num_val, 'image')} (seed {seed}): no image is in both parts",
+        )
     seen = {row.path for row in train}
     shared = sum(row.path in seen for row in val)
     return (
@@ -229,8 +276,8 @@ def _split(rows: Sequence[Row], val_fraction: float, by: str, seed: int) -> tupl
         val,
         how
         + (
-            f"drawn one by one (seed {seed}); this leaks: {shared:,} of them are about an image that also trains, so the score is not that of "
-            "new images (data.split_by=image)"
+            f"drawn one by one (seed {seed}); this leaks: {shared:,} of them are about an image that also "
+            "trains, so the score is not that of new images (data.split_by=image)"
         ),
     )
 
@@ -239,10 +286,18 @@ def _unit(row: Row, by: str) -> tuple[Path | str, str]:
     return (str(row.path), "") if by == "image" else (row.id, str(row.path))
 
 
-def _prepare_again(rows: Sequence[Row], former: Sequence[tuple[str, str, str]], answers: Sequence[str]) -> Prepared:
+def _prepare_again(
+    rows: Sequence[Row], former: Sequence[tuple[str, str, str]], answers: Sequence[str]
+) -> Prepared:
     indices = {clean_answer(answer): index for index, answer in enumerate(answers)}
     row_of = {row.id: row for row in rows}
-    train, val = ([row_of[row_id] for row_id, _, split in former if split == part and row_id in row_of] for part in ("train", "val"))
+    train, val = (
+        [row_of[row_id] for row_id, _, split in former if split == part and row_id in row_of]
+        for part in ("train", "val")
+    )
     kept = [row for row in train if clean_answer(row.label or "") in indices]
-    notes = (f"questions, answers and validation ({len(val):,}) are those the run was started with; others are not used",)
+    notes = (
+        f"questions, answers and validation ({len(val):,}) are those the run was started with; others are "
+        "not used",
+    )
     return Prepared(tuple(kept), tuple(val), tuple(answers), indices, notes)

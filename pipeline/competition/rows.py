@@ -48,7 +48,9 @@ class Corrections:
     def applied(self, rows: Sequence[Row]) -> list[Row]:
         """Return `rows` without the excluded ones and with the corrected labels."""
         kept = [row for row in rows if row.id not in self.excluded]
-        return [replace(row, label=self.relabelled[row.id]) if row.id in self.relabelled else row for row in kept]
+        return [
+            replace(row, label=self.relabelled[row.id]) if row.id in self.relabelled else row for row in kept
+        ]
 
     def touched(self, rows: Sequence[Row]) -> dict[str, int]:
         """Count how many of `rows` are excluded and how many are relabelled."""

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.competition.folders import ARCHIVE_SUFFIXES, DataFolder, hide_command, is_table, mv_command, suffix_of, unpack_command
+from pipeline.competition.folders import (
+    ARCHIVE_SUFFIXES,
+    DataFolder,
+    hide_command,
+    is_table,
+    mv_command,
+    suffix_of,
+    unpack_command,
+)
 from pipeline.competition.id_columns import find_ids
 from pipeline.competition.ids import ImageIndex
 from pipeline.competition.label_columns import Wanted, is_number
@@ -35,7 +43,10 @@ def find_sample(folder: DataFolder, sources: Sources, index: ImageIndex) -> Sour
         chosen = _one_folder_higher(folder, index) or _one_of_alike(_by_content(sources, index), index)
     if len(chosen) > 1:
         names = [source.name for source in chosen]
-        raise UserError(f"{folder.root}: {' and '.join(names)} may all be the sample submission; {hide_command(folder.root, names)}")
+        raise UserError(
+            f"{folder.root}: {' and '.join(names)} may all be the sample submission; "
+            f"{hide_command(folder.root, names)}"
+        )
     if not chosen:
         _refuse_alike(folder, sources, index)
         return None
@@ -51,7 +62,10 @@ def check_sample(table: Table) -> None:
     """
     problems = []
     if len(table.columns) < 2:
-        problems.append(f"its only column is {table.columns[0]!r}: an id column and a label column (or one column per class) are needed")
+        problems.append(
+            f"its only column is {table.columns[0]!r}: an id column and a label column (or one column per "
+            "class) are needed"
+        )
     if not table.cells:
         problems.append("it has no rows: the ids to predict are needed")
     raise_all(problems, f"{table.path}:")
@@ -105,8 +119,16 @@ def with_row_labels(wanted: Wanted, sample: Table, id_column: str, sources: Sequ
     for source in sources:
         for name in source.table.columns if len(source.table.cells) <= 2 * len(ids) else ():
             if ids <= {cell.strip() for cell in source.table.column(name)}:
-                others = (frozenset(cell.strip() for cell in source.table.column(other)) for other in source.table.columns if other != name)
-                found += [values for values in others if 1 < len(values) <= MAX_ROW_LABELS and len(values) * 2 <= len(ids)]
+                others = (
+                    frozenset(cell.strip() for cell in source.table.column(other))
+                    for other in source.table.columns
+                    if other != name
+                )
+                found += [
+                    values
+                    for values in others
+                    if 1 < len(values) <= MAX_ROW_LABELS and len(values) * 2 <= len(ids)
+                ]
     return replace(wanted, row_labels=tuple(found))
 
 
@@ -130,7 +152,11 @@ def _one_folder_higher(folder: DataFolder, index: ImageIndex) -> list[Source]:
     """Return sample submissions in the parent folder, if their ids are the test images."""
     above = folder.root.resolve().parent
     try:
-        names = sorted(entry.name for entry in above.iterdir() if is_table(entry.name) and is_sample_name(entry.name) and entry.is_file())
+        names = sorted(
+            entry.name
+            for entry in above.iterdir()
+            if is_table(entry.name) and is_sample_name(entry.name) and entry.is_file()
+        )
     except OSError:
         return []
     found = []
@@ -155,7 +181,10 @@ def _one_of_alike(found: Sequence[Source], index: ImageIndex) -> list[Source]:
 
     The one with the most different values is taken, with a note. Other tables are returned unchanged.
     """
-    ids = {(source.table.columns, tuple(source.table.column(find_ids(source.table, index)[0]))) for source in found}
+    ids = {
+        (source.table.columns, tuple(source.table.column(find_ids(source.table, index)[0])))
+        for source in found
+    }
     values = [cell for source in found for row in source.table.cells for cell in row[1:]]
     if len(found) < 2 or len(ids) > 1 or not all(is_number(cell) for cell in values[:FIRST]):
         return list(found)
@@ -180,13 +209,19 @@ def _refuse_alike(folder: DataFolder, sources: Sources, index: ImageIndex) -> No
     """Raise if a file looks like a sample submission but is not usable: inventing columns would be a
     guess.
     """
-    packed = [name for name in folder.archives if is_sample_name(name) and suffix_of(name) in ARCHIVE_SUFFIXES]
+    packed = [
+        name for name in folder.archives if is_sample_name(name) and suffix_of(name) in ARCHIVE_SUFFIXES
+    ]
     if packed:
         raise UserError(f"{folder.root}: {packed[0]} is not unpacked: {unpack_command(folder.root)}")
-    alike = [source for source in sources.of_role("answers") if "submission" in source.name.lower() and _is_about_test(source, index)]
+    alike = [
+        source
+        for source in sources.of_role("answers")
+        if "submission" in source.name.lower() and _is_about_test(source, index)
+    ]
     if alike:
         path = alike[0].table.path
         raise UserError(
-            f"{folder.root}: {listed(source.name for source in alike)} looks like the sample submission; if it is, rename it to "
-            f"sample_submission.csv; if not: {mv_command(path)}"
+            f"{folder.root}: {listed(source.name for source in alike)} looks like the sample submission; if "
+            f"it is, rename it to sample_submission.csv; if not: {mv_command(path)}"
         )

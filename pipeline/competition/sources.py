@@ -12,7 +12,17 @@ from pipeline.competition.parts import words_of
 from pipeline.errors import UserError
 from pipeline.tables import Table, load_table
 
-TRAIN_TABLES = ("train", "labels", "label", "trainlabels", "trainlabel", "traininglabels", "training", "trainset", "traindata")
+TRAIN_TABLES = (
+    "train",
+    "labels",
+    "label",
+    "trainlabels",
+    "trainlabel",
+    "traininglabels",
+    "training",
+    "trainset",
+    "traindata",
+)
 MAX_TABLES, MAX_TEXTS, MAX_JSON = 60, 20, 20  # more files of one kind: each probably describes a single image
 MAX_TEXT_BYTES = 64 << 20
 
@@ -56,7 +66,10 @@ def role_of(name: str) -> str:
         return "sample"
     if trains or plain in TRAIN_TABLES:
         return "train"
-    if any(word.startswith(("solution", "prediction", "submission", "answers")) for word in words) or plain == "submit":
+    if (
+        any(word.startswith(("solution", "prediction", "submission", "answers")) for word in words)
+        or plain == "submit"
+    ):
         return "answers"
     return "test" if words and any(word in ("test", "tests", "testing", "testset") for word in words) else ""
 
@@ -101,7 +114,13 @@ def headerless(table: Table) -> Table:
     """Return the table with its first line as a row, for a file without a header."""
     columns = tuple(f"column {number}" for number in range(1, len(table.columns) + 1))
     note = "no header: its first line is read as a row"
-    return replace(table, columns=columns, cells=(table.columns, *table.cells), lines=(1, *table.lines), notes=(*table.notes, note))
+    return replace(
+        table,
+        columns=columns,
+        cells=(table.columns, *table.cells),
+        lines=(1, *table.lines),
+        notes=(*table.notes, note),
+    )
 
 
 def _load(path: Path, kind: str) -> Table | None:
@@ -124,10 +143,16 @@ def _text_table(path: Path) -> Table | None:
         except UserError:
             return None
         return table if len(table.columns) > 1 else None
-    rows = [(tuple(parts), number) for number, line in enumerate(lines, start=1) if (parts := line.rsplit(maxsplit=1))]
+    rows = [
+        (tuple(parts), number)
+        for number, line in enumerate(lines, start=1)
+        if (parts := line.rsplit(maxsplit=1))
+    ]
     if len(rows) < 2 or any(len(parts) != 2 for parts, _ in rows):
         return None
     header, *cells = rows
     if header[0][0] == header[0][1]:
         return None
-    return Table(path, header[0], tuple(parts for parts, _ in cells), tuple(number for _, number in cells), " ", False)
+    return Table(
+        path, header[0], tuple(parts for parts, _ in cells), tuple(number for _, number in cells), " ", False
+    )

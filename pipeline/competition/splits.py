@@ -10,7 +10,9 @@ from pipeline.errors import UserError
 from pipeline.wording import counted
 
 
-def train_val_split(labels: Sequence[str], val_fraction: float, seed: int) -> tuple[list[int], list[int], str]:
+def train_val_split(
+    labels: Sequence[str], val_fraction: float, seed: int
+) -> tuple[list[int], list[int], str]:
     """Return sorted indices of the training rows and of the validation rows, and one sentence that describes
     the split.
 
@@ -22,7 +24,9 @@ def train_val_split(labels: Sequence[str], val_fraction: float, seed: int) -> tu
         UserError: `val_fraction` is not in [0, 1).
     """
     if not 0 <= val_fraction < 1:
-        raise UserError(f"data.val_fraction is {val_fraction!r}: expected a number from 0 (inclusive) to 1 (exclusive)")
+        raise UserError(
+            f"data.val_fraction is {val_fraction!r}: expected a number from 0 (inclusive) to 1 (exclusive)"
+        )
     rows_of: dict[str, list[int]] = {}
     for row, label in enumerate(labels):
         rows_of.setdefault(label, []).append(row)
@@ -34,12 +38,17 @@ def train_val_split(labels: Sequence[str], val_fraction: float, seed: int) -> tu
         return (
             list(range(len(labels))),
             [],
-            _says(labels, 0, "all rows train" if not wanted else "no class has a row to spare", rows_of, several),
+            _says(
+                labels, 0, "all rows train" if not wanted else "no class has a row to spare", rows_of, several
+            ),
         )
     if num_val < len(several):
         chosen = random.Random(seed)
         val = [chosen.choice(several[label]) for label in chosen.sample(list(several), num_val)]
-        how = f"fewer than the {len(rows_of)} classes, so one row from each of {counted(num_val, 'class', 'classes')} (seed {seed})"
+        how = (
+            f"fewer than the {len(rows_of)} classes, so one row from each of "
+            f"{counted(num_val, 'class', 'classes')} (seed {seed})"
+        )
     else:
         val = _stratified(several, num_val, seed)
         how = f"stratified by class (seed {seed})"
@@ -48,17 +57,26 @@ def train_val_split(labels: Sequence[str], val_fraction: float, seed: int) -> tu
     return train, sorted(val), _says(labels, len(val), how, rows_of, several)
 
 
-def kept_split(ids: Sequence[str], former: Sequence[tuple[str, str, str]]) -> tuple[list[int], list[int], str]:
+def kept_split(
+    ids: Sequence[str], former: Sequence[tuple[str, str, str]]
+) -> tuple[list[int], list[int], str]:
     """Return the split of a resumed run, in the form of `train_val_split`.
 
     `former`: rows (id, label, train or val) of the run, which keep part and order. New rows are appended to
     training.
     """
     row_of = {row_id: row for row, row_id in enumerate(ids)}
-    train, val = ([row_of[row_id] for row_id, _, split in former if split == wanted and row_id in row_of] for wanted in ("train", "val"))
+    train, val = (
+        [row_of[row_id] for row_id, _, split in former if split == wanted and row_id in row_of]
+        for wanted in ("train", "val")
+    )
     known = {row_id for row_id, _, _ in former}
     train += [row for row, row_id in enumerate(ids) if row_id not in known]
-    return train, val, f"validation: {len(val):,} of {counted(len(ids), 'labelled image')}, as when the run was started"
+    return (
+        train,
+        val,
+        f"validation: {len(val):,} of {counted(len(ids), 'labelled image')}, as when the run was started",
+    )
 
 
 def stated_split(
@@ -78,14 +96,22 @@ def _stratified(rows_of: dict[str, list[int]], num_val: int, seed: int) -> list[
 
     rows = sorted(row for found in rows_of.values() for row in found)
     label_of = {row: label for label, found in rows_of.items() for row in found}
-    train, val = train_test_split(rows, test_size=num_val, stratify=[label_of[row] for row in rows], random_state=seed)
+    train, val = train_test_split(
+        rows, test_size=num_val, stratify=[label_of[row] for row in rows], random_state=seed
+    )
     # A large hold-out may take all rows of a small class: return its first row to training.
     emptied = set(rows_of) - {label_of[row] for row in train}
     returned = {rows_of[label][0] for label in emptied}
     return [row for row in val if row not in returned]
 
 
-def _says(labels: Sequence[str], num_val: int, how: str, rows_of: dict[str, list[int]], several: dict[str, list[int]]) -> str:
+def _says(
+    labels: Sequence[str],
+    num_val: int,
+    how: str,
+    rows_of: dict[str, list[int]],
+    several: dict[str, list[int]],
+) -> str:
     sentence = f"validation: {num_val:,} of {counted(len(labels), 'labelled image')}, {how}"
     single = len(rows_of) - len(several)
     if single and num_val:

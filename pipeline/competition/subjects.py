@@ -36,7 +36,9 @@ class Resolved:
         return sum(bool(found) for found in self.images)
 
 
-def resolve(table: Table, index: ImageIndex, sources: Sequence[Source], label_names: Sequence[str] | None = None) -> Resolved:
+def resolve(
+    table: Table, index: ImageIndex, sources: Sequence[Source], label_names: Sequence[str] | None = None
+) -> Resolved:
     """Find the images of each row of a sample submission. `label_names`: labels that may end its ids
     (`<image>_<label>`); None: unknown.
 
@@ -82,7 +84,9 @@ def _several(ids: Sequence[str], index: ImageIndex) -> _Lead | None:
     return _Lead(match.images, f"ids are {match.style.says}, several images each")
 
 
-def _long(ids: Sequence[str], index: ImageIndex, sources: Sequence[Source], label_names: Sequence[str]) -> _Lead | None:
+def _long(
+    ids: Sequence[str], index: ImageIndex, sources: Sequence[Source], label_names: Sequence[str]
+) -> _Lead | None:
     """Match rows `<subject>_<label>`; the label is one of `label_names`, or one of a few endings."""
     known = sorted(label_names, key=len, reverse=True) if 1 < len(label_names) <= MAX_LABELS else []
     pairs = [_split(text, known) for text in ids]
@@ -92,14 +96,25 @@ def _long(ids: Sequence[str], index: ImageIndex, sources: Sequence[Source], labe
     if not 1 < len(labels) <= MAX_LABELS or len(subjects) * 2 > len(ids) or len(set(pairs)) < len(pairs):
         return None
     match = index.match(subjects)
-    lead = _Lead(match.images, f"names of images ({match.style.says})") if match.num_found >= NEARLY * len(subjects) else None
-    lead = lead or _several(subjects, index) or _linked(subjects, index, [source for source in sources if source.role != "sample"])
+    lead = (
+        _Lead(match.images, f"names of images ({match.style.says})")
+        if match.num_found >= NEARLY * len(subjects)
+        else None
+    )
+    lead = (
+        lead
+        or _several(subjects, index)
+        or _linked(subjects, index, [source for source in sources if source.role != "sample"])
+    )
     if lead is None:
         return None
     images = dict(zip(subjects, lead.images, strict=True))
     says = f"rows are <id>_<label> with {len(labels)} labels; {lead.says}"
     return _Lead(
-        tuple(images[subject] for subject, _ in pairs), says, tuple(subject for subject, _ in pairs), tuple(label for _, label in pairs)
+        tuple(images[subject] for subject, _ in pairs),
+        says,
+        tuple(subject for subject, _ in pairs),
+        tuple(label for _, label in pairs),
     )
 
 
@@ -111,7 +126,9 @@ def _split(text: str, known: Sequence[str]) -> tuple[str, str]:
     return ("", "") if known else (head, tail)
 
 
-def linked_images(ids: Sequence[str], index: ImageIndex, sources: Sequence[Source]) -> tuple[tuple[str, ...], ...] | None:
+def linked_images(
+    ids: Sequence[str], index: ImageIndex, sources: Sequence[Source]
+) -> tuple[tuple[str, ...], ...] | None:
     """Return the images of each id through one of `sources` that links ids to images; None if none does."""
     lead = _linked([text.strip() for text in ids], index, sources)
     return lead.images if lead else None
@@ -135,7 +152,9 @@ def _linked(ids: Sequence[str], index: ImageIndex, sources: Sequence[Source]) ->
     return best[1] if best else None
 
 
-def _through(ids: Sequence[str], keys: Sequence[str], table: Table, name: str, rows: Sequence[int], index: ImageIndex) -> _Lead | None:
+def _through(
+    ids: Sequence[str], keys: Sequence[str], table: Table, name: str, rows: Sequence[int], index: ImageIndex
+) -> _Lead | None:
     best: tuple[int, str, list[str], Match] | None = None
     for other in table.columns:
         if other == name:
@@ -155,7 +174,9 @@ def _through(ids: Sequence[str], keys: Sequence[str], table: Table, name: str, r
     _, other, cells, match = best
     if long := _labels_of_rows(ids, keys, cells, table, {name, other}, rows):
         image_of = dict(zip(cells, match.images, strict=True))
-        return _Lead(tuple(image_of.get(subject, ()) for subject in long[0]), f" ({other}), several rows each", *long)
+        return _Lead(
+            tuple(image_of.get(subject, ()) for subject in long[0]), f" ({other}), several rows each", *long
+        )
     images: dict[str, dict[str, None]] = {}
     for key, found in zip(keys, match.images, strict=True):
         images.setdefault(key, {}).update(dict.fromkeys(found))
@@ -164,7 +185,12 @@ def _through(ids: Sequence[str], keys: Sequence[str], table: Table, name: str, r
 
 
 def _labels_of_rows(
-    ids: Sequence[str], keys: Sequence[str], cells: Sequence[str], table: Table, used: set[str], rows: Sequence[int]
+    ids: Sequence[str],
+    keys: Sequence[str],
+    cells: Sequence[str],
+    table: Table,
+    used: set[str],
+    rows: Sequence[int],
 ) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """Return subject and label of every id, if a subject has several ids and another column tells them
     apart.

@@ -68,7 +68,10 @@ def find_test_images(
         return _from_sample(folder, sources, sample, index, taken, label_names, required)
     dirs = folder.parts.named("test")
     if len(dirs) > 1:
-        raise UserError(f"{folder.root}: {' and '.join(dirs)} may all be the test images; {hide_command(folder.root, dirs)}")
+        raise UserError(
+            f"{folder.root}: {' and '.join(dirs)} may all be the test images; "
+            f"{hide_command(folder.root, dirs)}"
+        )
     if not dirs:
         if required:
             raise absent(folder, "test images", "expected a folder test/ (or test_images/, ...) with images")
@@ -76,7 +79,11 @@ def find_test_images(
     check_whole(folder, [dirs[0].split("/")[0]])
     images = sorted(index.images, key=lambda image: (natural_key(file_name(image)), image))
     ids, style = short_ids(["test/" + image[len(dirs[0]) + 1 :] for image in images])
-    return TestImages(ids, [(image,) for image in images], source=f"{dirs[0]}/; no sample submission: columns id,label, ids are {style}")
+    return TestImages(
+        ids,
+        [(image,) for image in images],
+        source=f"{dirs[0]}/; no sample submission: columns id,label, ids are {style}",
+    )
 
 
 def form_of(test: TestImages, target: Target | None, metric: str | None) -> SubmissionForm | None:
@@ -84,7 +91,9 @@ def form_of(test: TestImages, target: Target | None, metric: str | None) -> Subm
     target, metric = target or multiclass(()), metric or "accuracy"
     if test.sample and test.resolved:
         resolved = test.resolved
-        return recognise(test.sample.table, resolved.id_column, target, metric, resolved.subjects, resolved.row_labels)
+        return recognise(
+            test.sample.table, resolved.id_column, target, metric, resolved.subjects, resolved.row_labels
+        )
     return made_up(target, metric, tuple(test.ids)) if test.ids else None
 
 
@@ -98,7 +107,9 @@ def sample_evidence(test: TestImages) -> SampleEvidence | None:
     return SampleEvidence(test.sample.name, columns, cells, test.resolved.row_labels)
 
 
-def check_classes(test: TestImages, target: Target | None, form: SubmissionForm | None, asked: Asked) -> list[str]:
+def check_classes(
+    test: TestImages, target: Target | None, form: SubmissionForm | None, asked: Asked
+) -> list[str]:
     """Check the classes of the sample submission; returns notes on values that are no classes of the training
     data.
 
@@ -107,7 +118,14 @@ def check_classes(test: TestImages, target: Target | None, form: SubmissionForm 
             labels.
     """
     sample = sample_evidence(test)
-    if sample is None or target is None or not target.names or target.kind != "multiclass" or sample.labels or test.sample is None:
+    if (
+        sample is None
+        or target is None
+        or not target.names
+        or target.kind != "multiclass"
+        or sample.labels
+        or test.sample is None
+    ):
         return []
     path = test.sample.table.path
     if len(sample.columns) > 1:
@@ -124,8 +142,9 @@ def check_classes(test: TestImages, target: Target | None, form: SubmissionForm 
     what = f"labels {quoted(unknown)} are no classes of the training data{nearest(unknown[0], target.names)}"
     if right * 2 > sum(count for value, count in values.items() if value) and asked.kind != "multiclass":
         raise UserError(
-            f"{path}: most values of column {sample.columns[0]!r} are classes of the training data, but its {what}: an image of a class that "
-            "is not trained cannot be predicted; complete the training data, or accept it with --target multiclass"
+            f"{path}: most values of column {sample.columns[0]!r} are classes of the training data, but its "
+            f"{what}: an image of a class that is not trained cannot be predicted; complete the training "
+            "data, or accept it with --target multiclass"
         )
     return [f"its {what} and taken as placeholders"]
 
@@ -133,9 +152,15 @@ def check_classes(test: TestImages, target: Target | None, form: SubmissionForm 
 def _column_problems(columns: Sequence[str], class_names: Sequence[str]) -> list[str]:
     extra = [name for name in columns if name not in class_names]
     missing = [name for name in class_names if name not in columns]
-    problems = [f"the column {name!r} is no class of the training data{nearest(name, missing or class_names)}" for name in extra]
+    problems = [
+        f"the column {name!r} is no class of the training data{nearest(name, missing or class_names)}"
+        for name in extra
+    ]
     if missing:
-        problems.append(f"{counted(len(missing), 'class', 'classes')} of the training data without a column: {quoted(missing)}")
+        problems.append(
+            f"{counted(len(missing), 'class', 'classes')} of the training data without a column: "
+            f"{quoted(missing)}"
+        )
     return problems
 
 
@@ -166,10 +191,22 @@ def _from_sample(
     what = columns[0] if len(columns) == 1 else f"{len(columns)} columns"
     if not resolved.num_found and not index.images:
         if required:
-            raise absent(folder, "test images", f"expected a folder test/ (or test_images/, ...) with the images of {sample.name}")
-        return TestImages(ids, sample=sample, resolved=resolved, source=f"no images of {sample.name} found; needed for predictions only")
+            raise absent(
+                folder,
+                "test images",
+                f"expected a folder test/ (or test_images/, ...) with the images of {sample.name}",
+            )
+        return TestImages(
+            ids,
+            sample=sample,
+            resolved=resolved,
+            source=f"no images of {sample.name} found; needed for predictions only",
+        )
     _check_images(sample, resolved, index)
-    used = sorted({image.rpartition("/")[0].split("/")[0] for images in resolved.images for image in images} - {""}, key=natural_key)
+    used = sorted(
+        {image.rpartition("/")[0].split("/")[0] for images in resolved.images for image in images} - {""},
+        key=natural_key,
+    )
     notes = [f"images in {', '.join(f'{name}/' for name in used) or 'the data folder'}, {resolved.says}"]
     part = [image for image in folder.of_part("test") if image.split("/")[0] in used]
     predicted = {image for images in resolved.images for image in images}
@@ -184,15 +221,25 @@ def _check_images(sample: Source, resolved: Resolved, index: ImageIndex) -> None
     table = sample.table
     ids = table.column(resolved.id_column)
     if resolved.match:
-        problems = resolved.match.problems(ids, table.lines, index, f"images look like {quoted(index.images[:2])}")
+        problems = resolved.match.problems(
+            ids, table.lines, index, f"images look like {quoted(index.images[:2])}"
+        )
         rows: dict[str, list[int]] = {}
         for line, images in zip(table.lines, resolved.images, strict=True):
             rows.setdefault(images[0] if len(images) == 1 else "", []).append(line)
-        shared = [f"{numbered(lines)}: all mean {image}" for image, lines in rows.items() if image and len(lines) > 1]
+        shared = [
+            f"{numbered(lines)}: all mean {image}"
+            for image, lines in rows.items()
+            if image and len(lines) > 1
+        ]
         problems += capped(shared, "images are meant by several ids")
     else:
         missing = [row for row, images in enumerate(resolved.images) if not images]
         shown = quoted(ids[row] for row in missing)
         where = numbered(table.lines[row] for row in missing)
-        problems = [f"{where}: {counted(len(missing), 'id')} without an image ({resolved.says}): {shown}"] if missing else []
+        problems = (
+            [f"{where}: {counted(len(missing), 'id')} without an image ({resolved.says}): {shown}"]
+            if missing
+            else []
+        )
     raise_all(problems, f"{table.path} and the test images do not fit:")

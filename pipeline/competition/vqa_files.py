@@ -72,7 +72,10 @@ def load_questions(path: Path) -> dict[str, Question]:
             continue
         if question_id in questions:
             first = questions[question_id].place
-            problems.add("ids occur several times", f"entries {first} and {place}: the question_id {question_id} occurs twice")
+            problems.add(
+                "ids occur several times",
+                f"entries {first} and {place}: the question_id {question_id} occurs twice",
+            )
         else:
             questions[question_id] = Question(question_id, image, text, place)
     raise_all(problems.lines(), f"{path}:")
@@ -101,13 +104,21 @@ def load_annotations(path: Path) -> dict[str, Answered]:
         if question_id is None or answer is None:
             continue
         if not answer.strip():
-            problems.add("entries have an empty answer", f"entry {place} (question_id {question_id}): the answer is empty")
+            problems.add(
+                "entries have an empty answer",
+                f"entry {place} (question_id {question_id}): the answer is empty",
+            )
         elif question_id in annotations:
-            problems.add("ids occur several times", f"entry {place}: the question_id {question_id} occurred before")
+            problems.add(
+                "ids occur several times", f"entry {place}: the question_id {question_id} occurred before"
+            )
         else:
             kind, image = entry.get("answer_type"), entry.get("image_id")
             annotations[question_id] = Answered(
-                answer, answers, kind if isinstance(kind, str) else None, None if image is None else str(image).strip()
+                answer,
+                answers,
+                kind if isinstance(kind, str) else None,
+                None if image is None else str(image).strip(),
             )
     raise_all(problems.lines(), f"{path}:")
     return annotations
@@ -121,12 +132,16 @@ def load_results(path: Path) -> dict[str, tuple[int, str]]:
     """
     problems, results = Problems(), {}
     for place, entry in _entries(path, None, problems):
-        question_id, answer = _id_of(entry, "question_id", place, problems), _text_of(entry, "answer", place, problems)
+        question_id, answer = (
+            _id_of(entry, "question_id", place, problems),
+            _text_of(entry, "answer", place, problems),
+        )
         if question_id is None or answer is None:
             continue
         if question_id in results:
             problems.add(
-                "ids occur several times", f"entries {results[question_id][0]} and {place}: the question_id {question_id} occurs twice"
+                "ids occur several times",
+                f"entries {results[question_id][0]} and {place}: the question_id {question_id} occurs twice",
             )
         results[question_id] = place, answer
     raise_all(problems.lines(), f"{path}:")
@@ -163,8 +178,16 @@ def load_json(path: Path) -> Any:
         raise UserError(f"{path} is not UTF-8 (byte {error.start:,}): download or save it again") from None
     except json.JSONDecodeError as error:
         size = len(text)
-        what = "it is empty" if not text.strip() else f"line {error.lineno}, character {error.colno}: {error.msg}"
-        cut = "; it ends too early, as an interrupted download does: download it again" if error.pos >= size - 1 else ""
+        what = (
+            "it is empty"
+            if not text.strip()
+            else f"line {error.lineno}, character {error.colno}: {error.msg}"
+        )
+        cut = (
+            "; it ends too early, as an interrupted download does: download it again"
+            if error.pos >= size - 1
+            else ""
+        )
         raise UserError(f"{path} is not valid JSON: {what}{cut}") from None
     except (RecursionError, ValueError) as error:  # nested very deeply, or a number with thousands of digits
         raise UserError(f"{path} is not valid JSON: {str(error) or 'nested too deeply'}") from None
@@ -177,7 +200,11 @@ def _entries(path: Path, key: str | None, problems: Problems) -> Iterator[tuple[
     loaded = load_json(path)
     if key is not None:
         if not isinstance(loaded, dict) or not isinstance(loaded.get(key), list):
-            what = f"keys {', '.join(map(repr, list(loaded)[:6]))}" if isinstance(loaded, dict) else f"a {type(loaded).__name__}"
+            what = (
+                f"keys {', '.join(map(repr, list(loaded)[:6]))}"
+                if isinstance(loaded, dict)
+                else f"a {type(loaded).__name__}"
+            )
             near = nearest(key, loaded) if isinstance(loaded, dict) else ""
             raise UserError(f'{path}: {what} found; expected {{"{key}": [...]}} as in VQA v2{near}')
         loaded = loaded[key]
@@ -188,7 +215,10 @@ def _entries(path: Path, key: str | None, problems: Problems) -> Iterator[tuple[
         if isinstance(entry, dict):
             yield place, entry
         else:
-            problems.add("entries are no objects", f"entry {place} is a {type(entry).__name__}, not an object with keys")
+            problems.add(
+                "entries are no objects",
+                f"entry {place} is a {type(entry).__name__}, not an object with keys",
+            )
 
 
 def _id_of(entry: dict[str, Any], key: str, place: int, problems: Problems) -> str | None:
@@ -197,7 +227,9 @@ def _id_of(entry: dict[str, Any], key: str, place: int, problems: Problems) -> s
         return str(value)
     if isinstance(value, str) and value.strip() and _is_text(value):
         return value.strip()
-    problems.add(f"entries have no {key}", f"entry {place}: {_says(entry, key)}; a number or a text is needed")
+    problems.add(
+        f"entries have no {key}", f"entry {place}: {_says(entry, key)}; a number or a text is needed"
+    )
     return None
 
 
@@ -207,18 +239,27 @@ def _text_of(entry: dict[str, Any], key: str, place: int, problems: Problems) ->
         return value
     if type(value) in (int, float):  # an answer such as 2
         return str(value)
-    problems.add(f"entries have no {key}", f"entry {place}{_named(entry)}: {_says(entry, key)}; a text is needed")
+    problems.add(
+        f"entries have no {key}", f"entry {place}{_named(entry)}: {_says(entry, key)}; a text is needed"
+    )
     return None
 
 
 def _answers_of(entry: dict[str, Any], place: int, problems: Problems) -> tuple[str, ...]:
     """Return the annotators' answers; the file has `[{"answer": "yes"}, ...]` or plain texts."""
     given = entry.get("answers", [])
-    answers = [item.get("answer") if isinstance(item, dict) else item for item in given] if isinstance(given, list) else [None]
+    answers = (
+        [item.get("answer") if isinstance(item, dict) else item for item in given]
+        if isinstance(given, list)
+        else [None]
+    )
     answers = [str(answer) if type(answer) in (int, float) else answer for answer in answers]
     if all(isinstance(answer, str) and _is_text(answer) for answer in answers):
         return tuple(answers)
-    problems.add("entries have unreadable answers", f'entry {place}{_named(entry)}: answers is not a list of {{"answer": text}}')
+    problems.add(
+        "entries have unreadable answers",
+        f'entry {place}{_named(entry)}: answers is not a list of {{"answer": text}}',
+    )
     return ()
 
 

@@ -56,7 +56,11 @@ class _Part:
     form: SubmissionForm | None = None
 
     def lines(self, name: str) -> list[str]:
-        return [f"{name}: {self.says}", *([f"{name}: {'; '.join(self.notes)}"] if self.notes else [])] if self.says else []
+        return (
+            [f"{name}: {self.says}", *([f"{name}: {'; '.join(self.notes)}"] if self.notes else [])]
+            if self.says
+            else []
+        )
 
 
 def is_vqa(folder: DataFolder) -> bool:
@@ -88,13 +92,23 @@ def read_vqa(
         train = _read_train(folder, chosen, id_column, label_column, skip_bad_images)
         unused = [source.questions.name for source in sources if source.annotations and source is not chosen]
         if unused:
-            train.notes.append(f"{listed(unused)} not used: validation rows are taken from the training images (data.val_fraction)")
+            train.notes.append(
+                f"{listed(unused)} not used: validation rows are taken from the training images "
+                "(data.val_fraction)"
+            )
     if need == "train" and all(source.annotations for source in sources):
         test.says = "none found; needed for predictions only"
     else:
         test = _read_test_if_needed(folder, sources, sample, id_column, needed=need != "train")
     return Competition(
-        folder.root, tuple(train.rows), tuple(test.rows), None, None, test.form, (*train.lines("train"), *test.lines("test")), "vqa"
+        folder.root,
+        tuple(train.rows),
+        tuple(test.rows),
+        None,
+        None,
+        test.form,
+        (*train.lines("train"), *test.lines("test")),
+        "vqa",
     )
 
 
@@ -104,13 +118,20 @@ def read_vqa(
 def _json_files(folder: DataFolder, word: str) -> list[str]:
     """Return JSON files with `word` in their name, in the data folder and in sub-folders without images."""
     inner = [name for name, found in folder.scans.items() if name and not found.images]
-    nested = [f"{name}/{entry.name}" for name in inner for entry in list_folder(folder.root, name)[1] if suffix_of(entry.name) == ".json"]
+    nested = [
+        f"{name}/{entry.name}"
+        for name in inner
+        for entry in list_folder(folder.root, name)[1]
+        if suffix_of(entry.name) == ".json"
+    ]
     return [path for path in (*folder.json_files, *sorted(nested)) if word in file_name(path).lower()]
 
 
 def _split_of(path: str) -> str:
     words = re.split(r"[_\s.]+", file_name(path).lower())[:-1]
-    return "-".join(word for word in words if word not in NO_SPLIT and not word.startswith(("question", "annotation")))
+    return "-".join(
+        word for word in words if word not in NO_SPLIT and not word.startswith(("question", "annotation"))
+    )
 
 
 def _sources(folder: DataFolder, orphans: bool) -> list[_Source]:
@@ -128,11 +149,15 @@ def _sources(folder: DataFolder, orphans: bool) -> list[_Source]:
     for split, (ask, answer) in by_split.items():
         for names in (ask, answer):
             if len(names) > 1:
-                problems.append(f"{' and '.join(names)} may both be meant for {split or 'all'}; {hide_command(folder.root, names)}")
+                problems.append(
+                    f"{' and '.join(names)} may both be meant for {split or 'all'}; "
+                    f"{hide_command(folder.root, names)}"
+                )
         if not ask and not orphans:
             expected = file_name(answer[0]).replace("annotations", "questions")
             problems.append(
-                f"{answer[0]} has no questions: expected a file like {expected} beside it{nearest(expected, map(file_name, asked))}"
+                f"{answer[0]} has no questions: expected a file like {expected} beside "
+                f"it{nearest(expected, map(file_name, asked))}"
             )
         elif ask:
             sources.append(_Source(split, folder.root / ask[0], folder.root / answer[0] if answer else None))
@@ -145,13 +170,20 @@ def _train_source(folder: DataFolder, sources: Sequence[_Source]) -> _Source:
     if not answered:
         names = listed(source.questions.name for source in sources)
         raise UserError(
-            f"{folder.root}: {names}, but no answers to train on: expected an annotations file such as v2_mscoco_train2014_annotations.json"
-            ", or train.csv with columns image, question, answer"
+            f"{folder.root}: {names}, but no answers to train on: expected an annotations file such as "
+            "v2_mscoco_train2014_annotations.json, or train.csv with columns image, question, answer"
         )
-    chosen = [source for source in answered if re.search(r"\btrain", source.split)] if len(answered) > 1 else answered
+    chosen = (
+        [source for source in answered if re.search(r"\btrain", source.split)]
+        if len(answered) > 1
+        else answered
+    )
     if len(chosen) != 1:
         names = [source.annotations.name for source in chosen or answered if source.annotations]
-        raise UserError(f"{folder.root}: {' and '.join(names)} may all be the training answers; {hide_command(folder.root, names)}")
+        raise UserError(
+            f"{folder.root}: {' and '.join(names)} may all be the training answers; "
+            f"{hide_command(folder.root, names)}"
+        )
     return chosen[0]
 
 
@@ -161,21 +193,31 @@ def _test_source(folder: DataFolder, sources: Sequence[_Source]) -> _Source:
     if len(asked) > 1:
         names = [source.questions.name for source in asked]
         raise UserError(
-            f"{folder.root}: {' and '.join(names)} have no annotations, each may be the test; {hide_command(folder.root, names)}"
+            f"{folder.root}: {' and '.join(names)} have no annotations, each may be the test; "
+            f"{hide_command(folder.root, names)}"
         )
     if asked:
         return asked[0]
     example = sources[-1]
     if example.is_table:
-        raise UserError(f"{folder.root}: no questions to predict: expected test.csv with columns image, question and, where it has one, id")
-    settle = f"; to predict {example.split or 'these'}, hide its answers: {mv_command(example.annotations)}" if example.annotations else ""
+        raise UserError(
+            f"{folder.root}: no questions to predict: expected test.csv with columns image, question and, "
+            "where it has one, id"
+        )
+    settle = (
+        f"; to predict {example.split or 'these'}, hide its answers: {mv_command(example.annotations)}"
+        if example.annotations
+        else ""
+    )
     raise UserError(f"{folder.root}: no questions to predict: every questions file has annotations{settle}")
 
 
 # ---- rows ----
 
 
-def _read_train(folder: DataFolder, source: _Source, id_column: str | None, label_column: str | None, skip: bool) -> _Part:
+def _read_train(
+    folder: DataFolder, source: _Source, id_column: str | None, label_column: str | None, skip: bool
+) -> _Part:
     index = ImageIndex(folder, images_of(folder, source.split))
     assert source.annotations
     if source.is_table:
@@ -184,9 +226,16 @@ def _read_train(folder: DataFolder, source: _Source, id_column: str | None, labe
         )
     else:
         questions, answers = load_questions(source.questions), load_annotations(source.annotations)
-        columns = [f"data.{name}" for name, value in (("id_column", id_column), ("label_column", label_column)) if value]
+        columns = [
+            f"data.{name}"
+            for name, value in (("id_column", id_column), ("label_column", label_column))
+            if value
+        ]
         notes = [f"{' and '.join(columns)} not used: for tables only"] if columns else []
-        raise_all(_disagreements(questions, answers), f"{source.annotations} and {source.questions.name} do not fit:")
+        raise_all(
+            _disagreements(questions, answers),
+            f"{source.annotations} and {source.questions.name} do not fit:",
+        )
     empty = [question for question in questions.values() if not question.text.strip()]
     where = listed(f"entry {question.place} (question_id {question.id})" for question in empty)
     raise_all([f"{where}: the question is empty; remove the entry"] if empty else [], f"{source.questions}:")
@@ -198,11 +247,20 @@ def _read_train(folder: DataFolder, source: _Source, id_column: str | None, labe
     advice = "add the images, or train without these questions: --set data.skip_bad_images=true"
     missing, several = image_problems(asked, found, source.place, index, advice)
     raise_all(([] if skip else missing) + several, f"{source.questions}:")
-    rows = [_row(folder.root, question, found[question.image][0], answers[question.id]) for question in asked if found[question.image]]
+    rows = [
+        _row(folder.root, question, found[question.image][0], answers[question.id])
+        for question in asked
+        if found[question.image]
+    ]
     if not rows:
-        raise UserError(f"{source.questions}: none of {counted(len(asked), 'question')} has its image; {advice.split(',')[0]}")
+        raise UserError(
+            f"{source.questions}: none of {counted(len(asked), 'question')} has its image; "
+            f"{advice.split(',')[0]}"
+        )
     if len(rows) < len(asked):
-        notes.append(f"{counted(len(asked) - len(rows), 'question')} left out: image missing (data.skip_bad_images)")
+        notes.append(
+            f"{counted(len(asked) - len(rows), 'question')} left out: image missing (data.skip_bad_images)"
+        )
     num_answers = counted(len({row.label for row in rows}), "different answer")
     return _Part(rows, f"{_counts(rows)}, {num_answers} ({source.files})", notes)
 
@@ -215,25 +273,36 @@ def _read_test_if_needed(
     except UserError as error:
         if needed:
             raise
-        return _Part(says="not used, and not needed here: " + " ".join(line.strip(" -") for line in str(error).splitlines()[:2]))
+        return _Part(
+            says="not used, and not needed here: "
+            + " ".join(line.strip(" -") for line in str(error).splitlines()[:2])
+        )
 
 
 def _read_test(folder: DataFolder, source: _Source, sample: Table | None, id_column: str | None) -> _Part:
     index = ImageIndex(folder, images_of(folder, source.split))
     if source.is_table:
-        questions, _, notes = load_question_table(source.questions, index, id_column=id_column, with_answers=False, sample=sample)
+        questions, _, notes = load_question_table(
+            source.questions, index, id_column=id_column, with_answers=False, sample=sample
+        )
     else:
         questions, notes = load_questions(source.questions), []
     form, how = _form(questions, sample, source)
     asked = [questions[question_id.strip()] for question_id in form.row_ids]
     if len(asked) < len(questions):
-        notes.append(f"{counted(len(questions) - len(asked), 'question')} of {source.questions.name} not asked for, not predicted")
+        notes.append(
+            f"{counted(len(questions) - len(asked), 'question')} of {source.questions.name} not asked for, "
+            "not predicted"
+        )
     found = find_images(index, asked)
     missing, several = image_problems(asked, found, source.place, index, "add the images")
     raise_all(missing + several, f"{source.questions}:")
     empty = [question.id for question in asked if not question.text.strip()]
     if empty:
-        notes.append(f"{counted(len(empty), 'empty question')}, answered from the image alone: question_id {listed(empty)}")
+        notes.append(
+            f"{counted(len(empty), 'empty question')}, answered from the image alone: question_id "
+            f"{listed(empty)}"
+        )
     rows = [_row(folder.root, question, found[question.image][0], None) for question in asked]
     return _Part(rows, f"{_counts(rows)} ({source.files}); {how}", notes, form)
 
@@ -242,7 +311,15 @@ def _row(root: Path, question: Question, image: str, answered: Answered | None) 
     if answered is None:
         return Row(question.id, root / image, None, question.text, image_id=question.image)
     label = answered.answer.strip()
-    return Row(question.id, root / image, label, question.text, answered.answers, answered.answer_type, question.image)
+    return Row(
+        question.id,
+        root / image,
+        label,
+        question.text,
+        answered.answers,
+        answered.answer_type,
+        question.image,
+    )
 
 
 def _counts(rows: Sequence[Row]) -> str:
@@ -256,18 +333,24 @@ def _disagreements(questions: Mapping[str, Question], answers: Mapping[str, Answ
     if unasked:
         share = f"{len(unasked):,} of {counted(len(answers), 'annotation')}"
         hint = "; are the two files of the same split and version?" if len(unasked) > len(answers) / 2 else ""
-        problems.append(f"{share} without a question: question_id {listed(unasked)}; take them out, or add the questions{hint}")
+        problems.append(
+            f"{share} without a question: question_id {listed(unasked)}; take them out, or add the "
+            f"questions{hint}"
+        )
     other = []
     for question_id, answered in answers.items():
         question = questions.get(question_id)
         if question and answered.image is not None and answered.image != question.image:
             other.append(
-                f"question_id {question_id}: about image_id {question.image} (entry {question.place}), annotated for {answered.image}"
+                f"question_id {question_id}: about image_id {question.image} (entry {question.place}), "
+                f"annotated for {answered.image}"
             )
     return problems + capped(other, "annotations are about another image than their question")
 
 
-def _form(questions: Mapping[str, Question], sample: Table | None, source: _Source) -> tuple[SubmissionForm, str]:
+def _form(
+    questions: Mapping[str, Question], sample: Table | None, source: _Source
+) -> tuple[SubmissionForm, str]:
     """Return the form of predictions.csv, and its source for messages."""
     if sample is None:
         form = SubmissionForm("label", ("question_id", "answer"), "question_id", tuple(questions), None)
@@ -277,14 +360,17 @@ def _form(questions: Mapping[str, Question], sample: Table | None, source: _Sour
     form = label_form(sample, id_column)
     problems = []
     if len(form.value_columns) != 1:
-        problems.append(f"one column for the answer is needed beside {id_column!r}, it has {quoted(form.value_columns)}")
+        problems.append(
+            f"one column for the answer is needed beside {id_column!r}, it has {quoted(form.value_columns)}"
+        )
     lines = {cell.strip(): line for cell, line in zip(form.row_ids, sample.lines, strict=True)}
     extra = [question_id for question_id in lines if question_id not in questions]
     if extra:
         shown = [f"{question_id!r} in row {lines[question_id]}" for question_id in extra[:MAX_NAMED]]
         more = f" and {len(extra) - MAX_NAMED} more" if len(extra) > MAX_NAMED else ""
         problems.append(
-            f"{len(extra):,} of {counted(len(lines), 'id')} without a question in {source.questions.name}: {', '.join(shown)}{more}"
+            f"{len(extra):,} of {counted(len(lines), 'id')} without a question in {source.questions.name}: "
+            f"{', '.join(shown)}{more}"
         )
     raise_all(problems, f"{sample.path}:")
     return form, f"ids and order from {sample.path.name} ({id_column} -> {form.value_columns[0]})"

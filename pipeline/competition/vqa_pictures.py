@@ -26,8 +26,12 @@ def images_of(folder: DataFolder, split: str) -> list[str]:
     names = {wanted, "".join(year.groups())} - {""} if year else {wanted} - {""}
     every = folder.images(folder.scans)
     if not every:
-        expected = f"{split}/COCO_{split}_000000000001.jpg" if year and year.group(2) else "a folder with the images"
-        raise absent(folder, f"images for the questions of {split or 'the JSON files'}", f"expected {expected}")
+        expected = (
+            f"{split}/COCO_{split}_000000000001.jpg" if year and year.group(2) else "a folder with the images"
+        )
+        raise absent(
+            folder, f"images for the questions of {split or 'the JSON files'}", f"expected {expected}"
+        )
     own = [image for image in every if any(plain_name(part) in names for part in image.split("/")[:-1])]
     if not own and year:
         own = folder.images(folder.named(year.group(1)))
@@ -54,7 +58,11 @@ def find_images(index: ImageIndex, questions: Iterable[Question]) -> dict[str, t
 
 
 def image_problems(
-    questions: Sequence[Question], found: Mapping[str, Sequence[str]], place: str, index: ImageIndex, advice: str
+    questions: Sequence[Question],
+    found: Mapping[str, Sequence[str]],
+    place: str,
+    index: ImageIndex,
+    advice: str,
 ) -> tuple[list[str], list[str]]:
     """List questions without an image, and with several.
 
@@ -64,10 +72,19 @@ def image_problems(
     several = [question for question in questions if len(found[question.image]) > 1]
     problems = []
     if missing:
-        shown = listed(f"{question.image!r} of question_id {question.id} ({place} {question.place})" for question in missing[:MAX_NAMED])
+        shown = listed(
+            f"{question.image!r} of question_id {question.id} ({place} {question.place})"
+            for question in missing[:MAX_NAMED]
+        )
         more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
         look = f"images look like {quoted(index.images[:2])}"
-        problems.append(f"{len(missing):,} of {counted(len(questions), 'question')} without an image: {shown}{more}; {look}; {advice}")
+        problems.append(
+            f"{len(missing):,} of {counted(len(questions), 'question')} without an image: {shown}{more}; "
+            f"{look}; {advice}"
+        )
     first = {question.image: question for question in reversed(several)}
-    twice = [f"{place} {question.place}: {image!r} may be {' or '.join(found[image])}: keep one" for image, question in first.items()]
+    twice = [
+        f"{place} {question.place}: {image!r} may be {' or '.join(found[image])}: keep one"
+        for image, question in first.items()
+    ]
     return problems, capped(twice, "images may be several files")

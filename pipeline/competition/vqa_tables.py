@@ -68,14 +68,25 @@ def load_question_table(
     images = _image_column(table, [name for name in others if name != id_name], index, id_column)
     ids, notes = _ids(table, id_name, sample)
     problems = repeated_ids(rows_of(ids, table.lines))
-    needed = [(images, "image"), *([(asked, "question"), (answer, "answer")] if answer else []), *([(id_name, "id")] if id_name else [])]
+    needed = [
+        (images, "image"),
+        *([(asked, "question"), (answer, "answer")] if answer else []),
+        *([(id_name, "id")] if id_name else []),
+    ]
     for name, what in needed:
         empty = [line for line, cell in zip(table.lines, table.column(name), strict=True) if not cell.strip()]
         problems += [f"{numbered(empty)}: no {what} in column {name!r}"] if empty else []
     raise_all(problems, f"{path}:")
     cells = zip(ids, table.column(images), table.column(asked), table.lines, strict=True)
-    questions = {question_id: Question(question_id, image.strip(), text, line) for question_id, image, text, line in cells}
-    answers = {question_id: Answered(cell) for question_id, cell in zip(ids, table.column(answer), strict=True)} if answer else {}
+    questions = {
+        question_id: Question(question_id, image.strip(), text, line)
+        for question_id, image, text, line in cells
+    }
+    answers = (
+        {question_id: Answered(cell) for question_id, cell in zip(ids, table.column(answer), strict=True)}
+        if answer
+        else {}
+    )
     return questions, answers, notes
 
 
@@ -113,7 +124,10 @@ def _question_id_column(names: Sequence[str], image_column: str | None) -> str |
     """Return `question_id`, or `id` if another column names the image."""
     others = [name for name in names if name.strip() != image_column]
     found = [name for name in others if plain_name(name) in QUESTION_ID_NAMES]
-    if not found and (image_column or any(plain_name(name) in ID_NAMES and plain_name(name) not in ("id", "ids") for name in names)):
+    if not found and (
+        image_column
+        or any(plain_name(name) in ID_NAMES and plain_name(name) not in ("id", "ids") for name in names)
+    ):
         found = [name for name in others if plain_name(name) in ("id", "ids")]
     return found[0] if found else None
 
@@ -135,9 +149,14 @@ def _ids(table: Table, id_name: str | None, sample: Table | None) -> tuple[list[
     if id_name:
         return [cell.strip() for cell in table.column(id_name)], []
     if sample is None:
-        return [str(number) for number in range(1, len(table.cells) + 1)], ["question ids are row numbers, from 1"]
+        return [str(number) for number in range(1, len(table.cells) + 1)], [
+            "question ids are row numbers, from 1"
+        ]
     if len(sample.cells) != len(table.cells):
         counts = f"{counted(len(table.cells), 'question')} and {counted(len(sample.cells), 'id')}"
-        raise UserError(f"{table.path} has no column question_id, and {sample.path.name} cannot give the ids by its order: {counts}")
+        raise UserError(
+            f"{table.path} has no column question_id, and {sample.path.name} cannot give the ids by its "
+            f"order: {counts}"
+        )
     note = f"{table.path.name} has no ids: it takes those of {sample.path.name} row by row"
     return [cell.strip() for cell in sample.column(sample.columns[0])], [note]

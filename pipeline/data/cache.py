@@ -53,7 +53,14 @@ class PictureCache:
     the used bytes are counted together, and each file is checked against its CRC once per run.
     """
 
-    def __init__(self, folder: Path, limit_bytes: int, paths: Sequence[Path], augmentation: Augmentation, rule: Preprocessing) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limit_bytes: int,
+        paths: Sequence[Path],
+        augmentation: Augmentation,
+        rule: Preprocessing,
+    ) -> None:
         self.folder, self.limit_bytes = Path(folder), limit_bytes
         self.paths = {path: number for number, path in enumerate(dict.fromkeys(map(os.path.abspath, paths)))}
         self.crop, self.intensity = random_crop(augmentation, rule), rule.intensity
@@ -64,7 +71,10 @@ class PictureCache:
 
     def describe(self) -> str:
         """Return one line: where the cache is, its limit, and how to turn it off."""
-        return f"decoded images are cached in {self.folder}, at most {human_size(self.limit_bytes)} (--set data.cache_gb=0: no cache)"
+        return (
+            f"decoded images are cached in {self.folder}, at most {human_size(self.limit_bytes)} (--set "
+            "data.cache_gb=0: no cache)"
+        )
 
     def picture(self, path: str | Path) -> Picture:
         """Return the image in `path` from the cache, or decode it and store it if there is room.
@@ -89,7 +99,12 @@ class PictureCache:
             kept[0].close()
             return
         with opened(path) as image:
-            num_bytes = 3 * image.width * image.height // 4 ** self._level(seen_size(image), image.format in REDUCIBLE)
+            num_bytes = (
+                3
+                * image.width
+                * image.height
+                // 4 ** self._level(seen_size(image), image.format in REDUCIBLE)
+            )
             if own and self.used.value + num_bytes < self.limit_bytes:
                 self._decode(image, path)
             else:
@@ -182,7 +197,15 @@ class PictureCache:
             found = os.stat(path)
         except OSError:
             return None
-        identity = (path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, DECODERS, self.intensity)
+        identity = (
+            path,
+            found.st_size,
+            found.st_mtime_ns,
+            found.st_ctime_ns,
+            found.st_ino,
+            DECODERS,
+            self.intensity,
+        )
         return hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
 
     def _path(self, key: str, level: int) -> str:
@@ -249,10 +272,16 @@ def _read_rows(file: FileIO, width: int, top: int, bottom: int) -> np.ndarray:
 
 def cache_folder() -> Path:
     """Return the folder for decoded images of all runs on this machine: in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaggle-image-pipeline" / "pictures"
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        / "kaggle-image-pipeline"
+        / "pictures"
+    )
 
 
-def open_cache(cache_gb: float, paths: Sequence[Path], augmentation: Augmentation, rule: Preprocessing) -> PictureCache | None:
+def open_cache(
+    cache_gb: float, paths: Sequence[Path], augmentation: Augmentation, rule: Preprocessing
+) -> PictureCache | None:
     """Return the cache for recipe key `data.cache_gb`, see `PictureCache`; None when that is 0.
 
     Raises:
@@ -264,5 +293,6 @@ def open_cache(cache_gb: float, paths: Sequence[Path], augmentation: Augmentatio
         return PictureCache(cache_folder(), int(cache_gb * 1e9), paths, augmentation, rule)
     except OSError as error:
         raise UserError(
-            f"data.cache_gb={cache_gb}: {cache_folder()} cannot be used ({error}); set XDG_CACHE_HOME, or cache_gb to 0"
+            f"data.cache_gb={cache_gb}: {cache_folder()} cannot be used ({error}); set XDG_CACHE_HOME, or "
+            "cache_gb to 0"
         ) from None

@@ -72,12 +72,20 @@ class RandomCrop:
         https://github.com/pytorch/vision/blob/main/torchvision/transforms/transforms.py
         """
         left, top, wide, high = self._box(size, generator)
-        return Crop(left, top, wide, high, self.config.horizontal_flip and torch.rand(1, generator=generator).item() < 0.5)
+        return Crop(
+            left,
+            top,
+            wide,
+            high,
+            self.config.horizontal_flip and torch.rand(1, generator=generator).item() < 0.5,
+        )
 
     def _box(self, size: tuple[int, int], generator: torch.Generator) -> tuple[int, int, int, int]:
         width, height = size
         for _ in range(ATTEMPTS):
-            area = width * height * torch.empty(1).uniform_(*self.config.crop_scale, generator=generator).item()
+            area = (
+                width * height * torch.empty(1).uniform_(*self.config.crop_scale, generator=generator).item()
+            )
             ratio = torch.empty(1).uniform_(*self.log_ratio, generator=generator).exp_().item()
             wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < wide <= width and 0 < high <= height:
@@ -119,9 +127,13 @@ class RandomCrop:
         if max(size) > max(rule.width, rule.height) and rule.resample in TORCH_FILTERS:
             # Numpy copies several times faster than torch's resize
             pixels = torch.from_numpy(np.array(patch)[None]).permute(0, 3, 1, 2)
-            pixels = F.interpolate(pixels, (rule.height, rule.width), mode=TORCH_FILTERS[rule.resample], antialias=True)[0]
+            pixels = F.interpolate(
+                pixels, (rule.height, rule.width), mode=TORCH_FILTERS[rule.resample], antialias=True
+            )[0]
         else:  # a small image: Pillow's filter, as in evaluation
-            pixels = to_tensor(Image.fromarray(np.ascontiguousarray(patch)).resize((rule.width, rule.height), rule.resample))
+            pixels = to_tensor(
+                Image.fromarray(np.ascontiguousarray(patch)).resize((rule.width, rule.height), rule.resample)
+            )
         return pixels.flip(-1) if crop.mirrored else pixels
 
 
@@ -130,7 +142,11 @@ def random_crop(config: Augmentation | None, rule: Preprocessing) -> RandomCrop 
 
     None for other augmentations, which need the whole image at its full size.
     """
-    return RandomCrop(config, rule) if config and config.random_resized_crop and not config.rotation_degrees else None
+    return (
+        RandomCrop(config, rule)
+        if config and config.random_resized_crop and not config.rotation_degrees
+        else None
+    )
 
 
 def _halvings(spare: float) -> int:

@@ -76,7 +76,11 @@ class ImageDataset(Dataset):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, number = key
         row = number % len(self)
-        item: dict[str, Any] = {"label": 0 if self.labels is None else self.labels[row], "row": row, "bad": False}
+        item: dict[str, Any] = {
+            "label": 0 if self.labels is None else self.labels[row],
+            "row": row,
+            "bad": False,
+        }
         if self.erasing:
             with _drawing(self._seed(epoch, number, ERASING)):
                 item["erased"] = erased_box(self.erasing, self.rule.height, self.rule.width)
@@ -93,7 +97,10 @@ class ImageDataset(Dataset):
                 item["pixels"] = self.mixing.pixels(item["pixels"], self._pixels(epoch, mix.partner), mix)
                 item["row"] = row
         except BadImage:
-            item |= {"pixels": torch.zeros(3, self.rule.height, self.rule.width, dtype=torch.uint8), "bad": True}
+            item |= {
+                "pixels": torch.zeros(3, self.rule.height, self.rule.width, dtype=torch.uint8),
+                "bad": True,
+            }
         return item
 
     def _pixels(self, epoch: int, number: int) -> torch.Tensor:
@@ -138,7 +145,10 @@ class ImageDataset(Dataset):
             return self.crop.cut(decoded(load_pixels(image, self.crop.level(crop)), size), crop)
 
     def _seed(self, epoch: int, number: int, *draw: int) -> int:
-        return int(np.random.SeedSequence((self.seed, epoch, number, *draw)).generate_state(1, np.uint64)[0]) >> 1
+        return (
+            int(np.random.SeedSequence((self.seed, epoch, number, *draw)).generate_state(1, np.uint64)[0])
+            >> 1
+        )
 
 
 def _image(picture: Picture) -> Image.Image:
@@ -161,7 +171,9 @@ def epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_rows)
 
 
-def cut_turns(num_rows: int, micro_batch_size: int, group_size: int, start: int = 0, processes: int = 1) -> list[list[range]]:
+def cut_turns(
+    num_rows: int, micro_batch_size: int, group_size: int, start: int = 0, processes: int = 1
+) -> list[list[range]]:
     """Cut the positions `start` to `num_rows` into micro-batches that do not cross a multiple of
     `group_size`.
 
@@ -172,13 +184,18 @@ def cut_turns(num_rows: int, micro_batch_size: int, group_size: int, start: int 
     position = start
     while position < num_rows:
         end = min((position // group_size + 1) * group_size, num_rows)
-        parts = [range(first, min(first + micro_batch_size, end)) for first in range(position, end, micro_batch_size)]
+        parts = [
+            range(first, min(first + micro_batch_size, end))
+            for first in range(position, end, micro_batch_size)
+        ]
         turns += [parts[first : first + processes] for first in range(0, len(parts), processes)]
         position = end
     return turns
 
 
-def cut(order: Sequence[int], micro_batch_size: int, group_size: int, start: int = 0, share: tuple[int, int] = ALL) -> list[list[int]]:
+def cut(
+    order: Sequence[int], micro_batch_size: int, group_size: int, start: int = 0, share: tuple[int, int] = ALL
+) -> list[list[int]]:
     """Return micro-batches of rows from position `start` on, see `cut_turns`.
 
     `share`: (r, n) returns those of process r of n.
@@ -188,7 +205,9 @@ def cut(order: Sequence[int], micro_batch_size: int, group_size: int, start: int
     return [[int(order[position]) for position in turn[number]] for turn in turns if number < len(turn)]
 
 
-def make_loader(dataset: ImageDataset, batches: Iterable[list[int]], epoch: int = 0, workers: int = 0) -> Loader:
+def make_loader(
+    dataset: ImageDataset, batches: Iterable[list[int]], epoch: int = 0, workers: int = 0
+) -> Loader:
     """Return a loader of exactly `batches`, in that order.
 
     A batch holds `pixels` (B, 3, H, W) uint8, `label` (B,) int64, `row` (B,) int64, `bad` (B,) bool.
@@ -197,7 +216,9 @@ def make_loader(dataset: ImageDataset, batches: Iterable[list[int]], epoch: int 
     return Loader(dataset, min(workers, len(keys)), IMAGE_TENSORS, batch_sampler=keys)
 
 
-def readable(batches: Iterable[dict[str, torch.Tensor]], paths: Sequence[Path | str]) -> Iterator[dict[str, torch.Tensor]]:
+def readable(
+    batches: Iterable[dict[str, torch.Tensor]], paths: Sequence[Path | str]
+) -> Iterator[dict[str, torch.Tensor]]:
     """Yield `batches`, and check that every image could be decoded. `paths`: the image of each row.
 
     For training and validation, whose images could all be decoded when the run started.

@@ -98,7 +98,9 @@ def check(path: Path) -> None:
         load(image, smallest=1)
 
 
-def find_bad(paths: Sequence[Path], check: Callable[[Path], object] = check, title: str = "checking images") -> dict[int, str]:
+def find_bad(
+    paths: Sequence[Path], check: Callable[[Path], object] = check, title: str = "checking images"
+) -> dict[int, str]:
     """Return {position: reason} of every path for which `check` raises `BadImage`. Uses all cores."""
 
     def problem(path: Path) -> str | None:
@@ -119,7 +121,8 @@ def bad_images_error(bad: dict[Path, str]) -> UserError:
     if len(bad) > 20:
         lines.append(f"  ... and {len(bad) - 20} more")
     count = f"{len(bad)} training image{'s' if len(bad) > 1 else ''}"
-    return UserError("\n".join([f"{count} cannot be decoded; fix them, or train without them: --set data.skip_bad_images=true", *lines]))
+    head = f"{count} cannot be decoded; fix them, or train without them: --set data.skip_bad_images=true"
+    return UserError("\n".join([head, *lines]))
 
 
 def lost_image_error(paths: Sequence[Path]) -> LostImage:
@@ -133,8 +136,9 @@ def lost_image_error(paths: Sequence[Path]) -> LostImage:
         reason = str(bad)
     others = f" (and {len(paths) - 1} more of its batch)" if len(paths) > 1 else ""
     return LostImage(
-        f"{paths[0]} cannot be decoded any more{others}: {reason}. No step was trained or scored without it, and the state is saved: "
-        "restore the images (is their disk still mounted?), then continue with the same command and --resume"
+        f"{paths[0]} cannot be decoded any more{others}: {reason}. No step was trained or scored without it, "
+        "and the state is saved: restore the images (is their disk still mounted?), then continue with the "
+        "same command and --resume"
     )
 
 
@@ -210,7 +214,9 @@ def _over_white(image: Image.Image) -> Image.Image:
     picture, rows = Image.new("RGB", image.size), max(BAND_PIXELS // image.width, 1)
     for top in range(0, image.height, rows):  # in bands: four copies of a whole image would need gigabytes
         whole = rows >= image.height
-        pixels = (image if whole else image.crop((0, top, image.width, min(top + rows, image.height)))).convert("RGBA")
+        pixels = (
+            image if whole else image.crop((0, top, image.width, min(top + rows, image.height)))
+        ).convert("RGBA")
         white = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
         over = Image.alpha_composite(white, pixels).convert("RGB")
         if whole:

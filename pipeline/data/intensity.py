@@ -84,21 +84,35 @@ def find_intensity(paths: Sequence[Path]) -> tuple[Intensity | None, list[str]]:
             if ranges and (low := min(low for low, _ in ranges)) < (high := max(high for _, high in ranges)):
                 ends[kind], seen = (low, high), seen + len(ranges)
     coloured = sum(kind == "colour" for kind in kinds.values())
-    notes = [f"colour images with 16 bits per channel: 0 to 65,535 becomes 0 to 255 ({coloured} of {len(looked)} images checked)"]
+    notes = [
+        f"colour images with 16 bits per channel: 0 to 65,535 becomes 0 to 255 ({coloured} of {len(looked)} "
+        "images checked)"
+    ]
     notes = notes if coloured else []
     if not {"integer", "floating"} & set(kinds.values()):
         return None, notes
     rule = Intensity(**ends)
-    return rule, [f"{rule_in_words(rule, set(kinds.values()))}; one range for all images, from {seen} of them", *notes]
+    return rule, [
+        f"{rule_in_words(rule, set(kinds.values()))}; one range for all images, from {seen} of them",
+        *notes,
+    ]
 
 
 def rule_in_words(rule: Intensity, kinds: Iterable[str] = ("integer", "floating")) -> str:
     """Return `grey of more than 8 bits: 12 is black and 4,080 white, of floats 0 is black ...`, for these
     `kinds`.
     """
-    words = {name: f"{low:,.6g} is black and {high:,.6g} white" for name, (low, high) in vars(rule).items() if name in kinds}
+    words = {
+        name: f"{low:,.6g} is black and {high:,.6g} white"
+        for name, (low, high) in vars(rule).items()
+        if name in kinds
+    }
     floats = [f"of floats {words['floating']}"] if "floating" in words else []
-    return f"grey of more than 8 bits: {', '.join([*([words['integer']] if 'integer' in words else []), *floats])}, NaN and infinity black"
+    return (
+        "grey of more than 8 bits: "
+        f"{', '.join([*([words['integer']] if 'integer' in words else []), *floats])}, NaN and infinity "
+        "black"
+    )
 
 
 def deep_images_without_rule(paths: Sequence[Path], rule: Intensity | None) -> str | None:
@@ -109,7 +123,10 @@ def deep_images_without_rule(paths: Sequence[Path], rule: Intensity | None) -> s
         kinds = set(pool.map(_kind, _spread(list(dict.fromkeys(paths)), DECODED)))
     if not {"integer", "floating"} & kinds:
         return None
-    return f"the model was saved without a range for images of more than 8 bits; {rule_in_words(OWN_RANGES, kinds)}"
+    return (
+        "the model was saved without a range for images of more than 8 bits; "
+        f"{rule_in_words(OWN_RANGES, kinds)}"
+    )
 
 
 def read_record(values: Any) -> Intensity | None:
@@ -118,7 +135,9 @@ def read_record(values: Any) -> Intensity | None:
         ranges = [tuple(float(end) for end in values[kind]) for kind in ("integer", "float")]
     except (TypeError, ValueError, KeyError):
         return None
-    if any(len(ends) != 2 or not abs(ends[0]) + abs(ends[1]) < NO_DATA or ends[0] >= ends[1] for ends in ranges):
+    if any(
+        len(ends) != 2 or not abs(ends[0]) + abs(ends[1]) < NO_DATA or ends[0] >= ends[1] for ends in ranges
+    ):
         return None
     return Intensity(*ranges)
 
@@ -170,4 +189,8 @@ def _ends(path: Path) -> tuple[float, float] | None:
 
 def _spread(paths: Sequence[Path], count: int) -> list[Path]:
     """Return `count` of the paths, evenly spaced; all if there are fewer."""
-    return [paths[len(paths) * number // count] for number in range(count)] if len(paths) > count else list(paths)
+    return (
+        [paths[len(paths) * number // count] for number in range(count)]
+        if len(paths) > count
+        else list(paths)
+    )

@@ -23,7 +23,34 @@ WEBP_ALPHA = 0x10  # in the flags of VP8X; the other flags stand for a profile, 
 # Tags that a decoder needs: size, layout, compression, colours.
 # https://www.awaresystems.be/imaging/tiff/tifftags.html
 TIFF_DECODING = {
-    *(254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 280, 281, 284, 290, 291, 292, 293, 301, 317, 318, 319, 320, 321),
+    *(
+        254,
+        255,
+        256,
+        257,
+        258,
+        259,
+        262,
+        266,
+        273,
+        274,
+        277,
+        278,
+        279,
+        280,
+        281,
+        284,
+        290,
+        291,
+        292,
+        293,
+        301,
+        317,
+        318,
+        319,
+        320,
+        321,
+    ),
     *(
         322,
         323,
@@ -134,7 +161,11 @@ def _webp(content: bytes) -> bytes | None:
     if b"ANMF" in chunks:
         return None
     if not {b"VP8 ", b"VP8L"} & chunks.keys():  # an earlier chunk states a wrong length
-        chunks |= {name: content[place:] for name in (b"ALPH", b"VP8 ", b"VP8L") if (place := content.find(name, 12)) > 0}
+        chunks |= {
+            name: content[place:]
+            for name in (b"ALPH", b"VP8 ", b"VP8L")
+            if (place := content.find(name, 12)) > 0
+        }
         chunks = {name: chunk[: 8 + int.from_bytes(chunk[4:8], "little")] for name, chunk in chunks.items()}
         chunks = {name: chunk + bytes(len(chunk) % 2) for name, chunk in chunks.items()}
     pixels = chunks.get(b"VP8 ") or chunks.get(b"VP8L")

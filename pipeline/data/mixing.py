@@ -38,7 +38,9 @@ class Mixing:
     rows, or one group per class.
     """
 
-    def __init__(self, config: Augmentation, height: int, width: int, num_outputs: int, groups: Sequence[np.ndarray]) -> None:
+    def __init__(
+        self, config: Augmentation, height: int, width: int, num_outputs: int, groups: Sequence[np.ndarray]
+    ) -> None:
         self.mixup, self.cutmix = config.mixup, config.cutmix
         self.height, self.width, self.num_outputs = height, width, num_outputs
         self.groups = groups
@@ -62,7 +64,11 @@ class Mixing:
         half_width, half_height = int(half * self.width), int(half * self.height)
         top, bottom = max(middle_y - half_height, 0), min(middle_y + half_height, self.height)
         left, right = max(middle_x - half_width, 0), min(middle_x + half_width, self.width)
-        return Mix(partner, 1 - (bottom - top) * (right - left) / (self.height * self.width), (top, bottom, left, right))
+        return Mix(
+            partner,
+            1 - (bottom - top) * (right - left) / (self.height * self.width),
+            (top, bottom, left, right),
+        )
 
     def pixels(self, own: torch.Tensor, partner: torch.Tensor, mix: Mix) -> torch.Tensor:
         """Return the mixed image, (3, H, W) uint8, of two images (3, H, W) uint8."""

@@ -37,7 +37,23 @@ REDUCIBLE = ("JPEG", "MPO")  # formats that decode faster at a half, a quarter o
 # Left out are formats that start another program (PostScript) or use other libraries, films, and JPEG 2000,
 # whose decoder crashes the whole process on some damaged files. The format is recognised from the content,
 # not the name.
-FORMATS = ("PNG", *REDUCIBLE, "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "PPM", "TGA", "ICO", "DDS", "PCX", "SGI", "QOI")
+FORMATS = (
+    "PNG",
+    *REDUCIBLE,
+    "GIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "WEBP",
+    "AVIF",
+    "PPM",
+    "TGA",
+    "ICO",
+    "DDS",
+    "PCX",
+    "SGI",
+    "QOI",
+)
 READ_WHOLE = ("WEBP", "AVIF")  # opening these reads the whole file into memory
 SMALL_FILES = (*READ_WHOLE, *REDUCIBLE)  # formats that are small on disk: accepted only up to MAX_READ_BYTES
 
@@ -51,7 +67,18 @@ START_OF_SCAN = b"\xff\xda"
 SCANNED_PIXELS = 2_000_000_000  # scans x pixels: about ten seconds
 # The highest compression of a format: deflate 1,032 bytes per byte; a JPEG needs one bit for each block of 64
 # pixels.
-MAX_RATIO = {"PNG": 1_032, "JPEG": 1_032, "MPO": 1_032, "BMP": 256, "DIB": 256, "PPM": 256, "TGA": 256, "PCX": 256, "SGI": 256, "DDS": 256}
+MAX_RATIO = {
+    "PNG": 1_032,
+    "JPEG": 1_032,
+    "MPO": 1_032,
+    "BMP": 256,
+    "DIB": 256,
+    "PPM": 256,
+    "TGA": 256,
+    "PCX": 256,
+    "SGI": 256,
+    "DDS": 256,
+}
 # Bytes per pixel in Pillow; 4 in other modes
 STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 FILE_BITS = {
@@ -69,7 +96,16 @@ FILE_BITS = {
 
 # Errors of Pillow's decoders and their libraries on damaged files (AVIF: RuntimeError; DDS:
 # NotImplementedError, a subclass).
-DAMAGE = (ValueError, SyntaxError, EOFError, LookupError, TypeError, RuntimeError, ArithmeticError, struct.error)
+DAMAGE = (
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    ArithmeticError,
+    struct.error,
+)
 # Errors that do not come from the image: too many open files, a failing or missing drive.
 OF_THE_SYSTEM = ("EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE", "ENOTCONN", "EREMOTEIO", "ENODEV")
 # Windows lacks some
@@ -104,7 +140,11 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         raise BadImage("no such file") from None
     except Image.UnidentifiedImageError:
         num_bytes = Path(path).stat().st_size
-        large = f"a file of {human_size(num_bytes)} that is not a PNG, TIFF or BMP" if num_bytes > MAX_READ_BYTES else "not an image"
+        large = (
+            f"a file of {human_size(num_bytes)} that is not a PNG, TIFF or BMP"
+            if num_bytes > MAX_READ_BYTES
+            else "not an image"
+        )
         raise BadImage(large if num_bytes else "empty file") from None
     except OSError as error:  # the caller knows the path
         if error.errno in _SYSTEM_NUMBERS:
@@ -214,7 +254,10 @@ def _refuse_giant(image: Image.Image, path: str | Path) -> int:
     if image.format in MAX_RATIO and pixels * bits > 8 * MAX_RATIO[image.format] * file_bytes:
         raise BadImage(f"truncated: {file_bytes:,} bytes cannot hold {size}")
     if num_bytes > MAX_DECODED_BYTES:
-        raise BadImage(f"{size} would need {human_size(num_bytes)} to decode; the limit is {human_size(MAX_DECODED_BYTES)}")
+        raise BadImage(
+            f"{size} would need {human_size(num_bytes)} to decode; the limit is "
+            f"{human_size(MAX_DECODED_BYTES)}"
+        )
     return num_bytes
 
 

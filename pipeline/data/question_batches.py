@@ -42,7 +42,9 @@ class QuestionDataset(Dataset):
     ) -> None:
         self.images, self.image_of_row = images, np.asarray(image_of_row, dtype=np.int64)
         self.token_ids, self.pad_id = token_ids, pad_id
-        self.labels = np.zeros(len(token_ids), dtype=np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
+        self.labels = (
+            np.zeros(len(token_ids), dtype=np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
+        )
         self._kept: dict[int, dict[str, Any]] = {}
         self.picture_features: torch.Tensor | None = None
         self.question_features: torch.Tensor | None = None
@@ -54,14 +56,25 @@ class QuestionDataset(Dataset):
         epoch, rows = key
         images, image_index = np.unique(self.image_of_row[rows], return_inverse=True)
         index = torch.from_numpy(image_index)
-        batch = {"image_index": index, "label": torch.from_numpy(self.labels[rows]), "row": torch.tensor(rows)}
+        batch = {
+            "image_index": index,
+            "label": torch.from_numpy(self.labels[rows]),
+            "row": torch.tensor(rows),
+        }
         if self.picture_features is not None:
-            batch |= {"picture": self.picture_features[images], "bad": torch.zeros(len(rows), dtype=torch.bool)}
+            batch |= {
+                "picture": self.picture_features[images],
+                "bad": torch.zeros(len(rows), dtype=torch.bool),
+            }
         else:
             pictures = [self._picture(epoch, int(image)) for image in images]
             bad = torch.tensor([picture["bad"] for picture in pictures])[index]
             batch |= {"pixels": torch.stack([picture["pixels"] for picture in pictures]), "bad": bad}
-        return batch | (self.tokens(rows) if self.question_features is None else {"question": self.question_features[rows]})
+        return batch | (
+            self.tokens(rows)
+            if self.question_features is None
+            else {"question": self.question_features[rows]}
+        )
 
     def tokens(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return input_ids and attention_mask (B, T) int64 of the questions `rows`, padded to the longest."""
@@ -103,7 +116,9 @@ def picture_order(image_of_row: Sequence[int]) -> np.ndarray:
     return np.argsort(np.asarray(image_of_row), kind="stable")
 
 
-def make_question_loader(dataset: QuestionDataset, batches: Iterable[list[int]], epoch: int = 0, workers: int = 0) -> Loader:
+def make_question_loader(
+    dataset: QuestionDataset, batches: Iterable[list[int]], epoch: int = 0, workers: int = 0
+) -> Loader:
     """Return a loader of exactly `batches` (lists of rows), in that order.
 
     See `QuestionDataset` for the contents.

@@ -46,5 +46,9 @@ def trained_prior(shares: np.ndarray, recipe: Recipe) -> np.ndarray:
         return (known / known.sum()).astype(np.float32)
     if not recipe.optimizer.logit_adjustment:
         return shares
-    left = np.where(shares > 0, np.clip(shares, 1e-12, None).astype(np.float64) ** (1 - recipe.optimizer.logit_adjustment), 0)
+    left = np.where(
+        shares > 0,
+        np.clip(shares, 1e-12, None).astype(np.float64) ** (1 - recipe.optimizer.logit_adjustment),
+        0,
+    )
     return (left / left.sum()).astype(np.float32)

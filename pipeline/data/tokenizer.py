@@ -17,7 +17,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline.errors import UserError
 
-SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
 MAX_WORDS = 30_000  # about the size of BERT's vocabulary
 
 
@@ -35,7 +41,11 @@ class QuestionTokenizer:
 
     def encode(self, questions: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each question with special tokens, at most `max_tokens`; not padded."""
-        return self.tokenizer(list(questions), truncation=True, max_length=self.max_tokens)["input_ids"] if questions else []
+        return (
+            self.tokenizer(list(questions), truncation=True, max_length=self.max_tokens)["input_ids"]
+            if questions
+            else []
+        )
 
     def notes(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
         """Return notes for the user: how long the questions are, how many were cut, and a warning about
@@ -44,12 +54,19 @@ class QuestionTokenizer:
         cut = sum(len(ids) >= self.max_tokens for ids in token_ids)
         pieces = sum(len(ids) for ids in token_ids)
         unknown = sum(list(ids).count(self.tokenizer.unk_token_id) for ids in token_ids)
-        notes = [f"questions: {max(map(len, token_ids), default=0)} tokens at most, {len(self.tokenizer):,} in the vocabulary"]
+        notes = [
+            f"questions: {max(map(len, token_ids), default=0)} tokens at most, {len(self.tokenizer):,} in "
+            "the vocabulary"
+        ]
         if cut:
-            notes.append(f"{cut:,} questions reach the limit of {self.max_tokens} tokens and are cut (data.max_question_tokens)")
+            notes.append(
+                f"{cut:,} questions reach the limit of {self.max_tokens} tokens and are cut "
+                "(data.max_question_tokens)"
+            )
         if pieces and unknown / pieces > 0.05:
             notes.append(
-                f"WARNING: {unknown / pieces:.0%} of the questions' tokens are unknown to the text model: was it made for this language?"
+                f"WARNING: {unknown / pieces:.0%} of the questions' tokens are unknown to the text model: "
+                "was it made for this language?"
             )
         return notes
 
@@ -67,9 +84,14 @@ def load_tokenizer(source: str, max_tokens: int) -> QuestionTokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
     except Exception as error:  # many kinds, depending on format and version
-        raise UserError(f"text_backbone {source}: its tokenizer cannot be loaded: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(
+            f"text_backbone {source}: its tokenizer cannot be loaded: {' '.join(str(error).split())[:200]}"
+        ) from error
     if tokenizer.pad_token_id is None:
-        raise UserError(f"text_backbone {source}: its tokenizer has no padding token; use an encoder such as google-bert/bert-base-uncased")
+        raise UserError(
+            f"text_backbone {source}: its tokenizer has no padding token; use an encoder such as "
+            "google-bert/bert-base-uncased"
+        )
     return QuestionTokenizer(tokenizer, max_tokens)
 
 
@@ -80,7 +102,9 @@ def build_tokenizer(questions: Sequence[str], max_tokens: int) -> QuestionTokeni
     Words that are not in `questions` are split into letters.
     """
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    words = Counter(word for text in questions for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    words = Counter(
+        word for text in questions for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    )
     letters = sorted({*ascii_lowercase, *digits, *(letter for word in words for letter in word)})
     frequent = sorted(words, key=lambda word: (-words[word], word))[:MAX_WORDS]
     pieces = dict.fromkeys([*SPECIAL.values(), *letters, *(f"##{letter}" for letter in letters), *frequent])

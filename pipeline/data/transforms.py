@@ -189,8 +189,18 @@ def _impossible_values(values: dict[str, Any]) -> list[str]:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e9 < value < 1e9
 
     def is_size(value: Any, named: tuple[set[str], ...]) -> bool:
-        sides = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list) else [value]
-        complete = value.keys() in named if isinstance(value, dict) else len(sides) == (2 if isinstance(value, list) else 1)
+        sides = (
+            list(value.values())
+            if isinstance(value, dict)
+            else list(value)
+            if isinstance(value, list)
+            else [value]
+        )
+        complete = (
+            value.keys() in named
+            if isinstance(value, dict)
+            else len(sides) == (2 if isinstance(value, list) else 1)
+        )
         return complete and all(is_number(side) and 1 <= side <= MAX_SIDE for side in sides)
 
     def is_triple(value: Any) -> bool:
@@ -200,10 +210,17 @@ def _impossible_values(values: dict[str, Any]) -> list[str]:
     both = {"height", "width"}
     for name, named in (("size", (both, {"shortest_edge"})), ("crop_size", (both,))):
         if name in values and not is_size(values[name], named):
-            problems.append(f"{name}: {values[name]!r}; expected pixels, such as 224 or {{'height': 224, 'width': 224}}")
+            problems.append(
+                f"{name}: {values[name]!r}; expected pixels, such as 224 or {{'height': 224, 'width': 224}}"
+            )
     for name in ("image_mean", "image_std"):
-        if name in values and not (is_triple(values[name]) and (name == "image_mean" or min(values[name]) > 0)):
-            problems.append(f"{name}: {values[name]!r}; expected three numbers{', each above 0' if name == 'image_std' else ''}")
+        if name in values and not (
+            is_triple(values[name]) and (name == "image_mean" or min(values[name]) > 0)
+        ):
+            problems.append(
+                f"{name}: {values[name]!r}; expected three "
+                f"numbers{', each above 0' if name == 'image_std' else ''}"
+            )
     for name in ("rescale_factor", "crop_pct"):
         if name in values and not (is_number(values[name]) and values[name] > 0):
             problems.append(f"{name}: {values[name]!r}; expected a number above 0")
@@ -211,16 +228,26 @@ def _impossible_values(values: dict[str, Any]) -> list[str]:
         if name in values and not isinstance(values[name], str):
             problems.append(f"{name}: {values[name]!r}; expected the name of an image processor")
     if KEY in values and read_record(values[KEY]) is None:
-        problems.append(f"{KEY}: {values[KEY]!r}; expected {Intensity().record()}: the values of black and white, the lower first")
+        problems.append(
+            f"{KEY}: {values[KEY]!r}; expected {Intensity().record()}: the values of black and white, the "
+            "lower first"
+        )
     return problems
 
 
 def _unknown_steps(values: dict[str, Any], kind: str) -> list[str]:
-    problems = [f"{name}: true is not supported" for name in sorted(values) if values[name] is True and _changes_pixels(name)]
+    problems = [
+        f"{name}: true is not supported"
+        for name in sorted(values)
+        if values[name] is True and _changes_pixels(name)
+    ]
     if not values.get("do_resize", True):
         problems.append("do_resize: false (images of any size cannot be batched)")
     if values.get("resample", 0) not in pil_modes_mapping.values():
-        problems.append(f"resample: {values['resample']} is not one of Pillow's filters ({sorted(pil_modes_mapping.values())})")
+        problems.append(
+            f"resample: {values['resample']} is not one of Pillow's filters "
+            f"({sorted(pil_modes_mapping.values())})"
+        )
     if kind in OWN_RESIZING:
         problems.append(f"{kind} resizes in its own way, which is not supported")
     return problems
@@ -230,9 +257,14 @@ def _changes_pixels(name: str) -> bool:
     return (name.startswith("do_") and name not in KNOWN_STEPS) or name in ("rescale_offset", "include_top")
 
 
-def _geometry(values: dict[str, Any], kind: str, default_size: int) -> tuple[int, int, int | tuple[int, int] | None]:
+def _geometry(
+    values: dict[str, Any], kind: str, default_size: int
+) -> tuple[int, int, int | tuple[int, int] | None]:
     """Return height and width of the result, and `Preprocessing.resize_to`."""
-    size, crop = values.get("size", default_size), values.get("crop_size") if values.get("do_center_crop") else None
+    size, crop = (
+        values.get("size", default_size),
+        values.get("crop_size") if values.get("do_center_crop") else None,
+    )
     if isinstance(size, dict):
         shorter = size.get("shortest_edge")
     else:

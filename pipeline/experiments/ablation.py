@@ -27,7 +27,16 @@ from pipeline.config import parse_assignments
 from pipeline.errors import UserError, raise_all, run_command
 from pipeline.experiments.ablation_table import summary, write_tables
 from pipeline.experiments.grids import Grid, Trial, load_grid
-from pipeline.experiments.trials import Bench, build_key, changes, dry_run, has_begun, is_done, note, run_trial
+from pipeline.experiments.trials import (
+    Bench,
+    build_key,
+    changes,
+    dry_run,
+    has_begun,
+    is_done,
+    note,
+    run_trial,
+)
 from pipeline.files import human_time, set_aside
 from pipeline.folds.parallel import places_for
 
@@ -41,15 +50,43 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         UserError: --parallel is less than 1.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.experiments.ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipeline.experiments.ablation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--grid", metavar="NAME|FILE", required=True, help="a name from pipeline/recipes/grids, or a .yaml file")
-    parser.add_argument("--data", type=Path, metavar="DIR", default=Path("data"), help="the competition folder (default: data)")
+    parser.add_argument(
+        "--grid",
+        metavar="NAME|FILE",
+        required=True,
+        help="a name from pipeline/recipes/grids, or a .yaml file",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        default=Path("data"),
+        help="the competition folder (default: data)",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: runs/<grid>-<data folder>")
-    parser.add_argument("--solution", type=Path, metavar="FILE", help="true labels of the test images (default: solution.csv in --data)")
+    parser.add_argument(
+        "--solution",
+        type=Path,
+        metavar="FILE",
+        help="true labels of the test images (default: solution.csv in --data)",
+    )
     parser.add_argument("--seeds", metavar="N,N", help="seeds, instead of those of the grid")
-    parser.add_argument("--backbone", metavar="HUB_ID|DIR", help="backbone for all rows; it also sets image size and preprocessing")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any recipe key, for all rows; repeatable")
+    parser.add_argument(
+        "--backbone",
+        metavar="HUB_ID|DIR",
+        help="backbone for all rows; it also sets image size and preprocessing",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="any recipe key, for all rows; repeatable",
+    )
     parser.add_argument(
         "--parallel",
         type=int,
@@ -59,7 +96,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="check every row, train nothing")
     parser.add_argument(
-        "--redo", action="store_true", help="train rows again whose definition changed; their earlier results are moved to earlier/"
+        "--redo",
+        action="store_true",
+        help="train rows again whose definition changed; their earlier results are moved to earlier/",
     )
     args = parser.parse_args(argv)
     if args.parallel < 1:
@@ -85,14 +124,19 @@ def main(argv: list[str] | None = None) -> int:
         grid = replace(grid, metrics=(metric, *(name for name in grid.metrics if name != metric)))
         settle_changes(grid, bench, args.redo)
         todo = [trial for trial in grid.trials if not is_done(trial, bench)]
-        print(f"{grid.name}: {len(grid.rows)} rows, {len(grid.trials)} trials, {len(grid.trials) - len(todo)} finished; in {output}")
+        print(
+            f"{grid.name}: {len(grid.rows)} rows, {len(grid.trials)} trials, {len(grid.trials) - len(todo)} "
+            f"finished; in {output}"
+        )
         check_builds(todo, grid, bench)
         if args.dry_run:
             return 0
         failures = run_all(todo, grid, bench, args.parallel)
         tables = write_tables(grid, bench, figures=True)
     print(f"\n{summary(grid, bench)}\n{', '.join(str(path) for path in tables)}")
-    raise_all(failures, f"{len(failures)} of {len(grid.trials)} trials failed; the same command tries them again:")
+    raise_all(
+        failures, f"{len(failures)} of {len(grid.trials)} trials failed; the same command tries them again:"
+    )
     return 0
 
 
@@ -105,10 +149,14 @@ def parse_seeds(text: str | None) -> list[int] | None:
     try:
         return [int(part) for part in text.split(",")] if text is not None else None
     except ValueError:
-        raise UserError(f"--seeds {text}: expected whole numbers with commas between them, such as 0,1,2") from None
+        raise UserError(
+            f"--seeds {text}: expected whole numbers with commas between them, such as 0,1,2"
+        ) from None
 
 
-def open_bench(args: argparse.Namespace, grid: Grid, output: Path, lock: tuple[int, ...]) -> tuple[Bench, str]:
+def open_bench(
+    args: argparse.Namespace, grid: Grid, output: Path, lock: tuple[int, ...]
+) -> tuple[Bench, str]:
     """Read the data folder once. Return where trials are trained, and the competition's metric.
 
     Raises:
@@ -123,7 +171,10 @@ def open_bench(args: argparse.Namespace, grid: Grid, output: Path, lock: tuple[i
     if not competition.test:
         print("  no test images: rows are compared by validation score")
     elif not solution.is_file():
-        print("  no solution.csv: rows are compared by validation score; predictions.csv of each trial can be submitted")
+        print(
+            "  no solution.csv: rows are compared by validation score; predictions.csv of each trial can be "
+            "submitted"
+        )
     bench = Bench(args.data, output, bool(competition.test), solution if solution.is_file() else None, lock)
     return bench, competition.metric or "accuracy"
 
@@ -137,12 +188,16 @@ def settle_changes(grid: Grid, bench: Bench, redo: bool) -> None:
     changed = [(trial, found) for trial in grid.trials if (found := changes(trial, bench))]
     if changed and redo:
         moved = set_aside([bench.folder(trial) for trial, _ in changed], bench.output / "earlier")
-        print(f"{len(changed)} trials had another definition and are trained again; their earlier results are kept in {moved}")
+        print(
+            f"{len(changed)} trials had another definition and are trained again; their earlier results are "
+            f"kept in {moved}"
+        )
     elif changed:
         raise_all(
             [f"{trial.title}: {'; '.join(found)}" for trial, found in changed],
-            f"{bench.output} holds trials of these rows with another definition. Restore the grid, name another --output, "
-            "or add --redo to train them again (their earlier results are moved to earlier/):",
+            f"{bench.output} holds trials of these rows with another definition. Restore the grid, name "
+            "another --output, or add --redo to train them again (their earlier results are moved to "
+            "earlier/):",
         )
 
 
@@ -162,7 +217,9 @@ def check_builds(todo: Sequence[Trial], grid: Grid, bench: Bench) -> None:
         needs, problem = dry_run(trials[0], bench)
         rows = ", ".join(dict.fromkeys(trial.row for trial in trials))
         print(
-            f"dry run {number}/{len(by_build)}, {rows}: {needs}" if problem is None else f"dry run {number}/{len(by_build)}, {rows}: FAILED"
+            f"dry run {number}/{len(by_build)}, {rows}: {needs}"
+            if problem is None
+            else f"dry run {number}/{len(by_build)}, {rows}: FAILED"
         )
         problems += [f"{rows}: {problem}"] if problem else []
     raise_all(problems, "nothing was started, because these rows cannot be trained:")
@@ -177,7 +234,11 @@ def run_all(todo: Sequence[Trial], grid: Grid, bench: Bench, at_once: int = 1) -
 
     def started(trial: Trial) -> None:
         log = bench.folder(trial) / "trial.log"
-        print(f"[{todo.index(trial) + 1}/{len(todo)}] {trial.title}: started {time.strftime('%H:%M')}, log in {log}", flush=True)
+        print(
+            f"[{todo.index(trial) + 1}/{len(todo)}] {trial.title}: started {time.strftime('%H:%M')}, log in "
+            f"{log}",
+            flush=True,
+        )
 
     def ended(trial: Trial, failed: str | None) -> None:
         left.remove(trial)
@@ -185,7 +246,10 @@ def run_all(todo: Sequence[Trial], grid: Grid, bench: Bench, at_once: int = 1) -
         failures.extend([f"{trial.title}: {failed}"] if failed else [])
         result = f"FAILED: {failed}" if failed else summary(grid, bench, trial)
         about = estimate(left, grid, bench, at_once)
-        print(f"  {f'{trial.title}: ' if at_once > 1 else ''}{result}" + (f"; {about}" if about else ""), flush=True)
+        print(
+            f"  {f'{trial.title}: ' if at_once > 1 else ''}{result}" + (f"; {about}" if about else ""),
+            flush=True,
+        )
 
     if at_once > 1 and len(todo) > 1:
         from pipeline.experiments.side_by_side import run_beside
@@ -213,7 +277,10 @@ def estimate(left: Sequence[Trial], grid: Grid, bench: Bench, at_once: int = 1) 
     every = [seconds for row in took.values() for seconds in row]
     if not every:
         return f"{len(left)} left"
-    return f"{len(left)} left, about {human_time(sum(mean(took.get(trial.row, every)) for trial in left) / at_once)}"
+    return (
+        f"{len(left)} left, about "
+        f"{human_time(sum(mean(took.get(trial.row, every)) for trial in left) / at_once)}"
+    )
 
 
 @contextmanager
@@ -237,7 +304,10 @@ def locked(output: Path) -> Iterator[tuple[int, ...]]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise UserError(f"{output}: another process works there; wait for it, end it, or name another --output") from None
+                    raise UserError(
+                        f"{output}: another process works there; wait for it, end it, or name another "
+                        "--output"
+                    ) from None
                 time.sleep(0.5)
         yield (file.fileno(),)
 

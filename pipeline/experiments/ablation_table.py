@@ -67,7 +67,11 @@ def trial_values(trial: Trial, bench: Bench) -> dict[str, float]:
         return {}
     files = read_run_files(folder)
     counts, timing = files.record["counts"]["parameters"], files.timing
-    values = {name: value for name, value in files.kept_epoch.items() if name.startswith("val_") and isinstance(value, float)}
+    values = {
+        name: value
+        for name, value in files.kept_epoch.items()
+        if name.startswith("val_") and isinstance(value, float)
+    }
     values |= {f"test_{name}": value for name, value in files.scores.get("metrics", {}).items()}
     values["memory_gb"] = max(line["peak_memory_bytes"] for line in timing) / 1e9
     values["seconds"] = sum(line["seconds"] for line in timing)
@@ -82,7 +86,9 @@ def measure(row: GridRow, grid: Grid, bench: Bench) -> Measured:
     for trial in trials:
         for name, value in trial_values(trial, bench).items():
             values.setdefault(name, []).append(value)
-    failed = {trial.title: message for trial in trials if (message := note(bench.folder(trial)).get("failed"))}
+    failed = {
+        trial.title: message for trial in trials if (message := note(bench.folder(trial)).get("failed"))
+    }
     return Measured(row, values, failed, len(trials))
 
 
@@ -100,18 +106,33 @@ def summary(grid: Grid, bench: Bench, trial: Trial | None = None) -> str:
     score = score_name(rows, grid)
     if trial is not None:
         values = trial_values(trial, bench)
-        return f"{_title(score)} {values[score]:.4f} in {human_time(values['seconds'])} of training" if score in values else "no score"
-    cells = [(row.row.name, _spread(row.values.get(score, [])), _cell("seconds", row.values.get("seconds", []))) for row in rows]
+        return (
+            f"{_title(score)} {values[score]:.4f} in {human_time(values['seconds'])} of training"
+            if score in values
+            else "no score"
+        )
+    cells = [
+        (row.row.name, _spread(row.values.get(score, [])), _cell("seconds", row.values.get("seconds", [])))
+        for row in rows
+    ]
     cells.insert(0, ("", _title(score), "training time"))
     widths = [max(len(line[column]) for line in cells) for column in range(3)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )
 
 
 def markdown(rows: Sequence[Measured], grid: Grid, bench: Bench) -> str:
     """Return the table for a README or a report, with the conditions of the measurement."""
     scores = [name for name in _score_columns(grid) if any(name in row.values for row in rows)]
     reported = any(_reported(row.row) for row in rows)
-    head = [grid.name, *map(_title, scores), *(TITLES[name] for name in COSTS), *(["reported"] if reported else [])]
+    head = [
+        grid.name,
+        *map(_title, scores),
+        *(TITLES[name] for name in COSTS),
+        *(["reported"] if reported else []),
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         cells = [row.row.name, *(_spread(row.values.get(name, [])) for name in scores)]
@@ -119,21 +140,27 @@ def markdown(rows: Sequence[Measured], grid: Grid, bench: Bench) -> str:
         cells += [_reported(row.row) or "–"] if reported else []
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     notes = [f"- {title}: {message}" for row in rows for title, message in row.failed.items()]
-    return "\n".join([*lines, "", *_conditions(grid, bench), *(["", "Failed trials:", *notes] if notes else []), ""])
+    return "\n".join(
+        [*lines, "", *_conditions(grid, bench), *(["", "Failed trials:", *notes] if notes else []), ""]
+    )
 
 
 def _conditions(grid: Grid, bench: Bench) -> list[str]:
     trained = [bench.folder(trial) for trial in grid.trials if is_trained(bench.folder(trial))]
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(trial.seed for trial in grid.trials))
-    lines = [f"Mean ± standard deviation (number of seeds); seeds {seeds}, each with its own validation split; val: best epoch."]
+    lines = [
+        f"Mean ± standard deviation (number of seeds); seeds {seeds}, each with its own validation split; "
+        "val: best epoch."
+    ]
     backbones = {Path(trial.recipe.backbone).name for trial in grid.trials}
     if trained:
         record = read_run_files(trained[0]).record
         counts, versions = record["counts"], record["versions"]
         lines.append(
-            f"{counts['train']} training and {counts['val']} validation images of {bench.data.resolve().name}, "
-            f"{f'backbone {backbones.pop()}, ' if len(backbones) == 1 else ''}{record['device']}, {record['precision']}, "
-            f"torch {versions['torch']}, transformers {versions['transformers']}."
+            f"{counts['train']} training and {counts['val']} validation images of "
+            f"{bench.data.resolve().name}, "
+            f"{f'backbone {backbones.pop()}, ' if len(backbones) == 1 else ''}{record['device']}, "
+            f"{record['precision']}, torch {versions['torch']}, transformers {versions['transformers']}."
         )
     if any(_reported(row) for row in grid.rows):
         lines.append("Reported: by the source of the row, with its own backbone, data and machine.")
@@ -147,13 +174,22 @@ def _score_columns(grid: Grid) -> list[str]:
 def _row_lines(rows: Sequence[Measured], grid: Grid) -> list[dict[str, Any]]:
     lines = []
     for row in rows:
-        line: dict[str, Any] = {"row": row.row.name, "trials": row.trials, "finished": len(row.values.get("seconds", []))}
+        line: dict[str, Any] = {
+            "row": row.row.name,
+            "trials": row.trials,
+            "finished": len(row.values.get("seconds", [])),
+        }
         for name in (*_score_columns(grid), *COSTS):
             values = row.values.get(name, [])
             line[name] = mean(values) if values else ""
             line[f"{name}_sd"] = stdev(values) if len(values) > 1 else ""
-        line |= {f"reported_{name}": "" if value is None else value for name, value in row.row.reported.model_dump().items()}
-        lines.append(line | {"failed": "; ".join(f"{title}: {message}" for title, message in row.failed.items())})
+        line |= {
+            f"reported_{name}": "" if value is None else value
+            for name, value in row.row.reported.model_dump().items()
+        }
+        lines.append(
+            line | {"failed": "; ".join(f"{title}: {message}" for title, message in row.failed.items())}
+        )
     return lines
 
 
@@ -184,7 +220,9 @@ def _spread(values: Sequence[float]) -> str:
     """Return `0.6523 ± 0.0121 (3)`; a dash for no values."""
     if not values:
         return "–"
-    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "") + f" ({len(values)})"
+    return (
+        f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "") + f" ({len(values)})"
+    )
 
 
 def _cell(name: str, values: Sequence[float]) -> str:
@@ -200,13 +238,25 @@ def _amount(name: str, value: float | str) -> str:
         return human_time(value)
     if name in ("trainable", "parameters"):
         return f"{value:,.0f}"
-    return f"{value:.2f}" if name == "memory_gb" else f"{value:.0f}" if name == "images_per_second" else f"{value:.4g}"
+    return (
+        f"{value:.2f}"
+        if name == "memory_gb"
+        else f"{value:.0f}"
+        if name == "images_per_second"
+        else f"{value:.4g}"
+    )
 
 
 def _reported(row: GridRow) -> str:
     """Return the reported values as text: score 0.915, 12h03m, 3.8 GB."""
     given = {name: value for name, value in row.reported.model_dump().items() if value is not None}
-    words = {"seconds": "{}", "memory_gb": "{} GB", "trainable": "{} trainable", "parameters": "{} parameters", "f1": "F1 {}"}
+    words = {
+        "seconds": "{}",
+        "memory_gb": "{} GB",
+        "trainable": "{} trainable",
+        "parameters": "{} parameters",
+        "f1": "F1 {}",
+    }
     texts = {name: _amount("" if name == "memory_gb" else name, value) for name, value in given.items()}
     return ", ".join(words.get(name, f"{name} {{}}").format(text) for name, text in texts.items())
 
@@ -225,9 +275,21 @@ def _figure(output: Path, rows: Sequence[Measured], score: str, cost: str) -> Pa
         for number, row in enumerate(drawn):
             y, x = row.values[score], [value / scale for value in row.values[cost]]
             bars = {"yerr": stdev(y) if len(y) > 1 else None, "xerr": stdev(x) if len(x) > 1 else None}
-            look = {"color": colours[number % len(colours)], "marker": markers[number % 9], "markersize": 7, "elinewidth": 1, "capsize": 2}
+            look = {
+                "color": colours[number % len(colours)],
+                "marker": markers[number % 9],
+                "markersize": 7,
+                "elinewidth": 1,
+                "capsize": 2,
+            }
             axes.errorbar(mean(x), mean(y), **bars, **look, linestyle="", label=row.row.name)
-        highest = max(mean(row.values[cost]) + (stdev(row.values[cost]) if len(row.values[cost]) > 1 else 0) for row in drawn) / scale
+        highest = (
+            max(
+                mean(row.values[cost]) + (stdev(row.values[cost]) if len(row.values[cost]) > 1 else 0)
+                for row in drawn
+            )
+            / scale
+        )
         axes.set_xlim(0, highest * 1.08 if math.isfinite(highest) and highest > 0 else 1)
         if score.endswith(("accuracy", "f1", "precision", "recall")):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

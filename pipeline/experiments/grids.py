@@ -35,7 +35,9 @@ class Reported(Section):
     Text where the source gives more than one number, or where it says what was counted.
     """
 
-    score: float | str | None = Field(None, description="score that the source ranks by, such as a public score")
+    score: float | str | None = Field(
+        None, description="score that the source ranks by, such as a public score"
+    )
     accuracy: float | str | None = None
     precision: float | str | None = None
     recall: float | str | None = None
@@ -64,7 +66,9 @@ class GridFile(Section):
     recipe: str | None = None
     seeds: tuple[int, ...] = Field((42,), min_length=1)
     metrics: tuple[str, ...] = Field(
-        ("accuracy",), min_length=1, description="columns of scores; the competition's metric always comes first"
+        ("accuracy",),
+        min_length=1,
+        description="columns of scores; the competition's metric always comes first",
     )
     set: dict[str, Any] = Field({})
     rows: tuple[GridRow, ...] = Field(min_length=1)
@@ -113,7 +117,10 @@ def grid_names() -> list[str]:
 
 
 def load_grid(
-    name_or_file: str, backbone: str | None = None, overrides: dict[str, Any] | None = None, seeds: Sequence[int] | None = None
+    name_or_file: str,
+    backbone: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Grid:
     """Return the grid `name_or_file` (a name, or the path of a YAML file), with a validated recipe for
     every row.
@@ -125,19 +132,35 @@ def load_grid(
     Raises:
         UserError: there is no such grid, or rows are not valid recipes; lists the problems of all rows.
     """
-    path = Path(name_or_file) if name_or_file.endswith((".yaml", ".yml")) else GRIDS_DIR / f"{name_or_file}.yaml"
+    path = (
+        Path(name_or_file) if name_or_file.endswith((".yaml", ".yml")) else GRIDS_DIR / f"{name_or_file}.yaml"
+    )
     file = _read(path, name_or_file)
     names = Counter(slug(row.name) for row in file.rows)
-    problems = [f"row {row.name!r}: another row has this name" for row in file.rows if names[slug(row.name)] > 1]
-    problems += [f"row {row.name!r}: no recipe, and the grid has none either" for row in file.rows if not (row.recipe or file.recipe)]
+    problems = [
+        f"row {row.name!r}: another row has this name" for row in file.rows if names[slug(row.name)] > 1
+    ]
+    problems += [
+        f"row {row.name!r}: no recipe, and the grid has none either"
+        for row in file.rows
+        if not (row.recipe or file.recipe)
+    ]
     if len(set(seeds or file.seeds)) != len(seeds or file.seeds):
-        problems.append(f"seeds: expected different numbers, found {', '.join(map(str, seeds or file.seeds))}")
+        problems.append(
+            f"seeds: expected different numbers, found {', '.join(map(str, seeds or file.seeds))}"
+        )
     raise_all(problems, f"{path} is not a valid grid:")
     trials = []
     for seed in seeds or file.seeds:
         for row in file.rows:
             own_size: dict[str, Any] = {"image_size": None} if backbone else {}
-            values = own_size | file.set | row.set | ({"backbone": backbone} if backbone else {}) | (overrides or {})
+            values = (
+                own_size
+                | file.set
+                | row.set
+                | ({"backbone": backbone} if backbone else {})
+                | (overrides or {})
+            )
             values |= {"seed": seed, "name": f"{path.stem}: {row.name}, seed {seed}"}
             try:
                 trials.append(Trial(row.name, seed, load_recipe(row.recipe or file.recipe or "", values)))
@@ -159,11 +182,18 @@ def _read(path: Path, given: str) -> GridFile:
     if not path.is_file():
         near = difflib.get_close_matches(given, grid_names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"--grid {given}: no such grid{hint}\ngrids: {', '.join(grid_names())} (or the path of a .yaml file)")
+        raise UserError(
+            f"--grid {given}: no such grid{hint}\ngrids: {', '.join(grid_names())} (or the path of a .yaml "
+            "file)"
+        )
     try:
         return GridFile.model_validate(read_yaml(path))
     except ValidationError as error:
-        problems = [_problem(item) for item in error.errors() if item["type"] != "too_short" or item["input"] in ((), [])]
+        problems = [
+            _problem(item)
+            for item in error.errors()
+            if item["type"] != "too_short" or item["input"] in ((), [])
+        ]
         raise_all(problems, f"{path} is not a valid grid:")
         raise  # raise_all raises: pydantic reports at least one problem
 
@@ -171,4 +201,8 @@ def _read(path: Path, given: str) -> GridFile:
 def _problem(item: dict[str, Any]) -> str:
     """Return the problem as for a recipe, with the row number in the key."""
     names = tuple(map(str, item["loc"]))
-    return f"{'.'.join(names)}: {item['ctx']['error']}" if item["type"] == "value_error" else problem_of(item | {"loc": names})
+    return (
+        f"{'.'.join(names)}: {item['ctx']['error']}"
+        if item["type"] == "value_error"
+        else problem_of(item | {"loc": names})
+    )

@@ -20,7 +20,11 @@ from pipeline.folds.parallel import Child, run_children
 
 
 def run_beside(
-    todo: Sequence[Trial], bench: Bench, at_once: int, started: Callable[[Trial], None], ended: Callable[[Trial, str | None], None]
+    todo: Sequence[Trial],
+    bench: Bench,
+    at_once: int,
+    started: Callable[[Trial], None],
+    ended: Callable[[Trial, str | None], None],
 ) -> None:
     """Run the trials, `at_once` at a time.
 
@@ -53,7 +57,14 @@ def run_beside(
 
 def _words(trial: Trial, bench: Bench) -> list[str]:
     words = ["-m", "pipeline.experiments.side_by_side", f"--row={trial.row}", f"--seed={trial.seed}"]
-    words += ["--recipe", str(bench.folder(trial) / "recipe.yaml"), "--data", str(bench.data), "--output", str(bench.output)]
+    words += [
+        "--recipe",
+        str(bench.folder(trial) / "recipe.yaml"),
+        "--data",
+        str(bench.data),
+        "--output",
+        str(bench.output),
+    ]
     words += ["--predicts"] if bench.predicts else []
     words += ["--solution", str(bench.solution)] if bench.solution else []
     return [*words, "--lock", ",".join(map(str, bench.lock))]
@@ -65,7 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     Return the exit code; it is 0 also for an error that is written to trial.json.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.experiments.side_by_side", description=main.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipeline.experiments.side_by_side",
+        description=main.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--row", required=True, metavar="NAME", help="row of the grid")
     parser.add_argument("--seed", required=True, type=int, metavar="N", help="seed of the trial")
@@ -74,7 +87,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder of the grid")
     parser.add_argument("--predicts", action="store_true", help="the data have test images")
     parser.add_argument("--solution", type=Path, metavar="FILE", help="true labels of the test images")
-    parser.add_argument("--lock", default="", metavar="N,N", help="file descriptors that hold the folder of the grid")
+    parser.add_argument(
+        "--lock", default="", metavar="N,N", help="file descriptors that hold the folder of the grid"
+    )
     args = parser.parse_args(argv)
     lock = tuple(int(number) for number in args.lock.split(",") if number)
     bench = Bench(args.data, args.output, args.predicts, args.solution, lock)

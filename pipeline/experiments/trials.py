@@ -76,7 +76,11 @@ def note(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: trial.json is damaged.
     """
-    return read_shaped(folder / "trial.json", NOTE, "move the folder away, then try again") if (folder / "trial.json").exists() else {}
+    return (
+        read_shaped(folder / "trial.json", NOTE, "move the folder away, then try again")
+        if (folder / "trial.json").exists()
+        else {}
+    )
 
 
 def is_trained(folder: Path) -> bool:
@@ -102,7 +106,9 @@ def build_key(recipe: Recipe) -> str:
     """Return a text that is equal for recipes with the same model, memory and loader: they need only one
     dry run.
     """
-    values = recipe.model_dump(mode="json", exclude={"name", "seed", "epochs", "schedule", "augmentation", "checkpoint"})
+    values = recipe.model_dump(
+        mode="json", exclude={"name", "seed", "epochs", "schedule", "augmentation", "checkpoint"}
+    )
     values["optimizer"] = recipe.optimizer.name
     for name in ("alpha", "dropout"):
         del values["lora"][name]
@@ -119,7 +125,9 @@ def dry_run(trial: Trial, bench: Bench) -> tuple[str, str | None]:
     log = folder / "dry_run.log"
     log.unlink(missing_ok=True)
     code = run_logged(train_command(bench, folder, "--dry-run"), log, bench)
-    needs = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("  on ")]
+    needs = [
+        line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("  on ")
+    ]
     return needs[0] if needs else "", None if code == EXIT_DONE else last_words(log, code)
 
 
@@ -141,13 +149,23 @@ def run_trial(trial: Trial, bench: Bench) -> str | None:
         if failed is None:
             tidy(folder, bench.output)
         if failed is None and bench.predicts and not (folder / "predictions.csv").exists():
-            words = ["inference.py", "--model", folder, "--data", bench.data, "--output", folder / "predictions.csv"]
+            words = [
+                "inference.py",
+                "--model",
+                folder,
+                "--data",
+                bench.data,
+                "--output",
+                folder / "predictions.csv",
+            ]
             failed = _step([*words, "--precision", trial.recipe.precision], log, bench)
         if failed is None and bench.predicts and bench.solution and not (folder / SCORES).exists():
             failed = _score(folder, bench, log)
     finally:
         seconds = round(before + time.monotonic() - started, 1)
-        write_json(folder / "trial.json", record | {"seconds": seconds} | ({"failed": failed} if failed else {}))
+        write_json(
+            folder / "trial.json", record | {"seconds": seconds} | ({"failed": failed} if failed else {})
+        )
     return failed
 
 
@@ -210,12 +228,18 @@ def _passing_on(process: subprocess.Popen) -> Iterator[None]:
 
 def last_words(log: Path, code: int) -> str:
     """Return why a process ended: its last message (from "error:" on), or its last line."""
-    lines = [line.rstrip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [
+        line.rstrip()
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
     command = max(number for number, line in enumerate(lines) if line.startswith("$ python "))
     output = lines[command + 1 :]
     starts = [number for number, line in enumerate(output) if line.startswith("error: ")]
     message = (
-        " ".join(line.strip() for line in output[starts[-1] :]) if starts else (output[-1].strip() if output else "it printed nothing")
+        " ".join(line.strip() for line in output[starts[-1] :])
+        if starts
+        else (output[-1].strip() if output else "it printed nothing")
     )
     ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return f"{message.removeprefix('error: ')} ({ended})"
@@ -238,7 +262,16 @@ def _step(command: Sequence[object], log: Path, bench: Bench) -> str | None:
 
 
 def _score(folder: Path, bench: Bench, log: Path) -> str | None:
-    words = ["--solution", bench.solution, "--predictions", folder / "predictions.csv", "--model", folder, "--data", bench.data]
+    words = [
+        "--solution",
+        bench.solution,
+        "--predictions",
+        folder / "predictions.csv",
+        "--model",
+        folder,
+        "--data",
+        bench.data,
+    ]
     with open(log, "a", encoding="utf-8") as file, redirect_stdout(file):
         print("$ python -m pipeline.submission.score", shlex.join(map(str, words)))
         try:

@@ -53,7 +53,9 @@ def parse_source(text: str, folder: Path = Path()) -> Source:
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f" (is it {path.parent / near[0]}?)" if near else ""
-    raise UserError(f"{text!r} is not a file{hint}; give a path, a Google Drive id or link, or an https address")
+    raise UserError(
+        f"{text!r} is not a file{hint}; give a path, a Google Drive id or link, or an https address"
+    )
 
 
 def _parse_url(url: str) -> Source:
@@ -61,19 +63,28 @@ def _parse_url(url: str) -> Source:
     try:
         parts = urlsplit(url)
     except ValueError:  # its message may hold the password
-        raise UserError(f"{shown} is not a valid address; give a full one such as https://host/file.zip") from None
+        raise UserError(
+            f"{shown} is not a valid address; give a full one such as https://host/file.zip"
+        ) from None
     if parts.scheme not in ("http", "https"):
-        raise UserError(f"{shown}: {parts.scheme}:// is not supported; give an https address, a Google Drive id or a path")
+        raise UserError(
+            f"{shown}: {parts.scheme}:// is not supported; give an https address, a Google Drive id or a path"
+        )
     if not parts.hostname:
         raise UserError(f"{shown} has no host; give a full address such as https://host/file.zip")
     if parts.hostname not in DRIVE_HOSTS:
         return Source("url", url)
     if "/folders/" in parts.path:
-        raise UserError(f"{shown} is a Google Drive folder; give the link of one file (Share > Copy link on the file itself)")
+        raise UserError(
+            f"{shown} is a Google Drive folder; give the link of one file (Share > Copy link on the file "
+            "itself)"
+        )
     in_path = re.search(r"/d/([-\w]+)", parts.path)
     file_id = in_path[1] if in_path else parse_qs(parts.query).get("id", [""])[0]
     if not re.fullmatch(r"[-\w]+", file_id):
-        raise UserError(f"{shown} has no Google Drive file id; expected https://drive.google.com/file/d/FILE_ID/view")
+        raise UserError(
+            f"{shown} has no Google Drive file id; expected https://drive.google.com/file/d/FILE_ID/view"
+        )
     return Source("drive", file_id)
 
 

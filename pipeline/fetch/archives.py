@@ -64,7 +64,11 @@ def page_in_words(html: bytes) -> str:
     name = f"a web page ({' '.join(title[1].split())!r})" if title else "a web page"
     if re.search(r"quota|too many users", text, re.IGNORECASE):
         return f"{name} that says the file was downloaded too often; Google lifts that within a day"
-    return f"{name}, perhaps one to sign in or to confirm" if re.search(r"sign in|log in|password|confirm", text, re.IGNORECASE) else name
+    return (
+        f"{name}, perhaps one to sign in or to confirm"
+        if re.search(r"sign in|log in|password|confirm", text, re.IGNORECASE)
+        else name
+    )
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -75,7 +79,9 @@ def check_room(folder: Path, needed: int) -> None:
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise UserError(f"{folder} has {files.human_size(free)} free, but {files.human_size(needed)} are needed")
+        raise UserError(
+            f"{folder} has {files.human_size(free)} free, but {files.human_size(needed)} are needed"
+        )
 
 
 # Unpacking
@@ -124,7 +130,9 @@ def unpack_zip(
         return _write_members(members, target_dir, limit)
 
 
-def check_members(path: Path, members: list[Member], limit: int, max_members: int, budget: Budget | None) -> None:
+def check_members(
+    path: Path, members: list[Member], limit: int, max_members: int, budget: Budget | None
+) -> None:
     """Check that all `members` of the archive at `path` may be written, and count them in `budget` if there
     is one.
 
@@ -137,7 +145,9 @@ def check_members(path: Path, members: list[Member], limit: int, max_members: in
 
 
 @contextmanager
-def cleared_on_failure(path: Path, target_dir: Path, damage: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def cleared_on_failure(
+    path: Path, target_dir: Path, damage: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
     """Remove `target_dir` if the block fails; turn errors that mean a damaged archive (and `damage`) into a
     UserError.
 
@@ -183,13 +193,23 @@ class _BoundedTarInfo(tarfile.TarInfo):
     """A tar member whose headers (long names, pax) are checked for size before they are read."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        about = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+        about = (
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.SOLARIS_XHDTYPE,
+        )
         if self.type in about and self.size > MAX_TAR_HEADER:
-            raise TooMuch(f"{archive.name} was not unpacked: a name or header in it has {files.human_size(self.size)}")
+            raise TooMuch(
+                f"{archive.name} was not unpacked: a name or header in it has {files.human_size(self.size)}"
+            )
         return super()._proc_member(archive)
 
 
-def _members(archive: zipfile.ZipFile | tarfile.TarFile, max_members: int, max_bytes: int) -> Iterator[Member]:
+def _members(
+    archive: zipfile.ZipFile | tarfile.TarFile, max_members: int, max_bytes: int
+) -> Iterator[Member]:
     """Yield the members in order; stop after the first one beyond `max_members` or `max_bytes`.
 
     Reading a tar's next member decompresses the current one, so a decompression bomb must not be read to its
@@ -200,11 +220,21 @@ def _members(archive: zipfile.ZipFile | tarfile.TarFile, max_members: int, max_b
         if number > max_members or total > max_bytes:
             return
         if isinstance(entry, tarfile.TarInfo):
-            kind = "file" if entry.isfile() else "folder" if entry.isdir() else "a link" if entry.islnk() or entry.issym() else "a device"
+            kind = (
+                "file"
+                if entry.isfile()
+                else "folder"
+                if entry.isdir()
+                else "a link"
+                if entry.islnk() or entry.issym()
+                else "a device"
+            )
             name, size = entry.name, entry.size
         else:
             mode = stat.S_IFMT(entry.external_attr >> 16)
-            kind = {0: "file", stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "a link"}.get(mode, "a device")
+            kind = {0: "file", stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "a link"}.get(
+                mode, "a device"
+            )
             kind = "an encrypted file" if entry.flag_bits & 0x1 else "folder" if entry.is_dir() else kind
             name, size = entry.orig_filename, entry.file_size
         if not (name.startswith("__MACOSX/") or name.endswith(".DS_Store")):
@@ -233,7 +263,8 @@ def _member_problems(members: list[Member], limit: int, max_members: int) -> lis
     total = sum(member.size for member in members)
     if total > limit:
         problems.append(
-            f"it would unpack to {files.human_size(total)}; at most {files.human_size(limit)} are allowed for an archive of its size"
+            f"it would unpack to {files.human_size(total)}; at most {files.human_size(limit)} are allowed "
+            "for an archive of its size"
         )
     return problems
 
@@ -264,14 +295,20 @@ def _write_members(members: list[Member], target_dir: Path, limit: int) -> list[
                     while chunk := packed.read(CHUNK_BYTES):
                         written += len(chunk)
                         if written > limit:
-                            raise UserError(f"{member.name!r} unpacks to more than its header says; nothing was kept")
+                            raise UserError(
+                                f"{member.name!r} unpacks to more than its header says; nothing was kept"
+                            )
                         file.write(chunk)
                         bar.update(len(chunk))
             except OSError as error:
                 if error.errno == errno.ENAMETOOLONG:
-                    raise UserError(f"{member.name[:60]!r}...: the name is too long for this disk; nothing was kept") from None
+                    raise UserError(
+                        f"{member.name[:60]!r}...: the name is too long for this disk; nothing was kept"
+                    ) from None
                 if not isinstance(error, FileExistsError | NotADirectoryError):
                     raise
-                raise UserError(f"{member.name!r} collides with an earlier member on this disk; nothing was kept") from None
+                raise UserError(
+                    f"{member.name!r} collides with an earlier member on this disk; nothing was kept"
+                ) from None
             paths.append(path.relative_to(target_dir))
     return paths

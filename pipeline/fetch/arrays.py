@@ -77,20 +77,44 @@ def convert(stage: Staged) -> None:
         try:
             arrays += _headers(path)
         except _DAMAGE as error:
-            pickled = any(words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects"))
-            reason = "it holds pickled Python objects, which may run code" if pickled else f"it is damaged ({error})"
+            pickled = any(
+                words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects")
+            )
+            reason = (
+                "it holds pickled Python objects, which may run code"
+                if pickled
+                else f"it is damaged ({error})"
+            )
             unread.append(f"{stage.shown(path)} was not turned into images: {reason}")
-    stage.notes += unread[:5] + ([f"{counted(len(unread) - 5, 'more file')} of NumPy could not be read"] if len(unread) > 5 else [])
+    stage.notes += unread[:5] + (
+        [f"{counted(len(unread) - 5, 'more file')} of NumPy could not be read"] if len(unread) > 5 else []
+    )
     stacks = [array for array in arrays if _is_stack(array, arrays)]
-    single = [array for array in arrays if array not in stacks and not array.key and _planes_shape(array.shape)]
+    single = [
+        array for array in arrays if array not in stacks and not array.key and _planes_shape(array.shape)
+    ]
     if single and stage.has_images([array.path.stem for array in single]):
-        stage.notes.append(f"{counted(len(single), 'NumPy file')} kept: images of the same names exist (masks, features?)")
+        stage.notes.append(
+            f"{counted(len(single), 'NumPy file')} kept: images of the same names exist (masks, features?)"
+        )
         arrays, single = [array for array in arrays if array not in single], []
     if single:
         _write_files(stage, single)
     if stacks:
-        _write_stacks(stage, stacks, [array for array in arrays if len(array.shape) == 1 or (len(array.shape) == 2 and 1 in array.shape)])
-    rest = sorted({stage.shown(array.path) for array in arrays if array.path.exists()} if stacks or single or arrays else set())
+        _write_stacks(
+            stage,
+            stacks,
+            [
+                array
+                for array in arrays
+                if len(array.shape) == 1 or (len(array.shape) == 2 and 1 in array.shape)
+            ],
+        )
+    rest = sorted(
+        {stage.shown(array.path) for array in arrays if array.path.exists()}
+        if stacks or single or arrays
+        else set()
+    )
     if rest:
         stage.notes.append(f"NumPy files without images, kept: {listed(rest)}")
 
@@ -109,7 +133,11 @@ def _headers(path: Path) -> list[_Array]:
         for name in file.namelist():
             with file.open(name) as member:
                 version = np.lib.format.read_magic(member)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                read = (
+                    np.lib.format.read_array_header_1_0
+                    if version == (1, 0)
+                    else np.lib.format.read_array_header_2_0
+                )
                 shape, _, kind = read(member)
             if kind.hasobject:
                 raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
@@ -121,7 +149,9 @@ def _headers(path: Path) -> list[_Array]:
 
 def _planes_shape(shape: tuple[int, ...]) -> bool:
     """Return True for the shape of one image: (H, W), (H, W, C) or (C, H, W)."""
-    return (len(shape) == 2 and min(shape) >= SMALLEST_SIDE) or (len(shape) == 3 and sorted(shape)[1] >= SMALLEST_SIDE)
+    return (len(shape) == 2 and min(shape) >= SMALLEST_SIDE) or (
+        len(shape) == 3 and sorted(shape)[1] >= SMALLEST_SIDE
+    )
 
 
 def _is_stack(array: _Array, arrays: list[_Array]) -> bool:
@@ -145,7 +175,11 @@ def _planes(image: np.ndarray) -> np.ndarray:
     image = np.asarray(image).astype(np.uint8) if image.dtype.kind == "b" else np.asarray(image)
     if image.ndim == 2:
         return image[None]
-    return image.transpose(2, 0, 1) if image.shape[2] <= min(image.shape[:2]) and image.shape[2] <= image.shape[0] else image
+    return (
+        image.transpose(2, 0, 1)
+        if image.shape[2] <= min(image.shape[:2]) and image.shape[2] <= image.shape[0]
+        else image
+    )
 
 
 def _write_files(stage: Staged, arrays: list[_Array]) -> None:
@@ -158,7 +192,11 @@ def _write_files(stage: Staged, arrays: list[_Array]) -> None:
         save(rule.apply(planes), array.path.with_suffix(".png"))
         array.path.unlink()
     colours = {channels_rule(len(_planes(np.empty(array.shape)))) for array in arrays[:1]} - {""}
-    stage.notes.append("; ".join([f"{counted(len(arrays), 'NumPy file')} converted to images in place: {rule.says}", *colours]))
+    stage.notes.append(
+        "; ".join(
+            [f"{counted(len(arrays), 'NumPy file')} converted to images in place: {rule.says}", *colours]
+        )
+    )
     if survey.num_without:
         stage.notes.append("NumPy files: NaN and infinite values count as missing and are black")
 
@@ -194,11 +232,17 @@ def _part(stage: Staged, array: _Array) -> str:
 
 def _write_stack(stage: Staged, array: _Array, vectors: list[_Array], rule: Rule) -> set[_Array]:
     """Write the images of one stack and their table; returns the arrays with its ids and labels."""
-    count, part, original = array.shape[0], _part(stage, array), "/".join(filter(None, [stage.shown(array.path), array.key]))
+    count, part, original = (
+        array.shape[0],
+        _part(stage, array),
+        "/".join(filter(None, [stage.shown(array.path), array.key])),
+    )
     beside = [vector for vector in vectors if max(vector.shape) == count and _part(stage, vector) == part]
     texts = {vector: [_text(value) for value in np.asarray(vector.load()).ravel()] for vector in beside}
     ids = [
-        vector for vector in beside if plain_name(vector.key or vector.path.stem).endswith(ID_NAMES) and len(set(texts[vector])) == count
+        vector
+        for vector in beside
+        if plain_name(vector.key or vector.path.stem).endswith(ID_NAMES) and len(set(texts[vector])) == count
     ]
     labels = [vector for vector in beside if vector not in ids]
     table_ids, table_name = _table_ids(stage, part, count)
@@ -210,19 +254,23 @@ def _write_stack(stage: Staged, array: _Array, vectors: list[_Array], rule: Rule
         names, how = row_ids(stage, part, count)
     if part == "train" and not labels and not table_ids:
         raise UserError(
-            f"{original} holds {counted(count, 'image')}, but no table or array beside it has {count:,} labels: "
-            "one label for each image is needed"
+            f"{original} holds {counted(count, 'image')}, but no table or array beside it has {count:,} "
+            "labels: one label for each image is needed"
         )
     check_names(names, original)
     folder = part or array.path.stem
-    for name, image in zip(tqdm(names, unit="image", desc=original, disable=None), _images(array), strict=True):
+    for name, image in zip(
+        tqdm(names, unit="image", desc=original, disable=None), _images(array), strict=True
+    ):
         save(rule.apply(_planes(image)), stage.root / folder / f"{name}.png")
     written = ""
     if not table_ids:
         columns = [stage.id_column, *(_label_name(vector, len(labels)) for vector in labels)]
         rows = [[name, *(texts[vector][number] for vector in labels)] for number, name in enumerate(names)]
         written = f"; labels: {write_rows(stage, part, array.path.stem, columns, rows)}" if labels else ""
-    stage.notes.append(f"{original}: {counted(count, 'image')} written into {folder}/ (names: {how}){written}")
+    stage.notes.append(
+        f"{original}: {counted(count, 'image')} written into {folder}/ (names: {how}){written}"
+    )
     return set(beside)
 
 
@@ -233,7 +281,11 @@ def _label_name(vector: _Array, count: int) -> str:
 def _text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return str(int(value)) if isinstance(value, (np.floating, float)) and float(value).is_integer() else str(value)
+    return (
+        str(int(value))
+        if isinstance(value, (np.floating, float)) and float(value).is_integer()
+        else str(value)
+    )
 
 
 def _table_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
@@ -247,6 +299,8 @@ def _table_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
             continue
         for column in table.columns:
             values = table.column(column)
-            if len(values) == count == len(set(values)) and (column == stage.id_column or plain_name(column) in ID_NAMES):
+            if len(values) == count == len(set(values)) and (
+                column == stage.id_column or plain_name(column) in ID_NAMES
+            ):
                 return values, path.name
     return [], ""

@@ -43,12 +43,16 @@ def _documents(stage: Staged, path: Path) -> Iterator[dict[str, Any]]:
     try:
         from bson import InvalidBSON, decode_file_iter  # another package is also called bson, but lacks these
     except ImportError:
-        raise UserError(f"{stage.shown(path)}: BSON files need one more package: {INSTALL}; then run the command again") from None
+        raise UserError(
+            f"{stage.shown(path)}: BSON files need one more package: {INSTALL}; then run the command again"
+        ) from None
     with open(path, "rb") as file:
         try:
             yield from decode_file_iter(file)
         except (InvalidBSON, MemoryError) as error:
-            raise UserError(f"{stage.shown(path)} is damaged or cut short ({error}); download it again") from None
+            raise UserError(
+                f"{stage.shown(path)} is damaged or cut short ({error}); download it again"
+            ) from None
 
 
 def _images_of(document: dict[str, Any]) -> list[bytes]:
@@ -66,7 +70,10 @@ def _key(stage: Staged, path: Path) -> str:
     """Return the key of the documents' id; empty if they have none."""
     first = next(_documents(stage, path), None)
     if first is None or not _images_of(first):
-        raise UserError(f"{stage.shown(path)}: its documents hold no encoded image; its keys: {', '.join(first or ['none'])}")
+        raise UserError(
+            f"{stage.shown(path)}: its documents hold no encoded image; its keys: "
+            f"{', '.join(first or ['none'])}"
+        )
     return next((name for name in (stage.id_column, "_id", "id") if name in first), "")
 
 
@@ -91,7 +98,11 @@ def _write(stage: Staged, path: Path, part: str, key: str) -> set[str]:
         if name in ids:
             raise UserError(f"{original}: the id {name!r} occurs several times")
         ids.add(name)
-        values = {column: str(value) for column, value in document.items() if column != key and isinstance(value, (str, int, float))}
+        values = {
+            column: str(value)
+            for column, value in document.items()
+            if column != key and isinstance(value, (str, int, float))
+        }
         columns += [column for column in values if column not in columns]
         images = _images_of(document)
         several = several or len(images) > 1
@@ -109,5 +120,8 @@ def _write(stage: Staged, path: Path, part: str, key: str) -> set[str]:
     else:
         table = "none"
     also = ", several for some ids: see column 'image' of the table" if several else ""
-    stage.notes.append(f"{original}: {counted(len(rows), 'image')} written into {folder}/ (names: {id_name!r}{also}); table: {table}")
+    stage.notes.append(
+        f"{original}: {counted(len(rows), 'image')} written into {folder}/ (names: {id_name!r}{also}); "
+        f"table: {table}"
+    )
     return ids

@@ -58,9 +58,10 @@ class Budget:
             size = files.human_size(self.packed_bytes)
             raise TooMuch(
                 f"{self.name} was not unpacked: with the archives in it, it would become more than "
-                f"{files.human_size(allowed_bytes(self.packed_bytes))} or {self.members_left + self.used_members:,} files, "
-                f"more than an archive of {size} with images can hold; it may be a decompression bomb. "
-                "If you trust it, unpack it yourself and give the folder"
+                f"{files.human_size(allowed_bytes(self.packed_bytes))} or "
+                f"{self.members_left + self.used_members:,} files, more than an archive of {size} with "
+                "images can hold; it may be a decompression bomb. If you trust it, unpack it yourself and "
+                "give the folder"
             )
         self.used_bytes += num_bytes
         self.used_members += num_members
@@ -72,4 +73,6 @@ class Budget:
             TooMuch: they are nested deeper.
         """
         if depth > MAX_DEPTH:
-            raise TooMuch(f"{self.name} was not unpacked: archives in it are nested more than {MAX_DEPTH} levels deep")
+            raise TooMuch(
+                f"{self.name} was not unpacked: archives in it are nested more than {MAX_DEPTH} levels deep"
+            )

@@ -18,7 +18,10 @@ from pipeline.wording import listed
 
 # in a data folder: which files `make data` converted; on Kaggle they are still containers
 CONVERTED = ".converted.json"
-EXTRAS = {".dcm": ("pydicom", "python -m pip install pydicom"), ".bson": ("bson", "python -m pip install pymongo")}
+EXTRAS = {
+    ".dcm": ("pydicom", "python -m pip install pydicom"),
+    ".bson": ("bson", "python -m pip install pymongo"),
+}
 UNREAD = {
     ".nii": "NIfTI volumes are not read",
     ".nii.gz": "NIfTI volumes are not read",
@@ -55,12 +58,17 @@ def check_extras(source: Path) -> None:
                 names = archive.namelist()
         except zipfile.BadZipFile:  # reported by unpacking
             return
-    missing = {suffix: (package, command) for suffix, (package, command) in EXTRAS.items() if importlib.util.find_spec(package) is None}
+    missing = {
+        suffix: (package, command)
+        for suffix, (package, command) in EXTRAS.items()
+        if importlib.util.find_spec(package) is None
+    }
     for name in names if missing else ():
         suffix = suffix_of(name)
         if suffix in missing:
             raise UserError(
-                f"{source} holds {suffix} files ({name}), which need one more package: {missing[suffix][1]}; then run this again"
+                f"{source} holds {suffix} files ({name}), which need one more package: {missing[suffix][1]}; "
+                "then run this again"
             )
 
 
@@ -88,8 +96,14 @@ def stand(root: Path) -> dict[str, tuple[int, int]]:
     """Return the state of every file below `root` that is not an image: relative path -> (bytes, time of
     change in ns).
     """
-    paths = (path for path in root.rglob("*") if path.is_file() and suffix_of(path.name) not in IMAGE_SUFFIXES)
-    return {path.relative_to(root).as_posix(): (status.st_size, status.st_mtime_ns) for path in paths for status in [path.stat()]}
+    paths = (
+        path for path in root.rglob("*") if path.is_file() and suffix_of(path.name) not in IMAGE_SUFFIXES
+    )
+    return {
+        path.relative_to(root).as_posix(): (status.st_size, status.st_mtime_ns)
+        for path in paths
+        for status in [path.stat()]
+    }
 
 
 def write_converted(root: Path, before: dict[str, tuple[int, int]]) -> None:
@@ -99,7 +113,11 @@ def write_converted(root: Path, before: dict[str, tuple[int, int]]) -> None:
     Files of the training part are left out. Without other files nothing is written.
     """
     after = stand(root)
-    gone = [name for name, stood in sorted(before.items()) if after.get(name) != stood and part_of(name) != "train"]
+    gone = [
+        name
+        for name, stood in sorted(before.items())
+        if after.get(name) != stood and part_of(name) != "train"
+    ]
     gone.sort(key=lambda name: part_of(name) != "test")
     counts = Counter(suffix_of(name) for name in gone)
     if gone:
@@ -116,7 +134,11 @@ def read_converted(data_dir: Path) -> str:
     path = data_dir / CONVERTED
     if not path.is_file():
         return ""
-    noted = read_shaped(path, {"files": Each(COUNT), "examples": [TEXT]}, "delete it if Kaggle has these images as image files")
+    noted = read_shaped(
+        path,
+        {"files": Each(COUNT), "examples": [TEXT]},
+        "delete it if Kaggle has these images as image files",
+    )
     counts = listed(f"{count:,} {suffix}" for suffix, count in noted["files"].items())
     return f"{counts} (such as {listed(noted['examples'][:1])})"
 
@@ -133,4 +155,7 @@ def _unread(stage: Staged) -> list[str]:
     for path in stage.files(tuple(UNREAD)):
         suffix = max((end for end in UNREAD if path.name.lower().endswith(end)), key=len)
         found[(stage.shown(path).rpartition("/")[0] or ".", suffix)] += 1
-    return [f"{folder}: {count:,} {suffix} not turned into images: {UNREAD[suffix]}" for (folder, suffix), count in sorted(found.items())]
+    return [
+        f"{folder}: {count:,} {suffix} not turned into images: {UNREAD[suffix]}"
+        for (folder, suffix), count in sorted(found.items())
+    ]

@@ -48,7 +48,9 @@ def convert(stage: Staged) -> None:
     found = [path for path in stage.files(("",)) if is_dicom(path)]
     paths = [path for path in found if not path.with_name(f"{_stem(path)}.png").exists()]
     if len(paths) < len(found):
-        stage.notes.append(f"{counted(len(found) - len(paths), 'DICOM file')} kept: a .png of the same name lies beside each")
+        stage.notes.append(
+            f"{counted(len(found) - len(paths), 'DICOM file')} kept: a .png of the same name lies beside each"
+        )
     if not paths:
         return
     pydicom = _pydicom(len(paths))
@@ -80,14 +82,21 @@ def convert(stage: Staged) -> None:
 
 def _report(stage: Staged, paths: list[Path], failed: dict[Path, str], says: str) -> None:
     reasons = [f"{stage.shown(path)}: {reason[:300]}" for path, reason in list(failed.items())[:3]]
-    plugin = any("plugin" in reason or "decode" in reason or "handler" in reason for reason in failed.values())
+    plugin = any(
+        "plugin" in reason or "decode" in reason or "handler" in reason for reason in failed.values()
+    )
     more = f"; compressed files may need: {MORE}" if plugin else ""
     if len(failed) == len(paths):
-        raise UserError(f"none of {counted(len(paths), 'DICOM file')} can be read{more}\n  - " + "\n  - ".join(reasons))
+        raise UserError(
+            f"none of {counted(len(paths), 'DICOM file')} can be read{more}\n  - " + "\n  - ".join(reasons)
+        )
     if failed:
-        stage.notes.append(f"{counted(len(failed), 'DICOM file')} cannot be turned into images{more}: {'; '.join(reasons)}")
+        stage.notes.append(
+            f"{counted(len(failed), 'DICOM file')} cannot be turned into images{more}: {'; '.join(reasons)}"
+        )
     stage.notes.append(
-        f"{counted(len(paths) - len(failed), 'DICOM file')} converted to images in place; grey levels: {says}; MONOCHROME1 is inverted"
+        f"{counted(len(paths) - len(failed), 'DICOM file')} converted to images in place; grey levels: "
+        f"{says}; MONOCHROME1 is inverted"
     )
 
 
@@ -95,7 +104,9 @@ def _pydicom(count: int) -> Any:
     try:
         import pydicom
     except ImportError:
-        raise UserError(f"{counted(count, 'DICOM file')} need one more package: {INSTALL}; then run the command again") from None
+        raise UserError(
+            f"{counted(count, 'DICOM file')} need one more package: {INSTALL}; then run the command again"
+        ) from None
     return pydicom
 
 
@@ -125,7 +136,9 @@ def _images(data: Any, rule: Rule, windowed: bool) -> list[np.ndarray]:
             high = 2 ** int(data.get("BitsStored", 8)) - 1
             images.append(Rule((0,), (high,), "").apply(frame))
             continue
-        levels = (_window(data) or _lut_range(data, frame) if windowed else rule).apply(_looked_up(data, frame) if windowed else frame)
+        levels = (_window(data) or _lut_range(data, frame) if windowed else rule).apply(
+            _looked_up(data, frame) if windowed else frame
+        )
         images.append(255 - levels if data.get("PhotometricInterpretation") == "MONOCHROME1" else levels)
     return images
 

@@ -63,7 +63,9 @@ def fetch(
         continued = _persist(download, sleep)
         problems = download.problems()
         if problems and continued:
-            print(f"{source.shown}: the resumed file is wrong ({problems[0]}); starting again", file=sys.stderr)
+            print(
+                f"{source.shown}: the resumed file is wrong ({problems[0]}); starting again", file=sys.stderr
+            )
             download.discard()
             _persist(download, sleep)
             problems = download.problems()
@@ -79,7 +81,8 @@ def fetch(
             raise
         download.discard()
         raise UserError(
-            f"{target_path.parent}: the disk is full; the partial download of {source.shown} was removed. Free some space first"
+            f"{target_path.parent}: the disk is full; the partial download of {source.shown} was removed. "
+            "Free some space first"
         ) from None
     os.replace(download.part, target_path)
     download.discard()
@@ -90,7 +93,10 @@ def _ways_out(source: Source, otherwise: Sequence[str]) -> list[str]:
     page = f"https://drive.google.com/file/d/{source.text}/view" if source.kind == "drive" else source.shown
     ways = [f"open {page} in a browser and download the file there", *otherwise]
     if source.kind == "drive":
-        ways.append(f"let gdown use your Google account: save the browser's google.com cookies (Netscape format) in ~/{GDOWN_COOKIES}")
+        ways.append(
+            "let gdown use your Google account: save the browser's google.com cookies (Netscape format) in "
+            f"~/{GDOWN_COOKIES}"
+        )
     return ["What helps:", *[f"  - {way}" for way in ways]]
 
 
@@ -111,8 +117,16 @@ def _persist(download: Download, sleep: Callable[[float], None]) -> bool:
             failures, longest = (1, received) if received > longest else (failures + 1, longest)
             wait_s = 2.0 ** (failures - 1) if failure.wait_s is None else failure.wait_s
             if wait_s > MAX_WAIT_S or failures > MAX_RETRIES:
-                end = f"it asks to wait {files.human_time(wait_s)}" if wait_s > MAX_WAIT_S else f"stopped after {MAX_RETRIES} retries"
-                kept = f" ({files.human_size(received)} are kept: the same command continues from there)" if received else ""
+                end = (
+                    f"it asks to wait {files.human_time(wait_s)}"
+                    if wait_s > MAX_WAIT_S
+                    else f"stopped after {MAX_RETRIES} retries"
+                )
+                kept = (
+                    f" ({files.human_size(received)} are kept: the same command continues from there)"
+                    if received
+                    else ""
+                )
                 raise UserError(f"{shown}: {failure}; {end}{kept}") from None
             print(printable(f"{shown}: {failure}; trying again in {wait_s:.0f} s"), file=sys.stderr)
             sleep(wait_s)
@@ -131,16 +145,25 @@ def _get_drive(download: Download) -> None:
     with tempfile.TemporaryDirectory() as private_dir:
         if cookies is not None:
             if "cookies_file" not in accepted:
-                raise UserError(f"this gdown takes no cookies file: `pip install -U gdown`, or copy {cookies} to ~/{GDOWN_COOKIES}")
+                raise UserError(
+                    f"this gdown takes no cookies file: `pip install -U gdown`, or copy {cookies} to "
+                    f"~/{GDOWN_COOKIES}"
+                )
             if not Path(cookies).is_file():
                 raise UserError(f"the cookies file {cookies} does not exist")
             # gdown writes its cookies back into the file it was given, so it gets a copy.
             options["cookies_file"] = shutil.copy(cookies, Path(private_dir) / "cookies.txt")
-        options |= {"quiet": not sys.stderr.isatty(), "resume": True, "log_messages": {"start": "", "output": ""}}
+        options |= {
+            "quiet": not sys.stderr.isatty(),
+            "resume": True,
+            "log_messages": {"start": "", "output": ""},
+        }
         try:
             gdown.download(id=download.source.text, output=str(download.part), **options)
         except gdown.exceptions.FileURLRetrievalError as error:
-            raise UserError(f"{shown} cannot be downloaded: {without_secrets(' '.join(str(error).split()))}") from None
+            raise UserError(
+                f"{shown} cannot be downloaded: {without_secrets(' '.join(str(error).split()))}"
+            ) from None
         except requests.exceptions.RequestException as error:
             raise failure_of(error, shown) from None
         except getattr(gdown.exceptions, "DownloadError", ()) as error:
@@ -148,4 +171,6 @@ def _get_drive(download: Download) -> None:
                 download.discard()  # already complete, or another version: it cannot be resumed
             raise TryAgain(str(error).splitlines()[0]) from None
         except (KeyError, AssertionError) as error:
-            raise UserError(f"{shown}: gdown does not understand the answer ({error!r}); is a proxy answering for Google?") from None
+            raise UserError(
+                f"{shown}: gdown does not understand the answer ({error!r}); is a proxy answering for Google?"
+            ) from None

@@ -26,7 +26,8 @@ class Rule:
         """Return grey levels (C, H, W) uint8 of numbers (C, H, W). NaN becomes 0; infinity is clipped."""
         count = planes.shape[0]
         low, high = (
-            np.asarray(ends if len(ends) == count else ends[:1] * count, np.float64)[:, None, None] for ends in (self.low, self.high)
+            np.asarray(ends if len(ends) == count else ends[:1] * count, np.float64)[:, None, None]
+            for ends in (self.low, self.high)
         )
         scaled = (planes.astype(np.float64) - low) * (255 / (high - low))
         return np.nan_to_num(np.clip(np.rint(scaled), 0, 255), nan=0).astype(np.uint8)
@@ -89,5 +90,8 @@ class Survey:
         ranges = ", ".join(f"{start:.4g} to {end:.4g}" for start, end in zip(lows, highs, strict=True))
         each = " of each channel" if len(lows) > 1 else ""
         return Rule(
-            tuple(lows), tuple(highs), f"one range{each} for the whole set, {PERCENTILES[0]} to {PERCENTILES[1]} % of its values: {ranges}"
+            tuple(lows),
+            tuple(highs),
+            f"one range{each} for the whole set, {PERCENTILES[0]} to {PERCENTILES[1]} % of its values: "
+            f"{ranges}",
         )

@@ -38,12 +38,20 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m pipeline.fetch.install", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--competition", metavar="SLUG", help="the last part of the competition's address on Kaggle")
     source.add_argument(
-        "--from", dest="source", type=Path, metavar="PATH", help="a folder or archive that you downloaded; it is not changed"
+        "--competition", metavar="SLUG", help="the last part of the competition's address on Kaggle"
+    )
+    source.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="PATH",
+        help="a folder or archive that you downloaded; it is not changed",
     )
     source.add_argument("--dataset", metavar="NAME", help=f"a public set: {', '.join(public_sets.SETS)}")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="target folder (default: data, for a public set data/NAME)")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="target folder (default: data, for a public set data/NAME)"
+    )
     parser.add_argument("--yes", action="store_true", help="allow a folder that holds other files")
     args = parser.parse_args(argv)
     if args.dataset is not None:
@@ -55,7 +63,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     slug = cli.clean_slug(args.competition)
     if not arrival.arriving(_work_dir(data_dir, slug)):
-        raise_all([*cli.not_ready(), *_no_room(data_dir, slug, args.yes)], f"{slug} cannot be downloaded yet:")
+        raise_all(
+            [*cli.not_ready(), *_no_room(data_dir, slug, args.yes)], f"{slug} cannot be downloaded yet:"
+        )
     install(slug, data_dir)
     return 0
 
@@ -75,9 +85,14 @@ def take(source: Path, data_dir: Path, yes: bool = False) -> None:
     work_dir = data_dir / FROM_DIR
     record, begun = arrival.fingerprint(source), arrival.arriving(work_dir)
     if begun and begun["source"].get("path") != record["path"]:
-        raise UserError(f"{data_dir} holds a part of {begun['source'].get('path')}; finish that first: {begun['command']}")
+        raise UserError(
+            f"{data_dir} holds a part of {begun['source'].get('path')}; finish that first: {begun['command']}"
+        )
     if not begun:
-        raise_all(_no_room(data_dir, source.name or str(source.resolve()), yes, besides=source), f"{source} cannot be put into {data_dir}:")
+        raise_all(
+            _no_room(data_dir, source.name or str(source.resolve()), yes, besides=source),
+            f"{source} cannot be put into {data_dir}:",
+        )
         if not _is_ready(work_dir, record):
             _make_ready(source, work_dir, record)
     _arrive(work_dir, data_dir, {"source": record, "command": _command("from", str(source), data_dir)})
@@ -88,12 +103,20 @@ def take(source: Path, data_dir: Path, yes: bool = False) -> None:
 def _check_source(source: Path, data_dir: Path) -> None:
     if not source.exists():
         siblings = [entry.name for entry in source.parent.iterdir()] if source.parent.is_dir() else []
-        raise UserError(f"{source} does not exist{nearest(source.name, siblings)}; FROM= (--from) must be an existing folder or archive")
+        raise UserError(
+            f"{source} does not exist{nearest(source.name, siblings)}; FROM= (--from) must be an existing "
+            "folder or archive"
+        )
     if not source.is_dir() and not source.is_file():
-        raise UserError(f"{source} is a device or a pipe; FROM= (--from) must be an existing folder or archive")
+        raise UserError(
+            f"{source} is a device or a pipe; FROM= (--from) must be an existing folder or archive"
+        )
     folder, into = source.resolve(), data_dir.resolve()
     if folder == into or folder in into.parents:
-        raise UserError(f"{source} cannot be prepared inside itself; name another folder, for example: {unpack_command(source)}")
+        raise UserError(
+            f"{source} cannot be prepared inside itself; name another folder, for example: "
+            f"{unpack_command(source)}"
+        )
 
 
 def _command(kind: str, value: str, data_dir: Path) -> str:
@@ -102,7 +125,9 @@ def _command(kind: str, value: str, data_dir: Path) -> str:
 
 def _is_ready(work_dir: Path, record: dict[str, Any]) -> bool:
     path = work_dir / READY_RECORD
-    return path.is_file() and (work_dir / arrival.READY).is_dir() and read_object(path).get("source") == record
+    return (
+        path.is_file() and (work_dir / arrival.READY).is_dir() and read_object(path).get("source") == record
+    )
 
 
 def _make_ready(source: Path, work_dir: Path, record: dict[str, Any]) -> None:
@@ -145,7 +170,11 @@ def _arrive(work_dir: Path, data_dir: Path, note: dict[str, Any]) -> None:
 def _tell(data_dir: Path, work_dir: Path) -> None:
     """Print the notes of the preparation and how the folder is read now; removes the work folder."""
     record = work_dir / READY_RECORD
-    notes = read_shaped(record, {"notes?": [TEXT]}, "move its folder away").get("notes", []) if record.is_file() else []
+    notes = (
+        read_shaped(record, {"notes?": [TEXT]}, "move its folder away").get("notes", [])
+        if record.is_file()
+        else []
+    )
     arrival.done(work_dir)
     summary, problem = _understood(data_dir)
     for note in [*notes, *summary]:
@@ -191,7 +220,10 @@ def install_set(name: str, data_dir: Path, yes: bool = False) -> None:
         print(f"  {note}")
     for recipe in public_set.recipes:
         print(f"  python train.py --recipe {recipe} --data {quote(str(data_dir))}")
-    print(f"  python inference.py --data {quote(str(data_dir))} && make score SOLUTION={quote(str(data_dir / public_sets.SOLUTION))}")
+    print(
+        f"  python inference.py --data {quote(str(data_dir))} && make score "
+        f"SOLUTION={quote(str(data_dir / public_sets.SOLUTION))}"
+    )
 
 
 def _set_there(data_dir: Path) -> str | None:
@@ -217,11 +249,15 @@ def install(slug: str, data_dir: Path) -> None:
         try:
             _make_ready(archive, work_dir, {"slug": slug})
         except UserError as error:
-            raise UserError(f"{error}\nThe download stays there; delete {archive} to download it again") from None
+            raise UserError(
+                f"{error}\nThe download stays there; delete {archive} to download it again"
+            ) from None
     if (work_dir / arrival.READY / REMEMBERED).exists() and not arrival.arriving(work_dir):
         theirs = work_dir / arrival.READY / REMEMBERED
         theirs.rename(files.versioned(theirs))
-    _arrive(work_dir, data_dir, {"source": {"slug": slug}, "command": _command("competition", slug, data_dir)})
+    _arrive(
+        work_dir, data_dir, {"source": {"slug": slug}, "command": _command("competition", slug, data_dir)}
+    )
     write_slug(data_dir, slug)
     print(f"{slug} is in {data_dir}; `make submit` takes its name from {data_dir / REMEMBERED}")
     _tell(data_dir, work_dir)
@@ -234,7 +270,10 @@ def _work_dir(data_dir: Path, slug: str) -> Path:
 def _one_archive(folder: Path) -> Path:
     downloaded = _downloaded(folder) if folder.exists() else []
     if len(downloaded) != 1:
-        raise UserError(f"the kaggle command should have left one file in {folder}, there are {len(downloaded)}: delete it and try again")
+        raise UserError(
+            f"the kaggle command should have left one file in {folder}, there are {len(downloaded)}: delete "
+            "it and try again"
+        )
     return downloaded[0]
 
 
@@ -262,7 +301,9 @@ def _no_room(data_dir: Path, slug: str, yes: bool, besides: Path | None = None) 
     if data_dir.exists() and not data_dir.is_dir():
         return [f"{data_dir} is a file; {elsewhere}"]
     found = [
-        name for name in _visible(data_dir) if besides is None or not besides.is_file() or not os.path.samefile(data_dir / name, besides)
+        name
+        for name in _visible(data_dir)
+        if besides is None or not besides.is_file() or not os.path.samefile(data_dir / name, besides)
     ]
     if not found:
         return []
@@ -270,13 +311,22 @@ def _no_room(data_dir: Path, slug: str, yes: bool, besides: Path | None = None) 
     memory = next((name for name in MEMORIES if name in found), None)
     others = [name for name in found if name not in MEMORIES]
     if set_there or _understood(data_dir)[0] or (slug_there and others):
-        holds = f"the set {set_there!r}" if set_there else f"the competition {slug_there!r}" if slug_there else "a competition"
+        holds = (
+            f"the set {set_there!r}"
+            if set_there
+            else f"the competition {slug_there!r}"
+            if slug_there
+            else "a competition"
+        )
         return [f"{data_dir} already holds {holds}; {elsewhere}"]
     if slug_there not in (None, slug):
         return [f"{data_dir / memory} names another competition, {slug_there!r}: delete it, or {elsewhere}"]
     if not others or yes or agreed(f"{data_dir} holds {_few(others)}. Put {slug} beside them? [y/N] "):
         return []
-    return [f"{data_dir} holds other files ({_few(others)}): YES=1 (--yes) puts {slug} beside them, or {elsewhere}"]
+    return [
+        f"{data_dir} holds other files ({_few(others)}): YES=1 (--yes) puts {slug} beside them, or "
+        f"{elsewhere}"
+    ]
 
 
 def _visible(data_dir: Path) -> list[str]:
@@ -285,7 +335,11 @@ def _visible(data_dir: Path) -> list[str]:
     """
     if not data_dir.is_dir():
         return []
-    names = sorted(name for name in os.listdir(data_dir) if not name.startswith(".") and not name.upper().startswith("README"))
+    names = sorted(
+        name
+        for name in os.listdir(data_dir)
+        if not name.startswith(".") and not name.upper().startswith("README")
+    )
     return [name for name in names if not (data_dir / name / public_sets.RECORD).is_file()]
 
 
@@ -306,7 +360,11 @@ def _move_set_in(unpacked: Path, data_dir: Path) -> None:
     if (unpacked / REMEMBERED).exists():
         (unpacked / REMEMBERED).rename(files.versioned(unpacked / REMEMBERED))
     entries = sorted(unpacked.iterdir())
-    taken = [f"{data_dir / entry.name} exists already" for entry in entries if os.path.lexists(data_dir / entry.name)]
+    taken = [
+        f"{data_dir / entry.name} exists already"
+        for entry in entries
+        if os.path.lexists(data_dir / entry.name)
+    ]
     raise_all(taken, f"the download stays in {unpacked}; move these away or name another folder with --data:")
     for entry in entries:
         entry.rename(data_dir / entry.name)

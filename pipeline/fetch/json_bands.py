@@ -56,7 +56,10 @@ def convert(stage: Staged) -> None:
                 survey.add(_planes(row, bands))
             except ValueError as error:
                 problems.append(f"row {number} ({row.get('id', 'no id')}): {error}")
-        raise_all(capped(problems, "rows are incomplete"), f"{stage.shown(bands.path)} holds rows that are not images:")
+        raise_all(
+            capped(problems, "rows are incomplete"),
+            f"{stage.shown(bands.path)} holds rows that are not images:",
+        )
     rule = survey.rule()
     for bands in found:
         _write(stage, bands, others[bands.path], rule)
@@ -70,18 +73,23 @@ def _write(stage: Staged, bands: _Bands, rows: list[dict[str, Any]], rule: Rule)
     column = id_column(stage, columns, cells)
     if column is None:
         names, how = row_ids(stage, bands.part, len(rows))
-        columns, cells = [stage.id_column, *columns], [[name, *row] for name, row in zip(names, cells, strict=True)]
+        columns, cells = (
+            [stage.id_column, *columns],
+            [[name, *row] for name, row in zip(names, cells, strict=True)],
+        )
     else:
         names, how = [row[column] for row in cells], f"{columns[column]!r}"
     check_names(names, stage.shown(bands.path))
     folder, original = bands.part or bands.path.stem, stage.shown(bands.path)
-    for name, row in zip(tqdm(names, unit="image", desc=original, disable=None), _rows(bands.path), strict=True):
+    for name, row in zip(
+        tqdm(names, unit="image", desc=original, disable=None), _rows(bands.path), strict=True
+    ):
         save(rule.apply(_planes(row, bands)), stage.root / folder / f"{name}.png")
     bands.path.unlink()
     written = write_rows(stage, bands.part, bands.path.stem, columns, cells)
     stage.notes.append(
-        f"{original}: {counted(len(names), 'image')} written into {folder}/ ({bands.shape.says}, from {listed(bands.keys)}; names: {how}); "
-        f"the other keys: {written}"
+        f"{original}: {counted(len(names), 'image')} written into {folder}/ ({bands.shape.says}, from "
+        f"{listed(bands.keys)}; names: {how}); the other keys: {written}"
     )
 
 
@@ -112,7 +120,11 @@ def _recognised(stage: Staged, path: Path) -> _Bands | None:
         return None  # these images exist as files
     keys = [key for key, value in rows[0].items() if _size(value) >= FEWEST]
     sizes = {_size(row.get(key)) for row in rows for key in keys}
-    usual = max(sizes, key=lambda size: sum(_size(row.get(key)) == size for row in rows for key in keys)) if sizes else 0
+    usual = (
+        max(sizes, key=lambda size: sum(_size(row.get(key)) == size for row in rows for key in keys))
+        if sizes
+        else 0
+    )
     # Boxes and outlines vary in length; bands of images nearly always have the same length.
     whole = [row for row in rows if all(_size(row.get(key)) == usual for key in keys)]
     if not keys or usual < FEWEST or len(whole) < 0.5 * len(rows):
@@ -123,7 +135,10 @@ def _recognised(stage: Staged, path: Path) -> _Bands | None:
     else:
         shape = shape_of(usual, np.stack([np.nan_to_num(values.ravel()) for values in first]))
     if shape is None:
-        stage.notes.append(f"{stage.shown(path)}: not turned into images: height and width of {usual:,} numbers a band are unclear")
+        stage.notes.append(
+            f"{stage.shown(path)}: not turned into images: height and width of {usual:,} numbers a band are "
+            "unclear"
+        )
         return None
     return _Bands(path, keys, shape, part_of(stage.shown(path)))
 
@@ -133,7 +148,11 @@ def _size(value: Any) -> int:
     if not isinstance(value, list) or not value:
         return 0
     if isinstance(value[0], list):
-        return sum(len(row) for row in value if isinstance(row, list)) if value[0] and isinstance(value[0][0], (int, float)) else 0
+        return (
+            sum(len(row) for row in value if isinstance(row, list))
+            if value[0] and isinstance(value[0][0], (int, float))
+            else 0
+        )
     return len(value) if isinstance(value[0], (int, float)) and not isinstance(value[0], bool) else 0
 
 
@@ -155,7 +174,10 @@ def _planes(row: dict[str, Any], bands: _Bands) -> np.ndarray:
         if values.size != count:
             raise ValueError(f"{values.size:,} numbers in {key!r}, expected {count:,}")
         if not np.isfinite(values).all():
-            raise ValueError(f"{counted(int((~np.isfinite(values)).sum()), 'value')} in {key!r} not finite (NaN or infinite)")
+            raise ValueError(
+                f"{counted(int((~np.isfinite(values)).sum()), 'value')} in {key!r} not finite (NaN or "
+                "infinite)"
+            )
         planes.append(bands.shape.planes(values))
     return np.concatenate(planes)
 
@@ -198,7 +220,9 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                     if not ended and not is_list and len(buffer) > longest:
                         raise UserError(f"{path.name} is one large object, not a list") from None
                     if ended or len(buffer) > longest or isinstance(error, RecursionError):
-                        raise UserError(f"{path.name} is cut short or broken: {error}; download it again") from None
+                        raise UserError(
+                            f"{path.name} is cut short or broken: {error}; download it again"
+                        ) from None
                     break
                 yield value
             if ended and is_list:

@@ -14,7 +14,14 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.errors import UserError
-from pipeline.fetch.archives import CHUNK_BYTES, Member, check_members, check_room, cleared_on_failure, unpack_zip
+from pipeline.fetch.archives import (
+    CHUNK_BYTES,
+    Member,
+    check_members,
+    check_room,
+    cleared_on_failure,
+    unpack_zip,
+)
 from pipeline.fetch.budget import MAX_MEMBERS, Budget, TooMuch
 from pipeline.files import human_size
 
@@ -32,7 +39,14 @@ def packed_suffix(name: str) -> str:
     folded = name.lower()
     if folded.endswith(LEFT_PACKED):
         return ""
-    return next((suffix for suffix in (*ZIP_OR_TAR, *SEVEN_ZIP, *SINGLE) if folded.endswith(suffix) and len(folded) > len(suffix)), "")
+    return next(
+        (
+            suffix
+            for suffix in (*ZIP_OR_TAR, *SEVEN_ZIP, *SINGLE)
+            if folded.endswith(suffix) and len(folded) > len(suffix)
+        ),
+        "",
+    )
 
 
 def unpack(path: Path, target_dir: Path, budget: Budget) -> None:
@@ -61,14 +75,32 @@ def unpack_7z(path: Path, target_dir: Path, budget: Budget) -> None:
         import py7zr
         from py7zr.exceptions import ArchiveError, PasswordRequired
     except ImportError:
-        raise UserError(f"{path}: 7z archives need one more package: python -m pip install -c constraints.txt py7zr") from None
-    damage = (ArchiveError, PasswordRequired, AttributeError, KeyError, TypeError, IndexError, AssertionError, RuntimeError, MemoryError)
+        raise UserError(
+            f"{path}: 7z archives need one more package: python -m pip install -c constraints.txt py7zr"
+        ) from None
+    damage = (
+        ArchiveError,
+        PasswordRequired,
+        AttributeError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AssertionError,
+        RuntimeError,
+        MemoryError,
+    )
     damage += (FileExistsError, NotADirectoryError)  # two names that are one on this disk
     # py7zr reads an open file with one thread, but a path with several.
-    with open(path, "rb") as file, cleared_on_failure(path, target_dir, damage), py7zr.SevenZipFile(file) as archive:
+    with (
+        open(path, "rb") as file,
+        cleared_on_failure(path, target_dir, damage),
+        py7zr.SevenZipFile(file) as archive,
+    ):
         members = [Member(entry.filename, _kind(entry), entry.uncompressed or 0) for entry in archive.files]
         if archive.needs_password():
-            raise UserError(f"{path} was not unpacked: it is encrypted; unpack it with its password and give the folder")
+            raise UserError(
+                f"{path} was not unpacked: it is encrypted; unpack it with its password and give the folder"
+            )
         check_members(path, members, budget.bytes_left, MAX_MEMBERS, budget)
         target_dir.mkdir(parents=True, exist_ok=True)
         total = sum(member.size for member in members)
@@ -134,12 +166,19 @@ def unpack_single(path: Path, target_dir: Path, budget: Budget) -> None:
         target_dir.mkdir(parents=True)
         limit = min(limit, shutil.disk_usage(target_dir).free)
         bar = tqdm(unit="B", unit_scale=True, desc="unpacking", disable=None)
-        with bar, SINGLE[suffix](path, "rb") as packed, open(target_dir / path.name[: -len(suffix)], "xb") as file:
+        with (
+            bar,
+            SINGLE[suffix](path, "rb") as packed,
+            open(target_dir / path.name[: -len(suffix)], "xb") as file,
+        ):
             while chunk := packed.read(CHUNK_BYTES):
                 written += len(chunk)
                 if written > limit:
                     size = human_size(limit)
-                    raise TooMuch(f"{path.name} was not unpacked: it becomes more than {size}, the limit or the free disk space")
+                    raise TooMuch(
+                        f"{path.name} was not unpacked: it becomes more than {size}, the limit or the free "
+                        "disk space"
+                    )
                 file.write(chunk)
                 bar.update(len(chunk))
     budget.spend(written, 0)

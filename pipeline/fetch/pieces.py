@@ -38,7 +38,10 @@ def join(whole: Path, pieces: list[Path]) -> None:
         UserError: the disk is too small.
     """
     check_room(whole.parent, sum(piece.stat().st_size for piece in pieces))
-    with open(whole, "xb") as file, tqdm(total=len(pieces), unit="piece", desc=f"joining {whole.name}", disable=None) as bar:
+    with (
+        open(whole, "xb") as file,
+        tqdm(total=len(pieces), unit="piece", desc=f"joining {whole.name}", disable=None) as bar,
+    ):
         for piece in pieces:
             with open(piece, "rb") as part:
                 shutil.copyfileobj(part, file, 1 << 20)

@@ -55,7 +55,9 @@ def convert(stage: Staged) -> None:
     tables: list[_Table] = []
     for path in paths:
         table = _recognised(stage, path)
-        twin = next((other for other in tables if table and filecmp.cmp(path, other.path, shallow=False)), None)
+        twin = next(
+            (other for other in tables if table and filecmp.cmp(path, other.path, shallow=False)), None
+        )
         if twin:
             stage.notes.append(f"{stage.shown(path)} left out: it is the same as {stage.shown(twin.path)}")
             path.unlink()
@@ -120,9 +122,13 @@ def _recognised(stage: Staged, path: Path) -> _Table | None:
     # not a table: reported with the layout, unless it is a pixel table
     except (ValueError, OSError) as error:
         if isinstance(error, pd.errors.ParserError) and _pixel_columns(_header(path)[1])[0]:
-            raise UserError(f"{stage.shown(path)}: rows of pixels are not complete: {' '.join(str(error).split())}") from None
+            raise UserError(
+                f"{stage.shown(path)}: rows of pixels are not complete: {' '.join(str(error).split())}"
+            ) from None
         if suffix_of(path.name) == ".parquet":  # only read here
-            stage.notes.append(f"{stage.shown(path)} was not read: it is damaged ({' '.join(str(error).split())})")
+            stage.notes.append(
+                f"{stage.shown(path)} was not read: it is damaged ({' '.join(str(error).split())})"
+            )
         return None
     if head is None or not len(head):
         return None
@@ -140,7 +146,10 @@ def _recognised(stage: Staged, path: Path) -> _Table | None:
         return None
     shape = Shape(*size) if size else shape_of(count, values)
     if shape is None:
-        stage.notes.append(f"{stage.shown(path)}: not turned into images: height and width of {count:,} numbers a row are unclear")
+        stage.notes.append(
+            f"{stage.shown(path)}: not turned into images: height and width of {count:,} numbers a row are "
+            "unclear"
+        )
         return None
     return _Table(path, pixels, cell, others, shape, part_of(stage.shown(path)))
 
@@ -160,7 +169,10 @@ def _pixel_columns(names: Sequence[str]) -> tuple[list[str], tuple[int, int] | N
     members = large[0]
     if all(len(numbers) == 2 for numbers, _ in members):
         rows, columns = ({numbers[axis] for numbers, _ in members} for axis in (0, 1))
-        if len(rows) * len(columns) == len(members) == len({numbers for numbers, _ in members}) and len(rows) > 1:
+        if (
+            len(rows) * len(columns) == len(members) == len({numbers for numbers, _ in members})
+            and len(rows) > 1
+        ):
             return [name for _, name in sorted(members)], (len(rows), len(columns))
     last = sorted((numbers[-1], name) for numbers, name in members)
     first = last[0][0]
@@ -175,7 +187,9 @@ def _is_cell(column: pd.Series) -> bool:
     alike = [value for value in column if _length(value) == usual]
     if usual < FEWEST or len(alike) < 0.9 * len(column):
         return False
-    words = _words(str(alike[0])) if isinstance(alike[0], str) else [str(number) for number in np.ravel(alike[0])]
+    words = (
+        _words(str(alike[0])) if isinstance(alike[0], str) else [str(number) for number in np.ravel(alike[0])]
+    )
     return all(re.fullmatch(r"-?\d+(\.\d*)?([eE][+-]?\d+)?", word) for word in words)
 
 
@@ -206,7 +220,14 @@ def _length(value: Any) -> int:
     return np.asarray(value).size if isinstance(value, (list, tuple, np.ndarray)) else len(_words(str(value)))
 
 
-def _are_pixels(stage: Staged, pixels: Sequence[str], cell: bool, values: np.ndarray, head: pd.DataFrame, others: Sequence[str]) -> bool:
+def _are_pixels(
+    stage: Staged,
+    pixels: Sequence[str],
+    cell: bool,
+    values: np.ndarray,
+    head: pd.DataFrame,
+    others: Sequence[str],
+) -> bool:
     """Decide whether numbers are pixels and not measurements.
 
     They are if the columns are named so, or if all are whole numbers from 0 to 255 and there are no other
@@ -218,7 +239,11 @@ def _are_pixels(stage: Staged, pixels: Sequence[str], cell: bool, values: np.nda
         return False  # these images exist as files
     if all("pix" in plain_name(name) for name in pixels):
         return True
-    grey = values.size > 0 and bool(np.isin(values, np.arange(256)).mean() > 0.99) and float(np.nanmax(values)) > 1
+    grey = (
+        values.size > 0
+        and bool(np.isin(values, np.arange(256)).mean() > 0.99)
+        and float(np.nanmax(values)) > 1
+    )
     return grey and not stage.image_names and (cell or all(PIXEL_NAME.fullmatch(name) for name in pixels))
 
 
@@ -230,7 +255,10 @@ def _header(path: Path) -> tuple[str, list[str]]:
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         header = file.readline()
     delimiter = max((",", ";", "\t"), key=header.count)
-    return delimiter, [str(name) for name in pd.read_csv(path, sep=delimiter, nrows=0, encoding="utf-8-sig", index_col=False).columns]
+    return delimiter, [
+        str(name)
+        for name in pd.read_csv(path, sep=delimiter, nrows=0, encoding="utf-8-sig", index_col=False).columns
+    ]
 
 
 def _frames(path: Path, rows: int, text: bool = False, pixels: Sequence[str] = ()) -> Iterator[pd.DataFrame]:
@@ -239,7 +267,8 @@ def _frames(path: Path, rows: int, text: bool = False, pixels: Sequence[str] = (
             import pyarrow.parquet
         except ImportError:
             raise UserError(
-                f"{path.name}: parquet tables need one more package: python -m pip install pyarrow; then run the command again"
+                f"{path.name}: parquet tables need one more package: python -m pip install pyarrow; then run "
+                "the command again"
             ) from None
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(rows):
             yield batch.to_pandas()
@@ -248,7 +277,13 @@ def _frames(path: Path, rows: int, text: bool = False, pixels: Sequence[str] = (
     named = set(pixels)
     types = str if text else {name: str for name in names if name not in named}
     with pd.read_csv(
-        path, sep=delimiter, chunksize=rows, dtype=types, keep_default_na=False, low_memory=False, encoding="utf-8-sig"
+        path,
+        sep=delimiter,
+        chunksize=rows,
+        dtype=types,
+        keep_default_na=False,
+        low_memory=False,
+        encoding="utf-8-sig",
     ) as reader:
         for frame in reader:
             if not isinstance(frame.index, pd.RangeIndex):  # pandas makes surplus cells the index
@@ -265,7 +300,12 @@ def _numbers(frame: pd.DataFrame, pixels: Sequence[str], cell: bool) -> np.ndarr
     if not cell:
         return frame[list(pixels)].to_numpy(np.float32)
     values = frame[pixels[0]]
-    return np.asarray([np.asarray(value if not isinstance(value, str) else _words(value), np.float32).ravel() for value in values])
+    return np.asarray(
+        [
+            np.asarray(value if not isinstance(value, str) else _words(value), np.float32).ravel()
+            for value in values
+        ]
+    )
 
 
 def _chunks(stage: Staged, table: _Table) -> Iterator[tuple[list[list[str]], np.ndarray]]:
@@ -284,11 +324,22 @@ def _chunks(stage: Staged, table: _Table) -> Iterator[tuple[list[list[str]], np.
                 values = None
             if values is not None and not problems:
                 others = frame[table.others]
-                yield [["" if value is None else str(value) for value in row] for row in others.itertuples(index=False)], values
+                yield (
+                    [
+                        ["" if value is None else str(value) for value in row]
+                        for row in others.itertuples(index=False)
+                    ],
+                    values,
+                )
             first += len(frame)
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{stage.shown(table.path)} cannot be read as a table of pixels: {' '.join(str(error).split())}") from None
-    raise_all(capped(problems, "rows are incomplete"), f"{stage.shown(table.path)}: pixels are missing or not numbers, download it again:")
+        raise UserError(
+            f"{stage.shown(table.path)} cannot be read as a table of pixels: {' '.join(str(error).split())}"
+        ) from None
+    raise_all(
+        capped(problems, "rows are incomplete"),
+        f"{stage.shown(table.path)}: pixels are missing or not numbers, download it again:",
+    )
 
 
 def _problems(frame: pd.DataFrame, table: _Table, first: int, count: int) -> list[str]:
@@ -296,16 +347,23 @@ def _problems(frame: pd.DataFrame, table: _Table, first: int, count: int) -> lis
     found = []
     for line, (_, row) in enumerate(frame[table.pixels].iterrows(), start=first):
         cells = (
-            _words(str(row.iloc[0])) if table.cell and isinstance(row.iloc[0], str) else list(np.ravel(row.iloc[0]) if table.cell else row)
+            _words(str(row.iloc[0]))
+            if table.cell and isinstance(row.iloc[0], str)
+            else list(np.ravel(row.iloc[0]) if table.cell else row)
         )
         numbers = pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce").to_numpy(np.float64)
         bad = np.flatnonzero(~np.isfinite(numbers))
         if table.cell and len(cells) != count:
-            found.append(f"{numbered([line])}: {len(cells):,} pixels in column {table.pixels[0]!r}, expected {count:,}")
+            found.append(
+                f"{numbered([line])}: {len(cells):,} pixels in column {table.pixels[0]!r}, expected {count:,}"
+            )
         elif len(bad):
-            where = table.pixels[0] if table.cell else listed([table.pixels[position] for position in bad[:3]])
+            where = (
+                table.pixels[0] if table.cell else listed([table.pixels[position] for position in bad[:3]])
+            )
             empty = isinstance(cells[bad[0]], float) or cells[bad[0]] == ""
             found.append(
-                f"{numbered([line])}: {counted(len(bad), 'value')} ({where}) {'missing' if empty else f'not a number: {cells[bad[0]]!r}'}"
+                f"{numbered([line])}: {counted(len(bad), 'value')} ({where}) "
+                f"{'missing' if empty else f'not a number: {cells[bad[0]]!r}'}"
             )
     return found

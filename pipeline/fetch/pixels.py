@@ -16,7 +16,14 @@ from pipeline.errors import UserError
 
 SMALLEST_SIDE = 8
 CLEARLY = 0.75  # the best arrangement must have at most this share of the next best one's roughness
-ENCODED = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"GIF8": ".gif", b"BM": ".bmp", b"II*\0": ".tif", b"MM\0*": ".tif"}
+ENCODED = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG\r\n\x1a\n": ".png",
+    b"GIF8": ".gif",
+    b"BM": ".bmp",
+    b"II*\0": ".tif",
+    b"MM\0*": ".tif",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,11 @@ class Shape:
     @property
     def says(self) -> str:
         """The shape, for messages."""
-        colours = {"grey": "grey", "planes": "colour, one channel after the other", "pixels": "colour, pixel by pixel"}
+        colours = {
+            "grey": "grey",
+            "planes": "colour, one channel after the other",
+            "pixels": "colour, pixel by pixel",
+        }
         return f"{self.height} x {self.width} pixels, {colours[self.order]}"
 
     def planes(self, row: np.ndarray) -> np.ndarray:
@@ -58,7 +69,9 @@ def shape_of(count: int, rows: np.ndarray) -> Shape | None:
         candidates = [Shape(colour_side, colour_side, "planes"), Shape(colour_side, colour_side, "pixels")]
         return min(candidates, key=lambda shape: _roughness(shape, rows))
     heights = [height for height in range(SMALLEST_SIDE, count // SMALLEST_SIDE + 1) if count % height == 0]
-    candidates = [Shape(height, count // height) for height in heights if 1 / 8 <= height * height / count <= 8]
+    candidates = [
+        Shape(height, count // height) for height in heights if 1 / 8 <= height * height / count <= 8
+    ]
     ranked = sorted((_roughness(shape, rows), shape.height) for shape in candidates)
     if not ranked or (len(ranked) > 1 and ranked[0][0] > CLEARLY * ranked[1][0]) or ranked[0][0] == 0:
         return None
@@ -70,7 +83,10 @@ def _roughness(shape: Shape, rows: np.ndarray) -> float:
     arrangement.
     """
     planes = np.stack([shape.planes(row) for row in rows[:64]]).astype(np.float64)
-    return float(np.abs(np.diff(planes, axis=2)).mean() + (np.abs(np.diff(planes, axis=3)).mean() if shape.order != "grey" else 0))
+    return float(
+        np.abs(np.diff(planes, axis=2)).mean()
+        + (np.abs(np.diff(planes, axis=3)).mean() if shape.order != "grey" else 0)
+    )
 
 
 def channels_rule(count: int) -> str:
@@ -85,7 +101,9 @@ def as_rgb(planes: np.ndarray) -> np.ndarray:
     if len(planes) == 1:
         return planes[0]
     if len(planes) == 2:
-        planes = np.stack([planes[0], planes[1], ((planes[0].astype(np.uint16) + planes[1] + 1) // 2).astype(np.uint8)])
+        planes = np.stack(
+            [planes[0], planes[1], ((planes[0].astype(np.uint16) + planes[1] + 1) // 2).astype(np.uint8)]
+        )
     if len(planes) > 3:
         return planes.reshape(-1, planes.shape[2])
     return np.ascontiguousarray(planes.transpose(1, 2, 0))
@@ -111,11 +129,17 @@ def new_file(path: Path) -> IO[bytes]:
     try:
         return open(path, "xb")
     except FileExistsError:
-        raise UserError(f"{path.parent.name}/{path.name} would be two images: a file of that name exists already") from None
+        raise UserError(
+            f"{path.parent.name}/{path.name} would be two images: a file of that name exists already"
+        ) from None
 
 
 def encoded_suffix(data: bytes) -> str:
     """Return `.jpg`, `.png`, ... if `data` is an encoded image, by its first bytes; else empty."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return ".webp"
-    return next((suffix for start, suffix in ENCODED.items() if data.startswith(start)), "") if len(data) > 24 else ""
+    return (
+        next((suffix for start, suffix in ENCODED.items() if data.startswith(start)), "")
+        if len(data) > 24
+        else ""
+    )

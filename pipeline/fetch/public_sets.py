@@ -118,7 +118,9 @@ def lay_out(name: str, archive_dir: Path, target: Path) -> None:
     try:
         images = list(public_set.read(unpacked))
     except (FileNotFoundError, IndexError, KeyError, ValueError) as error:
-        raise UserError(f"the archives in {archive_dir} do not have the layout of {name}: {type(error).__name__}: {error}") from None
+        raise UserError(
+            f"the archives in {archive_dir} do not have the layout of {name}: {type(error).__name__}: {error}"
+        ) from None
     train = [image for image in images if image.split != public_set.test_split]
     # Official lists go class by class. Sorted by digest, the order does not tell the class and is the same
     # everywhere.
@@ -132,14 +134,29 @@ def lay_out(name: str, archive_dir: Path, target: Path) -> None:
                 image.save(parent / f"{image_id}{image.suffix}")
                 bar.update()
     placeholder = min({image.label for image in train}, key=natural_key)
-    write_table(target / "sample_submission.csv", ("id", "label"), [(image_id, placeholder) for image_id in test_ids])
-    write_table(target / SOLUTION, ("id", "label"), [(image_id, image.label) for image_id, image in zip(test_ids, test, strict=True)])
+    write_table(
+        target / "sample_submission.csv", ("id", "label"), [(image_id, placeholder) for image_id in test_ids]
+    )
+    write_table(
+        target / SOLUTION,
+        ("id", "label"),
+        [(image_id, image.label) for image_id, image in zip(test_ids, test, strict=True)],
+    )
     rows = zip([*train_ids, *test_ids], [*train, *test], strict=True)
-    write_table(target / SPLITS, ("id", "split", "original"), [(image_id, image.split, image.original) for image_id, image in rows])
+    write_table(
+        target / SPLITS,
+        ("id", "split", "original"),
+        [(image_id, image.split, image.original) for image_id, image in rows],
+    )
     shutil.rmtree(unpacked)
-    sources = [{"url": archive.url, "size": archive.size, "sha256": archive.sha256} for archive in public_set.archives]
+    sources = [
+        {"url": archive.url, "size": archive.size, "sha256": archive.sha256}
+        for archive in public_set.archives
+    ]
     counts = {"train": len(train), "test": len(test)}
-    files.write_json(target / RECORD, {"dataset": name, "about": public_set.about, "archives": sources, "images": counts})
+    files.write_json(
+        target / RECORD, {"dataset": name, "about": public_set.about, "archives": sources, "images": counts}
+    )
 
 
 def _digest(image: SetImage) -> str:
@@ -153,7 +170,9 @@ def _numbered(word: str, count: int) -> list[str]:
 # ---- the layout of the archives; `unpacked/0` is the first archive, `unpacked/1` the second ----
 
 
-def _cifar(unpacked: Path, folder: str, names: str, batches: Sequence[tuple[str, str]], label_bytes: int) -> Iterator[SetImage]:
+def _cifar(
+    unpacked: Path, folder: str, names: str, batches: Sequence[tuple[str, str]], label_bytes: int
+) -> Iterator[SetImage]:
     """Read CIFAR's binary version: a record has its labels (the last one is used), then 1,024 bytes each of
     red, green, blue.
 
@@ -168,7 +187,9 @@ def _cifar(unpacked: Path, folder: str, names: str, batches: Sequence[tuple[str,
         records = np.fromfile(root / batch, np.uint8).reshape(-1, label_bytes + 3 * CIFAR_PX**2)
         for number, record in enumerate(records):
             label = class_names[record[label_bytes - 1]]
-            yield SetImage(split, label, f"{batch}#{number}", ".png", partial(_save_pixels, record[label_bytes:]))
+            yield SetImage(
+                split, label, f"{batch}#{number}", ".png", partial(_save_pixels, record[label_bytes:])
+            )
 
 
 def _save_pixels(planes: Sequence[int], path: Path) -> None:
@@ -192,7 +213,9 @@ def _pets(unpacked: Path) -> Iterator[SetImage]:
     """
     for split in ("trainval", "test"):
         for image, *_ in _columns(unpacked / "1" / "annotations" / f"{split}.txt"):
-            yield _moved(split, image.rpartition("_")[0], unpacked / "0" / "images" / f"{image}.jpg", f"{image}.jpg")
+            yield _moved(
+                split, image.rpartition("_")[0], unpacked / "0" / "images" / f"{image}.jpg", f"{image}.jpg"
+            )
 
 
 def _birds(unpacked: Path) -> Iterator[SetImage]:
@@ -243,14 +266,31 @@ NETTE = {
     "n03888257": "parachute",
 }
 TORONTO, FASTAI = "https://www.cs.toronto.edu/~kriz/", "https://s3.amazonaws.com/fast-ai-imageclas/"
-PETS, CALTECH = "https://www.robots.ox.ac.uk/~vgg/data/pets/data/", "https://data.caltech.edu/records/65de6-vp158/files/"
+PETS, CALTECH = (
+    "https://www.robots.ox.ac.uk/~vgg/data/pets/data/",
+    "https://data.caltech.edu/records/65de6-vp158/files/",
+)
 BATCHES_10 = (*(("train", f"data_batch_{number}.bin") for number in range(1, 6)), ("test", "test_batch.bin"))
 BATCHES_100 = (("train", "train.bin"), ("test", "test.bin"))
 
 
-def _fastai(about: str, folder: str, size: int, sha256: str, class_names: dict[str, str], recipes: tuple[str, ...] = ()) -> PublicSet:
+def _fastai(
+    about: str,
+    folder: str,
+    size: int,
+    sha256: str,
+    class_names: dict[str, str],
+    recipes: tuple[str, ...] = (),
+) -> PublicSet:
     archive = Archive(f"{FASTAI}{folder}.tgz", size, sha256)
-    return PublicSet(about, (archive,), partial(_class_folders, folder=folder, class_names=class_names), "val", 2.2, recipes)
+    return PublicSet(
+        about,
+        (archive,),
+        partial(_class_folders, folder=folder, class_names=class_names),
+        "val",
+        2.2,
+        recipes,
+    )
 
 
 _woof = partial(_fastai, class_names=WOOF, recipes=("vit-tiny-imagewoof",))
@@ -261,16 +301,36 @@ _nette = partial(_fastai, class_names=NETTE)
 SETS: dict[str, PublicSet] = {
     "cifar10": PublicSet(
         "CIFAR-10: 60,000 images of 32 px in 10 classes (A. Krizhevsky, 2009)",
-        (Archive(f"{TORONTO}cifar-10-binary.tar.gz", 170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),),
-        partial(_cifar, folder="cifar-10-batches-bin", names="batches.meta.txt", batches=BATCHES_10, label_bytes=1),
+        (
+            Archive(
+                f"{TORONTO}cifar-10-binary.tar.gz",
+                170_052_171,
+                "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+            ),
+        ),
+        partial(
+            _cifar, folder="cifar-10-batches-bin", names="batches.meta.txt", batches=BATCHES_10, label_bytes=1
+        ),
         "test",
         4.0,
         ("beit-base-cifar10", "beit-base-cifar10-baseline"),
     ),
     "cifar100": PublicSet(
         "CIFAR-100: 60,000 images of 32 px in 100 classes (A. Krizhevsky, 2009)",
-        (Archive(f"{TORONTO}cifar-100-binary.tar.gz", 168_513_733, "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),),
-        partial(_cifar, folder="cifar-100-binary", names="fine_label_names.txt", batches=BATCHES_100, label_bytes=2),
+        (
+            Archive(
+                f"{TORONTO}cifar-100-binary.tar.gz",
+                168_513_733,
+                "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+            ),
+        ),
+        partial(
+            _cifar,
+            folder="cifar-100-binary",
+            names="fine_label_names.txt",
+            batches=BATCHES_100,
+            label_bytes=2,
+        ),
         "test",
         4.0,
         ("beit-base-cifar100", "beit-base-cifar100-baseline"),
@@ -312,10 +372,19 @@ SETS: dict[str, PublicSet] = {
         "88daccb09b6fce93f45e6c09ddeb269cce705549e6bff322092a2a5a11489863",
     ),
     "pets": PublicSet(
-        "Oxford-IIIT Pet: 37 breeds of cats and dogs (O. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, 2012)",
+        "Oxford-IIIT Pet: 37 breeds of cats and dogs (O. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, "
+        "2012)",
         (
-            Archive(f"{PETS}images.tar.gz", 791_918_971, "67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d"),
-            Archive(f"{PETS}annotations.tar.gz", 19_173_078, "52425fb6de5c424942b7626b428656fcbd798db970a937df61750c0f1d358e91"),
+            Archive(
+                f"{PETS}images.tar.gz",
+                791_918_971,
+                "67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d",
+            ),
+            Archive(
+                f"{PETS}annotations.tar.gz",
+                19_173_078,
+                "52425fb6de5c424942b7626b428656fcbd798db970a937df61750c0f1d358e91",
+            ),
         ),
         _pets,
         "test",
@@ -323,7 +392,13 @@ SETS: dict[str, PublicSet] = {
     ),
     "cub200": PublicSet(
         "CUB-200-2011: 200 species of birds (C. Wah, S. Branson, P. Welinder, P. Perona, S. Belongie, 2011)",
-        (Archive(f"{CALTECH}CUB_200_2011.tgz", 1_150_585_339, "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081"),),
+        (
+            Archive(
+                f"{CALTECH}CUB_200_2011.tgz",
+                1_150_585_339,
+                "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081",
+            ),
+        ),
         _birds,
         "test",
         2.3,

@@ -31,10 +31,30 @@ from pipeline.unfinished import resume_command
 MODEL_DIR = Path("finetuned_model")
 RELEASE_FILE, WORK_DIR = "release.yaml", ".download"
 
-RUN_FILES = ("run.json", "head.safetensors", "metrics.jsonl", "timing.jsonl", "val_predictions.csv", "val_probs.npy")
+RUN_FILES = (
+    "run.json",
+    "head.safetensors",
+    "metrics.jsonl",
+    "timing.jsonl",
+    "val_predictions.csv",
+    "val_probs.npy",
+)
 RUN_FILES += ("figures",)  # not the report page, it could run scripts: `make report` builds it
 # The file types of a model, its run files and a small competition. Other files, above all code, are left out.
-SUFFIXES = {".safetensors", ".bin", ".npy", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".txt", ".model", ".md"}
+SUFFIXES = {
+    ".safetensors",
+    ".bin",
+    ".npy",
+    ".json",
+    ".jsonl",
+    ".yaml",
+    ".yml",
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".model",
+    ".md",
+}
 # not .svg and .html: both can hold scripts
 SUFFIXES |= {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -62,12 +82,15 @@ def read_release(path: Path) -> Release:
     path = Path(path)
     if not path.exists():
         raise UserError(
-            f"there is no release: {path} does not exist. Give one: `make weights WEIGHTS=FILE.zip` (or a Google Drive link, or an https "
-            f"address); or write {path} with the line `source: ...`; or train a model: `python train.py`"
+            f"there is no release: {path} does not exist. Give one: `make weights WEIGHTS=FILE.zip` (or a "
+            f"Google Drive link, or an https address); or write {path} with the line `source: ...`; or train "
+            "a model: `python train.py`"
         )
     values = files.read_yaml(path)
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold keys and values, with at least `source: ...`; it holds {type(values).__name__}")
+        raise UserError(
+            f"{path} must hold keys and values, with at least `source: ...`; it holds {type(values).__name__}"
+        )
     raise_all(_release_problems(values), f"{path}:")
     return Release(
         source=parse_source(values["source"], path.parent),
@@ -88,19 +111,27 @@ def _release_problems(values: dict[Any, Any]) -> list[str]:
             problems.append(f"unknown key `{key}`; {hint}")
     source, digest, size, mirrors = (values.get(key) for key in ("source", "sha256", "size", "mirrors"))
     if not isinstance(source, str) or not source.strip():
-        problems.append(f"`source` must be a Google Drive id or link, an https address or a path; found {source!r}")
+        problems.append(
+            f"`source` must be a Google Drive id or link, an https address or a path; found {source!r}"
+        )
     if digest is not None and not (isinstance(digest, str) and re.fullmatch(r"[0-9a-fA-F]{64}", digest)):
-        problems.append(f"`sha256` must be 64 hex digits, in quotes if they are all figures; found {digest!r}")
+        problems.append(
+            f"`sha256` must be 64 hex digits, in quotes if they are all figures; found {digest!r}"
+        )
     if size is not None and not (type(size) is int and size > 0):
         problems.append(f"`size` must be a number of bytes; found {size!r}")
     if not isinstance(values.get("name") or "", str):
         problems.append(f"`name` must be a text; found {values['name']!r}")
-    if mirrors is not None and not (isinstance(mirrors, list) and all(isinstance(mirror, str) for mirror in mirrors)):
+    if mirrors is not None and not (
+        isinstance(mirrors, list) and all(isinstance(mirror, str) for mirror in mirrors)
+    ):
         problems.append(f"`mirrors` must be a list of sources; found {mirrors!r}")
     return problems
 
 
-def install(release: Release, model_dir: Path, data_dir: Path, *, cookies: Path | None = None, **fetch_options: Any) -> bool:
+def install(
+    release: Release, model_dir: Path, data_dir: Path, *, cookies: Path | None = None, **fetch_options: Any
+) -> bool:
     """Install the release in `model_dir`, printing each step. Returns False if it was installed already.
 
     Earlier content of `model_dir` moves to `earlier/`. A `data/` in the release goes to `data_dir` unless
@@ -119,23 +150,42 @@ def install(release: Release, model_dir: Path, data_dir: Path, *, cookies: Path 
 def _install(release: Release, model_dir: Path, data_dir: Path, **fetch_options: Any) -> bool:
     if is_unfinished(model_dir):
         raise UserError(
-            f"{model_dir} holds an unfinished run (state/ without run.json). Finish it: `{resume_command(model_dir)}`; "
-            "or install elsewhere: `python -m pipeline.fetch.releases --model OTHER_FOLDER`"
+            f"{model_dir} holds an unfinished run (state/ without run.json). Finish it: "
+            f"`{resume_command(model_dir)}`; or install elsewhere: `python -m pipeline.fetch.releases "
+            "--model OTHER_FOLDER`"
         )
     print(f"release    {release.name or release.source.shown}")
     installed = _installed(model_dir)
-    digest = release.sha256 or (files.sha256(Path(release.source.text)) if release.source.kind == "file" else None)
+    digest = release.sha256 or (
+        files.sha256(Path(release.source.text)) if release.source.kind == "file" else None
+    )
     same = installed.get("sha256") == digest if digest else installed.get("source_key") == release.source.key
-    if installed and same and installed["weights"] == _weights(model_dir) and not (model_dir / INSTALLING).exists():
+    if (
+        installed
+        and same
+        and installed["weights"] == _weights(model_dir)
+        and not (model_dir / INSTALLING).exists()
+    ):
         print(f"installed  already, on {installed['installed']}, and intact; nothing to do")
         return False
 
     work_dir = model_dir / WORK_DIR
     try:
         archive = _fetch_any(release, work_dir, **fetch_options)
-        record = {"format": 1, "name": release.name, "source": release.source.shown, "source_key": release.source.key}
-        record |= {"sha256": digest or files.sha256(archive), "size": archive.stat().st_size, "installed": now()}
-        checked = "as announced" if release.sha256 else f"not checked: set `sha256:` in {RELEASE_FILE} to check it"
+        record = {
+            "format": 1,
+            "name": release.name,
+            "source": release.source.shown,
+            "source_key": release.source.key,
+        }
+        record |= {
+            "sha256": digest or files.sha256(archive),
+            "size": archive.stat().st_size,
+            "installed": now(),
+        }
+        checked = (
+            "as announced" if release.sha256 else f"not checked: set `sha256:` in {RELEASE_FILE} to check it"
+        )
         print(f"archive    {files.human_size(record['size'])}, sha256 {record['sha256']} ({checked})")
         _install_archive(archive, work_dir / "unpacked", model_dir, data_dir, record)
         shutil.rmtree(work_dir, ignore_errors=True)
@@ -145,10 +195,14 @@ def _install(release: Release, model_dir: Path, data_dir: Path, **fetch_options:
     return True
 
 
-def _install_archive(archive: Path, unpacked_dir: Path, model_dir: Path, data_dir: Path, record: dict[str, Any]) -> None:
+def _install_archive(
+    archive: Path, unpacked_dir: Path, model_dir: Path, data_dir: Path, record: dict[str, Any]
+) -> None:
     shutil.rmtree(unpacked_dir, ignore_errors=True)  # left by a call that was killed
     try:
-        contents = sort_contents(archive, unpack_zip(archive, unpacked_dir, max_members=200_000), unpacked_dir)
+        contents = sort_contents(
+            archive, unpack_zip(archive, unpacked_dir, max_members=200_000), unpacked_dir
+        )
         if contents.data_dir:
             _install_data(contents.data_dir, data_dir)
         _install_model(contents, model_dir, record)
@@ -160,7 +214,10 @@ def _install_archive(archive: Path, unpacked_dir: Path, model_dir: Path, data_di
         shutil.rmtree(unpacked_dir, ignore_errors=True)
     if contents.left_out:
         more = f" and {len(contents.left_out) - 5} more" if len(contents.left_out) > 5 else ""
-        print(f"left out   {', '.join(contents.left_out[:5])}{more}: not part of a model, its run files or data/")
+        print(
+            f"left out   {', '.join(contents.left_out[:5])}{more}: not part of a model, its run files or "
+            "data/"
+        )
 
 
 def _fetch_any(release: Release, work_dir: Path, **options: Any) -> Path:
@@ -174,7 +231,9 @@ def _fetch_any(release: Release, work_dir: Path, **options: Any) -> Path:
     for source in (release.source, *release.mirrors):
         print(f"source     {source.shown}")
         try:
-            return fetch(source, target_path, sha256=release.sha256, size=release.size, otherwise=ways_out, **options)
+            return fetch(
+                source, target_path, sha256=release.sha256, size=release.size, otherwise=ways_out, **options
+            )
         except UserError as error:
             failures.append(str(error))
     raise UserError("\n".join(failures))
@@ -198,15 +257,27 @@ def sort_contents(archive: Path, members: list[Path], unpacked_dir: Path) -> Con
         UserError: there is no `model_<type>/config.json` or it is not JSON, there are several models, or the
             model is incomplete.
     """
-    is_model = [path for path in members if path.match("model_*/config.json") and path.parent.name != ADAPTER_DIR and len(path.parts) <= 4]
+    is_model = [
+        path
+        for path in members
+        if path.match("model_*/config.json") and path.parent.name != ADAPTER_DIR and len(path.parts) <= 4
+    ]
     roots = sorted({path.parent.parent for path in is_model}, key=lambda root: (len(root.parts), root))
     if not roots:
         found = ", ".join(sorted({"/".join(path.parts[:2]) for path in members})[:15]) or "nothing"
-        raise UserError(f"{archive} holds no model: no model_<type>/config.json (such as model_beit/config.json) in it. It holds: {found}")
+        raise UserError(
+            f"{archive} holds no model: no model_<type>/config.json (such as model_beit/config.json) in it. "
+            f"It holds: {found}"
+        )
     if len(roots) > 1 and len(roots[0].parts) == len(roots[1].parts):
-        raise UserError(f"{archive} holds more than one model: {', '.join(str(root) for root in roots)}. Give an archive with one of them")
+        raise UserError(
+            f"{archive} holds more than one model: {', '.join(str(root) for root in roots)}. Give an archive "
+            "with one of them"
+        )
     root = roots[0]
-    data_dir = next((place / "data" for place in (root, root.parent) if (unpacked_dir / place / "data").is_dir()), None)
+    data_dir = next(
+        (place / "data" for place in (root, root.parent) if (unpacked_dir / place / "data").is_dir()), None
+    )
     entries, left_out = set(), []
     for path in members:
         name = path.relative_to(root).parts[0] if path.is_relative_to(root) else ""
@@ -220,9 +291,13 @@ def sort_contents(archive: Path, members: list[Path], unpacked_dir: Path) -> Con
     for path in is_model:
         if path.parent.parent == root:
             files.read_json(unpacked_dir / path)
-    heading = f"{archive} holds no complete model, so nothing was installed; ask its author, or download it again:"
+    heading = (
+        f"{archive} holds no complete model, so nothing was installed; ask its author, or download it again:"
+    )
     raise_all(model_problems(unpacked_dir / root), heading)
-    kept = tuple(unpacked_dir / entry for entry in sorted(entries, key=lambda entry: (entry.name == RECORD, entry)))
+    kept = tuple(
+        unpacked_dir / entry for entry in sorted(entries, key=lambda entry: (entry.name == RECORD, entry))
+    )
     return Contents(kept, unpacked_dir / data_dir if data_dir else None, tuple(left_out))
 
 
@@ -233,12 +308,21 @@ def _install_model(contents: Contents, model_dir: Path, record: dict[str, Any]) 
     and the next call installs again.
     """
     of_former_release = [model_dir / name for name in (*_installed(model_dir).get("entries", ()), INSTALLED)]
-    entries = [entry for entry in contents.entries if not _is_own_readme(model_dir / entry.name, of_former_release)]
-    former = dict.fromkeys([*run_entries(model_dir), *of_former_release, *(model_dir / entry.name for entry in entries)])
+    entries = [
+        entry for entry in contents.entries if not _is_own_readme(model_dir / entry.name, of_former_release)
+    ]
+    former = dict.fromkeys(
+        [*run_entries(model_dir), *of_former_release, *(model_dir / entry.name for entry in entries)]
+    )
     former.pop(model_dir / INSTALLING, None)
-    files.write_text(model_dir / INSTALLING, "make weights is running here, or was interrupted: run it again\n")
+    files.write_text(
+        model_dir / INSTALLING, "make weights is running here, or was interrupted: run it again\n"
+    )
     if earlier := files.set_aside(former, model_dir / "earlier"):
-        print(f"kept       the earlier content in {earlier}: {', '.join(sorted(path.name for path in earlier.iterdir()))}")
+        print(
+            f"kept       the earlier content in {earlier}: "
+            f"{', '.join(sorted(path.name for path in earlier.iterdir()))}"
+        )
     for entry in entries:
         entry.rename(model_dir / entry.name)
     names = [entry.name for entry in entries]
@@ -254,10 +338,15 @@ def _is_own_readme(path: Path, of_former_release: Sequence[Path] = ()) -> bool:
 
 def _install_data(source_dir: Path, data_dir: Path) -> None:
     """Move the release's competition into `data_dir`, unless that holds one already."""
-    with_files = (path for path in source_dir.iterdir() if any(inner.is_file() for inner in [path, *path.rglob("*")]))
+    with_files = (
+        path for path in source_dir.iterdir() if any(inner.is_file() for inner in [path, *path.rglob("*")])
+    )
     entries = sorted(path for path in with_files if not _is_own_readme(data_dir / path.name))
     if in_the_way := competition_entries(data_dir, [entry.name for entry in entries]):
-        print(f"data       not changed: {data_dir} holds {', '.join(in_the_way[:5])}; the release's own data/ was not installed")
+        print(
+            f"data       not changed: {data_dir} holds {', '.join(in_the_way[:5])}; the release's own data/ "
+            "was not installed"
+        )
         return
     if not entries:
         return
@@ -300,14 +389,23 @@ def _installed(model_dir: Path) -> dict[str, Any]:
         record = json.loads((model_dir / INSTALLED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) and {"sha256", "source_key", "entries", "weights", "installed"} <= record.keys() else {}
+    return (
+        record
+        if isinstance(record, dict)
+        and {"sha256", "source_key", "entries", "weights", "installed"} <= record.keys()
+        else {}
+    )
 
 
 def _weights(model_dir: Path) -> dict[str, str]:
     """Return the SHA-256 of every file that predictions depend on: all in `model_*/`, the head, run.json."""
     paths = [model_dir / RECORD, model_dir / HEAD_FILE]
     paths += [path for folder in model_dirs(model_dir) for path in folder.rglob("*")]
-    return {path.relative_to(model_dir).as_posix(): files.sha256(path) for path in paths if path.is_file() and path.name[0] != "."}
+    return {
+        path.relative_to(model_dir).as_posix(): files.sha256(path)
+        for path in paths
+        if path.is_file() and path.name[0] != "."
+    }
 
 
 def choose_release(weights: str | None, sha256: str | None, model_dir: Path) -> Release:
@@ -323,7 +421,10 @@ def choose_release(weights: str | None, sha256: str | None, model_dir: Path) -> 
     release_file = own_file if own_file.exists() else MODEL_DIR / RELEASE_FILE
     if not weights:
         if sha256:
-            raise UserError(f"--sha256 needs --weights SOURCE; the digest of the release in {release_file} is written there")
+            raise UserError(
+                f"--sha256 needs --weights SOURCE; the digest of the release in {release_file} is written "
+                "there"
+            )
         return read_release(release_file)
     given = Release(parse_source(weights), sha256=sha256.lower() if sha256 else None)
     if sha256 or not release_file.exists():
@@ -344,14 +445,35 @@ def choose_release(weights: str | None, sha256: str | None, model_dir: Path) -> 
 
 def main(argv: list[str] | None = None) -> int:
     """Install a release. Returns 0, also if it was installed already."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.fetch.releases", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--weights", metavar="SOURCE", help=f"zip, Google Drive id or link, or https address (default: {RELEASE_FILE})")
-    parser.add_argument("--sha256", metavar="HEX", help="expected digest of the archive of --weights")
-    parser.add_argument("--model", type=Path, default=MODEL_DIR, metavar="DIR", help="folder for the model (default: %(default)s)")
-    parser.add_argument(
-        "--data", type=Path, default=Path("data"), metavar="DIR", help="folder for a data/ in the release (default: %(default)s)"
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.fetch.releases", description=__doc__, allow_abbrev=False
     )
-    parser.add_argument("--cookies", type=Path, metavar="FILE", help="cookies.txt (Netscape format) of a browser signed in to Google")
+    parser.add_argument(
+        "--weights",
+        metavar="SOURCE",
+        help=f"zip, Google Drive id or link, or https address (default: {RELEASE_FILE})",
+    )
+    parser.add_argument("--sha256", metavar="HEX", help="expected digest of the archive of --weights")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=MODEL_DIR,
+        metavar="DIR",
+        help="folder for the model (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("data"),
+        metavar="DIR",
+        help="folder for a data/ in the release (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cookies",
+        type=Path,
+        metavar="FILE",
+        help="cookies.txt (Netscape format) of a browser signed in to Google",
+    )
     args = parser.parse_args(argv)
     release = choose_release(args.weights, args.sha256, args.model)
     install(release, args.model, args.data, cookies=args.cookies)

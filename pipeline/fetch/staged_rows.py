@@ -14,7 +14,21 @@ from pipeline.tables import load_table, write_table
 from pipeline.wording import capped, counted
 
 TABLES = (".csv", ".tsv")
-ID_NAMES = ("id", "imageid", "image", "imagename", "imgid", "idcode", "filename", "file", "fileid", "name", "index", "uuid", "guid")
+ID_NAMES = (
+    "id",
+    "imageid",
+    "image",
+    "imagename",
+    "imgid",
+    "idcode",
+    "filename",
+    "file",
+    "fileid",
+    "name",
+    "index",
+    "uuid",
+    "guid",
+)
 PARTS = re.compile(r"(?<![a-z])(?:(train(?:ing)?)|(test(?:ing)?)|(val(?:id(?:ation)?)?|dev))(?![a-z])")
 
 
@@ -54,7 +68,9 @@ class Staged:
                 if path.is_file() and not any(is_hidden(part) for part in path.relative_to(self.root).parts):
                     self._listing.append(path)
         endings = tuple(suffixes)
-        return [path for path in self._listing if path.name.lower().endswith(endings) and path.is_file() != gone]
+        return [
+            path for path in self._listing if path.name.lower().endswith(endings) and path.is_file() != gone
+        ]
 
     def shown(self, path: Path) -> str:
         """Return the path of a file for messages."""
@@ -71,8 +87,14 @@ def staged(root: Path) -> Staged:
     found = Staged(root)
     for path in found.files(tuple(IMAGE_SUFFIXES)):
         found.image_names |= {path.name, path.stem}
-    samples = [path for path in found.files(TABLES) if "sample" in plain_name(path.name) or "submission" in plain_name(path.name)]
-    for path in sorted(samples, key=lambda path: (len(path.parts), "sample" not in path.name.lower(), path.name)):
+    samples = [
+        path
+        for path in found.files(TABLES)
+        if "sample" in plain_name(path.name) or "submission" in plain_name(path.name)
+    ]
+    for path in sorted(
+        samples, key=lambda path: (len(path.parts), "sample" not in path.name.lower(), path.name)
+    ):
         try:
             table = load_table(path)
         except UserError:
@@ -88,7 +110,11 @@ def row_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:
     """
     numbers = {int(text) for text in stage.ids if text.isascii() and text.isdigit()}
     first = min(numbers, default=0)
-    consecutive = len(numbers) == len(stage.ids) > 0 and first in (0, 1) and numbers == set(range(first, first + len(numbers)))
+    consecutive = (
+        len(numbers) == len(stage.ids) > 0
+        and first in (0, 1)
+        and numbers == set(range(first, first + len(numbers)))
+    )
     if part == "test" and stage.sample and len(stage.ids) == count and not consecutive:
         return list(stage.ids), f"row by row the ids of {stage.sample.name}"
     first = first if consecutive else 0
@@ -102,7 +128,11 @@ def id_column(stage: Staged, columns: Sequence[str], cells: Sequence[Sequence[st
     """
     for position, name in enumerate(columns):
         values = [row[position] for row in cells]
-        if (name == stage.id_column or plain_name(name) in ID_NAMES) and len(set(values)) == len(values) and all(values):
+        if (
+            (name == stage.id_column or plain_name(name) in ID_NAMES)
+            and len(set(values)) == len(values)
+            and all(values)
+        ):
             return position
     return None
 
@@ -114,17 +144,27 @@ def check_names(names: Sequence[str], where: str) -> None:
         UserError: names are repeated, or cannot be file names.
     """
     bad = [
-        repr(name) for name in names if not name or "/" in name or "\\" in name or name.startswith(".") or len(name) > 200 or "\0" in name
+        repr(name)
+        for name in names
+        if not name or "/" in name or "\\" in name or name.startswith(".") or len(name) > 200 or "\0" in name
     ]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) and len(names) < 5000 else []
-    problems = capped([f"{name} cannot be the name of an image file" for name in bad], "ids cannot be the name of a file")
+    twice = (
+        sorted({name for name in names if names.count(name) > 1})
+        if len(set(names)) < len(names) and len(names) < 5000
+        else []
+    )
+    problems = capped(
+        [f"{name} cannot be the name of an image file" for name in bad], "ids cannot be the name of a file"
+    )
     problems += capped([f"the id {name!r} occurs several times" for name in twice], "ids occur several times")
     if len(set(names)) < len(names) and not twice:
         problems.append(f"{counted(len(names) - len(set(names)), 'id')} occur several times")
     raise_all(problems, f"{where}: the ids cannot name images:")
 
 
-def write_rows(stage: Staged, part: str, stem: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def write_rows(
+    stage: Staged, part: str, stem: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> str:
     """Write the table of a part (`train.csv`, `test.csv`; else `<stem>.csv`). Returns its name.
 
     If a table with these ids exists already, nothing is written. Rows of several containers of a part share

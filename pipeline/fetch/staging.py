@@ -23,10 +23,27 @@ PIECE = re.compile(r"\.(7z|zip|rar|tar)\.\d{2,3}$|\.z\d\d$|\.part\d+\.rar$", re.
 # People edit and save these small files, so they are copied: saving a hard link would change the original
 # too.
 COPIED = frozenset(
-    (".csv", ".tsv", ".json", ".jsonl", ".txt", ".md", ".yaml", ".yml", ".xml", ".xls", ".xlsx", ".parquet", ".py", ".ipynb")
+    (
+        ".csv",
+        ".tsv",
+        ".json",
+        ".jsonl",
+        ".txt",
+        ".md",
+        ".yaml",
+        ".yml",
+        ".xml",
+        ".xls",
+        ".xlsx",
+        ".parquet",
+        ".py",
+        ".ipynb",
+    )
 )
 
-TELLING = frozenset((".csv", ".tsv", ".json", ".parquet", ".npy", ".npz", ".bson", ".tfrec", ".tfrecord", ".tfrecords"))
+TELLING = frozenset(
+    (".csv", ".tsv", ".json", ".parquet", ".npy", ".npz", ".bson", ".tfrec", ".tfrecord", ".tfrecords")
+)
 
 
 def stage(source: Path, target: Path) -> list[str]:
@@ -59,7 +76,9 @@ def stage(source: Path, target: Path) -> list[str]:
     if foreign:
         notes.append(f"stays packed, unpack it with another tool: {listed(foreign)}")
     if pieces:
-        notes.append(f"pieces of an archive are left as they are, join them first (7z x does it): {listed(pieces)}")
+        notes.append(
+            f"pieces of an archive are left as they are, join them first (7z x does it): {listed(pieces)}"
+        )
     return notes
 
 
@@ -103,12 +122,20 @@ def _stage_folder(source: Path, target: Path) -> list[str]:
             continue
         if missing:
             problems.append(
-                f"{shown} holds {counted(len(missing), 'file')} that are missing in the folder {problem.split(' ')[0]} beside it "
-                f"({listed(missing)}): was it unpacked only partly? Move one of the two away"
+                f"{shown} holds {counted(len(missing), 'file')} that are missing in the folder "
+                f"{problem.split(' ')[0]} beside it ({listed(missing)}): was it unpacked only partly? Move "
+                "one of the two away"
             )
         elif problem:
-            notes.append(f"{shown} not unpacked: {problem}, with all its files" if "already" in problem else f"{shown} left out: {problem}")
-    raise_all(problems, f"{source} is not complete; fix this, or move it out of the folder, and run the command again:")
+            notes.append(
+                f"{shown} not unpacked: {problem}, with all its files"
+                if "already" in problem
+                else f"{shown} left out: {problem}"
+            )
+    raise_all(
+        problems,
+        f"{source} is not complete; fix this, or move it out of the folder, and run the command again:",
+    )
     return notes
 
 
@@ -175,7 +202,9 @@ def _unpack_below(folder: Path, prefix: str, budget: Budget, depth: int) -> list
     return notes
 
 
-def _unpack_beside(path: Path, place: Path, shown: str, budget: Budget, depth: int, notes: list[str]) -> tuple[str, list[str]]:
+def _unpack_beside(
+    path: Path, place: Path, shown: str, budget: Budget, depth: int, notes: list[str]
+) -> tuple[str, list[str]]:
     """Unpack an archive into the folder `place`: train.zip becomes train/, train.csv.zip becomes train.csv.
 
     Returns why it was not unpacked ("" if it was), and the files in it that the existing folder of that name
@@ -192,7 +221,9 @@ def _unpack_beside(path: Path, place: Path, shown: str, budget: Budget, depth: i
         alone = inside[0] if len(inside) == 1 and (inside[0].name == stem or inside[0].is_file()) else None
         content, goal = (alone, place / alone.name) if alone else (fresh, place / stem)
         if not inside or goal.exists():
-            missing = [name for name in _names(content) if not (goal / name).exists()] if goal.is_dir() else []
+            missing = (
+                [name for name in _names(content) if not (goal / name).exists()] if goal.is_dir() else []
+            )
             return (f"{goal.name} is there already" if inside else "it is empty"), missing
         content.rename(goal)
         notes += inner
@@ -236,7 +267,13 @@ def _wraps(folder: Path) -> bool:
     inside = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
     if any(entry.is_file() and suffix_of(entry.name) in TELLING for entry in inside):
         return not plain_name(folder.name).startswith(("train", "test"))
-    parts = {part for entry in inside if entry.is_dir() for part in ("train", "test") if part in plain_name(entry.name)}
+    parts = {
+        part
+        for entry in inside
+        if entry.is_dir()
+        for part in ("train", "test")
+        if part in plain_name(entry.name)
+    }
     return bool(parts) or (len(inside) == 1 and inside[0].is_dir() and _wraps(inside[0]))
 
 
@@ -245,7 +282,11 @@ def own_tables(root: Path) -> None:
     originals.
     """
     for path in _files(root):
-        if suffix_of(path.name) in COPIED and suffix_of(path.name) not in IMAGE_SUFFIXES and path.stat().st_nlink > 1:
+        if (
+            suffix_of(path.name) in COPIED
+            and suffix_of(path.name) not in IMAGE_SUFFIXES
+            and path.stat().st_nlink > 1
+        ):
             copy = path.with_name(f".{path.name}.own")
             shutil.copy2(path, copy)
             os.replace(copy, path)

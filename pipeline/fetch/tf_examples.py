@@ -30,16 +30,35 @@ def examples(path: Path, where: str) -> Iterator[Features]:
             while head := file.read(12):
                 number += 1
                 length = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else 0
-                if len(head) < 12 or masked_crc32c(head[:8]) != struct.unpack("<I", head[8:])[0] or length > MAX_RECORD:
-                    raise UserError(f"{where}, record {number}: its length is damaged or cut short; download the file again")
+                if (
+                    len(head) < 12
+                    or masked_crc32c(head[:8]) != struct.unpack("<I", head[8:])[0]
+                    or length > MAX_RECORD
+                ):
+                    raise UserError(
+                        f"{where}, record {number}: its length is damaged or cut short; download the file "
+                        "again"
+                    )
                 data = file.read(length)
                 if len(data) < length or len(file.read(4)) < 4:
                     raise UserError(f"{where}, record {number}: the file is cut short; download it again")
                 yield features(data)
-        except (IndexError, KeyError, TypeError, AttributeError, struct.error, EOFError, OSError, zlib.error, ValueError) as error:
+        except (
+            IndexError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            struct.error,
+            EOFError,
+            OSError,
+            zlib.error,
+            ValueError,
+        ) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{where}, record {number}: not a tf.train.Example ({error}); download the file again") from None
+            raise UserError(
+                f"{where}, record {number}: not a tf.train.Example ({error}); download the file again"
+            ) from None
     raise_all([f"{where} holds no record"] if number == 0 else [], "empty:")
 
 
@@ -91,7 +110,10 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, Any]]:
             value, position = _varint(data, position)
         elif wire in (1, 5):
             size = 8 if wire == 1 else 4
-            value, position = struct.unpack_from("<d" if wire == 1 else "<f", data, position)[0], position + size
+            value, position = (
+                struct.unpack_from("<d" if wire == 1 else "<f", data, position)[0],
+                position + size,
+            )
         elif wire == 2:
             length, position = _varint(data, position)
             if position + length > len(data):

@@ -51,7 +51,11 @@ def convert(stage: Staged) -> None:
     sets: dict[str, _Set] = {}
     for path in files:
         part = part_of(stage.shown(path))
-        name = re.sub(r"[^/]*$", "", re.sub(r"(train(ing)?|test(ing)?|valid(ation)?|val|dev)", "", stage.shown(path).lower()))
+        name = re.sub(
+            r"[^/]*$",
+            "",
+            re.sub(r"(train(ing)?|test(ing)?|valid(ation)?|val|dev)", "", stage.shown(path).lower()),
+        )
         sets.setdefault(name, _Set(name)).files.setdefault(part, []).append(path)
     chosen = _largest(stage, list(sets.values()))
     done: list[Path] = []
@@ -82,7 +86,8 @@ def _largest(stage: Staged, sets: list[_Set]) -> list[_Set]:
         others = [records.name.strip("/") or "." for records in group if records is not best]
         if others:
             stage.notes.append(
-                f"the same images in several sizes: the largest is used, {best.name.strip('/') or '.'}, not {listed(others)}"
+                f"the same images in several sizes: the largest is used, {best.name.strip('/') or '.'}, not "
+                f"{listed(others)}"
             )
     return kept
 
@@ -102,14 +107,22 @@ def _write(stage: Staged, records: _Set) -> list[Path]:
     total = sum(len(paths) for paths in records.files.values())
     with tqdm(total=total, unit="file", desc="TFRecord", disable=None) as bar:
         for part, paths in sorted(records.files.items()):
-            into = "train" if part == "val" else part or (records.name.strip("/").replace("/", "_") or "images")
+            into = (
+                "train" if part == "val" else part or (records.name.strip("/").replace("/", "_") or "images")
+            )
             first = [example for _, example in zip(range(64), _of(stage, paths[0]), strict=False)]
             image, name = _keys(stage, first, paths[0], part)
             if name and stage.has_images(_named(stage, paths, name)):
-                stage.notes.append(f"{listed([stage.shown(path) for path in paths])} not used: the images exist as files")
+                stage.notes.append(
+                    f"{listed([stage.shown(path) for path in paths])} not used: the images exist as files"
+                )
                 bar.update(len(paths))
                 continue
-            columns = [key for key in sorted({key for example in first for key in example}) if key not in (image, name)]
+            columns = [
+                key
+                for key in sorted({key for example in first for key in example})
+                if key not in (image, name)
+            ]
             columns = [key for key in columns if all(_is_cell(example.get(key)) for example in first)]
             unnamed = sum(1 for path in paths for _ in _of(stage, path)) if not name else 0
             names, how = row_ids(stage, part, unnamed) if not name else ([], f"feature {name!r}")
@@ -121,9 +134,20 @@ def _write(stage: Staged, records: _Set) -> list[Path]:
                     data = (example.get(image) or [b""])[0]
                     suffix = encoded_suffix(data) if isinstance(data, bytes) else ""
                     if not suffix:
-                        raise UserError(f"{stage.shown(path)}: the record of {image_id!r} holds no encoded image in {image!r}")
+                        raise UserError(
+                            f"{stage.shown(path)}: the record of {image_id!r} holds no encoded image in "
+                            f"{image!r}"
+                        )
                     check_names([image_id], stage.shown(path))
-                    target = stage.root / into / (image_id if image_id.lower().endswith((".jpg", ".jpeg", ".png")) else image_id + suffix)
+                    target = (
+                        stage.root
+                        / into
+                        / (
+                            image_id
+                            if image_id.lower().endswith((".jpg", ".jpeg", ".png"))
+                            else image_id + suffix
+                        )
+                    )
                     with new_file(target) as file:
                         file.write(data)
                     written.append(image_id)
@@ -132,7 +156,9 @@ def _write(stage: Staged, records: _Set) -> list[Path]:
             header, _ = rows.setdefault(into, ([name or stage.id_column, *columns], []))
             rows[into][1].extend(_aligned(header, [name or stage.id_column, *columns], cells))
             also = "; rows of the validation part are labelled too" if part == "val" else ""
-            stage.notes.append(f"{counted(len(written), 'image')} of TFRecords written into {into}/ (names: {how}){also}")
+            stage.notes.append(
+                f"{counted(len(written), 'image')} of TFRecords written into {into}/ (names: {how}){also}"
+            )
     for into, (header, cells) in rows.items():
         if len(header) > 1:
             table = write_rows(stage, into, into, header, cells)
@@ -152,11 +178,15 @@ def _keys(stage: Staged, head: list[Features], path: Path, part: str) -> tuple[s
     """Return the feature with the encoded image, and the one with its name (empty if there is none)."""
     if not head:
         raise UserError(f"{stage.shown(path)} holds no record")
-    images = [key for key, values in head[0].items() if values and isinstance(values[0], bytes) and encoded_suffix(values[0])]
+    images = [
+        key
+        for key, values in head[0].items()
+        if values and isinstance(values[0], bytes) and encoded_suffix(values[0])
+    ]
     if not images:
         raise UserError(
-            f"{stage.shown(path)}: no feature holds an encoded image (JPEG, PNG, ...); its features: {listed(sorted(head[0]))}. "
-            "Records of raw or serialised tensors are not read"
+            f"{stage.shown(path)}: no feature holds an encoded image (JPEG, PNG, ...); its features: "
+            f"{listed(sorted(head[0]))}. Records of raw or serialised tensors are not read"
         )
     image = min(images, key=lambda key: ("image" not in key, len(key), key))
     candidates = []
@@ -183,7 +213,9 @@ def _texts(example: Features, key: str) -> list[str]:
 
 
 def _is_cell(values: list[Any] | None) -> bool:
-    return values is None or (len(values) <= 1 and all(not isinstance(value, bytes) or len(value) <= 1000 for value in values))
+    return values is None or (
+        len(values) <= 1 and all(not isinstance(value, bytes) or len(value) <= 1000 for value in values)
+    )
 
 
 def _cell(values: list[Any] | None) -> str:

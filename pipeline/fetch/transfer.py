@@ -101,7 +101,9 @@ def get_url(download: Download) -> None:
             sent_range = response.headers.get("Content-Range", "")
             if offset and response.status_code == 416 and sent_range == f"bytes */{offset}":
                 return  # complete already
-            if response.status_code == 416 or (response.status_code == 206 and not sent_range.startswith(f"bytes {offset}-")):
+            if response.status_code == 416 or (
+                response.status_code == 206 and not sent_range.startswith(f"bytes {offset}-")
+            ):
                 download.discard()
                 raise TryAgain("the server cannot resume this file")
             response.raise_for_status()
@@ -110,13 +112,18 @@ def get_url(download: Download) -> None:
                 # another file.
                 for headers in (response.headers, response.raw.headers):
                     headers.pop("Content-Encoding", None)
-            if response.headers.get("Content-Type", "").startswith("text/html") and download.target_path.suffix != ".html":
+            if (
+                response.headers.get("Content-Type", "").startswith("text/html")
+                and download.target_path.suffix != ".html"
+            ):
                 page = page_in_words(next(filter(None, islice(_chunks(response), 100)), b""))
                 raise UserError(f"{source.shown} answers with {page} instead of the file")
             if response.status_code != 206:
                 offset = 0
                 etag = response.headers.get("ETag", "W/")
-                version_path.write_text(response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag)
+                version_path.write_text(
+                    response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag
+                )
             _write_body(response, download, offset)
     except requests.exceptions.RequestException as error:
         raise failure_of(error, source.shown) from None
@@ -146,7 +153,10 @@ def _answer(session: Any, url: str, headers: dict[str, str], sha256: str | None)
             raise UserError(f"{without_secrets(former)} redirects to an invalid address") from None
         response.close()
         if not from_inside and _is_inside(url):
-            raise UserError(f"{without_secrets(former)} redirects to {without_secrets(url)}, inside this machine or its network; refused")
+            raise UserError(
+                f"{without_secrets(former)} redirects to {without_secrets(url)}, inside this machine or its "
+                "network; refused"
+            )
     raise UserError(f"{without_secrets(url)}: redirected more than {MAX_HOPS} times")
 
 
@@ -176,7 +186,10 @@ def _chunks(response: Any) -> Iterator[bytes]:
 
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "", *PACKED):
-        raise UserError(f"{without_secrets(response.url)} sends the file in the encoding {one_line(encoding)!r}, which was not requested")
+        raise UserError(
+            f"{without_secrets(response.url)} sends the file in the encoding {one_line(encoding)!r}, which "
+            "was not requested"
+        )
     unpack = _unpacking() if encoding in PACKED else None
     read = getattr(response.raw, "read1", response.raw.read)  # urllib3 before 2.1 has no read1
     try:
@@ -220,11 +233,15 @@ def _write_body(response: Any, download: Download, offset: int) -> None:
             for chunk in _chunks(response):
                 size = file.tell() + len(chunk)
                 if size > limit:
-                    raise UserError(f"{download.source.shown} sends more than the {limit} bytes that {_limit_source(download, total)}")
+                    raise UserError(
+                        f"{download.source.shown} sends more than the {limit} bytes that "
+                        f"{_limit_source(download, total)}"
+                    )
                 if encoded and size > allowed_bytes(response.raw.tell()):
                     download.discard()
                     raise UserError(
-                        f"{download.source.shown} sends a file that is compressed too strongly to hold images (a decompression bomb)"
+                        f"{download.source.shown} sends a file that is compressed too strongly to hold "
+                        "images (a decompression bomb)"
                     )
                 watch.look(size)
                 file.write(chunk)
@@ -257,7 +274,10 @@ class _Watch:
         if now - self.window_started > SLOW_WINDOW_S:
             if size - self.window_size < SLOW_BYTES:
                 seconds = now - self.window_started
-                raise UserError(f"{shown}: the server sent {size - self.window_size} bytes in {seconds:.0f} s, which is too slow; {kept}")
+                raise UserError(
+                    f"{shown}: the server sent {size - self.window_size} bytes in {seconds:.0f} s, which is "
+                    f"too slow; {kept}"
+                )
             self.window_started, self.window_size = now, size
         if now - self.started > MAX_DOWNLOAD_S:
             raise UserError(f"{shown}: not complete after {files.human_time(now - self.started)}; {kept}")
@@ -287,13 +307,18 @@ def failure_of(error: Exception, shown: str) -> Exception:
         response = error.response
         if response.status_code == 429 or response.status_code >= 500:
             wait_s = _retry_after(response.headers.get("Retry-After", ""))
-            return TryAgain(f"the server answers {response.status_code} {one_line(response.reason or '')}", wait_s)
+            return TryAgain(
+                f"the server answers {response.status_code} {one_line(response.reason or '')}", wait_s
+            )
         meaning = {
             401: "sign-in required",
             403: "access denied; a link with a signature may have expired",
             404: "no such file",
         }
-        return UserError(f"{shown} answers {response.status_code}: {meaning.get(response.status_code, one_line(response.reason or ''))}")
+        return UserError(
+            f"{shown} answers {response.status_code}: "
+            f"{meaning.get(response.status_code, one_line(response.reason or ''))}"
+        )
     if isinstance(error, failures.ChunkedEncodingError):
         return TryAgain("the connection was cut")
     passing = isinstance(error, (failures.ConnectionError, failures.Timeout))

@@ -25,8 +25,16 @@ def model_problems(folder: Path) -> list[str]:
         problems += _weight_problems(backbone, WEIGHTS)
     adapter_dir = folder / ADAPTER_DIR
     # A model with two backbones has one folder per adapter.
-    adapters = [adapter_dir, *sorted(path for path in adapter_dir.glob("*") if path.is_dir())] if adapter_dir.is_dir() else []
-    adapters = [path for path in adapters if path != adapter_dir or not adapters[1:] or any(inner.is_file() for inner in path.iterdir())]
+    adapters = (
+        [adapter_dir, *sorted(path for path in adapter_dir.glob("*") if path.is_dir())]
+        if adapter_dir.is_dir()
+        else []
+    )
+    adapters = [
+        path
+        for path in adapters
+        if path != adapter_dir or not adapters[1:] or any(inner.is_file() for inner in path.iterdir())
+    ]
     for adapter in adapters:
         if not (adapter / "adapter_config.json").is_file():
             problems.append(f"{adapter.relative_to(folder)}: no adapter_config.json")
@@ -39,7 +47,9 @@ def model_problems(folder: Path) -> list[str]:
         return [*problems, str(error)]
     recipe = record.get("recipe") or {}
     if ((recipe.get("lora") or {}).get("rank") or 0) > 0 and not adapters:
-        problems.append(f"{ADAPTER_DIR}: missing, but run.json says that the model was trained with an adapter")
+        problems.append(
+            f"{ADAPTER_DIR}: missing, but run.json says that the model was trained with an adapter"
+        )
     if recipe.get("task") == "vqa" and not (folder / HEAD_FILE).exists():
         problems.append(f"{HEAD_FILE}: missing, but run.json says that the model answers questions")
     return problems + (_file_problems(folder / HEAD_FILE) if (folder / HEAD_FILE).exists() else [])
@@ -55,7 +65,11 @@ def _weight_problems(folder: Path, names: tuple[str, str]) -> list[str]:
             parts = _parts(index)
             if not parts:
                 return [f"{folder.name}/{index.name}: lists no weight files"]
-            missing = [f"{folder.name}/{part}: missing; {index.name} names it" for part in parts if not (folder / part).is_file()]
+            missing = [
+                f"{folder.name}/{part}: missing; {index.name} names it"
+                for part in parts
+                if not (folder / part).is_file()
+            ]
             return missing or [problem for part in parts for problem in _file_problems(folder / part)]
         if (folder / name).is_file():
             return _file_problems(folder / name)
@@ -65,7 +79,11 @@ def _weight_problems(folder: Path, names: tuple[str, str]) -> list[str]:
 def _parts(index: Path) -> list[str]:
     value = files.read_json(index)
     parts = value.get("weight_map") if isinstance(value, dict) else None
-    names = {name for name in parts.values() if isinstance(name, str) and "/" not in name} if isinstance(parts, dict) else set()
+    names = (
+        {name for name in parts.values() if isinstance(name, str) and "/" not in name}
+        if isinstance(parts, dict)
+        else set()
+    )
     return sorted(names)
 
 

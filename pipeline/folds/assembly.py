@@ -32,7 +32,10 @@ from pipeline.wording import counted, quoted
 if TYPE_CHECKING:
     import numpy as np
 
-_ASSEMBLE = "restore it; or delete the run.json beside it and repeat the command of these folds (with --resume) or of the blend"
+_ASSEMBLE = (
+    "restore it; or delete the run.json beside it and repeat the command of these folds (with "
+    "--resume) or of the blend"
+)
 OOF_COLUMNS = ("id", "fold", "label", "predicted")
 PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence")
 
@@ -64,7 +67,10 @@ def read_held(folder: Path) -> Held:
         raise UserError(f"{folder} holds no finished run")
     table = load_table(folder / VAL_TABLE)
     if table.columns != PREDICTION_COLUMNS:
-        raise UserError(f"{table.path}: expected the columns {', '.join(PREDICTION_COLUMNS)}, found {', '.join(table.columns)}")
+        raise UserError(
+            f"{table.path}: expected the columns {', '.join(PREDICTION_COLUMNS)}, found "
+            f"{', '.join(table.columns)}"
+        )
     cells = [list(map(restored, row)) for row in table.cells]
     return Held(record, cells, read_array(folder / VAL_VALUES, (len(cells), record.target.num_outputs)))
 
@@ -77,7 +83,9 @@ def read_oof_table(path: Path) -> Table:
     """
     table = load_table(path / OOF_TABLE)
     if missing := [name for name in OOF_COLUMNS[:3] if name not in table.columns]:
-        raise UserError(f"{table.path}: no column {', '.join(missing)}; expected {', '.join(OOF_COLUMNS)}: {_ASSEMBLE}")
+        raise UserError(
+            f"{table.path}: no column {', '.join(missing)}; expected {', '.join(OOF_COLUMNS)}: {_ASSEMBLE}"
+        )
     seen, problems = set(), []
     for line, row_id, fold in zip(table.lines, table.column("id"), table.column("fold"), strict=True):
         if not fold.isascii() or not fold.isdigit() or len(fold) > 6:
@@ -103,7 +111,9 @@ def is_put_together(output: Path, record: RunRecord) -> bool:
 
 
 def _by_image(parts: Sequence[Held]) -> dict[tuple[str, ...], bytes]:
-    return {tuple(row): value.tobytes() for one in parts for row, value in zip(one.cells, one.values, strict=True)}
+    return {
+        tuple(row): value.tobytes() for one in parts for row, value in zip(one.cells, one.values, strict=True)
+    }
 
 
 def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str, data: str) -> int:
@@ -128,9 +138,11 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
     predicted = {name for part in parts for name in part.ids}
     # Without images that skip_bad_images left out
     ids = [row_id for row_id in plan.fold_of if row_id in predicted]
-    oof = Predictions(tuple(name for part in parts for name in part.ids), np.concatenate([part.values for part in parts]), target).aligned(
-        ids
-    )
+    oof = Predictions(
+        tuple(name for part in parts for name in part.ids),
+        np.concatenate([part.values for part in parts]),
+        target,
+    ).aligned(ids)
     truth = target.encode([label_of[row_id] for row_id in ids])
     folds = np.array([plan.fold_of[row_id] for row_id in ids])
     record = {
@@ -142,7 +154,10 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
         "class_names": list(target.names),
         "target": target.record(),
         "metric": {"name": metric, "higher_is_better": find_metric(metric).higher_is_better},
-        "prior": [float(value) for value in trained_prior(target.prior([row.label for row in competition.train]), recipe)],
+        "prior": [
+            float(value)
+            for value in trained_prior(target.prior([row.label for row in competition.train]), recipe)
+        ],
         "counts": {"train": len(competition.train), "val": sum(len(one.cells) for one in held.values())},
         "members": {plan.folder(number).name: 1 / plan.count for number in held},
         "command": command,
@@ -173,7 +188,8 @@ def assemble(plan: Plan, recipe: Recipe, competition: Competition, command: str,
     if floor := record.get("floor"):
         print(f"{floor['words']}: {floor['value']:.4f}")
     print(
-        f"{describe(record['folds'], own.removeprefix('val_'))}\ndone. {plan.count} folds in {plan.output}\npage: {page}\nnext: {next_command}"
+        f"{describe(record['folds'], own.removeprefix('val_'))}\ndone. {plan.count} folds in "
+        f"{plan.output}\npage: {page}\nnext: {next_command}"
     )
     return 0
 
@@ -184,7 +200,13 @@ def _floor(held: Mapping[int, Held]) -> dict[str, Any]:
     if not all(floors):
         return {}
     values, seconds = [one["value"] for one in floors], sum(one["seconds"] for one in floors)
-    return {"floor": {"value": mean(values), "seconds": seconds, "words": f"{floors[0]['words']}, mean of the folds"}}
+    return {
+        "floor": {
+            "value": mean(values),
+            "seconds": seconds,
+            "words": f"{floors[0]['words']}, mean of the folds",
+        }
+    }
 
 
 def _pseudo(held: Mapping[Any, Any]) -> dict[str, Any]:
@@ -214,7 +236,9 @@ def _corrected(competition: Competition, target: Target, metric: str, oof: Predi
     return {"corrections": corrections.record(rows, rows) | {"scores": scores}}
 
 
-def decide(target: Target, metric: str, truth: np.ndarray, values: np.ndarray, parts: np.ndarray) -> list[dict[str, Any]]:
+def decide(
+    target: Target, metric: str, truth: np.ndarray, values: np.ndarray, parts: np.ndarray
+) -> list[dict[str, Any]]:
     """Return the `decisions` entries of run.json: each decision that serves the metric, with its nested gain.
 
     The best one is marked as used if its gain is more than chance.
@@ -236,7 +260,13 @@ def describe(folds: dict[str, Any], metric: str) -> str:
 
 
 def folds_record(
-    target: Target, metric: str, truth: np.ndarray, values: np.ndarray, folds: np.ndarray, plan: Plan, held: dict[int, Held]
+    target: Target,
+    metric: str,
+    truth: np.ndarray,
+    values: np.ndarray,
+    folds: np.ndarray,
+    plan: Plan,
+    held: dict[int, Held],
 ) -> dict[str, Any]:
     """Return the `folds` entry of run.json: scores of all out-of-fold rows and of each fold.
 
@@ -249,7 +279,15 @@ def folds_record(
         rows = folds == number
         best = one.record.values.get("best") or {}
         found = all_metrics(target, truth[rows], values[rows], metric)
-        each.append({"fold": number, "rows": int(rows.sum()), "value": found.get(own), "epoch": best.get("epoch"), "scores": found})
+        each.append(
+            {
+                "fold": number,
+                "rows": int(rows.sum()),
+                "value": found.get(own),
+                "epoch": best.get("epoch"),
+                "scores": found,
+            }
+        )
     known = [line["value"] for line in each if line["value"] is not None]
     return {
         "count": plan.count,
@@ -270,7 +308,10 @@ def write_oof(output: Path, oof: Predictions, labels: Sequence[str], folds: Sequ
     """
     write_probabilities(output / OOF_VALUES, oof.values)
     rows = zip(oof.ids, folds, labels, oof.target.decode(oof.values), strict=True)
-    cells = [(guarded(row_id), str(fold), guarded(label), guarded(predicted)) for row_id, fold, label, predicted in rows]
+    cells = [
+        (guarded(row_id), str(fold), guarded(label), guarded(predicted))
+        for row_id, fold, label, predicted in rows
+    ]
     write_table(output / OOF_TABLE, OOF_COLUMNS, cells)
 
 
@@ -282,7 +323,11 @@ def write_images(output: Path, competition: Competition, held: dict[int, Held]) 
     cells = [row for one in held.values() for row in one.cells]
     values = np.concatenate([one.values for one in held.values()])
     order = sorted(range(len(cells)), key=lambda row: place.get((cells[row][0], cells[row][1]), len(place)))
-    write_table(output / VAL_TABLE, PREDICTION_COLUMNS, [[*map(guarded, cells[row][:4]), cells[row][4]] for row in order])
+    write_table(
+        output / VAL_TABLE,
+        PREDICTION_COLUMNS,
+        [[*map(guarded, cells[row][:4]), cells[row][4]] for row in order],
+    )
     write_probabilities(output / VAL_VALUES, values[order])
 
 
@@ -300,14 +345,22 @@ def _check(plan: Plan, competition: Competition, held: dict[int, Held], recipe: 
     known = {row.id for row in competition.train}
     names = competition.target.names
     for number, one in held.items():
-        again = fold_command(str((read_start(plan.output) or {}).get("command") or command), number, plan.output)
+        again = fold_command(
+            str((read_start(plan.output) or {}).get("command") or command), number, plan.output
+        )
         mine, found = set(plan.ids(number)), set(one.ids)
         gone = [] if recipe.data.skip_bad_images else sorted(mine - found)
         if foreign := sorted(found - mine):
             what = "of other data" if not set(foreign) <= known else "that belong to other folds"
-            problems.append(f"fold {number} validated {counted(len(foreign), 'row')} {what}: {quoted(foreign)}; train it again: {again}")
+            problems.append(
+                f"fold {number} validated {counted(len(foreign), 'row')} {what}: {quoted(foreign)}; train it "
+                f"again: {again}"
+            )
         elif gone:
-            problems.append(f"fold {number} did not validate {counted(len(gone), 'row')}: {quoted(gone)}; train it again: {again}")
+            problems.append(
+                f"fold {number} did not validate {counted(len(gone), 'row')}: {quoted(gone)}; train it "
+                f"again: {again}"
+            )
         if set(one.record.class_names) != set(names):
             differ = sorted(set(one.record.class_names) ^ set(names))
             problems.append(f"fold {number} knows other classes: {quoted(differ)}")

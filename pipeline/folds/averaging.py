@@ -37,7 +37,11 @@ def ranks(values: np.ndarray) -> np.ndarray:
     import numpy as np
     from scipy.stats import rankdata
 
-    return (rankdata(values, axis=0) - 0.5) / max(1, len(values)) if len(values) else np.asarray(values, dtype=np.float64)
+    return (
+        (rankdata(values, axis=0) - 0.5) / max(1, len(values))
+        if len(values)
+        else np.asarray(values, dtype=np.float64)
+    )
 
 
 def weighted(values: Sequence[np.ndarray], weights: Sequence[float], rule: str) -> np.ndarray:
@@ -50,7 +54,9 @@ def weighted(values: Sequence[np.ndarray], weights: Sequence[float], rule: str) 
     return (total / sum(weights)).astype(np.float32)
 
 
-def average(members: Sequence[Predictions], weights: Sequence[float], rule: str = PROBABILITIES) -> Predictions:
+def average(
+    members: Sequence[Predictions], weights: Sequence[float], rule: str = PROBABILITIES
+) -> Predictions:
     """Return the weighted average of predictions for the same ids and outputs, in the order of the first.
 
     Raises:
@@ -60,5 +66,11 @@ def average(members: Sequence[Predictions], weights: Sequence[float], rule: str 
     for other in members[1:]:
         if other.target.output_names != first.target.output_names:
             differ = sorted(set(other.target.output_names) ^ set(first.target.output_names))
-            raise UserError(f"predictions of different outputs cannot be averaged: {quoted(differ) or 'in another order'}")
-    return Predictions(first.ids, weighted([member.aligned(first.ids).values for member in members], weights, rule), first.target)
+            raise UserError(
+                f"predictions of different outputs cannot be averaged: {quoted(differ) or 'in another order'}"
+            )
+    return Predictions(
+        first.ids,
+        weighted([member.aligned(first.ids).values for member in members], weights, rule),
+        first.target,
+    )

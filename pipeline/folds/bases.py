@@ -23,7 +23,12 @@ def share_base(folder: Path, others: Iterable[Path]) -> None:
         return
     for base in (path / "model.safetensors" for path in model_dirs(folder) if path.name != ADAPTER_DIR):
         for other in (path / base.parent.name / base.name for path in others):
-            if not other.exists() or other.samefile(base) or other.stat().st_size != base.stat().st_size or sha256(other) != sha256(base):
+            if (
+                not other.exists()
+                or other.samefile(base)
+                or other.stat().st_size != base.stat().st_size
+                or sha256(other) != sha256(base)
+            ):
                 continue
             link = base.with_suffix(".part")
             try:

@@ -65,11 +65,28 @@ def main(argv: list[str] | None = None) -> int:
         UserError: fewer than two members, members of different competitions, or too few common rows.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.folds.blend", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipeline.folds.blend",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--runs", type=Path, nargs="+", required=True, metavar="DIR", help="runs, folds or blends of one competition")
-    parser.add_argument("--output", type=Path, default=Path("runs/blend"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the parts that judge the weights (default: %(default)s)")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="runs, folds or blends of one competition",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/blend"), metavar="DIR", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the parts that judge the weights (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
     if len({path.resolve() for path in args.runs}) < 2:
         raise UserError(f"--runs {' '.join(map(str, args.runs))}: a blend needs at least two different runs")
@@ -82,13 +99,18 @@ def main(argv: list[str] | None = None) -> int:
     labels = [members[0].labels[row_id] for row_id in ids]
     truth = target.encode(labels)
     if reason := why_undefined(metric, target, truth):
-        raise UserError(f"the blend cannot be judged: {reason} (the {len(ids)} rows that all members validated)")
+        raise UserError(
+            f"the blend cannot be judged: {reason} (the {len(ids)} rows that all members validated)"
+        )
     scale = Scale(target, metric, truth)
     values = _stacked(members, ids, target)
     parts = _parts(members, ids, target, labels, args.seed)
     choice, refused, blended = _choose(scale, values, parts, members, args.seed)
     if sum(weight > 0 for weight in choice.weights) < 2:
-        print(f"no blend is better than {members[choice.weights.index(max(choice.weights))].path} alone: nothing is written")
+        print(
+            f"no blend is better than {members[choice.weights.index(max(choice.weights))].path} alone: "
+            "nothing is written"
+        )
         return 0
     with holding_folder(args.output):
         if moved := set_aside(run_entries(args.output), args.output / "earlier"):
@@ -106,25 +128,37 @@ def read_member(path: Path) -> Member:
     """
     record = read_record(path) if path.is_dir() else None
     if record is None:
-        raise UserError(f"{path} holds no finished run: a blend needs trained runs (python train.py) with validation rows or folds")
+        raise UserError(
+            f"{path} holds no finished run: a blend needs trained runs (python train.py) with validation "
+            "rows or folds"
+        )
     if record.task == "vqa":
         raise UserError(f"{path} answers questions: only runs on images with labels can be blended")
     target = record.target
     if record.kind == "run":
         if not (path / VAL_TABLE).exists():
             why = "so its weight in a blend cannot be found"
-            raise UserError(f"{path} has no validation rows, {why}: train it with data.val_fraction, or --folds")
+            raise UserError(
+                f"{path} has no validation rows, {why}: train it with data.val_fraction, or --folds"
+            )
         held = read_held(path)
         views = str(record.data_settings.get("views", "mean"))
         found = Predictions.of_values(held.ids, held.values, target, views)
         return Member(path, record, found, {row[0]: row[2] for row in held.cells}, {})
     if not (path / OOF_TABLE).is_file():
-        again = "python train.py --folds K --resume writes it again" if record.kind == "folds" else "blend again"
-        raise UserError(f"{path} lacks {OOF_TABLE} (predictions of rows that its models did not see): restore it, or {again}")
+        again = (
+            "python train.py --folds K --resume writes it again" if record.kind == "folds" else "blend again"
+        )
+        raise UserError(
+            f"{path} lacks {OOF_TABLE} (predictions of rows that its models did not see): restore it, or "
+            f"{again}"
+        )
     table = read_oof_table(path)
     ids, labels, folds = ([restored(cell) for cell in table.column(name)] for name in ("id", "label", "fold"))
     found = Predictions(tuple(ids), read_array(path / OOF_VALUES, (len(ids), target.num_outputs)), target)
-    return Member(path, record, found, dict(zip(ids, labels, strict=True)), dict(zip(ids, folds, strict=True)))
+    return Member(
+        path, record, found, dict(zip(ids, labels, strict=True)), dict(zip(ids, folds, strict=True))
+    )
 
 
 def _check_alike(members: Sequence[Member]) -> None:
@@ -134,18 +168,33 @@ def _check_alike(members: Sequence[Member]) -> None:
         mine, theirs = first.record.target, other.record.target
         if mine.kind != theirs.kind or set(mine.names) != set(theirs.names):
             differ = sorted(set(mine.names) ^ set(theirs.names))
-            what = f"classes differ: {quoted(differ)}" if differ else f"{theirs.describe()}, not {mine.describe()}"
+            what = (
+                f"classes differ: {quoted(differ)}"
+                if differ
+                else f"{theirs.describe()}, not {mine.describe()}"
+            )
             problems.append(f"{other.path}, compared with {first.path}: {what}")
         elif other.record.metric != first.record.metric:
-            problems.append(f"{other.path} was trained for {other.record.metric}, {first.path} for {first.record.metric}")
+            problems.append(
+                f"{other.path} was trained for {other.record.metric}, {first.path} for {first.record.metric}"
+            )
         elif other.folds and first.folds and not first.labels.keys() & other.labels.keys():
-            these = ", ".join(f"{member.path} has {quoted(list(member.labels)[:2])}" for member in (first, other))
-            problems.append(f"their out-of-fold rows have no id in common ({these}): they were trained on different data")
+            these = ", ".join(
+                f"{member.path} has {quoted(list(member.labels)[:2])}" for member in (first, other)
+            )
+            problems.append(
+                f"their out-of-fold rows have no id in common ({these}): they were trained on different data"
+            )
         else:
-            both = [row_id for row_id in first.labels if row_id in other.labels and first.labels[row_id] != other.labels[row_id]]
+            both = [
+                row_id
+                for row_id in first.labels
+                if row_id in other.labels and first.labels[row_id] != other.labels[row_id]
+            ]
             if both:
                 problems.append(
-                    f"{other.path} and {first.path} were trained with different labels for {counted(len(both), 'row')}: {quoted(both)}"
+                    f"{other.path} and {first.path} were trained with different labels for "
+                    f"{counted(len(both), 'row')}: {quoted(both)}"
                 )
     raise_all(problems, "these runs are not of one competition:")
 
@@ -160,10 +209,15 @@ def _common_rows(members: Sequence[Member]) -> list[str]:
     if len(ids) < FEWEST_ROWS:
         each = "\n".join(f"  - {member.path}: {counted(len(member.labels), 'row')}" for member in members)
         raise UserError(
-            f"only {counted(len(ids), 'row')} were held out by all members; weights need {FEWEST_ROWS}:\n{each}\n"
-            "train them with --folds, which holds out every row once, or with the same data.split_seed and data.val_fraction"
+            f"only {counted(len(ids), 'row')} were held out by all members; weights need "
+            f"{FEWEST_ROWS}:\n{each}\n"
+            "train them with --folds, which holds out every row once, or with the same data.split_seed and "
+            "data.val_fraction"
         )
-    print(f"{counted(len(ids), 'row')} that no model saw: " + ", ".join(f"{member.path} {len(member.labels):,}" for member in members))
+    print(
+        f"{counted(len(ids), 'row')} that no model saw: "
+        + ", ".join(f"{member.path} {len(member.labels):,}" for member in members)
+    )
     return ids
 
 
@@ -174,7 +228,9 @@ def _stacked(members: Sequence[Member], ids: Sequence[str], target: Target) -> n
     return np.stack([in_order(member.unseen, target).aligned(ids).values for member in members])
 
 
-def _parts(members: Sequence[Member], ids: Sequence[str], target: Target, labels: Sequence[str], seed: int) -> np.ndarray:
+def _parts(
+    members: Sequence[Member], ids: Sequence[str], target: Target, labels: Sequence[str], seed: int
+) -> np.ndarray:
     """Return (N,) the part of each row: rows of one part are judged together.
 
     The parts are the folds of the first member that has folds, so groups stay whole; otherwise they are
@@ -211,13 +267,24 @@ def _choose(
     choice, refused = select(scale, values, np.arange(len(parts)), seed)
     for place, with_it, without in refused:
         print(
-            f"  refused: {members[place].path} does not raise {scale.metric} ({sign * with_it:.4f} with it, {sign * without:.4f} without)"
+            f"  refused: {members[place].path} does not raise {scale.metric} ({sign * with_it:.4f} with it, "
+            f"{sign * without:.4f} without)"
         )
-    shares = ", ".join(f"{member.path} {weight:.3f}" for member, weight in zip(members, choice.weights, strict=True) if weight)
-    print(f"chosen: {choice.way} ({shares}); {scale.metric} {sign * scale(blended):.4f} on rows that this choice did not see")
+    shares = ", ".join(
+        f"{member.path} {weight:.3f}"
+        for member, weight in zip(members, choice.weights, strict=True)
+        if weight
+    )
+    print(
+        f"chosen: {choice.way} ({shares}); {scale.metric} {sign * scale(blended):.4f} on rows that this "
+        "choice did not see"
+    )
     alone = by_way[WAYS[0]][0]
     if sum(weight > 0 for weight in choice.weights) > 1 and scale(blended) <= alone:
-        print(f"  note: the best member alone has {sign * alone:.4f} on such rows, so this blend may be no better")
+        print(
+            f"  note: the best member alone has {sign * alone:.4f} on such rows, so this blend may be no "
+            "better"
+        )
     return choice, refused, blended
 
 
@@ -235,14 +302,18 @@ def _write(
     output, first, target = args.output, members[0].record, blended.target
     truth = target.encode(labels)
     scores = all_metrics(target, truth, blended.values, first.metric)
-    weights = [(member.path, weight) for member, weight in zip(members, choice.weights, strict=True) if weight]
+    weights = [
+        (member.path, weight) for member, weight in zip(members, choice.weights, strict=True) if weight
+    ]
     write_oof(output, blended, labels, (parts - parts.min() + 1).tolist())
     _write_rows(output, members[0], blended, labels)
     record: dict[str, Any] = {
         "format": FORMAT,
         "kind": "blend",
         "task": first.task,
-        "name": " + ".join(read.record.name for read in members if any(read.path == path for path, _ in weights)),
+        "name": " + ".join(
+            read.record.name for read in members if any(read.path == path for path, _ in weights)
+        ),
         "recipe": {"data": first.data_settings},
         "class_names": list(target.names),
         "target": target.record(),
@@ -254,13 +325,20 @@ def _write(
             "way": choice.way,
             "rows": len(labels),
             "scores": scores,
-            "refused": {str(members[place].path): {"with": with_it, "without": without} for place, with_it, without in refused},
+            "refused": {
+                str(members[place].path): {"with": with_it, "without": without}
+                for place, with_it, without in refused
+            },
         },
         "counts": {"val": len(labels)},
         "best": {"epoch": None, "metric": f"val_{first.metric}", "value": scores[first.metric]},
         **calibration(target, truth, blended.values),
-        "decisions": decide(target, first.metric, truth, blended.values, parts) if choice.rule != "ranks" else [],
-        "command": " ".join(["python -m pipeline.folds.blend --runs", *map(str, args.runs), "--output", str(output)]),
+        "decisions": decide(target, first.metric, truth, blended.values, parts)
+        if choice.rule != "ranks"
+        else [],
+        "command": " ".join(
+            ["python -m pipeline.folds.blend --runs", *map(str, args.runs), "--output", str(output)]
+        ),
         "data": first.values.get("data"),
         "seed": args.seed,
         **environment(),
@@ -275,9 +353,14 @@ def _write_rows(output: Path, first: Member, blended: Predictions, labels: Seque
     table = load_table(first.path / VAL_TABLE)
     image_of = {restored(row[0]): restored(row[1]) for row in reversed(table.cells)}
     target = blended.target
-    rows = zip(blended.ids, labels, target.decode(blended.values), target.confidence(blended.values), strict=True)
+    rows = zip(
+        blended.ids, labels, target.decode(blended.values), target.confidence(blended.values), strict=True
+    )
     cells = [
-        (*map(guarded, (row_id, image_of.get(row_id, ""), label, said)), "" if sure is None else f"{sure:.6f}")
+        (
+            *map(guarded, (row_id, image_of.get(row_id, ""), label, said)),
+            "" if sure is None else f"{sure:.6f}",
+        )
         for row_id, label, said, sure in rows
     ]
     write_table(output / VAL_TABLE, PREDICTION_COLUMNS, cells)

@@ -29,7 +29,17 @@ if TYPE_CHECKING:
 
 ENOUGH_ERRORS, RESAMPLES, GRID, PASSES = 1.64, 200, 24, 2
 MAX_ASCENDED = 40  # with more labels: one threshold for all; with more classes: no offsets
-DECIDED = ("accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "weighted_f1", "samples_f1", "samples_f2", "mcc", "qwk")
+DECIDED = (
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "micro_f1",
+    "weighted_f1",
+    "samples_f1",
+    "samples_f2",
+    "mcc",
+    "qwk",
+)
 OFFSET = ("balanced_accuracy", "macro_f1", "weighted_f1", "mcc")
 
 
@@ -54,7 +64,9 @@ class Decision:
             return np.where(exact >= numbers, np.maximum(moved, np.float32(rule)), np.minimum(moved, below))
         if self.kind == "count":
             place = (-exact).argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-            return np.where(place < numbers[0], np.maximum(values, np.float32(target.threshold)), values).astype(np.float32)
+            return np.where(
+                place < numbers[0], np.maximum(values, np.float32(target.threshold)), values
+            ).astype(np.float32)
         if self.kind == "cuts":
             grade = np.searchsorted(numbers, expected_grade(values), side="right")
             return np.eye(target.num_outputs, dtype=np.float32)[grade]
@@ -86,7 +98,10 @@ class Judged:
     def describe(self, metric: str) -> str:
         """Return a line such as `thresholds: macro_f1 0.6100 -> 0.6500 (gain +0.0400 ± 0.0100), used`."""
         verdict = "used" if self.used else "not used: within chance"
-        return f"{self.decision.kind}: {metric} {self.before:.4f} -> {self.after:.4f} (gain {self.gain:+.4f} ± {self.error:.4f}), {verdict}"
+        return (
+            f"{self.decision.kind}: {metric} {self.before:.4f} -> {self.after:.4f} (gain {self.gain:+.4f} "
+            f"± {self.error:.4f}), {verdict}"
+        )
 
     def record(self, used: bool) -> dict[str, Any]:
         """Return the entry of run.json."""
@@ -105,18 +120,25 @@ def read_decision(record: dict[str, Any] | None, target: Target) -> Decision | N
         if line.get("used"):
             try:
                 decision = Decision(str(line["kind"]), tuple(float(number) for number in line["numbers"]))
-                wanted = {"thresholds": target.num_outputs, "offsets": target.num_outputs, "cuts": target.num_outputs - 1}
+                wanted = {
+                    "thresholds": target.num_outputs,
+                    "offsets": target.num_outputs,
+                    "cuts": target.num_outputs - 1,
+                }
                 if decision.kind not in FITS or len(decision.numbers) != wanted.get(decision.kind, 1):
                     raise ValueError(f"{decision.kind} with {len(decision.numbers)} numbers")
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(
-                    f"run.json: decisions: changed by hand or damaged ({error}); to predict without it: --decision off"
+                    f"run.json: decisions: changed by hand or damaged ({error}); to predict without it: "
+                    "--decision off"
                 ) from None
             return decision
     return None
 
 
-def judge(target: Target, metric: str, truth: np.ndarray, values: np.ndarray, parts: np.ndarray, seed: int = 0) -> list[Judged]:
+def judge(
+    target: Target, metric: str, truth: np.ndarray, values: np.ndarray, parts: np.ndarray, seed: int = 0
+) -> list[Judged]:
     """Return every decision that may raise the metric, the best first.
 
     `truth`: as `target.encode` returns it. `values`: (N, O) predictions of rows that the models did not see.
@@ -166,7 +188,11 @@ def serving(target: Target, metric: str) -> list[str]:
         return ["thresholds", *(["count"] if metric.startswith("samples_") else [])]
     if target.kind == "ordinal":
         return ["cuts"]
-    return ["offsets"] if target.kind == "multiclass" and metric in OFFSET and target.num_outputs <= MAX_ASCENDED else []
+    return (
+        ["offsets"]
+        if target.kind == "multiclass" and metric in OFFSET and target.num_outputs <= MAX_ASCENDED
+        else []
+    )
 
 
 def expected_grade(values: np.ndarray) -> np.ndarray:
@@ -183,7 +209,9 @@ def _fit_thresholds(target: Target, metric: str, truth: np.ndarray, values: np.n
         return Decision("thresholds", tuple(map(_best_for_f1, truth.T > 0.5, values.T, columns)))
 
     def score(threshold: float) -> tuple[float, bool]:
-        return _score("thresholds", [threshold] * target.num_outputs, target, metric, truth, values), threshold == 0.5
+        return _score(
+            "thresholds", [threshold] * target.num_outputs, target, metric, truth, values
+        ), threshold == 0.5
 
     start = [float(max([*_grid(values).tolist(), 0.5], key=score))] * target.num_outputs
     if target.num_outputs == 1 or target.num_outputs > MAX_ASCENDED:
@@ -211,7 +239,15 @@ def _best_for_f1(truth: np.ndarray, values: np.ndarray, grid: np.ndarray) -> flo
 def _fit_offsets(target: Target, metric: str, truth: np.ndarray, values: np.ndarray) -> Decision:
     import numpy as np
 
-    return _ascend("offsets", [0.0] * target.num_outputs, [np.linspace(-1.5, 1.5, 13)] * target.num_outputs, target, metric, truth, values)
+    return _ascend(
+        "offsets",
+        [0.0] * target.num_outputs,
+        [np.linspace(-1.5, 1.5, 13)] * target.num_outputs,
+        target,
+        metric,
+        truth,
+        values,
+    )
 
 
 def _fit_cuts(target: Target, metric: str, truth: np.ndarray, values: np.ndarray) -> Decision:
@@ -239,15 +275,27 @@ def _fit_temperature(target: Target, metric: str, truth: np.ndarray, values: np.
     soft = kept * hard + (1 - kept) * (1 / target.num_outputs if target.is_choice else 0.5)
 
     def loss(logarithm: float) -> float:
-        moved = np.clip(Decision("temperature", (exp(logarithm),)).apply(target, values).astype(np.float64), 1e-12, 1 - 1e-7)
-        return -float((soft * np.log(moved) + (0 if target.is_choice else (1 - soft) * np.log1p(-moved))).sum(axis=1).mean())
+        moved = np.clip(
+            Decision("temperature", (exp(logarithm),)).apply(target, values).astype(np.float64),
+            1e-12,
+            1 - 1e-7,
+        )
+        return -float(
+            (soft * np.log(moved) + (0 if target.is_choice else (1 - soft) * np.log1p(-moved)))
+            .sum(axis=1)
+            .mean()
+        )
 
-    return Decision("temperature", (exp(float(minimize_scalar(loss, bounds=(log(0.1), log(10)), method="bounded").x)),))
+    return Decision(
+        "temperature", (exp(float(minimize_scalar(loss, bounds=(log(0.1), log(10)), method="bounded").x)),)
+    )
 
 
 def _fit_count(target: Target, metric: str, truth: np.ndarray, values: np.ndarray) -> Decision:
     most = min(target.num_outputs, 10)
-    best = max(range(most + 1), key=lambda count: (_score("count", [count], target, metric, truth, values), -count))
+    best = max(
+        range(most + 1), key=lambda count: (_score("count", [count], target, metric, truth, values), -count)
+    )
     return Decision("count", (float(best),))
 
 
@@ -261,7 +309,13 @@ FITS: dict[str, Callable[..., Decision]] = {
 
 
 def _ascend(
-    kind: str, start: list[float], grids: list[np.ndarray], target: Target, metric: str, truth: np.ndarray, values: np.ndarray
+    kind: str,
+    start: list[float],
+    grids: list[np.ndarray],
+    target: Target,
+    metric: str,
+    truth: np.ndarray,
+    values: np.ndarray,
 ) -> Decision:
     """Move one number after another to the best value of its grid, with the others fixed.
 
@@ -284,14 +338,18 @@ def _ascend(
     return Decision(kind, tuple(float(number) for number in numbers))
 
 
-def _score(kind: str, numbers: list[float], target: Target, metric: str, truth: np.ndarray, values: np.ndarray) -> float:
+def _score(
+    kind: str, numbers: list[float], target: Target, metric: str, truth: np.ndarray, values: np.ndarray
+) -> float:
     value = evaluate(metric, target, truth, Decision(kind, tuple(numbers)).apply(target, values))
     if value is None:
         return float("-inf")
     return value if find_metric(metric).higher_is_better else -value
 
 
-def _error_of_gain(target: Target, metric: str, truth: np.ndarray, before: np.ndarray, after: np.ndarray, seed: int) -> float:
+def _error_of_gain(
+    target: Target, metric: str, truth: np.ndarray, before: np.ndarray, after: np.ndarray, seed: int
+) -> float:
     """Return the standard error of the gain: its standard deviation over resampled rows."""
     import numpy as np
 

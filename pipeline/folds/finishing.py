@@ -28,9 +28,13 @@ def check_prior(team: Team, asked: str | None) -> None:
     if not asked:
         return
     if team.rule == RANKS and len(team.leaves) > 1:
-        raise UserError("--prior: ranks are averaged here, and a prior does not change the order: leave --prior out")
+        raise UserError(
+            "--prior: ranks are averaged here, and a prior does not change the order: leave --prior out"
+        )
     if team.prior is None:
-        raise UserError("--prior: the class frequencies in training are not known (a release has none): leave --prior out")
+        raise UserError(
+            "--prior: the class frequencies in training are not known (a release has none): leave --prior out"
+        )
     if team.first.target is None:
         return
     check_target(team.first.target)
@@ -38,7 +42,9 @@ def check_prior(team: Team, asked: str | None) -> None:
         read_prior(Path(asked), team.first.target)
 
 
-def finished(team: Team, predictions: Predictions, prior: str | None, decision: str) -> tuple[Predictions, dict[str, Any]]:
+def finished(
+    team: Team, predictions: Predictions, prior: str | None, decision: str
+) -> tuple[Predictions, dict[str, Any]]:
     """Apply `prior` (a file, `estimate`, or None) and the team's decision (`auto`; `off`: without it).
 
     Returns the predictions, and what was done, for the record.
@@ -52,9 +58,18 @@ def finished(team: Team, predictions: Predictions, prior: str | None, decision: 
         predictions, line = shift(predictions, team.prior, prior, team.temperature, team.mean_probabilities)
         print(f"  {line}")
         done["prior"] = prior
-    found = read_decision(team.record.values if team.record else None, predictions.target) if decision == "auto" else None
+    found = (
+        read_decision(team.record.values if team.record else None, predictions.target)
+        if decision == "auto"
+        else None
+    )
     if found is not None:
-        predictions = replace(predictions, values=found.apply(predictions.target, predictions.values), logits=None)
-        print(f"  decided by {found.kind}: they raised the out-of-fold score of {team.named[0].path}; --decision off turns this off")
+        predictions = replace(
+            predictions, values=found.apply(predictions.target, predictions.values), logits=None
+        )
+        print(
+            f"  decided by {found.kind}: they raised the out-of-fold score of {team.named[0].path}; "
+            "--decision off turns this off"
+        )
         done["decision"] = found.kind
     return predictions, done

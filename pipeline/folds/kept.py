@@ -32,8 +32,20 @@ class Kept:
     differ in their last digits.
     """
 
-    def __init__(self, rows: Sequence[Row], precision: str, batch_size: int, views: Sequence[str] = (), engine: str = TORCH) -> None:
-        self.images, self.precision, self.batch_size, self.views = images_digest(rows), precision, batch_size, list(views)
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        precision: str,
+        batch_size: int,
+        views: Sequence[str] = (),
+        engine: str = TORCH,
+    ) -> None:
+        self.images, self.precision, self.batch_size, self.views = (
+            images_digest(rows),
+            precision,
+            batch_size,
+            list(views),
+        )
         self.engine = engine
         self.stem = "-".join([TEST_STEM, *views])
         # A backbone file that several folds share is read once
@@ -91,7 +103,9 @@ class Kept:
     def _weights_of(self, run: Run) -> str:
         """Return a digest of every file of the model: weights, preprocessing, settings."""
         found = []
-        for file in sorted(file for folder in model_dirs(run.path) for file in folder.rglob("*") if file.is_file()):
+        for file in sorted(
+            file for folder in model_dirs(run.path) for file in folder.rglob("*") if file.is_file()
+        ):
             status = os.stat(file)
             key = (status.st_dev, status.st_ino, status.st_mtime_ns)
             if key not in self._weights:

@@ -53,7 +53,9 @@ def is_child() -> bool:
     return IS_CHILD in os.environ
 
 
-def run_children(children: Sequence[Callable[[], Child]], at_once: int, after: Callable[[str], None] = lambda name: None) -> None:
+def run_children(
+    children: Sequence[Callable[[], Child]], at_once: int, after: Callable[[str], None] = lambda name: None
+) -> None:
     """Run all `children`, at most `at_once` at a time.
 
     After one fails no other is started, and the running ones are waited for. `after(name)` is called when one
@@ -93,9 +95,16 @@ def run_children(children: Sequence[Callable[[], Child]], at_once: int, after: C
                 one.process.wait()
     if stopped or any(one.process.returncode == EXIT_INTERRUPTED for one in ended):
         why = stopped[0] if stopped else "because a fold stopped"
-        raise Interrupted(f"stopped ({why}); the state of every fold is saved. Continue with the same command and --resume")
+        raise Interrupted(
+            f"stopped ({why}); the state of every fold is saved. Continue with the same command and --resume"
+        )
     if bad := [one for one in ended if one.process.returncode != EXIT_DONE]:
-        raise UserError("\n".join(f"{one.name} ended with exit code {one.process.returncode}: {_last_words(one.output)}" for one in bad))
+        raise UserError(
+            "\n".join(
+                f"{one.name} ended with exit code {one.process.returncode}: {_last_words(one.output)}"
+                for one in bad
+            )
+        )
 
 
 def places_for(at_once: int) -> list[dict[str, str]]:
@@ -111,7 +120,10 @@ def places_for(at_once: int) -> list[dict[str, str]]:
         threads = str(max(1, torch.get_num_threads() // at_once))
         return [{"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}] * at_once
     if at_once > cards:
-        raise UserError(f"--parallel {at_once}: this machine has {cards} GPU{'s' if cards > 1 else ''}; use --parallel {cards}")
+        raise UserError(
+            f"--parallel {at_once}: this machine has {cards} GPU{'s' if cards > 1 else ''}; use --parallel "
+            f"{cards}"
+        )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(number) for number in range(cards)]
     return [{"CUDA_VISIBLE_DEVICES": names[slot].strip()} for slot in range(at_once)]
@@ -128,7 +140,9 @@ def _start(child: Child, slot: int, place: dict[str, str]) -> _Running:
         text=True,
         encoding="utf-8",
         errors="replace",
-        env=os.environ | place | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": found_first, IS_CHILD: "1"},
+        env=os.environ
+        | place
+        | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": found_first, IS_CHILD: "1"},
         pass_fds=child.keeps,
         start_new_session=True,  # Ctrl-C reaches only this process, which passes it on once
         preexec_fn=end_with_parent if sys.platform == "linux" else None,

@@ -77,7 +77,9 @@ class Plan:
         if path.exists():
             self._check(path)
         else:
-            write_table(path, ("id", "fold"), [(guarded(row_id), str(fold)) for row_id, fold in self.fold_of.items()])
+            write_table(
+                path, ("id", "fold"), [(guarded(row_id), str(fold)) for row_id, fold in self.fold_of.items()]
+            )
         if not (self.output / FOLDS_START).exists():
             start = {
                 "folds": self.count,
@@ -90,12 +92,14 @@ class Plan:
 
     def _check(self, path: Path) -> None:
         before = read_folds(path)
-        other = [row_id for row_id in {**before, **self.fold_of} if before.get(row_id) != self.fold_of.get(row_id)]
+        other = [
+            row_id for row_id in {**before, **self.fold_of} if before.get(row_id) != self.fold_of.get(row_id)
+        ]
         if other:
             raise UserError(
-                f"{path} and the data do not agree on {counted(len(other), 'row')}: {quoted(other)}. The labels, the groups, "
-                "the number of folds or the split seed have changed since this run was started: restore them, or use "
-                "another --output"
+                f"{path} and the data do not agree on {counted(len(other), 'row')}: {quoted(other)}. The "
+                "labels, the groups, the number of folds or the split seed have changed since this run was "
+                "started: restore them, or use another --output"
             )
 
 
@@ -112,9 +116,14 @@ def read_folds(path: Path) -> dict[str, int]:
     """
     table = load_table(path)
     try:
-        return {restored(row_id): int(fold) for row_id, fold in zip(table.column("id"), table.column("fold"), strict=True)}
+        return {
+            restored(row_id): int(fold)
+            for row_id, fold in zip(table.column("id"), table.column("fold"), strict=True)
+        }
     except ValueError as error:
-        raise UserError(f"{path}: expected the columns id and fold, each fold a number ({error}); use another --output") from None
+        raise UserError(
+            f"{path}: expected the columns id and fold, each fold a number ({error}); use another --output"
+        ) from None
 
 
 def read_start(output: Path) -> dict[str, Any] | None:
@@ -164,7 +173,9 @@ def plan_folds(output: Path, competition: Competition, recipe: Recipe, count: in
         paths.setdefault(row.id, []).append(row.path)
     units = find_units(list(label_of), paths, competition.groups)
     if competition.folds is None:
-        folds, lines = make_folds(competition.target, list(label_of.values()), units, count, split_seed(recipe))
+        folds, lines = make_folds(
+            competition.target, list(label_of.values()), units, count, split_seed(recipe)
+        )
     else:
         folds = take_folds(list(label_of), competition.folds, competition.folds_from, count)
         lines = [f"{count} folds from {competition.folds_from}"]

@@ -42,7 +42,10 @@ def check_target(target: Target) -> None:
         UserError: the target is not one of several classes, nor two classes.
     """
     if target.kind not in ("multiclass", "binary"):
-        raise UserError(f"--prior works for one of several classes, or two classes; this model predicts {target.describe()}")
+        raise UserError(
+            "--prior works for one of several classes, or two classes; this model predicts "
+            f"{target.describe()}"
+        )
 
 
 def read_prior(path: Path, target: Target) -> np.ndarray:
@@ -58,7 +61,9 @@ def read_prior(path: Path, target: Target) -> np.ndarray:
     table = load_table(path)
     column = next((name for name in table.columns if name.strip().lower() in SHARE_NAMES), None)
     if "class" not in table.columns or column is None:
-        raise UserError(f"{path}: expected the columns class and share (or count), found {quoted(table.columns)}")
+        raise UserError(
+            f"{path}: expected the columns class and share (or count), found {quoted(table.columns)}"
+        )
     shares, problems = {}, []
     for line, name, cell in zip(table.lines, table.column("class"), table.column(column), strict=True):
         try:
@@ -185,7 +190,9 @@ def shift(
     target = predictions.target
     check_target(target)
     if trained is None:
-        raise UserError("--prior: the class frequencies in training are not known (a release has none): leave --prior out")
+        raise UserError(
+            "--prior: the class frequencies in training are not known (a release has none): leave --prior out"
+        )
     known = np.array(trained, dtype=np.float64)
     if target.kind == "binary":
         known = np.array([1 - known[0], known[0]])
@@ -198,11 +205,17 @@ def shift(
         else read_prior(Path(asked), target)
     )
     if asked == ESTIMATE and not is_shifted(probabilities, known, shares):
-        return predictions, "prior (estimate): the class frequencies do not differ significantly from training: nothing is changed"
+        return (
+            predictions,
+            "prior (estimate): the class frequencies do not differ significantly from training: nothing is "
+            "changed",
+        )
     moved = reweighted(probabilities, known, shares)
     after = replace(predictions, values=moved[:, 1:] if target.kind == "binary" else moved, logits=None)
     most = np.abs(shares - known).argsort()[::-1][:3]
-    listed = ", ".join(f"{target.names[place]!r} {known[place]:.3f} -> {shares[place]:.3f}" for place in most.tolist())
+    listed = ", ".join(
+        f"{target.names[place]!r} {known[place]:.3f} -> {shares[place]:.3f}" for place in most.tolist()
+    )
     changed = int((target.chosen(after.values) != target.chosen(predictions.values)).sum())
     counts = f"{changed:,} of {len(moved):,} decisions changed"
     return after, f"prior ({asked}): largest changes of class frequencies: {listed}; {counts}"

@@ -116,7 +116,9 @@ def gather(paths: Sequence[Path]) -> Team:
         first = found[0].run
         named.append(Named(Path(path), record.name if record else first.name, record))
         leaves += found
-        rules.append((record.values.get("blend") or {}).get("rule") if record and record.kind == "blend" else None)
+        rules.append(
+            (record.values.get("blend") or {}).get("rule") if record and record.kind == "blend" else None
+        )
     _check_alike(leaves)
     target, metric = leaves[0].run.target, leaves[0].run.metric
     rule = rules[0] if len(rules) == 1 and rules[0] else by_ranks(target, metric)
@@ -134,8 +136,15 @@ def meet_over(team: Team, competition: Competition) -> None:
 
     count, rows = current().count, len(competition.test)
     if count > max(rows, 1):
-        raise UserError(f"{count} processes for {counted(rows, 'test image')}: --nproc-per-node {rows} at most")
-    files = [file for leaf in team.leaves for folder in model_dirs(leaf.run.path) for file in sorted(folder.rglob("*"))]
+        raise UserError(
+            f"{count} processes for {counted(rows, 'test image')}: --nproc-per-node {rows} at most"
+        )
+    files = [
+        file
+        for leaf in team.leaves
+        for folder in model_dirs(leaf.run.path)
+        for file in sorted(folder.rglob("*"))
+    ]
     images = [(row.id, str(row.path.relative_to(competition.root))) for row in competition.test]
     meet({"models": repr([(file.name, file.stat().st_size) for file in files]), "test images": repr(images)})
 
@@ -156,7 +165,9 @@ def predict_together(team: Team, target: Target | None, predict: Callable[[Run],
         found = predict(leaf.run)
         parts.append(replace(found, logits=None))
     reference = target or parts[0].target
-    return average([in_order(part, reference) for part in parts], [leaf.weight for leaf in team.leaves], team.rule)
+    return average(
+        [in_order(part, reference) for part in parts], [leaf.weight for leaf in team.leaves], team.rule
+    )
 
 
 def in_order(predictions: Predictions, target: Target) -> Predictions:
@@ -169,14 +180,19 @@ def in_order(predictions: Predictions, target: Target) -> Predictions:
     if mine == wanted:
         return replace(predictions, target=target, logits=None)
     if set(mine) != set(wanted):
-        raise UserError(f"predictions of different outputs cannot be averaged: {quoted(sorted(set(mine) ^ set(wanted)))}")
+        raise UserError(
+            f"predictions of different outputs cannot be averaged: {quoted(sorted(set(mine) ^ set(wanted)))}"
+        )
     return Predictions(predictions.ids, predictions.values[:, [mine.index(name) for name in wanted]], target)
 
 
 def _open(path: Path, weight: float, depth: int) -> tuple[RunRecord | None, list[Leaf]]:
     """Return the record of the folder, and its models."""
     if depth > DEEPEST:
-        raise UserError(f"{path} is a blend that contains itself, or more than {DEEPEST} levels of blends: name the models themselves")
+        raise UserError(
+            f"{path} is a blend that contains itself, or more than {DEEPEST} levels of blends: name the "
+            "models themselves"
+        )
     record = read_record(path) if path.is_dir() else None
     if record is None or record.kind == "run":
         _refuse_unfinished(path)
@@ -185,13 +201,25 @@ def _open(path: Path, weight: float, depth: int) -> tuple[RunRecord | None, list
     members = record.values.get("members")
     if not members or min(members.values()) < 0 or not sum(members.values()) > 0:
         raise UserError(
-            f"{path / RECORD}: members should name folders with weights from 0, found {members!r:.200}: it was changed by hand or is damaged"
+            f"{path / RECORD}: members should name folders with weights from 0, found {members!r:.200}: it "
+            "was changed by hand or is damaged"
         )
     missing = [name for name in members if not (path / name / RECORD).exists()]
     if missing:
-        raise UserError("\n".join([f"{path} lacks {counted(len(missing), 'member')}: {quoted(missing)}", *_how_made(record, missing)]))
+        raise UserError(
+            "\n".join(
+                [
+                    f"{path} lacks {counted(len(missing), 'member')}: {quoted(missing)}",
+                    *_how_made(record, missing),
+                ]
+            )
+        )
     total = sum(members.values())
-    return record, [leaf for name, share in members.items() for leaf in _open(path / name, weight * share / total, depth + 1)[1]]
+    return record, [
+        leaf
+        for name, share in members.items()
+        for leaf in _open(path / name, weight * share / total, depth + 1)[1]
+    ]
 
 
 def _refuse_unfinished(path: Path) -> None:
@@ -201,10 +229,18 @@ def _refuse_unfinished(path: Path) -> None:
     numbers = range(1, start["folds"] + 1) if start else []
     missing = [number for number in numbers if not (path / f"fold-{number}" / RECORD).exists()]
     if start:
-        what = f"fold {', '.join(map(str, missing))} of {start['folds']} missing" if missing else "not assembled yet"
-        command = shlex.join(["python", "train.py", "--folds", str(start["folds"]), "--resume", "--output", str(path)])
+        what = (
+            f"fold {', '.join(map(str, missing))} of {start['folds']} missing"
+            if missing
+            else "not assembled yet"
+        )
+        command = shlex.join(
+            ["python", "train.py", "--folds", str(start["folds"]), "--resume", "--output", str(path)]
+        )
         one = f" (for one fold only: --fold {missing[0]})" if missing else ""
-        raise UserError(f"{path} holds unfinished folds, {what}: continue with {command}{one}, and the same --data")
+        raise UserError(
+            f"{path} holds unfinished folds, {what}: continue with {command}{one}, and the same --data"
+        )
 
 
 def _how_made(record: RunRecord, missing: Sequence[str]) -> list[str]:
@@ -225,11 +261,16 @@ def _check_alike(leaves: Sequence[Leaf]) -> None:
             continue
         mine, other = first.target, run.target
         if mine is None or other is None:
-            problems += [f"{one.path} is a release that names no classes" for one in (first, run) if one.target is None]
+            problems += [
+                f"{one.path} is a release that names no classes" for one in (first, run) if one.target is None
+            ]
         elif mine.kind != other.kind:
             problems.append(f"{run.path} predicts {other.describe()}, {first.path} {mine.describe()}")
         elif set(mine.names) != set(other.names):
-            lacks, has = sorted(set(mine.names) - set(other.names)), sorted(set(other.names) - set(mine.names))
+            lacks, has = (
+                sorted(set(mine.names) - set(other.names)),
+                sorted(set(other.names) - set(mine.names)),
+            )
             differ = [f"lacks {quoted(lacks)}"] if lacks else []
             differ += [f"has also {quoted(has)}"] if has else []
             problems.append(f"{run.path}, compared with {first.path}, {' and '.join(differ)}")

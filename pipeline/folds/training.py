@@ -71,16 +71,23 @@ def train_folds(args: argparse.Namespace, words: list[str], started: float, step
         recipe = steps.recipe(args, stored)
         if recipe.task != "classification":
             raise UserError(
-                f"--folds is for images with labels, but the recipe {recipe.name} is for {recipe.task}: train it without --folds"
+                f"--folds is for images with labels, but the recipe {recipe.name} is for {recipe.task}: "
+                "train it without --folds"
             )
         competition = steps.read(args, recipe)
         plan = plan_folds(output, competition, recipe, args.folds)
         print("\n".join(f"  {note}" for note in plan.notes))
         if args.dry_run:
             print(f"dry run of fold 1; {args.folds} folds take {args.folds} times as long")
-            return steps.train(_for_fold(args, plan, 1, started), command, started, recipe, plan.split(competition, 1))
+            return steps.train(
+                _for_fold(args, plan, 1, started), command, started, recipe, plan.split(competition, 1)
+            )
         _check_members(plan, recipe)
-        if not args.resume and not args.fold and (moved := set_aside(run_entries(output), output / "earlier")):
+        if (
+            not args.resume
+            and not args.fold
+            and (moved := set_aside(run_entries(output), output / "earlier"))
+        ):
             print(f"the earlier files of {output} are kept in {moved}")
         plan.write(recipe, command, args.parallel or 1)
         todo = [args.fold] if args.fold else plan.missing()
@@ -102,14 +109,22 @@ def check_flags(args: argparse.Namespace) -> None:
     problems = []
     if args.folds is None:
         problems += [
-            f"--{name} {value}: only with --folds K" for name, value in (("fold", args.fold), ("parallel", args.parallel)) if value
+            f"--{name} {value}: only with --folds K"
+            for name, value in (("fold", args.fold), ("parallel", args.parallel))
+            if value
         ]
     elif args.folds < 2:
-        problems.append(f"--folds {args.folds}: at least 2 are needed (each fold is validated by a model trained on the others)")
+        problems.append(
+            f"--folds {args.folds}: at least 2 are needed (each fold is validated by a model trained on the "
+            "others)"
+        )
     elif args.fold is not None and not 1 <= args.fold <= args.folds:
         problems.append(f"--fold {args.fold}: a number from 1 to {args.folds} is needed")
     if args.fold is not None and (args.parallel or 1) > 1:
-        problems.append(f"--fold {args.fold} --parallel {args.parallel}: one fold is one process; leave out one of the two")
+        problems.append(
+            f"--fold {args.fold} --parallel {args.parallel}: one fold is one process; leave out one of the "
+            "two"
+        )
     if args.parallel is not None and args.parallel < 1:
         problems.append(f"--parallel {args.parallel}: at least 1")
     if (processes := world_size()) > 1:
@@ -122,7 +137,8 @@ def _check_before(args: argparse.Namespace, output: Path, start: dict[str, Any] 
     """Raise if the output folder holds unfinished work that this command would not continue."""
     if start is not None and start["folds"] != args.folds:
         raise UserError(
-            f"{output} holds {start['folds']} folds, not {args.folds}: use --folds {start['folds']} --resume, or another --output"
+            f"{output} holds {start['folds']} folds, not {args.folds}: use --folds {start['folds']} "
+            "--resume, or another --output"
         )
     lost = args.fold and not (output / f"fold-{args.fold}" / RECORD).exists()
     if args.fold and (record := read_record(output)) and not (record.kind == "folds" and lost):
@@ -133,10 +149,15 @@ def _check_before(args: argparse.Namespace, output: Path, start: dict[str, Any] 
     if start is not None:
         raise UserError(f"{output} holds unfinished folds: continue with --resume, or use another --output")
     if (output / "state" / "start.json").exists() and not (output / RECORD).exists():
-        raise UserError(f"{output} holds an unfinished run of one model: finish it without --folds, or use another --output")
+        raise UserError(
+            f"{output} holds an unfinished run of one model: finish it without --folds, or use another "
+            "--output"
+        )
     copied = sorted(folder.name for folder in output.glob("fold-*") if (folder / RECORD).exists())
     if copied and not (output / RECORD).exists():
-        raise UserError(f"{output} holds {', '.join(copied)}: assemble them with --resume, or use another --output")
+        raise UserError(
+            f"{output} holds {', '.join(copied)}: assemble them with --resume, or use another --output"
+        )
 
 
 def _check_members(plan: Plan, recipe: Recipe) -> None:
@@ -145,9 +166,15 @@ def _check_members(plan: Plan, recipe: Recipe) -> None:
     for number in plan.done():
         path = plan.folder(number) / RECORD
         stored = validate_recipe(read_values(path).get("recipe") or {}, {}, str(path))
-        changed = {key: values for key, values in differences(stored, recipe).items() if key not in DECIDE_NOTHING}
+        changed = {
+            key: values for key, values in differences(stored, recipe).items() if key not in DECIDE_NOTHING
+        }
         problems += [f"fold {number}: {key}: {values}" for key, values in changed.items()]
-    raise_all(problems, f"folds in {plan.output} were trained with another recipe; give the same flags, or use another --output:")
+    raise_all(
+        problems,
+        f"folds in {plan.output} were trained with another recipe; give the same flags, or use another "
+        "--output:",
+    )
 
 
 def _for_fold(args: argparse.Namespace, plan: Plan, number: int, started: float) -> argparse.Namespace:
@@ -159,7 +186,9 @@ def _for_fold(args: argparse.Namespace, plan: Plan, number: int, started: float)
     left = _minutes_left(args, started)
     folder = plan.folder(number)
     resume = args.resume if (folder / "state").is_dir() or args.fold else None
-    return argparse.Namespace(**vars(args) | {"output": str(folder), "max_minutes": left, "resume": resume, "fold": number})
+    return argparse.Namespace(
+        **vars(args) | {"output": str(folder), "max_minutes": left, "resume": resume, "fold": number}
+    )
 
 
 def _minutes_left(args: argparse.Namespace, started: float) -> float | None:
@@ -168,7 +197,8 @@ def _minutes_left(args: argparse.Namespace, started: float) -> float | None:
     left = args.max_minutes - (time.perf_counter() - started) / 60
     if left <= 0 and not args.fold and args.max_minutes > 0:
         raise Interrupted(
-            "stopped (--max-minutes reached) between two folds; finished folds are kept. Continue with the same command and --resume"
+            "stopped (--max-minutes reached) between two folds; finished folds are kept. Continue with the "
+            "same command and --resume"
         )
     return max(left, 0.0)
 
@@ -185,12 +215,20 @@ def _train_in_turn(
 ) -> None:
     for number in todo:
         print(f"fold {number} of {plan.count}:")
-        steps.train(_for_fold(args, plan, number, started), command, time.perf_counter(), recipe, plan.split(competition, number))
+        steps.train(
+            _for_fold(args, plan, number, started),
+            command,
+            time.perf_counter(),
+            recipe,
+            plan.split(competition, number),
+        )
         tidy(plan, number)
         _forget()
 
 
-def _train_beside(args: argparse.Namespace, words: list[str], started: float, plan: Plan, todo: list[int]) -> None:
+def _train_beside(
+    args: argparse.Namespace, words: list[str], started: float, plan: Plan, todo: list[int]
+) -> None:
     """Train several folds at once, each in its own process with `--fold`. This process reports the result."""
 
     def child(number: int) -> Child:
@@ -223,6 +261,18 @@ def _forget() -> None:
 def _say_what_is_left(args: argparse.Namespace, plan: Plan) -> int:
     missing = plan.missing()
     left = f"missing: {', '.join(map(str, missing))}" if missing else "all are trained"
-    words = shlex.join(["python", "train.py", "--folds", str(plan.count), "--resume", "--data", args.data, "--output", args.output])
+    words = shlex.join(
+        [
+            "python",
+            "train.py",
+            "--folds",
+            str(plan.count),
+            "--resume",
+            "--data",
+            args.data,
+            "--output",
+            args.output,
+        ]
+    )
     print(f"folds in {plan.output}: {left}. Assemble them with {words}")
     return 0

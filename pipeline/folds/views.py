@@ -42,7 +42,9 @@ def parse_views(text: str | None) -> tuple[str, ...]:
         return (AUTO,)
     if unknown := [name for name in asked if name not in VIEWS]:
         known = f"{', '.join(VIEWS)}, several as flip,scale, or auto"
-        raise UserError(f"--tta {text}: {unknown[0]!r} is not a view{nearest(unknown[0], VIEWS)}; use {known}")
+        raise UserError(
+            f"--tta {text}: {unknown[0]!r} is not a view{nearest(unknown[0], VIEWS)}; use {known}"
+        )
     return tuple(name for name in VIEWS if name in asked)
 
 
@@ -63,7 +65,10 @@ def check_views(views: Sequence[str], team: Team) -> None:
         why = "was trained without mirrored images (augmentation.horizontal_flip is off, or not known)"
         raise UserError(f"--tta flip: {never[0]} {why}: leave flip out")
     if views and team.first.task != "classification":
-        raise UserError("--tta is for images with labels: a question about a mirrored or cropped image may have another answer")
+        raise UserError(
+            "--tta is for images with labels: a question about a mirrored or cropped image may have another "
+            "answer"
+        )
 
 
 def make_views(pixels: torch.Tensor, views: Sequence[str]) -> list[torch.Tensor]:
@@ -80,7 +85,10 @@ def make_views(pixels: torch.Tensor, views: Sequence[str]) -> list[torch.Tensor]
     if "crops" in views:
         tall, wide = round(height * CROP), round(width * CROP)
         corners = [(top, left) for top in (0, height - tall) for left in (0, width - wide)]
-        made += [_enlarged(pixels[..., top : top + tall, left : left + wide], height, width) for top, left in corners]
+        made += [
+            _enlarged(pixels[..., top : top + tall, left : left + wide], height, width)
+            for top, left in corners
+        ]
     return [*made, *(view.flip(-1) for view in made)] if "flip" in views else made
 
 
@@ -92,7 +100,9 @@ def _enlarged(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return large.round().clamp(0, 255).to(torch.uint8)
 
 
-def averaged_logits(logits: Callable[[dict], torch.Tensor], target: Target, views: Sequence[str]) -> Callable[[dict], torch.Tensor]:
+def averaged_logits(
+    logits: Callable[[dict], torch.Tensor], target: Target, views: Sequence[str]
+) -> Callable[[dict], torch.Tensor]:
     """Return a function like `logits` that averages over views.
 
     The activation of its result is the mean of the views' probabilities (for numbers: the mean of the
@@ -101,7 +111,9 @@ def averaged_logits(logits: Callable[[dict], torch.Tensor], target: Target, view
     import torch
 
     def average(batch: dict) -> torch.Tensor:
-        found = torch.stack([logits(batch | {"pixels": view}).double() for view in make_views(batch["pixels"], views)])
+        found = torch.stack(
+            [logits(batch | {"pixels": view}).double() for view in make_views(batch["pixels"], views)]
+        )
         if target.kind == "continuous":
             return found.mean(dim=0).float()
         if target.is_choice:
@@ -127,11 +139,21 @@ def predict_views(
     Raises:
         UserError: the model cannot be rebuilt, or no test image can be decoded.
     """
-    return predict(run, competition, batch_size, precision, lambda logits, target: averaged_logits(logits, target, views), given, engine)
+    return predict(
+        run,
+        competition,
+        batch_size,
+        precision,
+        lambda logits, target: averaged_logits(logits, target, views),
+        given,
+        engine,
+    )
 
 
 def gains(
-    team: Team, candidates: Sequence[tuple[str, ...]], predict: Callable[[Run, Sequence[Row], tuple[str, ...]], Predictions]
+    team: Team,
+    candidates: Sequence[tuple[str, ...]],
+    predict: Callable[[Run, Sequence[Row], tuple[str, ...]], Predictions],
 ) -> dict[tuple[str, ...], float] | None:
     """Return how much each set of views improves the metric on the models' validation (or out-of-fold) rows.
 
@@ -145,13 +167,17 @@ def gains(
     truth, before, after = [], [], {views: [] for views in candidates}
     target = team.first.target
     for leaf in team.leaves:
-        if not (leaf.run.path / VAL_TABLE).exists() or (leaf.run.target != target and leaf.run.target.names != target.names):
+        if not (leaf.run.path / VAL_TABLE).exists() or (
+            leaf.run.target != target and leaf.run.target.names != target.names
+        ):
             return None
         held = read_held(leaf.run.path)
         rows = [Row(row_id, Path(path), label) for row_id, path, label, *_ in held.cells]
         if not rows or not all(row.path.exists() for row in rows):
             return None
-        plain = Predictions.of_values(held.ids, held.values, target, held.record.data_settings.get("views", "mean"))
+        plain = Predictions.of_values(
+            held.ids, held.values, target, held.record.data_settings.get("views", "mean")
+        )
         label_of = {row.id: row.label for row in rows}
         truth += [label_of[name] for name in plain.ids]
         before.append(plain.values)
@@ -160,8 +186,14 @@ def gains(
     encoded, metric = target.encode(truth), team.first.metric
     sign = 1 if find_metric(metric).higher_is_better else -1
     base = evaluate(metric, target, encoded, np.concatenate(before))
-    scores = {views: evaluate(metric, target, encoded, np.concatenate(values)) for views, values in after.items()}
-    return None if base is None else {views: sign * (score - base) for views, score in scores.items() if score is not None}
+    scores = {
+        views: evaluate(metric, target, encoded, np.concatenate(values)) for views, values in after.items()
+    }
+    return (
+        None
+        if base is None
+        else {views: sign * (score - base) for views, score in scores.items() if score is not None}
+    )
 
 
 def choose_views(
@@ -180,7 +212,11 @@ def choose_views(
     if asked != (AUTO,):
         check_views(asked, team)
         found = gains(team, [asked], predict)
-        shown = f"{found[asked]:+.4f} {team.first.metric} (positive: better)" if found else "not known: the validation images are missing"
+        shown = (
+            f"{found[asked]:+.4f} {team.first.metric} (positive: better)"
+            if found
+            else "not known: the validation images are missing"
+        )
         return asked, [f"views {'+'.join(asked)}: gain on validation rows {shown}"]
     if team.first.task != "classification":
         return (), ["--tta auto: no views for questions"]
@@ -192,7 +228,8 @@ def choose_views(
     if len(gaining) > 1:  # views that gain alone may lose together
         found |= gains(team, [gaining], predict) or {}
     lines = [
-        f"view{'s' * (len(views) > 1)} {'+'.join(views)}: gain on validation rows {gain:+.4f} {metric}" for views, gain in found.items()
+        f"view{'s' * (len(views) > 1)} {'+'.join(views)}: gain on validation rows {gain:+.4f} {metric}"
+        for views, gain in found.items()
     ]
     chosen = max(found, key=lambda views: (found[views], len(views))) if gaining else ()
     return chosen, [*lines, f"views used: {', '.join(chosen) or 'none'}"]

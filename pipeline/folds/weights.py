@@ -90,13 +90,18 @@ def ways(scale: Scale, members: np.ndarray, rows: np.ndarray) -> list[Choice]:
     count = len(members)
     alone = max(range(count), key=lambda place: (scale(members[place, rows], rows), -place))
     equal = (1 / count,) * count
-    found = [Choice(WAYS[0], PROBABILITIES, tuple(float(place == alone) for place in range(count))), Choice(WAYS[1], PROBABILITIES, equal)]
+    found = [
+        Choice(WAYS[0], PROBABILITIES, tuple(float(place == alone) for place in range(count))),
+        Choice(WAYS[1], PROBABILITIES, equal),
+    ]
     if scale.takes_ranks:
         found.append(Choice(WAYS[2], RANKS, equal))
     return [*found, Choice(WAYS[3], PROBABILITIES, greedy(scale, members, rows))]
 
 
-def unseen(scale: Scale, members: np.ndarray, rows: np.ndarray, parts: np.ndarray) -> dict[str, tuple[float, np.ndarray]]:
+def unseen(
+    scale: Scale, members: np.ndarray, rows: np.ndarray, parts: np.ndarray
+) -> dict[str, tuple[float, np.ndarray]]:
     """Return for each way its score on `rows`, and its (len(rows), O) predictions of them.
 
     Each part is predicted by the choice made on the other parts. `parts`: (N,) the part of each row, of all
@@ -109,11 +114,17 @@ def unseen(scale: Scale, members: np.ndarray, rows: np.ndarray, parts: np.ndarra
         held = parts[rows] == part
         for choice in ways(scale, members, rows[~held]):
             values = moved.setdefault(choice.way, np.zeros((len(rows), members.shape[2]), dtype=np.float32))
-            values[held] = choice.blend(members[:, rows])[held] if choice.rule == RANKS else choice.blend(members[:, rows[held]])
+            values[held] = (
+                choice.blend(members[:, rows])[held]
+                if choice.rule == RANKS
+                else choice.blend(members[:, rows[held]])
+            )
     return {way: (scale(values, rows), values) for way, values in moved.items()}
 
 
-def select(scale: Scale, members: np.ndarray, rows: np.ndarray, seed: int) -> tuple[Choice, list[tuple[int, float, float]]]:
+def select(
+    scale: Scale, members: np.ndarray, rows: np.ndarray, seed: int
+) -> tuple[Choice, list[tuple[int, float, float]]]:
     """Return the best way with its weights, and the refused members as (member, score with it, score without
     it).
 

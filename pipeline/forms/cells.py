@@ -27,7 +27,10 @@ def fill(form: SubmissionForm, predictions: Predictions) -> list[list[str]]:
     rows = [row_of[subject] for subject in subjects]
     values = _value_cells(form, chosen, rows)
     id_place = form.columns.index(form.id_column)
-    return [[*cells[:id_place], row_id, *cells[id_place:]] for row_id, cells in zip(form.row_ids, values, strict=True)]
+    return [
+        [*cells[:id_place], row_id, *cells[id_place:]]
+        for row_id, cells in zip(form.row_ids, values, strict=True)
+    ]
 
 
 def _refuse_bad_values(predictions: Predictions) -> None:
@@ -36,7 +39,10 @@ def _refuse_bad_values(predictions: Predictions) -> None:
     bad = np.flatnonzero(~np.isfinite(predictions.values).all(axis=1))
     if len(bad):
         images = quoted(predictions.ids[row] for row in bad)
-        raise UserError(f"the model's output is not a number for {counted(len(bad), 'image')}: {images}; --precision fp32 avoids overflow")
+        raise UserError(
+            f"the model's output is not a number for {counted(len(bad), 'image')}: {images}; --precision "
+            "fp32 avoids overflow"
+        )
 
 
 def _value_cells(form: SubmissionForm, predictions: Predictions, rows: list[int]) -> list[list[str]]:

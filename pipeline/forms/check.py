@@ -80,7 +80,9 @@ def _column_problems(table: Table, form: SubmissionForm) -> list[str]:
     expected = form.columns
     missing = [name for name in expected if name not in table.columns]
     extra = [name for name in table.columns if name not in expected]
-    problems = capped([f"the column {name!r} is missing{nearest(name, extra)}" for name in missing], "columns are missing")
+    problems = capped(
+        [f"the column {name!r} is missing{nearest(name, extra)}" for name in missing], "columns are missing"
+    )
     if extra:
         problems.append(f"unexpected columns: {quoted(extra)}")
     if not problems and table.columns != expected:
@@ -94,8 +96,13 @@ def _id_problems(table: Table, form: SubmissionForm) -> list[str]:
     if problems and len(ids) != len(expected):
         problems.insert(0, f"{counted(len(ids), 'row')} for {counted(len(expected), 'id')}")
     if not problems and tuple(ids) != expected:
-        row = next(row for row, (found, wanted) in enumerate(zip(ids, expected, strict=True)) if found != wanted)
-        problems.append(f"ids in another order than expected, first in row {table.lines[row]}: {ids[row]!r} instead of {expected[row]!r}")
+        row = next(
+            row for row, (found, wanted) in enumerate(zip(ids, expected, strict=True)) if found != wanted
+        )
+        problems.append(
+            f"ids in another order than expected, first in row {table.lines[row]}: {ids[row]!r} instead of "
+            f"{expected[row]!r}"
+        )
     return problems
 
 
@@ -107,7 +114,9 @@ def id_differences(table: Table, ids: Sequence[str], expected: Sequence[str]) ->
     extra = [image_id for image_id in rows if image_id not in known]
     problems = []
     if missing:
-        problems.append(f"{counted(len(missing), 'id')} missing: {quoted(missing)}{nearest(missing[0], extra)}")
+        problems.append(
+            f"{counted(len(missing), 'id')} missing: {quoted(missing)}{nearest(missing[0], extra)}"
+        )
     if extra:
         where = numbered(line for image_id in extra for line in rows[image_id])
         problems.append(f"{counted(len(extra), 'unexpected id')}, {where}: {quoted(extra)}")
@@ -128,14 +137,19 @@ def _label_cells(
     cells = table.column(column)
     exact = set(known or ())
     guesses = tuple(
-        tuple(split_parts(cell, form.separator)) if form.kind != "label" else (cell if cell in exact else cell.strip(),) for cell in cells
+        tuple(split_parts(cell, form.separator))
+        if form.kind != "label"
+        else (cell if cell in exact else cell.strip(),)
+        for cell in cells
     )
     problems = label_problems(table, column, None) if form.kind != "labels" else []
     if form.kind == "ranked":
         many = [line for line, found in zip(table.lines, guesses, strict=True) if len(found) > form.top_k]
         problems += [f"{numbered(many)}: more than {form.top_k} labels in column {column!r}"] if many else []
     if form.kind != "label":
-        twice = [line for line, found in zip(table.lines, guesses, strict=True) if len(set(found)) < len(found)]
+        twice = [
+            line for line, found in zip(table.lines, guesses, strict=True) if len(set(found)) < len(found)
+        ]
         problems += [f"{numbered(twice)}: the same label twice in column {column!r}"] if twice else []
     if known is None:
         return guesses, problems
@@ -145,7 +159,9 @@ def _label_cells(
         for label in found:
             if label and label not in allowed:
                 rows.setdefault(label, []).append(line)
-    unknown = [f"{numbered(lines)}: {label!r} is no class{nearest(label, known)}" for label, lines in rows.items()]
+    unknown = [
+        f"{numbered(lines)}: {label!r} is no class{nearest(label, known)}" for label, lines in rows.items()
+    ]
     return guesses, problems + capped(unknown, "labels are no classes")
 
 
@@ -157,7 +173,11 @@ def label_problems(table: Table, column: str, class_names: Sequence[str] | None)
     known = set(class_names or rows)
     unknown = [label for label in rows if label.strip() and label not in known]
     return problems + capped(
-        [f"{numbered(rows[label])}: {label!r} is no class{nearest(label, class_names or ())}" for label in unknown], "labels are no classes"
+        [
+            f"{numbered(rows[label])}: {label!r} is no class{nearest(label, class_names or ())}"
+            for label in unknown
+        ],
+        "labels are no classes",
     )
 
 
@@ -177,7 +197,10 @@ def read_numbers(table: Table, columns: Sequence[str]) -> tuple[np.ndarray, list
     finite = np.isfinite(values)
     for position in np.flatnonzero(~finite.all(axis=0))[:MAX_NAMED]:
         bad = np.flatnonzero(~finite[:, position])
-        problems.append(f"{numbered(lines[bad].tolist())}: no number in column {columns[position]!r}: {texts[bad[0]][position]!r}")
+        problems.append(
+            f"{numbered(lines[bad].tolist())}: no number in column {columns[position]!r}: "
+            f"{texts[bad[0]][position]!r}"
+        )
     return values, problems
 
 
@@ -190,12 +213,20 @@ def _probability_problems(values: np.ndarray, all_lines: Sequence[int], form: Su
     outside = np.flatnonzero(whole & ((values < 0) | (values > 1)).any(axis=1))
     if len(outside):
         first = values[outside[0]]
-        problems.append(f"{numbered(lines[outside].tolist())}: probabilities outside 0..1 ({first[(first < 0) | (first > 1)][0]:.6g})")
+        problems.append(
+            f"{numbered(lines[outside].tolist())}: probabilities outside 0..1 "
+            f"({first[(first < 0) | (first > 1)][0]:.6g})"
+        )
     elif whole.sum() >= HARD_ROWS and np.isin(values[whole], (0, 1)).all():
-        problems.append(f"every value in {quoted(form.value_columns)} is exactly 0 or 1: these are labels, but probabilities are graded")
+        problems.append(
+            f"every value in {quoted(form.value_columns)} is exactly 0 or 1: these are labels, but "
+            "probabilities are graded"
+        )
     off = np.flatnonzero(whole & (np.abs(values.sum(axis=1) - 1) > SUM_TOLERANCE)) if form.sums_to_one else []
     if len(off):
-        problems.append(f"{numbered(lines[off].tolist())}: probabilities sum to {values[off[0]].sum():.6g}, expected 1")
+        problems.append(
+            f"{numbered(lines[off].tolist())}: probabilities sum to {values[off[0]].sum():.6g}, expected 1"
+        )
     return problems
 
 

@@ -21,7 +21,12 @@ LABEL_WORDS = ("label", "labels", "class", "target", "category", "prediction", "
 
 
 def recognise(
-    sample: Table, id_column: str, target: Target, metric: str, subjects: Sequence[str] = (), row_labels: Sequence[str] = ()
+    sample: Table,
+    id_column: str,
+    target: Target,
+    metric: str,
+    subjects: Sequence[str] = (),
+    row_labels: Sequence[str] = (),
 ) -> SubmissionForm:
     """Return the form that `sample` asks for.
 
@@ -36,7 +41,9 @@ def recognise(
     columns = tuple(name for name in sample.columns if name == id_column or not is_index_column(name))
     values = [name for name in columns if name != id_column]
     if not values:
-        problems.append(f"its only column is {id_column!r}: an id column and a column for predictions are needed")
+        problems.append(
+            f"its only column is {id_column!r}: an id column and a column for predictions are needed"
+        )
         raise_all(problems, f"{sample.path}:")
     cells = [cell.strip() for cell in sample.column(values[0])]
     if row_labels:
@@ -74,9 +81,13 @@ def made_up(target: Target, metric: str, ids: Sequence[str]) -> SubmissionForm:
     """Return the form without a sample submission: `id` and `label`, or one column per probability or
     number.
     """
-    kind: FormKind = {"multiclass": "label", "ordinal": "label", "binary": "probability", "multilabel": "labels", "continuous": "number"}[
-        target.kind
-    ]
+    kind: FormKind = {
+        "multiclass": "label",
+        "ordinal": "label",
+        "binary": "probability",
+        "multilabel": "labels",
+        "continuous": "number",
+    }[target.kind]
     needs = find_metric(metric).needs
     if target.kind == "multiclass" and needs == "ranks":
         kind = "ranked"
@@ -84,11 +95,22 @@ def made_up(target: Target, metric: str, ids: Sequence[str]) -> SubmissionForm:
         kind = "probabilities"
     elif target.kind == "binary" and needs == "labels":
         kind = "label"
-    values = target.output_names if kind == "probabilities" or (kind == "number" and target.num_outputs > 1) else ("label",)
+    values = (
+        target.output_names
+        if kind == "probabilities" or (kind == "number" and target.num_outputs > 1)
+        else ("label",)
+    )
     k = _k_of(metric) or RANKED_DEFAULT
     sums = kind == "probabilities" and target.is_choice and sums_matter(metric)
     return SubmissionForm(
-        kind, ("id", *values), "id", tuple(ids), None, separator=target.separator, top_k=k if kind == "ranked" else 0, sums_to_one=sums
+        kind,
+        ("id", *values),
+        "id",
+        tuple(ids),
+        None,
+        separator=target.separator,
+        top_k=k if kind == "ranked" else 0,
+        sums_to_one=sums,
     )
 
 
@@ -121,11 +143,16 @@ def _id_problems(ids: Sequence[str], sample: Table) -> list[str]:
 
 def _row_problems(row_labels: Sequence[str], values: Sequence[str], target: Target) -> list[str]:
     if len(values) > 1:
-        return [f"each row is about one label, but there are {len(values)} columns beside the ids: {quoted(values)}"]
+        return [
+            f"each row is about one label, but there are {len(values)} columns beside the ids: "
+            f"{quoted(values)}"
+        ]
     unknown = sorted(set(row_labels) - set(target.names))
     if not unknown:
         return []
-    return [f"rows ask for {quoted(unknown)}, unknown in the training labels{nearest(unknown[0], target.names)}"]
+    return [
+        f"rows ask for {quoted(unknown)}, unknown in the training labels{nearest(unknown[0], target.names)}"
+    ]
 
 
 def _one_column(column: str, cells: Sequence[str], target: Target, metric: str) -> tuple[FormKind, list[str]]:
@@ -139,15 +166,23 @@ def _one_column(column: str, cells: Sequence[str], target: Target, metric: str) 
         return "labels", []
     if target.kind == "continuous":
         several = target.num_outputs > 1
-        return "number", [f"{target.num_outputs} numbers do not fit into the one column {column!r}"] if several else []
+        return "number", [
+            f"{target.num_outputs} numbers do not fit into the one column {column!r}"
+        ] if several else []
     if needs == "ranks" or several_guesses(cells, target.names)[0] > 1:
         return "ranked", []
     named = named_after(column, target.names) if column.casefold() not in LABEL_WORDS else None
     if named is not None and len(target.names) > 2:
-        return "label", [f"its only column beside the ids is named like the class {named!r}: one column for each class is needed"]
+        return "label", [
+            f"its only column beside the ids is named like the class {named!r}: one column for each class is "
+            "needed"
+        ]
     if needs == "probabilities":
         flag = "set the graded class with --positive-class, or another --metric"
-        return "label", [f"{metric} needs probabilities of {len(target.names):,} classes, but {column!r} is one column; {flag}"]
+        return "label", [
+            f"{metric} needs probabilities of {len(target.names):,} classes, but {column!r} is one column; "
+            f"{flag}"
+        ]
     return "label", _fraction_problems(column, cells, target, metric)
 
 
@@ -159,8 +194,9 @@ def _fraction_problems(column: str, cells: Sequence[str], target: Target, metric
     if fraction is None:
         return []
     return [
-        f"its {column!r} holds {fraction}, so probabilities or numbers are graded, but this run predicts labels ({metric}): train with "
-        "--metric roc_auc, log_loss or rmse (as the competition's page says); if labels are graded, write a label into the sample"
+        f"its {column!r} holds {fraction}, so probabilities or numbers are graded, but this run predicts "
+        f"labels ({metric}): train with --metric roc_auc, log_loss or rmse (as the competition's page says); "
+        "if labels are graded, write a label into the sample"
     ]
 
 
@@ -171,13 +207,30 @@ def _column_problems(columns: Sequence[str], target: Target) -> list[str]:
     """
     names = target.names
     extra = [name for name in columns if name not in names]
-    missing = [name for name in names if name not in columns] if target.kind not in ("multilabel", "continuous") else []
+    missing = (
+        [name for name in names if name not in columns]
+        if target.kind not in ("multilabel", "continuous")
+        else []
+    )
     if len(extra) == len(columns) and target.kind != "continuous":
-        one = f"; if {columns[0]!r} is the label, remove the other columns from the sample" if len(columns) < 4 else ""
-        return [f"its columns {quoted(columns)} are none of the classes {quoted(names)}: expected one column, or one for each class{one}"]
-    problems = [f"the column {name!r} is no class of the training data{nearest(name, missing or names)}" for name in extra]
+        one = (
+            f"; if {columns[0]!r} is the label, remove the other columns from the sample"
+            if len(columns) < 4
+            else ""
+        )
+        return [
+            f"its columns {quoted(columns)} are none of the classes {quoted(names)}: expected one column, or "
+            f"one for each class{one}"
+        ]
+    problems = [
+        f"the column {name!r} is no class of the training data{nearest(name, missing or names)}"
+        for name in extra
+    ]
     if missing:
-        problems.append(f"{counted(len(missing), 'class', 'classes')} of the training data without a column: {quoted(missing)}")
+        problems.append(
+            f"{counted(len(missing), 'class', 'classes')} of the training data without a column: "
+            f"{quoted(missing)}"
+        )
     return problems
 
 

@@ -42,8 +42,13 @@ def settle_begun(ledger: Path, sleep: Callable[[float], None]) -> None:
     if found is None:
         return
     row, before = found
-    if not any(all(row[name] == other[name] for name in ("time", "file_sha256")) for other in read_ledger(ledger)[1]):
-        print(f"an earlier command was stopped while it sent {row['message']!r}: checking Kaggle's list ...", flush=True)
+    if not any(
+        all(row[name] == other[name] for name in ("time", "file_sha256")) for other in read_ledger(ledger)[1]
+    ):
+        print(
+            f"an earlier command was stopped while it sent {row['message']!r}: checking Kaggle's list ...",
+            flush=True,
+        )
         for look in range(LOST_LOOKS):
             if look:
                 sleep(LOST_PAUSE_S)
@@ -66,7 +71,9 @@ def _begun(ledger: Path) -> tuple[Row, set[str]] | None:
     path = _path(ledger)
     if not path.is_file():
         return None
-    note = read_shaped(path, _SHAPE, "check in Kaggle's list whether the last file is there, then delete this note")
+    note = read_shaped(
+        path, _SHAPE, "check in Kaggle's list whether the last file is there, then delete this note"
+    )
     return note["row"], set(note["before"])
 
 
@@ -75,13 +82,21 @@ def finder(row: Row) -> Find:
 
     def distance(submission: Submission) -> float:
         try:
-            return abs((submission.date - datetime.fromisoformat(row["time"])).total_seconds()) if submission.date else 0.0
+            return (
+                abs((submission.date - datetime.fromisoformat(row["time"])).total_seconds())
+                if submission.date
+                else 0.0
+            )
         except (ValueError, TypeError):
             # A spreadsheet may have rewritten the time; then only the message is compared.
             return 0.0
 
     def find(submissions: list[Submission]) -> Submission | None:
-        alike = [submission for submission in submissions if same(submission.message, row["message"]) and distance(submission) < 86_400]
+        alike = [
+            submission
+            for submission in submissions
+            if same(submission.message, row["message"]) and distance(submission) < 86_400
+        ]
         return min(alike, key=distance, default=None)
 
     return find

@@ -53,9 +53,16 @@ def clean_slug(text: str) -> str:
     Raises:
         UserError: the text is neither.
     """
-    slug = re.sub(r"^https?://(www\.)?kaggle\.com/(competitions|c)/", "", text.strip()).split("/")[0].split("?")[0]
+    slug = (
+        re.sub(r"^https?://(www\.)?kaggle\.com/(competitions|c)/", "", text.strip())
+        .split("/")[0]
+        .split("?")[0]
+    )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", slug):
-        raise UserError(f"{text!r} is not a competition name: expected the last part of https://www.kaggle.com/competitions/<name>")
+        raise UserError(
+            f"{text!r} is not a competition name: expected the last part of "
+            "https://www.kaggle.com/competitions/<name>"
+        )
     return slug
 
 
@@ -63,7 +70,11 @@ def clean_slug(text: str) -> str:
 
 
 def call(
-    arguments: list[str], *, traffic: bool = True, timeout_s: float = COMMAND_TIMEOUT_S, tick: Callable[[], None] | None = None
+    arguments: list[str],
+    *,
+    traffic: bool = True,
+    timeout_s: float = COMMAND_TIMEOUT_S,
+    tick: Callable[[], None] | None = None,
 ) -> Reply:
     """Run `kaggle <arguments>`; `tick` is called every second while it runs.
 
@@ -80,7 +91,9 @@ def call(
     environment = {name: value for name, value in os.environ.items() if name != "VERBOSE_OUTPUT"}
     environment |= {"VERBOSE": "true" if traffic else "false", "PYTHONUTF8": "1"}
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([str(command), *arguments], env=environment, text=True, encoding="utf-8", errors="replace", **streams)
+    process = subprocess.Popen(
+        [str(command), *arguments], env=environment, text=True, encoding="utf-8", errors="replace", **streams
+    )
     deadline = time.monotonic() + timeout_s
     try:
         while True:
@@ -92,7 +105,9 @@ def call(
                     tick()
             if time.monotonic() > deadline:
                 raise KaggleError(
-                    f"Kaggle did not answer within {timeout_s:.0f} s: check the network, then try again", passing=True, sent=True
+                    f"Kaggle did not answer within {timeout_s:.0f} s: check the network, then try again",
+                    passing=True,
+                    sent=True,
                 )
     finally:
         if process.poll() is None:
@@ -153,16 +168,26 @@ def _read_submissions(reply: Reply) -> list[Submission]:
     if header is None:
         if "No submissions found" in reply.output:
             return []
-        raise KaggleError(f"the kaggle command printed no list of submissions (pip install --upgrade kaggle): {reply.said}")
-    listed = next((body["submissions"] for body in reply.bodies if isinstance(body.get("submissions"), list)), [])
-    errors = {str(item.get("ref")): scrub(one_line(str(item.get("errorDescription") or ""))) for item in listed if isinstance(item, dict)}
+        raise KaggleError(
+            f"the kaggle command printed no list of submissions (pip install --upgrade kaggle): {reply.said}"
+        )
+    listed = next(
+        (body["submissions"] for body in reply.bodies if isinstance(body.get("submissions"), list)), []
+    )
+    errors = {
+        str(item.get("ref")): scrub(one_line(str(item.get("errorDescription") or "")))
+        for item in listed
+        if isinstance(item, dict)
+    }
     try:
         rows = [
             {name: value or "" for name, value in row.items() if name}
             for row in csv.DictReader(io.StringIO(reply.output[header.start() :]))
         ]
     except csv.Error as error:
-        raise KaggleError(f"the kaggle command printed a list of submissions that cannot be read ({error}); try again") from None
+        raise KaggleError(
+            f"the kaggle command printed a list of submissions that cannot be read ({error}); try again"
+        ) from None
     return [_submission(row, errors) for row in rows if row.get("status")]
 
 
@@ -172,11 +197,16 @@ def _submission(row: dict[str, str], errors: dict[str, str]) -> Submission:
         date = date if date.tzinfo else date.replace(tzinfo=UTC)
     except ValueError:
         date = None
-    public, private = ("" if value == "None" else value for value in (row.get("publicScore", ""), row.get("privateScore", "")))
+    public, private = (
+        "" if value == "None" else value
+        for value in (row.get("publicScore", ""), row.get("privateScore", ""))
+    )
     # An old command lists no number; then file and time identify a submission.
     ref = row.get("ref") or f"{row['fileName']} {row['date']}"
     status = row["status"].rpartition(".")[2].lower()
-    return Submission(ref, row["fileName"], date, row.get("description", ""), status, public, private, errors.get(ref, ""))
+    return Submission(
+        ref, row["fileName"], date, row.get("description", ""), status, public, private, errors.get(ref, "")
+    )
 
 
 def upload(competition: str, file: Path, message: str, *, tick: Callable[[], None] | None = None) -> Upload:
@@ -192,7 +222,13 @@ def upload(competition: str, file: Path, message: str, *, tick: Callable[[], Non
 
 
 def upload_kernel(
-    competition: str, kernel: str, version: int, file_name: str, message: str, *, tick: Callable[[], None] | None = None
+    competition: str,
+    kernel: str,
+    version: int,
+    file_name: str,
+    message: str,
+    *,
+    tick: Callable[[], None] | None = None,
 ) -> Upload:
     """Submit the output `file_name` of a kernel version (owner/slug) once.
 
@@ -213,13 +249,23 @@ def _sent(reply: Reply, competition: str) -> Upload:
     """
     if "Could not submit to competition" in reply.output:
         raise KaggleError(
-            "Kaggle did not accept the file (Could not submit to competition), nothing was submitted: run the same command again"
+            "Kaggle did not accept the file (Could not submit to competition), nothing was submitted: run "
+            "the same command again"
         )
     if reply.code != 0 or "Could not find competition" in reply.output:
         raise explain(reply, competition)
-    ref = next((str(body["ref"]) for body in reversed(reply.bodies) if body.get("ref") and "submissions" not in body), "")
+    ref = next(
+        (
+            str(body["ref"])
+            for body in reversed(reply.bodies)
+            if body.get("ref") and "submissions" not in body
+        ),
+        "",
+    )
     if not ref and "Successfully submitted" not in reply.output:
-        raise KaggleError(f'the kaggle command did not confirm the submission (it printed: "{reply.said}")', sent=True)
+        raise KaggleError(
+            f'the kaggle command did not confirm the submission (it printed: "{reply.said}")', sent=True
+        )
     return Upload(ref, " ".join(reply.output.split()))
 
 
@@ -231,7 +277,12 @@ def download(competition: str, folder: Path, *, tick: Callable[[], None] | None 
         KaggleError: the download was refused or interrupted.
     """
     # Without traffic, because the command would print the whole archive as text.
-    reply = call(["competitions", "download", "-c", competition, "-p", str(folder)], traffic=False, timeout_s=24 * 3600, tick=tick)
+    reply = call(
+        ["competitions", "download", "-c", competition, "-p", str(folder)],
+        traffic=False,
+        timeout_s=24 * 3600,
+        tick=tick,
+    )
     if reply.code != 0:
         raise explain(reply, competition)
 

@@ -18,7 +18,16 @@ from pipeline.lock import holding_file
 from pipeline.tables import guarded, restored
 
 LEDGER = Path("submissions.csv")
-COLUMNS = ("time", "competition", "file_sha256", "message", "validation_score", "public_score", "private_score", "status")
+COLUMNS = (
+    "time",
+    "competition",
+    "file_sha256",
+    "message",
+    "validation_score",
+    "public_score",
+    "private_score",
+    "status",
+)
 # deviation of the validation score over folds; the first such submission adds the column
 SPREAD = "validation_spread"
 
@@ -55,11 +64,16 @@ def read_ledger(path: Path) -> tuple[list[str], list[Row]]:
     for number, line in enumerate(lines[1:], start=1):
         if len(line) != len(columns):
             raise _unreadable(path, f"submission {number} has {len(line)} cells instead of {len(columns)}")
-    return columns, [dict(zip(columns, (printable(restored(cell)) for cell in line), strict=True)) for line in lines[1:]]
+    return columns, [
+        dict(zip(columns, (printable(restored(cell)) for cell in line), strict=True)) for line in lines[1:]
+    ]
 
 
 def _unreadable(path: Path, reason: str) -> UserError:
-    return UserError(f"{path} is not a readable ledger of submissions ({reason}); it was not changed: repair it or move it elsewhere")
+    return UserError(
+        f"{path} is not a readable ledger of submissions ({reason}); it was not changed: repair it or move "
+        "it elsewhere"
+    )
 
 
 def append_row(path: Path, row: Row) -> Row:

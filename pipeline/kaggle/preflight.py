@@ -50,15 +50,27 @@ def preflight(args: argparse.Namespace) -> Plan:
     remembered = _attempt(lambda: remembered_slug(args.data), problems)
     slug = _attempt(lambda: cli.clean_slug(args.competition), problems) if args.competition else remembered
     if not slug and not args.competition:
-        problems.append("the competition is not known: COMPETITION=<name> (--competition), the last part of its address on Kaggle")
+        problems.append(
+            "the competition is not known: COMPETITION=<name> (--competition), the last part of its address "
+            "on Kaggle"
+        )
     notes: list[str] = []
     problems += _file_problems(args.predictions, args.data, Path(origin.models[0]) if origin else None, notes)
     _attempt(lambda: read_ledger(LEDGER), problems)
     if not os.access(LEDGER.resolve().parent, os.W_OK):
-        problems.append(f"{LEDGER} cannot be written in {Path.cwd()}: run this in a folder where you can write")
+        problems.append(
+            f"{LEDGER} cannot be written in {Path.cwd()}: run this in a folder where you can write"
+        )
     raise_all(problems, "nothing was sent to Kaggle:")
     message = " ".join(scrub(args.message or default_message(origin, args.predictions)).split())
-    plan = Plan(slug, args.predictions, files.sha256(args.predictions), message, origin.score if origin else "", origin)
+    plan = Plan(
+        slug,
+        args.predictions,
+        files.sha256(args.predictions),
+        message,
+        origin.score if origin else "",
+        origin,
+    )
     if remembered and remembered != plan.competition:
         notes.append(f"note: {args.data} holds {remembered!r}; the file was checked against that competition")
     _announce(plan, notes)
@@ -79,7 +91,10 @@ def _origin(args: argparse.Namespace) -> Origin | None:
     if args.model is None or not args.predictions.is_file():
         return written
     if written and args.model.resolve() not in [Path(model).resolve() for model in written.models]:
-        raise UserError(f"{args.predictions} was made by {written.describe()}, not by --model {args.model}: leave out --model")
+        raise UserError(
+            f"{args.predictions} was made by {written.describe()}, not by --model {args.model}: leave out "
+            "--model"
+        )
     return written or origin_of_run(args.predictions, args.model)
 
 
@@ -90,7 +105,9 @@ def _file_problems(path: Path, data_dir: Path, model_dir: Path | None, notes: li
     checks.
     """
     if not path.is_file():
-        return [f"{path} does not exist: python inference.py writes it (or name another file with --predictions)"]
+        return [
+            f"{path} does not exist: python inference.py writes it (or name another file with --predictions)"
+        ]
     try:
         run = known_record(model_dir) if model_dir else None
         target = run.target if run else None
@@ -105,10 +122,16 @@ def _file_problems(path: Path, data_dir: Path, model_dir: Path | None, notes: li
         shown = str(error).replace("\n", "\n    ")
         return [f"{path} does not fit the competition folder {data_dir} (--data): {shown}"]
     if known and compared is None:
-        notes.append(f"not checked: whether the model belongs to this competition, because {data_dir} has no list of classes")
+        notes.append(
+            f"not checked: whether the model belongs to this competition, because {data_dir} has no list of "
+            "classes"
+        )
     if competition.form is None:
         return [f"{path} cannot be checked: {data_dir} has neither test images nor a sample submission"]
-    return [f"{path}: {problem}" for problem in check_predictions(path, competition.form, run.target if run else competition.target)]
+    return [
+        f"{path}: {problem}"
+        for problem in check_predictions(path, competition.form, run.target if run else competition.target)
+    ]
 
 
 def default_message(origin: Origin | None, path: Path) -> str:
@@ -124,7 +147,10 @@ def _announce(plan: Plan, notes: list[str]) -> None:
     print(f"file         {plan.file} ({files.human_size(plan.file.stat().st_size)}, checked)")
     for note in notes:
         print(f"             {note}")
-    unknown = f"unknown: inference.py has no record of {plan.file.name} with this content (set the run with --model)"
+    unknown = (
+        f"unknown: inference.py has no record of {plan.file.name} with this content (set the run with "
+        "--model)"
+    )
     print(f"made by      {plan.origin.describe() if plan.origin else unknown}")
     print(f"message      {plan.message}")
     print(f"token        {find_credentials().kind}", flush=True)

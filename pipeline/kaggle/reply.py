@@ -20,7 +20,9 @@ class KaggleError(UserError):
     `sent`: Kaggle may have accepted the request anyway.
     """
 
-    def __init__(self, text: str, *, passing: bool = False, sent: bool = False, retry_after: float | None = None):
+    def __init__(
+        self, text: str, *, passing: bool = False, sent: bool = False, retry_after: float | None = None
+    ):
         super().__init__(text)
         self.passing, self.sent, self.retry_after = passing, sent, retry_after
 
@@ -76,7 +78,9 @@ def read_reply(code: int, output: str, errors: str) -> Reply:
         bodies[-1] = _json_object(body)
     output = _TRAFFIC.sub("", output)
     errors = "\n".join(line for line in errors.splitlines() if not re.match(r"(DEBUG|INFO|WARNING):", line))
-    shown = re.search(r"\b([45]\d\d) (?:Client|Server) Error|^([45]\d\d) - ", f"{output}\n{errors}", re.MULTILINE)
+    shown = re.search(
+        r"\b([45]\d\d) (?:Client|Server) Error|^([45]\d\d) - ", f"{output}\n{errors}", re.MULTILINE
+    )
     if shown and status is None and code != 0:
         status = int(shown[1] or shown[2])
     return Reply(code, output, errors, status, retry_after, tuple(bodies))
@@ -112,8 +116,12 @@ def _seconds(retry_after: str) -> float | None:
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
-_LIMIT = re.compile(r"allowance|daily.{0,30}limit|submission limit|maximum number of submissions", re.IGNORECASE)
-_ENDED = re.compile(r"deadline|has ended|competition is over|not accepting|no longer accept|has closed", re.IGNORECASE)
+_LIMIT = re.compile(
+    r"allowance|daily.{0,30}limit|submission limit|maximum number of submissions", re.IGNORECASE
+)
+_ENDED = re.compile(
+    r"deadline|has ended|competition is over|not accepting|no longer accept|has closed", re.IGNORECASE
+)
 # A refused download shows only Kaggle's sentence, so the status follows from its words.
 _STATUS_WORDS = {
     401: "unauthori[sz]ed|unauthenticated",
@@ -122,7 +130,8 @@ _STATUS_WORDS = {
     429: "too many requests",
 }
 _NETWORK = re.compile(
-    r"Max retries exceeded|ConnectionError|Connection (aborted|refused|reset)|timed out|NameResolution|ProxyError|SSLError"
+    r"Max retries exceeded|ConnectionError|Connection (aborted|refused|reset)|timed "
+    r"out|NameResolution|ProxyError|SSLError"
 )
 
 
@@ -132,18 +141,29 @@ def explain(reply: Reply, competition: str) -> KaggleError:
     """
     said = f' (Kaggle says: "{reply.said}")' if reply.said else ""
     page, text = f"https://www.kaggle.com/competitions/{competition}", reply.text
-    guesses = (number for number, words in _STATUS_WORDS.items() if re.search(words, reply.said, re.IGNORECASE))
+    guesses = (
+        number for number, words in _STATUS_WORDS.items() if re.search(words, reply.said, re.IGNORECASE)
+    )
     status = reply.status or next(guesses, None)
     if missing := re.search(r"No module named '([\w.]+)'", text):
-        return KaggleError(f"the kaggle command does not start, its package {missing[1]!r} is missing: pip install kaggle six")
+        return KaggleError(
+            f"the kaggle command does not start, its package {missing[1]!r} is missing: pip install kaggle "
+            "six"
+        )
     if "Could not find kaggle.json" in text:
-        return KaggleError(f"this kaggle command is too old for {find_credentials().kind}: pip install --upgrade kaggle six")
+        return KaggleError(
+            f"this kaggle command is too old for {find_credentials().kind}: pip install --upgrade kaggle six"
+        )
     if status == 401 or "Authentication required" in text:
         kind = find_credentials().kind
-        return KaggleError(f"Kaggle does not accept the token (401; {kind}): create a new one at {NEW_TOKEN} and put it in the same place")
+        return KaggleError(
+            f"Kaggle does not accept the token (401; {kind}): create a new one at {NEW_TOKEN} and put it in "
+            "the same place"
+        )
     if _LIMIT.search(reply.said):
         return KaggleError(
-            f"the daily submission limit of {competition} is reached; it resets at midnight UTC: run the same command then{said}"
+            f"the daily submission limit of {competition} is reached; it resets at midnight UTC: run the "
+            f"same command then{said}"
         )
     if status and _ENDED.search(reply.said):
         return KaggleError(f"{competition} does not accept submissions any more: see {page}{said}")
@@ -151,19 +171,28 @@ def explain(reply: Reply, competition: str) -> KaggleError:
         refused = "refuses access to" if status == 403 else "finds no"
         rules = f"its rules are not accepted yet (open {page}/rules, then Join or Accept)"
         return KaggleError(
-            f"Kaggle {refused} competition {competition!r} ({status}): either {rules}, or the name is wrong (see {page}){said}"
+            f"Kaggle {refused} competition {competition!r} ({status}): either {rules}, or the name is wrong "
+            f"(see {page}){said}"
         )
     if status == 429:
         wait = f"{reply.retry_after:.0f} s" if reply.retry_after is not None else "a few minutes"
         return KaggleError(
-            f"too many requests (429): wait {wait} and run the same command again{said}", passing=True, retry_after=reply.retry_after
+            f"too many requests (429): wait {wait} and run the same command again{said}",
+            passing=True,
+            retry_after=reply.retry_after,
         )
     if status and status >= 500:
-        return KaggleError(f"Kaggle has a server error ({status}): try again in a few minutes{said}", passing=True, sent=True)
+        return KaggleError(
+            f"Kaggle has a server error ({status}): try again in a few minutes{said}", passing=True, sent=True
+        )
     if status:
-        return KaggleError(f"Kaggle refused the request ({status}): compare it with what {page} asks for{said}")
+        return KaggleError(
+            f"Kaggle refused the request ({status}): compare it with what {page} asks for{said}"
+        )
     if _NETWORK.search(text):
         return KaggleError(
-            f"Kaggle could not be reached: check the network (and HTTPS_PROXY), then try again{said}", passing=True, sent=True
+            f"Kaggle could not be reached: check the network (and HTTPS_PROXY), then try again{said}",
+            passing=True,
+            sent=True,
         )
     return KaggleError(f"the kaggle command failed (exit code {reply.code}){said}: see {page}", sent=True)

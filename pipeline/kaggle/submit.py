@@ -36,20 +36,43 @@ def main(argv: list[str] | None = None, *, sleep: Sleep = time.sleep) -> int:
     """
     args = _parser().parse_args(argv)
     plan = preflight(args)
-    submit(plan, yes=args.yes, poll_seconds=args.poll_seconds, timeout_s=60 * args.timeout_minutes, sleep=sleep)
+    submit(
+        plan, yes=args.yes, poll_seconds=args.poll_seconds, timeout_s=60 * args.timeout_minutes, sleep=sleep
+    )
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipeline.kaggle.submit", description=__doc__)
-    parser.add_argument("--predictions", type=Path, default=Path("predictions.csv"), metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        default=Path("predictions.csv"),
+        metavar="FILE",
+        help="default: %(default)s",
+    )
     parser.add_argument("--competition", metavar="SLUG", help="default: the one that `make data` installed")
     parser.add_argument("--message", metavar="TEXT", help="default: run name, validation score, commit")
     parser.add_argument("--yes", action="store_true", help="send without asking, also the same file again")
-    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition folder (default: %(default)s)")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="the run that made the file (default: recorded by inference.py)")
-    parser.add_argument("--poll-seconds", type=_not_negative, default=10.0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--timeout-minutes", type=_not_negative, default=30.0, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("data"),
+        metavar="DIR",
+        help="the competition folder (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="the run that made the file (default: recorded by inference.py)",
+    )
+    parser.add_argument(
+        "--poll-seconds", type=_not_negative, default=10.0, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--timeout-minutes", type=_not_negative, default=30.0, metavar="N", help="default: %(default)s"
+    )
     return parser
 
 
@@ -60,7 +83,14 @@ def _not_negative(text: str) -> float:
     return value
 
 
-def submit(plan: Plan, *, yes: bool = False, poll_seconds: float = 10.0, timeout_s: float = 1800.0, sleep: Sleep = time.sleep) -> None:
+def submit(
+    plan: Plan,
+    *,
+    yes: bool = False,
+    poll_seconds: float = 10.0,
+    timeout_s: float = 1800.0,
+    sleep: Sleep = time.sleep,
+) -> None:
     """Send the file, wait for its score and print it.
 
     A file that was sent and is not scored yet is not sent again.
@@ -80,7 +110,9 @@ def submit(plan: Plan, *, yes: bool = False, poll_seconds: float = 10.0, timeout
         _print_scores(plan, found)
     update_row(LEDGER, waiting, _outcome(found))
     if found.status == "error":
-        raise UserError(f"Kaggle could not score the file: {found.error or f'the reason is at {_page(plan)}'}")
+        raise UserError(
+            f"Kaggle could not score the file: {found.error or f'the reason is at {_page(plan)}'}"
+        )
 
 
 def _send_once(plan: Plan, yes: bool, sleep: Sleep) -> tuple[Find, Row, list[Submission] | None] | None:
@@ -91,11 +123,20 @@ def _send_once(plan: Plan, yes: bool, sleep: Sleep) -> tuple[Find, Row, list[Sub
     Returns None if the user answered no.
     """
     settle_begun(LEDGER, sleep)
-    same_file = [row for row in read_ledger(LEDGER)[1] if (row["competition"], row["file_sha256"]) == (plan.competition, plan.sha256)]
+    same_file = [
+        row
+        for row in read_ledger(LEDGER)[1]
+        if (row["competition"], row["file_sha256"]) == (plan.competition, plan.sha256)
+    ]
     row = None if yes else next((row for row in reversed(same_file) if row["status"] == "pending"), None)
     if same_file and not row and not yes and not _send_again(plan, same_file[-1]):
         return None
-    if not same_file and not yes and sys.stdin.isatty() and not agreed(f"Send {plan.file} to {plan.competition}? [y/N] "):
+    if (
+        not same_file
+        and not yes
+        and sys.stdin.isatty()
+        and not agreed(f"Send {plan.file} to {plan.competition}? [y/N] ")
+    ):
         return None
     before = cli.list_submissions(plan.competition, sleep=sleep)
     _refresh(plan.competition, before, skip=row)
@@ -103,7 +144,9 @@ def _send_once(plan: Plan, yes: bool, sleep: Sleep) -> tuple[Find, Row, list[Sub
         print(f"{plan.file} was sent at {row['time']}; it is not sent again, only its score is looked up")
         return finder(row), row, before
     if files.sha256(plan.file) != plan.sha256:
-        raise UserError(f"{plan.file} was changed after it was checked; nothing was sent: run the same command again")
+        raise UserError(
+            f"{plan.file} was changed after it was checked; nothing was sent: run the same command again"
+        )
     row = _row_of(plan)
     begin(LEDGER, row, [submission.ref for submission in before])
     find = _send(plan, row, before, sleep)
@@ -139,7 +182,11 @@ def _send(plan: Plan, row: Row, before: list[Submission], sleep: Sleep) -> Find:
     known = {submission.ref for submission in before}
 
     def find(submissions: list[Submission], ref: str = "") -> Submission | None:
-        new = [submission for submission in submissions if submission.ref not in known and same(submission.message, plan.message)]
+        new = [
+            submission
+            for submission in submissions
+            if submission.ref not in known and same(submission.message, plan.message)
+        ]
         exact = [submission for submission in submissions if submission.ref == ref]
         return (exact or new or [None])[-1]
 
@@ -177,17 +224,32 @@ def _look_for_lost(find: Find, plan: Plan, ending: type[Exception], problem: str
             if find(cli.list_submissions(plan.competition, sleep=sleep)):
                 return
     except (KaggleError, KeyboardInterrupt):
-        raise ending(f"{problem}\nIt is unknown whether Kaggle has the file: check {_page(plan)} before you send it again") from None
-    raise ending(f"{problem}\nKaggle's list ({_page(plan)}) does not show the file, so it was most likely not submitted")
+        raise ending(
+            f"{problem}\nIt is unknown whether Kaggle has the file: check {_page(plan)} before you send it "
+            "again"
+        ) from None
+    raise ending(
+        f"{problem}\nKaggle's list ({_page(plan)}) does not show the file, so it was most likely not "
+        "submitted"
+    )
 
 
-def _wait(find: Find, plan: Plan, listed: list[Submission] | None, poll_seconds: float, timeout_s: float, sleep: Sleep) -> Submission:
+def _wait(
+    find: Find,
+    plan: Plan,
+    listed: list[Submission] | None,
+    poll_seconds: float,
+    timeout_s: float,
+    sleep: Sleep,
+) -> Submission:
     """Wait until the submission is scored or refused, and return it.
 
     `listed`: a fresh list, if there is one.
     """
     line, start = cli.StatusLine(), time.monotonic()
-    later = f"{plan.again} shows its score, and so does: kaggle competitions submissions -c {plan.competition}"
+    later = (
+        f"{plan.again} shows its score, and so does: kaggle competitions submissions -c {plan.competition}"
+    )
     try:
         while True:
             found = find(cli.list_submissions(plan.competition, sleep=sleep) if listed is None else listed)
@@ -252,7 +314,9 @@ def _add_row(row: Row) -> Row:
         return added
     except (UserError, OSError) as error:
         cells = ", ".join(f"{name}={value}" for name, value in row.items() if value)
-        raise UserError(f"the file was submitted, but {LEDGER} could not be written: {error}\nIts line would be: {cells}") from None
+        raise UserError(
+            f"the file was submitted, but {LEDGER} could not be written: {error}\nIts line would be: {cells}"
+        ) from None
 
 
 def _page(plan: Plan) -> str:

@@ -50,14 +50,19 @@ def find_credentials(environment: Mapping[str, str] | None = None) -> Credential
     key_path = _config_dir(environment) / "kaggle.json"
     stored, problem = _stored_key(key_path)
     problems += [problem] if problem else []
-    user, key = environment.get("KAGGLE_USERNAME") or stored.get("username"), environment.get("KAGGLE_KEY") or stored.get("key")
+    user, key = (
+        environment.get("KAGGLE_USERNAME") or stored.get("username"),
+        environment.get("KAGGLE_KEY") or stored.get("key"),
+    )
     if user and key:
         source = "KAGGLE_USERNAME and KAGGLE_KEY" if environment.get("KAGGLE_KEY") else str(key_path)
         login = base64.b64encode(f"{user}:{key}".encode()).decode()
         found.append((f"user name and key from {source}", (key, login)))
     elif user or key:
         missing = "KAGGLE_KEY" if user else "KAGGLE_USERNAME"
-        problems.append(f"KAGGLE_USERNAME and {key_path} give only half of user name and key: {missing} is missing")
+        problems.append(
+            f"KAGGLE_USERNAME and {key_path} give only half of user name and key: {missing} is missing"
+        )
 
     signed_in, problem = _stored_key(home / "credentials.json")
     problems += [problem] if problem else []
@@ -65,13 +70,22 @@ def find_credentials(environment: Mapping[str, str] | None = None) -> Credential
         found.append(("`kaggle auth login`", (refresh, signed_in.get("access_token") or "")))
 
     old_key = not found or found[0][0].startswith("user name")
-    misplaced = old_key and (_misplaced(environment, key_path, key) or _quoted(environment, key_path, user, key))
-    if misplaced := misplaced or _malformed(environment, home, key_path if old_key and not environment.get("KAGGLE_KEY") else None):
+    misplaced = old_key and (
+        _misplaced(environment, key_path, key) or _quoted(environment, key_path, user, key)
+    )
+    if misplaced := misplaced or _malformed(
+        environment, home, key_path if old_key and not environment.get("KAGGLE_KEY") else None
+    ):
         secrets = tuple(secret for _, values in found for secret in values)
-        return Credentials("", f"the Kaggle token has a wrong form: {misplaced}", (*secrets, *((key,) if key else ())))
+        return Credentials(
+            "", f"the Kaggle token has a wrong form: {misplaced}", (*secrets, *((key,) if key else ()))
+        )
     if found:
         return Credentials(found[0][0], "", tuple(secret for _, secrets in found for secret in secrets))
-    reason = "; ".join(problems) or "none in KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, ~/.kaggle/access_token or kaggle.json"
+    reason = (
+        "; ".join(problems)
+        or "none in KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, ~/.kaggle/access_token or kaggle.json"
+    )
     advice = f"create one at {NEW_TOKEN} and save it as {home / 'access_token'} (or run `kaggle auth login`)"
     return Credentials("", f"no Kaggle token: {reason}; {advice}", tuple(value for value in (key,) if value))
 
@@ -83,10 +97,16 @@ def _misplaced(environment: Mapping[str, str], key_path: Path, key: str | None) 
     if not (key or "").strip("'\" ").startswith("KGAT_"):
         return ""
     if environment.get("KAGGLE_KEY"):
-        return 'KAGGLE_KEY holds an API token; it belongs in KAGGLE_API_TOKEN: export KAGGLE_API_TOKEN="$KAGGLE_KEY"; unset KAGGLE_KEY'
+        return (
+            "KAGGLE_KEY holds an API token; it belongs in KAGGLE_API_TOKEN: export "
+            'KAGGLE_API_TOKEN="$KAGGLE_KEY"; unset KAGGLE_KEY'
+        )
     path, target = quote(str(key_path)), quote(str(Path.home() / ".kaggle" / "access_token"))
     take = f"{quote(sys.executable)} -c 'import json,sys; print(json.load(open(sys.argv[1]))[\"key\"])'"
-    return f"{key_path} holds an API token as its key; it belongs in its own file: {take} {path} > {target} && rm {path}"
+    return (
+        f"{key_path} holds an API token as its key; it belongs in its own file: {take} {path} > {target} "
+        f"&& rm {path}"
+    )
 
 
 def _quoted(environment: Mapping[str, str], key_path: Path, user: str | None, key: str | None) -> str:
@@ -97,10 +117,16 @@ def _quoted(environment: Mapping[str, str], key_path: Path, user: str | None, ke
     wrong = [name for name, value in parts.items() if value != value.strip(AROUND)]
     for name in wrong:
         if environment.get(name):
-            return f"{name} has quotes or spaces around it: export {name}=$(printf %s \"${name}\" | tr -d '\"'\\'' ')"
+            return (
+                f'{name} has quotes or spaces around it: export {name}=$(printf %s "${name}" | tr -d '
+                "'\"'\\'' ')"
+            )
     if not wrong:
         return ""
-    take = 'p = sys.argv[1]; v = json.load(open(p)); json.dump({k: x.strip("\\x22\\x27 ") for k, x in v.items()}, open(p, "w"))'
+    take = (
+        'p = sys.argv[1]; v = json.load(open(p)); json.dump({k: x.strip("\\x22\\x27 ") for k, x in '
+        'v.items()}, open(p, "w"))'
+    )
     command = f"{quote(sys.executable)} -c 'import json, sys; {take}' {quote(str(key_path))}"
     return f"{key_path} has quotes or spaces inside its user name or key: {command}"
 
@@ -116,7 +142,8 @@ def _malformed(environment: Mapping[str, str], home: Path, key_path: Path | None
         return f"KAGGLE_API_TOKEN holds more than the token: export KAGGLE_API_TOKEN=$({one})"
     if value.strip() != value or (value[:1] in "'\"" and value):
         return (
-            "KAGGLE_API_TOKEN has quotes or spaces around it: export KAGGLE_API_TOKEN=$(printf %s \"$KAGGLE_API_TOKEN\" | tr -d '\"'\\'' ')"
+            "KAGGLE_API_TOKEN has quotes or spaces around it: export KAGGLE_API_TOKEN=$(printf %s "
+            "\"$KAGGLE_API_TOKEN\" | tr -d '\"'\\'' ')"
         )
     for path in (home / "access_token", home / "access_token.txt", *([key_path] if key_path else ())):
         try:
@@ -136,7 +163,10 @@ def _malformed(environment: Mapping[str, str], home: Path, key_path: Path | None
         if text[:1] in (b"'", b'"'):
             return f'{path} has quotes around the token: sed -i "s/[\\"\']//g" {file}'
         if len(text.split()) > 1:
-            return f"{path} holds more than the token: grep -om1 'KGAT_[A-Za-z0-9_]*' {file} > {file}.new && mv {file}.new {file}"
+            return (
+                f"{path} holds more than the token: grep -om1 'KGAT_[A-Za-z0-9_]*' {file} > {file}.new && "
+                f"mv {file}.new {file}"
+            )
     return ""
 
 
@@ -177,7 +207,11 @@ def _stored_key(path: Path) -> tuple[dict[str, str], str]:
 
 def scrub(text: str) -> str:
     """Replace all known tokens in `text`, and everything that looks like one, by ***."""
-    named = [value for name, value in os.environ.items() if name.startswith("KAGGLE_") and name.endswith(("KEY", "TOKEN"))]
+    named = [
+        value
+        for name, value in os.environ.items()
+        if name.startswith("KAGGLE_") and name.endswith(("KEY", "TOKEN"))
+    ]
     secrets = [part for secret in (*find_credentials().secrets, *named) for part in (secret, *secret.split())]
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= 8:

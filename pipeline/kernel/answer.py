@@ -49,13 +49,17 @@ def predict_carried(
     """
     output = apply_models(carried, competition, batch_size, precision, until, cards, clock)
     leaves, rows = carried.team.leaves, list(competition.test)
-    found = [assemble(leaf.run, leaf.run.target, rows, one) for leaf, one in zip(leaves, output.computed, strict=True)]
+    found = [
+        assemble(leaf.run, leaf.run.target, rows, one)
+        for leaf, one in zip(leaves, output.computed, strict=True)
+    ]
     members = [(one.predictions, one.unreached) for one in found]
     predictions, unreached = average_reached(members, [leaf.weight for leaf in leaves], carried.team.rule)
     if unreached:
         print(
-            f"WARNING: {counted(len(unreached), 'id')} of {len(predictions.ids):,} were NOT PREDICTED because time was up: "
-            "their rows hold the class frequencies of training. Use a larger batch, fewer members or a smaller model.",
+            f"WARNING: {counted(len(unreached), 'id')} of {len(predictions.ids):,} were NOT PREDICTED "
+            "because time was up: their rows hold the class frequencies of training. Use a larger batch, "
+            "fewer members or a smaller model.",
             flush=True,
         )
     predictions, _ = finished(carried.team, predictions, carried.prior, carried.decision)
@@ -96,4 +100,6 @@ def average_reached(
             scale[its], scale[~its] = ranks(scale[its]), 0.5
         values += scale * share[:, None]
     values = (values / shares.sum(axis=0)[:, None]).astype(np.float32)
-    return replace(mean, values=values), frozenset(name for name, lost in zip(mean.ids, nobody, strict=True) if lost)
+    return replace(mean, values=values), frozenset(
+        name for name, lost in zip(mean.ids, nobody, strict=True) if lost
+    )

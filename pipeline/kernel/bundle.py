@@ -54,7 +54,11 @@ class Options:
     def flags(self) -> list[str]:
         """Return these options as flags of inference.py."""
         flags = ["--tta", ",".join(self.views)] if self.views else []
-        flags += ["--prior", self.prior if self.prior == ESTIMATE else str(Path(self.prior).resolve())] if self.prior else []
+        flags += (
+            ["--prior", self.prior if self.prior == ESTIMATE else str(Path(self.prior).resolve())]
+            if self.prior
+            else []
+        )
         engine = [] if self.engine == TORCH else ["--engine", self.engine]
         return [*flags, "--decision", self.decision, *engine]
 
@@ -79,7 +83,10 @@ class Bundle:
         what = [f"{len(members)} members" if len(members) > 1 else "one model", "float32", "adapters merged"]
         what += [f"views {'+'.join(self.manifest['views'])}"] if self.manifest["views"] else []
         what += ["another prior"] if self.manifest["prior"] else []
-        return f"{human_size(self.num_bytes)}: the code, {', '.join(what)}{'' if self.is_new else ' (unchanged)'}"
+        return (
+            f"{human_size(self.num_bytes)}: the code, "
+            f"{', '.join(what)}{'' if self.is_new else ' (unchanged)'}"
+        )
 
 
 def make_bundle(
@@ -107,8 +114,8 @@ def make_bundle(
     expected = sum(path.stat().st_size for path in sources)
     if expected > limit:
         raise UserError(
-            f"a bundle of {listed([str(run.path) for run in runs])} would have about {human_size(expected)}, but Kaggle allows {human_size(limit)}: "
-            "use fewer members, or a smaller model"
+            f"a bundle of {listed([str(run.path) for run in runs])} would have about {human_size(expected)}, "
+            f"but Kaggle allows {human_size(limit)}: use fewer members, or a smaller model"
         )
     together = _together(team, options)
     key = _key(runs, sources, facts, wheels, python, together)
@@ -148,7 +155,8 @@ def make_bundle(
     bundle = Bundle(folder, sha256(folder / MANIFEST), manifest, is_new=True)
     if bundle.num_bytes > limit:
         raise UserError(
-            f"{folder} has {human_size(bundle.num_bytes)}, but Kaggle allows {human_size(limit)}: use fewer members, or a smaller model"
+            f"{folder} has {human_size(bundle.num_bytes)}, but Kaggle allows {human_size(limit)}: use fewer "
+            "members, or a smaller model"
         )
     return bundle
 
@@ -170,7 +178,10 @@ def _former(folder: Path) -> dict[str, Any] | None:
 
 def _check_named(runs: Sequence[Run]) -> None:
     lacking = [run.path for run in runs if run.target is None]
-    problems = [f"{path} has no class names, which a kernel needs: write them into id2label of its config.json" for path in lacking]
+    problems = [
+        f"{path} has no class names, which a kernel needs: write them into id2label of its config.json"
+        for path in lacking
+    ]
     raise_all(problems, "no kernel was made:")
 
 
@@ -213,17 +224,30 @@ def _sources(runs: Sequence[Run]) -> list[Path]:
     for run in runs:
         for folder in (run.backbone_dir, run.adapter_dir, run.text_dir):
             found += sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
-        own = [*(run.path / name for name in (RECORD, HEAD_FILE, START)), *([run.record.path] if run.record else [])]
+        own = [
+            *(run.path / name for name in (RECORD, HEAD_FILE, START)),
+            *([run.record.path] if run.record else []),
+        ]
         found += [path for path in dict.fromkeys(own) if path.is_file()]
     return found
 
 
 def _key(
-    runs: Sequence[Run], sources: Sequence[Path], facts: CompetitionFacts, wheels: Sequence[str], python: str, together: dict[str, Any]
+    runs: Sequence[Run],
+    sources: Sequence[Path],
+    facts: CompetitionFacts,
+    wheels: Sequence[str],
+    python: str,
+    together: dict[str, Any],
 ) -> str:
     """Return one digest of everything that the bundle is made from."""
     parts = [f"{path.name} {sha256(path)}" for path in (*sources, *_code())]
-    parts += [json.dumps([asdict(facts), together], sort_keys=True), *(run.task for run in runs), *wheels, python if wheels else ""]
+    parts += [
+        json.dumps([asdict(facts), together], sort_keys=True),
+        *(run.task for run in runs),
+        *wheels,
+        python if wheels else "",
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -249,22 +273,44 @@ def _save_member(run: Run, folder: Path) -> None:
     task = task_module(run.task)
     outputs = task.num_outputs_of(run)
     if run.target is None or run.target.num_outputs != outputs:
-        raise UserError(f"{run.path}: its weights have {outputs} outputs, but it has {len(run.class_names or ())} class names: train again")
+        raise UserError(
+            f"{run.path}: its weights have {outputs} outputs, but it has {len(run.class_names or ())} class "
+            "names: train again"
+        )
     predictor = task.rebuild(run, outputs)
     folder.mkdir(parents=True)
     if run.task == "vqa":
         save_fused(predictor.fused, folder, base=True, trained=True)
     else:
-        save_backbone(predictor.model, predictor.model.state_dict(), predictor.rule, folder / run.backbone_dir.name)
+        save_backbone(
+            predictor.model, predictor.model.state_dict(), predictor.rule, folder / run.backbone_dir.name
+        )
     write_json(folder / RECORD, _record(run))
 
 
 def _record(run: Run) -> dict[str, Any]:
     """Return run.json of a member: the run's record without its path and its adapter."""
     values = dict(run.record.values) if run.record else {}
-    kept = ("task", "name", "class_names", "target", "metric", "best", "counts", "commit", "versions", "recipe", "prior", "seed")
+    kept = (
+        "task",
+        "name",
+        "class_names",
+        "target",
+        "metric",
+        "best",
+        "counts",
+        "commit",
+        "versions",
+        "recipe",
+        "prior",
+        "seed",
+    )
     record = {"format": RUN_FORMAT, **{name: values[name] for name in kept if values.get(name) is not None}}
-    record |= {"task": run.task, "name": run.name, "class_names": list(run.class_names or run.target.output_names)}
+    record |= {
+        "task": run.task,
+        "name": run.name,
+        "class_names": list(run.class_names or run.target.output_names),
+    }
     record |= {"target": run.target.record()}
     record.setdefault("metric", {"name": run.metric})
     if run.record and run.record.prior:
@@ -283,14 +329,28 @@ def _download_wheels(wheels: Sequence[str], python: str, folder: Path) -> None:
     Raises:
         UserError: pip cannot download one of them.
     """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary=:all:",
+    ]
     for platform in ("manylinux2014_x86_64", "manylinux_2_28_x86_64", "linux_x86_64", "any"):
         command += ["--platform", platform]
     command += ["--python-version", python, "--dest", str(folder), *wheels]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
-        raise UserError(f"--wheels {' '.join(wheels)}: pip could not download them for Python {python}: {' '.join(errors)[:400]}")
+        errors = [
+            line for line in done.stderr.splitlines() if line.startswith("ERROR")
+        ] or done.stderr.splitlines()[-1:]
+        raise UserError(
+            f"--wheels {' '.join(wheels)}: pip could not download them for Python {python}: "
+            f"{' '.join(errors)[:400]}"
+        )
 
 
 def read_bundle(folder: Path) -> Bundle:

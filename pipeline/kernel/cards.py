@@ -66,7 +66,10 @@ def apply_models(
         try:
             return _apply_apart(carried, competition, batch_size, precision, until - clock(), processes)
         except UserError as error:
-            print(f"WARNING: {error}\nWARNING: predicting in {processes} processes failed; continuing with one", flush=True)
+            print(
+                f"WARNING: {error}\nWARNING: predicting in {processes} processes failed; continuing with one",
+                flush=True,
+            )
     return _apply_here(carried, rows, batch_size, precision, until, clock)
 
 
@@ -77,7 +80,13 @@ def _number_of_gpus() -> int:
 
 
 def _apply_here(
-    carried: Carried, rows: Sequence[Row], batch_size: int, precision: str, until: float, clock: Clock, share: tuple[int, int] = ALL
+    carried: Carried,
+    rows: Sequence[Row],
+    batch_size: int,
+    precision: str,
+    until: float,
+    clock: Clock,
+    share: tuple[int, int] = ALL,
 ) -> Output:
     """Apply one model after the other, each with an equal share of the remaining time, to a `share` of the
     batches (`dataset.cut`).
@@ -88,23 +97,55 @@ def _apply_here(
     for number, leaf in enumerate(leaves):
         now = clock()
         until_here = now + (until - now) / (len(leaves) - number)
-        pace = Pace(num_own, until_here, title + (f" (model {number + 1} of {len(leaves)})" if len(leaves) > 1 else ""), clock)
+        pace = Pace(
+            num_own,
+            until_here,
+            title + (f" (model {number + 1} of {len(leaves)})" if len(leaves) > 1 else ""),
+            clock,
+        )
         wrap = partial(averaged_logits, views=carried.views)
-        computed.append(compute_rows(leaf.run, leaf.run.target, rows, batch_size, precision, pace, wrap, share, carried.engine))
+        computed.append(
+            compute_rows(
+                leaf.run, leaf.run.target, rows, batch_size, precision, pace, wrap, share, carried.engine
+            )
+        )
         pace.done = int(computed[-1].reached.sum())
         rates.append(pace.rate())
     return Output(computed, rates, peak_memory(choose_compute(precision, carried.engine).device))
 
 
-def _apply_apart(carried: Carried, competition: Competition, batch_size: int, precision: str, seconds: float, processes: int) -> Output:
+def _apply_apart(
+    carried: Carried,
+    competition: Competition,
+    batch_size: int,
+    precision: str,
+    seconds: float,
+    processes: int,
+) -> Output:
     """Apply the models in several processes and combine the results."""
     import numpy as np
 
     rows = list(competition.test)
     stop_at = time.time() + seconds  # wall clock, shared by all processes
     with tempfile.TemporaryDirectory() as temporary:
-        command = ["-m", "pipeline.kernel.cards", "--bundle", str(carried.folder.resolve()), "--data", str(competition.root.resolve())]
-        command += ["--batch-size", str(batch_size), "--precision", precision, "--stop-at", repr(stop_at), "--parts", str(processes)]
+        command = [
+            "-m",
+            "pipeline.kernel.cards",
+            "--bundle",
+            str(carried.folder.resolve()),
+            "--data",
+            str(competition.root.resolve()),
+        ]
+        command += [
+            "--batch-size",
+            str(batch_size),
+            "--precision",
+            precision,
+            "--stop-at",
+            repr(stop_at),
+            "--parts",
+            str(processes),
+        ]
         places = [Path(temporary) / str(part) for part in range(processes)]
         given = [[*command, "--part", str(part), "--output", str(place)] for part, place in enumerate(places)]
         children = [partial(Child, f"part {part + 1} of {processes}", one) for part, one in enumerate(given)]
@@ -123,7 +164,11 @@ def _apply_apart(carried: Carried, competition: Competition, batch_size: int, pr
             for place in places:
                 with np.load(place / f"{number}.npz", allow_pickle=False) as found:
                     its = found["reached"]
-                    whole.logits[its], whole.reached[its], whole.bad[its] = found["logits"][its], True, found["bad"][its]
+                    whole.logits[its], whole.reached[its], whole.bad[its] = (
+                        found["logits"][its],
+                        True,
+                        found["bad"][its],
+                    )
             computed.append(whole)
     rates = [sum(one["rates"][number] for one in reports) for number in range(len(carried.team.leaves))]
     return Output(computed, rates, max(one["memory"] for one in reports))
@@ -137,13 +182,17 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         UserError: the bundle or the competition cannot be read.
     """
-    parser = argparse.ArgumentParser(prog="python -m pipeline.kernel.cards", description=main.__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.kernel.cards", description=main.__doc__, allow_abbrev=False
+    )
     for name in ("bundle", "data", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True, metavar="DIR")
     for name in ("batch-size", "part", "parts"):
         parser.add_argument(f"--{name}", type=int, required=True, metavar="N")
     parser.add_argument("--precision", required=True, metavar="NAME")
-    parser.add_argument("--stop-at", type=float, required=True, metavar="SECONDS", help="since 1970; no batch starts after it")
+    parser.add_argument(
+        "--stop-at", type=float, required=True, metavar="SECONDS", help="since 1970; no batch starts after it"
+    )
     args = parser.parse_args(argv)
 
     import numpy as np
@@ -152,11 +201,17 @@ def main(argv: list[str] | None = None) -> int:
     competition = read_for(carried.team.first, args.data, carried.facts)
     until = time.monotonic() + args.stop_at - time.time()
     share = args.part, args.parts
-    output = _apply_here(carried, competition.test, args.batch_size, args.precision, until, time.monotonic, share)
+    output = _apply_here(
+        carried, competition.test, args.batch_size, args.precision, until, time.monotonic, share
+    )
     args.output.mkdir(parents=True)
     for number, computed in enumerate(output.computed):
-        np.savez(args.output / f"{number}.npz", logits=computed.logits, reached=computed.reached, bad=computed.bad)
-    (args.output / DONE).write_text(json.dumps({"rates": output.rates, "memory": output.memory}), encoding="utf-8")
+        np.savez(
+            args.output / f"{number}.npz", logits=computed.logits, reached=computed.reached, bad=computed.bad
+        )
+    (args.output / DONE).write_text(
+        json.dumps({"rates": output.rates, "memory": output.memory}), encoding="utf-8"
+    )
     return 0
 
 

@@ -54,9 +54,15 @@ def check_bundle(bundle: Path) -> dict:
     folders = sorted({name.split("/")[0] for name in missing if "/" in name})
     lost = [folder for folder in folders if not (bundle / folder).is_dir()]
     if lost:
-        problems.insert(0, f"the folders {', '.join(lost)} are missing: the dataset was made without `-r zip`, which skips folders")
+        problems.insert(
+            0,
+            f"the folders {', '.join(lost)} are missing: the dataset was made without `-r zip`, which skips "
+            "folders",
+        )
     problems += [f"{name}: missing" for name in missing if name.split("/")[0] not in lost]
-    raise_all(problems, f"the bundle in {bundle} is not complete; make it again (`make kernel`), push it again:")
+    raise_all(
+        problems, f"the bundle in {bundle} is not complete; make it again (`make kernel`), push it again:"
+    )
     return manifest
 
 
@@ -90,6 +96,13 @@ def open_bundle(bundle: Path) -> Carried:
 
 def _manifest(bundle: Path) -> dict:
     manifest = read_json(bundle / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
-        raise UserError(f"{bundle / MANIFEST}: expected a list of files in format {FORMAT}: make the bundle again, `make kernel`")
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("format") != FORMAT
+        or not isinstance(manifest.get("files"), dict)
+    ):
+        raise UserError(
+            f"{bundle / MANIFEST}: expected a list of files in format {FORMAT}: make the bundle again, `make "
+            "kernel`"
+        )
     return manifest

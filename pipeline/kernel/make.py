@@ -69,22 +69,36 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
     check_readable(args.data, args.test_images)
     slug = cli.clean_slug(args.competition) if args.competition else remembered_slug(args.data)
     if not slug:
-        raise UserError("the competition is not known: COMPETITION=<name> (--competition), the last part of its address on Kaggle")
+        raise UserError(
+            "the competition is not known: COMPETITION=<name> (--competition), the last part of its address "
+            "on Kaggle"
+        )
     folder = args.output or team.named[0].path / "kernel"
     folder.mkdir(parents=True, exist_ok=True)
     with holding_file(folder / ".lock", f"another `make kernel` is running in {folder}"):
         stages = Stages(folder)
         names = _names(args, slug, team, stages)
         print(f"model      {team.describe()}")
-        print("".join(f"           note: {leaf.run.unfinished}\n" for leaf in team.leaves if leaf.run.unfinished), end="")
+        print(
+            "".join(
+                f"           note: {leaf.run.unfinished}\n" for leaf in team.leaves if leaf.run.unfinished
+            ),
+            end="",
+        )
         options = Options(_views(args, team, competition, stages), args.prior, args.decision, args.engine)
-        bundle = make_bundle(team, folder / "dataset", read_facts(args.data), args.wheels, args.python, options)
+        bundle = make_bundle(
+            team, folder / "dataset", read_facts(args.data), args.wheels, args.python, options
+        )
         print(f"bundle     {bundle.folder}, {bundle.describe()}", flush=True)
         settings = _settings(args, slug, names, team, bundle)
         code_file = write_kernel(folder, names, settings, args.notebook, args.accelerator, stages)
         write_json(bundle.folder / DATASET_METADATA, dataset_metadata(names))
         check_kernel(folder / "kernel", names, slug)
-        print(f"script     {code_file}: limit {args.hours:g} h, accelerator {args.accelerator}, private, no internet", flush=True)
+        print(
+            f"script     {code_file}: limit {args.hours:g} h, accelerator {args.accelerator}, private, no "
+            "internet",
+            flush=True,
+        )
         _rehearse(folder, code_file, bundle, names, settings, team, competition, options, stages, args.images)
         if not args.push:
             print(by_hand(folder, names, slug))
@@ -97,7 +111,10 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.kernel.make", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="python -m pipeline.kernel.make",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--model",
@@ -106,33 +123,89 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="run, folds, blend or release; several are averaged (default: finetuned_model)",
     )
-    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition folder (default: %(default)s)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("data"),
+        metavar="DIR",
+        help="the competition folder (default: %(default)s)",
+    )
     parser.add_argument("--competition", metavar="SLUG", help="default: the one that `make data` installed")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for all results (default: kernel/ in the first run's folder)")
-    parser.add_argument("--push", action="store_true", help="send it to Kaggle, run it there, submit it, wait for its score")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for all results (default: kernel/ in the first run's folder)",
+    )
+    parser.add_argument(
+        "--push", action="store_true", help="send it to Kaggle, run it there, submit it, wait for its score"
+    )
     parser.add_argument("--notebook", action="store_true", help="kernel.ipynb instead of kernel.py")
-    parser.add_argument("--hours", type=float, default=9.0, metavar="N", help="the competition's time limit (default: %(default)g)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images per batch (default: %(default)s)")
-    parser.add_argument("--tta", metavar="VIEWS|auto", help="average views of each image, as inference.py does: flip, crops, scale")
-    parser.add_argument("--prior", metavar="FILE|estimate", help="class shares of the test set: from a file, or estimated on Kaggle")
-    parser.add_argument("--decision", choices=DECISIONS, default="auto", help="as for inference.py (default: auto)")
+    parser.add_argument(
+        "--hours",
+        type=float,
+        default=9.0,
+        metavar="N",
+        help="the competition's time limit (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="images per batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tta",
+        metavar="VIEWS|auto",
+        help="average views of each image, as inference.py does: flip, crops, scale",
+    )
+    parser.add_argument(
+        "--prior",
+        metavar="FILE|estimate",
+        help="class shares of the test set: from a file, or estimated on Kaggle",
+    )
+    parser.add_argument(
+        "--decision", choices=DECISIONS, default="auto", help="as for inference.py (default: auto)"
+    )
     add_flags(parser)  # the package of an engine is shipped
     parser.add_argument(
-        "--accelerator", choices=ACCELERATORS, help="hardware (default: NvidiaTeslaT4, which means two T4; none for --engine openvino)"
+        "--accelerator",
+        choices=ACCELERATORS,
+        help="hardware (default: NvidiaTeslaT4, which means two T4; none for --engine openvino)",
     )
     parser.add_argument(
-        "--images", type=int, default=10_000, metavar="N", help="number of hidden images for the time estimate (default: %(default)s)"
+        "--images",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="number of hidden images for the time estimate (default: %(default)s)",
     )
-    parser.add_argument("--wheels", nargs="+", default=[], metavar="PACKAGE", help="packages to ship, such as 'timm>=1.0.22'")
-    parser.add_argument("--python", default=KAGGLE_PYTHON, metavar="VERSION", help="Kaggle's Python, for --wheels (default: %(default)s)")
     parser.add_argument(
-        "--test-images", action="store_true", help="the hidden test set holds image files, though `make data` converted the ones here"
+        "--wheels", nargs="+", default=[], metavar="PACKAGE", help="packages to ship, such as 'timm>=1.0.22'"
     )
-    parser.add_argument("--name", metavar="NAME", help="the kernel's name on Kaggle (default: made from competition and run)")
+    parser.add_argument(
+        "--python",
+        default=KAGGLE_PYTHON,
+        metavar="VERSION",
+        help="Kaggle's Python, for --wheels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--test-images",
+        action="store_true",
+        help="the hidden test set holds image files, though `make data` converted the ones here",
+    )
+    parser.add_argument(
+        "--name", metavar="NAME", help="the kernel's name on Kaggle (default: made from competition and run)"
+    )
     parser.add_argument("--owner", metavar="NAME", help="your name on Kaggle (default: as signed in)")
-    parser.add_argument("--message", metavar="TEXT", help="of the submission (default: run name, validation score, commit)")
+    parser.add_argument(
+        "--message", metavar="TEXT", help="of the submission (default: run name, validation score, commit)"
+    )
     parser.add_argument("--yes", action="store_true", help="submit without asking")
-    parser.add_argument("--poll-seconds", type=float, default=20.0, metavar="N", help="between two status requests (default: %(default)g)")
+    parser.add_argument(
+        "--poll-seconds",
+        type=float,
+        default=20.0,
+        metavar="N",
+        help="between two status requests (default: %(default)g)",
+    )
     args = parser.parse_args(argv)
     args.model = args.model or [Path("finetuned_model")]
     by_openvino = args.engine in ON_CPU
@@ -143,7 +216,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
     if not 0 < args.hours <= 12 or math.isnan(args.hours):
-        raise UserError(f"--hours {args.hours:g}: expected more than 0 and at most 12, Kaggle's longest session")
+        raise UserError(
+            f"--hours {args.hours:g}: expected more than 0 and at most 12, Kaggle's longest session"
+        )
     if not 0 <= args.poll_seconds < math.inf:
         raise UserError(f"--poll-seconds {args.poll_seconds:g}: expected a number from 0 upwards")
     return args
@@ -158,12 +233,15 @@ def check_readable(data_dir: Path, as_images: bool) -> None:
     converted = read_converted(data_dir)
     if converted and not as_images:
         raise UserError(
-            f"{data_dir}: `make data` converted {converted} to images. On Kaggle the hidden test set has the original form, and a kernel "
-            "does not convert: it would end without a submission. If the hidden test set does hold image files: "
-            "TEST_IMAGES=1 (--test-images)"
+            f"{data_dir}: `make data` converted {converted} to images. On Kaggle the hidden test set has the "
+            "original form, and a kernel does not convert: it would end without a submission. If the hidden "
+            "test set does hold image files: TEST_IMAGES=1 (--test-images)"
         )
     if converted:
-        print(f"           note: images here were converted from {converted}; --test-images says that Kaggle has image files")
+        print(
+            f"           note: images here were converted from {converted}; --test-images says that Kaggle "
+            "has image files"
+        )
 
 
 def _names(args: argparse.Namespace, slug: str, team: Team, stages: Stages) -> Names:
@@ -176,7 +254,12 @@ def _names(args: argparse.Namespace, slug: str, team: Team, stages: Stages) -> N
         from pipeline.kernel.push import signed_in_owner
 
         owner = signed_in_owner(args.owner)
-    names = make_names(owner or UNKNOWN_OWNER, slug, " ".join(one.name for one in team.named), args.name or stages.get("names").get("base"))
+    names = make_names(
+        owner or UNKNOWN_OWNER,
+        slug,
+        " ".join(one.name for one in team.named),
+        args.name or stages.get("names").get("base"),
+    )
     if names.owner != UNKNOWN_OWNER:
         stages.note("names", owner=names.owner, base=names.base)
     return names
@@ -197,7 +280,9 @@ def _views(args: argparse.Namespace, team: Team, competition: Competition, stage
         found, lines = choose_views(
             asked,
             team,
-            lambda run, rows, views: predict_views(run, competition, args.batch_size, args.precision, views, rows, args.engine)[0],
+            lambda run, rows, views: predict_views(
+                run, competition, args.batch_size, args.precision, views, rows, args.engine
+            )[0],
         )
         known = {"of": of, "views": list(found), "lines": lines}
         stages.note("views", **known)
@@ -206,14 +291,27 @@ def _views(args: argparse.Namespace, team: Team, competition: Competition, stage
 
 
 def _settings(args: argparse.Namespace, slug: str, names: Names, team: Team, bundle: Bundle) -> Settings:
-    needs_timm = any(read_object(leaf.run.backbone_dir / "config.json").get("model_type") == "timm_wrapper" for leaf in team.leaves)
+    needs_timm = any(
+        read_object(leaf.run.backbone_dir / "config.json").get("model_type") == "timm_wrapper"
+        for leaf in team.leaves
+    )
     run_names = tuple(one.name for one in team.named)
     return Settings(
-        slug, names.dataset, run_names, bundle.digest, args.hours, args.batch_size, args.precision, needs_timm, tuple(args.wheels)
+        slug,
+        names.dataset,
+        run_names,
+        bundle.digest,
+        args.hours,
+        args.batch_size,
+        args.precision,
+        needs_timm,
+        tuple(args.wheels),
     )
 
 
-def write_kernel(folder: Path, names: Names, settings: Settings, notebook: bool, accelerator: str, stages: Stages) -> Path:
+def write_kernel(
+    folder: Path, names: Names, settings: Settings, notebook: bool, accelerator: str, stages: Stages
+) -> Path:
     """Write kernel/ in `folder`: the code file (returned) and kernel-metadata.json.
 
     An edited code file is kept.
@@ -232,13 +330,18 @@ def write_kernel(folder: Path, names: Names, settings: Settings, notebook: bool,
         if edited and file == path:
             check_edited(path, settings)
             print(f"           {path} was edited and is kept; delete it and `make kernel` writes a new one")
-            write_json(kernel_dir / KERNEL_METADATA, kernel_metadata(names, settings.competition, path.name, accelerator))
+            write_json(
+                kernel_dir / KERNEL_METADATA,
+                kernel_metadata(names, settings.competition, path.name, accelerator),
+            )
             return path
         if file == other and file.exists() and not edited:
             other.unlink()  # not edited; an edited one is kept, and check_kernel reports it
     write_text(path, text)
     stages.note("script", **{path.name: sha256(path)})
-    write_json(kernel_dir / KERNEL_METADATA, kernel_metadata(names, settings.competition, path.name, accelerator))
+    write_json(
+        kernel_dir / KERNEL_METADATA, kernel_metadata(names, settings.competition, path.name, accelerator)
+    )
     return path
 
 
@@ -255,7 +358,12 @@ def _rehearse(
     num_images: int,
 ) -> None:
     sample = competition.form.path if competition.form else None
-    key = {"bundle": bundle.digest, "script": sha256(code_file), "rows": len(competition.test), "sample": sha256(sample) if sample else ""}
+    key = {
+        "bundle": bundle.digest,
+        "script": sha256(code_file),
+        "rows": len(competition.test),
+        "sample": sha256(sample) if sample else "",
+    }
     made = folder / "rehearsal" / SUBMISSION
     known = stages.get("rehearsal")
     if known.get("of") == key and made.is_file() and sha256(made) == known.get("file"):
@@ -272,7 +380,10 @@ def _rehearse(
         }
         stages.note("rehearsal", **known)
         print("\n".join(f"           {note}" for note in done.notes))
-    print("\n".join(f"           {line}" for line in forecast(known["cost"], num_images, settings.hours)), flush=True)
+    print(
+        "\n".join(f"           {line}" for line in forecast(known["cost"], num_images, settings.hours)),
+        flush=True,
+    )
 
 
 def by_hand(folder: Path, names: Names, slug: str) -> str:
@@ -280,11 +391,30 @@ def by_hand(folder: Path, names: Names, slug: str) -> str:
     commands = [
         ["kaggle", "datasets", "create", "-p", str(folder / "dataset"), "-r", "zip", "-t"],
         ["kaggle", "kernels", "push", "-p", str(folder / "kernel")],
-        ["kaggle", "competitions", "submit", slug, "-k", names.kernel, "-v", "1", "-f", SUBMISSION, "-m", names.base],
+        [
+            "kaggle",
+            "competitions",
+            "submit",
+            slug,
+            "-k",
+            names.kernel,
+            "-v",
+            "1",
+            "-f",
+            SUBMISSION,
+            "-m",
+            names.base,
+        ],
     ]
-    notes = ("   # later: kaggle datasets version -p ... -m ... -r zip -t", "   # prints the version N", "   # -v N")
+    notes = (
+        "   # later: kaggle datasets version -p ... -m ... -r zip -t",
+        "   # prints the version N",
+        "   # -v N",
+    )
     lines = [shlex.join(command) + note for command, note in zip(commands, notes, strict=True)]
-    first = "Nothing was pushed. Continue with PUSH=1 (--push), or by hand; wait for each command to complete:"
+    first = (
+        "Nothing was pushed. Continue with PUSH=1 (--push), or by hand; wait for each command to complete:"
+    )
     if names.owner == UNKNOWN_OWNER:
         lines.append(f"replace {UNKNOWN_OWNER} by your Kaggle name: --owner NAME writes it into the files")
     return "\n".join([first, *(f"  {line}" for line in lines)])

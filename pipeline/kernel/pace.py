@@ -64,11 +64,17 @@ class Pace:
         rate = self._rate(now)
         needed = (self.total - self.done) / rate if rate else 0.0
         left = self.until - now
-        line = f"{self.done:,} of {self.total:,} {self.title}, {rate:.3g} a second, {human_time(needed)} more needed"
+        line = (
+            f"{self.done:,} of {self.total:,} {self.title}, {rate:.3g} a second, {human_time(needed)} "
+            "more needed"
+        )
         line += f", {human_time(left)} left" if left < float("inf") else ""
         if needed > left:
             reach = min(self.done + int(rate * left), self.total)
-            line += f"; WARNING: about {reach:,} will be predicted, the others get the class frequencies of training"
+            line += (
+                f"; WARNING: about {reach:,} will be predicted, the others get the class frequencies of "
+                "training"
+            )
         self.say(line)
 
 

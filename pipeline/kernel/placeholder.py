@@ -71,7 +71,9 @@ def _is_test_part(path: Path, competition: Competition) -> bool:
     """Return True if a JSON file holds the questions to predict: its name contains the folder of their
     images.
     """
-    return "question" in path.name.lower() and any(row.path.parent.name.lower() in path.name.lower() for row in competition.test[:1])
+    return "question" in path.name.lower() and any(
+        row.path.parent.name.lower() in path.name.lower() for row in competition.test[:1]
+    )
 
 
 def _cut_questions(path: Path, target: Path, tests: list[Row]) -> None:

@@ -28,7 +28,11 @@ from pipeline.submission.origin import find_origin
 
 SUBMISSION = "submission.csv"
 TRIES = 2  # a new kernel's first run may start before its data are mounted
-BEGAN_TOO_EARLY = ("NOT MOUNTED", "ANOTHER VERSION of the bundle", "FileNotFoundError: [Errno 2] No such file or directory: '/kaggle/input")
+BEGAN_TOO_EARLY = (
+    "NOT MOUNTED",
+    "ANOTHER VERSION of the bundle",
+    "FileNotFoundError: [Errno 2] No such file or directory: '/kaggle/input",
+)
 QUEUE_HOURS = 2.0  # waiting time for a machine, in addition to the time limit
 LOG_LINES = 20
 # checks for a new dataset; if the quota is exceeded it never appears (Kaggle/kaggle-cli#284)
@@ -48,7 +52,9 @@ def signed_in_owner(asked: str | None) -> str:
     remote.check_version()
     owner = remote.signed_in_as()
     if asked and asked.lower() != owner.lower():
-        raise UserError(f"--owner {asked}: the token belongs to {owner}; kernels of other accounts are not changed")
+        raise UserError(
+            f"--owner {asked}: the token belongs to {owner}; kernels of other accounts are not changed"
+        )
     return owner
 
 
@@ -79,7 +85,10 @@ def push(
             break
         if attempt == TRIES or not any(sign in log for sign in BEGAN_TOO_EARLY):
             _raise_failed(folder, names, version, stages, log)
-        print(f"kernel     version {version} started before its data were mounted; pushing once more", flush=True)
+        print(
+            f"kernel     version {version} started before its data were mounted; pushing once more",
+            flush=True,
+        )
         stages.forget("kernel")
         sleep(3 * args.poll_seconds)
     _submit(folder, code_file, names, version, competition, team, args, sleep)
@@ -87,30 +96,45 @@ def push(
 
 def _send_dataset(bundle: Bundle, names: Names, stages: Stages, pause: float, sleep: Sleep) -> None:
     known = stages.get("dataset")
-    if known.get("of") == bundle.digest and known.get("ref") == names.dataset and known.get("state") == "ready":
+    if (
+        known.get("of") == bundle.digest
+        and known.get("ref") == names.dataset
+        and known.get("state") == "ready"
+    ):
         print(f"dataset    {names.dataset}: ready since {known.get('time')}")
         return
     status = remote.dataset_status(names.dataset)
     ours = known.get("ref") == names.dataset
     if status is not None and not ours:
         raise UserError(
-            f"you have a dataset {names.dataset} that was not made from {bundle.folder}; it is not changed: give this kernel another name, "
-            "--name NAME"
+            f"you have a dataset {names.dataset} that was not made from {bundle.folder}; it is not changed: "
+            "give this kernel another name, --name NAME"
         )
     begun = ours and known.get("of") == bundle.digest and status is not None
     if not begun:
         message = None if status is None else f"bundle {bundle.digest[:12]}"
         line = cli.StatusLine()
-        stages.note("dataset", ref=names.dataset, of=bundle.digest if status is None else "", state="sending", time=_now())
+        stages.note(
+            "dataset",
+            ref=names.dataset,
+            of=bundle.digest if status is None else "",
+            state="sending",
+            time=_now(),
+        )
         try:
-            remote.send_dataset(bundle.folder, names.dataset, message, tick=lambda: line.show("sending the bundle ..."))
+            remote.send_dataset(
+                bundle.folder, names.dataset, message, tick=lambda: line.show("sending the bundle ...")
+            )
         except KaggleError as error:
             if not error.sent and status is None:
                 stages.forget("dataset")
             raise
         finally:
             line.close()
-        print(f"dataset    {names.dataset}: sent, private{'' if status is None else ', as a new version'}", flush=True)
+        print(
+            f"dataset    {names.dataset}: sent, private{'' if status is None else ', as a new version'}",
+            flush=True,
+        )
         stages.note("dataset", ref=names.dataset, of=bundle.digest, state="sent", time=_now())
         if status is not None:
             sleep(pause)  # until then the status may still be that of the earlier version
@@ -125,8 +149,9 @@ def _wait_until_ready(dataset: str, pause: float, sleep: Sleep) -> None:
             absent = absent + 1 if status is None else 0
             if absent > ABSENT_LOOKS:
                 raise UserError(
-                    f"Kaggle accepted the dataset {dataset}, but it does not appear: most often the account's space for private "
-                    f"datasets is full. See {page} and https://www.kaggle.com/settings, delete old datasets, then run the same command"
+                    f"Kaggle accepted the dataset {dataset}, but it does not appear: most often the "
+                    f"account's space for private datasets is full. See {page} and "
+                    "https://www.kaggle.com/settings, delete old datasets, then run the same command"
                 )
             if status in ("failed", "deleted"):
                 raise UserError(f"Kaggle could not make the dataset {dataset} ({status}): see {page}")
@@ -138,7 +163,9 @@ def _wait_until_ready(dataset: str, pause: float, sleep: Sleep) -> None:
         line.close()
 
 
-def _push_kernel(kernel_dir: Path, code_file: Path, names: Names, stages: Stages, args: Namespace, sleep: Sleep) -> int:
+def _push_kernel(
+    kernel_dir: Path, code_file: Path, names: Names, stages: Stages, args: Namespace, sleep: Sleep
+) -> int:
     """Return the version with this exact code file; push it if there is none."""
     known, content = stages.get("kernel"), sha256(code_file)
     page = f"https://www.kaggle.com/code/{names.kernel}"
@@ -150,12 +177,18 @@ def _push_kernel(kernel_dir: Path, code_file: Path, names: Names, stages: Stages
         return int(known["version"])
     if ours and known.get("of") == content and known.get("state") == "sending":
         raise UserError(
-            f"it is unknown whether {names.kernel} was pushed, because an earlier push was interrupted: check {page}. If its newest version "
-            f'is there, submit it by hand; if not, remove "kernel" from {stages.path}, then the same command pushes it'
+            f"it is unknown whether {names.kernel} was pushed, because an earlier push was interrupted: "
+            f'check {page}. If its newest version is there, submit it by hand; if not, remove "kernel" from '
+            f"{stages.path}, then the same command pushes it"
         )
-    if not ours and not stages.get("kernels").get(names.base) and remote.kernel_status(names.kernel) is not None:
+    if (
+        not ours
+        and not stages.get("kernels").get(names.base)
+        and remote.kernel_status(names.kernel) is not None
+    ):
         raise UserError(
-            f"you have a kernel {names.kernel} that this run did not make ({page}); it is not changed: set another name with --name NAME"
+            f"you have a kernel {names.kernel} that this run did not make ({page}); it is not changed: set "
+            "another name with --name NAME"
         )
     stages.note("kernel", ref=names.kernel, of=content, state="sending", time=_now())
     try:
@@ -174,7 +207,9 @@ def _push_kernel(kernel_dir: Path, code_file: Path, names: Names, stages: Stages
     return version
 
 
-def _wait_for_kernel(folder: Path, names: Names, version: int, stages: Stages, args: Namespace, sleep: Sleep) -> str | None:
+def _wait_for_kernel(
+    folder: Path, names: Names, version: int, stages: Stages, args: Namespace, sleep: Sleep
+) -> str | None:
     """Wait for the run on Kaggle's visible test set.
 
     Returns None if it completed and wrote its file; else its log.
@@ -190,20 +225,33 @@ def _wait_for_kernel(folder: Path, names: Names, version: int, stages: Stages, a
                 break
             elapsed = time.monotonic() - start
             if elapsed > (args.hours + QUEUE_HOURS) * 3600:
-                raise Interrupted(f"{names.kernel} has not ended after {human_time(elapsed)}; the same command continues to wait")
-            line.show(f"running on Kaggle: {status.word if status else 'not there yet'} ({human_time(elapsed)})")
+                raise Interrupted(
+                    f"{names.kernel} has not ended after {human_time(elapsed)}; the same command continues "
+                    "to wait"
+                )
+            line.show(
+                f"running on Kaggle: {status.word if status else 'not there yet'} ({human_time(elapsed)})"
+            )
             sleep(args.poll_seconds)
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; {names.kernel} still runs on Kaggle, and the same command continues to wait for it") from None
+        raise Interrupted(
+            f"interrupted; {names.kernel} still runs on Kaggle, and the same command continues to wait for it"
+        ) from None
     finally:
         line.close()
-    files, log = _patiently(lambda: remote.fetch_output(names.kernel, folder / "output" / f"version-{version}"), sleep)
+    files, log = _patiently(
+        lambda: remote.fetch_output(names.kernel, folder / "output" / f"version-{version}"), sleep
+    )
     write_text(folder / "output" / f"version-{version}.log", log)
     if status.word == "complete" and SUBMISSION in files:
         stages.note("kernel", **known | {"state": "complete"})
         print(f"kernel     version {version} is complete and wrote {SUBMISSION}", flush=True)
         return None
-    reason = f"it ended without writing {SUBMISSION}" if status.word == "complete" else status.failure or status.word
+    reason = (
+        f"it ended without writing {SUBMISSION}"
+        if status.word == "complete"
+        else status.failure or status.word
+    )
     if status.word.startswith("cancel"):
         reason = f"it was cancelled ({status.word}), most often because time was up; then its log is cut off"
     return f"{log.rstrip()}\n[{reason}]"
@@ -219,17 +267,42 @@ def _raise_failed(folder: Path, names: Names, version: int, stages: Stages, log:
     )
 
 
-def _submit(folder: Path, code_file: Path, names: Names, version: int, competition: str, team: Team, args: Namespace, sleep: Sleep) -> None:
+def _submit(
+    folder: Path,
+    code_file: Path,
+    names: Names,
+    version: int,
+    competition: str,
+    team: Team,
+    args: Namespace,
+    sleep: Sleep,
+) -> None:
     """Submit the version's file and wait for its score on the hidden test set.
 
     The ledger stores the code file's digest.
     """
     origin = find_origin(folder / "rehearsal" / SUBMISSION)
-    parts = [default_message(origin, code_file) if origin else " + ".join(one.name for one in team.named), f"kernel version {version}"]
+    parts = [
+        default_message(origin, code_file) if origin else " + ".join(one.name for one in team.named),
+        f"kernel version {version}",
+    ]
     message = " ".join(scrub(args.message or ", ".join(parts)).split())
-    sent = [row["status"] for row in read_ledger(LEDGER)[1] if (row["competition"], row["file_sha256"]) == (competition, sha256(code_file))]
+    sent = [
+        row["status"]
+        for row in read_ledger(LEDGER)[1]
+        if (row["competition"], row["file_sha256"]) == (competition, sha256(code_file))
+    ]
     send = partial(cli.upload_kernel, competition, names.kernel, version, SUBMISSION, message)
-    plan = Plan(competition, code_file, sha256(code_file), message, origin.score if origin else "", origin, send, AGAIN)
+    plan = Plan(
+        competition,
+        code_file,
+        sha256(code_file),
+        message,
+        origin.score if origin else "",
+        origin,
+        send,
+        AGAIN,
+    )
     print(f"message    {message}", flush=True)
     timeout_s = (args.hours + QUEUE_HOURS) * 3600
     yes = args.yes and "pending" not in sent  # do not resend a file that Kaggle is still scoring

@@ -84,7 +84,8 @@ def rehearse(
     write_text(folder / "log.txt", f"{placeholder.output}\n---- the whole test set ----\n{whole.output}")
     if changed := _snapshot(competition.root, bundle.folder) ^ before:
         raise UserError(
-            f"the script changed its inputs, which are read-only on Kaggle: {', '.join(sorted(str(item[0]) for item in changed)[:5])}"
+            "the script changed its inputs, which are read-only on Kaggle: "
+            f"{', '.join(sorted(str(item[0]) for item in changed)[:5])}"
         )
 
     made = folder / "submission.csv"
@@ -93,14 +94,16 @@ def rehearse(
     _reference(team, competition, reference, settings, options)
     if sha256(made) != sha256(reference):
         raise UserError(
-            f"the script's file differs from inference.py's for the same models ({made}, {reference}): {_difference(made, reference)}. Was "
-            f"{code_file} edited? Delete it, `make kernel` writes a new one"
+            f"the script's file differs from inference.py's for the same models ({made}, {reference}): "
+            f"{_difference(made, reference)}. Was {code_file} edited? Delete it, `make kernel` writes a new "
+            "one"
         )
     found = _RATES.search(whole.output)
     rates = [float(rate) for rate in found[2].split()] if found else []
     rate = 1 / sum(1 / rate for rate in rates) if rates and all(rates) else 0.0
     notes = (
-        f"{min(ROWS, len(competition.test))} placeholder rows and {len(competition.test):,} rows: a valid submission.csv; {describe()}",
+        f"{min(ROWS, len(competition.test))} placeholder rows and {len(competition.test):,} rows: a valid "
+        f"submission.csv; {describe()}",
         f"the file is inference.py's, byte for byte ({sha256(made)[:12]})",
         f"{rate:.3g} rows a second here, peak memory {found[1] if found else 'not known'}",
     )
@@ -111,10 +114,17 @@ def forecast(cost: float, num_rows: int, hours: float) -> list[str]:
     """Return lines that estimate the time for `num_rows` rows at `cost` floating-point operations a row (all
     members).
     """
-    lines = [f"ESTIMATE for {num_rows:,} hidden rows at {cost / 1e9:,.3g} GFLOP each, without decoding; speeds are assumed, not measured:"]
+    lines = [
+        f"ESTIMATE for {num_rows:,} hidden rows at {cost / 1e9:,.3g} GFLOP each, without decoding; speeds "
+        "are assumed, not measured:"
+    ]
     for machine, rate in MACHINES.items():
         seconds = num_rows * cost / rate
-        beyond = f", beyond the limit of {hours:g} h: the rest would get class frequencies" if seconds > hours * 3600 else ""
+        beyond = (
+            f", beyond the limit of {hours:g} h: the rest would get class frequencies"
+            if seconds > hours * 3600
+            else ""
+        )
         needed = human_time(seconds) if seconds >= 1 else "under 1 s"
         lines.append(f"  {machine} ({rate / 1e12:g} TFLOP/s): {needed}{beyond}")
     return lines
@@ -146,19 +156,27 @@ def cost_of(runs: Sequence[Run], competition: Competition, views: Sequence[str] 
 def _run(script: Path, place: Path, competition: Competition, bundle: Bundle) -> Ended:
     work = place / "work"
     work.mkdir()
-    ended = run_sealed(script.resolve(), work.resolve(), (place / "input").resolve(), [competition.root, bundle.folder])
+    ended = run_sealed(
+        script.resolve(), work.resolve(), (place / "input").resolve(), [competition.root, bundle.folder]
+    )
     tail = "\n".join(f"  {line}" for line in ended.output.splitlines()[-_SHOWN:])
     if ended.code != 0:
         write_text(place.parent / "log.txt", ended.output)
         raise UserError(
-            f"the script failed in rehearsal ({place.name}, exit code {ended.code}); nothing was pushed. Its last lines:\n{tail}"
+            f"the script failed in rehearsal ({place.name}, exit code {ended.code}); nothing was pushed. Its "
+            f"last lines:\n{tail}"
         )
     if not (work / "submission.csv").is_file():
-        raise UserError(f"the script ended without writing submission.csv ({place.name}); nothing was pushed. Its last lines:\n{tail}")
+        raise UserError(
+            f"the script ended without writing submission.csv ({place.name}); nothing was pushed. Its last "
+            f"lines:\n{tail}"
+        )
     return ended
 
 
-def _reference(team: Team, competition: Competition, output: Path, settings: Settings, options: Options) -> None:
+def _reference(
+    team: Team, competition: Competition, output: Path, settings: Settings, options: Options
+) -> None:
     """Write the file of inference.py for the same folders, with their adapters."""
     command = [
         sys.executable,
@@ -177,7 +195,9 @@ def _reference(team: Team, competition: Competition, output: Path, settings: Set
         settings.precision,
         *options.flags(),
     ]
-    done = subprocess.run(command, cwd=output.parent, capture_output=True, text=True, encoding="utf-8", errors="replace")
+    done = subprocess.run(
+        command, cwd=output.parent, capture_output=True, text=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode != 0:
         raise UserError(f"inference.py failed on the same models: {done.stderr.strip()[-1000:]}")
 
@@ -188,7 +208,10 @@ def _difference(one: Path, other: Path) -> str:
         return f"{len(lines[0])} lines and {len(lines[1])}"
     differ = [number for number, pair in enumerate(zip(*lines, strict=True), start=1) if pair[0] != pair[1]]
     first = differ[0]
-    return f"{len(differ)} lines, first line {first}: {lines[0][first - 1]!r:.80} and {lines[1][first - 1]!r:.80}"
+    return (
+        f"{len(differ)} lines, first line {first}: {lines[0][first - 1]!r:.80} and "
+        f"{lines[1][first - 1]!r:.80}"
+    )
 
 
 def _snapshot(*folders: Path) -> set[tuple[Path, int, int]]:

@@ -32,8 +32,8 @@ def check_version() -> None:
     if found is None or tuple(map(int, found[0].split("."))) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise UserError(
-            f"kernels need the kaggle command in version {oldest} or later, found {found[0] if found else repr(reply.said)}: "
-            "pip install --upgrade kaggle six"
+            f"kernels need the kaggle command in version {oldest} or later, found "
+            f"{found[0] if found else repr(reply.said)}: pip install --upgrade kaggle six"
         )
 
 
@@ -46,7 +46,10 @@ def signed_in_as() -> str:
     reply = cli.call(["config", "view"], traffic=False)
     found = re.search(r"^- username: (\S+)$", reply.output, re.MULTILINE)
     if reply.code != 0 or found is None or found[1] == "None":
-        raise UserError(f"the kaggle command does not tell the account of this token ({reply.said}): create a new one, see `make submit`")
+        raise UserError(
+            f"the kaggle command does not tell the account of this token ({reply.said}): create a new one, "
+            "see `make submit`"
+        )
     return found[1]
 
 
@@ -79,18 +82,27 @@ def send_dataset(folder: Path, dataset: str, message: str | None, tick: Tick | N
         KaggleError: the dataset was refused, or parts of it were not sent.
     """
     verb = ["create"] if message is None else ["version", f"--message={message}"]
-    reply = cli.call(["datasets", *verb, "-p", str(folder), "-r", "zip", "-t"], timeout_s=UPLOAD_TIMEOUT_S, tick=tick)
-    left_out = re.findall(r"^(?:Skipping(?: folder)?|Upload unsuccessful): ([^;\n]+)", reply.output, re.MULTILINE)
+    reply = cli.call(
+        ["datasets", *verb, "-p", str(folder), "-r", "zip", "-t"], timeout_s=UPLOAD_TIMEOUT_S, tick=tick
+    )
+    left_out = re.findall(
+        r"^(?:Skipping(?: folder)?|Upload unsuccessful): ([^;\n]+)", reply.output, re.MULTILINE
+    )
     if left_out:
         raise KaggleError(
-            f"the dataset {dataset} lacks {', '.join(left_out)}, which the kaggle command did not send: run it again", sent=True
+            f"the dataset {dataset} lacks {', '.join(left_out)}, which the kaggle command did not send: run "
+            "it again",
+            sent=True,
         )
     if error := re.search(r"^Dataset (?:version )?creation error: (.*)$", reply.output, re.MULTILINE):
         raise KaggleError(f'Kaggle did not accept the dataset {dataset}: "{error[1]}"')
     if reply.code != 0:
         raise _refused(reply, f"dataset {dataset}")
     if "is being created" not in reply.output:
-        raise KaggleError(f'the kaggle command did not confirm the dataset {dataset} (it printed: "{reply.said}")', sent=True)
+        raise KaggleError(
+            f'the kaggle command did not confirm the dataset {dataset} (it printed: "{reply.said}")',
+            sent=True,
+        )
 
 
 # Kernels
@@ -137,15 +149,22 @@ def push_kernel(folder: Path, kernel: str, seconds: int, accelerator: str, tick:
     if reply.code != 0:
         raise _refused(reply, f"kernel {kernel}")
     version = re.search(r"Kernel version (\d+) successfully pushed", reply.output)
-    if lost := re.findall(r"not valid (\w+) sources and could not be added to the kernel: (.*)", reply.output):
+    if lost := re.findall(
+        r"not valid (\w+) sources and could not be added to the kernel: (.*)", reply.output
+    ):
         what = "; ".join(f"{kind} {names}" for kind, names in lost)
         made = f" Version {version[1]} runs without it and cannot work." if version else ""
         raise KaggleError(
-            f"Kaggle pushed {kernel} without what it needs ({what}).{made} Is the dataset ready, are the competition's rules accepted?",
+            f"Kaggle pushed {kernel} without what it needs ({what}).{made} Is the dataset ready, are the "
+            "competition's rules accepted?",
             sent=True,
         )
     if version is None:
-        raise KaggleError(f'the kaggle command did not say which version of {kernel} it pushed (it printed: "{reply.said}")', sent=True)
+        raise KaggleError(
+            f"the kaggle command did not say which version of {kernel} it pushed "
+            f'(it printed: "{reply.said}")',
+            sent=True,
+        )
     return int(version[1])
 
 
@@ -158,7 +177,9 @@ def fetch_output(kernel: str, folder: Path) -> tuple[list[str], str]:
         KaggleError: it cannot be downloaded.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    reply = cli.call(["kernels", "output", kernel, "-p", str(folder), "--force"], traffic=False, timeout_s=3600)
+    reply = cli.call(
+        ["kernels", "output", kernel, "-p", str(folder), "--force"], traffic=False, timeout_s=3600
+    )
     if reply.code != 0:
         raise _refused(reply, f"output of kernel {kernel}")
     log = folder / f"{kernel.rpartition('/')[2]}.log"
@@ -172,7 +193,9 @@ def plain_log(text: str) -> str:
     Kaggle stores a JSON list of pieces, which may be cut off if the run was cancelled.
     """
     pieces = re.findall(r'"data"\s*:\s*("(?:[^"\\]|\\.)*")', text)
-    return printable("".join(json.loads(piece, strict=False) for piece in pieces)) if pieces else printable(text)
+    return (
+        printable("".join(json.loads(piece, strict=False) for piece in pieces)) if pieces else printable(text)
+    )
 
 
 # Refusals
@@ -189,7 +212,10 @@ def _absent(reply: Reply) -> bool:
 def _refused(reply: Reply, what: str) -> KaggleError:
     said = f' (Kaggle says: "{reply.said}")' if reply.said else ""
     if _absent(reply):
-        return KaggleError(f"Kaggle refuses access to {what} ({reply.status or 403}): it does not exist, or is not yours{said}")
+        return KaggleError(
+            f"Kaggle refuses access to {what} ({reply.status or 403}): it does not exist, or is not "
+            f"yours{said}"
+        )
     if reply.status in (401, 429) or (reply.status or 0) >= 500 or reply.status is None:
         return explain(reply, "")
     return KaggleError(f"Kaggle refused the {what} ({reply.status}){said}")

@@ -15,7 +15,18 @@ from pipeline.files import read_json
 TEMPLATE = Path(__file__).with_name("kernel.py.txt")
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 # Packages that prediction imports. Their oldest versions are in requirements.txt.
-NEEDED = ("torch", "torchvision", "transformers", "safetensors", "pandas", "numpy", "pillow", "tqdm", "pyyaml", "pydantic")
+NEEDED = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "safetensors",
+    "pandas",
+    "numpy",
+    "pillow",
+    "tqdm",
+    "pyyaml",
+    "pydantic",
+)
 TIMM = ("timm", "1.0.22")
 _CELL = re.compile(r"^# %%(\+?) (.+)\n", re.MULTILINE)
 
@@ -37,7 +48,10 @@ class Settings:
 
 def script_text(settings: Settings) -> str:
     """Return the text of kernel.py."""
-    return _filled("".join(f"# %% {title}\n{code}" if title else code for title, code in _parts(notebook=False)), settings)
+    return _filled(
+        "".join(f"# %% {title}\n{code}" if title else code for title, code in _parts(notebook=False)),
+        settings,
+    )
 
 
 def notebook_text(settings: Settings) -> str:
@@ -61,7 +75,10 @@ def notebook_text(settings: Settings) -> str:
         cells += [new_markdown_cell(f"## {title}"), new_code_cell(text)]
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"  # nbformat draws random ids; equal settings must give an equal file
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, "language_info": {"name": "python"}}
+    kernel = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+        "language_info": {"name": "python"},
+    }
     notebook = new_notebook(cells=cells, metadata=kernel)
     nbformat.validate(notebook)
     return nbformat.writes(notebook) + "\n"
@@ -80,7 +97,9 @@ def code_of(path: Path) -> str:
         cells = [cell["source"] for cell in value["cells"] if cell["cell_type"] == "code"]
         return "\n\n".join(cell if isinstance(cell, str) else "".join(cell) for cell in cells) + "\n"
     except (KeyError, TypeError):
-        raise UserError(f"{path} is not a notebook of format 4 with cells: delete it, `make kernel` writes a new one") from None
+        raise UserError(
+            f"{path} is not a notebook of format 4 with cells: delete it, `make kernel` writes a new one"
+        ) from None
 
 
 def oldest_versions(needs_timm: bool) -> dict[str, str]:
@@ -99,8 +118,8 @@ def check_edited(path: Path, settings: Settings) -> None:
     found = re.search(r'^BUNDLE = "(\w*)"', code_of(path), re.MULTILINE)
     if found and found[1] != settings.digest:
         raise UserError(
-            f"{path} was edited and is kept, but it was made for an earlier bundle: write this line into it, or delete the file and "
-            f'`make kernel` writes a new one:\n  BUNDLE = "{settings.digest}"'
+            f"{path} was edited and is kept, but it was made for an earlier bundle: write this line into it, "
+            f'or delete the file and `make kernel` writes a new one:\n  BUNDLE = "{settings.digest}"'
         )
 
 
@@ -125,7 +144,11 @@ def _filled(text: str, settings: Settings) -> str:
     }
     for mark, value in values.items():
         text = text.replace(mark, repr(value).replace("'", '"'))
-    texts = {"@COMPETITION_TEXT@": settings.competition, "@RUNS@": _one_line(settings.runs), "@DATASET@": settings.dataset}
+    texts = {
+        "@COMPETITION_TEXT@": settings.competition,
+        "@RUNS@": _one_line(settings.runs),
+        "@DATASET@": settings.dataset,
+    }
     for mark, value in texts.items():
         text = text.replace(mark, value)
     return text

@@ -13,7 +13,17 @@ from pathlib import Path
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 # Environment variables that are not passed on: they lead to tokens, caches and this project's own modules.
-_LEFT_OUT = ("HOME", "USERPROFILE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TORCH_HOME", "KAGGLE_", "HF_", "HUGGING", "TRANSFORMERS_CACHE")
+_LEFT_OUT = (
+    "HOME",
+    "USERPROFILE",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "TORCH_HOME",
+    "KAGGLE_",
+    "HF_",
+    "HUGGING",
+    "TRANSFORMERS_CACHE",
+)
 _ISOLATED = """
 for place in "$@"; do
   [ "$place" = -- ] && break
@@ -52,17 +62,39 @@ def run_sealed(script: Path, work: Path, input_dir: Path, read_only: Sequence[Pa
     """
     command = [sys.executable, str(script)]
     environment = {
-        name: value for name, value in os.environ.items() if not name.upper().startswith(_LEFT_OUT) and "PROXY" not in name.upper()
+        name: value
+        for name, value in os.environ.items()
+        if not name.upper().startswith(_LEFT_OUT) and "PROXY" not in name.upper()
     }
-    environment |= {"HOME": str(work / "no-home"), "KERNEL_INPUT": str(input_dir), "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path).resolve() != PACKAGE_ROOT]
+    environment |= {
+        "HOME": str(work / "no-home"),
+        "KERNEL_INPUT": str(input_dir),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",
+    }
+    paths = [
+        path
+        for path in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if path and Path(path).resolve() != PACKAGE_ROOT
+    ]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     if isolation := isolates():
-        command = [*isolation, "sh", "-c", _ISOLATED, "sealed", *(str(path.resolve()) for path in read_only), "--", *command]
+        command = [
+            *isolation,
+            "sh",
+            "-c",
+            _ISOLATED,
+            "sealed",
+            *(str(path.resolve()) for path in read_only),
+            "--",
+            *command,
+        ]
     else:
         command = [sys.executable, "-c", _NO_SOCKETS, str(script)]
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(command, cwd=work, env=environment, text=True, encoding="utf-8", errors="replace", **streams)
+    done = subprocess.run(
+        command, cwd=work, env=environment, text=True, encoding="utf-8", errors="replace", **streams
+    )
     return Ended(done.returncode, done.stdout)
 
 
@@ -88,4 +120,8 @@ def isolates() -> tuple[str, ...]:
 
 def describe() -> str:
     """Describe how the process is kept from the network."""
-    return "no network, inputs read-only (namespaces)" if isolates() else "every socket refused; inputs compared before and after"
+    return (
+        "no network, inputs read-only (namespaces)"
+        if isolates()
+        else "every socket refused; inputs compared before and after"
+    )

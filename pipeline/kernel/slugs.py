@@ -64,7 +64,8 @@ def make_names(owner: str, competition: str, run_name: str, wanted: str | None =
         return Names(owner, base if len(base) >= SHORTEST else f"{base}-kernel".strip("-"))
     if slug_of(wanted) != wanted or not SHORTEST <= len(wanted) <= longest:
         raise UserError(
-            f"--name {wanted}: expected {SHORTEST} to {longest} small letters, digits and single dashes, such as {slug_of(wanted)!r}"
+            f"--name {wanted}: expected {SHORTEST} to {longest} small letters, digits and single dashes, "
+            f"such as {slug_of(wanted)!r}"
         )
     return Names(owner, wanted)
 
@@ -124,20 +125,35 @@ def check_kernel(folder: Path, names: Names, competition: str) -> dict[str, Any]
 def _setting_problems(values: dict[str, Any], names: Names, competition: str) -> list[str]:
     problems = []
     if _switch(values, "enable_internet") is not False:
-        found = repr(values["enable_internet"]) if "enable_internet" in values else "no value, which means true"
-        problems.append(f"enable_internet: expected false, found {found}: a version with internet cannot be submitted")
+        found = (
+            repr(values["enable_internet"]) if "enable_internet" in values else "no value, which means true"
+        )
+        problems.append(
+            f"enable_internet: expected false, found {found}: a version with internet cannot be submitted"
+        )
     if _switch(values, "is_private") is not True:
-        problems.append(f"is_private: expected true, found {values.get('is_private')!r}: everybody would see the kernel")
+        problems.append(
+            f"is_private: expected true, found {values.get('is_private')!r}: everybody would see the kernel"
+        )
     if values.get("id") != names.kernel:
-        problems.append(f"id: expected {names.kernel!r}, found {values.get('id')!r}: another kernel, or another account's")
+        problems.append(
+            f"id: expected {names.kernel!r}, found {values.get('id')!r}: another kernel, or another account's"
+        )
     title = str(values.get("title") or "")
     if slug_of(title) != str(values.get("id")).rpartition("/")[2]:
-        problems.append(f"title {title!r} has the slug {slug_of(title)!r}, but the id has another: Kaggle would make another kernel")
+        problems.append(
+            f"title {title!r} has the slug {slug_of(title)!r}, but the id has another: Kaggle would make "
+            "another kernel"
+        )
     if names.dataset not in (values.get("dataset_sources") or []):
-        problems.append(f"dataset_sources: {names.dataset!r} is not in {values.get('dataset_sources')!r}: the model would be missing")
+        problems.append(
+            f"dataset_sources: {names.dataset!r} is not in {values.get('dataset_sources')!r}: the model "
+            "would be missing"
+        )
     if competition not in (values.get("competition_sources") or []):
         problems.append(
-            f"competition_sources: {competition!r} is not in {values.get('competition_sources')!r}: the images would be missing"
+            f"competition_sources: {competition!r} is not in {values.get('competition_sources')!r}: the "
+            "images would be missing"
         )
     return problems
 
@@ -149,13 +165,27 @@ def _file_problems(folder: Path, values: dict[str, Any]) -> list[str]:
         problems.append(f"code_file: {code_file!r} is not in {folder}")
     kind = "notebook" if code_file.endswith(".ipynb") else "script"
     if values.get("kernel_type") != kind:
-        problems.append(f"kernel_type: expected {kind!r} for {code_file}, found {values.get('kernel_type')!r}")
-    others = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in CODE_SUFFIXES and path.name != code_file)
+        problems.append(
+            f"kernel_type: expected {kind!r} for {code_file}, found {values.get('kernel_type')!r}"
+        )
+    others = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix.lower() in CODE_SUFFIXES and path.name != code_file
+    )
     if others:
-        problems.append(f"only {code_file} is pushed, without {quoted(others)}: copy the needed code into {code_file}")
+        problems.append(
+            f"only {code_file} is pushed, without {quoted(others)}: copy the needed code into {code_file}"
+        )
     return problems
 
 
 def _switch(values: dict[str, Any], key: str) -> bool | None:
     value = values.get(key)
-    return {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else value if isinstance(value, bool) else None
+    return (
+        {"true": True, "false": False}.get(value.lower())
+        if isinstance(value, str)
+        else value
+        if isinstance(value, bool)
+        else None
+    )

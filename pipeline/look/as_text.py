@@ -19,7 +19,14 @@ def as_text(name: str, sections: Sequence[Section]) -> str:
     for section in sections:
         lines += ["", section.title, "-" * len(section.title)]
         for says in section.says:
-            lines += textwrap.wrap(says, WIDTH, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+            lines += textwrap.wrap(
+                says,
+                WIDTH,
+                initial_indent="- ",
+                subsequent_indent="  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
         for grid in section.grids:
             lines += ["", *_table(grid)]
     return "\n".join(lines) + "\n"
@@ -41,10 +48,19 @@ def _table(grid: Grid) -> list[str]:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], texts: int) -> str:
-    padded = [cell.ljust(width) if at < texts else cell.rjust(width) for at, (cell, width) in enumerate(zip(cells, widths, strict=True))]
+    padded = [
+        cell.ljust(width) if at < texts else cell.rjust(width)
+        for at, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
     return "  ".join(padded).rstrip()
 
 
 def _cell(value: Any) -> str:
-    text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+    text = (
+        f"{value:,}"
+        if isinstance(value, int)
+        else f"{value:.4g}"
+        if isinstance(value, float)
+        else " ".join(str(value).split())
+    )
     return text if len(text) <= CELL else f"{text[: CELL - 1]}…"

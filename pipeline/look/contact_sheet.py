@@ -26,8 +26,13 @@ def contact_section(looked: Looked) -> Section:
     train, test = (looked.sound(looked.part(name)) for name in ("train", "test"))
     section = Section("Images")
     if train and test:
-        section.sheets.append(Sheet("Train and test side by side, drawn at random", _beside(train, test), open=BESIDE))
-        section.says.append("Each row shows six images of train on the left and six of test on the right: does test look different?")
+        section.sheets.append(
+            Sheet("Train and test side by side, drawn at random", _beside(train, test), open=BESIDE)
+        )
+        section.says.append(
+            "Each row shows six images of train on the left and six of test on the right: does test look "
+            "different?"
+        )
     elif not test:
         section.says.append("There are no test images to compare with the training images.")
     if looked.competition.task == "vqa":
@@ -44,12 +49,21 @@ def _drawn(rows: Sequence[Row], count: int) -> list[Row]:
 
 def _beside(train: Sequence[Row], test: Sequence[Row]) -> tuple[Strip, ...]:
     strips = []
-    parts = [[_drawn(rows, BESIDE)[start : start + A_ROW] for start in range(0, BESIDE, A_ROW)] for rows in (train, test)]
+    parts = [
+        [_drawn(rows, BESIDE)[start : start + A_ROW] for start in range(0, BESIDE, A_ROW)]
+        for rows in (train, test)
+    ]
     for left, right in zip_longest(*parts, fillvalue=[]):
         for name, rows in (("train", left), ("test", right)):
             if rows:
                 strips.append(
-                    Strip(name, tuple(SmallImage(row.path, f"{name}: {row.label or row.id}" if row.label else name) for row in rows))
+                    Strip(
+                        name,
+                        tuple(
+                            SmallImage(row.path, f"{name}: {row.label or row.id}" if row.label else name)
+                            for row in rows
+                        ),
+                    )
                 )
     return tuple(strips)
 
@@ -69,15 +83,28 @@ def _of_classes(looked: Looked, train: Sequence[Row], section: Section) -> None:
     names = list(groups)
     shown = names[:: -(-len(names) // MOST_SHOWN)] if names else []
     each = A_CLASS if len(shown) * A_CLASS <= MOST_SHOWN else 1
-    counts = Counter(target.counts([row.label or "" for row in {row.id: row for row in looked.competition.train}.values()]))
+    counts = Counter(
+        target.counts([row.label or "" for row in {row.id: row for row in looked.competition.train}.values()])
+    )
     strips = []
     for name in shown:
         rows = _drawn(groups[name], each)
         images = tuple(SmallImage(row.path, f"{name}: {looked.shown(row.path)}") for row in rows)
         strips.append(Strip(name, images, quiet=f"{counts[name]:,}" if name in counts else ""))
-    noun = {"multilabel": "label", "ordinal": "grade", "continuous": target.names[0]}.get(target.kind, "class")
-    section.sheets.append(Sheet(f"Training images by {noun}", tuple(strips), tiles=each == 1, open=60 if each == 1 else 24, sample=True))
+    noun = {"multilabel": "label", "ordinal": "grade", "continuous": target.names[0]}.get(
+        target.kind, "class"
+    )
+    section.sheets.append(
+        Sheet(
+            f"Training images by {noun}",
+            tuple(strips),
+            tiles=each == 1,
+            open=60 if each == 1 else 24,
+            sample=True,
+        )
+    )
     if len(shown) < len(names):
         section.says.append(
-            f"{len(shown):,} of {counted(len(names), 'class', 'classes')} are shown, evenly spaced in the order of their names."
+            f"{len(shown):,} of {counted(len(names), 'class', 'classes')} are shown, evenly spaced in the "
+            "order of their names."
         )

@@ -41,11 +41,15 @@ def copies_of(looked: Looked, places: Sequence[Path], found: Sequence[Twins]) ->
     """Return the sets of duplicates with their rows; `places`: the searched images, to which `found` refers
     by position.
     """
-    rows: dict[str, dict[Path, Row]] = {part: {row.path: row for row in looked.part(part)} for part in ("train", "test")}
+    rows: dict[str, dict[Path, Row]] = {
+        part: {row.path: row for row in looked.part(part)} for part in ("train", "test")
+    }
     sets = []
     for twins in found:
         paths = [places[place] for place in twins.places]
-        train, test = (tuple(rows[part][path] for path in paths if path in rows[part]) for part in ("train", "test"))
+        train, test = (
+            tuple(rows[part][path] for path in paths if path in rows[part]) for part in ("train", "test")
+        )
         sets.append(Copies(train, test, twins.equal))
     return sets
 
@@ -60,32 +64,45 @@ def copies_section(looked: Looked, sets: Sequence[Copies], groups_file: str) -> 
     leaks = [copies for copies in sets if copies.train and copies.test]
     in_test = [copies for copies in sets if len(copies.test) > 1]
     if not sets:
-        section.says.append("No two images have equal bytes, and none is a copy of another in a different size, quality or brightness.")
+        section.says.append(
+            "No two images have equal bytes, and none is a copy of another in a different size, quality or "
+            "brightness."
+        )
     if differing:
         images = sum(len(copies.train) for copies in differing)
         section.says.append(
-            f"The same image with different labels: {counted(len(differing), 'set')}, {counted(images, 'training image')}. "
-            "One of the labels is wrong, or the image has several; a person should decide."
+            f"The same image with different labels: {counted(len(differing), 'set')}, "
+            f"{counted(images, 'training image')}. One of the labels is wrong, or the image has several; a "
+            "person should decide."
         )
         _show(section, "The same image with different labels", differing, looked, "train")
     if inside:
         images = sum(len(copies.train) for copies in inside)
         exact = sum(copies.equal for copies in inside)
         section.says.append(
-            f"Duplicates inside train: {counted(len(inside), 'set')} with {counted(images, 'image')}, {exact:,} of the sets with equal bytes."
+            f"Duplicates inside train: {counted(len(inside), 'set')} with {counted(images, 'image')}, "
+            f"{exact:,} of the sets with equal bytes."
         )
         if groups_file:
             section.says.append(
-                "Validation is too optimistic if one copy trains and another validates. Files with equal bytes are always kept together; "
-                f"nearly equal ones are with: --set data.groups={shlex.quote(groups_file)}"
+                "Validation is too optimistic if one copy trains and another validates. Files with equal "
+                "bytes are always kept together; nearly equal ones are with: --set "
+                f"data.groups={shlex.quote(groups_file)}"
                 + (" (copies outside the sample are not known there)" if looked.sampled else "")
             )
-        _show(section, "Duplicates inside train", [copies for copies in inside if copies not in differing], looked, "train")
+        _show(
+            section,
+            "Duplicates inside train",
+            [copies for copies in inside if copies not in differing],
+            looked,
+            "train",
+        )
     if leaks:
         tests = sum(len(copies.test) for copies in leaks)
         section.says.append(
-            f"Test images that are also in train: {tests:,} of {counted(len(looked.test), 'test image')}. Their labels are known, "
-            "so a score on the test set is partly memory. This project does not use that."
+            f"Test images that are also in train: {tests:,} of {counted(len(looked.test), 'test image')}. "
+            "Their labels are known, so a score on the test set is partly memory. This project does not use "
+            "that."
         )
         _show(section, "Between train and test", leaks, looked, "both")
     if in_test:
@@ -133,7 +150,9 @@ def _show(section: Section, title: str, sets: Sequence[Copies], looked: Looked, 
                 *[pair for pair in chosen[1:] if pair[0] == "test"],
                 *[pair for pair in chosen[1:] if pair[0] == "train"],
             ]
-        images = tuple(SmallImage(row.path, f"{name}: {row.label or row.path.name}") for name, row in chosen[:SHOWN_EACH])
+        images = tuple(
+            SmallImage(row.path, f"{name}: {row.label or row.path.name}") for name, row in chosen[:SHOWN_EACH]
+        )
         labels = listed(dict.fromkeys(row.label or "" for row in copies.train)) if copies.train else "test"
         strips.append(Strip(f"{number}. {labels}", images, quiet=f"{copies.how}, {len(chosen)} images"))
     section.sheets.append(Sheet(title, tuple(strips), captions=True))

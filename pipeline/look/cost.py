@@ -34,7 +34,10 @@ def backbone_here(recipe: Recipe) -> bool:
 
     sources = [] if recipe.architecture else [recipe.backbone]
     sources += [recipe.text_backbone] if recipe.text_backbone else []
-    return all(looks_local(source) or isinstance(try_to_load_from_cache(source, "config.json"), str) for source in sources)
+    return all(
+        looks_local(source) or isinstance(try_to_load_from_cache(source, "config.json"), str)
+        for source in sources
+    )
 
 
 def input_rule(recipe: Recipe) -> tuple[Preprocessing, str]:
@@ -51,7 +54,9 @@ def input_rule(recipe: Recipe) -> tuple[Preprocessing, str]:
         except UserError as error:
             return _square(recipe), f"{str(error).splitlines()[0]}: a square is assumed."
         return _square(recipe), ""
-    return _square(recipe), f"{recipe.backbone} is not on this machine; assumed: it reads the whole image, resized to a square."
+    return _square(
+        recipe
+    ), f"{recipe.backbone} is not on this machine; assumed: it reads the whole image, resized to a square."
 
 
 def _square(recipe: Recipe) -> Preprocessing:
@@ -65,14 +70,15 @@ def cost_section(looked: Looked, recipe: Recipe, output: Path) -> Section:
     competition = looked.competition
     if recipe.task != competition.task:
         section.says.append(
-            f"The recipe {recipe.name} is for {recipe.task}, this competition is {competition.task}: set another with --recipe."
+            f"The recipe {recipe.name} is for {recipe.task}, this competition is {competition.task}: set "
+            "another with --recipe."
         )
         return section
     if not backbone_here(recipe):
         section.says.append(
             f"{recipe.backbones} is not on this machine, so nothing is measured. "
-            f"`{shlex.join(['python', 'train.py', '--dry-run', '--data', str(competition.root)])}` downloads it "
-            "and prints the same; --recipe NAME or --backbone DIR here measures another."
+            f"`{shlex.join(['python', 'train.py', '--dry-run', '--data', str(competition.root)])}` downloads "
+            "it and prints the same; --recipe NAME or --backbone DIR here measures another."
         )
         return section
     try:
@@ -103,15 +109,26 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
     rows = [
         ("on", compute.describe()),
         ("trained parameters", f"{build.counts.trainable:,} of {build.counts.model:,}"),
-        ("an epoch", f"about {human_time(epoch)}: {counted(num_train, 'row')} trained on, {num_val:,} validated"),
-        (f"all {recipe.epochs} epochs", f"about {human_time(recipe.epochs * epoch)}, {schedule['total_steps']:,} optimizer steps"),
-        (f"memory of a step of {recipe.batch_size}", f"{human_size(needed)} counted" + (f", {human_size(room)} free" if room else "")),
+        (
+            "an epoch",
+            f"about {human_time(epoch)}: {counted(num_train, 'row')} trained on, {num_val:,} validated",
+        ),
+        (
+            f"all {recipe.epochs} epochs",
+            f"about {human_time(recipe.epochs * epoch)}, {schedule['total_steps']:,} optimizer steps",
+        ),
+        (
+            f"memory of a step of {recipe.batch_size}",
+            f"{human_size(needed)} counted" + (f", {human_size(room)} free" if room else ""),
+        ),
     ]
     planned = _planned(cost, recipe, Rows(num_train, num_val, recipe.effective_batch_size))
     rows.append((f"`train.py --plan {SESSION_HOURS}h` would run", planned))
     problems, copies = [], OPTIMIZER_STATES[recipe.optimizer.name] + Means.of(recipe).copies
     try:
-        rows.append(("disk", f"up to {human_size(check_disk(output, task.model, copies, not recipe.lora.rank))}"))
+        rows.append(
+            ("disk", f"up to {human_size(check_disk(output, task.model, copies, not recipe.lora.rank))}")
+        )
     except UserError as error:
         problems.append(str(error))
     try:
@@ -119,25 +136,41 @@ def _measure(looked: Looked, recipe: Recipe, output: Path, section: Section) -> 
     except UserError as error:
         problems.append(str(error))
     if len(looked.test):
-        rows.append(("predicting the test images", f"about {human_time(len(looked.competition.test) * predict_s)}"))
+        rows.append(
+            ("predicting the test images", f"about {human_time(len(looked.competition.test) * predict_s)}")
+        )
     section.grids.append(Grid("Estimated here", ("", "value"), rows, texts=2))
-    section.says.append("Measured on a few images while this page was made. Only the plan includes reading and decoding images.")
+    section.says.append(
+        "Measured on a few images while this page was made. Only the plan includes reading and decoding "
+        "images."
+    )
     kind = competition.target.kind if competition.target else "multiclass"
-    section.says += problems + advise(recipe, schedule, num_train, num_val, len(task.class_names), build.new_head, kind)
+    section.says += problems + advise(
+        recipe, schedule, num_train, num_val, len(task.class_names), build.new_head, kind
+    )
 
 
 def _planned(cost: StepCost, recipe: Recipe, rows: Rows) -> str:
     """Return what `train.py --plan` would run in this time, at this image size."""
     from pipeline.training.deadline import FEWEST_STEPS, Limits, Pace, propose
 
-    pace = Pace(cost.build.task.rule.height, cost.train + cost.read, cost.predict + cost.read, cost.build_seconds)
+    pace = Pace(
+        cost.build.task.rule.height, cost.train + cost.read, cost.predict + cost.read, cost.build_seconds
+    )
     found = propose(Limits(SESSION_HOURS * 3600, rows, may_fold=recipe.task == "classification"), [pace])
     if found is None:
         return f"fewer than {FEWEST_STEPS} optimizer steps fit: use smaller images, or train only the head"
     runs = f"{found.folds} folds" if found.folds else "one model"
-    return f"{counted(found.epochs, 'epoch')} of this, {runs}: about {human_time(found.seconds)}, reading images included"
+    return (
+        f"{counted(found.epochs, 'epoch')} of this, {runs}: about {human_time(found.seconds)}, reading "
+        "images included"
+    )
 
 
 def _usable(looked: Looked) -> list[Row]:
     """Return the training rows whose images were measured and can be decoded."""
-    return [row for row in looked.competition.train if (one := looked.facts.get(row.path)) is not None and not one.problem]
+    return [
+        row
+        for row in looked.competition.train
+        if (one := looked.facts.get(row.path)) is not None and not one.problem
+    ]

@@ -28,7 +28,15 @@ def together_figure(path: Path, share: np.ndarray, names: Sequence[str]) -> None
         axes.imshow(shown, cmap="Blues", vmin=0, vmax=1, aspect="equal")
         for row, column in np.argwhere(np.nan_to_num(shown) > 0):
             colour = "white" if shown[row, column] > 0.55 else INK
-            axes.text(column, row, f"{max(1, round(100 * shown[row, column]))}", ha="center", va="center", color=colour, fontsize=8)
+            axes.text(
+                column,
+                row,
+                f"{max(1, round(100 * shown[row, column]))}",
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=8,
+            )
         axes.set_xticks(range(len(names)), names, fontsize=9, parse_math=False, rotation=90)
         axes.set_yticks(range(len(names)), names, fontsize=9, parse_math=False)
         axes.grid(False)
@@ -58,10 +66,18 @@ def sizes_figure(path: Path, sizes: Mapping[str, Sequence[tuple[int, int]]], mod
             if points:
                 counts = Counter(points)
                 across, up = np.array(list(counts), dtype=float).T
-                area = SMALLEST_AREA + (LARGEST_AREA - SMALLEST_AREA) * np.sqrt(np.array(list(counts.values())) / most)
+                area = SMALLEST_AREA + (LARGEST_AREA - SMALLEST_AREA) * np.sqrt(
+                    np.array(list(counts.values())) / most
+                )
                 alpha = min(0.8, max(0.15, 150 / len(counts)))
-                filled = {"facecolors": COLOURS[part], "linewidths": 0} if part == "train" else {"facecolors": "none", "linewidths": 1.4}
-                axes.scatter(across, up, area, edgecolors=COLOURS[part], alpha=alpha, label=part, zorder=3, **filled)
+                filled = (
+                    {"facecolors": COLOURS[part], "linewidths": 0}
+                    if part == "train"
+                    else {"facecolors": "none", "linewidths": 1.4}
+                )
+                axes.scatter(
+                    across, up, area, edgecolors=COLOURS[part], alpha=alpha, label=part, zorder=3, **filled
+                )
         if model_px:
             look = {"color": INK, "markersize": 13, "markeredgewidth": 1.6, "linestyle": ""}
             axes.plot([model_px], [model_px], "+", label="model input", **look)
@@ -69,7 +85,13 @@ def sizes_figure(path: Path, sizes: Mapping[str, Sequence[tuple[int, int]]], mod
         room = 0.0 if logarithmic else 0.06 * (high - low) + 2
         limits = low / margin - room, high * margin + room
         axes.set(xlim=limits, ylim=limits, xlabel="width (pixels)", ylabel="height (pixels)")
-        axes.axline((low, low), (high, high) if high > low else (low + 1, low + 1), color=QUIET, linewidth=1.0, linestyle=(0, (4, 3)))
+        axes.axline(
+            (low, low),
+            (high, high) if high > low else (low + 1, low + 1),
+            color=QUIET,
+            linewidth=1.0,
+            linestyle=(0, (4, 3)),
+        )
         for axis in (axes.xaxis, axes.yaxis):
             if logarithmic:
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -51,7 +51,11 @@ def find_duplicates(facts: Sequence[ImageFacts], store: FactStore) -> list[Twins
     sets: dict[int, list[int]] = {}
     for place in range(len(facts)):
         sets.setdefault(joined.top(place), []).append(place)
-    found = [Twins(tuple(places), len({exact[place] for place in places}) == 1) for places in sets.values() if len(places) > 1]
+    found = [
+        Twins(tuple(places), len({exact[place] for place in places}) == 1)
+        for places in sets.values()
+        if len(places) > 1
+    ]
     return sorted(found, key=lambda twins: twins.places[0])
 
 
@@ -81,7 +85,9 @@ def _same_bytes(facts: Sequence[ImageFacts], store: FactStore) -> list[list[int]
     known = store.digests([facts[place].path for place in asked])
     new = [facts[place].path for place in asked if facts[place].path not in known]
     with ThreadPoolExecutor() as pool:
-        digests = tqdm(pool.map(_digest, new), "comparing files", len(new), unit="img", leave=False, disable=not new)
+        digests = tqdm(
+            pool.map(_digest, new), "comparing files", len(new), unit="img", leave=False, disable=not new
+        )
         measured = {path: digest for path, digest in zip(new, digests, strict=True) if digest}
     store.add_digests(measured)
     known |= measured
@@ -104,10 +110,15 @@ def _near_pairs(facts: Sequence[ImageFacts], store: FactStore, joined: _Joined) 
 
     The caller joins each pair before the next.
     """
-    places = np.array([place for place, one in enumerate(facts) if one.hash and joined.top(place) == place], dtype=np.int64)
+    places = np.array(
+        [place for place, one in enumerate(facts) if one.hash and joined.top(place) == place], dtype=np.int64
+    )
     for first, second in _alike_hashes(facts, places):
         for start in range(0, len(first), PAIRS):
-            pairs = [(i, j) for i, j in zip(first[start : start + PAIRS], second[start : start + PAIRS], strict=True)]
+            pairs = [
+                (i, j)
+                for i, j in zip(first[start : start + PAIRS], second[start : start + PAIRS], strict=True)
+            ]
             pairs = [(i, j) for i, j in pairs if joined.top(i) != joined.top(j)]
             if pairs:
                 same = _same_pixels([facts[i] for i, _ in pairs], [facts[j] for _, j in pairs], store)
@@ -120,7 +131,10 @@ def _alike_hashes(facts: Sequence[ImageFacts], places: np.ndarray) -> Iterator[t
     """
     if not len(places):
         return
-    bits = np.unpackbits(np.frombuffer(b"".join(facts[place].hash for place in places), np.uint8).reshape(len(places), -1), axis=1)
+    bits = np.unpackbits(
+        np.frombuffer(b"".join(facts[place].hash for place in places), np.uint8).reshape(len(places), -1),
+        axis=1,
+    )
     signs = bits.astype(np.float32) * 2 - 1  # the product of two rows is 64 - 2 * (number of differing bits)
     least = signs.shape[1] - 2 * MAX_BITS
     for start in range(0, len(places), BLOCK):
@@ -131,11 +145,21 @@ def _alike_hashes(facts: Sequence[ImageFacts], places: np.ndarray) -> Iterator[t
 
 def _same_pixels(first: Sequence[ImageFacts], second: Sequence[ImageFacts], store: FactStore) -> np.ndarray:
     """Return (P,) bool: which pairs are copies, by their grey and colour copies."""
-    greys = [store.greys([one.path for one in side]).reshape(len(side), -1).astype(np.float32) for side in (first, second)]
+    greys = [
+        store.greys([one.path for one in side]).reshape(len(side), -1).astype(np.float32)
+        for side in (first, second)
+    ]
     shape = len(first), 3 * COLOUR_PX**2
-    colours = [np.frombuffer(b"".join(one.colour for one in side), np.uint8).reshape(shape).astype(np.float32) for side in (first, second)]
+    colours = [
+        np.frombuffer(b"".join(one.colour for one in side), np.uint8).reshape(shape).astype(np.float32)
+        for side in (first, second)
+    ]
     spread = np.minimum(greys[0].std(axis=1), greys[1].std(axis=1))
-    return (spread >= LEAST_SPREAD) & (_correlation(*greys) >= LEAST_GREY) & (_correlation(*colours) >= LEAST_COLOUR)
+    return (
+        (spread >= LEAST_SPREAD)
+        & (_correlation(*greys) >= LEAST_GREY)
+        & (_correlation(*colours) >= LEAST_COLOUR)
+    )
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -50,10 +50,18 @@ class FactStore:
         self._database.execute("create table if not exists made (by text)")
         stored = self._database.execute("select by from made").fetchone()
         if stored != (made_by,):
-            self._database.executescript("drop table if exists images; drop table if exists digests; delete from made")
+            self._database.executescript(
+                "drop table if exists images; drop table if exists digests; delete from made"
+            )
             self._database.execute("insert into made values (?)", (made_by,))
-        self._database.execute(f"create table if not exists images ({', '.join(COLUMNS)}, modified, primary key (path)) without rowid")
-        self._database.execute("create table if not exists digests (path, num_bytes, modified, digest, primary key (path)) without rowid")
+        self._database.execute(
+            f"create table if not exists images ({', '.join(COLUMNS)}, modified, primary key (path)) without "
+            "rowid"
+        )
+        self._database.execute(
+            "create table if not exists digests (path, num_bytes, modified, digest, primary key (path)) "
+            "without rowid"
+        )
         self._database.commit()
 
     def known(self, paths: Sequence[Path]) -> dict[Path, ImageFacts]:
@@ -63,7 +71,9 @@ class FactStore:
         wanted = {str(path): path for path in paths}
         found = {}
         for row in self._rows(f"select modified, {', '.join(READ)} from images", list(wanted)):
-            facts = ImageFacts(**dict(zip(READ, row[1:], strict=True)) | {"turned": bool(row[1 + READ.index("turned")])})
+            facts = ImageFacts(
+                **dict(zip(READ, row[1:], strict=True)) | {"turned": bool(row[1 + READ.index("turned")])}
+            )
             if (facts.num_bytes, row[0]) == stamp(facts.path):
                 found[wanted[facts.path]] = facts
         return found
@@ -79,13 +89,18 @@ class FactStore:
         """Return (N, GREY_PX, GREY_PX) uint8: the grey copies of decodable images, in the order of
         `paths`.
         """
-        found = {path: np.frombuffer(grey, np.uint8) for path, grey in self._rows("select path, grey from images", list(set(paths)))}
+        found = {
+            path: np.frombuffer(grey, np.uint8)
+            for path, grey in self._rows("select path, grey from images", list(set(paths)))
+        }
         return np.stack([found[path] for path in paths]).reshape(-1, GREY_PX, GREY_PX)
 
     def digests(self, paths: Sequence[str]) -> dict[str, str]:
         """Return the stored SHA-256 of those `paths` that have not changed since."""
         rows = self._rows("select path, num_bytes, modified, digest from digests", paths)
-        return {path: digest for path, num_bytes, modified, digest in rows if (num_bytes, modified) == stamp(path)}
+        return {
+            path: digest for path, num_bytes, modified, digest in rows if (num_bytes, modified) == stamp(path)
+        }
 
     def add_digests(self, digests: dict[str, str]) -> None:
         """Store these digests."""
@@ -100,7 +115,9 @@ class FactStore:
     def _rows(self, question: str, paths: Sequence[str]) -> Iterator[tuple]:
         for start in range(0, len(paths), AT_ONCE):
             part = list(paths[start : start + AT_ONCE])
-            yield from self._database.execute(f"{question} where path in ({', '.join('?' * len(part))})", part)
+            yield from self._database.execute(
+                f"{question} where path in ({', '.join('?' * len(part))})", part
+            )
 
 
 def stamp(path: str) -> tuple[int, int]:

@@ -54,22 +54,39 @@ def _classes(target: Target, rows: Sequence[Row], figures: Path) -> Section:
     held = sorted(count for count in counts.values() if count)
     most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
     section.says.append(
-        f"{counted(len(rows), 'labelled id')}, {counted(len(counts), *noun)}: from {counts[least]:,} ({least}) to {counts[most]:,} ({most}), "
-        f"median {float(np.median(list(counts.values()))):g}."
+        f"{counted(len(rows), 'labelled id')}, {counted(len(counts), *noun)}: from {counts[least]:,} "
+        f"({least}) to {counts[most]:,} ({most}), median {float(np.median(list(counts.values()))):g}."
     )
     if target.kind in ("multiclass", "ordinal") and len(counts) > 10:
         tenth = sum(sorted(counts.values(), reverse=True)[: -(-len(counts) // 10)])
-        section.says.append(f"The largest tenth of the {noun[1]} holds {tenth / max(len(rows), 1):.0%} of them.")
+        section.says.append(
+            f"The largest tenth of the {noun[1]} holds {tenth / max(len(rows), 1):.0%} of them."
+        )
     logarithmic = bool(held) and held[-1] >= LOG_RATIO * held[0]
     path = figures / "class_counts.png"
-    class_counts_figure(path, list(counts), list(counts.values()), noun[1], ordered=target.kind == "ordinal", logarithmic=logarithmic)
-    caption = f"Training images of each {noun[0]}{', in the order of the grades' if target.kind == 'ordinal' else ', most first'}."
+    class_counts_figure(
+        path,
+        list(counts),
+        list(counts.values()),
+        noun[1],
+        ordered=target.kind == "ordinal",
+        logarithmic=logarithmic,
+    )
+    caption = (
+        "Training images of each "
+        f"{noun[0]}{', in the order of the grades' if target.kind == 'ordinal' else ', most first'}."
+    )
     if logarithmic:
-        caption += f" The scale is logarithmic: the largest {noun[0]} has {held[-1] / held[0]:.0f} times as many as the smallest."
+        caption += (
+            f" The scale is logarithmic: the largest {noun[0]} has {held[-1] / held[0]:.0f} times as "
+            "many as the smallest."
+        )
     section.figures.append(Figure(path, f"Bars: {caption}", caption))
     shares = [(name, counts[name], f"{counts[name] / len(rows):.2%}") for name in order]
     named = len(counts) <= MAX_BARS  # then the figure shows the same
-    section.grids.append(Grid(f"Every {noun[0]}", (noun[0], "images", "share"), shares, open=0 if named else 20))
+    section.grids.append(
+        Grid(f"Every {noun[0]}", (noun[0], "images", "share"), shares, open=0 if named else 20)
+    )
     if target.kind == "multilabel":
         _together(target, labels, section, figures)
     return section
@@ -80,8 +97,8 @@ def _together(target: Target, labels: Sequence[str], section: Section, figures: 
     encoded = target.encode(labels)
     held = encoded.sum(axis=1).astype(int)
     section.says.append(
-        f"An image has {held.mean():.2f} labels on average, {held.max()} at most; {counted(int((held == 0).sum()), 'image')} "
-        f"{'has' if (held == 0).sum() == 1 else 'have'} none."
+        f"An image has {held.mean():.2f} labels on average, {held.max()} at most; "
+        f"{counted(int((held == 0).sum()), 'image')} {'has' if (held == 0).sum() == 1 else 'have'} none."
     )
     together = (encoded.T @ encoded).astype(np.int64)  # (L, L): the diagonal counts the label itself
     totals = np.diag(together)
@@ -99,10 +116,21 @@ def _together(target: Target, labels: Sequence[str], section: Section, figures: 
         if together[first[at], second[at]]
     ]
     if rows:
-        section.grids.append(Grid("Labels that occur together", ("label", "with", "images", "times chance"), rows, open=12, texts=2))
+        section.grids.append(
+            Grid(
+                "Labels that occur together",
+                ("label", "with", "images", "times chance"),
+                rows,
+                open=12,
+                texts=2,
+            )
+        )
     never = int(((together[first, second] == 0) & (chance >= 5)).sum())
     if never:
-        section.says.append(f"{counted(never, 'pair')} of labels never occur together, though chance alone would give five images or more.")
+        section.says.append(
+            f"{counted(never, 'pair')} of labels never occur together, though chance alone would give five "
+            "images or more."
+        )
     shown = np.argsort(-totals, kind="stable")[:MAX_TOGETHER]
     shown = shown[totals[shown] > 0]
     if len(shown) > 2:
@@ -110,7 +138,9 @@ def _together(target: Target, labels: Sequence[str], section: Section, figures: 
         share = together[np.ix_(shown, shown)] / totals[shown][:, None]
         together_figure(path, share, [target.names[number] for number in shown])
         says = "Of the images with the label of a row, the percentage that also have the label of a column"
-        section.figures.append(Figure(path, f"Matrix: {says}.", f"{says}; the {len(shown)} most frequent labels.", "wide large"))
+        section.figures.append(
+            Figure(path, f"Matrix: {says}.", f"{says}; the {len(shown)} most frequent labels.", "wide large")
+        )
 
 
 def _ratio(count: int, chance: float) -> str:
@@ -124,10 +154,19 @@ def _numbers(target: Target, rows: Sequence[Row], figures: Path) -> Section:
     grid: list[tuple[Any, ...]] = []
     for number, name in enumerate(target.names):
         column = values[:, number]
-        grid.append((name, *map(brief, quantiles[:, number]), brief(column.mean()), brief(column.std()), len(np.unique(column))))
+        grid.append(
+            (
+                name,
+                *map(brief, quantiles[:, number]),
+                brief(column.mean()),
+                brief(column.std()),
+                len(np.unique(column)),
+            )
+        )
     heads = ("number", "least", "5 %", "median", "95 %", "largest", "mean", "deviation", "different values")
     section.says.append(
-        f"{counted(len(rows), 'labelled id')}; always answering the mean gives an RMSE of {_listed_deviations(target, values)}."
+        f"{counted(len(rows), 'labelled id')}; always answering the mean gives an RMSE of "
+        f"{_listed_deviations(target, values)}."
     )
     section.grids.append(Grid("The numbers of training", heads, grid))
     for name, histogram in list(histograms(target.names, values).items())[:MAX_NUMBERS]:
@@ -155,12 +194,15 @@ def _questions(rows: Sequence[Row]) -> Section:
     answers = Counter(row.label or "" for row in rows)
     images = Counter(row.path for row in rows)
     section.says.append(
-        f"{counted(len(rows), 'question')} about {counted(len(images), 'image')} ({len(rows) / max(len(images), 1):.1f} an image), "
-        f"{counted(len(answers), 'different answer')}; always answering {answers.most_common(1)[0][0]!r} is right for "
+        f"{counted(len(rows), 'question')} about {counted(len(images), 'image')} "
+        f"({len(rows) / max(len(images), 1):.1f} an image), {counted(len(answers), 'different answer')}; "
+        f"always answering {answers.most_common(1)[0][0]!r} is right for "
         f"{answers.most_common(1)[0][1] / max(len(rows), 1):.1%}."
     )
     thousand = sum(count for _, count in answers.most_common(1000))
-    section.says.append(f"The 1,000 most frequent answers cover {thousand / max(len(rows), 1):.1%} of the questions.")
+    section.says.append(
+        f"The 1,000 most frequent answers cover {thousand / max(len(rows), 1):.1%} of the questions."
+    )
     shares = [(answer, count, f"{count / len(rows):.2%}") for answer, count in answers.most_common(60)]
     section.grids.append(Grid("The most frequent answers", ("answer", "questions", "share"), shares))
     begins = Counter(" ".join((row.question or "").lower().split()[:2]) for row in rows)

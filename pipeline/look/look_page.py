@@ -29,9 +29,13 @@ class Thumbnails:
 
     def make(self, images: Sequence[SmallImage]) -> None:
         """Make the missing ones, on all cores."""
-        wanted = [key for key in dict.fromkeys((one.path, one.side_px) for one in images) if key not in self._made]
+        wanted = [
+            key for key in dict.fromkeys((one.path, one.side_px) for one in images) if key not in self._made
+        ]
         with ThreadPoolExecutor() as pool:
-            self._made.update(zip(wanted, pool.map(lambda key: thumbnail(*key, self._intensity), wanted), strict=True))
+            self._made.update(
+                zip(wanted, pool.map(lambda key: thumbnail(*key, self._intensity), wanted), strict=True)
+            )
 
     def of(self, image: SmallImage) -> str | None:
         """Return one of them; None if the image cannot be decoded, or was not made."""
@@ -39,7 +43,12 @@ class Thumbnails:
 
 
 def write_page(
-    folder: Path, name: str, sections: Sequence[Section], thumbnails: Thumbnails, most_bytes: int, images: bool
+    folder: Path,
+    name: str,
+    sections: Sequence[Section],
+    thumbnails: Thumbnails,
+    most_bytes: int,
+    images: bool,
 ) -> tuple[Path, str]:
     """Write look.html into `folder`.
 
@@ -53,26 +62,49 @@ def write_page(
     levels = [1, 2, 4, 8, 0] if images else [0]
     for step in levels:
         shown = [_thinned(section, step) for section in sections]
-        thumbnails.make([one for section in shown for sheet in section.sheets for strip in sheet.strips for one in strip.images])
-        left = "" if step == levels[0] else "all images" if step == 0 else f"{step - 1} of {step} images of the sheet of classes"
+        thumbnails.make(
+            [
+                one
+                for section in shown
+                for sheet in section.sheets
+                for strip in sheet.strips
+                for one in strip.images
+            ]
+        )
+        left = (
+            ""
+            if step == levels[0]
+            else "all images"
+            if step == 0
+            else f"{step - 1} of {step} images of the sheet of classes"
+        )
         note = f"Left out to keep this page below {human_size(most_bytes)}: {left}." if left else ""
         html = _html(name, shown, thumbnails, note)
         if len(html.encode("utf-8")) <= most_bytes:
             write_text(folder / FILE, html)
             return folder / FILE, note
-    raise UserError(f"the page would take {human_size(len(html))} without any image, but --max-mb allows {human_size(most_bytes)}")
+    raise UserError(
+        f"the page would take {human_size(len(html))} without any image, but --max-mb allows "
+        f"{human_size(most_bytes)}"
+    )
 
 
 def _thinned(section: Section, step: int) -> Section:
     """Return the section with every `step`-th strip of sample sheets; 0: without sheets."""
     if step == 1:
         return section
-    sheets = [replace(sheet, strips=sheet.strips[::step]) if sheet.sample else sheet for sheet in section.sheets] if step else []
+    sheets = (
+        [replace(sheet, strips=sheet.strips[::step]) if sheet.sample else sheet for sheet in section.sheets]
+        if step
+        else []
+    )
     return replace(section, sheets=sheets)
 
 
 def _html(name: str, sections: Sequence[Section], thumbnails: Thumbnails, note: str) -> str:
-    drawn = {figure.path.stem: (figure.path, figure.alt) for section in sections for figure in section.figures}
+    drawn = {
+        figure.path.stem: (figure.path, figure.alt) for section in sections for figure in section.figures
+    }
     return render(
         "look.html.j2",
         name=name,
@@ -89,7 +121,10 @@ def _section(section: Section, thumbnails: Thumbnails) -> dict[str, Any]:
         "title": section.title,
         "says": section.says,
         "grids": [_grid(grid) for grid in section.grids],
-        "figures": [{"name": figure.path.stem, "caption": figure.caption, "classes": figure.classes} for figure in section.figures],
+        "figures": [
+            {"name": figure.path.stem, "caption": figure.caption, "classes": figure.classes}
+            for figure in section.figures
+        ],
         "sheets": [_sheet(sheet, thumbnails) for sheet in section.sheets if sheet.strips],
     }
 
@@ -112,7 +147,9 @@ def _sheet(sheet: Sheet, thumbnails: Thumbnails) -> dict[str, Any]:
         {
             "words": strip.words,
             "quiet": strip.quiet,
-            "images": [{"jpeg": jpeg, "words": one.words} for one in strip.images if (jpeg := thumbnails.of(one))],
+            "images": [
+                {"jpeg": jpeg, "words": one.words} for one in strip.images if (jpeg := thumbnails.of(one))
+            ],
         }
         for strip in sheet.strips
     ]

@@ -30,7 +30,10 @@ def measure(paths: Sequence[Path], store: FactStore, intensity: Intensity | None
     new = [path for path in paths if path not in known]
     done = 0
     try:
-        with ThreadPoolExecutor() as pool, tqdm(total=len(new), desc="looking at images", unit="img", leave=False, disable=not new) as bar:
+        with (
+            ThreadPoolExecutor() as pool,
+            tqdm(total=len(new), desc="looking at images", unit="img", leave=False, disable=not new) as bar,
+        ):
             for start in range(0, len(new), AT_ONCE):
                 part = new[start : start + AT_ONCE]
                 # decoders release the GIL
@@ -40,6 +43,7 @@ def measure(paths: Sequence[Path], store: FactStore, intensity: Intensity | None
                 bar.update(len(part))
     except KeyboardInterrupt:
         raise Interrupted(
-            f"stopped after {len(known) + done:,} of {len(paths):,} images; they are stored in {store.path}, and the same command continues"
+            f"stopped after {len(known) + done:,} of {len(paths):,} images; they are stored in {store.path}, "
+            "and the same command continues"
         ) from None
     return known | store.known(new)

@@ -49,7 +49,14 @@ class Views:
     crops: tuple[Crop, ...]  # of the draws, in pixels of `size`; empty without random crops
 
 
-def input_section(looked: Looked, recipe: Recipe, rule: Preprocessing, assumed: str, figures: Path, intensity: Intensity | None) -> Section:
+def input_section(
+    looked: Looked,
+    recipe: Recipe,
+    rule: Preprocessing,
+    assumed: str,
+    figures: Path,
+    intensity: Intensity | None,
+) -> Section:
     """Return the section on the model's input; `assumed`: why the preprocessing is a guess, empty if it came
     with the backbone.
     """
@@ -74,11 +81,16 @@ def input_section(looked: Looked, recipe: Recipe, rule: Preprocessing, assumed: 
     )
     caption = f"{words}: as in the file, as validation and prediction read it, and as training does.{crops}"
     section.figures.append(Figure(path, caption, caption, "wide large photo"))
-    section.says += [f"{name}: {looked.shown(row.path)}." for name, row in zip(("The typical image", "The longest"), chosen, strict=False)]
+    section.says += [
+        f"{name}: {looked.shown(row.path)}."
+        for name, row in zip(("The typical image", "The longest"), chosen, strict=False)
+    ]
     return section
 
 
-def views_of(path: Path, rule: Preprocessing, augmentation: Augmentation, intensity: Intensity | None) -> Views:
+def views_of(
+    path: Path, rule: Preprocessing, augmentation: Augmentation, intensity: Intensity | None
+) -> Views:
     """Return the image at `path` as the model sees it.
 
     Raises:
@@ -115,10 +127,14 @@ def _in_words(size: tuple[int, int], rule: Preprocessing, recipe: Recipe) -> str
     across, down = rule.width / width, rule.height / height
     if rule.resize_to is None:
         ratio = max(across, down) / min(across, down)
-        read = f"resized to {rule.width} x {rule.height}" + (f", which stretches one side {ratio:.2f} times" if ratio > 1.02 else "")
+        read = f"resized to {rule.width} x {rule.height}" + (
+            f", which stretches one side {ratio:.2f} times" if ratio > 1.02 else ""
+        )
     else:
         shorter = rule.resize_to if isinstance(rule.resize_to, int) else min(rule.resize_to)
-        read = f"resized to a shorter side of {shorter} and cropped to the central {rule.width} x {rule.height}"
+        read = (
+            f"resized to a shorter side of {shorter} and cropped to the central {rule.width} x {rule.height}"
+        )
     factor = np.sqrt(across * down)
     scale = (
         f"to {factor:.0%} of its resolution"
@@ -131,10 +147,15 @@ def _in_words(size: tuple[int, int], rule: Preprocessing, recipe: Recipe) -> str
     training = "the same, changed at random"
     if config.random_resized_crop:
         low, high = config.crop_scale
-        training = f"a random part of {low:.0%} to {high:.0%} of its area, resized to {rule.width} x {rule.height}"
+        training = (
+            f"a random part of {low:.0%} to {high:.0%} of its area, resized to {rule.width} x {rule.height}"
+        )
     flip = ", mirrored in half of the draws" if config.horizontal_flip else ""
     flip += f", then changed by {config.policy}" if config.policy != "none" else ""
-    return f"The typical image has {width} x {height} pixels. Validation and prediction read it {read}: {scale}. Training takes {training}{flip}."
+    return (
+        f"The typical image has {width} x {height} pixels. Validation and prediction read it {read}: "
+        f"{scale}. Training takes {training}{flip}."
+    )
 
 
 def draw_views(path: Path, views: Sequence[Views]) -> None:
@@ -142,7 +163,9 @@ def draw_views(path: Path, views: Sequence[Views]) -> None:
     columns = 2 + CROPS
     titles = ("file", "validation, prediction", *("training",) * CROPS)
     with matplotlib.rc_context({**STYLE, "font.family": fonts()[0], "axes.grid": False}):
-        figure = Canvas(figsize=(1.9 * columns, 2.2 * len(views) + 0.2), dpi=DPI, facecolor="white", layout="constrained")
+        figure = Canvas(
+            figsize=(1.9 * columns, 2.2 * len(views) + 0.2), dpi=DPI, facecolor="white", layout="constrained"
+        )
         canvas = FigureCanvasAgg(figure)
         all_axes = figure.subplots(len(views), columns, squeeze=False)
         for row, view in enumerate(views):
@@ -151,7 +174,12 @@ def draw_views(path: Path, views: Sequence[Views]) -> None:
                 _draw_image(axes, image, view.size if column == 0 else image.size)
                 axes.set_title(titles[column] if row == 0 else "", fontsize=10)
             for crop, colour, axes in zip(view.crops, BOX_COLOURS, all_axes[row, 2:], strict=False):
-                place: dict[str, Any] = {"xy": (crop.left, crop.top), "width": crop.width, "height": crop.height, "fill": False}
+                place: dict[str, Any] = {
+                    "xy": (crop.left, crop.top),
+                    "width": crop.width,
+                    "height": crop.height,
+                    "fill": False,
+                }
                 all_axes[row, 0].add_patch(Rectangle(**place, edgecolor="white", linewidth=3))
                 all_axes[row, 0].add_patch(Rectangle(**place, edgecolor=colour, linewidth=1.6))
                 axes.spines[:].set(visible=True, color=colour, linewidth=2.5)
@@ -163,7 +191,9 @@ def _draw_image(axes: Axes, image: Image.Image, size: tuple[int, int]) -> None:
     shown = image.copy()
     shown.thumbnail((SHOWN_PX, SHOWN_PX))
     few = max(image.size) < 100
-    axes.imshow(np.asarray(shown), extent=(0, size[0], size[1], 0), interpolation="nearest" if few else "antialiased")
+    axes.imshow(
+        np.asarray(shown), extent=(0, size[0], size[1], 0), interpolation="nearest" if few else "antialiased"
+    )
     axes.set_xlabel(f"{size[0]} x {size[1]}", fontsize=9.5)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)

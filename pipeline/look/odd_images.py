@@ -40,10 +40,13 @@ def odd_section(looked: Looked, intensity: Intensity | None, deep_notes: list[st
     damaged = [path for path, one in facts.items() if one.problem]
     if damaged:
         lines = [(rows[path][0], looked.shown(path), facts[path].problem) for path in damaged]
-        section.grids.append(Grid("Damaged: cannot be decoded", ("part", "image", "why"), lines, open=12, texts=3))
+        section.grids.append(
+            Grid("Damaged: cannot be decoded", ("part", "image", "why"), lines, open=12, texts=3)
+        )
         section.says.append(
-            f"{counted(len(damaged), 'image')} cannot be decoded; training stops there, or skips them with --set data.skip_bad_images=true. "
-            "A damaged test image gets the class frequencies as its prediction."
+            f"{counted(len(damaged), 'image')} cannot be decoded; training stops there, or skips them with "
+            "--set data.skip_bad_images=true. A damaged test image gets the class frequencies as its "
+            "prediction."
         )
     kinds = _kinds([one for one in facts.values() if not one.problem])
     strips = []
@@ -54,15 +57,21 @@ def odd_section(looked: Looked, intensity: Intensity | None, deep_notes: list[st
     if strips:
         section.sheets.append(Sheet("The first ones of each kind", tuple(strips), captions=True, whole=True))
     if not damaged and not strips:
-        section.says.append("None: no image is damaged, black, white, of one colour, nearly empty, tiny or very long for this set.")
+        section.says.append(
+            "None: no image is damaged, black, white, of one colour, nearly empty, tiny or very long for "
+            "this set."
+        )
     deep = [one for one in facts.values() if one.deep and not one.problem]
     if deep:
         ranges = ["floating" if one.mode in FLOAT_MODES else "integer" for one in deep]
         words = rule_in_words(intensity, ranges) if intensity else "each type's own range becomes 0 to 255"
         section.says.append(
-            f"{counted(len(deep), 'image')} of more than 8 bits ({', '.join(sorted({one.mode for one in deep}))}): {words}."
+            f"{counted(len(deep), 'image')} of more than 8 bits "
+            f"({', '.join(sorted({one.mode for one in deep}))}): {words}."
         )
-    section.says += [f"{note[:1].upper()}{note[1:]}." for note in deep_notes if not deep or not note.startswith("grey")]
+    section.says += [
+        f"{note[:1].upper()}{note[1:]}." for note in deep_notes if not deep or not note.startswith("grey")
+    ]
     return section
 
 
@@ -76,9 +85,14 @@ def _kinds(sound: list[ImageFacts]) -> dict[str, Callable[[ImageFacts], bool]]:
     return {
         "Black": _is_black,
         "White": _is_white,
-        "Of one colour": lambda one: one.high - one.low <= ONE_COLOUR and not _is_black(one) and not _is_white(one),
+        "Of one colour": lambda one: (
+            one.high - one.low <= ONE_COLOUR and not _is_black(one) and not _is_white(one)
+        ),
         "Nearly empty": lambda one: (
-            one.flat >= NEARLY_EMPTY and one.high - one.low > ONE_COLOUR and not _is_black(one) and not _is_white(one)
+            one.flat >= NEARLY_EMPTY
+            and one.high - one.low > ONE_COLOUR
+            and not _is_black(one)
+            and not _is_white(one)
         ),
         "Tiny": lambda one: min(one.width, one.height) < min(TINY_PX, TINY_SHARE * usual_side),
         "Very long": lambda one: _elongation(one) >= LONG > usual_shape,
@@ -102,16 +116,31 @@ def _misnamed(one: ImageFacts) -> bool:
     return Path(one.path).suffix.lower() not in SUFFIXES.get(one.format, (f".{one.format.lower()}",))
 
 
-def _show(section: Section, looked: Looked, name: str, found: list[Path], rows: dict[Path, tuple[str, Row]]) -> Strip:
+def _show(
+    section: Section, looked: Looked, name: str, found: list[Path], rows: dict[Path, tuple[str, Row]]
+) -> Strip:
     """Add a kind of odd images to the section; returns its first images as a strip."""
     lines = []
     for path in found:
         one = looked.facts[path]
         part, row = rows[path]
         grey = f"{one.low} to {one.high}, {one.flat:.1%} alike"
-        lines.append((part, looked.shown(path), row.label or "", f"{one.width} x {one.height}", f"{one.format} {one.mode}", grey))
+        lines.append(
+            (
+                part,
+                looked.shown(path),
+                row.label or "",
+                f"{one.width} x {one.height}",
+                f"{one.format} {one.mode}",
+                grey,
+            )
+        )
     share = len(found) / max(len(looked.facts), 1)
-    section.says.append(f"{name}: {counted(len(found), 'image')} ({share:.1%}), such as {looked.shown(found[0])}.")
-    section.grids.append(Grid(name, ("part", "image", "label", "pixels", "file", "grey"), lines, open=0, texts=6))
+    section.says.append(
+        f"{name}: {counted(len(found), 'image')} ({share:.1%}), such as {looked.shown(found[0])}."
+    )
+    section.grids.append(
+        Grid(name, ("part", "image", "label", "pixels", "file", "grey"), lines, open=0, texts=6)
+    )
     images = tuple(SmallImage(path, f"{rows[path][0]}: {path.name}") for path in found[:SHOWN])
     return Strip(name, images, quiet=f"{len(found):,}")

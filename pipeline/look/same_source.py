@@ -52,18 +52,25 @@ def tell_apart(looked: Looked, sets: Sequence[Copies], seed: int = 0) -> Told | 
     parts = [looked.sound(looked.part(name)) for name in ("train", "test")]
     if min(map(len, parts)) < FEWEST:
         return None
-    train, test = ([rows[place] for place in sorted(rng.permutation(len(rows))[:MOST].tolist())] for rows in parts)
+    train, test = (
+        [rows[place] for place in sorted(rng.permutation(len(rows))[:MOST].tolist())] for rows in parts
+    )
     rows = [*train, *test]
     is_test = np.array([0] * len(train) + [1] * len(test))
     groups = _groups(rows, sets, len(train))
     if min(len(set(groups[is_test == part])) for part in (0, 1)) < FOLDS:
         return None
-    features = {"images": np.stack([_of_pixels(one) for one in looked.facts_of(rows)]), "files": _of_files(looked.facts_of(rows))}
+    features = {
+        "images": np.stack([_of_pixels(one) for one in looked.facts_of(rows)]),
+        "files": _of_files(looked.facts_of(rows)),
+    }
     features["all"] = np.concatenate(list(features.values()), axis=1)
     folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(rows, is_test, groups))
     aucs, likeness = {}, np.zeros(len(rows))
     for name in ("all", "images", "files"):
-        model = HistGradientBoostingClassifier(max_iter=60, learning_rate=0.1, max_leaf_nodes=15, random_state=seed)
+        model = HistGradientBoostingClassifier(
+            max_iter=60, learning_rate=0.1, max_leaf_nodes=15, random_state=seed
+        )
         # on a busy machine several threads wait for each other: 30 s instead of 0.8 s
         with threadpool_limits(1):
             found = cross_val_predict(model, features[name], is_test, cv=folds, method="predict_proba")[:, 1]
@@ -85,8 +92,8 @@ def source_section(looked: Looked, told: Told | None) -> Section:
         return section
     auc = told.aucs["all"]
     section.says.append(
-        f"A classifier distinguishes train from test images with an out-of-fold AUC of {auc:.3f} (0.5 is guessing, 1 is perfect): "
-        f"{in_words(auc, told.error)}."
+        f"A classifier distinguishes train from test images with an out-of-fold AUC of {auc:.3f} (0.5 is "
+        f"guessing, 1 is perfect): {in_words(auc, told.error)}."
     )
     rows = [
         ("colours and a 4 x 4 image, size, bytes, format", f"{told.aucs['all']:.3f}"),
@@ -102,15 +109,23 @@ def source_section(looked: Looked, told: Told | None) -> Section:
             else "The images themselves differ; another class mix in test shows here too."
         )
         order = np.argsort(-told.likeness, kind="stable")[:SHOWN]
-        images = [SmallImage(told.train[at].path, f"{looked.shown(told.train[at].path)}, {told.likeness[at]:.2f}") for at in order.tolist()]
+        images = [
+            SmallImage(told.train[at].path, f"{looked.shown(told.train[at].path)}, {told.likeness[at]:.2f}")
+            for at in order.tolist()
+        ]
         strips = tuple(
-            Strip(f"{told.likeness[at]:.2f}", (shown,), quiet=told.train[at].label or "") for at, shown in zip(order, images, strict=True)
+            Strip(f"{told.likeness[at]:.2f}", (shown,), quiet=told.train[at].label or "")
+            for at, shown in zip(order, images, strict=True)
         )
         section.sheets.append(Sheet("Training images that look most like test", strips, tiles=True))
         section.says.append(
-            "test_like.csv beside this page holds this number for each training image; you could validate on the most test-like ones."
+            "test_like.csv beside this page holds this number for each training image; you could validate "
+            "on the most test-like ones."
         )
-    section.says.append(f"By chance alone it is 0.5 ± {told.error:.3f} ({counted(len(told.train), 'training image')} were used).")
+    section.says.append(
+        f"By chance alone it is 0.5 ± {told.error:.3f} ({counted(len(told.train), 'training image')} were "
+        "used)."
+    )
     return section
 
 
@@ -123,7 +138,9 @@ def in_words(auc: float, error: float) -> str:
     if auc < 0.75:
         return "somewhat different; expect the validation score to be a little too optimistic"
     if auc < 0.9:
-        return "different; the validation score will be too optimistic, and models should be compared with care"
+        return (
+            "different; the validation score will be too optimistic, and models should be compared with care"
+        )
     return "another source; do not trust the validation score"
 
 
@@ -132,7 +149,10 @@ def _groups(rows: Sequence[Row], sets: Sequence[Copies], num_train: int) -> np.n
     a number.
     """
     copy_of = {row.id: copies.train[0].id for copies in sets if copies.train for row in copies.train}
-    names = [("train", copy_of.get(row.id, row.id)) if place < num_train else ("test", row.id) for place, row in enumerate(rows)]
+    names = [
+        ("train", copy_of.get(row.id, row.id)) if place < num_train else ("test", row.id)
+        for place, row in enumerate(rows)
+    ]
     numbers: dict[tuple[str, str], int] = {}
     return np.array([numbers.setdefault(name, len(numbers)) for name in names])
 
@@ -159,6 +179,14 @@ def _of_files(facts: Sequence[ImageFacts]) -> np.ndarray:
     for one in facts:
         pixels = one.width * one.height
         rows.append(
-            [one.width, one.height, one.aspect, one.num_bytes, one.num_bytes / pixels, kinds.index((one.format, one.mode)), one.turned]
+            [
+                one.width,
+                one.height,
+                one.aspect,
+                one.num_bytes,
+                one.num_bytes / pixels,
+                kinds.index((one.format, one.mode)),
+                one.turned,
+            ]
         )
     return np.array(rows, dtype=np.float32)

@@ -64,9 +64,10 @@ def choose(competition: Competition, most: int = MOST_IMAGES) -> Looked:
     chosen = set(map(id, _spread(by_label, most - num_test)))
     kept = [row for row in train if id(row) in chosen], _spread(test, num_test)
     says = (
-        f"A sample: {len(kept[0]):,} of {counted(len(train), 'training image')} and {len(kept[1]):,} of {counted(len(test), 'test image')}, "
-        "evenly spaced, so that every class keeps its share. Statements below on files, duplicates and odd images are about this "
-        "sample; labels are counted in all rows. --images N looks at more."
+        f"A sample: {len(kept[0]):,} of {counted(len(train), 'training image')} and {len(kept[1]):,} of "
+        f"{counted(len(test), 'test image')}, evenly spaced, so that every class keeps its share. Statements "
+        "below on files, duplicates and odd images are about this sample; labels are counted in all rows. "
+        "--images N looks at more."
     )
     return Looked(competition, *kept, says)
 

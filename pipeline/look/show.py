@@ -29,19 +29,56 @@ MOST_MB = 15.0
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.look.show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="python -m pipeline.look.show",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition folder (default: data)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the page (default: look/<name of the data folder>)")
-    parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe whose model input and cost are shown (default: beit-large-384-lora)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("data"),
+        metavar="DIR",
+        help="the competition folder (default: data)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for the page (default: look/<name of the data folder>)",
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="recipe whose model input and cost are shown (default: beit-large-384-lora)",
+    )
     parser.add_argument("--backbone", metavar="HUB_ID|DIR", help="backbone instead of the recipe's")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any recipe key, as for train.py; repeatable")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="any recipe key, as for train.py; repeatable",
+    )
     parser.add_argument("--metric", metavar="NAME", help="as for train.py")
     parser.add_argument("--target", metavar="KIND", help="as for train.py")
     parser.add_argument("--positive-class", metavar="NAME", help="as for train.py")
-    parser.add_argument("--images", type=int, metavar="N", help="maximum number of images; a sample if there are more (default: 30000)")
-    parser.add_argument("--max-mb", type=float, default=MOST_MB, metavar="MB", help="maximum size of the page (default: %(default)g)")
-    parser.add_argument("--no-images", action="store_true", help="write a page without images of the data, for sending")
+    parser.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="maximum number of images; a sample if there are more (default: 30000)",
+    )
+    parser.add_argument(
+        "--max-mb",
+        type=float,
+        default=MOST_MB,
+        metavar="MB",
+        help="maximum size of the page (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--no-images", action="store_true", help="write a page without images of the data, for sending"
+    )
     parser.add_argument("--no-cost", action="store_true", help="do not measure the cost of training")
     return parser.parse_args(argv)
 
@@ -69,7 +106,12 @@ def main(argv: list[str] | None = None) -> int:
 def _recipe(args: argparse.Namespace) -> Recipe:
     from pipeline.config import DEFAULT_RECIPE, load_recipe, parse_assignments
 
-    flags = {"backbone": args.backbone, "data.metric": args.metric, "data.target": args.target, "data.positive_class": args.positive_class}
+    flags = {
+        "backbone": args.backbone,
+        "data.metric": args.metric,
+        "data.target": args.target,
+        "data.positive_class": args.positive_class,
+    }
     overrides: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     if args.backbone:
         overrides["image_size"] = None  # use the backbone's own
@@ -86,7 +128,9 @@ def _folder(args: argparse.Namespace) -> Path:
     data = args.data.resolve()
     folder = args.output or FOLDER / (data.name or "data")
     if folder.resolve() == data or data in folder.resolve().parents:
-        raise UserError(f"{folder} is inside the data folder, where nothing is written: name another --output")
+        raise UserError(
+            f"{folder} is inside the data folder, where nothing is written: name another --output"
+        )
     if args.output:
         if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).is_file():
             raise UserError(f"{folder} holds other files: name a new folder with --output")
@@ -116,7 +160,10 @@ def _look(args: argparse.Namespace, recipe: Recipe, competition: Competition, fo
     from pipeline.look.selection import MOST_IMAGES, choose
 
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
-    record = {"data": str(args.data.resolve()), "groups": record.get("groups", "") if isinstance(record, dict) else ""}
+    record = {
+        "data": str(args.data.resolve()),
+        "groups": record.get("groups", "") if isinstance(record, dict) else "",
+    }
     write_json(folder / RECORD, record)
     looked = choose(competition, args.images or MOST_IMAGES)
     if not looked.train and not looked.test:
@@ -134,7 +181,12 @@ def _look(args: argparse.Namespace, recipe: Recipe, competition: Competition, fo
     def write() -> Path:
         write_text(folder / TEXT, as_text(looked.competition.root.resolve().name, sections))
         page, note = write_page(
-            folder, looked.competition.root.resolve().name, sections, thumbnails, int(args.max_mb * 1e6), not args.no_images
+            folder,
+            looked.competition.root.resolve().name,
+            sections,
+            thumbnails,
+            int(args.max_mb * 1e6),
+            not args.no_images,
         )
         if note:
             print(note, file=sys.stderr)
@@ -142,11 +194,17 @@ def _look(args: argparse.Namespace, recipe: Recipe, competition: Competition, fo
 
     page = write()  # before the cost, which takes longer: the page exists if the user stops that
     if not args.no_cost:
-        print(f"measuring what {recipe.name or recipe.backbone} takes here (Ctrl-C: {page} exists without it)", file=sys.stderr)
+        print(
+            f"measuring what {recipe.name or recipe.backbone} takes here (Ctrl-C: {page} exists without it)",
+            file=sys.stderr,
+        )
         sections.append(cost_section(looked, recipe, Path("finetuned_model")))
         page = write()
     print((folder / TEXT).read_text(encoding="utf-8"))
-    print(f"{page}: {human_size(page.stat().st_size)}, a single file that can be sent; the same as text in {folder / TEXT}")
+    print(
+        f"{page}: {human_size(page.stat().st_size)}, a single file that can be sent; the same as text in "
+        f"{folder / TEXT}"
+    )
     return 0
 
 

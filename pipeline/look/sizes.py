@@ -22,7 +22,10 @@ RARE = 0.01  # a format or mode with a smaller share of the images is odd
 def size_section(looked: Looked, figures: Path, model_px: int | None) -> Section:
     """Return the section on sizes; `model_px`: the side of the model's input in pixels, if known."""
     section = Section("Sizes and files")
-    parts = {name: [one for one in looked.facts_of(looked.part(name)) if one.width and not one.problem] for name in ("train", "test")}
+    parts = {
+        name: [one for one in looked.facts_of(looked.part(name)) if one.width and not one.problem]
+        for name in ("train", "test")
+    }
     parts = {name: found for name, found in parts.items() if found}
     if not parts:
         section.says.append("No image could be decoded.")
@@ -37,8 +40,14 @@ def size_section(looked: Looked, figures: Path, model_px: int | None) -> Section
     )
     section.figures.append(Figure(path, f"{words}.", f"{words}. Images on the dashed line are square.", ""))
     path = figures / "brightness.png"
-    shares_figure(path, {name: [_brightness(one) for one in found] for name, found in parts.items()}, "mean brightness, 0 to 255")
-    section.figures.append(Figure(path, "Histogram of mean brightness.", "Brightness: the mean grey level of an image.", ""))
+    shares_figure(
+        path,
+        {name: [_brightness(one) for one in found] for name, found in parts.items()},
+        "mean brightness, 0 to 255",
+    )
+    section.figures.append(
+        Figure(path, "Histogram of mean brightness.", "Brightness: the mean grey level of an image.", "")
+    )
     return section
 
 
@@ -56,12 +65,16 @@ def _table(parts: dict[str, list[ImageFacts]]) -> list[tuple[str, ...]]:
             "images": f"{len(found):,}",
             "usual width x height": _usual([(one.width, one.height) for one in found]),
             "smallest": _size(areas[0]),
-            "median": f"{np.median([one.width for one in found]):.0f} x {np.median([one.height for one in found]):.0f}",
+            "median": f"{np.median([one.width for one in found]):.0f} x "
+            f"{np.median([one.height for one in found]):.0f}",
             "largest": _size(areas[-1]),
-            "width / height: least, median, largest": " ".join(f"{value:.2f}" for value in np.percentile(aspects, [0, 50, 100])),
+            "width / height: least, median, largest": " ".join(
+                f"{value:.2f}" for value in np.percentile(aspects, [0, 50, 100])
+            ),
             "formats": _shares([one.format for one in found]),
             "modes": _shares([one.mode for one in found]),
-            "bytes: median, all": f"{human_size(float(np.median(num_bytes)))}, {human_size(int(num_bytes.sum()))}",
+            "bytes: median, all": f"{human_size(float(np.median(num_bytes)))}, "
+            f"{human_size(int(num_bytes.sum()))}",
             "turned by their EXIF data": f"{sum(one.turned for one in found):,}",
         }
         for name, value in values.items():
@@ -79,7 +92,9 @@ def _usual(sizes: Sequence[tuple[int, int]]) -> str:
 
 
 def _shares(values: Sequence[str]) -> str:
-    return ", ".join(f"{value} {_percent(count / len(values))}" for value, count in Counter(values).most_common(5))
+    return ", ".join(
+        f"{value} {_percent(count / len(values))}" for value, count in Counter(values).most_common(5)
+    )
 
 
 def _percent(share: float) -> str:
@@ -99,7 +114,10 @@ def _differences(parts: dict[str, list[ImageFacts]]) -> list[str]:
     for name, measure in measures.items():
         train, test = (float(np.median([measure(one) for one in parts[part]])) for part in ("train", "test"))
         if max(train, test) > DIFFERENT * min(train, test):
-            lines.append(f"Train and test differ in {name}: the median is {_short(train)} in train and {_short(test)} in test.")
+            lines.append(
+                f"Train and test differ in {name}: the median is {_short(train)} in train and {_short(test)} "
+                "in test."
+            )
     for name, values in (("format", "format"), ("mode", "mode")):
         kinds = [{getattr(one, values) for one in parts[part]} for part in ("train", "test")]
         if only := kinds[1] - kinds[0]:
@@ -118,8 +136,9 @@ def _in_words(parts: dict[str, list[ImageFacts]], model_px: int | None) -> list[
         shorter = np.array([min(one.width, one.height) for one in train])
         small = int((shorter < model_px).sum())
         lines.append(
-            f"{counted(small, 'image')} of {len(train):,} {'has' if small == 1 else 'have'} a side shorter than the model's {model_px} pixels and "
-            f"will be enlarged; the median shorter side is {np.median(shorter):.0f}."
+            f"{counted(small, 'image')} of {len(train):,} {'has' if small == 1 else 'have'} a side shorter "
+            f"than the model's {model_px} pixels and will be enlarged; the median shorter side is "
+            f"{np.median(shorter):.0f}."
         )
     for what in ("format", "mode"):
         counts = Counter(getattr(one, what) for one in train)

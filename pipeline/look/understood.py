@@ -19,8 +19,37 @@ from pipeline.wording import MAX_NAMED, counted, listed
 # Column names that often mean groups which must not be split. They are only suggested to the user, never
 # applied.
 GROUP_WORDS = (
-    *("patient", "subject", "person", "driver", "rider", "user", "owner", "family", "individual", "animal", "donor", "study", "session"),
-    *("series", "video", "clip", "sequence", "scene", "site", "location", "hospital", "camera", "slide", "plot", "field", "well", "batch"),
+    *(
+        "patient",
+        "subject",
+        "person",
+        "driver",
+        "rider",
+        "user",
+        "owner",
+        "family",
+        "individual",
+        "animal",
+        "donor",
+        "study",
+        "session",
+    ),
+    *(
+        "series",
+        "video",
+        "clip",
+        "sequence",
+        "scene",
+        "site",
+        "location",
+        "hospital",
+        "camera",
+        "slide",
+        "plot",
+        "field",
+        "well",
+        "batch",
+    ),
 )
 IMBALANCE = 20  # ratio of the largest to the smallest class from which a sentence is shown
 
@@ -52,13 +81,37 @@ def _in_short(competition: Competition) -> list[tuple[str, str]]:
     rows.append(("training", counted(train, "image") + (f" of {counted(ids, 'id')}" if ids != train else "")))
     rows.append(("test", counted(test, "image") if test else "none found"))
     form = competition.form
-    rows.append(("submission", f"{form.describe()}{f', as {form.path.name}' if form.path else ''}" if form else "no sample submission"))
+    rows.append(
+        (
+            "submission",
+            f"{form.describe()}{f', as {form.path.name}' if form.path else ''}"
+            if form
+            else "no sample submission",
+        )
+    )
     groups = competition.groups
-    rows.append(("groups", f"{counted(len(set(groups.values())), 'group')} of {counted(len(groups), 'id')}" if groups else "none given"))
+    rows.append(
+        (
+            "groups",
+            f"{counted(len(set(groups.values())), 'group')} of {counted(len(groups), 'id')}"
+            if groups
+            else "none given",
+        )
+    )
     if competition.folds:
-        rows.append(("folds", f"{len(set(competition.folds.values())):,}, from {competition.folds_from}; used by --folds"))
+        rows.append(
+            (
+                "folds",
+                f"{len(set(competition.folds.values())):,}, from {competition.folds_from}; used by --folds",
+            )
+        )
     if competition.split:
-        rows.append(("validation rows", f"{sum(part == 'val' for part in competition.split.values()):,}, {competition.split_from}"))
+        rows.append(
+            (
+                "validation rows",
+                f"{sum(part == 'val' for part in competition.split.values()):,}, {competition.split_from}",
+            )
+        )
     return rows
 
 
@@ -66,21 +119,35 @@ def _odd(competition: Competition) -> list[str]:
     target = competition.target
     lines = []
     if competition.form is not None and not competition.test:
-        lines.append(f"the images of {competition.form.path or 'the sample submission'} are missing; nothing can be predicted")
+        lines.append(
+            f"the images of {competition.form.path or 'the sample submission'} are missing; nothing can be "
+            "predicted"
+        )
     if target is None or target.kind == "continuous" or not competition.train:
         return lines
-    noun = {"multilabel": ("label", "labels"), "ordinal": ("grade", "grades")}.get(target.kind, ("class", "classes"))
+    noun = {"multilabel": ("label", "labels"), "ordinal": ("grade", "grades")}.get(
+        target.kind, ("class", "classes")
+    )
     counts = target.counts([row.label or "" for row in competition.train])
     single = [name for name, count in counts.items() if count == 1]
     empty = [name for name, count in counts.items() if count == 0]
     if single:
-        lines.append(f"{counted(len(single), *noun)} with a single image, which is never in validation: {listed(single)}")
+        lines.append(
+            f"{counted(len(single), *noun)} with a single image, which is never in validation: "
+            f"{listed(single)}"
+        )
     if empty:
         lines.append(f"{counted(len(empty), *noun)} without any image: {listed(empty)}")
     held = [count for count in counts.values() if count]
     if held and max(held) >= IMBALANCE * min(held) and len(held) > 1:
-        most, least = max(counts, key=counts.__getitem__), min((name for name in counts if counts[name]), key=counts.__getitem__)
-        lines.append(f"{most!r} has {counts[most]:,} images and {least!r} {counts[least]:,}: {max(held) / min(held):.0f} times as many")
+        most, least = (
+            max(counts, key=counts.__getitem__),
+            min((name for name in counts if counts[name]), key=counts.__getitem__),
+        )
+        lines.append(
+            f"{most!r} has {counts[most]:,} images and {least!r} {counts[least]:,}: "
+            f"{max(held) / min(held):.0f} times as many"
+        )
     return lines
 
 
@@ -93,8 +160,9 @@ def _likely_groups(competition: Competition, facts: CompetitionFacts) -> list[st
         for name in source.table.columns:
             if (size := _group_size(source.table, name, competition.class_names)) is not None:
                 lines.append(
-                    f"{source.name} has a column {name!r} with {size:,} different values for {counted(len(source.table.cells), 'row')}; where rows "
-                    f"of one value are alike, validation is too optimistic unless they stay together: --set data.group_column={name}"
+                    f"{source.name} has a column {name!r} with {size:,} different values for "
+                    f"{counted(len(source.table.cells), 'row')}; where rows of one value are alike, "
+                    f"validation is too optimistic unless they stay together: --set data.group_column={name}"
                 )
     return lines[:MAX_NAMED]
 

@@ -15,7 +15,15 @@ from pipeline.files import read_json
 
 # Origin and task, and the adapted layers. The tensors' names show the layers too, and each of them is
 # checked.
-DESCRIPTION = ("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode")
+DESCRIPTION = (
+    "peft_type",
+    "peft_version",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "task_type",
+    "inference_mode",
+)
 PLACES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
 # Settings of training that do not change the result. `megatron_core` needs `megatron_config` to have an
 # effect.
@@ -102,8 +110,9 @@ def _start_problems(start: Any) -> list[str]:
     if isinstance(start, bool | str | None) and start in (*FORGOTTEN_STARTS, *REPEATED_STARTS):
         return []
     return [
-        f"init_lora_weights: {start!r} may also change the backbone's weights, and the adapter does not hold what is needed "
-        f"to repeat that; where it was trained, {CONVERSION} writes the whole model, which needs no adapter"
+        f"init_lora_weights: {start!r} may also change the backbone's weights, and the adapter does not hold "
+        f"what is needed to repeat that; where it was trained, {CONVERSION} writes the whole model, which "
+        "needs no adapter"
     ]
 
 

@@ -47,7 +47,9 @@ def originals(model: nn.Module, names: Sequence[str], rank: int, init: str) -> d
     weights = {name: model.get_submodule(name).weight.detach().clone() for name in names}
     least = min(min(weight.shape) for weight in weights.values())
     if rank > least:
-        raise UserError(f"lora.init {init}: needs lora.rank up to {least}, the smallest side of the layers, found {rank}")
+        raise UserError(
+            f"lora.init {init}: needs lora.rank up to {least}, the smallest side of the layers, found {rank}"
+        )
     return weights
 
 
@@ -55,12 +57,21 @@ def remember(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Store in each adapted layer of `model` its initial state. `weights`: the result of `originals`."""
     for name, original in weights.items():
         layer = model.get_submodule(f"base_model.model.{name}")
-        _begin(layer, Start(original, *(part["default"].weight.detach().clone() for part in (layer.lora_A, layer.lora_B))))
+        _begin(
+            layer,
+            Start(
+                original, *(part["default"].weight.detach().clone() for part in (layer.lora_A, layer.lora_B))
+            ),
+        )
 
 
 def starts_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the initial A and B of the layers of `model`, by name; {} if the backbone is unchanged."""
-    return {f"{name}.{part}": getattr(layer.adapter_start, part) for name, layer in _started(model) for part in ("a", "b")}
+    return {
+        f"{name}.{part}": getattr(layer.adapter_start, part)
+        for name, layer in _started(model)
+        for part in ("a", "b")
+    }
 
 
 def put_starts(model: nn.Module, starts: Mapping[str, torch.Tensor]) -> None:
@@ -92,7 +103,11 @@ def convert(model: nn.Module, folder: Path, file: str) -> None:
     save_file(tensors, folder / file, metadata={"format": "pt"})
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config = config | doubled(config["r"], config["lora_alpha"], config.get("use_rslora", False)) | {"init_lora_weights": True}
+    config = (
+        config
+        | doubled(config["r"], config["lora_alpha"], config.get("use_rslora", False))
+        | {"init_lora_weights": True}
+    )
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
@@ -101,7 +116,11 @@ def doubled(rank: int, alpha: float, use_rslora: bool) -> dict[str, Any]:
 
     rsLoRA, with the scale alpha / sqrt(rank), becomes plain LoRA with that scale.
     """
-    return {"r": 2 * rank, "lora_alpha": 2 * rank * (alpha / rank**0.5) if use_rslora else 2 * alpha, "use_rslora": False}
+    return {
+        "r": 2 * rank,
+        "lora_alpha": 2 * rank * (alpha / rank**0.5) if use_rslora else 2 * alpha,
+        "use_rslora": False,
+    }
 
 
 def _started(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -41,7 +41,9 @@ class AttentionMaps:
     probability: float
 
 
-def attention_maps(model: nn.Module, forward: Callable[..., Any], pixel_values: torch.Tensor) -> AttentionMaps:
+def attention_maps(
+    model: nn.Module, forward: Callable[..., Any], pixel_values: torch.Tensor
+) -> AttentionMaps:
     """Return the maps of one image.
 
     `pixel_values`: (1, 3, H, W) normalised. `forward(pixel_values=..., **flags)` calls `model` with its extra
@@ -68,7 +70,9 @@ def attention_maps(model: nn.Module, forward: Callable[..., Any], pixel_values: 
             return AttentionMaps(None, None, None, gradient, False, predicted, float(probs[predicted]))
         gradients = torch.autograd.grad(output.logits[0, predicted], layers)
     attentions = [layer[0].detach().float().cpu() for layer in layers]
-    weighted = [gradient[0].float().cpu() * layer for gradient, layer in zip(gradients, attentions, strict=True)]
+    weighted = [
+        gradient[0].float().cpu() * layer for gradient, layer in zip(gradients, attentions, strict=True)
+    ]
     first_patch = attentions[0].shape[-1] - rows * columns
 
     def over_patches(tokens: torch.Tensor) -> np.ndarray:
@@ -133,8 +137,12 @@ def _sees_everything(layers: Sequence[torch.Tensor], patches: int) -> bool:
     That is false for attention within windows.
     """
     tokens = {layer.shape[-1] for layer in layers}
-    square = all(layer.ndim == 4 and layer.shape[0] == 1 and layer.shape[-1] == layer.shape[-2] for layer in layers)
-    return bool(layers) and square and len(tokens) == 1 and patches < min(tokens) <= patches + MAX_SPECIAL_TOKENS
+    square = all(
+        layer.ndim == 4 and layer.shape[0] == 1 and layer.shape[-1] == layer.shape[-2] for layer in layers
+    )
+    return (
+        bool(layers) and square and len(tokens) == 1 and patches < min(tokens) <= patches + MAX_SPECIAL_TOKENS
+    )
 
 
 def _grad_cam(model: nn.Module, output: Any, logit: torch.Tensor) -> np.ndarray:
@@ -162,8 +170,9 @@ def _grad_cam(model: nn.Module, output: Any, logit: torch.Tensor) -> np.ndarray:
 
 def _nothing_to_show(model: nn.Module) -> UserError:
     return UserError(
-        f"{type(model).__name__} has neither attention over the whole image nor a feature map, so no map can be drawn. "
-        "Maps work for BEiT, ViT, DeiT and DINOv2 (attention) and for Swin, SwinV2 and ConvNeXt (Grad-CAM)"
+        f"{type(model).__name__} has neither attention over the whole image nor a feature map, so no map can "
+        "be drawn. Maps work for BEiT, ViT, DeiT and DINOv2 (attention) and for Swin, SwinV2 and ConvNeXt "
+        "(Grad-CAM)"
     )
 
 

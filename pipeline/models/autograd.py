@@ -27,7 +27,9 @@ class Norm(Function):
     """Layer norm, computed in float32 and returned in `dtype`; its input is stored in `dtype`."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: torch.dtype
+    ) -> torch.Tensor:
         output, mean, rstd = torch.native_layer_norm(x.float(), weight.shape, weight, bias, eps)
         ctx.save_for_backward(x.to(dtype), mean, rstd, weight, bias)
         ctx.eps, ctx.input_dtype, ctx.remake = eps, x.dtype, Norm.remake
@@ -43,7 +45,9 @@ class Norm(Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, mean, rstd, weight, bias = _opened(ctx)
         wanted = ctx.needs_input_grad[:3]
-        grads = aten.native_layer_norm_backward(grad.float(), x.float(), weight.shape, mean, rstd, weight, bias, wanted)
+        grads = aten.native_layer_norm_backward(
+            grad.float(), x.float(), weight.shape, mean, rstd, weight, bias, wanted
+        )
         _close(ctx)
         # None: the first norm, if only norms are trained
         of_input = grads[0] if grads[0] is None else grads[0].to(ctx.input_dtype)
@@ -82,7 +86,12 @@ class Linear(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, source: Any
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+        source: Any,
     ) -> torch.Tensor:
         half = x.to(dtype)
         ctx.save_for_backward(weight, *(() if source else (half,)))
@@ -147,7 +156,11 @@ class AdaptedLinear(Function):
             else:
                 grad_x += _drop(grad_low @ a, mask, ctx.dropout)
             grad_x = grad_x.to(ctx.input_dtype)
-        grad_bias = grad.flatten(0, -2).sum(dim=0, dtype=torch.float32).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+        grad_bias = (
+            grad.flatten(0, -2).sum(dim=0, dtype=torch.float32).to(ctx.bias_dtype)
+            if ctx.needs_input_grad[2]
+            else None
+        )
         return grad_x, None, grad_bias, grad_a, grad_b, None, None, None, None
 
 
@@ -161,8 +174,12 @@ class BiasedAttention(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scale: float) -> torch.Tensor:
-        output, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        output, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, attn_mask=bias, scale=scale
+        )
         ctx.save_for_backward(q, k, v, bias, output, logsumexp)
         ctx.scale = scale
         return output
@@ -176,7 +193,14 @@ class BiasedAttention(Function):
         )
         grad_bias = torch.zeros_like(bias[0], dtype=torch.float32)
         for image in range(len(q)):
-            probs = (q[image] @ k[image].mT).float().mul_(ctx.scale).add_(bias[0]).sub_(logsumexp[image].unsqueeze(-1)).exp_()
+            probs = (
+                (q[image] @ k[image].mT)
+                .float()
+                .mul_(ctx.scale)
+                .add_(bias[0])
+                .sub_(logsumexp[image].unsqueeze(-1))
+                .exp_()
+            )
             inner = (grad[image].float() * output[image].float()).sum(-1, keepdim=True)
             grad_bias += probs.mul_((grad[image] @ v[image].mT).float().sub_(inner))
         return (*grads, grad_bias.unsqueeze(0).to(bias.dtype), None)
@@ -191,7 +215,9 @@ class ProductAttention(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, scale: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
         scores = (q @ k.mT).mul_(scale)
         probs = (scores if bias is None else scores.add_(bias)).softmax(-1)
         ctx.save_for_backward(q, k, v, probs)
@@ -203,7 +229,11 @@ class ProductAttention(Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, probs = ctx.saved_tensors
         grad_scores = aten._softmax_backward_data(grad @ v.mT, probs, -1, probs.dtype)
-        grad_bias = grad_scores.float().sum_to_size(ctx.bias_shape).to(grad.dtype) if ctx.needs_input_grad[3] else None
+        grad_bias = (
+            grad_scores.float().sum_to_size(ctx.bias_shape).to(grad.dtype)
+            if ctx.needs_input_grad[3]
+            else None
+        )
         grad_scores = grad_scores.mul_(ctx.scale)
         return grad_scores @ k, grad_scores.mT @ q, probs.mT @ grad, grad_bias, None
 
@@ -229,7 +259,9 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
     The result is not a view, as that of `F.linear` is in some versions, so the caller may change it in place.
     """
     bias = None if bias is None else bias.to(x.dtype)
-    return aten._unsafe_view(F.linear(x.flatten(0, -2), weight.to(x.dtype), bias), [*x.shape[:-1], len(weight)])
+    return aten._unsafe_view(
+        F.linear(x.flatten(0, -2), weight.to(x.dtype), bias), [*x.shape[:-1], len(weight)]
+    )
 
 
 def _outer(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

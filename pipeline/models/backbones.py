@@ -138,7 +138,9 @@ def rebuild_backbone(folder: Path, num_classes: int) -> Backbone:
     return Backbone(model.float().eval(), preprocessing_of(str(folder), config, None), not has_head)
 
 
-def save_backbone(model: PreTrainedModel, state_dict: dict[str, torch.Tensor], rule: Saved, folder: Path) -> None:
+def save_backbone(
+    model: PreTrainedModel, state_dict: dict[str, torch.Tensor], rule: Saved, folder: Path
+) -> None:
     """Write config.json, model.safetensors and the files of `rule` into `folder`.
 
     Plain from_pretrained loads them. Each file is written completely or not at all.
@@ -168,7 +170,10 @@ def head_name(model: nn.Module) -> str:
         if isinstance(module, nn.Linear) or hasattr(module, "modules_to_save"):
             return name
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    raise UserError(f"{type(model).__name__}: no classification head with a known name; its last linear layers: {', '.join(linear[-3:])}")
+    raise UserError(
+        f"{type(model).__name__}: no classification head with a known name; its last linear layers: "
+        f"{', '.join(linear[-3:])}"
+    )
 
 
 def reset_head(model: PreTrainedModel) -> None:
@@ -202,7 +207,9 @@ def tensor_problems(expected: Mapping[str, torch.Tensor], found: Mapping[str, to
     problems += [f"{name}: unexpected" for name in sorted(found.keys() - expected.keys())]
     for name in sorted(expected.keys() & found.keys()):
         if expected[name].shape != found[name].shape:
-            problems.append(f"{name}: shape {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}")
+            problems.append(
+                f"{name}: shape {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
+            )
         elif not torch.isfinite(found[name]).all():
             problems.append(f"{name}: holds NaN or infinity")
     return problems
@@ -280,7 +287,11 @@ def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
     check_size(source, config)
     try:
         model, info = AutoModelForImageClassification.from_pretrained(
-            source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, trust_remote_code=False
+            source,
+            config=config,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     # transformers, safetensors and torch raise different kinds; the weights cannot be used
     except Exception as error:
@@ -290,12 +301,24 @@ def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
         key: {item if isinstance(item, str) else item[0] for item in info[key]}
         for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
     }
-    problems = [f"{key}: missing" for key in sorted(names["missing_keys"]) if not key.startswith(head) and not UNUSED_WEIGHTS.search(key)]
-    problems += [
-        f"{key}: unexpected" for key in sorted(names["unexpected_keys"]) if not key.startswith(head) and not UNUSED_WEIGHTS.search(key)
+    problems = [
+        f"{key}: missing"
+        for key in sorted(names["missing_keys"])
+        if not key.startswith(head) and not UNUSED_WEIGHTS.search(key)
     ]
-    problems += [f"{key}: another shape" for key in sorted(names["mismatched_keys"]) if not key.startswith(head)]
-    problems += [f"{name}: holds NaN or infinity" for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    problems += [
+        f"{key}: unexpected"
+        for key in sorted(names["unexpected_keys"])
+        if not key.startswith(head) and not UNUSED_WEIGHTS.search(key)
+    ]
+    problems += [
+        f"{key}: another shape" for key in sorted(names["mismatched_keys"]) if not key.startswith(head)
+    ]
+    problems += [
+        f"{name}: holds NaN or infinity"
+        for name, weight in model.named_parameters()
+        if not torch.isfinite(weight).all()
+    ]
     raise_all(problems, f"the weights in {source} do not fit {type(model).__name__}:")
     own_memory(model)
     return model, not any(key.startswith(head) for key in names["missing_keys"] | names["mismatched_keys"])
@@ -306,17 +329,24 @@ def unloadable(source: str, error: Exception, key: str = "--backbone") -> UserEr
     text = re.sub(r"\s+", " ", str(error)).strip()
     if any(isinstance(cause, pickle.UnpicklingError) for cause in _chain(error)):
         return UserError(
-            f"{source}: the .bin file holds more than tensors and was not loaded (unsafe pickle): ask its author for safetensors"
+            f"{source}: the .bin file holds more than tensors and was not loaded (unsafe pickle): ask its "
+            "author for safetensors"
         )
     if isinstance(error, ImportError):  # timm is missing, or a package of the architecture
-        install = "; `python -m pip install -c constraints.txt timm` installs it" if "requires the timm library" in text else ""
+        install = (
+            "; `python -m pip install -c constraints.txt timm` installs it"
+            if "requires the timm library" in text
+            else ""
+        )
         return UserError(f"{key} {source}: {text.split(' You can ')[0][:300].rstrip('.')}{install}")
     if Path(source).is_dir():
         return UserError(f"{source}: cannot be loaded: {text[:300]}")
     first_sentence = re.split(r"(?<=\.)\s", text)[0]
     return UserError(
-        f"{key} {source}: not in this machine's cache, and not loaded from the Hugging Face hub: {first_sentence[:200]}\n"
-        "Check the name and the connection (HF_TOKEN for gated models), or use a folder on disk: --backbone finetuned_model/model_beit"
+        f"{key} {source}: not in this machine's cache, and not loaded from the Hugging Face hub: "
+        f"{first_sentence[:200]}\n"
+        "Check the name and the connection (HF_TOKEN for gated models), or use a folder on disk: --backbone "
+        "finetuned_model/model_beit"
     )
 
 
@@ -352,7 +382,11 @@ def preprocessing_of(source: str | None, config: Any, image_size: int | None) ->
         rule = timm_checkpoints.rule_of(config)
     else:
         rule = Preprocessing(native, native, **DEFAULT_RULES.get(config.model_type, {}))
-    return rule.at_size(image_size) if image_size and (rule.height, rule.width) != (image_size, image_size) else rule
+    return (
+        rule.at_size(image_size)
+        if image_size and (rule.height, rule.width) != (image_size, image_size)
+        else rule
+    )
 
 
 def _native_size(config: Any) -> int | None:
@@ -365,7 +399,9 @@ def _native_size(config: Any) -> int | None:
 
 def _set_drop_path(config: Any, rate: float) -> None:
     if not hasattr(config, "drop_path_rate"):
-        raise UserError(f"drop_path: {config.model_type} has no stochastic depth; expected null: --set drop_path=null")
+        raise UserError(
+            f"drop_path: {config.model_type} has no stochastic depth; expected null: --set drop_path=null"
+        )
     config.drop_path_rate = rate
 
 

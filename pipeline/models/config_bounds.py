@@ -10,7 +10,10 @@ from typing import Any
 # Far above any published model (BEiT-large: 24 layers, width 1,024; ViT-22B: 48 and 6,144).
 LIMITS = {
     **dict.fromkeys(("num_hidden_layers", "depth", "depths", "num_layers"), 1_000),
-    **dict.fromkeys(("hidden_size", "hidden_sizes", "embed_dim", "intermediate_size", "num_attention_heads", "num_heads"), 100_000),
+    **dict.fromkeys(
+        ("hidden_size", "hidden_sizes", "embed_dim", "intermediate_size", "num_attention_heads", "num_heads"),
+        100_000,
+    ),
     **dict.fromkeys(("image_size", "max_position_embeddings", "num_channels"), 100_000),
     **dict.fromkeys(("vocab_size", "num_labels"), 2_000_000),
 }
@@ -26,7 +29,9 @@ def config_problems(values: dict[str, Any]) -> list[str]:
     """
     problems = []
     for key, value in _items(values):
-        numbers = [number for number in (value if isinstance(value, list) else [value]) if type(number) is int]
+        numbers = [
+            number for number in (value if isinstance(value, list) else [value]) if type(number) is int
+        ]
         if key in LIMITS and (large := [number for number in numbers if number > LIMITS[key]]):
             problems.append(f"{key}: {large[0]:,}, allowed are at most {LIMITS[key]:,}")
         if key in ATTENTION_KEYS and isinstance(value, str) and value not in OWN_ATTENTION:

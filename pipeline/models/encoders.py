@@ -13,7 +13,9 @@ from pipeline.errors import UserError, raise_all
 from pipeline.models.backbones import UNUSED_WEIGHTS, hold_statistics, load_config, own_memory, unloadable
 
 # Heads of pretraining tasks, which a checkpoint may hold beside its encoder.
-HEADS = re.compile(r"^(classifier|cls_classifier|distillation_classifier|head|fc|cls|lm_head|vocab_\w+|qa_outputs|pre_classifier)\.")
+HEADS = re.compile(
+    r"^(classifier|cls_classifier|distillation_classifier|head|fc|cls|lm_head|vocab_\w+|qa_outputs|pre_classifier)\."
+)
 
 
 def load_encoder(source: str, key: str, random_weights: bool = False) -> PreTrainedModel:
@@ -30,17 +32,27 @@ def load_encoder(source: str, key: str, random_weights: bool = False) -> PreTrai
     if random_weights:
         return AutoModel.from_config(config).float()
     try:
-        model, info = AutoModel.from_pretrained(source, config=config, output_loading_info=True, trust_remote_code=False)
+        model, info = AutoModel.from_pretrained(
+            source, config=config, output_loading_info=True, trust_remote_code=False
+        )
     # transformers, safetensors and torch raise different kinds; the weights cannot be used
     except Exception as error:
         raise unloadable(source, error, key) from error
     if any(name.startswith("pooler.") for name in info["missing_keys"]):
         model.pooler = None
-    problems = [f"{name}: missing" for name in sorted(info["missing_keys"]) if not UNUSED_WEIGHTS.search(name)]
-    problems += [
-        f"{name}: unexpected" for name in sorted(info["unexpected_keys"]) if not UNUSED_WEIGHTS.search(name) and not HEADS.match(name)
+    problems = [
+        f"{name}: missing" for name in sorted(info["missing_keys"]) if not UNUSED_WEIGHTS.search(name)
     ]
-    problems += [f"{name}: holds NaN or infinity" for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    problems += [
+        f"{name}: unexpected"
+        for name in sorted(info["unexpected_keys"])
+        if not UNUSED_WEIGHTS.search(name) and not HEADS.match(name)
+    ]
+    problems += [
+        f"{name}: holds NaN or infinity"
+        for name, weight in model.named_parameters()
+        if not torch.isfinite(weight).all()
+    ]
     raise_all(problems, f"the weights in {source} do not fit {type(model).__name__}:")
     hold_statistics(model)
     own_memory(model)
@@ -98,8 +110,9 @@ def picture_tokens(output: Any, width: int) -> torch.Tensor:
         states = states.flatten(2).transpose(1, 2)
     if states.ndim != 3 or states.shape[2] != width:
         raise UserError(
-            f"head.fusion: cross_attention needs tokens of {width} numbers, but --backbone gives {tuple(states.shape[1:])} "
-            "for an image; use a ViT, BEiT, DINOv2 or Swin, or --set head.fusion=concat"
+            f"head.fusion: cross_attention needs tokens of {width} numbers, but --backbone gives "
+            f"{tuple(states.shape[1:])} for an image; use a ViT, BEiT, DINOv2 or Swin, or --set "
+            "head.fusion=concat"
         )
     return states
 
@@ -110,9 +123,12 @@ def width_of(encoder: nn.Module, key: str) -> int:
     Raises:
         UserError: the architecture's config does not state it.
     """
-    width = getattr(encoder.config, "hidden_size", None) or getattr(getattr(encoder, "timm_model", None), "num_features", None)
+    width = getattr(encoder.config, "hidden_size", None) or getattr(
+        getattr(encoder, "timm_model", None), "num_features", None
+    )
     if width is None:
         raise UserError(
-            f"{key}: {type(encoder).__name__} is not a single encoder with a hidden_size; use a BERT for text, a ViT, BEiT or Swin for images"
+            f"{key}: {type(encoder).__name__} is not a single encoder with a hidden_size; use a BERT for "
+            "text, a ViT, BEiT or Swin for images"
         )
     return int(width)

@@ -29,7 +29,12 @@ from pipeline.models.lora import PeftModel, attach, load_adapter, merge, plain_s
 from pipeline.recipe import ATTENTION_HEADS, Head, Lora, Tower
 from pipeline.run_names import ADAPTER_DIR, HEAD_FILE
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"none": nn.Identity, "tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+}
 
 
 class CrossAttention(nn.Module):
@@ -62,7 +67,9 @@ class CrossAttention(nn.Module):
             # (heads, hidden / heads, Dv)
             to_key, to_value = (layer.weight.unflatten(0, heads) for layer in (self.key, self.value))
             token_query = torch.einsum("bhc,hcd->bhd", query, to_key) * norm.weight
-            scores = token_query @ tokens.transpose(1, 2) + (query * self.key.bias.unflatten(0, heads)).sum(dim=-1, keepdim=True)
+            scores = token_query @ tokens.transpose(1, 2) + (query * self.key.bias.unflatten(0, heads)).sum(
+                dim=-1, keepdim=True
+            )
             share = (scores / query.shape[-1] ** 0.5).softmax(dim=-1)  # (B, heads, P)
             mean = share @ tokens * norm.weight + norm.bias
             return self.output(torch.einsum("bhd,hcd->bhc", mean, to_value).flatten(1) + self.value.bias)
@@ -113,7 +120,9 @@ class FusionModel(nn.Module):
         self.frozen: tuple[Tower, ...] = ()
         other_size = native_image_size(_base(image)) != image_pixels
         exact_head(self, "head")
-        self.image_options = {"interpolate_pos_encoding": True} if other_size and takes_interpolation(_base(image)) else {}
+        self.image_options = (
+            {"interpolate_pos_encoding": True} if other_size and takes_interpolation(_base(image)) else {}
+        )
 
     def freeze(self, towers: Iterable[Tower]) -> None:
         """Freeze these encoders: they are not trained and have no dropout."""
@@ -138,7 +147,11 @@ class FusionModel(nn.Module):
     def see(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return (I, Dv) vectors of I images (I, 3, H, W); for cross-attention (I, P, Dv) tokens."""
         output = self.image(pixel_values=pixel_values, **self.image_options)
-        return picture_tokens(output, self.head.image_dim) if self.head.config.fusion == "cross_attention" else pooled(output)
+        return (
+            picture_tokens(output, self.head.image_dim)
+            if self.head.config.fusion == "cross_attention"
+            else pooled(output)
+        )
 
     def join(self, question: torch.Tensor, picture: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
         """Return (B, K) logits from the results of `read` and `see`.
@@ -201,11 +214,22 @@ def fuse(
     Raises:
         UserError: an encoder does not have these LoRA targets, or its config does not state its width.
     """
-    answer_head = AnswerHead(width_of(text, "text_backbone"), width_of(image, "--backbone"), num_answers, head)
+    answer_head = AnswerHead(
+        width_of(text, "text_backbone"), width_of(image, "--backbone"), num_answers, head
+    )
     if lora is not None:
-        options = {"has_head": False, "use_rslora": lora.use_rslora, "variant": lora.variant, "init": lora.init}
+        options = {
+            "has_head": False,
+            "use_rslora": lora.use_rslora,
+            "variant": lora.variant,
+            "init": lora.init,
+        }
         text, image = (
-            encoder if tower in frozen else attach(encoder, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train, **options)
+            encoder
+            if tower in frozen
+            else attach(
+                encoder, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train, **options
+            )
             for tower, encoder in (("text", text), ("image", image))
         )
         if "image" not in frozen:  # `freeze` does it for frozen ones
@@ -222,14 +246,21 @@ def save_fused(fused: VqaModel, output: Path, *, base: bool, trained: bool) -> N
     encoder that is already there is not written again.
     """
     for tower, (name, encoder, companion) in zip(("text", "image"), fused.encoders(), strict=True):
-        lies_there = trained and tower in fused.model.frozen and (output / f"model_{name}" / "model.safetensors").exists()
+        lies_there = (
+            trained
+            and tower in fused.model.frozen
+            and (output / f"model_{name}" / "model.safetensors").exists()
+        )
         if base and not lies_there:
             save_backbone(_base(encoder), plain_state_dict(encoder), companion, output / f"model_{name}")
         if trained and isinstance(encoder, PeftModel):
             save_adapter(encoder, output / ADAPTER_DIR / name)
     if trained:
         with replacing(output / HEAD_FILE) as temporary:
-            save_file({name: weight.contiguous() for name, weight in fused.model.head.state_dict().items()}, temporary)
+            save_file(
+                {name: weight.contiguous() for name, weight in fused.model.head.state_dict().items()},
+                temporary,
+            )
 
 
 def load_fused(
@@ -249,7 +280,9 @@ def load_fused(
     Raises:
         UserError: an adapter or the head is missing, damaged, or does not fit tensor by tensor.
     """
-    answer_head = AnswerHead(width_of(text, "text_backbone"), width_of(image, "--backbone"), num_answers, head)
+    answer_head = AnswerHead(
+        width_of(text, "text_backbone"), width_of(image, "--backbone"), num_answers, head
+    )
     _load_head(answer_head, folder / HEAD_FILE)
     cache_frozen_bias(image.requires_grad_(False))
     if (folder / ADAPTER_DIR).is_dir():
@@ -266,12 +299,16 @@ def load_fused(
 
 
 def _merged(encoder: nn.Module, folder: Path, vector: Callable[[nn.Module], torch.Tensor]) -> nn.Module:
-    return merge(load_adapter(encoder.eval(), folder / ADAPTER_DIR / encoder.config.model_type, has_head=False), vector)
+    return merge(
+        load_adapter(encoder.eval(), folder / ADAPTER_DIR / encoder.config.model_type, has_head=False), vector
+    )
 
 
 def _load_head(head: AnswerHead, path: Path) -> None:
     if not path.exists():
-        raise UserError(f"{path} is missing: it holds the head of the model; train again, or install the release again")
+        raise UserError(
+            f"{path} is missing: it holds the head of the model; train again, or install the release again"
+        )
     try:
         tensors = load_file(path)
     except Exception as error:  # damaged files raise many kinds of errors

@@ -23,7 +23,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pipeline.models.autograd import AdaptedLinear, BiasedAttention, Gelu, Linear, Norm, ProductAttention, source_of
+from pipeline.models.autograd import (
+    AdaptedLinear,
+    BiasedAttention,
+    Gelu,
+    Linear,
+    Norm,
+    ProductAttention,
+    source_of,
+)
 
 HELD = (nn.Linear, nn.Conv2d)  # autocast casts the weights of these, so casting them earlier changes nothing
 # Blocks in which only linear layers read the output of a norm.
@@ -93,7 +101,9 @@ def attend_by_products(model: nn.Module, on: bool = True) -> int:
         AttentionInterface.register(name, _attend_by_products)
     new_name = BY_PRODUCTS if on else {name: before for before, name in BY_PRODUCTS.items()}
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    changed = [config for config in configs.values() if getattr(config, "_attn_implementation", None) in new_name]
+    changed = [
+        config for config in configs.values() if getattr(config, "_attn_implementation", None) in new_name
+    ]
     for config in changed:
         config._attn_implementation = new_name[config._attn_implementation]
     return len(changed)
@@ -128,7 +138,11 @@ def checkpoint_layers(model: nn.Module, on: bool = True) -> int:
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The blocks of `model` that transformers can compute again, the innermost ones."""
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    return [block for block in blocks if not any(isinstance(part, GradientCheckpointingLayer) for part in list(block.modules())[1:])]
+    return [
+        block
+        for block in blocks
+        if not any(isinstance(part, GradientCheckpointingLayer) for part in list(block.modules())[1:])
+    ]
 
 
 def cache_frozen_bias(model: nn.Module) -> int:
@@ -140,14 +154,19 @@ def cache_frozen_bias(model: nn.Module) -> int:
     changed = 0
     for beit in [module for module in model.modules() if type(module).__name__ == "BeitModel"]:
         for module in beit.modules():
-            if type(module).__name__ == "BeitRelativePositionBias" and not module.relative_position_bias_table.requires_grad:
+            if (
+                type(module).__name__ == "BeitRelativePositionBias"
+                and not module.relative_position_bias_table.requires_grad
+            ):
                 module.forward = _remember(module, module.forward, beit.config)
                 module.is_cached = True
                 changed += 1
     return changed
 
 
-def _remember(module: nn.Module, forward: Callable[..., torch.Tensor], config: Any) -> Callable[..., torch.Tensor]:
+def _remember(
+    module: nn.Module, forward: Callable[..., torch.Tensor], config: Any
+) -> Callable[..., torch.Tensor]:
     results: dict[Any, torch.Tensor] = {}
     module.remembered_bias = None  # an attribute, so that a compiled graph can read it
 
@@ -159,7 +178,15 @@ def _remember(module: nn.Module, forward: Callable[..., torch.Tensor], config: A
         # Fused kernels cast it
         is_cast = _autocast_dtype(table) is not None and config._attn_implementation != "eager"
         dtype = _autocast_dtype(table) if is_cast else table.dtype
-        key = (args, tuple(sorted(kwargs.items())), id(table), table._version, table.device, table.dtype, dtype)
+        key = (
+            args,
+            tuple(sorted(kwargs.items())),
+            id(table),
+            table._version,
+            table.device,
+            table.dtype,
+            dtype,
+        )
         if key not in results:
             results.clear()
             with torch.no_grad(), torch.autocast(table.device.type, enabled=False):
@@ -191,7 +218,11 @@ def _kept_dtype(x: torch.Tensor) -> torch.dtype | None:
 
 def _norm(module: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
     dtype = _kept_dtype(x)
-    return nn.LayerNorm.forward(module, x) if dtype is None else Norm.apply(x, module.weight, module.bias, module.eps, dtype)
+    return (
+        nn.LayerNorm.forward(module, x)
+        if dtype is None
+        else Norm.apply(x, module.weight, module.bias, module.eps, dtype)
+    )
 
 
 def _gelu(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -200,7 +231,11 @@ def _gelu(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def _linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     dtype = _kept_dtype(x)
-    return nn.Linear.forward(module, x) if dtype is None else Linear.apply(x, module.weight, module.bias, dtype, source_of(x))
+    return (
+        nn.Linear.forward(module, x)
+        if dtype is None
+        else Linear.apply(x, module.weight, module.bias, dtype, source_of(x))
+    )
 
 
 def _exact(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
@@ -215,18 +250,31 @@ def _adapted(module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.T
     """
     dtype, base = _kept_dtype(x), module.base_layer
     plain = type(base) is nn.Linear and not base.weight.requires_grad
-    if dtype is None or not plain or module.disable_adapters or module.merged or len(module.active_adapters) != 1:
+    if (
+        dtype is None
+        or not plain
+        or module.disable_adapters
+        or module.merged
+        or len(module.active_adapters) != 1
+    ):
         return type(module).forward(module, x, *args, **kwargs)
     (name,) = module.active_adapters
     if name in getattr(module, "lora_variant", {}):  # DoRA is not only an added update
         return type(module).forward(module, x, *args, **kwargs)
     dropout = getattr(module.lora_dropout[name], "p", 0.0) if module.training else 0.0
     a, b = module.lora_A[name].weight, module.lora_B[name].weight
-    return AdaptedLinear.apply(x, base.weight, base.bias, a, b, module.scaling[name], dropout, dtype, source_of(x))
+    return AdaptedLinear.apply(
+        x, base.weight, base.bias, a, b, module.scaling[name], dropout, dtype, source_of(x)
+    )
 
 
 def _attend(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Run transformers' sdpa, but without (tokens, tokens) matrices for a trained bias on the CPU under
     autocast.
@@ -234,20 +282,38 @@ def _attend(
     torch would store them there.
     """
     dtype = _kept_dtype(query)
-    needs_own = dtype is not None and query.device.type == "cpu" and attention_mask is not None and attention_mask.requires_grad
+    needs_own = (
+        dtype is not None
+        and query.device.type == "cpu"
+        and attention_mask is not None
+        and attention_mask.requires_grad
+    )
     if not needs_own or kwargs.get("dropout"):
         return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)
-    output = BiasedAttention.apply(*(part.to(dtype) for part in (query, key, value, attention_mask)), kwargs["scaling"])
+    output = BiasedAttention.apply(
+        *(part.to(dtype) for part in (query, key, value, attention_mask)), kwargs["scaling"]
+    )
     return output.transpose(1, 2).contiguous(), None
 
 
 def _attend_by_products(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Run attention by products where possible; see `attend_by_products`."""
     dtype = _kept_dtype(query)
     is_additive = attention_mask is None or attention_mask.is_floating_point()
-    if dtype is None or not torch.is_grad_enabled() or kwargs.get("dropout") or not is_additive or query.shape[1] != key.shape[1]:
+    if (
+        dtype is None
+        or not torch.is_grad_enabled()
+        or kwargs.get("dropout")
+        or not is_additive
+        or query.shape[1] != key.shape[1]
+    ):
         return _attend(module, query, key, value, attention_mask, **kwargs)
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     bias = None if attention_mask is None else attention_mask.to(dtype)

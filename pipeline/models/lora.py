@@ -185,12 +185,23 @@ def head_classes(folder: Path) -> int:
         UserError: the adapter holds no head.
     """
     tensors = _read_tensors(Path(folder))
-    modules = {name.removesuffix(".bias"): tensor for name, tensor in tensors.items() if ".lora_" not in name and name.endswith(".bias")}
+    modules = {
+        name.removesuffix(".bias"): tensor
+        for name, tensor in tensors.items()
+        if ".lora_" not in name and name.endswith(".bias")
+    }
     # The head is the only matrix outside adapter and embeddings; trained norms and biases are vectors.
-    matrices = {name.removesuffix(".weight") for name, tensor in tensors.items() if name.endswith(".weight") and tensor.ndim > 1}
+    matrices = {
+        name.removesuffix(".weight")
+        for name, tensor in tensors.items()
+        if name.endswith(".weight") and tensor.ndim > 1
+    }
     biases = [bias for name, bias in modules.items() if name in matrices and not re.search(EMBEDDINGS, name)]
     if len(biases) != 1:
-        raise UserError(f"{folder}: expected one classification head beside the adapter (peft's modules_to_save), found {len(biases)}")
+        raise UserError(
+            f"{folder}: expected one classification head beside the adapter (peft's modules_to_save), found "
+            f"{len(biases)}"
+        )
     return biases[0].numel()
 
 
@@ -208,16 +219,30 @@ def load_adapter(model: nn.Module, folder: Path, has_head: bool = True) -> PeftM
     folder = Path(folder)
     settings = read_settings(folder, LoraConfig().to_dict())
     tensors = _read_tensors(folder)
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or is_norm(module)]
+    names = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) or is_norm(module)
+    ]
     renamed = rename_tensors(tensors, names, folder)
     if settings.bias != "none":
         renamed = {name: tensor for name, tensor in renamed.items() if not _is_written_again(name)}
-    ranks = {tensor.shape[0] for name, tensor in renamed.items() if name.endswith(".lora_A.weight") and tensor.ndim == 2}
+    ranks = {
+        tensor.shape[0]
+        for name, tensor in renamed.items()
+        if name.endswith(".lora_A.weight") and tensor.ndim == 2
+    }
     if ranks and settings.rank not in ranks:  # checked before layers of that size are built
-        raise UserError(f"{folder / 'adapter_config.json'}: r: {settings.rank}, but the tensors' rank is {min(ranks)}")
+        raise UserError(
+            f"{folder / 'adapter_config.json'}: r: {settings.rank}, but the tensors' rank is {min(ranks)}"
+        )
     adapted_names = sorted({_plain_name(name.split(".lora_")[0]) for name in renamed if ".lora_" in name})
-    copied = [name for name in settings.modules_to_save if re.search(EMBEDDINGS, name) and _has_module(model, name)]
-    copied += [name for name, module in model.named_modules() if is_norm(module) and f"base_model.model.{name}.weight" in renamed]
+    copied = [
+        name for name in settings.modules_to_save if re.search(EMBEDDINGS, name) and _has_module(model, name)
+    ]
+    copied += [
+        name
+        for name, module in model.named_modules()
+        if is_norm(module) and f"base_model.model.{name}.weight" in renamed
+    ]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -232,11 +257,15 @@ def load_adapter(model: nn.Module, folder: Path, has_head: bool = True) -> PeftM
     )
     adapted = _adapted(model, config)
     expected = {
-        re.sub(r"(?<=_magnitude_vector)\.default\.weight$|\.(default|modules_to_save\.default)(?=\.|$)", "", name): weight
+        re.sub(
+            r"(?<=_magnitude_vector)\.default\.weight$|\.(default|modules_to_save\.default)(?=\.|$)", "", name
+        ): weight
         for name, weight in adapted.named_parameters()
         if ".lora_" in name or ".modules_to_save." in name or _is_saved_bias(name, settings.bias)
     }
-    raise_all(tensor_problems(expected, renamed), f"the adapter in {folder} does not fit {type(model).__name__}:")
+    raise_all(
+        tensor_problems(expected, renamed), f"the adapter in {folder} does not fit {type(model).__name__}:"
+    )
     set_peft_model_state_dict(adapted, renamed)
     return adapted.eval()
 
@@ -244,7 +273,11 @@ def load_adapter(model: nn.Module, folder: Path, has_head: bool = True) -> PeftM
 def _is_saved_bias(name: str, kind: str) -> bool:
     """Return True if peft saves this bias with the adapter. `kind`: its setting `bias`."""
     in_layer = name.endswith(".base_layer.bias")
-    return in_layer if kind == "lora_only" else kind == "all" and is_bias(name) and ".original_module." not in name
+    return (
+        in_layer
+        if kind == "lora_only"
+        else kind == "all" and is_bias(name) and ".original_module." not in name
+    )
 
 
 def rename_tensors(
@@ -289,7 +322,8 @@ def merge(model: PeftModel, logits: Callable[[nn.Module], torch.Tensor]) -> nn.M
     updates = [weight for name, weight in model.named_parameters() if ".lora_B." in name]
     if not any(weight.any() for weight in updates):
         raise UserError(
-            "the adapter changes nothing: all its B matrices are zero. It was saved untrained; train again, or use another release"
+            "the adapter changes nothing: all its B matrices are zero. It was saved untrained; train again, "
+            "or use another release"
         )
     adapted = logits(model)
     merged_model = model.merge_and_unload(safe_merge=True)
@@ -297,15 +331,18 @@ def merge(model: PeftModel, logits: Callable[[nn.Module], torch.Tensor]) -> nn.M
     difference = ((merged - adapted).abs().max() / adapted.abs().max()).item()
     if not difference <= MERGE_TOLERANCE:
         raise UserError(
-            f"merging the adapter changes the logits by {difference:.1e} of their size, more than {MERGE_TOLERANCE:.0e}: "
-            "adapter and backbone do not belong together"
+            f"merging the adapter changes the logits by {difference:.1e} of their size, more than "
+            f"{MERGE_TOLERANCE:.0e}: adapter and backbone do not belong together"
         )
     return merged_model
 
 
 def _need_peft() -> None:
     if _WITHOUT_PEFT is not None:
-        raise UserError(f"adapters need the package peft, which cannot be used here ({_WITHOUT_PEFT}): python -m pip install peft")
+        raise UserError(
+            f"adapters need the package peft, which cannot be used here ({_WITHOUT_PEFT}): python -m pip "
+            "install peft"
+        )
 
 
 def _adapted(model: nn.Module, config: LoraConfig) -> PeftModel:
@@ -326,7 +363,9 @@ def _has_module(model: nn.Module, name: str) -> bool:
 
 def _place(module_name: str) -> tuple[tuple[str, ...], str]:
     """Return the block numbers and the layer's role (for a norm its own name)."""
-    return tuple(re.findall(r"(?<=\.)\d+(?=\.)", module_name)), role_of(module_name) or module_name.rsplit(".", 1)[-1]
+    return tuple(re.findall(r"(?<=\.)\d+(?=\.)", module_name)), role_of(module_name) or module_name.rsplit(
+        ".", 1
+    )[-1]
 
 
 def _short(names: Sequence[str], model: nn.Module) -> list[str]:
@@ -345,7 +384,9 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     if not safe.exists() and not pickled.exists():
         raise UserError(f"{folder}: no adapter_model.safetensors (or .bin) beside adapter_config.json")
     try:
-        tensors = load_file(safe) if safe.exists() else torch.load(pickled, map_location="cpu", weights_only=True)
+        tensors = (
+            load_file(safe) if safe.exists() else torch.load(pickled, map_location="cpu", weights_only=True)
+        )
         if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
             raise TypeError("it holds more than tensors by name")
         return tensors
@@ -353,6 +394,8 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         path = safe if safe.exists() else pickled
         unsafe = "Weights only load failed" in str(error)
         reason = (
-            "it holds more than tensors and was not loaded (unsafe pickle)" if unsafe else f"cannot be read: {str(error).splitlines()[0]}"
+            "it holds more than tensors and was not loaded (unsafe pickle)"
+            if unsafe
+            else f"cannot be read: {str(error).splitlines()[0]}"
         )
         raise UserError(f"{path}: {reason}; ask its author for safetensors, or download it again") from None

@@ -38,13 +38,18 @@ def check_size(source: str, config: Any, key: str = "--backbone") -> None:
     numbers = _count(model)
     if numbers * BYTES > _memory():
         raise UserError(
-            f"{key} {source}: its config needs {numbers:,} weights, {human_size(numbers * BYTES)} in float32; this machine has "
-            f"{human_size(_memory())} of memory"
+            f"{key} {source}: its config needs {numbers:,} weights, {human_size(numbers * BYTES)} in "
+            f"float32; this machine has {human_size(_memory())} of memory"
         )
-    files = [file for pattern in WEIGHTS for file in Path(source).glob(pattern)] if Path(source).is_dir() else []
+    files = (
+        [file for pattern in WEIGHTS for file in Path(source).glob(pattern)] if Path(source).is_dir() else []
+    )
     in_files = sum(file.stat().st_size for file in files)
     if files and numbers > MOST_A_BYTE * in_files + ENOUGH:
-        raise UserError(f"{key} {source}: its config.json needs {numbers:,} weights, but its weight files have only {in_files:,} bytes")
+        raise UserError(
+            f"{key} {source}: its config.json needs {numbers:,} weights, but its weight files have only "
+            f"{in_files:,} bytes"
+        )
 
 
 def _count(model: nn.Module) -> int:

@@ -52,11 +52,15 @@ def openvino_version() -> str:
     try:
         import openvino
     except ImportError:
-        raise UserError("--engine openvino: the package openvino is not installed: python -m pip install openvino") from None
+        raise UserError(
+            "--engine openvino: the package openvino is not installed: python -m pip install openvino"
+        ) from None
     return str(openvino.__version__).split("-")[0]
 
 
-def to_openvino(model: nn.Module, extra: dict[str, Any], size: tuple[int, int], precision: str) -> OpenVinoModel:
+def to_openvino(
+    model: nn.Module, extra: dict[str, Any], size: tuple[int, int], precision: str
+) -> OpenVinoModel:
     """Convert `model` (float32, on the CPU) for images of `size` (height, width) and any batch size, and
     compile it.
 
@@ -71,16 +75,27 @@ def to_openvino(model: nn.Module, extra: dict[str, Any], size: tuple[int, int], 
     import openvino
 
     if precision not in PRECISIONS:
-        raise UserError(f"--engine openvino computes in {' or '.join(PRECISIONS)}, not in {precision}: --precision auto")
+        raise UserError(
+            f"--engine openvino computes in {' or '.join(PRECISIONS)}, not in {precision}: --precision auto"
+        )
     example = torch.zeros(2, 3, *size)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of the tracer about fixed shapes
             converted = openvino.convert_model(_Logits(model.eval(), extra), example_input=example)
         converted.reshape([-1, 3, *size])
-        hints = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
-        compiled = openvino.Core().compile_model(converted, "CPU", {**hints, "INFERENCE_PRECISION_HINT": PRECISIONS[precision]})
+        hints = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
+        }
+        compiled = openvino.Core().compile_model(
+            converted, "CPU", {**hints, "INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
+        )
     except Exception as error:  # OpenVINO raises RuntimeError and its own classes
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"--engine openvino cannot convert this model ({reason}); to predict with torch, leave --engine out") from error
+        raise UserError(
+            f"--engine openvino cannot convert this model ({reason}); to predict with torch, leave --engine "
+            "out"
+        ) from error
     return OpenVinoModel(compiled)

@@ -32,7 +32,9 @@ CLASS_TOKEN = r"(^|\.)(cls_token|class_embedding)$"
 
 def role_of(module_name: str) -> str | None:
     """Return the role of a linear layer by its dotted name, or None."""
-    return next((role for role, pattern in ROLES.items() if re.search(rf"(^|\.)\d+\.{pattern}$", module_name)), None)
+    return next(
+        (role for role, pattern in ROLES.items() if re.search(rf"(^|\.)\d+\.{pattern}$", module_name)), None
+    )
 
 
 def modules_of(model: nn.Module, roles: Sequence[str]) -> list[str]:
@@ -44,8 +46,16 @@ def modules_of(model: nn.Module, roles: Sequence[str]) -> list[str]:
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     found = {role: [name for name in linear if role_of(name) == role] for role in ROLES}
-    reached = [role for role, names in found.items() if names and not any(_is_bypassed(model, name) for name in names)]
-    has = f"it has {', '.join(reached)} (--set lora.targets=[{','.join(reached)}])" if reached else "use full fine-tuning (--lora-rank 0)"
+    reached = [
+        role
+        for role, names in found.items()
+        if names and not any(_is_bypassed(model, name) for name in names)
+    ]
+    has = (
+        f"it has {', '.join(reached)} (--set lora.targets=[{','.join(reached)}])"
+        if reached
+        else "use full fine-tuning (--lora-rank 0)"
+    )
     if missing := [role for role in roles if not found[role]]:
         endings = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in linear})
         raise UserError(
@@ -54,7 +64,8 @@ def modules_of(model: nn.Module, roles: Sequence[str]) -> list[str]:
         )
     if bypassed := [role for role in roles if role not in reached]:
         raise UserError(
-            f"lora.targets: {architecture_name(model)} uses only the weight of {', '.join(bypassed)}, so an adapter would have no effect; {has}"
+            f"lora.targets: {architecture_name(model)} uses only the weight of {', '.join(bypassed)}, so an "
+            f"adapter would have no effect; {has}"
         )
     return [name for role in roles for name in found[role]]
 
@@ -77,22 +88,37 @@ def also_trained(model: nn.Module, parts: Sequence[str]) -> tuple[list[str], lis
             if not norms:
                 raise UserError(f"lora.also_train: {architecture_name(model)} has no layer norms")
             owners += norms
-            parameters += [f"{norm}.{name}" for norm in norms for name, _ in model.get_submodule(norm).named_parameters()]
+            parameters += [
+                f"{norm}.{name}" for norm in norms for name, _ in model.get_submodule(norm).named_parameters()
+            ]
             continue
         if part == "patch_projection":
-            found = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d) and re.search(PATCH_PROJECTION, name)]
+            found = [
+                name
+                for name, module in model.named_modules()
+                if isinstance(module, nn.Conv2d) and re.search(PATCH_PROJECTION, name)
+            ]
         else:
-            found = [name.rpartition(".")[0] for name, _ in model.named_parameters() if re.search(CLASS_TOKEN, name)]
+            found = [
+                name.rpartition(".")[0]
+                for name, _ in model.named_parameters()
+                if re.search(CLASS_TOKEN, name)
+            ]
         if len(found) != 1:
             raise UserError(f"lora.also_train: {architecture_name(model)} has no {part} with a known name")
         owner = model.get_submodule(found[0])
         if any(role_of(f"{found[0]}.{name}") for name, _ in owner.named_modules()):
             raise UserError(
-                f"lora.also_train: {architecture_name(model)} has its {part} in one module with its blocks, so PEFT cannot save it"
+                f"lora.also_train: {architecture_name(model)} has its {part} in one module with its blocks, "
+                "so PEFT cannot save it"
             )
         owners.append(found[0])
         names = [name for name, _ in owner.named_parameters()]
-        parameters += [f"{found[0]}.{name}" for name in names if part == "patch_projection" or re.search(CLASS_TOKEN, name)]
+        parameters += [
+            f"{found[0]}.{name}"
+            for name in names
+            if part == "patch_projection" or re.search(CLASS_TOKEN, name)
+        ]
     return parameters, [name for name in owners if not any(name.startswith(f"{other}.") for other in owners)]
 
 
@@ -123,7 +149,9 @@ def norms_of(model: nn.Module) -> list[str]:
 def is_norm(module: nn.Module) -> bool:
     """Return True for a layer norm of any library that has trainable parameters."""
     named_so = type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
-    return (isinstance(module, nn.LayerNorm) or named_so) and any(True for _ in module.parameters(recurse=False))
+    return (isinstance(module, nn.LayerNorm) or named_so) and any(
+        True for _ in module.parameters(recurse=False)
+    )
 
 
 def architecture_name(model: nn.Module) -> str:
@@ -137,4 +165,8 @@ def _is_bypassed(model: nn.Module, name: str) -> bool:
     timm's BEiT, SwinV2 and fused EVA call `F.linear(x, self.qkv.weight, ...)` with their own biases.
     """
     attention = model.get_submodule(name.rpartition(".")[0])
-    return name.endswith(".qkv") and getattr(attention, "q_bias", None) is not None and not getattr(attention, "qkv_bias_separate", False)
+    return (
+        name.endswith(".qkv")
+        and getattr(attention, "q_bias", None) is not None
+        and not getattr(attention, "qkv_bias_separate", False)
+    )

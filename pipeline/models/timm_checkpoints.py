@@ -30,7 +30,9 @@ def rule_of(config: Any) -> Preprocessing:
     _, height, width = given.get("input_size") or (3, 224, 224)
     share, mode = given.get("crop_pct") or 0.875, given.get("crop_mode") or "center"
     if mode == "border":
-        raise UserError(f"{config.architecture}: crop_mode border (images are padded, not cropped) is not supported")
+        raise UserError(
+            f"{config.architecture}: crop_mode border (images are padded, not cropped) is not supported"
+        )
     scaled = (math.floor(height / share), math.floor(width / share))
     resize_to = scaled if mode == "squash" else min(scaled)
     return Preprocessing(
@@ -59,11 +61,14 @@ def take_sizes(config: Any, image_sizes: Sequence[int]) -> None:
     for image_size in image_sizes:
         reasons = [_refusal(config.architecture, arguments, image_size) for arguments in tries]
         if not all(reasons):
-            tries = tuple(arguments for arguments, reason in zip(tries, reasons, strict=True) if reason is None)
+            tries = tuple(
+                arguments for arguments, reason in zip(tries, reasons, strict=True) if reason is None
+            )
             continue
         why = reasons[0] if "dynamic_img_size" in reasons[-1] else reasons[-1]
         raise UserError(
-            f"--image-size {image_size}: timm's {config.architecture}, made for {rule_of(config).height} px, does not run at this size: {why}"
+            f"--image-size {image_size}: timm's {config.architecture}, made for {rule_of(config).height} px, "
+            f"does not run at this size: {why}"
         )
     config.model_args = tries[0]
 
@@ -74,7 +79,9 @@ def _refusal(architecture: str, model_args: dict[str, Any], image_size: int) -> 
 
     try:
         with torch.device("meta"), torch.no_grad():
-            timm.create_model(architecture, pretrained=False, **model_args).eval()(torch.empty(1, 3, image_size, image_size))
+            timm.create_model(architecture, pretrained=False, **model_args).eval()(
+                torch.empty(1, 3, image_size, image_size)
+            )
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # each architecture has its own
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return None

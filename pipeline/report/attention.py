@@ -46,14 +46,37 @@ class Looked:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.report.attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipeline.report.attention",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--images", metavar="FILE", nargs="+", type=Path, help="images (default: six of the run's validation set)")
     parser.add_argument(
-        "--runs", metavar="RUN", nargs="+", default=["finetuned_model"], help="run folders, or pretrained models (hub id or folder)"
+        "--images",
+        metavar="FILE",
+        nargs="+",
+        type=Path,
+        help="images (default: six of the run's validation set)",
     )
-    parser.add_argument("--format", action="append", choices=["svg", "pdf"], default=[], help="also write the figures as svg or pdf")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the figures (default: figures/ of the first run)")
+    parser.add_argument(
+        "--runs",
+        metavar="RUN",
+        nargs="+",
+        default=["finetuned_model"],
+        help="run folders, or pretrained models (hub id or folder)",
+    )
+    parser.add_argument(
+        "--format",
+        action="append",
+        choices=["svg", "pdf"],
+        default=[],
+        help="also write the figures as svg or pdf",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="folder for the figures (default: figures/ of the first run)",
+    )
     return parser.parse_args(argv)
 
 
@@ -67,10 +90,14 @@ def main(argv: list[str] | None = None) -> int:
     first_run = next((Path(run) for run in args.runs if has_run(Path(run))), None)
     output = args.output or (first_run / "figures" if first_run else None)
     if output is None:
-        raise UserError(f"none of {', '.join(args.runs)} is a run folder: set a folder for the figures with --output")
+        raise UserError(
+            f"none of {', '.join(args.runs)} is a run folder: set a folder for the figures with --output"
+        )
     check_place(output / "attention.png", "set a folder for the figures with --output")
     images = args.images or validation_images(first_run)
-    raise_all([f"{path}: no such file" for path in images if not path.is_file()], "these images cannot be shown:")
+    raise_all(
+        [f"{path}: no such file" for path in images if not path.is_file()], "these images cannot be shown:"
+    )
     looked = {run: look(run, images) for run in args.runs}
     titles = short_names(args.runs)
     from pipeline.report.figures import also_as
@@ -78,7 +105,10 @@ def main(argv: list[str] | None = None) -> int:
     truth = known_labels(first_run)
     labels = [truth.get(path.resolve()) for path in images]
     names = [caption(path.name, label) for path, label in zip(images, labels, strict=True)]
-    marked = {titles[run]: [marked_mistake(cell, label) for cell, label in zip(rows, labels, strict=True)] for run, rows in looked.items()}
+    marked = {
+        titles[run]: [marked_mistake(cell, label) for cell, label in zip(rows, labels, strict=True)]
+        for run, rows in looked.items()
+    }
     with also_as(args.format):
         for path in draw(marked, names, output):
             print(path)
@@ -97,7 +127,10 @@ def validation_images(run: Path | None) -> list[Path]:
     """
     rows = read_run_files(run).predictions if run else []
     if not rows:
-        raise UserError(f"{run or 'no run folder'}: no validation images to choose from; set images with --images (IMAGES='a.jpg b.jpg')")
+        raise UserError(
+            f"{run or 'no run folder'}: no validation images to choose from; set images with --images "
+            "(IMAGES='a.jpg b.jpg')"
+        )
     rows.sort(key=lambda row: -float(row["confidence"]))
     surest: dict[bool, dict[str, Path]] = {True: {}, False: {}}  # right or wrong -> one image of each class
     for row in rows:
@@ -180,7 +213,9 @@ def load(run: str) -> tuple[Any, Sequence[str]]:
     if (task := found.task) != "classification":
         raise UserError(f"{run}: attention maps are for image classification, this run's task is {task}")
     num_outputs = classification.num_outputs_of(found)
-    names = found.target.output_names if found.target else [f"LABEL_{number}" for number in range(num_outputs)]
+    names = (
+        found.target.output_names if found.target else [f"LABEL_{number}" for number in range(num_outputs)]
+    )
     return classification.rebuild(found, num_outputs), names
 
 
@@ -188,7 +223,10 @@ def draw(looked: dict[str, list[Looked]], names: Sequence[str], output: Path) ->
     """Draw the maps of every model beside each image, and the heads of the last layer, into `output`; returns
     the paths.
     """
-    inputs = ("input", [(cell.image, None, name) for cell, name in zip(next(iter(looked.values())), names, strict=True)])
+    inputs = (
+        "input",
+        [(cell.image, None, name) for cell, name in zip(next(iter(looked.values())), names, strict=True)],
+    )
     columns, paths = [inputs], [output / "attention.png"]
     for number, (title, cells) in enumerate(looked.items(), start=1):
         maps = cells[0].maps
@@ -197,11 +235,23 @@ def draw(looked: dict[str, list[Looked]], names: Sequence[str], output: Path) ->
         else:
             token = "class token" if maps.reads_class_token else "class token (not\nread by the head)"
             kinds = {token: "mean", "rollout": "rollout", "attention × gradient": "gradient"}
-            heads = [(f"head {head + 1}", [(cell.image, cell.maps.heads[head], "") for cell in cells]) for head in range(len(maps.heads))]
+            heads = [
+                (f"head {head + 1}", [(cell.image, cell.maps.heads[head], "") for cell in cells])
+                for head in range(len(maps.heads))
+            ]
             paths.append(output / f"attention_heads{f'_{number}' if len(looked) > 1 else ''}.png")
-            _grid(paths[-1], [inputs, *heads], f"{title}: what the class token attends to in the last layer, by head")
+            _grid(
+                paths[-1],
+                [inputs, *heads],
+                f"{title}: what the class token attends to in the last layer, by head",
+            )
         for kind, attribute in kinds.items():
-            columns.append((f"{title}\n{kind}", [(cell.image, getattr(cell.maps, attribute), cell.words) for cell in cells]))
+            columns.append(
+                (
+                    f"{title}\n{kind}",
+                    [(cell.image, getattr(cell.maps, attribute), cell.words) for cell in cells],
+                )
+            )
     _grid(paths[0], columns)
     return paths
 
@@ -210,11 +260,18 @@ def short_names(runs: Sequence[str]) -> dict[str, str]:
     """Return a unique title for each run: its last path component, or the whole path if that is not
     unique.
     """
-    names = {run: Path(run).parent.name if Path(run).name.startswith("model_") else Path(run).name or run for run in runs}
+    names = {
+        run: Path(run).parent.name if Path(run).name.startswith("model_") else Path(run).name or run
+        for run in runs
+    }
     return {run: name if list(names.values()).count(name) == 1 else run for run, name in names.items()}
 
 
-def _grid(path: Path, columns: Sequence[tuple[str, list[tuple[Image.Image, np.ndarray | None, str]]]], title: str = "") -> None:
+def _grid(
+    path: Path,
+    columns: Sequence[tuple[str, list[tuple[Image.Image, np.ndarray | None, str]]]],
+    title: str = "",
+) -> None:
     """Draw one row per image, one column per kind of map; each map is scaled to its own maximum and laid over
     the image.
     """
@@ -242,8 +299,12 @@ def _grid(path: Path, columns: Sequence[tuple[str, list[tuple[Image.Image, np.nd
                 axes.imshow(image)
                 if weights is not None:
                     extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
-                    axes.imshow(weights, cmap="inferno", alpha=0.65, interpolation="bilinear", extent=extent, vmin=0)
-                axes.set_xlabel(words, fontsize=9.5, **({"color": VALIDATION} if words.startswith(WRONG) else {}))
+                    axes.imshow(
+                        weights, cmap="inferno", alpha=0.65, interpolation="bilinear", extent=extent, vmin=0
+                    )
+                axes.set_xlabel(
+                    words, fontsize=9.5, **({"color": VALIDATION} if words.startswith(WRONG) else {})
+                )
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
         save(canvas, path)

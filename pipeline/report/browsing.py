@@ -127,7 +127,10 @@ def _classes(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
         true, predicted, sure = place[row["label"]], place[row["predicted"]], float(row["confidence"])
         wrong = true != predicted
         item = Item(
-            number, row["label"], _verdict(row, wrong), {"true": str(true), "said": str(predicted), "is": "wrong" if wrong else "right"}
+            number,
+            row["label"],
+            _verdict(row, wrong),
+            {"true": str(true), "said": str(predicted), "is": "wrong" if wrong else "right"},
         )
         item.wrong, item.groups = wrong, (f"{true} {predicted}",)
         item.order = loss[number] if loss is not None else (sure if wrong else 1 - sure)
@@ -139,7 +142,9 @@ def _classes(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
     sorts = [("loss", "loss, highest first")] if loss is not None else []
     sorts += [("sure", "confidence, highest first"), ("-sure", "confidence, lowest first")]
     sorts = [("off", "grades off, most first"), *sorts] if graded else sorts
-    pairs = Counter((row["label"], row["predicted"]) for row in rows if row["label"] != row["predicted"]).most_common(STRIPS)
+    pairs = Counter(
+        (row["label"], row["predicted"]) for row in rows if row["label"] != row["predicted"]
+    ).most_common(STRIPS)
     support = Counter(row["label"] for row in rows)
     filters = [
         _filter("true", f"True {noun}", names, support),
@@ -176,7 +181,12 @@ def _class_losses(files: RunFiles, rows: Sequence[dict[str, str]]) -> np.ndarray
         given = np.where([row["label"] == files.target.names[1] for row in rows], positive, 1 - positive)
     else:
         place = {name: number for number, name in enumerate(files.target.names)}
-        given = np.array([files.values[number, place[row["label"]]] if row["label"] in place else 0.0 for number, row in enumerate(rows)])
+        given = np.array(
+            [
+                files.values[number, place[row["label"]]] if row["label"] in place else 0.0
+                for number, row in enumerate(rows)
+            ]
+        )
     return -np.log(np.maximum(given, TINY))
 
 
@@ -195,7 +205,12 @@ def _matrix(files: RunFiles, noun: str) -> dict[str, Any]:
     for true, name in enumerate(names):
         total = int(counts[true].sum())
         cells = [
-            {"count": int(count), "share": count / total if total else 0, "set": f"true={true} said={said}", "right": true == said}
+            {
+                "count": int(count),
+                "share": count / total if total else 0,
+                "set": f"true={true} said={said}",
+                "right": true == said,
+            }
             for said, count in enumerate(counts[true].tolist())
         ]
         lines.append((name, cells))
@@ -207,7 +222,11 @@ def _strips(pairs: Sequence[dict[str, Any]], items: Sequence[Item]) -> list[dict
     found = []
     for pair in pairs:
         true, said = (part.split("=")[1] for part in pair["set"].split())
-        shown = [item for item in items if item.thumbnail and item.tokens["true"] == true and item.tokens["said"] == said]
+        shown = [
+            item
+            for item in items
+            if item.thumbnail and item.tokens["true"] == true and item.tokens["said"] == said
+        ]
         found.append(pair | {"items": shown[:STRIP_IMAGES]})
     return [pair for pair in found if pair["items"]]
 
@@ -228,11 +247,21 @@ def _labels(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
             "f": np.flatnonzero(truth[number] & chosen[number]),
         }
         marks = dict.fromkeys(
-            token for mark, labels in outcomes.items() for label in labels for token in (f"{label}", mark, f"{label}{mark}")
+            token
+            for mark, labels in outcomes.items()
+            for label in labels
+            for token in (f"{label}", mark, f"{label}{mark}")
         )
-        item = Item(number, _listed(target.names, truth[number]), _missed_and_said(target.names, outcomes), {"marks": " ".join(marks)})
+        item = Item(
+            number,
+            _listed(target.names, truth[number]),
+            _missed_and_said(target.names, outcomes),
+            {"marks": " ".join(marks)},
+        )
         item.wrong = bool(len(outcomes["m"]) or len(outcomes["s"]))
-        item.groups = tuple(f"{label}{mark}" for mark in ("ms" if item.wrong else "f") for label in outcomes[mark]) or ("",)
+        item.groups = tuple(
+            f"{label}{mark}" for mark in ("ms" if item.wrong else "f") for label in outcomes[mark]
+        ) or ("",)
         item.tokens["is"] = "wrong" if item.wrong else "right"
         sure = float(row["confidence"]) if row["confidence"] else 0.0
         item.numbers["sure"], item.order = _number(sure), sure
@@ -246,7 +275,10 @@ def _labels(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
     both = ("m", "missed"), ("s", "predicted wrongly"), ("f", "found")
     sorts = [("loss", "loss, highest first")] if values is not None else []
     sorts += (
-        [("chance", "probability of that label, highest first"), ("-chance", "probability of that label, lowest first")]
+        [
+            ("chance", "probability of that label, highest first"),
+            ("-chance", "probability of that label, lowest first"),
+        ]
         if values is not None
         else []
     )
@@ -280,25 +312,45 @@ def _numbers(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
     target, rows = files.target, files.predictions
     names = target.names[:MAX_COLUMNS]
     truth = target.encode([row["label"] for row in rows]).astype(np.float64)[:, : len(names)]
-    predicted_values = (files.values if files.values is not None else target.encode([row["predicted"] for row in rows]))[:, : len(names)]
+    predicted_values = (
+        files.values if files.values is not None else target.encode([row["predicted"] for row in rows])
+    )[:, : len(names)]
     errors = np.asarray(predicted_values, dtype=np.float64) - truth
     scale = np.array((target.scale or (1.0,) * len(target.names))[: len(names)])
     scale = np.where(scale > 0, scale, 1.0)
     cuts = [np.unique(np.quantile(column, np.linspace(0, 1, RANGE_PARTS + 1)[1:-1])) for column in truth.T]
-    parts = np.stack([np.searchsorted(cut, column, side="left") for cut, column in zip(cuts, truth.T, strict=True)], axis=1)
+    parts = np.stack(
+        [np.searchsorted(cut, column, side="left") for cut, column in zip(cuts, truth.T, strict=True)], axis=1
+    )
     several = len(names) > 1
     items = []
     for number in range(len(rows)):
-        pairs = [f"{f'{name}: ' if several else ''}{brief(float(truth[number, column]))}" for column, name in enumerate(names)]
-        predicted = ", ".join(brief(float(truth[number, column] + errors[number, column])) for column in range(len(names)))
+        pairs = [
+            f"{f'{name}: ' if several else ''}{brief(float(truth[number, column]))}"
+            for column, name in enumerate(names)
+        ]
+        predicted = ", ".join(
+            brief(float(truth[number, column] + errors[number, column])) for column in range(len(names))
+        )
         tokens = " ".join(f"{column} {column}p{parts[number, column]}" for column in range(len(names)))
         item = Item(number, ", ".join(pairs), f"predicted {predicted}", {"marks": tokens}, wrong=True)
         item.order = float(np.abs(errors[number] / scale).mean())
         item.groups = (str(parts[number, 0]),)
-        item.numbers["error"] = " ".join(f"{column}:{_number(errors[number, column])}" for column in range(len(names)))
+        item.numbers["error"] = " ".join(
+            f"{column}:{_number(errors[number, column])}" for column in range(len(names))
+        )
         items.append(item)
-    column = {"name": "marks", "label": "Number", "options": [(str(number), name) for number, name in enumerate(names)], "key": True}
-    part = {"name": "marks", "label": "its true value", "options": [("", "any"), *_ranges(truth[:, 0], parts[:, 0], several)]}
+    column = {
+        "name": "marks",
+        "label": "Number",
+        "options": [(str(number), name) for number, name in enumerate(names)],
+        "key": True,
+    }
+    part = {
+        "name": "marks",
+        "label": "its true value",
+        "options": [("", "any"), *_ranges(truth[:, 0], parts[:, 0], several)],
+    }
     sorts = [
         ("|error", "error, largest first"),
         ("error", "predicted too high, most first"),
@@ -313,8 +365,12 @@ def _ranges(truth: np.ndarray, parts: np.ndarray, several: bool) -> list[tuple[s
     found = []
     for part in np.unique(parts).tolist():
         inside = truth[parts == part]
-        words = f"{brief(float(inside.min()))} to {brief(float(inside.max()))} ({counted(len(inside), 'image')})"
-        found.append((f"p{part}", f"part {part + 1} of {RANGE_PARTS}, from the smallest" if several else words))
+        words = (
+            f"{brief(float(inside.min()))} to {brief(float(inside.max()))} ({counted(len(inside), 'image')})"
+        )
+        found.append(
+            (f"p{part}", f"part {part + 1} of {RANGE_PARTS}, from the smallest" if several else words)
+        )
     return found
 
 
@@ -322,7 +378,9 @@ def _ranges(truth: np.ndarray, parts: np.ndarray, several: bool) -> list[tuple[s
 
 
 def _filter(name: str, label: str, names: Sequence[str], counts: Counter[str]) -> dict[str, Any]:
-    options = [(str(number), f"{text} ({counts[text]:,})") for number, text in enumerate(names) if counts[text]]
+    options = [
+        (str(number), f"{text} ({counts[text]:,})") for number, text in enumerate(names) if counts[text]
+    ]
     return {"name": name, "label": label, "options": [("", "any"), *options]}
 
 

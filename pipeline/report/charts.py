@@ -11,7 +11,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from pipeline.report.figures import ABOVE, CURVE_SIZE, INK, QUIET, TRAINING, VALIDATION, drawable, drawable_names, new_axes
+from pipeline.report.figures import (
+    ABOVE,
+    CURVE_SIZE,
+    INK,
+    QUIET,
+    TRAINING,
+    VALIDATION,
+    drawable,
+    drawable_names,
+    new_axes,
+)
 from pipeline.report.words import short_number
 
 MAX_BARS = 30  # maximum of named bars; more would make a figure taller than a page
@@ -35,8 +45,16 @@ def calibration_figure(
         confidence, right, counts = (np.array(column, dtype=float) for column in zip(*bins, strict=True))
         axes.plot([0, 1], [0, 1], label="perfectly calibrated", **EVEN)
         axes.plot(confidence, right, color=VALIDATION, linewidth=1.2)
-        look: dict[str, Any] = {"color": VALIDATION, "alpha": 0.85, "linewidths": 0, "zorder": 3, "clip_on": False}
-        axes.scatter(confidence, right, s=25 + 200 * counts / counts.max(), label="predictions (larger = more)", **look)
+        look: dict[str, Any] = {
+            "color": VALIDATION,
+            "alpha": 0.85,
+            "linewidths": 0,
+            "zorder": 3,
+            "clip_on": False,
+        }
+        axes.scatter(
+            confidence, right, s=25 + 200 * counts / counts.max(), label="predictions (larger = more)", **look
+        )
         axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel=predicted_words, ylabel=true_words)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -57,9 +75,19 @@ def roc_figure(path: Path, truth: np.ndarray, probabilities: np.ndarray, thresho
     with new_axes(path) as axes:
         axes.plot([0, 1], [0, 1], label="chance", **EVEN)
         axes.plot(false_rate, true_rate, color=VALIDATION, clip_on=False)
-        look: dict[str, Any] = {"color": VALIDATION, "markersize": 11, "fillstyle": "none", "markeredgewidth": 1.6, "clip_on": False}
-        axes.plot(positive[~truth].mean(), positive[truth].mean(), "o", label=f"threshold {threshold:g}", **look)
-        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="false positive rate", ylabel="true positive rate (recall)")
+        look: dict[str, Any] = {
+            "color": VALIDATION,
+            "markersize": 11,
+            "fillstyle": "none",
+            "markeredgewidth": 1.6,
+            "clip_on": False,
+        }
+        axes.plot(
+            positive[~truth].mean(), positive[truth].mean(), "o", label=f"threshold {threshold:g}", **look
+        )
+        axes.set(
+            xlim=(0, 1.02), ylim=(0, 1.02), xlabel="false positive rate", ylabel="true positive rate (recall)"
+        )
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.figure.subplots_adjust(left=0.165)
@@ -87,14 +115,18 @@ def scatter_figure(path: Path, truth: np.ndarray, predicted: np.ndarray, name: s
 def residuals_figure(path: Path, errors: np.ndarray, name: str) -> None:
     """Draw a histogram of (N,) errors, predicted minus true, of the column `name`."""
     with new_axes(path) as axes:
-        axes.hist(errors, bins=min(40, max(8, round(2 * math.sqrt(len(errors))))), color=VALIDATION, alpha=0.85)
+        axes.hist(
+            errors, bins=min(40, max(8, round(2 * math.sqrt(len(errors))))), color=VALIDATION, alpha=0.85
+        )
         axes.axvline(0, **EVEN)
         axes.set_xlabel(f"predicted minus true {drawable(name, 0)}", parse_math=False)
         axes.set_ylabel("images")
         _number_axes(axes)
 
 
-def number_counts_figure(path: Path, edges: Sequence[float], counts: Sequence[int], name: str, of: str = "training images") -> None:
+def number_counts_figure(
+    path: Path, edges: Sequence[float], counts: Sequence[int], name: str, of: str = "training images"
+) -> None:
     """Draw a histogram of the column `name` from its B + 1 `edges` and B `counts`."""
     with new_axes(path) as axes:
         axes.stairs(counts, edges, fill=True, color=TRAINING, alpha=0.85)
@@ -132,9 +164,18 @@ def class_counts_figure(
     if len(counts) > MAX_BARS:
         with new_axes(path) as axes:
             axes.figure.subplots_adjust(right=0.95)  # room for the right half of the last number
-            axes.fill_between(np.arange(len(heights) + 1), [*heights, heights[-1]], step="post", color=TRAINING, alpha=0.85, linewidth=0)
+            axes.fill_between(
+                np.arange(len(heights) + 1),
+                [*heights, heights[-1]],
+                step="post",
+                color=TRAINING,
+                alpha=0.85,
+                linewidth=0,
+            )
             across = f"{noun}, in order" if ordered else f"{noun}, most images first"
-            axes.set(xlim=(0, len(heights)), ylim=(0, max(heights) * 1.06), xlabel=across, ylabel="training images")
+            axes.set(
+                xlim=(0, len(heights)), ylim=(0, max(heights) * 1.06), xlabel=across, ylabel="training images"
+            )
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             if logarithmic:
@@ -146,7 +187,9 @@ def class_counts_figure(
     with new_axes(path, (CURVE_SIZE[0], 0.9 + 0.24 * len(counts))) as axes:
         bars = axes.barh(range(len(heights)), heights, color=TRAINING, height=0.72)
         axes.bar_label(bars, [f"{height:,}" for height in heights], padding=3, fontsize=9, color=QUIET)
-        axes.set_yticks(range(len(heights)), [names[number] for number in order], fontsize=9.5, parse_math=False)
+        axes.set_yticks(
+            range(len(heights)), [names[number] for number in order], fontsize=9.5, parse_math=False
+        )
         axes.set(ylim=(len(heights) - 0.4, -0.6), xlim=(0, max(heights) * 1.12), xlabel="training images")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         if logarithmic:
@@ -158,7 +201,11 @@ def class_counts_figure(
 
 
 def submissions_figure(
-    path: Path, points: Sequence[tuple[int, float, float]], own: Sequence[int] = (), metric: str = "", better: str = ""
+    path: Path,
+    points: Sequence[tuple[int, float, float]],
+    own: Sequence[int] = (),
+    metric: str = "",
+    better: str = "",
 ) -> None:
     """Draw public against validation scores, one point per submission: (number, validation, public).
 
@@ -174,15 +221,26 @@ def submissions_figure(
             group = [point for point in points if (point[0] in own) == chosen]
             if group:
                 look: dict[str, Any] = {"color": colour, "markeredgewidth": 0, "zorder": 3, "clip_on": False}
-                axes.plot([point[1] for point in group], [point[2] for point in group], "o", markersize=8, label=label, **look)
+                axes.plot(
+                    [point[1] for point in group],
+                    [point[2] for point in group],
+                    "o",
+                    markersize=8,
+                    label=label,
+                    **look,
+                )
         if len(points) <= MAX_NUMBERED:
             for number, across, up in points:
-                axes.annotate(str(number), (across, up), (6, 5), textcoords="offset points", fontsize=9, color=INK)
+                axes.annotate(
+                    str(number), (across, up), (6, 5), textcoords="offset points", fontsize=9, color=INK
+                )
         for set_limits, values in ((axes.set_xlim, validation), (axes.set_ylim, public)):
             margin = max(0.12 * (max(values) - min(values)), 0.004 * abs(max(values)), 1e-4)
             set_limits(min(values) - margin, max(values) + margin)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
-        axes.set(xlabel=f"validation {metric or 'score'}", ylabel=f"public score{f' ({better})' if better else ''}")
+        axes.set(
+            xlabel=f"validation {metric or 'score'}", ylabel=f"public score{f' ({better})' if better else ''}"
+        )
         axes.figure.subplots_adjust(left=0.165)
         axes.legend(**ABOVE | {"ncols": 3})

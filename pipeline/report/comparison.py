@@ -43,7 +43,9 @@ def build_comparison(run_dirs: Sequence[Path], output: Path, images: bool = True
         UserError: a folder holds no run or is given twice, or there are more runs than distinct colours.
     """
     runs = _read(run_dirs, images)
-    signature = hashlib.sha256("\n".join(sorted(str(path.resolve()) for path in run_dirs)).encode()).hexdigest()
+    signature = hashlib.sha256(
+        "\n".join(sorted(str(path.resolve()) for path in run_dirs)).encode()
+    ).hexdigest()
     folder = _made_free(output, signature)
     drawn = _curves(runs, folder / "figures")
     results = _side_by_side(runs, _results)
@@ -54,13 +56,18 @@ def build_comparison(run_dirs: Sequence[Path], output: Path, images: bool = True
         runs=runs,
         apart=_apart(runs),
         results=[(_result_words(label), cells) for label, cells in results],
-        best=[_best_cells(label, cells, len({files.target.kind for files in runs.values()}) > 1) for label, cells in results],
+        best=[
+            _best_cells(label, cells, len({files.target.kind for files in runs.values()}) > 1)
+            for label, cells in results
+        ],
         curves=_captions(runs, drawn),
         parameters=_side_by_side(runs, _parameters),
         differing=_recipe(runs, same=False),
         same=_recipe(runs, same=True),
         figures=embedded(drawn),
-        matrices=[(name, f"confusion_{number}") for number, name in enumerate(runs, start=1) if name in matrices],
+        matrices=[
+            (name, f"confusion_{number}") for number, name in enumerate(runs, start=1) if name in matrices
+        ],
         wide=any(10 < len(counts) <= MAX_LABELLED_CLASSES for _, counts in matrices.values()),
         classes=_class_f1(_f1_of_classes(runs, matrices)),
         labels=all(files.target.kind == "multilabel" for files in runs.values()),
@@ -80,29 +87,55 @@ def _apart(runs: Runs) -> list[str]:
     reasons = []
     if len({files.target.names for files in runs.values()}) > 1:
         counts = ", ".join(f"{name}: {len(files.target.names):,}" for name, files in runs.items())
-        reasons.append(f"The runs are about different labels ({counts}), so none of their scores can be compared.")
-    rows = {name: frozenset((row["id"], row["label"]) for row in files.predictions) for name, files in runs.items()}
+        reasons.append(
+            f"The runs are about different labels ({counts}), so none of their scores can be compared."
+        )
+    rows = {
+        name: frozenset((row["id"], row["label"]) for row in files.predictions)
+        for name, files in runs.items()
+    }
     known = {name: ids for name, ids in rows.items() if ids}
     if len(set(known.values())) > 1:
         shared = len(frozenset.intersection(*known.values()))
         counts = ", ".join(f"{name}: {len(ids):,}" for name, ids in known.items())
         reasons.append(
-            f"The validation rows differ ({counts}; {shared:,} are in all of them): validation scores may differ because of the rows."
+            f"The validation rows differ ({counts}; {shared:,} are in all of them): validation scores may "
+            "differ because of the rows."
         )
     graded = {name: files.scores.get("solution") for name, files in runs.items() if files.scores}
-    if len({(files.scores.get("solution"), files.scores.get("rows")) for files in runs.values() if files.scores}) > 1:
-        reasons.append(f"The test scores use different solutions: {', '.join(f'{name}: {path}' for name, path in graded.items())}.")
+    if (
+        len(
+            {
+                (files.scores.get("solution"), files.scores.get("rows"))
+                for files in runs.values()
+                if files.scores
+            }
+        )
+        > 1
+    ):
+        reasons.append(
+            "The test scores use different solutions: "
+            f"{', '.join(f'{name}: {path}' for name, path in graded.items())}."
+        )
     return reasons
 
 
 def _read(run_dirs: Sequence[Path], images: bool) -> Runs:
     places = [path.resolve() for path in run_dirs]
-    if twice := sorted({str(path) for path, place in zip(run_dirs, places, strict=True) if places.count(place) > 1}):
+    if twice := sorted(
+        {str(path) for path, place in zip(run_dirs, places, strict=True) if places.count(place) > 1}
+    ):
         raise UserError(f"{', '.join(twice)}: given twice; a comparison needs different runs")
     if len(run_dirs) > len(RUN_LOOKS):
-        raise UserError(f"{len(run_dirs)} runs to compare, but one plot has at most {len(RUN_LOOKS)} distinct colours: compare fewer")
+        raise UserError(
+            f"{len(run_dirs)} runs to compare, but one plot has at most {len(RUN_LOOKS)} distinct colours: "
+            "compare fewer"
+        )
     names = [place.name for place in places]
-    return {name if names.count(name) == 1 else str(path): read_run_files(path, images) for path, name in zip(run_dirs, names, strict=True)}
+    return {
+        name if names.count(name) == 1 else str(path): read_run_files(path, images)
+        for path, name in zip(run_dirs, names, strict=True)
+    }
 
 
 def _made_free(output: Path, signature: str) -> Path:
@@ -113,7 +146,11 @@ def _made_free(output: Path, signature: str) -> Path:
         return output
     numbered = (output.with_name(f"{output.name}-{number}") for number in count(2))
     if not (output.is_dir() and MARK in _page_text(output)):
-        return next(place for place in numbered if not place.exists() or (place.is_dir() and _replaceable(place, signature)))
+        return next(
+            place
+            for place in numbered
+            if not place.exists() or (place.is_dir() and _replaceable(place, signature))
+        )
     beside = list(takewhile(Path.exists, numbered))
     aside = output.with_name(f"{output.name}-{len(beside) + 2}")
     same = next((place for place in beside if place.is_dir() and signature in _page_text(place)), None)
@@ -153,10 +190,17 @@ def _curves(runs: Runs, folder: Path) -> Drawn:
     for run, files in runs.items():
         steps, heights = scheduled(files.schedule)
         if steps:
-            rates.append(RunCurve(run, [(step + 1) / max(1, files.schedule["steps_per_epoch"]) for step in steps], heights))
+            rates.append(
+                RunCurve(
+                    run, [(step + 1) / max(1, files.schedule["steps_per_epoch"]) for step in steps], heights
+                )
+            )
     if rates:
         compared_curves(folder / "learning_rate.png", rates, "lr")
-        drawn["learning_rate"] = folder / "learning_rate.png", f"Learning rate of {_listed(runs)} over the epochs."
+        drawn["learning_rate"] = (
+            folder / "learning_rate.png",
+            f"Learning rate of {_listed(runs)} over the epochs.",
+        )
     return drawn
 
 
@@ -177,15 +221,21 @@ def _confusions(runs: Runs, folder: Path, drawn: Drawn) -> dict[str, tuple[list[
         confusion_figure(path, counts, names)
         drawn[path.stem] = (
             path,
-            f"Confusion matrix of {run}: {int(np.trace(counts)):,} of {int(counts.sum()):,} validation images are right.",
+            f"Confusion matrix of {run}: {int(np.trace(counts)):,} of {int(counts.sum()):,} validation "
+            "images are right.",
         )
         matrices[run] = names, counts
     return matrices
 
 
-def _f1_of_classes(runs: Runs, matrices: dict[str, tuple[list[str], np.ndarray]]) -> dict[str, dict[str, float]]:
+def _f1_of_classes(
+    runs: Runs, matrices: dict[str, tuple[list[str], np.ndarray]]
+) -> dict[str, dict[str, float]]:
     """Return the F1 of each class or label by run, for runs with validation predictions."""
-    scores = {run: dict(zip(names, map(float, per_class(counts)["f1"]), strict=True)) for run, (names, counts) in matrices.items()}
+    scores = {
+        run: dict(zip(names, map(float, per_class(counts)["f1"]), strict=True))
+        for run, (names, counts) in matrices.items()
+    }
     for run, files in runs.items():
         if files.target.kind == "multilabel" and files.predictions:
             scores[run] = {row["name"]: row["f1"] or 0.0 for row in label_scores(files)}
@@ -209,13 +259,21 @@ def _results(files: RunFiles) -> dict[str, Any]:
     Rows of metrics have their key (val_loss, test_accuracy) as label, and numbers.
     """
     best = files.best
-    rows: dict[str, Any] = {"kept epoch": f"{files.kept_epoch['epoch']} of {len(files.metrics)}"} if files.kept_epoch else {}
-    metrics = {key: value for key, value in files.kept_epoch.items() if key.startswith("val_")} if best else {}
+    rows: dict[str, Any] = (
+        {"kept epoch": f"{files.kept_epoch['epoch']} of {len(files.metrics)}"} if files.kept_epoch else {}
+    )
+    metrics = (
+        {key: value for key, value in files.kept_epoch.items() if key.startswith("val_")} if best else {}
+    )
     rows |= {key: metrics[key] for key, _ in run_facts.ordered(metrics, files)}
     tested = {f"test_{key}": value for key, value in files.scores.get("metrics", {}).items()}
     rows |= {key: tested[key] for key, _ in run_facts.ordered(tested, files)}
     counts = files.record.get("counts", {})
-    rows |= {f"{words} images": measured(counts[key]) for key, words in (("train", "training"), ("val", "validation")) if counts.get(key)}
+    rows |= {
+        f"{words} images": measured(counts[key])
+        for key, words in (("train", "training"), ("val", "validation"))
+        if counts.get(key)
+    }
     return (
         rows
         | {label.lower(): value for label, value in run_facts.speed(files)}
@@ -251,7 +309,9 @@ def _best_cells(label: str, cells: Sequence[Any], mixed: bool) -> list[bool]:
 
 def _captions(runs: Runs, drawn: Drawn) -> list[tuple[str, str]]:
     """Return the figures over epochs and their captions."""
-    losses = {run_facts.LOSSES.get(files.target.kind, "mean cross-entropy in nats") for files in runs.values()}
+    losses = {
+        run_facts.LOSSES.get(files.target.kind, "mean cross-entropy in nats") for files in runs.values()
+    }
     what = {"loss": f"Loss over the epochs: {', '.join(sorted(losses))}; validation solid, training dashed."}
     what["learning_rate"] = "Learning rate over the epochs, from the recipes."
 
@@ -265,7 +325,8 @@ def _captions(runs: Runs, drawn: Drawn) -> list[tuple[str, str]]:
         (
             name,
             what.get(name)
-            or f"{sentence(metric_name(name))} over the epochs{way(name)}: validation solid{', training dashed' if trained(name) else ''}.",
+            or f"{sentence(metric_name(name))} over the epochs{way(name)}: validation "
+            f"solid{', training dashed' if trained(name) else ''}.",
         )
         for name in (*curve_names(list(runs.values())), "learning_rate")
         if name in drawn
@@ -273,13 +334,18 @@ def _captions(runs: Runs, drawn: Drawn) -> list[tuple[str, str]]:
 
 
 def _parameters(files: RunFiles) -> dict[str, str]:
-    return {row["label"]: f"{row['count']:,} ({percent(row['share'])})" for row in run_facts.parameters(files)}
+    return {
+        row["label"]: f"{row['count']:,} ({percent(row['share'])})" for row in run_facts.parameters(files)
+    }
 
 
 def _side_by_side(runs: Runs, rows_of: Callable[[RunFiles], dict[str, Any]]) -> list[tuple[str, list[Any]]]:
     """Return the rows of one table, one column per run; None if a run lacks a row."""
     columns = [rows_of(files) for files in runs.values()]
-    return [(label, [column.get(label) for column in columns]) for label in dict.fromkeys(key for column in columns for key in column)]
+    return [
+        (label, [column.get(label) for column in columns])
+        for label in dict.fromkeys(key for column in columns for key in column)
+    ]
 
 
 def _recipe(runs: Runs, same: bool) -> list[tuple[str, list[Any]]]:

@@ -35,15 +35,29 @@ def confusion_figure(path: Path, counts: np.ndarray, class_names: Sequence[str],
         for row, column in np.argwhere(counts > 0):
             colour = "white" if shares[row, column] > 0.55 else INK
             percent = max(1, round(100 * shares[row, column]))
-            axes.text(column, row, f"{percent}", ha="center", va="center", color=colour, fontsize=8 if num_classes > 10 else 10)
+            axes.text(
+                column,
+                row,
+                f"{percent}",
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=8 if num_classes > 10 else 10,
+            )
         size = 9 if num_classes > 10 else 10.5
-        turned: dict[str, Any] = {"rotation": 90} if num_classes > 10 else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+        turned: dict[str, Any] = (
+            {"rotation": 90}
+            if num_classes > 10
+            else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+        )
         if max(map(len, names)) <= (8 if num_classes <= 4 else 3 if num_classes <= 10 else 2):
             turned = {}
         axes.set_xticks(range(num_classes), names, fontsize=size, parse_math=False, **turned)
         axes.set_yticks(range(num_classes), names, fontsize=size, parse_math=False)
         _as_matrix(axes)
-        axes.set_xlabel(f"predicted {noun}\n(numbers: % of the true {noun})", fontsize=10 if num_classes > 4 else 9)
+        axes.set_xlabel(
+            f"predicted {noun}\n(numbers: % of the true {noun})", fontsize=10 if num_classes > 4 else 9
+        )
         axes.set_ylabel(f"true {noun}", fontsize=10 if num_classes > 4 else 9)
 
 
@@ -60,14 +74,24 @@ def _heat_map(path: Path, shares: np.ndarray) -> None:
         # The square root makes single confusions visible beside a full diagonal.
         norm, edge = PowerNorm(0.5, vmin=0, vmax=1), len(padded) - 0.5
         image = axes.imshow(
-            np.where(cells > 0, cells, np.nan), cmap="Blues", norm=norm, interpolation="nearest", extent=(-0.5, edge, edge, -0.5)
+            np.where(cells > 0, cells, np.nan),
+            cmap="Blues",
+            norm=norm,
+            interpolation="nearest",
+            extent=(-0.5, edge, edge, -0.5),
         )
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         _as_matrix(axes)
         axes.set_xlabel("predicted class (number)")
         axes.set_ylabel("true class (number)")
-        bar = axes.figure.colorbar(image, ax=axes, format=PercentFormatter(1.0, decimals=0), ticks=[0, 0.05, 0.25, 0.5, 1], shrink=0.8)
+        bar = axes.figure.colorbar(
+            image,
+            ax=axes,
+            format=PercentFormatter(1.0, decimals=0),
+            ticks=[0, 0.05, 0.25, 0.5, 1],
+            shrink=0.8,
+        )
         bar.set_label("share of the true class")
         bar.outline.set_visible(False)
 

@@ -14,12 +14,26 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from pipeline.report.figures import ABOVE, CURVE_SIZE, GRID, QUIET, TRAINING, VALIDATION, new_axes, shortened
 from pipeline.report.rendering import Drawn
 from pipeline.report.run_files import RunFiles
-from pipeline.report.words import direction, higher_is_better, is_share, metric_name, metric_value, sentence, short_number
+from pipeline.report.words import (
+    direction,
+    higher_is_better,
+    is_share,
+    metric_name,
+    metric_value,
+    sentence,
+    short_number,
+)
 from pipeline.run_record import NEWEST
 from pipeline.training.optim import lr_at
 
 # Okabe and Ito's colours, without yellow, which is hard to see on white.
-RUN_LOOKS = tuple(zip((TRAINING, VALIDATION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C564B"), "os^Dv<>P", strict=True))
+RUN_LOOKS = tuple(
+    zip(
+        (TRAINING, VALIDATION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C564B"),
+        "os^Dv<>P",
+        strict=True,
+    )
+)
 COLOURS = {"training": (TRAINING, "o"), "validation": (VALIDATION, "s")}
 
 
@@ -32,23 +46,39 @@ def draw_curves(files: RunFiles) -> Drawn:
     drawn = {}
     for name in curve_names([files]):
         values = {
-            label: [row.get(f"{key}_{name}") for row in files.metrics] for label, key in (("training", "train"), ("validation", "val"))
+            label: [row.get(f"{key}_{name}") for row in files.metrics]
+            for label, key in (("training", "train"), ("validation", "val"))
         }
-        curves = {label: heights for label, heights in values.items() if any(height is not None for height in heights)}
+        curves = {
+            label: heights
+            for label, heights in values.items()
+            if any(height is not None for height in heights)
+        }
         if curves:
             path = files.path / "figures" / f"{name}.png"
-            epoch_curves(path, [row["epoch"] for row in files.metrics], curves, name, _best_words(files, name))
+            epoch_curves(
+                path, [row["epoch"] for row in files.metrics], curves, name, _best_words(files, name)
+            )
             drawn[name] = path, _alt(name, curves)
     # `step` counts finished steps from 1; the learning rate beside it is that of the last one, with index
     # step - 1.
     ends = {row["epoch"]: row["step"] - 1 for row in files.metrics if row.get("step")}
-    recorded = [(ends[row["epoch"]], row["lr"]) for row in files.metrics if row.get("step") and row.get("lr") is not None]
+    recorded = [
+        (ends[row["epoch"]], row["lr"])
+        for row in files.metrics
+        if row.get("step") and row.get("lr") is not None
+    ]
     steps, rates = scheduled(files.schedule)
     if steps or recorded:
         path = files.path / "figures" / "learning_rate.png"
         learning_rate_curve(path, steps, rates, ends, recorded)
-        last, highest = (max(column) for column in zip(*recorded, *zip(steps, rates, strict=True), strict=True))
-        drawn["learning_rate"] = path, f"Learning rate over {last + 1:,} optimizer steps, at most {short_number(highest)}."
+        last, highest = (
+            max(column) for column in zip(*recorded, *zip(steps, rates, strict=True), strict=True)
+        )
+        drawn["learning_rate"] = (
+            path,
+            f"Learning rate over {last + 1:,} optimizer steps, at most {short_number(highest)}.",
+        )
     return drawn
 
 
@@ -74,7 +104,11 @@ def axis_limits(name: str, values: np.ndarray) -> tuple[float, float]:
 
 
 def epoch_curves(
-    path: Path, epochs: Sequence[int], curves: dict[str, Sequence[float | None]], name: str, best: tuple[int, str] | None = None
+    path: Path,
+    epochs: Sequence[int],
+    curves: dict[str, Sequence[float | None]],
+    name: str,
+    best: tuple[int, str] | None = None,
 ) -> None:
     """Draw one line per curve of the metric `name`; `best` = (epoch, text) is marked.
 
@@ -89,7 +123,16 @@ def epoch_curves(
             axes.plot(epochs, heights, color=colour, marker=marker if len(epochs) <= 40 else "", label=label)
             if best and best[0] in epochs and (label == "validation" or len(curves) == 1):
                 at_best = heights[list(epochs).index(best[0])]
-                axes.plot(best[0], at_best, "o", color=colour, markersize=12, fillstyle="none", markeredgewidth=1.6, clip_on=False)
+                axes.plot(
+                    best[0],
+                    at_best,
+                    "o",
+                    color=colour,
+                    markersize=12,
+                    fillstyle="none",
+                    markeredgewidth=1.6,
+                    clip_on=False,
+                )
         if best:
             axes.axvline(best[0], color=QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
             axes.text(1, 1.02, best[1], transform=axes.transAxes, ha="right", va="bottom", fontsize=10.5)
@@ -131,7 +174,13 @@ def compared_curves(path: Path, curves: Sequence[RunCurve], name: str) -> None:
             if curve.dashed:
                 axes.plot(curve.x, _floats(curve.y), "--", color=colour, linewidth=1.2, alpha=0.75)
             else:
-                axes.plot(curve.x, _floats(curve.y), color=colour, marker=marker if few else "", label=shortened(curve.run, 48))
+                axes.plot(
+                    curve.x,
+                    _floats(curve.y),
+                    color=colour,
+                    marker=marker if few else "",
+                    label=shortened(curve.run, 48),
+                )
         if any(curve.dashed for curve in curves):
             axes.plot([], [], "--", color=QUIET, linewidth=1.2, label="training (dashed)")
         last = max(max(curve.x) for curve in curves)
@@ -161,9 +210,19 @@ def learning_rate_curve(
             axes.plot(steps, rates, color=TRAINING, label="schedule")
         if recorded:
             sparse = recorded[:: math.ceil(len(recorded) / 30)]  # few dots, so that the line stays visible
-            axes.plot(*zip(*sparse, strict=True), "o", color=VALIDATION, markersize=4.5, label="recorded during training")
+            axes.plot(
+                *zip(*sparse, strict=True),
+                "o",
+                color=VALIDATION,
+                markersize=4.5,
+                label="recorded during training",
+            )
         last_step = max([*steps, *(step for step, _ in recorded)])
-        shown = {epoch: step for epoch, step in epoch_ends.items() if epoch % max(1, math.ceil(len(epoch_ends) / 12)) == 0}
+        shown = {
+            epoch: step
+            for epoch, step in epoch_ends.items()
+            if epoch % max(1, math.ceil(len(epoch_ends) / 12)) == 0
+        }
         # room for the epochs above and for numbers such as 2.5e-4
         axes.figure.subplots_adjust(top=0.85, left=0.165)
         above = axes.secondary_xaxis("top")
@@ -172,7 +231,15 @@ def learning_rate_curve(
         above.tick_params(length=3, labelsize=9, labelcolor=QUIET)
         above.spines["top"].set_color(GRID)
         # Not axvline: the legend would avoid these lines too, and end up on the curve.
-        axes.vlines(list(shown.values()), 0, 1, transform=axes.get_xaxis_transform(), color=GRID, linewidth=0.8, zorder=0)
+        axes.vlines(
+            list(shown.values()),
+            0,
+            1,
+            transform=axes.get_xaxis_transform(),
+            color=GRID,
+            linewidth=0.8,
+            zorder=0,
+        )
         axes.grid(axis="x", visible=False)
         axes.set_xlim(0, max(last_step * 1.02, 1))
         axes.set_ylim(0, max([*rates, *(rate for _, rate in recorded)]) * 1.12 or 1)
@@ -189,7 +256,9 @@ def _best_words(files: RunFiles, name: str) -> tuple[int, str] | None:
         return None
     epoch, value = files.best["epoch"], files.kept_epoch.get(f"val_{name}")
     if files.best.get("soup"):
-        return epoch, "best epoch of a mean of several" + ("" if value is None else f", which has {_value(name, value)}")
+        return epoch, "best epoch of a mean of several" + (
+            "" if value is None else f", which has {_value(name, value)}"
+        )
     return epoch, f"{'last' if files.best.get('rule') in NEWEST else 'best'} epoch {epoch}" + (
         "" if value is None else f": {_value(name, value)}"
     )

@@ -57,7 +57,9 @@ def _named(line: dict[str, Any], files: RunFiles) -> list[tuple[str, float]]:
     """Return the numbers of a decision, each with its name."""
     kind, numbers, names = line["kind"], line["numbers"], files.target.output_names
     if kind == "cuts":
-        return [(f"{low} | {high}", number) for low, high, number in zip(names, names[1:], numbers, strict=False)]
+        return [
+            (f"{low} | {high}", number) for low, high, number in zip(names, names[1:], numbers, strict=False)
+        ]
     if len(numbers) == len(names):
         return list(zip(names, numbers, strict=True))
     return [(kind, number) for number in numbers]

@@ -48,7 +48,14 @@ STYLE = {
     "ytick.labelcolor": INK,
 }
 # Legend above the axes, where no curve crosses its text.
-ABOVE = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.985), "ncols": 2, "borderpad": 0.2, "handlelength": 1.6, "columnspacing": 1.2}
+ABOVE = {
+    "loc": "lower left",
+    "bbox_to_anchor": (-0.02, 0.985),
+    "ncols": 2,
+    "borderpad": 0.2,
+    "handlelength": 1.6,
+    "columnspacing": 1.2,
+}
 # Tried in this order for letters that matplotlib's own font lacks; fonts that are not installed are skipped.
 WIDER_FONTS = (
     *("Noto Sans", "Noto Sans CJK TC", "Noto Sans CJK SC", "Noto Sans CJK JP"),
@@ -62,7 +69,9 @@ def new_axes(path: Path, size: tuple[float, float] = CURVE_SIZE) -> Iterator[Axe
     atomically.
     """
     with matplotlib.rc_context({**STYLE, "font.family": fonts()[0]}):
-        figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout=None if size == CURVE_SIZE else "constrained")
+        figure = Figure(
+            figsize=size, dpi=DPI, facecolor="white", layout=None if size == CURVE_SIZE else "constrained"
+        )
         # fixed margins halve the drawing time of figures that are updated after each epoch
         if size == CURVE_SIZE:
             figure.subplots_adjust(left=0.145, right=0.975, bottom=0.15, top=0.89)
@@ -102,7 +111,10 @@ def drawable_names(names: Sequence[str]) -> list[str]:
     """Return class names for axes; names that are equal after shortening end with their number."""
     shown = [drawable(name, number) for number, name in enumerate(names)]
     times = Counter(shown)
-    return [name if times[name] == 1 else f"{name[:16].rstrip('…')}… ({number})" for number, name in enumerate(shown)]
+    return [
+        name if times[name] == 1 else f"{name[:16].rstrip('…')}… ({number})"
+        for number, name in enumerate(shown)
+    ]
 
 
 def shortened(text: str, length: int) -> str:

@@ -30,7 +30,13 @@ def read_folds(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
     name, curves = folds["metric"], []
     for line in folds["each"][: len(RUN_LOOKS)]:
         epochs = read_metrics(files.path / f"fold-{line['fold']}" / METRICS)
-        curves.append(RunCurve(f"fold {line['fold']}", [row["epoch"] for row in epochs], [row.get(f"val_{name}") for row in epochs]))
+        curves.append(
+            RunCurve(
+                f"fold {line['fold']}",
+                [row["epoch"] for row in epochs],
+                [row.get(f"val_{name}") for row in epochs],
+            )
+        )
     curves = [curve for curve in curves if any(value is not None for value in curve.y)]
     if curves:
         path = files.path / "figures" / "folds.png"

@@ -40,10 +40,17 @@ def read_labels(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
         "labels_an_image": float(truth.sum(axis=1).mean()),
         "labelled": len(target.names) <= MAX_NAMED_LABELS,
         "per_class": per_label,
-        "weakest": sorted((row for row in per_label if row["support"]), key=lambda row: row["f1"])[:SHOWN_WEAKEST],
+        "weakest": sorted((row for row in per_label if row["support"]), key=lambda row: row["f1"])[
+            :SHOWN_WEAKEST
+        ],
         "wrong": _wrong(files, truth, chosen) if values is not None else [],
         "calibration": read_calibration(
-            files, drawn, values.ravel(), truth.ravel(), "probability of a label", "share of images with the label"
+            files,
+            drawn,
+            values.ravel(),
+            truth.ravel(),
+            "probability of a label",
+            "share of images with the label",
         )
         if values is not None
         else None,
@@ -57,12 +64,17 @@ def label_scores(files: RunFiles) -> list[dict[str, Any]]:
         UserError: as `read_labels`.
     """
     truth, chosen = _decisions(files)
-    return [_label(files, number, truth[:, number], chosen[:, number]) for number in range(len(files.target.names))]
+    return [
+        _label(files, number, truth[:, number], chosen[:, number])
+        for number in range(len(files.target.names))
+    ]
 
 
 def _decisions(files: RunFiles) -> tuple[np.ndarray, np.ndarray]:
     """Return (N, O) bool: the truth, and the decisions."""
-    truth, chosen = (files.target.encode([row[key] for row in files.predictions]) > 0.5 for key in ("label", "predicted"))
+    truth, chosen = (
+        files.target.encode([row[key] for row in files.predictions]) > 0.5 for key in ("label", "predicted")
+    )
     return truth, chosen
 
 
@@ -99,7 +111,9 @@ def _wrong(files: RunFiles, truth: np.ndarray, chosen: np.ndarray) -> list[dict[
             times[label] += 1
             shown.append((int(at[place]), label, float(predicted[place])))
     images = list(dict.fromkeys(row for row, _, _ in shown))
-    jpegs = dict(zip(images, kept_images(files, [files.predictions[row] for row in images], "mistake"), strict=True))
+    jpegs = dict(
+        zip(images, kept_images(files, [files.predictions[row] for row in images], "mistake"), strict=True)
+    )
     return [
         {
             "label": files.target.names[label],

@@ -30,8 +30,13 @@ def read_submissions(files: RunFiles, ledger: Path, drawn: Drawn) -> dict[str, A
     except UserError as error:
         return {"problem": str(error)}
     own = f"{files.best['value']:.6g}" if files.best else None  # in the format of `make submit`
-    competition = competition or next((row["competition"] for row in reversed(rows) if row["validation_score"] == own), None)
-    rows = [row | {"number": number} for number, row in enumerate((row for row in rows if row["competition"] == competition), start=1)]
+    competition = competition or next(
+        (row["competition"] for row in reversed(rows) if row["validation_score"] == own), None
+    )
+    rows = [
+        row | {"number": number}
+        for number, row in enumerate((row for row in rows if row["competition"] == competition), start=1)
+    ]
     if not rows:
         return None
     scored = [(row["number"], _number(row["validation_score"]), _number(row["public_score"])) for row in rows]
@@ -45,9 +50,16 @@ def read_submissions(files: RunFiles, ledger: Path, drawn: Drawn) -> dict[str, A
         submissions_figure(path, points, own_numbers, files.metric.words if better else "", better)
         drawn["submissions"] = (
             path,
-            f"Public score against validation score of {len(points)} submissions to {competition}{'; ' if better else ''}{better}.",
+            f"Public score against validation score of {len(points)} submissions to "
+            f"{competition}{'; ' if better else ''}{better}.",
         )
-    return {"problem": None, "competition": competition, "rows": rows, "best": _best(files, rows), "better": better}
+    return {
+        "problem": None,
+        "competition": competition,
+        "rows": rows,
+        "best": _best(files, rows),
+        "better": better,
+    }
 
 
 def _best(files: RunFiles, rows: list[dict[str, Any]]) -> int | None:

@@ -63,5 +63,8 @@ class LivePage:
                 with self._curves.spending():
                     draw_curves(read_run_files(self.run_dir))
         except Exception as error:
-            return f"the page of this run could not be written ({type(error).__name__}: {error}); training continues"
+            return (
+                f"the page of this run could not be written ({type(error).__name__}: {error}); training "
+                "continues"
+            )
         return None

@@ -32,16 +32,23 @@ def read_numbers(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
     truth = target.encode([row["label"] for row in rows]).astype(np.float64)
     values = files.values if files.values is not None else target.encode([row["predicted"] for row in rows])
     errors = np.asarray(values, dtype=np.float64) - truth
-    columns = [_column(files, number, truth[:, number], errors[:, number]) for number in range(len(target.names))]
+    columns = [
+        _column(files, number, truth[:, number], errors[:, number]) for number in range(len(target.names))
+    ]
     for number, name in enumerate(target.names[:MAX_DRAWN_COLUMNS]):
         figures = files.path / "figures"
-        scatter_figure(figures / f"predicted_{number}.png", truth[:, number], truth[:, number] + errors[:, number], name)
+        scatter_figure(
+            figures / f"predicted_{number}.png", truth[:, number], truth[:, number] + errors[:, number], name
+        )
         residuals_figure(figures / f"residuals_{number}.png", errors[:, number], name)
         drawn[f"predicted_{number}"] = (
             figures / f"predicted_{number}.png",
             f"Predicted against true {name} of {len(rows):,} {files.checked} images.",
         )
-        drawn[f"residuals_{number}"] = figures / f"residuals_{number}.png", f"Histogram of predicted minus true {name}."
+        drawn[f"residuals_{number}"] = (
+            figures / f"residuals_{number}.png",
+            f"Histogram of predicted minus true {name}.",
+        )
     return {
         "kind": target.kind,
         "total": len(rows),
@@ -68,7 +75,15 @@ def read_number_counts(files: RunFiles, drawn: Drawn) -> list[dict[str, Any]]:
         path = files.path / "figures" / f"numbers_{number}.png"
         number_counts_figure(path, histogram["edges"], histogram["counts"], name, of)
         drawn[path.stem] = path, f"Histogram of {name} over {sum(histogram['counts']):,} {of}."
-        shown.append({"name": name, "figure": path.stem, "of": of, "low": histogram["edges"][0], "high": histogram["edges"][-1]})
+        shown.append(
+            {
+                "name": name,
+                "figure": path.stem,
+                "of": of,
+                "low": histogram["edges"][0],
+                "high": histogram["edges"][-1],
+            }
+        )
     return shown
 
 
@@ -97,7 +112,11 @@ def _largest(files: RunFiles, truth: np.ndarray, errors: np.ndarray) -> list[dic
     return [
         {
             "numbers": [
-                {"name": name, "true": float(truth[at, number]), "predicted": float(truth[at, number] + errors[at, number])}
+                {
+                    "name": name,
+                    "true": float(truth[at, number]),
+                    "predicted": float(truth[at, number] + errors[at, number]),
+                }
                 for number, name in enumerate(files.target.names[:MAX_DRAWN_COLUMNS])
             ],
             "file": Path(row["path"]).name,

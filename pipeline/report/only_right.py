@@ -29,7 +29,11 @@ def read_only_right(runs: Mapping[str, RunFiles]) -> dict[str, Any] | None:
     predictions.
     """
     kinds = {files.target.kind for files in runs.values()}
-    if len(kinds) > 1 or len({files.target.names for files in runs.values()}) > 1 or not all(files.predictions for files in runs.values()):
+    if (
+        len(kinds) > 1
+        or len({files.target.names for files in runs.values()}) > 1
+        or not all(files.predictions for files in runs.values())
+    ):
         return None
     rows = {name: _keyed(files) for name, files in runs.items()}
     shared = [key for key in next(iter(rows.values())) if all(key in found for found in rows.values())]
@@ -43,7 +47,8 @@ def read_only_right(runs: Mapping[str, RunFiles]) -> dict[str, Any] | None:
         return None
     table = np.array([[right[name][rows[name][key]] for name in runs] for key in shared])
     alone = {
-        name: [key for key, line in zip(shared, table, strict=True) if line[column] and line.sum() == 1] for column, name in enumerate(runs)
+        name: [key for key, line in zip(shared, table, strict=True) if line[column] and line.sum() == 1]
+        for column, name in enumerate(runs)
     }
     counts = [len(keys) for keys in alone.values()]
     return {
@@ -52,7 +57,10 @@ def read_only_right(runs: Mapping[str, RunFiles]) -> dict[str, Any] | None:
         "both": int(table.all(axis=1).sum()),
         "none": int((~table.any(axis=1)).sum()),
         "chance": _share(sign_test(*counts)) if len(counts) == 2 and sum(counts) else None,
-        "each": [{"run": name, "count": len(keys), "items": _items(name, runs, rows, keys)} for name, keys in alone.items()],
+        "each": [
+            {"run": name, "count": len(keys), "items": _items(name, runs, rows, keys)}
+            for name, keys in alone.items()
+        ],
     }
 
 
@@ -72,17 +80,24 @@ def _share(value: float) -> str:
 
 
 def _keyed(files: RunFiles) -> dict[Key, int]:
-    return {(row["id"], Path(row["path"]).name, row["label"]): number for number, row in enumerate(files.predictions)}
+    return {
+        (row["id"], Path(row["path"]).name, row["label"]): number
+        for number, row in enumerate(files.predictions)
+    }
 
 
 def _right(files: RunFiles) -> list[bool]:
     if files.target.kind == "multilabel":
-        truth, chosen = (files.target.encode([row[key] for row in files.predictions]) for key in ("label", "predicted"))
+        truth, chosen = (
+            files.target.encode([row[key] for row in files.predictions]) for key in ("label", "predicted")
+        )
         return (truth == chosen).all(axis=1).tolist()
     return [row["label"] == row["predicted"] for row in decided(files)]
 
 
-def _items(own: str, runs: Mapping[str, RunFiles], rows: Mapping[str, dict[Key, int]], keys: list[Key]) -> list[dict[str, Any]]:
+def _items(
+    own: str, runs: Mapping[str, RunFiles], rows: Mapping[str, dict[Key, int]], keys: list[Key]
+) -> list[dict[str, Any]]:
     """Return the images of `keys`, those first on which the other runs are most confident (and wrong)."""
     others = [name for name in runs if name != own]
     predicted = {name: decided(runs[name]) for name in runs}
@@ -95,7 +110,9 @@ def _items(own: str, runs: Mapping[str, RunFiles], rows: Mapping[str, dict[Key, 
     return [
         {
             "title": predicted[own][rows[own][key]]["label"] or "no label",
-            "text": "; ".join(_prediction(name, predicted[name][rows[name][key]], len(others) > 1) for name in others),
+            "text": "; ".join(
+                _prediction(name, predicted[name][rows[name][key]], len(others) > 1) for name in others
+            ),
             "file": key[1],
             "thumbnail": image,
         }
@@ -108,7 +125,9 @@ def _prediction(name: str, row: dict[str, str], several: bool) -> str:
     return f"{name if several else 'the other'}: {row['predicted'] or 'no label'}{sure}"
 
 
-def _nearer(runs: Mapping[str, RunFiles], rows: Mapping[str, dict[Key, int]], shared: list[Key]) -> dict[str, Any]:
+def _nearer(
+    runs: Mapping[str, RunFiles], rows: Mapping[str, dict[Key, int]], shared: list[Key]
+) -> dict[str, Any]:
     errors = {}
     for name, files in runs.items():
         order = [rows[name][key] for key in shared]
@@ -120,22 +139,31 @@ def _nearer(runs: Mapping[str, RunFiles], rows: Mapping[str, dict[Key, int]], sh
     for name in runs:
         gain = np.min([errors[other] for other in runs if other != name], axis=0) - errors[name]
         keys = [shared[row] for row in np.argsort(-gain, kind="stable").tolist() if gain[row] > 0]
-        each.append({"run": name, "count": len(keys), "items": _number_items(name, runs, rows, keys[:SHOWN_EACH])})
+        each.append(
+            {"run": name, "count": len(keys), "items": _number_items(name, runs, rows, keys[:SHOWN_EACH])}
+        )
     return {"numbers": True, "shared": len(shared), "both": 0, "none": 0, "chance": None, "each": each}
 
 
-def _number_items(own: str, runs: Mapping[str, RunFiles], rows: Mapping[str, dict[Key, int]], keys: list[Key]) -> list[dict[str, Any]]:
+def _number_items(
+    own: str, runs: Mapping[str, RunFiles], rows: Mapping[str, dict[Key, int]], keys: list[Key]
+) -> list[dict[str, Any]]:
     def words(files: RunFiles, text: str) -> str:
         return ", ".join(brief(float(value)) for value in files.target.encode([text])[0])
 
     found = []
     for key, image in zip(keys, _images(own, runs, rows, keys), strict=True):
-        text = "; ".join(f"{name}: {words(files, files.predictions[rows[name][key]]['predicted'])}" for name, files in runs.items())
+        text = "; ".join(
+            f"{name}: {words(files, files.predictions[rows[name][key]]['predicted'])}"
+            for name, files in runs.items()
+        )
         found.append({"title": words(runs[own], key[2]), "text": text, "file": key[1], "thumbnail": image})
     return found
 
 
-def _images(own: str, runs: Mapping[str, RunFiles], rows: Mapping[str, dict[Key, int]], keys: list[Key]) -> list[str | None]:
+def _images(
+    own: str, runs: Mapping[str, RunFiles], rows: Mapping[str, dict[Key, int]], keys: list[Key]
+) -> list[str | None]:
     """Return the images; each run can only show images of its own data folder, so all runs are tried."""
     found: list[str | None] = [None] * len(keys)
     for name in (own, *(other for other in runs if other != own)):

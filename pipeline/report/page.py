@@ -43,18 +43,41 @@ OPEN_STRIPS, OPEN_TILES = 24, 60  # classes whose images are shown at once; othe
 def main(argv: list[str] | None = None) -> int:
     """Write the page of one run into its folder, or a page that compares several runs."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.report.page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipeline.report.page",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--run", type=Path, action="append", metavar="DIR", help="run folder (default: finetuned_model); several are compared in one page"
+        "--run",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="run folder (default: finetuned_model); several are compared in one page",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("comparison"), metavar="DIR", help="folder for a comparison (default: %(default)s)"
+        "--output",
+        type=Path,
+        default=Path("comparison"),
+        metavar="DIR",
+        help="folder for a comparison (default: %(default)s)",
     )
-    parser.add_argument("--if-present", action="store_true", help="do nothing if that folder holds no run or cannot be written")
-    parser.add_argument("--of", type=Path, metavar="FILE", help="the run that made this predictions file, as inference.py recorded it")
-    parser.add_argument("--format", action="append", choices=FORMATS, default=[], help="also write the figures as svg or pdf")
-    parser.add_argument("--no-images", action="store_true", help="write the page without images of the data, for sending")
+    parser.add_argument(
+        "--if-present",
+        action="store_true",
+        help="do nothing if that folder holds no run or cannot be written",
+    )
+    parser.add_argument(
+        "--of",
+        type=Path,
+        metavar="FILE",
+        help="the run that made this predictions file, as inference.py recorded it",
+    )
+    parser.add_argument(
+        "--format", action="append", choices=FORMATS, default=[], help="also write the figures as svg or pdf"
+    )
+    parser.add_argument(
+        "--no-images", action="store_true", help="write the page without images of the data, for sending"
+    )
     args = parser.parse_args(argv)
     origin = find_origin(args.of) if args.of and not args.run else None
     runs = args.run or [Path(origin.models[0] if origin else "finetuned_model")]
@@ -68,9 +91,16 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with also_as(args.format):
         images = not args.no_images
-        page = build_report(runs[0], images=images) if len(runs) == 1 else build_comparison(runs, args.output, images)
+        page = (
+            build_report(runs[0], images=images)
+            if len(runs) == 1
+            else build_comparison(runs, args.output, images)
+        )
     size = page.stat().st_size
-    print(f"{page}: {human_size(size)}, a single file that can be sent{'' if images else '; it holds no image of the data'}")
+    print(
+        f"{page}: {human_size(size)}, a single file that can be "
+        f"sent{'' if images else '; it holds no image of the data'}"
+    )
     if size > MAX_PAGE_BYTES and images:
         print(f"that is more than {human_size(MAX_PAGE_BYTES)}; --no-images makes it smaller")
     return 0
@@ -85,7 +115,10 @@ def _read_only(run_dir: Path) -> str | None:
         check_place(run_dir / PAGE)
     except UserError as error:
         copy = versioned(Path(run_dir.resolve().name))
-        commands = ["cp", "-r", str(run_dir), str(copy)], ["python", "-m", "pipeline.report.page", "--run", str(copy)]
+        commands = (
+            ["cp", "-r", str(run_dir), str(copy)],
+            ["python", "-m", "pipeline.report.page", "--run", str(copy)],
+        )
         return f"{error}; copy the run first: {' && '.join(map(shlex.join, commands))}"
     return None
 
@@ -123,7 +156,9 @@ def build_report(run_dir: Path, ledger: Path = LEDGER, images: bool = True) -> P
         "kind": run_facts.kind(files),
         "target": files.target,
         "curves": run_facts.curve_captions(files, curve_names([files])),
-        "best_metrics": run_facts.metrics({key: value for key, value in files.kept_epoch.items() if key.startswith("val_")}, files),
+        "best_metrics": run_facts.metrics(
+            {key: value for key, value in files.kept_epoch.items() if key.startswith("val_")}, files
+        ),
         "epochs": run_facts.epoch_table(files),
         "folds": folds,
         "decisions": read_decisions(files),
@@ -138,7 +173,10 @@ def build_report(run_dir: Path, ledger: Path = LEDGER, images: bool = True) -> P
         "attention": attention,
         "submissions": submissions,
         "test_metrics": run_facts.metrics(files.scores.get("metrics", {}), files),
-        "test_parts": {part: dict(run_facts.metrics(metrics, files)) for part, metrics in files.scores.get("parts", {}).items()},
+        "test_parts": {
+            part: dict(run_facts.metrics(metrics, files))
+            for part, metrics in files.scores.get("parts", {}).items()
+        },
         "scores": files.scores,
         "parameters": run_facts.parameters(files),
         "settings": run_facts.settings(files),
@@ -162,7 +200,11 @@ def _draw_class_counts(files: RunFiles, counts: dict[str, int], drawn: Drawn) ->
     path, kind = files.path / "figures" / "class_counts.png", files.target.kind
     noun = {"ordinal": "grades", "multilabel": "labels"}.get(kind, "classes")
     class_counts_figure(path, list(counts), list(counts.values()), noun, ordered=kind == "ordinal")
-    drawn["class_counts"] = path, f"Training images of {len(counts):,} {noun}: from {min(counts.values()):,} to {max(counts.values()):,}."
+    drawn["class_counts"] = (
+        path,
+        f"Training images of {len(counts):,} {noun}: from {min(counts.values()):,} to "
+        f"{max(counts.values()):,}.",
+    )
 
 
 def _samples(files: RunFiles) -> dict[str, Any]:
@@ -180,7 +222,9 @@ def _attention(files: RunFiles, drawn: Drawn) -> list[str]:
     for path in paths:
         drawn[path.stem] = (
             path,
-            "Heads of the last layer, each over the image." if "heads" in path.stem else "Attention maps over the images.",
+            "Heads of the last layer, each over the image."
+            if "heads" in path.stem
+            else "Attention maps over the images.",
         )
     return [path.stem for path in paths]
 

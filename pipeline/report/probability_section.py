@@ -35,7 +35,11 @@ def read_probabilities(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
         found["auc"] = float(roc_auc_score(truth, probabilities))
         path = files.path / "figures" / "roc.png"
         roc_figure(path, truth, probabilities)
-        drawn["roc"] = path, f"ROC curve of {files.target.names[1]} on {len(truth):,} {files.checked} images: area {found['auc']:.4f}."
+        drawn["roc"] = (
+            path,
+            f"ROC curve of {files.target.names[1]} on {len(truth):,} {files.checked} images: area "
+            f"{found['auc']:.4f}.",
+        )
     words = "probability of the positive class", "share of positive images"
     return found | {"calibration": read_calibration(files, drawn, probabilities, truth, *words)}
 

@@ -34,7 +34,8 @@ def read_questions(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
         share = sum(count for _, count in shown) / sum(counts.values())
         drawn["answers"] = (
             path,
-            f"The {len(shown)} most frequent training answers, from {shown[0][0]}; together {share:.0%} of the questions.",
+            f"The {len(shown)} most frequent training answers, from {shown[0][0]}; together {share:.0%} of "
+            "the questions.",
         )
     floors = files.path / FLOORS
     names = files.record.get("class_names", [])
@@ -43,10 +44,16 @@ def read_questions(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
     shown = [number for numbers in chosen.values() for number in numbers]
     images = dict(zip(shown, kept_images(files, [rows[number] for number in shown], "question"), strict=True))
     examples = {
-        name: [_example(rows[number], probs[number] if probs is not None else None, names, images[number]) for number in numbers]
+        name: [
+            _example(rows[number], probs[number] if probs is not None else None, names, images[number])
+            for number in numbers
+        ]
         for name, numbers in chosen.items()
     }
-    return {"floors": read_shaped(floors, Each(NUMBER), "remove it, then try again") if floors.exists() else {}, **examples}
+    return {
+        "floors": read_shaped(floors, Each(NUMBER), "remove it, then try again") if floors.exists() else {},
+        **examples,
+    }
 
 
 def answers_figure(path: Path, counts: Sequence[tuple[str, int]]) -> None:
@@ -74,8 +81,12 @@ def _surest(rows: Sequence[dict[str, str]], right: bool) -> list[int]:
     return sorted(chosen, key=lambda number: rounds[number])[:SHOWN_EACH]
 
 
-def _example(row: dict[str, str], probs: np.ndarray | None, names: Sequence[str], image: str | None) -> dict[str, Any]:
+def _example(
+    row: dict[str, str], probs: np.ndarray | None, names: Sequence[str], image: str | None
+) -> dict[str, Any]:
     answers = [(row["predicted"], float(row["confidence"]))]
     if probs is not None:
-        answers = [(names[index], float(probs[index])) for index in np.argsort(-probs, kind="stable")[:SHOWN_ANSWERS]]
+        answers = [
+            (names[index], float(probs[index])) for index in np.argsort(-probs, kind="stable")[:SHOWN_ANSWERS]
+        ]
     return {"question": row["question"], "label": row["label"], "answers": answers, "thumbnail": image}

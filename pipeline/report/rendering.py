@@ -67,5 +67,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=measured, percent=percent, setting=setting, time=to_the_minute, brief=brief)
+    environment.filters.update(
+        number=measured, percent=percent, setting=setting, time=to_the_minute, brief=brief
+    )
     return environment

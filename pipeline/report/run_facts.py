@@ -33,7 +33,12 @@ MAIN_SETTINGS = {
     "lora.targets": "LoRA targets",
     "data.val_fraction": "Validation share",
 }
-PARAMETERS = {"model": "In the model, without adapter", "trainable": "Trainable", "adapter": "Adapter (LoRA)", "head": "Head"}
+PARAMETERS = {
+    "model": "In the model, without adapter",
+    "trainable": "Trainable",
+    "adapter": "Adapter (LoRA)",
+    "head": "Head",
+}
 LOSSES = {
     "binary": "mean binary cross-entropy in nats",
     "multilabel": "mean binary cross-entropy of a label in nats",
@@ -56,17 +61,28 @@ def headlines(files: RunFiles) -> list[dict[str, str]]:
     if best:
         what = f"{files.checked} {metric_name(best['metric'])}"
         value = metric_value(best["metric"], best["value"])
-        shown.append({"value": value, "what": what, "when": _when(files, best), "note": _best_note(files, best)})
+        shown.append(
+            {"value": value, "what": what, "when": _when(files, best), "note": _best_note(files, best)}
+        )
     elif files.kept_epoch.get(key := f"train_{files.training_score}") is not None:
         note = "on its own training images: none was held out for validation"
         value, what = metric_value(key, files.kept_epoch[key]), f"training {metric_name(key)}"
-        shown.append({"value": value, "what": what, "when": f"epoch {files.kept_epoch['epoch']}", "note": note})
+        shown.append(
+            {"value": value, "what": what, "when": f"epoch {files.kept_epoch['epoch']}", "note": note}
+        )
     metrics = files.scores.get("metrics") or {}
     if metrics:
         key = next((name for name in (files.metric.name, "accuracy") if name in metrics), next(iter(metrics)))
         rows = f"{files.scores['rows']:,} rows" if files.scores.get("rows") else ""
         note = "" if higher_is_better(key) else direction(key)
-        shown.append({"value": metric_value(key, metrics[key]), "what": f"test {metric_name(key)}", "when": rows, "note": note})
+        shown.append(
+            {
+                "value": metric_value(key, metrics[key]),
+                "what": f"test {metric_name(key)}",
+                "when": rows,
+                "note": note,
+            }
+        )
     return shown
 
 
@@ -75,8 +91,15 @@ def _when(files: RunFiles, best: dict[str, Any]) -> str:
     if files.record.get("kind") == "blend":
         return f"a blend of {len(files.record['members'])}"
     if folds := files.record.get("folds"):
-        mean, deviation = (None if folds.get(key) is None else metric_value(best["metric"], folds[key]) for key in ("mean", "deviation"))
-        return f"{folds['count']} folds" + (f": {mean}" if mean else "") + (f" ± {deviation}" if deviation else "")
+        mean, deviation = (
+            None if folds.get(key) is None else metric_value(best["metric"], folds[key])
+            for key in ("mean", "deviation")
+        )
+        return (
+            f"{folds['count']} folds"
+            + (f": {mean}" if mean else "")
+            + (f" ± {deviation}" if deviation else "")
+        )
     planned = planned_epochs(files.told) or (files.metrics and files.metrics[-1]["epoch"])
     return f"epoch {best['epoch']}" + (f" of {planned}" if planned else "")
 
@@ -104,7 +127,10 @@ def curve_captions(files: RunFiles, names: Sequence[str]) -> list[tuple[str, str
         else:
             what = f"{sentence(metric_name(name))} over the epochs."
             if name != "accuracy" and name == files.metric.name:
-                what = f"{sentence(metric_name(name))} over the epochs, the competition's metric: {direction(name)}."
+                what = (
+                    f"{sentence(metric_name(name))} over the epochs, the competition's metric: "
+                    f"{direction(name)}."
+                )
             what += marked + (averaged if name == files.training_score else "")
         captions.append((name, what + _trained_on(files, name)))
     return captions
@@ -120,7 +146,9 @@ def _trained_on(files: RunFiles, name: str) -> str:
     if name == "loss":
         loss = optimizer.get("loss", "auto")
         other = [f"the {loss} loss"] if loss != "auto" else []
-        other += ["with logits adjusted by the shares of the classes"] if optimizer.get("logit_adjustment") else []
+        other += (
+            ["with logits adjusted by the shares of the classes"] if optimizer.get("logit_adjustment") else []
+        )
         other += ["over mixed images"] if mixed else []
         return f" The training loss is different: {', '.join(other)}." if other else ""
     if name != files.training_score or not mixed:
@@ -145,12 +173,18 @@ def _best_note(files: RunFiles, best: dict[str, Any]) -> str:
     if floor := _baseline(files, "floor", "linear probe"):
         parts.append(f"{floor[1]}: {metric_value(key, floor[0])}")
     known = files.truth is not None and files.target.kind in files.metric.kinds
-    if key != f"val_{files.metric.name}" and known and (reason := why_undefined(files.metric.name, files.target, files.truth)):
+    if (
+        key != f"val_{files.metric.name}"
+        and known
+        and (reason := why_undefined(files.metric.name, files.target, files.truth))
+    ):
         parts.append(f"by the loss: {reason}")
     return "; ".join(parts)
 
 
-def _baseline(files: RunFiles, key: str = "baseline", words: str = "a constant guess") -> tuple[float, str] | None:
+def _baseline(
+    files: RunFiles, key: str = "baseline", words: str = "a constant guess"
+) -> tuple[float, str] | None:
     """Return the score and name of a constant guess (`floor`: a linear probe); None if not recorded."""
     found = files.told.get(key)
     if not isinstance(found, dict) or not isinstance(found.get("value"), int | float):
@@ -171,11 +205,17 @@ def summary(files: RunFiles) -> str:
     record, counts = files.told, files.record.get("counts", {})
     parts = [_what_is_asked(files)] if record.get("class_names") or record.get("target") else []
     parts += [
-        f"{counts[key]:,} {words} {files.rows_are}" for key, words in (("train", "training"), ("val", files.checked)) if counts.get(key)
+        f"{counts[key]:,} {words} {files.rows_are}"
+        for key, words in (("train", "training"), ("val", files.checked))
+        if counts.get(key)
     ]
     parts += [f"{len(files.metrics)} epoch{'s' if len(files.metrics) > 1 else ''}"] if files.metrics else []
     parts += [human_time(sum(row.get("seconds") or 0 for row in files.timing))] if files.timing else []
-    parts += [f"{record['device']}, {record['precision']}"] if record.get("device") and record.get("precision") else []
+    parts += (
+        [f"{record['device']}, {record['precision']}"]
+        if record.get("device") and record.get("precision")
+        else []
+    )
     return " · ".join(parts)
 
 
@@ -197,7 +237,9 @@ def ordered(values: dict[str, float], files: RunFiles) -> list[tuple[str, float]
     """
     own, target = files.metric.name if files.told.get("metric") else None, files.target
     bare = {key: key.removeprefix("val_").removeprefix("test_") for key in values}
-    twins = {"log_loss": "loss"} | ({"accuracy": "label_accuracy"} if target.kind == "multilabel" else {"micro_f1": "accuracy"})
+    twins = {"log_loss": "loss"} | (
+        {"accuracy": "label_accuracy"} if target.kind == "multilabel" else {"micro_f1": "accuracy"}
+    )
     shown = [key for key, name in bare.items() if name == own or twins.get(name) not in bare.values()]
     shown.sort(key=lambda key: (bare[key] not in (own, f"corrected_{own}"), bare[key].endswith("loss")))
     return [(key, values[key]) for key in shown]
@@ -225,7 +267,11 @@ def class_counts(files: RunFiles) -> dict[str, Any] | None:
     if not counts:
         return None
     by_number = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    rows = [(name, counts[name]) for name in files.target.names if name in counts] if files.target.kind == "ordinal" else by_number
+    rows = (
+        [(name, counts[name]) for name in files.target.names if name in counts]
+        if files.target.kind == "ordinal"
+        else by_number
+    )
     total = files.record["counts"].get("train") if files.target.kind == "multilabel" else sum(counts.values())
     found = {"rows": rows, "by_class": dict(rows), "total": total, "median": median(counts.values())}
     return found | {"least": by_number[-1], "most": by_number[0]}
@@ -240,10 +286,15 @@ def corrections(files: RunFiles) -> dict[str, Any] | None:
     found = files.told.get("corrections")
     if not isinstance(found, dict):
         return None
-    scores = found.get("scores") or {key.removeprefix("val_"): value for key, value in files.kept_epoch.items()}
+    scores = found.get("scores") or {
+        key.removeprefix("val_"): value for key, value in files.kept_epoch.items()
+    }
     key = f"corrected_{files.metric.name}"
     score = f"{metric_name(key)} {metric_value(key, scores[key])}" if scores.get(key) is not None else ""
-    return found | {"names": ", ".join(one["file"] for one in found.get("files", {}).values()), "score": score}
+    return found | {
+        "names": ", ".join(one["file"] for one in found.get("files", {}).values()),
+        "score": score,
+    }
 
 
 def parameters(files: RunFiles) -> list[dict[str, Any]]:
@@ -252,7 +303,11 @@ def parameters(files: RunFiles) -> list[dict[str, Any]]:
     """
     counts = files.record.get("counts", {}).get("parameters") or {}
     total = counts.get("model", 0) + counts.get("adapter", 0)
-    return [{"label": label, "count": counts[key], "share": counts[key] / total} for key, label in PARAMETERS.items() if counts.get(key)]
+    return [
+        {"label": label, "count": counts[key], "share": counts[key] / total}
+        for key, label in PARAMETERS.items()
+        if counts.get(key)
+    ]
 
 
 def settings(files: RunFiles) -> list[tuple[str, Any]]:
@@ -264,14 +319,18 @@ def settings(files: RunFiles) -> list[tuple[str, Any]]:
     effective = (files.schedule or {}).get("effective_batch_size")
     rows += [("Images per optimizer step", effective)] if effective else []
     pseudo = files.told.get("pseudo_labels") or {}
-    return rows + ([("Test images that also trained (pseudo labels)", pseudo["rows"])] if pseudo.get("rows") else [])
+    return rows + (
+        [("Test images that also trained (pseudo labels)", pseudo["rows"])] if pseudo.get("rows") else []
+    )
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Return nested recipe keys as (dotted key, value), in order."""
     rows = []
     for key, value in values.items():
-        rows += flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(prefix + key, value)]
+        rows += (
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(prefix + key, value)]
+        )
     return rows
 
 
@@ -282,7 +341,11 @@ def origin(files: RunFiles) -> list[tuple[str, Any]]:
 
 def speed(files: RunFiles) -> list[tuple[str, str]]:
     """Return training time, median images per second and peak memory as text, where timing.jsonl has them."""
-    rows = [("Training time", human_time(sum(row.get("seconds") or 0 for row in files.timing)))] if files.timing else []
+    rows = (
+        [("Training time", human_time(sum(row.get("seconds") or 0 for row in files.timing)))]
+        if files.timing
+        else []
+    )
     rates = [row["images_per_second"] for row in files.timing if row.get("images_per_second")]
     rows += [("Training images per second", f"{median(rates):,.1f}")] if rates else []
     peaks = [row["peak_memory_bytes"] for row in files.timing if row.get("peak_memory_bytes")]

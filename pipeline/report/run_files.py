@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_array, read_json_lines
-from pipeline.run_names import DISAGREEMENT, METRICS, RECORD, SCORES, START, THUMBNAILS, TIMING, VAL_TABLE, VAL_VALUES
+from pipeline.run_names import (
+    DISAGREEMENT,
+    METRICS,
+    RECORD,
+    SCORES,
+    START,
+    THUMBNAILS,
+    TIMING,
+    VAL_TABLE,
+    VAL_VALUES,
+)
 from pipeline.run_record import NEWEST, SCORES_SHAPE, read_metrics, read_values
 from pipeline.shapes import TEXT, Kind, differences_from, read_shaped
 from pipeline.tables import load_table, restored
@@ -23,7 +33,10 @@ if TYPE_CHECKING:
 
 # score counted during training; others: accuracy
 TRAINING_SCORES = {"multilabel": "label_accuracy", "continuous": "mae"}
-JPEG = Kind("a JPEG in base64", lambda value: isinstance(value, str) and re.fullmatch("[A-Za-z0-9+/=]+", value) is not None)
+JPEG = Kind(
+    "a JPEG in base64",
+    lambda value: isinstance(value, str) and re.fullmatch("[A-Za-z0-9+/=]+", value) is not None,
+)
 THUMBNAIL = {"use": TEXT, "label": TEXT, "path": TEXT, "jpeg": JPEG}
 PREDICTION_COLUMNS = ("id", "path", "label", "predicted", "confidence")
 
@@ -61,10 +74,18 @@ class RunFiles:
             return best if str(best.get("metric")).startswith("val_") else None
         # The rule of the engine: the competition's metric, or the loss if that is undefined on the validation
         # rows.
-        for key, sign in ((f"val_{self.metric.name}", 1 if self.metric.higher_is_better else -1), ("val_loss", -1)):
+        for key, sign in (
+            (f"val_{self.metric.name}", 1 if self.metric.higher_is_better else -1),
+            ("val_loss", -1),
+        ):
             scored = [row for row in self.metrics if row.get(key) is not None]
             if scored and (self.told.get("keep") or {}).get("rule") in NEWEST:
-                return {"epoch": scored[-1]["epoch"], "metric": key, "value": scored[-1][key], **self.told["keep"]}
+                return {
+                    "epoch": scored[-1]["epoch"],
+                    "metric": key,
+                    "value": scored[-1][key],
+                    **self.told["keep"],
+                }
             if scored:
                 best = max(scored, key=lambda row: sign * row[key])  # the first of equal values
                 return {"epoch": best["epoch"], "metric": key, "value": best[key]}
@@ -143,11 +164,17 @@ class RunFiles:
             return []
         table = load_table(path)
         if missing := [column for column in PREDICTION_COLUMNS if column not in table.columns]:
-            raise UserError(f"{path} has no column {', '.join(missing)}; its columns should be {', '.join(PREDICTION_COLUMNS)}")
+            raise UserError(
+                f"{path} has no column {', '.join(missing)}; its columns should be "
+                f"{', '.join(PREDICTION_COLUMNS)}"
+            )
         rows = [dict(zip(table.columns, map(restored, row), strict=True)) for row in table.cells]
         bad = [line for line, row in zip(table.lines, rows, strict=True) if not _is_share(row["confidence"])]
         if bad:
-            raise UserError(f"{path}: {numbered(bad)}: confidence: expected a number from 0 to 1, or an empty cell; it is damaged")
+            raise UserError(
+                f"{path}: {numbered(bad)}: confidence: expected a number from 0 to 1, or an empty cell; it "
+                "is damaged"
+            )
         return rows
 
     @cached_property
@@ -177,10 +204,15 @@ class RunFiles:
             return {}
         table = load_table(path)
         try:
-            return {restored(row_id): float(value) for row_id, value in zip(table.column("id"), table.column("disagreement"), strict=True)}
+            return {
+                restored(row_id): float(value)
+                for row_id, value in zip(table.column("id"), table.column("disagreement"), strict=True)
+            }
         except ValueError as error:
             expected = "expected the columns id and disagreement, with a number in each row"
-            raise UserError(f"{path} is damaged ({error}): {expected}; `make suspects` writes it again") from None
+            raise UserError(
+                f"{path} is damaged ({error}): {expected}; `make suspects` writes it again"
+            ) from None
 
     @cached_property
     def truth(self) -> np.ndarray | None:
@@ -222,15 +254,28 @@ def read_run_files(run_dir: Path, images: bool = True) -> RunFiles:
         what = "holds neither run.json nor metrics.jsonl" if run_dir.is_dir() else "does not exist"
         near = sorted(str(found.parent) for found in run_dir.parent.glob("*/run.json"))[:5]
         beside = f" (beside it: {', '.join(near)})" if near else ""
-        how = "train a run with `python train.py`, or set its folder: `python -m pipeline.report.page --run DIR`"
+        how = (
+            "train a run with `python train.py`, or set its folder: `python -m pipeline.report.page --run "
+            "DIR`"
+        )
         raise UserError(f"{run_dir} {what}, so there is no run to report{beside}; {how}")
-    record, start = (read_values(run_dir / name) if (run_dir / name).exists() else {} for name in (RECORD, START))
+    record, start = (
+        read_values(run_dir / name) if (run_dir / name).exists() else {} for name in (RECORD, START)
+    )
     how = "remove it, `make score` writes it again"
     scores = read_shaped(run_dir / SCORES, SCORES_SHAPE, how) if (run_dir / SCORES).exists() else {}
     if scores:  # drop metrics that are undefined on these rows
         parts = {part: _defined(values) for part, values in scores.get("parts", {}).items()}
         scores |= {"metrics": _defined(scores["metrics"]), "parts": parts}
-    return RunFiles(run_dir, record, read_metrics(run_dir / METRICS), read_metrics(run_dir / TIMING), scores, start, images)
+    return RunFiles(
+        run_dir,
+        record,
+        read_metrics(run_dir / METRICS),
+        read_metrics(run_dir / TIMING),
+        scores,
+        start,
+        images,
+    )
 
 
 def read_thumbnails(run_dir: Path) -> list[dict[str, str]]:
@@ -241,6 +286,10 @@ def read_thumbnails(run_dir: Path) -> list[dict[str, str]]:
     """
     path = run_dir / THUMBNAILS
     lines = read_json_lines(path)
-    problems = [f"line {number}: {what}" for number, line in enumerate(lines, start=1) for what in differences_from(THUMBNAIL, line)]
+    problems = [
+        f"line {number}: {what}"
+        for number, line in enumerate(lines, start=1)
+        for what in differences_from(THUMBNAIL, line)
+    ]
     raise_all(problems, f"{path} was changed by hand or is damaged; remove these lines, then try again:")
     return lines

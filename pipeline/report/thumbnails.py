@@ -51,7 +51,8 @@ def store_samples(run_dir: Path, rows: Sequence[Row], target: Target | Sequence[
     with ThreadPoolExecutor() as pool:
         jpegs = pool.map(lambda pair: thumbnail(pair[1].path, SMALL_PX, intensity), chosen)
         lines = [
-            {"use": "sample", "label": name, "path": str(row.path), "jpeg": jpeg} for (name, row), jpeg in zip(chosen, jpegs, strict=True)
+            {"use": "sample", "label": name, "path": str(row.path), "jpeg": jpeg}
+            for (name, row), jpeg in zip(chosen, jpegs, strict=True)
         ]
     write_json_lines(run_dir / THUMBNAILS, [line for line in lines if line["jpeg"]])
 
@@ -90,7 +91,9 @@ def samples(files: RunFiles) -> list[dict[str, Any]]:
     return [{"name": name, "images": images} for name, images in by_class.items()]
 
 
-def kept_images(files: RunFiles, rows: Sequence[dict[str, str]], use: str, budget: int | None = None) -> list[str | None]:
+def kept_images(
+    files: RunFiles, rows: Sequence[dict[str, str]], use: str, budget: int | None = None
+) -> list[str | None]:
     """Return a JPEG in base64 for each row of predictions: a stored one for this `use`, else from the file,
     then stored.
 
@@ -103,7 +106,9 @@ def kept_images(files: RunFiles, rows: Sequence[dict[str, str]], use: str, budge
     images = _within(found_images(files, rows, use, stored), budget)
     lines = [line for line in stored if line["use"] != use]
     lines += [
-        {"use": use, "label": row["label"], "path": row["path"], "jpeg": jpeg} for row, jpeg in zip(rows, images, strict=False) if jpeg
+        {"use": use, "label": row["label"], "path": row["path"], "jpeg": jpeg}
+        for row, jpeg in zip(rows, images, strict=False)
+        if jpeg
     ]
     if lines != stored:
         write_json_lines(files.path / THUMBNAILS, lines)
@@ -118,10 +123,18 @@ def found_images(
     """
     if not files.images:
         return [None] * len(rows)
-    kept = {line["path"]: line["jpeg"] for line in (files.thumbnails if stored is None else stored) if line["use"] == use}
+    kept = {
+        line["path"]: line["jpeg"]
+        for line in (files.thumbnails if stored is None else stored)
+        if line["use"] == use
+    }
     intensity, side = stored_intensity(files.path), LARGE_PX if use in LARGE_USES else SMALL_PX
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda row: kept.get(row["path"]) or _from_data(files, row["path"], intensity, side), rows))
+        return list(
+            pool.map(
+                lambda row: kept.get(row["path"]) or _from_data(files, row["path"], intensity, side), rows
+            )
+        )
 
 
 def _within(images: Sequence[str | None], budget: int | None) -> list[str | None]:

@@ -34,7 +34,10 @@ def decided(files: RunFiles) -> list[dict[str, str]]:
         return files.predictions
     names = target.names
     positive = {*target.positive, names[1]}
-    return [row | {key: names[row[key] in positive] for key in ("label", "predicted")} for row in files.predictions]
+    return [
+        row | {key: names[row[key] in positive] for key in ("label", "predicted")}
+        for row in files.predictions
+    ]
 
 
 def confusions(files: RunFiles) -> tuple[list[str], np.ndarray | None]:
@@ -51,7 +54,9 @@ def confusions(files: RunFiles) -> tuple[list[str], np.ndarray | None]:
     if not rows or len(names) > MAX_MATRIX_CLASSES:
         return names, None
     number = {name: index for index, name in enumerate(names)}
-    return names, confusion_matrix([number[row["label"]] for row in rows], [number[row["predicted"]] for row in rows], len(names))
+    return names, confusion_matrix(
+        [number[row["label"]] for row in rows], [number[row["predicted"]] for row in rows], len(names)
+    )
 
 
 def read_validation(files: RunFiles, drawn: Drawn) -> dict[str, Any] | None:
@@ -77,7 +82,9 @@ def _read_classes(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
     support = Counter(row["label"] for row in rows)
     pairs = Counter((row["label"], row["predicted"]) for row in mistakes).most_common(SHOWN_PAIRS)
     distance = _distances(files)
-    surest = sorted(mistakes, key=lambda row: (distance(row), float(row["confidence"])), reverse=True)[:SHOWN_MISTAKES]
+    surest = sorted(mistakes, key=lambda row: (distance(row), float(row["confidence"])), reverse=True)[
+        :SHOWN_MISTAKES
+    ]
     classes = None
     if counts is not None:
         path = files.path / "figures" / "confusion.png"
@@ -86,7 +93,8 @@ def _read_classes(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
         several = "grades" if noun == "grade" else "classes"
         drawn["confusion"] = (
             path,
-            f"Confusion matrix of {len(names)} {several}: {len(mistakes):,} of {len(rows):,} {files.checked} {files.rows_are} are wrong{most}.",
+            f"Confusion matrix of {len(names)} {several}: {len(mistakes):,} of {len(rows):,} {files.checked} "
+            f"{files.rows_are} are wrong{most}.",
         )
         classes = _per_class(names, counts, files)
     probabilities = read_probabilities(files, drawn) if kind == "binary" else None
@@ -100,9 +108,12 @@ def _read_classes(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
         "labelled": len(names) <= MAX_LABELLED_CLASSES,
         "cell_classes": cell_classes(len(names)),
         "per_class": classes,
-        "weakest": sorted((row for row in classes or [] if row["support"]), key=lambda row: row["f1"])[:SHOWN_WEAKEST],
+        "weakest": sorted((row for row in classes or [] if row["support"]), key=lambda row: row["f1"])[
+            :SHOWN_WEAKEST
+        ],
         "pairs": [
-            {"label": label, "predicted": predicted, "count": count, "share": count / support[label]} for (label, predicted), count in pairs
+            {"label": label, "predicted": predicted, "count": count, "share": count / support[label]}
+            for (label, predicted), count in pairs
         ],
         "mistakes": [
             {**row, "confidence": float(row["confidence"]), "file": Path(row["path"]).name, "thumbnail": jpeg}
@@ -120,7 +131,11 @@ def _distances(files: RunFiles) -> Any:
     place = {name: number for number, name in enumerate(files.target.names)}
     if files.target.kind != "ordinal":
         return lambda _row: 0
-    return lambda row: abs(place[row["label"]] - place[row["predicted"]]) if {row["label"], row["predicted"]} <= set(place) else len(place)
+    return lambda row: (
+        abs(place[row["label"]] - place[row["predicted"]])
+        if {row["label"], row["predicted"]} <= set(place)
+        else len(place)
+    )
 
 
 def _per_class(names: Sequence[str], counts: np.ndarray, files: RunFiles) -> list[dict[str, Any]]:
@@ -141,4 +156,6 @@ def _per_class(names: Sequence[str], counts: np.ndarray, files: RunFiles) -> lis
 def _calibration(files: RunFiles, rows: Sequence[dict[str, str]], drawn: Drawn) -> dict[str, float] | None:
     confidence = np.array([float(row["confidence"]) for row in rows])
     right = np.array([row["label"] == row["predicted"] for row in rows])
-    return read_calibration(files, drawn, confidence, right, "confidence of the prediction", "share of correct predictions")
+    return read_calibration(
+        files, drawn, confidence, right, "confidence of the prediction", "share of correct predictions"
+    )

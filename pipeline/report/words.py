@@ -51,7 +51,11 @@ def metric_value(key: str, value: float) -> str:
 def is_share(key: str) -> bool:
     """Return True if a metric is a share of correct decisions, which people read in percent."""
     name = _bare(key)
-    return "accuracy" in name or name.endswith(("_f1", "_f2", "recall")) or (name.endswith("precision") and name != "average_precision")
+    return (
+        "accuracy" in name
+        or name.endswith(("_f1", "_f2", "recall"))
+        or (name.endswith("precision") and name != "average_precision")
+    )
 
 
 def higher_is_better(key: str) -> bool:
@@ -82,7 +86,9 @@ def _known(name: str) -> Metric | None:
     """
     if name in METRICS:
         return METRICS[name]
-    return find_metric(name) if name.startswith("map_at_") and name.removeprefix("map_at_").isdigit() else None
+    return (
+        find_metric(name) if name.startswith("map_at_") and name.removeprefix("map_at_").isdigit() else None
+    )
 
 
 def measured(value: float | None, decimals: int = 4) -> str:

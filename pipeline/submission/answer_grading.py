@@ -30,7 +30,11 @@ def are_answers(predictions_path: Path, solution_path: Path) -> bool:
 
 
 def score_answers(
-    predictions_path: Path, solution_path: Path, *, class_names: Sequence[str] | None = None, id_column: str | None = None
+    predictions_path: Path,
+    solution_path: Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    id_column: str | None = None,
 ) -> dict[str, Any]:
     """Score answers; the result is that of `score_predictions`.
 
@@ -46,7 +50,9 @@ def score_answers(
     truths = [(question_id, answered.answer) for question_id, answered in annotations.items()]
     solution = _answer_table(solution_path, truths) if annotations else load_table(solution_path)
     if _is_json(predictions_path):
-        predictions = _answer_table(predictions_path, [(key, answer) for key, (_, answer) in load_results(predictions_path).items()])
+        predictions = _answer_table(
+            predictions_path, [(key, answer) for key, (_, answer) in load_results(predictions_path).items()]
+        )
     else:
         predictions = load_table(predictions_path)
     id_column = id_column if id_column in predictions.columns else predictions.columns[0]
@@ -56,9 +62,17 @@ def score_answers(
         raise UserError(f"{predictions.path}: expected question ids and one column of answers; it has {has}")
     found = read_solution(solution, predictions.column(id_column), id_column, columns)
     ids, truth, usage = found.ids, found.texts(), found.usage
-    problems = id_differences(predictions, predictions.column(id_column), ids) + label_problems(predictions, columns[0], None)
+    problems = id_differences(predictions, predictions.column(id_column), ids) + label_problems(
+        predictions, columns[0], None
+    )
     raise_all(problems, f"{predictions.path} cannot be scored against {solution.path}:")
-    answers = dict(zip(predictions.column(id_column), (cell.strip() for cell in predictions.column(columns[0])), strict=True))
+    answers = dict(
+        zip(
+            predictions.column(id_column),
+            (cell.strip() for cell in predictions.column(columns[0])),
+            strict=True,
+        )
+    )
     whole = [row for row, part in enumerate(usage) if part.casefold() != IGNORED_USAGE]
     if not whole:
         raise UserError(f"{solution.path}: every row is marked as ignored")
@@ -80,21 +94,31 @@ def score_answers(
     }
 
 
-def _answer_metrics(predicted: Sequence[str], truth: Sequence[str], given: Sequence[Answered]) -> dict[str, float]:
+def _answer_metrics(
+    predicted: Sequence[str], truth: Sequence[str], given: Sequence[Answered]
+) -> dict[str, float]:
     from pipeline.targets.metrics import classification_metrics, vqa_scores
 
-    names = {answer: index for index, answer in enumerate(sorted({clean_answer(answer) for answer in predicted}))}
+    names = {
+        answer: index for index, answer in enumerate(sorted({clean_answer(answer) for answer in predicted}))
+    }
     # Answers that are never predicted share one class: accuracy and weighted averages are the same as with
     # separate classes.
     labels = [names.get(clean_answer(answer), len(names)) for answer in truth]
-    scores = classification_metrics(labels, [names[clean_answer(answer)] for answer in predicted], len(names) + 1)
+    scores = classification_metrics(
+        labels, [names[clean_answer(answer)] for answer in predicted], len(names) + 1
+    )
     kept = {name: value for name, value in scores.items() if not name.startswith("macro_")}
-    return kept | vqa_scores(predicted, [answered.answers for answered in given], [answered.answer_type for answered in given])
+    return kept | vqa_scores(
+        predicted, [answered.answers for answered in given], [answered.answer_type for answered in given]
+    )
 
 
 def _answer_table(path: Path, answers: Sequence[tuple[str, str]]) -> Table:
     """Return the answers of a JSON file as a table; `lines` are the entry numbers."""
-    return Table(path, ("question_id", "answer"), tuple(answers), tuple(range(1, len(answers) + 1)), ",", False)
+    return Table(
+        path, ("question_id", "answer"), tuple(answers), tuple(range(1, len(answers) + 1)), ",", False
+    )
 
 
 def _is_json(path: Path) -> bool:

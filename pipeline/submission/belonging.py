@@ -38,15 +38,20 @@ def check_belongs(target: Target | None, competition: Competition, model: Path |
     unknown = unknown_labels(target, labels)
     if unknown:
         shown = (
-            f"{counted(len(unknown), 'label')} of {competition.root} are none of them: {quoted(unknown)}{nearest(unknown[0], target.names)}"
+            f"{counted(len(unknown), 'label')} of {competition.root} are none of them: "
+            f"{quoted(unknown)}{nearest(unknown[0], target.names)}"
         )
         if len(unknown) == 1:
-            shown = f"a label of {competition.root} is none of them: {unknown[0]!r}{nearest(unknown[0], target.names)}"
+            shown = (
+                f"a label of {competition.root} is none of them: "
+                f"{unknown[0]!r}{nearest(unknown[0], target.names)}"
+            )
         raise UserError(
             f"{model} is a model for other labels than {competition.root} has:\n"
             f"  - it knows {counted(len(target.names), 'class', 'classes')}: {quoted(target.names)}\n"
             f"  - {shown}\n"
-            "set the model of this competition (--model), set its data folder (--data), or train a model: python train.py"
+            "set the model of this competition (--model), set its data folder (--data), or train a model: "
+            "python train.py"
         )
     if labels and target.kind != "continuous":  # a regression model knows every number
         return "its labels are the model's"
@@ -62,7 +67,12 @@ def check_belongs(target: Target | None, competition: Competition, model: Path |
 def _labels_of_table(competition: Competition) -> list[str]:
     """Return the labels in the table of missing training images; empty if its label column is unclear."""
     sources = read_sources(look(competition.root), skip=own_files(competition.root)).of_role("train")
-    found = [source.table.column(name) for source in sources for name in source.table.columns if plain_name(name) in LABEL_NAMES]
+    found = [
+        source.table.column(name)
+        for source in sources
+        for name in source.table.columns
+        if plain_name(name) in LABEL_NAMES
+    ]
     if len(found) != 1:
         return []
     return sorted({re.sub(r"(?<=\d)\.0$", "", cell.strip()) for cell in found[0]} - {""}, key=natural_key)
@@ -71,12 +81,20 @@ def _labels_of_table(competition: Competition) -> list[str]:
 def unknown_labels(target: Target, labels: list[str]) -> list[str]:
     """Return the `labels` that the target does not know."""
     if target.kind == "continuous":
-        cells = [(label, label.split(target.separator) if target.num_outputs > 1 else [label]) for label in labels]
+        cells = [
+            (label, label.split(target.separator) if target.num_outputs > 1 else [label]) for label in labels
+        ]
         return [label for label, parts in cells if len(parts) != target.num_outputs or not are_numbers(parts)]
     if target.kind == "multilabel":
         known = set(target.names)
-        return list(dict.fromkeys(part for label in labels for part in target.parts(label) if part not in known))
+        return list(
+            dict.fromkeys(part for label in labels for part in target.parts(label) if part not in known)
+        )
     if target.kind == "binary":  # the names of all negative classes are one text, joined by ", "
-        return [label for label in labels if label not in target.positive and f", {label}, " not in f", {target.names[0]}, "]
+        return [
+            label
+            for label in labels
+            if label not in target.positive and f", {label}, " not in f", {target.names[0]}, "
+        ]
     known = set(target.names)
     return [label for label in labels if label not in known]

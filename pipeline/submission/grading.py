@@ -55,7 +55,9 @@ def score_predictions(
     """
     predictions, solution_table = load_table(predictions_path), load_table(solution_path)
     form = _form_of(predictions, form, id_column)
-    solution = read_solution(solution_table, predictions.column(form.id_column), form.id_column, form.value_columns)
+    solution = read_solution(
+        solution_table, predictions.column(form.id_column), form.id_column, form.value_columns
+    )
     read, problems = read_back(predictions, form, None)
     problems = id_differences(predictions, predictions.column(form.id_column), solution.ids) + problems
     known, target = target, target or _guessed_target(form, read, solution)
@@ -70,7 +72,9 @@ def score_predictions(
         "class_names": list(arrays.target.names),
         "metric": metric,
         "metrics": _metrics(form, arrays, solution, whole, metric),
-        "parts": {part: _metrics(form, arrays, solution, rows, metric) for part, rows in solution.parts().items()},
+        "parts": {
+            part: _metrics(form, arrays, solution, rows, metric) for part, rows in solution.parts().items()
+        },
         "unseen": unseen,
         "foreign": sorted(set(foreign) - set(known.names if known else foreign), key=natural_key),
     }
@@ -89,7 +93,14 @@ def _form_of(predictions: Table, form: SubmissionForm | None, id_column: str | N
     columns = predictions.columns
     id_column = id_column if id_column in columns else columns[0]
     kind = "label" if len(columns) == 2 else "probabilities"
-    return SubmissionForm(kind, columns, id_column, tuple(predictions.column(id_column)), None, sums_to_one=kind == "probabilities")
+    return SubmissionForm(
+        kind,
+        columns,
+        id_column,
+        tuple(predictions.column(id_column)),
+        None,
+        sums_to_one=kind == "probabilities",
+    )
 
 
 def _guessed_target(form: SubmissionForm, read: ReadBack, solution: Solution) -> Target:
@@ -103,7 +114,9 @@ def _solution_problems(form: SubmissionForm, target: Target, solution: Solution)
     if form.kind != "probabilities" or len(solution.columns) > 1:
         return []
     unknown = sorted(set(solution.texts()) - set(target.names), key=natural_key)
-    return [f"the solution's label {label!r} has no column{nearest(label, target.names)}" for label in unknown]
+    return [
+        f"the solution's label {label!r} has no column{nearest(label, target.names)}" for label in unknown
+    ]
 
 
 def _arrays(
@@ -118,7 +131,9 @@ def _arrays(
         values = read.values[list(order)].astype(np.float64)
         if form.kind == "rows":  # each row is a separate value: yes or no, or a number
             kind = target.kind if target.kind == "continuous" else "binary"
-            row_target = Target(kind, (form.value_columns[0],) if kind == "continuous" else ("0", "1"), positive=("1", "1.0"))
+            row_target = Target(
+                kind, (form.value_columns[0],) if kind == "continuous" else ("0", "1"), positive=("1", "1.0")
+            )
             texts = solution.texts()
             return _Arrays(row_target.fitted(texts), row_target.encode(texts), values), [], []
         if target.kind == "binary" and values.shape[1] == 2:
@@ -133,9 +148,14 @@ def _arrays(
     guesses = [read.guesses[row] for row in order]  # type: ignore[index]
     if form.written:
         guesses = [tuple(_as_named(target, form.written, guess) for guess in row) for row in guesses]
-    foreign = sorted({guess for row in guesses for guess in row if guess} - set(target.names), key=natural_key)
+    foreign = sorted(
+        {guess for row in guesses for guess in row if guess} - set(target.names), key=natural_key
+    )
     if target.kind == "binary":
-        chosen = np.array([[guess[0] in target.positive or guess[0] == target.names[1]] for guess in guesses], dtype=np.int64)[:, 0]
+        chosen = np.array(
+            [[guess[0] in target.positive or guess[0] == target.names[1]] for guess in guesses],
+            dtype=np.int64,
+        )[:, 0]
         return _Arrays(target, target.encode(texts), chosen=chosen), unseen, foreign
     wide = replace(target, names=(*target.names, *unseen, *(name for name in foreign if name not in unseen)))
     if form.kind == "labels":
@@ -143,7 +163,9 @@ def _arrays(
         return _Arrays(wide, wide.encode(texts), chosen=wide.encode(joined).astype(bool)), unseen, foreign
     place = {name: number for number, name in enumerate(wide.names)}
     width = max(len(row) for row in guesses)
-    ranks = np.array([[place[guess] for guess in row] + [-1] * (width - len(row)) for row in guesses], dtype=np.int64)
+    ranks = np.array(
+        [[place[guess] for guess in row] + [-1] * (width - len(row)) for row in guesses], dtype=np.int64
+    )
     if form.kind == "ranked":
         return _Arrays(wide, wide.encode(texts), ranks=ranks), unseen, foreign
     return _Arrays(wide, wide.encode(texts), chosen=ranks[:, 0]), unseen, foreign
@@ -154,9 +176,16 @@ def _truth_texts(target: Target, solution: Solution, written: Sequence[str] = ()
     if len(solution.columns) > 1:
         if target.kind == "continuous":
             return [target.separator.join(row) for row in solution.cells]
-        chosen = [[name for name, cell in zip(solution.columns, row, strict=True) if is_true(cell)] for row in solution.cells]
-        if target.is_choice and (bad := [line for line, row in zip(solution.table.lines, chosen, strict=True) if len(row) != 1]):
-            raise UserError(f"{solution.table.path}, row {bad[0]}: exactly one class column must hold 1, the others 0")
+        chosen = [
+            [name for name, cell in zip(solution.columns, row, strict=True) if is_true(cell)]
+            for row in solution.cells
+        ]
+        if target.is_choice and (
+            bad := [line for line, row in zip(solution.table.lines, chosen, strict=True) if len(row) != 1]
+        ):
+            raise UserError(
+                f"{solution.table.path}, row {bad[0]}: exactly one class column must hold 1, the others 0"
+            )
         return [target.separator.join(row) for row in chosen]
     if target.kind == "multilabel" and target.may_be_empty:
         return [row[0].strip() for row in solution.cells]
@@ -177,13 +206,24 @@ def _known(target: Target, texts: list[str]) -> tuple[list[str], list[str]]:
     """Return the texts, and the labels in them that the target does not know."""
     if target.kind in ("binary", "continuous"):
         return texts, []
-    labels = {label for text in texts for label in (target.parts(text) if target.kind == "multilabel" else [text])}
+    labels = {
+        label for text in texts for label in (target.parts(text) if target.kind == "multilabel" else [text])
+    }
     return texts, sorted(labels - set(target.names), key=natural_key)
 
 
-def _metrics(form: SubmissionForm, arrays: _Arrays, solution: Solution, rows: Sequence[int], metric: str | None) -> dict[str, float]:
+def _metrics(
+    form: SubmissionForm, arrays: _Arrays, solution: Solution, rows: Sequence[int], metric: str | None
+) -> dict[str, float]:
     """Return every metric of some rows, the competition's metric first."""
-    from pipeline.targets.metrics import METRICS, all_metrics, classification_metrics, evaluate_labels, evaluate_ranks, find_metric
+    from pipeline.targets.metrics import (
+        METRICS,
+        all_metrics,
+        classification_metrics,
+        evaluate_labels,
+        evaluate_ranks,
+        find_metric,
+    )
 
     target, truth, rows = arrays.target, arrays.truth[list(rows)], list(rows)
     if arrays.values is not None:
@@ -192,13 +232,19 @@ def _metrics(form: SubmissionForm, arrays: _Arrays, solution: Solution, rows: Se
     else:
         chosen = arrays.chosen[rows] if arrays.chosen is not None else arrays.ranks[rows, 0]  # type: ignore[index]
         found = classification_metrics(truth, chosen, target.num_outputs) if target.is_choice else {}
-        names = [name for name, known in METRICS.items() if known.needs == "labels" and target.kind in known.kinds]
+        names = [
+            name for name, known in METRICS.items() if known.needs == "labels" and target.kind in known.kinds
+        ]
         scores = {name: evaluate_labels(name, target, truth, chosen) for name in names}
         if arrays.ranks is not None:
             ranked = [
-                name for name in {metric or "map_at_5", "top5_accuracy", f"map_at_{form.top_k}"} if find_metric(name).needs == "ranks"
+                name
+                for name in {metric or "map_at_5", "top5_accuracy", f"map_at_{form.top_k}"}
+                if find_metric(name).needs == "ranks"
             ]
-            scores |= {name: evaluate_ranks(name, target, truth, arrays.ranks[rows]) for name in sorted(ranked)}
+            scores |= {
+                name: evaluate_ranks(name, target, truth, arrays.ranks[rows]) for name in sorted(ranked)
+            }
         found |= {name: value for name, value in scores.items() if value is not None and name not in found}
     first = {metric: found[metric]} if metric in found else {}
     return first | found

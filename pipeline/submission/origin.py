@@ -48,7 +48,13 @@ class Origin:
         """
         runs = " + ".join(f"{name} ({model})" for name, model in zip(self.names, self.models, strict=True))
         moment = datetime.fromisoformat(self.time).strftime("%Y-%m-%d %H:%M")
-        return ", ".join([runs, f"predicted {moment}", f"{self.metric} {self.shown_score}" if self.score else "no validation score"])
+        return ", ".join(
+            [
+                runs,
+                f"predicted {moment}",
+                f"{self.metric} {self.shown_score}" if self.score else "no validation score",
+            ]
+        )
 
 
 class Maker(Protocol):
@@ -62,7 +68,9 @@ class Maker(Protocol):
     def record(self) -> RunRecord | None: ...
 
 
-def record_origin(output: Path, runs: Sequence[Maker], data: Path | str, made: dict[str, Any] | None = None) -> None:
+def record_origin(
+    output: Path, runs: Sequence[Maker], data: Path | str, made: dict[str, Any] | None = None
+) -> None:
     """Record that `runs` made the predictions file `output`, and how (`made`).
 
     A read-only folder is not an error.
@@ -107,7 +115,10 @@ def find_origin(predictions: Path) -> Origin | None:
 def _read(values: dict[str, Any]) -> Origin:
     """Read one record. Raises ValueError or TypeError if `record_origin` did not write it."""
     models, names = (tuple(str(item) for item in values[key]) for key in ("models", "names"))
-    texts = {key: str(values.get(key) or "") for key in ("sha256", "time", "metric", "score", "spread", "commit", "data")}
+    texts = {
+        key: str(values.get(key) or "")
+        for key in ("sha256", "time", "metric", "score", "spread", "commit", "data")
+    }
     datetime.fromisoformat(texts["time"])
     if not models or len(models) != len(names):
         raise ValueError("the numbers of names and folders differ")
@@ -126,4 +137,10 @@ def origin_of_run(predictions: Path, model: Path) -> Origin | None:
     if record is None:
         return None
     moment = datetime.fromtimestamp(predictions.stat().st_mtime).astimezone().isoformat(timespec="seconds")
-    return Origin(sha256=sha256(predictions), time=moment, models=(str(model),), names=(record.name,), **_score_of(record))
+    return Origin(
+        sha256=sha256(predictions),
+        time=moment,
+        models=(str(model),),
+        names=(record.name,),
+        **_score_of(record),
+    )

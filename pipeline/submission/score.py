@@ -29,7 +29,10 @@ def _table_text(scores: dict[str, Any]) -> str:
     lines = [" " * width + "".join(f"{part:>10}" for part in parts)] if scores["parts"] else []
     for name in scores["metrics"]:
         lines.append(
-            f"{name:<{width}}" + "".join(f"{metrics[name]:>10.4f}" if name in metrics else f"{'-':>10}" for metrics in parts.values())
+            f"{name:<{width}}"
+            + "".join(
+                f"{metrics[name]:>10.4f}" if name in metrics else f"{'-':>10}" for metrics in parts.values()
+            )
         )
     return "\n".join(lines)
 
@@ -55,32 +58,61 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FILE",
         help="CSV with ids and true labels (and Usage), or VQA annotations in JSON",
     )
-    parser.add_argument("--predictions", type=Path, default=Path("predictions.csv"), metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        default=Path("predictions.csv"),
+        metavar="FILE",
+        help="default: %(default)s",
+    )
     parser.add_argument(
         "--model",
         type=Path,
         metavar="DIR",
-        help="the run that made the predictions; default: the run that inference.py recorded, else finetuned_model",
+        help="the run that made the predictions; default: the run that inference.py recorded, else "
+        "finetuned_model",
     )
-    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="the competition's folder; default: %(default)s")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("data"),
+        metavar="DIR",
+        help="the competition's folder; default: %(default)s",
+    )
     options = parser.parse_args(argv)
     origin = find_origin(options.predictions)
     options.model = options.model or Path(origin.models[0] if origin else "finetuned_model")
     run = read_record(options.model)
     form, id_column = _form(run, options.data)
     if are_answers(options.predictions, options.solution):
-        scores = score_answers(options.predictions, options.solution, class_names=run.class_names if run else None, id_column=id_column)
+        scores = score_answers(
+            options.predictions,
+            options.solution,
+            class_names=run.class_names if run else None,
+            id_column=id_column,
+        )
     else:
-        known = {"form": form, "target": run.target, "metric": run.metric} if run else {"id_column": id_column}
+        known = (
+            {"form": form, "target": run.target, "metric": run.metric} if run else {"id_column": id_column}
+        )
         scores = score_predictions(options.predictions, options.solution, **known)
     num_classes = counted(len(scores["class_names"]), "class", "classes")
-    print(f"{options.predictions} against {options.solution}: {counted(scores['rows'], 'row')}, {num_classes}")
+    print(
+        f"{options.predictions} against {options.solution}: {counted(scores['rows'], 'row')}, {num_classes}"
+    )
     print(_table_text(scores))
     if scores["unseen"]:
         near = nearest(scores["unseen"][0], run.class_names or () if run else ())
-        print(f"note: labels of {options.solution} that the model does not know: {quoted(scores['unseen'])}{near}")
+        print(
+            f"note: labels of {options.solution} that the model does not know: "
+            f"{quoted(scores['unseen'])}{near}"
+        )
     if run is None or scores["foreign"]:
-        why = f"did not make these predictions (labels {quoted(scores['foreign'])})" if run else "holds no finished run"
+        why = (
+            f"did not make these predictions (labels {quoted(scores['foreign'])})"
+            if run
+            else "holds no finished run"
+        )
         print(f"the scores are not stored: {options.model} {why}; set the run with --model")
         return 0
     kept = {
@@ -92,9 +124,15 @@ def main(argv: list[str] | None = None) -> int:
         "metrics": scores["metrics"],
     }
     try:
-        write_json(check_place(options.model / SCORES), kept | ({"parts": scores["parts"]} if scores["parts"] else {}))
+        write_json(
+            check_place(options.model / SCORES),
+            kept | ({"parts": scores["parts"]} if scores["parts"] else {}),
+        )
     except (UserError, OSError) as error:
-        print(f"the scores are not stored: {error}\ncopy the run to a folder where you can write, and set it with --model")
+        print(
+            f"the scores are not stored: {error}\ncopy the run to a folder where you can write, and set it "
+            "with --model"
+        )
         return 0
     print(f"stored in {options.model / 'scores.json'}")
     return 0

@@ -49,11 +49,17 @@ class Solution:
 
     def parts(self) -> dict[str, list[int]]:
         """Return part name (Public, Private) -> row indices, from the Usage column."""
-        names = [part for part in sorted(set(self.usage), reverse=True) if part and part.casefold() != IGNORED_USAGE]
+        names = [
+            part
+            for part in sorted(set(self.usage), reverse=True)
+            if part and part.casefold() != IGNORED_USAGE
+        ]
         return {part: [row for row, value in enumerate(self.usage) if value == part] for part in names}
 
 
-def read_solution(solution: Table, wanted_ids: Sequence[str], id_column: str, columns: Sequence[str]) -> Solution:
+def read_solution(
+    solution: Table, wanted_ids: Sequence[str], id_column: str, columns: Sequence[str]
+) -> Solution:
     """Read the solution for predictions with these ids and value columns.
 
     Raises:
@@ -64,7 +70,9 @@ def read_solution(solution: Table, wanted_ids: Sequence[str], id_column: str, co
     wanted = set(wanted_ids)
     known = {name: len(wanted & set(solution.column(name))) for name in solution.columns}
     own_id = id_column if id_column in solution.columns else max(known, key=lambda name: known[name])
-    usage_column = next((name for name in solution.columns if plain_name(name) == "usage" and name != own_id), None)
+    usage_column = next(
+        (name for name in solution.columns if plain_name(name) == "usage" and name != own_id), None
+    )
     others = [name for name in solution.columns if name not in (own_id, usage_column)]
     ids = solution.column(own_id)
     raise_all(repeated_ids(rows_of(ids, solution.lines)), f"{solution.path}:")
@@ -72,7 +80,11 @@ def read_solution(solution: Table, wanted_ids: Sequence[str], id_column: str, co
     if len(columns) > 1 and set(columns) <= set(others):
         named = list(columns)
     else:
-        named = [name for name in others if name in columns] or [name for name in others if plain_name(name) in LABEL_COLUMNS] or others
+        named = (
+            [name for name in others if name in columns]
+            or [name for name in others if plain_name(name) in LABEL_COLUMNS]
+            or others
+        )
         if len(named) != 1:
             what = f"the label may be in {quoted(named)}" if named else "there is no label column"
             shown = f"{counted(len(solution.columns), 'column')}: {quoted(solution.columns)}"

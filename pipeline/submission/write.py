@@ -39,7 +39,8 @@ def write_results_json(path: Path, competition: Competition, predictions: Predic
     """
     if competition.task != "vqa" or competition.form is None:
         raise UserError(
-            f"{path}: JSON results are for questions, but {competition.root} has none; name a .csv file: --output predictions.csv"
+            f"{path}: JSON results are for questions, but {competition.root} has none; name a .csv file: "
+            "--output predictions.csv"
         )
     ids = competition.form.ids
     write_results(path, ids, label_texts(competition.form, predictions.aligned(ids)))

@@ -27,7 +27,9 @@ class Baseline:
         return asdict(self)
 
 
-def constant_baseline(name: str, target: Target, train_labels: Sequence[str], truth: np.ndarray) -> Baseline | None:
+def constant_baseline(
+    name: str, target: Target, train_labels: Sequence[str], truth: np.ndarray
+) -> Baseline | None:
     """Return the best constant prediction by the score `name` (a metric, or `loss`).
 
     It predicts the class frequencies (or mean number) of the training labels. Where one class is chosen, the
@@ -50,7 +52,11 @@ def constant_baseline(name: str, target: Target, train_labels: Sequence[str], tr
     found = []
     for guess, words in guesses:
         values = np.tile(guess, (len(truth), 1))
-        score = all_metrics(target, truth, values)["loss"] if name == "loss" else evaluate(name, target, truth, values)
+        score = (
+            all_metrics(target, truth, values)["loss"]
+            if name == "loss"
+            else evaluate(name, target, truth, values)
+        )
         if score is not None and np.isfinite(score):
             found.append(Baseline(float(score), words))
     better = max if name != "loss" and find_metric(name).higher_is_better else min

@@ -88,10 +88,15 @@ def vqa_accuracy(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> 
     """Return the official VQA accuracy of each predicted answer (Antol et al. 2015): (N,) float64 in 0..1."""
     import numpy as np
 
-    return np.array([answer_accuracy(answer, given) for answer, given in zip(predicted, answers, strict=True)], dtype=np.float64)
+    return np.array(
+        [answer_accuracy(answer, given) for answer, given in zip(predicted, answers, strict=True)],
+        dtype=np.float64,
+    )
 
 
-def vqa_scores(predicted: Sequence[str], answers: Sequence[Sequence[str]], answer_types: Sequence[str | None]) -> dict[str, float]:
+def vqa_scores(
+    predicted: Sequence[str], answers: Sequence[Sequence[str]], answer_types: Sequence[str | None]
+) -> dict[str, float]:
     """Return the mean `vqa_accuracy`, and `vqa_accuracy_yes_no`, `vqa_accuracy_number`, ... by answer type.
 
     {} where a question has fewer than 4 annotators.

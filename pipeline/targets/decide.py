@@ -34,7 +34,13 @@ from pipeline.wording import natural_key, nearest, quoted
 
 FEW_NUMBERS = 20  # up to this many different whole numbers are read as classes if there is no other evidence
 MANY_TEXTS = 20  # if this many rows or more all have different texts, the texts are not classes
-DEFAULT_METRIC = {"multiclass": "accuracy", "binary": "log_loss", "multilabel": "micro_f1", "ordinal": "qwk", "continuous": "rmse"}
+DEFAULT_METRIC = {
+    "multiclass": "accuracy",
+    "binary": "log_loss",
+    "multilabel": "micro_f1",
+    "ordinal": "qwk",
+    "continuous": "rmse",
+}
 # The best threshold for F-beta is F / (1 + beta^2), where F is the best score itself (Lipton et al. 2014,
 # arXiv:1402.1892, for beta 1). For scores around 0.7 that is 0.35 for F1 and 0.14 for F2; F2 uses a little
 # more here, for models that are still uncertain.
@@ -56,20 +62,30 @@ def decide(labels: LabelEvidence, sample: SampleEvidence | None, asked: Asked = 
             data.
     """
     if asked.kind is not None and asked.kind not in KINDS:
-        raise UserError(f"--target {asked.kind}: unknown kind of target{nearest(asked.kind, KINDS)}; expected one of {', '.join(KINDS)}")
+        raise UserError(
+            f"--target {asked.kind}: unknown kind of target{nearest(asked.kind, KINDS)}; expected one of "
+            f"{', '.join(KINDS)}"
+        )
     case = Case(labels, sample, asked, find_metric(asked.metric) if asked.metric else None)
     target, texts, why, notes = of_columns(case) if labels.columns else _of_texts(case)
     metric = asked.metric and find_metric(asked.metric).name
     if case.metric is not None and target.kind not in case.metric.kinds:
         kinds = " or ".join(MEANS[kind] for kind in case.metric.kinds)
         raise UserError(
-            f"--metric {case.metric.name} scores {kinds}; {labels.where} holds {target.describe()} ({why}): name another metric"
+            f"--metric {case.metric.name} scores {kinds}; {labels.where} holds {target.describe()} ({why}): "
+            "name another metric"
         )
     metric = metric or _default_metric(case, target)
     target = replace(target, threshold=THRESHOLDS.get(metric, 0.5)) if target.kind == "multilabel" else target
     flags = [f"--metric {metric}" if asked.metric else "", f"--target {asked.kind}" if asked.kind else ""]
     evidence = "; ".join(part for part in (*flags, why) if part)
-    return Decision(target, metric, tuple(texts), f"target: {target.describe()}, scored by {metric} ({evidence})", tuple(notes))
+    return Decision(
+        target,
+        metric,
+        tuple(texts),
+        f"target: {target.describe()}, scored by {metric} ({evidence})",
+        tuple(notes),
+    )
 
 
 def _default_metric(case: Case, target: Target) -> str:
@@ -87,7 +103,9 @@ def _of_texts(case: Case) -> Read:
     texts = case.labels.texts
     names = tuple(sorted(set(texts), key=natural_key))
     if case.sample is not None and not case.one_column and not _columns_are_names(case, names):
-        several, separator = several_labels(texts, (case.asked.separator,) if case.asked.separator else SEPARATORS)
+        several, separator = several_labels(
+            texts, (case.asked.separator,) if case.asked.separator else SEPARATORS
+        )
         parts = {part for text in texts for part in split_parts(text, separator)}
         if several != "no" and parts & set(case.sample.columns):
             return _label_sets(case, separator, "the sample has a column for each label")
@@ -106,24 +124,43 @@ def _columns_are_names(case: Case, names: Sequence[str]) -> bool:
 
 def _flags(case: Case, names: tuple[str, ...]) -> Read:
     """Read labels 0 and 1: a probability or the label itself may be scored."""
-    if has_fraction(case.sample_cells) and case.may_be("binary") and not (case.metric and case.metric.needs == "labels"):
-        return _binary(case, names, f"the sample's {case.sample.columns[0]!r} holds a fraction" if case.sample else "")
+    if (
+        has_fraction(case.sample_cells)
+        and case.may_be("binary")
+        and not (case.metric and case.metric.needs == "labels")
+    ):
+        return _binary(
+            case, names, f"the sample's {case.sample.columns[0]!r} holds a fraction" if case.sample else ""
+        )
     if case.needs("labels") and not are_numbers(names) and case.asked.kind is None and case.may_be("binary"):
         return _binary(case, names, "the sample holds numbers for them")  # written 0 and 1
     if case.needs("labels") or case.asked.kind in ("multiclass", "ordinal"):
-        kind = case.asked.kind or ("ordinal" if case.metric is not None and case.metric.name == "qwk" else "multiclass")
+        kind = case.asked.kind or (
+            "ordinal" if case.metric is not None and case.metric.name == "qwk" else "multiclass"
+        )
         return Target(kind, names), case.labels.texts, "labels 0 and 1", []
     if case.asked.kind == "continuous" or (case.asked.kind is None and case.needs("numbers")):
         return _continuous(case, "labels 0 and 1")
     if case.asked.kind == "binary" or (case.needs("probabilities", "ranks") and case.one_column):
         return _binary(case, names, "labels 0 and 1")
     if case.sample is None or not case.one_column:
-        note = [] if case.sample else ["labels 0 and 1 are read as two classes; if a probability is scored: --metric roc_auc or log_loss"]
+        note = (
+            []
+            if case.sample
+            else [
+                "labels 0 and 1 are read as two classes; if a probability is scored: --metric roc_auc or "
+                "log_loss"
+            ]
+        )
         return Target("multiclass", names), case.labels.texts, "labels 0 and 1", note
-    shown = f"{case.sample.columns[0]!r} of the sample submission ({quoted(dict.fromkeys(case.sample_cells)) or 'empty'})"
+    shown = (
+        f"{case.sample.columns[0]!r} of the sample submission "
+        f"({quoted(dict.fromkeys(case.sample_cells)) or 'empty'})"
+    )
     raise case.ambiguous(
         f"labels are 0 and 1, and {shown} does not show what is scored",
-        "a probability is scored: --metric roc_auc, log_loss, average_precision or pf1 (see the competition's page)",
+        "a probability is scored: --metric roc_auc, log_loss, average_precision or pf1 (see the "
+        "competition's page)",
         "0 or 1 is scored: --metric accuracy, macro_f1, balanced_accuracy or mcc",
     )
 
@@ -137,7 +174,8 @@ def _numbers(case: Case, names: tuple[str, ...]) -> Read:
     if kind == "ordinal" or (kind is None and metric is not None and metric.name == "qwk"):
         if fractions:
             raise UserError(
-                f"{case.labels.where}: {_first_fraction(names)!r} is not a grade: whole numbers are expected for --target ordinal"
+                f"{case.labels.where}: {_first_fraction(names)!r} is not a grade: whole numbers are expected "
+                "for --target ordinal"
             )
         return Target("ordinal", tuple(sorted(names, key=float))), case.labels.texts, whole, []
     if kind is not None or metric is not None or case.labels.source in ("folders", "names"):
@@ -147,7 +185,12 @@ def _numbers(case: Case, names: tuple[str, ...]) -> Read:
     if has_fraction(case.sample_cells):
         return _continuous(case, f"{whole}, and the sample holds a fraction")
     if case.sample is not None and not case.one_column:
-        return Target("multiclass", names), case.labels.texts, f"{whole}, and a column for each in the sample", []
+        return (
+            Target("multiclass", names),
+            case.labels.texts,
+            f"{whole}, and a column for each in the sample",
+            [],
+        )
     # In JSON numbers stand for categories
     one_guess = case.labels.source == "table" and several_guesses(case.sample_cells, names)[0] == 1
     strange = [cell for cell in case.sample_cells if cell not in names] if one_guess else []
@@ -155,7 +198,8 @@ def _numbers(case: Case, names: tuple[str, ...]) -> Read:
         note = f"{whole} are read as classes; grades in order: --metric qwk; a number: --metric rmse"
         return Target("multiclass", names), case.labels.texts, whole, [note]
     raise case.ambiguous(
-        f"{whole} may be classes or a quantity" + (f", and {strange[0]!r} in the sample is not one of them" if strange else ""),
+        f"{whole} may be classes or a quantity"
+        + (f", and {strange[0]!r} in the sample is not one of them" if strange else ""),
         "each is a class: --metric accuracy (or macro_f1, log_loss, map_at_5 ...)",
         "a number is scored by its distance: --metric rmse (or mae, r2); grades in order: --metric qwk",
     )
@@ -164,35 +208,56 @@ def _numbers(case: Case, names: tuple[str, ...]) -> Read:
 def _words(case: Case, names: tuple[str, ...]) -> Read:
     """Read texts: class names, or several labels in a cell."""
     labels, sample_cells = case.labels, case.sample_cells
-    if case.asked.kind in ("ordinal", "continuous") or case.needs("numbers") or (case.metric is not None and case.metric.name == "qwk"):
+    if (
+        case.asked.kind in ("ordinal", "continuous")
+        or case.needs("numbers")
+        or (case.metric is not None and case.metric.name == "qwk")
+    ):
         first = next(name for name in names if number(name) is None)
         raise UserError(f"{labels.where}: {first!r} is not a number; {contradiction(case)}")
     several, separator = ("no", " ")
     if labels.source in ("table", "json") or case.asked.kind == "multilabel":
-        several, separator = several_labels(labels.texts, (case.asked.separator,) if case.asked.separator else SEPARATORS)
+        several, separator = several_labels(
+            labels.texts, (case.asked.separator,) if case.asked.separator else SEPARATORS
+        )
     if several == "maybe" and _sample_holds_sets(case, separator):
         several = "yes"
-    sets_named = case.asked.kind == "multilabel" or (case.metric is not None and case.metric.kinds == ("multilabel",))
+    sets_named = case.asked.kind == "multilabel" or (
+        case.metric is not None and case.metric.kinds == ("multilabel",)
+    )
     if sets_named or (several == "yes" and case.may_be("multilabel") and case.asked.kind is None):
         return _label_sets(case, separator, f"several labels in a cell, {_mark(separator)} between them")
-    if several == "maybe" and case.asked.kind is None and not (case.metric is not None and "multilabel" not in case.metric.kinds):
+    if (
+        several == "maybe"
+        and case.asked.kind is None
+        and not (case.metric is not None and "multilabel" not in case.metric.kinds)
+    ):
         example = next(text for text in labels.texts if len(split_parts(text, separator)) > 1)
         raise case.ambiguous(
             f"{example!r} may be the name of one class, or several labels",
             "each text is one class: --target multiclass",
             "several labels per image: --target multilabel",
         )
-    if case.asked.kind is None and len(names) == len(labels.texts) >= MANY_TEXTS and labels.source != "folders":
+    if (
+        case.asked.kind is None
+        and len(names) == len(labels.texts) >= MANY_TEXTS
+        and labels.source != "folders"
+    ):
         raise case.ambiguous(
-            f"all {len(names):,} rows have different texts, such as {names[0]!r}; only texts seen in training can be predicted",
+            f"all {len(names):,} rows have different texts, such as {names[0]!r}; only texts seen in "
+            "training can be predicted",
             "texts, masks or other values that are new for each image: not supported",
             "each is a class nevertheless: --target multiclass",
             "several labels per image: --target multilabel",
         )
-    if case.asked.kind == "binary" or (case.needs("probabilities") and case.one_column and case.sample is not None):
+    if case.asked.kind == "binary" or (
+        case.needs("probabilities") and case.one_column and case.sample is not None
+    ):
         return _binary(case, names, "one column of probabilities")
     if has_fraction(sample_cells) and case.asked.kind is None and not case.needs("labels", "ranks"):
-        return _binary(case, names, f"the sample's {case.sample.columns[0]!r} holds a fraction" if case.sample else "")
+        return _binary(
+            case, names, f"the sample's {case.sample.columns[0]!r} holds a fraction" if case.sample else ""
+        )
     if are_numbers(sample_cells) and case.asked.kind is None and labels.source != "names":
         raise _numbers_for_names(case, names)
     if are_numbers(sample_cells) and case.asked.kind is None:
@@ -206,7 +271,10 @@ def _sample_holds_sets(case: Case, separator: str) -> bool:
     """
     texts = set(case.labels.texts)
     parts = {part for text in texts for part in split_parts(text, separator)}
-    return any(len(found := split_parts(cell, separator)) > 1 and set(found) <= parts and cell not in texts for cell in case.sample_cells)
+    return any(
+        len(found := split_parts(cell, separator)) > 1 and set(found) <= parts and cell not in texts
+        for cell in case.sample_cells
+    )
 
 
 def _numbers_for_names(case: Case, names: Sequence[str]) -> UserError:
@@ -216,9 +284,11 @@ def _numbers_for_names(case: Case, names: Sequence[str]) -> UserError:
     column, shown = case.sample.columns[0], quoted(dict.fromkeys(case.sample_cells))  # type: ignore[union-attr]
     return case.ambiguous(
         f"the classes are called {quoted(names[:3])}, and the sample's {column!r} holds the number {shown}",
-        "a probability of one class (or 1 for it, 0 for the others) is scored: --positive-class NAME, and --metric",
+        "a probability of one class (or 1 for it, 0 for the others) is scored: --positive-class NAME, and "
+        "--metric",
         "the class names are scored and the numbers are placeholders: --target multiclass",
-        "class numbers are scored: use them as class names (folders 0, 1, ... or the label column of a table)",
+        "class numbers are scored: use them as class names "
+        "(folders 0, 1, ... or the label column of a table)",
     )
 
 
@@ -234,7 +304,9 @@ def _one_of(case: Case, names: tuple[str, ...], why: str) -> Read:
 
 
 def _continuous(case: Case, why: str) -> Read:
-    name = case.labels.column or (case.sample.columns[0] if case.sample and len(case.sample.columns) == 1 else "number")
+    name = case.labels.column or (
+        case.sample.columns[0] if case.sample and len(case.sample.columns) == 1 else "number"
+    )
     return Target("continuous", (name,)), case.labels.texts, why, []
 
 
@@ -257,9 +329,15 @@ def _binary(case: Case, names: tuple[str, ...], why: str) -> Read:
     positive = case.asked.positive_class
     if unknown := [name for name in positive if name not in names]:
         hint = nearest(unknown[0], names)
-        raise UserError(f"--positive-class {unknown[0]}: not a label of {case.labels.where}{hint}; the labels: {quoted(names)}")
+        raise UserError(
+            f"--positive-class {unknown[0]}: not a label of {case.labels.where}{hint}; the labels: "
+            f"{quoted(names)}"
+        )
     if set(positive) == set(names):
-        raise UserError(f"--positive-class {','.join(positive)}: every label would be positive; the labels: {quoted(names)}")
+        raise UserError(
+            f"--positive-class {','.join(positive)}: every label would be positive; the labels: "
+            f"{quoted(names)}"
+        )
     if not positive and len(names) == 2 and are_flags(names):
         positive = tuple(name for name in names if is_true(name))
     if not positive and (found := named_after(column, names)):
@@ -267,11 +345,19 @@ def _binary(case: Case, names: tuple[str, ...], why: str) -> Read:
     if not positive or len(positive) == len(names):
         flags = " or ".join(f"--positive-class {name}" for name in names[:4])
         many = ", several as --positive-class A,B" if len(names) > 2 else ""
-        raise case.ambiguous(f"a probability is scored ({why}), but of which class? The classes are {quoted(names)}", f"{flags}{many}")
+        raise case.ambiguous(
+            f"a probability is scored ({why}), but of which class? The classes are {quoted(names)}",
+            f"{flags}{many}",
+        )
     negative = ", ".join(name for name in names if name not in positive)
     target = Target("binary", (negative, ", ".join(positive)), positive=positive)
     counts = Counter(label in positive for label in case.labels.texts)
-    return target, case.labels.texts, f"{why}; positive: {', '.join(positive)}, {counts[True]:,} of {len(case.labels.texts):,}", []
+    return (
+        target,
+        case.labels.texts,
+        f"{why}; positive: {', '.join(positive)}, {counts[True]:,} of {len(case.labels.texts):,}",
+        [],
+    )
 
 
 def _first_fraction(names: Sequence[str]) -> str:

@@ -52,5 +52,8 @@ class Case:
 
 def contradiction(case: Case) -> str:
     """Return the end of an error message: which flags contradict the data."""
-    flags = [f"--metric {case.metric.name}" if case.metric else "", f"--target {case.asked.kind}" if case.asked.kind else ""]
+    flags = [
+        f"--metric {case.metric.name}" if case.metric else "",
+        f"--target {case.asked.kind}" if case.asked.kind else "",
+    ]
     return f"that contradicts {' and '.join(flag for flag in flags if flag)}: name another one"

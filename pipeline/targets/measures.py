@@ -32,7 +32,9 @@ def columns_of(truth: np.ndarray, num_outputs: int) -> Iterator[tuple[int, np.nd
             yield number, column
 
 
-def mean_of_columns(truth: np.ndarray, values: np.ndarray, function: Callable[[np.ndarray, np.ndarray], float]) -> float | None:
+def mean_of_columns(
+    truth: np.ndarray, values: np.ndarray, function: Callable[[np.ndarray, np.ndarray], float]
+) -> float | None:
     """Return the mean of `function(truth, values)` over the columns that hold both yes and no.
 
     For one class per image: each class against the others. None where there is no such column.
@@ -54,7 +56,14 @@ def balanced_accuracy(truth: np.ndarray, chosen: np.ndarray) -> float:
     from sklearn.metrics import balanced_accuracy_score
 
     if truth.ndim == 2:
-        return float(np.mean([balanced_accuracy_score(truth[:, number], chosen[:, number]) for number in range(truth.shape[1])]))
+        return float(
+            np.mean(
+                [
+                    balanced_accuracy_score(truth[:, number], chosen[:, number])
+                    for number in range(truth.shape[1])
+                ]
+            )
+        )
     return float(balanced_accuracy_score(truth, chosen))
 
 
@@ -73,7 +82,11 @@ def mcc(truth: np.ndarray, chosen: np.ndarray) -> float | None:
     """Return Matthews' correlation; for several labels the mean over those that hold both yes and no."""
     from sklearn.metrics import matthews_corrcoef
 
-    return float(matthews_corrcoef(truth, chosen)) if truth.ndim == 1 else mean_of_columns(truth, chosen, matthews_corrcoef)
+    return (
+        float(matthews_corrcoef(truth, chosen))
+        if truth.ndim == 1
+        else mean_of_columns(truth, chosen, matthews_corrcoef)
+    )
 
 
 def quadratic_kappa(num_grades: int) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -108,7 +121,9 @@ def exact_loss(truth: np.ndarray, values: np.ndarray) -> float:
     Probabilities are only clipped where they are 0 (or 1) in their own precision.
     """
     if truth.ndim == 1:
-        return float(-np.log(np.clip(probability_of_truth(truth, values), np.finfo(values.dtype).tiny, 1.0)).mean())
+        return float(
+            -np.log(np.clip(probability_of_truth(truth, values), np.finfo(values.dtype).tiny, 1.0)).mean()
+        )
     # A float32 probability rounds to 1 early, so 1 - p would be 0. Half of eps is used instead.
     nearest_to_one = np.finfo(values.dtype).eps / 2
     yes = np.clip(values.astype(np.float64), np.finfo(values.dtype).tiny, 1.0)
@@ -198,11 +213,17 @@ def map_at_k(truth: np.ndarray, ranks: np.ndarray) -> float:
     For one class it is 1/place; for several labels the mean precision at each hit. A repeated label counts
     once; a row without any label gives 0.
     """
-    hit = ranks == truth[:, None] if truth.ndim == 1 else np.take_along_axis(truth > 0.5, np.maximum(ranks, 0), axis=1) & (ranks >= 0)
+    hit = (
+        ranks == truth[:, None]
+        if truth.ndim == 1
+        else np.take_along_axis(truth > 0.5, np.maximum(ranks, 0), axis=1) & (ranks >= 0)
+    )
     for place in range(1, ranks.shape[1]):
         hit[:, place] &= ~(ranks[:, :place] == ranks[:, place : place + 1]).any(axis=1)
     precision = hit.cumsum(axis=1) / np.arange(1, ranks.shape[1] + 1)
-    relevant = np.ones(len(truth)) if truth.ndim == 1 else np.minimum((truth > 0.5).sum(axis=1), ranks.shape[1])
+    relevant = (
+        np.ones(len(truth)) if truth.ndim == 1 else np.minimum((truth > 0.5).sum(axis=1), ranks.shape[1])
+    )
     return float(((precision * hit).sum(axis=1) / np.maximum(relevant, 1)).mean())
 
 
@@ -234,7 +255,14 @@ def quietly(function: Callable[..., float | None], *arrays: np.ndarray) -> float
     return None if value is None or not np.isfinite(value) else value
 
 
-def histograms(names: Sequence[str], numbers: np.ndarray, bins: int = 30) -> dict[str, dict[str, list[float]]]:
+def histograms(
+    names: Sequence[str], numbers: np.ndarray, bins: int = 30
+) -> dict[str, dict[str, list[float]]]:
     """Return for each name of (N, O) numbers its B + 1 `edges` and B `counts`, as run.json stores them."""
-    counted = {name: np.histogram(numbers[:, number].astype(np.float64), bins) for number, name in enumerate(names)}
-    return {name: {"edges": edges.tolist(), "counts": counts.tolist()} for name, (counts, edges) in counted.items()}
+    counted = {
+        name: np.histogram(numbers[:, number].astype(np.float64), bins) for number, name in enumerate(names)
+    }
+    return {
+        name: {"edges": edges.tolist(), "counts": counts.tolist()}
+        for name, (counts, edges) in counted.items()
+    }

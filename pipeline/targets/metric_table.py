@@ -121,7 +121,8 @@ _TABLE = (
         _DECIDED,
         "log loss",
         lambda measures, _: measures.log_loss,
-        spellings="logloss cross_entropy multiclass_log_loss multiclass_loss logarithmic_loss binary_cross_entropy",
+        spellings="logloss cross_entropy multiclass_log_loss multiclass_loss logarithmic_loss "
+        "binary_cross_entropy",
     ),
     Metric(
         "roc_auc",
@@ -130,7 +131,8 @@ _TABLE = (
         _DECIDED,
         "ROC AUC",
         lambda measures, _: measures.roc_auc,
-        spellings="auc auroc auc_roc rocauc roc_auc_score area_under_the_roc_curve area_under_roc_curve mean_column_wise_auc",
+        spellings="auc auroc auc_roc rocauc roc_auc_score area_under_the_roc_curve area_under_roc_curve "
+        "mean_column_wise_auc",
     ),
     Metric(
         "average_precision",
@@ -228,7 +230,9 @@ def find_metric(name: str) -> Metric:
     Raises:
         UserError: the name is not known; the nearest one is suggested.
     """
-    plain = re.sub(r"[^a-z0-9]+", "_", name.strip().casefold().replace("@", "_at_").replace("²", "2")).strip("_")
+    plain = re.sub(r"[^a-z0-9]+", "_", name.strip().casefold().replace("@", "_at_").replace("²", "2")).strip(
+        "_"
+    )
     if ranked := re.fullmatch(r"(?:map|mean_average_precision)_(?:at_)?([1-9]\d*)", plain):
         k = int(ranked[1])
         return replace(METRICS["map_at_5"], name=f"map_at_{k}", words=f"MAP@{k}", k=k)
@@ -237,4 +241,6 @@ def find_metric(name: str) -> Metric:
     near = nearest(plain, [*METRICS, *_NAMES])
     for spelling, known in _NAMES.items():
         near = near.replace(f"{spelling!r}", f"{known!r}")
-    raise UserError(f"metric {name!r} is not known{near}; known metrics: {', '.join(METRICS)} (any K in map_at_K)")
+    raise UserError(
+        f"metric {name!r} is not known{near}; known metrics: {', '.join(METRICS)} (any K in map_at_K)"
+    )

@@ -10,7 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
-from pipeline.targets.classes import classification_metrics, confusion_matrix, per_class, softmax, vqa_accuracy, vqa_scores
+from pipeline.targets.classes import (
+    classification_metrics,
+    confusion_matrix,
+    per_class,
+    softmax,
+    vqa_accuracy,
+    vqa_scores,
+)
 from pipeline.targets.metric_table import METRICS, Metric, find_metric
 from pipeline.targets.target import KINDS, Target
 from pipeline.wording import counted
@@ -87,7 +94,9 @@ def evaluate_ranks(name: str, target: Target, truth: np.ndarray, ranks: np.ndarr
     return _value(metric, target, truth, ranks[:, : metric.k])
 
 
-def all_metrics(target: Target, truth: np.ndarray, values: np.ndarray, metric: str | None = None) -> dict[str, float]:
+def all_metrics(
+    target: Target, truth: np.ndarray, values: np.ndarray, metric: str | None = None
+) -> dict[str, float]:
     """Return every metric that is defined for the target and these rows, and `loss`.
 
     `loss` is the mean log loss in nats, or the mean squared error of scaled numbers. One class or grade: also
@@ -145,11 +154,19 @@ def why_undefined(name: str, target: Target, truth: np.ndarray) -> str | None:
         return None
     if target.kind == "multilabel":
         defined = any(has_both(truth[:, number]) for number in range(truth.shape[1]))
-        return None if defined else f"{metric.words} is undefined: no label is present in some of these rows and absent in others"
+        return (
+            None
+            if defined
+            else f"{metric.words} is undefined: no label is present in some of these rows and absent in "
+            "others"
+        )
     first = truth.reshape(-1)[0]
     if (truth != first).any():
         return None
-    return f"{metric.words} is undefined: it compares rows of different classes, but every row is {target.names[int(first)]!r}"
+    return (
+        f"{metric.words} is undefined: it compares rows of different classes, but every row is "
+        f"{target.names[int(first)]!r}"
+    )
 
 
 def left_out(name: str, target: Target, truth: np.ndarray) -> tuple[str, ...]:
@@ -163,7 +180,11 @@ def left_out(name: str, target: Target, truth: np.ndarray) -> tuple[str, ...]:
     from pipeline.targets.measures import columns_of
 
     metric = _scoring(name, target)
-    if metric.name not in _COMPARING or target.kind == "binary" or (target.is_choice and metric.needs == "labels"):
+    if (
+        metric.name not in _COMPARING
+        or target.kind == "binary"
+        or (target.is_choice and metric.needs == "labels")
+    ):
         return ()
     counted = {number for number, _ in columns_of(truth, target.num_outputs)}
     return tuple(label for number, label in enumerate(target.output_names) if number not in counted)
@@ -179,8 +200,9 @@ def _scoring(name: str, target: Target) -> Metric:
     if target.kind not in metric.kinds:
         fitting = [other for other, known in METRICS.items() if target.kind in known.kinds]
         raise UserError(
-            f"metric {metric.name} scores {' or '.join(kind for kind in KINDS if kind in metric.kinds)} targets, but this one is "
-            f"{target.kind} ({target.describe()}); metrics for it: {', '.join(fitting)}"
+            f"metric {metric.name} scores {' or '.join(kind for kind in KINDS if kind in metric.kinds)} "
+            f"targets, but this one is {target.kind} ({target.describe()}); metrics for it: "
+            f"{', '.join(fitting)}"
         )
     return metric
 

@@ -60,7 +60,9 @@ def split_parts(text: str, separator: str) -> list[str]:
     return [part.strip() for part in text.split(separator) if part.strip()]
 
 
-def several_labels(texts: Iterable[str], separators: Sequence[str] = SEPARATORS) -> tuple[Literal["yes", "maybe", "no"], str]:
+def several_labels(
+    texts: Iterable[str], separators: Sequence[str] = SEPARATORS
+) -> tuple[Literal["yes", "maybe", "no"], str]:
     """Return whether cells hold several labels each, and the separator between them.
 
     "yes": there are fewer different parts than different cells, nearly every part occurs in several cells,
@@ -91,7 +93,11 @@ def _as_written(cells: Sequence[str], separators: Sequence[str]) -> list[str]:
     """
     spaced = {}
     for mark in separators:
-        found = {match for cell in cells for match in re.findall(rf" *{re.escape(mark)} *", cell)} if mark.strip() else set()
+        found = (
+            {match for cell in cells for match in re.findall(rf" *{re.escape(mark)} *", cell)}
+            if mark.strip()
+            else set()
+        )
         if found - {mark}:
             spaced[mark] = next(iter(found)) if len(found) == 1 else mark
     return [spaced.get(mark, mark) for mark in separators if mark.strip() or not spaced]
@@ -108,7 +114,9 @@ def several_guesses(sample_cells: Sequence[str], class_names: Sequence[str]) -> 
         if any(separator in name for name in known):
             continue
         counts = [len(split_parts(cell, separator)) for cell in sample_cells]
-        if max(counts, default=1) > 1 and any(part in known for cell in sample_cells for part in split_parts(cell, separator)):
+        if max(counts, default=1) > 1 and any(
+            part in known for cell in sample_cells for part in split_parts(cell, separator)
+        ):
             return max(counts), separator
     return 1, " "
 
@@ -119,7 +127,10 @@ def named_after(column: str, class_names: Sequence[str]) -> str | None:
     None if there is none.
     """
     plain = _plain(column)
-    wanted = {plain, *(plain.removeprefix(_plain(word)) for word in NAMING_WORDS if column.lower().startswith(word))}
+    wanted = {
+        plain,
+        *(plain.removeprefix(_plain(word)) for word in NAMING_WORDS if column.lower().startswith(word)),
+    }
     found = [name for name in class_names if _plain(name) in wanted]
     return found[0] if len(found) == 1 else None
 

@@ -23,21 +23,34 @@ def of_columns(case: Case) -> Read:
     if not are_numbers(cells) and not are_flags(cells):
         bad = next(cell for cell in cells if number(cell) is None)
         raise UserError(
-            f"{labels.where}: {columns} ({listed(labels.columns)}) hold {bad!r} where 0, 1 or a number is expected; "
-            "if only one column is the label: --set data.label_column=NAME"
+            f"{labels.where}: {columns} ({listed(labels.columns)}) hold {bad!r} where 0, 1 or a number is "
+            "expected; if only one column is the label: --set data.label_column=NAME"
         )
-    if not are_flags(cells) or not any(case.may_be(kind) for kind in ("multiclass", "multilabel", "ordinal", "binary")):
+    if not are_flags(cells) or not any(
+        case.may_be(kind) for kind in ("multiclass", "multilabel", "ordinal", "binary")
+    ):
         return _numbers_in_columns(case, cells)
-    chosen = [[name for name, cell in zip(labels.columns, row, strict=True) if is_true(cell)] for row in labels.cells]
+    chosen = [
+        [name for name, cell in zip(labels.columns, row, strict=True) if is_true(cell)]
+        for row in labels.cells
+    ]
     one_each = all(len(names) == 1 for names in chosen)
     if one_each and case.may_be("multiclass"):
-        return Target("multiclass", labels.columns), [names[0] for names in chosen], f"one of {columns} is 1 in every row", []
+        return (
+            Target("multiclass", labels.columns),
+            [names[0] for names in chosen],
+            f"one of {columns} is 1 in every row",
+            [],
+        )
     if not case.may_be("multilabel"):
         raise UserError(
-            f"{labels.where}: {columns} of 0 and 1 where not every row has exactly one 1 are several labels per image; {contradiction(case)}"
+            f"{labels.where}: {columns} of 0 and 1 where not every row has exactly one 1 are several labels "
+            f"per image; {contradiction(case)}"
         )
     separator = _separator_for(labels.columns, case)
-    target = Target("multilabel", labels.columns, separator=separator, may_be_empty=any(not names for names in chosen))
+    target = Target(
+        "multilabel", labels.columns, separator=separator, may_be_empty=any(not names for names in chosen)
+    )
     return target, [separator.join(names) for names in chosen], f"{columns} of 0 and 1", []
 
 
@@ -48,15 +61,18 @@ def _numbers_in_columns(case: Case, cells: Sequence[str]) -> Read:
         raise case.ambiguous(
             f"{counted(len(labels.columns), 'column')} of numbers between 0 and 1",
             "numbers, scored by their distance: --metric rmse (or mae, r2)",
-            "shares of labels: training on them is not supported; round them to 0 and 1 in the table, then --target multilabel",
+            "shares of labels: training on them is not supported; round them to 0 and 1 in the table, then "
+            "--target multilabel",
         )
-    whole = not has_fraction(cells) and not has_fraction(cell for row in (case.sample.cells if case.sample else ()) for cell in row)
+    whole = not has_fraction(cells) and not has_fraction(
+        cell for row in (case.sample.cells if case.sample else ()) for cell in row
+    )
     if whole and case.metric is None and case.asked.kind is None:
         raise case.ambiguous(
             f"{counted(len(labels.columns), 'column')} of whole numbers ({listed(labels.columns)})",
             "numbers (counts, sizes), scored by their distance: --metric rmse (or mae, r2)",
-            "the number of a class in each column: several classes per image are not supported; train one column at a time: "
-            "--set data.label_column=NAME and a sample submission with only that column",
+            "the number of a class in each column: several classes per image are not supported; train one "
+            "column at a time: --set data.label_column=NAME and a sample submission with only that column",
         )
     if not case.may_be("continuous"):
         found = next(cell for cell in cells if not are_flags([cell]))

@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 Kind = Literal["multiclass", "binary", "multilabel", "ordinal", "continuous"]
 KINDS: tuple[str, ...] = get_args(Kind)
 _NUMBERS = {key: [NUMBER] for key in ("center?", "scale?", "low?", "high?")}
-_SHAPE = {"kind": TEXT, "names": [TEXT], "positive?": [TEXT], "separator?": TEXT, "threshold?": NUMBER, "may_be_empty?": FLAG, **_NUMBERS}
+_SHAPE = {
+    "kind": TEXT,
+    "names": [TEXT],
+    "positive?": [TEXT],
+    "separator?": TEXT,
+    "threshold?": NUMBER,
+    "may_be_empty?": FLAG,
+    **_NUMBERS,
+}
 NUM_STRATA = 10  # strata of numbers: tenths of the sorted rows
 
 
@@ -93,10 +101,15 @@ class Target:
 
         if self.is_choice:
             index = {name: number for number, name in enumerate(self.names)}
-            self._refuse([label for label in labels if label not in index], f"is not one of the {len(index):,} {self._noun()}")
+            self._refuse(
+                [label for label in labels if label not in index],
+                f"is not one of the {len(index):,} {self._noun()}",
+            )
             return np.array([index[label] for label in labels], dtype=np.int64)
         if self.kind == "binary":
-            return np.array([[label in self.positive] for label in labels], dtype=np.float32).reshape(len(labels), 1)
+            return np.array([[label in self.positive] for label in labels], dtype=np.float32).reshape(
+                len(labels), 1
+            )
         if self.kind == "multilabel":
             index = {name: number for number, name in enumerate(self.names)}
             encoded = np.zeros((len(labels), len(index)), dtype=np.float32)
@@ -108,7 +121,9 @@ class Target:
             self._refuse(unknown, f"is not one of the {len(index):,} labels")
             return encoded
         cells = [label.split(self.separator) if self.num_outputs > 1 else [label] for label in labels]
-        bad = [label for label, row in zip(labels, cells, strict=True) if not _are_numbers(row, self.num_outputs)]
+        bad = [
+            label for label, row in zip(labels, cells, strict=True) if not _are_numbers(row, self.num_outputs)
+        ]
         self._refuse(bad, "is not a number")
         return np.array(cells, dtype=np.float32).reshape(len(labels), self.num_outputs)
 
@@ -137,7 +152,12 @@ class Target:
         numbers = self.encode(labels).astype(np.float64)
         deviation = numbers.std(axis=0)
         scale = np.where(deviation > 0, deviation, 1.0)
-        columns = {"center": numbers.mean(axis=0), "scale": scale, "low": numbers.min(axis=0), "high": numbers.max(axis=0)}
+        columns = {
+            "center": numbers.mean(axis=0),
+            "scale": scale,
+            "low": numbers.min(axis=0),
+            "high": numbers.max(axis=0),
+        }
         return replace(self, **{name: tuple(map(float, values)) for name, values in columns.items()})
 
     # ---- logits -> predictions -> label texts ----
@@ -163,7 +183,10 @@ class Target:
 
         values = np.asarray(values)
         if self.kind == "multilabel":
-            return [self.separator.join(self.names[index] for index in np.flatnonzero(row)) for row in self.chosen(values)]
+            return [
+                self.separator.join(self.names[index] for index in np.flatnonzero(row))
+                for row in self.chosen(values)
+            ]
         if self.kind == "continuous":
             return [self.separator.join(f"{value:.7g}" for value in row) for row in values.tolist()]
         return [self.names[index] for index in self.chosen(values)]
@@ -233,7 +256,12 @@ class Target:
         if self.kind == "multilabel":
             encoded = self.encode(labels)
             frequency = encoded.sum(axis=0)
-            return [min((frequency[index], self.names[index]) for index in np.flatnonzero(row))[1] if row.any() else "" for row in encoded]
+            return [
+                min((frequency[index], self.names[index]) for index in np.flatnonzero(row))[1]
+                if row.any()
+                else ""
+                for row in encoded
+            ]
         if self.kind == "continuous":
             rank = self.encode(labels)[:, 0].argsort(kind="stable").argsort(kind="stable")
             return [str(place * NUM_STRATA // len(labels)) for place in rank.tolist()]
@@ -252,11 +280,19 @@ class Target:
         if self.is_choice:
             return {name: int((encoded == index).sum()) for index, name in enumerate(self.names)}
         totals = [int(total) for total in encoded.sum(axis=0)]
-        return dict(zip(self.names, [len(labels) - totals[0], *totals] if self.kind == "binary" else totals, strict=True))
+        return dict(
+            zip(
+                self.names,
+                [len(labels) - totals[0], *totals] if self.kind == "binary" else totals,
+                strict=True,
+            )
+        )
 
     def record(self) -> dict[str, Any]:
         """Return the target as run.json stores it; `Target.read` reads it."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
 
     @classmethod
     def read(cls, record: dict[str, Any], where: str) -> Target:
@@ -266,19 +302,33 @@ class Target:
             UserError: the record is damaged.
         """
         damaged = "changed by hand, or damaged"
-        if not isinstance(record, dict) or record.get("kind") not in KINDS or not set(record) <= set(cls.__dataclass_fields__):
-            raise UserError(f"{where}: target: expected one of the kinds {', '.join(KINDS)} with its keys: {damaged}")
+        if (
+            not isinstance(record, dict)
+            or record.get("kind") not in KINDS
+            or not set(record) <= set(cls.__dataclass_fields__)
+        ):
+            raise UserError(
+                f"{where}: target: expected one of the kinds {', '.join(KINDS)} with its keys: {damaged}"
+            )
         values = {name: value for name, value in record.items() if value is not None}
         raise_all(differences_from(_SHAPE, values, "target"), f"{where}: {damaged}:")
-        target = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        target = cls(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        )
         raise_all(target._contradictions(), f"{where}: {damaged}:")
         return target
 
     def _contradictions(self) -> list[str]:
         """Return the values that contradict each other, one message each."""
-        problems = [] if self.names and len(set(self.names)) == len(self.names) else ["target.names: expected different names"]
+        problems = (
+            []
+            if self.names and len(set(self.names)) == len(self.names)
+            else ["target.names: expected different names"]
+        )
         if self.kind == "binary" and len(self.names) != 2:
-            problems.append(f"target.names: expected the negative and the positive class, found {len(self.names)} names")
+            problems.append(
+                f"target.names: expected the negative and the positive class, found {len(self.names)} names"
+            )
         if self.kind == "multilabel" and not self.separator:
             problems.append("target.separator: expected a text")
         for name in ("center", "scale", "low", "high") if self.kind == "continuous" else ():
@@ -295,7 +345,10 @@ class Target:
     def _refuse(self, labels: Sequence[str], what: str) -> None:
         if labels:
             shown = ", ".join(map(repr, dict.fromkeys(labels[:5])))
-            raise UserError(f"the label {shown} {what}: {', '.join(self.names[:8])}{' ...' if len(self.names) > 8 else ''}")
+            raise UserError(
+                f"the label {shown} {what}: "
+                f"{', '.join(self.names[:8])}{' ...' if len(self.names) > 8 else ''}"
+            )
 
 
 def _are_numbers(cells: Sequence[str], count: int) -> bool:

@@ -50,7 +50,10 @@ def read_for(run: Run, data_dir: Path, facts: CompetitionFacts | None = None) ->
         known=(run.target, run.metric) if run.target and run.task != "vqa" else None,
     )
     if run.task != competition.task:
-        raise UserError(f"{data_dir} is for {competition.task}, but {run.path} was trained for {run.task}: name another --model or --data")
+        raise UserError(
+            f"{data_dir} is for {competition.task}, but {run.path} was trained for {run.task}: name another "
+            "--model or --data"
+        )
     return competition
 
 
@@ -75,7 +78,9 @@ def predict(
 
     rows = list(competition.test if given is None else given)
     target = target_of(run, competition, task_module(run.task).num_outputs_of(run))
-    assembled = assemble(run, target, rows, compute_rows(run, target, rows, batch_size, precision, wrap=wrap, engine=engine))
+    assembled = assemble(
+        run, target, rows, compute_rows(run, target, rows, batch_size, precision, wrap=wrap, engine=engine)
+    )
     return assembled.predictions, assembled.unreadable
 
 
@@ -151,7 +156,16 @@ def compute_rows(
             yield batch
 
     logits_of = predictor.logits if wrap is None else wrap(predictor.logits, target)
-    logits = predict_logits(predictor.model, logits_of, batches(), len(rows), target.num_outputs, compute, "predicting", reached=reached)
+    logits = predict_logits(
+        predictor.model,
+        logits_of,
+        batches(),
+        len(rows),
+        target.num_outputs,
+        compute,
+        "predicting",
+        reached=reached,
+    )
     compute.processes.add_up(bad.view(np.uint8))
     return Computed(logits, reached, bad)
 
@@ -168,7 +182,9 @@ def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
     from pipeline.tasks.registry import task_module
 
     if compute.engine in ON_CPU and run.task != "classification":
-        raise UserError(f"--engine {compute.engine} is for images, but {run.path} answers questions: leave --engine out")
+        raise UserError(
+            f"--engine {compute.engine} is for images, but {run.path} answers questions: leave --engine out"
+        )
     predictor: Predictor = task_module(run.task).rebuild(run, num_outputs)
     if compute.engine in ON_CPU:
         from pipeline.models.openvino_model import to_openvino
@@ -198,13 +214,17 @@ def assemble(run: Run, target: Target, rows: Sequence[Row], computed: Computed) 
     if reached.all() and not bad.any():
         return Assembled(Predictions.of_images(ids, logits, target, merged), frozenset(), [])
     values = target.activate(np.nan_to_num(logits) if not reached.all() else logits)
-    values[bad | ~reached] = (run.record and run.record.prior) or np.full(target.num_outputs, 1 / target.num_outputs)
+    values[bad | ~reached] = (run.record and run.record.prior) or np.full(
+        target.num_outputs, 1 / target.num_outputs
+    )
     lost = list(dict.fromkeys(rows[row].path for row in np.flatnonzero(bad)))
     if lost:
         report_bad(lost, len({rows[row].path for row in np.flatnonzero(reached)}))
     known = {rows[row].id for row in np.flatnonzero(reached)}
     trusted = np.flatnonzero(reached & ~bad)
-    return Assembled(Predictions.of_values(ids, values, target, merged, trusted=trusted), frozenset(ids) - known, lost)
+    return Assembled(
+        Predictions.of_values(ids, values, target, merged, trusted=trusted), frozenset(ids) - known, lost
+    )
 
 
 def _other_precision(run: Run, asked: str, used: str) -> str:
@@ -215,7 +235,10 @@ def _other_precision(run: Run, asked: str, used: str) -> str:
     trained = run.record.values.get("precision") if run.record else None
     if asked != "auto" or trained in (None, used):
         return ""
-    return f" (trained in {trained}; --precision auto takes the fastest for this machine, --precision {trained} predicts as in training)"
+    return (
+        f" (trained in {trained}; --precision auto takes the fastest for this machine, --precision "
+        f"{trained} predicts as in training)"
+    )
 
 
 def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:
@@ -233,13 +256,15 @@ def target_of(run: Run, competition: Competition, num_outputs: int) -> Target:
     # The order of torchvision's ImageFolder and datasets' imagefolder
     names = tuple(sorted(competition.class_names))
     if len(names) == num_outputs:
-        print(f"  the release names no classes: using the {num_outputs} of {competition.root}, in sorted order")
+        print(
+            f"  the release names no classes: using the {num_outputs} of {competition.root}, in sorted order"
+        )
         return multiclass(names)
     raise UserError(
-        f"{run.path}: the release distinguishes {num_outputs} classes but names them only LABEL_0..LABEL_{num_outputs - 1}, "
-        f"and {competition.root} has {len(names)} class names. "
-        "Put the training images (train/<class>/) or a sample_submission with one column per class "
-        f"into {competition.root}, or write the names into id2label of {run.backbone_dir / 'config.json'}"
+        f"{run.path}: the release distinguishes {num_outputs} classes but names them only "
+        f"LABEL_0..LABEL_{num_outputs - 1}, and {competition.root} has {len(names)} class names. Put the "
+        "training images (train/<class>/) or a sample_submission with one column per class into "
+        f"{competition.root}, or write the names into id2label of {run.backbone_dir / 'config.json'}"
     )
 
 
@@ -252,8 +277,8 @@ def refuse_gone(paths: list[Path]) -> None:
     """
     if gone := [path for path in paths if not path.exists()]:
         raise UserError(
-            f"{gone[0]} disappeared during prediction: nothing is written. Restore the test images (is their disk still mounted?), "
-            "then run the command again"
+            f"{gone[0]} disappeared during prediction: nothing is written. Restore the test images (is their "
+            "disk still mounted?), then run the command again"
         )
 
 
@@ -266,7 +291,8 @@ def report_bad(paths: list[Path], total: int) -> None:
     if len(paths) == total:
         raise UserError(f"none of the {total} test images can be decoded, such as {paths[0]}")
     print(
-        f"WARNING: {len(paths)} of {total} test images cannot be decoded; their rows hold the class frequencies of training:",
+        f"WARNING: {len(paths)} of {total} test images cannot be decoded; their rows hold the class "
+        "frequencies of training:",
         file=sys.stderr,
     )
     for path in paths[:20]:

@@ -63,7 +63,9 @@ class Predictor(Protocol):
 
     def describe(self) -> str: ...  # its input, as text
     def logits(self, batch: Batch) -> object: ...
-    def batches(self, rows: Sequence[Row], batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]: ...
+    def batches(
+        self, rows: Sequence[Row], batch_size: int, share: tuple[int, int] = ALL
+    ) -> Iterable[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ def count_classes(labels: Iterable[str], class_names: Sequence[str]) -> dict[str
     return {name: counted[name] for name in class_names}
 
 
-def decodable(rows: Sequence[Row], skip: bool, cache: PictureCache | None = None) -> tuple[list[Row], list[str]]:
+def decodable(
+    rows: Sequence[Row], skip: bool, cache: PictureCache | None = None
+) -> tuple[list[Row], list[str]]:
     """Return the rows whose images can be decoded, and a note on the others.
 
     An image of several rows is decoded once. With a `cache` the decoded images are stored in it.
@@ -94,7 +98,10 @@ def decodable(rows: Sequence[Row], skip: bool, cache: PictureCache | None = None
     """
     paths = list(dict.fromkeys(row.path for row in rows))
     how = (check, "checking images") if cache is None else (cache.check, "filling the image cache")
-    bad = {paths[position]: reason for position, reason in first_does(lambda: list(find_bad(paths, *how).items()))}
+    bad = {
+        paths[position]: reason
+        for position, reason in first_does(lambda: list(find_bad(paths, *how).items()))
+    }
     if not bad:
         return list(rows), []
     if not skip:
@@ -105,7 +112,9 @@ def decodable(rows: Sequence[Row], skip: bool, cache: PictureCache | None = None
     ]
 
 
-def with_intensity(rule: Preprocessing, train: Sequence[Row], resumed_run: ResumedRun | None) -> tuple[Preprocessing, list[str]]:
+def with_intensity(
+    rule: Preprocessing, train: Sequence[Row], resumed_run: ResumedRun | None
+) -> tuple[Preprocessing, list[str]]:
     """Return `rule` with the black and white points of training images of more than 8 bits, and notes on
     them.
 
@@ -124,7 +133,10 @@ def checkpoint_blocks(model: nn.Module, recipe: Recipe) -> None:
         UserError: the architecture has no blocks for it.
     """
     if recipe.activation_checkpointing and not checkpoint_layers(model):
-        raise UserError(f"activation_checkpointing: {type(model).__name__} has no blocks that can be computed again; leave it out")
+        raise UserError(
+            f"activation_checkpointing: {type(model).__name__} has no blocks that can be computed again; "
+            "leave it out"
+        )
 
 
 def labelled_split(train: Sequence[Row], val: Sequence[Row]) -> list[SplitRow]:
@@ -141,7 +153,12 @@ def with_noise(pixel_values: torch.Tensor, deviation: float) -> torch.Tensor:
 
 
 def account_step(
-    model: nn.Module, loss: Loss, pixels: torch.Tensor, optimizer_name: str, recipe: Recipe, checkpointed: bool | None
+    model: nn.Module,
+    loss: Loss,
+    pixels: torch.Tensor,
+    optimizer_name: str,
+    recipe: Recipe,
+    checkpointed: bool | None,
 ) -> Memory:
     """Return the memory of a training step, computed from shapes only.
 

@@ -97,7 +97,10 @@ class ClassificationTask:
         Validation rows keep their labels.
         """
         self.classifier, self.recipe, self.target, self.metric = classifier, recipe, target, metric
-        self.corrections, self.corrected = corrections, corrections.record(train, val) if corrections else None
+        self.corrections, self.corrected = (
+            corrections,
+            corrections.record(train, val) if corrections else None,
+        )
         train = corrections.applied(train)
         self.class_names = target.names
         self.model, self.rule = classifier.model, classifier.rule
@@ -115,19 +118,25 @@ class ClassificationTask:
         self.train_labels = _for_training(target, self.encoded_labels)
         self.epochs = epochs_of(plan_schedule(recipe, len(train))) if train else recipe.epochs
         self.train_sets = {  # by image size
-            size: ImageDataset(paths, self.train_labels, rule, recipe.augmentation, recipe.seed, cache, self._mixing(rule))
+            size: ImageDataset(
+                paths, self.train_labels, rule, recipe.augmentation, recipe.seed, cache, self._mixing(rule)
+            )
             for size, rule in self._rules().items()
         }
         self.train_set = self.train_sets[self.rule.height]
         val_paths, self.val_labels = [row.path for row in val], _for_training(target, self.val_truth)
         self.val_set = ImageDataset(val_paths, self.val_labels, self.rule)
         self.num_train, self.num_val, self.num_outputs = len(train), len(val), target.num_outputs
-        self.loss_of = training_loss(target, recipe.optimizer, np.array(list(target.counts(labelled).values())))
+        self.loss_of = training_loss(
+            target, recipe.optimizer, np.array(list(target.counts(labelled).values()))
+        )
         self.train_score, self.score_of = training_score(target)
         self.undefined = why_undefined(metric, target, self.val_truth) if val else None
         self.best_metric = "val_loss" if self.undefined else f"val_{metric}"
         self.higher_is_better = not self.undefined and find_metric(metric).higher_is_better
-        self.workers, self.val_workers = (resolve_workers(recipe.data.workers, files) for files in (paths, val_paths))
+        self.workers, self.val_workers = (
+            resolve_workers(recipe.data.workers, files) for files in (paths, val_paths)
+        )
         # (rows, compiled model): used for micro-batches of this many rows
         self.compiled: tuple[int, Callable[..., Any]] | None = None
         # Original weights of those in half precision, until they are saved
@@ -147,7 +156,9 @@ class ClassificationTask:
             use_half_weights(self.model, compute.half)
             if fresh or not isinstance(self.model, PeftModel):
                 self.originals = {
-                    name: loaded[name] for name, weight in plain_state_dict(self.model).items() if weight.dtype != loaded[name].dtype
+                    name: loaded[name]
+                    for name, weight in plain_state_dict(self.model).items()
+                    if weight.dtype != loaded[name].dtype
                 }
         # Else it may be larger than the device's memory
         if not is_shared_out(self.recipe, compute.processes):
@@ -175,7 +186,10 @@ class ClassificationTask:
         if rows is None:
             self.compiled = None
         else:
-            self.compiled = rows, torch.compile(self.model, fullgraph=True, dynamic=False, options={"fallback_random": True})
+            self.compiled = (
+                rows,
+                torch.compile(self.model, fullgraph=True, dynamic=False, options={"fallback_random": True}),
+            )
 
     def train_batches(
         self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
@@ -186,12 +200,19 @@ class ClassificationTask:
         """
         sizes = self.recipe.schedule.image_sizes
         dataset = self.train_sets[size_of_epoch(epoch, self.epochs, sizes)] if sizes else self.train_set
-        loader = make_loader(dataset, cut(self.train_order(epoch), micro_batch_size, group_size, start, share), epoch, self.workers)
+        loader = make_loader(
+            dataset,
+            cut(self.train_order(epoch), micro_batch_size, group_size, start, share),
+            epoch,
+            self.workers,
+        )
         return readable(loader, dataset.paths)
 
     def _rules(self) -> dict[int, Preprocessing]:
         """Return the preprocessing of each size of training images; the last one is that of validation."""
-        return {size: self.rule.at_size(size) for size in self.recipe.schedule.image_sizes[:-1]} | {self.rule.height: self.rule}
+        return {size: self.rule.at_size(size) for size in self.recipe.schedule.image_sizes[:-1]} | {
+            self.rule.height: self.rule
+        }
 
     def _mixing(self, rule: Preprocessing) -> Mixing | None:
         return mixing_of(self.recipe, rule, self.target.num_outputs, self.encoded_labels)
@@ -250,7 +271,10 @@ class ClassificationTask:
             with compute.autocast():
                 logits = self.classifier.forward(forward, pixel_values)
                 label = _for_training(self.target, self.target.encode([self.train_rows[0].label]))[0]
-                return self.loss_of(logits, torch.as_tensor(label, device=logits.device).expand(len(pixel_values), *np.shape(label)))
+                return self.loss_of(
+                    logits,
+                    torch.as_tensor(label, device=logits.device).expand(len(pixel_values), *np.shape(label)),
+                )
 
         pixels = torch.zeros(1, 3, rule.height, rule.width, device=compute.device)
         memory = account_step(self.model, loss, pixels, optimizer_name, self.recipe, checkpointed)
@@ -282,7 +306,10 @@ class ClassificationTask:
         values = self.target.activate(logits)
         cells = zip(self.val_rows, self.target.decode(values), self.target.confidence(values), strict=True)
         rows = [
-            (*map(guarded, (row.id, str(row.path), row.label, predicted)), "" if sure is None else f"{sure:.6f}")
+            (
+                *map(guarded, (row.id, str(row.path), row.label, predicted)),
+                "" if sure is None else f"{sure:.6f}",
+            )
             for row, predicted, sure in cells
         ]
         write_table(output / VAL_TABLE, ("id", "path", "label", "predicted", "confidence"), rows)
@@ -291,7 +318,9 @@ class ClassificationTask:
     @property
     def names_are(self) -> str:
         """The word for `class_names` in messages."""
-        return {"multilabel": "labels", "ordinal": "grades", "continuous": "numbers"}.get(self.target.kind, "classes")
+        return {"multilabel": "labels", "ordinal": "grades", "continuous": "numbers"}.get(
+            self.target.kind, "classes"
+        )
 
     def facts(self) -> dict[str, Any]:
         """Return the target, metric and prior for run.json, so that inference, score and submit need no
@@ -308,7 +337,11 @@ class ClassificationTask:
         numbers.
         """
         labels = [row.label for row in self.labelled_rows]
-        counts: dict[str, Any] = {"train": self.num_train, "val": self.num_val, "train_per_class": self.target.counts(labels)}
+        counts: dict[str, Any] = {
+            "train": self.num_train,
+            "val": self.num_val,
+            "train_per_class": self.target.counts(labels),
+        }
         if self.target.kind == "continuous":
             counts["train_histograms"] = histograms(self.target.names, self.target.encode(labels))
         return counts
@@ -352,23 +385,43 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
     sizes = recipe.schedule.image_sizes
     if own_weights:
         backbone = load_backbone(
-            str(own_weights[0]), target.output_names, recipe.image_size, drop_path=recipe.drop_path, other_sizes=sizes[:-1]
+            str(own_weights[0]),
+            target.output_names,
+            recipe.image_size,
+            drop_path=recipe.drop_path,
+            other_sizes=sizes[:-1],
         )
     else:
-        source = recipe.backbone, target.output_names, recipe.image_size, recipe.random_weights, recipe.architecture
+        source = (
+            recipe.backbone,
+            target.output_names,
+            recipe.image_size,
+            recipe.random_weights,
+            recipe.architecture,
+        )
         backbone = load_backbone(*source, recipe.drop_path, other_sizes=sizes[:-1])
     train, val, how = part_rows(recipe, competition, competition.train, resumed_run)
-    pseudo = read_pseudo_labels(recipe.data.pseudo_labels, recipe.data.pseudo_threshold, competition, {row.id for row in val})
+    pseudo = read_pseudo_labels(
+        recipe.data.pseudo_labels, recipe.data.pseudo_threshold, competition, {row.id for row in val}
+    )
     rule, intensity_notes = with_intensity(backbone.preprocessing.resized(recipe.resize), train, resumed_run)
     backbone = replace(backbone, preprocessing=rule)
     cache = _cache(recipe, [*train, *pseudo.rows], rule)
     rows, notes = decodable(competition.train, recipe.data.skip_bad_images, cache)
-    readable_rows, more = decodable(pseudo.rows, recipe.data.skip_bad_images, cache) if pseudo.rows else ([], [])
+    readable_rows, more = (
+        decodable(pseudo.rows, recipe.data.skip_bad_images, cache) if pseudo.rows else ([], [])
+    )
     if more:
-        pseudo = replace(pseudo, rows=tuple(readable_rows), record=pseudo.record | {"rows": len(readable_rows)})
+        pseudo = replace(
+            pseudo, rows=tuple(readable_rows), record=pseudo.record | {"rows": len(readable_rows)}
+        )
         notes = [*notes, *more]
     left = target.counts([row.label for row in rows])
-    if lost := [name for name, count in target.counts([row.label for row in competition.train]).items() if count and not left[name]]:
+    if lost := [
+        name
+        for name, count in target.counts([row.label for row in competition.train]).items()
+        if count and not left[name]
+    ]:
         raise UserError(f"these classes have no image that can be decoded: {', '.join(sorted(lost))}")
     if len(rows) < len(competition.train):
         train, val, how = part_rows(recipe, competition, rows, resumed_run)
@@ -391,7 +444,9 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
     target = target if resumed_run else target.fitted([row.label for row in corrections.applied(train)])
     task = ClassificationTask(classifier, recipe, target, metric, train, val, cache, corrections, pseudo)
     if not task.labelled_rows:
-        raise UserError(f"data.exclude: all {len(train):,} training rows are excluded; nothing is left to train on")
+        raise UserError(
+            f"data.exclude: all {len(train):,} training rows are excluded; nothing is left to train on"
+        )
     if sizes:
         classifier.check_sizes(sizes)
     kept = [describe_sizes(task.epochs, sizes)] if sizes else []
@@ -399,11 +454,25 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
     kept += [describe_corrections(task.corrected)] if task.corrected else []
     kept += [pseudo.describe()] if pseudo.rows else []
     if task.undefined:
-        kept.append(f"{metric} is not defined on the validation rows ({task.undefined}): the best epoch is the one with the lowest loss")
+        kept.append(
+            f"{metric} is not defined on the validation rows ({task.undefined}): the best epoch is the one "
+            "with the lowest loss"
+        )
     if task.train_set.mixing is not None:
-        kept.append(f"train_{task.train_score} of a mixed image is the share of the label that is predicted right")
-    summary = f"input {classifier.describe()}; {'new head' if backbone.new_head else 'head of the checkpoint'}"
-    return Build(task, count_parameters(model), head, summary, (*notes, *intensity_notes, how, *kept), backbone.new_head)
+        kept.append(
+            f"train_{task.train_score} of a mixed image is the share of the label that is predicted right"
+        )
+    summary = (
+        f"input {classifier.describe()}; {'new head' if backbone.new_head else 'head of the checkpoint'}"
+    )
+    return Build(
+        task,
+        count_parameters(model),
+        head,
+        summary,
+        (*notes, *intensity_notes, how, *kept),
+        backbone.new_head,
+    )
 
 
 def _for_training(target: Target, encoded: np.ndarray) -> Sequence[Any]:

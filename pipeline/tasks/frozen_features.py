@@ -32,7 +32,10 @@ def computed_once(recipe: Recipe) -> tuple[tuple[Tower, ...], list[str]]:
     towers, notes = recipe.frozen_towers, []
     if "image" in towers and recipe.augmentation.in_use:
         towers = tuple(tower for tower in towers if tower != "image")
-        notes.append("the image backbone is frozen but computed in every epoch, because augmentation changes the images")
+        notes.append(
+            "the image backbone is frozen but computed in every epoch, because augmentation changes the "
+            "images"
+        )
     if towers:
         words = " and ".join({"text": "questions", "image": "images"}[tower] for tower in towers)
         notes.append(f"the features of {words} are computed once, because their backbones are frozen")
@@ -60,7 +63,11 @@ def question_features(model: FusionModel, dataset: QuestionDataset, compute: Com
 
 
 def image_features(
-    model: FusionModel, normalize: Callable[[torch.Tensor], torch.Tensor], dataset: QuestionDataset, workers: int | str, compute: Compute
+    model: FusionModel,
+    normalize: Callable[[torch.Tensor], torch.Tensor],
+    dataset: QuestionDataset,
+    workers: int | str,
+    compute: Compute,
 ) -> torch.Tensor | None:
     """Return the result of `FusionModel.see` for each image, (num_images, ...) float32.
 
@@ -77,14 +84,20 @@ def image_features(
     return _together(results, len(images), "features of the images", compute)
 
 
-def _together(results: Iterator[torch.Tensor], count: int, title: str, compute: Compute) -> torch.Tensor | None:
+def _together(
+    results: Iterator[torch.Tensor], count: int, title: str, compute: Compute
+) -> torch.Tensor | None:
     """Return the (B, ...) `results` as one CPU tensor of `count` rows.
 
     None as soon as it would be too large.
     """
     features = None
     done = 0
-    with torch.no_grad(), compute.autocast(), tqdm(total=count, desc=title, leave=False, dynamic_ncols=True) as bar:
+    with (
+        torch.no_grad(),
+        compute.autocast(),
+        tqdm(total=count, desc=title, leave=False, dynamic_ncols=True) as bar,
+    ):
         for result in results:
             if features is None and 4 * count * result[0].numel() > FEATURE_BYTES:
                 return None

@@ -84,13 +84,16 @@ class ImageClassifier:
                 # Each architecture has its own
                 except (AssertionError, RuntimeError, TypeError, ValueError) as error:
                     problems.append(f"{size} px: {(str(error).splitlines() or [type(error).__name__])[0]}")
-            if not problems and not torch.equal(before, self.forward(self.model, torch.zeros(1, 3, sizes[-1], sizes[-1]))):
+            if not problems and not torch.equal(
+                before, self.forward(self.model, torch.zeros(1, 3, sizes[-1], sizes[-1]))
+            ):
                 problems.append(f"{sizes[-1]} px gives other logits after images of another size")
         self.model.train(was_training)
         raise_all(
             problems,
-            f"schedule.image_sizes: {type(self.model).__name__} cannot be trained with images of several sizes; "
-            "leave it out (--set schedule.image_sizes=[]), or use a --backbone that interpolates its position embedding:",
+            f"schedule.image_sizes: {type(self.model).__name__} cannot be trained with images of several "
+            "sizes; leave it out (--set schedule.image_sizes=[]), or use a --backbone that interpolates its "
+            "position embedding:",
         )
 
     def describe(self) -> str:
@@ -103,7 +106,9 @@ class ImageClassifier:
         `share`: the part of the batches that this process computes.
         """
         paths = [row.path for row in rows]
-        return in_order(ImageDataset(paths, None, self.rule), batch_size, resolve_workers("auto", paths), share)
+        return in_order(
+            ImageDataset(paths, None, self.rule), batch_size, resolve_workers("auto", paths), share
+        )
 
 
 def rebuild(run: Run, num_outputs: int) -> ImageClassifier:
@@ -116,11 +121,20 @@ def rebuild(run: Run, num_outputs: int) -> ImageClassifier:
     cache_frozen_bias(backbone.model.requires_grad_(False))
     if run.adapter_dir is None:
         if backbone.new_head:
-            raise UserError(f"{run.backbone_dir} has no trained head for {num_outputs} outputs, and {run.path} has no adapter with one")
+            raise UserError(
+                f"{run.backbone_dir} has no trained head for {num_outputs} outputs, and {run.path} has no "
+                "adapter with one"
+            )
         return ImageClassifier.of(backbone.model, backbone)
     adapted = load_adapter(backbone.model, run.adapter_dir)
     classifier = ImageClassifier.of(adapted, backbone)
-    probe = torch.randn(1, 3, backbone.preprocessing.height, backbone.preprocessing.width, generator=torch.Generator().manual_seed(0))
+    probe = torch.randn(
+        1,
+        3,
+        backbone.preprocessing.height,
+        backbone.preprocessing.width,
+        generator=torch.Generator().manual_seed(0),
+    )
     classifier.model = merge(adapted, lambda model: classifier.forward(model, probe)).eval()
     return classifier
 

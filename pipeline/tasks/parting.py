@@ -22,16 +22,24 @@ def part_rows(
     label_of = {row.id: row.label for row in rows}
     ids = list(label_of)
     if resumed_run is not None:
-        train, val, how = kept_split(ids, list({row[0]: row for row in resumed_run.rows if row[2] != PSEUDO}.values()))
+        train, val, how = kept_split(
+            ids, list({row[0]: row for row in resumed_run.rows if row[2] != PSEUDO}.values())
+        )
     else:
         train, val, how = _new_split(recipe, competition, label_of, rows)
     rows_of: dict[str, list[Row]] = {}
     for row in rows:
         rows_of.setdefault(row.id, []).append(row)
-    return [row for number in train for row in rows_of[ids[number]]], [row for number in val for row in rows_of[ids[number]]], how
+    return (
+        [row for number in train for row in rows_of[ids[number]]],
+        [row for number in val for row in rows_of[ids[number]]],
+        how,
+    )
 
 
-def _new_split(recipe: Recipe, competition: Competition, label_of: dict[str, str], rows: Sequence[Row]) -> tuple[list[int], list[int], str]:
+def _new_split(
+    recipe: Recipe, competition: Competition, label_of: dict[str, str], rows: Sequence[Row]
+) -> tuple[list[int], list[int], str]:
     """Return the split of a new run in the form of `train_val_split`: stated in the data, by groups, or
     stratified.
     """
@@ -42,7 +50,9 @@ def _new_split(recipe: Recipe, competition: Competition, label_of: dict[str, str
     units = find_units(ids, paths, competition.groups)
     if competition.split is not None:
         train, val, how = stated_split(ids, competition.split, competition.split_from)
-        warning = both_sides(ids, units, [number in set(val) for number in range(len(ids))]) if units.bind else None
+        warning = (
+            both_sides(ids, units, [number in set(val) for number in range(len(ids))]) if units.bind else None
+        )
         return train, val, f"{how}; {warning}" if warning else how
     if units.bind and recipe.data.val_fraction:
         return grouped_split(competition.target, labels, units, recipe.data.val_fraction, seed)

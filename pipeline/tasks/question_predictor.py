@@ -60,18 +60,30 @@ class VqaPredictor:
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Return logits (B, K) for a batch of `QuestionDataset`."""
-        return self.forward(self.model, batch, self.rule.normalize(batch["pixels"]) if "pixels" in batch else None)
+        return self.forward(
+            self.model, batch, self.rule.normalize(batch["pixels"]) if "pixels" in batch else None
+        )
 
-    def forward(self, model: Callable[..., torch.Tensor], batch: Batch, pixel_values: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, model: Callable[..., torch.Tensor], batch: Batch, pixel_values: torch.Tensor | None
+    ) -> torch.Tensor:
         """Return logits (B, K) of `model` for `pixel_values` (I, 3, H, W) and the questions of `batch`.
 
         `pixel_values` are normalised. `batch` may hold features of images or questions instead.
         """
-        given = {name: batch[name] for name in ("input_ids", "attention_mask", "question", "picture") if name in batch}
+        given = {
+            name: batch[name]
+            for name in ("input_ids", "attention_mask", "question", "picture")
+            if name in batch
+        }
         return model(pixel_values, batch["image_index"], **given)
 
     def dataset(
-        self, rows: Sequence[Row], labels: Sequence[int] | None = None, augmentation: Augmentation | None = None, seed: int = 0
+        self,
+        rows: Sequence[Row],
+        labels: Sequence[int] | None = None,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
     ) -> QuestionDataset:
         """Return the questions of `rows` with their images, each image once.
 
@@ -80,24 +92,35 @@ class VqaPredictor:
         paths = {path: number for number, path in enumerate(dict.fromkeys(row.path for row in rows))}
         images = ImageDataset(list(paths), None, self.fused.rule, augmentation, seed)
         token_ids = self.fused.tokenizer.encode([clean_question(row.question or "") for row in rows])
-        return QuestionDataset(images, [paths[row.path] for row in rows], token_ids, self.fused.tokenizer.pad_id, labels)
+        return QuestionDataset(
+            images, [paths[row.path] for row in rows], token_ids, self.fused.tokenizer.pad_id, labels
+        )
 
     def batches(self, rows: Sequence[Row], batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
         """Yield batches of the questions of `rows`, grouped by image, preprocessed as in validation."""
         return self.in_order(self.dataset(rows), batch_size, share)
 
-    def in_order(self, dataset: QuestionDataset, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
+    def in_order(
+        self, dataset: QuestionDataset, batch_size: int, share: tuple[int, int] = ALL
+    ) -> Iterable[Batch]:
         """Yield batches of all questions of `dataset`, image by image.
 
         `share`: this process's part of them.
         """
         batches = cut(picture_order(dataset.image_of_row), batch_size, len(dataset), share=share)
-        workers = resolve_workers(self.workers, dataset.images.paths) if dataset.picture_features is None else 0
+        workers = (
+            resolve_workers(self.workers, dataset.images.paths) if dataset.picture_features is None else 0
+        )
         return make_question_loader(dataset, batches, 0, workers)
 
 
 def account_vqa(
-    predictor: VqaPredictor, num_tokens: int, compute: Compute, optimizer_name: str, recipe: Recipe, checkpointed: bool | None = None
+    predictor: VqaPredictor,
+    num_tokens: int,
+    compute: Compute,
+    optimizer_name: str,
+    recipe: Recipe,
+    checkpointed: bool | None = None,
 ) -> Memory:
     """Return the memory of a training step on questions of `num_tokens`, each with a separate image.
 
@@ -111,7 +134,9 @@ def account_vqa(
         batch = {
             "image_index": torch.zeros(count, dtype=torch.long, device=device),
             "input_ids": ids,
-            "attention_mask": torch.ones_like(ids) if SHAPES_ARE_ENOUGH else torch.ones(count, num_tokens, num_tokens, device=device),
+            "attention_mask": torch.ones_like(ids)
+            if SHAPES_ARE_ENOUGH
+            else torch.ones(count, num_tokens, num_tokens, device=device),
         }
         with compute.autocast():
             logits = predictor.forward(forward, batch, pixel_values)
@@ -128,13 +153,21 @@ def rebuild(run: Run, num_outputs: int) -> VqaPredictor:
         UserError: weights that are missing, damaged or unsafe, or that do not belong together.
     """
     if run.text_dir is None or run.record is None:
-        raise UserError(f"{run.path}: a vqa run has a text backbone with its tokenizer and a run.json; this folder lacks one of them")
+        raise UserError(
+            f"{run.path}: a vqa run has a text backbone with its tokenizer and a run.json; this folder lacks "
+            "one of them"
+        )
     recipe = run.record.values["recipe"]
-    text, image = load_encoder(str(run.text_dir), "text_backbone"), load_encoder(str(run.backbone_dir), "--backbone")
+    text, image = (
+        load_encoder(str(run.text_dir), "text_backbone"),
+        load_encoder(str(run.backbone_dir), "--backbone"),
+    )
     tokenizer = load_tokenizer(str(run.text_dir), max_tokens_of(text, recipe["data"]["max_question_tokens"]))
     rule = preprocessing_of(str(run.backbone_dir), image.config, None)
     frozen = [recipe["freeze"]] if recipe.get("freeze") else []
-    return VqaPredictor(load_fused(text, image, tokenizer, rule, num_outputs, Head(**recipe["head"]), run.path, frozen))
+    return VqaPredictor(
+        load_fused(text, image, tokenizer, rule, num_outputs, Head(**recipe["head"]), run.path, frozen)
+    )
 
 
 def num_outputs_of(run: Run) -> int:

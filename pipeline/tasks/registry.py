@@ -17,5 +17,8 @@ def task_module(name: str) -> ModuleType:
         UserError: this version of the project does not know the task.
     """
     if name not in TASKS:
-        raise UserError(f"task {name!r} is not one of {', '.join(TASKS)}: the run was made by another version of this project")
+        raise UserError(
+            f"task {name!r} is not one of {', '.join(TASKS)}: the run was made by another version of this "
+            "project"
+        )
     return TASKS[name]

@@ -48,7 +48,11 @@ class StepCost:
 
 
 def measure_step(
-    recipe: Recipe, competition: Competition, rows: Sequence[Row], batch_size: int | None = None, must_fit: bool = False
+    recipe: Recipe,
+    competition: Competition,
+    rows: Sequence[Row],
+    batch_size: int | None = None,
+    must_fit: bool = False,
 ) -> StepCost:
     """Return the cost of a step of `recipe`, measured on `few_of(rows)`; their images must be decodable.
 
@@ -62,13 +66,23 @@ def measure_step(
     started = time.perf_counter()
     from pipeline.tasks.registry import task_module
     from pipeline.training.compute import choose_compute
-    from pipeline.training.estimate import OVERHEAD_BYTES, check_fits, device_memory, largest_micro_batch, seconds_per_image
+    from pipeline.training.estimate import (
+        OVERHEAD_BYTES,
+        check_fits,
+        device_memory,
+        largest_micro_batch,
+        seconds_per_image,
+    )
     from pipeline.training.image_sizes import LARGEST
 
     compute = choose_compute(recipe.precision)
-    data = recipe.data.model_copy(update={"cache_gb": 0, "workers": 0, "val_fraction": 0.25, "pseudo_labels": None})
+    data = recipe.data.model_copy(
+        update={"cache_gb": 0, "workers": 0, "val_fraction": 0.25, "pseudo_labels": None}
+    )
     ids = {row.id for row in few_of(rows)}
-    part = replace(competition, train=tuple(row for row in rows if row.id in ids), split=None, groups=None, folds=None)
+    part = replace(
+        competition, train=tuple(row for row in rows if row.id in ids), split=None, groups=None, folds=None
+    )
     build = task_module(recipe.task).build(recipe.model_copy(update={"data": data}), part, None)
     task = build.task
     task.to_device(compute, fresh=True)

@@ -48,7 +48,13 @@ from pipeline.tasks.build import (
     write_probs,
 )
 from pipeline.tasks.frozen_features import changes_images, computed_once, image_features, question_features
-from pipeline.tasks.question_predictor import VqaPredictor, account_vqa, max_tokens_of, num_outputs_of, rebuild
+from pipeline.tasks.question_predictor import (
+    VqaPredictor,
+    account_vqa,
+    max_tokens_of,
+    num_outputs_of,
+    rebuild,
+)
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Memory
@@ -76,19 +82,35 @@ class VqaTask:
     one_shape = False
 
     def __init__(
-        self, predictor: VqaPredictor, recipe: Recipe, class_names: Sequence[str], train: Sequence[Labelled], val: Sequence[Labelled]
+        self,
+        predictor: VqaPredictor,
+        recipe: Recipe,
+        class_names: Sequence[str],
+        train: Sequence[Labelled],
+        val: Sequence[Labelled],
     ) -> None:
         self.predictor, self.recipe, self.class_names = predictor, recipe, tuple(class_names)
         self.model, self.rule = predictor.model, predictor.rule
         self.train_rows, self.val_rows = [row for row, _ in train], [row for row, _ in val]
-        self.train_labels, self.val_labels = (np.array([label for _, label in rows], dtype=np.int64) for rows in (train, val))
+        self.train_labels, self.val_labels = (
+            np.array([label for _, label in rows], dtype=np.int64) for rows in (train, val)
+        )
         augmentation = recipe.augmentation if changes_images(recipe.augmentation) else None
-        self.train_set = predictor.dataset(self.train_rows, self.train_labels.tolist(), augmentation, recipe.seed)
+        self.train_set = predictor.dataset(
+            self.train_rows, self.train_labels.tolist(), augmentation, recipe.seed
+        )
         self.val_set = predictor.dataset(self.val_rows, self.val_labels.tolist())
-        self.num_train, self.num_val, self.num_outputs = len(self.train_rows), len(self.val_rows), len(self.class_names)
+        self.num_train, self.num_val, self.num_outputs = (
+            len(self.train_rows),
+            len(self.val_rows),
+            len(self.class_names),
+        )
         self.compute: Compute | None = None  # set by `to_device`
         # Backbones whose features are computed when the first batch of the part is read.
-        self.to_compute: dict[str, Sequence[Tower]] = {"train": computed_once(recipe)[0], "val": recipe.frozen_towers}
+        self.to_compute: dict[str, Sequence[Tower]] = {
+            "train": computed_once(recipe)[0],
+            "val": recipe.frozen_towers,
+        }
 
     def train_batches(
         self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
@@ -99,8 +121,14 @@ class VqaTask:
         """
         dataset, recipe = self._with_features("train"), self.recipe
         order = question_order(dataset.image_of_row, recipe.seed, epoch, recipe.data.group_by_image)
-        workers = resolve_workers(recipe.data.workers, dataset.images.paths) if dataset.picture_features is None else 0
-        loader = make_question_loader(dataset, cut(order, micro_batch_size, group_size, start, share), epoch, workers)
+        workers = (
+            resolve_workers(recipe.data.workers, dataset.images.paths)
+            if dataset.picture_features is None
+            else 0
+        )
+        loader = make_question_loader(
+            dataset, cut(order, micro_batch_size, group_size, start, share), epoch, workers
+        )
         return readable(loader, [row.path for row in self.train_rows])
 
     def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
@@ -114,7 +142,9 @@ class VqaTask:
         if "pixels" in batch:
             pixel_values = with_noise(self.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
         logits = self.predictor.forward(self.model, batch, pixel_values)
-        return F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.recipe.optimizer.label_smoothing), logits
+        return F.cross_entropy(
+            logits.float(), batch["label"], label_smoothing=self.recipe.optimizer.label_smoothing
+        ), logits
 
     def score(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return how many questions of the batch are answered right (scalar)."""
@@ -134,7 +164,9 @@ class VqaTask:
         labels = np.where(known, self.val_labels, self.num_outputs)
         scores = classification_metrics(labels, predicted, self.num_outputs + 1)
         if known.any():
-            own = classification_metrics(self.val_labels[known], predicted[known], self.num_outputs, softmax(logits[known]))
+            own = classification_metrics(
+                self.val_labels[known], predicted[known], self.num_outputs, softmax(logits[known])
+            )
             scores["loss"] = own["loss"]
         answers, types = [row.answers for row in self.val_rows], [row.answer_type for row in self.val_rows]
         return scores | vqa_scores([self.class_names[index] for index in predicted], answers, types)
@@ -184,7 +216,9 @@ class VqaTask:
 
         `initial`: write both encoders, before training.
         """
-        save_fused(self.predictor.fused, output, base=initial or not self.recipe.lora.rank, trained=not initial)
+        save_fused(
+            self.predictor.fused, output, base=initial or not self.recipe.lora.rank, trained=not initial
+        )
 
     def write_validation(self, output: Path, logits: np.ndarray) -> None:
         """Write val_predictions.csv (`PREDICTION_COLUMNS`) and val_probs.npy (num_val, K) float32, in the
@@ -197,7 +231,10 @@ class VqaTask:
         for row, label, prob in zip(self.val_rows, self.val_labels, probs, strict=True):
             best = prob.argmax()
             written = self.class_names[label] if label >= 0 else row.label
-            before, after = (row.id, str(row.path), written, self.class_names[best]), (row.question, row.answer_type or "")
+            before, after = (
+                (row.id, str(row.path), written, self.class_names[best]),
+                (row.question, row.answer_type or ""),
+            )
             rows.append((*map(guarded, before), f"{prob[best]:.6f}", *map(guarded, after)))
         write_table(output / VAL_TABLE, PREDICTION_COLUMNS, rows)
         write_probs(output / VAL_VALUES, probs)
@@ -211,7 +248,11 @@ class VqaTask:
         """Return the target, metric and prior for run.json: one of the answers, scored by accuracy."""
         counts = np.bincount(self.train_labels, minlength=self.num_outputs).astype(np.float64)
         metric = {"name": "accuracy", "higher_is_better": True}
-        return {"target": multiclass(self.class_names).record(), "metric": metric, "prior": (counts / counts.sum()).tolist()}
+        return {
+            "target": multiclass(self.class_names).record(),
+            "metric": metric,
+            "prior": (counts / counts.sum()).tolist(),
+        }
 
     def split_rows(self) -> list[SplitRow]:
         """Return every row of both parts in order, which a resumed run must find again."""
@@ -219,11 +260,19 @@ class VqaTask:
 
     def baseline(self) -> Baseline | None:
         """Return the validation accuracy of always giving the most frequent answer."""
-        return Baseline(float(np.mean(self.val_labels == 0)), f"always {self.class_names[0]!r}") if self.num_val else None
+        return (
+            Baseline(float(np.mean(self.val_labels == 0)), f"always {self.class_names[0]!r}")
+            if self.num_val
+            else None
+        )
 
     def floor(self) -> Baseline | None:
         """Return the validation accuracy of the question alone: its most frequent answer in training."""
-        return Baseline(self._question_floor, "the most frequent answer to the same question") if self.num_val else None
+        return (
+            Baseline(self._question_floor, "the most frequent answer to the same question")
+            if self.num_val
+            else None
+        )
 
     def analyze(self, output: Path, compute: Compute) -> list[str]:
         """Return three baselines as lines (majority answer, question only, shuffled images).
@@ -235,7 +284,9 @@ class VqaTask:
         floors = {
             "always the most frequent answer": self.baseline().value,
             "the question alone: its most frequent training answer": self.floor().value,
-            "this model, each question with another validation image": self._shuffled_accuracy(output, compute),
+            "this model, each question with another validation image": self._shuffled_accuracy(
+                output, compute
+            ),
         }
         write_json(output / FLOORS, floors)
         return [f"validation accuracy of {name}: {value:.4f}" for name, value in floors.items()]
@@ -246,11 +297,16 @@ class VqaTask:
 
         New wordings get the majority answer.
         """
-        train, val = ([clean_question(row.question or "") for row in rows] for rows in (self.train_rows, self.val_rows))
+        train, val = (
+            [clean_question(row.question or "") for row in rows] for rows in (self.train_rows, self.val_rows)
+        )
         counts_of: dict[str, Counter[int]] = {}
         for question, label in zip(train, self.train_labels.tolist(), strict=True):
             counts_of.setdefault(question, Counter())[label] += 1
-        answers = {question: min(counts, key=lambda label: (-counts[label], label)) for question, counts in counts_of.items()}
+        answers = {
+            question: min(counts, key=lambda label: (-counts[label], label))
+            for question, counts in counts_of.items()
+        }
         return float(np.mean(self.val_labels == [answers.get(question, 0) for question in val]))
 
     def _shuffled_accuracy(self, output: Path, compute: Compute) -> float:
@@ -263,9 +319,18 @@ class VqaTask:
         paths = list(dict.fromkeys(row.path for row in self.val_rows))
         order = np.random.default_rng(self.recipe.seed).permutation(len(paths))
         other = {paths[own]: paths[next_one] for own, next_one in zip(order, np.roll(order, 1), strict=True)}
-        batches = predictor.batches([replace(row, path=other[row.path]) for row in self.val_rows], 2 * self.recipe.batch_size)
+        batches = predictor.batches(
+            [replace(row, path=other[row.path]) for row in self.val_rows], 2 * self.recipe.batch_size
+        )
         logits = predict_logits(
-            predictor.model, predictor.logits, batches, self.num_val, self.num_outputs, compute, "shuffled images", leave=False
+            predictor.model,
+            predictor.logits,
+            batches,
+            self.num_val,
+            self.num_outputs,
+            compute,
+            "shuffled images",
+            leave=False,
         )
         return float(np.mean(self.val_labels == logits.argmax(axis=1)))
 
@@ -301,11 +366,15 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
         for part in (prepared.train, prepared.val)
     )
     seed_everything(recipe.seed)
-    text, tokenizer, image, rule = _encoders(recipe, [clean_question(row.question or "") for row, _ in train], resumed_run)
+    text, tokenizer, image, rule = _encoders(
+        recipe, [clean_question(row.question or "") for row, _ in train], resumed_run
+    )
     rule, intensity_notes = with_intensity(rule, [row for row, _ in train], resumed_run)
     seed_everything(recipe.seed + 1)  # so new weights are the same for random and loaded encoders
     lora = recipe.lora if recipe.lora.rank else None
-    fused = fuse(text, image, tokenizer, rule, len(prepared.class_names), recipe.head, lora, recipe.frozen_towers)
+    fused = fuse(
+        text, image, tokenizer, rule, len(prepared.class_names), recipe.head, lora, recipe.frozen_towers
+    )
     if recipe.head_only and recipe.lora.also_train:
         fused.model.requires_grad_(False).head.requires_grad_(True)
         for encoder in (fused.model.text, fused.model.image):
@@ -315,11 +384,17 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
     once = computed_once(recipe)[1]
     notes = (*prepared.notes, *skipped, *intensity_notes, *tokenizer.notes(task.train_set.token_ids), *once)
     return Build(
-        task, count_parameters(fused.model, head="head"), "head", f"input {predictor.describe()}; new {recipe.head.fusion} head", notes
+        task,
+        count_parameters(fused.model, head="head"),
+        "head",
+        f"input {predictor.describe()}; new {recipe.head.fusion} head",
+        notes,
     )
 
 
-def _encoders(recipe: Recipe, questions: Sequence[str], resumed_run: ResumedRun | None) -> tuple[Any, QuestionTokenizer, Any, Any]:
+def _encoders(
+    recipe: Recipe, questions: Sequence[str], resumed_run: ResumedRun | None
+) -> tuple[Any, QuestionTokenizer, Any, Any]:
     """Return text encoder, tokenizer, image encoder and preprocessing: of the resumed run, or as the
     recipe says.
     """
@@ -329,7 +404,9 @@ def _encoders(recipe: Recipe, questions: Sequence[str], resumed_run: ResumedRun 
     wanted = recipe.data.max_question_tokens
     if text_source is None:
         tokenizer = build_tokenizer(questions, wanted)
-        text = new_encoder(recipe.text_architecture or {}, vocab_size=len(tokenizer.tokenizer), pad_token_id=tokenizer.pad_id)
+        text = new_encoder(
+            recipe.text_architecture or {}, vocab_size=len(tokenizer.tokenizer), pad_token_id=tokenizer.pad_id
+        )
         tokenizer = replace(tokenizer, max_tokens=max_tokens_of(text, wanted))
     else:
         text = load_encoder(text_source, "text_backbone", recipe.random_weights and not texts)
@@ -343,4 +420,9 @@ def _encoders(recipe: Recipe, questions: Sequence[str], resumed_run: ResumedRun 
         image = new_encoder(recipe.architecture or {})
     else:
         image = load_encoder(image_source, "--backbone", recipe.random_weights and not images)
-    return text, tokenizer, image, preprocessing_of(image_source, image.config, recipe.image_size).resized(recipe.resize)
+    return (
+        text,
+        tokenizer,
+        image,
+        preprocessing_of(image_source, image.config, recipe.image_size).resized(recipe.resize),
+    )

@@ -26,7 +26,13 @@ A_THIRD = 1 / 3  # share of the steps after which a run below its floor is repor
 
 
 def advise(
-    recipe: Recipe, schedule: dict[str, Any], num_train: int, num_val: int, num_classes: int, new_head: bool, kind: str
+    recipe: Recipe,
+    schedule: dict[str, Any],
+    num_train: int,
+    num_val: int,
+    num_classes: int,
+    new_head: bool,
+    kind: str,
 ) -> list[str]:
     """Return lines on what is too little in this plan, each with a better setting; [] if there is nothing.
 
@@ -56,29 +62,42 @@ def _head_lines(recipe: Recipe, schedule: dict[str, Any], num_train: int, kind: 
         return []
     rate = recipe.optimizer.head_lr or recipe.optimizer.lr
     lines = [
-        f"too little training for a new head: {steps:,} optimizer steps with a learning rate of at most {rate:.0e} move its weights "
-        f"by about {way:.1g} in total; even {LITTLE_WAY} is little"
+        f"too little training for a new head: {steps:,} optimizer steps with a learning rate of at most "
+        f"{rate:.0e} move its weights by about {way:.1g} in total; even {LITTLE_WAY} is little"
     ]
     if recipe.lora.rank and recipe.optimizer.head_lr is None:
-        lines.append("  the new head has the adapter's learning rate; one that is 10 times higher is possible")
+        lines.append(
+            "  the new head has the adapter's learning rate; one that is 10 times higher is possible"
+        )
     lines.append(
-        "  better in our tests, on 580 photographs of 24 classes with a small backbone (pipeline/recipes/README.md; seeds 0, 1, 2):"
+        "  better in our tests, on 580 photographs of 24 classes with a small backbone "
+        "(pipeline/recipes/README.md; seeds 0, 1, 2):"
     )
     if recipe.lora.rank:
-        lines.append("    --lr 1e-3 --set optimizer.head_lr=1e-2                    0.63 -> 0.76 by the head's learning rate, 10 epochs")
+        lines.append(
+            "    --lr 1e-3 --set optimizer.head_lr=1e-2                    0.63 -> 0.76 by the head's "
+            "learning rate, 10 epochs"
+        )
     if not recipe.head_only:
-        lines.append("    --lora-rank 0 --set head_only=true --lr 1e-2 --epochs 10  0.73: only the head, in minutes")
+        lines.append(
+            "    --lora-rank 0 --set head_only=true --lr 1e-2 --epochs 10  0.73: only the head, in minutes"
+        )
     if recipe.task == "classification" and recipe.lora.rank and kind in ("multiclass", "binary"):
         large = recipe.backbone == LARGE_BACKBONE
-        own = ["--recipe", LARGE_RECIPE] if large else ["--recipe", "lora-ours", "--backbone", recipe.backbone]
+        own = (
+            ["--recipe", LARGE_RECIPE] if large else ["--recipe", "lora-ours", "--backbone", recipe.backbone]
+        )
         lines.append(f"    {shlex.join(own)}")
         lines.append(
-            "        0.79 -> 0.93 compared with query + key and 1e-3 for all: 348 of the images, DINOv2 ViT-S at 112 px, 8 epochs, "
-            "on held-back images"
+            "        0.79 -> 0.93 compared with query + key and 1e-3 for all: 348 of the images, DINOv2 "
+            "ViT-S at 112 px, 8 epochs, on held-back images"
         )
     if recipe.accumulation_steps > 1:
         more = math.ceil(num_train / recipe.batch_size) * recipe.epochs
-        lines.append(f"    --accumulation-steps 1                                    {more:,} steps instead of {steps:,}")
+        lines.append(
+            f"    --accumulation-steps 1                                    {more:,} steps instead of "
+            f"{steps:,}"
+        )
     return lines
 
 
@@ -86,7 +105,10 @@ def _row_line(num_train: int, num_val: int, num_classes: int, kind: str) -> str:
     if kind == "continuous":
         error = f"an error measured on them has an uncertainty of about {1 / math.sqrt(2 * num_val):.0%}"
     else:
-        error = f"an accuracy has a standard error of up to {math.sqrt(0.25 / num_val):.2f} (binomial), and one row is {1 / num_val:.3f}"
+        error = (
+            f"an accuracy has a standard error of up to {math.sqrt(0.25 / num_val):.2f} (binomial), and "
+            f"one row is {1 / num_val:.3f}"
+        )
     classes = f" for {num_classes:,} classes" if kind in ("multiclass", "ordinal") else ""
     share = 0.2
     rows = round(share * (num_train + num_val))
@@ -107,8 +129,20 @@ def no_better(baseline: Baseline, best: float, higher_is_better: bool, metric: s
 class Watch:
     """Warns, once after the warm-up and once half-way, when a run is no better than a constant prediction."""
 
-    def __init__(self, baseline: Baseline | None, metric: str, higher_is_better: bool, num_val: int, schedule: dict[str, Any]) -> None:
-        self.baseline, self.metric, self.higher_is_better, self.num_val = baseline, metric, higher_is_better, num_val
+    def __init__(
+        self,
+        baseline: Baseline | None,
+        metric: str,
+        higher_is_better: bool,
+        num_val: int,
+        schedule: dict[str, Any],
+    ) -> None:
+        self.baseline, self.metric, self.higher_is_better, self.num_val = (
+            baseline,
+            metric,
+            higher_is_better,
+            num_val,
+        )
         self.due = [schedule["warmup_steps"], HALF_WAY * schedule["total_steps"]]
 
     def warning(self, history: list[dict[str, Any]]) -> str | None:
@@ -123,9 +157,9 @@ class Watch:
         if not no_better(self.baseline, best, self.higher_is_better, self.metric, self.num_val):
             return None
         return (
-            f"WARNING: after {step:,} optimizer steps no better than a constant prediction: {self.metric} {best:.4f}, "
-            f"{self.baseline.words} {self.baseline.value:.4f}; a higher learning rate or more steps may help "
-            "(Ctrl-C stops and saves the state)"
+            f"WARNING: after {step:,} optimizer steps no better than a constant prediction: {self.metric} "
+            f"{best:.4f}, {self.baseline.words} {self.baseline.value:.4f}; a higher learning rate or more "
+            "steps may help (Ctrl-C stops and saves the state)"
         )
 
 
@@ -135,7 +169,9 @@ class FloorWatch:
     The warning comes at the end of the first epoch after a third of the steps, and again at the end.
     """
 
-    def __init__(self, floor: Baseline | None, metric: str, recipe: Recipe, schedule: dict[str, Any], keep_last: bool) -> None:
+    def __init__(
+        self, floor: Baseline | None, metric: str, recipe: Recipe, schedule: dict[str, Any], keep_last: bool
+    ) -> None:
         self.floor, self.metric, self.recipe, self.keep_last = floor, metric, recipe, keep_last
         self.due = [A_THIRD * schedule["total_steps"], schedule["total_steps"]]
 
@@ -151,11 +187,13 @@ class FloorWatch:
         if kept >= self.floor.value:
             return None
         lines = [
-            f"WARNING: after {step:,} optimizer steps below the score of the question alone: {self.metric} {kept:.4f}, "
-            f"{self.floor.words} {self.floor.value:.4f}. Try:"
+            f"WARNING: after {step:,} optimizer steps below the score of the question alone: {self.metric} "
+            f"{kept:.4f}, {self.floor.words} {self.floor.value:.4f}. Try:"
         ]
         if best >= self.floor.value:
-            lines.append(f"  --set checkpoint.keep=best             an earlier epoch was above it: {best:.4f}")
+            lines.append(
+                f"  --set checkpoint.keep=best             an earlier epoch was above it: {best:.4f}"
+            )
         return "\n".join([*lines, *below_floor(self.recipe)])
 
 
@@ -166,18 +204,26 @@ def below_floor(recipe: Recipe) -> list[str]:
     """
     lines = []
     if not recipe.head_only and not recipe.freeze and recipe.text_architecture is None:
-        lines.append("  --recipe vqa-bert-vit-ours             for small sets, with the same --backbone and --set text_backbone=")
+        lines.append(
+            "  --recipe vqa-bert-vit-ours             for small sets, with the same --backbone and --set "
+            "text_backbone="
+        )
     if recipe.head.text_pooling != "mean":
         lines.append("  --set head.text_pooling=mean           uses all words of a question, not one token")
     if recipe.optimizer.head_lr is None and not recipe.head_only:
         lines.append(
-            f"  --set optimizer.head_lr={10 * recipe.optimizer.lr:.0e}            a new head needs a higher learning rate than its backbones"
+            f"  --set optimizer.head_lr={10 * recipe.optimizer.lr:.0e}            a new head needs a higher "
+            "learning rate than its backbones"
         )
     if recipe.head.fusion == "concat" and recipe.head.activation == "none":
-        lines.append("  --set head.activation=gelu             without it an image adds the same to every answer for any question")
+        lines.append(
+            "  --set head.activation=gelu             without it an image adds the same to every answer for "
+            "any question"
+        )
     if not recipe.head.dropout:
         lines.append("  --set head.dropout=0.3                 against overfitting")
     lines.append(
-        f"  --epochs {2 * recipe.epochs}                            if the validation loss still falls; if it rises, use a higher weight decay"
+        f"  --epochs {2 * recipe.epochs}                            if the validation loss still falls; if "
+        "it rises, use a higher weight decay"
     )
     return lines

@@ -54,7 +54,10 @@ def choose_attention(
     is_tried = wanted == "auto" and micro_batches >= MIN_MICRO_BATCHES and train_seconds >= MIN_SECONDS
     can = compute.device.type == "cpu" and compute.half is not None
     if wanted == "products" and not can:
-        raise UserError(f"attention: products is for half precision on a CPU, but this is {compute.describe()}: --set attention=auto")
+        raise UserError(
+            f"attention: products is for half precision on a CPU, but this is {compute.describe()}: --set "
+            "attention=auto"
+        )
     if wanted == "fused" or not can or not (is_tried or wanted == "products"):
         return "fused", None
     if not task.attend_by_products(True):
@@ -74,7 +77,11 @@ def choose_attention(
     by_products = problem is None and gain >= MIN_GAIN
     task.attend_by_products(by_products)
     if by_products:
-        return "products", f"attention by matrix products: training steps are {gain:.2f} x as fast as with torch's fused kernel"
+        return (
+            "products",
+            f"attention by matrix products: training steps are {gain:.2f} x as fast as with torch's fused "
+            "kernel",
+        )
     return "fused", problem and f"attention by matrix products is not used: {problem}"
 
 

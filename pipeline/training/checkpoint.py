@@ -59,18 +59,30 @@ class StateStore:
                 if sha256(path) != read_json(note)["sha256"]:
                     raise UserError("its digest does not match")
                 return torch.load(path, map_location="cpu", weights_only=True), damaged
-            except (OSError, RuntimeError, LookupError, TypeError, EOFError, UnpicklingError, UserError) as error:
+            except (
+                OSError,
+                RuntimeError,
+                LookupError,
+                TypeError,
+                EOFError,
+                UnpicklingError,
+                UserError,
+            ) as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 damaged.append(f"{path} is damaged ({reason}): using the state before it")
         if damaged:
             raise UserError(
-                f"every state in {self.folder} is damaged; start again without --resume and with another --output:\n" + "\n".join(damaged)
+                f"every state in {self.folder} is damaged; start again without --resume and with another "
+                "--output:\n" + "\n".join(damaged)
             )
         return None, damaged
 
 
 def check_fits(
-    state: dict[str, Any], trainable: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, others: Sequence[str] = ()
+    state: dict[str, Any],
+    trainable: Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    others: Sequence[str] = (),
 ) -> None:
     """Check that the tensors of `state` have the shapes of `trainable` and `optimizer`.
 
@@ -82,21 +94,32 @@ def check_fits(
     problems = [*(f"weight {problem}" for problem in tensor_problems(trainable, state["weights"])), *others]
     for name, gradient in state["gradients"].items():
         if name not in trainable or gradient.shape != trainable[name].shape:
-            problems.append(f"gradient {name}: shape {tuple(gradient.shape)} does not fit a weight of that name")
+            problems.append(
+                f"gradient {name}: shape {tuple(gradient.shape)} does not fit a weight of that name"
+            )
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for number, moments in state["optimizer"]["state"].items():
         shape = weights[number].shape if number < len(weights) else None
         for name, value in moments.items():
             if isinstance(value, torch.Tensor) and value.ndim and value.shape != shape:
-                problems.append(f"optimizer's {name} of weight {number}: shape {tuple(value.shape)}, expected {shape and tuple(shape)}")
-    raise_all(problems, "the saved state does not fit this model; start again without --resume and with another --output:")
+                problems.append(
+                    f"optimizer's {name} of weight {number}: shape {tuple(value.shape)}, expected "
+                    f"{shape and tuple(shape)}"
+                )
+    raise_all(
+        problems,
+        "the saved state does not fit this model; start again without --resume and with another --output:",
+    )
 
 
 def weights_digest(model: torch.nn.Module) -> str:
     """Return a digest of names, shapes and values of all weights; fast also for large models."""
     bits = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
     sums = {
-        name: [*weight.shape, int(weight.detach().contiguous().view(bits[weight.dtype]).sum(dtype=torch.int64))]
+        name: [
+            *weight.shape,
+            int(weight.detach().contiguous().view(bits[weight.dtype]).sum(dtype=torch.int64)),
+        ]
         for name, weight in model.named_parameters()
         if weight.dtype in bits
     }

@@ -67,7 +67,11 @@ def try_compile(
     if not wanted:
         return False, None
     if task.num_train < micro_batch_size:
-        return False, f"torch.compile is not used: {task.num_train} rows do not fill a micro-batch of {micro_batch_size}"
+        return (
+            False,
+            f"torch.compile is not used: {task.num_train} rows do not fill a micro-batch of "
+            f"{micro_batch_size}",
+        )
     batch = compute.move(next(iter(task.train_batches(0, 0, micro_batch_size, micro_batch_size))))
     print("  trying torch.compile, which takes a minute or two")
     try:
@@ -77,7 +81,10 @@ def try_compile(
         problem = difference(plain, compiled, TOLERANCE[compute.precision])
     # A missing compiler, an unsupported operation, no memory: training works without it
     except Exception as error:
-        problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+        problem = (
+            f"{type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+        )
     if problem is None:
         gain = plain.seconds / compiled.seconds
         cost = f"{gain:.2f} x as fast once compiled, which took {human_time(compiled.first_seconds)}"
@@ -108,7 +115,9 @@ def run_step(task: Task, compute: Compute, batch: Batch) -> Step:
                 loss, _ = task.loss(batch)
             loss.backward()
             value = loss.item()  # waits for the device
-            grads = [weight.grad.float().norm() for weight in task.model.parameters() if weight.grad is not None]
+            grads = [
+                weight.grad.float().norm() for weight in task.model.parameters() if weight.grad is not None
+            ]
             norm = math.hypot(*(grad.item() for grad in grads))
             seconds.append(time.perf_counter() - started)
         task.model.zero_grad(set_to_none=True)

@@ -41,7 +41,11 @@ class Compute:
 
     def device_name(self) -> str:
         """Return the GPU's name on CUDA, else `CPU` or `MPS`."""
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
+        return (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else self.device.type.upper()
+        )
 
     def describe(self) -> str:
         """Return device and precision as text, such as `CPU, fp32`, with a warning if bf16 is slow here."""
@@ -60,7 +64,9 @@ def computes_bf16(device: torch.device) -> bool:
     """
     if device.type == "cuda":  # torch.cuda.is_bf16_supported() is also True for emulation
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
 
 
 def choose_compute(precision: str, engine: str = TORCH) -> Compute:

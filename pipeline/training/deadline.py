@@ -58,7 +58,11 @@ class Rows:
 
     def of_one_run(self, folds: int | None) -> tuple[int, int]:
         """Return the numbers of training and validation rows of one run."""
-        return (self.train, self.val) if folds is None else (self.total - self.total // folds, math.ceil(self.total / folds))
+        return (
+            (self.train, self.val)
+            if folds is None
+            else (self.total - self.total // folds, math.ceil(self.total / folds))
+        )
 
     def steps(self, epochs: int, folds: int | None) -> int:
         """Return the optimizer steps of one run."""
@@ -118,7 +122,11 @@ def propose(limits: Limits, paces: Iterable[Pace]) -> Proposal | None:
             continue
         if epochs is None:
             enough = rows.epochs(ENOUGH_STEPS, ENOUGH_EPOCHS, folds)
-            fitting = (number for number in range(fewest, max(enough, fewest) + 1) if pace.seconds(rows, number, folds) <= limits.budget)
+            fitting = (
+                number
+                for number in range(fewest, max(enough, fewest) + 1)
+                if pace.seconds(rows, number, folds) <= limits.budget
+            )
             chosen = max(fitting)
             is_enough = chosen >= enough
         else:
@@ -143,7 +151,9 @@ def propose_head(limits: Limits, paces: Iterable[Pace]) -> Proposal | None:
             continue
         if limits.chooses_folds and pace.seconds_once(rows, FOLDS) <= limits.budget:
             folds = FOLDS
-        return Proposal(pace, limits.epochs or HEAD_EPOCHS, folds, pace.seconds_once(rows, folds), head_alone=True)
+        return Proposal(
+            pace, limits.epochs or HEAD_EPOCHS, folds, pace.seconds_once(rows, folds), head_alone=True
+        )
     return None
 
 
@@ -153,4 +163,6 @@ def smaller_sizes(own: int, patch: int) -> list[int]:
     Sizes below four patches are left out.
     """
     sizes = [own] + [round(own * share / patch) * patch for share in (3 / 4, 1 / 2, 3 / 8, 1 / 4)]
-    return [size for number, size in enumerate(sizes) if size >= 4 * patch and size not in sizes[:number]] or [own]
+    return [
+        size for number, size in enumerate(sizes) if size >= 4 * patch and size not in sizes[:number]
+    ] or [own]

@@ -80,7 +80,19 @@ def fit(
             good state is kept.
     """
     loop = _Loop(
-        task, optimizer, schedule, compute, store, micro_batch_size, seed, sums, max_grad_norm, save_minutes, max_minutes, keep_last, means
+        task,
+        optimizer,
+        schedule,
+        compute,
+        store,
+        micro_batch_size,
+        seed,
+        sums,
+        max_grad_norm,
+        save_minutes,
+        max_minutes,
+        keep_last,
+        means,
     )
     position = loop.position
     # Before the first state is saved: another program may stop the run once it sees one
@@ -139,7 +151,13 @@ class _Loop:
         keep_last: bool,
         means: Means,
     ) -> None:
-        self.task, self.optimizer, self.schedule, self.compute, self.store = task, optimizer, schedule, compute, store
+        self.task, self.optimizer, self.schedule, self.compute, self.store = (
+            task,
+            optimizer,
+            schedule,
+            compute,
+            store,
+        )
         self.processes = compute.processes
         self.micro_batch_size, self.seed, self.max_grad_norm = micro_batch_size, seed, max_grad_norm
         self.keep_last = keep_last
@@ -151,8 +169,13 @@ class _Loop:
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
         # A position inside an epoch is only valid for the same rows in the same order, and the same step
         # size.
-        self.order = {"rows": rows_digest(task.split_rows()), "effective_batch_size": schedule["effective_batch_size"]}
-        self.trainable = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
+        self.order = {
+            "rows": rows_digest(task.split_rows()),
+            "effective_batch_size": schedule["effective_batch_size"],
+        }
+        self.trainable = {
+            name: weight for name, weight in task.model.named_parameters() if weight.requires_grad
+        }
         self.means = WeightMeans(means, self.trainable)
         self.gradients = gradient_sum(sums, self.processes, list(self.trainable.values()))
         self.checked_step = 0
@@ -166,7 +189,9 @@ class _Loop:
         # On the device, and not reset within an epoch: so reading them does not change the order of
         # additions.
         exact = torch.float32 if self.compute.device.type == "mps" else torch.float64
-        self.sums = torch.tensor([position.loss_sum, position.score_sum], dtype=exact, device=self.compute.device)
+        self.sums = torch.tensor(
+            [position.loss_sum, position.score_sum], dtype=exact, device=self.compute.device
+        )
 
     def prepare(self, work: Callable[[int, Callable[[], bool]], bool]) -> None:
         """Let `work` compute what epochs need, with smaller micro-batches if memory runs out.
@@ -198,7 +223,14 @@ class _Loop:
         position = self.position
         self.task.model.train()
         title = f"epoch {position.epoch + 1}/{epochs}"
-        with tqdm(total=self.task.num_train, initial=position.row, desc=title, unit="img", leave=False, dynamic_ncols=True) as bar:
+        with tqdm(
+            total=self.task.num_train,
+            initial=position.row,
+            desc=title,
+            unit="img",
+            leave=False,
+            dynamic_ncols=True,
+        ) as bar:
             while position.row < self.task.num_train:
                 try:
                     self.pass_rows(bar)
@@ -208,7 +240,12 @@ class _Loop:
 
     def pass_rows(self, bar: tqdm) -> None:
         """Run the loop over turns, to the end of the epoch."""
-        position, task, processes, group_size = self.position, self.task, self.processes, self.schedule["effective_batch_size"]
+        position, task, processes, group_size = (
+            self.position,
+            self.task,
+            self.processes,
+            self.schedule["effective_batch_size"],
+        )
         cutting = self.micro_batch_size, group_size
         batches = iter(task.train_batches(position.epoch, position.row, *cutting, processes.share))
         refreshed = time.monotonic()
@@ -225,7 +262,11 @@ class _Loop:
             now = time.monotonic()
             # Reading a sum makes the CPU wait for the device. Twice per second is enough to show it, and to
             # find a NaN.
-            wishes = not self.goes_on(), now - self.last_save > self.save_seconds, now - refreshed > REFRESH_SECONDS
+            wishes = (
+                not self.goes_on(),
+                now - self.last_save > self.save_seconds,
+                now - refreshed > REFRESH_SECONDS,
+            )
             stop, due, refresh = processes.agree(failure, wishes)  # raises a failure in all processes
             self.gradients.finish(len(turn))
             for part in processes.gather(sums)[: len(turn)]:
@@ -261,7 +302,9 @@ class _Loop:
         # by its share of the group: every row has the same weight, for any micro-batch size and also in a
         # smaller last group.
         self.scaler.scale(loss * (rows / group_rows)).backward()
-        return torch.stack([(loss.detach().float() * rows).to(self.sums), task.score(logits.detach(), batch).to(self.sums)])
+        return torch.stack(
+            [(loss.detach().float() * rows).to(self.sums), task.score(logits.detach(), batch).to(self.sums)]
+        )
 
     def read_sums(self) -> None:
         """Copy the sums from the device to the position.
@@ -277,9 +320,11 @@ class _Loop:
             return
         rate = lr_at(max(position.step - 1, 0), self.schedule)
         raise UserError(
-            f"the loss became NaN or infinite within steps [{self.checked_step}, {position.step}] at learning rate {rate:.2e}; "
-            f"the last state is saved. Likely causes: the learning rate is too high, or half precision. Continue with one of\n"
-            f"  {self.go_on_changed('--lr', f'{rate / 3:.0e}')}\n  {self.go_on_changed('--precision', 'fp32')}"
+            f"the loss became NaN or infinite within steps [{self.checked_step}, {position.step}] at "
+            f"learning rate {rate:.2e}; the last state is saved. Likely causes: the learning rate is too "
+            "high, or half precision. Continue with one of\n"
+            f"  {self.go_on_changed('--lr', f'{rate / 3:.0e}')}\n  "
+            f"{self.go_on_changed('--precision', 'fp32')}"
         )
 
     def halve_micro_batch(self, error: torch.OutOfMemoryError) -> None:
@@ -294,13 +339,21 @@ class _Loop:
         if self.processes.shares_out and self.micro_batch_size > 1:
             raise UserError(self.smaller_micro_batch()) from None
         if self.micro_batch_size == 1:
-            advice = "use --set activation_checkpointing=true, LoRA (--lora-rank 16), a smaller --image-size or a smaller --backbone"
-            raise UserError(f"out of memory on {device} with one image at a time; {advice}: {str(error).splitlines()[0]}") from None
+            advice = (
+                "use --set activation_checkpointing=true, LoRA (--lora-rank 16), a smaller "
+                "--image-size or a smaller --backbone"
+            )
+            raise UserError(
+                f"out of memory on {device} with one image at a time; {advice}: {str(error).splitlines()[0]}"
+            ) from None
         self.micro_batch_size //= 2
         self.rewind()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        tqdm.write(f"out of memory: continuing with {self.micro_batch_size} images at a time; the effective batch size does not change")
+        tqdm.write(
+            f"out of memory: continuing with {self.micro_batch_size} images at a time; the effective batch "
+            "size does not change"
+        )
 
     def smaller_micro_batch(self) -> str:
         """Return the error message for processes that share out the weights, which cannot halve it
@@ -308,8 +361,13 @@ class _Loop:
         """
         rows, group = self.micro_batch_size, self.schedule["effective_batch_size"]
         smaller = max(size for size in range(1, rows // 2 + 1) if group % size == 0)
-        changed = self.go_on_changed("--batch-size", str(smaller), "--accumulation-steps", str(group // smaller))
-        return f"out of memory on {self.compute.device} with {rows} images at a time; the last state is saved. Continue with: {changed}"
+        changed = self.go_on_changed(
+            "--batch-size", str(smaller), "--accumulation-steps", str(group // smaller)
+        )
+        return (
+            f"out of memory on {self.compute.device} with {rows} images at a time; the last state is "
+            f"saved. Continue with: {changed}"
+        )
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -324,7 +382,11 @@ class _Loop:
         position = self.position
         self.gradients.give_up()
         self.optimizer.zero_grad(set_to_none=True)
-        position.row, position.loss_sum, position.score_sum = position.group_row, position.group_loss_sum, position.group_score_sum
+        position.row, position.loss_sum, position.score_sum = (
+            position.group_row,
+            position.group_loss_sum,
+            position.group_score_sum,
+        )
         self.sums.copy_(torch.tensor([position.loss_sum, position.score_sum], dtype=self.sums.dtype))
 
     def optimizer_step(self) -> None:
@@ -364,8 +426,8 @@ class _Loop:
         if logits is not None:
             if not np.isfinite(logits).all():
                 raise UserError(
-                    f"validation after step {position.step} gave NaN or infinite logits; the last state is saved "
-                    f"(half precision?). Continue with: {self.go_on_changed('--precision', 'fp32')}"
+                    f"validation after step {position.step} gave NaN or infinite logits; the last state is "
+                    f"saved (half precision?). Continue with: {self.go_on_changed('--precision', 'fp32')}"
                 )
             metrics |= {f"val_{name}": value for name, value in task.scores(logits).items()}
         if logits is None:  # without validation the last epoch counts as the best
@@ -436,8 +498,13 @@ class _Loop:
     def state(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on."""
         position = self.position
-        position.group_loss_sum, position.group_score_sum = float(position.group_loss_sum), float(position.group_score_sum)
-        gradients = {name: whole(weight.grad) for name, weight in self.trainable.items() if weight.grad is not None}
+        position.group_loss_sum, position.group_score_sum = (
+            float(position.group_loss_sum),
+            float(position.group_score_sum),
+        )
+        gradients = {
+            name: whole(weight.grad) for name, weight in self.trainable.items() if weight.grad is not None
+        }
         return {
             "position": asdict(position),
             "order": self.order,
@@ -462,7 +529,10 @@ class _Loop:
         with torch.no_grad():
             for name, weight in self.trainable.items():
                 weight.copy_(part_of(state["weights"][name], weight))
-        settings = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
+        settings = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(parted_state(state["optimizer"], self.optimizer))
         for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(setting)  # from the recipe, because a change of weight decay may have been accepted
@@ -474,7 +544,9 @@ class _Loop:
             if not self.gradients.whole and self.processes.rank > 0:
                 return  # each process has its own sum: only the first gets the saved gradients
             for name, gradient in state["gradients"].items():
-                self.trainable[name].grad = part_of(gradient, self.trainable[name]).to(self.trainable[name].device)
+                self.trainable[name].grad = part_of(gradient, self.trainable[name]).to(
+                    self.trainable[name].device
+                )
             return
         self.position.start_epoch(self.position.epoch)
         self.position.step = self.position.epoch * self.schedule["steps_per_epoch"]
@@ -490,15 +562,22 @@ class _Loop:
     def greeting(self) -> str:
         """Return where a resumed run continues."""
         position = self.position
-        return f"resuming in epoch {position.epoch + 1} at row {position.row}, after {position.step} optimizer steps"
+        return (
+            f"resuming in epoch {position.epoch + 1} at row {position.row}, after {position.step} "
+            "optimizer steps"
+        )
 
     def interrupted(self) -> Interrupted:
         """Return the exception once all processes have agreed to stop: why, where, and how to continue."""
         self.stop_reason = next(filter(None, self.processes.texts(self.stop_reason)))
         position = self.position
-        where = f"epoch {position.epoch + 1}, row {position.row} of {self.task.num_train}, step {position.step}"
+        where = (
+            f"epoch {position.epoch + 1}, row {position.row} of {self.task.num_train}, step {position.step}"
+        )
         again = resume_command(self.store.folder.parent)
-        return Interrupted(f"stopped ({self.stop_reason}) in {where}; the state is saved. Continue with: {again}")
+        return Interrupted(
+            f"stopped ({self.stop_reason}) in {where}; the state is saved. Continue with: {again}"
+        )
 
     def request_stop(self, reason: str, at_once_if_again: bool) -> None:
         """Ask to stop after this micro-batch and save; a second Ctrl-C stops at once."""

@@ -58,7 +58,12 @@ def idle_share(effective_batch_size: int, micro_batch_size: int, processes: int)
     return 1 - parts / (math.ceil(parts / processes) * processes)
 
 
-def check_fits(memory: Memory, micro_batch_size: int, device: torch.device, checkpointed: Callable[[], Memory] | None = None) -> None:
+def check_fits(
+    memory: Memory,
+    micro_batch_size: int,
+    device: torch.device,
+    checkpointed: Callable[[], Memory] | None = None,
+) -> None:
     """Check that a step fits into the device's memory.
 
     `checkpointed()` returns the memory with activation checkpointing.
@@ -72,16 +77,23 @@ def check_fits(memory: Memory, micro_batch_size: int, device: torch.device, chec
     smaller = largest_micro_batch(memory, device, micro_batch_size)
     fits = memory.total(smaller) + OVERHEAD_BYTES[device.type] <= room
     if fits:
-        advice = f"--batch-size {smaller} fits (raise --accumulation-steps to keep the effective batch), or --batch-size auto"
+        advice = (
+            f"--batch-size {smaller} fits (raise --accumulation-steps to keep the effective batch), or "
+            "--batch-size auto"
+        )
     else:
-        advice = "not even one image fits: use LoRA (--lora-rank 16), a smaller --image-size, or a smaller --backbone"
+        advice = (
+            "not even one image fits: use LoRA (--lora-rank 16), a smaller --image-size, or a smaller "
+            "--backbone"
+        )
     if checkpointed is not None:
         memory = checkpointed()
         largest = largest_micro_batch(memory, device, micro_batch_size)
         if memory.total(largest) + OVERHEAD_BYTES[device.type] <= room and (largest > smaller or not fits):
             advice += f". With --set activation_checkpointing=true batch {largest} fits"
     raise UserError(
-        f"a step of batch {micro_batch_size} needs about {human_size(needed)} on {device.type}, but only {human_size(room)} is free. {advice}"
+        f"a step of batch {micro_batch_size} needs about {human_size(needed)} on {device.type}, but only "
+        f"{human_size(room)} is free. {advice}"
     )
 
 
@@ -95,13 +107,18 @@ def check_disk(output: Path, model: nn.Module, optimizer_states: int, whole_mode
     # Files are float32, even if memory is not
     everything = 4 * sum(weight.numel() for weight in model.parameters())
     trainable = 4 * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    needed = everything * (2 if whole_model_again else 1) + trainable + 3 * trainable * (1 + optimizer_states) + 50_000_000
+    needed = (
+        everything * (2 if whole_model_again else 1)
+        + trainable
+        + 3 * trainable * (1 + optimizer_states)
+        + 50_000_000
+    )
     folder = next(parent for parent in (output, *output.resolve().parents) if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{output}: the run will write up to {human_size(needed)}, but the disk has only {human_size(free)}; free some, "
-            "or use another --output"
+            f"{output}: the run will write up to {human_size(needed)}, but the disk has only "
+            f"{human_size(free)}; free some, or use another --output"
         )
     return needed
 
@@ -113,7 +130,9 @@ def seconds_per_image(task: Task, compute: Compute, micro_batch_size: int) -> tu
     They are measured with one micro-batch of the largest size. Model and random generators are unchanged. A
     micro-batch that does not fit is halved, as training will do.
     """
-    batch = compute.move(next(iter(task.train_batches(LARGEST, 0, min(micro_batch_size, task.num_train), task.num_train))))
+    batch = compute.move(
+        next(iter(task.train_batches(LARGEST, 0, min(micro_batch_size, task.num_train), task.num_train)))
+    )
     arrived = time.perf_counter()
     devices = [compute.device] if compute.device.type == "cuda" else []
     try:
@@ -151,7 +170,8 @@ def dry_run(task: Task, compute: Compute, micro_batch_size: int) -> list[str]:
         finite = "finite" if torch.isfinite(logits).all() else "NOT finite"
         score = task.score(logits, batch).item() / len(batch["row"])
         lines.append(
-            f"dry run: validation batch of {len(batch['row'])}, {task.train_score} {score:.3f}, logits {tuple(logits.shape)} {finite}"
+            f"dry run: validation batch of {len(batch['row'])}, {task.train_score} {score:.3f}, logits "
+            f"{tuple(logits.shape)} {finite}"
         )
     return [*lines, "dry run: nothing was written"]
 

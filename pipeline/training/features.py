@@ -61,7 +61,9 @@ class Features:
             batches = self.task.plain_batches(batch_size, share)
             self.train = self._of_all(batches, self.task.num_train, "features", go_on)
         if self.val is None and self.train is not None:
-            self.val = self._of_all(self.task.val_batches(2 * batch_size, share), self.task.num_val, "features, validation", go_on)
+            self.val = self._of_all(
+                self.task.val_batches(2 * batch_size, share), self.task.num_val, "features, validation", go_on
+            )
         return self.train is not None and self.val is not None
 
     def of(self, batch: Batch) -> torch.Tensor:
@@ -75,11 +77,17 @@ class Features:
         """
         model, device = self.task.model, self.compute.device
         was_training = model.training
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad(), self.compute.autocast():
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.no_grad(),
+            self.compute.autocast(),
+        ):
             batch, before = self._two_images(), _generators(device)
             model.train()
             trained = self.of(batch)
-            drawn = any(not torch.equal(one, other) for one, other in zip(before, _generators(device), strict=True))
+            drawn = any(
+                not torch.equal(one, other) for one, other in zip(before, _generators(device), strict=True)
+            )
             model.eval()
             features = self.of(batch)
         model.train(was_training)
@@ -99,9 +107,15 @@ class Features:
         model.eval()
         with torch.no_grad(), self.compute.autocast():
             features, logits = self._pass(self._two_images())
-            head_is_last = features.shape == (len(logits), self.width) and torch.equal(self.task.head(features), logits)
+            head_is_last = features.shape == (len(logits), self.width) and torch.equal(
+                self.task.head(features), logits
+            )
         model.train(was_training)
-        return None if head_is_last else f"in {type(model).__name__} the logits are not only the output of the last layer"
+        return (
+            None
+            if head_is_last
+            else f"in {type(model).__name__} the logits are not only the output of the last layer"
+        )
 
     def _two_images(self) -> Batch:
         return self.compute.move(next(iter(self.task.plain_batches(min(2, self.task.num_train)))))
@@ -116,7 +130,9 @@ class Features:
             hook.remove()
         return seen[-1], logits
 
-    def _of_all(self, batches: Iterable[Batch], num_rows: int, title: str, go_on: Callable[[], bool]) -> torch.Tensor | None:
+    def _of_all(
+        self, batches: Iterable[Batch], num_rows: int, title: str, go_on: Callable[[], bool]
+    ) -> torch.Tensor | None:
         reached = np.zeros(num_rows, dtype=bool)
 
         def until_stopped() -> Iterator[Batch]:
@@ -127,7 +143,15 @@ class Features:
                 yield batch
 
         values = predict_logits(
-            self.task.model, self.of, until_stopped(), num_rows, self.width, self.compute, title, leave=False, reached=reached
+            self.task.model,
+            self.of,
+            until_stopped(),
+            num_rows,
+            self.width,
+            self.compute,
+            title,
+            leave=False,
+            reached=reached,
         )
         return torch.from_numpy(values) if reached.all() else None
 
@@ -142,10 +166,20 @@ class HeadTask:
 
     def __init__(self, task: Featured, features: Features) -> None:
         self.task, self.features = task, features
-        self.model, self.num_train, self.num_val, self.num_outputs = task.model, task.num_train, task.num_val, task.num_outputs
-        self.best_metric, self.higher_is_better, self.train_score = task.best_metric, task.higher_is_better, task.train_score
+        self.model, self.num_train, self.num_val, self.num_outputs = (
+            task.model,
+            task.num_train,
+            task.num_val,
+            task.num_outputs,
+        )
+        self.best_metric, self.higher_is_better, self.train_score = (
+            task.best_metric,
+            task.higher_is_better,
+            task.train_score,
+        )
         self.train_labels, self.val_labels = (
-            default_collate(list(labels)) if len(labels) else None for labels in (task.train_labels, task.val_labels)
+            default_collate(list(labels)) if len(labels) else None
+            for labels in (task.train_labels, task.val_labels)
         )
 
     def train_batches(
@@ -155,11 +189,17 @@ class HeadTask:
         images.
         """
         order = self.task.train_order(epoch)
-        return _batches(cut(order, micro_batch_size, group_size, start, share), self.features.train, self.train_labels)
+        return _batches(
+            cut(order, micro_batch_size, group_size, start, share), self.features.train, self.train_labels
+        )
 
     def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
         """Yield the validation rows in order."""
-        return _batches(cut(range(self.num_val), batch_size, self.num_val, share=share), self.features.val, self.val_labels)
+        return _batches(
+            cut(range(self.num_val), batch_size, self.num_val, share=share),
+            self.features.val,
+            self.val_labels,
+        )
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the task's loss, the mean over the batch (scalar), and the logits (B, O)."""

@@ -36,11 +36,17 @@ class GradientSum(Protocol):
     def give_up(self) -> None: ...  # instead of `finish`, if a process failed
 
 
-def gradient_sum(choice: Literal["auto", "exact", "reduced"], processes: Processes, weights: Sequence[torch.Tensor]) -> GradientSum:
+def gradient_sum(
+    choice: Literal["auto", "exact", "reduced"], processes: Processes, weights: Sequence[torch.Tensor]
+) -> GradientSum:
     """Return the sum for a recipe's `gradient_sum`."""
     if processes.count == 1 or processes.shares_out:
         return Alone()
-    return ExactSum(processes, weights) if is_exact(choice, sum(map(torch.Tensor.numel, weights))) else ReducedSum(processes, weights)
+    return (
+        ExactSum(processes, weights)
+        if is_exact(choice, sum(map(torch.Tensor.numel, weights)))
+        else ReducedSum(processes, weights)
+    )
 
 
 def is_exact(choice: Literal["auto", "exact", "reduced"], num_trained: int) -> bool:
@@ -99,7 +105,9 @@ class ExactSum:
             gradient, total = gradient.view(weight.shape).to(weight.dtype), self.sums[number]
             # A separate tensor with the weight's memory layout, as one process has after its backward pass. A
             # norm over it then has the same bits.
-            self.sums[number] = torch.empty_like(weight).copy_(gradient) if total is None else total.add_(gradient)
+            self.sums[number] = (
+                torch.empty_like(weight).copy_(gradient) if total is None else total.add_(gradient)
+            )
 
     def _hold(self, gradients: Sequence[torch.Tensor | None]) -> None:
         for weight, gradient in zip(self.weights, gradients, strict=True):
@@ -139,7 +147,9 @@ class ReducedSum:
         sums = self._sums()
         present = torch.stack(self.processes.gather(self.present)).any(dim=0).tolist()
         for bucket, total in zip(self.buckets, sums, strict=True):
-            for place, part in zip(bucket, total.split([self.weights[place].numel() for place in bucket]), strict=True):
+            for place, part in zip(
+                bucket, total.split([self.weights[place].numel() for place in bucket]), strict=True
+            ):
                 weight = self.weights[place]
                 weight.grad = part.view(weight.shape).to(weight) if present[place] else None
 
@@ -181,7 +191,10 @@ def _in_buckets(weights: Sequence[torch.Tensor]) -> list[list[int]]:
     """
     buckets: list[list[int]] = [[]]
     for number in reversed(range(len(weights))):
-        if buckets[-1] and sum(weights[other].nbytes for other in buckets[-1]) + weights[number].nbytes > BUCKET_BYTES:
+        if (
+            buckets[-1]
+            and sum(weights[other].nbytes for other in buckets[-1]) + weights[number].nbytes > BUCKET_BYTES
+        ):
             buckets.append([])
         buckets[-1].append(number)
     return buckets
@@ -189,7 +202,9 @@ def _in_buckets(weights: Sequence[torch.Tensor]) -> list[list[int]]:
 
 def _flat(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the gradients in one tensor, with zeros for missing ones."""
-    return torch.cat([(torch.zeros_like(weight) if weight.grad is None else weight.grad).flatten() for weight in weights])
+    return torch.cat(
+        [(torch.zeros_like(weight) if weight.grad is None else weight.grad).flatten() for weight in weights]
+    )
 
 
 def _present(weights: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -24,7 +24,11 @@ def focal_choice(gamma: float, smoothing: float) -> Callable[[torch.Tensor, torc
     def loss(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         log_p = logits.float().log_softmax(dim=1)
         weighted = (1 - log_p.exp()).clamp(min=TINY) ** gamma * log_p
-        return -(smoothed(shares_of(label, logits.shape[1]), smoothing, logits.shape[1]) * weighted).sum(dim=1).mean()
+        return (
+            -(smoothed(shares_of(label, logits.shape[1]), smoothing, logits.shape[1]) * weighted)
+            .sum(dim=1)
+            .mean()
+        )
 
     return loss
 

@@ -35,5 +35,7 @@ def describe_sizes(epochs: int, sizes: Sequence[int]) -> str:
     parts = []
     for size in dict.fromkeys(used):
         first, last = used.index(size) + 1, epochs - used[::-1].index(size)
-        parts.append(f"{size} px in epoch {first}" if first == last else f"{size} px in epochs {first} to {last}")
+        parts.append(
+            f"{size} px in epoch {first}" if first == last else f"{size} px in epochs {first} to {last}"
+        )
     return f"training images: {', '.join(parts)}; validation and prediction at {sizes[-1]} px"

@@ -38,7 +38,10 @@ class Keeping:
     def words(self) -> str:
         """What is kept, as the start of a sentence."""
         epoch = f"the {'last' if self.last else 'best'} epoch is kept"
-        return {"average": "the mean of the last epochs is kept", "soup": "the mean of the best epochs is kept"}.get(self.mean, epoch)
+        return {
+            "average": "the mean of the last epochs is kept",
+            "soup": "the mean of the best epochs is kept",
+        }.get(self.mean, epoch)
 
 
 def keeping(asked: str, num_val: int, average_last: int = 0) -> Keeping:
@@ -47,15 +50,23 @@ def keeping(asked: str, num_val: int, average_last: int = 0) -> Keeping:
     `average_last`: number of epochs to average.
     """
     if asked == "average":
-        return Keeping(True, f"checkpoint.keep=average: the mean of the last {average_last} epochs", "average")
+        return Keeping(
+            True, f"checkpoint.keep=average: the mean of the last {average_last} epochs", "average"
+        )
     if not num_val:
         return Keeping(True, "no validation rows")
     if asked == "soup":
-        return Keeping(False, "checkpoint.keep=soup: those of the best epochs whose mean does not lower the score", "soup")
+        return Keeping(
+            False,
+            "checkpoint.keep=soup: those of the best epochs whose mean does not lower the score",
+            "soup",
+        )
     if asked != "auto":
         return Keeping(asked == "last", f"checkpoint.keep={asked}")
     error = 50 / math.sqrt(num_val)
     rows = f"{num_val:,} validation row{'s' if num_val > 1 else ''}"
     if num_val < TELLING_ROWS:
-        return Keeping(True, f"{rows} are too few to compare epochs: a standard error of up to {error:.1f} points")
+        return Keeping(
+            True, f"{rows} are too few to compare epochs: a standard error of up to {error:.1f} points"
+        )
     return Keeping(False, f"{rows}: a standard error of at most {error:.1f} points")

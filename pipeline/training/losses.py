@@ -113,7 +113,9 @@ class _Distance:
     def __call__(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         # Copied once: a copy per batch would make the GPU wait
         if not self.placed or self.placed[0].device != logits.device:
-            self.placed = tuple(_exact(torch.tensor(column, device=logits.device), logits) for column in self.columns)
+            self.placed = tuple(
+                _exact(torch.tensor(column, device=logits.device), logits) for column in self.columns
+            )
         center, scale, low, high = self.placed
         predicted = (_exact(logits, logits) * scale + center).clamp(low, high)
         return (predicted - (_exact(label, logits) * scale + center)).abs().mean(dim=1).sum()

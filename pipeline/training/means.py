@@ -37,7 +37,11 @@ class Means:
     def of(cls, recipe: Recipe) -> Means:
         """Return the means that the recipe asks for."""
         rule, ema = recipe.checkpoint, recipe.optimizer.ema
-        return cls(ema, rule.average_last if rule.keep == "average" else 0, rule.soup_of if rule.keep == "soup" else 0)
+        return cls(
+            ema,
+            rule.average_last if rule.keep == "average" else 0,
+            rule.soup_of if rule.keep == "soup" else 0,
+        )
 
     @property
     def copies(self) -> int:
@@ -66,7 +70,9 @@ class WeightMeans:
 
     def __init__(self, means: Means, trainable: Mapping[str, torch.Tensor]) -> None:
         self.means, self.trainable = means, dict(trainable)
-        self.ema = {name: weight.detach().clone() for name, weight in self.trainable.items()} if means.ema else {}
+        self.ema = (
+            {name: weight.detach().clone() for name, weight in self.trainable.items()} if means.ema else {}
+        )
         self.epochs: dict[int, dict[str, Any]] = {}  # epoch -> weights, and for a soup also value and loss
 
     @torch.no_grad()
@@ -78,7 +84,9 @@ class WeightMeans:
         """
         if self.ema:
             decay = min(self.means.ema, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(self.ema.values()), [self.trainable[name].detach() for name in self.ema], 1 - decay)
+            torch._foreach_lerp_(
+                list(self.ema.values()), [self.trainable[name].detach() for name in self.ema], 1 - decay
+            )
 
     def before_validation(self, epoch: int) -> None:
         """Add the weights of `epoch`, which was just trained, to the mean of the last epochs."""
@@ -93,12 +101,17 @@ class WeightMeans:
         """
         if self.means.soup and math.isfinite(value):
             self.epochs[epoch] = {"weights": self._now(), "value": value, "loss": loss}
-            self.epochs = {number: self.epochs[number] for number in self.best_first(higher_is_better)[: self.means.soup]}
+            self.epochs = {
+                number: self.epochs[number] for number in self.best_first(higher_is_better)[: self.means.soup]
+            }
 
     def best_first(self, higher_is_better: bool) -> list[int]:
         """Return the epochs kept for the soup, the best first."""
         sign = -1 if higher_is_better else 1
-        return sorted(self.epochs, key=lambda number: (sign * self.epochs[number]["value"], self.epochs[number]["loss"], number))
+        return sorted(
+            self.epochs,
+            key=lambda number: (sign * self.epochs[number]["value"], self.epochs[number]["loss"], number),
+        )
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -116,7 +129,10 @@ class WeightMeans:
     def mean(self, epochs: Sequence[int]) -> Weights:
         """Return the mean of the weights of `epochs`, summed in float64 in the order of the epochs."""
         parts = [self.epochs[number]["weights"] for number in sorted(epochs)]
-        return {name: (sum(part[name].double() for part in parts) / len(parts)).to(weight.dtype) for name, weight in parts[0].items()}
+        return {
+            name: (sum(part[name].double() for part in parts) / len(parts)).to(weight.dtype)
+            for name, weight in parts[0].items()
+        }
 
     def state(self) -> dict[str, Any]:
         """Return the means for the resume state."""
@@ -138,7 +154,12 @@ class WeightMeans:
     def problems(self, state: dict[str, Any] | None) -> list[str]:
         """Return the tensors in `state` that do not fit this model, as messages."""
         kept = [state["ema"], *(part["weights"] for part in state["epochs"].values())] if state else []
-        return [f"mean of weights: {problem}" for weights in kept if weights for problem in tensor_problems(self.trainable, weights)]
+        return [
+            f"mean of weights: {problem}"
+            for weights in kept
+            if weights
+            for problem in tensor_problems(self.trainable, weights)
+        ]
 
     def forget(self) -> None:
         """Drop the epochs of the soup, because other rows validate now and their values cannot be
@@ -148,7 +169,10 @@ class WeightMeans:
             self.epochs = {}
 
     def _now(self) -> Weights:
-        return {name: weight.detach().to("cpu", copy=True) for name, weight in (self.ema or self.trainable).items()}
+        return {
+            name: weight.detach().to("cpu", copy=True)
+            for name, weight in (self.ema or self.trainable).items()
+        }
 
 
 @contextmanager
@@ -170,7 +194,10 @@ def _exchange(trainable: Mapping[str, torch.Tensor], others: Weights) -> None:
 
 
 def greedy_soup(
-    means: WeightMeans, validate: Callable[[], tuple[np.ndarray, float, dict[str, float]]], higher_is_better: bool, best: float
+    means: WeightMeans,
+    validate: Callable[[], tuple[np.ndarray, float, dict[str, float]]],
+    higher_is_better: bool,
+    best: float,
 ) -> Soup | None:
     """Return the greedy soup (Wortsman et al. 2022, arXiv:2203.05482, recipe 1) of the kept epochs.
 

@@ -41,7 +41,9 @@ class Memory:
         block.
         """
         per_image = self.saved_per_image + self.recomputed_per_image
-        return self.weights + self.gradients + self.optimizer + self.saved_fixed + per_image * micro_batch_size
+        return (
+            self.weights + self.gradients + self.optimizer + self.saved_fixed + per_image * micro_batch_size
+        )
 
 
 def account(model: nn.Module, loss: Loss, pixels: torch.Tensor, optimizer_name: str) -> Memory:
@@ -51,8 +53,12 @@ def account(model: nn.Module, loss: Loss, pixels: torch.Tensor, optimizer_name: 
     Nothing is computed. `loss(forward, pixels)` must run the forward pass through `forward` and return the
     scalar loss. The model may be on the meta device.
     """
-    trainable = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
+    trainable = sum(
+        weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad
+    )
+    weights = sum(
+        tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()]
+    )
     one, two = (_saved_bytes(model, loss, pixels, size) for size in (1, 2))
     checkpointed = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     recomputed = 0
@@ -70,7 +76,9 @@ def _saved_bytes(model: nn.Module, loss: Loss, pixels: torch.Tensor, size: int) 
     return sum(held.values())
 
 
-def _largest_block_bytes(model: nn.Module, blocks: list[nn.Module], loss: Loss, pixels: torch.Tensor, size: int) -> int:
+def _largest_block_bytes(
+    model: nn.Module, blocks: list[nn.Module], loss: Loss, pixels: torch.Tensor, size: int
+) -> int:
     """Return what the most expensive of the checkpointed `blocks` stores when it runs without
     checkpointing.
     """
@@ -95,16 +103,24 @@ def _largest_block_bytes(model: nn.Module, blocks: list[nn.Module], loss: Loss, 
 
 
 @contextmanager
-def _watching(model: nn.Module, device: torch.device) -> Iterator[tuple[dict[int, int], Callable[..., object]]]:
+def _watching(
+    model: nn.Module, device: torch.device
+) -> Iterator[tuple[dict[int, int], Callable[..., object]]]:
     """Yield {storage: bytes} of the tensors saved for the backward pass within the block, and the fake
     forward pass.
 
     The model's own tensors are left out.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    named = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    named = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     with mode:
-        fakes = {name: torch.empty_like(tensor, device=device).requires_grad_(tensor.requires_grad) for name, tensor in named.items()}
+        fakes = {
+            name: torch.empty_like(tensor, device=device).requires_grad_(tensor.requires_grad)
+            for name, tensor in named.items()
+        }
     own = {_storage(tensor) for tensor in fakes.values()}
     held: dict[int, int] = {}
     kept_alive = []  # a freed storage's address could be used again, and two tensors would be counted as one
@@ -125,7 +141,11 @@ def _watching(model: nn.Module, device: torch.device) -> Iterator[tuple[dict[int
     cached = [module for module in model.modules() if getattr(module, "is_cached", False)]
     hooks = [module.register_forward_hook(hold_output) for module in cached]
     try:
-        with _fresh_position_index(model), mode, torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+        with (
+            _fresh_position_index(model),
+            mode,
+            torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor),
+        ):
             yield held, forward
     finally:
         for hook in hooks:

@@ -46,7 +46,12 @@ def lr_at(step: int, schedule: dict[str, Any]) -> float:
     one value per epoch, from `lr` in the first to `end_lr` in the last, as torch's CosineAnnealingLR when
     stepped once per epoch.
     """
-    lr, end_lr, warmup, total = schedule["lr"], schedule["end_lr"], schedule["warmup_steps"], schedule["total_steps"]
+    lr, end_lr, warmup, total = (
+        schedule["lr"],
+        schedule["end_lr"],
+        schedule["warmup_steps"],
+        schedule["total_steps"],
+    )
     if step < warmup:
         return lr * step / warmup
     if schedule["name"] == "constant":
@@ -61,7 +66,9 @@ def lr_at(step: int, schedule: dict[str, Any]) -> float:
     return end_lr + (lr - end_lr) * left
 
 
-def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], recipe: Recipe, head: str) -> torch.optim.Optimizer:
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], recipe: Recipe, head: str
+) -> torch.optim.Optimizer:
     """Return the recipe's optimizer for the trainable parameters.
 
     `lr_scale` of a group is its learning rate divided by the schedule's. Weight decay is only for matrices:
@@ -78,7 +85,11 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], recipe
         # by order.
         groups.setdefault((f".{head}." in f".{name}", scales[name], weight.ndim > 1), []).append(weight)
     options = [
-        {"params": weights, "weight_decay": recipe.optimizer.weight_decay if is_matrix else 0.0, "lr_scale": scale}
+        {
+            "params": weights,
+            "weight_decay": recipe.optimizer.weight_decay if is_matrix else 0.0,
+            "lr_scale": scale,
+        }
         for (_, scale, is_matrix), weights in groups.items()
     ]
     lr = recipe.optimizer.lr
@@ -96,7 +107,10 @@ def rate_scales(names: Sequence[str], recipe: Recipe, head: str) -> dict[str, fl
     1), parameters before the blocks one factor more, parameters after them 1 (BEiT's fine-tuning, Bao et al.
     2021, appendix; unilm/beit/optim_factory.py).
     """
-    decay, head_scale = recipe.optimizer.layer_decay, (recipe.optimizer.head_lr or recipe.optimizer.lr) / recipe.optimizer.lr
+    decay, head_scale = (
+        recipe.optimizer.layer_decay,
+        (recipe.optimizer.head_lr or recipe.optimizer.lr) / recipe.optimizer.lr,
+    )
     in_head = {name for name in names if f".{head}." in f".{name}"}
     # Encoder (question answering has two) -> its blocks, in the order of the model
     blocks: dict[str, list[tuple[str, ...]]] = {}
@@ -111,7 +125,9 @@ def rate_scales(names: Sequence[str], recipe: Recipe, head: str) -> dict[str, fl
             scales[name] = head_scale
             continue
         begun |= {tower} if block else set()
-        above = len(order) - order.index(block) if block else 0 if tower in begun or not order else len(order) + 1
+        above = (
+            len(order) - order.index(block) if block else 0 if tower in begun or not order else len(order) + 1
+        )
         scales[name] = decay**above * (recipe.lora.b_lr_scale if ".lora_B." in name else 1.0)
     return scales
 

@@ -48,7 +48,9 @@ class Task(Protocol):
 def evaluate(task: Task, compute: Compute, batch_size: int) -> np.ndarray:
     """Return (num_val, O) float32 logits of the validation rows."""
     batches = task.val_batches(batch_size, compute.processes.share)
-    return predict_logits(task.model, task.logits, batches, task.num_val, task.num_outputs, compute, "validating", leave=False)
+    return predict_logits(
+        task.model, task.logits, batches, task.num_val, task.num_outputs, compute, "validating", leave=False
+    )
 
 
 def predict_logits(

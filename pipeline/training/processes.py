@@ -64,7 +64,11 @@ class Processes:
         "" for one process.
         """
         threads = torch.get_num_threads()
-        return f", {self.count} processes of {threads} thread{'s' if threads > 1 else ''} each" if self.count > 1 else ""
+        return (
+            f", {self.count} processes of {threads} thread{'s' if threads > 1 else ''} each"
+            if self.count > 1
+            else ""
+        )
 
     def agree(self, failure: Exception | None, wishes: Sequence[bool] = ()) -> list[bool]:
         """Return for each of `wishes` whether any process has it.
@@ -137,12 +141,22 @@ class Processes:
         """Raise the failure of the first process that has one."""
         kinds = [name for name, kind in TOLD.items() if isinstance(failure, kind)]
         words = kinds[0] if kinds else "other"
-        text = "" if failure is None else str(failure) if kinds else system_refusal(failure) or f"{type(failure).__name__}: {failure}"
+        text = (
+            ""
+            if failure is None
+            else str(failure)
+            if kinds
+            else system_refusal(failure) or f"{type(failure).__name__}: {failure}"
+        )
         told = self.texts(None if failure is None else json.dumps([words, text]))
         if failure is not None and not kinds and system_refusal(failure) is None:
             raise failure  # an unexpected error: show its own traceback
-        number, (kind, text) = next((number, json.loads(one)) for number, one in enumerate(told) if one is not None)
-        raise TOLD.get(kind, UserError)(text if kind in ("lost", "memory") or number == 0 else f"process {number}: {text}")
+        number, (kind, text) = next(
+            (number, json.loads(one)) for number, one in enumerate(told) if one is not None
+        )
+        raise TOLD.get(kind, UserError)(
+            text if kind in ("lost", "memory") or number == 0 else f"process {number}: {text}"
+        )
 
 
 ALONE = Processes()
@@ -188,7 +202,10 @@ def card() -> int:
     """
     cards, wanted = torch.cuda.device_count(), ranks.local_world_size()
     if wanted > cards and not os.environ.get(SHARE_CARDS):
-        raise UserError(f"{wanted} processes, but this machine has {cards} GPU{'s' if cards > 1 else ''}: --nproc-per-node {cards}")
+        raise UserError(
+            f"{wanted} processes, but this machine has {cards} GPU{'s' if cards > 1 else ''}: "
+            f"--nproc-per-node {cards}"
+        )
     return ranks.local_rank() % cards
 
 
@@ -243,7 +260,9 @@ def meet(seen: Mapping[str, str]) -> None:
     backend = "cpu:gloo,cuda:nccl" if _tensors_on() == "cuda" else "gloo"
     group = dist.PrefixStore("group", store)
     with together():
-        dist.init_process_group(backend, store=group, rank=ranks.rank(), world_size=ranks.world_size(), timeout=PATIENCE)
+        dist.init_process_group(
+            backend, store=group, rank=ranks.rank(), world_size=ranks.world_size(), timeout=PATIENCE
+        )
 
 
 def part() -> None:
@@ -318,7 +337,10 @@ def _why_ended() -> str:
         names = [f"failed/{number}" for number in range(1, ranks.world_size())]
         if told := [_store().get(name).decode() for name in names if _store().check([name])]:
             return told[0]
-    return "another process of this command has ended (killed, or out of memory?); torchrun's report below names it"
+    return (
+        "another process of this command has ended (killed, or out of memory?); torchrun's report below "
+        "names it"
+    )
 
 
 def exchangeable(values: torch.Tensor) -> torch.Tensor:

@@ -72,8 +72,13 @@ class Recorder:
                 self.write_validation(self.output, report.val_logits)
             best = self.shown[1] if report.val_logits is not None else ""
             is_last = self.keep.get("rule") in NEWEST  # then the epoch is kept because it is the last
-            write_kept(self.output, report.metrics["epoch"], "" if is_last else best, report.metrics.get(best))
-        if self.recipe.checkpoint.keep_every and report.metrics["epoch"] % self.recipe.checkpoint.keep_every == 0:
+            write_kept(
+                self.output, report.metrics["epoch"], "" if is_last else best, report.metrics.get(best)
+            )
+        if (
+            self.recipe.checkpoint.keep_every
+            and report.metrics["epoch"] % self.recipe.checkpoint.keep_every == 0
+        ):
             self.save_model(self.output / COPIES / COPY_NAME.format(report.metrics["epoch"]))
         write_json_lines(self.output / METRICS, self.history)
         write_json_lines(self.output / TIMING, self.timing)
@@ -107,7 +112,12 @@ class Recorder:
         """Write run.json; it marks the run as complete."""
         if self._tensorboard is not None:
             self._tensorboard.close()
-        best = {"epoch": position.best_epoch, "metric": facts.pop("best_metric"), "value": position.best_value, **self.keep}
+        best = {
+            "epoch": position.best_epoch,
+            "metric": facts.pop("best_metric"),
+            "value": position.best_value,
+            **self.keep,
+        }
         record = {
             "format": FORMAT,
             "task": self.recipe.task,
@@ -146,10 +156,20 @@ class Recorder:
         trained, validated = self.shown
         score, validation = f"{trained.removeprefix('train_')} {metrics[trained]:.4f}", ""
         if report.val_logits is not None:
-            own = f" {validated.removeprefix('val_')} {metrics[validated]:.4f}" if validated != "val_loss" else ""
+            own = (
+                f" {validated.removeprefix('val_')} {metrics[validated]:.4f}"
+                if validated != "val_loss"
+                else ""
+            )
             validation = f"val loss {_short(metrics['val_loss'])}{own}{self._mark(report)}"
-        left = np.median([line["seconds"] - line.get("preparing_seconds", 0) for line in self.timing]) * (epochs - metrics["epoch"])
-        time = f"{human_time(left)} left" if metrics["epoch"] < epochs else f"{human_time(timing['seconds'])} per epoch"
+        left = np.median([line["seconds"] - line.get("preparing_seconds", 0) for line in self.timing]) * (
+            epochs - metrics["epoch"]
+        )
+        time = (
+            f"{human_time(left)} left"
+            if metrics["epoch"] < epochs
+            else f"{human_time(timing['seconds'])} per epoch"
+        )
         parts = {
             "epoch": f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}",
             "loss": f"loss {_short(metrics['train_loss'])}",

@@ -31,12 +31,35 @@ NEEDED = ("recipe", "schedule", "class_names", "target", "metric")
 PSEUDO = "pseudo"  # third cell of a test image that is also trained on
 SplitRow = tuple[str, str, str]  # id, label, "train" or "val"
 # The weights do not depend on these.
-DECIDE_NOTHING = ("activation_checkpointing", "data.workers", "checkpoint.every_minutes", "checkpoint.keep_every")
+DECIDE_NOTHING = (
+    "activation_checkpointing",
+    "data.workers",
+    "checkpoint.every_minutes",
+    "checkpoint.keep_every",
+)
 # With another value of these a saved weight, optimizer moment or split would not fit.
 FIXED = (
-    *("task", "backbone", "text_backbone", "random_weights", "architecture", "text_architecture", "head_only", "image_size"),
+    *(
+        "task",
+        "backbone",
+        "text_backbone",
+        "random_weights",
+        "architecture",
+        "text_architecture",
+        "head_only",
+        "image_size",
+    ),
     *("resize", "seed", "freeze"),
-    *("lora.rank", "lora.alpha", "lora.targets", "lora.also_train", "lora.use_rslora", "lora.variant", "lora.init", "optimizer.name"),
+    *(
+        "lora.rank",
+        "lora.alpha",
+        "lora.targets",
+        "lora.also_train",
+        "lora.use_rslora",
+        "lora.variant",
+        "lora.init",
+        "optimizer.name",
+    ),
     *("head.fusion", "head.text_pooling", "head.hidden_size", "head.activation", "head.dropout"),
     *("data.metric", "data.target", "data.positive_class"),
     *("data.split_seed", "data.group_column", "data.groups"),
@@ -109,7 +132,10 @@ class ResumedRun:
             return None
         table = load_table(output / "state" / ROWS_FILE)
         if missing := [name for name in ROW_COLUMNS if name not in table.columns]:
-            raise UserError(f"{table.path} has no column {', '.join(missing)}: it is damaged; start again with another --output")
+            raise UserError(
+                f"{table.path} has no column {', '.join(missing)}: it is damaged; start again with another "
+                "--output"
+            )
         rows = list(zip(*(table.column(name) for name in ROW_COLUMNS), strict=True))
         start, how = read_values(path), "start again with another --output"
         missing = [f"{key}: missing" for key in NEEDED if key not in start]
@@ -132,14 +158,20 @@ class ResumedRun:
         Raises:
             UserError: it differs and differences are not accepted, or the saved state does not fit it.
         """
-        changed = {key: values for key, values in differences(stored, wanted).items() if key not in DECIDE_NOTHING}
+        changed = {
+            key: values for key, values in differences(stored, wanted).items() if key not in DECIDE_NOTHING
+        }
         heading = f"the run in {self.output} was started with another recipe"
         misfits = [f"{key}: {values}" for key, values in changed.items() if key in FIXED]
-        raise_all(misfits, f"{heading}, and its weights do not fit this one; resume it without these flags, or use another --output:")
+        raise_all(
+            misfits,
+            f"{heading}, and its weights do not fit this one; resume it without these flags, or use another "
+            "--output:",
+        )
         self._accept(
             [f"{key}: {values}" for key, values in changed.items()],
-            f"{heading}; resume it without these flags (`{resume_command(self.output)}`), use another --output, or continue with them from "
-            "the current weights (this command with --resume changed):",
+            f"{heading}; resume it without these flags (`{resume_command(self.output)}`), use another "
+            "--output, or continue with them from the current weights (this command with --resume changed):",
         )
 
     def check_classes(self, class_names: Sequence[str]) -> None:
@@ -163,17 +195,24 @@ class ResumedRun:
         heading = f"have changed since the run in {self.output} was started"
         old, new = ({row_id: label for row_id, label, _ in side} for side in (self.rows, rows))
         gone, added = [name for name in old if name not in new], [name for name in new if name not in old]
-        relabelled = [f"{name!r} from {label!r} to {new[name]!r}" for name, label in old.items() if new.get(name, label) != label]
+        relabelled = [
+            f"{name!r} from {label!r} to {new[name]!r}"
+            for name, label in old.items()
+            if new.get(name, label) != label
+        ]
         lines = [f"{counted(len(gone), 'row')} gone: {quoted(gone)}"] if gone else []
         lines += [f"{counted(len(added), 'row')} new, for training: {quoted(added)}"] if added else []
         lines += [f"{counted(len(relabelled), 'label')} changed: {listed(relabelled)}"] if relabelled else []
         self._accept(
             lines,
-            f"the images or labels {heading}: it cannot continue exactly. Restore the data, start again with another --output, "
-            f"or continue from the current weights (`{resume_command(self.output, 'changed')}`):",
+            f"the images or labels {heading}: it cannot continue exactly. Restore the data, start again with "
+            "another --output, or continue from the current weights "
+            f"(`{resume_command(self.output, 'changed')}`):",
         )
 
-    def go_on(self, recipe: Recipe, schedule: dict[str, Any], rows: Sequence[SplitRow], command: str, data: str) -> dict[str, Any]:
+    def go_on(
+        self, recipe: Recipe, schedule: dict[str, Any], rows: Sequence[SplitRow], command: str, data: str
+    ) -> dict[str, Any]:
         """Store and print the accepted changes; run.json will list each with its time.
 
         Return the values of start.json. `data`: the competition folder, which may have moved; the next
@@ -187,7 +226,12 @@ class ResumedRun:
         print("continuing with these accepted changes:\n" + "\n".join(f"  - {line}" for line in self.changes))
         change = {"time": now(), "command": command, "changed": self.changes}
         changes = [*self.start.get("changes", []), change]
-        start = self.start | {"recipe": recipe.model_dump(mode="json"), "schedule": schedule, "changes": changes, "data": data}
+        start = self.start | {
+            "recipe": recipe.model_dump(mode="json"),
+            "schedule": schedule,
+            "changes": changes,
+            "data": data,
+        }
         write_json(self.output / "state" / START_FILE, start)
         write_rows(self.output, rows)  # last: if this fails, the next start asks about the new rows again
         return start

@@ -44,13 +44,20 @@ def check_sharding(model: nn.Module, compute: Compute, floor: bool) -> None:
 
     kind, problems = compute.device.type, []
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
-        problems.append(f"torch {torch.__version__} cannot add up gradients without dividing them: update torch")
+        problems.append(
+            f"torch {torch.__version__} cannot add up gradients without dividing them: update torch"
+        )
     if compute.precision == "fp16":
         problems.append("precision: expected bf16 or fp32, found fp16: --precision fp32")
     if kind == "mps" or exchangeable(torch.empty(0, device=compute.device)).device.type != kind:
-        problems.append(f"each process needs a CUDA card of its own, or all of them the CPU; found {compute.device_name()}")
+        problems.append(
+            "each process needs a CUDA card of its own, or all of them the CPU; found "
+            f"{compute.device_name()}"
+        )
     if not blocks_of(model):
-        problems.append(f"{type(model).__name__} has no blocks whose weights could come together one after the other")
+        problems.append(
+            f"{type(model).__name__} has no blocks whose weights could come together one after the other"
+        )
     if floor:
         problems.append("--floor: expected without it; a run without sharding computes it")
     raise_all(problems, "the weights cannot be shared out; --set shard=false trains without, or change this:")
@@ -79,7 +86,9 @@ def memory_of_a_part(memory: Memory, model: nn.Module, count: int) -> Memory:
     """
     blocks = [sum(weight.nbytes for weight in block.parameters()) for block in blocks_of(model)]
     together = sum(weight.nbytes for weight in model.parameters()) - sum(blocks) + 2 * max(blocks)
-    weights, gradients, optimizer = (math.ceil(whole / count) for whole in (memory.weights, memory.gradients, memory.optimizer))
+    weights, gradients, optimizer = (
+        math.ceil(whole / count) for whole in (memory.weights, memory.gradients, memory.optimizer)
+    )
     return replace(memory, weights=weights + together, gradients=gradients + together, optimizer=optimizer)
 
 
@@ -102,14 +111,18 @@ class Turns:
     ) -> Iterable[Batch]:
         """The task's; in a turn without one of this process a batch of no rows."""
         turns = cut_turns(self.task.num_train, micro_batch_size, group_size, start, share[1])
-        return self._in_every_turn(self.task.train_batches(epoch, start, micro_batch_size, group_size, share), turns, share)
+        return self._in_every_turn(
+            self.task.train_batches(epoch, start, micro_batch_size, group_size, share), turns, share
+        )
 
     def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
         """The task's; in a turn without one of this process a batch of no rows."""
         turns = cut_turns(self.task.num_val, batch_size, self.task.num_val, 0, share[1])
         return self._in_every_turn(self.task.val_batches(batch_size, share), turns, share)
 
-    def _in_every_turn(self, batches: Iterable[Batch], turns: Sequence[Sequence[range]], share: tuple[int, int]) -> Iterator[Batch]:
+    def _in_every_turn(
+        self, batches: Iterable[Batch], turns: Sequence[Sequence[range]], share: tuple[int, int]
+    ) -> Iterator[Batch]:
         own = iter(batches)
         for turn in turns:
             batch, failure = self.no_rows, None
@@ -141,7 +154,12 @@ def whole(value: Any) -> Any:
 def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The optimizer's state, as `whole` as its weights."""
     state = optimizer.state_dict()
-    return state | {"state": {number: {name: whole(value) for name, value in of.items()} for number, of in state["state"].items()}}
+    return state | {
+        "state": {
+            number: {name: whole(value) for name, value in of.items()}
+            for number, of in state["state"].items()
+        }
+    }
 
 
 def part_of(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -150,7 +168,9 @@ def part_of(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+    return distribute_tensor(
+        tensor.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None
+    )
 
 
 def parted_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -160,7 +180,12 @@ def parted_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dic
     def part(number: int, value: Any) -> Any:
         return part_of(value, weights[number]) if isinstance(value, torch.Tensor) and value.ndim else value
 
-    return state | {"state": {number: {name: part(number, value) for name, value in of.items()} for number, of in state["state"].items()}}
+    return state | {
+        "state": {
+            number: {name: part(number, value) for name, value in of.items()}
+            for number, of in state["state"].items()
+        }
+    }
 
 
 @contextmanager
@@ -172,7 +197,9 @@ def whole_in_place(model: nn.Module, processes: Processes) -> Iterator[None]:
         yield
         return
     weights = {name: whole(value) for name, value in model.state_dict().items()}
-    hook = model.register_state_dict_post_hook(lambda _model, state, _prefix, _metadata: state.update(weights))
+    hook = model.register_state_dict_post_hook(
+        lambda _model, state, _prefix, _metadata: state.update(weights)
+    )
     try:
         yield
     finally:

@@ -20,7 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, lay_out, logged, parser_of, run_train, with_error
+from tests.benchmarks.held_back import (
+    DIGITS,
+    Table,
+    accuracy_of,
+    lay_out,
+    logged,
+    parser_of,
+    run_train,
+    with_error,
+)
 
 RECIPE = Path(__file__).with_name("folds.yaml")
 ROWS = {"produce": (290, 290), DIGITS: (290, 360)}  # for training, held back
@@ -36,7 +45,9 @@ BLENDED = ("plain mean of both", "blend", "blend, out-of-fold rows, nested")
 def main() -> int:
     """Measure what is missing, and print the table; the exit code."""
     parser = parser_of(__doc__, "folds-and-blends", list(ROWS), [0, 1, 2])
-    parser.add_argument("--backbones", type=Path, help="the folder that holds beit-tiny-64/ and dinov2-small/")
+    parser.add_argument(
+        "--backbones", type=Path, help="the folder that holds beit-tiny-64/ and dinov2-small/"
+    )
     parser.add_argument("--only", nargs="+", default=list(BACKBONES), help="these backbones alone")
     args = parser.parse_args()
     table = Table(args.results, COLUMNS)
@@ -61,9 +72,21 @@ def measure(args: argparse.Namespace, table: Table, name: str, backbone: str, se
     """One run and five folds of one backbone, with one seed."""
     if table.has(name, backbone, seed, ARMS[-1]):
         return
-    data, folds = lay_out(name, args.competitions, args.work, ROWS[name], seed), folds_of(args, name, backbone, seed)
+    data, folds = (
+        lay_out(name, args.competitions, args.work, ROWS[name], seed),
+        folds_of(args, name, backbone, seed),
+    )
     log = folds.with_suffix(".log")
-    words: list[Any] = ["--recipe", RECIPE, "--data", data, "--backbone", args.backbones / backbone, "--seed", seed]
+    words: list[Any] = [
+        "--recipe",
+        RECIPE,
+        "--data",
+        data,
+        "--backbone",
+        args.backbones / backbone,
+        "--seed",
+        seed,
+    ]
     if size := SIZES.get((backbone, name)):
         words += ["--image-size", size]
     if name == DIGITS:
@@ -88,8 +111,14 @@ def measure_blend(args: argparse.Namespace, table: Table, name: str, seed: int) 
 
     if table.has(name, BOTH, seed, BLENDED[-1]):
         return
-    data, output = lay_out(name, args.competitions, args.work, ROWS[name], seed), args.work / f"blend-{name}-{seed}"
-    members, log = [folds_of(args, name, backbone, seed) for backbone in BACKBONES], output.with_suffix(".log")
+    data, output = (
+        lay_out(name, args.competitions, args.work, ROWS[name], seed),
+        args.work / f"blend-{name}-{seed}",
+    )
+    members, log = (
+        [folds_of(args, name, backbone, seed) for backbone in BACKBONES],
+        output.with_suffix(".log"),
+    )
     table.add(name, BOTH, seed, BLENDED[0], accuracy_of(log, members, data))
     with logged(log):
         blend.main(["--runs", *map(str, members), "--output", str(output)])
@@ -113,25 +142,45 @@ def out_of_fold(folder: Path) -> float:
 
 def show(table: Table) -> None:
     """Means over seeds, and paired differences with their standard errors."""
-    found = {(row["data"], row["backbone"], row["what"], int(row["seed"])): float(row["accuracy"]) for row in table.rows()}
+    found = {
+        (row["data"], row["backbone"], row["what"], int(row["seed"])): float(row["accuracy"])
+        for row in table.rows()
+    }
 
     def values(name: str, backbone: str, what: str) -> list[float]:
         return [found[key] for key in sorted(found) if key[:3] == (name, backbone, what)]
 
     def less(name: str, backbone: str, what: str, other: str, than: str) -> str:
-        seeds = [key[3] for key in sorted(found) if key[:3] == (name, backbone, what) and (name, other, than, key[3]) in found]
-        return with_error([found[name, backbone, what, seed] - found[name, other, than, seed] for seed in seeds]) if seeds else ""
+        seeds = [
+            key[3]
+            for key in sorted(found)
+            if key[:3] == (name, backbone, what) and (name, other, than, key[3]) in found
+        ]
+        return (
+            with_error([found[name, backbone, what, seed] - found[name, other, than, seed] for seed in seeds])
+            if seeds
+            else ""
+        )
 
     for name in dict.fromkeys(key[0] for key in found):
         print(f"\n{name}:\n\n| | {' | '.join(BACKBONES)} |\n|---|{'---|' * len(BACKBONES)}")
         for what in ARMS:
             each = [values(name, backbone, what) for backbone in BACKBONES]
             if any(each):
-                print(f"| {what} | {' | '.join(f'{np.mean(one):.4f} ({len(one)} seeds)' if one else '' for one in each)} |")
+                print(
+                    f"| {what} | "
+                    f"{' | '.join(f'{np.mean(one):.4f} ({len(one)} seeds)' if one else '' for one in each)} |"
+                )
         for what, than in ((ARMS[2], ARMS[1]), (ARMS[2], ARMS[0]), (ARMS[3], ARMS[2])):
             if any(values(name, backbone, what) for backbone in BACKBONES):
-                print(f"| {what}, less {than} | {' | '.join(less(name, backbone, what, backbone, than) for backbone in BACKBONES)} |")
-        print(f"\n| both backbones | | {' | '.join(f'less {backbone}' for backbone in BACKBONES)} |\n|---|---|{'---|' * len(BACKBONES)}")
+                print(
+                    f"| {what}, less {than} | "
+                    f"{' | '.join(less(name, backbone, what, backbone, than) for backbone in BACKBONES)} |"
+                )
+        print(
+            f"\n| both backbones | | {' | '.join(f'less {backbone}' for backbone in BACKBONES)} "
+            f"|\n|---|---|{'---|' * len(BACKBONES)}"
+        )
         for what in BLENDED:
             if one := values(name, BOTH, what):
                 than = ARMS[4] if what == BLENDED[2] else ARMS[2]

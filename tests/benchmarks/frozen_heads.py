@@ -38,7 +38,13 @@ def simple_heads(recipe_file: Path, laid_out: Path, solution: Mapping[str, str])
     from pipeline.tasks import vqa
     from pipeline.training.compute import choose_compute
 
-    frozen = {"head_only": True, "lora.rank": 0, "head.fusion": "cross_attention", "head.text_pooling": "mean", "head.hidden_size": 8}
+    frozen = {
+        "head_only": True,
+        "lora.rank": 0,
+        "head.fusion": "cross_attention",
+        "head.text_pooling": "mean",
+        "head.hidden_size": 8,
+    }
     recipe = load_recipe(str(recipe_file), frozen)
     competition = read_layout(laid_out)
     task = vqa.build(recipe, competition).task
@@ -53,12 +59,19 @@ def simple_heads(recipe_file: Path, laid_out: Path, solution: Mapping[str, str])
         print("scikit-learn is not installed: rows of logistic regression are left out", file=sys.stderr)
         return found
     bag = CountVectorizer(token_pattern=r"\w+", ngram_range=(1, 2)).fit(asked[0])
-    found.append(_fitted(BAG_OF_WORDS, lambda part: bag.transform(asked[part]).toarray().astype(np.float32), labels, 0.0))
+    found.append(
+        _fitted(
+            BAG_OF_WORDS, lambda part: bag.transform(asked[part]).toarray().astype(np.float32), labels, 0.0
+        )
+    )
     begun = time.monotonic()
     compute = choose_compute(recipe.precision)
     task.to_device(compute, fresh=True)
     task.model.eval()
-    features = [_features(task, dataset, compute) for dataset in (task.train_set, task.val_set, task.predictor.dataset(held))]
+    features = [
+        _features(task, dataset, compute)
+        for dataset in (task.train_set, task.val_set, task.predictor.dataset(held))
+    ]
     seconds = time.monotonic() - begun
     found.append(_fitted(FROZEN_WORDS, lambda part: features[part][0], labels, seconds))
     for name, join in _joined():
@@ -85,7 +98,13 @@ def _joined() -> Iterator[tuple[str, Callable[..., np.ndarray]]]:
     for picture in PICTURES:
         for way in WAYS:
 
-            def join(question: np.ndarray, first: np.ndarray, mean: np.ndarray, picture: str = picture, way: str = way) -> np.ndarray:
+            def join(
+                question: np.ndarray,
+                first: np.ndarray,
+                mean: np.ndarray,
+                picture: str = picture,
+                way: str = way,
+            ) -> np.ndarray:
                 seen = [first] if picture == PICTURES[0] else [first, mean]
                 beside = [question, *seen] if way != WAYS[1] else []
                 times = [_scaled(question) * _scaled(one) for one in seen] if way != WAYS[0] else []
@@ -109,7 +128,14 @@ def _by_count(asked: tuple[list[str], ...], labels: Parts) -> tuple[float, float
     usual = int(np.bincount(labels[0]).argmax())
     answers = {question: int(count.argmax()) for question, count in counts.items()}
     val, held = (
-        float(np.mean([answers.get(question, usual) == label for question, label in zip(asked[part], labels[part], strict=True)]))
+        float(
+            np.mean(
+                [
+                    answers.get(question, usual) == label
+                    for question, label in zip(asked[part], labels[part], strict=True)
+                ]
+            )
+        )
         for part in (1, 2)
     )
     return val, held
@@ -130,6 +156,9 @@ def _fitted(name: str, features: Callable[[int], np.ndarray], labels: Parts, sec
         warnings.simplefilter("ignore")  # a fit that has not quite converged is a head all the same
         for penalty in PENALTIES:
             fit = LogisticRegression(C=penalty, max_iter=MAX_ITERATIONS).fit(train, labels[0])
-            scores = tuple(float(np.mean(fit.predict(part) == label)) for part, label in ((val, labels[1]), (held, labels[2])))
+            scores = tuple(
+                float(np.mean(fit.predict(part) == label))
+                for part, label in ((val, labels[1]), (held, labels[2]))
+            )
             best = max(best, (*scores, fit.coef_.size + fit.intercept_.size), key=lambda one: one[0])
     return name, best[0], best[1], seconds + time.monotonic() - begun, best[2]

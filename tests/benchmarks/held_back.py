@@ -29,15 +29,21 @@ import train
 DIGITS = "digits"  # made on the spot, as `make demo` does
 
 
-def parser_of(words: str | None, name: str, data: Sequence[str], seeds: Sequence[int]) -> argparse.ArgumentParser:
+def parser_of(
+    words: str | None, name: str, data: Sequence[str], seeds: Sequence[int]
+) -> argparse.ArgumentParser:
     """The flags that the benchmarks have in common; `name` is that of their folder and table under runs/."""
     parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--competitions", type=Path, help="the folder that holds produce/, clothing/ and others")
+    parser.add_argument(
+        "--competitions", type=Path, help="the folder that holds produce/, clothing/ and others"
+    )
     parser.add_argument("--data", nargs="+", default=list(data))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--work", type=Path, default=Path("runs") / name)
     parser.add_argument("--results", type=Path, default=Path("runs") / f"{name}.csv")
-    parser.add_argument("--table", action="store_true", help="print the table of what was measured, and measure nothing")
+    parser.add_argument(
+        "--table", action="store_true", help="print the table of what was measured, and measure nothing"
+    )
     return parser
 
 
@@ -56,7 +62,9 @@ def labelled(name: str, competitions: Path, work: Path) -> tuple[list[Path], lis
     return [row.path for row in rows], [row.label for row in rows]
 
 
-def lay_out(name: str, competitions: Path, work: Path, rows: tuple[int, int], seed: int, tail: float = 1) -> Path:
+def lay_out(
+    name: str, competitions: Path, work: Path, rows: tuple[int, int], seed: int, tail: float = 1
+) -> Path:
     """The competition `name` with so many training `rows`, and so many held back as its test part: both
     stratified and drawn by `seed`.
 
@@ -70,7 +78,9 @@ def lay_out(name: str, competitions: Path, work: Path, rows: tuple[int, int], se
     if folder.exists():
         return folder
     paths, labels = labelled(name, competitions, work)
-    train, held = train_test_split(range(len(labels)), train_size=rows[0], test_size=rows[1], stratify=labels, random_state=seed)
+    train, held = train_test_split(
+        range(len(labels)), train_size=rows[0], test_size=rows[1], stratify=labels, random_state=seed
+    )
     return _laid_out(paths, labels, _long_tail(train, labels, tail, seed), held, folder, seed)
 
 
@@ -84,7 +94,14 @@ def _long_tail(rows: Sequence[int], labels: Sequence[str], tail: float, seed: in
     return sorted(kept)
 
 
-def _laid_out(paths: Sequence[Path], labels: Sequence[str], train: Sequence[int], held: Sequence[int], folder: Path, seed: int) -> Path:
+def _laid_out(
+    paths: Sequence[Path],
+    labels: Sequence[str],
+    train: Sequence[int],
+    held: Sequence[int],
+    folder: Path,
+    seed: int,
+) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".laying-out-", dir=folder.parent) as temporary:
         root = Path(temporary) / folder.name
@@ -96,7 +113,10 @@ def _laid_out(paths: Sequence[Path], labels: Sequence[str], train: Sequence[int]
             link(paths[row], root / "test" / f"{name}{paths[row].suffix}")
         first = sorted(set(labels))[0]
         write_rows(root / "sample_submission.csv", [("id", "label"), *((name, first) for name in ids)])
-        write_rows(root / "solution.csv", [("id", "label"), *((name, labels[row]) for name, row in zip(ids, order, strict=True))])
+        write_rows(
+            root / "solution.csv",
+            [("id", "label"), *((name, labels[row]) for name, row in zip(ids, order, strict=True))],
+        )
         (root / "competition.yaml").write_text("metric: accuracy\n", encoding="utf-8")
         root.rename(folder)
     return folder
@@ -192,7 +212,9 @@ class Table:
         print(*cells, file=sys.stderr, flush=True)
 
 
-def side_by_side(run: Callable[[Any], Any], jobs: Sequence[Any], workers: int, add: Callable[[Any], None]) -> None:
+def side_by_side(
+    run: Callable[[Any], Any], jobs: Sequence[Any], workers: int, add: Callable[[Any], None]
+) -> None:
     """`run` every job, so many at a time, each in a process of its own; `add` is given what came out, as soon
     as it is known.
     """

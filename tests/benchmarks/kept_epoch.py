@@ -21,7 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, lay_out, parser_of, read_column, read_split, run_train, with_error
+from tests.benchmarks.held_back import (
+    DIGITS,
+    Table,
+    accuracy_of,
+    lay_out,
+    parser_of,
+    read_column,
+    read_split,
+    run_train,
+    with_error,
+)
 
 EPOCHS, BATCH, LR, RANK = 10, 32, 1e-3, 16
 ROWS = 280, 290  # for training, held back
@@ -42,7 +52,13 @@ def main() -> int:
     """Measure what is missing, and print the table; the exit code."""
     parser = parser_of(__doc__, "kept-epoch", ["produce", DIGITS, "clothing"], [0, 1, 2, 3, 4])
     parser.add_argument("--backbone", type=Path)
-    parser.add_argument("--arms", type=int, nargs="+", default=list(range(len(ARMS))), help="by number, in the order of the file")
+    parser.add_argument(
+        "--arms",
+        type=int,
+        nargs="+",
+        default=list(range(len(ARMS))),
+        help="by number, in the order of the file",
+    )
     args = parser.parse_args()
     table = Table(args.results, COLUMNS)
     if not args.table:
@@ -80,7 +96,14 @@ def measure(args: argparse.Namespace, table: Table, name: str, seed: int, arm: s
 
 
 def flags(
-    args: argparse.Namespace, data: Path, folder: Path, seed: int, clip: float, decay: float, precision: str, resize: str
+    args: argparse.Namespace,
+    data: Path,
+    folder: Path,
+    seed: int,
+    clip: float,
+    decay: float,
+    precision: str,
+    resize: str,
 ) -> list[Any]:
     """The command line of train.py."""
     own = {
@@ -95,7 +118,18 @@ def flags(
         "checkpoint.keep_every": 1,
         "data.workers": 0,
     }
-    words: list[Any] = ["--data", data, "--output", folder, "--backbone", args.backbone, "--seed", seed, "--precision", precision]
+    words: list[Any] = [
+        "--data",
+        data,
+        "--output",
+        folder,
+        "--backbone",
+        args.backbone,
+        "--seed",
+        seed,
+        "--precision",
+        precision,
+    ]
     words += ["--epochs", EPOCHS, "--batch-size", BATCH, "--accumulation-steps", 1, "--lr", LR]
     return [*words, *(word for key, value in own.items() for word in ("--set", f"{key}={value}"))]
 
@@ -107,10 +141,14 @@ def best_epoch(folder: Path) -> int:
     from pipeline.files import read_json_lines
 
     lines = read_json_lines(folder / "metrics.jsonl")
-    return int(max(lines, key=lambda line: (line["val_accuracy"], -line["val_loss"], -line["epoch"]))["epoch"])
+    return int(
+        max(lines, key=lambda line: (line["val_accuracy"], -line["val_loss"], -line["epoch"]))["epoch"]
+    )
 
 
-def peer(args: argparse.Namespace, data: Path, split: list[Path], seed: int, clip: float, decay: float) -> dict[str, float]:
+def peer(
+    args: argparse.Namespace, data: Path, split: list[Path], seed: int, clip: float, decay: float
+) -> dict[str, float]:
     """Held-back accuracy of Trainer + PEFT after the last epoch, with test images made as PEFT's example
     makes them (shorter side, then the middle) and as the image processor does (the whole image).
     https://huggingface.co/docs/peft/task_guides/image_classification_lora
@@ -119,18 +157,41 @@ def peer(args: argparse.Namespace, data: Path, split: list[Path], seed: int, cli
     from peft import LoraConfig, get_peft_model
     from PIL import Image
     from torchvision.transforms import v2
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments, set_seed
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModelForImageClassification,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
 
     names = sorted({path.parent.name for path in split})
     set_seed(seed)
     config = AutoConfig.from_pretrained(args.backbone)
-    config.id2label, config.label2id = dict(enumerate(names)), {name: number for number, name in enumerate(names)}
-    model = AutoModelForImageClassification.from_pretrained(args.backbone, config=config, ignore_mismatched_sizes=True)
+    config.id2label, config.label2id = (
+        dict(enumerate(names)),
+        {name: number for number, name in enumerate(names)},
+    )
+    model = AutoModelForImageClassification.from_pretrained(
+        args.backbone, config=config, ignore_mismatched_sizes=True
+    )
     processor = AutoImageProcessor.from_pretrained(args.backbone)
     size = processor.size["height"]
-    lora = LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.1, target_modules=targets(model), modules_to_save=["classifier"], bias="none")
+    lora = LoraConfig(
+        r=RANK,
+        lora_alpha=RANK,
+        lora_dropout=0.1,
+        target_modules=targets(model),
+        modules_to_save=["classifier"],
+        bias="none",
+    )
     model = get_peft_model(model, lora)
-    end = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(processor.image_mean, processor.image_std)]
+    end = [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(processor.image_mean, processor.image_std),
+    ]
     flip = [] if DIGITS in data.name else [v2.RandomHorizontalFlip()]
     training = v2.Compose([v2.RandomResizedCrop(size), *flip, *end])
     documented = v2.Compose([v2.Resize(size), v2.CenterCrop(size), *end])
@@ -141,7 +202,10 @@ def peer(args: argparse.Namespace, data: Path, split: list[Path], seed: int, cli
 
         def __getitem__(self, row: int) -> dict[str, Any]:
             with Image.open(split[row]) as image:
-                return {"pixel_values": training(image.convert("RGB")), "labels": names.index(split[row].parent.name)}
+                return {
+                    "pixel_values": training(image.convert("RGB")),
+                    "labels": names.index(split[row].parent.name),
+                }
 
     arguments = TrainingArguments(
         str(args.work / "trainer"),
@@ -184,9 +248,16 @@ def targets(model: Any) -> list[str]:
 
 def show(table: Table) -> None:
     """Means over seeds, and paired differences from Trainer with their standard errors."""
-    found = {(row["data"], int(row["seed"]), row["arm"], row["kept"]): float(row["accuracy"]) for row in table.rows()}
+    found = {
+        (row["data"], int(row["seed"]), row["arm"], row["kept"]): float(row["accuracy"])
+        for row in table.rows()
+    }
     data = list(dict.fromkeys(key[0] for key in found))
-    print("| settings | epoch kept | " + " | ".join(f"{name} | less Trainer" for name in data) + " | less Trainer, all |")
+    print(
+        "| settings | epoch kept | "
+        + " | ".join(f"{name} | less Trainer" for name in data)
+        + " | less Trainer, all |"
+    )
     print("|---|---|" + "---|" * (2 * len(data) + 1))
     for arm, kept in dict.fromkeys((arm, kept) for arm in ARMS for *_, other, kept in found if other == arm):
         cells, every = [], []

@@ -26,7 +26,11 @@ RECIPE_SEED = 42  # ours, which draws the adapter from the one after it
 @titled("input", "ImageFolder + v2, documented")
 def image_folder_documented(work: Work) -> Callable[[], None]:
     """https://docs.pytorch.org/vision/stable/transforms.html, the classification example."""
-    steps = [v2.ToImage(), v2.RandomResizedCrop(size=(work.image_size,) * 2, antialias=True), v2.RandomHorizontalFlip(p=0.5)]
+    steps = [
+        v2.ToImage(),
+        v2.RandomResizedCrop(size=(work.image_size,) * 2, antialias=True),
+        v2.RandomHorizontalFlip(p=0.5),
+    ]
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
     return _one_epoch(ImageFolder(str(work.data_dir / "train"), v2.Compose(steps)), work)
 
@@ -34,7 +38,10 @@ def image_folder_documented(work: Work) -> Callable[[], None]:
 @titled("input", "ImageFolder + v2, best: torchvision's decoder")
 def image_folder_best(work: Work) -> Callable[[], None]:
     """Decoded by torchvision itself, which is faster than Pillow at full size."""
-    steps = [v2.RandomResizedCrop(size=(work.image_size,) * 2, antialias=True), v2.RandomHorizontalFlip(p=0.5)]
+    steps = [
+        v2.RandomResizedCrop(size=(work.image_size,) * 2, antialias=True),
+        v2.RandomHorizontalFlip(p=0.5),
+    ]
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
     loader = lambda path: decode_image(path, mode=ImageReadMode.RGB)  # noqa: E731
     return _one_epoch(ImageFolder(str(work.data_dir / "train"), v2.Compose(steps), loader=loader), work)
@@ -74,10 +81,16 @@ def timm_loop(work: Work) -> Callable[[], None]:
     import timm
     from peft import LoraConfig, get_peft_model
 
-    model = timm.create_model("beit_base_patch16_224", pretrained=False, num_classes=NUM_CLASSES, **_shape(work))
-    model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=r".*attn\.proj", modules_to_save=["head"]))
+    model = timm.create_model(
+        "beit_base_patch16_224", pretrained=False, num_classes=NUM_CLASSES, **_shape(work)
+    )
+    model = get_peft_model(
+        model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=r".*attn\.proj", modules_to_save=["head"])
+    )
     model.to(work.device)
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=LR, weight_decay=0)
+    optimizer = torch.optim.AdamW(
+        [weight for weight in model.parameters() if weight.requires_grad], lr=LR, weight_decay=0
+    )
     scaler = torch.amp.GradScaler(work.device.type, enabled=work.precision == "fp16")
     pixel_values, labels = work.normalized(), work.labels
 
@@ -131,10 +144,15 @@ def _trainer(work: Work, **options: bool) -> Callable[[], float]:
     model = AutoModelForImageClassification.from_pretrained(work.model_dir)
     targets = modules_of(model, ("query", "key"))
     seed_everything(RECIPE_SEED + 1)
-    lora = LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=targets, modules_to_save=["classifier"])
+    lora = LoraConfig(
+        r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=targets, modules_to_save=["classifier"]
+    )
     model = get_peft_model(model, lora)
     pixel_values = work.normalized()
-    rows = [{"pixel_values": pixels, "labels": int(label)} for pixels, label in zip(pixel_values, work.labels, strict=True)]
+    rows = [
+        {"pixel_values": pixels, "labels": int(label)}
+        for pixels, label in zip(pixel_values, work.labels, strict=True)
+    ]
     arguments = TrainingArguments(
         str(work.model_dir / "trainer"),
         per_device_train_batch_size=work.batch_size,
@@ -193,5 +211,9 @@ def _shape(work: Work) -> dict[str, Any]:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(work.model_dir)
-    shape = {"embed_dim": config.hidden_size, "depth": config.num_hidden_layers, "num_heads": config.num_attention_heads}
+    shape = {
+        "embed_dim": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+    }
     return shape | {"img_size": work.image_size, "mlp_ratio": config.intermediate_size / config.hidden_size}

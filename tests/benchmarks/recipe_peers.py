@@ -91,11 +91,19 @@ def by_timm(peer: Peer, model: Any, rows: Any, seed: int, device: str) -> None:
     from timm.optim import create_optimizer_v2
     from timm.scheduler import create_scheduler_v2
 
-    loader = torch.utils.data.DataLoader(rows, BATCH, shuffle=True, generator=torch.Generator().manual_seed(seed))
+    loader = torch.utils.data.DataLoader(
+        rows, BATCH, shuffle=True, generator=torch.Generator().manual_seed(seed)
+    )
     name, decay = ("sgd", 2e-5) if peer.method == "sgd" else ("adamw", 0.05)
     optimizer = create_optimizer_v2(model, opt=name, lr=peer.lr, weight_decay=decay, momentum=0.9)
     scheduler, _ = create_scheduler_v2(
-        optimizer, "cosine", EPOCHS, warmup_epochs=1, warmup_lr=1e-6, updates_per_epoch=len(loader), step_on_epochs=False
+        optimizer,
+        "cosine",
+        EPOCHS,
+        warmup_epochs=1,
+        warmup_lr=1e-6,
+        updates_per_epoch=len(loader),
+        step_on_epochs=False,
     )
     loss_of, step = LabelSmoothingCrossEntropy(0.1), 0
     model.train()
@@ -187,20 +195,35 @@ def adapted(job: Job, names: Sequence[str]) -> tuple[Any, Any]:
     peer = PEERS[job.row]
     set_seed(job.seed)
     config = AutoConfig.from_pretrained(job.backbone)
-    config.id2label, config.label2id = dict(enumerate(names)), {name: number for number, name in enumerate(names)}
-    model = AutoModelForImageClassification.from_pretrained(job.backbone, config=config, ignore_mismatched_sizes=True)
+    config.id2label, config.label2id = (
+        dict(enumerate(names)),
+        {name: number for number, name in enumerate(names)},
+    )
+    model = AutoModelForImageClassification.from_pretrained(
+        job.backbone, config=config, ignore_mismatched_sizes=True
+    )
     if peer.roles:
         targets = modules_of(model, peer.roles)
         if peer.method == "ia3":
             inner = modules_of(model, peer.roles[-1:])
-            adapter = IA3Config(target_modules=targets, feedforward_modules=inner, modules_to_save=["classifier"])
+            adapter = IA3Config(
+                target_modules=targets, feedforward_modules=inner, modules_to_save=["classifier"]
+            )
         else:
-            adapter = LoraConfig(r=16, lora_alpha=16, lora_dropout=peer.dropout, target_modules=targets, modules_to_save=["classifier"])
+            adapter = LoraConfig(
+                r=16,
+                lora_alpha=16,
+                lora_dropout=peer.dropout,
+                target_modules=targets,
+                modules_to_save=["classifier"],
+            )
         model = get_peft_model(model, adapter)
     return model, AutoImageProcessor.from_pretrained(job.backbone)
 
 
-def transforms(peer: Peer, processor: Any, size: int, flips: bool) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+def transforms(
+    peer: Peer, processor: Any, size: int, flips: bool
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """Of training and of testing: image -> (3, size, size) float32. timm's own for timm, for Trainer those of
     PEFT's example.
     """

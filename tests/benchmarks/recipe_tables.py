@@ -31,7 +31,16 @@ from pipeline.errors import UserError
 from pipeline.experiments.grids import load_grid
 from pipeline.files import read_json, read_json_lines, write_text
 from pipeline.recipe import Recipe
-from tests.benchmarks.held_back import DIGITS, Table, accuracy_of, lay_out, parser_of, run_train, side_by_side, with_error
+from tests.benchmarks.held_back import (
+    DIGITS,
+    Table,
+    accuracy_of,
+    lay_out,
+    parser_of,
+    run_train,
+    side_by_side,
+    with_error,
+)
 
 GRIDS = Path(__file__).with_name("grids")
 # The end of a set's name: the first class keeps its training rows, the last one in ten
@@ -65,7 +74,9 @@ def main() -> int:
     parser.add_argument("--backbone", type=Path)
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--judge", choices=["held-back", "val"], default="held-back")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every row, over its own changes")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of every row, over its own changes"
+    )
     parser.add_argument("--rows", type=int, nargs="+", help="these rows alone, by number from 0")
     args = parser.parse_args()
     table = Table(args.results, COLUMNS)
@@ -83,7 +94,14 @@ def grid_file(grid: str) -> str:
 
 def laid_out(name: str, seed: int, args: argparse.Namespace) -> Path:
     """The folder of the set `name` with this seed, made where it is not there."""
-    return lay_out(name.removesuffix(TAILED), args.competitions, args.work, ROWS[name], seed, tail=10 if name.endswith(TAILED) else 1)
+    return lay_out(
+        name.removesuffix(TAILED),
+        args.competitions,
+        args.work,
+        ROWS[name],
+        seed,
+        tail=10 if name.endswith(TAILED) else 1,
+    )
 
 
 def jobs(args: argparse.Namespace, table: Table) -> Iterator[Job]:
@@ -98,9 +116,13 @@ def jobs(args: argparse.Namespace, table: Table) -> Iterator[Job]:
             folder = args.work / f"{grid}-{name}-{seed}-{number}"
             recipe = smaller(trial.recipe, SMALLER.get(name, 1))
             if recipe.data.pseudo_labels == FIRST_ROW:
-                own = recipe.data.model_copy(update={"pseudo_labels": str(args.work / f"{grid}-{name}-{seed}-0")})
+                own = recipe.data.model_copy(
+                    update={"pseudo_labels": str(args.work / f"{grid}-{name}-{seed}-0")}
+                )
                 recipe = recipe.model_copy(update={"data": own})
-            write_text(folder.with_suffix(".yaml"), yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+            write_text(
+                folder.with_suffix(".yaml"), yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+            )
             words = ("--recipe", str(folder.with_suffix(".yaml")), "--data", str(data))
             yield Job(grid, name, seed, trial.row, words, folder, data)
 
@@ -130,7 +152,16 @@ def run(job: Job) -> tuple[Any, ...]:
     trained = record["counts"]["parameters"]["trainable"]
     for model in job.folder.glob("**/*.safetensors"):  # hundreds of runs
         model.unlink()
-    return job.grid, job.data, job.seed, job.row, float(lines[-1].get("val_accuracy", 0)), accuracy, float(seconds), trained
+    return (
+        job.grid,
+        job.data,
+        job.seed,
+        job.row,
+        float(lines[-1].get("val_accuracy", 0)),
+        accuracy,
+        float(seconds),
+        trained,
+    )
 
 
 def show(table: Table, grid: str, args: argparse.Namespace) -> None:
@@ -138,14 +169,22 @@ def show(table: Table, grid: str, args: argparse.Namespace) -> None:
     multiple of the first row's.
     """
     column = "accuracy" if args.judge == "held-back" else "val_accuracy"
-    found = [row for row in table.rows() if row["grid"] == grid and row["data"] in args.data and int(row["seed"]) in args.seeds]
+    found = [
+        row
+        for row in table.rows()
+        if row["grid"] == grid and row["data"] in args.data and int(row["seed"]) in args.seeds
+    ]
     score = {(row["row"], row["data"], row["seed"]): float(row[column]) for row in found}
     seconds = {(row["row"], row["data"], row["seed"]): float(row["seconds"]) for row in found}
     data = [name for name in args.data if any(row["data"] == name for row in found)]
     # Peers are in no grid
     names = [row.name for row in load_grid(grid_file(grid)).rows] + [one["row"] for one in found]
     names = [name for name in dict.fromkeys(names) if any(one["row"] == name for one in found)]
-    print("| settings | trained | " + " | ".join(f"{name} | less the first" for name in data) + " | all sets, less the first | time |")
+    print(
+        "| settings | trained | "
+        + " | ".join(f"{name} | less the first" for name in data)
+        + " | all sets, less the first | time |"
+    )
     print("|---" * (4 + 2 * len(data)) + "|")
     for name in names:
         cells: list[str] = []

@@ -35,7 +35,9 @@ WAYS = {  # what is trained, how python is started, threads of a process, gradie
 
 def main() -> int:
     """Measure and print the table; the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--backbone", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
@@ -58,11 +60,35 @@ def images_per_second(args: argparse.Namespace, way: str) -> float:
     """Of training in the last epoch."""
     trains, start, threads, sums = WAYS[way]
     with tempfile.TemporaryDirectory() as temporary:
-        words = ["train.py", "--data", args.data.resolve(), "--backbone", args.backbone.resolve(), "--output", Path(temporary) / "run"]
-        words += ["--epochs", args.epochs, "--batch-size", 16, "--accumulation-steps", 2, "--precision", "fp32", *trains]
+        words = [
+            "train.py",
+            "--data",
+            args.data.resolve(),
+            "--backbone",
+            args.backbone.resolve(),
+            "--output",
+            Path(temporary) / "run",
+        ]
+        words += [
+            "--epochs",
+            args.epochs,
+            "--batch-size",
+            16,
+            "--accumulation-steps",
+            2,
+            "--precision",
+            "fp32",
+            *trains,
+        ]
         words += ["--set", f"gradient_sum={sums}", "--set", "data.workers=0", "--set", "attention=fused"]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
-        done = subprocess.run([sys.executable, *start, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, *start, *map(str, words)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
             raise SystemExit(f"{way}: {done.stderr[-2000:]}")
         return float(read_json_lines(Path(temporary) / "run/timing.jsonl")[-1]["images_per_second"])

@@ -29,20 +29,32 @@ CUTS, FULL_CLASSES = 40, 4
 
 def main() -> int:
     """Print both tables; the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/kept-epoch"))
     parser.add_argument("--data", default="produce")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arm", type=int, default=1, help="of kept_epoch.py (default: clip 1, decay 0)")
     parser.add_argument(
-        "--folds", metavar="BACKBONE", help="the folds of this backbone that folds_and_blends.py trained, in place of single runs"
+        "--folds",
+        metavar="BACKBONE",
+        help="the folds of this backbone that folds_and_blends.py trained, in place of single runs",
     )
     args = parser.parse_args()
     data = [args.work / f"data-{args.data}-{seed}" for seed in args.seeds]
     if args.folds:
-        shifts([(args.work / f"folds-{args.data}-{args.folds}-{seed}", one) for seed, one in zip(args.seeds, data, strict=True)])
+        shifts(
+            [
+                (args.work / f"folds-{args.data}-{args.folds}-{seed}", one)
+                for seed, one in zip(args.seeds, data, strict=True)
+            ]
+        )
         return 0
-    pairs = [(args.work / f"run-{args.data}-{seed}-{args.arm}", one) for seed, one in zip(args.seeds, data, strict=True)]
+    pairs = [
+        (args.work / f"run-{args.data}-{seed}-{args.arm}", one)
+        for seed, one in zip(args.seeds, data, strict=True)
+    ]
     shifts(pairs)
     views(pairs)
     return 0
@@ -67,19 +79,29 @@ def shifts(pairs: list[tuple[Path, Path]]) -> None:
         for kind in ("skewed", "even"):
             found: dict[str, list[float]] = {"plain": [], "file": [], "estimate": []}
             for _ in range(CUTS):
-                cut = whole.aligned(skewed(whole.ids, truth, draw) if kind == "skewed" else even(whole.ids, draw))
+                cut = whole.aligned(
+                    skewed(whole.ids, truth, draw) if kind == "skewed" else even(whole.ids, draw)
+                )
                 with tempfile.TemporaryDirectory() as temporary:
                     path = Path(temporary) / "prior.csv"
                     write_shares(path, target.names, [truth[name] for name in cut.ids])
                     found["plain"].append(share_right(cut, truth))
                     for way, asked in (("file", str(path)), ("estimate", "estimate")):
-                        found[way].append(share_right(shift(cut, team.prior, asked, team.temperature, team.mean_probabilities)[0], truth))
+                        found[way].append(
+                            share_right(
+                                shift(cut, team.prior, asked, team.temperature, team.mean_probabilities)[0],
+                                truth,
+                            )
+                        )
             before.setdefault(kind, []).append(float(np.mean(found["plain"])))
             for way in ("file", "estimate"):
                 gains.setdefault((kind, way), []).append(float(np.mean(found[way]) - np.mean(found["plain"])))
     print("| held-back part | accuracy as it is | `--prior FILE` | `--prior estimate` |\n|---|---|---|---|")
     for kind, values in before.items():
-        print(f"| {kind} | {np.mean(values):.4f} | {with_error(gains[kind, 'file'])} | {with_error(gains[kind, 'estimate'])} |")
+        print(
+            f"| {kind} | {np.mean(values):.4f} | {with_error(gains[kind, 'file'])} | "
+            f"{with_error(gains[kind, 'estimate'])} |"
+        )
 
 
 def skewed(ids: tuple[str, ...], truth: dict[str, str], draw: np.random.Generator) -> list[str]:
@@ -138,15 +160,24 @@ def views(pairs: list[tuple[Path, Path]]) -> None:
         soft = [one / one.sum(1, keepdims=True) for one in soft]
         mean = each[0] + each[1]
         of_logits = np.exp(mean / 2 - (mean / 2).max(1, keepdims=True))
-        ways = {"plain": soft[0], "probabilities": (soft[0] + soft[1]) / 2, "logits": of_logits / of_logits.sum(1, keepdims=True)}
+        ways = {
+            "plain": soft[0],
+            "probabilities": (soft[0] + soft[1]) / 2,
+            "logits": of_logits / of_logits.sum(1, keepdims=True),
+        }
         for way, values in ways.items():
             right = float((values.argmax(1) == rows).mean())
-            lines.setdefault(way, []).append((right, float(-np.log(values[np.arange(len(rows)), rows]).mean())))
+            lines.setdefault(way, []).append(
+                (right, float(-np.log(values[np.arange(len(rows)), rows]).mean()))
+            )
     print("\n| flip averaged in | accuracy | less plain | log loss | less plain |\n|---|---|---|---|---|")
     plain = np.array(lines["plain"])
     for way, values in lines.items():
         found, less = np.array(values), np.array(values) - plain
-        print(f"| {way} | {found[:, 0].mean():.4f} | {with_error(less[:, 0])} | {found[:, 1].mean():.4f} | {with_error(less[:, 1])} |")
+        print(
+            f"| {way} | {found[:, 0].mean():.4f} | {with_error(less[:, 0])} | {found[:, 1].mean():.4f} | "
+            f"{with_error(less[:, 1])} |"
+        )
 
 
 if __name__ == "__main__":

@@ -41,14 +41,34 @@ from pipeline.experiments.grids import load_grid
 from pipeline.files import read_json, read_json_lines, write_text
 from pipeline.run_names import FLOORS
 from tests.benchmarks.frozen_heads import BY_COUNT, HEADS, QUESTION_ALONE, simple_heads
-from tests.benchmarks.held_back import Table, link, logged, parser_of, run_train, side_by_side, with_error, write_rows
+from tests.benchmarks.held_back import (
+    Table,
+    link,
+    logged,
+    parser_of,
+    run_train,
+    side_by_side,
+    with_error,
+    write_rows,
+)
 
 GRIDS = Path(__file__).with_name("grids")
 SIZES = ("1000", "4000", "all")
 HELD_BACK = 160  # images
 HELD_BACK_SEED = 0
 EXCHANGED = "-exchanged"
-COLUMNS = ("data", "size", "seed", "row", "val_accuracy", "val_question_alone", "val_exchanged", "accuracy", "seconds", "trainable")
+COLUMNS = (
+    "data",
+    "size",
+    "seed",
+    "row",
+    "val_accuracy",
+    "val_question_alone",
+    "val_exchanged",
+    "accuracy",
+    "seconds",
+    "trainable",
+)
 
 
 @dataclass(frozen=True)
@@ -77,16 +97,27 @@ def main() -> int:
     """Measure what is missing, and print the table; the exit code."""
     parser = parser_of(__doc__, "small-questions", ["easy_vqa"], [0, 1, 2])
     parser.add_argument(
-        "--sizes", nargs="+", default=list(SIZES), help="training questions, the validation rows among them; all: every one"
+        "--sizes",
+        nargs="+",
+        default=list(SIZES),
+        help="training questions, the validation rows among them; all: every one",
     )
     parser.add_argument("--grid", default="questions", help="name of a file in tests/benchmarks/grids/")
     parser.add_argument("--backbone", help="of the images: hub id or folder")
     parser.add_argument("--text-backbone", help="of the questions: hub id or folder")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every row, over its own changes")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of every row, over its own changes"
+    )
     parser.add_argument("--rows", type=int, nargs="+", help="these rows of the grid alone, by number from 0")
-    parser.add_argument("--no-heads", action="store_true", help="without the simple heads and the question alone")
-    parser.add_argument("--exchanged", action="store_true", help="images that say nothing: each question has another one's image")
+    parser.add_argument(
+        "--no-heads", action="store_true", help="without the simple heads and the question alone"
+    )
+    parser.add_argument(
+        "--exchanged",
+        action="store_true",
+        help="images that say nothing: each question has another one's image",
+    )
     parser.add_argument("--no-grid", action="store_true", help="these alone")
     args = parser.parse_args()
     table = Table(args.results, COLUMNS)
@@ -99,7 +130,9 @@ def main() -> int:
 # ---- the data ----
 
 
-def lay_out_questions(name: str, competitions: Path, work: Path, size: str, seed: int, exchanged: bool = False) -> Path:
+def lay_out_questions(
+    name: str, competitions: Path, work: Path, size: str, seed: int, exchanged: bool = False
+) -> Path:
     """The competition `name` cut to `size` training questions drawn by `seed`, with the held-back images as
     its test part.
 
@@ -112,11 +145,15 @@ def lay_out_questions(name: str, competitions: Path, work: Path, size: str, seed
     rows = read_layout(competitions / name, need="train").train
     held, rest = _parts(rows)
     pictures = sorted({row.path for row in rest})
-    place = {pictures[own]: number for number, own in enumerate(np.random.default_rng(seed).permutation(len(pictures)).tolist())}
+    place = {
+        pictures[own]: number
+        for number, own in enumerate(np.random.default_rng(seed).permutation(len(pictures)).tolist())
+    }
     rest.sort(key=lambda row: (place[row.path], row.id))
     if size != "all" and int(size) > len(rest):
         raise UserError(
-            f"--sizes {size}: {name} has {len(rest):,} questions beside the {len(held):,} held back; use a smaller number, or all"
+            f"--sizes {size}: {name} has {len(rest):,} questions beside the {len(held):,} held back; use a "
+            "smaller number, or all"
         )
     chosen = rest if size == "all" else rest[: int(size)]
     if exchanged:
@@ -129,7 +166,10 @@ def lay_out_questions(name: str, competitions: Path, work: Path, size: str, seed
         asked = ("question_id", "image", "question")
         write_rows(root / "train.csv", [(*asked, "answer"), *((*_asked(row), row.label) for row in chosen)])
         write_rows(root / "test.csv", [asked, *map(_asked, held)])
-        write_rows(root / "sample_submission.csv", [("question_id", "answer"), *((row.id, chosen[0].label) for row in held)])
+        write_rows(
+            root / "sample_submission.csv",
+            [("question_id", "answer"), *((row.id, chosen[0].label) for row in held)],
+        )
         write_rows(root / "solution.csv", [("question_id", "answer"), *((row.id, row.label) for row in held)])
         root.rename(folder)
     return folder
@@ -138,7 +178,10 @@ def lay_out_questions(name: str, competitions: Path, work: Path, size: str, seed
 def _parts(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """The rows about the held-back images, and the others."""
     pictures = sorted({row.path for row in rows})
-    held = {pictures[own] for own in np.random.default_rng(HELD_BACK_SEED).permutation(len(pictures))[:HELD_BACK].tolist()}
+    held = {
+        pictures[own]
+        for own in np.random.default_rng(HELD_BACK_SEED).permutation(len(pictures))[:HELD_BACK].tolist()
+    }
     return [row for row in rows if row.path in held], [row for row in rows if row.path not in held]
 
 
@@ -179,7 +222,9 @@ def jobs(args: argparse.Namespace, table: Table) -> Iterator[Job]:
             yield Job(name, size, seed, trial.row, False, _written(trial.recipe, folder), folder, laid_out)
         if not args.no_heads and not table.has(name, size, seed, HEADS[-1]):
             folder = args.work / f"heads-{name}-{size}-{seed}"
-            yield Job(name, size, seed, "simple heads", True, _written(trials[0].recipe, folder), folder, laid_out)
+            yield Job(
+                name, size, seed, "simple heads", True, _written(trials[0].recipe, folder), folder, laid_out
+            )
 
 
 def _written(recipe: Any, folder: Path) -> Path:
@@ -191,7 +236,9 @@ def _written(recipe: Any, folder: Path) -> Path:
 def measure(args: argparse.Namespace, table: Table) -> None:
     """Train, predict and score every job, `--workers` at a time; a row is written as soon as it is known."""
     if not (args.competitions and args.backbone and args.text_backbone):
-        raise UserError("--competitions, --backbone and --text-backbone are needed; --table alone needs none of them")
+        raise UserError(
+            "--competitions, --backbone and --text-backbone are needed; --table alone needs none of them"
+        )
     side_by_side(run, list(jobs(args, table)), args.workers, partial(_add, table))
 
 
@@ -208,7 +255,10 @@ def run(job: Job) -> list[Cells]:
     try:
         if job.heads:
             found = simple_heads(job.recipe, job.laid_out, solution_of(job.laid_out))
-            return [(*job.key, name, val, "", "", held, seconds, trained) for name, val, held, seconds, trained in found]
+            return [
+                (*job.key, name, val, "", "", held, seconds, trained)
+                for name, val, held, seconds, trained in found
+            ]
         log = job.folder.with_suffix(".log")
         run_train(log, "--recipe", job.recipe, "--data", job.laid_out, "--output", job.folder)
         accuracy = held_back_accuracy(log, job.folder, job.laid_out)
@@ -219,7 +269,18 @@ def run(job: Job) -> list[Cells]:
     trained = record["counts"]["parameters"]["trainable"]
     for model in job.folder.glob("**/*.safetensors"):  # tens of runs
         model.unlink()
-    return [(*job.key, job.row, float(record["best"]["value"]), float(floors[1]), float(floors[2]), accuracy, float(seconds), trained)]
+    return [
+        (
+            *job.key,
+            job.row,
+            float(record["best"]["value"]),
+            float(floors[1]),
+            float(floors[2]),
+            accuracy,
+            float(seconds),
+            trained,
+        )
+    ]
 
 
 def held_back_accuracy(log: Path, model: Path, laid_out: Path) -> float:
@@ -247,8 +308,14 @@ def show(table: Table, args: argparse.Namespace) -> None:
         alone = _best(found, QUESTION_ALONE)
         floor = {row["seed"]: float(row["accuracy"]) for row in found if row["row"] == alone}
         best_head = _best(found, HEADS)
-        print(f"\n{name}, {size} questions; the best without the image: {alone}; the best simple head: {best_head}\n")
-        print("| | trained | held back | less the question alone | validation | less the same words | less images exchanged | seconds |")
+        print(
+            f"\n{name}, {size} questions; the best without the image: {alone}; the best simple head: "
+            f"{best_head}\n"
+        )
+        print(
+            "| | trained | held back | less the question alone | validation | less the same words | less "
+            "images exchanged | seconds |"
+        )
         print("|---|---|---|---|---|---|---|---|")
         for row in sorted({row["row"] for row in found}, key=_order):
             own = [one for one in found if one["row"] == row]
@@ -256,7 +323,11 @@ def show(table: Table, args: argparse.Namespace) -> None:
             cells = [row, f"{int(own[0]['trainable']):,}", f"{_mean(own, 'accuracy'):.4f} ({len(own)})"]
             cells += [with_error(less) if less else "", f"{_mean(own, 'val_accuracy'):.4f}"]
             for column in ("val_question_alone", "val_exchanged"):
-                cells.append("" if not own[0][column] else with_error([float(one["val_accuracy"]) - float(one[column]) for one in own]))
+                cells.append(
+                    ""
+                    if not own[0][column]
+                    else with_error([float(one["val_accuracy"]) - float(one[column]) for one in own])
+                )
             print("| " + " | ".join([*cells, f"{_mean(own, 'seconds'):.0f}"]) + " |")
 
 
@@ -271,7 +342,9 @@ def _best(rows: Sequence[dict[str, str]], names: Sequence[str]) -> str | None:
     favour.
     """
     there = [name for name in names if any(row["row"] == name for row in rows)]
-    return max(there, key=lambda name: _mean([row for row in rows if row["row"] == name], "accuracy"), default=None)
+    return max(
+        there, key=lambda name: _mean([row for row in rows if row["row"] == name], "accuracy"), default=None
+    )
 
 
 def _mean(rows: Sequence[dict[str, str]], column: str) -> float:
