@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -26,19 +25,23 @@ from tqdm import tqdm
 from pipeline.data.dataset import cut_turns
 from pipeline.data.images import LostImage
 from pipeline.errors import Interrupted, UserError
-from pipeline.models.adapter_starts import put_starts, starts_of
 from pipeline.stopping import stop_requests
-from pipeline.training.checkpoint import StateStore, check_fits, seed_micro_batch
+from pipeline.training.checkpoint import StateStore, seed_micro_batch
 from pipeline.training.compute import Batch, Compute, peak_memory
-from pipeline.training.gradients import gradient_sum
-from pipeline.training.means import Means, Soup, WeightMeans, exchanged, greedy_soup
+from pipeline.training.failures import (
+    nan_logits,
+    nan_loss,
+    one_image_too_large,
+    other_ended,
+    smaller_micro_batch,
+    stopped,
+)
+from pipeline.training.loop_state import LoopState
+from pipeline.training.means import Means, Soup, exchanged, greedy_soup
 from pipeline.training.optim import lr_at, set_lr
 from pipeline.training.position import EpochReport, Position
 from pipeline.training.predict import Task, evaluate
 from pipeline.training.processes import OtherEnded
-from pipeline.training.resume import rows_digest
-from pipeline.training.sharding import part_of, parted_state, whole, whole_in_place, whole_state
-from pipeline.unfinished import resume_command
 
 NONE = Means()
 REFRESH_SECONDS = 0.5  # how often the loss is read from the device, to show it and to check for NaN
@@ -80,19 +83,17 @@ def fit(
             good state is kept.
     """
     loop = _Loop(
-        task,
-        optimizer,
-        schedule,
-        compute,
-        store,
-        micro_batch_size,
-        seed,
-        sums,
-        max_grad_norm,
-        save_minutes,
-        max_minutes,
-        keep_last,
-        means,
+        task=task,
+        schedule=schedule,
+        compute=compute,
+        store=store,
+        kept=LoopState(task, optimizer, schedule, compute, sums, means),
+        micro_batch_size=micro_batch_size,
+        seed=seed,
+        max_grad_norm=max_grad_norm,
+        save_seconds=save_minutes * 60,
+        deadline=time.monotonic() + max_minutes * 60 if max_minutes is not None else math.inf,
+        keep_last=keep_last,
     )
     position = loop.position
     # Before the first state is saved: another program may stop the run once it sees one
@@ -100,8 +101,11 @@ def fit(
         if state is None:
             loop.save()  # so a resumed run never depends on files of a first, unfinished epoch
         else:
-            loop.restore(state)
-            print(loop.greeting())
+            loop.kept.restore(state)
+            print(
+                f"resuming in epoch {position.epoch + 1} at row {position.row}, after {position.step} "
+                "optimizer steps"
+            )
         while position.epoch < epochs:
             try:
                 loop.begin_epoch()
@@ -116,14 +120,14 @@ def fit(
                 loop.save()
                 raise
             except Interrupted:
-                with loop.in_place():
+                with loop.kept.in_place():
                     on_stop(position)
                 compute.processes.wait_for_all()
                 raise
             except OtherEnded as error:
-                go_on = f"; the last state is saved. Continue with: {resume_command(store.folder.parent)}"
-                raise UserError(f"{error}{'' if 'ontinue with: ' in str(error) else go_on}") from None
-            with loop.in_place():
+                told = str(error) if error.is_told else other_ended(loop.folder, str(error))
+                raise UserError(told) from None
+            with loop.kept.in_place():
                 on_epoch(report)
             loop.save()
         if prepare is not None and means.soup and not loop.is_prepared:  # resumed after the last epoch
@@ -132,55 +136,36 @@ def fit(
     return position
 
 
+@dataclass
 class _Loop:
-    """The state of `fit` while it runs."""
+    """`fit` while it runs. `kept`: everything of it that is saved; the rest can be set up again."""
 
-    def __init__(
-        self,
-        task: Task,
-        optimizer: torch.optim.Optimizer,
-        schedule: dict[str, Any],
-        compute: Compute,
-        store: StateStore,
-        micro_batch_size: int,
-        seed: int,
-        sums: Literal["auto", "exact", "reduced"],
-        max_grad_norm: float,
-        save_minutes: float,
-        max_minutes: float | None,
-        keep_last: bool,
-        means: Means,
-    ) -> None:
-        self.task, self.optimizer, self.schedule, self.compute, self.store = (
-            task,
-            optimizer,
-            schedule,
-            compute,
-            store,
+    task: Task
+    schedule: dict[str, Any]
+    compute: Compute
+    store: StateStore
+    kept: LoopState
+    micro_batch_size: int
+    seed: int
+    max_grad_norm: float
+    save_seconds: float
+    deadline: float  # of time.monotonic()
+    keep_last: bool
+    stop_reason: str | None = None
+    checked_step: int = 0  # the loss was finite up to here
+    epoch_started: float = 0.0
+    is_prepared: bool = False
+    preparing_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.processes, self.folder = self.compute.processes, self.store.folder.parent
+        self.position, self.means, self.gradients = self.kept.position, self.kept.means, self.kept.gradients
+        self.optimizer, self.scaler, self.trainable = (
+            self.kept.optimizer,
+            self.kept.scaler,
+            self.kept.trainable,
         )
-        self.processes = compute.processes
-        self.micro_batch_size, self.seed, self.max_grad_norm = micro_batch_size, seed, max_grad_norm
-        self.keep_last = keep_last
-        self.save_seconds = save_minutes * 60
-        self.deadline = time.monotonic() + max_minutes * 60 if max_minutes is not None else math.inf
         self.last_save = time.monotonic()
-        self.position = Position()
-        self.stop_reason: str | None = None
-        self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
-        # A position inside an epoch is only valid for the same rows in the same order, and the same step
-        # size.
-        self.order = {
-            "rows": rows_digest(task.split_rows()),
-            "effective_batch_size": schedule["effective_batch_size"],
-        }
-        self.trainable = {
-            name: weight for name, weight in task.model.named_parameters() if weight.requires_grad
-        }
-        self.means = WeightMeans(means, self.trainable)
-        self.gradients = gradient_sum(sums, self.processes, list(self.trainable.values()))
-        self.checked_step = 0
-        self.epoch_started = 0.0
-        self.is_prepared, self.preparing_seconds = False, 0.0
 
     def begin_epoch(self) -> None:
         """Set the clock and the sums for this epoch."""
@@ -240,12 +225,8 @@ class _Loop:
 
     def pass_rows(self, bar: tqdm) -> None:
         """Run the loop over turns, to the end of the epoch."""
-        position, task, processes, group_size = (
-            self.position,
-            self.task,
-            self.processes,
-            self.schedule["effective_batch_size"],
-        )
+        position, task, processes = self.position, self.task, self.processes
+        group_size = self.schedule["effective_batch_size"]
         cutting = self.micro_batch_size, group_size
         batches = iter(task.train_batches(position.epoch, position.row, *cutting, processes.share))
         refreshed = time.monotonic()
@@ -262,11 +243,8 @@ class _Loop:
             now = time.monotonic()
             # Reading a sum makes the CPU wait for the device. Twice per second is enough to show it, and to
             # find a NaN.
-            wishes = (
-                not self.goes_on(),
-                now - self.last_save > self.save_seconds,
-                now - refreshed > REFRESH_SECONDS,
-            )
+            due, refresh = now - self.last_save > self.save_seconds, now - refreshed > REFRESH_SECONDS
+            wishes = not self.goes_on(), due, refresh
             stop, due, refresh = processes.agree(failure, wishes)  # raises a failure in all processes
             self.gradients.finish(len(turn))
             for part in processes.gather(sums)[: len(turn)]:
@@ -279,8 +257,8 @@ class _Loop:
             if refresh or stop or due or position.row == task.num_train:
                 refreshed = now
                 self.read_sums()
-                lr = lr_at(max(position.step - 1, 0), self.schedule)
-                bar.set_postfix(loss=f"{position.loss_sum / position.row:.3f}", lr=f"{lr:.1e}", refresh=False)
+                loss = position.loss_sum / position.row
+                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{self.last_lr():.1e}", refresh=False)
             if stop:
                 self.save()
                 raise self.interrupted()
@@ -318,14 +296,12 @@ class _Loop:
         if math.isfinite(position.loss_sum):
             self.checked_step = position.step
             return
-        rate = lr_at(max(position.step - 1, 0), self.schedule)
-        raise UserError(
-            f"the loss became NaN or infinite within steps [{self.checked_step}, {position.step}] at "
-            f"learning rate {rate:.2e}; the last state is saved. Likely causes: the learning rate is too "
-            "high, or half precision. Continue with one of\n"
-            f"  {self.go_on_changed('--lr', f'{rate / 3:.0e}')}\n  "
-            f"{self.go_on_changed('--precision', 'fp32')}"
-        )
+        steps = self.checked_step, position.step
+        raise UserError(nan_loss(self.folder, steps, self.last_lr()))
+
+    def last_lr(self) -> float:
+        """Return the learning rate of the last step."""
+        return lr_at(max(self.position.step - 1, 0), self.schedule)
 
     def halve_micro_batch(self, error: torch.OutOfMemoryError) -> None:
         """Halve the micro-batch after running out of memory, and compute the open group again.
@@ -335,17 +311,12 @@ class _Loop:
         Raises:
             UserError: even one image at a time needs too much memory.
         """
-        device = self.compute.device
-        if self.processes.shares_out and self.micro_batch_size > 1:
-            raise UserError(self.smaller_micro_batch()) from None
-        if self.micro_batch_size == 1:
-            advice = (
-                "use --set activation_checkpointing=true, LoRA (--lora-rank 16), a smaller "
-                "--image-size or a smaller --backbone"
-            )
-            raise UserError(
-                f"out of memory on {device} with one image at a time; {advice}: {str(error).splitlines()[0]}"
-            ) from None
+        device, rows = self.compute.device, self.micro_batch_size
+        if self.processes.shares_out and rows > 1:
+            group = self.schedule["effective_batch_size"]
+            raise UserError(smaller_micro_batch(self.folder, str(device), rows, group)) from None
+        if rows == 1:
+            raise UserError(one_image_too_large(str(device), error)) from None
         self.micro_batch_size //= 2
         self.rewind()
         if device.type == "cuda":
@@ -355,38 +326,13 @@ class _Loop:
             "size does not change"
         )
 
-    def smaller_micro_batch(self) -> str:
-        """Return the error message for processes that share out the weights, which cannot halve it
-        themselves.
-        """
-        rows, group = self.micro_batch_size, self.schedule["effective_batch_size"]
-        smaller = max(size for size in range(1, rows // 2 + 1) if group % size == 0)
-        changed = self.go_on_changed(
-            "--batch-size", str(smaller), "--accumulation-steps", str(group // smaller)
-        )
-        return (
-            f"out of memory on {self.compute.device} with {rows} images at a time; the last state is "
-            f"saved. Continue with: {changed}"
-        )
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Inside the block the model has the weights that are validated and saved, the first process all of
-        them.
-        """
-        with self.means.in_place(), whole_in_place(self.task.model, self.processes):
-            yield
-
     def rewind(self) -> None:
         """Go back to the start of the open group and drop its gradients."""
         position = self.position
         self.gradients.give_up()
         self.optimizer.zero_grad(set_to_none=True)
-        position.row, position.loss_sum, position.score_sum = (
-            position.group_row,
-            position.group_loss_sum,
-            position.group_score_sum,
-        )
+        position.row = position.group_row
+        position.loss_sum, position.score_sum = position.group_loss_sum, position.group_score_sum
         self.sums.copy_(torch.tensor([position.loss_sum, position.score_sum], dtype=self.sums.dtype))
 
     def optimizer_step(self) -> None:
@@ -416,28 +362,17 @@ class _Loop:
         metrics: dict[str, Any] = {
             "epoch": position.epoch + 1,
             "step": position.step,
-            "lr": lr_at(max(position.step - 1, 0), self.schedule),
+            "lr": self.last_lr(),
             "train_loss": position.loss_sum / position.row,
             f"train_{task.train_score}": position.score_sum / position.row,
         }
         self.means.before_validation(metrics["epoch"])
         with self.means.in_place():
-            logits = evaluate(task, self.compute, 2 * self.micro_batch_size) if task.num_val else None
-        if logits is not None:
-            if not np.isfinite(logits).all():
-                raise UserError(
-                    f"validation after step {position.step} gave NaN or infinite logits; the last state is "
-                    f"saved (half precision?). Continue with: {self.go_on_changed('--precision', 'fp32')}"
-                )
-            metrics |= {f"val_{name}": value for name, value in task.scores(logits).items()}
-        if logits is None:  # without validation the last epoch counts as the best
-            value, is_best = float(metrics["epoch"]), True
-        else:
-            value = metrics[task.best_metric]
-            self.means.after_validation(metrics["epoch"], value, metrics["val_loss"], task.higher_is_better)
-            is_best = self.keep_last or position.best_epoch == 0 or self.is_better(value, metrics["val_loss"])
-        if is_best:
-            position.best_epoch, position.best_value = metrics["epoch"], value
+            logits, scores = self.validate() if task.num_val else (None, {})
+        if logits is not None and not np.isfinite(logits).all():
+            raise UserError(nan_logits(self.folder, position.step))
+        metrics |= scores
+        is_best = self.choose(metrics)
         timing = {
             "epoch": metrics["epoch"],
             "seconds": round(time.perf_counter() - self.epoch_started, 3),
@@ -449,6 +384,24 @@ class _Loop:
         position.history.append(metrics)
         position.start_epoch(position.epoch + 1)
         return EpochReport(metrics, timing, logits, is_best)
+
+    def validate(self) -> tuple[np.ndarray, dict[str, float]]:
+        """Return the logits of the validation rows (num_val, O) and their scores as `val_...`."""
+        logits = evaluate(self.task, self.compute, 2 * self.micro_batch_size)
+        return logits, {f"val_{name}": value for name, value in self.task.scores(logits).items()}
+
+    def choose(self, metrics: dict[str, Any]) -> bool:
+        """Return True if the weights of this epoch are kept. Without validation the last epoch is."""
+        position, higher_is_better = self.position, self.task.higher_is_better
+        value = float(metrics["epoch"])
+        is_best = True
+        if self.task.num_val:
+            value, loss = metrics[self.task.best_metric], metrics["val_loss"]
+            self.means.after_validation(metrics["epoch"], value, loss, higher_is_better)
+            is_best = self.keep_last or position.is_better(value, loss, higher_is_better)
+        if is_best:
+            position.best_epoch, position.best_value = metrics["epoch"], value
+        return is_best
 
     def cook(self, on_soup: Callable[[Soup], None]) -> None:
         """Make the soup if the recipe asks for it.
@@ -462,122 +415,35 @@ class _Loop:
         if not self.means.means.soup or not task.num_val:
             return
 
-        def validate() -> tuple[np.ndarray, float, dict[str, float]]:
+        def scored() -> tuple[np.ndarray, float, dict[str, float]]:
             if self.processes.agree(None, (self.stop_reason is not None,))[0]:
                 raise self.interrupted()
-            logits = evaluate(task, self.compute, 2 * self.micro_batch_size)
-            scores = {f"val_{name}": value for name, value in task.scores(logits).items()}
+            logits, scores = self.validate()
             return logits, scores[task.best_metric], scores
 
-        soup = greedy_soup(self.means, validate, task.higher_is_better, position.best_value)
+        soup = greedy_soup(self.means, scored, task.higher_is_better, position.best_value)
         if soup is not None:
             position.best_value = soup.value
             with exchanged(self.trainable, self.means.mean(soup.epochs)):
                 on_soup(soup)
 
-    def is_better(self, value: float, loss: float) -> bool:
-        """Return True if an epoch with this metric value beats the kept one.
-
-        For equal values the lower loss wins.
-        """
-        position = self.position
-        if value == position.best_value:
-            kept = next((line for line in position.history if line["epoch"] == position.best_epoch), {})
-            return loss < kept.get("val_loss", -math.inf)
-        return value > position.best_value if self.task.higher_is_better else value < position.best_value
-
     def save(self) -> None:
-        """Save the state. All processes have the same one, or bring their parts of it, and the first process
-        writes it.
+        """Save the state.
+
+        All processes have the same one, or bring their parts of it; the first process writes it.
         """
-        state = self.state()
+        state = self.kept.saved()
         if self.processes.rank == 0:
             self.store.save(state, {name: getattr(self.position, name) for name in ("epoch", "row", "step")})
         self.last_save = time.monotonic()
-
-    def state(self) -> dict[str, Any]:
-        """Return everything that the rest of the run depends on."""
-        position = self.position
-        position.group_loss_sum, position.group_score_sum = (
-            float(position.group_loss_sum),
-            float(position.group_score_sum),
-        )
-        gradients = {
-            name: whole(weight.grad) for name, weight in self.trainable.items() if weight.grad is not None
-        }
-        return {
-            "position": asdict(position),
-            "order": self.order,
-            "weights": {name: whole(weight.detach()) for name, weight in self.trainable.items()},
-            "gradients": gradients,
-            "optimizer": whole_state(self.optimizer),
-            "scaler": self.scaler.state_dict(),
-            "means": self.means.state(),
-            "starts": starts_of(self.task.model),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was saved.
-
-        If other rows or groups were accepted since, start that epoch again.
-
-        Raises:
-            UserError: the state does not fit this model.
-        """
-        check_fits(state, self.trainable, self.optimizer, self.means.problems(state.get("means")))
-        put_starts(self.task.model, state.get("starts", {}))
-        with torch.no_grad():
-            for name, weight in self.trainable.items():
-                weight.copy_(part_of(state["weights"][name], weight))
-        settings = [
-            {name: value for name, value in group.items() if name != "params"}
-            for group in self.optimizer.param_groups
-        ]
-        self.optimizer.load_state_dict(parted_state(state["optimizer"], self.optimizer))
-        for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(setting)  # from the recipe, because a change of weight decay may have been accepted
-        self.means.restore(state.get("means"))
-        if state["scaler"]:  # empty if the run was not in fp16
-            self.scaler.load_state_dict(state["scaler"])
-        vars(self.position).update(state["position"])
-        if state["order"] == self.order:
-            if not self.gradients.whole and self.processes.rank > 0:
-                return  # each process has its own sum: only the first gets the saved gradients
-            for name, gradient in state["gradients"].items():
-                self.trainable[name].grad = part_of(gradient, self.trainable[name]).to(
-                    self.trainable[name].device
-                )
-            return
-        self.position.start_epoch(self.position.epoch)
-        self.position.step = self.position.epoch * self.schedule["steps_per_epoch"]
-        # The best value of other validation rows cannot be compared
-        if state["order"]["rows"] != self.order["rows"]:
-            self.position.best_epoch = 0
-            self.means.forget()
-
-    def go_on_changed(self, *flags: str) -> str:
-        """Return the command that continues with other `flags`."""
-        return resume_command(self.store.folder.parent, "changed", *flags)
-
-    def greeting(self) -> str:
-        """Return where a resumed run continues."""
-        position = self.position
-        return (
-            f"resuming in epoch {position.epoch + 1} at row {position.row}, after {position.step} "
-            "optimizer steps"
-        )
 
     def interrupted(self) -> Interrupted:
         """Return the exception once all processes have agreed to stop: why, where, and how to continue."""
         self.stop_reason = next(filter(None, self.processes.texts(self.stop_reason)))
         position = self.position
-        where = (
-            f"epoch {position.epoch + 1}, row {position.row} of {self.task.num_train}, step {position.step}"
-        )
-        again = resume_command(self.store.folder.parent)
-        return Interrupted(
-            f"stopped ({self.stop_reason}) in {where}; the state is saved. Continue with: {again}"
-        )
+        epoch, row, step = position.epoch + 1, position.row, position.step
+        where = f"epoch {epoch}, row {row} of {self.task.num_train}, step {step}"
+        return Interrupted(stopped(self.folder, self.stop_reason, where))
 
     def request_stop(self, reason: str, at_once_if_again: bool) -> None:
         """Ask to stop after this micro-batch and save; a second Ctrl-C stops at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,18 @@ class Position:
         """Reset to the start of `epoch`."""
         self.epoch, self.row, self.loss_sum, self.score_sum, self.seconds = epoch, 0, 0.0, 0.0, 0.0
         self.group_row, self.group_loss_sum, self.group_score_sum = 0, 0.0, 0.0
+
+    def is_better(self, value: float, loss: float, higher_is_better: bool) -> bool:
+        """Return True if an epoch with this metric value and loss beats the kept one, or if none is kept yet.
+
+        For equal values the lower loss wins.
+        """
+        if self.best_epoch == 0:
+            return True
+        if value == self.best_value:
+            kept = next((line for line in self.history if line["epoch"] == self.best_epoch), {})
+            return loss < kept.get("val_loss", -math.inf)
+        return value > self.best_value if higher_is_better else value < self.best_value
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,14 @@ TOLD: dict[str, type[Exception]] = {"memory": torch.OutOfMemoryError, "lost": Lo
 
 
 class OtherEnded(UserError):
-    """Another process has ended, so this one cannot continue."""
+    """Another process has ended, so this one cannot continue.
+
+    `is_told`: that process has told its error, which says what to do.
+    """
+
+    def __init__(self, why: str, is_told: bool) -> None:
+        super().__init__(why)
+        self.is_told = is_told
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class Processes:
         """
         # Which is found before the pass
         if failure is not None and self.shares_out and not isinstance(failure, LostImage):
-            raise OtherEnded(_why_ended()) if _is_closed(failure) else failure
+            raise _other_ended() if _is_closed(failure) else failure
         if self.count == 1:
             if failure is not None:
                 raise failure
@@ -173,7 +180,7 @@ def together() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise OtherEnded(_why_ended()) from error
+        raise _other_ended() from error
 
 
 def share_out(processes: Processes) -> Processes:
@@ -331,15 +338,16 @@ def _is_closed(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "gloo" in str(error)
 
 
-def _why_ended() -> str:
-    """Return the message after another process has ended."""
+def _other_ended() -> OtherEnded:
+    """Return the error for "another process has ended", with what that process has told."""
     with suppress(RuntimeError):
         names = [f"failed/{number}" for number in range(1, ranks.world_size())]
         if told := [_store().get(name).decode() for name in names if _store().check([name])]:
-            return told[0]
-    return (
+            return OtherEnded(told[0], is_told=True)
+    return OtherEnded(
         "another process of this command has ended (killed, or out of memory?); torchrun's report below "
-        "names it"
+        "names it",
+        is_told=False,
     )
 
 
