@@ -170,6 +170,8 @@ WINGS = {
             "position",
             "gradients",
             "means",
+            "loop_state",
+            "failures",
             "engine",
             "compilation",
             "attending",
