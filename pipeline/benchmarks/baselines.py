@@ -93,10 +93,11 @@ def our_compiled_training(work: Work) -> Callable[[], float]:
 
 
 def _training(work: Work, compiled: bool) -> Callable[[], float]:
+    from pipeline.training.attending import choose_attention
     from pipeline.training.compilation import run_step
     from pipeline.training.compute import Compute
 
-    task = our_task(work)
+    task, many = our_task(work), 1_000_000  # as in a long run, which tries both ways of attention
     size, rows = work.batch_size, len(work.labels)
     batches = [
         {
@@ -109,6 +110,8 @@ def _training(work: Work, compiled: bool) -> Callable[[], float]:
     task.train_batches = lambda *_: batches
     optimizer = plain_optimizer(task.model)
     compute = Compute(work.device, work.precision)
+    _, note = choose_attention(task, compute, "auto", size, many, many, None, lambda: None)
+    print(f"    {note}" if note else "", end="\n" if note else "")
     if compiled:
         task.compile(size)
         run_step(task, compute, compute.move(batches[0]))
@@ -229,7 +232,8 @@ def train(
         "warmup_steps": 0,
         "effective_batch_size": batch_size,
     }
-    schedule["total_steps"] = epochs * -(-task.num_train // batch_size)
+    schedule["steps_per_epoch"] = -(-task.num_train // batch_size)
+    schedule["total_steps"] = epochs * schedule["steps_per_epoch"]
     reports: list[EpochReport] = []
     options = {"epochs": epochs, "micro_batch_size": batch_size, "max_grad_norm": max_grad_norm}
     fit(task, optimizer, schedule, compute, NoStore(), reports.append, **options)
@@ -271,6 +275,8 @@ def our_task(work: Work, **values: Any) -> Any:
 
 class NoStore:
     """Replaces a run's state folder: the loop's files are not part of a step."""
+
+    folder = Path("benchmark") / "state"
 
     def save(self, *_: Any) -> None:
         """Write nothing."""
