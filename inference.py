@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.engines import add_flags
+from pipeline.engines import INT8, add_flags
 from pipeline.errors import UserError, run_command
 from pipeline.ranks import is_first
 
@@ -112,6 +112,16 @@ def main(argv: list[str] | None = None) -> int:
     notes = [*(leaf.run.unfinished for leaf in team.leaves if leaf.run.unfinished), *competition.notes]
     print("\n".join([team.describe(), *(f"  {note}" for note in notes)]))
     meet_over(team, competition)
+    if args.engine == INT8:
+        from pipeline.folds.quantizing import quantize_team
+
+        quantize_team(
+            team,
+            Path(args.data),
+            lambda run, rows, engine: predict_views(
+                run, competition, args.batch_size, args.precision, (), rows, engine
+            )[0],
+        )
     views, lines = choose_views(
         parse_views(args.tta),
         team,

@@ -21,6 +21,7 @@ from pipeline.run_names import (
     HEAD_FILE,
     INSTALLED,
     INSTALLING,
+    INT8_DIR,
     METRICS,
     OOF_TABLE,
     OOF_VALUES,
@@ -55,7 +56,7 @@ _FILES = (
     OOF_VALUES,
     HEAD_FILE,
 )
-_FOLDERS = ("figures", "tensorboard", "state", COPIES)
+_FOLDERS = ("figures", "tensorboard", "state", COPIES, INT8_DIR)
 _PACKAGES = (
     "torch",
     "torchvision",

@@ -17,6 +17,8 @@ PAGE, THUMBNAILS = "report.html", "thumbnails.jsonl"
 ADAPTER_DIR = "model_lora"
 # Head of a model with two backbones; otherwise it is in the backbone's or the adapter's file
 HEAD_FILE = "head.safetensors"
+# The model in 8 bits (inference.py --engine openvino-int8) and a record of what made it
+INT8_DIR = "openvino-int8"
 STATE_DIR = "state"  # everything that --resume needs; never uploaded
 COPIES, COPY_NAME = "checkpoints", "epoch_{:04d}"  # trained weights of single epochs (checkpoint.keep_every)
 # Settings at the start; which weights an unfinished run's folder holds

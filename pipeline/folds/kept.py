@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline.competition.rows import Row, images_digest
-from pipeline.engines import TORCH
+from pipeline.engines import INT8, TORCH
 from pipeline.errors import UserError
 from pipeline.files import sha256, write_json
 from pipeline.predictions import Predictions
@@ -80,13 +80,18 @@ class Kept:
             return f"test predictions are not kept in {run.path}: {error.strerror or error}"
         return None
 
-    def _by(self) -> dict[str, str]:
-        """Return name and version of the engine, if it is not torch."""
+    def _by(self, run: Run) -> dict[str, str]:
+        """Return name and version of the engine, if it is not torch; in 8 bits also the digest of the weights."""
         if self.engine == TORCH:
             return {}
         from pipeline.models.openvino_model import openvino_version
 
-        return {"engine": f"{self.engine} {openvino_version()}"}
+        by = {"engine": f"{self.engine} {openvino_version()}"}
+        if self.engine == INT8:
+            from pipeline.tasks.quantized import required
+
+            by["quantized"] = required(run)["files"]["model.bin"]
+        return by
 
     def _made_with(self, run: Run) -> dict[str, Any]:
         versions = environment()["versions"]
@@ -96,7 +101,7 @@ class Kept:
             "precision": self.precision,
             "batch_size": self.batch_size,
             "views": self.views,
-            **self._by(),
+            **self._by(run),
             "versions": {name: versions.get(name) for name in DECIDING},
         }
 

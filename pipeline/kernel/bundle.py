@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.competition.facts import CompetitionFacts
-from pipeline.engines import TORCH
+from pipeline.engines import INT8, TORCH
 from pipeline.errors import UserError, raise_all
 from pipeline.files import human_size, read_json, set_aside, sha256, write_json
 from pipeline.folds.decisions import read_decision
@@ -26,9 +26,10 @@ from pipeline.folds.prior import ESTIMATE
 from pipeline.folds.team import Team
 from pipeline.folds.views import check_views
 from pipeline.kernel.carried import FORMAT, MANIFEST, MEMBERS, check_bundle
-from pipeline.run import Run
+from pipeline.run import Run, load_run
 from pipeline.run_names import HEAD_FILE, RECORD, START
 from pipeline.run_record import FORMAT as RUN_FORMAT
+from pipeline.tasks.quantized import copy_quantized, required
 from pipeline.wording import listed
 
 PACKAGE = Path(__file__).resolve().parents[1]  # pipeline/
@@ -118,6 +119,8 @@ def make_bundle(
             f"but Kaggle allows {human_size(limit)}: use fewer members, or a smaller model"
         )
     together = _together(team, options)
+    if options.engine == INT8:
+        together["quantized"] = [required(run)["files"] for run in runs]
     key = _key(runs, sources, facts, wheels, python, together)
     if (former := _former(folder)) and former["made_of"] == key:
         return Bundle(folder, sha256(folder / MANIFEST), former, is_new=False)
@@ -128,6 +131,8 @@ def make_bundle(
         names = [f"{MEMBERS}/{number}" for number in range(1, len(runs) + 1)]
         for run, name in zip(runs, names, strict=True):
             _save_member(run, made / name)
+            if options.engine == INT8:
+                copy_quantized(run, load_run(made / name))
         if options.prior not in (None, ESTIMATE):
             shutil.copyfile(options.prior, made / together["prior"])
         if wheels:

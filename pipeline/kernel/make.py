@@ -19,11 +19,12 @@ from pathlib import Path
 
 from pipeline.competition.facts import read_facts
 from pipeline.competition.rows import Competition
-from pipeline.engines import ON_CPU, add_flags
+from pipeline.engines import INT8, ON_CPU, add_flags
 from pipeline.errors import UserError, run_command
 from pipeline.fetch.containers import read_converted
 from pipeline.files import sha256, write_json, write_text
 from pipeline.folds.finishing import DECISIONS, check_prior
+from pipeline.folds.quantizing import quantize_team
 from pipeline.folds.team import Team, gather
 from pipeline.folds.views import AUTO, check_views, choose_views, parse_views, predict_views
 from pipeline.kaggle import cli
@@ -85,6 +86,14 @@ def main(argv: list[str] | None = None, *, sleep: Callable[[float], None] = time
             ),
             end="",
         )
+        if args.engine == INT8:
+            quantize_team(
+                team,
+                args.data,
+                lambda run, rows, engine: predict_views(
+                    run, competition, args.batch_size, args.precision, (), rows, engine
+                )[0],
+            )
         options = Options(_views(args, team, competition, stages), args.prior, args.decision, args.engine)
         bundle = make_bundle(
             team, folder / "dataset", read_facts(args.data), args.wheels, args.python, options

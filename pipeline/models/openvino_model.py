@@ -7,6 +7,8 @@ https://docs.openvino.ai/2025/openvino-workflow/model-preparation/convert-model-
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,31 +73,68 @@ def to_openvino(
         UserError: the package is missing, the precision is not in `PRECISIONS`, or the model cannot be
             converted.
     """
-    openvino_version()
-    import openvino
+    check_precision(precision)
+    return compile_converted(convert(model, extra, size), precision)
 
+
+def check_precision(precision: str) -> None:
+    """Check that OpenVINO is installed and computes in `precision`.
+
+    Raises:
+        UserError: it is not, or does not.
+    """
+    openvino_version()
     if precision not in PRECISIONS:
         raise UserError(
             f"--engine openvino computes in {' or '.join(PRECISIONS)}, not in {precision}: --precision auto"
         )
+
+
+def convert(model: nn.Module, extra: dict[str, Any], size: tuple[int, int]) -> Any:
+    """Return `model` as an openvino.Model; arguments as for `to_openvino`.
+
+    Raises:
+        UserError: it cannot be converted.
+    """
+    import openvino
+
     example = torch.zeros(2, 3, *size)
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings of the tracer about fixed shapes
-            converted = openvino.convert_model(_Logits(model.eval(), extra), example_input=example)
+    with _refusing("convert"), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # warnings of the tracer about fixed shapes
+        converted = openvino.convert_model(_Logits(model.eval(), extra), example_input=example)
         converted.reshape([-1, 3, *size])
-        hints = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
-        }
-        compiled = openvino.Core().compile_model(
-            converted, "CPU", {**hints, "INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
+    return converted
+
+
+def compile_converted(converted: Any, precision: str) -> OpenVinoModel:
+    """Compile an openvino.Model, or the path of one, for as many threads as torch uses.
+
+    Raises:
+        UserError: it cannot be read or compiled.
+    """
+    import openvino
+
+    hints = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    with _refusing("compile"):
+        return OpenVinoModel(
+            openvino.Core().compile_model(
+                converted, "CPU", {**hints, "INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
+            )
         )
-    except Exception as error:  # OpenVINO raises RuntimeError and its own classes
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Raise any exception as a UserError: OpenVINO raises RuntimeError and classes of its own."""
+    try:
+        yield
+    except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"--engine openvino cannot convert this model ({reason}); to predict with torch, leave --engine "
+            f"--engine openvino cannot {what} this model ({reason}); to predict with torch, leave --engine "
             "out"
         ) from error
-    return OpenVinoModel(compiled)

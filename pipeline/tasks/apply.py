@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.engines import ON_CPU, TORCH
+from pipeline.engines import INT8, ON_CPU, TORCH
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -186,6 +186,11 @@ def ready(run: Run, num_outputs: int, compute: Compute) -> Predictor:
             f"--engine {compute.engine} is for images, but {run.path} answers questions: leave --engine out"
         )
     predictor: Predictor = task_module(run.task).rebuild(run, num_outputs)
+    if compute.engine == INT8:
+        from pipeline.tasks.quantized import load
+
+        predictor.model = load(run, compute.precision)
+        return predictor
     if compute.engine in ON_CPU:
         from pipeline.models.openvino_model import to_openvino
 
