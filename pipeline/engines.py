@@ -23,6 +23,6 @@ def add_flags(parser: ArgumentParser) -> None:
         choices=ENGINES,
         default=TORCH,
         help="openvino: faster on CPUs, equal up to rounding (python -m pip install openvino); "
-        "openvino-int8: faster still, weights and activations in 8 bits, the loss in validation score is shown "
-        "(python -m pip install openvino nncf)",
+        "openvino-int8: faster still, weights and activations in 8 bits, "
+        "the loss in validation score is shown (python -m pip install openvino nncf)",
     )

@@ -81,7 +81,7 @@ class Kept:
         return None
 
     def _by(self, run: Run) -> dict[str, str]:
-        """Return name and version of the engine, if it is not torch; in 8 bits also the digest of the weights."""
+        """Return name and version of the engine, if not torch; in 8 bits also the digest of the weights."""
         if self.engine == TORCH:
             return {}
         from pipeline.models.openvino_model import openvino_version

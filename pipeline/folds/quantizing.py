@@ -1,6 +1,6 @@
 """Make the models in 8 bits of a team (`--engine openvino-int8`), and say how far they are from torch.
 
-A model is quantized once and kept in its run's folder. That needs training images; later predictions need none.
+A model is quantized once and kept in its run's folder. Only that needs training images.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def calibration_rows(run: Run, data_dir: Path) -> list[Row]:
         rows = _training_rows(run, folder)
     except UserError as error:
         raise UserError(
-            f"--engine {INT8}: {run.path} has no model in 8 bits yet, and making it needs its training images, "
-            f"but {folder} has none that can be read ({error}). Make it where they are, then copy "
+            f"--engine {INT8}: {run.path} has no model in 8 bits yet, and making it needs its training "
+            f"images, but {folder} has none that can be read ({error}). Make it where they are, then copy "
             f"{run.path / INT8_DIR} with the run; or use --engine openvino"
         ) from error
     validated = (
@@ -152,7 +152,7 @@ def _differences(target: Target, by_torch: np.ndarray, by_int8: np.ndarray) -> d
 
 
 def _validation(run: Run, predict: Predict) -> dict[str, Any] | None:
-    """Return both scores on the run's validation rows and the standard error; None where images are missing."""
+    """Return both scores on the run's validation rows and the standard error; None where images miss."""
     if run.record is None or run.unfinished or not (run.path / VAL_TABLE).exists():
         return None
     held = read_held(run.path)

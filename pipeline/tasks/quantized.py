@@ -81,7 +81,8 @@ def required(run: Run) -> dict[str, Any]:
     if made is None:
         raise UserError(
             f"{run.path / INT8_DIR} holds no whole model in 8 bits of these weights: "
-            f"`python inference.py --engine openvino-int8 --model {run.path}` makes it, where the training images are"
+            f"`python inference.py --engine openvino-int8 --model {run.path}` makes it, where the "
+            "training images are"
         )
     return made
 
