@@ -46,6 +46,7 @@ def test_made_once_near_torch_and_shipped(
     assert 0 < np.abs(by_torch - by_int8).max() < 0.05
     kept = json.loads((run / "test.json").read_text())["made_with"]
     assert kept["engine"].startswith("openvino-int8 20") and kept["quantized"] == made["files"]["model.bin"]
+    assert kept["calibration"] == made["calibration"] and made["calibration"]["images"] > 0
     assert (
         json.loads((tmp_path / ".made-by.jsonl").read_text().splitlines()[-1])["made"]["engine"]
         == "openvino-int8"

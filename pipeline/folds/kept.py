@@ -80,17 +80,18 @@ class Kept:
             return f"test predictions are not kept in {run.path}: {error.strerror or error}"
         return None
 
-    def _by(self, run: Run) -> dict[str, str]:
-        """Return name and version of the engine, if not torch; in 8 bits also the digest of the weights."""
+    def _by(self, run: Run) -> dict[str, Any]:
+        """Return name and version of the engine, if not torch; in 8 bits also weights and calibration."""
         if self.engine == TORCH:
             return {}
         from pipeline.models.openvino_model import openvino_version
 
-        by = {"engine": f"{self.engine} {openvino_version()}"}
+        by: dict[str, Any] = {"engine": f"{self.engine} {openvino_version()}"}
         if self.engine == INT8:
             from pipeline.tasks.quantized import required
 
-            by["quantized"] = required(run)["files"]["model.bin"]
+            made = required(run)
+            by |= {"quantized": made["files"]["model.bin"], "calibration": made["calibration"]}
         return by
 
     def _made_with(self, run: Run) -> dict[str, Any]:

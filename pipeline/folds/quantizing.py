@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import ranks
 from pipeline.competition.facts import Asked, read_facts
 from pipeline.competition.layout import read_layout
-from pipeline.competition.rows import Row
+from pipeline.competition.rows import Row, images_digest
 from pipeline.engines import INT8, TORCH
 from pipeline.errors import UserError
 from pipeline.folds.assembly import Held, read_held
@@ -52,7 +52,7 @@ def quantize_team(team: Team, data_dir: Path, predict: Predict) -> None:
                 f"--engine {INT8} is for images, but {run.path} answers questions: leave --engine out"
             )
         made = read_made_of(run)
-        if made is None:
+        if made is None or "validation" not in made:  # there is none, or the comparison was cut short
             made = _quantize(run, data_dir, predict)
         lines, warning = described(made)
         print("".join(f"  {line}\n" for line in lines), end="", flush=True)
@@ -61,8 +61,6 @@ def quantize_team(team: Team, data_dir: Path, predict: Predict) -> None:
 
 
 def _quantize(run: Run, data_dir: Path, predict: Predict) -> dict[str, Any]:
-    import torch
-
     from pipeline.models.int8_model import nncf_version, quantize
     from pipeline.models.openvino_model import openvino_version
     from pipeline.tasks.registry import task_module
@@ -79,13 +77,19 @@ def _quantize(run: Run, data_dir: Path, predict: Predict) -> dict[str, Any]:
     print(f"  {run.path}: quantizing to 8 bits with {len(rows)} of its training images ...", flush=True)
     classifier = task_module(run.task).rebuild(run, run.target.num_outputs)
     batches = [batch for batch in classifier.batches(rows, 1) if not batch["bad"].any()]
-    with torch.no_grad():
-        images = [classifier.rule.normalize(batch["pixels"]).float().numpy() for batch in batches]
-    if not images:
+    if not batches:
         raise UserError(f"--engine {INT8}: no training image of {run.path} can be decoded")
-    size = classifier.rule.height, classifier.rule.width
-    made: dict[str, Any] = {"versions": versions, "calibration": {"images": len(images), "seed": SEED}}
-    keep_quantized(run, quantize(classifier.model, classifier.extra, size, images), made)
+    rule = classifier.rule
+    quantized = quantize(
+        classifier.model,
+        classifier.extra,
+        (rule.height, rule.width),
+        batches,
+        lambda batch: rule.normalize(batch["pixels"]).float().numpy(),
+    )
+    calibration = {"images": len(batches), "seed": SEED, "of": images_digest(rows)}
+    made: dict[str, Any] = {"versions": versions, "calibration": calibration}
+    keep_quantized(run, quantized, made)
     made["training_images"] = _differences(
         run.target, *(predict(run, rows[:COMPARED], engine).values for engine in (TORCH, INT8))
     )

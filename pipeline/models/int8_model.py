@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+import platform
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from pipeline.errors import UserError
@@ -38,12 +40,26 @@ def nncf_version() -> str:
     return str(nncf.__version__)
 
 
+def is_slow_here() -> bool:
+    """Return True on an x86 CPU whose products in 8 bits are slow: it has neither AVX-512 nor VNNI."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return not (torch.cpu._is_avx512_supported() or known.get("avx_vnni", False))
+
+
 def quantize(
-    model: nn.Module, extra: dict[str, Any], size: tuple[int, int], images: Sequence[np.ndarray]
+    model: nn.Module,
+    extra: dict[str, Any],
+    size: tuple[int, int],
+    images: Sequence[Any],
+    prepared: Callable[[Any], np.ndarray],
 ) -> Any:
     """Return `model` as an openvino.Model in 8 bits. `model`, `extra`, `size`: as for `to_openvino`.
 
-    `images`: arrays (1, 3, H, W) float32, preprocessed as for prediction, from which the ranges are read.
+    `images`: those from which the ranges are read; `prepared` makes of one of them an array (1, 3, H, W)
+    float32, preprocessed as for prediction. It is called again in each pass, so that memory holds `images`
+    alone.
 
     Raises:
         UserError: a package is missing, or the model cannot be converted or quantized.
@@ -58,7 +74,7 @@ def quantize(
         with redirect_stdout(io.StringIO()):  # its progress bars
             return nncf.quantize(
                 converted,
-                nncf.Dataset(images),
+                nncf.Dataset(images, prepared),
                 model_type=nncf.ModelType.TRANSFORMER,
                 subset_size=len(images),
             )

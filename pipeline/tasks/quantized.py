@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,9 +94,15 @@ def load(run: Run, precision: str) -> OpenVinoModel:
     Raises:
         UserError: there is none for these weights, or a package is missing.
     """
-    from pipeline.models.int8_model import load_quantized
+    from pipeline.models.int8_model import is_slow_here, load_quantized
     from pipeline.models.openvino_model import check_precision
 
     check_precision(precision)
     required(run)
+    if is_slow_here():
+        print(
+            "WARNING: --engine openvino-int8: this CPU has neither AVX-512 nor VNNI: "
+            "--engine openvino is faster",
+            file=sys.stderr,
+        )
     return load_quantized(run.path / INT8_DIR, precision)

@@ -6,8 +6,7 @@
 
 Seed s draws ROWS of the labelled rows for training and for a held-back part, both stratified. Recipe
 `lora-ours` trains the backbone at SIDE pixels; all engines predict the same held-back images by the same
-weights. Speed is that of the run of the first seed, from decoded images to logits, medians of ROUNDS rounds in
-turn.
+weights. Speed is that of the run of the first seed, from decoded images to logits, medians of rounds in turn.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from pipeline.benchmarks.baselines import LR, MAX_GRAD_NORM, NUM_CLASSES, RANK, Work, our_inference, titled
+from pipeline.engines import INT8
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about Trainer's own calls
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -124,6 +125,22 @@ def pipeline_best(work: Work) -> Callable[[], np.ndarray]:
 def ours_by_openvino(work: Work) -> Callable[[], np.ndarray]:
     """Files to logits, as `inference.py --engine openvino` does it, on the CPU."""
     return our_inference(replace(work, engine="openvino"))
+
+
+@titled("inference", "ours, --engine openvino-int8")
+def ours_by_int8(work: Work) -> Callable[[], np.ndarray]:
+    """The same in 8 bits. The ranges are read from the benchmark's own images, before it is timed."""
+    from pipeline.models.int8_model import quantize
+    from pipeline.run import load_run
+    from pipeline.tasks.image_classifier import rebuild
+    from pipeline.tasks.quantized import keep_quantized
+
+    run = load_run(work.model_dir.parent)
+    classifier, size = rebuild(run, NUM_CLASSES), (work.image_size,) * 2
+    images = list(work.normalized())
+    made = quantize(classifier.model, classifier.extra, size, images, lambda image: image[None].numpy())
+    keep_quantized(run, made, {})
+    return our_inference(replace(work, engine=INT8))
 
 
 def _one_epoch(dataset: ImageFolder, work: Work) -> Callable[[], None]:
