@@ -97,7 +97,7 @@ look: $(SETUP)  ## make a page about the data before training, in look/NAME/ (DA
 submit: $(SETUP)  ## check predictions.csv, send it to Kaggle, wait for the score (COMPETITION= MESSAGE= YES=1 PREDICTIONS= DATA= MODEL=)
 	$(PYTHON) -m pipeline.kaggle.submit $(call flag,COMPETITION,--competition) $(call flag,MESSAGE,--message) $(if $(YES),--yes) $(call flag,PREDICTIONS,--predictions) $(call flag,DATA,--data) $(call model,--model)
 
-kernel: $(SETUP)  ## make an offline Kaggle notebook of a run and test it here (MODEL='a b' DATA= COMPETITION= HOURS= TTA= PRIOR= ENGINE=openvino WHEELS='a b' NOTEBOOK=1 TEST_IMAGES=1); PUSH=1 also uploads and submits it
+kernel: $(SETUP)  ## make an offline Kaggle notebook of a run and test it here (MODEL='a b' DATA= COMPETITION= HOURS= TTA= PRIOR= ENGINE=openvino|openvino-int8 WHEELS='a b' NOTEBOOK=1 TEST_IMAGES=1); PUSH=1 also uploads and submits it
 	$(call check_list,MODEL,python -m pipeline.kernel.make --model 'a run')$(PYTHON) -m pipeline.kernel.make $(foreach run,$(MODEL),--model $(run)) $(call flag,DATA,--data) $(call flag,COMPETITION,--competition) $(call flag,HOURS,--hours) $(call flag,TTA,--tta) $(call flag,PRIOR,--prior) $(call flag,ENGINE,--engine) $(if $(WHEELS),--wheels $(foreach name,$(WHEELS),"$(name)")) $(call flag,MESSAGE,--message) $(if $(NOTEBOOK),--notebook) $(if $(TEST_IMAGES),--test-images) $(if $(PUSH),--push) $(if $(YES),--yes)
 
 score: $(SETUP)  ## compute every metric of predictions.csv from labels of the test images (SOLUTION=file PREDICTIONS= DATA= MODEL=)

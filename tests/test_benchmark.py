@@ -89,6 +89,12 @@ def test_the_peers_give_our_answers(work: Work, name: str) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+def test_ours_in_8_bits_is_near(work: Work) -> None:
+    pytest.importorskip("nncf", reason="nncf makes the models in 8 bits: python -m pip install nncf")
+    expected, found = our_inference(work)(), load_peer("tests.benchmarks.peers:ours_by_int8")(work)()
+    assert 0 < np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
 def test_timms_loop_trains_a_model_of_our_shape(work: Work) -> None:
     pytest.importorskip("timm")
     from transformers import AutoModelForImageClassification

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import inference
 from pipeline.competition.facts import CompetitionFacts
@@ -21,7 +22,8 @@ from pipeline.kernel.carried import open_bundle
 from pipeline.predictions import Predictions
 from pipeline.run import load_run
 from pipeline.tasks.apply import read_for
-from pipeline.tasks.quantized import read_made_of
+from pipeline.tasks.image_classifier import rebuild
+from pipeline.tasks.quantized import keep_quantized
 
 
 def words_of(run: Path, data: Path, output: Path) -> list[str]:
@@ -29,11 +31,9 @@ def words_of(run: Path, data: Path, output: Path) -> list[str]:
     return ["--model", str(run), "--data", str(data), "--output", str(output), *flags]
 
 
-def test_made_once_near_torch_and_shipped(
-    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_made_once_and_near_torch(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("openvino")
-    pytest.importorskip("nncf")
+    pytest.importorskip("nncf", reason="nncf makes the models in 8 bits: python -m pip install nncf")
     run, data = tmp_path / "run", finished_run / "data"
     shutil.copytree(finished_run / "run", run)
     inference.main(words_of(run, data, tmp_path / "torch.csv")[:-2])
@@ -52,24 +52,50 @@ def test_made_once_near_torch_and_shipped(
         == "openvino-int8"
     )
     before = (run / "openvino-int8" / "model.bin").stat().st_mtime_ns
-
-    monkeypatch.setitem(sys.modules, "nncf", None)  # from here on neither NNCF nor training images are needed
     (run / "test.json").unlink()
     inference.main(words_of(run, data, tmp_path / "again.csv"))
     assert (run / "openvino-int8" / "model.bin").stat().st_mtime_ns == before
     assert (tmp_path / "again.csv").read_text() == (tmp_path / "p.csv").read_text()
-    bundle = make_bundle(
-        gather([run]), tmp_path / "dataset", CompetitionFacts(), options=Options(engine="openvino-int8")
-    )
-    answer = predict_carried(
-        open_bundle(bundle.folder), read_for(load_run(run), data), 4, "fp32", float("inf")
-    )
-    assert np.array_equal(answer.predictions.values, by_int8)
 
-    (run / "openvino-int8" / "model.bin").write_bytes(b"damaged")
-    assert read_made_of(load_run(run)) is None
+
+def test_the_kept_model_predicts_and_is_shipped_without_nncf(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model in float32 stands for one in 8 bits. Its head says the last class: it predicts, not torch."""
+    pytest.importorskip("openvino")
+    from pipeline.models import int8_model
+    from pipeline.models.openvino_model import convert
+
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    monkeypatch.setattr(int8_model, "is_slow_here", lambda: True)
+    folder, data = tmp_path / "run", finished_run / "data"
+    shutil.copytree(finished_run / "run", folder)
+    run = load_run(folder)
+    classifier = rebuild(run, run.target.num_outputs)
+    head = [weight for name, weight in classifier.model.named_parameters() if name.endswith("bias")][-1]
+    head.data += torch.tensor([*[0.0] * (len(head) - 1), 50.0])
+    converted = convert(classifier.model, classifier.extra, (classifier.rule.height, classifier.rule.width))
+    calibration = {"images": 1, "seed": 0, "of": "abc"}
+    keep_quantized(
+        run, converted, {"versions": {"nncf": "3"}, "calibration": calibration, "validation": None}
+    )
+    inference.main(words_of(folder, data, tmp_path / "p.csv"))
+    assert "this CPU has neither AVX-512 nor VNNI" in capsys.readouterr().err
+    found = Predictions.load(folder / "test", run.target).values
+    assert (found[:, -1] > 0.99).all()
+    kept = json.loads((folder / "test.json").read_text())["made_with"]
+    assert kept["engine"].startswith("openvino-int8 20") and kept["calibration"] == calibration
+
+    options = Options(engine="openvino-int8")
+    bundle = make_bundle(gather([folder]), tmp_path / "dataset", CompetitionFacts(), options=options)
+    answer = predict_carried(open_bundle(bundle.folder), read_for(run, data), 4, "fp32", float("inf"))
+    assert np.array_equal(answer.predictions.values, found)
+
+    (folder / "openvino-int8" / "model.bin").write_bytes(b"damaged")
     with pytest.raises(UserError, match="pip install nncf"):
-        inference.main(words_of(run, data, tmp_path / "p.csv"))
+        inference.main(words_of(folder, data, tmp_path / "p.csv"))
+    with pytest.raises(UserError, match="no whole model in 8 bits"):
+        make_bundle(gather([folder]), tmp_path / "another", CompetitionFacts(), options=options)
 
 
 def test_calibration_images_did_not_validate(finished_run: Path) -> None:
