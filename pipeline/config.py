@@ -21,7 +21,8 @@ from pydantic.fields import FieldInfo
 
 from pipeline.errors import UserError, raise_all, run_command
 from pipeline.files import read_yaml
-from pipeline.recipe import Recipe, Role, Section
+from pipeline.recipe import Recipe
+from pipeline.recipe_sections import Role, Section
 from pipeline.wording import nearest
 
 RECIPES_DIR = Path(__file__).parent / "recipes"

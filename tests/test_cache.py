@@ -22,7 +22,7 @@ from pipeline.data.dataset import ImageDataset, make_loader
 from pipeline.data.images import check, find_bad
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
-from pipeline.recipe import Augmentation
+from pipeline.recipe_sections import Augmentation
 from pipeline.tasks.classification import build
 
 

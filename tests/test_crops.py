@@ -18,7 +18,7 @@ from pipeline.data.cache import PictureCache
 from pipeline.data.crops import Crop, RandomCrop, decoded
 from pipeline.data.dataset import ImageDataset, _drawing
 from pipeline.data.transforms import Preprocessing, augmenter, to_tensor
-from pipeline.recipe import Augmentation
+from pipeline.recipe_sections import Augmentation
 
 RULE = Preprocessing(64, 64, resample=Image.Resampling.BILINEAR)
 ORIENTATION = 0x0112

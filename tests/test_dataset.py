@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader, readable, resolve_workers
 from pipeline.data.images import LostImage
 from pipeline.data.transforms import Preprocessing, to_tensor
-from pipeline.recipe import Augmentation
+from pipeline.recipe_sections import Augmentation
 
 RULE = Preprocessing(16, 16)
 

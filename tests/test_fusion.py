@@ -30,7 +30,7 @@ from pipeline.errors import UserError
 from pipeline.models.encoders import load_encoder, new_encoder, pooled
 from pipeline.models.fusion import AnswerHead, VqaModel, fuse, load_fused, save_fused
 from pipeline.models.lora import count_parameters
-from pipeline.recipe import Head, Lora
+from pipeline.recipe_sections import Head, Lora
 
 QUESTIONS = ["is it a red circle?", "what colour is the small shape in the image?", "is it blue?"]
 RULE = Preprocessing(32, 32)

@@ -30,6 +30,7 @@ WINGS = {
         "open_files",
         "wording",
         "tables",
+        "recipe_sections",
         "recipe",
         "config",
         "naming",

@@ -29,7 +29,7 @@ from pipeline.data.intensity import (
 from pipeline.data.transforms import Preprocessing, read_preprocessing
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from pipeline.recipe import Augmentation
+from pipeline.recipe_sections import Augmentation
 from pipeline.report.thumbnails import thumbnail
 
 LEVELS = (10, 60, 130, 200, 250)  # brightness of the scans of a set, of 255

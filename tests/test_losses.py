@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from pipeline.recipe import Optimizer
+from pipeline.recipe_sections import Optimizer
 from pipeline.targets.metrics import all_metrics
 from pipeline.targets.target import Target, multiclass
 from pipeline.training.losses import loss_function, training_loss, training_score

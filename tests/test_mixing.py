@@ -19,7 +19,8 @@ from pipeline.data.mixing import Mix, Mixing, mixing_of
 from pipeline.data.policies import erase, erased_box, policy
 from pipeline.data.sampling import balanced_order, trained_prior
 from pipeline.data.transforms import Preprocessing, to_tensor
-from pipeline.recipe import Augmentation, Recipe
+from pipeline.recipe import Recipe
+from pipeline.recipe_sections import Augmentation
 
 RULE = Preprocessing(24, 20)
 LABELS = [0, 0, 0, 0, 0, 1, 2, 2]

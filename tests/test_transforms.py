@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor
 
 from pipeline.data.transforms import FILE_NAME, Preprocessing, augmenter, read_preprocessing, to_tensor
 from pipeline.errors import UserError
-from pipeline.recipe import Augmentation
+from pipeline.recipe_sections import Augmentation
 
 SIZES = [(60, 40), (33, 47), (20, 90), (224, 224), (7, 5)]  # width, height
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}

@@ -244,7 +244,8 @@ def plain_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer that train.py would build: AdamW, without weight decay, one learning rate for
     adapter and head.
     """
-    from pipeline.recipe import Optimizer, Recipe
+    from pipeline.recipe import Recipe
+    from pipeline.recipe_sections import Optimizer
     from pipeline.training.optim import build_optimizer
 
     recipe = Recipe(backbone="any", optimizer=Optimizer(lr=LR, weight_decay=0))

@@ -139,7 +139,7 @@ def _input_round(
     from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader
     from pipeline.data.images import find_bad
     from pipeline.data.transforms import Preprocessing
-    from pipeline.recipe import Augmentation
+    from pipeline.recipe_sections import Augmentation
 
     rule = Preprocessing(work.image_size, work.image_size, resample=2)
     cache = PictureCache(folder / f"cache {number}", 10**10, paths, Augmentation(), rule)

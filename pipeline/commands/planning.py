@@ -18,7 +18,8 @@ from pipeline.commands.session import asked_recipe
 from pipeline.errors import UserError, raise_all
 from pipeline.files import human_size, human_time, versioned, write_text
 from pipeline.ranks import world_size
-from pipeline.recipe import Augmentation, Recipe
+from pipeline.recipe import Recipe
+from pipeline.recipe_sections import Augmentation
 from pipeline.wording import counted
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ from pipeline.targets.target import Target, multiclass
 from pipeline.wording import counted, quoted
 
 if TYPE_CHECKING:
-    from pipeline.recipe import Data
+    from pipeline.recipe_sections import Data
 
 
 def read_layout(

@@ -32,7 +32,7 @@ from pipeline.data.opening import REDUCIBLE, BadImage, opened
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.files import human_size
-from pipeline.recipe import Augmentation
+from pipeline.recipe_sections import Augmentation
 
 FACTS = struct.Struct(
     "<8s5I"

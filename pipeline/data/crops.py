@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pipeline.data.images import LEVELS
 from pipeline.data.transforms import Preprocessing, to_tensor
-from pipeline.recipe import Augmentation
+from pipeline.recipe_sections import Augmentation
 
 ATTEMPTS = 10  # tries to find a crop that fits, as in torchvision
 TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}

@@ -27,7 +27,7 @@ from pipeline.data.transforms import Preprocessing, augmenter, to_tensor
 from pipeline.errors import system_refusal
 from pipeline.open_files import IMAGE_TENSORS, workers_that_fit
 from pipeline.ranks import local_world_size
-from pipeline.recipe import Augmentation
+from pipeline.recipe_sections import Augmentation
 
 Key = tuple[int, int]  # (epoch, number): of a row, see ImageDataset
 # Last number of the seed (seed, epoch, row, ...); 1: draws of a micro-batch; none: the crop

@@ -17,7 +17,8 @@ import torch
 
 from pipeline.data.sampling import rows_by_class
 from pipeline.data.transforms import Preprocessing
-from pipeline.recipe import Augmentation, Recipe
+from pipeline.recipe import Recipe
+from pipeline.recipe_sections import Augmentation
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from pipeline.recipe import Augmentation
+from pipeline.recipe_sections import Augmentation
 
 POLICIES = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugmentWide}
 

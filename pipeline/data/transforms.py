@@ -15,7 +15,7 @@ from torchvision.transforms.functional import pil_modes_mapping
 from pipeline.data.intensity import FILE_NAME, KEY, Intensity, read_record
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_json, write_json
-from pipeline.recipe import Augmentation
+from pipeline.recipe_sections import Augmentation
 
 MAX_SIDE = 16_384  # pixels; no model takes larger images
 KNOWN_STEPS = {

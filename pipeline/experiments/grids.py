@@ -17,7 +17,8 @@ from pydantic import Field, ValidationError, field_validator
 from pipeline.config import RECIPES_DIR, load_recipe, problem_of
 from pipeline.errors import UserError, raise_all
 from pipeline.files import read_yaml
-from pipeline.recipe import Recipe, Section
+from pipeline.recipe import Recipe
+from pipeline.recipe_sections import Section
 from pipeline.targets.metrics import find_metric
 
 GRIDS_DIR = RECIPES_DIR / "grids"

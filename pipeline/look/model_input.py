@@ -26,7 +26,8 @@ from pipeline.data.policies import policy
 from pipeline.data.transforms import Preprocessing, augmenter
 from pipeline.look.section import Figure, Section
 from pipeline.look.selection import Looked
-from pipeline.recipe import Augmentation, Recipe
+from pipeline.recipe import Recipe
+from pipeline.recipe_sections import Augmentation
 from pipeline.report.figures import DPI, STYLE, fonts, save
 
 CROPS = 3

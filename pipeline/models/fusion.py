@@ -26,7 +26,7 @@ from pipeline.models.backbones import native_image_size, save_backbone, takes_in
 from pipeline.models.encoders import picture_tokens, pooled, question_vector, width_of
 from pipeline.models.half_weights import cache_frozen_bias, exact_head
 from pipeline.models.lora import PeftModel, attach, load_adapter, merge, plain_state_dict, save_adapter
-from pipeline.recipe import ATTENTION_HEADS, Head, Lora, Tower
+from pipeline.recipe_sections import ATTENTION_HEADS, Head, Lora, Tower
 from pipeline.run_names import ADAPTER_DIR, HEAD_FILE
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from pipeline.data.dataset import cut, make_loader, readable, resolve_workers
 from pipeline.data.question_batches import QuestionDataset
 from pipeline.models.fusion import FusionModel
-from pipeline.recipe import Augmentation, Recipe, Tower
+from pipeline.recipe import Recipe
+from pipeline.recipe_sections import Augmentation, Tower
 from pipeline.training.compute import Compute
 
 # Limit for each backbone and part (train, val): 1,100 images of 577 tokens of 768 numbers

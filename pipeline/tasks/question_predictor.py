@@ -20,7 +20,8 @@ from pipeline.errors import UserError
 from pipeline.models.backbones import preprocessing_of
 from pipeline.models.encoders import load_encoder
 from pipeline.models.fusion import FusionModel, VqaModel, load_fused
-from pipeline.recipe import Augmentation, Head, Recipe
+from pipeline.recipe import Recipe
+from pipeline.recipe_sections import Augmentation, Head
 from pipeline.run import Run
 from pipeline.tasks.build import (
     account_step,

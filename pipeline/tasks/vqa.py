@@ -30,7 +30,8 @@ from pipeline.models.fusion import fuse, save_fused
 from pipeline.models.half_weights import keep_less
 from pipeline.models.lora import count_parameters
 from pipeline.models.roles import train_parts
-from pipeline.recipe import Recipe, Tower
+from pipeline.recipe import Recipe
+from pipeline.recipe_sections import Tower
 from pipeline.run import backbone_dirs, load_run
 from pipeline.run_names import FLOORS, VAL_TABLE, VAL_VALUES
 from pipeline.tables import guarded, write_table

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from pipeline.recipe import Optimizer
+from pipeline.recipe_sections import Optimizer
 from pipeline.targets.target import Target
 from pipeline.training.hard_rows import asymmetric, focal_choice, focal_decisions
 
