@@ -29,7 +29,7 @@ import train  # noqa: E402
 from pipeline import ranks  # noqa: E402
 from pipeline.data.images import LostImage  # noqa: E402
 from pipeline.errors import run_command  # noqa: E402
-from pipeline.tasks.classification import ClassificationTask  # noqa: E402
+from pipeline.tasks.classification_task import ClassificationTask  # noqa: E402
 
 MAINS = {"train": train.main, "inference": inference.main}
 

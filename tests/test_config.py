@@ -60,12 +60,7 @@ def test_the_default_recipe_is_the_report() -> None:
         recipe.optimizer.lr,
         recipe.schedule.name,
         recipe.schedule.warmup_ratio,
-    ) == (
-        "adamw",
-        5e-5,
-        "linear",
-        0.05,
-    )
+    ) == ("adamw", 5e-5, "linear", 0.05)
     assert (recipe.lora.rank, recipe.lora.targets, recipe.data.val_fraction) == (16, ("query", "key"), 0.05)
 
 

@@ -222,10 +222,7 @@ def test_everything_packed_is_unpacked_at_any_depth(tmp_path, take):
     test = {
         name.removeprefix("test/"): content for name, content in files.items() if name.startswith("test/")
     }
-    put(
-        tmp_path / "kaggle/train.7z",
-        seven_zip(train),
-    )
+    put(tmp_path / "kaggle/train.7z", seven_zip(train))
     inner = zipped({"test.tar.gz": tarred(test, "w:gz")})
     put(tmp_path / "kaggle/more.zip", zipped({"test.zip": inner}))
     put(tmp_path / "kaggle/train.csv.gz", gzip.compress(files["train.csv"]))

@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensor
 import train
 from pipeline.commands import fitting, probing
 from pipeline.errors import Interrupted
-from pipeline.tasks.classification import ImageClassifier
+from pipeline.tasks.image_classifier import ImageClassifier
 from pipeline.training.features import Features
 
 WEIGHTS = "model_beit/model.safetensors"

@@ -181,7 +181,7 @@ WINGS = {
             "deadline",
             "advice",
             "record",
-        ),
+        )
     ],
     "tasks": [
         "build",
@@ -189,8 +189,10 @@ WINGS = {
         "parting",
         "frozen_features",
         "image_classifier",
+        "classification_task",
         "classification",
         "question_predictor",
+        "vqa_task",
         "vqa",
         "registry",
         "quantized",

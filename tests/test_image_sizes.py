@@ -16,7 +16,7 @@ from pipeline.config import load_recipe
 from pipeline.errors import Interrupted, UserError
 from pipeline.files import read_json, read_json_lines
 from pipeline.models.backbones import load_backbone, takes_interpolation
-from pipeline.tasks.classification import ImageClassifier
+from pipeline.tasks.image_classifier import ImageClassifier
 from pipeline.training.deadline import Pace, Rows
 from pipeline.training.image_sizes import LARGEST, describe_sizes, relative_cost, size_of_epoch
 

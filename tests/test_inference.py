@@ -80,7 +80,7 @@ def test_the_copy_of_an_epoch_predicts_with_the_base_and_the_record_of_its_run(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     from pipeline.run import load_run
-    from pipeline.tasks.classification import rebuild
+    from pipeline.tasks.image_classifier import rebuild
 
     copy, by_hand = trained / "run/checkpoints/epoch_0001", shutil.copytree(trained / "run", tmp_path / "run")
     shutil.rmtree(by_hand / "model_lora")
@@ -109,7 +109,7 @@ def test_half_precision_keeps_the_head_exact(trained: Path) -> None:
     """
     from pipeline.models.half_weights import use_half_weights
     from pipeline.run import load_run
-    from pipeline.tasks.classification import rebuild
+    from pipeline.tasks.image_classifier import rebuild
 
     model = rebuild(load_run(trained / "run"), 3).model
     use_half_weights(model, torch.bfloat16)

@@ -17,7 +17,7 @@ import train
 from pipeline.errors import Interrupted
 from pipeline.files import read_json
 from pipeline.run import load_run
-from pipeline.tasks.classification import rebuild
+from pipeline.tasks.image_classifier import rebuild
 from pipeline.training.means import Means, WeightMeans, exchanged, greedy_soup
 
 EMA, AVERAGE = "optimizer.ema=0.9", "checkpoint.keep=average"

@@ -78,7 +78,7 @@ def test_the_page_has_every_section(tmp_path: Path) -> None:
     ):
         assert expected in page.text
     assert {path.name for path in (run_dir / "figures").iterdir()} == {
-        *("accuracy.png", "loss.png", "learning_rate.png", "confusion.png", "class_counts.png"),
+        *("accuracy.png", "loss.png", "learning_rate.png", "confusion.png", "class_counts.png")
     }
     assert not list(run_dir.glob(".*")), "temporary files are left"
 

@@ -94,14 +94,14 @@ def test_interrupted_twice_with_other_workers_is_bit_identical(
     """Workers only decode: what a row yields depends on (seed, epoch, row) alone, so their number may differ
     between the parts of a run.
     """
-    from pipeline.tasks import classification
+    from pipeline.tasks import classification_task
 
     output = tmp_path / "run"
     with monkeypatch.context() as patched:
         interrupt_after(patched, 7)
         with pytest.raises(Interrupted):
             train.main(flags(whole / "data", tiny_backbone, output))
-    monkeypatch.setattr(classification, "resolve_workers", lambda *_: 2)
+    monkeypatch.setattr(classification_task, "resolve_workers", lambda *_: 2)
     with monkeypatch.context() as patched:
         interrupt_after(patched, 6)
         with pytest.raises(Interrupted):
@@ -342,7 +342,7 @@ def test_killed_before_the_first_state_nothing_looks_like_a_release(
 ) -> None:
     """The untrained model that a run begins with must never be predicted with."""
     from pipeline.run import load_run
-    from pipeline.tasks.classification import ClassificationTask
+    from pipeline.tasks.classification_task import ClassificationTask
 
     save = ClassificationTask.save
 
@@ -398,7 +398,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(
     """The second micro-batch of a group fails: the group is done again in smaller pieces and its mean is the
     same.
     """
-    from pipeline.tasks.classification import ClassificationTask
+    from pipeline.tasks.classification_task import ClassificationTask
 
     backbone = shutil.copytree(tiny_backbone, tmp_path / "backbone")
     config = json.loads((backbone / "config.json").read_text())

@@ -200,10 +200,7 @@ def test_long_lists_are_capped(tmp_path):
     assert found[-1] == "95 more labels are no classes"
     assert check(
         tmp_path, "id,label\n0,cat\n", SubmissionForm("label", ("id", "label"), "id", ids, None)
-    ) == [
-        "1 row for 100 ids",
-        "99 ids missing: '1', '2', '3', '4', '5' and 94 more",
-    ]
+    ) == ["1 row for 100 ids", "99 ids missing: '1', '2', '3', '4', '5' and 94 more"]
 
 
 def test_a_missing_file_is_a_problem(tmp_path):

@@ -339,7 +339,7 @@ def test_frozen_backbones_are_computed_once_and_a_resumed_run_is_bit_identical(
     # Computed from kept features; inference computes from pixels
     probs = np.load(tmp_path / "whole" / "val_probs.npy")
     from pipeline.run import load_run
-    from pipeline.tasks.vqa import rebuild
+    from pipeline.tasks.question_predictor import rebuild
 
     answerer, table = (
         rebuild(load_run(tmp_path / "whole"), 6),
@@ -421,7 +421,7 @@ def test_the_counted_memory_is_what_a_real_step_keeps(learnt: Path) -> None:
 
     from pipeline.recipe import Recipe
     from pipeline.run import load_run
-    from pipeline.tasks.vqa import account_vqa, rebuild
+    from pipeline.tasks.question_predictor import account_vqa, rebuild
     from pipeline.training.compute import Compute
 
     answerer = rebuild(load_run(learnt / "run"), 6)

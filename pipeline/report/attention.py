@@ -203,20 +203,20 @@ def load(run: str) -> tuple[Any, Sequence[str]]:
     from pipeline.models.backbones import load_pretrained
     from pipeline.run import load_run, model_dirs
     from pipeline.run_record import read_record
-    from pipeline.tasks import classification
+    from pipeline.tasks.image_classifier import ImageClassifier, num_outputs_of, rebuild
 
     if not read_record(Path(run)) and not model_dirs(Path(run)):
         backbone = load_pretrained(run)
         names = [str(name) for _, name in sorted(backbone.model.config.id2label.items())]
-        return classification.ImageClassifier.of(backbone.model.eval().requires_grad_(False), backbone), names
+        return ImageClassifier.of(backbone.model.eval().requires_grad_(False), backbone), names
     found = load_run(Path(run))  # folds and blends are refused: they are several models
     if (task := found.task) != "classification":
         raise UserError(f"{run}: attention maps are for image classification, this run's task is {task}")
-    num_outputs = classification.num_outputs_of(found)
+    num_outputs = num_outputs_of(found)
     names = (
         found.target.output_names if found.target else [f"LABEL_{number}" for number in range(num_outputs)]
     )
-    return classification.rebuild(found, num_outputs), names
+    return rebuild(found, num_outputs), names
 
 
 def draw(looked: dict[str, list[Looked]], names: Sequence[str], output: Path) -> list[Path]:

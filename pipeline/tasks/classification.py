@@ -1,369 +1,38 @@
-"""Image classification: the training task, and `build`.
+"""Image classification: `build` for training.
 
 `rebuild` for prediction comes from `image_classifier.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
-from pipeline.competition.corrections import corrected_score, describe_corrections
-from pipeline.competition.pseudo_labels import PseudoLabels, read_pseudo_labels
-from pipeline.competition.rows import Competition, Corrections, Row
+from pipeline.competition.corrections import describe_corrections
+from pipeline.competition.pseudo_labels import read_pseudo_labels
+from pipeline.competition.rows import Competition, Row
 from pipeline.data.cache import PictureCache, open_cache
-from pipeline.data.dataset import ALL, ImageDataset, cut, epoch_order, make_loader, readable, resolve_workers
-from pipeline.data.mixing import Mixing, mixing_of
-from pipeline.data.policies import erase
-from pipeline.data.sampling import balanced_order, trained_prior
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
-from pipeline.models.backbones import (
-    head_name,
-    load_backbone,
-    save_backbone,
-)
-from pipeline.models.half_weights import attend_by_products, cache_frozen_bias, use_half_weights
-from pipeline.models.lora import (
-    PeftModel,
-    attach,
-    count_parameters,
-    plain_state_dict,
-    save_adapter,
-)
+from pipeline.models.backbones import head_name, load_backbone
+from pipeline.models.half_weights import cache_frozen_bias
+from pipeline.models.lora import attach, count_parameters
 from pipeline.models.roles import train_parts
 from pipeline.recipe import Recipe
 from pipeline.run import backbone_dirs
-from pipeline.run_names import ADAPTER_DIR, VAL_TABLE, VAL_VALUES
-from pipeline.tables import guarded, write_table
-from pipeline.targets.baseline import Baseline, constant_baseline
-from pipeline.targets.measures import histograms
-from pipeline.targets.metrics import all_metrics, find_metric, why_undefined
 from pipeline.targets.target import Target
-from pipeline.tasks.build import (
-    Build,
-    account_step,
-    checkpoint_blocks,
-    decodable,
-    labelled_split,
-    with_intensity,
-    with_noise,
-    write_probs,
-)
-from pipeline.tasks.image_classifier import ImageClassifier, in_order, num_outputs_of, rebuild
+from pipeline.tasks.build import Build, decodable, with_intensity
+from pipeline.tasks.classification_task import ClassificationTask
+from pipeline.tasks.image_classifier import ImageClassifier, num_outputs_of, rebuild
 from pipeline.tasks.parting import part_rows
 from pipeline.tasks.suited import check_suits
 from pipeline.training.checkpoint import seed_everything
-from pipeline.training.compute import Batch, Compute
-from pipeline.training.image_sizes import describe_sizes, size_of_epoch
-from pipeline.training.losses import training_loss, training_score
-from pipeline.training.memory import Memory
-from pipeline.training.optim import epochs_of, plan_schedule
-from pipeline.training.resume import PSEUDO, ResumedRun, SplitRow
-from pipeline.training.sharding import is_shared_out, memory_of_a_part
+from pipeline.training.image_sizes import describe_sizes
+from pipeline.training.resume import ResumedRun
 
-__all__ = ["ClassificationTask", "ImageClassifier", "build", "num_outputs_of", "rebuild"]
-
-
-class ClassificationTask:
-    """Classification as the engine trains it: see `pipeline.training.predict.Task`.
-
-    The target encodes the labels, and the metric scores the predictions.
-    """
-
-    rows_are = "images"
-    one_shape = True
-
-    def __init__(
-        self,
-        classifier: ImageClassifier,
-        recipe: Recipe,
-        target: Target,
-        metric: str,
-        train: list[Row],
-        val: list[Row],
-        cache: PictureCache | None = None,
-        corrections: Corrections = Corrections(),  # noqa: B008 - frozen
-        pseudo: PseudoLabels = PseudoLabels(),  # noqa: B008 - frozen
-    ) -> None:
-        """`train`: rows with their original labels; `corrections` are applied here.
-
-        Validation rows keep their labels.
-        """
-        self.classifier, self.recipe, self.target, self.metric = classifier, recipe, target, metric
-        self.corrections, self.corrected = (
-            corrections,
-            corrections.record(train, val) if corrections else None,
-        )
-        train = corrections.applied(train)
-        self.class_names = target.names
-        self.model, self.rule = classifier.model, classifier.rule
-        # What is known of the classes (prior, counts, baseline) comes from labelled rows: test images with
-        # the most probable class of a model do not change the shares of the classes that its probabilities
-        # stand for.
-        self.pseudo, self.labelled_rows = pseudo, train
-        labelled = [row.label for row in train]
-        train = [*train, *pseudo.rows]
-        self.train_rows, self.val_rows = train, val
-        self.val_truth = target.encode([row.label for row in val])
-        paths = [row.path for row in train]
-        labels = [row.label for row in train]
-        self.encoded_labels = target.encode(labels)
-        self.train_labels = _for_training(target, self.encoded_labels)
-        self.epochs = epochs_of(plan_schedule(recipe, len(train))) if train else recipe.epochs
-        self.train_sets = {  # by image size
-            size: ImageDataset(
-                paths, self.train_labels, rule, recipe.augmentation, recipe.seed, cache, self._mixing(rule)
-            )
-            for size, rule in self._rules().items()
-        }
-        self.train_set = self.train_sets[self.rule.height]
-        val_paths, self.val_labels = [row.path for row in val], _for_training(target, self.val_truth)
-        self.val_set = ImageDataset(val_paths, self.val_labels, self.rule)
-        self.num_train, self.num_val, self.num_outputs = len(train), len(val), target.num_outputs
-        self.loss_of = training_loss(
-            target, recipe.optimizer, np.array(list(target.counts(labelled).values()))
-        )
-        self.train_score, self.score_of = training_score(target)
-        self.undefined = why_undefined(metric, target, self.val_truth) if val else None
-        self.best_metric = "val_loss" if self.undefined else f"val_{metric}"
-        self.higher_is_better = not self.undefined and find_metric(metric).higher_is_better
-        self.workers, self.val_workers = (
-            resolve_workers(recipe.data.workers, files) for files in (paths, val_paths)
-        )
-        # (rows, compiled model): used for micro-batches of this many rows
-        self.compiled: tuple[int, Callable[..., Any]] | None = None
-        # Original weights of those in half precision, until they are saved
-        self.originals: dict[str, torch.Tensor] = {}
-
-    def to_device(self, compute: Compute, fresh: bool) -> None:
-        """Move the model to its device; store frozen weights in half precision where that is allowed.
-
-        `fresh`: a new run, whose frozen weights are not saved yet.
-
-        Raises:
-            UserError: activation checkpointing is set and the architecture has no blocks for it.
-        """
-        checkpoint_blocks(self.model, self.recipe)
-        if compute.half is not None:
-            loaded = plain_state_dict(self.model)
-            use_half_weights(self.model, compute.half)
-            if fresh or not isinstance(self.model, PeftModel):
-                self.originals = {
-                    name: loaded[name]
-                    for name, weight in plain_state_dict(self.model).items()
-                    if weight.dtype != loaded[name].dtype
-                }
-        # Else it may be larger than the device's memory
-        if not is_shared_out(self.recipe, compute.processes):
-            self.model.to(compute.device)
-
-    def attend_by_products(self, on: bool) -> int:
-        """Turn attention by batched matrix products in training on or off.
-
-        Return 0 if the model cannot compute it so.
-        """
-        return attend_by_products(self.model, on)
-
-    @property
-    def head(self) -> nn.Module:
-        """The last linear layer; with an adapter, its trained copy."""
-        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        head = base.get_submodule(head_name(base))
-        return head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
-
-    def compile(self, rows: int | None) -> None:
-        """Use torch.compile for training micro-batches of `rows`, with the same dropout masks.
-
-        None turns it off.
-        """
-        if rows is None:
-            self.compiled = None
-        else:
-            self.compiled = (
-                rows,
-                torch.compile(self.model, fullgraph=True, dynamic=False, options={"fallback_random": True}),
-            )
-
-    def train_batches(
-        self, epoch: int, start: int, micro_batch_size: int, group_size: int, share: tuple[int, int] = ALL
-    ) -> Iterable[Batch]:
-        """Yield the batches of `epoch` from row `start` of its order on.
-
-        `share`: this process's part of them.
-        """
-        sizes = self.recipe.schedule.image_sizes
-        dataset = self.train_sets[size_of_epoch(epoch, self.epochs, sizes)] if sizes else self.train_set
-        loader = make_loader(
-            dataset,
-            cut(self.train_order(epoch), micro_batch_size, group_size, start, share),
-            epoch,
-            self.workers,
-        )
-        return readable(loader, dataset.paths)
-
-    def _rules(self) -> dict[int, Preprocessing]:
-        """Return the preprocessing of each size of training images; the last one is that of validation."""
-        return {size: self.rule.at_size(size) for size in self.recipe.schedule.image_sizes[:-1]} | {
-            self.rule.height: self.rule
-        }
-
-    def _mixing(self, rule: Preprocessing) -> Mixing | None:
-        return mixing_of(self.recipe, rule, self.target.num_outputs, self.encoded_labels)
-
-    def train_order(self, epoch: int) -> np.ndarray:
-        """Return the order of the training rows in `epoch`: (num_train,) int64."""
-        if self.recipe.data.sampling == "classes":
-            return balanced_order(self.encoded_labels, self.recipe.seed, epoch)
-        return epoch_order(self.num_train, self.recipe.seed, epoch)
-
-    def plain_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """Yield the training rows in order, preprocessed as in validation.
-
-        `share`: this process's part of them.
-        """
-        plain = ImageDataset(self.train_set.paths, self.train_labels, self.rule)
-        return readable(in_order(plain, batch_size, self.workers, share), plain.paths)
-
-    def val_batches(self, batch_size: int, share: tuple[int, int] = ALL) -> Iterable[Batch]:
-        """Yield the validation rows in order. `share`: this process's part of them."""
-        return readable(in_order(self.val_set, batch_size, self.val_workers, share), self.val_set.paths)
-
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the target's loss, the mean over the batch (scalar), and the logits (B, O)."""
-        pixel_values = with_noise(self.rule.normalize(batch["pixels"]), self.recipe.augmentation.noise)
-        if self.recipe.augmentation.erasing:
-            pixel_values = erase(pixel_values, batch["erased"])
-        whole = self.compiled is not None and len(pixel_values) == self.compiled[0]
-        logits = self.classifier.forward(self.compiled[1] if whole else self.model, pixel_values)
-        return self.loss_of(logits, batch["label"]), logits
-
-    def score(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return the sum of the training score over the batch, such as the number of right decisions
-        (scalar).
-        """
-        return self.score_of(logits, batch["label"])
-
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """Return logits (B, O), computed as in prediction."""
-        return self.classifier.logits(batch)
-
-    def scores(self, logits: np.ndarray) -> dict[str, float]:
-        """Return every metric that is defined on the validation rows, including the competition's."""
-        values = self.target.activate(logits)
-        scores = all_metrics(self.target, self.val_truth, values, None if self.undefined else self.metric)
-        return scores | corrected_score(self.corrections, self.target, self.metric, self.val_rows, values)
-
-    def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:
-        """Return the memory of a training step in one process, computed from shapes only.
-
-        `checkpointed`: activation checkpointing on or off; None: as in the recipe.
-        """
-        rule = self.rule
-
-        def loss(forward: Callable[..., Any], pixel_values: torch.Tensor) -> torch.Tensor:
-            with compute.autocast():
-                logits = self.classifier.forward(forward, pixel_values)
-                label = _for_training(self.target, self.target.encode([self.train_rows[0].label]))[0]
-                return self.loss_of(
-                    logits,
-                    torch.as_tensor(label, device=logits.device).expand(len(pixel_values), *np.shape(label)),
-                )
-
-        pixels = torch.zeros(1, 3, rule.height, rule.width, device=compute.device)
-        memory = account_step(self.model, loss, pixels, optimizer_name, self.recipe, checkpointed)
-        shared_out = is_shared_out(self.recipe, compute.processes)
-        return memory_of_a_part(memory, self.model, compute.processes.count) if shared_out else memory
-
-    def save(self, output: Path, initial: bool = False) -> None:
-        """Write the weights into run folder `output`: the adapter, or the whole model after full
-        fine-tuning.
-
-        `initial`: write the whole model, before training.
-        """
-        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        if initial or base is self.model:
-            weights = plain_state_dict(self.model) | self.originals
-            save_backbone(base, weights, self.rule, output / f"model_{base.config.model_type}")
-        if base is not self.model:
-            self.originals = {}
-        if not initial and base is not self.model:
-            save_adapter(self.model, output / ADAPTER_DIR)
-
-    def write_validation(self, output: Path, logits: np.ndarray) -> None:
-        """Write val_predictions.csv (id, path, label, predicted, confidence) and val_probs.npy (num_val,
-        O) float32.
-
-        Both have the same order. Text that a spreadsheet would run as a formula gets a leading apostrophe
-        (`tables.restored` removes it).
-        """
-        values = self.target.activate(logits)
-        cells = zip(self.val_rows, self.target.decode(values), self.target.confidence(values), strict=True)
-        rows = [
-            (
-                *map(guarded, (row.id, str(row.path), row.label, predicted)),
-                "" if sure is None else f"{sure:.6f}",
-            )
-            for row, predicted, sure in cells
-        ]
-        write_table(output / VAL_TABLE, ("id", "path", "label", "predicted", "confidence"), rows)
-        write_probs(output / VAL_VALUES, values)
-
-    @property
-    def names_are(self) -> str:
-        """The word for `class_names` in messages."""
-        return {"multilabel": "labels", "ordinal": "grades", "continuous": "numbers"}.get(
-            self.target.kind, "classes"
-        )
-
-    def facts(self) -> dict[str, Any]:
-        """Return the target, metric and prior for run.json, so that inference, score and submit need no
-        flags.
-        """
-        prior = trained_prior(self.target.prior([row.label for row in self.labelled_rows]), self.recipe)
-        metric = {"name": self.metric, "higher_is_better": find_metric(self.metric).higher_is_better}
-        facts = {"target": self.target.record(), "metric": metric, "prior": [float(value) for value in prior]}
-        facts |= {"corrections": self.corrected} if self.corrected else {}
-        return facts | ({"pseudo_labels": self.pseudo.record} if self.pseudo.rows else {})
-
-    def counts(self) -> dict[str, Any]:
-        """Return the number of training and validation rows, and rows of each class or histograms of
-        numbers.
-        """
-        labels = [row.label for row in self.labelled_rows]
-        counts: dict[str, Any] = {
-            "train": self.num_train,
-            "val": self.num_val,
-            "train_per_class": self.target.counts(labels),
-        }
-        if self.target.kind == "continuous":
-            counts["train_histograms"] = histograms(self.target.names, self.target.encode(labels))
-        return counts
-
-    def baseline(self) -> Baseline | None:
-        """Return the validation score of a constant prediction, by `best_metric`."""
-        name = self.best_metric.removeprefix("val_")
-        return constant_baseline(name, self.target, [row.label for row in self.labelled_rows], self.val_truth)
-
-    def floor(self) -> Baseline | None:
-        """Return None: there is no better baseline without the image."""
-        return None
-
-    def analyze(self, output: Path, compute: Compute) -> list[str]:
-        """Return []: there is nothing to add to the metrics of the epochs."""
-        return []
-
-    def split_rows(self) -> list[SplitRow]:
-        """Return every row of both parts in order, which a resumed run must find again."""
-        # Its id may be that of a labelled row too
-        pseudo = [(f"test image {row.id}", row.label, PSEUDO) for row in self.pseudo.rows]
-        return [*labelled_split(self.labelled_rows, self.val_rows), *pseudo]
+__all__ = ["build", "num_outputs_of", "rebuild"]
 
 
 def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | None = None) -> Build:
@@ -473,15 +142,6 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
         (*notes, *intensity_notes, how, *kept),
         backbone.new_head,
     )
-
-
-def _for_training(target: Target, encoded: np.ndarray) -> Sequence[Any]:
-    """Return encoded labels as the loss takes them, one per row: an int for one class, else a float32
-    tensor (O,).
-    """
-    if target.is_choice:
-        return encoded.tolist()
-    return list(torch.from_numpy(target.scaled(encoded) if target.kind == "continuous" else encoded))
 
 
 def _cache(recipe: Recipe, train: Sequence[Row], rule: Preprocessing) -> PictureCache | None:

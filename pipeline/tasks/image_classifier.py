@@ -21,11 +21,7 @@ from pipeline.models.backbones import (
     takes_interpolation,
 )
 from pipeline.models.half_weights import cache_frozen_bias, exact_head
-from pipeline.models.lora import (
-    head_classes,
-    load_adapter,
-    merge,
-)
+from pipeline.models.lora import head_classes, load_adapter, merge
 from pipeline.run import Run
 from pipeline.shapes import read_object
 from pipeline.training.compute import Batch

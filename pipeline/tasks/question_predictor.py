@@ -23,9 +23,7 @@ from pipeline.models.fusion import FusionModel, VqaModel, load_fused
 from pipeline.recipe import Recipe
 from pipeline.recipe_sections import Augmentation, Head
 from pipeline.run import Run
-from pipeline.tasks.build import (
-    account_step,
-)
+from pipeline.tasks.build import account_step
 from pipeline.training.compute import Batch, Compute
 from pipeline.training.memory import Memory
 
