@@ -26,7 +26,7 @@ from pipeline.config import load_recipe
 from pipeline.data.images import BadImage, decode
 from pipeline.errors import UserError
 from pipeline.fetch.archives import unpack_zip
-from pipeline.fetch.releases import read_release
+from pipeline.fetch.release_file import read_release
 from pipeline.forms.check import check_predictions
 from pipeline.kaggle.cli import _read_submissions
 from pipeline.kaggle.ledger import read_ledger

@@ -40,7 +40,7 @@ from pipeline.experiments.grids import load_grid
 from pipeline.fetch import sessions, transfer
 from pipeline.fetch.budget import allowed_bytes
 from pipeline.fetch.download import fetch
-from pipeline.fetch.releases import read_release
+from pipeline.fetch.release_file import read_release
 from pipeline.fetch.staging import stage
 from pipeline.folds.team import gather
 from pipeline.models.backbones import rebuild_backbone

@@ -20,7 +20,7 @@ from servers import Reply, Server, serving
 
 from pipeline.competition.layout import read_layout
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER, UserError, run_command
-from pipeline.fetch import download, install, public_sets
+from pipeline.fetch import download, install, public_sets, set_layout
 from pipeline.fetch.public_sets import SETS, Archive
 from pipeline.submission import score
 
@@ -117,7 +117,7 @@ FORMS = {
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(public_sets, "fetch", partial(download.fetch, sleep=lambda wait_s: None))
+    monkeypatch.setattr(set_layout, "fetch", partial(download.fetch, sleep=lambda wait_s: None))
     with serving() as running:
         yield running
 

@@ -13,7 +13,8 @@ from servers import Reply, play_drive, serving
 
 from pipeline.errors import UserError
 from pipeline.fetch import releases
-from pipeline.fetch.releases import competition_entries, main, read_release
+from pipeline.fetch.release_file import read_release
+from pipeline.fetch.releases import competition_entries, main
 from pipeline.run import load_run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,11 +13,11 @@ from shlex import quote
 from typing import Any
 
 from pipeline import files
-from pipeline.competition.facts import write_slug
+from pipeline.competition.facts import SET_RECORD, write_slug
 from pipeline.competition.folders import unpack_command
 from pipeline.competition.layout import read_layout
 from pipeline.errors import Interrupted, UserError, raise_all, run_command
-from pipeline.fetch import arrival, containers, public_sets, staging
+from pipeline.fetch import arrival, containers, public_sets, set_layout, staging
 from pipeline.kaggle import cli
 from pipeline.kaggle.remembered import MEMORIES, REMEMBERED, agreed, remembered_slug
 from pipeline.shapes import TEXT, read_object, read_shaped
@@ -200,9 +200,9 @@ def install_set(name: str, data_dir: Path, yes: bool = False) -> None:
         if _set_there(data_dir) != name:
             raise_all(_no_room(data_dir, name, yes), f"{name} cannot be downloaded yet:")
             print(f"{name}: {public_set.about}", flush=True)
-            public_sets.download(public_set, work_dir)
+            set_layout.download(public_set, work_dir)
             shutil.rmtree(laid_out, ignore_errors=True)
-            public_sets.lay_out(name, work_dir, laid_out)
+            set_layout.lay_out(name, work_dir, laid_out)
             _move_set_in(laid_out, data_dir)
             print(f"{name} is in {data_dir}")
         elif laid_out.exists():  # the move was interrupted; the record is the first file to be moved
@@ -222,13 +222,13 @@ def install_set(name: str, data_dir: Path, yes: bool = False) -> None:
         print(f"  python train.py --recipe {recipe} --data {quote(str(data_dir))}")
     print(
         f"  python inference.py --data {quote(str(data_dir))} && make score "
-        f"SOLUTION={quote(str(data_dir / public_sets.SOLUTION))}"
+        f"SOLUTION={quote(str(data_dir / set_layout.SOLUTION))}"
     )
 
 
 def _set_there(data_dir: Path) -> str | None:
     """Return the public set in `data_dir`; None if it holds none."""
-    path = data_dir / public_sets.RECORD
+    path = data_dir / SET_RECORD
     value = files.read_json(path) if path.is_file() else None
     return value.get("dataset") if isinstance(value, dict) else None
 
@@ -340,7 +340,7 @@ def _visible(data_dir: Path) -> list[str]:
         for name in os.listdir(data_dir)
         if not name.startswith(".") and not name.upper().startswith("README")
     )
-    return [name for name in names if not (data_dir / name / public_sets.RECORD).is_file()]
+    return [name for name in names if not (data_dir / name / SET_RECORD).is_file()]
 
 
 def _few(names: list[str]) -> str:

@@ -1,30 +1,19 @@
-"""Public data sets by name: download their archives, check their digests, and lay them out as a competition
-folder.
+"""Public data sets by name: their archives with published digests, and how the unpacked images are read.
+
+pipeline/fetch/set_layout.py downloads a set and makes a competition folder of it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
-from pipeline import files
-from pipeline.competition.facts import SET_RECORD, SET_SPLITS
 from pipeline.errors import UserError
-from pipeline.fetch.archives import check_room, unpack_zip
-from pipeline.fetch.download import fetch
-from pipeline.tables import write_table
-from pipeline.wording import natural_key, nearest
+from pipeline.wording import nearest
 
-RECORD = SET_RECORD  # in the data folder: the name of the set and its archives
-SOLUTION = "solution.csv"
-SPLITS = SET_SPLITS
 CIFAR_PX = 32
 
 
@@ -77,94 +66,6 @@ def find(name: str) -> PublicSet:
     if name not in SETS:
         raise UserError(f"--dataset {name!r} is not known{nearest(name, SETS)}; known: {', '.join(SETS)}")
     return SETS[name]
-
-
-def download(public_set: PublicSet, folder: Path) -> None:
-    """Download the set's archives into `folder`.
-
-    Existing files are checked and kept, partial ones are resumed.
-
-    Raises:
-        UserError: the disk is too small, a server does not give an archive, or an archive is not the
-            published one.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    total = sum(archive.size for archive in public_set.archives)
-    there = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    check_room(folder, round(total * public_set.disk_factor) - there)
-    for archive in public_set.archives:
-        target = folder / archive.name
-        otherwise = [f"put your own copy at {target}: it is checked and used"]
-        fetch(archive.url, target, sha256=archive.sha256, size=archive.size, otherwise=otherwise)
-
-
-def lay_out(name: str, archive_dir: Path, target: Path) -> None:
-    """Make `target` a competition folder of the set, from its archives in `archive_dir`.
-
-    The record is written last.
-
-    It has `train/<class>/`, `test/` with ids that do not tell the class, `sample_submission.csv`,
-    `solution.csv` with the true labels of the test images, and `splits.csv` with the original split and name
-    of every id. The same archives give the same folder, byte for byte.
-
-    Raises:
-        UserError: an archive is damaged or unsafe, or has another layout than the set.
-    """
-    public_set = SETS[name]
-    unpacked = archive_dir / "unpacked"
-    shutil.rmtree(unpacked, ignore_errors=True)
-    for number, archive in enumerate(public_set.archives):
-        unpack_zip(archive_dir / archive.name, unpacked / str(number))
-    try:
-        images = list(public_set.read(unpacked))
-    except (FileNotFoundError, IndexError, KeyError, ValueError) as error:
-        raise UserError(
-            f"the archives in {archive_dir} do not have the layout of {name}: {type(error).__name__}: {error}"
-        ) from None
-    train = [image for image in images if image.split != public_set.test_split]
-    # Official lists go class by class. Sorted by digest, the order does not tell the class and is the same
-    # everywhere.
-    test = sorted((image for image in images if image.split == public_set.test_split), key=_digest)
-    train_ids, test_ids = _numbered("train", len(train)), _numbered("test", len(test))
-    with tqdm(total=len(images), unit="image", desc="laying out", disable=None) as bar:
-        for folder, ids, part in (("train", train_ids, train), ("test", test_ids, test)):
-            for image_id, image in zip(ids, part, strict=True):
-                parent = target / folder / image.label if folder == "train" else target / folder
-                parent.mkdir(parents=True, exist_ok=True)
-                image.save(parent / f"{image_id}{image.suffix}")
-                bar.update()
-    placeholder = min({image.label for image in train}, key=natural_key)
-    write_table(
-        target / "sample_submission.csv", ("id", "label"), [(image_id, placeholder) for image_id in test_ids]
-    )
-    write_table(
-        target / SOLUTION,
-        ("id", "label"),
-        [(image_id, image.label) for image_id, image in zip(test_ids, test, strict=True)],
-    )
-    rows = zip([*train_ids, *test_ids], [*train, *test], strict=True)
-    write_table(
-        target / SPLITS,
-        ("id", "split", "original"),
-        [(image_id, image.split, image.original) for image_id, image in rows],
-    )
-    shutil.rmtree(unpacked)
-    sources = [
-        {"url": archive.url, "size": archive.size, "sha256": archive.sha256}
-        for archive in public_set.archives
-    ]
-    counts = {"train": len(train), "test": len(test)}
-    files.write_json(
-        target / RECORD, {"dataset": name, "about": public_set.about, "archives": sources, "images": counts}
-    )
-
-
-def _digest(image: SetImage) -> str:
-    return hashlib.sha256(image.original.encode()).hexdigest()
-
-
-def _numbered(word: str, count: int) -> list[str]:
-    return [f"{word}_{number:05d}" for number in range(1, count + 1)]
 
 
 # ---- the layout of the archives; `unpacked/0` is the first archive, `unpacked/1` the second ----
@@ -265,11 +166,10 @@ NETTE = {
     "n03445777": "golf_ball",
     "n03888257": "parachute",
 }
-TORONTO, FASTAI = "https://www.cs.toronto.edu/~kriz/", "https://s3.amazonaws.com/fast-ai-imageclas/"
-PETS, CALTECH = (
-    "https://www.robots.ox.ac.uk/~vgg/data/pets/data/",
-    "https://data.caltech.edu/records/65de6-vp158/files/",
-)
+TORONTO = "https://www.cs.toronto.edu/~kriz/"
+FASTAI = "https://s3.amazonaws.com/fast-ai-imageclas/"
+PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data/"
+CALTECH = "https://data.caltech.edu/records/65de6-vp158/files/"
 BATCHES_10 = (*(("train", f"data_batch_{number}.bin") for number in range(1, 6)), ("test", "test_batch.bin"))
 BATCHES_100 = (("train", "train.bin"), ("test", "test.bin"))
 

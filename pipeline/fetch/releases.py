@@ -5,7 +5,6 @@ anything there.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import re
 import shlex
@@ -13,120 +12,21 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.errors import UserError, raise_all, run_command
-from pipeline.fetch.addresses import Source, parse_source
+from pipeline.errors import UserError, run_command
 from pipeline.fetch.archives import unpack_zip
 from pipeline.fetch.download import fetch
-from pipeline.fetch.whole import model_problems
+from pipeline.fetch.release_contents import Contents, sort_contents
+from pipeline.fetch.release_file import MODEL_DIR, RELEASE_FILE, Release, choose_release
 from pipeline.lock import holding_folder
 from pipeline.run import is_unfinished, model_dirs, now, run_entries
-from pipeline.run_names import ADAPTER_DIR, HEAD_FILE, INSTALLED, INSTALLING, RECORD
+from pipeline.run_names import HEAD_FILE, INSTALLED, INSTALLING, RECORD
 from pipeline.unfinished import resume_command
 
-MODEL_DIR = Path("finetuned_model")
-RELEASE_FILE, WORK_DIR = "release.yaml", ".download"
-
-RUN_FILES = (
-    "run.json",
-    "head.safetensors",
-    "metrics.jsonl",
-    "timing.jsonl",
-    "val_predictions.csv",
-    "val_probs.npy",
-)
-RUN_FILES += ("figures",)  # not the report page, it could run scripts: `make report` builds it
-# The file types of a model, its run files and a small competition. Other files, above all code, are left out.
-SUFFIXES = {
-    ".safetensors",
-    ".bin",
-    ".npy",
-    ".json",
-    ".jsonl",
-    ".yaml",
-    ".yml",
-    ".csv",
-    ".tsv",
-    ".txt",
-    ".model",
-    ".md",
-}
-# not .svg and .html: both can hold scripts
-SUFFIXES |= {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-
-
-@dataclass(frozen=True)
-class Release:
-    """A release from `release.yaml` or the command line: the source of its archive, and its expected digest
-    and size.
-    """
-
-    source: Source
-    sha256: str | None = None
-    size: int | None = None  # bytes
-    name: str | None = None
-    mirrors: tuple[Source, ...] = ()
-
-
-def read_release(path: Path) -> Release:
-    """Read the release from the YAML file at `path`; relative paths in it start at its folder.
-
-    Raises:
-        UserError: the file is missing or not a mapping, or has unknown keys or wrong values; all problems are
-            listed.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(
-            f"there is no release: {path} does not exist. Give one: `make weights WEIGHTS=FILE.zip` (or a "
-            f"Google Drive link, or an https address); or write {path} with the line `source: ...`; or train "
-            "a model: `python train.py`"
-        )
-    values = files.read_yaml(path)
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{path} must hold keys and values, with at least `source: ...`; it holds {type(values).__name__}"
-        )
-    raise_all(_release_problems(values), f"{path}:")
-    return Release(
-        source=parse_source(values["source"], path.parent),
-        sha256=values["sha256"].lower() if values.get("sha256") else None,
-        size=values.get("size"),
-        name=values.get("name"),
-        mirrors=tuple(parse_source(mirror, path.parent) for mirror in values.get("mirrors") or ()),
-    )
-
-
-def _release_problems(values: dict[Any, Any]) -> list[str]:
-    known = ("source", "sha256", "size", "name", "mirrors")
-    problems = []
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
-            problems.append(f"unknown key `{key}`; {hint}")
-    source, digest, size, mirrors = (values.get(key) for key in ("source", "sha256", "size", "mirrors"))
-    if not isinstance(source, str) or not source.strip():
-        problems.append(
-            f"`source` must be a Google Drive id or link, an https address or a path; found {source!r}"
-        )
-    if digest is not None and not (isinstance(digest, str) and re.fullmatch(r"[0-9a-fA-F]{64}", digest)):
-        problems.append(
-            f"`sha256` must be 64 hex digits, in quotes if they are all figures; found {digest!r}"
-        )
-    if size is not None and not (type(size) is int and size > 0):
-        problems.append(f"`size` must be a number of bytes; found {size!r}")
-    if not isinstance(values.get("name") or "", str):
-        problems.append(f"`name` must be a text; found {values['name']!r}")
-    if mirrors is not None and not (
-        isinstance(mirrors, list) and all(isinstance(mirror, str) for mirror in mirrors)
-    ):
-        problems.append(f"`mirrors` must be a list of sources; found {mirrors!r}")
-    return problems
+WORK_DIR = ".download"
 
 
 def install(
@@ -239,68 +139,6 @@ def _fetch_any(release: Release, work_dir: Path, **options: Any) -> Path:
     raise UserError("\n".join(failures))
 
 
-@dataclass(frozen=True)
-class Contents:
-    """A sorted release: files for the model folder, its competition, and files that are not installed."""
-
-    entries: tuple[Path, ...]
-    data_dir: Path | None
-    left_out: tuple[str, ...]  # paths inside the archive
-
-
-def sort_contents(archive: Path, members: list[Path], unpacked_dir: Path) -> Contents:
-    """Sort the unpacked release, with or without a folder around it.
-
-    Files that are not installed are removed.
-
-    Raises:
-        UserError: there is no `model_<type>/config.json` or it is not JSON, there are several models, or the
-            model is incomplete.
-    """
-    is_model = [
-        path
-        for path in members
-        if path.match("model_*/config.json") and path.parent.name != ADAPTER_DIR and len(path.parts) <= 4
-    ]
-    roots = sorted({path.parent.parent for path in is_model}, key=lambda root: (len(root.parts), root))
-    if not roots:
-        found = ", ".join(sorted({"/".join(path.parts[:2]) for path in members})[:15]) or "nothing"
-        raise UserError(
-            f"{archive} holds no model: no model_<type>/config.json (such as model_beit/config.json) in it. "
-            f"It holds: {found}"
-        )
-    if len(roots) > 1 and len(roots[0].parts) == len(roots[1].parts):
-        raise UserError(
-            f"{archive} holds more than one model: {', '.join(str(root) for root in roots)}. Give an archive "
-            "with one of them"
-        )
-    root = roots[0]
-    data_dir = next(
-        (place / "data" for place in (root, root.parent) if (unpacked_dir / place / "data").is_dir()), None
-    )
-    entries, left_out = set(), []
-    for path in members:
-        name = path.relative_to(root).parts[0] if path.is_relative_to(root) else ""
-        wanted = name.startswith("model_") or name in RUN_FILES or re.fullmatch(r"README(\.md|\.txt)?", name)
-        in_data = data_dir and path.is_relative_to(data_dir)
-        if (wanted or in_data) and (path.suffix.lower() in SUFFIXES or path.name in ("README", "LICENSE")):
-            entries |= {root / name} if wanted else set()
-        else:
-            (unpacked_dir / path).unlink()
-            left_out.append(path.as_posix())
-    for path in is_model:
-        if path.parent.parent == root:
-            files.read_json(unpacked_dir / path)
-    heading = (
-        f"{archive} holds no complete model, so nothing was installed; ask its author, or download it again:"
-    )
-    raise_all(model_problems(unpacked_dir / root), heading)
-    kept = tuple(
-        unpacked_dir / entry for entry in sorted(entries, key=lambda entry: (entry.name == RECORD, entry))
-    )
-    return Contents(kept, unpacked_dir / data_dir if data_dir else None, tuple(left_out))
-
-
 def _install_model(contents: Contents, model_dir: Path, record: dict[str, Any]) -> None:
     """Move the earlier model away, then move the new one in.
 
@@ -406,41 +244,6 @@ def _weights(model_dir: Path) -> dict[str, str]:
         for path in paths
         if path.is_file() and path.name[0] != "."
     }
-
-
-def choose_release(weights: str | None, sha256: str | None, model_dir: Path) -> Release:
-    """Return the release of the command line, else that of `release.yaml`.
-
-    If `weights` is the archive of `release.yaml`, the digest written there applies.
-
-    Raises:
-        UserError: `sha256` without `weights`, `weights` is not an archive, or release.yaml is needed but
-            broken.
-    """
-    own_file = model_dir / RELEASE_FILE
-    release_file = own_file if own_file.exists() else MODEL_DIR / RELEASE_FILE
-    if not weights:
-        if sha256:
-            raise UserError(
-                f"--sha256 needs --weights SOURCE; the digest of the release in {release_file} is written "
-                "there"
-            )
-        return read_release(release_file)
-    given = Release(parse_source(weights), sha256=sha256.lower() if sha256 else None)
-    if sha256 or not release_file.exists():
-        return given
-    try:
-        named = read_release(release_file)
-    except UserError as error:
-        print(f"note       {release_file} is not used: {error}")
-        return given
-    if given.source == named.source:
-        return named
-    if given.source.kind == "file" and named.sha256:
-        if files.sha256(Path(given.source.text)) == named.sha256:
-            return replace(given, sha256=named.sha256, name=named.name)
-        print(f"note       {given.source.shown} is not the archive of {release_file}")
-    return given
 
 
 def main(argv: list[str] | None = None) -> int:
