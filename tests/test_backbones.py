@@ -28,7 +28,6 @@ from transformers import (
 from pipeline.data.transforms import FILE_NAME, Preprocessing
 from pipeline.errors import UserError
 from pipeline.models.backbones import (
-    DEFAULT_RULES,
     head_name,
     load_backbone,
     native_image_size,
@@ -37,6 +36,7 @@ from pipeline.models.backbones import (
     save_backbone,
     takes_interpolation,
 )
+from pipeline.models.checkpoint_config import DEFAULT_RULES
 
 NAMES = ("blue", "green", "red")
 OWN_NAMES = tuple(f"LABEL_{index}" for index in range(5))  # what the tiny backbone was saved with

@@ -45,7 +45,7 @@ def input_rule(recipe: Recipe) -> tuple[Preprocessing, str]:
     not here.
     """
     if backbone_here(recipe):
-        from pipeline.models.backbones import load_config, preprocessing_of
+        from pipeline.models.checkpoint_config import load_config, preprocessing_of
 
         try:
             if recipe.architecture is None:

@@ -5,54 +5,28 @@ classes.
 from __future__ import annotations
 
 import inspect
-import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import huggingface_hub
 import torch
-import transformers
-from huggingface_hub import constants
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
-from transformers.utils import cached_file, requires_backends
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers.utils import requires_backends
 
-from pipeline.data.transforms import FILE_NAME, Preprocessing, read_preprocessing
+from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, raise_all
 from pipeline.files import filling
 from pipeline.models import timm_checkpoints
-from pipeline.models.config_bounds import config_problems
+from pipeline.models.checkpoint_config import load_config, native_size, preprocessing_of, unloadable
 from pipeline.models.model_size import check_size
-from pipeline.models.places import check_folder, looks_local
-
-# This module reads the load report and prints what matters itself.
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
-huggingface_hub.logging.set_verbosity_error()  # otherwise each of its five retries prints a line
-
-HUB_SECONDS = 10  # the hub counts as unreachable if it does not answer within this time
 
 # Weights that a classifier does not use: masked-image modelling, poolers, computed tables.
 UNUSED_WEIGHTS = re.compile(
     r"(mask_token|pooler\.|relative_position_index|relative_coords_table|attn_mask|lm_head|decoder|decode_head|auxiliary_head)"
 )
-
-# Preprocessing of published checkpoints that have no preprocessor_config.json (transformers' class defaults;
-# timm's pretrained_cfg).
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "resample": 3}
-DEFAULT_RULES: dict[str, dict[str, Any]] = {
-    "beit": {"processor_type": "BeitImageProcessor", "resample": 2},
-    "vit": {"processor_type": "ViTImageProcessor", "resample": 2},
-    "swin": {"processor_type": "ViTImageProcessor", **_IMAGENET},
-    "swinv2": {"processor_type": "ViTImageProcessor", **_IMAGENET},
-    "dinov2": {"processor_type": "BitImageProcessor", **_IMAGENET},
-    "dinov2_with_registers": {"processor_type": "BitImageProcessor", **_IMAGENET},
-    "convnext": {"processor_type": "ViTImageProcessor", **_IMAGENET},
-    "convnextv2": {"processor_type": "ViTImageProcessor", **_IMAGENET},
-}
 
 
 class Saved(Protocol):
@@ -235,42 +209,7 @@ def native_image_size(model: PreTrainedModel) -> int | None:
 
     None when its config does not say.
     """
-    return _native_size(model.config)
-
-
-def load_config(source: str, key: str = "--backbone") -> Any:
-    """Return the config of the checkpoint at `source` (hub id or folder).
-
-    `key`: the setting by which the user can name another checkpoint.
-
-    Raises:
-        UserError: no such folder, the hub does not have it, or its values are refused.
-    """
-    check_folder(source, key)
-    if not looks_local(source):
-        _leave_out_silent_hub()
-    try:
-        values, _ = PretrainedConfig.get_config_dict(source)
-    except Exception as error:  # as below
-        raise unloadable(source, error, key) from None
-    raise_all(config_problems(values), f"{key} {source}: its config.json cannot be used:")
-    try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # a damaged config.json raises many kinds of errors; timm may be missing
-        raise unloadable(source, error, key) from None
-
-
-def _leave_out_silent_hub() -> None:
-    """Use only this machine's cache when the hub does not answer: its client would retry each file for
-    over a minute.
-    """
-    if constants.HF_HUB_OFFLINE:
-        return
-    try:
-        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
-    except Exception as error:  # of requests or httpx, depending on the version
-        constants.HF_HUB_OFFLINE = True
-        print(f"  {constants.ENDPOINT} does not answer ({type(error).__name__}): using the cached copy")
+    return native_size(model.config)
 
 
 def _prepare_timm(source: str, config: Any, image_sizes: Sequence[int]) -> None:
@@ -278,7 +217,7 @@ def _prepare_timm(source: str, config: Any, image_sizes: Sequence[int]) -> None:
         requires_backends("this checkpoint", ["timm"])
     except ImportError as error:
         raise unloadable(source, error) from None
-    if any(size != _native_size(config) for size in image_sizes):
+    if any(size != native_size(config) for size in image_sizes):
         timm_checkpoints.take_sizes(config, image_sizes)
 
 
@@ -322,79 +261,6 @@ def _load_weights(source: str, config: Any) -> tuple[PreTrainedModel, bool]:
     raise_all(problems, f"the weights in {source} do not fit {type(model).__name__}:")
     own_memory(model)
     return model, not any(key.startswith(head) for key in names["missing_keys"] | names["mismatched_keys"])
-
-
-def unloadable(source: str, error: Exception, key: str = "--backbone") -> UserError:
-    """Return the error message for a library's `error` on loading the checkpoint at `source`."""
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    if any(isinstance(cause, pickle.UnpicklingError) for cause in _chain(error)):
-        return UserError(
-            f"{source}: the .bin file holds more than tensors and was not loaded (unsafe pickle): ask its "
-            "author for safetensors"
-        )
-    if isinstance(error, ImportError):  # timm is missing, or a package of the architecture
-        install = (
-            "; `python -m pip install -c constraints.txt timm` installs it"
-            if "requires the timm library" in text
-            else ""
-        )
-        return UserError(f"{key} {source}: {text.split(' You can ')[0][:300].rstrip('.')}{install}")
-    if Path(source).is_dir():
-        return UserError(f"{source}: cannot be loaded: {text[:300]}")
-    first_sentence = re.split(r"(?<=\.)\s", text)[0]
-    return UserError(
-        f"{key} {source}: not in this machine's cache, and not loaded from the Hugging Face hub: "
-        f"{first_sentence[:200]}\n"
-        "Check the name and the connection (HF_TOKEN for gated models), or use a folder on disk: --backbone "
-        "finetuned_model/model_beit"
-    )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the error and its causes: transformers < 5 wraps torch's refusal of a pickle in two other
-    errors.
-    """
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def preprocessing_of(source: str | None, config: Any, image_size: int | None) -> Preprocessing:
-    """Return the preprocessing of a checkpoint, or of its architecture (`source` None: no checkpoint).
-
-    It is changed to `image_size` if that is given.
-
-    Raises:
-        UserError: the preprocessing file is not JSON, or has a step that is not supported.
-    """
-    native = _native_size(config) or image_size or 224
-    path = None
-    if source is not None and (Path(source) / FILE_NAME).is_file():
-        path = Path(source) / FILE_NAME
-    elif source is not None and not Path(source).is_dir():
-        try:
-            path = Path(cached_file(source, FILE_NAME))
-        except OSError:  # many checkpoints have no such file: use the architecture's preprocessing
-            path = None
-    if path is not None:
-        rule = read_preprocessing(path, native)
-    elif config.model_type == timm_checkpoints.MODEL_TYPE:
-        rule = timm_checkpoints.rule_of(config)
-    else:
-        rule = Preprocessing(native, native, **DEFAULT_RULES.get(config.model_type, {}))
-    return (
-        rule.at_size(image_size)
-        if image_size and (rule.height, rule.width) != (image_size, image_size)
-        else rule
-    )
-
-
-def _native_size(config: Any) -> int | None:
-    if config.model_type == timm_checkpoints.MODEL_TYPE:
-        return timm_checkpoints.rule_of(config).height
-    # CLIP and SigLIP have two encoders
-    size = getattr(getattr(config, "vision_config", config), "image_size", None)
-    return int(size[0] if isinstance(size, (list, tuple)) else size) if size else None
 
 
 def _set_drop_path(config: Any, rate: float) -> None:

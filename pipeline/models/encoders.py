@@ -10,7 +10,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from pipeline.errors import UserError, raise_all
-from pipeline.models.backbones import UNUSED_WEIGHTS, hold_statistics, load_config, own_memory, unloadable
+from pipeline.models.backbones import UNUSED_WEIGHTS, hold_statistics, own_memory
+from pipeline.models.checkpoint_config import load_config, unloadable
 
 # Heads of pretraining tasks, which a checkpoint may hold beside its encoder.
 HEADS = re.compile(

@@ -17,7 +17,7 @@ from pipeline.data.question_batches import QuestionDataset, make_question_loader
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
-from pipeline.models.backbones import preprocessing_of
+from pipeline.models.checkpoint_config import preprocessing_of
 from pipeline.models.encoders import load_encoder
 from pipeline.models.fusion import FusionModel, VqaModel, load_fused
 from pipeline.recipe import Recipe

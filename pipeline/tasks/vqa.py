@@ -13,7 +13,7 @@ from pipeline.competition.questions import clean_answer, clean_question, prepare
 from pipeline.competition.rows import Competition
 from pipeline.data.tokenizer import QuestionTokenizer, build_tokenizer, load_tokenizer
 from pipeline.errors import UserError
-from pipeline.models.backbones import preprocessing_of
+from pipeline.models.checkpoint_config import preprocessing_of
 from pipeline.models.encoders import load_encoder, new_encoder
 from pipeline.models.fusion import fuse
 from pipeline.models.lora import count_parameters
