@@ -30,17 +30,9 @@ from transformers import (
 
 from pipeline.data.dataset import ImageDataset
 from pipeline.errors import UserError
+from pipeline.models.adapter_files import head_classes, rename_tensors
 from pipeline.models.backbones import rebuild_backbone
-from pipeline.models.lora import (
-    attach,
-    count_parameters,
-    head_classes,
-    load_adapter,
-    merge,
-    plain_state_dict,
-    rename_tensors,
-    save_adapter,
-)
+from pipeline.models.lora import attach, count_parameters, load_adapter, merge, plain_state_dict, save_adapter
 from pipeline.models.roles import modules_of, role_of
 
 LEGACY = Path(__file__).parent / "fixtures" / "legacy_beit"

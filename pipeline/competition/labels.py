@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pipeline.competition.class_folders import (
     ClassFolders,
@@ -12,52 +12,23 @@ from pipeline.competition.class_folders import (
     from_folders,
     from_names,
 )
-from pipeline.competition.folders import DataFolder, absent, hide_command, mv_command, plain_name
-from pipeline.competition.id_columns import find_ids
-from pipeline.competition.ids import FOLDERS, LINKED, SEVERAL_EACH, ImageIndex, Match, file_name, settled
-from pipeline.competition.label_columns import (
-    LABEL_FLAG,
-    LIKELY,
-    SURE,
-    Choice,
-    Wanted,
-    choose_labels,
-    unclear,
+from pipeline.competition.folders import DataFolder, absent, hide_command, mv_command
+from pipeline.competition.ids import LINKED, ImageIndex
+from pipeline.competition.label_candidates import (
+    Candidate,
+    LookedUp,
+    about_images,
+    best_of,
+    find_candidates,
+    id_column_for,
+    look_up,
 )
-from pipeline.competition.label_table import Found, Labelled, called_as_asked, read_table, without_test_rows
-from pipeline.competition.long_tables import labels_together, made_wide, one_row_each
-from pipeline.competition.sources import TRAIN_TABLES, Source, Sources, headerless
-from pipeline.competition.subjects import linked_images
+from pipeline.competition.label_columns import LABEL_FLAG, Choice, Wanted, choose_labels, unclear
+from pipeline.competition.label_table import Found, Labelled, called_as_asked, read_table
+from pipeline.competition.long_tables import labels_together
+from pipeline.competition.sources import Source, Sources
 from pipeline.errors import UserError, raise_all
 from pipeline.wording import MAX_NAMED, counted, listed, quoted
-
-COVERS = 0.25  # share of the training images that a table must name if its own name has no role
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A table that may hold the labels."""
-
-    found: Found
-    choice: Choice
-    parts: list[str]
-    notes: list[str]
-    trouble: UserError | None  # why its training and test rows cannot be separated
-
-    @property
-    def rank(self) -> tuple[int, bool, bool, bool]:
-        """Sort key: strength of the columns, role "train", a usual name of a label table, and no columns of
-        boxes.
-        """
-        source = self.found.source
-        columns = {plain_name(name) for name in source.table.columns}
-        boxes = bool(columns & {"bbox", "boundingbox", "xmin", "x1", "xcenter"}) or {"x", "y"} <= columns
-        return (
-            self.choice.strength,
-            source.role == "train",
-            plain_name(file_name(source.name)) in TRAIN_TABLES,
-            not boxes,
-        )
 
 
 def read_labelled(
@@ -98,14 +69,14 @@ def read_labelled(
         try:
             if source.table.cells:
                 looked_up.append(
-                    _looked_up(source, index, wanted, _for_table(id_column, source, tables), links)
+                    look_up(source, index, wanted, id_column_for(id_column, source, tables), links)
                 )
         except UserError as error:
             if source.role == "train":
                 raise
             unclear_tables.append(error)  # reported only if nothing else holds the labels
-    candidates = _candidates(looked_up, index, wanted, label_column, classes)
-    best = _best(candidates, label_column)
+    candidates = find_candidates(looked_up, index, wanted, label_column, classes)
+    best = best_of(candidates)
     if best is None and len(bases) > 1:
         names = [entry.base for entry in bases]
         raise UserError(
@@ -143,25 +114,20 @@ def has_training_data(folder: DataFolder, sources: Sources) -> bool:
 
 
 def _refuse_weaker_folders(
-    classes: ClassFolders, looked_up: Sequence[_LookedUp], index: ImageIndex, wanted: Wanted
+    classes: ClassFolders, looked_up: Sequence[LookedUp], index: ImageIndex, wanted: Wanted
 ) -> None:
     """Raise if the class folders are not in a training folder and a table about their images may hold the
     labels.
     """
     if classes.base or set(wanted.columns) >= set(classes.groups):
         return
-    for entry in _about_images(looked_up, index):
+    for entry in about_images(looked_up, index):
         choice = choose_labels(entry.table, entry.id_column, entry.match, index, wanted, None)
         if choice.candidates or choice.names:
             advice = (
                 f"; to take the folders in {classes.where} as classes: {mv_command(entry.source.table.path)}"
             )
             raise unclear(entry.table, Choice((), 0, choice.candidates or choice.names), advice)
-
-
-def _about_images(looked_up: Sequence[_LookedUp], index: ImageIndex) -> list[Found]:
-    """Return the tables whose ids name most training images."""
-    return [entry.found for entry in looked_up if entry.found.match.num_unique * 2 > len(index.images)]
 
 
 def _refuse_one_class(folder: DataFolder, labelled: Labelled) -> None:
@@ -174,125 +140,8 @@ def _refuse_one_class(folder: DataFolder, labelled: Labelled) -> None:
         )
 
 
-def _for_table(id_column: str | None, source: Source, tables: Sequence[Source]) -> str | None:
-    """Return `id_column` for tables that have it; if none has it, for training tables, which then refuse
-    it.
-    """
-    holders = [other for other in tables if id_column in other.table.columns]
-    return id_column if source in holders or (not holders and source.role == "train") else None
-
-
-# ---- tables ----
-
-
-@dataclass(frozen=True)
-class _LookedUp:
-    """A table with matched ids, without the rows marked as test."""
-
-    found: Found
-    parts: list[str]
-    notes: list[str]
-    trouble: UserError | None
-
-
-def _looked_up(
-    source: Source, index: ImageIndex, wanted: Wanted, id_column: str | None, links: Sequence[Source]
-) -> _LookedUp:
-    """Match the ids of a table to images. `links`: other tables that may link its ids to images."""
-    trouble = None
-    try:
-        table, parts, notes = without_test_rows(source.table)
-    except UserError as error:  # reported only if the labels are taken from this table
-        table, parts, notes, trouble = source.table, [], [], error
-    if (
-        source.is_json
-        and not id_column
-        and "file_name" in table.columns
-        and index.match(table.column("file_name")).num_found
-    ):
-        id_column = "file_name"  # COCO: `id` is a separate number and may equal another image's name
-    name, match = find_ids(table, index, id_column, groups=True, labels=wanted.columns)
-    if match.num_found and index.match([name]).num_found and not parts:
-        table = headerless(table)
-        name, match = find_ids(table, index, None, groups=True)
-    if not match.num_found and (wide := made_wide(table, index)):
-        table, name = wide, wide.columns[0]
-        match = find_ids(table, index, name, groups=True)[1]
-    if wide := one_row_each(table, name, match, wanted):
-        table, match, parts = wide, find_ids(wide, index, name, groups=True)[1], []
-    if source.role == "train" and match.num_found * 2 < len(match.images):
-        images = linked_images(table.column(name), index, [link for link in links if link is not source])
-        match = Match(LINKED, images) if images else match
-    match, note = settled(match, index.part_of)
-    return _LookedUp(Found(source, table, name, match), parts, [*notes, *([note] if note else [])], trouble)
-
-
-def _candidates(
-    looked_up: Sequence[_LookedUp],
-    index: ImageIndex,
-    wanted: Wanted,
-    label_column: str | None,
-    classes: ClassFolders,
-) -> list[_Candidate]:
-    """Return the tables about training images that have, or may have, label columns."""
-    candidates = []
-    holders = [entry for entry in looked_up if label_column in entry.found.table.columns]
-    for entry in looked_up:
-        found = entry.found
-        trained = found.source.role == "train"
-        several = found.match.style in SEVERAL_EACH
-        # Numbers in an unrelated table may equal the stems of many images in class folders by chance.
-        if not found.match.num_found or not (several or found.match.num_unique or len(classes.groups) < 2):
-            continue
-        reached = {image for images in found.match.images for image in images}
-        covers = len(reached) >= COVERS * len(index.images)
-        if not trained and not covers:
-            continue
-        given = label_column if entry in holders or (not holders and trained) else None
-        choice = choose_labels(found.table, found.id_column, found.match, index, wanted, given)
-        if classes.plausible and found.match.style is FOLDERS and not _tells_folders_apart(found, choice):
-            continue
-        # A table without the role "train" counts only with a clear label column, or if there is nothing else.
-        if not trained and choice.strength < LIKELY and (classes.plausible or not choice.strength):
-            continue
-        candidates.append(_Candidate(found, choice, entry.parts, entry.notes, entry.trouble))
-    return candidates
-
-
-def _tells_folders_apart(found: Found, choice: Choice) -> bool:
-    """Return False for a table about the class folders themselves (`labels.csv`: number, name), not about
-    their images.
-    """
-    if choice.strength >= SURE:
-        return True
-    values = found.table.column(choice.names[0]) if len(choice.names) == 1 else []
-    return (
-        "train" in found.name.lower() and len(choice.names) > 0 and len(set(values)) != len(found.table.cells)
-    )
-
-
-def _best(candidates: Sequence[_Candidate], label_column: str | None) -> _Candidate | None:
-    """Return the candidate with the best rank; None without candidates. Raises UserError on a tie."""
-    if not candidates:
-        return None
-    top = max(entry.rank for entry in candidates)
-    best = [entry for entry in candidates if entry.rank == top]
-    if len(best) > 1:
-        most = max(entry.found.match.num_found for entry in best)
-        best = [entry for entry in best if entry.found.match.num_found * 2 > most]
-    if len(best) > 1:
-        files = [entry.found.name for entry in best]
-        root = _root(best[0].found)
-        raise UserError(f"{root}: {' and '.join(files)} may all hold the labels; {hide_command(root, files)}")
-    return best[0]
-
-
-def _root(found: Found):
-    return found.source.table.path.parents[found.name.count("/")]
-
-
 def _table_is_meant(
-    folder: DataFolder, best: _Candidate, classes: ClassFolders, wanted: Wanted, label_column: str | None
+    folder: DataFolder, best: Candidate, classes: ClassFolders, wanted: Wanted, label_column: str | None
 ) -> bool:
     """Return True if the table holds the labels, False if the class folders (about other images) do.
 
@@ -321,7 +170,7 @@ def _table_is_meant(
 
 
 def _from_table(
-    best: _Candidate,
+    best: Candidate,
     index: ImageIndex,
     wanted: Wanted,
     classes: ClassFolders,
@@ -387,7 +236,7 @@ def _nothing_usable(
     folder: DataFolder,
     classes: ClassFolders,
     tables: Sequence[Source],
-    looked_up: Sequence[_LookedUp],
+    looked_up: Sequence[LookedUp],
     index: ImageIndex,
 ) -> UserError:
     groups, loose = classes.groups, classes.loose
@@ -410,7 +259,7 @@ def _nothing_usable(
         else "training images with labels"
     )
     trouble = f"; {classes.trouble}" if classes.trouble else ""
-    for found in _about_images(looked_up, index):
+    for found in about_images(looked_up, index):
         trouble += (
             f"; {found.name} is about these images, but no column has the name of a label (choose one "
             f"with {LABEL_FLAG}): "

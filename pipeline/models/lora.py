@@ -19,10 +19,11 @@ from torch import nn
 
 from pipeline.errors import UserError, raise_all
 from pipeline.files import filling
+from pipeline.models.adapter_files import SAFE, is_written_again, read_tensors, rename_tensors
 from pipeline.models.adapter_settings import read_settings
 from pipeline.models.adapter_starts import convert, original_weights, originals, remember
 from pipeline.models.backbones import head_name, tensor_problems
-from pipeline.models.roles import EMBEDDINGS, also_trained, is_bias, is_norm, modules_of, role_of
+from pipeline.models.roles import EMBEDDINGS, also_trained, is_bias, is_norm, modules_of
 
 try:
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -39,9 +40,6 @@ except (
 else:
     _WITHOUT_PEFT = None
 
-SAFE = "adapter_model.safetensors"
-# An adapter's tensors for one linear layer
-OF_A_LAYER = r"lora_[AB]\.weight|lora_magnitude_vector|base_layer\.bias"
 MERGE_TOLERANCE = 1e-3  # largest difference of logits by float32 rounding, relative to the largest logit
 
 
@@ -170,39 +168,8 @@ def _keep_once(path: Path) -> None:
     peft loads the one that has the name of the module itself.
     """
     tensors = load_file(path)
-    kept = {name: tensor for name, tensor in tensors.items() if not _is_written_again(name)}
+    kept = {name: tensor for name, tensor in tensors.items() if not is_written_again(name)}
     save_file(kept, path, metadata={"format": "pt"})
-
-
-def _is_written_again(name: str) -> bool:
-    return ".original_module." in name or ".modules_to_save." in name
-
-
-def head_classes(folder: Path) -> int:
-    """Return the number of classes of the head saved in adapter `folder`.
-
-    Raises:
-        UserError: the adapter holds no head.
-    """
-    tensors = _read_tensors(Path(folder))
-    modules = {
-        name.removesuffix(".bias"): tensor
-        for name, tensor in tensors.items()
-        if ".lora_" not in name and name.endswith(".bias")
-    }
-    # The head is the only matrix outside adapter and embeddings; trained norms and biases are vectors.
-    matrices = {
-        name.removesuffix(".weight")
-        for name, tensor in tensors.items()
-        if name.endswith(".weight") and tensor.ndim > 1
-    }
-    biases = [bias for name, bias in modules.items() if name in matrices and not re.search(EMBEDDINGS, name)]
-    if len(biases) != 1:
-        raise UserError(
-            f"{folder}: expected one classification head beside the adapter (peft's modules_to_save), found "
-            f"{len(biases)}"
-        )
-    return biases[0].numel()
 
 
 def load_adapter(model: nn.Module, folder: Path, has_head: bool = True) -> PeftModel:
@@ -218,13 +185,13 @@ def load_adapter(model: nn.Module, folder: Path, has_head: bool = True) -> PeftM
     _need_peft()
     folder = Path(folder)
     settings = read_settings(folder, LoraConfig().to_dict())
-    tensors = _read_tensors(folder)
+    tensors = read_tensors(folder)
     names = [
         name for name, module in model.named_modules() if isinstance(module, nn.Linear) or is_norm(module)
     ]
     renamed = rename_tensors(tensors, names, folder)
     if settings.bias != "none":
-        renamed = {name: tensor for name, tensor in renamed.items() if not _is_written_again(name)}
+        renamed = {name: tensor for name, tensor in renamed.items() if not is_written_again(name)}
     ranks = {
         tensor.shape[0]
         for name, tensor in renamed.items()
@@ -280,35 +247,6 @@ def _is_saved_bias(name: str, kind: str) -> bool:
     )
 
 
-def rename_tensors(
-    tensors: dict[str, torch.Tensor], module_names: Sequence[str], folder: Path | str = "adapter"
-) -> dict[str, torch.Tensor]:
-    """Return adapter tensors under the module names of this library version.
-
-    `module_names`: the model's linear layers and norms.
-
-    Raises:
-        UserError: a tensor belongs to no layer of the model.
-    """
-    by_place = {_place(name): name for name in module_names if _place(name)[0]}
-    known = set(module_names)
-    renamed, problems = {}, []
-    for name, tensor in tensors.items():
-        match = re.fullmatch(rf"base_model\.model\.(.+)\.({OF_A_LAYER})", name) or re.fullmatch(
-            r"base_model\.model\.(.+)\.(weight|bias)", name
-        )
-        if match is None or match[1] in known:
-            renamed[name] = tensor
-        elif _place(match[1])[0] and _place(match[1]) in by_place:
-            renamed[f"base_model.model.{by_place[_place(match[1])]}.{match[2]}"] = tensor
-        elif match[2] in ("weight", "bias"):  # embeddings and heads are not in a block
-            renamed[name] = tensor
-        else:
-            problems.append(f"{match[1]}: no such layer")
-    raise_all(sorted(set(problems)), f"{folder} was made for another architecture:")
-    return renamed
-
-
 @torch.no_grad()
 def merge(model: PeftModel, logits: Callable[[nn.Module], torch.Tensor]) -> nn.Module:
     """Return the model without an adapter, whose update is added to the weights.
@@ -361,13 +299,6 @@ def _has_module(model: nn.Module, name: str) -> bool:
     return any(name == other for other, _ in model.named_modules())
 
 
-def _place(module_name: str) -> tuple[tuple[str, ...], str]:
-    """Return the block numbers and the layer's role (for a norm its own name)."""
-    return tuple(re.findall(r"(?<=\.)\d+(?=\.)", module_name)), role_of(module_name) or module_name.rsplit(
-        ".", 1
-    )[-1]
-
-
 def _short(names: Sequence[str], model: nn.Module) -> list[str]:
     """Return module endings that select exactly `names`, or the full names where endings would select
     more.
@@ -377,25 +308,3 @@ def _short(names: Sequence[str], model: nn.Module) -> list[str]:
     endings = sorted({name.rsplit(".", 1)[-1] for name in names})
     selected = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in endings}
     return endings if selected == set(names) else sorted(names)
-
-
-def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    safe, pickled = folder / SAFE, folder / "adapter_model.bin"
-    if not safe.exists() and not pickled.exists():
-        raise UserError(f"{folder}: no adapter_model.safetensors (or .bin) beside adapter_config.json")
-    try:
-        tensors = (
-            load_file(safe) if safe.exists() else torch.load(pickled, map_location="cpu", weights_only=True)
-        )
-        if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-            raise TypeError("it holds more than tensors by name")
-        return tensors
-    except Exception as error:  # damaged files raise many kinds of errors
-        path = safe if safe.exists() else pickled
-        unsafe = "Weights only load failed" in str(error)
-        reason = (
-            "it holds more than tensors and was not loaded (unsafe pickle)"
-            if unsafe
-            else f"cannot be read: {str(error).splitlines()[0]}"
-        )
-        raise UserError(f"{path}: {reason}; ask its author for safetensors, or download it again") from None

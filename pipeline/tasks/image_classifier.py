@@ -13,6 +13,7 @@ from pipeline.competition.rows import Row
 from pipeline.data.dataset import ALL, ImageDataset, cut, make_loader, resolve_workers
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, raise_all
+from pipeline.models.adapter_files import head_classes
 from pipeline.models.backbones import (
     Backbone,
     head_name,
@@ -21,7 +22,7 @@ from pipeline.models.backbones import (
     takes_interpolation,
 )
 from pipeline.models.half_weights import cache_frozen_bias, exact_head
-from pipeline.models.lora import head_classes, load_adapter, merge
+from pipeline.models.lora import load_adapter, merge
 from pipeline.run import Run
 from pipeline.shapes import read_object
 from pipeline.training.compute import Batch

@@ -1,0 +1,168 @@
+"""Which tables of a data folder may hold the labels of its training images, and which one is best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.competition.class_folders import ClassFolders
+from pipeline.competition.folders import hide_command, plain_name
+from pipeline.competition.id_columns import find_ids
+from pipeline.competition.ids import FOLDERS, LINKED, SEVERAL_EACH, ImageIndex, Match, file_name, settled
+from pipeline.competition.label_columns import LIKELY, SURE, Choice, Wanted, choose_labels
+from pipeline.competition.label_table import Found, without_test_rows
+from pipeline.competition.long_tables import made_wide, one_row_each
+from pipeline.competition.sources import TRAIN_TABLES, Source, headerless
+from pipeline.competition.subjects import linked_images
+from pipeline.errors import UserError
+
+COVERS = 0.25  # share of the training images that a table must name if its own name has no role
+
+
+@dataclass(frozen=True)
+class LookedUp:
+    """A table with matched ids, without the rows marked as test."""
+
+    found: Found
+    parts: list[str]
+    notes: list[str]
+    trouble: UserError | None
+
+
+def look_up(
+    source: Source, index: ImageIndex, wanted: Wanted, id_column: str | None, links: Sequence[Source]
+) -> LookedUp:
+    """Match the ids of a table to images. `links`: other tables that may link its ids to images."""
+    trouble = None
+    try:
+        table, parts, notes = without_test_rows(source.table)
+    except UserError as error:  # reported only if the labels are taken from this table
+        table, parts, notes, trouble = source.table, [], [], error
+    if (
+        source.is_json
+        and not id_column
+        and "file_name" in table.columns
+        and index.match(table.column("file_name")).num_found
+    ):
+        id_column = "file_name"  # COCO: `id` is a separate number and may equal another image's name
+    name, match = find_ids(table, index, id_column, groups=True, labels=wanted.columns)
+    if match.num_found and index.match([name]).num_found and not parts:
+        table = headerless(table)
+        name, match = find_ids(table, index, None, groups=True)
+    if not match.num_found and (wide := made_wide(table, index)):
+        table, name = wide, wide.columns[0]
+        match = find_ids(table, index, name, groups=True)[1]
+    if wide := one_row_each(table, name, match, wanted):
+        table, match, parts = wide, find_ids(wide, index, name, groups=True)[1], []
+    if source.role == "train" and match.num_found * 2 < len(match.images):
+        images = linked_images(table.column(name), index, [link for link in links if link is not source])
+        match = Match(LINKED, images) if images else match
+    match, note = settled(match, index.part_of)
+    return LookedUp(Found(source, table, name, match), parts, [*notes, *([note] if note else [])], trouble)
+
+
+def id_column_for(id_column: str | None, source: Source, tables: Sequence[Source]) -> str | None:
+    """Return `id_column` for tables that have it; if none has it, for training tables, which then refuse
+    it.
+    """
+    holders = [other for other in tables if id_column in other.table.columns]
+    return id_column if source in holders or (not holders and source.role == "train") else None
+
+
+def about_images(looked_up: Sequence[LookedUp], index: ImageIndex) -> list[Found]:
+    """Return the tables whose ids name most training images."""
+    return [entry.found for entry in looked_up if entry.found.match.num_unique * 2 > len(index.images)]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A table that may hold the labels."""
+
+    found: Found
+    choice: Choice
+    parts: list[str]
+    notes: list[str]
+    trouble: UserError | None  # why its training and test rows cannot be separated
+
+    @property
+    def rank(self) -> tuple[int, bool, bool, bool]:
+        """Sort key: strength of the columns, role "train", a usual name of a label table, and no columns of
+        boxes.
+        """
+        source = self.found.source
+        columns = {plain_name(name) for name in source.table.columns}
+        boxes = bool(columns & {"bbox", "boundingbox", "xmin", "x1", "xcenter"}) or {"x", "y"} <= columns
+        return (
+            self.choice.strength,
+            source.role == "train",
+            plain_name(file_name(source.name)) in TRAIN_TABLES,
+            not boxes,
+        )
+
+
+def find_candidates(
+    looked_up: Sequence[LookedUp],
+    index: ImageIndex,
+    wanted: Wanted,
+    label_column: str | None,
+    classes: ClassFolders,
+) -> list[Candidate]:
+    """Return the tables about training images that have, or may have, label columns."""
+    candidates = []
+    holders = [entry for entry in looked_up if label_column in entry.found.table.columns]
+    for entry in looked_up:
+        found = entry.found
+        trained = found.source.role == "train"
+        several = found.match.style in SEVERAL_EACH
+        # Numbers in an unrelated table may equal the stems of many images in class folders by chance.
+        if not found.match.num_found or not (several or found.match.num_unique or len(classes.groups) < 2):
+            continue
+        reached = {image for images in found.match.images for image in images}
+        covers = len(reached) >= COVERS * len(index.images)
+        if not trained and not covers:
+            continue
+        given = label_column if entry in holders or (not holders and trained) else None
+        choice = choose_labels(found.table, found.id_column, found.match, index, wanted, given)
+        if classes.plausible and found.match.style is FOLDERS and not _tells_folders_apart(found, choice):
+            continue
+        # A table without the role "train" counts only with a clear label column, or if there is nothing else.
+        if not trained and choice.strength < LIKELY and (classes.plausible or not choice.strength):
+            continue
+        candidates.append(Candidate(found, choice, entry.parts, entry.notes, entry.trouble))
+    return candidates
+
+
+def _tells_folders_apart(found: Found, choice: Choice) -> bool:
+    """Return False for a table about the class folders themselves (`labels.csv`: number, name), not about
+    their images.
+    """
+    if choice.strength >= SURE:
+        return True
+    values = found.table.column(choice.names[0]) if len(choice.names) == 1 else []
+    return (
+        "train" in found.name.lower() and len(choice.names) > 0 and len(set(values)) != len(found.table.cells)
+    )
+
+
+def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return the candidate with the best rank; None without candidates.
+
+    Raises:
+        UserError: several are equally likely.
+    """
+    if not candidates:
+        return None
+    top = max(entry.rank for entry in candidates)
+    best = [entry for entry in candidates if entry.rank == top]
+    if len(best) > 1:
+        most = max(entry.found.match.num_found for entry in best)
+        best = [entry for entry in best if entry.found.match.num_found * 2 > most]
+    if len(best) > 1:
+        files = [entry.found.name for entry in best]
+        root = _root(best[0].found)
+        raise UserError(f"{root}: {' and '.join(files)} may all hold the labels; {hide_command(root, files)}")
+    return best[0]
+
+
+def _root(found: Found):
+    return found.source.table.path.parents[found.name.count("/")]
