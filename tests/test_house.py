@@ -295,6 +295,7 @@ WINGS = {
             "rehearsal",
             "stages",
             "remote",
+            "flags",
         ),
         *("push", "make"),
     ],
