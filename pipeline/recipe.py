@@ -203,10 +203,8 @@ class Recipe(Section):
         self._check_losses()
         self._check_text()
         if self.shard and (found := _beside_shard(self)):
-            keys, fix = (
-                ", ".join(key for key, _, _ in found),
-                " ".join(f"--set {key}={wanted}" for key, _, wanted in found),
-            )
+            keys = ", ".join(key for key, _, _ in found)
+            fix = " ".join(f"--set {key}={wanted}" for key, _, wanted in found)
             values = "; ".join(f"{key}: expected {wanted}, found {value}" for key, value, wanted in found)
             raise ValueError(
                 f"shard: not supported with these values of {keys} ({values}): {fix}, or --set shard=false"

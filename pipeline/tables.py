@@ -69,10 +69,8 @@ def load_table(path: Path) -> Table:
     else:
         problems += _width_problems(rows, lines, delimiter)
         if not problems and not broken_quote and _has_index(rows):
-            rows, notes = (
-                [row[1:] for row in rows],
-                ("an unnamed column that numbers the rows (a pandas index) ignored",),
-            )
+            rows = [row[1:] for row in rows]
+            notes = ("an unnamed column that numbers the rows (a pandas index) ignored",)
         problems += _header_problems(rows[0])
     if broken_quote:
         problems.append(broken_quote)

@@ -63,13 +63,11 @@ def loop_milliseconds(clock: Callable[[], float] = time.perf_counter) -> float:
 
     class Tiny:
         def __init__(self) -> None:
-            self.model, self.num_train, self.num_val, self.num_outputs, self.best_metric = (
-                nn.Linear(2, 2),
-                8 * LOOP_STEPS,
-                0,
-                2,
-                "epoch",
-            )
+            self.model = nn.Linear(2, 2)
+            self.num_train = 8 * LOOP_STEPS
+            self.num_val = 0
+            self.num_outputs = 2
+            self.best_metric = "epoch"
             self.higher_is_better, self.train_score = True, "accuracy"
 
         def train_batches(self, *_: Any) -> list[dict[str, torch.Tensor]]:

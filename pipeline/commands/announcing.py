@@ -120,10 +120,8 @@ def announce(
         return micro_batch_size, 0.0
     train_seconds, predict_seconds, arrived = seconds_per_image(task, compute, micro_batch_size)
     epochs = epochs_of(schedule)
-    train_seconds, predict_seconds = (
-        train_seconds / processes.count / (1 - idle),
-        predict_seconds / processes.count,
-    )
+    train_seconds = train_seconds / processes.count / (1 - idle)
+    predict_seconds = predict_seconds / processes.count
     train_seconds *= relative_cost(epochs, recipe.schedule.image_sizes)
     total = epochs * (task.num_train * train_seconds + task.num_val * predict_seconds)
     if head_alone:

@@ -266,11 +266,9 @@ def write_plan(args: argparse.Namespace, bench: Bench, found: Proposal, rows: Ro
 
     folder = Path(os.path.abspath(args.data)).name or "data"
     path = versioned(Path(f"plan-{folder}.yaml"))
-    recipe, cost, pace = (
-        planned_recipe(bench, found, path.stem),
-        bench.costs[found.pace.image_size],
-        found.pace,
-    )
+    recipe = planned_recipe(bench, found, path.stem)
+    cost = bench.costs[found.pace.image_size]
+    pace = found.pace
     why = (
         "the backbone's own"
         if pace.image_size == bench.own_size

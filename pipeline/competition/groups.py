@@ -139,10 +139,8 @@ def _by_id(labelled: Labelled, folder: DataFolder, table: Table, name: str) -> d
             f"{table.path}: no column {listed(missing)}; expected the columns id and {name}, found "
             f"{quoted(table.columns)}"
         )
-    ids, cells = (
-        table.column(_called(table, "id")),
-        [cell.strip() for cell in table.column(_called(table, name))],
-    )
+    ids = table.column(_called(table, "id"))
+    cells = [cell.strip() for cell in table.column(_called(table, name))]
     _refuse_empty(table, _called(table, name))
     values: dict[str, set[str]] = {}
     if set(labelled.ids) <= {text.strip() for text in ids}:

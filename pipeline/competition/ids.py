@@ -65,11 +65,9 @@ class Style:
     of_id: Callable[[str], str] = str
 
 
-NAME, STEM, INSIDE = (
-    Style("file names", file_name),
-    Style("file names without extension", _stem),
-    Style("paths in the image folder", inside),
-)
+NAME = Style("file names", file_name)
+STEM = Style("file names without extension", _stem)
+INSIDE = Style("paths in the image folder", inside)
 STYLES = (
     NAME,
     STEM,

@@ -124,10 +124,8 @@ def read_table(
             conflicts.setdefault(first, [first]).append(row)
     twice = []
     for first, which in conflicts.items():
-        where, values = (
-            numbered(table.lines[row] for row in which),
-            quoted(", ".join(labels[row]) for row in which),
-        )
+        where = numbered(table.lines[row] for row in which)
+        values = quoted(", ".join(labels[row]) for row in which)
         twice.append(f"{where}: {ids[first]!r} ({match.images[first][0]}) has different labels: {values}")
     problems += capped(twice, "images have different labels")
     what = names[0] if len(names) == 1 else f"{len(names)} columns of labels"

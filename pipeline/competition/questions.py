@@ -117,11 +117,9 @@ def _without_punctuation(text: str) -> str:
 
 
 def _kept_mark(found: re.Match[str]) -> str:
-    mark, before, after = (
-        found.group(),
-        found.string[found.start() - 1 : found.start()],
-        found.string[found.end() : found.end() + 1],
-    )
+    mark = found.group()
+    before = found.string[found.start() - 1 : found.start()]
+    after = found.string[found.end() : found.end() + 1]
     if mark == "'":
         keep = before.isalpha() and after.isalpha()
     elif mark in ".:/":

@@ -132,10 +132,8 @@ def load_results(path: Path) -> dict[str, tuple[int, str]]:
     """
     problems, results = Problems(), {}
     for place, entry in _entries(path, None, problems):
-        question_id, answer = (
-            _id_of(entry, "question_id", place, problems),
-            _text_of(entry, "answer", place, problems),
-        )
+        question_id = _id_of(entry, "question_id", place, problems)
+        answer = _text_of(entry, "answer", place, problems)
         if question_id is None or answer is None:
             continue
         if question_id in results:

@@ -261,10 +261,8 @@ def _geometry(
     values: dict[str, Any], kind: str, default_size: int
 ) -> tuple[int, int, int | tuple[int, int] | None]:
     """Return height and width of the result, and `Preprocessing.resize_to`."""
-    size, crop = (
-        values.get("size", default_size),
-        values.get("crop_size") if values.get("do_center_crop") else None,
-    )
+    size = values.get("size", default_size)
+    crop = values.get("crop_size") if values.get("do_center_crop") else None
     if isinstance(size, dict):
         shorter = size.get("shortest_edge")
     else:

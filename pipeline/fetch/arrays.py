@@ -232,11 +232,9 @@ def _part(stage: Staged, array: _Array) -> str:
 
 def _write_stack(stage: Staged, array: _Array, vectors: list[_Array], rule: Rule) -> set[_Array]:
     """Write the images of one stack and their table; returns the arrays with its ids and labels."""
-    count, part, original = (
-        array.shape[0],
-        _part(stage, array),
-        "/".join(filter(None, [stage.shown(array.path), array.key])),
-    )
+    count = array.shape[0]
+    part = _part(stage, array)
+    original = "/".join(filter(None, [stage.shown(array.path), array.key]))
     beside = [vector for vector in vectors if max(vector.shape) == count and _part(stage, vector) == part]
     texts = {vector: [_text(value) for value in np.asarray(vector.load()).ravel()] for vector in beside}
     ids = [

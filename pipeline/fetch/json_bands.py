@@ -73,10 +73,8 @@ def _write(stage: Staged, bands: _Bands, rows: list[dict[str, Any]], rule: Rule)
     column = id_column(stage, columns, cells)
     if column is None:
         names, how = row_ids(stage, bands.part, len(rows))
-        columns, cells = (
-            [stage.id_column, *columns],
-            [[name, *row] for name, row in zip(names, cells, strict=True)],
-        )
+        columns = [stage.id_column, *columns]
+        cells = [[name, *row] for name, row in zip(names, cells, strict=True)]
     else:
         names, how = [row[column] for row in cells], f"{columns[column]!r}"
     check_names(names, stage.shown(bands.path))

@@ -84,10 +84,8 @@ def _write(stage: Staged, table: _Table, rows: list[list[str]], rule: Rule) -> N
     column = id_column(stage, table.others, rows)
     if column is None:
         names, how = row_ids(stage, table.part, len(rows))
-        columns, cells = (
-            [stage.id_column if stage.id_column not in table.others else "image", *table.others],
-            [[name, *row] for name, row in zip(names, rows, strict=True)],
-        )
+        columns = [stage.id_column if stage.id_column not in table.others else "image", *table.others]
+        cells = [[name, *row] for name, row in zip(names, rows, strict=True)]
     else:
         names, how = [row[column] for row in rows], f"column {table.others[column]!r}"
         columns, cells = table.others, rows

@@ -110,10 +110,8 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, Any]]:
             value, position = _varint(data, position)
         elif wire in (1, 5):
             size = 8 if wire == 1 else 4
-            value, position = (
-                struct.unpack_from("<d" if wire == 1 else "<f", data, position)[0],
-                position + size,
-            )
+            value = struct.unpack_from("<d" if wire == 1 else "<f", data, position)[0]
+            position = position + size
         elif wire == 2:
             length, position = _varint(data, position)
             if position + length > len(data):

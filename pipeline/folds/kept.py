@@ -40,12 +40,10 @@ class Kept:
         views: Sequence[str] = (),
         engine: str = TORCH,
     ) -> None:
-        self.images, self.precision, self.batch_size, self.views = (
-            images_digest(rows),
-            precision,
-            batch_size,
-            list(views),
-        )
+        self.images = images_digest(rows)
+        self.precision = precision
+        self.batch_size = batch_size
+        self.views = list(views)
         self.engine = engine
         self.stem = "-".join([TEST_STEM, *views])
         # A backbone file that several folds share is read once

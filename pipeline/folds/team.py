@@ -267,10 +267,8 @@ def _check_alike(leaves: Sequence[Leaf]) -> None:
         elif mine.kind != other.kind:
             problems.append(f"{run.path} predicts {other.describe()}, {first.path} {mine.describe()}")
         elif set(mine.names) != set(other.names):
-            lacks, has = (
-                sorted(set(mine.names) - set(other.names)),
-                sorted(set(other.names) - set(mine.names)),
-            )
+            lacks = sorted(set(mine.names) - set(other.names))
+            has = sorted(set(other.names) - set(mine.names))
             differ = [f"lacks {quoted(lacks)}"] if lacks else []
             differ += [f"has also {quoted(has)}"] if has else []
             problems.append(f"{run.path}, compared with {first.path}, {' and '.join(differ)}")

@@ -50,10 +50,8 @@ def find_credentials(environment: Mapping[str, str] | None = None) -> Credential
     key_path = _config_dir(environment) / "kaggle.json"
     stored, problem = _stored_key(key_path)
     problems += [problem] if problem else []
-    user, key = (
-        environment.get("KAGGLE_USERNAME") or stored.get("username"),
-        environment.get("KAGGLE_KEY") or stored.get("key"),
-    )
+    user = environment.get("KAGGLE_USERNAME") or stored.get("username")
+    key = environment.get("KAGGLE_KEY") or stored.get("key")
     if user and key:
         source = "KAGGLE_USERNAME and KAGGLE_KEY" if environment.get("KAGGLE_KEY") else str(key_path)
         login = base64.b64encode(f"{user}:{key}".encode()).decode()

@@ -164,11 +164,9 @@ def _apply_apart(
             for place in places:
                 with np.load(place / f"{number}.npz", allow_pickle=False) as found:
                     its = found["reached"]
-                    whole.logits[its], whole.reached[its], whole.bad[its] = (
-                        found["logits"][its],
-                        True,
-                        found["bad"][its],
-                    )
+                    whole.logits[its] = found["logits"][its]
+                    whole.reached[its] = True
+                    whole.bad[its] = found["bad"][its]
             computed.append(whole)
     rates = [sum(one["rates"][number] for one in reports) for number in range(len(carried.team.leaves))]
     return Output(computed, rates, max(one["memory"] for one in reports))

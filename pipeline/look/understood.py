@@ -140,10 +140,8 @@ def _odd(competition: Competition) -> list[str]:
         lines.append(f"{counted(len(empty), *noun)} without any image: {listed(empty)}")
     held = [count for count in counts.values() if count]
     if held and max(held) >= IMBALANCE * min(held) and len(held) > 1:
-        most, least = (
-            max(counts, key=counts.__getitem__),
-            min((name for name in counts if counts[name]), key=counts.__getitem__),
-        )
+        most = max(counts, key=counts.__getitem__)
+        least = min((name for name in counts if counts[name]), key=counts.__getitem__)
         lines.append(
             f"{most!r} has {counts[most]:,} images and {least!r} {counts[least]:,}: "
             f"{max(held) / min(held):.0f} times as many"

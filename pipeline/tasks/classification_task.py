@@ -66,10 +66,8 @@ class ClassificationTask:
         Validation rows keep their labels.
         """
         self.classifier, self.recipe, self.target, self.metric = classifier, recipe, target, metric
-        self.corrections, self.corrected = (
-            corrections,
-            corrections.record(train, val) if corrections else None,
-        )
+        self.corrections = corrections
+        self.corrected = corrections.record(train, val) if corrections else None
         train = corrections.applied(train)
         self.class_names = target.names
         self.model, self.rule = classifier.model, classifier.rule

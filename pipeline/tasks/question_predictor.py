@@ -157,10 +157,8 @@ def rebuild(run: Run, num_outputs: int) -> VqaPredictor:
             "one of them"
         )
     recipe = run.record.values["recipe"]
-    text, image = (
-        load_encoder(str(run.text_dir), "text_backbone"),
-        load_encoder(str(run.backbone_dir), "--backbone"),
-    )
+    text = load_encoder(str(run.text_dir), "text_backbone")
+    image = load_encoder(str(run.backbone_dir), "--backbone")
     tokenizer = load_tokenizer(str(run.text_dir), max_tokens_of(text, recipe["data"]["max_question_tokens"]))
     rule = preprocessing_of(str(run.backbone_dir), image.config, None)
     frozen = [recipe["freeze"]] if recipe.get("freeze") else []

@@ -73,11 +73,9 @@ class VqaTask:
             self.train_rows, self.train_labels.tolist(), augmentation, recipe.seed
         )
         self.val_set = predictor.dataset(self.val_rows, self.val_labels.tolist())
-        self.num_train, self.num_val, self.num_outputs = (
-            len(self.train_rows),
-            len(self.val_rows),
-            len(self.class_names),
-        )
+        self.num_train = len(self.train_rows)
+        self.num_val = len(self.val_rows)
+        self.num_outputs = len(self.class_names)
         self.compute: Compute | None = None  # set by `to_device`
         # Backbones whose features are computed when the first batch of the part is read.
         self.to_compute: dict[str, Sequence[Tower]] = {
@@ -204,10 +202,8 @@ class VqaTask:
         for row, label, prob in zip(self.val_rows, self.val_labels, probs, strict=True):
             best = prob.argmax()
             written = self.class_names[label] if label >= 0 else row.label
-            before, after = (
-                (row.id, str(row.path), written, self.class_names[best]),
-                (row.question, row.answer_type or ""),
-            )
+            before = (row.id, str(row.path), written, self.class_names[best])
+            after = (row.question, row.answer_type or "")
             rows.append((*map(guarded, before), f"{prob[best]:.6f}", *map(guarded, after)))
         write_table(output / VAL_TABLE, PREDICTION_COLUMNS, rows)
         write_probs(output / VAL_VALUES, probs)

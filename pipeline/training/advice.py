@@ -137,12 +137,10 @@ class Watch:
         num_val: int,
         schedule: dict[str, Any],
     ) -> None:
-        self.baseline, self.metric, self.higher_is_better, self.num_val = (
-            baseline,
-            metric,
-            higher_is_better,
-            num_val,
-        )
+        self.baseline = baseline
+        self.metric = metric
+        self.higher_is_better = higher_is_better
+        self.num_val = num_val
         self.due = [schedule["warmup_steps"], HALF_WAY * schedule["total_steps"]]
 
     def warning(self, history: list[dict[str, Any]]) -> str | None:

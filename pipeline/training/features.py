@@ -166,17 +166,13 @@ class HeadTask:
 
     def __init__(self, task: Featured, features: Features) -> None:
         self.task, self.features = task, features
-        self.model, self.num_train, self.num_val, self.num_outputs = (
-            task.model,
-            task.num_train,
-            task.num_val,
-            task.num_outputs,
-        )
-        self.best_metric, self.higher_is_better, self.train_score = (
-            task.best_metric,
-            task.higher_is_better,
-            task.train_score,
-        )
+        self.model = task.model
+        self.num_train = task.num_train
+        self.num_val = task.num_val
+        self.num_outputs = task.num_outputs
+        self.best_metric = task.best_metric
+        self.higher_is_better = task.higher_is_better
+        self.train_score = task.train_score
         self.train_labels, self.val_labels = (
             default_collate(list(labels)) if len(labels) else None
             for labels in (task.train_labels, task.val_labels)

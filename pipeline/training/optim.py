@@ -46,12 +46,10 @@ def lr_at(step: int, schedule: dict[str, Any]) -> float:
     one value per epoch, from `lr` in the first to `end_lr` in the last, as torch's CosineAnnealingLR when
     stepped once per epoch.
     """
-    lr, end_lr, warmup, total = (
-        schedule["lr"],
-        schedule["end_lr"],
-        schedule["warmup_steps"],
-        schedule["total_steps"],
-    )
+    lr = schedule["lr"]
+    end_lr = schedule["end_lr"]
+    warmup = schedule["warmup_steps"]
+    total = schedule["total_steps"]
     if step < warmup:
         return lr * step / warmup
     if schedule["name"] == "constant":
@@ -107,10 +105,8 @@ def rate_scales(names: Sequence[str], recipe: Recipe, head: str) -> dict[str, fl
     1), parameters before the blocks one factor more, parameters after them 1 (BEiT's fine-tuning, Bao et al.
     2021, appendix; unilm/beit/optim_factory.py).
     """
-    decay, head_scale = (
-        recipe.optimizer.layer_decay,
-        (recipe.optimizer.head_lr or recipe.optimizer.lr) / recipe.optimizer.lr,
-    )
+    decay = recipe.optimizer.layer_decay
+    head_scale = (recipe.optimizer.head_lr or recipe.optimizer.lr) / recipe.optimizer.lr
     in_head = {name for name in names if f".{head}." in f".{name}"}
     # Encoder (question answering has two) -> its blocks, in the order of the model
     blocks: dict[str, list[tuple[str, ...]]] = {}

@@ -76,10 +76,8 @@ def fit_probe(target: Target, features: np.ndarray, labels: Sequence[str]) -> Pr
 def _choice(features: np.ndarray, classes: np.ndarray, num_outputs: int) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.linear_model import LogisticRegression
 
-    weight, bias = (
-        np.zeros((num_outputs, features.shape[1])),
-        np.full(num_outputs, np.log(0.5 / len(features))),
-    )
+    weight = np.zeros((num_outputs, features.shape[1]))
+    bias = np.full(num_outputs, np.log(0.5 / len(features)))
     present = np.unique(classes)
     if len(present) == 1:
         bias[present] = 0
