@@ -112,11 +112,9 @@ def _take(path: Path) -> int | str:
                 f"process {holder.get('process')} on {holder.get('host')} has used it since "
                 f"{holder.get('started')}"
             )
-            return (
-                text
-                if ours is False
-                else f"{text} and touched it {silent:.0f} s ago (if it has ended: rm {quote(str(path))})"
-            )
+            if ours is False:
+                return text
+            return f"{text} and touched it {silent:.0f} s ago (if it has ended: rm {quote(str(path))})"
         except BaseException:
             with suppress(OSError):
                 os.close(handle)

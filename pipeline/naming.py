@@ -28,13 +28,12 @@ def method(recipe: Recipe) -> str:
 
     With random weights it says so.
     """
-    kind = (
-        f"LoRA r={recipe.lora.rank}"
-        if recipe.lora.rank
-        else "the head alone"
-        if recipe.head_only
-        else "full fine-tuning"
-    )
+    if recipe.lora.rank:
+        kind = f"LoRA r={recipe.lora.rank}"
+    elif recipe.head_only:
+        kind = "the head alone"
+    else:
+        kind = "full fine-tuning"
     kind += f", frozen {recipe.freeze}" if recipe.freeze else ""
     return f"{kind} from random weights" if recipe.random_weights else kind
 

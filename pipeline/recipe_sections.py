@@ -369,13 +369,12 @@ class Data(Section):
     @classmethod
     def _as_texts(cls, value: Any) -> Any:
         """The labels as a tuple of texts, from `JMiPOD,UERD`, `1` or `[1, 2]`."""
-        parts = (
-            value.split(",")
-            if isinstance(value, str)
-            else value
-            if isinstance(value, (list, tuple))
-            else [value]
-        )
+        if isinstance(value, str):
+            parts = value.split(",")
+        elif isinstance(value, (list, tuple)):
+            parts = value
+        else:
+            parts = [value]
         return () if value is None else tuple(str(part).strip() for part in parts)
 
 

@@ -186,11 +186,9 @@ def _run_of_copy(path: Path) -> Path | None:
     None where `path` is not such a copy, or the run is missing.
     """
     folder = path.absolute().parent
-    return (
-        folder.parent
-        if folder.name == COPIES and ((folder.parent / RECORD).is_file() or is_unfinished(folder.parent))
-        else None
-    )
+    if folder.name == COPIES and ((folder.parent / RECORD).is_file() or is_unfinished(folder.parent)):
+        return folder.parent
+    return None
 
 
 def _read_copy(path: Path, whole: Path) -> tuple[RunRecord, str]:

@@ -79,11 +79,9 @@ def _no_room(features: Features, compute: Compute) -> str | None:
 
     free = device_memory(torch.device("cpu"))
     room = min(MOST_BYTES, free // 2) if free else MOST_BYTES
-    return (
-        f"they need {human_size(features.num_bytes)}, and the limit is {human_size(room)}"
-        if features.num_bytes > room
-        else None
-    )
+    if features.num_bytes > room:
+        return f"they need {human_size(features.num_bytes)}, and the limit is {human_size(room)}"
+    return None
 
 
 def check_floor(session: Session, build: Build) -> None:

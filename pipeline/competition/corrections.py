@@ -113,11 +113,9 @@ def describe_corrections(record: dict[str, Any]) -> str:
         f"{train['relabelled']:,} with another label"
     )
     touched = val["excluded"] + val["relabelled"]
-    return (
-        f"{line}; {counted(touched, 'validation row')} in these files keep their given label"
-        if touched
-        else line
-    )
+    if touched:
+        return f"{line}; {counted(touched, 'validation row')} in these files keep their given label"
+    return line
 
 
 def _load(root: Path, what: str, file: str) -> Table:

@@ -56,11 +56,9 @@ class _Part:
     form: SubmissionForm | None = None
 
     def lines(self, name: str) -> list[str]:
-        return (
-            [f"{name}: {self.says}", *([f"{name}: {'; '.join(self.notes)}"] if self.notes else [])]
-            if self.says
-            else []
-        )
+        if self.says:
+            return [f"{name}: {self.says}", *([f"{name}: {'; '.join(self.notes)}"] if self.notes else [])]
+        return []
 
 
 def is_vqa(folder: DataFolder) -> bool:

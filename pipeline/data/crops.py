@@ -142,11 +142,9 @@ def random_crop(config: Augmentation | None, rule: Preprocessing) -> RandomCrop 
 
     None for other augmentations, which need the whole image at its full size.
     """
-    return (
-        RandomCrop(config, rule)
-        if config and config.random_resized_crop and not config.rotation_degrees
-        else None
-    )
+    if config and config.random_resized_crop and not config.rotation_degrees:
+        return RandomCrop(config, rule)
+    return None
 
 
 def _halvings(spare: float) -> int:

@@ -189,8 +189,6 @@ def _ends(path: Path) -> tuple[float, float] | None:
 
 def _spread(paths: Sequence[Path], count: int) -> list[Path]:
     """Return `count` of the paths, evenly spaced; all if there are fewer."""
-    return (
-        [paths[len(paths) * number // count] for number in range(count)]
-        if len(paths) > count
-        else list(paths)
-    )
+    if len(paths) > count:
+        return [paths[len(paths) * number // count] for number in range(count)]
+    return list(paths)

@@ -41,11 +41,9 @@ class QuestionTokenizer:
 
     def encode(self, questions: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each question with special tokens, at most `max_tokens`; not padded."""
-        return (
-            self.tokenizer(list(questions), truncation=True, max_length=self.max_tokens)["input_ids"]
-            if questions
-            else []
-        )
+        if questions:
+            return self.tokenizer(list(questions), truncation=True, max_length=self.max_tokens)["input_ids"]
+        return []
 
     def notes(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
         """Return notes for the user: how long the questions are, how many were cut, and a warning about

@@ -189,13 +189,12 @@ def _impossible_values(values: dict[str, Any]) -> list[str]:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e9 < value < 1e9
 
     def is_size(value: Any, named: tuple[set[str], ...]) -> bool:
-        sides = (
-            list(value.values())
-            if isinstance(value, dict)
-            else list(value)
-            if isinstance(value, list)
-            else [value]
-        )
+        if isinstance(value, dict):
+            sides = list(value.values())
+        elif isinstance(value, list):
+            sides = list(value)
+        else:
+            sides = [value]
         complete = (
             value.keys() in named
             if isinstance(value, dict)

@@ -106,11 +106,9 @@ def summary(grid: Grid, bench: Bench, trial: Trial | None = None) -> str:
     score = score_name(rows, grid)
     if trial is not None:
         values = trial_values(trial, bench)
-        return (
-            f"{_title(score)} {values[score]:.4f} in {human_time(values['seconds'])} of training"
-            if score in values
-            else "no score"
-        )
+        if score in values:
+            return f"{_title(score)} {values[score]:.4f} in {human_time(values['seconds'])} of training"
+        return "no score"
     cells = [
         (row.row.name, _spread(row.values.get(score, [])), _cell("seconds", row.values.get("seconds", [])))
         for row in rows
@@ -238,13 +236,11 @@ def _amount(name: str, value: float | str) -> str:
         return human_time(value)
     if name in ("trainable", "parameters"):
         return f"{value:,.0f}"
-    return (
-        f"{value:.2f}"
-        if name == "memory_gb"
-        else f"{value:.0f}"
-        if name == "images_per_second"
-        else f"{value:.4g}"
-    )
+    if name == "memory_gb":
+        return f"{value:.2f}"
+    if name == "images_per_second":
+        return f"{value:.0f}"
+    return f"{value:.4g}"
 
 
 def _reported(row: GridRow) -> str:

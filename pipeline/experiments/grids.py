@@ -202,8 +202,6 @@ def _read(path: Path, given: str) -> GridFile:
 def _problem(item: dict[str, Any]) -> str:
     """Return the problem as for a recipe, with the row number in the key."""
     names = tuple(map(str, item["loc"]))
-    return (
-        f"{'.'.join(names)}: {item['ctx']['error']}"
-        if item["type"] == "value_error"
-        else problem_of(item | {"loc": names})
-    )
+    if item["type"] == "value_error":
+        return f"{'.'.join(names)}: {item['ctx']['error']}"
+    return problem_of(item | {"loc": names})

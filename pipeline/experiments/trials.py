@@ -76,11 +76,9 @@ def note(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: trial.json is damaged.
     """
-    return (
-        read_shaped(folder / "trial.json", NOTE, "move the folder away, then try again")
-        if (folder / "trial.json").exists()
-        else {}
-    )
+    if (folder / "trial.json").exists():
+        return read_shaped(folder / "trial.json", NOTE, "move the folder away, then try again")
+    return {}
 
 
 def is_trained(folder: Path) -> bool:
@@ -236,11 +234,12 @@ def last_words(log: Path, code: int) -> str:
     command = max(number for number, line in enumerate(lines) if line.startswith("$ python "))
     output = lines[command + 1 :]
     starts = [number for number, line in enumerate(output) if line.startswith("error: ")]
-    message = (
-        " ".join(line.strip() for line in output[starts[-1] :])
-        if starts
-        else (output[-1].strip() if output else "it printed nothing")
-    )
+    if starts:
+        message = " ".join(line.strip() for line in output[starts[-1] :])
+    elif output:
+        message = output[-1].strip()
+    else:
+        message = "it printed nothing"
     ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return f"{message.removeprefix('error: ')} ({ended})"
 

@@ -64,11 +64,9 @@ def page_in_words(html: bytes) -> str:
     name = f"a web page ({' '.join(title[1].split())!r})" if title else "a web page"
     if re.search(r"quota|too many users", text, re.IGNORECASE):
         return f"{name} that says the file was downloaded too often; Google lifts that within a day"
-    return (
-        f"{name}, perhaps one to sign in or to confirm"
-        if re.search(r"sign in|log in|password|confirm", text, re.IGNORECASE)
-        else name
-    )
+    if re.search(r"sign in|log in|password|confirm", text, re.IGNORECASE):
+        return f"{name}, perhaps one to sign in or to confirm"
+    return name
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -220,15 +218,14 @@ def _members(
         if number > max_members or total > max_bytes:
             return
         if isinstance(entry, tarfile.TarInfo):
-            kind = (
-                "file"
-                if entry.isfile()
-                else "folder"
-                if entry.isdir()
-                else "a link"
-                if entry.islnk() or entry.issym()
-                else "a device"
-            )
+            if entry.isfile():
+                kind = "file"
+            elif entry.isdir():
+                kind = "folder"
+            elif entry.islnk() or entry.issym():
+                kind = "a link"
+            else:
+                kind = "a device"
             name, size = entry.name, entry.size
         else:
             mode = stat.S_IFMT(entry.external_attr >> 16)

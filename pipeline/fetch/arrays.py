@@ -175,11 +175,9 @@ def _planes(image: np.ndarray) -> np.ndarray:
     image = np.asarray(image).astype(np.uint8) if image.dtype.kind == "b" else np.asarray(image)
     if image.ndim == 2:
         return image[None]
-    return (
-        image.transpose(2, 0, 1)
-        if image.shape[2] <= min(image.shape[:2]) and image.shape[2] <= image.shape[0]
-        else image
-    )
+    if image.shape[2] <= min(image.shape[:2]) and image.shape[2] <= image.shape[0]:
+        return image.transpose(2, 0, 1)
+    return image
 
 
 def _write_files(stage: Staged, arrays: list[_Array]) -> None:
@@ -279,11 +277,9 @@ def _label_name(vector: _Array, count: int) -> str:
 def _text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return (
-        str(int(value))
-        if isinstance(value, (np.floating, float)) and float(value).is_integer()
-        else str(value)
-    )
+    if isinstance(value, (np.floating, float)) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
 
 
 def _table_ids(stage: Staged, part: str, count: int) -> tuple[list[str], str]:

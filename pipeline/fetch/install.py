@@ -311,13 +311,12 @@ def _no_room(data_dir: Path, slug: str, yes: bool, besides: Path | None = None) 
     memory = next((name for name in MEMORIES if name in found), None)
     others = [name for name in found if name not in MEMORIES]
     if set_there or _understood(data_dir)[0] or (slug_there and others):
-        holds = (
-            f"the set {set_there!r}"
-            if set_there
-            else f"the competition {slug_there!r}"
-            if slug_there
-            else "a competition"
-        )
+        if set_there:
+            holds = f"the set {set_there!r}"
+        elif slug_there:
+            holds = f"the competition {slug_there!r}"
+        else:
+            holds = "a competition"
         return [f"{data_dir} already holds {holds}; {elsewhere}"]
     if slug_there not in (None, slug):
         return [f"{data_dir / memory} names another competition, {slug_there!r}: delete it, or {elsewhere}"]

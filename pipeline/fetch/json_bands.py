@@ -146,11 +146,9 @@ def _size(value: Any) -> int:
     if not isinstance(value, list) or not value:
         return 0
     if isinstance(value[0], list):
-        return (
-            sum(len(row) for row in value if isinstance(row, list))
-            if value[0] and isinstance(value[0][0], (int, float))
-            else 0
-        )
+        if value[0] and isinstance(value[0][0], (int, float)):
+            return sum(len(row) for row in value if isinstance(row, list))
+        return 0
     return len(value) if isinstance(value[0], (int, float)) and not isinstance(value[0], bool) else 0
 
 

@@ -138,8 +138,6 @@ def encoded_suffix(data: bytes) -> str:
     """Return `.jpg`, `.png`, ... if `data` is an encoded image, by its first bytes; else empty."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return ".webp"
-    return (
-        next((suffix for start, suffix in ENCODED.items() if data.startswith(start)), "")
-        if len(data) > 24
-        else ""
-    )
+    if len(data) > 24:
+        return next((suffix for start, suffix in ENCODED.items() if data.startswith(start)), "")
+    return ""

@@ -227,12 +227,12 @@ def _installed(model_dir: Path) -> dict[str, Any]:
         record = json.loads((model_dir / INSTALLED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return (
-        record
-        if isinstance(record, dict)
+    if (
+        isinstance(record, dict)
         and {"sha256", "source_key", "entries", "weights", "installed"} <= record.keys()
-        else {}
-    )
+    ):
+        return record
+    return {}
 
 
 def _weights(model_dir: Path) -> dict[str, str]:

@@ -37,11 +37,9 @@ def ranks(values: np.ndarray) -> np.ndarray:
     import numpy as np
     from scipy.stats import rankdata
 
-    return (
-        (rankdata(values, axis=0) - 0.5) / max(1, len(values))
-        if len(values)
-        else np.asarray(values, dtype=np.float64)
-    )
+    if len(values):
+        return (rankdata(values, axis=0) - 0.5) / max(1, len(values))
+    return np.asarray(values, dtype=np.float64)
 
 
 def weighted(values: Sequence[np.ndarray], weights: Sequence[float], rule: str) -> np.ndarray:

@@ -188,11 +188,9 @@ def serving(target: Target, metric: str) -> list[str]:
         return ["thresholds", *(["count"] if metric.startswith("samples_") else [])]
     if target.kind == "ordinal":
         return ["cuts"]
-    return (
-        ["offsets"]
-        if target.kind == "multiclass" and metric in OFFSET and target.num_outputs <= MAX_ASCENDED
-        else []
-    )
+    if target.kind == "multiclass" and metric in OFFSET and target.num_outputs <= MAX_ASCENDED:
+        return ["offsets"]
+    return []
 
 
 def expected_grade(values: np.ndarray) -> np.ndarray:

@@ -189,11 +189,9 @@ def gains(
     scores = {
         views: evaluate(metric, target, encoded, np.concatenate(values)) for views, values in after.items()
     }
-    return (
-        None
-        if base is None
-        else {views: sign * (score - base) for views, score in scores.items() if score is not None}
-    )
+    if base is None:
+        return None
+    return {views: sign * (score - base) for views, score in scores.items() if score is not None}
 
 
 def choose_views(

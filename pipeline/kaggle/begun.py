@@ -82,11 +82,9 @@ def finder(row: Row) -> Find:
 
     def distance(submission: Submission) -> float:
         try:
-            return (
-                abs((submission.date - datetime.fromisoformat(row["time"])).total_seconds())
-                if submission.date
-                else 0.0
-            )
+            if submission.date:
+                return abs((submission.date - datetime.fromisoformat(row["time"])).total_seconds())
+            return 0.0
         except (ValueError, TypeError):
             # A spreadsheet may have rewritten the time; then only the message is compared.
             return 0.0

@@ -120,8 +120,6 @@ def isolates() -> tuple[str, ...]:
 
 def describe() -> str:
     """Describe how the process is kept from the network."""
-    return (
-        "no network, inputs read-only (namespaces)"
-        if isolates()
-        else "every socket refused; inputs compared before and after"
-    )
+    if isolates():
+        return "no network, inputs read-only (namespaces)"
+    return "every socket refused; inputs compared before and after"

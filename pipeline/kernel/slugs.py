@@ -182,10 +182,8 @@ def _file_problems(folder: Path, values: dict[str, Any]) -> list[str]:
 
 def _switch(values: dict[str, Any], key: str) -> bool | None:
     value = values.get(key)
-    return (
-        {"true": True, "false": False}.get(value.lower())
-        if isinstance(value, str)
-        else value
-        if isinstance(value, bool)
-        else None
-    )
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.lower())
+    if isinstance(value, bool):
+        return value
+    return None

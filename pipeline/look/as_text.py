@@ -56,11 +56,10 @@ def _line(cells: Sequence[str], widths: Sequence[int], texts: int) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = (
-        f"{value:,}"
-        if isinstance(value, int)
-        else f"{value:.4g}"
-        if isinstance(value, float)
-        else " ".join(str(value).split())
-    )
+    if isinstance(value, int):
+        text = f"{value:,}"
+    elif isinstance(value, float):
+        text = f"{value:.4g}"
+    else:
+        text = " ".join(str(value).split())
     return text if len(text) <= CELL else f"{text[: CELL - 1]}…"

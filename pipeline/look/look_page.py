@@ -71,13 +71,12 @@ def write_page(
                 for one in strip.images
             ]
         )
-        left = (
-            ""
-            if step == levels[0]
-            else "all images"
-            if step == 0
-            else f"{step - 1} of {step} images of the sheet of classes"
-        )
+        if step == levels[0]:
+            left = ""
+        elif step == 0:
+            left = "all images"
+        else:
+            left = f"{step - 1} of {step} images of the sheet of classes"
         note = f"Left out to keep this page below {human_size(most_bytes)}: {left}." if left else ""
         html = _html(name, shown, thumbnails, note)
         if len(html.encode("utf-8")) <= most_bytes:

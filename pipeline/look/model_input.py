@@ -137,13 +137,12 @@ def _in_words(size: tuple[int, int], rule: Preprocessing, recipe: Recipe) -> str
             f"resized to a shorter side of {shorter} and cropped to the central {rule.width} x {rule.height}"
         )
     factor = np.sqrt(across * down)
-    scale = (
-        f"to {factor:.0%} of its resolution"
-        if factor < 0.98
-        else f"enlarged {factor:.1f} times"
-        if factor > 1.02
-        else "at its own resolution"
-    )
+    if factor < 0.98:
+        scale = f"to {factor:.0%} of its resolution"
+    elif factor > 1.02:
+        scale = f"enlarged {factor:.1f} times"
+    else:
+        scale = "at its own resolution"
     config = recipe.augmentation
     training = "the same, changed at random"
     if config.random_resized_crop:

@@ -100,11 +100,9 @@ def preprocessing_of(source: str | None, config: Any, image_size: int | None) ->
         rule = timm_checkpoints.rule_of(config)
     else:
         rule = Preprocessing(native, native, **DEFAULT_RULES.get(config.model_type, {}))
-    return (
-        rule.at_size(image_size)
-        if image_size and (rule.height, rule.width) != (image_size, image_size)
-        else rule
-    )
+    if image_size and (rule.height, rule.width) != (image_size, image_size):
+        return rule.at_size(image_size)
+    return rule
 
 
 def native_size(config: Any) -> int | None:

@@ -147,11 +147,9 @@ class FusionModel(nn.Module):
     def see(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return (I, Dv) vectors of I images (I, 3, H, W); for cross-attention (I, P, Dv) tokens."""
         output = self.image(pixel_values=pixel_values, **self.image_options)
-        return (
-            picture_tokens(output, self.head.image_dim)
-            if self.head.config.fusion == "cross_attention"
-            else pooled(output)
-        )
+        if self.head.config.fusion == "cross_attention":
+            return picture_tokens(output, self.head.image_dim)
+        return pooled(output)
 
     def join(self, question: torch.Tensor, picture: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
         """Return (B, K) logits from the results of `read` and `see`.

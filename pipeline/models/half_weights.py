@@ -218,11 +218,9 @@ def _kept_dtype(x: torch.Tensor) -> torch.dtype | None:
 
 def _norm(module: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
     dtype = _kept_dtype(x)
-    return (
-        nn.LayerNorm.forward(module, x)
-        if dtype is None
-        else Norm.apply(x, module.weight, module.bias, module.eps, dtype)
-    )
+    if dtype is None:
+        return nn.LayerNorm.forward(module, x)
+    return Norm.apply(x, module.weight, module.bias, module.eps, dtype)
 
 
 def _gelu(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -231,11 +229,9 @@ def _gelu(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def _linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     dtype = _kept_dtype(x)
-    return (
-        nn.Linear.forward(module, x)
-        if dtype is None
-        else Linear.apply(x, module.weight, module.bias, dtype, source_of(x))
-    )
+    if dtype is None:
+        return nn.Linear.forward(module, x)
+    return Linear.apply(x, module.weight, module.bias, dtype, source_of(x))
 
 
 def _exact(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:

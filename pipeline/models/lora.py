@@ -240,11 +240,9 @@ def load_adapter(model: nn.Module, folder: Path, has_head: bool = True) -> PeftM
 def _is_saved_bias(name: str, kind: str) -> bool:
     """Return True if peft saves this bias with the adapter. `kind`: its setting `bias`."""
     in_layer = name.endswith(".base_layer.bias")
-    return (
-        in_layer
-        if kind == "lora_only"
-        else kind == "all" and is_bias(name) and ".original_module." not in name
-    )
+    if kind == "lora_only":
+        return in_layer
+    return kind == "all" and is_bias(name) and ".original_module." not in name
 
 
 @torch.no_grad()

@@ -31,13 +31,12 @@ def check_folder(source: str, key: str = "--backbone") -> None:
         hint = f"did you mean {local / inside[0]}?"
     elif local.is_file() and (local.parent / "config.json").is_file():
         hint = f"did you mean its folder, {local.parent}?"
-    what = (
-        "no config.json in this folder"
-        if local.is_dir()
-        else "a file, but a folder is needed"
-        if local.is_file()
-        else "no such folder"
-    )
+    if local.is_dir():
+        what = "no config.json in this folder"
+    elif local.is_file():
+        what = "a file, but a folder is needed"
+    else:
+        what = "no such folder"
     raise UserError(f"{key} {source}: {what}; {hint}")
 
 

@@ -82,11 +82,9 @@ def mcc(truth: np.ndarray, chosen: np.ndarray) -> float | None:
     """Return Matthews' correlation; for several labels the mean over those that hold both yes and no."""
     from sklearn.metrics import matthews_corrcoef
 
-    return (
-        float(matthews_corrcoef(truth, chosen))
-        if truth.ndim == 1
-        else mean_of_columns(truth, chosen, matthews_corrcoef)
-    )
+    if truth.ndim == 1:
+        return float(matthews_corrcoef(truth, chosen))
+    return mean_of_columns(truth, chosen, matthews_corrcoef)
 
 
 def quadratic_kappa(num_grades: int) -> Callable[[np.ndarray, np.ndarray], float]:

@@ -154,12 +154,9 @@ def why_undefined(name: str, target: Target, truth: np.ndarray) -> str | None:
         return None
     if target.kind == "multilabel":
         defined = any(has_both(truth[:, number]) for number in range(truth.shape[1]))
-        return (
-            None
-            if defined
-            else f"{metric.words} is undefined: no label is present in some of these rows and absent in "
-            "others"
-        )
+        if defined:
+            return None
+        return f"{metric.words} is undefined: no label is present in some of these rows and absent in others"
     first = truth.reshape(-1)[0]
     if (truth != first).any():
         return None

@@ -229,19 +229,15 @@ class VqaTask:
 
     def baseline(self) -> Baseline | None:
         """Return the validation accuracy of always giving the most frequent answer."""
-        return (
-            Baseline(float(np.mean(self.val_labels == 0)), f"always {self.class_names[0]!r}")
-            if self.num_val
-            else None
-        )
+        if self.num_val:
+            return Baseline(float(np.mean(self.val_labels == 0)), f"always {self.class_names[0]!r}")
+        return None
 
     def floor(self) -> Baseline | None:
         """Return the validation accuracy of the question alone: its most frequent answer in training."""
-        return (
-            Baseline(self._question_floor, "the most frequent answer to the same question")
-            if self.num_val
-            else None
-        )
+        if self.num_val:
+            return Baseline(self._question_floor, "the most frequent answer to the same question")
+        return None
 
     def analyze(self, output: Path, compute: Compute) -> list[str]:
         """Return three baselines as lines (majority answer, question only, shuffled images).

@@ -41,11 +41,9 @@ class Compute:
 
     def device_name(self) -> str:
         """Return the GPU's name on CUDA, else `CPU` or `MPS`."""
-        return (
-            torch.cuda.get_device_name(self.device)
-            if self.device.type == "cuda"
-            else self.device.type.upper()
-        )
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return self.device.type.upper()
 
     def describe(self) -> str:
         """Return device and precision as text, such as `CPU, fp32`, with a warning if bf16 is slow here."""

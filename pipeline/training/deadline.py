@@ -58,11 +58,9 @@ class Rows:
 
     def of_one_run(self, folds: int | None) -> tuple[int, int]:
         """Return the numbers of training and validation rows of one run."""
-        return (
-            (self.train, self.val)
-            if folds is None
-            else (self.total - self.total // folds, math.ceil(self.total / folds))
-        )
+        if folds is None:
+            return (self.train, self.val)
+        return (self.total - self.total // folds, math.ceil(self.total / folds))
 
     def steps(self, epochs: int, folds: int | None) -> int:
         """Return the optimizer steps of one run."""

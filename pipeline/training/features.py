@@ -111,11 +111,9 @@ class Features:
                 self.task.head(features), logits
             )
         model.train(was_training)
-        return (
-            None
-            if head_is_last
-            else f"in {type(model).__name__} the logits are not only the output of the last layer"
-        )
+        if head_is_last:
+            return None
+        return f"in {type(model).__name__} the logits are not only the output of the last layer"
 
     def _two_images(self) -> Batch:
         return self.compute.move(next(iter(self.task.plain_batches(min(2, self.task.num_train)))))

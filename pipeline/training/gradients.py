@@ -42,11 +42,9 @@ def gradient_sum(
     """Return the sum for a recipe's `gradient_sum`."""
     if processes.count == 1 or processes.shares_out:
         return Alone()
-    return (
-        ExactSum(processes, weights)
-        if is_exact(choice, sum(map(torch.Tensor.numel, weights)))
-        else ReducedSum(processes, weights)
-    )
+    if is_exact(choice, sum(map(torch.Tensor.numel, weights))):
+        return ExactSum(processes, weights)
+    return ReducedSum(processes, weights)
 
 
 def is_exact(choice: Literal["auto", "exact", "reduced"], num_trained: int) -> bool:

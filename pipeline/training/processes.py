@@ -71,11 +71,9 @@ class Processes:
         "" for one process.
         """
         threads = torch.get_num_threads()
-        return (
-            f", {self.count} processes of {threads} thread{'s' if threads > 1 else ''} each"
-            if self.count > 1
-            else ""
-        )
+        if self.count > 1:
+            return f", {self.count} processes of {threads} thread{'s' if threads > 1 else ''} each"
+        return ""
 
     def agree(self, failure: Exception | None, wishes: Sequence[bool] = ()) -> list[bool]:
         """Return for each of `wishes` whether any process has it.
@@ -148,13 +146,12 @@ class Processes:
         """Raise the failure of the first process that has one."""
         kinds = [name for name, kind in TOLD.items() if isinstance(failure, kind)]
         words = kinds[0] if kinds else "other"
-        text = (
-            ""
-            if failure is None
-            else str(failure)
-            if kinds
-            else system_refusal(failure) or f"{type(failure).__name__}: {failure}"
-        )
+        if failure is None:
+            text = ""
+        elif kinds:
+            text = str(failure)
+        else:
+            text = system_refusal(failure) or f"{type(failure).__name__}: {failure}"
         told = self.texts(None if failure is None else json.dumps([words, text]))
         if failure is not None and not kinds and system_refusal(failure) is None:
             raise failure  # an unexpected error: show its own traceback
