@@ -216,11 +216,7 @@ def check_builds(todo: Sequence[Trial], grid: Grid, bench: Bench) -> None:
     for number, trials in enumerate(by_build.values(), start=1):
         needs, problem = dry_run(trials[0], bench)
         rows = ", ".join(dict.fromkeys(trial.row for trial in trials))
-        print(
-            f"dry run {number}/{len(by_build)}, {rows}: {needs}"
-            if problem is None
-            else f"dry run {number}/{len(by_build)}, {rows}: FAILED"
-        )
+        print(f"dry run {number}/{len(by_build)}, {rows}: {needs if problem is None else 'FAILED'}")
         problems += [f"{rows}: {problem}"] if problem else []
     raise_all(problems, "nothing was started, because these rows cannot be trained:")
 

@@ -77,14 +77,9 @@ def convert(stage: Staged) -> None:
         try:
             arrays += _headers(path)
         except _DAMAGE as error:
-            pickled = any(
-                words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects")
-            )
-            reason = (
-                "it holds pickled Python objects, which may run code"
-                if pickled
-                else f"it is damaged ({error})"
-            )
+            reason = f"it is damaged ({error})"
+            if any(words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects")):
+                reason = "it holds pickled Python objects, which may run code"
             unread.append(f"{stage.shown(path)} was not turned into images: {reason}")
     stage.notes += unread[:5] + (
         [f"{counted(len(unread) - 5, 'more file')} of NumPy could not be read"] if len(unread) > 5 else []
@@ -101,22 +96,14 @@ def convert(stage: Staged) -> None:
     if single:
         _write_files(stage, single)
     if stacks:
-        _write_stacks(
-            stage,
-            stacks,
-            [
-                array
-                for array in arrays
-                if len(array.shape) == 1 or (len(array.shape) == 2 and 1 in array.shape)
-            ],
-        )
-    rest = sorted(
-        {stage.shown(array.path) for array in arrays if array.path.exists()}
-        if stacks or single or arrays
-        else set()
-    )
+        _write_stacks(stage, stacks, [array for array in arrays if _is_vector(array)])
+    rest = sorted({stage.shown(array.path) for array in arrays if array.path.exists()})
     if rest:
         stage.notes.append(f"NumPy files without images, kept: {listed(rest)}")
+
+
+def _is_vector(array: _Array) -> bool:
+    return len(array.shape) == 1 or (len(array.shape) == 2 and 1 in array.shape)
 
 
 def _headers(path: Path) -> list[_Array]:

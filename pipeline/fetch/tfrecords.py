@@ -139,16 +139,9 @@ def _write(stage: Staged, records: _Set) -> list[Path]:
                             f"{image!r}"
                         )
                     check_names([image_id], stage.shown(path))
-                    target = (
-                        stage.root
-                        / into
-                        / (
-                            image_id
-                            if image_id.lower().endswith((".jpg", ".jpeg", ".png"))
-                            else image_id + suffix
-                        )
-                    )
-                    with new_file(target) as file:
+                    has_suffix = image_id.lower().endswith((".jpg", ".jpeg", ".png"))
+                    file_name = image_id if has_suffix else image_id + suffix
+                    with new_file(stage.root / into / file_name) as file:
                         file.write(data)
                     written.append(image_id)
                     cells.append([image_id, *(_cell(example.get(key)) for key in columns)])

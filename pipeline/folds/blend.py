@@ -307,13 +307,16 @@ def _write(
     ]
     write_oof(output, blended, labels, (parts - parts.min() + 1).tolist())
     _write_rows(output, members[0], blended, labels)
+    used = [member.record.name for member, weight in zip(members, choice.weights, strict=True) if weight]
+    decisions = []
+    if choice.rule != "ranks":
+        decisions = decide(target, first.metric, truth, blended.values, parts)
+    command = ["python -m pipeline.folds.blend --runs", *map(str, args.runs), "--output", str(output)]
     record: dict[str, Any] = {
         "format": FORMAT,
         "kind": "blend",
         "task": first.task,
-        "name": " + ".join(
-            read.record.name for read in members if any(read.path == path for path, _ in weights)
-        ),
+        "name": " + ".join(used),
         "recipe": {"data": first.data_settings},
         "class_names": list(target.names),
         "target": target.record(),
@@ -333,12 +336,8 @@ def _write(
         "counts": {"val": len(labels)},
         "best": {"epoch": None, "metric": f"val_{first.metric}", "value": scores[first.metric]},
         **calibration(target, truth, blended.values),
-        "decisions": decide(target, first.metric, truth, blended.values, parts)
-        if choice.rule != "ranks"
-        else [],
-        "command": " ".join(
-            ["python -m pipeline.folds.blend --runs", *map(str, args.runs), "--output", str(output)]
-        ),
+        "decisions": decisions,
+        "command": " ".join(command),
         "data": first.values.get("data"),
         "seed": args.seed,
         **environment(),

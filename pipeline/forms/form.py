@@ -45,11 +45,10 @@ class SubmissionForm:
     def describe(self) -> str:
         """Describe the content of a cell, for messages."""
         columns = self.value_columns
+        where = repr(columns[0]) if len(columns) == 1 else f"each of {len(columns):,} columns"
         return {
             "label": f"one label in {columns[0]!r}",
-            "number": f"a number in {columns[0]!r}"
-            if len(columns) == 1
-            else f"a number in each of {len(columns):,} columns",
+            "number": f"a number in {where}",
             "probability": f"a probability in {columns[0]!r}",
             "probabilities": f"{len(columns):,} probability columns",
             "ranked": f"up to {self.top_k} labels in {columns[0]!r}, best first",

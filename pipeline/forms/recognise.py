@@ -165,10 +165,9 @@ def _one_column(column: str, cells: Sequence[str], target: Target, metric: str) 
     if target.kind == "multilabel":
         return "labels", []
     if target.kind == "continuous":
-        several = target.num_outputs > 1
-        return "number", [
-            f"{target.num_outputs} numbers do not fit into the one column {column!r}"
-        ] if several else []
+        if target.num_outputs > 1:
+            return "number", [f"{target.num_outputs} numbers do not fit into the one column {column!r}"]
+        return "number", []
     if needs == "ranks" or several_guesses(cells, target.names)[0] > 1:
         return "ranked", []
     named = named_after(column, target.names) if column.casefold() not in LABEL_WORDS else None

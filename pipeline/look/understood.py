@@ -80,24 +80,12 @@ def _in_short(competition: Competition) -> list[tuple[str, str]]:
         rows.append(("metric", find_metric(competition.metric).words))
     rows.append(("training", counted(train, "image") + (f" of {counted(ids, 'id')}" if ids != train else "")))
     rows.append(("test", counted(test, "image") if test else "none found"))
-    form = competition.form
-    rows.append(
-        (
-            "submission",
-            f"{form.describe()}{f', as {form.path.name}' if form.path else ''}"
-            if form
-            else "no sample submission",
-        )
-    )
-    groups = competition.groups
-    rows.append(
-        (
-            "groups",
-            f"{counted(len(set(groups.values())), 'group')} of {counted(len(groups), 'id')}"
-            if groups
-            else "none given",
-        )
-    )
+    submission, grouped = "no sample submission", "none given"
+    if form := competition.form:
+        submission = form.describe() + (f", as {form.path.name}" if form.path else "")
+    if groups := competition.groups:
+        grouped = f"{counted(len(set(groups.values())), 'group')} of {counted(len(groups), 'id')}"
+    rows += [("submission", submission), ("groups", grouped)]
     if competition.folds:
         rows.append(
             (

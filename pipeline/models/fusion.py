@@ -216,20 +216,12 @@ def fuse(
         width_of(text, "text_backbone"), width_of(image, "--backbone"), num_answers, head
     )
     if lora is not None:
-        options = {
-            "has_head": False,
-            "use_rslora": lora.use_rslora,
-            "variant": lora.variant,
-            "init": lora.init,
-        }
-        text, image = (
-            encoder
-            if tower in frozen
-            else attach(
-                encoder, lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train, **options
-            )
-            for tower, encoder in (("text", text), ("image", image))
-        )
+        shape = (lora.rank, lora.alpha, lora.dropout, lora.targets, lora.also_train)
+        options = {"use_rslora": lora.use_rslora, "variant": lora.variant, "init": lora.init}
+        if "text" not in frozen:
+            text = attach(text, *shape, has_head=False, **options)
+        if "image" not in frozen:
+            image = attach(image, *shape, has_head=False, **options)
         if "image" not in frozen:  # `freeze` does it for frozen ones
             cache_frozen_bias(image)
     model = FusionModel(text, image, answer_head, rule.height)

@@ -273,15 +273,13 @@ def _labels(files: RunFiles) -> tuple[list[Item], dict[str, Any]]:
         items.append(item)
     support = Counter({name: int(truth[:, number].sum()) for number, name in enumerate(target.names)})
     both = ("m", "missed"), ("s", "predicted wrongly"), ("f", "found")
-    sorts = [("loss", "loss, highest first")] if values is not None else []
-    sorts += (
-        [
+    sorts = []
+    if values is not None:
+        sorts = [
+            ("loss", "loss, highest first"),
             ("chance", "probability of that label, highest first"),
             ("-chance", "probability of that label, lowest first"),
         ]
-        if values is not None
-        else []
-    )
     sorts += [("sure", "confidence, highest first"), ("-sure", "confidence, lowest first")]
     label = _filter("marks", "Label", target.names, support) | {"key": True}
     filters = [

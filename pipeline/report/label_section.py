@@ -31,6 +31,11 @@ def read_labels(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
     target, rows, values = files.target, files.predictions, files.values
     truth, chosen = _decisions(files)
     per_label = label_scores(files)
+    weakest = sorted((row for row in per_label if row["support"]), key=lambda row: row["f1"])
+    calibration = None
+    if values is not None:
+        words = ("probability of a label", "share of images with the label")
+        calibration = read_calibration(files, drawn, values.ravel(), truth.ravel(), *words)
     return {
         "kind": target.kind,
         "total": len(rows),
@@ -40,20 +45,9 @@ def read_labels(files: RunFiles, drawn: Drawn) -> dict[str, Any]:
         "labels_an_image": float(truth.sum(axis=1).mean()),
         "labelled": len(target.names) <= MAX_NAMED_LABELS,
         "per_class": per_label,
-        "weakest": sorted((row for row in per_label if row["support"]), key=lambda row: row["f1"])[
-            :SHOWN_WEAKEST
-        ],
+        "weakest": weakest[:SHOWN_WEAKEST],
         "wrong": _wrong(files, truth, chosen) if values is not None else [],
-        "calibration": read_calibration(
-            files,
-            drawn,
-            values.ravel(),
-            truth.ravel(),
-            "probability of a label",
-            "share of images with the label",
-        )
-        if values is not None
-        else None,
+        "calibration": calibration,
     }
 
 

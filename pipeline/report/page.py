@@ -220,12 +220,8 @@ def _attention(files: RunFiles, drawn: Drawn) -> list[str]:
     # they show images of the data
     paths = sorted((files.path / "figures").glob("attention*.png")) if files.images else []
     for path in paths:
-        drawn[path.stem] = (
-            path,
-            "Heads of the last layer, each over the image."
-            if "heads" in path.stem
-            else "Attention maps over the images.",
-        )
+        what = "Heads of the last layer, each over the image." if "heads" in path.stem else None
+        drawn[path.stem] = (path, what or "Attention maps over the images.")
     return [path.stem for path in paths]
 
 

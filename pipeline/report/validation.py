@@ -131,11 +131,13 @@ def _distances(files: RunFiles) -> Any:
     place = {name: number for number, name in enumerate(files.target.names)}
     if files.target.kind != "ordinal":
         return lambda _row: 0
-    return lambda row: (
-        abs(place[row["label"]] - place[row["predicted"]])
-        if {row["label"], row["predicted"]} <= set(place)
-        else len(place)
-    )
+
+    def distance(row: dict[str, Any]) -> int:
+        if {row["label"], row["predicted"]} <= set(place):
+            return abs(place[row["label"]] - place[row["predicted"]])
+        return len(place)
+
+    return distance
 
 
 def _per_class(names: Sequence[str], counts: np.ndarray, files: RunFiles) -> list[dict[str, Any]]:

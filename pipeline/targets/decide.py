@@ -145,14 +145,10 @@ def _flags(case: Case, names: tuple[str, ...]) -> Read:
         return _binary(case, names, "labels 0 and 1")
     if case.sample is None or not case.one_column:
         note = (
-            []
-            if case.sample
-            else [
-                "labels 0 and 1 are read as two classes; if a probability is scored: --metric roc_auc or "
-                "log_loss"
-            ]
+            "labels 0 and 1 are read as two classes; if a probability is scored: --metric roc_auc or log_loss"
         )
-        return Target("multiclass", names), case.labels.texts, "labels 0 and 1", note
+        notes = [] if case.sample else [note]
+        return Target("multiclass", names), case.labels.texts, "labels 0 and 1", notes
     shown = (
         f"{case.sample.columns[0]!r} of the sample submission "
         f"({quoted(dict.fromkeys(case.sample_cells)) or 'empty'})"

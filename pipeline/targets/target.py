@@ -256,11 +256,9 @@ class Target:
         if self.kind == "multilabel":
             encoded = self.encode(labels)
             frequency = encoded.sum(axis=0)
+            rarity = [(frequency[index], name) for index, name in enumerate(self.names)]
             return [
-                min((frequency[index], self.names[index]) for index in np.flatnonzero(row))[1]
-                if row.any()
-                else ""
-                for row in encoded
+                min((rarity[index] for index in np.flatnonzero(row)), default=(0, ""))[1] for row in encoded
             ]
         if self.kind == "continuous":
             rank = self.encode(labels)[:, 0].argsort(kind="stable").argsort(kind="stable")
@@ -320,11 +318,9 @@ class Target:
 
     def _contradictions(self) -> list[str]:
         """Return the values that contradict each other, one message each."""
-        problems = (
-            []
-            if self.names and len(set(self.names)) == len(self.names)
-            else ["target.names: expected different names"]
-        )
+        problems = []
+        if not self.names or len(set(self.names)) < len(self.names):
+            problems.append("target.names: expected different names")
         if self.kind == "binary" and len(self.names) != 2:
             problems.append(
                 f"target.names: expected the negative and the positive class, found {len(self.names)} names"

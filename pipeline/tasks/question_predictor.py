@@ -130,13 +130,11 @@ def account_vqa(
     def loss(forward: Callable[..., torch.Tensor], pixel_values: torch.Tensor) -> torch.Tensor:
         count, device = len(pixel_values), pixel_values.device
         ids = torch.zeros(count, num_tokens, dtype=torch.long, device=device)
-        batch = {
-            "image_index": torch.zeros(count, dtype=torch.long, device=device),
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids)
-            if SHAPES_ARE_ENOUGH
-            else torch.ones(count, num_tokens, num_tokens, device=device),
-        }
+        mask = torch.ones_like(ids)
+        if not SHAPES_ARE_ENOUGH:
+            mask = torch.ones(count, num_tokens, num_tokens, device=device)
+        image_index = torch.zeros(count, dtype=torch.long, device=device)
+        batch = {"image_index": image_index, "input_ids": ids, "attention_mask": mask}
         with compute.autocast():
             logits = predictor.forward(forward, batch, pixel_values)
             return F.cross_entropy(logits.float(), torch.zeros(count, dtype=torch.long, device=device))
