@@ -17,7 +17,7 @@ import train
 from pipeline.competition.layout import read_layout
 from pipeline.config import load_recipe
 from pipeline.data import cache as cache_module
-from pipeline.data.cache import FACTS, HEADER_BYTES, MAGIC, SUFFIX, PictureCache, open_cache
+from pipeline.data.cache import FACTS, HEADER_BYTES, MAGIC, SUFFIX, ImageCache, open_cache
 from pipeline.data.dataset import ImageDataset, make_loader
 from pipeline.data.images import check, find_bad
 from pipeline.data.transforms import Preprocessing
@@ -43,7 +43,7 @@ def opened(
     """A dataset with a cache of its own session: what an earlier one has checked is not known."""
     config = config or Augmentation()
     return ImageDataset(
-        paths, None, RULE, config, seed=1, cache=PictureCache(tmp_path / "cache", limit, paths, config, RULE)
+        paths, None, RULE, config, seed=1, cache=ImageCache(tmp_path / "cache", limit, paths, config, RULE)
     )
 
 
@@ -87,8 +87,8 @@ def test_the_file_of_a_kept_picture_is_not_opened_again(
 
 def test_a_crop_reads_its_own_rows(tmp_path: Path, paths: list[Path]) -> None:
     cache = opened(tmp_path, paths).cache
-    whole = cache.picture(paths[0]).rows(0, 240)
-    kept = cache.picture(paths[0])
+    whole = cache.image(paths[0]).rows(0, 240)
+    kept = cache.image(paths[0])
     assert kept.size == (320, 240) and kept.shape == (240, 320)
     assert (kept.rows(31, 77) == whole[31:77]).all()
 
@@ -134,7 +134,7 @@ def test_the_check_finds_the_same_files_bad_with_a_cache(
         (tmp_path / f"cut{number}{path.suffix}").write_bytes(data[: len(data) * 2 // 3])
     (tmp_path / "text.jpg").write_text("not an image")
     every = [*paths, *sorted(tmp_path.glob("cut*")), tmp_path / "text.jpg", tmp_path / "gone.jpg"]
-    cache = PictureCache(tmp_path / "cache", room, every, Augmentation(), RULE)
+    cache = ImageCache(tmp_path / "cache", room, every, Augmentation(), RULE)
     bad = find_bad(every, cache.check)
     assert list(bad) == list(range(4, 10)) and bad == find_bad(every, check)
 
@@ -153,7 +153,7 @@ def test_a_picture_kept_for_other_crops_is_another_one(tmp_path: Path) -> None:
             None,
             rule,
             Augmentation(),
-            cache=PictureCache(tmp_path / folder, 10**9, [path], Augmentation(), rule),
+            cache=ImageCache(tmp_path / folder, 10**9, [path], Augmentation(), rule),
         )
 
     alone = [rows(dataset(name, rule)) for name, rule in (("one", RULE), ("other", small))]
@@ -370,4 +370,4 @@ def test_a_file_that_another_run_renames_meanwhile_is_not_counted(
             pass
 
     monkeypatch.setattr("pipeline.data.cache.os.scandir", lambda folder: Listing([Gone()]))
-    assert PictureCache(tmp_path, 10**9, paths, Augmentation(), RULE).used.value == 0
+    assert ImageCache(tmp_path, 10**9, paths, Augmentation(), RULE).used.value == 0

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.transforms import RandomResizedCrop, v2
 
 from pipeline.data import images
-from pipeline.data.cache import PictureCache
+from pipeline.data.cache import ImageCache
 from pipeline.data.crops import Crop, RandomCrop, decoded
 from pipeline.data.dataset import ImageDataset, _drawing
 from pipeline.data.transforms import Preprocessing, augmenter, to_tensor
@@ -109,7 +109,7 @@ def test_every_pixel_and_every_crop_is_what_pillow_and_torchvision_make(
         Augmentation(),
         Augmentation(crop_scale=(0.3, 0.5), crop_ratio=(0.3, 4), horizontal_flip=False),
     ):
-        cache = PictureCache(tmp_path / "cache", 10**9, paths, config, RULE) if cached else None
+        cache = ImageCache(tmp_path / "cache", 10**9, paths, config, RULE) if cached else None
         dataset = ImageDataset(paths, None, RULE, config, seed=3, cache=cache)
         for epoch in range(4):
             for row in range(len(paths)):
@@ -189,7 +189,7 @@ def test_crops_of_reduced_photos_are_close_to_those_of_the_full_decode(
     exif[ORIENTATION] = orientation
     photo((803, 601)).save(tmp_path / "a.jpg", quality=92, exif=exif)
     paths = [tmp_path / "a.jpg"] * 24
-    cache = PictureCache(tmp_path / "cache", 10**9, paths, Augmentation(), RULE) if cached else None
+    cache = ImageCache(tmp_path / "cache", 10**9, paths, Augmentation(), RULE) if cached else None
     dataset = ImageDataset(paths, None, RULE, Augmentation(), cache=cache)
     found, moved, levels = [], [], set()
     with Image.open(paths[0]) as image:

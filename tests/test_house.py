@@ -79,7 +79,7 @@ WINGS = {
             "notes",
             "other_tasks",
             "vqa_files",
-            "vqa_pictures",
+            "vqa_images",
             "vqa_tables",
             "vqa_layout",
             "layout",

@@ -14,7 +14,7 @@ from PIL import Image
 
 import inference
 import train
-from pipeline.data.cache import PictureCache
+from pipeline.data.cache import ImageCache
 from pipeline.data.dataset import ImageDataset
 from pipeline.data.images import BadImage, decode
 from pipeline.data.intensity import (
@@ -253,7 +253,7 @@ def test_training_validation_cache_and_thumbnails_use_the_same_rule(
         found = [ImageDataset([path], None, rule, augmentation)[0, 0]["pixels"]]
         if augmentation is not None:
             for _ in range(2):  # a cold cache and a warm one, which other rules have used before
-                cache = PictureCache(tmp_path / "cache", 10**8, [path], augmentation, rule)
+                cache = ImageCache(tmp_path / "cache", 10**8, [path], augmentation, rule)
                 found.append(ImageDataset([path], None, rule, augmentation, cache=cache)[0, 0]["pixels"])
         assert [bool(pixels.max() == 255) for pixels in found] == [white] * len(found)
     assert thumbnail(path, 8, Intensity((0, 1000))) != thumbnail(path, 8, Intensity((0, 2000)))

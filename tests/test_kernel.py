@@ -28,7 +28,7 @@ import train
 from pipeline.competition.facts import CompetitionFacts, read_facts
 from pipeline.competition.layout import read_layout
 from pipeline.data.dataset import cut
-from pipeline.data.question_batches import picture_order
+from pipeline.data.question_batches import image_order
 from pipeline.errors import UserError
 from pipeline.fetch import containers
 from pipeline.files import sha256
@@ -756,7 +756,7 @@ def test_processes_that_fail_leave_it_to_one(
 )
 def test_shares_hold_the_batches_of_a_single_process(num_rows: int, batch_size: int, parts: int) -> None:
     paths = [f"{number * 5 % 9}.jpg" for number in range(num_rows)]
-    by_picture = picture_order([paths.index(path) for path in paths]).tolist()
+    by_picture = image_order([paths.index(path) for path in paths]).tolist()
     for order in (list(range(num_rows)), by_picture):  # of images with labels, of questions
         whole = [order[start : start + batch_size] for start in range(0, num_rows, batch_size)]
         found = [

@@ -141,7 +141,7 @@ def our_inference(work: Work) -> Callable[[], np.ndarray]:
     return run
 
 
-def make_pictures(folder: Path, count: int, side: int) -> list[Path]:
+def make_images(folder: Path, count: int, side: int) -> list[Path]:
     """Write JPEGs of `side` x 3/4 `side` pixels into class folders, and return their paths.
 
     They have the spectrum of photographs (amplitude 1 / frequency).
@@ -195,7 +195,7 @@ def prepare(folder: Path, size: str, images: int, batch_size: int, compute: Comp
     image_size = SIZES[size]["image_size"]
     rule = Preprocessing(image_size, image_size, resample=2)
     rule.save(model_dir)
-    paths = make_pictures(folder / "train", images, 500)
+    paths = make_images(folder / "train", images, 500)
     rows = [ImageDataset(paths, None, rule)[0, row]["pixels"] for row in range(images)]
     labels = torch.tensor([int(path.parent.name.removeprefix("class_")) for path in paths])
     return Work(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.benchmarks.baselines import Contender, Work, make_pictures
+from pipeline.benchmarks.baselines import Contender, Work, make_images
 
 if TYPE_CHECKING:  # --help answers at once
     import torch
@@ -108,7 +108,7 @@ def measure_input(work: Work, peers: Sequence[Contender], rounds: int, images: i
     try:
         for side in IMAGE_SIDES:
             with tempfile.TemporaryDirectory() as folder:
-                paths = make_pictures(Path(folder) / "train", images, side)
+                paths = make_images(Path(folder) / "train", images, side)
                 for number in range(rounds + 1):
                     for name, rate in _input_round(work, peers, Path(folder), paths, number).items():
                         rates.setdefault(name, [[] for _ in IMAGE_SIDES])[IMAGE_SIDES.index(side)] += (
@@ -135,14 +135,14 @@ def measure_input(work: Work, peers: Sequence[Contender], rounds: int, images: i
 def _input_round(
     work: Work, peers: Sequence[Contender], folder: Path, paths: Sequence[Path], number: int
 ) -> dict[str, float]:
-    from pipeline.data.cache import PictureCache
+    from pipeline.data.cache import ImageCache
     from pipeline.data.dataset import ImageDataset, cut, epoch_order, make_loader
     from pipeline.data.images import find_bad
     from pipeline.data.transforms import Preprocessing
     from pipeline.recipe_sections import Augmentation
 
     rule = Preprocessing(work.image_size, work.image_size, resample=2)
-    cache = PictureCache(folder / f"cache {number}", 10**10, paths, Augmentation(), rule)
+    cache = ImageCache(folder / f"cache {number}", 10**10, paths, Augmentation(), rule)
     plain, kept = (ImageDataset(paths, None, rule, Augmentation(), cache=where) for where in (None, cache))
 
     def ours(dataset: ImageDataset, epoch: int) -> None:

@@ -13,7 +13,7 @@ from pipeline.competition.ids import ImageIndex, file_name
 from pipeline.competition.rows import Competition, Row
 from pipeline.competition.sample import label_form
 from pipeline.competition.vqa_files import Answered, Question, load_annotations, load_questions
-from pipeline.competition.vqa_pictures import find_images, image_problems, images_of
+from pipeline.competition.vqa_images import find_images, image_problems, images_of
 from pipeline.competition.vqa_tables import load_question_table, test_tables, train_tables
 from pipeline.errors import UserError, raise_all
 from pipeline.forms.form import SubmissionForm

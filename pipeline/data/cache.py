@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.data.crops import Picture, decoded, random_crop
+from pipeline.data.crops import DecodedImage, decoded, random_crop
 from pipeline.data.images import DECODERS, LEVELS, load, load_pixels, seen_size
 from pipeline.data.opening import REDUCIBLE, BadImage, opened
 from pipeline.data.transforms import Preprocessing
@@ -45,7 +45,7 @@ MAGIC, SUFFIX, PART = b"pixels 3", ".rgb", ".part"
 PART_SECONDS = 86_400  # an unfinished file older than this was left by a killed run
 
 
-class PictureCache:
+class ImageCache:
     """At most `limit_bytes` of decoded images in `folder`.
 
     Each image is stored at the smallest size (see the levels in `images`) that is enough for every crop of
@@ -76,7 +76,7 @@ class PictureCache:
             "data.cache_gb=0: no cache)"
         )
 
-    def picture(self, path: str | Path) -> Picture:
+    def image(self, path: str | Path) -> DecodedImage:
         """Return the image in `path` from the cache, or decode it and store it if there is room.
 
         Raises:
@@ -84,7 +84,7 @@ class PictureCache:
         """
         if kept := self._open(path):
             file, size, shape = kept
-            return Picture(size, shape, partial(_read_rows, file, shape[1]))
+            return DecodedImage(size, shape, partial(_read_rows, file, shape[1]))
         with opened(path) as image:
             return self._decode(image, path)
 
@@ -113,15 +113,15 @@ class PictureCache:
     def _level(self, size: tuple[int, int], reducible: bool) -> int:
         return self.crop.level_for_any(size) if self.crop and reducible else 0
 
-    def _decode(self, image: Image.Image, path: str | Path) -> Picture:
+    def _decode(self, image: Image.Image, path: str | Path) -> DecodedImage:
         size, reducible = seen_size(image), image.format in REDUCIBLE
         level = self._level(size, reducible)
         pixels = load_pixels(image, level, self.intensity)
-        picture = decoded(pixels, size if reducible else None)
+        decoded_image = decoded(pixels, size if reducible else None)
         if key := self._key(path):
-            facts = FACTS.pack(MAGIC, *pixels.shape[1::-1], *picture.size, reducible)
+            facts = FACTS.pack(MAGIC, *pixels.shape[1::-1], *decoded_image.size, reducible)
             self._keep(path, key, level, facts, np.ascontiguousarray(pixels))
-        return picture
+        return decoded_image
 
     def _keep(self, path: str | Path, key: str, level: int, facts: bytes, pixels: np.ndarray) -> None:
         num_bytes = HEADER_BYTES + pixels.nbytes
@@ -272,17 +272,14 @@ def _read_rows(file: FileIO, width: int, top: int, bottom: int) -> np.ndarray:
 
 def cache_folder() -> Path:
     """Return the folder for decoded images of all runs on this machine: in the user's cache folder."""
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        / "kaggle-image-pipeline"
-        / "pictures"
-    )
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "kaggle-image-pipeline" / "pictures"  # the name that earlier versions use
 
 
 def open_cache(
     cache_gb: float, paths: Sequence[Path], augmentation: Augmentation, rule: Preprocessing
-) -> PictureCache | None:
-    """Return the cache for recipe key `data.cache_gb`, see `PictureCache`; None when that is 0.
+) -> ImageCache | None:
+    """Return the cache for recipe key `data.cache_gb`, see `ImageCache`; None when that is 0.
 
     Raises:
         UserError: the user's cache folder cannot be written.
@@ -290,7 +287,7 @@ def open_cache(
     if not cache_gb:
         return None
     try:
-        return PictureCache(cache_folder(), int(cache_gb * 1e9), paths, augmentation, rule)
+        return ImageCache(cache_folder(), int(cache_gb * 1e9), paths, augmentation, rule)
     except OSError as error:
         raise UserError(
             f"data.cache_gb={cache_gb}: {cache_folder()} cannot be used ({error}); set XDG_CACHE_HOME, or "

@@ -23,7 +23,7 @@ ATTEMPTS = 10  # tries to find a crop that fits, as in torchvision
 TORCH_FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 
 
-class Picture(NamedTuple):
+class DecodedImage(NamedTuple):
     """An image decoded at some level, in memory or in a file.
 
     `size`: its full (width, height) as seen; `shape`: (H, W) of the decoded pixels.
@@ -35,12 +35,12 @@ class Picture(NamedTuple):
     rows: Callable[[int, int], np.ndarray]
 
 
-def decoded(pixels: np.ndarray, size: tuple[int, int] | None = None) -> Picture:
+def decoded(pixels: np.ndarray, size: tuple[int, int] | None = None) -> DecodedImage:
     """Return the image with `pixels` (H, W, 3) uint8 in memory.
 
     `size`: its full size, if they are reduced.
     """
-    return Picture(size or pixels.shape[1::-1], pixels.shape[:2], lambda top, bottom: pixels[top:bottom])
+    return DecodedImage(size or pixels.shape[1::-1], pixels.shape[:2], lambda top, bottom: pixels[top:bottom])
 
 
 @dataclass(frozen=True)
@@ -111,18 +111,18 @@ class RandomCrop:
         smallest = math.sqrt(self.config.crop_scale[0] * size[0] * size[1])
         return _halvings(smallest / max(self.rule.width, self.rule.height))
 
-    def cut(self, picture: Picture, crop: Crop) -> torch.Tensor:
-        """Return `crop` of a `picture` that was decoded at any level: (3, H, W) uint8 at the size of the
+    def cut(self, image: DecodedImage, crop: Crop) -> torch.Tensor:
+        """Return `crop` of a `image` that was decoded at any level: (3, H, W) uint8 at the size of the
         model's input.
 
         At a lower level the edges of the crop are rounded to whole pixels of that level, so they move by at
         most half a pixel of the result. Images larger than the result are resized by torch, which differs
         from Pillow by at most 1 of 255 and needs a fifth of the time.
         """
-        size, (high, wide) = picture.size, picture.shape
+        size, (high, wide) = image.size, image.shape
         left, right = (round(edge * wide / size[0]) for edge in (crop.left, crop.left + crop.width))
         top, bottom = (round(edge * high / size[1]) for edge in (crop.top, crop.top + crop.height))
-        patch = picture.rows(top, bottom)[:, left:right]
+        patch = image.rows(top, bottom)[:, left:right]
         rule = self.rule
         if max(size) > max(rule.width, rule.height) and rule.resample in TORCH_FILTERS:
             # Numpy copies several times faster than torch's resize

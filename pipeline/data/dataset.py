@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from pipeline.data.cache import PictureCache
-from pipeline.data.crops import Picture, decoded, random_crop
+from pipeline.data.cache import ImageCache
+from pipeline.data.crops import DecodedImage, decoded, random_crop
 from pipeline.data.images import LostImage, load, load_pixels, lost_image_error, seen_size
 from pipeline.data.loader import Loader
 from pipeline.data.mixing import Mixing
@@ -56,7 +56,7 @@ class ImageDataset(Dataset):
         rule: Preprocessing,
         augmentation: Augmentation | None = None,
         seed: int = 0,
-        cache: PictureCache | None = None,
+        cache: ImageCache | None = None,
         mixing: Mixing | None = None,
     ) -> None:
         self.paths = [str(path) for path in paths]
@@ -121,25 +121,25 @@ class ImageDataset(Dataset):
         if self.crop is not None:
             return self._cropped(path, torch.Generator().manual_seed(self._seed(epoch, number)))
         if self.cache is not None:
-            return self._augmented(_image(self.cache.picture(path)), epoch, number)
+            return self._augmented(_image(self.cache.image(path)), epoch, number)
         with opened(path) as image:
             return self._augmented(load(image, intensity=self.rule.intensity), epoch, number)
 
-    def _augmented(self, picture: Image.Image, epoch: int, number: int) -> torch.Tensor:
+    def _augmented(self, image: Image.Image, epoch: int, number: int) -> torch.Tensor:
         with _drawing(self._seed(epoch, number)):
-            return to_tensor(self.augment(picture))
+            return to_tensor(self.augment(image))
 
     def _cropped(self, path: str, generator: torch.Generator) -> torch.Tensor:
         """Return a random crop. Without a cache a JPEG's crop is drawn first, because it decides the level
         of decoding.
         """
         if self.cache is not None:
-            picture = self.cache.picture(path)
-            return self.crop.cut(picture, self.crop.draw(picture.size, generator))
+            decoded_image = self.cache.image(path)
+            return self.crop.cut(decoded_image, self.crop.draw(decoded_image.size, generator))
         with opened(path) as image:
             if image.format not in REDUCIBLE:
-                picture = decoded(load_pixels(image, intensity=self.rule.intensity))
-                return self.crop.cut(picture, self.crop.draw(picture.size, generator))
+                decoded_image = decoded(load_pixels(image, intensity=self.rule.intensity))
+                return self.crop.cut(decoded_image, self.crop.draw(decoded_image.size, generator))
             size = seen_size(image)
             crop = self.crop.draw(size, generator)
             return self.crop.cut(decoded(load_pixels(image, self.crop.level(crop)), size), crop)
@@ -151,8 +151,8 @@ class ImageDataset(Dataset):
         )
 
 
-def _image(picture: Picture) -> Image.Image:
-    return Image.fromarray(picture.rows(0, picture.shape[0]))
+def _image(decoded_image: DecodedImage) -> Image.Image:
+    return Image.fromarray(decoded_image.rows(0, decoded_image.shape[0]))
 
 
 @contextmanager

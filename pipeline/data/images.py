@@ -73,9 +73,9 @@ def load(image: Image.Image, smallest: int | None = None, intensity: Intensity |
     pixels = _jpeg_pixels(image, smallest)
     if pixels is None:
         return _load(image, smallest, intensity)
-    picture = Image.fromarray(pixels)
-    picture.info = dict(image.info)  # the colour profile, for a caller that saves the image
-    return picture
+    loaded = Image.fromarray(pixels)
+    loaded.info = dict(image.info)  # the colour profile, for a caller that saves the image
+    return loaded
 
 
 def load_pixels(image: Image.Image, level: int = 0, intensity: Intensity | None = None) -> np.ndarray:
@@ -211,7 +211,7 @@ def _to_8_bit(image: Image.Image, intensity: Intensity) -> Image.Image:
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    picture, rows = Image.new("RGB", image.size), max(BAND_PIXELS // image.width, 1)
+    result, rows = Image.new("RGB", image.size), max(BAND_PIXELS // image.width, 1)
     for top in range(0, image.height, rows):  # in bands: four copies of a whole image would need gigabytes
         whole = rows >= image.height
         pixels = (
@@ -221,5 +221,5 @@ def _over_white(image: Image.Image) -> Image.Image:
         over = Image.alpha_composite(white, pixels).convert("RGB")
         if whole:
             return over
-        picture.paste(over, (0, top))
-    return picture
+        result.paste(over, (0, top))
+    return result

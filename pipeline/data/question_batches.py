@@ -27,7 +27,7 @@ class QuestionDataset(Dataset):
     on (seed, epoch, image), so all its questions see the same.
 
     images: each image once; image_of_row[row]: the image of a question; labels[row]: the class of its answer.
-    If `picture_features` (num_images, ...) are set, a batch holds picture (I, ...) instead of pixels; if
+    If `image_features` (num_images, ...) are set, a batch holds image (I, ...) instead of pixels; if
     `question_features` (num_rows, D) are set, it holds question (B, D) instead of input_ids and
     attention_mask.
     """
@@ -46,7 +46,7 @@ class QuestionDataset(Dataset):
             np.zeros(len(token_ids), dtype=np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
         )
         self._kept: dict[int, dict[str, Any]] = {}
-        self.picture_features: torch.Tensor | None = None
+        self.image_features: torch.Tensor | None = None
         self.question_features: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -61,15 +61,15 @@ class QuestionDataset(Dataset):
             "label": torch.from_numpy(self.labels[rows]),
             "row": torch.tensor(rows),
         }
-        if self.picture_features is not None:
+        if self.image_features is not None:
             batch |= {
-                "picture": self.picture_features[images],
+                "image": self.image_features[images],
                 "bad": torch.zeros(len(rows), dtype=torch.bool),
             }
         else:
-            pictures = [self._picture(epoch, int(image)) for image in images]
-            bad = torch.tensor([picture["bad"] for picture in pictures])[index]
-            batch |= {"pixels": torch.stack([picture["pixels"] for picture in pictures]), "bad": bad}
+            items = [self._item(epoch, int(image)) for image in images]
+            bad = torch.tensor([item["bad"] for item in items])[index]
+            batch |= {"pixels": torch.stack([item["pixels"] for item in items]), "bad": bad}
         return batch | (
             self.tokens(rows)
             if self.question_features is None
@@ -87,13 +87,13 @@ class QuestionDataset(Dataset):
             attention_mask[place, : len(ids)] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
-    def _picture(self, epoch: int, image: int) -> dict[str, Any]:
+    def _item(self, epoch: int, image: int) -> dict[str, Any]:
         if image in self._kept:
             return self._kept[image]
-        picture = self.images[epoch, image]
-        if self.images.augment is None and len(self._kept) * picture["pixels"].nbytes < KEPT_BYTES:
-            self._kept[image] = picture
-        return picture
+        item = self.images[epoch, image]
+        if self.images.augment is None and len(self._kept) * item["pixels"].nbytes < KEPT_BYTES:
+            self._kept[image] = item
+        return item
 
 
 def question_order(image_of_row: Sequence[int], seed: int, epoch: int, group_by_image: bool) -> np.ndarray:
@@ -109,7 +109,7 @@ def question_order(image_of_row: Sequence[int], seed: int, epoch: int, group_by_
     return order[np.argsort(place[image_of_row[order]], kind="stable")]
 
 
-def picture_order(image_of_row: Sequence[int]) -> np.ndarray:
+def image_order(image_of_row: Sequence[int]) -> np.ndarray:
     """Return the rows sorted by image, (num_rows,) int64, for evaluation: each image is then computed once
     or twice.
     """

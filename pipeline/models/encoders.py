@@ -97,7 +97,7 @@ def question_vector(output: Any, attention_mask: torch.Tensor, pooling: str) -> 
     return (states * is_token).sum(dim=1) / is_token.sum(dim=1)
 
 
-def picture_tokens(output: Any, width: int) -> torch.Tensor:
+def image_tokens(output: Any, width: int) -> torch.Tensor:
     """Return (I, P, D) tokens of an image encoder's output: its last states, or the positions of a feature
     map.
 

@@ -23,7 +23,7 @@ from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError, raise_all
 from pipeline.files import replacing
 from pipeline.models.backbones import native_image_size, save_backbone, takes_interpolation, tensor_problems
-from pipeline.models.encoders import picture_tokens, pooled, question_vector, width_of
+from pipeline.models.encoders import image_tokens, pooled, question_vector, width_of
 from pipeline.models.half_weights import cache_frozen_bias, exact_head
 from pipeline.models.lora import PeftModel, attach, load_adapter, merge, plain_state_dict, save_adapter
 from pipeline.recipe_sections import ATTENTION_HEADS, Head, Lora, Tower
@@ -88,7 +88,7 @@ class AnswerHead(nn.Module):
             self.joint = nn.Linear(question_dim + image_dim, hidden)
         elif config.fusion == "product":
             self.question = nn.Linear(question_dim, hidden)
-            self.picture = nn.Linear(image_dim, hidden)
+            self.picture = nn.Linear(image_dim, hidden)  # its name in saved heads
         else:
             self.attention = CrossAttention(question_dim, image_dim, hidden)
             self.question = nn.Linear(question_dim, hidden)
@@ -97,13 +97,13 @@ class AnswerHead(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.answer = nn.Linear(hidden, num_answers)
 
-    def forward(self, question: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
+    def forward(self, question: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         if self.config.fusion == "concat":
-            hidden = self.activation(self.joint(torch.cat([question, picture], dim=1)))
+            hidden = self.activation(self.joint(torch.cat([question, image], dim=1)))
         elif self.config.fusion == "product":
-            hidden = self.activation(self.question(question)) * self.activation(self.picture(picture))
+            hidden = self.activation(self.question(question)) * self.activation(self.picture(image))
         else:  # question and attention result, side by side and multiplied
-            attended, query = self.attention(question, picture), self.question(question)
+            attended, query = self.attention(question, image), self.question(question)
             hidden = self.activation(self.joint(torch.cat([query, attended, query * attended], dim=1)))
         return self.answer(self.dropout(hidden))
 
@@ -148,18 +148,18 @@ class FusionModel(nn.Module):
         """Return (I, Dv) vectors of I images (I, 3, H, W); for cross-attention (I, P, Dv) tokens."""
         output = self.image(pixel_values=pixel_values, **self.image_options)
         if self.head.config.fusion == "cross_attention":
-            return picture_tokens(output, self.head.image_dim)
+            return image_tokens(output, self.head.image_dim)
         return pooled(output)
 
-    def join(self, question: torch.Tensor, picture: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
+    def join(self, question: torch.Tensor, image: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
         """Return (B, K) logits from the results of `read` and `see`.
 
         image_index (B,) is the image of each question.
         """
         # The same as index_select. But CUDA sums its gradient in varying order, and an embedding's in a fixed
         # order.
-        own = F.embedding(image_index, picture.flatten(1))
-        return self.head(question, own.unflatten(1, picture.shape[1:]) if picture.ndim > 2 else own)
+        own = F.embedding(image_index, image.flatten(1))
+        return self.head(question, own.unflatten(1, image.shape[1:]) if image.ndim > 2 else own)
 
     def forward(
         self,
@@ -169,15 +169,15 @@ class FusionModel(nn.Module):
         attention_mask: torch.Tensor | None = None,
         *,
         question: torch.Tensor | None = None,
-        picture: torch.Tensor | None = None,
+        image: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return (B, K) logits of B questions (B, T) about I images (I, 3, H, W).
 
         image_index (B,) is the image of each question. Features that frozen encoders computed earlier are
-        given as `question` and `picture` instead.
+        given as `question` and `image` instead.
         """
         question = self.read(input_ids, attention_mask) if question is None else question
-        return self.join(question, self.see(pixel_values) if picture is None else picture, image_index)
+        return self.join(question, self.see(pixel_values) if image is None else image, image_index)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pipeline.competition.rows import Row
-from pipeline.data.cache import PictureCache
+from pipeline.data.cache import ImageCache
 from pipeline.data.dataset import ALL
 from pipeline.data.images import bad_images_error, check, find_bad
 from pipeline.data.intensity import find_intensity
@@ -87,7 +87,7 @@ def count_classes(labels: Iterable[str], class_names: Sequence[str]) -> dict[str
 
 
 def decodable(
-    rows: Sequence[Row], skip: bool, cache: PictureCache | None = None
+    rows: Sequence[Row], skip: bool, cache: ImageCache | None = None
 ) -> tuple[list[Row], list[str]]:
     """Return the rows whose images can be decoded, and a note on the others.
 

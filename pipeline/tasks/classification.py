@@ -13,7 +13,7 @@ from torch import nn
 from pipeline.competition.corrections import describe_corrections
 from pipeline.competition.pseudo_labels import read_pseudo_labels
 from pipeline.competition.rows import Competition, Row
-from pipeline.data.cache import PictureCache, open_cache
+from pipeline.data.cache import ImageCache, open_cache
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
 from pipeline.models.backbones import head_name, load_backbone
@@ -144,5 +144,5 @@ def build(recipe: Recipe, competition: Competition, resumed_run: ResumedRun | No
     )
 
 
-def _cache(recipe: Recipe, train: Sequence[Row], rule: Preprocessing) -> PictureCache | None:
+def _cache(recipe: Recipe, train: Sequence[Row], rule: Preprocessing) -> ImageCache | None:
     return open_cache(recipe.data.cache_gb, [row.path for row in train], recipe.augmentation, rule)

@@ -13,7 +13,7 @@ from torch import nn
 from pipeline.competition.corrections import corrected_score
 from pipeline.competition.pseudo_labels import PseudoLabels
 from pipeline.competition.rows import Corrections, Row
-from pipeline.data.cache import PictureCache
+from pipeline.data.cache import ImageCache
 from pipeline.data.dataset import ALL, ImageDataset, cut, epoch_order, make_loader, readable, resolve_workers
 from pipeline.data.mixing import Mixing, mixing_of
 from pipeline.data.policies import erase
@@ -57,7 +57,7 @@ class ClassificationTask:
         metric: str,
         train: list[Row],
         val: list[Row],
-        cache: PictureCache | None = None,
+        cache: ImageCache | None = None,
         corrections: Corrections = Corrections(),  # noqa: B008 - frozen
         pseudo: PseudoLabels = PseudoLabels(),  # noqa: B008 - frozen
     ) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pipeline.competition.questions import clean_question
 from pipeline.competition.rows import Row
 from pipeline.data.dataset import ALL, ImageDataset, cut, resolve_workers
-from pipeline.data.question_batches import QuestionDataset, make_question_loader, picture_order
+from pipeline.data.question_batches import QuestionDataset, image_order, make_question_loader
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.transforms import Preprocessing
 from pipeline.errors import UserError
@@ -72,7 +72,7 @@ class VqaPredictor:
         """
         given = {
             name: batch[name]
-            for name in ("input_ids", "attention_mask", "question", "picture")
+            for name in ("input_ids", "attention_mask", "question", "image")
             if name in batch
         }
         return model(pixel_values, batch["image_index"], **given)
@@ -106,10 +106,8 @@ class VqaPredictor:
 
         `share`: this process's part of them.
         """
-        batches = cut(picture_order(dataset.image_of_row), batch_size, len(dataset), share=share)
-        workers = (
-            resolve_workers(self.workers, dataset.images.paths) if dataset.picture_features is None else 0
-        )
+        batches = cut(image_order(dataset.image_of_row), batch_size, len(dataset), share=share)
+        workers = resolve_workers(self.workers, dataset.images.paths) if dataset.image_features is None else 0
         return make_question_loader(dataset, batches, 0, workers)
 
 

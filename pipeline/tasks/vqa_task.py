@@ -94,7 +94,7 @@ class VqaTask:
         order = question_order(dataset.image_of_row, recipe.seed, epoch, recipe.data.group_by_image)
         workers = (
             resolve_workers(recipe.data.workers, dataset.images.paths)
-            if dataset.picture_features is None
+            if dataset.image_features is None
             else 0
         )
         loader = make_question_loader(
@@ -170,7 +170,7 @@ class VqaTask:
             dataset.question_features = question_features(model, dataset, self.compute)
         if "image" in towers:
             normalize, workers = self.rule.normalize, self.recipe.data.workers
-            dataset.picture_features = image_features(model, normalize, dataset, workers, self.compute)
+            dataset.image_features = image_features(model, normalize, dataset, workers, self.compute)
         return dataset
 
     def account(self, compute: Compute, optimizer_name: str, checkpointed: bool | None = None) -> Memory:
