@@ -30,6 +30,7 @@ class Norm(Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: torch.dtype
     ) -> torch.Tensor:
+        """Return the norm of x over its last axes, in `dtype`; x, weight and bias as for F.layer_norm."""
         output, mean, rstd = torch.native_layer_norm(x.float(), weight.shape, weight, bias, eps)
         ctx.save_for_backward(x.to(dtype), mean, rstd, weight, bias)
         ctx.eps, ctx.input_dtype, ctx.remake = eps, x.dtype, Norm.remake
@@ -37,12 +38,14 @@ class Norm(Function):
 
     @staticmethod
     def remake(ctx: Any) -> torch.Tensor:
+        """Compute the output again, in the dtype of the stored input."""
         x, _, _, weight, bias = _opened(ctx)
         return F.layer_norm(x.float(), weight.shape, weight, bias, ctx.eps).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of x (in its own dtype), weight and bias (float32)."""
         x, mean, rstd, weight, bias = _opened(ctx)
         wanted = ctx.needs_input_grad[:3]
         grads = aten.native_layer_norm_backward(
@@ -62,17 +65,20 @@ class Gelu(Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        """Return GELU of x, in x's dtype."""
         ctx.save_for_backward(x)
         ctx.remake = Gelu.remake
         return F.gelu(x)
 
     @staticmethod
     def remake(ctx: Any) -> torch.Tensor:
+        """Compute the output again from the stored input."""
         return F.gelu(*_opened(ctx))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of x."""
         grad_x = aten.gelu_backward(grad, *_opened(ctx))
         _close(ctx)
         return grad_x
@@ -93,6 +99,10 @@ class Linear(Function):
         dtype: torch.dtype,
         source: Any,
     ) -> torch.Tensor:
+        """Return (..., out) in `dtype` of x (..., in).
+
+        `source`: the node that computes x again (see `source_of`); with None x is stored, in `dtype`.
+        """
         half = x.to(dtype)
         ctx.save_for_backward(weight, *(() if source else (half,)))
         ctx.source, ctx.input_dtype, ctx.has_bias = source, x.dtype, bias is not None
@@ -101,6 +111,7 @@ class Linear(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of x (in its own dtype), and of weight and bias (float32)."""
         weight, *kept = ctx.saved_tensors
         x = _input(ctx.source, kept)
         grad_x = (grad @ weight.to(grad.dtype)).to(ctx.input_dtype) if ctx.needs_input_grad[0] else None
@@ -130,6 +141,7 @@ class AdaptedLinear(Function):
         dtype: torch.dtype,
         source: Any,
     ) -> torch.Tensor:
+        """Return (..., out) in `dtype` of x (..., in). `source` as in `Linear`."""
         half = x.to(dtype)
         dropped, mask = torch.native_dropout(half, dropout, True) if dropout else (half, None)
         low = F.linear(dropped, a.to(dtype))
@@ -143,6 +155,7 @@ class AdaptedLinear(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of x, of the bias if it is trained, and of a and b (float32)."""
         weight, a, b, low, mask, *kept = ctx.saved_tensors
         x = _input(ctx.source, kept)
         grad_low = grad @ (b * ctx.scale).to(grad.dtype)
@@ -156,11 +169,9 @@ class AdaptedLinear(Function):
             else:
                 grad_x += _drop(grad_low @ a, mask, ctx.dropout)
             grad_x = grad_x.to(ctx.input_dtype)
-        grad_bias = (
-            grad.flatten(0, -2).sum(dim=0, dtype=torch.float32).to(ctx.bias_dtype)
-            if ctx.needs_input_grad[2]
-            else None
-        )
+        grad_bias = None
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.flatten(0, -2).sum(dim=0, dtype=torch.float32).to(ctx.bias_dtype)
         return grad_x, None, grad_bias, grad_a, grad_b, None, None, None, None
 
 
@@ -177,6 +188,7 @@ class BiasedAttention(Function):
     def forward(
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scale: float
     ) -> torch.Tensor:
+        """Return (B, heads, tokens, width) in the dtype of q."""
         output, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, attn_mask=bias, scale=scale
         )
@@ -187,20 +199,15 @@ class BiasedAttention(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of q, k, v and bias, each with its own shape and dtype."""
         q, k, v, bias, output, logsumexp = ctx.saved_tensors
         grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, output, logsumexp, 0.0, False, attn_mask=bias, scale=ctx.scale
         )
         grad_bias = torch.zeros_like(bias[0], dtype=torch.float32)
         for image in range(len(q)):
-            probs = (
-                (q[image] @ k[image].mT)
-                .float()
-                .mul_(ctx.scale)
-                .add_(bias[0])
-                .sub_(logsumexp[image].unsqueeze(-1))
-                .exp_()
-            )
+            scores = (q[image] @ k[image].mT).float().mul_(ctx.scale).add_(bias[0])
+            probs = scores.sub_(logsumexp[image].unsqueeze(-1)).exp_()
             inner = (grad[image].float() * output[image].float()).sum(-1, keepdim=True)
             grad_bias += probs.mul_((grad[image] @ v[image].mT).float().sub_(inner))
         return (*grads, grad_bias.unsqueeze(0).to(bias.dtype), None)
@@ -218,6 +225,7 @@ class ProductAttention(Function):
     def forward(
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
+        """Return (B, heads, tokens, width) in the dtype of q."""
         scores = (q @ k.mT).mul_(scale)
         probs = (scores if bias is None else scores.add_(bias)).softmax(-1)
         ctx.save_for_backward(q, k, v, probs)
@@ -227,13 +235,12 @@ class ProductAttention(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of q, k, v, and of the bias if it is trained."""
         q, k, v, probs = ctx.saved_tensors
         grad_scores = aten._softmax_backward_data(grad @ v.mT, probs, -1, probs.dtype)
-        grad_bias = (
-            grad_scores.float().sum_to_size(ctx.bias_shape).to(grad.dtype)
-            if ctx.needs_input_grad[3]
-            else None
-        )
+        grad_bias = None
+        if ctx.needs_input_grad[3]:
+            grad_bias = grad_scores.float().sum_to_size(ctx.bias_shape).to(grad.dtype)
         grad_scores = grad_scores.mul_(ctx.scale)
         return grad_scores @ k, grad_scores.mT @ q, probs.mT @ grad, grad_bias, None
 

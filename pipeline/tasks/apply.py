@@ -145,6 +145,7 @@ def compute_rows(
     bad, reached = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
 
     def batches() -> Iterator[dict]:
+        """Yield batches until `go_on` says stop; note the rows that are reached and the bad images."""
         handed_out = 0
         for batch in predictor.batches(rows, batch_size, share or compute.processes.share):
             if not go_on(handed_out):

@@ -126,6 +126,7 @@ def account_vqa(
     rule = predictor.fused.rule
 
     def loss(forward: Callable[..., torch.Tensor], pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the loss (scalar) of one question for each image of `pixel_values` (I, 3, H, W)."""
         count, device = len(pixel_values), pixel_values.device
         ids = torch.zeros(count, num_tokens, dtype=torch.long, device=device)
         mask = torch.ones_like(ids)

@@ -1,9 +1,11 @@
 "use strict";
-// Chooses and sorts the images of a page. Everything works from attributes: an image has tokens (data-t-NAME) and numbers (data-n-NAME).
+// Filters and sorts the images of a page. The page holds all facts as attributes of each image:
+// tokens to filter by (data-t-NAME) and numbers to sort by (data-n-NAME).
 (() => {
   const STEP = 60; // images shown at once
 
-  // Of "3:0.9 7:0.2" the number of the key, of "0.9" the number itself; null where there is none.
+  // The number NAME of an image. "0.9" is one number; "3:0.9 7:0.2" has one for each label, and key selects the label.
+  // null if the image has no such number.
   function numberOf(item, name, key) {
     const text = item.getAttribute("data-n-" + name);
     if (!text) return null;
@@ -12,7 +14,8 @@
     return part ? Number(part.slice(key.length + 1)) : null;
   }
 
-  // "-|error": ascending, by size without sign.
+  // Returns a function for Array.sort: "loss" puts the largest number first, "-loss" the smallest,
+  // "|error" ignores the sign. Images without the number come last.
   function compare(order, key) {
     const ascending = order.startsWith("-");
     const plain = order.replace(/^-/, "");
@@ -34,10 +37,10 @@
     const status = box.querySelector("[role=status]");
     const more = box.querySelector("[data-more]");
     let limit = STEP;
-    let total = ""; // of a chosen cell: how many images the run has of it
+    let total = ""; // after a click on a cell: its number of images in the run (the page may hold fewer)
 
     function show() {
-      const wanted = new Map(); // name -> the values of its selects, one after the other
+      const wanted = new Map(); // name -> the token that an image must have: the joined values of the selects of this name
       for (const filter of filters) wanted.set(filter.dataset.filter, (wanted.get(filter.dataset.filter) || "") + filter.value);
       const matches = (item) =>
         [...wanted].every(([name, token]) => !token || (item.getAttribute("data-t-" + name) || "").split(" ").includes(token));
@@ -51,7 +54,7 @@
       const chosen = filters.filter((filter) => filter.value).map((filter) => `${filter.dataset.words}: ${filter.selectedOptions[0].text}`);
       const count = `${found.length.toLocaleString("en")} ${found.length === 1 ? "image" : "images"}`;
       const of = total && Number(total) !== found.length ? ` of ${total}` : "";
-      status.textContent = `${count}${of} in this page${chosen.length ? " (" + chosen.join("; ") + ")" : ""}, by ${sort.selectedOptions[0].text}. ` +
+      status.textContent = `${count}${of} on this page${chosen.length ? " (" + chosen.join("; ") + ")" : ""}, sorted by ${sort.selectedOptions[0].text}. ` +
         (found.length > limit ? `The first ${limit} are shown.` : "");
     }
 
@@ -80,7 +83,7 @@
       const next = [...list.children].find((item) => item.hidden);
       limit += STEP;
       show();
-      if (next) { next.tabIndex = -1; next.focus(); } // the button may be gone
+      if (next) { next.tabIndex = -1; next.focus(); } // keep the keyboard focus: the button may now be hidden
     });
     const folded = box.querySelector("[data-folded]");
     folded.replaceWith(...[...folded.children].filter((child) => child.tagName !== "SUMMARY"));

@@ -1,5 +1,5 @@
 "use strict";
-// Marks on suspects, kept in the browser until they are downloaded as exclude.csv and relabel.csv.
+// Stores the decisions on suspects in the browser. Two buttons download them as exclude.csv and relabel.csv.
 (() => {
   const main = document.querySelector("[data-suspects]");
   const store = "suspects-" + main.dataset.suspects;
@@ -11,26 +11,27 @@
   const labelOf = (card) => card.querySelector("input[type=text]").value.trim();
   const set = (card, mark) => { card.querySelector(`input[value=${mark}]`).checked = true; };
 
-  // As Python's side writes a cell: an apostrophe before what a spreadsheet would run, quotes where they are needed.
+  // Writes a cell as pipeline/tables.py does: an apostrophe before text that a spreadsheet would run as a formula,
+  // quotes where they are needed.
   function csvCell(text) {
     const runs = /^'*[=+\-@\t\r]/.test(text) && !/^[+-]?\d+(\.\d+)?([eE][+-]?\d+)?$/.test(text);
     const cell = runs ? "'" + text : text;
     return /[,"\r\n]/.test(cell) ? '"' + cell.replaceAll('"', '""') + '"' : cell;
   }
 
-  // A label that no row has would be refused by train.py: it is said here.
+  // True if the new label is one that no row has: train.py would refuse it.
   function wrong(card) {
     return markOf(card) === "relabel" && main.hasAttribute("data-strict") && !known.has(labelOf(card));
   }
 
   function remember() {
     const marks = cards.map((card) => [card.dataset.cell, markOf(card), labelOf(card)]).filter(([, mark]) => mark !== "keep");
-    try { localStorage.setItem(store, JSON.stringify(marks)); } catch { /* a browser that keeps nothing for files */ }
+    try { localStorage.setItem(store, JSON.stringify(marks)); } catch { /* some browsers store nothing for a page opened from disk */ }
   }
 
   function recall() {
     let marks = [];
-    try { marks = JSON.parse(localStorage.getItem(store) || "[]"); } catch { /* as above */ }
+    try { marks = JSON.parse(localStorage.getItem(store) || "[]"); } catch { /* as in remember() */ }
     const byCell = new Map(marks.map(([cell, mark, label]) => [cell, [mark, label]]));
     for (const card of cards) {
       const found = byCell.get(card.dataset.cell);
@@ -51,7 +52,7 @@
       input.title = strange ? "no row has this label" : "";
       card.dataset.mark = markOf(card);
     }
-    const problem = bad ? ` ${bad} with a label that no row has: mend them first.` : "";
+    const problem = bad ? ` ${bad} with a label that no row has: correct them first.` : "";
     status.textContent = `${count("exclude")} to leave out, ${count("relabel")} with another label, ${count("keep")} kept as they are.${problem}`;
     for (const button of main.querySelectorAll("[data-download]")) {
       button.disabled = count(button.dataset.download) === 0 || (button.dataset.download === "relabel" && bad > 0);
