@@ -198,7 +198,7 @@ WINGS = {
         "classification_task",
         "classification",
         "question_predictor",
-        "vqa_task",
+        "question_task",
         "vqa",
         "registry",
         "quantized",

@@ -23,7 +23,7 @@ from pipeline.run import backbone_dirs
 from pipeline.tasks.build import Build, decodable, with_intensity
 from pipeline.tasks.frozen_features import computed_once
 from pipeline.tasks.question_predictor import VqaPredictor, max_tokens_of, num_outputs_of, rebuild
-from pipeline.tasks.vqa_task import VqaTask
+from pipeline.tasks.question_task import VqaTask
 from pipeline.training.checkpoint import seed_everything
 from pipeline.training.resume import ResumedRun
 
