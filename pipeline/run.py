@@ -57,17 +57,8 @@ _FILES = (
     HEAD_FILE,
 )
 _FOLDERS = ("figures", "tensorboard", "state", COPIES, INT8_DIR)
-_PACKAGES = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "peft",
-    "timm",
-    "accelerate",
-    "safetensors",
-    "numpy",
-    "pillow",
-    "simplejpeg",
+_PACKAGES = tuple(
+    "torch torchvision transformers peft timm accelerate safetensors numpy pillow simplejpeg".split()
 )
 
 

@@ -25,20 +25,7 @@ UNREAD_SUFFIXES = frozenset(
 )
 ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"))
 TABLE_SUFFIXES = (".csv", ".tsv")  # also compressed: train.csv.zip, train.csv.gz
-SEEN_SUFFIXES = (
-    ".xlsx",
-    ".xls",
-    ".ods",
-    ".parquet",
-    ".feather",
-    ".pkl",
-    ".mat",
-    ".h5",
-    ".hdf5",
-    ".xml",
-    ".yaml",
-    ".yml",
-)
+SEEN_SUFFIXES = tuple(".xlsx .xls .ods .parquet .feather .pkl .mat .h5 .hdf5 .xml .yaml .yml".split())
 ARRIVING = "arriving.json"  # exists in a hidden folder while `make data` moves a competition in
 JUNK_FOLDERS = ("__macosx", "@eadir", "lost+found", "__pycache__")
 

@@ -28,19 +28,8 @@ LABEL_FLAG = "--set data.label_column=NAME"
 VALUE_WORDS = ("mean", "value", "avg", "average", "target", "label", "true", "y")
 SURE, LIKELY, POSSIBLE = 3, 2, 1  # strength of a choice of label columns
 ZERO_ONE = frozenset(("0", "1", "0.0", "1.0"))
-SPLIT_NAMES = (
-    "split",
-    "set",
-    "subset",
-    "partition",
-    "phase",
-    "isvalid",
-    "isvalidation",
-    "isval",
-    "istrain",
-    "istraining",
-    "istest",
-    "usage",
+SPLIT_NAMES = tuple(
+    "split set subset partition phase isvalid isvalidation isval istrain istraining istest usage".split()
 )
 FOLD_NAME = r"k?folds?(id|no|number|k)?\d*"
 PART_OF_VALUE = {

@@ -46,20 +46,7 @@ _BARE = {
     **{word: f"{word[:-1]} is" for word in ("whats", "wheres", "thats", "theres", "whos", "hows")},
     **{
         f"{word}nt": f"{word} not"
-        for word in (
-            "is",
-            "are",
-            "does",
-            "do",
-            "did",
-            "has",
-            "have",
-            "was",
-            "were",
-            "could",
-            "should",
-            "would",
-        )
+        for word in "is are does do did has have was were could should would".split()
     },
     "theyre": "they are",
     "youre": "you are",

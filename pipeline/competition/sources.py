@@ -12,16 +12,8 @@ from pipeline.competition.parts import words_of
 from pipeline.errors import UserError
 from pipeline.tables import Table, load_table
 
-TRAIN_TABLES = (
-    "train",
-    "labels",
-    "label",
-    "trainlabels",
-    "trainlabel",
-    "traininglabels",
-    "training",
-    "trainset",
-    "traindata",
+TRAIN_TABLES = tuple(
+    "train labels label trainlabels trainlabel traininglabels training trainset traindata".split()
 )
 MAX_TABLES, MAX_TEXTS, MAX_JSON = 60, 20, 20  # more files of one kind: each probably describes a single image
 MAX_TEXT_BYTES = 64 << 20

@@ -22,65 +22,14 @@ EXIF_BYTES = 64_000  # an orientation never needs more
 WEBP_ALPHA = 0x10  # in the flags of VP8X; the other flags stand for a profile, EXIF, XMP and frames
 # Tags that a decoder needs: size, layout, compression, colours.
 # https://www.awaresystems.be/imaging/tiff/tifftags.html
-TIFF_DECODING = {
-    *(
-        254,
-        255,
-        256,
-        257,
-        258,
-        259,
-        262,
-        266,
-        273,
-        274,
-        277,
-        278,
-        279,
-        280,
-        281,
-        284,
-        290,
-        291,
-        292,
-        293,
-        301,
-        317,
-        318,
-        319,
-        320,
-        321,
-    ),
-    *(
-        322,
-        323,
-        324,
-        325,
-        332,
-        333,
-        334,
-        336,
-        338,
-        339,
-        340,
-        341,
-        342,
-        347,
-        512,
-        513,
-        514,
-        515,
-        517,
-        518,
-        519,
-        520,
-        521,
-        529,
-        530,
-        531,
-        532,
-    ),
-}
+TIFF_DECODING = frozenset(
+    int(tag)
+    for tag in (
+        "254 255 256 257 258 259 262 266 273 274 277 278 279 280 281 284 290 291 292 293 301 317 318 319 320 "
+        "321 322 323 324 325 332 333 334 336 338 339 340 341 342 347 512 513 514 515 517 518 519 520 521 529 "
+        "530 531 532"
+    ).split()
+)
 # Bytes of a value, by type
 TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 

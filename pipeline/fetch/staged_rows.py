@@ -14,21 +14,7 @@ from pipeline.tables import load_table, write_table
 from pipeline.wording import capped, counted
 
 TABLES = (".csv", ".tsv")
-ID_NAMES = (
-    "id",
-    "imageid",
-    "image",
-    "imagename",
-    "imgid",
-    "idcode",
-    "filename",
-    "file",
-    "fileid",
-    "name",
-    "index",
-    "uuid",
-    "guid",
-)
+ID_NAMES = tuple("id imageid image imagename imgid idcode filename file fileid name index uuid guid".split())
 PARTS = re.compile(r"(?<![a-z])(?:(train(?:ing)?)|(test(?:ing)?)|(val(?:id(?:ation)?)?|dev))(?![a-z])")
 
 

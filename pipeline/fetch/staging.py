@@ -22,24 +22,7 @@ from pipeline.wording import counted, listed
 PIECE = re.compile(r"\.(7z|zip|rar|tar)\.\d{2,3}$|\.z\d\d$|\.part\d+\.rar$", re.IGNORECASE)
 # People edit and save these small files, so they are copied: saving a hard link would change the original
 # too.
-COPIED = frozenset(
-    (
-        ".csv",
-        ".tsv",
-        ".json",
-        ".jsonl",
-        ".txt",
-        ".md",
-        ".yaml",
-        ".yml",
-        ".xml",
-        ".xls",
-        ".xlsx",
-        ".parquet",
-        ".py",
-        ".ipynb",
-    )
-)
+COPIED = frozenset(".csv .tsv .json .jsonl .txt .md .yaml .yml .xml .xls .xlsx .parquet .py .ipynb".split())
 
 TELLING = frozenset(
     (".csv", ".tsv", ".json", ".parquet", ".npy", ".npz", ".bson", ".tfrec", ".tfrecord", ".tfrecords")

@@ -29,16 +29,8 @@ if TYPE_CHECKING:
 
 ENOUGH_ERRORS, RESAMPLES, GRID, PASSES = 1.64, 200, 24, 2
 MAX_ASCENDED = 40  # with more labels: one threshold for all; with more classes: no offsets
-DECIDED = (
-    "accuracy",
-    "balanced_accuracy",
-    "macro_f1",
-    "micro_f1",
-    "weighted_f1",
-    "samples_f1",
-    "samples_f2",
-    "mcc",
-    "qwk",
+DECIDED = tuple(
+    "accuracy balanced_accuracy macro_f1 micro_f1 weighted_f1 samples_f1 samples_f2 mcc qwk".split()
 )
 OFFSET = ("balanced_accuracy", "macro_f1", "weighted_f1", "mcc")
 

@@ -18,15 +18,8 @@ from pipeline.lock import holding_file
 from pipeline.tables import guarded, restored
 
 LEDGER = Path("submissions.csv")
-COLUMNS = (
-    "time",
-    "competition",
-    "file_sha256",
-    "message",
-    "validation_score",
-    "public_score",
-    "private_score",
-    "status",
+COLUMNS = tuple(
+    "time competition file_sha256 message validation_score public_score private_score status".split()
 )
 # deviation of the validation score over folds; the first such submission adds the column
 SPREAD = "validation_spread"

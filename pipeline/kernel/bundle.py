@@ -296,20 +296,7 @@ def _save_member(run: Run, folder: Path) -> None:
 def _record(run: Run) -> dict[str, Any]:
     """Return run.json of a member: the run's record without its path and its adapter."""
     values = dict(run.record.values) if run.record else {}
-    kept = (
-        "task",
-        "name",
-        "class_names",
-        "target",
-        "metric",
-        "best",
-        "counts",
-        "commit",
-        "versions",
-        "recipe",
-        "prior",
-        "seed",
-    )
+    kept = tuple("task name class_names target metric best counts commit versions recipe prior seed".split())
     record = {"format": RUN_FORMAT, **{name: values[name] for name in kept if values.get(name) is not None}}
     record |= {
         "task": run.task,

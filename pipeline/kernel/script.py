@@ -15,18 +15,7 @@ from pipeline.files import read_json
 TEMPLATE = Path(__file__).with_name("kernel.py.txt")
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 # Packages that prediction imports. Their oldest versions are in requirements.txt.
-NEEDED = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "safetensors",
-    "pandas",
-    "numpy",
-    "pillow",
-    "tqdm",
-    "pyyaml",
-    "pydantic",
-)
+NEEDED = tuple("torch torchvision transformers safetensors pandas numpy pillow tqdm pyyaml pydantic".split())
 TIMM = ("timm", "1.0.22")
 _CELL = re.compile(r"^# %%(\+?) (.+)\n", re.MULTILINE)
 

@@ -14,15 +14,8 @@ from pathlib import Path
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 # Environment variables that are not passed on: they lead to tokens, caches and this project's own modules.
 _LEFT_OUT = (
-    "HOME",
-    "USERPROFILE",
-    "XDG_CACHE_HOME",
-    "XDG_CONFIG_HOME",
-    "TORCH_HOME",
-    "KAGGLE_",
-    "HF_",
-    "HUGGING",
-    "TRANSFORMERS_CACHE",
+    *"HOME USERPROFILE XDG_CACHE_HOME XDG_CONFIG_HOME TORCH_HOME TRANSFORMERS_CACHE".split(),
+    *("KAGGLE_", "HF_", "HUGGING"),
 )
 _ISOLATED = """
 for place in "$@"; do

@@ -19,37 +19,8 @@ from pipeline.wording import MAX_NAMED, counted, listed
 # Column names that often mean groups which must not be split. They are only suggested to the user, never
 # applied.
 GROUP_WORDS = (
-    *(
-        "patient",
-        "subject",
-        "person",
-        "driver",
-        "rider",
-        "user",
-        "owner",
-        "family",
-        "individual",
-        "animal",
-        "donor",
-        "study",
-        "session",
-    ),
-    *(
-        "series",
-        "video",
-        "clip",
-        "sequence",
-        "scene",
-        "site",
-        "location",
-        "hospital",
-        "camera",
-        "slide",
-        "plot",
-        "field",
-        "well",
-        "batch",
-    ),
+    *"patient subject person driver rider user owner family individual animal donor study session".split(),
+    *"series video clip sequence scene site location hospital camera slide plot field well batch".split(),
 )
 IMBALANCE = 20  # ratio of the largest to the smallest class from which a sentence is shown
 

@@ -15,14 +15,8 @@ from pipeline.files import read_json
 
 # Origin and task, and the adapted layers. The tensors' names show the layers too, and each of them is
 # checked.
-DESCRIPTION = (
-    "peft_type",
-    "peft_version",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "revision",
-    "task_type",
-    "inference_mode",
+DESCRIPTION = tuple(
+    "peft_type peft_version auto_mapping base_model_name_or_path revision task_type inference_mode".split()
 )
 PLACES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
 # Settings of training that do not change the result. `megatron_core` needs `megatron_config` to have an

@@ -39,27 +39,10 @@ DECIDE_NOTHING = (
 )
 # With another value of these a saved weight, optimizer moment or split would not fit.
 FIXED = (
-    *(
-        "task",
-        "backbone",
-        "text_backbone",
-        "random_weights",
-        "architecture",
-        "text_architecture",
-        "head_only",
-        "image_size",
-    ),
+    *"task backbone text_backbone random_weights architecture text_architecture head_only image_size".split(),
     *("resize", "seed", "freeze"),
-    *(
-        "lora.rank",
-        "lora.alpha",
-        "lora.targets",
-        "lora.also_train",
-        "lora.use_rslora",
-        "lora.variant",
-        "lora.init",
-        "optimizer.name",
-    ),
+    *"lora.rank lora.alpha lora.targets lora.also_train lora.use_rslora lora.variant lora.init".split(),
+    "optimizer.name",
     *("head.fusion", "head.text_pooling", "head.hidden_size", "head.activation", "head.dropout"),
     *("data.metric", "data.target", "data.positive_class"),
     *("data.split_seed", "data.group_column", "data.groups"),
