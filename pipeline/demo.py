@@ -76,33 +76,17 @@ def demo() -> int:
     step(
         "fine-tune a LoRA adapter",
         "train.py",
-        "--recipe",
-        "digits",
-        "--data",
-        data,
-        "--output",
-        run,
-        "--resume",
+        *("--recipe", "digits", "--data", data, "--output", run, "--resume"),
     )
     step("predict", "inference.py", "--model", run, "--data", data, "--output", data / "predictions.csv")
     scoring = (
-        "--solution",
-        data / "solution.csv",
-        "--predictions",
-        data / "predictions.csv",
-        "--model",
-        run,
-        "--data",
-        data,
+        *("--solution", data / "solution.csv", "--predictions", data / "predictions.csv", "--model", run),
+        *("--data", data),
     )
     step("score against the held-back labels", "-m", "pipeline.submission.score", *scoring)
     step(
         "show where the base and the fine-tuned model look, and write the page",
-        "-m",
-        "pipeline.report.attention",
-        "--runs",
-        BASE,
-        run,
+        *("-m", "pipeline.report.attention", "--runs", BASE, run),
     )
     accuracy = read_json(run / SCORES)["metrics"]["accuracy"]
     print(
@@ -118,13 +102,7 @@ def rebuild_base() -> int:
     step(
         "pretrain on letters and digits",
         "train.py",
-        "--recipe",
-        "glyphs",
-        "--data",
-        DATA / "glyphs",
-        "--output",
-        BASE.parent,
-        "--resume",
+        *("--recipe", "glyphs", "--data", DATA / "glyphs", "--output", BASE.parent, "--resume"),
     )
     print(
         f"\nthe base is in {BASE}; `make demo` uses it from now on (remove {BASE.parent} to use the released "

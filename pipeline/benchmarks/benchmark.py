@@ -114,11 +114,7 @@ def startup(work: Work) -> tuple[float, float]:
     command = [
         sys.executable,
         "train.py",
-        "--dry-run",
-        "--data",
-        str(work.data_dir),
-        "--backbone",
-        str(work.model_dir),
+        *("--dry-run", "--data", str(work.data_dir), "--backbone", str(work.model_dir)),
     ]
     printed = subprocess.run(
         [*command, "--batch-size", str(work.batch_size)], cwd=root, check=True, capture_output=True, text=True

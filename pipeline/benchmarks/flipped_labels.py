@@ -109,21 +109,14 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         _run(
             "train.py",
             *own,
-            "--set",
-            "data.val_fraction=0",
+            *("--set", "data.val_fraction=0"),
             *(word for key in keys for word in ("--set", key)),
-            "--output",
-            str(run),
-            "--resume",
+            *("--output", str(run), "--resume"),
         )
         _run(
             "inference.py",
-            "--model",
-            str(run),
-            "--data",
-            str(folder / "data"),
-            "--output",
-            str(run / "predictions.csv"),
+            *("--model", str(run), "--data", str(folder / "data")),
+            *("--output", str(run / "predictions.csv")),
         )
         table = load_table(run / "predictions.csv")
         predicted = dict(zip(table.column(table.columns[0]), table.column(table.columns[1]), strict=True))

@@ -58,12 +58,8 @@ def run_beside(
 def _words(trial: Trial, bench: Bench) -> list[str]:
     words = ["-m", "pipeline.experiments.side_by_side", f"--row={trial.row}", f"--seed={trial.seed}"]
     words += [
-        "--recipe",
-        str(bench.folder(trial) / "recipe.yaml"),
-        "--data",
-        str(bench.data),
-        "--output",
-        str(bench.output),
+        *("--recipe", str(bench.folder(trial) / "recipe.yaml"), "--data", str(bench.data)),
+        *("--output", str(bench.output)),
     ]
     words += ["--predicts"] if bench.predicts else []
     words += ["--solution", str(bench.solution)] if bench.solution else []

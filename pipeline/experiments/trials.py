@@ -149,12 +149,7 @@ def run_trial(trial: Trial, bench: Bench) -> str | None:
         if failed is None and bench.predicts and not (folder / "predictions.csv").exists():
             words = [
                 "inference.py",
-                "--model",
-                folder,
-                "--data",
-                bench.data,
-                "--output",
-                folder / "predictions.csv",
+                *("--model", folder, "--data", bench.data, "--output", folder / "predictions.csv"),
             ]
             failed = _step([*words, "--precision", trial.recipe.precision], log, bench)
         if failed is None and bench.predicts and bench.solution and not (folder / SCORES).exists():
@@ -262,14 +257,8 @@ def _step(command: Sequence[object], log: Path, bench: Bench) -> str | None:
 
 def _score(folder: Path, bench: Bench, log: Path) -> str | None:
     words = [
-        "--solution",
-        bench.solution,
-        "--predictions",
-        folder / "predictions.csv",
-        "--model",
-        folder,
-        "--data",
-        bench.data,
+        *("--solution", bench.solution, "--predictions", folder / "predictions.csv", "--model", folder),
+        *("--data", bench.data),
     ]
     with open(log, "a", encoding="utf-8") as file, redirect_stdout(file):
         print("$ python -m pipeline.submission.score", shlex.join(map(str, words)))

@@ -265,13 +265,7 @@ def _say_what_is_left(args: argparse.Namespace, plan: Plan) -> int:
         [
             "python",
             "train.py",
-            "--folds",
-            str(plan.count),
-            "--resume",
-            "--data",
-            args.data,
-            "--output",
-            args.output,
+            *("--folds", str(plan.count), "--resume", "--data", args.data, "--output", args.output),
         ]
     )
     print(f"folds in {plan.output}: {left}. Assemble them with {words}")

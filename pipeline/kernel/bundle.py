@@ -323,13 +323,7 @@ def _download_wheels(wheels: Sequence[str], python: str, folder: Path) -> None:
     """
     command = [
         sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--only-binary=:all:",
+        *"-m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all:".split(),
     ]
     for platform in ("manylinux2014_x86_64", "manylinux_2_28_x86_64", "linux_x86_64", "any"):
         command += ["--platform", platform]

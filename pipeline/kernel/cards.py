@@ -129,22 +129,12 @@ def _apply_apart(
     stop_at = time.time() + seconds  # wall clock, shared by all processes
     with tempfile.TemporaryDirectory() as temporary:
         command = [
-            "-m",
-            "pipeline.kernel.cards",
-            "--bundle",
-            str(carried.folder.resolve()),
-            "--data",
-            str(competition.root.resolve()),
+            *("-m", "pipeline.kernel.cards", "--bundle", str(carried.folder.resolve())),
+            *("--data", str(competition.root.resolve())),
         ]
         command += [
-            "--batch-size",
-            str(batch_size),
-            "--precision",
-            precision,
-            "--stop-at",
-            repr(stop_at),
-            "--parts",
-            str(processes),
+            *("--batch-size", str(batch_size), "--precision", precision, "--stop-at", repr(stop_at)),
+            *("--parts", str(processes)),
         ]
         places = [Path(temporary) / str(part) for part in range(processes)]
         given = [[*command, "--part", str(part), "--output", str(place)] for part, place in enumerate(places)]

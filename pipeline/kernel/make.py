@@ -279,23 +279,11 @@ def _rehearse(
 
 def by_hand(folder: Path, names: Names, slug: str) -> str:
     """Return the three shell commands that continue after the rehearsal."""
+    of_kernel = ("-k", names.kernel, "-v", "1", "-f", SUBMISSION, "-m", names.base)
     commands = [
         ["kaggle", "datasets", "create", "-p", str(folder / "dataset"), "-r", "zip", "-t"],
         ["kaggle", "kernels", "push", "-p", str(folder / "kernel")],
-        [
-            "kaggle",
-            "competitions",
-            "submit",
-            slug,
-            "-k",
-            names.kernel,
-            "-v",
-            "1",
-            "-f",
-            SUBMISSION,
-            "-m",
-            names.base,
-        ],
+        ["kaggle", "competitions", "submit", slug, *of_kernel],
     ]
     notes = (
         "   # later: kaggle datasets version -p ... -m ... -r zip -t",

@@ -187,12 +187,8 @@ def _reference(
         str(competition.root.resolve()),
     ]
     command += [
-        "--output",
-        str(output.resolve()),
-        "--batch-size",
-        str(settings.batch_size),
-        "--precision",
-        settings.precision,
+        *("--output", str(output.resolve()), "--batch-size", str(settings.batch_size)),
+        *("--precision", settings.precision),
         *options.flags(),
     ]
     done = subprocess.run(

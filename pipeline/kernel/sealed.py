@@ -74,10 +74,7 @@ def run_sealed(script: Path, work: Path, input_dir: Path, read_only: Sequence[Pa
     if isolation := isolates():
         command = [
             *isolation,
-            "sh",
-            "-c",
-            _ISOLATED,
-            "sealed",
+            *("sh", "-c", _ISOLATED, "sealed"),
             *(str(path.resolve()) for path in read_only),
             "--",
             *command,
