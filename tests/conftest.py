@@ -17,18 +17,7 @@ if os.environ.get("TEST_PRECISION"):  # here, and in every process that a test s
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Flags of a tiny run: one batch of six images a step, the same on every machine
-TINY_RUN = [
-    "--batch-size",
-    "6",
-    "--accumulation-steps",
-    "1",
-    "--lr",
-    "0.01",
-    "--precision",
-    "fp32",
-    "--set",
-    "data.workers=0",
-]
+TINY_RUN = "--batch-size 6 --accumulation-steps 1 --lr 0.01 --precision fp32 --set data.workers=0".split()
 COLOURS = {"blue": (40, 60, 200), "green": (30, 160, 60), "red": (200, 50, 40)}
 
 
@@ -103,27 +92,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) 
     root = tmp_path_factory.mktemp("finished")
     make_competition(root / "data")
     flags = [
-        "--data",
-        str(root / "data"),
-        "--backbone",
-        str(tiny_backbone),
-        "--output",
-        str(root / "run"),
-        "--precision",
-        "fp32",
+        *("--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "run")),
+        *("--precision", "fp32"),
     ]
     train.main(
-        [
-            *flags,
-            "--epochs",
-            "1",
-            "--batch-size",
-            "6",
-            "--accumulation-steps",
-            "1",
-            "--set",
-            "data.val_fraction=0.25",
-        ]
+        [*flags, *"--epochs 1 --batch-size 6 --accumulation-steps 1 --set data.val_fraction=0.25".split()]
     )
     return root
 

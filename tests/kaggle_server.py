@@ -149,14 +149,10 @@ def kaggle(
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     (home / ".kaggle").mkdir(parents=True)
-    for name in (
-        "NO_PROXY",
-        "no_proxy",
-        "ALL_PROXY",
-        "all_proxy",
-        "KAGGLE_API_TOKEN",
-        "KAGGLE_CONFIG_DIR",
-        "KAGGLE_KERNEL_RUN_TYPE",
+    for name in tuple(
+        (
+            "NO_PROXY no_proxy ALL_PROXY all_proxy KAGGLE_API_TOKEN KAGGLE_CONFIG_DIR KAGGLE_KERNEL_RUN_TYPE"
+        ).split()
     ):
         monkeypatch.delenv(name, raising=False)
     settings = {

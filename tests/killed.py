@@ -29,18 +29,7 @@ from pipeline.report import page  # noqa: E402
 from pipeline.tasks import registry  # noqa: E402, F401
 from pipeline.training import compute, engine, record  # noqa: E402, F401
 
-FLAGS = [
-    "--epochs",
-    "3",
-    "--batch-size",
-    "2",
-    "--accumulation-steps",
-    "3",
-    "--lr",
-    "0.01",
-    "--precision",
-    "fp32",
-]
+FLAGS = "--epochs 3 --batch-size 2 --accumulation-steps 3 --lr 0.01 --precision fp32".split()
 FLAGS += ["--set", "data.val_fraction=0.25", "--set", "augmentation.noise=0.05", "--set", "data.workers=2"]
 # A state after every micro-batch: most moments are inside a write
 FLAGS += ["--set", "checkpoint.every_minutes=0.00001"]

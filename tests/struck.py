@@ -52,20 +52,7 @@ from pipeline.run import load_run  # noqa: E402
 from pipeline.tasks import classification  # noqa: E402, F401
 from pipeline.training import engine  # noqa: E402, F401
 
-FLAGS = [
-    "--data",
-    "data",
-    "--backbone",
-    "backbone",
-    "--batch-size",
-    "6",
-    "--accumulation-steps",
-    "1",
-    "--lr",
-    "0.01",
-    "--epochs",
-    "2",
-]
+FLAGS = "--data data --backbone backbone --batch-size 6 --accumulation-steps 1 --lr 0.01 --epochs 2".split()
 FLAGS += ["--precision", "fp32", "--set", "data.workers=0"]
 POINTS = ("replace", "rename", "mkdir", "fsync", "link", "open")  # where a command touches the disk
 ERRORS = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE")

@@ -158,14 +158,8 @@ def test_a_grid_from_the_first_dry_run_to_the_table(
     grid, output = write_grid(tmp_path / "mine.yaml", ROWS), tmp_path / "out"
     solution = ["--solution", str(competition.parent / "solution.csv")]
     call = [
-        "--grid",
-        str(grid),
-        "--data",
-        str(competition),
-        "--output",
-        str(output),
-        "--backbone",
-        str(tiny_backbone),
+        *("--grid", str(grid), "--data", str(competition), "--output", str(output)),
+        *("--backbone", str(tiny_backbone)),
         *solution,
     ]
     with pytest.raises(
@@ -258,12 +252,8 @@ def test_a_row_that_cannot_be_built_stops_the_grid_before_the_first_starts(
     ]
     rows[0]["set"] = {"backbone": str(tiny_backbone), "image_size": None}
     call = [
-        "--grid",
-        str(write_grid(tmp_path / "g.yaml", rows)),
-        "--data",
-        str(competition),
-        "--output",
-        str(tmp_path / "out"),
+        *("--grid", str(write_grid(tmp_path / "g.yaml", rows)), "--data", str(competition)),
+        *("--output", str(tmp_path / "out")),
     ]
     with pytest.raises(
         UserError, match=r"(?s)nothing was started.*bad: --backbone .*no such folder.*worse: --backbone \./no"
@@ -283,14 +273,8 @@ def test_a_stopped_grid_goes_on_inside_the_trial(
         path = competition / name
         path.rename(tmp_path / name)
     call = [
-        "--grid",
-        str(grid),
-        "--data",
-        str(competition),
-        "--output",
-        str(tmp_path / "out"),
-        "--backbone",
-        str(tiny_backbone),
+        *("--grid", str(grid), "--data", str(competition), "--output", str(tmp_path / "out")),
+        *("--backbone", str(tiny_backbone)),
     ]
     call += ["--set", "epochs=2"]
     assert ablation.main([*call, "--dry-run"]) == 0 and not trained(commands)
@@ -326,16 +310,8 @@ def test_trials_side_by_side_make_the_same_table(
     monkeypatch.setattr(side_by_side, "run_children", run_here)
     grid, output = write_grid(tmp_path / "g.yaml", [ROWS[0], ROWS[2]], seeds=[3]), tmp_path / "out"
     call = [
-        "--grid",
-        str(grid),
-        "--data",
-        str(competition),
-        "--output",
-        str(output),
-        "--backbone",
-        str(tiny_backbone),
-        "--parallel",
-        "9",
+        *("--grid", str(grid), "--data", str(competition), "--output", str(output)),
+        *("--backbone", str(tiny_backbone), "--parallel", "9"),
     ]
     with pytest.raises(UserError, match=r"(?s)1 of 2 trials failed.*diverges, seed 3: the loss became NaN"):
         ablation.main([*call, "--solution", str(competition.parent / "solution.csv")])
@@ -367,12 +343,7 @@ def test_side_by_side_in_real_processes_stopped_and_continued(
     grid, output = write_grid(tmp_path / "g.yaml", rows, seeds=[3]), tmp_path / "out"
     command = [
         sys.executable,
-        "-m",
-        "pipeline.experiments.ablation",
-        "--grid",
-        str(grid),
-        "--data",
-        str(competition),
+        *("-m", "pipeline.experiments.ablation", "--grid", str(grid), "--data", str(competition)),
     ]
     command += ["--output", str(output), "--backbone", str(tiny_backbone), "--parallel", "2"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -400,14 +371,8 @@ def test_every_architecture_of_the_first_grid_goes_through(
     competition: Path, tmp_path: Path, commands
 ) -> None:
     call = [
-        "--grid",
-        "backbones-here",
-        "--data",
-        str(competition),
-        "--output",
-        str(tmp_path / "out"),
-        "--set",
-        "data.val_fraction=0.25",
+        *("--grid", "backbones-here", "--data", str(competition), "--output", str(tmp_path / "out")),
+        *("--set", "data.val_fraction=0.25"),
     ]
     assert ablation.main(call) == 0
     assert [line["finished"] for line in read_csv(tmp_path / "out" / "table.csv")] == ["1"] * 4
@@ -425,14 +390,8 @@ def test_a_killed_grid_takes_its_process_along_and_goes_on(
     grid, output = write_grid(tmp_path / "g.yaml", [row], seeds=[3]), tmp_path / "out"
     command = [
         sys.executable,
-        "-m",
-        "pipeline.experiments.ablation",
-        "--grid",
-        str(grid),
-        "--data",
-        str(competition),
-        "--output",
-        str(output),
+        *("-m", "pipeline.experiments.ablation", "--grid", str(grid), "--data", str(competition)),
+        *("--output", str(output)),
     ]
     command += ["--backbone", str(tiny_backbone)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

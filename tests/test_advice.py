@@ -234,27 +234,10 @@ def test_a_run_that_learns_nothing_says_so_and_the_baseline_stands_beside_the_sc
 ) -> None:
     make_competition(tmp_path / "data", per_class=12)
     flags = [
-        "--data",
-        str(tmp_path / "data"),
-        "--output",
-        str(tmp_path / "run"),
-        "--backbone",
-        str(tiny_backbone),
-        "--precision",
-        "fp32",
+        *("--data", str(tmp_path / "data"), "--output", str(tmp_path / "run")),
+        *("--backbone", str(tiny_backbone), "--precision", "fp32"),
     ]
-    flags += [
-        "--epochs",
-        "2",
-        "--batch-size",
-        "4",
-        "--accumulation-steps",
-        "1",
-        "--set",
-        "data.val_fraction=0.25",
-        "--lr",
-        "1e-9",
-    ]
+    flags += "--epochs 2 --batch-size 4 --accumulation-steps 1 --set data.val_fraction=0.25 --lr 1e-9".split()
     assert train.main(flags) == 0
     told = capsys.readouterr()
     record = files.read_json(tmp_path / "run" / "run.json")

@@ -226,11 +226,7 @@ def test_several_models_side_by_side(finished_run: Path, tiny_backbone: Path, tm
             [
                 "--images",
                 *pictures,
-                "--runs",
-                str(tiny_backbone),
-                str(finished_run / "run"),
-                "--output",
-                str(tmp_path),
+                *("--runs", str(tiny_backbone), str(finished_run / "run"), "--output", str(tmp_path)),
             ]
         )
         == 0

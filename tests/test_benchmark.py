@@ -156,18 +156,7 @@ def test_the_command_prints_one_table(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(throughput, "IMAGE_SIDES", (64, 96))
     monkeypatch.setattr(benchmark, "LOOP_STEPS", 20)
     monkeypatch.setattr(benchmark, "startup", lambda _: (0.1, 9.0))
-    arguments = [
-        "--size",
-        "tiny",
-        "--images",
-        "4",
-        "--batch-size",
-        "4",
-        "--rounds",
-        "1",
-        "--precision",
-        "fp32",
-    ]
+    arguments = "--size tiny --images 4 --batch-size 4 --rounds 1 --precision fp32".split()
     peers = [
         f"--peer=tests.benchmarks.peers:{name}" for name in ("image_folder_documented", "image_folder_best")
     ]

@@ -324,14 +324,8 @@ def test_a_run_computes_the_same_with_a_cold_and_a_warm_cache(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     flags = [
-        "--data",
-        str(competition),
-        "--backbone",
-        str(tiny_backbone),
-        "--epochs",
-        "2",
-        "--batch-size",
-        "8",
+        *("--data", str(competition), "--backbone", str(tiny_backbone), "--epochs", "2"),
+        *("--batch-size", "8"),
     ]
     flags += ["--accumulation-steps", "1", "--set", "data.cache_gb=0.1", "--set", "data.val_fraction=0.25"]
     decoded, load_pixels = [], cache_module.load_pixels

@@ -40,10 +40,8 @@ def change_recipe(run_dir: Path, **recipe: object) -> Path:
 
 
 def test_curves_share_a_plot_and_tables_stand_side_by_side(tmp_path: Path, curves: dict[str, list]) -> None:
-    one, two = (
-        make_run(tmp_path / "one", epochs=4, best=3),
-        change_recipe(make_run(tmp_path / "two", epochs=2), image_size=224),
-    )
+    one = make_run(tmp_path / "one", epochs=4, best=3)
+    two = change_recipe(make_run(tmp_path / "two", epochs=2), image_size=224)
     score(two)
     page = Page(build_comparison([one, two], tmp_path / "both"))
     for expected in (

@@ -20,19 +20,8 @@ import train
 from pipeline.fetch import install
 from pipeline.submission import score
 
-LEARN = (
-    "--lora-rank",
-    "0",
-    "--lr",
-    "3e-3",
-    "--epochs",
-    "10",
-    "--batch-size",
-    "8",
-    "--accumulation-steps",
-    "1",
-    "--precision",
-    "fp32",
+LEARN = tuple(
+    "--lora-rank 0 --lr 3e-3 --epochs 10 --batch-size 8 --accumulation-steps 1 --precision fp32".split()
 )
 PLAIN = (
     "augmentation.random_resized_crop=false",

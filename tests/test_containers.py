@@ -510,12 +510,8 @@ def test_killed_at_any_time_the_same_command_finishes(tmp_path):
     before = digest(tmp_path / "kaggle")
     command = [
         sys.executable,
-        "-m",
-        "pipeline.fetch.install",
-        "--from",
-        str(tmp_path / "kaggle"),
-        "--data",
-        str(tmp_path / "data"),
+        *("-m", "pipeline.fetch.install", "--from", str(tmp_path / "kaggle")),
+        *("--data", str(tmp_path / "data")),
     ]
     begun = time.monotonic()
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
@@ -898,17 +894,10 @@ def test_records_of_the_largest_size_become_images_and_a_table(tmp_path, take):
     )
     assert pixels_of(tmp_path / "data/train/val2.png").shape == (32, 32)
     table = load_table(tmp_path / "data/train.csv")
-    assert sorted(table.columns) == ["class", "id", "weight"] and table.column("class") == [
-        "0",
-        "1",
-        "0",
-        "1",
-        "0",
-        "1",
-        "0",
-        "1",
-        "0",
-    ]
+    assert (
+        sorted(table.columns) == ["class", "id", "weight"]
+        and table.column("class") == "0 1 0 1 0 1 0 1 0".split()
+    )
     assert "tfrecords-jpeg-32x32, not tfrecords-jpeg-16x16" in output and "validation part" in output
     assert len(read_layout(tmp_path / "data", asked=Asked(metric="accuracy")).train) == 9
 
@@ -952,10 +941,8 @@ def dicom(path: Path, values: np.ndarray, **tags: object) -> None:
     data = pydicom.dataset.Dataset()
     data.file_meta = pydicom.dataset.FileMetaDataset()
     data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = (
-        "1.2.840.10008.5.1.4.1.1.2",
-        "1.2.3",
-    )
+    data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+    data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
     data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", "1.2.3"
     data.Rows, data.Columns = values.shape
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
@@ -973,10 +960,8 @@ def test_dicom_by_its_window_and_inverted_where_it_says_so(tmp_path, take):
     dicom(tmp_path / "kaggle/train/1/a.dcm", values, **window)
     dicom(tmp_path / "kaggle/train/1/b.dcm", values, PhotometricInterpretation="MONOCHROME1", **window)
     output = take(tmp_path / "kaggle")
-    a, b = (
-        pixels_of(tmp_path / "data/train/1/a.png").ravel(),
-        pixels_of(tmp_path / "data/train/1/b.png").ravel(),
-    )
+    a = pixels_of(tmp_path / "data/train/1/a.png").ravel()
+    b = pixels_of(tmp_path / "data/train/1/b.png").ravel()
     # PS3.3 C.11.2.1.2.1: black up to c - 0.5 - (w - 1) / 2, white from c - 0.5 + (w - 1) / 2 on, in
     # Hounsfield units (value - 1024).
     assert (

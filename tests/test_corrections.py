@@ -22,18 +22,7 @@ from pipeline.files import read_json, read_json_lines, sha256
 from pipeline.report.page import build_report
 from pipeline.targets.evidence import Asked
 
-FLAGS = [
-    "--epochs",
-    "2",
-    "--batch-size",
-    "6",
-    "--accumulation-steps",
-    "1",
-    "--lr",
-    "0.01",
-    "--precision",
-    "fp32",
-]
+FLAGS = "--epochs 2 --batch-size 6 --accumulation-steps 1 --lr 0.01 --precision fp32".split()
 NOTHING_ASKED, TAGS = Asked(), Asked("macro_f1", "multilabel")
 TEXT = {"dtype": str, "keep_default_na": False}
 
@@ -200,10 +189,8 @@ def test_training_rows_change_and_validation_rows_stay(
     plain, run = (pd.read_csv(tmp_path / name / "val_predictions.csv", **TEXT) for name in ("plain", "run"))
     assert list(run.id) == list(plain.id) and list(run.label) == list(plain.label)
     record, before = read_json(tmp_path / "run/run.json"), read_json(tmp_path / "plain/run.json")
-    out, other = (
-        set(pd.read_csv(exclude, **TEXT).id),
-        dict(pd.read_csv(relabel, **TEXT).itertuples(index=False)),
-    )
+    out = set(pd.read_csv(exclude, **TEXT).id)
+    other = dict(pd.read_csv(relabel, **TEXT).itertuples(index=False))
     held = set(run.id)
     assert record["corrections"]["train"] == {
         "excluded": len(out - held),
@@ -239,10 +226,8 @@ def test_folds_score_every_row_and_say_the_corrected_score(
     oof, record = pd.read_csv(tmp_path / "run/oof.csv", **TEXT), read_json(tmp_path / "run/run.json")
     assert list(oof.id) == [row.id for row in rows] and list(oof.label) == [row.label for row in rows]
     assert record["folds"]["scores"]["accuracy"] == pytest.approx(np.mean(oof.label == oof.predicted))
-    out, other = (
-        set(pd.read_csv(exclude, **TEXT).id),
-        dict(pd.read_csv(relabel, **TEXT).itertuples(index=False)),
-    )
+    out = set(pd.read_csv(exclude, **TEXT).id)
+    other = dict(pd.read_csv(relabel, **TEXT).itertuples(index=False))
     kept = oof[~oof.id.isin(out)]
     truth = [other.get(row_id, label) for row_id, label in zip(kept.id, kept.label, strict=True)]
     assert record["corrections"]["scores"]["corrected_accuracy"] == pytest.approx(
@@ -266,10 +251,7 @@ def test_a_stopped_run_goes_on_with_the_same_rows(
         data,
         tiny_backbone,
         tmp_path / "run",
-        "--set",
-        "data.val_fraction=0.4",
-        "--set",
-        f"data.exclude={exclude}",
+        *("--set", "data.val_fraction=0.4", "--set", f"data.exclude={exclude}"),
     )
     with pytest.raises(Interrupted):
         train.main([*words, "--max-minutes", "0"])
@@ -292,10 +274,7 @@ def test_a_file_that_changed_is_noticed_on_resume(
         data,
         tiny_backbone,
         tmp_path / "run",
-        "--set",
-        "data.val_fraction=0",
-        "--set",
-        f"data.exclude={exclude}",
+        *("--set", "data.val_fraction=0", "--set", f"data.exclude={exclude}"),
     )
     with pytest.raises(Interrupted):
         train.main([*words, "--max-minutes", "0"])

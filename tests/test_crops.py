@@ -130,10 +130,8 @@ def test_the_draws_are_torchvisions() -> None:
         Augmentation(),
         Augmentation(crop_ratio=(2.0, 2.5)),
     ):
-        theirs, ours = (
-            v2.RandomResizedCrop(64, config.crop_scale, config.crop_ratio),
-            RandomCrop(config, RULE),
-        )
+        theirs = v2.RandomResizedCrop(64, config.crop_scale, config.crop_ratio)
+        ours = RandomCrop(config, RULE)
         for seed, size in [(seed, size) for size in sizes for seed in range(100)]:
             torch.manual_seed(seed)
             expected = theirs.make_params([torch.empty(3, size[1], size[0], device="meta")])

@@ -38,16 +38,8 @@ def steady_backbone(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Pat
 def flags(root: Path, backbone: Path, output: Path, *more: str, precision: str = "fp32") -> list[str]:
     """18 rows train in groups of 4 micro-batches of 2, the last group smaller."""
     recipe = [
-        "--lora-rank",
-        "0",
-        "--set",
-        "head_only=true",
-        "--lr",
-        "0.01",
-        "--precision",
-        precision,
-        "--set",
-        "data.val_fraction=0.25",
+        *"--lora-rank 0 --set head_only=true --lr 0.01".split(),
+        *("--precision", precision, "--set", "data.val_fraction=0.25"),
     ]
     recipe += ["--epochs", "2", "--batch-size", "2", "--accumulation-steps", "4", *STILL]
     return ["--data", str(root), "--backbone", str(backbone), "--output", str(output), *recipe, *more]
@@ -181,12 +173,8 @@ def test_where_an_adapter_is_trained_nothing_is_said(
 ) -> None:
     train.main(
         [
-            "--data",
-            str(trained / "data"),
-            "--backbone",
-            str(steady_backbone),
-            "--output",
-            str(tmp_path / "run"),
+            *("--data", str(trained / "data"), "--backbone", str(steady_backbone)),
+            *("--output", str(tmp_path / "run")),
             *STILL,
             "--dry-run",
         ]

@@ -180,12 +180,8 @@ def test_inference_looks_at_its_output_before_it_predicts(
     with pytest.raises(UserError, match="is a folder"):
         inference.main(
             [
-                "--model",
-                str(finished_run / "run"),
-                "--data",
-                str(finished_run / "data"),
-                "--output",
-                str(tmp_path),
+                *("--model", str(finished_run / "run"), "--data", str(finished_run / "data")),
+                *("--output", str(tmp_path)),
             ]
         )
     assert "predicting" not in capsys.readouterr().err
@@ -203,12 +199,8 @@ def test_of_a_read_only_run_the_scores_are_printed_and_pages_say_where_else(
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     flags = [
-        "--solution",
-        str(finished_run / "solution.csv"),
-        "--predictions",
-        str(file),
-        "--data",
-        str(finished_run / "data"),
+        *("--solution", str(finished_run / "solution.csv"), "--predictions", str(file)),
+        *("--data", str(finished_run / "data")),
     ]
     assert score.main(flags) == 0  # and --model is what inference wrote down
     told = capsys.readouterr().out
@@ -294,15 +286,8 @@ def test_test_images_that_are_missing_are_a_warning_before_training(
 
     shutil.rmtree(competition / "test")
     flags = [
-        "--data",
-        str(competition),
-        "--output",
-        str(tmp_path / "run"),
-        "--backbone",
-        str(tiny_backbone),
-        "--batch-size",
-        "4",
-        "--dry-run",
+        *("--data", str(competition), "--output", str(tmp_path / "run"), "--backbone", str(tiny_backbone)),
+        *("--batch-size", "4", "--dry-run"),
     ]
     assert train.main(flags) == 0
     told = capsys.readouterr().err
@@ -322,15 +307,8 @@ def test_one_image_missing_of_a_table_is_left_out_when_asked(
     shutil.rmtree(competition / "train")
     (competition / "train.csv").write_text("id,label\n" + "\n".join(rows) + "\n")
     flags = [
-        "--data",
-        str(competition),
-        "--output",
-        str(tmp_path / "run"),
-        "--backbone",
-        str(tiny_backbone),
-        "--batch-size",
-        "4",
-        "--dry-run",
+        *("--data", str(competition), "--output", str(tmp_path / "run"), "--backbone", str(tiny_backbone)),
+        *("--batch-size", "4", "--dry-run"),
     ]
     with pytest.raises(UserError, match=r"1 of 24 ids without an image.*data.skip_bad_images=true"):
         train.main(flags)

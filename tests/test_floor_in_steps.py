@@ -15,25 +15,14 @@ def test_a_run_goes_on_until_the_floor_and_says_how_many_epochs_there_are(
 ) -> None:
     """24 rows, 18 of them for training: 3 steps of 6 an epoch, so 7 steps are 3 epochs."""
     flags = [
-        "--data",
-        str(competition),
-        "--backbone",
-        str(tiny_backbone),
-        "--output",
-        str(tmp_path / "run"),
-        "--precision",
-        "fp32",
+        *("--data", str(competition), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "run")),
+        *("--precision", "fp32"),
     ]
     more = ["data.val_fraction=0.25", "schedule.min_steps=7"]
     train.main(
         [
             *flags,
-            "--epochs",
-            "1",
-            "--batch-size",
-            "6",
-            "--accumulation-steps",
-            "1",
+            *"--epochs 1 --batch-size 6 --accumulation-steps 1".split(),
             *(word for key in more for word in ("--set", key)),
         ]
     )

@@ -232,10 +232,8 @@ def test_padding_does_not_change_an_answer() -> None:
 
 
 def load(folder: Path, head: Head = SMALL_HEAD, frozen: Sequence[str] = ()) -> VqaModel:
-    text, image = (
-        load_encoder(str(folder / "model_bert"), "text_backbone"),
-        load_encoder(str(folder / "model_vit"), "--backbone"),
-    )
+    text = load_encoder(str(folder / "model_bert"), "text_backbone")
+    image = load_encoder(str(folder / "model_vit"), "--backbone")
     return load_fused(
         text, image, load_tokenizer(str(folder / "model_bert"), 30), RULE, 5, head, folder, frozen
     )
@@ -326,21 +324,7 @@ def test_the_vocabulary_is_the_training_questions_and_survives_the_disk(tmp_path
     ids = tokenizer.encode([*QUESTIONS, "is it a zebra, 漢?"])
     assert all(tokenizer.tokenizer.unk_token_id not in question for question in ids[:3])
     words = tokenizer.tokenizer.convert_ids_to_tokens(ids[3])
-    assert words == [
-        "[CLS]",
-        "is",
-        "it",
-        "a",
-        "z",
-        "##e",
-        "##b",
-        "##r",
-        "##a",
-        "[UNK]",
-        "[UNK]",
-        "?",
-        "[SEP]",
-    ]
+    assert words == "[CLS] is it a z ##e ##b ##r ##a [UNK] [UNK] ? [SEP]".split()
     tokenizer.save(tmp_path)
     assert load_tokenizer(str(tmp_path), 30).encode(QUESTIONS) == ids[:3]
     assert build_tokenizer(QUESTIONS[::-1], 30).tokenizer.get_vocab() == tokenizer.tokenizer.get_vocab()

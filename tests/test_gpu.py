@@ -64,14 +64,8 @@ def test_train_resume_predict(competition: Path, tiny_backbone: Path, tmp_path: 
     output = tmp_path / "predictions.csv"
     inference.main(
         [
-            "--model",
-            str(tmp_path / "whole"),
-            "--data",
-            str(competition),
-            "--output",
-            str(output),
-            "--precision",
-            precision,
+            *("--model", str(tmp_path / "whole"), "--data", str(competition), "--output", str(output)),
+            *("--precision", precision),
         ]
     )
     assert len(output.read_text().splitlines()) == 1 + 5
@@ -98,10 +92,7 @@ def test_a_compiled_run_is_a_plain_one(competition: Path, tiny_backbone: Path, t
                 competition,
                 tiny_backbone,
                 tmp_path / name,
-                "--precision",
-                "fp32",
-                "--set",
-                f"compile={choice}",
+                *("--precision", "fp32", "--set", f"compile={choice}"),
             )
         )
     assert json.loads((tmp_path / "compiled" / "run.json").read_text())["compiled"] is True
@@ -149,18 +140,7 @@ def test_out_of_memory_halves_the_micro_batch(
     take.
     """
     monkeypatch.setattr("pipeline.training.estimate.device_memory", lambda _: 0)
-    flags = [
-        "--batch-size",
-        "18",
-        "--accumulation-steps",
-        "1",
-        "--image-size",
-        "512",
-        "--lora-rank",
-        "0",
-        "--precision",
-        "fp32",
-    ]
+    flags = "--batch-size 18 --accumulation-steps 1 --image-size 512 --lora-rank 0 --precision fp32".split()
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(3e9 / torch.cuda.mem_get_info()[1])
     try:

@@ -68,10 +68,8 @@ def timm_state(model: BeitForImageClassification) -> dict[str, torch.Tensor]:
         )
         named[f"{there}.attn.q_bias"] = own[f"{here}.attention.q_proj.bias"]
         named[f"{there}.attn.v_bias"] = own[f"{here}.attention.v_proj.bias"]
-        named[f"{there}.gamma_1"], named[f"{there}.gamma_2"] = (
-            own[f"{here}.lambda_1"],
-            own[f"{here}.lambda_2"],
-        )
+        named[f"{there}.gamma_1"] = own[f"{here}.lambda_1"]
+        named[f"{there}.gamma_2"] = own[f"{here}.lambda_2"]
         table = next(
             name for name in own if name.startswith(here) and name.endswith("relative_position_bias_table")
         )

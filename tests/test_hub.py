@@ -79,12 +79,7 @@ def dry_run(competition: Path, tmp_path: Path, endpoint: str, backbone: str) -> 
     command = [
         sys.executable,
         "train.py",
-        "--data",
-        str(competition),
-        "--output",
-        str(tmp_path / "run"),
-        "--backbone",
-        backbone,
+        *("--data", str(competition), "--output", str(tmp_path / "run"), "--backbone", backbone),
         "--dry-run",
     ]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)

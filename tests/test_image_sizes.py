@@ -22,12 +22,8 @@ from pipeline.training.image_sizes import LARGEST, describe_sizes, relative_cost
 
 SIZES = (112, 168, 224)
 KEYS = [
-    "--set",
-    "schedule.image_sizes=[16,24,32]",
-    "--set",
-    "augmentation.mixup=0.2",
-    "--set",
-    "augmentation.cutmix=1",
+    *"--set schedule.image_sizes=[16,24,32] --set augmentation.mixup=0.2".split(),
+    *"--set augmentation.cutmix=1".split(),
 ]
 KEYS += ["--set", "augmentation.erasing=0.5", "--set", "data.cache_gb=0.1"]
 

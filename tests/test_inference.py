@@ -26,27 +26,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Pa
     root = tmp_path_factory.mktemp("trained")
     make_competition(root / "data")
     flags = [
-        "--data",
-        str(root / "data"),
-        "--backbone",
-        str(tiny_backbone),
-        "--output",
-        str(root / "run"),
-        "--precision",
-        "fp32",
+        *("--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "run")),
+        *("--precision", "fp32"),
     ]
-    flags += [
-        "--epochs",
-        "8",
-        "--batch-size",
-        "6",
-        "--accumulation-steps",
-        "1",
-        "--lr",
-        "0.02",
-        "--set",
-        "data.val_fraction=0.25",
-    ]
+    flags += "--epochs 8 --batch-size 6 --accumulation-steps 1 --lr 0.02 --set data.val_fraction=0.25".split()
     train.main([*flags, "--set", "augmentation.crop_scale=[0.5, 1]", "--set", "checkpoint.keep_every=1"])
     return root
 
@@ -243,14 +226,8 @@ def test_the_release_of_2023_gives_its_logits(tmp_path: Path) -> None:
     output = tmp_path / "predictions.csv"
     inference.main(
         [
-            "--model",
-            str(fixture / "finetuned_model"),
-            "--data",
-            str(data),
-            "--output",
-            str(output),
-            "--precision",
-            "fp32",
+            *("--model", str(fixture / "finetuned_model"), "--data", str(data), "--output", str(output)),
+            *("--precision", "fp32"),
         ]
     )
     table = pd.read_csv(output, dtype={"id": str})
@@ -310,29 +287,11 @@ def test_formulas_are_harmless_in_the_run_and_exact_in_the_submission(
             picture(data / "train" / name / f"{'@' if name[0] == '=' else 'n'}{number}.png", colour, number)
     picture(data / "test" / "+cmd.png", COLOURS["red"], 99)
     flags = [
-        "--data",
-        str(data),
-        "--backbone",
-        str(tiny_backbone),
-        "--output",
-        str(tmp_path / "run"),
-        "--precision",
-        "fp32",
-        "--lr",
-        "0.02",
+        *("--data", str(data), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "run")),
+        *("--precision", "fp32", "--lr", "0.02"),
     ]
     train.main(
-        [
-            *flags,
-            "--epochs",
-            "8",
-            "--batch-size",
-            "4",
-            "--accumulation-steps",
-            "1",
-            "--set",
-            "data.val_fraction=0.25",
-        ]
+        [*flags, *"--epochs 8 --batch-size 4 --accumulation-steps 1 --set data.val_fraction=0.25".split()]
     )
     table = pd.read_csv(tmp_path / "run" / "val_predictions.csv", dtype=str)
     assert set(table["label"]) == {"'=1+1", "-0.5"} and any(name.startswith("'@") for name in table["id"])

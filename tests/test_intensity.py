@@ -276,27 +276,10 @@ def test_a_run_on_deep_scans_learns_their_brightness_and_predicts_by_its_own_rul
     for number in range(6):
         deep(data / "test" / f"t{number}.png", bool(number % 2))
     flags = [
-        "--data",
-        str(data),
-        "--backbone",
-        str(tiny_backbone),
-        "--output",
-        str(tmp_path / "run"),
-        "--epochs",
-        "8",
-        "--batch-size",
-        "4",
+        *("--data", str(data), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "run")),
+        *("--epochs", "8", "--batch-size", "4"),
     ]
-    flags += [
-        "--accumulation-steps",
-        "1",
-        "--lora-rank",
-        "0",
-        "--lr",
-        "0.003",
-        "--set",
-        "data.val_fraction=0.25",
-    ]
+    flags += "--accumulation-steps 1 --lora-rank 0 --lr 0.003 --set data.val_fraction=0.25".split()
     assert train.main(flags) == 0
     assert "grey of more than 8 bits: " in capsys.readouterr().out
     stored = stored_intensity(tmp_path / "run")

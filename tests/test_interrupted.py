@@ -23,17 +23,8 @@ from pipeline.run import load_run
 from pipeline.unfinished import started_with
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = (
-    "--precision",
-    "fp32",
-    "--batch-size",
-    "6",
-    "--accumulation-steps",
-    "1",
-    "--lr",
-    "0.01",
-    "--set",
-    "data.val_fraction=0.25",
+QUICK = tuple(
+    "--precision fp32 --batch-size 6 --accumulation-steps 1 --lr 0.01 --set data.val_fraction=0.25".split()
 )
 LEARNS = ("--set", "schedule.warmup_ratio=0")  # already in its first step
 
@@ -51,17 +42,11 @@ def start(place: Path, backbone: Path, *flags: str, minutes: str = "0") -> Path:
     with pytest.raises(Interrupted):
         train.main(
             [
-                "--data",
-                str(place / "my data"),
-                "--output",
-                str(output),
-                "--backbone",
-                str(backbone),
+                *("--data", str(place / "my data"), "--output", str(output), "--backbone", str(backbone)),
                 *QUICK,
                 *LEARNS,
                 *flags,
-                "--max-minutes",
-                minutes,
+                *("--max-minutes", minutes),
             ]
         )
     return output
@@ -122,12 +107,8 @@ def test_before_the_first_epoch_has_ended_the_weights_of_the_moment_predict(
     assert (
         train.main(
             [
-                "--data",
-                str(place / "my data"),
-                "--output",
-                str(whole),
-                "--backbone",
-                str(tiny_backbone),
+                *("--data", str(place / "my data"), "--output", str(whole)),
+                *("--backbone", str(tiny_backbone)),
                 *QUICK,
                 *LEARNS,
                 *flags,
@@ -196,16 +177,10 @@ def test_every_printed_command_can_be_pasted(
     """Folders with spaces, a quote, a dollar and an ampersand; whatever was printed runs as it stands."""
     output = place / "the run"
     flags = [
-        "--data",
-        str(place / "my data"),
-        "--output",
-        str(output),
-        "--backbone",
-        str(tiny_backbone),
+        *("--data", str(place / "my data"), "--output", str(output), "--backbone", str(tiny_backbone)),
         *QUICK,
         *LEARNS,
-        "--epochs",
-        "1",
+        *("--epochs", "1"),
     ]
     with pytest.raises(Interrupted) as stopped:
         train.main([*flags, "--max-minutes", "0"])

@@ -104,27 +104,10 @@ def test_the_reason_names_the_error_of_a_share() -> None:
 def test_the_run_and_its_page_say_which_epoch_is_kept(tmp_path: Path, tiny_backbone: Path) -> None:
     data = make_competition(tmp_path / "data")
     flags = [
-        "--data",
-        str(data),
-        "--backbone",
-        str(tiny_backbone),
-        "--precision",
-        "fp32",
-        "--epochs",
-        "3",
-        "--batch-size",
-        "6",
+        *("--data", str(data), "--backbone", str(tiny_backbone)),
+        *"--precision fp32 --epochs 3 --batch-size 6".split(),
     ]
-    flags += [
-        "--accumulation-steps",
-        "1",
-        "--set",
-        "data.val_fraction=0.25",
-        "--lr",
-        "0.01",
-        "--set",
-        "data.workers=0",
-    ]
+    flags += "--accumulation-steps 1 --set data.val_fraction=0.25 --lr 0.01 --set data.workers=0".split()
     for name, more, rule in (("auto", [], "last"), ("best", ["--set", "checkpoint.keep=best"], "best")):
         output = tmp_path / name
         assert train.main([*flags, "--output", str(output), *more]) == 0

@@ -73,14 +73,8 @@ def decided_folds(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path)
     root = tmp_path_factory.mktemp("decided")
     make_competition(root / "data", per_class=6)
     flags = [
-        "--data",
-        str(root / "data"),
-        "--backbone",
-        str(tiny_backbone),
-        "--output",
-        str(root / "folds"),
-        "--folds",
-        "2",
+        *("--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "folds")),
+        *("--folds", "2"),
         *FEW,
     ]
     assert train.main([*flags, "--precision", "fp32", "--set", "data.workers=0"]) == 0
@@ -590,12 +584,8 @@ def test_a_rehearsed_kernel_writes_what_inference_writes(
 ) -> None:
     monkeypatch.delenv("KAGGLE_USERNAME", raising=False)
     flags = [
-        "--model",
-        str(finished_run / "run"),
-        "--data",
-        str(finished_run / "data"),
-        "--output",
-        str(tmp_path / "kernel"),
+        *("--model", str(finished_run / "run"), "--data", str(finished_run / "data")),
+        *("--output", str(tmp_path / "kernel")),
     ]
     flags += ["--competition", "glyphs", "--batch-size", "2", "--precision", "fp32"]
     assert main(flags) == 0
@@ -652,12 +642,8 @@ def test_the_notebooks_cells_predict_another_test_set_without_peft(
     assert "'hidden_0: BadImage', 'hidden_1'" in ended.output.splitlines()[-1]
     monkeypatch.undo()
     flags = [
-        "--model",
-        str(finished_run / "run"),
-        "--data",
-        str(hidden),
-        "--output",
-        str(tmp_path / "predictions.csv"),
+        *("--model", str(finished_run / "run"), "--data", str(hidden)),
+        *("--output", str(tmp_path / "predictions.csv")),
     ]
     assert inference.main([*flags, "--batch-size", "2", "--precision", "fp32"]) == 0
     assert (work / "submission.csv").read_bytes() == (tmp_path / "predictions.csv").read_bytes()
@@ -669,12 +655,8 @@ def test_options_of_inference_travel(
     data, prior = decided_folds / "data", tmp_path / "my.prior.csv"
     prior.write_text("class,share\nblue,0.001\ngreen,0.001\nred,0.998\n")
     given = [
-        "--model",
-        str(decided_folds / "folds"),
-        "--data",
-        str(data),
-        "--output",
-        str(tmp_path / "predictions.csv"),
+        *("--model", str(decided_folds / "folds"), "--data", str(data)),
+        *("--output", str(tmp_path / "predictions.csv")),
     ]
     flags = ["--tta", "flip,scale", "--prior", str(prior), "--decision", "off"]
     assert inference.main([*given, *flags, "--batch-size", "2", "--precision", "fp32"]) == 0
@@ -805,12 +787,8 @@ def rehearsed(models: list[Path], data: Path, output: Path, *more: str) -> Path:
 def test_rehearsal_of_many_kinds(kind: str, tmp_path: Path, tiny_backbone: Path) -> None:
     made = competitions.KINDS[kind](tmp_path / "data")
     flags = [
-        "--data",
-        str(tmp_path / "data"),
-        "--backbone",
-        str(tiny_backbone),
-        "--output",
-        str(tmp_path / "run"),
+        *("--data", str(tmp_path / "data"), "--backbone", str(tiny_backbone)),
+        *("--output", str(tmp_path / "run")),
         *FEW,
         *made.flags,
     ]
@@ -825,12 +803,8 @@ def test_rehearsal_of_several_members_as_a_notebook(
 ) -> None:
     pytest.importorskip("nbformat")
     flags = [
-        "--data",
-        str(finished_run / "data"),
-        "--backbone",
-        str(tiny_backbone),
-        "--output",
-        str(tmp_path / "other"),
+        *("--data", str(finished_run / "data"), "--backbone", str(tiny_backbone)),
+        *("--output", str(tmp_path / "other")),
         *FEW,
     ]
     assert train.main([*flags, "--seed", "7", "--lora-rank", "0"]) == 0
@@ -852,12 +826,8 @@ def test_a_kernel_of_folds_averages_and_decides_as_inference_does(
     assert len(answer.rates) == 2 and set(answer.predictions.values.argmax(axis=1)) == {0}
     output = tmp_path / "predictions.csv"
     flags = [
-        "--model",
-        str(decided_folds / "folds"),
-        "--data",
-        str(decided_folds / "data"),
-        "--output",
-        str(output),
+        *("--model", str(decided_folds / "folds"), "--data", str(decided_folds / "data")),
+        *("--output", str(output)),
     ]
     assert inference.main([*flags, "--batch-size", "2", "--precision", "fp32"]) == 0
     write_predictions(tmp_path / "submission.csv", competition.form, answer.predictions)
@@ -888,25 +858,15 @@ def test_every_way_of_training_predicts_alike_over_there(
     """Probabilities, digit for digit."""
     made, (keys, views) = competitions.KINDS["one_hot"](tmp_path / "data"), WAYS[way]
     flags = [
-        "--data",
-        str(tmp_path / "data"),
-        "--backbone",
-        str(tiny_backbone),
-        "--output",
-        str(tmp_path / "run"),
-        "--precision",
-        "fp32",
+        *("--data", str(tmp_path / "data"), "--backbone", str(tiny_backbone)),
+        *("--output", str(tmp_path / "run"), "--precision", "fp32"),
     ]
     few = ["--epochs", "3", "--batch-size", "6", "--accumulation-steps", "1", "--lr", "1e-2"]
     assert train.main([*flags, *few, *made.flags, *(word for key in keys for word in ("--set", key))]) == 0
     options = Options(views)
     given = [
-        "--model",
-        str(tmp_path / "run"),
-        "--data",
-        str(tmp_path / "data"),
-        "--output",
-        str(tmp_path / "predictions.csv"),
+        *("--model", str(tmp_path / "run"), "--data", str(tmp_path / "data")),
+        *("--output", str(tmp_path / "predictions.csv")),
     ]
     assert inference.main([*given, "--batch-size", "2", "--precision", "fp32", *options.flags()]) == 0
     bundle = make_bundle(
@@ -965,14 +925,8 @@ def test_a_kernel_computes_by_openvino_what_inference_does(finished_run: Path, t
     answer = predict_carried(open_bundle(bundle.folder), read_for(team.first, data), 2, "fp32", float("inf"))
     shutil.copytree(finished_run / "run", tmp_path / "run")
     flags = [
-        "--model",
-        str(tmp_path / "run"),
-        "--data",
-        str(data),
-        "--output",
-        str(tmp_path / "p.csv"),
-        "--batch-size",
-        "2",
+        *("--model", str(tmp_path / "run"), "--data", str(data), "--output", str(tmp_path / "p.csv")),
+        *("--batch-size", "2"),
     ]
     assert inference.main([*flags, "--precision", "fp32", "--engine", "openvino"]) == 0
     kept = Predictions.load(tmp_path / "run" / "test", team.first.target)
@@ -1060,12 +1014,8 @@ def test_an_edited_script_that_predicts_otherwise_is_not_pushed(
         lambda runs, competition, output, *_: output.write_text("id,label\nt000,blue\n"),
     )
     flags = [
-        "--model",
-        str(finished_run / "run"),
-        "--data",
-        str(finished_run / "data"),
-        "--output",
-        str(tmp_path / "kernel"),
+        *("--model", str(finished_run / "run"), "--data", str(finished_run / "data")),
+        *("--output", str(tmp_path / "kernel")),
     ]
     with pytest.raises(
         UserError, match=r"differs from inference.py's.*1 lines, first line 2: 't000,red' and 't000,blue'"
@@ -1090,12 +1040,8 @@ def test_bad_flags_are_one_message(
     flags: list[str], message: str, finished_run: Path, tmp_path: Path
 ) -> None:
     given = [
-        "--model",
-        str(finished_run / "run"),
-        "--data",
-        str(finished_run / "data"),
-        "--output",
-        str(tmp_path / "kernel"),
+        *("--model", str(finished_run / "run"), "--data", str(finished_run / "data")),
+        *("--output", str(tmp_path / "kernel")),
     ]
     competition = [] if "--competition" in flags else ["--competition", "glyphs"]
     with pytest.raises(UserError, match=message):
@@ -1105,10 +1051,8 @@ def test_bad_flags_are_one_message(
 def test_images_that_make_data_had_to_make_are_refused(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, before = (
-        shutil.copytree(finished_run / "data", tmp_path / "data"),
-        containers.stand(finished_run / "data"),
-    )
+    data = shutil.copytree(finished_run / "data", tmp_path / "data")
+    before = containers.stand(finished_run / "data")
     before |= {"train/9.dcm": (1, 1), "test/a.dcm": (1, 1), "test/b.dcm": (1, 1), "test.csv": (1, 1)}
     containers.write_converted(data, before)
     given = ["--model", str(finished_run / "run"), "--data", str(data), "--output", str(tmp_path / "kernel")]
@@ -1122,12 +1066,8 @@ def test_images_that_make_data_had_to_make_are_refused(
 
 def test_a_competition_that_nobody_named_is_asked_for(finished_run: Path, tmp_path: Path) -> None:
     given = [
-        "--model",
-        str(finished_run / "run"),
-        "--data",
-        str(finished_run / "data"),
-        "--output",
-        str(tmp_path / "kernel"),
+        *("--model", str(finished_run / "run"), "--data", str(finished_run / "data")),
+        *("--output", str(tmp_path / "kernel")),
     ]
     with pytest.raises(UserError, match="the competition is not known: COMPETITION=<name>"):
         main(given)
@@ -1140,11 +1080,7 @@ def test_a_run_without_weights_yet_is_one_message(finished_run: Path, tmp_path: 
     with pytest.raises(UserError, match="before any weights were saved"):
         main(
             [
-                "--model",
-                str(tmp_path / "run"),
-                "--data",
-                str(finished_run / "data"),
-                "--competition",
-                "glyphs",
+                *("--model", str(tmp_path / "run"), "--data", str(finished_run / "data")),
+                *("--competition", "glyphs"),
             ]
         )

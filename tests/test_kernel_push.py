@@ -436,12 +436,8 @@ def test_one_command_from_a_run_to_a_score(
     monkeypatch.setattr(make, "rehearse", rehearsed)
     monkeypatch.chdir(tmp_path)
     flags = [
-        "--model",
-        str(finished_run / "run"),
-        "--data",
-        str(finished_run / "data"),
-        "--output",
-        str(tmp_path / "kernel"),
+        *("--model", str(finished_run / "run"), "--data", str(finished_run / "data")),
+        *("--output", str(tmp_path / "kernel")),
     ]
     flags += ["--competition", "glyphs", "--push", "--yes", "--accelerator", "none"]
     assert make.main(flags, sleep=lambda _: None) == 0

@@ -128,14 +128,9 @@ def test_real_world_clutter_is_ignored(tmp_path):
     make(
         class_folders(tmp_path),
         *(
-            "README.md",
-            ".DS_Store",
-            "SOURCE.md",
-            "competition.json",
-            "train/.DS_Store",
-            "train/cat/._1.jpg",
-            "train/cat/Thumbs.db",
-        ),
+            "README.md .DS_Store SOURCE.md competition.json train/.DS_Store train/cat/._1.jpg "
+            "train/cat/Thumbs.db"
+        ).split(),
         *(
             "train/cat/README",
             "train/.ipynb_checkpoints/5.jpg",

@@ -188,14 +188,8 @@ def test_two_trainings_into_one_folder_are_one_training_and_one_refusal(
     from pipeline.training.compute import Compute
 
     flags = [
-        "--data",
-        str(competition),
-        "--backbone",
-        str(tiny_backbone),
-        "--output",
-        str(tmp_path / "run"),
-        "--epochs",
-        "1",
+        *("--data", str(competition), "--backbone", str(tiny_backbone), "--output", str(tmp_path / "run")),
+        *("--epochs", "1"),
     ]
     refusals = []
 

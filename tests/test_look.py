@@ -88,16 +88,7 @@ def test_training_takes_the_groups(photos: Path, tmp_path: Path, tiny_backbone: 
     (photos / "train/7.png").unlink()
     photo(photos / "train/7.png", 7)
     groups = tmp_path / "out/groups.csv"
-    flags = [
-        "--backbone",
-        str(tiny_backbone),
-        "--epochs",
-        "1",
-        "--batch-size",
-        "4",
-        "--accumulation-steps",
-        "1",
-    ]
+    flags = [*("--backbone", str(tiny_backbone)), *"--epochs 1 --batch-size 4 --accumulation-steps 1".split()]
     settings = ["--set", f"data.groups={groups}", "--set", "data.val_fraction=0.4"]
     assert train.main(["--data", str(photos), "--output", str(tmp_path / "run"), *flags, *settings]) == 0
     held = set(pd.read_csv(tmp_path / "run/val_predictions.csv", dtype=str)["id"])

@@ -50,10 +50,8 @@ def test_soft_targets_of_one_class() -> None:
 
 
 def test_binary_cross_entropy_is_the_mean_over_rows_and_labels_and_smoothed_towards_a_half() -> None:
-    logits, label = (
-        torch.tensor([[0.0, 2.0, -1.0], [3.0, -3.0, 0.5]]),
-        torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]),
-    )
+    logits = torch.tensor([[0.0, 2.0, -1.0], [3.0, -3.0, 0.5]])
+    label = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
     for smoothing in (0.0, 0.2):
         goal = np.where(label > 0.5, 1 - smoothing / 2, smoothing / 2)
         p = 1 / (1 + np.exp(-logits.double().numpy()))
@@ -67,10 +65,8 @@ def test_binary_cross_entropy_is_the_mean_over_rows_and_labels_and_smoothed_towa
 
 
 def test_numbers_have_the_squared_error_of_what_is_scaled() -> None:
-    logits, label = (
-        torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.bfloat16),
-        torch.tensor([[0.0, 0.0], [0.0, -1.0]]),
-    )
+    logits = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.bfloat16)
+    label = torch.tensor([[0.0, 0.0], [0.0, -1.0]])
     loss = loss_function(NUMBERS, label_smoothing=0.3)(logits, label)
     assert loss.item() == 10 / 4 and loss.dtype == torch.float32
 

@@ -75,10 +75,7 @@ def test_an_image_that_was_agreed_to_be_bad_is_no_lost_one(
         train.main(
             [
                 *flags(data, tiny_backbone, tmp_path / "run"),
-                "--set",
-                "data.skip_bad_images=true",
-                "--epochs",
-                "1",
+                *"--set data.skip_bad_images=true --epochs 1".split(),
             ]
         )
         == 0

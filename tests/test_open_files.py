@@ -207,14 +207,8 @@ def test_prediction_stops_where_test_images_vanish(whole: Path, tmp_path: Path, 
 
     monkeypatch.setattr(compute.Compute, "move", move)
     command = [
-        "--model",
-        str(whole / "run"),
-        "--data",
-        str(data),
-        "--output",
-        str(output),
-        "--batch-size",
-        "2",
+        *("--model", str(whole / "run"), "--data", str(data), "--output", str(output)),
+        *("--batch-size", "2"),
     ]
     assert run_command(lambda: inference.main(command)) == EXIT_USER
     told = capsys.readouterr().err

@@ -22,16 +22,8 @@ def predict(run: Path, data: Path, output: Path, *flags: str) -> np.ndarray:
     """(N, C) probabilities of the test images, as kept in the run."""
     inference.main(
         [
-            "--model",
-            str(run),
-            "--data",
-            str(data),
-            "--output",
-            str(output),
-            "--batch-size",
-            "4",
-            "--precision",
-            "fp32",
+            *("--model", str(run), "--data", str(data), "--output", str(output), "--batch-size", "4"),
+            *("--precision", "fp32"),
             *flags,
         ]
     )
@@ -71,14 +63,8 @@ def test_what_it_cannot_do_is_one_message(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [
-        "--model",
-        str(finished_run / "run"),
-        "--data",
-        str(finished_run / "data"),
-        "--output",
-        str(tmp_path / "p.csv"),
-        "--engine",
-        "openvino",
+        *("--model", str(finished_run / "run"), "--data", str(finished_run / "data")),
+        *("--output", str(tmp_path / "p.csv"), "--engine", "openvino"),
     ]
     with pytest.raises(UserError, match="fp16"):
         inference.main([*words, "--precision", "fp16"])

@@ -136,18 +136,7 @@ def small_competition(root: Path) -> Path:
 # ---- the whole road
 
 
-TRAIN = [
-    "--epochs",
-    "1",
-    "--batch-size",
-    "4",
-    "--accumulation-steps",
-    "1",
-    "--lr",
-    "0.01",
-    "--precision",
-    "fp32",
-]
+TRAIN = "--epochs 1 --batch-size 4 --accumulation-steps 1 --lr 0.01 --precision fp32".split()
 TRAIN += ["--set", "data.workers=0", "--set", "data.val_fraction=0.25", "--set", "optimizer.weight_decay=0"]
 ROADS = {
     "dinov2-other-size": (
@@ -173,14 +162,8 @@ def test_train_then_predict(saved: Path, flags: list[str], tmp_path: Path) -> No
     )
     predictions = tmp_path / "predictions.csv"
     command = [
-        "--model",
-        str(output),
-        "--data",
-        str(data),
-        "--output",
-        str(predictions),
-        "--precision",
-        "fp32",
+        *("--model", str(output), "--data", str(data), "--output", str(predictions)),
+        *("--precision", "fp32"),
     ]
     assert inference.main(command) == 0
     table = pd.read_csv(predictions).set_index("id")

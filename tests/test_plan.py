@@ -95,16 +95,8 @@ def test_sizes_are_whole_patches() -> None:
 
 def plan(competition: Path, backbone: Path, *more: str) -> int:
     words = [
-        "--plan",
-        "2h",
-        "--data",
-        str(competition),
-        "--backbone",
-        str(backbone),
-        "--precision",
-        "fp32",
-        "--set",
-        "data.val_fraction=0.25",
+        *("--plan", "2h", "--data", str(competition), "--backbone", str(backbone), "--precision", "fp32"),
+        *("--set", "data.val_fraction=0.25"),
     ]
     return train.main([*words, *more])
 
@@ -124,15 +116,8 @@ def test_the_plan_is_a_file_and_a_command_that_runs(
     command = shlex.split(lines[-1])
     assert command[:4] == ["python", "train.py", "--recipe", "plan-bob's birds.yaml"]
     assert command[4:] == [
-        "--data",
-        str(data),
-        "--folds",
-        "5",
-        "--max-minutes",
-        "120",
-        "--output",
-        "runs/plan-bob's birds",
-        "--floor",
+        *("--data", str(data), "--folds", "5", "--max-minutes", "120"),
+        *("--output", "runs/plan-bob's birds", "--floor"),
     ]
     recipe = load_recipe("plan-bob's birds.yaml")
     assert (recipe.epochs, recipe.image_size, recipe.effective_batch_size, recipe.data.val_fraction) == (

@@ -82,18 +82,8 @@ def test_a_class_without_rows_and_classes_of_two() -> None:
 
 
 def flags(data: Path, backbone: Path, output: Path, *more: str) -> list[str]:
-    recipe = [
-        "--epochs",
-        "2",
-        "--batch-size",
-        "6",
-        "--accumulation-steps",
-        "1",
-        "--precision",
-        "fp32",
-        "--set",
-        "data.val_fraction=0.25",
-    ]
+    recipe = "--epochs 2 --batch-size 6 --accumulation-steps 1 --precision fp32".split()
+    recipe += ["--set", "data.val_fraction=0.25"]
     return ["--data", str(data), "--backbone", str(backbone), "--output", str(output), *recipe, *more]
 
 
@@ -119,14 +109,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path
         patch.setattr(probe, "fit_probe", fit)
         train.main(
             flags(
-                root / "data",
-                tiny_backbone,
-                root / "run",
-                "--floor",
-                "--set",
-                "head.init=probe",
-                "--lr",
-                "1e-9",
+                root / "data", tiny_backbone, root / "run", *"--floor --set head.init=probe --lr 1e-9".split()
             )
         )
     return root
@@ -199,16 +182,9 @@ def test_two_processes_start_from_the_same_probe_and_train_the_head_on_features(
     config = json.loads((steady / "config.json").read_text())
     (steady / "config.json").write_text(json.dumps(config | {"drop_path_rate": 0.0}))
     more = [
-        "--lora-rank",
-        "0",
-        "--set",
-        "head_only=true",
-        "--set",
-        "head.init=probe",
-        "--floor",
+        *"--lora-rank 0 --set head_only=true --set head.init=probe --floor".split(),
         *PLAIN,
-        "--batch-size",
-        "2",
+        *("--batch-size", "2"),
     ]
     words = [flags(begun / "data", steady, begun / name, *more) for name in ("one", "two")]
     in_one_thread(train.main, words[0])

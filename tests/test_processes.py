@@ -44,25 +44,10 @@ def flags(root: Path, backbone: Path, output: str, *more: str) -> list[str]:
     """Augmentation of every kind, noise, dropout, stochastic depth; groups of four micro-batches, the last of
     an epoch of two and a smaller one.
     """
-    recipe = [
-        "--epochs",
-        "2",
-        "--batch-size",
-        "2",
-        "--accumulation-steps",
-        "4",
-        "--lr",
-        "0.01",
-        "--precision",
-        "fp32",
-    ]
+    recipe = "--epochs 2 --batch-size 2 --accumulation-steps 4 --lr 0.01 --precision fp32".split()
     recipe += [
-        "--set",
-        "data.val_fraction=0.25",
-        "--set",
-        "augmentation.noise=0.05",
-        "--set",
-        "optimizer.max_grad_norm=1",
+        *"--set data.val_fraction=0.25 --set augmentation.noise=0.05".split(),
+        *"--set optimizer.max_grad_norm=1".split(),
     ]
     every = (
         "augmentation.policy=rand_augment",
@@ -76,12 +61,7 @@ def flags(root: Path, backbone: Path, output: str, *more: str) -> list[str]:
         for word in ("--set", key)
     ]
     return [
-        "--data",
-        str(root / "data"),
-        "--backbone",
-        str(backbone),
-        "--output",
-        str(root / output),
+        *("--data", str(root / "data"), "--backbone", str(backbone), "--output", str(root / output)),
         *recipe,
         *more,
     ]
@@ -146,14 +126,8 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Itera
     shared = [*full, "--set", "optimizer.ema=0"]
     in_one_thread(train.main, flags(root, tiny_backbone, "whole", *shared))
     predict = [
-        "--model",
-        str(root / "one"),
-        "--data",
-        str(root / "data"),
-        "--batch-size",
-        "2",
-        "--precision",
-        "fp32",
+        *("--model", str(root / "one"), "--data", str(root / "data"), "--batch-size", "2"),
+        *("--precision", "fp32"),
     ]
     in_one_thread(inference.main, [*predict, "--output", str(root / "one.csv")])
     for path in (root / "one").glob("test.*"):
@@ -470,10 +444,7 @@ def test_torchrun_told_to_stop_keeps_the_state(
         2,
         "train.py",
         *flags(root, tiny_backbone, output.name),
-        "--epochs",
-        "10000",
-        "--set",
-        "checkpoint.every_minutes=0.001",
+        *"--epochs 10000 --set checkpoint.every_minutes=0.001".split(),
     )
     while len(list((output / "state").glob("[0-9]*.json"))) < 2 and process.poll() is None:
         time.sleep(0.2)
@@ -529,10 +500,7 @@ def test_without_torchrun_its_processes_end(root: Path, tiny_backbone: Path) -> 
         2,
         "train.py",
         *flags(root, tiny_backbone, output.name),
-        "--epochs",
-        "10000",
-        "--set",
-        "checkpoint.every_minutes=0.001",
+        *"--epochs 10000 --set checkpoint.every_minutes=0.001".split(),
     )
     while len(list((output / "state").glob("[0-9]*.json"))) < 2 and process.poll() is None:
         time.sleep(0.2)

@@ -33,14 +33,8 @@ def first(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> tupl
     data = make_competition(root / "data")
     train.main(
         [
-            "--data",
-            str(data),
-            "--backbone",
-            str(tiny_backbone),
-            "--output",
-            str(root / "first"),
-            "--folds",
-            "2",
+            *("--data", str(data), "--backbone", str(tiny_backbone), "--output", str(root / "first")),
+            *("--folds", "2"),
             *FLAGS,
         ]
     )
@@ -51,14 +45,8 @@ def first(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> tupl
 def predict(data: Path, model: Path, folder: Path) -> None:
     inference.main(
         [
-            "--model",
-            str(model),
-            "--data",
-            str(data),
-            "--output",
-            str(folder / "predictions.csv"),
-            "--precision",
-            "fp32",
+            *("--model", str(model), "--data", str(data), "--output", str(folder / "predictions.csv")),
+            *("--precision", "fp32"),
         ]
     )
 
@@ -173,14 +161,8 @@ def test_the_second_round_trains_on_them_and_validates_on_labelled_rows(
     """
     data, folder = first
     keys = [
-        "--set",
-        f"data.pseudo_labels={folder}",
-        "--set",
-        "data.pseudo_threshold=0.1",
-        "--folds",
-        "2",
-        "--fold",
-        "2",
+        *("--set", f"data.pseudo_labels={folder}"),
+        *"--set data.pseudo_threshold=0.1 --folds 2 --fold 2".split(),
     ]
     flags = ["--data", str(data), "--backbone", str(tiny_backbone), *FLAGS, *keys]
     train.main([*flags, "--output", str(tmp_path / "whole")])
@@ -220,13 +202,9 @@ def test_a_resumed_run_takes_the_same_rows_or_refuses(
     path = tmp_path / "labels.csv"
     path.write_text(f"id,label\n{ids[0]},red\n{ids[1]},blue\n")
     flags = [
-        "--data",
-        str(data),
-        "--backbone",
-        str(tiny_backbone),
+        *("--data", str(data), "--backbone", str(tiny_backbone)),
         *FLAGS,
-        "--set",
-        f"data.pseudo_labels={path}",
+        *("--set", f"data.pseudo_labels={path}"),
     ]
     with monkeypatch.context() as patched:
         interrupt_after(patched, 1)

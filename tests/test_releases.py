@@ -454,10 +454,8 @@ def test_when_nothing_gives_the_file_every_failure_and_the_way_by_hand_are_named
 
 def test_a_bad_download_is_fetched_anew_next_time(place):
     (place / "finetuned_model").mkdir()
-    bad, good = (
-        write_zip(place / "bad.zip", {"notes.txt": "x"}).read_bytes(),
-        write_zip(place / "r.zip", RUN).read_bytes(),
-    )
+    bad = write_zip(place / "bad.zip", {"notes.txt": "x"}).read_bytes()
+    good = write_zip(place / "r.zip", RUN).read_bytes()
     with serving() as server:
         server.replies["/r.zip"] = [Reply(bad), Reply(good)]
         with pytest.raises(UserError, match=r"holds no model"):

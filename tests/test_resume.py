@@ -35,18 +35,7 @@ SAME = (
 
 def flags(competition: Path, backbone: Path, output: Path) -> list[str]:
     """Augmentation, accumulation, dropout and stochastic depth all on."""
-    recipe = [
-        "--epochs",
-        "3",
-        "--batch-size",
-        "2",
-        "--accumulation-steps",
-        "3",
-        "--lr",
-        "0.01",
-        "--precision",
-        "fp32",
-    ]
+    recipe = "--epochs 3 --batch-size 2 --accumulation-steps 3 --lr 0.01 --precision fp32".split()
     recipe += ["--set", "data.val_fraction=0.25", "--set", "augmentation.noise=0.05"]
     return ["--data", str(competition), "--backbone", str(backbone), "--output", str(output), *recipe]
 
@@ -222,14 +211,8 @@ def test_more_epochs_accepted_are_the_run_that_had_them_from_the_start(
             train.main([*flags(whole / "data", tiny_backbone, tmp_path / "run"), *constant])
     train.main(
         [
-            "--data",
-            str(whole / "data"),
-            "--output",
-            str(tmp_path / "run"),
-            "--resume",
-            "changed",
-            "--epochs",
-            "4",
+            *("--data", str(whole / "data"), "--output", str(tmp_path / "run"), "--resume", "changed"),
+            *("--epochs", "4"),
         ]
     )
     assert_same(tmp_path / "run", tmp_path / "four")
@@ -384,10 +367,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step_range(
         train.main(
             [
                 *flags(whole / "data", tiny_backbone, tmp_path / "run"),
-                "--lr",
-                "1e30",
-                "--set",
-                "optimizer.name=sgd",
+                *"--lr 1e30 --set optimizer.name=sgd".split(),
             ]
         )
 
@@ -407,10 +387,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(
     def losses(name: str) -> list[float]:
         arguments = [
             *flags(whole / "data", backbone, tmp_path / name),
-            "--set",
-            "optimizer.name=sgd",
-            "--set",
-            "lora.dropout=0",
+            *"--set optimizer.name=sgd --set lora.dropout=0".split(),
         ]
         train.main([*arguments, "--set", "augmentation.noise=0"])
         return [
@@ -464,15 +441,10 @@ def test_a_full_disk_keeps_the_last_good_state_and_says_so(
         patched.setattr(torch, "save", save)
         assert run_command(lambda: train.main(flags(whole / "data", tiny_backbone, output))) == 2
     assert "the disk is full" in capsys.readouterr().err
-    assert sorted(path.name for path in (output / "state").iterdir()) == [
-        "000001.json",
-        "000001.pt",
-        "000002.json",
-        "000002.pt",
-        "kept.json",
-        "rows.csv",
-        "start.json",
-    ]
+    assert (
+        sorted(path.name for path in (output / "state").iterdir())
+        == "000001.json 000001.pt 000002.json 000002.pt kept.json rows.csv start.json".split()
+    )
     assert resume(whole / "data", output) == 0
     assert_same(output, whole / "run")
 
@@ -505,10 +477,7 @@ def test_sigint_in_a_process_exits_130_and_sigkill_loses_nothing_saved(
     output = tmp_path / "run"
     long_run = [
         *flags(whole / "data", tiny_backbone, output),
-        "--epochs",
-        "100000",
-        "--set",
-        "checkpoint.every_minutes=0.001",
+        *"--epochs 100000 --set checkpoint.every_minutes=0.001".split(),
     ]
     process = run_in_a_process(long_run)
     wait_for_state(output, process)

@@ -73,12 +73,8 @@ def test_uneven_groups_at_any_number_of_processes(root: Path, tiny_backbone: Pat
     num_weights = sum(weight.numel() for weight in load_file(root / "one" / WEIGHTS).values())
     assert len(held) == count and sum(held) == num_weights and max(held) < 1.2 * num_weights / count
     predict = [
-        "--model",
-        str(root / name),
-        "--data",
-        str(root / "data"),
-        "--output",
-        str(root / f"{name}.csv"),
+        *("--model", str(root / name), "--data", str(root / "data")),
+        *("--output", str(root / f"{name}.csv")),
     ]
     assert inference.main(predict) == 0
 

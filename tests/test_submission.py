@@ -298,14 +298,8 @@ def command(tmp_path, *more):
     model, data = tmp_path / "model", tmp_path / "data"
     return main(
         [
-            "--solution",
-            f"{solution}",
-            "--predictions",
-            f"{predictions}",
-            "--model",
-            f"{model}",
-            "--data",
-            f"{data}",
+            *("--solution", f"{solution}", "--predictions", f"{predictions}", "--model", f"{model}"),
+            *("--data", f"{data}"),
             *more,
         ]
     )

@@ -457,10 +457,8 @@ def test_failures_of_the_command_itself(monkeypatch, tmp_path, answer, told):
 
 
 def test_answer_belongs_to_the_last_request():
-    request, answer = (
-        "-----------Request-----------\nPOST\n" + "-" * 50,
-        '-----------Response-----------\n200\nA: b\n\n{"token": "x"}\n' + "-" * 50,
-    )
+    request = "-----------Request-----------\nPOST\n" + "-" * 50
+    answer = '-----------Response-----------\n200\nA: b\n\n{"token": "x"}\n' + "-" * 50
     lost = read_reply(
         1,
         f"{request}\n{answer}\n{request}\n",
@@ -817,15 +815,7 @@ def test_two_at_once_send_a_file_once(server, folder):
     now = {"date": datetime.now(UTC).isoformat()}
     server.scoring = [{"status": "PENDING"} | now] * 3 + [{"status": "COMPLETE", "publicScore": "0.5"} | now]
     root = Path(__file__).resolve().parents[1]
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.kaggle.submit",
-        "--competition",
-        "glyphs",
-        "--poll-seconds",
-        "0.1",
-    ]
+    command = [sys.executable, *"-m pipeline.kaggle.submit --competition glyphs --poll-seconds 0.1".split()]
     environment = os.environ | {"PYTHONPATH": str(root)}
     both = [
         subprocess.Popen(

@@ -33,18 +33,7 @@ from pipeline.tables import load_table, write_table
 from pipeline.targets.target import Target, multiclass
 
 TEXT = {"dtype": str, "keep_default_na": False}
-FLAGS = [
-    "--epochs",
-    "1",
-    "--batch-size",
-    "6",
-    "--accumulation-steps",
-    "1",
-    "--lr",
-    "0.01",
-    "--precision",
-    "fp32",
-]
+FLAGS = "--epochs 1 --batch-size 6 --accumulation-steps 1 --lr 0.01 --precision fp32".split()
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +42,8 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> 
     root = tmp_path_factory.mktemp("suspects")
     make_competition(root / "data", per_class=6)
     words = [
-        "--data",
-        str(root / "data"),
-        "--backbone",
-        str(tiny_backbone),
-        "--output",
-        str(root / "folds"),
-        "--folds",
-        "2",
+        *("--data", str(root / "data"), "--backbone", str(tiny_backbone), "--output", str(root / "folds")),
+        *("--folds", "2"),
     ]
     assert train.main([*words, *FLAGS, "--set", "data.workers=0"]) == 0
     return root

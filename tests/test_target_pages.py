@@ -232,10 +232,8 @@ def test_numbers_against_the_truth_and_against_the_training_mean(tmp_path: Path)
     made = make_target_run(tmp_path / "run", NUMBER, "rmse", images=True)
     page = page_of(made)
     truth, said = made.truth[:, 0].astype(float), made.values[:, 0].astype(float)
-    rmse, mean = (
-        skm.root_mean_squared_error(truth, said),
-        skm.root_mean_squared_error(truth, np.full(160, 38.0)),
-    )
+    rmse = skm.root_mean_squared_error(truth, said)
+    mean = skm.root_mean_squared_error(truth, np.full(160, 38.0))
     median, r2 = np.median(np.abs(truth - said)), skm.r2_score(truth, said)
     row = f"{rmse:.4g} {skm.mean_absolute_error(truth, said):.4g} {median:.4g} {r2:.4f} {mean:.4g}"
     assert row in page.text
@@ -369,10 +367,8 @@ def test_a_comparison_of_several_labels_has_their_f1(tmp_path: Path) -> None:
 
 
 def test_runs_of_different_targets_can_stand_side_by_side(tmp_path: Path) -> None:
-    one, two = (
-        make_target_run(tmp_path / "one", NUMBER, "rmse", epochs=2),
-        make_target_run(tmp_path / "two", GRADES, "qwk", epochs=2),
-    )
+    one = make_target_run(tmp_path / "one", NUMBER, "rmse", epochs=2)
+    two = make_target_run(tmp_path / "two", GRADES, "qwk", epochs=2)
     page = Page(build_comparison([one.path, two.path], tmp_path / "both"))
     assert re.search(r"validation quadratic weighted kappa – \d\.\d+", page.text)
     assert "<td><strong>" not in page.html, "each metric has one run"

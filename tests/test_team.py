@@ -53,12 +53,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, swin: Pa
         train.main(
             [
                 *flags,
-                "--backbone",
-                str(swin),
-                "--output",
-                str(root / "other"),
-                "--set",
-                "data.val_fraction=0.3",
+                *("--backbone", str(swin), "--output", str(root / "other")),
+                *("--set", "data.val_fraction=0.3"),
             ]
         )
         == 0
@@ -94,15 +90,8 @@ def swin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def predict(runs: Path, output: Path, *models: Path, data: Path | None = None) -> pd.DataFrame:
     words = [
-        "--data",
-        str(data or runs / "data"),
-        "--output",
-        str(output),
-        "--precision",
-        "fp32",
-        "--decision",
-        "off",
-        "--model",
+        *("--data", str(data or runs / "data"), "--output", str(output)),
+        *"--precision fp32 --decision off --model".split(),
         *map(str, models),
     ]
     assert inference.main(words) == 0
@@ -130,14 +119,8 @@ def test_the_decision_that_the_folds_found_is_used_and_recorded(runs: Path, tmp_
     assert (
         inference.main(
             [
-                "--data",
-                str(runs / "data"),
-                "--output",
-                str(output),
-                "--precision",
-                "fp32",
-                "--model",
-                str(folds),
+                *("--data", str(runs / "data"), "--output", str(output), "--precision", "fp32"),
+                *("--model", str(folds)),
             ]
         )
         == 0
@@ -159,10 +142,8 @@ def test_several_models_count_alike_whatever_their_backbones(runs: Path, tmp_pat
 def test_test_predictions_are_kept_and_used_only_for_the_same_images_and_weights(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, data = (
-        shutil.copytree(runs / "other", tmp_path / "run"),
-        shutil.copytree(runs / "data", tmp_path / "data"),
-    )
+    run = shutil.copytree(runs / "other", tmp_path / "run")
+    data = shutil.copytree(runs / "data", tmp_path / "data")
     for file in run.glob("test*"):
         file.unlink()
     first = predict(runs, tmp_path / "1.csv", run, data=data)
@@ -237,17 +218,9 @@ def test_a_missing_fold_is_named_with_what_makes_it(runs: Path, tiny_backbone: P
     ]
     assert again.count("--output") == 1 and again[again.index("--folds") + 1] == "2"
     words = [
-        "--data",
-        str(runs / "data"),
+        *("--data", str(runs / "data")),
         *FLAGS,
-        "--backbone",
-        str(tiny_backbone),
-        "--output",
-        str(folds),
-        "--folds",
-        "2",
-        "--fold",
-        "2",
+        *("--backbone", str(tiny_backbone), "--output", str(folds), "--folds", "2", "--fold", "2"),
     ]
     assert train.main(words) == 0
     assert len(gather([folds]).leaves) == 2

@@ -15,18 +15,7 @@ import torch
 import train
 from pipeline.errors import UserError
 
-QUICK = [
-    "--epochs",
-    "2",
-    "--batch-size",
-    "4",
-    "--accumulation-steps",
-    "2",
-    "--lr",
-    "0.01",
-    "--set",
-    "data.val_fraction=0.25",
-]
+QUICK = "--epochs 2 --batch-size 4 --accumulation-steps 2 --lr 0.01 --set data.val_fraction=0.25".split()
 
 
 def arguments(competition: Path, backbone: Path, output: Path, *more: str) -> list[str]:
@@ -48,14 +37,8 @@ def test_a_run_leaves_exactly_the_files_of_the_design(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {
         *(
-            "model_beit",
-            "model_lora",
-            "run.json",
-            "metrics.jsonl",
-            "timing.jsonl",
-            "val_predictions.csv",
-            "val_probs.npy",
-        ),
+            "model_beit model_lora run.json metrics.jsonl timing.jsonl val_predictions.csv val_probs.npy"
+        ).split(),
         *("report.html", "thumbnails.jsonl", "figures", "tensorboard", "state"),
     }
     assert {path.name for path in (finished / "model_beit").iterdir()} == {
@@ -149,17 +132,11 @@ def test_full_fine_tuning_learns_the_colours_and_has_no_adapter(
     competition: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    more = (
-        "--lora-rank",
-        "0",
-        "--epochs",
-        "6",
-        "--lr",
-        "0.003",
-        "--precision",
-        "fp32",
-        "--set",
-        "augmentation.random_resized_crop=false",
+    more = tuple(
+        (
+            "--lora-rank 0 --epochs 6 --lr 0.003 --precision fp32 --set "
+            "augmentation.random_resized_crop=false"
+        ).split()
     )
     assert train.main(arguments(competition, tiny_backbone, output, *more)) == 0
     record = json.loads((output / "run.json").read_text())
@@ -324,10 +301,8 @@ def test_in_bfloat16_the_frozen_weights_are_saved_as_they_were_loaded(
 
     more = ["--lora-rank", "0", "--set", "head_only=true"] if head_only else []
     train.main(arguments(competition, swin_backbone, tmp_path / "run", "--precision", "bf16", *more))
-    loaded, saved = (
-        load_file(swin_backbone / "model.safetensors"),
-        load_file(tmp_path / "run" / "model_swin" / "model.safetensors"),
-    )
+    loaded = load_file(swin_backbone / "model.safetensors")
+    saved = load_file(tmp_path / "run" / "model_swin" / "model.safetensors")
     assert loaded.keys() == saved.keys()
     assert all(torch.equal(saved[name], loaded[name]) for name in saved if not name.startswith("classifier"))
     assert json.loads((tmp_path / "run" / "model_swin" / "config.json").read_text())["dtype"] == "float32"
@@ -338,14 +313,8 @@ def test_in_bfloat16_the_frozen_weights_are_saved_as_they_were_loaded(
         output = tmp_path / f"{precision}.csv"
         inference.main(
             [
-                "--model",
-                str(tmp_path / "run"),
-                "--data",
-                str(competition),
-                "--output",
-                str(output),
-                "--precision",
-                precision,
+                *("--model", str(tmp_path / "run"), "--data", str(competition), "--output", str(output)),
+                *("--precision", precision),
             ]
         )
         probs.append(output.read_text())

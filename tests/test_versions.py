@@ -50,27 +50,10 @@ SWIN = {
     "window_size": 4,
 }
 ARCHITECTURES = {"beit": VIT | {"use_relative_position_bias": True}, "vit": VIT, "swin": SWIN}
-TRAIN = [
-    "--epochs",
-    "3",
-    "--batch-size",
-    "6",
-    "--accumulation-steps",
-    "1",
-    "--lr",
-    "0.02",
-    "--lora-rank",
-    "4",
-    "--precision",
-    "fp32",
-]
+TRAIN = "--epochs 3 --batch-size 6 --accumulation-steps 1 --lr 0.02 --lora-rank 4 --precision fp32".split()
 TRAIN += [
-    "--set",
-    "lora.targets=[query,key,value,output,fc1,fc2]",
-    "--set",
-    "data.workers=0",
-    "--set",
-    "data.val_fraction=0.25",
+    *"--set lora.targets=[query,key,value,output,fc1,fc2] --set data.workers=0".split(),
+    *"--set data.val_fraction=0.25".split(),
 ]
 
 # One process for many commands: importing the libraries takes longer than any of them.
@@ -107,14 +90,7 @@ def overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("overlay")
     pip = [
         sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
+        *"-m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all:".split(),
     ]
     try:
         done = subprocess.run(

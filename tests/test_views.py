@@ -102,14 +102,8 @@ def test_from_the_command_line(
     for kept in run.glob("test*.*"):  # another test may have predicted with the shared run
         kept.unlink()
     words = [
-        "--data",
-        str(finished_run / "data"),
-        "--model",
-        str(run),
-        "--output",
-        str(output),
-        "--precision",
-        "fp32",
+        *("--data", str(finished_run / "data"), "--model", str(run), "--output", str(output)),
+        *("--precision", "fp32"),
     ]
     assert inference.main([*words, "--tta", "flip,scale"]) == 0
     assert "gain on validation rows" in capsys.readouterr().out and find_origin(output).made["views"] == [

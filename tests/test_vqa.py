@@ -157,31 +157,15 @@ def test_a_run_leaves_the_files_of_the_design(learnt: Path) -> None:
     run = learnt / "run"
     assert {path.name for path in run.iterdir()} == {
         *(
-            "model_bert",
-            "model_beit",
-            "head.safetensors",
-            "run.json",
-            "metrics.jsonl",
-            "timing.jsonl",
-            "val_predictions.csv",
-            "val_probs.npy",
-        ),
+            "model_bert model_beit head.safetensors run.json metrics.jsonl timing.jsonl "
+            "val_predictions.csv val_probs.npy"
+        ).split(),
         *("floors.json", "thumbnails.jsonl", "report.html", "figures", "tensorboard", "state"),
     }
-    table, probs = (
-        pd.read_csv(run / "val_predictions.csv", dtype=str, keep_default_na=False),
-        np.load(run / "val_probs.npy"),
-    )
+    table = pd.read_csv(run / "val_predictions.csv", dtype=str, keep_default_na=False)
+    probs = np.load(run / "val_probs.npy")
     record = json.loads((run / "run.json").read_text())
-    assert list(table.columns) == [
-        "id",
-        "path",
-        "label",
-        "predicted",
-        "confidence",
-        "question",
-        "answer_type",
-    ]
+    assert list(table.columns) == "id path label predicted confidence question answer_type".split()
     assert [record["class_names"][best] for best in probs.argmax(axis=1)] == list(table["predicted"])
     assert set(record["counts"]["train_per_class"]) == {"blue", "green", "red", "1", "yes", "no"}
     page = (run / "report.html").read_text()
@@ -284,12 +268,8 @@ def test_lora_on_both_encoders_from_folders(learnt: Path, tmp_path: Path, capsys
     assert (
         inference.main(
             [
-                "--model",
-                str(output),
-                "--data",
-                str(learnt / "data"),
-                "--output",
-                str(tmp_path / "predictions.csv"),
+                *("--model", str(output), "--data", str(learnt / "data")),
+                *("--output", str(tmp_path / "predictions.csv")),
             ]
         )
         == 0
@@ -341,10 +321,8 @@ def test_frozen_backbones_are_computed_once_and_a_resumed_run_is_bit_identical(
     from pipeline.run import load_run
     from pipeline.tasks.question_predictor import rebuild
 
-    answerer, table = (
-        rebuild(load_run(tmp_path / "whole"), 6),
-        pd.read_csv(tmp_path / "whole" / "val_predictions.csv", dtype=str),
-    )
+    answerer = rebuild(load_run(tmp_path / "whole"), 6)
+    table = pd.read_csv(tmp_path / "whole" / "val_predictions.csv", dtype=str)
     rows = [
         Row(str(i), Path(path), None, question=question)
         for i, (path, question) in enumerate(zip(table["path"], table["question"], strict=True))
@@ -463,23 +441,15 @@ def test_task_and_data_must_fit(learnt: Path, competition: Path, tiny_backbone: 
     ):
         train.main(
             [
-                "--data",
-                str(learnt / "data"),
-                "--backbone",
-                str(tiny_backbone),
-                "--output",
-                str(tmp_path / "run"),
+                *("--data", str(learnt / "data"), "--backbone", str(tiny_backbone)),
+                *("--output", str(tmp_path / "run")),
             ]
         )
     with pytest.raises(UserError, match=r"is for classification, .* mine is for vqa"):
         train.main(
             [
-                "--recipe",
-                str(learnt / "mine.yaml"),
-                "--data",
-                str(competition),
-                "--output",
-                str(tmp_path / "run"),
+                *("--recipe", str(learnt / "mine.yaml"), "--data", str(competition)),
+                *("--output", str(tmp_path / "run")),
             ]
         )
     with pytest.raises(UserError, match=r"is for classification, .* was trained for vqa"):

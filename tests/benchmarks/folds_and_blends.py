@@ -72,20 +72,11 @@ def measure(args: argparse.Namespace, table: Table, name: str, backbone: str, se
     """One run and five folds of one backbone, with one seed."""
     if table.has(name, backbone, seed, ARMS[-1]):
         return
-    data, folds = (
-        lay_out(name, args.competitions, args.work, ROWS[name], seed),
-        folds_of(args, name, backbone, seed),
-    )
+    data = lay_out(name, args.competitions, args.work, ROWS[name], seed)
+    folds = folds_of(args, name, backbone, seed)
     log = folds.with_suffix(".log")
     words: list[Any] = [
-        "--recipe",
-        RECIPE,
-        "--data",
-        data,
-        "--backbone",
-        args.backbones / backbone,
-        "--seed",
-        seed,
+        *("--recipe", RECIPE, "--data", data, "--backbone", args.backbones / backbone, "--seed", seed)
     ]
     if size := SIZES.get((backbone, name)):
         words += ["--image-size", size]
@@ -111,14 +102,10 @@ def measure_blend(args: argparse.Namespace, table: Table, name: str, seed: int) 
 
     if table.has(name, BOTH, seed, BLENDED[-1]):
         return
-    data, output = (
-        lay_out(name, args.competitions, args.work, ROWS[name], seed),
-        args.work / f"blend-{name}-{seed}",
-    )
-    members, log = (
-        [folds_of(args, name, backbone, seed) for backbone in BACKBONES],
-        output.with_suffix(".log"),
-    )
+    data = lay_out(name, args.competitions, args.work, ROWS[name], seed)
+    output = args.work / f"blend-{name}-{seed}"
+    members = [folds_of(args, name, backbone, seed) for backbone in BACKBONES]
+    log = output.with_suffix(".log")
     table.add(name, BOTH, seed, BLENDED[0], accuracy_of(log, members, data))
     with logged(log):
         blend.main(["--runs", *map(str, members), "--output", str(output)])

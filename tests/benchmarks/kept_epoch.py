@@ -119,16 +119,8 @@ def flags(
         "data.workers": 0,
     }
     words: list[Any] = [
-        "--data",
-        data,
-        "--output",
-        folder,
-        "--backbone",
-        args.backbone,
-        "--seed",
-        seed,
-        "--precision",
-        precision,
+        *("--data", data, "--output", folder, "--backbone", args.backbone, "--seed", seed),
+        *("--precision", precision),
     ]
     words += ["--epochs", EPOCHS, "--batch-size", BATCH, "--accumulation-steps", 1, "--lr", LR]
     return [*words, *(word for key, value in own.items() for word in ("--set", f"{key}={value}"))]
@@ -169,10 +161,8 @@ def peer(
     names = sorted({path.parent.name for path in split})
     set_seed(seed)
     config = AutoConfig.from_pretrained(args.backbone)
-    config.id2label, config.label2id = (
-        dict(enumerate(names)),
-        {name: number for number, name in enumerate(names)},
-    )
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
     model = AutoModelForImageClassification.from_pretrained(
         args.backbone, config=config, ignore_mismatched_sizes=True
     )

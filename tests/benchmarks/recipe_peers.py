@@ -195,10 +195,8 @@ def adapted(job: Job, names: Sequence[str]) -> tuple[Any, Any]:
     peer = PEERS[job.row]
     set_seed(job.seed)
     config = AutoConfig.from_pretrained(job.backbone)
-    config.id2label, config.label2id = (
-        dict(enumerate(names)),
-        {name: number for number, name in enumerate(names)},
-    )
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
     model = AutoModelForImageClassification.from_pretrained(
         job.backbone, config=config, ignore_mismatched_sizes=True
     )

@@ -62,22 +62,12 @@ def images_per_second(args: argparse.Namespace, way: str) -> float:
     with tempfile.TemporaryDirectory() as temporary:
         words = [
             "train.py",
-            "--data",
-            args.data.resolve(),
-            "--backbone",
-            args.backbone.resolve(),
-            "--output",
-            Path(temporary) / "run",
+            *("--data", args.data.resolve(), "--backbone", args.backbone.resolve()),
+            *("--output", Path(temporary) / "run"),
         ]
         words += [
-            "--epochs",
-            args.epochs,
-            "--batch-size",
-            16,
-            "--accumulation-steps",
-            2,
-            "--precision",
-            "fp32",
+            *("--epochs", args.epochs, "--batch-size", 16, "--accumulation-steps", 2),
+            *("--precision", "fp32"),
             *trains,
         ]
         words += ["--set", f"gradient_sum={sums}", "--set", "data.workers=0", "--set", "attention=fused"]

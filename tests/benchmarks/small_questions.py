@@ -57,17 +57,8 @@ SIZES = ("1000", "4000", "all")
 HELD_BACK = 160  # images
 HELD_BACK_SEED = 0
 EXCHANGED = "-exchanged"
-COLUMNS = (
-    "data",
-    "size",
-    "seed",
-    "row",
-    "val_accuracy",
-    "val_question_alone",
-    "val_exchanged",
-    "accuracy",
-    "seconds",
-    "trainable",
+COLUMNS = tuple(
+    "data size seed row val_accuracy val_question_alone val_exchanged accuracy seconds trainable".split()
 )
 
 
